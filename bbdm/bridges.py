@@ -1,0 +1,293 @@
+"""Bridges: Gaussian paths between a source image y and a target image x0.
+
+A bridge is three functions of time, x_t = alpha(t) x0 + beta(t) y + sigma(t) eps, and the quantity that the network
+predicts. This module knows nothing of solvers, networks or images on disk. Everything here is float64.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bbdm.kernels.noise_step import noise_step
+
+Array = npt.NDArray[np.float64]
+Objective = Literal["residual", "displacement", "noise"]
+
+
+class Marginal(NamedTuple):
+    """Weights of x0, y and noise in x_t, each the shape of t."""
+
+    alpha: Array
+    beta: Array
+    sigma: Array
+
+
+@dataclass(frozen=True)
+class Bridge(ABC):
+    """What every bridge shares. Build :class:`ABridge` or :class:`BrownianBridge`.
+
+    Times are the integers ``low``..``top``. At ``top`` the state is the source, and sampling starts there.
+    """
+
+    num_steps: int = 1000
+
+    @property
+    @abstractmethod
+    def objective(self) -> Objective:
+        """What the network predicts: ``residual`` x_t - x0, ``displacement`` y - x0, or ``noise`` eps."""
+
+    @abstractmethod
+    def marginal(self, t: npt.ArrayLike) -> Marginal:
+        """alpha, beta and sigma at real times t in [0, ``num_steps``], float64."""
+
+    @property
+    def low(self) -> int:
+        """The smallest time that a network of this bridge is trained on."""
+        return 1
+
+    @property
+    def top(self) -> int:
+        """The time at which sampling starts. The noise objective cannot recover x0 at T, so it starts at T - 1."""
+        return self.num_steps - (self.objective == "noise")
+
+    @property
+    def train_range(self) -> tuple[int, int]:
+        """The first and the last time drawn in training, both included."""
+        return self.low, self.top
+
+    def alpha(self, t: npt.ArrayLike) -> Array:
+        """Weight of x0 in x_t."""
+        return self.marginal(t).alpha
+
+    def beta(self, t: npt.ArrayLike) -> Array:
+        """Weight of y in x_t."""
+        return self.marginal(t).beta
+
+    def sigma(self, t: npt.ArrayLike) -> Array:
+        """Standard deviation of x_t given x0 and y."""
+        return self.marginal(t).sigma
+
+    @abstractmethod
+    def nu(self, t: npt.ArrayLike) -> Array:
+        """Noise level sigma / alpha in pinned coordinates (x_t - beta y) / alpha; increasing, infinite where alpha is 0."""
+
+    def time_at(self, nu: npt.ArrayLike) -> Array:
+        """The real time in [``low``, ``top``] with noise level ``nu``, by bisection of the increasing nu(t)."""
+        level = np.asarray(nu, dtype=np.float64)
+        left, right = np.full_like(level, self.low), np.full_like(level, self.top)
+        for _ in range(64):
+            middle = (left + right) / 2
+            below = self.nu(middle) < level
+            left, right = np.where(below, middle, left), np.where(below, right, middle)
+        return (left + right) / 2
+
+    def prediction(self, t: npt.ArrayLike) -> Array:
+        """(..., 3) weights of x_t, y and the network's output in x0hat.
+
+        Raises:
+            ValueError: for the noise objective where alpha is 0.
+        """
+        alpha, beta, sigma = self.marginal(t)
+        one, zero = np.ones_like(alpha), np.zeros_like(alpha)
+        if self.objective == "residual":
+            weights = (one, zero, -one)
+        elif self.objective == "displacement":
+            weights = (zero, one, -one)
+        else:
+            if np.any(alpha == 0):
+                raise ValueError(f"objective 'noise' has no x0hat at t = {self.num_steps}; use t <= {self.top}")
+            weights = (1 / alpha, -beta / alpha, -sigma / alpha)
+        return np.stack(weights, axis=-1)
+
+    @cached_property
+    def noise_table(self) -> Array:
+        """(top + 1, 6): weights of x0, y and noise in x_t, then in the training target, for t = 0..top."""
+        alpha, beta, sigma = self.marginal(np.arange(self.top + 1))
+        one, zero = np.ones_like(alpha), np.zeros_like(alpha)
+        target = {
+            "residual": (alpha - 1, beta, sigma),
+            "displacement": (-one, one, zero),
+            "noise": (zero, zero, one),
+        }[self.objective]
+        return np.stack([alpha, beta, sigma, *target], axis=-1)
+
+    @cached_property
+    def _device_tables(self) -> dict[tuple[torch.device, torch.dtype], torch.Tensor]:
+        return {}
+
+    def add_noise(
+        self, x0: torch.Tensor, y: torch.Tensor, t: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forward diffusion.
+
+        Args:
+            x0: (B, C, H, W) target images.
+            y: (B, C, H, W) source images.
+            t: (B,) integer times in [``low``, ``top``].
+            noise: (B, C, H, W) standard normals.
+
+        Returns:
+            x_t and the training target, each (B, C, H, W).
+
+        Raises:
+            ValueError: shapes differ, or t is not a (B,) integer tensor in range. The range is read only on the CPU,
+                where that costs no synchronisation.
+        """
+        if not x0.shape == y.shape == noise.shape:
+            shapes = [tuple(v.shape) for v in (x0, y, noise)]
+            raise ValueError(f"x0, y and noise must have one shape, got {shapes}")
+        if t.shape != x0.shape[:1] or t.is_floating_point() or t.dtype == torch.bool:
+            raise ValueError(f"t must be {len(x0)} integers, got shape {tuple(t.shape)} of {t.dtype}")
+        if t.device.type == "cpu" and len(t) and not (self.low <= int(t.min()) and int(t.max()) <= self.top):
+            raise ValueError(f"t must be in [{self.low}, {self.top}], got [{int(t.min())}, {int(t.max())}]")
+        key = x0.device, torch.float64 if x0.dtype == torch.float64 else torch.float32
+        if key not in self._device_tables:
+            self._device_tables[key] = torch.from_numpy(self.noise_table).to(device=key[0], dtype=key[1])
+        return noise_step(x0, y, t, self._device_tables[key], noise)
+
+    def config(self) -> dict[str, Any]:
+        """Plain values from which :func:`from_config` builds this bridge again."""
+        return {"kind": KIND_OF[type(self)], **asdict(self)}
+
+    def _check_common(self) -> None:
+        if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int) or self.num_steps < 2:
+            raise ValueError(f"num_steps must be an integer of at least 2, got {self.num_steps!r}")
+        if self.objective not in get_args(Objective):
+            raise ValueError(f"objective must be one of {get_args(Objective)}, got {self.objective!r}")
+
+
+@dataclass(frozen=True)
+class ABridge(Bridge):
+    """Score-based Brownian bridge (Wang et al., ACM MM 2024): sigma = c_lambda (1 - m) sqrt(ln(1 / (1 - m))), m = t / T.
+
+    Args:
+        num_steps: T, at least 2.
+        c_lambda: noise scale, above 0.
+        objective: what the network predicts.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    c_lambda: float = 2.0
+    objective: Objective = "residual"  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
+
+    def __post_init__(self) -> None:
+        self._check_common()
+        if not (np.isfinite(self.c_lambda) and self.c_lambda > 0):
+            raise ValueError(f"c_lambda must be a positive number, got {self.c_lambda!r}")
+
+    def marginal(self, t: npt.ArrayLike) -> Marginal:
+        m = np.asarray(t, dtype=np.float64) / self.num_steps
+        with np.errstate(divide="ignore", invalid="ignore"):
+            sigma = np.where(m < 1, self.c_lambda * (1 - m) * np.sqrt(-np.log1p(-m)), 0.0)
+        return Marginal(1 - m, m, sigma)
+
+    def nu(self, t: npt.ArrayLike) -> Array:
+        m = np.asarray(t, dtype=np.float64) / self.num_steps
+        with np.errstate(divide="ignore"):
+            return self.c_lambda * np.sqrt(-np.log1p(-m))
+
+
+@dataclass(frozen=True)
+class BrownianBridge(Bridge):
+    """Brownian bridge (BBDM, Li et al., CVPR 2023): sigma = sqrt(2 (m - m^2) max_variance).
+
+    Args:
+        num_steps: T, at least 2.
+        max_variance: twice the variance at the middle of the bridge, above 0.
+        objective: what the network predicts.
+        schedule: ``exact`` is m = t / T on 1..T. ``linear`` and ``sin`` are the original code's schedules on the
+            indices 0..T-1, which stop just short of both endpoints; see :meth:`bbdm`.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    max_variance: float = 1.0
+    objective: Objective = "residual"  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
+    schedule: Literal["exact", "linear", "sin"] = "exact"
+
+    def __post_init__(self) -> None:
+        self._check_common()
+        if not (np.isfinite(self.max_variance) and self.max_variance > 0):
+            raise ValueError(f"max_variance must be a positive number, got {self.max_variance!r}")
+        if self.schedule not in ("exact", "linear", "sin"):
+            raise ValueError(f"schedule must be 'exact', 'linear' or 'sin', got {self.schedule!r}")
+
+    @classmethod
+    def bbdm(
+        cls,
+        num_steps: int = 1000,
+        max_variance: float = 1.0,
+        schedule: Literal["linear", "sin"] = "linear",
+        objective: Objective = "residual",
+    ) -> BrownianBridge:
+        """The bridge of weights trained with the original BBDM code: indices 0..T-1, m from 0.001 (linear) to 0.999."""
+        if schedule not in ("linear", "sin"):
+            raise ValueError(f"schedule must be 'linear' or 'sin', got {schedule!r}")
+        return cls(num_steps, max_variance, objective, schedule)
+
+    @property
+    def low(self) -> int:
+        return 1 if self.schedule == "exact" else 0
+
+    @property
+    def top(self) -> int:
+        return super().top if self.schedule == "exact" else self.num_steps - 1
+
+    @property
+    def train_range(self) -> tuple[int, int]:
+        return self.low, self.num_steps - 1
+
+    @cached_property
+    def _knots(self) -> Array:
+        """m at the indices 0..T-1 of the original code's schedules."""
+        if self.schedule == "linear":
+            return np.linspace(0.001, 0.999, self.num_steps)
+        m = 1.0075 ** np.linspace(0, self.num_steps, self.num_steps)
+        m /= m[-1]
+        m[-1] = 0.999
+        return m
+
+    def _m(self, t: npt.ArrayLike) -> Array:
+        time = np.asarray(t, dtype=np.float64)
+        if self.schedule == "exact":
+            return time / self.num_steps
+        return np.interp(time, np.arange(self.num_steps), self._knots)
+
+    def marginal(self, t: npt.ArrayLike) -> Marginal:
+        m = self._m(t)
+        return Marginal(1 - m, m, np.sqrt(2 * (m - m * m) * self.max_variance))
+
+    def nu(self, t: npt.ArrayLike) -> Array:
+        m = self._m(t)
+        with np.errstate(divide="ignore"):
+            return np.sqrt(2 * self.max_variance * m / (1 - m))
+
+
+BRIDGES: dict[str, type[Bridge]] = {"abridge": ABridge, "brownian": BrownianBridge}
+KIND_OF = {bridge: kind for kind, bridge in BRIDGES.items()}
+
+
+def from_config(config: dict[str, Any]) -> Bridge:
+    """The bridge that :meth:`Bridge.config` described.
+
+    Raises:
+        ValueError: the kind is unknown or a value is out of range.
+    """
+    values = dict(config)
+    kind = values.pop("kind", None)
+    if kind not in BRIDGES:
+        raise ValueError(f"bridge kind must be one of {sorted(BRIDGES)}, got {kind!r}")
+    try:
+        return BRIDGES[kind](**values)
+    except TypeError as error:
+        raise ValueError(f"bridge {kind!r} does not take these settings: {error}") from error

@@ -1,0 +1,65 @@
+"""Pictures in and out: PIL to tensors in [-1, 1] and back, and grids to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa", "CMYK", "YCbCr", "HSV", "LAB"}
+SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
+
+
+def convert(image: Image.Image, channels: int = 3) -> Image.Image:
+    """The picture as 8-bit grey (1 channel) or RGB (3 channels).
+
+    Transparency is laid on white, and 16-bit grey is scaled to 8 bits.
+
+    Raises:
+        ValueError: a mode that has no agreed range (32-bit integers and floats), or another number of channels.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"a picture can become 1 or 3 channels, not {channels}: pass a tensor to this network")
+    if image.mode in SIXTEEN_BIT:
+        wide = np.asarray(image, dtype=np.uint16).astype(np.uint32)
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    elif image.mode not in EIGHT_BIT:
+        raise ValueError(
+            f"a picture of mode {image.mode!r} has no agreed range of values: "
+            "convert it to 8 bits (L, RGB, RGBA, P) or 16-bit grey (I;16) first"
+        )
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def from_pil(image: Image.Image, channels: int = 3) -> torch.Tensor:
+    """(channels, H, W) float32 in [-1, 1]."""
+    pixels = np.asarray(convert(image, channels), dtype=np.float32).reshape(image.height, image.width, channels)
+    return torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1).contiguous()
+
+
+def to_pil(tensor: torch.Tensor) -> Image.Image:
+    """A picture from a (1 or 3, H, W) tensor in [-1, 1]; values outside are clipped."""
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
+        raise ValueError(f"a picture needs a (1 or 3, H, W) tensor, got {tuple(tensor.shape)}")
+    pixels = ((tensor.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    array = pixels.permute(1, 2, 0).numpy()
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
+def grid(rows: Sequence[Sequence[Image.Image]], gap: int = 2) -> Image.Image:
+    """One picture of all pictures, row by row, on white; cells take the size of the largest."""
+    if not rows or not any(rows):
+        raise ValueError("a grid needs at least one picture")
+    width = max(image.width for row in rows for image in row)
+    height = max(image.height for row in rows for image in row)
+    columns = max(len(row) for row in rows)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, len(rows) * (height + gap) + gap), "white")
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            sheet.paste(image, (gap + j * (width + gap), gap + i * (height + gap)))
+    return sheet

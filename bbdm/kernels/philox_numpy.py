@@ -1,0 +1,70 @@
+"""Philox4x32-10 and Box-Muller normals in NumPy: the noise of ``philox.py`` for places without torch.
+
+This file defines the noise contract in its plainest form and must not import torch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+ROUNDS = 10
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"
+WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio, sqrt(3) - 1
+MASK = 0xFFFFFFFF
+
+
+def philox4x32(counter: npt.ArrayLike, key: npt.ArrayLike) -> npt.NDArray[np.uint32]:
+    """Philox4x32-10 block cipher.
+
+    Args:
+        counter: (..., 4) integers in [0, 2^32).
+        key: (..., 2) integers in [0, 2^32), broadcast against ``counter``.
+
+    Returns:
+        (..., 4) uint32 random words.
+    """
+    c = np.asarray(counter, dtype=np.uint64)
+    k = np.asarray(key, dtype=np.uint64)
+    c0, c1, c2, c3 = (c[..., i] for i in range(4))
+    k0, k1 = k[..., 0], k[..., 1]
+    mask, shift = np.uint64(MASK), np.uint64(32)
+    for _ in range(ROUNDS):
+        p0 = np.uint64(MULTIPLIERS[0]) * c0
+        p1 = np.uint64(MULTIPLIERS[1]) * c2
+        c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ k0, p1 & mask, (p0 >> shift) ^ c3 ^ k1, p0 & mask
+        k0, k1 = (k0 + np.uint64(WEYL[0])) & mask, (k1 + np.uint64(WEYL[1])) & mask
+    return np.stack(np.broadcast_arrays(c0, c1, c2, c3), axis=-1).astype(np.uint32)
+
+
+def random_words(
+    seeds: npt.ArrayLike, step: int, count: int, stream: int = 0, lane: int = 0
+) -> npt.NDArray[np.uint32]:
+    """(B, 4 * ceil(count / 4)) random 32-bit words, the same ones as :func:`bbdm.kernels.philox.random_words`."""
+    unsigned = np.atleast_1d(np.asarray(seeds, dtype=np.int64)).astype(np.uint64)
+    key = np.stack([unsigned & np.uint64(MASK), unsigned >> np.uint64(32)], axis=-1)[:, None, :]
+    counter = np.zeros((-(-count // 4), 4), dtype=np.uint64)
+    counter[:, 0] = np.arange(counter.shape[0], dtype=np.uint64)
+    counter[:, 1:] = (step, stream, lane)
+    return philox4x32(counter, key).reshape(len(unsigned), -1)
+
+
+def normal(seeds: npt.ArrayLike, step: int, shape: tuple[int, ...], stream: int = 0) -> npt.NDArray[np.float32]:
+    """Standard normals, a pure function of (seed, stream, step, element).
+
+    Args:
+        seeds: (B,) 64-bit integers, one for each image.
+        step: row of the step table when sampling, optimizer step when training.
+        shape: logical shape (C, H, W) of one image.
+        stream: 0 for sampling, 1 for training.
+
+    Returns:
+        (B, *shape) float32.
+    """
+    count = int(np.prod(shape))
+    words = random_words(seeds, step, count, stream)
+    u = ((words >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
+    radius = np.sqrt(np.float32(-2.0) * np.log(u[:, 0::2]))
+    angle = np.float32(2.0 * np.pi) * u[:, 1::2]
+    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+    return pairs.reshape(len(words), -1)[:, :count].reshape(-1, *shape)

@@ -1,0 +1,1 @@
+"""Architectures, with the state-dict keys of the released weights."""

@@ -1,0 +1,278 @@
+"""The UNet of A-Bridge and BBDM (Dhariwal and Nichol 2021), with the released weights' state-dict keys.
+
+Scale-shift normalisation, residual up- and downsampling, attention with the legacy q/k/v order, and channels_last
+throughout. It knows nothing of bridges: it maps (x, t, condition) to a prediction.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+MAX_PERIOD = 10000.0
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Everything that decides the network's shapes.
+
+    Raises:
+        ValueError: a value that no network can be built from.
+    """
+
+    in_channels: int = 3  # channels of the state x
+    out_channels: int = 3  # channels of the prediction
+    condition_channels: int = 0  # channels of the condition, concatenated to x
+    model_channels: int = 128  # width of the first level
+    channel_mult: tuple[int, ...] = (1, 4, 8)  # width of each level, in model_channels; each level halves the size
+    num_res_blocks: int = 2  # residual blocks a level on the way down, one more on the way up
+    attention_resolutions: tuple[int, ...] = (32, 16, 8)  # downsampling factors at which attention stands
+    head_channels: int = 64  # width of an attention head
+    num_groups: int = 32  # groups of every GroupNorm
+    dropout: float = 0.0  # before the last convolution of a residual block
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
+        object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
+        counts = ("in_channels", "out_channels", "model_channels", "num_res_blocks", "head_channels", "num_groups")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.condition_channels < 0:
+            raise ValueError(f"condition_channels must be at least 0, got {self.condition_channels}")
+        if not self.channel_mult or min(self.channel_mult) < 1:
+            raise ValueError(f"channel_mult must be positive integers, one a level, got {self.channel_mult}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        widths = [self.model_channels * mult for mult in self.channel_mult]
+        for width in widths:
+            if width % self.num_groups:
+                raise ValueError(f"a level is {width} channels wide, not a multiple of num_groups={self.num_groups}")
+        attended = [w for i, w in enumerate(widths) if 2**i in self.attention_resolutions] + [widths[-1]]
+        for width in attended:
+            if width % self.head_channels:
+                raise ValueError(f"attention {width} channels wide is no multiple of head_channels={self.head_channels}")
+
+    @property
+    def stride(self) -> int:
+        """Height and width must be multiples of this."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+
+PRESETS: dict[str, UNetConfig] = {
+    "paper": UNetConfig(),  # the A-Bridge paper's, in image space and on VQ-f4 latents; 237.1 M parameters
+    "bbdm": UNetConfig(condition_channels=3),  # the original BBDM's pixel model
+    "lbbdm-f4": UNetConfig(),  # the original BBDM on VQ-f4 latents
+    "lbbdm-f8": UNetConfig(in_channels=4, out_channels=4),
+    "lbbdm-f16": UNetConfig(in_channels=8, out_channels=8, attention_resolutions=(16, 8, 4)),
+    "demo": UNetConfig(
+        condition_channels=3,
+        model_channels=32,
+        channel_mult=(1, 2, 4, 4),
+        attention_resolutions=(8,),
+        head_channels=32,
+        num_groups=8,
+    ),
+}
+
+
+def time_frequencies(channels: int) -> torch.Tensor:
+    """(channels // 2,) float32 angular frequencies of the sinusoidal embedding, 1 down to 1 / 10000."""
+    half = channels // 2
+    return torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32) / half)
+
+
+def _norm(channels: int, config: UNetConfig) -> nn.GroupNorm:
+    return nn.GroupNorm(config.num_groups, channels)
+
+
+def _conv3x3(channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, out_channels, 3, padding=1)
+
+
+def _zeroed(module: nn.Conv1d | nn.Conv2d) -> nn.Module:
+    nn.init.zeros_(module.weight)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+    return module
+
+
+class ResBlock(nn.Module):
+    """Residual block, modulated by the time embedding; ``up`` doubles and ``down`` halves the size."""
+
+    def __init__(
+        self, channels: int, out_channels: int, config: UNetConfig, *, up: bool = False, down: bool = False
+    ) -> None:
+        super().__init__()
+        self.up, self.down = up, down
+        self.in_layers = nn.Sequential(_norm(channels, config), nn.SiLU(), _conv3x3(channels, out_channels))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * config.model_channels, 2 * out_channels))
+        self.out_layers = nn.Sequential(
+            _norm(out_channels, config),
+            nn.SiLU(),
+            nn.Dropout(config.dropout),
+            _zeroed(_conv3x3(out_channels, out_channels)),
+        )
+        self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+
+    def resample(self, x: torch.Tensor) -> torch.Tensor:
+        if self.up:
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return F.avg_pool2d(x, 2) if self.down else x
+
+    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        norm, activation, conv = self.in_layers
+        h = conv(self.resample(activation(norm(x))))
+        scale, shift = self.emb_layers(emb).to(h.dtype)[:, :, None, None].chunk(2, dim=1)
+        norm, activation, dropout, conv = self.out_layers
+        h = conv(dropout(activation(norm(h) * (1 + scale) + shift)))
+        return self.skip_connection(self.resample(x)) + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over positions. The channels of qkv are ordered head, then q/k/v, as the released weights have them."""
+
+    def __init__(self, channels: int, config: UNetConfig) -> None:
+        super().__init__()
+        self.heads = channels // config.head_channels
+        self.norm = _norm(channels, config)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = _zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        b, c, height, width = x.shape
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, height * width, c)
+        qkv = F.linear(tokens, self.qkv.weight.squeeze(-1), self.qkv.bias)
+        q, k, v = qkv.view(b, height * width, self.heads, 3, c // self.heads).permute(3, 0, 2, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, height * width, c)
+        h = F.linear(h, self.proj_out.weight.squeeze(-1), self.proj_out.bias)
+        return x + h.view(b, height, width, c).permute(0, 3, 1, 2)
+
+
+class Stage(nn.Sequential):
+    """A few blocks in a row, each fed the time embedding."""
+
+    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        for layer in self:
+            x = layer(x) if isinstance(layer, nn.Conv2d) else layer(x, emb)
+        return x
+
+
+class UNet(nn.Module):
+    """The network of a bridge: ``unet(x, t, condition)`` predicts the bridge's objective.
+
+    Args:
+        in_channels: channels of the state x.
+        out_channels: channels of the prediction.
+        **settings: the other fields of :class:`UNetConfig`.
+
+    ``UNet(3, 3)`` is the A-Bridge paper's network. Attributes: ``config``; ``gradient_checkpointing``, off unless set,
+    trades a third more compute in training for activations of one stage at a time.
+    """
+
+    def __init__(self, in_channels: int = 3, out_channels: int = 3, **settings: Any) -> None:
+        super().__init__()
+        config = UNetConfig(in_channels, out_channels, **settings)
+        self.config = config
+        self.gradient_checkpointing = False
+        width = config.model_channels
+        self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
+        self.register_buffer("frequencies", time_frequencies(width), persistent=False)
+
+        self.input_blocks = nn.ModuleList([Stage(_conv3x3(in_channels + config.condition_channels, width))])
+        channels, skips = width, [width]
+        for level, mult in enumerate(config.channel_mult):
+            for _ in range(config.num_res_blocks):
+                self.input_blocks.append(self._stage(channels, width * mult, level))
+                channels = width * mult
+                skips.append(channels)
+            if level < len(config.channel_mult) - 1:
+                self.input_blocks.append(Stage(ResBlock(channels, channels, config, down=True)))
+                skips.append(channels)
+
+        self.middle_block = Stage(
+            ResBlock(channels, channels, config), AttentionBlock(channels, config), ResBlock(channels, channels, config)
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(config.channel_mult))):
+            for block in range(config.num_res_blocks + 1):
+                stage = self._stage(channels + skips.pop(), width * mult, level)
+                channels = width * mult
+                if level and block == config.num_res_blocks:
+                    stage.append(ResBlock(channels, channels, config, up=True))
+                self.output_blocks.append(stage)
+
+        self.out = nn.Sequential(_norm(channels, config), nn.SiLU(), _zeroed(_conv3x3(channels, out_channels)))
+        self.to(memory_format=torch.channels_last)
+
+    def _stage(self, channels: int, out_channels: int, level: int) -> Stage:
+        stage = Stage(ResBlock(channels, out_channels, self.config))
+        if 2**level in self.config.attention_resolutions:
+            stage.append(AttentionBlock(out_channels, self.config))
+        return stage
+
+    @classmethod
+    def from_config(cls, config: UNetConfig) -> UNet:
+        """A network of freshly initialised weights."""
+        return cls(**asdict(config))
+
+    @classmethod
+    def from_preset(cls, name: str) -> UNet:
+        """A network of a named shape.
+
+        Raises:
+            ValueError: there is no preset of that name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
+        return cls.from_config(PRESETS[name])
+
+    def embed_time(self, t: torch.Tensor) -> torch.Tensor:
+        """(B, 4 * model_channels) embedding of (B,) integer or fractional times, in the network's dtype."""
+        angles = t.float()[:, None] * self.frequencies
+        sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return self.time_embed(sinusoids.to(self.time_embed[0].weight.dtype))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """Predict the bridge's objective.
+
+        Args:
+            x: (B, in_channels, H, W) state; H and W multiples of ``config.stride``.
+            t: (B,) times, integer or float.
+            condition: (B, condition_channels, H, W), where the network has one.
+
+        Returns:
+            (B, out_channels, H, W).
+
+        Raises:
+            ValueError: wrong channels, or a condition that is missing or not expected.
+        """
+        config = self.config
+        if x.shape[1] != config.in_channels:
+            raise ValueError(f"x must have {config.in_channels} channels, got {x.shape[1]}")
+        given = 0 if condition is None else condition.shape[1]
+        if given != config.condition_channels:
+            raise ValueError(f"condition must have {config.condition_channels} channels, got {given}")
+        h = x if condition is None else torch.cat([x, condition], dim=1)
+        h = h.to(memory_format=torch.channels_last)
+        emb = self.embed_time(t)
+        skips: list[torch.Tensor] = []
+        for stage in self.input_blocks:
+            h = self._run(stage, h, emb)
+            skips.append(h)
+        h = self._run(self.middle_block, h, emb)
+        for stage in self.output_blocks:
+            h = self._run(stage, torch.cat([h, skips.pop()], dim=1), emb)
+        return self.out(h)
+
+    def _run(self, stage: nn.Module, h: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(stage, h, emb, use_reentrant=False)
+        return stage(h, emb)

@@ -1,0 +1,248 @@
+"""BridgeSampler: source image in, translated image out. The one loop over a step table is here."""
+
+from __future__ import annotations
+
+import copy
+import os
+import secrets
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tqdm.auto import tqdm
+
+from bbdm import images, solvers
+from bbdm.bridges import Bridge
+from bbdm.checkpoint import load_checkpoint
+from bbdm.kernels import philox
+from bbdm.kernels.bridge_step import bridge_step
+from bbdm.networks.unet import UNet
+
+SEED_LIMIT = 2**63
+RANGE_LIMIT = 1.5  # an image in [0, 255] or standardised shows here, an overshooting filter does not
+
+
+class Step(NamedTuple):
+    """One step of :meth:`BridgeSampler.stream`, sizes as the source's."""
+
+    index: int  # row of the table
+    t: int  # the time that the network saw
+    x: torch.Tensor  # (B, C, H, W) the state after the step
+    x0hat: torch.Tensor  # (B, C, H, W) the estimate of the target that the step was made with
+
+
+class BridgeSampler:
+    """Translates images with a trained network.
+
+    Args:
+        unet: the network. It is used as it is where it already stands on ``device`` in ``dtype`` and in evaluation
+            mode, and copied otherwise, so that the one given is never changed.
+        bridge: what it was trained on.
+        solver: see :func:`bbdm.solvers.build`, as for
+        steps: number of network evaluations, and
+        timesteps: the times themselves or a named list.
+        clamp: None, or (low, high) for every estimate of the target.
+        device: where to run; None for the network's own.
+        dtype: what the network computes in; None for its own. The state is float32 (float64 for a float64 network).
+
+    Threads may share a sampler. ``table`` is its :class:`~bbdm.solvers.StepTable`.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        bridge: Bridge,
+        solver: str = solvers.DEFAULT,
+        steps: int | None = None,
+        timesteps: str | Iterable[int] | None = None,
+        clamp: tuple[float, float] | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if clamp is not None and not clamp[0] < clamp[1]:
+            raise ValueError(f"clamp must be None or (low, high) with low < high, got {clamp}")
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a floating-point dtype, got {dtype}")
+        weight = next(unet.parameters())
+        self.device = weight.device if device is None else torch.device(device)
+        self.dtype = weight.dtype if dtype is None else dtype
+        moved = (weight.device, weight.dtype) != (self.device, self.dtype)
+        if moved or unet.training:
+            unet = copy.deepcopy(unet).to(self.device, self.dtype).eval().requires_grad_(False)
+        self.unet = unet
+        self.bridge = bridge
+        self.clamp = clamp
+        self.table = solvers.build(bridge, solver, timesteps, steps)
+        self._thread = threading.local()
+
+    @property
+    def last_seeds(self) -> tuple[int, ...]:
+        """The seed of each image in this thread's last call: what seed=None drew. Empty before the first call."""
+        return getattr(self._thread, "seeds", ())
+
+    @classmethod
+    def from_checkpoint(cls, path: str | os.PathLike[str], ema: bool = True, **settings: Any) -> BridgeSampler:
+        """A sampler from a file; ``ema`` picks the averaged weights where the file has both, ``settings`` as above."""
+        checkpoint = load_checkpoint(path)
+        return cls(checkpoint.build_unet(ema), checkpoint.bridge, **settings)
+
+    @overload
+    def __call__(
+        self,
+        source: torch.Tensor,
+        seed: int | Sequence[int] | None = None,
+        noise: torch.Tensor | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> torch.Tensor: ...
+    @overload
+    def __call__(
+        self,
+        source: Image.Image | Sequence[Image.Image],
+        seed: int | Sequence[int] | None = None,
+        noise: torch.Tensor | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> list[Image.Image]: ...
+    def __call__(
+        self,
+        source: torch.Tensor | Image.Image | Sequence[Image.Image],
+        seed: int | Sequence[int] | None = None,
+        noise: torch.Tensor | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> torch.Tensor | list[Image.Image]:
+        """Translate images.
+
+        Args:
+            source: (B, C, H, W) float tensor in [-1, 1], a picture, or a list of pictures of any sizes.
+            seed: image i gets the seed ``seed + i``, or one each from a list. The same seed gives the same image at
+                every batch size. None draws one; ``last_seeds`` tells it.
+            noise: (K, B, C, H, W) standard normals in place of a seed, on the grid that the network sees.
+            batch_size: at most so many images at once; None for all.
+            progress: show a bar over network evaluations.
+
+        Returns:
+            A tensor like ``source``, clamped to [-1, 1], or a list of pictures.
+
+        Raises:
+            ValueError: something that cannot be taken; it names the argument, what it got and what it wants.
+        """
+        if isinstance(source, torch.Tensor):
+            return self._translate(source, seed, noise, batch_size, progress)
+        pictures = [source] if isinstance(source, Image.Image) else list(source)
+        if not pictures:
+            raise ValueError("source must hold at least one picture, got an empty list")
+        if noise is not None and len({p.size for p in pictures}) > 1:
+            raise ValueError("noise needs pictures of one size, got several")
+        seeds = self._seeds(seed, len(pictures))
+        results: dict[int, Image.Image] = {}
+        for size in dict.fromkeys(picture.size for picture in pictures):  # one tensor for each size
+            chosen = [i for i, picture in enumerate(pictures) if picture.size == size]
+            batch = torch.stack([images.from_pil(pictures[i], self.unet.config.in_channels) for i in chosen])
+            made = self._translate(batch, [seeds[i] for i in chosen], noise, batch_size, progress)
+            results.update(zip(chosen, map(images.to_pil, made), strict=True))
+        return [results[i] for i in range(len(pictures))]
+
+    def stream(
+        self, source: torch.Tensor, seed: int | Sequence[int] | None = None, noise: torch.Tensor | None = None
+    ) -> Iterator[Step]:
+        """The same translation one step at a time, for progress and previews; arguments as for a call.
+
+        The last step's ``x`` is what a call returns, before it is clamped to [-1, 1].
+        """
+        self._check_source(source)
+        return self._steps(source, self._seeds(seed, len(source)), self._check_noise(noise, source))
+
+    def _translate(
+        self,
+        source: torch.Tensor,
+        seed: int | Sequence[int] | None,
+        noise: torch.Tensor | None,
+        batch_size: int | None,
+        progress: bool,
+    ) -> torch.Tensor:
+        self._check_source(source)
+        noise = self._check_noise(noise, source)
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        count = len(source)
+        seeds = self._seeds(seed, count)
+        size = min(batch_size or count, count)
+        starts = range(0, count, size)
+        parts: list[torch.Tensor] = []
+        with tqdm(total=len(starts) * len(self.table), disable=not progress, unit="step") as bar:
+            for start in starts:
+                part = slice(start, start + size)
+                x = None
+                for step in self._steps(source[part], seeds[part], None if noise is None else noise[:, part]):
+                    x = step.x
+                    bar.update()
+                assert x is not None
+                parts.append(x.clamp(-1, 1).to(source.device, source.dtype))
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def _steps(self, source: torch.Tensor, seeds: Sequence[int], noise: torch.Tensor | None) -> Iterator[Step]:
+        state_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        height, width = source.shape[-2:]
+        y = self._pad(source.to(self.device, state_dtype)).contiguous(memory_format=torch.channels_last)
+        condition = y.to(self.dtype) if self.unet.config.condition_channels else None
+        keys = torch.tensor(seeds, dtype=torch.int64, device=self.device)
+        times = torch.tensor(self.table.timesteps, device=self.device)[:, None].expand(-1, len(y))
+        rows = zip(self.table.timesteps.tolist(), self.table.prediction.tolist(), self.table.coefficients.tolist())
+        x, x0hat = y, None
+        for index, (t, prediction, coefficients) in enumerate(rows):
+            z = None
+            if coefficients[-1] != 0.0:
+                z = philox.normal(keys, index, tuple(y.shape[1:])) if noise is None else noise[index]
+                z = z.to(self.device, state_dtype)
+            pred = self.unet(x.to(self.dtype), times[index], condition)
+            x, x0hat = bridge_step(pred, x, y, x0hat, z, prediction, coefficients, self.clamp)
+            yield Step(index, t, x[..., :height, :width], x0hat[..., :height, :width])
+
+    def _pad(self, image: torch.Tensor) -> torch.Tensor:
+        """Repeat the edge below and to the right, up to a multiple of the network's stride."""
+        stride = self.unet.config.stride
+        height, width = image.shape[-2:]
+        return F.pad(image, (0, -width % stride, 0, -height % stride), mode="replicate")
+
+    def _seeds(self, seed: int | Sequence[int] | None, count: int) -> list[int]:
+        if seed is None:
+            seed = secrets.randbelow(2**32)
+        seeds = [seed + i for i in range(count)] if isinstance(seed, int | np.integer) else [int(s) for s in seed]
+        if len(seeds) != count:
+            raise ValueError(f"seed must be one integer or one for each of {count} images, got {len(seeds)}")
+        if not all(0 <= s < SEED_LIMIT for s in seeds):
+            raise ValueError(f"seed must be in [0, 2^63), got {seed}")
+        self._thread.seeds = tuple(int(s) for s in seeds)
+        return list(self._thread.seeds)
+
+    def _check_source(self, source: torch.Tensor) -> None:
+        channels = self.unet.config.in_channels
+        if source.ndim != 4 or source.shape[1] != channels or source.numel() == 0:
+            raise ValueError(f"source must be a non-empty (B, {channels}, H, W) tensor, got shape {tuple(source.shape)}")
+        if not source.is_floating_point():
+            raise ValueError(f"source must be a float tensor in [-1, 1], got {source.dtype}")
+        largest = source.detach().abs().max().item()
+        if not np.isfinite(largest):
+            raise ValueError("source must be finite, got NaN or infinity")
+        if largest > RANGE_LIMIT:
+            raise ValueError(f"source must be in [-1, 1], got values up to {largest:.4g} in size")
+
+    def _check_noise(self, noise: torch.Tensor | None, source: torch.Tensor) -> torch.Tensor | None:
+        if noise is None:
+            return None
+        stride = self.unet.config.stride
+        batch, channels, height, width = source.shape
+        wanted = (len(self.table), batch, channels, height + -height % stride, width + -width % stride)
+        if tuple(noise.shape) != wanted:
+            raise ValueError(f"noise must have shape {wanted}, got {tuple(noise.shape)}")
+        return noise

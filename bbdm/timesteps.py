@@ -1,0 +1,122 @@
+"""Which times a solver visits: strictly decreasing lists of integers from the bridge's top index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from bbdm.bridges import Bridge
+
+Name = Literal["karras", "uniform", "paper", "bbdm"]
+Timesteps = npt.NDArray[np.int64]
+
+RHO = 7  # Karras et al. 2022 (EDM), eq. 5
+
+
+def karras(bridge: Bridge, steps: int | None = None) -> Timesteps:
+    """Noise levels equally spaced in nu^(1/7) (Karras et al. 2022, eq. 5), 10 by default.
+
+    Where nu is infinite at the top, the top stands in front and the levels run from nu(top - 1); one level alone is the
+    middle of that range. Each is rounded to a free integer.
+    """
+    steps = _count(bridge, steps, 10)
+    in_front = [bridge.top] if np.isinf(bridge.nu(bridge.top)) else []
+    high, low = bridge.top - len(in_front), bridge.low
+    warped = bridge.nu([high, low]) ** (1 / RHO)
+    count = steps - len(in_front)
+    levels = np.linspace(*warped, count) if count > 1 or not in_front else np.full(count, warped.mean())
+    return _distinct([*in_front, *bridge.time_at(levels**RHO)], bridge)
+
+
+def uniform(bridge: Bridge, steps: int | None = None) -> Timesteps:
+    """Times equally spaced from the top to the lowest time, rounded; 200 by default."""
+    return _distinct(np.linspace(bridge.top, bridge.low, _count(bridge, steps, 200)), bridge)
+
+
+def paper(bridge: Bridge, steps: int | None = None) -> Timesteps:
+    """The A-Bridge paper's list: 1000..906 by 2, then 902..2 by 6, scaled to T, rounded, without duplicates.
+
+    Raises:
+        ValueError: ``steps`` was given; the length of this list follows from T.
+    """
+    if steps is not None:
+        raise ValueError(f"the 'paper' timesteps have a length of their own; got steps={steps}")
+    listed = np.concatenate([np.arange(1000, 905, -2), np.arange(902, 1, -6)])
+    scaled = np.rint(listed * bridge.num_steps / 1000).astype(np.int64)
+    return np.unique(np.clip(scaled, bridge.low, bridge.top))[::-1]
+
+
+def bbdm(bridge: Bridge, steps: int | None = None) -> Timesteps:
+    """The original BBDM's linear skip: top down by top / (steps - 2), truncated, then 1 and 0; 200 by default."""
+    steps = _count(bridge, steps, 200)
+    if steps < 3:
+        return uniform(bridge, steps)
+    middle = [bridge.top + (-k * bridge.top) // (steps - 2) for k in range(steps - 2)]  # exact floor of the real time
+    return _distinct([*middle, bridge.low + 1, bridge.low], bridge)
+
+
+SKIPS: dict[str, Callable[[Bridge, int | None], Timesteps]] = {
+    "karras": karras,
+    "uniform": uniform,
+    "paper": paper,
+    "bbdm": bbdm,
+}
+
+
+def resolve(bridge: Bridge, timesteps: str | Iterable[int], steps: int | None = None) -> Timesteps:
+    """The list that a name or a list of integers stands for.
+
+    Args:
+        bridge: where the times lie.
+        timesteps: ``karras``, ``uniform``, ``paper``, ``bbdm``, or strictly decreasing integers from ``bridge.top``.
+        steps: length of a named list; None for its default.
+
+    Returns:
+        (K,) int64, strictly decreasing.
+
+    Raises:
+        ValueError: an unknown name, a list that is empty, does not decrease, leaves the bridge or starts elsewhere.
+    """
+    if isinstance(timesteps, str):
+        if timesteps not in SKIPS:
+            raise ValueError(f"timesteps must be one of {get_args(Name)} or a list of integers, got {timesteps!r}")
+        return SKIPS[timesteps](bridge, steps)
+    given = list(timesteps)
+    values = np.asarray(given)
+    if values.ndim != 1 or values.size == 0 or not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"timesteps must be a non-empty list of integers, got {given!r}")
+    if np.any(np.diff(values) >= 0):
+        raise ValueError(f"timesteps must strictly decrease, got {given}")
+    if values[0] != bridge.top:
+        raise ValueError(f"timesteps must start at the bridge's top index {bridge.top}, got {values[0]}")
+    if values[-1] < bridge.low:
+        raise ValueError(f"timesteps must be in [{bridge.low}, {bridge.top}], got {values[-1]}")
+    return values.astype(np.int64)
+
+
+def _count(bridge: Bridge, steps: int | None, default: int) -> int:
+    available = bridge.top - bridge.low + 1
+    if steps is None:
+        return min(default, available)
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or not 1 <= steps <= available:
+        raise ValueError(f"steps must be an integer in [1, {available}] for this bridge, got {steps!r}")
+    return int(steps)
+
+
+def _distinct(times: Iterable[float], bridge: Bridge) -> Timesteps:
+    """Times rounded to integers of the bridge; a duplicate moves to the nearest free one (the lower of two)."""
+    taken: set[int] = set()
+    for time in times:
+        nearest = int(np.clip(np.rint(time), bridge.low, bridge.top))
+        distance = 0
+        while True:
+            candidates = [t for t in (nearest - distance, nearest + distance) if bridge.low <= t <= bridge.top]
+            free = [t for t in candidates if t not in taken]
+            if free:
+                taken.add(free[0])
+                break
+            distance += 1
+    return np.array(sorted(taken, reverse=True), dtype=np.int64)

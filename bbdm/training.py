@@ -1,0 +1,289 @@
+"""Training a bridge: the loss, the moving average of weights, and the loop.
+
+Times, noise and flips of a sample are a function of (run seed, optimizer step, index in the batch), and the order of
+an epoch of (run seed, epoch), so a run that goes on from a checkpoint sees what the undisturbed run would have seen.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
+
+from bbdm import images
+from bbdm.bridges import Bridge
+from bbdm.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from bbdm.data import PairedDataset
+from bbdm.kernels import philox
+from bbdm.networks.unet import UNet
+from bbdm.sampler import BridgeSampler
+
+Loss = Literal["l1", "l2"]
+Schedule = Literal["constant", "cosine"]
+Precision = Literal["fp32", "bf16"]
+VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values that no optimizer step reaches
+PREVIEW_PAIRS = 8
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    epochs: int = 100
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    lr_schedule: Schedule = "constant"  # cosine: decays to 0 over all epochs
+    warmup_steps: int = 0  # optimizer steps over which the learning rate rises from 0
+    loss: Loss = "l1"  # of the prediction; l1 trains a conditional median, l2 the mean that solvers assume
+    ema_decay: float = 0.995  # of the moving average of weights
+    flip: bool = False  # mirror half of the pairs
+    precision: Precision = "fp32"  # bf16: autocast, weights stay float32
+    seed: int = 0
+    workers: int = 0  # processes that read pictures
+    preview_every: int = 10  # epochs between grids of validation pairs
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "preview_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup_steps", "seed", "workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        for name, kind in {"loss": Loss, "lr_schedule": Schedule, "precision": Precision}.items():
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} must be one of {get_args(kind)}, got {getattr(self, name)!r}")
+
+    def lr_at(self, step: int, total: int) -> float:
+        """The learning rate of optimizer step ``step`` of ``total``."""
+        rate = self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+        if self.lr_schedule == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+        return rate
+
+
+def bridge_loss(
+    unet: torch.nn.Module,
+    bridge: Bridge,
+    x0: torch.Tensor,
+    y: torch.Tensor,
+    t: torch.Tensor,
+    noise: torch.Tensor,
+    loss: Loss = "l1",
+    condition: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Distance between the network's prediction and the bridge's target, a scalar.
+
+    Args:
+        unet: called as unet(x_t, t, condition).
+        bridge: gives x_t and the target.
+        x0: (B, C, H, W) target images.
+        y: (B, C, H, W) source images.
+        t: (B,) integer times.
+        noise: (B, C, H, W) standard normals.
+        loss: ``l1`` (the papers') or ``l2``.
+        condition: what the network is conditioned on; the source, where it is conditional.
+    """
+    x_t, target = bridge.add_noise(x0, y, t, noise)
+    prediction = unet(x_t, t, condition).float()
+    return F.l1_loss(prediction, target) if loss == "l1" else F.mse_loss(prediction, target)
+
+
+class EMA:
+    """Exponential moving average of a network's weights, faster at first: decay min(decay, (1 + n) / (10 + n))."""
+
+    def __init__(self, unet: UNet, decay: float) -> None:
+        self.unet = copy.deepcopy(unet).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, unet: UNet, step: int) -> None:
+        """Take in the weights after optimizer step ``step``."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.unet.parameters()), list(unet.parameters()), 1 - decay)
+
+
+class Trainer:
+    """A training run: what it trains, and how far it is.
+
+    Args:
+        unet: the network, on the device to train on.
+        bridge: what to train it on.
+        config: how.
+        train: pairs to learn from; the last short batch of an epoch is dropped.
+        validation: pairs for the validation loss and previews, or None.
+        folder: where metrics, previews and checkpoints go.
+
+    Raises:
+        ValueError: fewer pairs than one batch.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        bridge: Bridge,
+        config: TrainConfig,
+        train: PairedDataset,
+        validation: PairedDataset | None,
+        folder: Path,
+    ) -> None:
+        if len(train) < config.batch_size:
+            raise ValueError(f"batch_size {config.batch_size} is more than the {len(train)} training pairs")
+        self.unet = unet.train()
+        self.bridge = bridge
+        self.config = config
+        self.train = train
+        self.validation = validation
+        self.folder = folder
+        self.device = next(unet.parameters()).device
+        self.ema = EMA(unet, config.ema_decay)
+        self.optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate, fused=True)
+        self.epoch = 0  # epochs done
+        self.step = 0  # optimizer steps done
+        self.steps_per_epoch = len(train) // config.batch_size
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to go on from, written after each epoch."""
+        return self.folder / "last.pt"
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint that a run of the same network and bridge wrote.
+
+        Raises:
+            ValueError: it has no training state, or is of another network or bridge.
+        """
+        checkpoint = load_checkpoint(path)
+        state = checkpoint.training
+        if state is None or checkpoint.unet.weights is None or checkpoint.unet.ema is None:
+            raise ValueError(f"{path} holds no training state: training can go on only from a run's last.pt")
+        if checkpoint.unet.config != self.unet.config or checkpoint.bridge != self.bridge:
+            raise ValueError(
+                f"{path} was trained as {checkpoint.unet.config}, {checkpoint.bridge}, "
+                f"and these settings ask for {self.unet.config}, {self.bridge}"
+            )
+        self.unet.load_state_dict(checkpoint.unet.weights)
+        self.ema.unet.load_state_dict(checkpoint.unet.ema)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.step = state["epoch"], state["step"]
+
+    def fit(self, progress: bool = False) -> None:
+        """Train until ``config.epochs`` are done.
+
+        Raises:
+            RuntimeError: the loss is not a number any more; ``last.pt`` holds the epoch before.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"train": asdict(self.config), "unet": asdict(self.unet.config), "bridge": self.bridge.config()}
+        (self.folder / "config.json").write_text(json.dumps(content, indent=2))
+        while self.epoch < self.config.epochs:
+            started = time.perf_counter()
+            loss = self._run_epoch(progress)
+            self.epoch += 1
+            seconds = time.perf_counter() - started
+            record: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "loss": loss}
+            if self.validation is not None:
+                record["validation_loss"] = self.validate()
+                if self.epoch % self.config.preview_every == 0 or self.epoch == self.config.epochs:
+                    self.preview(self.validation)
+            record["images_per_second"] = self.steps_per_epoch * self.config.batch_size / seconds
+            record["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+            with (self.folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            if progress:
+                tqdm.write("  ".join(f"{k} {v:.4g}" for k, v in record.items()))
+            state = {"optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step}
+            save_checkpoint(self.last, self.unet, self.bridge, ema=self.ema.unet, training=state)
+
+    def _run_epoch(self, progress: bool) -> float:
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.config.seed + self.epoch))
+        batches = self._batches(Subset(self.train, order.tolist()), drop_last=True)
+        total = 0.0
+        with tqdm(total=self.steps_per_epoch, desc=f"epoch {self.epoch + 1}", disable=not progress, leave=False) as bar:
+            for y, x0 in batches:
+                loss = self._train_step(y, x0)
+                if not math.isfinite(loss):
+                    raise RuntimeError(
+                        f"the loss is {loss} at step {self.step}: go on from {self.last} with a lower learning rate"
+                    )
+                total += loss
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.4f}")
+        return total / self.steps_per_epoch
+
+    def _train_step(self, y: torch.Tensor, x0: torch.Tensor) -> float:
+        config = self.config
+        seeds = config.seed + torch.arange(len(y), device=self.device)
+        if config.flip:
+            mirrored = philox.flips(seeds, self.step)[:, None, None, None]
+            y, x0 = torch.where(mirrored, y.flip(-1), y), torch.where(mirrored, x0.flip(-1), x0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr_at(self.step, config.epochs * self.steps_per_epoch)
+        loss = self._loss(self.unet, y, x0, seeds, self.step)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.unet, self.step)
+        self.step += 1
+        return loss.item()
+
+    def _loss(
+        self, unet: UNet, y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int
+    ) -> torch.Tensor:
+        t = philox.timesteps(seeds, step, *self.bridge.train_range)
+        noise = philox.normal(seeds, step, tuple(x0.shape[1:]), philox.TRAINING)
+        condition = y if unet.config.condition_channels else None
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return bridge_loss(unet, self.bridge, x0, y, t, noise, self.config.loss, condition)
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Mean loss of the averaged weights over the validation pairs, at times and noise that never change."""
+        assert self.validation is not None
+        total, seen = 0.0, 0
+        for y, x0 in self._batches(self.validation, drop_last=False):
+            seeds = seen + torch.arange(len(y), device=self.device)
+            losses = [self._loss(self.ema.unet, y, x0, seeds, step).item() for step in VALIDATION_STEPS]
+            total += len(y) * sum(losses) / len(losses)
+            seen += len(y)
+        return total / seen
+
+    def preview(self, dataset: PairedDataset) -> None:
+        """Write a grid of (source, result, target) of the first pairs, seed 0."""
+        pairs = [dataset[i] for i in range(min(PREVIEW_PAIRS, len(dataset)))]
+        y = torch.stack([source for source, _ in pairs]).to(self.device)
+        results = BridgeSampler(self.ema.unet, self.bridge)(y, seed=0)
+        rows = [[images.to_pil(v) for v in (s, r, t)] for (s, t), r in zip(pairs, results, strict=True)]
+        path = self.folder / f"epoch_{self.epoch:04d}.png"
+        write_atomically(path, lambda temporary: images.grid(rows).save(temporary, "png"))
+
+    def _batches(
+        self, dataset: PairedDataset | Subset[tuple[torch.Tensor, torch.Tensor]], *, drop_last: bool
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(source, target) batches on the device, in the dataset's order."""
+        loader = DataLoader(
+            dataset,
+            self.config.batch_size,
+            drop_last=drop_last,
+            num_workers=self.config.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        for y, x0 in loader:
+            yield tuple(v.to(self.device, non_blocking=True, memory_format=torch.channels_last) for v in (y, x0))

@@ -1,0 +1,105 @@
+"""Train a bridge: python examples/train.py edge2shoes DATA OUTPUT_MODEL [flags]."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from bbdm.bridges import ABridge, Bridge, BrownianBridge, Objective
+from bbdm.checkpoint import save_checkpoint
+from bbdm.data import DATASETS, DIRECTIONS, load_dataset
+from bbdm.networks.unet import PRESETS, UNet
+from bbdm.training import Loss, Precision, Schedule, TrainConfig, Trainer
+
+BBDM: dict[str, Any] = {"batch_size": 8, "bridge": "bbdm"}
+PRESET_FLAGS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "bbdm": BBDM,
+    "lbbdm-f4": BBDM,
+    "lbbdm-f8": BBDM,
+    "lbbdm-f16": BBDM,
+    "demo": {
+        "image_size": 64,
+        "batch_size": 16,
+        "epochs": 50,
+        "learning_rate": 4e-4,
+        "lr_schedule": "cosine",
+        "warmup_steps": 200,
+        "loss": "l2",
+        "ema_decay": 0.999,
+        "flip": True,
+        "precision": "bf16",
+    },
+}
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags; a preset sets defaults, and flags that are given win."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("dataset", choices=sorted(set(DATASETS) - {"folder"}))
+    parser.add_argument("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS")
+    parser.add_argument("output_model", type=Path, help="the trained weights: .pt or .safetensors")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="paper", help="the network, and defaults for it")
+    parser.add_argument("-b", "--batch_size", type=int, default=64)
+    parser.add_argument("-e", "--epochs", type=int, default=100)
+    parser.add_argument("-t", "--t", "--time_steps", dest="time_steps", type=int, default=1000)
+    parser.add_argument("-l", "--c_lambda", type=float, default=2.0, help="noise scale of the A-Bridge")
+    parser.add_argument("-lr", "--learning_rate", type=float, default=1e-4)
+    parser.add_argument("--image_size", type=int, default=256)
+    parser.add_argument("--bridge", choices=["abridge", "brownian", "bbdm"], default="abridge")
+    parser.add_argument("--objective", choices=get_args(Objective), default="residual")
+    parser.add_argument("--loss", choices=get_args(Loss), default="l1")
+    parser.add_argument("--lr_schedule", choices=get_args(Schedule), default="constant")
+    parser.add_argument("--warmup_steps", type=int, default=0)
+    parser.add_argument("--ema_decay", type=float, default=0.995)
+    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=False, help="mirror half of the pairs")
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
+    parser.add_argument("--direction", choices=DIRECTIONS, default="AtoB")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
+    parser.add_argument("--preview_every", type=int, default=10, help="epochs between grids of validation pairs")
+    parser.add_argument("--experiment", type=Path, help="folder of losses, grids and last.pt; OUTPUT_MODEL.run if unset")
+    parser.add_argument("--ckpt_path", type=Path, help="go on from a run's last.pt")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--show_verbose", action="store_true", help="a progress bar, and the losses of each epoch")
+    preset = parser.parse_known_args(argv)[0].preset
+    parser.set_defaults(**PRESET_FLAGS[preset])
+    return parser.parse_args(argv)
+
+
+def build_bridge(args: argparse.Namespace) -> Bridge:
+    """The bridge that the flags describe."""
+    if args.bridge == "abridge":
+        return ABridge(args.time_steps, args.c_lambda, args.objective)
+    if args.bridge == "brownian":
+        return BrownianBridge(args.time_steps, objective=args.objective)
+    return BrownianBridge.bbdm(args.time_steps, objective=args.objective)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.output_model.suffix not in (".pt", ".safetensors"):
+        raise SystemExit(f"output_model must end in .pt or .safetensors, got {args.output_model}")
+    config = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
+    train = load_dataset(args.dataset, args.data_dir, "train", args.image_size, args.direction)
+    try:
+        validation = load_dataset(args.dataset, args.data_dir, "val", args.image_size, args.direction)
+    except FileNotFoundError as error:
+        print(f"no validation: {error}")
+        validation = None
+    torch.manual_seed(args.seed)
+    unet = UNet.from_config(PRESETS[args.preset]).to(args.device)
+    folder = args.experiment or args.output_model.with_suffix(".run")
+    trainer = Trainer(unet, build_bridge(args), config, train, validation, folder)
+    if args.ckpt_path is not None:
+        trainer.resume(args.ckpt_path)
+    trainer.fit(progress=args.show_verbose)
+    save_checkpoint(args.output_model, trainer.unet, trainer.bridge, ema=trainer.ema.unet)
+
+
+if __name__ == "__main__":
+    main()
