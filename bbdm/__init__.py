@@ -25,7 +25,18 @@ _HOME = {
     "load_checkpoint": "bbdm.checkpoint",
     "save_checkpoint": "bbdm.checkpoint",
 }
-_MODULES = {"bridges", "checkpoint", "data", "images", "kernels", "networks", "sampler", "solvers", "timesteps", "training"}
+_MODULES = {
+    "bridges",
+    "checkpoint",
+    "data",
+    "images",
+    "kernels",
+    "networks",
+    "sampler",
+    "solvers",
+    "timesteps",
+    "training",
+}
 
 __all__ = [*sorted(_HOME), "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -29,19 +29,15 @@ class Marginal(NamedTuple):
     sigma: Array
 
 
-@dataclass(frozen=True)
 class Bridge(ABC):
-    """What every bridge shares. Build :class:`ABridge` or :class:`BrownianBridge`.
+    """What every bridge shares. Build :class:`ABridge` or :class:`BrownianBridge`, which are frozen dataclasses.
 
     Times are the integers ``low``..``top``. At ``top`` the state is the source, and sampling starts there.
+    The objective is what the network predicts: ``residual`` x_t - x0, ``displacement`` y - x0, or ``noise`` eps.
     """
 
-    num_steps: int = 1000
-
-    @property
-    @abstractmethod
-    def objective(self) -> Objective:
-        """What the network predicts: ``residual`` x_t - x0, ``displacement`` y - x0, or ``noise`` eps."""
+    num_steps: int
+    objective: Objective
 
     @abstractmethod
     def marginal(self, t: npt.ArrayLike) -> Marginal:
@@ -76,7 +72,7 @@ class Bridge(ABC):
 
     @abstractmethod
     def nu(self, t: npt.ArrayLike) -> Array:
-        """Noise level sigma / alpha in pinned coordinates (x_t - beta y) / alpha; increasing, infinite where alpha is 0."""
+        """Noise level sigma / alpha in pinned coordinates (x_t - beta y) / alpha; increasing, infinite at alpha = 0."""
 
     def time_at(self, nu: npt.ArrayLike) -> Array:
         """The real time in [``low``, ``top``] with noise level ``nu``, by bisection of the increasing nu(t)."""
@@ -154,7 +150,7 @@ class Bridge(ABC):
 
     def config(self) -> dict[str, Any]:
         """Plain values from which :func:`from_config` builds this bridge again."""
-        return {"kind": KIND_OF[type(self)], **asdict(self)}
+        return {"kind": KIND_OF[type(self)], **asdict(cast(Any, self))}
 
     def _check_common(self) -> None:
         if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int) or self.num_steps < 2:
@@ -165,7 +161,7 @@ class Bridge(ABC):
 
 @dataclass(frozen=True)
 class ABridge(Bridge):
-    """Score-based Brownian bridge (Wang et al., ACM MM 2024): sigma = c_lambda (1 - m) sqrt(ln(1 / (1 - m))), m = t / T.
+    """Score-based Brownian bridge (ACM MM 2024): sigma = c_lambda (1 - m) sqrt(ln(1 / (1 - m))), m = t / T.
 
     Args:
         num_steps: T, at least 2.
@@ -176,8 +172,9 @@ class ABridge(Bridge):
         ValueError: an argument is out of range.
     """
 
+    num_steps: int = 1000
     c_lambda: float = 2.0
-    objective: Objective = "residual"  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
+    objective: Objective = "residual"
 
     def __post_init__(self) -> None:
         self._check_common()
@@ -185,12 +182,14 @@ class ABridge(Bridge):
             raise ValueError(f"c_lambda must be a positive number, got {self.c_lambda!r}")
 
     def marginal(self, t: npt.ArrayLike) -> Marginal:
+        """Weights at times in [0, T]."""
         m = np.asarray(t, dtype=np.float64) / self.num_steps
         with np.errstate(divide="ignore", invalid="ignore"):
             sigma = np.where(m < 1, self.c_lambda * (1 - m) * np.sqrt(-np.log1p(-m)), 0.0)
         return Marginal(1 - m, m, sigma)
 
     def nu(self, t: npt.ArrayLike) -> Array:
+        """Noise level in pinned coordinates."""
         m = np.asarray(t, dtype=np.float64) / self.num_steps
         with np.errstate(divide="ignore"):
             return self.c_lambda * np.sqrt(-np.log1p(-m))
@@ -211,8 +210,9 @@ class BrownianBridge(Bridge):
         ValueError: an argument is out of range.
     """
 
+    num_steps: int = 1000
     max_variance: float = 1.0
-    objective: Objective = "residual"  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
+    objective: Objective = "residual"
     schedule: Literal["exact", "linear", "sin"] = "exact"
 
     def __post_init__(self) -> None:
@@ -237,19 +237,22 @@ class BrownianBridge(Bridge):
 
     @property
     def low(self) -> int:
+        """1, or 0 for the original code's indices."""
         return 1 if self.schedule == "exact" else 0
 
     @property
     def top(self) -> int:
+        """T, or T - 1 for the original code's indices and the noise objective."""
         return super().top if self.schedule == "exact" else self.num_steps - 1
 
     @property
     def train_range(self) -> tuple[int, int]:
+        """To T - 1, as BBDM trains."""
         return self.low, self.num_steps - 1
 
     @cached_property
     def _knots(self) -> Array:
-        """m at the indices 0..T-1 of the original code's schedules."""
+        """The m at the indices 0..T-1 of the original code's schedules."""
         if self.schedule == "linear":
             return np.linspace(0.001, 0.999, self.num_steps)
         m = 1.0075 ** np.linspace(0, self.num_steps, self.num_steps)
@@ -264,10 +267,12 @@ class BrownianBridge(Bridge):
         return np.interp(time, np.arange(self.num_steps), self._knots)
 
     def marginal(self, t: npt.ArrayLike) -> Marginal:
+        """Weights at times in [0, T]."""
         m = self._m(t)
         return Marginal(1 - m, m, np.sqrt(2 * (m - m * m) * self.max_variance))
 
     def nu(self, t: npt.ArrayLike) -> Array:
+        """Noise level in pinned coordinates."""
         m = self._m(t)
         with np.errstate(divide="ignore"):
             return np.sqrt(2 * self.max_variance * m / (1 - m))

@@ -44,6 +44,7 @@ class Checkpoint:
 
     unet: UNetState
     bridge: Bridge
+    image_size: int | None = None  # side of the square pictures it was trained on, where known
     training: dict[str, Any] | None = None
     format: str = FORMAT
     version: int = VERSION
@@ -67,6 +68,7 @@ def save_checkpoint(
     bridge: Bridge,
     *,
     ema: UNet | None = None,
+    image_size: int | None = None,
     training: dict[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint, atomically: a reader sees the old file or the whole new one.
@@ -76,13 +78,20 @@ def save_checkpoint(
         unet: the network; its weights are stored in the dtype that they have.
         bridge: what the network was trained on.
         ema: a network with the moving average of the weights.
+        image_size: side of the square pictures that it was trained on.
         training: state to go on from, of plain containers and tensors; only in a ``.pt``.
 
     Raises:
         ValueError: another suffix, or training state for a ``.safetensors``.
     """
     path = Path(path)
-    settings = {"format": FORMAT, "version": VERSION, "bridge": bridge.config(), "codec": None}
+    settings = {
+        "format": FORMAT,
+        "version": VERSION,
+        "bridge": bridge.config(),
+        "codec": None,
+        "image_size": image_size,
+    }
     config = asdict(unet.config)
     states = {"weights": _state(unet), "ema": None if ema is None else _state(ema)}
     if path.suffix == ".pt":
@@ -136,7 +145,7 @@ def load_checkpoint(
             stored = getattr(bridge, name, None)
             if value is not None and value != stored:
                 raise ValueError(f"{name}={value} was given, but the network was trained with {name}={stored}")
-    return Checkpoint(state, bridge, content["training"], content["format"], content["version"])
+    return Checkpoint(state, bridge, content["image_size"], content["training"], content["format"], content["version"])
 
 
 @contextmanager

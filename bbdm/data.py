@@ -36,7 +36,9 @@ class Pair:
         if self.target != self.source:
             return source, open_image(self.target)
         if source.width % 2:
-            raise ValueError(f"{self.source} is {source.width} pixels wide: two pictures side by side need an even width")
+            raise ValueError(
+                f"{self.source} is {source.width} pixels wide: two pictures side by side need an even width"
+            )
         half = source.width // 2
         return source.crop((0, 0, half, source.height)), source.crop((half, 0, source.width, source.height))
 

@@ -29,7 +29,7 @@ RANGE_LIMIT = 1.5  # an image in [0, 255] or standardised shows here, an oversho
 class Step(NamedTuple):
     """One step of :meth:`BridgeSampler.stream`, sizes as the source's."""
 
-    index: int  # row of the table
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  # row of the table
     t: int  # the time that the network saw
     x: torch.Tensor  # (B, C, H, W) the state after the step
     x0hat: torch.Tensor  # (B, C, H, W) the estimate of the target that the step was made with
@@ -105,7 +105,7 @@ class BridgeSampler:
     @overload
     def __call__(
         self,
-        source: Image.Image | Sequence[Image.Image],
+        source: Image.Image | list[Image.Image],
         seed: int | Sequence[int] | None = None,
         noise: torch.Tensor | None = None,
         batch_size: int | None = None,
@@ -113,7 +113,7 @@ class BridgeSampler:
     ) -> list[Image.Image]: ...
     def __call__(
         self,
-        source: torch.Tensor | Image.Image | Sequence[Image.Image],
+        source: torch.Tensor | Image.Image | list[Image.Image],
         seed: int | Sequence[int] | None = None,
         noise: torch.Tensor | None = None,
         batch_size: int | None = None,
@@ -196,8 +196,9 @@ class BridgeSampler:
         y = self._pad(source.to(self.device, state_dtype)).contiguous(memory_format=torch.channels_last)
         condition = y.to(self.dtype) if self.unet.config.condition_channels else None
         keys = torch.tensor(seeds, dtype=torch.int64, device=self.device)
-        times = torch.tensor(self.table.timesteps, device=self.device)[:, None].expand(-1, len(y))
-        rows = zip(self.table.timesteps.tolist(), self.table.prediction.tolist(), self.table.coefficients.tolist())
+        table = self.table
+        times = torch.tensor(table.timesteps, device=self.device)[:, None].expand(-1, len(y))
+        rows = zip(table.timesteps.tolist(), table.prediction.tolist(), table.coefficients.tolist(), strict=True)
         x, x0hat = y, None
         for index, (t, prediction, coefficients) in enumerate(rows):
             z = None
@@ -228,7 +229,9 @@ class BridgeSampler:
     def _check_source(self, source: torch.Tensor) -> None:
         channels = self.unet.config.in_channels
         if source.ndim != 4 or source.shape[1] != channels or source.numel() == 0:
-            raise ValueError(f"source must be a non-empty (B, {channels}, H, W) tensor, got shape {tuple(source.shape)}")
+            raise ValueError(
+                f"source must be a non-empty (B, {channels}, H, W) tensor, got shape {tuple(source.shape)}"
+            )
         if not source.is_floating_point():
             raise ValueError(f"source must be a float tensor in [-1, 1], got {source.dtype}")
         largest = source.detach().abs().max().item()

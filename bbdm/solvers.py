@@ -4,7 +4,8 @@ Each step of each solver is one row of weights, x_r = c_x x_s + c_y y + c_0 x0ha
 downstream of the table knows which bridge, objective or solver made it. All of it is float64.
 
 Rows come from the non-Markovian step of DDIM (Song et al. 2021, eq. 12) in a bridge's marginals, with the noise scale
-eta_r a solver chooses, and from DPM-Solver++(2M) (Lu et al. 2022) in pinned coordinates, as a weight w on the last x0hat.
+eta_r a solver chooses, and from DPM-Solver++(2M) (Lu et al. 2022) in pinned coordinates, as a weight w on the x0hat
+before.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def karras(bridge: Bridge, steps: int | None = None) -> Timesteps:
     high, low = bridge.top - len(in_front), bridge.low
     warped = bridge.nu([high, low]) ** (1 / RHO)
     count = steps - len(in_front)
-    levels = np.linspace(*warped, count) if count > 1 or not in_front else np.full(count, warped.mean())
+    levels = np.linspace(warped[0], warped[1], count) if count > 1 or not in_front else np.full(count, warped.mean())
     return _distinct([*in_front, *bridge.time_at(levels**RHO)], bridge)
 
 

@@ -117,7 +117,8 @@ class EMA:
     def update(self, unet: UNet, step: int) -> None:
         """Take in the weights after optimizer step ``step``."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.unet.parameters()), list(unet.parameters()), 1 - decay)
+        for average, weight in zip(self.unet.parameters(), unet.parameters(), strict=True):
+            average.lerp_(weight, 1 - decay)
 
 
 class Trainer:
@@ -210,7 +211,12 @@ class Trainer:
             if progress:
                 tqdm.write("  ".join(f"{k} {v:.4g}" for k, v in record.items()))
             state = {"optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step}
-            save_checkpoint(self.last, self.unet, self.bridge, ema=self.ema.unet, training=state)
+            self.save(self.last, state)
+
+    def save(self, path: Path, training: dict[str, Any] | None = None) -> None:
+        """Write the weights and their average, with the state to go on from where it is given."""
+        size = self.train.image_size
+        save_checkpoint(path, self.unet, self.bridge, ema=self.ema.unet, image_size=size, training=training)
 
     def _run_epoch(self, progress: bool) -> float:
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.config.seed + self.epoch))
@@ -244,9 +250,7 @@ class Trainer:
         self.step += 1
         return loss.item()
 
-    def _loss(
-        self, unet: UNet, y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int
-    ) -> torch.Tensor:
+    def _loss(self, unet: UNet, y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int) -> torch.Tensor:
         t = philox.timesteps(seeds, step, *self.bridge.train_range)
         noise = philox.normal(seeds, step, tuple(x0.shape[1:]), philox.TRAINING)
         condition = y if unet.config.condition_channels else None

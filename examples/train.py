@@ -10,7 +10,6 @@ from typing import Any, get_args
 import torch
 
 from bbdm.bridges import ABridge, Bridge, BrownianBridge, Objective
-from bbdm.checkpoint import save_checkpoint
 from bbdm.data import DATASETS, DIRECTIONS, load_dataset
 from bbdm.networks.unet import PRESETS, UNet
 from bbdm.training import Loss, Precision, Schedule, TrainConfig, Trainer
@@ -62,7 +61,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
     parser.add_argument("--preview_every", type=int, default=10, help="epochs between grids of validation pairs")
-    parser.add_argument("--experiment", type=Path, help="folder of losses, grids and last.pt; OUTPUT_MODEL.run if unset")
+    parser.add_argument("--experiment", type=Path, help="folder of losses, grids, last.pt; OUTPUT_MODEL.run if unset")
     parser.add_argument("--ckpt_path", type=Path, help="go on from a run's last.pt")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--show_verbose", action="store_true", help="a progress bar, and the losses of each epoch")
@@ -98,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.ckpt_path is not None:
         trainer.resume(args.ckpt_path)
     trainer.fit(progress=args.show_verbose)
-    save_checkpoint(args.output_model, trainer.unet, trainer.bridge, ema=trainer.ema.unet)
+    trainer.save(args.output_model)
 
 
 if __name__ == "__main__":

@@ -37,9 +37,7 @@ def philox4x32(counter: npt.ArrayLike, key: npt.ArrayLike) -> npt.NDArray[np.uin
     return np.stack(np.broadcast_arrays(c0, c1, c2, c3), axis=-1).astype(np.uint32)
 
 
-def random_words(
-    seeds: npt.ArrayLike, step: int, count: int, stream: int = 0, lane: int = 0
-) -> npt.NDArray[np.uint32]:
+def random_words(seeds: npt.ArrayLike, step: int, count: int, stream: int = 0, lane: int = 0) -> npt.NDArray[np.uint32]:
     """(B, 4 * ceil(count / 4)) random 32-bit words, the same ones as :func:`bbdm.kernels.philox.random_words`."""
     unsigned = np.atleast_1d(np.asarray(seeds, dtype=np.int64)).astype(np.uint64)
     key = np.stack([unsigned & np.uint64(MASK), unsigned >> np.uint64(32)], axis=-1)[:, None, :]

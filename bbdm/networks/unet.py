@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,7 @@ class UNetConfig:
         attended = [w for i, w in enumerate(widths) if 2**i in self.attention_resolutions] + [widths[-1]]
         for width in attended:
             if width % self.head_channels:
-                raise ValueError(f"attention {width} channels wide is no multiple of head_channels={self.head_channels}")
+                raise ValueError(f"attention on {width} channels does not split into heads of {self.head_channels}")
 
     @property
     def stride(self) -> int:
@@ -96,7 +96,10 @@ def _conv3x3(channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(channels, out_channels, 3, padding=1)
 
 
-def _zeroed(module: nn.Conv1d | nn.Conv2d) -> nn.Module:
+Conv = TypeVar("Conv", nn.Conv1d, nn.Conv2d)
+
+
+def _zeroed(module: Conv) -> Conv:
     nn.init.zeros_(module.weight)
     if module.bias is not None:
         nn.init.zeros_(module.bias)
@@ -122,11 +125,13 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def resample(self, x: torch.Tensor) -> torch.Tensor:
+        """Change the size, where this block does."""
         if self.up:
             return F.interpolate(x, scale_factor=2.0, mode="nearest")
         return F.avg_pool2d(x, 2) if self.down else x
 
     def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) and the (B, 4 * model_channels) time embedding to the next (B, C', H', W')."""
         norm, activation, conv = self.in_layers
         h = conv(self.resample(activation(norm(x))))
         scale, shift = self.emb_layers(emb).to(h.dtype)[:, :, None, None].chunk(2, dim=1)
@@ -136,7 +141,7 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over positions. The channels of qkv are ordered head, then q/k/v, as the released weights have them."""
+    """Self-attention over positions; the channels of qkv are ordered head, then q/k/v, as in the released weights."""
 
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
@@ -146,6 +151,7 @@ class AttentionBlock(nn.Module):
         self.proj_out = _zeroed(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) and the (B, 4 * model_channels) time embedding to the next (B, C', H', W')."""
         b, c, height, width = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, height * width, c)
         qkv = F.linear(tokens, self.qkv.weight.squeeze(-1), self.qkv.bias)
@@ -158,7 +164,10 @@ class AttentionBlock(nn.Module):
 class Stage(nn.Sequential):
     """A few blocks in a row, each fed the time embedding."""
 
-    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: torch.Tensor, emb: torch.Tensor
+    ) -> torch.Tensor:
+        """Map (B, C, H, W) and the (B, 4 * model_channels) time embedding to the next (B, C', H', W')."""
         for layer in self:
             x = layer(x) if isinstance(layer, nn.Conv2d) else layer(x, emb)
         return x
@@ -175,6 +184,8 @@ class UNet(nn.Module):
     ``UNet(3, 3)`` is the A-Bridge paper's network. Attributes: ``config``; ``gradient_checkpointing``, off unless set,
     trades a third more compute in training for activations of one stage at a time.
     """
+
+    frequencies: torch.Tensor
 
     def __init__(self, in_channels: int = 3, out_channels: int = 3, **settings: Any) -> None:
         super().__init__()
@@ -210,7 +221,7 @@ class UNet(nn.Module):
                 self.output_blocks.append(stage)
 
         self.out = nn.Sequential(_norm(channels, config), nn.SiLU(), _zeroed(_conv3x3(channels, out_channels)))
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def _stage(self, channels: int, out_channels: int, level: int) -> Stage:
         stage = Stage(ResBlock(channels, out_channels, self.config))
@@ -238,7 +249,7 @@ class UNet(nn.Module):
         """(B, 4 * model_channels) embedding of (B,) integer or fractional times, in the network's dtype."""
         angles = t.float()[:, None] * self.frequencies
         sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.time_embed(sinusoids.to(self.time_embed[0].weight.dtype))
+        return self.time_embed(sinusoids.to(cast(nn.Linear, self.time_embed[0]).weight.dtype))
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Predict the bridge's objective.
