@@ -1,0 +1,122 @@
+"""Quality of solvers on trained weights: python benchmarks/demo_quality.py DATA OUT.json [flags].
+
+For each validation pair and each solver, several results with the same seeds: the energy score
+E|X - x| - E|X - X'| / 2 (Euclidean norm over all values of an image in [-1, 1]; it punishes error and collapse alike,
+lower is better), the mean saturation beside the target's, the spread E|X - X'|, and seconds. Differences to the first
+solver in the list are paired by image. OUT.json is written after each solver, so that an interrupted run keeps its
+results and goes on from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bbdm.checkpoint import load_checkpoint
+from bbdm.data import load_dataset
+from bbdm.sampler import BridgeSampler
+
+DEMO_WEIGHTS = Path(__file__).parent.parent / "examples" / "demo" / "openmoji64.safetensors"
+RUNS = ["fast:199"] + [f"{solver}:{steps}" for solver in ("dpm2m", "sde-dpm2m") for steps in (5, 10, 20, 40)]
+
+
+def saturation(images: torch.Tensor) -> torch.Tensor:
+    """Largest less smallest channel, mean over pixels, of (..., 3, H, W) in [-1, 1]; in [0, 1]."""
+    return ((images.amax(-3) - images.amin(-3)) / 2).mean((-2, -1))
+
+
+def energy_score(results: torch.Tensor, target: torch.Tensor) -> tuple[float, float]:
+    """Energy score of (S, 3, H, W) results, and their mean distance from each other."""
+    samples = results.flatten(1)
+    error = (samples - target.flatten()).norm(dim=1).mean().item()
+    spread = float(np.mean([(samples[i] - samples[j]).norm().item() for i, j in combinations(range(len(samples)), 2)]))
+    return error - spread / 2, spread
+
+
+def measure(sampler: BridgeSampler, sources: torch.Tensor, targets: torch.Tensor, seeds: int, batch: int) -> dict[str, Any]:
+    """Scores of each image. Sample j of image i has the seed i + j * (number of images)."""
+    count = len(sources)
+    started = time.perf_counter()
+    results = torch.stack([sampler(sources, seed=j * count, batch_size=batch) for j in range(seeds)], dim=1)
+    seconds = time.perf_counter() - started
+    scores = [energy_score(r, t) for r, t in zip(results, targets, strict=True)]
+    return {
+        "energy": [energy for energy, _ in scores],
+        "spread": [spread for _, spread in scores],
+        "saturation": saturation(results).mean(1).tolist(),
+        "target_saturation": saturation(targets).tolist(),
+        "seconds_per_image": seconds / (count * seeds),
+    }
+
+
+def table(runs: dict[str, dict[str, Any]]) -> str:
+    """Markdown, one row a solver."""
+    first = next(iter(runs))
+    lines = [
+        f"| solver | NFE | energy score | against {first.replace(':', ' ')}, paired | saturation (target) | spread | s / image |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, run in runs.items():
+        energy, base = np.array(run["energy"]), np.array(runs[first]["energy"])
+        shared = min(len(energy), len(base))
+        difference = energy[:shared] - base[:shared]
+        error = difference.std(ddof=1) / np.sqrt(shared)
+        relative = 100 / base[:shared].mean()
+        lines.append(
+            f"| {' | '.join(name.split(':'))} | {energy.mean():.2f} ± {energy.std(ddof=1) / np.sqrt(len(energy)):.2f} "
+            f"| {relative * difference.mean():+.1f} % ± {relative * error:.1f} "
+            f"| {np.mean(run['saturation']):.3f} ({np.mean(run['target_saturation']):.3f}) "
+            f"| {np.mean(run['spread']):.1f} | {run['seconds_per_image']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data_dir", help="a folder with val/, source left and target right in each picture")
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--checkpoint", type=Path, default=DEMO_WEIGHTS)
+    parser.add_argument("--runs", nargs="+", default=RUNS, metavar="SOLVER:NFE")
+    parser.add_argument("--images", type=int, help="only so many, spread evenly over the split; all if unset")
+    parser.add_argument("--seeds", type=int, default=8, help="results for each image")
+    parser.add_argument("-b", "--batch_size", type=int, default=32)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(argv)
+
+    checkpoint = load_checkpoint(args.checkpoint)
+    dataset = load_dataset("edge2shoes", args.data_dir, "val", checkpoint.image_size or 256)
+    chosen = np.linspace(0, len(dataset) - 1, args.images or len(dataset)).round().astype(int)
+    sources, targets = (torch.stack(v) for v in zip(*(dataset[int(i)] for i in chosen), strict=True))
+    setting = {"images": len(chosen), "seeds": args.seeds, "dtype": args.dtype, "weights": args.checkpoint.name}
+    done = json.loads(args.output.read_text()) if args.output.exists() else {"setting": setting, "runs": {}}
+    if done["setting"] != setting:
+        raise SystemExit(f"{args.output} was measured with {done['setting']}, not {setting}: name another file")
+    for run in args.runs:
+        if run in done["runs"]:
+            continue
+        solver, steps = run.split(":")
+        nfe = None if run == "fast:199" else int(steps)  # the published list of times
+        sampler = BridgeSampler(
+            checkpoint.build_unet(),
+            checkpoint.bridge,
+            solver,
+            steps=nfe,
+            device=args.device,
+            dtype=getattr(torch, args.dtype),
+        )
+        done["runs"][run] = measure(sampler, sources, targets, args.seeds, args.batch_size)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(done))
+        print(table(done["runs"]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

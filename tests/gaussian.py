@@ -1,0 +1,112 @@
+"""How far a solver ends from the true conditional distribution, where the ideal denoiser is known in closed form.
+
+For x0 ~ N(mu, s^2) and one source y, everything is Gaussian: the mean and covariance of (x, x0hat before) go through
+the table exactly, without sampling. `python tests/gaussian.py OUT.png` draws the distance against NFE.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bbdm import ABridge, solvers
+from bbdm.bridges import Bridge
+from bbdm.solvers import StepTable
+
+Array = npt.NDArray[np.float64]
+SOURCE = 0.0
+CASES = [(1.0, 0.5), (1.0, 0.1), (0.5, 1.0)]  # (mu, s)
+
+
+def ideal_x0hat(bridge: Bridge, t: int, mu: float, s: float) -> tuple[float, float]:
+    """E[x0 | x_t] as (gain, offset) of x_t."""
+    alpha, beta, sigma = (float(v) for v in bridge.marginal(t))
+    gain = alpha * s**2 / (alpha**2 * s**2 + sigma**2) if alpha or sigma else 0.0
+    return gain, mu - gain * (alpha * mu + beta * SOURCE)
+
+
+def end_distribution(bridge: Bridge, table: StepTable, mu: float, s: float) -> tuple[float, float]:
+    """Mean and standard deviation of what a table makes with the ideal denoiser."""
+    mean, covariance = np.array([SOURCE, 0.0]), np.zeros((2, 2))  # of (x, x0hat before)
+    for t, (c_x, c_y, c_0, c_h, c_z) in zip(table.timesteps.tolist(), table.coefficients, strict=True):
+        gain, offset = ideal_x0hat(bridge, t, mu, s)
+        step = np.array([[c_x + c_0 * gain, c_h], [gain, 0.0]])
+        mean = step @ mean + np.array([c_y * SOURCE + c_0 * offset, offset])
+        covariance = step @ covariance @ step.T + np.diag([c_z**2, 0.0])
+    return float(mean[0]), float(np.sqrt(covariance[0, 0]))
+
+
+def w2(bridge: Bridge, table: StepTable, mu: float, s: float) -> float:
+    """2-Wasserstein distance to N(mu, s^2)."""
+    mean, std = end_distribution(bridge, table, mu, s)
+    return float(np.hypot(mean - mu, std - s))
+
+
+class Mixture:
+    """x0 ~ 0.5 N(-1, s^2) + 0.5 N(1, s^2), not Gaussian, so a solver is judged by sampling."""
+
+    def __init__(self, s: float) -> None:
+        self.means, self.s = np.array([-1.0, 1.0]), s
+
+    def x0hat(self, bridge: Bridge, t: int, x: Array) -> Array:
+        """E[x0 | x_t] for (N,) states."""
+        alpha, beta, sigma = (float(v) for v in bridge.marginal(t))
+        if alpha == 0.0:
+            return np.zeros_like(x)
+        nu2 = (sigma / alpha) ** 2
+        pinned = ((x - beta * SOURCE) / alpha)[:, None]
+        log_weight = -0.5 * (pinned - self.means) ** 2 / (self.s**2 + nu2)
+        weight = np.exp(log_weight - log_weight.max(axis=1, keepdims=True))
+        each = (self.s**2 * pinned + nu2 * self.means) / (self.s**2 + nu2)
+        return (weight * each).sum(axis=1) / weight.sum(axis=1)
+
+    def sample(self, bridge: Bridge, table: StepTable, count: int, rng: np.random.Generator) -> Array:
+        """(count,) values that a table makes with the ideal denoiser."""
+        x, x0_prev = np.full(count, SOURCE), np.zeros(count)
+        for t, (c_x, c_y, c_0, c_h, c_z) in zip(table.timesteps.tolist(), table.coefficients, strict=True):
+            x0hat = self.x0hat(bridge, t, x)
+            x = c_x * x + c_y * SOURCE + c_0 * x0hat + c_h * x0_prev + c_z * rng.standard_normal(count)
+            x0_prev = x0hat
+        return x
+
+    def draw(self, count: int, rng: np.random.Generator) -> Array:
+        """(count,) values of the distribution itself."""
+        return rng.choice(self.means, count) + self.s * rng.standard_normal(count)
+
+
+def sample_w2(a: Array, b: Array) -> float:
+    """2-Wasserstein distance between two samples of one size, in one dimension."""
+    return float(np.sqrt(np.mean((np.sort(a) - np.sort(b)) ** 2)))
+
+
+def main(path: Path) -> None:
+    """Draw the distance against NFE, a panel for each case."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    bridge = ABridge()
+    figure, axes = plt.subplots(1, len(CASES), figsize=(13, 4), sharey=True, constrained_layout=True)
+    nfes = [2, 3, 5, 7, 10, 14, 20, 30, 40, 60, 100, 200, 400, 1000]
+    for axis, (mu, s) in zip(axes, CASES, strict=True):
+        for solver in ("dpm2m", "sde-dpm2m", "ddim", "posterior", "fast"):
+            distances = [w2(bridge, solvers.build(bridge, solver, steps=n), mu, s) for n in nfes]
+            axis.loglog(nfes, distances, marker=".", label="fast, karras times" if solver == "fast" else solver)
+        for solver, marker in (("fast", "*"), ("ancestral", "D")):
+            table = solvers.build(bridge, solver)
+            label = f"{solver} as published ({len(table)})"
+            axis.loglog(len(table), w2(bridge, table, mu, s), marker, color="black", markersize=9, label=label)
+        axis.set(title=f"x0 ~ N({mu}, {s}²), y = {SOURCE:g}", xlabel="network evaluations")
+        axis.grid(alpha=0.3, which="both")
+    axes[0].set_ylabel("W2 to the true conditional")
+    axes[0].legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,393 @@
+"""Parity of bridges, solver rows and the whole sampler with the public sde-bbdm 1.1: same inputs, same noise, compare.
+
+The public code computes its schedules in torch's default dtype, so rows are compared with that set to float64. It draws
+its noise with ``torch.randn_like``, which is replaced here by known noise. Where the public code cannot run or is
+wrong, a test shows that, and the comparison is with its formula instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
+
+import pytest
+import torch
+from torch import nn
+
+from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, solvers
+from bbdm.bridges import Bridge
+from bbdm.kernels.bridge_step import bridge_step
+
+sde_bbdm = pytest.importorskip("sde_bbdm")
+diffusion = pytest.importorskip("diffusion")
+
+T = 1000
+TOLERANCE = 1e-9  # of one step in float64; inputs are standard normals, measured differences are below 1e-13
+C_LAMBDAS = [1.0, 2.0]
+
+Draw = Callable[[torch.Tensor], None]
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    with default_dtype(torch.float64):
+        yield
+
+
+@pytest.fixture
+def draw(monkeypatch: pytest.MonkeyPatch) -> Draw:
+    """``draw(z)`` makes z the public code's noise until the next call."""
+
+    def hand_out(noise: torch.Tensor) -> None:
+        monkeypatch.setattr(torch, "randn_like", lambda *_args, **_settings: noise)
+
+    return hand_out
+
+
+class Inputs(NamedTuple):
+    """What a step takes, one a row: (rows, B, 3, 4, 4) each."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    pred: torch.Tensor
+    z: torch.Tensor
+
+
+def random_inputs(rows: int, batch: int = 1) -> Inputs:
+    generator = torch.Generator().manual_seed(rows)
+    return Inputs(*torch.randn(4, rows, batch, 3, 4, 4, generator=generator))
+
+
+def public_data(x: torch.Tensor, t: int, y: torch.Tensor) -> Any:
+    return diffusion.DiffusionData(x, torch.full((len(x),), t), condition=y)
+
+
+def our_step(
+    table: solvers.StepTable, row: int, x: torch.Tensor, y: torch.Tensor, pred: torch.Tensor, z: torch.Tensor
+) -> torch.Tensor:
+    prediction, coefficients = table.prediction[row].tolist(), table.coefficients[row].tolist()
+    return bridge_step(pred, x, y, None, z, prediction, coefficients)[0]
+
+
+def assert_rows_agree(differences: dict[int, torch.Tensor], count: int) -> None:
+    """Every |public - ours|, listed by t, is within ``TOLERANCE``; NaN is not."""
+    assert len(differences) == count
+    wrong = {t: d.max().item() for t, d in differences.items() if not (d <= TOLERANCE).all()}
+    assert not wrong, f"{len(wrong)} rows differ, first {dict(list(wrong.items())[:5])}"
+
+
+def paper_times() -> list[int]:
+    """The list as the public generation script forms it."""
+    return torch.arange(1000, 904, -2).tolist() + torch.arange(902, 1, -6).tolist()
+
+
+# Forward diffusion
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("c_lambda", C_LAMBDAS)
+def test_abridge_forward_diffusion(draw: Draw, c_lambda: float) -> None:
+    t = torch.arange(1, T + 1)
+    x0, y, _, noise = (v[:, 0] for v in random_inputs(len(t)))
+    draw(noise)
+    module = sde_bbdm.nn.ABridgeModule(nn.Identity(), T, c_lambda=c_lambda)
+    public, objective = module.forward_diffusion(x0, t, condition=y)
+
+    x_t, target = ABridge(T, c_lambda).add_noise(x0, y, t, noise)
+
+    torch.testing.assert_close(x_t, public.x, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(target, objective, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.usefixtures("float64")
+def test_brownian_forward_diffusion(draw: Draw) -> None:
+    t = torch.arange(1, T)
+    x0, y, _, noise = (v[:, 0] for v in random_inputs(len(t)))
+    draw(noise)
+    public, objective = sde_bbdm.nn.BBDMModule(nn.Identity(), T).forward_diffusion(x0, t, condition=y)
+
+    x_t, target = BrownianBridge(T).add_noise(x0, y, t, noise)
+
+    torch.testing.assert_close(x_t, public.x, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(target, objective, rtol=0, atol=TOLERANCE)
+
+
+# Rows of ABridge
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("c_lambda", C_LAMBDAS)
+def test_abridge_ancestral_rows(draw: Draw, c_lambda: float) -> None:
+    table = solvers.build(ABridge(T, c_lambda), "ancestral")
+    module = sde_bbdm.nn.ABridgeModule(nn.Identity(), T, c_lambda=c_lambda)
+    x, y, pred, z = random_inputs(T)
+    differences: dict[int, torch.Tensor] = {}
+    for row, t in enumerate(table.timesteps.tolist()):
+        draw(z[row])
+        public = module.sampling_step(public_data(x[row], t, y[row]), t, predicted_obj=pred[row])
+        state = y[row] if t == T else x[row]  # whatever x it is given, the public code starts from the condition
+        # The public code subtracts its noise; c_z is positive in our tables.
+        differences[t] = (public - our_step(table, row, state, y[row], pred[row], -z[row])).abs()
+
+    # At t = T the public weights are printed: 0.9998552 on y, 0.0001447648 on y - p, 0.0014142 on z. Half a unit of the
+    # last digit of each is the tolerance of this row, and of this row alone.
+    printed = 0.5e-7 * y[0].abs() + 0.5e-10 * (y[0] - pred[0]).abs() + 0.5e-7 * z[0].abs()
+    assert (differences.pop(T) <= printed).all()
+    assert_rows_agree(differences, T - 1)
+
+
+def test_paper_times_are_the_public_script_list() -> None:
+    times = paper_times()
+    assert len(times) == 199
+    assert solvers.build(ABridge(), "fast").timesteps.tolist() == times
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("c_lambda", C_LAMBDAS)
+def test_abridge_fast_rows(draw: Draw, c_lambda: float) -> None:
+    table = solvers.build(ABridge(T, c_lambda), "fast", timesteps="paper")
+    module = sde_bbdm.nn.ABridgeModule(nn.Identity(), T, c_lambda=c_lambda)
+    module.fast_sampling_steps = paper_times()
+    count = len(module.fast_sampling_steps)
+    x, y, pred, z = random_inputs(count)
+    differences: dict[int, torch.Tensor] = {}
+    for row, t in enumerate(module.fast_sampling_steps):
+        draw(z[row])
+        public = module.sampling_step(public_data(x[row], t, y[row]), count - row, predicted_obj=pred[row])
+        state = y[row] if t == T else x[row]
+        differences[t] = (public - our_step(table, row, state, y[row], pred[row], z[row])).abs()
+    assert_rows_agree(differences, 199)
+
+
+# Rows of BrownianBridge
+
+
+@pytest.mark.usefixtures("float64")
+def test_brownian_ancestral_rows(draw: Draw) -> None:
+    table = solvers.build(BrownianBridge(T), "ancestral")
+    module = sde_bbdm.nn.SDEBBDMModule(nn.Identity(), T)
+    x, y, pred, z = random_inputs(T)
+    differences: dict[int, torch.Tensor] = {}
+    for row, t in enumerate(table.timesteps.tolist()):
+        draw(z[row])
+        public = module.sampling_step(public_data(x[row], t, y[row]), t, predicted_obj=pred[row])
+        differences[t] = (public - our_step(table, row, x[row], y[row], pred[row], -z[row])).abs()
+    assert_rows_agree(differences, T)
+
+
+def marginal_at(bridge: Bridge, t: int, x0: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    alpha, beta, sigma = (float(weight) for weight in bridge.marginal(t))
+    return alpha * x0 + beta * y + sigma * z
+
+
+@pytest.mark.usefixtures("float64")
+def test_brownian_posterior_rows(draw: Draw) -> None:
+    bridge = BrownianBridge(T)
+    table = solvers.build(bridge, "posterior", timesteps=range(T, 0, -1))
+    module = sde_bbdm.nn.BBDMModule(nn.Identity(), T)
+    x, y, pred, z = random_inputs(T)
+    differences: dict[int, torch.Tensor] = {}
+    for row, t in enumerate(table.timesteps.tolist()):
+        draw(z[row])
+        public = module.sampling_step(public_data(x[row], t, y[row]), t, predicted_obj=pred[row])
+        state = y[row] if t == T else x[row]
+        ours = our_step(table, row, state, y[row], pred[row], z[row])
+        if t == T:
+            # The public weights are 0 / 0 here, so its full sampling from T gives NaN. Given x_T = y, which says
+            # nothing of x0, the posterior is the marginal.
+            assert public.isnan().all()
+            public = marginal_at(bridge, T - 1, y[row] - pred[row], y[row], z[row])
+        differences[t] = (public - ours).abs()
+    assert_rows_agree(differences, T)
+
+
+class TakesCondition(nn.Module):
+    """A network for ``BBDMModule``, which passes the condition and evaluates it even where the prediction is given."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x)
+
+
+def test_bbdm_fast_steps_index_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From each time it goes to the one before it in the list, and from the first to the last."""
+    times = [1000, 600, 300, 1]
+    module = sde_bbdm.nn.BBDMModule(TakesCondition(), T)
+    module.fast_sampling_steps = times
+    visited: list[tuple[int, int]] = []
+    monkeypatch.setattr(module, "fast_sampling_step", lambda _data, s, r, **_settings: visited.append((s, r)))
+    image = torch.zeros(2, 3, 4, 4)
+    for row, t in enumerate(times):
+        module.sampling_step(public_data(image, t, image), len(times) - row, predicted_obj=image)
+    assert visited == [(1000, 1), (600, 1000), (300, 600), (1, 300)]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_bbdm_fast_step_takes_two_images_only(batch: int) -> None:
+    """It unpacks the network's output into two, which only a batch of two survives."""
+    image = torch.zeros(batch, 3, 4, 4)
+    module = sde_bbdm.nn.BBDMModule(TakesCondition(), T)
+    with pytest.raises(ValueError, match="unpack"):
+        module.fast_sampling_step(public_data(image, 600, image), 600, 300, predicted_obj=image)
+
+
+@pytest.mark.usefixtures("float64")
+def test_brownian_posterior_rows_with_skips(draw: Draw) -> None:
+    """The public fast step, told the right pair of times, is our default ``posterior`` table of 200 times."""
+    bridge = BrownianBridge(T)
+    table = solvers.build(bridge, "posterior")
+    module = sde_bbdm.nn.BBDMModule(TakesCondition(), T)
+    times = [*table.timesteps.tolist(), 0]
+    x, y, pred, z = random_inputs(len(table), batch=2)
+    differences: dict[int, torch.Tensor] = {}
+    for row, (s, r) in enumerate(pairwise(times)):
+        draw(z[row])
+        state = y[row] if s == T else x[row]
+        public = module.fast_sampling_step(public_data(state, s, y[row]), s, r, predicted_obj=pred[row])
+        if s == T:  # 0 / 0, as in the full step
+            assert public.isnan().all()
+            public = marginal_at(bridge, r, y[row] - pred[row], y[row], z[row])
+        differences[s] = (public - our_step(table, row, state, y[row], pred[row], z[row])).abs()
+    assert_rows_agree(differences, 200)
+
+
+@pytest.mark.usefixtures("float64")
+def test_sde_bbdm_fast_noise_is_half_the_variance(draw: Draw) -> None:
+    """Where A-Bridge's fast noise is 0.5 sigma, this variant's is 0.5 sigma^2; our row keeps 0.5 sigma."""
+    bridge = BrownianBridge(T)
+    module = sde_bbdm.nn.SDEBBDMModule(TakesCondition(), T)
+    zero, one = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
+    draw(one)
+    public = module.fast_sampling_step(public_data(zero, 600, zero), 600, 300, predicted_obj=zero)
+    table = solvers.build(bridge, "fast", timesteps=[T, 600, 300])
+    ours = our_step(table, 1, zero, zero, zero, one)
+    sigma = float(bridge.sigma(300))
+    torch.testing.assert_close(public, 0.5 * sigma**2 * one, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(ours, 0.5 * sigma * one, rtol=0, atol=TOLERANCE)
+
+
+def test_sde_bbdm_fast_steps_run_off_their_list() -> None:
+    """After the last time it looks for another one."""
+    image = torch.zeros(2, 3, 4, 4)
+    module = sde_bbdm.nn.SDEBBDMModule(TakesCondition(), T)
+    module.fast_sampling_steps = [1000, 1]
+    with pytest.raises(IndexError):
+        module.sampling_step(public_data(image, 1, image), 1, predicted_obj=image)
+
+
+# The whole sampler
+
+
+class Contraction(nn.Module):
+    """A network that both samplers can call: x0hat = x - p is a contraction of x that also depends on the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(in_channels=3, condition_channels=0, stride=1)
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        return x - 0.5 * torch.tanh(self.conv(x) + t.view(-1, 1, 1, 1) / T)
+
+
+def contraction() -> UNet:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return cast(UNet, Contraction().eval())
+
+
+def public_states(
+    network: nn.Module, solver: str, source: torch.Tensor, noise: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> list[torch.Tensor]:
+    """The state after each step of the public sampler, whose step k draws noise[k]; the last is what it returns."""
+    times = paper_times() if solver == "fast" else list(range(T, 0, -1))
+    module = sde_bbdm.nn.ABridgeModule(network, T, c_lambda=2)
+    module.fast_sampling_steps = times if solver == "fast" else None
+    step = module.sampling_step
+    states: list[torch.Tensor] = []
+
+    def recorded_step(*args: Any, **settings: Any) -> torch.Tensor:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "randn_like", lambda *_args, **_settings: noise[len(states)])
+            states.append(step(*args, **settings))
+        return states[-1]
+
+    monkeypatch.setattr(module, "sampling_step", recorded_step)
+    manager = diffusion.Manager(module)
+    images = manager.predict(
+        len(source),
+        tuple(source.shape[1:]),
+        condition=source,
+        noises=source,
+        sampling_range=times,
+        device=torch.device("cpu"),
+    )
+    assert len(states) == len(times)
+    states[-1] = torch.stack(images)
+    return states
+
+
+# The public full sampling takes one image only; see the last test.
+SAMPLERS = [pytest.param("fast", 2, id="fast"), pytest.param("ancestral", 1, id="ancestral")]
+
+
+def sampler_inputs(solver: str, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    steps = 199 if solver == "fast" else T
+    source = torch.rand(batch, 3, 8, 8, generator=generator) * 2 - 1
+    return source, torch.randn(steps, batch, 3, 8, 8, generator=generator)
+
+
+def our_noise(noise: torch.Tensor, solver: str) -> torch.Tensor:
+    return -noise if solver == "ancestral" else noise
+
+
+@pytest.mark.parametrize(("solver", "batch"), SAMPLERS)
+def test_sampler_makes_the_public_images_in_float32(solver: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To 1e-5; measured 5e-7 (fast) and 2e-7 (ancestral).
+
+    The public code evaluates its schedule in float32, we in float64, and its first ancestral step has printed weights.
+    States in the middle of the ancestral path differ by up to 1.1e-5 for these reasons; the network, a contraction,
+    has forgotten that by the last step. The next test compares the states themselves, in float64.
+    """
+    network = contraction()
+    source, noise = sampler_inputs(solver, batch)
+    public = public_states(network, solver, source, noise, monkeypatch)[-1]
+    image = BridgeSampler(network, ABridge(T, 2.0), solver)(source, noise=our_noise(noise, solver))
+    assert image.dtype == torch.float32
+    torch.testing.assert_close(image, public, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("solver", "batch"), SAMPLERS)
+def test_sampler_walks_the_public_path_in_float64(solver: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with default_dtype(torch.float64):
+        network = contraction()
+        source, noise = sampler_inputs(solver, batch)
+        public = public_states(network, solver, source, noise, monkeypatch)
+        sampler = BridgeSampler(network, ABridge(T, 2.0), solver)
+        states = [step.x for step in sampler.stream(source, noise=our_noise(noise, solver))]
+    assert states[0].dtype == torch.float64
+    # Ancestral states carry the rounding of the first step's printed weights, 1e-7, which later steps grow to 2.7e-6.
+    atol = TOLERANCE if solver == "fast" else 1e-5
+    torch.testing.assert_close(torch.stack(states), torch.stack(public), rtol=0, atol=atol)
+
+
+def test_public_full_sampling_takes_one_image_only() -> None:
+    """It asks a tensor of times for one truth value; ours has no such limit."""
+    manager = diffusion.Manager(sde_bbdm.nn.ABridgeModule(contraction(), T, c_lambda=2))
+    source = torch.zeros(2, 3, 8, 8)
+    with pytest.raises(RuntimeError, match="Boolean value of Tensor with more than one value is ambiguous"):
+        manager.sampling(2, source, condition=source)
+    assert BridgeSampler(contraction(), ABridge(T, 2.0), "ancestral")(source, seed=0).shape == source.shape

@@ -1,0 +1,66 @@
+"""Solver quality where the truth is known."""
+
+import numpy as np
+import pytest
+
+from bbdm import ABridge, BrownianBridge, solvers
+from tests.gaussian import CASES, Mixture, end_distribution, sample_w2, w2
+
+
+@pytest.mark.parametrize(("mu", "s"), CASES)
+def test_dpm2m_with_10_evaluations_beats_fast_with_199(mu: float, s: float):
+    bridge = ABridge(c_lambda=2.0)
+    ten = w2(bridge, solvers.build(bridge, "dpm2m", steps=10), mu, s)
+    published = w2(bridge, solvers.build(bridge, "fast"), mu, s)
+    assert ten <= 0.6 * published
+
+
+@pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "ddim", "posterior"])
+@pytest.mark.parametrize("bridge", [ABridge(), BrownianBridge()], ids=["abridge", "brownian"])
+@pytest.mark.parametrize(("mu", "s"), [(1.0, 0.5), (0.5, 1.0)])
+def test_solvers_converge_to_the_true_conditional(solver: str, bridge: ABridge | BrownianBridge, mu: float, s: float):
+    """With all times visited two known errors remain, and 0.01 for a thousand first-order steps."""
+    last = float(bridge.nu(1)) ** 2 / s  # the clean image is x0hat at t = 1: nu(1) of noise taken off a spread s
+    first = 0.0
+    if solver in ("ddim", "dpm2m"):  # the first step draws noise around E[x0], a spread of nu in place of hypot(nu, s)
+        nu = float(bridge.nu(bridge.top - 1))
+        first = s * (1 - nu / np.hypot(nu, s))
+    assert w2(bridge, solvers.build(bridge, solver, steps=1000), mu, s) < first + last + 0.01
+
+
+def test_dpm2m_is_of_second_order_and_ddim_of_first():
+    """Half the step: an error a quarter as large for dpm2m, half as large for ddim, between the same two noise levels."""
+    bridge, mu, s = ABridge(num_steps=10**6), 1.0, 0.5
+
+    def error(solver: str, steps: int) -> float:
+        # Equal steps in ln nu from 4 to 0.4, so that nothing but the step size changes; times are fine enough to not round.
+        times = [bridge.top, *(int(t) for t in bridge.time_at(np.geomspace(4.0, 0.4, steps + 1)))]
+        table = solvers.build(bridge, solver, timesteps=times)
+        rows = table.coefficients.copy()
+        rows[-1] = 1.0, 0.0, 0.0, 0.0, 0.0  # stay at the last time
+        open_table = solvers.StepTable(table.timesteps.copy(), table.prediction.copy(), rows)
+        mean, std = end_distribution(bridge, open_table, mu, s)
+        alpha, _, sigma = (float(v) for v in bridge.marginal(times[-1]))
+        # The first step draws x_r with noise sigma_r around the ideal denoiser's mean: that is the true x_r less s.
+        true_std = np.hypot(alpha * s, sigma) * _spread_kept(bridge, times, s)
+        return abs(std - true_std) + abs(mean - alpha * mu)
+
+    for solver, order in (("ddim", 1), ("dpm2m", 2)):
+        ratio = error(solver, 64) / error(solver, 128)
+        assert np.log2(ratio) == pytest.approx(order, abs=0.25)
+
+
+def _spread_kept(bridge: ABridge, times: list[int], s: float) -> float:
+    """The probability flow keeps the number of standard deviations; the first draw has sigma in place of their root sum."""
+    alpha, _, sigma = (float(v) for v in bridge.marginal(times[1]))
+    return sigma / np.hypot(alpha * s, sigma)
+
+
+@pytest.mark.parametrize("s", [0.2, 0.5])
+def test_dpm2m_with_20_evaluations_beats_fast_with_199_on_a_mixture(s: float):
+    bridge, mixture, rng = ABridge(), Mixture(s), np.random.default_rng(0)
+    count = 50_000
+    truth = mixture.draw(count, rng)
+    twenty = sample_w2(mixture.sample(bridge, solvers.build(bridge, "dpm2m", steps=20), count, rng), truth)
+    published = sample_w2(mixture.sample(bridge, solvers.build(bridge, "fast"), count, rng), truth)
+    assert twenty < published

@@ -1,0 +1,104 @@
+"""The noise contract: published integers, the same numbers in NumPy and PyTorch, and statistics."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from bbdm.kernels import philox, philox_numpy
+
+# Random123's known answers for philox4x32-10: counter, key, result.
+KNOWN = [
+    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]
+
+
+def words(text: str) -> list[int]:
+    return [int(word, 16) for word in text.split()]
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN, ids=["zeros", "ones", "pi"])
+def test_numpy_gives_the_published_words(counter: str, key: str, expected: str):
+    assert philox_numpy.philox4x32(words(counter), words(key)).tolist() == words(expected)
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN, ids=["zeros", "ones", "pi"])
+def test_torch_gives_the_published_words(counter: str, key: str, expected: str, monkeypatch: pytest.MonkeyPatch):
+    element, step, stream, lane = words(counter)
+    low, high = words(key)
+    seed = low | high << 32
+    monkeypatch.setattr(torch, "arange", lambda count, device: torch.tensor([element]))
+    made = philox.random_words(torch.tensor([seed - 2**64 if seed >= 2**63 else seed]), step, 4, stream, lane)
+    assert made.tolist() == [words(expected)]
+
+
+def test_counter_and_key_are_laid_out_as_the_contract_says():
+    seed, step, stream, lane = 0x0123456789ABCDEF, 7, 1, 2
+    made = philox_numpy.random_words([seed], step, 12, stream, lane)
+    for block in range(3):
+        expected = philox_numpy.philox4x32([block, step, stream, lane], [0x89ABCDEF, 0x01234567])
+        assert made[0, 4 * block : 4 * block + 4].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32, 2**63 - 1])
+@pytest.mark.parametrize(("step", "stream"), [(0, 0), (2**32 - 1, 1)])
+def test_numpy_and_torch_agree(seed: int, step: int, stream: int):
+    seeds, shape = [seed, seed // 3], (3, 5, 7)
+    integers = philox.random_words(torch.tensor(seeds), step, 105, stream)
+    assert integers.tolist() == philox_numpy.random_words(seeds, step, 105, stream).tolist()
+    ours = philox.normal(torch.tensor(seeds), step, shape, stream).numpy()
+    assert ours.dtype == np.float32
+    assert ours.shape == (2, *shape)
+    np.testing.assert_allclose(ours, philox_numpy.normal(seeds, step, shape, stream), rtol=2e-6, atol=2e-6)
+
+
+def test_normals_are_box_muller_of_the_words():
+    """Even lane radius, odd lane angle, cosine first; computed here in float64."""
+    u = ((philox_numpy.random_words([5], 3, 4)[0] >> 9) + 0.5) * 2.0**-23
+    radius, angle = np.sqrt(-2 * np.log(u[[0, 2]])), 2 * np.pi * u[[1, 3]]
+    expected = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
+    assert philox_numpy.normal([5], 3, (1, 2, 2)).reshape(-1) == pytest.approx(expected, abs=1e-5)
+
+
+def test_noise_of_an_image_does_not_depend_on_the_batch():
+    together = philox.normal(torch.arange(10, 15), 4, (3, 6, 6))
+    for i in range(5):
+        assert torch.equal(together[i], philox.normal(torch.tensor([10 + i]), 4, (3, 6, 6))[0])
+
+
+def test_noise_is_indexed_by_element():
+    """A smaller image sees the beginning of a larger one's numbers."""
+    assert torch.equal(
+        philox.normal(torch.tensor([1]), 0, (1, 2, 3)).flatten(), philox.normal(torch.tensor([1]), 0, (30,))[0, :6]
+    )
+
+
+def test_first_normals_pass_kolmogorov_smirnov():
+    """False alarm one time in 1,000; the seed is fixed, so the answer is too."""
+    sample = philox.normal(torch.tensor([0]), 0, (2**20,)).double().numpy()[0]
+    assert stats.kstest(sample, "norm").pvalue > 1e-3
+    assert abs(sample.mean()) < 4 / 2**10
+    assert abs(sample.std() - 1) < 4 / 2**10.5
+
+
+@pytest.mark.parametrize("other", [(1, 0, 0), (0, 1, 0), (0, 0, 1)], ids=["seed", "step", "stream"])
+def test_neighbouring_streams_are_uncorrelated(other: tuple[int, int, int]):
+    """Correlation within 4 standard errors of 0."""
+    seed, step, stream = other
+    a = philox.normal(torch.tensor([0]), 0, (2**16,), 0)
+    b = philox.normal(torch.tensor([seed]), step, (2**16,), stream)
+    assert abs(float((a * b).mean())) < 4 / 2**8
+
+
+def test_timesteps_are_uniform_and_in_range():
+    """Chi-squared over 10 values, false alarm one time in 1,000."""
+    t = philox.timesteps(torch.arange(20_000), 3, 1, 10)
+    assert (int(t.min()), int(t.max())) == (1, 10)
+    assert stats.chisquare(np.bincount(t.numpy())[1:]).pvalue > 1e-3
+
+
+def test_flips_are_fair():
+    flips = philox.flips(torch.arange(10_000), 0)
+    assert abs(float(flips.float().mean()) - 0.5) < 4 * 0.5 / 100

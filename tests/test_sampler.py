@@ -1,0 +1,260 @@
+"""BridgeSampler: seeds, batches, padding, pictures, threads, and what it refuses."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, save_checkpoint
+from bbdm.kernels import philox
+
+SMALL: dict[str, Any] = {
+    "model_channels": 8,
+    "channel_mult": (1, 2),
+    "num_res_blocks": 1,
+    "attention_resolutions": (),
+    "head_channels": 8,
+    "num_groups": 4,
+}
+
+
+def small_unet(condition_channels: int = 3, channels: int = 3) -> UNet:
+    """A network whose zero-initialised layers are filled, so that it answers to everything."""
+    torch.manual_seed(0)
+    unet = UNet(channels, channels, condition_channels=condition_channels, **SMALL)
+    for parameter in unet.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return unet.eval()
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet:
+    return small_unet()
+
+
+@pytest.fixture(scope="module")
+def source() -> torch.Tensor:
+    return torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast"])
+def test_image_of_a_batch_equals_the_image_alone(unet: UNet, source: torch.Tensor, solver: str):
+    sampler = BridgeSampler(unet, ABridge(), solver, steps=6)
+    together = sampler(source, seed=7)
+    for i in range(5):
+        alone = sampler(source[i : i + 1], seed=7 + i)
+        # Rows of dpm2m near T weigh x by 33 and 4, and float32 rounding of x by as much.
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 9])
+def test_batch_size_changes_nothing(unet: UNet, source: torch.Tensor, batch_size: int):
+    sampler = BridgeSampler(unet, ABridge(), "sde-dpm2m", steps=4)
+    torch.testing.assert_close(sampler(source, seed=0, batch_size=batch_size), sampler(source, seed=0), rtol=0, atol=1e-5)
+
+
+def test_the_loop_is_the_table(unet: UNet, source: torch.Tensor):
+    """Every step written out with the network and the documented noise."""
+    sampler = BridgeSampler(unet, ABridge(), "fast", steps=5)
+    table, seeds = sampler.table, torch.arange(3, 8)
+    x, x0hat = source, torch.zeros_like(source)
+    with torch.no_grad():
+        for k, t in enumerate(table.timesteps.tolist()):
+            pred = unet(x, torch.full((5,), t), source)
+            x0hat = x - pred
+            c_x, c_y, c_0, _, c_z = table.coefficients[k].tolist()
+            x = c_x * x + c_y * source + c_0 * x0hat + c_z * philox.normal(seeds, k, (3, 8, 8))
+    torch.testing.assert_close(sampler(source, seed=3), x.clamp(-1, 1), rtol=0, atol=1e-5)
+
+
+def test_given_noise_takes_the_place_of_the_seed(unet: UNet, source: torch.Tensor):
+    sampler = BridgeSampler(unet, ABridge(), "sde-dpm2m", steps=4)
+    noise = torch.stack([philox.normal(torch.arange(5), k, (3, 8, 8)) for k in range(4)])
+    assert torch.equal(sampler(source, noise=noise), sampler(source, seed=0))
+    assert torch.equal(sampler(source, noise=noise, batch_size=2), sampler(source, seed=0, batch_size=2))
+
+
+def test_seeds_matter_and_none_is_reported(unet: UNet, source: torch.Tensor):
+    sampler = BridgeSampler(unet, ABridge(), steps=3)
+    assert not torch.equal(sampler(source, seed=0), sampler(source, seed=100))
+    drawn = sampler(source)
+    assert len(sampler.last_seeds) == 5
+    assert torch.equal(drawn, sampler(source, seed=sampler.last_seeds))
+    assert torch.equal(sampler(source[[2, 0]], seed=[12, 10]), sampler(source[:3], seed=10)[[2, 0]])
+
+
+def test_stream_ends_in_the_image(unet: UNet, source: torch.Tensor):
+    sampler = BridgeSampler(unet, ABridge(), steps=4)
+    steps = list(sampler.stream(source, seed=0))
+    assert [(s.index, s.t) for s in steps] == list(enumerate(sampler.table.timesteps.tolist()))
+    assert torch.equal(steps[-1].x.clamp(-1, 1), sampler(source, seed=0))
+    assert torch.equal(steps[-1].x, steps[-1].x0hat)
+    index, t, x, x0hat = steps[0]
+    assert (index, t, x.shape, x0hat.shape) == (0, 1000, source.shape, source.shape)
+
+
+def test_sizes_off_the_stride_are_padded_and_cropped(unet: UNet):
+    sampler = BridgeSampler(unet, ABridge(), steps=3)
+    source = torch.rand(2, 3, 7, 9) * 2 - 1
+    padded = torch.nn.functional.pad(source, (0, 1, 0, 1), mode="replicate")
+    assert torch.equal(sampler(source, seed=0), sampler(padded, seed=0)[..., :7, :9])
+
+
+def test_clamp_bounds_the_estimate(unet: UNet, source: torch.Tensor):
+    steps = BridgeSampler(unet, ABridge(), steps=4, clamp=(-0.1, 0.2)).stream(source, seed=0)
+    for step in steps:
+        assert step.x0hat.min() >= -0.1
+        assert step.x0hat.max() <= 0.2
+    assert BridgeSampler(unet, ABridge(), steps=4)(source, seed=0).max() > 0.2
+
+
+@pytest.mark.parametrize("bridge", [ABridge(objective="noise"), BrownianBridge(objective="displacement")], ids=repr)
+def test_other_objectives_run(unet: UNet, source: torch.Tensor, bridge: ABridge):
+    out = BridgeSampler(unet, bridge, steps=3, clamp=(-1, 1))(source, seed=0)
+    assert out.isfinite().all()
+    assert out.abs().max() <= 1
+
+
+def test_bbdm_weights_start_where_they_were_trained(unet: UNet, source: torch.Tensor):
+    sampler = BridgeSampler(unet, BrownianBridge.bbdm(), "posterior", steps=4)
+    assert [step.t for step in sampler.stream(source, seed=0)] == [999, 499, 1, 0]  # 999 - 999/2 is cut to 499
+
+
+def test_dtype_of_network_and_output(unet: UNet, source: torch.Tensor):
+    half = BridgeSampler(unet, ABridge(), steps=3, dtype=torch.bfloat16)
+    out = half(source, seed=0)
+    assert out.dtype == torch.float32
+    assert next(half.unet.parameters()).dtype == torch.bfloat16
+    assert next(unet.parameters()).dtype == torch.float32, "the network given was changed"
+    torch.testing.assert_close(out, BridgeSampler(unet, ABridge(), steps=3)(source, seed=0), rtol=0, atol=0.1)
+    assert half(source.double(), seed=0).dtype == torch.float64
+
+
+def test_a_network_in_training_mode_is_left_so(source: torch.Tensor):
+    unet = small_unet().train()
+    BridgeSampler(unet, ABridge(), steps=2)(source, seed=0)
+    assert unet.training
+
+
+def test_unconditional_network(source: torch.Tensor):
+    assert BridgeSampler(small_unet(0), ABridge(), steps=2)(source, seed=0).shape == source.shape
+
+
+def test_results_can_be_used_in_training(unet: UNet, source: torch.Tensor):
+    out = BridgeSampler(unet, ABridge(), steps=2)(source, seed=0)
+    weight = torch.ones(1, requires_grad=True)
+    (weight * out).sum().backward()
+    assert weight.grad is not None
+
+
+def picture(mode: str, size: tuple[int, int] = (8, 6)) -> Image.Image:
+    pixels = np.arange(size[0] * size[1] * 3, dtype=np.uint8).reshape(size[1], size[0], 3)
+    if mode == "I;16":
+        return Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    return Image.fromarray(pixels).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "I;16", "1", "CMYK"])
+def test_pictures_of_every_mode(unet: UNet, mode: str):
+    (result,) = BridgeSampler(unet, ABridge(), steps=2)(picture(mode), seed=0)
+    assert (result.mode, result.size) == ("RGB", (8, 6))
+
+
+def test_grey_networks_take_and_make_grey_pictures():
+    (result,) = BridgeSampler(small_unet(1, 1), ABridge(), steps=2)([picture("RGB")], seed=0)
+    assert result.mode == "L"
+
+
+def test_a_list_of_pictures_of_several_sizes_keeps_its_order_and_seeds(unet: UNet):
+    sampler = BridgeSampler(unet, ABridge(), steps=2)
+    pictures = [picture("RGB", size) for size in ((8, 6), (4, 4), (8, 6), (7, 5))]
+    results = sampler(pictures, seed=20)
+    assert [r.size for r in results] == [p.size for p in pictures]
+    for i, (given, made) in enumerate(zip(pictures, results, strict=True)):
+        alone = np.asarray(sampler(given, seed=20 + i)[0], dtype=int)
+        assert np.abs(np.asarray(made, dtype=int) - alone).max() <= 1  # float32 rounding may cross half a level
+
+
+def test_from_checkpoint(tmp_path: Path, source: torch.Tensor):
+    first, second = small_unet(), small_unet()
+    torch.nn.init.normal_(second.out[2].weight, std=0.3)  # pyright: ignore[reportArgumentType]
+    save_checkpoint(tmp_path / "c.pt", first, ABridge(num_steps=50), ema=second)
+    for ema, unet in ((True, second), (False, first)):
+        sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt", ema=ema, solver="ddim", steps=3)
+        assert sampler.bridge == ABridge(num_steps=50)
+        assert torch.equal(sampler(source, seed=0), BridgeSampler(unet, ABridge(num_steps=50), "ddim", 3)(source, seed=0))
+
+
+def test_threads_share_a_sampler(unet: UNet, source: torch.Tensor):
+    sampler = BridgeSampler(unet, ABridge(), "sde-dpm2m", steps=4)
+    alone = [sampler(source[i % 5 : i % 5 + 1], seed=i) for i in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda i: sampler(source[i % 5 : i % 5 + 1], seed=i), range(40)))
+    for expected, got in zip(alone, made, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+def test_progress_bar_counts_evaluations(unet: UNet, source: torch.Tensor, capsys: pytest.CaptureFixture[str]):
+    sampler = BridgeSampler(unet, ABridge(), steps=3)
+    sampler(source, seed=0, batch_size=2, progress=True)
+    assert "9/9" in capsys.readouterr().err
+    sampler(source, seed=0)
+    assert capsys.readouterr().err == ""
+
+
+GOOD = torch.zeros(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"source": torch.zeros(2, 4, 8, 8)}, r"source must be a non-empty \(B, 3, H, W\) tensor, got shape \(2, 4, 8, 8\)"),
+        ({"source": torch.zeros(3, 8, 8)}, r"got shape \(3, 8, 8\)"),
+        ({"source": torch.zeros(0, 3, 8, 8)}, r"got shape \(0, 3, 8, 8\)"),
+        ({"source": GOOD.to(torch.uint8)}, r"source must be a float tensor in \[-1, 1\], got torch.uint8"),
+        ({"source": torch.full((1, 3, 8, 8), float("nan"))}, "source must be finite"),
+        ({"source": GOOD + 200.0}, r"source must be in \[-1, 1\], got values up to 200"),
+        ({"source": []}, "source must hold at least one picture"),
+        ({"source": GOOD, "seed": [1, 2, 3]}, "one for each of 2 images, got 3"),
+        ({"source": GOOD, "seed": -1}, r"seed must be in \[0, 2\^63\), got -1"),
+        ({"source": GOOD, "batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"source": GOOD, "noise": torch.zeros(2, 2, 3, 8, 8)}, r"noise must have shape \(3, 2, 3, 8, 8\)"),
+        ({"source": Image.new("F", (8, 8))}, "mode 'F'"),
+    ],
+    ids=["channels", "ndim", "empty", "dtype", "nan", "range", "no pictures", "seeds", "seed", "batch", "noise", "mode"],
+)
+def test_bad_calls(unet: UNet, call: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        BridgeSampler(unet, ABridge(), steps=3)(**call)
+
+
+def test_stream_checks_at_the_call(unet: UNet):
+    with pytest.raises(ValueError, match="non-empty"):
+        BridgeSampler(unet, ABridge()).stream(torch.zeros(3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"clamp": (1, -1)}, "clamp must be None or"),
+        ({"dtype": torch.int8}, "dtype must be a floating-point dtype"),
+        ({"solver": "euler"}, "solver must be one of"),
+        ({"steps": 0}, "steps must be an integer in"),
+    ],
+)
+def test_bad_settings(unet: UNet, settings: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        BridgeSampler(unet, ABridge(), **settings)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_one_seed_is_one_image_on_every_device(unet: UNet, source: torch.Tensor):
+    here = BridgeSampler(unet, ABridge(), "sde-dpm2m", steps=5)(source, seed=0)
+    there = BridgeSampler(unet, ABridge(), "sde-dpm2m", steps=5, device="cuda")(source, seed=0)
+    torch.testing.assert_close(there, here, rtol=0, atol=1e-3)

@@ -1,0 +1,174 @@
+"""Rows of the step tables against formulas written out here in another form."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bbdm import ABridge, BrownianBridge, solvers
+from bbdm.bridges import Bridge
+
+BRIDGES: list[Bridge] = [
+    ABridge(),
+    ABridge(num_steps=2),
+    ABridge(num_steps=50, c_lambda=0.3, objective="displacement"),
+    ABridge(num_steps=50, objective="noise"),
+    BrownianBridge(),
+    BrownianBridge.bbdm(),
+    BrownianBridge.bbdm(schedule="sin"),
+]
+FAMILY = ["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast"]
+CLEAN = [0.0, 0.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("bridge", BRIDGES, ids=repr)
+@pytest.mark.parametrize("solver", FAMILY)
+def test_rows_keep_a_known_pair_on_the_bridge(bridge: Bridge, solver: str):
+    """Fed the true x0, each step carries the mean alpha x0 + beta y, and never more noise than sigma."""
+    table = solvers.build(bridge, solver)
+    alpha, beta, sigma = bridge.marginal(table.timesteps)
+    variance = sigma[0] ** 2
+    for i, (c_x, c_y, c_0, c_h, c_z) in enumerate(table.coefficients[:-1]):
+        if i or c_x:  # the first row starts at x = y, where no x0 is in the state
+            assert c_x * alpha[i] + c_0 + c_h == pytest.approx(alpha[i + 1], abs=1e-12)
+            assert c_x * beta[i] + c_y == pytest.approx(beta[i + 1], abs=1e-12)
+            variance = c_x**2 * variance + c_z**2
+        else:
+            assert c_0 == pytest.approx(alpha[1])
+            assert c_y == pytest.approx(beta[1])
+            variance = c_z**2
+        if solver != "fast":  # whose first step leaves three quarters of the variance out, as published
+            assert variance == pytest.approx(sigma[i + 1] ** 2, abs=1e-12)
+    assert table.coefficients[-1].tolist() == CLEAN
+
+
+@pytest.mark.parametrize("bridge", BRIDGES, ids=repr)
+@pytest.mark.parametrize("solver", FAMILY)
+def test_first_row_draws_its_noise(bridge: Bridge, solver: str):
+    table = solvers.build(bridge, solver)
+    sigma = bridge.sigma(table.timesteps)
+    kappa, _, _, c_h, c_z = table.coefficients[0]
+    assert c_h == 0
+    if solver in ("dpm2m", "ddim"):
+        assert (kappa, c_z) == (0, pytest.approx(sigma[1]))
+    elif solver == "fast":
+        assert (kappa, c_z) == (0, pytest.approx(sigma[1] / 2))
+    elif sigma[0] == 0:
+        assert (kappa, c_z) == (0, pytest.approx(sigma[1]))
+    else:
+        assert kappa > 0
+
+
+@pytest.mark.parametrize(("solver", "stochastic"), [("dpm2m", False), ("ddim", False), ("posterior", True), ("fast", True)])
+def test_which_rows_draw_noise(solver: str, stochastic: bool):
+    noise = solvers.build(ABridge(), solver).coefficients[1:-1, 4]
+    assert np.all(noise > 0) if stochastic else np.all(noise == 0)
+
+
+def test_posterior_row_is_bayes_rule():
+    """q(x_r | x_s, x0, y) of the original BBDM (Li et al. 2023, eq. 11), from Gaussian conditioning."""
+    bridge, s, r, x0, y, x_s = BrownianBridge(), 600, 400, 0.3, -0.7, 0.9
+    table = solvers.build(bridge, "posterior", timesteps=[1000, s, r])
+    a_s, b_s, v_s = (float(v) for v in bridge.marginal(s))
+    a_r, b_r, v_r = (float(v) for v in bridge.marginal(r))
+    # x_s = (a_s / a_r) x_r + (b_s - b_r a_s / a_r) y + noise of what is left of the variance
+    slope, left = a_s / a_r, v_s**2 - (a_s / a_r * v_r) ** 2
+    precision = 1 / v_r**2 + slope**2 / left
+    mean = ((a_r * x0 + b_r * y) / v_r**2 + slope * (x_s - (b_s - slope * b_r) * y) / left) / precision
+    c_x, c_y, c_0, _, c_z = table.coefficients[1]
+    assert c_x * x_s + c_y * y + c_0 * x0 == pytest.approx(mean, rel=1e-12)
+    assert c_z == pytest.approx(precision**-0.5, rel=1e-12)
+
+
+def test_dpm2m_row_is_dpm_solver_plus_plus():
+    """DPM-Solver++(2M) in pinned coordinates: x~_r = (nu_r/nu_s) x~_s + (1 - nu_r/nu_s) ((1 + w) x0 - w x0_prev)."""
+    bridge, times = ABridge(), [1000, 800, 500, 200, 50]
+    table = solvers.build(bridge, "dpm2m", timesteps=times)
+    x, y, x0, x0_prev = 0.8, -0.4, 0.2, 0.5
+    for i in (2, 3):
+        (a_s, b_s, _), (a_r, b_r, _) = bridge.marginal(times[i]), bridge.marginal(times[i + 1])
+        nu_prev, nu_s, nu_r = bridge.nu(times[i - 1 : i + 2])
+        h, h_prev = np.log(nu_s) - np.log(nu_r), np.log(nu_prev) - np.log(nu_s)
+        x0_ahead = x0 + (x0 - x0_prev) * h / h_prev / 2
+        pinned = nu_r / nu_s * (x - b_s * y) / a_s + (1 - nu_r / nu_s) * x0_ahead
+        row = table.coefficients[i]
+        assert row[:4] @ [x, y, x0, x0_prev] == pytest.approx(a_r * pinned + b_r * y, rel=1e-12)
+    assert table.coefficients[[0, 1, -1], 3].tolist() == [0, 0, 0]
+
+
+def test_sde_dpm2m_adds_the_noise_of_the_posterior():
+    sde, posterior = (solvers.build(ABridge(), s, timesteps="karras") for s in ("sde-dpm2m", "posterior"))
+    assert np.array_equal(sde.coefficients[:, 4], posterior.coefficients[:, 4])
+    assert np.array_equal(sde.coefficients[:, :2], posterior.coefficients[:, :2])
+    assert sde.coefficients[:, 2:4].sum(1) == pytest.approx(posterior.coefficients[:, 2], abs=1e-12)
+
+
+@pytest.mark.parametrize("objective", ["residual", "displacement"])
+def test_ancestral_abridge_rows(objective: str):
+    """The reverse SDE's step as the paper writes it, with p = x - x0hat."""
+    T, c_lambda = 1000, 1.5
+    table = solvers.build(ABridge(T, c_lambda, objective), "ancestral")  # pyright: ignore[reportArgumentType]
+    assert table.timesteps.tolist() == list(range(1000, 0, -1))
+    x, y, x0, z = 0.7, -0.2, 0.1, 1.3
+    p = x - x0
+    for t, row in zip(table.timesteps.tolist(), table.coefficients, strict=True):
+        if t == T:
+            expected = x - p / (T * np.log(T)) + np.sqrt(2) / T * z
+            assert 1 / (T * np.log(T)) == pytest.approx(0.0001447648, abs=1e-10)  # the released constants
+            assert np.sqrt(2) / T == pytest.approx(0.0014142, abs=1e-7)
+        elif t == 1:
+            expected = x - p
+        else:
+            b = T - t + 1
+            g = np.log(T / b)
+            c = 1 - 1 / b + 1 / (b * g)
+            noise = c_lambda * np.sqrt(b) / T * z if t > 2 else 0
+            expected = ((1 + 1 / (T * g)) * x - (1 / b - (t - 1) / (T * b * g)) * y - p / (T * g) + noise) / c
+        assert row @ [x, y, x0, 99.0, z] == pytest.approx(expected, rel=1e-9)
+
+
+def test_ancestral_brownian_rows():
+    table = solvers.build(BrownianBridge(max_variance=0.5), "ancestral")
+    x, y, x0, z = 0.7, -0.2, 0.1, 1.3
+    for t, row in zip(table.timesteps.tolist(), table.coefficients, strict=True):
+        expected = x - (x - x0) / t + (np.sqrt(2 * 0.5 / 1000) * z if t > 1 else 0)
+        assert row @ [x, y, x0, 99.0, z] == pytest.approx(expected, rel=1e-12)
+
+
+def test_default_lengths():
+    lengths = {s: len(solvers.build(ABridge(), s)) for s in [*FAMILY, "ancestral"]}
+    assert lengths == {"dpm2m": 10, "sde-dpm2m": 10, "ddim": 10, "posterior": 200, "fast": 199, "ancestral": 1000}
+    assert len(solvers.build(BrownianBridge.bbdm(), "posterior")) == 200
+
+
+@given(st.sampled_from(FAMILY), st.sampled_from(BRIDGES), st.data())
+def test_tables_are_finite_and_as_long_as_asked(solver: str, bridge: Bridge, data: st.DataObject):
+    steps = data.draw(st.integers(1, bridge.top - bridge.low + 1))
+    table = solvers.build(bridge, solver, steps=steps)
+    assert len(table) == len(table.timesteps) == len(table.prediction) == len(table.coefficients) == steps
+    assert np.isfinite(table.coefficients).all()
+    assert np.isfinite(table.prediction).all()
+    assert (table.coefficients[:, 4] >= 0).all()
+
+
+def test_one_step_is_the_first_guess():
+    assert solvers.build(ABridge(), "dpm2m", steps=1).coefficients.tolist() == [CLEAN]
+
+
+def test_tables_cannot_be_written_to():
+    with pytest.raises(ValueError, match="read-only"):
+        solvers.build(ABridge()).coefficients[0, 0] = 1.0
+
+
+def test_bad_requests():
+    with pytest.raises(ValueError, match="solver must be one of .*, got 'euler'"):
+        solvers.build(ABridge(), "euler")
+    with pytest.raises(ValueError, match="steps or timesteps, not both"):
+        solvers.build(ABridge(), steps=10, timesteps="karras")
+    with pytest.raises(ValueError, match="steps=1000; got steps=10"):
+        solvers.build(ABridge(), "ancestral", steps=10)
+    with pytest.raises(ValueError, match="consecutive"):
+        solvers.build(ABridge(num_steps=4), "ancestral", timesteps=[4, 3, 1])
+    with pytest.raises(ValueError, match="does not exist for the original BBDM"):
+        solvers.build(BrownianBridge.bbdm(), "ancestral")
+    assert len(solvers.build(ABridge(), "ancestral", steps=1000)) == 1000

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import importlib
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import bbdm
+from bbdm.networks.unet import PRESETS, UNetConfig
+from bbdm.training import TrainConfig
+from tests.conftest import TINY, SavePicture
+
+DATA = ["edge2shoes", "DATA", "model.pt"]
+
+
+@pytest.fixture(scope="module")
+def train() -> ModuleType:
+    return importlib.import_module("train")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, save_picture: SavePicture) -> Path:
+    """Two training pairs and one validation pair, side by side."""
+    folder = tmp_path_factory.mktemp("edges")
+    generator = np.random.default_rng(0)
+    for name in ("train/1.jpg", "train/2.jpg", "val/3.jpg"):
+        pixels = generator.integers(0, 256, (16, 32, 3), dtype=np.uint8)
+        save_picture(folder / name, Image.fromarray(pixels))
+    return folder
+
+
+@pytest.fixture
+def tiny_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo preset with a network of a few thousand parameters."""
+    monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
+
+
+class TestParse:
+    @pytest.mark.parametrize(
+        ("flags", "name", "value"),
+        [
+            (["-b", "3"], "batch_size", 3),
+            (["--batch_size", "3"], "batch_size", 3),
+            (["-e", "7"], "epochs", 7),
+            (["--epochs", "7"], "epochs", 7),
+            (["-t", "500"], "time_steps", 500),
+            (["--t", "500"], "time_steps", 500),
+            (["--time_steps", "500"], "time_steps", 500),
+            (["-l", "1.5"], "c_lambda", 1.5),
+            (["--c_lambda", "1.5"], "c_lambda", 1.5),
+            (["-lr", "2e-5"], "learning_rate", 2e-5),
+            (["--learning_rate", "2e-5"], "learning_rate", 2e-5),
+            (["--image_size", "64"], "image_size", 64),
+            (["--preset", "bbdm"], "preset", "bbdm"),
+            (["--ckpt_path", "run/last.pt"], "ckpt_path", Path("run/last.pt")),
+            (["--device", "meta"], "device", "meta"),
+            (["--show_verbose"], "show_verbose", True),
+            (["--experiment", "run"], "experiment", Path("run")),
+            (["--seed", "5"], "seed", 5),
+            (["--loss", "l2"], "loss", "l2"),
+            (["--direction", "BtoA"], "direction", "BtoA"),
+            (["--flip"], "flip", True),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_flag(self, train: ModuleType, flags: list[str], name: str, value: Any) -> None:
+        assert getattr(train.parse([*DATA, *flags]), name) == value
+        assert getattr(train.parse([*flags, *DATA]), name) == value
+
+    def test_short_flags_do_not_mix(self, train: ModuleType) -> None:
+        args = train.parse([*DATA, "-l", "1.5", "-lr", "2e-5", "-t", "500", "-e", "7", "-b", "3"])
+        values = args.c_lambda, args.learning_rate, args.time_steps, args.epochs, args.batch_size
+        assert values == (1.5, 2e-5, 500, 7, 3)
+
+    def test_positionals(self, train: ModuleType) -> None:
+        args = train.parse(DATA)
+        assert (args.dataset, args.data_dir, args.output_model) == ("edge2shoes", "DATA", Path("model.pt"))
+
+    def test_defaults_are_those_of_the_library(self, train: ModuleType) -> None:
+        args = train.parse(DATA)
+        assert {field.name: getattr(args, field.name) for field in fields(TrainConfig)} == vars(TrainConfig())
+        assert train.build_bridge(args) == bbdm.ABridge()
+
+    def test_every_network_has_a_preset_of_flags(self, train: ModuleType) -> None:
+        assert train.PRESET_FLAGS.keys() == PRESETS.keys()
+        names = vars(train.parse(DATA)).keys()
+        for flags in train.PRESET_FLAGS.values():
+            assert flags.keys() <= names
+
+    @pytest.mark.parametrize("first", [True, False], ids=["preset-first", "preset-last"])
+    def test_preset_sets_defaults_and_flags_win(self, train: ModuleType, first: bool) -> None:
+        preset, explicit = ["--preset", "demo"], ["-b", "3", "--no-flip", "--loss", "l1"]
+        args = train.parse([*DATA, *preset, *explicit] if first else [*DATA, *explicit, *preset])
+        assert (args.batch_size, args.flip, args.loss) == (3, False, "l1")
+        assert (args.image_size, args.epochs, args.lr_schedule) == (64, 50, "cosine")
+
+    def test_flag_equal_to_the_plain_default_wins_too(self, train: ModuleType) -> None:
+        args = train.parse([*DATA, "--preset", "demo", "--image_size", "256", "-b", "64"])
+        assert (args.image_size, args.batch_size) == (256, 64)
+
+    @pytest.mark.parametrize(
+        "flags",
+        [["--preset", "huge"], ["--loss", "huber"], ["--bridge", "slerp"], ["-b", "many"]],
+        ids=lambda flags: flags[0],
+    )
+    def test_refuses(self, train: ModuleType, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            train.parse([*DATA, *flags])
+        assert flags[1] in capsys.readouterr().err
+
+    def test_sources_alone_cannot_be_trained_on(self, train: ModuleType) -> None:
+        with pytest.raises(SystemExit):
+            train.parse(["folder", "DATA", "model.pt"])
+
+    def test_help(self, train: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as caught:
+            train.parse(["--help"])
+        assert caught.value.code == 0
+        assert "Train a bridge" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "bridge"),
+    [
+        (["-t", "100", "-l", "0.5"], bbdm.ABridge(100, 0.5)),
+        (["--bridge", "brownian", "--objective", "noise"], bbdm.BrownianBridge(1000, objective="noise")),
+        (["--bridge", "bbdm", "-t", "200"], bbdm.BrownianBridge.bbdm(200)),
+        (["--preset", "bbdm"], bbdm.BrownianBridge.bbdm()),
+    ],
+    ids=["abridge", "brownian", "bbdm", "bbdm-preset"],
+)
+def test_build_bridge(train: ModuleType, flags: list[str], bridge: Any) -> None:
+    assert train.build_bridge(train.parse([*DATA, *flags])) == bridge
+
+
+class TestMain:
+    @staticmethod
+    def arguments(data: Path, output: Path, *flags: str) -> list[str]:
+        common = ["--preset", "demo", "--image_size", "16", "-b", "2", "-e", "1", "--device", "cpu", "-t", "50"]
+        return ["edge2shoes", str(data), str(output), *common, *flags]
+
+    def test_demo_trains_and_the_output_samples(self, train: ModuleType, data: Path, tmp_path: Path) -> None:
+        output = tmp_path / "model.safetensors"
+        train.main(self.arguments(data, output))
+        loaded = bbdm.load_checkpoint(output)
+        assert loaded.bridge == bbdm.ABridge(50)
+        assert loaded.unet.config == PRESETS["demo"]
+        assert loaded.unet.weights is not None
+        assert loaded.unet.ema is not None
+        sampler = bbdm.BridgeSampler.from_checkpoint(output, steps=2)
+        result = sampler(torch.zeros(1, 3, 16, 16), seed=0)
+        assert result.shape == (1, 3, 16, 16)
+        assert result.isfinite().all()
+        run = tmp_path / "model.run"
+        assert {"config.json", "metrics.jsonl", "last.pt", "epoch_0001.png"} <= {file.name for file in run.iterdir()}
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_goes_on_from_a_checkpoint(self, train: ModuleType, data: Path, tmp_path: Path) -> None:
+        for name, cut in (("straight", False), ("resumed", True)):
+            run = tmp_path / name
+            flags = ["--experiment", str(run), "--lr_schedule", "constant"]
+            if cut:
+                train.main(self.arguments(data, tmp_path / "half.pt", *flags))
+                flags += ["--ckpt_path", str(run / "last.pt")]
+            train.main(self.arguments(data, tmp_path / f"{name}.pt", *flags, "-e", "2"))
+        straight, resumed = (bbdm.load_checkpoint(tmp_path / f"{name}.pt").unet for name in ("straight", "resumed"))
+        for wanted, got in ((straight.weights, resumed.weights), (straight.ema, resumed.ema)):
+            assert wanted is not None
+            assert got is not None
+            assert all(torch.equal(got[key], wanted[key]) for key in wanted)
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_output_is_free_of_training_state(self, train: ModuleType, data: Path, tmp_path: Path) -> None:
+        train.main(self.arguments(data, tmp_path / "model.pt"))
+        assert bbdm.load_checkpoint(tmp_path / "model.pt").training is None
+        assert bbdm.load_checkpoint(tmp_path / "model.run" / "last.pt").training is not None
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_seed_decides_the_weights(self, train: ModuleType, data: Path, tmp_path: Path) -> None:
+        for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+            train.main(self.arguments(data, tmp_path / f"{name}.pt", "--seed", seed))
+        a, b, c = (bbdm.load_checkpoint(tmp_path / f"{name}.pt").build_unet().out[2].weight for name in "abc")
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_verbose_tells_the_losses(
+        self, train: ModuleType, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        train.main(self.arguments(data, tmp_path / "model.pt", "--show_verbose"))
+        captured = capsys.readouterr()
+        assert "validation_loss" in captured.out + captured.err
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_without_validation_pictures(
+        self, train: ModuleType, tmp_path: Path, save_picture: SavePicture, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for name in ("1", "2"):
+            save_picture(tmp_path / "data" / "train" / f"{name}.png", Image.new("RGB", (32, 16)))
+        train.main(self.arguments(tmp_path / "data", tmp_path / "model.pt"))
+        assert "no validation" in capsys.readouterr().out
+        assert (tmp_path / "model.pt").is_file()
+
+    @pytest.mark.parametrize("name", ["model", "model.ckpt"])
+    def test_bad_output_suffix_stops_before_any_work(
+        self, train: ModuleType, name: str, data: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(SystemExit, match=rf"must end in \.pt or \.safetensors, got .*{name}"):
+            train.main(self.arguments(data, tmp_path / name))
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_image_size_that_the_network_cannot_take(self, train: ModuleType, data: Path, tmp_path: Path) -> None:
+        """The tiny network halves once, so an odd size cannot be put together again."""
+        with pytest.raises((SystemExit, ValueError), match="15.* multiple.* 2"):
+            train.main(self.arguments(data, tmp_path / "model.pt", "--image_size", "15"))

@@ -1,0 +1,569 @@
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bbdm import bridges, images, training
+from bbdm.bridges import ABridge, Bridge, BrownianBridge
+from bbdm.checkpoint import load_checkpoint, save_checkpoint
+from bbdm.data import PairedDataset, load_dataset
+from bbdm.kernels import philox_numpy
+from bbdm.networks.unet import UNet, UNetConfig
+from bbdm.training import EMA, TrainConfig, Trainer, bridge_loss
+from tests.conftest import MakeUNet, SavePicture
+
+SIZE = 8
+BRIDGE = ABridge(num_steps=50)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory, save_picture: SavePicture) -> PairedDataset:
+    """Four pairs: noise, and the same turned upside down in negative."""
+    folder = tmp_path_factory.mktemp("pairs")
+    generator = np.random.default_rng(0)
+    for index in range(4):
+        source = generator.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        save_picture(folder / "x" / f"{index}.png", Image.fromarray(source))
+        save_picture(folder / "y" / f"{index}.png", Image.fromarray(255 - source[::-1]))
+    return load_dataset("paired", f"{folder}/x,{folder}/y", image_size=SIZE)
+
+
+MakeTrainer = Callable[..., Trainer]
+
+
+@pytest.fixture
+def make_trainer(make_unet: MakeUNet, pairs: PairedDataset, tmp_path: Path) -> MakeTrainer:
+    """make_trainer(folder="run", unet=None, bridge=BRIDGE, validation=None, **config): 2 epochs of 2 steps."""
+
+    def make(
+        folder: str = "run",
+        unet: UNet | None = None,
+        bridge: Bridge = BRIDGE,
+        validation: PairedDataset | None = None,
+        train: PairedDataset = pairs,
+        **config: Any,
+    ) -> Trainer:
+        settings = TrainConfig(**{"epochs": 2, "batch_size": 2, **config})
+        unet = make_unet(condition_channels=3) if unet is None else unet
+        return Trainer(unet, bridge, settings, train, validation, tmp_path / folder)
+
+    return make
+
+
+def metrics_of(trainer: Trainer) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (trainer.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class TestTrainConfig:
+    @pytest.mark.parametrize(
+        ("name", "value", "reason"),
+        [
+            ("epochs", 0, "epochs must be at least 1, got 0"),
+            ("batch_size", 0, "batch_size must be at least 1, got 0"),
+            ("preview_every", 0, "preview_every must be at least 1, got 0"),
+            ("warmup_steps", -1, "warmup_steps must be at least 0, got -1"),
+            ("seed", -1, "seed must be at least 0, got -1"),
+            ("workers", -2, "workers must be at least 0, got -2"),
+            ("learning_rate", 0.0, "learning_rate must be positive, got 0.0"),
+            ("learning_rate", math.nan, "learning_rate must be positive, got nan"),
+            ("ema_decay", 1.0, r"ema_decay must be in \[0, 1\), got 1.0"),
+            ("ema_decay", -0.1, r"ema_decay must be in \[0, 1\), got -0.1"),
+            ("loss", "huber", r"loss must be one of \('l1', 'l2'\), got 'huber'"),
+            ("lr_schedule", "step", r"lr_schedule must be one of \('constant', 'cosine'\), got 'step'"),
+            ("precision", "fp16", r"precision must be one of \('fp32', 'bf16'\), got 'fp16'"),
+        ],
+    )
+    def test_refuses(self, name: str, value: Any, reason: str) -> None:
+        with pytest.raises(ValueError, match=reason):
+            TrainConfig(**{name: value})
+
+    def test_is_frozen(self) -> None:
+        with pytest.raises(FrozenInstanceError):
+            TrainConfig().epochs = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+    def test_warmup_rises_to_the_learning_rate(self) -> None:
+        config = TrainConfig(learning_rate=8.0, warmup_steps=4)
+        assert [config.lr_at(step, 100) for step in range(6)] == [2.0, 4.0, 6.0, 8.0, 8.0, 8.0]
+
+    def test_constant_without_warmup(self) -> None:
+        config = TrainConfig(learning_rate=8.0)
+        assert {config.lr_at(step, 100) for step in (0, 1, 50, 99, 100)} == {8.0}
+
+    def test_cosine_falls_to_zero(self) -> None:
+        """Half of 1 + cos at 0, 60, 90, 120 and 180 degrees."""
+        config = TrainConfig(learning_rate=8.0, lr_schedule="cosine")
+        rates = [config.lr_at(step, 12) for step in (0, 4, 6, 8, 12)]
+        assert rates == pytest.approx([8.0, 6.0, 4.0, 2.0, 0.0], abs=1e-12)
+
+    def test_warmup_and_cosine_multiply(self) -> None:
+        config = TrainConfig(learning_rate=8.0, lr_schedule="cosine", warmup_steps=10)
+        assert config.lr_at(4, 12) == pytest.approx(8 * 0.5 * 0.75)
+
+
+class StandIn(torch.nn.Module):
+    """Predicts 2 x_t - 0.9 and remembers what it was called with."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        self.t, self.condition = t, condition
+        return (2 * x - 0.9).to(self.dtype)
+
+
+class TestBridgeLoss:
+    """T = 4, x0 = 0.2, y = 0.6, sigma eps = 0.1 at t = 2.
+
+    Thus x_t is 0.2 / 2 + 0.6 / 2 + 0.1 = 0.5 at t = 2, where the stand-in says 0.1, and y = 0.6 at t = 4, where it says
+    0.3. The bridge's sigma(2) is sqrt(2 (1/2 - 1/4)) = sqrt(1/2), so eps = 0.1 sqrt(2).
+    """
+
+    shape = (2, 1, 2, 2)
+    eps = 0.1 * math.sqrt(2)
+
+    def loss(
+        self, unet: torch.nn.Module, t: list[int], objective: bridges.Objective, loss: training.Loss
+    ) -> torch.Tensor:
+        bridge = BrownianBridge(4, objective=objective)
+        x0, y, noise = (torch.full(self.shape, value) for value in (0.2, 0.6, self.eps))
+        return bridge_loss(unet, bridge, x0, y, torch.tensor(t), noise, loss, condition=y)
+
+    @pytest.mark.parametrize(
+        ("objective", "t", "l1", "l2"),
+        [
+            # residual: targets 0.5 - 0.2 and 0.6 - 0.2, errors 0.2 and 0.1
+            ("residual", [2, 4], 0.15, 0.025),
+            # displacement: target 0.6 - 0.2 at both, errors 0.3 and 0.1
+            ("displacement", [2, 4], 0.2, 0.05),
+            # noise: target eps = 0.1414, error 0.0414
+            ("noise", [2, 2], eps - 0.1, (eps - 0.1) ** 2),
+        ],
+        ids=["residual", "displacement", "noise"],
+    )
+    def test_by_hand(self, objective: bridges.Objective, t: list[int], l1: float, l2: float) -> None:
+        assert self.loss(StandIn(), t, objective, "l1").item() == pytest.approx(l1, rel=1e-5)
+        assert self.loss(StandIn(), t, objective, "l2").item() == pytest.approx(l2, rel=1e-5)
+
+    def test_network_sees_t_and_condition(self) -> None:
+        unet = StandIn()
+        self.loss(unet, [1, 3], "residual", "l1")
+        assert unet.t.tolist() == [1, 3]
+        assert unet.condition is not None
+        assert torch.equal(unet.condition, torch.full(self.shape, 0.6))
+
+    def test_half_prediction_is_compared_in_float32(self) -> None:
+        loss = self.loss(StandIn(torch.bfloat16), [2, 4], "residual", "l2")
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(0.025, rel=0.02)
+
+
+class TestEMA:
+    @staticmethod
+    def fill(unet: UNet, value: float) -> UNet:
+        with torch.no_grad():
+            for parameter in unet.parameters():
+                parameter.fill_(value)
+        return unet
+
+    def check(self, ema: EMA, value: float) -> None:
+        for parameter in ema.unet.parameters():
+            torch.testing.assert_close(parameter, torch.full_like(parameter, value))
+
+    def test_warms_up_then_decays(self, make_unet: MakeUNet) -> None:
+        unet = self.fill(make_unet(), 1.0)
+        ema = EMA(unet, decay=0.5)
+        ema.update(self.fill(unet, 2.0), step=0)  # decay 1/10
+        self.check(ema, 1.9)
+        ema.update(self.fill(unet, 3.0), step=1)  # decay 2/11
+        self.check(ema, (2 * 1.9 + 9 * 3.0) / 11)
+        ema.update(self.fill(unet, 1.0), step=8)  # decay min(1/2, 9/18)
+        before = ((2 * 1.9 + 9 * 3.0) / 11 + 1.0) / 2
+        self.check(ema, before)
+        ema.update(self.fill(unet, 4.0), step=1000)  # decay 1/2, not 1001/1010
+        self.check(ema, (before + 4.0) / 2)
+
+    def test_is_a_frozen_copy(self, make_unet: MakeUNet) -> None:
+        unet = make_unet().train()
+        ema = EMA(unet, decay=0.9)
+        assert unet.training
+        assert not ema.unet.training
+        for mine, theirs in zip(ema.unet.parameters(), unet.parameters(), strict=True):
+            assert theirs.requires_grad
+            assert not mine.requires_grad
+            assert mine.data_ptr() != theirs.data_ptr()
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2"])
+def test_200_steps_lower_the_loss(loss: str, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+    """To a half (l1) or a quarter (l2) of what the untrained network, whose prediction is 0, has on the same pairs."""
+    torch.manual_seed(0)
+    unet = UNet(
+        3,
+        3,
+        condition_channels=3,
+        model_channels=16,
+        channel_mult=(1, 2),
+        attention_resolutions=(),
+        head_channels=16,
+        num_groups=4,
+        num_res_blocks=1,
+    )
+    repeated = PairedDataset(pairs.pairs * 50, SIZE)
+    trainer = make_trainer(
+        unet=unet,
+        train=repeated,
+        validation=pairs,
+        batch_size=4,
+        epochs=4,
+        learning_rate=3e-3,
+        loss=loss,
+        preview_every=4,
+    )
+    untrained = trainer.validate()
+    trainer.fit()
+    assert trainer.step == 200
+    factor = {"l1": 0.5, "l2": 0.25}[loss]
+    metrics = metrics_of(trainer)
+    assert metrics[-1]["validation_loss"] < factor * untrained
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends once epoch 2 is on the disk."""
+
+    def save(path: Path, *arguments: Any, **keywords: Any) -> None:
+        save_checkpoint(path, *arguments, **keywords)
+        if keywords["training"]["epoch"] == 2:
+            raise Interrupted
+
+    monkeypatch.setattr(training, "save_checkpoint", save)
+
+
+def interrupt_before_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends when epoch 3 is done but its checkpoint is not written."""
+
+    def save(path: Path, *arguments: Any, **keywords: Any) -> None:
+        if keywords["training"]["epoch"] == 3:
+            raise Interrupted
+        save_checkpoint(path, *arguments, **keywords)
+
+    monkeypatch.setattr(training, "save_checkpoint", save)
+
+
+def interrupt_inside_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends after one of the two optimizer steps of epoch 3."""
+    calls = 0
+
+    def loss(*arguments: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+        if calls == 6:
+            raise Interrupted
+        return bridge_loss(*arguments)
+
+    monkeypatch.setattr(training, "bridge_loss", loss)
+
+
+class TestResume:
+    @pytest.mark.parametrize("interrupt", [interrupt_after_save, interrupt_inside_epoch, interrupt_before_save])
+    def test_is_bitwise_the_undisturbed_run(
+        self,
+        interrupt: Callable[[pytest.MonkeyPatch], None],
+        make_trainer: MakeTrainer,
+        make_unet: MakeUNet,
+        pairs: PairedDataset,
+    ) -> None:
+        settings: dict[str, Any] = {
+            "validation": pairs,
+            "epochs": 4,
+            "learning_rate": 1e-2,
+            "lr_schedule": "cosine",
+            "warmup_steps": 3,
+            "flip": True,
+            "preview_every": 4,
+        }
+        straight = make_trainer("straight", **settings)
+        straight.fit()
+        with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Interrupted):
+            interrupt(monkeypatch)
+            make_trainer("resumed", **settings).fit()
+        resumed = make_trainer("resumed", unet=make_unet(seed=5, condition_channels=3), **settings)
+        resumed.resume(resumed.last)
+        assert (resumed.epoch, resumed.step) == (2, 4)
+        resumed.fit()
+
+        ours, theirs = load_checkpoint(resumed.last), load_checkpoint(straight.last)
+        for got, wanted in ((ours.unet.weights, theirs.unet.weights), (ours.unet.ema, theirs.unet.ema)):
+            assert got is not None
+            assert wanted is not None
+            assert all(torch.equal(got[key], wanted[key]) for key in wanted)
+        assert ours.training is not None
+        assert theirs.training is not None
+        assert (ours.training["epoch"], ours.training["step"]) == (4, 8)
+        for index, moments in theirs.training["optimizer"]["state"].items():
+            for key, value in moments.items():
+                assert torch.equal(ours.training["optimizer"]["state"][index][key], value)
+
+        untimed = [[{**record, "images_per_second": 0} for record in metrics_of(t)] for t in (resumed, straight)]
+        assert untimed[0] == untimed[1]
+        preview = "epoch_0004.png"
+        assert (resumed.folder / preview).read_bytes() == (straight.folder / preview).read_bytes()
+
+    def test_more_epochs_go_on(self, make_trainer: MakeTrainer) -> None:
+        first = make_trainer(epochs=1)
+        first.fit()
+        second = make_trainer(epochs=3)
+        second.resume(first.last)
+        second.fit()
+        assert [(record["epoch"], record["step"]) for record in metrics_of(second)] == [(1, 2), (2, 4), (3, 6)]
+
+    def test_of_a_finished_run_changes_nothing(self, make_trainer: MakeTrainer) -> None:
+        trainer = make_trainer(epochs=1)
+        trainer.fit()
+        before = trainer.last.read_bytes()
+        again = make_trainer(epochs=1)
+        again.resume(again.last)
+        again.fit()
+        assert again.last.read_bytes() == before
+
+    def test_needs_training_state(self, make_trainer: MakeTrainer, make_unet: MakeUNet, tmp_path: Path) -> None:
+        unet = make_unet(condition_channels=3)
+        save_checkpoint(tmp_path / "a.pt", unet, BRIDGE, ema=unet)
+        with pytest.raises(ValueError, match=r"a\.pt holds no training state"):
+            make_trainer().resume(tmp_path / "a.pt")
+
+    @pytest.mark.parametrize(
+        ("channels", "bridge", "reason"),
+        [
+            (0, BRIDGE, "condition_channels=0"),
+            (3, ABridge(60), "num_steps=60"),
+            (3, BrownianBridge(50), "BrownianBridge"),
+        ],
+        ids=["network", "steps", "bridge"],
+    )
+    def test_refuses_another(
+        self, channels: int, bridge: Bridge, reason: str, make_trainer: MakeTrainer, make_unet: MakeUNet
+    ) -> None:
+        other = make_trainer("other", unet=make_unet(condition_channels=channels), bridge=bridge, epochs=1)
+        other.fit()
+        trainer = make_trainer()
+        before = copy.deepcopy(trainer.unet.state_dict())
+        with pytest.raises(ValueError, match=rf"last\.pt was trained as .*{reason}.* and these settings ask for"):
+            trainer.resume(other.last)
+        assert all(torch.equal(value, before[key]) for key, value in trainer.unet.state_dict().items())
+
+
+class TestDivergence:
+    def test_is_told_with_its_step_and_keeps_the_last_epoch(
+        self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls = 0
+
+        def loss(*arguments: Any) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            return bridge_loss(*arguments) * (math.nan if calls == 3 else 1)
+
+        monkeypatch.setattr(training, "bridge_loss", loss)
+        trainer = make_trainer()
+        with pytest.raises(RuntimeError, match=r"loss is nan at step 3: go on from .*last\.pt"):
+            trainer.fit()
+        kept = load_checkpoint(trainer.last)
+        assert kept.training is not None
+        assert kept.training["epoch"] == 1
+        for state in (kept.unet.weights, kept.unet.ema):
+            assert state is not None
+            assert all(value.isfinite().all() for value in state.values())
+
+    def test_in_the_first_epoch_points_at_no_file(
+        self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(training, "bridge_loss", lambda *arguments: bridge_loss(*arguments) * math.inf)
+        trainer = make_trainer()
+        with pytest.raises(RuntimeError, match="loss is inf at step 1") as caught:
+            trainer.fit()
+        assert not trainer.last.exists()
+        assert "last.pt" not in str(caught.value)
+
+
+class Recorder:
+    """Stands for bridge_loss and keeps, for each call in training, (x0, y, t, noise)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[torch.Tensor, ...]] = []
+        monkeypatch.setattr(training, "bridge_loss", self)
+
+    def __call__(self, unet: UNet, bridge: Bridge, *arguments: Any) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            self.calls.append(tuple(arguments[:4]))
+        return bridge_loss(unet, bridge, *arguments)
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    return Recorder(monkeypatch)
+
+
+class TestRandomness:
+    def draws(self, recorder: Recorder, trainer: Trainer) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        recorder.calls.clear()
+        trainer.fit()
+        return [(t, noise) for _, _, t, noise in recorder.calls]
+
+    def test_times_and_noise_are_a_function_of_seed_step_and_index(
+        self, make_trainer: MakeTrainer, recorder: Recorder, pairs: PairedDataset
+    ) -> None:
+        small = self.draws(recorder, make_trainer("small", batch_size=2, epochs=2))
+        backwards = PairedDataset(pairs.pairs[::-1], SIZE, "BtoA")
+        large = self.draws(recorder, make_trainer("large", train=backwards, batch_size=4, epochs=4, flip=True))
+        assert len(small) == len(large) == 4
+        for (t, noise), (t_large, noise_large) in zip(small, large, strict=True):
+            assert torch.equal(t, t_large[:2])
+            assert torch.equal(noise, noise_large[:2])
+
+    def test_every_sample_has_its_own(self, make_trainer: MakeTrainer, recorder: Recorder) -> None:
+        noises = [n for _, noise in self.draws(recorder, make_trainer(batch_size=2)) for n in noise]
+        assert len(noises) == 8  # 2 epochs of 4
+        for i, noise in enumerate(noises):
+            assert not any(torch.equal(noise, other) for other in noises[:i])
+
+    def test_contract(self, make_trainer: MakeTrainer, recorder: Recorder) -> None:
+        """The first sample of a batch: stream 1 of the published generator; times from its lane 1, scaled to 1..T."""
+        for step, (t, noise) in enumerate(self.draws(recorder, make_trainer(seed=11))):
+            wanted = philox_numpy.normal(11, step, (3, SIZE, SIZE), stream=1)[0]
+            np.testing.assert_allclose(noise[0], wanted, atol=1e-5)
+            word = philox_numpy.random_words(11, step, 1, stream=1, lane=1)[0, 0]
+            assert t[0] == 1 + int(word) * 50 // 2**32
+
+    def test_epoch_visits_every_pair_once_in_an_order_of_its_own(
+        self, make_trainer: MakeTrainer, recorder: Recorder, pairs: PairedDataset
+    ) -> None:
+        make_trainer(batch_size=1, epochs=3).fit()
+        sources = [source for source, _ in pairs]
+        visited = [next(i for i, s in enumerate(sources) if torch.equal(s, y[0])) for _, y, _, _ in recorder.calls]
+        epochs = [visited[i : i + 4] for i in (0, 4, 8)]
+        assert [sorted(epoch) for epoch in epochs] == [[0, 1, 2, 3]] * 3
+        assert len({tuple(epoch) for epoch in epochs}) > 1
+
+    def test_flip_mirrors_source_and_target_together(
+        self, make_trainer: MakeTrainer, recorder: Recorder, pairs: PairedDataset
+    ) -> None:
+        make_trainer(batch_size=4, epochs=4, flip=True).fit()
+        plain = list(pairs)
+        mirrored = [(source.flip(-1), target.flip(-1)) for source, target in plain]
+
+        def seen(y: torch.Tensor, x0: torch.Tensor, among: list[tuple[torch.Tensor, torch.Tensor]]) -> bool:
+            return any(torch.equal(y, source) and torch.equal(x0, target) for source, target in among)
+
+        samples = [(y, x0) for x0s, ys, _, _ in recorder.calls for y, x0 in zip(ys, x0s, strict=True)]
+        flipped = [seen(y, x0, mirrored) for y, x0 in samples]
+        assert [seen(y, x0, plain) for y, x0 in samples] == [not f for f in flipped]
+        assert 3 <= sum(flipped) <= 13  # of 16 fair coins, but for 4 in 1000 seeds
+
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_same_seed_same_run(self, seed: int, make_trainer: MakeTrainer) -> None:
+        runs = [make_trainer(folder, seed=seed, epochs=1) for folder in ("a", "b")]
+        for run in runs:
+            run.fit()
+        first, second = (run.unet.state_dict() for run in runs)
+        assert all(torch.equal(first[key], second[key]) for key in first)
+
+    def test_another_seed_shares_no_noise(self, make_trainer: MakeTrainer, recorder: Recorder) -> None:
+        """Two runs that are compared for their spread must be independent."""
+        first = self.draws(recorder, make_trainer("a", seed=0, epochs=1))
+        second = self.draws(recorder, make_trainer("b", seed=1, epochs=1))
+        shared = [torch.equal(m, n) for _, noise in first for m in noise for _, other in second for n in other]
+        assert not any(shared)
+
+
+class TestFiles:
+    def test_metrics(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        trainer = make_trainer(validation=pairs, learning_rate=1e-3, warmup_steps=8)
+        trainer.fit()
+        metrics = metrics_of(trainer)
+        assert [(record["epoch"], record["step"]) for record in metrics] == [(1, 2), (2, 4)]
+        # the rate of the epoch's last step: 2/8 and 4/8 of the way up
+        assert [record["learning_rate"] for record in metrics] == pytest.approx([0.25e-3, 0.5e-3])
+        assert metrics[-1]["validation_loss"] == trainer.validate()
+        for record in metrics:
+            assert record["loss"] > 0
+            assert record["images_per_second"] > 0
+
+    def test_config_rebuilds_the_settings(self, make_trainer: MakeTrainer) -> None:
+        trainer = make_trainer(epochs=1, flip=True)
+        trainer.fit()
+        content = json.loads((trainer.folder / "config.json").read_text())
+        assert TrainConfig(**content["train"]) == trainer.config
+        assert UNetConfig(**content["unet"]) == trainer.unet.config
+        assert bridges.from_config(content["bridge"]) == BRIDGE
+
+    def test_previews_are_source_result_target(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        trainer = make_trainer(validation=pairs, epochs=3, preview_every=2)
+        trainer.fit()
+        assert sorted(file.name for file in trainer.folder.glob("*.png")) == ["epoch_0002.png", "epoch_0003.png"]
+        with Image.open(trainer.folder / "epoch_0003.png") as sheet:
+            assert sheet.size == (3 * (SIZE + 2) + 2, 4 * (SIZE + 2) + 2)
+            for row, (source, target) in enumerate(pairs):
+                top = 2 + row * (SIZE + 2)
+                for column, wanted in ((0, source), (2, target)):
+                    left = 2 + column * (SIZE + 2)
+                    cell = images.from_pil(sheet.crop((left, top, left + SIZE, top + SIZE)))
+                    torch.testing.assert_close(cell, wanted)
+
+    def test_without_validation(self, make_trainer: MakeTrainer) -> None:
+        trainer = make_trainer(epochs=1, preview_every=1)
+        trainer.fit()
+        assert sorted(file.name for file in trainer.folder.iterdir()) == ["config.json", "last.pt", "metrics.jsonl"]
+        assert "validation_loss" not in metrics_of(trainer)[0]
+
+    def test_new_run_in_an_old_folder_starts_its_own_metrics(self, make_trainer: MakeTrainer) -> None:
+        for _ in range(2):
+            trainer = make_trainer(epochs=1)
+            trainer.fit()
+        assert [record["epoch"] for record in metrics_of(trainer)] == [1]
+
+
+class TestTrainer:
+    def test_drops_the_last_short_batch(self, make_trainer: MakeTrainer, recorder: Recorder) -> None:
+        trainer = make_trainer(batch_size=3, epochs=1)
+        trainer.fit()
+        assert [len(t) for _, _, t, _ in recorder.calls] == [3]
+        assert trainer.step == 1
+
+    def test_needs_one_batch_of_pairs(self, make_trainer: MakeTrainer) -> None:
+        with pytest.raises(ValueError, match="batch_size 5 is more than the 4 training pairs"):
+            make_trainer(batch_size=5)
+
+    @pytest.mark.parametrize("size", [2, 3, 4])
+    def test_validation_loss_is_the_mean_over_pairs(
+        self, size: int, make_trainer: MakeTrainer, pairs: PairedDataset
+    ) -> None:
+        """Whatever the batch: a last short batch counts for as many pairs as it has."""
+        whole = make_trainer("a", validation=pairs, batch_size=1).validate()
+        assert make_trainer("b", validation=pairs, batch_size=size).validate() == pytest.approx(whole, rel=1e-5)
+
+    def test_bf16_keeps_float32_weights(self, make_trainer: MakeTrainer) -> None:
+        trainer = make_trainer(precision="bf16", epochs=1)
+        trainer.fit()
+        assert {p.dtype for p in trainer.unet.parameters()} == {torch.float32}
+        assert math.isfinite(metrics_of(trainer)[0]["loss"])
+
+    def test_unconditional_network(self, make_trainer: MakeTrainer, make_unet: MakeUNet, pairs: PairedDataset) -> None:
+        trainer = make_trainer(unet=make_unet(), validation=pairs, epochs=1)
+        trainer.fit()
+        assert (trainer.folder / "epoch_0001.png").is_file()

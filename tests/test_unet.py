@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from bbdm.networks.unet import PRESETS, UNet, UNetConfig, time_frequencies
+from tests.conftest import MakeUNet
+
+
+def state(batch: int = 2, channels: int = 3, height: int = 8, width: int = 8, seed: int = 0) -> torch.Tensor:
+    return torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+class TestPresets:
+    @pytest.mark.parametrize(
+        ("name", "parameters"),
+        [
+            ("paper", 237_091_331),
+            ("bbdm", 237_091_331 + 3 * 9 * 128),  # three more input channels of the first 3x3 convolution
+            ("lbbdm-f4", 237_091_331),
+            # one more channel in, and one more out with its bias
+            ("lbbdm-f8", 237_091_331 + 9 * 128 + 9 * 128 + 1),
+        ],
+    )
+    def test_parameter_count(self, name: str, parameters: int) -> None:
+        with torch.device("meta"):
+            unet = UNet.from_preset(name)
+        assert sum(p.numel() for p in unet.parameters()) == parameters
+
+    def test_demo_is_small(self) -> None:
+        with torch.device("meta"):
+            assert sum(p.numel() for p in UNet.from_preset("demo").parameters()) <= 8_000_000
+
+    def test_plain_network_is_the_papers(self) -> None:
+        with torch.device("meta"):
+            assert UNet(3, 3).config == PRESETS["paper"]
+
+    @pytest.mark.parametrize("name", PRESETS)
+    def test_builds_its_config(self, name: str) -> None:
+        with torch.device("meta"):
+            assert UNet.from_preset(name).config == PRESETS[name]
+
+    def test_unknown(self) -> None:
+        with pytest.raises(ValueError, match=r"preset must be one of \[.*'demo'.*\], got 'big'"):
+            UNet.from_preset("big")
+
+    @pytest.mark.parametrize(
+        ("preset", "key", "shape"),
+        [
+            ("paper", "time_embed.0.weight", (512, 128)),
+            ("paper", "time_embed.2.bias", (512,)),
+            ("paper", "input_blocks.0.0.weight", (128, 3, 3, 3)),
+            ("paper", "input_blocks.1.0.in_layers.0.weight", (128,)),
+            ("paper", "input_blocks.1.0.emb_layers.1.weight", (256, 512)),
+            ("paper", "input_blocks.1.0.out_layers.3.weight", (128, 128, 3, 3)),
+            ("paper", "input_blocks.3.0.in_layers.2.weight", (128, 128, 3, 3)),  # the first halving
+            ("paper", "input_blocks.4.0.skip_connection.weight", (512, 128, 1, 1)),
+            ("paper", "middle_block.1.norm.bias", (1024,)),
+            ("paper", "middle_block.1.qkv.weight", (3072, 1024, 1)),
+            ("paper", "middle_block.1.proj_out.weight", (1024, 1024, 1)),
+            ("paper", "output_blocks.0.0.skip_connection.weight", (1024, 2048, 1, 1)),
+            ("paper", "output_blocks.2.1.out_layers.3.weight", (1024, 1024, 3, 3)),  # the first doubling
+            ("paper", "output_blocks.8.0.in_layers.2.weight", (128, 256, 3, 3)),
+            ("paper", "out.0.weight", (128,)),
+            ("paper", "out.2.weight", (3, 128, 3, 3)),
+            ("bbdm", "input_blocks.0.0.weight", (128, 6, 3, 3)),
+            ("lbbdm-f16", "input_blocks.7.1.qkv.weight", (3072, 1024, 1)),
+            ("lbbdm-f16", "output_blocks.2.2.in_layers.2.weight", (1024, 1024, 3, 3)),  # doubling after attention
+        ],
+    )
+    def test_keys_of_the_released_weights(self, preset: str, key: str, shape: tuple[int, ...]) -> None:
+        with torch.device("meta"):
+            weights = UNet.from_preset(preset).state_dict()
+        assert tuple(weights[key].shape) == shape
+
+    def test_has_no_other_keys(self) -> None:
+        """The paper's network attends in the middle alone, and buffers are not saved."""
+        with torch.device("meta"):
+            keys = UNet.from_preset("paper").state_dict().keys()
+        assert [key for key in keys if "qkv" in key] == ["middle_block.1.qkv.weight", "middle_block.1.qkv.bias"]
+        assert {key.split(".")[0] for key in keys} == {
+            "time_embed",
+            "input_blocks",
+            "middle_block",
+            "output_blocks",
+            "out",
+        }
+
+
+class TestConfig:
+    @pytest.mark.parametrize(
+        ("settings", "reason"),
+        [
+            ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
+            ({"out_channels": 0}, "out_channels must be at least 1, got 0"),
+            ({"model_channels": 0}, "model_channels must be at least 1, got 0"),
+            ({"num_res_blocks": 0}, "num_res_blocks must be at least 1, got 0"),
+            ({"head_channels": 0}, "head_channels must be at least 1, got 0"),
+            ({"num_groups": 0}, "num_groups must be at least 1, got 0"),
+            ({"condition_channels": -1}, "condition_channels must be at least 0, got -1"),
+            ({"channel_mult": ()}, r"channel_mult must be positive integers, .* got \(\)"),
+            ({"channel_mult": (1, 0)}, r"channel_mult must be positive integers, .* got \(1, 0\)"),
+            ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+            ({"dropout": -0.5}, r"dropout must be in \[0, 1\), got -0.5"),
+            ({"num_groups": 24}, "128 channels wide, not a multiple of num_groups=24"),
+            ({"head_channels": 96}, "attention.* 1024 channels.* 96"),
+            (
+                {"channel_mult": (1, 3), "attention_resolutions": (1,), "head_channels": 96, "num_groups": 4},
+                "attention.* 128 channels.* 96",
+            ),
+            (
+                {"model_channels": 15, "channel_mult": (1,), "head_channels": 15, "num_groups": 5},
+                "model_channels must be even, got 15",  # half of the embedding is cosines, half is sines
+            ),
+        ],
+        ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+    )
+    def test_refuses(self, settings: dict[str, Any], reason: str) -> None:
+        with pytest.raises(ValueError, match=reason):
+            UNetConfig(**settings)
+
+    def test_lists_become_tuples(self) -> None:
+        config = UNetConfig(channel_mult=[1, 2], attention_resolutions=[])  # pyright: ignore[reportArgumentType]
+        assert config == UNetConfig(channel_mult=(1, 2), attention_resolutions=())
+        assert hash(config) == hash(UNetConfig(channel_mult=(1, 2), attention_resolutions=()))
+
+    @pytest.mark.parametrize(("levels", "stride"), [((1,), 1), ((1, 2), 2), ((1, 2, 4, 4), 8)], ids=str)
+    def test_stride(self, levels: tuple[int, ...], stride: int) -> None:
+        assert UNetConfig(channel_mult=levels).stride == stride
+
+
+class TestForward:
+    def test_fresh_network_predicts_zero(self) -> None:
+        unet = UNet(3, 3, model_channels=8, channel_mult=(1, 2), head_channels=8, num_groups=4)
+        assert not unet(state(), torch.tensor([1, 7])).any()
+
+    @pytest.mark.parametrize(
+        ("batch", "height", "width"),
+        [(1, 8, 8), (2, 2, 2), (3, 4, 10), (0, 8, 8)],
+        ids=["one", "least", "oblong", "none"],
+    )
+    def test_shape(self, batch: int, height: int, width: int, make_unet: MakeUNet) -> None:
+        unet = make_unet(in_channels=4, out_channels=2, condition_channels=1)
+        condition = state(batch, 1, height, width)
+        out = unet(state(batch, 4, height, width), torch.ones(batch), condition)
+        assert out.shape == (batch, 2, height, width)
+
+    def test_samples_do_not_see_each_other(self, make_unet: MakeUNet) -> None:
+        unet, x, t = make_unet(), state(3), torch.tensor([1, 20, 900])
+        together = unet(x, t)
+        for i in range(3):
+            torch.testing.assert_close(unet(x[i : i + 1], t[i : i + 1])[0], together[i])
+
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+    def test_is_channels_last_whatever_comes_in(self, layout: torch.memory_format, make_unet: MakeUNet) -> None:
+        unet, x, t = make_unet(), state(), torch.tensor([1, 7])
+        out = unet(x.contiguous(memory_format=layout), t)
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(out, unet(x, t), rtol=0, atol=0)
+
+    def test_condition_matters(self, make_unet: MakeUNet) -> None:
+        unet, t = make_unet(condition_channels=3), torch.tensor([1, 7])
+        assert not torch.equal(unet(state(), t, state(seed=1)), unet(state(), t, state(seed=2)))
+
+    @pytest.mark.parametrize(
+        ("expected", "given", "reason"),
+        [
+            (3, None, "condition must have 3 channels, got 0"),
+            (0, 3, "condition must have 0 channels, got 3"),
+            (3, 1, "condition must have 3 channels, got 1"),
+        ],
+        ids=["missing", "unexpected", "channels"],
+    )
+    def test_refuses_condition(self, expected: int, given: int | None, reason: str, make_unet: MakeUNet) -> None:
+        condition = None if given is None else state(channels=given)
+        with pytest.raises(ValueError, match=reason):
+            make_unet(condition_channels=expected)(state(), torch.tensor([1, 7]), condition)
+
+    def test_refuses_channels(self, make_unet: MakeUNet) -> None:
+        with pytest.raises(ValueError, match="x must have 3 channels, got 4"):
+            make_unet()(state(channels=4), torch.tensor([1, 7]))
+
+    @pytest.mark.parametrize(("height", "width"), [(7, 8), (8, 7)], ids=["height", "width"])
+    def test_refuses_size_off_the_stride(self, height: int, width: int, make_unet: MakeUNet) -> None:
+        with pytest.raises(ValueError, match=r"multiples? of 2"):
+            make_unet()(state(height=height, width=width), torch.tensor([1, 7]))
+
+
+class TestTime:
+    def test_frequencies(self) -> None:
+        """From 1 to 1 / 10000, exclusive, in equal ratios."""
+        torch.testing.assert_close(time_frequencies(8), torch.tensor([1.0, 0.1, 0.01, 0.001]))
+
+    def test_embedding_is_cosines_then_sines(self) -> None:
+        unet = UNet(1, 1, model_channels=4, channel_mult=(1,), head_channels=4, num_groups=1)
+        seen: list[torch.Tensor] = []
+        unet.time_embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        unet(torch.zeros(1, 1, 2, 2), torch.tensor([2.5]))
+        # cos 2.5, cos 0.025, sin 2.5, sin 0.025
+        torch.testing.assert_close(seen[0], torch.tensor([[-0.80114362, 0.99968752, 0.59847214, 0.02499740]]))
+
+    @pytest.mark.parametrize("dtype", [torch.int32, torch.float32, torch.float64], ids=str)
+    def test_integer_and_float_are_one(self, dtype: torch.dtype, make_unet: MakeUNet) -> None:
+        unet, x = make_unet(), state()
+        assert torch.equal(unet(x, torch.tensor([5, 900], dtype=dtype)), unet(x, torch.tensor([5, 900])))
+
+    def test_fraction_lies_between(self, make_unet: MakeUNet) -> None:
+        unet, x = make_unet(), state(1)
+        at = {t: unet(x, torch.tensor([t])) for t in (5.0, 5.0001, 5.5, 6.0)}
+        step = (at[6.0] - at[5.0]).norm()
+        assert step > 0
+        assert 0 < (at[5.5] - at[5.0]).norm() < step
+        assert 0 < (at[5.5] - at[6.0]).norm() < step
+        assert (at[5.0001] - at[5.0]).norm() < 1e-3 * step
+
+    def test_late_times_stay_apart_in_half_precision(self, make_unet: MakeUNet) -> None:
+        """bfloat16 cannot tell 999 from 1000; the angles are float32."""
+        unet = make_unet().to(torch.bfloat16)
+        x = state(1).to(torch.bfloat16)
+        assert not torch.equal(unet.embed_time(torch.tensor([999])), unet.embed_time(torch.tensor([1000])))
+        assert unet(x, torch.tensor([999])).dtype == torch.bfloat16
+
+
+class TestTraining:
+    def gradients(self, unet: UNet) -> dict[str, torch.Tensor]:
+        unet.zero_grad()
+        torch.manual_seed(3)  # of dropout
+        unet(state(), torch.tensor([5, 40])).square().sum().backward()
+        return {name: p.grad.clone() for name, p in unet.named_parameters() if p.grad is not None}
+
+    @pytest.mark.parametrize("dropout", [0.0, 0.3])
+    def test_gradient_checkpointing_changes_no_gradient(self, dropout: float, make_unet: MakeUNet) -> None:
+        unet = make_unet(dropout=dropout).train()
+        plain = self.gradients(unet)
+        assert plain.keys() == {name for name, _ in unet.named_parameters()}
+        unet.gradient_checkpointing = True
+        for name, gradient in self.gradients(unet).items():
+            torch.testing.assert_close(gradient, plain[name], msg=name)
+
+    def test_dropout_only_in_training(self, make_unet: MakeUNet) -> None:
+        unet, t = make_unet(dropout=0.5), torch.tensor([5, 40])
+        assert not torch.equal(unet.train()(state(), t), unet(state(), t))
+        assert torch.equal(unet.eval()(state(), t), unet(state(), t))
+
+    def test_deepcopy(self, make_unet: MakeUNet) -> None:
+        unet, t = make_unet(), torch.tensor([5, 40])
+        twin = copy.deepcopy(unet)
+        assert torch.equal(twin(state(), t), unet(state(), t))
+        with torch.no_grad():
+            twin.out[2].bias.add_(1)
+        assert not torch.equal(twin(state(), t), unet(state(), t))
+
+    def test_moves_its_frequencies(self, make_unet: MakeUNet) -> None:
+        assert copy.deepcopy(make_unet()).to("meta").frequencies.device.type == "meta"
+
+
+class TestGraphs:
+    @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+    def test_compiles_into_one_graph(self, backend: str, make_unet: MakeUNet) -> None:
+        unet, x, t, condition = make_unet(condition_channels=3).eval(), state(), torch.tensor([5, 40]), state(seed=1)
+        torch.compiler.reset()
+        compiled = torch.compile(unet, fullgraph=True, backend=backend)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x, t, condition), unet(x, t, condition))
+
+    def test_exports_with_any_batch(self, make_unet: MakeUNet) -> None:
+        unet = make_unet(condition_channels=3).eval()
+        batch = {0: torch.export.Dim("batch", min=1, max=64)}
+        traced = state(), torch.tensor([5, 40]), state(seed=1)
+        program = torch.export.export(unet, traced, dynamic_shapes=(batch, batch, batch), strict=True)
+        for count in (1, 3):
+            others = state(count, seed=2), torch.arange(count) + 900, state(count, seed=3)
+            torch.testing.assert_close(program.module()(*others), unet(*others))
