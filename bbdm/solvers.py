@@ -39,8 +39,10 @@ class StepTable:
     coefficients: npt.NDArray[np.float64]
 
     def __post_init__(self) -> None:
-        for array in (self.timesteps, self.prediction, self.coefficients):
-            array.setflags(write=False)
+        for name in ("timesteps", "prediction", "coefficients"):
+            owned = np.array(getattr(self, name), order="C")  # the table's own, so that nobody can change it
+            owned.setflags(write=False)
+            object.__setattr__(self, name, owned)
 
     def __len__(self) -> int:
         return len(self.timesteps)

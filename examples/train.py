@@ -81,6 +81,8 @@ def build_bridge(args: argparse.Namespace) -> Bridge:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    if PRESETS[args.preset].in_channels != 3:
+        raise SystemExit(f"preset {args.preset!r} is for latents, which this version cannot make from pictures yet")
     if args.output_model.suffix not in (".pt", ".safetensors"):
         raise SystemExit(f"output_model must end in .pt or .safetensors, got {args.output_model}")
     config = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 from torch import nn
 
 from bbdm.networks.unet import UNet
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))  # the scripts are tested as modules
+ROOT = Path(__file__).parent.parent
+OPENMOJI64 = Path(os.environ.get("OPENMOJI64", ROOT.parent / "shared" / "data" / "openmoji64"))  # train/, val/
+
+settings.register_profile("shared machine", deadline=None)  # a busy machine is no failure
+settings.load_profile("shared machine")
 torch.set_num_threads(1)  # tensors here are too small for more
 
 TINY: dict[str, Any] = {

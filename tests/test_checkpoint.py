@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import pickle
@@ -268,14 +269,9 @@ class TestDamagedFile:
         kept = data.draw(st.one_of(st.just(len(content)), anywhere))
         path = files / f"damaged{suffix}"
         path.write_bytes(content[:kept])
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.suppress(ValueError):
             warnings.simplefilter("ignore")
-            try:
-                loaded = load_checkpoint(path)
-            except ValueError as error:
-                assert str(path) in str(error)
-            else:
-                assert isinstance(loaded, Checkpoint)
+            assert isinstance(load_checkpoint(path), Checkpoint)
 
 
 Edit = Callable[[dict[str, Any]], Any]
@@ -418,4 +414,5 @@ def test_saving_does_not_touch_the_network(make_unet: MakeUNet, tmp_path: Path) 
     checkpoint.save_checkpoint(tmp_path / "a.safetensors", unet, BRIDGE)
     assert unet.training
     assert_same_state(unet.state_dict(), before)
-    assert unet.input_blocks[1][0].in_layers[2].weight.is_contiguous(memory_format=torch.channels_last)  # pyright: ignore
+    convolution = unet.get_parameter("input_blocks.1.0.in_layers.2.weight")
+    assert convolution.is_contiguous(memory_format=torch.channels_last)

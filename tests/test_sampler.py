@@ -105,6 +105,11 @@ def test_sizes_off_the_stride_are_padded_and_cropped(unet: UNet):
     assert torch.equal(sampler(source, seed=0), sampler(padded, seed=0)[..., :7, :9])
 
 
+def test_published_times_run(unet: UNet, source: torch.Tensor):
+    steps = list(BridgeSampler(unet, ABridge(num_steps=20), "fast").stream(source[:1], seed=0))
+    assert [step.t for step in steps] == list(range(20, 0, -1))
+
+
 def test_clamp_bounds_the_estimate(unet: UNet, source: torch.Tensor):
     steps = BridgeSampler(unet, ABridge(), steps=4, clamp=(-0.1, 0.2)).stream(source, seed=0)
     for step in steps:

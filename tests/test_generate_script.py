@@ -1,0 +1,125 @@
+"""examples/generate.py as a user runs it, with a network too small to be good."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bbdm import ABridge, BridgeSampler, UNet, images, save_checkpoint
+from examples import generate
+
+SIZE = 16
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three pairs in the layout of edge2shoes, and a checkpoint."""
+    (tmp_path / "data" / "val").mkdir(parents=True)
+    for name, colour in (("b", "red"), ("a", "green"), ("c", "blue")):
+        pair = Image.new("RGB", (2 * SIZE, SIZE), colour)
+        pair.paste("white", (0, 0, SIZE, SIZE))
+        pair.save(tmp_path / "data" / "val" / f"{name}.jpg")
+    torch.manual_seed(0)
+    unet = UNet(3, 3, model_channels=8, channel_mult=(1, 2), head_channels=8, num_groups=4, num_res_blocks=1)
+    torch.nn.init.normal_(unet.out[2].weight, std=0.1)  # pyright: ignore[reportArgumentType]
+    save_checkpoint(tmp_path / "c.pt", unet, ABridge(num_steps=100), image_size=SIZE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*flags: str) -> None:
+    generate.main(["edge2shoes", "data", "c.pt", "results", "--steps", "3", *flags])
+
+
+def made() -> list[str]:
+    return sorted(path.name for path in Path("results").iterdir())
+
+
+def test_files_carry_their_sources_names(place: Path, capsys: pytest.CaptureFixture[str]):
+    run()
+    assert made() == ["a.png", "b.png", "c.png", "grid.png"]
+    assert Image.open("results/a.png").size == (SIZE, SIZE)
+    assert "3 results in results" in capsys.readouterr().out
+
+
+def test_image_i_has_the_seed_plus_i(place: Path):
+    run("--seed", "5", "-b", "2")
+    sampler = BridgeSampler.from_checkpoint("c.pt", steps=3)
+    source = images.to_pil(images.from_pil(Image.open("data/val/c.jpg").crop((0, 0, SIZE, SIZE))))
+    expected = np.asarray(sampler(source, seed=7)[0], dtype=int)
+    assert np.abs(np.asarray(Image.open("results/c.png"), dtype=int) - expected).max() <= 1
+
+
+def test_grid_is_source_result_target(place: Path):
+    run()
+    grid = Image.open("results/grid.png")
+    assert grid.size == (3 * (SIZE + 2) + 2, 3 * (SIZE + 2) + 2)
+    row = [grid.getpixel((2 + SIZE // 2 + i * (SIZE + 2), 2 + SIZE // 2)) for i in range(3)]
+    assert row[0] == (255, 255, 255)
+    assert row[1] == Image.open("results/a.png").getpixel((SIZE // 2, SIZE // 2))
+    red, green, blue = row[2]  # pyright: ignore[reportGeneralTypeIssues]
+    assert green > 100 > max(red, blue)
+
+
+def test_several_samples_differ(place: Path):
+    run("--num_samples", "2")
+    assert made() == ["a_0.png", "a_1.png", "b_0.png", "b_1.png", "c_0.png", "c_1.png", "grid.png"]
+    assert Image.open("results/a_0.png").tobytes() != Image.open("results/a_1.png").tobytes()
+
+
+def test_results_are_kept_unless_told_otherwise(place: Path, capsys: pytest.CaptureFixture[str]):
+    run()
+    Image.new("RGB", (SIZE, SIZE), "black").save("results/b.png")
+    Path("results/c.png").unlink()
+    run()
+    assert "1 results in results (2 kept; --overwrite makes them again)" in capsys.readouterr().out
+    assert Image.open("results/b.png").getextrema() == ((0, 0), (0, 0), (0, 0))
+    run("--overwrite")
+    assert Image.open("results/b.png").getextrema() != ((0, 0), (0, 0), (0, 0))
+
+
+def test_sources_alone(place: Path):
+    generate.main(["folder", "data/val", "c.pt", "results", "--steps", "2"])
+    assert made() == ["a.png", "b.png", "c.png", "grid.png"]
+    assert Image.open("results/grid.png").width == 2 * (SIZE + 2) + 2
+
+
+def test_fast_sampling_is_the_papers_solver(place: Path):
+    assert generate.parse(["edge2shoes", "data", "c.pt", "--fast_sampling"]).solver == "fast"
+    run("--fast_sampling")
+    assert BridgeSampler.from_checkpoint("c.pt", solver="fast", steps=3).table.coefficients[1, 4] > 0
+
+
+def test_an_interrupted_write_leaves_no_half_picture(place: Path, monkeypatch: pytest.MonkeyPatch):
+    def half(self: Image.Image, path: Path, *_: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert made() == []
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_out_of_memory_says_what_to_lower(place: Path, monkeypatch: pytest.MonkeyPatch, error: Exception):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(BridgeSampler, "__call__", fail)
+    with pytest.raises(SystemExit, match=r"out of memory: lower -b \(now 64\) or --image_size \(now 16\)"):
+        run()
+
+
+def test_what_the_command_line_refuses(place: Path, capsys: pytest.CaptureFixture[str]):
+    for flags, message in (
+        (["edge2shoes"], "edge2shoes needs data_dir and checkpoint"),
+        (["demo", "out", "c.pt"], "'demo' brings its own data and weights"),
+        (["shoes", "data", "c.pt"], "invalid choice"),
+        (["edge2shoes", "data", "c.pt", "-b", "0"], "must be at least 1"),
+    ):
+        with pytest.raises(SystemExit):
+            generate.parse(flags)
+        assert message in capsys.readouterr().err
