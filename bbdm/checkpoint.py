@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ class Checkpoint:
         unet = UNet.from_config(self.unet.config)
         try:
             unet.load_state_dict(state)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(f"the checkpoint's weights do not fit its settings: {error}") from error
         return unet.eval()
 
@@ -134,10 +133,7 @@ def load_checkpoint(
         if content["codec"] is not None:
             raise ValueError("it belongs to a latent space, which this version of bbdm does not read")
         unet = content["unet"]
-        known = {field.name for field in fields(UNetConfig)}
-        state = UNetState(
-            UNetConfig(**{k: v for k, v in unet["config"].items() if k in known}), unet["weights"], unet["ema"]
-        )
+        state = UNetState(UNetConfig(**unet["config"]), unet["weights"], unet["ema"])
         if state.weights is None and state.ema is None:
             raise ValueError("it holds neither weights nor their moving average")
         bridge = bridges.from_config(content["bridge"])
@@ -153,13 +149,17 @@ def _readable(path: Path) -> Iterator[None]:
     """Turns whatever a bad file raises into one kind of error that names the file."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = f"missing entry {error}" if isinstance(error, KeyError) else str(error).split("\n")[0]
         raise ValueError(f"cannot read {path} as a checkpoint: {reason}") from error
 
 
 def _read_pt(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with path.open("rb") as file:
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file raises nearly anything, and torch's own advice is to trust it
+            raise ValueError("it is damaged, or holds more than tensors and plain containers") from error
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -177,20 +177,22 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _state(unet: UNet) -> State:
-    return {key: value.detach().cpu().contiguous() for key, value in unet.state_dict().items()}
+    return {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in unet.state_dict().items()
+    }
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Have ``write`` fill a temporary file beside ``path``, flush it to the disk, and rename it into place."""
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary.touch(exist_ok=False)
     try:
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

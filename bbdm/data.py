@@ -100,7 +100,7 @@ def open_image(path: Path) -> Image.Image:
         with Image.open(path) as image:
             image.load()
             return ImageOps.exif_transpose(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, EOFError) as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"cannot read the picture {path}: {error}") from error
@@ -125,14 +125,16 @@ def _by_stem(folder: Path, ending: str = "") -> dict[str, Path]:
         if stem in stems:
             raise ValueError(f"{stems[stem]} and {path} have the same name: which one is meant is unclear")
         stems[stem] = path
+    if not stems:
+        raise ValueError(f"there are no pictures *{ending} in {folder}")
     return stems
 
 
 def _match(sources: dict[str, Path], targets: dict[str, Path]) -> list[Pair]:
     lonely = sorted(path for stem, path in {**sources, **targets}.items() if (stem in sources) != (stem in targets))
     if lonely:
-        more = f" and {len(lonely) - 1} more" if len(lonely) > 1 else ""
-        raise ValueError(f"{lonely[0]}{more} has no twin in the other folder")
+        more = f", nor have {len(lonely) - 1} others" if len(lonely) > 1 else ""
+        raise ValueError(f"{lonely[0]} has no twin in the other folder{more}")
     return [Pair(stem, sources[stem], targets[stem]) for stem in sorted(sources)]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa", "CMYK", "YCbCr", "HSV", "LAB"}
+EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"}
 SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 
 
@@ -30,7 +30,7 @@ def convert(image: Image.Image, channels: int = 3) -> Image.Image:
             f"a picture of mode {image.mode!r} has no agreed range of values: "
             "convert it to 8 bits (L, RGB, RGBA, P) or 16-bit grey (I;16) first"
         )
-    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("L" if channels == 1 else "RGB")

@@ -63,6 +63,8 @@ class TrainConfig:
         for name in ("warmup_steps", "seed", "workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below 2^32, got {self.seed}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not 0 <= self.ema_decay < 1:
@@ -121,6 +123,11 @@ class EMA:
             average.lerp_(weight, 1 - decay)
 
 
+def _sample_seeds(run_seed: int, first: int, count: int, device: torch.device) -> torch.Tensor:
+    """(count,) seeds of the samples ``first``.. of a batch: low word the run's seed, high word the sample's index."""
+    return run_seed + (torch.arange(first, first + count, device=device) << 32)
+
+
 class Trainer:
     """A training run: what it trains, and how far it is.
 
@@ -133,7 +140,7 @@ class Trainer:
         folder: where metrics, previews and checkpoints go.
 
     Raises:
-        ValueError: fewer pairs than one batch.
+        ValueError: fewer pairs than one batch, or pictures of a size that the network cannot take.
     """
 
     def __init__(
@@ -147,6 +154,8 @@ class Trainer:
     ) -> None:
         if len(train) < config.batch_size:
             raise ValueError(f"batch_size {config.batch_size} is more than the {len(train)} training pairs")
+        if train.image_size % unet.config.stride:
+            raise ValueError(f"image_size {train.image_size} is not a multiple of the network's {unet.config.stride}")
         self.unet = unet.train()
         self.bridge = bridge
         self.config = config
@@ -169,7 +178,7 @@ class Trainer:
         """Go on from a checkpoint that a run of the same network and bridge wrote.
 
         Raises:
-            ValueError: it has no training state, or is of another network or bridge.
+            ValueError: it has no training state, or is of another network, bridge, batch size or number of pairs.
         """
         checkpoint = load_checkpoint(path)
         state = checkpoint.training
@@ -179,6 +188,11 @@ class Trainer:
             raise ValueError(
                 f"{path} was trained as {checkpoint.unet.config}, {checkpoint.bridge}, "
                 f"and these settings ask for {self.unet.config}, {self.bridge}"
+            )
+        if state["step"] != state["epoch"] * self.steps_per_epoch:
+            raise ValueError(
+                f"{path} made {state['step']} steps in {state['epoch']} epochs, and these pairs and batch size make "
+                f"{self.steps_per_epoch} an epoch: go on with what it was trained with"
             )
         self.unet.load_state_dict(checkpoint.unet.weights)
         self.ema.unet.load_state_dict(checkpoint.unet.ema)
@@ -192,6 +206,9 @@ class Trainer:
             RuntimeError: the loss is not a number any more; ``last.pt`` holds the epoch before.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        metrics = self.folder / "metrics.jsonl"
+        known = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
+        metrics.write_text("".join(line for line in known if json.loads(line)["epoch"] <= self.epoch))
         content = {"train": asdict(self.config), "unet": asdict(self.unet.config), "bridge": self.bridge.config()}
         (self.folder / "config.json").write_text(json.dumps(content, indent=2))
         while self.epoch < self.config.epochs:
@@ -206,7 +223,7 @@ class Trainer:
                     self.preview(self.validation)
             record["images_per_second"] = self.steps_per_epoch * self.config.batch_size / seconds
             record["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-            with (self.folder / "metrics.jsonl").open("a") as file:
+            with metrics.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             if progress:
                 tqdm.write("  ".join(f"{k} {v:.4g}" for k, v in record.items()))
@@ -219,16 +236,16 @@ class Trainer:
         save_checkpoint(path, self.unet, self.bridge, ema=self.ema.unet, image_size=size, training=training)
 
     def _run_epoch(self, progress: bool) -> float:
-        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.config.seed + self.epoch))
+        generator = torch.Generator().manual_seed(self.config.seed << 32 | self.epoch)
+        order = torch.randperm(len(self.train), generator=generator)
         batches = self._batches(Subset(self.train, order.tolist()), drop_last=True)
         total = 0.0
         with tqdm(total=self.steps_per_epoch, desc=f"epoch {self.epoch + 1}", disable=not progress, leave=False) as bar:
             for y, x0 in batches:
                 loss = self._train_step(y, x0)
                 if not math.isfinite(loss):
-                    raise RuntimeError(
-                        f"the loss is {loss} at step {self.step}: go on from {self.last} with a lower learning rate"
-                    )
+                    start = f"go on from {self.last}" if self.epoch else "start again"
+                    raise RuntimeError(f"the loss is {loss} at step {self.step}: {start} with a lower learning rate")
                 total += loss
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.4f}")
@@ -236,7 +253,7 @@ class Trainer:
 
     def _train_step(self, y: torch.Tensor, x0: torch.Tensor) -> float:
         config = self.config
-        seeds = config.seed + torch.arange(len(y), device=self.device)
+        seeds = _sample_seeds(config.seed, 0, len(y), self.device)
         if config.flip:
             mirrored = philox.flips(seeds, self.step)[:, None, None, None]
             y, x0 = torch.where(mirrored, y.flip(-1), y), torch.where(mirrored, x0.flip(-1), x0)
@@ -263,7 +280,7 @@ class Trainer:
         assert self.validation is not None
         total, seen = 0.0, 0
         for y, x0 in self._batches(self.validation, drop_last=False):
-            seeds = seen + torch.arange(len(y), device=self.device)
+            seeds = _sample_seeds(0, seen, len(y), self.device)
             losses = [self._loss(self.ema.unet, y, x0, seeds, step).item() for step in VALIDATION_STEPS]
             total += len(y) * sum(losses) / len(losses)
             seen += len(y)

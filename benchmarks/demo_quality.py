@@ -40,7 +40,9 @@ def energy_score(results: torch.Tensor, target: torch.Tensor) -> tuple[float, fl
     return error - spread / 2, spread
 
 
-def measure(sampler: BridgeSampler, sources: torch.Tensor, targets: torch.Tensor, seeds: int, batch: int) -> dict[str, Any]:
+def measure(
+    sampler: BridgeSampler, sources: torch.Tensor, targets: torch.Tensor, seeds: int, batch: int
+) -> dict[str, Any]:
     """Scores of each image. Sample j of image i has the seed i + j * (number of images)."""
     count = len(sources)
     started = time.perf_counter()
@@ -60,7 +62,8 @@ def table(runs: dict[str, dict[str, Any]]) -> str:
     """Markdown, one row a solver."""
     first = next(iter(runs))
     lines = [
-        f"| solver | NFE | energy score | against {first.replace(':', ' ')}, paired | saturation (target) | spread | s / image |",
+        f"| solver | NFE | energy score | against {first.replace(':', ' ')}, paired | saturation (target) "
+        "| spread | s / image |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, run in runs.items():

@@ -92,6 +92,9 @@ def main(argv: list[str] | None = None) -> None:
     except FileNotFoundError as error:
         print(f"no validation: {error}")
         validation = None
+    if validation is not None and validation.pairs == train.pairs:
+        print("no validation: these are the training pairs; {split} in the paths tells them apart")
+        validation = None
     torch.manual_seed(args.seed)
     unet = UNet.from_config(PRESETS[args.preset]).to(args.device)
     folder = args.experiment or args.output_model.with_suffix(".run")

@@ -29,11 +29,11 @@ def test_solvers_converge_to_the_true_conditional(solver: str, bridge: ABridge |
 
 
 def test_dpm2m_is_of_second_order_and_ddim_of_first():
-    """Half the step: an error a quarter as large for dpm2m, half as large for ddim, between the same two noise levels."""
+    """Half the step between two noise levels: an error a quarter as large for dpm2m, half as large for ddim."""
     bridge, mu, s = ABridge(num_steps=10**6), 1.0, 0.5
 
     def error(solver: str, steps: int) -> float:
-        # Equal steps in ln nu from 4 to 0.4, so that nothing but the step size changes; times are fine enough to not round.
+        # Equal steps in ln nu from 4 to 0.4, so that only the step size changes; T is large enough not to round.
         times = [bridge.top, *(int(t) for t in bridge.time_at(np.geomspace(4.0, 0.4, steps + 1)))]
         table = solvers.build(bridge, solver, timesteps=times)
         rows = table.coefficients.copy()
@@ -51,7 +51,7 @@ def test_dpm2m_is_of_second_order_and_ddim_of_first():
 
 
 def _spread_kept(bridge: ABridge, times: list[int], s: float) -> float:
-    """The probability flow keeps the number of standard deviations; the first draw has sigma in place of their root sum."""
+    """The probability flow keeps the count of standard deviations; the first draw has sigma, not the root sum."""
     alpha, _, sigma = (float(v) for v in bridge.marginal(times[1]))
     return sigma / np.hypot(alpha * s, sigma)
 

@@ -103,7 +103,9 @@ def test_an_interrupted_write_leaves_no_half_picture(place: Path, monkeypatch: p
     assert made() == []
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
 def test_out_of_memory_says_what_to_lower(place: Path, monkeypatch: pytest.MonkeyPatch, error: Exception):
     def fail(*_: object, **__: object) -> None:
         raise error

@@ -46,7 +46,9 @@ def test_200_steps_lower_the_loss(data_dir: Path, split: str, tmp_path: Path):
         trainer._train_step = record
         trainer.fit()
     assert trainer.step == len(losses) == 200
-    first, middle, after, last = (sum(part) / 10 for part in (losses[:10], losses[90:100], losses[100:110], losses[-10:]))
+    first, middle, after, last = (
+        sum(part) / 10 for part in (losses[:10], losses[90:100], losses[100:110], losses[-10:])
+    )
     assert last < 0.2 * first
     assert after < 1.5 * middle, "the loss jumped where the run was resumed"
     assert len([json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]) == 2 * epochs

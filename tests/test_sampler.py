@@ -55,7 +55,9 @@ def test_image_of_a_batch_equals_the_image_alone(unet: UNet, source: torch.Tenso
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 9])
 def test_batch_size_changes_nothing(unet: UNet, source: torch.Tensor, batch_size: int):
     sampler = BridgeSampler(unet, ABridge(), "sde-dpm2m", steps=4)
-    torch.testing.assert_close(sampler(source, seed=0, batch_size=batch_size), sampler(source, seed=0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        sampler(source, seed=0, batch_size=batch_size), sampler(source, seed=0), rtol=0, atol=1e-5
+    )
 
 
 def test_the_loop_is_the_table(unet: UNet, source: torch.Tensor):
@@ -192,7 +194,9 @@ def test_from_checkpoint(tmp_path: Path, source: torch.Tensor):
     for ema, unet in ((True, second), (False, first)):
         sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt", ema=ema, solver="ddim", steps=3)
         assert sampler.bridge == ABridge(num_steps=50)
-        assert torch.equal(sampler(source, seed=0), BridgeSampler(unet, ABridge(num_steps=50), "ddim", 3)(source, seed=0))
+        assert torch.equal(
+            sampler(source, seed=0), BridgeSampler(unet, ABridge(num_steps=50), "ddim", 3)(source, seed=0)
+        )
 
 
 def test_threads_share_a_sampler(unet: UNet, source: torch.Tensor):
@@ -218,7 +222,10 @@ GOOD = torch.zeros(2, 3, 8, 8)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"source": torch.zeros(2, 4, 8, 8)}, r"source must be a non-empty \(B, 3, H, W\) tensor, got shape \(2, 4, 8, 8\)"),
+        (
+            {"source": torch.zeros(2, 4, 8, 8)},
+            r"source must be a non-empty \(B, 3, H, W\) tensor, got shape \(2, 4, 8, 8\)",
+        ),
         ({"source": torch.zeros(3, 8, 8)}, r"got shape \(3, 8, 8\)"),
         ({"source": torch.zeros(0, 3, 8, 8)}, r"got shape \(0, 3, 8, 8\)"),
         ({"source": GOOD.to(torch.uint8)}, r"source must be a float tensor in \[-1, 1\], got torch.uint8"),
@@ -231,7 +238,20 @@ GOOD = torch.zeros(2, 3, 8, 8)
         ({"source": GOOD, "noise": torch.zeros(2, 2, 3, 8, 8)}, r"noise must have shape \(3, 2, 3, 8, 8\)"),
         ({"source": Image.new("F", (8, 8))}, "mode 'F'"),
     ],
-    ids=["channels", "ndim", "empty", "dtype", "nan", "range", "no pictures", "seeds", "seed", "batch", "noise", "mode"],
+    ids=[
+        "channels",
+        "ndim",
+        "empty",
+        "dtype",
+        "nan",
+        "range",
+        "no pictures",
+        "seeds",
+        "seed",
+        "batch",
+        "noise",
+        "mode",
+    ],
 )
 def test_bad_calls(unet: UNet, call: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):

@@ -59,7 +59,9 @@ def test_first_row_draws_its_noise(bridge: Bridge, solver: str):
         assert kappa > 0
 
 
-@pytest.mark.parametrize(("solver", "stochastic"), [("dpm2m", False), ("ddim", False), ("posterior", True), ("fast", True)])
+@pytest.mark.parametrize(
+    ("solver", "stochastic"), [("dpm2m", False), ("ddim", False), ("posterior", True), ("fast", True)]
+)
 def test_which_rows_draw_noise(solver: str, stochastic: bool):
     noise = solvers.build(ABridge(), solver).coefficients[1:-1, 4]
     assert np.all(noise > 0) if stochastic else np.all(noise == 0)
@@ -161,7 +163,7 @@ def test_tables_cannot_be_written_to():
 
 
 def test_bad_requests():
-    with pytest.raises(ValueError, match="solver must be one of .*, got 'euler'"):
+    with pytest.raises(ValueError, match=r"solver must be one of .*, got 'euler'"):
         solvers.build(ABridge(), "euler")
     with pytest.raises(ValueError, match="steps or timesteps, not both"):
         solvers.build(ABridge(), steps=10, timesteps="karras")

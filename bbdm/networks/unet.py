@@ -44,6 +44,8 @@ class UNetConfig:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.model_channels % 2:
+            raise ValueError(f"model_channels must be even, got {self.model_channels}")
         if self.condition_channels < 0:
             raise ValueError(f"condition_channels must be at least 0, got {self.condition_channels}")
         if not self.channel_mult or min(self.channel_mult) < 1:
@@ -263,11 +265,14 @@ class UNet(nn.Module):
             (B, out_channels, H, W).
 
         Raises:
-            ValueError: wrong channels, or a condition that is missing or not expected.
+            ValueError: wrong channels or size, or a condition that is missing or not expected.
         """
         config = self.config
         if x.shape[1] != config.in_channels:
             raise ValueError(f"x must have {config.in_channels} channels, got {x.shape[1]}")
+        if x.shape[2] % config.stride or x.shape[3] % config.stride:
+            size = f"{x.shape[2]} x {x.shape[3]}"
+            raise ValueError(f"x must have height and width that are multiples of {config.stride}, got {size}")
         given = 0 if condition is None else condition.shape[1]
         if given != config.condition_channels:
             raise ValueError(f"condition must have {config.condition_channels} channels, got {given}")
