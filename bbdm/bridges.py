@@ -41,7 +41,11 @@ class Bridge(ABC):
 
     @abstractmethod
     def marginal(self, t: npt.ArrayLike) -> Marginal:
-        """alpha, beta and sigma at real times t in [0, ``num_steps``], float64."""
+        """alpha, beta and sigma at real times t in [0, ``num_steps``], float64.
+
+        Raises:
+            ValueError: a time outside the bridge.
+        """
 
     @property
     def low(self) -> int:
@@ -73,6 +77,18 @@ class Bridge(ABC):
     @abstractmethod
     def nu(self, t: npt.ArrayLike) -> Array:
         """Noise level sigma / alpha in pinned coordinates (x_t - beta y) / alpha; increasing, infinite at alpha = 0."""
+
+    def _time(self, t: npt.ArrayLike) -> Array:
+        """Times as float64.
+
+        Raises:
+            ValueError: one lies outside the bridge.
+        """
+        time = np.asarray(t, dtype=np.float64)
+        end = self.num_steps if self.low else self.top
+        if not np.all((time >= 0) & (time <= end)):
+            raise ValueError(f"t must be in [0, {end}], got {t!r}")
+        return time
 
     def time_at(self, nu: npt.ArrayLike) -> Array:
         """The real time in [``low``, ``top``] with noise level ``nu``, by bisection of the increasing nu(t)."""
@@ -139,7 +155,7 @@ class Bridge(ABC):
         if not x0.shape == y.shape == noise.shape:
             shapes = [tuple(v.shape) for v in (x0, y, noise)]
             raise ValueError(f"x0, y and noise must have one shape, got {shapes}")
-        if t.shape != x0.shape[:1] or t.is_floating_point() or t.dtype == torch.bool:
+        if t.shape != x0.shape[:1] or t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
             raise ValueError(f"t must be {len(x0)} integers, got shape {tuple(t.shape)} of {t.dtype}")
         if t.device.type == "cpu" and len(t) and not (self.low <= int(t.min()) and int(t.max()) <= self.top):
             raise ValueError(f"t must be in [{self.low}, {self.top}], got [{int(t.min())}, {int(t.max())}]")
@@ -183,14 +199,14 @@ class ABridge(Bridge):
 
     def marginal(self, t: npt.ArrayLike) -> Marginal:
         """Weights at times in [0, T]."""
-        m = np.asarray(t, dtype=np.float64) / self.num_steps
+        m = self._time(t) / self.num_steps
         with np.errstate(divide="ignore", invalid="ignore"):
             sigma = np.where(m < 1, self.c_lambda * (1 - m) * np.sqrt(-np.log1p(-m)), 0.0)
         return Marginal(1 - m, m, sigma)
 
     def nu(self, t: npt.ArrayLike) -> Array:
         """Noise level in pinned coordinates."""
-        m = np.asarray(t, dtype=np.float64) / self.num_steps
+        m = self._time(t) / self.num_steps
         with np.errstate(divide="ignore"):
             return self.c_lambda * np.sqrt(-np.log1p(-m))
 
@@ -255,13 +271,14 @@ class BrownianBridge(Bridge):
         """The m at the indices 0..T-1 of the original code's schedules."""
         if self.schedule == "linear":
             return np.linspace(0.001, 0.999, self.num_steps)
-        m = 1.0075 ** np.linspace(0, self.num_steps, self.num_steps)
-        m /= m[-1]
+        m = 1.0075 ** (
+            np.linspace(0, self.num_steps, self.num_steps) - self.num_steps
+        )  # over the last, without overflow
         m[-1] = 0.999
         return m
 
     def _m(self, t: npt.ArrayLike) -> Array:
-        time = np.asarray(t, dtype=np.float64)
+        time = self._time(t)
         if self.schedule == "exact":
             return time / self.num_steps
         return np.interp(time, np.arange(self.num_steps), self._knots)

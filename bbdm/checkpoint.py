@@ -43,6 +43,7 @@ class Checkpoint:
 
     unet: UNetState
     bridge: Bridge
+    codec: dict[str, Any] | None = None  # of the space that the network works in; None for image space
     image_size: int | None = None  # side of the square pictures it was trained on, where known
     training: dict[str, Any] | None = None
     format: str = FORMAT
@@ -141,7 +142,8 @@ def load_checkpoint(
             stored = getattr(bridge, name, None)
             if value is not None and value != stored:
                 raise ValueError(f"{name}={value} was given, but the network was trained with {name}={stored}")
-    return Checkpoint(state, bridge, content["image_size"], content["training"], content["format"], content["version"])
+        rest = {name: content[name] for name in ("codec", "training", "format", "version")}
+    return Checkpoint(state, bridge, image_size=content.get("image_size"), **rest)
 
 
 @contextmanager

@@ -109,7 +109,11 @@ def open_image(path: Path) -> Image.Image:
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and path.is_file() and "/." not in f"/{path.relative_to(folder).as_posix()}"
+    )
     if not found:
         raise ValueError(f"there are no pictures in {folder} (looked for {', '.join(sorted(SUFFIXES))})")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import os
 import secrets
 import threading
@@ -62,16 +63,17 @@ class BridgeSampler:
         solver: str = solvers.DEFAULT,
         steps: int | None = None,
         timesteps: str | Iterable[int] | None = None,
+        *,
         clamp: tuple[float, float] | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if clamp is not None and not clamp[0] < clamp[1]:
+        if clamp is not None and not (len(clamp) == 2 and clamp[0] < clamp[1]):
             raise ValueError(f"clamp must be None or (low, high) with low < high, got {clamp}")
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating-point dtype, got {dtype}")
         weight = next(unet.parameters())
-        self.device = weight.device if device is None else torch.device(device)
+        self.device = weight.device if device is None else torch.empty(0, device=device).device  # cuda is cuda:0
         self.dtype = weight.dtype if dtype is None else dtype
         moved = (weight.device, weight.dtype) != (self.device, self.dtype)
         if moved or unet.training:
@@ -135,18 +137,26 @@ class BridgeSampler:
         Raises:
             ValueError: something that cannot be taken; it names the argument, what it got and what it wants.
         """
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if isinstance(source, torch.Tensor):
-            return self._translate(source, seed, noise, batch_size, progress)
-        pictures = [source] if isinstance(source, Image.Image) else list(source)
+            self._check_source(source)
+            noise = self._check_noise(noise, source)
+            return self._translate(source, self._seeds(seed, len(source)), noise, batch_size, progress)
+        pictures = [source] if isinstance(source, Image.Image) else source
+        if not isinstance(pictures, list | tuple) or not all(isinstance(p, Image.Image) for p in pictures):
+            raise ValueError(f"source must be a tensor, a PIL picture or a list of them, got {type(source).__name__}")
         if not pictures:
             raise ValueError("source must hold at least one picture, got an empty list")
         if noise is not None and len({p.size for p in pictures}) > 1:
             raise ValueError("noise needs pictures of one size, got several")
+        tensors = [images.from_pil(picture, self.unet.config.in_channels) for picture in pictures]
         seeds = self._seeds(seed, len(pictures))
         results: dict[int, Image.Image] = {}
-        for size in dict.fromkeys(picture.size for picture in pictures):  # one tensor for each size
-            chosen = [i for i, picture in enumerate(pictures) if picture.size == size]
-            batch = torch.stack([images.from_pil(pictures[i], self.unet.config.in_channels) for i in chosen])
+        for size in dict.fromkeys(tensor.shape for tensor in tensors):  # one batch for each size
+            chosen = [i for i, tensor in enumerate(tensors) if tensor.shape == size]
+            batch = torch.stack([tensors[i] for i in chosen])
+            noise = self._check_noise(noise, batch)
             made = self._translate(batch, [seeds[i] for i in chosen], noise, batch_size, progress)
             results.update(zip(chosen, map(images.to_pil, made), strict=True))
         return [results[i] for i in range(len(pictures))]
@@ -154,9 +164,10 @@ class BridgeSampler:
     def stream(
         self, source: torch.Tensor, seed: int | Sequence[int] | None = None, noise: torch.Tensor | None = None
     ) -> Iterator[Step]:
-        """The same translation one step at a time, for progress and previews; arguments as for a call.
+        """The same translation of a tensor one step at a time, for progress and previews; arguments as for a call.
 
-        The last step's ``x`` is what a call returns, before it is clamped to [-1, 1].
+        The last step's ``x`` is what a call returns, before it is clamped to [-1, 1]. Steps are views of the state,
+        made in inference mode: read them, and clone what is to be changed.
         """
         self._check_source(source)
         return self._steps(source, self._seeds(seed, len(source)), self._check_noise(noise, source))
@@ -164,17 +175,12 @@ class BridgeSampler:
     def _translate(
         self,
         source: torch.Tensor,
-        seed: int | Sequence[int] | None,
+        seeds: list[int],
         noise: torch.Tensor | None,
         batch_size: int | None,
         progress: bool,
     ) -> torch.Tensor:
-        self._check_source(source)
-        noise = self._check_noise(noise, source)
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         count = len(source)
-        seeds = self._seeds(seed, count)
         size = min(batch_size or count, count)
         starts = range(0, count, size)
         parts: list[torch.Tensor] = []
@@ -216,18 +222,25 @@ class BridgeSampler:
         return F.pad(image, (0, -width % stride, 0, -height % stride), mode="replicate")
 
     def _seeds(self, seed: int | Sequence[int] | None, count: int) -> list[int]:
+        """One seed for each image of a call, kept as this thread's ``last_seeds``."""
         if seed is None:
             seed = secrets.randbelow(2**32)
-        seeds = [seed + i for i in range(count)] if isinstance(seed, int | np.integer) else [int(s) for s in seed]
+        try:
+            many = isinstance(seed, list | tuple | torch.Tensor | np.ndarray)
+            seeds = [operator.index(s) for s in seed] if many else [operator.index(seed) + i for i in range(count)]
+        except TypeError as error:
+            raise ValueError(f"seed must be an integer or a list of integers, got {seed!r}") from error
         if len(seeds) != count:
             raise ValueError(f"seed must be one integer or one for each of {count} images, got {len(seeds)}")
         if not all(0 <= s < SEED_LIMIT for s in seeds):
             raise ValueError(f"seed must be in [0, 2^63), got {seed}")
-        self._thread.seeds = tuple(int(s) for s in seeds)
-        return list(self._thread.seeds)
+        self._thread.seeds = tuple(seeds)
+        return seeds
 
     def _check_source(self, source: torch.Tensor) -> None:
         channels = self.unet.config.in_channels
+        if not isinstance(source, torch.Tensor):
+            raise ValueError(f"source must be a (B, {channels}, H, W) tensor, got {type(source).__name__}")
         if source.ndim != 4 or source.shape[1] != channels or source.numel() == 0:
             raise ValueError(
                 f"source must be a non-empty (B, {channels}, H, W) tensor, got shape {tuple(source.shape)}"

@@ -85,16 +85,19 @@ def resolve(bridge: Bridge, timesteps: str | Iterable[int], steps: int | None = 
             raise ValueError(f"timesteps must be one of {get_args(Name)} or a list of integers, got {timesteps!r}")
         return SKIPS[timesteps](bridge, steps)
     given = list(timesteps)
+    if steps is not None:
+        raise ValueError(f"a list of timesteps has a length of its own; got steps={steps}")
     values = np.asarray(given)
     if values.ndim != 1 or values.size == 0 or not np.issubdtype(values.dtype, np.integer):
         raise ValueError(f"timesteps must be a non-empty list of integers, got {given!r}")
+    values = values.astype(np.int64)
     if np.any(np.diff(values) >= 0):
         raise ValueError(f"timesteps must strictly decrease, got {given}")
     if values[0] != bridge.top:
         raise ValueError(f"timesteps must start at the bridge's top index {bridge.top}, got {values[0]}")
     if values[-1] < bridge.low:
         raise ValueError(f"timesteps must be in [{bridge.low}, {bridge.top}], got {values[-1]}")
-    return values.astype(np.int64)
+    return values
 
 
 def _count(bridge: Bridge, steps: int | None, default: int) -> int:

@@ -104,7 +104,7 @@ def bridge_loss(
         condition: what the network is conditioned on; the source, where it is conditional.
     """
     x_t, target = bridge.add_noise(x0, y, t, noise)
-    prediction = unet(x_t, t, condition).float()
+    prediction = unet(x_t, t, condition).to(target.dtype)
     return F.l1_loss(prediction, target) if loss == "l1" else F.mse_loss(prediction, target)
 
 
@@ -178,7 +178,8 @@ class Trainer:
         """Go on from a checkpoint that a run of the same network and bridge wrote.
 
         Raises:
-            ValueError: it has no training state, or is of another network, bridge, batch size or number of pairs.
+            ValueError: it has no training state, or is of another network, bridge, number of pairs or settings; only
+                epochs, learning rate, workers and previews may change.
         """
         checkpoint = load_checkpoint(path)
         state = checkpoint.training
@@ -194,6 +195,13 @@ class Trainer:
                 f"{path} made {state['step']} steps in {state['epoch']} epochs, and these pairs and batch size make "
                 f"{self.steps_per_epoch} an epoch: go on with what it was trained with"
             )
+        free = {"epochs", "learning_rate", "workers", "preview_every"}
+        stored = state["config"]
+        changed = [k for k, v in asdict(self.config).items() if k not in free and stored.get(k, v) != v]
+        if changed:
+            raise ValueError(
+                f"{path} was trained with {', '.join(f'{k}={stored[k]}' for k in changed)}: go on with that"
+            )
         self.unet.load_state_dict(checkpoint.unet.weights)
         self.ema.unet.load_state_dict(checkpoint.unet.ema)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -203,12 +211,18 @@ class Trainer:
         """Train until ``config.epochs`` are done.
 
         Raises:
+            ValueError: a new run's folder holds another run.
             RuntimeError: the loss is not a number any more; ``last.pt`` holds the epoch before.
         """
+        if self.epoch == 0 and self.last.exists():
+            raise ValueError(
+                f"{self.folder} holds a run already: go on with it by --ckpt_path {self.last}, "
+                "or give another --experiment folder"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         metrics = self.folder / "metrics.jsonl"
         known = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-        metrics.write_text("".join(line for line in known if json.loads(line)["epoch"] <= self.epoch))
+        write_atomically(metrics, lambda temporary: temporary.write_text("".join(known[: self.epoch])))
         content = {"train": asdict(self.config), "unet": asdict(self.unet.config), "bridge": self.bridge.config()}
         (self.folder / "config.json").write_text(json.dumps(content, indent=2))
         while self.epoch < self.config.epochs:
@@ -228,6 +242,7 @@ class Trainer:
             if progress:
                 tqdm.write("  ".join(f"{k} {v:.4g}" for k, v in record.items()))
             state = {"optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step}
+            state["config"] = asdict(self.config)
             self.save(self.last, state)
 
     def save(self, path: Path, training: dict[str, Any] | None = None) -> None:
@@ -236,7 +251,8 @@ class Trainer:
         save_checkpoint(path, self.unet, self.bridge, ema=self.ema.unet, image_size=size, training=training)
 
     def _run_epoch(self, progress: bool) -> float:
-        generator = torch.Generator().manual_seed(self.config.seed << 32 | self.epoch)
+        mixed = (self.config.seed * 0x9E3779B9 + self.epoch) % 2**32  # the generator reads 32 bits of its seed
+        generator = torch.Generator().manual_seed(mixed)
         order = torch.randperm(len(self.train), generator=generator)
         batches = self._batches(Subset(self.train, order.tolist()), drop_last=True)
         total = 0.0

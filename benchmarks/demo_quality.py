@@ -3,13 +3,14 @@
 For each validation pair and each solver, several results with the same seeds: the energy score
 E|X - x| - E|X - X'| / 2 (Euclidean norm over all values of an image in [-1, 1]; it punishes error and collapse alike,
 lower is better), the mean saturation beside the target's, the spread E|X - X'|, and seconds. Differences to the first
-solver in the list are paired by image. OUT.json is written after each solver, so that an interrupted run keeps its
-results and goes on from them.
+run are paired by image. OUT.json is written after each run, and an interrupted command goes on from it. A run is
+SOLVER:NFE, or SOLVER:NFE:N for N images spread evenly over the split (ancestral:1000 over all takes hours on a CPU).
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from itertools import combinations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bbdm.checkpoint import load_checkpoint
+from bbdm.checkpoint import load_checkpoint, write_atomically
 from bbdm.data import load_dataset
 from bbdm.sampler import BridgeSampler
 
@@ -41,12 +42,12 @@ def energy_score(results: torch.Tensor, target: torch.Tensor) -> tuple[float, fl
 
 
 def measure(
-    sampler: BridgeSampler, sources: torch.Tensor, targets: torch.Tensor, seeds: int, batch: int
+    sampler: BridgeSampler, indices: list[int], sources: torch.Tensor, targets: torch.Tensor, seeds: int, batch: int
 ) -> dict[str, Any]:
-    """Scores of each image. Sample j of image i has the seed i + j * (number of images)."""
-    count = len(sources)
+    """Scores of each image. Sample j of image i of the split has the seed i + 10^6 j."""
     started = time.perf_counter()
-    results = torch.stack([sampler(sources, seed=j * count, batch_size=batch) for j in range(seeds)], dim=1)
+    each = [[i + 10**6 * j for i in indices] for j in range(seeds)]
+    results = torch.stack([sampler(sources, seed=given, batch_size=batch) for given in each], dim=1)
     seconds = time.perf_counter() - started
     scores = [energy_score(r, t) for r, t in zip(results, targets, strict=True)]
     return {
@@ -54,7 +55,7 @@ def measure(
         "spread": [spread for _, spread in scores],
         "saturation": saturation(results).mean(1).tolist(),
         "target_saturation": saturation(targets).tolist(),
-        "seconds_per_image": seconds / (count * seeds),
+        "seconds_per_image": seconds / (len(sources) * seeds),
     }
 
 
@@ -62,18 +63,20 @@ def table(runs: dict[str, dict[str, Any]]) -> str:
     """Markdown, one row a solver."""
     first = next(iter(runs))
     lines = [
-        f"| solver | NFE | energy score | against {first.replace(':', ' ')}, paired | saturation (target) "
+        f"| solver | NFE | images | energy score | against {first.replace(':', ' ')}, paired | saturation (target) "
         "| spread | s / image |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, run in runs.items():
         energy, base = np.array(run["energy"]), np.array(runs[first]["energy"])
-        shared = min(len(energy), len(base))
-        difference = energy[:shared] - base[:shared]
-        error = difference.std(ddof=1) / np.sqrt(shared)
-        relative = 100 / base[:shared].mean()
+        _, here, there = np.intersect1d(run["images"], runs[first]["images"], return_indices=True)
+        difference = energy[here] - base[there]
+        error = difference.std(ddof=1) / np.sqrt(len(here))
+        relative = 100 / base[there].mean()
+        solver, nfe = name.split(":")[:2]
+        standard_error = energy.std(ddof=1) / np.sqrt(len(energy))
         lines.append(
-            f"| {' | '.join(name.split(':'))} | {energy.mean():.2f} ± {energy.std(ddof=1) / np.sqrt(len(energy)):.2f} "
+            f"| {solver} | {nfe} | {len(energy)} | {energy.mean():.2f} ± {standard_error:.2f} "
             f"| {relative * difference.mean():+.1f} % ± {relative * error:.1f} "
             f"| {np.mean(run['saturation']):.3f} ({np.mean(run['target_saturation']):.3f}) "
             f"| {np.mean(run['spread']):.1f} | {run['seconds_per_image']:.3f} |"
@@ -86,8 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("data_dir", help="a folder with val/, source left and target right in each picture")
     parser.add_argument("output", type=Path)
     parser.add_argument("--checkpoint", type=Path, default=DEMO_WEIGHTS)
-    parser.add_argument("--runs", nargs="+", default=RUNS, metavar="SOLVER:NFE")
-    parser.add_argument("--images", type=int, help="only so many, spread evenly over the split; all if unset")
+    parser.add_argument("--runs", nargs="+", default=RUNS, metavar="SOLVER:NFE[:N]")
     parser.add_argument("--seeds", type=int, default=8, help="results for each image")
     parser.add_argument("-b", "--batch_size", type=int, default=32)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
@@ -96,17 +98,19 @@ def main(argv: list[str] | None = None) -> None:
 
     checkpoint = load_checkpoint(args.checkpoint)
     dataset = load_dataset("edge2shoes", args.data_dir, "val", checkpoint.image_size or 256)
-    chosen = np.linspace(0, len(dataset) - 1, args.images or len(dataset)).round().astype(int)
-    sources, targets = (torch.stack(v) for v in zip(*(dataset[int(i)] for i in chosen), strict=True))
-    setting = {"images": len(chosen), "seeds": args.seeds, "dtype": args.dtype, "weights": args.checkpoint.name}
+    weights = hashlib.sha256(args.checkpoint.read_bytes()).hexdigest()
+    setting = {"pairs": len(dataset), "seeds": args.seeds, "dtype": args.dtype, "weights": weights}
     done = json.loads(args.output.read_text()) if args.output.exists() else {"setting": setting, "runs": {}}
     if done["setting"] != setting:
         raise SystemExit(f"{args.output} was measured with {done['setting']}, not {setting}: name another file")
     for run in args.runs:
         if run in done["runs"]:
             continue
-        solver, steps = run.split(":")
-        nfe = None if run == "fast:199" else int(steps)  # the published list of times
+        solver, steps, *images = run.split(":")
+        nfe = None if run.startswith("fast:199") else int(steps)  # the published list of times
+        count = int(images[0]) if images else len(dataset)
+        chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
+        sources, targets = (torch.stack(v) for v in zip(*(dataset[i] for i in chosen), strict=True))
         sampler = BridgeSampler(
             checkpoint.build_unet(),
             checkpoint.bridge,
@@ -115,9 +119,9 @@ def main(argv: list[str] | None = None) -> None:
             device=args.device,
             dtype=getattr(torch, args.dtype),
         )
-        done["runs"][run] = measure(sampler, sources, targets, args.seeds, args.batch_size)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(done))
+        scores = measure(sampler, chosen, sources, targets, args.seeds, args.batch_size)
+        done["runs"][run] = {"images": chosen, **scores}
+        write_atomically(args.output, lambda temporary: temporary.write_text(json.dumps(done)))
         print(table(done["runs"]), flush=True)
 
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from bbdm import images, solvers
 from bbdm.checkpoint import load_checkpoint, write_atomically
-from bbdm.data import DATASETS, DIRECTIONS, PairedDataset, load_dataset
+from bbdm.data import DATASETS, DIRECTIONS, PairedDataset, load_dataset, open_image
 from bbdm.sampler import BridgeSampler
 
 DEMO = Path(__file__).parent / "demo"
@@ -35,7 +35,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("output_dir", type=Path, nargs="?", help="out/CHECKPOINT if left out")
     parser.add_argument("--split", default="val", help="the part of the data set to translate (default: val)")
     parser.add_argument("--num_samples", type=int, default=1, help="results for each source (default: 1)")
-    parser.add_argument("--solver", choices=get_args(solvers.Solver), default=solvers.DEFAULT)
+    parser.add_argument("--solver", choices=get_args(solvers.Solver), help=f"(default: {solvers.DEFAULT})")
     parser.add_argument("--steps", type=int, help="network evaluations for each result; the solver's default if unset")
     parser.add_argument("--fast_sampling", action="store_true", help="the paper's 199 steps: --solver fast")
     parser.add_argument("-b", "--batch_size", type=int, default=64, help="(default: 64)")
@@ -58,7 +58,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if args.num_samples < 1 or args.batch_size < 1:
         parser.error("--num_samples and --batch_size must be at least 1")
     if args.fast_sampling:
+        if args.solver not in (None, "fast"):
+            parser.error(f"--fast_sampling is --solver fast, and --solver {args.solver} was given")
         args.solver = "fast"
+    args.solver = args.solver or solvers.DEFAULT
     args.output_dir = args.output_dir or Path("out") / args.checkpoint.stem
     return args
 
@@ -81,6 +84,15 @@ def plan(dataset: PairedDataset, folder: Path, num_samples: int, seed: int) -> l
     ]
 
 
+def check_places(dataset: PairedDataset, jobs: list[Job], grid: Path) -> None:
+    """Stop before a result or the grid takes the place of a source, a target or each other."""
+    taken = {path.resolve() for pair in dataset.pairs for path in (pair.source, pair.target) if path}
+    for path in [grid, *(job.path for job in jobs)]:
+        if path.resolve() in taken:
+            raise SystemExit(f"{path} would take the place of another picture: give another output_dir")
+        taken.add(path.resolve())
+
+
 def save(image: Image.Image, path: Path) -> None:
     write_atomically(path, lambda temporary: image.save(temporary, "png"))
 
@@ -90,7 +102,7 @@ def draw_grid(dataset: PairedDataset, jobs: list[Job]) -> Image.Image:
     examples: list[list[Image.Image]] = []
     for index in range(min(GRID_PAIRS, len(dataset))):
         source, target = dataset.images(index)
-        results = [Image.open(job.path) for job in jobs if job.index == index]
+        results = [open_image(job.path) for job in jobs if job.index == index]
         examples.append([source, *results, *([] if target is None else [target])])
     across = max(1, round(math.sqrt(len(examples) / len(examples[0]))))
     return images.grid([list(chain(*examples[i : i + across])) for i in range(0, len(examples), across)])
@@ -101,12 +113,13 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = load_checkpoint(args.checkpoint, args.time_steps, args.c_lambda)
     image_size = args.image_size or checkpoint.image_size or 256
     dataset = load_dataset(args.dataset, args.data_dir, args.split, image_size, args.direction)
-    sampler = BridgeSampler(
-        checkpoint.build_unet(), checkpoint.bridge, args.solver, steps=args.steps, device=args.device
-    )
     jobs = plan(dataset, args.output_dir, args.num_samples, args.seed)
+    grid = args.output_dir / "grid.png"
+    check_places(dataset, jobs, grid)
     todo = [job for job in jobs if args.overwrite or not job.path.exists()]
     try:
+        unet = checkpoint.build_unet()
+        sampler = BridgeSampler(unet, checkpoint.bridge, args.solver, steps=args.steps, device=args.device)
         with tqdm(total=len(todo), unit="image", disable=not args.show_verbose) as bar:
             for start in range(0, len(todo), args.batch_size):
                 batch = todo[start : start + args.batch_size]
@@ -114,13 +127,14 @@ def main(argv: list[str] | None = None) -> None:
                 for job, result in zip(batch, sampler(sources, seed=[job.seed for job in batch]), strict=True):
                     save(result, job.path)
                 bar.update(len(batch))
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        told = str(error)
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and not any(s in told for s in ("out of memory", "allocate memory", "ALLOC_FAILED")):
             raise
         raise SystemExit(
             f"out of memory: lower -b (now {args.batch_size}) or --image_size (now {image_size})"
         ) from error
-    grid = args.output_dir / "grid.png"
     save(draw_grid(dataset, jobs), grid)
     kept = len(jobs) - len(todo)
     print(

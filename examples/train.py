@@ -57,6 +57,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ema_decay", type=float, default=0.995)
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=False, help="mirror half of the pairs")
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="less memory for a third more compute")
     parser.add_argument("--direction", choices=DIRECTIONS, default="AtoB")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
@@ -97,6 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         validation = None
     torch.manual_seed(args.seed)
     unet = UNet.from_config(PRESETS[args.preset]).to(args.device)
+    unet.gradient_checkpointing = args.gradient_checkpointing
     folder = args.experiment or args.output_model.with_suffix(".run")
     trainer = Trainer(unet, build_bridge(args), config, train, validation, folder)
     if args.ckpt_path is not None:

@@ -133,6 +133,22 @@ def test_bad_times(t: torch.Tensor, message: str):
         ABridge().add_noise(image, image, t, image)
 
 
+@pytest.mark.parametrize("bridge", ALL, ids=repr)
+@pytest.mark.parametrize("t", [-1, 1001, float("nan")])
+def test_times_outside_the_bridge(bridge: Bridge, t: float):
+    for function in (bridge.marginal, bridge.nu, bridge.alpha, bridge.prediction):
+        with pytest.raises(ValueError, match=r"t must be in \[0, "):
+            function(t)
+
+
+def test_half_precision_images_meet_exact_weights():
+    """At t = T - 1 the weight of x0 is 0.001, which bfloat16 has not: added up in float32, rounded once."""
+    x0 = torch.full((1, 1, 1, 1), 1000.0, dtype=torch.bfloat16)
+    x_t, _ = ABridge().add_noise(x0, torch.zeros_like(x0), torch.tensor([999]), torch.zeros_like(x0))
+    assert x_t.dtype == torch.bfloat16
+    assert x_t.item() == 1.0
+
+
 def test_shapes_must_agree():
     image = torch.zeros(2, 3, 4, 4)
     with pytest.raises(ValueError, match="x0, y and noise must have one shape"):

@@ -89,7 +89,11 @@ def test_sources_alone(place: Path):
 def test_fast_sampling_is_the_papers_solver(place: Path):
     assert generate.parse(["edge2shoes", "data", "c.pt", "--fast_sampling"]).solver == "fast"
     run("--fast_sampling")
-    assert BridgeSampler.from_checkpoint("c.pt", solver="fast", steps=3).table.coefficients[1, 4] > 0
+    fast = Path("results/a.png").read_bytes()
+    run("--overwrite", "--solver", "fast")
+    assert Path("results/a.png").read_bytes() == fast
+    run("--overwrite")
+    assert Path("results/a.png").read_bytes() != fast
 
 
 def test_an_interrupted_write_leaves_no_half_picture(place: Path, monkeypatch: pytest.MonkeyPatch):
@@ -104,7 +108,14 @@ def test_an_interrupted_write_leaves_no_half_picture(place: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("MPS backend out of memory"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "mps", "python"],
 )
 def test_out_of_memory_says_what_to_lower(place: Path, monkeypatch: pytest.MonkeyPatch, error: Exception):
     def fail(*_: object, **__: object) -> None:
@@ -115,12 +126,32 @@ def test_out_of_memory_says_what_to_lower(place: Path, monkeypatch: pytest.Monke
         run()
 
 
+def test_other_errors_are_not_taken_for_memory(place: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a wrong shape")
+
+    monkeypatch.setattr(BridgeSampler, "__call__", fail)
+    with pytest.raises(RuntimeError, match="a wrong shape"):
+        run()
+
+
+@pytest.mark.parametrize(("name", "output_dir"), [("a.png", "pictures"), ("grid.png", "results")])
+def test_no_picture_of_the_user_is_overwritten(place: Path, name: str, output_dir: str):
+    Path("pictures").mkdir()
+    Image.new("RGB", (SIZE, SIZE), "red").save(f"pictures/{name}")
+    before = Path(f"pictures/{name}").read_bytes()
+    with pytest.raises(SystemExit, match=f"{name} would take the place of another picture"):
+        generate.main(["folder", "pictures", "c.pt", output_dir, "--steps", "2", "--overwrite"])
+    assert Path(f"pictures/{name}").read_bytes() == before
+
+
 def test_what_the_command_line_refuses(place: Path, capsys: pytest.CaptureFixture[str]):
     for flags, message in (
         (["edge2shoes"], "edge2shoes needs data_dir and checkpoint"),
         (["demo", "out", "c.pt"], "'demo' brings its own data and weights"),
         (["shoes", "data", "c.pt"], "invalid choice"),
         (["edge2shoes", "data", "c.pt", "-b", "0"], "must be at least 1"),
+        (["edge2shoes", "data", "c.pt", "--fast_sampling", "--solver", "ddim"], "--solver ddim was given"),
     ):
         with pytest.raises(SystemExit):
             generate.parse(flags)

@@ -345,6 +345,21 @@ class TestResume:
         again.fit()
         assert again.last.read_bytes() == before
 
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            ({"seed": 4}, "trained with seed=0"),
+            ({"loss": "l2"}, "trained with loss=l1"),
+            ({"batch_size": 4}, "steps in"),
+        ],
+        ids=["seed", "loss", "batch"],
+    )
+    def test_refuses_other_settings(self, change: dict[str, Any], reason: str, make_trainer: MakeTrainer) -> None:
+        first = make_trainer(epochs=1)
+        first.fit()
+        with pytest.raises(ValueError, match=reason):
+            make_trainer(epochs=2, **change).resume(first.last)
+
     def test_needs_training_state(self, make_trainer: MakeTrainer, make_unet: MakeUNet, tmp_path: Path) -> None:
         unet = make_unet(condition_channels=3)
         save_checkpoint(tmp_path / "a.pt", unet, BRIDGE, ema=unet)
@@ -454,6 +469,15 @@ class TestRandomness:
             word = philox_numpy.random_words(11, step, 1, stream=1, lane=1)[0, 0]
             assert t[0] == 1 + int(word) * 50 // 2**32
 
+    def test_another_seed_has_another_order(self, make_trainer: MakeTrainer, recorder: Recorder) -> None:
+        orders = []
+        for seed in (0, 1, 2):
+            recorder.calls.clear()
+            make_trainer(f"order {seed}", seed=seed, batch_size=1, epochs=3).fit()
+            orders.append(torch.stack([y for _, y, _, _ in recorder.calls]))
+        assert not torch.equal(orders[0], orders[1])
+        assert not torch.equal(orders[1], orders[2])
+
     def test_epoch_visits_every_pair_once_in_an_order_of_its_own(
         self, make_trainer: MakeTrainer, recorder: Recorder, pairs: PairedDataset
     ) -> None:
@@ -536,11 +560,23 @@ class TestFiles:
         assert sorted(file.name for file in trainer.folder.iterdir()) == ["config.json", "last.pt", "metrics.jsonl"]
         assert "validation_loss" not in metrics_of(trainer)[0]
 
-    def test_new_run_in_an_old_folder_starts_its_own_metrics(self, make_trainer: MakeTrainer) -> None:
-        make_trainer(epochs=2).fit()
+    def test_new_run_in_an_old_folder_is_refused(self, make_trainer: MakeTrainer) -> None:
         trainer = make_trainer(epochs=1)
         trainer.fit()
-        assert [record["epoch"] for record in metrics_of(trainer)] == [1]
+        before = {file.name: file.read_bytes() for file in trainer.folder.iterdir()}
+        with pytest.raises(ValueError, match=r"holds a run already: go on with it by --ckpt_path .*last\.pt"):
+            make_trainer(epochs=1).fit()
+        assert {file.name: file.read_bytes() for file in trainer.folder.iterdir()} == before
+
+    def test_a_half_written_metrics_line_is_dropped(self, make_trainer: MakeTrainer) -> None:
+        first = make_trainer(epochs=1)
+        first.fit()
+        with (first.folder / "metrics.jsonl").open("a") as file:
+            file.write('{"epoch": 2, "lo')
+        second = make_trainer(epochs=2)
+        second.resume(first.last)
+        second.fit()
+        assert [record["epoch"] for record in metrics_of(second)] == [1, 2]
 
 
 class TestTrainer:

@@ -218,11 +218,14 @@ class TestTime:
         assert (at[5.0001] - at[5.0]).norm() < 1e-3 * step
 
     def test_late_times_stay_apart_in_half_precision(self, make_unet: MakeUNet) -> None:
-        """bfloat16 cannot tell 999 from 1000; the angles are float32."""
+        """bfloat16 cannot tell 999 from 1000, nor hold the frequencies: the angles are float32 all the same."""
         unet = make_unet().to(torch.bfloat16)
-        x = state(1).to(torch.bfloat16)
-        assert not torch.equal(unet.embed_time(torch.tensor([999])), unet.embed_time(torch.tensor([1000])))
-        assert unet(x, torch.tensor([999])).dtype == torch.bfloat16
+        seen: list[torch.Tensor] = []
+        unet.time_embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        assert unet(state(1).to(torch.bfloat16), torch.tensor([999])).dtype == torch.bfloat16
+        angles = 999 * 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
+        wanted = torch.cat([angles.cos(), angles.sin()])
+        torch.testing.assert_close(seen[0][0].double(), wanted, rtol=0, atol=2**-8)  # half a unit of bfloat16 below 1
 
 
 class TestTraining:

@@ -14,11 +14,14 @@ def noise_step(
         x0: (B, C, H, W) target images.
         y: (B, C, H, W) source images.
         t: (B,) integers, rows of ``table``.
-        table: (T + 1, 6) weights of x0, y, noise in x_t, then in the target.
+        table: (T + 1, 6) weights of x0, y, noise in x_t, then in the target, float32 or float64; the sums are made in
+            that dtype.
         noise: (B, C, H, W) standard normals.
 
     Returns:
-        x_t and target, each (B, C, H, W).
+        x_t and target, each (B, C, H, W) in the dtype of ``x0``.
     """
-    w = table[t].to(x0.dtype).view(-1, 6, *[1] * (x0.ndim - 1)).unbind(1)
-    return w[0] * x0 + w[1] * y + w[2] * noise, w[3] * x0 + w[4] * y + w[5] * noise
+    w = table[t.long()].view(-1, 6, *[1] * (x0.ndim - 1)).unbind(1)
+    x_t = w[0] * x0 + w[1] * y + w[2] * noise
+    target = w[3] * x0 + w[4] * y + w[5] * noise
+    return x_t.to(x0.dtype), target.to(x0.dtype)

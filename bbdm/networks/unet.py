@@ -84,10 +84,15 @@ PRESETS: dict[str, UNetConfig] = {
 }
 
 
-def time_frequencies(channels: int) -> torch.Tensor:
-    """(channels // 2,) float32 angular frequencies of the sinusoidal embedding, 1 down to 1 / 10000."""
+def sinusoids(t: torch.Tensor, channels: int) -> torch.Tensor:
+    """(B, channels) cosines, then sines, of (B,) times at angular frequencies from 1 down to 1 / 10000, float32.
+
+    Float32 whatever the network's dtype: at t = 999 a bfloat16 angle is off by more than a radian.
+    """
     half = channels // 2
-    return torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32) / half)
+    steps = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angles = t.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * steps)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def _norm(channels: int, config: UNetConfig) -> nn.GroupNorm:
@@ -187,8 +192,6 @@ class UNet(nn.Module):
     trades a third more compute in training for activations of one stage at a time.
     """
 
-    frequencies: torch.Tensor
-
     def __init__(self, in_channels: int = 3, out_channels: int = 3, **settings: Any) -> None:
         super().__init__()
         config = UNetConfig(in_channels, out_channels, **settings)
@@ -196,7 +199,6 @@ class UNet(nn.Module):
         self.gradient_checkpointing = False
         width = config.model_channels
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
-        self.register_buffer("frequencies", time_frequencies(width), persistent=False)
 
         self.input_blocks = nn.ModuleList([Stage(_conv3x3(in_channels + config.condition_channels, width))])
         channels, skips = width, [width]
@@ -249,9 +251,8 @@ class UNet(nn.Module):
 
     def embed_time(self, t: torch.Tensor) -> torch.Tensor:
         """(B, 4 * model_channels) embedding of (B,) integer or fractional times, in the network's dtype."""
-        angles = t.float()[:, None] * self.frequencies
-        sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.time_embed(sinusoids.to(cast(nn.Linear, self.time_embed[0]).weight.dtype))
+        dtype = cast(nn.Linear, self.time_embed[0]).weight.dtype
+        return self.time_embed(sinusoids(t, self.config.model_channels).to(dtype))
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Predict the bridge's objective.
