@@ -103,7 +103,7 @@ def main(path: Path) -> None:
         axis.set(title=f"x0 ~ N({mu}, {s}²), y = {SOURCE:g}", xlabel="network evaluations")
         axis.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("W2 to the true conditional")
-    axes[0].legend(fontsize=8)
+    axes[1].legend(fontsize=8, loc="lower left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
