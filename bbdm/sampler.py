@@ -226,8 +226,10 @@ class BridgeSampler:
         if seed is None:
             seed = secrets.randbelow(2**32)
         try:
-            many = isinstance(seed, list | tuple | torch.Tensor | np.ndarray)
-            seeds = [operator.index(s) for s in seed] if many else [operator.index(seed) + i for i in range(count)]
+            if isinstance(seed, Sequence | torch.Tensor | np.ndarray):
+                seeds = [operator.index(s) for s in seed]
+            else:
+                seeds = [operator.index(seed) + i for i in range(count)]
         except TypeError as error:
             raise ValueError(f"seed must be an integer or a list of integers, got {seed!r}") from error
         if len(seeds) != count:

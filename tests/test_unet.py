@@ -258,9 +258,6 @@ class TestTraining:
             twin.get_parameter("out.2.bias").add_(1)
         assert not torch.equal(twin(state(), t), unet(state(), t))
 
-    def test_moves_its_frequencies(self, make_unet: MakeUNet) -> None:
-        assert copy.deepcopy(make_unet()).to("meta").frequencies.device.type == "meta"
-
 
 class TestGraphs:
     def test_compiles_into_one_graph(self, make_unet: MakeUNet) -> None:
