@@ -138,10 +138,14 @@ def main(argv: list[str] | None = None) -> None:
     save(draw_grid(dataset, jobs), grid)
     kept = len(jobs) - len(todo)
     print(
-        f"{len(todo)} results in {args.output_dir}" + (f" ({kept} kept; --overwrite makes them again)" if kept else "")
+        f"{len(todo)} results in {args.output_dir}"
+        + (f" ({kept} kept as they were; --overwrite makes them again)" if kept else "")
     )
     print(f"to look at: {grid}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from error

@@ -74,7 +74,7 @@ def test_results_are_kept_unless_told_otherwise(place: Path, capsys: pytest.Capt
     Image.new("RGB", (SIZE, SIZE), "black").save("results/b.png")
     Path("results/c.png").unlink()
     run()
-    assert "1 results in results (2 kept; --overwrite makes them again)" in capsys.readouterr().out
+    assert "1 results in results (2 kept as they were; --overwrite makes them again)" in capsys.readouterr().out
     assert Image.open("results/b.png").getextrema() == ((0, 0), (0, 0), (0, 0))
     run("--overwrite")
     assert Image.open("results/b.png").getextrema() != ((0, 0), (0, 0), (0, 0))
