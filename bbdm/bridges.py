@@ -271,9 +271,8 @@ class BrownianBridge(Bridge):
         """The m at the indices 0..T-1 of the original code's schedules."""
         if self.schedule == "linear":
             return np.linspace(0.001, 0.999, self.num_steps)
-        m = 1.0075 ** (
-            np.linspace(0, self.num_steps, self.num_steps) - self.num_steps
-        )  # over the last, without overflow
+        exponents = np.linspace(0, self.num_steps, self.num_steps)
+        m = 1.0075 ** (exponents - exponents[-1])  # divided by the last value, without overflow
         m[-1] = 0.999
         return m
 

@@ -50,11 +50,9 @@ class StepTable:
 
 @dataclass(frozen=True)
 class _Step:
-    """The step from s to r, and the noise level of the step before."""
+    """What a solver may ask of the step from time s to time r."""
 
     index: int
-    s: int
-    r: int
     nu_prev: float  # nu of the time before s; infinite on the first two rows
     nu_s: float
     nu_r: float
@@ -149,8 +147,6 @@ def _family_rows(bridge: Bridge, times: npt.NDArray[np.int64], settings: _Settin
     for i in range(len(times) - 1):
         step = _Step(
             index=i,
-            s=int(times[i]),
-            r=int(times[i + 1]),
             nu_prev=float(nu[i - 1]) if i else np.inf,
             nu_s=float(nu[i]),
             nu_r=float(nu[i + 1]),

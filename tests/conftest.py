@@ -35,19 +35,20 @@ MakeUNet = Callable[..., UNet]
 SavePicture = Callable[..., Path]
 
 
+def tiny_unet(seed: int = 0, **settings: Any) -> UNet:
+    """A tiny network whose zero-initialised layers are random too."""
+    torch.manual_seed(seed)
+    unet = UNet(**{**TINY, **settings})
+    for parameter in unet.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.05)
+    return unet
+
+
 @pytest.fixture(scope="session")
 def make_unet() -> MakeUNet:
-    """make_unet(seed=0, **settings): a tiny network whose zero-initialised layers are random too."""
-
-    def make(seed: int = 0, **settings: Any) -> UNet:
-        torch.manual_seed(seed)
-        unet = UNet(**{**TINY, **settings})
-        for parameter in unet.parameters():
-            if not parameter.any():
-                nn.init.normal_(parameter, std=0.05)
-        return unet
-
-    return make
+    """make_unet(seed=0, **settings): see :func:`tiny_unet`."""
+    return tiny_unet
 
 
 @pytest.fixture(scope="session")

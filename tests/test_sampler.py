@@ -11,25 +11,13 @@ from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, save_checkpoint
 from bbdm.kernels import philox
-
-SMALL: dict[str, Any] = {
-    "model_channels": 8,
-    "channel_mult": (1, 2),
-    "num_res_blocks": 1,
-    "attention_resolutions": (),
-    "head_channels": 8,
-    "num_groups": 4,
-}
+from tests.conftest import tiny_unet
 
 
 def small_unet(condition_channels: int = 3, channels: int = 3) -> UNet:
-    """A network whose zero-initialised layers are filled, so that it answers to everything."""
-    torch.manual_seed(0)
-    unet = UNet(channels, channels, condition_channels=condition_channels, **SMALL)
-    for parameter in unet.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.05)
-    return unet.eval()
+    """A network that answers to everything, in evaluation mode."""
+    sizes = {"in_channels": channels, "out_channels": channels, "condition_channels": condition_channels}
+    return tiny_unet(**sizes, attention_resolutions=()).eval()
 
 
 @pytest.fixture(scope="module")
