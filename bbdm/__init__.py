@@ -29,6 +29,7 @@ _MODULES = {
     "bridges",
     "checkpoint",
     "data",
+    "execution",
     "images",
     "kernels",
     "networks",

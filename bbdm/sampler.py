@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 import os
 import secrets
@@ -16,11 +15,9 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm.auto import tqdm
 
-from bbdm import images, solvers
+from bbdm import execution, images, solvers
 from bbdm.bridges import Bridge
 from bbdm.checkpoint import load_checkpoint
-from bbdm.kernels import philox
-from bbdm.kernels.bridge_step import bridge_step
 from bbdm.networks.unet import UNet
 
 SEED_LIMIT = 2**63
@@ -41,14 +38,18 @@ class BridgeSampler:
 
     Args:
         unet: the network. It is used as it is where it already stands on ``device`` in ``dtype`` and in evaluation
-            mode, and copied otherwise, so that the one given is never changed.
+            mode, and copied otherwise, so that the one given is never changed. Nor may you change its weights later:
+            what depends on the time alone is computed here, once.
         bridge: what it was trained on.
         solver: see :func:`bbdm.solvers.build`, as for
         steps: number of network evaluations, and
         timesteps: the times themselves or a named list.
         clamp: None, or (low, high) for every estimate of the target.
         device: where to run; None for the network's own.
-        dtype: what the network computes in; None for its own. The state is float32 (float64 for a float64 network).
+        dtype: what the network computes in; None for its own, or for the fastest that the device has where it is
+            compiled. The state is float32 (float64 for a float64 network).
+        compile: compile the network at the first call with each size and number of images, which takes up to a minute,
+            and on CUDA run all steps as one graph. A failure to compile is an error.
 
     Threads may share a sampler. ``table`` is its :class:`~bbdm.solvers.StepTable`.
 
@@ -67,6 +68,7 @@ class BridgeSampler:
         clamp: tuple[float, float] | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        compile: bool = False,
     ) -> None:
         if clamp is not None and not (len(clamp) == 2 and clamp[0] < clamp[1]):
             raise ValueError(f"clamp must be None or (low, high) with low < high, got {clamp}")
@@ -74,14 +76,20 @@ class BridgeSampler:
             raise ValueError(f"dtype must be a floating-point dtype, got {dtype}")
         weight = next(unet.parameters())
         self.device = weight.device if device is None else torch.empty(0, device=device).device  # cuda is cuda:0
-        self.dtype = weight.dtype if dtype is None else dtype
-        moved = (weight.device, weight.dtype) != (self.device, self.dtype)
-        if moved or unet.training:
-            unet = copy.deepcopy(unet).to(self.device, self.dtype).eval().requires_grad_(False)
-        self.unet = unet
+        if compile and self.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"compile works on cpu and cuda, got device {self.device}")
+        if dtype is None:
+            dtype = execution.best_dtype(self.device) if compile and weight.dtype == torch.float32 else weight.dtype
+        self.dtype = dtype
         self.bridge = bridge
         self.clamp = clamp
+        self.compile = compile
         self.table = solvers.build(bridge, solver, timesteps, steps)
+        self._loop = execution.Loop(unet, self.table, clamp, self.device, dtype)
+        self.unet = self._loop.unet
+        if compile:
+            self._loop.network = execution.CompiledNetwork(self.unet)
+        self._graphed = execution.GraphedLoop(self._loop) if compile and self.device.type == "cuda" else None
         self._thread = threading.local()
 
     @property
@@ -166,11 +174,18 @@ class BridgeSampler:
     ) -> Iterator[Step]:
         """The same translation of a tensor one step at a time, for progress and previews; arguments as for a call.
 
-        The last step's ``x`` is what a call returns, before it is clamped to [-1, 1]. Steps are views of the state,
-        made in inference mode: read them, and clone what is to be changed.
+        The last step's ``x`` is what a call returns, before it is clamped to [-1, 1].
         """
         self._check_source(source)
-        return self._steps(source, self._seeds(seed, len(source)), self._check_noise(noise, source))
+        return self._stream(source, self._seeds(seed, len(source)), self._check_noise(noise, source))
+
+    @torch.inference_mode()
+    def _stream(self, source: torch.Tensor, seeds: Sequence[int], noise: torch.Tensor | None) -> Iterator[Step]:
+        state = self._start(source, seeds, noise)
+        height, width = source.shape[-2:]
+        for index, t in enumerate(self.table.timesteps.tolist()):
+            self._loop.advance(state, index)
+            yield Step(index, t, state.x[..., :height, :width].clone(), state.x0hat[..., :height, :width].clone())
 
     def _translate(
         self,
@@ -186,34 +201,43 @@ class BridgeSampler:
         parts: list[torch.Tensor] = []
         with tqdm(total=len(starts) * len(self.table), disable=not progress, unit="step") as bar:
             for start in starts:
-                part = slice(start, start + size)
-                x = None
-                for step in self._steps(source[part], seeds[part], None if noise is None else noise[:, part]):
-                    x = step.x
-                    bar.update()
-                assert x is not None
-                parts.append(x.clamp(-1, 1).to(source.device, source.dtype))
+                chosen = list(range(start, min(start + size, count)))
+                short = size - len(chosen)
+                if self.compile:  # a short last part is filled up: cheaper than to compile for its size
+                    chosen += chosen[-1:] * short
+                part = None if noise is None else noise[:, chosen]
+                x = self._run(source[chosen], [seeds[i] for i in chosen], part, bar)
+                parts.append(x[: size - short].clamp(-1, 1).to(source.device, source.dtype))
         return torch.cat(parts)
 
     @torch.inference_mode()
-    def _steps(self, source: torch.Tensor, seeds: Sequence[int], noise: torch.Tensor | None) -> Iterator[Step]:
-        state_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-        height, width = source.shape[-2:]
-        y = self._pad(source.to(self.device, state_dtype)).contiguous(memory_format=torch.channels_last)
-        condition = y.to(self.dtype) if self.unet.config.condition_channels else None
-        keys = torch.tensor(seeds, dtype=torch.int64, device=self.device)
-        table = self.table
-        times = torch.tensor(table.timesteps, device=self.device)[:, None].expand(-1, len(y))
-        rows = zip(table.timesteps.tolist(), table.prediction.tolist(), table.coefficients.tolist(), strict=True)
-        x, x0hat = y, None
-        for index, (t, prediction, coefficients) in enumerate(rows):
-            z = None
-            if coefficients[-1] != 0.0:
-                z = philox.normal(keys, index, tuple(y.shape[1:])) if noise is None else noise[index]
-                z = z.to(self.device, state_dtype)
-            pred = self.unet(x.to(self.dtype), times[index], condition)
-            x, x0hat = bridge_step(pred, x, y, x0hat, z, prediction, coefficients, self.clamp)
-            yield Step(index, t, x[..., :height, :width], x0hat[..., :height, :width])
+    def _run(
+        self, source: torch.Tensor, seeds: Sequence[int], noise: torch.Tensor | None, bar: tqdm[Any]
+    ) -> torch.Tensor:
+        """The last state for images that fit into one batch."""
+        if self._graphed is not None and noise is None:
+            x = self._graphed(self._to_device(source), self._keys(seeds))
+            bar.update(len(self.table))
+        else:
+            state = self._start(source, seeds, noise)
+            for index in range(len(self.table)):
+                self._loop.advance(state, index)
+                bar.update()
+            x = state.x
+        return x[..., : source.shape[2], : source.shape[3]]
+
+    def _start(self, source: torch.Tensor, seeds: Sequence[int], noise: torch.Tensor | None) -> execution.State:
+        if noise is not None:
+            noise = noise.to(self.device, self._loop.state_dtype)
+        return self._loop.start(self._to_device(source), self._keys(seeds), noise)
+
+    def _keys(self, seeds: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(seeds, dtype=torch.int64, device=self.device)
+
+    def _to_device(self, source: torch.Tensor) -> torch.Tensor:
+        """The source padded to what the network can take, in memory of its own."""
+        y = self._pad(source.to(self.device, self._loop.state_dtype))
+        return y.clone(memory_format=torch.channels_last)
 
     def _pad(self, image: torch.Tensor) -> torch.Tensor:
         """Repeat the edge below and to the right, up to a multiple of the network's stride."""

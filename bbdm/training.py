@@ -258,7 +258,7 @@ class Trainer:
         total = 0.0
         with tqdm(total=self.steps_per_epoch, desc=f"epoch {self.epoch + 1}", disable=not progress, leave=False) as bar:
             for y, x0 in batches:
-                loss = self._train_step(y, x0)
+                loss = self.train_step(y, x0)
                 if not math.isfinite(loss):
                     start = f"go on from {self.last}" if self.epoch else "start again"
                     raise RuntimeError(f"the loss is {loss} at step {self.step}: {start} with a lower learning rate")
@@ -267,7 +267,7 @@ class Trainer:
                 bar.set_postfix(loss=f"{loss:.4f}")
         return total / self.steps_per_epoch
 
-    def _train_step(self, y: torch.Tensor, x0: torch.Tensor) -> float:
+    def train_step(self, y: torch.Tensor, x0: torch.Tensor) -> float:
         config = self.config
         seeds = _sample_seeds(config.seed, 0, len(y), self.device)
         if config.flip:

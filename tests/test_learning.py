@@ -37,13 +37,13 @@ def test_200_steps_lower_the_loss(data_dir: Path, split: str, tmp_path: Path):
         trainer = Trainer(unet, ABridge(), config, dataset, None, tmp_path)
         if part == 2:
             trainer.resume(trainer.last)
-        original = trainer._train_step
+        original = trainer.train_step
 
         def record(y: torch.Tensor, x0: torch.Tensor, step=original) -> float:
             losses.append(step(y, x0))
             return losses[-1]
 
-        trainer._train_step = record
+        trainer.train_step = record
         trainer.fit()
     assert trainer.step == len(losses) == 200
     first, middle, after, last = (

@@ -1,58 +1,263 @@
-"""One step of any solver: an affine map whose weights are one row of a step table."""
+"""One step of any solver: an affine map whose weights are one row of a step table.
+
+The step works in place on a sampler's buffers and finds its row on the device, so that a loop allocates nothing and a
+captured CUDA graph serves every step. CUDA and ROCm run the Triton kernel, every other device the reference.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
+
+from bbdm.kernels.jit import AVAILABLE, constexpr, jit, tl
+from bbdm.kernels.philox import SAMPLING, draw_normals, normal
+
+BLOCK = 512  # elements of a program
+WARPS = 2 if torch.version.hip else 4  # so 4 elements a thread: 128 bits of float32
+COLUMNS = 8  # of a row: p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z
 
 
 def bridge_step(
-    pred: torch.Tensor,
     x: torch.Tensor,
+    x0hat: torch.Tensor,
+    inputs: torch.Tensor,
+    pred: torch.Tensor,
     y: torch.Tensor,
-    x0_prev: torch.Tensor | None,
-    noise: torch.Tensor | None,
-    prediction: Sequence[float],
-    coefficients: Sequence[float],
+    rows: torch.Tensor,
+    step: torch.Tensor,
+    seeds: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
     clamp: tuple[float, float] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The next state and the estimate of the clean image.
+) -> None:
+    """Replace the state, the estimate of the clean image and the network's input by those of the next step.
 
-    x0hat = p_x x + p_y y + p_p pred, clamped if asked, then
-    x_next = c_x x + c_y y + c_0 x0hat + c_h x0_prev + c_z noise.
+    x0hat_next = p_x x + p_y y + p_pred pred, clamped if asked, then
+    x_next = c_x x + c_y y + c_0 x0hat_next + c_h x0hat + c_z z.
+    What has weight 0 is not read, or cannot be seen in the result: it may be NaN or uninitialised memory.
 
     Args:
-        pred: (B, C, H, W) what the network said, in any floating dtype.
-        x: (B, C, H, W) the state.
-        y: (B, C, H, W) the source.
-        x0_prev: the x0hat of the step before; read only where c_h is not 0.
-        noise: standard normals; read only where c_z is not 0.
-        prediction: the 3 weights p_x, p_y, p_p.
-        coefficients: the 5 weights c_x, c_y, c_0, c_h, c_z.
+        x: (B, C, H, W) the state, float32 or float64, contiguous or channels_last; overwritten with x_next.
+        x0hat: as ``x``, the estimate of the step before; overwritten with this step's.
+        inputs: as ``x`` in any floating dtype; overwritten with x_next.
+        pred: (B, C, H, W) what the network said, in any floating dtype. It is copied where its memory format is not
+            that of ``x``, as is the noise.
+        y: as ``x``, the source.
+        rows: (K, 8) the weights p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z of every step, in the dtype of ``x``.
+        step: (1,) integer in [0, K), the row to use and the step of the noise.
+        seeds: (B,) int64, from which z is drawn; or
+        noise: (B, C, H, W) z itself, in any floating dtype. Neither is needed where c_z is 0; a step that misses it
+            raises on the CPU and gives NaN on a GPU, which the host does not wait for.
         clamp: (low, high) for x0hat, or None.
 
-    Returns:
-        x_next and x0hat, each (B, C, H, W) in the dtype of ``x``.
+    Raises:
+        ValueError: an argument has the wrong shape, dtype, device or memory format, shares memory with a buffer, or
+            there are both seeds and noise.
     """
-    p_x, p_y, p_pred = prediction
-    c_x, c_y, c_0, c_h, c_z = coefficients
-    x0hat = _weighted((p_x, x), (p_y, y), (p_pred, pred.to(x.dtype)))
-    if clamp is not None:
-        x0hat = x0hat.clamp(*clamp)
-    return _weighted((c_x, x), (c_y, y), (c_0, x0hat), (c_h, x0_prev), (c_z, noise)), x0hat
+    _check(x, x0hat, inputs, pred, y, rows, step, seeds, noise)
+    low, high = (None, None) if clamp is None else clamp
+    _bridge_step(x, x0hat, inputs, pred, y, rows, step, seeds, noise, low, high)
+
+
+def _check(
+    x: torch.Tensor,
+    x0hat: torch.Tensor,
+    inputs: torch.Tensor,
+    pred: torch.Tensor,
+    y: torch.Tensor,
+    rows: torch.Tensor,
+    step: torch.Tensor,
+    seeds: torch.Tensor | None,
+    noise: torch.Tensor | None,
+) -> None:
+    """Everything that can be told without looking at a value on the device."""
+    if x.ndim != 4 or x.numel() == 0 or x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"x must be a float32 or float64 (B, C, H, W) tensor, got {tuple(x.shape)} of {x.dtype}")
+    if seeds is not None and noise is not None:
+        raise ValueError("bridge_step takes seeds or noise, got both")
+    given = {"x": x, "x0hat": x0hat, "inputs": inputs, "y": y, "pred": pred, "rows": rows, "step": step}
+    optional = {"seeds": seeds, "noise": noise}
+    given |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+    memory_format = _memory_format(x)
+    for name, tensor in given.items():
+        if tensor.device != x.device:
+            raise ValueError(f"{name} must be on {x.device} like x, got {tensor.device}")
+        if name in ("rows", "step", "seeds"):
+            continue
+        if tensor.shape != x.shape:
+            raise ValueError(f"{name} must have shape {tuple(x.shape)} like x, got {tuple(tensor.shape)}")
+        if name in ("x0hat", "y") and tensor.dtype != x.dtype:
+            raise ValueError(f"{name} must be {x.dtype} like x, got {tensor.dtype}")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must be a float tensor, got {tensor.dtype}")
+        if name in ("x", "x0hat", "inputs", "y") and not tensor.is_contiguous(memory_format=memory_format):
+            wanted = str(memory_format).removeprefix("torch.").removesuffix("_format")
+            raise ValueError(f"{name} must be {wanted} like x, got strides {tensor.stride()}")
+    if rows.ndim != 2 or rows.shape[1] != COLUMNS or rows.dtype != x.dtype:
+        raise ValueError(f"rows must be (K, {COLUMNS}) of {x.dtype}, got {tuple(rows.shape)} of {rows.dtype}")
+    if step.shape != (1,) or step.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"step must be (1,) of int32 or int64, got {tuple(step.shape)} of {step.dtype}")
+    if seeds is not None and (seeds.shape != x.shape[:1] or seeds.dtype != torch.int64):
+        raise ValueError(f"seeds must be ({len(x)},) of int64, got {tuple(seeds.shape)} of {seeds.dtype}")
+    if not torch.compiler.is_compiling():  # where there are no addresses
+        places = [tensor.data_ptr() for tensor in (x, x0hat, inputs, y, pred)]
+        if len(set(places)) < len(places):
+            raise ValueError("x, x0hat, inputs, y and pred must be five tensors, got two that share their memory")
+
+
+def _memory_format(x: torch.Tensor) -> torch.memory_format:
+    """Contiguous where it fits: the two are one where C or H W is 1, whatever the strides say."""
+    return torch.contiguous_format if x.is_contiguous() else torch.channels_last
+
+
+@torch.library.custom_op(
+    "bbdm::bridge_step",
+    mutates_args=("x", "x0hat", "inputs"),
+    schema="(Tensor(a!) x, Tensor(b!) x0hat, Tensor(c!) inputs, Tensor pred, Tensor y, Tensor rows, Tensor step, "
+    "Tensor? seeds, Tensor? noise, float? low, float? high) -> ()",
+)
+def _bridge_step(
+    x: torch.Tensor,
+    x0hat: torch.Tensor,
+    inputs: torch.Tensor,
+    pred: torch.Tensor,
+    y: torch.Tensor,
+    rows: torch.Tensor,
+    step: torch.Tensor,
+    seeds: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    low: float | None,
+    high: float | None,
+) -> None:
+    """The reference. It looks at the row on the host, which costs nothing on a CPU."""
+    index = int(step)
+    p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z = rows[index].tolist()
+    z = noise
+    if c_z != 0.0 and z is None:
+        if seeds is None:
+            raise ValueError(f"step {index} has noise of weight {c_z}, got neither seeds nor noise")
+        z = normal(seeds, index, tuple(x.shape[1:]), SAMPLING)
+    estimate = _weighted((p_x, x), (p_y, y), (p_pred, pred))
+    if low is not None or high is not None:
+        estimate.clamp_(low, high)
+    x.copy_(_weighted((c_x, x), (c_y, y), (c_0, estimate), (c_h, x0hat), (c_z, z)))
+    x0hat.copy_(estimate)
+    inputs.copy_(x)
 
 
 def _weighted(*terms: tuple[float, torch.Tensor | None]) -> torch.Tensor:
-    """Sum of weight * tensor over the terms whose weight is not 0."""
-    total: torch.Tensor | None = None
+    """Sum of weight * tensor over the terms whose weight is not 0, in the shape and dtype of the first tensor."""
+    like = terms[0][1]
+    assert like is not None
+    total = torch.zeros_like(like)
     for weight, tensor in terms:
-        if weight == 0.0:
-            continue
-        if tensor is None:
-            raise ValueError(f"a tensor with weight {weight} is missing from this step")
-        term = weight * tensor
-        total = term if total is None else total + term
-    if total is None:
-        raise ValueError("every weight of this step is 0")
+        if weight != 0.0 and tensor is not None:
+            total.add_(tensor.to(total.dtype), alpha=weight)
     return total
+
+
+@_bridge_step.register_fake
+def _fake(*_: object) -> None:
+    """Nothing to return."""
+
+
+_SAMPLING = constexpr(SAMPLING)
+_COLUMNS = constexpr(COLUMNS)
+
+
+@jit
+def _bridge_step_kernel(
+    x_ptr,  # (B, C, H, W) float32 or float64: the dtype of all arithmetic
+    x0hat_ptr,  # (B, C, H, W) as x
+    inputs_ptr,  # (B, C, H, W) any floating dtype
+    pred_ptr,  # (B, C, H, W) any floating dtype
+    y_ptr,  # (B, C, H, W) as x
+    rows_ptr,  # (K, 8) as x
+    step_ptr,  # (1,) integer
+    seeds_ptr,  # (B,) int64, or None
+    noise_ptr,  # (B, C, H, W) any floating dtype, or None
+    size,  # C H W
+    pixels,  # H W
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+    CHANNELS: tl.constexpr,  # C where memory is channels_last, 0 where it is contiguous
+    BLOCK: tl.constexpr,
+):
+    image = tl.program_id(1)
+    start = tl.program_id(0) * BLOCK
+    place = start + tl.arange(0, BLOCK)
+    inside = place < size
+    at = image.to(tl.int64) * size + place
+
+    step = tl.load(step_ptr)
+    row = rows_ptr + step * _COLUMNS
+    p_x, p_y, p_pred = tl.load(row), tl.load(row + 1), tl.load(row + 2)
+    c_x, c_y, c_0 = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
+    c_h, c_z = tl.load(row + 6), tl.load(row + 7)
+
+    x = tl.load(x_ptr + at, mask=inside)
+    y = tl.load(y_ptr + at, mask=inside)
+    pred = tl.load(pred_ptr + at, mask=inside).to(x.dtype)
+    x0hat = _term(p_x, x) + _term(p_y, y) + _term(p_pred, pred)
+    if LOW is not None:
+        x0hat = tl.clamp(x0hat, LOW, HIGH, propagate_nan=tl.PropagateNan.ALL)
+    x_next = _term(c_x, x) + _term(c_y, y) + _term(c_0, x0hat)
+    if c_h != 0.0:
+        x_next += c_h * tl.load(x0hat_ptr + at, mask=inside)
+    if c_z != 0.0:
+        if seeds_ptr is not None:
+            seed = tl.load(seeds_ptr + image)
+            x_next += c_z * draw_normals(seed, start, step, pixels, _SAMPLING, CHANNELS, BLOCK).to(x.dtype)
+        elif noise_ptr is not None:
+            x_next += c_z * tl.load(noise_ptr + at, mask=inside).to(x.dtype)
+        else:
+            x_next += float("nan")  # noise is missing: be seen, since nobody can be told
+    tl.store(x_ptr + at, x_next, mask=inside)
+    tl.store(x0hat_ptr + at, x0hat, mask=inside)
+    tl.store(inputs_ptr + at, x_next.to(inputs_ptr.dtype.element_ty), mask=inside)
+
+
+@jit
+def _term(weight, value):
+    """Weight times value, and 0 where the weight is 0 even if the value is not finite."""
+    return weight * tl.where(weight != 0.0, value, 0.0)
+
+
+def _launch(
+    x: torch.Tensor,
+    x0hat: torch.Tensor,
+    inputs: torch.Tensor,
+    pred: torch.Tensor,
+    y: torch.Tensor,
+    rows: torch.Tensor,
+    step: torch.Tensor,
+    seeds: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    low: float | None,
+    high: float | None,
+) -> None:
+    """The kernel, on tensors that were checked."""
+    batch, channels, height, width = x.shape
+    memory_format = _memory_format(x)
+    size = channels * height * width
+    with torch.cuda.device_of(x):
+        _bridge_step_kernel[-(-size // BLOCK), batch](
+            x,
+            x0hat,
+            inputs,
+            pred.contiguous(memory_format=memory_format),
+            y,
+            rows.contiguous(),
+            step,
+            None if seeds is None else seeds.contiguous(),
+            None if noise is None else noise.contiguous(memory_format=memory_format),
+            size,
+            height * width,
+            LOW=low,
+            HIGH=high,
+            CHANNELS=0 if memory_format == torch.contiguous_format else channels,
+            BLOCK=BLOCK,
+            num_warps=WARPS,
+        )
+
+
+if AVAILABLE:
+    _bridge_step.register_kernel("cuda")(_launch)

@@ -1,27 +1,214 @@
-"""Forward diffusion: the network's input and its target at time t, in one pass over the data."""
+"""Forward diffusion: the network's input and its target at time t, in one pass over the data.
+
+CUDA and ROCm run the Triton kernel, every other device the reference.
+"""
 
 from __future__ import annotations
 
+import math
+
 import torch
+
+from bbdm.kernels.jit import AVAILABLE, constexpr, jit, tl
+from bbdm.kernels.philox import TRAINING, draw_normals, normal
+
+BLOCK = 512  # elements of a program
+WARPS = 2 if torch.version.hip else 4  # so 4 elements a thread: 128 bits of float32
+COLUMNS = 6  # of a row of the table: weights of x0, y, noise in x_t, then in the target
 
 
 def noise_step(
-    x0: torch.Tensor, y: torch.Tensor, t: torch.Tensor, table: torch.Tensor, noise: torch.Tensor
+    x0: torch.Tensor,
+    y: torch.Tensor,
+    t: torch.Tensor,
+    table: torch.Tensor,
+    noise: torch.Tensor | None = None,
+    seeds: torch.Tensor | None = None,
+    step: int | torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x_t and the training target, each a weighted sum of x0, y and noise.
+    """x_t and the training target, each a weighted sum of x0, y and noise. No gradient flows through them.
 
     Args:
         x0: (B, C, H, W) target images.
         y: (B, C, H, W) source images.
-        t: (B,) integers, rows of ``table``.
+        t: (B,) integers, rows of ``table``. One outside it raises on the CPU and gives NaN on a GPU.
         table: (T + 1, 6) weights of x0, y, noise in x_t, then in the target, float32 or float64; the sums are made in
             that dtype.
-        noise: (B, C, H, W) standard normals.
+        noise: (B, C, H, W) standard normals; or
+        seeds: (B,) int64, one an image, from which they are drawn, with
+        step: the optimizer step, an integer or a (1,) tensor of one.
 
     Returns:
-        x_t and target, each (B, C, H, W) in the dtype of ``x0``.
+        x_t and target, each (B, C, H, W) in the dtype and memory format of ``x0``.
+
+    Raises:
+        ValueError: an argument has the wrong shape, dtype or device, or there is not exactly one of noise and seeds.
     """
-    w = table[t.long()].view(-1, 6, *[1] * (x0.ndim - 1)).unbind(1)
-    x_t = w[0] * x0 + w[1] * y + w[2] * noise
-    target = w[3] * x0 + w[4] * y + w[5] * noise
-    return x_t.to(x0.dtype), target.to(x0.dtype)
+    if (noise is None) == (seeds is None):
+        raise ValueError(f"noise_step takes one of noise and seeds, got {'neither' if noise is None else 'both'}")
+    if seeds is not None and step is None:
+        raise ValueError("seeds need the optimizer step, got step=None")
+    if step is not None and not isinstance(step, torch.Tensor):
+        step = torch.full((1,), step, device=x0.device)
+    _check(x0, y, t, table, noise, seeds, step)
+    return _noise_step(x0, y, t, table, noise, seeds, step)
+
+
+def _check(
+    x0: torch.Tensor,
+    y: torch.Tensor,
+    t: torch.Tensor,
+    table: torch.Tensor,
+    noise: torch.Tensor | None,
+    seeds: torch.Tensor | None,
+    step: torch.Tensor | None,
+) -> None:
+    """Everything that can be told without looking at a value on the device."""
+    given = {"x0": x0, "y": y, "t": t, "table": table, "noise": noise, "seeds": seeds, "step": step}
+    for name, tensor in given.items():
+        if tensor is None:
+            continue
+        if tensor.device != x0.device:
+            raise ValueError(f"{name} must be on {x0.device} like x0, got {tensor.device}")
+        if name in ("x0", "y", "noise") and (tensor.shape != x0.shape or not tensor.is_floating_point()):
+            raise ValueError(
+                f"{name} must be a float tensor of shape {tuple(x0.shape)}, got {tuple(tensor.shape)} of {tensor.dtype}"
+            )
+    if table.ndim != 2 or table.shape[1] != COLUMNS or table.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"table must be (T + 1, {COLUMNS}) of float32 or float64, got {tuple(table.shape)} of {table.dtype}"
+        )
+    integers = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    if t.shape != x0.shape[:1] or t.dtype not in integers:
+        raise ValueError(f"t must be ({len(x0)},) integers, got {tuple(t.shape)} of {t.dtype}")
+    if seeds is not None and (seeds.shape != x0.shape[:1] or seeds.dtype != torch.int64):
+        raise ValueError(f"seeds must be ({len(x0)},) of int64, got {tuple(seeds.shape)} of {seeds.dtype}")
+    if step is not None and (step.shape != (1,) or step.dtype not in integers):
+        raise ValueError(f"step must be an integer or (1,) of one, got {tuple(step.shape)} of {step.dtype}")
+
+
+def _memory_format(x0: torch.Tensor) -> torch.memory_format:
+    """Of the outputs: channels_last where x0 is, and contiguous for all else."""
+    channels_last = x0.ndim == 4 and not x0.is_contiguous() and x0.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+@torch.library.custom_op(
+    "bbdm::noise_step",
+    mutates_args=(),
+    schema="(Tensor x0, Tensor y, Tensor t, Tensor table, Tensor? noise, Tensor? seeds, Tensor? step) "
+    "-> (Tensor, Tensor)",
+)
+def _noise_step(
+    x0: torch.Tensor,
+    y: torch.Tensor,
+    t: torch.Tensor,
+    table: torch.Tensor,
+    noise: torch.Tensor | None,
+    seeds: torch.Tensor | None,
+    step: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The reference."""
+    if noise is None:
+        assert seeds is not None
+        assert step is not None
+        noise = normal(seeds, step, tuple(x0.shape[1:]), TRAINING)
+    w = table[t.long()].view(-1, COLUMNS, *[1] * (x0.ndim - 1)).unbind(1)
+    terms = [tensor.to(table.dtype) for tensor in (x0, y, noise)]
+    x_t, target = _outputs(x0)
+    x_t.copy_(w[0] * terms[0] + w[1] * terms[1] + w[2] * terms[2])
+    target.copy_(w[3] * terms[0] + w[4] * terms[1] + w[5] * terms[2])
+    return x_t, target
+
+
+@_noise_step.register_fake
+def _outputs(x0: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
+    """Empty x_t and target."""
+    memory_format = _memory_format(x0)
+    return torch.empty_like(x0, memory_format=memory_format), torch.empty_like(x0, memory_format=memory_format)
+
+
+_TRAINING = constexpr(TRAINING)
+_COLUMNS = constexpr(COLUMNS)
+
+
+@jit
+def _noise_step_kernel(
+    x_t_ptr,  # (B, C, H, W) as x0, written
+    target_ptr,  # (B, C, H, W) as x0, written
+    x0_ptr,  # (B, C, H, W) any floating dtype
+    y_ptr,  # (B, C, H, W) any floating dtype
+    t_ptr,  # (B,) integer
+    table_ptr,  # (rows, 6) float32 or float64: the dtype of all arithmetic
+    noise_ptr,  # (B, C, H, W) any floating dtype, or None and then
+    seeds_ptr,  # (B,) int64
+    step_ptr,  # (1,) integer
+    rows,  # T + 1
+    size,  # C H W
+    pixels,  # H W
+    CHANNELS: tl.constexpr,  # C where memory is channels_last, 0 where it is contiguous
+    BLOCK: tl.constexpr,
+):
+    image = tl.program_id(1)
+    start = tl.program_id(0) * BLOCK
+    place = start + tl.arange(0, BLOCK)
+    inside = place < size
+    at = image.to(tl.int64) * size + place
+    dtype = table_ptr.dtype.element_ty
+
+    t = tl.load(t_ptr + image).to(tl.int64)
+    row = table_ptr + t * _COLUMNS
+    known = (t >= 0) & (t < rows)  # else NaN: nobody can be told, but nothing foreign is read
+    a_x0, a_y = tl.load(row, known, float("nan")), tl.load(row + 1, known, float("nan"))
+    a_z, b_x0 = tl.load(row + 2, known, float("nan")), tl.load(row + 3, known, float("nan"))
+    b_y, b_z = tl.load(row + 4, known, float("nan")), tl.load(row + 5, known, float("nan"))
+
+    x0 = tl.load(x0_ptr + at, mask=inside).to(dtype)
+    y = tl.load(y_ptr + at, mask=inside).to(dtype)
+    if noise_ptr is not None:
+        z = tl.load(noise_ptr + at, mask=inside).to(dtype)
+    else:
+        seed, step = tl.load(seeds_ptr + image), tl.load(step_ptr)
+        z = draw_normals(seed, start, step, pixels, _TRAINING, CHANNELS, BLOCK).to(dtype)
+    x_t = a_x0 * x0 + a_y * y + a_z * z
+    target = b_x0 * x0 + b_y * y + b_z * z
+    tl.store(x_t_ptr + at, x_t.to(x_t_ptr.dtype.element_ty), mask=inside)
+    tl.store(target_ptr + at, target.to(target_ptr.dtype.element_ty), mask=inside)
+
+
+def _launch(
+    x0: torch.Tensor,
+    y: torch.Tensor,
+    t: torch.Tensor,
+    table: torch.Tensor,
+    noise: torch.Tensor | None,
+    seeds: torch.Tensor | None,
+    step: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The kernel, on tensors that were checked."""
+    memory_format = _memory_format(x0)
+    x_t, target = _outputs(x0)
+    size, pixels = math.prod(x0.shape[1:]), math.prod(x0.shape[2:])
+    with torch.cuda.device_of(x0):
+        _noise_step_kernel[-(-size // BLOCK), len(x0)](
+            x_t,
+            target,
+            x0.contiguous(memory_format=memory_format),
+            y.contiguous(memory_format=memory_format),
+            t.contiguous(),
+            table.contiguous(),
+            None if noise is None else noise.contiguous(memory_format=memory_format),
+            None if seeds is None else seeds.contiguous(),
+            step,
+            len(table),
+            size,
+            pixels,
+            CHANNELS=0 if memory_format == torch.contiguous_format else x0.shape[1],
+            BLOCK=BLOCK,
+            num_warps=WARPS,
+        )
+    return x_t, target
+
+
+if AVAILABLE:
+    _noise_step.register_kernel("cuda")(_launch)

@@ -5,7 +5,7 @@ Philox4x32-10 with key = (low, high) words of the 64-bit seed and counter = (ele
 and flips from lanes of their own.
 Words become u = ((word >> 9) + 0.5) 2^-23, exact in float32, and pairs of u become normals by Box-Muller.
 So one seed means one image on every device, at every batch size and place in the batch.
-``philox_numpy.py`` is the same definition without torch.
+``philox_numpy.py`` is the same definition without torch, and the ``draw_*`` functions at the end are it for kernels.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 
 import torch
 
+from bbdm.kernels.jit import constexpr, jit, tl
 from bbdm.kernels.philox_numpy import MASK, MULTIPLIERS, ROUNDS, WEYL
 
 SAMPLING, TRAINING = 0, 1  # streams
@@ -21,13 +22,14 @@ NOISE_LANE, TIMESTEP_LANE, FLIP_LANE = 0, 1, 2  # last word of the counter
 
 
 def random_words(
-    seeds: torch.Tensor, step: int, count: int, stream: int = SAMPLING, lane: int = NOISE_LANE
+    seeds: torch.Tensor, step: int | torch.Tensor, count: int, stream: int = SAMPLING, lane: int = NOISE_LANE
 ) -> torch.Tensor:
     """(B, 4 * ceil(count / 4)) random 32-bit words, held in int64.
 
     Args:
         seeds: (B,) int64 tensor, on the device where the words are wanted.
-        step: row of the step table when sampling, optimizer step when training; in [0, 2^32).
+        step: row of the step table when sampling, optimizer step when training; in [0, 2^32). An integer, or a tensor
+            of one where it is known only on the device.
         count: how many words an image needs.
         stream: ``SAMPLING`` or ``TRAINING``.
         lane: ``NOISE_LANE``, ``TIMESTEP_LANE`` or ``FLIP_LANE``.
@@ -35,7 +37,7 @@ def random_words(
     # A product of two 32-bit words wraps in int64, but its bits are right: mask after each shift.
     k0, k1 = seeds[:, None] & MASK, (seeds[:, None] >> 32) & MASK
     c0 = torch.arange(-(-count // 4), device=seeds.device)[None]
-    c1, c2, c3 = (torch.full_like(c0, value) for value in (step, stream, lane))
+    c1, c2, c3 = (torch.zeros_like(c0) + value for value in (step, stream, lane))
     for _ in range(ROUNDS):
         p0, p1 = MULTIPLIERS[0] * c0, MULTIPLIERS[1] * c2
         c0, c1 = ((p1 >> 32) & MASK) ^ c1 ^ k0, p1 & MASK
@@ -44,12 +46,14 @@ def random_words(
     return torch.stack([c0, c1, c2, c3], dim=-1).flatten(1)
 
 
-def normal(seeds: torch.Tensor, step: int, shape: tuple[int, ...], stream: int = SAMPLING) -> torch.Tensor:
+def normal(
+    seeds: torch.Tensor, step: int | torch.Tensor, shape: tuple[int, ...], stream: int = SAMPLING
+) -> torch.Tensor:
     """Standard normals for a batch of images.
 
     Args:
         seeds: (B,) int64, one for each image.
-        step: row of the step table when sampling, optimizer step when training.
+        step: row of the step table when sampling, optimizer step when training; an integer or a tensor of one.
         shape: logical shape (C, H, W) of one image.
         stream: ``SAMPLING`` or ``TRAINING``.
 
@@ -74,3 +78,90 @@ def timesteps(seeds: torch.Tensor, step: int, low: int, high: int) -> torch.Tens
 def flips(seeds: torch.Tensor, step: int) -> torch.Tensor:
     """(B,) booleans, true for half of the training images."""
     return random_words(seeds, step, 1, TRAINING, FLIP_LANE)[:, 0] % 2 == 1
+
+
+# The same for kernels. Cosine, sine and logarithm are polynomials of our own in place of tl.cos, tl.sin and tl.log: the
+# reduction of the argument is exact, since it starts from the integer behind u; nothing goes through local memory; and
+# every backend computes the same. Coefficients are least-maximum fits, with errors below half a unit of float32.
+
+_M0, _M1 = constexpr(MULTIPLIERS[0]), constexpr(MULTIPLIERS[1])
+_W0, _W1 = constexpr(WEYL[0]), constexpr(WEYL[1])
+_ROUNDS = constexpr(ROUNDS)
+_NOISE_LANE = constexpr(NOISE_LANE)
+_SQRT_HALF = constexpr(0x3F3504F3)  # the bits of sqrt(1/2) as a float32
+
+
+@jit
+def draw_words(seed, block, step, STREAM: tl.constexpr):
+    """The four words of elements 4 block .. 4 block + 3, each uint32 in the shape of ``block``.
+
+    ``seed`` is an int64 scalar, ``step`` an integer scalar, ``STREAM`` one of ``SAMPLING`` and ``TRAINING``.
+    """
+    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    c0, c1 = block.to(tl.uint32), step.to(tl.uint32)
+    c2, c3 = tl.full((), STREAM, tl.uint32), tl.full((), _NOISE_LANE, tl.uint32)
+    for _ in tl.static_range(_ROUNDS):  # pyright: ignore[reportGeneralTypeIssues]
+        p0, p1 = c0.to(tl.uint64) * _M0, c2.to(tl.uint64) * _M1
+        c0, c1 = (p1 >> 32).to(tl.uint32) ^ c1 ^ k0, p1.to(tl.uint32)
+        c2, c3 = (p0 >> 32).to(tl.uint32) ^ c3 ^ k1, p0.to(tl.uint32)
+        k0, k1 = (k0.to(tl.uint64) + _W0).to(tl.uint32), (k1.to(tl.uint64) + _W1).to(tl.uint32)
+    return c0, c1, c2, c3
+
+
+@jit
+def _radius(word):
+    """sqrt(-2 log(u)) in float32: u = 2^e (1 + s) with 1 + s in [sqrt(1/2), sqrt(2)), so s is exact near u = 1."""
+    u = ((word >> 8) | 1).to(tl.float32) * 5.9604644775390625e-08  # 2^-24; the same u as ((word >> 9) + 0.5) 2^-23
+    bits = u.to(tl.int32, bitcast=True)
+    e = (bits - _SQRT_HALF) >> 23
+    s = (bits - (e << 23)).to(tl.float32, bitcast=True) - 1.0
+    p = tl.fma(s, 0.0870043486, -0.142674863)
+    p = tl.fma(s, p, 0.149147689)
+    p = tl.fma(s, p, -0.165775836)
+    p = tl.fma(s, p, 0.199630633)
+    p = tl.fma(s, p, -0.250013381)
+    p = tl.fma(s, p, 0.333339095)
+    p = tl.fma(s, p, -0.5)
+    log_u = tl.fma(e.to(tl.float32), 0.693147182, tl.fma(s * s, p, s))
+    return tl.sqrt(-2.0 * log_u)
+
+
+@jit
+def _direction(word):
+    """cos(2 pi u) and sin(2 pi u) in float32: 4 u = k + r with k an integer and r in (-1/2, 1/2), exactly."""
+    v = ((word >> 8) | 1).to(tl.int32)  # 4 u = v 2^-22
+    k = (v + (1 << 21)) >> 22
+    r = (v - (k << 22)).to(tl.float32) * 2.384185791015625e-07  # 2^-22
+    q = r * r
+    s = tl.fma(q, -0.00460217707, 0.0796802267)  # sin(pi r / 2)
+    s = tl.fma(q, s, -0.645963490)
+    s = tl.fma(q, s, 1.57079637) * r
+    c = tl.fma(q, 0.000904021668, -0.0208602883)  # cos(pi r / 2)
+    c = tl.fma(q, c, 0.253669232)
+    c = tl.fma(q, c, -1.23370051)
+    c = tl.fma(q, c, 1.0)
+    odd = (k & 1) != 0
+    cos, sin = tl.where(odd, s, c), tl.where(odd, c, s)
+    return tl.where(((k + 1) & 2) != 0, -cos, cos), tl.where((k & 2) != 0, -sin, sin)
+
+
+@jit
+def draw_normals(seed, start, step, pixels, STREAM: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """(BLOCK,) float32 normals for the places start .. start + BLOCK - 1 of one image's memory.
+
+    ``start`` is a multiple of 4, ``pixels`` is H W, and ``CHANNELS`` is C where memory is channels_last, 0 where it is
+    contiguous: there a place is an element, and 4 neighbours share one Philox call.
+    """
+    if CHANNELS == 0:
+        w0, w1, w2, w3 = draw_words(seed, start // 4 + tl.arange(0, BLOCK // 4), step, STREAM)
+        radius = _radius(tl.join(w0, w2))  # (BLOCK / 4, 2)
+        cos, sin = _direction(tl.join(w1, w3))
+        normals = tl.join(radius * cos, radius * sin).reshape(BLOCK)
+    else:
+        place = start + tl.arange(0, BLOCK)
+        element = place % CHANNELS * pixels + place // CHANNELS
+        w0, w1, w2, w3 = draw_words(seed, element // 4, step, STREAM)
+        second = (element & 2) != 0
+        cos, sin = _direction(tl.where(second, w3, w1))
+        normals = _radius(tl.where(second, w2, w0)) * tl.where((element & 1) != 0, sin, cos)
+    return normals

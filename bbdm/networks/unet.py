@@ -7,6 +7,7 @@ throughout. It knows nothing of bridges: it maps (x, t, condition) to a predicti
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar, cast
 
@@ -14,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from bbdm.kernels.group_norm_silu import group_norm_silu
+from bbdm.kernels.upsample_conv import upsample_conv3x3
 
 MAX_PERIOD = 10000.0
 
@@ -99,6 +103,15 @@ def _norm(channels: int, config: UNetConfig) -> nn.GroupNorm:
     return nn.GroupNorm(config.num_groups, channels)
 
 
+def _norm_silu(
+    norm: nn.Module, x: torch.Tensor, modulation: torch.Tensor | None = None, activation: bool = True
+) -> torch.Tensor:
+    """GroupNorm and SiLU, with the (B, 2 C) weight and bias of a modulation in place of the norm's own."""
+    norm = cast(nn.GroupNorm, norm)
+    weight, bias = (norm.weight[None], norm.bias[None]) if modulation is None else modulation.chunk(2, dim=1)
+    return group_norm_silu(x, norm.num_groups, weight, bias, norm.eps, activation)
+
+
 def _conv3x3(channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(channels, out_channels, 3, padding=1)
 
@@ -114,7 +127,7 @@ def _zeroed(module: Conv) -> Conv:
 
 
 class ResBlock(nn.Module):
-    """Residual block, modulated by the time embedding; ``up`` doubles and ``down`` halves the size."""
+    """Residual block, modulated by the time; ``up`` doubles and ``down`` halves the size."""
 
     def __init__(
         self, channels: int, out_channels: int, config: UNetConfig, *, up: bool = False, down: bool = False
@@ -130,6 +143,13 @@ class ResBlock(nn.Module):
             _zeroed(_conv3x3(out_channels, out_channels)),
         )
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        self.modulated = slice(0, 0)  # this block's columns of the modulation; the UNet sets it
+
+    def modulation(self, emb: torch.Tensor) -> torch.Tensor:
+        """(B, 2 C') weight and bias of the second normalisation, from the (B, 4 * model_channels) time embedding."""
+        norm = cast(nn.GroupNorm, self.out_layers[0])
+        scale, shift = self.emb_layers(emb).to(norm.weight.dtype).chunk(2, dim=1)
+        return torch.cat([norm.weight * (1 + scale), norm.bias * (1 + scale) + shift], dim=1)
 
     def resample(self, x: torch.Tensor) -> torch.Tensor:
         """Change the size, where this block does."""
@@ -137,13 +157,14 @@ class ResBlock(nn.Module):
             return F.interpolate(x, scale_factor=2.0, mode="nearest")
         return F.avg_pool2d(x, 2) if self.down else x
 
-    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
-        """Map (B, C, H, W) and the (B, 4 * model_channels) time embedding to the next (B, C', H', W')."""
-        norm, activation, conv = self.in_layers
-        h = conv(self.resample(activation(norm(x))))
-        scale, shift = self.emb_layers(emb).to(h.dtype)[:, :, None, None].chunk(2, dim=1)
-        norm, activation, dropout, conv = self.out_layers
-        h = conv(dropout(activation(norm(h) * (1 + scale) + shift)))
+    def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) and the modulation of all blocks to the next (B, C', H', W')."""
+        norm, _, conv = self.in_layers
+        conv = cast(nn.Conv2d, conv)
+        h = _norm_silu(norm, x)
+        h = upsample_conv3x3(h, conv.weight, conv.bias) if self.up else conv(self.resample(h))
+        norm, _, dropout, conv = self.out_layers
+        h = conv(dropout(_norm_silu(norm, h, modulation[:, self.modulated])))
         return self.skip_connection(self.resample(x)) + h
 
 
@@ -157,10 +178,10 @@ class AttentionBlock(nn.Module):
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = _zeroed(nn.Conv1d(channels, channels, 1))
 
-    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
-        """Map (B, C, H, W) and the (B, 4 * model_channels) time embedding to the next (B, C', H', W')."""
+    def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) and the modulation of all blocks to the next (B, C', H', W')."""
         b, c, height, width = x.shape
-        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, height * width, c)
+        tokens = _norm_silu(self.norm, x, activation=False).permute(0, 2, 3, 1).reshape(b, height * width, c)
         qkv = F.linear(tokens, self.qkv.weight.squeeze(-1), self.qkv.bias)
         q, k, v = qkv.view(b, height * width, self.heads, 3, c // self.heads).permute(3, 0, 2, 1, 4)
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, height * width, c)
@@ -169,14 +190,14 @@ class AttentionBlock(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """A few blocks in a row, each fed the time embedding."""
+    """A few blocks in a row, each fed the modulation."""
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: torch.Tensor, emb: torch.Tensor
+        self, x: torch.Tensor, modulation: torch.Tensor
     ) -> torch.Tensor:
-        """Map (B, C, H, W) and the (B, 4 * model_channels) time embedding to the next (B, C', H', W')."""
+        """Map (B, C, H, W) and the modulation of all blocks to the next (B, C', H', W')."""
         for layer in self:
-            x = layer(x) if isinstance(layer, nn.Conv2d) else layer(x, emb)
+            x = layer(x) if isinstance(layer, nn.Conv2d) else layer(x, modulation)
         return x
 
 
@@ -225,6 +246,10 @@ class UNet(nn.Module):
                 self.output_blocks.append(stage)
 
         self.out = nn.Sequential(_norm(channels, config), nn.SiLU(), _zeroed(_conv3x3(channels, out_channels)))
+        first = 0
+        for block in self._res_blocks():
+            block.modulated = slice(first, first + 2 * cast(nn.GroupNorm, block.out_layers[0]).num_channels)
+            first = block.modulated.stop
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def _stage(self, channels: int, out_channels: int, level: int) -> Stage:
@@ -249,10 +274,14 @@ class UNet(nn.Module):
             raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
         return cls.from_config(PRESETS[name])
 
-    def embed_time(self, t: torch.Tensor) -> torch.Tensor:
-        """(B, 4 * model_channels) embedding of (B,) integer or fractional times, in the network's dtype."""
+    def _res_blocks(self) -> Iterator[ResBlock]:
+        return (module for module in self.modules() if isinstance(module, ResBlock))
+
+    def modulation(self, t: torch.Tensor) -> torch.Tensor:
+        """(B, M) all that the network makes of (B,) integer or fractional times: each block's weight and bias."""
         dtype = cast(nn.Linear, self.time_embed[0]).weight.dtype
-        return self.time_embed(sinusoids(t, self.config.model_channels).to(dtype))
+        emb = self.time_embed(sinusoids(t, self.config.model_channels).to(dtype))
+        return torch.cat([block.modulation(emb) for block in self._res_blocks()], dim=1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Predict the bridge's objective.
@@ -277,19 +306,23 @@ class UNet(nn.Module):
         given = 0 if condition is None else condition.shape[1]
         if given != config.condition_channels:
             raise ValueError(f"condition must have {config.condition_channels} channels, got {given}")
+        return self.trunk(x, self.modulation(t), condition)
+
+    def trunk(self, x: torch.Tensor, modulation: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """The network after :meth:`modulation`, whose rows are one for each image or one for all."""
         h = x if condition is None else torch.cat([x, condition], dim=1)
         h = h.to(memory_format=torch.channels_last)
-        emb = self.embed_time(t)
         skips: list[torch.Tensor] = []
         for stage in self.input_blocks:
-            h = self._run(stage, h, emb)
+            h = self._run(stage, h, modulation)
             skips.append(h)
-        h = self._run(self.middle_block, h, emb)
+        h = self._run(self.middle_block, h, modulation)
         for stage in self.output_blocks:
-            h = self._run(stage, torch.cat([h, skips.pop()], dim=1), emb)
-        return self.out(h)
+            h = self._run(stage, torch.cat([h, skips.pop()], dim=1), modulation)
+        norm, _, conv = self.out
+        return conv(_norm_silu(norm, h))
 
-    def _run(self, stage: nn.Module, h: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+    def _run(self, stage: nn.Module, h: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(stage, h, emb, use_reentrant=False)
-        return stage(h, emb)
+            return checkpoint(stage, h, modulation, use_reentrant=False)
+        return stage(h, modulation)

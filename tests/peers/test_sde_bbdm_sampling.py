@@ -13,6 +13,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -78,8 +79,10 @@ def public_data(x: torch.Tensor, t: int, y: torch.Tensor) -> Any:
 def our_step(
     table: solvers.StepTable, row: int, x: torch.Tensor, y: torch.Tensor, pred: torch.Tensor, z: torch.Tensor
 ) -> torch.Tensor:
-    prediction, coefficients = table.prediction[row].tolist(), table.coefficients[row].tolist()
-    return bridge_step(pred, x, y, None, z, prediction, coefficients)[0]
+    rows = torch.from_numpy(np.concatenate([table.prediction, table.coefficients], 1)).to(x.dtype)
+    x = x.clone()
+    bridge_step(x, torch.empty_like(x), torch.empty_like(x), pred, y.clone(), rows, torch.tensor([row]), noise=z)
+    return x
 
 
 def assert_rows_agree(differences: dict[int, torch.Tensor], count: int) -> None:
@@ -299,7 +302,13 @@ class Contraction(nn.Module):
         self.conv = nn.Conv2d(3, 3, 3, padding=1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        return x - 0.5 * torch.tanh(self.conv(x) + t.view(-1, 1, 1, 1) / T)
+        return self.trunk(x, self.modulation(t))
+
+    def modulation(self, t: torch.Tensor) -> torch.Tensor:
+        return t[:, None].to(self.conv.weight.dtype) / T
+
+    def trunk(self, x: torch.Tensor, modulation: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        return x - 0.5 * torch.tanh(self.conv(x) + modulation[:, :, None, None])
 
 
 def contraction() -> UNet:

@@ -1,0 +1,247 @@
+"""Ways to run the loop over a step table: eager, compiled, and on CUDA as one captured graph.
+
+A :class:`Loop` has all that is the same in every run: the network, the table on the device, and what the network makes
+of the table's times, computed once. A :class:`State` has the buffers of one run, which every step overwrites in place.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from types import FunctionType
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+import torch._inductor.config as inductor_config
+import torch.nn.functional as F
+
+from bbdm.kernels.bridge_step import bridge_step
+from bbdm.networks.unet import UNet
+from bbdm.solvers import StepTable
+
+SHAPES_KEPT = 8  # compiled networks and captured graphs of so many shapes, the least recently used is dropped
+BFLOAT16_PAYS = 1.5  # so much faster has a bfloat16 convolution to be
+
+
+class Network(Protocol):
+    """A UNet after its modulation: see :meth:`bbdm.networks.unet.UNet.trunk`."""
+
+    def __call__(
+        self, x: torch.Tensor, modulation: torch.Tensor, condition: torch.Tensor | None = None, /
+    ) -> torch.Tensor:
+        """(B, C, H, W) in the dtype of x."""
+        ...
+
+
+@dataclass
+class State:
+    """The buffers of one run; images are (B, C, H, W), channels_last."""
+
+    y: torch.Tensor  # the source, in the state's dtype
+    x: torch.Tensor  # the state
+    x0hat: torch.Tensor  # the estimate of the target
+    inputs: torch.Tensor  # the state in the network's dtype
+    condition: torch.Tensor | None  # the source in the network's dtype, where the network is conditioned on it
+    seeds: torch.Tensor  # (B,) int64
+    noise: torch.Tensor | None  # (K, B, C, H, W), in place of seeds
+    step: torch.Tensor  # (1,) int64, the row of the table
+
+    def restart(self) -> None:
+        """Put the state at the source, where every table begins."""
+        self.x.copy_(self.y)
+        self.inputs.copy_(self.y)
+        if self.condition is not None:
+            self.condition.copy_(self.y)
+
+
+class Loop:
+    """A step table, ready to be run with a network.
+
+    Args:
+        unet: its weights must not change any more.
+        table: what to run.
+        clamp: (low, high) for every estimate of the target, or None.
+        device: where to run.
+        dtype: what the network computes in. The state is float32, or float64 with a float64 network.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        table: StepTable,
+        clamp: tuple[float, float] | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.dtype = dtype
+        self.state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        self.device = device
+        self.clamp = clamp
+        rows = torch.from_numpy(np.concatenate([table.prediction, table.coefficients], axis=1))
+        self.rows = rows.to(device, self.state_dtype)
+        with torch.no_grad():  # of the weights as they were given, before they are rounded to ``dtype``
+            times = torch.tensor(table.timesteps, device=next(unet.parameters()).device)
+            self.modulation = unet.modulation(times).to(device, self.state_dtype)
+        moved = (next(unet.parameters()).device, next(unet.parameters()).dtype) != (device, dtype)
+        if moved or unet.training:
+            unet = copy.deepcopy(unet).to(device, dtype).eval().requires_grad_(False)
+        self.unet = unet
+        self.network: Network = unet.trunk
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def start(self, y: torch.Tensor, seeds: torch.Tensor, noise: torch.Tensor | None = None) -> State:
+        """New buffers for a source, seeds and explicit noise that stand on the device."""
+        inputs = torch.empty_like(y, dtype=self.dtype)
+        condition = torch.empty_like(inputs) if self.unet.config.condition_channels else None
+        step = torch.zeros(1, dtype=torch.int64, device=self.device)
+        state = State(y, torch.empty_like(y), torch.empty_like(y), inputs, condition, seeds, noise, step)
+        state.restart()
+        return state
+
+    def advance(self, state: State, index: int) -> None:
+        """One step: one network evaluation and one row of the table, into the state's buffers."""
+        pred = self.network(state.inputs, self.modulation[index : index + 1], state.condition)
+        state.step.fill_(index)
+        seeds, noise = (state.seeds, None) if state.noise is None else (None, state.noise[index])
+        bridge_step(
+            state.x, state.x0hat, state.inputs, pred, state.y, self.rows, state.step, seeds, noise, clamp=self.clamp
+        )
+
+    def run(self, state: State) -> None:
+        """All steps."""
+        for index in range(len(self)):
+            self.advance(state, index)
+
+
+@cache
+def bfloat16_pays(threads: int) -> bool:
+    """Whether a convolution on this processor is faster in bfloat16, timed once for a number of threads.
+
+    Timed, since processors, and settings such as ONEDNN_MAX_CPU_ISA, support bfloat16 at any speed.
+    """
+    del threads  # the cache's key
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.ones(1, 256, 16, 16, dtype=dtype).to(memory_format=torch.channels_last)
+        weight = torch.ones(256, 256, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
+        seconds[dtype] = min(_seconds(lambda x=x, w=weight: F.conv2d(x, w, padding=1)) for _ in range(5))
+    return seconds[torch.float32] > BFLOAT16_PAYS * seconds[torch.bfloat16]
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """The fastest dtype that networks are compiled in on a device: bfloat16 where it pays, float32 otherwise."""
+    if device.type == "cpu":
+        return torch.bfloat16 if bfloat16_pays(torch.get_num_threads()) else torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+
+
+Value = TypeVar("Value")
+
+
+class _Recent(Generic[Value]):
+    """The values of the keys used last, each made once, under a lock."""
+
+    def __init__(self, make: Callable[..., Value]) -> None:
+        self._make = make
+        self._values: OrderedDict[Any, Value] = OrderedDict()
+        self.lock = threading.RLock()
+
+    def get(self, key: Any, *args: Any) -> Value:
+        with self.lock:
+            if key not in self._values:
+                self._values[key] = self._make(*args)
+            self._values.move_to_end(key)
+            while len(self._values) > SHAPES_KEPT:
+                self._values.popitem(last=False)
+            return self._values[key]
+
+
+class CompiledNetwork:
+    """A UNet compiled by torch.compile, once for each shape of its inputs.
+
+    Weights are constants to the compiler: it packs and folds them. A failure to compile is raised, never passed over.
+    """
+
+    def __init__(self, unet: UNet) -> None:
+        self.unet = unet
+        self.device = next(unet.parameters()).device
+        self._compiled: _Recent[Network] = _Recent(self._compile)
+
+    def __call__(
+        self, x: torch.Tensor, modulation: torch.Tensor, condition: torch.Tensor | None = None, /
+    ) -> torch.Tensor:
+        """See :class:`Network`."""
+        return self._compiled.get(x.shape, x, modulation, condition)(x, modulation, condition)
+
+    def _compile(self, *arguments: torch.Tensor | None) -> Network:
+        unet = self.unet
+
+        def forward(x: torch.Tensor, modulation: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+            return unet.trunk(x, modulation, condition)
+
+        # The compiler keeps its results with the code object. One of its own for each shape has no guards to look
+        # through and no limit of recompilations, and takes its memory along when it is dropped.
+        own = FunctionType(forward.__code__.replace(), globals(), closure=forward.__closure__)
+        options = {"guard_filter_fn": lambda guards: [False for _ in guards], **compile_options(self.device)}
+        compiled = torch.compile(own, fullgraph=True, dynamic=False, options=options)
+        with inductor_config.patch(freezing=True):  # options reach the compiler too late for this one
+            compiled(*arguments)
+        return compiled
+
+
+def compile_options(device: torch.device) -> dict[str, Any]:
+    """Inductor's settings for a device, besides freezing."""
+    return {} if device.type == "cpu" else {"max_autotune": True, "triton.cudagraphs": False}
+
+
+class GraphedLoop:
+    """A loop captured as one CUDA graph for each shape: all steps in one launch.
+
+    Threads take turns; outputs are copies, in the order of the caller's stream.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._pool = torch.cuda.graph_pool_handle()
+        self._captured: _Recent[tuple[torch.cuda.CUDAGraph, State]] = _Recent(self._capture)
+        self._done = torch.cuda.Event()
+
+    def __call__(self, y: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+        """The last state for a source and its seeds, both on the device."""
+        with self._captured.lock:
+            stream = torch.cuda.current_stream(y.device)
+            stream.wait_event(self._done)  # another thread's replay may run on another stream
+            graph, state = self._captured.get(y.shape, y, seeds)
+            state.y.copy_(y)
+            state.seeds.copy_(seeds)
+            graph.replay()
+            result = state.x.clone()
+            self._done.record(stream)
+            return result
+
+    def _capture(self, y: torch.Tensor, seeds: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, State]:
+        state = self._loop.start(y.clone(), seeds.clone())
+        side = torch.cuda.Stream(y.device)
+        side.wait_stream(torch.cuda.current_stream(y.device))
+        with torch.cuda.stream(side):  # compile, tune and load kernels before the capture
+            self._loop.advance(state, 0)
+        torch.cuda.current_stream(y.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            state.restart()
+            self._loop.run(state)
+        return graph, state
