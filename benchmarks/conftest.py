@@ -1,0 +1,85 @@
+"""Fixtures of the benchmarks: pytest benchmarks/ --benchmark-only [--quick] [--benchmark-json=RESULTS.json]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bbdm import BridgeSampler, UNet
+from benchmarks import networks
+from benchmarks.machine import Peaks, hardware, measure_peaks
+from benchmarks.timing import REPLAY, Comparison
+
+Record = Callable[[Comparison, str], None]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="small networks and few rounds, about 2 minutes")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=REPLAY))
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info["bbdm"] = {**hardware(DEVICE), "quick": config.getoption("--quick")}
+
+
+@pytest.fixture(scope="session")
+def quick(request: pytest.FixtureRequest) -> bool:
+    return request.config.getoption("--quick")
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    return DEVICE
+
+
+@pytest.fixture(scope="session")
+def peaks(quick: bool) -> Peaks:
+    return measure_peaks(DEVICE, quick)
+
+
+@pytest.fixture(scope="session")
+def unet(quick: bool) -> UNet:
+    """The network in float32. Nothing may change it."""
+    return networks.build(DEVICE, quick)
+
+
+@pytest.fixture(scope="session")
+def sampler(unet: UNet) -> BridgeSampler:
+    """Compiled, one for all suites, so that each shape is compiled once."""
+    return BridgeSampler(unet, networks.BRIDGE, steps=networks.STEPS, compile=True)
+
+
+@pytest.fixture
+def record(benchmark: BenchmarkFixture, peaks: Peaks) -> Record:
+    """record(comparison, row) makes a row that was timed in turns with others the result of this test."""
+
+    def replay(comparison: Comparison, row: str) -> None:
+        if row not in comparison.seconds:
+            pytest.skip(comparison.missing.get(row, f"not on {DEVICE.type}"))
+        samples = comparison.seconds[row]
+        REPLAY.load(samples)
+        benchmark.group = comparison.case
+        benchmark.extra_info.update(
+            row=row,
+            baseline=comparison.baseline,
+            samples=len(samples),
+            device=DEVICE.type,
+            threads=torch.get_num_threads(),
+            peaks=asdict(peaks),
+            **comparison.info.get(row, {}),
+        )
+        if comparison.baseline in comparison.seconds:
+            benchmark.extra_info["times_as_fast"] = comparison.times_as_fast(row)
+        benchmark.pedantic(REPLAY.play, rounds=len(samples))
+
+    return replay

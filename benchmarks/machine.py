@@ -1,0 +1,78 @@
+"""What the benchmarks run on: its description, and the rates that it reaches in the plainest operations."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.timing import best_seconds
+
+PACKAGES = ("torch", "triton", "sde-bbdm", "torchmanager-diffusion", "onnxruntime", "openvino")
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16")
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Measured, best of several sizes and rounds."""
+
+    bfloat16: float  # FLOP/s of a matrix product
+    float32: float  # the same. Convolutions can beat it by Winograd's algorithm on a CPU, by TF32 on a GPU
+    copy: float  # bytes/s read and written by a copy too large for caches
+
+    def flops(self, dtype: torch.dtype) -> float:
+        """The matrix rate in a dtype, FLOP/s."""
+        return self.bfloat16 if dtype == torch.bfloat16 else self.float32
+
+
+def measure_peaks(device: torch.device, quick: bool) -> Peaks:
+    """Measure the peaks, in a few seconds."""
+    sizes = (1024, 2048) if quick else (1024, 2048, 4096)
+    if device.type == "cuda":
+        sizes = (4096, 8192)
+    rates: list[float] = []
+    for dtype in (torch.bfloat16, torch.float32):
+        best = 0.0
+        for size in sizes:
+            a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+            best = max(best, 2 * size**3 / best_seconds(lambda a=a, b=b: a @ b, 5))
+        rates.append(best)
+    source = torch.ones(2**26 if quick else 2**28, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return Peaks(*rates, copy=2 * source.numel() / best_seconds(lambda: target.copy_(source), 10))
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in PACKAGES:
+        try:
+            yield name, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+
+
+def _cpuinfo(field: str) -> str:
+    """The first line of a field in Linux' description of the processor; empty elsewhere."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What decides speed: processor and its vector units, memory, card, versions, threads."""
+    flags = set(_cpuinfo("flags").split())
+    return {
+        "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "flags": [flag for flag in FLAGS if flag in flags],
+        "ram_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": dict(_versions()),
+    }

@@ -1,0 +1,64 @@
+"""One training step at 3 x 64 x 64, each row in processes of its own, whose peak memory is told.
+
+Processes take turns, A B C A B C, since the memory of all three at once is more than many machines have. Rows:
+sde-bbdm as its users run it (float32, Adam, L1, gradients clipped); ours in bfloat16 autocast with Adam, L1 and the
+moving average of weights that sde-bbdm leaves out; the same compiled. Two steps of each process are not timed: the
+compiler runs in the first, and the optimizer's state comes into being.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import processes
+from benchmarks.conftest import Record
+from benchmarks.timing import Comparison
+
+BASELINE = "sde-bbdm float32"
+ROWS: dict[str, dict[str, Any] | None] = {  # fields of TrainConfig, None for sde-bbdm
+    BASELINE: None,
+    "eager bfloat16": {"precision": "bf16"},
+    "compiled bfloat16": {"precision": "bf16", "compile": True},
+}
+
+
+@pytest.fixture(scope="module", params=[2, 8], ids="batch-{}".format)
+def measured(request: pytest.FixtureRequest, device: torch.device, quick: bool) -> Comparison:
+    batch: int = request.param
+    if quick and batch > 2:
+        pytest.skip("only batch 2 with --quick")
+    rounds, steps = (1, 5) if quick else (2, 5 if batch == 2 else 3)
+    comparison = Comparison(f"Training step, batch {batch}", BASELINE, {})
+    for row in ROWS:
+        if row == BASELINE:
+            try:
+                import benchmarks.peers.sde_bbdm  # noqa: F401, PLC0415
+            except ImportError as error:
+                comparison.missing[row] = f"needs the extra peers: {error}"
+                continue
+        comparison.seconds[row], comparison.info[row] = [], {"peak_bytes": 0}
+    for _ in range(rounds):
+        for row, samples in comparison.seconds.items():
+            done = processes.run(
+                processes.train,
+                settings=ROWS[row],
+                batch=batch,
+                steps=steps,
+                warmup=2,
+                device=device.type,
+                quick=quick,
+            )
+            samples += done["seconds"]
+            info = comparison.info[row]
+            info["peak_bytes"] = max(info["peak_bytes"], done["peak_bytes"])
+    for row, info in comparison.info.items():
+        info |= {"images_per_s": batch / comparison.median(row), "processes": rounds}
+    return comparison
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_training(measured: Comparison, row: str, record: Record) -> None:
+    record(measured, row)

@@ -1,0 +1,114 @@
+"""Timing of rows that are compared with each other, and what is told of each.
+
+pytest-benchmark times one callable after the other, so a machine that gets slower in between changes the ratio. Here
+all rows of a comparison are timed in rounds, A B C A B C, and each test then replays the times of its row.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Row = Callable[[], object]
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where there is one in use."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def seconds_of(row: Row, loops: int = 1) -> float:
+    """Seconds for one call, the mean of ``loops`` calls in a row."""
+    synchronize()
+    started = time.perf_counter()
+    for _ in range(loops):
+        row()
+    synchronize()
+    return (time.perf_counter() - started) / loops
+
+
+def best_seconds(row: Row, rounds: int) -> float:
+    """The shortest of some calls, after one that is not timed."""
+    row()
+    return min(seconds_of(row) for _ in range(rounds))
+
+
+def interleaved(
+    rows: Mapping[str, Row],
+    rounds: int,
+    *,
+    calls: int = 1,
+    settle: bool = True,
+    at_most: Mapping[str, int] | None = None,
+    least: float = 0.0,
+) -> dict[str, list[float]]:
+    """Seconds of each row, timed in turns.
+
+    Args:
+        rows: what to time; each was called before, so nothing is compiled any more.
+        rounds: how often each row has its turn.
+        calls: how many calls of a turn are timed.
+        settle: begin a turn by a call that is not timed, after which the caches hold this row's weights again.
+        at_most: rows that have fewer turns, spread over the rounds.
+        least: call faster rows several times for one sample, so that a sample takes so many seconds.
+    """
+    loops = {name: max(1, math.ceil(least / seconds_of(row))) if least else 1 for name, row in rows.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    for turn in range(rounds):
+        for name, row in rows.items():
+            turns = min(rounds, (at_most or {}).get(name, rounds))
+            if turn * turns % rounds >= turns:
+                continue
+            if settle:
+                row()
+            seconds[name] += [seconds_of(row, loops[name]) for _ in range(calls)]
+    return seconds
+
+
+@dataclass
+class Comparison:
+    """Rows that were timed together."""
+
+    case: str  # what was timed, such as "UNet, batch 8"
+    baseline: str  # the row that the others are compared with
+    seconds: dict[str, list[float]]  # samples of each row
+    info: dict[str, dict[str, Any]] = field(default_factory=dict)  # more of a row, for extra_info
+    missing: dict[str, str] = field(default_factory=dict)  # rows that could not be timed, and why
+
+    def median(self, row: str) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds[row])
+
+    def times_as_fast(self, row: str) -> float:
+        """Median of the baseline by median of the row."""
+        return self.median(self.baseline) / self.median(row)
+
+
+class Replay:
+    """A clock for pytest-benchmark that only :meth:`play` moves on, by the next sample that was measured before."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._samples: list[float] = []
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now
+
+    def load(self, samples: list[float]) -> None:
+        """Take samples to play, in seconds."""
+        self.now, self._samples = 0.0, samples[::-1]
+
+    def play(self) -> None:
+        """Let the next sample pass."""
+        self.now += self._samples.pop()
+
+
+REPLAY = Replay()
