@@ -1,0 +1,1 @@
+"""How fast bbdm is, beside other systems in the same run: pytest benchmarks/ --benchmark-only."""

@@ -1,4 +1,7 @@
-"""Fixtures of the benchmarks: pytest benchmarks/ --benchmark-only [--quick] [--benchmark-json=RESULTS.json]."""
+"""Fixtures of the benchmarks: pytest benchmarks/ --benchmark-only [--quick] [--benchmark-json=RESULTS.json].
+
+``python benchmarks/report.py RESULTS.json`` makes tables of the results.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bbdm import BridgeSampler, UNet
 from benchmarks import networks
-from benchmarks.machine import Peaks, hardware, measure_peaks
+from benchmarks.machine import Peaks, hardware, measure_peaks, processor
 from benchmarks.timing import REPLAY, Comparison
 
 Record = Callable[[Comparison, str], None]
@@ -20,7 +23,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="small networks and few rounds, about 2 minutes")
+    parser.addoption("--quick", action="store_true", help="small networks and few rounds, at most 2 minutes")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,12 +37,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 @pytest.fixture(scope="session")
 def quick(request: pytest.FixtureRequest) -> bool:
-    return request.config.getoption("--quick")
-
-
-@pytest.fixture(scope="session")
-def device() -> torch.device:
-    return DEVICE
+    return bool(request.config.getoption("--quick"))
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +59,7 @@ def sampler(unet: UNet) -> BridgeSampler:
 
 @pytest.fixture
 def record(benchmark: BenchmarkFixture, peaks: Peaks) -> Record:
-    """record(comparison, row) makes a row that was timed in turns with others the result of this test."""
+    """Makes a row of a comparison, which was timed in turns with the others, the result of this test."""
 
     def replay(comparison: Comparison, row: str) -> None:
         if row not in comparison.seconds:
@@ -73,7 +71,7 @@ def record(benchmark: BenchmarkFixture, peaks: Peaks) -> Record:
             row=row,
             baseline=comparison.baseline,
             samples=len(samples),
-            device=DEVICE.type,
+            hardware=processor(DEVICE),
             threads=torch.get_num_threads(),
             peaks=asdict(peaks),
             **comparison.info.get(row, {}),

@@ -30,6 +30,11 @@ class Peaks:
         """The matrix rate in a dtype, FLOP/s."""
         return self.bfloat16 if dtype == torch.bfloat16 else self.float32
 
+    def rates(self, gflop: float, seconds: float, dtype: torch.dtype) -> dict[str, float]:
+        """What a row tells of its work, in 10^9 multiplications and additions."""
+        rate = 1e9 * gflop / seconds
+        return {"gflop": gflop, "tflops": rate / 1e12, "share_of_peak": rate / self.flops(dtype)}
+
 
 def measure_peaks(device: torch.device, quick: bool) -> Peaks:
     """Measure the peaks, in a few seconds."""
@@ -63,15 +68,22 @@ def _cpuinfo(field: str) -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
 
 
+def processor(device: torch.device) -> str:
+    """The name of the card, or of the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
 def hardware(device: torch.device) -> dict[str, Any]:
     """What decides speed: processor and its vector units, memory, card, versions, threads."""
     flags = set(_cpuinfo("flags").split())
     return {
-        "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "cpu": processor(torch.device("cpu")),
         "cores": os.cpu_count(),
         "flags": [flag for flag in FLAGS if flag in flags],
         "ram_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "gpu": processor(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": dict(_versions()),

@@ -82,7 +82,7 @@ def _our_step(device: str, quick: bool, y: torch.Tensor, x0: torch.Tensor, setti
 
 
 def _peer_step(device: str, quick: bool, y: torch.Tensor, x0: torch.Tensor) -> Row:
-    from benchmarks.peers import sde_bbdm  # noqa: PLC0415
+    from benchmarks.peers import sde_bbdm
 
     unet = networks.build(device, quick)
     return sde_bbdm.train_step(unet, y.contiguous(), x0.contiguous())  # ``unet`` itself is dropped here
@@ -99,9 +99,9 @@ def train(settings: dict[str, Any] | None, batch: int, steps: int, warmup: int, 
 
 
 @torch.inference_mode()
-def unet_call(rounds: int, calls: int, quick: bool) -> Any:
+def unet_call(rounds: int, quick: bool) -> Any:
     """One UNet call of sde-bbdm in float32 and of our compiled network, in turns, and the dtype that ours chose."""
-    from benchmarks.peers import sde_bbdm  # noqa: PLC0415
+    from benchmarks.peers import sde_bbdm
 
     unet = networks.build("cpu", quick)
     sampler = BridgeSampler(unet, networks.BRIDGE, steps=networks.STEPS, compile=True)
@@ -114,7 +114,7 @@ def unet_call(rounds: int, calls: int, quick: bool) -> Any:
         "compiled": lambda: sampler._loop.network(inputs, modulation),
     }
     error = networks.relative_error(sampler._loop.network(inputs, modulation), public(x, t))
-    seconds = interleaved(rows, rounds, calls=calls)
+    seconds = interleaved(rows, rounds)
     return {"seconds": seconds, "dtype": str(sampler.dtype).removeprefix("torch."), "relative_error": error}
 
 

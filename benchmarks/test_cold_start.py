@@ -104,7 +104,7 @@ def steady(folder: Path, sampler: BridgeSampler, quick: bool) -> Comparison:
     }
     error = relative_error(rows["package"](), rows["compiled"]())
     assert error < 0.1, f"relative error {error:.3g}"
-    seconds = interleaved(rows, rounds=3 if quick else 10)
+    seconds = interleaved(rows, rounds=3 if quick else 5, settle=False)
     return Comparison("Steady translation of one image", "compiled", seconds, {"package": {"relative_error": error}})
 
 

@@ -1,4 +1,4 @@
-"""A whole translation of one image, 3 x 64 x 64: ours in 10 evaluations, sde-bbdm's fast sampling in its 199.
+"""A whole translation of one image, 3 x 64 x 64: ours in 10 evaluations, sde-bbdm's fast sampling in its 199 and in 10.
 
 ``outside_network`` is the share of a call's time that is not the network's: the same call again, with each of its
 network calls timed.
@@ -14,14 +14,19 @@ from typing import Any
 import pytest
 import torch
 
-from bbdm import BridgeSampler, UNet
+from bbdm import BridgeSampler, UNet, solvers
 from benchmarks.conftest import Record
-from benchmarks.networks import BRIDGE, IMAGE, STEPS, images, relative_error
+from benchmarks.machine import Peaks
+from benchmarks.networks import BRIDGE, IMAGE, STEPS, gflop, images, relative_error
 from benchmarks.timing import Comparison, interleaved, seconds_of
 
 BASELINE = "sde-bbdm float32, 199 steps"
+AS_MANY = f"sde-bbdm float32, {STEPS} steps"  # a comparison of code alone; its pictures are worse for it
 # On a GPU "compiled" is the loop without its graph, "graph" what compile=True gives.
-ROWS = [BASELINE, "eager float32", "eager bfloat16", "compiled", "graph"]
+EAGER, EAGER_BFLOAT16, COMPILED, GRAPH = (
+    f"{row}, {STEPS} steps" for row in ("eager float32", "eager bfloat16", "compiled", "graph")
+)
+ROWS = [BASELINE, AS_MANY, EAGER, EAGER_BFLOAT16, COMPILED, GRAPH]
 
 
 def share_outside(sampler: BridgeSampler, call: Callable[[], object]) -> float:
@@ -44,13 +49,13 @@ def share_outside(sampler: BridgeSampler, call: Callable[[], object]) -> float:
 
 
 @pytest.fixture(scope="module")
-def measured(unet: UNet, sampler: BridgeSampler, quick: bool) -> Comparison:
+def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks) -> Comparison:
     source = images(1, sampler.device)
     comparison = Comparison("Translation of one image", BASELINE, {})
     samplers = {
-        "eager float32": BridgeSampler(unet, BRIDGE, steps=STEPS),
-        "eager bfloat16": BridgeSampler(unet, BRIDGE, steps=STEPS, dtype=torch.bfloat16),
-        "compiled": sampler,
+        EAGER: BridgeSampler(unet, BRIDGE, steps=STEPS),
+        EAGER_BFLOAT16: BridgeSampler(unet, BRIDGE, steps=STEPS, dtype=torch.bfloat16),
+        COMPILED: sampler,
     }
     # Explicit noise makes a sampler go without its graph, and is the same for every row.
     noise = torch.randn(STEPS, 1, *IMAGE, generator=torch.Generator().manual_seed(2)) if source.is_cuda else None
@@ -58,26 +63,31 @@ def measured(unet: UNet, sampler: BridgeSampler, quick: bool) -> Comparison:
         name: (lambda s=s: s(source, seed=None if noise is not None else 0, noise=noise))
         for name, s in samplers.items()
     }
-    expected = rows["eager float32"]()
+    expected = rows[EAGER]()
     comparison.info = {name: {"relative_error": relative_error(row(), expected)} for name, row in rows.items()}
     if source.is_cuda:
-        rows["graph"] = lambda: sampler(source, seed=0)
-        with_seed = samplers["eager float32"](source, seed=0)
-        comparison.info["graph"] = {"relative_error": relative_error(rows["graph"](), with_seed)}
+        rows[GRAPH] = lambda: sampler(source, seed=0)
+        with_seed = samplers[EAGER](source, seed=0)
+        comparison.info[GRAPH] = {"relative_error": relative_error(rows[GRAPH](), with_seed)}
     for name, info in comparison.info.items():
         assert info["relative_error"] < 0.1, f"{name}: {info}"
         info["evaluations"] = STEPS
     try:
         peer = import_module("benchmarks.peers.sde_bbdm")
     except ImportError as error:
-        comparison.missing[BASELINE] = f"needs the extra peers: {error}"
-    else:  # test_unet.py compares one call of its network, tests/peers each of its steps
-        rows = {BASELINE: peer.translation(unet, source), **rows}
-        comparison.info[BASELINE] = {"evaluations": 199}
-    rounds = 3 if quick else 10
-    comparison.seconds = interleaved(rows, rounds, settle=False, at_most={} if quick else {BASELINE: 2})
+        comparison.missing = dict.fromkeys([BASELINE, AS_MANY], f"needs the extra peers: {error}")
+    else:  # test_unet.py compares one call of its network, the tests each of its steps
+        for name, steps in {BASELINE: None, AS_MANY: STEPS}.items():
+            times = solvers.build(BRIDGE, "fast", steps=steps).timesteps.tolist()
+            rows[name] = peer.translation(unet, source, times)
+            comparison.info[name] = {"evaluations": len(times)}
+    comparison.seconds = interleaved(rows, rounds=3, settle=False, once=(BASELINE,))
+    for name, info in comparison.info.items():
+        dtype = torch.float32 if name in (BASELINE, AS_MANY) else samplers.get(name, sampler).dtype
+        info["dtype"] = str(dtype).removeprefix("torch.")
+        info |= peaks.rates(info["evaluations"] * gflop(unet), comparison.median(name), dtype)
     for name, s in samplers.items():
-        shares = [share_outside(s, rows[name]) for _ in range(rounds)]
+        shares = [share_outside(s, rows[name]) for _ in range(3)]
         comparison.info[name]["outside_network"] = statistics.median(shares)
     return comparison
 

@@ -1,12 +1,13 @@
 """One call of the UNet at 3 x 64 x 64: ours against sde-bbdm, ONNX Runtime and OpenVINO, with the same weights.
 
-Ours takes what it makes of the time as an argument, since a sampler computes that once for all its steps.
+Ours takes what it makes of the time as an argument, since a sampler computes that once for all its steps. Batches of 8
+are for GPUs: one image keeps all cores of a processor busy.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import nn
 
 from bbdm import BridgeSampler, UNet
 from bbdm.execution import CompiledNetwork
-from benchmarks.conftest import Record
+from benchmarks.conftest import DEVICE, Record
 from benchmarks.machine import Peaks
 from benchmarks.networks import gflop, images, relative_error
 from benchmarks.timing import Comparison, interleaved
@@ -36,7 +37,7 @@ ROWS = [
     "compiled float32",
     "compiled bfloat16",
 ]
-ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # relative error of what is timed; with wrong weights it is 1
+ALLOWED = {torch.float32: 1e-2, torch.bfloat16: 0.1}  # relative error of what is timed (TF32 on GPUs); wrong is 1
 
 
 def dtype_of(row: str) -> torch.dtype:
@@ -105,14 +106,13 @@ def measured(
     peaks: Peaks,
     quick: bool,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Comparison]:
+) -> Comparison:
     batch: int = request.param
-    if quick and batch > 1:
-        pytest.skip("only batch 1 with --quick")
+    if batch > 1 and (quick or DEVICE.type == "cpu"):
+        pytest.skip("only on a GPU, without --quick")
     comparison = Comparison(f"UNet call, batch {batch}", BASELINE, {})
     x = images(batch, sampler.device).to(memory_format=torch.channels_last)
     t = torch.full((batch,), 500, device=x.device)
-    work = gflop(unet, batch)
     calls: dict[str, Call] = {}
     with torch.inference_mode():
         reference = unet(x, t)
@@ -126,11 +126,10 @@ def measured(
             assert error < ALLOWED[dtype_of(row)], f"{row}: relative error {error:.3g}"
             calls[row] = call
             comparison.info[row] = {"relative_error": error}
-        comparison.seconds = interleaved(calls, rounds=5, calls=2 if batch == 1 else 1)
+        comparison.seconds = interleaved(calls, rounds=10 if quick or x.is_cuda else 5)
     for row, info in comparison.info.items():
-        rate = 1e9 * work / comparison.median(row)
-        info |= {"gflop": work, "tflops": rate / 1e12, "share_of_peak": rate / peaks.flops(dtype_of(row))}
-    yield comparison
+        info |= peaks.rates(batch * gflop(unet), comparison.median(row), dtype_of(row))
+    return comparison
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,9 +44,8 @@ def interleaved(
     rows: Mapping[str, Row],
     rounds: int,
     *,
-    calls: int = 1,
     settle: bool = True,
-    at_most: Mapping[str, int] | None = None,
+    once: Collection[str] = (),
     least: float = 0.0,
 ) -> dict[str, list[float]]:
     """Seconds of each row, timed in turns.
@@ -54,21 +53,20 @@ def interleaved(
     Args:
         rows: what to time; each was called before, so nothing is compiled any more.
         rounds: how often each row has its turn.
-        calls: how many calls of a turn are timed.
-        settle: begin a turn by a call that is not timed, after which the caches hold this row's weights again.
-        at_most: rows that have fewer turns, spread over the rounds.
+        settle: begin a turn by a call that is not timed, after which the caches hold this row's data again and the
+            threads of the row before are asleep.
+        once: rows that have a single turn, since a call of theirs takes minutes.
         least: call faster rows several times for one sample, so that a sample takes so many seconds.
     """
     loops = {name: max(1, math.ceil(least / seconds_of(row))) if least else 1 for name, row in rows.items()}
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for turn in range(rounds):
         for name, row in rows.items():
-            turns = min(rounds, (at_most or {}).get(name, rounds))
-            if turn * turns % rounds >= turns:
+            if turn and name in once:
                 continue
             if settle:
                 row()
-            seconds[name] += [seconds_of(row, loops[name]) for _ in range(calls)]
+            seconds[name].append(seconds_of(row, loops[name]))
     return seconds
 
 

@@ -29,12 +29,12 @@ def export(public: nn.Module, x: torch.Tensor, t: torch.Tensor, path: Path) -> N
 
 
 def call(path: Path, x: torch.Tensor, t: torch.Tensor) -> Callable[[], Any]:
-    """One call of the network."""
+    """One call of the network; images come from the host's memory and go back there, also on a GPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     provider = "CUDAExecutionProvider" if x.is_cuda else "CPUExecutionProvider"
     session = onnxruntime.InferenceSession(path, options, providers=[provider])
     if session.get_providers()[0] != provider:
         raise ImportError(f"this onnxruntime has no {provider}")
-    inputs = {"x": x.cpu().numpy(), "t": t.cpu().numpy()}
+    inputs = {"x": x.cpu().contiguous().numpy(), "t": t.cpu().numpy()}
     return lambda: session.run(None, inputs)[0]

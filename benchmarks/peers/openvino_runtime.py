@@ -19,5 +19,5 @@ def call(path: Path, x: torch.Tensor, t: torch.Tensor, precision: str) -> Callab
     }
     core = openvino.Core()
     request = core.compile_model(core.read_model(path), "CPU", settings).create_infer_request()
-    inputs = [x.numpy(), t.numpy()]
+    inputs = [x.contiguous().numpy(), t.numpy()]
     return lambda: request.infer(inputs)[0]

@@ -11,7 +11,7 @@ from sde_bbdm.nn import ABridgeModule
 from torch import nn
 from torchmanager import losses
 
-from bbdm import UNet, solvers
+from bbdm import UNet
 from benchmarks.networks import BRIDGE
 
 
@@ -34,10 +34,9 @@ def network(unet: UNet) -> nn.Module:
     return public.to(next(unet.parameters()).device).eval()
 
 
-def translation(unet: UNet, source: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Its fast sampling with the 199 times of its generation script."""
+def translation(unet: UNet, source: torch.Tensor, times: list[int]) -> Callable[[], torch.Tensor]:
+    """Its fast sampling over some times; its generation script has 199."""
     module = ABridgeModule(network(unet), BRIDGE.num_steps, c_lambda=BRIDGE.c_lambda)
-    times = solvers.build(BRIDGE, "fast").timesteps.tolist()
     module.fast_sampling_steps = times
     manager = Manager(module)
 
@@ -63,4 +62,5 @@ def train_step(unet: UNet, y: torch.Tensor, x0: torch.Tensor) -> Callable[[], ob
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-4)
     manager = Manager(module, optimizer=optimizer, loss_fn=losses.MAE())
     module.train()
+    manager.current_batch = 0  # as its training loop begins
     return lambda: manager.train_step(y, x0)
