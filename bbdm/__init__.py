@@ -33,6 +33,7 @@ _MODULES = {
     "images",
     "kernels",
     "networks",
+    "packages",
     "sampler",
     "solvers",
     "timesteps",

@@ -54,7 +54,9 @@ class Checkpoint:
         first, second = (self.unet.ema, self.unet.weights) if ema else (self.unet.weights, self.unet.ema)
         state = second if first is None else first
         assert state is not None  # checked when the file was read
-        unet = UNet.from_config(self.unet.config)
+        with torch.device("meta"):  # memory without values, which would take longer to draw than the file to read
+            unet = UNet.from_config(self.unet.config)
+        unet.to_empty(device="cpu")
         try:
             unet.load_state_dict(state)
         except (RuntimeError, TypeError, AttributeError) as error:

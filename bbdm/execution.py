@@ -7,8 +7,10 @@ of the table's times, computed once. A :class:`State` has the buffers of one run
 from __future__ import annotations
 
 import copy
+import sys
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,15 +20,17 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
+import torch._dynamo
 import torch._inductor.config as inductor_config
 import torch.nn.functional as F
+from torch._inductor.codecache import PyCodeCache
 
 from bbdm.kernels.bridge_step import bridge_step
 from bbdm.networks.unet import UNet
 from bbdm.solvers import StepTable
 
 SHAPES_KEPT = 8  # compiled networks and captured graphs of so many shapes, the least recently used is dropped
-BFLOAT16_PAYS = 1.5  # so much faster has a bfloat16 convolution to be
+BFLOAT16_PAYS = 1.2  # so much faster has a bfloat16 convolution to be
 
 
 class Network(Protocol):
@@ -64,7 +68,8 @@ class Loop:
     """A step table, ready to be run with a network.
 
     Args:
-        unet: its weights must not change any more.
+        unet: the network as it was given, for what it makes of the table's times before weights are rounded.
+        network: what runs its trunk, in ``dtype`` on ``device``.
         table: what to run.
         clamp: (low, high) for every estimate of the target, or None.
         device: where to run.
@@ -74,25 +79,23 @@ class Loop:
     def __init__(
         self,
         unet: UNet,
+        network: Network,
         table: StepTable,
         clamp: tuple[float, float] | None,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
+        self.network = network
         self.dtype = dtype
         self.state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.device = device
         self.clamp = clamp
+        self._conditioned = unet.config.condition_channels > 0
         rows = torch.from_numpy(np.concatenate([table.prediction, table.coefficients], axis=1))
         self.rows = rows.to(device, self.state_dtype)
-        with torch.no_grad():  # of the weights as they were given, before they are rounded to ``dtype``
+        with torch.no_grad():
             times = torch.tensor(table.timesteps, device=next(unet.parameters()).device)
             self.modulation = unet.modulation(times).to(device, self.state_dtype)
-        moved = (next(unet.parameters()).device, next(unet.parameters()).dtype) != (device, dtype)
-        if moved or unet.training:
-            unet = copy.deepcopy(unet).to(device, dtype).eval().requires_grad_(False)
-        self.unet = unet
-        self.network: Network = unet.trunk
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -100,7 +103,7 @@ class Loop:
     def start(self, y: torch.Tensor, seeds: torch.Tensor, noise: torch.Tensor | None = None) -> State:
         """New buffers for a source, seeds and explicit noise that stand on the device."""
         inputs = torch.empty_like(y, dtype=self.dtype)
-        condition = torch.empty_like(inputs) if self.unet.config.condition_channels else None
+        condition = torch.empty_like(inputs) if self._conditioned else None
         step = torch.zeros(1, dtype=torch.int64, device=self.device)
         state = State(y, torch.empty_like(y), torch.empty_like(y), inputs, condition, seeds, noise, step)
         state.restart()
@@ -121,6 +124,14 @@ class Loop:
             self.advance(state, index)
 
 
+def placed(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
+    """The network for sampling on a device in a dtype: itself where it is that already, a copy otherwise."""
+    weight = next(unet.parameters())
+    if (weight.device, weight.dtype) == (device, dtype) and not unet.training:
+        return unet
+    return copy.deepcopy(unet).to(device, dtype).eval().requires_grad_(False)
+
+
 @cache
 def bfloat16_pays(threads: int) -> bool:
     """Whether a convolution on this processor is faster in bfloat16, timed once for a number of threads.
@@ -128,12 +139,16 @@ def bfloat16_pays(threads: int) -> bool:
     Timed, since processors, and settings such as ONEDNN_MAX_CPU_ISA, support bfloat16 at any speed.
     """
     del threads  # the cache's key
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
+
+    def probe(dtype: torch.dtype) -> Callable[[], torch.Tensor]:
         x = torch.ones(1, 256, 16, 16, dtype=dtype).to(memory_format=torch.channels_last)
         weight = torch.ones(256, 256, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
-        seconds[dtype] = min(_seconds(lambda x=x, w=weight: F.conv2d(x, w, padding=1)) for _ in range(5))
-    return seconds[torch.float32] > BFLOAT16_PAYS * seconds[torch.bfloat16]
+        return lambda: F.conv2d(x, weight, padding=1)
+
+    calls = (probe(torch.float32), probe(torch.bfloat16))
+    rounds = [[_seconds(call) for call in calls] for _ in range(10)]  # in turns: whatever else runs slows both
+    float32, bfloat16 = (min(seconds) for seconds in zip(*rounds, strict=True))
+    return float32 > BFLOAT16_PAYS * bfloat16
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -185,7 +200,11 @@ class CompiledNetwork:
         self, x: torch.Tensor, modulation: torch.Tensor, condition: torch.Tensor | None = None, /
     ) -> torch.Tensor:
         """See :class:`Network`."""
-        return self._compiled.get(x.shape, x, modulation, condition)(x, modulation, condition)
+        return self.at(x, modulation, condition)(x, modulation, condition)
+
+    def at(self, x: torch.Tensor, modulation: torch.Tensor, condition: torch.Tensor | None = None, /) -> Network:
+        """The network compiled for the shape of x."""
+        return self._compiled.get(x.shape, x, modulation, condition)
 
     def _compile(self, *arguments: torch.Tensor | None) -> Network:
         unet = self.unet
@@ -193,14 +212,25 @@ class CompiledNetwork:
         def forward(x: torch.Tensor, modulation: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
             return unet.trunk(x, modulation, condition)
 
-        # The compiler keeps its results with the code object. One of its own for each shape has no guards to look
-        # through and no limit of recompilations, and takes its memory along when it is dropped.
-        own = FunctionType(forward.__code__.replace(), globals(), closure=forward.__closure__)
+        # The compiler keeps its results with the code object and the globals. Of its own for each shape, they have no
+        # guards to look through, no limit of recompilations, and can be forgotten.
+        own = FunctionType(forward.__code__.replace(), dict(globals()), closure=forward.__closure__)
         options = {"guard_filter_fn": lambda guards: [False for _ in guards], **compile_options(self.device)}
         compiled = torch.compile(own, fullgraph=True, dynamic=False, options=options)
-        with inductor_config.patch(freezing=True):  # options reach the compiler too late for this one
+        modules = PyCodeCache.modules  # each holds the constants of one compiled graph
+        known = len(modules)
+        with inductor_config.patch(freezing=freezes(arguments[0])):  # options reach the compiler too late for this one
             compiled(*arguments)
+        for module in modules[known:]:
+            sys.modules.pop(module.__name__, None)
+        del modules[known:]
+        weakref.finalize(compiled, torch._dynamo.reset_code, own.__code__)
         return compiled
+
+
+def freezes(x: torch.Tensor | None) -> bool:
+    """Whether weights are made constants for an input: not in float64, which oneDNN's layouts do not know."""
+    return x is not None and x.dtype != torch.float64
 
 
 def compile_options(device: torch.device) -> dict[str, Any]:
@@ -217,15 +247,15 @@ class GraphedLoop:
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._pool = torch.cuda.graph_pool_handle()
-        self._captured: _Recent[tuple[torch.cuda.CUDAGraph, State]] = _Recent(self._capture)
+        self._captured: _Recent[tuple[torch.cuda.CUDAGraph, State, Network]] = _Recent(self._capture)
         self._done = torch.cuda.Event()
 
     def __call__(self, y: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
         """The last state for a source and its seeds, both on the device."""
-        with self._captured.lock:
-            stream = torch.cuda.current_stream(y.device)
+        with self._captured.lock, torch.cuda.device(y.device):
+            stream = torch.cuda.current_stream()
             stream.wait_event(self._done)  # another thread's replay may run on another stream
-            graph, state = self._captured.get(y.shape, y, seeds)
+            graph, state, _ = self._captured.get(y.shape, y, seeds)
             state.y.copy_(y)
             state.seeds.copy_(seeds)
             graph.replay()
@@ -233,15 +263,19 @@ class GraphedLoop:
             self._done.record(stream)
             return result
 
-    def _capture(self, y: torch.Tensor, seeds: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, State]:
+    def _capture(self, y: torch.Tensor, seeds: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, State, Network]:
+        """The graph, its buffers, and the network whose weights it reads, which must not be dropped before it."""
         state = self._loop.start(y.clone(), seeds.clone())
-        side = torch.cuda.Stream(y.device)
-        side.wait_stream(torch.cuda.current_stream(y.device))
-        with torch.cuda.stream(side):  # compile, tune and load kernels before the capture
+        stream = torch.cuda.Stream()  # of its own, so that samplers may capture at the same time
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # compile, tune and load kernels before the capture
             self._loop.advance(state, 0)
-        torch.cuda.current_stream(y.device).wait_stream(side)
+        torch.cuda.current_stream().wait_stream(stream)
+        network = self._loop.network
+        if isinstance(network, CompiledNetwork):
+            network = network.at(state.inputs, self._loop.modulation[:1], state.condition)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
             state.restart()
             self._loop.run(state)
-        return graph, state
+        return graph, state, network

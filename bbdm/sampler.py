@@ -19,6 +19,7 @@ from bbdm import execution, images, solvers
 from bbdm.bridges import Bridge
 from bbdm.checkpoint import load_checkpoint
 from bbdm.networks.unet import UNet
+from bbdm.packages import PackagedNetwork, save_package
 
 SEED_LIMIT = 2**63
 RANGE_LIMIT = 1.5  # an image in [0, 255] or standardised shows here, an overshooting filter does not
@@ -50,11 +51,16 @@ class BridgeSampler:
             compiled. The state is float32 (float64 for a float64 network).
         compile: compile the network at the first call with each size and number of images, which takes up to a minute,
             and on CUDA run all steps as one graph. A failure to compile is an error.
+        compiled: a package that :meth:`save_compiled` wrote, in place of ``compile``: it takes a second to load. It
+            translates images of one size, so many at a time as it was saved for, in its own dtype. It holds machine
+            code, so load only your own.
 
-    Threads may share a sampler. ``table`` is its :class:`~bbdm.solvers.StepTable`.
+    Threads may share a sampler. ``table`` is its :class:`~bbdm.solvers.StepTable`, ``unet`` its network, and
+    ``image_size`` the side of the pictures that the network was trained on, where its checkpoint tells.
 
     Raises:
-        ValueError: an argument is out of range.
+        FileNotFoundError: there is no such package.
+        ValueError: an argument is out of range, or the package is of another network or machine.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class BridgeSampler:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         compile: bool = False,
+        compiled: str | os.PathLike[str] | None = None,
     ) -> None:
         if clamp is not None and not (len(clamp) == 2 and clamp[0] < clamp[1]):
             raise ValueError(f"clamp must be None or (low, high) with low < high, got {clamp}")
@@ -76,20 +83,28 @@ class BridgeSampler:
             raise ValueError(f"dtype must be a floating-point dtype, got {dtype}")
         weight = next(unet.parameters())
         self.device = weight.device if device is None else torch.empty(0, device=device).device  # cuda is cuda:0
-        if compile and self.device.type not in ("cpu", "cuda"):
-            raise ValueError(f"compile works on cpu and cuda, got device {self.device}")
-        if dtype is None:
+        fast = compile or compiled is not None
+        if fast and self.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"compiled networks run on cpu and cuda, got device {self.device}")
+        if compile and compiled is not None:
+            raise ValueError("compile and compiled exclude each other: a package is compiled already")
+        self.package = None if compiled is None else PackagedNetwork(compiled, unet, self.device)
+        if self.package is not None and dtype not in (None, self.package.dtype):
+            raise ValueError(f"dtype must be that of {compiled}, {self.package.dtype}, got {dtype}")
+        if self.package is not None:
+            dtype = self.package.dtype
+        elif dtype is None:
             dtype = execution.best_dtype(self.device) if compile and weight.dtype == torch.float32 else weight.dtype
         self.dtype = dtype
         self.bridge = bridge
         self.clamp = clamp
         self.compile = compile
+        self.image_size: int | None = None
         self.table = solvers.build(bridge, solver, timesteps, steps)
-        self._loop = execution.Loop(unet, self.table, clamp, self.device, dtype)
-        self.unet = self._loop.unet
-        if compile:
-            self._loop.network = execution.CompiledNetwork(self.unet)
-        self._graphed = execution.GraphedLoop(self._loop) if compile and self.device.type == "cuda" else None
+        self.unet = unet if self.package else execution.placed(unet, self.device, dtype)
+        network = self.package or (execution.CompiledNetwork(self.unet) if compile else self.unet.trunk)
+        self._loop = execution.Loop(unet, network, self.table, clamp, self.device, dtype)
+        self._graphed = execution.GraphedLoop(self._loop) if fast and self.device.type == "cuda" else None
         self._thread = threading.local()
 
     @property
@@ -101,7 +116,36 @@ class BridgeSampler:
     def from_checkpoint(cls, path: str | os.PathLike[str], ema: bool = True, **settings: Any) -> BridgeSampler:
         """A sampler from a file; ``ema`` picks the averaged weights where the file has both, ``settings`` as above."""
         checkpoint = load_checkpoint(path)
-        return cls(checkpoint.build_unet(ema), checkpoint.bridge, **settings)
+        sampler = cls(checkpoint.build_unet(ema), checkpoint.bridge, **settings)
+        sampler.image_size = checkpoint.image_size
+        return sampler
+
+    def save_compiled(
+        self, path: str | os.PathLike[str], batch_size: int = 1, size: tuple[int, int] | None = None
+    ) -> None:
+        """Compile the network into a package, from which a new process starts in seconds.
+
+        The package fits these weights, this machine with its number of threads, and this version of torch: with any
+        other it is refused. Solver and steps are free: they stay with the sampler that loads it.
+
+        Args:
+            path: where to write, such as ``unet.pt2``.
+            batch_size: so many images at a time.
+            size: their (height, width); None for the size that the network was trained on, where that is known.
+
+        Raises:
+            ValueError: the sampler was not built with ``compile=True``, or the size is not known.
+        """
+        if not self.compile:
+            raise ValueError("save_compiled needs a sampler that was built with compile=True")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if size is None and self.image_size is None:
+            raise ValueError("size must be given as (height, width): the checkpoint does not tell it")
+        height, width = (self.image_size,) * 2 if size is None else size
+        stride = self.unet.config.stride
+        padded = (height + -height % stride, width + -width % stride)
+        save_package(path, self.unet, (batch_size, self.unet.config.in_channels, *padded))
 
     @overload
     def __call__(
@@ -147,6 +191,8 @@ class BridgeSampler:
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if batch_size is not None and self.package and batch_size < self.package.shape[0]:
+            raise ValueError(f"batch_size must be at least the package's {self.package.shape[0]}, got {batch_size}")
         if isinstance(source, torch.Tensor):
             self._check_source(source)
             noise = self._check_noise(noise, source)
@@ -196,14 +242,14 @@ class BridgeSampler:
         progress: bool,
     ) -> torch.Tensor:
         count = len(source)
-        size = min(batch_size or count, count)
+        size = self.package.shape[0] if self.package else min(batch_size or count, count)
         starts = range(0, count, size)
         parts: list[torch.Tensor] = []
         with tqdm(total=len(starts) * len(self.table), disable=not progress, unit="step") as bar:
             for start in starts:
                 chosen = list(range(start, min(start + size, count)))
                 short = size - len(chosen)
-                if self.compile:  # a short last part is filled up: cheaper than to compile for its size
+                if self.compile or self.package:  # a short last part is filled up: cheaper than to compile for its size
                     chosen += chosen[-1:] * short
                 part = None if noise is None else noise[:, chosen]
                 x = self._run(source[chosen], [seeds[i] for i in chosen], part, bar)

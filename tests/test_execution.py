@@ -105,7 +105,6 @@ def test_compiled_is_eager_for_one_image():
     torch.testing.assert_close(build()(SOURCE[:1], seed=3), expected, rtol=0, atol=FLOAT32)
 
 
-@pytest.mark.xfail(strict=True, reason="Inductor freezes convolutions for oneDNN, which has none in float64")
 def test_compiled_is_eager_in_float64():
     expected = build(dtype=torch.float64, compile=False)(ODD.double(), seed=3)
     torch.testing.assert_close(build(dtype=torch.float64)(ODD.double(), seed=3), expected, rtol=0, atol=1e-11)
@@ -297,7 +296,6 @@ class Heavy(Short):
 
 
 @needs_statm
-@pytest.mark.xfail(strict=True, reason="Dynamo and Inductor keep the frozen weights of every shape")
 def test_a_dropped_shape_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(execution, "SHAPES_KEPT", 1)
     sampler = new_sampler(kind=Heavy, compile=True)
