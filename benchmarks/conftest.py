@@ -23,7 +23,9 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="small networks and few rounds, at most 2 minutes")
+    parser.addoption(
+        "--quick", action="store_true", help="a small network, small images and few rounds: 2 minutes at most"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

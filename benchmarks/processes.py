@@ -59,7 +59,7 @@ class Pairs:
     """A stand-in for a data set on disk."""
 
     def __init__(self, y: torch.Tensor, x0: torch.Tensor) -> None:
-        self.y, self.x0, self.image_size = y, x0, networks.IMAGE[-1]
+        self.y, self.x0, self.image_size = y, x0, y.shape[-1]
 
     def __len__(self) -> int:
         return len(self.y)
@@ -88,13 +88,12 @@ def _peer_step(device: str, quick: bool, y: torch.Tensor, x0: torch.Tensor) -> R
     return sde_bbdm.train_step(unet, y.contiguous(), x0.contiguous())  # ``unet`` itself is dropped here
 
 
-def train(settings: dict[str, Any] | None, batch: int, steps: int, warmup: int, device: str, quick: bool) -> Any:
-    """Seconds of each training step after some for warm-up, and the peak memory; settings None for sde-bbdm."""
-    y = networks.images(batch, device).to(memory_format=torch.channels_last)
+def train(settings: dict[str, Any] | None, batch: int, steps: int, device: str, quick: bool) -> Any:
+    """Seconds of each training step after the first, and the peak memory; settings None for sde-bbdm."""
+    y = networks.images(batch, device, quick).to(memory_format=torch.channels_last)
     x0 = y.flip(-1).contiguous(memory_format=torch.channels_last)
     step = _peer_step(device, quick, y, x0) if settings is None else _our_step(device, quick, y, x0, settings)
-    for _ in range(warmup):
-        step()
+    step()
     return {"seconds": [seconds_of(step) for _ in range(steps)], "peak_bytes": peak_memory(device)}
 
 
@@ -106,7 +105,7 @@ def unet_call(rounds: int, quick: bool) -> Any:
     unet = networks.build("cpu", quick)
     sampler = BridgeSampler(unet, networks.BRIDGE, steps=networks.STEPS, compile=True)
     public = sde_bbdm.network(unet)
-    x, t = networks.images(1, "cpu"), torch.full((1,), 500)
+    x, t = networks.images(1, "cpu", quick), torch.full((1,), 500)
     inputs = x.to(sampler.dtype, memory_format=torch.channels_last)
     modulation = unet.modulation(t)
     rows: dict[str, Row] = {

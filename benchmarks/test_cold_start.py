@@ -1,8 +1,8 @@
 """From the start of a Python process to its first image, and the steady speed of what was loaded.
 
-Each sample is a fresh process with a user's few lines, from its start until it says that the image is there; checkpoint
-and package were just written and so are in the system's file cache. Rows: eager float32; ``compile=True`` with an empty
-folder for inductor's cache; from a saved package. The steady rows are calls of one sampler in this process, in turns.
+Each sample is a fresh process with a user's few lines, from its start until it says that the image is there. Its folder
+for inductor's cache is empty; checkpoint and package were just written and so are in the system's file cache. Rows:
+eager float32; ``compile=True``; from a saved package. The steady rows are calls in this process, in turns.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,14 +40,12 @@ ROWS = ["eager float32", "compiled, empty cache", "from package"]
 STEADY = ["compiled", "package"]
 
 
-def first_image(folder: Path, device: str, cache: Path | None, settings: dict[str, Any]) -> float:
+def first_image(folder: Path, device: str, settings: dict[str, Any]) -> float:
     """Seconds from the start of a process until it has its first image."""
-    variables = {} if cache is None else {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
     command = [sys.executable, "-c", SCRIPT, str(folder), device, json.dumps(settings)]
+    environment = processes.environment(TORCHINDUCTOR_CACHE_DIR=tempfile.mkdtemp(dir=folder))
     started = time.perf_counter()
-    with subprocess.Popen(
-        command, env=processes.environment(**variables), stdout=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         seconds = time.perf_counter() - started
@@ -56,14 +55,15 @@ def first_image(folder: Path, device: str, cache: Path | None, settings: dict[st
 
 
 @pytest.fixture(scope="module")
-def folder(unet: UNet, sampler: BridgeSampler, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(unet: UNet, sampler: BridgeSampler, quick: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, a source, and the package of its shape."""
     folder = tmp_path_factory.mktemp("cold")
     save_checkpoint(folder / "unet.safetensors", unet, BRIDGE)
-    source = images(1, "cpu")
+    source = images(1, "cpu", quick)
     torch.save(source, folder / "source.pt")
     sampler(source, seed=0)
-    sampler.save_compiled(folder / "unet.pt2")
+    height, width = source.shape[-2:]
+    sampler.save_compiled(folder / "unet.pt2", size=(height, width))
     return folder
 
 
@@ -75,15 +75,14 @@ def cold(folder: Path, unet: UNet, sampler: BridgeSampler, quick: bool) -> Compa
         "compiled, empty cache": {"steps": STEPS, "compile": True},
         "from package": {"steps": STEPS, "compiled": str(folder / "unet.pt2")},
     }
-    expected = BridgeSampler(unet, BRIDGE, steps=STEPS)(images(1, sampler.device), seed=0).cpu()
+    expected = BridgeSampler(unet, BRIDGE, steps=STEPS)(images(1, sampler.device, quick), seed=0).cpu()
     comparison = Comparison("Cold start to the first image", ROWS[0], {row: [] for row in ROWS})
     rounds = 1 if quick else 3
     for turn in range(rounds):
         for row, setting in settings.items():
             if row == "compiled, empty cache" and turn:
                 continue  # the compiler's minute is not measured twice
-            cache = folder / f"cache{turn}" if row == "compiled, empty cache" else None
-            comparison.seconds[row].append(first_image(folder, device, cache, setting))
+            comparison.seconds[row].append(first_image(folder, device, setting))
             error = relative_error(torch.load(folder / "image.pt"), expected)
             assert error < 0.1, f"{row}: relative error {error:.3g}"
             comparison.info[row] = {"relative_error": error, "processes": len(comparison.seconds[row])}
@@ -94,7 +93,7 @@ def cold(folder: Path, unet: UNet, sampler: BridgeSampler, quick: bool) -> Compa
 
 @pytest.fixture(scope="module")
 def steady(folder: Path, sampler: BridgeSampler, quick: bool) -> Comparison:
-    source = images(1, sampler.device)
+    source = images(1, sampler.device, quick)
     loaded = BridgeSampler.from_checkpoint(
         folder / "unet.safetensors", device=sampler.device, steps=STEPS, compiled=folder / "unet.pt2"
     )

@@ -17,7 +17,7 @@ import torch
 from bbdm import BridgeSampler, UNet, solvers
 from benchmarks.conftest import Record
 from benchmarks.machine import Peaks
-from benchmarks.networks import BRIDGE, IMAGE, STEPS, gflop, images, relative_error
+from benchmarks.networks import BRIDGE, STEPS, gflop, images, relative_error
 from benchmarks.timing import Comparison, interleaved, seconds_of
 
 BASELINE = "sde-bbdm float32, 199 steps"
@@ -49,8 +49,8 @@ def share_outside(sampler: BridgeSampler, call: Callable[[], object]) -> float:
 
 
 @pytest.fixture(scope="module")
-def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks) -> Comparison:
-    source = images(1, sampler.device)
+def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool) -> Comparison:
+    source = images(1, sampler.device, quick)
     comparison = Comparison("Translation of one image", BASELINE, {})
     samplers = {
         EAGER: BridgeSampler(unet, BRIDGE, steps=STEPS),
@@ -58,7 +58,7 @@ def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks) -> Comparison:
         COMPILED: sampler,
     }
     # Explicit noise makes a sampler go without its graph, and is the same for every row.
-    noise = torch.randn(STEPS, 1, *IMAGE, generator=torch.Generator().manual_seed(2)) if source.is_cuda else None
+    noise = torch.randn(STEPS, *source.shape, generator=torch.Generator().manual_seed(2)) if source.is_cuda else None
     rows: dict[str, Callable[[], Any]] = {
         name: (lambda s=s: s(source, seed=None if noise is not None else 0, noise=noise))
         for name, s in samplers.items()
@@ -82,10 +82,11 @@ def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks) -> Comparison:
             rows[name] = peer.translation(unet, source, times)
             comparison.info[name] = {"evaluations": len(times)}
     comparison.seconds = interleaved(rows, rounds=3, settle=False, once=(BASELINE,))
+    work = gflop(unet, source)
     for name, info in comparison.info.items():
         dtype = torch.float32 if name in (BASELINE, AS_MANY) else samplers.get(name, sampler).dtype
         info["dtype"] = str(dtype).removeprefix("torch.")
-        info |= peaks.rates(info["evaluations"] * gflop(unet), comparison.median(name), dtype)
+        info |= peaks.rates(info["evaluations"] * work, comparison.median(name), dtype)
     for name, s in samplers.items():
         shares = [share_outside(s, rows[name]) for _ in range(3)]
         comparison.info[name]["outside_network"] = statistics.median(shares)

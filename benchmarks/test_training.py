@@ -17,7 +17,7 @@ from bbdm import UNet
 from benchmarks import processes
 from benchmarks.conftest import DEVICE, Record
 from benchmarks.machine import Peaks
-from benchmarks.networks import gflop
+from benchmarks.networks import gflop, images
 from benchmarks.timing import Comparison
 
 BASELINE = "sde-bbdm float32"
@@ -30,7 +30,7 @@ ROWS: dict[str, dict[str, Any] | None] = {  # fields of TrainConfig, None for sd
 
 @pytest.fixture(scope="module")
 def measured(unet: UNet, peaks: Peaks, quick: bool) -> Comparison:
-    batch, rounds, steps = (2, 1, 5) if quick else (8, 2, 10 if DEVICE.type == "cuda" else 1)
+    batch, rounds, steps = (2, 1, 5) if quick else (4, 2, 10 if DEVICE.type == "cuda" else 1)
     comparison = Comparison(f"Training step, batch {batch}", BASELINE, {})
     for row in ROWS:
         if row == BASELINE:
@@ -47,16 +47,15 @@ def measured(unet: UNet, peaks: Peaks, quick: bool) -> Comparison:
                 settings=ROWS[row],
                 batch=batch,
                 steps=steps,
-                warmup=1,
                 device=DEVICE.type,
                 quick=quick,
             )
             samples += done["seconds"]
             info = comparison.info[row]
             info["peak_bytes"] = max(info["peak_bytes"], done["peak_bytes"])
+    work = 3 * gflop(unet, images(batch, DEVICE, quick))  # the call, and backward to its inputs and to its weights
     for row, info in comparison.info.items():
         info |= {"images_per_s": batch / comparison.median(row), "processes": rounds}
-        work = 3 * batch * gflop(unet)  # the call, and backward through it to inputs and to weights
         info |= peaks.rates(work, comparison.median(row), torch.float32 if row == BASELINE else torch.bfloat16)
     return comparison
 

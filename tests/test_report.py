@@ -89,7 +89,7 @@ def test_tables_begin_with_the_hardware_and_the_main_comparison(results: Path, c
 def test_hardware_names_the_gpu_first_and_tells_of_quick():
     line = report.describe({**MACHINE, "gpu": "Some GPU", "flags": [], "quick": True}, PEAKS)
     assert line.startswith("Some GPU; Some CPU, 8 cores, ")
-    assert line.endswith("; --quick: small networks, few rounds")
+    assert line.endswith("; --quick: a small network, 3 x 32 x 32")
 
 
 @pytest.mark.parametrize(
