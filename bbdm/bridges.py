@@ -135,7 +135,14 @@ class Bridge(ABC):
         return {}
 
     def add_noise(
-        self, x0: torch.Tensor, y: torch.Tensor, t: torch.Tensor, noise: torch.Tensor
+        self,
+        x0: torch.Tensor,
+        y: torch.Tensor,
+        t: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        *,
+        seeds: torch.Tensor | None = None,
+        step: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Forward diffusion.
 
@@ -143,7 +150,9 @@ class Bridge(ABC):
             x0: (B, C, H, W) target images.
             y: (B, C, H, W) source images.
             t: (B,) integer times in [``low``, ``top``].
-            noise: (B, C, H, W) standard normals.
+            noise: (B, C, H, W) standard normals; or
+            seeds: (B,) int64, one an image, from which they are drawn, with
+            step: the optimizer step.
 
         Returns:
             x_t and the training target, each (B, C, H, W).
@@ -152,8 +161,8 @@ class Bridge(ABC):
             ValueError: shapes differ, or t is not a (B,) integer tensor in range. The range is read only on the CPU,
                 where that costs no synchronisation.
         """
-        if not x0.shape == y.shape == noise.shape:
-            shapes = [tuple(v.shape) for v in (x0, y, noise)]
+        shapes = [tuple(v.shape) for v in (x0, y, noise) if v is not None]
+        if len(set(shapes)) > 1:
             raise ValueError(f"x0, y and noise must have one shape, got {shapes}")
         if t.shape != x0.shape[:1] or t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
             raise ValueError(f"t must be {len(x0)} integers, got shape {tuple(t.shape)} of {t.dtype}")
@@ -162,7 +171,7 @@ class Bridge(ABC):
         key = x0.device, torch.float64 if x0.dtype == torch.float64 else torch.float32
         if key not in self._device_tables:
             self._device_tables[key] = torch.from_numpy(self.noise_table).to(device=key[0], dtype=key[1])
-        return noise_step(x0, y, t, self._device_tables[key], noise)
+        return noise_step(x0, y, t, self._device_tables[key], noise, seeds, step)
 
     def config(self) -> dict[str, Any]:
         """Plain values from which :func:`from_config` builds this bridge again."""

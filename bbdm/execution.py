@@ -20,9 +20,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
-import torch._dynamo
 import torch._inductor.config as inductor_config
 import torch.nn.functional as F
+from torch._C._dynamo.eval_frame import reset_code
 from torch._inductor.codecache import PyCodeCache
 
 from bbdm.kernels.bridge_step import bridge_step
@@ -87,7 +87,7 @@ class Loop:
     ) -> None:
         self.network = network
         self.dtype = dtype
-        self.state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        self.state_dtype = state_dtype(dtype)
         self.device = device
         self.clamp = clamp
         self._conditioned = unet.config.condition_channels > 0
@@ -122,6 +122,11 @@ class Loop:
         """All steps."""
         for index in range(len(self)):
             self.advance(state, index)
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What the loop computes in beside a network of a dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def placed(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
@@ -224,7 +229,7 @@ class CompiledNetwork:
         for module in modules[known:]:
             sys.modules.pop(module.__name__, None)
         del modules[known:]
-        weakref.finalize(compiled, torch._dynamo.reset_code, own.__code__)
+        weakref.finalize(compiled, reset_code, own.__code__)
         return compiled
 
 

@@ -28,7 +28,7 @@ from torch._C._aoti import AOTIModelPackageLoader, alloc_tensor_by_stealing_from
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from bbdm.checkpoint import write_atomically
-from bbdm.execution import compile_options, freezes
+from bbdm.execution import compile_options, freezes, state_dtype
 from bbdm.networks.unet import UNet
 
 FORMAT = "bbdm compiled network"
@@ -107,7 +107,7 @@ def save_package(path: str | os.PathLike[str], unet: UNet, shape: Iterable[int])
     shape = tuple(shape)
     inputs = torch.zeros(shape, dtype=weight.dtype, device=device).to(memory_format=torch.channels_last)
     with torch.no_grad():
-        modulation = unet.modulation(torch.ones(1, device=device)).float()
+        modulation = unet.modulation(torch.ones(1, device=device)).to(state_dtype(weight.dtype))
     channels = unet.config.condition_channels
     condition = inputs[:, :1].expand(-1, channels, -1, -1).clone(memory_format=torch.channels_last)
     arguments = (inputs, modulation, condition) if channels else (inputs, modulation)
@@ -208,7 +208,7 @@ def _name(dtype: torch.dtype) -> str:
 
 def _bytes(constant: torch.Tensor) -> torch.Tensor:
     """(N,) uint8 on the CPU, the memory of a constant."""
-    if constant.layout == torch._mkldnn:
+    if constant.is_mkldnn:
         data = ctypes.string_at(mkldnn.data_ptr(constant), mkldnn._nbytes(constant))
         return torch.frombuffer(bytearray(data), dtype=torch.uint8)
     memory = torch.empty(0, dtype=torch.uint8, device=constant.device).set_(constant.detach().untyped_storage())
@@ -218,7 +218,7 @@ def _bytes(constant: torch.Tensor) -> torch.Tensor:
 def _layout(constant: torch.Tensor) -> dict[str, Any]:
     """What :func:`_constant` needs besides the memory."""
     shape, dtype = list(constant.shape), _name(constant.dtype)
-    if constant.layout == torch._mkldnn:
+    if constant.is_mkldnn:
         packing = bytes(mkldnn._get_mkldnn_serialized_md(constant).tolist())
         return {"shape": shape, "dtype": dtype, "packing": packing.hex()}
     return {"shape": shape, "dtype": dtype, "stride": constant.stride(), "offset": constant.storage_offset()}

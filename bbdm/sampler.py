@@ -140,9 +140,11 @@ class BridgeSampler:
             raise ValueError("save_compiled needs a sampler that was built with compile=True")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if size is None and self.image_size is None:
-            raise ValueError("size must be given as (height, width): the checkpoint does not tell it")
-        height, width = (self.image_size,) * 2 if size is None else size
+        if size is None:
+            if self.image_size is None:
+                raise ValueError("size must be given as (height, width): no checkpoint tells it")
+            size = (self.image_size, self.image_size)
+        height, width = size
         stride = self.unet.config.stride
         padded = (height + -height % stride, width + -width % stride)
         save_package(path, self.unet, (batch_size, self.unet.config.in_channels, *padded))

@@ -57,6 +57,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ema_decay", type=float, default=0.995, help="of the weights' average")
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=False, help="mirror half of the pairs")
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="of the network's arithmetic")
+    parser.add_argument("--compile", action="store_true", help="faster steps after minutes of compiling")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="less memory for a third more compute")
     parser.add_argument("--direction", choices=DIRECTIONS, default="AtoB")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order, times and noise")

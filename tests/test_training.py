@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._dynamo.exc import Unsupported
 
 from bbdm import bridges, images, training
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.checkpoint import load_checkpoint, save_checkpoint
 from bbdm.data import PairedDataset, load_dataset
 from bbdm.kernels import philox_numpy
+from bbdm.kernels.noise_step import noise_step
 from bbdm.networks.unet import UNet, UNetConfig
 from bbdm.training import EMA, TrainConfig, Trainer, bridge_loss
 from tests.conftest import MakeUNet, SavePicture
@@ -267,12 +269,12 @@ def interrupt_inside_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process ends after one of the two optimizer steps of epoch 3."""
     calls = 0
 
-    def loss(*arguments: Any) -> torch.Tensor:
+    def loss(*arguments: Any, **keywords: Any) -> torch.Tensor:
         nonlocal calls
         calls += torch.is_grad_enabled()
         if calls == 6:
             raise InterruptedRunError
-        return bridge_loss(*arguments)
+        return bridge_loss(*arguments, **keywords)
 
     monkeypatch.setattr(training, "bridge_loss", loss)
 
@@ -393,10 +395,10 @@ class TestDivergence:
     ) -> None:
         calls = 0
 
-        def loss(*arguments: Any) -> torch.Tensor:
+        def loss(*arguments: Any, **keywords: Any) -> torch.Tensor:
             nonlocal calls
             calls += 1
-            return bridge_loss(*arguments) * (math.nan if calls == 3 else 1)
+            return bridge_loss(*arguments, **keywords) * (math.nan if calls == 3 else 1)
 
         monkeypatch.setattr(training, "bridge_loss", loss)
         trainer = make_trainer()
@@ -412,7 +414,7 @@ class TestDivergence:
     def test_in_the_first_epoch_points_at_no_file(
         self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(training, "bridge_loss", lambda *arguments: bridge_loss(*arguments) * math.inf)
+        monkeypatch.setattr(training, "bridge_loss", lambda *a, **k: bridge_loss(*a, **k) * math.inf)
         trainer = make_trainer()
         with pytest.raises(RuntimeError, match="loss is inf at step 1") as caught:
             trainer.fit()
@@ -427,10 +429,14 @@ class Recorder:
         self.calls: list[tuple[torch.Tensor, ...]] = []
         monkeypatch.setattr(training, "bridge_loss", self)
 
-    def __call__(self, unet: UNet, bridge: Bridge, *arguments: Any) -> torch.Tensor:
+    def __call__(
+        self, unet: UNet, bridge: Bridge, x0: torch.Tensor, y: torch.Tensor, t: torch.Tensor, **keywords: Any
+    ) -> torch.Tensor:
         if torch.is_grad_enabled():
-            self.calls.append(tuple(arguments[:4]))
-        return bridge_loss(unet, bridge, *arguments)
+            noise_alone = torch.tensor([[0.0, 0, 1, 0, 0, 1]]).expand(bridge.top + 1, -1)
+            noise, _ = noise_step(x0, y, t, noise_alone, seeds=keywords["seeds"], step=keywords["step"])
+            self.calls.append((x0, y, t, noise))
+        return bridge_loss(unet, bridge, x0, y, t, **keywords)
 
 
 @pytest.fixture
@@ -608,3 +614,30 @@ class TestTrainer:
         trainer = make_trainer(unet=make_unet(), validation=pairs, epochs=1)
         trainer.fit()
         assert (trainer.folder / "epoch_0001.png").is_file()
+
+    def test_compiled_gradients_are_the_eager_ones(
+        self, make_trainer: MakeTrainer, make_unet: MakeUNet, pairs: PairedDataset
+    ) -> None:
+        y, x0 = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
+        seeds = torch.arange(4)
+        losses: list[torch.Tensor] = []
+        gradients: list[dict[str, torch.Tensor]] = []
+        for compile in (False, True):
+            unet = make_unet(condition_channels=3, channel_mult=(1,), attention_resolutions=())
+            trainer = make_trainer(f"compile {compile}", unet, compile=compile)
+            losses.append(trainer._loss(trainer.network, y, x0, seeds, 0))
+            losses[-1].backward()
+            gradients.append({name: p.grad for name, p in unet.named_parameters() if p.grad is not None})
+            assert len(gradients[-1]) == len(list(unet.parameters()))
+            assert math.isfinite(trainer.train_step(y, x0))
+        torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
+        for name, expected in gradients[0].items():
+            assert (gradients[1][name] - expected).norm() <= 1e-4 * expected.norm(), name
+
+    def test_a_failure_to_compile_is_an_error(
+        self, make_trainer: MakeTrainer, make_unet: MakeUNet, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        unet = make_unet(condition_channels=3)
+        monkeypatch.setattr(unet, "trunk", lambda *arguments: torch._dynamo.graph_break())
+        with pytest.raises(Unsupported):
+            make_trainer(unet=unet, compile=True).fit()
