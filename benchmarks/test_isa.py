@@ -15,19 +15,21 @@ from benchmarks.conftest import DEVICE, Record
 from benchmarks.timing import Comparison
 
 BASELINE = "sde-bbdm float32"
-ISA = "AVX2"
 pytestmark = pytest.mark.skipif(
     DEVICE.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"), reason="about x86 processors"
 )
 
 
-@pytest.fixture(scope="module")
-def measured(quick: bool) -> Comparison:
+@pytest.fixture(scope="module", params=["AVX2", "AVX512_CORE"])
+def measured(request: pytest.FixtureRequest, quick: bool) -> Comparison:
+    isa: str = request.param
+    if isa != "AVX2" and quick:
+        pytest.skip("only without --quick")
     pytest.importorskip("benchmarks.peers.sde_bbdm", reason="needs the extra peers", exc_type=ImportError)
-    done = processes.run(processes.unet_call, {"ONEDNN_MAX_CPU_ISA": ISA}, rounds=5, quick=quick)
+    done = processes.run(processes.unet_call, {"ONEDNN_MAX_CPU_ISA": isa}, rounds=5, quick=quick)
     assert done["relative_error"] < 0.1, done
     info = {BASELINE: {}, "compiled": {"dtype": done["dtype"], "relative_error": done["relative_error"]}}
-    return Comparison(f"ONEDNN_MAX_CPU_ISA={ISA}: UNet call, batch 1", BASELINE, done["seconds"], info)
+    return Comparison(f"ONEDNN_MAX_CPU_ISA={isa}: UNet call, batch 1", BASELINE, done["seconds"], info)
 
 
 @pytest.mark.parametrize("row", [BASELINE, "compiled"])

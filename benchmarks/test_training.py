@@ -28,9 +28,12 @@ ROWS: dict[str, dict[str, Any] | None] = {  # fields of TrainConfig, None for sd
 }
 
 
-@pytest.fixture(scope="module")
-def measured(unet: UNet, peaks: Peaks, quick: bool) -> Comparison:
-    batch, rounds, steps = (2, 1, 5) if quick else (4, 2, 10 if DEVICE.type == "cuda" else 1)
+@pytest.fixture(scope="module", params=[2, 8], ids="batch{}".format)
+def measured(request: pytest.FixtureRequest, unet: UNet, peaks: Peaks, quick: bool) -> Comparison:
+    batch: int = request.param
+    if batch > 2 and quick:
+        pytest.skip("only without --quick")
+    rounds, steps = (1, 5) if quick else (2, 10 if DEVICE.type == "cuda" else 2)
     comparison = Comparison(f"Training step, batch {batch}", BASELINE, {})
     for row in ROWS:
         if row == BASELINE:
