@@ -98,14 +98,14 @@ def train(settings: dict[str, Any] | None, batch: int, steps: int, device: str, 
 
 
 @torch.inference_mode()
-def unet_call(rounds: int, quick: bool) -> Any:
+def unet_call(rounds: int) -> Any:
     """One UNet call of sde-bbdm in float32 and of our compiled network, in turns, and the dtype that ours chose."""
     from benchmarks.peers import sde_bbdm
 
-    unet = networks.build("cpu", quick)
+    unet = networks.build("cpu", quick=False)
     sampler = BridgeSampler(unet, networks.BRIDGE, steps=networks.STEPS, compile=True)
     public = sde_bbdm.network(unet)
-    x, t = networks.images(1, "cpu", quick), torch.full((1,), 500)
+    x, t = networks.images(1, "cpu", quick=False), torch.full((1,), 500)
     inputs = x.to(sampler.dtype, memory_format=torch.channels_last)
     modulation = unet.modulation(t)
     rows: dict[str, Row] = {

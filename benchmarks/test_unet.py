@@ -1,7 +1,6 @@
 """One call of the UNet at 3 x 64 x 64: ours against sde-bbdm, ONNX Runtime and OpenVINO, with the same weights.
 
-Ours takes what it makes of the time as an argument, since a sampler computes that once for all its steps. Batches of 8
-are for GPUs: one image keeps all cores of a processor busy.
+Ours takes what it makes of the time as an argument, since a sampler computes that once for all its steps.
 """
 
 from __future__ import annotations
