@@ -45,6 +45,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-t", "--t", "--time_steps", dest="time_steps", type=int, help="for files that leave it out")
     parser.add_argument("-l", "--c_lambda", type=float, help="for files that leave it out")
     parser.add_argument("--overwrite", action="store_true", help="make results again that are already there")
+    parser.add_argument("--compile", action="store_true", help="faster results after a minute or two of compiling")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--show_verbose", action="store_true", help="a progress bar")
     args = parser.parse_args(argv)
@@ -119,7 +120,9 @@ def main(argv: list[str] | None = None) -> None:
     todo = [job for job in jobs if args.overwrite or not job.path.exists()]
     try:
         unet = checkpoint.build_unet()
-        sampler = BridgeSampler(unet, checkpoint.bridge, args.solver, steps=args.steps, device=args.device)
+        sampler = BridgeSampler(
+            unet, checkpoint.bridge, args.solver, args.steps, device=args.device, compile=args.compile
+        )
         with tqdm(total=len(todo), unit="image", disable=not args.show_verbose) as bar:
             for start in range(0, len(todo), args.batch_size):
                 batch = todo[start : start + args.batch_size]

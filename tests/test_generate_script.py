@@ -52,6 +52,13 @@ def test_image_i_has_the_seed_plus_i(place: Path):
     assert np.abs(np.asarray(Image.open("results/c.png"), dtype=int) - expected).max() <= 1
 
 
+def test_compiled_results_are_the_same(place: Path):
+    run("--compile")
+    compiled = np.asarray(Image.open("results/c.png"), dtype=int)
+    run("--overwrite")
+    assert np.abs(np.asarray(Image.open("results/c.png"), dtype=int) - compiled).max() <= 4  # bfloat16 where it pays
+
+
 def test_grid_is_source_result_target(place: Path):
     run()
     grid = Image.open("results/grid.png")
