@@ -23,7 +23,7 @@ def upsample_conv3x3(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
         bias: (C',) or None.
 
     Returns:
-        (B, C', 2 H, 2 W), channels_last.
+        (B, C', 2 H, 2 W), in the memory format of x.
     """
     if not torch.compiler.is_compiling() or torch.is_grad_enabled():
         return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
