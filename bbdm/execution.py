@@ -7,6 +7,8 @@ of the table's times, computed once. A :class:`State` has the buffers of one run
 from __future__ import annotations
 
 import copy
+import ctypes
+import platform
 import sys
 import threading
 import time
@@ -29,6 +31,7 @@ from bbdm.kernels.bridge_step import bridge_step
 from bbdm.networks.unet import UNet
 from bbdm.solvers import StepTable
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 SHAPES_KEPT = 8  # compiled networks and captured graphs of so many shapes, the least recently used is dropped
 BFLOAT16_PAYS = 1.2  # so much faster has a bfloat16 convolution to be
 
@@ -190,32 +193,31 @@ class _Recent(Generic[Value]):
             return self._values[key]
 
 
-class CompiledNetwork:
-    """A UNet compiled by torch.compile, once for each shape of its inputs.
+class Compiled:
+    """A function compiled by torch.compile, once for each shape of its first argument.
 
-    Weights are constants to the compiler: it packs and folds them. A failure to compile is raised, never passed over.
+    Weights that it refers to are constants to the compiler: it packs and folds them. A failure to compile is raised,
+    never passed over.
     """
 
-    def __init__(self, unet: UNet) -> None:
-        self.unet = unet
-        self.device = next(unet.parameters()).device
-        self._compiled: _Recent[Network] = _Recent(self._compile)
+    def __init__(self, function: Callable[..., torch.Tensor], device: torch.device) -> None:
+        self.function = function
+        self.device = device
+        self._compiled: _Recent[Callable[..., torch.Tensor]] = _Recent(self._compile)
 
-    def __call__(
-        self, x: torch.Tensor, modulation: torch.Tensor, condition: torch.Tensor | None = None, /
-    ) -> torch.Tensor:
-        """See :class:`Network`."""
-        return self.at(x, modulation, condition)(x, modulation, condition)
+    def __call__(self, x: torch.Tensor, /, *others: torch.Tensor | None) -> torch.Tensor:
+        """The function's result."""
+        return self.at(x, *others)(x, *others)
 
-    def at(self, x: torch.Tensor, modulation: torch.Tensor, condition: torch.Tensor | None = None, /) -> Network:
-        """The network compiled for the shape of x."""
-        return self._compiled.get(x.shape, x, modulation, condition)
+    def at(self, x: torch.Tensor, /, *others: torch.Tensor | None) -> Callable[..., torch.Tensor]:
+        """The function compiled for the shape of x."""
+        return self._compiled.get(x.shape, x, *others)
 
-    def _compile(self, *arguments: torch.Tensor | None) -> Network:
-        unet = self.unet
+    def _compile(self, *arguments: torch.Tensor | None) -> Callable[..., torch.Tensor]:
+        function = self.function
 
-        def forward(x: torch.Tensor, modulation: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
-            return unet.trunk(x, modulation, condition)
+        def forward(*arguments: torch.Tensor | None) -> torch.Tensor:
+            return function(*arguments)
 
         # The compiler keeps its results with the code object and the globals. Of its own for each shape, they have no
         # guards to look through, no limit of recompilations, and can be forgotten.
@@ -277,10 +279,22 @@ class GraphedLoop:
             self._loop.advance(state, 0)
         torch.cuda.current_stream().wait_stream(stream)
         network = self._loop.network
-        if isinstance(network, CompiledNetwork):
+        if isinstance(network, Compiled):
             network = network.at(state.inputs, self._loop.modulation[:1], state.condition)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
             state.restart()
             self._loop.run(state)
         return graph, state, network
+
+
+def keep_freed_memory() -> None:
+    """Have this process reuse the memory that it frees, where the C library is glibc.
+
+    By default glibc gives large blocks back to the system at once, so that each step's activations and gradients come
+    as fresh pages, which the system first has to clear: a third of the time of a large network's step on a CPU.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -10,6 +10,7 @@ from PIL import Image
 
 EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"}
 SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
+RANGE_LIMIT = 1.5  # an image in [0, 255] or standardised shows here, an overshooting filter does not
 
 
 def convert(image: Image.Image, channels: int = 3) -> Image.Image:
@@ -49,6 +50,21 @@ def to_pil(tensor: torch.Tensor) -> Image.Image:
     pixels = ((tensor.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     array = pixels.permute(1, 2, 0).numpy()
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
+def check(source: object, channels: int) -> None:
+    """Raise ValueError unless ``source`` is a non-empty (B, channels, H, W) float tensor, finite and about [-1, 1]."""
+    if not isinstance(source, torch.Tensor):
+        raise ValueError(f"source must be a (B, {channels}, H, W) tensor, got {type(source).__name__}")
+    if source.ndim != 4 or source.shape[1] != channels or source.numel() == 0:
+        raise ValueError(f"source must be a non-empty (B, {channels}, H, W) tensor, got shape {tuple(source.shape)}")
+    if not source.is_floating_point():
+        raise ValueError(f"source must be a float tensor in [-1, 1], got {source.dtype}")
+    largest = source.detach().abs().max().item()
+    if not np.isfinite(largest):
+        raise ValueError("source must be finite, got NaN or infinity")
+    if largest > RANGE_LIMIT:
+        raise ValueError(f"source must be in [-1, 1], got values up to {largest:.4g} in size")
 
 
 def grid(rows: Sequence[Sequence[Image.Image]], gap: int = 2) -> Image.Image:

@@ -6,7 +6,7 @@ import operator
 import os
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -18,20 +18,20 @@ from tqdm.auto import tqdm
 from bbdm import execution, images, solvers
 from bbdm.bridges import Bridge
 from bbdm.checkpoint import load_checkpoint
+from bbdm.codec import Codec
 from bbdm.networks.unet import UNet
 from bbdm.packages import PackagedNetwork, save_package
 
 SEED_LIMIT = 2**63
-RANGE_LIMIT = 1.5  # an image in [0, 255] or standardised shows here, an overshooting filter does not
 
 
 class Step(NamedTuple):
-    """One step of :meth:`BridgeSampler.stream`, sizes as the source's."""
+    """One step of :meth:`BridgeSampler.stream`, in the space of the bridge; without a codec, sizes as the source's."""
 
     index: int  # pyright: ignore[reportIncompatibleMethodOverride]  # row of the table
     t: int  # the time that the network saw
-    x: torch.Tensor  # (B, C, H, W) the state after the step
-    x0hat: torch.Tensor  # (B, C, H, W) the estimate of the target that the step was made with
+    x: torch.Tensor  # (B, C, H, W) the state after the step; with a codec, a latent on the padded grid
+    x0hat: torch.Tensor  # the estimate of the target that the step was made with, alike
 
 
 class BridgeSampler:
@@ -45,6 +45,8 @@ class BridgeSampler:
         solver: see :func:`bbdm.solvers.build`, as for
         steps: number of network evaluations, and
         timesteps: the times themselves or a named list.
+        codec: what stands between pictures and the space that the network was trained in; None for image space. Sources
+            and results are pictures all the same. Treated as ``unet`` is.
         clamp: None, or (low, high) for every estimate of the target.
         device: where to run; None for the network's own.
         dtype: what the network computes in; None for its own, or for the fastest that the device has where it is
@@ -71,6 +73,7 @@ class BridgeSampler:
         steps: int | None = None,
         timesteps: str | Iterable[int] | None = None,
         *,
+        codec: Codec | None = None,
         clamp: tuple[float, float] | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -81,6 +84,8 @@ class BridgeSampler:
             raise ValueError(f"clamp must be None or (low, high) with low < high, got {clamp}")
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating-point dtype, got {dtype}")
+        if codec is not None and codec.channels != unet.config.in_channels:
+            raise ValueError(f"codec must have the network's {unet.config.in_channels} channels, got {codec.channels}")
         weight = next(unet.parameters())
         self.device = weight.device if device is None else torch.empty(0, device=device).device  # cuda is cuda:0
         fast = compile or compiled is not None
@@ -102,7 +107,12 @@ class BridgeSampler:
         self.image_size: int | None = None
         self.table = solvers.build(bridge, solver, timesteps, steps)
         self.unet = unet if self.package else execution.placed(unet, self.device, dtype)
-        network = self.package or (execution.CompiledNetwork(self.unet) if compile else self.unet.trunk)
+        network = self.package or (execution.Compiled(self.unet.trunk, self.device) if compile else self.unet.trunk)
+        if codec is not None:
+            codec = codec.placed(self.device, dtype if dtype == torch.bfloat16 else torch.float32)
+        self.codec = codec if codec is None or not compile else codec.compiled(self._compiled)
+        self._channels = unet.config.in_channels if codec is None else codec.image_channels
+        self._stride = unet.config.stride * (1 if codec is None else codec.stride)
         self._loop = execution.Loop(unet, network, self.table, clamp, self.device, dtype)
         self._graphed = execution.GraphedLoop(self._loop) if fast and self.device.type == "cuda" else None
         self._thread = threading.local()
@@ -113,10 +123,19 @@ class BridgeSampler:
         return getattr(self._thread, "seeds", ())
 
     @classmethod
-    def from_checkpoint(cls, path: str | os.PathLike[str], ema: bool = True, **settings: Any) -> BridgeSampler:
-        """A sampler from a file; ``ema`` picks the averaged weights where the file has both, ``settings`` as above."""
-        checkpoint = load_checkpoint(path)
-        sampler = cls(checkpoint.build_unet(ema), checkpoint.bridge, **settings)
+    def from_checkpoint(
+        cls, path: str | os.PathLike[str], ema: bool = True, codec: Codec | None = None, **settings: Any
+    ) -> BridgeSampler:
+        """A sampler from a file.
+
+        Args:
+            path: what :func:`~bbdm.checkpoint.load_checkpoint` reads.
+            ema: pick the averaged weights where the file has both.
+            codec: for a file of a latent network that holds none.
+            **settings: as above.
+        """
+        checkpoint = load_checkpoint(path, codec=codec)
+        sampler = cls(checkpoint.build_unet(ema), checkpoint.bridge, codec=checkpoint.build_codec(), **settings)
         sampler.image_size = checkpoint.image_size
         return sampler
 
@@ -144,10 +163,7 @@ class BridgeSampler:
             if self.image_size is None:
                 raise ValueError("size must be given as (height, width): no checkpoint tells it")
             size = (self.image_size, self.image_size)
-        height, width = size
-        stride = self.unet.config.stride
-        padded = (height + -height % stride, width + -width % stride)
-        save_package(path, self.unet, (batch_size, self.unet.config.in_channels, *padded))
+        save_package(path, self.unet, self._grid(batch_size, *size))
 
     @overload
     def __call__(
@@ -196,7 +212,7 @@ class BridgeSampler:
         if batch_size is not None and self.package and batch_size < self.package.shape[0]:
             raise ValueError(f"batch_size must be at least the package's {self.package.shape[0]}, got {batch_size}")
         if isinstance(source, torch.Tensor):
-            self._check_source(source)
+            images.check(source, self._channels)
             noise = self._check_noise(noise, source)
             return self._translate(source, self._seeds(seed, len(source)), noise, batch_size, progress)
         pictures = [source] if isinstance(source, Image.Image) else source
@@ -206,7 +222,7 @@ class BridgeSampler:
             raise ValueError("source must hold at least one picture, got an empty list")
         if noise is not None and len({p.size for p in pictures}) > 1:
             raise ValueError("noise needs pictures of one size, got several")
-        tensors = [images.from_pil(picture, self.unet.config.in_channels) for picture in pictures]
+        tensors = [images.from_pil(picture, self._channels) for picture in pictures]
         seeds = self._seeds(seed, len(pictures))
         results: dict[int, Image.Image] = {}
         for size in dict.fromkeys(tensor.shape for tensor in tensors):  # one batch for each size
@@ -222,15 +238,18 @@ class BridgeSampler:
     ) -> Iterator[Step]:
         """The same translation of a tensor one step at a time, for progress and previews; arguments as for a call.
 
-        The last step's ``x`` is what a call returns, before it is clamped to [-1, 1].
+        The last step's ``x`` is what a call returns, before it is clamped to [-1, 1]. With a codec, steps are latents,
+        of which ``sampler.codec.decode`` makes pictures.
         """
-        self._check_source(source)
+        images.check(source, self._channels)
         return self._stream(source, self._seeds(seed, len(source)), self._check_noise(noise, source))
 
     @torch.inference_mode()
     def _stream(self, source: torch.Tensor, seeds: Sequence[int], noise: torch.Tensor | None) -> Iterator[Step]:
         state = self._start(source, seeds, noise)
         height, width = source.shape[-2:]
+        if self.codec is not None:
+            height, width = state.x.shape[-2:]
         for index, t in enumerate(self.table.timesteps.tolist()):
             self._loop.advance(state, index)
             yield Step(index, t, state.x[..., :height, :width].clone(), state.x0hat[..., :height, :width].clone())
@@ -262,7 +281,7 @@ class BridgeSampler:
     def _run(
         self, source: torch.Tensor, seeds: Sequence[int], noise: torch.Tensor | None, bar: tqdm[Any]
     ) -> torch.Tensor:
-        """The last state for images that fit into one batch."""
+        """The result for images that fit into one batch."""
         if self._graphed is not None and noise is None:
             x = self._graphed(self._to_device(source), self._keys(seeds))
             bar.update(len(self.table))
@@ -272,6 +291,8 @@ class BridgeSampler:
                 self._loop.advance(state, index)
                 bar.update()
             x = state.x
+        if self.codec is not None:
+            x = self.codec.decode(x)
         return x[..., : source.shape[2], : source.shape[3]]
 
     def _start(self, source: torch.Tensor, seeds: Sequence[int], noise: torch.Tensor | None) -> execution.State:
@@ -283,15 +304,27 @@ class BridgeSampler:
         return torch.tensor(seeds, dtype=torch.int64, device=self.device)
 
     def _to_device(self, source: torch.Tensor) -> torch.Tensor:
-        """The source padded to what the network can take, in memory of its own."""
-        y = self._pad(source.to(self.device, self._loop.state_dtype))
-        return y.clone(memory_format=torch.channels_last)
+        """The source in the space of the bridge, of a size that the network can take, in memory of its own.
 
-    def _pad(self, image: torch.Tensor) -> torch.Tensor:
-        """Repeat the edge below and to the right, up to a multiple of the network's stride."""
-        stride = self.unet.config.stride
-        height, width = image.shape[-2:]
-        return F.pad(image, (0, -width % stride, 0, -height % stride), mode="replicate")
+        Pictures are padded below and to the right, where the edge is repeated.
+        """
+        height, width = source.shape[-2:]
+        padding = (0, -width % self._stride, 0, -height % self._stride)
+        if self.codec is None:
+            y = F.pad(source.to(self.device, self._loop.state_dtype), padding, mode="replicate")
+            return y.clone(memory_format=torch.channels_last)
+        image = F.pad(source.to(self.device, torch.float32), padding, mode="replicate")
+        y = self.codec.encode(image, "source")
+        return y.to(self._loop.state_dtype).contiguous(memory_format=torch.channels_last)
+
+    def _grid(self, batch: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(B, C, H, W) of the bridge's space for pictures of a size."""
+        stride = 1 if self.codec is None else self.codec.stride
+        height, width = (-(-side // self._stride) * self._stride // stride for side in (height, width))
+        return batch, self.unet.config.in_channels, height, width
+
+    def _compiled(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return execution.Compiled(function, self.device)
 
     def _seeds(self, seed: int | Sequence[int] | None, count: int) -> list[int]:
         """One seed for each image of a call, kept as this thread's ``last_seeds``."""
@@ -311,28 +344,11 @@ class BridgeSampler:
         self._thread.seeds = tuple(seeds)
         return seeds
 
-    def _check_source(self, source: torch.Tensor) -> None:
-        channels = self.unet.config.in_channels
-        if not isinstance(source, torch.Tensor):
-            raise ValueError(f"source must be a (B, {channels}, H, W) tensor, got {type(source).__name__}")
-        if source.ndim != 4 or source.shape[1] != channels or source.numel() == 0:
-            raise ValueError(
-                f"source must be a non-empty (B, {channels}, H, W) tensor, got shape {tuple(source.shape)}"
-            )
-        if not source.is_floating_point():
-            raise ValueError(f"source must be a float tensor in [-1, 1], got {source.dtype}")
-        largest = source.detach().abs().max().item()
-        if not np.isfinite(largest):
-            raise ValueError("source must be finite, got NaN or infinity")
-        if largest > RANGE_LIMIT:
-            raise ValueError(f"source must be in [-1, 1], got values up to {largest:.4g} in size")
-
     def _check_noise(self, noise: torch.Tensor | None, source: torch.Tensor) -> torch.Tensor | None:
         if noise is None:
             return None
-        stride = self.unet.config.stride
-        batch, channels, height, width = source.shape
-        wanted = (len(self.table), batch, channels, height + -height % stride, width + -width % stride)
+        batch, _, height, width = source.shape
+        wanted = (len(self.table), *self._grid(batch, height, width))
         if tuple(noise.shape) != wanted:
             raise ValueError(f"noise must have shape {wanted}, got {tuple(noise.shape)}")
         return noise

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from bbdm import BridgeSampler, UNet
-from bbdm.execution import CompiledNetwork
+from bbdm.execution import Compiled
 from benchmarks.conftest import Record
 from benchmarks.machine import Peaks
 from benchmarks.networks import gflop, images, relative_error
@@ -86,7 +86,7 @@ def ours(unet: UNet, sampler: BridgeSampler, x: torch.Tensor, t: torch.Tensor) -
     inputs = {torch.float32: x, torch.bfloat16: x.bfloat16()}
 
     def compiled(network: UNet, dtype: torch.dtype) -> Call:
-        call = sampler._loop.network if sampler.dtype == dtype else CompiledNetwork(network)
+        call = sampler._loop.network if sampler.dtype == dtype else Compiled(network.trunk, x.device)
         return lambda: call(inputs[dtype], modulation)
 
     return {

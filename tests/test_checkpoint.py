@@ -294,14 +294,14 @@ def drop(key: str) -> Edit:
 
 
 BAD_CONTENT: dict[str, tuple[Edit, str]] = {
-    "other-format": (put("format", "other"), "not a bbdm checkpoint"),
-    "no-format": (drop("format"), "not a bbdm checkpoint"),
+    "other-format": (put("format", "other"), "it is a 'other', not a checkpoint"),
     "newer-version": (put("version", 2), r"version 2 is newer .*\(1\): update bbdm"),
     "version-of-text": (put("version", "1"), "."),
     "no-version": (drop("version"), "missing entry 'version'"),
     "no-bridge": (drop("bridge"), "missing entry 'bridge'"),
     "no-unet": (drop("unet"), "missing entry 'unet'"),
-    "latent-codec": (put("codec", {"kind": "vqgan"}), "latent space"),
+    "codec-without-weights": (put("codec", []), "."),
+    "codec-is-text": (put("codec", "vqgan"), "."),
     "unknown-bridge": (put("bridge", "kind", "slerp"), r"kind must be one of \['abridge', 'brownian'\], got 'slerp'"),
     "bridge-without-kind": (put("bridge", {"num_steps": 50}), "kind must be one of .*, got None"),
     "bridge-of-text": (put("bridge", "abridge"), "."),
@@ -346,7 +346,7 @@ class TestBadContent:
     )
     def test_something_else_saved_by_torch(self, content: Any, tmp_path: Path) -> None:
         torch.save(content, tmp_path / "a.pt")
-        check_refused(tmp_path / "a.pt", "content is not a bbdm checkpoint")
+        check_refused(tmp_path / "a.pt", "wanted: a checkpoint, module or network of sde-bbdm")
 
     def test_safetensors_of_someone_else(self, tmp_path: Path) -> None:
         safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -75,14 +76,14 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[object]]:
     """One entry for each network that was asked for, dead once nothing holds it; none of them is really compiled."""
     made: list[weakref.ref[object]] = []
 
-    def compile_nothing(self: execution.CompiledNetwork, *_: object) -> execution.Network:
-        def network(x: Tensor, modulation: Tensor, condition: Tensor | None = None, /) -> Tensor:
-            return self.unet.trunk(x, modulation, condition)
+    def compile_nothing(self: execution.Compiled, *_: object) -> Callable[..., Tensor]:
+        def network(*arguments: Tensor | None) -> Tensor:
+            return self.function(*arguments)
 
         made.append(weakref.ref(network))
         return network
 
-    monkeypatch.setattr(execution.CompiledNetwork, "_compile", compile_nothing)
+    monkeypatch.setattr(execution.Compiled, "_compile", compile_nothing)
     return made
 
 

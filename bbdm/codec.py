@@ -1,0 +1,229 @@
+"""What stands between image space and the space of the bridge.
+
+A codec is a frozen autoencoder; without one, the bridge's space is image space. Images are in [-1, 1]; latents are
+those before quantisation, and where a codec has statistics, normalised by them.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from bbdm.networks.vqgan import VQGAN, VQGANConfig
+
+Role = Literal["source", "target"]
+Network = Callable[[torch.Tensor], torch.Tensor]
+IMAGES_AT_ONCE = 16  # that are encoded or decoded: their activations are many times a batch's latents
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """Mean and spread of each latent channel, over a data set's sources and over its targets."""
+
+    source_mean: tuple[float, ...]
+    source_std: tuple[float, ...]
+    target_mean: tuple[float, ...]
+    target_std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name, values in asdict(self).items():
+            object.__setattr__(self, name, tuple(float(value) for value in values))
+            if len(values) != len(self.source_mean):
+                raise ValueError(f"{name} must have {len(self.source_mean)} numbers, got {len(values)}")
+        for name in ("source_std", "target_std"):
+            if not min(getattr(self, name)) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> LatentStatistics:
+        """Measured over batches of source and target latents, (B, C, H, W).
+
+        Raises:
+            ValueError: there is no batch, or a channel is constant.
+        """
+        count = 0
+        sums, squares = (torch.zeros(2, 1, dtype=torch.float64) for _ in range(2))
+        for pair in pairs:
+            count += pair[0].numel() // pair[0].shape[1]
+            both = torch.stack(pair).double().cpu()
+            sums, squares = sums + both.sum((1, 3, 4)), squares + both.square().sum((1, 3, 4))
+        if not count:
+            raise ValueError("statistics need at least one batch of latents")
+        means = sums / count
+        stds = (squares / count - means.square()).clamp(min=0).sqrt()
+        return cls(*(tuple(row.tolist()) for i in range(2) for row in (means[i], stds[i])))
+
+
+class Codec(ABC):
+    """Between image space and the space of the bridge.
+
+    Attributes: ``image_channels``; ``channels`` of a latent; ``stride``, image pixels along one side of a latent pixel;
+    ``statistics`` that latents are normalised by, or None.
+    """
+
+    image_channels: int
+    channels: int
+    stride: int
+    statistics: LatentStatistics | None
+
+    @abstractmethod
+    def latents(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, image_channels, H, W) in [-1, 1] to (B, channels, H / stride, W / stride), float32, not normalised."""
+
+    @abstractmethod
+    def image(self, latents: torch.Tensor) -> torch.Tensor:
+        """The way back, about [-1, 1], float32."""
+
+    def encode(self, image: torch.Tensor, role: Role) -> torch.Tensor:
+        """An image in the space of the bridge, (B, channels, H / stride, W / stride) float32."""
+        return self.normalize(self.latents(image), role)
+
+    def normalize(self, latents: torch.Tensor, role: Role) -> torch.Tensor:
+        """Latents in the space of the bridge."""
+        if self.statistics is None:
+            return latents
+        return (latents - self._row(f"{role}_mean", latents)) / self._row(f"{role}_std", latents)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """A target in the space of the bridge, (B, channels, H, W), to its image, about [-1, 1], float32."""
+        if self.statistics is not None:
+            latents = latents * self._row("target_std", latents) + self._row("target_mean", latents)
+        return self.image(latents)
+
+    def with_statistics(self, statistics: LatentStatistics) -> Codec:
+        """The same, normalising.
+
+        Raises:
+            ValueError: statistics of another number of channels.
+        """
+        if len(statistics.source_mean) != self.channels:
+            raise ValueError(f"statistics must be of {self.channels} channels, got {len(statistics.source_mean)}")
+        codec = copy.copy(self)
+        codec.statistics = statistics
+        return codec
+
+    def _row(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """(1, C, 1, 1) of the statistics."""
+        return torch.tensor(getattr(self.statistics, name), dtype=like.dtype, device=like.device)[None, :, None, None]
+
+    @abstractmethod
+    def placed(self, device: torch.device, dtype: torch.dtype) -> Codec:
+        """The codec for use on a device in a dtype: itself where it is that already, a copy otherwise."""
+
+    @abstractmethod
+    def compiled(self, compile: Callable[[Network], Network]) -> Codec:
+        """The same, with its encoder and its decoder compiled by a function."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Plain values; :func:`from_config` makes the codec of them and of :meth:`state_dict`."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Its weights."""
+
+
+class VQGANCodec(Codec):
+    """Latents of a VQGAN, taken before quantisation; the way back quantises.
+
+    Args:
+        vqgan: the autoencoder. It is frozen and not copied.
+        before_quant_conv: take latents before ``quant_conv`` already, as the original BBDM's setting
+            ``latent_before_quant_conv`` does.
+    """
+
+    def __init__(self, vqgan: VQGAN, before_quant_conv: bool = False) -> None:
+        self.vqgan = vqgan.eval().requires_grad_(False)
+        self.before_quant_conv = before_quant_conv
+        self.image_channels = vqgan.config.image_channels
+        self.channels = vqgan.config.latent_channels
+        self.stride = vqgan.config.stride
+        self.statistics = None
+        self._encoder: Network = self._encode
+        self._decoder: Network = self._decode
+
+    @torch.no_grad()
+    def latents(self, image: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Codec.latents`.
+
+        Raises:
+            ValueError: wrong channels, or a size that is no multiple of ``stride``.
+        """
+        weight = self.vqgan.encoder.conv_in.weight
+        image = image.to(weight.device, weight.dtype, memory_format=torch.channels_last)
+        return torch.cat([self._encoder(part) for part in image.split(IMAGES_AT_ONCE)])
+
+    @torch.no_grad()
+    def image(self, latents: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Codec.image`.
+
+        Raises:
+            ValueError: wrong channels.
+        """
+        device = self.vqgan.decoder.conv_in.weight.device
+        latents = latents.to(device, torch.float32, memory_format=torch.channels_last)
+        return torch.cat([self._decoder(part) for part in latents.split(IMAGES_AT_ONCE)])
+
+    def _encode(self, image: torch.Tensor) -> torch.Tensor:
+        latents = self.vqgan.encoder(image) if self.before_quant_conv else self.vqgan.encode(image)
+        return latents.float()
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        codes = self.vqgan.quantize(self.vqgan.quant_conv(latents) if self.before_quant_conv else latents)
+        return self.vqgan.decode_codes(codes.to(self.vqgan.decoder.conv_in.weight.dtype)).float()
+
+    def placed(self, device: torch.device, dtype: torch.dtype) -> VQGANCodec:
+        """See :meth:`Codec.placed`. Codes stay in float32, or many a vector would find another one."""
+        weight = self.vqgan.encoder.conv_in.weight
+        if (weight.device, weight.dtype) == (device, dtype):
+            return self
+        vqgan = copy.deepcopy(self.vqgan).to(device)
+        for part in (vqgan.encoder, vqgan.decoder, vqgan.post_quant_conv):
+            part.to(dtype)
+        if not self.before_quant_conv:
+            vqgan.quant_conv.to(dtype)
+        codec = VQGANCodec(vqgan, self.before_quant_conv)
+        codec.statistics = self.statistics
+        return codec
+
+    def compiled(self, compile: Callable[[Network], Network]) -> VQGANCodec:
+        """See :meth:`Codec.compiled`."""
+        codec = copy.copy(self)
+        codec._encoder, codec._decoder = compile(self._encode), compile(self._decode)
+        return codec
+
+    def config(self) -> dict[str, Any]:
+        """See :meth:`Codec.config`."""
+        return {
+            "kind": "vqgan",
+            "config": asdict(self.vqgan.config),
+            "statistics": None if self.statistics is None else asdict(self.statistics),
+            "before_quant_conv": self.before_quant_conv,
+        }
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """See :meth:`Codec.state_dict`."""
+        return self.vqgan.state_dict()
+
+
+def from_config(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Codec:
+    """The codec that :meth:`Codec.config` and :meth:`Codec.state_dict` describe.
+
+    Raises:
+        ValueError: an unknown kind, or weights that don't fit.
+    """
+    if config.get("kind") != "vqgan":
+        raise ValueError(f"the codec's kind must be 'vqgan', got {config.get('kind')!r}")
+    statistics = config["statistics"]
+    vqgan = VQGAN.from_config(VQGANConfig(**config["config"]))
+    try:
+        vqgan.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"the codec's weights do not fit its settings: {error}") from error
+    codec = VQGANCodec(vqgan, config["before_quant_conv"])
+    return codec if statistics is None else codec.with_statistics(LatentStatistics(**statistics))

@@ -1,0 +1,105 @@
+"""State dicts in other people's files: found, cut, compared by name, and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from bbdm import torchfile
+from bbdm.importers import shapes
+from bbdm.networks.vqgan import VQGAN
+from bbdm.unpickling import Record, StoredTensor, describe
+
+State = Mapping[Any, Any]
+
+CODES = ("quantize.embedding.weight", "quantizer.embedding.weight")  # the keys by which a VQGAN is found
+NOT_VQGAN = ("loss.", "discriminator.", "model_ema.")  # of its training
+
+
+def find(content: Any) -> State:
+    """The state dict that a file is, has under the usual names, or whose network it has; empty where there is none."""
+    for name in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(name), dict | Record):
+            content = content[name]
+    if isinstance(content, Record):
+        return torchfile.state_dict(content) if "_modules" in content.attributes else {}
+    return content if isinstance(content, dict) else {}
+
+
+def nature(content: Any) -> str:
+    """What a file is, for an error."""
+    if not isinstance(content, dict):
+        return describe(content)
+    names = ", ".join(repr(key[:50]) for key in list(content)[:8] if isinstance(key, str))
+    return f"a dict of {len(content)} entries ({names}{', ...' if len(content) > 8 else ''})"
+
+
+def below(state: State, prefix: str) -> dict[str, Any]:
+    """The entries whose keys begin with ``prefix``, without it."""
+    return {key.removeprefix(prefix): v for key, v in state.items() if isinstance(key, str) and key.startswith(prefix)}
+
+
+def prefixes(state: State, *ends: str) -> list[str]:
+    """What stands before each key that ends so."""
+    found = ((key, end) for key in state if isinstance(key, str) for end in ends)
+    return sorted({key.removesuffix(end) for key, end in found if f".{key}".endswith(f".{end}")})
+
+
+def sizes(state: State) -> dict[str, shapes.Shape]:
+    """The shape of each tensor.
+
+    Raises:
+        ValueError: something is no tensor.
+    """
+    for key, value in state.items():
+        if not isinstance(value, StoredTensor):
+            raise ValueError(f"{str(key)[:100]} is {describe(value)}, not a tensor")
+    return {key: value.size for key, value in state.items()}
+
+
+def load(state: State, wanted: shapes.Shapes) -> dict[str, torch.Tensor]:
+    """The weights of a network, by name.
+
+    Raises:
+        ValueError: keys or shapes are not those that are wanted, or the file is damaged.
+    """
+    shapes.check(sizes(state), wanted)
+    weights = {key: value.load() for key, value in state.items()}
+    for key, value in weights.items():
+        if not value.is_floating_point():
+            raise ValueError(f"{key} is of {value.dtype}; weights must be floating point")
+    return weights
+
+
+def numbers(state: State, key: str) -> torch.Tensor:
+    """(N,) a tensor of the file in float64.
+
+    Raises:
+        ValueError: it is missing, or no tensor.
+    """
+    sizes({key: state.get(key)})
+    return state[key].load().double().flatten()
+
+
+def vqgan(state: State) -> VQGAN:
+    """A VQGAN under latent diffusion's names or the A-Bridge scripts', in evaluation mode.
+
+    Raises:
+        ValueError: the keys do not fit.
+    """
+    state = {key: value for key, value in state.items() if not key.startswith(NOT_VQGAN)}
+    said = {}
+    if any(key.startswith("encoder.down_sampling.") for key in state):
+        # Their blocks compute in two places something else than the weights were trained for; bridges know the result.
+        said = {"eps": 1e-5, "projects_attention": False}
+        names = shapes.abridge_vqgan_names(state)
+        if len(set(names.values())) < len(names):
+            raise ValueError("several of its keys are of one place in the network")
+        state = {names[key]: value for key, value in state.items()}
+    config = shapes.vqgan_config(sizes(state), **said)
+    weights = load(state, shapes.expected(VQGAN, config))
+    network = shapes.skeleton(VQGAN, config).to_empty(device="cpu")
+    network.load_state_dict(weights)
+    return network.eval()

@@ -1,0 +1,329 @@
+"""The VQGAN of latent diffusion (Esser et al. 2021, Rombach et al. 2022), with the official weights' state-dict keys.
+
+An autoencoder with a codebook: ``encode`` gives the latent before quantisation, in which bridges live, and ``decode``
+replaces each of its vectors by the nearest code on the way back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bbdm.kernels.group_norm_silu import group_norm_silu
+from bbdm.kernels.nearest_code import nearest_code
+from bbdm.kernels.upsample_conv import upsample_conv3x3
+
+
+@dataclass(frozen=True)
+class VQGANConfig:
+    """Everything that decides the network's shapes, and what it computes.
+
+    Raises:
+        ValueError: a value that no network can be built from.
+    """
+
+    image_channels: int = 3
+    latent_channels: int = 3  # also the length of a code
+    num_codes: int = 8192
+    model_channels: int = 128  # width of the first level
+    channel_mult: tuple[int, ...] = (1, 2, 4)  # width of each level, in model_channels; each level halves the size
+    num_res_blocks: int = 2  # residual blocks a level of the encoder, one more in the decoder
+    attention_resolutions: tuple[int, ...] = ()  # downsampling factors at which attention stands, besides the middle
+    num_groups: int = 32  # groups of every GroupNorm
+    eps: float = 1e-6  # of every GroupNorm
+    projects_attention: bool = True  # False leaves out the projection after attention, as the A-Bridge scripts' do
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
+        object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
+        counts = ("image_channels", "latent_channels", "num_codes", "model_channels", "num_res_blocks", "num_groups")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.channel_mult or min(self.channel_mult) < 1:
+            raise ValueError(f"channel_mult must be positive integers, one a level, got {self.channel_mult}")
+        for width in (self.model_channels, *(self.model_channels * mult for mult in self.channel_mult)):
+            if width % self.num_groups:
+                raise ValueError(f"a level is {width} channels wide, not a multiple of num_groups={self.num_groups}")
+
+    @property
+    def stride(self) -> int:
+        """Image pixels along one side of a latent pixel; height and width of images must be multiples of this."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+
+PRESETS: dict[str, VQGANConfig] = {
+    "vq-f4": VQGANConfig(),
+    "vq-f8": VQGANConfig(latent_channels=4, num_codes=16384, channel_mult=(1, 2, 2, 4), attention_resolutions=(8,)),
+    "vq-f16": VQGANConfig(
+        latent_channels=8, num_codes=16384, channel_mult=(1, 1, 2, 2, 4), attention_resolutions=(16,)
+    ),
+    "demo": VQGANConfig(num_codes=512, model_channels=32, num_res_blocks=1, num_groups=8),
+}
+
+
+def _conv3x3(channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, out_channels, 3, padding=1)
+
+
+def _norm(channels: int, config: VQGANConfig) -> nn.GroupNorm:
+    return nn.GroupNorm(config.num_groups, channels, config.eps)
+
+
+def _norm_silu(norm: nn.GroupNorm, x: torch.Tensor, activation: bool = True) -> torch.Tensor:
+    return group_norm_silu(x, norm.num_groups, norm.weight[None], norm.bias[None], norm.eps, activation)
+
+
+class ResBlock(nn.Module):
+    """Residual block."""
+
+    def __init__(self, channels: int, out_channels: int, config: VQGANConfig) -> None:
+        super().__init__()
+        self.norm1 = _norm(channels, config)
+        self.conv1 = _conv3x3(channels, out_channels)
+        self.norm2 = _norm(out_channels, config)
+        self.conv2 = _conv3x3(out_channels, out_channels)
+        if channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) to (B, C', H, W)."""
+        h = self.conv1(_norm_silu(self.norm1, x))
+        h = self.conv2(_norm_silu(self.norm2, h))
+        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over positions, with one head."""
+
+    def __init__(self, channels: int, config: VQGANConfig) -> None:
+        super().__init__()
+        self.projects = config.projects_attention
+        self.norm = _norm(channels, config)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        b, c, height, width = x.shape
+        h = _norm_silu(self.norm, x, activation=False)
+        q, k, v = (conv(h).permute(0, 2, 3, 1).reshape(b, 1, height * width, c) for conv in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v).view(b, height, width, c).permute(0, 3, 1, 2)
+        return x + (self.proj_out(h) if self.projects else h)
+
+
+class Middle(nn.Module):
+    """Residual, attention, residual, at the smallest size."""
+
+    def __init__(self, channels: int, config: VQGANConfig) -> None:
+        super().__init__()
+        self.block_1 = ResBlock(channels, channels, config)
+        self.attn_1 = AttentionBlock(channels, config)
+        self.block_2 = ResBlock(channels, channels, config)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Downsample(nn.Module):
+    """Half the size, by a convolution that sees one row and column of zeros beyond the lower right edges."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) to (B, C, H / 2, W / 2)."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the size by nearest neighbours, then convolve."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = _conv3x3(channels, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) to (B, C, 2 H, 2 W)."""
+        return upsample_conv3x3(x, self.conv.weight, self.conv.bias)
+
+
+class Level(nn.Module):
+    """The blocks of one size, and the way to the next, where there is one."""
+
+    def __init__(self, channels: int, level: int, blocks: int, config: VQGANConfig) -> None:
+        super().__init__()
+        width = config.model_channels * config.channel_mult[level]
+        self.block = nn.ModuleList(ResBlock(width if i else channels, width, config) for i in range(blocks))
+        attended = 2**level in config.attention_resolutions
+        self.attn = nn.ModuleList(AttentionBlock(width, config) for _ in range(blocks if attended else 0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) to (B, C', H', W')."""
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[i](x)
+        for name in ("downsample", "upsample"):
+            if hasattr(self, name):
+                x = getattr(self, name)(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Image to latent."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        channels = config.model_channels
+        self.conv_in = _conv3x3(config.image_channels, channels)
+        self.down = nn.ModuleList()
+        for index, mult in enumerate(config.channel_mult):
+            level = Level(channels, index, config.num_res_blocks, config)
+            channels = config.model_channels * mult
+            if index < len(config.channel_mult) - 1:
+                level.downsample = Downsample(channels)
+            self.down.append(level)
+        self.mid = Middle(channels, config)
+        self.norm_out = _norm(channels, config)
+        self.conv_out = _conv3x3(channels, config.latent_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, image_channels, H, W) to (B, latent_channels, H / stride, W / stride)."""
+        h = self.conv_in(x)
+        for level in self.down:
+            h = level(h)
+        return self.conv_out(_norm_silu(self.norm_out, self.mid(h)))
+
+
+class Decoder(nn.Module):
+    """Latent to image. ``up`` is in the encoder's order, and run from the back."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        widths = [config.model_channels * mult for mult in config.channel_mult]
+        self.conv_in = _conv3x3(config.latent_channels, widths[-1])
+        self.mid = Middle(widths[-1], config)
+        self.up = nn.ModuleList()
+        for index, width in enumerate(widths):
+            level = Level(widths[min(index + 1, len(widths) - 1)], index, config.num_res_blocks + 1, config)
+            if index:
+                level.upsample = Upsample(width)
+            self.up.append(level)
+        self.norm_out = _norm(widths[0], config)
+        self.conv_out = _conv3x3(widths[0], config.image_channels)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """Map (B, latent_channels, H, W) to (B, image_channels, stride H, stride W)."""
+        h = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            h = level(h)
+        return self.conv_out(_norm_silu(self.norm_out, h))
+
+
+class Codebook(nn.Module):
+    """The codes, and the way from a latent to the nearest of them."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config.num_codes, config.latent_channels)
+        nn.init.uniform_(self.embedding.weight, -1 / config.num_codes, 1 / config.num_codes)
+
+    def nearest(self, z: torch.Tensor) -> torch.Tensor:
+        """(B, H, W) indices of the codes nearest to the vectors of (B, latent_channels, H, W)."""
+        return nearest_code(z.permute(0, 2, 3, 1), self.embedding.weight)
+
+    def look_up(self, index: torch.Tensor) -> torch.Tensor:
+        """The codes of (B, H, W) indices, (B, latent_channels, H, W)."""
+        return self.embedding(index).permute(0, 3, 1, 2)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """Replace each vector of (B, latent_channels, H, W) by the nearest code, in the dtype of z."""
+        return self.look_up(self.nearest(z)).to(z.dtype)
+
+
+class VQGAN(nn.Module):
+    """An autoencoder with a codebook.
+
+    Args:
+        **settings: fields of :class:`VQGANConfig`.
+
+    ``VQGAN()`` is LDM's VQ-f4, 55.3 M parameters. Attribute: ``config``.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        config = VQGANConfig(**settings)
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantize = Codebook(config)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    @classmethod
+    def from_config(cls, config: VQGANConfig) -> VQGAN:
+        """A network of freshly initialised weights."""
+        return cls(**asdict(config))
+
+    @classmethod
+    def from_preset(cls, name: str) -> VQGAN:
+        """A network of a named shape: LDM's ``vq-f4``, ``vq-f8`` and ``vq-f16``, or the small ``demo``.
+
+        Raises:
+            ValueError: there is no preset of that name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
+        return cls.from_config(PRESETS[name])
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, image_channels, H, W) in [-1, 1] to the latent before quantisation, (B, latent_channels, H', W').
+
+        Raises:
+            ValueError: wrong channels, or a size that is no multiple of ``config.stride``.
+        """
+        config = self.config
+        if x.shape[1] != config.image_channels:
+            raise ValueError(f"x must have {config.image_channels} channels, got {x.shape[1]}")
+        if x.shape[2] % config.stride or x.shape[3] % config.stride:
+            size = f"{x.shape[2]} x {x.shape[3]}"
+            raise ValueError(f"x must have height and width that are multiples of {config.stride}, got {size}")
+        return self.quant_conv(self.encoder(x.to(memory_format=torch.channels_last)))
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """A latent to its image, by the nearest codes: (B, latent_channels, H, W) to (B, image_channels, H', W').
+
+        Raises:
+            ValueError: wrong channels.
+        """
+        if z.shape[1] != self.config.latent_channels:
+            raise ValueError(f"z must have {self.config.latent_channels} channels, got {z.shape[1]}")
+        return self.decode_codes(self.quantize(z.to(memory_format=torch.channels_last)))
+
+    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """The image of a latent that consists of codes."""
+        return self.decoder(self.post_quant_conv(codes))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Encode, quantise and decode, as in training: gradients pass the quantisation straight through.
+
+        Args:
+            x: (B, image_channels, H, W) in [-1, 1].
+
+        Returns:
+            The image (B, image_channels, H, W), the latent (B, latent_channels, H', W'), and the (B, H', W') indices of
+            its codes.
+        """
+        z = self.encode(x)
+        index = self.quantize.nearest(z)
+        return self.decode_codes(z + (self.quantize.look_up(index) - z).detach()), z, index

@@ -1,0 +1,146 @@
+"""The VQGAN against diffusers' VQModel on the same weights, and its own contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bbdm.networks.vqgan import PRESETS, VQGAN, VQGANConfig
+
+TINY: dict[str, Any] = {
+    "latent_channels": 3,
+    "num_codes": 40,
+    "model_channels": 8,
+    "channel_mult": (1, 2),
+    "num_res_blocks": 1,
+    "num_groups": 4,
+}
+
+
+def tiny_vqgan(seed: int = 0, **settings: Any) -> VQGAN:
+    torch.manual_seed(seed)
+    vqgan = VQGAN(**{**TINY, **settings})
+    torch.nn.init.normal_(vqgan.quantize.embedding.weight)
+    return vqgan.eval()
+
+
+def relative(made: Tensor, wanted: Tensor) -> float:
+    return ((made - wanted).norm() / wanted.norm()).item()
+
+
+# diffusers
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"channel_mult": (1, 2, 4), "num_res_blocks": 2, "num_codes": 500}, id="f4"),
+        pytest.param({"latent_channels": 4, "channel_mult": (1, 2, 2, 4), "attention_resolutions": (8,)}, id="f8"),
+    ],
+)
+def test_parity_with_diffusers(settings: dict[str, Any]):
+    peers = pytest.importorskip("benchmarks.peers.diffusers_vqgan", exc_type=ImportError)
+    vqgan = tiny_vqgan(**settings)
+    peer = peers.network(vqgan)
+    x = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with torch.no_grad():
+        latents = peer.encode(x).latents
+        assert relative(vqgan.encode(x), latents) < 1e-5
+        quantised = peer.quantize(latents)[0]
+        assert relative(vqgan.quantize(latents), quantised) < 1e-4
+        assert relative(vqgan.decode(latents), peer.decode(latents).sample) < 1e-4
+
+
+# Its own contract
+
+
+@pytest.mark.parametrize(("preset", "codes"), [("vq-f4", (8192, 3)), ("vq-f8", (16384, 4)), ("vq-f16", (16384, 8))])
+def test_presets(preset: str, codes: tuple[int, int]):
+    with torch.device("meta"):
+        vqgan = VQGAN.from_preset(preset)
+        x = torch.zeros(1, 3, 256, 256)
+    stride = int(preset.removeprefix("vq-f"))
+    assert vqgan.config.stride == stride
+    assert vqgan.quantize.embedding.weight.shape == codes
+    assert vqgan.encoder(x).shape == (1, codes[1], 256 // stride, 256 // stride)
+    if preset == "vq-f4":
+        assert sum(p.numel() for p in vqgan.parameters()) == pytest.approx(55.3e6, rel=1e-3)  # as LDM prints
+
+
+@pytest.mark.parametrize("size", [(8, 8), (10, 6)])
+def test_shapes(size: tuple[int, int]):
+    vqgan = tiny_vqgan()
+    x = torch.randn(2, 3, *size)
+    z = vqgan.encode(x)
+    assert z.shape == (2, 3, size[0] // 2, size[1] // 2)
+    assert vqgan.decode(z).shape == x.shape
+
+
+def test_decoding_quantises():
+    vqgan = tiny_vqgan()
+    codes = vqgan.quantize.look_up(torch.randint(40, (1, 4, 4), generator=torch.Generator().manual_seed(0)))
+    least = torch.pdist(vqgan.quantize.embedding.weight).min()
+    moved = codes + torch.nn.functional.normalize(torch.randn(codes.shape), dim=1) * 0.49 * least
+    torch.testing.assert_close(vqgan.decode(moved), vqgan.decode(codes))
+    assert torch.equal(vqgan.quantize(codes), codes)
+
+
+def test_gradients_pass_the_quantisation_straight_through():
+    vqgan = tiny_vqgan()
+    x = torch.randn(1, 3, 8, 8)
+    image, z, index = vqgan(x)
+    z.retain_grad()
+    image.square().sum().backward(retain_graph=True)
+    codes = vqgan.quantize.look_up(index).detach().requires_grad_()
+    vqgan.decode_codes(codes).square().sum().backward()
+    assert z.grad is not None
+    assert codes.grad is not None
+    torch.testing.assert_close(z.grad, codes.grad, rtol=1e-4, atol=1e-5)
+    assert vqgan.quantize.embedding.weight.grad is None
+
+
+def test_without_projection_attention_is_added_as_it_is():
+    plain, projected = tiny_vqgan(projects_attention=False), tiny_vqgan()
+    for vqgan in (plain, projected):
+        attention = vqgan.encoder.mid.attn_1
+        torch.nn.init.dirac_(attention.proj_out.weight)
+        attention.proj_out.bias.data.zero_()  # pyright: ignore[reportOptionalMemberAccess]
+    x = torch.randn(1, 3, 8, 8)
+    torch.testing.assert_close(plain.encode(x), projected.encode(x))
+    torch.nn.init.zeros_(plain.encoder.mid.attn_1.proj_out.weight)
+    torch.testing.assert_close(plain.encode(x), projected.encode(x))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda v: v.encode(torch.zeros(1, 4, 8, 8)), "x must have 3 channels, got 4"),
+        (lambda v: v.encode(torch.zeros(1, 3, 8, 7)), "multiples of 2, got 8 x 7"),
+        (lambda v: v.decode(torch.zeros(1, 4, 8, 8)), "z must have 3 channels, got 4"),
+    ],
+)
+def test_what_does_not_fit_is_named(call: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        call(tiny_vqgan())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_codes": 0}, "num_codes must be at least 1, got 0"),
+        ({"channel_mult": ()}, "channel_mult must be positive integers"),
+        ({"model_channels": 6}, "6 channels wide, not a multiple of num_groups=4"),
+    ],
+)
+def test_configs_that_no_network_has(settings: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        VQGANConfig(**{**TINY, **settings})
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match="preset must be one of"):
+        VQGAN.from_preset("vq-f32")
+    assert set(PRESETS) == {"vq-f4", "vq-f8", "vq-f16", "demo"}
