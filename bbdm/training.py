@@ -6,11 +6,8 @@ an epoch of (run seed, epoch), so a run that goes on from a checkpoint sees what
 
 from __future__ import annotations
 
-import copy
-import ctypes
 import json
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,14 +16,18 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from bbdm import images
 from bbdm.bridges import Bridge
-from bbdm.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from bbdm.checkpoint import Checkpoint, check_codec, load_checkpoint, save_checkpoint, write_atomically
+from bbdm.codec import Codec, Role
 from bbdm.data import PairedDataset
+from bbdm.ema import EMA
+from bbdm.execution import keep_freed_memory
 from bbdm.kernels import philox
+from bbdm.latents import LatentDataset
 from bbdm.networks.unet import UNet
 from bbdm.sampler import BridgeSampler
 
@@ -35,7 +36,6 @@ Schedule = Literal["constant", "cosine"]
 Precision = Literal["fp32", "bf16"]
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values that no optimizer step reaches
 PREVIEW_PAIRS = 8
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
 @dataclass(frozen=True)
@@ -117,53 +117,33 @@ def bridge_loss(
     return F.l1_loss(prediction, target) if loss == "l1" else F.mse_loss(prediction, target)
 
 
-class EMA:
-    """Exponential moving average of a network's weights, faster at first: decay min(decay, (1 + n) / (10 + n))."""
-
-    def __init__(self, unet: UNet, decay: float) -> None:
-        self.unet = copy.deepcopy(unet).eval().requires_grad_(False)
-        self.decay = decay
-
-    @torch.no_grad()
-    def update(self, unet: UNet, step: int) -> None:
-        """Take in the weights after optimizer step ``step``."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for average, weight in zip(self.unet.parameters(), unet.parameters(), strict=True):
-            average.lerp_(weight, 1 - decay)
-
-
 def _sample_seeds(run_seed: int, first: int, count: int, device: torch.device) -> torch.Tensor:
     """(count,) seeds of the samples ``first``.. of a batch: low word the run's seed, high word the sample's index."""
     return run_seed + (torch.arange(first, first + count, device=device) << 32)
 
 
-def keep_freed_memory() -> None:
-    """Have this process reuse the memory that it frees, where the C library is glibc.
-
-    By default glibc gives large blocks back to the system at once, so that each step's activations and gradients come
-    as fresh pages, which the system first has to clear: a third of the time of a large network's step on a CPU.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+def _both_ways(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch mirrored, and as it is: pictures (B, C, H, W), or latents of both, (B, 2, C, H, W)."""
+    return (v[:, 1], v[:, 0]) if v.ndim == 5 else (v.flip(-1), v)
 
 
 class Trainer:
     """A training run: what it trains, and how far it is.
 
-    On a CPU it calls :func:`keep_freed_memory`, which holds for the whole process.
+    On a CPU it calls :func:`~bbdm.execution.keep_freed_memory`, which holds for the whole process.
 
     Args:
         unet: the network, on the device to train on.
         bridge: what to train it on.
         config: how.
-        train: pairs to learn from; the last short batch of an epoch is dropped.
+        train: pairs to learn from, or their latents; the last short batch of an epoch is dropped.
         validation: pairs for the validation loss and previews, or None.
         folder: where metrics, previews and checkpoints go.
+        codec: what takes pictures to the space of the bridge; None to train in image space.
 
     Raises:
-        ValueError: fewer pairs than one batch, or pictures of a size that the network cannot take.
+        ValueError: fewer pairs than one batch, pictures of a size that the network cannot take, or a codec of another
+            number of channels.
     """
 
     def __init__(
@@ -171,14 +151,20 @@ class Trainer:
         unet: UNet,
         bridge: Bridge,
         config: TrainConfig,
-        train: PairedDataset,
+        train: PairedDataset | LatentDataset,
         validation: PairedDataset | None,
         folder: Path,
+        codec: Codec | None = None,
     ) -> None:
         if len(train) < config.batch_size:
             raise ValueError(f"batch_size {config.batch_size} is more than the {len(train)} training pairs")
-        if train.image_size % unet.config.stride:
-            raise ValueError(f"image_size {train.image_size} is not a multiple of the network's {unet.config.stride}")
+        channels, stride = (3, 1) if codec is None else (codec.channels, codec.stride)
+        if unet.config.in_channels != channels:
+            raise ValueError(f"the network takes {unet.config.in_channels} channels, and the pairs have {channels}")
+        if train.image_size % (unet.config.stride * stride):
+            raise ValueError(
+                f"image_size {train.image_size} is not a multiple of the network's {unet.config.stride * stride}"
+            )
         self.unet = unet.train()
         self.network = torch.compile(unet, fullgraph=True, dynamic=False) if config.compile else unet
         self.bridge = bridge
@@ -187,6 +173,7 @@ class Trainer:
         self.validation = validation
         self.folder = folder
         self.device = next(unet.parameters()).device
+        self.codec = None if codec is None else codec.placed(self.device, torch.float32)
         if self.device.type == "cpu":
             keep_freed_memory()
         self.ema = EMA(unet, config.ema_decay)
@@ -208,6 +195,7 @@ class Trainer:
                 epochs, learning rate, compile, workers and previews may change.
         """
         checkpoint = load_checkpoint(path)
+        self._resume_codec(checkpoint)
         state = checkpoint.training
         if state is None or checkpoint.unet.weights is None or checkpoint.unet.ema is None:
             raise ValueError(f"{path} holds no training state: training can go on only from a run's last.pt")
@@ -233,6 +221,18 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step = state["epoch"], state["step"]
 
+    def _resume_codec(self, checkpoint: Checkpoint) -> None:
+        """Take over the statistics of a run's codec, which must be the same otherwise."""
+        check_codec(checkpoint.codec, self.codec)
+        stored = checkpoint.build_codec()
+        normalises = [codec is not None and codec.statistics is not None for codec in (stored, self.codec)]
+        if (stored is None) != (self.codec is None) or normalises[0] != normalises[1]:
+            raise ValueError(
+                "training can go on only in the space where it began: with the same VQGAN, normalised or not"
+            )
+        if self.codec is not None and stored is not None and stored.statistics is not None:
+            self.codec = self.codec.with_statistics(stored.statistics)
+
     def fit(self, progress: bool = False) -> None:
         """Train until ``config.epochs`` are done.
 
@@ -250,6 +250,7 @@ class Trainer:
         known = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
         write_atomically(metrics, lambda temporary: temporary.write_text("".join(known[: self.epoch])))
         content = {"train": asdict(self.config), "unet": asdict(self.unet.config), "bridge": self.bridge.config()}
+        content |= {} if self.codec is None else {"codec": self.codec.config()}
         (self.folder / "config.json").write_text(json.dumps(content, indent=2))
         while self.epoch < self.config.epochs:
             started = time.perf_counter()
@@ -273,8 +274,8 @@ class Trainer:
 
     def save(self, path: Path, training: dict[str, Any] | None = None) -> None:
         """Write the weights and their average, with the state to go on from where it is given."""
-        size = self.train.image_size
-        save_checkpoint(path, self.unet, self.bridge, ema=self.ema.unet, image_size=size, training=training)
+        about: dict[str, Any] = {"codec": self.codec, "image_size": self.train.image_size, "training": training}
+        save_checkpoint(path, self.unet, self.bridge, ema=self.ema.unet, **about)
 
     def _run_epoch(self, progress: bool) -> float:
         mixed = (self.config.seed * 0x9E3779B9 + self.epoch) % 2**32  # the generator reads 32 bits of its seed
@@ -294,12 +295,14 @@ class Trainer:
         return total / self.steps_per_epoch
 
     def train_step(self, y: torch.Tensor, x0: torch.Tensor) -> float:
-        """One optimizer step on a batch of sources and targets, (B, C, H, W) on the device; the loss before it."""
+        """One optimizer step on a batch of sources and targets as the dataset has them; the loss before the step."""
         config = self.config
         seeds = _sample_seeds(config.seed, 0, len(y), self.device)
         if config.flip:
             mirrored = philox.flips(seeds, self.step)[:, None, None, None]
-            y, x0 = torch.where(mirrored, y.flip(-1), y), torch.where(mirrored, x0.flip(-1), x0)
+            y, x0 = (torch.where(mirrored, *_both_ways(v)) for v in (y, x0))
+        latents = isinstance(self.train, LatentDataset)
+        y, x0 = self._encode(y, "source", latents), self._encode(x0, "target", latents)
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr_at(self.step, config.epochs * self.steps_per_epoch)
         loss = self._loss(self.network, y, x0, seeds, self.step)
@@ -309,6 +312,13 @@ class Trainer:
         self.ema.update(self.unet, self.step)
         self.step += 1
         return loss.item()
+
+    def _encode(self, v: torch.Tensor, role: Role, latents: bool) -> torch.Tensor:
+        """A batch of pictures, or of latents from a cache, in the space of the bridge."""
+        if self.codec is None:
+            return v
+        v = self.codec.normalize(v, role) if latents else self.codec.encode(v, role)
+        return v.contiguous(memory_format=torch.channels_last)
 
     def _loss(
         self, network: Callable[..., torch.Tensor], y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int
@@ -325,6 +335,7 @@ class Trainer:
         assert self.validation is not None
         total, seen = 0.0, 0
         for y, x0 in self._batches(self.validation, drop_last=False):
+            y, x0 = self._encode(y, "source", False), self._encode(x0, "target", False)
             seeds = _sample_seeds(0, seen, len(y), self.device)
             losses = [self._loss(self.ema.unet, y, x0, seeds, step).item() for step in VALIDATION_STEPS]
             total += len(y) * sum(losses) / len(losses)
@@ -335,13 +346,13 @@ class Trainer:
         """Write a grid of (source, result, target) of the first pairs, seed 0."""
         pairs = [dataset[i] for i in range(min(PREVIEW_PAIRS, len(dataset)))]
         y = torch.stack([source for source, _ in pairs]).to(self.device)
-        results = BridgeSampler(self.ema.unet, self.bridge)(y, seed=0)
+        results = BridgeSampler(self.ema.unet, self.bridge, codec=self.codec)(y, seed=0)
         rows = [[images.to_pil(v) for v in (s, r, t)] for (s, t), r in zip(pairs, results, strict=True)]
         path = self.folder / f"epoch_{self.epoch:04d}.png"
         write_atomically(path, lambda temporary: images.grid(rows).save(temporary, "png"))
 
     def _batches(
-        self, dataset: PairedDataset | Subset[tuple[torch.Tensor, torch.Tensor]], *, drop_last: bool
+        self, dataset: Dataset[tuple[torch.Tensor, torch.Tensor]], *, drop_last: bool
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(source, target) batches on the device, in the dataset's order."""
         loader = DataLoader(
@@ -352,4 +363,8 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
         )
         for y, x0 in loader:
-            yield tuple(v.to(self.device, non_blocking=True, memory_format=torch.channels_last) for v in (y, x0))
+            formats = [torch.channels_last if v.ndim == 4 else torch.preserve_format for v in (y, x0)]
+            yield tuple(
+                v.to(self.device, non_blocking=True, memory_format=memory_format)
+                for v, memory_format in zip((y, x0), formats, strict=True)
+            )

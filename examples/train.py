@@ -10,7 +10,10 @@ from typing import Any, get_args
 import torch
 
 from bbdm.bridges import ABridge, Bridge, BrownianBridge, Objective
+from bbdm.checkpoint import load_vqgan
+from bbdm.codec import VQGANCodec
 from bbdm.data import DATASETS, DIRECTIONS, load_dataset
+from bbdm.latents import LatentDataset, measure
 from bbdm.networks.unet import PRESETS, UNet
 from bbdm.training import Loss, Precision, Schedule, TrainConfig, Trainer
 
@@ -59,6 +62,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="of the network's arithmetic")
     parser.add_argument("--compile", action="store_true", help="faster steps after minutes of compiling")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="less memory for a third more compute")
+    parser.add_argument("-vq", "--vqgan_path", type=Path, help="train on the latents of this VQGAN")
+    parser.add_argument("--cache_latents", type=Path, help="folder to keep latents in: they are computed only once")
+    parser.add_argument("--normalize_latents", action="store_true", help="to mean 0 and spread 1, as BBDM can")
     parser.add_argument("--direction", choices=DIRECTIONS, default="AtoB")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order, times and noise")
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
@@ -83,8 +89,8 @@ def build_bridge(args: argparse.Namespace) -> Bridge:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    if PRESETS[args.preset].in_channels != 3:
-        raise SystemExit(f"preset {args.preset!r} is for latents, which this version cannot make from pictures yet")
+    if args.vqgan_path is None and (args.cache_latents or args.normalize_latents):
+        raise SystemExit("--cache_latents and --normalize_latents need -vq")
     if args.output_model.suffix not in (".pt", ".safetensors"):
         raise SystemExit(f"output_model must end in .pt or .safetensors, got {args.output_model}")
     config = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
@@ -100,8 +106,15 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     unet = UNet.from_config(PRESETS[args.preset]).to(args.device)
     unet.gradient_checkpointing = args.gradient_checkpointing
+    codec, pairs = None, train
+    if args.vqgan_path is not None:
+        codec = VQGANCodec(load_vqgan(args.vqgan_path)).placed(torch.device(args.device), torch.float32)
+        if args.cache_latents is not None:
+            pairs = LatentDataset(train, codec, args.cache_latents, args.flip, args.show_verbose)
+        if args.normalize_latents:
+            codec = codec.with_statistics(measure(pairs, codec, progress=args.show_verbose))
     folder = args.experiment or args.output_model.with_suffix(".run")
-    trainer = Trainer(unet, build_bridge(args), config, train, validation, folder)
+    trainer = Trainer(unet, build_bridge(args), config, pairs, validation, folder, codec)
     if args.ckpt_path is not None:
         trainer.resume(args.ckpt_path)
     trainer.fit(progress=args.show_verbose)

@@ -18,10 +18,11 @@ from bbdm import bridges, images, training
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.checkpoint import load_checkpoint, save_checkpoint
 from bbdm.data import PairedDataset, load_dataset
+from bbdm.ema import EMA
 from bbdm.kernels import philox_numpy
 from bbdm.kernels.noise_step import noise_step
 from bbdm.networks.unet import UNet, UNetConfig
-from bbdm.training import EMA, TrainConfig, Trainer, bridge_loss
+from bbdm.training import TrainConfig, Trainer, bridge_loss
 from tests.conftest import MakeUNet, SavePicture
 
 SIZE = 8

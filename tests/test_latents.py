@@ -1,0 +1,193 @@
+"""Cached latents: the same as those computed on the way, completed after an interruption, refused when they differ."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bbdm import ABridge, latents
+from bbdm.codec import LatentStatistics, VQGANCodec
+from bbdm.data import PairedDataset, load_dataset
+from bbdm.latents import LatentDataset, measure
+from bbdm.training import TrainConfig, Trainer
+from tests.conftest import SavePicture, tiny_unet
+from tests.test_vqgan import tiny_vqgan
+
+SIZE = 8
+COUNT = 5
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latents, "SHARD", 2)
+    monkeypatch.setattr(latents, "PAIRS_AT_ONCE", 2)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path, save_picture: SavePicture) -> PairedDataset:
+    generator = np.random.default_rng(0)
+    for index in range(COUNT):
+        for folder in "AB":
+            pixels = generator.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+            save_picture(tmp_path / folder / f"{index}.png", Image.fromarray(pixels))
+    return load_dataset("paired", f"{tmp_path}/A,{tmp_path}/B", image_size=SIZE)
+
+
+@pytest.fixture
+def codec() -> VQGANCodec:
+    return VQGANCodec(tiny_vqgan())
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_latents_are_those_of_the_pictures(flip: bool, pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
+    cached = LatentDataset(pairs, codec, tmp_path / "cache", flip)
+    assert len(cached) == COUNT
+    assert cached.image_size == SIZE
+    for i in range(COUNT):
+        for picture, made in zip(pairs[i], cached[i], strict=True):
+            views = torch.stack([picture, picture.flip(-1)] if flip else [picture])
+            expected = codec.latents(views)
+            torch.testing.assert_close(made, expected if flip else expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_encoder_runs_once(
+    pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = LatentDataset(pairs, codec, tmp_path / "cache")
+    expected = [first[i] for i in range(COUNT)]
+    monkeypatch.setattr(codec, "latents", lambda image: pytest.fail("encoded again"))
+    again = LatentDataset(pairs, codec, tmp_path / "cache")
+    copied = pickle.loads(pickle.dumps(first))
+    for dataset in (again, copied):
+        for i, pair in enumerate(expected):
+            assert all(torch.equal(a, b) for a, b in zip(dataset[i], pair, strict=True))
+
+
+def test_an_interrupted_cache_is_completed(
+    pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    encode, calls = codec.latents, []
+
+    def interrupted(image: torch.Tensor) -> torch.Tensor:
+        calls.append(len(image))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(image)
+
+    monkeypatch.setattr(codec, "latents", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        LatentDataset(pairs, codec, tmp_path / "cache")
+    LatentDataset(pairs, codec, tmp_path / "cache")
+    assert calls == [4, 4, 4, 2]  # of two pairs, two pairs (interrupted), then those again and the last
+    monkeypatch.undo()
+    monkeypatch.setattr(latents, "SHARD", 2)
+    whole = LatentDataset(pairs, codec, tmp_path / "cache")
+    torch.testing.assert_close(whole[4][1], encode(pairs[4][1][None])[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["codec", "image_size", "direction", "flip", "pictures"])
+def test_latents_of_something_else_are_refused(
+    change: str, pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path, save_picture: SavePicture
+):
+    LatentDataset(pairs, codec, tmp_path / "cache")
+    flip = change == "flip"
+    if change == "codec":
+        codec = VQGANCodec(tiny_vqgan(seed=1))
+    elif change == "image_size":
+        pairs = PairedDataset(pairs.pairs, 2 * SIZE)
+    elif change == "direction":
+        pairs = PairedDataset(pairs.pairs, SIZE, "BtoA")
+    elif change == "pictures":
+        save_picture(tmp_path / "A" / "0.png", Image.new("RGB", (SIZE, SIZE), "red"))
+    with pytest.raises(ValueError, match=f"holds latents of another {change}: .*give another folder"):
+        LatentDataset(pairs, codec, tmp_path / "cache", flip)
+
+
+def test_a_changed_file_is_refused(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
+    LatentDataset(pairs, codec, tmp_path / "cache")
+    shard = tmp_path / "cache" / "00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match=r"00001\.safetensors has changed"):
+        LatentDataset(pairs, codec, tmp_path / "cache")
+
+
+def test_a_folder_of_something_else_is_refused(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
+    with pytest.raises(ValueError, match="holds no latents"):
+        LatentDataset(pairs, codec, tmp_path / "A")
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_statistics_from_the_cache_are_those_of_the_pictures(
+    flip: bool, pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path
+):
+    cached = measure(LatentDataset(pairs, codec, tmp_path / "cache", flip), codec)
+    sources, targets = (
+        torch.cat([codec.latents(torch.stack([v, v.flip(-1)] if flip else [v])) for v in side])
+        for side in zip(*(pairs[i] for i in range(COUNT)), strict=True)
+    )
+    torch.testing.assert_close(torch.tensor(cached.source_mean), sources.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(cached.target_std), targets.std((0, 2, 3), correction=0))
+    if not flip:
+        plain = measure(pairs, codec)
+        torch.testing.assert_close(torch.tensor(plain.source_std), torch.tensor(cached.source_std))
+
+
+# Training
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_training_on_the_cache_is_training_on_the_pictures(
+    flip: bool, pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path
+):
+    codec.statistics = LatentStatistics((0.1,) * 3, (2.0,) * 3, (-0.1,) * 3, (0.5,) * 3)
+    config = TrainConfig(epochs=1, batch_size=2, flip=flip)
+    weights = []
+    for name, data in {"pictures": pairs, "cache": LatentDataset(pairs, codec, tmp_path / "cache", flip)}.items():
+        trainer = Trainer(tiny_unet(), ABridge(), config, data, pairs, tmp_path / f"on {name}", codec)
+        trainer.fit()
+        weights.append(torch.cat([p.flatten() for p in trainer.unet.parameters()]))
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-5)
+    assert (weights[0] - torch.cat([p.flatten() for p in tiny_unet().parameters()])).abs().max() > 1e-5
+    runs = [tmp_path / "on pictures", tmp_path / "on cache"]
+    first, second = (json.loads((run / "metrics.jsonl").read_text())["validation_loss"] for run in runs)
+    assert first == pytest.approx(second, rel=1e-4)
+    assert all((run / "epoch_0001.png").exists() for run in runs)
+
+
+def test_a_run_goes_on_with_its_codec(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
+    statistics = LatentStatistics((0.1,) * 3, (2.0,) * 3, (-0.1,) * 3, (0.5,) * 3)
+    config = TrainConfig(epochs=1, batch_size=2)
+    first = Trainer(tiny_unet(), ABridge(), config, pairs, None, tmp_path / "run", codec.with_statistics(statistics))
+    first.fit()
+
+    def resumed(codec: VQGANCodec | None) -> Trainer:
+        trainer = Trainer(tiny_unet(), ABridge(), config, pairs, None, tmp_path / "again", codec)
+        trainer.resume(first.last)
+        return trainer
+
+    near = LatentStatistics((0.1000001,) * 3, (2.0,) * 3, (-0.1,) * 3, (0.5,) * 3)
+    taken = resumed(codec.with_statistics(near)).codec  # pyright: ignore[reportArgumentType]
+    assert taken is not None
+    assert taken.statistics == statistics
+    with pytest.raises(ValueError, match="in the space where it began"):
+        resumed(codec)
+    with pytest.raises(ValueError, match="in the space where it began"):
+        resumed(None)
+    with pytest.raises(ValueError, match="another codec"):
+        resumed(VQGANCodec(tiny_vqgan(seed=1)))
+
+
+def test_sizes_and_channels_must_fit(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
+    config = TrainConfig(batch_size=2)
+    with pytest.raises(ValueError, match="image_size 8 is not a multiple of the network's 16"):
+        Trainer(tiny_unet(channel_mult=(1, 1, 1, 1)), ABridge(), config, pairs, None, tmp_path, codec)
+    with pytest.raises(ValueError, match="takes 4 channels, and the pairs have 3"):
+        Trainer(tiny_unet(in_channels=4, out_channels=4), ABridge(), config, pairs, None, tmp_path, codec)

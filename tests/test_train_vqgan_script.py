@@ -1,0 +1,62 @@
+"""examples/train_vqgan.py as a user runs it, and the commands of a latent bridge after it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bbdm import load_checkpoint, load_vqgan
+from bbdm.networks import unet, vqgan
+from examples import generate, train, train_vqgan
+from tests.conftest import TINY, SavePicture
+from tests.test_vqgan import TINY as TINY_VQGAN
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_picture: SavePicture) -> Path:
+    """Pairs in the layout of edge2shoes, and tiny networks as the demo's."""
+    generator = np.random.default_rng(0)
+    for name in ("train/1.png", "train/2.png", "train/3.png", "train/4.png", "val/5.png"):
+        coarse = generator.integers(0, 256, (2, 4, 3), dtype=np.uint8)
+        save_picture(tmp_path / "data" / name, Image.fromarray(coarse).resize((32, 16), Image.Resampling.NEAREST))
+    monkeypatch.setitem(vqgan.PRESETS, "demo", vqgan.VQGANConfig(**TINY_VQGAN))
+    monkeypatch.setitem(unet.PRESETS, "demo", unet.UNetConfig(condition_channels=3, **TINY))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def train_tiny_vqgan(epochs: int) -> torch.Tensor:
+    """Its reconstruction of a training picture."""
+    flags = ["--preset", "demo", "--image_size", "16", "-b", "4", "-e", str(epochs), "-lr", "1e-2"]
+    train_vqgan.main(["edge2shoes", "data", "vqgan.pt", *flags])
+    pictures = train_vqgan.Pictures("edge2shoes", "data", "train", 16)
+    x = torch.stack([pictures[i] for i in range(len(pictures))])
+    return (load_vqgan("vqgan.pt").decode(load_vqgan("vqgan.pt").encode(x)) - x).abs().mean()
+
+
+def test_it_learns(place: Path, capsys: pytest.CaptureFixture[str]):
+    before = train_tiny_vqgan(1)
+    assert train_tiny_vqgan(60) < 0.6 * before
+    assert Image.open("vqgan.png").height == 2 * (16 + 2) + 2
+    assert "codes in use; to look at: vqgan.png" in capsys.readouterr().out
+
+
+def test_a_latent_bridge_by_the_commands_of_the_readme(place: Path):
+    train_tiny_vqgan(1)
+    flags = ["--preset", "demo", "--image_size", "16", "-b", "2", "-e", "2", "--precision", "fp32"]
+    latent = ["-vq", "vqgan.pt", "--cache_latents", "latents", "--normalize_latents"]
+    train.main(["edge2shoes", "data", "model.pt", *flags, *latent])
+    codec = load_checkpoint("model.pt").build_codec()
+    assert codec is not None
+    assert codec.statistics is not None
+    generate.main(["edge2shoes", "data", "model.pt", "results", "--steps", "2"])
+    assert Image.open("results/5.png").size == (16, 16)
+    with pytest.raises(SystemExit, match="need -vq"):
+        train.main(["edge2shoes", "data", "model.pt", "--cache_latents", "latents"])
+
+
+def test_other_suffixes_are_refused_before_training(place: Path):
+    with pytest.raises(SystemExit, match=r"must end in \.pt or \.safetensors"):
+        train_vqgan.main(["edge2shoes", "data", "vqgan.bin"])
