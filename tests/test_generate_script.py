@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm import ABridge, BridgeSampler, UNet, images, save_checkpoint
+from bbdm import ABridge, BridgeSampler, UNet, VQGANCodec, images, save_checkpoint, save_vqgan
 from examples import generate
+from tests.conftest import tiny_unet
+from tests.test_vqgan import tiny_vqgan
 
 SIZE = 16
 
@@ -101,6 +103,42 @@ def test_fast_sampling_is_the_papers_solver(place: Path):
     assert Path("results/a.png").read_bytes() == fast
     run("--overwrite")
     assert Path("results/a.png").read_bytes() != fast
+
+
+def test_bfloat16(place: Path):
+    run("--dtype", "bf16")
+    fast = np.asarray(Image.open("results/a.png"), dtype=int)
+    run("--overwrite")
+    difference = np.abs(np.asarray(Image.open("results/a.png"), dtype=int) - fast)
+    assert 0 < difference.max() <= 4
+
+
+def test_latents(place: Path):
+    """A file that holds its autoencoder needs no -vq, and takes no other one."""
+    save_vqgan("vqgan.pt", tiny_vqgan())
+    save_vqgan("other.pt", tiny_vqgan(1))
+    save_checkpoint("c.pt", tiny_unet(), ABridge(num_steps=100), codec=VQGANCodec(tiny_vqgan()), image_size=SIZE)
+    run()
+    results = Path("results/a.png").read_bytes()
+    assert Image.open("results/a.png").size == (SIZE, SIZE)
+    run("--overwrite", "-vq", "vqgan.pt")
+    assert Path("results/a.png").read_bytes() == results
+    with pytest.raises(ValueError, match="another codec was given than the one that the network was trained with"):
+        run("-vq", "other.pt")
+
+
+def test_a_pickled_network_with_everything_from_flags(place: Path):
+    """As the public A-Bridge code saves it: a bare network, whose steps, noise and autoencoder are flags."""
+    save_vqgan("vqgan.pt", tiny_vqgan())
+    save_checkpoint("c.pt", tiny_unet(), ABridge(100, 1.5), codec=VQGANCodec(tiny_vqgan()), image_size=SIZE)
+    run()
+    results = Path("results/a.png").read_bytes()
+    torch.save(tiny_unet(), "bare.model")
+    flags = ["--steps", "3", "--image_size", str(SIZE)]
+    generate.main(["edge2shoes", "data", "bare.model", "bare", *flags, "-t", "100", "-l", "1.5", "-vq", "vqgan.pt"])
+    assert Path("bare/a.png").read_bytes() == results
+    with pytest.raises(ValueError, match=r"cannot read bare.model"):
+        generate.main(["edge2shoes", "data", "bare.model", "bare", *flags])
 
 
 def test_an_interrupted_write_leaves_no_half_picture(place: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,345 @@
+"""Translating a whole data set into a folder: what generate.py, eval.py and eval_miou.py in examples/ share.
+
+Results are PNG files named after their sources. What is there is kept, so that an interrupted command can be repeated;
+a :class:`Record` beside them makes sure that all were made with the same settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+import bbdm
+from bbdm import solvers
+from bbdm.checkpoint import load_checkpoint, load_vqgan, write_atomically
+from bbdm.codec import Codec, VQGANCodec
+from bbdm.data import DIRECTIONS, PairedDataset, load_dataset, open_image
+from bbdm.networks.unet import UNet
+from bbdm.sampler import BridgeSampler
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that say how a data set is translated; :func:`finish` goes with it."""
+    parser.add_argument("--split", default="val", help="the part of the data set to translate (default: val)")
+    parser.add_argument("--solver", choices=get_args(solvers.Solver), help=f"(default: {solvers.DEFAULT})")
+    parser.add_argument("--steps", type=int, help="network evaluations for each result; the solver's default if unset")
+    parser.add_argument("--fast_sampling", action="store_true", help="the paper's 199 steps: --solver fast")
+    parser.add_argument("-b", "--batch_size", type=int, default=64, help="(default: 64)")
+    parser.add_argument(
+        "-r", "--repeat", "--num_samples", dest="num_samples", type=int, default=1, help="results of a source (1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="source i gets the seed SEED + i (default: 0)")
+    parser.add_argument("--image_size", type=int, help="side that sources are resized to; as in training if unset")
+    parser.add_argument("--direction", choices=DIRECTIONS, default="AtoB")
+    parser.add_argument("-t", "--t", "--time_steps", dest="time_steps", type=int, help="for files that leave it out")
+    parser.add_argument("-l", "--c_lambda", type=float, help="for files that leave it out")
+    parser.add_argument("-vq", "--vqgan_path", type=Path, help="the autoencoder, for files that leave it out")
+    parser.add_argument("--config", type=Path, help="the YAML file of a network of the original BBDM")
+    parser.add_argument("--overwrite", action="store_true", help="make results again that are already there")
+    parser.add_argument("--compile", action="store_true", help="faster results after a minute or two of compiling")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), help="of the network's arithmetic; the file's if unset")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--show_verbose", action="store_true", help="a progress bar")
+
+
+def finish(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other, and fill in the solver."""
+    if args.num_samples < 1 or args.batch_size < 1:
+        parser.error("--num_samples and --batch_size must be at least 1")
+    if args.fast_sampling:
+        if args.solver not in (None, "fast"):
+            parser.error(f"--fast_sampling is --solver fast, and --solver {args.solver} was given")
+        args.solver = "fast"
+    args.solver = args.solver or solvers.DEFAULT
+
+
+@dataclass(frozen=True)
+class Job:
+    """One result to make."""
+
+    index: int  # of the source in the sorted data set
+    seed: int
+    path: Path
+
+
+def plan(dataset: PairedDataset, folder: Path, num_samples: int, seed: int) -> list[Job]:
+    """All results of a data set. Sample j of source i has the seed seed + i + j * (number of sources)."""
+    return [
+        Job(i, seed + i + j * len(dataset), folder / f"{pair.name}{f'_{j}' if num_samples > 1 else ''}.png")
+        for i, pair in enumerate(dataset.pairs)
+        for j in range(num_samples)
+    ]
+
+
+def check_places(dataset: PairedDataset, paths: list[Path]) -> None:
+    """Stop a script before one of ``paths`` takes the place of a source, a target or another one."""
+    taken = {path.resolve() for pair in dataset.pairs for path in (pair.source, pair.target) if path}
+    for path in paths:
+        if path.resolve() in taken:
+            raise SystemExit(f"{path} would take the place of another picture: give another output_dir")
+        taken.add(path.resolve())
+
+
+def save(image: Image.Image, path: Path) -> None:
+    """Write a PNG, atomically."""
+    write_atomically(path, lambda temporary: image.save(temporary, "png"))
+
+
+def save_json(content: Any, path: Path) -> None:
+    """Write JSON, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """(3, H, W) uint8 of an RGB picture."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+class Translator:
+    """A trained network and a data set, as the flags of a script give them: all that makes results but the solver.
+
+    Args:
+        args: what :func:`add_arguments` parsed, with ``dataset``, ``data_dir`` and ``model``.
+
+    Raises:
+        FileNotFoundError, ValueError: the network or the data set cannot be read.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        codec = None if args.vqgan_path is None else VQGANCodec(load_vqgan(args.vqgan_path))
+        self.checkpoint = load_checkpoint(args.model, args.time_steps, args.c_lambda, codec, args.config)
+        self.bridge = self.checkpoint.bridge
+        size = args.image_size or self.checkpoint.image_size or 256
+        self.dataset = load_dataset(args.dataset, args.data_dir, args.split, size, args.direction)
+
+    @cached_property
+    def networks(self) -> tuple[UNet, Codec | None]:
+        """The network and its codec, built once."""
+        return self.checkpoint.build_unet(), self.checkpoint.build_codec()
+
+    def sampler(self, solver: str, steps: int | None) -> BridgeSampler:
+        """What the flags describe, with this solver."""
+        unet, codec = self.networks
+        args = self.args
+        dtype = None if args.dtype is None else DTYPES[args.dtype]
+        return BridgeSampler(
+            unet, self.bridge, solver, steps, codec=codec, device=args.device, dtype=dtype, compile=args.compile
+        )
+
+    def plan(self, folder: Path) -> list[Job]:
+        """See :func:`plan`."""
+        return plan(self.dataset, folder, self.args.num_samples, self.args.seed)
+
+    def translate(
+        self, sampler: BridgeSampler, jobs: list[Job], timed: Callable[[int, float], None] | None = None
+    ) -> None:
+        """Make results and write them.
+
+        ``timed`` is told the number of pictures and the seconds of each batch, from pictures to pictures; not of the
+        first of several, in which a device warms up and networks are compiled.
+        """
+        size = self.args.batch_size
+        with tqdm(total=len(jobs), unit="image", disable=not self.args.show_verbose) as bar:
+            for start in range(0, len(jobs), size):
+                batch = jobs[start : start + size]
+                sources = [self.dataset.images(job.index)[0] for job in batch]
+                began = time.perf_counter()
+                results = sampler(sources, seed=[job.seed for job in batch])
+                seconds = time.perf_counter() - began
+                for job, result in zip(batch, results, strict=True):
+                    save(result, job.path)
+                if timed is not None and (start > 0 or len(jobs) <= size):
+                    timed(len(batch), seconds)
+                bar.update(len(batch))
+
+    @contextmanager
+    def hint(self) -> Iterator[None]:
+        """Ends a script that runs out of memory with what to lower; other errors pass."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            told = str(error)
+            known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+            if not known and not any(s in told for s in ("out of memory", "allocate memory", "ALLOC_FAILED")):
+                raise
+            raise SystemExit(
+                f"out of memory: lower -b (now {self.args.batch_size}) or --image_size (now {self.dataset.image_size})"
+            ) from error
+
+    @cached_property
+    def _fixed_settings(self) -> dict[str, Any]:
+        args, names = self.args, "\n".join(pair.name for pair in self.dataset.pairs)
+        return {
+            "dataset": args.dataset,
+            "split": args.split,
+            "direction": args.direction,
+            "image_size": self.dataset.image_size,
+            "sources": len(self.dataset),
+            "names": hashlib.sha256(names.encode()).hexdigest(),
+            "weights": _digest(args.model),
+            "vqgan": None if args.vqgan_path is None else _digest(args.vqgan_path),
+            "bridge": self.bridge.config(),
+            "num_samples": args.num_samples,
+            "seed": args.seed,
+        }
+
+    def settings(self, sampler: BridgeSampler, solver: str) -> dict[str, Any]:
+        """All that decides what the results look like, as JSON has it."""
+        table = sampler.table
+        chosen = {
+            "solver": solver,
+            "nfe": len(table),
+            "dtype": str(sampler.dtype).removeprefix("torch."),
+            "timesteps": table.timesteps.tolist(),
+        }
+        return json.loads(json.dumps({**self._fixed_settings, **chosen}))
+
+    def run(self, solver: str, steps: int | None, folder: Path) -> tuple[list[Job], dict[str, Any]]:
+        """Make all results that are not there, and tell what made them.
+
+        Returns:
+            The results, and for a report: solver, nfe, pictures, seconds_per_picture (None if unknown), settings,
+            environment.
+
+        Raises:
+            ValueError: the folder holds results of other settings.
+        """
+        jobs = self.plan(folder)
+        check_places(self.dataset, [job.path for job in jobs])
+        with self.hint():
+            sampler = self.sampler(solver, steps)
+            settings = self.settings(sampler, solver)
+            record = Record(folder, settings, jobs, self.args.overwrite)
+            self.translate(sampler, [job for job in jobs if not job.path.exists()], record.add)
+        return jobs, {
+            "solver": solver,
+            "nfe": len(sampler.table),
+            "pictures": len(jobs),
+            "seconds_per_picture": record.seconds / record.pictures if record.pictures else None,
+            "settings": settings,
+            "environment": environment(sampler.device),
+        }
+
+    def pictures(self, jobs: list[Job]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Batches of (B, S, 3, H, W) results and (B, 3, H, W) targets, uint8."""
+        samples = self.args.num_samples
+        size = max(1, self.args.batch_size // samples) * samples
+        for start in tqdm(range(0, len(jobs), size), unit="batch", disable=not self.args.show_verbose):
+            batch = jobs[start : start + size]
+            results = torch.stack([to_tensor(open_image(job.path)) for job in batch])
+            targets = []
+            for job in batch[::samples]:
+                _, target = self.dataset.images(job.index)
+                if target is None:
+                    raise ValueError(f"{self.dataset.pairs[job.index].source} has no target to compare with")
+                targets.append(to_tensor(target))
+            yield results.unflatten(0, (-1, samples)), torch.stack(targets)
+
+
+class Record:
+    """``settings.json`` beside results: what made them, and how long it took.
+
+    Args:
+        folder: of the results.
+        settings: what makes them.
+        jobs: all of them.
+        overwrite: delete those that are there, and start anew.
+
+    Raises:
+        ValueError: results are there that other settings made, or that nobody knows of.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], jobs: list[Job], overwrite: bool) -> None:
+        self.path = folder / "settings.json"
+        self.settings = settings
+        self.pictures, self.seconds = 0, 0.0  # of those that were timed
+        there = [job.path for job in jobs if job.path.exists()]
+        if overwrite:
+            for path in there:
+                path.unlink()
+        elif self.path.exists():
+            self._go_on()
+        elif there:
+            raise ValueError(f"{there[0]} is there, but no {self.path} that tells what made it{_WAYS_OUT}")
+        self._write()
+
+    def _go_on(self) -> None:
+        try:
+            content = json.loads(self.path.read_text())
+            before, timing = content["settings"], content["timing"]
+            self.pictures, self.seconds = int(timing["pictures"]), float(timing["seconds"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"cannot read {self.path}{_WAYS_OUT}") from error
+        differing = [key for key in {**before, **self.settings} if before.get(key) != self.settings.get(key)]
+        if differing:
+            told = ", ".join(
+                f"{key} {_short(before.get(key))}, now {_short(self.settings.get(key))}" for key in differing
+            )
+            raise ValueError(f"{self.path.parent} holds results of other settings ({told}){_WAYS_OUT}")
+
+    def add(self, pictures: int, seconds: float) -> None:
+        """Count pictures that took so long."""
+        self.pictures += pictures
+        self.seconds += seconds
+        self._write()
+
+    def _write(self) -> None:
+        timing = {"pictures": self.pictures, "seconds": self.seconds}
+        save_json({"settings": self.settings, "timing": timing}, self.path)
+
+
+_WAYS_OUT = ": give another output_dir, or --overwrite to make all results again"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:18]}...{text[-18:]}"
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    state = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(2**22):
+            state.update(block)
+    return state.hexdigest()
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware, for a report."""
+    versions = {"bbdm": bbdm.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    cpuinfo = Path("/proc/cpuinfo")  # Linux; elsewhere the library's shorter name has to do
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "versions": versions,
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+    }

@@ -1,0 +1,41 @@
+"""Make a file for eval_miou.py of a checkpoint of VainF's DeepLabV3Plus-Pytorch.
+
+python examples/convert_deeplabv3.py STATE_DICT OUT.pt -n 19
+
+The network (deeplabv3 or deeplabv3plus, resnet50, resnet101 or mobilenet) is told by the names of its weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bbdm.checkpoint import write_atomically
+from bbdm.networks.deeplab import load_deeplab, save_deeplab
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("state_dict", type=Path, help="the checkpoint, with its weights under 'model_state'")
+    parser.add_argument("output", type=Path, help="the converted network: .pt or .safetensors")
+    parser.add_argument("-n", "--num_classes", type=int, default=19, help="that it must have (default: 19)")
+    parser.add_argument(
+        "--output_stride", type=int, choices=[8, 16], default=16, help="(default: 16, as it was trained)"
+    )
+    args = parser.parse_args(argv)
+    if args.output.suffix not in (".pt", ".safetensors"):
+        raise ValueError(f"output must end in .pt or .safetensors, got {args.output}")
+    model = load_deeplab(args.state_dict, args.output_stride)
+    config = model.config
+    if config.num_classes != args.num_classes:
+        raise ValueError(f"{args.state_dict} has {config.num_classes} classes, and -n {args.num_classes} was given")
+    as_safetensors = args.output.suffix == ".safetensors"
+    write_atomically(args.output, lambda temporary: save_deeplab(temporary, model, as_safetensors))
+    print(f"{args.output}: {config.head} on {config.backbone}, {config.num_classes} classes")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from error

@@ -1,0 +1,76 @@
+"""mIoU of generated street scenes: python examples/eval_miou.py DEEPLAB CITYSCAPES MODEL [OUTPUT_DIR] [flags].
+
+DEEPLAB is a checkpoint of VainF's DeepLabV3Plus-Pytorch, or what convert_deeplabv3.py made of it. OUTPUT_DIR gets the
+pictures, settings.json and scores.json. Interrupted, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from bbdm import generation
+from bbdm.data import Pair, open_image
+from bbdm.generation import Translator
+from bbdm.networks.deeplab import load_deeplab
+from bbdm.segmentation import CITYSCAPES, SegmentationScore, read_labels
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags, with those that are left out filled in."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("deeplab", type=Path, help="the segmentation network")
+    parser.add_argument("data_dir", help="the folder with gtFine and leftImg8bit")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("output_dir", type=Path, nargs="?", help="out/MODEL-miou if left out")
+    parser.add_argument("--output_stride", type=int, choices=[8, 16], help="of DEEPLAB (default: the file's, or 16)")
+    generation.add_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.direction != "AtoB":
+        parser.error("mIoU is of photographs: leave out --direction")
+    generation.finish(parser, args)
+    args.dataset = "cityscapes"
+    args.output_dir = args.output_dir or Path("out") / f"{args.model.stem}-miou"
+    return args
+
+
+def labels_of(pair: Pair) -> torch.Tensor:
+    """(1, H, W) training ids that belong to a colour map."""
+    name = pair.source.name.removesuffix("_color.png")
+    return read_labels(pair.source.with_name(f"{name}_labelIds.png"))[None]
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    translator = Translator(args)
+    deeplab = load_deeplab(args.deeplab, args.output_stride).to(args.device)
+    if deeplab.config.num_classes != len(CITYSCAPES):
+        raise ValueError(
+            f"{args.deeplab} has {deeplab.config.num_classes} classes, not the {len(CITYSCAPES)} that count"
+        )
+    pairs = translator.dataset.pairs
+    labels_of(pairs[0])  # first, since it may fail
+    jobs, report = translator.run(args.solver, args.steps, args.output_dir)
+    score = SegmentationScore(deeplab, device=args.device)
+    for job in tqdm(jobs, unit="image", disable=not args.show_verbose):
+        score.update(generation.to_tensor(open_image(job.path))[None], labels_of(pairs[job.index]))
+    found = score.compute()
+    report = {"scores": found, "deeplab": vars(deeplab.config), **report}
+    generation.save_json(report, args.output_dir / "scores.json")
+    print("| class | IoU |\n|---|---|")
+    for name, iou in found["iou"].items():
+        print(f"| {name} | {'absent' if iou is None else f'{iou:.4f}'} |")
+    print(f"| **mIoU** | **{found['miou']:.4f}** |")
+    seconds = report["seconds_per_picture"]
+    print(f"{args.solver}, {report['nfe']} NFE, {'unknown' if seconds is None else f'{seconds:.3f}'} s / picture")
+    print(f"results and scores.json: {args.output_dir}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from error
