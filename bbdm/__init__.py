@@ -9,9 +9,14 @@ if TYPE_CHECKING:
     from bbdm.bridges import ABridge as ABridge
     from bbdm.bridges import BrownianBridge as BrownianBridge
     from bbdm.checkpoint import load_checkpoint as load_checkpoint
+    from bbdm.checkpoint import load_vqgan as load_vqgan
     from bbdm.checkpoint import save_checkpoint as save_checkpoint
+    from bbdm.checkpoint import save_vqgan as save_vqgan
+    from bbdm.codec import VQGANCodec as VQGANCodec
     from bbdm.networks.unet import UNet as UNet
     from bbdm.networks.unet import UNetConfig as UNetConfig
+    from bbdm.networks.vqgan import VQGAN as VQGAN
+    from bbdm.networks.vqgan import VQGANConfig as VQGANConfig
     from bbdm.sampler import BridgeSampler as BridgeSampler
 
 __version__ = "0.1.0"
@@ -22,22 +27,36 @@ _HOME = {
     "BridgeSampler": "bbdm.sampler",
     "UNet": "bbdm.networks.unet",
     "UNetConfig": "bbdm.networks.unet",
+    "VQGAN": "bbdm.networks.vqgan",
+    "VQGANCodec": "bbdm.codec",
+    "VQGANConfig": "bbdm.networks.vqgan",
     "load_checkpoint": "bbdm.checkpoint",
+    "load_vqgan": "bbdm.checkpoint",
     "save_checkpoint": "bbdm.checkpoint",
+    "save_vqgan": "bbdm.checkpoint",
 }
 _MODULES = {
     "bridges",
     "checkpoint",
+    "codec",
     "data",
+    "ema",
     "execution",
+    "generation",
     "images",
+    "importers",
     "kernels",
+    "latents",
+    "metrics",
     "networks",
     "packages",
     "sampler",
+    "segmentation",
     "solvers",
     "timesteps",
+    "torchfile",
     "training",
+    "unpickling",
 }
 
 __all__ = [*sorted(_HOME), "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
