@@ -1,7 +1,7 @@
 """The way through a VQ-f4 for one picture of 3 x 256 x 256: encoder, nearest codes, decoder, and a whole translation.
 
 The public way is diffusers' VQModel and sde-bbdm's network, as users of the A-Bridge scripts have them: float32, eager,
-199 steps. A --quick run has a small VQGAN and pictures of 3 x 64 x 64.
+199 steps. A --quick run leaves this out.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ NEAREST = ["all distances", "nearest_code"]
 
 @pytest.fixture(scope="module")
 def codec(quick: bool) -> VQGANCodec:
+    if quick:
+        pytest.skip("only without --quick")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        vqgan = VQGAN.from_preset("demo" if quick else "vq-f4")
+        vqgan = VQGAN.from_preset("vq-f4")
         torch.nn.init.normal_(vqgan.quantize.embedding.weight)
     return VQGANCodec(vqgan.to(DEVICE))
 
 
 @pytest.fixture(scope="module")
-def picture(quick: bool) -> torch.Tensor:
-    """(1, 3, H, W), smooth: noise would be a picture that no encoder has seen."""
-    size = 64 if quick else 256
+def picture() -> torch.Tensor:
+    """(1, 3, 256, 256), smooth: noise would be a picture that no encoder has seen."""
     coarse = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    return torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic").clamp(-1, 1).to(DEVICE)
+    return torch.nn.functional.interpolate(coarse, (256, 256), mode="bicubic").clamp(-1, 1).to(DEVICE)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,6 @@ def part(
     samplers: dict[str, BridgeSampler],
     picture: torch.Tensor,
     peaks: Peaks,
-    quick: bool,
 ) -> Comparison:
     name: str = request.param
     latents = codec.latents(picture)
@@ -117,9 +117,7 @@ def nearest(codec: VQGANCodec, picture: torch.Tensor) -> Comparison:
 
 
 @pytest.fixture(scope="module")
-def translation(
-    unet: UNet, codec: VQGANCodec, samplers: dict[str, BridgeSampler], picture: torch.Tensor, quick: bool
-) -> Comparison:
+def translation(unet: UNet, codec: VQGANCodec, samplers: dict[str, BridgeSampler], picture: torch.Tensor) -> Comparison:
     comparison = Comparison(f"Translation in latent space, {picture.shape[2]} x {picture.shape[3]}", PUBLIC, {})
     rows: dict[str, Callable[[], torch.Tensor]] = {
         f"{name}, {networks.STEPS} steps": (lambda s=s: s(picture, seed=0)) for name, s in samplers.items()
