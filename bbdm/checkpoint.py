@@ -7,6 +7,7 @@ file. What other people's programs wrote is read by :mod:`bbdm.importers`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -24,6 +25,7 @@ from bbdm import bridges
 from bbdm import codec as codecs
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
+from bbdm.networks.restore import restore
 from bbdm.networks.unet import UNet, UNetConfig
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 
@@ -72,14 +74,7 @@ class Checkpoint:
         first, second = (self.unet.ema, self.unet.weights) if ema else (self.unet.weights, self.unet.ema)
         state = second if first is None else first
         assert state is not None  # checked when the file was read
-        with torch.device("meta"):  # memory without values, which would take longer to draw than the file to read
-            unet = UNet.from_config(self.unet.config)
-        unet.to_empty(device="cpu")
-        try:
-            unet.load_state_dict(state)
-        except (RuntimeError, TypeError, AttributeError) as error:
-            raise ValueError(f"the checkpoint's weights do not fit its settings: {error}") from error
-        return unet.eval()
+        return restore(UNet, self.unet.config, state, "the checkpoint's")
 
     def build_codec(self) -> Codec | None:
         """The codec in float32, or None for a network of image space."""
@@ -241,12 +236,7 @@ def load_vqgan(path: str | os.PathLike[str]) -> VQGAN:
 
         return importers.read_vqgan(Path(path))
     with readable(path, "VQGAN"):
-        vqgan = VQGAN.from_config(VQGANConfig(**content["config"]))
-        try:
-            vqgan.load_state_dict(content["weights"])
-        except (RuntimeError, TypeError, AttributeError) as error:
-            raise ValueError(f"its weights do not fit its settings: {error}") from error
-    return vqgan.eval()
+        return restore(VQGAN, VQGANConfig(**content["config"]), content["weights"], "its")
 
 
 def _read(path: str | os.PathLike[str], name: str, kind: str) -> Any:
@@ -308,6 +298,15 @@ def _read_safetensors(path: Path, name: str) -> Any:
 def _state(state: State) -> State:
     """A copy on the CPU, contiguous."""
     return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from bbdm.networks.restore import restore
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 
 Role = Literal["source", "target"]
@@ -220,10 +221,6 @@ def from_config(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Cod
     if config.get("kind") != "vqgan":
         raise ValueError(f"the codec's kind must be 'vqgan', got {config.get('kind')!r}")
     statistics = config["statistics"]
-    vqgan = VQGAN.from_config(VQGANConfig(**config["config"]))
-    try:
-        vqgan.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f"the codec's weights do not fit its settings: {error}") from error
+    vqgan = restore(VQGAN, VQGANConfig(**config["config"]), weights, "the codec's")
     codec = VQGANCodec(vqgan, config["before_quant_conv"])
     return codec if statistics is None else codec.with_statistics(LatentStatistics(**statistics))

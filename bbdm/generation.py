@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 import bbdm
 from bbdm import solvers
-from bbdm.checkpoint import load_checkpoint, load_vqgan, write_atomically
+from bbdm.checkpoint import file_sha256, load_checkpoint, load_vqgan, write_atomically
 from bbdm.codec import Codec, VQGANCodec
 from bbdm.data import DIRECTIONS, PairedDataset, load_dataset, open_image
 from bbdm.networks.unet import UNet
@@ -196,8 +196,8 @@ class Translator:
             "image_size": self.dataset.image_size,
             "sources": len(self.dataset),
             "names": hashlib.sha256(names.encode()).hexdigest(),
-            "weights": _digest(args.model),
-            "vqgan": None if args.vqgan_path is None else _digest(args.vqgan_path),
+            "weights": file_sha256(args.model),
+            "vqgan": None if args.vqgan_path is None else file_sha256(args.vqgan_path),
             "bridge": self.bridge.config(),
             "num_samples": args.num_samples,
             "seed": args.seed,
@@ -314,15 +314,6 @@ _WAYS_OUT = ": give another output_dir, or --overwrite to make all results again
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:18]}...{text[-18:]}"
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    state = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(2**22):
-            state.update(block)
-    return state.hexdigest()
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from bbdm.checkpoint import write_atomically
+from bbdm.checkpoint import file_sha256, write_atomically
 from bbdm.codec import Codec, LatentStatistics
 from bbdm.data import PairedDataset
 
@@ -77,7 +77,7 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                     "give another folder, or delete it"
                 )
         for name, digest in content["shards"].items():
-            if not (self.folder / name).is_file() or _sha256(self.folder / name) != digest:
+            if not (self.folder / name).is_file() or file_sha256(self.folder / name) != digest:
                 raise ValueError(f"{self.folder / name} has changed since it was written: delete {self.folder}")
         return {int(Path(name).stem) for name in content["shards"]}
 
@@ -99,7 +99,7 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary))
         manifest = self.folder / MANIFEST
         content = json.loads(manifest.read_text())
-        content["shards"][path.name] = _sha256(path)
+        content["shards"][path.name] = file_sha256(path)
         write_atomically(manifest, lambda temporary: temporary.write_text(json.dumps(content, indent=2)))
 
     def __len__(self) -> int:
@@ -152,7 +152,3 @@ def _description(dataset: PairedDataset, codec: Codec, flip: bool) -> dict[str, 
         "codec": {**codec.config(), "statistics": None, "weights": weights.hexdigest()},
     }
     return json.loads(json.dumps(description))  # as the manifest has it: lists for tuples
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
