@@ -7,10 +7,8 @@ file. What other people's programs wrote is read by :mod:`bbdm.importers`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,6 +23,7 @@ from bbdm import bridges
 from bbdm import codec as codecs
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
+from bbdm.files import write_atomically
 from bbdm.networks.restore import restore
 from bbdm.networks.unet import UNet, UNetConfig
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
@@ -298,29 +297,3 @@ def _read_safetensors(path: Path, name: str) -> Any:
 def _state(state: State) -> State:
     """A copy on the CPU, contiguous."""
     return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Have ``write`` fill a temporary file beside ``path``, flush it to the disk, and rename it into place."""
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    temporary.touch(exist_ok=False)
-    mode = temporary.stat().st_mode  # as the user's umask has it; safetensors makes its files private
-    try:
-        write(temporary)
-        temporary.chmod(mode)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -27,9 +27,10 @@ from tqdm.auto import tqdm
 
 import bbdm
 from bbdm import solvers
-from bbdm.checkpoint import file_sha256, load_checkpoint, load_vqgan, write_atomically
+from bbdm.checkpoint import load_checkpoint, load_vqgan
 from bbdm.codec import Codec, VQGANCodec
 from bbdm.data import DIRECTIONS, PairedDataset, load_dataset, open_image
+from bbdm.files import file_sha256, write_atomically
 from bbdm.networks.unet import UNet
 from bbdm.sampler import BridgeSampler
 

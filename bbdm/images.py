@@ -1,12 +1,19 @@
-"""Pictures in and out: PIL to tensors in [-1, 1] and back, and grids to look at."""
+"""Pictures in and out: PIL to arrays and tensors in [-1, 1] and back, and grids to look at.
+
+Only the functions of tensors need torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
 
 EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"}
 SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
@@ -37,34 +44,51 @@ def convert(image: Image.Image, channels: int = 3) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def from_pil(image: Image.Image, channels: int = 3) -> torch.Tensor:
+def to_array(image: Image.Image, channels: int = 3) -> npt.NDArray[np.float32]:
     """(channels, H, W) float32 in [-1, 1]."""
     pixels = np.asarray(convert(image, channels), dtype=np.float32).reshape(image.height, image.width, channels)
-    return torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1).contiguous()
+    return np.ascontiguousarray((pixels / 127.5 - 1.0).transpose(2, 0, 1))
+
+
+def from_array(array: npt.NDArray[np.floating]) -> Image.Image:
+    """A picture from a (1 or 3, H, W) array in [-1, 1]; values outside are clipped."""
+    if array.ndim != 3 or array.shape[0] not in (1, 3):
+        raise ValueError(f"a picture needs a (1 or 3, H, W) tensor, got {tuple(array.shape)}")
+    pixels = np.rint((array.astype(np.float32).clip(-1, 1) + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def from_pil(image: Image.Image, channels: int = 3) -> torch.Tensor:
+    """A tensor from a picture: see :func:`to_array`."""
+    import torch
+
+    return torch.from_numpy(to_array(image, channels))
 
 
 def to_pil(tensor: torch.Tensor) -> Image.Image:
-    """A picture from a (1 or 3, H, W) tensor in [-1, 1]; values outside are clipped."""
-    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
-        raise ValueError(f"a picture needs a (1 or 3, H, W) tensor, got {tuple(tensor.shape)}")
-    pixels = ((tensor.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    array = pixels.permute(1, 2, 0).numpy()
-    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+    """A picture from a tensor: see :func:`from_array`."""
+    return from_array(tensor.detach().float().cpu().numpy())
 
 
-def check(source: object, channels: int) -> None:
-    """Raise ValueError unless ``source`` is a non-empty (B, channels, H, W) float tensor, finite and about [-1, 1]."""
-    if not isinstance(source, torch.Tensor):
-        raise ValueError(f"source must be a (B, {channels}, H, W) tensor, got {type(source).__name__}")
-    if source.ndim != 4 or source.shape[1] != channels or source.numel() == 0:
-        raise ValueError(f"source must be a non-empty (B, {channels}, H, W) tensor, got shape {tuple(source.shape)}")
-    if not source.is_floating_point():
-        raise ValueError(f"source must be a float tensor in [-1, 1], got {source.dtype}")
-    largest = source.detach().abs().max().item()
+def check(source: torch.Tensor | npt.NDArray[Any], channels: int) -> None:
+    """Raise ValueError unless ``source`` is a non-empty (B, channels, H, W) of floats, finite and about [-1, 1]."""
+    if source.ndim != 4 or source.shape[1] != channels or 0 in source.shape:
+        raise ValueError(f"source must be a non-empty (B, {channels}, H, W) batch, got shape {tuple(source.shape)}")
+    if "float" not in str(source.dtype):
+        raise ValueError(f"source must be floats in [-1, 1], got {source.dtype}")
+    largest = float(abs(source).max())
     if not np.isfinite(largest):
         raise ValueError("source must be finite, got NaN or infinity")
     if largest > RANGE_LIMIT:
         raise ValueError(f"source must be in [-1, 1], got values up to {largest:.4g} in size")
+
+
+def by_size(arrays: Sequence[Any]) -> list[list[int]]:
+    """Which arrays or tensors have the same shape, as lists of indices."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, array in enumerate(arrays):
+        groups.setdefault(tuple(array.shape), []).append(index)
+    return list(groups.values())
 
 
 def grid(rows: Sequence[Sequence[Image.Image]], gap: int = 2) -> Image.Image:

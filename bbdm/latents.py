@@ -17,9 +17,9 @@ from safetensors import safe_open
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from bbdm.checkpoint import file_sha256, write_atomically
 from bbdm.codec import Codec, LatentStatistics
 from bbdm.data import PairedDataset
+from bbdm.files import file_sha256, write_atomically
 
 VERSION = 1
 SHARD = 256  # pairs in a file

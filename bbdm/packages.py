@@ -27,8 +27,8 @@ from torch import nn
 from torch._C._aoti import AOTIModelPackageLoader, alloc_tensor_by_stealing_from_void_ptr
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
-from bbdm.checkpoint import write_atomically
 from bbdm.execution import compile_options, freezes, state_dtype
+from bbdm.files import write_atomically
 from bbdm.networks.unet import UNet
 
 FORMAT = "bbdm compiled network"

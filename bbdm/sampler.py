@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 import os
-import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, overload
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -21,8 +18,7 @@ from bbdm.checkpoint import load_checkpoint
 from bbdm.codec import Codec
 from bbdm.networks.unet import UNet
 from bbdm.packages import PackagedNetwork, save_package
-
-SEED_LIMIT = 2**63
+from bbdm.seeds import resolve_seeds
 
 
 class Step(NamedTuple):
@@ -223,13 +219,12 @@ class BridgeSampler:
         if noise is not None and len({p.size for p in pictures}) > 1:
             raise ValueError("noise needs pictures of one size, got several")
         tensors = [images.from_pil(picture, self._channels) for picture in pictures]
-        seeds = self._seeds(seed, len(pictures))
+        every = self._seeds(seed, len(pictures))
         results: dict[int, Image.Image] = {}
-        for size in dict.fromkeys(tensor.shape for tensor in tensors):  # one batch for each size
-            chosen = [i for i, tensor in enumerate(tensors) if tensor.shape == size]
+        for chosen in images.by_size(tensors):
             batch = torch.stack([tensors[i] for i in chosen])
             noise = self._check_noise(noise, batch)
-            made = self._translate(batch, [seeds[i] for i in chosen], noise, batch_size, progress)
+            made = self._translate(batch, [every[i] for i in chosen], noise, batch_size, progress)
             results.update(zip(chosen, map(images.to_pil, made), strict=True))
         return [results[i] for i in range(len(pictures))]
 
@@ -241,6 +236,8 @@ class BridgeSampler:
         The last step's ``x`` is what a call returns, before it is clamped to [-1, 1]. With a codec, steps are latents,
         of which ``sampler.codec.decode`` makes pictures.
         """
+        if not isinstance(source, torch.Tensor):
+            raise ValueError(f"source must be a (B, {self._channels}, H, W) tensor, got {type(source).__name__}")
         images.check(source, self._channels)
         return self._stream(source, self._seeds(seed, len(source)), self._check_noise(noise, source))
 
@@ -328,21 +325,9 @@ class BridgeSampler:
 
     def _seeds(self, seed: int | Sequence[int] | None, count: int) -> list[int]:
         """One seed for each image of a call, kept as this thread's ``last_seeds``."""
-        if seed is None:
-            seed = secrets.randbelow(2**32)
-        try:
-            if isinstance(seed, Sequence | torch.Tensor | np.ndarray):
-                seeds = [operator.index(s) for s in seed]
-            else:
-                seeds = [operator.index(seed) + i for i in range(count)]
-        except TypeError as error:
-            raise ValueError(f"seed must be an integer or a list of integers, got {seed!r}") from error
-        if len(seeds) != count:
-            raise ValueError(f"seed must be one integer or one for each of {count} images, got {len(seeds)}")
-        if not all(0 <= s < SEED_LIMIT for s in seeds):
-            raise ValueError(f"seed must be in [0, 2^63), got {seed}")
-        self._thread.seeds = tuple(seeds)
-        return seeds
+        chosen = resolve_seeds(seed, count)
+        self._thread.seeds = tuple(chosen)
+        return chosen
 
     def _check_noise(self, noise: torch.Tensor | None, source: torch.Tensor) -> torch.Tensor | None:
         if noise is None:

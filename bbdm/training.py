@@ -21,11 +21,12 @@ from tqdm.auto import tqdm
 
 from bbdm import images
 from bbdm.bridges import Bridge
-from bbdm.checkpoint import Checkpoint, check_codec, load_checkpoint, save_checkpoint, write_atomically
+from bbdm.checkpoint import Checkpoint, check_codec, load_checkpoint, save_checkpoint
 from bbdm.codec import Codec, Role
 from bbdm.data import PairedDataset
 from bbdm.ema import EMA
 from bbdm.execution import keep_freed_memory
+from bbdm.files import write_atomically
 from bbdm.kernels import philox
 from bbdm.latents import LatentDataset
 from bbdm.networks.unet import UNet

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from bbdm.checkpoint import load_checkpoint, write_atomically
+from bbdm.checkpoint import load_checkpoint
 from bbdm.data import load_dataset
+from bbdm.files import write_atomically
 from bbdm.sampler import BridgeSampler
 
 DEMO_WEIGHTS = Path(__file__).parent.parent / "examples" / "demo" / "openmoji64.safetensors"

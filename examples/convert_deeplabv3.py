@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bbdm.checkpoint import write_atomically
+from bbdm.files import write_atomically
 from bbdm.networks.deeplab import load_deeplab, save_deeplab
 
 

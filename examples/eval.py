@@ -12,8 +12,8 @@ from typing import Any, get_args
 
 from bbdm import generation, metrics, solvers
 from bbdm.bridges import Bridge
-from bbdm.checkpoint import write_atomically
 from bbdm.data import DATASETS
+from bbdm.files import write_atomically
 from bbdm.generation import Translator
 
 Run = tuple[str, int | None]  # solver, and its steps where they are not its own choice

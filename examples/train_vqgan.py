@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from bbdm import images
-from bbdm.checkpoint import save_vqgan, write_atomically
+from bbdm.checkpoint import save_vqgan
 from bbdm.data import DATASETS, load_dataset
 from bbdm.execution import keep_freed_memory
+from bbdm.files import write_atomically
 from bbdm.networks.vqgan import PRESETS, VQGAN
 
 COMMITMENT = 0.25  # weight of the distance that moves latents to codes, against 1 of codes to latents

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +151,22 @@ class TestGrid:
     def test_needs_a_picture(self, rows: list[list[Image.Image]]) -> None:
         with pytest.raises(ValueError, match="at least one picture"):
             images.grid(rows)
+
+
+def test_by_size_groups_in_order() -> None:
+    shapes = [(3, 2, 4), (3, 4, 2), (3, 2, 4), (1, 2, 4)]
+    assert images.by_size([np.zeros(shape) for shape in shapes]) == [[0, 2], [1], [3]]
+
+
+def test_images_need_no_torch() -> None:
+    """Arrays and pictures go in and out in a process where torch cannot be imported."""
+    script = """
+import sys
+sys.modules["torch"] = None
+import numpy as np
+from PIL import Image
+from bbdm import images, seeds
+picture = Image.new("RGB", (3, 2), (255, 0, 51))
+assert np.array_equal(np.asarray(images.from_array(images.to_array(picture))), np.asarray(picture))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parent.parent)

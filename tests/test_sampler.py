@@ -220,11 +220,11 @@ GOOD = torch.zeros(2, 3, 8, 8)
     [
         (
             {"source": torch.zeros(2, 4, 8, 8)},
-            r"source must be a non-empty \(B, 3, H, W\) tensor, got shape \(2, 4, 8, 8\)",
+            r"source must be a non-empty \(B, 3, H, W\) batch, got shape \(2, 4, 8, 8\)",
         ),
         ({"source": torch.zeros(3, 8, 8)}, r"got shape \(3, 8, 8\)"),
         ({"source": torch.zeros(0, 3, 8, 8)}, r"got shape \(0, 3, 8, 8\)"),
-        ({"source": GOOD.to(torch.uint8)}, r"source must be a float tensor in \[-1, 1\], got torch.uint8"),
+        ({"source": GOOD.to(torch.uint8)}, r"source must be floats in \[-1, 1\], got torch.uint8"),
         ({"source": torch.full((1, 3, 8, 8), float("nan"))}, "source must be finite"),
         ({"source": GOOD + 200.0}, r"source must be in \[-1, 1\], got values up to 200"),
         ({"source": []}, "source must hold at least one picture"),

@@ -1,0 +1,29 @@
+"""Seeds of a call: one for each image, in whatever form they were given. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import operator
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+LIMIT = 2**63
+
+
+def resolve_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
+    """One seed for each image: ``seed + i`` for image i, the given ones, or drawn where it is None.
+
+    Raises:
+        ValueError: not integers, not one for each image, or out of [0, 2^63).
+    """
+    given: Any = secrets.randbelow(2**32) if seed is None else seed
+    one = not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0  # arrays and tensors of no dimension
+    try:
+        seeds = [operator.index(given) + i for i in range(count)] if one else [operator.index(s) for s in given]
+    except TypeError as error:
+        raise ValueError(f"seed must be an integer or a list of integers, got {seed!r}") from error
+    if len(seeds) != count:
+        raise ValueError(f"seed must be one integer or one for each of {count} images, got {len(seeds)}")
+    if not all(0 <= s < LIMIT for s in seeds):
+        raise ValueError(f"seed must be in [0, 2^63), got {seed}")
+    return seeds
