@@ -64,13 +64,16 @@ class Codec(ABC):
     """Between image space and the space of the bridge.
 
     Attributes: ``image_channels``; ``channels`` of a latent; ``stride``, image pixels along one side of a latent pixel;
-    ``statistics`` that latents are normalised by, or None.
+    ``statistics`` that latents are normalised by, or None; ``encoder`` and ``decoder``, its networks as functions of a
+    batch: of images in the codec's dtype to float32 latents, not normalised, and of those back to float32 images.
     """
 
     image_channels: int
     channels: int
     stride: int
     statistics: LatentStatistics | None
+    encoder: Network
+    decoder: Network
 
     @abstractmethod
     def latents(self, image: torch.Tensor) -> torch.Tensor:
@@ -92,9 +95,13 @@ class Codec(ABC):
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """A target in the space of the bridge, (B, channels, H, W), to its image, about [-1, 1], float32."""
-        if self.statistics is not None:
-            latents = latents * self._row("target_std", latents) + self._row("target_mean", latents)
-        return self.image(latents)
+        return self.image(self.denormalize(latents))
+
+    def denormalize(self, latents: torch.Tensor) -> torch.Tensor:
+        """The latents of a target in the space of the bridge."""
+        if self.statistics is None:
+            return latents
+        return latents * self._row("target_std", latents) + self._row("target_mean", latents)
 
     def with_statistics(self, statistics: LatentStatistics) -> Codec:
         """The same, normalising.
@@ -145,8 +152,8 @@ class VQGANCodec(Codec):
         self.channels = vqgan.config.latent_channels
         self.stride = vqgan.config.stride
         self.statistics = None
-        self._encoder: Network = self._encode
-        self._decoder: Network = self._decode
+        self.encoder = self._encode
+        self.decoder = self._decode
 
     @torch.no_grad()
     def latents(self, image: torch.Tensor) -> torch.Tensor:
@@ -157,7 +164,7 @@ class VQGANCodec(Codec):
         """
         weight = self.vqgan.encoder.conv_in.weight
         image = image.to(weight.device, weight.dtype, memory_format=torch.channels_last)
-        return torch.cat([self._encoder(part) for part in image.split(IMAGES_AT_ONCE)])
+        return torch.cat([self.encoder(part) for part in image.split(IMAGES_AT_ONCE)])
 
     @torch.no_grad()
     def image(self, latents: torch.Tensor) -> torch.Tensor:
@@ -168,7 +175,7 @@ class VQGANCodec(Codec):
         """
         device = self.vqgan.decoder.conv_in.weight.device
         latents = latents.to(device, torch.float32, memory_format=torch.channels_last)
-        return torch.cat([self._decoder(part) for part in latents.split(IMAGES_AT_ONCE)])
+        return torch.cat([self.decoder(part) for part in latents.split(IMAGES_AT_ONCE)])
 
     def _encode(self, image: torch.Tensor) -> torch.Tensor:
         latents = self.vqgan.encoder(image) if self.before_quant_conv else self.vqgan.encode(image)
@@ -195,7 +202,7 @@ class VQGANCodec(Codec):
     def compiled(self, compile: Callable[[Network], Network]) -> VQGANCodec:
         """See :meth:`Codec.compiled`."""
         codec = copy.copy(self)
-        codec._encoder, codec._decoder = compile(self._encode), compile(self._decode)
+        codec.encoder, codec.decoder = compile(self._encode), compile(self._decode)
         return codec
 
     def config(self) -> dict[str, Any]:
