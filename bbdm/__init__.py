@@ -51,6 +51,7 @@ _MODULES = {
     "metrics",
     "networks",
     "packages",
+    "runtime",
     "sampler",
     "seeds",
     "segmentation",

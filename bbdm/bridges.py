@@ -9,13 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from bbdm.kernels.noise_step import noise_step
+if TYPE_CHECKING:
+    import torch
 
 Array = npt.NDArray[np.float64]
 Objective = Literal["residual", "displacement", "noise"]
@@ -161,6 +161,10 @@ class Bridge(ABC):
             ValueError: shapes differ, or t is not a (B,) integer tensor in range. The range is read only on the CPU,
                 where that costs no synchronisation.
         """
+        import torch  # here, so that tables are built without it too
+
+        from bbdm.kernels.noise_step import noise_step
+
         shapes = [tuple(v.shape) for v in (x0, y, noise) if v is not None]
         if len(set(shapes)) > 1:
             raise ValueError(f"x0, y and noise must have one shape, got {shapes}")

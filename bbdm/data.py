@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import Dataset
 
 from bbdm import images
+from bbdm.images import open_image
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 DIRECTIONS = ("AtoB", "BtoA")
@@ -88,22 +89,6 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         if target is None:
             raise ValueError(f"{self.pairs[index].source} has no target: this dataset can only be translated")
         return images.from_pil(source), images.from_pil(target)
-
-
-def open_image(path: Path) -> Image.Image:
-    """A fully read, upright picture.
-
-    Raises:
-        ValueError: the file cannot be decoded.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, EOFError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"cannot read the picture {path}: {error}") from error
 
 
 def _files(folder: Path) -> list[Path]:

@@ -6,11 +6,12 @@ Only the functions of tensors need torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +43,22 @@ def convert(image: Image.Image, channels: int = 3) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def open_image(path: Path) -> Image.Image:
+    """A fully read, upright picture.
+
+    Raises:
+        ValueError: the file cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, EOFError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"cannot read the picture {path}: {error}") from error
 
 
 def to_array(image: Image.Image, channels: int = 3) -> npt.NDArray[np.float32]:

@@ -17,9 +17,9 @@ def resolve_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
         ValueError: not integers, not one for each image, or out of [0, 2^63).
     """
     given: Any = secrets.randbelow(2**32) if seed is None else seed
-    one = not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0  # arrays and tensors of no dimension
+    several = bool(isinstance(given, Iterable) and getattr(given, "ndim", 1) > 0)  # no array or tensor of no dimension
     try:
-        seeds = [operator.index(given) + i for i in range(count)] if one else [operator.index(s) for s in given]
+        seeds = [operator.index(s) for s in given] if several else [operator.index(given) + i for i in range(count)]
     except TypeError as error:
         raise ValueError(f"seed must be an integer or a list of integers, got {seed!r}") from error
     if len(seeds) != count:

@@ -1,0 +1,373 @@
+"""The sampler on ONNX Runtime: numpy, pillow and onnxruntime are all that it needs, and no PyTorch.
+
+    python -m bbdm.runtime FOLDER PICTURE... -o OUT
+
+FOLDER is what ``export/to_onnx.py`` wrote. A seed gives the image that :class:`bbdm.BridgeSampler` makes of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast, overload
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from PIL import Image
+
+from bbdm import bridges, images, solvers
+from bbdm.files import file_sha256, write_atomically
+from bbdm.kernels.philox_numpy import normal
+from bbdm.seeds import resolve_seeds
+
+FORMAT = "bbdm onnx"
+VERSION = 1
+SETTINGS = "bridge.json"
+CPU = "CPUExecutionProvider"
+ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
+Array = npt.NDArray[np.float32]
+Images = TypeVar("Images", Array, list[Image.Image])
+
+
+class Step(NamedTuple):
+    """One step of :meth:`OnnxBridgeSampler.stream`, as :class:`bbdm.sampler.Step`, of arrays."""
+
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  # row of the table
+    t: int
+    x: Array  # (B, C, H, W) the state after the step; with a codec, a latent on the padded grid
+    x0hat: Array  # the estimate of the target that the step was made with, alike
+
+
+class OnnxBridgeSampler:
+    """Translates images with an exported network, called as :class:`bbdm.BridgeSampler` is.
+
+    Args:
+        folder: what ``export/to_onnx.py`` wrote.
+        providers: execution providers of ONNX Runtime, the preferred first, with or without options; None for CUDA
+            where this ONNX Runtime has it, and else the CPU.
+        threads: of the CPU provider; None for one a core.
+        solver: another solver than the one exported, as for
+        steps: another number of network evaluations, and
+        timesteps: other times; see :func:`bbdm.solvers.build`.
+
+    On CUDA the state stays on the device between steps. Threads may share a sampler. ``table`` is its
+    :class:`~bbdm.solvers.StepTable`, ``settings`` the content of ``bridge.json``.
+
+    Raises:
+        FileNotFoundError: the folder or a file in it is missing.
+        ValueError: a file was changed, is of a newer version or of another export; an unknown provider, or one that
+            does not start.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        providers: Sequence[str | tuple[str, dict[str, Any]]] | None = None,
+        threads: int | None = None,
+        *,
+        solver: str | None = None,
+        steps: int | None = None,
+        timesteps: str | Iterable[int] | None = None,
+    ) -> None:
+        folder = Path(folder)
+        self.settings = read_settings(folder)
+        self.providers = _providers(providers)
+        self.static: tuple[int, int, int] | None = None
+        if self.settings["static"] is not None:
+            self.static = cast(tuple[int, int, int], tuple(self.settings["static"]))
+        if solver is steps is timesteps is None:
+            stored = (np.array(self.settings[name]) for name in ("timesteps", "prediction", "coefficients"))
+            self.table = solvers.StepTable(*stored)
+        else:
+            bridge = bridges.from_config(self.settings["bridge"])
+            self.table = solvers.build(bridge, solver or self.settings["solver"], timesteps, steps)
+        rows = np.concatenate([self.table.prediction, self.table.coefficients], axis=1).astype(np.float32)
+        self.graphs = {
+            name.removesuffix(".onnx"): Graph(folder / name, self.providers, threads)
+            for name in self.settings["files"]
+            if name.endswith(".onnx") and name != "pipeline.onnx"
+        }
+        device = self.graphs["unet"].device
+        self._rows = [device.put(row) for row in rows]
+        self._times = [device.put(np.array([t])) for t in self.table.timesteps]
+        self._silence = device.put(np.zeros((1, 1, 1, 1), np.float32))
+        self._device = device
+        self._thread = threading.local()
+
+    @property
+    def last_seeds(self) -> tuple[int, ...]:
+        """The seed of each image in this thread's last call. Empty before the first call."""
+        return getattr(self._thread, "seeds", ())
+
+    @overload
+    def __call__(
+        self,
+        source: Array,
+        seed: int | Sequence[int] | None = None,
+        noise: Array | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> Array: ...
+    @overload
+    def __call__(
+        self,
+        source: Image.Image | list[Image.Image],
+        seed: int | Sequence[int] | None = None,
+        noise: Array | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> list[Image.Image]: ...
+    def __call__(
+        self,
+        source: Array | Image.Image | list[Image.Image],
+        seed: int | Sequence[int] | None = None,
+        noise: Array | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> Array | list[Image.Image]:
+        """Translate images.
+
+        Args:
+            source: (B, C, H, W) float array in [-1, 1], a picture, or a list of pictures of any sizes.
+            seed: image i gets the seed ``seed + i``, or one each from a list. None draws one; ``last_seeds`` tells it.
+            noise: (K, B, C, H, W) standard normals in place of a seed, on the grid that the network sees.
+            batch_size: at most so many images at once; None for all.
+            progress: tell on standard error how many network evaluations are done.
+
+        Returns:
+            A float32 array like ``source``, clamped to [-1, 1], or a list of pictures.
+
+        Raises:
+            ValueError: something that cannot be taken; it names the argument, what it got and what it wants.
+        """
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        channels = self.settings["image_channels"]
+        if isinstance(source, np.ndarray):
+            images.check(source, channels)
+            noise = self._check_noise(noise, source)
+            return self._translate(source, self._seeds(seed, len(source)), noise, batch_size, progress)
+        pictures = [source] if isinstance(source, Image.Image) else source
+        if not isinstance(pictures, list | tuple) or not all(isinstance(p, Image.Image) for p in pictures):
+            raise ValueError(f"source must be an array, a PIL picture or a list of them, got {type(source).__name__}")
+        if not pictures:
+            raise ValueError("source must hold at least one picture, got an empty list")
+        if noise is not None and len({p.size for p in pictures}) > 1:
+            raise ValueError("noise needs pictures of one size, got several")
+        arrays = [images.to_array(picture, channels) for picture in pictures]
+        every = self._seeds(seed, len(pictures))
+        results: dict[int, Image.Image] = {}
+        for chosen in images.by_size(arrays):
+            batch = np.stack([arrays[i] for i in chosen])
+            noise = self._check_noise(noise, batch)
+            made = self._translate(batch, [every[i] for i in chosen], noise, batch_size, progress)
+            results.update(zip(chosen, map(images.from_array, made), strict=True))
+        return [results[i] for i in range(len(pictures))]
+
+    def stream(
+        self, source: Array, seed: int | Sequence[int] | None = None, noise: Array | None = None
+    ) -> Iterator[Step]:
+        """The same translation of an array one step at a time; arguments as for a call."""
+        if not isinstance(source, np.ndarray):
+            raise ValueError(f"source must be an array, got {type(source).__name__}")
+        images.check(source, self.settings["image_channels"])
+        if self.static is not None and len(source) != self.static[0]:
+            raise ValueError(f"source must hold {self.static[0]} images for this export, got {len(source)}")
+        seeds, noise = self._seeds(seed, len(source)), self._check_noise(noise, source)
+        return self._stream(source, seeds, noise)
+
+    def _stream(self, source: Array, seeds: Sequence[int], noise: Array | None) -> Iterator[Step]:
+        height, width = (side // self.settings["latent_stride"] for side in source.shape[2:])
+        crop = (..., slice(height), slice(width)) if "encoder" not in self.graphs else (...,)
+        for index, (x, x0hat) in enumerate(self._run(source, seeds, noise)):
+            yield Step(index, int(self.table.timesteps[index]), x.numpy()[crop], x0hat.numpy()[crop])
+
+    def _translate(
+        self, source: Array, seeds: list[int], noise: Array | None, batch_size: int | None, progress: bool
+    ) -> Array:
+        size = min(batch_size or len(source), len(source)) if self.static is None else self.static[0]
+        parts: list[Array] = []
+        for start in range(0, len(source), size):
+            chosen = list(range(start, min(start + size, len(source))))
+            short = 0 if self.static is None else size - len(chosen)
+            chosen += chosen[-1:] * short  # a static graph takes a whole batch
+            part = None if noise is None else noise[:, chosen]
+            label = f"image {start + 1} of {len(source)}" if progress else None
+            run = self._run(source[chosen], [seeds[i] for i in chosen], part, label)
+            state = deque(run, maxlen=1).pop()
+            (x,) = self.graphs["decoder"].run({"latent": state[0]}) if "decoder" in self.graphs else state[:1]
+            parts.append(x.numpy()[: size - short if short else None, :, : source.shape[2], : source.shape[3]])
+        if progress:
+            print(file=sys.stderr)
+        return np.concatenate(parts).clip(-1, 1)
+
+    def _run(
+        self, source: Array, seeds: Sequence[int], noise: Array | None, label: str | None = None
+    ) -> Iterator[tuple[onnxruntime.OrtValue, onnxruntime.OrtValue]]:
+        """State and estimate after each step, on the device; a label is told with each."""
+        y = self._start(source)
+        x = x0hat = y
+        shape = tuple(y.shape())[1:]
+        for index, (row, time) in enumerate(zip(self._rows, self._times, strict=True)):
+            inputs = {"x": x, "t": time} | ({"condition": y} if self.settings["conditioned"] else {})
+            (prediction,) = self.graphs["unet"].run(inputs)
+            z = self._silence
+            if self.table.coefficients[index, 4]:
+                z = self._device.put(normal(seeds, index, shape) if noise is None else noise[index])
+            x, x0hat = self.graphs["step"].run(
+                {"x": x, "x0hat": x0hat, "prediction": prediction, "y": y, "z": z, "row": row}
+            )
+            if label is not None:
+                print(f"\r{label}, step {index + 1} of {len(self.table)}", end="", file=sys.stderr, flush=True)
+            yield x, x0hat
+
+    def _start(self, source: Array) -> onnxruntime.OrtValue:
+        """The source in the space of the bridge, padded below and to the right to what the network can take."""
+        height, width = self._padded(*source.shape[2:])
+        if self.static is not None and (height, width) != self.static[1:]:
+            sizes = f"{self.static[1]} x {self.static[2]}", f"{source.shape[2]} x {source.shape[3]}"
+            raise ValueError(f"this export takes pictures of {sizes[0]} only, got {sizes[1]}")
+        padding = ((0, 0), (0, 0), (0, height - source.shape[2]), (0, width - source.shape[3]))
+        image = self._device.put(np.pad(source.astype(np.float32), padding, mode="edge"))
+        return self.graphs["encoder"].run({"image": image})[0] if "encoder" in self.graphs else image
+
+    def _padded(self, height: int, width: int) -> tuple[int, int]:
+        stride = self.settings["stride"]
+        return height + -height % stride, width + -width % stride
+
+    def _seeds(self, seed: int | Sequence[int] | None, count: int) -> list[int]:
+        chosen = resolve_seeds(seed, count)
+        self._thread.seeds = tuple(chosen)
+        return chosen
+
+    def _check_noise(self, noise: Array | None, source: Array) -> Array | None:
+        if noise is None:
+            return None
+        sides = (side // self.settings["latent_stride"] for side in self._padded(*source.shape[2:]))
+        wanted = (len(self.table), len(source), self.settings["channels"], *sides)
+        if noise.shape != wanted:
+            raise ValueError(f"noise must have shape {wanted}, got {noise.shape}")
+        return noise.astype(np.float32)
+
+
+class _Device:
+    """Where a session keeps its values."""
+
+    def __init__(self, provider: str, options: dict[str, Any]) -> None:
+        self.name = "cuda" if provider in ON_CUDA else "cpu"
+        self.index = int(options.get("device_id", 0)) if self.name == "cuda" else 0
+
+    def put(self, array: npt.NDArray[Any]) -> onnxruntime.OrtValue:
+        """The array there."""
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.name, self.index)
+
+
+class Graph:
+    """A session that takes and gives values where they are."""
+
+    def __init__(self, path: Path, providers: list[tuple[str, dict[str, Any]]], threads: int | None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        except Exception as error:  # of many kinds, without a common base
+            raise ValueError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
+        started = self._session.get_providers()
+        if providers[0][0] not in started:
+            raise ValueError(f"{providers[0][0]} did not start: its libraries are missing, or there is no such device")
+        self.device = _Device(*providers[0])
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def run(self, inputs: dict[str, onnxruntime.OrtValue]) -> list[onnxruntime.OrtValue]:
+        """Outputs, on the device, of inputs by name."""
+        binding = self._session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self._outputs:
+            binding.bind_output(name, self.device.name, self.device.index)
+        self._session.run_with_iobinding(binding)
+        return binding.get_outputs()
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The content of an export's ``bridge.json``, after its files were compared with their hashes.
+
+    Raises:
+        FileNotFoundError, ValueError: see :class:`OnnxBridgeSampler`.
+    """
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}: {folder} is not what export/to_onnx.py writes")
+    try:
+        settings = json.loads(path.read_text())
+        if settings["format"] != FORMAT:
+            raise ValueError(f"its format is {settings['format']!r}, not {FORMAT!r}")
+        if settings["version"] > VERSION:
+            raise ValueError(f"version {settings['version']} is newer than this library reads ({VERSION}): update bbdm")
+        files = dict(settings["files"])
+        missing = {"unet.onnx", "step.onnx"} - files.keys()
+        if missing:
+            raise ValueError(f"it lists no {sorted(missing)[0]}")
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"missing entry {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"cannot read {path}: {reason}") from error
+    for name, digest in files.items():
+        if Path(name).name != name or not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} lacks {name}, which its {SETTINGS} lists")
+        if file_sha256(folder / name) != digest:
+            raise ValueError(f"{folder / name} is not what {SETTINGS} describes: it is damaged, or of another export")
+    return settings
+
+
+def _providers(wanted: Sequence[str | tuple[str, dict[str, Any]]] | None) -> list[tuple[str, dict[str, Any]]]:
+    """Providers with their options, the CPU as the last."""
+    available = onnxruntime.get_available_providers()
+    if wanted is None:
+        wanted = [name for name in ("CUDAExecutionProvider",) if name in available]
+    listed = [(entry, {}) if isinstance(entry, str) else (entry[0], dict(entry[1])) for entry in wanted]
+    for name, _ in listed:
+        if name not in available:
+            raise ValueError(f"providers must be of those that this onnxruntime has, {available}, got {name!r}")
+    return listed if any(name == CPU for name, _ in listed) else [*listed, (CPU, {})]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bbdm.runtime", description="Translate pictures without PyTorch.")
+    parser.add_argument("folder", type=Path, help="what export/to_onnx.py wrote")
+    parser.add_argument("pictures", type=Path, nargs="+", help="sources")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--seed", type=int, help="picture i gets SEED + i; drawn and told if unset")
+    parser.add_argument("--steps", type=int, help="network evaluations; as exported if unset")
+    parser.add_argument("--solver", help="as exported if unset")
+    parser.add_argument("--provider", help="such as CUDAExecutionProvider; CUDA where there is one if unset")
+    parser.add_argument("--threads", type=int, help="of the processor; one a core if unset")
+    args = parser.parse_args(argv)
+    providers = None if args.provider is None else [args.provider]
+    results = [args.output / f"{path.stem}.png" for path in args.pictures]
+    taken = {path.resolve() for path in args.pictures}
+    for path in results:
+        if path.resolve() in taken:
+            raise ValueError(f"{path} would take the place of another picture: give another output folder")
+        taken.add(path.resolve())
+    sources = [images.open_image(path) for path in args.pictures]
+    sampler = OnnxBridgeSampler(args.folder, providers, args.threads, solver=args.solver, steps=args.steps)
+    made = sampler(sources, args.seed, progress=sys.stderr.isatty())
+    for path, picture in zip(results, made, strict=True):
+        write_atomically(path, lambda temporary, picture=picture: picture.save(temporary, "png"))
+    first, last = sampler.last_seeds[0], sampler.last_seeds[-1]
+    print(f"{len(made)} results in {args.output}, seeds {first} to {last}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from error

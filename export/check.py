@@ -1,0 +1,80 @@
+"""An export against PyTorch: every graph, and the final image, at several shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+
+from bbdm.runtime import OnnxBridgeSampler
+from bbdm.sampler import BridgeSampler
+
+LIMITS = {"fp32": 1e-4, "fp16": 2e-2}  # largest difference over largest value; int8 is told and not judged
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a graph is from PyTorch on one input."""
+
+    graph: str
+    shape: tuple[int, ...]  # of the input
+    largest: float  # difference, by the largest value that PyTorch gives
+    mean: float  # alike
+
+    @classmethod
+    def of(cls, graph: str, shape: tuple[int, ...], value: np.ndarray, reference: torch.Tensor) -> Difference:
+        """The difference of an array from a tensor."""
+        wanted = reference.numpy()
+        off, scale = np.abs(value - wanted), np.abs(wanted).max()
+        return cls(graph, tuple(shape), float(off.max() / scale), float(off.mean() / scale))
+
+
+@torch.inference_mode()
+def differences(folder: Path, sampler: BridgeSampler, size: int) -> Iterator[Difference]:
+    """Each graph of a folder against a float32 sampler, then the image, from the loop and from ``pipeline.onnx``.
+
+    Args:
+        folder: the export.
+        sampler: of the same checkpoint, solver and steps.
+        size: side of the smallest pictures to try, on the network's grid.
+    """
+    exported = OnnxBridgeSampler(folder, ["CPUExecutionProvider"])
+    stride = exported.settings["stride"]
+    shapes = [exported.static] if exported.static else [(1, size, size), (2, size, size), (5, size, size + stride)]
+    generator = torch.Generator().manual_seed(0)
+    unet, codec = sampler.unet, sampler.codec
+    pipeline = folder / "pipeline.onnx"
+    whole = onnxruntime.InferenceSession(pipeline, providers=["CPUExecutionProvider"]) if pipeline.exists() else None
+    for batch, height, width in shapes:
+        image = torch.rand(batch, exported.settings["image_channels"], height, width, generator=generator) * 2 - 1
+        y = image
+        if codec is not None:
+            y = codec.encode(image, "source")
+            yield Difference.of("encoder.onnx", image.shape, _run(exported, "encoder", image=image), y)
+            yield Difference.of("decoder.onnx", y.shape, _run(exported, "decoder", latent=y), codec.decode(y))
+        t = torch.tensor([int(sampler.table.timesteps[len(sampler.table) // 2])])
+        inputs = {"x": y, "t": t} | ({"condition": y} if unet.config.condition_channels else {})
+        prediction = unet.trunk(y, unet.modulation(t), inputs.get("condition"))
+        yield Difference.of("unet.onnx", y.shape, _run(exported, "unet", **inputs), prediction)
+        wanted = sampler(image, seed=0)
+        yield Difference.of("image, step by step", image.shape, exported(image.numpy(), seed=0), wanted)
+        if whole is not None:
+            noise = torch.randn(len(sampler.table), *y.shape, generator=generator)
+            feeds = {"source": image.numpy()}
+            noisy = np.flatnonzero(sampler.table.coefficients[:, 4])
+            if len(noisy):
+                feeds["noise"] = noise.numpy()[noisy]
+            (made,) = whole.run(None, feeds)
+            yield Difference.of("image, pipeline.onnx", image.shape, np.asarray(made), sampler(image, noise=noise))
+
+
+def _run(exported: OnnxBridgeSampler, graph: str, **inputs: torch.Tensor) -> np.ndarray:
+    """The first output of a graph."""
+    values = {
+        name: onnxruntime.OrtValue.ortvalue_from_numpy(value.contiguous().numpy()) for name, value in inputs.items()
+    }
+    return exported.graphs[graph].run(values)[0].numpy()

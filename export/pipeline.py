@@ -1,0 +1,167 @@
+"""The step of a sampling loop as a graph, and a whole translation as one graph.
+
+Both take a step from the table's row as numbers, so neither knows bridge or solver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper, parser
+
+from bbdm.solvers import StepTable
+from export.graphs import GRID, IR_VERSIONS, name_dims
+
+STEP = """
+  p_x, p_y, p_prediction, c_x, c_y, c_x0hat, c_before, c_z = Split <axis = 0, num_outputs = 8> (row)
+  part_x = Mul (p_x, x)
+  part_y = Mul (p_y, y)
+  part_prediction = Mul (p_prediction, prediction)
+  x0hat_next = Sum (part_x, part_y, part_prediction)
+  term_x = Mul (c_x, x)
+  term_y = Mul (c_y, y)
+  term_x0hat = Mul (c_x0hat, x0hat_next)
+  term_before = Mul (c_before, x0hat)
+  term_z = Mul (c_z, z)
+  x_next = Sum (term_x, term_y, term_x0hat, term_before, term_z)
+"""
+IMAGE = "float[batch, channels, height, width]"
+
+
+def noisy_rows(table: StepTable) -> list[int]:
+    """The rows that need noise."""
+    return np.flatnonzero(table.coefficients[:, 4]).tolist()
+
+
+def rows_of(table: StepTable) -> np.ndarray:
+    """(K, 8) float32: prediction and coefficients side by side, as the step takes them."""
+    return np.concatenate([table.prediction, table.coefficients], axis=1).astype(np.float32)
+
+
+def step_graph(opset: int) -> onnx.ModelProto:
+    """One step, to ``x_next`` and ``x0hat_next``, (B, C, H, W).
+
+    Its inputs are ``x``, ``x0hat`` of the step before, ``prediction``, ``y`` and noise ``z``, all (B, C, H, W), and the
+    table's ``row``, (8,). For a row without noise z may be (1, 1, 1, 1).
+    """
+    z = "float[z_batch, z_channels, z_height, z_width] z"
+    inputs = ", ".join(f"{IMAGE} {name}" for name in ("x", "x0hat", "prediction", "y"))
+    return parser.parse_model(
+        f'<ir_version: {IR_VERSIONS[opset]}, opset_import: ["": {opset}]>\n'
+        f"step ({inputs}, {z}, float[8] row) => ({IMAGE} x_next, {IMAGE} x0hat_next) {{{STEP}}}"
+    )
+
+
+def pipeline_graph(
+    unet: onnx.ModelProto, encoder: onnx.ModelProto | None, decoder: onnx.ModelProto | None, table: StepTable
+) -> onnx.ModelProto:
+    """A translation in one graph: ``source`` (B, C, H, W) in [-1, 1] and ``noise`` (S, B, C', H', W') to ``image``.
+
+    The steps are a Loop around one copy of the network. ``noise`` is standard normal, in the space of the bridge, with
+    one slot for each row of the table that needs it, in the table's order; without such rows it is no input.
+    """
+    opset = unet.opset_import[0].version
+    noisy = noisy_rows(table)
+    slots = np.zeros(len(table), np.int64)
+    slots[noisy] = np.arange(len(noisy))
+    conditioned = len(unet.graph.input) == 3
+
+    draw = "z = Gather (noise, slot)" if noisy else "z = Constant <value_floats = [0.0]> ()"
+    body = parser.parse_graph(
+        f"""
+        step (int64 index, bool go, {IMAGE} x, {IMAGE} x0hat) => (bool again, {IMAGE} x_next, {IMAGE} x0hat_next) {{
+          again = Identity (go)
+          axis = Constant <value_ints = [0]> ()
+          one = Unsqueeze (index, axis)
+          t = Gather (timesteps, one)
+          row = Gather (rows, index)
+          slot = Gather (slots, index)
+          {draw}
+          {STEP}
+        }}"""
+    )
+    inner = {"x": "x", "t": "t", "prediction": "prediction"} | ({"condition": "y"} if conditioned else {})
+    before = next(i for i, node in enumerate(body.node) if node.op_type == "Split")
+    nodes = [*body.node[:before], *_renamed(unet.graph, inner, "unet/"), *body.node[before:]]
+    del body.node[:]
+    body.node.extend(nodes)
+    body.value_info.extend(_values(unet.graph, "unet/"))
+
+    graph = onnx.GraphProto(name="pipeline")
+    for name, values in (
+        ("timesteps", table.timesteps),
+        ("rows", rows_of(table)),
+        ("slots", slots),
+        ("steps", np.array(len(table))),
+        ("go", np.array(True)),
+    ):
+        graph.initializer.append(numpy_helper.from_array(values, name))
+    graph.initializer.extend(_weights(unet.graph, "unet/"))
+    source, image = "source", "image"
+    if encoder is not None:
+        graph.node.extend(_renamed(encoder.graph, {"image": source, "latent": "y"}, "encoder/"))
+        graph.initializer.extend(_weights(encoder.graph, "encoder/"))
+        graph.value_info.extend(_values(encoder.graph, "encoder/"))
+    else:
+        graph.node.append(helper.make_node("Identity", [source], ["y"]))
+    graph.node.append(helper.make_node("Loop", ["steps", "go", "y", "y"], ["x_last", "x0hat_last"], body=body))
+    last = "x_last"
+    if decoder is not None:
+        graph.node.extend(_renamed(decoder.graph, {"latent": last, "image": "decoded"}, "decoder/"))
+        graph.initializer.extend(_weights(decoder.graph, "decoder/"))
+        graph.value_info.extend(_values(decoder.graph, "decoder/"))
+        last = "decoded"
+    for name, bound in (("low", -1.0), ("high", 1.0)):
+        graph.initializer.append(numpy_helper.from_array(np.array(bound, np.float32), name))
+    graph.node.append(helper.make_node("Clip", [last, "low", "high"], [image]))
+
+    graph.input.append(_like((encoder or unet).graph.input[0], source, GRID))
+    if noisy:
+        names = GRID if encoder is None else ("batch", "channels", "latent_height", "latent_width")
+        grid = unet.graph.input[0].type.tensor_type.shape.dim
+        shape = [dim.dim_value or name for name, dim in zip(names, grid, strict=True)]
+        graph.input.append(helper.make_tensor_value_info("noise", onnx.TensorProto.FLOAT, [len(noisy), *shape]))
+    graph.output.append(_like((decoder or unet).graph.output[0], image, GRID))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSIONS[opset])
+
+
+def _renamed(graph: onnx.GraphProto, known: dict[str, str], prefix: str) -> Iterable[onnx.NodeProto]:
+    """Copies of a graph's nodes: known values under their new names, the others with a prefix."""
+
+    def rename(name: str) -> str:
+        return known.get(name, prefix + name) if name else name
+
+    for node in graph.node:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.name = prefix + node.name if node.name else ""
+        copy.input[:] = map(rename, node.input)
+        copy.output[:] = map(rename, node.output)
+        yield copy
+
+
+def _weights(graph: onnx.GraphProto, prefix: str) -> Iterable[onnx.TensorProto]:
+    for tensor in graph.initializer:
+        copy = onnx.TensorProto()
+        copy.CopyFrom(tensor)
+        copy.name = prefix + tensor.name
+        yield copy
+
+
+def _values(graph: onnx.GraphProto, prefix: str) -> Iterable[onnx.ValueInfoProto]:
+    for value in graph.value_info:
+        copy = onnx.ValueInfoProto()
+        copy.CopyFrom(value)
+        copy.name = prefix + value.name
+        yield copy
+
+
+def _like(value: onnx.ValueInfoProto, name: str, dims: tuple[str, ...]) -> onnx.ValueInfoProto:
+    """An input or output like another, with names for the dimensions that are not fixed."""
+    copy = onnx.ValueInfoProto()
+    copy.CopyFrom(value)
+    copy.name = name
+    name_dims(copy, dims)
+    return copy

@@ -1,0 +1,71 @@
+"""Static int8 quantisation of the UNet's graph, calibrated on the states that it meets when it translates pictures.
+
+Convolutions and matrix products are in int8, with a scale for each output channel; the first and the last convolution,
+what is made of the time, norms and attention itself stay in float32.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+from bbdm.sampler import BridgeSampler
+
+
+class _Trajectory(CalibrationDataReader):
+    """Inputs of the graph: each state of each picture's way from source to result."""
+
+    def __init__(self, sampler: BridgeSampler, sources: list[torch.Tensor]) -> None:
+        self._feeds = self._states(sampler, sources)
+
+    def get_next(self) -> dict[str, Any]:
+        return next(self._feeds, {})
+
+    @staticmethod
+    def _states(sampler: BridgeSampler, sources: list[torch.Tensor]) -> Iterator[dict[str, Any]]:
+        for seed, source in enumerate(sources):
+            x = y = source if sampler.codec is None else sampler.codec.encode(source, "source")
+            for step in sampler.stream(source, seed):
+                feed = {"x": x.numpy(), "t": np.array([step.t])}
+                yield feed | ({"condition": y.numpy()} if sampler.unet.config.condition_channels else {})
+                x = step.x
+
+
+def quantized(
+    model: onnx.ModelProto, sampler: BridgeSampler, sources: list[torch.Tensor], folder: Path
+) -> onnx.ModelProto:
+    """The graph of ``sampler``'s network with int8 weights and activations (QDQ nodes).
+
+    Args:
+        model: its float32 graph.
+        sampler: makes the states that activations' ranges are measured on.
+        sources: (1, C, H, W) each, of a size that the network takes.
+        folder: for temporary files, as large as the graph.
+    """
+    convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
+    plain, small = folder / "float32.onnx", folder / "int8.onnx"
+    onnx.save_model(model, plain, save_as_external_data=model.ByteSize() > 2**30, location="float32.onnx.data")
+    logging.getLogger().setLevel(logging.ERROR)  # its advice on preprocessing is for graphs that were not folded
+    quantize_static(
+        plain,
+        small,
+        _Trajectory(sampler, sources),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=["Conv", "MatMul"],
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=[convolutions[0], convolutions[-1]],
+        calibrate_method=CalibrationMethod.MinMax,
+    )
+    result = onnx.load(small)
+    for path in folder.glob("*"):
+        path.unlink()
+    return result
