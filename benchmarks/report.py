@@ -43,6 +43,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "peak_bytes": ("peak memory", lambda size: f"{size / 1e9:.2f} GB"),
     "package_bytes": ("package", lambda size: f"{size / 1e6:.3g} MB"),
     "relative_error": ("relative error", lambda error: f"{error:.1e}" if error else "0"),
+    "image_error": ("mean error of the image", percent),
+    "image_error_max": ("largest", percent),
     "dtype": ("dtype", str),
     "samples": ("samples", str),
 }

@@ -99,7 +99,8 @@ def test_latent_space(tmp_path: Path):
 
 
 def test_another_solver_and_other_steps_than_exported(folder: Path, file: Path):
-    for settings in ({"steps": 7}, {"solver": "ddim", "steps": 3}, {"timesteps": [100, 40, 3], "solver": "dpm2m"}):
+    several: list[dict[str, Any]] = [{"steps": 7}, {"solver": "ddim", "steps": 3}, {"timesteps": [100, 40, 3]}]
+    for settings in several:
         ours = OnnxBridgeSampler(folder, **settings)
         theirs = BridgeSampler.from_checkpoint(file, **{"solver": "sde-dpm2m", **settings})
         near(ours(SOURCE, seed=0), theirs(torch.from_numpy(SOURCE), seed=0))

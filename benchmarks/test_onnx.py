@@ -1,0 +1,143 @@
+"""Our ONNX export in ONNX Runtime on the CPU: one call of the UNet at 3 x 64 x 64, and a translation, against PyTorch.
+
+int8 is calibrated on a few pictures' ways, as export/to_onnx.py does. What it costs in the image is told of the bundled
+network, since it was trained: mean difference to the float32 image over the bundled drawings, in [0, 1] of the range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from bbdm import BridgeSampler, UNet
+from bbdm.images import from_pil
+from bbdm.runtime import OnnxBridgeSampler
+from benchmarks.conftest import DEVICE, Record
+from benchmarks.machine import Peaks
+from benchmarks.networks import BRIDGE, STEPS, gflop, images, relative_error
+from benchmarks.timing import Comparison, interleaved
+from export import graphs, to_onnx
+from export.quantize import quantized
+
+pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="about the CPU provider")
+BASELINE = "sde-bbdm exported as it is, ONNX Runtime float32"
+ROWS = [
+    BASELINE,
+    "ONNX Runtime float32",
+    "ONNX Runtime float16",
+    "ONNX Runtime int8",
+    "eager float32",
+    "compiled float32",
+    "compiled, as compile=True chooses",
+]
+DEMO = Path(__file__).parents[1] / "examples" / "demo"
+SIZE = 64  # of the demo's pictures
+OPSET = 23
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def write(model: onnx.ModelProto, folder: Path) -> Path:
+    folder.mkdir()
+    onnx.save_model(model, folder / "unet.onnx", save_as_external_data=True, location="unet.onnx.data")
+    return folder / "unet.onnx"
+
+
+@pytest.fixture(scope="module")
+def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool, tmp_path_factory: Any) -> Comparison:
+    comparison = Comparison("UNet call in ONNX Runtime, batch 1", BASELINE, {})
+    x = images(1, DEVICE, quick).to(memory_format=torch.channels_last)
+    t = torch.tensor([500])
+    folder: Path = tmp_path_factory.mktemp("onnx")
+    model = graphs.unet_graph(unet, None, OPSET)
+    plain = BridgeSampler(unet, BRIDGE, steps=STEPS)
+    (folder / "scratch").mkdir()
+    files = {
+        "ONNX Runtime float32": write(model, folder / "float32"),
+        "ONNX Runtime int8": write(quantized(model, plain, [x], folder / "scratch"), folder / "int8"),
+    }
+    halved = UNet.from_config(unet.config)
+    halved.load_state_dict(unet.state_dict())
+    files["ONNX Runtime float16"] = write(graphs.unet_graph(halved.half(), None, OPSET), folder / "float16")
+    inputs = {"x": x.contiguous().numpy(), "t": t.numpy()}
+    calls: dict[str, Callable[[], Any]] = {}
+    try:
+        peer = import_module("benchmarks.peers.onnx_runtime")
+        peer.export(import_module("benchmarks.peers.sde_bbdm").network(unet), x, t, folder / "public.onnx")
+        calls[BASELINE] = peer.call(folder / "public.onnx", x, t)
+    except ImportError as error:
+        comparison.missing[BASELINE] = f"needs the extra peers: {error}"
+    for row, path in files.items():
+        run = session(path)
+        calls[row] = lambda run=run: run.run(None, inputs)[0]
+    with torch.inference_mode():
+        modulation = unet.modulation(t)
+        float32 = BridgeSampler(unet, BRIDGE, steps=STEPS, compile=True, dtype=torch.float32)
+        calls["eager float32"] = lambda: unet.trunk(x, modulation)
+        calls["compiled float32"] = lambda: float32._loop.network(x, modulation)
+        chosen = x.to(sampler.dtype)
+        calls["compiled, as compile=True chooses"] = lambda: sampler._loop.network(chosen, modulation.to(torch.float32))
+        reference = unet(x, t)
+        for row, call in calls.items():
+            error = relative_error(call(), reference)
+            assert error < 0.2, f"{row}: relative error {error:.3g}"
+            comparison.info[row] = {"relative_error": error}
+        comparison.seconds = interleaved(calls, rounds=5)
+    work = gflop(unet, x)
+    for row, info in comparison.info.items():
+        if "int8" not in row:
+            info |= peaks.rates(work, comparison.median(row), torch.float32 if "float" in row else sampler.dtype)
+    return comparison
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_unet(measured: Comparison, row: str, record: Record) -> None:
+    record(measured, row)
+
+
+EAGER = "eager float32"
+FORMS = {"ONNX Runtime float32": [], "ONNX Runtime float16": ["--dtype", "fp16"], "ONNX Runtime int8": []}
+
+
+@pytest.fixture(scope="module")
+def translated(tmp_path_factory: Any) -> Comparison:
+    """The bundled network, one picture at a time, the solver and steps of the README."""
+    folder: Path = tmp_path_factory.mktemp("demo")
+    (folder / "sources").mkdir()
+    drawings = [Image.open(path).crop((0, 0, SIZE, SIZE)) for path in sorted((DEMO / "val").glob("*.png"))]
+    for i, drawing in enumerate(drawings[::2]):  # half for calibration, the other half for the error
+        drawing.save(folder / "sources" / f"{i}.png")
+    file, solver = DEMO / "openmoji64.safetensors", ["--solver", "sde-dpm2m", "--steps", "20"]
+    reference = BridgeSampler.from_checkpoint(file, solver="sde-dpm2m", steps=20)
+    source = torch.stack([from_pil(drawing) for drawing in drawings[1::2]])
+    wanted = reference(source, seed=0).numpy()
+    comparison = Comparison("Translation by the bundled network, 20 steps", EAGER, {}, {EAGER: {}})
+    calls: dict[str, Callable[[], Any]] = {EAGER: lambda: reference(source[:1], seed=0)}
+    for row, flags in FORMS.items():
+        if "int8" in row:
+            flags = ["--quantize", "int8", "--calibrate", str(folder / "sources")]
+        to_onnx.main([str(file), str(folder / row), "--no-check", *solver, *flags])
+        exported = OnnxBridgeSampler(folder / row, threads=torch.get_num_threads())
+        calls[row] = lambda exported=exported: exported(source[:1].numpy(), seed=0)
+        off = np.abs(exported(source.numpy(), seed=0) - wanted)
+        comparison.info[row] = {"image_error": float(off.mean() / 2), "image_error_max": float(off.max() / 2)}
+    comparison.seconds = interleaved(calls, rounds=5)
+    return comparison
+
+
+@pytest.mark.parametrize("row", [EAGER, *FORMS])
+def test_translation(translated: Comparison, row: str, record: Record) -> None:
+    record(translated, row)
