@@ -1,20 +1,20 @@
 """Translating a whole data set into a folder: what generate.py, eval.py and eval_miou.py in examples/ share.
 
-Results are PNG files named after their sources. What is there is kept, so that an interrupted command can be repeated;
-a :class:`Record` beside them makes sure that all were made with the same settings.
+Results are PNG files named after their sources. What is there is kept, so that an interrupted command can be repeated.
+:meth:`Translator.run`, which eval.py and eval_miou.py score, keeps a :class:`Record` beside them and refuses results of
+other settings; generate.py keeps whatever is there.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -189,16 +189,18 @@ class Translator:
 
     @cached_property
     def _fixed_settings(self) -> dict[str, Any]:
-        args, names = self.args, "\n".join(pair.name for pair in self.dataset.pairs)
+        args, codec = self.args, self.networks[1]
         return {
             "dataset": args.dataset,
             "split": args.split,
             "direction": args.direction,
             "image_size": self.dataset.image_size,
             "sources": len(self.dataset),
-            "names": hashlib.sha256(names.encode()).hexdigest(),
+            "files": self.dataset.digest(),
             "weights": file_sha256(args.model),
-            "vqgan": None if args.vqgan_path is None else file_sha256(args.vqgan_path),
+            "config": None if args.config is None else file_sha256(args.config),
+            "unet": asdict(self.checkpoint.unet.config),
+            "codec": None if codec is None else {**codec.config(), "weights": codec.digest()},
             "bridge": self.bridge.config(),
             "num_samples": args.num_samples,
             "seed": args.seed,

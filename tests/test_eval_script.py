@@ -1,6 +1,8 @@
 """examples/eval.py and eval_miou.py as a user runs them, with networks too small to be good."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from bbdm import ABridge, BridgeSampler, metrics, save_checkpoint
+from bbdm import ABridge, BridgeSampler, VQGANCodec, generation, load_checkpoint, metrics, save_checkpoint, save_vqgan
+from bbdm.checkpoint import Checkpoint, CodecState
 from bbdm.networks.deeplab import DeepLab, DeepLabConfig, save_deeplab
 from examples import eval as eval_script
 from examples import eval_miou, generate
-from tests.conftest import MakeUNet
+from tests.conftest import MakeUNet, tiny_unet
+from tests.test_vqgan import tiny_vqgan
 
 SIZE = 16
 
@@ -144,6 +148,53 @@ def test_results_of_other_settings_are_not_mixed(place: Path, count: list[int], 
     run("--overwrite")
     assert sum(count) == 5
     assert Path("results/a.png").read_bytes() != before
+
+
+def test_results_of_other_data_are_not_mixed(place: Path, count: list[int]):
+    """Of the same names in another folder, where a file is another one; a copy of all files is the same data."""
+    run()
+    before = Path("results/a.png").read_bytes()
+    shutil.copytree("data", "copy")
+    flags = ["c.pt", "results", "-b", "2", "--steps", "3", "--metrics", "psnr"]
+    count.clear()
+    eval_script.main(["edge2shoes", "copy", *flags])
+    assert count == []
+    Image.new("RGB", (2 * SIZE, SIZE), "red").save("copy/val/a.png")
+    with pytest.raises(ValueError, match=r"other settings \(files [0-9a-f]"):
+        eval_script.main(["edge2shoes", "copy", *flags])
+    assert Path("results/a.png").read_bytes() == before
+    eval_script.main(["edge2shoes", "copy", *flags, "--overwrite"])
+    assert Path("results/a.png").read_bytes() != before
+
+
+def test_the_codec_counts_and_not_where_it_came_from(place: Path, count: list[int]):
+    save_vqgan("vqgan.pt", tiny_vqgan())
+    save_checkpoint("c.pt", tiny_unet(), ABridge(num_steps=100), codec=VQGANCodec(tiny_vqgan()), image_size=SIZE)
+    run()
+    count.clear()
+    settings = run("-vq", "vqgan.pt")["settings"]
+    assert count == []
+    assert settings["codec"]["before_quant_conv"] is False
+    assert settings["codec"]["config"]["latent_channels"] == settings["unet"]["in_channels"] == 3
+
+
+def test_a_network_of_the_original_bbdm_with_another_yaml_is_another(
+    place: Path, monkeypatch: pytest.MonkeyPatch, count: list[int]
+):
+    """What a YAML says beside the weights decides results as they do: here, where latents are taken."""
+
+    def loaded(*_: Any) -> Checkpoint:
+        before = Path("bbdm.yaml").read_text() == "latent_before_quant_conv: true"
+        codec = CodecState.of(VQGANCodec(tiny_vqgan(), before))
+        return dataclasses.replace(stored, codec=codec)
+
+    stored = load_checkpoint("c.pt")
+    monkeypatch.setattr(generation, "load_checkpoint", loaded)
+    Path("bbdm.yaml").write_text("latent_before_quant_conv: false")
+    run("--config", "bbdm.yaml")
+    Path("bbdm.yaml").write_text("latent_before_quant_conv: true")
+    with pytest.raises(ValueError, match=r"other settings \(config .*, codec "):
+        run("--config", "bbdm.yaml")
 
 
 def test_an_interrupted_overwrite_leaves_nothing_old(place: Path, monkeypatch: pytest.MonkeyPatch):

@@ -109,6 +109,16 @@ def test_latents_of_something_else_are_refused(
         LatentDataset(pairs, codec, tmp_path / "cache", flip)
 
 
+def test_copied_pictures_have_the_same_latents(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
+    LatentDataset(pairs, codec, tmp_path / "cache")
+    for folder in "AB":
+        (tmp_path / "copy" / folder).mkdir(parents=True)
+        for path in (tmp_path / folder).iterdir():
+            (tmp_path / "copy" / folder / path.name).write_bytes(path.read_bytes())
+    copied = load_dataset("paired", f"{tmp_path}/copy/A,{tmp_path}/copy/B", image_size=SIZE)
+    LatentDataset(copied, codec, tmp_path / "cache")
+
+
 def test_a_changed_file_is_refused(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
     LatentDataset(pairs, codec, tmp_path / "cache")
     shard = tmp_path / "cache" / "00001.safetensors"
