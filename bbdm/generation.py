@@ -156,20 +156,20 @@ class Translator:
     ) -> None:
         """Make results and write them.
 
-        ``timed`` is told the number of pictures and the seconds of each batch, from pictures to pictures; not of the
-        first of several, in which a device warms up and networks are compiled.
+        ``timed`` is told the number of pictures and the seconds of each whole batch, from pictures to pictures; not of
+        the first, in which a device warms up and networks are compiled.
         """
-        size = self.args.batch_size
+        size = min(self.args.batch_size, max(1, len(jobs)))
         with tqdm(total=len(jobs), unit="image", disable=not self.args.show_verbose) as bar:
             for start in range(0, len(jobs), size):
                 batch = jobs[start : start + size]
                 sources = [self.dataset.images(job.index)[0] for job in batch]
                 began = time.perf_counter()
-                results = sampler(sources, seed=[job.seed for job in batch])
+                results = sampler(sources, seed=[job.seed for job in batch], batch_size=size)
                 seconds = time.perf_counter() - began
                 for job, result in zip(batch, results, strict=True):
                     save(result, job.path)
-                if timed is not None and (start > 0 or len(jobs) <= size):
+                if timed is not None and start > 0 and len(batch) == size:
                     timed(len(batch), seconds)
                 bar.update(len(batch))
 

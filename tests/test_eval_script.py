@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from bbdm import ABridge, BridgeSampler, VQGANCodec, generation, load_checkpoint, metrics, save_checkpoint, save_vqgan
+from bbdm import ABridge, BridgeSampler, VQGANCodec, execution, generation, load_checkpoint, metrics, save_checkpoint, save_vqgan
 from bbdm.checkpoint import Checkpoint, CodecState
 from bbdm.networks.deeplab import DeepLab, DeepLabConfig, save_deeplab
 from examples import eval as eval_script
@@ -218,6 +219,41 @@ def test_pictures_of_unknown_settings_are_refused(place: Path):
         run()
 
 
+@pytest.mark.parametrize(("flags", "sizes"), [([], [2, 2, 1]), (["-b", "5"], [5]), (["-b", "64"], [5])])
+def test_seconds_are_of_whole_batches_after_the_first(
+    flags: list[str], sizes: list[int], place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The first of a shape compiles and warms up, and the last may be filled up: here they take an hour."""
+    now, calls = 0.0, []
+
+    def translate(self: BridgeSampler, source: list[Image.Image], batch_size: int, **_: Any) -> list[Image.Image]:
+        nonlocal now
+        now += 4.0 if len(calls) == 1 else 3600.0
+        calls.append((len(source), batch_size))
+        return source
+
+    monkeypatch.setattr(BridgeSampler, "__call__", translate)
+    monkeypatch.setattr(generation.time, "perf_counter", lambda: now)
+    report = run(*flags)
+    assert calls == [(size, sizes[0]) for size in sizes]
+    assert report["seconds_per_picture"] == (2.0 if len(sizes) == 3 else None)
+    assert capsys.readouterr().out.splitlines()[2].endswith("| 2.0000 |" if len(sizes) == 3 else "| unknown |")
+
+
+@pytest.mark.parametrize("script", ["eval", "generate"])
+def test_a_folder_is_compiled_for_once(script: str, place: Path, monkeypatch: pytest.MonkeyPatch):
+    shapes: list[torch.Size] = []
+
+    def compile_nothing(self: execution.Compiled, x: torch.Tensor, *_: object) -> Callable[..., torch.Tensor]:
+        shapes.append(x.shape)
+        return self.function
+
+    monkeypatch.setattr(execution.Compiled, "_compile", compile_nothing)
+    flags = ["edge2shoes", "data", "c.pt", "results", "-b", "2", "--steps", "3", "--compile"]
+    eval_script.main([*flags, "--metrics", "psnr"]) if script == "eval" else generate.main(flags)
+    assert shapes == [torch.Size((2, 3, SIZE, SIZE))]
+
+
 def test_no_source_is_overwritten(place: Path):
     Path("sources").mkdir()
     Path("targets").mkdir()
@@ -259,6 +295,8 @@ def test_sweep(place: Path, count: list[int], capsys: pytest.CaptureFixture[str]
         "data",
         "c.pt",
         "sweep",
+        "-b",
+        "2",
         "--metrics",
         "psnr",
         "ssim",
