@@ -13,7 +13,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-from bbdm import ABridge, BridgeSampler, VQGANCodec, execution, generation, load_checkpoint, metrics, save_checkpoint, save_vqgan
+from bbdm import (
+    ABridge,
+    BridgeSampler,
+    VQGANCodec,
+    execution,
+    generation,
+    load_checkpoint,
+    metrics,
+    save_checkpoint,
+    save_vqgan,
+)
 from bbdm.checkpoint import Checkpoint, CodecState
 from bbdm.networks.deeplab import DeepLab, DeepLabConfig, save_deeplab
 from examples import eval as eval_script

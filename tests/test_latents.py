@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from bbdm import ABridge, latents
+from bbdm import ABridge, latents, training
 from bbdm.codec import LatentStatistics, VQGANCodec
 from bbdm.data import PairedDataset, load_dataset
 from bbdm.latents import LatentDataset, measure
-from bbdm.training import TrainConfig, Trainer
+from bbdm.training import TrainConfig, Trainer, bridge_loss
 from tests.conftest import SavePicture, tiny_unet
 from tests.test_vqgan import tiny_vqgan
 
@@ -170,6 +171,38 @@ def test_training_on_the_cache_is_training_on_the_pictures(
     first, second = (json.loads((run / "metrics.jsonl").read_text())["validation_loss"] for run in runs)
     assert first == pytest.approx(second, rel=1e-4)
     assert all((run / "epoch_0001.png").exists() for run in runs)
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["pictures", "cache"])
+def test_sources_and_targets_are_normalised_each_by_their_own(
+    cached: bool, pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What the loss gets in a training step and in validation, against latents normalised by hand."""
+    latents = [
+        torch.cat([codec.latents(pair[side][None]) for pair in map(pairs.__getitem__, (0, 1))]) for side in (0, 1)
+    ]
+    data = LatentDataset(pairs, codec, tmp_path / "cache") if cached else pairs
+    statistics = LatentStatistics((0.1, 0.2, 0.3), (2.0, 3.0, 4.0), (-0.1, -0.2, -0.3), (0.5, 0.25, 0.125))
+    means = torch.tensor([[0.1, 0.2, 0.3], [-0.1, -0.2, -0.3]])[:, None, :, None, None]
+    spreads = torch.tensor([[2.0, 3.0, 4.0], [0.5, 0.25, 0.125]])[:, None, :, None, None]
+    wanted = (torch.stack(latents) - means) / spreads
+    seen: list[torch.Tensor] = []
+
+    def loss(unet: Any, bridge: Any, x0: torch.Tensor, y: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        seen.append(torch.stack([y, x0]))
+        return bridge_loss(unet, bridge, x0, y, *rest, **more)
+
+    monkeypatch.setattr(training, "bridge_loss", loss)
+    config = TrainConfig(batch_size=2)
+    two = PairedDataset(pairs.pairs[:2], SIZE)
+    codec = codec.with_statistics(statistics)
+    trainer = Trainer(tiny_unet(), ABridge(), config, data, two, tmp_path / "run", codec)
+    batch = [torch.stack(side) for side in zip(data[0], data[1], strict=True)]
+    trainer.train_step(*batch)
+    trainer.validate()
+    assert len(seen) == 1 + len(training.VALIDATION_STEPS)
+    for given in seen:
+        torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_a_run_goes_on_with_its_codec(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
