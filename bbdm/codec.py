@@ -136,6 +136,10 @@ class Codec(ABC):
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Its weights."""
 
+    def description(self) -> dict[str, Any]:
+        """What latents depend on that are not normalised: its settings, and a hash of its weights."""
+        return {**self.config(), "statistics": None, "weights": self.digest()}
+
     def digest(self) -> str:
         """SHA-256 of its weights."""
         digest = hashlib.sha256()

@@ -200,7 +200,7 @@ class Translator:
             "weights": file_sha256(args.model),
             "config": None if args.config is None else file_sha256(args.config),
             "unet": asdict(self.checkpoint.unet.config),
-            "codec": None if codec is None else {**codec.config(), "weights": codec.digest()},
+            "codec": None if codec is None else {**codec.description(), **codec.config()},
             "bridge": self.bridge.config(),
             "num_samples": args.num_samples,
             "seed": args.seed,

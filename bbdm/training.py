@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from bbdm import images
 from bbdm.bridges import Bridge
-from bbdm.checkpoint import Checkpoint, check_codec, load_checkpoint, save_checkpoint
+from bbdm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from bbdm.codec import Codec, Role
 from bbdm.data import PairedDataset
 from bbdm.ema import EMA
@@ -143,8 +143,8 @@ class Trainer:
         codec: what takes pictures to the space of the bridge; None to train in image space.
 
     Raises:
-        ValueError: fewer pairs than one batch, pictures of a size that the network cannot take, or a codec of another
-            number of channels.
+        ValueError: fewer pairs than one batch, pictures of a size that the network cannot take, a codec of another
+            number of channels, or latents of another codec or another ``flip``.
     """
 
     def __init__(
@@ -166,6 +166,12 @@ class Trainer:
             raise ValueError(
                 f"image_size {train.image_size} is not a multiple of the network's {unet.config.stride * stride}"
             )
+        if isinstance(train, LatentDataset):
+            if codec is None or train.codec != codec.description():
+                given = "none" if codec is None else "another one"
+                raise ValueError(f"codec must be the one that made the latents in {train.folder}, got {given}")
+            if train.flip != config.flip:
+                raise ValueError(f"flip must be that of the latents in {train.folder}, {train.flip}, got {config.flip}")
         self.unet = unet.train()
         self.network = torch.compile(unet, fullgraph=True, dynamic=False) if config.compile else unet
         self.bridge = bridge
@@ -192,8 +198,8 @@ class Trainer:
         """Go on from a checkpoint that a run of the same network and bridge wrote.
 
         Raises:
-            ValueError: it has no training state, or is of another network, bridge, number of pairs or settings; only
-                epochs, learning rate, compile, workers and previews may change.
+            ValueError: it has no training state, or is of another network, bridge, codec, number of pairs, size,
+                direction or settings; only epochs, learning rate, compile, workers and previews may change.
         """
         checkpoint = load_checkpoint(path)
         self._resume_codec(checkpoint)
@@ -210,6 +216,12 @@ class Trainer:
                 f"{path} made {state['step']} steps in {state['epoch']} epochs, and these pairs and batch size make "
                 f"{self.steps_per_epoch} an epoch: go on with what it was trained with"
             )
+        kinds = {"image_size": checkpoint.image_size, "direction": state.get("direction", self.train.direction)}
+        for name, stored in kinds.items():
+            if stored != getattr(self.train, name):
+                raise ValueError(
+                    f"{path} was trained with {name} {stored}, and these pairs have {getattr(self.train, name)}"
+                )
         free = {"epochs", "learning_rate", "compile", "workers", "preview_every"}
         stored = state["config"]
         changed = [k for k, v in asdict(self.config).items() if k not in free and stored.get(k, v) != v]
@@ -224,10 +236,10 @@ class Trainer:
 
     def _resume_codec(self, checkpoint: Checkpoint) -> None:
         """Take over the statistics of a run's codec, which must be the same otherwise."""
-        check_codec(checkpoint.codec, self.codec)
         stored = checkpoint.build_codec()
+        descriptions = [None if codec is None else codec.description() for codec in (stored, self.codec)]
         normalises = [codec is not None and codec.statistics is not None for codec in (stored, self.codec)]
-        if (stored is None) != (self.codec is None) or normalises[0] != normalises[1]:
+        if descriptions[0] != descriptions[1] or normalises[0] != normalises[1]:
             raise ValueError(
                 "training can go on only in the space where it began: with the same VQGAN, normalised or not"
             )
@@ -270,7 +282,7 @@ class Trainer:
             if progress:
                 tqdm.write("  ".join(f"{k} {v:.4g}" for k, v in record.items()))
             state = {"optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step}
-            state["config"] = asdict(self.config)
+            state |= {"config": asdict(self.config), "direction": self.train.direction}
             self.save(self.last, state)
 
     def save(self, path: Path, training: dict[str, Any] | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 from bbdm import ABridge, latents, training
-from bbdm.codec import LatentStatistics, VQGANCodec
+from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.data import PairedDataset, load_dataset
 from bbdm.latents import LatentDataset, measure
 from bbdm.training import TrainConfig, Trainer, bridge_loss
@@ -55,6 +56,14 @@ def test_latents_are_those_of_the_pictures(flip: bool, pairs: PairedDataset, cod
             views = torch.stack([picture, picture.flip(-1)] if flip else [picture])
             expected = codec.latents(views)
             torch.testing.assert_close(made, expected if flip else expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_indices_are_those_of_a_list(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
+    cached = LatentDataset(pairs, codec, tmp_path / "cache")
+    assert all(torch.equal(a, b) for a, b in zip(cached[-1], cached[COUNT - 1], strict=True))
+    for index in (COUNT, -COUNT - 1):
+        with pytest.raises(IndexError):
+            cached[index]
 
 
 def test_the_encoder_runs_once(
@@ -146,9 +155,9 @@ def test_statistics_from_the_cache_are_those_of_the_pictures(
     )
     torch.testing.assert_close(torch.tensor(cached.source_mean), sources.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.tensor(cached.target_std), targets.std((0, 2, 3), correction=0))
-    if not flip:
-        plain = measure(pairs, codec)
-        torch.testing.assert_close(torch.tensor(plain.source_std), torch.tensor(cached.source_std))
+    plain = measure(pairs, codec, flip)
+    for name, value in asdict(cached).items():
+        torch.testing.assert_close(torch.tensor(getattr(plain, name)), torch.tensor(value))
 
 
 # Training
@@ -173,6 +182,27 @@ def test_training_on_the_cache_is_training_on_the_pictures(
     assert all((run / "epoch_0001.png").exists() for run in runs)
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_latents_of_another_codec_or_flip_are_not_trained_on(
+    flip: bool, pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path
+):
+    cached = LatentDataset(pairs, codec, tmp_path / "cache", flip)
+
+    def train(codec: VQGANCodec | None, flip: bool) -> None:
+        Trainer(tiny_unet(), ABridge(), TrainConfig(batch_size=2, flip=flip), cached, None, tmp_path / "run", codec)
+
+    train(codec, flip)
+    with pytest.raises(ValueError, match=rf"flip must be that of the latents in .*cache, {flip}, got {not flip}"):
+        train(codec, not flip)
+    for other, given in (
+        (None, "none"),
+        (VQGANCodec(tiny_vqgan(seed=1)), "another one"),
+        (VQGANCodec(tiny_vqgan(), before_quant_conv=True), "another one"),
+    ):
+        with pytest.raises(ValueError, match=rf"codec must be the one that made the latents in .*cache, got {given}"):
+            train(other, flip)
+
+
 @pytest.mark.parametrize("cached", [False, True], ids=["pictures", "cache"])
 def test_sources_and_targets_are_normalised_each_by_their_own(
     cached: bool, pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -195,8 +225,8 @@ def test_sources_and_targets_are_normalised_each_by_their_own(
     monkeypatch.setattr(training, "bridge_loss", loss)
     config = TrainConfig(batch_size=2)
     two = PairedDataset(pairs.pairs[:2], SIZE)
-    codec = codec.with_statistics(statistics)
-    trainer = Trainer(tiny_unet(), ABridge(), config, data, two, tmp_path / "run", codec)
+    normalising = codec.with_statistics(statistics)
+    trainer = Trainer(tiny_unet(), ABridge(), config, data, two, tmp_path / "run", normalising)
     batch = [torch.stack(side) for side in zip(data[0], data[1], strict=True)]
     trainer.train_step(*batch)
     trainer.validate()
@@ -211,21 +241,22 @@ def test_a_run_goes_on_with_its_codec(pairs: PairedDataset, codec: VQGANCodec, t
     first = Trainer(tiny_unet(), ABridge(), config, pairs, None, tmp_path / "run", codec.with_statistics(statistics))
     first.fit()
 
-    def resumed(codec: VQGANCodec | None) -> Trainer:
+    def resumed(codec: Codec | None) -> Trainer:
         trainer = Trainer(tiny_unet(), ABridge(), config, pairs, None, tmp_path / "again", codec)
         trainer.resume(first.last)
         return trainer
 
     near = LatentStatistics((0.1000001,) * 3, (2.0,) * 3, (-0.1,) * 3, (0.5,) * 3)
-    taken = resumed(codec.with_statistics(near)).codec  # pyright: ignore[reportArgumentType]
+    taken = resumed(codec.with_statistics(near)).codec
     assert taken is not None
     assert taken.statistics == statistics
     with pytest.raises(ValueError, match="in the space where it began"):
         resumed(codec)
     with pytest.raises(ValueError, match="in the space where it began"):
         resumed(None)
-    with pytest.raises(ValueError, match="another codec"):
-        resumed(VQGANCodec(tiny_vqgan(seed=1)))
+    for other in (VQGANCodec(tiny_vqgan(seed=1)), VQGANCodec(tiny_vqgan(), before_quant_conv=True)):
+        with pytest.raises(ValueError, match="in the space where it began"):
+            resumed(other.with_statistics(statistics))
 
 
 def test_sizes_and_channels_must_fit(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):

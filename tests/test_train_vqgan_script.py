@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from bbdm import load_checkpoint, load_vqgan
+from bbdm.codec import LatentStatistics
 from bbdm.networks import unet, vqgan
 from examples import generate, train, train_vqgan
 from tests.conftest import TINY, SavePicture
@@ -55,6 +56,30 @@ def test_a_latent_bridge_by_the_commands_of_the_readme(place: Path):
     assert Image.open("results/5.png").size == (16, 16)
     with pytest.raises(SystemExit, match="need -vq"):
         train.main(["edge2shoes", "data", "model.pt", "--cache_latents", "latents"])
+    with pytest.raises(SystemExit, match="--preset lbbdm-f4 is of latents: it needs -vq"):
+        train.main(["edge2shoes", "data", "other.pt", "--preset", "lbbdm-f4"])
+    assert not Path("other.pt").exists()
+
+
+def test_statistics_are_measured_once_and_of_what_is_trained_on(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """With flips, of mirrored pictures too, cached or not; a run that goes on keeps its own."""
+    train_tiny_vqgan(1)
+    flags = ["--preset", "demo", "--image_size", "16", "-b", "2", "--precision", "fp32", "--flip", "-vq", "vqgan.pt"]
+    found: dict[str, LatentStatistics | None] = {}
+    for name, more in {"pictures": [], "cache": ["--cache_latents", "latents"]}.items():
+        train.main(["edge2shoes", "data", f"{name}.pt", *flags, *more, "-e", "1", "--normalize_latents"])
+        codec = load_checkpoint(f"{name}.pt").build_codec()
+        found[name] = None if codec is None else codec.statistics
+    assert found["pictures"] is not None
+    assert found["cache"] is not None
+    assert found["pictures"].source_mean == pytest.approx(found["cache"].source_mean, rel=1e-4, abs=1e-5)
+    assert found["pictures"].target_std == pytest.approx(found["cache"].target_std, rel=1e-4)
+    monkeypatch.setattr(train, "measure", lambda *_, **__: pytest.fail("measured again"))
+    resume = ["-e", "2", "--normalize_latents", "--ckpt_path", "pictures.run/last.pt"]
+    train.main(["edge2shoes", "data", "pictures.pt", *flags, *resume])
+    codec = load_checkpoint("pictures.pt").build_codec()
+    assert codec is not None
+    assert codec.statistics == found["pictures"]
 
 
 def test_other_suffixes_are_refused_before_training(place: Path):

@@ -363,6 +363,22 @@ class TestResume:
         with pytest.raises(ValueError, match=reason):
             make_trainer(epochs=2, **change).resume(first.last)
 
+    @pytest.mark.parametrize(
+        ("size", "direction", "reason"),
+        [
+            (2 * SIZE, "AtoB", "image_size 8, and these pairs have 16"),
+            (SIZE, "BtoA", "direction AtoB, and these pairs have BtoA"),
+        ],
+    )
+    def test_refuses_other_pairs(
+        self, size: int, direction: str, reason: str, make_trainer: MakeTrainer, pairs: PairedDataset
+    ) -> None:
+        first = make_trainer(epochs=1)
+        first.fit()
+        other = make_trainer(epochs=2, train=PairedDataset(pairs.pairs, size, direction))
+        with pytest.raises(ValueError, match=rf"last\.pt was trained with {reason}"):
+            other.resume(first.last)
+
     def test_needs_training_state(self, make_trainer: MakeTrainer, make_unet: MakeUNet, tmp_path: Path) -> None:
         unet = make_unet(condition_channels=3)
         save_checkpoint(tmp_path / "a.pt", unet, BRIDGE, ema=unet)
