@@ -337,6 +337,10 @@ class BridgeSampler:
             return None
         batch, _, height, width = source.shape
         wanted = (len(self.table), *self._grid(batch, height, width))
+        if not isinstance(noise, torch.Tensor):
+            raise ValueError(f"noise must be a tensor, got {type(noise).__name__}")
         if tuple(noise.shape) != wanted:
             raise ValueError(f"noise must have shape {wanted}, got {tuple(noise.shape)}")
+        if not noise.isfinite().all():
+            raise ValueError("noise must be finite")
         return noise
