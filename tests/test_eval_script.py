@@ -414,6 +414,37 @@ def test_miou_end_to_end(city: Path, count: list[int], capsys: pytest.CaptureFix
     assert count == [2]
 
 
+def test_an_interrupted_scoring_goes_on(city: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pictures that were segmented are not again, but by another network, at another stride, or with other labels."""
+    seen: list[int] = []
+    original = DeepLab.forward
+
+    def forward(self: DeepLab, images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return original(self, images)
+
+    monkeypatch.setattr(DeepLab, "forward", forward)
+    with pytest.raises(KeyboardInterrupt):
+        run_miou()
+    report = run_miou()
+    assert len(seen) == 3
+    assert run_miou()["scores"] == report["scores"]
+    assert len(seen) == 3
+    assert run_miou("--overwrite")["scores"] == report["scores"]  # the same pictures again
+    assert len(seen) == 3
+    run_miou("--output_stride", "8")
+    assert len(seen) == 5
+    labels = next(Path("city/gtFine/val/bonn").glob("*_labelIds.png"))
+    Image.fromarray(np.full((32, 64), 7, dtype=np.uint8)).save(labels)
+    assert run_miou("--output_stride", "8")["scores"] != report["scores"]
+    assert len(seen) == 6
+    save_deeplab("deeplab.pt", DeepLab(DeepLabConfig("deeplabv3plus", "mobilenet")))
+    run_miou()
+    assert len(seen) == 8
+
+
 def test_a_perfect_network_scores_one(city: Path, monkeypatch: pytest.MonkeyPatch):
     """A network that is told the labels, picture after picture: the wiring of pictures, labels and classes."""
     folders = sorted(Path("city/gtFine/val").rglob("*_labelIds.png"))
