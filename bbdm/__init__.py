@@ -48,6 +48,7 @@ _MODULES = {
     "importers",
     "kernels",
     "latents",
+    "machine",
     "metrics",
     "networks",
     "packages",

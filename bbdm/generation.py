@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,7 +23,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 import bbdm
-from bbdm import solvers
+from bbdm import machine, solvers
 from bbdm.checkpoint import load_checkpoint, load_vqgan
 from bbdm.codec import Codec, VQGANCodec
 from bbdm.data import DIRECTIONS, PairedDataset, load_dataset, open_image
@@ -240,7 +237,7 @@ class Translator:
             "pictures": len(jobs),
             "seconds_per_picture": record.seconds / record.pictures if record.pictures else None,
             "settings": settings,
-            "environment": environment(sampler.device),
+            "environment": {"bbdm": bbdm.__version__, **machine.describe(sampler.device, PACKAGES)},
         }
 
     def pictures(self, jobs: list[Job]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -317,23 +314,3 @@ _WAYS_OUT = ": give another output_dir, or --overwrite to make all results again
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:18]}...{text[-18:]}"
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware, for a report."""
-    versions = {"bbdm": bbdm.__version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    cpuinfo = Path("/proc/cpuinfo")  # Linux; elsewhere the library's shorter name has to do
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "versions": versions,
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-    }

@@ -13,6 +13,7 @@ from bbdm.bridges import ABridge, Bridge, BrownianBridge, Objective
 from bbdm.checkpoint import load_checkpoint, load_vqgan
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.data import DATASETS, DIRECTIONS, PairedDataset, load_dataset
+from bbdm.files import check_suffix
 from bbdm.latents import LatentDataset, measure
 from bbdm.networks.unet import PRESETS, UNet
 from bbdm.training import Loss, Precision, Schedule, TrainConfig, Trainer
@@ -102,8 +103,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit("--cache_latents and --normalize_latents need -vq")
     if args.vqgan_path is None and args.preset.startswith("lbbdm"):
         raise SystemExit(f"--preset {args.preset} is of latents: it needs -vq")
-    if args.output_model.suffix not in (".pt", ".safetensors"):
-        raise SystemExit(f"output_model must end in .pt or .safetensors, got {args.output_model}")
+    check_suffix(args.output_model)
     config = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
     train = load_dataset(args.dataset, args.data_dir, "train", args.image_size, args.direction)
     try:

@@ -19,7 +19,7 @@ from bbdm import images
 from bbdm.checkpoint import save_vqgan
 from bbdm.data import DATASETS, load_dataset
 from bbdm.execution import keep_freed_memory
-from bbdm.files import write_atomically
+from bbdm.files import check_suffix, write_atomically
 from bbdm.networks.vqgan import PRESETS, VQGAN
 
 COMMITMENT = 0.25  # weight of the distance that moves latents to codes, against 1 of codes to latents
@@ -104,8 +104,7 @@ def show(vqgan: VQGAN, pictures: Pictures, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    if args.output_model.suffix not in (".pt", ".safetensors"):
-        raise SystemExit(f"output_model must end in .pt or .safetensors, got {args.output_model}")
+    check_suffix(args.output_model)
     pictures = Pictures(args.dataset, args.data_dir, "train", args.image_size)
     if len(pictures) < args.batch_size:
         raise ValueError(f"batch_size {args.batch_size} is more than the {len(pictures)} training pictures")

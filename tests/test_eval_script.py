@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import bbdm
 from bbdm import (
     ABridge,
     BridgeSampler,
@@ -92,6 +93,7 @@ def test_the_report_says_what_was_done(place: Path):
     assert settings["timesteps"][0] == 100
     assert len(settings["timesteps"]) == 3
     assert report["environment"]["versions"]["torch"] == torch.__version__
+    assert report["environment"]["bbdm"] == bbdm.__version__
     assert report["environment"]["cpu"]
 
 

@@ -203,7 +203,7 @@ class TestMain:
 
     @pytest.mark.parametrize("name", ["model", "model.ckpt"])
     def test_bad_output_suffix_stops_before_any_work(self, name: str, data: Path, tmp_path: Path) -> None:
-        with pytest.raises(SystemExit, match=rf"must end in \.pt or \.safetensors, got .*{name}"):
+        with pytest.raises(ValueError, match=rf"ends in \.pt or \.safetensors, got .*{name}"):
             train.main(self.arguments(data, tmp_path / name))
         assert list(tmp_path.iterdir()) == []
 

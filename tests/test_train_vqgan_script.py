@@ -144,5 +144,5 @@ def test_without_validation_pictures(place: Path, capsys: pytest.CaptureFixture[
 
 
 def test_other_suffixes_are_refused_before_training(place: Path):
-    with pytest.raises(SystemExit, match=r"must end in \.pt or \.safetensors"):
+    with pytest.raises(ValueError, match=r"ends in \.pt or \.safetensors"):
         train_vqgan.main(["edge2shoes", "data", "vqgan.bin"])
