@@ -58,6 +58,7 @@ _MODULES = {
     "solvers",
     "timesteps",
     "torchfile",
+    "train_config",
     "training",
     "unpickling",
 }

@@ -16,7 +16,8 @@ from bbdm.data import DATASETS, DIRECTIONS, PairedDataset, load_dataset
 from bbdm.files import check_suffix
 from bbdm.latents import LatentDataset, measure
 from bbdm.networks.unet import PRESETS, UNet
-from bbdm.training import Loss, Precision, Schedule, TrainConfig, Trainer
+from bbdm.train_config import Loss, Precision, Schedule, TrainConfig
+from bbdm.training import Trainer
 
 BBDM: dict[str, Any] = {"batch_size": 8, "bridge": "bbdm"}
 PRESET_FLAGS: dict[str, dict[str, Any]] = {

@@ -17,7 +17,8 @@ from bbdm import ABridge, latents, training
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.data import PairedDataset, load_dataset
 from bbdm.latents import LatentDataset, measure
-from bbdm.training import TrainConfig, Trainer, bridge_loss
+from bbdm.train_config import TrainConfig
+from bbdm.training import Trainer, bridge_loss
 from tests.conftest import SavePicture, tiny_unet
 from tests.test_vqgan import tiny_vqgan
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import bbdm
 from bbdm.networks.unet import PRESETS, UNetConfig
-from bbdm.training import TrainConfig
+from bbdm.train_config import TrainConfig
 from examples import train
 from tests.conftest import TINY, SavePicture
 
