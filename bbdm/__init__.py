@@ -48,6 +48,7 @@ _MODULES = {
     "importers",
     "kernels",
     "latents",
+    "machine",
     "metrics",
     "networks",
     "packages",
@@ -58,6 +59,7 @@ _MODULES = {
     "solvers",
     "timesteps",
     "torchfile",
+    "train_config",
     "training",
     "unpickling",
 }

@@ -7,6 +7,7 @@ those before quantisation, and where a codec has statistics, normalised by them.
 from __future__ import annotations
 
 import copy
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -134,6 +135,18 @@ class Codec(ABC):
     @abstractmethod
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Its weights."""
+
+    def description(self) -> dict[str, Any]:
+        """What latents depend on that are not normalised: its settings, and a hash of its weights."""
+        return {**self.config(), "statistics": None, "weights": self.digest()}
+
+    def digest(self) -> str:
+        """SHA-256 of its weights."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
 
 class VQGANCodec(Codec):

@@ -6,6 +6,7 @@ upright (EXIF), converted to RGB and resized to a square with antialiased biline
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from bbdm import images
+from bbdm.files import file_sha256
 from bbdm.images import open_image
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -69,6 +71,14 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def digest(self) -> str:
+        """SHA-256 of all names and of the content of all files."""
+        digest = hashlib.sha256()
+        for pair in self.pairs:
+            files = [file_sha256(path) for path in dict.fromkeys((pair.source, pair.target)) if path]
+            digest.update(f"{pair.name} {' '.join(files)}\n".encode())
+        return digest.hexdigest()
 
     def images(self, index: int) -> tuple[Image.Image, Image.Image | None]:
         """Source and target of example ``index`` as square RGB pictures; the target is None for sources alone."""

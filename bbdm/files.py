@@ -19,6 +19,12 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_suffix(path: Path) -> None:
+    """Raise ValueError where a file of weights cannot have that name."""
+    if path.suffix not in (".pt", ".safetensors"):
+        raise ValueError(f"the name of a file of weights ends in .pt or .safetensors, got {path}")
+
+
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Have ``write`` fill a temporary file beside ``path``, flush it to the disk, and rename it into place."""
     path = path.resolve()

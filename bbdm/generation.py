@@ -1,22 +1,19 @@
 """Translating a whole data set into a folder: what generate.py, eval.py and eval_miou.py in examples/ share.
 
-Results are PNG files named after their sources. What is there is kept, so that an interrupted command can be repeated;
-a :class:`Record` beside them makes sure that all were made with the same settings.
+Results are PNG files named after their sources. What is there is kept, so that an interrupted command can be repeated.
+:meth:`Translator.run`, which eval.py and eval_miou.py score, keeps a :class:`Record` beside them and refuses results of
+other settings; generate.py keeps whatever is there.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,7 +23,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 import bbdm
-from bbdm import solvers
+from bbdm import machine, solvers
 from bbdm.checkpoint import load_checkpoint, load_vqgan
 from bbdm.codec import Codec, VQGANCodec
 from bbdm.data import DIRECTIONS, PairedDataset, load_dataset, open_image
@@ -156,20 +153,20 @@ class Translator:
     ) -> None:
         """Make results and write them.
 
-        ``timed`` is told the number of pictures and the seconds of each batch, from pictures to pictures; not of the
-        first of several, in which a device warms up and networks are compiled.
+        ``timed`` is told the number of pictures and the seconds of each whole batch, from pictures to pictures; not of
+        the first, in which a device warms up and networks are compiled.
         """
-        size = self.args.batch_size
+        size = min(self.args.batch_size, max(1, len(jobs)))
         with tqdm(total=len(jobs), unit="image", disable=not self.args.show_verbose) as bar:
             for start in range(0, len(jobs), size):
                 batch = jobs[start : start + size]
                 sources = [self.dataset.images(job.index)[0] for job in batch]
                 began = time.perf_counter()
-                results = sampler(sources, seed=[job.seed for job in batch])
+                results = sampler(sources, seed=[job.seed for job in batch], batch_size=size)
                 seconds = time.perf_counter() - began
                 for job, result in zip(batch, results, strict=True):
                     save(result, job.path)
-                if timed is not None and (start > 0 or len(jobs) <= size):
+                if timed is not None and start > 0 and len(batch) == size:
                     timed(len(batch), seconds)
                 bar.update(len(batch))
 
@@ -189,16 +186,18 @@ class Translator:
 
     @cached_property
     def _fixed_settings(self) -> dict[str, Any]:
-        args, names = self.args, "\n".join(pair.name for pair in self.dataset.pairs)
+        args, codec = self.args, self.networks[1]
         return {
             "dataset": args.dataset,
             "split": args.split,
             "direction": args.direction,
             "image_size": self.dataset.image_size,
             "sources": len(self.dataset),
-            "names": hashlib.sha256(names.encode()).hexdigest(),
+            "files": self.dataset.digest(),
             "weights": file_sha256(args.model),
-            "vqgan": None if args.vqgan_path is None else file_sha256(args.vqgan_path),
+            "config": None if args.config is None else file_sha256(args.config),
+            "unet": asdict(self.checkpoint.unet.config),
+            "codec": None if codec is None else {**codec.description(), **codec.config()},
             "bridge": self.bridge.config(),
             "num_samples": args.num_samples,
             "seed": args.seed,
@@ -238,7 +237,7 @@ class Translator:
             "pictures": len(jobs),
             "seconds_per_picture": record.seconds / record.pictures if record.pictures else None,
             "settings": settings,
-            "environment": environment(sampler.device),
+            "environment": {"bbdm": bbdm.__version__, **machine.describe(sampler.device, PACKAGES)},
         }
 
     def pictures(self, jobs: list[Job]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -315,23 +314,3 @@ _WAYS_OUT = ": give another output_dir, or --overwrite to make all results again
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:18]}...{text[-18:]}"
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware, for a report."""
-    versions = {"bbdm": bbdm.__version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    cpuinfo = Path("/proc/cpuinfo")  # Linux; elsewhere the library's shorter name has to do
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "versions": versions,
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-    }

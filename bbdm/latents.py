@@ -5,7 +5,6 @@ A cache is a folder of safetensors shards, and a manifest that says what they ar
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +38,8 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         flip: keep the latents of mirrored pairs too: they are not mirrored latents.
         progress: show a bar.
 
-    Attributes: ``dataset``, ``image_size`` of its pictures.
+    Attributes: ``dataset``, ``image_size`` and ``direction`` of its pictures, ``flip``, and ``codec``, which is the
+    :meth:`~bbdm.codec.Codec.description` of what encoded them.
 
     Raises:
         ValueError: the folder holds latents of other pictures or of another codec, or a file that has changed.
@@ -50,15 +50,29 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     ) -> None:
         self.dataset = dataset
         self.image_size = dataset.image_size
+        self.direction = dataset.direction
         self.folder = folder
         self.flip = flip
+        self.codec = codec.description()
         self._files: dict[int, Any] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        shards = self._known_shards(_description(dataset, codec, flip))
+        shards = self._known_shards(self._description())
         missing = [i for i in range(-(-len(dataset) // SHARD)) if i not in shards]
         with tqdm(total=len(missing) * SHARD, desc="latents", unit="pair", disable=not progress or not missing) as bar:
             for index in missing:
                 self._write(index, codec, bar)
+
+    def _description(self) -> dict[str, Any]:
+        """What the latents depend on, as the manifest has it: lists for tuples."""
+        description = {
+            "version": VERSION,
+            "pictures": {"count": len(self.dataset), "files": self.dataset.digest()},
+            "image_size": self.image_size,
+            "direction": self.direction,
+            "flip": self.flip,
+            "codec": self.codec,
+        }
+        return json.loads(json.dumps(description))
 
     def _known_shards(self, description: dict[str, Any]) -> set[int]:
         """The shards that are there, each checked; begins the manifest where there is none."""
@@ -106,7 +120,7 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        shard, place = divmod(index, SHARD)
+        shard, place = divmod(range(len(self))[index], SHARD)
         if shard not in self._files:
             self._files[shard] = safe_open(self.folder / f"{shard:05d}.safetensors", framework="pt")
         source, target = (self._files[shard].get_slice(name)[place] for name in ("source", "target"))
@@ -117,38 +131,20 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def measure(
-    dataset: PairedDataset | LatentDataset, codec: Codec, batch_size: int = 16, progress: bool = False
+    dataset: PairedDataset | LatentDataset,
+    codec: Codec,
+    flip: bool = False,
+    batch_size: int = 16,
+    progress: bool = False,
 ) -> LatentStatistics:
-    """Mean and spread of a data set's latents."""
+    """Mean and spread of a data set's latents; with ``flip`` of mirrored pictures too. A cache has its own ``flip``."""
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for source, target in tqdm(DataLoader(dataset, batch_size), desc="statistics", disable=not progress):
+        for pair in tqdm(DataLoader(dataset, batch_size), desc="statistics", disable=not progress):
             if isinstance(dataset, LatentDataset):
-                yield (source.flatten(0, 1), target.flatten(0, 1)) if dataset.flip else (source, target)
+                source, target = (v.flatten(0, 1) if dataset.flip else v for v in pair)
             else:
-                yield codec.latents(source), codec.latents(target)
+                source, target = (codec.latents(torch.cat([v, v.flip(-1)]) if flip else v) for v in pair)
+            yield source, target
 
     return LatentStatistics.of(batches())
-
-
-def _description(dataset: PairedDataset, codec: Codec, flip: bool) -> dict[str, Any]:
-    """What latents depend on."""
-    digest = hashlib.sha256()
-    for pair in dataset.pairs:
-        for path in (pair.source, pair.target):
-            if path is not None:
-                status = path.stat()
-                digest.update(f"{pair.name} {path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    weights = hashlib.sha256()
-    for key, value in sorted(codec.state_dict().items()):
-        weights.update(key.encode())
-        weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    description = {
-        "version": VERSION,
-        "pictures": {"count": len(dataset), "files": digest.hexdigest()},
-        "image_size": dataset.image_size,
-        "direction": dataset.direction,
-        "flip": flip,
-        "codec": {**codec.config(), "statistics": None, "weights": weights.hexdigest()},
-    }
-    return json.loads(json.dumps(description))  # as the manifest has it: lists for tuples

@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import tempfile
+import threading
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -48,7 +49,7 @@ class PackagedNetwork:
         unet: the network that it was made of, in any floating-point dtype that is no narrower than the package's.
         device: where to run.
 
-    Attributes: ``shape`` is the only shape of x that it takes, ``dtype`` its dtype.
+    Threads take turns. Attributes: ``shape`` is the only shape of x that it takes, ``dtype`` its dtype.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -68,6 +69,7 @@ class PackagedNetwork:
                 raise ValueError(f"{path} is not a package that save_compiled wrote")
             content = json.loads(metadata[FORMAT])
             self.path = path
+            self._lock = threading.Lock()
             self.shape = torch.Size(content["shape"])
             self.dtype: torch.dtype = getattr(torch, content["dtype"])
             here = fingerprint(unet, self.dtype, device)
@@ -97,7 +99,8 @@ class PackagedNetwork:
         """
         if x.shape != self.shape:
             raise ValueError(f"{self.path} was saved for shape {tuple(self.shape)}, got {tuple(x.shape)}")
-        return self._loader.boxed_run([x, modulation] if condition is None else [x, modulation, condition])[0]
+        with self._lock:  # on CUDA the code is built for one thread at a time
+            return self._loader.boxed_run([x, modulation] if condition is None else [x, modulation, condition])[0]
 
 
 def save_package(path: str | os.PathLike[str], unet: UNet, shape: Iterable[int]) -> None:

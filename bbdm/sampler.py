@@ -194,7 +194,8 @@ class BridgeSampler:
             seed: image i gets the seed ``seed + i``, or one each from a list. The same seed gives the same image at
                 every batch size. None draws one; ``last_seeds`` tells it.
             noise: (K, B, C, H, W) standard normals in place of a seed, on the grid that the network sees.
-            batch_size: at most so many images at once; None for all.
+            batch_size: at most so many images at once; None for all. A compiled sampler runs exactly so many, filling
+                up what is short: calls with one ``batch_size`` compile once for each size of picture.
             progress: show a bar over network evaluations.
 
         Returns:
@@ -260,7 +261,9 @@ class BridgeSampler:
         progress: bool,
     ) -> torch.Tensor:
         count = len(source)
-        size = self.package.shape[0] if self.package else min(batch_size or count, count)
+        size = self.package.shape[0] if self.package else batch_size or count
+        if not self.compile and not self.package:
+            size = min(size, count)
         starts = range(0, count, size)
         parts: list[torch.Tensor] = []
         with tqdm(total=len(starts) * len(self.table), disable=not progress, unit="step") as bar:
@@ -334,6 +337,10 @@ class BridgeSampler:
             return None
         batch, _, height, width = source.shape
         wanted = (len(self.table), *self._grid(batch, height, width))
+        if not isinstance(noise, torch.Tensor):
+            raise ValueError(f"noise must be a tensor, got {type(noise).__name__}")
         if tuple(noise.shape) != wanted:
             raise ValueError(f"noise must have shape {wanted}, got {tuple(noise.shape)}")
+        if not noise.isfinite().all():
+            raise ValueError("noise must be finite")
         return noise

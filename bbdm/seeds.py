@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 LIMIT = 2**63
@@ -17,7 +17,7 @@ def resolve_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
         ValueError: not integers, not one for each image, or out of [0, 2^63).
     """
     given: Any = secrets.randbelow(2**32) if seed is None else seed
-    several = bool(isinstance(given, Iterable) and getattr(given, "ndim", 1) > 0)  # no array or tensor of no dimension
+    several = hasattr(given, "__iter__") and getattr(given, "ndim", 1) > 0  # no array or tensor of no dimension
     try:
         seeds = [operator.index(s) for s in given] if several else [operator.index(given) + i for i in range(count)]
     except TypeError as error:

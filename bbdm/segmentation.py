@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 try:
-    from torchmetrics.classification import MulticlassConfusionMatrix
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
 except ImportError as error:
     raise ImportError(f"evaluation needs more packages, pip install 'bbdm[eval]': {error}") from error
 
@@ -133,9 +133,8 @@ class SegmentationScore:
         self.window = window
         self.stride = stride
         self.device = torch.device(device)
-        self.confusion = MulticlassConfusionMatrix(len(self.classes), ignore_index=IGNORED).to(self.device)
+        self.confusion = torch.zeros(len(self.classes), len(self.classes), dtype=torch.int64)
 
-    @torch.inference_mode()
     def update(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         """Add pictures.
 
@@ -143,13 +142,23 @@ class SegmentationScore:
             images: (B, 3, h, w) uint8, of any size.
             labels: (B, H, W) integers, each a class or 255.
         """
+        self.add(self.count(images, labels))
+
+    def add(self, counts: torch.Tensor) -> None:
+        """Add what :meth:`count` returned."""
+        self.confusion += counts
+
+    @torch.inference_mode()
+    def count(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Pixels of pictures by their label and by what the network finds, (classes, classes) int64 on the CPU."""
         pixels = images.to(self.device).float() / 255
         pixels = F.interpolate(pixels, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         mean, std = (pixels.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
         logits = sliding_logits(self.network, (pixels - mean) / std, self.window, self.stride)
         if logits.shape[1] != len(self.classes):
             raise ValueError(f"the network must have {len(self.classes)} classes, got {logits.shape[1]}")
-        self.confusion.update(logits.argmax(1), labels.to(self.device))
+        found, labels = logits.argmax(1), labels.to(self.device)
+        return multiclass_confusion_matrix(found, labels, len(self.classes), ignore_index=IGNORED).cpu()
 
     def compute(self) -> dict[str, Any]:
         """``miou``, and ``iou`` by class, None for one that never occurred.
@@ -157,7 +166,7 @@ class SegmentationScore:
         Raises:
             ValueError: no pixel had a class.
         """
-        matrix = self.confusion.confmat.double()
+        matrix = self.confusion.double()
         hits = matrix.diag()
         unions = matrix.sum(0) + matrix.sum(1) - hits
         if not unions.any():

@@ -10,9 +10,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from bbdm import images
 from bbdm.bridges import Bridge
-from bbdm.checkpoint import Checkpoint, check_codec, load_checkpoint, save_checkpoint
+from bbdm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from bbdm.codec import Codec, Role
 from bbdm.data import PairedDataset
 from bbdm.ema import EMA
@@ -31,59 +31,10 @@ from bbdm.kernels import philox
 from bbdm.latents import LatentDataset
 from bbdm.networks.unet import UNet
 from bbdm.sampler import BridgeSampler
+from bbdm.train_config import Loss, TrainConfig
 
-Loss = Literal["l1", "l2"]
-Schedule = Literal["constant", "cosine"]
-Precision = Literal["fp32", "bf16"]
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values that no optimizer step reaches
 PREVIEW_PAIRS = 8
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train.
-
-    Raises:
-        ValueError: a value is out of range.
-    """
-
-    epochs: int = 100
-    batch_size: int = 64
-    learning_rate: float = 1e-4
-    lr_schedule: Schedule = "constant"  # cosine: decays to 0 over all epochs
-    warmup_steps: int = 0  # optimizer steps over which the learning rate rises from 0
-    loss: Loss = "l1"  # of the prediction; l1 trains a conditional median, l2 the mean that solvers assume
-    ema_decay: float = 0.995  # of the moving average of weights
-    flip: bool = False  # mirror half of the pairs
-    precision: Precision = "fp32"  # bf16: autocast, weights stay float32
-    compile: bool = False  # compile the network's forward and backward: minutes at the first step
-    seed: int = 0
-    workers: int = 0  # processes that read pictures
-    preview_every: int = 10  # epochs between grids of validation pairs
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "preview_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup_steps", "seed", "workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.seed >= 2**32:
-            raise ValueError(f"seed must be below 2^32, got {self.seed}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
-        for name, kind in {"loss": Loss, "lr_schedule": Schedule, "precision": Precision}.items():
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name} must be one of {get_args(kind)}, got {getattr(self, name)!r}")
-
-    def lr_at(self, step: int, total: int) -> float:
-        """The learning rate of optimizer step ``step`` of ``total``."""
-        rate = self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
-        if self.lr_schedule == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
-        return rate
 
 
 def bridge_loss(
@@ -143,8 +94,8 @@ class Trainer:
         codec: what takes pictures to the space of the bridge; None to train in image space.
 
     Raises:
-        ValueError: fewer pairs than one batch, pictures of a size that the network cannot take, or a codec of another
-            number of channels.
+        ValueError: fewer pairs than one batch, pictures of a size that the network cannot take, a codec of another
+            number of channels, or latents of another codec or another ``flip``.
     """
 
     def __init__(
@@ -166,6 +117,12 @@ class Trainer:
             raise ValueError(
                 f"image_size {train.image_size} is not a multiple of the network's {unet.config.stride * stride}"
             )
+        if isinstance(train, LatentDataset):
+            if codec is None or train.codec != codec.description():
+                given = "none" if codec is None else "another one"
+                raise ValueError(f"codec must be the one that made the latents in {train.folder}, got {given}")
+            if train.flip != config.flip:
+                raise ValueError(f"flip must be that of the latents in {train.folder}, {train.flip}, got {config.flip}")
         self.unet = unet.train()
         self.network = torch.compile(unet, fullgraph=True, dynamic=False) if config.compile else unet
         self.bridge = bridge
@@ -192,8 +149,8 @@ class Trainer:
         """Go on from a checkpoint that a run of the same network and bridge wrote.
 
         Raises:
-            ValueError: it has no training state, or is of another network, bridge, number of pairs or settings; only
-                epochs, learning rate, compile, workers and previews may change.
+            ValueError: it has no training state, or is of another network, bridge, codec, number of pairs, size,
+                direction or settings; only epochs, learning rate, compile, workers and previews may change.
         """
         checkpoint = load_checkpoint(path)
         self._resume_codec(checkpoint)
@@ -210,6 +167,12 @@ class Trainer:
                 f"{path} made {state['step']} steps in {state['epoch']} epochs, and these pairs and batch size make "
                 f"{self.steps_per_epoch} an epoch: go on with what it was trained with"
             )
+        kinds = {"image_size": checkpoint.image_size, "direction": state.get("direction", self.train.direction)}
+        for name, stored in kinds.items():
+            if stored != getattr(self.train, name):
+                raise ValueError(
+                    f"{path} was trained with {name} {stored}, and these pairs have {getattr(self.train, name)}"
+                )
         free = {"epochs", "learning_rate", "compile", "workers", "preview_every"}
         stored = state["config"]
         changed = [k for k, v in asdict(self.config).items() if k not in free and stored.get(k, v) != v]
@@ -224,10 +187,10 @@ class Trainer:
 
     def _resume_codec(self, checkpoint: Checkpoint) -> None:
         """Take over the statistics of a run's codec, which must be the same otherwise."""
-        check_codec(checkpoint.codec, self.codec)
         stored = checkpoint.build_codec()
+        descriptions = [None if codec is None else codec.description() for codec in (stored, self.codec)]
         normalises = [codec is not None and codec.statistics is not None for codec in (stored, self.codec)]
-        if (stored is None) != (self.codec is None) or normalises[0] != normalises[1]:
+        if descriptions[0] != descriptions[1] or normalises[0] != normalises[1]:
             raise ValueError(
                 "training can go on only in the space where it began: with the same VQGAN, normalised or not"
             )
@@ -270,7 +233,7 @@ class Trainer:
             if progress:
                 tqdm.write("  ".join(f"{k} {v:.4g}" for k, v in record.items()))
             state = {"optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step}
-            state["config"] = asdict(self.config)
+            state |= {"config": asdict(self.config), "direction": self.train.direction}
             self.save(self.last, state)
 
     def save(self, path: Path, training: dict[str, Any] | None = None) -> None:

@@ -14,8 +14,9 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bbdm import BridgeSampler, UNet
+from bbdm.machine import processor
 from benchmarks import networks
-from benchmarks.machine import Peaks, hardware, measure_peaks, processor
+from benchmarks.machine import Peaks, hardware, measure_peaks
 from benchmarks.timing import REPLAY, Comparison
 
 Record = Callable[[Comparison, str], None]

@@ -1,17 +1,14 @@
-"""What the benchmarks run on: its description, and the rates that it reaches in the plainest operations."""
+"""What the benchmarks run on: what decides its speed, and the rates that it reaches in the plainest operations."""
 
 from __future__ import annotations
 
 import os
-import platform
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from bbdm import machine
 from benchmarks.timing import best_seconds
 
 PACKAGES = ("torch", "triton", "sde-bbdm", "torchmanager-diffusion", "onnxruntime", "openvino")
@@ -53,38 +50,11 @@ def measure_peaks(device: torch.device, quick: bool) -> Peaks:
     return Peaks(*rates, copy=2 * source.numel() / best_seconds(lambda: target.copy_(source), 10))
 
 
-def _versions() -> Iterator[tuple[str, str]]:
-    for name in PACKAGES:
-        try:
-            yield name, metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-
-
-def _cpuinfo(field: str) -> str:
-    """The first line of a field in Linux' description of the processor; empty elsewhere."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
-
-
-def processor(device: torch.device) -> str:
-    """The name of the card, or of the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
 def hardware(device: torch.device) -> dict[str, Any]:
     """What decides speed: processor and its vector units, memory, card, versions, threads."""
-    flags = set(_cpuinfo("flags").split())
+    flags = set(machine.cpuinfo("flags").split())
     return {
-        "cpu": processor(torch.device("cpu")),
-        "cores": os.cpu_count(),
+        **machine.describe(device, PACKAGES),
         "flags": [flag for flag in FLAGS if flag in flags],
         "ram_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "gpu": processor(device) if device.type == "cuda" else None,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "versions": dict(_versions()),
     }

@@ -20,7 +20,8 @@ import torch
 
 from bbdm import BridgeSampler
 from bbdm.data import PairedDataset
-from bbdm.training import TrainConfig, Trainer
+from bbdm.train_config import TrainConfig
+from bbdm.training import Trainer
 from benchmarks import networks
 from benchmarks.timing import Row, interleaved, seconds_of
 

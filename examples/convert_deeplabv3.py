@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bbdm.files import write_atomically
+from bbdm.files import check_suffix, write_atomically
 from bbdm.networks.deeplab import load_deeplab, save_deeplab
 
 
@@ -23,8 +23,7 @@ def main(argv: list[str] | None = None) -> None:
         "--output_stride", type=int, choices=[8, 16], default=16, help="(default: 16, as it was trained)"
     )
     args = parser.parse_args(argv)
-    if args.output.suffix not in (".pt", ".safetensors"):
-        raise ValueError(f"output must end in .pt or .safetensors, got {args.output}")
+    check_suffix(args.output)
     model = load_deeplab(args.state_dict, args.output_stride)
     config = model.config
     if config.num_classes != args.num_classes:

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from bbdm.checkpoint import load_vqgan, save_vqgan
+from bbdm.files import check_suffix
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -20,8 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("-c", "--in_channels", type=int, help="that its images must have (default: what they have)")
     parser.add_argument("--assert_weights_mapping", action="store_true", help="always so; for old command lines")
     args = parser.parse_args(argv)
-    if args.output.suffix not in (".pt", ".safetensors"):
-        raise ValueError(f"output must end in .pt or .safetensors, got {args.output}")
+    check_suffix(args.output)
     vqgan = load_vqgan(args.state_dict)
     config = vqgan.config
     if args.in_channels not in (None, config.image_channels):

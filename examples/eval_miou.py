@@ -1,20 +1,23 @@
 """mIoU of generated street scenes: python examples/eval_miou.py DEEPLAB CITYSCAPES MODEL [OUTPUT_DIR] [flags].
 
 DEEPLAB is a checkpoint of VainF's DeepLabV3Plus-Pytorch, or what convert_deeplabv3.py made of it. OUTPUT_DIR gets the
-pictures, settings.json and scores.json. Interrupted, the same command goes on.
+pictures, a confusion matrix beside each, settings.json and scores.json. Interrupted, the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from bbdm import generation
 from bbdm.data import Pair, open_image
-from bbdm.generation import Translator
+from bbdm.files import file_sha256
+from bbdm.generation import Job, Translator
 from bbdm.networks.deeplab import load_deeplab
 from bbdm.segmentation import CITYSCAPES, SegmentationScore, read_labels
 
@@ -37,10 +40,23 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def labels_of(pair: Pair) -> torch.Tensor:
-    """(1, H, W) training ids that belong to a colour map."""
+def labels_of(pair: Pair) -> Path:
+    """The label ids that belong to a colour map."""
     name = pair.source.name.removesuffix("_color.png")
-    return read_labels(pair.source.with_name(f"{name}_labelIds.png"))[None]
+    return pair.source.with_name(f"{name}_labelIds.png")
+
+
+def confusion(score: SegmentationScore, network: dict[str, Any], job: Job, labels: Path) -> torch.Tensor:
+    """A result's confusion matrix: the one beside it, where that is of the same files and network, or a new one."""
+    path = job.path.with_suffix(".confusion.json")
+    of = {"picture": file_sha256(job.path), "labels": file_sha256(labels), "network": network}
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if known.get("of") == of:
+        return torch.tensor(known["confusion"])
+    picture = generation.to_tensor(open_image(job.path))
+    counts = score.count(picture[None], read_labels(labels)[None])
+    generation.save_json({"of": of, "confusion": counts.tolist()}, path)
+    return counts
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -52,11 +68,12 @@ def main(argv: list[str] | None = None) -> None:
             f"{args.deeplab} has {deeplab.config.num_classes} classes, not the {len(CITYSCAPES)} that count"
         )
     pairs = translator.dataset.pairs
-    labels_of(pairs[0])  # first, since it may fail
+    read_labels(labels_of(pairs[0]))  # first, since it may fail
     jobs, report = translator.run(args.solver, args.steps, args.output_dir)
     score = SegmentationScore(deeplab, device=args.device)
+    network = {"weights": file_sha256(args.deeplab), **vars(deeplab.config)}
     for job in tqdm(jobs, unit="image", disable=not args.show_verbose):
-        score.update(generation.to_tensor(open_image(job.path))[None], labels_of(pairs[job.index]))
+        score.add(confusion(score, network, job, labels_of(pairs[job.index])))
     found = score.compute()
     report = {"scores": found, "deeplab": vars(deeplab.config), **report}
     generation.save_json(report, args.output_dir / "scores.json")

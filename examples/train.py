@@ -10,12 +10,14 @@ from typing import Any, get_args
 import torch
 
 from bbdm.bridges import ABridge, Bridge, BrownianBridge, Objective
-from bbdm.checkpoint import load_vqgan
-from bbdm.codec import VQGANCodec
-from bbdm.data import DATASETS, DIRECTIONS, load_dataset
+from bbdm.checkpoint import load_checkpoint, load_vqgan
+from bbdm.codec import Codec, LatentStatistics, VQGANCodec
+from bbdm.data import DATASETS, DIRECTIONS, PairedDataset, load_dataset
+from bbdm.files import check_suffix
 from bbdm.latents import LatentDataset, measure
 from bbdm.networks.unet import PRESETS, UNet
-from bbdm.training import Loss, Precision, Schedule, TrainConfig, Trainer
+from bbdm.train_config import Loss, Precision, Schedule, TrainConfig
+from bbdm.training import Trainer
 
 BBDM: dict[str, Any] = {"batch_size": 8, "bridge": "bbdm"}
 PRESET_FLAGS: dict[str, dict[str, Any]] = {
@@ -87,12 +89,22 @@ def build_bridge(args: argparse.Namespace) -> Bridge:
     return BrownianBridge.bbdm(args.time_steps, objective=args.objective)
 
 
+def statistics(args: argparse.Namespace, pairs: PairedDataset | LatentDataset, codec: Codec) -> LatentStatistics:
+    """Those of the run that goes on, where there is one; else they are measured."""
+    if args.ckpt_path is not None:
+        stored = load_checkpoint(args.ckpt_path).build_codec()
+        if stored is not None and stored.statistics is not None:
+            return stored.statistics
+    return measure(pairs, codec, args.flip, progress=args.show_verbose)
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.vqgan_path is None and (args.cache_latents or args.normalize_latents):
         raise SystemExit("--cache_latents and --normalize_latents need -vq")
-    if args.output_model.suffix not in (".pt", ".safetensors"):
-        raise SystemExit(f"output_model must end in .pt or .safetensors, got {args.output_model}")
+    if args.vqgan_path is None and args.preset.startswith("lbbdm"):
+        raise SystemExit(f"--preset {args.preset} is of latents: it needs -vq")
+    check_suffix(args.output_model)
     config = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
     train = load_dataset(args.dataset, args.data_dir, "train", args.image_size, args.direction)
     try:
@@ -112,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.cache_latents is not None:
             pairs = LatentDataset(train, codec, args.cache_latents, args.flip, args.show_verbose)
         if args.normalize_latents:
-            codec = codec.with_statistics(measure(pairs, codec, progress=args.show_verbose))
+            codec = codec.with_statistics(statistics(args, pairs, codec))
     folder = args.experiment or args.output_model.with_suffix(".run")
     trainer = Trainer(unet, build_bridge(args), config, pairs, validation, folder, codec)
     if args.ckpt_path is not None:

@@ -2,6 +2,7 @@
 
 Sources and targets alike, with the L1 distance and the codebook's losses (van den Oord et al. 2017, equation 3). The
 adversarial and perceptual losses of the paper's VQGAN are left out: results are softer than those of LDM's weights.
+OUTPUT_MODEL is written after each epoch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from bbdm import images
 from bbdm.checkpoint import save_vqgan
 from bbdm.data import DATASETS, load_dataset
 from bbdm.execution import keep_freed_memory
-from bbdm.files import write_atomically
+from bbdm.files import check_suffix, write_atomically
 from bbdm.networks.vqgan import PRESETS, VQGAN
 
 COMMITMENT = 0.25  # weight of the distance that moves latents to codes, against 1 of codes to latents
@@ -52,8 +53,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures (default: 0)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--show_verbose", action="store_true", help="a progress bar")
-    return parser.parse_args(argv)
+    parser.add_argument("--show_verbose", action="store_true", help="a progress bar, and a line for each epoch")
+    args = parser.parse_args(argv)
+    if args.epochs < 1 or args.batch_size < 1:
+        parser.error("--epochs and --batch_size must be at least 1")
+    return args
 
 
 def restart_unused_codes(vqgan: VQGAN, used: torch.Tensor, z: torch.Tensor) -> None:
@@ -68,12 +72,20 @@ def restart_unused_codes(vqgan: VQGAN, used: torch.Tensor, z: torch.Tensor) -> N
 def train_step(
     vqgan: VQGAN, optimizer: torch.optim.Optimizer, x: torch.Tensor
 ) -> tuple[float, torch.Tensor, torch.Tensor]:
-    """One step on (B, 3, H, W) pictures; the L1 distance, the latents, and the indices of their codes."""
+    """One step on (B, 3, H, W) pictures; the L1 distance, the latents, and the indices of their codes.
+
+    Raises:
+        ValueError: the loss is not a number; weights are as they were before.
+    """
     with torch.autocast(x.device.type, torch.bfloat16):
         result, z, index = vqgan(x)
     z, codes = z.float(), vqgan.quantize.look_up(index)
     distance = F.l1_loss(result.float(), x)
     loss = distance + F.mse_loss(codes, z.detach()) + COMMITMENT * F.mse_loss(z, codes.detach())
+    if not loss.isfinite():
+        raise ValueError(
+            f"the loss is {loss.item()}: start again with a lower -lr; what is saved is of the epoch before"
+        )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
@@ -92,35 +104,46 @@ def show(vqgan: VQGAN, pictures: Pictures, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    if args.output_model.suffix not in (".pt", ".safetensors"):
-        raise SystemExit(f"output_model must end in .pt or .safetensors, got {args.output_model}")
+    check_suffix(args.output_model)
+    pictures = Pictures(args.dataset, args.data_dir, "train", args.image_size)
+    if len(pictures) < args.batch_size:
+        raise ValueError(f"batch_size {args.batch_size} is more than the {len(pictures)} training pictures")
+    try:
+        shown = Pictures(args.dataset, args.data_dir, "val", args.image_size)
+    except FileNotFoundError as error:
+        print(f"the grid is of training pictures: {error}")
+        shown = pictures
     torch.manual_seed(args.seed)
     device = torch.device(args.device)
     if device.type == "cpu":
         keep_freed_memory()
     vqgan = VQGAN.from_preset(args.preset).to(device).train()
     optimizer = torch.optim.Adam(vqgan.parameters(), lr=args.learning_rate, betas=(0.5, 0.9), fused=True)
-    pictures = Pictures(args.dataset, args.data_dir, "train", args.image_size)
     loader = DataLoader(pictures, args.batch_size, shuffle=True, drop_last=True, num_workers=args.workers)
     total = args.epochs * len(loader)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
     used = torch.zeros(vqgan.config.num_codes, dtype=torch.bool, device=device)
-    distance = float("nan")
+    step, told = 0, ""
     with tqdm(total=total, unit="step", disable=not args.show_verbose) as bar:
-        for step, x in enumerate(batch for _ in range(args.epochs) for batch in loader):
-            distance, z, index = train_step(vqgan, optimizer, x.to(device, memory_format=torch.channels_last))
-            schedule.step()
-            used[index.flatten()] = True
-            if step < total // 2 and step % max(1, total // (2 * RESTARTS)) == 0:
-                restart_unused_codes(vqgan, used, z)
-            bar.update()
-            bar.set_postfix(l1=f"{distance:.4f}", codes=int(used.sum()))
-    save_vqgan(args.output_model, vqgan)
+        for epoch in range(1, args.epochs + 1):
+            distances: list[float] = []
+            for x in loader:
+                distance, z, index = train_step(vqgan, optimizer, x.to(device, memory_format=torch.channels_last))
+                schedule.step()
+                distances.append(distance)
+                used[index.flatten()] = True
+                if step < total // 2 and step % max(1, total // (2 * RESTARTS)) == 0:
+                    restart_unused_codes(vqgan, used, z)
+                step += 1
+                bar.update()
+                bar.set_postfix(l1=f"{distance:.4f}", codes=int(used.sum()))
+            save_vqgan(args.output_model, vqgan)
+            told = f"L1 {sum(distances) / len(distances):.4f} over epoch {epoch}, {int(used.sum())} codes in use"
+            if args.show_verbose:
+                tqdm.write(told)
     grid = args.output_model.with_suffix(".png")
-    show(vqgan, Pictures(args.dataset, args.data_dir, "val", args.image_size), grid)
-    print(
-        f"{args.output_model}: L1 {distance:.4f} in the last step, {int(used.sum())} codes in use; to look at: {grid}"
-    )
+    show(vqgan, shown, grid)
+    print(f"{args.output_model}: {told}; to look at: {grid}")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def test_refuses(state_dict: Path, tmp_path: Path):
     out = tmp_path / "out.pt"
     with pytest.raises(ValueError, match=r"model\.ckpt is of 3 channels, and -c 1 was given"):
         main([str(state_dict), str(out), "-c", "1"])
-    with pytest.raises(ValueError, match=r"output must end in \.pt or \.safetensors, got .*out\.pth"):
+    with pytest.raises(ValueError, match=r"ends in \.pt or \.safetensors, got .*out\.pth"):
         main([str(state_dict), str(tmp_path / "out.pth")])
     content = torch.load(state_dict, weights_only=True)
     del content["state_dict"]["quant_conv.bias"]

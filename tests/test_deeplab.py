@@ -280,7 +280,7 @@ def test_what_convert_refuses(tmp_path: Path):
     published(tmp_path / "best.pth")
     with pytest.raises(ValueError, match=r"has 19 classes, and -n 21 was given"):
         convert_deeplabv3.main([str(tmp_path / "best.pth"), str(tmp_path / "out.pt"), "-n", "21"])
-    with pytest.raises(ValueError, match=r"output must end in .pt or .safetensors, got .*out.pth"):
+    with pytest.raises(ValueError, match=r"ends in .pt or .safetensors, got .*out.pth"):
         convert_deeplabv3.main([str(tmp_path / "best.pth"), str(tmp_path / "out.pth")])
     assert not (tmp_path / "out.pt").exists()
 

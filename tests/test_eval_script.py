@@ -1,6 +1,9 @@
 """examples/eval.py and eval_miou.py as a user runs them, with networks too small to be good."""
 
+import dataclasses
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,24 @@ import torch
 from PIL import Image
 from torch import nn
 
-from bbdm import ABridge, BridgeSampler, metrics, save_checkpoint
+import bbdm
+from bbdm import (
+    ABridge,
+    BridgeSampler,
+    VQGANCodec,
+    execution,
+    generation,
+    load_checkpoint,
+    metrics,
+    save_checkpoint,
+    save_vqgan,
+)
+from bbdm.checkpoint import Checkpoint, CodecState
 from bbdm.networks.deeplab import DeepLab, DeepLabConfig, save_deeplab
 from examples import eval as eval_script
 from examples import eval_miou, generate
-from tests.conftest import MakeUNet
+from tests.conftest import MakeUNet, tiny_unet
+from tests.test_vqgan import tiny_vqgan
 
 SIZE = 16
 
@@ -77,6 +93,7 @@ def test_the_report_says_what_was_done(place: Path):
     assert settings["timesteps"][0] == 100
     assert len(settings["timesteps"]) == 3
     assert report["environment"]["versions"]["torch"] == torch.__version__
+    assert report["environment"]["bbdm"] == bbdm.__version__
     assert report["environment"]["cpu"]
 
 
@@ -146,6 +163,53 @@ def test_results_of_other_settings_are_not_mixed(place: Path, count: list[int], 
     assert Path("results/a.png").read_bytes() != before
 
 
+def test_results_of_other_data_are_not_mixed(place: Path, count: list[int]):
+    """Of the same names in another folder, where a file is another one; a copy of all files is the same data."""
+    run()
+    before = Path("results/a.png").read_bytes()
+    shutil.copytree("data", "copy")
+    flags = ["c.pt", "results", "-b", "2", "--steps", "3", "--metrics", "psnr"]
+    count.clear()
+    eval_script.main(["edge2shoes", "copy", *flags])
+    assert count == []
+    Image.new("RGB", (2 * SIZE, SIZE), "red").save("copy/val/a.png")
+    with pytest.raises(ValueError, match=r"other settings \(files [0-9a-f]"):
+        eval_script.main(["edge2shoes", "copy", *flags])
+    assert Path("results/a.png").read_bytes() == before
+    eval_script.main(["edge2shoes", "copy", *flags, "--overwrite"])
+    assert Path("results/a.png").read_bytes() != before
+
+
+def test_the_codec_counts_and_not_where_it_came_from(place: Path, count: list[int]):
+    save_vqgan("vqgan.pt", tiny_vqgan())
+    save_checkpoint("c.pt", tiny_unet(), ABridge(num_steps=100), codec=VQGANCodec(tiny_vqgan()), image_size=SIZE)
+    run()
+    count.clear()
+    settings = run("-vq", "vqgan.pt")["settings"]
+    assert count == []
+    assert settings["codec"]["before_quant_conv"] is False
+    assert settings["codec"]["config"]["latent_channels"] == settings["unet"]["in_channels"] == 3
+
+
+def test_a_network_of_the_original_bbdm_with_another_yaml_is_another(
+    place: Path, monkeypatch: pytest.MonkeyPatch, count: list[int]
+):
+    """What a YAML says beside the weights decides results as they do: here, where latents are taken."""
+
+    def loaded(*_: Any) -> Checkpoint:
+        before = Path("bbdm.yaml").read_text() == "latent_before_quant_conv: true"
+        codec = CodecState.of(VQGANCodec(tiny_vqgan(), before))
+        return dataclasses.replace(stored, codec=codec)
+
+    stored = load_checkpoint("c.pt")
+    monkeypatch.setattr(generation, "load_checkpoint", loaded)
+    Path("bbdm.yaml").write_text("latent_before_quant_conv: false")
+    run("--config", "bbdm.yaml")
+    Path("bbdm.yaml").write_text("latent_before_quant_conv: true")
+    with pytest.raises(ValueError, match=r"other settings \(config .*, codec "):
+        run("--config", "bbdm.yaml")
+
+
 def test_an_interrupted_overwrite_leaves_nothing_old(place: Path, monkeypatch: pytest.MonkeyPatch):
     run()
 
@@ -165,6 +229,41 @@ def test_pictures_of_unknown_settings_are_refused(place: Path):
     Path("results/settings.json").write_text("{")
     with pytest.raises(ValueError, match=r"cannot read results/settings.json: give another output_dir"):
         run()
+
+
+@pytest.mark.parametrize(("flags", "sizes"), [([], [2, 2, 1]), (["-b", "5"], [5]), (["-b", "64"], [5])])
+def test_seconds_are_of_whole_batches_after_the_first(
+    flags: list[str], sizes: list[int], place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The first of a shape compiles and warms up, and the last may be filled up: here they take an hour."""
+    now, calls = 0.0, []
+
+    def translate(self: BridgeSampler, source: list[Image.Image], batch_size: int, **_: Any) -> list[Image.Image]:
+        nonlocal now
+        now += 4.0 if len(calls) == 1 else 3600.0
+        calls.append((len(source), batch_size))
+        return source
+
+    monkeypatch.setattr(BridgeSampler, "__call__", translate)
+    monkeypatch.setattr(generation.time, "perf_counter", lambda: now)
+    report = run(*flags)
+    assert calls == [(size, sizes[0]) for size in sizes]
+    assert report["seconds_per_picture"] == (2.0 if len(sizes) == 3 else None)
+    assert capsys.readouterr().out.splitlines()[2].endswith("| 2.0000 |" if len(sizes) == 3 else "| unknown |")
+
+
+@pytest.mark.parametrize("script", ["eval", "generate"])
+def test_a_folder_is_compiled_for_once(script: str, place: Path, monkeypatch: pytest.MonkeyPatch):
+    shapes: list[torch.Size] = []
+
+    def compile_nothing(self: execution.Compiled, x: torch.Tensor, *_: object) -> Callable[..., torch.Tensor]:
+        shapes.append(x.shape)
+        return self.function
+
+    monkeypatch.setattr(execution.Compiled, "_compile", compile_nothing)
+    flags = ["edge2shoes", "data", "c.pt", "results", "-b", "2", "--steps", "3", "--compile"]
+    eval_script.main([*flags, "--metrics", "psnr"]) if script == "eval" else generate.main(flags)
+    assert shapes == [torch.Size((2, 3, SIZE, SIZE))]
 
 
 def test_no_source_is_overwritten(place: Path):
@@ -208,6 +307,8 @@ def test_sweep(place: Path, count: list[int], capsys: pytest.CaptureFixture[str]
         "data",
         "c.pt",
         "sweep",
+        "-b",
+        "2",
         "--metrics",
         "psnr",
         "ssim",
@@ -313,6 +414,37 @@ def test_miou_end_to_end(city: Path, count: list[int], capsys: pytest.CaptureFix
     assert Path("streets/bonn/bonn_000001_000019.png").is_file()
     assert run_miou()["scores"] == report["scores"]
     assert count == [2]
+
+
+def test_an_interrupted_scoring_goes_on(city: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pictures that were segmented are not again, but by another network, at another stride, or with other labels."""
+    seen: list[int] = []
+    original = DeepLab.forward
+
+    def forward(self: DeepLab, images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return original(self, images)
+
+    monkeypatch.setattr(DeepLab, "forward", forward)
+    with pytest.raises(KeyboardInterrupt):
+        run_miou()
+    report = run_miou()
+    assert len(seen) == 3
+    assert run_miou()["scores"] == report["scores"]
+    assert len(seen) == 3
+    assert run_miou("--overwrite")["scores"] == report["scores"]  # the same pictures again
+    assert len(seen) == 3
+    run_miou("--output_stride", "8")
+    assert len(seen) == 5
+    labels = next(Path("city/gtFine/val/bonn").glob("*_labelIds.png"))
+    Image.fromarray(np.full((32, 64), 7, dtype=np.uint8)).save(labels)
+    assert run_miou("--output_stride", "8")["scores"] != report["scores"]
+    assert len(seen) == 6
+    save_deeplab("deeplab.pt", DeepLab(DeepLabConfig("deeplabv3plus", "mobilenet")))
+    run_miou()
+    assert len(seen) == 8
 
 
 def test_a_perfect_network_scores_one(city: Path, monkeypatch: pytest.MonkeyPatch):

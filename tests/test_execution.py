@@ -245,6 +245,9 @@ def test_a_short_last_part_is_filled_up(compilations: list[weakref.ref[object]])
         alone = eager(SOURCE[i : i + 1], noise=noise[:, i : i + 1])
         torch.testing.assert_close(given[i : i + 1], alone, rtol=0, atol=FLOAT32)
     assert seeded.shape == given.shape == SOURCE.shape
+    for rest in (sampler(SOURCE[4:], seed=11, batch_size=2), sampler(SOURCE[:1], noise=noise[:, :1], batch_size=2)):
+        assert len(rest) == 1  # of calls of their own too
+    torch.testing.assert_close(sampler(SOURCE[4:], seed=11, batch_size=2), seeded[4:], rtol=0, atol=FLOAT32)
     assert len(compilations) == 1
 
 

@@ -127,6 +127,19 @@ def test_latents(place: Path):
         run("-vq", "other.pt")
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_pictures_are_of_the_averaged_weights(place: Path, suffix: str):
+    weights, average = tiny_unet(0), tiny_unet(1)
+    save_checkpoint(f"both{suffix}", weights, ABridge(num_steps=100), ema=average, image_size=SIZE)
+    results: dict[str, bytes] = {}
+    for name, unet in {"weights": weights, "average": average}.items():
+        save_checkpoint(f"{name}.pt", unet, ABridge(num_steps=100), image_size=SIZE)
+        generate.main(["edge2shoes", "data", f"{name}.pt", name, "--steps", "3"])
+        results[name] = Path(name, "a.png").read_bytes()
+    generate.main(["edge2shoes", "data", f"both{suffix}", "both", "--steps", "3"])
+    assert Path("both/a.png").read_bytes() == results["average"] != results["weights"]
+
+
 def test_a_pickled_network_with_everything_from_flags(place: Path):
     """As the public A-Bridge code saves it: a bare network, whose steps, noise and autoencoder are flags."""
     save_vqgan("vqgan.pt", tiny_vqgan())

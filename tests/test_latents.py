@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from bbdm import ABridge, latents
-from bbdm.codec import LatentStatistics, VQGANCodec
+from bbdm import ABridge, latents, training
+from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.data import PairedDataset, load_dataset
 from bbdm.latents import LatentDataset, measure
-from bbdm.training import TrainConfig, Trainer
+from bbdm.train_config import TrainConfig
+from bbdm.training import Trainer, bridge_loss
 from tests.conftest import SavePicture, tiny_unet
 from tests.test_vqgan import tiny_vqgan
 
@@ -54,6 +57,14 @@ def test_latents_are_those_of_the_pictures(flip: bool, pairs: PairedDataset, cod
             views = torch.stack([picture, picture.flip(-1)] if flip else [picture])
             expected = codec.latents(views)
             torch.testing.assert_close(made, expected if flip else expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_indices_are_those_of_a_list(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
+    cached = LatentDataset(pairs, codec, tmp_path / "cache")
+    assert all(torch.equal(a, b) for a, b in zip(cached[-1], cached[COUNT - 1], strict=True))
+    for index in (COUNT, -COUNT - 1):
+        with pytest.raises(IndexError):
+            cached[index]
 
 
 def test_the_encoder_runs_once(
@@ -109,6 +120,16 @@ def test_latents_of_something_else_are_refused(
         LatentDataset(pairs, codec, tmp_path / "cache", flip)
 
 
+def test_copied_pictures_have_the_same_latents(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
+    LatentDataset(pairs, codec, tmp_path / "cache")
+    for folder in "AB":
+        (tmp_path / "copy" / folder).mkdir(parents=True)
+        for path in (tmp_path / folder).iterdir():
+            (tmp_path / "copy" / folder / path.name).write_bytes(path.read_bytes())
+    copied = load_dataset("paired", f"{tmp_path}/copy/A,{tmp_path}/copy/B", image_size=SIZE)
+    LatentDataset(copied, codec, tmp_path / "cache")
+
+
 def test_a_changed_file_is_refused(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
     LatentDataset(pairs, codec, tmp_path / "cache")
     shard = tmp_path / "cache" / "00001.safetensors"
@@ -135,9 +156,9 @@ def test_statistics_from_the_cache_are_those_of_the_pictures(
     )
     torch.testing.assert_close(torch.tensor(cached.source_mean), sources.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.tensor(cached.target_std), targets.std((0, 2, 3), correction=0))
-    if not flip:
-        plain = measure(pairs, codec)
-        torch.testing.assert_close(torch.tensor(plain.source_std), torch.tensor(cached.source_std))
+    plain = measure(pairs, codec, flip)
+    for name, value in asdict(cached).items():
+        torch.testing.assert_close(torch.tensor(getattr(plain, name)), torch.tensor(value))
 
 
 # Training
@@ -162,27 +183,81 @@ def test_training_on_the_cache_is_training_on_the_pictures(
     assert all((run / "epoch_0001.png").exists() for run in runs)
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_latents_of_another_codec_or_flip_are_not_trained_on(
+    flip: bool, pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path
+):
+    cached = LatentDataset(pairs, codec, tmp_path / "cache", flip)
+
+    def train(codec: VQGANCodec | None, flip: bool) -> None:
+        Trainer(tiny_unet(), ABridge(), TrainConfig(batch_size=2, flip=flip), cached, None, tmp_path / "run", codec)
+
+    train(codec, flip)
+    with pytest.raises(ValueError, match=rf"flip must be that of the latents in .*cache, {flip}, got {not flip}"):
+        train(codec, not flip)
+    for other, given in (
+        (None, "none"),
+        (VQGANCodec(tiny_vqgan(seed=1)), "another one"),
+        (VQGANCodec(tiny_vqgan(), before_quant_conv=True), "another one"),
+    ):
+        with pytest.raises(ValueError, match=rf"codec must be the one that made the latents in .*cache, got {given}"):
+            train(other, flip)
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["pictures", "cache"])
+def test_sources_and_targets_are_normalised_each_by_their_own(
+    cached: bool, pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What the loss gets in a training step and in validation, against latents normalised by hand."""
+    latents = [
+        torch.cat([codec.latents(pair[side][None]) for pair in map(pairs.__getitem__, (0, 1))]) for side in (0, 1)
+    ]
+    data = LatentDataset(pairs, codec, tmp_path / "cache") if cached else pairs
+    statistics = LatentStatistics((0.1, 0.2, 0.3), (2.0, 3.0, 4.0), (-0.1, -0.2, -0.3), (0.5, 0.25, 0.125))
+    means = torch.tensor([[0.1, 0.2, 0.3], [-0.1, -0.2, -0.3]])[:, None, :, None, None]
+    spreads = torch.tensor([[2.0, 3.0, 4.0], [0.5, 0.25, 0.125]])[:, None, :, None, None]
+    wanted = (torch.stack(latents) - means) / spreads
+    seen: list[torch.Tensor] = []
+
+    def loss(unet: Any, bridge: Any, x0: torch.Tensor, y: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        seen.append(torch.stack([y, x0]))
+        return bridge_loss(unet, bridge, x0, y, *rest, **more)
+
+    monkeypatch.setattr(training, "bridge_loss", loss)
+    config = TrainConfig(batch_size=2)
+    two = PairedDataset(pairs.pairs[:2], SIZE)
+    normalising = codec.with_statistics(statistics)
+    trainer = Trainer(tiny_unet(), ABridge(), config, data, two, tmp_path / "run", normalising)
+    batch = [torch.stack(side) for side in zip(data[0], data[1], strict=True)]
+    trainer.train_step(*batch)
+    trainer.validate()
+    assert len(seen) == 1 + len(training.VALIDATION_STEPS)
+    for given in seen:
+        torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_a_run_goes_on_with_its_codec(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
     statistics = LatentStatistics((0.1,) * 3, (2.0,) * 3, (-0.1,) * 3, (0.5,) * 3)
     config = TrainConfig(epochs=1, batch_size=2)
     first = Trainer(tiny_unet(), ABridge(), config, pairs, None, tmp_path / "run", codec.with_statistics(statistics))
     first.fit()
 
-    def resumed(codec: VQGANCodec | None) -> Trainer:
+    def resumed(codec: Codec | None) -> Trainer:
         trainer = Trainer(tiny_unet(), ABridge(), config, pairs, None, tmp_path / "again", codec)
         trainer.resume(first.last)
         return trainer
 
     near = LatentStatistics((0.1000001,) * 3, (2.0,) * 3, (-0.1,) * 3, (0.5,) * 3)
-    taken = resumed(codec.with_statistics(near)).codec  # pyright: ignore[reportArgumentType]
+    taken = resumed(codec.with_statistics(near)).codec
     assert taken is not None
     assert taken.statistics == statistics
     with pytest.raises(ValueError, match="in the space where it began"):
         resumed(codec)
     with pytest.raises(ValueError, match="in the space where it began"):
         resumed(None)
-    with pytest.raises(ValueError, match="another codec"):
-        resumed(VQGANCodec(tiny_vqgan(seed=1)))
+    for other in (VQGANCodec(tiny_vqgan(seed=1)), VQGANCodec(tiny_vqgan(), before_quant_conv=True)):
+        with pytest.raises(ValueError, match="in the space where it began"):
+            resumed(other.with_statistics(statistics))
 
 
 def test_sizes_and_channels_must_fit(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):

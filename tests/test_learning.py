@@ -8,7 +8,8 @@ import torch
 
 from bbdm import ABridge, UNet
 from bbdm.data import load_dataset
-from bbdm.training import TrainConfig, Trainer
+from bbdm.train_config import TrainConfig
+from bbdm.training import Trainer
 from examples.generate import DEMO
 from tests.conftest import OPENMOJI64
 

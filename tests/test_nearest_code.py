@@ -34,6 +34,14 @@ def test_no_code_is_nearer(shape: tuple[int, int, int]):
     check(nearest_code(z, codes), z, codes)
 
 
+def test_autocast_changes_nothing():
+    """A trainer calls it so: in bfloat16, many a vector would take another code."""
+    z, codes = given(300, 3, 512)
+    expected = nearest_code(z, codes)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nearest_code(z, codes), expected)
+
+
 def test_float64_finds_the_nearest_of_all():
     z, codes = given(200, 3, 700, torch.float64)
     assert torch.equal(nearest_code(z, codes), torch.cdist(z, codes).argmin(1))

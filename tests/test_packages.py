@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -69,6 +70,25 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
 def loaded(package: Package) -> BridgeSampler:
     """A sampler of the bfloat16 package, from float32 weights."""
     return build(torch.bfloat16, compiled=package(torch.bfloat16))
+
+
+def test_threads_take_turns(loaded: BridgeSampler, monkeypatch: pytest.MonkeyPatch):
+    """Steps one by one do not go through the captured loop, which has a lock of its own."""
+    inside, most = 0, 0
+
+    class Loader:
+        def boxed_run(self, inputs: list[Tensor]) -> list[Tensor]:
+            nonlocal inside, most
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.01)
+            inside -= 1
+            return [inputs[0].clone()]
+
+    monkeypatch.setattr(loaded.package, "_loader", Loader())
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda seed: list(loaded.stream(ODD[:BATCH], seed=seed)), range(4)))
+    assert most == 1
 
 
 # The very image

@@ -232,6 +232,8 @@ GOOD = torch.zeros(2, 3, 8, 8)
         ({"source": GOOD, "seed": -1}, r"seed must be in \[0, 2\^63\), got -1"),
         ({"source": GOOD, "batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"source": GOOD, "noise": torch.zeros(2, 2, 3, 8, 8)}, r"noise must have shape \(3, 2, 3, 8, 8\)"),
+        ({"source": GOOD, "noise": [1]}, "noise must be a tensor, got list"),
+        ({"source": GOOD, "noise": torch.full((3, 2, 3, 8, 8), float("nan"))}, "noise must be finite"),
         ({"source": Image.new("F", (8, 8))}, "mode 'F'"),
         ({"source": np.zeros((1, 3, 8, 8))}, "source must be a tensor, a PIL picture or a list of them, got ndarray"),
         ({"source": "a.png"}, "a list of them, got str"),

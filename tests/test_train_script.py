@@ -11,7 +11,7 @@ from PIL import Image
 
 import bbdm
 from bbdm.networks.unet import PRESETS, UNetConfig
-from bbdm.training import TrainConfig
+from bbdm.train_config import TrainConfig
 from examples import train
 from tests.conftest import TINY, SavePicture
 
@@ -203,7 +203,7 @@ class TestMain:
 
     @pytest.mark.parametrize("name", ["model", "model.ckpt"])
     def test_bad_output_suffix_stops_before_any_work(self, name: str, data: Path, tmp_path: Path) -> None:
-        with pytest.raises(SystemExit, match=rf"must end in \.pt or \.safetensors, got .*{name}"):
+        with pytest.raises(ValueError, match=rf"ends in \.pt or \.safetensors, got .*{name}"):
             train.main(self.arguments(data, tmp_path / name))
         assert list(tmp_path.iterdir()) == []
 

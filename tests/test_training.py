@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch._dynamo.exc import Unsupported
 
-from bbdm import bridges, images, training
+from bbdm import bridges, images, train_config, training
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.checkpoint import load_checkpoint, save_checkpoint
 from bbdm.data import PairedDataset, load_dataset
@@ -22,7 +22,8 @@ from bbdm.ema import EMA
 from bbdm.kernels import philox_numpy
 from bbdm.kernels.noise_step import noise_step
 from bbdm.networks.unet import UNet, UNetConfig
-from bbdm.training import TrainConfig, Trainer, bridge_loss
+from bbdm.train_config import TrainConfig
+from bbdm.training import Trainer, bridge_loss
 from tests.conftest import MakeUNet, SavePicture
 
 SIZE = 8
@@ -137,7 +138,7 @@ class TestBridgeLoss:
     eps = 0.1 * math.sqrt(2)
 
     def loss(
-        self, unet: torch.nn.Module, t: list[int], objective: bridges.Objective, loss: training.Loss
+        self, unet: torch.nn.Module, t: list[int], objective: bridges.Objective, loss: train_config.Loss
     ) -> torch.Tensor:
         bridge = BrownianBridge(4, objective=objective)
         x0, y, noise = (torch.full(self.shape, value) for value in (0.2, 0.6, self.eps))
@@ -362,6 +363,22 @@ class TestResume:
         first.fit()
         with pytest.raises(ValueError, match=reason):
             make_trainer(epochs=2, **change).resume(first.last)
+
+    @pytest.mark.parametrize(
+        ("size", "direction", "reason"),
+        [
+            (2 * SIZE, "AtoB", "image_size 8, and these pairs have 16"),
+            (SIZE, "BtoA", "direction AtoB, and these pairs have BtoA"),
+        ],
+    )
+    def test_refuses_other_pairs(
+        self, size: int, direction: str, reason: str, make_trainer: MakeTrainer, pairs: PairedDataset
+    ) -> None:
+        first = make_trainer(epochs=1)
+        first.fit()
+        other = make_trainer(epochs=2, train=PairedDataset(pairs.pairs, size, direction))
+        with pytest.raises(ValueError, match=rf"last\.pt was trained with {reason}"):
+            other.resume(first.last)
 
     def test_needs_training_state(self, make_trainer: MakeTrainer, make_unet: MakeUNet, tmp_path: Path) -> None:
         unet = make_unet(condition_channels=3)

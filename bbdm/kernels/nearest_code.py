@@ -23,7 +23,7 @@ def nearest_code(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         codes: (N, C), any floating dtype.
 
     Returns:
-        (...) int64. Arithmetic is in float32, in float64 where both are.
+        (...) int64. Arithmetic is in float32, in float64 where both are; under autocast too.
 
     Raises:
         ValueError: shapes that don't fit, or no codes.
@@ -43,11 +43,12 @@ def _nearest_code(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     offset = torch.nn.functional.pad(codes.square().sum(1) / 2, (0, padded), value=torch.inf)
     weights = torch.nn.functional.pad(-codes, (0, 0, 0, padded)).T
     out = torch.empty(len(z), dtype=torch.int64, device=z.device)
-    for start in range(0, len(z), CHUNK):
-        scores = torch.addmm(offset, z[start : start + CHUNK], weights).unflatten(1, (-1, GROUP))
-        group = scores.amin(2).argmin(1)
-        within = scores[torch.arange(len(scores), device=z.device), group].argmin(1)
-        out[start : start + CHUNK] = group * GROUP + within
+    with torch.autocast(z.device.type, enabled=False):
+        for start in range(0, len(z), CHUNK):
+            scores = torch.addmm(offset, z[start : start + CHUNK], weights).unflatten(1, (-1, GROUP))
+            group = scores.amin(2).argmin(1)
+            within = scores[torch.arange(len(scores), device=z.device), group].argmin(1)
+            out[start : start + CHUNK] = group * GROUP + within
     return out
 
 
