@@ -8,11 +8,12 @@ that an optimizer's moments cost nothing.
 
 from __future__ import annotations
 
+import math
 import mmap
 import pickletools
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +21,11 @@ from typing import IO, Any, cast
 
 import torch
 
-MAX_OPCODES = 2_000_000  # bounds the memory that a pickle can take; a large network with its optimizer has 200,000
+# Bounds the memory that a pickle can take beside its texts: an instruction of one byte makes at most some 220 (an empty
+# set). A large network with its optimizer has 200,000 instructions.
+MAX_OPCODES = 1_000_000
+MAX_NAME = 10_000  # characters or bytes of a key, a class's name, a storage's name: each use of one may compare it all
+MAX_SHARING = 4  # times the storages that tensors may be together; ours and everyone's weights are 1
 
 DTYPES = {
     "BFloat16Storage": torch.bfloat16,
@@ -61,7 +66,7 @@ HARMLESS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Global:
     """The name of a class or function, which is not imported."""
 
@@ -99,7 +104,7 @@ class Record:
 class Storage:
     """The numbers of one or more tensors, in the file until they are asked for."""
 
-    def __init__(self, kind: Global, numel: int, read: Callable[[], bytes]) -> None:
+    def __init__(self, kind: Global, numel: int, read: Callable[[], bytearray]) -> None:
         self.kind = kind
         self.numel = numel
         self.dtype = DTYPES.get(kind.name)
@@ -121,7 +126,7 @@ class Storage:
             raise ValueError(f"it holds numbers of an unknown type, {self.kind}")
         if not self.numel:
             return torch.empty(0, dtype=self.dtype)
-        return torch.frombuffer(bytearray(self.read()), dtype=self.dtype)
+        return torch.frombuffer(self.read(), dtype=self.dtype)
 
 
 @dataclass(eq=False, frozen=True, slots=True)
@@ -130,8 +135,13 @@ class StoredTensor:
 
     storage: Storage
     offset: int
-    size: tuple[int, ...]
+    shape: tuple[int, ...]
     stride: tuple[int, ...]
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """None where the type is not known."""
+        return self.storage.dtype
 
     def load(self) -> torch.Tensor:
         """A view of the storage.
@@ -139,7 +149,20 @@ class StoredTensor:
         Raises:
             ValueError: the file is damaged there.
         """
-        return self.storage.values.as_strided(self.size, self.stride, self.offset)
+        return self.storage.values.as_strided(self.shape, self.stride, self.offset)
+
+
+def check_sharing(tensors: Iterable[StoredTensor]) -> None:
+    """Raise ValueError where tensors are many times what they are stored in, as a file does that wants to fill memory.
+
+    Several views of one storage are loaded as such; the network that is made of them has memory for each.
+    """
+    tensors = list(tensors)
+    storages = {id(tensor.storage): tensor.storage for tensor in tensors}
+    held = sum(storage.numel for storage in storages.values())
+    asked = sum(math.prod(tensor.shape) for tensor in tensors)
+    if asked > MAX_SHARING * held:
+        raise ValueError(f"its tensors are of {asked} numbers, and only {held} are stored")
 
 
 def describe(value: Any) -> str:
@@ -178,11 +201,21 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> St
     return StoredTensor(storage, offset, size, stride)
 
 
-def _key(value: Any) -> Any:
-    """A key, or a member of a set. Python does not remember a tuple's hash, so nested ones could take for ever."""
-    if isinstance(value, tuple) and any(isinstance(part, tuple | frozenset) for part in value):
-        raise ValueError("its pickle has a key of nested tuples")
-    return value
+def _key(value: Any, within: bool = False) -> Any:
+    """A key, or a member of a set, which is hashed and compared in no time: long or nested ones could take for ever.
+
+    Records and tensors are compared by identity.
+    """
+    match value:
+        case None | bool() | float() | Global() | Record() | StoredTensor():
+            return value
+        case int() if value.bit_length() <= 64:
+            return value
+        case str() | bytes() if len(value) <= MAX_NAME:
+            return value
+        case tuple() if not within and len(value) <= 16:
+            return tuple(_key(part, within=True) for part in value)
+    raise ValueError(f"its pickle has {describe(value)} as a key that is long, nested or no key at all")
 
 
 # None of these copies what it is given, or a short pickle could ask for the same long list again and again.
@@ -206,6 +239,8 @@ def _call(function: Any, args: Any) -> Any:
 def _global(module: Any, name: Any) -> Global:
     if not isinstance(module, str) or not isinstance(name, str):
         raise ValueError("its pickle asks for a global without a name")
+    if len(module) > MAX_NAME or len(name) > MAX_NAME:
+        raise ValueError("its pickle asks for a global of an impossible name")
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))  # Python 2's
     found, package = Global(module, name), module.split(".")[0]
     if package in sys.stdlib_module_names and name not in HARMLESS.get(package, "").split():
@@ -327,9 +362,11 @@ class Machine:
 
     def _persistent(self, given: Any) -> Any:
         match given:
-            case ("storage", Global() as kind, str() as key, _, int() as numel, *rest) if numel >= 0:
+            case ("storage", Global() as kind, str() as key, _, int() as numel, *rest) if 0 <= numel < 2**62:
                 if rest and rest[0] is not None:
                     raise ValueError("its pickle has a view of a storage, as PyTorch wrote before 1.0")
+                if len(key) > 100:
+                    raise ValueError("its pickle has a storage of an impossible name")
                 storage = self.persistent(key, kind, numel)
                 if (storage.kind.name, storage.numel) != (kind.name, numel):
                     raise ValueError(f"its storage {key} is of two types or sizes")

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from bbdm import generation
 from bbdm.data import Pair, open_image
 from bbdm.generation import Translator
-from bbdm.networks.deeplab import load_deeplab
+from bbdm.importers.deeplab import load_deeplab
 from bbdm.segmentation import CITYSCAPES, SegmentationScore, read_labels
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import nn
 
 from bbdm import ABridge, BridgeSampler, metrics, save_checkpoint
-from bbdm.networks.deeplab import DeepLab, DeepLabConfig, save_deeplab
+from bbdm.importers.deeplab import save_deeplab
+from bbdm.networks.deeplab import DeepLab, DeepLabConfig
 from examples import eval as eval_script
 from examples import eval_miou, generate
 from tests.conftest import MakeUNet

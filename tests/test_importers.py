@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def fill(network: nn.Module, seed: int = 0) -> Any:
                 (parameter == 1) + 0.1 * noise if parameter.ndim == 1 else noise / parameter[0].numel() ** 0.5
             )
     return network.eval()
+
+
+def expected(kind: Any, config: Any) -> dict[str, Tensor]:
+    """The weights of a network, without values."""
+    with torch.device("meta"):
+        return kind.from_config(config).state_dict()
 
 
 def images(*shape: int, seed: int = 1) -> Tensor:
@@ -253,7 +260,7 @@ LATENT: dict[str, dict[str, Any]] = {
 class TestLatentDiffusion:
     @pytest.mark.parametrize("name", ["vq-f4", "vq-f8", "vq-f16"])
     def test_settings_from_shapes(self, name: str):
-        assert shapes.vqgan_config(shapes.expected(VQGAN, VQGANS[name])) == VQGANS[name]
+        assert shapes.vqgan_config(expected(VQGAN, VQGANS[name])) == VQGANS[name]
 
     @pytest.mark.parametrize("name", LATENT)
     @pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vqgan."])
@@ -289,7 +296,7 @@ class TestLatentDiffusion:
 
     def test_a_key_that_the_settings_are_read_from(self, tmp_path: Path):
         """Compared with the official network that it is closest to, so that the key is named all the same."""
-        state = {k: torch.zeros(1).expand(0) for k in shapes.expected(VQGAN, VQGANS["vq-f8"])}
+        state = {k: torch.zeros(1).expand(0) for k in expected(VQGAN, VQGANS["vq-f8"])}
         state["quantize.embedding.weight"] = torch.ones(2, 2)
         del state["encoder.conv_in.weight"]
         refused(save(state, tmp_path / "a.pt"), r"missing: encoder\.conv_in\.weight; of another shape: dec", load_vqgan)
@@ -413,20 +420,20 @@ class TestSdeBbdm:
     def test_settings_of_the_papers_network(self, peers: Any):
         with torch.device("meta"):
             state = peers.networks.build(3, 3).state_dict()
-        found = shapes.unet_config({key: tuple(value.shape) for key, value in state.items()})
+        found = shapes.unet_config(state)
         assert found == UNetConfig(attention_resolutions=())  # which its three levels never reach
 
     @pytest.mark.parametrize("name", ["paper", "bbdm", "lbbdm-f8", "lbbdm-f16"])
     def test_settings_from_shapes(self, name: str):
         preset = UNETS[name]
         reached = tuple(value for value in (1, 2, 4) if value in preset.attention_resolutions)
-        found = shapes.unet_config(shapes.expected(UNet, preset))
+        found = shapes.unet_config(expected(UNet, preset))
         assert found == UNetConfig(**{**vars(preset), "attention_resolutions": reached})
 
     @pytest.mark.parametrize("settings", [{"channel_mult": (1,)}, {"channel_mult": (1, 2, 2, 3), "num_res_blocks": 3}])
     def test_other_shapes(self, settings: Any):
         config = UNetConfig(**{**SMALL, "attention_resolutions": (1,), **settings})
-        assert shapes.unet_config(shapes.expected(UNet, config), head_channels=32, num_groups=32) == config
+        assert shapes.unet_config(expected(UNet, config), head_channels=32, num_groups=32) == config
 
     def test_autoencoder_in_the_manager(self, peers: Any, tmp_path: Path):
         seed = SeedVQGAN()
@@ -765,21 +772,35 @@ class TestOriginalBbdm:
             ({"unet__condition_key": None}, r"does not say model\.BB\.params\.UNetParams\.condition_key"),
             ({"unet__use_new_attention_order": True}, "the new order of q, k and v"),
             ({"unet__attention_resolutions": (1,)}, r"missing: input_blocks\.1\.1\.norm\.bias"),
-            ({"model__normalize_latent": True}, r"."),
         ],
     )
     def test_yaml_of_another_model(self, changes: Any, message: str, tmp_path: Path):
         path, _, _ = bbdm_file(tmp_path / "a.pth", condition_channels=3)
-        if "model__normalize_latent" in changes:  # which a model of pixels ignores, as its own code does
-            load(path, config=bbdm_yaml(tmp_path / "a.yaml", **changes))
-        else:
-            refused(path, message, config=bbdm_yaml(tmp_path / "a.yaml", **changes))
+        refused(path, message, config=bbdm_yaml(tmp_path / "a.yaml", **changes))
+
+    def test_a_model_of_pixels_ignores_normalize_latent(self, tmp_path: Path):
+        """As its own code does."""
+        path, _, _ = bbdm_file(tmp_path / "a.pth", condition_channels=3)
+        config = bbdm_yaml(tmp_path / "a.yaml", model__normalize_latent=True)
+        assert load(path, config=config).codec is None
 
     def test_yaml_that_asks_for_code(self, tmp_path: Path):
         path, _, _ = bbdm_file(tmp_path / "a.pth", condition_channels=3)
         (tmp_path / "a.yaml").write_text(f"a: !!python/object/apply:os.system ['touch {tmp_path}/marker']\n")
         refused(path, r"a\.yaml is no YAML of the original BBDM: .*os\.system", config=tmp_path / "a.yaml")
         assert not (tmp_path / "marker").exists()
+
+    @pytest.mark.parametrize("content", ["a: !!python/tuple foo", "[" * 3000 + "]" * 3000], ids=["tuple", "deep"])
+    def test_yaml_that_is_damaged(self, content: str, tmp_path: Path):
+        path, _, _ = bbdm_file(tmp_path / "a.pth", condition_channels=3)
+        (tmp_path / "a.yaml").write_text(content)
+        refused(path, r"a\.yaml is no YAML of the original BBDM", config=tmp_path / "a.yaml")
+
+    @pytest.mark.parametrize(("steps", "variances"), [(0, 0), (200, 3), (1, 1)])
+    def test_buffers_of_other_lengths(self, steps: int, variances: int, tmp_path: Path):
+        state = {"m_t": buffers()["m_t"][:steps].clone(), "variance_t": buffers()["variance_t"][:variances].clone()}
+        path, _, _ = bbdm_file(tmp_path / "a.pth", None, state, condition_channels=3)
+        refused(path, f"are of {steps} and {variances} steps", config=bbdm_yaml(tmp_path / "a.yaml"))
 
     def test_other_files_of_its_kind(self, tmp_path: Path):
         config = bbdm_yaml(tmp_path / "a.yaml")
@@ -825,6 +846,64 @@ def test_something_else(content: Any, message: str, tmp_path: Path):
 def test_weights_that_are_not_floating_point(tmp_path: Path):
     state = {key: value.long() for key, value in UNet(channel_mult=(2,), model_channels=32).state_dict().items()}
     refused(save(state, tmp_path / "a.pt"), "weights must be floating point", num_steps=100, c_lambda=1.0)
+
+
+def test_tensors_that_share_their_storage(tmp_path: Path):
+    """A small file that would build a network many times its size."""
+    wanted = expected(UNet, UNetConfig(model_channels=64, channel_mult=(1,), num_res_blocks=50))
+    shared = torch.zeros(max(value.numel() for value in wanted.values()))
+    path = save({k: shared[: v.numel()].view(v.shape) for k, v in wanted.items()}, tmp_path / "a.pt")
+    refused(path, r"its tensors are of \d+ numbers, and only \d+ are stored", num_steps=100, c_lambda=1.0)
+    wanted = expected(VQGAN, VQGANS["demo"])
+    shared = torch.zeros(max(value.numel() for value in wanted.values()))
+    path = save({k: shared[: v.numel()].view(v.shape) for k, v in wanted.items()}, tmp_path / "a.pt")
+    refused(path, r"its tensors are of \d+ numbers, and only \d+ are stored", load_vqgan)
+
+
+# State dicts, whose shapes do not tell everything
+
+
+@pytest.fixture
+def no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.mark.usefixtures("no_warnings")
+@pytest.mark.parametrize("name", ["demo", "paper"])
+def test_state_dict_of_a_presets_unet(name: str, tmp_path: Path):
+    channels = (
+        {"in_channels": 4, "out_channels": 4} if name == "demo" else {}
+    )  # other ends are still the preset's inside
+    config = replace(UNETS[name], condition_channels=0, **channels)
+    if name == "demo":
+        unet = fill(UNet.from_config(config))
+        path = save(unet.state_dict(), tmp_path / "a.pt")
+        loaded = load_checkpoint(path, num_steps=100, c_lambda=1.0)
+        assert loaded.unet.config == config
+        x, t = images(1, 4, 16, 16), torch.ones(1)
+        assert torch.equal(loaded.build_unet()(x, t), unet(x, t))
+    else:
+        assert shapes.unet_config(expected(UNet, config)) == replace(config, attention_resolutions=())
+
+
+@pytest.mark.usefixtures("no_warnings")
+def test_state_dict_of_our_small_vqgan(tmp_path: Path):
+    vqgan = fill(VQGAN.from_preset("demo"))
+    loaded = load_vqgan(save(vqgan.state_dict(), tmp_path / "a.pt"))
+    assert loaded.config == vqgan.config
+    assert torch.equal(loaded.encode(images(1, 3, 16, 16)), vqgan.encode(images(1, 3, 16, 16)))
+
+
+def test_what_is_assumed_is_told(tmp_path: Path):
+    unet = UNet(model_channels=64, channel_mult=(1,), num_res_blocks=1, head_channels=32, num_groups=16)
+    path = save(unet.state_dict(), tmp_path / "a.pt")
+    with pytest.warns(UserWarning, match="none of the presets: head_channels=64, num_groups=32 assumed"):
+        load_checkpoint(path, num_steps=100, c_lambda=1.0)
+    path = save(small_vqgan(num_groups=16).state_dict(), tmp_path / "b.pt")
+    with pytest.warns(UserWarning, match="none of the presets: num_groups=32 assumed"):
+        load_vqgan(path)
 
 
 class Trap:
