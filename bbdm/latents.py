@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from bbdm.codec import Codec, LatentStatistics
 from bbdm.data import PairedDataset
 from bbdm.files import file_sha256, write_atomically
+from bbdm.weights import state_hash
 
 VERSION = 1
 SHARD = 256  # pairs in a file
@@ -139,16 +140,12 @@ def _description(dataset: PairedDataset, codec: Codec, flip: bool) -> dict[str, 
             if path is not None:
                 status = path.stat()
                 digest.update(f"{pair.name} {path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    weights = hashlib.sha256()
-    for key, value in sorted(codec.state_dict().items()):
-        weights.update(key.encode())
-        weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     description = {
         "version": VERSION,
         "pictures": {"count": len(dataset), "files": digest.hexdigest()},
         "image_size": dataset.image_size,
         "direction": dataset.direction,
         "flip": flip,
-        "codec": {**codec.config(), "statistics": None, "weights": weights.hexdigest()},
+        "codec": {**codec.config(), "statistics": None, "weights": state_hash(codec.state_dict())},
     }
     return json.loads(json.dumps(description))  # as the manifest has it: lists for tuples
