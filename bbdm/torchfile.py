@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bbdm.unpickling import Global, Machine, Record, Storage, StoredTensor, check_sharing, damage, describe
+from bbdm.records import Global, Record, Storage, StoredTensor, check_sharing, describe
+from bbdm.unpickling import Machine, damage
 
 MAX_MODULES = 20_000  # bounds what a network can grow to whose modules hold each other many times
 MAX_TENSORS = 100_000

@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bbdm import torchfile, unpickling
+from bbdm.records import Global, Record, StoredTensor
 from bbdm.torchfile import opened
-from bbdm.unpickling import Global, Record, StoredTensor
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 

@@ -12,7 +12,7 @@ from bbdm import torchfile, weights
 from bbdm.importers import states
 from bbdm.networks.deeplab import Backbone, DeepLab, DeepLabConfig, Head
 from bbdm.networks.restore import restore
-from bbdm.unpickling import Record
+from bbdm.records import Record
 from bbdm.weights import State
 
 FORMAT = "bbdm deeplab"

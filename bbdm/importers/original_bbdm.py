@@ -14,7 +14,7 @@ from bbdm.checkpoint import Checkpoint, CodecState, UNetState
 from bbdm.codec import LatentStatistics, VQGANCodec
 from bbdm.importers import shapes, states
 from bbdm.networks.unet import UNet
-from bbdm.unpickling import StoredTensor
+from bbdm.records import StoredTensor
 
 SCHEDULE = "m_t"  # the buffer by which a file is recognised
 GROUPS = 32  # of every GroupNorm, in its code

@@ -11,7 +11,7 @@ from bbdm.checkpoint import Checkpoint, CodecState, UNetState
 from bbdm.codec import Codec, VQGANCodec
 from bbdm.importers import shapes, states
 from bbdm.networks.unet import UNet
-from bbdm.unpickling import Record, StoredTensor, describe
+from bbdm.records import Record, StoredTensor, describe
 
 FIRST = "input_blocks.0.0.weight"  # the key by which a UNet is found
 KINDS: dict[str, type[Bridge]] = {  # by the class of the module or, in older files, of the manager

@@ -12,7 +12,7 @@ from bbdm import torchfile
 from bbdm.importers import shapes
 from bbdm.networks.restore import fitting, restore
 from bbdm.networks.vqgan import VQGAN
-from bbdm.unpickling import Record, StoredTensor, check_sharing, describe
+from bbdm.records import Record, StoredTensor, check_sharing, describe
 
 State = Mapping[Any, Any]
 
