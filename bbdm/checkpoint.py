@@ -1,37 +1,30 @@
 """The checkpoint file: one file that holds a network, its bridge, its codec and, in training, what to go on from.
 
-``.pt`` is torch.save of plain containers and loads with weights_only=True; ``.safetensors`` keeps the settings in its
-metadata and carries no training state. A VQGAN alone is a file of the same two kinds. Loading never runs code from the
-file. What other people's programs wrote is read by :mod:`bbdm.importers`.
+It is a ``.pt`` or, without training state, a ``.safetensors``, as :mod:`bbdm.weights` writes them; a VQGAN alone is a
+file of the same two kinds. What other people's programs wrote is read by :mod:`bbdm.importers`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 
-from bbdm import bridges
+from bbdm import bridges, weights
 from bbdm import codec as codecs
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
-from bbdm.files import write_atomically
-from bbdm.networks.restore import restore
+from bbdm.networks.restore import fitting, restore
 from bbdm.networks.unet import UNet, UNetConfig
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
+from bbdm.weights import State
 
 FORMAT = "bbdm"
 VQGAN_FORMAT = "bbdm vqgan"
-VERSION = 1
-State = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,7 +46,7 @@ class CodecState:
     @classmethod
     def of(cls, codec: Codec) -> CodecState:
         """The state of a codec, on the CPU."""
-        return cls(codec.config(), _state(codec.state_dict()))
+        return cls(codec.config(), {k: v.detach().cpu().clone() for k, v in codec.state_dict().items()})
 
 
 @dataclass(frozen=True)
@@ -66,14 +59,14 @@ class Checkpoint:
     image_size: int | None = None  # side of the square pictures it was trained on, where known
     training: dict[str, Any] | None = None
     format: str = FORMAT
-    version: int = VERSION
+    version: int = weights.VERSION
 
     def build_unet(self, ema: bool = True) -> UNet:
         """The network in float32, in evaluation mode; ``ema`` picks where the file has both kinds of weights."""
         first, second = (self.unet.ema, self.unet.weights) if ema else (self.unet.weights, self.unet.ema)
         state = second if first is None else first
         assert state is not None  # checked when the file was read
-        return restore(UNet, self.unet.config, state, "the checkpoint's")
+        return restore(UNet.from_config, self.unet.config, state, "the checkpoint's")
 
     def build_codec(self) -> Codec | None:
         """The codec in float32, or None for a network of image space."""
@@ -107,26 +100,24 @@ def save_checkpoint(
     path = Path(path)
     if path.suffix == ".safetensors" and training is not None:
         raise ValueError(f"training state needs a .pt file, got {path}")
-    states = {
-        "weights": _state(unet.state_dict()),
-        "ema": None if ema is None else _state(ema.state_dict()),
-        "codec": None if codec is None else _state(codec.state_dict()),
-    }
+    states = {"weights": unet.state_dict()}
+    states |= {} if ema is None else {"ema": ema.state_dict()}
+    states |= {} if codec is None else {"codec": codec.state_dict()}
     settings = {
-        "format": FORMAT,
-        "version": VERSION,
         "unet": {"config": asdict(unet.config)},
         "bridge": bridge.config(),
         "codec": None if codec is None else codec.config(),
         "image_size": image_size,
     }
+    weights.write(path, FORMAT, settings, states, _placed, training=training)
 
-    def whole() -> dict[str, Any]:
-        described = {**settings["unet"], "weights": states["weights"], "ema": states["ema"]}
-        coded = None if codec is None else {**codec.config(), "weights": states["codec"]}
-        return {**settings, "unet": described, "codec": coded, "training": training}
 
-    _write(path, FORMAT, settings, states, whole)
+def _placed(settings: dict[str, Any], states: dict[str, State]) -> dict[str, Any]:
+    """The content of a checkpoint, where state dicts stand beside what they are of."""
+    unet = {**settings["unet"], "weights": states.get("weights"), "ema": states.get("ema")}
+    codec = settings["codec"]
+    codec = None if codec is None else {**codec, "weights": states["codec"]}
+    return {**settings, "unet": unet, "codec": codec}
 
 
 def save_vqgan(path: str | os.PathLike[str], vqgan: VQGAN) -> None:
@@ -135,23 +126,7 @@ def save_vqgan(path: str | os.PathLike[str], vqgan: VQGAN) -> None:
     Raises:
         ValueError: the name does not end in ``.pt`` or ``.safetensors``.
     """
-    state = _state(vqgan.state_dict())
-    settings = {"format": VQGAN_FORMAT, "version": VERSION, "config": asdict(vqgan.config)}
-    _write(Path(path), VQGAN_FORMAT, settings, {"weights": state}, lambda: {**settings, "weights": state})
-
-
-def _write(
-    path: Path, name: str, settings: dict[str, Any], states: dict[str, State | None], whole: Callable[[], Any]
-) -> None:
-    """Write a .safetensors of settings and states, or a .pt of the whole content."""
-    if path.suffix == ".pt":
-        write_atomically(path, lambda temporary: torch.save(whole(), temporary))
-    elif path.suffix == ".safetensors":
-        tensors = {f"{kind}.{key}": v for kind, state in states.items() if state for key, v in state.items()}
-        metadata = {name: json.dumps(settings)}
-        write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
-    else:
-        raise ValueError(f"the name of a file of weights ends in .pt or .safetensors, got {path}")
+    weights.write(path, VQGAN_FORMAT, {"config": asdict(vqgan.config)}, {"weights": vqgan.state_dict()})
 
 
 def load_checkpoint(
@@ -176,26 +151,32 @@ def load_checkpoint(
         ValueError: it is not a checkpoint, is damaged, is of a newer version, disagrees with an argument, or leaves out
             what no argument gives.
     """
-    content = _read(path, FORMAT, "checkpoint")
-    if content is None:
-        from bbdm import importers  # which build on this module
+    with weights.opened(path, FORMAT, "checkpoint", _placed) as (content, own):
+        if not own:
+            from bbdm import importers  # which build on this module
 
-        return importers.read_checkpoint(Path(path), num_steps, c_lambda, codec, config)
-    with readable(path, "checkpoint"):
+            return importers.read_checkpoint(content, num_steps, c_lambda, codec, config)
         if config is not None:
             raise ValueError(f"config={config} was given, but the file describes its network itself")
         unet = content["unet"]
         state = UNetState(UNetConfig(**unet["config"]), unet["weights"], unet["ema"])
-        if state.weights is None and state.ema is None:
+        found = [each for each in (state.weights, state.ema) if each is not None]
+        if not found:
             raise ValueError("it holds neither weights nor their moving average")
+        for each in found:
+            fitting(UNet.from_config, state.config, each)
         bridge = bridges.from_config(content["bridge"])
         check_arguments(bridge, num_steps, c_lambda)
         coded = content["codec"]
         if coded is not None:
             coded = CodecState({k: v for k, v in coded.items() if k != "weights"}, coded["weights"])
+            codecs.check(coded.config, coded.weights)
         check_codec(coded, codec)
-        rest = {name: content[name] for name in ("training", "format", "version")}
-    return Checkpoint(state, bridge, coded, content.get("image_size"), **rest)
+        image_size = content.get("image_size")
+        if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
+            raise ValueError("its image_size is no side of a picture")
+        about = {"format": content["format"], "version": content["version"]}
+        return Checkpoint(state, bridge, coded, image_size, content.get("training"), **about)
 
 
 def check_arguments(bridge: Bridge, num_steps: int | None, c_lambda: float | None) -> None:
@@ -212,12 +193,12 @@ def check_codec(stored: CodecState | None, given: Codec | None) -> None:
         return
     if stored is None:
         raise ValueError("a codec was given, but the network was trained in image space")
-    weights = given.state_dict()
+    state = given.state_dict()
     networks = [json.dumps(config["config"], sort_keys=True) for config in (given.config(), stored.config)]
     if (
         networks[0] != networks[1]
-        or weights.keys() != stored.weights.keys()
-        or not all(torch.equal(value.cpu(), stored.weights[key]) for key, value in weights.items())
+        or state.keys() != stored.weights.keys()
+        or not all(torch.equal(value.cpu(), stored.weights[key]) for key, value in state.items())
     ):
         raise ValueError("another codec was given than the one that the network was trained with, which the file holds")
 
@@ -229,71 +210,9 @@ def load_vqgan(path: str | os.PathLike[str]) -> VQGAN:
         FileNotFoundError: there is no such file.
         ValueError: it is no VQGAN, is damaged, or is of a newer version.
     """
-    content = _read(path, VQGAN_FORMAT, "VQGAN")
-    if content is None:
+    with weights.opened(path, VQGAN_FORMAT, "VQGAN") as (content, own):
+        if own:
+            return restore(VQGAN.from_config, VQGANConfig(**content["config"]), content["weights"])
         from bbdm import importers  # which build on this module
 
-        return importers.read_vqgan(Path(path))
-    with readable(path, "VQGAN"):
-        return restore(VQGAN, VQGANConfig(**content["config"]), content["weights"], "its")
-
-
-def _read(path: str | os.PathLike[str], name: str, kind: str) -> Any:
-    """The content of a file of our own, or None for a readable .pt or pickle of somebody else's."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {kind} {path}")
-    with readable(path, kind):
-        if path.suffix == ".safetensors":
-            content = _read_safetensors(path, name)
-        else:
-            content = _read_pt(path)
-            if not isinstance(content, dict) or "format" not in content:
-                return None
-        if content.get("format") != name:
-            raise ValueError(f"it is a {content.get('format')!r}, not a {kind}")
-        if content["version"] > VERSION:
-            raise ValueError(f"version {content['version']} is newer than this library reads ({VERSION}): update bbdm")
-    return content
-
-
-@contextmanager
-def readable(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
-    """Turns whatever a bad file raises into one kind of error that names the file."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        reason = f"missing entry {error}" if isinstance(error, KeyError) else str(error).split("\n")[0]
-        raise ValueError(f"cannot read {path} as a {kind}: {reason}") from error
-
-
-def _read_pt(path: Path) -> Any:
-    """The content, or None where it needs more than tensors and plain containers."""
-    with path.open("rb") as file:
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except Exception:  # a damaged file raises nearly anything, and torch's own advice is to trust it
-            return None
-
-
-def _read_safetensors(path: Path, name: str) -> Any:
-    with safe_open(path, framework="pt", device="cpu") as file:
-        metadata = file.metadata() or {}
-        if name not in metadata:
-            raise ValueError(f"its metadata has no {name!r} entry")
-        content = json.loads(metadata[name])
-        states: dict[str, State] = {"weights": {}, "ema": {}, "codec": {}}
-        for full in file.keys():  # noqa: SIM118  (not a mapping)
-            kind, _, key = full.partition(".")
-            states[kind][key] = file.get_tensor(full)
-    if name == VQGAN_FORMAT:
-        return {**content, "weights": states["weights"]}
-    content["unet"] |= {kind: states[kind] or None for kind in ("weights", "ema")}
-    if content["codec"] is not None:
-        content["codec"]["weights"] = states["codec"]
-    return {**content, "training": None}
-
-
-def _state(state: State) -> State:
-    """A copy on the CPU, contiguous."""
-    return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
+        return importers.read_vqgan(content)

@@ -7,7 +7,7 @@ those before quantisation, and where a codec has statistics, normalised by them.
 from __future__ import annotations
 
 import copy
-import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 import torch
 
-from bbdm.networks.restore import restore
+from bbdm.networks.restore import fitting, restore
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
+from bbdm.weights import state_hash
 
 Role = Literal["source", "target"]
 Network = Callable[[torch.Tensor], torch.Tensor]
@@ -37,8 +38,9 @@ class LatentStatistics:
             object.__setattr__(self, name, tuple(float(value) for value in values))
             if len(values) != len(self.source_mean):
                 raise ValueError(f"{name} must have {len(self.source_mean)} numbers, got {len(values)}")
-        for name in ("source_std", "target_std"):
-            if not min(getattr(self, name)) > 0:
+            if not all(map(math.isfinite, getattr(self, name))):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
+            if name.endswith("_std") and not all(value > 0 for value in getattr(self, name)):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
     @classmethod
@@ -142,11 +144,7 @@ class Codec(ABC):
 
     def digest(self) -> str:
         """SHA-256 of its weights."""
-        digest = hashlib.sha256()
-        for key, value in sorted(self.state_dict().items()):
-            digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return state_hash(self.state_dict())
 
 
 class VQGANCodec(Codec):
@@ -175,6 +173,7 @@ class VQGANCodec(Codec):
         Raises:
             ValueError: wrong channels, or a size that is no multiple of ``stride``.
         """
+        _check(image, "an image", self.image_channels, self.stride)
         weight = self.vqgan.encoder.conv_in.weight
         image = image.to(weight.device, weight.dtype, memory_format=torch.channels_last)
         return torch.cat([self.encoder(part) for part in image.split(IMAGES_AT_ONCE)])
@@ -186,6 +185,7 @@ class VQGANCodec(Codec):
         Raises:
             ValueError: wrong channels.
         """
+        _check(latents, "latents", self.channels, 1)
         device = self.vqgan.decoder.conv_in.weight.device
         latents = latents.to(device, torch.float32, memory_format=torch.channels_last)
         return torch.cat([self.decoder(part) for part in latents.split(IMAGES_AT_ONCE)])
@@ -236,11 +236,37 @@ def from_config(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Cod
     """The codec that :meth:`Codec.config` and :meth:`Codec.state_dict` describe.
 
     Raises:
-        ValueError: an unknown kind, or weights that don't fit.
+        ValueError: an unknown kind, settings that are none of a codec, or weights that don't fit.
     """
+    return _build(config, weights, restore)
+
+
+def check(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+    """Raise what :func:`from_config` would, at little cost."""
+    _build(config, weights, fitting)
+
+
+def _build(config: dict[str, Any], weights: dict[str, torch.Tensor], make: Callable[..., VQGAN]) -> Codec:
     if config.get("kind") != "vqgan":
         raise ValueError(f"the codec's kind must be 'vqgan', got {config.get('kind')!r}")
-    statistics = config["statistics"]
-    vqgan = restore(VQGAN, VQGANConfig(**config["config"]), weights, "the codec's")
-    codec = VQGANCodec(vqgan, config["before_quant_conv"])
-    return codec if statistics is None else codec.with_statistics(LatentStatistics(**statistics))
+    try:
+        settings, statistics, before = (
+            VQGANConfig(**config["config"]),
+            config["statistics"],
+            config["before_quant_conv"],
+        )
+        statistics = None if statistics is None else LatentStatistics(**statistics)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the codec's settings are none of a VQGAN's: {error}") from error
+    if not isinstance(before, bool):
+        raise ValueError(f"the codec's before_quant_conv must be true or false, got {before!r}")
+    codec = VQGANCodec(make(VQGAN.from_config, settings, weights, "the codec's"), before)
+    return codec if statistics is None else codec.with_statistics(statistics)
+
+
+def _check(given: torch.Tensor, what: str, channels: int, multiple: int) -> None:
+    """Raise ValueError where a batch is not (B, channels, H, W), of sizes that are multiples."""
+    shape = tuple(given.shape)
+    if len(shape) != 4 or shape[1] != channels or any(side < 1 or side % multiple for side in shape[2:]):
+        sides = f", with height and width multiples of {multiple}" if multiple > 1 else ""
+        raise ValueError(f"{what} must be (B, {channels}, H, W){sides}, got {shape}")

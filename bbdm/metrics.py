@@ -25,6 +25,9 @@ try:
 except ImportError as error:
     raise ImportError(f"evaluation needs more packages, pip install 'bbdm[eval]': {error}") from error
 
+from bbdm import torchfile
+from bbdm.weights import readable
+
 Name = Literal["fid", "lpips", "psnr", "ssim", "diversity"]
 LPIPSNet = Literal["alex", "vgg", "squeeze"]
 HIGHER_IS_BETTER = {"fid": False, "lpips": False, "psnr": True, "ssim": True, "diversity": True}
@@ -110,12 +113,13 @@ def _with_weights(build: Callable[[str | None], Any], weights: Path | None, url:
     if weights is not None:
         if not weights.is_file():
             raise FileNotFoundError(f"there is no file {weights} of {name} weights")
-        try:  # the libraries load by running the pickle: let them have only what needs no running
-            torch.load(weights, map_location="cpu", weights_only=True)
-            return build(str(weights))
-        except Exception as error:  # a bad file raises nearly anything
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"cannot read {weights} as {name} weights, as of {url}: {reason}") from error
+        with readable(weights, f"file of {name} weights, as of {url}"), tempfile.TemporaryDirectory() as folder:
+            with torchfile.opened(weights) as content:
+                state = torchfile.plain(content)
+            # The libraries load by running the pickle: let them have one of ours
+            copy = Path(folder) / "weights.pth"
+            torch.save(state, copy)
+            return build(str(copy))
     try:
         return build(None)
     except OSError as error:

@@ -8,7 +8,6 @@ and matrix units are a third slower then).
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import math
 import os
@@ -31,9 +30,10 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from bbdm.execution import compile_options, freezes, state_dtype
 from bbdm.files import write_atomically
 from bbdm.networks.unet import UNet
+from bbdm.weights import described, intact, state_hash
 
 FORMAT = "bbdm compiled network"
-VERSION = 1
+VERSION = 2
 CODE = "code"  # the AOTInductor package
 CONSTANT = "constant."  # before the name of a constant
 mkldnn: Any = torch.ops.mkldnn
@@ -53,7 +53,8 @@ class PackagedNetwork:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a package, or of other weights, another device, machine, number of threads or version.
+        ValueError: it is not a package, is damaged, or is of other weights, another device, machine, number of threads
+            or version.
     """
 
     def __init__(self, path: str | os.PathLike[str], unet: UNet, device: torch.device) -> None:
@@ -67,6 +68,9 @@ class PackagedNetwork:
             metadata = file.metadata() or {}
             if FORMAT not in metadata:
                 raise ValueError(f"{path} is not a package that save_compiled wrote")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            if not intact(metadata, FORMAT, tensors):
+                raise ValueError(f"{path} has changed since save_compiled wrote it: save it anew")
             content = json.loads(metadata[FORMAT])
             self.path = path
             self._lock = threading.Lock()
@@ -76,12 +80,11 @@ class PackagedNetwork:
             for name, saved in content["fingerprint"].items():
                 if saved != here.get(name):
                     raise ValueError(f"{path} was saved for {name} {saved}, here it is {here.get(name)}: save it anew")
-            code = file.get_tensor(CODE)
             # Copied to memory of their own, which is aligned: the file's is not
-            bytes_of = {n: file.get_tensor(CONSTANT + n).to(device, copy=True) for n in content["constants"]}
+            bytes_of = {n: tensors[CONSTANT + n].to(device, copy=True) for n in content["constants"]}
         with tempfile.TemporaryDirectory() as folder:
             package = Path(folder) / "code.pt2"
-            package.write_bytes(code.numpy().tobytes())
+            package.write_bytes(tensors[CODE].numpy().tobytes())
             single = device.type == "cuda"  # no waiting for other threads' events, so that it can be captured
             index = -1 if device.index is None else device.index
             self._loader = AOTIModelPackageLoader(str(package), "model", single, 1, index)
@@ -139,7 +142,7 @@ def save_package(path: str | os.PathLike[str], unet: UNet, shape: Iterable[int])
         "fingerprint": fingerprint(unet, weight.dtype, device),
         "constants": {name: _layout(constants[name]) for name in names},
     }
-    metadata = {FORMAT: json.dumps(content)}
+    metadata = described(FORMAT, content, tensors)
     write_atomically(Path(path), lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
 
 
@@ -161,16 +164,8 @@ def fingerprint(unet: UNet, dtype: torch.dtype, device: torch.device) -> dict[st
         "device": device.type,
         **machine,
         "network": json.loads(json.dumps(asdict(unet.config))),
-        "weights": weights_hash(unet, dtype),
+        "weights": state_hash(unet.state_dict(), dtype),
     }
-
-
-def weights_hash(unet: UNet, dtype: torch.dtype) -> str:
-    """SHA-256 of the weights, rounded to a dtype."""
-    digest = hashlib.sha256()
-    for value in unet.state_dict().values():
-        digest.update(value.detach().to(dtype).contiguous().cpu().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 class _Trunk(nn.Module):

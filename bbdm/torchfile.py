@@ -12,10 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bbdm.unpickling import Global, Machine, Record, Storage, damage, describe
+from bbdm.records import Global, Record, Storage, StoredTensor, check_sharing, describe
+from bbdm.unpickling import Machine, damage
 
 MAX_MODULES = 20_000  # bounds what a network can grow to whose modules hold each other many times
 MAX_TENSORS = 100_000
+MAX_VALUES = 1_000_000  # bounds what containers can grow to that hold each other many times
+BLOCK = 2**20  # bytes that are read at a time
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file of torch.save before PyTorch 1.6
 
 SIGNATURES = {
@@ -34,8 +37,8 @@ def opened(path: Path) -> Iterator[Any]:
     """The content of a file of torch.save, whose tensors can be loaded while it is open.
 
     Raises:
-        ValueError: it is another kind of file, is damaged, asks for what no honest file asks for, or asks for more
-            memory than it has bytes.
+        ValueError: it is another kind of file, is damaged, or asks for what no honest file asks for: code, tensors of
+            more bytes than it has, or more instructions than MAX_OPCODES of :mod:`bbdm.unpickling`.
     """
     with path.open("rb") as file:
         head = file.read(100)
@@ -63,11 +66,18 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
     if f"{roots[0]}constants.pkl" in entries:
         raise ValueError("it is a TorchScript program; a file of torch.save was expected")
 
-    def read(name: str) -> bytes:
-        if entries[roots[0] + name].compress_type != zipfile.ZIP_STORED:
+    def read(name: str) -> bytearray:
+        info = entries[roots[0] + name]
+        if info.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"its entry {name} is compressed, which torch.save does not do")
-        with damage(f"its entry {name}"):
-            return archive.read(entries[roots[0] + name])
+        content, place = bytearray(info.file_size), 0
+        with damage(f"its entry {name}"), archive.open(info) as file:
+            while block := file.read(BLOCK):  # whose end is where the checksum is compared
+                content[place : place + len(block)] = block
+                place += len(block)
+        if place != info.file_size:
+            raise ValueError(f"its entry {name} should be {info.file_size} bytes, got {place}")
+        return content
 
     storages: dict[str, Storage] = {}
 
@@ -91,7 +101,7 @@ def _read_legacy(mapped: mmap.mmap) -> Any:
     places: dict[str, slice] = {}
 
     def persistent(key: str, kind: Global, numel: int) -> Storage:
-        return storages.setdefault(key, Storage(kind, numel, lambda: mapped[places[key]]))
+        return storages.setdefault(key, Storage(kind, numel, lambda: bytearray(mapped[places[key]])))
 
     def pickled() -> Any:
         return Machine(mapped, persistent).run()
@@ -119,6 +129,45 @@ def _read_legacy(mapped: mmap.mmap) -> Any:
 def _check_order(little: bool) -> None:
     if not little or sys.byteorder != "little":
         raise ValueError("only little-endian files are read, and only on such machines")
+
+
+def plain(content: Any) -> Any:
+    """The content with its tensors loaded, as our own files have it: plain values and containers, and nothing else.
+
+    Raises:
+        ValueError: there is something else in it, or its containers hold each other many times.
+    """
+    tensors: list[StoredTensor] = []
+    left = MAX_VALUES
+
+    def visit(value: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"it has more than {MAX_VALUES} values, or they hold each other many times")
+        match value:
+            case None | bool() | int() | float() | str() | bytes():
+                return value
+            case StoredTensor():
+                tensors.append(value)
+                return value.load()
+            case dict():
+                return {visit(key): visit(part) for key, part in value.items()}
+            case list() | tuple() | set() | frozenset():
+                return type(value)(map(visit, value))
+            # What the pickles of torch.save have no instructions for
+            case Record(Global("_codecs", "encode"), (str() as text, "latin1")):
+                left -= len(text)  # which may be one text many times
+                return text.encode("latin1")
+            case Record(Global("builtins", "bytes"), ()):
+                return b""
+            case Record(Global("builtins", "set" | "frozenset" as kind), (list() as members,)):
+                return (set if kind == "set" else frozenset)(map(visit, members))
+        raise ValueError(f"it holds {describe(value)}, which is no plain value")
+
+    made = visit(content)
+    check_sharing(tensors)
+    return made
 
 
 def modules(module: Record) -> Iterator[tuple[str, Record]]:

@@ -2,8 +2,8 @@
 
 A pickle is a program that may call any function, and torch.load runs it. Here the program is followed by hand and
 nothing of it is imported or called: tensors and plain containers are rebuilt, and every other object, or call of a
-function, becomes a :class:`Record` of what it would have been. Weights stay in the file until they are asked for, so
-that an optimizer's moments cost nothing.
+function, becomes a :class:`bbdm.records.Record` of what it would have been. Weights stay in the file until they are
+asked for, so that an optimizer's moments cost nothing.
 """
 
 from __future__ import annotations
@@ -14,29 +14,14 @@ import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import IO, Any, cast
 
-import torch
+from bbdm.records import Global, Record, Storage, StoredTensor, describe
 
-MAX_OPCODES = 2_000_000  # bounds the memory that a pickle can take; a large network with its optimizer has 200,000
-
-DTYPES = {
-    "BFloat16Storage": torch.bfloat16,
-    "BoolStorage": torch.bool,
-    "ByteStorage": torch.uint8,
-    "CharStorage": torch.int8,
-    "ComplexDoubleStorage": torch.complex128,
-    "ComplexFloatStorage": torch.complex64,
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "IntStorage": torch.int32,
-    "LongStorage": torch.int64,
-    "ShortStorage": torch.int16,
-    "UntypedStorage": torch.uint8,
-}
+# Bounds the memory that a pickle can take beside its texts: an instruction of one byte makes at most some 220 (an empty
+# set). A large network with its optimizer has 200,000 instructions.
+MAX_OPCODES = 1_000_000
+MAX_NAME = 10_000  # characters or bytes of a key or of a class's name: each use of one may compare it all
 
 # What honest files ask for out of the standard library. It stays inert too: this only decides what is reported.
 HARMLESS = {
@@ -59,94 +44,6 @@ HARMLESS = {
     "typing": "Any Dict Generic List Mapping Optional OrderedDict Sequence Tuple Union",
     "uuid": "UUID",
 }
-
-
-@dataclass(frozen=True)
-class Global:
-    """The name of a class or function, which is not imported."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
-
-
-@dataclass(eq=False, slots=True)
-class Record:
-    """An object of a class that is not rebuilt, or a call that is not made."""
-
-    kind: Global
-    args: tuple[Any, ...]
-    state: Any = None  # what the class's __setstate__ would have been given
-    items: list[Any] = field(default_factory=list)  # of a list, a set, or (key, value) of a mapping
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """The object's __dict__, where its state is the usual kind."""
-        parts = self.state if isinstance(self.state, tuple) else (self.state,)
-        return next((part for part in parts if isinstance(part, dict)), {})
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """An attribute; of a torch.nn.Module also a parameter, a buffer or a child."""
-        attributes = self.attributes
-        for group in (attributes, *(attributes.get(key) for key in ("_parameters", "_buffers", "_modules"))):
-            if isinstance(group, dict) and name in group:
-                return group[name]
-        return default
-
-
-class Storage:
-    """The numbers of one or more tensors, in the file until they are asked for."""
-
-    def __init__(self, kind: Global, numel: int, read: Callable[[], bytes]) -> None:
-        self.kind = kind
-        self.numel = numel
-        self.dtype = DTYPES.get(kind.name)
-        self.read = read
-
-    @property
-    def nbytes(self) -> int | None:
-        """Bytes in the file, or None where the type is not known."""
-        return None if self.dtype is None else self.numel * self.dtype.itemsize
-
-    @cached_property
-    def values(self) -> torch.Tensor:
-        """(numel,) on the CPU.
-
-        Raises:
-            ValueError: the file is damaged there, or the type is not known.
-        """
-        if self.dtype is None:
-            raise ValueError(f"it holds numbers of an unknown type, {self.kind}")
-        if not self.numel:
-            return torch.empty(0, dtype=self.dtype)
-        return torch.frombuffer(bytearray(self.read()), dtype=self.dtype)
-
-
-@dataclass(eq=False, frozen=True, slots=True)
-class StoredTensor:
-    """A tensor in the file; ``load`` gives the tensor itself."""
-
-    storage: Storage
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    def load(self) -> torch.Tensor:
-        """A view of the storage.
-
-        Raises:
-            ValueError: the file is damaged there.
-        """
-        return self.storage.values.as_strided(self.size, self.stride, self.offset)
-
-
-def describe(value: Any) -> str:
-    """A few words for an error: never the content, which may be of any size."""
-    if isinstance(value, Record | Global):
-        return f"a {value.kind if isinstance(value, Record) else value}"[:200]
-    return "a tensor" if isinstance(value, StoredTensor) else f"a {type(value).__name__}"
 
 
 @contextmanager
@@ -178,11 +75,21 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> St
     return StoredTensor(storage, offset, size, stride)
 
 
-def _key(value: Any) -> Any:
-    """A key, or a member of a set. Python does not remember a tuple's hash, so nested ones could take for ever."""
-    if isinstance(value, tuple) and any(isinstance(part, tuple | frozenset) for part in value):
-        raise ValueError("its pickle has a key of nested tuples")
-    return value
+def _key(value: Any, within: bool = False) -> Any:
+    """A key, or a member of a set, which is hashed and compared in no time: long or nested ones could take for ever.
+
+    Records and tensors are compared by identity.
+    """
+    match value:
+        case None | bool() | float() | Global() | Record() | StoredTensor():
+            return value
+        case int() if value.bit_length() <= 64:
+            return value
+        case str() | bytes() if len(value) <= MAX_NAME:
+            return value
+        case tuple() if not within and len(value) <= 16:
+            return tuple(_key(part, within=True) for part in value)
+    raise ValueError(f"its pickle has {describe(value)} as a key that is long, nested or no key at all")
 
 
 # None of these copies what it is given, or a short pickle could ask for the same long list again and again.
@@ -206,6 +113,8 @@ def _call(function: Any, args: Any) -> Any:
 def _global(module: Any, name: Any) -> Global:
     if not isinstance(module, str) or not isinstance(name, str):
         raise ValueError("its pickle asks for a global without a name")
+    if len(module) > MAX_NAME or len(name) > MAX_NAME:
+        raise ValueError("its pickle asks for a global of an impossible name")
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))  # Python 2's
     found, package = Global(module, name), module.split(".")[0]
     if package in sys.stdlib_module_names and name not in HARMLESS.get(package, "").split():
@@ -327,9 +236,11 @@ class Machine:
 
     def _persistent(self, given: Any) -> Any:
         match given:
-            case ("storage", Global() as kind, str() as key, _, int() as numel, *rest) if numel >= 0:
+            case ("storage", Global() as kind, str() as key, _, int() as numel, *rest) if 0 <= numel < 2**62:
                 if rest and rest[0] is not None:
                     raise ValueError("its pickle has a view of a storage, as PyTorch wrote before 1.0")
+                if len(key) > 100:
+                    raise ValueError("its pickle has a storage of an impossible name")
                 storage = self.persistent(key, kind, numel)
                 if (storage.kind.name, storage.numel) != (kind.name, numel):
                     raise ValueError(f"its storage {key} is of two types or sizes")

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bbdm.files import check_suffix, write_atomically
-from bbdm.networks.deeplab import load_deeplab, save_deeplab
+from bbdm.files import check_suffix
+from bbdm.importers.deeplab import load_deeplab, save_deeplab
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,8 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     config = model.config
     if config.num_classes != args.num_classes:
         raise ValueError(f"{args.state_dict} has {config.num_classes} classes, and -n {args.num_classes} was given")
-    as_safetensors = args.output.suffix == ".safetensors"
-    write_atomically(args.output, lambda temporary: save_deeplab(temporary, model, as_safetensors))
+    save_deeplab(args.output, model)
     print(f"{args.output}: {config.head} on {config.backbone}, {config.num_classes} classes")
 
 

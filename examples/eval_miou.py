@@ -18,7 +18,7 @@ from bbdm import generation
 from bbdm.data import Pair, open_image
 from bbdm.files import file_sha256
 from bbdm.generation import Job, Translator
-from bbdm.networks.deeplab import load_deeplab
+from bbdm.importers.deeplab import load_deeplab
 from bbdm.segmentation import CITYSCAPES, SegmentationScore, read_labels
 
 

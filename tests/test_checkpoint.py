@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import json
 import pickle
+import random
+import tracemalloc
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from safetensors import safe_open
 from bbdm import checkpoint
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from bbdm.networks.unet import UNet
 from tests.conftest import MakeUNet
 
 SUFFIXES = [".pt", ".safetensors"]
@@ -127,6 +132,19 @@ class TestRoundTrip:
         assert loaded["optimizer"]["param_groups"] == training["optimizer"]["param_groups"]
         for index, moments in training["optimizer"]["state"].items():
             assert_same_state(loaded["optimizer"]["state"][index], moments)
+
+    def test_training_state_of_plain_values(self, make_unet: MakeUNet, tmp_path: Path) -> None:
+        training: dict[str, Any] = {
+            "random": torch.get_rng_state(),
+            "values": [True, None, -3, 2.5, "text", b"bytes", b"", (1, (2,)), {1, 2}, frozenset({"a"}), 2**70],
+            "nested": {7: {"half": torch.ones(2).bfloat16(), "flag": torch.tensor(True), "none": torch.empty(0, 3)}},
+        }
+        save_checkpoint(tmp_path / "a.pt", make_unet(), BRIDGE, training=training)
+        loaded = load_checkpoint(tmp_path / "a.pt").training
+        assert loaded is not None
+        assert loaded["values"] == training["values"]
+        assert_same_state({"random": loaded["random"]}, {"random": training["random"]})
+        assert_same_state(loaded["nested"][7], training["nested"][7])
 
     def test_one_network_as_weights_and_ema(self, make_unet: MakeUNet, tmp_path: Path) -> None:
         """As before the first update of the average, when a caller has nothing else yet."""
@@ -259,8 +277,10 @@ class TestDamagedFile:
 
     @settings(max_examples=150, deadline=None, derandomize=True)
     @given(data=st.data(), suffix=st.sampled_from(SUFFIXES))
-    def test_any_damage_is_a_value_error_or_unnoticed(self, files: Path, data: st.DataObject, suffix: str) -> None:
-        """Neither format checks the bytes of tensors, so some damage loads; none may raise anything else."""
+    def test_any_damage_is_a_value_error_or_does_not_matter(
+        self, files: Path, data: st.DataObject, suffix: str
+    ) -> None:
+        wanted = load_checkpoint(files / f"good{suffix}")
         content = bytearray((files / f"good{suffix}").read_bytes())
         anywhere = st.integers(0, len(content) - 1)
         header = st.integers(0, 9000)  # pickle or JSON, where damage does most
@@ -271,7 +291,60 @@ class TestDamagedFile:
         path.write_bytes(content[:kept])
         with warnings.catch_warnings(), contextlib.suppress(ValueError):
             warnings.simplefilter("ignore")
-            assert isinstance(load_checkpoint(path), Checkpoint)
+            assert_same_checkpoint(load_checkpoint(path), wanted)
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    def test_any_flipped_bit_is_a_value_error_or_does_not_matter(
+        self, suffix: str, files: Path, tmp_path: Path
+    ) -> None:
+        wanted = load_checkpoint(files / f"good{suffix}")
+        content = (files / f"good{suffix}").read_bytes()
+        generator = random.Random(0)
+        refused = 0
+        for _ in range(400):
+            damaged = bytearray(content)
+            damaged[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+            (tmp_path / f"a{suffix}").write_bytes(damaged)
+            try:
+                assert_same_checkpoint(load_checkpoint(tmp_path / f"a{suffix}"), wanted)
+            except ValueError:
+                refused += 1
+        assert refused > 200  # the rest is padding
+
+    def test_safetensors_without_a_hash_are_accepted(self, files: Path, tmp_path: Path) -> None:
+        with safe_open(files / "good.safetensors", framework="pt") as file:
+            metadata = {"bbdm": file.metadata()["bbdm"]}
+        tensors = safetensors.torch.load_file(files / "good.safetensors")
+        safetensors.torch.save_file(tensors, tmp_path / "a.safetensors", metadata)
+        assert_same_checkpoint(load_checkpoint(tmp_path / "a.safetensors"), load_checkpoint(files / "good.safetensors"))
+
+    def test_a_small_file_takes_no_memory(self, tmp_path: Path) -> None:
+        """A call that would allocate a gigabyte, and a storage that is deflated to a thousandth."""
+        with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+            archive.writestr("archive/data.pkl", b"\x80\x02cbuiltins\nbytearray\nJ\x00\xca\x9a\x3b\x85R.")
+        tracemalloc.start()
+        check_refused(tmp_path / "a.pt", "a builtins.bytearray with no UNets")
+        save_checkpoint(tmp_path / "b.pt", UNet(in_channels=1, out_channels=1, **SMALL), BRIDGE)
+        with (
+            zipfile.ZipFile(tmp_path / "b.pt") as stored,
+            zipfile.ZipFile(tmp_path / "c.pt", "w", zipfile.ZIP_DEFLATED) as deflated,
+        ):
+            for name in stored.namelist():
+                deflated.writestr(name, stored.read(name))
+        check_refused(tmp_path / "c.pt", "is compressed|entries that overlap")
+        assert tracemalloc.get_traced_memory()[1] < 1e8
+        tracemalloc.stop()
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    def test_torch_load_is_not_used(self, suffix: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch, "load", None)
+        load_checkpoint(files / f"good{suffix}").build_unet()
+
+
+def assert_same_checkpoint(got: Checkpoint, wanted: Checkpoint) -> None:
+    for state in ("weights", "ema"):
+        assert_same_state(getattr(got.unet, state), getattr(wanted.unet, state))
+    assert (got.unet.config, got.bridge, got.codec) == (wanted.unet.config, wanted.bridge, wanted.codec)
 
 
 Edit = Callable[[dict[str, Any]], Any]
@@ -309,6 +382,12 @@ BAD_CONTENT: dict[str, tuple[Edit, str]] = {
     "bridge-setting": (put("bridge", "speed", 3), "speed"),
     "unet-value": (put("unet", "config", "dropout", 2.0), r"dropout must be in \[0, 1\), got 2"),
     "unet-value-type": (put("unet", "config", "model_channels", "wide"), "."),
+    "unet-value-fraction": (put("unet", "config", "model_channels", 4.0), "model_channels must be of integers, got 4"),
+    "unet-of-fractions": (put("unet", "config", "channel_mult", [1.0]), r"channel_mult must be of integers, got \(1.0"),
+    "unet-too-large": (put("unet", "config", "model_channels", 2**40), "no network of such sizes"),
+    "unet-larger-than-its-weights": (put("unet", "config", "model_channels", 8), r"of another shape: .*\(wanted \(8"),
+    "unet-too-deep": (put("unet", "config", "num_res_blocks", 10**9), "tensors, for 1000000000 blocks"),
+    "image-size": (put("image_size", "large"), "image_size is no side of a picture"),
     "unet-is-a-list": (put("unet", []), "."),
     "config-is-a-list": (put("unet", "config", []), "."),
 }
@@ -337,7 +416,7 @@ class TestBadContent:
         torch.save(content, tmp_path / "a.pt")
         check_refused(tmp_path / "a.pt", "neither weights nor their moving average")
         with safe_open(files / "good.safetensors", framework="pt") as file:
-            metadata = file.metadata()
+            metadata = {"bbdm": file.metadata()["bbdm"]}
         safetensors.torch.save_file({}, tmp_path / "a.safetensors", metadata)
         check_refused(tmp_path / "a.safetensors", "neither weights nor their moving average")
 
@@ -356,11 +435,33 @@ class TestBadContent:
         torch.save(make_unet(), tmp_path / "a.pt")
         check_refused(tmp_path / "a.pt", ".")
 
+    def test_tensors_that_share_their_storage(self, files: Path, tmp_path: Path) -> None:
+        """A small file that would build a network many times its size."""
+        content = torch.load(files / "good.pt", weights_only=True)
+        state = content["unet"]["weights"]
+        shared = torch.zeros(max(value.numel() for value in state.values()))
+        content["unet"] |= {"weights": {k: shared[: v.numel()].view(v.shape) for k, v in state.items()}, "ema": None}
+        torch.save(content, tmp_path / "a.pt")
+        check_refused(tmp_path / "a.pt", r"its tensors are of \d+ numbers, and only \d+ are stored")
+
+    @pytest.mark.parametrize(
+        ("training", "reason"),
+        [
+            ({"a": torch.float32}, "it holds a torch.float32, which is no plain value"),
+            ({"a": BRIDGE}, r"it holds a bbdm\.bridges\.ABridge"),
+            (functools.reduce(lambda inner, _: [inner, inner], range(40), []), "hold each other many times"),
+        ],
+        ids=["dtype", "object", "doubling-lists"],
+    )
+    def test_training_that_is_no_plain_value(self, training: Any, reason: str, files: Path, tmp_path: Path) -> None:
+        torch.save({**torch.load(files / "good.pt", weights_only=True), "training": training}, tmp_path / "a.pt")
+        check_refused(tmp_path / "a.pt", reason)
+
     def test_weights_that_do_not_fit_the_settings(self, files: Path) -> None:
         loaded = load_checkpoint(files / "good.pt")
         assert loaded.unet.ema is not None
         del loaded.unet.ema["out.2.bias"]
-        with pytest.raises(ValueError, match=r"weights do not fit its settings: (.|\n)*out\.2\.bias"):
+        with pytest.raises(ValueError, match=r"checkpoint's weights do not fit the network: missing: out\.2\.bias$"):
             loaded.build_unet()
 
     @pytest.mark.parametrize("weights", [[1, 2], {"out.2.bias": 3.0}], ids=["list", "numbers"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tests.conftest import tiny_unet
 from tests.test_vqgan import tiny_vqgan
 
 STATISTICS = LatentStatistics((0.1, -0.2, 0.3), (2.0, 0.5, 1.5), (0.4, 0.0, -0.1), (0.7, 1.1, 3.0))
+NAN = float("nan")
 SUFFIXES = [".pt", ".safetensors"]
 SOURCE = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1
 
@@ -42,6 +44,20 @@ def test_latents_before_quant_conv():
     torch.testing.assert_close(codec.encode(SOURCE, "target"), before)
     torch.testing.assert_close(codec.decode(before), vqgan.decode(vqgan.quant_conv(before)))
     assert relative_gap(before, vqgan.encode(SOURCE)) > 0.1
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("shape", [(1, 3, 9, 8), (1, 3, 8, 9), (1, 1, 8, 8), (1, 3, 0, 8), (3, 8, 8)], ids=str)
+def test_images_that_have_no_latents(shape: tuple[int, ...], before: bool):
+    with pytest.raises(ValueError, match=r"image must be \(B, 3, H, W\), with height and width multiples of 2, got"):
+        VQGANCodec(tiny_vqgan(), before).latents(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("shape", [(1, 5, 4, 4), (3, 4, 4)], ids=str)
+def test_latents_that_have_no_image(shape: tuple[int, ...], before: bool):
+    with pytest.raises(ValueError, match=r"latents must be \(B, 3, H, W\), got"):
+        VQGANCodec(tiny_vqgan(), before).image(torch.zeros(shape))
 
 
 def relative_gap(a: Tensor, b: Tensor) -> float:
@@ -88,6 +104,9 @@ def test_statistics_are_the_mean_and_spread():
             lambda: LatentStatistics.of([(torch.ones(1, 3, 2, 2), torch.ones(1, 3, 2, 2))]),
             "source_std must be positive",
         ),
+        (lambda: LatentStatistics((0.0,) * 3, (1.0, NAN, 1.0), (0.0,) * 3, (1.0,) * 3), "source_std must be finite"),
+        (lambda: LatentStatistics((0.0,), (1.0,), (NAN,), (1.0,)), "target_mean must be finite"),
+        (lambda: LatentStatistics((0.0,), (1.0,), (0.0,), (float("inf"),)), "target_std must be finite"),
         (lambda: LatentStatistics((0.0,), (1.0,), (0.0, 0.0), (1.0,)), "target_mean must have 1 numbers, got 2"),
         (lambda: VQGANCodec(tiny_vqgan()).with_statistics(LatentStatistics((0.0,), (1.0,), (0.0,), (1.0,))), "3 chann"),
         (lambda: from_config({"kind": "kl"}, {}), "kind must be 'vqgan', got 'kl'"),
@@ -144,6 +163,43 @@ def test_checkpoint_round_trip(suffix: str, normalised: bool, tmp_path: Path):
         load_checkpoint(path, codec=VQGANCodec(tiny_vqgan(seed=1)))
     with pytest.raises(ValueError, match="another codec was given"):
         load_checkpoint(path, codec=VQGANCodec(tiny_vqgan(projects_attention=False)))
+
+
+CODEC_EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "no-statistics": (lambda codec: codec.pop("statistics"), "none of a VQGAN's: 'statistics'"),
+    "no-config": (lambda codec: codec.pop("config"), "none of a VQGAN's: 'config'"),
+    "no-before": (lambda codec: codec.pop("before_quant_conv"), "none of a VQGAN's: 'before_quant_conv'"),
+    "before-of-text": (lambda codec: codec.update(before_quant_conv="no"), "before_quant_conv must be true or false"),
+    "extra-setting": (lambda codec: codec["config"].update(speed=1), "none of a VQGAN's: .*speed"),
+    "fraction": (lambda codec: codec["config"].update(num_codes=1.5), "num_codes must be of integers, got 1.5"),
+    "statistics": (lambda codec: codec["statistics"].update(source_std=(1, NAN, 1)), "source_std must be finite"),
+    "short": (lambda codec: codec.update(statistics=dict.fromkeys(codec["statistics"], (1,))), "must be of 3 channels"),
+    "weights": (lambda codec: codec["weights"].pop("quant_conv.bias"), r"the codec's .* missing: quant_conv\.bias$"),
+}
+
+
+@pytest.mark.parametrize(("edit", "message"), CODEC_EDITS.values(), ids=CODEC_EDITS)
+def test_a_checkpoint_of_a_damaged_codec_is_refused(
+    edit: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
+):
+    codec = VQGANCodec(tiny_vqgan()).with_statistics(STATISTICS)
+    save_checkpoint(tmp_path / "a.pt", tiny_unet(), ABridge(), codec=codec)
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    edit(content["codec"])
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=rf"cannot read .*a\.pt as a checkpoint: .*{message}"):
+        load_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_damaged_vqgan_is_refused(suffix: str, tmp_path: Path):
+    save_vqgan(tmp_path / f"a{suffix}", tiny_vqgan())
+    content = bytearray((tmp_path / f"a{suffix}").read_bytes())
+    weight = tiny_vqgan().encoder.conv_in.weight.detach().contiguous().numpy().tobytes()
+    content[content.index(weight) + 3] ^= 0x40
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    with pytest.raises(ValueError, match=r"CRC-32|SHA-256"):
+        load_vqgan(tmp_path / f"a{suffix}")
 
 
 def test_a_network_of_image_space_takes_no_codec(tmp_path: Path):

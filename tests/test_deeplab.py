@@ -16,8 +16,8 @@ from torch import nn
 from torchvision.models import mobilenet_v2
 from torchvision.models.segmentation import deeplabv3_resnet101
 
-from bbdm.networks import deeplab
-from bbdm.networks.deeplab import DeepLab, DeepLabConfig, from_state, load_deeplab, recognise, save_deeplab
+from bbdm.importers.deeplab import FORMAT, from_state, load_deeplab, recognise, save_deeplab
+from bbdm.networks.deeplab import DeepLab, DeepLabConfig
 from examples import convert_deeplabv3
 
 VARIANTS = [
@@ -247,21 +247,33 @@ def test_files_run_nothing(tmp_path: Path):
 def test_what_is_no_deeplab_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     good = network("deeplabv3plus", "mobilenet").state_dict()
     first = "backbone.low_level_features.0.0.weight"
+    settings = {"head": "deeplabv3plus", "backbone": "mobilenet", "num_classes": 19, "output_stride": 16}
+    own = {"format": FORMAT, "version": 1, "config": settings, "weights": good}
     missing = {key: value for key, value in good.items() if "aspp.project" not in key}
     separable = {key.replace("aspp.convs.1.0.weight", "aspp.convs.1.0.body.0.weight"): v for key, v in good.items()}
     small = {k: v for k, v in network("deeplabv3", "resnet50").state_dict().items() if "layer3.5" not in k}
     for name, content, message in (
         ("other", {"a": torch.zeros(1)}, "not a DeepLab's: they begin with a"),
         ("empty", {}, "begin with nothing"),
-        ("number", 3, "it holds a int, not a state dict"),
-        ("nested", {"model": 3, "epoch": 4}, "no state dict under 'model_state'; its entries are model, epoch"),
-        ("missing", missing, r"do not fit deeplabv3plus on mobilenet: 6 missing \(classifier.aspp.project.0.weight"),
-        ("extra", {**good, "backbone.x": torch.zeros(1)}, r"1 unknown \(backbone.x\)"),
-        ("shape", {**good, first: torch.zeros(1)}, rf"1 of another shape \({first}\)"),
+        ("number", 3, "it is a int; wanted: a state dict"),
+        ("nested", {"model": 3, "epoch": 4}, "model is a int, not a tensor"),
+        ("missing", missing, r"missing: classifier.aspp.project.0.weight, .*, classifier.aspp.project.1.weight$"),
+        ("extra", {**good, "backbone.x": torch.zeros(1)}, r"extra: backbone.x$"),
+        ("shape", {**good, first: torch.zeros(1)}, rf"of another shape: {first} \(1,\) \(wanted \(32, 3, 3, 3\)\)$"),
         ("separable", separable, "separable convolutions"),
         ("backbone", small, "its backbone is none of resnet50, resnet101, mobilenet"),
-        ("bbdm", {"format": "bbdm", "version": 1}, "it is a 'bbdm', not a 'bbdm deeplab'"),
-        ("new", {"format": deeplab.FORMAT, "version": 9}, "version 9 is newer than this library reads"),
+        ("scalar", {**good, "classifier.classifier.3.weight": torch.tensor(1.0)}, "has no shape of a layer"),
+        ("integers", {**good, first: good[first].long()}, f"{first} is of torch.int64; weights must be floating point"),
+        ("complex", {**good, first: good[first].cfloat()}, f"{first} is of torch.complex64; weights must be floating"),
+        ("shared", {key: good[first].view(-1)[:1] for key in good}, "of another shape"),
+        ("bbdm", {"format": "bbdm", "version": 1}, "it is a 'bbdm', not a segmentation network"),
+        ("huge", {**own, "config": {**own["config"], "num_classes": 2**60}}, "no network of such sizes"),
+        (
+            "fraction",
+            {**own, "config": {**own["config"], "num_classes": 1.5}},
+            "num_classes must be of integers, got 1.5",
+        ),
+        ("new", {"format": FORMAT, "version": 9}, "version 9 is newer than this library reads"),
     ):
         torch.save(content, tmp_path / f"{name}.pth")
         with pytest.raises(ValueError, match=rf"cannot read .*{name}.pth as a segmentation network: .*{message}"):
@@ -300,9 +312,9 @@ def test_what_a_config_refuses(settings: dict[str, Any], message: str):
 
 
 def test_metadata_is_readable(tmp_path: Path):
-    save_deeplab(tmp_path / "x.safetensors", network("deeplabv3plus", "mobilenet"), as_safetensors=True)
+    save_deeplab(tmp_path / "x.safetensors", network("deeplabv3plus", "mobilenet"))
     with safetensors.safe_open(tmp_path / "x.safetensors", "pt") as file:
-        metadata = json.loads(file.metadata()[deeplab.FORMAT])
+        metadata = json.loads(file.metadata()[FORMAT])
     assert metadata["config"] == {
         "head": "deeplabv3plus",
         "backbone": "mobilenet",

@@ -26,7 +26,8 @@ from bbdm import (
     save_vqgan,
 )
 from bbdm.checkpoint import Checkpoint, CodecState
-from bbdm.networks.deeplab import DeepLab, DeepLabConfig, save_deeplab
+from bbdm.importers.deeplab import save_deeplab
+from bbdm.networks.deeplab import DeepLab, DeepLabConfig
 from examples import eval as eval_script
 from examples import eval_miou, generate
 from tests.conftest import MakeUNet, tiny_unet

@@ -185,9 +185,9 @@ def test_bad_weights_files(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"there is no file .*none.pth of Inception weights"):
         Scores(["fid"], fid_weights=tmp_path / "none.pth")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"cannot read .*other.pth as Inception weights, as of https"):
+    with pytest.raises(ValueError, match=r"cannot read .*other.pth as a file of Inception weights, as of https"):
         Scores(["fid"], fid_weights=tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"cannot read .*other.pth as vgg16 weights"):
+    with pytest.raises(ValueError, match=r"cannot read .*other.pth as a file of vgg16 weights"):
         Scores(["lpips"], lpips_net="vgg", lpips_weights=tmp_path / "other.pth")
 
 
@@ -208,6 +208,15 @@ def test_weights_files_run_nothing(tmp_path: Path):
     with pytest.raises(ValueError, match="cannot read"):
         Scores(["lpips"], lpips_weights=tmp_path / "trap.pth")
     assert not (tmp_path / "ran").exists()
+
+
+def test_damaged_weights_are_refused(tmp_path: Path):
+    path = backbone_file("squeeze", tmp_path / "a.pth")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot read .*a\.pth as a file of squeezenet1_1 weights.* CRC-32"):
+        metrics.lpips("squeeze", path)
 
 
 def test_what_scores_refuse():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -279,6 +280,24 @@ def test_a_file_that_is_no_package(kind: str, package: Package, tmp_path: Path):
         save_checkpoint(path, short(), ABridge())
     with pytest.raises(ValueError, match="is not a package that save_compiled wrote"):
         build(torch.bfloat16, compiled=path)
+
+
+@pytest.mark.parametrize("part", ["constant", "code", "settings"])
+def test_a_damaged_package_is_refused(part: str, package: Package, tmp_path: Path):
+    whole = bytearray(package(torch.bfloat16).read_bytes())
+    start = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:start])
+    spans = {name: header[name]["data_offsets"] for name in header if name != "__metadata__"}
+    name = (
+        packages.CODE
+        if part == "code"
+        else max(spans.keys() - {packages.CODE}, key=lambda n: spans[n][1] - spans[n][0])
+    )
+    place = whole.index(b"offset") + 10 if part == "settings" else start + sum(spans[name]) // 2
+    whole[place] ^= 0x04
+    (tmp_path / "a").write_bytes(whole)
+    with pytest.raises(ValueError, match="has changed since save_compiled wrote it: save it anew"):
+        build(torch.bfloat16, compiled=tmp_path / "a")
 
 
 # Arguments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import contextlib
 import io
@@ -10,8 +11,10 @@ import pickle
 import re
 import struct
 import subprocess
+import tracemalloc
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +26,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bbdm import torchfile, unpickling
+from bbdm.records import Global, Record, StoredTensor
 from bbdm.torchfile import opened
-from bbdm.unpickling import Global, Record, StoredTensor
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 
@@ -289,8 +292,16 @@ HANDMADE = {
     "arguments that are none": (b"cx\ny\n]R", "calls a x.y"),
     "state of a list": (b"]}b", "sets the state of a list"),
     "append to a dict": (b"}K\x01a", "appends to a dict"),
-    "nested key": (b"}K\x01\x85\x85K\x01s", "a key of nested tuples"),
-    "list as a key": (b"}]K\x01s", "pickle is damaged: TypeError"),
+    "nested key": (b"}K\x01\x85\x85K\x01s", "a tuple as a key that is long, nested"),
+    "list as a key": (b"}]K\x01s", "a list as a key"),
+    "frozenset as a key": (b"\x80\x04}(K\x01\x91K\x01s", "a frozenset as a key"),
+    "frozenset in a frozenset": (b"\x80\x04((K\x01\x91\x91", "a frozenset as a key"),
+    "long tuple as a key": (b"}(" + b"K\x01" * 17 + b"tK\x01s", "a tuple as a key"),
+    "long text as a key": (b"}X\x11\x27\x00\x00" + b"a" * 10_001 + b"K\x01s", "a str as a key"),
+    "long text in a key": (b"}X\x11\x27\x00\x00" + b"a" * 10_001 + b"\x85K\x01s", "a str as a key"),
+    "large number as a key": (b"}\x8a\x09" + b"\x7f" * 9 + b"K\x01s", "a int as a key"),
+    "long global": (b"c" + b"a" * 10_001 + b"\nb\n", "a global of an impossible name"),
+    "long storage": (stored(key=b"X\xe8\x03\x00\x00" + b"k" * 1000), "a storage of an impossible name$"),
     "extension": (b"\x82\x01", "instruction EXT1"),
     "text persistent id": (b"Pabc\n", "instruction PERSID"),
     "empty stack": (b"0", "pickle is damaged: IndexError"),
@@ -321,12 +332,49 @@ def test_handmade_files_are_refused(name: str, tmp_path: Path):
         pass
 
 
+def test_keys_that_honest_files_have(tmp_path: Path):
+    module = nn.Linear(1, 1)
+    content = {
+        **dict.fromkeys([1, -(2**63), 2**64 - 1, 1.5, True, None, b"a", "a" * 1000, ("a", 1, None)], 0),
+        module.weight: 1,  # as in an optimizer that is pickled whole
+        argparse.Namespace: 2,
+        frozenset: 3,
+    }
+    with opened(save(content, tmp_path / "a.pt")) as got:
+        assert list(got.values()) == list(content.values())
+        assert isinstance(list(got)[-3], StoredTensor)
+
+
+@pytest.mark.parametrize("within", [b"\x91", b"\x85"], ids=["frozenset", "tuple"])
+def test_keys_that_take_for_ever_to_compare_are_refused(within: bytes, tmp_path: Path):
+    """Two equal keys of 60 levels, each holding the one below twice: 2**60 comparisons."""
+    level = b"q\x000(h\x00(h\x00K\x00" + within * 2 if within == b"\x91" else b"q\x000h\x00h\x00\x86"
+    chain = b"(K\x01\x91" + level * 60
+    path = handmade(tmp_path / "a.pt", b"\x80\x04}" + chain + b"Ns" + chain + b"Ns.")
+    assert "as a key that is long, nested or no key at all" in error_of(path)
+
+
+def test_an_entry_that_is_shorter_than_it_says(tmp_path: Path):
+    path = handmade(tmp_path / "a.pt", b"\x80\x02}K\x01" + GOOD + b"s.", k=FLOATS)
+    content = bytearray(path.read_bytes())
+    place = content.rindex(b"PK\x01\x02", 0, content.rindex(b"archive/data/k"))
+    struct.pack_into("<III", content, place + 16, zlib.crc32(FLOATS[:8]), 8, 16)
+    path.write_bytes(content)
+    assert re.search(r"data/k (is damaged|should be 16 bytes, got 8)", error_of(path))
+
+
 def test_harmless_standard_library_stays_inert(tmp_path: Path):
     with opened(handmade(tmp_path / "a.pt", b"c__builtin__\ngetattr\ncx\ny\nX\x01\x00\x00\x00z\x86R.")) as got:
         assert (str(got.kind), got.args) == ("builtins.getattr", (Global("x", "y"), "z"))
 
 
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    handmade(tmp_path / "e.pt", b"\x80\x04(" + b"\x8f" * (unpickling.MAX_OPCODES - 10) + b"l.")
+    tracemalloc.start()
+    with opened(tmp_path / "e.pt") as content:
+        assert len(content) == unpickling.MAX_OPCODES - 10
+    assert tracemalloc.get_traced_memory()[1] < 250 * unpickling.MAX_OPCODES
+    tracemalloc.stop()
     monkeypatch.setattr(unpickling, "MAX_OPCODES", 1000)
     with pytest.raises(ValueError, match="longer than 1000 instructions"), opened(save([[]] * 2000, tmp_path / "a.pt")):
         pass
@@ -340,7 +388,7 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ValueError, match=r"data\.pkl is compressed"), opened(tmp_path / "c.pt"):
         pass
     (tmp_path / "d.pt").write_bytes(pickle.dumps(torchfile.LEGACY_MAGIC, 2) + b"\x80\x02\x8e" + b"\xff" * 7 + b"\x7f")
-    with pytest.raises(ValueError, match=r"."), opened(tmp_path / "d.pt"):  # a string of 2**63 bytes
+    with pytest.raises(ValueError, match="expected 9223372036854775807 bytes"), opened(tmp_path / "d.pt"):
         pass
 
 

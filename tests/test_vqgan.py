@@ -131,7 +131,9 @@ def test_what_does_not_fit_is_named(call: Any, message: str):
     ("settings", "message"),
     [
         ({"num_codes": 0}, "num_codes must be at least 1, got 0"),
-        ({"channel_mult": ()}, "channel_mult must be positive integers"),
+        ({"channel_mult": ()}, "channel_mult must have a number for each level"),
+        ({"num_codes": 40.0}, "num_codes must be of integers, got 40.0"),
+        ({"eps": float("nan")}, r"eps must be in \(0, 1\), got nan"),
         ({"model_channels": 6}, "6 channels wide, not a multiple of num_groups=4"),
     ],
 )

@@ -14,9 +14,10 @@ from bbdm.checkpoint import Checkpoint, CodecState, UNetState
 from bbdm.codec import LatentStatistics, VQGANCodec
 from bbdm.importers import shapes, states
 from bbdm.networks.unet import UNet
-from bbdm.unpickling import StoredTensor
+from bbdm.records import StoredTensor
 
 SCHEDULE = "m_t"  # the buffer by which a file is recognised
+GROUPS = 32  # of every GroupNorm, in its code
 NETWORK, AUTOENCODER, CONDITION = "denoise_fn.", "vqgan.", "cond_stage_model."
 OBJECTIVES: dict[str, Objective] = {"grad": "residual", "noise": "noise", "ysubx": "displacement"}
 STATISTICS = {
@@ -54,17 +55,18 @@ def read(content: Any, state: states.State, config: str | os.PathLike[str] | Non
     if latent and condition != "nocond":
         raise ValueError(f"it is a latent model with the condition {condition}; of these only nocond is supported")
     weights = states.below(state, NETWORK)
-    unet = shapes.unet_config(states.sizes(weights), **_said(weights, settings))
+    unet = shapes.unet_config(states.tensors(weights), **_said(weights, settings))
     if (condition == "nocond") != (unet.condition_channels == 0):
         raise ValueError(f"its UNet has {unet.condition_channels} channels of condition, but {config} says {condition}")
-    wanted = shapes.expected(UNet, unet)
     average = content.get("ema") if isinstance(content, dict) else None
-    ema = states.load(states.below(average, NETWORK), wanted) if isinstance(average, dict) and average else None
+    ema = None
+    if isinstance(average, dict) and average:
+        ema = states.load(UNet.from_config, unet, states.below(average, NETWORK))
 
     image_size = settings.get("model.BB.params.UNetParams.image_size")  # of what the UNet sees, which training asserts
     coded = None
     if latent:
-        vqgan = states.vqgan(states.below(state, AUTOENCODER))
+        vqgan = states.vqgan(states.below(state, AUTOENCODER), num_groups=GROUPS)
         codec = VQGANCodec(vqgan, bool(settings.get("model.latent_before_quant_conv", False)))
         statistics = _statistics(content, settings)
         codec = codec if statistics is None else codec.with_statistics(statistics)
@@ -72,13 +74,15 @@ def read(content: Any, state: states.State, config: str | os.PathLike[str] | Non
         coded = CodecState.of(codec)
         if codec.channels != unet.in_channels:
             raise ValueError(f"its UNet works on {unet.in_channels} channels, its latents have {codec.channels}")
-    return Checkpoint(UNetState(unet, states.load(weights, wanted), ema), bridge, coded, image_size)
+    return Checkpoint(UNetState(unet, states.load(UNet.from_config, unet, weights), ema), bridge, coded, image_size)
 
 
 def _bridge(state: states.State, settings: _Settings) -> BrownianBridge:
     """The bridge whose schedule the buffers are, all of it."""
     m, variance = (states.numbers(state, name).numpy() for name in (SCHEDULE, "variance_t"))
     steps = len(m)
+    if steps < 2 or len(variance) != steps:
+        raise ValueError(f"its buffers {SCHEDULE} and variance_t are of {steps} and {len(variance)} steps")
     objective = settings.get("model.BB.params.objective")
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {sorted(OBJECTIVES)}, {settings.path} says {objective!r}")
@@ -103,12 +107,13 @@ def _said(weights: dict[str, Any], settings: _Settings) -> dict[str, Any]:
     head_channels = params.get("num_head_channels", -1)
     if head_channels == -1:
         qkv = [value for key, value in weights.items() if key.endswith(".qkv.weight")]
-        widths = {value.size[1] for value in qkv if isinstance(value, StoredTensor) and len(value.size) > 1}
+        widths = {value.shape[1] for value in qkv if isinstance(value, StoredTensor) and len(value.shape) > 1}
         if len(widths) != 1 or not params.get("num_heads"):
             raise ValueError("its attention has heads of different widths, or of an unknown one; wanted one for all")
         head_channels = widths.pop() // params["num_heads"]
     return {
         "head_channels": head_channels,
+        "num_groups": GROUPS,
         "attention_resolutions": tuple(settings.get("model.BB.params.UNetParams.attention_resolutions")),
         "dropout": float(params.get("dropout", 0)),
     }
@@ -132,7 +137,7 @@ class _Settings:
         self.path = path
         try:
             self.content = yaml.load(path.read_bytes(), Loader=_Loader)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"{path} is no YAML of the original BBDM: {' '.join(str(error).split())}") from error
 
     def get(self, name: str, *default: Any) -> Any:
@@ -165,8 +170,9 @@ class _Loader(yaml.SafeLoader):
         """The content of a node, whatever its tag asks for."""
         if isinstance(node, yaml.MappingNode):
             return self.construct_mapping(node, deep=True)
-        assert isinstance(node, yaml.SequenceNode)
-        return self.construct_sequence(node, deep=True)
+        if isinstance(node, yaml.SequenceNode):
+            return self.construct_sequence(node, deep=True)
+        raise yaml.constructor.ConstructorError(None, None, f"{node.tag} has a single value", node.start_mark)
 
 
 for tag in ("tuple", "object:argparse.Namespace", "object/apply:torch.device"):

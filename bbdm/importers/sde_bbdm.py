@@ -11,7 +11,7 @@ from bbdm.checkpoint import Checkpoint, CodecState, UNetState
 from bbdm.codec import Codec, VQGANCodec
 from bbdm.importers import shapes, states
 from bbdm.networks.unet import UNet
-from bbdm.unpickling import Record, StoredTensor, describe
+from bbdm.records import Record, StoredTensor, describe
 
 FIRST = "input_blocks.0.0.weight"  # the key by which a UNet is found
 KINDS: dict[str, type[Bridge]] = {  # by the class of the module or, in older files, of the manager
@@ -61,8 +61,8 @@ def read(content: Any, num_steps: int | None, c_lambda: float | None, codec: Cod
             f"network of sde-bbdm, a .pth of the original BBDM, or a state dict with one key that ends in {FIRST}"
         )
     weights = states.below(state, prefixes[0])
-    config = shapes.unet_config(states.sizes(weights), **said)
-    loaded = UNetState(config, states.load(weights, shapes.expected(UNet, config)), None)
+    config = shapes.unet_config(states.tensors(weights), **said)
+    loaded = UNetState(config, states.load(UNet.from_config, config, weights), None)
 
     settings = {"num_steps": _number(trained, "num_steps", num_steps)}
     if trained.bridge is not BrownianBridge:
@@ -140,11 +140,11 @@ def _said(network: Record) -> dict[str, Any]:
     for _, module in torchfile.modules(network):
         qkv = module.get("qkv")
         weight = qkv.get("weight") if isinstance(qkv, Record) else None
-        if isinstance(weight, StoredTensor) and len(weight.size) > 1:
+        if isinstance(weight, StoredTensor) and len(weight.shape) > 1:
             heads = module.get("num_heads", module.get("heads"))
             if not isinstance(heads, int) or heads < 1:
                 raise ValueError(f"its attention has {describe(heads)} for the number of heads")
-            found["head_channels"].add(weight.size[1] // heads)
+            found["head_channels"].add(weight.shape[1] // heads)
             order = module.get("attention")
             if isinstance(order, Record) and order.kind.name == "QKVAttention":
                 raise ValueError("its attention has the new order of q, k and v; only the legacy order is read")

@@ -3,148 +3,140 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
+from bbdm.networks import unet, vqgan
+from bbdm.networks.restore import skeleton
+from bbdm.networks.unet import UNetConfig
+from bbdm.networks.vqgan import VQGAN, VQGANConfig
 
-from bbdm.networks.unet import UNet, UNetConfig
-from bbdm.networks.vqgan import PRESETS, VQGAN, VQGANConfig
-
-Network = TypeVar("Network", UNet, VQGAN)
-Shape = tuple[int, ...]
-Shapes = Mapping[str, Shape]
+State = Mapping[str, Any]  # tensors, or what has their shape
 
 
-def _count(shapes: Shapes, prefix: str) -> int:
+def _count(state: State, prefix: str) -> int:
     """How many of ``prefix``0, ``prefix``1, ... there are, without a gap."""
-    found = {key.removeprefix(prefix).split(".")[0] for key in shapes if key.startswith(prefix)}
+    found = {key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)}
     return next(i for i in range(len(found) + 1) if str(i) not in found)
 
 
-def _dim(shapes: Shapes, key: str, axis: int) -> int:
+def _dim(state: State, key: str, axis: int) -> int:
     """A dimension, at least 1.
 
     Raises:
         KeyError: there is no such key.
         ValueError: there is no such dimension.
     """
-    shape = shapes[key]
+    shape = state[key].shape
     if axis >= len(shape) or shape[axis] < 1:
-        raise ValueError(f"{key} has the impossible shape {shape}")
+        raise ValueError(f"{key} has the impossible shape {tuple(shape)}")
     return shape[axis]
 
 
-def unet_config(shapes: Shapes, **said: Any) -> UNetConfig:
+def unet_config(state: State, **said: Any) -> UNetConfig:
     """The settings of a UNet with the keys of guided diffusion, sde-bbdm and BBDM.
 
-    Shapes do not tell the width of an attention head, the groups of a GroupNorm or the dropout.
+    Shapes do not tell the width of an attention head, the groups of a GroupNorm or the dropout. The first two are those
+    of a preset of these shapes, else the paper's, with a warning.
 
     Args:
-        shapes: of every tensor by its key.
+        state: every tensor by its key.
         **said: settings that the file itself names, which win.
 
     Raises:
         KeyError: a key is missing that the settings are read from.
         ValueError: there is no such network.
     """
-    width = _dim(shapes, "input_blocks.0.0.weight", 0)
-    channels = _dim(shapes, "out.2.weight", 0)
-    condition = _dim(shapes, "input_blocks.0.0.weight", 1) - channels
+    width = _dim(state, "input_blocks.0.0.weight", 0)
+    channels = _dim(state, "out.2.weight", 0)
+    condition = _dim(state, "input_blocks.0.0.weight", 1) - channels
     if condition not in (0, channels):
         raise ValueError(
             f"its UNet takes {channels + condition} channels for {channels} that it gives; "
             f"wanted {channels}, or {2 * channels} with the source as condition"
         )
-    stages = _count(shapes, "output_blocks.")
+    stages = _count(state, "output_blocks.")
     # A stage that ends a level has a second residual block, which doubles the size.
     second = r"output_blocks\.(\d+)\.[12]\.in_layers\.2\.weight"
-    ends = [int(found[1]) for found in (re.fullmatch(second, key) for key in shapes) if found]
+    ends = [int(found[1]) for found in (re.fullmatch(second, key) for key in state) if found]
     blocks = min(ends) + 1 if ends else stages
     if blocks < 2 or stages % blocks:
         raise ValueError(f"its UNet has {stages} stages on the way up and levels of {blocks}: not a network of ours")
     firsts = range(stages - blocks, -1, -blocks)  # each level's first stage on the way up, from the first level
-    settings = {
+    settings: dict[str, Any] = {
         "in_channels": channels,
         "out_channels": channels,
         "condition_channels": condition,
         "model_channels": width,
-        "channel_mult": tuple(_dim(shapes, f"output_blocks.{i}.0.out_layers.3.weight", 0) // width for i in firsts),
+        "channel_mult": tuple(_dim(state, f"output_blocks.{i}.0.out_layers.3.weight", 0) // width for i in firsts),
         "num_res_blocks": blocks - 1,
         "attention_resolutions": tuple(
-            2**level for level, i in enumerate(firsts) if f"output_blocks.{i}.1.qkv.weight" in shapes
+            2**level for level, i in enumerate(firsts) if f"output_blocks.{i}.1.qkv.weight" in state
         ),
     }
-    return UNetConfig(**{**settings, **said})
+    hidden = _hidden(settings, unet.PRESETS.values(), ("head_channels", "num_groups"), said)
+    return UNetConfig(**{**settings, **hidden, **said})
 
 
-def vqgan_config(shapes: Shapes, **said: Any) -> VQGANConfig:
+def _hidden(
+    settings: dict[str, Any], presets: Iterable[UNetConfig | VQGANConfig], names: tuple[str, ...], said: dict[str, Any]
+) -> dict[str, Any]:
+    """The settings that shapes do not tell: a preset's with the same blocks, else the defaults, with a warning."""
+    names = tuple(name for name in names if name not in said)
+    ends = {"in_channels", "out_channels", "condition_channels", "image_channels", "latent_channels", "num_codes"}
+    inner = settings.keys() - ends
+    for preset in presets:
+        if all(settings[name] == _reached(preset)[name] for name in inner):
+            return {name: getattr(preset, name) for name in names}
+    default = UNetConfig() if "in_channels" in settings else VQGANConfig()
+    found = {name: getattr(default, name) for name in names}
+    if found:
+        told = ", ".join(f"{name}={value}" for name, value in found.items())
+        warnings.warn(
+            f"the weights do not tell all settings of their network, which is none of the presets: {told} assumed; "
+            "if they were trained with others, results are wrong",
+            stacklevel=2,
+        )
+    return found
+
+
+def _reached(preset: UNetConfig | VQGANConfig) -> dict[str, Any]:
+    """The settings of a preset, with the attention of only those levels that it has."""
+    levels = (2**level for level in range(len(preset.channel_mult)))
+    return {**vars(preset), "attention_resolutions": tuple(n for n in levels if n in preset.attention_resolutions)}
+
+
+def vqgan_config(state: State, **said: Any) -> VQGANConfig:
     """The settings of a VQGAN with the keys of latent diffusion, and those of ``said``, which shapes do not tell.
 
-    Where keys are missing that they are read from, the preset that differs least, so that all its keys can be named.
+    The groups of a GroupNorm are those of a preset of these shapes, else latent diffusion's, with a warning. Where keys
+    are missing that settings are read from, the preset that differs least, so that all its keys can be named.
 
     Raises:
         ValueError: there is no such network.
     """
     try:
-        width = _dim(shapes, "encoder.conv_in.weight", 0)
-        levels = range(_count(shapes, "encoder.down."))
-        return VQGANConfig(
-            image_channels=_dim(shapes, "encoder.conv_in.weight", 1),
-            latent_channels=_dim(shapes, "quantize.embedding.weight", 1),
-            num_codes=_dim(shapes, "quantize.embedding.weight", 0),
-            model_channels=width,
-            channel_mult=tuple(
-                _dim(shapes, f"encoder.down.{level}.block.0.conv1.weight", 0) // width for level in levels
+        width = _dim(state, "encoder.conv_in.weight", 0)
+        levels = range(_count(state, "encoder.down."))
+        settings = {
+            "image_channels": _dim(state, "encoder.conv_in.weight", 1),
+            "latent_channels": _dim(state, "quantize.embedding.weight", 1),
+            "num_codes": _dim(state, "quantize.embedding.weight", 0),
+            "model_channels": width,
+            "channel_mult": tuple(
+                _dim(state, f"encoder.down.{level}.block.0.conv1.weight", 0) // width for level in levels
             ),
-            num_res_blocks=_count(shapes, "encoder.down.0.block."),
-            attention_resolutions=tuple(
-                2**level for level in levels if f"encoder.down.{level}.attn.0.q.weight" in shapes
+            "num_res_blocks": _count(state, "encoder.down.0.block."),
+            "attention_resolutions": tuple(
+                2**level for level in levels if f"encoder.down.{level}.attn.0.q.weight" in state
             ),
-            **said,
-        )
+        }
     except KeyError:
-        return min(PRESETS.values(), key=lambda preset: len(expected(VQGAN, preset).keys() ^ shapes.keys()))
-
-
-def expected(kind: type[Network], config: Any) -> dict[str, Shape]:
-    """The shape of every tensor of a network.
-
-    Raises:
-        ValueError: there is no such network.
-    """
-    return {key: tuple(value.shape) for key, value in skeleton(kind, config).state_dict().items()}
-
-
-def skeleton(kind: type[Network], config: Any) -> Network:
-    """A network without values: on the device "meta", where it takes no memory.
-
-    Raises:
-        ValueError: there is no such network.
-    """
-    try:
-        with torch.device("meta"):
-            return kind.from_config(config)
-    except (RuntimeError, OverflowError) as error:  # sizes that no tensor has
-        raise ValueError(f"its shapes are of no network: {error}") from error
-
-
-def check(shapes: Shapes, wanted: Shapes) -> None:
-    """Compare by name.
-
-    Raises:
-        ValueError: with every key that is missing, extra or of another shape.
-    """
-    both = shapes.keys() & wanted.keys()
-    wrong = [f"{key} {shapes[key]} (wanted {wanted[key]})" for key in sorted(both) if shapes[key] != wanted[key]]
-    differences = {
-        "missing": sorted(wanted.keys() - shapes.keys()),
-        "extra": sorted(shapes.keys() - wanted.keys()),
-        "of another shape": wrong,
-    }
-    if any(differences.values()):
-        found = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in differences.items() if keys)
-        raise ValueError(f"its keys do not fit the network: {found}")
+        keys = {name: skeleton(VQGAN.from_config, preset).state_dict().keys() for name, preset in vqgan.PRESETS.items()}
+        return vqgan.PRESETS[min(keys, key=lambda name: len(keys[name] ^ state.keys()))]
+    hidden = _hidden(settings, vqgan.PRESETS.values(), ("num_groups",), said)
+    return VQGANConfig(**{**settings, **hidden, **said})
 
 
 # The A-Bridge scripts' VQGAN is latent diffusion's under other names: parts of a block, then places in the network.

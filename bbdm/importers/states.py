@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from bbdm import torchfile
 from bbdm.importers import shapes
+from bbdm.networks.restore import fitting, restore
 from bbdm.networks.vqgan import VQGAN
-from bbdm.unpickling import Record, StoredTensor, describe
+from bbdm.records import Record, StoredTensor, check_sharing, describe
 
 State = Mapping[Any, Any]
 
@@ -47,8 +49,8 @@ def prefixes(state: State, *ends: str) -> list[str]:
     return sorted({key.removesuffix(end) for key, end in found if f".{key}".endswith(f".{end}")})
 
 
-def sizes(state: State) -> dict[str, shapes.Shape]:
-    """The shape of each tensor.
+def tensors(state: State) -> dict[str, StoredTensor]:
+    """The same.
 
     Raises:
         ValueError: something is no tensor.
@@ -56,21 +58,19 @@ def sizes(state: State) -> dict[str, shapes.Shape]:
     for key, value in state.items():
         if not isinstance(value, StoredTensor):
             raise ValueError(f"{str(key)[:100]} is {describe(value)}, not a tensor")
-    return {key: value.size for key, value in state.items()}
+    return dict(state)
 
 
-def load(state: State, wanted: shapes.Shapes) -> dict[str, torch.Tensor]:
+def load(build: Callable[[Any], nn.Module], config: Any, state: State) -> dict[str, torch.Tensor]:
     """The weights of a network, by name.
 
     Raises:
-        ValueError: keys or shapes are not those that are wanted, or the file is damaged.
+        ValueError: they are not those that are wanted, or the file is damaged.
     """
-    shapes.check(sizes(state), wanted)
-    weights = {key: value.load() for key, value in state.items()}
-    for key, value in weights.items():
-        if not value.is_floating_point():
-            raise ValueError(f"{key} is of {value.dtype}; weights must be floating point")
-    return weights
+    found = tensors(state)
+    fitting(build, config, found)
+    check_sharing(found.values())
+    return {key: value.load() for key, value in found.items()}
 
 
 def numbers(state: State, key: str) -> torch.Tensor:
@@ -79,27 +79,22 @@ def numbers(state: State, key: str) -> torch.Tensor:
     Raises:
         ValueError: it is missing, or no tensor.
     """
-    sizes({key: state.get(key)})
-    return state[key].load().double().flatten()
+    return tensors({key: state.get(key)})[key].load().double().flatten()
 
 
-def vqgan(state: State) -> VQGAN:
-    """A VQGAN under latent diffusion's names or the A-Bridge scripts', in evaluation mode.
+def vqgan(state: State, **said: Any) -> VQGAN:
+    """A VQGAN under latent diffusion's names or the A-Bridge scripts', in evaluation mode; ``said`` as for its shapes.
 
     Raises:
         ValueError: the keys do not fit.
     """
     state = {key: value for key, value in state.items() if not key.startswith(NOT_VQGAN)}
-    said = {}
     if any(key.startswith("encoder.down_sampling.") for key in state):
         # Their blocks compute in two places something else than the weights were trained for; bridges know the result.
-        said = {"eps": 1e-5, "projects_attention": False}
+        said = {"eps": 1e-5, "projects_attention": False, "num_groups": 32}
         names = shapes.abridge_vqgan_names(state)
         if len(set(names.values())) < len(names):
             raise ValueError("several of its keys are of one place in the network")
         state = {names[key]: value for key, value in state.items()}
-    config = shapes.vqgan_config(sizes(state), **said)
-    weights = load(state, shapes.expected(VQGAN, config))
-    network = shapes.skeleton(VQGAN, config).to_empty(device="cpu")
-    network.load_state_dict(weights)
-    return network.eval()
+    config = shapes.vqgan_config(tensors(state), **said)
+    return restore(VQGAN.from_config, config, load(VQGAN.from_config, config, state))

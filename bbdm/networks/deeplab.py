@@ -6,21 +6,14 @@ those of github.com/VainF/DeepLabV3Plus-Pytorch, so that its published Cityscape
 
 from __future__ import annotations
 
-import json
-import os
-import re
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from bbdm import torchfile
-from bbdm.unpickling import Record, StoredTensor, describe
+from bbdm.networks.settings import check_integers
 
 try:
     from torchvision.models import ResNet, get_model
@@ -29,16 +22,12 @@ try:
 except ImportError as error:
     raise ImportError(f"evaluation needs more packages, pip install 'bbdm[eval]': {error}") from error
 
-FORMAT = "bbdm deeplab"
-VERSION = 1
-State = dict[str, torch.Tensor]
 Head = Literal["deeplabv3", "deeplabv3plus"]
 Backbone = Literal["resnet50", "resnet101", "mobilenet"]
 ASPP_CHANNELS = 256
 LOW_CHANNELS = 48  # to which DeepLabV3+ reduces the early features
 # (of the early features, of the last ones)
 CHANNELS: dict[str, tuple[int, int]] = {"resnet50": (256, 2048), "resnet101": (256, 2048), "mobilenet": (24, 320)}
-RESNET_OF_BLOCKS: dict[int, Backbone] = {6: "resnet50", 23: "resnet101"}  # by the number of blocks of layer3
 
 
 @dataclass(frozen=True)
@@ -62,8 +51,7 @@ class DeepLabConfig:
         for name, choices in (("head", get_args(Head)), ("backbone", get_args(Backbone)), ("output_stride", (8, 16))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
+        check_integers(self, "num_classes")
 
 
 class DeepLab(nn.Module):
@@ -180,121 +168,3 @@ class _PlusHead(nn.Module):
         low, high = self.project(low), self.aspp(high)
         high = F.interpolate(high, size=low.shape[-2:], mode="bilinear", align_corners=False)
         return self.classifier(torch.cat([low, high], dim=1))
-
-
-def recognise(state: State, output_stride: int = 16) -> DeepLabConfig:
-    """The shape of the network that a state dict is of.
-
-    Raises:
-        ValueError: it is of none that is known here.
-    """
-    if not any(key.startswith("backbone.") for key in state) or not any(".convs." in key for key in state):
-        raise ValueError(f"its weights are not a DeepLab's: they begin with {', '.join(list(state)[:3]) or 'nothing'}")
-    if any(".body." in key for key in state):
-        raise ValueError("its head has separable convolutions, which none of the published weights have")
-    head: Head = "deeplabv3plus" if "classifier.aspp.convs.0.0.weight" in state else "deeplabv3"
-    last = "classifier.classifier.3.weight" if head == "deeplabv3plus" else "classifier.classifier.4.weight"
-    if last not in state:
-        raise ValueError(f"it has no {last!r}, a DeepLab's last layer in the layout of VainF's DeepLabV3Plus-Pytorch")
-    if any(key.startswith("backbone.high_level_features.") for key in state):
-        backbone: Backbone | None = "mobilenet"
-    else:
-        blocks = {match[1] for key in state if (match := re.match(r"backbone\.layer3\.(\d+)\.conv3\.", key))}
-        backbone = RESNET_OF_BLOCKS.get(len(blocks))
-    if backbone is None:
-        raise ValueError(f"its backbone is none of {', '.join(get_args(Backbone))}")
-    return DeepLabConfig(head, backbone, state[last].shape[0], output_stride)
-
-
-def from_state(state: State, config: DeepLabConfig) -> DeepLab:
-    """The network with these weights, in float32, frozen, in evaluation mode.
-
-    Raises:
-        ValueError: a weight is missing, unknown, or of another shape; all are counted, and some named.
-    """
-    with torch.device("meta"):  # nothing is drawn that the state replaces
-        model = DeepLab(config)
-    wanted = model.state_dict()
-    faults = {
-        "missing": sorted(wanted.keys() - state.keys()),
-        "unknown": sorted(state.keys() - wanted.keys()),
-        "of another shape": sorted(k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape),
-    }
-    if any(faults.values()):
-        told = [f"{len(keys)} {kind} ({', '.join(keys[:3])})" for kind, keys in faults.items() if keys]
-        raise ValueError(f"its weights do not fit {config.head} on {config.backbone}: {'; '.join(told)}")
-    model.load_state_dict(state, strict=True, assign=True)
-    return model.float().requires_grad_(False).eval()
-
-
-def save_deeplab(path: str | os.PathLike[str], model: DeepLab, as_safetensors: bool = False) -> None:
-    """Write a network: safetensors with its shape in the metadata, or torch.save of plain containers."""
-    settings = {"format": FORMAT, "version": VERSION, "config": asdict(model.config)}
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    if as_safetensors:
-        safetensors.torch.save_file(state, path, {FORMAT: json.dumps(settings)})
-    else:
-        torch.save({**settings, "weights": state}, path)
-
-
-def load_deeplab(path: str | os.PathLike[str], output_stride: int | None = None) -> DeepLab:
-    """Read a network: of :func:`save_deeplab`, of DeepLabV3Plus-Pytorch, or pickled as a whole.
-
-    Runs no code from the file.
-
-    Args:
-        path: the file; ``.safetensors``, or anything else for torch.save.
-        output_stride: 8 or 16 in place of the file's. Only :func:`save_deeplab` writes it, and others are taken for 16.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no DeepLab, is damaged, or is of a newer version.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no segmentation network {path}")
-    try:
-        config, state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-        config = recognise(state) if config is None else config
-        if output_stride is not None:
-            config = replace(config, output_stride=output_stride)
-        return from_state(state, config)
-    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        reason = f"missing entry {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"cannot read {path} as a segmentation network: {reason}") from error
-
-
-def _read_safetensors(path: Path) -> tuple[DeepLabConfig, State]:
-    with safe_open(path, framework="pt", device="cpu") as file:
-        metadata = file.metadata() or {}
-        if FORMAT not in metadata:
-            raise ValueError(f"its metadata has no {FORMAT!r} entry")
-        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
-    return _config(json.loads(metadata[FORMAT])), state
-
-
-def _read_pickle(path: Path) -> tuple[DeepLabConfig | None, State]:
-    with torchfile.opened(path) as content:
-        config = None
-        if isinstance(content, Record):  # as the public A-Bridge code's converter saves it
-            content = torchfile.state_dict(content)
-        if not isinstance(content, dict):
-            raise ValueError(f"it holds {describe(content)}, not a state dict")
-        if "format" in content:
-            config, state = _config(content), content["weights"]
-        else:
-            state = content.get("model_state", content)
-        if not isinstance(state, dict) or not all(isinstance(v, StoredTensor) for v in state.values()):
-            raise ValueError(
-                f"it has no state dict under 'model_state'; its entries are {', '.join(map(str, content))}"
-            )
-        # some files hold weights of the criterion as well
-        return config, {key: value.load() for key, value in state.items() if "loss" not in key}
-
-
-def _config(settings: dict[str, Any]) -> DeepLabConfig:
-    if settings["format"] != FORMAT:
-        raise ValueError(f"it is a {settings['format']!r}, not a {FORMAT!r}")
-    if settings["version"] > VERSION:
-        raise ValueError(f"version {settings['version']} is newer than this library reads ({VERSION})")
-    return DeepLabConfig(**settings["config"])

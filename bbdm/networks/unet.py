@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bbdm.kernels.group_norm_silu import group_norm_silu
 from bbdm.kernels.upsample_conv import upsample_conv3x3
+from bbdm.networks.settings import check_integers
 
 MAX_PERIOD = 10000.0
 
@@ -45,15 +46,12 @@ class UNetConfig:
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
         object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
         counts = ("in_channels", "out_channels", "model_channels", "num_res_blocks", "head_channels", "num_groups")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_integers(self, *counts, "channel_mult", "attention_resolutions")
+        check_integers(self, "condition_channels", least=0)
         if self.model_channels % 2:
             raise ValueError(f"model_channels must be even, got {self.model_channels}")
-        if self.condition_channels < 0:
-            raise ValueError(f"condition_channels must be at least 0, got {self.condition_channels}")
-        if not self.channel_mult or min(self.channel_mult) < 1:
-            raise ValueError(f"channel_mult must be positive integers, one a level, got {self.channel_mult}")
+        if not self.channel_mult:
+            raise ValueError("channel_mult must have a number for each level, got none")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         widths = [self.model_channels * mult for mult in self.channel_mult]

@@ -16,6 +16,7 @@ from torch import nn
 from bbdm.kernels.group_norm_silu import group_norm_silu
 from bbdm.kernels.nearest_code import nearest_code
 from bbdm.kernels.upsample_conv import upsample_conv3x3
+from bbdm.networks.settings import check_integers
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ class VQGANConfig:
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
         object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
         counts = ("image_channels", "latent_channels", "num_codes", "model_channels", "num_res_blocks", "num_groups")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.channel_mult or min(self.channel_mult) < 1:
-            raise ValueError(f"channel_mult must be positive integers, one a level, got {self.channel_mult}")
+        check_integers(self, *counts, "channel_mult", "attention_resolutions")
+        if not self.channel_mult:
+            raise ValueError("channel_mult must have a number for each level, got none")
+        if not 0 < self.eps < 1:
+            raise ValueError(f"eps must be in (0, 1), got {self.eps}")
         for width in (self.model_channels, *(self.model_channels * mult for mult in self.channel_mult)):
             if width % self.num_groups:
                 raise ValueError(f"a level is {width} channels wide, not a multiple of num_groups={self.num_groups}")
