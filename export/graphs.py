@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 import torch
 from onnx import TensorProto, helper
-from onnxscript import opset21
+from onnxscript import opset21, optimizer
 from torch import nn
 
 from bbdm.codec import VQGANCodec
@@ -21,6 +21,7 @@ from bbdm.networks.unet import UNet
 
 OPSETS = range(21, 24)  # from the first that has GroupNorm with a weight for each channel
 IR_VERSIONS = {21: 10, 22: 10, 23: 11}  # the oldest that each opset goes with, for the oldest runtimes
+FOLDED = 2**31  # numbers: constants of any size
 GRID = ("batch", "channels", "height", "width")
 
 
@@ -131,6 +132,8 @@ def _export(
             verbose=False,
         )
     assert program is not None
+    # Sums of weights are made once, here: quantisation looks for weights that are constants.
+    optimizer.optimize_ir(program.model, input_size_limit=FOLDED, output_size_limit=FOLDED)
     model = program.model_proto
     _tidy(model, half=any(p.dtype == torch.float16 for p in network.parameters()))
     if dynamic:

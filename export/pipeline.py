@@ -95,7 +95,6 @@ def pipeline_graph(
         ("rows", rows_of(table)),
         ("slots", slots),
         ("steps", np.array(len(table))),
-        ("go", np.array(True)),
     ):
         graph.initializer.append(numpy_helper.from_array(values, name))
     graph.initializer.extend(_weights(unet.graph, "unet/"))
@@ -106,7 +105,7 @@ def pipeline_graph(
         graph.value_info.extend(_values(encoder.graph, "encoder/"))
     else:
         graph.node.append(helper.make_node("Identity", [source], ["y"]))
-    graph.node.append(helper.make_node("Loop", ["steps", "go", "y", "y"], ["x_last", "x0hat_last"], body=body))
+    graph.node.append(helper.make_node("Loop", ["steps", "", "y", "y"], ["x_last", "x0hat_last"], body=body))
     last = "x_last"
     if decoder is not None:
         graph.node.extend(_renamed(decoder.graph, {"latent": last, "image": "decoded"}, "decoder/"))

@@ -13,7 +13,6 @@ import math
 import secrets
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script sees its own folder alone
 
-from bbdm import solvers
+from bbdm import machine, solvers
 from bbdm.checkpoint import load_checkpoint, load_vqgan
 from bbdm.codec import VQGANCodec
 from bbdm.data import load_dataset
@@ -150,7 +149,7 @@ class Exporter:
             "static": args.static,
             "dtype": args.quantize or args.dtype,
             "opset": args.opset,
-            "versions": {name: metadata.version(name) for name in PACKAGES if _installed(name)},
+            "versions": machine.versions(PACKAGES),
             "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
         }
 
@@ -182,10 +181,6 @@ class Exporter:
                 worst = difference
         if worst is not None:
             raise ValueError(f"{worst.graph} differs by {worst.largest:.1e} from PyTorch, more than {limit:.0e}")
-
-
-def _installed(name: str) -> bool:
-    return bool(list(metadata.distributions(name=name)))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -44,5 +44,5 @@ def _phases(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
 
 def _pair_sums(weight: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Two taps along ``dim`` in place of three: at even outputs (w0, w1 + w2), at odd ones (w0 + w1, w2)."""
-    w0, w1, w2 = weight.split(1, dim)
+    w0, w1, w2 = (weight.narrow(dim, tap, 1) for tap in range(3))
     return torch.cat([w0, w1 + w2], dim), torch.cat([w0 + w1, w2], dim)
