@@ -51,6 +51,7 @@ _MODULES = {
     "machine",
     "metrics",
     "networks",
+    "onnx_session",
     "packages",
     "runtime",
     "sampler",

@@ -25,13 +25,12 @@ from PIL import Image
 from bbdm import bridges, images, solvers
 from bbdm.files import file_sha256, write_atomically
 from bbdm.kernels.philox_numpy import normal
+from bbdm.onnx_session import Provider, Session, with_options
 from bbdm.seeds import resolve_seeds
 
 FORMAT = "bbdm onnx"
 VERSION = 1
 SETTINGS = "bridge.json"
-CPU = "CPUExecutionProvider"
-ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 Array = npt.NDArray[np.float32]
 Images = TypeVar("Images", Array, list[Image.Image])
 
@@ -69,7 +68,7 @@ class OnnxBridgeSampler:
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        providers: Sequence[str | tuple[str, dict[str, Any]]] | None = None,
+        providers: Sequence[Provider] | None = None,
         threads: int | None = None,
         *,
         solver: str | None = None,
@@ -78,7 +77,7 @@ class OnnxBridgeSampler:
     ) -> None:
         folder = Path(folder)
         self.settings = read_settings(folder)
-        self.providers = _providers(providers)
+        self.providers = with_options(providers)
         self.static: tuple[int, int, int] | None = None
         if self.settings["static"] is not None:
             self.static = cast(tuple[int, int, int], tuple(self.settings["static"]))
@@ -90,7 +89,7 @@ class OnnxBridgeSampler:
             self.table = solvers.build(bridge, solver or self.settings["solver"], timesteps, steps)
         rows = np.concatenate([self.table.prediction, self.table.coefficients], axis=1).astype(np.float32)
         self.graphs = {
-            name.removesuffix(".onnx"): Graph(folder / name, self.providers, threads)
+            name.removesuffix(".onnx"): Session(folder / name, self.providers, threads)
             for name in self.settings["files"]
             if name.endswith(".onnx") and name != "pipeline.onnx"
         }
@@ -257,45 +256,6 @@ class OnnxBridgeSampler:
         return noise.astype(np.float32)
 
 
-class _Device:
-    """Where a session keeps its values."""
-
-    def __init__(self, provider: str, options: dict[str, Any]) -> None:
-        self.name = "cuda" if provider in ON_CUDA else "cpu"
-        self.index = int(options.get("device_id", 0)) if self.name == "cuda" else 0
-
-    def put(self, array: npt.NDArray[Any]) -> onnxruntime.OrtValue:
-        """The array there."""
-        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.name, self.index)
-
-
-class Graph:
-    """A session that takes and gives values where they are."""
-
-    def __init__(self, path: Path, providers: list[tuple[str, dict[str, Any]]], threads: int | None) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
-        except Exception as error:  # of many kinds, without a common base
-            raise ValueError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
-        started = self._session.get_providers()
-        if providers[0][0] not in started:
-            raise ValueError(f"{providers[0][0]} did not start: its libraries are missing, or there is no such device")
-        self.device = _Device(*providers[0])
-        self._outputs = [output.name for output in self._session.get_outputs()]
-
-    def run(self, inputs: dict[str, onnxruntime.OrtValue]) -> list[onnxruntime.OrtValue]:
-        """Outputs, on the device, of inputs by name."""
-        binding = self._session.io_binding()
-        for name, value in inputs.items():
-            binding.bind_ortvalue_input(name, value)
-        for name in self._outputs:
-            binding.bind_output(name, self.device.name, self.device.index)
-        self._session.run_with_iobinding(binding)
-        return binding.get_outputs()
-
-
 def read_settings(folder: Path) -> dict[str, Any]:
     """The content of an export's ``bridge.json``, after its files were compared with their hashes.
 
@@ -324,18 +284,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
         if file_sha256(folder / name) != digest:
             raise ValueError(f"{folder / name} is not what {SETTINGS} describes: it is damaged, or of another export")
     return settings
-
-
-def _providers(wanted: Sequence[str | tuple[str, dict[str, Any]]] | None) -> list[tuple[str, dict[str, Any]]]:
-    """Providers with their options, the CPU as the last."""
-    available = onnxruntime.get_available_providers()
-    if wanted is None:
-        wanted = [name for name in ("CUDAExecutionProvider",) if name in available]
-    listed = [(entry, {}) if isinstance(entry, str) else (entry[0], dict(entry[1])) for entry in wanted]
-    for name, _ in listed:
-        if name not in available:
-            raise ValueError(f"providers must be of those that this onnxruntime has, {available}, got {name!r}")
-    return listed if any(name == CPU for name, _ in listed) else [*listed, (CPU, {})]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,0 +1,70 @@
+"""Sessions of ONNX Runtime whose values stay where they are: on the GPU, or in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+CPU = "CPUExecutionProvider"
+ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
+Provider = str | tuple[str, dict[str, Any]]
+
+
+def with_options(wanted: Sequence[Provider] | None) -> list[tuple[str, dict[str, Any]]]:
+    """Providers with their options, the CPU as the last; None for CUDA where this ONNX Runtime has it.
+
+    Raises:
+        ValueError: a provider that this ONNX Runtime lacks.
+    """
+    available = onnxruntime.get_available_providers()
+    if wanted is None:
+        wanted = [name for name in ("CUDAExecutionProvider",) if name in available]
+    listed = [(entry, {}) if isinstance(entry, str) else (entry[0], dict(entry[1])) for entry in wanted]
+    for name, _ in listed:
+        if name not in available:
+            raise ValueError(f"providers must be of those that this onnxruntime has, {available}, got {name!r}")
+    return listed if any(name == CPU for name, _ in listed) else [*listed, (CPU, {})]
+
+
+class Device:
+    """Where a session keeps its values."""
+
+    def __init__(self, provider: str, options: dict[str, Any]) -> None:
+        self.name = "cuda" if provider in ON_CUDA else "cpu"
+        self.index = int(options.get("device_id", 0)) if self.name == "cuda" else 0
+
+    def put(self, array: npt.NDArray[Any]) -> onnxruntime.OrtValue:
+        """The array there."""
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.name, self.index)
+
+
+class Session:
+    """A session that takes and gives values where they are."""
+
+    def __init__(self, path: Path, providers: list[tuple[str, dict[str, Any]]], threads: int | None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        except Exception as error:  # of many kinds, without a common base
+            raise ValueError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
+        started = self._session.get_providers()
+        if providers[0][0] not in started:
+            raise ValueError(f"{providers[0][0]} did not start: its libraries are missing, or there is no such device")
+        self.device = Device(*providers[0])
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def run(self, inputs: dict[str, onnxruntime.OrtValue]) -> list[onnxruntime.OrtValue]:
+        """Outputs, on the device, of inputs by name."""
+        binding = self._session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self._outputs:
+            binding.bind_output(name, self.device.name, self.device.index)
+        self._session.run_with_iobinding(binding)
+        return binding.get_outputs()
