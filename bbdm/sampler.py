@@ -120,17 +120,28 @@ class BridgeSampler:
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | os.PathLike[str], ema: bool = True, codec: Codec | None = None, **settings: Any
+        cls,
+        path: str | os.PathLike[str],
+        ema: bool = True,
+        codec: Codec | None = None,
+        *,
+        num_steps: int | None = None,
+        c_lambda: float | None = None,
+        config: str | os.PathLike[str] | None = None,
+        **settings: Any,
     ) -> BridgeSampler:
         """A sampler from a file.
 
         Args:
             path: what :func:`~bbdm.checkpoint.load_checkpoint` reads.
             ema: pick the averaged weights where the file has both.
-            codec: for a file of a latent network that holds none.
+            codec: for a file of a latent network that holds none; as
+            num_steps: T,
+            c_lambda: the noise scale, and
+            config: the original BBDM's YAML, for files that leave them out.
             **settings: as above.
         """
-        checkpoint = load_checkpoint(path, codec=codec)
+        checkpoint = load_checkpoint(path, num_steps, c_lambda, codec, config)
         sampler = cls(checkpoint.build_unet(ema), checkpoint.bridge, codec=checkpoint.build_codec(), **settings)
         sampler.image_size = checkpoint.image_size
         return sampler
