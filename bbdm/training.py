@@ -26,7 +26,7 @@ from bbdm.codec import Codec, Role
 from bbdm.data import PairedDataset
 from bbdm.ema import EMA
 from bbdm.execution import keep_freed_memory
-from bbdm.files import write_atomically
+from bbdm.files import make_folder, write_atomically
 from bbdm.kernels import philox
 from bbdm.latents import LatentDataset
 from bbdm.networks.unet import UNet
@@ -201,7 +201,7 @@ class Trainer:
         """Train until ``config.epochs`` are done.
 
         Raises:
-            ValueError: a new run's folder holds another run.
+            ValueError: a new run's folder holds another run, or a validation picture cannot be read.
             RuntimeError: the loss is not a number any more; ``last.pt`` holds the epoch before.
         """
         if self.epoch == 0 and self.last.exists():
@@ -209,7 +209,10 @@ class Trainer:
                 f"{self.folder} holds a run already: go on with it by --ckpt_path {self.last}, "
                 "or give another --experiment folder"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.validation is not None:
+            for _ in self._batches(self.validation, drop_last=False):
+                pass  # read once now, so that a broken picture does not cost an epoch
+        make_folder(self.folder)
         metrics = self.folder / "metrics.jsonl"
         known = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
         write_atomically(metrics, lambda temporary: temporary.write_text("".join(known[: self.epoch])))

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
-from bbdm import generation, metrics, solvers
+from bbdm import generation, metrics, scripts, solvers
 from bbdm.bridges import Bridge
 from bbdm.data import DATASETS
 from bbdm.files import write_atomically
@@ -68,7 +68,7 @@ def evaluate(translator: Translator, run: Run, folder: Path) -> dict[str, Any]:
         fid_weights=args.fid_weights,
         lpips_net=args.lpips_net,
         lpips_weights=args.lpips_weights,
-        device=args.device,
+        device=translator.device,
     )
     jobs, report = translator.run(*run, folder)
     for results, targets in translator.pictures(jobs):
@@ -143,7 +143,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from error
+    scripts.run(main, "results that are there are kept, and the same command goes on")

@@ -271,7 +271,7 @@ def test_no_source_is_overwritten(place: Path):
     Path("targets").mkdir()
     for folder in ("sources", "targets"):
         Image.new("RGB", (SIZE, SIZE), "red").save(f"{folder}/a.png")
-    with pytest.raises(SystemExit, match=r"a.png would take the place of another picture"):
+    with pytest.raises(ValueError, match=r"a.png would take the place of another picture"):
         eval_script.main(["paired", "sources,targets", "c.pt", "targets", "--metrics", "psnr", "--overwrite"])
     assert Image.open("targets/a.png").getpixel((0, 0)) == (255, 0, 0)
 

@@ -328,6 +328,12 @@ def test_the_size_of_the_checkpoint_is_the_default(monkeypatch: pytest.MonkeyPat
 # What is left behind
 
 
+def test_a_folder_is_refused_before_compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("bbdm.sampler.save_package", lambda *_: pytest.fail("it was compiled"))
+    with pytest.raises(ValueError, match="is a folder, and a file is to be written there"):
+        build(torch.float32, compile=True).save_compiled(tmp_path, size=(8, 8))
+
+
 @pytest.mark.parametrize("before", [None, b"before"])
 def test_a_failure_to_compile_leaves_what_was_there(
     before: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
