@@ -241,6 +241,8 @@ def load_vqgan(path: str | os.PathLike[str]) -> VQGAN:
 def _read(path: str | os.PathLike[str], name: str, kind: str) -> Any:
     """The content of a file of our own, or None for a readable .pt or pickle of somebody else's."""
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, and a {kind} is a file")
     if not path.is_file():
         raise FileNotFoundError(f"there is no {kind} {path}")
     with readable(path, kind):

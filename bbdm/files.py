@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,11 @@ def check_suffix(path: Path) -> None:
     if path.suffix not in (".pt", ".safetensors"):
         raise ValueError(f"the name of a file of weights ends in .pt or .safetensors, got {path}")
     check_place(path)
+
+
+def short(value: Any) -> str:
+    """A value as a message has it: of a hash in it, the first 8 digits."""
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", str(value))
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

@@ -28,7 +28,7 @@ from bbdm.checkpoint import load_checkpoint, load_vqgan
 from bbdm.codec import Codec, VQGANCodec
 from bbdm.data import DIRECTIONS, PairedDataset, load_dataset, open_image
 from bbdm.execution import find_device
-from bbdm.files import file_sha256, make_folder, write_atomically
+from bbdm.files import file_sha256, make_folder, short, write_atomically
 from bbdm.networks.unet import UNet
 from bbdm.sampler import BridgeSampler
 
@@ -129,7 +129,10 @@ class Translator:
         codec = None if args.vqgan_path is None else VQGANCodec(load_vqgan(args.vqgan_path))
         self.checkpoint = load_checkpoint(args.model, args.time_steps, args.c_lambda, codec, args.config)
         self.bridge = self.checkpoint.bridge
-        size = args.image_size or self.checkpoint.image_size or 256
+        size = self.checkpoint.image_size if args.image_size is None else args.image_size
+        if size is None:
+            size = 256
+            print(f"{args.model} does not say the size of its pictures: 256 is taken, and --image_size changes it")
         self.dataset = load_dataset(args.dataset, args.data_dir, args.split, size, args.direction)
 
     @cached_property
@@ -316,5 +319,5 @@ _WAYS_OUT = ": give another output_dir, or --overwrite to make all results again
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = short(value)
     return text if len(text) <= 40 else f"{text[:18]}...{text[-18:]}"

@@ -109,14 +109,16 @@ class Trainer:
         codec: Codec | None = None,
     ) -> None:
         if len(train) < config.batch_size:
-            raise ValueError(f"batch_size {config.batch_size} is more than the {len(train)} training pairs")
+            raise ValueError(f"batch_size {config.batch_size} is more than the number of training pairs, {len(train)}")
         channels, stride = (3, 1) if codec is None else (codec.channels, codec.stride)
         if unet.config.in_channels != channels:
-            raise ValueError(f"the network takes {unet.config.in_channels} channels, and the pairs have {channels}")
+            kind = "pairs" if codec is None else "latents"
+            raise ValueError(f"the network takes {unet.config.in_channels} channels, and the {kind} have {channels}")
         if train.image_size % (unet.config.stride * stride):
-            raise ValueError(
-                f"image_size {train.image_size} is not a multiple of the network's {unet.config.stride * stride}"
-            )
+            factors = f"the network's {unet.config.stride}"
+            if codec is not None:
+                factors = f"{unet.config.stride * stride}, {factors} times the VQGAN's {stride}"
+            raise ValueError(f"image_size {train.image_size} is not a multiple of {factors}")
         if isinstance(train, LatentDataset):
             if codec is None or train.codec != codec.description():
                 given = "none" if codec is None else "another one"
@@ -191,9 +193,10 @@ class Trainer:
         descriptions = [None if codec is None else codec.description() for codec in (stored, self.codec)]
         normalises = [codec is not None and codec.statistics is not None for codec in (stored, self.codec)]
         if descriptions[0] != descriptions[1] or normalises[0] != normalises[1]:
-            raise ValueError(
-                "training can go on only in the space where it began: with the same VQGAN, normalised or not"
-            )
+            flags = "without -vq" if stored is None else "with -vq and the same VQGAN, "
+            if stored is not None:
+                flags += f"{'without' if stored.statistics is None else 'with'} --normalize_latents"
+            raise ValueError(f"training can go on only in the space where it began: {flags}")
         if self.codec is not None and stored is not None and stored.statistics is not None:
             self.codec = self.codec.with_statistics(stored.statistics)
 

@@ -48,10 +48,10 @@ def read_sweep(words: list[str], bridge: Bridge) -> list[Run]:
     """The runs of ``SOLVER`` and ``SOLVER:NFE,NFE``, all checked, so that none fails hours later."""
     runs: list[Run] = []
     for word in words:
-        solver, _, numbers = word.partition(":")
-        if not all(number.isdecimal() for number in numbers.split(",") if numbers):
+        solver, colon, numbers = word.partition(":")
+        if colon and not all(number.isdecimal() for number in numbers.split(",")):
             raise ValueError(f"--sweep takes SOLVER:NFE,NFE, got {word!r}")
-        for nfe in map(int, numbers.split(",")) if numbers else [None]:
+        for nfe in map(int, numbers.split(",")) if colon else [None]:
             own = nfe is None or nfe == len(solvers.build(bridge, solver))  # so that fast:199 is the published list
             steps = None if own else nfe
             solvers.build(bridge, solver, steps=steps)

@@ -91,6 +91,17 @@ def build_bridge(args: argparse.Namespace) -> Bridge:
     return BrownianBridge.bbdm(args.time_steps, objective=args.objective)
 
 
+def check_preset(name: str, codec: Codec) -> None:
+    """Raise ValueError where a preset's network is of another number of channels than a codec's latents."""
+    channels = PRESETS[name].in_channels
+    if channels != codec.channels:
+        fitting = [other for other, config in PRESETS.items() if config.in_channels == codec.channels]
+        raise ValueError(
+            f"--preset {name} takes {channels} channels, and this VQGAN's latents have {codec.channels}; "
+            f"presets for it: {', '.join(fitting) or 'none'}"
+        )
+
+
 def statistics(args: argparse.Namespace, pairs: PairedDataset | LatentDataset, codec: Codec) -> LatentStatistics:
     """Those of the run that goes on, where there is one; else they are measured."""
     if args.ckpt_path is not None:
@@ -103,9 +114,9 @@ def statistics(args: argparse.Namespace, pairs: PairedDataset | LatentDataset, c
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.vqgan_path is None and (args.cache_latents or args.normalize_latents):
-        raise SystemExit("--cache_latents and --normalize_latents need -vq")
+        raise ValueError("--cache_latents and --normalize_latents need -vq")
     if args.vqgan_path is None and args.preset.startswith("lbbdm"):
-        raise SystemExit(f"--preset {args.preset} is of latents: it needs -vq")
+        raise ValueError(f"--preset {args.preset} is of latents: it needs -vq")
     check_suffix(args.output_model)
     device = find_device(args.device)
     config = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
@@ -124,6 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     codec, pairs = None, train
     if args.vqgan_path is not None:
         codec = VQGANCodec(load_vqgan(args.vqgan_path)).placed(device, torch.float32)
+        check_preset(args.preset, codec)
         if args.cache_latents is not None:
             pairs = LatentDataset(train, codec, args.cache_latents, args.flip, args.show_verbose)
         if args.normalize_latents:
@@ -141,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{trainer.last} is of the last whole epoch; go on by adding --ckpt_path {trainer.last}"
         ) from None
     trainer.save(args.output_model)
-    print(f"{args.output_model}: weights after {trainer.epoch} epochs; losses and grids are in {folder}")
+    print(f"{args.output_model}: weights after epoch {trainer.epoch}; losses and grids are in {folder}")
 
 
 if __name__ == "__main__":

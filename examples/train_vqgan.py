@@ -106,9 +106,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     check_suffix(args.output_model)
     device = find_device(args.device)
+    stride = PRESETS[args.preset].stride
+    if args.image_size % stride:
+        raise ValueError(f"image_size {args.image_size} is not a multiple of the VQGAN's {stride}")
     pictures = Pictures(args.dataset, args.data_dir, "train", args.image_size)
     if len(pictures) < args.batch_size:
-        raise ValueError(f"batch_size {args.batch_size} is more than the {len(pictures)} training pictures")
+        raise ValueError(f"batch_size {args.batch_size} is more than the number of training pictures, {len(pictures)}")
     try:
         shown = Pictures(args.dataset, args.data_dir, "val", args.image_size)
     except FileNotFoundError as error:

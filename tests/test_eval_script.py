@@ -341,6 +341,7 @@ def test_a_sweep_is_checked_before_it_starts(place: Path, count: list[int]):
     for words, message in (
         (["dpm2m:5", "euler:5"], "solver must be one of"),
         (["dpm2m:5,x"], "--sweep takes SOLVER:NFE,NFE, got 'dpm2m:5,x'"),
+        (["dpm2m:"], "--sweep takes SOLVER:NFE,NFE, got 'dpm2m:'"),
         (["ancestral:7"], "takes every time"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -216,6 +216,22 @@ def test_what_the_command_line_refuses(place: Path, capsys: pytest.CaptureFixtur
         assert message in capsys.readouterr().err
 
 
+def test_the_size_of_files_that_do_not_say_it(place: Path, capsys: pytest.CaptureFixture[str]):
+    save_checkpoint("c.pt", tiny_unet(attention_resolutions=()), ABridge(num_steps=100))
+    generate.main(["edge2shoes", "data", "c.pt", "results", "--steps", "1"])
+    assert "c.pt does not say the size of its pictures: 256 is taken, and --image_size" in capsys.readouterr().out
+    assert Image.open("results/a.png").size == (256, 256)
+    with pytest.raises(ValueError, match="image_size must be at least 1, got 0"):
+        run("--image_size", "0")
+
+
+def test_a_folder_where_a_file_belongs(place: Path):
+    with pytest.raises(ValueError, match="data is a folder, and a checkpoint is a file"):
+        generate.main(["edge2shoes", "data", "data", "results"])
+    with pytest.raises(ValueError, match="data is a folder, and a VQGAN is a file"):
+        run("-vq", "data")
+
+
 def test_a_file_where_the_results_belong(place: Path):
     Path("results").touch()
     with pytest.raises(ValueError, match="results is a file, and a folder is needed there"):

@@ -238,6 +238,11 @@ def test_refused_elsewhere(part: str, package: Package, monkeypatch: pytest.Monk
     path = package(torch.bfloat16)
     monkeypatch.setattr(*ELSEWHERE[part])
     refused(path, short(), part)
+    if part == "threads":
+        with pytest.raises(
+            ValueError, match=r"save it anew, or set OMP_NUM_THREADS=1 or call torch.set_num_threads\(1"
+        ):
+            packages.PackagedNetwork(path, short(), torch.device("cpu"))
 
 
 def test_refused_for_another_device_network_or_weights(package: Package):
