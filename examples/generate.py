@@ -51,7 +51,8 @@ def draw_grid(dataset: PairedDataset, jobs: list[Job]) -> Image.Image:
         results = [open_image(job.path) for job in jobs if job.index == index]
         examples.append([source, *results, *([] if target is None else [target])])
     across = max(1, round(math.sqrt(len(examples) / len(examples[0]))))
-    return images.grid([list(chain(*examples[i : i + across])) for i in range(0, len(examples), across)])
+    rows = [list(chain(*examples[i : i + across])) for i in range(0, len(examples), across)]
+    return images.grid(rows, group=len(examples[0]))
 
 
 def main(argv: list[str] | None = None) -> None:
