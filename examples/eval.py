@@ -177,6 +177,11 @@ def main(argv: list[str] | None = None) -> None:
         print(rows if len(reports) == 1 else rows.splitlines()[-1], flush=True)
         generation.save_json(merge(before, reports), sweep)
     reports = merge(before, reports)
+    others = {(report["solver"], report["nfe"]) for report in before}
+    others -= {(report["solver"], report["nfe"]) for report in reports}
+    if others:
+        told = ", ".join(f"{solver}:{nfe}" for solver, nfe in sorted(others))
+        print(f"left out of sweep.json, since other settings made them: {told}")
     draw(reports, "nfe", "network evaluations", args.output_dir / "quality_nfe.png")
     draw(reports, "seconds_per_picture", "seconds a picture", args.output_dir / "quality_seconds.png")
     print(f"to look at: {args.output_dir}/quality_nfe.png, {args.output_dir}/quality_seconds.png")

@@ -337,7 +337,7 @@ def test_sweep(place: Path, count: list[int], capsys: pytest.CaptureFixture[str]
     assert count == []
 
 
-def test_a_second_sweep_keeps_the_first(place: Path, make_unet: MakeUNet):
+def test_a_second_sweep_keeps_the_first(place: Path, make_unet: MakeUNet, capsys: pytest.CaptureFixture[str]):
     def sweep(*flags: str) -> dict[tuple[str, int], list[str]]:
         eval_script.main(["edge2shoes", "data", "c.pt", "sweep", *flags])
         reports = json.loads(Path("sweep/sweep.json").read_text())
@@ -349,7 +349,10 @@ def test_a_second_sweep_keeps_the_first(place: Path, make_unet: MakeUNet):
     assert found == {("ddim", 2): both, ("dpm2m", 2): both, ("dpm2m", 3): ["psnr"]}
     shutil.rmtree("sweep/dpm2m-2")
     save_checkpoint("c.pt", make_unet(seed=1), ABridge(num_steps=100), image_size=SIZE)
+    capsys.readouterr()
     assert sweep("--metrics", "psnr", "--sweep", "dpm2m:2") == {("dpm2m", 2): ["psnr"]}
+    told = "left out of sweep.json, since other settings made them: ddim:2, dpm2m:3"
+    assert told in capsys.readouterr().out.splitlines()
 
 
 def test_scores_of_other_metrics_are_kept(place: Path, capsys: pytest.CaptureFixture[str]):
