@@ -7,6 +7,7 @@ upright (EXIF), converted to RGB and resized to a square with antialiased biline
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from bbdm import images
 from bbdm.files import file_sha256
 from bbdm.images import open_image
 
+log = logging.getLogger(__name__)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 DIRECTIONS = ("AtoB", "BtoA")
 
@@ -102,13 +104,19 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def _files(folder: Path) -> list[Path]:
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file, and a folder of pictures is wanted")
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file() and "/." not in f"/{path.relative_to(folder).as_posix()}"
-    )
+    files = [
+        path for path in folder.rglob("*") if path.is_file() and "/." not in f"/{path.relative_to(folder).as_posix()}"
+    ]
+    found = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
+    kinds = Image.registered_extensions().keys() - SUFFIXES
+    skipped = [path.suffix.lower() for path in files if path.suffix.lower() in kinds]
+    if skipped:
+        told = "1 picture is" if len(skipped) == 1 else f"{len(skipped)} pictures are"
+        log.warning("%s skipped in %s, of kinds that are not read (%s)", told, folder, ", ".join(sorted(set(skipped))))
     if not found:
         raise ValueError(f"there are no pictures in {folder} (looked for {', '.join(sorted(SUFFIXES))})")
     return found
@@ -132,7 +140,8 @@ def _by_stem(folder: Path, ending: str = "") -> dict[str, Path]:
 def _match(sources: dict[str, Path], targets: dict[str, Path]) -> list[Pair]:
     lonely = sorted(path for stem, path in {**sources, **targets}.items() if (stem in sources) != (stem in targets))
     if lonely:
-        more = f", nor have {len(lonely) - 1} others" if len(lonely) > 1 else ""
+        others = len(lonely) - 1
+        more = "" if not others else ", nor has 1 other" if others == 1 else f", nor have {others} others"
         raise ValueError(f"{lonely[0]} has no twin in the other folder{more}")
     return [Pair(stem, sources[stem], targets[stem]) for stem in sorted(sources)]
 

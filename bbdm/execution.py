@@ -132,6 +132,19 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def find_device(name: str | torch.device) -> torch.device:
+    """The device of a name, with its index: ``cuda`` is the current one.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # what torch raises depends on how it was built
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"device {str(name)!r} cannot be used here: {reason}") from error
+
+
 def placed(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
     """The network for sampling on a device in a dtype: itself where it is that already, a copy otherwise."""
     weight = next(unet.parameters())

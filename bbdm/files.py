@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -19,16 +20,43 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are not there.
+
+    Raises:
+        ValueError: one of them is a file.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{error.filename} is a file, and a folder is needed there") from error
+
+
+def check_place(path: Path) -> None:
+    """Raise ValueError where no file can be written: a folder has the name, or a file that of a folder above."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, and a file is to be written there")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise ValueError(f"{above} is a file, and a folder is needed there")
+
+
 def check_suffix(path: Path) -> None:
-    """Raise ValueError where a file of weights cannot have that name."""
+    """Raise ValueError where a file of weights cannot have that name or be written there."""
     if path.suffix not in (".pt", ".safetensors"):
         raise ValueError(f"the name of a file of weights ends in .pt or .safetensors, got {path}")
+    check_place(path)
+
+
+def short(value: Any) -> str:
+    """A value as a message has it: of a hash in it, the first 8 digits."""
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", str(value))
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Have ``write`` fill a temporary file beside ``path``, flush it to the disk, and rename it into place."""
     path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     temporary.touch(exist_ok=False)
     mode = temporary.stat().st_mode  # as the user's umask has it; safetensors makes its files private

@@ -27,7 +27,8 @@ from bbdm import machine, solvers
 from bbdm.checkpoint import load_checkpoint, load_vqgan
 from bbdm.codec import Codec, VQGANCodec
 from bbdm.data import DIRECTIONS, PairedDataset, load_dataset, open_image
-from bbdm.files import file_sha256, write_atomically
+from bbdm.execution import find_device
+from bbdm.files import file_sha256, make_folder, short, write_atomically
 from bbdm.networks.unet import UNet
 from bbdm.sampler import BridgeSampler
 
@@ -89,11 +90,11 @@ def plan(dataset: PairedDataset, folder: Path, num_samples: int, seed: int) -> l
 
 
 def check_places(dataset: PairedDataset, paths: list[Path]) -> None:
-    """Stop a script before one of ``paths`` takes the place of a source, a target or another one."""
+    """Raise ValueError where one of ``paths`` would take the place of a source, a target or another one."""
     taken = {path.resolve() for pair in dataset.pairs for path in (pair.source, pair.target) if path}
     for path in paths:
         if path.resolve() in taken:
-            raise SystemExit(f"{path} would take the place of another picture: give another output_dir")
+            raise ValueError(f"{path} would take the place of another picture: give another output_dir")
         taken.add(path.resolve())
 
 
@@ -124,10 +125,14 @@ class Translator:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
+        self.device = find_device(args.device)
         codec = None if args.vqgan_path is None else VQGANCodec(load_vqgan(args.vqgan_path))
         self.checkpoint = load_checkpoint(args.model, args.time_steps, args.c_lambda, codec, args.config)
         self.bridge = self.checkpoint.bridge
-        size = args.image_size or self.checkpoint.image_size or 256
+        size = self.checkpoint.image_size if args.image_size is None else args.image_size
+        if size is None:
+            size = 256
+            print(f"{args.model} does not say the size of its pictures: 256 is taken, and --image_size changes it")
         self.dataset = load_dataset(args.dataset, args.data_dir, args.split, size, args.direction)
 
     @cached_property
@@ -141,7 +146,7 @@ class Translator:
         args = self.args
         dtype = None if args.dtype is None else DTYPES[args.dtype]
         return BridgeSampler(
-            unet, self.bridge, solver, steps, codec=codec, device=args.device, dtype=dtype, compile=args.compile
+            unet, self.bridge, solver, steps, codec=codec, device=self.device, dtype=dtype, compile=args.compile
         )
 
     def plan(self, folder: Path) -> list[Job]:
@@ -181,7 +186,8 @@ class Translator:
             if not known and not any(s in told for s in ("out of memory", "allocate memory", "ALLOC_FAILED")):
                 raise
             raise SystemExit(
-                f"out of memory: lower -b (now {self.args.batch_size}) or --image_size (now {self.dataset.image_size})"
+                f"error: out of memory: lower -b (now {self.args.batch_size}) "
+                f"or --image_size (now {self.dataset.image_size})"
             ) from error
 
     @cached_property
@@ -224,6 +230,7 @@ class Translator:
         Raises:
             ValueError: the folder holds results of other settings.
         """
+        make_folder(folder)
         jobs = self.plan(folder)
         check_places(self.dataset, [job.path for job in jobs])
         with self.hint():
@@ -312,5 +319,5 @@ _WAYS_OUT = ": give another output_dir, or --overwrite to make all results again
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = short(value)
     return text if len(text) <= 40 else f"{text[:18]}...{text[-18:]}"

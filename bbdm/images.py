@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"}
 SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
+GROUP_GAP = 6  # between groups in a grid, in gaps
 RANGE_LIMIT = 1.5  # an image in [0, 255] or standardised shows here, an overshooting filter does not
 
 
@@ -108,15 +109,20 @@ def by_size(arrays: Sequence[Any]) -> list[list[int]]:
     return list(groups.values())
 
 
-def grid(rows: Sequence[Sequence[Image.Image]], gap: int = 2) -> Image.Image:
-    """One picture of all pictures, row by row, on white; cells take the size of the largest."""
+def grid(rows: Sequence[Sequence[Image.Image]], gap: int = 2, group: int | None = None) -> Image.Image:
+    """One picture of all pictures, row by row, on white; cells take the size of the largest.
+
+    Every ``group`` pictures of a row stand together: the gap to the next ones is wider.
+    """
     if not rows or not any(rows):
         raise ValueError("a grid needs at least one picture")
     width = max(image.width for row in rows for image in row)
     height = max(image.height for row in rows for image in row)
     columns = max(len(row) for row in rows)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, len(rows) * (height + gap) + gap), "white")
+    wider = GROUP_GAP * gap - gap
+    left = [gap + j * (width + gap) + j // (group or columns) * wider for j in range(columns)]
+    sheet = Image.new("RGB", (left[-1] + width + gap, len(rows) * (height + gap) + gap), "white")
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
-            sheet.paste(image, (gap + j * (width + gap), gap + i * (height + gap)))
+            sheet.paste(image, (left[j], gap + i * (height + gap)))
     return sheet

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from bbdm.codec import Codec, LatentStatistics
 from bbdm.data import PairedDataset
-from bbdm.files import file_sha256, write_atomically
+from bbdm.files import file_sha256, make_folder, short, write_atomically
 
 VERSION = 1
 SHARD = 256  # pairs in a file
@@ -55,7 +55,7 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.flip = flip
         self.codec = codec.description()
         self._files: dict[int, Any] = {}
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         shards = self._known_shards(self._description())
         missing = [i for i in range(-(-len(dataset) // SHARD)) if i not in shards]
         with tqdm(total=len(missing) * SHARD, desc="latents", unit="pair", disable=not progress or not missing) as bar:
@@ -87,7 +87,7 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         for name, value in description.items():
             if content.get(name) != value:
                 raise ValueError(
-                    f"{self.folder} holds latents of another {name}: {content.get(name)}, and these are of {value}; "
+                    f"{self.folder} holds other latents ({name} {short(content.get(name))}, now {short(value)}): "
                     "give another folder, or delete it"
                 )
         for name, digest in content["shards"].items():

@@ -28,7 +28,7 @@ from torch._C._aoti import AOTIModelPackageLoader, alloc_tensor_by_stealing_from
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from bbdm.execution import compile_options, freezes, state_dtype
-from bbdm.files import write_atomically
+from bbdm.files import short, write_atomically
 from bbdm.networks.unet import UNet
 from bbdm.weights import described, intact, state_hash
 
@@ -79,7 +79,12 @@ class PackagedNetwork:
             here = fingerprint(unet, self.dtype, device)
             for name, saved in content["fingerprint"].items():
                 if saved != here.get(name):
-                    raise ValueError(f"{path} was saved for {name} {saved}, here it is {here.get(name)}: save it anew")
+                    told = (
+                        f"{path} was saved for {name} {short(saved)}, here it is {short(here.get(name))}: save it anew"
+                    )
+                    if name == "threads":
+                        told += f", or set OMP_NUM_THREADS={saved} or call torch.set_num_threads({saved})"
+                    raise ValueError(told)
             # Copied to memory of their own, which is aligned: the file's is not
             bytes_of = {n: tensors[CONSTANT + n].to(device, copy=True) for n in content["constants"]}
         with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import onnxruntime
 from PIL import Image
 
-from bbdm import bridges, images, solvers
+from bbdm import bridges, images, scripts, solvers
 from bbdm.files import file_sha256, write_atomically
 from bbdm.kernels.philox_numpy import normal
 from bbdm.onnx_session import Provider, Session, with_options
@@ -315,7 +315,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from error
+    scripts.run(main)

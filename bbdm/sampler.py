@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -16,6 +17,7 @@ from bbdm import execution, images, solvers
 from bbdm.bridges import Bridge
 from bbdm.checkpoint import load_checkpoint
 from bbdm.codec import Codec
+from bbdm.files import check_place
 from bbdm.networks.unet import UNet
 from bbdm.packages import PackagedNetwork, save_package
 from bbdm.seeds import resolve_seeds
@@ -83,7 +85,7 @@ class BridgeSampler:
         if codec is not None and codec.channels != unet.config.in_channels:
             raise ValueError(f"codec must have the network's {unet.config.in_channels} channels, got {codec.channels}")
         weight = next(unet.parameters())
-        self.device = weight.device if device is None else torch.empty(0, device=device).device  # cuda is cuda:0
+        self.device = weight.device if device is None else execution.find_device(device)
         fast = compile or compiled is not None
         if fast and self.device.type not in ("cpu", "cuda"):
             raise ValueError(f"compiled networks run on cpu and cuda, got device {self.device}")
@@ -120,17 +122,28 @@ class BridgeSampler:
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | os.PathLike[str], ema: bool = True, codec: Codec | None = None, **settings: Any
+        cls,
+        path: str | os.PathLike[str],
+        ema: bool = True,
+        codec: Codec | None = None,
+        *,
+        num_steps: int | None = None,
+        c_lambda: float | None = None,
+        config: str | os.PathLike[str] | None = None,
+        **settings: Any,
     ) -> BridgeSampler:
         """A sampler from a file.
 
         Args:
             path: what :func:`~bbdm.checkpoint.load_checkpoint` reads.
             ema: pick the averaged weights where the file has both.
-            codec: for a file of a latent network that holds none.
+            codec: for a file of a latent network that holds none; as
+            num_steps: T,
+            c_lambda: the noise scale, and
+            config: the original BBDM's YAML, for files that leave them out.
             **settings: as above.
         """
-        checkpoint = load_checkpoint(path, codec=codec)
+        checkpoint = load_checkpoint(path, num_steps, c_lambda, codec, config)
         sampler = cls(checkpoint.build_unet(ema), checkpoint.bridge, codec=checkpoint.build_codec(), **settings)
         sampler.image_size = checkpoint.image_size
         return sampler
@@ -149,7 +162,7 @@ class BridgeSampler:
             size: their (height, width); None for the size that the network was trained on, where that is known.
 
         Raises:
-            ValueError: the sampler was not built with ``compile=True``, or the size is not known.
+            ValueError: the sampler was not built with ``compile=True``, the size is not known, or ``path`` is a folder.
         """
         if not self.compile:
             raise ValueError("save_compiled needs a sampler that was built with compile=True")
@@ -159,6 +172,7 @@ class BridgeSampler:
             if self.image_size is None:
                 raise ValueError("size must be given as (height, width): no checkpoint tells it")
             size = (self.image_size, self.image_size)
+        check_place(Path(path))  # before minutes of compiling
         save_package(path, self.unet, self._grid(batch_size, *size))
 
     @overload

@@ -26,7 +26,7 @@ from bbdm.codec import Codec, Role
 from bbdm.data import PairedDataset
 from bbdm.ema import EMA
 from bbdm.execution import keep_freed_memory
-from bbdm.files import write_atomically
+from bbdm.files import make_folder, write_atomically
 from bbdm.kernels import philox
 from bbdm.latents import LatentDataset
 from bbdm.networks.unet import UNet
@@ -109,14 +109,16 @@ class Trainer:
         codec: Codec | None = None,
     ) -> None:
         if len(train) < config.batch_size:
-            raise ValueError(f"batch_size {config.batch_size} is more than the {len(train)} training pairs")
+            raise ValueError(f"batch_size {config.batch_size} is more than the number of training pairs, {len(train)}")
         channels, stride = (3, 1) if codec is None else (codec.channels, codec.stride)
         if unet.config.in_channels != channels:
-            raise ValueError(f"the network takes {unet.config.in_channels} channels, and the pairs have {channels}")
+            kind = "pairs" if codec is None else "latents"
+            raise ValueError(f"the network takes {unet.config.in_channels} channels, and the {kind} have {channels}")
         if train.image_size % (unet.config.stride * stride):
-            raise ValueError(
-                f"image_size {train.image_size} is not a multiple of the network's {unet.config.stride * stride}"
-            )
+            factors = f"the network's {unet.config.stride}"
+            if codec is not None:
+                factors = f"{unet.config.stride * stride}, {factors} times the VQGAN's {stride}"
+            raise ValueError(f"image_size {train.image_size} is not a multiple of {factors}")
         if isinstance(train, LatentDataset):
             if codec is None or train.codec != codec.description():
                 given = "none" if codec is None else "another one"
@@ -191,9 +193,10 @@ class Trainer:
         descriptions = [None if codec is None else codec.description() for codec in (stored, self.codec)]
         normalises = [codec is not None and codec.statistics is not None for codec in (stored, self.codec)]
         if descriptions[0] != descriptions[1] or normalises[0] != normalises[1]:
-            raise ValueError(
-                "training can go on only in the space where it began: with the same VQGAN, normalised or not"
-            )
+            flags = "without -vq" if stored is None else "with -vq and the same VQGAN, "
+            if stored is not None:
+                flags += f"{'without' if stored.statistics is None else 'with'} --normalize_latents"
+            raise ValueError(f"training can go on only in the space where it began: {flags}")
         if self.codec is not None and stored is not None and stored.statistics is not None:
             self.codec = self.codec.with_statistics(stored.statistics)
 
@@ -201,7 +204,7 @@ class Trainer:
         """Train until ``config.epochs`` are done.
 
         Raises:
-            ValueError: a new run's folder holds another run.
+            ValueError: a new run's folder holds another run, or a validation picture cannot be read.
             RuntimeError: the loss is not a number any more; ``last.pt`` holds the epoch before.
         """
         if self.epoch == 0 and self.last.exists():
@@ -209,7 +212,10 @@ class Trainer:
                 f"{self.folder} holds a run already: go on with it by --ckpt_path {self.last}, "
                 "or give another --experiment folder"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.validation is not None:
+            for _ in self._batches(self.validation, drop_last=False):
+                pass  # read once now, so that a broken picture does not cost an epoch
+        make_folder(self.folder)
         metrics = self.folder / "metrics.jsonl"
         known = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
         write_atomically(metrics, lambda temporary: temporary.write_text("".join(known[: self.epoch])))

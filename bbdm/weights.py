@@ -84,6 +84,8 @@ def opened(path: str | os.PathLike[str], name: str, kind: str, place: Place = be
         ValueError: it is of another format or a newer version, or is damaged.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, and a {kind} is a file")
     if not path.is_file():
         raise FileNotFoundError(f"there is no {kind} {path}")
     with readable(path, kind):

@@ -1,16 +1,18 @@
 """Score a network on a data set: python examples/eval.py edge2shoes DATA MODEL [OUTPUT_DIR] [flags].
 
 OUTPUT_DIR gets the results, settings.json and scores.json. Interrupted, the same command goes on. With --sweep, each
-solver and number of steps gets a folder in it, and sweep.json and two plots compare them.
+solver and number of steps gets a folder in it, and sweep.json and two plots compare them, with those of earlier sweeps
+of the same settings. Scores of other metrics that are there are kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any, get_args
 
-from bbdm import generation, metrics, solvers
+from bbdm import generation, metrics, scripts, solvers
 from bbdm.bridges import Bridge
 from bbdm.data import DATASETS
 from bbdm.files import write_atomically
@@ -48,10 +50,10 @@ def read_sweep(words: list[str], bridge: Bridge) -> list[Run]:
     """The runs of ``SOLVER`` and ``SOLVER:NFE,NFE``, all checked, so that none fails hours later."""
     runs: list[Run] = []
     for word in words:
-        solver, _, numbers = word.partition(":")
-        if not all(number.isdecimal() for number in numbers.split(",") if numbers):
+        solver, colon, numbers = word.partition(":")
+        if colon and not all(number.isdecimal() for number in numbers.split(",")):
             raise ValueError(f"--sweep takes SOLVER:NFE,NFE, got {word!r}")
-        for nfe in map(int, numbers.split(",")) if numbers else [None]:
+        for nfe in map(int, numbers.split(",")) if colon else [None]:
             own = nfe is None or nfe == len(solvers.build(bridge, solver))  # so that fast:199 is the published list
             steps = None if own else nfe
             solvers.build(bridge, solver, steps=steps)
@@ -68,25 +70,57 @@ def evaluate(translator: Translator, run: Run, folder: Path) -> dict[str, Any]:
         fid_weights=args.fid_weights,
         lpips_net=args.lpips_net,
         lpips_weights=args.lpips_weights,
-        device=args.device,
+        device=translator.device,
     )
     jobs, report = translator.run(*run, folder)
     for results, targets in translator.pictures(jobs):
         scores.update(results, targets)
     report = {"scores": scores.compute(), "lpips_net": args.lpips_net if "lpips" in args.metrics else None, **report}
+    for before in [] if args.overwrite else read_reports(folder / "scores.json"):
+        if before["settings"] == report["settings"]:
+            report["scores"] = {**before["scores"], **report["scores"]}
+            report["lpips_net"] = report["lpips_net"] or before.get("lpips_net")
     generation.save_json(report, folder / "scores.json")
     return report
 
 
-def table(reports: list[dict[str, Any]]) -> str:
-    """Markdown, one row a solver."""
-    names = list(reports[0]["scores"])
+def read_reports(path: Path) -> list[dict[str, Any]]:
+    """Reports of earlier runs in ``scores.json`` or ``sweep.json``; none where the file is not there.
+
+    Raises:
+        ValueError: it is not what this script writes.
+    """
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_text())
+        reports = content if isinstance(content, list) else [content]
+        if all({"settings", "scores", "solver", "nfe"} <= report.keys() for report in reports):
+            return reports
+    except (ValueError, AttributeError):
+        pass
+    raise ValueError(f"cannot read {path}: give another output_dir, or delete it")
+
+
+def merge(before: list[dict[str, Any]], reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Reports of a sweep with those of earlier ones that differ in solver and times alone."""
+
+    def common(report: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in report["settings"].items() if k not in ("solver", "nfe", "timesteps")}
+
+    made = [(report["solver"], report["nfe"]) for report in reports]
+    kept = [r for r in before if common(r) == common(reports[0]) and (r["solver"], r["nfe"]) not in made]
+    return [*kept, *reports]
+
+
+def table(reports: list[dict[str, Any]], names: list[str]) -> str:
+    """Markdown, one row a solver, of the metrics with these names."""
     rows = [
         ["solver", "NFE", "pictures", *(_title(name) for name in names), "s / picture"],
         ["---"] * (len(names) + 4),
     ]
     for report in reports:
-        scores = [f"{value:.{DIGITS.get(name, 4)}f}" for name, value in report["scores"].items()]
+        scores = [f"{report['scores'][name]:.{DIGITS.get(name, 4)}f}" for name in names]
         seconds = report["seconds_per_picture"]
         rows.append(
             [
@@ -109,11 +143,12 @@ def draw(reports: list[dict[str, Any]], over: str, label: str, path: Path) -> No
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 
-    names = list(reports[0]["scores"])
+    names = list(dict.fromkeys(name for report in reports for name in report["scores"]))
     figure = Figure(figsize=(4.5 * len(names), 3.6), layout="constrained")
     for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for solver in dict.fromkeys(report["solver"] for report in reports):
-            points = sorted((r[over], r["scores"][name]) for r in reports if r["solver"] == solver and r[over])
+            of = [report for report in reports if report["solver"] == solver and name in report["scores"]]
+            points = sorted((report[over], report["scores"][name]) for report in of if report[over])
             panel.plot([x for x, _ in points], [y for _, y in points], marker="o", label=solver)
         panel.set(xscale="log", xlabel=label, ylabel=_title(name))
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -121,6 +156,7 @@ def draw(reports: list[dict[str, Any]], over: str, label: str, path: Path) -> No
         panel.xaxis.set_major_formatter("{x:g}")  # 20, not 2 x 10^1
         panel.grid(alpha=0.3)
     figure.axes[0].legend()
+    figure.suptitle(f"{reports[0]['pictures']} pictures", fontsize="medium")
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
 
 
@@ -128,22 +164,28 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     translator = Translator(args)
     if not args.sweep:
-        print(table([evaluate(translator, (args.solver, args.steps), args.output_dir)]))
+        print(table([evaluate(translator, (args.solver, args.steps), args.output_dir)], args.metrics))
         print(f"results and scores.json: {args.output_dir}")
         return
+    sweep = args.output_dir / "sweep.json"
+    before = read_reports(sweep)
     reports: list[dict[str, Any]] = []
     for solver, steps in read_sweep(args.sweep, translator.bridge):
         nfe = steps or len(solvers.build(translator.bridge, solver))
         reports.append(evaluate(translator, (solver, steps), args.output_dir / f"{solver}-{nfe}"))
-        print(table(reports[-1:]) if len(reports) == 1 else table(reports[-1:]).splitlines()[-1], flush=True)
-        generation.save_json(reports, args.output_dir / "sweep.json")
+        rows = table(reports[-1:], args.metrics)
+        print(rows if len(reports) == 1 else rows.splitlines()[-1], flush=True)
+        generation.save_json(merge(before, reports), sweep)
+    reports = merge(before, reports)
+    others = {(report["solver"], report["nfe"]) for report in before}
+    others -= {(report["solver"], report["nfe"]) for report in reports}
+    if others:
+        told = ", ".join(f"{solver}:{nfe}" for solver, nfe in sorted(others))
+        print(f"left out of sweep.json, since other settings made them: {told}")
     draw(reports, "nfe", "network evaluations", args.output_dir / "quality_nfe.png")
     draw(reports, "seconds_per_picture", "seconds a picture", args.output_dir / "quality_seconds.png")
     print(f"to look at: {args.output_dir}/quality_nfe.png, {args.output_dir}/quality_seconds.png")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from error
+    scripts.run(main, "results that are there are kept, and the same command goes on")

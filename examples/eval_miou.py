@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from bbdm import generation
+from bbdm import generation, scripts
 from bbdm.data import Pair, open_image
 from bbdm.files import file_sha256
 from bbdm.generation import Job, Translator
@@ -62,7 +62,7 @@ def confusion(score: SegmentationScore, network: dict[str, Any], job: Job, label
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     translator = Translator(args)
-    deeplab = load_deeplab(args.deeplab, args.output_stride).to(args.device)
+    deeplab = load_deeplab(args.deeplab, args.output_stride).to(translator.device)
     if deeplab.config.num_classes != len(CITYSCAPES):
         raise ValueError(
             f"{args.deeplab} has {deeplab.config.num_classes} classes, not the {len(CITYSCAPES)} that count"
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     pairs = translator.dataset.pairs
     read_labels(labels_of(pairs[0]))  # first, since it may fail
     jobs, report = translator.run(args.solver, args.steps, args.output_dir)
-    score = SegmentationScore(deeplab, device=args.device)
+    score = SegmentationScore(deeplab, device=translator.device)
     network = {"weights": file_sha256(args.deeplab), **vars(deeplab.config)}
     for job in tqdm(jobs, unit="image", disable=not args.show_verbose):
         score.add(confusion(score, network, job, labels_of(pairs[job.index])))
@@ -87,7 +87,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from error
+    scripts.run(main, "results that are there are kept, and the same command goes on")

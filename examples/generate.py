@@ -12,8 +12,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from bbdm import generation, images
+from bbdm import generation, images, scripts
 from bbdm.data import DATASETS, PairedDataset, open_image
+from bbdm.files import make_folder
 from bbdm.generation import Job, Translator
 
 DEMO = Path(__file__).parent / "demo"
@@ -50,7 +51,8 @@ def draw_grid(dataset: PairedDataset, jobs: list[Job]) -> Image.Image:
         results = [open_image(job.path) for job in jobs if job.index == index]
         examples.append([source, *results, *([] if target is None else [target])])
     across = max(1, round(math.sqrt(len(examples) / len(examples[0]))))
-    return images.grid([list(chain(*examples[i : i + across])) for i in range(0, len(examples), across)])
+    rows = [list(chain(*examples[i : i + across])) for i in range(0, len(examples), across)]
+    return images.grid(rows, group=len(examples[0]))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -60,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     grid = args.output_dir / "grid.png"
     generation.check_places(translator.dataset, [grid, *(job.path for job in jobs)])
     todo = [job for job in jobs if args.overwrite or not job.path.exists()]
+    make_folder(args.output_dir)
     with translator.hint():
         translator.translate(translator.sampler(args.solver, args.steps), todo)
     generation.save(draw_grid(translator.dataset, jobs), grid)
@@ -72,7 +75,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from error
+    scripts.run(main, "results that are there are kept, and the same command goes on")

@@ -9,10 +9,12 @@ from typing import Any, get_args
 
 import torch
 
+from bbdm import scripts
 from bbdm.bridges import ABridge, Bridge, BrownianBridge, Objective
 from bbdm.checkpoint import load_checkpoint, load_vqgan
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.data import DATASETS, DIRECTIONS, PairedDataset, load_dataset
+from bbdm.execution import find_device
 from bbdm.files import check_suffix
 from bbdm.latents import LatentDataset, measure
 from bbdm.networks.unet import PRESETS, UNet
@@ -89,6 +91,17 @@ def build_bridge(args: argparse.Namespace) -> Bridge:
     return BrownianBridge.bbdm(args.time_steps, objective=args.objective)
 
 
+def check_preset(name: str, codec: Codec) -> None:
+    """Raise ValueError where a preset's network is of another number of channels than a codec's latents."""
+    channels = PRESETS[name].in_channels
+    if channels != codec.channels:
+        fitting = [other for other, config in PRESETS.items() if config.in_channels == codec.channels]
+        raise ValueError(
+            f"--preset {name} takes {channels} channels, and this VQGAN's latents have {codec.channels}; "
+            f"presets for it: {', '.join(fitting) or 'none'}"
+        )
+
+
 def statistics(args: argparse.Namespace, pairs: PairedDataset | LatentDataset, codec: Codec) -> LatentStatistics:
     """Those of the run that goes on, where there is one; else they are measured."""
     if args.ckpt_path is not None:
@@ -101,10 +114,11 @@ def statistics(args: argparse.Namespace, pairs: PairedDataset | LatentDataset, c
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.vqgan_path is None and (args.cache_latents or args.normalize_latents):
-        raise SystemExit("--cache_latents and --normalize_latents need -vq")
+        raise ValueError("--cache_latents and --normalize_latents need -vq")
     if args.vqgan_path is None and args.preset.startswith("lbbdm"):
-        raise SystemExit(f"--preset {args.preset} is of latents: it needs -vq")
+        raise ValueError(f"--preset {args.preset} is of latents: it needs -vq")
     check_suffix(args.output_model)
+    device = find_device(args.device)
     config = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
     train = load_dataset(args.dataset, args.data_dir, "train", args.image_size, args.direction)
     try:
@@ -116,11 +130,12 @@ def main(argv: list[str] | None = None) -> None:
         print("no validation: these are the training pairs; {split} in the paths tells them apart")
         validation = None
     torch.manual_seed(args.seed)
-    unet = UNet.from_config(PRESETS[args.preset]).to(args.device)
+    unet = UNet.from_config(PRESETS[args.preset]).to(device)
     unet.gradient_checkpointing = args.gradient_checkpointing
     codec, pairs = None, train
     if args.vqgan_path is not None:
-        codec = VQGANCodec(load_vqgan(args.vqgan_path)).placed(torch.device(args.device), torch.float32)
+        codec = VQGANCodec(load_vqgan(args.vqgan_path)).placed(device, torch.float32)
+        check_preset(args.preset, codec)
         if args.cache_latents is not None:
             pairs = LatentDataset(train, codec, args.cache_latents, args.flip, args.show_verbose)
         if args.normalize_latents:
@@ -129,13 +144,17 @@ def main(argv: list[str] | None = None) -> None:
     trainer = Trainer(unet, build_bridge(args), config, pairs, validation, folder, codec)
     if args.ckpt_path is not None:
         trainer.resume(args.ckpt_path)
-    trainer.fit(progress=args.show_verbose)
+    try:
+        trainer.fit(progress=args.show_verbose)
+    except KeyboardInterrupt:
+        if not trainer.last.exists():
+            raise KeyboardInterrupt("no epoch is whole yet, so nothing is kept; the same command starts anew") from None
+        raise KeyboardInterrupt(
+            f"{trainer.last} is of the last whole epoch; go on by adding --ckpt_path {trainer.last}"
+        ) from None
     trainer.save(args.output_model)
-    print(f"{args.output_model}: weights after {trainer.epoch} epochs; losses and grids are in {folder}")
+    print(f"{args.output_model}: weights after epoch {trainer.epoch}; losses and grids are in {folder}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from error
+    scripts.run(main)

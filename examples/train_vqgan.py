@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from bbdm import images
+from bbdm import images, scripts
 from bbdm.checkpoint import save_vqgan
 from bbdm.data import DATASETS, load_dataset
-from bbdm.execution import keep_freed_memory
+from bbdm.execution import find_device, keep_freed_memory
 from bbdm.files import check_suffix, write_atomically
 from bbdm.networks.vqgan import PRESETS, VQGAN
 
@@ -105,16 +105,19 @@ def show(vqgan: VQGAN, pictures: Pictures, path: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     check_suffix(args.output_model)
+    device = find_device(args.device)
+    stride = PRESETS[args.preset].stride
+    if args.image_size % stride:
+        raise ValueError(f"image_size {args.image_size} is not a multiple of the VQGAN's {stride}")
     pictures = Pictures(args.dataset, args.data_dir, "train", args.image_size)
     if len(pictures) < args.batch_size:
-        raise ValueError(f"batch_size {args.batch_size} is more than the {len(pictures)} training pictures")
+        raise ValueError(f"batch_size {args.batch_size} is more than the number of training pictures, {len(pictures)}")
     try:
         shown = Pictures(args.dataset, args.data_dir, "val", args.image_size)
     except FileNotFoundError as error:
         print(f"the grid is of training pictures: {error}")
         shown = pictures
     torch.manual_seed(args.seed)
-    device = torch.device(args.device)
     if device.type == "cpu":
         keep_freed_memory()
     vqgan = VQGAN.from_preset(args.preset).to(device).train()
@@ -147,7 +150,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from error
+    scripts.run(main, "OUTPUT_MODEL is of the last whole epoch, if there was one; the same command starts anew")

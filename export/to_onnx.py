@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script sees its own folder alone
 
-from bbdm import machine, solvers
+from bbdm import machine, scripts, solvers
 from bbdm.checkpoint import load_checkpoint, load_vqgan
 from bbdm.codec import VQGANCodec
 from bbdm.data import load_dataset
@@ -206,7 +206,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from error
+    scripts.run(main)

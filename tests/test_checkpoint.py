@@ -493,10 +493,14 @@ class TestArguments:
         with pytest.raises(ValueError, match=r"c_lambda=2\.0"):
             load_checkpoint(tmp_path / "a.pt", c_lambda=2.0)
 
-    @pytest.mark.parametrize("name", ["gone.pt", "gone.safetensors", "."])
+    @pytest.mark.parametrize("name", ["gone.pt", "gone.safetensors"])
     def test_missing_file(self, name: str, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=f"no checkpoint {tmp_path}"):
             load_checkpoint(tmp_path / name)
+
+    def test_a_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=f"{tmp_path} is a folder, and a checkpoint is a file"):
+            load_checkpoint(tmp_path)
 
     def test_content_is_the_callers(self, files: Path) -> None:
         """Two loads share nothing."""

@@ -125,8 +125,29 @@ class TestMatching:
     def test_further_files_without_twin_are_counted(self, tmp_path: Path, save_picture: SavePicture) -> None:
         for file in ("A/3.png", "B/3.png", "A/5.png", "B/6.png", "B/7.png"):
             save_picture(tmp_path / "train" / file, flat(RED))
-        with pytest.raises(ValueError, match=r"A/5\.png has no twin in the other folder, nor have 2 others"):
+        with pytest.raises(ValueError, match=r"A/5\.png has no twin in the other folder, nor have 2 others$"):
             load_dataset("celeba", str(tmp_path))
+
+    def test_one_further_file_without_twin(self, tmp_path: Path, save_picture: SavePicture) -> None:
+        for file in ("A/3.png", "B/3.png", "A/5.png", "B/6.png"):
+            save_picture(tmp_path / "train" / file, flat(RED))
+        with pytest.raises(ValueError, match=r"has no twin in the other folder, nor has 1 other$"):
+            load_dataset("celeba", str(tmp_path))
+
+    def test_pictures_of_kinds_that_are_not_read_are_told(
+        self, tmp_path: Path, save_picture: SavePicture, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for file in ("1.png", "2.gif", "3.GIF"):
+            save_picture(tmp_path / file, flat(RED))
+        (tmp_path / "notes.txt").touch()
+        assert len(load_dataset("folder", str(tmp_path))) == 1
+        told = f"2 pictures are skipped in {tmp_path}, of kinds that are not read (.gif)"
+        assert [record.getMessage() for record in caplog.records] == [told]
+
+    def test_a_file_where_a_folder_belongs(self, tmp_path: Path) -> None:
+        (tmp_path / "data").touch()
+        with pytest.raises(ValueError, match="data is a file, and a folder of pictures is wanted"):
+            load_dataset("folder", str(tmp_path / "data"))
 
     def test_two_files_of_one_stem_are_named(self, tmp_path: Path, save_picture: SavePicture) -> None:
         for file in ("A/3.png", "A/3.jpg", "B/3.png"):

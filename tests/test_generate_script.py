@@ -198,7 +198,7 @@ def test_no_picture_of_the_user_is_overwritten(place: Path, name: str, output_di
     Path("pictures").mkdir()
     Image.new("RGB", (SIZE, SIZE), "red").save(f"pictures/{name}")
     before = Path(f"pictures/{name}").read_bytes()
-    with pytest.raises(SystemExit, match=f"{name} would take the place of another picture"):
+    with pytest.raises(ValueError, match=f"{name} would take the place of another picture"):
         generate.main(["folder", "pictures", "c.pt", output_dir, "--steps", "2", "--overwrite"])
     assert Path(f"pictures/{name}").read_bytes() == before
 
@@ -214,3 +214,34 @@ def test_what_the_command_line_refuses(place: Path, capsys: pytest.CaptureFixtur
         with pytest.raises(SystemExit):
             generate.parse(flags)
         assert message in capsys.readouterr().err
+
+
+def test_the_size_of_files_that_do_not_say_it(place: Path, capsys: pytest.CaptureFixture[str]):
+    save_checkpoint("c.pt", tiny_unet(attention_resolutions=()), ABridge(num_steps=100))
+    generate.main(["edge2shoes", "data", "c.pt", "results", "--steps", "1"])
+    assert "c.pt does not say the size of its pictures: 256 is taken, and --image_size" in capsys.readouterr().out
+    assert Image.open("results/a.png").size == (256, 256)
+    with pytest.raises(ValueError, match="image_size must be at least 1, got 0"):
+        run("--image_size", "0")
+
+
+def test_a_folder_where_a_file_belongs(place: Path):
+    with pytest.raises(ValueError, match="data is a folder, and a checkpoint is a file"):
+        generate.main(["edge2shoes", "data", "data", "results"])
+    with pytest.raises(ValueError, match="data is a folder, and a VQGAN is a file"):
+        run("-vq", "data")
+
+
+def test_a_file_where_the_results_belong(place: Path):
+    Path("results").touch()
+    with pytest.raises(ValueError, match="results is a file, and a folder is needed there"):
+        run()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+@pytest.mark.parametrize("device", ["cuda", "gpu"])
+def test_a_device_that_is_not_there(place: Path, device: str):
+    with pytest.raises(ValueError, match=f"device '{device}' cannot be used here: "):
+        run("--device", device)
+    with pytest.raises(ValueError, match=f"device '{device}' cannot be used here: "):
+        BridgeSampler.from_checkpoint("c.pt", device=device)

@@ -147,6 +147,13 @@ class TestGrid:
     def test_gap(self) -> None:
         assert images.grid([[Image.new("RGB", (5, 4))] * 3], gap=0).size == (15, 4)
 
+    def test_a_wider_gap_between_groups(self) -> None:
+        red = Image.new("RGB", (4, 4), "red")
+        sheet = images.grid([[red] * 5, [red]], gap=1, group=2)
+        columns = [x for x in range(sheet.width) if sheet.getpixel((x, 2)) == (255, 0, 0)]
+        assert columns == [start + x for start in (1, 6, 16, 21, 31) for x in range(4)]
+        assert sheet.size == (36, 11)
+
     @pytest.mark.parametrize("rows", [[], [[]]], ids=["no-rows", "no-pictures"])
     def test_needs_a_picture(self, rows: list[list[Image.Image]]) -> None:
         with pytest.raises(ValueError, match="at least one picture"):

@@ -239,6 +239,11 @@ def test_refused_elsewhere(part: str, package: Package, monkeypatch: pytest.Monk
     path = package(torch.bfloat16)
     monkeypatch.setattr(*ELSEWHERE[part])
     refused(path, short(), part)
+    if part == "threads":
+        with pytest.raises(
+            ValueError, match=r"save it anew, or set OMP_NUM_THREADS=1 or call torch.set_num_threads\(1"
+        ):
+            packages.PackagedNetwork(path, short(), torch.device("cpu"))
 
 
 def test_refused_for_another_device_network_or_weights(package: Package):
@@ -345,6 +350,12 @@ def test_the_size_of_the_checkpoint_is_the_default(monkeypatch: pytest.MonkeyPat
 
 
 # What is left behind
+
+
+def test_a_folder_is_refused_before_compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("bbdm.sampler.save_package", lambda *_: pytest.fail("it was compiled"))
+    with pytest.raises(ValueError, match="is a folder, and a file is to be written there"):
+        build(torch.float32, compile=True).save_compiled(tmp_path, size=(8, 8))
 
 
 @pytest.mark.parametrize("before", [None, b"before"])

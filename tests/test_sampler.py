@@ -275,3 +275,14 @@ def test_one_seed_is_one_image_on_every_device(unet: UNet, source: torch.Tensor)
     here = BridgeSampler(unet, ABridge(), "sde-dpm2m", steps=5)(source, seed=0)
     there = BridgeSampler(unet, ABridge(), "sde-dpm2m", steps=5, device="cuda")(source, seed=0)
     torch.testing.assert_close(there, here, rtol=0, atol=1e-3)
+
+
+def test_what_a_file_leaves_out_is_given(unet: UNet, tmp_path: Path):
+    save_checkpoint(tmp_path / "ours.pt", unet, ABridge(num_steps=100))
+    with pytest.raises(ValueError, match="num_steps=50 was given, but the network was trained with num_steps=100"):
+        BridgeSampler.from_checkpoint(tmp_path / "ours.pt", num_steps=50)
+    with pytest.raises(ValueError, match=r"config=a\.yaml was given, but the file describes its network itself"):
+        BridgeSampler.from_checkpoint(tmp_path / "ours.pt", config="a.yaml")
+    torch.save(tiny_unet(head_channels=8), tmp_path / "bare.model")
+    sampler = BridgeSampler.from_checkpoint(tmp_path / "bare.model", num_steps=90, c_lambda=1.5, steps=2)
+    assert sampler.bridge == ABridge(90, 1.5)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 import bbdm
 from bbdm.networks.unet import PRESETS, UNetConfig
 from bbdm.train_config import TrainConfig
+from bbdm.training import Trainer
 from examples import train
 from tests.conftest import TINY, SavePicture
 
@@ -212,3 +214,41 @@ class TestMain:
         """The tiny network halves once, so an odd size cannot be put together again."""
         with pytest.raises((SystemExit, ValueError), match=r"15.* multiple.* 2"):
             train.main(self.arguments(data, tmp_path / "model.pt", "--image_size", "15"))
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_a_broken_validation_picture_is_told_before_training(
+        self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shutil.copytree(data, tmp_path / "data")
+        (tmp_path / "data" / "val" / "z.png").write_bytes(b"broken")
+        monkeypatch.setattr(Trainer, "train_step", lambda *_: pytest.fail("an epoch began"))
+        with pytest.raises(ValueError, match=r"cannot read the picture .*val/z\.png"):
+            train.main(self.arguments(tmp_path / "data", tmp_path / "model.pt"))
+        assert not (tmp_path / "model.run").exists()
+
+    @pytest.mark.usefixtures("tiny_demo")
+    @pytest.mark.parametrize(("epoch", "told"), [(0, "nothing is kept"), (1, "last.pt is of .* --ckpt_path .*last.pt")])
+    def test_an_interruption_says_how_to_go_on(
+        self, epoch: int, told: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        step = Trainer.train_step
+
+        def interrupted(self: Trainer, *pair: torch.Tensor) -> float:
+            if self.epoch == epoch:
+                raise KeyboardInterrupt
+            return step(self, *pair)
+
+        monkeypatch.setattr(Trainer, "train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt, match=told):
+            train.main(self.arguments(data, tmp_path / "model.pt", "-e", "3"))
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_places_where_nothing_can_be_written(self, data: Path, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        (tmp_path / "folder.pt").mkdir()
+        with pytest.raises(ValueError, match=r"file is a file, and a folder is needed there"):
+            train.main(self.arguments(data, tmp_path / "file" / "model.pt"))
+        with pytest.raises(ValueError, match=r"folder\.pt is a folder, and a file is to be written there"):
+            train.main(self.arguments(data, tmp_path / "folder.pt"))
+        with pytest.raises(ValueError, match=r"file is a file, and a folder is needed there"):
+            train.main(self.arguments(data, tmp_path / "model.pt", "--experiment", str(tmp_path / "file")))

@@ -58,10 +58,15 @@ def test_a_latent_bridge_by_the_commands_of_the_readme(place: Path):
     assert codec.statistics is not None
     generate.main(["edge2shoes", "data", "model.pt", "results", "--steps", "2"])
     assert Image.open("results/5.png").size == (16, 16)
-    with pytest.raises(SystemExit, match="need -vq"):
+    with pytest.raises(ValueError, match="need -vq"):
         train.main(["edge2shoes", "data", "model.pt", "--cache_latents", "latents"])
-    with pytest.raises(SystemExit, match="--preset lbbdm-f4 is of latents: it needs -vq"):
+    with pytest.raises(ValueError, match="--preset lbbdm-f4 is of latents: it needs -vq"):
         train.main(["edge2shoes", "data", "other.pt", "--preset", "lbbdm-f4"])
+    told = "--preset lbbdm-f8 takes 4 channels, and this VQGAN's latents have 3; presets for it: paper, bbdm, lbbdm-f4"
+    with pytest.raises(ValueError, match=told):
+        train.main(["edge2shoes", "data", "other.pt", "--preset", "lbbdm-f8", "-vq", "vqgan.pt"])
+    with pytest.raises(ValueError, match="where it began: with -vq and the same VQGAN, with --normalize_latents"):
+        train.main(["edge2shoes", "data", "model.pt", *flags, "--ckpt_path", "model.run/last.pt"])
     assert not Path("other.pt").exists()
 
 
@@ -128,12 +133,17 @@ def test_verbose_tells_each_epoch(place: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_fewer_pictures_than_a_batch_are_refused(place: Path):
-    with pytest.raises(ValueError, match="batch_size 9 is more than the 8 training pictures"):
+    with pytest.raises(ValueError, match="batch_size 9 is more than the number of training pictures, 8"):
         train_vqgan.main(["edge2shoes", "data", "vqgan.pt", "--preset", "demo", "--image_size", "16", "-b", "9"])
     for flags in (["-b", "0"], ["-e", "0"]):
         with pytest.raises(SystemExit):
             train_vqgan.main(["edge2shoes", "data", "vqgan.pt", *flags])
     assert not Path("vqgan.pt").exists()
+
+
+def test_a_size_that_the_network_cannot_take(place: Path):
+    with pytest.raises(ValueError, match="image_size 15 is not a multiple of the VQGAN's 2"):
+        train_vqgan.main(["edge2shoes", "data", "vqgan.pt", "--preset", "demo", "--image_size", "15"])
 
 
 def test_without_validation_pictures(place: Path, capsys: pytest.CaptureFixture[str]):

@@ -23,6 +23,7 @@ KINDS: dict[str, type[Bridge]] = {  # by the class of the module or, in older fi
     "BBDMManager": BrownianBridge,
     "BBDMSpecialCaseManager": BrownianBridge,
 }
+ARGUMENTS = {"num_steps": "num_steps= (-t)", "c_lambda": "c_lambda= (-l)"}  # and flags of the scripts
 # Both were torch.nn.Sequential when they were given to the module or manager.
 PLACES = {
     "encoder": {"0.": "encoder.", "1.": "quant_conv."},
@@ -70,7 +71,7 @@ def read(content: Any, num_steps: int | None, c_lambda: float | None, codec: Cod
     missing = [name for name, value in settings.items() if value is None]
     if missing:
         raise ValueError(
-            f"it does not say its {' or '.join(missing)}: give {', '.join(f'{name}=' for name in missing)}"
+            f"it does not say its {' or '.join(missing)}: give {', '.join(ARGUMENTS[name] for name in missing)}"
         )
     bridge = (trained.bridge or ABridge)(**settings)
 

@@ -177,9 +177,9 @@ class TestSdeBbdm:
     def test_network_alone(self, peers: Any, tmp_path: Path):
         unet = public_unet(peers)
         path = save(unet, tmp_path / "a.pt")
-        refused(path, "does not say its num_steps or c_lambda: give num_steps=, c_lambda=$")
-        refused(path, "does not say its c_lambda: give c_lambda=$", num_steps=1000)
-        refused(path, "does not say its num_steps: give num_steps=$", c_lambda=1.0)
+        refused(path, r"does not say its num_steps or c_lambda: give num_steps= \(-t\), c_lambda= \(-l\)$")
+        refused(path, r"does not say its c_lambda: give c_lambda= \(-l\)$", num_steps=1000)
+        refused(path, r"does not say its num_steps: give num_steps= \(-t\)$", c_lambda=1.0)
         loaded = load(path, num_steps=1000, c_lambda=1.0)
         assert (loaded.bridge, loaded.codec) == (ABridge(1000, 1.0), None)
         assert_same_network(loaded, unet)
