@@ -65,9 +65,9 @@ def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool, tmp_
     model = graphs.unet_graph(unet, None, OPSET)
     plain = BridgeSampler(unet, BRIDGE, steps=STEPS)
     (folder / "scratch").mkdir()
-    files = {
-        "ONNX Runtime float32": write(model, folder / "float32"),
+    files = {  # int8 first: what is written refers to its file from then on
         "ONNX Runtime int8": write(quantized(model, plain, [x], folder / "scratch"), folder / "int8"),
+        "ONNX Runtime float32": write(model, folder / "float32"),
     }
     halved = UNet.from_config(unet.config)
     halved.load_state_dict(unet.state_dict())
