@@ -17,7 +17,7 @@ from onnxscript import opset21, optimizer
 from torch import nn
 
 from bbdm.codec import VQGANCodec
-from bbdm.networks.unet import UNet
+from bbdm.networks.unet import UNet, frequencies, sinusoids
 
 OPSETS = range(21, 24)  # from the first that has GroupNorm with a weight for each channel
 IR_VERSIONS = {21: 10, 22: 10, 23: 11}  # the oldest that each opset goes with, for the oldest runtimes
@@ -31,12 +31,14 @@ class UNetGraph(nn.Module):
     def __init__(self, unet: UNet) -> None:
         super().__init__()
         self.unet = unet
+        # Made here: constants that the exporter works out differ in the last bit, which a time of 1000 multiplies.
+        self.frequencies = nn.Buffer(frequencies(unet.config.model_channels))
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """(B, C, H, W), (1,) int64 and (B, C, H, W) to (B, C, H, W)."""
         dtype = next(self.unet.parameters()).dtype
         condition = None if condition is None else condition.to(dtype)
-        return self.unet.trunk(x.to(dtype), self.unet.modulation(t), condition).float()
+        return self.unet.trunk(x.to(dtype), self.unet.modulation_of(sinusoids(t, self.frequencies)), condition).float()
 
 
 class EncoderGraph(nn.Module):

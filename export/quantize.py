@@ -52,19 +52,22 @@ def quantized(
     convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
     plain, small = folder / "float32.onnx", folder / "int8.onnx"
     onnx.save_model(model, plain, save_as_external_data=model.ByteSize() > 2**30, location="float32.onnx.data")
-    logging.getLogger().setLevel(logging.ERROR)  # its advice on preprocessing is for graphs that were not folded
-    quantize_static(
-        plain,
-        small,
-        _Trajectory(sampler, sources),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=["Conv", "MatMul"],
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        nodes_to_exclude=[convolutions[0], convolutions[-1]],
-        calibrate_method=CalibrationMethod.MinMax,
-    )
+    logging.disable(logging.WARNING)  # its advice on preprocessing is for graphs that were not folded
+    try:
+        quantize_static(
+            plain,
+            small,
+            _Trajectory(sampler, sources),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "MatMul"],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=[convolutions[0], convolutions[-1]],
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
     result = onnx.load(small)
     for path in folder.glob("*"):
         path.unlink()

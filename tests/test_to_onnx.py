@@ -12,15 +12,18 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
-from bbdm import BridgeSampler, load_checkpoint
-from bbdm.images import to_pil
+from bbdm import ABridge, BridgeSampler, UNet, load_checkpoint, save_checkpoint
+from bbdm.images import from_pil, open_image, to_pil
 from bbdm.networks.unet import AttentionBlock
 from bbdm.runtime import OnnxBridgeSampler, read_settings
 from export import graphs
+from tests.conftest import ROOT
 from tests.exports import BRIDGE, checkpoint, export, tiny_codec
 
 STEPS = 10
+DEMO = ROOT / "examples" / "demo"
 SHAPES = [(1, 16, 16), (2, 16, 16), (5, 16, 16), (2, 24, 32)]
 
 
@@ -238,3 +241,58 @@ def test_flags_that_are_refused(file: Path, tmp_path: Path, flags: list[str], me
 def test_static_size_that_the_network_cannot_take(file: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="multiples of 2"):
         export(file, tmp_path / "made", "--static", "1,15,16")
+
+
+def test_float16_does_not_overflow_on_real_activations():
+    """Largest activation of the bundled network on its way through the bundled drawings, against float16's 65504."""
+    sampler = BridgeSampler.from_checkpoint(DEMO / "openmoji64.safetensors", solver="sde-dpm2m", steps=5)
+    largest: list[float] = []
+    for module in sampler.unet.modules():
+        module.register_forward_hook(lambda module, given, made: largest.append(float(made.abs().max())))
+    drawings = [open_image(path) for path in sorted((DEMO / "drawings").glob("*.png"))]
+    sampler(drawings, seed=0)
+    assert len(largest) > 5 * 50
+    assert max(largest) < 65504 / 16
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_the_bundled_network(tmp_path: Path, dtype: str):
+    """On noise to 1e-4 of the range in float32; on drawings no further from float64 than PyTorch's float32 is.
+
+    The trained network multiplies rounding at the edges of colours, a thousand times over ten steps, so that on
+    drawings two right answers in float32 may be more than 1e-4 apart.
+    """
+    file = DEMO / "openmoji64.safetensors"
+    made = export(file, tmp_path / "made", "--steps", str(STEPS), "--dtype", dtype, "--pipeline")
+    checkpoint = load_checkpoint(file)
+    sampler = BridgeSampler(checkpoint.build_unet(), checkpoint.bridge, steps=STEPS)
+    exact = BridgeSampler(checkpoint.build_unet().double(), checkpoint.bridge, steps=STEPS)
+    exported, tolerance = OnnxBridgeSampler(made), 1e-4 if dtype == "fp32" else 2e-2
+    drawings = torch.stack([from_pil(Image.open(path)) for path in sorted((DEMO / "drawings").glob("*.png"))])
+    for noise in (source(1, 64, 64), source(2, 64, 64), source(5, 48, 40)):
+        result = exported(noise.numpy(), seed=0)
+        np.testing.assert_allclose(result, sampler(noise, seed=0).numpy(), rtol=0, atol=tolerance)
+    noise = torch.randn(STEPS, *drawings.shape, generator=torch.Generator().manual_seed(0))
+    for result, ours, wanted in (
+        (exported(drawings.numpy(), seed=0), sampler(drawings, seed=0), exact(drawings.double(), seed=0)),
+        (by_pipeline(made, drawings, noise), sampler(drawings, noise=noise), exact(drawings.double(), noise=noise)),
+    ):
+        limit = float((ours - wanted).abs().max()) if dtype == "fp32" else tolerance
+        assert 1e-6 < limit < 0.03
+        assert np.abs(result - wanted.numpy()).max() <= limit
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("flags", [["--pipeline"], ["--dtype", "fp16"]], ids=["fp32", "fp16"])
+def test_the_papers_network(tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]):
+    """237.1 M parameters, 10 steps: the command's own check, which is against PyTorch, to 1e-4 and 2e-2."""
+    unet = UNet(3, 3)
+    torch.manual_seed(0)
+    for parameter in unet.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=(3 * parameter[0].numel()) ** -0.5 if parameter.ndim > 1 else 0.02)
+    save_checkpoint(tmp_path / "paper.pt", unet, ABridge(), image_size=64)
+    made = export(tmp_path / "paper.pt", tmp_path / "made", "--check", "--steps", str(STEPS), *flags)
+    print(capsys.readouterr().out)
+    for path in made.glob("*.onnx"):
+        onnx.checker.check_model(path, full_check=True)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from bbdm.networks.unet import PRESETS, UNet, UNetConfig, sinusoids
+from bbdm.networks.unet import PRESETS, UNet, UNetConfig, frequencies, sinusoids
 from tests.conftest import MakeUNet
 
 
@@ -197,7 +197,9 @@ class TestForward:
 class TestTime:
     def test_frequencies(self) -> None:
         """From 1 to 1 / 10000, exclusive, in equal ratios: the angles of t = 1."""
-        angles = torch.atan2(sinusoids(torch.tensor([1]), 8)[0, 4:], sinusoids(torch.tensor([1]), 8)[0, :4])
+        angles = torch.atan2(
+            sinusoids(torch.tensor([1]), frequencies(8))[0, 4:], sinusoids(torch.tensor([1]), frequencies(8))[0, :4]
+        )
         torch.testing.assert_close(angles, torch.tensor([1.0, 0.1, 0.01, 0.001]))
 
     def test_embedding_is_cosines_then_sines(self) -> None:

@@ -86,14 +86,18 @@ PRESETS: dict[str, UNetConfig] = {
 }
 
 
-def sinusoids(t: torch.Tensor, channels: int) -> torch.Tensor:
-    """(B, channels) cosines, then sines, of (B,) times at angular frequencies from 1 down to 1 / 10000, float32.
+def frequencies(channels: int, device: torch.device | None = None) -> torch.Tensor:
+    """(channels / 2,) angular frequencies from 1 down to 1 / 10000, float32."""
+    steps = torch.arange(channels // 2, dtype=torch.float32, device=device) / (channels // 2)
+    return torch.exp(-math.log(MAX_PERIOD) * steps)
+
+
+def sinusoids(t: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+    """(B, 2 F) cosines, then sines, of (B,) times at (F,) frequencies, float32.
 
     Float32 whatever the network's dtype: at t = 999 a bfloat16 angle is off by more than a radian.
     """
-    half = channels // 2
-    steps = torch.arange(half, dtype=torch.float32, device=t.device) / half
-    angles = t.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * steps)
+    angles = t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
@@ -277,8 +281,11 @@ class UNet(nn.Module):
 
     def modulation(self, t: torch.Tensor) -> torch.Tensor:
         """(B, M) all that the network makes of (B,) integer or fractional times: each block's weight and bias."""
-        dtype = cast(nn.Linear, self.time_embed[0]).weight.dtype
-        emb = self.time_embed(sinusoids(t, self.config.model_channels).to(dtype))
+        return self.modulation_of(sinusoids(t, frequencies(self.config.model_channels, t.device)))
+
+    def modulation_of(self, sinusoids: torch.Tensor) -> torch.Tensor:
+        """The same of the times' (B, model_channels) sinusoids."""
+        emb = self.time_embed(sinusoids.to(cast(nn.Linear, self.time_embed[0]).weight.dtype))
         return torch.cat([block.modulation(emb) for block in self._res_blocks()], dim=1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
