@@ -70,7 +70,14 @@ __all__ = [*sorted(_HOME), "__version__"]  # pyright: ignore[reportUnsupportedDu
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+        try:
+            return getattr(import_module(_HOME[name]), name)
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise ModuleNotFoundError(
+                f"{name} needs PyTorch; without it there is bbdm.runtime", name="torch"
+            ) from error
     if name in _MODULES:
         return import_module(f"bbdm.{name}")
     raise AttributeError(f"module 'bbdm' has no attribute {name!r}")

@@ -58,7 +58,7 @@ def open_image(path: Path) -> Image.Image:
             return ImageOps.exif_transpose(image)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, EOFError) as error:
         if isinstance(error, FileNotFoundError):
-            raise
+            raise FileNotFoundError(f"there is no picture {path}") from error
         raise ValueError(f"cannot read the picture {path}: {error}") from error
 
 

@@ -22,6 +22,8 @@ def with_options(wanted: Sequence[Provider] | None) -> list[tuple[str, dict[str,
         ValueError: a provider that this ONNX Runtime lacks.
     """
     available = onnxruntime.get_available_providers()
+    if isinstance(wanted, str) or (wanted is not None and not wanted):
+        raise ValueError(f"providers must be None or a list with at least one name, got {wanted!r}")
     if wanted is None:
         wanted = [name for name in ("CUDAExecutionProvider",) if name in available]
     listed = [(entry, {}) if isinstance(entry, str) else (entry[0], dict(entry[1])) for entry in wanted]
@@ -47,6 +49,8 @@ class Session:
     """A session that takes and gives values where they are."""
 
     def __init__(self, path: Path, providers: list[tuple[str, dict[str, Any]]], threads: int | None) -> None:
+        if threads is not None and not (isinstance(threads, int) and threads >= 1):
+            raise ValueError(f"threads must be None or an integer of at least 1, got {threads!r}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         try:

@@ -31,6 +31,7 @@ from bbdm.seeds import resolve_seeds
 FORMAT = "bbdm onnx"
 VERSION = 1
 SETTINGS = "bridge.json"
+PIPELINE = "pipeline.onnx"
 Array = npt.NDArray[np.float32]
 Images = TypeVar("Images", Array, list[Image.Image])
 
@@ -91,7 +92,7 @@ class OnnxBridgeSampler:
         self.graphs = {
             name.removesuffix(".onnx"): Session(folder / name, self.providers, threads)
             for name in self.settings["files"]
-            if name.endswith(".onnx") and name != "pipeline.onnx"
+            if name.endswith(".onnx") and name != PIPELINE
         }
         device = self.graphs["unet"].device
         self._rows = [device.put(row) for row in rows]
@@ -232,7 +233,7 @@ class OnnxBridgeSampler:
         height, width = self._padded(*source.shape[2:])
         if self.static is not None and (height, width) != self.static[1:]:
             sizes = f"{self.static[1]} x {self.static[2]}", f"{source.shape[2]} x {source.shape[3]}"
-            raise ValueError(f"this export takes pictures of {sizes[0]} only, got {sizes[1]}")
+            raise ValueError(f"this export takes pictures of height x width {sizes[0]} only, got {sizes[1]}")
         padding = ((0, 0), (0, 0), (0, height - source.shape[2]), (0, width - source.shape[3]))
         image = self._device.put(np.pad(source.astype(np.float32), padding, mode="edge"))
         return self.graphs["encoder"].run({"image": image})[0] if "encoder" in self.graphs else image
@@ -278,6 +279,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         reason = f"missing entry {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"cannot read {path}: {reason}") from error
+    files.pop(PIPELINE, None)  # for other programs: who ships one of the two may leave out the other
     for name, digest in files.items():
         if Path(name).name != name or not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} lacks {name}, which its {SETTINGS} lists")
@@ -291,7 +293,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bbdm.runtime", description="Translate pictures without PyTorch.")
     parser.add_argument("folder", type=Path, help="what export/to_onnx.py wrote")
     parser.add_argument("pictures", type=Path, nargs="+", help="sources")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="folder for the results, which replace others of their names"
+    )
     parser.add_argument("--seed", type=int, help="picture i gets SEED + i; drawn and told if unset")
     parser.add_argument("--steps", type=int, help="network evaluations; as exported if unset")
     parser.add_argument("--solver", help="as exported if unset")
@@ -300,14 +304,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     providers = None if args.provider is None else [args.provider]
     results = [args.output / f"{path.stem}.png" for path in args.pictures]
-    taken = {path.resolve() for path in args.pictures}
-    for path in results:
-        if path.resolve() in taken:
-            raise ValueError(f"{path} would take the place of another picture: give another output folder")
-        taken.add(path.resolve())
-    sources = [images.open_image(path) for path in args.pictures]
+    sources = {path.resolve() for path in args.pictures}
+    for i, path in enumerate(results):
+        if path.resolve() in sources:
+            raise ValueError(f"{path} would take the place of a source: give another output folder")
+        if path in results[:i]:
+            raise ValueError(f"two of the pictures have the name {path.stem}, and so would their results")
+    pictures = [images.open_image(path) for path in args.pictures]
     sampler = OnnxBridgeSampler(args.folder, providers, args.threads, solver=args.solver, steps=args.steps)
-    made = sampler(sources, args.seed, progress=sys.stderr.isatty())
+    made = sampler(pictures, args.seed, progress=sys.stderr.isatty())
     for path, picture in zip(results, made, strict=True):
         write_atomically(path, lambda temporary, picture=picture: picture.save(temporary, "png"))
     first, last = sampler.last_seeds[0], sampler.last_seeds[-1]

@@ -102,12 +102,13 @@ class Exporter:
         """The graphs by the names of their files."""
         args, dtype = self.args, DTYPES[self.args.dtype]
         static = args.static
+        sources = self.calibration() if args.quantize else []
         latent = static and (static[0], static[1] // self.latent_stride, static[2] // self.latent_stride)
         made = {"unet.onnx": graphs.unet_graph(copy.deepcopy(self.unet).to(dtype), latent, args.opset)}
         if args.quantize:
             from export.quantize import quantized
 
-            made["unet.onnx"] = quantized(made["unet.onnx"], self.sampler, self.calibration(), scratch)
+            made["unet.onnx"] = quantized(made["unet.onnx"], self.sampler, sources, scratch)
         if self.codec is not None:  # codes and decoder stay in float32: float16 would take other codes
             encoder = self.codec.placed(torch.device("cpu"), dtype)
             made["encoder.onnx"] = graphs.encoder_graph(encoder, static, args.opset)
@@ -186,10 +187,10 @@ class Exporter:
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     args = parse(argv)
+    if args.folder.exists() and not (args.folder / SETTINGS).is_file():
+        raise ValueError(f"{args.folder} exists and is no export: give another folder")
     if args.folder.exists() and not args.overwrite:
         raise ValueError(f"{args.folder} exists: --overwrite replaces it")
-    if args.folder.exists() and not (args.folder / SETTINGS).is_file():
-        raise ValueError(f"{args.folder} is not an export, and is not overwritten")
     exporter = Exporter(args)
     args.folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder.parent, prefix=f".{args.folder.name}.") as temporary:

@@ -138,7 +138,7 @@ def test_bad_calls(sampler: OnnxBridgeSampler, arguments: dict[str, Any], messag
 
 def test_a_size_that_a_static_export_cannot_take(file: Path, tmp_path: Path):
     ours = OnnxBridgeSampler(export(file, tmp_path / "export", "--static", "2,16,16", "--steps", "2"))
-    with pytest.raises(ValueError, match="takes pictures of 16 x 16 only, got 18 x 16"):
+    with pytest.raises(ValueError, match="takes pictures of height x width 16 x 16 only, got 18 x 16"):
         ours(np.zeros((1, 3, 18, 16), np.float32))
     with pytest.raises(ValueError, match="must hold 2 images for this export, got 3"):
         ours.stream(SOURCE[:3])
@@ -188,6 +188,12 @@ def test_what_is_no_export(folder: Path, tmp_path: Path):
 def test_providers(folder: Path, sampler: OnnxBridgeSampler):
     with pytest.raises(ValueError, match=r"\['.*CPUExecutionProvider'\], got 'FastExecutionProvider'"):
         OnnxBridgeSampler(folder, ["FastExecutionProvider"])
+    for wrong in ("CPUExecutionProvider", []):
+        with pytest.raises(ValueError, match="providers must be None or a list with at least one name"):
+            OnnxBridgeSampler(folder, wrong)
+    for threads in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="threads must be None or an integer of at least 1"):
+            OnnxBridgeSampler(folder, threads=threads)  # pyright: ignore[reportArgumentType]
     one = OnnxBridgeSampler(folder, [("CPUExecutionProvider", {})], threads=1)
     np.testing.assert_allclose(one(SOURCE, seed=0), sampler(SOURCE, seed=0), rtol=0, atol=1e-5)
 
@@ -199,8 +205,12 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "2 results in" in capsys.readouterr().out
     wanted = OnnxBridgeSampler(folder)(Image.open(tmp_path / "b.png"), seed=5)[0]
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "b.png")), np.asarray(wanted))
-    with pytest.raises(ValueError, match="would take the place of another picture"):
+    with pytest.raises(ValueError, match="would take the place of a source"):
         main([str(folder), str(tmp_path / "a.png"), "-o", str(tmp_path)])
+    (tmp_path / "twice").mkdir()
+    Image.new("L", (8, 8), 9).save(tmp_path / "twice" / "a.jpg")
+    with pytest.raises(ValueError, match="two of the pictures have the name a"):
+        main([str(folder), str(tmp_path / "a.png"), str(tmp_path / "twice" / "a.jpg"), "-o", str(tmp_path / "out")])
     (tmp_path / "text.png").write_text("no picture")
     for name, message in (("text.png", "cannot read the picture"), ("none.png", r"none\.png")):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -217,6 +227,10 @@ def test_without_torch(example: str, tmp_path: Path):
     subprocess.run([*pip, "--no-deps", ROOT], check=True)
     packages = subprocess.run([*pip[:3], "list"], check=True, capture_output=True, text=True).stdout
     assert "torch" not in packages
+    missing = subprocess.run(
+        [python, "-c", "from bbdm import BridgeSampler"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert "BridgeSampler needs PyTorch; without it there is bbdm.runtime" in missing.stderr
     drawing = Image.open(DEMO / "val" / f"{example}.png").crop((0, 0, 64, 64))
     drawing.save(tmp_path / "drawing.png")
     command = [python, "-m", "bbdm.runtime", DEMO / "onnx", "drawing.png", "-o", "out", "--seed", "0"]

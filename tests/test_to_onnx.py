@@ -219,7 +219,7 @@ def test_a_folder_is_not_replaced_unasked(file: Path, tmp_path: Path):
     assert len(read_settings(made)["timesteps"]) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
     (tmp_path / "mine").mkdir()
-    with pytest.raises(ValueError, match="is not an export"):
+    with pytest.raises(ValueError, match="exists and is no export"):
         export(file, tmp_path / "mine", "--overwrite")
 
 
@@ -236,6 +236,18 @@ def test_flags_that_are_refused(file: Path, tmp_path: Path, flags: list[str], me
     with pytest.raises(SystemExit):
         export(file, tmp_path / "made", *flags)
     assert any(__import__("re").findall(message, capfd.readouterr().err))
+
+
+def test_a_folder_without_pictures_is_noticed_at_once(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(graphs, "unet_graph", None)
+    with pytest.raises((ValueError, FileNotFoundError), match="no folder"):
+        export(file, tmp_path / "made", "--quantize", "int8", "--calibrate", str(tmp_path / "none"))
+
+
+def test_pipeline_may_be_shipped_apart(file: Path, tmp_path: Path):
+    made = export(file, tmp_path / "made", "--pipeline", "--steps", "2")
+    (made / "pipeline.onnx").unlink()
+    assert OnnxBridgeSampler(made)(source(1, 16, 16).numpy(), seed=0).shape == (1, 3, 16, 16)
 
 
 def test_static_size_that_the_network_cannot_take(file: Path, tmp_path: Path):
