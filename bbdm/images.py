@@ -62,10 +62,23 @@ def open_image(path: Path) -> Image.Image:
         raise ValueError(f"cannot read the picture {path}: {error}") from error
 
 
+def to_pixels(image: Image.Image, channels: int = 3) -> npt.NDArray[np.uint8]:
+    """(channels, H, W) uint8."""
+    pixels = np.asarray(convert(image, channels), dtype=np.uint8).reshape(image.height, image.width, channels)
+    return pixels.transpose(2, 0, 1).copy()  # its own, in order: what PIL gives can only be read
+
+
 def to_array(image: Image.Image, channels: int = 3) -> npt.NDArray[np.float32]:
     """(channels, H, W) float32 in [-1, 1]."""
-    pixels = np.asarray(convert(image, channels), dtype=np.float32).reshape(image.height, image.width, channels)
-    return np.ascontiguousarray((pixels / 127.5 - 1.0).transpose(2, 0, 1))
+    return to_pixels(image, channels).astype(np.float32) / 127.5 - 1.0
+
+
+def scale(pixels: torch.Tensor) -> torch.Tensor:
+    """float32 in [-1, 1] of uint8, on its device: bit for bit what :func:`to_array` gives."""
+    import torch
+
+    whole = torch.full((), 127.5, device=pixels.device)  # a tensor: of a number, CUDA would multiply by the reciprocal
+    return pixels.float() / whole - 1
 
 
 def from_array(array: npt.NDArray[np.floating]) -> Image.Image:

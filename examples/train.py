@@ -16,6 +16,7 @@ from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.data import DATASETS, DIRECTIONS, PairedDataset, load_dataset
 from bbdm.execution import find_device
 from bbdm.files import check_suffix
+from bbdm.image_cache import ImageCache
 from bbdm.latents import LatentDataset, measure
 from bbdm.networks.unet import PRESETS, UNet
 from bbdm.train_config import Loss, Precision, Schedule, TrainConfig
@@ -66,6 +67,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="of the network's arithmetic")
     parser.add_argument("--compile", action="store_true", help="faster steps after minutes of compiling")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="less memory for a third more compute")
+    parser.add_argument("--cache_images", type=Path, help="folder to keep resized pictures in: they are decoded once")
     parser.add_argument("-vq", "--vqgan_path", type=Path, help="train on the latents of this VQGAN")
     parser.add_argument("--cache_latents", type=Path, help="folder to keep latents in: they are computed only once")
     parser.add_argument("--normalize_latents", action="store_true", help="to mean 0 and spread 1, as BBDM can")
@@ -115,6 +117,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.vqgan_path is None and (args.cache_latents or args.normalize_latents):
         raise ValueError("--cache_latents and --normalize_latents need -vq")
+    if args.cache_images and args.cache_latents:
+        raise ValueError("--cache_images and --cache_latents exclude each other: cached latents need no pictures")
     if args.vqgan_path is None and args.preset.startswith("lbbdm"):
         raise ValueError(f"--preset {args.preset} is of latents: it needs -vq")
     check_suffix(args.output_model)
@@ -129,6 +133,11 @@ def main(argv: list[str] | None = None) -> None:
     if validation is not None and validation.pairs == train.pairs:
         print("no validation: these are the training pairs; {split} in the paths tells them apart")
         validation = None
+    if args.cache_images is not None:
+        making = (args.workers, args.show_verbose)
+        train = ImageCache(train, args.cache_images, "train", *making)
+        if validation is not None:
+            validation = ImageCache(validation, args.cache_images, "val", *making)
     torch.manual_seed(args.seed)
     unet = UNet.from_config(PRESETS[args.preset]).to(device)
     unet.gradient_checkpointing = args.gradient_checkpointing

@@ -172,6 +172,23 @@ class TestMain:
             assert all(torch.equal(got[key], wanted[key]) for key in wanted)
 
     @pytest.mark.usefixtures("tiny_demo")
+    def test_cached_pictures_give_the_same_weights(self, data: Path, tmp_path: Path) -> None:
+        cache = tmp_path / "cache"
+        for name, flags in {"a": [], "b": ["--cache_images", str(cache)], "c": ["--cache_images", str(cache)]}.items():
+            train.main(self.arguments(data, tmp_path / f"{name}.pt", *flags))
+        assert {path.name for path in cache.iterdir()} == {"train.npy", "train.json", "val.npy", "val.json"}
+        states = [bbdm.load_checkpoint(tmp_path / f"{name}.pt").build_unet().state_dict() for name in "abc"]
+        for state in states[1:]:
+            assert all(torch.equal(value, states[0][key]) for key, value in state.items())
+        with pytest.raises(ValueError, match=r"train\.npy is of other pictures \(image_size 16, now 32\)"):
+            train.main(self.arguments(data, tmp_path / "d.pt", *flags, "--image_size", "32"))
+
+    def test_cached_latents_need_no_cached_pictures(self, data: Path, tmp_path: Path) -> None:
+        flags = ["-vq", "vqgan.pt", "--cache_latents", "a", "--cache_images", "b"]
+        with pytest.raises(ValueError, match="--cache_images and --cache_latents exclude each other"):
+            train.main(self.arguments(data, tmp_path / "model.pt", *flags))
+
+    @pytest.mark.usefixtures("tiny_demo")
     def test_output_is_free_of_training_state(self, data: Path, tmp_path: Path) -> None:
         train.main(self.arguments(data, tmp_path / "model.pt"))
         assert bbdm.load_checkpoint(tmp_path / "model.pt").training is None
