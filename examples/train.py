@@ -11,11 +11,12 @@ import torch
 
 from bbdm import scripts
 from bbdm.bridges import ABridge, Bridge, BrownianBridge, Objective
-from bbdm.checkpoint import load_checkpoint, load_vqgan
+from bbdm.checkpoint import Checkpoint, load_checkpoint, load_vqgan
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.data import DATASETS, DIRECTIONS, PairedDataset, load_dataset
 from bbdm.execution import find_device
 from bbdm.files import check_suffix
+from bbdm.fine_tuning import begin_from
 from bbdm.image_cache import ImageCache
 from bbdm.latents import LatentDataset, measure
 from bbdm.networks.unet import PRESETS, UNet
@@ -77,6 +78,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--preview_every", type=int, default=10, help="epochs between grids of validation pairs")
     parser.add_argument("--experiment", type=Path, help="folder of losses, grids, last.pt; OUTPUT_MODEL.run if unset")
     parser.add_argument("--ckpt_path", type=Path, help="go on from a run's last.pt")
+    parser.add_argument("--init_from", type=Path, help="begin from the weights of this checkpoint")
+    parser.add_argument("--config", type=Path, help="its YAML file, where it is of the original BBDM")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--show_verbose", action="store_true", help="a progress bar, and the losses of each epoch")
     preset = parser.parse_known_args(argv)[0].preset
@@ -113,17 +116,47 @@ def statistics(args: argparse.Namespace, pairs: PairedDataset | LatentDataset, c
     return measure(pairs, codec, args.flip, progress=args.show_verbose)
 
 
+def load_trained(args: argparse.Namespace) -> Checkpoint:
+    """What --init_from names. Files that leave out T and the noise scale have those of this run."""
+    try:
+        return load_checkpoint(args.init_from, config=args.config)
+    except ValueError:
+        return load_checkpoint(args.init_from, args.time_steps, args.c_lambda, config=args.config)
+
+
+def begin(args: argparse.Namespace, trained: Checkpoint, unet: UNet, bridge: Bridge, codec: Codec | None) -> None:
+    """Take over the weights that --init_from names, and tell what is different now."""
+    try:
+        told = begin_from(unet, trained)
+    except ValueError as error:
+        raise ValueError(f"{args.init_from}: {error}; --preset names the network of this run") from error
+    if trained.bridge != bridge:
+        told.append(f"it was trained as {trained.bridge}, and this run is {bridge}")
+    spaces = [None if each is None else each.description() for each in (trained.build_codec(), codec)]
+    if spaces[0] != spaces[1]:
+        told.append("it was trained in another space: of pictures, or of another VQGAN's latents")
+    for line in told:
+        print(f"{args.init_from}: {line}")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.vqgan_path is None and (args.cache_latents or args.normalize_latents):
         raise ValueError("--cache_latents and --normalize_latents need -vq")
     if args.cache_images and args.cache_latents:
         raise ValueError("--cache_images and --cache_latents exclude each other: cached latents need no pictures")
+    if args.init_from and args.ckpt_path:
+        raise ValueError(
+            "--init_from and --ckpt_path exclude each other: the one begins a run, the other goes on with it"
+        )
+    if args.config and not args.init_from:
+        raise ValueError("--config is of the network that --init_from names, and there is none")
     if args.vqgan_path is None and args.preset.startswith("lbbdm"):
         raise ValueError(f"--preset {args.preset} is of latents: it needs -vq")
     check_suffix(args.output_model)
     device = find_device(args.device)
     config = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
+    trained = None if args.init_from is None else load_trained(args)
     train = load_dataset(args.dataset, args.data_dir, "train", args.image_size, args.direction)
     try:
         validation = load_dataset(args.dataset, args.data_dir, "val", args.image_size, args.direction)
@@ -149,8 +182,11 @@ def main(argv: list[str] | None = None) -> None:
             pairs = LatentDataset(train, codec, args.cache_latents, args.flip, args.show_verbose)
         if args.normalize_latents:
             codec = codec.with_statistics(statistics(args, pairs, codec))
+    bridge = build_bridge(args)
+    if trained is not None:
+        begin(args, trained, unet, bridge, codec)
     folder = args.experiment or args.output_model.with_suffix(".run")
-    trainer = Trainer(unet, build_bridge(args), config, pairs, validation, folder, codec)
+    trainer = Trainer(unet, bridge, config, pairs, validation, folder, codec)
     if args.ckpt_path is not None:
         trainer.resume(args.ckpt_path)
     try:

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 import bbdm
+from bbdm.fine_tuning import FIRST
 from bbdm.networks.unet import PRESETS, UNetConfig
 from bbdm.train_config import TrainConfig
 from bbdm.training import Trainer
 from examples import train
-from tests.conftest import TINY, SavePicture
+from tests.conftest import TINY, SavePicture, tiny_unet
 
 DATA = ["edge2shoes", "DATA", "model.pt"]
 
@@ -174,8 +175,9 @@ class TestMain:
     @pytest.mark.usefixtures("tiny_demo")
     def test_cached_pictures_give_the_same_weights(self, data: Path, tmp_path: Path) -> None:
         cache = tmp_path / "cache"
-        for name, flags in {"a": [], "b": ["--cache_images", str(cache)], "c": ["--cache_images", str(cache)]}.items():
-            train.main(self.arguments(data, tmp_path / f"{name}.pt", *flags))
+        flags = ["--cache_images", str(cache)]
+        for name in "abc":
+            train.main(self.arguments(data, tmp_path / f"{name}.pt", *(flags if name != "a" else [])))
         assert {path.name for path in cache.iterdir()} == {"train.npy", "train.json", "val.npy", "val.json"}
         states = [bbdm.load_checkpoint(tmp_path / f"{name}.pt").build_unet().state_dict() for name in "abc"]
         for state in states[1:]:
@@ -187,6 +189,43 @@ class TestMain:
         flags = ["-vq", "vqgan.pt", "--cache_latents", "a", "--cache_images", "b"]
         with pytest.raises(ValueError, match="--cache_images and --cache_latents exclude each other"):
             train.main(self.arguments(data, tmp_path / "model.pt", *flags))
+
+    @pytest.mark.usefixtures("tiny_demo")
+    @pytest.mark.parametrize("bare", [False, True], ids=["checkpoint", "state-dict"])
+    def test_begins_from_trained_weights(
+        self,
+        bare: bool,
+        data: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """A file that says nothing of its bridge is read as well, with the T and noise scale of the run."""
+        trained = tmp_path / "trained.pt"
+        network, average = tiny_unet(1), tiny_unet(2)
+        if bare:
+            torch.save(average.state_dict(), trained)
+        else:
+            bbdm.save_checkpoint(trained, network, bbdm.ABridge(60), ema=average)
+        monkeypatch.setattr(Trainer, "fit", lambda *_, **__: None)
+        train.main(self.arguments(data, tmp_path / "model.pt", "--init_from", str(trained)))
+        loaded, wanted = bbdm.load_checkpoint(tmp_path / "model.pt").unet, average.state_dict()
+        for state in (loaded.weights, loaded.ema):
+            assert state is not None
+            widened = state.pop(FIRST)
+            assert torch.equal(widened, torch.cat([wanted[FIRST], torch.zeros_like(wanted[FIRST])], dim=1))
+            assert all(torch.equal(value, wanted[key]) for key, value in state.items())
+        told = capsys.readouterr().out
+        assert f"trained.pt: {FIRST} begins at zero for 3 input channels that are new" in told
+        assert ("trained.pt: it was trained as ABridge(num_steps=60" in told) is not bare
+
+    def test_flags_of_a_beginning_that_exclude_each_other(self, data: Path, tmp_path: Path) -> None:
+        for flags, told in (
+            (["--init_from", "a.pt", "--ckpt_path", "b.pt"], "--init_from and --ckpt_path exclude each other"),
+            (["--config", "a.yaml"], "--config is of the network that --init_from names"),
+        ):
+            with pytest.raises(ValueError, match=told):
+                train.main(self.arguments(data, tmp_path / "model.pt", *flags))
 
     @pytest.mark.usefixtures("tiny_demo")
     def test_output_is_free_of_training_state(self, data: Path, tmp_path: Path) -> None:
