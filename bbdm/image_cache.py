@@ -42,7 +42,7 @@ class ImageCache(PairedDataset):
     def __init__(
         self, dataset: PairedDataset, folder: Path, split: str = "train", workers: int = 0, progress: bool = False
     ) -> None:
-        super().__init__(dataset.pairs, dataset.image_size, dataset.direction)
+        super().__init__(dataset.pairs, dataset.image_size, dataset.direction, dataset.channels)
         self.path = folder / f"{split}.npy"
         self._manifest = folder / f"{split}.json"
         make_folder(folder)
@@ -52,8 +52,8 @@ class ImageCache(PairedDataset):
     def _description(self) -> dict[str, Any]:
         """What the bytes depend on, as the manifest has it."""
         pictures = {"count": len(self), "files": self.digest()}
-        description = {"version": VERSION, "pictures": pictures}
-        return {**description, "image_size": self.image_size, "direction": self.direction}
+        description = {"version": VERSION, "pictures": pictures, "direction": self.direction}
+        return {**description, "image_size": self.image_size, "channels": self.channels}
 
     def _is_there(self) -> bool:
         """Whether the file is there, whole; begins the manifest where there is none."""

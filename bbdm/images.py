@@ -19,7 +19,40 @@ if TYPE_CHECKING:
 EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"}
 SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 GROUP_GAP = 6  # between groups in a grid, in gaps
+Size = int | tuple[int, int]  # the side of a square, or (height, width)
 RANGE_LIMIT = 1.5  # an image in [0, 255] or standardised shows here, an overshooting filter does not
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """(height, width) of a size."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def as_size(value: Any) -> Size:
+    """A size as it is kept: a square's is an integer, whatever sequence it was.
+
+    Raises:
+        ValueError: it is no size.
+    """
+    whole = (value, value) if isinstance(value, int) else value
+    if not isinstance(whole, list | tuple) or len(whole) != 2 or not all(isinstance(side, int) for side in whole):
+        raise ValueError(f"image_size must be an integer or (height, width), got {value!r}")
+    height, width = whole
+    if min(height, width) < 1:
+        raise ValueError(f"image_size must be at least 1, got {value}")
+    return height if height == width else (height, width)
+
+
+def read_size(text: str) -> Size:
+    """A size as flags have it: 256, or 256x512 for height x width.
+
+    Raises:
+        ValueError: it is written otherwise.
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise ValueError(f"a size is written as 256, or as 256x512 for height x width, got {text!r}")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
 
 
 def convert(image: Image.Image, channels: int = 3) -> Image.Image:

@@ -110,11 +110,11 @@ class Trainer:
     ) -> None:
         if len(train) < config.batch_size:
             raise ValueError(f"batch_size {config.batch_size} is more than the number of training pairs, {len(train)}")
-        channels, stride = (3, 1) if codec is None else (codec.channels, codec.stride)
+        channels, stride = (train.channels, 1) if codec is None else (codec.channels, codec.stride)
         if unet.config.in_channels != channels:
             kind = "pairs" if codec is None else "latents"
             raise ValueError(f"the network takes {unet.config.in_channels} channels, and the {kind} have {channels}")
-        if train.image_size % (unet.config.stride * stride):
+        if any(side % (unet.config.stride * stride) for side in images.sides(train.image_size)):
             factors = f"the network's {unet.config.stride}"
             if codec is not None:
                 factors = f"{unet.config.stride * stride}, {factors} times the VQGAN's {stride}"

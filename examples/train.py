@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,9 +17,10 @@ from bbdm.data import DATASETS, DIRECTIONS, PairedDataset, load_dataset
 from bbdm.execution import find_device
 from bbdm.files import check_suffix
 from bbdm.fine_tuning import begin_from
+from bbdm.generation import size_flag
 from bbdm.image_cache import ImageCache
 from bbdm.latents import LatentDataset, measure
-from bbdm.networks.unet import PRESETS, UNet
+from bbdm.networks.unet import PRESETS, UNet, UNetConfig
 from bbdm.train_config import Loss, Precision, Schedule, TrainConfig
 from bbdm.training import Trainer
 
@@ -57,7 +58,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-t", "--t", "--time_steps", dest="time_steps", type=int, default=1000, help="T of the bridge")
     parser.add_argument("-l", "--c_lambda", type=float, default=2.0, help="noise scale of the A-Bridge")
     parser.add_argument("-lr", "--learning_rate", type=float, default=1e-4, help="of Adam")
-    parser.add_argument("--image_size", type=int, default=256, help="side that pictures are resized to")
+    parser.add_argument("--image_size", type=size_flag, default=256, help="side, or HxW, that pictures are resized to")
+    parser.add_argument("--channels", type=int, choices=[1, 3], help="1 for grey pictures; 3 if unset, or the VQGAN's")
+    parser.add_argument("--condition", choices=["concat", "none"], help="whether it sees the source; as the preset")
     parser.add_argument("--bridge", choices=["abridge", "brownian", "bbdm"], default="abridge", help="path")
     parser.add_argument("--objective", choices=get_args(Objective), default="residual", help="prediction")
     parser.add_argument("--loss", choices=get_args(Loss), default="l1", help="of the prediction")
@@ -107,6 +110,14 @@ def check_preset(name: str, codec: Codec) -> None:
         )
 
 
+def build_network(args: argparse.Namespace, channels: int) -> UNetConfig:
+    """The preset's network for pictures or latents of so many channels, with a condition where one is asked for."""
+    preset = PRESETS[args.preset]
+    conditional = args.condition == "concat" if args.condition else preset.condition_channels > 0
+    condition = channels if conditional else 0
+    return replace(preset, in_channels=channels, out_channels=channels, condition_channels=condition)
+
+
 def statistics(args: argparse.Namespace, pairs: PairedDataset | LatentDataset, codec: Codec) -> LatentStatistics:
     """Those of the run that goes on, where there is one; else they are measured."""
     if args.ckpt_path is not None:
@@ -151,15 +162,23 @@ def main(argv: list[str] | None = None) -> None:
         )
     if args.config and not args.init_from:
         raise ValueError("--config is of the network that --init_from names, and there is none")
+    if args.channels and args.vqgan_path:
+        raise ValueError("--channels is of pictures that are trained on: with -vq, the VQGAN says what it takes")
     if args.vqgan_path is None and args.preset.startswith("lbbdm"):
         raise ValueError(f"--preset {args.preset} is of latents: it needs -vq")
     check_suffix(args.output_model)
     device = find_device(args.device)
     config = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
     trained = None if args.init_from is None else load_trained(args)
-    train = load_dataset(args.dataset, args.data_dir, "train", args.image_size, args.direction)
+    codec, channels = None, args.channels or 3
+    if args.vqgan_path is not None:
+        codec = VQGANCodec(load_vqgan(args.vqgan_path)).placed(device, torch.float32)
+        check_preset(args.preset, codec)
+        channels = codec.image_channels
+    kind = (args.image_size, args.direction, channels)
+    train = load_dataset(args.dataset, args.data_dir, "train", *kind)
     try:
-        validation = load_dataset(args.dataset, args.data_dir, "val", args.image_size, args.direction)
+        validation = load_dataset(args.dataset, args.data_dir, "val", *kind)
     except FileNotFoundError as error:
         print(f"no validation: {error}")
         validation = None
@@ -172,12 +191,10 @@ def main(argv: list[str] | None = None) -> None:
         if validation is not None:
             validation = ImageCache(validation, args.cache_images, "val", *making)
     torch.manual_seed(args.seed)
-    unet = UNet.from_config(PRESETS[args.preset]).to(device)
+    unet = UNet.from_config(build_network(args, channels if codec is None else codec.channels)).to(device)
     unet.gradient_checkpointing = args.gradient_checkpointing
-    codec, pairs = None, train
-    if args.vqgan_path is not None:
-        codec = VQGANCodec(load_vqgan(args.vqgan_path)).placed(device, torch.float32)
-        check_preset(args.preset, codec)
+    pairs = train
+    if codec is not None:
         if args.cache_latents is not None:
             pairs = LatentDataset(train, codec, args.cache_latents, args.flip, args.show_verbose)
         if args.normalize_latents:

@@ -134,6 +134,14 @@ def test_files_of_something_else_are_kept(pairs: PairedDataset, tmp_path: Path):
     assert (tmp_path / "train.npy").read_bytes() == b"my own numbers"
 
 
+def test_grey_pictures_that_are_not_square(pairs: PairedDataset, tmp_path: Path):
+    grey = PairedDataset(pairs.pairs, (SIZE, 2 * SIZE), "BtoA", channels=1)
+    for _ in range(2):
+        assert_same(ImageCache(grey, tmp_path / "cache"), grey)
+    with pytest.raises(ValueError, match=r"train\.npy is of other pictures \(channels 1, now 3\)"):
+        ImageCache(PairedDataset(pairs.pairs, (SIZE, 2 * SIZE), "BtoA"), tmp_path / "cache")
+
+
 def test_splits_share_a_folder(pairs: PairedDataset, tmp_path: Path):
     few = PairedDataset(pairs.pairs[:2], SIZE)
     for _ in range(2):

@@ -15,7 +15,7 @@ from bbdm.fine_tuning import FIRST
 from bbdm.networks.unet import PRESETS, UNetConfig
 from bbdm.train_config import TrainConfig
 from bbdm.training import Trainer
-from examples import train
+from examples import generate, train
 from tests.conftest import TINY, SavePicture, tiny_unet
 
 DATA = ["edge2shoes", "DATA", "model.pt"]
@@ -54,6 +54,9 @@ class TestParse:
             (["-lr", "2e-5"], "learning_rate", 2e-5),
             (["--learning_rate", "2e-5"], "learning_rate", 2e-5),
             (["--image_size", "64"], "image_size", 64),
+            (["--image_size", "64x128"], "image_size", (64, 128)),
+            (["--channels", "1"], "channels", 1),
+            (["--condition", "concat"], "condition", "concat"),
             (["--preset", "bbdm"], "preset", "bbdm"),
             (["--ckpt_path", "run/last.pt"], "ckpt_path", Path("run/last.pt")),
             (["--device", "meta"], "device", "meta"),
@@ -103,7 +106,7 @@ class TestParse:
 
     @pytest.mark.parametrize(
         "flags",
-        [["--preset", "huge"], ["--loss", "huber"], ["--bridge", "slerp"], ["-b", "many"]],
+        [["--image_size", "64x"], ["--preset", "huge"], ["--loss", "huber"], ["--bridge", "slerp"], ["-b", "many"]],
         ids=lambda flags: flags[0],
     )
     def test_refuses(self, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,6 +137,22 @@ class TestParse:
 )
 def test_build_bridge(flags: list[str], bridge: Any) -> None:
     assert train.build_bridge(train.parse([*DATA, *flags])) == bridge
+
+
+@pytest.mark.parametrize(
+    ("flags", "channels", "wanted"),
+    [
+        ([], 3, (3, 3, 0)),
+        (["--condition", "concat"], 3, (3, 3, 3)),
+        (["--preset", "demo"], 3, (3, 3, 3)),
+        (["--preset", "demo", "--condition", "none"], 3, (3, 3, 0)),
+        (["--preset", "demo"], 1, (1, 1, 1)),
+        (["--preset", "lbbdm-f8", "--condition", "concat"], 4, (4, 4, 4)),
+    ],
+)
+def test_build_network(flags: list[str], channels: int, wanted: tuple[int, int, int]) -> None:
+    config = train.build_network(train.parse([*DATA, *flags]), channels)
+    assert (config.in_channels, config.out_channels, config.condition_channels) == wanted
 
 
 class TestMain:
@@ -226,6 +245,22 @@ class TestMain:
         ):
             with pytest.raises(ValueError, match=told):
                 train.main(self.arguments(data, tmp_path / "model.pt", *flags))
+
+    @pytest.mark.usefixtures("tiny_demo")
+    @pytest.mark.parametrize("condition", ["concat", "none"])
+    def test_grey_pictures_that_are_not_square(self, condition: str, data: Path, tmp_path: Path) -> None:
+        flags = ["--image_size", "16x24", "--channels", "1", "--condition", condition]
+        train.main(self.arguments(data, tmp_path / "model.pt", *flags))
+        assert bbdm.load_checkpoint(tmp_path / "model.pt").image_size == (16, 24)
+        with Image.open(tmp_path / "model.run" / "epoch_0001.png") as preview:
+            assert preview.size == (3 * (24 + 2) + 2, 16 + 2 * 2)
+        generate.main(["edge2shoes", str(data), str(tmp_path / "model.pt"), str(tmp_path / "results"), "--steps", "2"])
+        with Image.open(tmp_path / "results" / "3.png") as result:
+            assert (result.size, result.mode) == ((24, 16), "L")
+
+    def test_channels_are_of_pictures(self, data: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="with -vq, the VQGAN says what it takes"):
+            train.main(self.arguments(data, tmp_path / "model.pt", "--channels", "1", "-vq", "vqgan.pt"))
 
     @pytest.mark.usefixtures("tiny_demo")
     def test_output_is_free_of_training_state(self, data: Path, tmp_path: Path) -> None:
