@@ -6,6 +6,7 @@ which says what the pictures are and what the bytes must be.
 
 from __future__ import annotations
 
+import errno
 import json
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 
 from bbdm.data import PairedDataset, Pixels
 from bbdm.files import file_sha256, make_folder, short, write_atomically
+from bbdm.images import sides
 
 VERSION = 1
 PAIRS_AT_ONCE = 64  # that are written
@@ -101,7 +103,16 @@ class ImageCache(PairedDataset):
                     file.write(part.numpy().data)
                     bar.update(len(part))
 
-        write_atomically(self.path, write)
+        try:
+            write_atomically(self.path, write)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            height, width = sides(self.image_size)
+            size = f"{len(self) * 2 * self.channels * height * width / 2**20:.0f} MiB of pictures"
+            raise OSError(
+                error.errno, f"no room for {size}: make some, or give another folder", str(self.path)
+            ) from error
         self._describe({**self._content(), "sha256": file_sha256(self.path)})
 
     @cached_property

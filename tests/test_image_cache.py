@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 from pathlib import Path
@@ -93,6 +94,16 @@ def test_an_interrupted_cache_is_made_again(
     left = {"train.json"} if during == "pictures" else {"train.json", "train.npy"}
     assert {path.name for path in (tmp_path / "cache").iterdir()} == left
     assert_same(ImageCache(pairs, tmp_path / "cache"), pairs)
+
+
+def test_a_full_disk_is_told_and_leaves_no_part(pairs: PairedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
+    with pytest.raises(OSError, match=r"no room for 10 MiB of pictures: make some.*train\.npy"):
+        ImageCache(PairedDataset(pairs.pairs, 590), tmp_path / "cache")  # 5 x 2 x 3 x 590 x 590 bytes are 9.96 MiB
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"train.json"}
 
 
 @pytest.mark.parametrize("change", ["image_size", "direction", "pictures"])
