@@ -59,8 +59,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-l", "--c_lambda", type=float, default=2.0, help="noise scale of the A-Bridge")
     parser.add_argument("-lr", "--learning_rate", type=float, default=1e-4, help="of Adam")
     parser.add_argument("--image_size", type=size_flag, default=256, help="side, or HxW, that pictures are resized to")
-    parser.add_argument("--channels", type=int, choices=[1, 3], help="1 for grey pictures; 3 if unset, or the VQGAN's")
-    parser.add_argument("--condition", choices=["concat", "none"], help="whether it sees the source; as the preset")
     parser.add_argument("--bridge", choices=["abridge", "brownian", "bbdm"], default="abridge", help="path")
     parser.add_argument("--objective", choices=get_args(Objective), default="residual", help="prediction")
     parser.add_argument("--loss", choices=get_args(Loss), default="l1", help="of the prediction")
@@ -75,14 +73,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-vq", "--vqgan_path", type=Path, help="train on the latents of this VQGAN")
     parser.add_argument("--cache_latents", type=Path, help="folder to keep latents in: they are computed only once")
     parser.add_argument("--normalize_latents", action="store_true", help="to mean 0 and spread 1, as BBDM can")
+    parser.add_argument("--channels", type=int, choices=[1, 3], help="1 for grey pictures; 3 if unset, or the VQGAN's")
+    parser.add_argument("--condition", choices=["concat", "none"], help="whether it sees the source; as the preset")
+    parser.add_argument("--init_from", type=Path, help="begin from the weights of this checkpoint")
+    parser.add_argument("--config", type=Path, help="its YAML file, where it is of the original BBDM")
     parser.add_argument("--direction", choices=DIRECTIONS, default="AtoB")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order, times and noise")
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
     parser.add_argument("--preview_every", type=int, default=10, help="epochs between grids of validation pairs")
     parser.add_argument("--experiment", type=Path, help="folder of losses, grids, last.pt; OUTPUT_MODEL.run if unset")
     parser.add_argument("--ckpt_path", type=Path, help="go on from a run's last.pt")
-    parser.add_argument("--init_from", type=Path, help="begin from the weights of this checkpoint")
-    parser.add_argument("--config", type=Path, help="its YAML file, where it is of the original BBDM")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--show_verbose", action="store_true", help="a progress bar, and the losses of each epoch")
     preset = parser.parse_known_args(argv)[0].preset
@@ -99,6 +99,14 @@ def build_bridge(args: argparse.Namespace) -> Bridge:
     return BrownianBridge.bbdm(args.time_steps, objective=args.objective)
 
 
+def build_network(args: argparse.Namespace, channels: int) -> UNetConfig:
+    """The preset's network for pictures or latents of so many channels, with a condition where one is asked for."""
+    preset = PRESETS[args.preset]
+    conditional = args.condition == "concat" if args.condition else preset.condition_channels > 0
+    condition = channels if conditional else 0
+    return replace(preset, in_channels=channels, out_channels=channels, condition_channels=condition)
+
+
 def check_preset(name: str, codec: Codec) -> None:
     """Raise ValueError where a preset's network is of another number of channels than a codec's latents."""
     channels = PRESETS[name].in_channels
@@ -108,14 +116,6 @@ def check_preset(name: str, codec: Codec) -> None:
             f"--preset {name} takes {channels} channels, and this VQGAN's latents have {codec.channels}; "
             f"presets for it: {', '.join(fitting) or 'none'}"
         )
-
-
-def build_network(args: argparse.Namespace, channels: int) -> UNetConfig:
-    """The preset's network for pictures or latents of so many channels, with a condition where one is asked for."""
-    preset = PRESETS[args.preset]
-    conditional = args.condition == "concat" if args.condition else preset.condition_channels > 0
-    condition = channels if conditional else 0
-    return replace(preset, in_channels=channels, out_channels=channels, condition_channels=condition)
 
 
 def statistics(args: argparse.Namespace, pairs: PairedDataset | LatentDataset, codec: Codec) -> LatentStatistics:
