@@ -18,6 +18,7 @@ from bbdm import bridges, weights
 from bbdm import codec as codecs
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
+from bbdm.images import Size, as_size
 from bbdm.networks.restore import fitting, restore
 from bbdm.networks.unet import UNet, UNetConfig
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
@@ -56,7 +57,7 @@ class Checkpoint:
     unet: UNetState
     bridge: Bridge
     codec: CodecState | None = None  # of the space that the network works in; None for image space
-    image_size: int | None = None  # side of the square pictures it was trained on, where known
+    image_size: Size | None = None  # side or (height, width) of the pictures it was trained on, where known
     training: dict[str, Any] | None = None
     format: str = FORMAT
     version: int = weights.VERSION
@@ -80,7 +81,7 @@ def save_checkpoint(
     *,
     ema: UNet | None = None,
     codec: Codec | None = None,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     training: dict[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint, atomically: a reader sees the old file or the whole new one.
@@ -91,7 +92,7 @@ def save_checkpoint(
         bridge: what the network was trained on.
         ema: a network with the moving average of the weights.
         codec: of the space that it was trained in, None for image space; the file holds its weights too.
-        image_size: side of the square pictures that it was trained on.
+        image_size: side of the square pictures that it was trained on, or their (height, width).
         training: state to go on from, of plain containers and tensors; only in a ``.pt``.
 
     Raises:
@@ -173,8 +174,7 @@ def load_checkpoint(
             codecs.check(coded.config, coded.weights)
         check_codec(coded, codec)
         image_size = content.get("image_size")
-        if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
-            raise ValueError("its image_size is no side of a picture")
+        image_size = None if image_size is None else as_size(image_size)
         about = {"format": content["format"], "version": content["version"]}
         return Checkpoint(state, bridge, coded, image_size, content.get("training"), **about)
 

@@ -29,11 +29,20 @@ from bbdm.codec import Codec, VQGANCodec
 from bbdm.data import DIRECTIONS, PairedDataset, load_dataset, open_image
 from bbdm.execution import find_device
 from bbdm.files import file_sha256, make_folder, short, write_atomically
+from bbdm.images import Size, read_size
 from bbdm.networks.unet import UNet
 from bbdm.sampler import BridgeSampler
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity")
+
+
+def size_flag(text: str) -> Size:
+    """What argparse makes of a size; see :func:`bbdm.images.read_size`."""
+    try:
+        return read_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-r", "--repeat", "--num_samples", dest="num_samples", type=int, default=1, help="results of a source (1)"
     )
     parser.add_argument("--seed", type=int, default=0, help="source i gets the seed SEED + i (default: 0)")
-    parser.add_argument("--image_size", type=int, help="side that sources are resized to; as in training if unset")
+    parser.add_argument(
+        "--image_size", type=size_flag, help="side, or HxW, that sources are resized to; as in training if unset"
+    )
     parser.add_argument("--direction", choices=DIRECTIONS, default="AtoB")
     parser.add_argument("-t", "--t", "--time_steps", dest="time_steps", type=int, help="for files that leave it out")
     parser.add_argument("-l", "--c_lambda", type=float, help="for files that leave it out")
@@ -129,11 +140,15 @@ class Translator:
         codec = None if args.vqgan_path is None else VQGANCodec(load_vqgan(args.vqgan_path))
         self.checkpoint = load_checkpoint(args.model, args.time_steps, args.c_lambda, codec, args.config)
         self.bridge = self.checkpoint.bridge
-        size = self.checkpoint.image_size if args.image_size is None else args.image_size
-        if size is None:
-            size = 256
+        chosen = self.checkpoint.image_size if args.image_size is None else args.image_size
+        if chosen is None:
+            chosen = 256
             print(f"{args.model} does not say the size of its pictures: 256 is taken, and --image_size changes it")
-        self.dataset = load_dataset(args.dataset, args.data_dir, args.split, size, args.direction)
+        coded = self.checkpoint.codec
+        channels = (
+            self.checkpoint.unet.config.in_channels if coded is None else coded.config["config"]["image_channels"]
+        )
+        self.dataset = load_dataset(args.dataset, args.data_dir, args.split, chosen, args.direction, channels)
 
     @cached_property
     def networks(self) -> tuple[UNet, Codec | None]:

@@ -19,7 +19,40 @@ if TYPE_CHECKING:
 EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"}
 SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 GROUP_GAP = 6  # between groups in a grid, in gaps
+Size = int | tuple[int, int]  # the side of a square, or (height, width)
 RANGE_LIMIT = 1.5  # an image in [0, 255] or standardised shows here, an overshooting filter does not
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """(height, width) of a size."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def as_size(value: Any) -> Size:
+    """A size as it is kept: a square's is an integer, whatever sequence it was.
+
+    Raises:
+        ValueError: it is no size.
+    """
+    whole = (value, value) if isinstance(value, int) else value
+    if not isinstance(whole, list | tuple) or len(whole) != 2 or not all(isinstance(side, int) for side in whole):
+        raise ValueError(f"image_size must be an integer or (height, width), got {value!r}")
+    height, width = whole
+    if min(height, width) < 1:
+        raise ValueError(f"image_size must be at least 1, got {value}")
+    return height if height == width else (height, width)
+
+
+def read_size(text: str) -> Size:
+    """A size as flags have it: 256, or 256x512 for height x width.
+
+    Raises:
+        ValueError: it is written otherwise.
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise ValueError(f"a size is written as 256, or as 256x512 for height x width, got {text!r}")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
 
 
 def convert(image: Image.Image, channels: int = 3) -> Image.Image:
@@ -62,10 +95,23 @@ def open_image(path: Path) -> Image.Image:
         raise ValueError(f"cannot read the picture {path}: {error}") from error
 
 
+def to_pixels(image: Image.Image, channels: int = 3) -> npt.NDArray[np.uint8]:
+    """(channels, H, W) uint8."""
+    pixels = np.asarray(convert(image, channels), dtype=np.uint8).reshape(image.height, image.width, channels)
+    return pixels.transpose(2, 0, 1).copy()  # its own, in order: what PIL gives can only be read
+
+
 def to_array(image: Image.Image, channels: int = 3) -> npt.NDArray[np.float32]:
     """(channels, H, W) float32 in [-1, 1]."""
-    pixels = np.asarray(convert(image, channels), dtype=np.float32).reshape(image.height, image.width, channels)
-    return np.ascontiguousarray((pixels / 127.5 - 1.0).transpose(2, 0, 1))
+    return to_pixels(image, channels).astype(np.float32) / 127.5 - 1.0
+
+
+def scale(pixels: torch.Tensor) -> torch.Tensor:
+    """float32 in [-1, 1] of uint8, on its device: bit for bit what :func:`to_array` gives."""
+    import torch
+
+    whole = torch.full((), 127.5, device=pixels.device)  # a tensor: of a number, CUDA would multiply by the reciprocal
+    return pixels.float() / whole - 1
 
 
 def from_array(array: npt.NDArray[np.floating]) -> Image.Image:

@@ -38,8 +38,8 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         flip: keep the latents of mirrored pairs too: they are not mirrored latents.
         progress: show a bar.
 
-    Attributes: ``dataset``, ``image_size`` and ``direction`` of its pictures, ``flip``, and ``codec``, which is the
-    :meth:`~bbdm.codec.Codec.description` of what encoded them.
+    Attributes: ``dataset``; ``image_size``, ``direction`` and ``channels`` of its pictures; ``flip``; and ``codec``,
+    which is the :meth:`~bbdm.codec.Codec.description` of what encoded them.
 
     Raises:
         ValueError: the folder holds latents of other pictures or of another codec, or a file that has changed.
@@ -50,6 +50,7 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     ) -> None:
         self.dataset = dataset
         self.image_size = dataset.image_size
+        self.channels = dataset.channels
         self.direction = dataset.direction
         self.folder = folder
         self.flip = flip

@@ -56,7 +56,7 @@ class BridgeSampler:
             code, so load only your own.
 
     Threads may share a sampler. ``table`` is its :class:`~bbdm.solvers.StepTable`, ``unet`` its network, and
-    ``image_size`` the side of the pictures that the network was trained on, where its checkpoint tells.
+    ``image_size`` the side or (height, width) of the pictures that it was trained on, where its checkpoint tells.
 
     Raises:
         FileNotFoundError: there is no such package.
@@ -102,7 +102,7 @@ class BridgeSampler:
         self.bridge = bridge
         self.clamp = clamp
         self.compile = compile
-        self.image_size: int | None = None
+        self.image_size: images.Size | None = None
         self.table = solvers.build(bridge, solver, timesteps, steps)
         self.unet = unet if self.package else execution.placed(unet, self.device, dtype)
         network = self.package or (execution.Compiled(self.unet.trunk, self.device) if compile else self.unet.trunk)
@@ -171,7 +171,7 @@ class BridgeSampler:
         if size is None:
             if self.image_size is None:
                 raise ValueError("size must be given as (height, width): no checkpoint tells it")
-            size = (self.image_size, self.image_size)
+            size = images.sides(self.image_size)
         check_place(Path(path))  # before minutes of compiling
         save_package(path, self.unet, self._grid(batch_size, *size))
 

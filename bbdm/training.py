@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from bbdm import images
@@ -29,6 +28,7 @@ from bbdm.execution import keep_freed_memory
 from bbdm.files import make_folder, write_atomically
 from bbdm.kernels import philox
 from bbdm.latents import LatentDataset
+from bbdm.loading import Batches
 from bbdm.networks.unet import UNet
 from bbdm.sampler import BridgeSampler
 from bbdm.train_config import Loss, TrainConfig
@@ -110,11 +110,11 @@ class Trainer:
     ) -> None:
         if len(train) < config.batch_size:
             raise ValueError(f"batch_size {config.batch_size} is more than the number of training pairs, {len(train)}")
-        channels, stride = (3, 1) if codec is None else (codec.channels, codec.stride)
+        channels, stride = (train.channels, 1) if codec is None else (codec.channels, codec.stride)
         if unet.config.in_channels != channels:
             kind = "pairs" if codec is None else "latents"
             raise ValueError(f"the network takes {unet.config.in_channels} channels, and the {kind} have {channels}")
-        if train.image_size % (unet.config.stride * stride):
+        if any(side % (unet.config.stride * stride) for side in images.sides(train.image_size)):
             factors = f"the network's {unet.config.stride}"
             if codec is not None:
                 factors = f"{unet.config.stride * stride}, {factors} times the VQGAN's {stride}"
@@ -141,6 +141,9 @@ class Trainer:
         self.epoch = 0  # epochs done
         self.step = 0  # optimizer steps done
         self.steps_per_epoch = len(train) // config.batch_size
+        loading = (config.batch_size, self.device, config.workers)
+        self.train_batches = Batches(train, *loading)
+        self.validation_batches = None if validation is None else Batches(validation, *loading)
 
     @property
     def last(self) -> Path:
@@ -212,8 +215,8 @@ class Trainer:
                 f"{self.folder} holds a run already: go on with it by --ckpt_path {self.last}, "
                 "or give another --experiment folder"
             )
-        if self.validation is not None:
-            for _ in self._batches(self.validation, drop_last=False):
+        if self.validation_batches is not None:
+            for _ in self.validation_batches():
                 pass  # read once now, so that a broken picture does not cost an epoch
         make_folder(self.folder)
         metrics = self.folder / "metrics.jsonl"
@@ -251,7 +254,7 @@ class Trainer:
         mixed = (self.config.seed * 0x9E3779B9 + self.epoch) % 2**32  # the generator reads 32 bits of its seed
         generator = torch.Generator().manual_seed(mixed)
         order = torch.randperm(len(self.train), generator=generator)
-        batches = self._batches(Subset(self.train, order.tolist()), drop_last=True)
+        batches = self.train_batches(order[: self.steps_per_epoch * self.config.batch_size].tolist())
         total = 0.0
         with tqdm(total=self.steps_per_epoch, desc=f"epoch {self.epoch + 1}", disable=not progress, leave=False) as bar:
             for y, x0 in batches:
@@ -302,9 +305,9 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> float:
         """Mean loss of the averaged weights over the validation pairs, at times and noise that never change."""
-        assert self.validation is not None
+        assert self.validation_batches is not None
         total, seen = 0.0, 0
-        for y, x0 in self._batches(self.validation, drop_last=False):
+        for y, x0 in self.validation_batches():
             y, x0 = self._encode(y, "source", False), self._encode(x0, "target", False)
             seeds = _sample_seeds(0, seen, len(y), self.device)
             losses = [self._loss(self.ema.unet, y, x0, seeds, step).item() for step in VALIDATION_STEPS]
@@ -320,21 +323,3 @@ class Trainer:
         rows = [[images.to_pil(v) for v in (s, r, t)] for (s, t), r in zip(pairs, results, strict=True)]
         path = self.folder / f"epoch_{self.epoch:04d}.png"
         write_atomically(path, lambda temporary: images.grid(rows).save(temporary, "png"))
-
-    def _batches(
-        self, dataset: Dataset[tuple[torch.Tensor, torch.Tensor]], *, drop_last: bool
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(source, target) batches on the device, in the dataset's order."""
-        loader = DataLoader(
-            dataset,
-            self.config.batch_size,
-            drop_last=drop_last,
-            num_workers=self.config.workers,
-            pin_memory=self.device.type == "cuda",
-        )
-        for y, x0 in loader:
-            formats = [torch.channels_last if v.ndim == 4 else torch.preserve_format for v in (y, x0)]
-            yield tuple(
-                v.to(self.device, non_blocking=True, memory_format=memory_format)
-                for v, memory_format in zip((y, x0), formats, strict=True)
-            )

@@ -60,7 +60,7 @@ class Pairs:
     """A stand-in for a data set on disk."""
 
     def __init__(self, y: torch.Tensor, x0: torch.Tensor) -> None:
-        self.y, self.x0, self.image_size = y, x0, y.shape[-1]
+        self.y, self.x0, self.channels, self.image_size = y, x0, y.shape[1], y.shape[-1]
 
     def __len__(self) -> int:
         return len(self.y)

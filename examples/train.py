@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,13 +11,16 @@ import torch
 
 from bbdm import scripts
 from bbdm.bridges import ABridge, Bridge, BrownianBridge, Objective
-from bbdm.checkpoint import load_checkpoint, load_vqgan
+from bbdm.checkpoint import Checkpoint, load_checkpoint, load_vqgan
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.data import DATASETS, DIRECTIONS, PairedDataset, load_dataset
 from bbdm.execution import find_device
 from bbdm.files import check_suffix
+from bbdm.fine_tuning import begin_from
+from bbdm.generation import size_flag
+from bbdm.image_cache import ImageCache
 from bbdm.latents import LatentDataset, measure
-from bbdm.networks.unet import PRESETS, UNet
+from bbdm.networks.unet import PRESETS, UNet, UNetConfig
 from bbdm.train_config import Loss, Precision, Schedule, TrainConfig
 from bbdm.training import Trainer
 
@@ -55,7 +58,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-t", "--t", "--time_steps", dest="time_steps", type=int, default=1000, help="T of the bridge")
     parser.add_argument("-l", "--c_lambda", type=float, default=2.0, help="noise scale of the A-Bridge")
     parser.add_argument("-lr", "--learning_rate", type=float, default=1e-4, help="of Adam")
-    parser.add_argument("--image_size", type=int, default=256, help="side that pictures are resized to")
+    parser.add_argument("--image_size", type=size_flag, default=256, help="side, or HxW, that pictures are resized to")
     parser.add_argument("--bridge", choices=["abridge", "brownian", "bbdm"], default="abridge", help="path")
     parser.add_argument("--objective", choices=get_args(Objective), default="residual", help="prediction")
     parser.add_argument("--loss", choices=get_args(Loss), default="l1", help="of the prediction")
@@ -66,9 +69,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="of the network's arithmetic")
     parser.add_argument("--compile", action="store_true", help="faster steps after minutes of compiling")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="less memory for a third more compute")
+    parser.add_argument("--cache_images", type=Path, help="folder to keep resized pictures in: they are decoded once")
     parser.add_argument("-vq", "--vqgan_path", type=Path, help="train on the latents of this VQGAN")
     parser.add_argument("--cache_latents", type=Path, help="folder to keep latents in: they are computed only once")
     parser.add_argument("--normalize_latents", action="store_true", help="to mean 0 and spread 1, as BBDM can")
+    parser.add_argument("--channels", type=int, choices=[1, 3], help="1 for grey pictures; 3 if unset, or the VQGAN's")
+    parser.add_argument("--condition", choices=["concat", "none"], help="whether it sees the source; as the preset")
+    parser.add_argument("--init_from", type=Path, help="begin from the weights of this checkpoint")
+    parser.add_argument("--config", type=Path, help="its YAML file, where it is of the original BBDM")
     parser.add_argument("--direction", choices=DIRECTIONS, default="AtoB")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order, times and noise")
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
@@ -91,6 +99,14 @@ def build_bridge(args: argparse.Namespace) -> Bridge:
     return BrownianBridge.bbdm(args.time_steps, objective=args.objective)
 
 
+def build_network(args: argparse.Namespace, channels: int) -> UNetConfig:
+    """The preset's network for pictures or latents of so many channels, with a condition where one is asked for."""
+    preset = PRESETS[args.preset]
+    conditional = args.condition == "concat" if args.condition else preset.condition_channels > 0
+    condition = channels if conditional else 0
+    return replace(preset, in_channels=channels, out_channels=channels, condition_channels=condition)
+
+
 def check_preset(name: str, codec: Codec) -> None:
     """Raise ValueError where a preset's network is of another number of channels than a codec's latents."""
     channels = PRESETS[name].in_channels
@@ -111,37 +127,83 @@ def statistics(args: argparse.Namespace, pairs: PairedDataset | LatentDataset, c
     return measure(pairs, codec, args.flip, progress=args.show_verbose)
 
 
+def load_trained(args: argparse.Namespace) -> Checkpoint:
+    """What --init_from names. Files that leave out T and the noise scale have those of this run."""
+    try:
+        return load_checkpoint(args.init_from, config=args.config)
+    except ValueError:
+        return load_checkpoint(args.init_from, args.time_steps, args.c_lambda, config=args.config)
+
+
+def begin(args: argparse.Namespace, trained: Checkpoint, unet: UNet, bridge: Bridge, codec: Codec | None) -> None:
+    """Take over the weights that --init_from names, and tell what is different now."""
+    try:
+        told = begin_from(unet, trained)
+    except ValueError as error:
+        raise ValueError(f"{args.init_from}: {error}; --preset names the network of this run") from error
+    if trained.bridge != bridge:
+        told.append(f"it was trained as {trained.bridge}, and this run is {bridge}")
+    spaces = [None if each is None else each.description() for each in (trained.build_codec(), codec)]
+    if spaces[0] != spaces[1]:
+        told.append("it was trained in another space: of pictures, or of another VQGAN's latents")
+    for line in told:
+        print(f"{args.init_from}: {line}")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.vqgan_path is None and (args.cache_latents or args.normalize_latents):
         raise ValueError("--cache_latents and --normalize_latents need -vq")
+    if args.cache_images and args.cache_latents:
+        raise ValueError("--cache_images and --cache_latents exclude each other: cached latents need no pictures")
+    if args.init_from and args.ckpt_path:
+        raise ValueError(
+            "--init_from and --ckpt_path exclude each other: the one begins a run, the other goes on with it"
+        )
+    if args.config and not args.init_from:
+        raise ValueError("--config is of the network that --init_from names, and there is none")
+    if args.channels and args.vqgan_path:
+        raise ValueError("--channels is of pictures that are trained on: with -vq, the VQGAN says what it takes")
     if args.vqgan_path is None and args.preset.startswith("lbbdm"):
         raise ValueError(f"--preset {args.preset} is of latents: it needs -vq")
     check_suffix(args.output_model)
     device = find_device(args.device)
     config = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
-    train = load_dataset(args.dataset, args.data_dir, "train", args.image_size, args.direction)
+    trained = None if args.init_from is None else load_trained(args)
+    codec, channels = None, args.channels or 3
+    if args.vqgan_path is not None:
+        codec = VQGANCodec(load_vqgan(args.vqgan_path)).placed(device, torch.float32)
+        check_preset(args.preset, codec)
+        channels = codec.image_channels
+    kind = (args.image_size, args.direction, channels)
+    train = load_dataset(args.dataset, args.data_dir, "train", *kind)
     try:
-        validation = load_dataset(args.dataset, args.data_dir, "val", args.image_size, args.direction)
+        validation = load_dataset(args.dataset, args.data_dir, "val", *kind)
     except FileNotFoundError as error:
         print(f"no validation: {error}")
         validation = None
     if validation is not None and validation.pairs == train.pairs:
         print("no validation: these are the training pairs; {split} in the paths tells them apart")
         validation = None
+    if args.cache_images is not None:
+        making = (args.workers, args.show_verbose)
+        train = ImageCache(train, args.cache_images, "train", *making)
+        if validation is not None:
+            validation = ImageCache(validation, args.cache_images, "val", *making)
     torch.manual_seed(args.seed)
-    unet = UNet.from_config(PRESETS[args.preset]).to(device)
+    unet = UNet.from_config(build_network(args, channels if codec is None else codec.channels)).to(device)
     unet.gradient_checkpointing = args.gradient_checkpointing
-    codec, pairs = None, train
-    if args.vqgan_path is not None:
-        codec = VQGANCodec(load_vqgan(args.vqgan_path)).placed(device, torch.float32)
-        check_preset(args.preset, codec)
+    pairs = train
+    if codec is not None:
         if args.cache_latents is not None:
             pairs = LatentDataset(train, codec, args.cache_latents, args.flip, args.show_verbose)
         if args.normalize_latents:
             codec = codec.with_statistics(statistics(args, pairs, codec))
+    bridge = build_bridge(args)
+    if trained is not None:
+        begin(args, trained, unet, bridge, codec)
     folder = args.experiment or args.output_model.with_suffix(".run")
-    trainer = Trainer(unet, build_bridge(args), config, pairs, validation, folder, codec)
+    trainer = Trainer(unet, bridge, config, pairs, validation, folder, codec)
     if args.ckpt_path is not None:
         trainer.resume(args.ckpt_path)
     try:

@@ -121,10 +121,10 @@ class Exporter:
 
     def calibration(self) -> list[torch.Tensor]:
         """A few of the user's pictures, spread over the folder."""
-        side = self.args.static[1] if self.args.static else self.image_size or 64 * self.stride
-        pictures = load_dataset("folder", str(self.args.calibrate), "val", side)
-        chosen = range(0, len(pictures), math.ceil(len(pictures) / CALIBRATION))
+        size = self.args.static[1:] if self.args.static else self.image_size or 64 * self.stride
         channels = self.sampler.unet.config.in_channels if self.codec is None else self.codec.image_channels
+        pictures = load_dataset("folder", str(self.args.calibrate), "val", size, channels=channels)
+        chosen = range(0, len(pictures), math.ceil(len(pictures) / CALIBRATION))
         return [from_pil(pictures.images(i)[0], channels)[None] for i in chosen]
 
     def settings(self, folder: Path) -> dict[str, Any]:

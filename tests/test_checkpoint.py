@@ -82,6 +82,12 @@ class TestRoundTrip:
         assert (config.channel_mult, config.attention_resolutions) == ((1, 2), (2,))  # tuples again, not lists
 
     @pytest.mark.parametrize("suffix", SUFFIXES)
+    @pytest.mark.parametrize("size", [None, 8, (8, 16)])
+    def test_image_size(self, size: Any, suffix: str, make_unet: MakeUNet, tmp_path: Path) -> None:
+        save_checkpoint(tmp_path / f"a{suffix}", make_unet(), BRIDGE, image_size=size)
+        assert load_checkpoint(tmp_path / f"a{suffix}").image_size == size
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
     def test_network_predicts_the_same(self, suffix: str, make_unet: MakeUNet, tmp_path: Path) -> None:
         unet = make_unet().eval()
         save_checkpoint(tmp_path / f"a{suffix}", unet, BRIDGE)
@@ -387,7 +393,9 @@ BAD_CONTENT: dict[str, tuple[Edit, str]] = {
     "unet-too-large": (put("unet", "config", "model_channels", 2**40), "no network of such sizes"),
     "unet-larger-than-its-weights": (put("unet", "config", "model_channels", 8), r"of another shape: .*\(wanted \(8"),
     "unet-too-deep": (put("unet", "config", "num_res_blocks", 10**9), "tensors, for 1000000000 blocks"),
-    "image-size": (put("image_size", "large"), "image_size is no side of a picture"),
+    "image-size": (put("image_size", "large"), "image_size must be an integer or .*, got 'large'"),
+    "image-size-of-three": (put("image_size", [8, 8, 8]), r"image_size must be an integer or .*, got \[8, 8, 8\]"),
+    "image-size-of-nothing": (put("image_size", [8, 0]), "image_size must be at least 1"),
     "unet-is-a-list": (put("unet", []), "."),
     "config-is-a-list": (put("unet", "config", []), "."),
 }

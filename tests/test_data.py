@@ -211,6 +211,23 @@ class TestPictures:
         source, target = load_dataset("paired", f"{tmp_path}/x,{tmp_path}/y", image_size=SIDE)[0]
         assert source.shape == target.shape == (3, SIDE, SIDE)
 
+    def test_height_comes_before_width(self, tmp_path: Path, save_picture: SavePicture) -> None:
+        save_picture(tmp_path / "train" / "7.png", halves())
+        dataset = load_dataset("edge2shoes", str(tmp_path), image_size=(SIDE // 2, SIDE))
+        assert dataset.images(0)[0].size == (SIDE, SIDE // 2)
+        source, target = dataset[0]
+        assert source.shape == target.shape == (3, SIDE // 2, SIDE)
+        assert PairedDataset(dataset.pairs, (SIDE, SIDE)).image_size == SIDE
+
+    def test_grey(self, tmp_path: Path, save_picture: SavePicture) -> None:
+        """Red is 0.299 of the luminance of ITU-R 601, blue 0.114."""
+        save_picture(tmp_path / "train" / "7.png", halves())
+        dataset = load_dataset("edge2shoes", str(tmp_path), image_size=SIDE, channels=1)
+        for tensor, level in zip(dataset[0], (0.299, 0.114), strict=True):
+            assert tensor.shape == (1, SIDE, SIDE)
+            torch.testing.assert_close(tensor, torch.full_like(tensor, 2 * level - 1), rtol=0, atol=1 / 255)
+        assert [image.mode for image in dataset.images(0) if image] == ["L", "L"]
+
     def test_odd_width_cannot_be_halved(self, tmp_path: Path, save_picture: SavePicture) -> None:
         save_picture(tmp_path / "train" / "7.png", flat(RED, (7, 4)))
         with pytest.raises(ValueError, match=r"7\.png is 7 pixels wide"):
@@ -276,6 +293,12 @@ class TestWrongArguments:
         with pytest.raises(ValueError, match=r"direction must be one of .*, got 'AB'"):
             PairedDataset([], 8, "AB")
 
+    def test_channels(self) -> None:
+        with pytest.raises(ValueError, match="channels of pictures must be 1 or 3, got 2"):
+            PairedDataset([], 8, channels=2)
+
     def test_image_size(self) -> None:
+        with pytest.raises(ValueError, match=r"image_size must be at least 1, got \(4, 0\)"):
+            PairedDataset([], (4, 0))
         with pytest.raises(ValueError, match="image_size must be at least 1, got 0"):
             PairedDataset([], 0)

@@ -110,6 +110,33 @@ class TestFromPil:
         assert (image.mode, image.getpixel((0, 0))) == ("RGBA", (1, 2, 3, 4))
 
 
+@pytest.mark.parametrize(
+    ("text", "size", "sides"),
+    [("8", 8, (8, 8)), ("8x8", 8, (8, 8)), ("8x16", (8, 16), (8, 16)), ("8X16", (8, 16), (8, 16))],
+)
+def test_sizes(text: str, size: images.Size, sides: tuple[int, int]) -> None:
+    """Height first; a square has one form, in whatever it was written."""
+    assert images.as_size(images.read_size(text)) == size
+    assert images.as_size(list(sides)) == size
+    assert images.sides(size) == sides
+
+
+@pytest.mark.parametrize("text", ["", "x", "8x", "8x8x8", "-8", "8.5", "wide"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match=f"a size is written as 256, or as 256x512 for height x width, got '{text}'"):
+        images.read_size(text)
+
+
+def test_scaling_is_that_of_a_picture_bit_for_bit() -> None:
+    """And both are the nearest floats to the quotient and its difference from 1."""
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    scaled = images.scale(torch.from_numpy(images.to_pixels(Image.fromarray(grey), channels=1)))
+    assert scaled.dtype == torch.float32
+    assert torch.equal(scaled, images.from_pil(Image.fromarray(grey), channels=1))
+    wanted = [float(np.float32(float(np.float32(value / 127.5)) - 1)) for value in range(256)]
+    assert scaled.flatten().tolist() == wanted
+
+
 class TestToPil:
     def test_round_trip_of_all_levels_is_exact(self) -> None:
         ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)

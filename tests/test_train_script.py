@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 import bbdm
+from bbdm.fine_tuning import FIRST
 from bbdm.networks.unet import PRESETS, UNetConfig
 from bbdm.train_config import TrainConfig
 from bbdm.training import Trainer
-from examples import train
-from tests.conftest import TINY, SavePicture
+from examples import generate, train
+from tests.conftest import TINY, SavePicture, tiny_unet
 
 DATA = ["edge2shoes", "DATA", "model.pt"]
 
@@ -53,6 +54,9 @@ class TestParse:
             (["-lr", "2e-5"], "learning_rate", 2e-5),
             (["--learning_rate", "2e-5"], "learning_rate", 2e-5),
             (["--image_size", "64"], "image_size", 64),
+            (["--image_size", "64x128"], "image_size", (64, 128)),
+            (["--channels", "1"], "channels", 1),
+            (["--condition", "concat"], "condition", "concat"),
             (["--preset", "bbdm"], "preset", "bbdm"),
             (["--ckpt_path", "run/last.pt"], "ckpt_path", Path("run/last.pt")),
             (["--device", "meta"], "device", "meta"),
@@ -102,7 +106,7 @@ class TestParse:
 
     @pytest.mark.parametrize(
         "flags",
-        [["--preset", "huge"], ["--loss", "huber"], ["--bridge", "slerp"], ["-b", "many"]],
+        [["--image_size", "64x"], ["--preset", "huge"], ["--loss", "huber"], ["--bridge", "slerp"], ["-b", "many"]],
         ids=lambda flags: flags[0],
     )
     def test_refuses(self, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,6 +137,22 @@ class TestParse:
 )
 def test_build_bridge(flags: list[str], bridge: Any) -> None:
     assert train.build_bridge(train.parse([*DATA, *flags])) == bridge
+
+
+@pytest.mark.parametrize(
+    ("flags", "channels", "wanted"),
+    [
+        ([], 3, (3, 3, 0)),
+        (["--condition", "concat"], 3, (3, 3, 3)),
+        (["--preset", "demo"], 3, (3, 3, 3)),
+        (["--preset", "demo", "--condition", "none"], 3, (3, 3, 0)),
+        (["--preset", "demo"], 1, (1, 1, 1)),
+        (["--preset", "lbbdm-f8", "--condition", "concat"], 4, (4, 4, 4)),
+    ],
+)
+def test_build_network(flags: list[str], channels: int, wanted: tuple[int, int, int]) -> None:
+    config = train.build_network(train.parse([*DATA, *flags]), channels)
+    assert (config.in_channels, config.out_channels, config.condition_channels) == wanted
 
 
 class TestMain:
@@ -170,6 +190,77 @@ class TestMain:
             assert wanted is not None
             assert got is not None
             assert all(torch.equal(got[key], wanted[key]) for key in wanted)
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_cached_pictures_give_the_same_weights(self, data: Path, tmp_path: Path) -> None:
+        cache = tmp_path / "cache"
+        flags = ["--cache_images", str(cache)]
+        for name in "abc":
+            train.main(self.arguments(data, tmp_path / f"{name}.pt", *(flags if name != "a" else [])))
+        assert {path.name for path in cache.iterdir()} == {"train.npy", "train.json", "val.npy", "val.json"}
+        states = [bbdm.load_checkpoint(tmp_path / f"{name}.pt").build_unet().state_dict() for name in "abc"]
+        for state in states[1:]:
+            assert all(torch.equal(value, states[0][key]) for key, value in state.items())
+        with pytest.raises(ValueError, match=r"train\.npy is of other pictures \(image_size 16, now 32\)"):
+            train.main(self.arguments(data, tmp_path / "d.pt", *flags, "--image_size", "32"))
+
+    def test_cached_latents_need_no_cached_pictures(self, data: Path, tmp_path: Path) -> None:
+        flags = ["-vq", "vqgan.pt", "--cache_latents", "a", "--cache_images", "b"]
+        with pytest.raises(ValueError, match="--cache_images and --cache_latents exclude each other"):
+            train.main(self.arguments(data, tmp_path / "model.pt", *flags))
+
+    @pytest.mark.usefixtures("tiny_demo")
+    @pytest.mark.parametrize("bare", [False, True], ids=["checkpoint", "state-dict"])
+    def test_begins_from_trained_weights(
+        self,
+        bare: bool,
+        data: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """A file that says nothing of its bridge is read as well, with the T and noise scale of the run."""
+        trained = tmp_path / "trained.pt"
+        network, average = tiny_unet(1), tiny_unet(2)
+        if bare:
+            torch.save(average.state_dict(), trained)
+        else:
+            bbdm.save_checkpoint(trained, network, bbdm.ABridge(60), ema=average)
+        monkeypatch.setattr(Trainer, "fit", lambda *_, **__: None)
+        train.main(self.arguments(data, tmp_path / "model.pt", "--init_from", str(trained)))
+        loaded, wanted = bbdm.load_checkpoint(tmp_path / "model.pt").unet, average.state_dict()
+        for state in (loaded.weights, loaded.ema):
+            assert state is not None
+            widened = state.pop(FIRST)
+            assert torch.equal(widened, torch.cat([wanted[FIRST], torch.zeros_like(wanted[FIRST])], dim=1))
+            assert all(torch.equal(value, wanted[key]) for key, value in state.items())
+        told = capsys.readouterr().out
+        assert f"trained.pt: {FIRST} begins at zero for 3 input channels that are new" in told
+        assert ("trained.pt: it was trained as ABridge(num_steps=60" in told) is not bare
+
+    def test_flags_of_a_beginning_that_exclude_each_other(self, data: Path, tmp_path: Path) -> None:
+        for flags, told in (
+            (["--init_from", "a.pt", "--ckpt_path", "b.pt"], "--init_from and --ckpt_path exclude each other"),
+            (["--config", "a.yaml"], "--config is of the network that --init_from names"),
+        ):
+            with pytest.raises(ValueError, match=told):
+                train.main(self.arguments(data, tmp_path / "model.pt", *flags))
+
+    @pytest.mark.usefixtures("tiny_demo")
+    @pytest.mark.parametrize("condition", ["concat", "none"])
+    def test_grey_pictures_that_are_not_square(self, condition: str, data: Path, tmp_path: Path) -> None:
+        flags = ["--image_size", "16x24", "--channels", "1", "--condition", condition]
+        train.main(self.arguments(data, tmp_path / "model.pt", *flags))
+        assert bbdm.load_checkpoint(tmp_path / "model.pt").image_size == (16, 24)
+        with Image.open(tmp_path / "model.run" / "epoch_0001.png") as preview:
+            assert preview.size == (3 * (24 + 2) + 2, 16 + 2 * 2)
+        generate.main(["edge2shoes", str(data), str(tmp_path / "model.pt"), str(tmp_path / "results"), "--steps", "2"])
+        with Image.open(tmp_path / "results" / "3.png") as result:
+            assert (result.size, result.mode) == ((24, 16), "L")
+
+    def test_channels_are_of_pictures(self, data: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="with -vq, the VQGAN says what it takes"):
+            train.main(self.arguments(data, tmp_path / "model.pt", "--channels", "1", "-vq", "vqgan.pt"))
 
     @pytest.mark.usefixtures("tiny_demo")
     def test_output_is_free_of_training_state(self, data: Path, tmp_path: Path) -> None:

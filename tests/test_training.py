@@ -604,6 +604,26 @@ class TestFiles:
 
 
 class TestTrainer:
+    def test_pictures_that_are_not_square(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        wide = PairedDataset(pairs.pairs, (SIZE, 2 * SIZE))
+        trainer = make_trainer(train=wide, validation=wide, epochs=1)
+        trainer.fit()
+        assert load_checkpoint(trainer.last).image_size == (SIZE, 2 * SIZE)
+        make_trainer(train=wide, epochs=2).resume(trainer.last)
+        with pytest.raises(ValueError, match=r"trained with image_size \(8, 16\), and these pairs have 8"):
+            make_trainer(epochs=2).resume(trainer.last)
+        with pytest.raises(ValueError, match=r"image_size \(8, 9\) is not a multiple of the network's 2"):
+            make_trainer(train=PairedDataset(pairs.pairs, (SIZE, SIZE + 1)))
+
+    def test_grey_pictures(self, make_trainer: MakeTrainer, make_unet: MakeUNet, pairs: PairedDataset) -> None:
+        grey = PairedDataset(pairs.pairs, SIZE, channels=1)
+        unet = make_unet(in_channels=1, out_channels=1, condition_channels=1)
+        trainer = make_trainer(unet=unet, train=grey, validation=grey, epochs=1)
+        trainer.fit()
+        assert math.isfinite(metrics_of(trainer)[0]["validation_loss"])
+        with pytest.raises(ValueError, match="the network takes 3 channels, and the pairs have 1"):
+            make_trainer(train=grey)
+
     def test_drops_the_last_short_batch(self, make_trainer: MakeTrainer, recorder: Recorder) -> None:
         trainer = make_trainer(batch_size=3, epochs=1)
         trainer.fit()
