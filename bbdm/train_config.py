@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Loss = Literal["l1", "l2"]
-Schedule = Literal["constant", "cosine"]
 Precision = Literal["fp32", "bf16"]
+Schedule = Literal["constant", "cosine"]
+FREE = {"epochs", "learning_rate", "compile", "workers", "preview_every", "save_every", "keep"}  # may change in a run
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,11 @@ class TrainConfig:
     seed: int = 0
     workers: int = 0  # processes that read pictures
     preview_every: int = 10  # epochs between grids of validation pairs
+    save_every: int = 500  # optimizer steps between checkpoints, beside those at the end of each epoch
+    keep: int = 2  # checkpoints that stay, the newest
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "preview_every"):
+        for name in ("epochs", "batch_size", "preview_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("warmup_steps", "seed", "workers"):

@@ -6,16 +6,16 @@ an epoch of (run seed, epoch), so a run that goes on from a checkpoint sees what
 
 from __future__ import annotations
 
-import json
+import errno
 import math
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
@@ -26,47 +26,19 @@ from bbdm.codec import Codec, Role
 from bbdm.data import PairedDataset
 from bbdm.ema import EMA
 from bbdm.execution import keep_freed_memory
-from bbdm.files import make_folder, write_atomically
+from bbdm.files import write_atomically
 from bbdm.kernels import philox
 from bbdm.latents import LatentDataset
+from bbdm.losses import bridge_loss
 from bbdm.networks.unet import UNet
+from bbdm.resuming import stored_codec, training_state
+from bbdm.run_folder import RunFolder
 from bbdm.sampler import BridgeSampler
-from bbdm.train_config import Loss, TrainConfig
+from bbdm.scripts import TERMINATED, StoppedError
+from bbdm.train_config import TrainConfig
 
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values that no optimizer step reaches
 PREVIEW_PAIRS = 8
-
-
-def bridge_loss(
-    unet: Callable[..., torch.Tensor],
-    bridge: Bridge,
-    x0: torch.Tensor,
-    y: torch.Tensor,
-    t: torch.Tensor,
-    noise: torch.Tensor | None = None,
-    loss: Loss = "l1",
-    condition: torch.Tensor | None = None,
-    *,
-    seeds: torch.Tensor | None = None,
-    step: int | None = None,
-) -> torch.Tensor:
-    """Distance between the network's prediction and the bridge's target, a scalar.
-
-    Args:
-        unet: called as unet(x_t, t, condition).
-        bridge: gives x_t and the target.
-        x0: (B, C, H, W) target images.
-        y: (B, C, H, W) source images.
-        t: (B,) integer times.
-        noise: (B, C, H, W) standard normals, in place of ``seeds`` and ``step``.
-        loss: ``l1`` (the papers') or ``l2``.
-        condition: what the network is conditioned on; the source, where it is conditional.
-        seeds: (B,) int64, one an image, from which the noise is drawn, with
-        step: the optimizer step.
-    """
-    x_t, target = bridge.add_noise(x0, y, t, noise, seeds=seeds, step=step)
-    prediction = unet(x_t, t, condition).to(target.dtype)
-    return F.l1_loss(prediction, target) if loss == "l1" else F.mse_loss(prediction, target)
 
 
 def _sample_seeds(run_seed: int, first: int, count: int, device: torch.device) -> torch.Tensor:
@@ -77,6 +49,12 @@ def _sample_seeds(run_seed: int, first: int, count: int, device: torch.device) -
 def _both_ways(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch mirrored, and as it is: pictures (B, C, H, W), or latents of both, (B, 2, C, H, W)."""
     return (v[:, 1], v[:, 0]) if v.ndim == 5 else (v.flip(-1), v)
+
+
+def _outlive_signals(worker: int) -> None:
+    """A reading process leaves a SIGTERM, which a whole group of processes gets, to the one that trains, but one."""
+    del worker
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 class Trainer:
@@ -132,6 +110,7 @@ class Trainer:
         self.train = train
         self.validation = validation
         self.folder = folder
+        self.run = RunFolder(folder, config.keep)
         self.device = next(unet.parameters()).device
         self.codec = None if codec is None else codec.placed(self.device, torch.float32)
         if self.device.type == "cpu":
@@ -141,128 +120,170 @@ class Trainer:
         self.epoch = 0  # epochs done
         self.step = 0  # optimizer steps done
         self.steps_per_epoch = len(train) // config.batch_size
+        self.best: dict[str, Any] | None = None  # metrics of the epoch with the lowest validation loss
+        self._epoch_loss = 0.0  # sum over the steps of this epoch
+        self._stop: Callable[[], bool] = lambda: False
 
-    @property
-    def last(self) -> Path:
-        """The checkpoint to go on from, written after each epoch."""
-        return self.folder / "last.pt"
-
-    def resume(self, path: Path) -> None:
-        """Go on from a checkpoint that a run of the same network and bridge wrote.
+    def resume(self, path: Path, checkpoint: Checkpoint | None = None) -> None:
+        """Go on from a checkpoint that a run of the same network and bridge wrote, where ``checkpoint`` is its content.
 
         Raises:
             ValueError: it has no training state, or is of another network, bridge, codec, number of pairs, size,
-                direction or settings; only epochs, learning rate, compile, workers and previews may change.
+                direction or settings; only those in :data:`~bbdm.train_config.FREE` may change.
         """
-        checkpoint = load_checkpoint(path)
-        self._resume_codec(checkpoint)
-        state = checkpoint.training
-        if state is None or checkpoint.unet.weights is None or checkpoint.unet.ema is None:
-            raise ValueError(f"{path} holds no training state: training can go on only from a run's last.pt")
-        if checkpoint.unet.config != self.unet.config or checkpoint.bridge != self.bridge:
-            raise ValueError(
-                f"{path} was trained as {checkpoint.unet.config}, {checkpoint.bridge}, "
-                f"and these settings ask for {self.unet.config}, {self.bridge}"
-            )
-        if state["step"] != state["epoch"] * self.steps_per_epoch:
-            raise ValueError(
-                f"{path} made {state['step']} steps in {state['epoch']} epochs, and these pairs and batch size make "
-                f"{self.steps_per_epoch} an epoch: go on with what it was trained with"
-            )
-        kinds = {"image_size": checkpoint.image_size, "direction": state.get("direction", self.train.direction)}
-        for name, stored in kinds.items():
-            if stored != getattr(self.train, name):
-                raise ValueError(
-                    f"{path} was trained with {name} {stored}, and these pairs have {getattr(self.train, name)}"
-                )
-        free = {"epochs", "learning_rate", "compile", "workers", "preview_every"}
-        stored = state["config"]
-        changed = [k for k, v in asdict(self.config).items() if k not in free and stored.get(k, v) != v]
-        if changed:
-            raise ValueError(
-                f"{path} was trained with {', '.join(f'{k}={stored[k]}' for k in changed)}: go on with that"
-            )
+        checkpoint = load_checkpoint(path) if checkpoint is None else checkpoint
+        codec = stored_codec(checkpoint, self.codec)
+        state = training_state(path, checkpoint, self.unet.config, self.bridge, self.config, self._pairs())
+        assert checkpoint.unet.weights is not None  # checked with the state
+        assert checkpoint.unet.ema is not None
+        self.codec = codec
         self.unet.load_state_dict(checkpoint.unet.weights)
         self.ema.unet.load_state_dict(checkpoint.unet.ema)
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step = state["epoch"], state["step"]
+        self._epoch_loss, self.best = state["epoch_loss"], state["best"]
 
-    def _resume_codec(self, checkpoint: Checkpoint) -> None:
-        """Take over the statistics of a run's codec, which must be the same otherwise."""
-        stored = checkpoint.build_codec()
-        descriptions = [None if codec is None else codec.description() for codec in (stored, self.codec)]
-        normalises = [codec is not None and codec.statistics is not None for codec in (stored, self.codec)]
-        if descriptions[0] != descriptions[1] or normalises[0] != normalises[1]:
-            flags = "without -vq" if stored is None else "with -vq and the same VQGAN, "
-            if stored is not None:
-                flags += f"{'without' if stored.statistics is None else 'with'} --normalize_latents"
-            raise ValueError(f"training can go on only in the space where it began: {flags}")
-        if self.codec is not None and stored is not None and stored.statistics is not None:
-            self.codec = self.codec.with_statistics(stored.statistics)
-
-    def fit(self, progress: bool = False) -> None:
-        """Train until ``config.epochs`` are done.
+    def resume_newest(self) -> bool:
+        """Go on from the newest whole checkpoint in the run's folder; False where there is none.
 
         Raises:
-            ValueError: a new run's folder holds another run, or a validation picture cannot be read.
-            RuntimeError: the loss is not a number any more; ``last.pt`` holds the epoch before.
+            ValueError: as for :meth:`resume`, or all are damaged.
         """
-        if self.epoch == 0 and self.last.exists():
+        newest = self.run.newest()
+        if newest is not None:
+            self.resume(*newest)
+        return newest is not None
+
+    def fit(self, progress: bool = False, stop: Callable[[], bool] = lambda: False) -> None:
+        """Train until ``config.epochs`` are done.
+
+        Args:
+            progress: show a bar.
+            stop: asked after each step and each batch of validation; once it says True, the run is saved and ends.
+
+        Raises:
+            ValueError: the folder holds checkpoints of later steps, or a validation picture cannot be read.
+            StoppedError: the loss is not a number any more, a picture cannot be read, the disk is full, or ``stop``
+                said so. The message says what to do next. Nothing that was saved is lost.
+        """
+        later = [step for step in self.run.checkpoints() if step > self.step]
+        if later:
             raise ValueError(
-                f"{self.folder} holds a run already: go on with it by --ckpt_path {self.last}, "
-                "or give another --experiment folder"
+                f"{self.folder} holds a run of {max(later)} steps already, and this one would begin at {self.step}: "
+                "without --ckpt_path it goes on from there, --overwrite deletes it, --experiment gives another folder"
             )
         if self.validation is not None:
-            for _ in self._batches(self.validation, drop_last=False):
+            for _ in self._batches(self.validation, self.config.batch_size):
                 pass  # read once now, so that a broken picture does not cost an epoch
-        make_folder(self.folder)
-        metrics = self.folder / "metrics.jsonl"
-        known = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-        write_atomically(metrics, lambda temporary: temporary.write_text("".join(known[: self.epoch])))
-        content = {"train": asdict(self.config), "unet": asdict(self.unet.config), "bridge": self.bridge.config()}
-        content |= {} if self.codec is None else {"codec": self.codec.config()}
-        (self.folder / "config.json").write_text(json.dumps(content, indent=2))
-        while self.epoch < self.config.epochs:
-            started = time.perf_counter()
-            loss = self._run_epoch(progress)
-            self.epoch += 1
-            seconds = time.perf_counter() - started
-            record: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "loss": loss}
-            if self.validation is not None:
-                record["validation_loss"] = self.validate()
-                if self.epoch % self.config.preview_every == 0 or self.epoch == self.config.epochs:
-                    self.preview(self.validation)
-            record["images_per_second"] = self.steps_per_epoch * self.config.batch_size / seconds
-            record["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-            with metrics.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            if progress:
-                tqdm.write("  ".join(f"{k} {v:.4g}" for k, v in record.items()))
-            state = {"optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step}
-            state |= {"config": asdict(self.config), "direction": self.train.direction}
-            self.save(self.last, state)
+        settings = {"train": asdict(self.config), "unet": asdict(self.unet.config), "bridge": self.bridge.config()}
+        settings |= {} if self.codec is None else {"codec": self.codec.config()}
+        self.run.begin(self.epoch, settings)
+        self._stop = stop
+        try:
+            while self.epoch < self.config.epochs:
+                self._run_epoch(progress)
+        except OSError as error:
+            todo = "Make room on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Mend that"
+            raise StoppedError(f"{error}. {todo}; {self.how_to_go_on()}") from error
+
+    def how_to_go_on(self) -> str:
+        """What is saved, and what the same command will do."""
+        saved = next(iter(self.run.checkpoints()), None)
+        if saved is None:
+            return "nothing is saved yet, and the same command starts anew"
+        return f"the same command goes on from step {saved}, which is saved in {self.folder}"
 
     def save(self, path: Path, training: dict[str, Any] | None = None) -> None:
         """Write the weights and their average, with the state to go on from where it is given."""
         about: dict[str, Any] = {"codec": self.codec, "image_size": self.train.image_size, "training": training}
         save_checkpoint(path, self.unet, self.bridge, ema=self.ema.unet, **about)
 
-    def _run_epoch(self, progress: bool) -> float:
-        mixed = (self.config.seed * 0x9E3779B9 + self.epoch) % 2**32  # the generator reads 32 bits of its seed
-        generator = torch.Generator().manual_seed(mixed)
-        order = torch.randperm(len(self.train), generator=generator)
-        batches = self._batches(Subset(self.train, order.tolist()), drop_last=True)
-        total = 0.0
-        with tqdm(total=self.steps_per_epoch, desc=f"epoch {self.epoch + 1}", disable=not progress, leave=False) as bar:
+    def _save(self) -> None:
+        """Write a checkpoint to go on from, unless the weights have diverged."""
+        if not torch.stack([p.isfinite().all() for p in self.unet.parameters()]).all():
+            raise self._diverged("weights are not finite")
+        state = {"optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step}
+        state |= {"epoch_loss": self._epoch_loss, "best": self.best}
+        state |= {"config": asdict(self.config), "pairs": self._pairs()}
+        self.save(self.run.checkpoint(self.step), state)
+        self.run.prune()
+
+    def _pairs(self) -> dict[str, Any]:
+        """What of the pairs must stay the same while a run goes on."""
+        return {"image_size": self.train.image_size, "direction": self.train.direction, "number": len(self.train)}
+
+    def _diverged(self, what: str) -> StoppedError:
+        return StoppedError(f"{what} at step {self.step}. Lower the learning rate (-lr); {self.how_to_go_on()}")
+
+    def _check_stop(self) -> None:
+        if self._stop():
+            self._save()
+            raise StoppedError(f"asked to end; {self.how_to_go_on()}", TERMINATED)
+
+    def _run_epoch(self, progress: bool) -> None:
+        """The steps that are left of an epoch, then validation, metrics and a checkpoint."""
+        done = self.step - self.epoch * self.steps_per_epoch
+        started, size = time.perf_counter(), self.config.batch_size
+        batches = self._readable(self._batches(self.train, size, self._order()[done * size :]))
+        with tqdm(
+            desc=f"epoch {self.epoch + 1}",
+            total=self.steps_per_epoch,
+            initial=done,
+            unit=" pairs",
+            unit_scale=size,
+            disable=not progress,
+            leave=False,
+        ) as bar:
             for y, x0 in batches:
                 loss = self.train_step(y, x0)
                 if not math.isfinite(loss):
-                    start = f"go on from {self.last}" if self.epoch else "start again"
-                    raise RuntimeError(f"the loss is {loss} at step {self.step}: {start} with a lower learning rate")
-                total += loss
+                    raise self._diverged(f"the loss is {loss}")
+                self._epoch_loss += loss
+                rate = self.optimizer.param_groups[0]["lr"]
                 bar.update()
-                bar.set_postfix(loss=f"{loss:.4f}")
-        return total / self.steps_per_epoch
+                bar.set_postfix(loss=f"{loss:.4f}", lr=f"{rate:.2g}")
+                if self.step % self.config.save_every == 0 and self.step % self.steps_per_epoch:
+                    self._save()
+                self._check_stop()
+        seconds = time.perf_counter() - started
+        record: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step}
+        record["loss"] = self._epoch_loss / self.steps_per_epoch
+        if self.validation is not None:
+            record["validation_loss"] = self.validate()
+        record["images_per_second"] = (self.steps_per_epoch - done) * size / seconds
+        record["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        self._end_epoch(record)
+        if progress:
+            tqdm.write("  ".join(f"{k} {v:.4g}" for k, v in record.items()))
+
+    def _end_epoch(self, record: dict[str, Any]) -> None:
+        """Keep what an epoch came to. The checkpoint is last: whoever is killed before it does the end anew."""
+        self.epoch += 1
+        self._epoch_loss = 0.0
+        if self.validation is not None:
+            if self.epoch % self.config.preview_every == 0 or self.epoch == self.config.epochs:
+                self.preview(self.validation)
+            if self.best is None or record["validation_loss"] < self.best["validation_loss"]:
+                self.best = {name: record[name] for name in ("epoch", "step", "validation_loss")}
+                self.save(self.run.best)
+        self.run.add_metrics(record)
+        self._save()
+
+    def _order(self) -> list[int]:
+        """The order of this epoch's pairs, without those of the last short batch."""
+        mixed = (self.config.seed * 0x9E3779B9 + self.epoch) % 2**32  # the generator reads 32 bits of its seed
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(mixed))
+        return order[: self.steps_per_epoch * self.config.batch_size].tolist()
+
+    def _readable(self, batches: Iterable[tuple[torch.Tensor, ...]]) -> Iterator[tuple[torch.Tensor, ...]]:
+        """The batches; where one cannot be read, what is trained so far is saved."""
+        try:
+            yield from batches
+            return
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().split("\n")[-1]  # a reading process tells its whole traceback
+        self._save()  # and raise without the error, whose traceback would keep the reading processes
+        raise StoppedError(f"{reason}. Mend that; {self.how_to_go_on()}")
 
     def train_step(self, y: torch.Tensor, x0: torch.Tensor) -> float:
         """One optimizer step on a batch of sources and targets as the dataset has them; the loss before the step."""
@@ -304,7 +325,8 @@ class Trainer:
         """Mean loss of the averaged weights over the validation pairs, at times and noise that never change."""
         assert self.validation is not None
         total, seen = 0.0, 0
-        for y, x0 in self._batches(self.validation, drop_last=False):
+        for y, x0 in self._readable(self._batches(self.validation, self.config.batch_size)):
+            self._check_stop()
             y, x0 = self._encode(y, "source", False), self._encode(x0, "target", False)
             seeds = _sample_seeds(0, seen, len(y), self.device)
             losses = [self._loss(self.ema.unet, y, x0, seeds, step).item() for step in VALIDATION_STEPS]
@@ -322,15 +344,18 @@ class Trainer:
         write_atomically(path, lambda temporary: images.grid(rows).save(temporary, "png"))
 
     def _batches(
-        self, dataset: Dataset[tuple[torch.Tensor, torch.Tensor]], *, drop_last: bool
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(source, target) batches on the device, in the dataset's order."""
+        self,
+        dataset: Dataset[tuple[torch.Tensor, torch.Tensor]],
+        batch_size: int,
+        indices: list[int] | None = None,
+    ) -> Iterator[tuple[torch.Tensor, ...]]:
+        """(source, target) batches on the device, of all pairs in the dataset's order or of those given."""
         loader = DataLoader(
-            dataset,
-            self.config.batch_size,
-            drop_last=drop_last,
+            dataset if indices is None else Subset(dataset, indices),
+            batch_size,
             num_workers=self.config.workers,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=_outlive_signals,
         )
         for y, x0 in loader:
             formats = [torch.channels_last if v.ndim == 4 else torch.preserve_format for v in (y, x0)]

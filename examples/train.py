@@ -1,4 +1,7 @@
-"""Train a bridge: python examples/train.py edge2shoes DATA OUTPUT_MODEL [flags]."""
+"""Train a bridge: python examples/train.py edge2shoes DATA OUTPUT_MODEL [flags].
+
+Killed at any moment, the same command goes on.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,14 @@ import torch
 
 from bbdm import scripts
 from bbdm.bridges import ABridge, Bridge, BrownianBridge, Objective
-from bbdm.checkpoint import load_checkpoint, load_vqgan
+from bbdm.checkpoint import Checkpoint, load_checkpoint, load_vqgan
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.data import DATASETS, DIRECTIONS, PairedDataset, load_dataset
 from bbdm.execution import find_device
-from bbdm.files import check_suffix
+from bbdm.files import check_suffix, remove_leftovers
 from bbdm.latents import LatentDataset, measure
 from bbdm.networks.unet import PRESETS, UNet
+from bbdm.run_folder import RunFolder
 from bbdm.train_config import Loss, Precision, Schedule, TrainConfig
 from bbdm.training import Trainer
 
@@ -73,8 +77,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of weights, order, times and noise")
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
     parser.add_argument("--preview_every", type=int, default=10, help="epochs between grids of validation pairs")
-    parser.add_argument("--experiment", type=Path, help="folder of losses, grids, last.pt; OUTPUT_MODEL.run if unset")
-    parser.add_argument("--ckpt_path", type=Path, help="go on from a run's last.pt")
+    parser.add_argument("--save_every", type=int, default=500, help="optimizer steps between checkpoints")
+    parser.add_argument("--keep", type=int, default=2, help="checkpoints that stay, the newest")
+    parser.add_argument(
+        "--experiment", type=Path, help="folder of losses, grids and checkpoints; OUTPUT_MODEL.run if unset"
+    )
+    parser.add_argument("--ckpt_path", type=Path, help="go on from this checkpoint, not from the newest of the folder")
+    parser.add_argument("--overwrite", action="store_true", help="delete what the folder has of later steps, and begin")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--show_verbose", action="store_true", help="a progress bar, and the losses of each epoch")
     preset = parser.parse_known_args(argv)[0].preset
@@ -102,12 +111,23 @@ def check_preset(name: str, codec: Codec) -> None:
         )
 
 
-def statistics(args: argparse.Namespace, pairs: PairedDataset | LatentDataset, codec: Codec) -> LatentStatistics:
-    """Those of the run that goes on, where there is one; else they are measured."""
+def start(args: argparse.Namespace, folder: RunFolder) -> tuple[Path, Checkpoint] | None:
+    """The checkpoint that the run goes on from, with its content; None for a run that begins."""
     if args.ckpt_path is not None:
-        stored = load_checkpoint(args.ckpt_path).build_codec()
-        if stored is not None and stored.statistics is not None:
-            return stored.statistics
+        return args.ckpt_path, load_checkpoint(args.ckpt_path)
+    return None if args.overwrite else folder.newest()
+
+
+def statistics(
+    args: argparse.Namespace,
+    pairs: PairedDataset | LatentDataset,
+    codec: Codec,
+    begun: tuple[Path, Checkpoint] | None,
+) -> LatentStatistics:
+    """Those of the run that goes on, where there is one; else they are measured."""
+    stored = None if begun is None else begun[1].build_codec()
+    if stored is not None and stored.statistics is not None:
+        return stored.statistics
     return measure(pairs, codec, args.flip, progress=args.show_verbose)
 
 
@@ -117,6 +137,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError("--cache_latents and --normalize_latents need -vq")
     if args.vqgan_path is None and args.preset.startswith("lbbdm"):
         raise ValueError(f"--preset {args.preset} is of latents: it needs -vq")
+    remove_leftovers(args.output_model)
     check_suffix(args.output_model)
     device = find_device(args.device)
     config = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
@@ -132,6 +153,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     unet = UNet.from_config(PRESETS[args.preset]).to(device)
     unet.gradient_checkpointing = args.gradient_checkpointing
+    folder = args.experiment or args.output_model.with_suffix(".run")
+    begun = start(args, RunFolder(folder, args.keep))
     codec, pairs = None, train
     if args.vqgan_path is not None:
         codec = VQGANCodec(load_vqgan(args.vqgan_path)).placed(device, torch.float32)
@@ -139,19 +162,18 @@ def main(argv: list[str] | None = None) -> None:
         if args.cache_latents is not None:
             pairs = LatentDataset(train, codec, args.cache_latents, args.flip, args.show_verbose)
         if args.normalize_latents:
-            codec = codec.with_statistics(statistics(args, pairs, codec))
-    folder = args.experiment or args.output_model.with_suffix(".run")
+            codec = codec.with_statistics(statistics(args, pairs, codec, begun))
     trainer = Trainer(unet, build_bridge(args), config, pairs, validation, folder, codec)
-    if args.ckpt_path is not None:
-        trainer.resume(args.ckpt_path)
+    if begun is not None:
+        trainer.resume(*begun)
+        del begun  # which is as large as the network's training state
+    if args.overwrite:
+        trainer.run.forget_after(trainer.step)
     try:
-        trainer.fit(progress=args.show_verbose)
+        with scripts.termination() as asked:
+            trainer.fit(args.show_verbose, asked)
     except KeyboardInterrupt:
-        if not trainer.last.exists():
-            raise KeyboardInterrupt("no epoch is whole yet, so nothing is kept; the same command starts anew") from None
-        raise KeyboardInterrupt(
-            f"{trainer.last} is of the last whole epoch; go on by adding --ckpt_path {trainer.last}"
-        ) from None
+        raise KeyboardInterrupt(trainer.how_to_go_on()) from None
     trainer.save(args.output_model)
     print(f"{args.output_model}: weights after epoch {trainer.epoch}; losses and grids are in {folder}")
 

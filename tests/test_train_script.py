@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import bbdm
+from bbdm.checkpoint import UNetState
 from bbdm.networks.unet import PRESETS, UNetConfig
 from bbdm.train_config import TrainConfig
 from bbdm.training import Trainer
@@ -54,8 +55,11 @@ class TestParse:
             (["--learning_rate", "2e-5"], "learning_rate", 2e-5),
             (["--image_size", "64"], "image_size", 64),
             (["--preset", "bbdm"], "preset", "bbdm"),
-            (["--ckpt_path", "run/last.pt"], "ckpt_path", Path("run/last.pt")),
+            (["--ckpt_path", "run/step_00000500.pt"], "ckpt_path", Path("run/step_00000500.pt")),
             (["--device", "meta"], "device", "meta"),
+            (["--overwrite"], "overwrite", True),
+            (["--save_every", "9"], "save_every", 9),
+            (["--keep", "3"], "keep", 3),
             (["--show_verbose"], "show_verbose", True),
             (["--experiment", "run"], "experiment", Path("run")),
             (["--seed", "5"], "seed", 5),
@@ -135,6 +139,14 @@ def test_build_bridge(flags: list[str], bridge: Any) -> None:
     assert train.build_bridge(train.parse([*DATA, *flags])) == bridge
 
 
+def assert_same(got: UNetState, wanted: UNetState) -> None:
+    """Weights and their average are equal bit for bit."""
+    for mine, theirs in ((got.weights, wanted.weights), (got.ema, wanted.ema)):
+        assert mine is not None
+        assert theirs is not None
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
 class TestMain:
     @staticmethod
     def arguments(data: Path, output: Path, *flags: str) -> list[str]:
@@ -154,28 +166,58 @@ class TestMain:
         assert result.shape == (1, 3, 16, 16)
         assert result.isfinite().all()
         run = tmp_path / "model.run"
-        assert {"config.json", "metrics.jsonl", "last.pt", "epoch_0001.png"} <= {file.name for file in run.iterdir()}
+        assert {"config.json", "metrics.jsonl", "step_00000001.pt", "best.pt", "epoch_0001.png"} <= {
+            file.name for file in run.iterdir()
+        }
 
     @pytest.mark.usefixtures("tiny_demo")
-    def test_goes_on_from_a_checkpoint(self, data: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("named", [False, True], ids=["the same command", "--ckpt_path"])
+    def test_goes_on_from_a_checkpoint(self, named: bool, data: Path, tmp_path: Path) -> None:
         for name, cut in (("straight", False), ("resumed", True)):
             run = tmp_path / name
             flags = ["--experiment", str(run), "--lr_schedule", "constant"]
             if cut:
                 train.main(self.arguments(data, tmp_path / "half.pt", *flags))
-                flags += ["--ckpt_path", str(run / "last.pt")]
+                flags += ["--ckpt_path", str(run / "step_00000001.pt")] if named else []
             train.main(self.arguments(data, tmp_path / f"{name}.pt", *flags, "-e", "2"))
         straight, resumed = (bbdm.load_checkpoint(tmp_path / f"{name}.pt").unet for name in ("straight", "resumed"))
-        for wanted, got in ((straight.weights, resumed.weights), (straight.ema, resumed.ema)):
-            assert wanted is not None
-            assert got is not None
-            assert all(torch.equal(got[key], wanted[key]) for key in wanted)
+        assert_same(resumed, straight)
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_a_finished_run_is_written_again(self, data: Path, tmp_path: Path) -> None:
+        outputs = [tmp_path / "model.pt", tmp_path / "again.pt"]
+        for output in outputs:
+            train.main(self.arguments(data, output, "--experiment", str(tmp_path / "run")))
+        assert_same(*(bbdm.load_checkpoint(output).unet for output in outputs))
+        assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_other_settings_are_refused_until_overwritten(self, data: Path, tmp_path: Path) -> None:
+        train.main(self.arguments(data, tmp_path / "model.pt", "-e", "3"))
+        other = self.arguments(data, tmp_path / "model.pt", "--loss", "l1")
+        with pytest.raises(ValueError, match=r"was trained with loss=l2: .* --overwrite"):
+            train.main(other)
+        train.main([*other, "--overwrite"])
+        run = tmp_path / "model.run"
+        assert sorted(path.name for path in run.glob("step_*")) == ["step_00000001.pt"]
+        assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
+        assert not (run / "epoch_0003.png").exists()
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_going_back_needs_saying(self, data: Path, tmp_path: Path) -> None:
+        train.main(self.arguments(data, tmp_path / "model.pt", "-e", "3", "--lr_schedule", "constant"))
+        run = tmp_path / "model.run"
+        back = ["-e", "3", "--lr_schedule", "constant", "--ckpt_path", str(run / "step_00000002.pt")]
+        with pytest.raises(ValueError, match="holds a run of 3 steps already, and this one would begin at 2"):
+            train.main(self.arguments(data, tmp_path / "back.pt", "--experiment", str(run), *back))
+        train.main(self.arguments(data, tmp_path / "back.pt", "--experiment", str(run), *back, "--overwrite"))
+        assert_same(*(bbdm.load_checkpoint(tmp_path / name).unet for name in ("back.pt", "model.pt")))
 
     @pytest.mark.usefixtures("tiny_demo")
     def test_output_is_free_of_training_state(self, data: Path, tmp_path: Path) -> None:
         train.main(self.arguments(data, tmp_path / "model.pt"))
         assert bbdm.load_checkpoint(tmp_path / "model.pt").training is None
-        assert bbdm.load_checkpoint(tmp_path / "model.run" / "last.pt").training is not None
+        assert bbdm.load_checkpoint(tmp_path / "model.run" / "step_00000001.pt").training is not None
 
     @pytest.mark.usefixtures("tiny_demo")
     def test_seed_decides_the_weights(self, data: Path, tmp_path: Path) -> None:
@@ -227,7 +269,7 @@ class TestMain:
         assert not (tmp_path / "model.run").exists()
 
     @pytest.mark.usefixtures("tiny_demo")
-    @pytest.mark.parametrize(("epoch", "told"), [(0, "nothing is kept"), (1, "last.pt is of .* --ckpt_path .*last.pt")])
+    @pytest.mark.parametrize(("epoch", "told"), [(0, "nothing is saved yet"), (1, "goes on from step 1, .* in .*run")])
     def test_an_interruption_says_how_to_go_on(
         self, epoch: int, told: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -22,6 +22,7 @@ from bbdm.ema import EMA
 from bbdm.kernels import philox_numpy
 from bbdm.kernels.noise_step import noise_step
 from bbdm.networks.unet import UNet, UNetConfig
+from bbdm.scripts import StoppedError
 from bbdm.train_config import TrainConfig
 from bbdm.training import Trainer, bridge_loss
 from tests.conftest import MakeUNet, SavePicture
@@ -68,6 +69,10 @@ def metrics_of(trainer: Trainer) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (trainer.folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def newest(trainer: Trainer) -> Path:
+    return next(iter(trainer.run.checkpoints().values()))
+
+
 class TestTrainConfig:
     @pytest.mark.parametrize(
         ("name", "value", "reason"),
@@ -75,6 +80,8 @@ class TestTrainConfig:
             ("epochs", 0, "epochs must be at least 1, got 0"),
             ("batch_size", 0, "batch_size must be at least 1, got 0"),
             ("preview_every", 0, "preview_every must be at least 1, got 0"),
+            ("save_every", 0, "save_every must be at least 1, got 0"),
+            ("keep", 0, "keep must be at least 1, got 0"),
             ("warmup_steps", -1, "warmup_steps must be at least 0, got -1"),
             ("seed", -1, "seed must be at least 0, got -1"),
             ("workers", -2, "workers must be at least 0, got -2"),
@@ -250,7 +257,18 @@ def interrupt_after_save(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def save(path: Path, *arguments: Any, **keywords: Any) -> None:
         save_checkpoint(path, *arguments, **keywords)
-        if keywords["training"]["epoch"] == 2:
+        if path.name == "step_00000004.pt":
+            raise InterruptedRunError
+
+    monkeypatch.setattr(training, "save_checkpoint", save)
+
+
+def interrupt_after_save_inside_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends once the state between the two steps of epoch 3 is on the disk."""
+
+    def save(path: Path, *arguments: Any, **keywords: Any) -> None:
+        save_checkpoint(path, *arguments, **keywords)
+        if path.name == "step_00000005.pt":
             raise InterruptedRunError
 
     monkeypatch.setattr(training, "save_checkpoint", save)
@@ -260,7 +278,7 @@ def interrupt_before_save(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process ends when epoch 3 is done but its checkpoint is not written."""
 
     def save(path: Path, *arguments: Any, **keywords: Any) -> None:
-        if keywords["training"]["epoch"] == 3:
+        if path.name == "step_00000006.pt":
             raise InterruptedRunError
         save_checkpoint(path, *arguments, **keywords)
 
@@ -283,13 +301,19 @@ def interrupt_inside_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestResume:
     @pytest.mark.parametrize(
-        "interrupt",
-        [interrupt_after_save, interrupt_inside_epoch, interrupt_before_save],
-        ids=lambda function: function.__name__,
+        ("interrupt", "step"),
+        [
+            (interrupt_after_save, 4),
+            (interrupt_inside_epoch, 5),
+            (interrupt_after_save_inside_epoch, 5),
+            (interrupt_before_save, 5),
+        ],
+        ids=lambda value: getattr(value, "__name__", ""),
     )
     def test_is_bitwise_the_undisturbed_run(
         self,
         interrupt: Callable[[pytest.MonkeyPatch], None],
+        step: int,
         make_trainer: MakeTrainer,
         make_unet: MakeUNet,
         pairs: PairedDataset,
@@ -302,6 +326,7 @@ class TestResume:
             "warmup_steps": 3,
             "flip": True,
             "preview_every": 4,
+            "save_every": 5,
         }
         straight = make_trainer("straight", **settings)
         straight.fit()
@@ -311,11 +336,11 @@ class TestResume:
             with pytest.raises(InterruptedRunError):
                 broken.fit()
         resumed = make_trainer("resumed", unet=make_unet(seed=5, condition_channels=3), **settings)
-        resumed.resume(resumed.last)
-        assert (resumed.epoch, resumed.step) == (2, 4)
+        assert resumed.resume_newest()
+        assert (resumed.epoch, resumed.step) == (2, step)
         resumed.fit()
 
-        ours, theirs = load_checkpoint(resumed.last), load_checkpoint(straight.last)
+        ours, theirs = load_checkpoint(newest(resumed)), load_checkpoint(newest(straight))
         for got, wanted in ((ours.unet.weights, theirs.unet.weights), (ours.unet.ema, theirs.unet.ema)):
             assert got is not None
             assert wanted is not None
@@ -336,25 +361,25 @@ class TestResume:
         first = make_trainer(epochs=1)
         first.fit()
         second = make_trainer(epochs=3)
-        second.resume(first.last)
+        second.resume(newest(first))
         second.fit()
         assert [(record["epoch"], record["step"]) for record in metrics_of(second)] == [(1, 2), (2, 4), (3, 6)]
 
     def test_of_a_finished_run_changes_nothing(self, make_trainer: MakeTrainer) -> None:
         trainer = make_trainer(epochs=1)
         trainer.fit()
-        before = trainer.last.read_bytes()
+        before = newest(trainer).read_bytes()
         again = make_trainer(epochs=1)
-        again.resume(again.last)
+        again.resume(newest(again))
         again.fit()
-        assert again.last.read_bytes() == before
+        assert newest(again).read_bytes() == before
 
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
             ({"seed": 4}, "trained with seed=0"),
             ({"loss": "l2"}, "trained with loss=l1"),
-            ({"batch_size": 4}, "steps in"),
+            ({"batch_size": 4}, "trained with batch_size=2"),
         ],
         ids=["seed", "loss", "batch"],
     )
@@ -362,7 +387,7 @@ class TestResume:
         first = make_trainer(epochs=1)
         first.fit()
         with pytest.raises(ValueError, match=reason):
-            make_trainer(epochs=2, **change).resume(first.last)
+            make_trainer(epochs=2, **change).resume(newest(first))
 
     @pytest.mark.parametrize(
         ("size", "direction", "reason"),
@@ -377,8 +402,8 @@ class TestResume:
         first = make_trainer(epochs=1)
         first.fit()
         other = make_trainer(epochs=2, train=PairedDataset(pairs.pairs, size, direction))
-        with pytest.raises(ValueError, match=rf"last\.pt was trained with {reason}"):
-            other.resume(first.last)
+        with pytest.raises(ValueError, match=rf"step_00000002\.pt was trained with {reason}"):
+            other.resume(newest(first))
 
     def test_needs_training_state(self, make_trainer: MakeTrainer, make_unet: MakeUNet, tmp_path: Path) -> None:
         unet = make_unet(condition_channels=3)
@@ -402,8 +427,8 @@ class TestResume:
         other.fit()
         trainer = make_trainer()
         before = copy.deepcopy(trainer.unet.state_dict())
-        with pytest.raises(ValueError, match=rf"last\.pt was trained as .*{reason}.* and these settings ask for"):
-            trainer.resume(other.last)
+        with pytest.raises(ValueError, match=rf"2\.pt was trained as .*{reason}.* and these settings ask for"):
+            trainer.resume(newest(other))
         assert all(torch.equal(value, before[key]) for key, value in trainer.unet.state_dict().items())
 
 
@@ -420,9 +445,9 @@ class TestDivergence:
 
         monkeypatch.setattr(training, "bridge_loss", loss)
         trainer = make_trainer()
-        with pytest.raises(RuntimeError, match=r"loss is nan at step 3: go on from .*last\.pt"):
+        with pytest.raises(StoppedError, match=r"loss is nan at step 3\. .*\(-lr\); .* from step 2, .* in .*run"):
             trainer.fit()
-        kept = load_checkpoint(trainer.last)
+        kept = load_checkpoint(newest(trainer))
         assert kept.training is not None
         assert kept.training["epoch"] == 1
         for state in (kept.unet.weights, kept.unet.ema):
@@ -434,10 +459,9 @@ class TestDivergence:
     ) -> None:
         monkeypatch.setattr(training, "bridge_loss", lambda *a, **k: bridge_loss(*a, **k) * math.inf)
         trainer = make_trainer()
-        with pytest.raises(RuntimeError, match="loss is inf at step 1") as caught:
+        with pytest.raises(StoppedError, match=r"loss is inf at step 1\. .* nothing is saved yet"):
             trainer.fit()
-        assert not trainer.last.exists()
-        assert "last.pt" not in str(caught.value)
+        assert not trainer.run.checkpoints()
 
 
 class Recorder:
@@ -581,14 +605,18 @@ class TestFiles:
     def test_without_validation(self, make_trainer: MakeTrainer) -> None:
         trainer = make_trainer(epochs=1, preview_every=1)
         trainer.fit()
-        assert sorted(file.name for file in trainer.folder.iterdir()) == ["config.json", "last.pt", "metrics.jsonl"]
+        assert sorted(file.name for file in trainer.folder.iterdir()) == [
+            "config.json",
+            "metrics.jsonl",
+            "step_00000002.pt",
+        ]
         assert "validation_loss" not in metrics_of(trainer)[0]
 
     def test_new_run_in_an_old_folder_is_refused(self, make_trainer: MakeTrainer) -> None:
         trainer = make_trainer(epochs=1)
         trainer.fit()
         before = {file.name: file.read_bytes() for file in trainer.folder.iterdir()}
-        with pytest.raises(ValueError, match=r"holds a run already: go on with it by --ckpt_path .*last\.pt"):
+        with pytest.raises(ValueError, match=r"holds a run of 2 steps already, .* begin at 0: .* --overwrite"):
             make_trainer(epochs=1).fit()
         assert {file.name: file.read_bytes() for file in trainer.folder.iterdir()} == before
 
@@ -598,7 +626,7 @@ class TestFiles:
         with (first.folder / "metrics.jsonl").open("a") as file:
             file.write('{"epoch": 2, "lo')
         second = make_trainer(epochs=2)
-        second.resume(first.last)
+        second.resume(newest(first))
         second.fit()
         assert [record["epoch"] for record in metrics_of(second)] == [1, 2]
 

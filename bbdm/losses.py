@@ -1,0 +1,43 @@
+"""The loss that bridges are trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from bbdm.bridges import Bridge
+from bbdm.train_config import Loss
+
+
+def bridge_loss(
+    unet: Callable[..., torch.Tensor],
+    bridge: Bridge,
+    x0: torch.Tensor,
+    y: torch.Tensor,
+    t: torch.Tensor,
+    noise: torch.Tensor | None = None,
+    loss: Loss = "l1",
+    condition: torch.Tensor | None = None,
+    *,
+    seeds: torch.Tensor | None = None,
+    step: int | None = None,
+) -> torch.Tensor:
+    """Distance between the network's prediction and the bridge's target, a scalar.
+
+    Args:
+        unet: called as unet(x_t, t, condition).
+        bridge: gives x_t and the target.
+        x0: (B, C, H, W) target images.
+        y: (B, C, H, W) source images.
+        t: (B,) integer times.
+        noise: (B, C, H, W) standard normals, in place of ``seeds`` and ``step``.
+        loss: ``l1`` (the papers') or ``l2``.
+        condition: what the network is conditioned on; the source, where it is conditional.
+        seeds: (B,) int64, one an image, from which the noise is drawn, with
+        step: the optimizer step.
+    """
+    x_t, target = bridge.add_noise(x0, y, t, noise, seeds=seeds, step=step)
+    prediction = unet(x_t, t, condition).to(target.dtype)
+    return F.l1_loss(prediction, target) if loss == "l1" else F.mse_loss(prediction, target)
