@@ -36,6 +36,11 @@ class RunFolder:
         """Weights of the lowest validation loss."""
         return self.path / BEST
 
+    @property
+    def events(self) -> Path:
+        """TensorBoard's."""
+        return self.path / EVENTS
+
     def checkpoint(self, step: int) -> Path:
         """Where the state after so many optimizer steps is kept."""
         return self.path / f"step_{step:08d}.pt"
@@ -76,7 +81,7 @@ class RunFolder:
         if step == 0:
             for path in (self.best, self.path / SUMMARY, self.path / METRICS, *self.path.glob("epoch_*.png")):
                 path.unlink(missing_ok=True)
-            shutil.rmtree(self.path / EVENTS, ignore_errors=True)
+            shutil.rmtree(self.events, ignore_errors=True)
 
     def begin(self, epochs: int, config: dict[str, Any]) -> None:
         """Make the folder ready for a run that begins, or goes on after so many epochs.
@@ -101,9 +106,10 @@ class RunFolder:
         with (self.path / METRICS).open("a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write what the whole run came to."""
-        self._write(SUMMARY, summary)
+    def write_summary(self, about: dict[str, Any]) -> None:
+        """Write what the whole run came to: the metrics of its last epoch, and more."""
+        last = (self.path / METRICS).read_text().splitlines()[-1]
+        self._write(SUMMARY, {**json.loads(last), **about})
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         write_atomically(self.path / name, lambda temporary: temporary.write_text(json.dumps(content, indent=2)))

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from bbdm import images
+from bbdm import images, machine
 from bbdm.bridges import Bridge
 from bbdm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from bbdm.codec import Codec, Role
@@ -31,10 +31,12 @@ from bbdm.kernels import philox
 from bbdm.latents import LatentDataset
 from bbdm.losses import bridge_loss
 from bbdm.networks.unet import UNet
-from bbdm.resuming import stored_codec, training_state
+from bbdm.optimizers import Plateau, make_optimizer
+from bbdm.run_checks import check_start, stored_codec, training_state
 from bbdm.run_folder import RunFolder
 from bbdm.sampler import BridgeSampler
 from bbdm.scripts import TERMINATED, StoppedError
+from bbdm.tracking import Tracker
 from bbdm.train_config import TrainConfig
 
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values that no optimizer step reaches
@@ -44,6 +46,11 @@ PREVIEW_PAIRS = 8
 def _sample_seeds(run_seed: int, first: int, count: int, device: torch.device) -> torch.Tensor:
     """(count,) seeds of the samples ``first``.. of a batch: low word the run's seed, high word the sample's index."""
     return run_seed + (torch.arange(first, first + count, device=device) << 32)
+
+
+def _mixed(seed: int, number: int) -> int:
+    """A seed of 32 bits, which are all that a generator reads, of a run's seed and a number."""
+    return (seed * 0x9E3779B9 + number) % 2**32
 
 
 def _both_ways(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,23 +93,7 @@ class Trainer:
         folder: Path,
         codec: Codec | None = None,
     ) -> None:
-        if len(train) < config.batch_size:
-            raise ValueError(f"batch_size {config.batch_size} is more than the number of training pairs, {len(train)}")
-        channels, stride = (3, 1) if codec is None else (codec.channels, codec.stride)
-        if unet.config.in_channels != channels:
-            kind = "pairs" if codec is None else "latents"
-            raise ValueError(f"the network takes {unet.config.in_channels} channels, and the {kind} have {channels}")
-        if train.image_size % (unet.config.stride * stride):
-            factors = f"the network's {unet.config.stride}"
-            if codec is not None:
-                factors = f"{unet.config.stride * stride}, {factors} times the VQGAN's {stride}"
-            raise ValueError(f"image_size {train.image_size} is not a multiple of {factors}")
-        if isinstance(train, LatentDataset):
-            if codec is None or train.codec != codec.description():
-                given = "none" if codec is None else "another one"
-                raise ValueError(f"codec must be the one that made the latents in {train.folder}, got {given}")
-            if train.flip != config.flip:
-                raise ValueError(f"flip must be that of the latents in {train.folder}, {train.flip}, got {config.flip}")
+        check_start(unet.config, config, train, codec)
         self.unet = unet.train()
         self.network = torch.compile(unet, fullgraph=True, dynamic=False) if config.compile else unet
         self.bridge = bridge
@@ -115,14 +106,16 @@ class Trainer:
         self.codec = None if codec is None else codec.placed(self.device, torch.float32)
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.ema = EMA(unet, config.ema_decay)
-        self.optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate, fused=True)
+        self.ema = EMA(unet, config.ema_decay, config.ema_start, config.ema_every)
+        self.optimizer = make_optimizer(unet, config)
+        self.plateau = Plateau(config.plateau_patience)
         self.epoch = 0  # epochs done
         self.step = 0  # optimizer steps done
         self.steps_per_epoch = len(train) // config.batch_size
         self.best: dict[str, Any] | None = None  # metrics of the epoch with the lowest validation loss
         self._epoch_loss = 0.0  # sum over the steps of this epoch
         self._stop: Callable[[], bool] = lambda: False
+        self._tracker: Tracker | None = None
 
     def resume(self, path: Path, checkpoint: Checkpoint | None = None) -> None:
         """Go on from a checkpoint that a run of the same network and bridge wrote, where ``checkpoint`` is its content.
@@ -142,6 +135,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step = state["epoch"], state["step"]
         self._epoch_loss, self.best = state["epoch_loss"], state["best"]
+        self.plateau = Plateau(self.config.plateau_patience, **state["plateau"])
 
     def resume_newest(self) -> bool:
         """Go on from the newest whole checkpoint in the run's folder; False where there is none.
@@ -179,12 +173,18 @@ class Trainer:
         settings |= {} if self.codec is None else {"codec": self.codec.config()}
         self.run.begin(self.epoch, settings)
         self._stop = stop
+        self._tracker = Tracker(self.run.events, self.step, self.bridge.train_range, self.device)
         try:
             while self.epoch < self.config.epochs:
                 self._run_epoch(progress)
+            about = {"best": self.best, "machine": machine.describe(self.device, ["bbdm", "torch"])}
+            self.run.write_summary(about)
         except OSError as error:
             todo = "Make room on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Mend that"
             raise StoppedError(f"{error}. {todo}; {self.how_to_go_on()}") from error
+        finally:
+            self._tracker.close()
+            self._tracker = None
 
     def how_to_go_on(self) -> str:
         """What is saved, and what the same command will do."""
@@ -203,7 +203,7 @@ class Trainer:
         if not torch.stack([p.isfinite().all() for p in self.unet.parameters()]).all():
             raise self._diverged("weights are not finite")
         state = {"optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step}
-        state |= {"epoch_loss": self._epoch_loss, "best": self.best}
+        state |= {"epoch_loss": self._epoch_loss, "best": self.best, "plateau": self.plateau.state()}
         state |= {"config": asdict(self.config), "pairs": self._pairs()}
         self.save(self.run.checkpoint(self.step), state)
         self.run.prune()
@@ -213,7 +213,7 @@ class Trainer:
         return {"image_size": self.train.image_size, "direction": self.train.direction, "number": len(self.train)}
 
     def _diverged(self, what: str) -> StoppedError:
-        return StoppedError(f"{what} at step {self.step}. Lower the learning rate (-lr); {self.how_to_go_on()}")
+        return StoppedError(f"{what} at step {self.step}. Lower -lr or set --grad_clip; {self.how_to_go_on()}")
 
     def _check_stop(self) -> None:
         if self._stop():
@@ -267,12 +267,15 @@ class Trainer:
                 self.best = {name: record[name] for name in ("epoch", "step", "validation_loss")}
                 self.save(self.run.best)
         self.run.add_metrics(record)
+        if self._tracker is not None:
+            shown = ("validation_loss", "images_per_second")
+            self._tracker.write(self.step, **{name: record[name] for name in shown if name in record})
         self._save()
 
     def _order(self) -> list[int]:
         """The order of this epoch's pairs, without those of the last short batch."""
-        mixed = (self.config.seed * 0x9E3779B9 + self.epoch) % 2**32  # the generator reads 32 bits of its seed
-        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(mixed))
+        generator = torch.Generator().manual_seed(_mixed(self.config.seed, self.epoch))
+        order = torch.randperm(len(self.train), generator=generator)
         return order[: self.steps_per_epoch * self.config.batch_size].tolist()
 
     def _readable(self, batches: Iterable[tuple[torch.Tensor, ...]]) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -288,21 +291,50 @@ class Trainer:
     def train_step(self, y: torch.Tensor, x0: torch.Tensor) -> float:
         """One optimizer step on a batch of sources and targets as the dataset has them; the loss before the step."""
         config = self.config
-        seeds = _sample_seeds(config.seed, 0, len(y), self.device)
-        if config.flip:
-            mirrored = philox.flips(seeds, self.step)[:, None, None, None]
-            y, x0 = (torch.where(mirrored, *_both_ways(v)) for v in (y, x0))
-        latents = isinstance(self.train, LatentDataset)
-        y, x0 = self._encode(y, "source", latents), self._encode(x0, "target", latents)
+        if self.unet.config.dropout:
+            torch.manual_seed(_mixed(config.seed, self.step))
+        rate = config.lr_at(self.step, config.epochs * self.steps_per_epoch)
+        rate = self.plateau.rate(rate) if config.lr_schedule == "plateau" else rate
         for group in self.optimizer.param_groups:
-            group["lr"] = config.lr_at(self.step, config.epochs * self.steps_per_epoch)
-        loss = self._loss(self.network, y, x0, seeds, self.step)
-        loss.backward()
+            group["lr"] = rate
+        parts = config.grad_accumulation
+        seeds = _sample_seeds(config.seed, 0, len(y), self.device)
+        total = torch.zeros((), device=self.device)
+        for part in zip(y.chunk(parts), x0.chunk(parts), seeds.chunk(parts), strict=True):
+            loss = self._part_loss(*part) / parts
+            loss.backward()
+            total += loss.detach()
+        norm = self._gradient_norm()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.unet, self.step)
         self.step += 1
-        return loss.item()
+        loss = total.item()  # the device is waited for here, once all is under way
+        self.plateau.update(loss)
+        if self._tracker is not None and norm is not None and self._tracker.due(self.step):
+            self._tracker.write_losses(self.step)
+            self._tracker.write(self.step, loss=loss, learning_rate=rate, gradient_norm=norm.item())
+        return loss
+
+    def _part_loss(self, y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+        """The loss of pairs as the dataset has them, each of a seed."""
+        if self.config.flip:
+            mirrored = philox.flips(seeds, self.step)[:, None, None, None]
+            y, x0 = (torch.where(mirrored, *_both_ways(v)) for v in (y, x0))
+        latents = isinstance(self.train, LatentDataset)
+        y, x0 = self._encode(y, "source", latents), self._encode(x0, "target", latents)
+        losses = self._losses(self.network, y, x0, seeds, self.step)
+        if self._tracker is not None:
+            self._tracker.add_losses(losses, philox.timesteps(seeds, self.step, *self.bridge.train_range))
+        return losses.mean()
+
+    def _gradient_norm(self) -> torch.Tensor | None:
+        """The norm of all gradients, which are cut where that is asked for; None where nobody needs it."""
+        if self.config.grad_clip:
+            return torch.nn.utils.clip_grad_norm_(self.unet.parameters(), self.config.grad_clip)
+        if self._tracker is not None and self._tracker.due(self.step + 1):
+            return torch.nn.utils.get_total_norm([p.grad for p in self.unet.parameters() if p.grad is not None])
+        return None
 
     def _encode(self, v: torch.Tensor, role: Role, latents: bool) -> torch.Tensor:
         """A batch of pictures, or of latents from a cache, in the space of the bridge."""
@@ -311,14 +343,15 @@ class Trainer:
         v = self.codec.normalize(v, role) if latents else self.codec.encode(v, role)
         return v.contiguous(memory_format=torch.channels_last)
 
-    def _loss(
+    def _losses(
         self, network: Callable[..., torch.Tensor], y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int
     ) -> torch.Tensor:
+        """The loss of each pair in the bridge's space, (B,)."""
         t = philox.timesteps(seeds, step, *self.bridge.train_range)
         condition = y if self.unet.config.condition_channels else None
         drawn: dict[str, Any] = {"condition": condition, "seeds": seeds, "step": step}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            return bridge_loss(network, self.bridge, x0, y, t, loss=self.config.loss, **drawn)
+            return bridge_loss(network, self.bridge, x0, y, t, loss=self.config.loss, per_image=True, **drawn)
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -329,8 +362,8 @@ class Trainer:
             self._check_stop()
             y, x0 = self._encode(y, "source", False), self._encode(x0, "target", False)
             seeds = _sample_seeds(0, seen, len(y), self.device)
-            losses = [self._loss(self.ema.unet, y, x0, seeds, step).item() for step in VALIDATION_STEPS]
-            total += len(y) * sum(losses) / len(losses)
+            losses = [self._losses(self.ema.unet, y, x0, seeds, step).sum().item() for step in VALIDATION_STEPS]
+            total += sum(losses) / len(losses)
             seen += len(y)
         return total / seen
 
@@ -340,8 +373,11 @@ class Trainer:
         y = torch.stack([source for source, _ in pairs]).to(self.device)
         results = BridgeSampler(self.ema.unet, self.bridge, codec=self.codec)(y, seed=0)
         rows = [[images.to_pil(v) for v in (s, r, t)] for (s, t), r in zip(pairs, results, strict=True)]
+        sheet = images.grid(rows)
         path = self.folder / f"epoch_{self.epoch:04d}.png"
-        write_atomically(path, lambda temporary: images.grid(rows).save(temporary, "png"))
+        write_atomically(path, lambda temporary: sheet.save(temporary, "png"))
+        if self._tracker is not None:
+            self._tracker.write_image(self.step, "source, result, target", sheet)
 
     def _batches(
         self,

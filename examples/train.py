@@ -22,10 +22,16 @@ from bbdm.files import check_suffix, remove_leftovers
 from bbdm.latents import LatentDataset, measure
 from bbdm.networks.unet import PRESETS, UNet
 from bbdm.run_folder import RunFolder
-from bbdm.train_config import Loss, Precision, Schedule, TrainConfig
+from bbdm.train_config import Loss, Optimizer, Precision, Schedule, TrainConfig
 from bbdm.training import Trainer
 
-BBDM: dict[str, Any] = {"batch_size": 8, "bridge": "bbdm"}
+BBDM: dict[str, Any] = {  # the original's templates
+    "bridge": "bbdm",
+    "batch_size": 8,
+    "lr_schedule": "plateau",
+    "ema_start": 30000,
+    "ema_every": 8,
+}
 PRESET_FLAGS: dict[str, dict[str, Any]] = {
     "paper": {},
     "bbdm": BBDM,
@@ -54,18 +60,30 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS")
     parser.add_argument("output_model", type=Path, help="the trained weights: .pt or .safetensors")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="paper", help="the network, and defaults for it")
-    parser.add_argument("-b", "--batch_size", type=int, default=64, help="pairs in a batch")
+    parser.add_argument("-b", "--batch_size", type=int, default=64, help="pairs in an optimizer step")
+    parser.add_argument("--grad_accumulation", type=int, default=1, help="parts to compute a batch in: less memory")
     parser.add_argument("-e", "--epochs", type=int, default=100, help="passes over the pairs")
     parser.add_argument("-t", "--t", "--time_steps", dest="time_steps", type=int, default=1000, help="T of the bridge")
     parser.add_argument("-l", "--c_lambda", type=float, default=2.0, help="noise scale of the A-Bridge")
-    parser.add_argument("-lr", "--learning_rate", type=float, default=1e-4, help="of Adam")
+    parser.add_argument("-lr", "--learning_rate", type=float, default=1e-4, help="of the optimizer")
     parser.add_argument("--image_size", type=int, default=256, help="side that pictures are resized to")
     parser.add_argument("--bridge", choices=["abridge", "brownian", "bbdm"], default="abridge", help="path")
     parser.add_argument("--objective", choices=get_args(Objective), default="residual", help="prediction")
     parser.add_argument("--loss", choices=get_args(Loss), default="l1", help="of the prediction")
-    parser.add_argument("--lr_schedule", choices=get_args(Schedule), default="constant", help="over all epochs")
-    parser.add_argument("--warmup_steps", type=int, default=0, help="optimizer steps")
+    parser.add_argument("--optimizer", choices=get_args(Optimizer), default="adam", help="with or without decay")
+    parser.add_argument("--weight_decay", type=float, default=0.01, help="of adamw")
+    parser.add_argument("--grad_clip", type=float, default=0.0, help="norm that gradients are cut to; 0: as they are")
+    parser.add_argument(
+        "--lr_schedule",
+        choices=get_args(Schedule),
+        default="constant",
+        help="cosine: to 0 over all epochs; plateau: halved when the training loss stops falling",
+    )
+    parser.add_argument("--warmup_steps", type=int, default=0, help="optimizer steps of a rising learning rate")
+    parser.add_argument("--plateau_patience", type=int, default=3000, help="steps before halving, and of rest after")
     parser.add_argument("--ema_decay", type=float, default=0.995, help="of the weights' average")
+    parser.add_argument("--ema_start", type=int, default=0, help="steps during which the average is a copy")
+    parser.add_argument("--ema_every", type=int, default=1, help="steps between updates of the average")
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=False, help="mirror half of the pairs")
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="of the network's arithmetic")
     parser.add_argument("--compile", action="store_true", help="faster steps after minutes of compiling")

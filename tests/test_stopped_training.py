@@ -423,7 +423,7 @@ def test_weights_that_are_no_numbers_are_not_saved(data: Path, undisturbed: Path
             return loss
 
         monkeypatch.setattr(Trainer, "train_step", train_step)
-        with pytest.raises(StoppedError, match=r"weights are not finite at step 10\. .*\(-lr\); .* from step 6, "):
+        with pytest.raises(StoppedError, match=r"weights are not finite at step 10\. Lower -lr .*; .* from step 6, "):
             train.main(arguments(data, tmp_path / "model.pt"))
     train.main(arguments(data, tmp_path / "model.pt"))
     assert_undisturbed(tmp_path, undisturbed)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import bbdm
+from bbdm import optimizers
 from bbdm.checkpoint import UNetState
 from bbdm.networks.unet import PRESETS, UNetConfig
 from bbdm.train_config import TrainConfig
@@ -60,6 +61,15 @@ class TestParse:
             (["--overwrite"], "overwrite", True),
             (["--save_every", "9"], "save_every", 9),
             (["--keep", "3"], "keep", 3),
+            (["--loss", "huber"], "loss", "huber"),
+            (["--optimizer", "adamw"], "optimizer", "adamw"),
+            (["--weight_decay", "0.1"], "weight_decay", 0.1),
+            (["--grad_accumulation", "4"], "grad_accumulation", 4),
+            (["--grad_clip", "1"], "grad_clip", 1.0),
+            (["--lr_schedule", "plateau"], "lr_schedule", "plateau"),
+            (["--plateau_patience", "9"], "plateau_patience", 9),
+            (["--ema_start", "9"], "ema_start", 9),
+            (["--ema_every", "9"], "ema_every", 9),
             (["--show_verbose"], "show_verbose", True),
             (["--experiment", "run"], "experiment", Path("run")),
             (["--seed", "5"], "seed", 5),
@@ -93,6 +103,15 @@ class TestParse:
         for flags in train.PRESET_FLAGS.values():
             assert flags.keys() <= names
 
+    @pytest.mark.parametrize("preset", ["bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"])
+    def test_presets_of_bbdm_are_its_templates(self, preset: str) -> None:
+        """configs/Template-*.yaml of xuekt98/BBDM: Adam 1e-4, batches of 8, EMA, ReduceLROnPlateau."""
+        args = train.parse([*DATA, "--preset", preset])
+        assert (args.batch_size, args.optimizer, args.learning_rate, args.loss) == (8, "adam", 1e-4, "l1")
+        assert (args.ema_decay, args.ema_start, args.ema_every) == (0.995, 30000, 8)
+        assert (args.lr_schedule, args.plateau_patience) == ("plateau", 3000)
+        assert (optimizers.FACTOR, optimizers.THRESHOLD, optimizers.LOWEST_RATE) == (0.5, 1e-4, 5e-7)
+
     @pytest.mark.parametrize("first", [True, False], ids=["preset-first", "preset-last"])
     def test_preset_sets_defaults_and_flags_win(self, first: bool) -> None:
         preset, explicit = ["--preset", "demo"], ["-b", "3", "--no-flip", "--loss", "l1"]
@@ -106,7 +125,7 @@ class TestParse:
 
     @pytest.mark.parametrize(
         "flags",
-        [["--preset", "huge"], ["--loss", "huber"], ["--bridge", "slerp"], ["-b", "many"]],
+        [["--preset", "huge"], ["--loss", "l3"], ["--bridge", "slerp"], ["-b", "many"]],
         ids=lambda flags: flags[0],
     )
     def test_refuses(self, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:

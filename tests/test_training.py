@@ -3,8 +3,10 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from PIL import Image
 from torch._dynamo.exc import Unsupported
 
-from bbdm import bridges, images, train_config, training
+from bbdm import bridges, images, tracking, train_config, training
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.checkpoint import load_checkpoint, save_checkpoint
 from bbdm.data import PairedDataset, load_dataset
@@ -22,6 +24,7 @@ from bbdm.ema import EMA
 from bbdm.kernels import philox_numpy
 from bbdm.kernels.noise_step import noise_step
 from bbdm.networks.unet import UNet, UNetConfig
+from bbdm.optimizers import Plateau, make_optimizer
 from bbdm.scripts import StoppedError
 from bbdm.train_config import TrainConfig
 from bbdm.training import Trainer, bridge_loss
@@ -89,8 +92,16 @@ class TestTrainConfig:
             ("learning_rate", math.nan, "learning_rate must be positive, got nan"),
             ("ema_decay", 1.0, r"ema_decay must be in \[0, 1\), got 1.0"),
             ("ema_decay", -0.1, r"ema_decay must be in \[0, 1\), got -0.1"),
-            ("loss", "huber", r"loss must be one of \('l1', 'l2'\), got 'huber'"),
-            ("lr_schedule", "step", r"lr_schedule must be one of \('constant', 'cosine'\), got 'step'"),
+            ("grad_accumulation", 0, "grad_accumulation must be at least 1, got 0"),
+            ("grad_accumulation", 3, "batch_size 64 does not split into grad_accumulation=3 equal parts"),
+            ("plateau_patience", 0, "plateau_patience must be at least 1, got 0"),
+            ("ema_every", 0, "ema_every must be at least 1, got 0"),
+            ("ema_start", -1, "ema_start must be at least 0, got -1"),
+            ("weight_decay", -0.1, "weight_decay must be at least 0, got -0.1"),
+            ("grad_clip", math.nan, "grad_clip must be at least 0, got nan"),
+            ("optimizer", "sgd", r"optimizer must be one of \('adam', 'adamw'\), got 'sgd'"),
+            ("loss", "l3", r"loss must be one of \('l1', 'l2', 'huber'\), got 'l3'"),
+            ("lr_schedule", "step", r"lr_schedule must be one of \('constant', 'cosine', 'plateau'\), got 'step'"),
             ("precision", "fp16", r"precision must be one of \('fp32', 'bf16'\), got 'fp16'"),
         ],
         ids=lambda value: "" if isinstance(value, str) and " " in value else str(value),
@@ -167,6 +178,22 @@ class TestBridgeLoss:
         assert self.loss(StandIn(), t, objective, "l1").item() == pytest.approx(l1, rel=1e-5)
         assert self.loss(StandIn(), t, objective, "l2").item() == pytest.approx(l2, rel=1e-5)
 
+    def test_huber_by_hand(self) -> None:
+        """Errors 0.2 and 0.1 with delta 0.1: 0.1 (0.2 - 0.05) and 0.1^2 / 2."""
+        assert self.loss(StandIn(), [2, 4], "residual", "huber").item() == pytest.approx((0.015 + 0.005) / 2, rel=1e-5)
+
+    @pytest.mark.parametrize("loss", ["l1", "l2", "huber"])
+    def test_per_image(self, loss: train_config.Loss) -> None:
+        """Each image's loss is what it would be alone."""
+        bridge, unet = BrownianBridge(4), StandIn()
+        x0, y, noise = (torch.full(self.shape, value) for value in (0.2, 0.6, self.eps))
+        t = torch.tensor([2, 4])
+        each = bridge_loss(unet, bridge, x0, y, t, noise, loss, per_image=True)
+        assert each.shape == (2,)
+        for i in range(2):
+            alone = bridge_loss(unet, bridge, x0[i : i + 1], y[i : i + 1], t[i : i + 1], noise[i : i + 1], loss)
+            assert each[i].item() == pytest.approx(alone.item(), rel=1e-6)
+
     def test_network_sees_t_and_condition(self) -> None:
         unet = StandIn()
         self.loss(unet, [1, 3], "residual", "l1")
@@ -204,6 +231,14 @@ class TestEMA:
         self.check(ema, before)
         ema.update(self.fill(unet, 4.0), step=1000)  # decay 1/2, not 1001/1010
         self.check(ema, (before + 4.0) / 2)
+
+    def test_bbdm_settings(self, make_unet: MakeUNet) -> None:
+        """A copy until step 4, the average from there on, taken in each second step."""
+        unet = self.fill(make_unet(), 0.0)
+        ema = EMA(unet, decay=0.5, start=4, every=2)
+        for step, (weight, average) in enumerate([(1.0, 0.0), (2.0, 2.0), (3.0, 2.0), (4.0, 44 / 13), (5.0, 44 / 13)]):
+            ema.update(self.fill(unet, weight), step)  # the fourth with decay 4/13, (4 * 2 + 9 * 4) / 13
+            self.check(ema, average)
 
     def test_is_a_frozen_copy(self, make_unet: MakeUNet) -> None:
         unet = make_unet().train()
@@ -445,7 +480,9 @@ class TestDivergence:
 
         monkeypatch.setattr(training, "bridge_loss", loss)
         trainer = make_trainer()
-        with pytest.raises(StoppedError, match=r"loss is nan at step 3\. .*\(-lr\); .* from step 2, .* in .*run"):
+        with pytest.raises(
+            StoppedError, match=r"loss is nan at step 3\. Lower -lr or set --grad_clip; .* from step 2, .* in .*run"
+        ):
             trainer.fit()
         kept = load_checkpoint(newest(trainer))
         assert kept.training is not None
@@ -567,6 +604,98 @@ class TestRandomness:
         assert not any(shared)
 
 
+class TestOptimizers:
+    def test_plateau_is_torchs(self) -> None:
+        """With BBDM's numbers, on losses that fall, stay, fall a little, and stay for long."""
+        patience = 5
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        sgd = torch.optim.SGD([parameter], lr=1e-4)
+        theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            sgd, factor=0.5, patience=patience, threshold=1e-4, cooldown=patience, min_lr=5e-7, eps=0
+        )
+        ours = Plateau(patience)
+        falling = [1 / (1 + i) for i in range(10)]
+        noise = torch.rand(200, generator=torch.Generator().manual_seed(0)).tolist()
+        rates = set()
+        for loss in [*falling, *[0.1] * 8, 0.0999999, 0.0998, *noise]:
+            sgd.step()
+            theirs.step(loss)
+            ours.update(loss)
+            rates.add(ours.rate(1e-4))
+            assert ours.rate(1e-4) == pytest.approx(sgd.param_groups[0]["lr"], rel=1e-12)
+        assert len(rates) > 5
+        assert min(rates) == 5e-7
+
+    def test_plateau_never_raises_a_rate(self) -> None:
+        assert Plateau(5).rate(1e-7) == 1e-7
+
+    def test_the_trainer_follows_the_plateau(self, make_trainer: MakeTrainer) -> None:
+        trainer = make_trainer(lr_schedule="plateau", plateau_patience=1, learning_rate=1e-3, epochs=1, batch_size=1)
+        trainer.plateau.update(0.0)  # nothing will be lower
+        trainer.fit()
+        assert trainer.step == 4
+        assert metrics_of(trainer)[-1]["learning_rate"] == 0.5e-3
+
+    @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+    def test_kind(self, name: Any, kind: type, make_trainer: MakeTrainer) -> None:
+        optimizer = make_trainer(optimizer=name, weight_decay=0.25).optimizer
+        assert type(optimizer) is kind
+        assert optimizer.defaults["fused"]
+        assert optimizer.defaults["weight_decay"] == (0.25 if name == "adamw" else 0)
+
+    def test_where_there_is_no_fused_one(self, make_unet: MakeUNet, monkeypatch: pytest.MonkeyPatch) -> None:
+        adam = torch.optim.Adam
+
+        def make(*arguments: Any, fused: bool, **more: Any) -> torch.optim.Optimizer:
+            if fused:
+                raise RuntimeError("`fused=True` requires all the params to be on supported devices")
+            return adam(*arguments, fused=fused, **more)
+
+        monkeypatch.setattr(torch.optim, "Adam", make)
+        assert not make_optimizer(make_unet(), TrainConfig()).defaults["fused"]
+
+    @staticmethod
+    def watch(trainer: Trainer, found: list[torch.Tensor]) -> None:
+        """Collect the gradients that the optimizer gets."""
+
+        def collect(*_: Any) -> None:
+            found.append(torch.cat([p.grad.flatten() for p in trainer.unet.parameters() if p.grad is not None]))
+
+        trainer.optimizer.register_step_pre_hook(collect)
+
+    def test_parts_of_a_batch_make_the_same_step(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        """All but for rounding: gradients of 4 pairs at once, and of 4 parts of one."""
+        weights = []
+        for parts in (1, 4):
+            trainer = make_trainer(str(parts), batch_size=4, flip=True, grad_accumulation=parts, grad_clip=1e9)
+            found: list[torch.Tensor] = []
+            self.watch(trainer, found)
+            y, x0 = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
+            weights.append((trainer.train_step(y, x0), found[0]))
+        assert weights[0][0] == pytest.approx(weights[1][0], rel=1e-5)
+        torch.testing.assert_close(weights[0][1], weights[1][1], rtol=1e-4, atol=1e-6)
+
+    def test_gradients_are_cut(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        trainer = make_trainer(batch_size=4, grad_clip=0.01)
+        found: list[torch.Tensor] = []
+        self.watch(trainer, found)
+        y, x0 = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
+        trainer.train_step(y, x0)
+        assert found[0].norm().item() == pytest.approx(0.01, rel=1e-3)
+
+    def test_dropout_is_the_same_after_a_resume(self, make_trainer: MakeTrainer, make_unet: MakeUNet) -> None:
+        ends = []
+        for epochs in ([2], [1, 2]):
+            unet = make_unet(condition_channels=3, dropout=0.5)
+            for number in epochs:
+                trainer = make_trainer(str(epochs), unet, epochs=number)
+                assert trainer.resume_newest() == (number == 2 and len(epochs) == 2)
+                torch.rand(number)  # what else draws from the generator changes nothing
+                trainer.fit()
+            ends.append(torch.cat([p.flatten() for p in unet.parameters()]))
+        assert torch.equal(*ends)
+
+
 class TestFiles:
     def test_metrics(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
         trainer = make_trainer(validation=pairs, learning_rate=1e-3, warmup_steps=8)
@@ -579,6 +708,69 @@ class TestFiles:
         for record in metrics:
             assert record["loss"] > 0
             assert record["images_per_second"] > 0
+
+    def test_summary(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        trainer = make_trainer(validation=pairs, epochs=3)
+        trainer.fit()
+        summary = json.loads((trainer.folder / "summary.json").read_text())
+        metrics = metrics_of(trainer)
+        assert summary.items() >= metrics[-1].items()
+        lowest = min(metrics, key=lambda record: record["validation_loss"])
+        assert summary["best"] == {name: lowest[name] for name in ("epoch", "step", "validation_loss")}
+        assert summary["machine"]["versions"]["torch"] == metadata.version("torch")
+
+    def test_best_weights_are_those_of_the_lowest_validation_loss(
+        self, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        losses = iter([3.0, 1.0, 2.0])
+        monkeypatch.setattr(Trainer, "validate", lambda self: next(losses))
+        trainer = make_trainer(validation=pairs, epochs=3, keep=3)
+        trainer.fit()
+        assert trainer.best == {"epoch": 2, "step": 4, "validation_loss": 1.0}
+        best, second = (load_checkpoint(path) for path in (trainer.run.best, trainer.run.checkpoint(4)))
+        assert best.training is None
+        assert best.unet.ema is not None
+        assert second.unet.ema is not None
+        assert all(torch.equal(value, second.unet.ema[key]) for key, value in best.unet.ema.items())
+
+    def test_tensorboard(
+        self, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Points every 2 steps; a run that goes on writes none twice."""
+        accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        monkeypatch.setattr(tracking, "EVERY", 2)
+        for epochs in (1, 3):
+            trainer = make_trainer(validation=pairs, epochs=epochs, preview_every=1, batch_size=1, learning_rate=1e-3)
+            assert trainer.resume_newest() == (epochs == 3)
+            trainer.fit()
+        events = accumulators.EventAccumulator(str(trainer.run.events)).Reload()
+        quarters = [f"loss by t/quarter {i}" for i in (1, 2, 3, 4)]
+        scalars = {"loss", "gradient_norm", "learning_rate", "validation_loss", "images_per_second"}
+        assert scalars <= set(events.Tags()["scalars"]) <= scalars | set(quarters)
+        for name in ("loss", "gradient_norm", "learning_rate"):
+            assert [point.step for point in events.Scalars(name)] == [2, 4, 6, 8, 10, 12]
+            assert all(math.isfinite(point.value) and point.value > 0 for point in events.Scalars(name))
+        told = [record["validation_loss"] for record in metrics_of(trainer)]
+        assert [point.value for point in events.Scalars("validation_loss")] == pytest.approx(told)
+        assert [image.step for image in events.Images("source, result, target")] == [4, 8, 12]
+
+    def test_losses_by_quarter_of_t(self, tmp_path: Path) -> None:
+        """Of t in 1..8: 1 and 2, 3 and 4, and so on; a quarter without an image has no point."""
+        accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        tracker = tracking.Tracker(tmp_path, 0, (1, 8), torch.device("cpu"))
+        tracker.add_losses(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([1, 2, 8]))
+        tracker.add_losses(torch.tensor([6.0, 7.0]), torch.tensor([1, 5]))
+        tracker.write_losses(3)
+        tracker.close()
+        events = accumulators.EventAccumulator(str(tmp_path)).Reload()
+        values = {tag[-1]: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
+        assert values == {"1": 3.0, "3": 7.0, "4": 5.0}
+
+    def test_without_tensorboard(self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        trainer = make_trainer(epochs=1)
+        trainer.fit()
+        assert not trainer.run.events.exists()
 
     def test_config_rebuilds_the_settings(self, make_trainer: MakeTrainer) -> None:
         trainer = make_trainer(epochs=1, flip=True)
@@ -605,20 +797,17 @@ class TestFiles:
     def test_without_validation(self, make_trainer: MakeTrainer) -> None:
         trainer = make_trainer(epochs=1, preview_every=1)
         trainer.fit()
-        assert sorted(file.name for file in trainer.folder.iterdir()) == [
-            "config.json",
-            "metrics.jsonl",
-            "step_00000002.pt",
-        ]
+        written = {"config.json", "metrics.jsonl", "step_00000002.pt", "summary.json"}
+        assert {file.name for file in trainer.folder.iterdir()} - {"tensorboard"} == written
         assert "validation_loss" not in metrics_of(trainer)[0]
 
     def test_new_run_in_an_old_folder_is_refused(self, make_trainer: MakeTrainer) -> None:
         trainer = make_trainer(epochs=1)
         trainer.fit()
-        before = {file.name: file.read_bytes() for file in trainer.folder.iterdir()}
+        before = {file.name: file.read_bytes() for file in trainer.folder.glob("*.*")}
         with pytest.raises(ValueError, match=r"holds a run of 2 steps already, .* begin at 0: .* --overwrite"):
             make_trainer(epochs=1).fit()
-        assert {file.name: file.read_bytes() for file in trainer.folder.iterdir()} == before
+        assert {file.name: file.read_bytes() for file in trainer.folder.glob("*.*")} == before
 
     def test_a_half_written_metrics_line_is_dropped(self, make_trainer: MakeTrainer) -> None:
         first = make_trainer(epochs=1)
@@ -671,7 +860,7 @@ class TestTrainer:
         for compile in (False, True):
             unet = make_unet(condition_channels=3, channel_mult=(1,), attention_resolutions=())
             trainer = make_trainer(f"compile {compile}", unet, compile=compile)
-            losses.append(trainer._loss(trainer.network, y, x0, seeds, 0))
+            losses.append(trainer._losses(trainer.network, y, x0, seeds, 0).mean())
             losses[-1].backward()
             gradients.append({name: p.grad for name, p in unet.named_parameters() if p.grad is not None})
             assert len(gradients[-1]) == len(list(unet.parameters()))

@@ -1,4 +1,4 @@
-"""The original BBDM's schedule: a learning rate that falls when the training loss has stopped falling."""
+"""Optimizers, and the original BBDM's schedule: a learning rate that falls when the loss has stopped falling."""
 
 from __future__ import annotations
 
@@ -6,9 +6,29 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
+from bbdm.networks.unet import UNet
+from bbdm.train_config import TrainConfig
+
 FACTOR = 0.5
 THRESHOLD = 1e-4  # a loss is lower where it is lower by this part of the lowest
 LOWEST_RATE = 5e-7
+
+
+def make_optimizer(unet: UNet, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of a network's weights, in one kernel where the device has it."""
+
+    def make(fused: bool) -> torch.optim.Optimizer:
+        if config.optimizer == "adamw":
+            decay = config.weight_decay
+            return torch.optim.AdamW(unet.parameters(), config.learning_rate, weight_decay=decay, fused=fused)
+        return torch.optim.Adam(unet.parameters(), config.learning_rate, fused=fused)
+
+    try:
+        return make(fused=True)
+    except RuntimeError:  # a device without
+        return make(fused=False)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Whether a run can go on from a checkpoint, which must be of the same network, bridge, space, pairs and settings."""
+"""Whether a run can begin with its network and pairs, or go on from a checkpoint, which must be of the same run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,33 @@ from typing import Any
 from bbdm.bridges import Bridge
 from bbdm.checkpoint import Checkpoint
 from bbdm.codec import Codec
+from bbdm.data import PairedDataset
+from bbdm.latents import LatentDataset
 from bbdm.networks.unet import UNetConfig
 from bbdm.train_config import FREE, TrainConfig
+
+
+def check_start(
+    unet: UNetConfig, config: TrainConfig, train: PairedDataset | LatentDataset, codec: Codec | None
+) -> None:
+    """Raise ValueError where a network cannot be trained on pairs; see :class:`bbdm.training.Trainer`."""
+    if len(train) < config.batch_size:
+        raise ValueError(f"batch_size {config.batch_size} is more than the number of training pairs, {len(train)}")
+    channels, stride = (3, 1) if codec is None else (codec.channels, codec.stride)
+    if unet.in_channels != channels:
+        kind = "pairs" if codec is None else "latents"
+        raise ValueError(f"the network takes {unet.in_channels} channels, and the {kind} have {channels}")
+    if train.image_size % (unet.stride * stride):
+        factors = f"the network's {unet.stride}"
+        if codec is not None:
+            factors = f"{unet.stride * stride}, {factors} times the VQGAN's {stride}"
+        raise ValueError(f"image_size {train.image_size} is not a multiple of {factors}")
+    if isinstance(train, LatentDataset):
+        if codec is None or train.codec != codec.description():
+            given = "none" if codec is None else "another one"
+            raise ValueError(f"codec must be the one that made the latents in {train.folder}, got {given}")
+        if train.flip != config.flip:
+            raise ValueError(f"flip must be that of the latents in {train.folder}, {train.flip}, got {config.flip}")
 
 
 def training_state(
