@@ -55,6 +55,7 @@ _MODULES = {
     "onnx_session",
     "optimizers",
     "packages",
+    "processes",
     "run_checks",
     "run_folder",
     "runtime",

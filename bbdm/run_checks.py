@@ -16,11 +16,19 @@ from bbdm.train_config import FREE, TrainConfig
 
 
 def check_start(
-    unet: UNetConfig, config: TrainConfig, train: PairedDataset | LatentDataset, codec: Codec | None
+    unet: UNetConfig,
+    config: TrainConfig,
+    train: PairedDataset | LatentDataset,
+    codec: Codec | None,
+    processes: int,
 ) -> None:
     """Raise ValueError where a network cannot be trained on pairs; see :class:`bbdm.training.Trainer`."""
     if len(train) < config.batch_size:
         raise ValueError(f"batch_size {config.batch_size} is more than the number of training pairs, {len(train)}")
+    parts = config.grad_accumulation * processes
+    if config.batch_size % parts:
+        told = f"{processes} processes with grad_accumulation={config.grad_accumulation}"
+        raise ValueError(f"batch_size {config.batch_size} does not split into equal parts for {told}")
     channels, stride = (3, 1) if codec is None else (codec.channels, codec.stride)
     if unet.in_channels != channels:
         kind = "pairs" if codec is None else "latents"

@@ -11,6 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from bbdm.latents import LatentDataset
 from bbdm.losses import bridge_loss
 from bbdm.networks.unet import UNet
 from bbdm.optimizers import Plateau, make_optimizer
+from bbdm.processes import Processes
 from bbdm.run_checks import check_start, stored_codec, training_state
 from bbdm.run_folder import RunFolder
 from bbdm.sampler import BridgeSampler
@@ -77,6 +79,7 @@ class Trainer:
         validation: pairs for the validation loss and previews, or None.
         folder: where metrics, previews and checkpoints go.
         codec: what takes pictures to the space of the bridge; None to train in image space.
+        processes: those that share the work; None for this one alone. The first of them writes.
 
     Raises:
         ValueError: fewer pairs than one batch, pictures of a size that the network cannot take, a codec of another
@@ -92,17 +95,20 @@ class Trainer:
         validation: PairedDataset | None,
         folder: Path,
         codec: Codec | None = None,
+        processes: Processes | None = None,
     ) -> None:
-        check_start(unet.config, config, train, codec)
+        self.device = next(unet.parameters()).device
+        self.processes = Processes(self.device) if processes is None else processes
+        check_start(unet.config, config, train, codec, self.processes.count)
         self.unet = unet.train()
-        self.network = torch.compile(unet, fullgraph=True, dynamic=False) if config.compile else unet
+        network = torch.compile(unet, fullgraph=True, dynamic=False) if config.compile else unet
+        self.network = self.processes.parallel(network)
         self.bridge = bridge
         self.config = config
         self.train = train
         self.validation = validation
         self.folder = folder
         self.run = RunFolder(folder, config.keep)
-        self.device = next(unet.parameters()).device
         self.codec = None if codec is None else codec.placed(self.device, torch.float32)
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -112,6 +118,7 @@ class Trainer:
         self.epoch = 0  # epochs done
         self.step = 0  # optimizer steps done
         self.steps_per_epoch = len(train) // config.batch_size
+        self.share = config.batch_size // self.processes.count  # pairs of a batch that this process has
         self.best: dict[str, Any] | None = None  # metrics of the epoch with the lowest validation loss
         self._epoch_loss = 0.0  # sum over the steps of this epoch
         self._stop: Callable[[], bool] = lambda: False
@@ -167,23 +174,26 @@ class Trainer:
                 "without --ckpt_path it goes on from there, --overwrite deletes it, --experiment gives another folder"
             )
         if self.validation is not None:
-            for _ in self._batches(self.validation, self.config.batch_size):
+            for _ in self._batches(self.validation, self.share, self._validation_share()):
                 pass  # read once now, so that a broken picture does not cost an epoch
         settings = {"train": asdict(self.config), "unet": asdict(self.unet.config), "bridge": self.bridge.config()}
         settings |= {} if self.codec is None else {"codec": self.codec.config()}
-        self.run.begin(self.epoch, settings)
         self._stop = stop
-        self._tracker = Tracker(self.run.events, self.step, self.bridge.train_range, self.device)
+        if self.processes.first:
+            self.run.begin(self.epoch, settings)
+            self._tracker = Tracker(self.run.events, self.step, self.bridge.train_range, self.device)
         try:
             while self.epoch < self.config.epochs:
                 self._run_epoch(progress)
-            about = {"best": self.best, "machine": machine.describe(self.device, ["bbdm", "torch"])}
-            self.run.write_summary(about)
+            if self.processes.first:
+                about = {"best": self.best, "machine": machine.describe(self.device, ["bbdm", "torch"])}
+                self.run.write_summary(about)
         except OSError as error:
             todo = "Make room on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Mend that"
             raise StoppedError(f"{error}. {todo}; {self.how_to_go_on()}") from error
         finally:
-            self._tracker.close()
+            if self._tracker is not None:
+                self._tracker.close()
             self._tracker = None
 
     def how_to_go_on(self) -> str:
@@ -202,6 +212,8 @@ class Trainer:
         """Write a checkpoint to go on from, unless the weights have diverged."""
         if not torch.stack([p.isfinite().all() for p in self.unet.parameters()]).all():
             raise self._diverged("weights are not finite")
+        if not self.processes.first:
+            return
         state = {"optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step}
         state |= {"epoch_loss": self._epoch_loss, "best": self.best, "plateau": self.plateau.state()}
         state |= {"config": asdict(self.config), "pairs": self._pairs()}
@@ -216,22 +228,23 @@ class Trainer:
         return StoppedError(f"{what} at step {self.step}. Lower -lr or set --grad_clip; {self.how_to_go_on()}")
 
     def _check_stop(self) -> None:
-        if self._stop():
+        if self.processes.sum(self._stop()):
             self._save()
+            self.processes.sum(0)  # until the first has saved: a process that ends takes the others down
             raise StoppedError(f"asked to end; {self.how_to_go_on()}", TERMINATED)
 
     def _run_epoch(self, progress: bool) -> None:
         """The steps that are left of an epoch, then validation, metrics and a checkpoint."""
         done = self.step - self.epoch * self.steps_per_epoch
         started, size = time.perf_counter(), self.config.batch_size
-        batches = self._readable(self._batches(self.train, size, self._order()[done * size :]))
+        batches = self._readable(self._batches(self.train, self.share, self._order(done)))
         with tqdm(
             desc=f"epoch {self.epoch + 1}",
             total=self.steps_per_epoch,
             initial=done,
             unit=" pairs",
             unit_scale=size,
-            disable=not progress,
+            disable=not (progress and self.processes.first),
             leave=False,
         ) as bar:
             for y, x0 in batches:
@@ -253,30 +266,39 @@ class Trainer:
         record["images_per_second"] = (self.steps_per_epoch - done) * size / seconds
         record["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         self._end_epoch(record)
-        if progress:
+        if progress and self.processes.first:
             tqdm.write("  ".join(f"{k} {v:.4g}" for k, v in record.items()))
 
     def _end_epoch(self, record: dict[str, Any]) -> None:
         """Keep what an epoch came to. The checkpoint is last: whoever is killed before it does the end anew."""
         self.epoch += 1
         self._epoch_loss = 0.0
+        first = self.processes.first
         if self.validation is not None:
-            if self.epoch % self.config.preview_every == 0 or self.epoch == self.config.epochs:
+            if first and (self.epoch % self.config.preview_every == 0 or self.epoch == self.config.epochs):
                 self.preview(self.validation)
             if self.best is None or record["validation_loss"] < self.best["validation_loss"]:
                 self.best = {name: record[name] for name in ("epoch", "step", "validation_loss")}
-                self.save(self.run.best)
-        self.run.add_metrics(record)
+                if first:
+                    self.save(self.run.best)
+        if first:
+            self.run.add_metrics(record)
         if self._tracker is not None:
             shown = ("validation_loss", "images_per_second")
             self._tracker.write(self.step, **{name: record[name] for name in shown if name in record})
         self._save()
 
-    def _order(self) -> list[int]:
-        """The order of this epoch's pairs, without those of the last short batch."""
+    def _order(self, done: int) -> list[int]:
+        """This process's pairs of this epoch's batches after the first ``done``; those of a last short one are out."""
         generator = torch.Generator().manual_seed(_mixed(self.config.seed, self.epoch))
-        order = torch.randperm(len(self.train), generator=generator)
-        return order[: self.steps_per_epoch * self.config.batch_size].tolist()
+        order = torch.randperm(len(self.train), generator=generator)[: self.steps_per_epoch * self.config.batch_size]
+        return order.view(self.steps_per_epoch, self.processes.count, -1)[done:, self.processes.rank].flatten().tolist()
+
+    def _validation_share(self) -> list[int]:
+        """This process's validation pairs: every so manieth batch."""
+        assert self.validation is not None
+        number, rank, count = len(self.validation), self.processes.rank, self.processes.count
+        return [i for i in range(number) if i // self.share % count == rank]
 
     def _readable(self, batches: Iterable[tuple[torch.Tensor, ...]]) -> Iterator[tuple[torch.Tensor, ...]]:
         """The batches; where one cannot be read, what is trained so far is saved."""
@@ -289,27 +311,31 @@ class Trainer:
         raise StoppedError(f"{reason}. Mend that; {self.how_to_go_on()}")
 
     def train_step(self, y: torch.Tensor, x0: torch.Tensor) -> float:
-        """One optimizer step on a batch of sources and targets as the dataset has them; the loss before the step."""
+        """One optimizer step on a batch of sources and targets as the dataset has them; the loss before the step.
+
+        Of several processes, each has its share of the batch, and all give the loss of the whole.
+        """
         config = self.config
         if self.unet.config.dropout:
-            torch.manual_seed(_mixed(config.seed, self.step))
+            torch.manual_seed(_mixed(config.seed, self.step * self.processes.count + self.processes.rank))
         rate = config.lr_at(self.step, config.epochs * self.steps_per_epoch)
         rate = self.plateau.rate(rate) if config.lr_schedule == "plateau" else rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         parts = config.grad_accumulation
-        seeds = _sample_seeds(config.seed, 0, len(y), self.device)
+        seeds = _sample_seeds(config.seed, self.processes.rank * len(y), len(y), self.device)
         total = torch.zeros((), device=self.device)
-        for part in zip(y.chunk(parts), x0.chunk(parts), seeds.chunk(parts), strict=True):
-            loss = self._part_loss(*part) / parts
-            loss.backward()
+        for index, part in enumerate(zip(y.chunk(parts), x0.chunk(parts), seeds.chunk(parts), strict=True), start=1):
+            with nullcontext() if index == parts else self.processes.alone(self.network):
+                loss = self._part_loss(*part) / parts
+                loss.backward()
             total += loss.detach()
         norm = self._gradient_norm()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.unet, self.step)
         self.step += 1
-        loss = total.item()  # the device is waited for here, once all is under way
+        loss = self.processes.sum(total.item()) / self.processes.count  # which waits for the device
         self.plateau.update(loss)
         if self._tracker is not None and norm is not None and self._tracker.due(self.step):
             self._tracker.write_losses(self.step)
@@ -357,15 +383,16 @@ class Trainer:
     def validate(self) -> float:
         """Mean loss of the averaged weights over the validation pairs, at times and noise that never change."""
         assert self.validation is not None
-        total, seen = 0.0, 0
-        for y, x0 in self._readable(self._batches(self.validation, self.config.batch_size)):
-            self._check_stop()
+        total, first, stride = 0.0, self.processes.rank * self.share, self.config.batch_size
+        for y, x0 in self._readable(self._batches(self.validation, self.share, self._validation_share())):
+            if self.processes.count == 1:  # several have not all the same number of batches
+                self._check_stop()
             y, x0 = self._encode(y, "source", False), self._encode(x0, "target", False)
-            seeds = _sample_seeds(0, seen, len(y), self.device)
+            seeds = _sample_seeds(0, first, len(y), self.device)
             losses = [self._losses(self.ema.unet, y, x0, seeds, step).sum().item() for step in VALIDATION_STEPS]
             total += sum(losses) / len(losses)
-            seen += len(y)
-        return total / seen
+            first += stride
+        return self.processes.sum(total) / len(self.validation)
 
     def preview(self, dataset: PairedDataset) -> None:
         """Write a grid of (source, result, target) of the first pairs, seed 0."""

@@ -1,26 +1,29 @@
 """Train a bridge: python examples/train.py edge2shoes DATA OUTPUT_MODEL [flags].
 
-Killed at any moment, the same command goes on.
+Killed at any moment, the same command goes on. In several processes, one a GPU: torchrun --nproc_per_node N in place
+of python, or --use_multi_gpus.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
-from bbdm import scripts
+from bbdm import processes, scripts
 from bbdm.bridges import ABridge, Bridge, BrownianBridge, Objective
 from bbdm.checkpoint import Checkpoint, load_checkpoint, load_vqgan
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.data import DATASETS, DIRECTIONS, PairedDataset, load_dataset
-from bbdm.execution import find_device
 from bbdm.files import check_suffix, remove_leftovers
 from bbdm.latents import LatentDataset, measure
 from bbdm.networks.unet import PRESETS, UNet
+from bbdm.processes import Processes
 from bbdm.run_folder import RunFolder
 from bbdm.train_config import Loss, Optimizer, Precision, Schedule, TrainConfig
 from bbdm.training import Trainer
@@ -103,6 +106,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ckpt_path", type=Path, help="go on from this checkpoint, not from the newest of the folder")
     parser.add_argument("--overwrite", action="store_true", help="delete what the folder has of later steps, and begin")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--use_multi_gpus", "-use_multi_gpus", action="store_true", help="a process for each GPU here")
     parser.add_argument("--show_verbose", action="store_true", help="a progress bar, and the losses of each epoch")
     preset = parser.parse_known_args(argv)[0].preset
     parser.set_defaults(**PRESET_FLAGS[preset])
@@ -129,6 +133,12 @@ def check_preset(name: str, codec: Codec) -> None:
         )
 
 
+def start_on_each_gpu(argv: list[str]) -> None:
+    """Let torchrun take this process's place, with a process for each GPU."""
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(torch.cuda.device_count())]
+    os.execv(sys.executable, [sys.executable, *several, __file__, *argv])
+
+
 def start(args: argparse.Namespace, folder: RunFolder) -> tuple[Path, Checkpoint] | None:
     """The checkpoint that the run goes on from, with its content; None for a run that begins."""
     if args.ckpt_path is not None:
@@ -151,49 +161,63 @@ def statistics(
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    if args.use_multi_gpus and processes.started() == 1 and torch.cuda.device_count() > 1:
+        start_on_each_gpu(sys.argv[1:] if argv is None else argv)
     if args.vqgan_path is None and (args.cache_latents or args.normalize_latents):
         raise ValueError("--cache_latents and --normalize_latents need -vq")
     if args.vqgan_path is None and args.preset.startswith("lbbdm"):
         raise ValueError(f"--preset {args.preset} is of latents: it needs -vq")
     remove_leftovers(args.output_model)
     check_suffix(args.output_model)
-    device = find_device(args.device)
+    team = Processes.join(args.device)
+    run(args, team)
+    team.leave()
+
+
+def run(args: argparse.Namespace, team: Processes) -> None:
+    """Train, as one of the processes of the run."""
+    args.show_verbose &= team.first
+    tell = print if team.first else lambda _: None
     config = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
     train = load_dataset(args.dataset, args.data_dir, "train", args.image_size, args.direction)
     try:
         validation = load_dataset(args.dataset, args.data_dir, "val", args.image_size, args.direction)
     except FileNotFoundError as error:
-        print(f"no validation: {error}")
+        tell(f"no validation: {error}")
         validation = None
     if validation is not None and validation.pairs == train.pairs:
-        print("no validation: these are the training pairs; {split} in the paths tells them apart")
+        tell("no validation: these are the training pairs; {split} in the paths tells them apart")
         validation = None
     torch.manual_seed(args.seed)
-    unet = UNet.from_config(PRESETS[args.preset]).to(device)
+    unet = UNet.from_config(PRESETS[args.preset]).to(team.device)
     unet.gradient_checkpointing = args.gradient_checkpointing
     folder = args.experiment or args.output_model.with_suffix(".run")
-    begun = start(args, RunFolder(folder, args.keep))
+    with team.first_before_others():
+        begun = start(args, RunFolder(folder, args.keep))
     codec, pairs = None, train
     if args.vqgan_path is not None:
-        codec = VQGANCodec(load_vqgan(args.vqgan_path)).placed(device, torch.float32)
+        codec = VQGANCodec(load_vqgan(args.vqgan_path)).placed(team.device, torch.float32)
         check_preset(args.preset, codec)
         if args.cache_latents is not None:
-            pairs = LatentDataset(train, codec, args.cache_latents, args.flip, args.show_verbose)
+            with team.first_before_others():
+                pairs = LatentDataset(train, codec, args.cache_latents, args.flip, args.show_verbose)
         if args.normalize_latents:
             codec = codec.with_statistics(statistics(args, pairs, codec, begun))
-    trainer = Trainer(unet, build_bridge(args), config, pairs, validation, folder, codec)
+    trainer = Trainer(unet, build_bridge(args), config, pairs, validation, folder, codec, team)
     if begun is not None:
         trainer.resume(*begun)
         del begun  # which is as large as the network's training state
     if args.overwrite:
-        trainer.run.forget_after(trainer.step)
+        with team.first_before_others():
+            trainer.run.forget_after(trainer.step)
     try:
         with scripts.termination() as asked:
             trainer.fit(args.show_verbose, asked)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(trainer.how_to_go_on()) from None
-    trainer.save(args.output_model)
-    print(f"{args.output_model}: weights after epoch {trainer.epoch}; losses and grids are in {folder}")
+    if team.first:
+        trainer.save(args.output_model)
+    tell(f"{args.output_model}: weights after epoch {trainer.epoch}; losses and grids are in {folder}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
@@ -30,7 +29,8 @@ from bbdm.networks.unet import PRESETS, UNetConfig
 from bbdm.scripts import TERMINATED, StoppedError
 from bbdm.training import Trainer
 from examples import train
-from tests.conftest import TINY, SavePicture
+from tests import tiny_train
+from tests.conftest import ROOT, TINY, SavePicture
 from tests.test_train_script import assert_same
 
 PAIRS, BATCH, EPOCHS = 12, 2, 3
@@ -108,8 +108,7 @@ def _slow_fsync(file: int) -> None:
 
 def _train(argv: list[str], started: Any) -> None:
     """What a process of its own does."""
-    torch.set_num_threads(1)
-    PRESETS["demo"] = UNetConfig(condition_channels=3, **TINY)
+    tiny_train.set_up()
     torch.save, os.fsync = _slow_save, _slow_fsync
     started.set()
     train.main(argv)
@@ -263,34 +262,22 @@ def test_sigterm_saves_and_says_how_to_go_on(
 
 def test_sigterm_of_a_process_group_with_workers(data: Path, undisturbed: Path, tmp_path: Path) -> None:
     """As schedulers send it: to the processes that read pictures too. One line, and status 143."""
-    program = f"""
-import torch
-from bbdm import scripts
-from bbdm.networks.unet import PRESETS, UNetConfig
-from bbdm.training import Trainer
-from examples import train
-torch.set_num_threads(1)
-PRESETS["demo"] = UNetConfig(condition_channels=3, **{TINY!r})
-step = Trainer.train_step
-def told(self, *pair):
-    print("step", flush=True)
-    return step(self, *pair)
-Trainer.train_step = told
-scripts.run(lambda: train.main({arguments(data, tmp_path / "model.pt", "--workers", "2")!r}))
-"""
-    command = [sys.executable, "-c", program]
-    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "tests.tiny_train", *arguments(data, tmp_path / "model.pt", "--workers", "2")]
     with subprocess.Popen(
-        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PAUSE": "0.1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as process:
-        assert process.stdout is not None
-        watchdog = threading.Timer(120, process.kill)
-        watchdog.start()
-        for _ in range(2):
-            assert process.stdout.readline() == "step\n"
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "model.run" / "step_00000005.pt").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
         os.killpg(process.pid, signal.SIGTERM)
-        _, errors = process.communicate()
-        watchdog.cancel()
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == TERMINATED, errors
     assert errors.splitlines()[-1].startswith("stopped: asked to end; the same command goes on from step ")
     assert "Traceback" not in errors
