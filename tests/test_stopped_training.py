@@ -416,7 +416,20 @@ def test_weights_that_are_no_numbers_are_not_saved(data: Path, undisturbed: Path
     assert_undisturbed(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize("flags", [["--gradient_checkpointing"], ["--no-flip"], ["--precision", "fp32"]], ids=str)
+PLATEAU = "--lr_schedule plateau --plateau_patience 2 --optimizer adamw --grad_clip 0.5 --ema_start 6 --ema_every 4"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--gradient_checkpointing"],
+        ["--no-flip"],
+        ["--precision", "fp32"],
+        PLATEAU.split(),
+        ["--grad_accumulation", "2"],
+    ],
+    ids=lambda flags: flags[0],
+)
 def test_interrupted_with_other_flags(flags: list[str], data: Path, tmp_path: Path) -> None:
     train.main(arguments(data, tmp_path / "a" / "model.pt", *flags))
     with pytest.MonkeyPatch.context() as monkeypatch:
