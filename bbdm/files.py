@@ -53,6 +53,12 @@ def short(value: Any) -> str:
     return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", str(value))
 
 
+def remove_leftovers(path: Path) -> None:
+    """Delete what killed processes left half written of a file; not while another one writes it."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Have ``write`` fill a temporary file beside ``path``, flush it to the disk, and rename it into place."""
     path = path.resolve()

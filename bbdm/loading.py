@@ -5,6 +5,7 @@ Pictures travel as uint8 and become floats there: workers only decode, and a bat
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -26,6 +27,12 @@ class _Order(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self.indices)
+
+
+def _outlive_signals(worker: int) -> None:
+    """A reading process leaves a SIGTERM, which a whole group of processes gets, to the one that trains, but one."""
+    del worker
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 class Batches:
@@ -56,6 +63,7 @@ class Batches:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
+            worker_init_fn=_outlive_signals,
         )
 
     def __call__(self, order: Sequence[int] | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

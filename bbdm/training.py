@@ -6,72 +6,52 @@ an epoch of (run seed, epoch), so a run that goes on from a checkpoint sees what
 
 from __future__ import annotations
 
-import json
+import errno
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from bbdm import images
+from bbdm import images, machine
 from bbdm.bridges import Bridge
 from bbdm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from bbdm.codec import Codec, Role
 from bbdm.data import PairedDataset
 from bbdm.ema import EMA
 from bbdm.execution import keep_freed_memory
-from bbdm.files import make_folder, write_atomically
+from bbdm.files import write_atomically
 from bbdm.kernels import philox
 from bbdm.latents import LatentDataset
 from bbdm.loading import Batches
+from bbdm.losses import bridge_loss
 from bbdm.networks.unet import UNet
+from bbdm.optimizers import Plateau, make_optimizer
+from bbdm.processes import Processes
+from bbdm.run_checks import check_start, stored_codec, training_state
+from bbdm.run_folder import RunFolder
 from bbdm.sampler import BridgeSampler
-from bbdm.train_config import Loss, TrainConfig
+from bbdm.scripts import TERMINATED, StoppedError
+from bbdm.tracking import Tracker
+from bbdm.train_config import TrainConfig
 
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values that no optimizer step reaches
 PREVIEW_PAIRS = 8
 
 
-def bridge_loss(
-    unet: Callable[..., torch.Tensor],
-    bridge: Bridge,
-    x0: torch.Tensor,
-    y: torch.Tensor,
-    t: torch.Tensor,
-    noise: torch.Tensor | None = None,
-    loss: Loss = "l1",
-    condition: torch.Tensor | None = None,
-    *,
-    seeds: torch.Tensor | None = None,
-    step: int | None = None,
-) -> torch.Tensor:
-    """Distance between the network's prediction and the bridge's target, a scalar.
-
-    Args:
-        unet: called as unet(x_t, t, condition).
-        bridge: gives x_t and the target.
-        x0: (B, C, H, W) target images.
-        y: (B, C, H, W) source images.
-        t: (B,) integer times.
-        noise: (B, C, H, W) standard normals, in place of ``seeds`` and ``step``.
-        loss: ``l1`` (the papers') or ``l2``.
-        condition: what the network is conditioned on; the source, where it is conditional.
-        seeds: (B,) int64, one an image, from which the noise is drawn, with
-        step: the optimizer step.
-    """
-    x_t, target = bridge.add_noise(x0, y, t, noise, seeds=seeds, step=step)
-    prediction = unet(x_t, t, condition).to(target.dtype)
-    return F.l1_loss(prediction, target) if loss == "l1" else F.mse_loss(prediction, target)
-
-
 def _sample_seeds(run_seed: int, first: int, count: int, device: torch.device) -> torch.Tensor:
     """(count,) seeds of the samples ``first``.. of a batch: low word the run's seed, high word the sample's index."""
     return run_seed + (torch.arange(first, first + count, device=device) << 32)
+
+
+def _mixed(seed: int, number: int) -> int:
+    """A seed of 32 bits, which are all that a generator reads, of a run's seed and a number."""
+    return (seed * 0x9E3779B9 + number) % 2**32
 
 
 def _both_ways(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,6 +72,7 @@ class Trainer:
         validation: pairs for the validation loss and previews, or None.
         folder: where metrics, previews and checkpoints go.
         codec: what takes pictures to the space of the bridge; None to train in image space.
+        processes: those that share the work; None for this one alone. The first of them writes.
 
     Raises:
         ValueError: fewer pairs than one batch, pictures of a size that the network cannot take, a codec of another
@@ -107,184 +88,275 @@ class Trainer:
         validation: PairedDataset | None,
         folder: Path,
         codec: Codec | None = None,
+        processes: Processes | None = None,
     ) -> None:
-        if len(train) < config.batch_size:
-            raise ValueError(f"batch_size {config.batch_size} is more than the number of training pairs, {len(train)}")
-        channels, stride = (train.channels, 1) if codec is None else (codec.channels, codec.stride)
-        if unet.config.in_channels != channels:
-            kind = "pairs" if codec is None else "latents"
-            raise ValueError(f"the network takes {unet.config.in_channels} channels, and the {kind} have {channels}")
-        if any(side % (unet.config.stride * stride) for side in images.sides(train.image_size)):
-            factors = f"the network's {unet.config.stride}"
-            if codec is not None:
-                factors = f"{unet.config.stride * stride}, {factors} times the VQGAN's {stride}"
-            raise ValueError(f"image_size {train.image_size} is not a multiple of {factors}")
-        if isinstance(train, LatentDataset):
-            if codec is None or train.codec != codec.description():
-                given = "none" if codec is None else "another one"
-                raise ValueError(f"codec must be the one that made the latents in {train.folder}, got {given}")
-            if train.flip != config.flip:
-                raise ValueError(f"flip must be that of the latents in {train.folder}, {train.flip}, got {config.flip}")
+        self.device = next(unet.parameters()).device
+        self.processes = Processes(self.device) if processes is None else processes
+        check_start(unet.config, config, train, codec, self.processes.count)
         self.unet = unet.train()
-        self.network = torch.compile(unet, fullgraph=True, dynamic=False) if config.compile else unet
+        network = torch.compile(unet, fullgraph=True, dynamic=False) if config.compile else unet
+        self.network = self.processes.parallel(network)
         self.bridge = bridge
         self.config = config
         self.train = train
         self.validation = validation
         self.folder = folder
-        self.device = next(unet.parameters()).device
+        self.run = RunFolder(folder, config.keep)
         self.codec = None if codec is None else codec.placed(self.device, torch.float32)
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.ema = EMA(unet, config.ema_decay)
-        self.optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate, fused=True)
+        self.ema = EMA(unet, config.ema_decay, config.ema_start, config.ema_every)
+        self.optimizer = make_optimizer(unet, config)
+        self.plateau = Plateau(config.plateau_patience)
         self.epoch = 0  # epochs done
         self.step = 0  # optimizer steps done
         self.steps_per_epoch = len(train) // config.batch_size
-        loading = (config.batch_size, self.device, config.workers)
+        self.share = config.batch_size // self.processes.count  # pairs of a batch that this process has
+        loading = (self.share, self.device, config.workers)
         self.train_batches = Batches(train, *loading)
         self.validation_batches = None if validation is None else Batches(validation, *loading)
+        self.best: dict[str, Any] | None = None  # metrics of the epoch with the lowest validation loss
+        self._epoch_loss = 0.0  # sum over the steps of this epoch
+        self._stop: Callable[[], bool] = lambda: False
+        self._tracker: Tracker | None = None
 
-    @property
-    def last(self) -> Path:
-        """The checkpoint to go on from, written after each epoch."""
-        return self.folder / "last.pt"
-
-    def resume(self, path: Path) -> None:
-        """Go on from a checkpoint that a run of the same network and bridge wrote.
+    def resume(self, path: Path, checkpoint: Checkpoint | None = None) -> None:
+        """Go on from a checkpoint that a run of the same network and bridge wrote, where ``checkpoint`` is its content.
 
         Raises:
             ValueError: it has no training state, or is of another network, bridge, codec, number of pairs, size,
-                direction or settings; only epochs, learning rate, compile, workers and previews may change.
+                direction or settings; only those in :data:`~bbdm.train_config.FREE` may change.
         """
-        checkpoint = load_checkpoint(path)
-        self._resume_codec(checkpoint)
-        state = checkpoint.training
-        if state is None or checkpoint.unet.weights is None or checkpoint.unet.ema is None:
-            raise ValueError(f"{path} holds no training state: training can go on only from a run's last.pt")
-        if checkpoint.unet.config != self.unet.config or checkpoint.bridge != self.bridge:
-            raise ValueError(
-                f"{path} was trained as {checkpoint.unet.config}, {checkpoint.bridge}, "
-                f"and these settings ask for {self.unet.config}, {self.bridge}"
-            )
-        if state["step"] != state["epoch"] * self.steps_per_epoch:
-            raise ValueError(
-                f"{path} made {state['step']} steps in {state['epoch']} epochs, and these pairs and batch size make "
-                f"{self.steps_per_epoch} an epoch: go on with what it was trained with"
-            )
-        kinds = {"image_size": checkpoint.image_size, "direction": state.get("direction", self.train.direction)}
-        for name, stored in kinds.items():
-            if stored != getattr(self.train, name):
-                raise ValueError(
-                    f"{path} was trained with {name} {stored}, and these pairs have {getattr(self.train, name)}"
-                )
-        free = {"epochs", "learning_rate", "compile", "workers", "preview_every"}
-        stored = state["config"]
-        changed = [k for k, v in asdict(self.config).items() if k not in free and stored.get(k, v) != v]
-        if changed:
-            raise ValueError(
-                f"{path} was trained with {', '.join(f'{k}={stored[k]}' for k in changed)}: go on with that"
-            )
+        checkpoint = load_checkpoint(path) if checkpoint is None else checkpoint
+        codec = stored_codec(checkpoint, self.codec)
+        state = training_state(path, checkpoint, self.unet.config, self.bridge, self.config, self._pairs())
+        assert checkpoint.unet.weights is not None  # checked with the state
+        assert checkpoint.unet.ema is not None
+        self.codec = codec
         self.unet.load_state_dict(checkpoint.unet.weights)
         self.ema.unet.load_state_dict(checkpoint.unet.ema)
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step = state["epoch"], state["step"]
+        self._epoch_loss, self.best = state["epoch_loss"], state["best"]
+        self.plateau = Plateau(self.config.plateau_patience, **state["plateau"])
 
-    def _resume_codec(self, checkpoint: Checkpoint) -> None:
-        """Take over the statistics of a run's codec, which must be the same otherwise."""
-        stored = checkpoint.build_codec()
-        descriptions = [None if codec is None else codec.description() for codec in (stored, self.codec)]
-        normalises = [codec is not None and codec.statistics is not None for codec in (stored, self.codec)]
-        if descriptions[0] != descriptions[1] or normalises[0] != normalises[1]:
-            flags = "without -vq" if stored is None else "with -vq and the same VQGAN, "
-            if stored is not None:
-                flags += f"{'without' if stored.statistics is None else 'with'} --normalize_latents"
-            raise ValueError(f"training can go on only in the space where it began: {flags}")
-        if self.codec is not None and stored is not None and stored.statistics is not None:
-            self.codec = self.codec.with_statistics(stored.statistics)
-
-    def fit(self, progress: bool = False) -> None:
-        """Train until ``config.epochs`` are done.
+    def resume_newest(self) -> bool:
+        """Go on from the newest whole checkpoint in the run's folder; False where there is none.
 
         Raises:
-            ValueError: a new run's folder holds another run, or a validation picture cannot be read.
-            RuntimeError: the loss is not a number any more; ``last.pt`` holds the epoch before.
+            ValueError: as for :meth:`resume`, or all are damaged.
         """
-        if self.epoch == 0 and self.last.exists():
+        newest = self.run.newest()
+        if newest is not None:
+            self.resume(*newest)
+        return newest is not None
+
+    def fit(self, progress: bool = False, stop: Callable[[], bool] = lambda: False) -> None:
+        """Train until ``config.epochs`` are done.
+
+        Args:
+            progress: show a bar.
+            stop: asked after each step and each batch of validation; once it says True, the run is saved and ends.
+
+        Raises:
+            ValueError: the folder holds checkpoints of later steps, or a validation picture cannot be read.
+            StoppedError: the loss is not a number any more, a picture cannot be read, the disk is full, or ``stop``
+                said so. The message says what to do next. Nothing that was saved is lost.
+        """
+        later = [step for step in self.run.checkpoints() if step > self.step]
+        if later:
             raise ValueError(
-                f"{self.folder} holds a run already: go on with it by --ckpt_path {self.last}, "
-                "or give another --experiment folder"
+                f"{self.folder} holds a run of {max(later)} steps already, and this one would begin at {self.step}: "
+                "without --ckpt_path it goes on from there, --overwrite deletes it, --experiment gives another folder"
             )
         if self.validation_batches is not None:
-            for _ in self.validation_batches():
+            for _ in self.validation_batches(self._validation_share()):
                 pass  # read once now, so that a broken picture does not cost an epoch
-        make_folder(self.folder)
-        metrics = self.folder / "metrics.jsonl"
-        known = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-        write_atomically(metrics, lambda temporary: temporary.write_text("".join(known[: self.epoch])))
-        content = {"train": asdict(self.config), "unet": asdict(self.unet.config), "bridge": self.bridge.config()}
-        content |= {} if self.codec is None else {"codec": self.codec.config()}
-        (self.folder / "config.json").write_text(json.dumps(content, indent=2))
-        while self.epoch < self.config.epochs:
-            started = time.perf_counter()
-            loss = self._run_epoch(progress)
-            self.epoch += 1
-            seconds = time.perf_counter() - started
-            record: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "loss": loss}
-            if self.validation is not None:
-                record["validation_loss"] = self.validate()
-                if self.epoch % self.config.preview_every == 0 or self.epoch == self.config.epochs:
-                    self.preview(self.validation)
-            record["images_per_second"] = self.steps_per_epoch * self.config.batch_size / seconds
-            record["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-            with metrics.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            if progress:
-                tqdm.write("  ".join(f"{k} {v:.4g}" for k, v in record.items()))
-            state = {"optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step}
-            state |= {"config": asdict(self.config), "direction": self.train.direction}
-            self.save(self.last, state)
+        settings = {"train": asdict(self.config), "unet": asdict(self.unet.config), "bridge": self.bridge.config()}
+        settings |= {} if self.codec is None else {"codec": self.codec.config()}
+        self._stop = stop
+        if self.processes.first:
+            self.run.begin(self.epoch, settings)
+            self._tracker = Tracker(self.run.events, self.step, self.bridge.train_range, self.device)
+        try:
+            while self.epoch < self.config.epochs:
+                self._run_epoch(progress)
+            if self.processes.first:
+                about = {"best": self.best, "machine": machine.describe(self.device, ["bbdm", "torch"])}
+                self.run.write_summary(about)
+        except OSError as error:
+            todo = "Make room on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Mend that"
+            raise StoppedError(f"{error}. {todo}; {self.how_to_go_on()}") from error
+        finally:
+            if self._tracker is not None:
+                self._tracker.close()
+            self._tracker = None
+
+    def how_to_go_on(self) -> str:
+        """What is saved, and what the same command will do."""
+        saved = next(iter(self.run.checkpoints()), None)
+        if saved is None:
+            return "nothing is saved yet, and the same command starts anew"
+        return f"the same command goes on from step {saved}, which is saved in {self.folder}"
 
     def save(self, path: Path, training: dict[str, Any] | None = None) -> None:
         """Write the weights and their average, with the state to go on from where it is given."""
         about: dict[str, Any] = {"codec": self.codec, "image_size": self.train.image_size, "training": training}
         save_checkpoint(path, self.unet, self.bridge, ema=self.ema.unet, **about)
 
-    def _run_epoch(self, progress: bool) -> float:
-        mixed = (self.config.seed * 0x9E3779B9 + self.epoch) % 2**32  # the generator reads 32 bits of its seed
-        generator = torch.Generator().manual_seed(mixed)
-        order = torch.randperm(len(self.train), generator=generator)
-        batches = self.train_batches(order[: self.steps_per_epoch * self.config.batch_size].tolist())
-        total = 0.0
-        with tqdm(total=self.steps_per_epoch, desc=f"epoch {self.epoch + 1}", disable=not progress, leave=False) as bar:
+    def _save(self) -> None:
+        """Write a checkpoint to go on from, unless the weights have diverged."""
+        if not torch.stack([p.isfinite().all() for p in self.unet.parameters()]).all():
+            raise self._diverged("weights are not finite")
+        if not self.processes.first:
+            return
+        state = {"optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step}
+        state |= {"epoch_loss": self._epoch_loss, "best": self.best, "plateau": self.plateau.state()}
+        state |= {"config": asdict(self.config), "pairs": self._pairs()}
+        self.save(self.run.checkpoint(self.step), state)
+        self.run.prune()
+
+    def _pairs(self) -> dict[str, Any]:
+        """What of the pairs must stay the same while a run goes on."""
+        return {"image_size": self.train.image_size, "direction": self.train.direction, "number": len(self.train)}
+
+    def _diverged(self, what: str) -> StoppedError:
+        return StoppedError(f"{what} at step {self.step}. Lower -lr or set --grad_clip; {self.how_to_go_on()}")
+
+    def _check_stop(self) -> None:
+        if self.processes.sum(self._stop()):
+            self._save()
+            self.processes.sum(0)  # until the first has saved: a process that ends takes the others down
+            raise StoppedError(f"asked to end; {self.how_to_go_on()}", TERMINATED)
+
+    def _run_epoch(self, progress: bool) -> None:
+        """The steps that are left of an epoch, then validation, metrics and a checkpoint."""
+        done = self.step - self.epoch * self.steps_per_epoch
+        started, size = time.perf_counter(), self.config.batch_size
+        batches = self._readable(self.train_batches(self._order(done)))
+        with tqdm(
+            desc=f"epoch {self.epoch + 1}",
+            total=self.steps_per_epoch,
+            initial=done,
+            unit=" pairs",
+            unit_scale=size,
+            disable=not (progress and self.processes.first),
+            leave=False,
+        ) as bar:
             for y, x0 in batches:
                 loss = self.train_step(y, x0)
                 if not math.isfinite(loss):
-                    start = f"go on from {self.last}" if self.epoch else "start again"
-                    raise RuntimeError(f"the loss is {loss} at step {self.step}: {start} with a lower learning rate")
-                total += loss
+                    raise self._diverged(f"the loss is {loss}")
+                self._epoch_loss += loss
+                rate = self.optimizer.param_groups[0]["lr"]
                 bar.update()
-                bar.set_postfix(loss=f"{loss:.4f}")
-        return total / self.steps_per_epoch
+                bar.set_postfix(loss=f"{loss:.4f}", lr=f"{rate:.2g}")
+                if self.step % self.config.save_every == 0 and self.step % self.steps_per_epoch:
+                    self._save()
+                self._check_stop()
+        seconds = time.perf_counter() - started
+        record: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step}
+        record["loss"] = self._epoch_loss / self.steps_per_epoch
+        if self.validation is not None:
+            record["validation_loss"] = self.validate()
+        record["images_per_second"] = (self.steps_per_epoch - done) * size / seconds
+        record["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        self._end_epoch(record)
+        if progress and self.processes.first:
+            tqdm.write("  ".join(f"{k} {v:.4g}" for k, v in record.items()))
+
+    def _end_epoch(self, record: dict[str, Any]) -> None:
+        """Keep what an epoch came to. The checkpoint is last: whoever is killed before it does the end anew."""
+        self.epoch += 1
+        self._epoch_loss = 0.0
+        first = self.processes.first
+        if self.validation is not None:
+            if first and (self.epoch % self.config.preview_every == 0 or self.epoch == self.config.epochs):
+                self.preview(self.validation)
+            if self.best is None or record["validation_loss"] < self.best["validation_loss"]:
+                self.best = {name: record[name] for name in ("epoch", "step", "validation_loss")}
+                if first:
+                    self.save(self.run.best)
+        if first:
+            self.run.add_metrics(record)
+        if self._tracker is not None:
+            shown = ("validation_loss", "images_per_second")
+            self._tracker.write(self.step, **{name: record[name] for name in shown if name in record})
+        self._save()
+
+    def _order(self, done: int) -> list[int]:
+        """This process's pairs of this epoch's batches after the first ``done``; those of a last short one are out."""
+        generator = torch.Generator().manual_seed(_mixed(self.config.seed, self.epoch))
+        order = torch.randperm(len(self.train), generator=generator)[: self.steps_per_epoch * self.config.batch_size]
+        return order.view(self.steps_per_epoch, self.processes.count, -1)[done:, self.processes.rank].flatten().tolist()
+
+    def _validation_share(self) -> list[int]:
+        """This process's validation pairs: every so manieth batch."""
+        assert self.validation is not None
+        number, rank, count = len(self.validation), self.processes.rank, self.processes.count
+        return [i for i in range(number) if i // self.share % count == rank]
+
+    def _readable(self, batches: Iterable[tuple[torch.Tensor, ...]]) -> Iterator[tuple[torch.Tensor, ...]]:
+        """The batches; where one cannot be read, what is trained so far is saved."""
+        try:
+            yield from batches
+            return
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().split("\n")[-1]  # a reading process tells its whole traceback
+        self._save()  # and raise without the error, whose traceback would keep the reading processes
+        raise StoppedError(f"{reason}. Mend that; {self.how_to_go_on()}")
 
     def train_step(self, y: torch.Tensor, x0: torch.Tensor) -> float:
-        """One optimizer step on a batch of sources and targets as the dataset has them; the loss before the step."""
+        """One optimizer step on a batch of sources and targets as the dataset has them; the loss before the step.
+
+        Of several processes, each has its share of the batch, and all give the loss of the whole.
+        """
         config = self.config
-        seeds = _sample_seeds(config.seed, 0, len(y), self.device)
-        if config.flip:
-            mirrored = philox.flips(seeds, self.step)[:, None, None, None]
-            y, x0 = (torch.where(mirrored, *_both_ways(v)) for v in (y, x0))
-        latents = isinstance(self.train, LatentDataset)
-        y, x0 = self._encode(y, "source", latents), self._encode(x0, "target", latents)
+        if self.unet.config.dropout:
+            torch.manual_seed(_mixed(config.seed, self.step * self.processes.count + self.processes.rank))
+        rate = config.lr_at(self.step, config.epochs * self.steps_per_epoch)
+        rate = self.plateau.rate(rate) if config.lr_schedule == "plateau" else rate
         for group in self.optimizer.param_groups:
-            group["lr"] = config.lr_at(self.step, config.epochs * self.steps_per_epoch)
-        loss = self._loss(self.network, y, x0, seeds, self.step)
-        loss.backward()
+            group["lr"] = rate
+        parts = config.grad_accumulation
+        seeds = _sample_seeds(config.seed, self.processes.rank * len(y), len(y), self.device)
+        total = torch.zeros((), device=self.device)
+        for index, part in enumerate(zip(y.chunk(parts), x0.chunk(parts), seeds.chunk(parts), strict=True), start=1):
+            with nullcontext() if index == parts else self.processes.alone(self.network):
+                loss = self._part_loss(*part) / parts
+                loss.backward()
+            total += loss.detach()
+        norm = self._gradient_norm()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.unet, self.step)
         self.step += 1
-        return loss.item()
+        loss = self.processes.sum(total.item()) / self.processes.count  # which waits for the device
+        self.plateau.update(loss)
+        if self._tracker is not None and norm is not None and self._tracker.due(self.step):
+            self._tracker.write_losses(self.step)
+            self._tracker.write(self.step, loss=loss, learning_rate=rate, gradient_norm=norm.item())
+        return loss
+
+    def _part_loss(self, y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+        """The loss of pairs as the dataset has them, each of a seed."""
+        if self.config.flip:
+            mirrored = philox.flips(seeds, self.step)[:, None, None, None]
+            y, x0 = (torch.where(mirrored, *_both_ways(v)) for v in (y, x0))
+        latents = isinstance(self.train, LatentDataset)
+        y, x0 = self._encode(y, "source", latents), self._encode(x0, "target", latents)
+        losses = self._losses(self.network, y, x0, seeds, self.step)
+        if self._tracker is not None:
+            self._tracker.add_losses(losses, philox.timesteps(seeds, self.step, *self.bridge.train_range))
+        return losses.mean()
+
+    def _gradient_norm(self) -> torch.Tensor | None:
+        """The norm of all gradients, which are cut where that is asked for; None where nobody needs it."""
+        if self.config.grad_clip:
+            return torch.nn.utils.clip_grad_norm_(self.unet.parameters(), self.config.grad_clip)
+        if self._tracker is not None and self._tracker.due(self.step + 1):
+            return torch.nn.utils.get_total_norm([p.grad for p in self.unet.parameters() if p.grad is not None])
+        return None
 
     def _encode(self, v: torch.Tensor, role: Role, latents: bool) -> torch.Tensor:
         """A batch of pictures, or of latents from a cache, in the space of the bridge."""
@@ -293,27 +365,31 @@ class Trainer:
         v = self.codec.normalize(v, role) if latents else self.codec.encode(v, role)
         return v.contiguous(memory_format=torch.channels_last)
 
-    def _loss(
+    def _losses(
         self, network: Callable[..., torch.Tensor], y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int
     ) -> torch.Tensor:
+        """The loss of each pair in the bridge's space, (B,)."""
         t = philox.timesteps(seeds, step, *self.bridge.train_range)
         condition = y if self.unet.config.condition_channels else None
         drawn: dict[str, Any] = {"condition": condition, "seeds": seeds, "step": step}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            return bridge_loss(network, self.bridge, x0, y, t, loss=self.config.loss, **drawn)
+            return bridge_loss(network, self.bridge, x0, y, t, loss=self.config.loss, per_image=True, **drawn)
 
     @torch.no_grad()
     def validate(self) -> float:
         """Mean loss of the averaged weights over the validation pairs, at times and noise that never change."""
+        assert self.validation is not None
         assert self.validation_batches is not None
-        total, seen = 0.0, 0
-        for y, x0 in self.validation_batches():
+        total, first, stride = 0.0, self.processes.rank * self.share, self.config.batch_size
+        for y, x0 in self._readable(self.validation_batches(self._validation_share())):
+            if self.processes.count == 1:  # several have not all the same number of batches
+                self._check_stop()
             y, x0 = self._encode(y, "source", False), self._encode(x0, "target", False)
-            seeds = _sample_seeds(0, seen, len(y), self.device)
-            losses = [self._loss(self.ema.unet, y, x0, seeds, step).item() for step in VALIDATION_STEPS]
-            total += len(y) * sum(losses) / len(losses)
-            seen += len(y)
-        return total / seen
+            seeds = _sample_seeds(0, first, len(y), self.device)
+            losses = [self._losses(self.ema.unet, y, x0, seeds, step).sum().item() for step in VALIDATION_STEPS]
+            total += sum(losses) / len(losses)
+            first += stride
+        return self.processes.sum(total) / len(self.validation)
 
     def preview(self, dataset: PairedDataset) -> None:
         """Write a grid of (source, result, target) of the first pairs, seed 0."""
@@ -321,5 +397,8 @@ class Trainer:
         y = torch.stack([source for source, _ in pairs]).to(self.device)
         results = BridgeSampler(self.ema.unet, self.bridge, codec=self.codec)(y, seed=0)
         rows = [[images.to_pil(v) for v in (s, r, t)] for (s, t), r in zip(pairs, results, strict=True)]
+        sheet = images.grid(rows)
         path = self.folder / f"epoch_{self.epoch:04d}.png"
-        write_atomically(path, lambda temporary: images.grid(rows).save(temporary, "png"))
+        write_atomically(path, lambda temporary: sheet.save(temporary, "png"))
+        if self._tracker is not None:
+            self._tracker.write_image(self.step, "source, result, target", sheet)

@@ -7,9 +7,11 @@ running anything from them, and damage to either is noticed: a ``.pt`` has a CRC
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ from bbdm.files import check_suffix, write_atomically
 
 VERSION = 1  # of all formats
 DIGEST = "sha256"
+NO_ROOM = 2**20  # bytes: with less, a disk counts as full
 State = dict[str, torch.Tensor]
 Place = Callable[[dict[str, Any], dict[str, State]], dict[str, Any]]
 
@@ -53,6 +56,7 @@ def write(
 
     Raises:
         ValueError: another suffix.
+        OSError: the disk does not take it.
     """
     path = Path(path)
     check_suffix(path)
@@ -60,7 +64,7 @@ def write(
     states = {kind: _portable(state) for kind, state in states.items()}
     if path.suffix == ".pt":
         content = {**place(settings, states), **more}
-        write_atomically(path, lambda temporary: torch.save(content, temporary))
+        write_atomically(path, lambda temporary: _save(content, temporary))
     else:
         tensors = {f"{kind}.{key}": v for kind, state in states.items() for key, v in state.items()}
         metadata = described(name, settings, tensors)
@@ -135,6 +139,15 @@ def described(name: str, settings: dict[str, Any], tensors: State) -> dict[str, 
 def intact(metadata: dict[str, str], name: str, tensors: State) -> bool:
     """Whether settings and tensors are what :func:`described` saw, where the metadata have a hash."""
     return DIGEST not in metadata or metadata[DIGEST] == _digest(metadata[name], tensors)
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:  # which is all that torch says of a full disk
+        if shutil.disk_usage(path.parent).free < NO_ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise OSError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
 
 
 def _digest(text: str, tensors: State) -> str:

@@ -1,30 +1,43 @@
-"""Train a bridge: python examples/train.py edge2shoes DATA OUTPUT_MODEL [flags]."""
+"""Train a bridge: python examples/train.py edge2shoes DATA OUTPUT_MODEL [flags].
+
+Killed at any moment, the same command goes on. In several processes, one a GPU: torchrun --nproc_per_node N in place
+of python, or --use_multi_gpus.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
-from bbdm import scripts
+from bbdm import processes, scripts
 from bbdm.bridges import ABridge, Bridge, BrownianBridge, Objective
 from bbdm.checkpoint import Checkpoint, load_checkpoint, load_vqgan
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.data import DATASETS, DIRECTIONS, PairedDataset, load_dataset
-from bbdm.execution import find_device
-from bbdm.files import check_suffix
+from bbdm.files import check_suffix, remove_leftovers
 from bbdm.fine_tuning import begin_from
 from bbdm.generation import size_flag
 from bbdm.image_cache import ImageCache
 from bbdm.latents import LatentDataset, measure
 from bbdm.networks.unet import PRESETS, UNet, UNetConfig
-from bbdm.train_config import Loss, Precision, Schedule, TrainConfig
+from bbdm.processes import Processes
+from bbdm.run_folder import RunFolder
+from bbdm.train_config import Loss, Optimizer, Precision, Schedule, TrainConfig
 from bbdm.training import Trainer
 
-BBDM: dict[str, Any] = {"batch_size": 8, "bridge": "bbdm"}
+BBDM: dict[str, Any] = {  # the original's templates
+    "bridge": "bbdm",
+    "batch_size": 8,
+    "lr_schedule": "plateau",
+    "ema_start": 30000,
+    "ema_every": 8,
+}
 PRESET_FLAGS: dict[str, dict[str, Any]] = {
     "paper": {},
     "bbdm": BBDM,
@@ -53,18 +66,30 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS")
     parser.add_argument("output_model", type=Path, help="the trained weights: .pt or .safetensors")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="paper", help="the network, and defaults for it")
-    parser.add_argument("-b", "--batch_size", type=int, default=64, help="pairs in a batch")
+    parser.add_argument("-b", "--batch_size", type=int, default=64, help="pairs in an optimizer step")
+    parser.add_argument("--grad_accumulation", type=int, default=1, help="parts to compute a batch in: less memory")
     parser.add_argument("-e", "--epochs", type=int, default=100, help="passes over the pairs")
     parser.add_argument("-t", "--t", "--time_steps", dest="time_steps", type=int, default=1000, help="T of the bridge")
     parser.add_argument("-l", "--c_lambda", type=float, default=2.0, help="noise scale of the A-Bridge")
-    parser.add_argument("-lr", "--learning_rate", type=float, default=1e-4, help="of Adam")
+    parser.add_argument("-lr", "--learning_rate", type=float, default=1e-4, help="of the optimizer")
     parser.add_argument("--image_size", type=size_flag, default=256, help="side, or HxW, that pictures are resized to")
     parser.add_argument("--bridge", choices=["abridge", "brownian", "bbdm"], default="abridge", help="path")
     parser.add_argument("--objective", choices=get_args(Objective), default="residual", help="prediction")
     parser.add_argument("--loss", choices=get_args(Loss), default="l1", help="of the prediction")
-    parser.add_argument("--lr_schedule", choices=get_args(Schedule), default="constant", help="over all epochs")
-    parser.add_argument("--warmup_steps", type=int, default=0, help="optimizer steps")
+    parser.add_argument("--optimizer", choices=get_args(Optimizer), default="adam", help="with or without decay")
+    parser.add_argument("--weight_decay", type=float, default=0.01, help="of adamw")
+    parser.add_argument("--grad_clip", type=float, default=0.0, help="norm that gradients are cut to; 0: as they are")
+    parser.add_argument(
+        "--lr_schedule",
+        choices=get_args(Schedule),
+        default="constant",
+        help="cosine: to 0 over all epochs; plateau: halved when the training loss stops falling",
+    )
+    parser.add_argument("--warmup_steps", type=int, default=0, help="optimizer steps of a rising learning rate")
+    parser.add_argument("--plateau_patience", type=int, default=3000, help="steps before halving, and of rest after")
     parser.add_argument("--ema_decay", type=float, default=0.995, help="of the weights' average")
+    parser.add_argument("--ema_start", type=int, default=0, help="steps during which the average is a copy")
+    parser.add_argument("--ema_every", type=int, default=1, help="steps between updates of the average")
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=False, help="mirror half of the pairs")
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="of the network's arithmetic")
     parser.add_argument("--compile", action="store_true", help="faster steps after minutes of compiling")
@@ -81,9 +106,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of weights, order, times and noise")
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
     parser.add_argument("--preview_every", type=int, default=10, help="epochs between grids of validation pairs")
-    parser.add_argument("--experiment", type=Path, help="folder of losses, grids, last.pt; OUTPUT_MODEL.run if unset")
-    parser.add_argument("--ckpt_path", type=Path, help="go on from a run's last.pt")
+    parser.add_argument("--save_every", type=int, default=500, help="optimizer steps between checkpoints")
+    parser.add_argument("--keep", type=int, default=2, help="checkpoints that stay, the newest")
+    parser.add_argument(
+        "--experiment", type=Path, help="folder of losses, grids and checkpoints; OUTPUT_MODEL.run if unset"
+    )
+    parser.add_argument("--ckpt_path", type=Path, help="go on from this checkpoint, not from the newest of the folder")
+    parser.add_argument("--overwrite", action="store_true", help="delete what the folder has of later steps, and begin")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--use_multi_gpus", "-use_multi_gpus", action="store_true", help="a process for each GPU here")
     parser.add_argument("--show_verbose", action="store_true", help="a progress bar, and the losses of each epoch")
     preset = parser.parse_known_args(argv)[0].preset
     parser.set_defaults(**PRESET_FLAGS[preset])
@@ -118,12 +149,29 @@ def check_preset(name: str, codec: Codec) -> None:
         )
 
 
-def statistics(args: argparse.Namespace, pairs: PairedDataset | LatentDataset, codec: Codec) -> LatentStatistics:
-    """Those of the run that goes on, where there is one; else they are measured."""
+def start_on_each_gpu(argv: list[str]) -> None:
+    """Let torchrun take this process's place, with a process for each GPU."""
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(torch.cuda.device_count())]
+    os.execv(sys.executable, [sys.executable, *several, __file__, *argv])
+
+
+def start(args: argparse.Namespace, folder: RunFolder) -> tuple[Path, Checkpoint] | None:
+    """The checkpoint that the run goes on from, with its content; None for a run that begins."""
     if args.ckpt_path is not None:
-        stored = load_checkpoint(args.ckpt_path).build_codec()
-        if stored is not None and stored.statistics is not None:
-            return stored.statistics
+        return args.ckpt_path, load_checkpoint(args.ckpt_path)
+    return None if args.overwrite else folder.newest()
+
+
+def statistics(
+    args: argparse.Namespace,
+    pairs: PairedDataset | LatentDataset,
+    codec: Codec,
+    begun: tuple[Path, Checkpoint] | None,
+) -> LatentStatistics:
+    """Those of the run that goes on, where there is one; else they are measured."""
+    stored = None if begun is None else begun[1].build_codec()
+    if stored is not None and stored.statistics is not None:
+        return stored.statistics
     return measure(pairs, codec, args.flip, progress=args.show_verbose)
 
 
@@ -135,8 +183,8 @@ def load_trained(args: argparse.Namespace) -> Checkpoint:
         return load_checkpoint(args.init_from, args.time_steps, args.c_lambda, config=args.config)
 
 
-def begin(args: argparse.Namespace, trained: Checkpoint, unet: UNet, bridge: Bridge, codec: Codec | None) -> None:
-    """Take over the weights that --init_from names, and tell what is different now."""
+def begin(args: argparse.Namespace, trained: Checkpoint, unet: UNet, bridge: Bridge, codec: Codec | None) -> list[str]:
+    """Take over the weights that --init_from names; lines that tell what is different now."""
     try:
         told = begin_from(unet, trained)
     except ValueError as error:
@@ -146,12 +194,13 @@ def begin(args: argparse.Namespace, trained: Checkpoint, unet: UNet, bridge: Bri
     spaces = [None if each is None else each.description() for each in (trained.build_codec(), codec)]
     if spaces[0] != spaces[1]:
         told.append("it was trained in another space: of pictures, or of another VQGAN's latents")
-    for line in told:
-        print(f"{args.init_from}: {line}")
+    return [f"{args.init_from}: {line}" for line in told]
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    if args.use_multi_gpus and processes.started() == 1 and torch.cuda.device_count() > 1:
+        start_on_each_gpu(sys.argv[1:] if argv is None else argv)
     if args.vqgan_path is None and (args.cache_latents or args.normalize_latents):
         raise ValueError("--cache_latents and --normalize_latents need -vq")
     if args.cache_images and args.cache_latents:
@@ -166,13 +215,22 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError("--channels is of pictures that are trained on: with -vq, the VQGAN says what it takes")
     if args.vqgan_path is None and args.preset.startswith("lbbdm"):
         raise ValueError(f"--preset {args.preset} is of latents: it needs -vq")
+    remove_leftovers(args.output_model)
     check_suffix(args.output_model)
-    device = find_device(args.device)
+    team = Processes.join(args.device)
+    run(args, team)
+    team.leave()
+
+
+def run(args: argparse.Namespace, team: Processes) -> None:
+    """Train, as one of the processes of the run."""
+    args.show_verbose &= team.first
+    tell = print if team.first else lambda _: None
     config = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
     trained = None if args.init_from is None else load_trained(args)
     codec, channels = None, args.channels or 3
     if args.vqgan_path is not None:
-        codec = VQGANCodec(load_vqgan(args.vqgan_path)).placed(device, torch.float32)
+        codec = VQGANCodec(load_vqgan(args.vqgan_path)).placed(team.device, torch.float32)
         check_preset(args.preset, codec)
         channels = codec.image_channels
     kind = (args.image_size, args.direction, channels)
@@ -180,42 +238,49 @@ def main(argv: list[str] | None = None) -> None:
     try:
         validation = load_dataset(args.dataset, args.data_dir, "val", *kind)
     except FileNotFoundError as error:
-        print(f"no validation: {error}")
+        tell(f"no validation: {error}")
         validation = None
     if validation is not None and validation.pairs == train.pairs:
-        print("no validation: these are the training pairs; {split} in the paths tells them apart")
+        tell("no validation: these are the training pairs; {split} in the paths tells them apart")
         validation = None
     if args.cache_images is not None:
         making = (args.workers, args.show_verbose)
-        train = ImageCache(train, args.cache_images, "train", *making)
-        if validation is not None:
-            validation = ImageCache(validation, args.cache_images, "val", *making)
+        with team.first_before_others():
+            train = ImageCache(train, args.cache_images, "train", *making)
+            if validation is not None:
+                validation = ImageCache(validation, args.cache_images, "val", *making)
     torch.manual_seed(args.seed)
-    unet = UNet.from_config(build_network(args, channels if codec is None else codec.channels)).to(device)
+    unet = UNet.from_config(build_network(args, channels if codec is None else codec.channels)).to(team.device)
     unet.gradient_checkpointing = args.gradient_checkpointing
+    folder = args.experiment or args.output_model.with_suffix(".run")
+    with team.first_before_others():
+        begun = start(args, RunFolder(folder, args.keep))
     pairs = train
     if codec is not None:
         if args.cache_latents is not None:
-            pairs = LatentDataset(train, codec, args.cache_latents, args.flip, args.show_verbose)
+            with team.first_before_others():
+                pairs = LatentDataset(train, codec, args.cache_latents, args.flip, args.show_verbose)
         if args.normalize_latents:
-            codec = codec.with_statistics(statistics(args, pairs, codec))
+            codec = codec.with_statistics(statistics(args, pairs, codec, begun))
     bridge = build_bridge(args)
-    if trained is not None:
-        begin(args, trained, unet, bridge, codec)
-    folder = args.experiment or args.output_model.with_suffix(".run")
-    trainer = Trainer(unet, bridge, config, pairs, validation, folder, codec)
-    if args.ckpt_path is not None:
-        trainer.resume(args.ckpt_path)
+    if trained is not None and begun is None:
+        for line in begin(args, trained, unet, bridge, codec):
+            tell(line)
+    trainer = Trainer(unet, bridge, config, pairs, validation, folder, codec, team)
+    if begun is not None:
+        trainer.resume(*begun)
+        del begun  # which is as large as the network's training state
+    if args.overwrite:
+        with team.first_before_others():
+            trainer.run.forget_after(trainer.step)
     try:
-        trainer.fit(progress=args.show_verbose)
+        with scripts.termination() as asked:
+            trainer.fit(args.show_verbose, asked)
     except KeyboardInterrupt:
-        if not trainer.last.exists():
-            raise KeyboardInterrupt("no epoch is whole yet, so nothing is kept; the same command starts anew") from None
-        raise KeyboardInterrupt(
-            f"{trainer.last} is of the last whole epoch; go on by adding --ckpt_path {trainer.last}"
-        ) from None
-    trainer.save(args.output_model)
-    print(f"{args.output_model}: weights after epoch {trainer.epoch}; losses and grids are in {folder}")
+        raise KeyboardInterrupt(trainer.how_to_go_on()) from None
+    if team.first:
+        trainer.save(args.output_model)
+    tell(f"{args.output_model}: weights after epoch {trainer.epoch}; losses and grids are in {folder}")
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def test_training_on_the_cache_is_training_on_the_pictures(workers: int, pairs: 
     for name, data in {"pictures": pairs, "cache": ImageCache(pairs, tmp_path / "cache")}.items():
         trainer = Trainer(tiny_unet(), ABridge(), config, data, data, tmp_path / f"on {name}")
         trainer.fit()
-        states.append(load_checkpoint(trainer.last).unet.ema)
+        states.append(load_checkpoint(trainer.run.checkpoint(trainer.step)).unet.ema)
         lines = (trainer.folder / "metrics.jsonl").read_text().splitlines()
         metrics.append([{**json.loads(line), "images_per_second": 0} for line in lines])
     assert states[0].keys() == states[1].keys()

@@ -244,7 +244,7 @@ def test_a_run_goes_on_with_its_codec(pairs: PairedDataset, codec: VQGANCodec, t
 
     def resumed(codec: Codec | None) -> Trainer:
         trainer = Trainer(tiny_unet(), ABridge(), config, pairs, None, tmp_path / "again", codec)
-        trainer.resume(first.last)
+        trainer.resume(first.run.checkpoint(first.step))
         return trainer
 
     near = LatentStatistics((0.1000001,) * 3, (2.0,) * 3, (-0.1,) * 3, (0.5,) * 3)

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 import bbdm
+from bbdm import optimizers
+from bbdm.checkpoint import UNetState
 from bbdm.fine_tuning import FIRST
 from bbdm.networks.unet import PRESETS, UNetConfig
 from bbdm.train_config import TrainConfig
@@ -58,8 +60,20 @@ class TestParse:
             (["--channels", "1"], "channels", 1),
             (["--condition", "concat"], "condition", "concat"),
             (["--preset", "bbdm"], "preset", "bbdm"),
-            (["--ckpt_path", "run/last.pt"], "ckpt_path", Path("run/last.pt")),
+            (["--ckpt_path", "run/step_00000500.pt"], "ckpt_path", Path("run/step_00000500.pt")),
             (["--device", "meta"], "device", "meta"),
+            (["--overwrite"], "overwrite", True),
+            (["--save_every", "9"], "save_every", 9),
+            (["--keep", "3"], "keep", 3),
+            (["--loss", "huber"], "loss", "huber"),
+            (["--optimizer", "adamw"], "optimizer", "adamw"),
+            (["--weight_decay", "0.1"], "weight_decay", 0.1),
+            (["--grad_accumulation", "4"], "grad_accumulation", 4),
+            (["--grad_clip", "1"], "grad_clip", 1.0),
+            (["--lr_schedule", "plateau"], "lr_schedule", "plateau"),
+            (["--plateau_patience", "9"], "plateau_patience", 9),
+            (["--ema_start", "9"], "ema_start", 9),
+            (["--ema_every", "9"], "ema_every", 9),
             (["--show_verbose"], "show_verbose", True),
             (["--experiment", "run"], "experiment", Path("run")),
             (["--seed", "5"], "seed", 5),
@@ -93,6 +107,15 @@ class TestParse:
         for flags in train.PRESET_FLAGS.values():
             assert flags.keys() <= names
 
+    @pytest.mark.parametrize("preset", ["bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"])
+    def test_presets_of_bbdm_are_its_templates(self, preset: str) -> None:
+        """configs/Template-*.yaml of xuekt98/BBDM: Adam 1e-4, batches of 8, EMA, ReduceLROnPlateau."""
+        args = train.parse([*DATA, "--preset", preset])
+        assert (args.batch_size, args.optimizer, args.learning_rate, args.loss) == (8, "adam", 1e-4, "l1")
+        assert (args.ema_decay, args.ema_start, args.ema_every) == (0.995, 30000, 8)
+        assert (args.lr_schedule, args.plateau_patience) == ("plateau", 3000)
+        assert (optimizers.FACTOR, optimizers.THRESHOLD, optimizers.LOWEST_RATE) == (0.5, 1e-4, 5e-7)
+
     @pytest.mark.parametrize("first", [True, False], ids=["preset-first", "preset-last"])
     def test_preset_sets_defaults_and_flags_win(self, first: bool) -> None:
         preset, explicit = ["--preset", "demo"], ["-b", "3", "--no-flip", "--loss", "l1"]
@@ -106,7 +129,7 @@ class TestParse:
 
     @pytest.mark.parametrize(
         "flags",
-        [["--image_size", "64x"], ["--preset", "huge"], ["--loss", "huber"], ["--bridge", "slerp"], ["-b", "many"]],
+        [["--image_size", "64x"], ["--preset", "huge"], ["--loss", "l3"], ["--bridge", "slerp"], ["-b", "many"]],
         ids=lambda flags: flags[0],
     )
     def test_refuses(self, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,6 +178,14 @@ def test_build_network(flags: list[str], channels: int, wanted: tuple[int, int, 
     assert (config.in_channels, config.out_channels, config.condition_channels) == wanted
 
 
+def assert_same(got: UNetState, wanted: UNetState) -> None:
+    """Weights and their average are equal bit for bit."""
+    for mine, theirs in ((got.weights, wanted.weights), (got.ema, wanted.ema)):
+        assert mine is not None
+        assert theirs is not None
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
 class TestMain:
     @staticmethod
     def arguments(data: Path, output: Path, *flags: str) -> list[str]:
@@ -174,22 +205,52 @@ class TestMain:
         assert result.shape == (1, 3, 16, 16)
         assert result.isfinite().all()
         run = tmp_path / "model.run"
-        assert {"config.json", "metrics.jsonl", "last.pt", "epoch_0001.png"} <= {file.name for file in run.iterdir()}
+        assert {"config.json", "metrics.jsonl", "step_00000001.pt", "best.pt", "epoch_0001.png"} <= {
+            file.name for file in run.iterdir()
+        }
 
     @pytest.mark.usefixtures("tiny_demo")
-    def test_goes_on_from_a_checkpoint(self, data: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("named", [False, True], ids=["the same command", "--ckpt_path"])
+    def test_goes_on_from_a_checkpoint(self, named: bool, data: Path, tmp_path: Path) -> None:
         for name, cut in (("straight", False), ("resumed", True)):
             run = tmp_path / name
             flags = ["--experiment", str(run), "--lr_schedule", "constant"]
             if cut:
                 train.main(self.arguments(data, tmp_path / "half.pt", *flags))
-                flags += ["--ckpt_path", str(run / "last.pt")]
+                flags += ["--ckpt_path", str(run / "step_00000001.pt")] if named else []
             train.main(self.arguments(data, tmp_path / f"{name}.pt", *flags, "-e", "2"))
         straight, resumed = (bbdm.load_checkpoint(tmp_path / f"{name}.pt").unet for name in ("straight", "resumed"))
-        for wanted, got in ((straight.weights, resumed.weights), (straight.ema, resumed.ema)):
-            assert wanted is not None
-            assert got is not None
-            assert all(torch.equal(got[key], wanted[key]) for key in wanted)
+        assert_same(resumed, straight)
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_a_finished_run_is_written_again(self, data: Path, tmp_path: Path) -> None:
+        outputs = [tmp_path / "model.pt", tmp_path / "again.pt"]
+        for output in outputs:
+            train.main(self.arguments(data, output, "--experiment", str(tmp_path / "run")))
+        assert_same(*(bbdm.load_checkpoint(output).unet for output in outputs))
+        assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_other_settings_are_refused_until_overwritten(self, data: Path, tmp_path: Path) -> None:
+        train.main(self.arguments(data, tmp_path / "model.pt", "-e", "3"))
+        other = self.arguments(data, tmp_path / "model.pt", "--loss", "l1")
+        with pytest.raises(ValueError, match=r"was trained with loss=l2: .* --overwrite"):
+            train.main(other)
+        train.main([*other, "--overwrite"])
+        run = tmp_path / "model.run"
+        assert sorted(path.name for path in run.glob("step_*")) == ["step_00000001.pt"]
+        assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
+        assert not (run / "epoch_0003.png").exists()
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_going_back_needs_saying(self, data: Path, tmp_path: Path) -> None:
+        train.main(self.arguments(data, tmp_path / "model.pt", "-e", "3", "--lr_schedule", "constant"))
+        run = tmp_path / "model.run"
+        back = ["-e", "3", "--lr_schedule", "constant", "--ckpt_path", str(run / "step_00000002.pt")]
+        with pytest.raises(ValueError, match="holds a run of 3 steps already, and this one would begin at 2"):
+            train.main(self.arguments(data, tmp_path / "back.pt", "--experiment", str(run), *back))
+        train.main(self.arguments(data, tmp_path / "back.pt", "--experiment", str(run), *back, "--overwrite"))
+        assert_same(*(bbdm.load_checkpoint(tmp_path / name).unet for name in ("back.pt", "model.pt")))
 
     @pytest.mark.usefixtures("tiny_demo")
     def test_cached_pictures_give_the_same_weights(self, data: Path, tmp_path: Path) -> None:
@@ -266,7 +327,7 @@ class TestMain:
     def test_output_is_free_of_training_state(self, data: Path, tmp_path: Path) -> None:
         train.main(self.arguments(data, tmp_path / "model.pt"))
         assert bbdm.load_checkpoint(tmp_path / "model.pt").training is None
-        assert bbdm.load_checkpoint(tmp_path / "model.run" / "last.pt").training is not None
+        assert bbdm.load_checkpoint(tmp_path / "model.run" / "step_00000001.pt").training is not None
 
     @pytest.mark.usefixtures("tiny_demo")
     def test_seed_decides_the_weights(self, data: Path, tmp_path: Path) -> None:
@@ -318,7 +379,7 @@ class TestMain:
         assert not (tmp_path / "model.run").exists()
 
     @pytest.mark.usefixtures("tiny_demo")
-    @pytest.mark.parametrize(("epoch", "told"), [(0, "nothing is kept"), (1, "last.pt is of .* --ckpt_path .*last.pt")])
+    @pytest.mark.parametrize(("epoch", "told"), [(0, "nothing is saved yet"), (1, "goes on from step 1, .* in .*run")])
     def test_an_interruption_says_how_to_go_on(
         self, epoch: int, told: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -66,7 +66,7 @@ def test_a_latent_bridge_by_the_commands_of_the_readme(place: Path):
     with pytest.raises(ValueError, match=told):
         train.main(["edge2shoes", "data", "other.pt", "--preset", "lbbdm-f8", "-vq", "vqgan.pt"])
     with pytest.raises(ValueError, match="where it began: with -vq and the same VQGAN, with --normalize_latents"):
-        train.main(["edge2shoes", "data", "model.pt", *flags, "--ckpt_path", "model.run/last.pt"])
+        train.main(["edge2shoes", "data", "model.pt", *flags])
     assert not Path("other.pt").exists()
 
 
@@ -84,7 +84,7 @@ def test_statistics_are_measured_once_and_of_what_is_trained_on(place: Path, mon
     assert found["pictures"].source_mean == pytest.approx(found["cache"].source_mean, rel=1e-4, abs=1e-5)
     assert found["pictures"].target_std == pytest.approx(found["cache"].target_std, rel=1e-4)
     monkeypatch.setattr(train, "measure", lambda *_, **__: pytest.fail("measured again"))
-    resume = ["-e", "2", "--normalize_latents", "--ckpt_path", "pictures.run/last.pt"]
+    resume = ["-e", "2", "--normalize_latents"]
     train.main(["edge2shoes", "data", "pictures.pt", *flags, *resume])
     codec = load_checkpoint("pictures.pt").build_codec()
     assert codec is not None

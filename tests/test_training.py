@@ -3,8 +3,10 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from PIL import Image
 from torch._dynamo.exc import Unsupported
 
-from bbdm import bridges, images, train_config, training
+from bbdm import bridges, images, tracking, train_config, training
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.checkpoint import load_checkpoint, save_checkpoint
 from bbdm.data import PairedDataset, load_dataset
@@ -22,6 +24,8 @@ from bbdm.ema import EMA
 from bbdm.kernels import philox_numpy
 from bbdm.kernels.noise_step import noise_step
 from bbdm.networks.unet import UNet, UNetConfig
+from bbdm.optimizers import Plateau, make_optimizer
+from bbdm.scripts import StoppedError
 from bbdm.train_config import TrainConfig
 from bbdm.training import Trainer, bridge_loss
 from tests.conftest import MakeUNet, SavePicture
@@ -68,6 +72,10 @@ def metrics_of(trainer: Trainer) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (trainer.folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def newest(trainer: Trainer) -> Path:
+    return next(iter(trainer.run.checkpoints().values()))
+
+
 class TestTrainConfig:
     @pytest.mark.parametrize(
         ("name", "value", "reason"),
@@ -75,6 +83,8 @@ class TestTrainConfig:
             ("epochs", 0, "epochs must be at least 1, got 0"),
             ("batch_size", 0, "batch_size must be at least 1, got 0"),
             ("preview_every", 0, "preview_every must be at least 1, got 0"),
+            ("save_every", 0, "save_every must be at least 1, got 0"),
+            ("keep", 0, "keep must be at least 1, got 0"),
             ("warmup_steps", -1, "warmup_steps must be at least 0, got -1"),
             ("seed", -1, "seed must be at least 0, got -1"),
             ("workers", -2, "workers must be at least 0, got -2"),
@@ -82,8 +92,16 @@ class TestTrainConfig:
             ("learning_rate", math.nan, "learning_rate must be positive, got nan"),
             ("ema_decay", 1.0, r"ema_decay must be in \[0, 1\), got 1.0"),
             ("ema_decay", -0.1, r"ema_decay must be in \[0, 1\), got -0.1"),
-            ("loss", "huber", r"loss must be one of \('l1', 'l2'\), got 'huber'"),
-            ("lr_schedule", "step", r"lr_schedule must be one of \('constant', 'cosine'\), got 'step'"),
+            ("grad_accumulation", 0, "grad_accumulation must be at least 1, got 0"),
+            ("grad_accumulation", 3, "batch_size 64 does not split into grad_accumulation=3 equal parts"),
+            ("plateau_patience", 0, "plateau_patience must be at least 1, got 0"),
+            ("ema_every", 0, "ema_every must be at least 1, got 0"),
+            ("ema_start", -1, "ema_start must be at least 0, got -1"),
+            ("weight_decay", -0.1, "weight_decay must be at least 0, got -0.1"),
+            ("grad_clip", math.nan, "grad_clip must be at least 0, got nan"),
+            ("optimizer", "sgd", r"optimizer must be one of \('adam', 'adamw'\), got 'sgd'"),
+            ("loss", "l3", r"loss must be one of \('l1', 'l2', 'huber'\), got 'l3'"),
+            ("lr_schedule", "step", r"lr_schedule must be one of \('constant', 'cosine', 'plateau'\), got 'step'"),
             ("precision", "fp16", r"precision must be one of \('fp32', 'bf16'\), got 'fp16'"),
         ],
         ids=lambda value: "" if isinstance(value, str) and " " in value else str(value),
@@ -160,6 +178,22 @@ class TestBridgeLoss:
         assert self.loss(StandIn(), t, objective, "l1").item() == pytest.approx(l1, rel=1e-5)
         assert self.loss(StandIn(), t, objective, "l2").item() == pytest.approx(l2, rel=1e-5)
 
+    def test_huber_by_hand(self) -> None:
+        """Errors 0.2 and 0.1 with delta 0.1: 0.1 (0.2 - 0.05) and 0.1^2 / 2."""
+        assert self.loss(StandIn(), [2, 4], "residual", "huber").item() == pytest.approx((0.015 + 0.005) / 2, rel=1e-5)
+
+    @pytest.mark.parametrize("loss", ["l1", "l2", "huber"])
+    def test_per_image(self, loss: train_config.Loss) -> None:
+        """Each image's loss is what it would be alone."""
+        bridge, unet = BrownianBridge(4), StandIn()
+        x0, y, noise = (torch.full(self.shape, value) for value in (0.2, 0.6, self.eps))
+        t = torch.tensor([2, 4])
+        each = bridge_loss(unet, bridge, x0, y, t, noise, loss, per_image=True)
+        assert each.shape == (2,)
+        for i in range(2):
+            alone = bridge_loss(unet, bridge, x0[i : i + 1], y[i : i + 1], t[i : i + 1], noise[i : i + 1], loss)
+            assert each[i].item() == pytest.approx(alone.item(), rel=1e-6)
+
     def test_network_sees_t_and_condition(self) -> None:
         unet = StandIn()
         self.loss(unet, [1, 3], "residual", "l1")
@@ -197,6 +231,14 @@ class TestEMA:
         self.check(ema, before)
         ema.update(self.fill(unet, 4.0), step=1000)  # decay 1/2, not 1001/1010
         self.check(ema, (before + 4.0) / 2)
+
+    def test_bbdm_settings(self, make_unet: MakeUNet) -> None:
+        """A copy until step 4, the average from there on, taken in each second step."""
+        unet = self.fill(make_unet(), 0.0)
+        ema = EMA(unet, decay=0.5, start=4, every=2)
+        for step, (weight, average) in enumerate([(1.0, 0.0), (2.0, 2.0), (3.0, 2.0), (4.0, 44 / 13), (5.0, 44 / 13)]):
+            ema.update(self.fill(unet, weight), step)  # the fourth with decay 4/13, (4 * 2 + 9 * 4) / 13
+            self.check(ema, average)
 
     def test_is_a_frozen_copy(self, make_unet: MakeUNet) -> None:
         unet = make_unet().train()
@@ -250,7 +292,18 @@ def interrupt_after_save(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def save(path: Path, *arguments: Any, **keywords: Any) -> None:
         save_checkpoint(path, *arguments, **keywords)
-        if keywords["training"]["epoch"] == 2:
+        if path.name == "step_00000004.pt":
+            raise InterruptedRunError
+
+    monkeypatch.setattr(training, "save_checkpoint", save)
+
+
+def interrupt_after_save_inside_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends once the state between the two steps of epoch 3 is on the disk."""
+
+    def save(path: Path, *arguments: Any, **keywords: Any) -> None:
+        save_checkpoint(path, *arguments, **keywords)
+        if path.name == "step_00000005.pt":
             raise InterruptedRunError
 
     monkeypatch.setattr(training, "save_checkpoint", save)
@@ -260,7 +313,7 @@ def interrupt_before_save(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process ends when epoch 3 is done but its checkpoint is not written."""
 
     def save(path: Path, *arguments: Any, **keywords: Any) -> None:
-        if keywords["training"]["epoch"] == 3:
+        if path.name == "step_00000006.pt":
             raise InterruptedRunError
         save_checkpoint(path, *arguments, **keywords)
 
@@ -283,13 +336,19 @@ def interrupt_inside_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestResume:
     @pytest.mark.parametrize(
-        "interrupt",
-        [interrupt_after_save, interrupt_inside_epoch, interrupt_before_save],
-        ids=lambda function: function.__name__,
+        ("interrupt", "step"),
+        [
+            (interrupt_after_save, 4),
+            (interrupt_inside_epoch, 5),
+            (interrupt_after_save_inside_epoch, 5),
+            (interrupt_before_save, 5),
+        ],
+        ids=lambda value: getattr(value, "__name__", ""),
     )
     def test_is_bitwise_the_undisturbed_run(
         self,
         interrupt: Callable[[pytest.MonkeyPatch], None],
+        step: int,
         make_trainer: MakeTrainer,
         make_unet: MakeUNet,
         pairs: PairedDataset,
@@ -302,6 +361,7 @@ class TestResume:
             "warmup_steps": 3,
             "flip": True,
             "preview_every": 4,
+            "save_every": 5,
         }
         straight = make_trainer("straight", **settings)
         straight.fit()
@@ -311,11 +371,11 @@ class TestResume:
             with pytest.raises(InterruptedRunError):
                 broken.fit()
         resumed = make_trainer("resumed", unet=make_unet(seed=5, condition_channels=3), **settings)
-        resumed.resume(resumed.last)
-        assert (resumed.epoch, resumed.step) == (2, 4)
+        assert resumed.resume_newest()
+        assert (resumed.epoch, resumed.step) == (2, step)
         resumed.fit()
 
-        ours, theirs = load_checkpoint(resumed.last), load_checkpoint(straight.last)
+        ours, theirs = load_checkpoint(newest(resumed)), load_checkpoint(newest(straight))
         for got, wanted in ((ours.unet.weights, theirs.unet.weights), (ours.unet.ema, theirs.unet.ema)):
             assert got is not None
             assert wanted is not None
@@ -336,25 +396,25 @@ class TestResume:
         first = make_trainer(epochs=1)
         first.fit()
         second = make_trainer(epochs=3)
-        second.resume(first.last)
+        second.resume(newest(first))
         second.fit()
         assert [(record["epoch"], record["step"]) for record in metrics_of(second)] == [(1, 2), (2, 4), (3, 6)]
 
     def test_of_a_finished_run_changes_nothing(self, make_trainer: MakeTrainer) -> None:
         trainer = make_trainer(epochs=1)
         trainer.fit()
-        before = trainer.last.read_bytes()
+        before = newest(trainer).read_bytes()
         again = make_trainer(epochs=1)
-        again.resume(again.last)
+        again.resume(newest(again))
         again.fit()
-        assert again.last.read_bytes() == before
+        assert newest(again).read_bytes() == before
 
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
             ({"seed": 4}, "trained with seed=0"),
             ({"loss": "l2"}, "trained with loss=l1"),
-            ({"batch_size": 4}, "steps in"),
+            ({"batch_size": 4}, "trained with batch_size=2"),
         ],
         ids=["seed", "loss", "batch"],
     )
@@ -362,7 +422,7 @@ class TestResume:
         first = make_trainer(epochs=1)
         first.fit()
         with pytest.raises(ValueError, match=reason):
-            make_trainer(epochs=2, **change).resume(first.last)
+            make_trainer(epochs=2, **change).resume(newest(first))
 
     @pytest.mark.parametrize(
         ("size", "direction", "reason"),
@@ -377,8 +437,8 @@ class TestResume:
         first = make_trainer(epochs=1)
         first.fit()
         other = make_trainer(epochs=2, train=PairedDataset(pairs.pairs, size, direction))
-        with pytest.raises(ValueError, match=rf"last\.pt was trained with {reason}"):
-            other.resume(first.last)
+        with pytest.raises(ValueError, match=rf"step_00000002\.pt was trained with {reason}"):
+            other.resume(newest(first))
 
     def test_needs_training_state(self, make_trainer: MakeTrainer, make_unet: MakeUNet, tmp_path: Path) -> None:
         unet = make_unet(condition_channels=3)
@@ -402,8 +462,8 @@ class TestResume:
         other.fit()
         trainer = make_trainer()
         before = copy.deepcopy(trainer.unet.state_dict())
-        with pytest.raises(ValueError, match=rf"last\.pt was trained as .*{reason}.* and these settings ask for"):
-            trainer.resume(other.last)
+        with pytest.raises(ValueError, match=rf"2\.pt was trained as .*{reason}.* and these settings ask for"):
+            trainer.resume(newest(other))
         assert all(torch.equal(value, before[key]) for key, value in trainer.unet.state_dict().items())
 
 
@@ -420,9 +480,11 @@ class TestDivergence:
 
         monkeypatch.setattr(training, "bridge_loss", loss)
         trainer = make_trainer()
-        with pytest.raises(RuntimeError, match=r"loss is nan at step 3: go on from .*last\.pt"):
+        with pytest.raises(
+            StoppedError, match=r"loss is nan at step 3\. Lower -lr or set --grad_clip; .* from step 2, .* in .*run"
+        ):
             trainer.fit()
-        kept = load_checkpoint(trainer.last)
+        kept = load_checkpoint(newest(trainer))
         assert kept.training is not None
         assert kept.training["epoch"] == 1
         for state in (kept.unet.weights, kept.unet.ema):
@@ -434,10 +496,9 @@ class TestDivergence:
     ) -> None:
         monkeypatch.setattr(training, "bridge_loss", lambda *a, **k: bridge_loss(*a, **k) * math.inf)
         trainer = make_trainer()
-        with pytest.raises(RuntimeError, match="loss is inf at step 1") as caught:
+        with pytest.raises(StoppedError, match=r"loss is inf at step 1\. .* nothing is saved yet"):
             trainer.fit()
-        assert not trainer.last.exists()
-        assert "last.pt" not in str(caught.value)
+        assert not trainer.run.checkpoints()
 
 
 class Recorder:
@@ -543,6 +604,98 @@ class TestRandomness:
         assert not any(shared)
 
 
+class TestOptimizers:
+    def test_plateau_is_torchs(self) -> None:
+        """With BBDM's numbers, on losses that fall, stay, fall a little, and stay for long."""
+        patience = 5
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        sgd = torch.optim.SGD([parameter], lr=1e-4)
+        theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            sgd, factor=0.5, patience=patience, threshold=1e-4, cooldown=patience, min_lr=5e-7, eps=0
+        )
+        ours = Plateau(patience)
+        falling = [1 / (1 + i) for i in range(10)]
+        noise = torch.rand(200, generator=torch.Generator().manual_seed(0)).tolist()
+        rates = set()
+        for loss in [*falling, *[0.1] * 8, 0.0999999, 0.0998, *noise]:
+            sgd.step()
+            theirs.step(loss)
+            ours.update(loss)
+            rates.add(ours.rate(1e-4))
+            assert ours.rate(1e-4) == pytest.approx(sgd.param_groups[0]["lr"], rel=1e-12)
+        assert len(rates) > 5
+        assert min(rates) == 5e-7
+
+    def test_plateau_never_raises_a_rate(self) -> None:
+        assert Plateau(5).rate(1e-7) == 1e-7
+
+    def test_the_trainer_follows_the_plateau(self, make_trainer: MakeTrainer) -> None:
+        trainer = make_trainer(lr_schedule="plateau", plateau_patience=1, learning_rate=1e-3, epochs=1, batch_size=1)
+        trainer.plateau.update(0.0)  # nothing will be lower
+        trainer.fit()
+        assert trainer.step == 4
+        assert metrics_of(trainer)[-1]["learning_rate"] == 0.5e-3
+
+    @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+    def test_kind(self, name: Any, kind: type, make_trainer: MakeTrainer) -> None:
+        optimizer = make_trainer(optimizer=name, weight_decay=0.25).optimizer
+        assert type(optimizer) is kind
+        assert optimizer.defaults["fused"]
+        assert optimizer.defaults["weight_decay"] == (0.25 if name == "adamw" else 0)
+
+    def test_where_there_is_no_fused_one(self, make_unet: MakeUNet, monkeypatch: pytest.MonkeyPatch) -> None:
+        adam = torch.optim.Adam
+
+        def make(*arguments: Any, fused: bool, **more: Any) -> torch.optim.Optimizer:
+            if fused:
+                raise RuntimeError("`fused=True` requires all the params to be on supported devices")
+            return adam(*arguments, fused=fused, **more)
+
+        monkeypatch.setattr(torch.optim, "Adam", make)
+        assert not make_optimizer(make_unet(), TrainConfig()).defaults["fused"]
+
+    @staticmethod
+    def watch(trainer: Trainer, found: list[torch.Tensor]) -> None:
+        """Collect the gradients that the optimizer gets."""
+
+        def collect(*_: Any) -> None:
+            found.append(torch.cat([p.grad.flatten() for p in trainer.unet.parameters() if p.grad is not None]))
+
+        trainer.optimizer.register_step_pre_hook(collect)
+
+    def test_parts_of_a_batch_make_the_same_step(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        """All but for rounding: gradients of 4 pairs at once, and of 4 parts of one."""
+        weights = []
+        for parts in (1, 4):
+            trainer = make_trainer(str(parts), batch_size=4, flip=True, grad_accumulation=parts, grad_clip=1e9)
+            found: list[torch.Tensor] = []
+            self.watch(trainer, found)
+            y, x0 = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
+            weights.append((trainer.train_step(y, x0), found[0]))
+        assert weights[0][0] == pytest.approx(weights[1][0], rel=1e-5)
+        torch.testing.assert_close(weights[0][1], weights[1][1], rtol=1e-4, atol=1e-6)
+
+    def test_gradients_are_cut(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        trainer = make_trainer(batch_size=4, grad_clip=0.01)
+        found: list[torch.Tensor] = []
+        self.watch(trainer, found)
+        y, x0 = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
+        trainer.train_step(y, x0)
+        assert found[0].norm().item() == pytest.approx(0.01, rel=1e-3)
+
+    def test_dropout_is_the_same_after_a_resume(self, make_trainer: MakeTrainer, make_unet: MakeUNet) -> None:
+        ends = []
+        for epochs in ([2], [1, 2]):
+            unet = make_unet(condition_channels=3, dropout=0.5)
+            for number in epochs:
+                trainer = make_trainer(str(epochs), unet, epochs=number)
+                assert trainer.resume_newest() == (number == 2 and len(epochs) == 2)
+                torch.rand(number)  # what else draws from the generator changes nothing
+                trainer.fit()
+            ends.append(torch.cat([p.flatten() for p in unet.parameters()]))
+        assert torch.equal(*ends)
+
+
 class TestFiles:
     def test_metrics(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
         trainer = make_trainer(validation=pairs, learning_rate=1e-3, warmup_steps=8)
@@ -555,6 +708,69 @@ class TestFiles:
         for record in metrics:
             assert record["loss"] > 0
             assert record["images_per_second"] > 0
+
+    def test_summary(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        trainer = make_trainer(validation=pairs, epochs=3)
+        trainer.fit()
+        summary = json.loads((trainer.folder / "summary.json").read_text())
+        metrics = metrics_of(trainer)
+        assert summary.items() >= metrics[-1].items()
+        lowest = min(metrics, key=lambda record: record["validation_loss"])
+        assert summary["best"] == {name: lowest[name] for name in ("epoch", "step", "validation_loss")}
+        assert summary["machine"]["versions"]["torch"] == metadata.version("torch")
+
+    def test_best_weights_are_those_of_the_lowest_validation_loss(
+        self, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        losses = iter([3.0, 1.0, 2.0])
+        monkeypatch.setattr(Trainer, "validate", lambda self: next(losses))
+        trainer = make_trainer(validation=pairs, epochs=3, keep=3)
+        trainer.fit()
+        assert trainer.best == {"epoch": 2, "step": 4, "validation_loss": 1.0}
+        best, second = (load_checkpoint(path) for path in (trainer.run.best, trainer.run.checkpoint(4)))
+        assert best.training is None
+        assert best.unet.ema is not None
+        assert second.unet.ema is not None
+        assert all(torch.equal(value, second.unet.ema[key]) for key, value in best.unet.ema.items())
+
+    def test_tensorboard(
+        self, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Points every 2 steps; a run that goes on writes none twice."""
+        accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        monkeypatch.setattr(tracking, "EVERY", 2)
+        for epochs in (1, 3):
+            trainer = make_trainer(validation=pairs, epochs=epochs, preview_every=1, batch_size=1, learning_rate=1e-3)
+            assert trainer.resume_newest() == (epochs == 3)
+            trainer.fit()
+        events = accumulators.EventAccumulator(str(trainer.run.events)).Reload()
+        quarters = [f"loss by t/quarter {i}" for i in (1, 2, 3, 4)]
+        scalars = {"loss", "gradient_norm", "learning_rate", "validation_loss", "images_per_second"}
+        assert scalars <= set(events.Tags()["scalars"]) <= scalars | set(quarters)
+        for name in ("loss", "gradient_norm", "learning_rate"):
+            assert [point.step for point in events.Scalars(name)] == [2, 4, 6, 8, 10, 12]
+            assert all(math.isfinite(point.value) and point.value > 0 for point in events.Scalars(name))
+        told = [record["validation_loss"] for record in metrics_of(trainer)]
+        assert [point.value for point in events.Scalars("validation_loss")] == pytest.approx(told)
+        assert [image.step for image in events.Images("source, result, target")] == [4, 8, 12]
+
+    def test_losses_by_quarter_of_t(self, tmp_path: Path) -> None:
+        """Of t in 1..8: 1 and 2, 3 and 4, and so on; a quarter without an image has no point."""
+        accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        tracker = tracking.Tracker(tmp_path, 0, (1, 8), torch.device("cpu"))
+        tracker.add_losses(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([1, 2, 8]))
+        tracker.add_losses(torch.tensor([6.0, 7.0]), torch.tensor([1, 5]))
+        tracker.write_losses(3)
+        tracker.close()
+        events = accumulators.EventAccumulator(str(tmp_path)).Reload()
+        values = {tag[-1]: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
+        assert values == {"1": 3.0, "3": 7.0, "4": 5.0}
+
+    def test_without_tensorboard(self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        trainer = make_trainer(epochs=1)
+        trainer.fit()
+        assert not trainer.run.events.exists()
 
     def test_config_rebuilds_the_settings(self, make_trainer: MakeTrainer) -> None:
         trainer = make_trainer(epochs=1, flip=True)
@@ -581,16 +797,17 @@ class TestFiles:
     def test_without_validation(self, make_trainer: MakeTrainer) -> None:
         trainer = make_trainer(epochs=1, preview_every=1)
         trainer.fit()
-        assert sorted(file.name for file in trainer.folder.iterdir()) == ["config.json", "last.pt", "metrics.jsonl"]
+        written = {"config.json", "metrics.jsonl", "step_00000002.pt", "summary.json"}
+        assert {file.name for file in trainer.folder.iterdir()} - {"tensorboard"} == written
         assert "validation_loss" not in metrics_of(trainer)[0]
 
     def test_new_run_in_an_old_folder_is_refused(self, make_trainer: MakeTrainer) -> None:
         trainer = make_trainer(epochs=1)
         trainer.fit()
-        before = {file.name: file.read_bytes() for file in trainer.folder.iterdir()}
-        with pytest.raises(ValueError, match=r"holds a run already: go on with it by --ckpt_path .*last\.pt"):
+        before = {file.name: file.read_bytes() for file in trainer.folder.glob("*.*")}
+        with pytest.raises(ValueError, match=r"holds a run of 2 steps already, .* begin at 0: .* --overwrite"):
             make_trainer(epochs=1).fit()
-        assert {file.name: file.read_bytes() for file in trainer.folder.iterdir()} == before
+        assert {file.name: file.read_bytes() for file in trainer.folder.glob("*.*")} == before
 
     def test_a_half_written_metrics_line_is_dropped(self, make_trainer: MakeTrainer) -> None:
         first = make_trainer(epochs=1)
@@ -598,7 +815,7 @@ class TestFiles:
         with (first.folder / "metrics.jsonl").open("a") as file:
             file.write('{"epoch": 2, "lo')
         second = make_trainer(epochs=2)
-        second.resume(first.last)
+        second.resume(newest(first))
         second.fit()
         assert [record["epoch"] for record in metrics_of(second)] == [1, 2]
 
@@ -608,10 +825,10 @@ class TestTrainer:
         wide = PairedDataset(pairs.pairs, (SIZE, 2 * SIZE))
         trainer = make_trainer(train=wide, validation=wide, epochs=1)
         trainer.fit()
-        assert load_checkpoint(trainer.last).image_size == (SIZE, 2 * SIZE)
-        make_trainer(train=wide, epochs=2).resume(trainer.last)
+        assert load_checkpoint(newest(trainer)).image_size == (SIZE, 2 * SIZE)
+        make_trainer(train=wide, epochs=2).resume(newest(trainer))
         with pytest.raises(ValueError, match=r"trained with image_size \(8, 16\), and these pairs have 8"):
-            make_trainer(epochs=2).resume(trainer.last)
+            make_trainer(epochs=2).resume(newest(trainer))
         with pytest.raises(ValueError, match=r"image_size \(8, 9\) is not a multiple of the network's 2"):
             make_trainer(train=PairedDataset(pairs.pairs, (SIZE, SIZE + 1)))
 
@@ -663,7 +880,7 @@ class TestTrainer:
         for compile in (False, True):
             unet = make_unet(condition_channels=3, channel_mult=(1,), attention_resolutions=())
             trainer = make_trainer(f"compile {compile}", unet, compile=compile)
-            losses.append(trainer._loss(trainer.network, y, x0, seeds, 0))
+            losses.append(trainer._losses(trainer.network, y, x0, seeds, 0).mean())
             losses[-1].backward()
             gradients.append({name: p.grad for name, p in unet.named_parameters() if p.grad is not None})
             assert len(gradients[-1]) == len(list(unet.parameters()))

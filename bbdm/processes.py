@@ -1,0 +1,84 @@
+"""The processes of a training run: one, or several with a share of each batch, which torchrun or accelerate started.
+
+Several run on accelerate, which finds their devices, averages gradients in backward (DDP) and sums over all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bbdm.execution import find_device
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+PATIENCE = timedelta(hours=12)  # for another process; one that dies takes all down, whoever waits
+
+
+def started() -> int:
+    """How many processes a launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run, seen from one of them."""
+
+    device: torch.device
+    rank: int = 0
+    count: int = 1
+    accelerator: Accelerator | None = None  # where there are several
+
+    @classmethod
+    def join(cls, device: str) -> Processes:
+        """This process among those that were started; of several on GPUs, each has its own.
+
+        Raises:
+            ValueError: there is no such device here, or several processes were started and accelerate is missing.
+        """
+        if started() == 1:
+            return cls(find_device(device))
+        try:
+            from accelerate import Accelerator, InitProcessGroupKwargs
+        except ImportError as error:
+            raise ValueError("training in several processes needs accelerate: pip install '.[train]'") from error
+        cpu = torch.device(device).type == "cpu"
+        accelerator = Accelerator(
+            cpu=cpu, mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
+        )
+        return cls(accelerator.device, accelerator.process_index, accelerator.num_processes, accelerator)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and tells."""
+        return self.rank == 0
+
+    def parallel(self, network: Any) -> Any:
+        """The network with gradients that are averaged over all processes in backward."""
+        return network if self.accelerator is None else self.accelerator.prepare_model(network)
+
+    def alone(self, network: Any) -> AbstractContextManager[None]:
+        """Within it, backward leaves the averaging to a later one."""
+        return nullcontext() if self.accelerator is None else self.accelerator.no_sync(network)
+
+    def sum(self, value: float) -> float:
+        """The sum of each process's value, in all of them."""
+        if self.accelerator is None:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        return float(self.accelerator.reduce(total, "sum"))  # pyright: ignore[reportArgumentType]
+
+    def first_before_others(self) -> AbstractContextManager[None]:
+        """Within it, the first process is done before the others begin."""
+        return nullcontext() if self.accelerator is None else self.accelerator.main_process_first()
+
+    def leave(self) -> None:
+        """End the work with the others."""
+        if self.accelerator is not None:
+            self.accelerator.end_training()

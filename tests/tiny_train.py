@@ -1,0 +1,43 @@
+"""examples/train.py with a tiny network for the demo preset, for tests that start processes of their own.
+
+In the environment, DIE=RANK,STEP ends the process of a rank, without a word, when it comes to an optimizer step, and
+PAUSE=SECONDS makes each step last longer.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import torch
+
+from bbdm import scripts
+from bbdm.networks.unet import PRESETS, UNetConfig
+from bbdm.training import Trainer
+from examples import train
+from tests.conftest import TINY
+
+
+def set_up() -> None:
+    torch.set_num_threads(1)
+    PRESETS["demo"] = UNetConfig(condition_channels=3, **TINY)
+
+
+def watch_steps() -> None:
+    """Do what the environment asks for before each step."""
+    original, doomed, pause = Trainer.train_step, os.environ.get("DIE"), float(os.environ.get("PAUSE", "0"))
+
+    def train_step(self: Trainer, y: torch.Tensor, x0: torch.Tensor) -> float:
+        if f"{self.processes.rank},{self.step}" == doomed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(pause)
+        return original(self, y, x0)
+
+    Trainer.train_step = train_step
+
+
+if __name__ == "__main__":
+    set_up()
+    watch_steps()
+    scripts.run(train.main)
