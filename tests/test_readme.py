@@ -19,7 +19,7 @@ def test_snippet_runs(snippet: str, tmp_path: Path):
 
 
 def test_there_are_snippets():
-    assert len(SNIPPETS) == 5
+    assert len(SNIPPETS) == 6
 
 
 def test_files_that_the_readme_shows_exist():
