@@ -20,7 +20,6 @@ from functools import cache
 from types import FunctionType
 from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
 import torch
 import torch._inductor.config as inductor_config
 import torch.nn.functional as F
@@ -94,7 +93,7 @@ class Loop:
         self.device = device
         self.clamp = clamp
         self._conditioned = unet.config.condition_channels > 0
-        rows = torch.from_numpy(np.concatenate([table.prediction, table.coefficients], axis=1))
+        rows = torch.from_numpy(table.rows)
         self.rows = rows.to(device, self.state_dtype)
         with torch.no_grad():
             times = torch.tensor(table.timesteps, device=next(unet.parameters()).device)

@@ -88,14 +88,13 @@ class OnnxBridgeSampler:
         else:
             bridge = bridges.from_config(self.settings["bridge"])
             self.table = solvers.build(bridge, solver or self.settings["solver"], timesteps, steps)
-        rows = np.concatenate([self.table.prediction, self.table.coefficients], axis=1).astype(np.float32)
         self.graphs = {
             name.removesuffix(".onnx"): Session(folder / name, self.providers, threads)
             for name in self.settings["files"]
             if name.endswith(".onnx") and name != PIPELINE
         }
         device = self.graphs["unet"].device
-        self._rows = [device.put(row) for row in rows]
+        self._rows = [device.put(row) for row in self.table.rows.astype(np.float32)]
         self._times = [device.put(np.array([t])) for t in self.table.timesteps]
         self._silence = device.put(np.zeros((1, 1, 1, 1), np.float32))
         self._device = device

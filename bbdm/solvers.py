@@ -47,6 +47,16 @@ class StepTable:
     def __len__(self) -> int:
         return len(self.timesteps)
 
+    @property
+    def rows(self) -> npt.NDArray[np.float64]:
+        """(K, 8) prediction and coefficients side by side, as a step takes them."""
+        return np.concatenate([self.prediction, self.coefficients], axis=1)
+
+    @property
+    def noisy(self) -> list[int]:
+        """The rows that need noise."""
+        return np.flatnonzero(self.coefficients[:, 4]).tolist()
+
 
 @dataclass(frozen=True)
 class _Step:

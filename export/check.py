@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from bbdm.runtime import OnnxBridgeSampler
+from bbdm.runtime import PIPELINE, OnnxBridgeSampler
 from bbdm.sampler import BridgeSampler
 
 LIMITS = {"fp32": 1e-4, "fp16": 2e-2}  # largest difference over largest value; int8 is told and not judged
@@ -47,7 +47,7 @@ def differences(folder: Path, sampler: BridgeSampler, size: int) -> Iterator[Dif
     shapes = [exported.static] if exported.static else [(1, size, size), (2, size, size), (5, size, size + stride)]
     generator = torch.Generator().manual_seed(0)
     unet, codec = sampler.unet, sampler.codec
-    pipeline = folder / "pipeline.onnx"
+    pipeline = folder / PIPELINE
     whole = onnxruntime.InferenceSession(pipeline, providers=["CPUExecutionProvider"]) if pipeline.exists() else None
     for batch, height, width in shapes:
         image = torch.rand(batch, exported.settings["image_channels"], height, width, generator=generator) * 2 - 1
@@ -65,9 +65,8 @@ def differences(folder: Path, sampler: BridgeSampler, size: int) -> Iterator[Dif
         if whole is not None:
             noise = torch.randn(len(sampler.table), *y.shape, generator=generator)
             feeds = {"source": image.numpy()}
-            noisy = np.flatnonzero(sampler.table.coefficients[:, 4])
-            if len(noisy):
-                feeds["noise"] = noise.numpy()[noisy]
+            if sampler.table.noisy:
+                feeds["noise"] = noise.numpy()[sampler.table.noisy]
             (made,) = whole.run(None, feeds)
             yield Difference.of("image, pipeline.onnx", image.shape, np.asarray(made), sampler(image, noise=noise))
 

@@ -6,6 +6,7 @@ Both take a step from the table's row as numbers, so neither knows bridge or sol
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -27,17 +28,8 @@ STEP = """
   term_z = Mul (c_z, z)
   x_next = Sum (term_x, term_y, term_x0hat, term_before, term_z)
 """
+Proto = TypeVar("Proto", onnx.NodeProto, onnx.TensorProto, onnx.ValueInfoProto)
 IMAGE = "float[batch, channels, height, width]"
-
-
-def noisy_rows(table: StepTable) -> list[int]:
-    """The rows that need noise."""
-    return np.flatnonzero(table.coefficients[:, 4]).tolist()
-
-
-def rows_of(table: StepTable) -> np.ndarray:
-    """(K, 8) float32: prediction and coefficients side by side, as the step takes them."""
-    return np.concatenate([table.prediction, table.coefficients], axis=1).astype(np.float32)
 
 
 def step_graph(opset: int) -> onnx.ModelProto:
@@ -63,7 +55,7 @@ def pipeline_graph(
     one slot for each row of the table that needs it, in the table's order; without such rows it is no input.
     """
     opset = unet.opset_import[0].version
-    noisy = noisy_rows(table)
+    noisy = table.noisy
     slots = np.zeros(len(table), np.int64)
     slots[noisy] = np.arange(len(noisy))
     conditioned = len(unet.graph.input) == 3
@@ -84,33 +76,31 @@ def pipeline_graph(
     )
     inner = {"x": "x", "t": "t", "prediction": "prediction"} | ({"condition": "y"} if conditioned else {})
     before = next(i for i, node in enumerate(body.node) if node.op_type == "Split")
-    nodes = [*body.node[:before], *_renamed(unet.graph, inner, "unet/"), *body.node[before:]]
-    del body.node[:]
-    body.node.extend(nodes)
-    body.value_info.extend(_values(unet.graph, "unet/"))
+    after = list(body.node[before:])
+    del body.node[before:]
+    _include(body, unet.graph, inner, "unet/")
+    body.node.extend(after)
 
     graph = onnx.GraphProto(name="pipeline")
     for name, values in (
         ("timesteps", table.timesteps),
-        ("rows", rows_of(table)),
+        ("rows", table.rows.astype(np.float32)),
         ("slots", slots),
         ("steps", np.array(len(table))),
     ):
         graph.initializer.append(numpy_helper.from_array(values, name))
-    graph.initializer.extend(_weights(unet.graph, "unet/"))
+    graph.initializer.extend(_weights(unet.graph, "unet/"))  # outside the loop, so that there is one copy
     source, image = "source", "image"
     if encoder is not None:
-        graph.node.extend(_renamed(encoder.graph, {"image": source, "latent": "y"}, "encoder/"))
+        _include(graph, encoder.graph, {"image": source, "latent": "y"}, "encoder/")
         graph.initializer.extend(_weights(encoder.graph, "encoder/"))
-        graph.value_info.extend(_values(encoder.graph, "encoder/"))
     else:
         graph.node.append(helper.make_node("Identity", [source], ["y"]))
     graph.node.append(helper.make_node("Loop", ["steps", "", "y", "y"], ["x_last", "x0hat_last"], body=body))
     last = "x_last"
     if decoder is not None:
-        graph.node.extend(_renamed(decoder.graph, {"latent": last, "image": "decoded"}, "decoder/"))
+        _include(graph, decoder.graph, {"latent": last, "image": "decoded"}, "decoder/")
         graph.initializer.extend(_weights(decoder.graph, "decoder/"))
-        graph.value_info.extend(_values(decoder.graph, "decoder/"))
         last = "decoded"
     for name, bound in (("low", -1.0), ("high", 1.0)):
         graph.initializer.append(numpy_helper.from_array(np.array(bound, np.float32), name))
@@ -126,41 +116,34 @@ def pipeline_graph(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSIONS[opset])
 
 
-def _renamed(graph: onnx.GraphProto, known: dict[str, str], prefix: str) -> Iterable[onnx.NodeProto]:
-    """Copies of a graph's nodes: known values under their new names, the others with a prefix."""
+def _include(graph: onnx.GraphProto, other: onnx.GraphProto, known: dict[str, str], prefix: str) -> None:
+    """Append another graph's nodes: known values under their new names, the others with a prefix."""
 
     def rename(name: str) -> str:
         return known.get(name, prefix + name) if name else name
 
-    for node in graph.node:
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        copy.name = prefix + node.name if node.name else ""
+    for node in other.node:
+        copy = _copy(node, prefix + node.name if node.name else "")
         copy.input[:] = map(rename, node.input)
         copy.output[:] = map(rename, node.output)
-        yield copy
+        graph.node.append(copy)
+    graph.value_info.extend(_copy(value, prefix + value.name) for value in other.value_info)
 
 
 def _weights(graph: onnx.GraphProto, prefix: str) -> Iterable[onnx.TensorProto]:
-    for tensor in graph.initializer:
-        copy = onnx.TensorProto()
-        copy.CopyFrom(tensor)
-        copy.name = prefix + tensor.name
-        yield copy
-
-
-def _values(graph: onnx.GraphProto, prefix: str) -> Iterable[onnx.ValueInfoProto]:
-    for value in graph.value_info:
-        copy = onnx.ValueInfoProto()
-        copy.CopyFrom(value)
-        copy.name = prefix + value.name
-        yield copy
+    return (_copy(tensor, prefix + tensor.name) for tensor in graph.initializer)
 
 
 def _like(value: onnx.ValueInfoProto, name: str, dims: tuple[str, ...]) -> onnx.ValueInfoProto:
     """An input or output like another, with names for the dimensions that are not fixed."""
-    copy = onnx.ValueInfoProto()
-    copy.CopyFrom(value)
-    copy.name = name
+    copy = _copy(value, name)
     name_dims(copy, dims)
+    return copy
+
+
+def _copy(message: Proto, name: str) -> Proto:
+    """A copy under another name."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    copy.name = name
     return copy

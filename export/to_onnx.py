@@ -27,7 +27,7 @@ from bbdm.codec import VQGANCodec
 from bbdm.data import load_dataset
 from bbdm.files import file_sha256
 from bbdm.images import from_pil
-from bbdm.runtime import FORMAT, SETTINGS, VERSION
+from bbdm.runtime import FORMAT, PIPELINE, SETTINGS, VERSION
 from bbdm.sampler import BridgeSampler
 from export import check, graphs, pipeline
 
@@ -116,7 +116,7 @@ class Exporter:
         made["step.onnx"] = pipeline.step_graph(args.opset)
         if args.pipeline:
             ends = made.get("encoder.onnx"), made.get("decoder.onnx")
-            made["pipeline.onnx"] = pipeline.pipeline_graph(made["unet.onnx"], *ends, self.sampler.table)
+            made[PIPELINE] = pipeline.pipeline_graph(made["unet.onnx"], *ends, self.sampler.table)
         return made
 
     def calibration(self) -> list[torch.Tensor]:
@@ -138,7 +138,7 @@ class Exporter:
             "timesteps": table.timesteps.tolist(),
             "prediction": table.prediction.tolist(),
             "coefficients": table.coefficients.tolist(),
-            "noise_rows": pipeline.noisy_rows(table),
+            "noise_rows": table.noisy,
             "channels": config.in_channels,
             "conditioned": config.condition_channels > 0,
             "image_channels": config.in_channels if self.codec is None else self.codec.image_channels,
