@@ -87,10 +87,10 @@ def _statistics(x: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]
     """Mean and 1 / sqrt(variance + eps) of each group, (B, G), in one pass over the pixels.
 
     Each channel first, since channels lie side by side, and relative to one of its pixels: E[d^2] - E[d]^2 cancels only
-    where the mean is large against the spread.
+    where the mean is large against the spread. The results do not depend on which pixel: no gradient goes there.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    origin = x[:, :, :1, :1]
+    origin = x[:, :, :1, :1].detach()
     d = x - origin
     means, squares = (s.mean(3).mean(2) for s in (d, d.square()))
     variances = squares - means.square()

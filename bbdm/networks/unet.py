@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bbdm.kernels.group_norm_silu import group_norm_silu
-from bbdm.kernels.upsample_conv import upsample_conv3x3
+from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
 from bbdm.networks.settings import check_integers
 
 MAX_PERIOD = 10000.0
@@ -156,7 +156,7 @@ class ResBlock(nn.Module):
     def resample(self, x: torch.Tensor) -> torch.Tensor:
         """Change the size, where this block does."""
         if self.up:
-            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+            return upsample(x)
         return F.avg_pool2d(x, 2) if self.down else x
 
     def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
