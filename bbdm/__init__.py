@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bbdm.bridges import ABridge as ABridge
     from bbdm.bridges import BrownianBridge as BrownianBridge
+    from bbdm.callbacks import Callback as Callback
     from bbdm.checkpoint import load_checkpoint as load_checkpoint
     from bbdm.checkpoint import load_vqgan as load_vqgan
     from bbdm.checkpoint import save_checkpoint as save_checkpoint
     from bbdm.checkpoint import save_vqgan as save_vqgan
     from bbdm.codec import VQGANCodec as VQGANCodec
+    from bbdm.losses import bridge_loss as bridge_loss
     from bbdm.networks.unet import UNet as UNet
     from bbdm.networks.unet import UNetConfig as UNetConfig
     from bbdm.networks.vqgan import VQGAN as VQGAN
     from bbdm.networks.vqgan import VQGANConfig as VQGANConfig
     from bbdm.sampler import BridgeSampler as BridgeSampler
+    from bbdm.train_config import TrainConfig as TrainConfig
+    from bbdm.training import Trainer as Trainer
 
 __version__ = "0.1.0"
 
@@ -25,52 +30,21 @@ _HOME = {
     "ABridge": "bbdm.bridges",
     "BrownianBridge": "bbdm.bridges",
     "BridgeSampler": "bbdm.sampler",
+    "Callback": "bbdm.callbacks",
+    "TrainConfig": "bbdm.train_config",
+    "Trainer": "bbdm.training",
     "UNet": "bbdm.networks.unet",
     "UNetConfig": "bbdm.networks.unet",
     "VQGAN": "bbdm.networks.vqgan",
     "VQGANCodec": "bbdm.codec",
     "VQGANConfig": "bbdm.networks.vqgan",
+    "bridge_loss": "bbdm.losses",
     "load_checkpoint": "bbdm.checkpoint",
     "load_vqgan": "bbdm.checkpoint",
     "save_checkpoint": "bbdm.checkpoint",
     "save_vqgan": "bbdm.checkpoint",
 }
-_MODULES = {
-    "bridges",
-    "checkpoint",
-    "codec",
-    "data",
-    "ema",
-    "execution",
-    "files",
-    "generation",
-    "images",
-    "importers",
-    "kernels",
-    "latents",
-    "losses",
-    "machine",
-    "metrics",
-    "networks",
-    "onnx_session",
-    "optimizers",
-    "packages",
-    "processes",
-    "run_checks",
-    "run_folder",
-    "runtime",
-    "sampler",
-    "scripts",
-    "seeds",
-    "segmentation",
-    "solvers",
-    "timesteps",
-    "torchfile",
-    "tracking",
-    "train_config",
-    "training",
-    "unpickling",
-}
+_MODULES = {module.name for module in iter_modules(__path__)}
 
 __all__ = [*sorted(_HOME), "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 

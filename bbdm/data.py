@@ -85,6 +85,10 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             digest.update(f"{pair.name} {' '.join(files)}\n".encode())
         return digest.hexdigest()
 
+    def names_digest(self) -> str:
+        """SHA-256 of all names."""
+        return hashlib.sha256("\n".join(pair.name for pair in self.pairs).encode()).hexdigest()
+
     def images(self, index: int) -> tuple[Image.Image, Image.Image | None]:
         """Source and target of example ``index`` as resized pictures; the target is None for sources alone."""
         source, target = self.pairs[index].load()

@@ -63,7 +63,7 @@ def training_state(
         unet: the network's,
         bridge: and
         config: the run's settings now.
-        pairs: image_size, direction and number of the pairs now.
+        pairs: what of them must not change: image_size, direction, number and names.
 
     Raises:
         ValueError: it has none, or is of another run; the message says in what.
@@ -78,6 +78,8 @@ def training_state(
         )
     stored = {"image_size": checkpoint.image_size, **state.get("pairs", {})}
     for name, value in pairs.items():
+        if stored.get(name, value) != value and name == "names":
+            raise ValueError(f"{path} was trained on pairs of other names")
         if stored.get(name, value) != value:
             raise ValueError(f"{path} was trained with {name} {stored[name]}, and these pairs have {value}")
     settings = state["config"]

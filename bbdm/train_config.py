@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 Loss = Literal["l1", "l2", "huber"]
 Optimizer = Literal["adam", "adamw"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 Schedule = Literal["constant", "cosine", "plateau"]
 FREE = {  # what may change when a run goes on
     "epochs",
@@ -46,7 +46,7 @@ class TrainConfig:
     ema_start: int = 0  # optimizer steps during which the average is a copy
     ema_every: int = 1  # optimizer steps between its updates
     flip: bool = False  # mirror half of the pairs
-    precision: Precision = "fp32"  # bf16: autocast, weights stay float32
+    precision: Precision = "fp32"  # bf16, fp16: autocast, weights stay float32; fp16 scales the loss
     compile: bool = False  # compile the network's forward and backward: minutes at the first step
     seed: int = 0
     workers: int = 0  # processes that read pictures

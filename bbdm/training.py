@@ -1,7 +1,7 @@
-"""Training a bridge: the loss, the moving average of weights, and the loop.
+"""Training a bridge: the loop over epochs, its checkpoints and what it tells. A step is in :mod:`bbdm.train_step`.
 
-Times, noise and flips of a sample are a function of (run seed, optimizer step, index in the batch), and the order of
-an epoch of (run seed, epoch), so a run that goes on from a checkpoint sees what the undisturbed run would have seen.
+The order of an epoch is a function of (run seed, epoch), so a run that goes on from a checkpoint sees what the
+undisturbed run would have seen.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import errno
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,45 +17,25 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from bbdm import images, machine
+from bbdm import machine
 from bbdm.bridges import Bridge
+from bbdm.callbacks import Callback, Previews
 from bbdm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from bbdm.codec import Codec, Role
+from bbdm.codec import Codec
 from bbdm.data import PairedDataset
-from bbdm.ema import EMA
 from bbdm.execution import keep_freed_memory
-from bbdm.files import write_atomically
-from bbdm.kernels import philox
 from bbdm.latents import LatentDataset
 from bbdm.loading import Batches
-from bbdm.losses import bridge_loss
 from bbdm.networks.unet import UNet
-from bbdm.optimizers import Plateau, make_optimizer
 from bbdm.processes import Processes
 from bbdm.run_checks import check_start, stored_codec, training_state
 from bbdm.run_folder import RunFolder
-from bbdm.sampler import BridgeSampler
 from bbdm.scripts import TERMINATED, StoppedError
 from bbdm.tracking import Tracker
 from bbdm.train_config import TrainConfig
+from bbdm.train_step import TrainStep, mixed, sample_seeds
 
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values that no optimizer step reaches
-PREVIEW_PAIRS = 8
-
-
-def _sample_seeds(run_seed: int, first: int, count: int, device: torch.device) -> torch.Tensor:
-    """(count,) seeds of the samples ``first``.. of a batch: low word the run's seed, high word the sample's index."""
-    return run_seed + (torch.arange(first, first + count, device=device) << 32)
-
-
-def _mixed(seed: int, number: int) -> int:
-    """A seed of 32 bits, which are all that a generator reads, of a run's seed and a number."""
-    return (seed * 0x9E3779B9 + number) % 2**32
-
-
-def _both_ways(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch mirrored, and as it is: pictures (B, C, H, W), or latents of both, (B, 2, C, H, W)."""
-    return (v[:, 1], v[:, 0]) if v.ndim == 5 else (v.flip(-1), v)
 
 
 class Trainer:
@@ -73,6 +52,7 @@ class Trainer:
         folder: where metrics, previews and checkpoints go.
         codec: what takes pictures to the space of the bridge; None to train in image space.
         processes: those that share the work; None for this one alone. The first of them writes.
+        callbacks: what else is done, after :class:`~bbdm.callbacks.Previews`.
 
     Raises:
         ValueError: fewer pairs than one batch, pictures of a size that the network cannot take, a codec of another
@@ -89,28 +69,28 @@ class Trainer:
         folder: Path,
         codec: Codec | None = None,
         processes: Processes | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.device = next(unet.parameters()).device
         self.processes = Processes(self.device) if processes is None else processes
         check_start(unet.config, config, train, codec, self.processes.count)
         self.unet = unet.train()
-        network = torch.compile(unet, fullgraph=True, dynamic=False) if config.compile else unet
-        self.network = self.processes.parallel(network)
         self.bridge = bridge
         self.config = config
         self.train = train
         self.validation = validation
         self.folder = folder
         self.run = RunFolder(folder, config.keep)
-        self.codec = None if codec is None else codec.placed(self.device, torch.float32)
+        self.callbacks: list[Callback] = [Previews(config.preview_every), *callbacks]
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.ema = EMA(unet, config.ema_decay, config.ema_start, config.ema_every)
-        self.optimizer = make_optimizer(unet, config)
-        self.plateau = Plateau(config.plateau_patience)
+        codec = None if codec is None else codec.placed(self.device, torch.float32)
+        self.steps_per_epoch = len(train) // config.batch_size
+        total = config.epochs * self.steps_per_epoch
+        self.update = TrainStep(unet, bridge, config, codec, self.processes, isinstance(train, LatentDataset), total)
+        self.ema = self.update.ema
         self.epoch = 0  # epochs done
         self.step = 0  # optimizer steps done
-        self.steps_per_epoch = len(train) // config.batch_size
         self.share = config.batch_size // self.processes.count  # pairs of a batch that this process has
         loading = (self.share, self.device, config.workers)
         self.train_batches = Batches(train, *loading)
@@ -118,7 +98,16 @@ class Trainer:
         self.best: dict[str, Any] | None = None  # metrics of the epoch with the lowest validation loss
         self._epoch_loss = 0.0  # sum over the steps of this epoch
         self._stop: Callable[[], bool] = lambda: False
-        self._tracker: Tracker | None = None
+
+    @property
+    def codec(self) -> Codec | None:
+        """What takes pictures to the space of the bridge, on the device; None in image space."""
+        return self.update.codec
+
+    @property
+    def tracker(self) -> Tracker | None:
+        """TensorBoard, while the run is on, in the process that writes."""
+        return self.update.tracker
 
     def resume(self, path: Path, checkpoint: Checkpoint | None = None) -> None:
         """Go on from a checkpoint that a run of the same network and bridge wrote, where ``checkpoint`` is its content.
@@ -132,13 +121,12 @@ class Trainer:
         state = training_state(path, checkpoint, self.unet.config, self.bridge, self.config, self._pairs())
         assert checkpoint.unet.weights is not None  # checked with the state
         assert checkpoint.unet.ema is not None
-        self.codec = codec
+        self.update.codec = codec
         self.unet.load_state_dict(checkpoint.unet.weights)
         self.ema.unet.load_state_dict(checkpoint.unet.ema)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.update.load(state)
         self.epoch, self.step = state["epoch"], state["step"]
         self._epoch_loss, self.best = state["epoch_loss"], state["best"]
-        self.plateau = Plateau(self.config.plateau_patience, **state["plateau"])
 
     def resume_newest(self) -> bool:
         """Go on from the newest whole checkpoint in the run's folder; False where there is none.
@@ -177,8 +165,10 @@ class Trainer:
         self._stop = stop
         if self.processes.first:
             self.run.begin(self.epoch, settings)
-            self._tracker = Tracker(self.run.events, self.step, self.bridge.train_range, self.device)
+            self.update.tracker = Tracker(self.run.events, self.step, self.bridge.train_range, self.device)
         try:
+            for callback in self.callbacks:
+                callback.begin(self)
             while self.epoch < self.config.epochs:
                 self._run_epoch(progress)
             if self.processes.first:
@@ -188,9 +178,16 @@ class Trainer:
             todo = "Make room on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Mend that"
             raise StoppedError(f"{error}. {todo}; {self.how_to_go_on()}") from error
         finally:
-            if self._tracker is not None:
-                self._tracker.close()
-            self._tracker = None
+            for callback in self.callbacks:
+                callback.end(self)
+            if self.tracker is not None:
+                self.tracker.close()
+            self.update.tracker = None
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the last optimizer step."""
+        return self.update.optimizer.param_groups[0]["lr"]
 
     def how_to_go_on(self) -> str:
         """What is saved, and what the same command will do."""
@@ -210,15 +207,17 @@ class Trainer:
             raise self._diverged("weights are not finite")
         if not self.processes.first:
             return
-        state = {"optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step}
-        state |= {"epoch_loss": self._epoch_loss, "best": self.best, "plateau": self.plateau.state()}
+        state = {"epoch": self.epoch, "step": self.step, "epoch_loss": self._epoch_loss, "best": self.best}
+        state |= self.update.state()
         state |= {"config": asdict(self.config), "pairs": self._pairs()}
         self.save(self.run.checkpoint(self.step), state)
         self.run.prune()
 
     def _pairs(self) -> dict[str, Any]:
         """What of the pairs must stay the same while a run goes on."""
-        return {"image_size": self.train.image_size, "direction": self.train.direction, "number": len(self.train)}
+        kind = {"image_size": self.train.image_size, "direction": self.train.direction, "number": len(self.train)}
+        pairs = self.train.dataset if isinstance(self.train, LatentDataset) else self.train
+        return {**kind, "names": pairs.names_digest()}
 
     def _diverged(self, what: str) -> StoppedError:
         return StoppedError(f"{what} at step {self.step}. Lower -lr or set --grad_clip; {self.how_to_go_on()}")
@@ -243,14 +242,15 @@ class Trainer:
             disable=not (progress and self.processes.first),
             leave=False,
         ) as bar:
-            for y, x0 in batches:
-                loss = self.train_step(y, x0)
+            while (batch := self._next(batches)) is not None:
+                loss = self.train_step(*batch)
                 if not math.isfinite(loss):
                     raise self._diverged(f"the loss is {loss}")
                 self._epoch_loss += loss
-                rate = self.optimizer.param_groups[0]["lr"]
                 bar.update()
-                bar.set_postfix(loss=f"{loss:.4f}", lr=f"{rate:.2g}")
+                bar.set_postfix(loss=f"{loss:.4f}", lr=f"{self.learning_rate:.2g}")
+                for callback in self.callbacks:
+                    callback.after_step(self, loss)
                 if self.step % self.config.save_every == 0 and self.step % self.steps_per_epoch:
                     self._save()
                 self._check_stop()
@@ -260,7 +260,7 @@ class Trainer:
         if self.validation is not None:
             record["validation_loss"] = self.validate()
         record["images_per_second"] = (self.steps_per_epoch - done) * size / seconds
-        record["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        record["learning_rate"] = self.learning_rate
         self._end_epoch(record)
         if progress and self.processes.first:
             tqdm.write("  ".join(f"{k} {v:.4g}" for k, v in record.items()))
@@ -270,23 +270,23 @@ class Trainer:
         self.epoch += 1
         self._epoch_loss = 0.0
         first = self.processes.first
-        if self.validation is not None:
-            if first and (self.epoch % self.config.preview_every == 0 or self.epoch == self.config.epochs):
-                self.preview(self.validation)
-            if self.best is None or record["validation_loss"] < self.best["validation_loss"]:
-                self.best = {name: record[name] for name in ("epoch", "step", "validation_loss")}
-                if first:
-                    self.save(self.run.best)
+        for callback in self.callbacks:
+            callback.after_epoch(self, record)
+        lowest = math.inf if self.best is None else self.best["validation_loss"]
+        if self.validation is not None and record["validation_loss"] < lowest:
+            self.best = {name: record[name] for name in ("epoch", "step", "validation_loss")}
+            if first:
+                self.save(self.run.best)
         if first:
             self.run.add_metrics(record)
-        if self._tracker is not None:
-            shown = ("validation_loss", "images_per_second")
-            self._tracker.write(self.step, **{name: record[name] for name in shown if name in record})
+        if self.tracker is not None:
+            shown = record.keys() - {"epoch", "step", "loss", "learning_rate"}  # the latter two have points of steps
+            self.tracker.write(self.step, **{name: record[name] for name in sorted(shown)})
         self._save()
 
     def _order(self, done: int) -> list[int]:
         """This process's pairs of this epoch's batches after the first ``done``; those of a last short one are out."""
-        generator = torch.Generator().manual_seed(_mixed(self.config.seed, self.epoch))
+        generator = torch.Generator().manual_seed(mixed(self.config.seed, self.epoch))
         order = torch.randperm(len(self.train), generator=generator)[: self.steps_per_epoch * self.config.batch_size]
         return order.view(self.steps_per_epoch, self.processes.count, -1)[done:, self.processes.rank].flatten().tolist()
 
@@ -295,6 +295,10 @@ class Trainer:
         assert self.validation is not None
         number, rank, count = len(self.validation), self.processes.rank, self.processes.count
         return [i for i in range(number) if i // self.share % count == rank]
+
+    def _next(self, batches: Iterator[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...] | None:
+        with self.update.part("waiting for pairs"):
+            return next(batches, None)
 
     def _readable(self, batches: Iterable[tuple[torch.Tensor, ...]]) -> Iterator[tuple[torch.Tensor, ...]]:
         """The batches; where one cannot be read, what is trained so far is saved."""
@@ -307,73 +311,10 @@ class Trainer:
         raise StoppedError(f"{reason}. Mend that; {self.how_to_go_on()}")
 
     def train_step(self, y: torch.Tensor, x0: torch.Tensor) -> float:
-        """One optimizer step on a batch of sources and targets as the dataset has them; the loss before the step.
-
-        Of several processes, each has its share of the batch, and all give the loss of the whole.
-        """
-        config = self.config
-        if self.unet.config.dropout:
-            torch.manual_seed(_mixed(config.seed, self.step * self.processes.count + self.processes.rank))
-        rate = config.lr_at(self.step, config.epochs * self.steps_per_epoch)
-        rate = self.plateau.rate(rate) if config.lr_schedule == "plateau" else rate
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        parts = config.grad_accumulation
-        seeds = _sample_seeds(config.seed, self.processes.rank * len(y), len(y), self.device)
-        total = torch.zeros((), device=self.device)
-        for index, part in enumerate(zip(y.chunk(parts), x0.chunk(parts), seeds.chunk(parts), strict=True), start=1):
-            with nullcontext() if index == parts else self.processes.alone(self.network):
-                loss = self._part_loss(*part) / parts
-                loss.backward()
-            total += loss.detach()
-        norm = self._gradient_norm()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update(self.unet, self.step)
+        """One optimizer step on a batch of sources and targets as the data set has them; the loss before the step."""
+        loss = self.update(y, x0, self.step)
         self.step += 1
-        loss = self.processes.sum(total.item()) / self.processes.count  # which waits for the device
-        self.plateau.update(loss)
-        if self._tracker is not None and norm is not None and self._tracker.due(self.step):
-            self._tracker.write_losses(self.step)
-            self._tracker.write(self.step, loss=loss, learning_rate=rate, gradient_norm=norm.item())
         return loss
-
-    def _part_loss(self, y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-        """The loss of pairs as the dataset has them, each of a seed."""
-        if self.config.flip:
-            mirrored = philox.flips(seeds, self.step)[:, None, None, None]
-            y, x0 = (torch.where(mirrored, *_both_ways(v)) for v in (y, x0))
-        latents = isinstance(self.train, LatentDataset)
-        y, x0 = self._encode(y, "source", latents), self._encode(x0, "target", latents)
-        losses = self._losses(self.network, y, x0, seeds, self.step)
-        if self._tracker is not None:
-            self._tracker.add_losses(losses, philox.timesteps(seeds, self.step, *self.bridge.train_range))
-        return losses.mean()
-
-    def _gradient_norm(self) -> torch.Tensor | None:
-        """The norm of all gradients, which are cut where that is asked for; None where nobody needs it."""
-        if self.config.grad_clip:
-            return torch.nn.utils.clip_grad_norm_(self.unet.parameters(), self.config.grad_clip)
-        if self._tracker is not None and self._tracker.due(self.step + 1):
-            return torch.nn.utils.get_total_norm([p.grad for p in self.unet.parameters() if p.grad is not None])
-        return None
-
-    def _encode(self, v: torch.Tensor, role: Role, latents: bool) -> torch.Tensor:
-        """A batch of pictures, or of latents from a cache, in the space of the bridge."""
-        if self.codec is None:
-            return v
-        v = self.codec.normalize(v, role) if latents else self.codec.encode(v, role)
-        return v.contiguous(memory_format=torch.channels_last)
-
-    def _losses(
-        self, network: Callable[..., torch.Tensor], y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int
-    ) -> torch.Tensor:
-        """The loss of each pair in the bridge's space, (B,)."""
-        t = philox.timesteps(seeds, step, *self.bridge.train_range)
-        condition = y if self.unet.config.condition_channels else None
-        drawn: dict[str, Any] = {"condition": condition, "seeds": seeds, "step": step}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            return bridge_loss(network, self.bridge, x0, y, t, loss=self.config.loss, per_image=True, **drawn)
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -384,21 +325,9 @@ class Trainer:
         for y, x0 in self._readable(self.validation_batches(self._validation_share())):
             if self.processes.count == 1:  # several have not all the same number of batches
                 self._check_stop()
-            y, x0 = self._encode(y, "source", False), self._encode(x0, "target", False)
-            seeds = _sample_seeds(0, first, len(y), self.device)
-            losses = [self._losses(self.ema.unet, y, x0, seeds, step).sum().item() for step in VALIDATION_STEPS]
+            y, x0 = self.update.encode(y, "source"), self.update.encode(x0, "target")
+            seeds = sample_seeds(0, first, len(y), self.device)
+            losses = [self.update.losses(self.ema.unet, y, x0, seeds, step).sum().item() for step in VALIDATION_STEPS]
             total += sum(losses) / len(losses)
             first += stride
         return self.processes.sum(total) / len(self.validation)
-
-    def preview(self, dataset: PairedDataset) -> None:
-        """Write a grid of (source, result, target) of the first pairs, seed 0."""
-        pairs = [dataset[i] for i in range(min(PREVIEW_PAIRS, len(dataset)))]
-        y = torch.stack([source for source, _ in pairs]).to(self.device)
-        results = BridgeSampler(self.ema.unet, self.bridge, codec=self.codec)(y, seed=0)
-        rows = [[images.to_pil(v) for v in (s, r, t)] for (s, t), r in zip(pairs, results, strict=True)]
-        sheet = images.grid(rows)
-        path = self.folder / f"epoch_{self.epoch:04d}.png"
-        write_atomically(path, lambda temporary: sheet.save(temporary, "png"))
-        if self._tracker is not None:
-            self._tracker.write_image(self.step, "source, result, target", sheet)

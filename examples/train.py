@@ -27,6 +27,7 @@ from bbdm.image_cache import ImageCache
 from bbdm.latents import LatentDataset, measure
 from bbdm.networks.unet import PRESETS, UNet, UNetConfig
 from bbdm.processes import Processes
+from bbdm.profiling import Profile
 from bbdm.run_folder import RunFolder
 from bbdm.train_config import Loss, Optimizer, Precision, Schedule, TrainConfig
 from bbdm.training import Trainer
@@ -115,6 +116,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="delete what the folder has of later steps, and begin")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--use_multi_gpus", "-use_multi_gpus", action="store_true", help="a process for each GPU here")
+    parser.add_argument("--profile", action="store_true", help="print where the time of some steps goes; a trace too")
     parser.add_argument("--show_verbose", action="store_true", help="a progress bar, and the losses of each epoch")
     preset = parser.parse_known_args(argv)[0].preset
     parser.set_defaults(**PRESET_FLAGS[preset])
@@ -266,7 +268,8 @@ def run(args: argparse.Namespace, team: Processes) -> None:
     if trained is not None and begun is None:
         for line in begin(args, trained, unet, bridge, codec):
             tell(line)
-    trainer = Trainer(unet, bridge, config, pairs, validation, folder, codec, team)
+    callbacks = [Profile()] if args.profile else []
+    trainer = Trainer(unet, bridge, config, pairs, validation, folder, codec, team, callbacks)
     if begun is not None:
         trainer.resume(*begun)
         del begun  # which is as large as the network's training state

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 from PIL import Image
 from torch import nn
 
+from bbdm.bridges import ABridge, Bridge
+from bbdm.callbacks import Callback
+from bbdm.data import PairedDataset, load_dataset
 from bbdm.networks.unet import UNet
+from bbdm.train_config import TrainConfig
+from bbdm.training import Trainer
 
 ROOT = Path(__file__).parent.parent
 OPENMOJI64 = Path(os.environ.get("OPENMOJI64", ROOT.parent / "shared" / "data" / "openmoji64"))  # train/, val/
@@ -31,6 +38,11 @@ TINY: dict[str, Any] = {
     "num_res_blocks": 1,
 }
 
+SIZE = 8  # of small pictures
+BRIDGE = ABridge(num_steps=50)
+
+MakePairs = Callable[..., PairedDataset]
+MakeTrainer = Callable[..., Trainer]
 MakeUNet = Callable[..., UNet]
 SavePicture = Callable[..., Path]
 
@@ -62,3 +74,59 @@ def save_picture() -> SavePicture:
         return path
 
     return save
+
+
+@pytest.fixture(scope="session")
+def make_pairs(save_picture: SavePicture) -> MakePairs:
+    """make_pairs(folder, count, height=SIZE): pairs of noise, and the same turned upside down in negative."""
+
+    def make(folder: Path, count: int, height: int = SIZE) -> PairedDataset:
+        generator = np.random.default_rng(0)
+        for index in range(count):
+            source = generator.integers(0, 256, (height, SIZE, 3), dtype=np.uint8)
+            save_picture(folder / "A" / f"{index}.png", Image.fromarray(source))
+            save_picture(folder / "B" / f"{index}.png", Image.fromarray(255 - source[::-1]))
+        return load_dataset("paired", f"{folder}/A,{folder}/B", image_size=SIZE)
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(make_unet: MakeUNet, make_pairs: MakePairs, tmp_path: Path) -> MakeTrainer:
+    """make_trainer(folder="run", unet=None, bridge=BRIDGE, validation=None, train=None, callbacks=(), **config).
+
+    2 epochs of 2 steps on 4 pairs, unless it is told otherwise.
+    """
+    pairs = make_pairs(tmp_path / "pairs", 4)
+
+    def make(
+        folder: str = "run",
+        unet: UNet | None = None,
+        bridge: Bridge = BRIDGE,
+        validation: PairedDataset | None = None,
+        train: PairedDataset | None = None,
+        callbacks: Sequence[Callback] = (),
+        **config: Any,
+    ) -> Trainer:
+        settings = TrainConfig(**{"epochs": 2, "batch_size": 2, **config})
+        unet = make_unet(condition_channels=3) if unet is None else unet
+        train = pairs if train is None else train
+        return Trainer(unet, bridge, settings, train, validation, tmp_path / folder, callbacks=callbacks)
+
+    return make
+
+
+@pytest.fixture
+def pairs(make_pairs: MakePairs, tmp_path: Path) -> PairedDataset:
+    """Those of make_trainer."""
+    return make_pairs(tmp_path / "pairs", 4)
+
+
+def metrics_of(trainer: Trainer) -> list[dict[str, Any]]:
+    """What a run wrote of its epochs."""
+    return [json.loads(line) for line in (trainer.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def newest(trainer: Trainer) -> Path:
+    """A run's newest checkpoint."""
+    return next(iter(trainer.run.checkpoints().values()))

@@ -15,13 +15,12 @@ from PIL import Image
 
 from bbdm import ABridge, image_cache
 from bbdm.checkpoint import load_checkpoint
-from bbdm.data import PairedDataset, load_dataset
+from bbdm.data import PairedDataset
 from bbdm.image_cache import ImageCache
 from bbdm.train_config import TrainConfig
 from bbdm.training import Trainer
-from tests.conftest import SavePicture, tiny_unet
+from tests.conftest import SIZE, MakePairs, SavePicture, tiny_unet
 
-SIZE = 8
 COUNT = 5
 
 
@@ -31,13 +30,8 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def pairs(tmp_path: Path, save_picture: SavePicture) -> PairedDataset:
-    generator = np.random.default_rng(0)
-    for index in range(COUNT):
-        for folder in "AB":
-            pixels = generator.integers(0, 256, (SIZE + 3, SIZE, 3), dtype=np.uint8)
-            save_picture(tmp_path / folder / f"{index}.png", Image.fromarray(pixels))
-    return load_dataset("paired", f"{tmp_path}/A,{tmp_path}/B", image_size=SIZE)
+def pairs(tmp_path: Path, make_pairs: MakePairs) -> PairedDataset:
+    return make_pairs(tmp_path, COUNT, height=SIZE + 3)
 
 
 def assert_same(cached: PairedDataset, pairs: PairedDataset) -> None:

@@ -8,21 +8,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from bbdm import ABridge, latents, training
+from bbdm import ABridge, Callback, latents, train_step, training
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.data import PairedDataset, load_dataset
 from bbdm.latents import LatentDataset, measure
+from bbdm.losses import bridge_loss
 from bbdm.train_config import TrainConfig
-from bbdm.training import Trainer, bridge_loss
-from tests.conftest import SavePicture, tiny_unet
+from bbdm.training import Trainer
+from tests.conftest import SIZE, MakePairs, SavePicture, tiny_unet
 from tests.test_vqgan import tiny_vqgan
 
-SIZE = 8
 COUNT = 5
 
 
@@ -33,13 +32,8 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def pairs(tmp_path: Path, save_picture: SavePicture) -> PairedDataset:
-    generator = np.random.default_rng(0)
-    for index in range(COUNT):
-        for folder in "AB":
-            pixels = generator.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-            save_picture(tmp_path / folder / f"{index}.png", Image.fromarray(pixels))
-    return load_dataset("paired", f"{tmp_path}/A,{tmp_path}/B", image_size=SIZE)
+def pairs(tmp_path: Path, make_pairs: MakePairs) -> PairedDataset:
+    return make_pairs(tmp_path, COUNT)
 
 
 @pytest.fixture
@@ -223,7 +217,7 @@ def test_sources_and_targets_are_normalised_each_by_their_own(
         seen.append(torch.stack([y, x0]))
         return bridge_loss(unet, bridge, x0, y, *rest, **more)
 
-    monkeypatch.setattr(training, "bridge_loss", loss)
+    monkeypatch.setattr(train_step, "bridge_loss", loss)
     config = TrainConfig(batch_size=2)
     two = PairedDataset(pairs.pairs[:2], SIZE)
     normalising = codec.with_statistics(statistics)
@@ -266,3 +260,28 @@ def test_sizes_and_channels_must_fit(pairs: PairedDataset, codec: VQGANCodec, tm
         Trainer(tiny_unet(channel_mult=(1, 1, 1, 1)), ABridge(), config, pairs, None, tmp_path, codec)
     with pytest.raises(ValueError, match="takes 4 channels, and the latents have 3"):
         Trainer(tiny_unet(in_channels=4, out_channels=4), ABridge(), config, pairs, None, tmp_path, codec)
+
+
+def test_training_on_latents_goes_on_within_an_epoch(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
+    """Bit for bit the undisturbed run, with mirrored latents."""
+    data = LatentDataset(pairs, codec, tmp_path / "cache", flip=True)
+    config = TrainConfig(epochs=3, batch_size=1, flip=True, save_every=2)
+
+    class Killed(Callback):
+        def after_step(self, trainer: Trainer, loss: float) -> None:
+            if trainer.step == 9:
+                raise KeyError("killed")
+
+    ends = []
+    for folder in ("straight", "killed"):
+        trainer = Trainer(tiny_unet(), ABridge(), config, data, None, tmp_path / folder, codec)
+        if folder == "killed":
+            with pytest.raises(KeyError):
+                Trainer(
+                    tiny_unet(), ABridge(), config, data, None, tmp_path / folder, codec, callbacks=[Killed()]
+                ).fit()
+            assert trainer.resume_newest()
+            assert (trainer.epoch, trainer.step) == (1, 8)
+        trainer.fit()
+        ends.append(torch.cat([p.flatten() for p in trainer.unet.parameters()]))
+    assert torch.equal(*ends)

@@ -6,29 +6,21 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from bbdm import loading
-from bbdm.data import PairedDataset, load_dataset
+from bbdm.data import PairedDataset
 from bbdm.loading import Batches
-from tests.conftest import SavePicture
+from tests.conftest import MakePairs
 
-SIZE = 8
 COUNT = 5
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def pairs(tmp_path: Path, save_picture: SavePicture) -> PairedDataset:
-    generator = np.random.default_rng(0)
-    for index in range(COUNT):
-        for folder in "AB":
-            pixels = generator.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-            save_picture(tmp_path / folder / f"{index}.png", Image.fromarray(pixels))
-    return load_dataset("paired", f"{tmp_path}/A,{tmp_path}/B", image_size=SIZE)
+def pairs(tmp_path: Path, make_pairs: MakePairs) -> PairedDataset:
+    return make_pairs(tmp_path, COUNT)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

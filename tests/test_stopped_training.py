@@ -27,6 +27,7 @@ from PIL import Image
 import bbdm
 from bbdm.networks.unet import PRESETS, UNetConfig
 from bbdm.scripts import TERMINATED, StoppedError
+from bbdm.train_step import TrainStep
 from bbdm.training import Trainer
 from examples import train
 from tests import tiny_train
@@ -242,15 +243,17 @@ class Terminate:
 
 
 @pytest.mark.parametrize(
-    ("method", "call", "step"), [("train_step", 9, 9), ("_encode", 2 * 6 + 1, 6)], ids=["a step", "validation"]
+    ("owner", "method", "call", "step"),
+    [(Trainer, "train_step", 9, 9), (TrainStep, "encode", 2 * 6 + 1, 6)],
+    ids=["a step", "validation"],
 )
 def test_sigterm_saves_and_says_how_to_go_on(
-    method: str, call: int, step: int, data: Path, undisturbed: Path, tmp_path: Path
+    owner: type, method: str, call: int, step: int, data: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        terminate = Terminate(getattr(Trainer, method), call)
-        monkeypatch.setattr(Trainer, method, lambda *arguments: terminate(*arguments))
+        terminate = Terminate(getattr(owner, method), call)
+        monkeypatch.setattr(owner, method, lambda *arguments: terminate(*arguments))
         with pytest.raises(StoppedError, match=rf"the same command goes on from step {step}, ") as caught:
             train.main(arguments(data, tmp_path / "model.pt"))
     assert caught.value.status == TERMINATED

@@ -1,0 +1,85 @@
+"""What a run does beside training, and when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bbdm import Callback, Trainer
+from bbdm.data import PairedDataset
+from bbdm.scripts import StoppedError
+from tests.conftest import MakeTrainer, metrics_of
+
+
+class Diary(Callback):
+    """Notes what is called; ends the run at a step, where one is given."""
+
+    def __init__(self, last: int | None = None, error: type[Exception] = StoppedError) -> None:
+        self.entries: list[Any] = []
+        self.last, self.error = last, error
+
+    def begin(self, trainer: Trainer) -> None:
+        self.entries.append(("begin", trainer.step))
+
+    def after_step(self, trainer: Trainer, loss: float) -> None:
+        self.entries.append((trainer.step, loss))
+        if trainer.step == self.last:
+            raise self.error("enough")
+
+    def after_epoch(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        self.entries.append(("epoch", trainer.epoch))
+        metrics["entries"] = len(self.entries)
+
+    def end(self, trainer: Trainer) -> None:
+        self.entries.append("end")
+
+
+def test_order(make_trainer: MakeTrainer) -> None:
+    diary = Diary()
+    trainer = make_trainer(callbacks=[diary])
+    trainer.fit()
+    told = [entry[0] if isinstance(entry[0], int) else entry for entry in diary.entries]
+    assert told == [("begin", 0), 1, 2, ("epoch", 1), 3, 4, ("epoch", 2), "end"]
+    losses = [entry[1] for entry in diary.entries if isinstance(entry[0], int)]
+    records = metrics_of(trainer)
+    assert [record["loss"] for record in records] == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2])
+    assert [record["entries"] for record in records] == [4, 7]
+
+
+@pytest.mark.parametrize("error", [StoppedError, KeyError])
+def test_one_that_ends_the_run_ends_all(error: type[Exception], make_trainer: MakeTrainer) -> None:
+    diaries = [Diary(3, error), Diary()]
+    trainer = make_trainer(callbacks=diaries)
+    with pytest.raises(error, match="enough"):
+        trainer.fit()
+    assert diaries[0].entries[-1] == diaries[1].entries[-1] == "end"
+    assert len(diaries[1].entries) == len(diaries[0].entries) - 1  # the step that ended it
+    assert list(trainer.run.checkpoints()) == [2]
+
+
+def test_a_run_that_goes_on_begins_again(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(StoppedError):
+        make_trainer(callbacks=[Diary(3)]).fit()
+    diary = Diary()
+    trainer = make_trainer(callbacks=[diary])
+    assert trainer.resume_newest()
+    trainer.fit()
+    assert diary.entries[0] == ("begin", 2)
+
+
+def test_they_change_no_weights(make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+    plain, watched = make_trainer("a"), make_trainer("b", validation=pairs, preview_every=1, callbacks=[Diary()])
+    for trainer in (plain, watched):
+        trainer.fit()
+    assert all(
+        (mine == theirs).all() for mine, theirs in zip(plain.unet.parameters(), watched.unet.parameters(), strict=True)
+    )
+
+
+def test_the_methods_do_nothing_by_default(make_trainer: MakeTrainer) -> None:
+    plain, watched = make_trainer("a"), make_trainer("b", callbacks=[Callback()])
+    for trainer in (plain, watched):
+        trainer.fit()
+    told = [[{**record, "images_per_second": 0} for record in metrics_of(trainer)] for trainer in (plain, watched)]
+    assert told[0] == told[1]
