@@ -27,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--quick", action="store_true", help="a small network, small images and few rounds: 2 minutes at most"
     )
+    parser.addoption("--pairs", help="folder with train/*.png, source left and target right, for test_throughput.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

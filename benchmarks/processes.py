@@ -12,20 +12,24 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from bbdm import BridgeSampler
-from bbdm.data import PairedDataset
+from bbdm import BridgeSampler, UNet
+from bbdm.data import PairedDataset, load_dataset
+from bbdm.networks.unet import PRESETS
 from bbdm.train_config import TrainConfig
 from bbdm.training import Trainer
 from benchmarks import networks
 from benchmarks.timing import Row, interleaved, seconds_of
+from examples import train as train_script
 
 ROOT = Path(__file__).parent.parent
+BATCH = 16  # of the demo preset
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -98,6 +102,44 @@ def train(settings: dict[str, Any] | None, batch: int, steps: int, device: str, 
     return {"seconds": [seconds_of(step) for _ in range(steps)], "peak_bytes": peak_memory(device)}
 
 
+EPOCHS = 2  # of a process that is timed in epochs, the first of which is not
+
+
+def _demo_network(device: str) -> UNet:
+    """The demo preset's, without a condition."""
+    torch.manual_seed(0)
+    return UNet.from_config(replace(PRESETS["demo"], condition_channels=0)).to(device)
+
+
+def peer_epochs(data: str, device: str) -> Any:
+    """Seconds of each step of sde-bbdm's training from files, the mean over an epoch, of each epoch after the first."""
+    from benchmarks.peers import sde_bbdm
+
+    return sde_bbdm.train_epochs(_demo_network(device), Path(data) / "train", BATCH, EPOCHS)[1:]
+
+
+def bare_steps(data: str, device: str, compiled: bool) -> Any:
+    """Seconds of each of our steps as the demo preset has them, on one batch in memory, after the first two."""
+    pairs = load_dataset("edge2shoes", data, image_size=64)
+    flags = train_script.parse(["edge2shoes", data, "model.pt", "--preset", "demo", *(["--compile"] * compiled)])
+    config = TrainConfig(**{field.name: getattr(flags, field.name) for field in fields(TrainConfig)})
+    trainer = Trainer(_demo_network(device), networks.BRIDGE, config, pairs, None, Path(tempfile.gettempdir()))
+    y, x0 = next(trainer.train_batches(range(BATCH)))
+    seconds = [seconds_of(lambda: trainer.train_step(y, x0)) for _ in range(len(pairs) // BATCH + 2)]
+    return seconds[2:]
+
+
+def script_epochs(data: Path, device: str, flags: Sequence[str]) -> list[float]:
+    """Seconds of each step of examples/train.py, the mean over an epoch, of each epoch after the first."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = [*flags, folder + "/cache"] if "--cache_images" in flags else flags
+        common = ["--preset", "demo", "--condition", "none", "-e", str(EPOCHS), "--device", device]
+        command = [sys.executable, "examples/train.py", "edge2shoes", str(data), f"{folder}/model.pt", *common, *flags]
+        subprocess.run(command, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+        records = (Path(folder) / "model.run" / "metrics.jsonl").read_text().splitlines()
+    return [BATCH / json.loads(record)["images_per_second"] for record in records[1:]]
+
+
 @torch.inference_mode()
 def unet_call(rounds: int) -> Any:
     """One UNet call of sde-bbdm in float32 and of our compiled network, in turns, and the dtype that ours chose."""
@@ -119,5 +161,6 @@ def unet_call(rounds: int) -> Any:
 
 
 if __name__ == "__main__":
-    function = {"train": train, "unet_call": unet_call}[sys.argv[1]]
+    tasks = (train, bare_steps, peer_epochs, unet_call)
+    function = {task.__name__: task for task in tasks}[sys.argv[1]]
     print(json.dumps(function(**json.loads(sys.argv[2]))))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusion import Manager
+from PIL import Image
 from sde_bbdm import networks
 from sde_bbdm.nn import ABridgeModule
 from torch import nn
-from torchmanager import losses
+from torchmanager import callbacks, data, losses
+from torchvision.transforms import v2 as transforms
 
 from bbdm import UNet
 from benchmarks.networks import BRIDGE
@@ -64,3 +69,52 @@ def train_step(unet: UNet, y: torch.Tensor, x0: torch.Tensor) -> Callable[[], ob
     module.train()
     manager.current_batch = 0  # as its training loop begins
     return lambda: manager.train_step(y, x0)
+
+
+class SideBySide(data.Dataset):
+    """Pairs in one file each, read and scaled as its own scripts do, by as many processes as there are cores."""
+
+    def __init__(self, folder: Path, batch: int, size: int) -> None:
+        super().__init__(batch, drop_last=True, shuffle=True)
+        self.files = sorted(folder.iterdir())
+        self.transform = transforms.Compose(
+            [transforms.Resize((size, size)), transforms.ToImage(), transforms.ToDtype(torch.float32, scale=True)]
+        )
+
+    @property
+    def unbatched_len(self) -> int:
+        """Pairs."""
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        picture = Image.open(self.files[index]).convert("RGB")
+        width, height = picture.width // 2, picture.height
+        sides = (picture.crop((left, 0, left + width, height)) for left in (0, width))
+        source, target = (2 * self.transform(side) - 1 for side in sides)
+        return source, target
+
+
+class Clock(callbacks.Callback):
+    """Seconds of each epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+        self.began = 0.0
+
+    def on_epoch_start(self, epoch: int) -> None:
+        """Begin."""
+        self.began = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, *arguments: Any, **keywords: Any) -> None:
+        """Note."""
+        self.seconds.append(time.perf_counter() - self.began)
+
+
+def train_epochs(unet: UNet, folder: Path, batch: int, epochs: int) -> list[float]:
+    """Train as its README says, on pairs of 64 x 64; seconds a step in each epoch."""
+    module = ABridgeModule(network(unet).train(), BRIDGE.num_steps, c_lambda=BRIDGE.c_lambda)
+    manager = Manager(module, optimizer=torch.optim.Adam(module.parameters(), lr=1e-4), loss_fn=losses.MAE())
+    pairs, clock = SideBySide(folder, batch, 64), Clock()
+    manager.fit(pairs, epochs=epochs, callbacks_list=[clock], device=next(unet.parameters()).device)
+    return [seconds / (len(pairs) // batch) for seconds in clock.seconds]

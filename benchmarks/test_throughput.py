@@ -1,0 +1,77 @@
+"""Training from files to weights: images a second of examples/train.py, of sde-bbdm's manager, and of the bare step.
+
+The demo preset without a condition (sde-bbdm's A-Bridge shows the network none), 64 x 64, batch 16, on the pairs of
+``--pairs``: each row in processes of its own, which take turns, A B C A B C. The first epoch of a process is not
+timed. The bare step is the trainer's own on one batch that lies in memory, so that what it lacks is the loop around it,
+reading, decoding and scaling. Rows: sde-bbdm as its users run it (float32, Adam, L1, as many reading processes as
+cores); ours as ``--preset demo`` has it (bfloat16, mirrored pairs, moving average of weights).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks import processes
+from benchmarks.conftest import DEVICE, Record
+from benchmarks.processes import BATCH, ROOT
+from benchmarks.timing import Comparison
+
+BASELINE = "sde-bbdm, from files"
+COMPILED = ["--compile"]
+ROWS: dict[str, list[str] | None] = {  # flags of train.py; None where it is not train.py
+    BASELINE: None,
+    "bare step": None,
+    "train.py, from files": [],
+    "train.py, from cached pictures": ["--cache_images"],
+    "bare step, compiled": None,
+    "train.py, compiled": COMPILED,
+}
+
+
+@pytest.fixture(scope="module")
+def pairs(request: pytest.FixtureRequest, quick: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder ``train`` of drawings side by side: those of --pairs, or the bundled ones over and over."""
+    given = request.config.getoption("--pairs")
+    drawings = sorted((Path(given) / "train" if given else ROOT / "examples" / "demo" / "val").glob("*.png"))
+    folder = tmp_path_factory.mktemp("pairs") / "train"
+    folder.mkdir()
+    for index in range((2 if quick else 40) * BATCH):
+        shutil.copyfile(drawings[index % len(drawings)], folder / f"{index:04d}.png")
+    return folder.parent
+
+
+@pytest.fixture(scope="module")
+def measured(pairs: Path, quick: bool) -> Comparison:
+    comparison = Comparison(f"Training at 64 x 64, batch {BATCH}", BASELINE, {})
+    for row in ROWS:
+        if row == BASELINE:
+            try:
+                import benchmarks.peers.sde_bbdm  # noqa: F401
+            except ImportError as error:
+                comparison.missing[row] = f"needs the extra peers: {error}"
+                continue
+        if quick and row.endswith("compiled"):
+            comparison.missing[row] = "only without --quick"
+            continue
+        comparison.seconds[row], comparison.info[row] = [], {}
+    rounds = 1 if quick else 3
+    for _ in range(rounds):
+        for row, samples in comparison.seconds.items():
+            if row == BASELINE:
+                samples += processes.run(processes.peer_epochs, data=str(pairs), device=DEVICE.type)
+            elif row.startswith("bare step"):
+                compiled = row.endswith("compiled")
+                samples += processes.run(processes.bare_steps, data=str(pairs), device=DEVICE.type, compiled=compiled)
+            else:
+                samples += processes.script_epochs(pairs, DEVICE.type, ROWS[row] or [])
+    for row, info in comparison.info.items():
+        info |= {"images_per_s": BATCH / comparison.median(row), "processes": rounds}
+    return comparison
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_throughput(measured: Comparison, row: str, record: Record) -> None:
+    record(measured, row)
