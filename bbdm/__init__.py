@@ -56,6 +56,7 @@ _MODULES = {
     "optimizers",
     "packages",
     "processes",
+    "results",
     "run_checks",
     "run_folder",
     "runtime",

@@ -17,6 +17,7 @@ from bbdm.bridges import Bridge
 from bbdm.data import DATASETS
 from bbdm.files import write_atomically
 from bbdm.generation import Translator
+from bbdm.results import save_json
 
 Run = tuple[str, int | None]  # solver, and its steps where they are not its own choice
 DIGITS = {"fid": 2, "psnr": 2, "diversity": 2}  # others have 4
@@ -80,7 +81,7 @@ def evaluate(translator: Translator, run: Run, folder: Path) -> dict[str, Any]:
         if before["settings"] == report["settings"]:
             report["scores"] = {**before["scores"], **report["scores"]}
             report["lpips_net"] = report["lpips_net"] or before.get("lpips_net")
-    generation.save_json(report, folder / "scores.json")
+    save_json(report, folder / "scores.json")
     return report
 
 
@@ -175,7 +176,7 @@ def main(argv: list[str] | None = None) -> None:
         reports.append(evaluate(translator, (solver, steps), args.output_dir / f"{solver}-{nfe}"))
         rows = table(reports[-1:], args.metrics)
         print(rows if len(reports) == 1 else rows.splitlines()[-1], flush=True)
-        generation.save_json(merge(before, reports), sweep)
+        save_json(merge(before, reports), sweep)
     reports = merge(before, reports)
     others = {(report["solver"], report["nfe"]) for report in before}
     others -= {(report["solver"], report["nfe"]) for report in reports}

@@ -17,8 +17,9 @@ from tqdm.auto import tqdm
 from bbdm import generation, scripts
 from bbdm.data import Pair, open_image
 from bbdm.files import file_sha256
-from bbdm.generation import Job, Translator
+from bbdm.generation import Translator
 from bbdm.importers.deeplab import load_deeplab
+from bbdm.results import Job, save_json, to_tensor
 from bbdm.segmentation import CITYSCAPES, SegmentationScore, read_labels
 
 
@@ -53,9 +54,9 @@ def confusion(score: SegmentationScore, network: dict[str, Any], job: Job, label
     known = json.loads(path.read_text()) if path.exists() else {}
     if known.get("of") == of:
         return torch.tensor(known["confusion"])
-    picture = generation.to_tensor(open_image(job.path))
+    picture = to_tensor(open_image(job.path))
     counts = score.count(picture[None], read_labels(labels)[None])
-    generation.save_json({"of": of, "confusion": counts.tolist()}, path)
+    save_json({"of": of, "confusion": counts.tolist()}, path)
     return counts
 
 
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         score.add(confusion(score, network, job, labels_of(pairs[job.index])))
     found = score.compute()
     report = {"scores": found, "deeplab": vars(deeplab.config), **report}
-    generation.save_json(report, args.output_dir / "scores.json")
+    save_json(report, args.output_dir / "scores.json")
     print("| class | IoU |\n|---|---|")
     for name, iou in found["iou"].items():
         print(f"| {name} | {'absent' if iou is None else f'{iou:.4f}'} |")

@@ -15,7 +15,8 @@ from PIL import Image
 from bbdm import generation, images, scripts
 from bbdm.data import DATASETS, PairedDataset, open_image
 from bbdm.files import make_folder
-from bbdm.generation import Job, Translator
+from bbdm.generation import Translator
+from bbdm.results import Job, check_places, save
 
 DEMO = Path(__file__).parent / "demo"
 DEMO_WEIGHTS = DEMO / "openmoji64.safetensors"
@@ -60,12 +61,12 @@ def main(argv: list[str] | None = None) -> None:
     translator = Translator(args)
     jobs = translator.plan(args.output_dir)
     grid = args.output_dir / "grid.png"
-    generation.check_places(translator.dataset, [grid, *(job.path for job in jobs)])
+    check_places(translator.dataset, [grid, *(job.path for job in jobs)])
     todo = [job for job in jobs if args.overwrite or not job.path.exists()]
     make_folder(args.output_dir)
     with translator.hint():
         translator.translate(translator.sampler(args.solver, args.steps), todo)
-    generation.save(draw_grid(translator.dataset, jobs), grid)
+    save(draw_grid(translator.dataset, jobs), grid)
     kept = len(jobs) - len(todo)
     print(
         f"{len(todo)} results in {args.output_dir}"
