@@ -58,7 +58,7 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
 
 class Record:
-    """``settings.json`` beside results: what made them, and how long it took.
+    """``settings.json`` beside results: what made them, and how long it took; kept by one process.
 
     Args:
         folder: of the results.

@@ -1,6 +1,8 @@
 """Translate a data set's sources: python examples/generate.py edge2shoes DATA CHECKPOINT [OUTPUT_DIR] [flags].
 
 `python examples/generate.py demo` needs nothing else: it translates the bundled drawings with the bundled weights.
+
+In several processes, one a GPU: torchrun --nproc_per_node N in place of python. The files are the same.
 """
 
 from __future__ import annotations
@@ -66,13 +68,15 @@ def main(argv: list[str] | None = None) -> None:
     make_folder(args.output_dir)
     with translator.hint():
         translator.translate(translator.sampler(args.solver, args.steps), todo)
-    save(draw_grid(translator.dataset, jobs), grid)
-    kept = len(jobs) - len(todo)
-    print(
-        f"{len(todo)} results in {args.output_dir}"
-        + (f" ({kept} kept as they were; --overwrite makes them again)" if kept else "")
-    )
-    print(f"to look at: {grid}")
+    if translator.processes.first:
+        save(draw_grid(translator.dataset, jobs), grid)
+        kept = len(jobs) - len(todo)
+        print(
+            f"{len(todo)} results in {args.output_dir}"
+            + (f" ({kept} kept as they were; --overwrite makes them again)" if kept else "")
+        )
+        print(f"to look at: {grid}")
+    translator.processes.leave()
 
 
 if __name__ == "__main__":
