@@ -54,6 +54,8 @@ class Processes:
         accelerator = Accelerator(
             cpu=cpu, mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
         )
+        if accelerator.num_processes != started():  # without a GPU, accelerate has each process alone
+            raise ValueError(f"device {device!r} cannot be used here by {started()} processes: is there no GPU?")
         return cls(accelerator.device, accelerator.process_index, accelerator.num_processes, accelerator)
 
     @property

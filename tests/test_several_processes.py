@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 
 import bbdm
 from bbdm.networks.unet import PRESETS, UNetConfig
+from bbdm.processes import Processes
 from examples import train
 from tests.conftest import TINY, SavePicture
 from tests.launching import ALONE, TORCHRUN, run
@@ -128,3 +130,11 @@ def test_accelerate_is_needed_for_several(data: Path, tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ValueError, match=r"several processes need accelerate: pip install"):
         train.main(arguments(data, tmp_path / "model.pt"))
+
+
+def test_processes_that_would_not_share_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As accelerate has them where no GPU is: each alone, and all of them the first."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("accelerate.Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    with pytest.raises(ValueError, match="device 'cuda' cannot be used here by 2 processes"):
+        Processes.join("cuda")
