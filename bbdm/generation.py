@@ -1,8 +1,11 @@
 """Translating a whole data set into a folder: what generate.py, eval.py and eval_miou.py in examples/ share.
 
 Results are PNG files named after their sources. What is there is kept, so that an interrupted command can be repeated.
-:meth:`Translator.run`, which eval.py and eval_miou.py score, keeps a :class:`Record` beside them and refuses results of
-other settings; generate.py keeps whatever is there.
+:meth:`Translator.run`, which eval.py and eval_miou.py score, keeps a :class:`~bbdm.results.Record` beside them and
+refuses results of other settings; generate.py keeps whatever is there.
+
+Several processes (see :mod:`bbdm.processes`) share the very batches that one makes, so that files are the same. All of
+them call the same methods in the same order; the first alone tells, and keeps the record.
 """
 
 from __future__ import annotations
@@ -12,25 +15,24 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
 
 import bbdm
 from bbdm import machine, solvers
 from bbdm.checkpoint import load_checkpoint, load_vqgan
 from bbdm.codec import Codec, VQGANCodec
-from bbdm.data import DIRECTIONS, PairedDataset, load_dataset, open_image
-from bbdm.execution import find_device
-from bbdm.files import file_sha256, make_folder, short, write_atomically
+from bbdm.data import DIRECTIONS, load_dataset, open_image
+from bbdm.files import file_sha256, make_folder
 from bbdm.images import Size, read_size
 from bbdm.networks.unet import UNet
+from bbdm.processes import Processes
+from bbdm.results import Job, Record, check_places, plan, save, to_tensor
 from bbdm.sampler import BridgeSampler
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -82,53 +84,12 @@ def finish(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     args.solver = args.solver or solvers.DEFAULT
 
 
-@dataclass(frozen=True)
-class Job:
-    """One result to make."""
-
-    index: int  # of the source in the sorted data set
-    seed: int
-    path: Path
-
-
-def plan(dataset: PairedDataset, folder: Path, num_samples: int, seed: int) -> list[Job]:
-    """All results of a data set. Sample j of source i has the seed seed + i + j * (number of sources)."""
-    return [
-        Job(i, seed + i + j * len(dataset), folder / f"{pair.name}{f'_{j}' if num_samples > 1 else ''}.png")
-        for i, pair in enumerate(dataset.pairs)
-        for j in range(num_samples)
-    ]
-
-
-def check_places(dataset: PairedDataset, paths: list[Path]) -> None:
-    """Raise ValueError where one of ``paths`` would take the place of a source, a target or another one."""
-    taken = {path.resolve() for pair in dataset.pairs for path in (pair.source, pair.target) if path}
-    for path in paths:
-        if path.resolve() in taken:
-            raise ValueError(f"{path} would take the place of another picture: give another output_dir")
-        taken.add(path.resolve())
-
-
-def save(image: Image.Image, path: Path) -> None:
-    """Write a PNG, atomically."""
-    write_atomically(path, lambda temporary: image.save(temporary, "png"))
-
-
-def save_json(content: Any, path: Path) -> None:
-    """Write JSON, atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
-
-
-def to_tensor(image: Image.Image) -> torch.Tensor:
-    """(3, H, W) uint8 of an RGB picture."""
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-
 class Translator:
     """A trained network and a data set, as the flags of a script give them: all that makes results but the solver.
 
     Args:
-        args: what :func:`add_arguments` parsed, with ``dataset``, ``data_dir`` and ``model``.
+        args: what :func:`add_arguments` parsed, with ``dataset``, ``data_dir`` and ``model``. The first process alone
+            keeps ``show_verbose``.
 
     Raises:
         FileNotFoundError, ValueError: the network or the data set cannot be read.
@@ -136,14 +97,16 @@ class Translator:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.device = find_device(args.device)
+        self.processes = Processes.join(args.device)
+        args.show_verbose &= self.processes.first
         codec = None if args.vqgan_path is None else VQGANCodec(load_vqgan(args.vqgan_path))
         self.checkpoint = load_checkpoint(args.model, args.time_steps, args.c_lambda, codec, args.config)
         self.bridge = self.checkpoint.bridge
         chosen = self.checkpoint.image_size if args.image_size is None else args.image_size
         if chosen is None:
             chosen = 256
-            print(f"{args.model} does not say the size of its pictures: 256 is taken, and --image_size changes it")
+            if self.processes.first:
+                print(f"{args.model} does not say the size of its pictures: 256 is taken, and --image_size changes it")
         coded = self.checkpoint.codec
         channels = (
             self.checkpoint.unet.config.in_channels if coded is None else coded.config["config"]["image_channels"]
@@ -156,39 +119,45 @@ class Translator:
         return self.checkpoint.build_unet(), self.checkpoint.build_codec()
 
     def sampler(self, solver: str, steps: int | None) -> BridgeSampler:
-        """What the flags describe, with this solver."""
+        """What the flags describe, with this solver; of one dtype in all processes."""
         unet, codec = self.networks
-        args = self.args
+        args, device = self.args, self.processes.device
         dtype = None if args.dtype is None else DTYPES[args.dtype]
-        return BridgeSampler(
-            unet, self.bridge, solver, steps, codec=codec, device=self.device, dtype=dtype, compile=args.compile
+        build = partial(
+            BridgeSampler, unet, self.bridge, solver, steps, codec=codec, device=device, compile=args.compile
         )
+        sampler = build(dtype=dtype)
+        chosen = self.processes.gather(sampler.dtype)[0]  # where it is compiled, by a timing that each does
+        return sampler if sampler.dtype == chosen else build(dtype=chosen)
 
     def plan(self, folder: Path) -> list[Job]:
-        """See :func:`plan`."""
+        """See :func:`bbdm.results.plan`."""
         return plan(self.dataset, folder, self.args.num_samples, self.args.seed)
 
     def translate(
         self, sampler: BridgeSampler, jobs: list[Job], timed: Callable[[int, float], None] | None = None
     ) -> None:
-        """Make results and write them.
+        """Make results and write them: batch i in process i modulo their number, and back when all are made.
 
-        ``timed`` is told the number of pictures and the seconds of each whole batch, from pictures to pictures; not of
-        the first, in which a device warms up and networks are compiled.
+        ``timed`` is told the number of pictures and the seconds of each whole batch of this process, from pictures to
+        pictures; not of its first, in which a device warms up and networks are compiled.
         """
         size = min(self.args.batch_size, max(1, len(jobs)))
-        with tqdm(total=len(jobs), unit="image", disable=not self.args.show_verbose) as bar:
-            for start in range(0, len(jobs), size):
-                batch = jobs[start : start + size]
+        batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
+        share = batches[self.processes.rank :: self.processes.count]
+        self.processes.wait()  # until all know what was there
+        with tqdm(total=sum(map(len, share)), unit="image", disable=not self.args.show_verbose) as bar:
+            for number, batch in enumerate(share):
                 sources = [self.dataset.images(job.index)[0] for job in batch]
                 began = time.perf_counter()
                 results = sampler(sources, seed=[job.seed for job in batch], batch_size=size)
                 seconds = time.perf_counter() - began
                 for job, result in zip(batch, results, strict=True):
                     save(result, job.path)
-                if timed is not None and start > 0 and len(batch) == size:
+                if timed is not None and number > 0 and len(batch) == size:
                     timed(len(batch), seconds)
                 bar.update(len(batch))
+        self.processes.wait()
 
     @contextmanager
     def hint(self) -> Iterator[None]:
@@ -239,34 +208,44 @@ class Translator:
         """Make all results that are not there, and tell what made them.
 
         Returns:
-            The results, and for a report: solver, nfe, pictures, seconds_per_picture (None if unknown), settings,
-            environment.
+            The results, and in the first process for a report: solver, nfe, pictures, seconds_per_picture (in one
+            process: of the first's batches; None if unknown), settings, environment. The others get an empty one.
 
         Raises:
-            ValueError: the folder holds results of other settings.
+            ValueError: the folder holds results of other settings, as the first process finds.
         """
         make_folder(folder)
         jobs = self.plan(folder)
         check_places(self.dataset, [job.path for job in jobs])
+        record = None
         with self.hint():
             sampler = self.sampler(solver, steps)
-            settings = self.settings(sampler, solver)
-            record = Record(folder, settings, jobs, self.args.overwrite)
-            self.translate(sampler, [job for job in jobs if not job.path.exists()], record.add)
+            with self.processes.first_before_others():
+                if self.processes.first:
+                    record = Record(folder, self.settings(sampler, solver), jobs, self.args.overwrite)
+                todo = [job for job in jobs if not job.path.exists()]
+            self.translate(sampler, todo, None if record is None else record.add)
+        if record is None:
+            return jobs, {}
         return jobs, {
             "solver": solver,
             "nfe": len(sampler.table),
             "pictures": len(jobs),
             "seconds_per_picture": record.seconds / record.pictures if record.pictures else None,
-            "settings": settings,
-            "environment": {"bbdm": bbdm.__version__, **machine.describe(sampler.device, PACKAGES)},
+            "settings": record.settings,
+            "environment": {
+                "bbdm": bbdm.__version__,
+                "processes": self.processes.count,
+                **machine.describe(sampler.device, PACKAGES),
+            },
         }
 
     def pictures(self, jobs: list[Job]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Batches of (B, S, 3, H, W) results and (B, 3, H, W) targets, uint8."""
+        """Batches of (B, S, 3, H, W) results and (B, 3, H, W) targets, uint8: this process's share, maybe none."""
         samples = self.args.num_samples
         size = max(1, self.args.batch_size // samples) * samples
-        for start in tqdm(range(0, len(jobs), size), unit="batch", disable=not self.args.show_verbose):
+        starts = range(0, len(jobs), size)[self.processes.rank :: self.processes.count]
+        for start in tqdm(starts, unit="batch", disable=not self.args.show_verbose):
             batch = jobs[start : start + size]
             results = torch.stack([to_tensor(open_image(job.path)) for job in batch])
             targets = []
@@ -276,63 +255,3 @@ class Translator:
                     raise ValueError(f"{self.dataset.pairs[job.index].source} has no target to compare with")
                 targets.append(to_tensor(target))
             yield results.unflatten(0, (-1, samples)), torch.stack(targets)
-
-
-class Record:
-    """``settings.json`` beside results: what made them, and how long it took.
-
-    Args:
-        folder: of the results.
-        settings: what makes them.
-        jobs: all of them.
-        overwrite: delete those that are there, and start anew.
-
-    Raises:
-        ValueError: results are there that other settings made, or that nobody knows of.
-    """
-
-    def __init__(self, folder: Path, settings: dict[str, Any], jobs: list[Job], overwrite: bool) -> None:
-        self.path = folder / "settings.json"
-        self.settings = settings
-        self.pictures, self.seconds = 0, 0.0  # of those that were timed
-        there = [job.path for job in jobs if job.path.exists()]
-        if overwrite:
-            for path in there:
-                path.unlink()
-        elif self.path.exists():
-            self._go_on()
-        elif there:
-            raise ValueError(f"{there[0]} is there, but no {self.path} that tells what made it{_WAYS_OUT}")
-        self._write()
-
-    def _go_on(self) -> None:
-        try:
-            content = json.loads(self.path.read_text())
-            before, timing = content["settings"], content["timing"]
-            self.pictures, self.seconds = int(timing["pictures"]), float(timing["seconds"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"cannot read {self.path}{_WAYS_OUT}") from error
-        differing = [key for key in {**before, **self.settings} if before.get(key) != self.settings.get(key)]
-        if differing:
-            told = ", ".join(
-                f"{key} {_short(before.get(key))}, now {_short(self.settings.get(key))}" for key in differing
-            )
-            raise ValueError(f"{self.path.parent} holds results of other settings ({told}){_WAYS_OUT}")
-
-    def add(self, pictures: int, seconds: float) -> None:
-        """Count pictures that took so long."""
-        self.pictures += pictures
-        self.seconds += seconds
-        self._write()
-
-    def _write(self) -> None:
-        timing = {"pictures": self.pictures, "seconds": self.seconds}
-        save_json({"settings": self.settings, "timing": timing}, self.path)
-
-
-_WAYS_OUT = ": give another output_dir, or --overwrite to make all results again"
-
-
-def _short(value: Any) -> str:
-    text = short(value)
-    return text if len(text) <= 40 else f"{text[:18]}...{text[-18:]}"

@@ -31,7 +31,11 @@ from bbdm.weights import readable
 Name = Literal["fid", "lpips", "psnr", "ssim", "diversity"]
 LPIPSNet = Literal["alex", "vgg", "squeeze"]
 HIGHER_IS_BETTER = {"fid": False, "lpips": False, "psnr": True, "ssim": True, "diversity": True}
+Counted = torch.Tensor | list[torch.Tensor]  # lists have a tensor for each batch
+State = tuple[int, dict[str, dict[str, Counted]]]  # the number of sources, and what the metrics counted
 BACKBONES: dict[LPIPSNet, str] = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # in torchvision
+_ALONE: dict[str, Any] = {"sync_on_compute": False, "compute_with_cache": False}  # Scores.add sums over processes
+_CONSTANT = ("data_range",)  # among the states of PSNR
 
 
 class Diversity(Metric):
@@ -103,9 +107,13 @@ def lpips(net: LPIPSNet = "alex", weights: Path | None = None) -> LearnedPercept
 
     def build(path: str | None) -> LearnedPerceptualImagePatchSimilarity:
         with _as_downloaded(url, path):
-            return LearnedPerceptualImagePatchSimilarity(net, normalize=True)
+            return LearnedPerceptualImagePatchSimilarity(net, normalize=True, **_ALONE)
 
     return _with_weights(build, weights, url, "--lpips_weights", BACKBONES[net])
+
+
+def _moved(value: Counted, device: str | torch.device) -> Any:
+    return value.to(device) if isinstance(value, torch.Tensor) else [item.to(device) for item in value]
 
 
 def _with_weights(build: Callable[[str | None], Any], weights: Path | None, url: str, flag: str, name: str) -> Any:
@@ -152,6 +160,9 @@ class Scores:
     FID compares all results with all targets, in float64 behind the network. LPIPS, PSNR and SSIM compare each result
     with its source's target, and are means over results.
 
+    Pictures that other processes were given come by :meth:`state` and :meth:`add`. (What torchmetrics does by itself
+    hangs or crashes where a process has fewer batches than another, or none.)
+
     Args:
         names: which: ``fid``, ``lpips``, ``psnr``, ``ssim``, ``diversity``.
         samples: results of each source. Diversity needs at least 2.
@@ -183,11 +194,11 @@ class Scores:
         if "diversity" in names and samples < 2:
             raise ValueError(f"diversity needs at least 2 results of each source, got {samples}")
         build: dict[str, Callable[[], Metric]] = {
-            "fid": lambda: FrechetInceptionDistance(features or Inception(fid_weights)),
+            "fid": lambda: FrechetInceptionDistance(features or Inception(fid_weights), **_ALONE),
             "lpips": lambda: lpips(lpips_net, lpips_weights),
-            "psnr": lambda: PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3)),
-            "ssim": lambda: StructuralSimilarityIndexMeasure(data_range=1.0),
-            "diversity": Diversity,
+            "psnr": lambda: PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3), **_ALONE),
+            "ssim": lambda: StructuralSimilarityIndexMeasure(data_range=1.0, **_ALONE),
+            "diversity": lambda: Diversity(**_ALONE),
         }
         self.samples = samples
         self.device = torch.device(device)
@@ -225,6 +236,31 @@ class Scores:
                 metric.update(results)
             else:
                 metric.update(one, other)
+
+    def state(self) -> State:
+        """What :meth:`add` takes, on the CPU, for another process."""
+        counted = {
+            name: {key: _moved(value, "cpu") for key, value in metric.metric_state.items() if key not in _CONSTANT}
+            for name, metric in self.metrics.items()
+        }
+        return self._pictures, counted
+
+    @torch.inference_mode()
+    def add(self, state: State) -> None:
+        """Add the pictures of other scores, of the same metrics, to those that are here.
+
+        Raises:
+            ValueError: there are none here, and FID cannot begin so.
+        """
+        pictures, counted = state
+        if not pictures:
+            return
+        if not self._pictures:
+            raise ValueError("pictures of other scores are added to some that are here, and there are none")
+        self._pictures += pictures
+        for name, metric in self.metrics.items():
+            for key, value in counted[name].items():
+                setattr(metric, key, getattr(metric, key) + _moved(value, self.device))
 
     def compute(self) -> dict[str, float]:
         """The scores of all pictures so far.

@@ -1,4 +1,4 @@
-"""The processes of a training run: one, or several with a share of each batch, which torchrun or accelerate started.
+"""The processes of a run: one, or several that share the work, which torchrun or accelerate started.
 
 Several run on accelerate, which finds their devices, averages gradients in backward (DDP) and sums over all of them.
 """
@@ -9,7 +9,7 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -17,6 +17,8 @@ from bbdm.execution import find_device
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+Value = TypeVar("Value")
 
 PATIENCE = timedelta(hours=12)  # for another process; one that dies takes all down, whoever waits
 
@@ -47,11 +49,13 @@ class Processes:
         try:
             from accelerate import Accelerator, InitProcessGroupKwargs
         except ImportError as error:
-            raise ValueError("training in several processes needs accelerate: pip install '.[train]'") from error
+            raise ValueError("several processes need accelerate: pip install '.[train]'") from error
         cpu = torch.device(device).type == "cpu"
         accelerator = Accelerator(
             cpu=cpu, mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
         )
+        if accelerator.num_processes != started():  # without a GPU, accelerate has each process alone
+            raise ValueError(f"device {device!r} cannot be used here by {started()} processes: is there no GPU?")
         return cls(accelerator.device, accelerator.process_index, accelerator.num_processes, accelerator)
 
     @property
@@ -73,6 +77,19 @@ class Processes:
             return value
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
         return float(self.accelerator.reduce(total, "sum"))  # pyright: ignore[reportArgumentType]
+
+    def gather(self, value: Value) -> list[Value]:
+        """Each process's value, which pickle can take, in the order of their ranks; in all of them."""
+        if self.accelerator is None:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return gather_object([value])
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
 
     def first_before_others(self) -> AbstractContextManager[None]:
         """Within it, the first process is done before the others begin."""

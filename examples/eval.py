@@ -3,6 +3,8 @@
 OUTPUT_DIR gets the results, settings.json and scores.json. Interrupted, the same command goes on. With --sweep, each
 solver and number of steps gets a folder in it, and sweep.json and two plots compare them, with those of earlier sweeps
 of the same settings. Scores of other metrics that are there are kept.
+
+In several processes, one a GPU: torchrun --nproc_per_node N in place of python. They share pictures and scoring.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from bbdm.bridges import Bridge
 from bbdm.data import DATASETS
 from bbdm.files import write_atomically
 from bbdm.generation import Translator
+from bbdm.results import save_json
 
 Run = tuple[str, int | None]  # solver, and its steps where they are not its own choice
 DIGITS = {"fid": 2, "psnr": 2, "diversity": 2}  # others have 4
@@ -62,25 +65,35 @@ def read_sweep(words: list[str], bridge: Bridge) -> list[Run]:
 
 
 def evaluate(translator: Translator, run: Run, folder: Path) -> dict[str, Any]:
-    """Make and score the results of one solver; the report is in ``scores.json`` too."""
-    args = translator.args
-    scores = metrics.Scores(  # first, since it may fail
-        args.metrics,
-        args.num_samples,
-        fid_weights=args.fid_weights,
-        lpips_net=args.lpips_net,
-        lpips_weights=args.lpips_weights,
-        device=translator.device,
-    )
+    """Make and score the results of one solver, with the other processes.
+
+    Returns:
+        In the first process the report, which is in ``scores.json`` too; the others get an empty one.
+    """
+    args, processes = translator.args, translator.processes
+    with processes.first_before_others():  # which then find what it downloads
+        scores = metrics.Scores(  # first, since it may fail
+            args.metrics,
+            args.num_samples,
+            fid_weights=args.fid_weights,
+            lpips_net=args.lpips_net,
+            lpips_weights=args.lpips_weights,
+            device=processes.device,
+        )
     jobs, report = translator.run(*run, folder)
     for results, targets in translator.pictures(jobs):
         scores.update(results, targets)
+    _, *others = processes.gather(scores.state())
+    if not processes.first:
+        return {}
+    for state in others:
+        scores.add(state)
     report = {"scores": scores.compute(), "lpips_net": args.lpips_net if "lpips" in args.metrics else None, **report}
     for before in [] if args.overwrite else read_reports(folder / "scores.json"):
         if before["settings"] == report["settings"]:
             report["scores"] = {**before["scores"], **report["scores"]}
             report["lpips_net"] = report["lpips_net"] or before.get("lpips_net")
-    generation.save_json(report, folder / "scores.json")
+    save_json(report, folder / "scores.json")
     return report
 
 
@@ -160,22 +173,21 @@ def draw(reports: list[dict[str, Any]], over: str, label: str, path: Path) -> No
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    translator = Translator(args)
-    if not args.sweep:
-        print(table([evaluate(translator, (args.solver, args.steps), args.output_dir)], args.metrics))
-        print(f"results and scores.json: {args.output_dir}")
-        return
-    sweep = args.output_dir / "sweep.json"
-    before = read_reports(sweep)
+def sweep(translator: Translator) -> None:
+    """Evaluate several solvers, with the other processes; the first tells and draws."""
+    args, first = translator.args, translator.processes.first
+    path = args.output_dir / "sweep.json"
+    before = read_reports(path)
     reports: list[dict[str, Any]] = []
     for solver, steps in read_sweep(args.sweep, translator.bridge):
         nfe = steps or len(solvers.build(translator.bridge, solver))
         reports.append(evaluate(translator, (solver, steps), args.output_dir / f"{solver}-{nfe}"))
-        rows = table(reports[-1:], args.metrics)
-        print(rows if len(reports) == 1 else rows.splitlines()[-1], flush=True)
-        generation.save_json(merge(before, reports), sweep)
+        if first:
+            rows = table(reports[-1:], args.metrics)
+            print(rows if len(reports) == 1 else rows.splitlines()[-1], flush=True)
+            save_json(merge(before, reports), path)
+    if not first:
+        return
     reports = merge(before, reports)
     others = {(report["solver"], report["nfe"]) for report in before}
     others -= {(report["solver"], report["nfe"]) for report in reports}
@@ -185,6 +197,19 @@ def main(argv: list[str] | None = None) -> None:
     draw(reports, "nfe", "network evaluations", args.output_dir / "quality_nfe.png")
     draw(reports, "seconds_per_picture", "seconds a picture", args.output_dir / "quality_seconds.png")
     print(f"to look at: {args.output_dir}/quality_nfe.png, {args.output_dir}/quality_seconds.png")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    translator = Translator(args)
+    if args.sweep:
+        sweep(translator)
+    else:
+        report = evaluate(translator, (args.solver, args.steps), args.output_dir)
+        if translator.processes.first:
+            print(table([report], args.metrics))
+            print(f"results and scores.json: {args.output_dir}")
+    translator.processes.leave()
 
 
 if __name__ == "__main__":

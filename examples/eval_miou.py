@@ -2,6 +2,8 @@
 
 DEEPLAB is a checkpoint of VainF's DeepLabV3Plus-Pytorch, or what convert_deeplabv3.py made of it. OUTPUT_DIR gets the
 pictures, a confusion matrix beside each, settings.json and scores.json. Interrupted, the same command goes on.
+
+In several processes, one a GPU: torchrun --nproc_per_node N in place of python. They share pictures and scoring.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from tqdm.auto import tqdm
 from bbdm import generation, scripts
 from bbdm.data import Pair, open_image
 from bbdm.files import file_sha256
-from bbdm.generation import Job, Translator
+from bbdm.generation import Translator
 from bbdm.importers.deeplab import load_deeplab
+from bbdm.results import Job, save_json, to_tensor
 from bbdm.segmentation import CITYSCAPES, SegmentationScore, read_labels
 
 
@@ -53,16 +56,20 @@ def confusion(score: SegmentationScore, network: dict[str, Any], job: Job, label
     known = json.loads(path.read_text()) if path.exists() else {}
     if known.get("of") == of:
         return torch.tensor(known["confusion"])
-    picture = generation.to_tensor(open_image(job.path))
+    picture = to_tensor(open_image(job.path))
     counts = score.count(picture[None], read_labels(labels)[None])
-    generation.save_json({"of": of, "confusion": counts.tolist()}, path)
+    save_json({"of": of, "confusion": counts.tolist()}, path)
     return counts
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    translator = Translator(args)
-    deeplab = load_deeplab(args.deeplab, args.output_stride).to(translator.device)
+def evaluate(translator: Translator) -> dict[str, Any]:
+    """Make the results and count their classes, with the other processes.
+
+    Returns:
+        In the first process the report, which is in ``scores.json`` too; the others get an empty one.
+    """
+    args, processes = translator.args, translator.processes
+    deeplab = load_deeplab(args.deeplab, args.output_stride).to(processes.device)
     if deeplab.config.num_classes != len(CITYSCAPES):
         raise ValueError(
             f"{args.deeplab} has {deeplab.config.num_classes} classes, not the {len(CITYSCAPES)} that count"
@@ -70,20 +77,40 @@ def main(argv: list[str] | None = None) -> None:
     pairs = translator.dataset.pairs
     read_labels(labels_of(pairs[0]))  # first, since it may fail
     jobs, report = translator.run(args.solver, args.steps, args.output_dir)
-    score = SegmentationScore(deeplab, device=translator.device)
+    score = SegmentationScore(deeplab, device=processes.device)
     network = {"weights": file_sha256(args.deeplab), **vars(deeplab.config)}
-    for job in tqdm(jobs, unit="image", disable=not args.show_verbose):
+    share = jobs[processes.rank :: processes.count]
+    for job in tqdm(share, unit="image", disable=not args.show_verbose):
         score.add(confusion(score, network, job, labels_of(pairs[job.index])))
-    found = score.compute()
-    report = {"scores": found, "deeplab": vars(deeplab.config), **report}
-    generation.save_json(report, args.output_dir / "scores.json")
+    _, *others = processes.gather(score.confusion)
+    if not processes.first:
+        return {}
+    for counts in others:
+        score.add(counts)
+    report = {"scores": score.compute(), "deeplab": vars(deeplab.config), **report}
+    save_json(report, args.output_dir / "scores.json")
+    return report
+
+
+def tell(report: dict[str, Any]) -> None:
+    """Print a report."""
     print("| class | IoU |\n|---|---|")
-    for name, iou in found["iou"].items():
+    for name, iou in report["scores"]["iou"].items():
         print(f"| {name} | {'absent' if iou is None else f'{iou:.4f}'} |")
-    print(f"| **mIoU** | **{found['miou']:.4f}** |")
+    print(f"| **mIoU** | **{report['scores']['miou']:.4f}** |")
     seconds = report["seconds_per_picture"]
-    print(f"{args.solver}, {report['nfe']} NFE, {'unknown' if seconds is None else f'{seconds:.3f}'} s / picture")
-    print(f"results and scores.json: {args.output_dir}")
+    told = "unknown" if seconds is None else f"{seconds:.3f}"
+    print(f"{report['solver']}, {report['nfe']} NFE, {told} s / picture")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    translator = Translator(args)
+    report = evaluate(translator)
+    if translator.processes.first:
+        tell(report)
+        print(f"results and scores.json: {args.output_dir}")
+    translator.processes.leave()
 
 
 if __name__ == "__main__":

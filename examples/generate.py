@@ -1,6 +1,8 @@
 """Translate a data set's sources: python examples/generate.py edge2shoes DATA CHECKPOINT [OUTPUT_DIR] [flags].
 
 `python examples/generate.py demo` needs nothing else: it translates the bundled drawings with the bundled weights.
+
+In several processes, one a GPU: torchrun --nproc_per_node N in place of python. The files are the same.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from PIL import Image
 from bbdm import generation, images, scripts
 from bbdm.data import DATASETS, PairedDataset, open_image
 from bbdm.files import make_folder
-from bbdm.generation import Job, Translator
+from bbdm.generation import Translator
+from bbdm.results import Job, check_places, save
 
 DEMO = Path(__file__).parent / "demo"
 DEMO_WEIGHTS = DEMO / "openmoji64.safetensors"
@@ -60,18 +63,20 @@ def main(argv: list[str] | None = None) -> None:
     translator = Translator(args)
     jobs = translator.plan(args.output_dir)
     grid = args.output_dir / "grid.png"
-    generation.check_places(translator.dataset, [grid, *(job.path for job in jobs)])
+    check_places(translator.dataset, [grid, *(job.path for job in jobs)])
     todo = [job for job in jobs if args.overwrite or not job.path.exists()]
     make_folder(args.output_dir)
     with translator.hint():
         translator.translate(translator.sampler(args.solver, args.steps), todo)
-    generation.save(draw_grid(translator.dataset, jobs), grid)
-    kept = len(jobs) - len(todo)
-    print(
-        f"{len(todo)} results in {args.output_dir}"
-        + (f" ({kept} kept as they were; --overwrite makes them again)" if kept else "")
-    )
-    print(f"to look at: {grid}")
+    if translator.processes.first:
+        save(draw_grid(translator.dataset, jobs), grid)
+        kept = len(jobs) - len(todo)
+        print(
+            f"{len(todo)} results in {args.output_dir}"
+            + (f" ({kept} kept as they were; --overwrite makes them again)" if kept else "")
+        )
+        print(f"to look at: {grid}")
+    translator.processes.leave()
 
 
 if __name__ == "__main__":

@@ -412,8 +412,7 @@ def test_what_the_command_lines_refuse(place: Path, capsys: pytest.CaptureFixtur
 # mIoU
 
 
-@pytest.fixture
-def city(place: Path) -> Path:
+def make_city(place: Path) -> None:
     """Cityscapes' layout with two streets in two towns, and a DeepLab with random weights."""
     generator = np.random.default_rng(0)
     for town, name in (("aachen", "aachen_000000_000019"), ("bonn", "bonn_000001_000019")):
@@ -426,6 +425,11 @@ def city(place: Path) -> Path:
         photo.save(place / "city" / "leftImg8bit" / "val" / town / f"{name}_leftImg8bit.png")
     torch.manual_seed(0)
     save_deeplab(place / "deeplab.pt", DeepLab(DeepLabConfig("deeplabv3plus", "mobilenet")))
+
+
+@pytest.fixture
+def city(place: Path) -> Path:
+    make_city(place)
     return place
 
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm import ABridge, BridgeSampler, UNet, VQGANCodec, images, save_checkpoint, save_vqgan
+from bbdm import ABridge, BridgeSampler, UNet, VQGANCodec, execution, images, save_checkpoint, save_vqgan
+from bbdm.generation import Translator
+from bbdm.processes import Processes
 from examples import generate
 from tests.conftest import tiny_unet
 from tests.test_vqgan import tiny_vqgan
@@ -59,6 +61,14 @@ def test_compiled_results_are_the_same(place: Path):
     compiled = np.asarray(Image.open("results/c.png"), dtype=int)
     run("--overwrite")
     assert np.abs(np.asarray(Image.open("results/c.png"), dtype=int) - compiled).max() <= 4  # bfloat16 where it pays
+
+
+def test_processes_compile_in_one_dtype(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each times which is faster, and all do what the first found."""
+    monkeypatch.setattr(execution, "best_dtype", lambda _: torch.float32)
+    monkeypatch.setattr(Processes, "gather", lambda _, value: [torch.bfloat16, value])
+    translator = Translator(generate.parse(["edge2shoes", "data", "c.pt", "--compile"]))
+    assert translator.sampler("dpm2m", 3).dtype == torch.bfloat16
 
 
 def test_grid_is_source_result_target(place: Path):

@@ -1,6 +1,7 @@
 """Scores against other libraries and against values worked out by hand; stand-ins for weights that need a download."""
 
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
@@ -155,6 +156,46 @@ def test_lpips_with_a_local_file_is_the_original(net: metrics.LPIPSNet, tmp_path
         one, other = (v / 127.5 - 1 for v in (results.flatten(0, 1).float(), targets.repeat_interleave(2, 0).float()))
         expected = peer(one, other).mean().item()
     assert scores.compute()["lpips"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("parts", [[[3, 1], [2], [], [1]], [[1], [4, 2]], [[7], []]], ids=str)
+def test_scores_of_parts_add_up(parts: list[list[int]], tmp_path: Path):
+    """As processes send them to the first, whatever each of them has, nothing included."""
+    weights = backbone_file("squeeze", tmp_path / "squeeze.pth")
+
+    def build() -> Scores:
+        names = ["fid", "lpips", "psnr", "ssim", "diversity"]
+        return Scores(names, 2, features=Features(3), lpips_net="squeeze", lpips_weights=weights)
+
+    results, targets = pictures(7, 2, 3, 24, 24, seed=1, low=20), pictures(7, 3, 24, 24, seed=2, high=230)
+    whole, *others = build(), *(build() for _ in parts)
+    whole.update(results, targets)
+    done = 0
+    for scores, sizes in zip(others, parts, strict=True):
+        for size in sizes:
+            scores.update(results[done : done + size], targets[done : done + size])
+            done += size
+    first, *others = others
+    for scores in others:
+        first.add(pickle.loads(pickle.dumps(scores.state())))
+    assert first.compute() == pytest.approx(whole.compute(), rel=1e-6)
+    nothing = build()
+    nothing.add(build().state())
+    with pytest.raises(ValueError, match="scores need pictures, FID at least 2; got 0"):
+        nothing.compute()
+    with pytest.raises(ValueError, match="added to some that are here, and there are none"):
+        nothing.add(whole.state())
+
+
+def test_scores_go_on_after_they_were_computed():
+    results, targets = pictures(4, 1, 3, 16, 16, seed=1), pictures(4, 3, 16, 16, seed=2)
+    one, other, whole = (Scores(["psnr", "ssim"]) for _ in range(3))
+    one.update(results[:1], targets[:1])
+    one.compute()
+    other.update(results[1:], targets[1:])
+    one.add(other.state())
+    whole.update(results, targets)
+    assert one.compute() == pytest.approx(whole.compute(), rel=1e-6)
 
 
 def test_a_missing_download_names_the_flag(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

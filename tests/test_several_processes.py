@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,12 @@ from PIL import Image
 
 import bbdm
 from bbdm.networks.unet import PRESETS, UNetConfig
+from bbdm.processes import Processes
 from examples import train
-from tests.conftest import ROOT, TINY, SavePicture
+from tests.conftest import TINY, SavePicture
+from tests.launching import ALONE, TORCHRUN, run
 
 pytest.importorskip("accelerate")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +42,11 @@ def arguments(data: Path, output: Path, *flags: str) -> list[str]:
     return ["edge2shoes", str(data), str(output), *common, "--precision", "fp32", "--save_every", "3", *flags]
 
 
-def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300, check=False)
-
-
 @pytest.fixture(scope="module")
 def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process makes."""
     output = tmp_path_factory.mktemp("alone") / "model.pt"
-    done = run([sys.executable, "-m", "tests.tiny_train", *arguments(data, output)])
+    done = run([*ALONE, "tests.tiny_train", *arguments(data, output)])
     assert done.returncode == 0, done.stderr
     return output
 
@@ -82,7 +78,7 @@ def test_two_processes_are_one(flags: list[str], data: Path, alone: Path, tmp_pa
     assert names[0] == names[1]
 
 
-@pytest.mark.parametrize("again", [TORCHRUN, [sys.executable, "-m"]], ids=["in two", "in one"])
+@pytest.mark.parametrize("again", [TORCHRUN, ALONE], ids=["in two", "in one"])
 def test_a_process_that_dies_takes_the_job_down_and_it_resumes(
     again: list[str], data: Path, alone: Path, tmp_path: Path
 ) -> None:
@@ -132,5 +128,13 @@ def test_without_a_second_gpu_one_process_trains(data: Path, tmp_path: Path, mon
 def test_accelerate_is_needed_for_several(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(ValueError, match=r"training in several processes needs accelerate: pip install"):
+    with pytest.raises(ValueError, match=r"several processes need accelerate: pip install"):
         train.main(arguments(data, tmp_path / "model.pt"))
+
+
+def test_processes_that_would_not_share_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As accelerate has them where no GPU is: each alone, and all of them the first."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("accelerate.Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    with pytest.raises(ValueError, match="device 'cuda' cannot be used here by 2 processes"):
+        Processes.join("cuda")
