@@ -8,9 +8,11 @@ import torch
 
 from bbdm import images
 from bbdm.files import write_atomically
+from bbdm.results import to_tensor
 from bbdm.sampler import BridgeSampler
 
 if TYPE_CHECKING:
+    from bbdm.metrics import Scores
     from bbdm.training import Trainer
 
 PREVIEW_PAIRS = 8
@@ -38,20 +40,21 @@ class Callback:
         """When the run ends, whatever ended it."""
 
 
+def due(trainer: Trainer) -> bool:
+    """Whether the epoch is one of each ``preview_every``, or the last."""
+    return trainer.epoch % trainer.config.preview_every == 0 or trainer.epoch == trainer.config.epochs
+
+
 class Previews(Callback):
     """Grids of (source, result, target) of the first validation pairs, seed 0, as ``epoch_N.png`` and in TensorBoard.
 
-    Args:
-        every: epochs from one to the next; there is one of the last epoch too.
+    They come each ``preview_every`` epochs and after the last, where there are validation pairs.
     """
-
-    def __init__(self, every: int) -> None:
-        self.every = every
 
     def after_epoch(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         """Draw and write the grid."""
-        pairs, last = trainer.validation, trainer.epoch == trainer.config.epochs
-        if pairs is None or not trainer.processes.first or not (last or trainer.epoch % self.every == 0):
+        pairs = trainer.validation
+        if pairs is None or not trainer.processes.first or not due(trainer):
             return
         examples = [pairs[i] for i in range(min(PREVIEW_PAIRS, len(pairs)))]
         y = torch.stack([source for source, _ in examples]).to(trainer.device)
@@ -62,3 +65,45 @@ class Previews(Callback):
         write_atomically(path, lambda temporary: sheet.save(temporary, "png"))
         if trainer.tracker is not None:
             trainer.tracker.write_image(trainer.step, "source, result, target", sheet)
+
+
+class ValidationScores(Callback):
+    """Scores of the translated validation pairs, such as FID, among the metrics of an epoch.
+
+    They come when :class:`Previews` do. Pair i has the seed i, and the averaged weights translate it with the
+    sampler's own solver and number of steps. Several processes share the pairs.
+
+    Args:
+        scores: what counts them, one result of each pair.
+    """
+
+    def __init__(self, scores: Scores) -> None:
+        self.scores = scores
+
+    def begin(self, trainer: Trainer) -> None:
+        """Refuse a run without validation pairs.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if trainer.validation is None:
+            raise ValueError(f"{', '.join(self.scores.metrics)} need validation pairs, and there are none")
+
+    def after_epoch(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        """Translate this process's share, and add the scores of all to the metrics, in the first process."""
+        pairs = trainer.validation
+        if pairs is None or not due(trainer):
+            return
+        self.scores.reset()
+        sampler = BridgeSampler(trainer.ema.unet, trainer.bridge, codec=trainer.codec)
+        share, size = trainer.validation_share(), trainer.share
+        for seeds in (share[start : start + size] for start in range(0, len(share), size)):
+            sources, targets = zip(*(pairs.images(i) for i in seeds), strict=True)
+            results = sampler(list(sources), seed=seeds)
+            found, wanted = (torch.stack([to_tensor(picture) for picture in side]) for side in (results, targets))
+            self.scores.update(found[:, None], wanted)
+        _, *others = trainer.processes.gather(self.scores.state())
+        if trainer.processes.first:
+            for state in others:
+                self.scores.add(state)
+            metrics.update(self.scores.compute())

@@ -70,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action="store_true", help="faster results after a minute or two of compiling")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="of the network's arithmetic; the file's if unset")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--use_multi_gpus", "-use_multi_gpus", action="store_true", help="a process for each GPU here")
     parser.add_argument("--show_verbose", action="store_true", help="a progress bar")
 
 

@@ -237,6 +237,12 @@ class Scores:
             else:
                 metric.update(one, other)
 
+    def reset(self) -> None:
+        """Forget all pictures."""
+        self._pictures = 0
+        for metric in self.metrics.values():
+            metric.reset()
+
     def state(self) -> State:
         """What :meth:`add` takes, on the CPU, for another process."""
         counted = {

@@ -6,6 +6,8 @@ Several run on accelerate, which finds their devices, averages gradients in back
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,6 +28,19 @@ PATIENCE = timedelta(hours=12)  # for another process; one that dies takes all d
 def started() -> int:
     """How many processes a launcher started; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def start_on_each_gpu(script: str, argv: Sequence[str] | None) -> None:
+    """Let torchrun take this process's place, with a process of the script for each GPU, where there are several.
+
+    Args:
+        script: its file.
+        argv: its arguments; None for those of this process.
+    """
+    count = torch.cuda.device_count()
+    if started() == 1 and count > 1:
+        several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), script]
+        os.execv(sys.executable, [sys.executable, *several, *(sys.argv[1:] if argv is None else argv)])
 
 
 @dataclass(frozen=True)

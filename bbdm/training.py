@@ -81,7 +81,7 @@ class Trainer:
         self.validation = validation
         self.folder = folder
         self.run = RunFolder(folder, config.keep)
-        self.callbacks: list[Callback] = [Previews(config.preview_every), *callbacks]
+        self.callbacks: list[Callback] = [Previews(), *callbacks]
         if self.device.type == "cpu":
             keep_freed_memory()
         codec = None if codec is None else codec.placed(self.device, torch.float32)
@@ -158,7 +158,7 @@ class Trainer:
                 "without --ckpt_path it goes on from there, --overwrite deletes it, --experiment gives another folder"
             )
         if self.validation_batches is not None:
-            for _ in self.validation_batches(self._validation_share()):
+            for _ in self.validation_batches(self.validation_share()):
                 pass  # read once now, so that a broken picture does not cost an epoch
         settings = {"train": asdict(self.config), "unet": asdict(self.unet.config), "bridge": self.bridge.config()}
         settings |= {} if self.codec is None else {"codec": self.codec.config()}
@@ -290,7 +290,7 @@ class Trainer:
         order = torch.randperm(len(self.train), generator=generator)[: self.steps_per_epoch * self.config.batch_size]
         return order.view(self.steps_per_epoch, self.processes.count, -1)[done:, self.processes.rank].flatten().tolist()
 
-    def _validation_share(self) -> list[int]:
+    def validation_share(self) -> list[int]:
         """This process's validation pairs: every so manieth batch."""
         assert self.validation is not None
         number, rank, count = len(self.validation), self.processes.rank, self.processes.count
@@ -322,7 +322,7 @@ class Trainer:
         assert self.validation is not None
         assert self.validation_batches is not None
         total, first, stride = 0.0, self.processes.rank * self.share, self.config.batch_size
-        for y, x0 in self._readable(self.validation_batches(self._validation_share())):
+        for y, x0 in self._readable(self.validation_batches(self.validation_share())):
             if self.processes.count == 1:  # several have not all the same number of batches
                 self._check_stop()
             y, x0 = self.update.encode(y, "source"), self.update.encode(x0, "target")

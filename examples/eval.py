@@ -19,6 +19,7 @@ from bbdm.bridges import Bridge
 from bbdm.data import DATASETS
 from bbdm.files import write_atomically
 from bbdm.generation import Translator
+from bbdm.processes import start_on_each_gpu
 from bbdm.results import save_json
 
 Run = tuple[str, int | None]  # solver, and its steps where they are not its own choice
@@ -201,6 +202,8 @@ def sweep(translator: Translator) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    if args.use_multi_gpus:
+        start_on_each_gpu(__file__, argv)
     translator = Translator(args)
     if args.sweep:
         sweep(translator)

@@ -21,6 +21,7 @@ from bbdm.data import Pair, open_image
 from bbdm.files import file_sha256
 from bbdm.generation import Translator
 from bbdm.importers.deeplab import load_deeplab
+from bbdm.processes import start_on_each_gpu
 from bbdm.results import Job, save_json, to_tensor
 from bbdm.segmentation import CITYSCAPES, SegmentationScore, read_labels
 
@@ -105,6 +106,8 @@ def tell(report: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    if args.use_multi_gpus:
+        start_on_each_gpu(__file__, argv)
     translator = Translator(args)
     report = evaluate(translator)
     if translator.processes.first:

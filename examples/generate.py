@@ -18,6 +18,7 @@ from bbdm import generation, images, scripts
 from bbdm.data import DATASETS, PairedDataset, open_image
 from bbdm.files import make_folder
 from bbdm.generation import Translator
+from bbdm.processes import start_on_each_gpu
 from bbdm.results import Job, check_places, save
 
 DEMO = Path(__file__).parent / "demo"
@@ -60,6 +61,8 @@ def draw_grid(dataset: PairedDataset, jobs: list[Job]) -> Image.Image:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    if args.use_multi_gpus:
+        start_on_each_gpu(__file__, argv)
     translator = Translator(args)
     jobs = translator.plan(args.output_dir)
     grid = args.output_dir / "grid.png"

@@ -7,16 +7,15 @@ of python, or --use_multi_gpus.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
-from bbdm import processes, scripts
+from bbdm import scripts
 from bbdm.bridges import ABridge, Bridge, BrownianBridge, Objective
+from bbdm.callbacks import Callback, ValidationScores
 from bbdm.checkpoint import Checkpoint, load_checkpoint, load_vqgan
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.data import DATASETS, DIRECTIONS, PairedDataset, load_dataset
@@ -26,7 +25,7 @@ from bbdm.generation import size_flag
 from bbdm.image_cache import ImageCache
 from bbdm.latents import LatentDataset, measure
 from bbdm.networks.unet import PRESETS, UNet, UNetConfig
-from bbdm.processes import Processes
+from bbdm.processes import Processes, start_on_each_gpu
 from bbdm.profiling import Profile
 from bbdm.run_folder import RunFolder
 from bbdm.train_config import Loss, Optimizer, Precision, Schedule, TrainConfig
@@ -107,6 +106,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of weights, order, times and noise")
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
     parser.add_argument("--preview_every", type=int, default=10, help="epochs between grids of validation pairs")
+    parser.add_argument(
+        "--score", nargs="+", metavar="METRIC", help="of eval.py, such as fid: validation pairs' scores"
+    )
+    parser.add_argument("--fid_weights", type=Path, help="Inception's weights, where they cannot be downloaded")
+    parser.add_argument("--lpips_weights", type=Path, help="AlexNet's weights, where they cannot be downloaded")
     parser.add_argument("--save_every", type=int, default=500, help="optimizer steps between checkpoints")
     parser.add_argument("--keep", type=int, default=2, help="checkpoints that stay, the newest")
     parser.add_argument(
@@ -149,12 +153,6 @@ def check_preset(name: str, codec: Codec) -> None:
             f"--preset {name} takes {channels} channels, and this VQGAN's latents have {codec.channels}; "
             f"presets for it: {', '.join(fitting) or 'none'}"
         )
-
-
-def start_on_each_gpu(argv: list[str]) -> None:
-    """Let torchrun take this process's place, with a process for each GPU."""
-    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(torch.cuda.device_count())]
-    os.execv(sys.executable, [sys.executable, *several, __file__, *argv])
 
 
 def start(args: argparse.Namespace, folder: RunFolder) -> tuple[Path, Checkpoint] | None:
@@ -201,8 +199,8 @@ def begin(args: argparse.Namespace, trained: Checkpoint, unet: UNet, bridge: Bri
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    if args.use_multi_gpus and processes.started() == 1 and torch.cuda.device_count() > 1:
-        start_on_each_gpu(sys.argv[1:] if argv is None else argv)
+    if args.use_multi_gpus:
+        start_on_each_gpu(__file__, argv)
     if args.vqgan_path is None and (args.cache_latents or args.normalize_latents):
         raise ValueError("--cache_latents and --normalize_latents need -vq")
     if args.cache_images and args.cache_latents:
@@ -268,7 +266,13 @@ def run(args: argparse.Namespace, team: Processes) -> None:
     if trained is not None and begun is None:
         for line in begin(args, trained, unet, bridge, codec):
             tell(line)
-    callbacks = [Profile()] if args.profile else []
+    callbacks: list[Callback] = [Profile()] if args.profile else []
+    if args.score:
+        from bbdm.metrics import Scores  # which needs the extra eval
+
+        weights = {"fid_weights": args.fid_weights, "lpips_weights": args.lpips_weights}
+        with team.first_before_others():  # which then find what it downloads
+            callbacks.append(ValidationScores(Scores(args.score, **weights, device=team.device)))
     trainer = Trainer(unet, bridge, config, pairs, validation, folder, codec, team, callbacks)
     if begun is not None:
         trainer.resume(*begun)

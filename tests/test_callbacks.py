@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
-from bbdm import Callback, Trainer
+from bbdm import BridgeSampler, Callback, Trainer
+from bbdm.callbacks import ValidationScores
 from bbdm.data import PairedDataset
+from bbdm.metrics import Scores
 from bbdm.scripts import StoppedError
-from tests.conftest import MakeTrainer, metrics_of
+from tests.conftest import BRIDGE, MakeTrainer, metrics_of
 
 
 class Diary(Callback):
@@ -83,3 +86,33 @@ def test_the_methods_do_nothing_by_default(make_trainer: MakeTrainer) -> None:
         trainer.fit()
     told = [[{**record, "images_per_second": 0} for record in metrics_of(trainer)] for trainer in (plain, watched)]
     assert told[0] == told[1]
+
+
+class TestValidationScores:
+    def test_are_those_of_the_sampler(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        """PSNR from its formula, of results that the sampler makes of pictures with seeds 0, 1, 2 and 3."""
+        trainer = make_trainer(validation=pairs, callbacks=[ValidationScores(Scores(["psnr"]))], learning_rate=1e-2)
+        trainer.fit()
+        results = BridgeSampler(trainer.ema.unet, BRIDGE)([pairs.images(i)[0] for i in range(4)], seed=0)
+        wanted = []
+        for i, result in enumerate(results):
+            error = np.asarray(result) / 255 - np.asarray(pairs.images(i)[1]) / 255
+            wanted.append(10 * np.log10(1 / np.square(error).mean()))
+        assert metrics_of(trainer)[-1]["psnr"] == pytest.approx(np.mean(wanted), rel=1e-3)
+
+    def test_come_with_the_grids_of_all_pictures_anew(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        trainer = make_trainer(
+            "a", validation=pairs, epochs=3, preview_every=2, callbacks=[ValidationScores(Scores(["psnr", "ssim"]))]
+        )
+        trainer.fit()
+        found = [{name: v for name, v in record.items() if name in ("psnr", "ssim")} for record in metrics_of(trainer)]
+        assert [list(scores) for scores in found] == [[], ["psnr", "ssim"], ["psnr", "ssim"]]
+        once = make_trainer(
+            "b", validation=pairs, epochs=3, preview_every=3, callbacks=[ValidationScores(Scores(["psnr", "ssim"]))]
+        )
+        once.fit()
+        assert found[2] == {name: metrics_of(once)[2][name] for name in ("psnr", "ssim")}
+
+    def test_need_validation_pairs(self, make_trainer: MakeTrainer) -> None:
+        with pytest.raises(ValueError, match="psnr, ssim need validation pairs, and there are none"):
+            make_trainer(callbacks=[ValidationScores(Scores(["psnr", "ssim"]))]).fit()

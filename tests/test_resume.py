@@ -128,6 +128,22 @@ class TestResume:
         preview = "epoch_0004.png"
         assert (resumed.folder / preview).read_bytes() == (straight.folder / preview).read_bytes()
 
+    @pytest.mark.nightly
+    def test_a_compiled_run_is_bitwise_the_undisturbed_one(self, make_trainer: MakeTrainer) -> None:
+        settings: dict[str, Any] = {"compile": True, "epochs": 3, "save_every": 1, "precision": "bf16"}
+        straight = make_trainer("straight", **settings)
+        straight.fit()
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            interrupt_inside_epoch(monkeypatch)
+            with pytest.raises(InterruptedRunError):
+                make_trainer("resumed", **settings).fit()
+        resumed = make_trainer("resumed", **settings)
+        assert resumed.resume_newest()
+        assert (resumed.epoch, resumed.step) == (2, 5)
+        resumed.fit()
+        for mine, theirs in zip(resumed.unet.parameters(), straight.unet.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+
     def test_more_epochs_go_on(self, make_trainer: MakeTrainer) -> None:
         first = make_trainer(epochs=1)
         first.fit()

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from PIL import Image
 import bbdm
 from bbdm.networks.unet import PRESETS, UNetConfig
 from bbdm.processes import Processes
-from examples import train
+from examples import eval, eval_miou, generate, train
 from tests.conftest import TINY, SavePicture
 from tests.launching import ALONE, TORCHRUN, run
 
@@ -39,7 +39,19 @@ def data(tmp_path_factory: pytest.TempPathFactory, save_picture: SavePicture) ->
 def arguments(data: Path, output: Path, *flags: str) -> list[str]:
     """5 steps an epoch, 20 in all."""
     common = ["--preset", "demo", "--image_size", "16", "-b", "4", "-e", "4", "-t", "50", "--device", "cpu"]
-    return ["edge2shoes", str(data), str(output), *common, "--precision", "fp32", "--save_every", "3", *flags]
+    return [
+        "edge2shoes",
+        str(data),
+        str(output),
+        *common,
+        "--precision",
+        "fp32",
+        "--save_every",
+        "3",
+        "--score",
+        "psnr",
+        *flags,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +90,14 @@ def test_two_processes_are_one(flags: list[str], data: Path, alone: Path, tmp_pa
     assert names[0] == names[1]
 
 
+@pytest.mark.nightly
+def test_two_compiled_processes_are_one(data: Path, tmp_path: Path) -> None:
+    for name, command in {"one": ALONE, "two": TORCHRUN}.items():
+        done = run([*command, "tests.tiny_train", *arguments(data, tmp_path / f"{name}.pt", "--compile")])
+        assert done.returncode == 0, done.stderr
+    assert_close(tmp_path / "two.pt", tmp_path / "one.pt")
+
+
 @pytest.mark.parametrize("again", [TORCHRUN, ALONE], ids=["in two", "in one"])
 def test_a_process_that_dies_takes_the_job_down_and_it_resumes(
     again: list[str], data: Path, alone: Path, tmp_path: Path
@@ -100,8 +120,12 @@ def test_a_batch_must_split(data: Path, tmp_path: Path) -> None:
     assert "batch_size 3 does not split into equal parts for 2 processes with grad_accumulation=1" in done.stderr
 
 
+SCRIPTS = {train: ["edge2shoes"], generate: ["edge2shoes"], eval: ["edge2shoes"], eval_miou: ["deeplab.pt"]}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
 @pytest.mark.parametrize("flag", ["--use_multi_gpus", "-use_multi_gpus"])
-def test_each_gpu_gets_a_process(flag: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_gpu_gets_a_process(flag: str, script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[str]] = []
 
     def execv(program: str, command: list[str]) -> None:
@@ -109,12 +133,12 @@ def test_each_gpu_gets_a_process(flag: str, data: Path, tmp_path: Path, monkeypa
         raise SystemExit
 
     monkeypatch.setattr(os, "execv", execv)
-    argv = [*arguments(data, tmp_path / "model.pt"), flag]
+    argv = [*SCRIPTS[script], "DATA", "model.pt", flag]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     with pytest.raises(SystemExit):
-        train.main(argv)
+        script.main(argv)
     assert calls[0][1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
-    assert calls[0][6:] == [train.__file__, *argv]
+    assert calls[0][6:] == [script.__file__, *argv]
 
 
 def test_without_a_second_gpu_one_process_trains(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
