@@ -253,6 +253,8 @@ class OnnxBridgeSampler:
         wanted = (len(self.table), len(source), self.settings["channels"], *sides)
         if noise.shape != wanted:
             raise ValueError(f"noise must have shape {wanted}, got {noise.shape}")
+        if not np.isfinite(noise).all():
+            raise ValueError("noise must be finite, got NaN or infinity")
         return noise.astype(np.float32)
 
 

@@ -356,5 +356,5 @@ class BridgeSampler:
         if tuple(noise.shape) != wanted:
             raise ValueError(f"noise must have shape {wanted}, got {tuple(noise.shape)}")
         if not noise.isfinite().all():
-            raise ValueError("noise must be finite")
+            raise ValueError("noise must be finite, got NaN or infinity")
         return noise

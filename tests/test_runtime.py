@@ -129,6 +129,7 @@ def test_threads_share_a_sampler(sampler: OnnxBridgeSampler):
         ({"source": SOURCE, "batch_size": 0}, "batch_size must be at least 1"),
         ({"source": SOURCE, "seed": [1, 2]}, "one for each of 5 images, got 2"),
         ({"source": SOURCE, "noise": SOURCE[None]}, r"noise must have shape \(4, 5, 3, 16, 16\), got"),
+        ({"source": SOURCE, "noise": np.full((4, 5, 3, 16, 16), np.nan)}, "noise must be finite, got NaN or infinity"),
     ],
 )
 def test_bad_calls(sampler: OnnxBridgeSampler, arguments: dict[str, Any], message: str):
