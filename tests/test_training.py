@@ -242,15 +242,18 @@ class TestTrainer:
         trainer.fit()
         assert (trainer.folder / "epoch_0001.png").is_file()
 
+    @pytest.mark.parametrize(
+        "levels", [(1,), pytest.param((1, 2), marks=pytest.mark.nightly)], ids=["one level", "two levels"]
+    )
     def test_compiled_gradients_are_the_eager_ones(
-        self, make_trainer: MakeTrainer, make_unet: MakeUNet, pairs: PairedDataset
+        self, levels: tuple[int, ...], make_trainer: MakeTrainer, make_unet: MakeUNet, pairs: PairedDataset
     ) -> None:
         y, x0 = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
         seeds = torch.arange(4)
         losses: list[torch.Tensor] = []
         gradients: list[dict[str, torch.Tensor]] = []
         for compile in (False, True):
-            unet = make_unet(condition_channels=3, channel_mult=(1,), attention_resolutions=())
+            unet = make_unet(condition_channels=3, channel_mult=levels, attention_resolutions=())
             trainer = make_trainer(f"compile {compile}", unet, compile=compile)
             losses.append(trainer.update.losses(trainer.update.network, y, x0, seeds, 0).mean())
             losses[-1].backward()
