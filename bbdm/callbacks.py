@@ -84,10 +84,12 @@ class ValidationScores(Callback):
         """Refuse a run without validation pairs.
 
         Raises:
-            ValueError: there are none.
+            ValueError: there are none, or one where FID is asked for.
         """
-        if trainer.validation is None:
-            raise ValueError(f"{', '.join(self.scores.metrics)} need validation pairs, and there are none")
+        least = 2 if "fid" in self.scores.metrics else 1
+        if trainer.validation is None or len(trainer.validation) < least:
+            count = 0 if trainer.validation is None else len(trainer.validation)
+            raise ValueError(f"{', '.join(self.scores.metrics)} need {least} validation pairs, and there are {count}")
 
     def after_epoch(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         """Translate this process's share, and add the scores of all to the metrics, in the first process."""
@@ -98,10 +100,12 @@ class ValidationScores(Callback):
         sampler = BridgeSampler(trainer.ema.unet, trainer.bridge, codec=trainer.codec)
         share, size = trainer.validation_share(), trainer.share
         for seeds in (share[start : start + size] for start in range(0, len(share), size)):
-            sources, targets = zip(*(pairs.images(i) for i in seeds), strict=True)
-            results = sampler(list(sources), seed=seeds)
-            found, wanted = (torch.stack([to_tensor(picture) for picture in side]) for side in (results, targets))
-            self.scores.update(found[:, None], wanted)
+            if trainer.processes.count == 1:  # several have not all the same number of batches
+                trainer.check_stop()
+            sources, targets = (torch.stack(side) for side in zip(*(pairs.pixels(i) for i in seeds), strict=True))
+            results = sampler(images.scale(sources).to(trainer.device), seed=seeds)
+            found = torch.stack([to_tensor(images.to_pil(result)) for result in results])
+            self.scores.update(found[:, None], targets.expand(-1, 3, -1, -1))
         _, *others = trainer.processes.gather(self.scores.state())
         if trainer.processes.first:
             for state in others:

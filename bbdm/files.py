@@ -33,12 +33,14 @@ def make_folder(path: Path) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Raise ValueError where no file can be written: a folder has the name, or a file that of a folder above."""
+    """Raise ValueError where no file can be written: of a folder's name, below a file, or for want of rights."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder, and a file is to be written there")
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir():
         raise ValueError(f"{above} is a file, and a folder is needed there")
+    if not os.access(above, os.W_OK):
+        raise ValueError(f"{path} cannot be written: {above} is not writable")
 
 
 def check_suffix(path: Path) -> None:

@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from bbdm.data import PairedDataset, Pixels
-from bbdm.files import file_sha256, make_folder, short, write_atomically
+from bbdm.files import file_sha256, make_folder, remove_leftovers, short, write_atomically
 from bbdm.images import sides
+from bbdm.loading import told
 
 VERSION = 1
 PAIRS_AT_ONCE = 64  # that are written
@@ -90,12 +91,13 @@ class ImageCache(PairedDataset):
 
     def _make(self, dataset: PairedDataset, workers: int, progress: bool) -> None:
         """Write the file, and enter its hash in the manifest."""
+        remove_leftovers(self.path)
         loader = DataLoader(Pixels(dataset), PAIRS_AT_ONCE, num_workers=workers)
 
         def write(temporary: Path) -> None:
             # Not through a memory map, where a disk that is full would kill the process.
             with temporary.open("wb") as file, tqdm(total=len(self), desc="pictures", disable=not progress) as bar:
-                for index, pair in enumerate(loader):
+                for index, pair in enumerate(told(loader)):
                     part = torch.stack(pair, dim=1)
                     if index == 0:
                         header = {"descr": "|u1", "fortran_order": False, "shape": (len(self), *part.shape[1:])}

@@ -78,6 +78,8 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def _known_shards(self, description: dict[str, Any]) -> set[int]:
         """The shards that are there, each checked; begins the manifest where there is none."""
         manifest = self.folder / MANIFEST
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
         if not manifest.exists():
             if any(self.folder.iterdir()):
                 raise ValueError(f"{self.folder} is not empty and holds no latents: give a folder of its own")

@@ -6,7 +6,8 @@ Pictures travel as uint8 and become floats there: workers only decode, and a bat
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -14,6 +15,9 @@ from torch.utils.data import DataLoader, Sampler
 from bbdm import images
 from bbdm.data import PairedDataset, Pixels
 from bbdm.latents import LatentDataset
+
+Batch = TypeVar("Batch")
+GRACE = 60  # seconds
 
 
 class _Order(Sampler[int]):
@@ -30,9 +34,32 @@ class _Order(Sampler[int]):
 
 
 def _outlive_signals(worker: int) -> None:
-    """A reading process leaves a SIGTERM, which a whole group of processes gets, to the one that trains, but one."""
+    """A reading process leaves a first SIGTERM, which a whole group of processes gets, to the one that trains.
+
+    It outlives it by a minute at most: a process that ends with an error sends one too, and waits.
+    """
     del worker
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+    def outlive(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.alarm(GRACE)
+
+    signal.signal(signal.SIGTERM, outlive)
+
+
+def told(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches of a loader, where a reading process's error is the line that says what is wrong, not its traceback.
+
+    Raises:
+        ValueError: a picture cannot be read.
+    """
+    try:
+        yield from batches
+        return
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[-1]
+        reason = reason.removeprefix(f"{type(error).__name__}: ")
+    raise ValueError(reason)  # without the error, whose traceback would keep the reading processes
 
 
 class Batches:
@@ -69,8 +96,15 @@ class Batches:
     def __call__(self, order: Sequence[int] | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(source, target) as floats, pictures in [-1, 1] or latents, of the examples ``order``; None for all."""
         self._order.indices = range(self._count) if order is None else order
-        for y, x0 in self._loader:
+        for y, x0 in told(self._loader):
             yield self._placed(y), self._placed(x0)
+
+    def close(self) -> None:
+        """End the reading processes, which a call starts anew: an error that is on its way would wait for them."""
+        readers = self._loader._iterator
+        if readers is not None:
+            readers._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
+        self._loader._iterator = None
 
     def _placed(self, v: torch.Tensor) -> torch.Tensor:
         v = v.to(self.device, non_blocking=True)

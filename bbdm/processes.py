@@ -1,4 +1,4 @@
-"""The processes of a run: one, or several that share the work, which torchrun or accelerate started.
+"""The processes of a run: one, or several that share the work, which a launcher such as torchrun started.
 
 Several run on accelerate, which finds their devices, averages gradients in backward (DDP) and sums over all of them.
 """
@@ -38,6 +38,8 @@ def start_on_each_gpu(script: str, argv: Sequence[str] | None) -> None:
         argv: its arguments; None for those of this process.
     """
     count = torch.cuda.device_count()
+    if started() == 1 and count == 0:
+        print("there is no GPU here: one process works on the CPU")
     if started() == 1 and count > 1:
         several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), script]
         os.execv(sys.executable, [sys.executable, *several, *(sys.argv[1:] if argv is None else argv)])

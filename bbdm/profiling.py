@@ -14,13 +14,13 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from tqdm.auto import tqdm
 
 from bbdm.callbacks import Callback
+from bbdm.run_folder import TRACE
 
 if TYPE_CHECKING:
     from bbdm.training import Trainer
 
 WARMUP, TIMED, TRACED = 5, 20, 3  # optimizer steps: until all is warm, timed by part, recorded by operator
 OPERATORS = 12  # that are told
-TRACE = "trace.json"
 
 
 @contextmanager
@@ -41,6 +41,16 @@ class Profile(Callback):
         self.seconds: dict[str, float] = defaultdict(float)  # of each part, in the steps that are timed
         self.began = 0.0  # when those began
         self.recording: profile | None = None
+
+    def begin(self, trainer: Trainer) -> None:
+        """Refuse a run that is too short.
+
+        Raises:
+            ValueError: fewer steps are left than a profile takes.
+        """
+        left = trainer.config.epochs * trainer.steps_per_epoch - trainer.step
+        if left < WARMUP + TIMED + TRACED:
+            raise ValueError(f"a profile takes {WARMUP + TIMED + TRACED} optimizer steps, and {left} are left")
 
     def after_step(self, trainer: Trainer, loss: float) -> None:
         """Begin or end to time and to record, where it is time to."""
@@ -65,11 +75,9 @@ class Profile(Callback):
             self.recording = None
 
     def end(self, trainer: Trainer) -> None:
-        """Say so where the run was too short."""
+        """Stop recording, where the run ends before."""
         if self.recording is not None:
             self.recording.stop()
-        if trainer.processes.first and self.steps < WARMUP + TIMED + TRACED:
-            tqdm.write(f"a profile takes {WARMUP + TIMED + TRACED} optimizer steps, and there were {self.steps}")
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

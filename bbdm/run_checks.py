@@ -71,22 +71,16 @@ def training_state(
     state = checkpoint.training
     if state is None or checkpoint.unet.weights is None or checkpoint.unet.ema is None:
         raise ValueError(f"{path} holds no training state: training can go on only from a run's step_*.pt")
-    if checkpoint.unet.config != unet or checkpoint.bridge != bridge:
-        raise ValueError(
-            f"{path} was trained as {checkpoint.unet.config}, {checkpoint.bridge}, "
-            f"and these settings ask for {unet}, {bridge}"
-        )
-    stored = {"image_size": checkpoint.image_size, **state.get("pairs", {})}
-    for name, value in pairs.items():
-        if stored.get(name, value) != value and name == "names":
-            raise ValueError(f"{path} was trained on pairs of other names")
-        if stored.get(name, value) != value:
-            raise ValueError(f"{path} was trained with {name} {stored[name]}, and these pairs have {value}")
-    settings = state["config"]
-    changed = [k for k, v in asdict(config).items() if k not in FREE and settings.get(k, v) != v]
+    stored = {**asdict(checkpoint.unet.config), **checkpoint.bridge.config(), **state["config"]}
+    asked = {**asdict(unet), **bridge.config(), **asdict(config)}
+    changed = [f"{k}={stored[k]}" for k, v in asked.items() if k not in FREE and stored.get(k, v) != v]
+    if not changed and state["pairs"] != pairs:
+        old, new = state["pairs"], pairs
+        changed = [f"{k}={old[k]} of the pairs, not {v}" for k, v in new.items() if k != "names" and old[k] != v]
+        changed = changed or ["pairs of other names"]
     if changed:
         raise ValueError(
-            f"{path} was trained with {', '.join(f'{k}={settings[k]}' for k in changed)}: "
+            f"{path} was trained with {', '.join(changed)}: "
             "go on with that, or start anew with --overwrite or in another --experiment folder"
         )
     return state

@@ -12,11 +12,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from bbdm.checkpoint import Checkpoint, load_checkpoint
 from bbdm.files import make_folder, write_atomically
 
 log = logging.getLogger(__name__)
 METRICS, CONFIG, SUMMARY, BEST, EVENTS = "metrics.jsonl", "config.json", "summary.json", "best.pt", "tensorboard"
+TRACE = "trace.json"
 
 
 class RunFolder:
@@ -30,6 +33,7 @@ class RunFolder:
     def __init__(self, path: Path, keep: int) -> None:
         self.path = path
         self.keep = keep
+        self._lock = FileLock(path / ".lock")
 
     @property
     def best(self) -> Path:
@@ -47,8 +51,9 @@ class RunFolder:
 
     def checkpoints(self) -> dict[int, Path]:
         """Those that are there, by step, the newest first; whether they can be read is not known yet."""
-        named = {path.stem.removeprefix("step_"): path for path in self.path.glob("step_*.pt")}
-        return {int(step): path for step, path in sorted(named.items(), reverse=True) if step.isdigit()}
+        named = [path.stem.removeprefix("step_") for path in self.path.glob("step_*.pt")]
+        steps = sorted((int(step) for step in named if step.isdigit()), reverse=True)
+        return {step: self.checkpoint(step) for step in steps}
 
     def newest(self) -> tuple[Path, Checkpoint] | None:
         """The newest checkpoint that is whole, with its content; None where there are none at all.
@@ -79,22 +84,40 @@ class RunFolder:
             if other > step:
                 path.unlink()
         if step == 0:
-            for path in (self.best, self.path / SUMMARY, self.path / METRICS, *self.path.glob("epoch_*.png")):
+            files = [self.best, *(self.path / name for name in (SUMMARY, METRICS, TRACE))]
+            for path in (*files, *self.path.glob("epoch_*.png"), *self.path.glob("step_*.damaged")):
                 path.unlink(missing_ok=True)
             shutil.rmtree(self.events, ignore_errors=True)
 
     def begin(self, epochs: int, config: dict[str, Any]) -> None:
         """Make the folder ready for a run that begins, or goes on after so many epochs.
 
-        What a killed process left half written is removed, and lines of later epochs leave the metrics.
+        What a killed process left half written is removed, and what is told of later epochs: lines of the metrics,
+        grids, the summary.
+
+        Raises:
+            ValueError: another run is at work in the folder.
         """
         make_folder(self.path)
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise ValueError(f"another run is at work in {self.path}: --experiment gives a folder of its own") from None
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink()
         metrics = self.path / METRICS
-        known = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-        write_atomically(metrics, lambda temporary: temporary.write_text("".join(known[:epochs])))
+        lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
+        known = [line for line in lines if json.loads(line)["epoch"] <= epochs]
+        write_atomically(metrics, lambda temporary: temporary.write_text("".join(known)))
+        for grid in self.path.glob("epoch_*.png"):
+            if grid.stem.removeprefix("epoch_").isdigit() and int(grid.stem.removeprefix("epoch_")) > epochs:
+                grid.unlink()
+        (self.path / SUMMARY).unlink(missing_ok=True)
         self._write(CONFIG, config)
+
+    def end(self) -> None:
+        """Leave the folder to other runs."""
+        self._lock.release()
 
     def prune(self) -> None:
         """Delete the oldest checkpoints beyond those to keep."""
@@ -108,8 +131,8 @@ class RunFolder:
 
     def write_summary(self, about: dict[str, Any]) -> None:
         """Write what the whole run came to: the metrics of its last epoch, and more."""
-        last = (self.path / METRICS).read_text().splitlines()[-1]
-        self._write(SUMMARY, {**json.loads(last), **about})
+        records = (self.path / METRICS).read_text().splitlines()
+        self._write(SUMMARY, {**(json.loads(records[-1]) if records else {}), **about})
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         write_atomically(self.path / name, lambda temporary: temporary.write_text(json.dumps(content, indent=2)))

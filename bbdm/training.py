@@ -7,9 +7,11 @@ undisturbed run would have seen.
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from bbdm.tracking import Tracker
 from bbdm.train_config import TrainConfig
 from bbdm.train_step import TrainStep, mixed, sample_seeds
 
+log = logging.getLogger(__name__)
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values that no optimizer step reaches
 
 
@@ -127,6 +130,9 @@ class Trainer:
         self.update.load(state)
         self.epoch, self.step = state["epoch"], state["step"]
         self._epoch_loss, self.best = state["epoch_loss"], state["best"]
+        if state["validation"] != self._validation_names():
+            log.warning("the validation pairs have changed: %s is the best of epochs from here on", self.run.best)
+            self.best = None
 
     def resume_newest(self) -> bool:
         """Go on from the newest whole checkpoint in the run's folder; False where there is none.
@@ -155,34 +161,50 @@ class Trainer:
         if later:
             raise ValueError(
                 f"{self.folder} holds a run of {max(later)} steps already, and this one would begin at {self.step}: "
-                "without --ckpt_path it goes on from there, --overwrite deletes it, --experiment gives another folder"
+                "Trainer.resume_newest(), or the command without --ckpt_path, goes on from there; --overwrite deletes "
+                "it, and --experiment gives another folder"
             )
-        if self.validation_batches is not None:
-            for _ in self.validation_batches(self.validation_share()):
-                pass  # read once now, so that a broken picture does not cost an epoch
-        settings = {"train": asdict(self.config), "unet": asdict(self.unet.config), "bridge": self.bridge.config()}
-        settings |= {} if self.codec is None else {"codec": self.codec.config()}
         self._stop = stop
-        if self.processes.first:
-            self.run.begin(self.epoch, settings)
-            self.update.tracker = Tracker(self.run.events, self.step, self.bridge.train_range, self.device)
-        try:
+        with ExitStack() as ends:
+            ends.callback(self.train_batches.close)
+            if self.validation_batches is not None:
+                ends.callback(self.validation_batches.close)
+                for _ in self.validation_batches(self.validation_share()):
+                    pass  # read once now, so that a broken picture does not cost an epoch
+            if self.processes.first:
+                self.run.begin(self.epoch, self._settings())
+                ends.callback(self.run.end)
+                self.update.tracker = Tracker(self.run.events, self.step, self.bridge.train_range, self.device)
+                ends.callback(self._close_tracker)
             for callback in self.callbacks:
                 callback.begin(self)
+                ends.callback(callback.end, self)
+            self._run_epochs(progress)
+
+    def _settings(self) -> dict[str, Any]:
+        """What the run is, as ``config.json`` has it."""
+        settings = {"train": asdict(self.config), "unet": asdict(self.unet.config), "bridge": self.bridge.config()}
+        settings |= {} if self.codec is None else {"codec": self.codec.config()}
+        counts = {"training": len(self.train), "validation": 0 if self.validation is None else len(self.validation)}
+        kind = {"image_size": self.train.image_size, "direction": self.train.direction, "channels": self.train.channels}
+        return {**settings, "pairs": {**counts, **kind}}
+
+    def _close_tracker(self) -> None:
+        if self.tracker is not None:
+            self.tracker.close()
+        self.update.tracker = None
+
+    def _run_epochs(self, progress: bool) -> None:
+        try:
             while self.epoch < self.config.epochs:
                 self._run_epoch(progress)
             if self.processes.first:
                 about = {"best": self.best, "machine": machine.describe(self.device, ["bbdm", "torch"])}
                 self.run.write_summary(about)
-        except OSError as error:
-            todo = "Make room on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Mend that"
+        except (OSError, ValueError) as error:
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            todo = "Make room on the disk" if full else "Mend that"
             raise StoppedError(f"{error}. {todo}; {self.how_to_go_on()}") from error
-        finally:
-            for callback in self.callbacks:
-                callback.end(self)
-            if self.tracker is not None:
-                self.tracker.close()
-            self.update.tracker = None
 
     @property
     def learning_rate(self) -> float:
@@ -209,7 +231,7 @@ class Trainer:
             return
         state = {"epoch": self.epoch, "step": self.step, "epoch_loss": self._epoch_loss, "best": self.best}
         state |= self.update.state()
-        state |= {"config": asdict(self.config), "pairs": self._pairs()}
+        state |= {"config": asdict(self.config), "pairs": self._pairs(), "validation": self._validation_names()}
         self.save(self.run.checkpoint(self.step), state)
         self.run.prune()
 
@@ -219,10 +241,18 @@ class Trainer:
         pairs = self.train.dataset if isinstance(self.train, LatentDataset) else self.train
         return {**kind, "names": pairs.names_digest()}
 
+    def _validation_names(self) -> str | None:
+        return None if self.validation is None else self.validation.names_digest()
+
     def _diverged(self, what: str) -> StoppedError:
         return StoppedError(f"{what} at step {self.step}. Lower -lr or set --grad_clip; {self.how_to_go_on()}")
 
-    def _check_stop(self) -> None:
+    def check_stop(self) -> None:
+        """Save and end the run where it was asked to end.
+
+        Raises:
+            StoppedError: it was.
+        """
         if self.processes.sum(self._stop()):
             self._save()
             self.processes.sum(0)  # until the first has saved: a process that ends takes the others down
@@ -253,13 +283,16 @@ class Trainer:
                     callback.after_step(self, loss)
                 if self.step % self.config.save_every == 0 and self.step % self.steps_per_epoch:
                     self._save()
-                self._check_stop()
-        seconds = time.perf_counter() - started
+                self.check_stop()
+        seconds, made = time.perf_counter() - started, self.steps_per_epoch - done
         record: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step}
         record["loss"] = self._epoch_loss / self.steps_per_epoch
         if self.validation is not None:
+            if made:
+                self._save()  # what comes now may take long
             record["validation_loss"] = self.validate()
-        record["images_per_second"] = (self.steps_per_epoch - done) * size / seconds
+        if made:
+            record["images_per_second"] = made * size / seconds
         record["learning_rate"] = self.learning_rate
         self._end_epoch(record)
         if progress and self.processes.first:
@@ -272,6 +305,9 @@ class Trainer:
         first = self.processes.first
         for callback in self.callbacks:
             callback.after_epoch(self, record)
+        words = [name for name, value in record.items() if not isinstance(value, int | float)]
+        if words:
+            raise ValueError(f"metrics must be numbers, and a callback made {words[0]!r} {record[words[0]]!r}")
         lowest = math.inf if self.best is None else self.best["validation_loss"]
         if self.validation is not None and record["validation_loss"] < lowest:
             self.best = {name: record[name] for name in ("epoch", "step", "validation_loss")}
@@ -281,7 +317,8 @@ class Trainer:
             self.run.add_metrics(record)
         if self.tracker is not None:
             shown = record.keys() - {"epoch", "step", "loss", "learning_rate"}  # the latter two have points of steps
-            self.tracker.write(self.step, **{name: record[name] for name in sorted(shown)})
+            numbers = {name: record[name] for name in sorted(shown)}
+            self.tracker.write(self.step, **numbers, **{"loss of the epoch": record["loss"]})
         self._save()
 
     def _order(self, done: int) -> list[int]:
@@ -306,9 +343,8 @@ class Trainer:
             yield from batches
             return
         except (OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[-1]  # a reading process tells its whole traceback
-        self._save()  # and raise without the error, whose traceback would keep the reading processes
-        raise StoppedError(f"{reason}. Mend that; {self.how_to_go_on()}")
+            self._save()
+            raise StoppedError(f"{error}. Mend that; {self.how_to_go_on()}") from error
 
     def train_step(self, y: torch.Tensor, x0: torch.Tensor) -> float:
         """One optimizer step on a batch of sources and targets as the data set has them; the loss before the step."""
@@ -324,7 +360,7 @@ class Trainer:
         total, first, stride = 0.0, self.processes.rank * self.share, self.config.batch_size
         for y, x0 in self._readable(self.validation_batches(self.validation_share())):
             if self.processes.count == 1:  # several have not all the same number of batches
-                self._check_stop()
+                self.check_stop()
             y, x0 = self.update.encode(y, "source"), self.update.encode(x0, "target")
             seeds = sample_seeds(0, first, len(y), self.device)
             losses = [self.update.losses(self.ema.unet, y, x0, seeds, step).sum().item() for step in VALIDATION_STEPS]

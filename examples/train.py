@@ -60,12 +60,15 @@ PRESET_FLAGS: dict[str, dict[str, Any]] = {
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags; a preset sets defaults, and flags that are given win."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    """The flags; a preset sets defaults, which the help shows, and flags that are given win."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--preset", choices=sorted(PRESETS), default="paper", help="the network, and defaults for it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, parents=[first]
+    )
     parser.add_argument("dataset", choices=sorted(set(DATASETS) - {"folder"}))
     parser.add_argument("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS")
     parser.add_argument("output_model", type=Path, help="the trained weights: .pt or .safetensors")
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="paper", help="the network, and defaults for it")
     parser.add_argument("-b", "--batch_size", type=int, default=64, help="pairs in an optimizer step")
     parser.add_argument("--grad_accumulation", type=int, default=1, help="parts to compute a batch in: less memory")
     parser.add_argument("-e", "--epochs", type=int, default=100, help="passes over the pairs")
@@ -122,7 +125,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--use_multi_gpus", "-use_multi_gpus", action="store_true", help="a process for each GPU here")
     parser.add_argument("--profile", action="store_true", help="print where the time of some steps goes; a trace too")
     parser.add_argument("--show_verbose", action="store_true", help="a progress bar, and the losses of each epoch")
-    preset = parser.parse_known_args(argv)[0].preset
+    preset = first.parse_known_args(argv)[0].preset
     parser.set_defaults(**PRESET_FLAGS[preset])
     return parser.parse_args(argv)
 
@@ -205,6 +208,8 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError("--cache_latents and --normalize_latents need -vq")
     if args.cache_images and args.cache_latents:
         raise ValueError("--cache_images and --cache_latents exclude each other: cached latents need no pictures")
+    if (args.fid_weights or args.lpips_weights) and not args.score:
+        raise ValueError("--fid_weights and --lpips_weights are of metrics, and --score names none")
     if args.init_from and args.ckpt_path:
         raise ValueError(
             "--init_from and --ckpt_path exclude each other: the one begins a run, the other goes on with it"
@@ -227,7 +232,10 @@ def run(args: argparse.Namespace, team: Processes) -> None:
     args.show_verbose &= team.first
     tell = print if team.first else lambda _: None
     config = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
-    trained = None if args.init_from is None else load_trained(args)
+    folder = args.experiment or args.output_model.with_suffix(".run")
+    with team.first_before_others():
+        begun = start(args, RunFolder(folder, args.keep))
+    trained = load_trained(args) if args.init_from is not None and begun is None else None
     codec, channels = None, args.channels or 3
     if args.vqgan_path is not None:
         codec = VQGANCodec(load_vqgan(args.vqgan_path)).placed(team.device, torch.float32)
@@ -252,9 +260,6 @@ def run(args: argparse.Namespace, team: Processes) -> None:
     torch.manual_seed(args.seed)
     unet = UNet.from_config(build_network(args, channels if codec is None else codec.channels)).to(team.device)
     unet.gradient_checkpointing = args.gradient_checkpointing
-    folder = args.experiment or args.output_model.with_suffix(".run")
-    with team.first_before_others():
-        begun = start(args, RunFolder(folder, args.keep))
     pairs = train
     if codec is not None:
         if args.cache_latents is not None:
@@ -263,7 +268,7 @@ def run(args: argparse.Namespace, team: Processes) -> None:
         if args.normalize_latents:
             codec = codec.with_statistics(statistics(args, pairs, codec, begun))
     bridge = build_bridge(args)
-    if trained is not None and begun is None:
+    if trained is not None:
         for line in begin(args, trained, unet, bridge, codec):
             tell(line)
     callbacks: list[Callback] = [Profile()] if args.profile else []
@@ -276,10 +281,14 @@ def run(args: argparse.Namespace, team: Processes) -> None:
     trainer = Trainer(unet, bridge, config, pairs, validation, folder, codec, team, callbacks)
     if begun is not None:
         trainer.resume(*begun)
+        if begun[0].resolve().parent != folder.resolve() or args.overwrite:
+            trainer.best = None  # that of epochs which are not this run's
         del begun  # which is as large as the network's training state
     if args.overwrite:
         with team.first_before_others():
             trainer.run.forget_after(trainer.step)
+    if trainer.epoch >= config.epochs:
+        tell(f"nothing is left to train: {folder} has {trainer.epoch} epochs already")
     try:
         with scripts.termination() as asked:
             trainer.fit(args.show_verbose, asked)

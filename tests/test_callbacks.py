@@ -114,5 +114,5 @@ class TestValidationScores:
         assert found[2] == {name: metrics_of(once)[2][name] for name in ("psnr", "ssim")}
 
     def test_need_validation_pairs(self, make_trainer: MakeTrainer) -> None:
-        with pytest.raises(ValueError, match="psnr, ssim need validation pairs, and there are none"):
+        with pytest.raises(ValueError, match="psnr, ssim need 1 validation pairs, and there are 0"):
             make_trainer(callbacks=[ValidationScores(Scores(["psnr", "ssim"]))]).fit()

@@ -16,6 +16,7 @@ from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.checkpoint import load_checkpoint, save_checkpoint
 from bbdm.data import PairedDataset
 from bbdm.losses import bridge_loss
+from bbdm.training import Trainer
 from tests.conftest import BRIDGE, SIZE, MakeTrainer, MakeUNet, metrics_of, newest
 
 
@@ -28,7 +29,7 @@ def interrupt_after_save(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def save(path: Path, *arguments: Any, **keywords: Any) -> None:
         save_checkpoint(path, *arguments, **keywords)
-        if path.name == "step_00000004.pt":
+        if path.name == "step_00000004.pt" and keywords["training"]["epoch"] == 2:
             raise InterruptedRunError
 
     monkeypatch.setattr(training, "save_checkpoint", save)
@@ -45,11 +46,23 @@ def interrupt_after_save_inside_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "save_checkpoint", save)
 
 
+def interrupt_before_validation_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends when the steps of epoch 2 are on the disk, and its validation is not done."""
+    validate = Trainer.validate
+
+    def broken(self: Trainer) -> float:
+        if self.step == 4:
+            raise InterruptedRunError
+        return validate(self)
+
+    monkeypatch.setattr(Trainer, "validate", broken)
+
+
 def interrupt_before_save(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process ends when epoch 3 is done but its checkpoint is not written."""
 
     def save(path: Path, *arguments: Any, **keywords: Any) -> None:
-        if path.name == "step_00000006.pt":
+        if path.name == "step_00000006.pt" and keywords["training"]["epoch"] == 3:
             raise InterruptedRunError
         save_checkpoint(path, *arguments, **keywords)
 
@@ -72,18 +85,20 @@ def interrupt_inside_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestResume:
     @pytest.mark.parametrize(
-        ("interrupt", "step"),
+        ("interrupt", "epoch", "step"),
         [
-            (interrupt_after_save, 4),
-            (interrupt_inside_epoch, 5),
-            (interrupt_after_save_inside_epoch, 5),
-            (interrupt_before_save, 5),
+            (interrupt_before_validation_ends, 1, 4),
+            (interrupt_after_save, 2, 4),
+            (interrupt_inside_epoch, 2, 5),
+            (interrupt_after_save_inside_epoch, 2, 5),
+            (interrupt_before_save, 2, 6),
         ],
         ids=lambda value: getattr(value, "__name__", ""),
     )
     def test_is_bitwise_the_undisturbed_run(
         self,
         interrupt: Callable[[pytest.MonkeyPatch], None],
+        epoch: int,
         step: int,
         make_trainer: MakeTrainer,
         make_unet: MakeUNet,
@@ -108,7 +123,7 @@ class TestResume:
                 broken.fit()
         resumed = make_trainer("resumed", unet=make_unet(seed=5, condition_channels=3), **settings)
         assert resumed.resume_newest()
-        assert (resumed.epoch, resumed.step) == (2, step)
+        assert (resumed.epoch, resumed.step) == (epoch, step)
         resumed.fit()
 
         ours, theirs = load_checkpoint(newest(resumed)), load_checkpoint(newest(straight))
@@ -179,8 +194,8 @@ class TestResume:
     @pytest.mark.parametrize(
         ("size", "direction", "reason"),
         [
-            (2 * SIZE, "AtoB", "image_size 8, and these pairs have 16"),
-            (SIZE, "BtoA", "direction AtoB, and these pairs have BtoA"),
+            (2 * SIZE, "AtoB", "image_size=8 of the pairs, not 16: go on with that"),
+            (SIZE, "BtoA", "direction=AtoB of the pairs, not BtoA: go on with that"),
         ],
     )
     def test_refuses_other_pairs(
@@ -197,7 +212,7 @@ class TestResume:
         first.fit()
         renamed = [replace(pair, name=f"{pair.name}-2") for pair in pairs.pairs]
         other = make_trainer(epochs=2, train=PairedDataset(renamed, SIZE))
-        with pytest.raises(ValueError, match=r"step_00000002\.pt was trained on pairs of other names"):
+        with pytest.raises(ValueError, match=r"step_00000002\.pt was trained with pairs of other names: go on"):
             other.resume(newest(first))
 
     def test_needs_training_state(self, make_trainer: MakeTrainer, make_unet: MakeUNet, tmp_path: Path) -> None:
@@ -211,7 +226,7 @@ class TestResume:
         [
             (0, BRIDGE, "condition_channels=0"),
             (3, ABridge(60), "num_steps=60"),
-            (3, BrownianBridge(50), "BrownianBridge"),
+            (3, BrownianBridge(50), "kind=brownian"),
         ],
         ids=["network", "steps", "bridge"],
     )
@@ -222,6 +237,16 @@ class TestResume:
         other.fit()
         trainer = make_trainer()
         before = copy.deepcopy(trainer.unet.state_dict())
-        with pytest.raises(ValueError, match=rf"2\.pt was trained as .*{reason}.* and these settings ask for"):
+        with pytest.raises(ValueError, match=rf"2\.pt was trained with .*{reason}"):
             trainer.resume(newest(other))
         assert all(torch.equal(value, before[key]) for key, value in trainer.unet.state_dict().items())
+
+    def test_other_validation_pairs_begin_a_new_best(
+        self, make_trainer: MakeTrainer, pairs: PairedDataset, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        make_trainer(validation=pairs, epochs=1).fit()
+        for kept, best in ((4, 1), (3, None)):
+            trainer = make_trainer(validation=PairedDataset(pairs.pairs[:kept], SIZE), epochs=2)
+            assert trainer.resume_newest()
+            assert (None if trainer.best is None else trainer.best["epoch"]) == best
+        assert "the validation pairs have changed" in caplog.text

@@ -8,15 +8,17 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from bbdm import bridges, images, tracking
+from bbdm import Callback, bridges, images, tracking
 from bbdm.checkpoint import load_checkpoint
 from bbdm.data import PairedDataset
 from bbdm.networks.unet import UNetConfig
+from bbdm.scripts import StoppedError
 from bbdm.train_config import TrainConfig
 from bbdm.training import Trainer
 from tests.conftest import BRIDGE, SIZE, MakeTrainer, metrics_of, newest
@@ -73,6 +75,7 @@ class TestFiles:
         events = accumulators.EventAccumulator(str(trainer.run.events)).Reload()
         quarters = [f"loss by t/quarter {i}" for i in (1, 2, 3, 4)]
         scalars = {"loss", "gradient_norm", "learning_rate", "validation_loss", "images_per_second"}
+        scalars.add("loss of the epoch")
         assert scalars <= set(events.Tags()["scalars"]) <= scalars | set(quarters)
         for name in ("loss", "gradient_norm", "learning_rate"):
             assert [point.step for point in events.Scalars(name)] == [2, 4, 6, 8, 10, 12]
@@ -145,3 +148,45 @@ class TestFiles:
         second.resume(newest(first))
         second.fit()
         assert [record["epoch"] for record in metrics_of(second)] == [1, 2]
+
+    def test_two_runs_in_one_folder_are_refused(self, make_trainer: MakeTrainer) -> None:
+        other = make_trainer()
+
+        class Second(Callback):
+            def after_step(self, trainer: Trainer, loss: float) -> None:
+                with pytest.raises(ValueError, match=r"another run is at work in .*run: --experiment gives a folder"):
+                    other.fit()
+
+        make_trainer(callbacks=[Second()]).fit()
+        with pytest.raises(ValueError, match="holds a run of 4 steps already"):
+            other.fit()  # which is free again
+
+    def test_metrics_of_a_run_that_begins_at_a_later_epoch(self, make_trainer: MakeTrainer) -> None:
+        """In a folder of its own: lines are cut by their epochs."""
+        first = make_trainer("first", epochs=2)
+        first.fit()
+        second = make_trainer("second", epochs=4)
+        second.resume(newest(first))
+        second.fit()
+        assert [record["epoch"] for record in metrics_of(second)] == [3, 4]
+        second.run.begin(3, {})
+        assert [record["epoch"] for record in metrics_of(second)] == [3]
+
+    def test_summary_of_a_finished_run_in_another_folder(self, make_trainer: MakeTrainer) -> None:
+        first = make_trainer("first", epochs=1)
+        first.fit()
+        second = make_trainer("second", epochs=1)
+        second.resume(newest(first))
+        second.fit()
+        summary = json.loads((second.folder / "summary.json").read_text())
+        assert summary.keys() == {"best", "machine"}
+
+    def test_numbers_alone_are_metrics(self, make_trainer: MakeTrainer) -> None:
+        class Words(Callback):
+            def after_epoch(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+                metrics["note"] = "good"
+
+        with pytest.raises(
+            StoppedError, match=r"metrics must be numbers, and a callback made 'note' 'good'\. Mend that"
+        ):
+            make_trainer(callbacks=[Words()]).fit()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ import bbdm
 from bbdm.networks.unet import PRESETS, UNetConfig
 from bbdm.processes import Processes
 from examples import eval, eval_miou, generate, train
-from tests.conftest import TINY, SavePicture
+from tests.conftest import ROOT, TINY, SavePicture
 from tests.launching import ALONE, TORCHRUN, run
 
 pytest.importorskip("accelerate")
@@ -110,6 +111,31 @@ def test_a_process_that_dies_takes_the_job_down_and_it_resumes(
     assert "Signal 9 (SIGKILL)" in done.stderr
     assert (tmp_path / "model.run" / "step_00000006.pt").exists()
     done = run([*again, *command])
+    assert done.returncode == 0, done.stderr
+    assert_close(tmp_path / "model.pt", alone)
+
+
+def test_sigterm_to_torchrun_saves(data: Path, alone: Path, tmp_path: Path) -> None:
+    command = ["tests.tiny_train", *arguments(data, tmp_path / "model.pt", "--save_every", "100")]
+    folder = tmp_path / "model.run"
+    with subprocess.Popen(
+        [*TORCHRUN, *command],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PAUSE": "0.3"},
+        stderr=subprocess.PIPE,
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (folder / "step_00000005.pt").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.7)  # a step or two of the next epoch
+        process.terminate()
+        process.communicate(timeout=60)
+    assert process.returncode != 0
+    steps = [int(path.stem.removeprefix("step_")) for path in folder.glob("step_*.pt")]
+    assert max(steps) > 5
+    assert max(steps) % 5 != 0  # within an epoch
+    done = run([*TORCHRUN, *command])
     assert done.returncode == 0, done.stderr
     assert_close(tmp_path / "model.pt", alone)
 

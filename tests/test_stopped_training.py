@@ -442,3 +442,34 @@ def test_interrupted_with_other_flags(flags: list[str], data: Path, tmp_path: Pa
             train.main(arguments(data, tmp_path / "b" / "model.pt", *flags))
     train.main(arguments(data, tmp_path / "b" / "model.pt", *flags))
     assert_undisturbed(tmp_path / "b", tmp_path / "a")
+
+
+# Errors with reading processes, which a process that ends waits for
+
+
+def ended(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.tiny_train", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_an_error_ends_the_process_and_its_readers(data: Path, tmp_path: Path) -> None:
+    done = ended(*arguments(data, tmp_path / "model.pt", "--workers", "1"), FAIL="0,4")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "RuntimeError: of a test"
+
+
+def test_a_broken_validation_picture_is_one_line(data: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(data, tmp_path / "data"))
+    picture = next((broken / "val").iterdir())
+    picture.write_bytes(b"no picture")
+    done = ended(*arguments(broken, tmp_path / "model.pt", "--workers", "1"))
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"error: cannot read the picture {picture}")

@@ -1,7 +1,7 @@
 """examples/train.py with a tiny network for the demo preset, for tests that start processes of their own.
 
-In the environment, DIE=RANK,STEP ends the process of a rank, without a word, when it comes to an optimizer step, and
-PAUSE=SECONDS makes each step last longer.
+In the environment, DIE=RANK,STEP ends the process of a rank, without a word, when it comes to an optimizer step, FAIL
+raises an error there, and PAUSE=SECONDS makes each step last longer.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ def set_up() -> None:
 
 def watch_steps() -> None:
     """Do what the environment asks for before each step."""
-    original, doomed, pause = Trainer.train_step, os.environ.get("DIE"), float(os.environ.get("PAUSE", "0"))
+    original, pause = Trainer.train_step, float(os.environ.get("PAUSE", "0"))
 
     def train_step(self: Trainer, y: torch.Tensor, x0: torch.Tensor) -> float:
-        if f"{self.processes.rank},{self.step}" == doomed:
+        here = f"{self.processes.rank},{self.step}"
+        if here == os.environ.get("DIE"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if here == os.environ.get("FAIL"):
+            raise RuntimeError("of a test")
         time.sleep(pause)
         return original(self, y, x0)
 
