@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.checkpoint import load_checkpoint, save_checkpoint
 from bbdm.data import PairedDataset
 from bbdm.losses import bridge_loss
+from bbdm.training import Trainer
 from tests.conftest import BRIDGE, SIZE, MakeTrainer, MakeUNet, metrics_of, newest
 
 
@@ -225,3 +227,22 @@ class TestResume:
         with pytest.raises(ValueError, match=rf"2\.pt was trained as .*{reason}.* and these settings ask for"):
             trainer.resume(newest(other))
         assert all(torch.equal(value, before[key]) for key, value in trainer.unet.state_dict().items())
+
+    def test_keeps_the_best_epoch_of_before(
+        self, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        losses = iter([3.0, 1.0, 2.0, 2.0])
+        monkeypatch.setattr(Trainer, "validate", lambda self: next(losses))
+        broken = make_trainer(validation=pairs, epochs=4)
+        with pytest.MonkeyPatch.context() as interruption:
+            interrupt_after_save(interruption)
+            with pytest.raises(InterruptedRunError):
+                broken.fit()
+        best = broken.run.best.read_bytes()
+        resumed = make_trainer(validation=pairs, epochs=4)
+        assert resumed.resume_newest()
+        resumed.fit()
+        assert [record["validation_loss"] for record in metrics_of(resumed)] == [3.0, 1.0, 2.0, 2.0]
+        summary = json.loads((resumed.folder / "summary.json").read_text())
+        assert summary["best"] == {"epoch": 2, "step": 4, "validation_loss": 1.0}
+        assert resumed.run.best.read_bytes() == best

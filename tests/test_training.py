@@ -271,3 +271,16 @@ class TestTrainer:
         monkeypatch.setattr(unet, "trunk", lambda *arguments: torch._dynamo.graph_break())
         with pytest.raises(Unsupported):
             make_trainer(unet=unet, compile=True).fit()
+
+    def test_validation_is_of_the_averaged_weights_at_draws_that_never_change(
+        self, make_trainer: MakeTrainer, pairs: PairedDataset
+    ) -> None:
+        trainer = make_trainer(validation=pairs)
+        first = trainer.validate()
+        trainer.step, trainer.epoch = 7, 3
+        assert trainer.validate() == first
+        for unet, same in ((trainer.unet, True), (trainer.ema.unet, False)):
+            with torch.no_grad():
+                for parameter in unet.parameters():
+                    parameter.zero_()
+            assert (trainer.validate() == first) == same
