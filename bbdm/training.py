@@ -130,7 +130,7 @@ class Trainer:
         self.update.load(state)
         self.epoch, self.step = state["epoch"], state["step"]
         self._epoch_loss, self.best = state["epoch_loss"], state["best"]
-        if state["validation"] != self._validation_names():
+        if self.best is not None and state["validation"] != self._validation_names():
             log.warning("the validation pairs have changed: %s is the best of epochs from here on", self.run.best)
             self.best = None
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from bbdm.callbacks import Callback
 from bbdm.ema import EMA
 from bbdm.networks.unet import UNet
-from tests.conftest import MakeUNet
+from bbdm.training import Trainer
+from tests.conftest import MakeTrainer, MakeUNet
 
 
 class TestEMA:
@@ -51,3 +54,37 @@ class TestEMA:
             assert theirs.requires_grad
             assert not mine.requires_grad
             assert mine.data_ptr() != theirs.data_ptr()
+
+
+class WeightsOfSteps(Callback):
+    """The trained weights after each optimizer step."""
+
+    def __init__(self) -> None:
+        self.weights: list[list[torch.Tensor]] = []
+
+    def after_step(self, trainer: Trainer, loss: float) -> None:
+        self.weights.append([parameter.detach().double() for parameter in trainer.unet.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("start", "every", "decays"),
+    [
+        (0, 1, {0: 1 / 10, 1: 2 / 11, 2: 3 / 12, 3: 0.3, 4: 0.3, 5: 0.3}),
+        (3, 2, {1: 0.0, 3: 0.3, 5: 0.3}),
+    ],
+)
+def test_training_averages_the_weights_of_its_steps(
+    start: int, every: int, decays: dict[int, float], make_trainer: MakeTrainer
+) -> None:
+    """The averages in float64, with the decay of each step that takes one in: 4/13, 5/14 and 6/15 are above 0.3."""
+    steps = WeightsOfSteps()
+    settings = {"ema_decay": 0.3, "ema_start": start, "ema_every": every, "learning_rate": 1e-2}
+    trainer = make_trainer(epochs=3, callbacks=[steps], **settings)
+    averages = [parameter.detach().double() for parameter in trainer.unet.parameters()]
+    trainer.fit()
+    assert len(steps.weights) == 6
+    for step, decay in decays.items():
+        pairs = zip(averages, steps.weights[step], strict=True)
+        averages = [decay * average + (1 - decay) * weight for average, weight in pairs]
+    for parameter, average in zip(trainer.ema.unet.parameters(), averages, strict=True):
+        torch.testing.assert_close(parameter.double(), average, rtol=1e-6, atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -250,3 +251,22 @@ class TestResume:
             assert trainer.resume_newest()
             assert (None if trainer.best is None else trainer.best["epoch"]) == best
         assert "the validation pairs have changed" in caplog.text
+
+    def test_keeps_the_best_epoch_of_before(
+        self, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        losses = iter([3.0, 1.0, 2.0, 2.0])
+        monkeypatch.setattr(Trainer, "validate", lambda self: next(losses))
+        broken = make_trainer(validation=pairs, epochs=4)
+        with pytest.MonkeyPatch.context() as interruption:
+            interrupt_after_save(interruption)
+            with pytest.raises(InterruptedRunError):
+                broken.fit()
+        best = broken.run.best.read_bytes()
+        resumed = make_trainer(validation=pairs, epochs=4)
+        assert resumed.resume_newest()
+        resumed.fit()
+        assert [record["validation_loss"] for record in metrics_of(resumed)] == [3.0, 1.0, 2.0, 2.0]
+        summary = json.loads((resumed.folder / "summary.json").read_text())
+        assert summary["best"] == {"epoch": 2, "step": 4, "validation_loss": 1.0}
+        assert resumed.run.best.read_bytes() == best

@@ -18,6 +18,7 @@ from bbdm import Callback, bridges, images, tracking
 from bbdm.checkpoint import load_checkpoint
 from bbdm.data import PairedDataset
 from bbdm.networks.unet import UNetConfig
+from bbdm.run_folder import RunFolder
 from bbdm.scripts import StoppedError
 from bbdm.train_config import TrainConfig
 from bbdm.training import Trainer
@@ -186,7 +187,40 @@ class TestFiles:
             def after_epoch(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
                 metrics["note"] = "good"
 
-        with pytest.raises(
-            StoppedError, match=r"metrics must be numbers, and a callback made 'note' 'good'\. Mend that"
-        ):
+        with pytest.raises(StoppedError, match=r"metrics must be numbers, and a callback made 'note' 'good'\."):
             make_trainer(callbacks=[Words()]).fit()
+
+    def test_points_after_the_checkpoint_of_a_killed_run_are_not_shown_twice(
+        self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Killed after step 6, it goes on from step 4, and writes points of steps 5 and 6 again."""
+        accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        monkeypatch.setattr(tracking, "EVERY", 1)
+
+        class Killed(Callback):
+            def after_step(self, trainer: Trainer, loss: float) -> None:
+                if trainer.step == 6:
+                    raise KeyboardInterrupt
+
+        killed = make_trainer(batch_size=1, callbacks=[Killed()])
+        with pytest.raises(KeyboardInterrupt):
+            killed.fit()
+        events = accumulators.EventAccumulator(str(killed.run.events)).Reload()
+        assert [point.step for point in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+        time.sleep(1.0)  # TensorBoard orders its files by the second
+        resumed = make_trainer(batch_size=1)
+        assert resumed.resume_newest()
+        assert resumed.step == 4
+        resumed.fit()
+        events = accumulators.EventAccumulator(str(resumed.run.events)).Reload()
+        for name in ("loss", "gradient_norm", "learning_rate"):
+            assert [point.step for point in events.Scalars(name)] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+    def test_forgets_later_checkpoints_and_from_step_0_the_best_one_too(self, tmp_path: Path) -> None:
+        run = RunFolder(tmp_path, keep=2)
+        for name in ("best.pt", "notes.txt", "step_00000002.pt", "step_00000004.pt"):
+            (tmp_path / name).touch()
+        run.forget_after(2)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "notes.txt", "step_00000002.pt"]
+        run.forget_after(0)
+        assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

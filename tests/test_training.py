@@ -199,7 +199,7 @@ class TestTrainer:
         trainer.fit()
         assert load_checkpoint(newest(trainer)).image_size == (SIZE, 2 * SIZE)
         make_trainer(train=wide, epochs=2).resume(newest(trainer))
-        with pytest.raises(ValueError, match=r"trained with image_size \(8, 16\), and these pairs have 8"):
+        with pytest.raises(ValueError, match=r"trained with image_size=\(8, 16\) of the pairs, not 8"):
             make_trainer(epochs=2).resume(newest(trainer))
         with pytest.raises(ValueError, match=r"image_size \(8, 9\) is not a multiple of the network's 2"):
             make_trainer(train=PairedDataset(pairs.pairs, (SIZE, SIZE + 1)))
@@ -271,3 +271,16 @@ class TestTrainer:
         monkeypatch.setattr(unet, "trunk", lambda *arguments: torch._dynamo.graph_break())
         with pytest.raises(Unsupported):
             make_trainer(unet=unet, compile=True).fit()
+
+    def test_validation_is_of_the_averaged_weights_at_draws_that_never_change(
+        self, make_trainer: MakeTrainer, pairs: PairedDataset
+    ) -> None:
+        trainer = make_trainer(validation=pairs)
+        first = trainer.validate()
+        trainer.step, trainer.epoch = 7, 3
+        assert trainer.validate() == first
+        for unet, same in ((trainer.unet, True), (trainer.ema.unet, False)):
+            with torch.no_grad():
+                for parameter in unet.parameters():
+                    parameter.zero_()
+            assert (trainer.validate() == first) == same
