@@ -107,7 +107,7 @@ class RunFolder:
             leftover.unlink()
         metrics = self.path / METRICS
         lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-        known = [line for line in lines if json.loads(line)["epoch"] <= epochs]
+        known = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epochs]
         write_atomically(metrics, lambda temporary: temporary.write_text("".join(known)))
         for grid in self.path.glob("epoch_*.png"):
             if grid.stem.removeprefix("epoch_").isdigit() and int(grid.stem.removeprefix("epoch_")) > epochs:

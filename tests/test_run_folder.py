@@ -128,7 +128,7 @@ class TestFiles:
     def test_without_validation(self, make_trainer: MakeTrainer) -> None:
         trainer = make_trainer(epochs=1, preview_every=1)
         trainer.fit()
-        written = {"config.json", "metrics.jsonl", "step_00000002.pt", "summary.json"}
+        written = {".lock", "config.json", "metrics.jsonl", "step_00000002.pt", "summary.json"}
         assert {file.name for file in trainer.folder.iterdir()} - {"tensorboard"} == written
         assert "validation_loss" not in metrics_of(trainer)[0]
 
@@ -154,7 +154,7 @@ class TestFiles:
         other = make_trainer()
 
         class Second(Callback):
-            def after_step(self, trainer: Trainer, loss: float) -> None:
+            def begin(self, trainer: Trainer) -> None:
                 with pytest.raises(ValueError, match=r"another run is at work in .*run: --experiment gives a folder"):
                     other.fit()
 
