@@ -103,6 +103,8 @@ class RunFolder:
             self._lock.acquire(blocking=False)
         except Timeout:
             raise ValueError(f"another run is at work in {self.path}: --experiment gives a folder of its own") from None
+        except NotImplementedError:
+            log.warning("%s cannot be locked on its file system: keep to one run in it", self.path)
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink()
         metrics = self.path / METRICS

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from bbdm import Callback, bridges, images, tracking
@@ -161,6 +162,18 @@ class TestFiles:
         make_trainer(callbacks=[Second()]).fit()
         with pytest.raises(ValueError, match="holds a run of 4 steps already"):
             other.fit()  # which is free again
+
+    def test_a_file_system_without_locks(
+        self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def acquire(*_: Any, **__: Any) -> None:
+            raise NotImplementedError
+
+        monkeypatch.setattr(FileLock, "acquire", acquire)
+        trainer = make_trainer(epochs=1)
+        trainer.fit()
+        assert "run cannot be locked on its file system" in caplog.text
+        assert newest(trainer).exists()
 
     def test_metrics_of_a_run_that_begins_at_a_later_epoch(self, make_trainer: MakeTrainer) -> None:
         """In a folder of its own: lines are cut by their epochs."""
