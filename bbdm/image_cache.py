@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from bbdm.data import PairedDataset, Pixels
 from bbdm.files import file_sha256, make_folder, remove_leftovers, short, write_atomically
 from bbdm.images import sides
-from bbdm.loading import told
+from bbdm.loading import with_short_errors
 
 VERSION = 1
 PAIRS_AT_ONCE = 64  # that are written
@@ -97,7 +97,7 @@ class ImageCache(PairedDataset):
         def write(temporary: Path) -> None:
             # Not through a memory map, where a disk that is full would kill the process.
             with temporary.open("wb") as file, tqdm(total=len(self), desc="pictures", disable=not progress) as bar:
-                for index, pair in enumerate(told(loader)):
+                for index, pair in enumerate(with_short_errors(loader)):
                     part = torch.stack(pair, dim=1)
                     if index == 0:
                         header = {"descr": "|u1", "fortran_order": False, "shape": (len(self), *part.shape[1:])}

@@ -47,7 +47,7 @@ def _outlive_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, outlive)
 
 
-def told(batches: Iterable[Batch]) -> Iterator[Batch]:
+def with_short_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches of a loader, where a reading process's error is the line that says what is wrong, not its traceback.
 
     Raises:
@@ -96,7 +96,7 @@ class Batches:
     def __call__(self, order: Sequence[int] | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(source, target) as floats, pictures in [-1, 1] or latents, of the examples ``order``; None for all."""
         self._order.indices = range(self._count) if order is None else order
-        for y, x0 in told(self._loader):
+        for y, x0 in with_short_errors(self._loader):
             yield self._placed(y), self._placed(x0)
 
     def close(self) -> None:

@@ -79,7 +79,12 @@ class RunFolder:
         return None
 
     def forget_after(self, step: int) -> None:
-        """Delete the checkpoints of later steps; with step 0, all that the run wrote."""
+        """Delete the checkpoints of later steps; with step 0, all that the run wrote.
+
+        Raises:
+            ValueError: another run is at work in the folder.
+        """
+        self._take()
         for other, path in self.checkpoints().items():
             if other > step:
                 path.unlink()
@@ -88,6 +93,7 @@ class RunFolder:
             for path in (*files, *self.path.glob("epoch_*.png"), *self.path.glob("step_*.damaged")):
                 path.unlink(missing_ok=True)
             shutil.rmtree(self.events, ignore_errors=True)
+        self._lock.release()
 
     def begin(self, epochs: int, config: dict[str, Any]) -> None:
         """Make the folder ready for a run that begins, or goes on after so many epochs.
@@ -98,13 +104,7 @@ class RunFolder:
         Raises:
             ValueError: another run is at work in the folder.
         """
-        make_folder(self.path)
-        try:
-            self._lock.acquire(blocking=False)
-        except Timeout:
-            raise ValueError(f"another run is at work in {self.path}: --experiment gives a folder of its own") from None
-        except NotImplementedError:
-            log.warning("%s cannot be locked on its file system: keep to one run in it", self.path)
+        self._take()
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink()
         metrics = self.path / METRICS
@@ -116,6 +116,16 @@ class RunFolder:
                 grid.unlink()
         (self.path / SUMMARY).unlink(missing_ok=True)
         self._write(CONFIG, config)
+
+    def _take(self) -> None:
+        """Keep other runs out of the folder."""
+        make_folder(self.path)
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise ValueError(f"another run is at work in {self.path}: --experiment gives a folder of its own") from None
+        except NotImplementedError:
+            log.warning("%s cannot be locked on its file system: keep to one run in it", self.path)
 
     def end(self) -> None:
         """Leave the folder to other runs."""
