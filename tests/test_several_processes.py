@@ -140,6 +140,16 @@ def test_sigterm_to_torchrun_saves(data: Path, alone: Path, tmp_path: Path) -> N
     assert_close(tmp_path / "model.pt", alone)
 
 
+def test_sigterm_to_one_process_ends_and_saves_all(data: Path, alone: Path, tmp_path: Path) -> None:
+    command = ["tests.tiny_train", *arguments(data, tmp_path / "model.pt", "--save_every", "100")]
+    done = run([*TORCHRUN, *command], TERM_AT="1,7")
+    assert done.returncode != 0
+    assert (tmp_path / "model.run" / "step_00000008.pt").exists()
+    done = run([*TORCHRUN, *command])
+    assert done.returncode == 0, done.stderr
+    assert_close(tmp_path / "model.pt", alone)
+
+
 def test_a_batch_must_split(data: Path, tmp_path: Path) -> None:
     done = run([*TORCHRUN, "tests.tiny_train", *arguments(data, tmp_path / "model.pt", "-b", "3")])
     assert done.returncode != 0

@@ -1,7 +1,7 @@
 """examples/train.py with a tiny network for the demo preset, for tests that start processes of their own.
 
-In the environment, DIE=RANK,STEP ends the process of a rank, without a word, when it comes to an optimizer step, FAIL
-raises an error there, and PAUSE=SECONDS makes each step last longer.
+In the environment, DIE=RANK,STEP ends the process of a rank, without a word, when it comes to an optimizer step,
+TERM_AT sends it SIGTERM there, FAIL raises an error, and PAUSE=SECONDS makes each step last longer.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ def watch_steps() -> None:
         here = f"{self.processes.rank},{self.step}"
         if here == os.environ.get("DIE"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if here == os.environ.get("TERM_AT"):
+            os.kill(os.getpid(), signal.SIGTERM)
         if here == os.environ.get("FAIL"):
             raise RuntimeError("of a test")
         time.sleep(pause)
