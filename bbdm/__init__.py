@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pkgutil import iter_modules
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,8 +44,6 @@ _HOME = {
     "save_checkpoint": "bbdm.checkpoint",
     "save_vqgan": "bbdm.checkpoint",
 }
-_MODULES = {module.name for module in iter_modules(__path__)}
-
 __all__ = [*sorted(_HOME), "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
@@ -59,10 +57,12 @@ def __getattr__(name: str) -> Any:
             raise ModuleNotFoundError(
                 f"{name} needs PyTorch; without it there is bbdm.runtime", name="torch"
             ) from error
-    if name in _MODULES:
+    if find_spec(f"{__name__}.{name}"):
         return import_module(f"bbdm.{name}")
     raise AttributeError(f"module 'bbdm' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_MODULES})
+    from pkgutil import iter_modules  # which looks through the folder
+
+    return sorted({*globals(), *_HOME, *(module.name for module in iter_modules(__path__))})

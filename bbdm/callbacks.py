@@ -93,21 +93,18 @@ class ValidationScores(Callback):
 
     def after_epoch(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         """Translate this process's share, and add the scores of all to the metrics, in the first process."""
-        pairs = trainer.validation
-        if pairs is None or not due(trainer):
+        if trainer.validation_batches is None or not due(trainer):
             return
         self.scores.reset()
         sampler = BridgeSampler(trainer.ema.unet, trainer.bridge, codec=trainer.codec)
-        share, size = trainer.validation_share(), trainer.share
-        for seeds in (share[start : start + size] for start in range(0, len(share), size)):
+        share, done = trainer.validation_share(), 0
+        for y, x0 in trainer.validation_batches(share):
             if trainer.processes.count == 1:  # several have not all the same number of batches
                 trainer.check_stop()
-            sources, targets = (torch.stack(side) for side in zip(*(pairs.pixels(i) for i in seeds), strict=True))
-            results = sampler(images.scale(sources).to(trainer.device), seed=seeds)
-            found = torch.stack([to_tensor(images.to_pil(result)) for result in results])
-            self.scores.update(found[:, None], targets.expand(-1, 3, -1, -1))
-        _, *others = trainer.processes.gather(self.scores.state())
+            results = sampler(y, seed=share[done : done + len(y)])
+            done += len(y)
+            found, wanted = (torch.stack([to_tensor(images.to_pil(v)) for v in side]) for side in (results, x0))
+            self.scores.update(found[:, None], wanted)
+        self.scores.collect(trainer.processes)
         if trainer.processes.first:
-            for state in others:
-                self.scores.add(state)
             metrics.update(self.scores.compute())

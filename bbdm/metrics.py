@@ -26,6 +26,7 @@ except ImportError as error:
     raise ImportError(f"evaluation needs more packages, pip install 'bbdm[eval]': {error}") from error
 
 from bbdm import torchfile
+from bbdm.processes import Processes
 from bbdm.weights import readable
 
 Name = Literal["fid", "lpips", "psnr", "ssim", "diversity"]
@@ -160,7 +161,7 @@ class Scores:
     FID compares all results with all targets, in float64 behind the network. LPIPS, PSNR and SSIM compare each result
     with its source's target, and are means over results.
 
-    Pictures that other processes were given come by :meth:`state` and :meth:`add`. (What torchmetrics does by itself
+    Pictures that other processes were given come by :meth:`collect`. (What torchmetrics does by itself
     hangs or crashes where a process has fewer batches than another, or none.)
 
     Args:
@@ -267,6 +268,12 @@ class Scores:
         for name, metric in self.metrics.items():
             for key, value in counted[name].items():
                 setattr(metric, key, getattr(metric, key) + _moved(value, self.device))
+
+    def collect(self, processes: Processes) -> None:
+        """Add the pictures of the other processes to those of the first; all of them call it."""
+        _, *others = processes.gather(self.state())
+        for state in others if processes.first else []:
+            self.add(state)
 
     def compute(self) -> dict[str, float]:
         """The scores of all pictures so far.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from bbdm.callbacks import Callback
 from bbdm.run_folder import TRACE
+from bbdm.train_step import unmeasured
 
 if TYPE_CHECKING:
     from bbdm.training import Trainer
@@ -66,7 +67,7 @@ class Profile(Callback):
             self.recording = profile(activities=[ProfilerActivity.CPU, *gpu])
             self.recording.start()
         elif self.recording is not None and self.steps == WARMUP + TIMED + TRACED:
-            trainer.update.part = lambda _: nullcontext()
+            trainer.update.part = unmeasured
             self.recording.stop()
             path = trainer.folder / TRACE
             self.recording.export_chrome_trace(str(path))

@@ -79,7 +79,7 @@ class RunFolder:
         return None
 
     def forget_after(self, step: int) -> None:
-        """Delete the checkpoints of later steps; with step 0, all that the run wrote.
+        """Delete the checkpoints of later steps; with step 0, all but what :meth:`begin` makes anew.
 
         Raises:
             ValueError: another run is at work in the folder.
@@ -89,8 +89,7 @@ class RunFolder:
             if other > step:
                 path.unlink()
         if step == 0:
-            files = [self.best, *(self.path / name for name in (SUMMARY, METRICS, TRACE))]
-            for path in (*files, *self.path.glob("epoch_*.png"), *self.path.glob("step_*.damaged")):
+            for path in (self.best, self.path / TRACE, *self.path.glob("step_*.damaged")):
                 path.unlink(missing_ok=True)
             shutil.rmtree(self.events, ignore_errors=True)
         self._lock.release()
@@ -112,7 +111,8 @@ class RunFolder:
         known = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epochs]
         write_atomically(metrics, lambda temporary: temporary.write_text("".join(known)))
         for grid in self.path.glob("epoch_*.png"):
-            if grid.stem.removeprefix("epoch_").isdigit() and int(grid.stem.removeprefix("epoch_")) > epochs:
+            epoch = grid.stem.removeprefix("epoch_")
+            if epoch.isdigit() and int(epoch) > epochs:
                 grid.unlink()
         (self.path / SUMMARY).unlink(missing_ok=True)
         self._write(CONFIG, config)

@@ -42,6 +42,12 @@ def _both_ways(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (v[:, 1], v[:, 0]) if v.ndim == 5 else (v.flip(-1), v)
 
 
+def unmeasured(part: str) -> AbstractContextManager[None]:
+    """What stands around a part of a step that nobody measures."""
+    del part
+    return nullcontext()
+
+
 class TrainStep:
     """What an optimizer step needs and changes.
 
@@ -80,12 +86,15 @@ class TrainStep:
         self.plateau = Plateau(config.plateau_patience)
         self.scaler = GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.tracker: Tracker | None = None  # what is told of losses and gradients
-        self.part: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()  # stands around each part
+        self.part: Callable[[str], AbstractContextManager[None]] = unmeasured  # stands around each part of a step
 
     def state(self) -> dict[str, Any]:
         """What :meth:`load` goes on from, besides the network and its average."""
-        parts = {"optimizer": self.optimizer, "scaler": self.scaler}
-        return {"plateau": self.plateau.state(), **{name: part.state_dict() for name, part in parts.items()}}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "plateau": self.plateau.state(),
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a :meth:`state` of the same settings."""

@@ -12,8 +12,8 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -121,20 +121,20 @@ def peer_epochs(data: str, device: str) -> Any:
 def bare_steps(data: str, device: str, compiled: bool) -> Any:
     """Seconds of each of our steps as the demo preset has them, on one batch in memory, after the first two."""
     pairs = load_dataset("edge2shoes", data, image_size=64)
-    flags = train_script.parse(["edge2shoes", data, "model.pt", "--preset", "demo", *(["--compile"] * compiled)])
-    config = TrainConfig(**{field.name: getattr(flags, field.name) for field in fields(TrainConfig)})
+    flags = ["edge2shoes", data, "model.pt", "--preset", "demo", *(["--compile"] * compiled)]
+    config = train_script.build_config(train_script.parse(flags))
     trainer = Trainer(_demo_network(device), networks.BRIDGE, config, pairs, None, Path(tempfile.gettempdir()))
     y, x0 = next(trainer.train_batches(range(BATCH)))
     seconds = [seconds_of(lambda: trainer.train_step(y, x0)) for _ in range(len(pairs) // BATCH + 2)]
     return seconds[2:]
 
 
-def script_epochs(data: Path, device: str, flags: Sequence[str]) -> list[float]:
+def script_epochs(data: str, device: str, *flags: str, cached: bool = False) -> list[float]:
     """Seconds of each step of examples/train.py, the mean over an epoch, of each epoch after the first."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = [*flags, folder + "/cache"] if "--cache_images" in flags else flags
-        common = ["--preset", "demo", "--condition", "none", "-e", str(EPOCHS), "--device", device]
-        command = [sys.executable, "examples/train.py", "edge2shoes", str(data), f"{folder}/model.pt", *common, *flags]
+        cache = ["--cache_images", f"{folder}/cache"] if cached else []
+        common = ["--preset", "demo", "--condition", "none", "-e", str(EPOCHS), "--device", device, *cache, *flags]
+        command = [sys.executable, "examples/train.py", "edge2shoes", data, f"{folder}/model.pt", *common]
         subprocess.run(command, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
         records = (Path(folder) / "model.run" / "metrics.jsonl").read_text().splitlines()
     return [BATCH / json.loads(record)["images_per_second"] for record in records[1:]]

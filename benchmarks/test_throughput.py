@@ -10,24 +10,25 @@ cores); ours as ``--preset demo`` has it (bfloat16, mirrored pairs, moving avera
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from benchmarks import processes
+from benchmarks import peers
 from benchmarks.conftest import DEVICE, Record
-from benchmarks.processes import BATCH, ROOT
+from benchmarks.processes import BATCH, ROOT, bare_steps, peer_epochs, run, script_epochs
 from benchmarks.timing import Comparison
 
 BASELINE = "sde-bbdm, from files"
-COMPILED = ["--compile"]
-ROWS: dict[str, list[str] | None] = {  # flags of train.py; None where it is not train.py
-    BASELINE: None,
-    "bare step": None,
-    "train.py, from files": [],
-    "train.py, from cached pictures": ["--cache_images"],
-    "bare step, compiled": None,
-    "train.py, compiled": COMPILED,
+MINUTES = {"bare step, compiled", "train.py, compiled"}  # which compile
+ROWS: dict[str, Callable[[str], list[float]]] = {  # seconds of steps on a folder of pairs
+    BASELINE: lambda data: run(peer_epochs, data=data, device=DEVICE.type),
+    "bare step": lambda data: run(bare_steps, data=data, device=DEVICE.type, compiled=False),
+    "train.py, from files": lambda data: script_epochs(data, DEVICE.type),
+    "train.py, from cached pictures": lambda data: script_epochs(data, DEVICE.type, cached=True),
+    "bare step, compiled": lambda data: run(bare_steps, data=data, device=DEVICE.type, compiled=True),
+    "train.py, compiled": lambda data: script_epochs(data, DEVICE.type, "--compile"),
 }
 
 
@@ -47,26 +48,16 @@ def pairs(request: pytest.FixtureRequest, quick: bool, tmp_path_factory: pytest.
 def measured(pairs: Path, quick: bool) -> Comparison:
     comparison = Comparison(f"Training at 64 x 64, batch {BATCH}", BASELINE, {})
     for row in ROWS:
-        if row == BASELINE:
-            try:
-                import benchmarks.peers.sde_bbdm  # noqa: F401
-            except ImportError as error:
-                comparison.missing[row] = f"needs the extra peers: {error}"
-                continue
-        if quick and row.endswith("compiled"):
-            comparison.missing[row] = "only without --quick"
-            continue
-        comparison.seconds[row], comparison.info[row] = [], {}
+        missing = peers.why_missing("sde_bbdm") if row == BASELINE else None
+        missing = "only without --quick" if quick and row in MINUTES else missing
+        if missing:
+            comparison.missing[row] = missing
+        else:
+            comparison.seconds[row], comparison.info[row] = [], {}
     rounds = 1 if quick else 3
     for _ in range(rounds):
         for row, samples in comparison.seconds.items():
-            if row == BASELINE:
-                samples += processes.run(processes.peer_epochs, data=str(pairs), device=DEVICE.type)
-            elif row.startswith("bare step"):
-                compiled = row.endswith("compiled")
-                samples += processes.run(processes.bare_steps, data=str(pairs), device=DEVICE.type, compiled=compiled)
-            else:
-                samples += processes.script_epochs(pairs, DEVICE.type, ROWS[row] or [])
+            samples += ROWS[row](str(pairs))
     for row, info in comparison.info.items():
         info |= {"images_per_s": BATCH / comparison.median(row), "processes": rounds}
     return comparison

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from bbdm import UNet
-from benchmarks import processes
+from benchmarks import peers, processes
 from benchmarks.conftest import DEVICE, Record
 from benchmarks.machine import Peaks
 from benchmarks.networks import gflop, images
@@ -36,13 +36,11 @@ def measured(request: pytest.FixtureRequest, unet: UNet, peaks: Peaks, quick: bo
     rounds, steps = (1, 5) if quick else (2, 10 if DEVICE.type == "cuda" else 2)
     comparison = Comparison(f"Training step, batch {batch}", BASELINE, {})
     for row in ROWS:
-        if row == BASELINE:
-            try:
-                import benchmarks.peers.sde_bbdm  # noqa: F401
-            except ImportError as error:
-                comparison.missing[row] = f"needs the extra peers: {error}"
-                continue
-        comparison.seconds[row], comparison.info[row] = [], {"peak_bytes": 0}
+        missing = peers.why_missing("sde_bbdm") if row == BASELINE else None
+        if missing:
+            comparison.missing[row] = missing
+        else:
+            comparison.seconds[row], comparison.info[row] = [], {"peak_bytes": 0}
     for _ in range(rounds):
         for row, samples in comparison.seconds.items():
             done = processes.run(

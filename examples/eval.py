@@ -84,11 +84,9 @@ def evaluate(translator: Translator, run: Run, folder: Path) -> dict[str, Any]:
     jobs, report = translator.run(*run, folder)
     for results, targets in translator.pictures(jobs):
         scores.update(results, targets)
-    _, *others = processes.gather(scores.state())
+    scores.collect(processes)
     if not processes.first:
         return {}
-    for state in others:
-        scores.add(state)
     report = {"scores": scores.compute(), "lpips_net": args.lpips_net if "lpips" in args.metrics else None, **report}
     for before in [] if args.overwrite else read_reports(folder / "scores.json"):
         if before["settings"] == report["settings"]:

@@ -130,6 +130,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def build_config(args: argparse.Namespace) -> TrainConfig:
+    """How the flags say to train."""
+    return TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
+
+
 def build_bridge(args: argparse.Namespace) -> Bridge:
     """The bridge that the flags describe."""
     if args.bridge == "abridge":
@@ -231,7 +236,7 @@ def run(args: argparse.Namespace, team: Processes) -> None:
     """Train, as one of the processes of the run."""
     args.show_verbose &= team.first
     tell = print if team.first else lambda _: None
-    config = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
+    config = build_config(args)
     folder = args.experiment or args.output_model.with_suffix(".run")
     with team.first_before_others():
         begun = start(args, RunFolder(folder, args.keep))
