@@ -1,7 +1,8 @@
 """Bridges: Gaussian paths between a source image y and a target image x0.
 
-A bridge is three functions of time, x_t = alpha(t) x0 + beta(t) y + sigma(t) eps, and the quantity that the network
-predicts. This module knows nothing of solvers, networks or images on disk. Everything here is float64.
+A bridge is three functions of time, x_t = alpha(t) x0 + beta(t) y + sigma(t) eps, and the quantity that the
+network predicts. This module knows nothing of solvers, networks or images on disk. Everything here is
+float64.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ class Marginal(NamedTuple):
 
 
 class Bridge(ABC):
-    """What every bridge shares. Build :class:`ABridge` or :class:`BrownianBridge`, which are frozen dataclasses.
+    """What every bridge shares. Build :class:`ABridge` or :class:`BrownianBridge`, which are frozen
+    dataclasses.
 
     Times are the integers ``low``..``top``. At ``top`` the state is the source, and sampling starts there.
-    The objective is what the network predicts: ``residual`` x_t - x0, ``displacement`` y - x0, or ``noise`` eps.
+    The objective is what the network predicts: ``residual`` x_t - x0, ``displacement`` y - x0, or ``noise``
+    eps.
     """
 
     num_steps: int
@@ -158,8 +161,8 @@ class Bridge(ABC):
             x_t and the training target, each (B, C, H, W).
 
         Raises:
-            ValueError: shapes differ, or t is not a (B,) integer tensor in range. The range is read only on the CPU,
-                where that costs no synchronisation.
+            ValueError: shapes differ, or t is not a (B,) integer tensor in range. The range is read only on
+                the CPU, where that costs no synchronisation.
         """
         import torch  # here, so that tables are built without it too
 
@@ -232,8 +235,8 @@ class BrownianBridge(Bridge):
         num_steps: T, at least 2.
         max_variance: twice the variance at the middle of the bridge, above 0.
         objective: what the network predicts.
-        schedule: ``exact`` is m = t / T on 1..T. ``linear`` and ``sin`` are the original code's schedules on the
-            indices 0..T-1, which stop just short of both endpoints; see :meth:`bbdm`.
+        schedule: ``exact`` is m = t / T on 1..T. ``linear`` and ``sin`` are the original code's schedules on
+            the indices 0..T-1, which stop just short of both endpoints; see :meth:`bbdm`.
 
     Raises:
         ValueError: an argument is out of range.

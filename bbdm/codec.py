@@ -1,7 +1,7 @@
 """What stands between image space and the space of the bridge.
 
-A codec is a frozen autoencoder; without one, the bridge's space is image space. Images are in [-1, 1]; latents are
-those before quantisation, and where a codec has statistics, normalised by them.
+A codec is a frozen autoencoder; without one, the bridge's space is image space. Images are in [-1, 1];
+latents are those before quantisation, and where a codec has statistics, normalised by them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import Any, Literal
 
 import torch
 
-from bbdm.networks.restore import fitting, restore
+from bbdm.networks.restore import fitting, restore, state_hash
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
-from bbdm.weights import state_hash
 
 Role = Literal["source", "target"]
 Network = Callable[[torch.Tensor], torch.Tensor]
@@ -66,9 +65,10 @@ class LatentStatistics:
 class Codec(ABC):
     """Between image space and the space of the bridge.
 
-    Attributes: ``image_channels``; ``channels`` of a latent; ``stride``, image pixels along one side of a latent pixel;
-    ``statistics`` that latents are normalised by, or None; ``encoder`` and ``decoder``, its networks as functions of a
-    batch: of images in the codec's dtype to float32 latents, not normalised, and of those back to float32 images.
+    Attributes: ``image_channels``; ``channels`` of a latent; ``stride``, image pixels along one side of a
+    latent pixel; ``statistics`` that latents are normalised by, or None; ``encoder`` and ``decoder``, its
+    networks as functions of a batch: of images in the codec's dtype to float32 latents, not normalised, and
+    of those back to float32 images.
     """
 
     image_channels: int

@@ -13,14 +13,20 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm.auto import tqdm
 
-from bbdm import execution, images, solvers
+from bbdm import solvers
+from bbdm.base import images
+from bbdm.base.atomic import check_place
+from bbdm.base.seeds import resolve_seeds
 from bbdm.bridges import Bridge
-from bbdm.checkpoint import load_checkpoint
 from bbdm.codec import Codec
-from bbdm.files import check_place
+from bbdm.execution.compiled import Compiled
+from bbdm.execution.device import best_dtype, find_device
+from bbdm.execution.graph import GraphedLoop
+from bbdm.execution.loop import Loop, State
+from bbdm.execution.package import PackagedNetwork, save_package
+from bbdm.files.checkpoint import load_checkpoint
+from bbdm.network import placed
 from bbdm.networks.unet import UNet
-from bbdm.packages import PackagedNetwork, save_package
-from bbdm.seeds import resolve_seeds
 
 
 class Step(NamedTuple):
@@ -36,27 +42,28 @@ class BridgeSampler:
     """Translates images with a trained network.
 
     Args:
-        unet: the network. It is used as it is where it already stands on ``device`` in ``dtype`` and in evaluation
-            mode, and copied otherwise, so that the one given is never changed. Nor may you change its weights later:
-            what depends on the time alone is computed here, once.
+        unet: the network. It is used as it is where it already stands on ``device`` in ``dtype`` and in
+            evaluation mode, and copied otherwise, so that the one given is never changed. Nor may you change
+            its weights later: what depends on the time alone is computed here, once.
         bridge: what it was trained on.
         solver: see :func:`bbdm.solvers.build`, as for
         steps: number of network evaluations, and
         timesteps: the times themselves or a named list.
-        codec: what stands between pictures and the space that the network was trained in; None for image space. Sources
-            and results are pictures all the same. Treated as ``unet`` is.
+        codec: what stands between pictures and the space that the network was trained in; None for image
+            space. Sources and results are pictures all the same. Treated as ``unet`` is.
         clamp: None, or (low, high) for every estimate of the target.
         device: where to run; None for the network's own.
-        dtype: what the network computes in; None for its own, or for the fastest that the device has where it is
-            compiled. The state is float32 (float64 for a float64 network).
-        compile: compile the network at the first call with each size and number of images, which takes up to a minute,
-            and on CUDA run all steps as one graph. A failure to compile is an error.
-        compiled: a package that :meth:`save_compiled` wrote, in place of ``compile``: it takes a second to load. It
-            translates images of one size, so many at a time as it was saved for, in its own dtype. It holds machine
-            code, so load only your own.
+        dtype: what the network computes in; None for its own, or for the fastest that the device has where it
+            is compiled. The state is float32 (float64 for a float64 network).
+        compile: compile the network at the first call with each size and number of images, which takes up to
+            a minute, and on CUDA run all steps as one graph. A failure to compile is an error.
+        compiled: a package that :meth:`save_compiled` wrote, in place of ``compile``: it takes a second to
+            load. It translates images of one size, so many at a time as it was saved for, in its own dtype.
+            It holds machine code, so load only your own.
 
     Threads may share a sampler. ``table`` is its :class:`~bbdm.solvers.StepTable`, ``unet`` its network, and
-    ``image_size`` the side or (height, width) of the pictures that it was trained on, where its checkpoint tells.
+    ``image_size`` the side or (height, width) of the pictures that it was trained on, where its checkpoint
+    tells.
 
     Raises:
         FileNotFoundError: there is no such package.
@@ -85,7 +92,7 @@ class BridgeSampler:
         if codec is not None and codec.channels != unet.config.in_channels:
             raise ValueError(f"codec must have the network's {unet.config.in_channels} channels, got {codec.channels}")
         weight = next(unet.parameters())
-        self.device = weight.device if device is None else execution.find_device(device)
+        self.device = weight.device if device is None else find_device(device)
         fast = compile or compiled is not None
         if fast and self.device.type not in ("cpu", "cuda"):
             raise ValueError(f"compiled networks run on cpu and cuda, got device {self.device}")
@@ -97,22 +104,22 @@ class BridgeSampler:
         if self.package is not None:
             dtype = self.package.dtype
         elif dtype is None:
-            dtype = execution.best_dtype(self.device) if compile and weight.dtype == torch.float32 else weight.dtype
+            dtype = best_dtype(self.device) if compile and weight.dtype == torch.float32 else weight.dtype
         self.dtype = dtype
         self.bridge = bridge
         self.clamp = clamp
         self.compile = compile
         self.image_size: images.Size | None = None
         self.table = solvers.build(bridge, solver, timesteps, steps)
-        self.unet = unet if self.package else execution.placed(unet, self.device, dtype)
-        network = self.package or (execution.Compiled(self.unet.trunk, self.device) if compile else self.unet.trunk)
+        self.unet = unet if self.package else placed(unet, self.device, dtype)
+        network = self.package or (Compiled(self.unet.trunk, self.device) if compile else self.unet.trunk)
         if codec is not None:
             codec = codec.placed(self.device, dtype if dtype == torch.bfloat16 else torch.float32)
         self.codec = codec if codec is None or not compile else codec.compiled(self._compiled)
         self._channels = unet.config.in_channels if codec is None else codec.image_channels
         self._stride = unet.config.stride * (1 if codec is None else codec.stride)
-        self._loop = execution.Loop(unet, network, self.table, clamp, self.device, dtype)
-        self._graphed = execution.GraphedLoop(self._loop) if fast and self.device.type == "cuda" else None
+        self._loop = Loop(unet, network, self.table, clamp, self.device, dtype)
+        self._graphed = GraphedLoop(self._loop) if fast and self.device.type == "cuda" else None
         self._thread = threading.local()
 
     @property
@@ -135,7 +142,7 @@ class BridgeSampler:
         """A sampler from a file.
 
         Args:
-            path: what :func:`~bbdm.checkpoint.load_checkpoint` reads.
+            path: what :func:`~bbdm.files.checkpoint.load_checkpoint` reads.
             ema: pick the averaged weights where the file has both.
             codec: for a file of a latent network that holds none; as
             num_steps: T,
@@ -153,16 +160,18 @@ class BridgeSampler:
     ) -> None:
         """Compile the network into a package, from which a new process starts in seconds.
 
-        The package fits these weights, this machine with its number of threads, and this version of torch: with any
-        other it is refused. Solver and steps are free: they stay with the sampler that loads it.
+        The package fits these weights, this machine with its number of threads, and this version of torch:
+        with any other it is refused. Solver and steps are free: they stay with the sampler that loads it.
 
         Args:
             path: where to write, such as ``unet.pt2``.
             batch_size: so many images at a time.
-            size: their (height, width); None for the size that the network was trained on, where that is known.
+            size: their (height, width); None for the size that the network was trained on, where that is
+                known.
 
         Raises:
-            ValueError: the sampler was not built with ``compile=True``, the size is not known, or ``path`` is a folder.
+            ValueError: the sampler was not built with ``compile=True``, the size is not known, or ``path`` is
+                a folder.
         """
         if not self.compile:
             raise ValueError("save_compiled needs a sampler that was built with compile=True")
@@ -205,11 +214,11 @@ class BridgeSampler:
 
         Args:
             source: (B, C, H, W) float tensor in [-1, 1], a picture, or a list of pictures of any sizes.
-            seed: image i gets the seed ``seed + i``, or one each from a list. The same seed gives the same image at
-                every batch size. None draws one; ``last_seeds`` tells it.
+            seed: image i gets the seed ``seed + i``, or one each from a list. The same seed gives the same
+                image at every batch size. None draws one; ``last_seeds`` tells it.
             noise: (K, B, C, H, W) standard normals in place of a seed, on the grid that the network sees.
-            batch_size: at most so many images at once; None for all. A compiled sampler runs exactly so many, filling
-                up what is short: calls with one ``batch_size`` compile once for each size of picture.
+            batch_size: at most so many images at once; None for all. A compiled sampler runs exactly so many,
+                filling up what is short: calls with one ``batch_size`` compile once for each size of picture.
             progress: show a bar over network evaluations.
 
         Returns:
@@ -246,10 +255,11 @@ class BridgeSampler:
     def stream(
         self, source: torch.Tensor, seed: int | Sequence[int] | None = None, noise: torch.Tensor | None = None
     ) -> Iterator[Step]:
-        """The same translation of a tensor one step at a time, for progress and previews; arguments as for a call.
+        """The same translation of a tensor one step at a time, for progress and previews; arguments as for a
+        call.
 
-        The last step's ``x`` is what a call returns, before it is clamped to [-1, 1]. With a codec, steps are latents,
-        of which ``sampler.codec.decode`` makes pictures.
+        The last step's ``x`` is what a call returns, before it is clamped to [-1, 1]. With a codec, steps are
+        latents, of which ``sampler.codec.decode`` makes pictures.
         """
         if not isinstance(source, torch.Tensor):
             raise ValueError(f"source must be a (B, {self._channels}, H, W) tensor, got {type(source).__name__}")
@@ -309,7 +319,7 @@ class BridgeSampler:
             x = self.codec.decode(x)
         return x[..., : source.shape[2], : source.shape[3]]
 
-    def _start(self, source: torch.Tensor, seeds: Sequence[int], noise: torch.Tensor | None) -> execution.State:
+    def _start(self, source: torch.Tensor, seeds: Sequence[int], noise: torch.Tensor | None) -> State:
         if noise is not None:
             noise = noise.to(self.device, self._loop.state_dtype)
         return self._loop.start(self._to_device(source), self._keys(seeds), noise)
@@ -338,7 +348,7 @@ class BridgeSampler:
         return batch, self.unet.config.in_channels, height, width
 
     def _compiled(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        return execution.Compiled(function, self.device)
+        return Compiled(function, self.device)
 
     def _seeds(self, seed: int | Sequence[int] | None, count: int) -> list[int]:
         """One seed for each image of a call, kept as this thread's ``last_seeds``."""

@@ -1,11 +1,11 @@
 """Solvers: functions from (bridge, timesteps) to a :class:`StepTable`.
 
-Each step of each solver is one row of weights, x_r = c_x x_s + c_y y + c_0 x0hat + c_h x0hat_prev + c_z z, so nothing
-downstream of the table knows which bridge, objective or solver made it. All of it is float64.
+Each step of each solver is one row of weights, x_r = c_x x_s + c_y y + c_0 x0hat + c_h x0hat_prev + c_z z, so
+nothing downstream of the table knows which bridge, objective or solver made it. All of it is float64.
 
-Rows come from the non-Markovian step of DDIM (Song et al. 2021, eq. 12) in a bridge's marginals, with the noise scale
-eta_r a solver chooses, and from DPM-Solver++(2M) (Lu et al. 2022) in pinned coordinates, as a weight w on the x0hat
-before.
+Rows come from the non-Markovian step of DDIM (Song et al. 2021, eq. 12) in a bridge's marginals, with the
+noise scale eta_r a solver chooses, and from DPM-Solver++(2M) (Lu et al. 2022) in pinned coordinates, as a
+weight w on the x0hat before.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def build(
         steps: number of network evaluations, in place of ``timesteps``.
 
     Raises:
-        ValueError: an unknown solver; ``steps`` together with ``timesteps``; times that the bridge or the solver
-            cannot take.
+        ValueError: an unknown solver; ``steps`` together with ``timesteps``; times that the bridge or the
+            solver cannot take.
     """
     if solver not in get_args(Solver):
         raise ValueError(f"solver must be one of {get_args(Solver)}, got {solver!r}")

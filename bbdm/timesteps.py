@@ -19,8 +19,8 @@ RHO = 7  # Karras et al. 2022 (EDM), eq. 5
 def karras(bridge: Bridge, steps: int | None = None) -> Timesteps:
     """Noise levels equally spaced in nu^(1/7) (Karras et al. 2022, eq. 5), 10 by default.
 
-    Where nu is infinite at the top, the top stands in front and the levels run from nu(top - 1); one level alone is the
-    middle of that range. Each is rounded to a free integer.
+    Where nu is infinite at the top, the top stands in front and the levels run from nu(top - 1); one level
+    alone is the middle of that range. Each is rounded to a free integer.
     """
     steps = _count(bridge, steps, 10)
     in_front = [bridge.top] if np.isinf(bridge.nu(bridge.top)) else []
@@ -71,14 +71,16 @@ def resolve(bridge: Bridge, timesteps: str | Iterable[int], steps: int | None = 
 
     Args:
         bridge: where the times lie.
-        timesteps: ``karras``, ``uniform``, ``paper``, ``bbdm``, or strictly decreasing integers from ``bridge.top``.
+        timesteps: ``karras``, ``uniform``, ``paper``, ``bbdm``, or strictly decreasing integers from
+            ``bridge.top``.
         steps: length of a named list; None for its default.
 
     Returns:
         (K,) int64, strictly decreasing.
 
     Raises:
-        ValueError: an unknown name, a list that is empty, does not decrease, leaves the bridge or starts elsewhere.
+        ValueError: an unknown name, a list that is empty, does not decrease, leaves the bridge or starts
+            elsewhere.
     """
     if isinstance(timesteps, str):
         if timesteps not in SKIPS:

@@ -14,7 +14,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bbdm import BridgeSampler, UNet
-from bbdm.machine import processor
+from bbdm.base.machine import processor
 from benchmarks import networks
 from benchmarks.machine import Peaks, hardware, measure_peaks
 from benchmarks.timing import REPLAY, Comparison

@@ -1,10 +1,11 @@
 """Quality of solvers on trained weights: python benchmarks/demo_quality.py DATA OUT.json [flags].
 
-For each validation pair and each solver, several results with the same seeds: the energy score
-E|X - x| - E|X - X'| / 2 (Euclidean norm over all values of an image in [-1, 1]; it punishes error and collapse alike,
-lower is better), the mean saturation beside the target's, the spread E|X - X'|, and seconds. Differences to the first
-run are paired by image. OUT.json is written after each run, and an interrupted command goes on from it. A run is
-SOLVER:NFE, or SOLVER:NFE:N for N images spread evenly over the split (ancestral:1000 over all takes hours on a CPU).
+For each validation pair and each solver, several results with the same seeds: the energy score E|X - x| - E|X
+- X'| / 2 (Euclidean norm over all values of an image in [-1, 1]; it punishes error and collapse alike, lower
+is better), the mean saturation beside the target's, the spread E|X - X'|, and seconds. Differences to the
+first run are paired by image. OUT.json is written after each run, and an interrupted command goes on from it.
+A run is SOLVER:NFE, or SOLVER:NFE:N for N images spread evenly over the split (ancestral:1000 over all takes
+hours on a CPU).
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from bbdm.checkpoint import load_checkpoint
-from bbdm.data import load_dataset
-from bbdm.files import write_atomically
+from bbdm.base.atomic import write_atomically
+from bbdm.data.pairs import load_dataset
+from bbdm.files.checkpoint import load_checkpoint
 from bbdm.sampler import BridgeSampler
 
 DEMO_WEIGHTS = Path(__file__).parent.parent / "examples" / "demo" / "openmoji64.safetensors"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bbdm import machine
+from bbdm.base import machine
 from benchmarks.timing import best_seconds
 
 PACKAGES = ("torch", "triton", "sde-bbdm", "torchmanager-diffusion", "onnxruntime", "openvino")

@@ -19,7 +19,8 @@ SMALL: dict[str, Any] = {"model_channels": 32, "channel_mult": (1,), "head_chann
 def build(device: str | torch.device, quick: bool) -> UNet:
     """The paper's network, or the small one, the same in every process.
 
-    Layers that are initialised to 0 are filled at the scale of the others: they would hide every error before them.
+    Layers that are initialised to 0 are filled at the scale of the others: they would hide every error before
+    them.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -1,6 +1,7 @@
 """Measurements that need a process of their own: its peak memory, its environment, its start.
 
-``run(task, **arguments)`` calls the function of that name here in a fresh process and returns what it returns.
+``run(task, **arguments)`` calls the function of that name here in a fresh process and returns what it
+returns.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from typing import Any, cast
 import torch
 
 from bbdm import BridgeSampler, UNet
-from bbdm.data import PairedDataset, load_dataset
+from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.networks.unet import PRESETS
-from bbdm.train_config import TrainConfig
-from bbdm.training import Trainer
+from bbdm.training.config import TrainConfig
+from bbdm.training.trainer import Trainer
 from benchmarks import networks
 from benchmarks.timing import Row, interleaved, seconds_of
 from examples import train as train_script

@@ -1,7 +1,8 @@
-"""Tables and a plot of what the benchmarks measured: python benchmarks/report.py RESULTS.json [--svg PLOT.svg].
+"""Tables and a plot of what the benchmarks measured: python benchmarks/report.py RESULTS.json [--svg
+PLOT.svg].
 
-RESULTS.json comes from pytest benchmarks/ --benchmark-only --benchmark-json=RESULTS.json. The tables are markdown, on
-standard output; the plot shows UNet call, translation, training step and cold start.
+RESULTS.json comes from pytest benchmarks/ --benchmark-only --benchmark-json=RESULTS.json. The tables are
+markdown, on standard output; the plot shows UNet call, translation, training step and cold start.
 """
 
 from __future__ import annotations

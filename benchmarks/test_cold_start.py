@@ -1,8 +1,9 @@
 """From the start of a Python process to its first image, and the steady speed of what was loaded.
 
-Each sample is a fresh process with a user's few lines, from its start until it says that the image is there. Its folder
-for inductor's cache is empty; checkpoint and package were just written and so are in the system's file cache. Rows:
-eager float32; ``compile=True``; from a saved package. The steady rows are calls in this process, in turns.
+Each sample is a fresh process with a user's few lines, from its start until it says that the image is there.
+Its folder for inductor's cache is empty; checkpoint and package were just written and so are in the system's
+file cache. Rows: eager float32; ``compile=True``; from a saved package. The steady rows are calls in this
+process, in turns.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""A processor without bfloat16 units, simulated by ONEDNN_MAX_CPU_ISA: which dtype ``compile=True`` chooses, how fast.
+"""A processor without bfloat16 units, simulated by ONEDNN_MAX_CPU_ISA: which dtype ``compile=True`` chooses,
+how fast.
 
-The variable holds for both rows, which take turns in one process. It limits oneDNN, where convolutions and products
-are; loops that inductor writes itself keep the vectors of the real processor, a few percent of the time.
+The variable holds for both rows, which take turns in one process. It limits oneDNN, where convolutions and
+products are; loops that inductor writes itself keep the vectors of the real processor, a few percent of the
+time.
 """
 
 from __future__ import annotations

@@ -102,7 +102,8 @@ def norm_rows(size: Size, backward: bool) -> tuple[Rows, int]:
     return rows, (3 if backward else 2) * x.nbytes
 
 
-# name: what makes its rows, from a size; the sizes: of training and of sampling, or the network's two widest levels.
+# name: what makes its rows, from a size; the sizes: of training and of sampling, or the network's two widest
+# levels.
 IMAGES: list[Size] = [(64, 3, 64, 64), (8, 3, 256, 256), (1, 3, 64, 64)]
 FEATURES: list[Size] = [(8, 128, 64, 64), (1, 128, 64, 64), (8, 512, 32, 32)]
 CASES: list[tuple[str, Callable[[Size], tuple[Rows, int]], list[Size]]] = [

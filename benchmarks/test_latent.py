@@ -1,7 +1,8 @@
-"""The way through a VQ-f4 for one picture of 3 x 256 x 256: encoder, nearest codes, decoder, and a whole translation.
+"""The way through a VQ-f4 for one picture of 3 x 256 x 256: encoder, nearest codes, decoder, and a whole
+translation.
 
-The public way is diffusers' VQModel and sde-bbdm's network, as users of the A-Bridge scripts have them: float32, eager,
-199 steps. A --quick run leaves this out.
+The public way is diffusers' VQModel and sde-bbdm's network, as users of the A-Bridge scripts have them:
+float32, eager, 199 steps. A --quick run leaves this out.
 """
 
 from __future__ import annotations

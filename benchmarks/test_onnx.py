@@ -1,7 +1,9 @@
-"""Our ONNX export in ONNX Runtime on the CPU: one call of the UNet at 3 x 64 x 64, and a translation, against PyTorch.
+"""Our ONNX export in ONNX Runtime on the CPU: one call of the UNet at 3 x 64 x 64, and a translation, against
+PyTorch.
 
-int8 is calibrated on a few pictures' ways, as export/to_onnx.py does. What it costs in the image is told of the bundled
-network, since it was trained: mean difference to the float32 image over the bundled drawings, in [0, 1] of the range.
+int8 is calibrated on a few pictures' ways, as export/to_onnx.py does. What it costs in the image is told of
+the bundled network, since it was trained: mean difference to the float32 image over the bundled drawings, in
+[0, 1] of the range.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ import torch
 from PIL import Image
 
 from bbdm import BridgeSampler, UNet
-from bbdm.images import from_pil
-from bbdm.runtime import OnnxBridgeSampler
+from bbdm.base.images import from_pil
+from bbdm.runtime.sampler import OnnxBridgeSampler
 from benchmarks.conftest import DEVICE, Record
 from benchmarks.machine import Peaks
 from benchmarks.networks import BRIDGE, STEPS, gflop, images, relative_error

@@ -1,7 +1,8 @@
-"""A whole translation of one image, 3 x 64 x 64: ours in 10 evaluations, sde-bbdm's fast sampling in its 199 and in 10.
+"""A whole translation of one image, 3 x 64 x 64: ours in 10 evaluations, sde-bbdm's fast sampling in its 199
+and in 10.
 
-``outside_network`` is the share of a call's time that is not the network's: the same call again, with each of its
-network calls timed.
+``outside_network`` is the share of a call's time that is not the network's: the same call again, with each of
+its network calls timed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""One call of the UNet at 3 x 64 x 64: ours against sde-bbdm, ONNX Runtime and OpenVINO, with the same weights.
+"""One call of the UNet at 3 x 64 x 64: ours against sde-bbdm, ONNX Runtime and OpenVINO, with the same
+weights.
 
 Ours takes what it makes of the time as an argument, since a sampler computes that once for all its steps.
 """
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from bbdm import BridgeSampler, UNet
-from bbdm.execution import Compiled
+from bbdm.execution.compiled import Compiled
 from benchmarks.conftest import Record
 from benchmarks.machine import Peaks
 from benchmarks.networks import gflop, images, relative_error

@@ -1,7 +1,8 @@
 """Timing of rows that are compared with each other, and what is told of each.
 
-pytest-benchmark times one callable after the other, so a machine that gets slower in between changes the ratio. Here
-all rows of a comparison are timed in rounds, A B C A B C, and each test then replays the times of its row.
+pytest-benchmark times one callable after the other, so a machine that gets slower in between changes the
+ratio. Here all rows of a comparison are timed in rounds, A B C A B C, and each test then replays the times of
+its row.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def interleaved(
     Args:
         rows: what to time; each was called before, so nothing is compiled any more.
         rounds: how often each row has its turn.
-        settle: begin a turn by a call that is not timed, after which the caches hold this row's data again and the
-            threads of the row before are asleep.
+        settle: begin a turn by a call that is not timed, after which the caches hold this row's data again
+            and the threads of the row before are asleep.
         once: rows that have a single turn, since a call of theirs takes minutes.
         least: call faster rows several times for one sample, so that a sample takes so many seconds.
     """

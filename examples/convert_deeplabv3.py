@@ -2,7 +2,8 @@
 
 python examples/convert_deeplabv3.py STATE_DICT OUT.pt -n 19
 
-The network (deeplabv3 or deeplabv3plus, resnet50, resnet101 or mobilenet) is told by the names of its weights.
+The network (deeplabv3 or deeplabv3plus, resnet50, resnet101 or mobilenet) is told by the names of its
+weights.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bbdm import scripts
-from bbdm.files import check_suffix
-from bbdm.importers.deeplab import load_deeplab, save_deeplab
+from bbdm.base import scripts
+from bbdm.base.atomic import check_suffix
+from bbdm.evaluation.deeplab import load_deeplab, save_deeplab
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bbdm import scripts
-from bbdm.checkpoint import load_vqgan, save_vqgan
-from bbdm.files import check_suffix
+from bbdm.base import scripts
+from bbdm.base.atomic import check_suffix
+from bbdm.files.checkpoint import load_vqgan, save_vqgan
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,10 +1,11 @@
 """Score a network on a data set: python examples/eval.py edge2shoes DATA MODEL [OUTPUT_DIR] [flags].
 
-OUTPUT_DIR gets the results, settings.json and scores.json. Interrupted, the same command goes on. With --sweep, each
-solver and number of steps gets a folder in it, and sweep.json and two plots compare them, with those of earlier sweeps
-of the same settings. Scores of other metrics that are there are kept.
+OUTPUT_DIR gets the results, settings.json and scores.json. Interrupted, the same command goes on. With
+--sweep, each solver and number of steps gets a folder in it, and sweep.json and two plots compare them, with
+those of earlier sweeps of the same settings. Scores of other metrics that are there are kept.
 
-In several processes, one a GPU: torchrun --nproc_per_node N in place of python. They share pictures and scoring.
+In several processes, one a GPU: torchrun --nproc_per_node N in place of python. They share pictures and
+scoring.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
-from bbdm import generation, metrics, scripts, solvers
+from bbdm import solvers
+from bbdm.base import scripts
+from bbdm.base.atomic import write_atomically
 from bbdm.bridges import Bridge
-from bbdm.data import DATASETS
-from bbdm.files import write_atomically
-from bbdm.generation import Translator
-from bbdm.processes import start_on_each_gpu
-from bbdm.results import save_json
+from bbdm.data.pairs import DATASETS
+from bbdm.evaluation import metrics, translate
+from bbdm.evaluation.results import save_json
+from bbdm.evaluation.translate import Translator
+from bbdm.execution.processes import start_on_each_gpu
 
 Run = tuple[str, int | None]  # solver, and its steps where they are not its own choice
 DIGITS = {"fid": 2, "psnr": 2, "diversity": 2}  # others have 4
@@ -40,11 +43,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fid_weights", type=Path, help="Inception's weights, where they cannot be downloaded")
     parser.add_argument("--lpips_net", choices=get_args(metrics.LPIPSNet), default="alex", help="(default: alex)")
     parser.add_argument("--lpips_weights", type=Path, help="that network's weights, where they cannot be downloaded")
-    generation.add_arguments(parser)
+    translate.add_arguments(parser)
     args = parser.parse_args(argv)
     if args.sweep and (args.solver or args.steps or args.fast_sampling):
         parser.error("--sweep names solvers and steps: leave out --solver, --steps and --fast_sampling")
-    generation.finish(parser, args)
+    translate.finish(parser, args)
     args.metrics = args.metrics or ["fid", "lpips", *(["diversity"] if args.num_samples > 1 else [])]
     args.output_dir = args.output_dir or Path("out") / f"{args.model.stem}-eval"
     return args

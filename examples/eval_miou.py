@@ -1,9 +1,12 @@
-"""mIoU of generated street scenes: python examples/eval_miou.py DEEPLAB CITYSCAPES MODEL [OUTPUT_DIR] [flags].
+"""mIoU of generated street scenes: python examples/eval_miou.py DEEPLAB CITYSCAPES MODEL [OUTPUT_DIR]
+[flags].
 
-DEEPLAB is a checkpoint of VainF's DeepLabV3Plus-Pytorch, or what convert_deeplabv3.py made of it. OUTPUT_DIR gets the
-pictures, a confusion matrix beside each, settings.json and scores.json. Interrupted, the same command goes on.
+DEEPLAB is a checkpoint of VainF's DeepLabV3Plus-Pytorch, or what convert_deeplabv3.py made of it. OUTPUT_DIR
+gets the pictures, a confusion matrix beside each, settings.json and scores.json. Interrupted, the same
+command goes on.
 
-In several processes, one a GPU: torchrun --nproc_per_node N in place of python. They share pictures and scoring.
+In several processes, one a GPU: torchrun --nproc_per_node N in place of python. They share pictures and
+scoring.
 """
 
 from __future__ import annotations
@@ -16,14 +19,15 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from bbdm import generation, scripts
-from bbdm.data import Pair, open_image
-from bbdm.files import file_sha256
-from bbdm.generation import Translator
-from bbdm.importers.deeplab import load_deeplab
-from bbdm.processes import start_on_each_gpu
-from bbdm.results import Job, save_json, to_tensor
-from bbdm.segmentation import CITYSCAPES, SegmentationScore, read_labels
+from bbdm.base import scripts
+from bbdm.base.atomic import file_sha256
+from bbdm.data.pairs import Pair, open_image
+from bbdm.evaluation import translate
+from bbdm.evaluation.deeplab import load_deeplab
+from bbdm.evaluation.results import Job, save_json, to_tensor
+from bbdm.evaluation.segmentation import CITYSCAPES, SegmentationScore, read_labels
+from bbdm.evaluation.translate import Translator
+from bbdm.execution.processes import start_on_each_gpu
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,11 +38,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("model", type=Path)
     parser.add_argument("output_dir", type=Path, nargs="?", help="out/MODEL-miou if left out")
     parser.add_argument("--output_stride", type=int, choices=[8, 16], help="of DEEPLAB (default: the file's, or 16)")
-    generation.add_arguments(parser)
+    translate.add_arguments(parser)
     args = parser.parse_args(argv)
     if args.direction != "AtoB":
         parser.error("mIoU is of photographs: leave out --direction")
-    generation.finish(parser, args)
+    translate.finish(parser, args)
     args.dataset = "cityscapes"
     args.output_dir = args.output_dir or Path("out") / f"{args.model.stem}-miou"
     return args

@@ -1,6 +1,8 @@
-"""Translate a data set's sources: python examples/generate.py edge2shoes DATA CHECKPOINT [OUTPUT_DIR] [flags].
+"""Translate a data set's sources: python examples/generate.py edge2shoes DATA CHECKPOINT [OUTPUT_DIR]
+[flags].
 
-`python examples/generate.py demo` needs nothing else: it translates the bundled drawings with the bundled weights.
+`python examples/generate.py demo` needs nothing else: it translates the bundled drawings with the bundled
+weights.
 
 In several processes, one a GPU: torchrun --nproc_per_node N in place of python. The files are the same.
 """
@@ -14,12 +16,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from bbdm import generation, images, scripts
-from bbdm.data import DATASETS, PairedDataset, open_image
-from bbdm.files import make_folder
-from bbdm.generation import Translator
-from bbdm.processes import start_on_each_gpu
-from bbdm.results import Job, check_places, save
+from bbdm.base import images, scripts
+from bbdm.base.atomic import make_folder
+from bbdm.data.pairs import DATASETS, PairedDataset, open_image
+from bbdm.evaluation import translate
+from bbdm.evaluation.results import Job, check_places, save
+from bbdm.evaluation.translate import Translator
+from bbdm.execution.processes import start_on_each_gpu
 
 DEMO = Path(__file__).parent / "demo"
 DEMO_WEIGHTS = DEMO / "openmoji64.safetensors"
@@ -33,7 +36,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("data_dir", nargs="?", help="the data set's folder; for 'demo', the output folder")
     parser.add_argument("model", metavar="checkpoint", type=Path, nargs="?")
     parser.add_argument("output_dir", type=Path, nargs="?", help="out/CHECKPOINT if left out")
-    generation.add_arguments(parser)
+    translate.add_arguments(parser)
     args = parser.parse_args(argv)
     if args.dataset == "demo":
         if args.model is not None:
@@ -42,7 +45,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         args.dataset, args.data_dir, args.model = "edge2shoes", str(DEMO), DEMO_WEIGHTS
     if args.data_dir is None or args.model is None:
         parser.error(f"{args.dataset} needs data_dir and checkpoint")
-    generation.finish(parser, args)
+    translate.finish(parser, args)
     args.output_dir = args.output_dir or Path("out") / args.model.stem
     return args
 

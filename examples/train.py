@@ -1,7 +1,7 @@
 """Train a bridge: python examples/train.py edge2shoes DATA OUTPUT_MODEL [flags].
 
-Killed at any moment, the same command goes on. In several processes, one a GPU: torchrun --nproc_per_node N in place
-of python, or --use_multi_gpus.
+Killed at any moment, the same command goes on. In several processes, one a GPU: torchrun --nproc_per_node N
+in place of python, or --use_multi_gpus.
 """
 
 from __future__ import annotations
@@ -13,23 +13,25 @@ from typing import Any, get_args
 
 import torch
 
-from bbdm import scripts
+from bbdm.base import scripts
+from bbdm.base.atomic import check_suffix, remove_leftovers
 from bbdm.bridges import ABridge, Bridge, BrownianBridge, Objective
-from bbdm.callbacks import Callback, ValidationScores
-from bbdm.checkpoint import Checkpoint, load_checkpoint, load_vqgan
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
-from bbdm.data import DATASETS, DIRECTIONS, PairedDataset, load_dataset
-from bbdm.files import check_suffix, remove_leftovers
-from bbdm.fine_tuning import begin_from
-from bbdm.generation import size_flag
-from bbdm.image_cache import ImageCache
-from bbdm.latents import LatentDataset, measure
+from bbdm.data.image_cache import ImageCache
+from bbdm.data.latents import LatentDataset, measure
+from bbdm.data.pairs import DATASETS, DIRECTIONS, PairedDataset, load_dataset
+from bbdm.evaluation.translate import size_flag
+from bbdm.execution.processes import Processes, start_on_each_gpu
+from bbdm.files.checkpoint import load_checkpoint, load_vqgan
+from bbdm.files.content import Checkpoint
 from bbdm.networks.unet import PRESETS, UNet, UNetConfig
-from bbdm.processes import Processes, start_on_each_gpu
-from bbdm.profiling import Profile
-from bbdm.run_folder import RunFolder
-from bbdm.train_config import Loss, Optimizer, Precision, Schedule, TrainConfig
-from bbdm.training import Trainer
+from bbdm.training.callback import Callback
+from bbdm.training.config import Loss, Optimizer, Precision, Schedule, TrainConfig
+from bbdm.training.fine_tuning import begin_from
+from bbdm.training.previews import ValidationScores
+from bbdm.training.profiling import Profile
+from bbdm.training.run_folder import RunFolder
+from bbdm.training.trainer import Trainer
 
 BBDM: dict[str, Any] = {  # the original's templates
     "bridge": "bbdm",
@@ -278,7 +280,7 @@ def run(args: argparse.Namespace, team: Processes) -> None:
             tell(line)
     callbacks: list[Callback] = [Profile()] if args.profile else []
     if args.score:
-        from bbdm.metrics import Scores  # which needs the extra eval
+        from bbdm.evaluation.metrics import Scores  # which needs the extra eval
 
         weights = {"fid_weights": args.fid_weights, "lpips_weights": args.lpips_weights}
         with team.first_before_others():  # which then find what it downloads

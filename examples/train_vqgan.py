@@ -1,8 +1,9 @@
-"""Train a VQGAN on a data set's pictures: python examples/train_vqgan.py edge2shoes DATA OUTPUT_MODEL [flags].
+"""Train a VQGAN on a data set's pictures: python examples/train_vqgan.py edge2shoes DATA OUTPUT_MODEL
+[flags].
 
-Sources and targets alike, with the L1 distance and the codebook's losses (van den Oord et al. 2017, equation 3). The
-adversarial and perceptual losses of the paper's VQGAN are left out: results are softer than those of LDM's weights.
-OUTPUT_MODEL is written after each epoch.
+Sources and targets alike, with the L1 distance and the codebook's losses (van den Oord et al. 2017, equation
+3). The adversarial and perceptual losses of the paper's VQGAN are left out: results are softer than those of
+LDM's weights. OUTPUT_MODEL is written after each epoch.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from bbdm import images, scripts
-from bbdm.checkpoint import save_vqgan
-from bbdm.data import DATASETS, load_dataset
-from bbdm.execution import find_device, keep_freed_memory
-from bbdm.files import check_suffix, write_atomically
+from bbdm.base import images, scripts
+from bbdm.base.atomic import check_suffix, write_atomically
+from bbdm.data.pairs import DATASETS, load_dataset
+from bbdm.execution.device import find_device, keep_freed_memory
+from bbdm.files.checkpoint import save_vqgan
 from bbdm.networks.vqgan import PRESETS, VQGAN
 
 COMMITMENT = 0.25  # weight of the distance that moves latents to codes, against 1 of codes to latents

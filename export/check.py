@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from bbdm.runtime import PIPELINE, OnnxBridgeSampler
+from bbdm.runtime.sampler import PIPELINE, OnnxBridgeSampler
 from bbdm.sampler import BridgeSampler
 
 LIMITS = {"fp32": 1e-4, "fp16": 2e-2}  # largest difference over largest value; int8 is told and not judged
@@ -35,7 +35,8 @@ class Difference:
 
 @torch.inference_mode()
 def differences(folder: Path, sampler: BridgeSampler, size: int) -> Iterator[Difference]:
-    """Each graph of a folder against a float32 sampler, then the image, from the loop and from ``pipeline.onnx``.
+    """Each graph of a folder against a float32 sampler, then the image, from the loop and from
+    ``pipeline.onnx``.
 
     Args:
         folder: the export.

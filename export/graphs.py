@@ -1,7 +1,7 @@
 """The networks of a checkpoint as ONNX graphs, made by torch.onnx.export.
 
-Values outside a graph are float32 whatever is inside. GroupNorm is one node (GroupNormalization), attention too from
-opset 23 on (Attention); before, attention is MatMul, Softmax, MatMul.
+Values outside a graph are float32 whatever is inside. GroupNorm is one node (GroupNormalization), attention
+too from opset 23 on (Attention); before, attention is MatMul, Softmax, MatMul.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class UNetGraph(nn.Module):
     def __init__(self, unet: UNet) -> None:
         super().__init__()
         self.unet = unet
-        # Made here: constants that the exporter works out differ in the last bit, which a time of 1000 multiplies.
+        # Made here: constants that the exporter works out differ in the last bit, which a time of 1000
+        # multiplies.
         self.frequencies = nn.Buffer(frequencies(unet.config.model_channels))
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:

@@ -35,8 +35,8 @@ IMAGE = "float[batch, channels, height, width]"
 def step_graph(opset: int) -> onnx.ModelProto:
     """One step, to ``x_next`` and ``x0hat_next``, (B, C, H, W).
 
-    Its inputs are ``x``, ``x0hat`` of the step before, ``prediction``, ``y`` and noise ``z``, all (B, C, H, W), and the
-    table's ``row``, (8,). For a row without noise z may be (1, 1, 1, 1).
+    Its inputs are ``x``, ``x0hat`` of the step before, ``prediction``, ``y`` and noise ``z``, all (B, C, H,
+    W), and the table's ``row``, (8,). For a row without noise z may be (1, 1, 1, 1).
     """
     z = "float[z_batch, z_channels, z_height, z_width] z"
     inputs = ", ".join(f"{IMAGE} {name}" for name in ("x", "x0hat", "prediction", "y"))
@@ -49,10 +49,12 @@ def step_graph(opset: int) -> onnx.ModelProto:
 def pipeline_graph(
     unet: onnx.ModelProto, encoder: onnx.ModelProto | None, decoder: onnx.ModelProto | None, table: StepTable
 ) -> onnx.ModelProto:
-    """A translation in one graph: ``source`` (B, C, H, W) in [-1, 1] and ``noise`` (S, B, C', H', W') to ``image``.
+    """A translation in one graph: ``source`` (B, C, H, W) in [-1, 1] and ``noise`` (S, B, C', H', W') to
+    ``image``.
 
-    The steps are a Loop around one copy of the network. ``noise`` is standard normal, in the space of the bridge, with
-    one slot for each row of the table that needs it, in the table's order; without such rows it is no input.
+    The steps are a Loop around one copy of the network. ``noise`` is standard normal, in the space of the
+    bridge, with one slot for each row of the table that needs it, in the table's order; without such rows it
+    is no input.
     """
     opset = unet.opset_import[0].version
     noisy = table.noisy

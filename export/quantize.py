@@ -1,7 +1,8 @@
-"""Static int8 quantisation of the UNet's graph, calibrated on the states that it meets when it translates pictures.
+"""Static int8 quantisation of the UNet's graph, calibrated on the states that it meets when it translates
+pictures.
 
-Convolutions and matrix products are in int8, with a scale for each output channel; the first and the last convolution,
-what is made of the time, norms and attention itself stay in float32.
+Convolutions and matrix products are in int8, with a scale for each output channel; the first and the last
+convolution, what is made of the time, norms and attention itself stay in float32.
 """
 
 from __future__ import annotations

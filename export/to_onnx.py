@@ -1,7 +1,8 @@
 """Export a checkpoint to ONNX: python export/to_onnx.py CHECKPOINT [FOLDER] [flags].
 
-FOLDER gets unet.onnx, step.onnx, encoder.onnx and decoder.onnx where pictures are translated in a latent space, and
-bridge.json, which says how they go together. `python -m bbdm.runtime FOLDER PICTURE... -o OUT` runs them.
+FOLDER gets unet.onnx, step.onnx, encoder.onnx and decoder.onnx where pictures are translated in a latent
+space, and bridge.json, which says how they go together. `python -m bbdm.runtime.sampler FOLDER PICTURE... -o
+OUT` runs them.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script sees its own folder alone
 
-from bbdm import machine, scripts, solvers
-from bbdm.checkpoint import load_checkpoint, load_vqgan
+from bbdm import solvers
+from bbdm.base import machine, scripts
+from bbdm.base.atomic import file_sha256
+from bbdm.base.images import from_pil
 from bbdm.codec import VQGANCodec
-from bbdm.data import load_dataset
-from bbdm.files import file_sha256
-from bbdm.images import from_pil
-from bbdm.runtime import FORMAT, PIPELINE, SETTINGS, VERSION
+from bbdm.data.pairs import load_dataset
+from bbdm.files.checkpoint import load_checkpoint, load_vqgan
+from bbdm.runtime.sampler import FORMAT, PIPELINE, SETTINGS, VERSION
 from bbdm.sampler import BridgeSampler
 from export import check, graphs, pipeline
 

@@ -16,11 +16,11 @@ from PIL import Image
 from torch import nn
 
 from bbdm.bridges import ABridge, Bridge
-from bbdm.callbacks import Callback
-from bbdm.data import PairedDataset, load_dataset
+from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.networks.unet import UNet
-from bbdm.train_config import TrainConfig
-from bbdm.training import Trainer
+from bbdm.training.callback import Callback
+from bbdm.training.config import TrainConfig
+from bbdm.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 OPENMOJI64 = Path(os.environ.get("OPENMOJI64", ROOT.parent / "shared" / "data" / "openmoji64"))  # train/, val/
@@ -93,7 +93,8 @@ def make_pairs(save_picture: SavePicture) -> MakePairs:
 
 @pytest.fixture
 def make_trainer(make_unet: MakeUNet, make_pairs: MakePairs, tmp_path: Path) -> MakeTrainer:
-    """make_trainer(folder="run", unet=None, bridge=BRIDGE, validation=None, train=None, callbacks=(), **config).
+    """make_trainer(folder="run", unet=None, bridge=BRIDGE, validation=None, train=None, callbacks=(),
+    **config).
 
     2 epochs of 2 steps on 4 pairs, unless it is told otherwise.
     """

@@ -1,8 +1,9 @@
-"""How far a solver ends from the true conditional distribution, where the ideal denoiser is known in closed form.
+"""How far a solver ends from the true conditional distribution, where the ideal denoiser is known in closed
+form.
 
-For x0 ~ N(mu, s^2) and one source y, everything is Gaussian: the mean and covariance of (x, x0hat before) go through
-the table exactly, without sampling. `python tests/gaussian.py OUT.png` draws the distance against NFE.
-"""
+For x0 ~ N(mu, s^2) and one source y, everything is Gaussian: the mean and covariance of (x, x0hat before) go
+through the table exactly, without sampling. `python tests/gaussian.py OUT.png` draws the distance against
+NFE."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from bbdm import ABridge, BridgeSampler, load_checkpoint, load_vqgan, save_checkpoint, save_vqgan
 from bbdm.codec import LatentStatistics, VQGANCodec, from_config
 from tests.conftest import tiny_unet
-from tests.test_vqgan import tiny_vqgan
+from tests.networks.test_vqgan import tiny_vqgan
 
 STATISTICS = LatentStatistics((0.1, -0.2, 0.3), (2.0, 0.5, 1.5), (0.4, 0.0, -0.1), (0.7, 1.1, 3.0))
 NAN = float("nan")

@@ -33,7 +33,8 @@ def test_dpm2m_is_of_second_order_and_ddim_of_first():
     bridge, mu, s = ABridge(num_steps=10**6), 1.0, 0.5
 
     def error(solver: str, steps: int) -> float:
-        # Equal steps in ln nu from 4 to 0.4, so that only the step size changes; T is large enough not to round.
+        # Equal steps in ln nu from 4 to 0.4, so that only the step size changes; T is large enough not to
+        # round.
         times = [bridge.top, *(int(t) for t in bridge.time_at(np.geomspace(4.0, 0.4, steps + 1)))]
         table = solvers.build(bridge, solver, timesteps=times)
         rows = table.coefficients.copy()
@@ -41,7 +42,8 @@ def test_dpm2m_is_of_second_order_and_ddim_of_first():
         open_table = solvers.StepTable(table.timesteps.copy(), table.prediction.copy(), rows)
         mean, std = end_distribution(bridge, open_table, mu, s)
         alpha, _, sigma = (float(v) for v in bridge.marginal(times[-1]))
-        # The first step draws x_r with noise sigma_r around the ideal denoiser's mean: that is the true x_r less s.
+        # The first step draws x_r with noise sigma_r around the ideal denoiser's mean: that is the true x_r
+        # less s.
         true_std = np.hypot(alpha * s, sigma) * _spread_kept(bridge, times, s)
         return abs(std - true_std) + abs(mean - alpha * mu)
 

@@ -1,7 +1,8 @@
 """One step of any solver: an affine map whose weights are one row of a step table.
 
-The step works in place on a sampler's buffers and finds its row on the device, so that a loop allocates nothing and a
-captured CUDA graph serves every step. CUDA and ROCm run the Triton kernel, every other device the reference.
+The step works in place on a sampler's buffers and finds its row on the device, so that a loop allocates
+nothing and a captured CUDA graph serves every step. CUDA and ROCm run the Triton kernel, every other device
+the reference.
 """
 
 from __future__ import annotations
@@ -38,19 +39,20 @@ def bridge_step(
         x: (B, C, H, W) the state, float32 or float64, contiguous or channels_last; overwritten with x_next.
         x0hat: as ``x``, the estimate of the step before; overwritten with this step's.
         inputs: as ``x`` in any floating dtype; overwritten with x_next.
-        pred: (B, C, H, W) what the network said, in any floating dtype. It is copied where its memory format is not
-            that of ``x``, as is the noise.
+        pred: (B, C, H, W) what the network said, in any floating dtype. It is copied where its memory format
+            is not that of ``x``, as is the noise.
         y: as ``x``, the source.
-        rows: (K, 8) the weights p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z of every step, in the dtype of ``x``.
+        rows: (K, 8) the weights p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z of every step, in the dtype of
+            ``x``.
         step: (1,) integer in [0, K), the row to use and the step of the noise.
         seeds: (B,) int64, from which z is drawn; or
-        noise: (B, C, H, W) z itself, in any floating dtype. Neither is needed where c_z is 0; a step that misses it
-            raises on the CPU and gives NaN on a GPU, which the host does not wait for.
+        noise: (B, C, H, W) z itself, in any floating dtype. Neither is needed where c_z is 0; a step that
+            misses it raises on the CPU and gives NaN on a GPU, which the host does not wait for.
         clamp: (low, high) for x0hat, or None.
 
     Raises:
-        ValueError: an argument has the wrong shape, dtype, device or memory format, shares memory with a buffer, or
-            there are both seeds and noise.
+        ValueError: an argument has the wrong shape, dtype, device or memory format, shares memory with a
+            buffer, or there are both seeds and noise.
     """
     _check(x, x0hat, inputs, pred, y, rows, step, seeds, noise)
     low, high = (None, None) if clamp is None else clamp

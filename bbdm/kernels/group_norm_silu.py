@@ -1,9 +1,11 @@
-"""GroupNorm, an affine map of each image's own, and SiLU in one op: what stands before most convolutions of the UNet.
+"""GroupNorm, an affine map of each image's own, and SiLU in one op: what stands before most convolutions of
+the UNet.
 
-Channels_last memory is (B, HW, C). On a GPU two kernels read it, cut into blocks of whole groups by chunks of rows: the
-first leaves each chunk's mean and sum of squared deviations, the second merges them and writes the result. Chunks
-depend on an image's shape alone and nothing is added atomically: an image's result is the same in every run and
-whatever the batch around it. Nothing here knows of embeddings or nn.GroupNorm: the caller folds both into weight, bias.
+Channels_last memory is (B, HW, C). On a GPU two kernels read it, cut into blocks of whole groups by chunks of
+rows: the first leaves each chunk's mean and sum of squared deviations, the second merges them and writes the
+result. Chunks depend on an image's shape alone and nothing is added atomically: an image's result is the same
+in every run and whatever the batch around it. Nothing here knows of embeddings or nn.GroupNorm: the caller
+folds both into weight, bias.
 """
 
 from __future__ import annotations
@@ -36,9 +38,12 @@ def group_norm_silu(
         activation: whether there is a SiLU.
 
     Returns:
-        (B, C, H, W) in the dtype of ``x``, channels_last. In the GPU kernels and where it is compiled, arithmetic is in
-        float32, float64 where ``x`` is, and errors of float32 stay under 2^-23 (8 + |mean| / std) times the largest
-        output. In eager mode elsewhere this is PyTorch's own group_norm, faster there, but float32 on the CPU loses
+        (B, C, H, W) in the dtype of ``x``, channels_last. In the GPU kernels and where it is compiled,
+        arithmetic is in
+        float32, float64 where ``x`` is, and errors of float32 stay under 2^-23 (8 + |mean| / std) times the
+        largest
+        output. In eager mode elsewhere this is PyTorch's own group_norm, faster there, but float32 on the CPU
+        loses
         digits where |mean| is much larger than std.
 
     Raises:
@@ -73,8 +78,8 @@ def reference(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: flo
 def decomposed(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, activation: bool) -> Tensor:
     """The op in plain operators, which a compiler fuses, autograd differentiates and ONNX knows.
 
-    Two loops when compiled: sums of each channel, then z = slope x + offset. Stacking the two makes the compiler keep
-    them, where it would work them out again for each pixel.
+    Two loops when compiled: sums of each channel, then z = slope x + offset. Stacking the two makes the
+    compiler keep them, where it would work them out again for each pixel.
     """
     mean, rstd = (_per_channel(s, x.shape[1]) for s in _statistics(x, num_groups, eps))
     slope = rstd * weight[:, :, None, None]
@@ -86,8 +91,9 @@ def decomposed(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: fl
 def _statistics(x: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """Mean and 1 / sqrt(variance + eps) of each group, (B, G), in one pass over the pixels.
 
-    Each channel first, since channels lie side by side, and relative to one of its pixels: E[d^2] - E[d]^2 cancels only
-    where the mean is large against the spread. The results do not depend on which pixel: no gradient goes there.
+    Each channel first, since channels lie side by side, and relative to one of its pixels: E[d^2] - E[d]^2
+    cancels only where the mean is large against the spread. The results do not depend on which pixel: no
+    gradient goes there.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     origin = x[:, :, :1, :1].detach()
@@ -104,8 +110,9 @@ def _per_channel(of_groups: Tensor, channels: int) -> Tensor:
     return of_groups[:, :, None].expand(-1, -1, channels // of_groups.shape[1]).flatten(1)[:, :, None, None]
 
 
-# The kernels. A program has one block of GROUPS whole groups, in BLOCK_C lanes, and one chunk of SPAN rows of an image,
-# ROWS at a time; its place in the grid is (block, chunk, image). HW is the number of rows, *_step a stride along B.
+# The kernels. A program has one block of GROUPS whole groups, in BLOCK_C lanes, and one chunk of SPAN rows of
+# an image, ROWS at a time; its place in the grid is (block, chunk, image). HW is the number of rows, *_step a
+# stride along B.
 
 
 @jit

@@ -1,7 +1,8 @@
 """The nearest code of each vector, without the table of all distances.
 
-|z - e|^2 = |z|^2 + 2 (|e|^2 / 2 - z e), so the code with the least |e|^2 / 2 - z e is the nearest. On a GPU a program
-keeps the best so far of its vectors while it goes through the codes; elsewhere a few vectors at a time meet all codes.
+|z - e|^2 = |z|^2 + 2 (|e|^2 / 2 - z e), so the code with the least |e|^2 / 2 - z e is the nearest. On a GPU a
+program keeps the best so far of its vectors while it goes through the codes; elsewhere a few vectors at a
+time meet all codes.
 """
 
 from __future__ import annotations

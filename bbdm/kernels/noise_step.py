@@ -32,8 +32,8 @@ def noise_step(
         x0: (B, C, H, W) target images.
         y: (B, C, H, W) source images.
         t: (B,) integers, rows of ``table``. One outside it raises on the CPU and gives NaN on a GPU.
-        table: (T + 1, 6) weights of x0, y, noise in x_t, then in the target, float32 or float64; the sums are made in
-            that dtype.
+        table: (T + 1, 6) weights of x0, y, noise in x_t, then in the target, float32 or float64; the sums are
+            made in that dtype.
         noise: (B, C, H, W) standard normals; or
         seeds: (B,) int64, one an image, from which they are drawn, with
         step: the optimizer step, an integer or a (1,) tensor of one.
@@ -42,7 +42,8 @@ def noise_step(
         x_t and target, each (B, C, H, W) in the dtype and memory format of ``x0``.
 
     Raises:
-        ValueError: an argument has the wrong shape, dtype or device, or there is not exactly one of noise and seeds.
+        ValueError: an argument has the wrong shape, dtype or device, or there is not exactly one of noise and
+            seeds.
     """
     if (noise is None) == (seeds is None):
         raise ValueError(f"noise_step takes one of noise and seeds, got {'neither' if noise is None else 'both'}")

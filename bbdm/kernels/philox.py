@@ -1,11 +1,11 @@
 """Counter-based noise: every number is a pure function of (seed, stream, step, element).
 
-Philox4x32-10 with key = (low, high) words of the 64-bit seed and counter = (element // 4, step, stream, lane), where
-``element`` is the logical C, H, W index whatever the memory format, and lane is 0 for noise; training draws its times
-and flips from lanes of their own.
-Words become u = ((word >> 9) + 0.5) 2^-23, exact in float32, and pairs of u become normals by Box-Muller.
-So one seed means one image on every device, at every batch size and place in the batch.
-``philox_numpy.py`` is the same definition without torch, and the ``draw_*`` functions at the end are it for kernels.
+Philox4x32-10 with key = (low, high) words of the 64-bit seed and counter = (element // 4, step, stream,
+lane), where ``element`` is the logical C, H, W index whatever the memory format, and lane is 0 for noise;
+training draws its times and flips from lanes of their own. Words become u = ((word >> 9) + 0.5) 2^-23, exact
+in float32, and pairs of u become normals by Box-Muller. So one seed means one image on every device, at every
+batch size and place in the batch. ``philox_numpy.py`` is the same definition without torch, and the
+``draw_*`` functions at the end are it for kernels.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def random_words(
 
     Args:
         seeds: (B,) int64 tensor, on the device where the words are wanted.
-        step: row of the step table when sampling, optimizer step when training; in [0, 2^32). An integer, or a tensor
-            of one where it is known only on the device.
+        step: row of the step table when sampling, optimizer step when training; in [0, 2^32). An integer, or
+            a tensor of one where it is known only on the device.
         count: how many words an image needs.
         stream: ``SAMPLING`` or ``TRAINING``.
         lane: ``NOISE_LANE``, ``TIMESTEP_LANE`` or ``FLIP_LANE``.
@@ -53,7 +53,8 @@ def normal(
 
     Args:
         seeds: (B,) int64, one for each image.
-        step: row of the step table when sampling, optimizer step when training; an integer or a tensor of one.
+        step: row of the step table when sampling, optimizer step when training; an integer or a tensor of
+            one.
         shape: logical shape (C, H, W) of one image.
         stream: ``SAMPLING`` or ``TRAINING``.
 
@@ -80,9 +81,10 @@ def flips(seeds: torch.Tensor, step: int) -> torch.Tensor:
     return random_words(seeds, step, 1, TRAINING, FLIP_LANE)[:, 0] % 2 == 1
 
 
-# The same for kernels. Cosine, sine and logarithm are polynomials of our own in place of tl.cos, tl.sin and tl.log: the
-# reduction of the argument is exact, since it starts from the integer behind u; nothing goes through local memory; and
-# every backend computes the same. Coefficients are least-maximum fits, with errors below half a unit of float32.
+# The same for kernels. Cosine, sine and logarithm are polynomials of our own in place of tl.cos, tl.sin and
+# tl.log: the reduction of the argument is exact, since it starts from the integer behind u; nothing goes
+# through local memory; and every backend computes the same. Coefficients are least-maximum fits, with errors
+# below half a unit of float32.
 
 _M0, _M1 = constexpr(MULTIPLIERS[0]), constexpr(MULTIPLIERS[1])
 _W0, _W1 = constexpr(WEYL[0]), constexpr(WEYL[1])
@@ -149,8 +151,8 @@ def _direction(word):
 def draw_normals(seed, start, step, pixels, STREAM: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
     """(BLOCK,) float32 normals for the places start .. start + BLOCK - 1 of one image's memory.
 
-    ``start`` is a multiple of 4, ``pixels`` is H W, and ``CHANNELS`` is C where memory is channels_last, 0 where it is
-    contiguous: there a place is an element, and 4 neighbours share one Philox call.
+    ``start`` is a multiple of 4, ``pixels`` is H W, and ``CHANNELS`` is C where memory is channels_last, 0
+    where it is contiguous: there a place is an element, and 4 neighbours share one Philox call.
     """
     if CHANNELS == 0:
         w0, w1, w2, w3 = draw_words(seed, start // 4 + tl.arange(0, BLOCK // 4), step, STREAM)

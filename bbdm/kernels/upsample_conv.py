@@ -1,8 +1,8 @@
 """Nearest-neighbour upsampling followed by a 3 x 3 convolution, at 4/9 of its multiplications.
 
-Of an upsampled image, the nine pixels under the kernel are only four different ones, two by two. So each of the four
-phases (even or odd row and column) of the output is a 2 x 2 convolution of the small image, whose weights are sums of
-the nine.
+Of an upsampled image, the nine pixels under the kernel are only four different ones, two by two. So each of
+the four phases (even or odd row and column) of the output is a 2 x 2 convolution of the small image, whose
+weights are sums of the nine.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 def upsample_conv3x3(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Double the size of x by nearest neighbours, then convolve with padding 1.
 
-    Where it is compiled for inference, the four phases take the place of the two steps: weights are constants there,
-    and their sums are made once. Anywhere else making the sums costs as much as they save.
+    Where it is compiled for inference, the four phases take the place of the two steps: weights are constants
+    there, and their sums are made once. Anywhere else making the sums costs as much as they save.
 
     Args:
         x: (B, C, H, W).

@@ -1,7 +1,8 @@
-"""Networks from their settings and weights, as files keep them."""
+"""Networks from their settings and weights, as files hold them."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -70,3 +71,25 @@ def restore(
     network.to_empty(device="cpu")  # without values, which would take longer to draw than the file to read
     network.load_state_dict(state)
     return network.eval()
+
+
+def state_hash(state: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> str:
+    """SHA-256 of the keys and the values of a state dict, rounded to a dtype where one is given."""
+    digest = hashlib.sha256()
+    for key, value in sorted(state.items()):
+        digest.update(key.encode())
+        digest.update(
+            value.detach().to("cpu", dtype or value.dtype).contiguous().flatten().view(torch.uint8).numpy().data
+        )
+    return digest.hexdigest()
+
+
+def check_integers(config: Any, *names: str, least: int = 1) -> None:
+    """Raise ValueError where an attribute, or a member of one that is a tuple, is no integer of at least ``least``."""
+    for name in names:
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, int) or isinstance(number, bool):
+                raise ValueError(f"{name} must be of integers, got {value!r}")
+            if number < least:
+                raise ValueError(f"{name} must be at least {least}, got {value!r}")

@@ -1,7 +1,7 @@
 """The UNet of A-Bridge and BBDM (Dhariwal and Nichol 2021), with the released weights' state-dict keys.
 
-Scale-shift normalisation, residual up- and downsampling, attention with the legacy q/k/v order, and channels_last
-throughout. It knows nothing of bridges: it maps (x, t, condition) to a prediction.
+Scale-shift normalisation, residual up- and downsampling, attention with the legacy q/k/v order, and
+channels_last throughout. It knows nothing of bridges: it maps (x, t, condition) to a prediction.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bbdm.kernels.group_norm_silu import group_norm_silu
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
-from bbdm.networks.settings import check_integers
+from bbdm.networks.restore import check_integers
 
 MAX_PERIOD = 10000.0
 
@@ -211,8 +211,8 @@ class UNet(nn.Module):
         out_channels: channels of the prediction.
         **settings: the other fields of :class:`UNetConfig`.
 
-    ``UNet(3, 3)`` is the A-Bridge paper's network. Attributes: ``config``; ``gradient_checkpointing``, off unless set,
-    trades a third more compute in training for activations of one stage at a time.
+    ``UNet(3, 3)`` is the A-Bridge paper's network. Attributes: ``config``; ``gradient_checkpointing``, off
+    unless set, trades a third more compute in training for activations of one stage at a time.
     """
 
     def __init__(self, in_channels: int = 3, out_channels: int = 3, **settings: Any) -> None:

@@ -1,7 +1,8 @@
-"""The VQGAN of latent diffusion (Esser et al. 2021, Rombach et al. 2022), with the official weights' state-dict keys.
+"""The VQGAN of latent diffusion (Esser et al. 2021, Rombach et al. 2022), with the official weights'
+state-dict keys.
 
-An autoencoder with a codebook: ``encode`` gives the latent before quantisation, in which bridges live, and ``decode``
-replaces each of its vectors by the nearest code on the way back.
+An autoencoder with a codebook: ``encode`` gives the latent before quantisation, in which bridges live, and
+``decode`` replaces each of its vectors by the nearest code on the way back.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import nn
 from bbdm.kernels.group_norm_silu import group_norm_silu
 from bbdm.kernels.nearest_code import nearest_code
 from bbdm.kernels.upsample_conv import upsample_conv3x3
-from bbdm.networks.settings import check_integers
+from bbdm.networks.restore import check_integers
 
 
 @dataclass(frozen=True)
@@ -288,7 +289,8 @@ class VQGAN(nn.Module):
         return cls.from_config(PRESETS[name])
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, image_channels, H, W) in [-1, 1] to the latent before quantisation, (B, latent_channels, H', W').
+        """(B, image_channels, H, W) in [-1, 1] to the latent before quantisation, (B, latent_channels, H',
+        W').
 
         Raises:
             ValueError: wrong channels, or a size that is no multiple of ``config.stride``.
@@ -302,7 +304,8 @@ class VQGAN(nn.Module):
         return self.quant_conv(self.encoder(x.to(memory_format=torch.channels_last)))
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """A latent to its image, by the nearest codes: (B, latent_channels, H, W) to (B, image_channels, H', W').
+        """A latent to its image, by the nearest codes: (B, latent_channels, H, W) to (B, image_channels, H',
+        W').
 
         Raises:
             ValueError: wrong channels.
@@ -322,7 +325,8 @@ class VQGAN(nn.Module):
             x: (B, image_channels, H, W) in [-1, 1].
 
         Returns:
-            The image (B, image_channels, H, W), the latent (B, latent_channels, H', W'), and the (B, H', W') indices of
+            The image (B, image_channels, H, W), the latent (B, latent_channels, H', W'), and the (B, H', W')
+            indices of
             its codes.
         """
         z = self.encode(x)

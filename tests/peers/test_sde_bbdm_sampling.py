@@ -1,9 +1,9 @@
-"""Parity of bridges, solver rows and the whole sampler with the public sde-bbdm 1.1: same inputs, same noise, compare.
+"""Parity of bridges, solver rows and the whole sampler with the public sde-bbdm 1.1: same inputs, same noise,
+compare.
 
-The public code computes its schedules in torch's default dtype, so rows are compared with that set to float64. It draws
-its noise with ``torch.randn_like``, which is replaced here by known noise. Where the public code cannot run or is
-wrong, a test shows that, and the comparison is with its formula instead.
-"""
+The public code computes its schedules in torch's default dtype, so rows are compared with that set to
+float64. It draws its noise with ``torch.randn_like``, which is replaced here by known noise. Where the public
+code cannot run or is wrong, a test shows that, and the comparison is with its formula instead."""
 
 from __future__ import annotations
 
@@ -145,8 +145,8 @@ def test_abridge_ancestral_rows(draw: Draw, c_lambda: float) -> None:
         # The public code subtracts its noise; c_z is positive in our tables.
         differences[t] = (public - our_step(table, row, state, y[row], pred[row], -z[row])).abs()
 
-    # At t = T the public weights are printed: 0.9998552 on y, 0.0001447648 on y - p, 0.0014142 on z. Half a unit of the
-    # last digit of each is the tolerance of this row, and of this row alone.
+    # At t = T the public weights are printed: 0.9998552 on y, 0.0001447648 on y - p, 0.0014142 on z. Half a
+    # unit of the last digit of each is the tolerance of this row, and of this row alone.
     printed = 0.5e-7 * y[0].abs() + 0.5e-10 * (y[0] - pred[0]).abs() + 0.5e-7 * z[0].abs()
     assert (differences.pop(T) <= printed).all()
     assert_rows_agree(differences, T - 1)
@@ -209,8 +209,8 @@ def test_brownian_posterior_rows(draw: Draw) -> None:
         state = y[row] if t == T else x[row]
         ours = our_step(table, row, state, y[row], pred[row], z[row])
         if t == T:
-            # The public weights are 0 / 0 here, so its full sampling from T gives NaN. Given x_T = y, which says
-            # nothing of x0, the posterior is the marginal.
+            # The public weights are 0 / 0 here, so its full sampling from T gives NaN. Given x_T = y, which
+            # says nothing of x0, the posterior is the marginal.
             assert public.isnan().all()
             public = marginal_at(bridge, T - 1, y[row] - pred[row], y[row], z[row])
         differences[t] = (public - ours).abs()
@@ -367,10 +367,10 @@ def our_noise(noise: torch.Tensor, solver: str) -> torch.Tensor:
 def test_sampler_makes_the_public_images_in_float32(solver: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """To 1e-5; measured 5e-7 (fast) and 2e-7 (ancestral).
 
-    The public code evaluates its schedule in float32, we in float64, and its first ancestral step has printed weights.
-    States in the middle of the ancestral path differ by up to 1.1e-5 for these reasons; the network, a contraction,
-    has forgotten that by the last step. The next test compares the states themselves, in float64.
-    """
+    The public code evaluates its schedule in float32, we in float64, and its first ancestral step has printed
+    weights. States in the middle of the ancestral path differ by up to 1.1e-5 for these reasons; the network,
+    a contraction, has forgotten that by the last step. The next test compares the states themselves, in
+    float64."""
     network = contraction()
     source, noise = sampler_inputs(solver, batch)
     public = public_states(network, solver, source, noise, monkeypatch)[-1]
@@ -388,7 +388,8 @@ def test_sampler_walks_the_public_path_in_float64(solver: str, batch: int, monke
         sampler = BridgeSampler(network, ABridge(T, 2.0), solver)
         states = [step.x for step in sampler.stream(source, noise=our_noise(noise, solver))]
     assert states[0].dtype == torch.float64
-    # Ancestral states carry the rounding of the first step's printed weights, 1e-7, which later steps grow to 2.7e-6.
+    # Ancestral states carry the rounding of the first step's printed weights, 1e-7, which later steps grow to
+    # 2.7e-6.
     atol = TOLERANCE if solver == "fast" else 1e-5
     torch.testing.assert_close(torch.stack(states), torch.stack(public), rtol=0, atol=atol)
 

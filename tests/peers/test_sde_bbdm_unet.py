@@ -1,4 +1,5 @@
-"""Parity of the UNet with the public sde-bbdm 1.1: same keys, same weights, then the same outputs and gradients.
+"""Parity of the UNet with the public sde-bbdm 1.1: same keys, same weights, then the same outputs and
+gradients.
 
 Zero-initialised layers would hide what stands behind them, so all of them are given random values first.
 """
@@ -134,8 +135,8 @@ def test_paper_network_has_the_public_outputs(paper_pair: Pair) -> None:
     assert relative_error(ours, public) <= 1e-5
 
 
-# Gradients are judged in float64, each tensor by its own norm. In float32 rounding alone makes 1.1e-5 of the norm in
-# the worst tensor at the paper's size; in float64 the worst measured is 1e-14.
+# Gradients are judged in float64, each tensor by its own norm. In float32 rounding alone makes 1.1e-5 of the
+# norm in the worst tensor at the paper's size; in float64 the worst measured is 1e-14.
 
 
 @pytest.mark.usefixtures("float64")

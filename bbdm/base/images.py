@@ -1,0 +1,175 @@
+"""Pictures in and out: PIL to arrays and tensors in [-1, 1] and back, and grids to look at.
+
+Only the functions of tensors need torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    import torch
+
+EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"}
+SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
+GROUP_GAP = 6  # between groups in a grid, in gaps
+Size = int | tuple[int, int]  # the side of a square, or (height, width)
+RANGE_LIMIT = 1.5  # an image in [0, 255] or standardised shows here, an overshooting filter does not
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """(height, width) of a size."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def as_size(value: Any) -> Size:
+    """A size as it is kept: a square's is an integer, whatever sequence it was.
+
+    Raises:
+        ValueError: it is no size.
+    """
+    whole = (value, value) if isinstance(value, int) else value
+    if not isinstance(whole, list | tuple) or len(whole) != 2 or not all(isinstance(side, int) for side in whole):
+        raise ValueError(f"image_size must be an integer or (height, width), got {value!r}")
+    height, width = whole
+    if min(height, width) < 1:
+        raise ValueError(f"image_size must be at least 1, got {value}")
+    return height if height == width else (height, width)
+
+
+def read_size(text: str) -> Size:
+    """A size as flags have it: 256, or 256x512 for height x width.
+
+    Raises:
+        ValueError: it is written otherwise.
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise ValueError(f"a size is written as 256, or as 256x512 for height x width, got {text!r}")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
+def convert(image: Image.Image, channels: int = 3) -> Image.Image:
+    """The picture as 8-bit grey (1 channel) or RGB (3 channels).
+
+    Transparency is laid on white, and 16-bit grey is scaled to 8 bits.
+
+    Raises:
+        ValueError: a mode that has no agreed range (32-bit integers and floats), or another number of
+            channels.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"a picture can become 1 or 3 channels, not {channels}: pass a tensor to this network")
+    if image.mode in SIXTEEN_BIT:
+        wide = np.asarray(image, dtype=np.uint16).astype(np.uint32)
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    elif image.mode not in EIGHT_BIT:
+        raise ValueError(
+            f"a picture of mode {image.mode!r} has no agreed range of values: "
+            "convert it to 8 bits (L, RGB, RGBA, P) or 16-bit grey (I;16) first"
+        )
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def open_image(path: Path) -> Image.Image:
+    """A fully read, upright picture.
+
+    Raises:
+        ValueError: the file cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, EOFError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(f"there is no picture {path}") from error
+        raise ValueError(f"cannot read the picture {path}: {error}") from error
+
+
+def to_pixels(image: Image.Image, channels: int = 3) -> npt.NDArray[np.uint8]:
+    """(channels, H, W) uint8."""
+    pixels = np.asarray(convert(image, channels), dtype=np.uint8).reshape(image.height, image.width, channels)
+    return pixels.transpose(2, 0, 1).copy()  # its own, in order: what PIL gives can only be read
+
+
+def to_array(image: Image.Image, channels: int = 3) -> npt.NDArray[np.float32]:
+    """(channels, H, W) float32 in [-1, 1]."""
+    return to_pixels(image, channels).astype(np.float32) / 127.5 - 1.0
+
+
+def scale(pixels: torch.Tensor) -> torch.Tensor:
+    """float32 in [-1, 1] of uint8, on its device: bit for bit what :func:`to_array` gives."""
+    import torch
+
+    whole = torch.full((), 127.5, device=pixels.device)  # a tensor: of a number, CUDA would multiply by the reciprocal
+    return pixels.float() / whole - 1
+
+
+def from_array(array: npt.NDArray[np.floating]) -> Image.Image:
+    """A picture from a (1 or 3, H, W) array in [-1, 1]; values outside are clipped."""
+    if array.ndim != 3 or array.shape[0] not in (1, 3):
+        raise ValueError(f"a picture needs a (1 or 3, H, W) tensor, got {tuple(array.shape)}")
+    pixels = np.rint((array.astype(np.float32).clip(-1, 1) + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def from_pil(image: Image.Image, channels: int = 3) -> torch.Tensor:
+    """A tensor from a picture: see :func:`to_array`."""
+    import torch
+
+    return torch.from_numpy(to_array(image, channels))
+
+
+def to_pil(tensor: torch.Tensor) -> Image.Image:
+    """A picture from a tensor: see :func:`from_array`."""
+    return from_array(tensor.detach().float().cpu().numpy())
+
+
+def check(source: torch.Tensor | npt.NDArray[Any], channels: int) -> None:
+    """Raise ValueError unless ``source`` is a non-empty (B, channels, H, W) of floats, finite and about [-1, 1]."""
+    if source.ndim != 4 or source.shape[1] != channels or 0 in source.shape:
+        raise ValueError(f"source must be a non-empty (B, {channels}, H, W) batch, got shape {tuple(source.shape)}")
+    if "float" not in str(source.dtype):
+        raise ValueError(f"source must be floats in [-1, 1], got {source.dtype}")
+    largest = float(abs(source).max())
+    if not np.isfinite(largest):
+        raise ValueError("source must be finite, got NaN or infinity")
+    if largest > RANGE_LIMIT:
+        raise ValueError(f"source must be in [-1, 1], got values up to {largest:.4g} in size")
+
+
+def by_size(arrays: Sequence[Any]) -> list[list[int]]:
+    """Which arrays or tensors have the same shape, as lists of indices."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, array in enumerate(arrays):
+        groups.setdefault(tuple(array.shape), []).append(index)
+    return list(groups.values())
+
+
+def grid(rows: Sequence[Sequence[Image.Image]], gap: int = 2, group: int | None = None) -> Image.Image:
+    """One picture of all pictures, row by row, on white; cells take the size of the largest.
+
+    Every ``group`` pictures of a row stand together: the gap to the next ones is wider.
+    """
+    if not rows or not any(rows):
+        raise ValueError("a grid needs at least one picture")
+    width = max(image.width for row in rows for image in row)
+    height = max(image.height for row in rows for image in row)
+    columns = max(len(row) for row in rows)
+    wider = GROUP_GAP * gap - gap
+    left = [gap + j * (width + gap) + j // (group or columns) * wider for j in range(columns)]
+    sheet = Image.new("RGB", (left[-1] + width + gap, len(rows) * (height + gap) + gap), "white")
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            sheet.paste(image, (left[j], gap + i * (height + gap)))
+    return sheet

@@ -1,0 +1,32 @@
+"""Packages that import a public name when it is first used, so that importing one costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+
+def public(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The ``__getattr__`` and ``__dir__`` of a package.
+
+    Args:
+        package: its name.
+        homes: the module of each public name. Submodules are found as well.
+    """
+
+    def get(name: str) -> Any:
+        try:
+            if name in homes:
+                return getattr(import_module(homes[name]), name)
+            if not name.startswith("__") and find_spec(f"{package}.{name}"):
+                return import_module(f"{package}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            message = f"{name} needs PyTorch, which is not installed; bbdm.runtime runs without it"
+            raise ModuleNotFoundError(message, name="torch") from error
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return get, lambda: sorted(homes)

@@ -1,0 +1,258 @@
+"""DeepLabV3 and DeepLabV3+ for semantic segmentation, on torchvision's backbones.
+
+Papers: Chen et al. 2017 (arXiv:1706.05587) and 2018 (arXiv:1802.02611). State-dict keys, paddings and
+dilations are those of github.com/VainF/DeepLabV3Plus-Pytorch, so that its published Cityscapes weights load
+with strict=True.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bbdm.files import torchfile, weights
+from bbdm.files.importers import states
+from bbdm.files.records import Record
+from bbdm.files.weights import State
+from bbdm.networks.restore import check_integers, restore
+
+try:
+    from torchvision.models import ResNet, get_model
+    from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
+    from torchvision.models.segmentation.deeplabv3 import ASPP
+except ImportError as error:
+    raise ImportError(f"evaluation needs more packages, pip install 'bbdm[eval]': {error}") from error
+
+FORMAT = "bbdm deeplab"
+Head = Literal["deeplabv3", "deeplabv3plus"]
+Backbone = Literal["resnet50", "resnet101", "mobilenet"]
+RESNET_OF_BLOCKS: dict[int, Backbone] = {6: "resnet50", 23: "resnet101"}  # by the number of blocks of layer3
+ASPP_CHANNELS = 256
+LOW_CHANNELS = 48  # to which DeepLabV3+ reduces the early features
+# (of the early features, of the last ones)
+CHANNELS: dict[str, tuple[int, int]] = {"resnet50": (256, 2048), "resnet101": (256, 2048), "mobilenet": (24, 320)}
+
+
+@dataclass(frozen=True)
+class DeepLabConfig:
+    """A network's shape.
+
+    Attributes:
+        head: DeepLabV3, or DeepLabV3+ with its decoder.
+        backbone: ``mobilenet`` is MobileNetV2.
+        num_classes: 19 for Cityscapes.
+        output_stride: pixels of the picture along one pixel of the last features, 8 or 16. It is no property
+            of the weights; the published ones were trained and tested with 16.
+    """
+
+    head: Head
+    backbone: Backbone
+    num_classes: int = 19
+    output_stride: int = 16
+
+    def __post_init__(self) -> None:
+        for name, choices in (("head", get_args(Head)), ("backbone", get_args(Backbone)), ("output_stride", (8, 16))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        check_integers(self, "num_classes")
+
+
+class DeepLab(nn.Module):
+    """The network.
+
+    Takes (B, 3, H, W) float pictures, normalised by ImageNet's mean and spread; gives (B, num_classes, H, W)
+    logits.
+    """
+
+    def __init__(self, config: DeepLabConfig) -> None:
+        super().__init__()
+        self.config = config
+        mobile = config.backbone == "mobilenet"
+        self.backbone = _MobileNet(config.output_stride) if mobile else _ResNet(config.backbone, config.output_stride)
+        low, high = CHANNELS[config.backbone]
+        rates = (6, 12, 18) if config.output_stride == 16 else (12, 24, 36)
+        if config.head == "deeplabv3":
+            self.classifier = _Head(high, config.num_classes, rates)
+        else:
+            self.classifier = _PlusHead(low, high, config.num_classes, rates)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) to (B, num_classes, H, W)."""
+        logits = self.classifier(*self.backbone(image))
+        return F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class _ResNet(nn.Module):
+    """Features of strides 4 and ``output_stride``: the last stages are dilated where others have a stride."""
+
+    def __init__(self, name: str, output_stride: int) -> None:
+        super().__init__()
+        dilated = [False, output_stride == 8, True]
+        resnet = cast(ResNet, get_model(name, weights=None, replace_stride_with_dilation=dilated))
+        self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        low = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(x)))))
+        return low, self.layer4(self.layer3(self.layer2(low)))
+
+
+class _PaddedResidual(InvertedResidual):
+    """Pads before the expansion, as the published weights were trained.
+
+    The expansion's bias acts on the padding as well, so what the depthwise convolution sees around the
+    picture is not zero, as it is in torchvision's block.
+    """
+
+    @property
+    def depthwise(self) -> nn.Conv2d:
+        return cast(nn.Conv2d, cast(nn.Sequential, self.conv[-3])[0])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        side = self.depthwise.dilation[0]
+        y = self.conv(F.pad(x, (side, side, side, side)))
+        return x + y if self.use_res_connect else y
+
+
+class _MobileNet(nn.Module):
+    """Features of strides 4 and ``output_stride``; the stem does not pad."""
+
+    def __init__(self, output_stride: int) -> None:
+        super().__init__()
+        features = MobileNetV2(block=_PaddedResidual).features
+        cast(nn.Conv2d, cast(nn.Sequential, features[0])[0]).padding = (0, 0)
+        stride, dilation = 2, 1
+        for block in list(features)[1:-1]:
+            depthwise = cast(_PaddedResidual, block).depthwise
+            depthwise.padding = (0, 0)
+            depthwise.dilation = (dilation, dilation)
+            step = depthwise.stride[0]
+            if stride == output_stride:  # from here on, dilation in place of strides
+                depthwise.stride = (1, 1)
+                dilation *= step
+            else:
+                stride *= step
+        self.low_level_features = features[:4]
+        self.high_level_features = features[4:-1]
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        low = self.low_level_features(x)
+        return low, self.high_level_features(low)
+
+
+def _conv3x3(in_channels: int, num_classes: int) -> list[nn.Module]:
+    """The end of both heads."""
+    return [
+        nn.Conv2d(in_channels, ASPP_CHANNELS, 3, padding=1, bias=False),
+        nn.BatchNorm2d(ASPP_CHANNELS),
+        nn.ReLU(),
+        nn.Conv2d(ASPP_CHANNELS, num_classes, 1),
+    ]
+
+
+class _Head(nn.Module):
+    def __init__(self, high: int, num_classes: int, rates: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.classifier = nn.Sequential(ASPP(high, rates), *_conv3x3(ASPP_CHANNELS, num_classes))
+
+    def forward(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        return self.classifier(high)
+
+
+class _PlusHead(nn.Module):
+    def __init__(self, low: int, high: int, num_classes: int, rates: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.project = nn.Sequential(
+            nn.Conv2d(low, LOW_CHANNELS, 1, bias=False), nn.BatchNorm2d(LOW_CHANNELS), nn.ReLU()
+        )
+        self.aspp = ASPP(high, rates)
+        self.classifier = nn.Sequential(*_conv3x3(LOW_CHANNELS + ASPP_CHANNELS, num_classes))
+
+    def forward(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        low, high = self.project(low), self.aspp(high)
+        high = F.interpolate(high, size=low.shape[-2:], mode="bilinear", align_corners=False)
+        return self.classifier(torch.cat([low, high], dim=1))
+
+
+def save_deeplab(path: str | os.PathLike[str], model: DeepLab) -> None:
+    """Write a network, atomically.
+
+    Raises:
+        ValueError: the name does not end in ``.pt`` or ``.safetensors``.
+    """
+    weights.write(path, FORMAT, {"config": asdict(model.config)}, {"weights": model.state_dict()})
+
+
+def load_deeplab(path: str | os.PathLike[str], output_stride: int | None = None) -> DeepLab:
+    """Read a network, frozen: of :func:`save_deeplab`, of DeepLabV3Plus-Pytorch, or pickled as a whole.
+
+    Runs no code from the file.
+
+    Args:
+        path: the file; ``.safetensors``, or anything else for torch.save.
+        output_stride: 8 or 16 in place of the file's. Only :func:`save_deeplab` writes it, and others are
+            taken for 16.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no DeepLab, is damaged, or is of a newer version.
+    """
+    with weights.opened(path, FORMAT, "segmentation network") as (content, own):
+        config, state = (DeepLabConfig(**content["config"]), content["weights"]) if own else _read(content)
+        return from_state(state, config if output_stride is None else replace(config, output_stride=output_stride))
+
+
+def from_state(state: State, config: DeepLabConfig) -> DeepLab:
+    """The network with these weights, in float32, frozen, in evaluation mode.
+
+    Raises:
+        ValueError: a weight is missing, unknown, of another shape, or not floating point; see
+            :func:`bbdm.networks.restore.fitting`.
+    """
+    return restore(DeepLab, config, state).requires_grad_(False)
+
+
+def _read(content: Any) -> tuple[DeepLabConfig, State]:
+    if isinstance(content, Record):  # as the public A-Bridge code's converter saves it
+        content = torchfile.state_dict(content)
+    state = content.get("model_state", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise ValueError(f"it is {states.nature(content)}; wanted: a state dict, or one under 'model_state'")
+    # some files hold weights of the criterion as well
+    state = {key: value for key, value in states.tensors(state).items() if "loss" not in key}
+    config = recognise(state)
+    return config, states.load(DeepLab, config, state)
+
+
+def recognise(state: Mapping[str, Any], output_stride: int = 16) -> DeepLabConfig:
+    """The shape of the network that a state dict is of.
+
+    Raises:
+        ValueError: it is of none that is known here.
+    """
+    if not any(key.startswith("backbone.") for key in state) or not any(".convs." in key for key in state):
+        raise ValueError(f"its weights are not a DeepLab's: they begin with {', '.join(list(state)[:3]) or 'nothing'}")
+    if any(".body." in key for key in state):
+        raise ValueError("its head has separable convolutions, which none of the published weights have")
+    head: Head = "deeplabv3plus" if "classifier.aspp.convs.0.0.weight" in state else "deeplabv3"
+    last = "classifier.classifier.3.weight" if head == "deeplabv3plus" else "classifier.classifier.4.weight"
+    if last not in state:
+        raise ValueError(f"it has no {last!r}, a DeepLab's last layer in the layout of VainF's DeepLabV3Plus-Pytorch")
+    if any(key.startswith("backbone.high_level_features.") for key in state):
+        backbone: Backbone | None = "mobilenet"
+    else:
+        blocks = {match[1] for key in state if (match := re.match(r"backbone\.layer3\.(\d+)\.conv3\.", key))}
+        backbone = RESNET_OF_BLOCKS.get(len(blocks))
+    shape = state[last].shape
+    if not shape:
+        raise ValueError(f"{last} has no shape of a layer")
+    if backbone is None:
+        raise ValueError(f"its backbone is none of {', '.join(get_args(Backbone))}")
+    return DeepLabConfig(head, backbone, shape[0], output_stride)

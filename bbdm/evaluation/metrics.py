@@ -1,0 +1,287 @@
+"""Scores of translated pictures, on torchmetrics: FID, LPIPS, PSNR, SSIM and diversity. mIoU is in
+bbdm.evaluation.segmentation.
+
+Pictures are taken with 8 bits, as they stand in their files, at the size at which they were made.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+try:
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+    from torchmetrics import Metric
+    from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+    from torchvision.models import get_model_weights
+except ImportError as error:
+    raise ImportError(f"evaluation needs more packages, pip install 'bbdm[eval]': {error}") from error
+
+from bbdm.execution.processes import Processes
+from bbdm.files import torchfile
+from bbdm.files.weights import readable
+
+Name = Literal["fid", "lpips", "psnr", "ssim", "diversity"]
+LPIPSNet = Literal["alex", "vgg", "squeeze"]
+HIGHER_IS_BETTER = {"fid": False, "lpips": False, "psnr": True, "ssim": True, "diversity": True}
+Counted = torch.Tensor | list[torch.Tensor]  # lists have a tensor for each batch
+State = tuple[int, dict[str, dict[str, Counted]]]  # the number of sources, and what the metrics counted
+BACKBONES: dict[LPIPSNet, str] = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # in torchvision
+_ALONE: dict[str, Any] = {"sync_on_compute": False, "compute_with_cache": False}  # Scores.add sums over processes
+_CONSTANT = ("data_range",)  # among the states of PSNR
+
+
+class Diversity(Metric):
+    """Spread of several results of one source (Li et al., BBDM, CVPR 2023).
+
+    The standard deviation over a source's results (divided by their number, not by one less), on a scale of 0
+    to 255, averaged over pixels, channels and sources.
+    """
+
+    full_state_update = False
+    total: torch.Tensor
+    count: torch.Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, results: torch.Tensor) -> None:
+        """(B, S, 3, H, W) uint8: S results of each of B sources."""
+        self.total += results.double().std(dim=1, correction=0).mean((1, 2, 3)).sum()
+        self.count += len(results)
+
+    def compute(self) -> torch.Tensor:
+        """The mean over all sources so far."""
+        return self.total / self.count
+
+
+class Inception(nn.Module):
+    """The Inception V3 that FID is defined with, (B, 3, H, W) uint8 to (B, 2048).
+
+    torch-fidelity's, whose features and resizing are those of the original TensorFlow program.
+
+    Args:
+        weights: file of the weights that torch-fidelity publishes; None downloads them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no Inception of torch-fidelity, or the download failed.
+    """
+
+    num_features = 2048  # which torchmetrics asks for
+
+    def __init__(self, weights: Path | None = None) -> None:
+        super().__init__()
+        build = lambda path: FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], path)  # noqa: E731
+        self.extractor = _with_weights(build, weights, URL_INCEPTION_V3, "--fid_weights", "Inception")
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) uint8 to (B, 2048)."""
+        return self.extractor(images)[0]
+
+
+def lpips(net: LPIPSNet = "alex", weights: Path | None = None) -> LearnedPerceptualImagePatchSimilarity:
+    """LPIPS (Zhang et al. 2018) of pictures in [0, 1].
+
+    Args:
+        net: the network below it.
+        weights: file of torchvision's ImageNet weights for that network; None downloads them. The linear
+            layers come with torchmetrics.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file does not fit the network, or the download failed.
+    """
+    if net not in BACKBONES:
+        raise ValueError(f"net must be one of {get_args(LPIPSNet)}, got {net!r}")
+    url = get_model_weights(BACKBONES[net]).DEFAULT.url  # pyright: ignore[reportAttributeAccessIssue]
+
+    def build(path: str | None) -> LearnedPerceptualImagePatchSimilarity:
+        with _as_downloaded(url, path):
+            return LearnedPerceptualImagePatchSimilarity(net, normalize=True, **_ALONE)
+
+    return _with_weights(build, weights, url, "--lpips_weights", BACKBONES[net])
+
+
+def _moved(value: Counted, device: str | torch.device) -> Any:
+    return value.to(device) if isinstance(value, torch.Tensor) else [item.to(device) for item in value]
+
+
+def _with_weights(build: Callable[[str | None], Any], weights: Path | None, url: str, flag: str, name: str) -> Any:
+    """``build`` of a local file or a download, with errors that say what to do."""
+    if weights is not None:
+        if not weights.is_file():
+            raise FileNotFoundError(f"there is no file {weights} of {name} weights")
+        with readable(weights, f"file of {name} weights, as of {url}"), tempfile.TemporaryDirectory() as folder:
+            with torchfile.opened(weights) as content:
+                state = torchfile.plain(content)
+            # The libraries load by running the pickle: let them have one of ours
+            copy = Path(folder) / "weights.pth"
+            torch.save(state, copy)
+            return build(str(copy))
+    try:
+        return build(None)
+    except OSError as error:
+        raise ValueError(
+            f"the {name} weights could not be downloaded ({error}): fetch {url} elsewhere and give it by {flag}"
+        ) from error
+
+
+@contextmanager
+def _as_downloaded(url: str, path: str | None) -> Iterator[None]:
+    """Have torch.hub find ``path`` in place of what it would download from ``url``."""
+    if path is None:
+        yield
+        return
+    before = torch.hub.get_dir()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "checkpoints" / url.rpartition("/")[2]
+        place.parent.mkdir()
+        shutil.copyfile(path, place)
+        torch.hub.set_dir(folder)
+        try:
+            yield
+        finally:
+            torch.hub.set_dir(before)
+
+
+class Scores:
+    """Several metrics over one data set.
+
+    FID compares all results with all targets, in float64 behind the network. LPIPS, PSNR and SSIM compare
+    each result with its source's target, and are means over results.
+
+    Pictures that other processes were given come by :meth:`collect`. (What torchmetrics does by itself
+    hangs or crashes where a process has fewer batches than another, or none.)
+
+    Args:
+        names: which: ``fid``, ``lpips``, ``psnr``, ``ssim``, ``diversity``.
+        samples: results of each source. Diversity needs at least 2.
+        features: the network of FID, (B, 3, H, W) uint8 to (B, D); None for Inception.
+        fid_weights: see :class:`Inception`.
+        lpips_net: see :func:`lpips`, as for
+        lpips_weights: its weights.
+        device: where to compute.
+
+    Raises:
+        FileNotFoundError: there is no such file of weights.
+        ValueError: an unknown name, too few samples, or weights that cannot be had.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        samples: int = 1,
+        *,
+        features: nn.Module | None = None,
+        fid_weights: Path | None = None,
+        lpips_net: LPIPSNet = "alex",
+        lpips_weights: Path | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        unknown = [name for name in names if name not in get_args(Name)]
+        if unknown or not names:
+            raise ValueError(f"metrics must be among {', '.join(get_args(Name))}, got {', '.join(unknown) or 'none'}")
+        if "diversity" in names and samples < 2:
+            raise ValueError(f"diversity needs at least 2 results of each source, got {samples}")
+        build: dict[str, Callable[[], Metric]] = {
+            "fid": lambda: FrechetInceptionDistance(features or Inception(fid_weights), **_ALONE),
+            "lpips": lambda: lpips(lpips_net, lpips_weights),
+            "psnr": lambda: PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3), **_ALONE),
+            "ssim": lambda: StructuralSimilarityIndexMeasure(data_range=1.0, **_ALONE),
+            "diversity": lambda: Diversity(**_ALONE),
+        }
+        self.samples = samples
+        self.device = torch.device(device)
+        self.metrics = {name: build[name]().to(self.device) for name in names}
+        self._pictures = 0
+
+    @torch.inference_mode()
+    def update(self, results: torch.Tensor, targets: torch.Tensor) -> None:
+        """Add pictures.
+
+        Args:
+            results: (B, S, 3, H, W) uint8.
+            targets: (B, 3, H, W) uint8.
+
+        Raises:
+            ValueError: shapes or types that are not these.
+        """
+        fits = results.ndim == 5 and results.shape[0] == len(targets) and results.shape[2:] == targets.shape[1:]
+        if not fits or results.shape[1:3] != (self.samples, 3):
+            raise ValueError(
+                f"results must be (B, {self.samples}, 3, H, W) and targets (B, 3, H, W), "
+                f"got {tuple(results.shape)} and {tuple(targets.shape)}"
+            )
+        if results.dtype != torch.uint8 or targets.dtype != torch.uint8:
+            raise ValueError(f"pictures must be uint8, got {results.dtype} and {targets.dtype}")
+        results, targets = results.to(self.device), targets.to(self.device)
+        flat = results.flatten(0, 1)
+        one, other = flat / 255, targets.repeat_interleave(self.samples, dim=0) / 255
+        self._pictures += len(targets)
+        for name, metric in self.metrics.items():
+            if name == "fid":
+                metric.update(flat, real=False)
+                metric.update(targets, real=True)
+            elif name == "diversity":
+                metric.update(results)
+            else:
+                metric.update(one, other)
+
+    def reset(self) -> None:
+        """Forget all pictures."""
+        self._pictures = 0
+        for metric in self.metrics.values():
+            metric.reset()
+
+    def state(self) -> State:
+        """What :meth:`add` takes, on the CPU, for another process."""
+        counted = {
+            name: {key: _moved(value, "cpu") for key, value in metric.metric_state.items() if key not in _CONSTANT}
+            for name, metric in self.metrics.items()
+        }
+        return self._pictures, counted
+
+    @torch.inference_mode()
+    def add(self, state: State) -> None:
+        """Add the pictures of other scores, of the same metrics, to those that are here.
+
+        Raises:
+            ValueError: there are none here, and FID cannot begin so.
+        """
+        pictures, counted = state
+        if not pictures:
+            return
+        if not self._pictures:
+            raise ValueError("pictures of other scores are added to some that are here, and there are none")
+        self._pictures += pictures
+        for name, metric in self.metrics.items():
+            for key, value in counted[name].items():
+                setattr(metric, key, getattr(metric, key) + _moved(value, self.device))
+
+    def collect(self, processes: Processes) -> None:
+        """Add the pictures of the other processes to those of the first; all of them call it."""
+        _, *others = processes.gather(self.state())
+        for state in others if processes.first else []:
+            self.add(state)
+
+    def compute(self) -> dict[str, float]:
+        """The scores of all pictures so far.
+
+        Raises:
+            ValueError: there were none, or too few for FID.
+        """
+        if self._pictures < (2 if "fid" in self.metrics else 1):
+            raise ValueError(f"scores need pictures, FID at least 2; got {self._pictures}")
+        return {name: metric.compute().item() for name, metric in self.metrics.items()}

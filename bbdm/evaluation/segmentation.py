@@ -1,0 +1,178 @@
+"""mIoU of generated street scenes: Cityscapes' labels, and a segmentation network in sliding windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+try:
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+except ImportError as error:
+    raise ImportError(f"evaluation needs more packages, pip install 'bbdm[eval]': {error}") from error
+
+from bbdm.data.pairs import open_image
+
+CITYSCAPES = {  # the 19 classes that count, in the order of their training ids: their label ids
+    "road": 7,
+    "sidewalk": 8,
+    "building": 11,
+    "wall": 12,
+    "fence": 13,
+    "pole": 17,
+    "traffic light": 19,
+    "traffic sign": 20,
+    "vegetation": 21,
+    "terrain": 22,
+    "sky": 23,
+    "person": 24,
+    "rider": 25,
+    "car": 26,
+    "truck": 27,
+    "bus": 28,
+    "train": 31,
+    "motorcycle": 32,
+    "bicycle": 33,
+}
+IGNORED = 255
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def read_labels(path: Path) -> torch.Tensor:
+    """Training ids of a Cityscapes ``*_gtFine_labelIds.png``: (H, W) int64, 0..18, and 255 for what does not
+    count.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no picture of label ids.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no label map {path}; mIoU needs the official *_gtFine_labelIds.png")
+    ids = np.asarray(open_image(path))
+    if ids.ndim != 2 or ids.dtype != np.uint8:
+        raise ValueError(f"{path} must have one 8-bit channel of label ids, got {ids.shape} of {ids.dtype}")
+    table = np.full(256, IGNORED, dtype=np.int64)
+    table[list(CITYSCAPES.values())] = np.arange(len(CITYSCAPES))
+    return torch.from_numpy(table[ids])
+
+
+def sliding_logits(
+    network: Callable[[torch.Tensor], torch.Tensor], image: torch.Tensor, window: int = 768, stride: int = 512
+) -> torch.Tensor:
+    """A network's output on windows, averaged where they overlap.
+
+    Windows begin at multiples of ``stride``, and the last of a row or column ends at the edge; a side shorter
+    than ``window`` is one window.
+
+    Args:
+        network: (B, C, h, w) to (B, K, h, w).
+        image: (B, C, H, W).
+        window: side of a window.
+        stride: from one to the next.
+
+    Returns:
+        (B, K, H, W).
+
+    Raises:
+        ValueError: windows that leave gaps.
+    """
+    if not 1 <= stride <= window:
+        raise ValueError(f"stride must be from 1 to the window's {window}, got {stride}")
+    height, width = image.shape[-2:]
+    total, count = None, image.new_zeros(height, width)
+    for top in _starts(height, window, stride):
+        for left in _starts(width, window, stride):
+            place = (..., slice(top, top + window), slice(left, left + window))
+            logits = network(image[place])
+            if total is None:
+                total = logits.new_zeros(*logits.shape[:2], height, width)
+            total[place] += logits
+            count[place] += 1
+    assert total is not None
+    return total / count
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    last = max(length - window, 0)
+    return [*range(0, last, stride), last]
+
+
+class SegmentationScore:
+    """How well a segmentation network finds the labels' classes in generated pictures.
+
+    A picture is scaled to [0, 1], resized to its label map (bilinear), normalised by ImageNet's mean and
+    spread, and segmented in windows, all of which one confusion matrix counts. IoU is intersection over union
+    of a class over the whole data set, and mIoU the mean over classes that occur in labels or results. Pixels
+    of label 255 count nowhere.
+
+    This differs from the public A-Bridge code, which counts pixels without a class as class 0, shows the
+    network pictures in [-1, 1] since it drops its own normalised ones, counts pixels twice where windows
+    overlap, and pools all classes into one intersection and one union.
+
+    Args:
+        network: (B, 3, h, w) to (B, classes, h, w) logits.
+        classes: their names, in order.
+        window: side of the windows, and
+        stride: from one to the next.
+        device: where to compute; the network must be there.
+    """
+
+    def __init__(
+        self,
+        network: Callable[[torch.Tensor], torch.Tensor],
+        classes: Sequence[str] = tuple(CITYSCAPES),
+        window: int = 768,
+        stride: int = 512,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.network = network
+        self.classes = list(classes)
+        self.window = window
+        self.stride = stride
+        self.device = torch.device(device)
+        self.confusion = torch.zeros(len(self.classes), len(self.classes), dtype=torch.int64)
+
+    def update(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add pictures.
+
+        Args:
+            images: (B, 3, h, w) uint8, of any size.
+            labels: (B, H, W) integers, each a class or 255.
+        """
+        self.add(self.count(images, labels))
+
+    def add(self, counts: torch.Tensor) -> None:
+        """Add what :meth:`count` returned."""
+        self.confusion += counts
+
+    @torch.inference_mode()
+    def count(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Pixels of pictures by their label and by what the network finds, (classes, classes) int64 on the CPU."""
+        pixels = images.to(self.device).float() / 255
+        pixels = F.interpolate(pixels, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        mean, std = (pixels.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+        logits = sliding_logits(self.network, (pixels - mean) / std, self.window, self.stride)
+        if logits.shape[1] != len(self.classes):
+            raise ValueError(f"the network must have {len(self.classes)} classes, got {logits.shape[1]}")
+        found, labels = logits.argmax(1), labels.to(self.device)
+        return multiclass_confusion_matrix(found, labels, len(self.classes), ignore_index=IGNORED).cpu()
+
+    def compute(self) -> dict[str, Any]:
+        """``miou``, and ``iou`` by class, None for one that never occurred.
+
+        Raises:
+            ValueError: no pixel had a class.
+        """
+        matrix = self.confusion.double()
+        hits = matrix.diag()
+        unions = matrix.sum(0) + matrix.sum(1) - hits
+        if not unions.any():
+            raise ValueError("mIoU needs at least one pixel with a class")
+        iou = (hits / unions).tolist()
+        found = {name: None if value != value else value for name, value in zip(self.classes, iou, strict=True)}
+        return {"miou": (hits / unions).nanmean().item(), "iou": found}

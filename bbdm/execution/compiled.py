@@ -1,0 +1,91 @@
+"""Functions compiled by torch.compile, once for each shape."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, Generic, TypeVar
+
+import torch
+import torch._inductor.config as inductor_config
+from torch._C._dynamo.eval_frame import reset_code
+from torch._inductor.codecache import PyCodeCache
+
+SHAPES_KEPT = 8  # of compiled networks and captured graphs; the least recently used is dropped
+
+Value = TypeVar("Value")
+
+
+class Recent(Generic[Value]):
+    """The values of the keys used last, each made once, under a lock."""
+
+    def __init__(self, make: Callable[..., Value]) -> None:
+        self._make = make
+        self._values: OrderedDict[Any, Value] = OrderedDict()
+        self.lock = threading.RLock()
+
+    def get(self, key: Any, *args: Any) -> Value:
+        """The value of a key, made from ``args`` where it is not held."""
+        with self.lock:
+            if key not in self._values:
+                self._values[key] = self._make(*args)
+            self._values.move_to_end(key)
+            while len(self._values) > SHAPES_KEPT:
+                self._values.popitem(last=False)
+            return self._values[key]
+
+
+class Compiled:
+    """A function compiled by torch.compile, once for each shape of its first argument.
+
+    Weights that it refers to are constants to the compiler: it packs and folds them. A failure to compile is
+    raised, never passed over.
+    """
+
+    def __init__(self, function: Callable[..., torch.Tensor], device: torch.device) -> None:
+        self.function = function
+        self.device = device
+        self._compiled: Recent[Callable[..., torch.Tensor]] = Recent(self._compile)
+
+    def __call__(self, x: torch.Tensor, /, *others: torch.Tensor | None) -> torch.Tensor:
+        """The function's result."""
+        return self.at(x, *others)(x, *others)
+
+    def at(self, x: torch.Tensor, /, *others: torch.Tensor | None) -> Callable[..., torch.Tensor]:
+        """The function compiled for the shape of x."""
+        return self._compiled.get(x.shape, x, *others)
+
+    def _compile(self, *arguments: torch.Tensor | None) -> Callable[..., torch.Tensor]:
+        function = self.function
+
+        def forward(*arguments: torch.Tensor | None) -> torch.Tensor:
+            return function(*arguments)
+
+        # The compiler keeps its results with the code object and the globals. Of its own for each shape, they
+        # have no guards to look through, no limit of recompilations, and can be forgotten.
+        own = FunctionType(forward.__code__.replace(), dict(globals()), closure=forward.__closure__)
+        options = {"guard_filter_fn": lambda guards: [False for _ in guards], **compile_options(self.device)}
+        compiled = torch.compile(own, fullgraph=True, dynamic=False, options=options)
+        modules = PyCodeCache.modules  # each holds the constants of one compiled graph
+        known = len(modules)
+        with inductor_config.patch(freezing=freezes(arguments[0])):  # options reach the compiler too late for this one
+            compiled(*arguments)
+        for module in modules[known:]:
+            sys.modules.pop(module.__name__, None)
+        del modules[known:]
+        weakref.finalize(compiled, reset_code, own.__code__)
+        return compiled
+
+
+def freezes(x: torch.Tensor | None) -> bool:
+    """Whether weights are made constants for an input: not in float64, which oneDNN's layouts do not know."""
+    return x is not None and x.dtype != torch.float64
+
+
+def compile_options(device: torch.device) -> dict[str, Any]:
+    """Inductor's settings for a device, besides freezing."""
+    return {} if device.type == "cpu" else {"max_autotune": True, "triton.cudagraphs": False}

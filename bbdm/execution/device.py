@@ -1,0 +1,73 @@
+"""The device that work runs on: its name, its fastest dtype, and how it keeps memory."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import time
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
+BFLOAT16_PAYS = 1.2  # bfloat16 is chosen where its convolution is faster than float32's by this factor
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """The device of a name, with its index: ``cuda`` is the current one.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # what torch raises depends on how it was built
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"device {str(name)!r} cannot be used here: {reason}") from error
+
+
+@cache
+def bfloat16_pays(threads: int) -> bool:
+    """Whether a convolution on this processor is faster in bfloat16, timed once for a number of threads.
+
+    Timed, since processors, and settings such as ONEDNN_MAX_CPU_ISA, support bfloat16 at any speed.
+    """
+    del threads  # the cache's key
+
+    def probe(dtype: torch.dtype) -> Callable[[], torch.Tensor]:
+        x = torch.ones(1, 256, 16, 16, dtype=dtype).to(memory_format=torch.channels_last)
+        weight = torch.ones(256, 256, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
+        return lambda: F.conv2d(x, weight, padding=1)
+
+    calls = (probe(torch.float32), probe(torch.bfloat16))
+    rounds = [[_seconds(call) for call in calls] for _ in range(10)]  # in turns: whatever else runs slows both
+    float32, bfloat16 = (min(seconds) for seconds in zip(*rounds, strict=True))
+    return float32 > BFLOAT16_PAYS * bfloat16
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """The fastest dtype that networks are compiled in on a device: bfloat16 where it pays, float32 otherwise."""
+    if device.type == "cpu":
+        return torch.bfloat16 if bfloat16_pays(torch.get_num_threads()) else torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+
+
+def keep_freed_memory() -> None:
+    """Have this process reuse the memory that it frees, where the C library is glibc.
+
+    By default glibc gives large blocks back to the system at once, so that each step's activations and
+    gradients come as fresh pages, which the system first has to clear: a third of the time of a large
+    network's step on a CPU.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

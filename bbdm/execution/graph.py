@@ -1,0 +1,52 @@
+"""All steps of a loop as one CUDA graph."""
+
+from __future__ import annotations
+
+import torch
+
+from bbdm.execution.compiled import Compiled, Recent
+from bbdm.execution.loop import Loop, State
+from bbdm.network import Network
+
+
+class GraphedLoop:
+    """A loop captured as one CUDA graph for each shape: all steps in one launch.
+
+    Threads take turns; outputs are copies, in the order of the caller's stream.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._pool = torch.cuda.graph_pool_handle()
+        self._captured: Recent[tuple[torch.cuda.CUDAGraph, State, Network]] = Recent(self._capture)
+        self._done = torch.cuda.Event()
+
+    def __call__(self, y: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+        """The last state for a source and its seeds, both on the device."""
+        with self._captured.lock, torch.cuda.device(y.device):
+            stream = torch.cuda.current_stream()
+            stream.wait_event(self._done)  # another thread's replay may run on another stream
+            graph, state, _ = self._captured.get(y.shape, y, seeds)
+            state.y.copy_(y)
+            state.seeds.copy_(seeds)
+            graph.replay()
+            result = state.x.clone()
+            self._done.record(stream)
+            return result
+
+    def _capture(self, y: torch.Tensor, seeds: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, State, Network]:
+        """The graph, its buffers, and the network whose weights it reads, which must not be dropped before it."""
+        state = self._loop.start(y.clone(), seeds.clone())
+        stream = torch.cuda.Stream()  # of its own, so that samplers may capture at the same time
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # compile, tune and load kernels before the capture
+            self._loop.advance(state, 0)
+        torch.cuda.current_stream().wait_stream(stream)
+        network = self._loop.network
+        if isinstance(network, Compiled):
+            network = network.at(state.inputs, self._loop.modulation[:1], state.condition)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            state.restart()
+            self._loop.run(state)
+        return graph, state, network

@@ -1,0 +1,103 @@
+"""The loop over a step table, one network evaluation and one row a step.
+
+A :class:`Loop` holds what is the same in every run: the network, the table on the device, and what the
+network computes from the table's times, once. A :class:`State` holds the buffers of one run, which every step
+overwrites in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from bbdm.kernels.bridge_step import bridge_step
+from bbdm.network import Network
+from bbdm.networks.unet import UNet
+from bbdm.solvers import StepTable
+
+
+@dataclass
+class State:
+    """The buffers of one run; images are (B, C, H, W), channels_last."""
+
+    y: torch.Tensor  # the source, in the state's dtype
+    x: torch.Tensor  # the state
+    x0hat: torch.Tensor  # the estimate of the target
+    inputs: torch.Tensor  # the state in the network's dtype
+    condition: torch.Tensor | None  # the source in the network's dtype, where the network is conditioned on it
+    seeds: torch.Tensor  # (B,) int64
+    noise: torch.Tensor | None  # (K, B, C, H, W), in place of seeds
+    step: torch.Tensor  # (1,) int64, the row of the table
+
+    def restart(self) -> None:
+        """Put the state at the source, where every table begins."""
+        self.x.copy_(self.y)
+        self.inputs.copy_(self.y)
+        if self.condition is not None:
+            self.condition.copy_(self.y)
+
+
+class Loop:
+    """A step table, ready to be run with a network.
+
+    Args:
+        unet: the network as it was given, for what it makes of the table's times before weights are rounded.
+        network: what runs its trunk, in ``dtype`` on ``device``.
+        table: what to run.
+        clamp: (low, high) for every estimate of the target, or None.
+        device: where to run.
+        dtype: what the network computes in. The state is float32, or float64 with a float64 network.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        network: Network,
+        table: StepTable,
+        clamp: tuple[float, float] | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.network = network
+        self.dtype = dtype
+        self.state_dtype = state_dtype(dtype)
+        self.device = device
+        self.clamp = clamp
+        self._conditioned = unet.config.condition_channels > 0
+        rows = torch.from_numpy(table.rows)
+        self.rows = rows.to(device, self.state_dtype)
+        with torch.no_grad():
+            times = torch.tensor(table.timesteps, device=next(unet.parameters()).device)
+            self.modulation = unet.modulation(times).to(device, self.state_dtype)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def start(self, y: torch.Tensor, seeds: torch.Tensor, noise: torch.Tensor | None = None) -> State:
+        """New buffers for a source, seeds and explicit noise that stand on the device."""
+        inputs = torch.empty_like(y, dtype=self.dtype)
+        condition = torch.empty_like(inputs) if self._conditioned else None
+        step = torch.zeros(1, dtype=torch.int64, device=self.device)
+        state = State(y, torch.empty_like(y), torch.empty_like(y), inputs, condition, seeds, noise, step)
+        state.restart()
+        return state
+
+    def advance(self, state: State, index: int) -> None:
+        """One step: one network evaluation and one row of the table, into the state's buffers."""
+        pred = self.network(state.inputs, self.modulation[index : index + 1], state.condition)
+        state.step.fill_(index)
+        seeds, noise = (state.seeds, None) if state.noise is None else (None, state.noise[index])
+        bridge_step(
+            state.x, state.x0hat, state.inputs, pred, state.y, self.rows, state.step, seeds, noise, clamp=self.clamp
+        )
+
+    def run(self, state: State) -> None:
+        """All steps."""
+        for index in range(len(self)):
+            self.advance(state, index)
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What the loop computes in beside a network of a dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

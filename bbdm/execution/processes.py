@@ -1,0 +1,121 @@
+"""The processes of a run: one, or several that share the work, which a launcher such as torchrun started.
+
+Several run on accelerate, which finds their devices, averages gradients in backward (DDP) and sums over all
+of them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from bbdm.execution.device import find_device
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Value = TypeVar("Value")
+
+PATIENCE = timedelta(hours=12)  # for another process; one that dies takes all down, whoever waits
+
+
+def started() -> int:
+    """How many processes a launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def start_on_each_gpu(script: str, argv: Sequence[str] | None) -> None:
+    """Let torchrun take this process's place, with a process of the script for each GPU, where there are
+    several.
+
+    Args:
+        script: its file.
+        argv: its arguments; None for those of this process.
+    """
+    count = torch.cuda.device_count()
+    if started() == 1 and count == 0:
+        print("there is no GPU here: one process works on the CPU")
+    if started() == 1 and count > 1:
+        several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), script]
+        os.execv(sys.executable, [sys.executable, *several, *(sys.argv[1:] if argv is None else argv)])
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run, seen from one of them."""
+
+    device: torch.device
+    rank: int = 0
+    count: int = 1
+    accelerator: Accelerator | None = None  # where there are several
+
+    @classmethod
+    def join(cls, device: str) -> Processes:
+        """This process among those that were started; of several on GPUs, each has its own.
+
+        Raises:
+            ValueError: there is no such device here, or several processes were started and accelerate is
+                missing.
+        """
+        if started() == 1:
+            return cls(find_device(device))
+        try:
+            from accelerate import Accelerator, InitProcessGroupKwargs
+        except ImportError as error:
+            raise ValueError("several processes need accelerate: pip install '.[train]'") from error
+        cpu = torch.device(device).type == "cpu"
+        accelerator = Accelerator(
+            cpu=cpu, mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
+        )
+        if accelerator.num_processes != started():  # without a GPU, accelerate has each process alone
+            raise ValueError(f"device {device!r} cannot be used here by {started()} processes: is there no GPU?")
+        return cls(accelerator.device, accelerator.process_index, accelerator.num_processes, accelerator)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and tells."""
+        return self.rank == 0
+
+    def parallel(self, network: Any) -> Any:
+        """The network with gradients that are averaged over all processes in backward."""
+        return network if self.accelerator is None else self.accelerator.prepare_model(network)
+
+    def alone(self, network: Any) -> AbstractContextManager[None]:
+        """Within it, backward leaves the averaging to a later one."""
+        return nullcontext() if self.accelerator is None else self.accelerator.no_sync(network)
+
+    def sum(self, value: float) -> float:
+        """The sum of each process's value, in all of them."""
+        if self.accelerator is None:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        return float(self.accelerator.reduce(total, "sum"))  # pyright: ignore[reportArgumentType]
+
+    def gather(self, value: Value) -> list[Value]:
+        """Each process's value, which pickle can take, in the order of their ranks; in all of them."""
+        if self.accelerator is None:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return gather_object([value])
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+
+    def first_before_others(self) -> AbstractContextManager[None]:
+        """Within it, the first process is done before the others begin."""
+        return nullcontext() if self.accelerator is None else self.accelerator.main_process_first()
+
+    def leave(self) -> None:
+        """End the work with the others."""
+        if self.accelerator is not None:
+            self.accelerator.end_training()

@@ -1,0 +1,1 @@
+"""Files of weights: our own formats, and other people's."""

@@ -1,0 +1,188 @@
+"""What key names and shapes tell of a network, for state dicts that come without a description."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bbdm.networks import unet, vqgan
+from bbdm.networks.restore import skeleton
+from bbdm.networks.unet import UNetConfig
+from bbdm.networks.vqgan import VQGAN, VQGANConfig
+
+State = Mapping[str, Any]  # tensors, or what has their shape
+
+
+def _count(state: State, prefix: str) -> int:
+    """How many of ``prefix``0, ``prefix``1, ... there are, without a gap."""
+    found = {key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)}
+    return next(i for i in range(len(found) + 1) if str(i) not in found)
+
+
+def _dim(state: State, key: str, axis: int) -> int:
+    """A dimension, at least 1.
+
+    Raises:
+        KeyError: there is no such key.
+        ValueError: there is no such dimension.
+    """
+    shape = state[key].shape
+    if axis >= len(shape) or shape[axis] < 1:
+        raise ValueError(f"{key} has the impossible shape {tuple(shape)}")
+    return shape[axis]
+
+
+def unet_config(state: State, **said: Any) -> UNetConfig:
+    """The settings of a UNet with the keys of guided diffusion, sde-bbdm and BBDM.
+
+    Shapes do not tell the width of an attention head, the groups of a GroupNorm or the dropout. The first two
+    are those of a preset of these shapes, else the paper's, with a warning.
+
+    Args:
+        state: every tensor by its key.
+        **said: settings that the file itself names, which win.
+
+    Raises:
+        KeyError: a key is missing that the settings are read from.
+        ValueError: there is no such network.
+    """
+    width = _dim(state, "input_blocks.0.0.weight", 0)
+    channels = _dim(state, "out.2.weight", 0)
+    condition = _dim(state, "input_blocks.0.0.weight", 1) - channels
+    if condition not in (0, channels):
+        raise ValueError(
+            f"its UNet takes {channels + condition} channels for {channels} that it gives; "
+            f"wanted {channels}, or {2 * channels} with the source as condition"
+        )
+    stages = _count(state, "output_blocks.")
+    # A stage that ends a level has a second residual block, which doubles the size.
+    second = r"output_blocks\.(\d+)\.[12]\.in_layers\.2\.weight"
+    ends = [int(found[1]) for found in (re.fullmatch(second, key) for key in state) if found]
+    blocks = min(ends) + 1 if ends else stages
+    if blocks < 2 or stages % blocks:
+        raise ValueError(f"its UNet has {stages} stages on the way up and levels of {blocks}: not a network of ours")
+    firsts = range(stages - blocks, -1, -blocks)  # each level's first stage on the way up, from the first level
+    settings: dict[str, Any] = {
+        "in_channels": channels,
+        "out_channels": channels,
+        "condition_channels": condition,
+        "model_channels": width,
+        "channel_mult": tuple(_dim(state, f"output_blocks.{i}.0.out_layers.3.weight", 0) // width for i in firsts),
+        "num_res_blocks": blocks - 1,
+        "attention_resolutions": tuple(
+            2**level for level, i in enumerate(firsts) if f"output_blocks.{i}.1.qkv.weight" in state
+        ),
+    }
+    hidden = _hidden(settings, unet.PRESETS.values(), ("head_channels", "num_groups"), said)
+    return UNetConfig(**{**settings, **hidden, **said})
+
+
+def _hidden(
+    settings: dict[str, Any], presets: Iterable[UNetConfig | VQGANConfig], names: tuple[str, ...], said: dict[str, Any]
+) -> dict[str, Any]:
+    """The settings that shapes do not tell: a preset's with the same blocks, else the defaults, with a warning."""
+    names = tuple(name for name in names if name not in said)
+    ends = {"in_channels", "out_channels", "condition_channels", "image_channels", "latent_channels", "num_codes"}
+    inner = settings.keys() - ends
+    for preset in presets:
+        if all(settings[name] == _reached(preset)[name] for name in inner):
+            return {name: getattr(preset, name) for name in names}
+    default = UNetConfig() if "in_channels" in settings else VQGANConfig()
+    found = {name: getattr(default, name) for name in names}
+    if found:
+        told = ", ".join(f"{name}={value}" for name, value in found.items())
+        warnings.warn(
+            f"the weights do not tell all settings of their network, which is none of the presets: {told} assumed; "
+            "if they were trained with others, results are wrong",
+            stacklevel=2,
+        )
+    return found
+
+
+def _reached(preset: UNetConfig | VQGANConfig) -> dict[str, Any]:
+    """The settings of a preset, with the attention of only those levels that it has."""
+    levels = (2**level for level in range(len(preset.channel_mult)))
+    return {**vars(preset), "attention_resolutions": tuple(n for n in levels if n in preset.attention_resolutions)}
+
+
+def vqgan_config(state: State, **said: Any) -> VQGANConfig:
+    """The settings of a VQGAN with the keys of latent diffusion, and those of ``said``, which shapes do not
+    tell.
+
+    The groups of a GroupNorm are those of a preset of these shapes, else latent diffusion's, with a warning.
+    Where keys are missing that settings are read from, the preset that differs least, so that all its keys
+    can be named.
+
+    Raises:
+        ValueError: there is no such network.
+    """
+    try:
+        width = _dim(state, "encoder.conv_in.weight", 0)
+        levels = range(_count(state, "encoder.down."))
+        settings = {
+            "image_channels": _dim(state, "encoder.conv_in.weight", 1),
+            "latent_channels": _dim(state, "quantize.embedding.weight", 1),
+            "num_codes": _dim(state, "quantize.embedding.weight", 0),
+            "model_channels": width,
+            "channel_mult": tuple(
+                _dim(state, f"encoder.down.{level}.block.0.conv1.weight", 0) // width for level in levels
+            ),
+            "num_res_blocks": _count(state, "encoder.down.0.block."),
+            "attention_resolutions": tuple(
+                2**level for level in levels if f"encoder.down.{level}.attn.0.q.weight" in state
+            ),
+        }
+    except KeyError:
+        keys = {name: skeleton(VQGAN.from_config, preset).state_dict().keys() for name, preset in vqgan.PRESETS.items()}
+        return vqgan.PRESETS[min(keys, key=lambda name: len(keys[name] ^ state.keys()))]
+    hidden = _hidden(settings, vqgan.PRESETS.values(), ("num_groups",), said)
+    return VQGANConfig(**{**settings, **hidden, **said})
+
+
+# The A-Bridge scripts' VQGAN is latent diffusion's under other names: parts of a block, then places in the
+# network.
+BLOCK_NAMES = [
+    (r"\.block\.0\.(\w+)$", r".norm1.\1"),
+    (r"\.block\.2\.(\w+)$", r".conv1.\1"),
+    (r"\.block\.3\.(\w+)$", r".norm2.\1"),
+    (r"\.block\.5\.(\w+)$", r".conv2.\1"),
+    (r"\.channel_up\.(\w+)$", r".nin_shortcut.\1"),
+    (r"\.gn\.(\w+)$", r".norm.\1"),
+]
+PLACE_NAMES = [
+    (r"^quantizer\.", "quantize."),
+    (r"^encoder\.mid_blocks\.3\.", "encoder.norm_out."),
+    (r"^encoder\.mid_blocks\.", "encoder.mid."),
+    (r"^(encoder|decoder)\.mid\.0\.", r"\1.mid.block_1."),
+    (r"^(encoder|decoder)\.mid\.1\.", r"\1.mid.attn_1."),
+    (r"^(encoder|decoder)\.mid\.2\.", r"\1.mid.block_2."),
+    (r"^encoder\.down_sampling\.0\.(\w+)$", r"encoder.conv_in.\1"),
+]
+ROW = r"^encoder\.down_sampling\.([1-9]\d{0,5})\.(\w+)"
+
+
+def abridge_vqgan_names(keys: Iterable[str]) -> dict[str, str]:
+    """Latent diffusion's name for every key of the VQGAN of the A-Bridge scripts, whose encoder is one long row."""
+    names: dict[str, str] = {}
+    row: dict[int, set[str]] = {}  # the parts of each block in that row
+    for key in keys:
+        name = key
+        for pattern, replacement in BLOCK_NAMES + PLACE_NAMES:
+            name = re.sub(pattern, replacement, name)
+        names[key] = name
+        if found := re.match(ROW, name):
+            row.setdefault(int(found[1]), set()).add(found[2])
+    places: dict[str, str] = {}
+    level, block = 0, 0
+    for index, parts in sorted(row.items()):
+        if "conv1" in parts:
+            places[str(index)] = f"encoder.down.{level}.block.{block}."
+            block += 1
+        elif "conv" in parts:
+            places[str(index)] = f"encoder.down.{level}.downsample."
+            level, block = level + 1, 0
+        else:
+            places[str(index)] = f"encoder.down.{level}.attn.{block - 1}."
+    return {key: re.sub(ROW, lambda found: places[found[1]] + found[2], name) for key, name in names.items()}

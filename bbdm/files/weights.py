@@ -1,0 +1,174 @@
+"""Our own files of weights: settings and state dicts, under the name of a format, as a ``.pt`` or a
+``.safetensors``.
+
+``.pt`` is torch.save of plain containers; ``.safetensors`` keeps the settings in its metadata. Both are read
+without running anything from them, and damage to either is noticed: a ``.pt`` has a CRC-32 of each entry, and
+a ``.safetensors`` of ours a SHA-256 of its settings and tensors. What the settings say is not known here.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import safe_open
+
+from bbdm.base.atomic import check_suffix, write_atomically
+from bbdm.files import torchfile
+from bbdm.networks.restore import state_hash
+
+VERSION = 1  # of all formats
+DIGEST = "sha256"
+NO_ROOM = 2**20  # bytes: with less, a disk counts as full
+State = dict[str, torch.Tensor]
+Place = Callable[[dict[str, Any], dict[str, State]], dict[str, Any]]
+
+
+def beside(settings: dict[str, Any], states: dict[str, State]) -> dict[str, Any]:
+    """State dicts as entries beside those of the settings."""
+    return {**settings, **states}
+
+
+def write(
+    path: str | os.PathLike[str],
+    name: str,
+    settings: dict[str, Any],
+    states: dict[str, State],
+    place: Place = beside,
+    **more: Any,
+) -> None:
+    """Write a file, atomically: a reader sees the old file or the whole new one.
+
+    Args:
+        path: ends in ``.pt`` or ``.safetensors``.
+        name: of the format.
+        settings: plain values.
+        states: state dicts, each under a name without a dot.
+        place: puts the state dicts where the content of a ``.pt`` has them.
+        **more: plain values and tensors that only a ``.pt`` holds.
+
+    Raises:
+        ValueError: another suffix.
+        OSError: the disk does not take it.
+    """
+    path = Path(path)
+    check_suffix(path)
+    settings = {"format": name, "version": VERSION, **settings}
+    states = {kind: _portable(state) for kind, state in states.items()}
+    if path.suffix == ".pt":
+        content = {**place(settings, states), **more}
+        write_atomically(path, lambda temporary: _save(content, temporary))
+    else:
+        tensors = {f"{kind}.{key}": v for kind, state in states.items() for key, v in state.items()}
+        metadata = described(name, settings, tensors)
+        write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str], name: str, kind: str, place: Place = beside) -> Iterator[tuple[Any, bool]]:
+    """The content of a file, and whether it is of our own; every fault in the ``with`` block names the file.
+
+    Of our own, tensors are on the CPU. Else it is what :func:`bbdm.files.torchfile.opened` gives of somebody
+    else's.
+
+    Args:
+        path: the file; ``.safetensors``, or anything else for torch.save.
+        name: of the format.
+        kind: what it is called in errors.
+        place: as for :func:`write`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is of another format or a newer version, or is damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, and a {kind} is a file")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {kind} {path}")
+    with readable(path, kind):
+        if path.suffix == ".safetensors":
+            content = _read_safetensors(path, name, place)
+            _check_format(content, name, kind)
+            yield content, True
+        else:
+            with torchfile.opened(path) as content:
+                own = isinstance(content, dict) and "format" in content
+                if own:
+                    _check_format(content, name, kind)
+                    content = torchfile.plain(content)
+                yield content, own
+
+
+@contextmanager
+def readable(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
+    """Turns whatever a bad file raises into a ValueError that names the file."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file raises nearly anything
+        reason = str(error).split("\n")[0] or type(error).__name__
+        reason = f"missing entry {reason}" if isinstance(error, KeyError) else reason
+        raise ValueError(f"cannot read {path} as a {kind}: {reason}") from error
+
+
+def described(name: str, settings: dict[str, Any], tensors: State) -> dict[str, str]:
+    """The metadata of a .safetensors: settings under the name of a format, and a hash of these and the tensors."""
+    text = json.dumps(settings)
+    return {name: text, DIGEST: _digest(text, tensors)}
+
+
+def intact(metadata: dict[str, str], name: str, tensors: State) -> bool:
+    """Whether settings and tensors are what :func:`described` saw, where the metadata have a hash."""
+    return DIGEST not in metadata or metadata[DIGEST] == _digest(metadata[name], tensors)
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:  # which is all that torch says of a full disk
+        if shutil.disk_usage(path.parent).free < NO_ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise OSError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
+
+
+def _digest(text: str, tensors: State) -> str:
+    return hashlib.sha256(f"{text}{state_hash(tensors)}".encode()).hexdigest()
+
+
+def _check_format(content: dict[str, Any], name: str, kind: str) -> None:
+    got = content["format"]
+    if got != name:
+        raise ValueError(f"it is a {got[:100]!r}, not a {kind}" if isinstance(got, str) else f"it is not a {kind}")
+    if content["version"] > VERSION:
+        raise ValueError(f"version {content['version']} is newer than this library reads ({VERSION}): update bbdm")
+
+
+def _read_safetensors(path: Path, name: str, place: Place) -> dict[str, Any]:
+    with safe_open(path, framework="pt", device="cpu") as file:
+        metadata = file.metadata() or {}
+        if name not in metadata:
+            raise ValueError(f"its metadata has no {name!r} entry")
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
+    if not intact(metadata, name, tensors):
+        raise ValueError("its settings or weights have changed since it was written: their SHA-256 is another")
+    states: dict[str, State] = {}
+    for full, value in tensors.items():
+        kind, _, key = full.partition(".")
+        states.setdefault(kind, {})[key] = value
+    return place(json.loads(metadata[name]), states)
+
+
+def _portable(state: State) -> State:
+    """A copy on the CPU, contiguous."""
+    return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}

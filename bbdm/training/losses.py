@@ -1,0 +1,51 @@
+"""The loss that bridges are trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from bbdm.bridges import Bridge
+from bbdm.training.config import Loss
+
+HUBER_DELTA = 0.1  # errors below are squared, of predictions on the scale of pictures in [-1, 1]
+
+
+def bridge_loss(
+    unet: Callable[..., torch.Tensor],
+    bridge: Bridge,
+    x0: torch.Tensor,
+    y: torch.Tensor,
+    t: torch.Tensor,
+    noise: torch.Tensor | None = None,
+    loss: Loss = "l1",
+    condition: torch.Tensor | None = None,
+    *,
+    seeds: torch.Tensor | None = None,
+    step: int | None = None,
+    per_image: bool = False,
+) -> torch.Tensor:
+    """Distance between the network's prediction and the bridge's target, the mean over a batch.
+
+    Args:
+        unet: called as unet(x_t, t, condition).
+        bridge: gives x_t and the target.
+        x0: (B, C, H, W) target images.
+        y: (B, C, H, W) source images.
+        t: (B,) integer times.
+        noise: (B, C, H, W) standard normals, in place of ``seeds`` and ``step``.
+        loss: ``l1`` (the papers'), ``l2`` or ``huber``, which is l2 for small errors and l1 for large ones.
+        condition: what the network is conditioned on; the source, where it is conditional.
+        seeds: (B,) int64, one an image, from which the noise is drawn, with
+        step: the optimizer step.
+        per_image: give the mean over each image, (B,), in place of a scalar.
+    """
+    x_t, target = bridge.add_noise(x0, y, t, noise, seeds=seeds, step=step)
+    prediction = unet(x_t, t, condition).to(target.dtype)
+    if loss == "huber":
+        errors = F.huber_loss(prediction, target, reduction="none", delta=HUBER_DELTA)
+    else:
+        errors = (F.l1_loss if loss == "l1" else F.mse_loss)(prediction, target, reduction="none")
+    return errors.mean(dim=(1, 2, 3)) if per_image else errors.mean()

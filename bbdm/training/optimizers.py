@@ -1,0 +1,67 @@
+"""Optimizers, and the original BBDM's schedule: a learning rate that falls when the loss has stopped falling."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from bbdm.networks.unet import UNet
+from bbdm.training.config import TrainConfig
+
+FACTOR = 0.5
+THRESHOLD = 1e-4  # a loss is lower where it is lower by this part of the lowest
+LOWEST_RATE = 5e-7
+
+
+def make_optimizer(unet: UNet, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of a network's weights, in one kernel where the device has it."""
+
+    def make(fused: bool) -> torch.optim.Optimizer:
+        if config.optimizer == "adamw":
+            decay = config.weight_decay
+            return torch.optim.AdamW(unet.parameters(), config.learning_rate, weight_decay=decay, fused=fused)
+        return torch.optim.Adam(unet.parameters(), config.learning_rate, fused=fused)
+
+    try:
+        return make(fused=True)
+    except RuntimeError:  # a device without
+        return make(fused=False)
+
+
+@dataclass
+class Plateau:
+    """Halves the learning rate after ``patience`` optimizer steps without a lower loss, then rests for as
+    many.
+
+    What torch's ReduceLROnPlateau does, called after each optimizer step with BBDM's numbers.
+    """
+
+    patience: int
+    lowest: float = math.inf  # loss so far
+    waited: int = 0  # steps since then
+    resting: int = 0  # steps that are left of a rest
+    scale: float = 1.0
+
+    def update(self, loss: float) -> None:
+        """Take in the loss of an optimizer step."""
+        if loss < self.lowest * (1 - THRESHOLD):
+            self.lowest, self.waited = loss, 0
+        else:
+            self.waited += 1
+        if self.resting:
+            self.resting -= 1
+            self.waited = 0
+        if self.waited > self.patience:
+            self.scale *= FACTOR
+            self.waited, self.resting = 0, self.patience
+
+    def rate(self, learning_rate: float) -> float:
+        """The learning rate to go on with, never raised."""
+        return min(learning_rate, max(LOWEST_RATE, learning_rate * self.scale))
+
+    def state(self) -> dict[str, Any]:
+        """Plain values to go on from; ``patience`` is a setting."""
+        return {name: value for name, value in asdict(self).items() if name != "patience"}

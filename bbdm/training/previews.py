@@ -1,0 +1,84 @@
+"""Grids and scores of the validation pairs while a bridge trains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bbdm.base import images
+from bbdm.base.atomic import write_atomically
+from bbdm.evaluation.results import to_tensor
+from bbdm.sampler import BridgeSampler
+from bbdm.training.callback import Callback, Run, due
+
+if TYPE_CHECKING:
+    from bbdm.evaluation.metrics import Scores
+
+PREVIEW_PAIRS = 8
+
+
+class Previews(Callback):
+    """Grids of (source, result, target) of the first validation pairs, seed 0, as ``epoch_N.png`` and in
+    TensorBoard.
+
+    They come each ``preview_every`` epochs and after the last, where there are validation pairs.
+    """
+
+    def after_epoch(self, trainer: Run, metrics: dict[str, Any]) -> None:
+        """Draw and write the grid."""
+        pairs = trainer.validation
+        if pairs is None or not trainer.processes.first or not due(trainer):
+            return
+        examples = [pairs[i] for i in range(min(PREVIEW_PAIRS, len(pairs)))]
+        y = torch.stack([source for source, _ in examples]).to(trainer.device)
+        results = BridgeSampler(trainer.ema.unet, trainer.bridge, codec=trainer.codec)(y, seed=0)
+        rows = [[images.to_pil(v) for v in (s, r, t)] for (s, t), r in zip(examples, results, strict=True)]
+        sheet = images.grid(rows)
+        path = trainer.folder / f"epoch_{trainer.epoch:04d}.png"
+        write_atomically(path, lambda temporary: sheet.save(temporary, "png"))
+        if trainer.tracker is not None:
+            trainer.tracker.write_image(trainer.step, "source, result, target", sheet)
+
+
+class ValidationScores(Callback):
+    """Scores of the translated validation pairs, such as FID, among the metrics of an epoch.
+
+    They come when :class:`Previews` do. Pair i has the seed i, and the averaged weights translate it with the
+    sampler's own solver and number of steps. Several processes share the pairs.
+
+    Args:
+        scores: what counts them, one result of each pair.
+    """
+
+    def __init__(self, scores: Scores) -> None:
+        self.scores = scores
+
+    def begin(self, trainer: Run) -> None:
+        """Refuse a run without validation pairs.
+
+        Raises:
+            ValueError: there are none, or one where FID is asked for.
+        """
+        least = 2 if "fid" in self.scores.metrics else 1
+        if trainer.validation is None or len(trainer.validation) < least:
+            count = 0 if trainer.validation is None else len(trainer.validation)
+            raise ValueError(f"{', '.join(self.scores.metrics)} need {least} validation pairs, and there are {count}")
+
+    def after_epoch(self, trainer: Run, metrics: dict[str, Any]) -> None:
+        """Translate this process's share, and add the scores of all to the metrics, in the first process."""
+        if trainer.validation_batches is None or not due(trainer):
+            return
+        self.scores.reset()
+        sampler = BridgeSampler(trainer.ema.unet, trainer.bridge, codec=trainer.codec)
+        share, done = trainer.validation_share(), 0
+        for y, x0 in trainer.validation_batches(share):
+            if trainer.processes.count == 1:  # several have not all the same number of batches
+                trainer.check_stop()
+            results = sampler(y, seed=share[done : done + len(y)])
+            done += len(y)
+            found, wanted = (torch.stack([to_tensor(images.to_pil(v)) for v in side]) for side in (results, x0))
+            self.scores.update(found[:, None], wanted)
+        self.scores.collect(trainer.processes)
+        if trainer.processes.first:
+            metrics.update(self.scores.compute())

@@ -1,0 +1,291 @@
+"""Cached latents: the same as those computed on the way, completed after an interruption, refused when they differ."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from bbdm import ABridge, Callback
+from bbdm.codec import Codec, LatentStatistics, VQGANCodec
+from bbdm.data import latents
+from bbdm.data.latents import LatentDataset, measure
+from bbdm.data.pairs import PairedDataset, load_dataset
+from bbdm.training import step
+from bbdm.training import trainer as trainer_module
+from bbdm.training.callback import Run
+from bbdm.training.config import TrainConfig
+from bbdm.training.losses import bridge_loss
+from bbdm.training.trainer import Trainer
+from tests.conftest import SIZE, MakePairs, SavePicture, tiny_unet
+from tests.networks.test_vqgan import tiny_vqgan
+
+COUNT = 5
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latents, "SHARD", 2)
+    monkeypatch.setattr(latents, "PAIRS_AT_ONCE", 2)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path, make_pairs: MakePairs) -> PairedDataset:
+    return make_pairs(tmp_path, COUNT)
+
+
+@pytest.fixture
+def codec() -> VQGANCodec:
+    return VQGANCodec(tiny_vqgan())
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_latents_are_those_of_the_pictures(flip: bool, pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
+    cached = LatentDataset(pairs, codec, tmp_path / "cache", flip)
+    assert len(cached) == COUNT
+    assert cached.image_size == SIZE
+    for i in range(COUNT):
+        for picture, made in zip(pairs[i], cached[i], strict=True):
+            views = torch.stack([picture, picture.flip(-1)] if flip else [picture])
+            expected = codec.latents(views)
+            torch.testing.assert_close(made, expected if flip else expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_indices_are_those_of_a_list(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
+    cached = LatentDataset(pairs, codec, tmp_path / "cache")
+    assert all(torch.equal(a, b) for a, b in zip(cached[-1], cached[COUNT - 1], strict=True))
+    for index in (COUNT, -COUNT - 1):
+        with pytest.raises(IndexError):
+            cached[index]
+
+
+def test_the_encoder_runs_once(
+    pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = LatentDataset(pairs, codec, tmp_path / "cache")
+    expected = [first[i] for i in range(COUNT)]
+    monkeypatch.setattr(codec, "latents", lambda image: pytest.fail("encoded again"))
+    again = LatentDataset(pairs, codec, tmp_path / "cache")
+    copied = pickle.loads(pickle.dumps(first))
+    for dataset in (again, copied):
+        for i, pair in enumerate(expected):
+            assert all(torch.equal(a, b) for a, b in zip(dataset[i], pair, strict=True))
+
+
+def test_an_interrupted_cache_is_completed(
+    pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    encode, calls = codec.latents, []
+
+    def interrupted(image: torch.Tensor) -> torch.Tensor:
+        calls.append(len(image))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(image)
+
+    monkeypatch.setattr(codec, "latents", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        LatentDataset(pairs, codec, tmp_path / "cache")
+    LatentDataset(pairs, codec, tmp_path / "cache")
+    assert calls == [4, 4, 4, 2]  # of two pairs, two pairs (interrupted), then those again and the last
+    monkeypatch.undo()
+    monkeypatch.setattr(latents, "SHARD", 2)
+    whole = LatentDataset(pairs, codec, tmp_path / "cache")
+    torch.testing.assert_close(whole[4][1], encode(pairs[4][1][None])[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["codec", "image_size", "direction", "flip", "pictures"])
+def test_latents_of_something_else_are_refused(
+    change: str, pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path, save_picture: SavePicture
+):
+    LatentDataset(pairs, codec, tmp_path / "cache")
+    flip = change == "flip"
+    if change == "codec":
+        codec = VQGANCodec(tiny_vqgan(seed=1))
+    elif change == "image_size":
+        pairs = PairedDataset(pairs.pairs, 2 * SIZE)
+    elif change == "direction":
+        pairs = PairedDataset(pairs.pairs, SIZE, "BtoA")
+    elif change == "pictures":
+        save_picture(tmp_path / "A" / "0.png", Image.new("RGB", (SIZE, SIZE), "red"))
+    with pytest.raises(ValueError, match=rf"holds other latents \({change} .*, now .*\): give another folder"):
+        LatentDataset(pairs, codec, tmp_path / "cache", flip)
+
+
+def test_copied_pictures_have_the_same_latents(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
+    LatentDataset(pairs, codec, tmp_path / "cache")
+    for folder in "AB":
+        (tmp_path / "copy" / folder).mkdir(parents=True)
+        for path in (tmp_path / folder).iterdir():
+            (tmp_path / "copy" / folder / path.name).write_bytes(path.read_bytes())
+    copied = load_dataset("paired", f"{tmp_path}/copy/A,{tmp_path}/copy/B", image_size=SIZE)
+    LatentDataset(copied, codec, tmp_path / "cache")
+
+
+def test_a_changed_file_is_refused(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
+    LatentDataset(pairs, codec, tmp_path / "cache")
+    shard = tmp_path / "cache" / "00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match=r"00001\.safetensors has changed"):
+        LatentDataset(pairs, codec, tmp_path / "cache")
+
+
+def test_a_folder_of_something_else_is_refused(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
+    with pytest.raises(ValueError, match="holds no latents"):
+        LatentDataset(pairs, codec, tmp_path / "A")
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_statistics_from_the_cache_are_those_of_the_pictures(
+    flip: bool, pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path
+):
+    cached = measure(LatentDataset(pairs, codec, tmp_path / "cache", flip), codec)
+    sources, targets = (
+        torch.cat([codec.latents(torch.stack([v, v.flip(-1)] if flip else [v])) for v in side])
+        for side in zip(*(pairs[i] for i in range(COUNT)), strict=True)
+    )
+    torch.testing.assert_close(torch.tensor(cached.source_mean), sources.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(cached.target_std), targets.std((0, 2, 3), correction=0))
+    plain = measure(pairs, codec, flip)
+    for name, value in asdict(cached).items():
+        torch.testing.assert_close(torch.tensor(getattr(plain, name)), torch.tensor(value))
+
+
+# Training
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_training_on_the_cache_is_training_on_the_pictures(
+    flip: bool, pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path
+):
+    codec.statistics = LatentStatistics((0.1,) * 3, (2.0,) * 3, (-0.1,) * 3, (0.5,) * 3)
+    config = TrainConfig(epochs=1, batch_size=2, flip=flip)
+    weights = []
+    for name, data in {"pictures": pairs, "cache": LatentDataset(pairs, codec, tmp_path / "cache", flip)}.items():
+        trainer = Trainer(tiny_unet(), ABridge(), config, data, pairs, tmp_path / f"on {name}", codec)
+        trainer.fit()
+        weights.append(torch.cat([p.flatten() for p in trainer.unet.parameters()]))
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-5)
+    assert (weights[0] - torch.cat([p.flatten() for p in tiny_unet().parameters()])).abs().max() > 1e-5
+    runs = [tmp_path / "on pictures", tmp_path / "on cache"]
+    first, second = (json.loads((run / "metrics.jsonl").read_text())["validation_loss"] for run in runs)
+    assert first == pytest.approx(second, rel=1e-4)
+    assert all((run / "epoch_0001.png").exists() for run in runs)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_latents_of_another_codec_or_flip_are_not_trained_on(
+    flip: bool, pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path
+):
+    cached = LatentDataset(pairs, codec, tmp_path / "cache", flip)
+
+    def train(codec: VQGANCodec | None, flip: bool) -> None:
+        Trainer(tiny_unet(), ABridge(), TrainConfig(batch_size=2, flip=flip), cached, None, tmp_path / "run", codec)
+
+    train(codec, flip)
+    with pytest.raises(ValueError, match=rf"flip must be that of the latents in .*cache, {flip}, got {not flip}"):
+        train(codec, not flip)
+    for other, given in (
+        (None, "none"),
+        (VQGANCodec(tiny_vqgan(seed=1)), "another one"),
+        (VQGANCodec(tiny_vqgan(), before_quant_conv=True), "another one"),
+    ):
+        with pytest.raises(ValueError, match=rf"codec must be the one that made the latents in .*cache, got {given}"):
+            train(other, flip)
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["pictures", "cache"])
+def test_sources_and_targets_are_normalised_each_by_their_own(
+    cached: bool, pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What the loss gets in a training step and in validation, against latents normalised by hand."""
+    latents = [
+        torch.cat([codec.latents(pair[side][None]) for pair in map(pairs.__getitem__, (0, 1))]) for side in (0, 1)
+    ]
+    data = LatentDataset(pairs, codec, tmp_path / "cache") if cached else pairs
+    statistics = LatentStatistics((0.1, 0.2, 0.3), (2.0, 3.0, 4.0), (-0.1, -0.2, -0.3), (0.5, 0.25, 0.125))
+    means = torch.tensor([[0.1, 0.2, 0.3], [-0.1, -0.2, -0.3]])[:, None, :, None, None]
+    spreads = torch.tensor([[2.0, 3.0, 4.0], [0.5, 0.25, 0.125]])[:, None, :, None, None]
+    wanted = (torch.stack(latents) - means) / spreads
+    seen: list[torch.Tensor] = []
+
+    def loss(unet: Any, bridge: Any, x0: torch.Tensor, y: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        seen.append(torch.stack([y, x0]))
+        return bridge_loss(unet, bridge, x0, y, *rest, **more)
+
+    monkeypatch.setattr(step, "bridge_loss", loss)
+    config = TrainConfig(batch_size=2)
+    two = PairedDataset(pairs.pairs[:2], SIZE)
+    normalising = codec.with_statistics(statistics)
+    trainer = Trainer(tiny_unet(), ABridge(), config, data, two, tmp_path / "run", normalising)
+    batch = [torch.stack(side) for side in zip(data[0], data[1], strict=True)]
+    trainer.train_step(*batch)
+    trainer.validate()
+    assert len(seen) == 1 + len(trainer_module.VALIDATION_STEPS)
+    for given in seen:
+        torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_goes_on_with_its_codec(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
+    statistics = LatentStatistics((0.1,) * 3, (2.0,) * 3, (-0.1,) * 3, (0.5,) * 3)
+    config = TrainConfig(epochs=1, batch_size=2)
+    first = Trainer(tiny_unet(), ABridge(), config, pairs, None, tmp_path / "run", codec.with_statistics(statistics))
+    first.fit()
+
+    def resumed(codec: Codec | None) -> Trainer:
+        trainer = Trainer(tiny_unet(), ABridge(), config, pairs, None, tmp_path / "again", codec)
+        trainer.resume(first.run.checkpoint(first.step))
+        return trainer
+
+    near = LatentStatistics((0.1000001,) * 3, (2.0,) * 3, (-0.1,) * 3, (0.5,) * 3)
+    taken = resumed(codec.with_statistics(near)).codec
+    assert taken is not None
+    assert taken.statistics == statistics
+    with pytest.raises(ValueError, match="in the space where it began"):
+        resumed(codec)
+    with pytest.raises(ValueError, match="in the space where it began"):
+        resumed(None)
+    for other in (VQGANCodec(tiny_vqgan(seed=1)), VQGANCodec(tiny_vqgan(), before_quant_conv=True)):
+        with pytest.raises(ValueError, match="in the space where it began"):
+            resumed(other.with_statistics(statistics))
+
+
+def test_sizes_and_channels_must_fit(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
+    config = TrainConfig(batch_size=2)
+    with pytest.raises(ValueError, match="image_size 8 is not a multiple of 16, the network's 8 times the VQGAN's 2"):
+        Trainer(tiny_unet(channel_mult=(1, 1, 1, 1)), ABridge(), config, pairs, None, tmp_path, codec)
+    with pytest.raises(ValueError, match="takes 4 channels, and the latents have 3"):
+        Trainer(tiny_unet(in_channels=4, out_channels=4), ABridge(), config, pairs, None, tmp_path, codec)
+
+
+def test_training_on_latents_goes_on_within_an_epoch(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
+    """Bit for bit the undisturbed run, with mirrored latents."""
+    data = LatentDataset(pairs, codec, tmp_path / "cache", flip=True)
+    config = TrainConfig(epochs=3, batch_size=1, flip=True, save_every=2)
+
+    class Killed(Callback):
+        def after_step(self, trainer: Run, loss: float) -> None:
+            if trainer.step == 9:
+                raise KeyError("killed")
+
+    ends = []
+    for folder in ("straight", "killed"):
+        trainer = Trainer(tiny_unet(), ABridge(), config, data, None, tmp_path / folder, codec)
+        if folder == "killed":
+            with pytest.raises(KeyError):
+                Trainer(
+                    tiny_unet(), ABridge(), config, data, None, tmp_path / folder, codec, callbacks=[Killed()]
+                ).fit()
+            assert trainer.resume_newest()
+            assert (trainer.epoch, trainer.step) == (1, 8)
+        trainer.fit()
+        ends.append(torch.cat([p.flatten() for p in trainer.unet.parameters()]))
+    assert torch.equal(*ends)

@@ -1,0 +1,79 @@
+"""Batches on a device: uint8 on the way, and the same floats as the data set gives."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bbdm.data import loading
+from bbdm.data.loading import Batches
+from bbdm.data.pairs import PairedDataset
+from tests.conftest import MakePairs
+
+COUNT = 5
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def pairs(tmp_path: Path, make_pairs: MakePairs) -> PairedDataset:
+    return make_pairs(tmp_path, COUNT)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_examples_in_the_order(workers: int, pairs: PairedDataset):
+    batches = Batches(pairs, 2, CPU, workers)
+    for order in ([4, 0, 3, 1], [2], None, [1, 1, 2]):
+        wanted = [pairs[i] for i in (range(COUNT) if order is None else order)]
+        found = list(batches(order))
+        assert [len(y) for y, _ in found] == [2] * (len(wanted) // 2) + [1] * (len(wanted) % 2)
+        for side, parts in enumerate(zip(*found, strict=True)):
+            assert torch.equal(torch.cat(parts), torch.stack([pair[side] for pair in wanted]))
+        assert all(v.is_contiguous(memory_format=torch.channels_last) for pair in found for v in pair)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_travel_as_uint8(workers: int, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    placed = Batches._placed
+    monkeypatch.setattr(Batches, "_placed", lambda self, v: seen.append(v.dtype) or placed(self, v))
+    made = list(Batches(pairs, COUNT, CPU, workers)())
+    assert seen == [torch.uint8] * 2
+    assert made[0][0].dtype == torch.float32
+
+
+def test_workers_stay_from_pass_to_pass(pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch):
+    """Their process is told by what they read."""
+
+    class Told(loading.Pixels):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.tensor(os.getpid()), torch.tensor(index)
+
+    monkeypatch.setattr(loading, "Pixels", Told)
+    batches = Batches(pairs, 1, CPU, workers=1)
+    first, second = ({int(pid) for pid, _ in batches()} for _ in range(2))
+    assert first == second
+    assert first != {os.getpid()}
+
+
+def test_a_pass_that_was_left_leaves_nothing(pairs: PairedDataset):
+    for workers in (0, 1):
+        batches = Batches(pairs, 1, CPU, workers)
+        left: Any = batches([4, 3, 2, 1])
+        next(left)
+        left.close()
+        again = [y for y, _ in batches([0, 2])]
+        assert torch.equal(torch.cat(again), torch.stack([pairs[0][0], pairs[2][0]]))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_floats_are_the_same(pairs: PairedDataset):
+    for workers in (0, 1):
+        for y, x0 in Batches(pairs, COUNT, torch.device("cuda"), workers)():
+            assert y.device.type == "cuda"
+            for side, v in enumerate((y, x0)):
+                assert torch.equal(v.cpu(), torch.stack([pairs[i][side] for i in range(COUNT)]))

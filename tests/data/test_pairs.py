@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bbdm.data.pairs import Pair, PairedDataset, load_dataset
+from tests.conftest import SavePicture
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+COLOURS = {RED: (1.0, -1.0, -1.0), BLUE: (-1.0, -1.0, 1.0)}  # as they must come out
+SIDE = 16
+
+
+def flat(colour: tuple[int, int, int], size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
+    return Image.new("RGB", size, colour)
+
+
+def halves() -> Image.Image:
+    """Red on the left, blue on the right, each a square."""
+    sheet = flat(RED, (2 * SIDE, SIDE))
+    sheet.paste(flat(BLUE), (SIDE, 0))
+    return sheet
+
+
+PICTURES = {"source": flat(RED), "target": flat(BLUE), "both": halves(), "other": flat((0, 255, 0))}
+
+LAYOUTS = {  # dataset, data_dir, files
+    "edge2shoes-jpg": ("edge2shoes", "ROOT", {"train/7.jpg": "both"}),
+    "edge2shoes-png": ("edge2shoes", "ROOT", {"train/7.png": "both"}),
+    "edge2shoes-webp": ("edge2shoes", "ROOT", {"train/7.webp": "both"}),
+    "edge2handbags": ("edge2handbags", "ROOT", {"train/7.jpg": "both", "test/8.jpg": "other"}),
+    "celeba": ("celeba", "ROOT", {"train/A/7.png": "source", "train/B/7.png": "target", "val/A/8.png": "other"}),
+    "face2comics": ("face2comics", "ROOT", {"train/A/7.jpg": "source", "train/B/7.jpg": "target"}),
+    "cityscapes": (
+        "cityscapes",
+        "ROOT",
+        {
+            "gtFine/train/ulm/ulm_000007_000019_gtFine_color.png": "source",
+            "gtFine/train/ulm/ulm_000007_000019_gtFine_labelIds.png": "other",
+            "leftImg8bit/train/ulm/ulm_000007_000019_leftImg8bit.png": "target",
+            "gtFine/val/bonn/bonn_000008_000019_gtFine_color.png": "other",
+        },
+    ),
+    "paired": ("paired", "ROOT/x,ROOT/y", {"x/7.png": "source", "y/7.png": "target"}),
+    "paired-split": (
+        "paired",
+        "ROOT/{split}/x,ROOT/y/{split}",
+        {"train/x/7.png": "source", "y/train/7.png": "target", "val/x/8.png": "other"},
+    ),
+}
+
+
+def build(root: Path, layout: str, save_picture: SavePicture, direction: str = "AtoB") -> PairedDataset:
+    name, data_dir, files = LAYOUTS[layout]
+    for file, content in files.items():
+        save_picture(root / file, PICTURES[content])
+    return load_dataset(name, data_dir.replace("ROOT", str(root)), "train", image_size=SIDE, direction=direction)
+
+
+def assert_colour(tensor: torch.Tensor, colour: tuple[int, int, int]) -> None:
+    expected = torch.tensor(COLOURS[colour])[:, None, None].expand_as(tensor)
+    torch.testing.assert_close(tensor, expected, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout_gives_source_and_target(layout: str, tmp_path: Path, save_picture: SavePicture) -> None:
+    dataset = build(tmp_path, layout, save_picture)
+    assert len(dataset) == 1
+    source, target = dataset[0]
+    for tensor, colour in ((source, RED), (target, BLUE)):
+        assert tensor.shape == (3, SIDE, SIDE)
+        assert tensor.dtype == torch.float32
+        assert -1 <= tensor.min() <= tensor.max() <= 1
+        assert_colour(tensor, colour)
+
+
+@pytest.mark.parametrize("layout", ["edge2shoes-png", "celeba", "cityscapes", "paired"])
+def test_b_to_a_swaps(layout: str, tmp_path: Path, save_picture: SavePicture) -> None:
+    source, target = build(tmp_path, layout, save_picture, direction="BtoA")[0]
+    assert_colour(source, BLUE)
+    assert_colour(target, RED)
+
+
+class TestFolder:
+    def test_has_sources_alone(self, tmp_path: Path, save_picture: SavePicture) -> None:
+        save_picture(tmp_path / "7.png", flat(RED, (20, 10)))
+        dataset = load_dataset("folder", str(tmp_path), image_size=SIDE)
+        source, target = dataset.images(0)
+        assert (source.size, source.mode, target) == ((SIDE, SIDE), "RGB", None)
+        with pytest.raises(ValueError, match=r"7\.png has no target"):
+            dataset[0]
+
+    def test_cannot_be_swapped(self, tmp_path: Path, save_picture: SavePicture) -> None:
+        save_picture(tmp_path / "7.png", flat(RED))
+        with pytest.raises(ValueError, match="'BtoA' needs a dataset with targets"):
+            load_dataset("folder", str(tmp_path), direction="BtoA").images(0)
+
+
+class TestMatching:
+    def test_by_stem_across_suffixes_and_below_subfolders(self, tmp_path: Path, save_picture: SavePicture) -> None:
+        for name in ("3.png", "10.webp", "deep/3.png"):
+            save_picture(tmp_path / "x" / name, flat(RED))
+        for name in ("3.jpg", "10.PNG", "deep/3.bmp"):
+            save_picture(tmp_path / "y" / name, flat(BLUE))
+        dataset = load_dataset("paired", f"{tmp_path}/x,{tmp_path}/y", image_size=SIDE)
+        assert [pair.name for pair in dataset.pairs] == ["10", "3", "deep/3"]
+        for pair, (source, target) in zip(dataset.pairs, map(dataset.__getitem__, range(3)), strict=True):
+            assert pair.target is not None
+            assert pair.source.stem == pair.target.stem
+            assert_colour(source, RED)
+            assert_colour(target, BLUE)
+
+    @pytest.mark.parametrize("lonely", ["A/5.png", "B/5.png"])
+    def test_file_without_twin_is_named(self, lonely: str, tmp_path: Path, save_picture: SavePicture) -> None:
+        for file in ("A/3.png", "B/3.png", lonely):
+            save_picture(tmp_path / "train" / file, flat(RED))
+        with pytest.raises(ValueError, match=rf"{lonely} has no twin"):
+            load_dataset("celeba", str(tmp_path))
+
+    def test_further_files_without_twin_are_counted(self, tmp_path: Path, save_picture: SavePicture) -> None:
+        for file in ("A/3.png", "B/3.png", "A/5.png", "B/6.png", "B/7.png"):
+            save_picture(tmp_path / "train" / file, flat(RED))
+        with pytest.raises(ValueError, match=r"A/5\.png has no twin in the other folder, nor have 2 others$"):
+            load_dataset("celeba", str(tmp_path))
+
+    def test_one_further_file_without_twin(self, tmp_path: Path, save_picture: SavePicture) -> None:
+        for file in ("A/3.png", "B/3.png", "A/5.png", "B/6.png"):
+            save_picture(tmp_path / "train" / file, flat(RED))
+        with pytest.raises(ValueError, match=r"has no twin in the other folder, nor has 1 other$"):
+            load_dataset("celeba", str(tmp_path))
+
+    def test_pictures_of_kinds_that_are_not_read_are_told(
+        self, tmp_path: Path, save_picture: SavePicture, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for file in ("1.png", "2.gif", "3.GIF"):
+            save_picture(tmp_path / file, flat(RED))
+        (tmp_path / "notes.txt").touch()
+        assert len(load_dataset("folder", str(tmp_path))) == 1
+        told = f"2 pictures are skipped in {tmp_path}, of kinds that are not read (.gif)"
+        assert [record.getMessage() for record in caplog.records] == [told]
+
+    def test_a_file_where_a_folder_belongs(self, tmp_path: Path) -> None:
+        (tmp_path / "data").touch()
+        with pytest.raises(ValueError, match="data is a file, and a folder of pictures is wanted"):
+            load_dataset("folder", str(tmp_path / "data"))
+
+    def test_two_files_of_one_stem_are_named(self, tmp_path: Path, save_picture: SavePicture) -> None:
+        for file in ("A/3.png", "A/3.jpg", "B/3.png"):
+            save_picture(tmp_path / "train" / file, flat(RED))
+        with pytest.raises(ValueError, match=r"A/3\.jpg and .*A/3\.png have the same name"):
+            load_dataset("celeba", str(tmp_path))
+
+    def test_one_name_in_two_cities_is_two_pairs(self, tmp_path: Path, save_picture: SavePicture) -> None:
+        for city in ("bonn", "ulm"):
+            save_picture(tmp_path / f"gtFine/train/{city}/1_gtFine_color.png", flat(RED))
+            save_picture(tmp_path / f"leftImg8bit/train/{city}/1_leftImg8bit.png", flat(BLUE))
+        assert [pair.name for pair in load_dataset("cityscapes", str(tmp_path)).pairs] == ["bonn/1", "ulm/1"]
+
+    def test_hidden_and_other_files_are_passed_over(self, tmp_path: Path, save_picture: SavePicture) -> None:
+        save_picture(tmp_path / "3.png", flat(RED))
+        for name in ("._3.png", "Thumbs.db", "README.md"):
+            (tmp_path / name).write_text("no picture")
+        assert [pair.name for pair in load_dataset("folder", str(tmp_path)).pairs] == ["3"]
+
+
+class TestPictures:
+    @pytest.mark.parametrize(
+        ("orientation", "red"),
+        [
+            (1, np.s_[:, :, : SIDE // 2]),
+            (3, np.s_[:, :, SIDE // 2 :]),
+            (6, np.s_[:, : SIDE // 2]),
+            (8, np.s_[:, SIDE // 2 :]),
+        ],
+        ids=["upright-left", "turned-180-right", "turned-90-top", "turned-270-bottom"],
+    )
+    def test_exif_orientation_is_applied(
+        self, orientation: int, red: tuple[slice, ...], tmp_path: Path, save_picture: SavePicture
+    ) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = save_picture(tmp_path / "7.jpg", halves(), exif=exif)
+        save_picture(tmp_path / "8.png", flat(BLUE))
+        source, _ = PairedDataset([Pair("7", path, tmp_path / "8.png")], SIDE)[0]
+        expected = torch.tensor(COLOURS[BLUE])[:, None, None].repeat(1, SIDE, SIDE)
+        expected[red] = torch.tensor(COLOURS[RED])[:, None, None]
+        away = (source - expected).abs().amax(0) > 0.1
+        assert away.sum() <= 2 * SIDE  # the seam, one pixel on each side
+
+    def test_shrinking_averages(self, tmp_path: Path, save_picture: SavePicture) -> None:
+        """Pixels that alternate cancel in a filter as wide as the reduction; picking pixels would keep them."""
+        board = np.indices((4 * SIDE, 4 * SIDE)).sum(0) % 2 * 255
+        save_picture(tmp_path / "7.png", Image.fromarray(board.astype(np.uint8)))
+        source, _ = load_dataset("folder", str(tmp_path), image_size=SIDE).images(0)
+        assert np.abs(np.asarray(source, dtype=float) - 127.5).max() <= 1.5
+
+    def test_enlarging_is_bilinear(self, tmp_path: Path, save_picture: SavePicture) -> None:
+        """Two pixels 0, 255 seen at 1/4, 3/4, 5/4 and 7/4 of a pixel from the left."""
+        save_picture(tmp_path / "7.png", Image.fromarray(np.array([[0, 255]], dtype=np.uint8)))
+        source, _ = load_dataset("folder", str(tmp_path), image_size=4).images(0)
+        assert np.asarray(source)[:, :, 0].tolist() == [[0, 64, 191, 255]] * 4
+
+    def test_of_any_shape_become_a_square(self, tmp_path: Path, save_picture: SavePicture) -> None:
+        save_picture(tmp_path / "x" / "7.png", flat(RED, (30, 7)))
+        save_picture(tmp_path / "y" / "7.png", flat(BLUE, (5, 40)))
+        source, target = load_dataset("paired", f"{tmp_path}/x,{tmp_path}/y", image_size=SIDE)[0]
+        assert source.shape == target.shape == (3, SIDE, SIDE)
+
+    def test_height_comes_before_width(self, tmp_path: Path, save_picture: SavePicture) -> None:
+        save_picture(tmp_path / "train" / "7.png", halves())
+        dataset = load_dataset("edge2shoes", str(tmp_path), image_size=(SIDE // 2, SIDE))
+        assert dataset.images(0)[0].size == (SIDE, SIDE // 2)
+        source, target = dataset[0]
+        assert source.shape == target.shape == (3, SIDE // 2, SIDE)
+        assert PairedDataset(dataset.pairs, (SIDE, SIDE)).image_size == SIDE
+
+    def test_grey(self, tmp_path: Path, save_picture: SavePicture) -> None:
+        """Red is 0.299 of the luminance of ITU-R 601, blue 0.114."""
+        save_picture(tmp_path / "train" / "7.png", halves())
+        dataset = load_dataset("edge2shoes", str(tmp_path), image_size=SIDE, channels=1)
+        for tensor, level in zip(dataset[0], (0.299, 0.114), strict=True):
+            assert tensor.shape == (1, SIDE, SIDE)
+            torch.testing.assert_close(tensor, torch.full_like(tensor, 2 * level - 1), rtol=0, atol=1 / 255)
+        assert [image.mode for image in dataset.images(0) if image] == ["L", "L"]
+
+    def test_odd_width_cannot_be_halved(self, tmp_path: Path, save_picture: SavePicture) -> None:
+        save_picture(tmp_path / "train" / "7.png", flat(RED, (7, 4)))
+        with pytest.raises(ValueError, match=r"7\.png is 7 pixels wide"):
+            load_dataset("edge2shoes", str(tmp_path))[0]
+
+
+class TestDamagedPicture:
+    @staticmethod
+    def check_named(path: Path) -> None:
+        dataset = load_dataset("folder", str(path.parent), image_size=SIDE)
+        with pytest.raises(ValueError, match=rf"cannot read the picture .*{path.name}"):
+            dataset.images(0)
+
+    @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp"])
+    def test_truncated(self, suffix: str, tmp_path: Path, save_picture: SavePicture) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        path = save_picture(tmp_path / f"7{suffix}", Image.fromarray(noise))
+        path.write_bytes(path.read_bytes()[:-200])
+        self.check_named(path)
+
+    @pytest.mark.parametrize("content", [b"", b"this is text"], ids=["empty", "text"])
+    def test_no_picture_at_all(self, content: bytes, tmp_path: Path) -> None:
+        path = tmp_path / "7.png"
+        path.write_bytes(content)
+        self.check_named(path)
+
+    def test_header_of_absurd_size(self, tmp_path: Path, save_picture: SavePicture) -> None:
+        path = save_picture(tmp_path / "7.bmp", flat(RED, (2, 2)))
+        content = bytearray(path.read_bytes())
+        struct.pack_into("<ii", content, 18, 20_000, 20_000)  # width and height of a BMP
+        path.write_bytes(content)
+        self.check_named(path)
+
+
+class TestWrongArguments:
+    @pytest.mark.parametrize("dataset", ["edge2shoes", "celeba", "cityscapes", "folder"])
+    def test_folder_that_is_not_there(self, dataset: str, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=rf"no folder {tmp_path}/gone"):
+            load_dataset(dataset, f"{tmp_path}/gone")
+
+    def test_folder_without_pictures(self, tmp_path: Path) -> None:
+        (tmp_path / "train").mkdir()
+        (tmp_path / "train" / "notes.txt").write_text("nothing here")
+        with pytest.raises(ValueError, match=rf"no pictures in {tmp_path}/train .*\.png"):
+            load_dataset("edge2shoes", str(tmp_path))
+
+    def test_cityscapes_without_colour_labels(self, tmp_path: Path, save_picture: SavePicture) -> None:
+        save_picture(tmp_path / "gtFine/train/ulm/1_gtFine_labelIds.png", flat(RED))
+        save_picture(tmp_path / "leftImg8bit/train/ulm/1.png", flat(BLUE))
+        with pytest.raises(ValueError, match="_gtFine_color"):
+            load_dataset("cityscapes", str(tmp_path))
+
+    def test_unknown_dataset(self) -> None:
+        with pytest.raises(ValueError, match=r"dataset must be one of .*'edge2shoes'.*, got 'edges'"):
+            load_dataset("edges", ".")
+
+    @pytest.mark.parametrize("data_dir", ["x", "x,y,z"])
+    def test_paired_wants_two_folders(self, data_dir: str) -> None:
+        with pytest.raises(ValueError, match=f"two folders, SOURCES,TARGETS; got '{data_dir}'"):
+            load_dataset("paired", data_dir)
+
+    def test_direction(self) -> None:
+        with pytest.raises(ValueError, match=r"direction must be one of .*, got 'AB'"):
+            PairedDataset([], 8, "AB")
+
+    def test_channels(self) -> None:
+        with pytest.raises(ValueError, match="channels of pictures must be 1 or 3, got 2"):
+            PairedDataset([], 8, channels=2)
+
+    def test_image_size(self) -> None:
+        with pytest.raises(ValueError, match=r"image_size must be at least 1, got \(4, 0\)"):
+            PairedDataset([], (4, 0))
+        with pytest.raises(ValueError, match="image_size must be at least 1, got 0"):
+            PairedDataset([], 0)

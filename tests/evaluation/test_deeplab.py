@@ -1,0 +1,323 @@
+"""DeepLab against torchvision where the architectures agree, and against the layout of the published checkpoints."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models import mobilenet_v2
+from torchvision.models.segmentation import deeplabv3_resnet101
+
+from bbdm.evaluation.deeplab import FORMAT, DeepLab, DeepLabConfig, from_state, load_deeplab, recognise, save_deeplab
+from examples import convert_deeplabv3
+
+VARIANTS = [
+    ("deeplabv3", "resnet101"),
+    ("deeplabv3plus", "resnet101"),
+    ("deeplabv3plus", "mobilenet"),
+    ("deeplabv3", "mobilenet"),
+]
+
+
+def network(head: Any, backbone: Any, num_classes: int = 19, output_stride: int = 16) -> DeepLab:
+    """Random weights, normalisation included, in evaluation mode."""
+    torch.manual_seed(0)
+    model = DeepLab(DeepLabConfig(head, backbone, num_classes, output_stride))
+    randomise(model)
+    return model.eval()
+
+
+def randomise(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.2)
+            nn.init.normal_(module.running_mean, std=0.2)  # pyright: ignore[reportArgumentType]
+            nn.init.uniform_(module.running_var, 0.5, 2)  # pyright: ignore[reportArgumentType]
+
+
+def picture(size: int = 97) -> torch.Tensor:
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_parity_with_torchvision():
+    """DeepLabV3 on ResNet-101 with output stride 8 is torchvision's; keys differ by one word."""
+    theirs = deeplabv3_resnet101(weights=None, weights_backbone=None, num_classes=19, aux_loss=False)
+    randomise(theirs)
+    state = {
+        key.replace("classifier.", "classifier.classifier.", 1): value for key, value in theirs.state_dict().items()
+    }
+    ours = from_state(state, DeepLabConfig("deeplabv3", "resnet101", 19, output_stride=8))
+    expected = theirs.eval()(picture())["out"]
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(ours(picture()), expected, rtol=1e-4, atol=1e-4 * expected.std().item())
+
+
+@torch.no_grad()
+def test_plus_decoder_is_its_formula():
+    """Against the paper's figure 2, written out with the parts' own weights."""
+    model = network("deeplabv3plus", "resnet101")
+    low, high = model.backbone(picture())
+    assert low.shape == (2, 256, 25, 25)  # stride 4
+    assert high.shape == (2, 2048, 7, 7)  # stride 16
+    head: Any = model.classifier
+    aspp = F.interpolate(head.aspp(high), size=(25, 25), mode="bilinear", align_corners=False)
+    logits = head.classifier(torch.cat([head.project(low), aspp], dim=1))
+    expected = F.interpolate(logits, size=(97, 97), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(model(picture()), expected)
+
+
+@torch.no_grad()
+def test_mobilenet_inside_a_picture_is_torchvisions():
+    """Far from the edges, where padding differs, the early features are torchvision's with the same weights.
+
+    The stem does not pad, so ours see the picture half a pixel of its features later: theirs is given a
+    shifted one."""
+    model = network("deeplabv3plus", "mobilenet")
+    ours: Any = model.backbone
+    theirs = mobilenet_v2(weights=None).eval().features[:4]
+    theirs.load_state_dict(ours.low_level_features.state_dict())
+    image = picture(129)
+    low = ours.low_level_features(image)
+    expected = theirs(image[..., 1:, 1:])
+    torch.testing.assert_close(low[..., 6:24, 6:24], expected[..., 6:24, 6:24], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_mobilenet_pads_before_it_expands():
+    """A zero picture, where only biases speak: what the depthwise convolution sees at the edge is the
+    expansion's bias.
+
+    Worked out for the second block by its own layers, one after the other.
+    """
+    block: Any = network("deeplabv3plus", "mobilenet").backbone.low_level_features[2]  # pyright: ignore
+    x = torch.randn(1, 16, 9, 9, generator=torch.Generator().manual_seed(0))
+    expand, depthwise, project, norm = block.conv
+    expected = norm(project(depthwise(expand(F.pad(x, (1, 1, 1, 1))))))
+    torch.testing.assert_close(block(x), expected)
+    assert expected.shape == (1, 24, 5, 5)
+    assert not torch.allclose(norm(project(depthwise(F.pad(expand(x), (1, 1, 1, 1))))), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("output_stride", "side"), [(16, 6), (8, 12)])
+def test_mobilenet_strides_and_dilations(output_stride: int, side: int):
+    """Strides of the early stages, dilations 2 (and 4) of the late ones, as the published network has them."""
+    model = network("deeplabv3plus", "mobilenet", output_stride=output_stride)
+    backbone: Any = model.backbone
+    blocks = [*backbone.low_level_features[1:], *backbone.high_level_features]
+    found = [(block.depthwise.stride[0], block.depthwise.dilation[0]) for block in blocks]
+    early = [(1, 1), (2, 1), (1, 1), (2, 1), (1, 1), (1, 1)]
+    late = {
+        16: [(2, 1), *[(1, 1)] * 6, (1, 1), *[(1, 2)] * 3],
+        8: [(1, 1), *[(1, 2)] * 6, (1, 2), *[(1, 4)] * 3],
+    }[output_stride]
+    assert found == [*early, *late]
+    with torch.no_grad():
+        low, high = backbone(picture())
+    assert low.shape == (2, 24, 24, 24)
+    assert high.shape == (2, 320, side, side)
+
+
+def test_keys_are_those_of_the_published_checkpoints():
+    """A sample of VainF's names, with the shapes of their weights; and how many there are."""
+    state = network("deeplabv3plus", "mobilenet").state_dict()
+    for key, shape in {
+        "backbone.low_level_features.0.0.weight": (32, 3, 3, 3),
+        "backbone.low_level_features.1.conv.0.0.weight": (32, 1, 3, 3),
+        "backbone.low_level_features.3.conv.1.1.running_var": (144,),
+        "backbone.high_level_features.4.conv.0.0.weight": (144, 24, 1, 1),
+        "backbone.high_level_features.17.conv.3.bias": (320,),
+        "classifier.project.0.weight": (48, 24, 1, 1),
+        "classifier.aspp.convs.0.0.weight": (256, 320, 1, 1),
+        "classifier.aspp.convs.4.1.weight": (256, 320, 1, 1),
+        "classifier.aspp.project.0.weight": (256, 1280, 1, 1),
+        "classifier.classifier.0.weight": (256, 304, 3, 3),
+        "classifier.classifier.3.bias": (19,),
+    }.items():
+        assert state[key].shape == shape, key
+    assert not any(key.startswith(("backbone.features", "backbone.classifier")) for key in state)
+    state = network("deeplabv3", "resnet101").state_dict()
+    for key, shape in {
+        "backbone.conv1.weight": (64, 3, 7, 7),
+        "backbone.layer3.22.conv2.weight": (256, 256, 3, 3),
+        "backbone.layer4.0.downsample.1.running_mean": (2048,),
+        "classifier.classifier.0.convs.1.0.weight": (256, 2048, 3, 3),
+        "classifier.classifier.0.project.1.num_batches_tracked": (),
+        "classifier.classifier.1.weight": (256, 256, 3, 3),
+        "classifier.classifier.4.weight": (19, 256, 1, 1),
+    }.items():
+        assert state[key].shape == shape, key
+    assert not any(key.startswith("backbone.fc") for key in state)
+
+
+@pytest.mark.parametrize(("head", "backbone"), [*VARIANTS, ("deeplabv3plus", "resnet50")])
+def test_variants_are_recognised_by_their_keys(head: str, backbone: str):
+    config = recognise(network(head, backbone, 21).state_dict(), 8)
+    assert config == DeepLabConfig(head, backbone, 21, 8)  # pyright: ignore[reportArgumentType]
+
+
+def published(path: Path, head: str = "deeplabv3plus", backbone: str = "mobilenet", **more: Any) -> DeepLab:
+    """A file as VainF's training program writes it."""
+    model = network(head, backbone)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10)
+    content = {
+        "cur_itrs": 30000,
+        "model_state": model.state_dict(),
+        "optimizer_state": optimizer.state_dict(),
+        "scheduler_state": scheduler.state_dict(),
+        "best_score": np.mean([0.7, 0.73]),  # a NumPy scalar
+        **more,
+    }
+    torch.save(content, path)
+    return model
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_converting(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]):
+    model = published(tmp_path / "best.pth.tar")
+    out = tmp_path / f"deeplab{suffix}"
+    convert_deeplabv3.main([str(tmp_path / "best.pth.tar"), str(out), "-n", "19"])
+    assert "deeplabv3plus on mobilenet, 19 classes" in capsys.readouterr().out
+    loaded = load_deeplab(out)
+    assert loaded.config == model.config
+    assert not loaded.training
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(picture()), model(picture()))
+
+
+def test_the_published_file_itself(tmp_path: Path):
+    """Read without converting; in torch.save's old format too, which some of the files are in."""
+    model = published(tmp_path / "best.pth")
+    torch.save(
+        torch.load(tmp_path / "best.pth", weights_only=False),
+        tmp_path / "old.pth",
+        _use_new_zipfile_serialization=False,
+    )
+    for name in ("best.pth", "old.pth"):
+        loaded = load_deeplab(tmp_path / name)
+        assert all(
+            torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True)
+        )
+    assert load_deeplab(tmp_path / "best.pth", output_stride=8).config.output_stride == 8
+
+
+def test_a_whole_pickled_network(tmp_path: Path):
+    """What the public A-Bridge code's converter writes, a pickle of a class that nobody has here."""
+    model = network("deeplabv3", "resnet101")
+    torch.save(model, tmp_path / "whole.pt")
+    loaded = load_deeplab(tmp_path / "whole.pt")
+    assert (loaded.config.head, loaded.config.backbone) == ("deeplabv3", "resnet101")
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
+
+
+def test_a_bare_state_dict_and_criterion_weights(tmp_path: Path):
+    state = network("deeplabv3plus", "mobilenet").state_dict()
+    torch.save({**state, "loss.weight": torch.ones(19)}, tmp_path / "bare.pth")
+    assert load_deeplab(tmp_path / "bare.pth").config.head == "deeplabv3plus"
+
+
+class Trap:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_files_run_nothing(tmp_path: Path):
+    published(tmp_path / "trap.pth", more=Trap(tmp_path / "ran"))
+    with contextlib.suppress(ValueError):  # an error or the network, as long as nothing ran
+        load_deeplab(tmp_path / "trap.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_no_deeplab_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    good = network("deeplabv3plus", "mobilenet").state_dict()
+    first = "backbone.low_level_features.0.0.weight"
+    settings = {"head": "deeplabv3plus", "backbone": "mobilenet", "num_classes": 19, "output_stride": 16}
+    own = {"format": FORMAT, "version": 1, "config": settings, "weights": good}
+    missing = {key: value for key, value in good.items() if "aspp.project" not in key}
+    separable = {key.replace("aspp.convs.1.0.weight", "aspp.convs.1.0.body.0.weight"): v for key, v in good.items()}
+    small = {k: v for k, v in network("deeplabv3", "resnet50").state_dict().items() if "layer3.5" not in k}
+    for name, content, message in (
+        ("other", {"a": torch.zeros(1)}, "not a DeepLab's: they begin with a"),
+        ("empty", {}, "begin with nothing"),
+        ("number", 3, "it is a int; wanted: a state dict"),
+        ("nested", {"model": 3, "epoch": 4}, "model is a int, not a tensor"),
+        ("missing", missing, r"missing: classifier.aspp.project.0.weight, .*, classifier.aspp.project.1.weight$"),
+        ("extra", {**good, "backbone.x": torch.zeros(1)}, r"extra: backbone.x$"),
+        ("shape", {**good, first: torch.zeros(1)}, rf"of another shape: {first} \(1,\) \(wanted \(32, 3, 3, 3\)\)$"),
+        ("separable", separable, "separable convolutions"),
+        ("backbone", small, "its backbone is none of resnet50, resnet101, mobilenet"),
+        ("scalar", {**good, "classifier.classifier.3.weight": torch.tensor(1.0)}, "has no shape of a layer"),
+        ("integers", {**good, first: good[first].long()}, f"{first} is of torch.int64; weights must be floating point"),
+        ("complex", {**good, first: good[first].cfloat()}, f"{first} is of torch.complex64; weights must be floating"),
+        ("shared", {key: good[first].view(-1)[:1] for key in good}, "of another shape"),
+        ("bbdm", {"format": "bbdm", "version": 1}, "it is a 'bbdm', not a segmentation network"),
+        ("huge", {**own, "config": {**own["config"], "num_classes": 2**60}}, "no network of such sizes"),
+        (
+            "fraction",
+            {**own, "config": {**own["config"], "num_classes": 1.5}},
+            "num_classes must be of integers, got 1.5",
+        ),
+        ("new", {"format": FORMAT, "version": 9}, "version 9 is newer than this library reads"),
+    ):
+        torch.save(content, tmp_path / f"{name}.pth")
+        with pytest.raises(ValueError, match=rf"cannot read .*{name}.pth as a segmentation network: .*{message}"):
+            load_deeplab(tmp_path / f"{name}.pth")
+    with pytest.raises(FileNotFoundError, match="there is no segmentation network"):
+        load_deeplab(tmp_path / "none.pth")
+    (tmp_path / "half.pth").write_bytes((tmp_path / "extra.pth").read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"half.pth as a segmentation network"):
+        load_deeplab(tmp_path / "half.pth")
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="its metadata has no 'bbdm deeplab' entry"):
+        load_deeplab(tmp_path / "other.safetensors")
+
+
+def test_what_convert_refuses(tmp_path: Path):
+    published(tmp_path / "best.pth")
+    with pytest.raises(ValueError, match=r"has 19 classes, and -n 21 was given"):
+        convert_deeplabv3.main([str(tmp_path / "best.pth"), str(tmp_path / "out.pt"), "-n", "21"])
+    with pytest.raises(ValueError, match=r"ends in .pt or .safetensors, got .*out.pth"):
+        convert_deeplabv3.main([str(tmp_path / "best.pth"), str(tmp_path / "out.pth")])
+    assert not (tmp_path / "out.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"head": "fcn"}, "head must be one of .* got 'fcn'"),
+        ({"backbone": "vgg"}, "backbone must be one of .* got 'vgg'"),
+        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
+        ({"output_stride": 32}, r"output_stride must be one of \(8, 16\), got 32"),
+    ],
+)
+def test_what_a_config_refuses(settings: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        DeepLabConfig(**{"head": "deeplabv3", "backbone": "resnet101", **settings})
+
+
+def test_metadata_is_readable(tmp_path: Path):
+    save_deeplab(tmp_path / "x.safetensors", network("deeplabv3plus", "mobilenet"))
+    with safetensors.safe_open(tmp_path / "x.safetensors", "pt") as file:
+        metadata = json.loads(file.metadata()[FORMAT])
+    assert metadata["config"] == {
+        "head": "deeplabv3plus",
+        "backbone": "mobilenet",
+        "num_classes": 19,
+        "output_stride": 16,
+    }

@@ -1,0 +1,393 @@
+"""Scores against other libraries and against values worked out by hand; stand-ins for weights that need a download."""
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from bbdm.evaluation import metrics, segmentation
+from bbdm.evaluation.metrics import Scores
+from bbdm.evaluation.segmentation import CITYSCAPES, IGNORED, SegmentationScore, sliding_logits
+
+
+class Features(nn.Module):
+    """A stand-in for Inception."""
+
+    def __init__(self, size: int = 24) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.num_features = size
+        self.layers = nn.Sequential(nn.Conv2d(3, size, 5, stride=3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return 100 * self.layers(images.float() / 255)
+
+
+def pictures(*shape: int, seed: int = 0, low: int = 0, high: int = 256) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(low, high, shape, generator=generator, dtype=torch.uint8)
+
+
+def frechet(one: np.ndarray, other: np.ndarray) -> float:
+    """The definition (Heusel et al. 2017, eq. 6) in float64."""
+    means, covariances = zip(*((v.mean(0), np.cov(v, rowvar=False)) for v in (one, other)), strict=True)
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1])
+    distance = np.sum((means[0] - means[1]) ** 2)
+    return float(distance + np.trace(covariances[0] + covariances[1] - 2 * np.real(root)))
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_fid_is_scipys(samples: int):
+    features = Features()
+    results = pictures(60, samples, 3, 20, 20, seed=1, low=20)
+    targets = pictures(60, 3, 20, 20, seed=2, high=230)
+    scores = Scores(["fid"], samples, features=features)
+    for part in range(0, 60, 25):
+        scores.update(results[part : part + 25], targets[part : part + 25])
+    with torch.no_grad():
+        expected = frechet(*(features(v).double().numpy() for v in (results.flatten(0, 1), targets)))
+    assert scores.compute()["fid"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_fid_of_fewer_pictures_than_features_is_scipys():
+    """Covariances of 12 pictures in 24 dimensions are singular, which matrix square roots suffer from."""
+    features = Features()
+    results, targets = pictures(12, 1, 3, 20, 20, seed=3), pictures(12, 3, 20, 20, seed=4, high=200)
+    scores = Scores(["fid"], features=features)
+    scores.update(results, targets)
+    with torch.no_grad():
+        expected = frechet(*(features(v).double().numpy() for v in (results[:, 0], targets)))
+    assert scores.compute()["fid"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_fid_with_a_large_offset_is_exact():
+    """Means far from 0 with a small spread: what single precision would lose."""
+
+    class Far(Features):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images).double() + 1e4
+
+    features = Far(8)
+    results, targets = pictures(50, 1, 3, 20, 20, seed=3), pictures(50, 3, 20, 20, seed=4, high=250)
+    scores = Scores(["fid"], features=features)
+    scores.update(results, targets)
+    with torch.no_grad():
+        expected = frechet(*(features(v).double().numpy() for v in (results[:, 0], targets)))
+    assert scores.compute()["fid"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_psnr_and_ssim_are_means_over_pictures():
+    targets = pictures(2, 3, 16, 16, low=20, high=200)
+    results = torch.stack([targets[0] + 10, targets[1] + 5])[:, None]
+    scores = Scores(["psnr", "ssim"])
+    scores.update(results[:1], targets[:1])
+    scores.update(results[1:], targets[1:])
+    found = scores.compute()
+    assert found["psnr"] == pytest.approx(np.mean([20 * np.log10(255 / 10), 20 * np.log10(255 / 5)]), abs=1e-4)
+    assert 0.9 < found["ssim"] < 1
+
+
+def test_ssim_of_the_same_is_one_and_falls_with_noise():
+    targets = pictures(3, 3, 32, 32, low=60, high=190)
+    values = []
+    for noise in (1, 20, 60):
+        scores = Scores(["ssim"])
+        scores.update((targets + pictures(3, 3, 32, 32, seed=9, high=noise))[:, None], targets)
+        values.append(scores.compute()["ssim"])
+    assert values[0] == pytest.approx(1)
+    assert values == sorted(values, reverse=True)
+    assert values[-1] < 0.9
+
+
+def test_diversity_by_hand():
+    """Two sources: results 0 and 10 everywhere (spread 5), and three times the same (spread 0)."""
+    results = torch.zeros(2, 2, 3, 4, 4, dtype=torch.uint8)
+    results[0, 1] = 10
+    results[1] = 77
+    scores = Scores(["diversity"], samples=2)
+    scores.update(results[:1], results[:1, 0])
+    scores.update(results[1:], results[1:, 0])
+    assert scores.compute()["diversity"] == pytest.approx(2.5)
+
+
+def test_diversity_divides_by_the_number_of_samples():
+    results = pictures(4, 5, 3, 8, 8)
+    scores = Scores(["diversity"], samples=5)
+    scores.update(results, results[:, 0])
+    expected = results.numpy().astype(float).std(axis=1).mean()
+    assert scores.compute()["diversity"] == pytest.approx(expected, rel=1e-9)
+
+
+def backbone_file(net: metrics.LPIPSNet, path: Path) -> Path:
+    torch.manual_seed(0)
+    torch.save(torchvision.models.get_model(metrics.BACKBONES[net], weights=None).state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("net", ["alex", "squeeze", pytest.param("vgg", marks=pytest.mark.nightly)])
+def test_lpips_with_a_local_file_is_the_original(net: metrics.LPIPSNet, tmp_path: Path):
+    """Random weights in place of ImageNet's, the same in Zhang et al.'s own package."""
+    original_lpips = pytest.importorskip("lpips")
+    path = backbone_file(net, tmp_path / "weights.pth")
+    before = torch.hub.get_dir()
+    scores = Scores(["lpips"], 2, lpips_net=net, lpips_weights=path)
+    assert torch.hub.get_dir() == before
+    results, targets = pictures(3, 2, 3, 64, 64, seed=1), pictures(3, 3, 64, 64, seed=2)
+    scores.update(results[:1], targets[:1])
+    scores.update(results[1:], targets[1:])
+
+    peer = original_lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval()
+    features = {key.removeprefix("features."): v for key, v in torch.load(path).items() if key.startswith("features.")}
+    names = list(peer.net.state_dict())
+    peer.net.load_state_dict({key: features[key.partition(".")[2]] for key in names})
+    with torch.no_grad():
+        one, other = (v / 127.5 - 1 for v in (results.flatten(0, 1).float(), targets.repeat_interleave(2, 0).float()))
+        expected = peer(one, other).mean().item()
+    assert scores.compute()["lpips"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("parts", [[[3, 1], [2], [], [1]], [[1], [4, 2]], [[7], []]], ids=str)
+def test_scores_of_parts_add_up(parts: list[list[int]], tmp_path: Path):
+    """As processes send them to the first, whatever each of them has, nothing included."""
+    weights = backbone_file("squeeze", tmp_path / "squeeze.pth")
+
+    def build() -> Scores:
+        names = ["fid", "lpips", "psnr", "ssim", "diversity"]
+        return Scores(names, 2, features=Features(3), lpips_net="squeeze", lpips_weights=weights)
+
+    results, targets = pictures(7, 2, 3, 24, 24, seed=1, low=20), pictures(7, 3, 24, 24, seed=2, high=230)
+    whole, *others = build(), *(build() for _ in parts)
+    whole.update(results, targets)
+    done = 0
+    for scores, sizes in zip(others, parts, strict=True):
+        for size in sizes:
+            scores.update(results[done : done + size], targets[done : done + size])
+            done += size
+    first, *others = others
+    for scores in others:
+        first.add(pickle.loads(pickle.dumps(scores.state())))
+    assert first.compute() == pytest.approx(whole.compute(), rel=1e-6)
+    nothing = build()
+    nothing.add(build().state())
+    with pytest.raises(ValueError, match="scores need pictures, FID at least 2; got 0"):
+        nothing.compute()
+    with pytest.raises(ValueError, match="added to some that are here, and there are none"):
+        nothing.add(whole.state())
+
+
+def test_scores_go_on_after_they_were_computed():
+    results, targets = pictures(4, 1, 3, 16, 16, seed=1), pictures(4, 3, 16, 16, seed=2)
+    one, other, whole = (Scores(["psnr", "ssim"]) for _ in range(3))
+    one.update(results[:1], targets[:1])
+    one.compute()
+    other.update(results[1:], targets[1:])
+    one.add(other.state())
+    whole.update(results, targets)
+    assert one.compute() == pytest.approx(whole.compute(), rel=1e-6)
+
+
+def test_a_missing_download_names_the_flag(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def offline(*_: object, **__: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", offline)
+    with pytest.raises(ValueError, match=r"Inception weights could not be downloaded .* give it by --fid_weights"):
+        Scores(["fid"])
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=r"alexnet weights could not be downloaded .* give it by --lpips_weights"):
+        Scores(["lpips"])
+
+
+def test_inception_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The layout of the published file, with random values."""
+    torch.manual_seed(0)
+    with monkeypatch.context() as patch:
+        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(nn.Module, "load_state_dict", lambda *_: None)
+        torch.save(metrics.Inception().extractor.state_dict(), tmp_path / "inception.pth")
+    network = metrics.Inception(tmp_path / "inception.pth")
+    assert network(pictures(2, 3, 40, 40)).shape == (2, 2048)
+
+
+def test_bad_weights_files(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*none.pth of Inception weights"):
+        Scores(["fid"], fid_weights=tmp_path / "none.pth")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"cannot read .*other.pth as a file of Inception weights, as of https"):
+        Scores(["fid"], fid_weights=tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"cannot read .*other.pth as a file of vgg16 weights"):
+        Scores(["lpips"], lpips_net="vgg", lpips_weights=tmp_path / "other.pth")
+
+
+class Trap:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_weights_files_run_nothing(tmp_path: Path):
+    torch.save({"a": Trap(tmp_path / "ran")}, tmp_path / "trap.pth")
+    with pytest.raises(ValueError, match="cannot read"):
+        Scores(["fid"], fid_weights=tmp_path / "trap.pth")
+    with pytest.raises(ValueError, match="cannot read"):
+        Scores(["lpips"], lpips_weights=tmp_path / "trap.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_damaged_weights_are_refused(tmp_path: Path):
+    path = backbone_file("squeeze", tmp_path / "a.pth")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot read .*a\.pth as a file of squeezenet1_1 weights.* CRC-32"):
+        metrics.lpips("squeeze", path)
+
+
+def test_what_scores_refuse():
+    with pytest.raises(ValueError, match=r"metrics must be among fid, lpips, psnr, ssim, diversity, got kid"):
+        Scores(["psnr", "kid"])
+    with pytest.raises(ValueError, match="got none"):
+        Scores([])
+    with pytest.raises(ValueError, match="diversity needs at least 2 results of each source, got 1"):
+        Scores(["diversity"])
+    with pytest.raises(ValueError, match=r"net must be one of \('alex', 'vgg', 'squeeze'\), got 'resnet'"):
+        metrics.lpips("resnet")  # pyright: ignore[reportArgumentType]
+    scores = Scores(["psnr"], samples=2)
+    with pytest.raises(
+        ValueError, match=r"results must be \(B, 2, 3, H, W\) .* got \(4, 1, 3, 8, 8\) and \(4, 3, 8, 8\)"
+    ):
+        scores.update(pictures(4, 1, 3, 8, 8), pictures(4, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"pictures must be uint8, got torch.float32 and torch.uint8"):
+        scores.update(torch.zeros(4, 2, 3, 8, 8), pictures(4, 3, 8, 8))
+    with pytest.raises(ValueError, match="scores need pictures, FID at least 2; got 0"):
+        scores.compute()
+
+
+# Segmentation
+
+
+def test_the_classes_are_the_official_ones():
+    """Against torchvision's own table of Cityscapes."""
+    official = {c.name: c for c in torchvision.datasets.Cityscapes.classes if 0 <= c.train_id < 255}
+    assert {name: c.id for name, c in official.items()} == CITYSCAPES
+    assert [official[name].train_id for name in CITYSCAPES] == list(range(19))
+
+
+def test_labels_from_a_file(tmp_path: Path):
+    ids = np.array([[7, 8, 0], [33, 29, 255]], dtype=np.uint8)  # road, sidewalk, unlabeled; bicycle, caravan, nothing
+    Image.fromarray(ids).save(tmp_path / "x_gtFine_labelIds.png")
+    labels = segmentation.read_labels(tmp_path / "x_gtFine_labelIds.png")
+    assert labels.tolist() == [[0, 1, IGNORED], [18, IGNORED, IGNORED]]
+    with pytest.raises(FileNotFoundError, match="mIoU needs the official"):
+        segmentation.read_labels(tmp_path / "none.png")
+    Image.new("RGB", (2, 2)).save(tmp_path / "colour.png")
+    with pytest.raises(ValueError, match="one 8-bit channel of label ids, got \\(2, 2, 3\\)"):
+        segmentation.read_labels(tmp_path / "colour.png")
+
+
+def by_brightness(images: torch.Tensor) -> torch.Tensor:
+    """A network that knows three classes: dark, grey, bright. It expects ImageNet's normalisation."""
+    mean, std = (torch.tensor(v)[:, None, None] for v in (segmentation.IMAGENET_MEAN, segmentation.IMAGENET_STD))
+    grey = (images * std + mean).mean(1, keepdim=True)
+    return -torch.cat([(grey - level).abs() for level in (0.0, 0.5, 1.0)], dim=1)
+
+
+def test_miou_by_hand():
+    """Six pixels that count and two that don't.
+
+    Labels 0 0 0 1 1 1, found 0 0 1 1 1 2: class 0 has 2 hits of a union of 3, class 1 has 2 of 4, class 2
+    none of 1."""
+    found = torch.tensor([[0, 0, 128, 128, 128, 255, 255, 0]], dtype=torch.uint8)
+    labels = torch.tensor([[0, 0, 0, 1, 1, 1, IGNORED, IGNORED]])
+    score = SegmentationScore(by_brightness, ["dark", "grey", "bright"])
+    score.update(found.expand(1, 3, 1, 8), labels[None])
+    result = score.compute()
+    assert result["iou"] == pytest.approx({"dark": 2 / 3, "grey": 2 / 4, "bright": 0})
+    assert result["miou"] == pytest.approx((2 / 3 + 2 / 4) / 3)
+
+
+def test_a_class_that_never_occurs_counts_for_nothing():
+    score = SegmentationScore(by_brightness, ["dark", "grey", "bright"])
+    score.update(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.tensor([[[0, 0], [0, 1]]]))
+    assert score.compute() == {"miou": pytest.approx(0.375), "iou": {"dark": 0.75, "grey": 0, "bright": None}}
+
+
+def test_miou_is_over_the_data_set_and_torchmetrics():
+    """Random labels of 19 classes, a tenth ignored; not the mean of the pictures' own."""
+    generator = torch.Generator().manual_seed(0)
+    peer = MulticlassJaccardIndex(19, average="macro", ignore_index=IGNORED)
+    levels = torch.linspace(0, 1, 19)[:, None, None]
+
+    def network(images: torch.Tensor) -> torch.Tensor:
+        mean, std = segmentation.IMAGENET_MEAN[0], segmentation.IMAGENET_STD[0]
+        return -(images[:, :1] * std + mean - levels).abs()
+
+    score = SegmentationScore(network)
+    for _ in range(3):
+        labels = torch.randint(0, 17, (1, 24, 30), generator=generator)  # two classes never occur in labels,
+        guess = torch.where(torch.rand(1, 24, 30, generator=generator) < 0.4, 18 - labels, labels)  # one in neither
+        labels[torch.rand(labels.shape, generator=generator) < 0.1] = IGNORED
+        score.update((guess[:, None] * 255 / 18).round().to(torch.uint8).expand(1, 3, 24, 30), labels)
+        peer.update(guess, labels)
+    assert score.compute()["miou"] == pytest.approx(peer.compute().item(), rel=1e-6)
+
+
+def test_pictures_are_upsampled_to_their_labels():
+    seen: list[torch.Size] = []
+
+    def network(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images.shape)
+        return images
+
+    score = SegmentationScore(network, ["a", "b", "c"])
+    score.update(pictures(1, 3, 64, 64), torch.zeros(1, 1024, 2048, dtype=torch.int64))
+    assert seen == [(1, 3, 768, 768)] * 8
+
+
+def test_what_segmentation_refuses():
+    score = SegmentationScore(by_brightness)
+    with pytest.raises(ValueError, match="the network must have 19 classes, got 3"):
+        score.update(pictures(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64))
+    score = SegmentationScore(by_brightness, ["dark", "grey", "bright"])
+    score.update(pictures(1, 3, 4, 4), torch.full((1, 4, 4), IGNORED))
+    with pytest.raises(ValueError, match="at least one pixel with a class"):
+        score.compute()
+    with pytest.raises(ValueError, match="stride must be from 1 to the window's 8, got 9"):
+        sliding_logits(by_brightness, torch.zeros(1, 3, 16, 16), window=8, stride=9)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 16), st.data())
+def test_windows_cover_everything(height: int, width: int, window: int, data: st.DataObject):
+    """A network that returns its input: averaged over windows, that is the input again. No window is larger."""
+    stride = data.draw(st.integers(1, window))
+    image = torch.arange(2 * height * width, dtype=torch.float64).reshape(1, 2, height, width)
+
+    def network(part: torch.Tensor) -> torch.Tensor:
+        assert part.shape[-2:] == (min(window, height), min(window, width))
+        return part
+
+    torch.testing.assert_close(sliding_logits(network, image, window, stride), image)
+
+
+def test_windows_are_averaged_where_they_overlap():
+    """Windows of 4 from 0 and 2 over 6 pixels, the last flush; the n-th says n."""
+    calls = iter([1.0, 2.0])
+    logits = sliding_logits(lambda part: torch.full_like(part, next(calls)), torch.zeros(1, 1, 1, 6), 4, 2)
+    assert logits.flatten().tolist() == [1, 1, 1.5, 1.5, 2, 2]

@@ -1,0 +1,196 @@
+"""generate.py, eval.py and eval_miou.py in two processes on CPUs (gloo): the files and the scores of one."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from bbdm import ABridge, save_checkpoint
+from bbdm.evaluation import metrics
+from examples import eval as eval_script
+from examples import eval_miou, generate
+from tests.conftest import tiny_unet
+from tests.examples.test_eval import make_city
+from tests.training.launching import TORCHRUN, run
+from tests.training.watched_script import Features
+
+pytest.importorskip("accelerate")
+SIZE = 24  # the least that LPIPS takes
+METRICS = ["--metrics", *("fid", "lpips", "psnr", "ssim", "diversity"), "--lpips_net", "squeeze"]
+FLAGS = ["--steps", "3", "-r", "2", "-b", "3", "--device", "cpu"]  # 10 results in batches of 3, 3, 3 and 1
+NAMES = [f"{name}_{j}.png" for name in "abcde" for j in range(2)]
+SHARES = {NAMES[i]: str(i // 3 % 2) for i in range(10)}  # the rank that makes each of them
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five pairs in the layout of edge2shoes, a checkpoint, and a network for LPIPS."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "data" / "val").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name in "abcde":
+        pixels = generator.integers(0, 256, (SIZE, 2 * SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "data" / "val" / f"{name}.png")
+    save_checkpoint(folder / "c.pt", tiny_unet(), ABridge(num_steps=100), image_size=SIZE)
+    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), folder / "squeeze.pth")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "Inception", Features)
+
+
+class Two:
+    """A script in two processes, of which the second is slow."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "watched"
+
+    def __call__(self, script: str, *flags: str) -> str:
+        """What it printed."""
+        self.log.unlink(missing_ok=True)
+        done = run([*TORCHRUN, "tests.training.watched_script", script, *flags], WATCH=str(self.log), SLOW="1")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def told(self) -> list[tuple[str, str]]:
+        """(rank, what), sorted."""
+        lines = (line.split(" ", 1) for line in self.log.read_text().splitlines())
+        return sorted((rank, what) for rank, what in lines)
+
+    def wrote(self, suffix: str) -> dict[str, str]:
+        """The rank that wrote each file of a kind, all of them once."""
+        found = [(what, rank) for rank, what in self.told() if what.endswith(suffix)]
+        assert max(Counter(name for name, _ in found).values(), default=1) == 1
+        return dict(found)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Two:
+    return Two(tmp_path)
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*.png") if not path.name.startswith("quality")}
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def assert_same_report(mine: dict[str, Any], other: dict[str, Any]) -> None:
+    """But for the seconds, and the number of processes."""
+    assert mine["scores"] == pytest.approx(other["scores"], rel=1e-6)
+    assert mine["environment"] == {**other["environment"], "processes": 2}
+    for key in mine.keys() - {"scores", "environment", "seconds_per_picture"}:
+        assert mine[key] == other[key]
+    assert mine.keys() == other.keys()
+
+
+def test_generate_makes_the_files_of_one_process(place: Path, two: Two, tmp_path: Path):
+    """In place of others that are there."""
+    common = ["edge2shoes", str(place / "data"), str(place / "c.pt")]
+    generate.main([*common, str(tmp_path / "one"), *FLAGS])
+    (tmp_path / "two").mkdir()
+    for name in NAMES:
+        Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "two" / name)
+    out = two("generate", *common, str(tmp_path / "two"), *FLAGS, "--overwrite")
+    assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
+    assert two.wrote(".png") == {**SHARES, "grid.png": "0"}
+    assert out.splitlines() == [f"10 results in {tmp_path}/two", f"to look at: {tmp_path}/two/grid.png"]
+
+
+def test_what_is_there_is_not_made_again(place: Path, two: Two, tmp_path: Path):
+    common = ["edge2shoes", str(place / "data"), str(place / "c.pt")]
+    for folder in ("one", "two"):
+        generate.main([*common, str(tmp_path / folder), *FLAGS])
+        for name in ("a_1.png", "b_0.png", "c_0.png", "d_1.png", "e_0.png"):
+            (tmp_path / folder / name).unlink()
+    generate.main([*common, str(tmp_path / "one"), *FLAGS])
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").glob("*_?.png")}
+    out = two("generate", *common, str(tmp_path / "two"), *FLAGS)
+    assert two.wrote("_0.png") | two.wrote("_1.png") == {
+        **dict.fromkeys(("a_1.png", "b_0.png", "c_0.png"), "0"),
+        **dict.fromkeys(("d_1.png", "e_0.png"), "1"),
+    }
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
+    assert "5 results in" in out
+    assert "(5 kept as they were" in out
+
+
+def test_eval_has_the_scores_of_one_process(place: Path, two: Two, tmp_path: Path):
+    """In a folder of other results, which --overwrite deletes."""
+    common = ["edge2shoes", str(place / "data"), str(place / "c.pt")]
+    flags = [*FLAGS, *METRICS, "--lpips_weights", str(place / "squeeze.pth"), "--overwrite"]
+    eval_script.main([*common, str(tmp_path / "one"), *flags])
+    eval_script.main([*common, str(tmp_path / "two"), *flags, "--seed", "7"])
+    out = two("eval", *common, str(tmp_path / "two"), *flags)
+    assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
+    assert two.wrote(".png") == SHARES
+    assert [line for line in two.told() if "scored" in line[1]] == [("0", "scored 1")] * 3 + [("1", "scored 1")] * 2
+    assert {line for line in two.told() if line[1].endswith(".json")} == {
+        ("0", "settings.json"),
+        ("0", "scores.json"),
+    }
+    report = read(tmp_path / "two" / "scores.json")
+    assert_same_report(report, read(tmp_path / "one" / "scores.json"))
+    assert read(tmp_path / "two" / "settings.json")["timing"]["pictures"] == 3  # the first's second batch
+    assert report["seconds_per_picture"] < 0.2  # and not of the second process, which rested
+    assert out.count("| dpm2m |") == out.count("results and scores.json") == 1
+
+
+def test_results_of_other_settings_are_refused(place: Path, two: Two, tmp_path: Path):
+    flags = ["edge2shoes", str(place / "data"), str(place / "c.pt"), str(tmp_path / "two"), *FLAGS, "--metrics", "psnr"]
+    eval_script.main(flags)
+    before = {path: path.read_bytes() for path in (tmp_path / "two").iterdir()}
+    done = run([*TORCHRUN, "tests.training.watched_script", "eval", *flags, "--seed", "1"], WATCH=str(two.log))
+    assert done.returncode != 0
+    assert f"error: {tmp_path}/two holds results of other settings (seed 0, now 1): give" in done.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "two").iterdir()} == before
+    assert not two.log.exists()
+
+
+def test_a_sweep_with_nothing_to_do_for_the_second(place: Path, two: Two, tmp_path: Path):
+    """One batch, of results and to score; the second process waits each time."""
+    common = ["edge2shoes", str(place / "data"), str(place / "c.pt")]
+    flags = [*METRICS, "--lpips_weights", str(place / "squeeze.pth"), "-r", "2", "--device", "cpu"]
+    flags += ["--sweep", "dpm2m:2", "ddim:2"]
+    eval_script.main([*common, str(tmp_path / "one"), *flags])
+    out = two("eval", *common, str(tmp_path / "two"), *flags)
+    for mine, other in zip(read(tmp_path / "two" / "sweep.json"), read(tmp_path / "one" / "sweep.json"), strict=True):
+        assert_same_report(mine, other)
+        folder = f"{mine['solver']}-{mine['nfe']}"
+        assert pictures(tmp_path / "two" / folder) == pictures(tmp_path / "one" / folder)
+    assert {rank for rank, _ in two.told()} == {"0"}
+    assert [what for _, what in two.told() if what.startswith(("a_0", "quality", "scored"))] == [
+        *["a_0.png"] * 2,
+        "quality_nfe.png",
+        "quality_seconds.png",
+        *["scored 5"] * 2,
+    ]
+    assert [line.count("|") for line in out.splitlines()] == [10, 10, 10, 10, 0]
+
+
+def test_miou_is_that_of_one_process(place: Path, two: Two, tmp_path: Path):
+    make_city(tmp_path)
+    common = [str(tmp_path / "deeplab.pt"), str(tmp_path / "city"), str(place / "c.pt")]
+    flags = ["--steps", "2", "-r", "3", "-b", "2", "--device", "cpu"]
+    eval_miou.main([*common, str(tmp_path / "one"), *flags])
+    out = two("eval_miou", *common, str(tmp_path / "two"), *flags)
+    mine, other = (read(tmp_path / folder / "scores.json") for folder in ("two", "one"))
+    assert mine["scores"] == other["scores"]
+    assert_same_report({**mine, "scores": {}}, {**other, "scores": {}})
+    assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
+    assert sorted(two.wrote(".png").values()) == ["0"] * 4 + ["1"] * 2
+    assert sorted(two.wrote(".confusion.json").values()) == ["0"] * 3 + ["1"] * 3
+    assert out.count("**mIoU**") == out.count("s / picture") == 1

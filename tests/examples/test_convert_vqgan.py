@@ -1,0 +1,59 @@
+"""examples/convert_vqgan.py on a small state dict of latent diffusion."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bbdm.files.checkpoint import load_vqgan
+from bbdm.networks.vqgan import VQGAN
+from examples.convert_vqgan import main
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def vqgan() -> VQGAN:
+    torch.manual_seed(0)
+    return VQGAN(model_channels=32, num_codes=40, num_res_blocks=1, channel_mult=(1, 2))
+
+
+@pytest.fixture
+def state_dict(vqgan: VQGAN, tmp_path: Path) -> Path:
+    torch.save({"state_dict": {**vqgan.state_dict(), "loss.a": torch.ones(1)}}, tmp_path / "model.ckpt")
+    return tmp_path / "model.ckpt"
+
+
+@pytest.mark.parametrize("name", ["out.pt", "out.safetensors"])
+def test_converts(name: str, vqgan: VQGAN, state_dict: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    main([str(state_dict), str(tmp_path / name), "-c", "3", "--assert_weights_mapping"])
+    assert f"{name}: VQ-f2, 40 codes of 3 channels, images of 3 channels\n" in capsys.readouterr().out
+    loaded = load_vqgan(tmp_path / name)
+    assert loaded.config == vqgan.config
+    assert all(torch.equal(value, vqgan.state_dict()[key]) for key, value in loaded.state_dict().items())
+
+
+def test_refuses(state_dict: Path, tmp_path: Path):
+    out = tmp_path / "out.pt"
+    with pytest.raises(ValueError, match=r"model\.ckpt is of 3 channels, and -c 1 was given"):
+        main([str(state_dict), str(out), "-c", "1"])
+    with pytest.raises(ValueError, match=r"ends in \.pt or \.safetensors, got .*out\.pth"):
+        main([str(state_dict), str(tmp_path / "out.pth")])
+    content = torch.load(state_dict, weights_only=True)
+    del content["state_dict"]["quant_conv.bias"]
+    torch.save(content, state_dict)
+    with pytest.raises(ValueError, match=r"missing: quant_conv\.bias"):
+        main([str(state_dict), str(out)])
+    assert not out.exists()
+
+
+def test_error_on_the_command_line(tmp_path: Path):
+    script = ROOT / "examples" / "convert_vqgan.py"
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "gone", tmp_path / "out.pt"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"error: there is no VQGAN {tmp_path / 'gone'}"

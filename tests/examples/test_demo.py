@@ -1,0 +1,67 @@
+"""The bundled weights and pairs: what someone sees who runs the README's first command."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bbdm import BridgeSampler, load_checkpoint
+from bbdm.data.pairs import load_dataset
+from examples import generate
+from examples.generate import DEMO, DEMO_WEIGHTS
+
+
+def sampler() -> BridgeSampler:
+    """What the README recommends for the best pictures."""
+    return BridgeSampler.from_checkpoint(DEMO_WEIGHTS, solver="sde-dpm2m", steps=20)
+
+
+@pytest.fixture(scope="module")
+def pairs() -> tuple[torch.Tensor, torch.Tensor]:
+    dataset = load_dataset("edge2shoes", str(DEMO), "val", 64)
+    assert len(dataset) == 16
+    sources, targets = zip(*(dataset[i] for i in range(16)), strict=True)
+    return torch.stack(sources), torch.stack(targets)
+
+
+@pytest.fixture(scope="module")
+def results(pairs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return sampler()(pairs[0], seed=0)
+
+
+def test_the_file_is_small_and_complete():
+    assert DEMO_WEIGHTS.stat().st_size <= 16e6
+    checkpoint = load_checkpoint(DEMO_WEIGHTS)
+    assert checkpoint.image_size == 64
+    assert checkpoint.unet.config.condition_channels == 3
+
+
+def test_lines_stay(pairs: tuple[torch.Tensor, torch.Tensor], results: torch.Tensor):
+    """Where the drawing is black, so is the picture; and it is where the artists' picture is black too."""
+    ink = pairs[0].amax(1) < -0.9
+    assert results.amax(1)[ink].mean() < -0.6
+
+
+def test_paper_stays_white_outside(pairs: tuple[torch.Tensor, torch.Tensor], results: torch.Tensor):
+    """The outermost pixels, where targets are white."""
+    border = torch.ones(16, 64, 64, dtype=torch.bool)
+    border[:, 2:-2, 2:-2] = False
+    white = border & (pairs[1].amin(1) > 0.99)
+    assert results.amin(1)[white].mean() > 0.9
+
+
+def test_colours_come(pairs: tuple[torch.Tensor, torch.Tensor], results: torch.Tensor):
+    """Line art has none; results have at least half of the targets' and at most half more."""
+    source, result, target = (((v.amax(1) - v.amin(1)) / 2).mean().item() for v in (pairs[0], results, pairs[1]))
+    assert source < 0.01
+    assert 0.5 * target < result < 1.5 * target
+
+
+def test_seeds_give_other_colours(pairs: tuple[torch.Tensor, torch.Tensor], results: torch.Tensor):
+    other = sampler()(pairs[0], seed=100)
+    assert (other - results).abs().mean() > 0.01
+
+
+def test_the_readmes_command(tmp_path: Path):
+    generate.main(["demo", str(tmp_path)])
+    assert len(list(tmp_path.glob("*.png"))) == 17

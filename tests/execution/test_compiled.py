@@ -1,0 +1,348 @@
+"""Compiled runs against eager ones, what is kept from call to call, and on CUDA the captured graph."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import Unsupported
+
+from bbdm import ABridge, BridgeSampler, UNet
+from bbdm.execution import compiled
+from bbdm.execution import device as device_module
+from bbdm.kernels import philox
+from tests.conftest import ROOT, TINY, tiny_unet
+
+STEPS = 5
+FLOAT32 = 1e-4  # rounding of values up to 1, times the weights of up to 33 that dpm2m gives x near T
+SOLVERS = [
+    ("dpm2m", None),
+    ("sde-dpm2m", None),
+    ("ddim", None),
+    ("posterior", (-0.3, 0.4)),
+    ("fast", None),
+]
+
+SOURCE = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(1)) - 0.5
+ODD = SOURCE[:3, :, :7, :5]  # off the stride
+
+Clamp = tuple[float, float] | None
+
+
+class Short(UNet):
+    """A network that compiles in a second: one residual block between two convolutions."""
+
+    def trunk(self, x: Tensor, modulation: Tensor, condition: Tensor | None = None) -> Tensor:
+        h = x if condition is None else torch.cat([x, condition], dim=1)
+        h = self.middle_block[0](self.input_blocks[0](h, modulation), modulation)
+        return self.out[2](h)
+
+
+def short_unet(kind: type[UNet] = Short) -> UNet:
+    settings: dict[str, Any] = {"channel_mult": (1, 1), "condition_channels": 3}
+    torch.manual_seed(0)  # for what the tiny network lacks
+    unet = kind(**{**TINY, **settings})
+    unet.load_state_dict(tiny_unet(**settings).state_dict(), strict=False)
+    return unet.eval()
+
+
+@cache
+def build(
+    solver: str = "sde-dpm2m",
+    dtype: torch.dtype = torch.float32,
+    compile: bool = True,
+    clamp: Clamp = None,
+    device: str = "cpu",
+) -> BridgeSampler:
+    """A sampler of the short network, the same one for the same arguments: what it compiled serves all tests."""
+    return new_sampler(solver, dtype=dtype, compile=compile, clamp=clamp, device=device)
+
+
+def new_sampler(solver: str = "sde-dpm2m", kind: type[UNet] = Short, **settings: Any) -> BridgeSampler:
+    """One that nobody used before, in float32 unless told otherwise."""
+    return BridgeSampler(short_unet(kind), ABridge(), solver, STEPS, **{"dtype": torch.float32, **settings})
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[object]]:
+    """One entry for each network that was asked for, dead once nothing holds it; none of them is really compiled."""
+    made: list[weakref.ref[object]] = []
+
+    def compile_nothing(self: compiled.Compiled, *_: object) -> Callable[..., Tensor]:
+        def network(*arguments: Tensor | None) -> Tensor:
+            return self.function(*arguments)
+
+        made.append(weakref.ref(network))
+        return network
+
+    monkeypatch.setattr(compiled.Compiled, "_compile", compile_nothing)
+    return made
+
+
+def largest(difference: Tensor) -> float:
+    return difference.abs().max().item()
+
+
+# Compiled is eager
+
+
+@pytest.mark.parametrize(("solver", "clamp"), SOLVERS)
+def test_compiled_is_eager_in_float32(solver: str, clamp: Clamp):
+    expected = build(solver, compile=False, clamp=clamp)(ODD, seed=3)
+    assert expected.abs().lt(1).float().mean() > 0.25  # [-1, 1] doesn't cut everything off
+    torch.testing.assert_close(build(solver, clamp=clamp)(ODD, seed=3), expected, rtol=0, atol=FLOAT32)
+
+
+def test_compiled_is_eager_for_one_image():
+    expected = build(compile=False)(SOURCE[:1], seed=3)
+    torch.testing.assert_close(build()(SOURCE[:1], seed=3), expected, rtol=0, atol=FLOAT32)
+
+
+def test_compiled_is_eager_in_float64():
+    expected = build(dtype=torch.float64, compile=False)(ODD.double(), seed=3)
+    torch.testing.assert_close(build(dtype=torch.float64)(ODD.double(), seed=3), expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m"])
+def test_compiled_in_bfloat16_is_as_near_to_float32_as_eager_is(solver: str):
+    exact = build(solver, compile=False)(ODD, seed=3)
+    rival = largest(build(solver, torch.bfloat16, compile=False)(ODD, seed=3) - exact)
+    made = build(solver, torch.bfloat16)
+    assert made.dtype == next(made.unet.parameters()).dtype == torch.bfloat16
+    assert largest(made(ODD, seed=3) - exact) <= 2 * rival
+
+
+def check_whole_unet(source: Tensor, dtype: torch.dtype, condition_channels: int) -> None:
+    unet = tiny_unet(condition_channels=condition_channels).eval()
+    exact = BridgeSampler(unet, ABridge(), steps=STEPS)(source, seed=0)
+    eager = BridgeSampler(unet, ABridge(), steps=STEPS, dtype=dtype)(source, seed=0)
+    made = BridgeSampler(unet, ABridge(), steps=STEPS, dtype=dtype, compile=True)(source, seed=0)
+    assert largest(made - exact) <= FLOAT32 + 2 * largest(eager - exact)
+
+
+def test_compiled_is_eager_with_a_whole_unet():
+    check_whole_unet(ODD, torch.float32, condition_channels=3)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("condition_channels", [0, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_compiled_is_eager_with_every_unet(dtype: torch.dtype, condition_channels: int, batch: int):
+    check_whole_unet(ODD[:batch], dtype, condition_channels)
+
+
+def test_compiled_takes_noise_in_place_of_the_seed():
+    noise = torch.stack([philox.normal(torch.arange(3), k, (3, 8, 6)) for k in range(STEPS)])
+    made = build()(ODD, noise=noise)
+    assert torch.equal(made, build()(ODD, seed=0))
+    assert not torch.equal(made, build()(ODD, noise=-noise))
+    torch.testing.assert_close(made, build(compile=False)(ODD, noise=noise), rtol=0, atol=FLOAT32)
+
+
+@pytest.mark.parametrize(("solver", "clamp"), SOLVERS[:2])
+def test_compiled_stream_is_the_eager_one(solver: str, clamp: Clamp):
+    made = list(build(solver, clamp=clamp).stream(ODD, seed=3))
+    expected = list(build(solver, compile=False, clamp=clamp).stream(ODD, seed=3))
+    assert [(step.index, step.t) for step in made] == [(step.index, step.t) for step in expected]
+    for step, wanted in zip(made, expected, strict=True):
+        torch.testing.assert_close(step.x, wanted.x, rtol=1e-5, atol=FLOAT32)
+        torch.testing.assert_close(step.x0hat, wanted.x0hat, rtol=1e-5, atol=FLOAT32)
+    assert torch.equal(made[-1].x.clamp(-1, 1), build(solver, clamp=clamp)(ODD, seed=3))
+
+
+# The loop
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+def test_modulation_is_computed_once(compile: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    calls: list[Tensor] = []
+    original = UNet.modulation
+
+    def counting(self: UNet, t: Tensor) -> Tensor:
+        calls.append(t)
+        return original(self, t)
+
+    monkeypatch.setattr(UNet, "modulation", counting)
+    sampler = new_sampler(dtype=dtype, compile=compile)
+    assert [t.tolist() for t in calls] == [sampler.table.timesteps.tolist()]
+    sampler(ODD, seed=0)
+    list(sampler.stream(ODD, seed=0))
+    assert len(calls) == 1
+
+
+def test_modulation_is_that_of_the_weights_before_they_are_rounded():
+    sampler = build(dtype=torch.bfloat16, compile=False)
+    expected = short_unet().modulation(torch.tensor(sampler.table.timesteps))
+    assert torch.equal(sampler._loop.modulation, expected.detach())
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("noise", [False, True], ids=["seeds", "noise"])
+def test_steps_work_in_place(noise: bool, compile: bool):
+    sampler = build(compile=compile)
+    given = torch.randn(STEPS, 3, 3, 8, 6) if noise else None
+    state = sampler._start(ODD, [0, 1, 2], given)
+    before = {name: value.data_ptr() for name, value in vars(state).items() if value is not None}
+    assert len(set(before.values())) == len(before) == 8 - (not noise)
+    with torch.inference_mode():
+        for index in range(STEPS):
+            sampler._loop.advance(state, index)
+            assert {name: value.data_ptr() for name, value in vars(state).items() if value is not None} == before
+
+
+# What is kept
+
+
+class Broken(Short):
+    def trunk(self, x: Tensor, modulation: Tensor, condition: Tensor | None = None) -> Tensor:
+        torch._dynamo.graph_break()
+        return super().trunk(x, modulation, condition)
+
+
+def test_a_failure_to_compile_is_raised_at_every_call():
+    sampler = new_sampler(kind=Broken, compile=True)
+    for _ in range(2):
+        with pytest.raises(Unsupported, match="graph_break"):
+            sampler(SOURCE, seed=0)
+        with pytest.raises(Unsupported, match="graph_break"):
+            list(sampler.stream(SOURCE, seed=0))
+    new_sampler(kind=Broken)(SOURCE, seed=0)
+
+
+def test_shapes_used_least_recently_are_dropped(
+    compilations: list[weakref.ref[object]], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(compiled, "SHAPES_KEPT", 2)
+    sampler = new_sampler(compile=True)
+    counts: list[int] = []
+    for size in (8, 6, 8, 4, 8, 6, 4):  # 4 takes the place of 6, and so on
+        made = sampler(SOURCE[..., :size], seed=0)
+        assert torch.equal(made, build(compile=False)(SOURCE[..., :size], seed=0))
+        counts.append(len(compilations))
+        gc.collect()
+        assert sum(network() is not None for network in compilations) <= 2
+    assert counts == [1, 2, 2, 3, 3, 4, 5]
+
+
+def test_a_short_last_part_is_filled_up(compilations: list[weakref.ref[object]]):
+    sampler = new_sampler(compile=True)
+    noise = torch.randn(STEPS, *SOURCE.shape)
+    seeded, given = sampler(SOURCE, seed=7, batch_size=2), sampler(SOURCE, noise=noise, batch_size=2)
+    eager = build(compile=False)
+    for i in range(5):
+        alone = eager(SOURCE[i : i + 1], seed=7 + i)
+        torch.testing.assert_close(seeded[i : i + 1], alone, rtol=0, atol=FLOAT32)
+        alone = eager(SOURCE[i : i + 1], noise=noise[:, i : i + 1])
+        torch.testing.assert_close(given[i : i + 1], alone, rtol=0, atol=FLOAT32)
+    assert seeded.shape == given.shape == SOURCE.shape
+    for rest in (sampler(SOURCE[4:], seed=11, batch_size=2), sampler(SOURCE[:1], noise=noise[:, :1], batch_size=2)):
+        assert len(rest) == 1  # of calls of their own too
+    torch.testing.assert_close(sampler(SOURCE[4:], seed=11, batch_size=2), seeded[4:], rtol=0, atol=FLOAT32)
+    assert len(compilations) == 1
+
+
+def test_threads_share_a_compiled_sampler():
+    """From the first call on: the two shapes are compiled while all eight wait for them."""
+    sampler = new_sampler(compile=True)
+
+    def call(i: int) -> tuple[Tensor, tuple[int, ...]]:
+        return sampler(SOURCE[i % 5 : i % 5 + 1, :, :, : 8 - 2 * (i % 2)], seed=i), sampler.last_seeds
+
+    with ThreadPoolExecutor(8) as pool:
+        threads = [pool.submit(lambda first: [call(first + k) for k in range(20)], 20 * t) for t in range(8)]
+        made = [result for thread in threads for result in thread.result()]
+    for i, (image, seeds) in enumerate(made):
+        assert torch.equal(image, call(i)[0])
+        assert seeds == (i,)
+
+
+def resident() -> float:
+    """Memory of this process in MB."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+needs_statm = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc/self/statm")
+
+
+@needs_statm
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+def test_memory_does_not_grow_with_calls(compile: bool):
+    sampler = build(compile=compile)
+    memory: list[float] = []
+    for i in range(500):
+        images = (SOURCE[:3, :, :7, :5], SOURCE[:1], SOURCE[:1, :, :7])[i % 3]
+        sampler(images, seed=i)
+        if i in (100, 499):
+            memory.append(resident())
+    assert memory[1] - memory[0] < 20
+
+
+class Heavy(Short):
+    """17 MB of weights."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.heavy = nn.Sequential(nn.Conv2d(3, 2048, 1), nn.Conv2d(2048, 2048, 1), nn.Conv2d(2048, 3, 1))
+
+    def trunk(self, x: Tensor, modulation: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.heavy(x)
+
+
+@needs_statm
+def test_a_dropped_shape_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compiled, "SHAPES_KEPT", 1)
+    sampler = new_sampler(kind=Heavy, compile=True)
+    memory: list[float] = []
+    for i in range(7):
+        sampler(SOURCE[:1, :, : 8 - 2 * (i % 2)], seed=0)
+        memory.append(resident())
+    assert memory[-1] - memory[2] < 34  # of four copies less than two
+
+
+# The dtype
+
+
+@pytest.mark.parametrize(("pays", "best"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_compiled_float32_networks_run_in_the_best_dtype(
+    pays: bool, best: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(device_module, "bfloat16_pays", lambda threads: pays)
+    unet = short_unet()
+    assert BridgeSampler(unet, ABridge(), compile=True).dtype == best
+    assert BridgeSampler(unet, ABridge()).dtype == torch.float32
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        assert BridgeSampler(unet, ABridge(), dtype=dtype, compile=True).dtype == dtype
+    assert BridgeSampler(short_unet().double(), ABridge(), compile=True).dtype == torch.float64
+
+
+def cpu_flags() -> set[str]:
+    path = Path("/proc/cpuinfo")
+    return set(path.read_text().split()) if path.exists() else set()
+
+
+@pytest.mark.skipif(not cpu_flags() & {"amx_bf16", "avx512_bf16"}, reason="needs a CPU with bfloat16 instructions")
+def test_bfloat16_does_not_pay_where_its_instructions_are_forbidden():
+    code = "import torch; from bbdm.execution.loop import *; print(bfloat16_pays(1), best_dtype(torch.device('cpu')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["False", "torch.float32"]

@@ -1,0 +1,138 @@
+"""The loop as a CUDA graph: what it returns, for how many shapes, and to how many threads."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bbdm import BridgeSampler
+from bbdm.execution import compiled
+from bbdm.execution.graph import GraphedLoop
+from tests.execution.test_compiled import ODD, SOLVERS, SOURCE, Clamp, build, largest, new_sampler
+
+TOLERANCE = 1e-3  # of a GPU's float32: other algorithms for convolutions, other orders of sums
+
+gpu = partial(build, device="cuda")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.usefixtures("whole_float32"),
+]
+
+
+@pytest.fixture
+def whole_float32() -> Iterator[None]:
+    """Convolutions are not rounded to TF32."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+def replay(sampler: BridgeSampler, source: Tensor, seed: int) -> Tensor:
+    """What the captured graph returns, on the GPU."""
+    assert sampler._graphed is not None
+    with torch.inference_mode():
+        return sampler._graphed(sampler._to_device(source), sampler._keys(range(seed, seed + len(source))))
+
+
+@pytest.mark.parametrize(("solver", "clamp"), SOLVERS)
+def test_gpu_graph_is_the_compiled_loop_and_the_eager_one(solver: str, clamp: Clamp):
+    sampler = gpu(solver, clamp=clamp)
+    made = sampler(ODD, seed=3)
+    *_, last = sampler.stream(ODD, seed=3)
+    torch.testing.assert_close(last.x.clamp(-1, 1).cpu(), made, rtol=0, atol=1e-5)
+    torch.testing.assert_close(made, gpu(solver, compile=False, clamp=clamp)(ODD, seed=3), rtol=0, atol=TOLERANCE)
+    assert torch.equal(made, sampler(ODD, seed=3))
+
+
+def test_gpu_graph_in_bfloat16_is_as_near_to_float32_as_eager_is():
+    exact = gpu(compile=False)(ODD, seed=3)
+    rival = largest(gpu(dtype=torch.bfloat16, compile=False)(ODD, seed=3) - exact)
+    assert largest(gpu(dtype=torch.bfloat16)(ODD, seed=3) - exact) <= 2 * rival
+
+
+def test_gpu_graph_returns_no_buffer_of_its_own():
+    first = replay(gpu(), SOURCE[:2], 0)
+    kept = first.clone()
+    second = replay(gpu(), SOURCE[2:4], 5)
+    assert first.data_ptr() != second.data_ptr()
+    assert torch.equal(first, kept)
+    assert not torch.equal(first, second)
+
+
+def test_gpu_replay_does_not_make_the_host_wait():
+    sampler = gpu()
+    assert sampler._graphed is not None
+    with torch.inference_mode():
+        given = sampler._to_device(SOURCE[:1]), sampler._keys([0])
+        first = sampler._graphed(*given)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            second = sampler._graphed(*given)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(first, second)
+
+
+def test_gpu_steps_allocate_nothing():
+    sampler = new_sampler(clamp=(-1, 1), device="cuda")
+    state = sampler._start(SOURCE, range(5), None)
+    pred = torch.randn_like(state.x)
+    sampler._loop.network = lambda *_: pred
+    with torch.inference_mode():
+        sampler._loop.run(state)  # compiles
+        before = torch.cuda.memory_stats()["allocation.all.allocated"]
+        sampler._loop.run(state)
+        assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+
+
+def test_gpu_graphs_used_least_recently_are_dropped(monkeypatch: pytest.MonkeyPatch):
+    """And those that are kept need nothing that is dropped: replays don't count as use of the compiled network."""
+    captures: list[weakref.ref[torch.cuda.CUDAGraph]] = []
+    original = GraphedLoop._capture
+
+    def counting(self: GraphedLoop, *given: Tensor) -> Any:
+        captured = original(self, *given)
+        captures.append(weakref.ref(captured[0]))
+        return captured
+
+    monkeypatch.setattr(GraphedLoop, "_capture", counting)
+    monkeypatch.setattr(compiled, "SHAPES_KEPT", 2)
+    sampler, eager = new_sampler(compile=True, device="cuda"), gpu(compile=False)
+    counts: list[int] = []
+    for size in (8, 6, 8, 4, 8, 6, 4):  # 4 takes the place of 6, and so on
+        made, expected = (s(SOURCE[..., :size], seed=0) for s in (sampler, eager))
+        torch.testing.assert_close(made, expected, rtol=0, atol=TOLERANCE)
+        counts.append(len(captures))
+        gc.collect()
+        assert sum(graph() is not None for graph in captures) <= 2
+        for power in range(4, 20):  # over memory that was given back
+            _ = [torch.full((2**power,), torch.nan, device="cuda") for _ in range(16)]
+    assert counts == [1, 2, 2, 3, 3, 4, 5]
+
+
+def test_gpu_threads_on_streams_of_their_own_share_a_sampler():
+    """From the first call on, with images that never leave the GPU."""
+    sampler = new_sampler(compile=True, device="cuda")
+    given = SOURCE.cuda()
+    torch.cuda.synchronize()
+
+    def call(i: int) -> Tensor:
+        return sampler(given[i % 5 : i % 5 + 1, :, :, : 8 - 2 * (i % 2)], seed=i)
+
+    def calls(first: int) -> list[Tensor]:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return [call(first + k) for k in range(20)]
+
+    with ThreadPoolExecutor(8) as pool:
+        made = [image for part in pool.map(calls, range(0, 160, 20)) for image in part]
+    torch.cuda.synchronize()
+    for i, image in enumerate(made):
+        assert torch.equal(image, call(i))

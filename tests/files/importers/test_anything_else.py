@@ -1,0 +1,80 @@
+"""Files that no importer knows, or that ask for memory or code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bbdm.files.checkpoint import load_checkpoint, load_vqgan
+from bbdm.networks.unet import UNet, UNetConfig
+from bbdm.networks.vqgan import PRESETS as VQGANS
+from bbdm.networks.vqgan import VQGAN
+from tests.files.importers.common import (
+    SeedVQGAN,
+    expected,
+    refused,
+    save,
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "it is a list with no UNets in it; wanted: a checkpoint, module or network of sde-bbdm"),
+        (None, "it is a NoneType with no UNets"),
+        (torch.ones(2), "it is a tensor with no UNets"),
+        ({"a": torch.ones(2), "b": 1}, r"it is a dict of 2 entries \('a', 'b'\) with no UNets"),
+        ({"model": {"a": 1}, "optimizer": 3}, r"it is a dict of 2 entries \('model', 'optimizer'\) with no UNets"),
+        (nn.Linear(1, 1), "it is a torch.nn.modules.linear.Linear with no UNets"),
+        (argparse.Namespace(a=1), "it is a argparse.Namespace with no UNets"),
+        (dict.fromkeys("abcdefghij"), r"a dict of 10 entries \('a', .*'h', \.\.\.\)"),
+        ({"input_blocks.0.0.weight": 1}, r"input_blocks\.0\.0\.weight is a int, not a tensor"),
+        ({"input_blocks.0.0.weight": torch.ones(3)}, r"missing entry 'out\.2\.weight'|impossible shape"),
+        ({f"{p}.input_blocks.0.0.weight": torch.ones(1) for p in "ab"}, "with 2 UNets in it"),
+        ({"m_t": torch.ones(3)}, "give config="),
+    ],
+)
+def test_something_else(content: Any, message: str, tmp_path: Path):
+    refused(save(content, tmp_path / "a.pt"), message)
+
+
+def test_weights_that_are_not_floating_point(tmp_path: Path):
+    state = {key: value.long() for key, value in UNet(channel_mult=(2,), model_channels=32).state_dict().items()}
+    refused(save(state, tmp_path / "a.pt"), "weights must be floating point", num_steps=100, c_lambda=1.0)
+
+
+def test_tensors_that_share_their_storage(tmp_path: Path):
+    """A small file that would build a network many times its size."""
+    wanted = expected(UNet, UNetConfig(model_channels=64, channel_mult=(1,), num_res_blocks=50))
+    shared = torch.zeros(max(value.numel() for value in wanted.values()))
+    path = save({k: shared[: v.numel()].view(v.shape) for k, v in wanted.items()}, tmp_path / "a.pt")
+    refused(path, r"its tensors are of \d+ numbers, and only \d+ are stored", num_steps=100, c_lambda=1.0)
+    wanted = expected(VQGAN, VQGANS["demo"])
+    shared = torch.zeros(max(value.numel() for value in wanted.values()))
+    path = save({k: shared[: v.numel()].view(v.shape) for k, v in wanted.items()}, tmp_path / "a.pt")
+    refused(path, r"its tensors are of \d+ numbers, and only \d+ are stored", load_vqgan)
+
+
+class Trap:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("reader", [load_checkpoint, load_vqgan])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_code_in_it_does_not_run_and_is_named(reader: Any, zipped: bool, tmp_path: Path):
+    good = {**UNet(channel_mult=(2,), model_channels=32).state_dict(), **SeedVQGAN().state_dict()}
+    path = save({"state_dict": good, "optimizer": [{"state": Trap(tmp_path / "marker")}]}, tmp_path / "a.pt", zipped)
+    refused(path, r"asks for the forbidden global (posix|nt)\.system$", reader)
+    assert not (tmp_path / "marker").exists()

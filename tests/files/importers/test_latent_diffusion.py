@@ -1,0 +1,82 @@
+"""Latent diffusion's VQGAN, whose names are ours."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bbdm.files.checkpoint import load_vqgan
+from bbdm.files.importers import shapes
+from bbdm.networks.vqgan import PRESETS as VQGANS
+from bbdm.networks.vqgan import VQGAN
+from tests.files.importers.common import (
+    LATENT,
+    expected,
+    peers_blocked,
+    refused,
+    save,
+    small_vqgan,
+)
+
+
+class TestLatentDiffusion:
+    @pytest.mark.parametrize("name", ["vq-f4", "vq-f8", "vq-f16"])
+    def test_settings_from_shapes(self, name: str):
+        assert shapes.vqgan_config(expected(VQGAN, VQGANS[name])) == VQGANS[name]
+
+    @pytest.mark.parametrize("name", LATENT)
+    @pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vqgan."])
+    def test_full_checkpoint(self, name: str, prefix: str, tmp_path: Path):
+        vqgan = small_vqgan(**LATENT[name])
+        state = {f"{prefix}{key}": value for key, value in vqgan.state_dict().items()}
+        state[f"{prefix}loss.discriminator.main.0.weight"] = torch.ones(3)
+        state["model_ema.decay"] = torch.ones(())
+        if prefix:
+            state["model.diffusion_model.time_embed.0.weight"] = torch.ones(2, 2)
+            state["cond_stage_model.quantize.embedding.weight"] = torch.ones(2, 2)
+        content = {"state_dict": state, "epoch": 3, "callbacks": {argparse.Namespace: argparse.Namespace(a=1)}}
+        with peers_blocked():
+            loaded = load_vqgan(save(content, tmp_path / "last.ckpt"))
+        assert loaded.config == vqgan.config
+        assert all(torch.equal(value, vqgan.state_dict()[key]) for key, value in loaded.state_dict().items())
+
+    def test_order_of_the_keys_does_not_matter(self, tmp_path: Path):
+        vqgan = small_vqgan()
+        loaded = load_vqgan(save(dict(reversed(vqgan.state_dict().items())), tmp_path / "a.pt"))
+        assert all(torch.equal(value, vqgan.state_dict()[key]) for key, value in loaded.state_dict().items())
+
+    def test_every_missing_and_extra_key_is_listed(self, tmp_path: Path):
+        state = small_vqgan().state_dict()
+        for key in ("quant_conv.bias", "encoder.conv_out.weight"):
+            del state[key]
+        state |= {"zeta": torch.ones(1), "alpha": torch.ones(1), "decoder.conv_in.weight": torch.ones(64, 3, 1, 1)}
+        wanted = (
+            r"missing: encoder\.conv_out\.weight, quant_conv\.bias; extra: alpha, zeta; "
+            r"of another shape: decoder\.conv_in\.weight \(64, 3, 1, 1\) \(wanted \(64, 3, 3, 3\)\)$"
+        )
+        refused(save(state, tmp_path / "a.pt"), wanted, load_vqgan)
+
+    def test_a_key_that_the_settings_are_read_from(self, tmp_path: Path):
+        """Compared with the official network that it is closest to, so that the key is named all the same."""
+        state = {k: torch.zeros(1).expand(0) for k in expected(VQGAN, VQGANS["vq-f8"])}
+        state["quantize.embedding.weight"] = torch.ones(2, 2)
+        del state["encoder.conv_in.weight"]
+        refused(save(state, tmp_path / "a.pt"), r"missing: encoder\.conv_in\.weight; of another shape: dec", load_vqgan)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ({"a": torch.ones(1)}, r"a dict of 1 entries \('a'\) with no codebooks in it; wanted: a VQGAN of latent"),
+            ([1], "it is a list with no codebooks"),
+            ({"quantize.embedding.weight": 3}, r"quantize\.embedding\.weight is a int, not a tensor"),
+            (nn.Linear(1, 1), "a torch.nn.modules.linear.Linear with no codebooks"),
+            ({f"{p}.quantize.embedding.weight": torch.ones(1, 1) for p in "ab"}, "with 2 codebooks in it"),
+        ],
+    )
+    def test_something_else(self, content: Any, message: str, tmp_path: Path):
+        refused(save(content, tmp_path / "a.pt"), message, load_vqgan)

@@ -1,0 +1,274 @@
+"""Files of sde-bbdm and torchmanager, written here by them."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from bbdm import ABridge, BrownianBridge
+from bbdm.bridges import Bridge
+from bbdm.codec import VQGANCodec
+from bbdm.files.checkpoint import load_checkpoint
+from bbdm.files.content import Checkpoint
+from bbdm.files.importers import shapes
+from bbdm.networks.unet import PRESETS as UNETS
+from bbdm.networks.unet import UNet, UNetConfig
+from tests.conftest import tiny_unet
+from tests.files.importers.common import (
+    SMALL,
+    SeedVQGAN,
+    assert_same_autoencoder,
+    expected,
+    fill,
+    images,
+    load,
+    refused,
+    relative,
+    save,
+    small_vqgan,
+)
+
+
+@pytest.fixture
+def peers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    sde_bbdm = pytest.importorskip("sde_bbdm")
+    for name in ("encoder", "decoder"):  # torchmanager 1.5 asks for them before its sde-bbdm manager has set them
+        monkeypatch.setattr(sde_bbdm.managers.LatentDiffusionManager, name, None, raising=False)
+    return sde_bbdm
+
+
+def public_unet(peers: Any, channels: int = 3, *, timed: bool = False, **settings: Any) -> Any:
+    kind = peers.networks.UNet if timed else peers.networks.OpenAIUNet
+    shape = {"num_res_blocks": 1, "attention_resolutions": [2], "channel_mult": [1, 2], "num_head_channels": 32}
+    fixed = {"use_scale_shift_norm": True, "resblock_updown": True, "num_heads": 8}
+    return fill(kind(channels, 32, 3, **{**shape, **fixed, **settings}))
+
+
+def torchmanager_file(manager: Any, path: Path, **settings: Any) -> Path:
+    """As its callback writes it after an epoch."""
+    callbacks = pytest.importorskip("torchmanager").callbacks
+    callbacks.LastCheckpoint(manager, str(path), **settings).on_epoch_end(7)
+    return path
+
+
+def trained_manager(peers: Any, kind: str = "SDEBBDMManager", **settings: Any) -> Any:
+    """With the state of an optimizer, a loss and metrics."""
+    losses = pytest.importorskip("torchmanager").losses
+    unet = public_unet(peers, timed=True)
+    optimizer = torch.optim.Adam(unet.parameters())
+    unet.time_embed(torch.ones(1, 32)).sum().backward()
+    optimizer.step()
+    more = {"optimizer": optimizer, "loss_fn": losses.MAE(), "metrics": {"mse": losses.MSE()}}
+    return getattr(peers.managers, kind)(unet, 800, **more, **settings)
+
+
+def assert_same_network(loaded: Checkpoint, unet: Any, condition: bool = False) -> None:
+    ours = loaded.build_unet()
+    x, y, t = images(2, 3, 16, 24), images(2, 3, 16, 24, seed=2), torch.tensor([1, 700])
+    with torch.no_grad():
+        public = type(unet).forward(unet, x, t, y if condition else None)
+        assert relative(ours(x, t, y if condition else None), public) < 1e-5
+
+
+class TestSdeBbdm:
+    @pytest.mark.parametrize(
+        ("kind", "settings", "bridge"),
+        [
+            ("SDEBBDMManager", {"c_lambda": 1.5}, ABridge(800, 1.5)),
+            ("SDEBBDMManager", {"c_lambda": 3}, ABridge(800, 3.0)),
+            ("BBDMManager", {}, BrownianBridge(800)),
+            ("BBDMSpecialCaseManager", {}, BrownianBridge(800)),
+        ],
+    )
+    def test_manager(self, kind: str, settings: Any, bridge: Bridge, peers: Any, tmp_path: Path):
+        manager = trained_manager(peers, kind, **settings)
+        loaded = load(torchmanager_file(manager, tmp_path / "exp" / "last.model"))
+        assert (loaded.bridge, loaded.codec, loaded.unet.ema) == (bridge, None, None)
+        assert isinstance(getattr(loaded.bridge, "c_lambda", 1.0), float)
+        assert_same_network(loaded, manager.model)
+
+    def test_manager_of_a_module(self, peers: Any, tmp_path: Path):
+        """As sde-bbdm 1.1 trains: a manager around the bridge's module."""
+        module = peers.nn.ABridgeModule(public_unet(peers), 600, c_lambda=0.5)
+        losses = pytest.importorskip("torchmanager").losses
+        manager = pytest.importorskip("diffusion").managers.Manager(module, loss_fn=losses.MAE())
+        loaded = load(torchmanager_file(manager, tmp_path / "exp" / "last.model"))
+        assert loaded.bridge == ABridge(600, 0.5)
+        assert_same_network(loaded, module.model)
+
+    @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+    @pytest.mark.parametrize(
+        ("kind", "settings", "bridge"),
+        [
+            ("ABridgeModule", {"c_lambda": 2}, ABridge(600, 2.0)),
+            ("BBDMModule", {}, BrownianBridge(600)),
+            ("SDEBBDMModule", {}, BrownianBridge(600)),
+        ],
+    )
+    def test_module(self, kind: str, settings: Any, bridge: Bridge, zipped: bool, peers: Any, tmp_path: Path):
+        module = getattr(peers.nn, kind)(public_unet(peers), 600, **settings)
+        loaded = load(save(module, tmp_path / "a.pt", zipped))
+        assert loaded.bridge == bridge
+        assert_same_network(loaded, module.model)
+
+    def test_network_with_the_source_as_condition(self, peers: Any, tmp_path: Path):
+        module = peers.nn.BBDMModule(public_unet(peers, 6, attention_resolutions=[1, 2]), 600)
+        loaded = load(save(module, tmp_path / "a.pt"))
+        assert (loaded.unet.config.condition_channels, loaded.unet.config.attention_resolutions) == (3, (1, 2))
+        assert_same_network(loaded, module.model, condition=True)
+
+    def test_settings_that_only_the_pickle_knows(self, peers: Any, tmp_path: Path):
+        unet = public_unet(peers, num_head_channels=16, dropout=0.25, attention_resolutions=[32, 16])
+        loaded = load(save(unet, tmp_path / "a.pt"), num_steps=100, c_lambda=1.0)
+        config = loaded.unet.config
+        assert (config.head_channels, config.dropout, config.attention_resolutions) == (16, 0.25, (32, 16))
+        assert_same_network(loaded, unet)
+        heads = public_unet(peers, num_head_channels=-1, num_heads=4)
+        loaded = load(save(heads, tmp_path / "b.pt"), num_steps=100, c_lambda=1.0)
+        assert loaded.unet.config.head_channels == 16
+        assert_same_network(loaded, heads)
+
+    def test_settings_of_the_papers_network(self, peers: Any):
+        with torch.device("meta"):
+            state = peers.networks.build(3, 3).state_dict()
+        found = shapes.unet_config(state)
+        assert found == UNetConfig(attention_resolutions=())  # which its three levels never reach
+
+    @pytest.mark.parametrize("name", ["paper", "bbdm", "lbbdm-f8", "lbbdm-f16"])
+    def test_settings_from_shapes(self, name: str):
+        preset = UNETS[name]
+        reached = tuple(value for value in (1, 2, 4) if value in preset.attention_resolutions)
+        found = shapes.unet_config(expected(UNet, preset))
+        assert found == UNetConfig(**{**vars(preset), "attention_resolutions": reached})
+
+    @pytest.mark.parametrize("settings", [{"channel_mult": (1,)}, {"channel_mult": (1, 2, 2, 3), "num_res_blocks": 3}])
+    def test_other_shapes(self, settings: Any):
+        config = UNetConfig(**{**SMALL, "attention_resolutions": (1,), **settings})
+        assert shapes.unet_config(expected(UNet, config), head_channels=32, num_groups=32) == config
+
+    def test_autoencoder_in_the_manager(self, peers: Any, tmp_path: Path):
+        seed = SeedVQGAN()
+        encoder = nn.Sequential(seed.encoder, seed.quant_conv)
+        decoder = nn.Sequential(seed.quantizer, seed.post_quant_conv, seed.decoder)
+        manager = trained_manager(peers, encoder=encoder, decoder=decoder)
+        path = torchmanager_file(manager, tmp_path / "exp" / "last.model")
+        codec = load(path).build_codec()
+        assert isinstance(codec, VQGANCodec)
+        assert_same_autoencoder(codec.vqgan, seed)
+        load(path, codec=codec)
+        refused(path, "another codec was given", codec=VQGANCodec(small_vqgan()))
+
+        module = peers.nn.ABridgeModule(public_unet(peers), 600, encoder=nn.DataParallel(encoder), decoder=decoder)
+        codec = load(save(module, tmp_path / "a.pt")).build_codec()
+        assert isinstance(codec, VQGANCodec)
+        assert_same_autoencoder(codec.vqgan, seed)
+        loaded = load(save(module.state_dict(), tmp_path / "b.pt"), num_steps=600, c_lambda=2.0)
+        assert isinstance(loaded.build_codec(), VQGANCodec)
+
+        manager.decoder = None
+        refused(torchmanager_file(manager, tmp_path / "exp" / "half.model"), r"missing: .*decoder\.conv_in\.bias")
+
+    def test_network_alone(self, peers: Any, tmp_path: Path):
+        unet = public_unet(peers)
+        path = save(unet, tmp_path / "a.pt")
+        refused(path, r"does not say its num_steps or c_lambda: give num_steps= \(-t\), c_lambda= \(-l\)$")
+        refused(path, r"does not say its c_lambda: give c_lambda= \(-l\)$", num_steps=1000)
+        refused(path, r"does not say its num_steps: give num_steps= \(-t\)$", c_lambda=1.0)
+        loaded = load(path, num_steps=1000, c_lambda=1.0)
+        assert (loaded.bridge, loaded.codec) == (ABridge(1000, 1.0), None)
+        assert_same_network(loaded, unet)
+
+        coded = load(path, num_steps=1000, c_lambda=1.0, codec=VQGANCodec(small_vqgan()))
+        assert coded.codec is not None
+        message = "works on 3 channels, and the codec's latents have 4"
+        refused(path, message, num_steps=1000, c_lambda=1.0, codec=VQGANCodec(small_vqgan(latent_channels=4)))
+
+    def test_state_dicts(self, peers: Any, tmp_path: Path):
+        unet = public_unet(peers, num_head_channels=64)  # as the paper has it, since nothing in the file says so
+        manager = peers.managers.SDEBBDMManager(unet, 1000)
+        content = {"last_epoch": 1, "optimizer": None, "loss_fn": None, "metrics": {}, "save_weights_only": True}
+        for name, value in {
+            "bare": unet.state_dict(),
+            "parallel": nn.DataParallel(unet).state_dict(),
+            "module": peers.nn.ABridgeModule(unet, 1000).state_dict(),
+            "lightning": {"state_dict": {f"net.{k}": v for k, v in unet.state_dict().items()}, "epoch": 1},
+            "weights only": {**content, "model": manager.state_dict()},
+        }.items():
+            path = save(value, tmp_path / f"{name}.pt")
+            loaded = load(path, num_steps=1000, c_lambda=1.0)
+            assert loaded.bridge == ABridge(1000, 1.0)
+            assert_same_network(loaded, unet)
+            refused(path, "does not say its num_steps or c_lambda")
+        narrow = save(public_unet(peers, channel_mult=[1, 1]).state_dict(), tmp_path / "narrow.pt")
+        refused(narrow, "attention on 32 channels does not split into heads of 64", num_steps=1000, c_lambda=1.0)
+
+    def test_parallel_and_our_own_networks(self, peers: Any, tmp_path: Path):
+        bridge = {"num_steps": 1000, "c_lambda": 1.0}
+        unet = public_unet(peers)
+        assert_same_network(load(save(nn.DataParallel(unet), tmp_path / "a.pt"), **bridge), unet)
+        ours = tiny_unet(dropout=0.5).eval()
+        loaded = load(save(ours, tmp_path / "b.pt"), **bridge)
+        assert loaded.unet.config == ours.config
+        assert torch.equal(
+            loaded.build_unet()(images(1, 3, 8, 8), torch.ones(1)), ours(images(1, 3, 8, 8), torch.ones(1))
+        )
+
+    def test_arguments_that_disagree(self, peers: Any, tmp_path: Path):
+        path = torchmanager_file(trained_manager(peers, c_lambda=1.5), tmp_path / "exp" / "last.model")
+        assert load(path, num_steps=800, c_lambda=1.5).bridge == ABridge(800, 1.5)
+        refused(path, r"num_steps=1000 was given, but the network was trained with num_steps=800", num_steps=1000)
+        refused(path, r"c_lambda=2\.0 was given, but the network was trained with c_lambda=1\.5", c_lambda=2.0)
+        refused(path, r"config=a\.yaml was given, but only files of the original BBDM need one", config="a.yaml")
+        refused(path, "trained in image space", codec=VQGANCodec(small_vqgan()))
+        brownian = save(peers.nn.BBDMModule(public_unet(peers), 600), tmp_path / "b.pt")
+        refused(brownian, r"c_lambda=2\.0 was given, but the network was trained with c_lambda=None", c_lambda=2.0)
+
+    def test_other_networks_of_the_kind(self, peers: Any, tmp_path: Path):
+        cases: list[tuple[str, dict[str, Any], str]] = [
+            ("resampling", {"resblock_updown": False}, r"extra: input_blocks\.2\.0\.op\.bias"),
+            ("classes", {"num_classes": 4}, r"extra: label_emb\.weight$"),
+            ("plain", {"use_scale_shift_norm": False}, r"of another shape: input_blocks\.1\.0\.emb_layers\.1\.bias"),
+            ("order", {"use_new_attention_order": True}, "the new order of q, k and v"),
+            (
+                "heads",
+                {"num_heads": 4, "num_head_channels": -1, "attention_resolutions": [1, 2]},
+                r"different head_channels, \[8, 16\]",
+            ),
+        ]
+        for name, more, message in cases:
+            path = save(public_unet(peers, **more), tmp_path / f"{name}.pt")
+            refused(path, message, num_steps=1000, c_lambda=2.0)
+        path = save(public_unet(peers, 4), tmp_path / "channels.pt")
+        refused(path, "takes 4 channels for 3 that it gives; wanted 3, or 6", num_steps=1000, c_lambda=2.0)
+
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(data=st.data())
+    def test_any_damage_is_a_value_error_or_unnoticed(
+        self, data: st.DataObject, damaged: tuple[Path, bytes, dict[str, Tensor]]
+    ):
+        path, original, wanted = damaged
+        content = bytearray(original)
+        anywhere = st.integers(0, len(content) - 1)
+        for place in data.draw(st.lists(st.one_of(anywhere, st.integers(0, 30_000)), max_size=3)):
+            content[place] ^= 1 << data.draw(st.integers(0, 7))
+        path.write_bytes(content[: data.draw(st.one_of(st.just(len(content)), anywhere))])
+        with contextlib.suppress(ValueError):
+            loaded = load_checkpoint(path).unet.weights
+            assert loaded is not None
+            assert all(torch.equal(loaded[key], value) for key, value in wanted.items())
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, dict[str, Tensor]]:
+    peers = pytest.importorskip("sde_bbdm")
+    unet = public_unet(peers, channel_mult=[1], attention_resolutions=[])
+    path = tmp_path_factory.mktemp("damaged") / "a.model"
+    save({"model": peers.nn.ABridgeModule(unet, 600), "optimizer": None, "last_epoch": 3}, path)
+    return path, path.read_bytes(), unet.state_dict()

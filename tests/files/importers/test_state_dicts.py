@@ -1,0 +1,67 @@
+"""State dicts, whose shapes do not tell everything."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bbdm.files.checkpoint import load_checkpoint, load_vqgan
+from bbdm.files.importers import shapes
+from bbdm.networks.unet import PRESETS as UNETS
+from bbdm.networks.unet import UNet
+from bbdm.networks.vqgan import VQGAN
+from tests.files.importers.common import (
+    expected,
+    fill,
+    images,
+    save,
+    small_vqgan,
+)
+
+
+@pytest.fixture
+def no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.mark.usefixtures("no_warnings")
+def test_state_dict_of_our_small_unet(tmp_path: Path):
+    """On latents without a condition: inside, it is still the preset's."""
+    config = replace(UNETS["demo"], in_channels=4, out_channels=4, condition_channels=0)
+    unet = fill(UNet.from_config(config))
+    loaded = load_checkpoint(save(unet.state_dict(), tmp_path / "a.pt"), num_steps=100, c_lambda=1.0)
+    assert loaded.unet.config == config
+    x, t = images(1, 4, 16, 16), torch.ones(1)
+    assert torch.equal(loaded.build_unet()(x, t), unet(x, t))
+
+
+@pytest.mark.usefixtures("no_warnings")
+@pytest.mark.parametrize("name", UNETS)
+def test_shapes_of_a_presets_unet(name: str):
+    found = shapes.unet_config(expected(UNet, UNETS[name]))
+    assert (found.head_channels, found.num_groups) == (UNETS[name].head_channels, UNETS[name].num_groups)
+
+
+@pytest.mark.usefixtures("no_warnings")
+def test_state_dict_of_our_small_vqgan(tmp_path: Path):
+    vqgan = fill(VQGAN.from_preset("demo"))
+    loaded = load_vqgan(save(vqgan.state_dict(), tmp_path / "a.pt"))
+    assert loaded.config == vqgan.config
+    assert torch.equal(loaded.encode(images(1, 3, 16, 16)), vqgan.encode(images(1, 3, 16, 16)))
+
+
+def test_what_is_assumed_is_told(tmp_path: Path):
+    unet = UNet(model_channels=64, channel_mult=(1,), num_res_blocks=1, head_channels=32, num_groups=16)
+    path = save(unet.state_dict(), tmp_path / "a.pt")
+    with pytest.warns(UserWarning, match="none of the presets: head_channels=64, num_groups=32 assumed"):
+        load_checkpoint(path, num_steps=100, c_lambda=1.0)
+    path = save(small_vqgan(num_groups=16).state_dict(), tmp_path / "b.pt")
+    with pytest.warns(UserWarning, match="none of the presets: num_groups=32 assumed"):
+        load_vqgan(path)

@@ -1,0 +1,333 @@
+"""The step of every solver: reference and Triton kernel against the formula in float64 NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bbdm.kernels import bridge_step as module
+from bbdm.kernels import philox_numpy
+from bbdm.kernels.bridge_step import bridge_step
+from tests.kernels.triton_aot import TARGETS, compile_kernel, needs_compiler, run_interpreted
+
+# p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z: what solvers make, from a first row that ignores x and x0hat to a
+# last one that is x0hat alone.
+ROWS = [
+    [0.0, 1.0, -1.0, 0.0, 0.3, 0.7, 0.0, 0.5],
+    [1.0, 0.0, -1.0, 0.6, 0.15, 0.25, 0.0, 0.0],
+    [1.1, -0.3, 0.2, 0.5, 0.1, 0.7, -0.3, 0.0],
+    [1.0, 0.0, -1.0, 0.4, 0.2, 0.6, -0.2, 0.3],
+    [1.0, 0.0, -1.0, 0.0, 0.0, 1.0, 0.0, 0.0],
+]
+SEEDS = [2**63 - 1, 2**32 + 7, 5]
+
+Apply = Callable[..., None]
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "f64": torch.float64}
+
+
+def formula(row: list[float], x: Any, x0hat: Any, pred: Any, y: Any, z: Any, clamp: Any) -> tuple[Any, Any]:
+    """x_next and the new x0hat in float64; what has weight 0 is left out."""
+
+    def weighted(*terms: tuple[float, Any]) -> Any:
+        return sum(weight * value for weight, value in terms if weight != 0)
+
+    p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z = row
+    estimate = weighted((p_x, x), (p_y, y), (p_pred, pred))
+    if clamp is not None:
+        estimate = np.clip(estimate, *clamp)
+    return weighted((c_x, x), (c_y, y), (c_0, estimate), (c_h, x0hat), (c_z, z)), estimate
+
+
+def check_steps(
+    apply: Apply,
+    shape: tuple[int, ...] = (3, 3, 5, 7),
+    channels_last: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+    state: torch.dtype = torch.float32,
+    noise: str = "seeds",
+    clamp: tuple[float, float] | None = None,
+    device: str = "cpu",
+) -> None:
+    """Walk through ROWS from poisoned buffers, each step against the formula; ``dtype`` is that of pred and inputs."""
+    generator = torch.Generator().manual_seed(0)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def tensor(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return value.to(device, dtype).contiguous(memory_format=memory_format)
+
+    y = tensor(torch.randn(shape, generator=generator), state)
+    x, x0hat = torch.full_like(y, torch.nan), torch.full_like(y, torch.nan)
+    inputs = torch.full_like(y, torch.nan, dtype=dtype)
+    rows = torch.tensor(ROWS, dtype=state, device=device)
+    seeds = torch.tensor(SEEDS[: shape[0]], device=device) if noise == "seeds" else None
+    for index, row in enumerate(rows.tolist()):
+        step = torch.tensor([index], device=device)
+        pred = tensor(torch.randn(shape, generator=generator), dtype)
+        given, z = None, None
+        if noise == "seeds":
+            z = philox_numpy.normal(SEEDS[: shape[0]], index, shape[1:]).astype(np.float64)
+        elif row[-1] != 0:
+            given = torch.randn(shape, generator=generator).to(device)
+            z = given.double().cpu().numpy()
+        elif noise == "noise":
+            given = torch.full(shape, torch.nan, device=device)
+        before = [v.double().cpu().numpy() for v in (x, x0hat, pred, y)]
+        expected, estimate = formula(row, *[*before, z, clamp])
+        apply(x, x0hat, inputs, pred, y, rows, step, seeds, given, clamp)
+        tolerance = 5e-6 if state == torch.float32 or noise == "seeds" else 1e-12
+        np.testing.assert_allclose(x0hat.double().cpu().numpy(), estimate, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(x.double().cpu().numpy(), expected, rtol=tolerance, atol=tolerance)
+        # Triton's interpreter cuts off where it makes bfloat16: one unit in the last place.
+        torch.testing.assert_close(inputs, x.to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
+        assert inputs.is_contiguous(memory_format=memory_format)
+
+
+def arguments(**changes: Any) -> dict[str, Any]:
+    """A call that works, unless changed."""
+    image = torch.zeros(2, 3, 4, 5)
+    tensors = {name: image.clone() for name in ("x", "x0hat", "inputs", "pred", "y")}
+    rows, step = torch.tensor(ROWS), torch.tensor([0])
+    return {**tensors, "rows": rows, "step": step, "seeds": torch.tensor([1, 2]), **changes}
+
+
+# Reference
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("noise", ["seeds", "noise"])
+@pytest.mark.parametrize("dtype", [*DTYPES.values()], ids=[*DTYPES])
+def test_step_is_the_formula(dtype: torch.dtype, noise: str, channels_last: bool):
+    check_steps(bridge_step, dtype=dtype, noise=noise, channels_last=channels_last)
+
+
+def test_step_in_float64_is_the_formula():
+    check_steps(bridge_step, dtype=torch.float64, state=torch.float64, noise="noise", clamp=(-0.5, 0.5))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 8, 8), (3, 1, 5, 7), (1, 3, 1, 1)])
+def test_sizes_of_1_fit_either_format(shape: tuple[int, ...]):
+    check_steps(bridge_step, shape, channels_last=True, clamp=(-0.8, 0.9))
+
+
+def test_noise_of_an_image_does_not_depend_on_the_batch():
+    seeds = torch.tensor(SEEDS)
+    batch, alone = (
+        arguments(**{n: torch.zeros(b, 3, 4, 5) for n in ("x", "x0hat", "inputs", "pred", "y")}) for b in (3, 1)
+    )
+    bridge_step(**{**batch, "seeds": seeds})
+    bridge_step(**{**alone, "seeds": seeds[1:2]})
+    assert torch.equal(batch["x"][1], alone["x"][0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": torch.zeros(2, 3, 4, 5, dtype=torch.bfloat16)}, "x must be a float32 or float64"),
+        ({"x": torch.zeros(2, 3, 4)}, "x must be a float32 or float64"),
+        ({"y": torch.zeros(2, 3, 4, 4)}, r"y must have shape \(2, 3, 4, 5\) like x, got \(2, 3, 4, 4\)"),
+        ({"y": torch.zeros(2, 3, 4, 5).double()}, "y must be torch.float32 like x, got torch.float64"),
+        ({"y": torch.zeros(2, 3, 4, 5, device="meta")}, "y must be on cpu like x, got meta"),
+        ({"pred": torch.zeros(2, 3, 4, 5).int()}, "pred must be a float tensor, got torch.int32"),
+        ({"inputs": torch.zeros(2, 4, 5, 3).permute(0, 3, 1, 2)}, "inputs must be contiguous like x, got strides"),
+        ({"x": torch.zeros(2, 3, 5, 4).mT}, "x must be channels_last like x, got strides"),
+        (
+            {"rows": torch.tensor(ROWS).double()},
+            r"rows must be \(K, 8\) of torch.float32, got \(5, 8\) of torch.float64",
+        ),
+        ({"rows": torch.zeros(5, 7)}, r"rows must be \(K, 8\) of torch.float32, got \(5, 7\)"),
+        ({"step": torch.tensor(0)}, r"step must be \(1,\) of int32 or int64, got \(\)"),
+        ({"step": torch.tensor([0.0])}, "step must be .* got .* of torch.float32"),
+        ({"seeds": torch.tensor([1])}, r"seeds must be \(2,\) of int64, got \(1,\)"),
+        ({"noise": torch.zeros(2, 3, 4, 5)}, "seeds or noise, got both"),
+        ({"seeds": None}, "step 0 has noise of weight 0.5, got neither seeds nor noise"),
+        ({"seeds": None, "noise": torch.zeros(1, 3, 4, 5)}, "noise must have shape"),
+    ],
+)
+def test_wrong_arguments_are_named(changes: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        bridge_step(**arguments(**changes))
+
+
+@pytest.mark.parametrize("other", ["x0hat", "inputs", "pred", "y"])
+def test_shared_memory_is_refused(other: str):
+    given = arguments()
+    with pytest.raises(ValueError, match="two that share their memory"):
+        bridge_step(**{**given, other: given["x"]})
+
+
+# Compilers
+
+
+def operator_arguments() -> tuple[Any, ...]:
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    x, x0hat, inputs, pred, y = (image * factor for factor in range(1, 6))
+    return (
+        x,
+        x0hat,
+        inputs.bfloat16(),
+        pred.bfloat16(),
+        y,
+        torch.tensor(ROWS),
+        torch.tensor([3]),
+        torch.tensor([1, 2]),
+    )
+
+
+def test_operator_is_registered_in_full():
+    torch.library.opcheck(torch.ops.bbdm.bridge_step.default, (*operator_arguments(), None, -1.0, 1.0))
+
+
+class Stepper(nn.Module):
+    """One step on copies of its arguments, since a graph's inputs are the caller's."""
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x, x0hat, inputs, *others = tensors
+        buffers = x.clone(), x0hat.clone(), inputs.clone()
+        bridge_step(*buffers, *others, clamp=(-1.0, 1.0))
+        return buffers
+
+
+def test_compiled_and_exported_steps_are_the_eager_one():
+    tensors = operator_arguments()
+    expected = Stepper()(*tensors)
+    compiled = torch.compile(Stepper(), fullgraph=True, backend="aot_eager")
+    exported = torch.export.export(Stepper(), tensors).module()
+    for step in (compiled, exported):
+        for made, wanted in zip(step(*tensors), expected, strict=True):
+            assert torch.equal(made, wanted)
+
+
+def test_compiled_step_works_in_place():
+    tensors, expected = operator_arguments(), operator_arguments()
+    with torch.inference_mode():
+        torch.compile(bridge_step, fullgraph=True, backend="aot_eager")(*tensors)
+        bridge_step(*expected)
+    for made, wanted in zip(tensors, expected, strict=True):
+        assert torch.equal(made, wanted)
+
+
+# Triton, compiled
+
+SPEC: dict[str, str] = dict.fromkeys(["x_ptr", "x0hat_ptr", "y_ptr", "rows_ptr"], "*fp32") | {
+    "step_ptr": "*i64",
+    "size": "i32",
+    "pixels": "i32",
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("target", [*TARGETS])
+@pytest.mark.parametrize("channels", [0, 3], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("noise", ["seeds", "noise"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_compiled_kernel_is_wide_and_lean(target: str, channels: int, noise: str, dtype: str):
+    absent = {"seeds": "noise_ptr", "noise": "seeds_ptr"}[noise]
+    signature = SPEC | {"inputs_ptr": f"*{dtype}", "pred_ptr": f"*{dtype}"}
+    signature |= {"seeds_ptr": "*i64"} if noise == "seeds" else {"noise_ptr": "*fp32"}
+    constexprs = {absent: None, "LOW": -1.0, "HIGH": 1.0, "CHANNELS": channels, "BLOCK": module.BLOCK}
+    warps = 4 if target.startswith("sm_") else 2
+    kernel = compile_kernel(
+        module._bridge_step_kernel, signature, constexprs, target, warps, divisible=("size", "pixels")
+    )
+    wide_dtype, explicit = dtype == "fp32", noise == "noise"
+    assert kernel.loads(128) == 3 + wide_dtype + explicit  # x, x0hat, y, then pred, then noise
+    assert kernel.stores(128) == 2 + wide_dtype  # x, x0hat, then inputs
+    assert kernel.stores(64) == 1 - wide_dtype
+    assert kernel.stores(32) == kernel.stores(16) == kernel.loads(16) == 0
+    assert kernel.spills == kernel.shared == 0
+    assert kernel.registers <= 48
+
+
+@needs_compiler
+@pytest.mark.parametrize("target", [*TARGETS])
+def test_kernel_compiles_for_float64_and_without_noise(target: str):
+    pointers = ["x_ptr", "x0hat_ptr", "inputs_ptr", "pred_ptr", "y_ptr", "rows_ptr"]
+    signature = SPEC | dict.fromkeys(pointers, "*fp64") | {"step_ptr": "*i32"}
+    constexprs = {**dict.fromkeys(["seeds_ptr", "noise_ptr", "LOW", "HIGH"]), "CHANNELS": 4, "BLOCK": module.BLOCK}
+    assert compile_kernel(module._bridge_step_kernel, signature, constexprs, target).spills == 0
+
+
+# Triton, interpreted
+
+
+def launch(*args: Any) -> None:
+    """The kernel in place of the operator."""
+    *tensors, clamp = args
+    module._launch(*[*tensors, *(clamp or (None, None))])
+
+
+def test_in_the_interpreter():
+    run_interpreted(__file__)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("noise", ["seeds", "noise"])
+@pytest.mark.parametrize("dtype", [*DTYPES.values()], ids=[*DTYPES])
+def interpreted_kernel_is_the_formula(dtype: torch.dtype, noise: str, channels_last: bool):
+    check_steps(launch, dtype=dtype, noise=noise, channels_last=channels_last)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 16, 16), (3, 1, 5, 7), (1, 3, 1, 1), (2, 8, 9, 9)])
+def interpreted_kernel_takes_every_size(shape: tuple[int, ...]):
+    for channels_last in (False, True):
+        check_steps(launch, shape, channels_last, clamp=(-0.8, 0.9))
+
+
+def interpreted_kernel_computes_in_float64():
+    check_steps(launch, dtype=torch.float64, state=torch.float64, noise="noise", clamp=(-0.5, 0.5))
+
+
+def interpreted_kernel_copies_what_has_another_format():
+    given = arguments(
+        pred=torch.randn(2, 4, 5, 3).permute(0, 3, 1, 2), noise=torch.randn(2, 4, 5, 3).permute(0, 3, 1, 2), seeds=None
+    )
+    launch(*given.values(), None)
+    expected = 0.7 * -given["pred"] + 0.5 * given["noise"]
+    torch.testing.assert_close(given["x"], expected)
+
+
+def interpreted_kernel_shows_that_noise_is_missing():
+    given = arguments(seeds=None)
+    launch(*given.values(), None, None)
+    assert given["x"].isnan().all()
+    assert not given["x0hat"].isnan().any()
+
+
+# Triton, on a GPU
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("noise", ["seeds", "noise"])
+@pytest.mark.parametrize("dtype", [*DTYPES.values()], ids=[*DTYPES])
+@pytest.mark.parametrize("shape", [(3, 3, 5, 7), (2, 4, 64, 64)], ids=["odd", "even"])
+def test_gpu_step_is_the_formula(shape: tuple[int, ...], dtype: torch.dtype, noise: str, channels_last: bool):
+    check_steps(bridge_step, shape, channels_last, dtype, noise=noise, clamp=(-0.8, 0.9), device="cuda")
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_gpu_step_is_the_cpu_one_from_a_captured_graph():
+    """One capture serves every row."""
+    cpu = [tensor.contiguous() for tensor in operator_arguments()]
+    gpu = [tensor.cuda() for tensor in cpu]
+    bridge_step(*[tensor.clone() for tensor in gpu])  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        bridge_step(*gpu)
+    for index in range(len(ROWS)):
+        cpu[6].fill_(index)
+        gpu[6].fill_(index)
+        bridge_step(*cpu)
+        graph.replay()
+        for made, wanted in zip(gpu[:2], cpu[:2], strict=True):
+            torch.testing.assert_close(made.cpu(), wanted, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,239 @@
+"""Forward diffusion, and how kernels draw noise: reference and Triton against the formulas in float64 NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bbdm.kernels import noise_step as module
+from bbdm.kernels import philox, philox_numpy
+from bbdm.kernels.jit import jit, tl
+from bbdm.kernels.noise_step import noise_step
+from tests.kernels.triton_aot import TARGETS, compile_kernel, needs_compiler, run_interpreted
+
+SEEDS = [2**63 - 1, 2**32 + 7, 5]
+STEP = 2**31 + 3
+NORMAL_BOUND = 2e-6  # |normal - exact|, for the float32 normals of any backend
+TABLE = np.random.default_rng(0).normal(size=(11, 6))
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "f64": torch.float64}
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float64: 1e-12}
+
+
+def check(
+    apply: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    shape: tuple[int, ...] = (3, 3, 5, 7),
+    channels_last: bool = False,
+    dtype: torch.dtype = torch.float32,
+    drawn: bool = True,
+    device: str = "cpu",
+) -> None:
+    """One call against the formula."""
+    generator = torch.Generator().manual_seed(0)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x0, y, noise = (
+        torch.randn(shape, generator=generator).to(device, dtype).contiguous(memory_format=memory_format)
+        for _ in range(3)
+    )
+    t = torch.tensor([10, 0, 4][: shape[0]])
+    table = torch.tensor(TABLE, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    seeds = torch.tensor(SEEDS[: shape[0]], device=device)
+    step = torch.tensor([STEP], device=device)
+    extra = (None, seeds, step) if drawn else (noise, None, None)
+    z = philox_numpy.normal(SEEDS[: shape[0]], STEP, shape[1:], 1).astype(np.float64)
+    if not drawn:
+        z = noise.double().cpu().numpy()
+    w = TABLE[t.numpy()].T[..., None, None, None]
+    images = x0.double().cpu().numpy(), y.double().cpu().numpy(), z
+    made = apply(x0, y, t.to(device), table.to(device), *extra)
+    tolerance = max(TOLERANCE[dtype], 5e-6 * drawn)
+    for tensor, weights in zip(made, (w[:3], w[3:]), strict=True):
+        assert tensor.dtype == dtype
+        assert tensor.is_contiguous(memory_format=memory_format)
+        expected = sum(weight * image for weight, image in zip(weights, images, strict=True))
+        np.testing.assert_allclose(tensor.double().cpu().numpy(), expected, rtol=tolerance, atol=5e-6)
+
+
+def arguments(**changes: Any) -> dict[str, Any]:
+    """A call that works, unless changed."""
+    image = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    table = torch.tensor(TABLE, dtype=torch.float32)
+    given = {"x0": image, "y": image + 1, "t": torch.tensor([1, 2]), "table": table, "noise": image * 2}
+    return {**given, "seeds": None, "step": None, **changes}
+
+
+# Reference
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("drawn", [True, False], ids=["seeds", "noise"])
+@pytest.mark.parametrize("dtype", [*DTYPES.values()], ids=[*DTYPES])
+def test_step_is_the_formula(dtype: torch.dtype, drawn: bool, channels_last: bool):
+    check(noise_step, dtype=dtype, drawn=drawn, channels_last=channels_last)
+
+
+def test_step_is_an_integer_or_a_tensor():
+    seeds = torch.tensor([1, 2])
+    made = noise_step(**arguments(noise=None, seeds=seeds, step=7))
+    same = noise_step(**arguments(noise=None, seeds=seeds, step=torch.tensor([7])))
+    assert all(torch.equal(a, b) for a, b in zip(made, same, strict=True))
+
+
+def test_images_with_gaps_are_taken():
+    given = arguments()
+    wide = torch.zeros(2, 3, 4, 9)
+    wide[..., 2:7] = given["x0"]
+    made, expected = noise_step(**{**given, "x0": wide[..., 2:7]}), noise_step(**given)
+    assert all(torch.equal(a, b) and a.is_contiguous() for a, b in zip(made, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"noise": None}, "one of noise and seeds, got neither"),
+        ({"seeds": torch.tensor([1, 2]), "step": 0}, "one of noise and seeds, got both"),
+        ({"noise": None, "seeds": torch.tensor([1, 2])}, "seeds need the optimizer step"),
+        ({"noise": None, "seeds": torch.tensor([1]), "step": 0}, r"seeds must be \(2,\) of int64, got \(1,\)"),
+        ({"noise": None, "seeds": torch.tensor([1, 2]), "step": torch.tensor(0)}, r"step must be an integer or \(1,\)"),
+        ({"y": torch.zeros(2, 3, 4, 4)}, r"y must be a float tensor of shape \(2, 3, 4, 5\), got \(2, 3, 4, 4\)"),
+        ({"y": torch.zeros(2, 3, 4, 5).int()}, "y must be a float tensor of shape .* of torch.int32"),
+        ({"y": torch.zeros(2, 3, 4, 5, device="meta")}, "y must be on cpu like x0, got meta"),
+        ({"t": torch.tensor([1])}, r"t must be \(2,\) integers, got \(1,\) of torch.int64"),
+        ({"t": torch.tensor([1.0, 2.0])}, "t must be .* of torch.float32"),
+        ({"table": torch.zeros(11, 5)}, r"table must be \(T \+ 1, 6\) .*, got \(11, 5\)"),
+    ],
+)
+def test_wrong_arguments_are_named(changes: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        noise_step(**arguments(**changes))
+
+
+# Compilers
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_operator_is_registered_in_full(channels_last: bool):
+    given = arguments(noise=None, seeds=torch.tensor([1, 2]), step=torch.tensor([3]))
+    if channels_last:
+        given["x0"] = given["x0"].contiguous(memory_format=torch.channels_last)
+    torch.library.opcheck(torch.ops.bbdm.noise_step.default, tuple(given.values()))
+
+
+def test_compiled_step_is_the_eager_one():
+    given = arguments(noise=None, seeds=torch.tensor([1, 2]), step=3)
+    compiled = torch.compile(noise_step, fullgraph=True, backend="aot_eager")
+    assert all(torch.equal(a, b) for a, b in zip(compiled(**given), noise_step(**given), strict=True))
+
+
+# Triton, compiled
+
+
+@needs_compiler
+@pytest.mark.parametrize("target", [*TARGETS])
+@pytest.mark.parametrize("channels", [0, 3], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("drawn", [True, False], ids=["seeds", "noise"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_compiled_kernel_is_wide_and_lean(target: str, channels: int, drawn: bool, dtype: str):
+    images = ["x_t_ptr", "target_ptr", "x0_ptr", "y_ptr", *([] if drawn else ["noise_ptr"])]
+    signature: dict[str, str] = dict.fromkeys(images, f"*{dtype}") | dict.fromkeys(["rows", "size", "pixels"], "i32")
+    signature |= {"t_ptr": "*i64", "table_ptr": "*fp32"}
+    signature |= {"seeds_ptr": "*i64", "step_ptr": "*i64"} if drawn else {}
+    absent = ["noise_ptr"] if drawn else ["seeds_ptr", "step_ptr"]
+    constexprs = {**dict.fromkeys(absent), "CHANNELS": channels, "BLOCK": module.BLOCK}
+    warps = 4 if target.startswith("sm_") else 2
+    kernel = compile_kernel(
+        module._noise_step_kernel, signature, constexprs, target, warps, divisible=("size", "pixels")
+    )
+    bits = {"fp32": 128, "bf16": 64}[dtype]
+    assert kernel.stores(bits) == 2  # x_t and target
+    assert kernel.loads(bits) >= 3 - drawn  # x0, y, noise; 64 bits are also the width of t, seeds and step
+    assert sum(kernel.stores(narrow) for narrow in (64, 32, 16, 8) if narrow != bits) == kernel.loads(16) == 0
+    assert kernel.spills == 0
+    assert kernel.registers <= 56
+
+
+# Triton, interpreted
+
+
+def test_in_the_interpreter():
+    run_interpreted(__file__)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("drawn", [True, False], ids=["seeds", "noise"])
+@pytest.mark.parametrize("dtype", [*DTYPES.values()], ids=[*DTYPES])
+def interpreted_kernel_is_the_formula(dtype: torch.dtype, drawn: bool, channels_last: bool):
+    check(module._launch, dtype=dtype, drawn=drawn, channels_last=channels_last)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 16, 16), (3, 1, 5, 7), (1, 3, 1, 1), (2, 8, 9, 9)])
+def interpreted_kernel_takes_every_size(shape: tuple[int, ...]):
+    for channels_last in (False, True):
+        check(module._launch, shape, channels_last)
+
+
+def interpreted_kernel_shows_a_time_outside_its_table():
+    given = arguments(t=torch.tensor([3, 11]))
+    for made in module._launch(**given):
+        assert made[1].isnan().all()
+        assert not made[0].isnan().any()
+
+
+# Noise in Triton, interpreted
+
+
+@jit
+def words_kernel(out_ptr, seed_ptr, step_ptr, STREAM: tl.constexpr, BLOCK: tl.constexpr):
+    block = tl.arange(0, BLOCK)
+    w0, w1, w2, w3 = philox.draw_words(tl.load(seed_ptr), block, tl.load(step_ptr), STREAM)
+    tl.store(out_ptr + 4 * block, w0.to(tl.int64))
+    tl.store(out_ptr + 4 * block + 1, w1.to(tl.int64))
+    tl.store(out_ptr + 4 * block + 2, w2.to(tl.int64))
+    tl.store(out_ptr + 4 * block + 3, w3.to(tl.int64))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32, 2**63 - 1])
+@pytest.mark.parametrize(("step", "stream"), [(0, 0), (2**32 - 1, 1)])
+def interpreted_words_are_the_contracts(seed: int, step: int, stream: int):
+    out = torch.zeros(64, dtype=torch.int64)
+    words_kernel[(1,)](out, torch.tensor([seed]), torch.tensor([step]), STREAM=stream, BLOCK=16)
+    assert out.tolist() == philox_numpy.random_words([seed], step, 64, stream)[0].tolist()
+
+
+@jit
+def box_muller_kernel(radius_ptr, cos_ptr, sin_ptr, BLOCK: tl.constexpr):
+    """For every u there is: words k << 9, of which the bits below don't matter."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    word = at.to(tl.uint32) << 9
+    cos, sin = philox._direction(word)
+    tl.store(radius_ptr + at, philox._radius(word))
+    tl.store(cos_ptr + at, cos)
+    tl.store(sin_ptr + at, sin)
+
+
+def interpreted_normals_are_exact_to_rounding_for_every_word():
+    """All 2^23 values of u, so also those next to 0 and 1, and what follows for a normal, cos or sin times radius."""
+    radius, cos, sin = torch.zeros(3, 2**23)
+    box_muller_kernel[(8,)](radius, cos, sin, BLOCK=2**20)
+    u = (np.arange(2**23) + 0.5) * 2.0**-23
+    exact = np.sqrt(-2 * np.log(u))
+    assert np.max(np.abs(radius.numpy() / exact - 1)) < 1.2e-7
+    assert np.max(np.abs(cos.numpy() - np.cos(2 * np.pi * u))) < 1e-7
+    assert np.max(np.abs(sin.numpy() - np.sin(2 * np.pi * u))) < 1e-7
+    assert exact.max() * (1.2e-7 + 1e-7 + 2.0**-24) < NORMAL_BOUND
+
+
+# Triton, on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("drawn", [True, False], ids=["seeds", "noise"])
+@pytest.mark.parametrize("dtype", [*DTYPES.values()], ids=[*DTYPES])
+@pytest.mark.parametrize("shape", [(3, 3, 5, 7), (2, 4, 64, 64)], ids=["odd", "even"])
+def test_gpu_step_is_the_formula(shape: tuple[int, ...], dtype: torch.dtype, drawn: bool, channels_last: bool):
+    check(noise_step, shape, channels_last, dtype, drawn, device="cuda")

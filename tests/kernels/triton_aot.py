@@ -1,0 +1,164 @@
+"""Triton kernels without a GPU: compiled ahead of time for NVIDIA and AMD, or interpreted on the CPU.
+
+Compile, in any process and with no device, and look at what came out::
+
+    @needs_compiler
+    @pytest.mark.parametrize("target", TARGETS)
+    def test_kernel_reads_wide(target: str):
+        kernel = compile_kernel(my_kernel, {"x": "*fp32", "size": "i32"}, {"BLOCK": 1024}, target,
+        divisible=("size",)) assert kernel.spills == 0 assert kernel.loads(128) >= 1
+
+``signature`` holds the arguments that are there at run time, ``constexprs`` the others (``None`` for a
+pointer that is not given). Pointers are taken to be aligned to 16 bytes, as those of PyTorch's tensors are;
+the integers named in ``divisible`` are taken to be multiples of 16, as Triton finds out by itself at a
+launch.
+
+Interpret: Triton decides at import, by TRITON_INTERPRET=1, whether kernels are compiled or run line by line
+in NumPy, so one process can't do both. A test file names its interpreter tests ``interpreted_*``, with
+fixtures and parameters as usual, and has one test that runs them all in a process of their own::
+
+    def interpreted_kernel_agrees_with_reference(): ...launch on small CPU tensors...
+
+    def test_in_the_interpreter():
+        run_interpreted(__file__)
+
+To see one of them alone: ``TRITON_INTERPRET=1 pytest -o 'python_functions=interpreted_*'
+tests/test_bridge_step.py``. The interpreter cuts float32 off when it makes bfloat16, where a GPU rounds to
+nearest: allow one unit in the last place."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from bbdm.kernels.jit import AVAILABLE, triton
+from tests.conftest import ROOT
+
+TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
+
+needs_compiler = pytest.mark.skipif(
+    not AVAILABLE or triton.knobs.runtime.interpret,  # pyright: ignore[reportAttributeAccessIssue]
+    reason="needs Triton, and TRITON_INTERPRET not set",
+)
+
+# How the two assemblers write an access to global memory: PTX ld.global.v4.b32, AMD global_load_dwordx4.
+PTX_ACCESS = re.compile(r"\b(ld|st)\.global(?:\.[a-uw-z]\w*(?:::\w+)*)*?(?:\.v(\d))?\.[bfsu](\d+)\b")
+AMD_ACCESS = re.compile(r"\b(?:global|buffer|flat)_(load|store)_(\w+)")
+AMD_BITS = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32}  # the others are narrower
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """What a compiler made of a kernel."""
+
+    target: str
+    asm: str  # PTX or AMDGCN
+    registers: int  # of a thread
+    spills: int  # bytes of a thread in local memory, be it for spilled registers or for arrays
+    shared: int  # bytes of shared memory of a block: more than 0 where data moves between threads
+
+    def loads(self, bits: int) -> int:
+        """How many instructions load ``bits`` bits a thread from global memory."""
+        return self._accesses().count(("load", bits))
+
+    def stores(self, bits: int) -> int:
+        """How many instructions store ``bits`` bits a thread to global memory."""
+        return self._accesses().count(("store", bits))
+
+    def _accesses(self) -> list[tuple[str, int]]:
+        if self.target.startswith("sm_"):
+            kinds = {"ld": "load", "st": "store"}
+            return [(kinds[kind], int(count or 1) * int(bits)) for kind, count, bits in PTX_ACCESS.findall(self.asm)]
+        return [(kind, AMD_BITS.get(width, 16)) for kind, width in AMD_ACCESS.findall(self.asm)]
+
+
+def compile_kernel(
+    kernel: Any,
+    signature: Mapping[str, str],
+    constexprs: Mapping[str, object],
+    target: str,
+    num_warps: int = 4,
+    divisible: Collection[str] = (),
+) -> CompiledKernel:
+    """Compile a ``@jit`` kernel for a GPU that need not be there.
+
+    Args:
+        kernel: the function as decorated.
+        signature: type of every run-time argument by name: ``"*fp32"``, ``"*bf16"``, ``"*i64"``, ``"i32"``,
+            ``"fp32"``.
+        constexprs: value of every other argument.
+        target: one of ``TARGETS``.
+        num_warps: warps of a block, of 32 threads on NVIDIA and of 64 on AMD.
+        divisible: integer arguments that are multiples of 16.
+    """
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = kernel.arg_names
+    if set(names) != set(signature) | set(constexprs):
+        raise ValueError(f"need a type or a value for each of {names}, got {[*signature]} and {[*constexprs]}")
+    aligned = [i for i, name in enumerate(names) if signature.get(name, "").startswith("*") or name in divisible]
+    source = ASTSource(
+        fn=kernel,
+        signature={name: signature.get(name, "constexpr") for name in names},
+        constexprs=dict(constexprs),
+        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
+    )
+    built = triton.compile(source, target=GPUTarget(*TARGETS[target]), options={"num_warps": num_warps})
+    if target.startswith("sm_"):
+        asm = built.asm["ptx"]
+        usage = _resource_usage(built.asm["cubin"])
+        registers = _number(r"REG:(\d+)", usage)
+        spills = _number(r"STACK:(\d+)", usage) + _number(r"LOCAL:(\d+)", usage)
+    else:
+        asm = built.asm["amdgcn"]
+        registers = _number(r"\.vgpr_count:\s*(\d+)", asm)
+        spills = _number(r"\.private_segment_fixed_size:\s*(\d+)", asm) + 4 * _number(
+            r"\.vgpr_spill_count:\s*(\d+)", asm
+        )
+    return CompiledKernel(target, asm, registers, spills, built.metadata.shared)
+
+
+def _resource_usage(cubin: bytes) -> str:
+    """NVIDIA's own report on a binary; ptxas -v says the same, but takes one version of PTX only."""
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _number(pattern: str, text: str) -> int:
+    return int(re.findall(pattern, text)[0])
+
+
+def run_interpreted(path: str) -> None:
+    """Run the ``interpreted_*`` tests of a file in a process where kernels are interpreted; fail with its report."""
+    if not AVAILABLE:
+        pytest.skip("needs Triton")
+    root = ROOT
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "python_functions=interpreted_*",
+        path,
+    ]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.fail(f"{done.stdout}\n{done.stderr}", pytrace=False)

@@ -1,0 +1,244 @@
+"""bbdm.runtime.sampler: the same call as BridgeSampler, without torch, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import venv
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bbdm import BridgeSampler
+from bbdm.runtime.__main__ import main
+from bbdm.runtime.sampler import OnnxBridgeSampler
+from tests.conftest import ROOT
+from tests.export.exports import checkpoint, export, tiny_codec
+
+DEMO = ROOT / "examples" / "demo"
+SOURCE = np.random.default_rng(0).uniform(-1, 1, (5, 3, 16, 16)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("checkpoint") / "bridge.pt")
+
+
+@pytest.fixture(scope="module")
+def folder(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(file, tmp_path_factory.mktemp("export") / "plain", "--solver", "sde-dpm2m", "--steps", "4")
+
+
+@pytest.fixture(scope="module")
+def sampler(folder: Path) -> OnnxBridgeSampler:
+    return OnnxBridgeSampler(folder)
+
+
+@pytest.fixture(scope="module")
+def reference(file: Path) -> BridgeSampler:
+    return BridgeSampler.from_checkpoint(file, solver="sde-dpm2m", steps=4)
+
+
+def near(made: Any, wanted: torch.Tensor, tolerance: float = 1e-4) -> None:
+    np.testing.assert_allclose(made, wanted.numpy(), rtol=0, atol=tolerance)
+
+
+def test_seeds_and_batches(sampler: OnnxBridgeSampler, reference: BridgeSampler):
+    near(sampler(SOURCE, seed=7), reference(torch.from_numpy(SOURCE), seed=7))
+    near(sampler(SOURCE, seed=7, batch_size=2), reference(torch.from_numpy(SOURCE), seed=7))
+    near(sampler(SOURCE, seed=[9, 1, 1, 5, 3]), reference(torch.from_numpy(SOURCE), seed=[9, 1, 1, 5, 3]))
+    assert sampler.last_seeds == (9, 1, 1, 5, 3)
+    drawn = sampler(SOURCE)
+    np.testing.assert_allclose(drawn, sampler(SOURCE, seed=sampler.last_seeds), rtol=0, atol=1e-6)
+
+
+def test_given_noise_and_padding(sampler: OnnxBridgeSampler, reference: BridgeSampler):
+    odd = SOURCE[:2, :, :15, :13]
+    near(sampler(odd, seed=0), reference(torch.from_numpy(odd), seed=0))
+    noise = np.random.default_rng(1).standard_normal((4, 2, 3, 16, 14)).astype(np.float32)
+    near(sampler(odd, noise=noise), reference(torch.from_numpy(odd), noise=torch.from_numpy(noise)))
+    near(sampler(odd, noise=noise, batch_size=1), reference(torch.from_numpy(odd), noise=torch.from_numpy(noise)))
+
+
+def test_pictures_of_several_sizes_and_modes(sampler: OnnxBridgeSampler, reference: BridgeSampler):
+    pictures = [
+        Image.fromarray(((SOURCE[0].transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)),
+        Image.new("L", (9, 12), 90),
+        Image.new("RGBA", (16, 16), (255, 0, 0, 128)),
+    ]
+    made, wanted = sampler(pictures, seed=2), reference(pictures, seed=2)
+    assert [picture.size for picture in made] == [(16, 16), (9, 12), (16, 16)]
+    for one, other in zip(made, wanted, strict=True):
+        assert np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max() <= 1
+    assert np.array_equal(np.asarray(sampler(pictures[0], seed=2)[0]), np.asarray(made[0]))
+
+
+def test_stream(sampler: OnnxBridgeSampler, reference: BridgeSampler):
+    odd = SOURCE[:2, :, :15]
+    ours, theirs = list(sampler.stream(odd, 3)), list(reference.stream(torch.from_numpy(odd), 3))
+    assert [(step.index, step.t) for step in ours] == [(step.index, step.t) for step in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        near(one.x, other.x)
+        near(one.x0hat, other.x0hat)
+
+
+def test_latent_space(tmp_path: Path):
+    latent = checkpoint(tmp_path / "latent.pt", 0, tiny_codec())
+    ours = OnnxBridgeSampler(export(latent, tmp_path / "export", "--steps", "3"))
+    theirs = BridgeSampler.from_checkpoint(latent, steps=3)
+    odd = SOURCE[:3, :, :13]
+    near(ours(odd, seed=0), theirs(torch.from_numpy(odd), seed=0))
+    for one, other in zip(ours.stream(odd, 0), theirs.stream(torch.from_numpy(odd), 0), strict=True):
+        near(one.x, other.x)
+
+
+def test_another_solver_and_other_steps_than_exported(folder: Path, file: Path):
+    several: list[dict[str, Any]] = [{"steps": 7}, {"solver": "ddim", "steps": 3}, {"timesteps": [100, 40, 3]}]
+    for settings in several:
+        ours = OnnxBridgeSampler(folder, **settings)
+        theirs = BridgeSampler.from_checkpoint(file, **{"solver": "sde-dpm2m", **settings})
+        near(ours(SOURCE, seed=0), theirs(torch.from_numpy(SOURCE), seed=0))
+    with pytest.raises(ValueError, match="solver must be one of"):
+        OnnxBridgeSampler(folder, solver="euler")
+
+
+def test_threads_share_a_sampler(sampler: OnnxBridgeSampler):
+    alone = [sampler(SOURCE[i : i + 1], seed=i) for i in range(5)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda i: (sampler(SOURCE[i : i + 1], seed=i), sampler.last_seeds), range(5)))
+    for i, (made, seeds) in enumerate(together):
+        assert seeds == (i,)
+        np.testing.assert_allclose(made, alone[i], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": SOURCE[:, :2]}, r"non-empty \(B, 3, H, W\) batch, got shape \(5, 2, 16, 16\)"),
+        ({"source": SOURCE.astype(np.uint8)}, r"floats in \[-1, 1\], got uint8"),
+        ({"source": SOURCE * np.nan}, "must be finite"),
+        ({"source": SOURCE * 100}, r"in \[-1, 1\], got values up to"),
+        ({"source": "a.png"}, "an array, a PIL picture or a list of them, got str"),
+        ({"source": []}, "at least one picture"),
+        ({"source": SOURCE, "batch_size": 0}, "batch_size must be at least 1"),
+        ({"source": SOURCE, "seed": [1, 2]}, "one for each of 5 images, got 2"),
+        ({"source": SOURCE, "noise": SOURCE[None]}, r"noise must have shape \(4, 5, 3, 16, 16\), got"),
+        ({"source": SOURCE, "noise": np.full((4, 5, 3, 16, 16), np.nan)}, "noise must be finite, got NaN or infinity"),
+    ],
+)
+def test_bad_calls(sampler: OnnxBridgeSampler, arguments: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        sampler(**arguments)
+
+
+def test_a_size_that_a_static_export_cannot_take(file: Path, tmp_path: Path):
+    ours = OnnxBridgeSampler(export(file, tmp_path / "export", "--static", "2,16,16", "--steps", "2"))
+    with pytest.raises(ValueError, match="takes pictures of height x width 16 x 16 only, got 18 x 16"):
+        ours(np.zeros((1, 3, 18, 16), np.float32))
+    with pytest.raises(ValueError, match="must hold 2 images for this export, got 3"):
+        ours.stream(SOURCE[:3])
+
+
+def copy_of(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    settings = json.loads((folder / "bridge.json").read_text())
+    (folder / "bridge.json").write_text(json.dumps(settings | changes))
+
+
+@pytest.mark.parametrize("name", ["unet.onnx", "step.onnx"])
+def test_a_damaged_or_missing_file(folder: Path, tmp_path: Path, name: str):
+    copy = copy_of(folder, tmp_path)
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is not what bridge.json describes"):
+        OnnxBridgeSampler(copy)
+    (copy / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"lacks {name}"):
+        OnnxBridgeSampler(copy)
+
+
+def test_what_is_no_export(folder: Path, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"there is no .*bridge.json"):
+        OnnxBridgeSampler(tmp_path)
+    copy = copy_of(folder, tmp_path)
+    for change, message in (
+        ({"version": 99}, "version 99 is newer"),
+        ({"format": "other"}, "its format is 'other'"),
+        ({"files": {}}, r"lists no step\.onnx"),
+        ({"files": {"../unet.onnx": "", "unet.onnx": "", "step.onnx": ""}}, r"lacks \.\./unet\.onnx"),
+    ):
+        shutil.copy(folder / "bridge.json", copy)
+        edit(copy, **change)
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            OnnxBridgeSampler(copy)
+    (copy / "bridge.json").write_text("{")
+    with pytest.raises(ValueError, match=r"cannot read .*bridge\.json"):
+        OnnxBridgeSampler(copy)
+
+
+def test_providers(folder: Path, sampler: OnnxBridgeSampler):
+    with pytest.raises(ValueError, match=r"\['.*CPUExecutionProvider'\], got 'FastExecutionProvider'"):
+        OnnxBridgeSampler(folder, ["FastExecutionProvider"])
+    for wrong in ("CPUExecutionProvider", []):
+        with pytest.raises(ValueError, match="providers must be None or a list with at least one name"):
+            OnnxBridgeSampler(folder, wrong)
+    for threads in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="threads must be None or an integer of at least 1"):
+            OnnxBridgeSampler(folder, threads=threads)  # pyright: ignore[reportArgumentType]
+    one = OnnxBridgeSampler(folder, [("CPUExecutionProvider", {})], threads=1)
+    np.testing.assert_allclose(one(SOURCE, seed=0), sampler(SOURCE, seed=0), rtol=0, atol=1e-5)
+
+
+def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    Image.new("RGB", (16, 12), "red").save(tmp_path / "a.png")
+    Image.new("L", (8, 8), 9).save(tmp_path / "b.png")
+    main([str(folder), str(tmp_path / "a.png"), str(tmp_path / "b.png"), "-o", str(tmp_path / "out"), "--seed", "4"])
+    assert "2 results in" in capsys.readouterr().out
+    wanted = OnnxBridgeSampler(folder)(Image.open(tmp_path / "b.png"), seed=5)[0]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "b.png")), np.asarray(wanted))
+    with pytest.raises(ValueError, match="would take the place of a source"):
+        main([str(folder), str(tmp_path / "a.png"), "-o", str(tmp_path)])
+    (tmp_path / "twice").mkdir()
+    Image.new("L", (8, 8), 9).save(tmp_path / "twice" / "a.jpg")
+    with pytest.raises(ValueError, match="two of the pictures have the name a"):
+        main([str(folder), str(tmp_path / "a.png"), str(tmp_path / "twice" / "a.jpg"), "-o", str(tmp_path / "out")])
+    (tmp_path / "text.png").write_text("no picture")
+    for name, message in (("text.png", "cannot read the picture"), ("none.png", r"none\.png")):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            main([str(folder), str(tmp_path / name), "-o", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("example", ["1F383"])
+def test_without_torch(example: str, tmp_path: Path):
+    """The bundled export translates a bundled drawing in an environment of numpy, pillow and onnxruntime alone."""
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, "numpy", "pillow", "onnxruntime"], check=True)
+    subprocess.run([*pip, "--no-deps", ROOT], check=True)
+    packages = subprocess.run([*pip[:3], "list"], check=True, capture_output=True, text=True).stdout
+    assert "torch" not in packages
+    missing = subprocess.run(
+        [python, "-c", "from bbdm import BridgeSampler"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert "BridgeSampler needs PyTorch; without it there is bbdm.runtime.sampler" in missing.stderr
+    drawing = Image.open(DEMO / "val" / f"{example}.png").crop((0, 0, 64, 64))
+    drawing.save(tmp_path / "drawing.png")
+    command = [python, "-m", "bbdm.runtime.sampler", DEMO / "onnx", "drawing.png", "-o", "out", "--seed", "0"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    wanted = BridgeSampler.from_checkpoint(DEMO / "openmoji64.safetensors", solver="sde-dpm2m", steps=20)(
+        drawing, seed=0
+    )
+    made = np.asarray(Image.open(tmp_path / "out" / "drawing.png"), dtype=int)
+    assert np.abs(made - np.asarray(wanted[0], dtype=int)).max() <= 0.02 * 255

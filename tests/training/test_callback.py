@@ -1,0 +1,119 @@
+"""What a run does beside training, and when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bbdm import BridgeSampler, Callback
+from bbdm.base.scripts import StoppedError
+from bbdm.data.pairs import PairedDataset
+from bbdm.evaluation.metrics import Scores
+from bbdm.training.callback import Run
+from bbdm.training.previews import ValidationScores
+from tests.conftest import BRIDGE, MakeTrainer, metrics_of
+
+
+class Diary(Callback):
+    """Notes what is called; ends the run at a step, where one is given."""
+
+    def __init__(self, last: int | None = None, error: type[Exception] = StoppedError) -> None:
+        self.entries: list[Any] = []
+        self.last, self.error = last, error
+
+    def begin(self, trainer: Run) -> None:
+        self.entries.append(("begin", trainer.step))
+
+    def after_step(self, trainer: Run, loss: float) -> None:
+        self.entries.append((trainer.step, loss))
+        if trainer.step == self.last:
+            raise self.error("enough")
+
+    def after_epoch(self, trainer: Run, metrics: dict[str, Any]) -> None:
+        self.entries.append(("epoch", trainer.epoch))
+        metrics["entries"] = len(self.entries)
+
+    def end(self, trainer: Run) -> None:
+        self.entries.append("end")
+
+
+def test_order(make_trainer: MakeTrainer) -> None:
+    diary = Diary()
+    trainer = make_trainer(callbacks=[diary])
+    trainer.fit()
+    told = [entry[0] if isinstance(entry[0], int) else entry for entry in diary.entries]
+    assert told == [("begin", 0), 1, 2, ("epoch", 1), 3, 4, ("epoch", 2), "end"]
+    losses = [entry[1] for entry in diary.entries if isinstance(entry[0], int)]
+    records = metrics_of(trainer)
+    assert [record["loss"] for record in records] == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2])
+    assert [record["entries"] for record in records] == [4, 7]
+
+
+@pytest.mark.parametrize("error", [StoppedError, KeyError])
+def test_one_that_ends_the_run_ends_all(error: type[Exception], make_trainer: MakeTrainer) -> None:
+    diaries = [Diary(3, error), Diary()]
+    trainer = make_trainer(callbacks=diaries)
+    with pytest.raises(error, match="enough"):
+        trainer.fit()
+    assert diaries[0].entries[-1] == diaries[1].entries[-1] == "end"
+    assert len(diaries[1].entries) == len(diaries[0].entries) - 1  # the step that ended it
+    assert list(trainer.run.checkpoints()) == [2]
+
+
+def test_a_run_that_goes_on_begins_again(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(StoppedError):
+        make_trainer(callbacks=[Diary(3)]).fit()
+    diary = Diary()
+    trainer = make_trainer(callbacks=[diary])
+    assert trainer.resume_newest()
+    trainer.fit()
+    assert diary.entries[0] == ("begin", 2)
+
+
+def test_they_change_no_weights(make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+    plain, watched = make_trainer("a"), make_trainer("b", validation=pairs, preview_every=1, callbacks=[Diary()])
+    for trainer in (plain, watched):
+        trainer.fit()
+    assert all(
+        (mine == theirs).all() for mine, theirs in zip(plain.unet.parameters(), watched.unet.parameters(), strict=True)
+    )
+
+
+def test_the_methods_do_nothing_by_default(make_trainer: MakeTrainer) -> None:
+    plain, watched = make_trainer("a"), make_trainer("b", callbacks=[Callback()])
+    for trainer in (plain, watched):
+        trainer.fit()
+    told = [[{**record, "images_per_second": 0} for record in metrics_of(trainer)] for trainer in (plain, watched)]
+    assert told[0] == told[1]
+
+
+class TestValidationScores:
+    def test_are_those_of_the_sampler(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        """PSNR from its formula, of results that the sampler makes of pictures with seeds 0, 1, 2 and 3."""
+        trainer = make_trainer(validation=pairs, callbacks=[ValidationScores(Scores(["psnr"]))], learning_rate=1e-2)
+        trainer.fit()
+        results = BridgeSampler(trainer.ema.unet, BRIDGE)([pairs.images(i)[0] for i in range(4)], seed=0)
+        wanted = []
+        for i, result in enumerate(results):
+            error = np.asarray(result) / 255 - np.asarray(pairs.images(i)[1]) / 255
+            wanted.append(10 * np.log10(1 / np.square(error).mean()))
+        assert metrics_of(trainer)[-1]["psnr"] == pytest.approx(np.mean(wanted), rel=1e-3)
+
+    def test_come_with_the_grids_of_all_pictures_anew(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        trainer = make_trainer(
+            "a", validation=pairs, epochs=3, preview_every=2, callbacks=[ValidationScores(Scores(["psnr", "ssim"]))]
+        )
+        trainer.fit()
+        found = [{name: v for name, v in record.items() if name in ("psnr", "ssim")} for record in metrics_of(trainer)]
+        assert [list(scores) for scores in found] == [[], ["psnr", "ssim"], ["psnr", "ssim"]]
+        once = make_trainer(
+            "b", validation=pairs, epochs=3, preview_every=3, callbacks=[ValidationScores(Scores(["psnr", "ssim"]))]
+        )
+        once.fit()
+        assert found[2] == {name: metrics_of(once)[2][name] for name in ("psnr", "ssim")}
+
+    def test_need_validation_pairs(self, make_trainer: MakeTrainer) -> None:
+        with pytest.raises(ValueError, match="psnr, ssim need 1 validation pairs, and there are 0"):
+            make_trainer(callbacks=[ValidationScores(Scores(["psnr", "ssim"]))]).fit()

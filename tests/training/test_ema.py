@@ -1,0 +1,89 @@
+"""The moving average of weights, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bbdm.networks.unet import UNet
+from bbdm.training.callback import Callback, Run
+from bbdm.training.ema import EMA
+from tests.conftest import MakeTrainer, MakeUNet
+
+
+class TestEMA:
+    @staticmethod
+    def fill(unet: UNet, value: float) -> UNet:
+        with torch.no_grad():
+            for parameter in unet.parameters():
+                parameter.fill_(value)
+        return unet
+
+    def check(self, ema: EMA, value: float) -> None:
+        for parameter in ema.unet.parameters():
+            torch.testing.assert_close(parameter, torch.full_like(parameter, value))
+
+    def test_warms_up_then_decays(self, make_unet: MakeUNet) -> None:
+        unet = self.fill(make_unet(), 1.0)
+        ema = EMA(unet, decay=0.5)
+        ema.update(self.fill(unet, 2.0), step=0)  # decay 1/10
+        self.check(ema, 1.9)
+        ema.update(self.fill(unet, 3.0), step=1)  # decay 2/11
+        self.check(ema, (2 * 1.9 + 9 * 3.0) / 11)
+        ema.update(self.fill(unet, 1.0), step=8)  # decay min(1/2, 9/18)
+        before = ((2 * 1.9 + 9 * 3.0) / 11 + 1.0) / 2
+        self.check(ema, before)
+        ema.update(self.fill(unet, 4.0), step=1000)  # decay 1/2, not 1001/1010
+        self.check(ema, (before + 4.0) / 2)
+
+    def test_bbdm_settings(self, make_unet: MakeUNet) -> None:
+        """A copy until step 4, the average from there on, taken in each second step."""
+        unet = self.fill(make_unet(), 0.0)
+        ema = EMA(unet, decay=0.5, start=4, every=2)
+        for step, (weight, average) in enumerate([(1.0, 0.0), (2.0, 2.0), (3.0, 2.0), (4.0, 44 / 13), (5.0, 44 / 13)]):
+            ema.update(self.fill(unet, weight), step)  # the fourth with decay 4/13, (4 * 2 + 9 * 4) / 13
+            self.check(ema, average)
+
+    def test_is_a_frozen_copy(self, make_unet: MakeUNet) -> None:
+        unet = make_unet().train()
+        ema = EMA(unet, decay=0.9)
+        assert unet.training
+        assert not ema.unet.training
+        for mine, theirs in zip(ema.unet.parameters(), unet.parameters(), strict=True):
+            assert theirs.requires_grad
+            assert not mine.requires_grad
+            assert mine.data_ptr() != theirs.data_ptr()
+
+
+class WeightsOfSteps(Callback):
+    """The trained weights after each optimizer step."""
+
+    def __init__(self) -> None:
+        self.weights: list[list[torch.Tensor]] = []
+
+    def after_step(self, trainer: Run, loss: float) -> None:
+        self.weights.append([parameter.detach().double() for parameter in trainer.unet.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("start", "every", "decays"),
+    [
+        (0, 1, {0: 1 / 10, 1: 2 / 11, 2: 3 / 12, 3: 0.3, 4: 0.3, 5: 0.3}),
+        (3, 2, {1: 0.0, 3: 0.3, 5: 0.3}),
+    ],
+)
+def test_training_averages_the_weights_of_its_steps(
+    start: int, every: int, decays: dict[int, float], make_trainer: MakeTrainer
+) -> None:
+    """The averages in float64, with the decay of each step that takes one in: 4/13, 5/14 and 6/15 are above 0.3."""
+    steps = WeightsOfSteps()
+    settings = {"ema_decay": 0.3, "ema_start": start, "ema_every": every, "learning_rate": 1e-2}
+    trainer = make_trainer(epochs=3, callbacks=[steps], **settings)
+    averages = [parameter.detach().double() for parameter in trainer.unet.parameters()]
+    trainer.fit()
+    assert len(steps.weights) == 6
+    for step, decay in decays.items():
+        pairs = zip(averages, steps.weights[step], strict=True)
+        averages = [decay * average + (1 - decay) * weight for average, weight in pairs]
+    for parameter, average in zip(trainer.ema.unet.parameters(), averages, strict=True):
+        torch.testing.assert_close(parameter.double(), average, rtol=1e-6, atol=1e-6)

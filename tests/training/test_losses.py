@@ -1,0 +1,84 @@
+"""The loss of a bridge, against its formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from bbdm import bridges
+from bbdm.bridges import BrownianBridge
+from bbdm.training.config import Loss
+from bbdm.training.losses import bridge_loss
+
+
+class StandIn(torch.nn.Module):
+    """Predicts 2 x_t - 0.9 and remembers what it was called with."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        self.t, self.condition = t, condition
+        return (2 * x - 0.9).to(self.dtype)
+
+
+class TestBridgeLoss:
+    """T = 4, x0 = 0.2, y = 0.6, sigma eps = 0.1 at t = 2.
+
+    Thus x_t is 0.2 / 2 + 0.6 / 2 + 0.1 = 0.5 at t = 2, where the stand-in says 0.1, and y = 0.6 at t = 4,
+    where it says 0.3. The bridge's sigma(2) is sqrt(2 (1/2 - 1/4)) = sqrt(1/2), so eps = 0.1 sqrt(2)."""
+
+    shape = (2, 1, 2, 2)
+    eps = 0.1 * math.sqrt(2)
+
+    def loss(self, unet: torch.nn.Module, t: list[int], objective: bridges.Objective, loss: Loss) -> torch.Tensor:
+        bridge = BrownianBridge(4, objective=objective)
+        x0, y, noise = (torch.full(self.shape, value) for value in (0.2, 0.6, self.eps))
+        return bridge_loss(unet, bridge, x0, y, torch.tensor(t), noise, loss, condition=y)
+
+    @pytest.mark.parametrize(
+        ("objective", "t", "l1", "l2"),
+        [
+            # residual: targets 0.5 - 0.2 and 0.6 - 0.2, errors 0.2 and 0.1
+            ("residual", [2, 4], 0.15, 0.025),
+            # displacement: target 0.6 - 0.2 at both, errors 0.3 and 0.1
+            ("displacement", [2, 4], 0.2, 0.05),
+            # noise: target eps = 0.1414, error 0.0414
+            ("noise", [2, 2], eps - 0.1, (eps - 0.1) ** 2),
+        ],
+        ids=["residual", "displacement", "noise"],
+    )
+    def test_by_hand(self, objective: bridges.Objective, t: list[int], l1: float, l2: float) -> None:
+        assert self.loss(StandIn(), t, objective, "l1").item() == pytest.approx(l1, rel=1e-5)
+        assert self.loss(StandIn(), t, objective, "l2").item() == pytest.approx(l2, rel=1e-5)
+
+    def test_huber_by_hand(self) -> None:
+        """Errors 0.2 and 0.1 with delta 0.1: 0.1 (0.2 - 0.05) and 0.1^2 / 2."""
+        assert self.loss(StandIn(), [2, 4], "residual", "huber").item() == pytest.approx((0.015 + 0.005) / 2, rel=1e-5)
+
+    @pytest.mark.parametrize("loss", ["l1", "l2", "huber"])
+    def test_per_image(self, loss: Loss) -> None:
+        """Each image's loss is what it would be alone."""
+        bridge, unet = BrownianBridge(4), StandIn()
+        x0, y, noise = (torch.full(self.shape, value) for value in (0.2, 0.6, self.eps))
+        t = torch.tensor([2, 4])
+        each = bridge_loss(unet, bridge, x0, y, t, noise, loss, per_image=True)
+        assert each.shape == (2,)
+        for i in range(2):
+            alone = bridge_loss(unet, bridge, x0[i : i + 1], y[i : i + 1], t[i : i + 1], noise[i : i + 1], loss)
+            assert each[i].item() == pytest.approx(alone.item(), rel=1e-6)
+
+    def test_network_sees_t_and_condition(self) -> None:
+        unet = StandIn()
+        self.loss(unet, [1, 3], "residual", "l1")
+        assert unet.t.tolist() == [1, 3]
+        assert unet.condition is not None
+        assert torch.equal(unet.condition, torch.full(self.shape, 0.6))
+
+    def test_half_prediction_is_compared_in_float32(self) -> None:
+        loss = self.loss(StandIn(torch.bfloat16), [2, 4], "residual", "l2")
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(0.025, rel=0.02)

@@ -1,0 +1,156 @@
+"""Optimizers, schedules, gradients in parts, and what they see."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from bbdm.data.pairs import PairedDataset
+from bbdm.training import step
+from bbdm.training.config import TrainConfig
+from bbdm.training.optimizers import Plateau, make_optimizer
+from bbdm.training.trainer import Trainer
+from tests.conftest import MakeTrainer, MakeUNet, metrics_of
+
+
+class TestOptimizers:
+    def test_plateau_is_torchs(self) -> None:
+        """With BBDM's numbers, on losses that fall, stay, fall a little, and stay for long."""
+        patience = 5
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        sgd = torch.optim.SGD([parameter], lr=1e-4)
+        theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            sgd, factor=0.5, patience=patience, threshold=1e-4, cooldown=patience, min_lr=5e-7, eps=0
+        )
+        ours = Plateau(patience)
+        falling = [1 / (1 + i) for i in range(10)]
+        noise = torch.rand(200, generator=torch.Generator().manual_seed(0)).tolist()
+        rates = set()
+        for loss in [*falling, *[0.1] * 8, 0.0999999, 0.0998, *noise]:
+            sgd.step()
+            theirs.step(loss)
+            ours.update(loss)
+            rates.add(ours.rate(1e-4))
+            assert ours.rate(1e-4) == pytest.approx(sgd.param_groups[0]["lr"], rel=1e-12)
+        assert len(rates) > 5
+        assert min(rates) == 5e-7
+
+    def test_plateau_never_raises_a_rate(self) -> None:
+        assert Plateau(5).rate(1e-7) == 1e-7
+
+    def test_the_trainer_follows_the_plateau(self, make_trainer: MakeTrainer) -> None:
+        trainer = make_trainer(lr_schedule="plateau", plateau_patience=1, learning_rate=1e-3, epochs=1, batch_size=1)
+        trainer.update.plateau.update(0.0)  # nothing will be lower
+        trainer.fit()
+        assert trainer.step == 4
+        assert metrics_of(trainer)[-1]["learning_rate"] == 0.5e-3
+
+    @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+    def test_kind(self, name: Any, kind: type, make_trainer: MakeTrainer) -> None:
+        optimizer = make_trainer(optimizer=name, weight_decay=0.25).update.optimizer
+        assert type(optimizer) is kind
+        assert optimizer.defaults["fused"]
+        assert optimizer.defaults["weight_decay"] == (0.25 if name == "adamw" else 0)
+
+    def test_where_there_is_no_fused_one(self, make_unet: MakeUNet, monkeypatch: pytest.MonkeyPatch) -> None:
+        adam = torch.optim.Adam
+
+        def make(*arguments: Any, fused: bool, **more: Any) -> torch.optim.Optimizer:
+            if fused:
+                raise RuntimeError("`fused=True` requires all the params to be on supported devices")
+            return adam(*arguments, fused=fused, **more)
+
+        monkeypatch.setattr(torch.optim, "Adam", make)
+        assert not make_optimizer(make_unet(), TrainConfig()).defaults["fused"]
+
+    @staticmethod
+    def watch(trainer: Trainer, found: list[torch.Tensor]) -> None:
+        """Collect the gradients that the optimizer gets."""
+
+        def collect(*_: Any) -> None:
+            found.append(torch.cat([p.grad.flatten() for p in trainer.unet.parameters() if p.grad is not None]))
+
+        trainer.update.optimizer.register_step_pre_hook(collect)
+
+    def test_parts_of_a_batch_make_the_same_step(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        """All but for rounding: gradients of 4 pairs at once, and of 4 parts of one."""
+        weights = []
+        for parts in (1, 4):
+            trainer = make_trainer(str(parts), batch_size=4, flip=True, grad_accumulation=parts, grad_clip=1e9)
+            found: list[torch.Tensor] = []
+            self.watch(trainer, found)
+            y, x0 = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
+            weights.append((trainer.train_step(y, x0), found[0]))
+        assert weights[0][0] == pytest.approx(weights[1][0], rel=1e-5)
+        torch.testing.assert_close(weights[0][1], weights[1][1], rtol=1e-4, atol=1e-6)
+
+    def test_gradients_are_cut(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        trainer = make_trainer(batch_size=4, grad_clip=0.01)
+        found: list[torch.Tensor] = []
+        self.watch(trainer, found)
+        y, x0 = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
+        trainer.train_step(y, x0)
+        assert found[0].norm().item() == pytest.approx(0.01, rel=1e-3)
+
+    def test_dropout_is_the_same_after_a_resume(self, make_trainer: MakeTrainer, make_unet: MakeUNet) -> None:
+        ends = []
+        for epochs in ([2], [1, 2]):
+            unet = make_unet(condition_channels=3, dropout=0.5)
+            for number in epochs:
+                trainer = make_trainer(str(epochs), unet, epochs=number)
+                assert trainer.resume_newest() == (number == 2 and len(epochs) == 2)
+                torch.rand(number)  # what else draws from the generator changes nothing
+                trainer.fit()
+            ends.append(torch.cat([p.flatten() for p in unet.parameters()]))
+        assert torch.equal(*ends)
+
+
+class TestFloat16:
+    """Losses are scaled, since gradients in float16 end at 65504 above and 6e-8 below."""
+
+    def test_the_step_is_that_of_float32(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        y, x0 = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
+        losses, norms = [], []
+        for precision in ("fp32", "fp16"):
+            trainer = make_trainer(precision, batch_size=4, precision=precision, grad_clip=1e9)
+            found: list[torch.Tensor] = []
+            TestOptimizers.watch(trainer, found)
+            losses.append(trainer.train_step(y, x0))
+            norms.append(found[0].norm().item())
+        assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+        assert losses[1] != losses[0]
+        assert norms[1] == pytest.approx(norms[0], rel=2e-2)
+
+    def test_a_step_that_overflows_changes_no_weights(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        y, x0 = (torch.stack(images) for images in zip(*(pairs[i] for i in range(2)), strict=True))
+        trainer = make_trainer(precision="fp16")
+        scaler = trainer.update.scaler
+        scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**60})
+        before = [p.clone() for p in trainer.unet.parameters()]
+        assert math.isfinite(trainer.train_step(y, x0))
+        assert all(torch.equal(*pair) for pair in zip(before, trainer.unet.parameters(), strict=True))
+        assert scaler.get_scale() == 2.0**59
+        scaler.load_state_dict({**scaler.state_dict(), "scale": 1024.0})
+        trainer.train_step(y, x0)
+        assert not all(torch.equal(*pair) for pair in zip(before, trainer.unet.parameters(), strict=True))
+        assert {p.dtype for p in trainer.unet.parameters()} == {torch.float32}
+
+    def test_the_scale_is_the_same_after_a_resume(
+        self, make_trainer: MakeTrainer, make_unet: MakeUNet, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A scale that falls and rises within 6 steps, and weights that are bitwise those of the undisturbed run."""
+        monkeypatch.setattr(step, "GradScaler", partial(torch.amp.GradScaler, growth_interval=2))
+        runs = {name: make_trainer(name, epochs=3, precision="fp16") for name in ("straight", "resumed")}
+        make_trainer("resumed", epochs=1, precision="fp16").fit()
+        assert runs["resumed"].resume_newest()
+        for trainer in runs.values():
+            trainer.fit()
+        weights = [torch.cat([p.flatten() for p in trainer.unet.parameters()]) for trainer in runs.values()]
+        assert torch.equal(*weights)
+        scales = [trainer.update.scaler.state_dict() for trainer in runs.values()]
+        assert scales[0] == scales[1]
+        assert scales[0]["scale"] != 65536

@@ -1,0 +1,61 @@
+"""What a profile prints and leaves."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import pytest
+
+from bbdm.data.loading import Batches
+from bbdm.data.pairs import PairedDataset
+from bbdm.training import profiling
+from bbdm.training.profiling import Profile
+from bbdm.training.step import TrainStep
+from tests.conftest import MakeTrainer
+
+PARTS = ["waiting for pairs", "mirror, encode", "forward", "backward", "optimizer", "average of weights"]
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling, "WARMUP", 2)
+    monkeypatch.setattr(profiling, "TIMED", 4)
+    monkeypatch.setattr(profiling, "TRACED", 2)
+
+
+def test_tells_where_the_time_goes(
+    make_trainer: MakeTrainer, pairs: PairedDataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of steps whose waiting and encoding are made to take 40 and 20 ms."""
+    placed, encode = Batches._placed, TrainStep.encode
+    monkeypatch.setattr(Batches, "_placed", lambda self, v: time.sleep(0.02) or placed(self, v))  # of two sides
+    monkeypatch.setattr(TrainStep, "encode", lambda *arguments: time.sleep(0.01) or encode(*arguments))
+    trainer = make_trainer(epochs=5, callbacks=[Profile()])
+    trainer.fit()
+    lines = capsys.readouterr().out.splitlines()
+    first = re.fullmatch(r"4 steps of 2 pairs, ([\d.]+) ms each, ([\d.]+) images/s", lines[0])
+    assert first is not None
+    assert float(first[2]) == pytest.approx(2000 / float(first[1]), rel=0.01)
+    parts = {line[:20].strip(): re.findall(r"[\d.]+", line[20:]) for line in lines[1:8]}
+    assert list(parts) == [*PARTS, "rest"]
+    milliseconds = {name: float(numbers[0]) for name, numbers in parts.items()}
+    assert 40 <= milliseconds["waiting for pairs"] < 80
+    assert 20 <= milliseconds["mirror, encode"] < 40
+    assert sum(milliseconds.values()) == pytest.approx(float(first[1]), abs=1)
+    assert sum(float(numbers[1]) for numbers in parts.values()) == pytest.approx(100, abs=1)
+    assert lines[8].startswith("the slowest operators, of ")
+    assert any(line.startswith("aten::mkldnn_convolution") or "convolution" in line for line in lines[9:-1])
+    shares = [float(line.split()[-2]) for line in lines[9:-1]]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) <= 101
+    path = trainer.folder / "trace.json"
+    assert lines[-1] == f"{path} shows all of these steps in https://ui.perfetto.dev"
+    events = json.loads(path.read_text())["traceEvents"]
+    assert {"forward", "backward", "optimizer"} <= {event.get("name") for event in events}
+
+
+def test_a_run_that_is_too_short_is_refused(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(ValueError, match="a profile takes 8 optimizer steps, and 6 are left"):
+        make_trainer(epochs=3, callbacks=[Profile()]).fit()

@@ -1,0 +1,243 @@
+"""What a run leaves in its folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+
+from bbdm import Callback, bridges
+from bbdm.base import images
+from bbdm.base.scripts import StoppedError
+from bbdm.data.pairs import PairedDataset
+from bbdm.files.checkpoint import load_checkpoint
+from bbdm.networks.unet import UNetConfig
+from bbdm.training import tracking
+from bbdm.training.callback import Run
+from bbdm.training.config import TrainConfig
+from bbdm.training.run_folder import RunFolder
+from bbdm.training.trainer import Trainer
+from tests.conftest import BRIDGE, SIZE, MakeTrainer, metrics_of, newest
+
+
+class TestFiles:
+    def test_metrics(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        trainer = make_trainer(validation=pairs, learning_rate=1e-3, warmup_steps=8)
+        trainer.fit()
+        metrics = metrics_of(trainer)
+        assert [(record["epoch"], record["step"]) for record in metrics] == [(1, 2), (2, 4)]
+        # the rate of the epoch's last step: 2/8 and 4/8 of the way up
+        assert [record["learning_rate"] for record in metrics] == pytest.approx([0.25e-3, 0.5e-3])
+        assert metrics[-1]["validation_loss"] == trainer.validate()
+        for record in metrics:
+            assert record["loss"] > 0
+            assert record["images_per_second"] > 0
+
+    def test_summary(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        trainer = make_trainer(validation=pairs, epochs=3)
+        trainer.fit()
+        summary = json.loads((trainer.folder / "summary.json").read_text())
+        metrics = metrics_of(trainer)
+        assert summary.items() >= metrics[-1].items()
+        lowest = min(metrics, key=lambda record: record["validation_loss"])
+        assert summary["best"] == {name: lowest[name] for name in ("epoch", "step", "validation_loss")}
+        assert summary["machine"]["versions"]["torch"] == metadata.version("torch")
+
+    def test_best_weights_are_those_of_the_lowest_validation_loss(
+        self, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        losses = iter([3.0, 1.0, 2.0])
+        monkeypatch.setattr(Trainer, "validate", lambda self: next(losses))
+        trainer = make_trainer(validation=pairs, epochs=3, keep=3)
+        trainer.fit()
+        assert trainer.best == {"epoch": 2, "step": 4, "validation_loss": 1.0}
+        best, second = (load_checkpoint(path) for path in (trainer.run.best, trainer.run.checkpoint(4)))
+        assert best.training is None
+        assert best.unet.ema is not None
+        assert second.unet.ema is not None
+        assert all(torch.equal(value, second.unet.ema[key]) for key, value in best.unet.ema.items())
+
+    def test_tensorboard(
+        self, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Points every 2 steps; a run that goes on writes none twice."""
+        accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        monkeypatch.setattr(tracking, "EVERY", 2)
+        for epochs in (1, 3):
+            trainer = make_trainer(validation=pairs, epochs=epochs, preview_every=1, batch_size=1, learning_rate=1e-3)
+            assert trainer.resume_newest() == (epochs == 3)
+            trainer.fit()
+            time.sleep(1.0)  # TensorBoard orders its files by the second
+        events = accumulators.EventAccumulator(str(trainer.run.events)).Reload()
+        quarters = [f"loss by t/quarter {i}" for i in (1, 2, 3, 4)]
+        scalars = {"loss", "gradient_norm", "learning_rate", "validation_loss", "images_per_second"}
+        scalars.add("loss of the epoch")
+        assert scalars <= set(events.Tags()["scalars"]) <= scalars | set(quarters)
+        for name in ("loss", "gradient_norm", "learning_rate"):
+            assert [point.step for point in events.Scalars(name)] == [2, 4, 6, 8, 10, 12]
+            assert all(math.isfinite(point.value) and point.value > 0 for point in events.Scalars(name))
+        told = [record["validation_loss"] for record in metrics_of(trainer)]
+        assert [point.value for point in events.Scalars("validation_loss")] == pytest.approx(told)
+        assert [image.step for image in events.Images("source, result, target")] == [4, 8, 12]
+
+    def test_losses_by_quarter_of_t(self, tmp_path: Path) -> None:
+        """Of t in 1..8: 1 and 2, 3 and 4, and so on; a quarter without an image has no point."""
+        accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        tracker = tracking.Tracker(tmp_path, 0, (1, 8), torch.device("cpu"))
+        tracker.add_losses(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([1, 2, 8]))
+        tracker.add_losses(torch.tensor([6.0, 7.0]), torch.tensor([1, 5]))
+        tracker.write_losses(3)
+        tracker.close()
+        events = accumulators.EventAccumulator(str(tmp_path)).Reload()
+        values = {tag[-1]: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
+        assert values == {"1": 3.0, "3": 7.0, "4": 5.0}
+
+    def test_without_tensorboard(self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        trainer = make_trainer(epochs=1)
+        trainer.fit()
+        assert not trainer.run.events.exists()
+
+    def test_config_rebuilds_the_settings(self, make_trainer: MakeTrainer) -> None:
+        trainer = make_trainer(epochs=1, flip=True)
+        trainer.fit()
+        content = json.loads((trainer.folder / "config.json").read_text())
+        assert TrainConfig(**content["train"]) == trainer.config
+        assert UNetConfig(**content["unet"]) == trainer.unet.config
+        assert bridges.from_config(content["bridge"]) == BRIDGE
+
+    def test_previews_are_source_result_target(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        trainer = make_trainer(validation=pairs, epochs=3, preview_every=2)
+        trainer.fit()
+        assert sorted(file.name for file in trainer.folder.glob("*.png")) == ["epoch_0002.png", "epoch_0003.png"]
+        with Image.open(trainer.folder / "epoch_0003.png") as sheet:
+            assert sheet.size == (3 * (SIZE + 2) + 2, 4 * (SIZE + 2) + 2)
+            for row in range(4):
+                source, target = pairs[row]
+                top = 2 + row * (SIZE + 2)
+                for column, wanted in ((0, source), (2, target)):
+                    left = 2 + column * (SIZE + 2)
+                    cell = images.from_pil(sheet.crop((left, top, left + SIZE, top + SIZE)))
+                    torch.testing.assert_close(cell, wanted)
+
+    def test_without_validation(self, make_trainer: MakeTrainer) -> None:
+        trainer = make_trainer(epochs=1, preview_every=1)
+        trainer.fit()
+        written = {".lock", "config.json", "metrics.jsonl", "step_00000002.pt", "summary.json"}
+        assert {file.name for file in trainer.folder.iterdir()} - {"tensorboard"} == written
+        assert "validation_loss" not in metrics_of(trainer)[0]
+
+    def test_new_run_in_an_old_folder_is_refused(self, make_trainer: MakeTrainer) -> None:
+        trainer = make_trainer(epochs=1)
+        trainer.fit()
+        before = {file.name: file.read_bytes() for file in trainer.folder.glob("*.*")}
+        with pytest.raises(ValueError, match=r"holds a run of 2 steps already, .* begin at 0: .* --overwrite"):
+            make_trainer(epochs=1).fit()
+        assert {file.name: file.read_bytes() for file in trainer.folder.glob("*.*")} == before
+
+    def test_a_half_written_metrics_line_is_dropped(self, make_trainer: MakeTrainer) -> None:
+        first = make_trainer(epochs=1)
+        first.fit()
+        with (first.folder / "metrics.jsonl").open("a") as file:
+            file.write('{"epoch": 2, "lo')
+        second = make_trainer(epochs=2)
+        second.resume(newest(first))
+        second.fit()
+        assert [record["epoch"] for record in metrics_of(second)] == [1, 2]
+
+    def test_two_runs_in_one_folder_are_refused(self, make_trainer: MakeTrainer) -> None:
+        other = make_trainer()
+
+        class Second(Callback):
+            def begin(self, trainer: Run) -> None:
+                for begin in (other.fit, lambda: other.run.forget_after(0)):
+                    with pytest.raises(ValueError, match=r"another run is at work in .*run: --experiment gives a fold"):
+                        begin()
+
+        make_trainer(callbacks=[Second()]).fit()
+        with pytest.raises(ValueError, match="holds a run of 4 steps already"):
+            other.fit()  # which is free again
+
+    def test_a_file_system_without_locks(
+        self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def acquire(*_: Any, **__: Any) -> None:
+            raise NotImplementedError
+
+        monkeypatch.setattr(FileLock, "acquire", acquire)
+        trainer = make_trainer(epochs=1)
+        trainer.fit()
+        assert "run cannot be locked on its file system" in caplog.text
+        assert newest(trainer).exists()
+
+    def test_metrics_of_a_run_that_begins_at_a_later_epoch(self, make_trainer: MakeTrainer) -> None:
+        """In a folder of its own: lines are cut by their epochs."""
+        first = make_trainer("first", epochs=2)
+        first.fit()
+        second = make_trainer("second", epochs=4)
+        second.resume(newest(first))
+        second.fit()
+        assert [record["epoch"] for record in metrics_of(second)] == [3, 4]
+        second.run.begin(3, {})
+        assert [record["epoch"] for record in metrics_of(second)] == [3]
+
+    def test_summary_of_a_finished_run_in_another_folder(self, make_trainer: MakeTrainer) -> None:
+        first = make_trainer("first", epochs=1)
+        first.fit()
+        second = make_trainer("second", epochs=1)
+        second.resume(newest(first))
+        second.fit()
+        summary = json.loads((second.folder / "summary.json").read_text())
+        assert summary.keys() == {"best", "machine"}
+
+    def test_numbers_alone_are_metrics(self, make_trainer: MakeTrainer) -> None:
+        class Words(Callback):
+            def after_epoch(self, trainer: Run, metrics: dict[str, Any]) -> None:
+                metrics["note"] = "good"
+
+        with pytest.raises(StoppedError, match=r"metrics must be numbers, and a callback made 'note' 'good'\."):
+            make_trainer(callbacks=[Words()]).fit()
+
+    def test_points_after_the_checkpoint_of_a_killed_run_are_not_shown_twice(
+        self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Killed after step 6, it goes on from step 4, and writes points of steps 5 and 6 again."""
+        accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        monkeypatch.setattr(tracking, "EVERY", 1)
+
+        class Killed(Callback):
+            def after_step(self, trainer: Run, loss: float) -> None:
+                if trainer.step == 6:
+                    raise KeyboardInterrupt
+
+        killed = make_trainer(batch_size=1, callbacks=[Killed()])
+        with pytest.raises(KeyboardInterrupt):
+            killed.fit()
+        events = accumulators.EventAccumulator(str(killed.run.events)).Reload()
+        assert [point.step for point in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+        time.sleep(1.0)  # TensorBoard orders its files by the second
+        resumed = make_trainer(batch_size=1)
+        assert resumed.resume_newest()
+        assert resumed.step == 4
+        resumed.fit()
+        events = accumulators.EventAccumulator(str(resumed.run.events)).Reload()
+        for name in ("loss", "gradient_norm", "learning_rate"):
+            assert [point.step for point in events.Scalars(name)] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+    def test_forgets_later_checkpoints_and_from_step_0_the_best_one_too(self, tmp_path: Path) -> None:
+        run = RunFolder(tmp_path, keep=2)
+        for name in ("best.pt", "notes.txt", "step_00000002.pt", "step_00000004.pt"):
+            (tmp_path / name).touch()
+        run.forget_after(2)
+        assert {path.name for path in tmp_path.glob("*.*")} - {".lock"} == {"best.pt", "notes.txt", "step_00000002.pt"}
+        run.forget_after(0)
+        assert {path.name for path in tmp_path.glob("*.*")} - {".lock"} == {"notes.txt"}

@@ -1,0 +1,200 @@
+"""Training in two processes on CPUs (gloo): the same run as in one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import bbdm
+from bbdm.execution.processes import Processes
+from bbdm.networks.unet import PRESETS, UNetConfig
+from examples import eval, eval_miou, generate, train
+from tests.conftest import ROOT, TINY, SavePicture
+from tests.training.launching import ALONE, TORCHRUN, run
+
+pytest.importorskip("accelerate")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, save_picture: SavePicture) -> Path:
+    """20 training pairs, and 5 to validate: batches of 2, 2 and 1 in two processes."""
+    folder = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    for index in range(25):
+        pixels = generator.integers(0, 256, (16, 32, 3), dtype=np.uint8)
+        save_picture(folder / ("train" if index < 20 else "val") / f"{index:02d}.png", Image.fromarray(pixels))
+    return folder
+
+
+def arguments(data: Path, output: Path, *flags: str) -> list[str]:
+    """5 steps an epoch, 20 in all."""
+    common = ["--preset", "demo", "--image_size", "16", "-b", "4", "-e", "4", "-t", "50", "--device", "cpu"]
+    return [
+        "edge2shoes",
+        str(data),
+        str(output),
+        *common,
+        "--precision",
+        "fp32",
+        "--save_every",
+        "3",
+        "--score",
+        "psnr",
+        *flags,
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process makes."""
+    output = tmp_path_factory.mktemp("alone") / "model.pt"
+    done = run([*ALONE, "tests.training.tiny_train", *arguments(data, output)])
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def assert_close(got: Path, wanted: Path) -> None:
+    """Weights and their average are equal to 1e-6, metrics to 1e-5."""
+    ours, theirs = (bbdm.load_checkpoint(path).unet for path in (got, wanted))
+    for mine, other in ((ours.weights, theirs.weights), (ours.ema, theirs.ema)):
+        assert mine is not None
+        assert other is not None
+        for key in other:
+            torch.testing.assert_close(mine[key], other[key], rtol=0, atol=1e-6)
+    for mine, other in zip(metrics(got), metrics(wanted), strict=True):
+        assert mine == pytest.approx(other, rel=1e-5)
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    text = (output.with_suffix(".run") / "metrics.jsonl").read_text()
+    return [{**json.loads(line), "images_per_second": 0} for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("flags", [[], ["--grad_accumulation", "2"]], ids=["", "parts"])
+def test_two_processes_are_one(flags: list[str], data: Path, alone: Path, tmp_path: Path) -> None:
+    done = run([*TORCHRUN, "tests.training.tiny_train", *arguments(data, tmp_path / "model.pt", *flags)])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("weights after epoch 4") == 1
+    assert_close(tmp_path / "model.pt", alone)
+    names = [{path.name for path in output.with_suffix(".run").iterdir()} for output in (tmp_path / "model.pt", alone)]
+    assert names[0] == names[1]
+
+
+@pytest.mark.nightly
+def test_two_compiled_processes_are_one(data: Path, tmp_path: Path) -> None:
+    for name, command in {"one": ALONE, "two": TORCHRUN}.items():
+        done = run([*command, "tests.training.tiny_train", *arguments(data, tmp_path / f"{name}.pt", "--compile")])
+        assert done.returncode == 0, done.stderr
+    assert_close(tmp_path / "two.pt", tmp_path / "one.pt")
+
+
+@pytest.mark.parametrize("again", [TORCHRUN, ALONE], ids=["in two", "in one"])
+def test_a_process_that_dies_takes_the_job_down_and_it_resumes(
+    again: list[str], data: Path, alone: Path, tmp_path: Path
+) -> None:
+    command = ["tests.training.tiny_train", *arguments(data, tmp_path / "model.pt")]
+    began = time.monotonic()
+    done = run([*TORCHRUN, *command], DIE="1,7")
+    assert done.returncode != 0
+    assert time.monotonic() - began < 60
+    assert "Signal 9 (SIGKILL)" in done.stderr
+    assert (tmp_path / "model.run" / "step_00000006.pt").exists()
+    done = run([*again, *command])
+    assert done.returncode == 0, done.stderr
+    assert_close(tmp_path / "model.pt", alone)
+
+
+def test_sigterm_to_torchrun_saves(data: Path, alone: Path, tmp_path: Path) -> None:
+    command = ["tests.training.tiny_train", *arguments(data, tmp_path / "model.pt", "--save_every", "100")]
+    folder = tmp_path / "model.run"
+    with subprocess.Popen(
+        [*TORCHRUN, *command],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PAUSE": "0.3"},
+        stderr=subprocess.PIPE,
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (folder / "step_00000005.pt").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.7)  # a step or two of the next epoch
+        process.terminate()
+        process.communicate(timeout=60)
+    assert process.returncode != 0
+    steps = [int(path.stem.removeprefix("step_")) for path in folder.glob("step_*.pt")]
+    assert max(steps) > 5
+    assert max(steps) % 5 != 0  # within an epoch
+    done = run([*TORCHRUN, *command])
+    assert done.returncode == 0, done.stderr
+    assert_close(tmp_path / "model.pt", alone)
+
+
+def test_sigterm_to_one_process_ends_and_saves_all(data: Path, alone: Path, tmp_path: Path) -> None:
+    command = ["tests.training.tiny_train", *arguments(data, tmp_path / "model.pt", "--save_every", "100")]
+    done = run([*TORCHRUN, *command], TERM_AT="1,7")
+    assert done.returncode != 0
+    assert (tmp_path / "model.run" / "step_00000008.pt").exists()
+    done = run([*TORCHRUN, *command])
+    assert done.returncode == 0, done.stderr
+    assert_close(tmp_path / "model.pt", alone)
+
+
+def test_a_batch_must_split(data: Path, tmp_path: Path) -> None:
+    done = run([*TORCHRUN, "tests.training.tiny_train", *arguments(data, tmp_path / "model.pt", "-b", "3")])
+    assert done.returncode != 0
+    assert "batch_size 3 does not split into equal parts for 2 processes with grad_accumulation=1" in done.stderr
+
+
+SCRIPTS = {train: ["edge2shoes"], generate: ["edge2shoes"], eval: ["edge2shoes"], eval_miou: ["deeplab.pt"]}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+@pytest.mark.parametrize("flag", ["--use_multi_gpus", "-use_multi_gpus"])
+def test_each_gpu_gets_a_process(flag: str, script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+
+    def execv(program: str, command: list[str]) -> None:
+        calls.append(command)
+        raise SystemExit
+
+    monkeypatch.setattr(os, "execv", execv)
+    argv = [*SCRIPTS[script], "DATA", "model.pt", flag]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(SystemExit):
+        script.main(argv)
+    assert calls[0][1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
+    assert calls[0][6:] == [script.__file__, *argv]
+
+
+def test_without_a_second_gpu_one_process_trains(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started anew"))
+    monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
+    train.main([*arguments(data, tmp_path / "model.pt", "-e", "1"), "--use_multi_gpus"])
+    assert (tmp_path / "model.pt").exists()
+
+
+def test_accelerate_is_needed_for_several(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ValueError, match=r"several processes need accelerate: pip install"):
+        train.main(arguments(data, tmp_path / "model.pt"))
+
+
+def test_processes_that_would_not_share_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As accelerate has them where no GPU is: each alone, and all of them the first."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("accelerate.Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    with pytest.raises(ValueError, match="device 'cuda' cannot be used here by 2 processes"):
+        Processes.join("cuda")

@@ -1,0 +1,480 @@
+"""Training that is killed, terminated or broken off loses nothing: it ends with the weights of an undisturbed run."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import logging
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import bbdm
+from bbdm.base.scripts import TERMINATED, StoppedError
+from bbdm.networks.unet import PRESETS, UNetConfig
+from bbdm.training.step import TrainStep
+from bbdm.training.trainer import Trainer
+from examples import train
+from tests.conftest import ROOT, TINY, SavePicture
+from tests.examples.test_train import assert_same
+from tests.training import tiny_train
+
+PAIRS, BATCH, EPOCHS = 12, 2, 3
+SAVES = "5"  # steps between checkpoints: in the middle of an epoch of 6, and not always in the same place
+DELAY = 0.1  # seconds that a write of a checkpoint is stretched by
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, save_picture: SavePicture) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    for index in range(PAIRS + 2 * BATCH):
+        pixels = generator.integers(0, 256, (16, 32, 3), dtype=np.uint8)
+        save_picture(folder / ("train" if index < PAIRS else "val") / f"{index:02d}.png", Image.fromarray(pixels))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def tiny_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
+
+
+def arguments(data: Path, output: Path, *flags: str) -> list[str]:
+    common = ["--preset", "demo", "--image_size", "16", "-b", str(BATCH), "-e", str(EPOCHS), "--device", "cpu"]
+    return ["edge2shoes", str(data), str(output), *common, "-t", "50", "--save_every", SAVES, *flags]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with model.pt and model.run/ of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
+        train.main(arguments(data, folder / "model.pt"))
+    return folder
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (folder / "model.run" / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k != "images_per_second"} for record in records]
+
+
+def assert_undisturbed(folder: Path, undisturbed: Path) -> None:
+    """Weights, their average, the best weights and the metrics are those of the run that nothing stopped."""
+    for name in ("model.pt", "model.run/best.pt"):
+        assert_same(*(bbdm.load_checkpoint(each / name).unet for each in (folder, undisturbed)))
+    assert metrics(folder) == metrics(undisturbed)
+    assert not list(folder.rglob(".*.tmp"))
+
+
+# SIGKILL
+
+
+def _slow_save(content: Any, path: Path) -> None:
+    """As torch.save, with a pause when half of the file is written."""
+    buffer = io.BytesIO()
+    _save(content, buffer)
+    written = buffer.getvalue()
+    with open(path, "wb") as file:
+        file.write(written[: len(written) // 2])
+        file.flush()
+        time.sleep(DELAY)
+        file.write(written[len(written) // 2 :])
+
+
+_save, _fsync = torch.save, os.fsync
+
+
+def _slow_fsync(file: int) -> None:
+    _fsync(file)
+    time.sleep(DELAY)  # the whole file has its temporary name still
+
+
+def _train(argv: list[str], started: Any) -> None:
+    """What a process of its own does."""
+    tiny_train.set_up()
+    torch.save, os.fsync = _slow_save, _slow_fsync
+    started.set()
+    train.main(argv)
+
+
+def _begin(argv: list[str]) -> BaseProcess:
+    """Training in a process of its own, from when its imports are done."""
+    context = multiprocessing.get_context("forkserver")  # which imports once, and forks for each
+    context.set_forkserver_preload([__name__])
+    started = context.Event()
+    process = context.Process(target=_train, args=(argv, started))
+    process.start()
+    assert started.wait(120)
+    return process
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.nightly)])
+def test_killed_at_random_moments(kills: int, data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Every run that gets to its end, however often it was killed, has the weights of the undisturbed one."""
+    moments = random.Random(kills)
+    began = time.monotonic()
+    process = _begin(arguments(data, tmp_path / "whole" / "model.pt"))
+    process.join()
+    whole = time.monotonic() - began
+    assert_undisturbed(tmp_path / "whole", undisturbed)
+    inside = runs = done = 0
+    while done < kills:
+        runs += 1
+        folder = tmp_path / str(runs)
+        ended = False
+        while not ended:
+            process = _begin(arguments(data, folder / "model.pt"))
+            process.join(moments.uniform(0, whole) if done < kills else None)
+            ended = process.exitcode is not None
+            if not ended:
+                process.kill()
+                process.join()
+                done += 1
+                inside += bool(list(folder.rglob(".*.tmp")))
+        assert process.exitcode == 0
+        assert_undisturbed(folder, undisturbed)
+    if kills > 10:
+        assert inside, "no kill fell into a write"
+
+
+@pytest.mark.parametrize("moment", ["half written", "written under a temporary name"])
+def test_killed_while_a_checkpoint_is_written(moment: str, data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """The second checkpoint is being written; the run goes on from the first."""
+    run = tmp_path / "model.run"
+    process = _begin(arguments(data, tmp_path / "model.pt"))
+    deadline = time.monotonic() + 60
+    written = 0.0  # part of the second checkpoint
+    while not (0 < written < 0.9 if moment == "half written" else written >= 0.9):
+        assert time.monotonic() < deadline
+        assert process.exitcode is None
+        time.sleep(0.002)
+        whole, parts = list(run.glob("step_*.pt")), list(run.glob(".step_*.tmp"))
+        written = parts[0].stat().st_size / whole[0].stat().st_size if whole and parts else 0
+    process.kill()
+    process.join()
+    assert list(run.glob(".*.tmp"))
+    train.main(arguments(data, tmp_path / "model.pt"))
+    assert_undisturbed(tmp_path, undisturbed)
+
+
+# Checkpoints that are damaged, and those that stay
+
+
+def test_newest_checkpoints_stay(undisturbed: Path) -> None:
+    """Of 18 steps: each fifth and each sixth."""
+    assert sorted(path.name for path in (undisturbed / "model.run").glob("step_*")) == [
+        "step_00000015.pt",
+        "step_00000018.pt",
+    ]
+
+
+def interrupted(data: Path, folder: Path, step: int, error: BaseException) -> None:
+    """A run in which the optimizer step after ``step`` raises."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        original = Trainer.train_step
+
+        def train_step(self: Trainer, *pair: torch.Tensor) -> float:
+            if self.step == step:
+                raise error
+            return original(self, *pair)
+
+        monkeypatch.setattr(Trainer, "train_step", train_step)
+        with pytest.raises(type(error)):
+            train.main(arguments(data, folder / "model.pt"))
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "cut off", "empty"])
+def test_a_damaged_newest_checkpoint_is_skipped(
+    damage: str, data: Path, undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    interrupted(data, tmp_path, 13, KeyError("killed"))
+    older, newer = (tmp_path / "model.run" / f"step_{step:08d}.pt" for step in (10, 12))
+    content = bytearray(newer.read_bytes())
+    content[len(content) // 2] ^= 1
+    newer.write_bytes({"a flipped bit": content, "cut off": content[:-100], "empty": b""}[damage])
+    with caplog.at_level(logging.WARNING):
+        train.main(arguments(data, tmp_path / "model.pt"))
+    assert "skipped a damaged checkpoint" in caplog.text
+    assert newer.name in caplog.text
+    assert older.name not in caplog.text
+    assert_undisturbed(tmp_path, undisturbed)
+
+
+def test_damaged_checkpoints_alone_are_an_error(data: Path, tmp_path: Path) -> None:
+    interrupted(data, tmp_path, 6, KeyError("killed"))
+    for path in (tmp_path / "model.run").glob("step_*.pt"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no checkpoint in .*model\.run can be read: --overwrite"):
+        train.main(arguments(data, tmp_path / "model.pt"))
+
+
+# SIGTERM
+
+
+class Terminate:
+    """Sends SIGTERM to this process when the function that it stands for is called for the n-th time."""
+
+    def __init__(self, function: Callable[..., Any], call: int) -> None:
+        self.function, self.left = function, call
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        self.left -= 1
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self.function(*arguments, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "call", "step"),
+    [(Trainer, "train_step", 9, 9), (TrainStep, "encode", 2 * 6 + 1, 6)],
+    ids=["a step", "validation"],
+)
+def test_sigterm_saves_and_says_how_to_go_on(
+    owner: type, method: str, call: int, step: int, data: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        terminate = Terminate(getattr(owner, method), call)
+        monkeypatch.setattr(owner, method, lambda *arguments: terminate(*arguments))
+        with pytest.raises(StoppedError, match=rf"the same command goes on from step {step}, ") as caught:
+            train.main(arguments(data, tmp_path / "model.pt"))
+    assert caught.value.status == TERMINATED
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert (tmp_path / "model.run" / f"step_{step:08d}.pt").exists()
+    train.main(arguments(data, tmp_path / "model.pt"))
+    assert_undisturbed(tmp_path, undisturbed)
+
+
+def test_sigterm_of_a_process_group_with_workers(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """As schedulers send it: to the processes that read pictures too. One line, and status 143."""
+    command = [
+        sys.executable,
+        "-m",
+        "tests.training.tiny_train",
+        *arguments(data, tmp_path / "model.pt", "--workers", "2"),
+    ]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PAUSE": "0.1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "model.run" / "step_00000005.pt").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == TERMINATED, errors
+    assert errors.splitlines()[-1].startswith("stopped: asked to end; the same command goes on from step ")
+    assert "Traceback" not in errors
+    train.main(arguments(data, tmp_path / "model.pt"))
+    assert_undisturbed(tmp_path, undisturbed)
+
+
+# What breaks a run off
+
+
+def full_at_torch_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch reports it: a RuntimeError that does not say why."""
+
+    def save(content: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr("bbdm.files.weights.NO_ROOM", 2**62)
+
+
+def full_at_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.parametrize("fill", [full_at_torch_save, full_at_fsync], ids=lambda function: function.__name__)
+def test_a_full_disk(fill: Callable[[pytest.MonkeyPatch], None], data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        original = Trainer.train_step
+
+        def train_step(self: Trainer, *pair: torch.Tensor) -> float:
+            if self.step == 7:
+                fill(monkeypatch)
+            return original(self, *pair)
+
+        monkeypatch.setattr(Trainer, "train_step", train_step)
+        told = r"No space left on device.* Make room on the disk; the same command goes on from step 6, .*model\.run$"
+        with pytest.raises(StoppedError, match=told) as caught:
+            train.main(arguments(data, tmp_path / "model.pt"))
+        assert "\n" not in str(caught.value)
+    assert_kept_and_goes_on(data, undisturbed, tmp_path)
+
+
+def assert_kept_and_goes_on(data: Path, undisturbed: Path, folder: Path) -> None:
+    """Steps 5 and 6 are whole, nothing half written is left, and the same command ends as it should."""
+    kept = sorted((folder / "model.run").glob("step_*"))
+    assert [path.name for path in kept] == ["step_00000005.pt", "step_00000006.pt"]
+    for path in kept:
+        assert bbdm.load_checkpoint(path).training is not None
+    assert not list(folder.rglob(".*.tmp"))
+    train.main(arguments(data, folder / "model.pt"))
+    assert_undisturbed(folder, undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of its own, where this process may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)]
+    try:
+        done = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    except OSError:
+        done = False
+    if not done:
+        pytest.skip("no file system can be mounted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_fills(data: Path, undisturbed: Path, small_disk: Path) -> None:
+    """A real one: what else is on it grows until there is room for half a checkpoint."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        original = Trainer.train_step
+
+        def train_step(self: Trainer, *pair: torch.Tensor) -> float:
+            if self.step == 7:
+                size = self.run.checkpoint(6).stat().st_size
+                status = os.statvfs(small_disk)
+                with (small_disk / "other").open("wb") as file:
+                    file.write(bytes(status.f_bavail * status.f_frsize - size // 2))
+            return original(self, *pair)
+
+        monkeypatch.setattr(Trainer, "train_step", train_step)
+        with pytest.raises(StoppedError, match=r"No space left on device.* Make room on the disk; .* from step 6, "):
+            train.main(arguments(data, small_disk / "model.pt"))
+    (small_disk / "other").unlink()
+    assert_kept_and_goes_on(data, undisturbed, small_disk)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("fault", ["missing", "broken"])
+def test_a_picture_that_cannot_be_read(fault: str, workers: str, data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """What was trained before it is saved."""
+    pictures = shutil.copytree(data, tmp_path / "pictures")
+    victim = pictures / "train" / "03.png"
+    content = victim.read_bytes()
+    begin = Trainer._run_epoch
+
+    def run_epoch(self: Trainer, progress: bool) -> None:
+        if self.epoch == 1:
+            victim.unlink()
+            if fault == "broken":
+                victim.write_bytes(b"broken")
+        begin(self, progress)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(Trainer, "_run_epoch", run_epoch)
+        with pytest.raises(StoppedError, match=r"train/03\.png.*\. Mend that; the same command goes on") as caught:
+            train.main(arguments(pictures, tmp_path / "model.pt", "--workers", workers))
+    assert "\n" not in str(caught.value)
+    victim.write_bytes(content)
+    train.main(arguments(pictures, tmp_path / "model.pt"))
+    assert_undisturbed(tmp_path, undisturbed)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """The loss is finite, its gradient is not; what was saved before stays the newest."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        original = Trainer.train_step
+
+        def train_step(self: Trainer, *pair: torch.Tensor) -> float:
+            loss = original(self, *pair)
+            if self.step == 10:
+                with torch.no_grad():
+                    next(self.unet.parameters()).fill_(torch.nan)
+            return loss
+
+        monkeypatch.setattr(Trainer, "train_step", train_step)
+        with pytest.raises(StoppedError, match=r"weights are not finite at step 10\. Lower -lr .*; .* from step 6, "):
+            train.main(arguments(data, tmp_path / "model.pt"))
+    train.main(arguments(data, tmp_path / "model.pt"))
+    assert_undisturbed(tmp_path, undisturbed)
+
+
+PLATEAU = "--lr_schedule plateau --plateau_patience 2 --optimizer adamw --grad_clip 0.5 --ema_start 6 --ema_every 4"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--gradient_checkpointing"],
+        ["--no-flip"],
+        ["--precision", "fp32"],
+        PLATEAU.split(),
+        ["--grad_accumulation", "2"],
+    ],
+    ids=lambda flags: flags[0],
+)
+def test_interrupted_with_other_flags(flags: list[str], data: Path, tmp_path: Path) -> None:
+    train.main(arguments(data, tmp_path / "a" / "model.pt", *flags))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        terminate = Terminate(Trainer.train_step, 8)
+        monkeypatch.setattr(Trainer, "train_step", lambda *pair: terminate(*pair))
+        with pytest.raises(StoppedError):
+            train.main(arguments(data, tmp_path / "b" / "model.pt", *flags))
+    train.main(arguments(data, tmp_path / "b" / "model.pt", *flags))
+    assert_undisturbed(tmp_path / "b", tmp_path / "a")
+
+
+# Errors with reading processes, which a process that ends waits for
+
+
+def ended(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.training.tiny_train", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_an_error_ends_the_process_and_its_readers(data: Path, tmp_path: Path) -> None:
+    done = ended(*arguments(data, tmp_path / "model.pt", "--workers", "1"), FAIL="0,4")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "RuntimeError: of a test"
+
+
+def test_a_broken_validation_picture_is_one_line(data: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(data, tmp_path / "data"))
+    picture = next((broken / "val").iterdir())
+    picture.write_bytes(b"no picture")
+    done = ended(*arguments(broken, tmp_path / "model.pt", "--workers", "1"))
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"error: cannot read the picture {picture}")

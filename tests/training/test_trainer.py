@@ -1,0 +1,286 @@
+"""The training loop: what it learns, draws and does with a loss that is no number."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.exc import Unsupported
+
+from bbdm.base.scripts import StoppedError
+from bbdm.bridges import Bridge
+from bbdm.data.pairs import PairedDataset
+from bbdm.files.checkpoint import load_checkpoint
+from bbdm.kernels import philox_numpy
+from bbdm.kernels.noise_step import noise_step
+from bbdm.networks.unet import UNet
+from bbdm.training import step as step_module
+from bbdm.training.losses import bridge_loss
+from bbdm.training.trainer import Trainer
+from tests.conftest import SIZE, MakeTrainer, MakeUNet, metrics_of, newest
+
+
+def test_200_steps_halve_the_loss(make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+    """Of the averaged weights on the same pairs, from that of the untrained network, whose prediction is 0."""
+    torch.manual_seed(0)
+    unet = UNet(
+        3,
+        3,
+        condition_channels=3,
+        model_channels=16,
+        channel_mult=(1, 2),
+        attention_resolutions=(),
+        head_channels=16,
+        num_groups=4,
+        num_res_blocks=1,
+    )
+    repeated = PairedDataset(pairs.pairs * 50, SIZE)
+    trainer = make_trainer(
+        unet=unet,
+        train=repeated,
+        validation=pairs,
+        batch_size=4,
+        epochs=4,
+        learning_rate=3e-3,
+        preview_every=4,
+    )
+    untrained = trainer.validate()
+    trainer.fit()
+    assert trainer.step == 200
+    metrics = metrics_of(trainer)
+    assert metrics[-1]["validation_loss"] < 0.5 * untrained
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+
+
+class TestDivergence:
+    def test_is_told_with_its_step_and_keeps_the_last_epoch(
+        self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls = 0
+
+        def loss(*arguments: Any, **keywords: Any) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            return bridge_loss(*arguments, **keywords) * (math.nan if calls == 3 else 1)
+
+        monkeypatch.setattr(step_module, "bridge_loss", loss)
+        trainer = make_trainer()
+        with pytest.raises(
+            StoppedError, match=r"loss is nan at step 3\. Lower -lr or set --grad_clip; .* from step 2, .* in .*run"
+        ):
+            trainer.fit()
+        kept = load_checkpoint(newest(trainer))
+        assert kept.training is not None
+        assert kept.training["epoch"] == 1
+        for state in (kept.unet.weights, kept.unet.ema):
+            assert state is not None
+            assert all(value.isfinite().all() for value in state.values())
+
+    def test_in_the_first_epoch_points_at_no_file(
+        self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(step_module, "bridge_loss", lambda *a, **k: bridge_loss(*a, **k) * math.inf)
+        trainer = make_trainer()
+        with pytest.raises(StoppedError, match=r"loss is inf at step 1\. .* nothing is saved yet"):
+            trainer.fit()
+        assert not trainer.run.checkpoints()
+
+
+class Recorder:
+    """Stands for bridge_loss and keeps, for each call in training, (x0, y, t, noise)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[torch.Tensor, ...]] = []
+        monkeypatch.setattr(step_module, "bridge_loss", self)
+
+    def __call__(
+        self, unet: UNet, bridge: Bridge, x0: torch.Tensor, y: torch.Tensor, t: torch.Tensor, **keywords: Any
+    ) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            noise_alone = torch.tensor([[0.0, 0, 1, 0, 0, 1]]).expand(bridge.top + 1, -1)
+            noise, _ = noise_step(x0, y, t, noise_alone, seeds=keywords["seeds"], step=keywords["step"])
+            self.calls.append((x0, y, t, noise))
+        return bridge_loss(unet, bridge, x0, y, t, **keywords)
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    return Recorder(monkeypatch)
+
+
+class TestRandomness:
+    def draws(self, recorder: Recorder, trainer: Trainer) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        recorder.calls.clear()
+        trainer.fit()
+        return [(t, noise) for _, _, t, noise in recorder.calls]
+
+    def test_times_and_noise_are_a_function_of_seed_step_and_index(
+        self, make_trainer: MakeTrainer, recorder: Recorder, pairs: PairedDataset
+    ) -> None:
+        small = self.draws(recorder, make_trainer("small", batch_size=2, epochs=2))
+        backwards = PairedDataset(pairs.pairs[::-1], SIZE, "BtoA")
+        large = self.draws(recorder, make_trainer("large", train=backwards, batch_size=4, epochs=4, flip=True))
+        assert len(small) == len(large) == 4
+        for (t, noise), (t_large, noise_large) in zip(small, large, strict=True):
+            assert torch.equal(t, t_large[:2])
+            assert torch.equal(noise, noise_large[:2])
+
+    def test_every_sample_has_its_own(self, make_trainer: MakeTrainer, recorder: Recorder) -> None:
+        noises = [n for _, noise in self.draws(recorder, make_trainer(batch_size=2)) for n in noise]
+        assert len(noises) == 8  # 2 epochs of 4
+        for i, noise in enumerate(noises):
+            assert not any(torch.equal(noise, other) for other in noises[:i])
+
+    def test_contract(self, make_trainer: MakeTrainer, recorder: Recorder) -> None:
+        """The first sample of a batch: stream 1 of the published generator; times from its lane 1, scaled to 1..T."""
+        for step, (t, noise) in enumerate(self.draws(recorder, make_trainer(seed=11))):
+            wanted = philox_numpy.normal(11, step, (3, SIZE, SIZE), stream=1)[0]
+            np.testing.assert_allclose(noise[0], wanted, atol=1e-5)
+            word = philox_numpy.random_words(11, step, 1, stream=1, lane=1)[0, 0]
+            assert t[0] == 1 + int(word) * 50 // 2**32
+
+    def test_another_seed_has_another_order(self, make_trainer: MakeTrainer, recorder: Recorder) -> None:
+        orders = []
+        for seed in (0, 1, 2):
+            recorder.calls.clear()
+            make_trainer(f"order {seed}", seed=seed, batch_size=1, epochs=3).fit()
+            orders.append(torch.stack([y for _, y, _, _ in recorder.calls]))
+        assert not torch.equal(orders[0], orders[1])
+        assert not torch.equal(orders[1], orders[2])
+
+    def test_epoch_visits_every_pair_once_in_an_order_of_its_own(
+        self, make_trainer: MakeTrainer, recorder: Recorder, pairs: PairedDataset
+    ) -> None:
+        make_trainer(batch_size=1, epochs=3).fit()
+        sources = [pairs[i][0] for i in range(4)]
+        visited = [next(i for i, s in enumerate(sources) if torch.equal(s, y[0])) for _, y, _, _ in recorder.calls]
+        epochs = [visited[i : i + 4] for i in (0, 4, 8)]
+        assert [sorted(epoch) for epoch in epochs] == [[0, 1, 2, 3]] * 3
+        assert len({tuple(epoch) for epoch in epochs}) > 1
+
+    def test_flip_mirrors_source_and_target_together(
+        self, make_trainer: MakeTrainer, recorder: Recorder, pairs: PairedDataset
+    ) -> None:
+        make_trainer(batch_size=4, epochs=4, flip=True).fit()
+        plain = [pairs[i] for i in range(4)]
+        mirrored = [(source.flip(-1), target.flip(-1)) for source, target in plain]
+
+        def seen(y: torch.Tensor, x0: torch.Tensor, among: list[tuple[torch.Tensor, torch.Tensor]]) -> bool:
+            return any(torch.equal(y, source) and torch.equal(x0, target) for source, target in among)
+
+        samples = [(y, x0) for x0s, ys, _, _ in recorder.calls for y, x0 in zip(ys, x0s, strict=True)]
+        flipped = [seen(y, x0, mirrored) for y, x0 in samples]
+        assert [seen(y, x0, plain) for y, x0 in samples] == [not f for f in flipped]
+        assert 3 <= sum(flipped) <= 13  # of 16 fair coins, but for 4 in 1000 seeds
+
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_same_seed_same_run(self, seed: int, make_trainer: MakeTrainer) -> None:
+        runs = [make_trainer(folder, seed=seed, epochs=1) for folder in ("a", "b")]
+        for run in runs:
+            run.fit()
+        first, second = (run.unet.state_dict() for run in runs)
+        assert all(torch.equal(first[key], second[key]) for key in first)
+
+    def test_another_seed_shares_no_noise(self, make_trainer: MakeTrainer, recorder: Recorder) -> None:
+        """Two runs that are compared for their spread must be independent."""
+        first = self.draws(recorder, make_trainer("a", seed=0, epochs=1))
+        second = self.draws(recorder, make_trainer("b", seed=1, epochs=1))
+        shared = [torch.equal(m, n) for _, noise in first for m in noise for _, other in second for n in other]
+        assert not any(shared)
+
+
+class TestTrainer:
+    def test_pictures_that_are_not_square(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        wide = PairedDataset(pairs.pairs, (SIZE, 2 * SIZE))
+        trainer = make_trainer(train=wide, validation=wide, epochs=1)
+        trainer.fit()
+        assert load_checkpoint(newest(trainer)).image_size == (SIZE, 2 * SIZE)
+        make_trainer(train=wide, epochs=2).resume(newest(trainer))
+        with pytest.raises(ValueError, match=r"trained with image_size=\(8, 16\) of the pairs, not 8"):
+            make_trainer(epochs=2).resume(newest(trainer))
+        with pytest.raises(ValueError, match=r"image_size \(8, 9\) is not a multiple of the network's 2"):
+            make_trainer(train=PairedDataset(pairs.pairs, (SIZE, SIZE + 1)))
+
+    def test_grey_pictures(self, make_trainer: MakeTrainer, make_unet: MakeUNet, pairs: PairedDataset) -> None:
+        grey = PairedDataset(pairs.pairs, SIZE, channels=1)
+        unet = make_unet(in_channels=1, out_channels=1, condition_channels=1)
+        trainer = make_trainer(unet=unet, train=grey, validation=grey, epochs=1)
+        trainer.fit()
+        assert math.isfinite(metrics_of(trainer)[0]["validation_loss"])
+        with pytest.raises(ValueError, match="the network takes 3 channels, and the pairs have 1"):
+            make_trainer(train=grey)
+
+    def test_drops_the_last_short_batch(self, make_trainer: MakeTrainer, recorder: Recorder) -> None:
+        trainer = make_trainer(batch_size=3, epochs=1)
+        trainer.fit()
+        assert [len(t) for _, _, t, _ in recorder.calls] == [3]
+        assert trainer.step == 1
+
+    def test_needs_one_batch_of_pairs(self, make_trainer: MakeTrainer) -> None:
+        with pytest.raises(ValueError, match="batch_size 5 is more than the number of training pairs, 4"):
+            make_trainer(batch_size=5)
+
+    @pytest.mark.parametrize("size", [2, 3, 4])
+    def test_validation_loss_is_the_mean_over_pairs(
+        self, size: int, make_trainer: MakeTrainer, pairs: PairedDataset
+    ) -> None:
+        """Whatever the batch: a last short batch counts for as many pairs as it has."""
+        whole = make_trainer("a", validation=pairs, batch_size=1).validate()
+        assert make_trainer("b", validation=pairs, batch_size=size).validate() == pytest.approx(whole, rel=1e-5)
+
+    def test_bf16_keeps_float32_weights(self, make_trainer: MakeTrainer) -> None:
+        trainer = make_trainer(precision="bf16", epochs=1)
+        trainer.fit()
+        assert {p.dtype for p in trainer.unet.parameters()} == {torch.float32}
+        assert math.isfinite(metrics_of(trainer)[0]["loss"])
+
+    def test_unconditional_network(self, make_trainer: MakeTrainer, make_unet: MakeUNet, pairs: PairedDataset) -> None:
+        trainer = make_trainer(unet=make_unet(), validation=pairs, epochs=1)
+        trainer.fit()
+        assert (trainer.folder / "epoch_0001.png").is_file()
+
+    @pytest.mark.parametrize(
+        "levels", [(1,), pytest.param((1, 2), marks=pytest.mark.nightly)], ids=["one level", "two levels"]
+    )
+    def test_compiled_gradients_are_the_eager_ones(
+        self, levels: tuple[int, ...], make_trainer: MakeTrainer, make_unet: MakeUNet, pairs: PairedDataset
+    ) -> None:
+        y, x0 = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
+        seeds = torch.arange(4)
+        losses: list[torch.Tensor] = []
+        gradients: list[dict[str, torch.Tensor]] = []
+        for compile in (False, True):
+            unet = make_unet(condition_channels=3, channel_mult=levels, attention_resolutions=())
+            trainer = make_trainer(f"compile {compile}", unet, compile=compile)
+            losses.append(trainer.update.losses(trainer.update.network, y, x0, seeds, 0).mean())
+            losses[-1].backward()
+            gradients.append({name: p.grad for name, p in unet.named_parameters() if p.grad is not None})
+            assert len(gradients[-1]) == len(list(unet.parameters()))
+            assert math.isfinite(trainer.train_step(y, x0))
+        torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
+        for name, expected in gradients[0].items():
+            assert (gradients[1][name] - expected).norm() <= 1e-4 * expected.norm(), name
+
+    def test_a_failure_to_compile_is_an_error(
+        self, make_trainer: MakeTrainer, make_unet: MakeUNet, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        unet = make_unet(condition_channels=3)
+        monkeypatch.setattr(unet, "trunk", lambda *arguments: torch._dynamo.graph_break())
+        with pytest.raises(Unsupported):
+            make_trainer(unet=unet, compile=True).fit()
+
+    def test_validation_is_of_the_averaged_weights_at_draws_that_never_change(
+        self, make_trainer: MakeTrainer, pairs: PairedDataset
+    ) -> None:
+        trainer = make_trainer(validation=pairs)
+        first = trainer.validate()
+        trainer.step, trainer.epoch = 7, 3
+        assert trainer.validate() == first
+        for unet, same in ((trainer.unet, True), (trainer.ema.unet, False)):
+            with torch.no_grad():
+                for parameter in unet.parameters():
+                    parameter.zero_()
+            assert (trainer.validate() == first) == same

@@ -1,0 +1,47 @@
+"""examples/train.py with a tiny network for the demo preset, for tests that start processes of their own.
+
+In the environment, DIE=RANK,STEP ends the process of a rank, without a word, when it comes to an optimizer
+step, TERM_AT sends it SIGTERM there, FAIL raises an error, and PAUSE=SECONDS makes each step last longer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import torch
+
+from bbdm.base import scripts
+from bbdm.networks.unet import PRESETS, UNetConfig
+from bbdm.training.trainer import Trainer
+from examples import train
+from tests.conftest import TINY
+
+
+def set_up() -> None:
+    torch.set_num_threads(1)
+    PRESETS["demo"] = UNetConfig(condition_channels=3, **TINY)
+
+
+def watch_steps() -> None:
+    """Do what the environment asks for before each step."""
+    original, pause = Trainer.train_step, float(os.environ.get("PAUSE", "0"))
+
+    def train_step(self: Trainer, y: torch.Tensor, x0: torch.Tensor) -> float:
+        here = f"{self.processes.rank},{self.step}"
+        if here == os.environ.get("DIE"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if here == os.environ.get("TERM_AT"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        if here == os.environ.get("FAIL"):
+            raise RuntimeError("of a test")
+        time.sleep(pause)
+        return original(self, y, x0)
+
+    Trainer.train_step = train_step
+
+
+if __name__ == "__main__":
+    set_up()
+    watch_steps()
+    scripts.run(train.main)

@@ -1,0 +1,96 @@
+"""A script of examples/ and its flags, for tests that start processes of their own: it tells what it does.
+
+In the environment, WATCH=FILE gets a line from a process for each file that it writes (RANK NAME) and for
+each batch that it scores (RANK scored NUMBER), and SLOW=RANK has a process rest where it could come too late:
+after the first has looked at a folder, and before each batch of results. Inception is a stand-in."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import bbdm
+from bbdm.base import (
+    atomic,
+    scripts,  # which import nothing that write_atomically is part of
+)
+
+RANK = os.environ.get("RANK", "0")
+
+
+class Features(nn.Module):
+    """A stand-in for Inception: the mean colour."""
+
+    num_features = 3
+
+    def __init__(self, weights: Path | None = None) -> None:
+        super().__init__()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().mean((2, 3))
+
+
+def tell(line: str) -> None:
+    with Path(os.environ["WATCH"]).open("a") as file:
+        file.write(f"{RANK} {line}\n")
+
+
+def watch_files() -> None:
+    """Before anything imports the function."""
+    original = atomic.write_atomically
+
+    def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+        original(path, write)
+        tell(path.name)
+
+    atomic.write_atomically = write_atomically
+
+
+def watch_scores() -> None:
+    metrics = bbdm.evaluation.metrics
+    original = metrics.Scores.update
+
+    def update(self: Any, results: torch.Tensor, targets: torch.Tensor) -> None:
+        original(self, results, targets)
+        tell(f"scored {len(targets)}")
+
+    metrics.Scores.update = update
+    metrics.Inception = Features
+
+
+def be_slow() -> None:
+    team, sampler = bbdm.execution.processes.Processes, bbdm.BridgeSampler
+    in_turn, call = team.first_before_others, sampler.__call__
+
+    @contextmanager
+    def first_before_others(self: Any) -> Iterator[None]:
+        with in_turn(self):
+            time.sleep(0.7)
+            yield
+
+    def slow_call(self: Any, *args: Any, **settings: Any) -> Any:
+        time.sleep(0.7)
+        return call(self, *args, **settings)
+
+    team.first_before_others = first_before_others
+    sampler.__call__ = slow_call  # pyright: ignore[reportAttributeAccessIssue]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    watch_files()
+    name = sys.argv.pop(1)
+    if name == "eval":
+        watch_scores()
+    if os.environ.get("SLOW") == RANK:
+        be_slow()
+    scripts.run(import_module(f"examples.{name}").main)
