@@ -1,11 +1,11 @@
-"""How a script ends: what its user can mend, and an interruption, are one line and no traceback."""
+"""How a script ends: an expected error and an interruption print one line, without a traceback."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 INTERRUPTED = 130  # the exit status that shells give to Ctrl-C
@@ -36,13 +36,18 @@ def termination() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run(main: Callable[[], None], after: str = "the same command starts anew") -> None:
-    """Run a script's ``main``.
+def run(
+    main: Callable[[], None],
+    after: str = "the same command starts anew",
+    hints: Mapping[type[Exception], str] | None = None,
+) -> None:
+    """Run a script's ``main``, and turn an expected error into one line and an exit status.
 
     Args:
-        main: the script. A KeyboardInterrupt of its own may carry a message, which is told in place of
-            ``after``.
-        after: what an interruption leaves and how to go on.
+        main: the script. A KeyboardInterrupt of its own may carry a message, which replaces ``after``.
+        after: what an interruption leaves, and how to resume.
+        hints: what a user of this script can do about an error of the library, by its class; it follows the
+            error's message. The first class that fits is taken.
     """
     try:
         main()
@@ -50,7 +55,13 @@ def run(main: Callable[[], None], after: str = "the same command starts anew") -
         print(f"\ninterrupted: {error if error.args else after}", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     except StoppedError as error:
-        print(f"stopped: {error}", file=sys.stderr)
+        print(f"stopped: {hinted(error, hints)}", file=sys.stderr)
         raise SystemExit(error.status) from error
     except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {hinted(error, hints)}") from error
+
+
+def hinted(error: Exception, hints: Mapping[type[Exception], str] | None) -> str:
+    """The message of an error, followed by the hint for its class where there is one."""
+    fitting = (hint for kind, hint in (hints or {}).items() if isinstance(error, kind))
+    return "; ".join([str(error), *list(fitting)[:1]])

@@ -200,7 +200,7 @@ import sys
 sys.modules["torch"] = None
 import numpy as np
 from PIL import Image
-from bbdm import images, seeds
+from bbdm.base import images, seeds
 picture = Image.new("RGB", (3, 2), (255, 0, 51))
 assert np.array_equal(np.asarray(images.from_array(images.to_array(picture))), np.asarray(picture))
 """
