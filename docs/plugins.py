@@ -6,6 +6,7 @@ Formulas become MathML when the site is built, so a browser needs no script and 
 from __future__ import annotations
 
 import html
+import logging
 import posixpath
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ import griffe
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
+log = logging.getLogger("mkdocs.plugins")
 ROOT = Path(__file__).parent.parent
 PAGES = {  # a page of the site: its file in the repository
     "demo.md": "examples/demo/README.md",
@@ -51,6 +53,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return f"{link[1]}{posixpath.relpath(place, posixpath.dirname(name) or '.')}{link[3] or ''})"
 
     return LINK.sub(on_site, markdown)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Warns of a page that fetches from the network; with --strict, this ends the build."""
+    for fetched in re.findall(r'<(?:script|link|img|iframe)[^>]* (?:src|href)="(?:https?:)?//[^"]+', output):
+        log.warning("%s fetches from the network: %s", page.file.src_uri, fetched)
+    return output
 
 
 def on_page_content(content: str, **_: Any) -> str:
