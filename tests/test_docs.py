@@ -108,6 +108,15 @@ def test_scripts_and_flags_of_commands_exist():
         assert used <= known, f"{used - known} in: {' '.join(words)}"
 
 
+def test_flags_in_the_text_exist():
+    scripts = [*(ROOT / "examples").glob("*.py"), ROOT / "export/to_onnx.py"]
+    known = PYTEST.union(*(flags(name(script)) for script in scripts), {"--pairs", "--logdir"})
+    for page in PAGES:
+        for code in re.findall(r"`([^`\n]+)`", prose(page)):
+            used = {word for word in code.split() if re.fullmatch(r"--?[a-z][a-z_-]*", word)}
+            assert used <= known, f"{name(page)}: {used - known}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_to_files_and_headings(page: Path):
     for link in LINK.findall(prose(page)):
