@@ -1,0 +1,92 @@
+"""The site's own plugins: files from outside docs/, formulas as MathML, and cross-references of docstrings.
+
+Formulas become MathML when the site is built, so a browser needs no script and no network for them.
+"""
+
+from __future__ import annotations
+
+import html
+import logging
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+import griffe
+from latex2mathml.converter import convert
+from mkdocs.structure.files import File, Files
+
+log = logging.getLogger("mkdocs.plugins")
+ROOT = Path(__file__).parent.parent
+PAGES = {  # a page of the site: its file in the repository
+    "demo.md": "examples/demo/README.md",
+    "results.md": "benchmarks/RESULTS.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "changelog.md": "CHANGELOG.md",
+}
+FIGURES = ("benchmarks/*.png", "benchmarks/*.svg", "examples/demo/*.png")
+LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#:\s]+)(#[^)]*)?\)")
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', re.DOTALL)
+ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):`(~?)([\w.]+)`")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds the pages and figures that are outside docs/."""
+    for page, source in PAGES.items():
+        files.append(File.generated(config, page, content=(ROOT / source).read_text()))
+    for pattern in FIGURES:
+        for figure in ROOT.glob(pattern):
+            name = figure.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, name, abs_src_path=str(figure)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Turns links between files of the repository into links between pages of the site."""
+    name = page.file.src_uri
+    folder = posixpath.dirname(PAGES.get(name, f"docs/{name}"))
+
+    def on_site(link: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(folder, link[2]))
+        places = {source: page for page, source in PAGES.items()} | {"README.md": "index.md"}
+        place = places.get(target, target.removeprefix("docs/"))
+        return f"{link[1]}{posixpath.relpath(place, posixpath.dirname(name) or '.')}{link[3] or ''})"
+
+    return LINK.sub(on_site, markdown)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Warns of a page that fetches from the network; with --strict, this ends the build."""
+    for fetched in re.findall(r'<(?:script|link|img|iframe)[^>]* (?:src|href)="(?:https?:)?//[^"]+', output):
+        log.warning("%s fetches from the network: %s", page.file.src_uri, fetched)
+    return output
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Formulas as MathML."""
+
+    def mathml(formula: re.Match[str]) -> str:
+        display = "inline" if formula[1] == "span" else "block"
+        return f"<{formula[1]} class='formula'>{convert(html.unescape(formula[2]), display=display)}</{formula[1]}>"
+
+    return FORMULA.sub(mathml, content)
+
+
+class Roles(griffe.Extension):
+    """Makes links of the roles in docstrings, such as :class:`~bbdm.bridges.Bridge`."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Rewrites the docstring of a module, class, function or attribute."""
+        if not obj.docstring:
+            return
+
+        def link(role: re.Match[str]) -> str:
+            first, _, rest = role[2].partition(".")
+            try:  # a name in the module that the docstring is in
+                target = ".".join(filter(None, [obj.resolve(first), rest]))
+            except griffe.NameResolutionError:
+                target = role[2]
+            shown = role[2].rsplit(".", 1)[-1] if role[1] else role[2]
+            return f'<autoref identifier="{target}" optional><code>{shown}</code></autoref>'
+
+        obj.docstring.value = ROLE.sub(link, obj.docstring.value)

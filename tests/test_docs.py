@@ -1,0 +1,140 @@
+"""The README and the documentation: snippets run, commands exist, links lead somewhere, pages stay narrow.
+
+A comment above a snippet, `<!-- nightly: why -->` or `<!-- compile only: why -->`, says how it is tested.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import runpy
+import shlex
+import sys
+from contextlib import suppress
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OTHERS = ["CONTRIBUTING.md", "CHANGELOG.md", "examples/demo/README.md", "benchmarks/RESULTS.md"]
+PAGES = [ROOT / "README.md", *(ROOT / name for name in OTHERS), *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"(?:<!-- (nightly|compile only): [^>]+ -->\n)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+LONG = ("|", "python3 -m venv .venv")  # tables, and the two commands that do everything
+PYTEST = {"--benchmark-only", "--benchmark-json", "-m", "-k"}  # options that are not of benchmarks/conftest.py
+
+
+def name(page: Path) -> str:
+    """A page's path in the repository."""
+    return page.relative_to(ROOT).as_posix()
+
+
+def fences(language: str) -> list[tuple[str, str, str]]:
+    """(page, mark, text) of each code block in a language."""
+    return [(name(page), m[1], m[3]) for page in PAGES for m in FENCE.finditer(page.read_text()) if m[2] == language]
+
+
+def prose(page: Path) -> str:
+    """A page without its code blocks."""
+    return FENCE.sub("", page.read_text())
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site name them."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def snippets() -> list[Any]:
+    """Each Python snippet as a test case."""
+    marks = {"nightly": [pytest.mark.nightly]}
+    once = {snippet: (page, mark, snippet) for page, mark, snippet in fences("python")}  # some are on two pages
+    return [
+        pytest.param(*case, id=f"{case[0]}-{i}", marks=marks.get(case[1], [])) for i, case in enumerate(once.values())
+    ]
+
+
+@cache
+def flags(script: str) -> set[str]:
+    """The flags in a script's help."""
+    text = io.StringIO()
+    run = partial(runpy.run_path, str(ROOT / script)) if script.endswith(".py") else partial(runpy.run_module, script)
+    with mock.patch.object(sys, "argv", [script, "-h"]), contextlib.redirect_stdout(text), suppress(SystemExit):
+        run(run_name="__main__")
+    return set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", text.getvalue()))
+
+
+def commands() -> list[list[str]]:
+    """The words of each command that runs something of this repository."""
+    text = "\n".join(block for _, _, block in fences("bash")).replace("\\\n", " ")
+    lines = [part for line in text.splitlines() for part in line.split("#")[0].split("&&")]
+    return [shlex.split(line) for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize(("page", "mark", "snippet"), snippets())
+def test_snippet_runs(page: str, mark: str, snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    code = compile(snippet, page, "exec")
+    if mark == "compile only":
+        return
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    exec(code, {"__name__": "__main__"})
+
+
+def test_snippets_and_commands_are_found():
+    assert len(fences("python")) >= 14
+    assert len(commands()) >= 40
+
+
+def test_scripts_and_flags_of_commands_exist():
+    for words in commands():
+        scripts = [i for i, word in enumerate(words) if word.endswith(".py") or word.startswith("benchmarks/")]
+        at = words.index("-m") + 1 if "-m" in words and "bbdm.runtime" in words else (scripts or [None])[0]
+        if at is None:
+            continue
+        script, used = words[at], {word.split("=")[0] for word in words[at + 1 :] if re.match(r"--?[A-Za-z]", word)}
+        assert script == "bbdm.runtime" or (ROOT / script).exists(), " ".join(words)
+        if "pytest" in words[0]:
+            known = PYTEST | set(re.findall(r'"(--\w+)"', (ROOT / "benchmarks/conftest.py").read_text()))
+        elif script == "tests/gaussian.py":  # takes no flags
+            known = set()
+        else:
+            known = flags(script)
+        assert used <= known, f"{used - known} in: {' '.join(words)}"
+
+
+def test_flags_in_the_text_exist():
+    scripts = [*(ROOT / "examples").glob("*.py"), ROOT / "export/to_onnx.py"]
+    known = PYTEST.union(*(flags(name(script)) for script in scripts), {"--pairs", "--logdir"})
+    for page in PAGES:
+        for code in re.findall(r"`([^`\n]+)`", prose(page)):
+            used = {word for word in code.split() if re.fullmatch(r"--?[a-z][a-z_-]*", word)}
+            assert used <= known, f"{name(page)}: {used - known}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_to_files_and_headings(page: Path):
+    for link in LINK.findall(prose(page)):
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.is_file(), f"{link}: no such file"
+        assert not anchor or anchor in anchors(target), f"{link}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_lines_are_at_most_110_columns(page: Path):
+    long = [line for line in page.read_text().splitlines() if len(line) > 110 and not line.startswith(LONG)]
+    assert not long
+
+
+def test_the_readme_is_one_page_with_the_test_command():
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 150
+    assert re.search(r"^python3? -m venv .*pytest", readme, flags=re.MULTILINE)
