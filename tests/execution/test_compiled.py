@@ -336,7 +336,7 @@ def cpu_flags() -> set[str]:
 
 @pytest.mark.skipif(not cpu_flags() & {"amx_bf16", "avx512_bf16"}, reason="needs a CPU with bfloat16 instructions")
 def test_bfloat16_does_not_pay_where_its_instructions_are_forbidden():
-    code = "import torch; from bbdm.execution.loop import *; print(bfloat16_pays(1), best_dtype(torch.device('cpu')))"
+    code = "import torch; from bbdm.execution.device import *; print(bfloat16_pays(1), best_dtype(torch.device('cpu')))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,

@@ -222,7 +222,7 @@ def test_a_whole_unet_in_a_fresh_process(dtype: torch.dtype, count: int, tmp_pat
 CAPABILITIES = torch.cpu.get_capabilities()
 ELSEWHERE: dict[str, tuple[str, object]] = {
     "package version": ("bbdm.execution.package.VERSION", package_module.VERSION - 1),  # the file is newer
-    "torch": ("torch.__version__", "2.0.1"),
+    "torch": ("torch.__version__", f"{package_module.TESTED[0]}.99"),
     "processor": ("torch.cpu.get_capabilities", lambda: {**CAPABILITIES, "cpu_name": "Z80"}),
     "instruction sets": ("torch.cpu.get_capabilities", lambda: {**CAPABILITIES, "vme": True}),
     "ONEDNN_MAX_CPU_ISA": ("os.environ", {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX"}),
@@ -245,6 +245,22 @@ def test_refused_elsewhere(part: str, package: Package, monkeypatch: pytest.Monk
             ValueError, match=r"save it anew, or set OMP_NUM_THREADS=1 or call torch.set_num_threads\(1"
         ):
             package_module.PackagedNetwork(path, short(), torch.device("cpu"))
+
+
+def test_refused_with_a_torch_that_packages_were_not_tested_with(package: Package, monkeypatch: pytest.MonkeyPatch):
+    path = package(torch.bfloat16)
+    monkeypatch.setattr("torch.__version__", "2.9.1+cpu")
+    message = r"packages .* were tested with torch 2\.13 only, and this is 2\.9\.1\+cpu; the rest of bbdm works with it"
+    with pytest.raises(ValueError, match=message):
+        build(torch.bfloat16, compiled=path)
+    with pytest.raises(ValueError, match=message):
+        saving(torch.bfloat16).save_compiled(path, size=(8, 8))
+
+
+def test_the_sampler_does_not_import_what_only_packages_need():
+    code = "import sys, bbdm.sampler; print('bbdm.execution.aoti' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
 
 
 def test_refused_for_another_device_network_or_weights(package: Package):
