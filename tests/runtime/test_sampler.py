@@ -91,7 +91,9 @@ def test_stream(sampler: OnnxBridgeSampler, reference: BridgeSampler):
         near(one.x0hat, other.x0hat)
 
 
+@pytest.mark.nightly
 def test_latent_space(tmp_path: Path):
+    """The export takes long; tests/export compares the images of another latent export each day."""
     latent = checkpoint(tmp_path / "latent.pt", 0, tiny_codec())
     ours = OnnxBridgeSampler(export(latent, tmp_path / "export", "--steps", "3"))
     theirs = BridgeSampler.from_checkpoint(latent, steps=3)
