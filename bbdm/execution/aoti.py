@@ -121,7 +121,7 @@ def constant_on(
     offset: int = 0,
     packing: str | None = None,
 ) -> torch.Tensor:
-    """A tensor on given memory: strided, or with ``packing`` in oneDNN's own layout. It does not own the memory."""
+    """A tensor on given memory, which it does not own: strided, or with ``packing`` in oneDNN's layout."""
     if packing is None:
         assert stride is not None
         return memory.view(getattr(torch, dtype)).as_strided(shape, stride, offset)

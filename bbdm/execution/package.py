@@ -82,7 +82,7 @@ class PackagedNetwork:
 
 
 def save_package(path: str | os.PathLike[str], unet: UNet, shape: Iterable[int]) -> None:
-    """Compile a network's trunk in its dtype, on its device, for one shape of x, and write it, atomically.
+    """Compile a network's trunk in its dtype, on its device, for one shape of x, and write it atomically.
 
     Raises:
         ValueError: packages were not tested with this torch.
@@ -107,7 +107,7 @@ def save_package(path: str | os.PathLike[str], unet: UNet, shape: Iterable[int])
 
 
 def fingerprint(unet: UNet, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """All that a package depends on besides its shape: format, torch, machine, threads, network and weights."""
+    """What a package depends on besides its shape: format, torch, machine, threads, network and weights."""
     if device.type == "cuda":
         machine: dict[str, Any] = {"GPU": torch.cuda.get_device_name(device)}
     else:

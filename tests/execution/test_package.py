@@ -1,4 +1,4 @@
-"""Packages: they give the images of the saved sampler in any process, and are refused where they do not fit."""
+"""Packages: the images are those of the saved sampler; a package that does not fit is refused."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def test_bad_calls(sampler: OnnxBridgeSampler, arguments: dict[str, Any], messag
 
 
 def test_a_static_export(folder: Path, sampler: OnnxBridgeSampler, tmp_path: Path):
-    """Batches are filled up to the one size, and other sizes are refused. The graphs are those of any size."""
+    """Short batches are filled up, other sizes are refused. The graphs take any size."""
     copy = copy_of(folder, tmp_path)
     edit(copy, static=[2, 16, 16])
     ours = OnnxBridgeSampler(copy)
@@ -216,7 +216,7 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "2 results in" in capsys.readouterr().out
     wanted = OnnxBridgeSampler(folder)(Image.open(tmp_path / "b.png"), seed=5)[0]
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "b.png")), np.asarray(wanted))
-    with pytest.raises(ValueError, match="would take the place of a source"):
+    with pytest.raises(ValueError, match="would replace a source"):
         main([str(folder), str(tmp_path / "a.png"), "-o", str(tmp_path)])
     (tmp_path / "twice").mkdir()
     Image.new("L", (8, 8), 9).save(tmp_path / "twice" / "a.jpg")
