@@ -1,4 +1,4 @@
-"""bbdm: image-to-image diffusion bridges. Its public names; PyTorch is imported when one is used."""
+"""bbdm: image-to-image diffusion bridges. PyTorch is imported when a public name is first used."""
 
 from __future__ import annotations
 

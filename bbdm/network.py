@@ -1,4 +1,4 @@
-"""What any network must be to be sampled."""
+"""The network that the loop calls: a UNet's trunk, eager, compiled or from a package."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from bbdm.networks.unet import UNet
 
 
 class Network(Protocol):
-    """A UNet after its modulation: see :meth:`bbdm.networks.unet.UNet.trunk`."""
+    """The call of a UNet's trunk, after its modulation; see :meth:`bbdm.networks.unet.UNet.trunk`."""
 
     def __call__(
         self, x: torch.Tensor, modulation: torch.Tensor, condition: torch.Tensor | None = None, /
     ) -> torch.Tensor:
-        """(B, C, H, W) in the dtype of x."""
+        """The prediction, (B, C, H, W) in the dtype of x."""
         ...
 
 
 def placed(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
-    """The network for sampling on a device in a dtype: itself where it is that already, a copy otherwise."""
+    """The network on a device, in a dtype and in evaluation mode: itself where it is so, else a copy."""
     weight = next(unet.parameters())
     if (weight.device, weight.dtype) == (device, dtype) and not unet.training:
         return unet

@@ -10,7 +10,8 @@ import numpy as np
 import onnxruntime
 import torch
 
-from bbdm.runtime.sampler import PIPELINE, OnnxBridgeSampler
+from bbdm.runtime.bridge_json import PIPELINE
+from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampler import BridgeSampler
 
 LIMITS = {"fp32": 1e-4, "fp16": 2e-2}  # largest difference over largest value; int8 is told and not judged

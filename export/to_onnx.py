@@ -1,7 +1,7 @@
 """Export a checkpoint to ONNX: python export/to_onnx.py CHECKPOINT [FOLDER] [flags].
 
 FOLDER gets unet.onnx, step.onnx, encoder.onnx and decoder.onnx where pictures are translated in a latent
-space, and bridge.json, which says how they go together. `python -m bbdm.runtime.sampler FOLDER PICTURE... -o
+space, and bridge.json, which says how they go together. `python -m bbdm.runtime FOLDER PICTURE... -o
 OUT` runs them.
 """
 
@@ -29,7 +29,7 @@ from bbdm.base.images import from_pil
 from bbdm.codec import VQGANCodec
 from bbdm.data.pairs import load_dataset
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan
-from bbdm.runtime.sampler import FORMAT, PIPELINE, SETTINGS, VERSION
+from bbdm.runtime.bridge_json import FORMAT, PIPELINE, SETTINGS, VERSION
 from bbdm.sampler import BridgeSampler
 from export import check, graphs, pipeline
 

@@ -16,7 +16,7 @@ from tests.conftest import tiny_unet
 
 
 def small_unet(condition_channels: int = 3, channels: int = 3) -> UNet:
-    """A network that answers to everything, in evaluation mode."""
+    """A network whose output depends on all its inputs, in evaluation mode."""
     sizes = {"in_channels": channels, "out_channels": channels, "condition_channels": condition_channels}
     return tiny_unet(**sizes, attention_resolutions=()).eval()
 
@@ -132,7 +132,7 @@ def test_dtype_of_network_and_output(unet: UNet, source: torch.Tensor):
     assert half(source.double(), seed=0).dtype == torch.float64
 
 
-def test_a_network_in_training_mode_is_left_so(source: torch.Tensor):
+def test_a_network_in_training_mode_stays_in_it(source: torch.Tensor):
     unet = small_unet().train()
     BridgeSampler(unet, ABridge(), steps=2)(source, seed=0)
     assert unet.training
@@ -277,7 +277,7 @@ def test_one_seed_is_one_image_on_every_device(unet: UNet, source: torch.Tensor)
     torch.testing.assert_close(there, here, rtol=0, atol=1e-3)
 
 
-def test_what_a_file_leaves_out_is_given(unet: UNet, tmp_path: Path):
+def test_arguments_fill_in_what_a_file_leaves_out(unet: UNet, tmp_path: Path):
     save_checkpoint(tmp_path / "ours.pt", unet, ABridge(num_steps=100))
     with pytest.raises(ValueError, match="num_steps=50 was given, but the network was trained with num_steps=100"):
         BridgeSampler.from_checkpoint(tmp_path / "ours.pt", num_steps=50)

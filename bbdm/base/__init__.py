@@ -1,1 +1,1 @@
-"""What every part of bbdm may use, and that uses none of them; nothing here imports torch when it is imported."""
+"""What all of bbdm may use. Its modules import nothing else of bbdm, and no torch when they are imported."""

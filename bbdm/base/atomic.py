@@ -21,7 +21,7 @@ def file_sha256(path: Path) -> str:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, where they are not there.
+    """Make a folder and its missing parents.
 
     Raises:
         ValueError: one of them is a file.
@@ -33,7 +33,7 @@ def make_folder(path: Path) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Raise ValueError where no file can be written: of a folder's name, below a file, or for want of rights."""
+    """Raise ValueError where no file can be written: a folder, below a file, or without write access."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder, and a file is to be written there")
     above = next(folder for folder in path.absolute().parents if folder.exists())
@@ -44,30 +44,30 @@ def check_place(path: Path) -> None:
 
 
 def check_suffix(path: Path) -> None:
-    """Raise ValueError where a file of weights cannot have that name or be written there."""
+    """Raise ValueError unless a file of weights can have that name and be written there."""
     if path.suffix not in (".pt", ".safetensors"):
         raise ValueError(f"the name of a file of weights ends in .pt or .safetensors, got {path}")
     check_place(path)
 
 
 def short(value: Any) -> str:
-    """A value as a message has it: of a hash in it, the first 8 digits."""
+    """A value for a message, with each SHA-256 cut to its first 8 digits."""
     return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", str(value))
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete what killed processes left half written of a file; not while another one writes it."""
+    """Delete the temporary files that killed processes left beside a file. No process may be writing it."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Have ``write`` fill a temporary file beside ``path``, flush it to the disk, and rename it into place."""
+    """Call ``write`` on a temporary file beside ``path``, flush it to the disk, and rename it to ``path``."""
     path = path.resolve()
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     temporary.touch(exist_ok=False)
-    mode = temporary.stat().st_mode  # as the user's umask has it; safetensors makes its files private
+    mode = temporary.stat().st_mode  # by the user's umask; safetensors makes its files private
     try:
         write(temporary)
         temporary.chmod(mode)

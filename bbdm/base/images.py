@@ -1,6 +1,6 @@
-"""Pictures in and out: PIL to arrays and tensors in [-1, 1] and back, and grids to look at.
+"""Pictures in and out: PIL to arrays and tensors in [-1, 1] and back, sizes, and grids of pictures.
 
-Only the functions of tensors need torch.
+Only the functions of tensors import torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "
 SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 GROUP_GAP = 6  # between groups in a grid, in gaps
 Size = int | tuple[int, int]  # the side of a square, or (height, width)
-RANGE_LIMIT = 1.5  # an image in [0, 255] or standardised shows here, an overshooting filter does not
+RANGE_LIMIT = 1.5  # refuses images in [0, 255] and standardised ones, accepts an overshooting filter
 
 
 def sides(size: Size) -> tuple[int, int]:
@@ -29,10 +29,10 @@ def sides(size: Size) -> tuple[int, int]:
 
 
 def as_size(value: Any) -> Size:
-    """A size as it is kept: a square's is an integer, whatever sequence it was.
+    """A size in its one form: an integer for a square, (height, width) otherwise.
 
     Raises:
-        ValueError: it is no size.
+        ValueError: it is neither an integer nor two, or below 1.
     """
     whole = (value, value) if isinstance(value, int) else value
     if not isinstance(whole, list | tuple) or len(whole) != 2 or not all(isinstance(side, int) for side in whole):
@@ -44,10 +44,10 @@ def as_size(value: Any) -> Size:
 
 
 def read_size(text: str) -> Size:
-    """A size as flags have it: 256, or 256x512 for height x width.
+    """A size from text: ``256``, or ``256x512`` for height x width.
 
     Raises:
-        ValueError: it is written otherwise.
+        ValueError: the text has another form.
     """
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isdecimal() for part in parts):
@@ -58,7 +58,7 @@ def read_size(text: str) -> Size:
 def convert(image: Image.Image, channels: int = 3) -> Image.Image:
     """The picture as 8-bit grey (1 channel) or RGB (3 channels).
 
-    Transparency is laid on white, and 16-bit grey is scaled to 8 bits.
+    Transparent pixels are blended with white, and 16-bit grey is scaled to 8 bits.
 
     Raises:
         ValueError: a mode that has no agreed range (32-bit integers and floats), or another number of
@@ -97,21 +97,21 @@ def open_image(path: Path) -> Image.Image:
 
 
 def to_pixels(image: Image.Image, channels: int = 3) -> npt.NDArray[np.uint8]:
-    """(channels, H, W) uint8."""
+    """(channels, H, W) uint8 of a picture, in memory of its own; see :func:`convert`."""
     pixels = np.asarray(convert(image, channels), dtype=np.uint8).reshape(image.height, image.width, channels)
-    return pixels.transpose(2, 0, 1).copy()  # its own, in order: what PIL gives can only be read
+    return pixels.transpose(2, 0, 1).copy()  # PIL's memory is read-only, and in another order
 
 
 def to_array(image: Image.Image, channels: int = 3) -> npt.NDArray[np.float32]:
-    """(channels, H, W) float32 in [-1, 1]."""
+    """(channels, H, W) float32 in [-1, 1] of a picture; see :func:`convert`."""
     return to_pixels(image, channels).astype(np.float32) / 127.5 - 1.0
 
 
 def scale(pixels: torch.Tensor) -> torch.Tensor:
-    """float32 in [-1, 1] of uint8, on its device: bit for bit what :func:`to_array` gives."""
+    """float32 in [-1, 1] of uint8, on its device; bit for bit the values of :func:`to_array`."""
     import torch
 
-    whole = torch.full((), 127.5, device=pixels.device)  # a tensor: of a number, CUDA would multiply by the reciprocal
+    whole = torch.full((), 127.5, device=pixels.device)  # a tensor: CUDA multiplies by the reciprocal of a number
     return pixels.float() / whole - 1
 
 
@@ -136,7 +136,7 @@ def to_pil(tensor: torch.Tensor) -> Image.Image:
 
 
 def check(source: torch.Tensor | npt.NDArray[Any], channels: int) -> None:
-    """Raise ValueError unless ``source`` is a non-empty (B, channels, H, W) of floats, finite and about [-1, 1]."""
+    """Raise ValueError unless ``source`` is a non-empty (B, channels, H, W) of finite floats near [-1, 1]."""
     if source.ndim != 4 or source.shape[1] != channels or 0 in source.shape:
         raise ValueError(f"source must be a non-empty (B, {channels}, H, W) batch, got shape {tuple(source.shape)}")
     if "float" not in str(source.dtype):
@@ -149,7 +149,7 @@ def check(source: torch.Tensor | npt.NDArray[Any], channels: int) -> None:
 
 
 def by_size(arrays: Sequence[Any]) -> list[list[int]]:
-    """Which arrays or tensors have the same shape, as lists of indices."""
+    """The indices of arrays or tensors, grouped by shape."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, array in enumerate(arrays):
         groups.setdefault(tuple(array.shape), []).append(index)
@@ -157,9 +157,9 @@ def by_size(arrays: Sequence[Any]) -> list[list[int]]:
 
 
 def grid(rows: Sequence[Sequence[Image.Image]], gap: int = 2, group: int | None = None) -> Image.Image:
-    """One picture of all pictures, row by row, on white; cells take the size of the largest.
+    """One picture of all pictures, row by row, on white; cells have the size of the largest.
 
-    Every ``group`` pictures of a row stand together: the gap to the next ones is wider.
+    After each ``group`` pictures of a row, the gap is wider.
     """
     if not rows or not any(rows):
         raise ValueError("a grid needs at least one picture")

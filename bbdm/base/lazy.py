@@ -1,4 +1,4 @@
-"""Packages that import a public name when it is first used, so that importing one costs nothing."""
+"""Packages that import a public name at its first use, so that importing the package is cheap."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def public(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
 
     Args:
         package: its name.
-        homes: the module of each public name. Submodules are found as well.
+        homes: the module of each public name. Submodules of the package are attributes too.
     """
 
     def get(name: str) -> Any:

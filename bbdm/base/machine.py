@@ -1,4 +1,4 @@
-"""The machine and the versions that something ran with, for reports of results and of benchmarks."""
+"""The machine and the versions of packages, for reports of results and of benchmarks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def describe(device: torch.device, packages: Iterable[str]) -> dict[str, Any]:
-    """cpu, cores, threads, gpu (None without), python, and the versions of those packages that are installed."""
+    """cpu, cores, threads, gpu (or None), python, and the versions of the packages that are installed."""
     import torch
 
     return {
@@ -28,7 +28,7 @@ def describe(device: torch.device, packages: Iterable[str]) -> dict[str, Any]:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of those packages that are installed."""
+    """The version of each package that is installed."""
     found: dict[str, str] = {}
     for name in packages:
         try:
@@ -48,7 +48,7 @@ def processor(device: torch.device) -> str:
 
 
 def cpuinfo(field: str) -> str:
-    """The first line of a field in Linux' description of the processor; empty elsewhere."""
+    """The first value of a field in Linux' description of the processor; empty on other systems."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")

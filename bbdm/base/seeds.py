@@ -1,4 +1,4 @@
-"""Seeds of a call: one for each image, in whatever form they were given. Nothing here needs torch."""
+"""Seeds of a call: one for each image, from an integer, a sequence or an array. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ LIMIT = 2**63
 
 
 def resolve_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
-    """One seed for each image: ``seed + i`` for image i, the given ones, or drawn where it is None.
+    """One seed for each image: ``seed + i`` for image i, or the given ones; None draws the first.
 
     Raises:
-        ValueError: not integers, not one for each image, or out of [0, 2^63).
+        ValueError: not integers, not one for each image, or outside [0, 2^63).
     """
     given: Any = secrets.randbelow(2**32) if seed is None else seed
-    several = hasattr(given, "__iter__") and getattr(given, "ndim", 1) > 0  # no array or tensor of no dimension
+    several = (
+        hasattr(given, "__iter__") and getattr(given, "ndim", 1) > 0
+    )  # a 0-dimensional array or tensor is one number
     try:
         seeds = [operator.index(s) for s in given] if several else [operator.index(given) + i for i in range(count)]
     except TypeError as error:

@@ -1,1 +1,1 @@
-"""Ways to run a loop over a step table, and where: devices, compiled networks, CUDA graphs, processes."""
+"""How and where steps are run: eager, compiled, as a CUDA graph, from a package; devices and processes."""

@@ -1,4 +1,7 @@
-"""Functions compiled by torch.compile, once for each shape."""
+"""Functions compiled by torch.compile, once for each shape.
+
+The private interfaces of torch that this needs are imported here alone; torch 2.9 to 2.13 have them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ Value = TypeVar("Value")
 
 
 class Recent(Generic[Value]):
-    """The values of the keys used last, each made once, under a lock."""
+    """A cache of the values used last, each made once, under a lock."""
 
     def __init__(self, make: Callable[..., Value]) -> None:
         self._make = make
@@ -29,7 +32,7 @@ class Recent(Generic[Value]):
         self.lock = threading.RLock()
 
     def get(self, key: Any, *args: Any) -> Value:
-        """The value of a key, made from ``args`` where it is not held."""
+        """The value of a key, made from ``args`` where the cache lacks it."""
         with self.lock:
             if key not in self._values:
                 self._values[key] = self._make(*args)
@@ -42,8 +45,7 @@ class Recent(Generic[Value]):
 class Compiled:
     """A function compiled by torch.compile, once for each shape of its first argument.
 
-    Weights that it refers to are constants to the compiler: it packs and folds them. A failure to compile is
-    raised, never passed over.
+    Its weights are constants to the compiler, which packs and folds them. A failure to compile is raised.
     """
 
     def __init__(self, function: Callable[..., torch.Tensor], device: torch.device) -> None:
@@ -65,14 +67,14 @@ class Compiled:
         def forward(*arguments: torch.Tensor | None) -> torch.Tensor:
             return function(*arguments)
 
-        # The compiler keeps its results with the code object and the globals. Of its own for each shape, they
-        # have no guards to look through, no limit of recompilations, and can be forgotten.
+        # The compiler stores its results with the code object and the globals. With a copy of both for each
+        # shape there are no guards to check and no limit of recompilations, and the results can be deleted.
         own = FunctionType(forward.__code__.replace(), dict(globals()), closure=forward.__closure__)
         options = {"guard_filter_fn": lambda guards: [False for _ in guards], **compile_options(self.device)}
         compiled = torch.compile(own, fullgraph=True, dynamic=False, options=options)
         modules = PyCodeCache.modules  # each holds the constants of one compiled graph
         known = len(modules)
-        with inductor_config.patch(freezing=freezes(arguments[0])):  # options reach the compiler too late for this one
+        with inductor_config.patch(freezing=freezes(arguments[0])):  # as an option it comes too late
             compiled(*arguments)
         for module in modules[known:]:
             sys.modules.pop(module.__name__, None)
@@ -82,7 +84,7 @@ class Compiled:
 
 
 def freezes(x: torch.Tensor | None) -> bool:
-    """Whether weights are made constants for an input: not in float64, which oneDNN's layouts do not know."""
+    """Whether weights are made constants for an input: not in float64, for which oneDNN has no layouts."""
     return x is not None and x.dtype != torch.float64
 
 

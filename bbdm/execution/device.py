@@ -1,4 +1,4 @@
-"""The device that work runs on: its name, its fastest dtype, and how it keeps memory."""
+"""Devices: their names, their fastest dtype, and the reuse of freed memory."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ BFLOAT16_PAYS = 1.2  # bfloat16 is chosen where its convolution is faster than f
 
 
 def find_device(name: str | torch.device) -> torch.device:
-    """The device of a name, with its index: ``cuda`` is the current one.
+    """The device of a name, with its index; ``cuda`` is the current one.
 
     Raises:
         ValueError: there is no such device here.
     """
     try:
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # what torch raises depends on how it was built
+    except (RuntimeError, AssertionError) as error:  # which one depends on torch's build
         reason = str(error).split("\n")[0]
         raise ValueError(f"device {str(name)!r} cannot be used here: {reason}") from error
 
@@ -32,7 +32,8 @@ def find_device(name: str | torch.device) -> torch.device:
 def bfloat16_pays(threads: int) -> bool:
     """Whether a convolution on this processor is faster in bfloat16, timed once for a number of threads.
 
-    Timed, since processors, and settings such as ONEDNN_MAX_CPU_ISA, support bfloat16 at any speed.
+    Support for bfloat16 says nothing of its speed, which depends on the processor and on settings such as
+    ONEDNN_MAX_CPU_ISA.
     """
     del threads  # the cache's key
 
@@ -42,7 +43,7 @@ def bfloat16_pays(threads: int) -> bool:
         return lambda: F.conv2d(x, weight, padding=1)
 
     calls = (probe(torch.float32), probe(torch.bfloat16))
-    rounds = [[_seconds(call) for call in calls] for _ in range(10)]  # in turns: whatever else runs slows both
+    rounds = [[_seconds(call) for call in calls] for _ in range(10)]  # in turns: other load slows both
     float32, bfloat16 = (min(seconds) for seconds in zip(*rounds, strict=True))
     return float32 > BFLOAT16_PAYS * bfloat16
 
@@ -54,18 +55,17 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
-    """The fastest dtype that networks are compiled in on a device: bfloat16 where it pays, float32 otherwise."""
+    """The fastest dtype for compiled networks on a device: bfloat16 where it pays, float32 otherwise."""
     if device.type == "cpu":
         return torch.bfloat16 if bfloat16_pays(torch.get_num_threads()) else torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
 
 
 def keep_freed_memory() -> None:
-    """Have this process reuse the memory that it frees, where the C library is glibc.
+    """Make this process reuse the memory that it frees, where the C library is glibc.
 
-    By default glibc gives large blocks back to the system at once, so that each step's activations and
-    gradients come as fresh pages, which the system first has to clear: a third of the time of a large
-    network's step on a CPU.
+    By default glibc returns large blocks to the system at once. Each step's activations and gradients are
+    then new pages, which the system clears first: a third of a large network's step on a CPU.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt

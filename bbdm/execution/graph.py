@@ -12,7 +12,7 @@ from bbdm.network import Network
 class GraphedLoop:
     """A loop captured as one CUDA graph for each shape: all steps in one launch.
 
-    Threads take turns; outputs are copies, in the order of the caller's stream.
+    Threads take turns. Outputs are copies, ordered on the caller's stream.
     """
 
     def __init__(self, loop: Loop) -> None:
@@ -22,7 +22,7 @@ class GraphedLoop:
         self._done = torch.cuda.Event()
 
     def __call__(self, y: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-        """The last state for a source and its seeds, both on the device."""
+        """The last state, for a source and its seeds on the device."""
         with self._captured.lock, torch.cuda.device(y.device):
             stream = torch.cuda.current_stream()
             stream.wait_event(self._done)  # another thread's replay may run on another stream
@@ -35,9 +35,9 @@ class GraphedLoop:
             return result
 
     def _capture(self, y: torch.Tensor, seeds: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, State, Network]:
-        """The graph, its buffers, and the network whose weights it reads, which must not be dropped before it."""
+        """The graph, its buffers, and the network whose weights it reads and which must outlive it."""
         state = self._loop.start(y.clone(), seeds.clone())
-        stream = torch.cuda.Stream()  # of its own, so that samplers may capture at the same time
+        stream = torch.cuda.Stream()  # a new one, so that samplers may capture at the same time
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # compile, tune and load kernels before the capture
             self._loop.advance(state, 0)

@@ -1,8 +1,7 @@
-"""The loop over a step table, one network evaluation and one row a step.
+"""The loop over a step table: each step is one network evaluation and one row.
 
-A :class:`Loop` holds what is the same in every run: the network, the table on the device, and what the
-network computes from the table's times, once. A :class:`State` holds the buffers of one run, which every step
-overwrites in place.
+A :class:`Loop` holds what all runs share: the network, the table on the device, and the network's modulation
+for the table's times. A :class:`State` holds the buffers of one run, which each step overwrites in place.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ class State:
     inputs: torch.Tensor  # the state in the network's dtype
     condition: torch.Tensor | None  # the source in the network's dtype, where the network is conditioned on it
     seeds: torch.Tensor  # (B,) int64
-    noise: torch.Tensor | None  # (K, B, C, H, W), in place of seeds
+    noise: torch.Tensor | None  # (K, B, C, H, W) normals in place of seeds
     step: torch.Tensor  # (1,) int64, the row of the table
 
     def restart(self) -> None:
-        """Put the state at the source, where every table begins."""
+        """Set the state to the source, where every table begins."""
         self.x.copy_(self.y)
         self.inputs.copy_(self.y)
         if self.condition is not None:
@@ -42,12 +41,12 @@ class Loop:
     """A step table, ready to be run with a network.
 
     Args:
-        unet: the network as it was given, for what it makes of the table's times before weights are rounded.
-        network: what runs its trunk, in ``dtype`` on ``device``.
-        table: what to run.
+        unet: the given network; its modulation is computed before weights are rounded to ``dtype``.
+        network: runs its trunk, in ``dtype`` on ``device``.
+        table: the steps.
         clamp: (low, high) for every estimate of the target, or None.
         device: where to run.
-        dtype: what the network computes in. The state is float32, or float64 with a float64 network.
+        dtype: of the network's computation. The state is float32, or float64 with a float64 network.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class Loop:
         return len(self.rows)
 
     def start(self, y: torch.Tensor, seeds: torch.Tensor, noise: torch.Tensor | None = None) -> State:
-        """New buffers for a source, seeds and explicit noise that stand on the device."""
+        """New buffers for a source, seeds and explicit noise on the device."""
         inputs = torch.empty_like(y, dtype=self.dtype)
         condition = torch.empty_like(inputs) if self._conditioned else None
         step = torch.zeros(1, dtype=torch.int64, device=self.device)
@@ -99,5 +98,5 @@ class Loop:
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What the loop computes in beside a network of a dtype."""
+    """The dtype of the state for a network of a dtype."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,7 +1,6 @@
-"""The processes of a run: one, or several that share the work, which a launcher such as torchrun started.
+"""The processes of a run: one, or several that share the work, started by a launcher such as torchrun.
 
-Several run on accelerate, which finds their devices, averages gradients in backward (DDP) and sums over all
-of them.
+Several use accelerate, which assigns devices, averages gradients in backward (DDP) and sums over processes.
 """
 
 from __future__ import annotations
@@ -23,17 +22,16 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-PATIENCE = timedelta(hours=12)  # for another process; one that dies takes all down, whoever waits
+PATIENCE = timedelta(hours=12)  # how long to wait for another process; a process that dies ends all
 
 
 def started() -> int:
-    """How many processes a launcher started; 1 without one."""
+    """The number of processes that a launcher started; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def start_on_each_gpu(script: str, argv: Sequence[str] | None) -> None:
-    """Let torchrun take this process's place, with a process of the script for each GPU, where there are
-    several.
+    """Replace this process by torchrun with one process of a script for each GPU, where there are several.
 
     Args:
         script: its file.
@@ -54,11 +52,11 @@ class Processes:
     device: torch.device
     rank: int = 0
     count: int = 1
-    accelerator: Accelerator | None = None  # where there are several
+    accelerator: Accelerator | None = None  # of several processes
 
     @classmethod
     def join(cls, device: str) -> Processes:
-        """This process among those that were started; of several on GPUs, each has its own.
+        """This process among those that were started; several on GPUs have one each.
 
         Raises:
             ValueError: there is no such device here, or several processes were started and accelerate is
@@ -74,32 +72,32 @@ class Processes:
         accelerator = Accelerator(
             cpu=cpu, mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
         )
-        if accelerator.num_processes != started():  # without a GPU, accelerate has each process alone
+        if accelerator.num_processes != started():  # without a GPU, accelerate runs each process alone
             raise ValueError(f"device {device!r} cannot be used here by {started()} processes: is there no GPU?")
         return cls(accelerator.device, accelerator.process_index, accelerator.num_processes, accelerator)
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes and tells."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def parallel(self, network: Any) -> Any:
-        """The network with gradients that are averaged over all processes in backward."""
+        """The network, with gradients averaged over all processes in backward."""
         return network if self.accelerator is None else self.accelerator.prepare_model(network)
 
     def alone(self, network: Any) -> AbstractContextManager[None]:
-        """Within it, backward leaves the averaging to a later one."""
+        """A context in which backward does not average gradients; a later backward does."""
         return nullcontext() if self.accelerator is None else self.accelerator.no_sync(network)
 
     def sum(self, value: float) -> float:
-        """The sum of each process's value, in all of them."""
+        """The sum of all processes' values, in each process."""
         if self.accelerator is None:
             return value
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
         return float(self.accelerator.reduce(total, "sum"))  # pyright: ignore[reportArgumentType]
 
     def gather(self, value: Value) -> list[Value]:
-        """Each process's value, which pickle can take, in the order of their ranks; in all of them."""
+        """All processes' values, in order of rank, in each process. Values must be picklable."""
         if self.accelerator is None:
             return [value]
         from accelerate.utils import gather_object
@@ -107,15 +105,15 @@ class Processes:
         return gather_object([value])
 
     def wait(self) -> None:
-        """Go on when all have come here."""
+        """Wait until all processes are here."""
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
 
     def first_before_others(self) -> AbstractContextManager[None]:
-        """Within it, the first process is done before the others begin."""
+        """A context that the other processes enter after the first has left it."""
         return nullcontext() if self.accelerator is None else self.accelerator.main_process_first()
 
     def leave(self) -> None:
-        """End the work with the others."""
+        """Leave the group of processes."""
         if self.accelerator is not None:
             self.accelerator.end_training()

@@ -17,20 +17,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="what export/to_onnx.py wrote")
     parser.add_argument("pictures", type=Path, nargs="+", help="sources")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, help="folder for the results, which replace others of their names"
+        "-o", "--output", type=Path, required=True, help="folder for the results; files of the same names are replaced"
     )
-    parser.add_argument("--seed", type=int, help="picture i gets SEED + i; drawn and told if unset")
+    parser.add_argument("--seed", type=int, help="picture i gets SEED + i; drawn and printed if unset")
     parser.add_argument("--steps", type=int, help="network evaluations; as exported if unset")
     parser.add_argument("--solver", help="as exported if unset")
-    parser.add_argument("--provider", help="such as CUDAExecutionProvider; CUDA where there is one if unset")
-    parser.add_argument("--threads", type=int, help="of the processor; one a core if unset")
+    parser.add_argument(
+        "--provider", help="such as CUDAExecutionProvider; CUDA where there is one, else the CPU, if unset"
+    )
+    parser.add_argument("--threads", type=int, help="threads of the CPU provider; one a core if unset")
     args = parser.parse_args(argv)
     providers = None if args.provider is None else [args.provider]
     results = [args.output / f"{path.stem}.png" for path in args.pictures]
     sources = {path.resolve() for path in args.pictures}
     for i, path in enumerate(results):
         if path.resolve() in sources:
-            raise ValueError(f"{path} would take the place of a source: give another output folder")
+            raise ValueError(f"{path} would replace a source: give another output folder")
         if path in results[:i]:
             raise ValueError(f"two of the pictures have the name {path.stem}, and so would their results")
     pictures = [images.open_image(path) for path in args.pictures]

@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime whose values stay where they are: on the GPU, or in memory."""
+"""Sessions of ONNX Runtime whose inputs and outputs stay on the device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Provider = str | tuple[str, dict[str, Any]]
 
 
 def with_options(wanted: Sequence[Provider] | None) -> list[tuple[str, dict[str, Any]]]:
-    """Providers with their options, the CPU as the last; None for CUDA where this ONNX Runtime has it.
+    """Providers with their options, the CPU last; None chooses CUDA where this ONNX Runtime has it.
 
     Raises:
         ValueError: a provider that this ONNX Runtime lacks.
@@ -34,19 +34,19 @@ def with_options(wanted: Sequence[Provider] | None) -> list[tuple[str, dict[str,
 
 
 class Device:
-    """Where a session keeps its values."""
+    """The device of a session's inputs and outputs."""
 
     def __init__(self, provider: str, options: dict[str, Any]) -> None:
         self.name = "cuda" if provider in ON_CUDA else "cpu"
         self.index = int(options.get("device_id", 0)) if self.name == "cuda" else 0
 
     def put(self, array: npt.NDArray[Any]) -> onnxruntime.OrtValue:
-        """The array there."""
+        """The array on the device."""
         return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.name, self.index)
 
 
 class Session:
-    """A session that takes and gives values where they are."""
+    """A session whose inputs and outputs are on its device."""
 
     def __init__(self, path: Path, providers: list[tuple[str, dict[str, Any]]], threads: int | None) -> None:
         if threads is not None and not (isinstance(threads, int) and threads >= 1):
@@ -64,7 +64,7 @@ class Session:
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, inputs: dict[str, onnxruntime.OrtValue]) -> list[onnxruntime.OrtValue]:
-        """Outputs, on the device, of inputs by name."""
+        """The graph's outputs for inputs by name."""
         binding = self._session.io_binding()
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)

@@ -116,20 +116,20 @@ class TestFromPil:
     [("8", 8, (8, 8)), ("8x8", 8, (8, 8)), ("8x16", (8, 16), (8, 16)), ("8X16", (8, 16), (8, 16))],
 )
 def test_sizes(text: str, size: images.Size, sides: tuple[int, int]) -> None:
-    """Height first; a square has one form, in whatever it was written."""
+    """Height first; a square is always one integer."""
     assert images.as_size(images.read_size(text)) == size
     assert images.as_size(list(sides)) == size
     assert images.sides(size) == sides
 
 
 @pytest.mark.parametrize("text", ["", "x", "8x", "8x8x8", "-8", "8.5", "wide"])
-def test_what_is_no_size(text: str) -> None:
+def test_refuses_other_sizes(text: str) -> None:
     with pytest.raises(ValueError, match=f"a size is written as 256, or as 256x512 for height x width, got '{text}'"):
         images.read_size(text)
 
 
 def test_scaling_is_that_of_a_picture_bit_for_bit() -> None:
-    """And both are the nearest floats to the quotient and its difference from 1."""
+    """Both are the nearest floats to the quotient and its difference from 1."""
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     scaled = images.scale(torch.from_numpy(images.to_pixels(Image.fromarray(grey), channels=1)))
     assert scaled.dtype == torch.float32
@@ -163,7 +163,7 @@ class TestToPil:
 
 class TestGrid:
     def test_geometry(self) -> None:
-        """Cells are as large as the largest picture, 5 x 4, with 2 around each: 2 columns are 2 + 7 + 7 wide."""
+        """Cells have the size of the largest picture, 5 x 4, and gaps of 2; two columns are 2 + 7 + 7."""
         red, green, blue = Image.new("RGB", (3, 2), "red"), Image.new("RGB", (5, 4), "lime"), Image.new("L", (1, 1))
         sheet = images.grid([[red, green], [blue]])
         expected = np.full((14, 16, 3), 255)

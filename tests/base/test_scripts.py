@@ -6,7 +6,7 @@ from bbdm.base import scripts
 
 
 @pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, OSError])
-def test_an_error_that_the_user_can_mend_is_one_line(kind: type[Exception]):
+def test_an_expected_error_is_one_line(kind: type[Exception]):
     def main() -> None:
         raise kind("no such thing")
 
@@ -22,12 +22,12 @@ def test_a_fault_of_the_program_keeps_its_traceback():
         scripts.run(main)
 
 
-@pytest.mark.parametrize(("own", "told"), [((), "results are kept"), (("last.pt is kept",), "last.pt is kept")])
-def test_an_interruption_is_one_line(own: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(("own", "message"), [((), "results are kept"), (("last.pt is kept",), "last.pt is kept")])
+def test_an_interruption_is_one_line(own: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]):
     def main() -> None:
         raise KeyboardInterrupt(*own)
 
     with pytest.raises(SystemExit) as caught:
         scripts.run(main, "results are kept")
     assert caught.value.code == 130
-    assert capsys.readouterr().err.strip() == f"interrupted: {told}"
+    assert capsys.readouterr().err.strip() == f"interrupted: {message}"

@@ -1,4 +1,4 @@
-"""Seeds: every form that they can be given in, and what is refused."""
+"""Seeds: the forms that are accepted and those that are refused."""
 
 from __future__ import annotations
 

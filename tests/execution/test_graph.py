@@ -1,4 +1,4 @@
-"""The loop as a CUDA graph: what it returns, for how many shapes, and to how many threads."""
+"""The loop as a CUDA graph: results, shapes that are kept, threads."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def whole_float32() -> Iterator[None]:
 
 
 def replay(sampler: BridgeSampler, source: Tensor, seed: int) -> Tensor:
-    """What the captured graph returns, on the GPU."""
+    """The captured graph's result, on the GPU."""
     assert sampler._graphed is not None
     with torch.inference_mode():
         return sampler._graphed(sampler._to_device(source), sampler._keys(range(seed, seed + len(source))))
@@ -94,7 +94,7 @@ def test_gpu_steps_allocate_nothing():
 
 
 def test_gpu_graphs_used_least_recently_are_dropped(monkeypatch: pytest.MonkeyPatch):
-    """And those that are kept need nothing that is dropped: replays don't count as use of the compiled network."""
+    """Kept graphs need nothing that is dropped: a replay is no use of the compiled network."""
     captures: list[weakref.ref[torch.cuda.CUDAGraph]] = []
     original = GraphedLoop._capture
 
@@ -113,7 +113,7 @@ def test_gpu_graphs_used_least_recently_are_dropped(monkeypatch: pytest.MonkeyPa
         counts.append(len(captures))
         gc.collect()
         assert sum(graph() is not None for graph in captures) <= 2
-        for power in range(4, 20):  # over memory that was given back
+        for power in range(4, 20):  # overwrites memory that was freed
             _ = [torch.full((2**power,), torch.nan, device="cuda") for _ in range(16)]
     assert counts == [1, 2, 2, 3, 3, 4, 5]
 

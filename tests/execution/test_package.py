@@ -1,13 +1,15 @@
-"""Packages: the very images of the sampler that was saved, in any process, and refused wherever they do not fit."""
+"""Packages: the images are those of the saved sampler; a package that does not fit is refused."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -25,7 +27,11 @@ from tests.execution.test_compiled import ODD, SOURCE, STEPS, Heavy, Short, need
 
 BATCH = 2
 CONDITION_CHANNELS = {torch.float32: 0, torch.bfloat16: 3, torch.float64: 3}
-DTYPES = list(CONDITION_CHANNELS)
+DTYPES = [  # to compile another network and save it takes half a minute
+    torch.bfloat16,
+    pytest.param(torch.float32, marks=pytest.mark.nightly),
+    pytest.param(torch.float64, marks=pytest.mark.nightly),
+]
 
 Package = Callable[[torch.dtype], Path]
 
@@ -42,6 +48,11 @@ def build(saved: torch.dtype, solver: str = "sde-dpm2m", steps: int = STEPS, **s
     return BridgeSampler(short(saved), ABridge(), solver, steps, **settings)
 
 
+def package_of(sampler: BridgeSampler) -> package_module.PackagedNetwork:
+    assert sampler.package is not None
+    return sampler.package
+
+
 @cache
 def saving(dtype: torch.dtype) -> BridgeSampler:
     """The sampler that the package of a dtype is saved from."""
@@ -50,7 +61,7 @@ def saving(dtype: torch.dtype) -> BridgeSampler:
 
 @cache
 def expected(dtype: torch.dtype) -> Tensor:
-    """The three odd images as compiled, with seed 3."""
+    """The compiled results for the three odd images with seed 3."""
     return saving(dtype)(ODD.to(saving(dtype)._loop.state_dtype), seed=3, batch_size=BATCH)
 
 
@@ -93,7 +104,7 @@ def test_threads_take_turns(loaded: BridgeSampler, monkeypatch: pytest.MonkeyPat
     assert most == 1
 
 
-# The very image
+# The same image
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -151,10 +162,9 @@ def test_threads_share_a_loaded_sampler(loaded: BridgeSampler):
     assert all(torch.equal(image, call(i)) for i, image in enumerate(made))
 
 
-@pytest.mark.parametrize("dtype", CONDITION_CHANNELS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_constants_are_aligned(dtype: torch.dtype, package: Package):
-    network = build(dtype, compiled=package(dtype)).package
-    assert network is not None
+    network = package_of(build(dtype, compiled=package(dtype)))
     constants = list(network._constants.values())
     packed = [constant for constant in constants if constant.is_mkldnn]
     addresses = [(torch.ops.mkldnn.data_ptr(c) if c.is_mkldnn else c.data_ptr()) for c in constants]
@@ -177,7 +187,7 @@ torch.save((sampler.image_size, sampler(torch.load("source.pt"), seed=3)), "made
 
 
 def in_a_fresh_process(folder: Path, source: Tensor) -> tuple[int, Tensor]:
-    """What a user's few lines make in a folder with unet.pt and unet.package, where there is no compiler."""
+    """The result of ``USER`` in a folder with unet.pt and unet.package, where there is no compiler."""
     torch.save(source, folder / "source.pt")
     own = {"PATH": folder, "CXX": "none", "CC": "none", "PYTHONPATH": ROOT}
     own |= {"TMPDIR": folder / "temporary", "TORCHINDUCTOR_CACHE_DIR": folder / "cache"}
@@ -222,7 +232,7 @@ def test_a_whole_unet_in_a_fresh_process(dtype: torch.dtype, count: int, tmp_pat
 CAPABILITIES = torch.cpu.get_capabilities()
 ELSEWHERE: dict[str, tuple[str, object]] = {
     "package version": ("bbdm.execution.package.VERSION", package_module.VERSION - 1),  # the file is newer
-    "torch": ("torch.__version__", "2.0.1"),
+    "torch": ("torch.__version__", f"{package_module.TESTED[0]}.99"),
     "processor": ("torch.cpu.get_capabilities", lambda: {**CAPABILITIES, "cpu_name": "Z80"}),
     "instruction sets": ("torch.cpu.get_capabilities", lambda: {**CAPABILITIES, "vme": True}),
     "ONEDNN_MAX_CPU_ISA": ("os.environ", {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX"}),
@@ -247,23 +257,43 @@ def test_refused_elsewhere(part: str, package: Package, monkeypatch: pytest.Monk
             package_module.PackagedNetwork(path, short(), torch.device("cpu"))
 
 
+def test_refused_with_a_torch_that_packages_were_not_tested_with(package: Package, monkeypatch: pytest.MonkeyPatch):
+    path = package(torch.bfloat16)
+    monkeypatch.setattr("torch.__version__", "2.9.1+cpu")
+    message = r"packages .* were tested with torch 2\.13 only, and this is 2\.9\.1\+cpu; the rest of bbdm works with it"
+    with pytest.raises(ValueError, match=message):
+        build(torch.bfloat16, compiled=path)
+    with pytest.raises(ValueError, match=message):
+        saving(torch.bfloat16).save_compiled(path, size=(8, 8))
+
+
+def test_the_sampler_does_not_import_what_only_packages_need():
+    code = "import sys, bbdm.sampler; print('bbdm.execution.aoti' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
+
+
 def test_refused_for_another_device_network_or_weights(package: Package):
     path = package(torch.bfloat16)
     refused(path, short(), "device", "meta")
     refused(path, short(num_groups=2), "network")  # of the same weights
     refused(path, short(seed=1), "weights")
-    refused(package(torch.float32), short(torch.float32).bfloat16(), "weights")
     unet = short()
     list(unet.parameters())[-1].data[-1] *= 1.01
     refused(path, unet, "weights")
 
 
 def test_weights_that_round_to_the_same_are_accepted(package: Package):
-    """Then only the modulation, which is made of the weights as given, is another."""
+    """Only the modulation differs, which is computed from the given weights."""
     unet = short().bfloat16().float()
     assert any(not torch.equal(a, b) for a, b in zip(unet.parameters(), short().parameters(), strict=True))
     sampler = BridgeSampler(unet, ABridge(), "sde-dpm2m", STEPS, compiled=package(torch.bfloat16))
     assert (sampler(ODD, seed=3) - expected(torch.bfloat16)).abs().max() < 0.1
+
+
+@pytest.mark.nightly
+def test_a_float32_package_needs_float32_weights_or_wider(package: Package):
+    refused(package(torch.float32), short(torch.float32).bfloat16(), "weights")
     unet = short(torch.float32).double()
     next(unet.parameters()).data.add_(1e-12)
     BridgeSampler(unet, ABridge(), compiled=package(torch.float32))
@@ -276,7 +306,7 @@ def test_a_missing_file(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["random", "empty", "truncated", "header", "safetensors", "pt"])
-def test_a_file_that_is_no_package(kind: str, package: Package, tmp_path: Path):
+def test_other_files_are_refused(kind: str, package: Package, tmp_path: Path):
     path = tmp_path / f"file.{kind}"
     whole = package(torch.bfloat16).read_bytes()
     contents = {"random": os.urandom(5000), "empty": b"", "truncated": whole[:-1], "header": whole[:100]}
@@ -377,6 +407,21 @@ def test_a_failure_to_compile_leaves_what_was_there(
     assert [file.read_bytes() for file in tmp_path.iterdir()] == ([] if before is None else [before])
 
 
+def test_a_dropped_package_leaves_nothing(package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = package(torch.bfloat16)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    sampler = build(torch.bfloat16, compiled=path)
+    sampler(ODD, seed=0)
+    assert files(tmp_path)  # the library that runs
+    memory = [weakref.ref(constant) for constant in package_of(sampler)._memory.values()]
+    del sampler
+    gc.collect()
+    assert [constant() for constant in memory] == [None] * len(memory)
+    assert files(tmp_path) == []
+
+
+@pytest.mark.nightly
 @needs_statm
 def test_a_dropped_package_gives_its_memory_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     temporary = tmp_path / "temporary"

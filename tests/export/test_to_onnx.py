@@ -17,7 +17,8 @@ from PIL import Image
 from bbdm import ABridge, BridgeSampler, UNet, load_checkpoint, save_checkpoint
 from bbdm.base.images import from_pil, open_image, to_pil
 from bbdm.networks.unet import AttentionBlock
-from bbdm.runtime.sampler import OnnxBridgeSampler, read_settings
+from bbdm.runtime.bridge_json import read_settings
+from bbdm.runtime.sampler import OnnxBridgeSampler
 from export import graphs
 from tests.conftest import ROOT
 from tests.export.exports import BRIDGE, checkpoint, export, tiny_codec

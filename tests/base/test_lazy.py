@@ -1,0 +1,51 @@
+"""Packages whose public names are imported at their first use."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import bbdm
+from tests.conftest import ROOT
+
+
+def run(script: str) -> str:
+    return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_importing_bbdm_is_cheap():
+    script = (
+        "import sys, bbdm, bbdm.runtime; print(sorted({'torch', 'numpy', 'PIL', 'onnxruntime'} & sys.modules.keys()))"
+    )
+    assert run(script).strip() == "[]"
+
+
+@pytest.mark.parametrize("package", ["bbdm", "bbdm.data", "bbdm.evaluation", "bbdm.runtime", "bbdm.training"])
+def test_public_names_are_listed_and_exist(package: str):
+    module = importlib.import_module(package)
+    names = set(module.__all__) - {"__version__"}
+    assert names <= set(dir(module))
+    for name in names:
+        assert getattr(module, name) is not None
+
+
+def test_submodules_are_attributes_and_other_names_are_not():
+    assert run("import bbdm; print(bbdm.solvers.DEFAULT)").strip() == "dpm2m"
+    with pytest.raises(AttributeError, match="module 'bbdm' has no attribute 'Unknown'"):
+        _ = bbdm.Unknown  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_name_that_needs_torch_says_so():
+    script = """
+import sys
+sys.modules["torch"] = None
+import bbdm
+try:
+    bbdm.UNet
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    assert "UNet needs PyTorch, which is not installed; bbdm.runtime runs without it" in run(script)
