@@ -13,6 +13,7 @@ from torch import nn
 from bbdm.kernels import bridge_step as module
 from bbdm.kernels import philox_numpy
 from bbdm.kernels.bridge_step import bridge_step
+from bbdm.kernels.elementwise import BLOCK
 from tests.kernels.triton_aot import TARGETS, compile_kernel, needs_compiler, run_interpreted
 
 # p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z: what solvers make, from a first row that ignores x and x0hat to a
@@ -134,7 +135,7 @@ def test_noise_of_an_image_does_not_depend_on_the_batch():
         ({"y": torch.zeros(2, 3, 4, 5, device="meta")}, "y must be on cpu like x, got meta"),
         ({"pred": torch.zeros(2, 3, 4, 5).int()}, "pred must be a float tensor, got torch.int32"),
         ({"inputs": torch.zeros(2, 4, 5, 3).permute(0, 3, 1, 2)}, "inputs must be contiguous like x, got strides"),
-        ({"x": torch.zeros(2, 3, 5, 4).mT}, "x must be channels_last like x, got strides"),
+        ({"x": torch.zeros(2, 3, 5, 4).mT}, "x must be contiguous or channels_last, got strides"),
         (
             {"rows": torch.tensor(ROWS).double()},
             r"rows must be \(K, 8\) of torch.float32, got \(5, 8\) of torch.float64",
@@ -230,7 +231,7 @@ def test_compiled_kernel_is_wide_and_lean(target: str, channels: int, noise: str
     absent = {"seeds": "noise_ptr", "noise": "seeds_ptr"}[noise]
     signature = SPEC | {"inputs_ptr": f"*{dtype}", "pred_ptr": f"*{dtype}"}
     signature |= {"seeds_ptr": "*i64"} if noise == "seeds" else {"noise_ptr": "*fp32"}
-    constexprs = {absent: None, "LOW": -1.0, "HIGH": 1.0, "CHANNELS": channels, "BLOCK": module.BLOCK}
+    constexprs = {absent: None, "LOW": -1.0, "HIGH": 1.0, "CHANNELS": channels, "BLOCK": BLOCK}
     warps = 4 if target.startswith("sm_") else 2
     kernel = compile_kernel(
         module._bridge_step_kernel, signature, constexprs, target, warps, divisible=("size", "pixels")
@@ -249,7 +250,7 @@ def test_compiled_kernel_is_wide_and_lean(target: str, channels: int, noise: str
 def test_kernel_compiles_for_float64_and_without_noise(target: str):
     pointers = ["x_ptr", "x0hat_ptr", "inputs_ptr", "pred_ptr", "y_ptr", "rows_ptr"]
     signature = SPEC | dict.fromkeys(pointers, "*fp64") | {"step_ptr": "*i32"}
-    constexprs = {**dict.fromkeys(["seeds_ptr", "noise_ptr", "LOW", "HIGH"]), "CHANNELS": 4, "BLOCK": module.BLOCK}
+    constexprs = {**dict.fromkeys(["seeds_ptr", "noise_ptr", "LOW", "HIGH"]), "CHANNELS": 4, "BLOCK": BLOCK}
     assert compile_kernel(module._bridge_step_kernel, signature, constexprs, target).spills == 0
 
 

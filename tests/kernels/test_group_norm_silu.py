@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bbdm.kernels import group_norm_silu as module
+from bbdm.kernels import group_norm_tiling as tiling
 from bbdm.kernels.group_norm_silu import group_norm_silu
 from tests.kernels.triton_aot import TARGETS, compile_kernel, needs_compiler, run_interpreted
 
@@ -231,7 +232,7 @@ def test_a_gpu_takes_the_operator_for_channels_last(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(("channels", "size"), [*UNET_SHAPES, (24, 5), (32, 64), (96, 16), (384, 16), (256, 256)])
 def test_plan_covers_an_image_once(channels: int, size: int):
     num_groups = {24: 3, 32: 8, 96: 8}.get(channels, 32)
-    blocks, chunks, plan = module._plan(channels, num_groups, size * size, module.TILE)
+    blocks, chunks, plan = tiling.plan(channels, num_groups, size * size, tiling.TILE)
     assert plan["GROUP"] * num_groups == channels
     assert (blocks - 1) * plan["GROUPS"] < num_groups <= blocks * plan["GROUPS"]
     assert (chunks - 1) * plan["SPAN"] < size * size <= chunks * plan["SPAN"]
@@ -244,10 +245,10 @@ def test_plan_covers_an_image_once(channels: int, size: int):
 
 
 KERNELS: dict[str, tuple[Any, int, dict[str, bool], int, int]] = {  # kernel, tile, constants, tensors read and written
-    "statistics": (module._statistics_kernel, module.TILE, {}, 1, 0),
-    "apply": (module._apply_kernel, module.TILE, {}, 1, 1),
-    "backward sums": (module._backward_kernel, module.BACKWARD_TILE, {"MERGE": False}, 2, 0),
-    "backward": (module._backward_kernel, module.BACKWARD_TILE, {"MERGE": True}, 2, 1),
+    "statistics": (module._statistics_kernel, tiling.TILE, {}, 1, 0),
+    "apply": (module._apply_kernel, tiling.TILE, {}, 1, 1),
+    "backward sums": (module._backward_kernel, tiling.BACKWARD_TILE, {"MERGE": False}, 2, 0),
+    "backward": (module._backward_kernel, tiling.BACKWARD_TILE, {"MERGE": True}, 2, 1),
 }
 
 
@@ -257,7 +258,7 @@ KERNELS: dict[str, tuple[Any, int, dict[str, bool], int, int]] = {  # kernel, ti
 @pytest.mark.parametrize("name", [*KERNELS])
 def test_compiled_kernel_is_wide_and_lean(name: str, dtype: str, target: str):
     kernel, tile, constants, read, written = KERNELS[name]
-    _, _, plan = module._plan(512, 32, 64 * 64, tile, ACTIVATION=True, **constants)
+    _, _, plan = tiling.plan(512, 32, 64 * 64, tile, ACTIVATION=True, **constants)
     plan |= {key: 1 for key in ("weight_stride", "bias_stride") if key in kernel.arg_names}
     types = dict.fromkeys(["x_ptr", "y_ptr", "dy_ptr", "dx_ptr"], f"*{dtype}") | {"eps": "fp32"}
     signature = {
@@ -310,7 +311,7 @@ def interpreted_kernels_are_the_formula(case: Case, dtype: torch.dtype):
 def interpreted_kernels_take_several_tiles_chunks_and_blocks():
     """61 x 61 rows are 30 chunks, the last one short; 5 groups of 20 are 3 blocks, the last one not full."""
     case = Case((1, 100, 61, 61), 5, mean=30.0)
-    blocks, chunks, plan = module._plan(100, 5, 61 * 61, module.TILE)
+    blocks, chunks, plan = tiling.plan(100, 5, 61 * 61, tiling.TILE)
     assert (blocks, chunks, plan["GROUPS"], plan["SPAN"] // plan["ROWS"]) == (3, 30, 2, 2)
     case.check(kernels(case))
 

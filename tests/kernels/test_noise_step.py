@@ -11,6 +11,7 @@ import torch
 
 from bbdm.kernels import noise_step as module
 from bbdm.kernels import philox, philox_numpy
+from bbdm.kernels.elementwise import BLOCK
 from bbdm.kernels.jit import jit, tl
 from bbdm.kernels.noise_step import noise_step
 from tests.kernels.triton_aot import TARGETS, compile_kernel, needs_compiler, run_interpreted
@@ -142,7 +143,7 @@ def test_compiled_kernel_is_wide_and_lean(target: str, channels: int, drawn: boo
     signature |= {"t_ptr": "*i64", "table_ptr": "*fp32"}
     signature |= {"seeds_ptr": "*i64", "step_ptr": "*i64"} if drawn else {}
     absent = ["noise_ptr"] if drawn else ["seeds_ptr", "step_ptr"]
-    constexprs = {**dict.fromkeys(absent), "CHANNELS": channels, "BLOCK": module.BLOCK}
+    constexprs = {**dict.fromkeys(absent), "CHANNELS": channels, "BLOCK": BLOCK}
     warps = 4 if target.startswith("sm_") else 2
     kernel = compile_kernel(
         module._noise_step_kernel, signature, constexprs, target, warps, divisible=("size", "pixels")
