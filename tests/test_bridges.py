@@ -164,3 +164,20 @@ def test_config_round_trip(bridge: Bridge):
 def test_bad_config(config: dict[str, Any]):
     with pytest.raises(ValueError, match="bridge"):
         from_config(config)
+
+
+class Straight(ABridge):
+    """A user's own bridge."""
+
+
+def test_a_bridge_of_another_class_has_no_config():
+    message = r"must be one of ABridge \('abridge'\), BrownianBridge \('brownian'\), got a Straight$"
+    with pytest.raises(ValueError, match=message):
+        Straight().config()
+
+
+@pytest.mark.parametrize("kind", ["gbm", None, ["abridge"]], ids=str)
+def test_an_unknown_kind_is_named(kind: Any):
+    with pytest.raises(ValueError, match=r"bridge kind must be one of \['abridge', 'brownian'\], got ") as caught:
+        from_config({"kind": kind})
+    assert str(caught.value).endswith(f"got {kind!r}")
