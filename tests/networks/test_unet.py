@@ -80,7 +80,7 @@ class TestPresets:
         assert tuple(preset(name).state_dict()[key].shape) == shape
 
     def test_has_no_other_keys(self) -> None:
-        """The paper's network attends in the middle alone, and buffers are not saved."""
+        """The paper's network has attention only in the middle, and buffers are not saved."""
         keys = preset("paper").state_dict().keys()
         assert [key for key in keys if "qkv" in key] == ["middle_block.1.qkv.weight", "middle_block.1.qkv.bias"]
         assert {key.split(".")[0] for key in keys} == {
@@ -226,7 +226,7 @@ class TestTime:
         assert (at[5.0001] - at[5.0]).norm() < 1e-3 * step
 
     def test_late_times_stay_apart_in_half_precision(self, make_unet: MakeUNet) -> None:
-        """bfloat16 cannot tell 999 from 1000, nor hold the frequencies: the angles are float32 all the same."""
+        """bfloat16 rounds 999 to 1000, and the frequencies: so the angles are computed in float32."""
         unet = make_unet().to(torch.bfloat16)
         seen: list[torch.Tensor] = []
         unet.time_embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
