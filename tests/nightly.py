@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
-Value = TypeVar("Value")
 
-
-def sweep(values: Iterable[Value], daily: Collection[Value]) -> list[Any]:
-    """Values for ``parametrize``: those that are not ``daily`` are marked nightly."""
-    return [value if value in daily else pytest.param(value, marks=pytest.mark.nightly) for value in values]
+def sweep(values: Iterable[Any], daily: Collection[Any]) -> list[Any]:
+    """Values for ``parametrize``, marked nightly unless ``daily``; a tuple has a value for each name."""
+    return [
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)),
+            marks=() if value in daily else pytest.mark.nightly,
+        )
+        for value in values
+    ]

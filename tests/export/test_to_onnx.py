@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from bbdm.runtime.sampler import OnnxBridgeSampler, read_settings
 from export import graphs, pipeline
 from tests.conftest import ROOT
 from tests.export.exports import BRIDGE, checkpoint, export, tiny_codec
-from tests.nightly import sweep
 
 STEPS = 10
 DEMO = ROOT / "examples" / "demo"
@@ -52,9 +50,10 @@ def latent_folder(latent_file: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
-def static_folder(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    flags = ("--pipeline", "--steps", "3", "--static", "2,16,24", "--external-data")
-    return export(file, tmp_path_factory.mktemp("export") / "static", *flags)
+def unusual_folder(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every flag that changes the UNet's graph or its file."""
+    flags = ("--static", "2,16,24", "--opset", "21", "--dtype", "fp16", "--external-data", "--pipeline", "--steps", "3")
+    return export(file, tmp_path_factory.mktemp("export") / "unusual", *flags)
 
 
 @pytest.fixture
@@ -98,24 +97,13 @@ def test_latent_images_are_those_of_pytorch(latent_file: Path, latent_folder: Pa
     np.testing.assert_allclose(made, sampler(image, noise=noise).numpy(), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("opset", "dtype"), sweep(product((21, 22, 23), ("fp32", "fp16")), daily=[(21, "fp16")]))
-def test_every_opset_and_dtype(file: Path, tmp_path: Path, opset: int, dtype: str):
-    made = export(file, tmp_path / "made", "--opset", str(opset), "--dtype", dtype, "--steps", str(STEPS), "--pipeline")
-    sampler = BridgeSampler.from_checkpoint(file, steps=STEPS)
-    image, tolerance = source(2, 16, 24), 1e-4 if dtype == "fp32" else 2e-2
-    result = OnnxBridgeSampler(made)(image.numpy(), seed=0)
-    np.testing.assert_allclose(result, sampler(image, seed=0).numpy(), rtol=0, atol=tolerance)
-    model = onnx.load(made / "unet.onnx")
-    assert model.opset_import[0].version == opset
-    weights = Counter(tensor.data_type for tensor in model.graph.initializer if np.prod(tensor.dims) > 200)
-    assert set(weights) == {onnx.TensorProto.FLOAT if dtype == "fp32" else onnx.TensorProto.FLOAT16}
+def assert_weights_of(model: onnx.ModelProto, dtype: str) -> None:
+    weights = {tensor.data_type for tensor in model.graph.initializer if np.prod(tensor.dims) > 200}
+    assert weights == {onnx.TensorProto.FLOAT if dtype == "fp32" else onnx.TensorProto.FLOAT16}
 
 
-@pytest.mark.parametrize("opset", sweep([21, 23], daily=[23]))
-def test_fp16_keeps_norms_softmax_and_decoder_in_float32(latent_file: Path, tmp_path: Path, opset: int):
+def assert_norms_and_softmax_in_float32(model: onnx.ModelProto) -> None:
     """By the types that shape inference finds for the nodes' inputs."""
-    made = export(latent_file, tmp_path / "made", "--opset", str(opset), "--dtype", "fp16")
-    model = onnx.load(made / "unet.onnx")
     types = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(model).graph.value_info}
     types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     by_kind: dict[str, set[int]] = {}
@@ -127,11 +115,58 @@ def test_fp16_keeps_norms_softmax_and_decoder_in_float32(latent_file: Path, tmp_
     assert by_kind["GroupNormalization"] == {onnx.TensorProto.FLOAT}
     assert by_kind.get("Softmax", {onnx.TensorProto.FLOAT}) == {onnx.TensorProto.FLOAT}
     assert onnx.TensorProto.FLOAT16 in by_kind["Conv"]
+
+
+def test_unusual_flags(file: Path, unusual_folder: Path):
+    model = onnx.load(unusual_folder / "unet.onnx")
+    assert model.opset_import[0].version == 21
+    assert_weights_of(model, "fp16")
+    assert_norms_and_softmax_in_float32(model)
+    for name in ("unet.onnx", "pipeline.onnx"):
+        dims = onnx.load(unusual_folder / name).graph.input[0].type.tensor_type.shape.dim
+        assert [dim.dim_value for dim in dims] == [2, 3, 16, 24]
+    graph, weights = unusual_folder / "unet.onnx", unusual_folder / "unet.onnx.data"
+    assert graph.stat().st_size < weights.stat().st_size > 100_000
+    assert "unet.onnx.data" in read_settings(unusual_folder)["files"]
+    image = source(3, 15, 24)  # padded, and in two batches
+    wanted = BridgeSampler.from_checkpoint(file, steps=3)(image, seed=0)
+    made = OnnxBridgeSampler(unusual_folder)(image.numpy(), seed=0)
+    np.testing.assert_allclose(made, wanted.numpy(), rtol=0, atol=2e-2)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("opset", [21, 22, 23])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_every_opset_and_dtype(file: Path, tmp_path: Path, opset: int, dtype: str):
+    made = export(file, tmp_path / "made", "--opset", str(opset), "--dtype", dtype, "--steps", str(STEPS), "--pipeline")
+    sampler = BridgeSampler.from_checkpoint(file, steps=STEPS)
+    image, tolerance = source(2, 16, 24), 1e-4 if dtype == "fp32" else 2e-2
+    result = OnnxBridgeSampler(made)(image.numpy(), seed=0)
+    np.testing.assert_allclose(result, sampler(image, seed=0).numpy(), rtol=0, atol=tolerance)
+    model = onnx.load(made / "unet.onnx")
+    assert model.opset_import[0].version == opset
+    assert_weights_of(model, dtype)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("opset", [21, 23])
+def test_fp16_keeps_norms_softmax_and_decoder_in_float32(latent_file: Path, tmp_path: Path, opset: int):
+    made = export(latent_file, tmp_path / "made", "--opset", str(opset), "--dtype", "fp16")
+    assert_norms_and_softmax_in_float32(onnx.load(made / "unet.onnx"))
     decoder = onnx.load(made / "decoder.onnx")
     assert {tensor.data_type for tensor in decoder.graph.initializer} <= {
         onnx.TensorProto.FLOAT,
         onnx.TensorProto.INT64,
     }
+
+
+@pytest.mark.nightly
+def test_static_shapes_and_external_data_in_float32(file: Path, tmp_path: Path):
+    made = export(file, tmp_path / "made", "--static", "2,16,24", "--external-data", "--pipeline", "--steps", "3")
+    assert (made / "unet.onnx").stat().st_size < 200_000 < (made / "unet.onnx.data").stat().st_size
+    image = source(3, 15, 24)
+    wanted = BridgeSampler.from_checkpoint(file, steps=3)(image, seed=0)
+    np.testing.assert_allclose(OnnxBridgeSampler(made)(image.numpy(), seed=0), wanted.numpy(), rtol=0, atol=1e-4)
 
 
 def test_graphs_are_valid_and_of_the_kind_that_runtimes_fuse(file: Path, folder: Path, latent_folder: Path):
@@ -167,22 +202,7 @@ def test_noise_has_a_slot_for_each_row_that_needs_it(file: Path, folder: Path):
     np.testing.assert_allclose(np.asarray(made), wanted.numpy(), rtol=0, atol=1e-4)
 
 
-def test_static_shapes(file: Path, static_folder: Path):
-    for name in ("unet.onnx", "pipeline.onnx"):
-        dims = onnx.load(static_folder / name).graph.input[0].type.tensor_type.shape.dim
-        assert [dim.dim_value for dim in dims] == [2, 3, 16, 24]
-    image = source(3, 15, 24)  # padded, and in two batches
-    wanted = BridgeSampler.from_checkpoint(file, steps=3)(image, seed=0)
-    made = OnnxBridgeSampler(static_folder)(image.numpy(), seed=0)
-    np.testing.assert_allclose(made, wanted.numpy(), rtol=0, atol=1e-4)
-
-
-def test_external_data(static_folder: Path):
-    graph, weights = static_folder / "unet.onnx", static_folder / "unet.onnx.data"
-    assert graph.stat().st_size < 200_000 < weights.stat().st_size
-    assert "unet.onnx.data" in read_settings(static_folder)["files"]
-
-
+@pytest.mark.usefixtures("unet_exported_before")
 def test_int8_is_small_and_near(file: Path, tmp_path: Path):
     for i in range(4):
         (tmp_path / "pictures").mkdir(exist_ok=True)
@@ -288,7 +308,8 @@ def test_float16_does_not_overflow_on_real_activations():
     assert max(largest) < 65504 / 16
 
 
-@pytest.mark.parametrize("dtype", ["fp32", pytest.param("fp16", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_the_bundled_network(tmp_path: Path, dtype: str):
     """On noise to 1e-4 in float32; on drawings no further from float64 than PyTorch's float32.
 

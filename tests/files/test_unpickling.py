@@ -369,13 +369,18 @@ def test_harmless_standard_library_stays_inert(tmp_path: Path):
         assert (str(got.kind), got.args) == ("builtins.getattr", (Global("x", "y"), "z"))
 
 
-def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    handmade(tmp_path / "e.pt", b"\x80\x04(" + b"\x8f" * (unpickling.MAX_OPCODES - 10) + b"l.")
+@pytest.mark.parametrize("bound", sweep([50_000, unpickling.MAX_OPCODES], daily=[50_000]))
+def test_memory_of_many_instructions_is_bounded(bound: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(unpickling, "MAX_OPCODES", bound)
+    handmade(tmp_path / "a.pt", b"\x80\x04(" + b"\x8f" * (bound - 10) + b"l.")
     tracemalloc.start()
-    with opened(tmp_path / "e.pt") as content:
-        assert len(content) == unpickling.MAX_OPCODES - 10
-    assert tracemalloc.get_traced_memory()[1] < 250 * unpickling.MAX_OPCODES
+    with opened(tmp_path / "a.pt") as content:
+        assert len(content) == bound - 10
+    assert tracemalloc.get_traced_memory()[1] < 250 * bound
     tracemalloc.stop()
+
+
+def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(unpickling, "MAX_OPCODES", 1000)
     with pytest.raises(ValueError, match="longer than 1000 instructions"), opened(save([[]] * 2000, tmp_path / "a.pt")):
         pass

@@ -20,7 +20,7 @@ from tests.nightly import sweep
 
 EPS = 1e-5
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-daily_dtypes = pytest.mark.parametrize("dtype", sweep(DTYPES.values(), [torch.float32, torch.bfloat16]), ids=[*DTYPES])
+daily_dtypes = pytest.mark.parametrize("dtype", sweep(DTYPES.values(), [torch.float32]), ids=[*DTYPES])
 NAMES = ("y", "dx", "dweight", "dbias")
 UNET_SHAPES = [(128, 64), (512, 64), (1024, 64), (640, 64), (512, 32), (1024, 32), (1536, 32), (1024, 16), (2048, 16)]
 
@@ -308,7 +308,7 @@ def interpreted_kernels_are_the_formula(case: Case, dtype: torch.dtype):
 @pytest.mark.usefixtures("poisoned")
 def interpreted_kernels_take_several_small_tiles(monkeypatch: pytest.MonkeyPatch):
     """9 x 9 rows are 3 chunks of 2 tiles, the last short; 5 groups of 20 are 3 blocks, the last not full."""
-    case = Case((1, 100, 9, 9), 5, mean=30.0)
+    case = Case((1, 100, 9, 9), 5, torch.bfloat16, mean=30.0)
     for name in ("TILE", "BACKWARD_TILE"):
         monkeypatch.setattr(module, name, 1024)
     blocks, chunks, plan = tiling.plan(100, 5, 9 * 9, 1024)
