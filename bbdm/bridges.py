@@ -1,8 +1,7 @@
 """Bridges: Gaussian paths between a source image y and a target image x0.
 
 A bridge is three functions of time, x_t = alpha(t) x0 + beta(t) y + sigma(t) eps, and the quantity that the
-network predicts. This module knows nothing of solvers, networks or images on disk. Everything here is
-float64.
+network predicts. All tables are float64. Solvers, networks and files are not known here.
 """
 
 from __future__ import annotations
@@ -31,12 +30,11 @@ class Marginal(NamedTuple):
 
 
 class Bridge(ABC):
-    """What every bridge shares. Build :class:`ABridge` or :class:`BrownianBridge`, which are frozen
-    dataclasses.
+    """The base class of bridges, which are frozen dataclasses: :class:`ABridge` and :class:`BrownianBridge`.
 
     Times are the integers ``low``..``top``. At ``top`` the state is the source, and sampling starts there.
-    The objective is what the network predicts: ``residual`` x_t - x0, ``displacement`` y - x0, or ``noise``
-    eps.
+    The objective is the quantity that the network predicts: ``residual`` x_t - x0, ``displacement`` y - x0,
+    or ``noise`` eps.
     """
 
     num_steps: int
@@ -52,17 +50,17 @@ class Bridge(ABC):
 
     @property
     def low(self) -> int:
-        """The smallest time that a network of this bridge is trained on."""
+        """The smallest time in training."""
         return 1
 
     @property
     def top(self) -> int:
-        """The time at which sampling starts. The noise objective cannot recover x0 at T, so it starts at T - 1."""
+        """The time at which sampling starts: T, or T - 1 for the noise objective, which has no x0hat at T."""
         return self.num_steps - (self.objective == "noise")
 
     @property
     def train_range(self) -> tuple[int, int]:
-        """The first and the last time drawn in training, both included."""
+        """The first and the last time that training draws, both included."""
         return self.low, self.top
 
     def alpha(self, t: npt.ArrayLike) -> Array:
@@ -79,7 +77,7 @@ class Bridge(ABC):
 
     @abstractmethod
     def nu(self, t: npt.ArrayLike) -> Array:
-        """Noise level sigma / alpha in pinned coordinates (x_t - beta y) / alpha; increasing, infinite at alpha = 0."""
+        """Noise level sigma / alpha of (x_t - beta y) / alpha; increasing, and infinite where alpha is 0."""
 
     def _time(self, t: npt.ArrayLike) -> Array:
         """Times as float64.
@@ -94,7 +92,7 @@ class Bridge(ABC):
         return time
 
     def time_at(self, nu: npt.ArrayLike) -> Array:
-        """The real time in [``low``, ``top``] with noise level ``nu``, by bisection of the increasing nu(t)."""
+        """The real time in [``low``, ``top``] of noise level ``nu``, by bisection of the increasing nu(t)."""
         level = np.asarray(nu, dtype=np.float64)
         left, right = np.full_like(level, self.low), np.full_like(level, self.top)
         for _ in range(64):
@@ -154,17 +152,17 @@ class Bridge(ABC):
             y: (B, C, H, W) source images.
             t: (B,) integer times in [``low``, ``top``].
             noise: (B, C, H, W) standard normals; or
-            seeds: (B,) int64, one an image, from which they are drawn, with
+            seeds: (B,) int64, one for each image, from which they are drawn, with
             step: the optimizer step.
 
         Returns:
             x_t and the training target, each (B, C, H, W).
 
         Raises:
-            ValueError: shapes differ, or t is not a (B,) integer tensor in range. The range is read only on
-                the CPU, where that costs no synchronisation.
+            ValueError: shapes differ, or t is not a (B,) integer tensor in range. The range is checked only
+                on the CPU, where that costs no synchronisation.
         """
-        import torch  # here, so that tables are built without it too
+        import torch  # here, as tables are built without it
 
         from bbdm.kernels.noise_step import noise_step
 
@@ -181,7 +179,14 @@ class Bridge(ABC):
         return noise_step(x0, y, t, self._device_tables[key], noise, seeds, step)
 
     def config(self) -> dict[str, Any]:
-        """Plain values from which :func:`from_config` builds this bridge again."""
+        """Plain values from which :func:`from_config` builds this bridge.
+
+        Raises:
+            ValueError: the class is not one of ``BRIDGES``, so that no file can name it.
+        """
+        if type(self) not in KIND_OF:
+            known = ", ".join(f"{bridge.__name__} ({kind!r})" for kind, bridge in BRIDGES.items())
+            raise ValueError(f"a bridge that has a config must be one of {known}, got a {type(self).__qualname__}")
         return {"kind": KIND_OF[type(self)], **asdict(cast(Any, self))}
 
     def _check_common(self) -> None:
@@ -198,7 +203,7 @@ class ABridge(Bridge):
     Args:
         num_steps: T, at least 2.
         c_lambda: noise scale, above 0.
-        objective: what the network predicts.
+        objective: the quantity that the network predicts.
 
     Raises:
         ValueError: an argument is out of range.
@@ -234,7 +239,7 @@ class BrownianBridge(Bridge):
     Args:
         num_steps: T, at least 2.
         max_variance: twice the variance at the middle of the bridge, above 0.
-        objective: what the network predicts.
+        objective: the quantity that the network predicts.
         schedule: ``exact`` is m = t / T on 1..T. ``linear`` and ``sin`` are the original code's schedules on
             the indices 0..T-1, which stop just short of both endpoints; see :meth:`bbdm`.
 
@@ -262,7 +267,7 @@ class BrownianBridge(Bridge):
         schedule: Literal["linear", "sin"] = "linear",
         objective: Objective = "residual",
     ) -> BrownianBridge:
-        """The bridge of weights trained with the original BBDM code: indices 0..T-1, m from 0.001 (linear) to 0.999."""
+        """The original BBDM code's bridge: indices 0..T-1, m from 0.001 (linear schedule) to 0.999."""
         if schedule not in ("linear", "sin"):
             raise ValueError(f"schedule must be 'linear' or 'sin', got {schedule!r}")
         return cls(num_steps, max_variance, objective, schedule)
@@ -279,7 +284,7 @@ class BrownianBridge(Bridge):
 
     @property
     def train_range(self) -> tuple[int, int]:
-        """To T - 1, as BBDM trains."""
+        """``low`` to T - 1, the times that BBDM trains on."""
         return self.low, self.num_steps - 1
 
     @cached_property
@@ -315,14 +320,14 @@ KIND_OF = {bridge: kind for kind, bridge in BRIDGES.items()}
 
 
 def from_config(config: dict[str, Any]) -> Bridge:
-    """The bridge that :meth:`Bridge.config` described.
+    """The bridge that :meth:`Bridge.config` describes.
 
     Raises:
         ValueError: the kind is unknown or a value is out of range.
     """
     values = dict(config)
     kind = values.pop("kind", None)
-    if kind not in BRIDGES:
+    if not isinstance(kind, str) or kind not in BRIDGES:
         raise ValueError(f"bridge kind must be one of {sorted(BRIDGES)}, got {kind!r}")
     try:
         return BRIDGES[kind](**values)

@@ -1,7 +1,7 @@
-"""What stands between image space and the space of the bridge.
+"""Codecs: frozen autoencoders between image space and the space of the bridge.
 
-A codec is a frozen autoencoder; without one, the bridge's space is image space. Images are in [-1, 1];
-latents are those before quantisation, and where a codec has statistics, normalised by them.
+Without a codec, the bridge's space is image space. Images are in [-1, 1]. Latents are taken before
+quantisation, and normalised where the codec has statistics.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from bbdm.networks.vqgan import VQGAN, VQGANConfig
 
 Role = Literal["source", "target"]
 Network = Callable[[torch.Tensor], torch.Tensor]
-IMAGES_AT_ONCE = 16  # that are encoded or decoded: their activations are many times a batch's latents
+IMAGES_AT_ONCE = 16  # encoded or decoded together: activations are many times larger than latents
 
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Mean and spread of each latent channel, over a data set's sources and over its targets."""
+    """Mean and standard deviation of each latent channel, over a data set's sources and its targets."""
 
     source_mean: tuple[float, ...]
     source_std: tuple[float, ...]
@@ -44,7 +44,7 @@ class LatentStatistics:
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> LatentStatistics:
-        """Measured over batches of source and target latents, (B, C, H, W).
+        """The statistics of batches of source and target latents, (B, C, H, W).
 
         Raises:
             ValueError: there is no batch, or a channel is constant.
@@ -63,12 +63,12 @@ class LatentStatistics:
 
 
 class Codec(ABC):
-    """Between image space and the space of the bridge.
+    """An autoencoder between image space and the space of the bridge.
 
     Attributes: ``image_channels``; ``channels`` of a latent; ``stride``, image pixels along one side of a
-    latent pixel; ``statistics`` that latents are normalised by, or None; ``encoder`` and ``decoder``, its
-    networks as functions of a batch: of images in the codec's dtype to float32 latents, not normalised, and
-    of those back to float32 images.
+    latent pixel; ``statistics`` that normalise latents, or None; ``encoder``, a function of a batch of images
+    in the codec's dtype to float32 latents, not normalised; ``decoder``, a function of these latents to
+    float32 images.
     """
 
     image_channels: int
@@ -80,11 +80,11 @@ class Codec(ABC):
 
     @abstractmethod
     def latents(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, image_channels, H, W) in [-1, 1] to (B, channels, H / stride, W / stride), float32, not normalised."""
+        """(B, image_channels, H, W) in [-1, 1] to (B, channels, H / stride, W / stride), not normalised."""
 
     @abstractmethod
     def image(self, latents: torch.Tensor) -> torch.Tensor:
-        """The way back, about [-1, 1], float32."""
+        """Latents that are not normalised to their image, about [-1, 1], float32."""
 
     def encode(self, image: torch.Tensor, role: Role) -> torch.Tensor:
         """An image in the space of the bridge, (B, channels, H / stride, W / stride) float32."""
@@ -107,10 +107,10 @@ class Codec(ABC):
         return latents * self._row("target_std", latents) + self._row("target_mean", latents)
 
     def with_statistics(self, statistics: LatentStatistics) -> Codec:
-        """The same, normalising.
+        """A copy that normalises latents by these statistics.
 
         Raises:
-            ValueError: statistics of another number of channels.
+            ValueError: they are of another number of channels.
         """
         if len(statistics.source_mean) != self.channels:
             raise ValueError(f"statistics must be of {self.channels} channels, got {len(statistics.source_mean)}")
@@ -124,22 +124,22 @@ class Codec(ABC):
 
     @abstractmethod
     def placed(self, device: torch.device, dtype: torch.dtype) -> Codec:
-        """The codec for use on a device in a dtype: itself where it is that already, a copy otherwise."""
+        """The codec on a device, in a dtype: itself where it is there already, a copy otherwise."""
 
     @abstractmethod
     def compiled(self, compile: Callable[[Network], Network]) -> Codec:
-        """The same, with its encoder and its decoder compiled by a function."""
+        """A copy whose encoder and decoder are compiled by ``compile``."""
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """Plain values; :func:`from_config` makes the codec of them and of :meth:`state_dict`."""
+        """Plain values, from which with :meth:`state_dict` :func:`from_config` builds the codec."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Its weights."""
 
     def description(self) -> dict[str, Any]:
-        """What latents depend on that are not normalised: its settings, and a hash of its weights."""
+        """What latents before normalisation depend on: the settings, and a hash of the weights."""
         return {**self.config(), "statistics": None, "weights": self.digest()}
 
     def digest(self) -> str:
@@ -148,12 +148,12 @@ class Codec(ABC):
 
 
 class VQGANCodec(Codec):
-    """Latents of a VQGAN, taken before quantisation; the way back quantises.
+    """Latents of a VQGAN before quantisation; decoding quantises them.
 
     Args:
         vqgan: the autoencoder. It is frozen and not copied.
-        before_quant_conv: take latents before ``quant_conv`` already, as the original BBDM's setting
-            ``latent_before_quant_conv`` does.
+        before_quant_conv: take latents before ``quant_conv``, like the original BBDM's setting
+            ``latent_before_quant_conv``.
     """
 
     def __init__(self, vqgan: VQGAN, before_quant_conv: bool = False) -> None:
@@ -171,7 +171,7 @@ class VQGANCodec(Codec):
         """See :meth:`Codec.latents`.
 
         Raises:
-            ValueError: wrong channels, or a size that is no multiple of ``stride``.
+            ValueError: the image has other channels, or a size that is not a multiple of ``stride``.
         """
         _check(image, "an image", self.image_channels, self.stride)
         weight = self.vqgan.encoder.conv_in.weight
@@ -183,7 +183,7 @@ class VQGANCodec(Codec):
         """See :meth:`Codec.image`.
 
         Raises:
-            ValueError: wrong channels.
+            ValueError: the latents have other channels.
         """
         _check(latents, "latents", self.channels, 1)
         device = self.vqgan.decoder.conv_in.weight.device
@@ -199,7 +199,7 @@ class VQGANCodec(Codec):
         return self.vqgan.decode_codes(codes.to(self.vqgan.decoder.conv_in.weight.dtype)).float()
 
     def placed(self, device: torch.device, dtype: torch.dtype) -> VQGANCodec:
-        """See :meth:`Codec.placed`. Codes stay in float32, or many a vector would find another one."""
+        """See :meth:`Codec.placed`. Codes stay in float32: rounded, they would change which is nearest."""
         weight = self.vqgan.encoder.conv_in.weight
         if (weight.device, weight.dtype) == (device, dtype):
             return self
@@ -233,16 +233,16 @@ class VQGANCodec(Codec):
 
 
 def from_config(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Codec:
-    """The codec that :meth:`Codec.config` and :meth:`Codec.state_dict` describe.
+    """The codec of a :meth:`Codec.config` and a :meth:`Codec.state_dict`.
 
     Raises:
-        ValueError: an unknown kind, settings that are none of a codec, or weights that don't fit.
+        ValueError: the kind is unknown, a setting is wrong, or the weights do not fit.
     """
     return _build(config, weights, restore)
 
 
 def check(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
-    """Raise what :func:`from_config` would, at little cost."""
+    """Raise the ValueError that :func:`from_config` would, without building the codec."""
     _build(config, weights, fitting)
 
 
@@ -250,12 +250,8 @@ def _build(config: dict[str, Any], weights: dict[str, torch.Tensor], make: Calla
     if config.get("kind") != "vqgan":
         raise ValueError(f"the codec's kind must be 'vqgan', got {config.get('kind')!r}")
     try:
-        settings, statistics, before = (
-            VQGANConfig(**config["config"]),
-            config["statistics"],
-            config["before_quant_conv"],
-        )
-        statistics = None if statistics is None else LatentStatistics(**statistics)
+        settings, before = VQGANConfig(**config["config"]), config["before_quant_conv"]
+        statistics = None if config["statistics"] is None else LatentStatistics(**config["statistics"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"the codec's settings are none of a VQGAN's: {error}") from error
     if not isinstance(before, bool):
@@ -265,7 +261,7 @@ def _build(config: dict[str, Any], weights: dict[str, torch.Tensor], make: Calla
 
 
 def _check(given: torch.Tensor, what: str, channels: int, multiple: int) -> None:
-    """Raise ValueError where a batch is not (B, channels, H, W), of sizes that are multiples."""
+    """Raise ValueError where a batch is not (B, channels, H, W) with sides that are multiples of a number."""
     shape = tuple(given.shape)
     if len(shape) != 4 or shape[1] != channels or any(side < 1 or side % multiple for side in shape[2:]):
         sides = f", with height and width multiples of {multiple}" if multiple > 1 else ""

@@ -1,11 +1,11 @@
 """Solvers: functions from (bridge, timesteps) to a :class:`StepTable`.
 
 Each step of each solver is one row of weights, x_r = c_x x_s + c_y y + c_0 x0hat + c_h x0hat_prev + c_z z, so
-nothing downstream of the table knows which bridge, objective or solver made it. All of it is float64.
+the sampling loop does not know the bridge, the objective or the solver. All tables are float64.
 
 Rows come from the non-Markovian step of DDIM (Song et al. 2021, eq. 12) in a bridge's marginals, with the
-noise scale eta_r a solver chooses, and from DPM-Solver++(2M) (Lu et al. 2022) in pinned coordinates, as a
-weight w on the x0hat before.
+noise scale eta_r that a solver chooses, and from DPM-Solver++(2M) (Lu et al. 2022) in pinned coordinates, as
+a weight w on the previous x0hat.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ DEFAULT: Solver = "dpm2m"
 
 @dataclass(frozen=True)
 class StepTable:
-    """What a sampling loop needs, one row a network evaluation.
+    """The weights of every step of a sampling loop, one row for each network evaluation.
 
     Attributes:
-        timesteps: (K,) int64, strictly decreasing; what the network is told.
+        timesteps: (K,) int64, strictly decreasing; the times that the network is called at.
         prediction: (K, 3) float64; x0hat as weights of x, y and the network's output.
-        coefficients: (K, 5) float64; the next x as weights of x, y, x0hat, the x0hat before, and noise.
+        coefficients: (K, 5) float64; the next x as weights of x, y, x0hat, the previous x0hat, and noise.
     """
 
     timesteps: npt.NDArray[np.int64]
@@ -40,7 +40,7 @@ class StepTable:
 
     def __post_init__(self) -> None:
         for name in ("timesteps", "prediction", "coefficients"):
-            owned = np.array(getattr(self, name), order="C")  # the table's own, so that nobody can change it
+            owned = np.array(getattr(self, name), order="C")  # a copy, which nobody else can change
             owned.setflags(write=False)
             object.__setattr__(self, name, owned)
 
@@ -60,7 +60,7 @@ class StepTable:
 
 @dataclass(frozen=True)
 class _Step:
-    """What a solver may ask of the step from time s to time r."""
+    """The quantities of a step from time s to time r that solvers use."""
 
     index: int
     nu_prev: float  # nu of the time before s; infinite on the first two rows
@@ -87,7 +87,7 @@ class _Settings:
     """A solver of the non-Markovian family."""
 
     eta: Callable[[_Step], float]
-    first_eta: Callable[[_Step], float] | None  # None: the general row holds at the top too
+    first_eta: Callable[[_Step], float] | None  # None: the general row is valid at the top too
     multistep: bool = False
 
 
@@ -125,10 +125,10 @@ def build(
     """The table of a solver.
 
     Args:
-        bridge: what to walk along.
+        bridge: the bridge to sample.
         solver: ``dpm2m``, ``sde-dpm2m``, ``ddim``, ``posterior``, ``fast`` or ``ancestral``.
         timesteps: a name from :mod:`bbdm.timesteps`, or strictly decreasing integers from ``bridge.top``.
-        steps: number of network evaluations, in place of ``timesteps``.
+        steps: number of network evaluations, instead of ``timesteps``.
 
     Raises:
         ValueError: an unknown solver; ``steps`` together with ``timesteps``; times that the bridge or the
@@ -163,7 +163,7 @@ def _family_rows(bridge: Bridge, times: npt.NDArray[np.int64], settings: _Settin
             sigma_s=float(sigma[i]),
             sigma_r=float(sigma[i + 1]),
         )
-        pinned = i == 0 and (settings.first_eta is not None or step.sigma_s == 0)  # x is y: nothing of it to keep
+        pinned = i == 0 and (settings.first_eta is not None or step.sigma_s == 0)  # x is y, and has weight 0
         if pinned:
             kappa, eta = 0.0, (settings.first_eta or _all_noise)(step)
         else:
@@ -177,7 +177,7 @@ def _family_rows(bridge: Bridge, times: npt.NDArray[np.int64], settings: _Settin
 
 
 def _ancestral(bridge: Bridge, timesteps: str | Iterable[int] | None, steps: int | None) -> StepTable:
-    """The public code's full sampling: the reverse SDE one time at a time (A-Bridge paper, algorithm 2)."""
+    """The public code's sampling: the reverse SDE at every time (A-Bridge paper, algorithm 2)."""
     if bridge.low == 0 or not isinstance(bridge, ABridge | BrownianBridge):
         raise ValueError("solver 'ancestral' does not exist for the original BBDM's schedules; use 'posterior'")
     everything = range(bridge.top, bridge.low - 1, -1)

@@ -1,4 +1,4 @@
-"""Which times a solver visits: strictly decreasing lists of integers from the bridge's top index."""
+"""The times that a solver visits: strictly decreasing lists of integers from the bridge's top index."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ RHO = 7  # Karras et al. 2022 (EDM), eq. 5
 def karras(bridge: Bridge, steps: int | None = None) -> Timesteps:
     """Noise levels equally spaced in nu^(1/7) (Karras et al. 2022, eq. 5), 10 by default.
 
-    Where nu is infinite at the top, the top stands in front and the levels run from nu(top - 1); one level
-    alone is the middle of that range. Each is rounded to a free integer.
+    Where nu is infinite at the top, the list is the top, then levels from nu(top - 1) down; a single level is
+    the middle of that range. Each is rounded to a free integer.
     """
     steps = _count(bridge, steps, 10)
     in_front = [bridge.top] if np.isinf(bridge.nu(bridge.top)) else []
@@ -43,14 +43,14 @@ def paper(bridge: Bridge, steps: int | None = None) -> Timesteps:
         ValueError: ``steps`` was given; the length of this list follows from T.
     """
     if steps is not None:
-        raise ValueError(f"the 'paper' timesteps have a length of their own; got steps={steps}")
+        raise ValueError(f"steps must be None with the 'paper' timesteps, whose length is fixed; got steps={steps}")
     listed = np.concatenate([np.arange(1000, 905, -2), np.arange(902, 1, -6)])
     scaled = np.rint(listed * bridge.num_steps / 1000).astype(np.int64)
     return np.unique(np.clip(scaled, bridge.low, bridge.top))[::-1]
 
 
 def bbdm(bridge: Bridge, steps: int | None = None) -> Timesteps:
-    """The original BBDM's linear skip: top down by top / (steps - 2), truncated, then 1 and 0; 200 by default."""
+    """The original BBDM's linear skip: down from the top by top / (steps - 2), truncated, then 1 and 0."""
     steps = _count(bridge, steps, 200)
     if steps < 3:
         return uniform(bridge, steps)
@@ -67,10 +67,10 @@ SKIPS: dict[str, Callable[[Bridge, int | None], Timesteps]] = {
 
 
 def resolve(bridge: Bridge, timesteps: str | Iterable[int], steps: int | None = None) -> Timesteps:
-    """The list that a name or a list of integers stands for.
+    """The times of a name or of a list of integers.
 
     Args:
-        bridge: where the times lie.
+        bridge: the bridge that the times are of.
         timesteps: ``karras``, ``uniform``, ``paper``, ``bbdm``, or strictly decreasing integers from
             ``bridge.top``.
         steps: length of a named list; None for its default.
@@ -79,8 +79,8 @@ def resolve(bridge: Bridge, timesteps: str | Iterable[int], steps: int | None = 
         (K,) int64, strictly decreasing.
 
     Raises:
-        ValueError: an unknown name, a list that is empty, does not decrease, leaves the bridge or starts
-            elsewhere.
+        ValueError: an unknown name, or a list that is empty, does not decrease, leaves the bridge or does not
+            start at ``bridge.top``.
     """
     if isinstance(timesteps, str):
         if timesteps not in SKIPS:
@@ -88,7 +88,7 @@ def resolve(bridge: Bridge, timesteps: str | Iterable[int], steps: int | None = 
         return SKIPS[timesteps](bridge, steps)
     given = list(timesteps)
     if steps is not None:
-        raise ValueError(f"a list of timesteps has a length of its own; got steps={steps}")
+        raise ValueError(f"steps must be None with a list of timesteps, got steps={steps}")
     values = np.asarray(given)
     if values.ndim != 1 or values.size == 0 or not np.issubdtype(values.dtype, np.integer):
         raise ValueError(f"timesteps must be a non-empty list of integers, got {given!r}")
@@ -112,7 +112,7 @@ def _count(bridge: Bridge, steps: int | None, default: int) -> int:
 
 
 def _distinct(times: Iterable[float], bridge: Bridge) -> Timesteps:
-    """Times rounded to integers of the bridge; a duplicate moves to the nearest free one (the lower of two)."""
+    """Times rounded to integers; a duplicate moves to the nearest free one, the lower of two."""
     taken: set[int] = set()
     for time in times:
         nearest = int(np.clip(np.rint(time), bridge.low, bridge.top))

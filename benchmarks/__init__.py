@@ -1,1 +1,1 @@
-"""How fast bbdm is, beside other systems in the same run: pytest benchmarks/ --benchmark-only."""
+"""The speed of bbdm, compared with other systems in the same run: pytest benchmarks/ --benchmark-only."""

@@ -51,19 +51,19 @@ def peaks(quick: bool) -> Peaks:
 
 @pytest.fixture(scope="session")
 def unet(quick: bool) -> UNet:
-    """The network in float32. Nothing may change it."""
+    """The network in float32, which no test may change."""
     return networks.build(DEVICE, quick)
 
 
 @pytest.fixture(scope="session")
 def sampler(unet: UNet) -> BridgeSampler:
-    """Compiled, one for all suites, so that each shape is compiled once."""
+    """A compiled sampler, one for all suites, so that each shape is compiled once."""
     return BridgeSampler(unet, networks.BRIDGE, steps=networks.STEPS, compile=True)
 
 
 @pytest.fixture
 def record(benchmark: BenchmarkFixture, peaks: Peaks) -> Record:
-    """Makes a row of a comparison, which was timed in turns with the others, the result of this test."""
+    """Makes a row of a comparison, timed in turns with the others, the result of this test."""
 
     def replay(comparison: Comparison, row: str) -> None:
         if row not in comparison.seconds:

@@ -1,9 +1,11 @@
 """Quality of solvers on trained weights: python benchmarks/demo_quality.py DATA OUT.json [flags].
 
-For each validation pair and each solver, several results with the same seeds: the energy score E|X - x| - E|X
-- X'| / 2 (Euclidean norm over all values of an image in [-1, 1]; it punishes error and collapse alike, lower
-is better), the mean saturation beside the target's, the spread E|X - X'|, and seconds. Differences to the
-first run are paired by image. OUT.json is written after each run, and an interrupted command goes on from it.
+For each validation pair and each solver, several results with the same seeds: the energy score
+E|X - x| - E|X - X'| / 2 (Euclidean norm over all values of an image in [-1, 1]; error and collapse both raise
+it, lower is better), the mean saturation and the target's, the spread E|X - X'|, and seconds. Differences to
+the first run are paired by image. OUT.json is written after each run, and an interrupted command resumes from
+it.
+
 A run is SOLVER:NFE, or SOLVER:NFE:N for N images spread evenly over the split (ancestral:1000 over all takes
 hours on a CPU).
 """
@@ -62,7 +64,7 @@ def measure(
 
 
 def table(runs: dict[str, dict[str, Any]]) -> str:
-    """Markdown, one row a solver."""
+    """Markdown, one row for each solver."""
     first = next(iter(runs))
     lines = [
         f"| solver | NFE | images | energy score | against {first.replace(':', ' ')}, paired | saturation (target) "

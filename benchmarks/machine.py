@@ -1,4 +1,4 @@
-"""What the benchmarks run on: what decides its speed, and the rates that it reaches in the plainest operations."""
+"""The machine of the benchmarks: what its speed depends on, and its measured peak rates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16"
 
 @dataclass(frozen=True)
 class Peaks:
-    """Measured, best of several sizes and rounds."""
+    """Measured peak rates, the best of several sizes and rounds."""
 
     bfloat16: float  # FLOP/s of a matrix product
     float32: float  # the same. Convolutions can beat it by Winograd's algorithm on a CPU, by TF32 on a GPU
@@ -28,7 +28,7 @@ class Peaks:
         return self.bfloat16 if dtype == torch.bfloat16 else self.float32
 
     def rates(self, gflop: float, seconds: float, dtype: torch.dtype) -> dict[str, float]:
-        """What a row tells of its work, in 10^9 multiplications and additions."""
+        """A row's rates from its work, in 10^9 multiplications and additions."""
         rate = 1e9 * gflop / seconds
         return {"gflop": gflop, "tflops": rate / 1e12, "share_of_peak": rate / self.flops(dtype)}
 
@@ -51,7 +51,7 @@ def measure_peaks(device: torch.device, quick: bool) -> Peaks:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """What decides speed: processor and its vector units, memory, card, versions, threads."""
+    """What speed depends on: processor and its vector units, memory, card, versions, threads."""
     flags = set(machine.cpuinfo("flags").split())
     return {
         **machine.describe(device, PACKAGES),

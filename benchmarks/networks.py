@@ -1,4 +1,4 @@
-"""The networks that are measured, and how far a result is from another."""
+"""The networks that are measured, and the relative error of a result."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ SMALL: dict[str, Any] = {"model_channels": 32, "channel_mult": (1,), "head_chann
 def build(device: str | torch.device, quick: bool) -> UNet:
     """The paper's network, or the small one, the same in every process.
 
-    Layers that are initialised to 0 are filled at the scale of the others: they would hide every error before
-    them.
+    Layers that are initialised to 0 are filled at the scale of the others: zeros would hide errors.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -32,7 +31,7 @@ def build(device: str | torch.device, quick: bool) -> UNet:
 
 
 def images(batch: int, device: str | torch.device, quick: bool) -> torch.Tensor:
-    """(B, 3, 64, 64), or (B, 3, 32, 32) where the network is the small one, in [-1, 1], the same in every process."""
+    """(B, 3, 64, 64), or (B, 3, 32, 32) for the small network, in [-1, 1], the same in every process."""
     size = 32 if quick else 64
     return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(1)).mul(2).sub(1).to(device)
 
@@ -41,7 +40,7 @@ def images(batch: int, device: str | torch.device, quick: bool) -> torch.Tensor:
 def gflop(unet: UNet, x: torch.Tensor) -> float:
     """Multiplications and additions of one call with (B, C, H, W) images, in 10^9.
 
-    In the call's plain form: work that a trick saves counts as if it were done.
+    Counted for the call's plain form, with the work that a trick saves.
     """
     with FlopCounterMode(display=False) as counter:
         unet(x[:1], torch.full((1,), 500, device=x.device))

@@ -1,7 +1,6 @@
-"""Measurements that need a process of their own: its peak memory, its environment, its start.
+"""Measurements in a fresh process: of its peak memory, with its environment, from its start.
 
-``run(task, **arguments)`` calls the function of that name here in a fresh process and returns what it
-returns.
+``run(task, **arguments)`` calls a function of this module in a fresh process and returns its result.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ BATCH = 16  # of the demo preset
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Variables of a child that can import bbdm and benchmarks."""
+    """Environment variables with which a child imports bbdm and benchmarks."""
     return {**os.environ, "PYTHONPATH": str(ROOT), **changes}
 
 
 def run(task: Callable[..., Any], variables: dict[str, str] | None = None, **arguments: Any) -> Any:
-    """Call ``task(**arguments)`` in a fresh process, where variables are set; both must be plain values."""
+    """Call ``task(**arguments)`` in a fresh process with these variables; arguments are plain values."""
     command = [sys.executable, "-m", "benchmarks.processes", task.__name__, json.dumps(arguments)]
     done = subprocess.run(
         command, env=environment(**(variables or {})), cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
@@ -54,7 +53,7 @@ def peak_memory(device: str) -> int:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss starts at the parent's, so it tells nothing of a child of a large process
+    if status.exists():  # ru_maxrss starts at the parent's, so it is useless for a child of a large process
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return 1024 * int(line.split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -113,14 +112,14 @@ def _demo_network(device: str) -> UNet:
 
 
 def peer_epochs(data: str, device: str) -> Any:
-    """Seconds of each step of sde-bbdm's training from files, the mean over an epoch, of each epoch after the first."""
+    """Seconds a step of sde-bbdm's training from files, the mean of each epoch after the first."""
     from benchmarks.peers import sde_bbdm
 
     return sde_bbdm.train_epochs(_demo_network(device), Path(data) / "train", BATCH, EPOCHS)[1:]
 
 
 def bare_steps(data: str, device: str, compiled: bool) -> Any:
-    """Seconds of each of our steps as the demo preset has them, on one batch in memory, after the first two."""
+    """Seconds of each of our steps with the demo preset, on one batch in memory, after the first two."""
     pairs = load_dataset("edge2shoes", data, image_size=64)
     flags = ["edge2shoes", data, "model.pt", "--preset", "demo", *(["--compile"] * compiled)]
     config = train_script.build_config(train_script.parse(flags))
@@ -131,7 +130,7 @@ def bare_steps(data: str, device: str, compiled: bool) -> Any:
 
 
 def script_epochs(data: str, device: str, *flags: str, cached: bool = False) -> list[float]:
-    """Seconds of each step of examples/train.py, the mean over an epoch, of each epoch after the first."""
+    """Seconds a step of examples/train.py, the mean of each epoch after the first."""
     with tempfile.TemporaryDirectory() as folder:
         cache = ["--cache_images", f"{folder}/cache"] if cached else []
         common = ["--preset", "demo", "--condition", "none", "-e", str(EPOCHS), "--device", device, *cache, *flags]
@@ -143,7 +142,7 @@ def script_epochs(data: str, device: str, *flags: str, cached: bool = False) -> 
 
 @torch.inference_mode()
 def unet_call(rounds: int) -> Any:
-    """One UNet call of sde-bbdm in float32 and of our compiled network, in turns, and the dtype that ours chose."""
+    """UNet calls of sde-bbdm in float32 and of our compiled network, in turns, and the dtype of ours."""
     from benchmarks.peers import sde_bbdm
 
     unet = networks.build("cpu", quick=False)

@@ -1,5 +1,4 @@
-"""Tables and a plot of what the benchmarks measured: python benchmarks/report.py RESULTS.json [--svg
-PLOT.svg].
+"""Tables and a plot of benchmark results: python benchmarks/report.py RESULTS.json [--svg PLOT.svg].
 
 RESULTS.json comes from pytest benchmarks/ --benchmark-only --benchmark-json=RESULTS.json. The tables are
 markdown, on standard output; the plot shows UNet call, translation, training step and cold start.
@@ -53,7 +52,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one row of a comparison."""
+    """The measurements of one row of a comparison."""
 
     name: str
     median: float  # seconds
@@ -62,7 +61,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Results:
-    """What a file tells."""
+    """The content of a results file."""
 
     hardware: str  # in one line, with versions
     comparisons: dict[str, list[Row]]  # of each case, the plotted ones first
@@ -72,7 +71,7 @@ def read(path: Path) -> Results:
     """Read a file of pytest-benchmark.
 
     Raises:
-        ValueError: it is not JSON, not of this suite, or holds no result.
+        ValueError: it is not JSON, not of this suite, or has no result.
     """
     try:
         content = json.loads(path.read_text())
@@ -122,7 +121,7 @@ def duration(seconds: float) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: a line for each row, and columns for what at least one of them tells."""
+    """Markdown: a line for each row, and a column for each value that at least one of them has."""
     columns = {key: column for key, column in COLUMNS.items() if any(key in row.info for row in rows)}
     lines = [["", "median", *(title for title, _ in columns.values())], ["---"] * (2 + len(columns))]
     for row in rows:

@@ -1,8 +1,10 @@
 """From the start of a Python process to its first image, and the steady speed of what was loaded.
 
-Each sample is a fresh process with a user's few lines, from its start until it says that the image is there.
-Its folder for inductor's cache is empty; checkpoint and package were just written and so are in the system's
-file cache. Rows: eager float32; ``compile=True``; from a saved package. The steady rows are calls in this
+Each sample is a fresh process with a user's few lines, from its start until it prints that it has the image.
+Its folder for inductor's cache is empty; checkpoint and package were just written, so that they are in the
+system's file cache.
+
+Rows: eager float32; ``compile=True``; from a saved package. The steady rows are calls in this
 process, in turns.
 """
 
@@ -82,7 +84,7 @@ def cold(folder: Path, unet: UNet, sampler: BridgeSampler, quick: bool) -> Compa
     for turn in range(rounds):
         for row, setting in settings.items():
             if row == "compiled, empty cache" and turn:
-                continue  # the compiler's minute is not measured twice
+                continue  # the compiler's minute is measured once
             comparison.seconds[row].append(first_image(folder, device, setting))
             error = relative_error(torch.load(folder / "image.pt"), expected)
             assert error < 0.1, f"{row}: relative error {error:.3g}"

@@ -1,8 +1,7 @@
-"""A processor without bfloat16 units, simulated by ONEDNN_MAX_CPU_ISA: which dtype ``compile=True`` chooses,
-how fast.
+"""The dtype and speed of ``compile=True`` without bfloat16 units, simulated by ONEDNN_MAX_CPU_ISA.
 
-The variable holds for both rows, which take turns in one process. It limits oneDNN, where convolutions and
-products are; loops that inductor writes itself keep the vectors of the real processor, a few percent of the
+The variable applies to both rows, which take turns in one process. It limits oneDNN, which computes
+convolutions and products; inductor's own loops use the vectors of the real processor, a few percent of the
 time.
 """
 

@@ -1,11 +1,11 @@
 """The ops of bbdm/kernels against a plain copy that moves as many bytes.
 
 Bytes are what must be read and written once. Rows:
-- ``copy``: torch's copy of as many bytes, as much in the caches as the others, so no op can beat it by much;
+- ``copy``: torch's copy of as many bytes, cached as much as the others, so no op can beat it by much;
 - ``reference``: the op in PyTorch, eager;
 - ``compiled``: the same through inductor; for group_norm_silu the formulation that compiled networks contain.
   bridge_step has none: it reads its row on the host, where no compiler follows;
-- ``op``: what callers get, checks and dispatch included: the Triton kernel on a GPU, the reference on a CPU.
+- ``op``: the public op with its checks and dispatch: the Triton kernel on a GPU, the reference on a CPU.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def noise_rows(size: Size, drawn: bool) -> tuple[Rows, int]:
 
 
 def bridge_rows(size: Size, noise: str) -> tuple[Rows, int]:
-    """One step of a sampler with a bfloat16 network: with noise from seeds, with explicit noise, or with none."""
+    """One step of a sampler with a bfloat16 network: noise from seeds, explicit noise, or none."""
     table = solvers.build(BRIDGE, "dpm2m" if noise == "none" else "sde-dpm2m", steps=10)
     weights = np.concatenate([table.prediction, table.coefficients], axis=1)
     rows = torch.from_numpy(weights).to(DEVICE, torch.float32)
@@ -94,7 +94,7 @@ def norm_rows(size: Size, backward: bool) -> tuple[Rows, int]:
         forward = partial(function, x, 32, weight, bias, 1e-5, True)
         if not backward:
             return forward
-        with functorch_config.patch(donated_buffer=False):  # the graph is kept, to go back through it again
+        with functorch_config.patch(donated_buffer=False):  # the graph is kept for another backward pass
             y = forward()
         return lambda: torch.autograd.grad(y, (x, weight, bias), dy, retain_graph=True)[0]
 
@@ -102,7 +102,7 @@ def norm_rows(size: Size, backward: bool) -> tuple[Rows, int]:
     return rows, (3 if backward else 2) * x.nbytes
 
 
-# name: what makes its rows, from a size; the sizes: of training and of sampling, or the network's two widest
+# Name, function from a size to the rows, and sizes: of training and sampling, or of the network's two widest
 # levels.
 IMAGES: list[Size] = [(64, 3, 64, 64), (8, 3, 256, 256), (1, 3, 64, 64)]
 FEATURES: list[Size] = [(8, 128, 64, 64), (1, 128, 64, 64), (8, 512, 32, 32)]

@@ -1,8 +1,7 @@
-"""The way through a VQ-f4 for one picture of 3 x 256 x 256: encoder, nearest codes, decoder, and a whole
-translation.
+"""One picture of 3 x 256 x 256 through a VQ-f4: encoder, nearest codes, decoder, and a whole translation.
 
-The public way is diffusers' VQModel and sde-bbdm's network, as users of the A-Bridge scripts have them:
-float32, eager, 199 steps. A --quick run leaves this out.
+The public system is diffusers' VQModel and sde-bbdm's network, as users of the A-Bridge scripts have them:
+float32, eager, 199 steps. A --quick run skips it.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def codec(quick: bool) -> VQGANCodec:
 
 @pytest.fixture(scope="module")
 def picture() -> torch.Tensor:
-    """(1, 3, 256, 256), smooth: noise would be a picture that no encoder has seen."""
+    """(1, 3, 256, 256), smooth, as no encoder is trained on noise."""
     coarse = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
     return torch.nn.functional.interpolate(coarse, (256, 256), mode="bicubic").clamp(-1, 1).to(DEVICE)
 

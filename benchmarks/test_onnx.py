@@ -1,9 +1,8 @@
-"""Our ONNX export in ONNX Runtime on the CPU: one call of the UNet at 3 x 64 x 64, and a translation, against
-PyTorch.
+"""Our ONNX export in ONNX Runtime on the CPU against PyTorch: a UNet call and a translation at 3 x 64 x 64.
 
-int8 is calibrated on a few pictures' ways, as export/to_onnx.py does. What it costs in the image is told of
-the bundled network, since it was trained: mean difference to the float32 image over the bundled drawings, in
-[0, 1] of the range.
+int8 is calibrated on translations of a few pictures, as in export/to_onnx.py. Its error in the image is
+measured with the bundled network, which is trained: the mean difference to the float32 image over the bundled
+drawings, as a share of the range.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool, tmp_
     model = graphs.unet_graph(unet, None, OPSET)
     plain = BridgeSampler(unet, BRIDGE, steps=STEPS)
     (folder / "scratch").mkdir()
-    files = {  # int8 first: what is written refers to its file from then on
+    files = {  # int8 first: the model refers to its file once it is written
         "ONNX Runtime int8": write(quantized(model, plain, [x], folder / "scratch"), folder / "int8"),
         "ONNX Runtime float32": write(model, folder / "float32"),
     }

@@ -1,8 +1,7 @@
-"""A whole translation of one image, 3 x 64 x 64: ours in 10 evaluations, sde-bbdm's fast sampling in its 199
-and in 10.
+"""A translation of one image, 3 x 64 x 64: ours in 10 evaluations, sde-bbdm's fast sampling in 199 and 10.
 
-``outside_network`` is the share of a call's time that is not the network's: the same call again, with each of
-its network calls timed.
+``outside_network`` is the share of a call's time outside the network: the same call again, with each network
+call timed.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from benchmarks.networks import BRIDGE, STEPS, gflop, images, relative_error
 from benchmarks.timing import Comparison, interleaved, seconds_of
 
 BASELINE = "sde-bbdm float32, 199 steps"
-AS_MANY = f"sde-bbdm float32, {STEPS} steps"  # a comparison of code alone; its pictures are worse for it
+AS_MANY = f"sde-bbdm float32, {STEPS} steps"  # compares code alone; its pictures are worse
 # On a GPU "compiled" is the loop without its graph, "graph" what compile=True gives.
 EAGER, EAGER_BFLOAT16, COMPILED, GRAPH = (
     f"{row}, {STEPS} steps" for row in ("eager float32", "eager bfloat16", "compiled", "graph")
@@ -31,7 +30,7 @@ ROWS = [BASELINE, AS_MANY, EAGER, EAGER_BFLOAT16, COMPILED, GRAPH]
 
 
 def share_outside(sampler: BridgeSampler, call: Callable[[], object]) -> float:
-    """Of the time of one call, the share that is not spent in the network."""
+    """The share of a call's time outside the network."""
     network = sampler._loop.network
     inside: list[float] = []
 
@@ -77,7 +76,7 @@ def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool) -> C
         peer = import_module("benchmarks.peers.sde_bbdm")
     except ImportError as error:
         comparison.missing = dict.fromkeys([BASELINE, AS_MANY], f"needs the extra peers: {error}")
-    else:  # test_unet.py compares one call of its network, the tests each of its steps
+    else:  # test_unet.py compares a call of its network, the tests compare each of its steps
         for name, steps in {BASELINE: None, AS_MANY: STEPS}.items():
             times = solvers.build(BRIDGE, "fast", steps=steps).timesteps.tolist()
             rows[name] = peer.translation(unet, source, times)

@@ -1,9 +1,9 @@
-"""One training step at 3 x 64 x 64, each row in processes of its own, whose peak memory is told.
+"""One training step at 3 x 64 x 64, each row in its own processes, with their peak memory.
 
 Processes take turns, A B C A B C, since the memory of all three at once is more than many machines have.
 Rows: sde-bbdm as its users run it (float32, Adam, L1, gradients clipped); ours in bfloat16 autocast with
 Adam, L1 and the moving average of weights that sde-bbdm leaves out; the same compiled. The first step of each
-process is not timed: the compiler runs in it, and the optimizer's state comes into being.
+process is not timed: it runs the compiler and allocates the optimizer's state.
 """
 
 from __future__ import annotations

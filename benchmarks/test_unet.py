@@ -1,7 +1,6 @@
-"""One call of the UNet at 3 x 64 x 64: ours against sde-bbdm, ONNX Runtime and OpenVINO, with the same
-weights.
+"""A UNet call at 3 x 64 x 64: ours against sde-bbdm, ONNX Runtime and OpenVINO, with the same weights.
 
-Ours takes what it makes of the time as an argument, since a sampler computes that once for all its steps.
+Ours takes its modulation by the time as an argument, since a sampler computes it once for all steps.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def dtype_of(row: str) -> torch.dtype:
 
 
 def peers(unet: UNet, x: torch.Tensor, t: torch.Tensor, folder: Path) -> dict[str, Callable[[], Call]]:
-    """What makes the call of each peer, or raises ImportError."""
+    """For each peer a function that returns its call, or raises ImportError."""
 
     def peer(name: str) -> Any:
         return import_module(f"benchmarks.peers.{name}")
@@ -81,7 +80,7 @@ def peers(unet: UNet, x: torch.Tensor, t: torch.Tensor, folder: Path) -> dict[st
 
 
 def ours(unet: UNet, sampler: BridgeSampler, x: torch.Tensor, t: torch.Tensor) -> dict[str, Callable[[], Call]]:
-    """What makes each of our calls. The sampler has one of the two compiled networks already."""
+    """A function for each of our calls. The sampler has one of the two compiled networks already."""
     modulation = unet.modulation(t[:1])
     rounded = copy.deepcopy(unet).bfloat16()
     inputs = {torch.float32: x, torch.bfloat16: x.bfloat16()}

@@ -1,6 +1,6 @@
-"""Timing of rows that are compared with each other, and what is told of each.
+"""Timing of rows that are compared with each other.
 
-pytest-benchmark times one callable after the other, so a machine that gets slower in between changes the
+pytest-benchmark times one callable after the other, so a machine that slows down in between changes the
 ratio. Here all rows of a comparison are timed in rounds, A B C A B C, and each test then replays the times of
 its row.
 """
@@ -52,12 +52,12 @@ def interleaved(
     """Seconds of each row, timed in turns.
 
     Args:
-        rows: what to time; each was called before, so nothing is compiled any more.
-        rounds: how often each row has its turn.
+        rows: the calls to time; each was called before, so that it is compiled.
+        rounds: the number of turns of each row.
         settle: begin a turn by a call that is not timed, after which the caches hold this row's data again
             and the threads of the row before are asleep.
         once: rows that have a single turn, since a call of theirs takes minutes.
-        least: call faster rows several times for one sample, so that a sample takes so many seconds.
+        least: seconds of a sample; faster rows are called several times for one.
     """
     loops = {name: max(1, math.ceil(least / seconds_of(row))) if least else 1 for name, row in rows.items()}
     seconds: dict[str, list[float]] = {name: [] for name in rows}
@@ -91,7 +91,7 @@ class Comparison:
 
 
 class Replay:
-    """A clock for pytest-benchmark that only :meth:`play` moves on, by the next sample that was measured before."""
+    """A clock for pytest-benchmark that only :meth:`play` advances, by the next sample measured before."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -1,1 +1,1 @@
-"""Export to ONNX: ``to_onnx.py`` is the command, the other files are its parts."""
+"""Export to ONNX: ``to_onnx.py`` is the script, the other files are its parts."""

@@ -1,4 +1,4 @@
-"""An export against PyTorch: every graph, and the final image, at several shapes."""
+"""An export compared with PyTorch: every graph, and the final image, at several shapes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from bbdm.runtime.bridge_json import PIPELINE
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampler import BridgeSampler
 
-LIMITS = {"fp32": 1e-4, "fp16": 2e-2}  # largest difference over largest value; int8 is told and not judged
+LIMITS = {"fp32": 1e-4, "fp16": 2e-2}  # of the largest difference over the largest value; int8 has none
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a graph is from PyTorch on one input."""
+    """The difference of a graph from PyTorch on one input, relative to PyTorch's largest value."""
 
     graph: str
     shape: tuple[int, ...]  # of the input
-    largest: float  # difference, by the largest value that PyTorch gives
-    mean: float  # alike
+    largest: float
+    mean: float
 
     @classmethod
     def of(cls, graph: str, shape: tuple[int, ...], value: np.ndarray, reference: torch.Tensor) -> Difference:
@@ -36,13 +36,12 @@ class Difference:
 
 @torch.inference_mode()
 def differences(folder: Path, sampler: BridgeSampler, size: int) -> Iterator[Difference]:
-    """Each graph of a folder against a float32 sampler, then the image, from the loop and from
-    ``pipeline.onnx``.
+    """Differences of a folder's graphs, of the loop's image and of ``pipeline.onnx`` from a float32 sampler.
 
     Args:
         folder: the export.
-        sampler: of the same checkpoint, solver and steps.
-        size: side of the smallest pictures to try, on the network's grid.
+        sampler: has the same checkpoint, solver and steps.
+        size: side of the smallest pictures, a multiple of the network's stride.
     """
     exported = OnnxBridgeSampler(folder, ["CPUExecutionProvider"])
     stride = exported.settings["stride"]

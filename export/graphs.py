@@ -1,7 +1,7 @@
-"""The networks of a checkpoint as ONNX graphs, made by torch.onnx.export.
+"""The networks of a checkpoint as ONNX graphs, by torch.onnx.export.
 
-Values outside a graph are float32 whatever is inside. GroupNorm is one node (GroupNormalization), attention
-too from opset 23 on (Attention); before, attention is MatMul, Softmax, MatMul.
+Inputs and outputs of a graph are float32, whatever the dtype of its weights. GroupNorm is one node
+(GroupNormalization). Attention is one node (Attention) from opset 23 on, and MatMul, Softmax, MatMul before.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from torch import nn
 from bbdm.codec import VQGANCodec
 from bbdm.networks.unet import UNet, frequencies, sinusoids
 
-OPSETS = range(21, 24)  # from the first that has GroupNorm with a weight for each channel
-IR_VERSIONS = {21: 10, 22: 10, 23: 11}  # the oldest that each opset goes with, for the oldest runtimes
+OPSETS = range(21, 24)  # the first has GroupNorm with a weight for each channel
+IR_VERSIONS = {21: 10, 22: 10, 23: 11}  # the oldest for each opset, which the most runtimes read
 FOLDED = 2**31  # numbers: constants of any size
 GRID = ("batch", "channels", "height", "width")
 
 
 class UNetGraph(nn.Module):
-    """The UNet: x, t and the condition, where it has one, to the prediction."""
+    """The UNet: x, t and the condition, where there is one, to the prediction."""
 
     def __init__(self, unet: UNet) -> None:
         super().__init__()
         self.unet = unet
-        # Made here: constants that the exporter works out differ in the last bit, which a time of 1000
+        # Computed here: constants that the exporter folds differ in the last bit, which a time of 1000
         # multiplies.
         self.frequencies = nn.Buffer(frequencies(unet.config.model_channels))
 
@@ -72,7 +72,7 @@ def unet_graph(unet: UNet, static: tuple[int, int, int] | None, opset: int) -> o
 
     Args:
         unet: in float32 or float16.
-        static: (B, H, W) that the graph takes and no other, or None for any batch, height and width.
+        static: the only (B, H, W) that the graph takes, or None for any batch, height and width.
         opset: one of ``OPSETS``.
     """
     config = unet.config
@@ -87,7 +87,7 @@ def unet_graph(unet: UNet, static: tuple[int, int, int] | None, opset: int) -> o
 
 
 def encoder_graph(codec: VQGANCodec, static: tuple[int, int, int] | None, opset: int) -> onnx.ModelProto:
-    """The graph of a codec's encoder: input ``image``, output ``latent``; arguments as for :func:`unet_graph`."""
+    """The graph of a codec's encoder, ``image`` to ``latent``; for arguments see :func:`unet_graph`."""
     batch, height, width = static or (2, 8 * codec.stride, 10 * codec.stride)
     image = torch.zeros(batch, codec.image_channels, height, width)
     output = ("latent", ("batch", "channels", "latent_height", "latent_width"))
@@ -95,7 +95,7 @@ def encoder_graph(codec: VQGANCodec, static: tuple[int, int, int] | None, opset:
 
 
 def decoder_graph(codec: VQGANCodec, static: tuple[int, int, int] | None, opset: int) -> onnx.ModelProto:
-    """The graph of a codec's decoder: input ``latent``, output ``image``; ``static`` is (B, H, W) of the image."""
+    """The graph of a codec's decoder, ``latent`` to ``image``; ``static`` is (B, H, W) of the image."""
     batch, height, width = static or (2, 8 * codec.stride, 10 * codec.stride)
     latent = torch.zeros(batch, codec.channels, height // codec.stride, width // codec.stride)
     output = ("image", ("batch", "channels", "image_height", "image_width"))
@@ -103,7 +103,7 @@ def decoder_graph(codec: VQGANCodec, static: tuple[int, int, int] | None, opset:
 
 
 def _nearest_code(z: Any, codes: Any) -> Any:
-    """``bbdm::nearest_code`` in ONNX: the least |e|^2 / 2 - z e, the first of several."""
+    """``bbdm::nearest_code`` in ONNX: the index of the least |e|^2 / 2 - z e, the lowest of several."""
     op: Any = opset21
     offset = op.Mul(op.ReduceSumSquare(codes, op.Constant(value_ints=[1]), keepdims=0), op.Constant(value_float=0.5))
     scores = op.Sub(offset, op.MatMul(z, op.Transpose(codes, perm=[1, 0])))
@@ -135,7 +135,7 @@ def _export(
             verbose=False,
         )
     assert program is not None
-    # Sums of weights are made once, here: quantisation looks for weights that are constants.
+    # Sums of weights are folded here: quantisation needs weights that are constants.
     optimizer.optimize_ir(program.model, input_size_limit=FOLDED, output_size_limit=FOLDED)
     model = program.model_proto
     _tidy(model, half=any(p.dtype == torch.float16 for p in network.parameters()))
@@ -152,7 +152,7 @@ def _export(
 
 
 def _tidy(model: onnx.ModelProto, half: bool) -> None:
-    """Softmax in float32, and no traces of the program that made the graph."""
+    """Compute softmax in float32, and remove the exporter's metadata."""
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         del node.metadata_props[:]

@@ -1,6 +1,6 @@
 """The step of a sampling loop as a graph, and a whole translation as one graph.
 
-Both take a step from the table's row as numbers, so neither knows bridge or solver.
+Both take the table's rows as numbers, so neither depends on the bridge or the solver.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ IMAGE = "float[batch, channels, height, width]"
 def step_graph(opset: int) -> onnx.ModelProto:
     """One step, to ``x_next`` and ``x0hat_next``, (B, C, H, W).
 
-    Its inputs are ``x``, ``x0hat`` of the step before, ``prediction``, ``y`` and noise ``z``, all (B, C, H,
-    W), and the table's ``row``, (8,). For a row without noise z may be (1, 1, 1, 1).
+    Its inputs are ``x``, the previous step's ``x0hat``, ``prediction``, ``y`` and noise ``z``, all
+    (B, C, H, W), and the table's ``row``, (8,). For a row without noise z may be (1, 1, 1, 1).
     """
     z = "float[z_batch, z_channels, z_height, z_width] z"
     inputs = ", ".join(f"{IMAGE} {name}" for name in ("x", "x0hat", "prediction", "y"))
@@ -49,19 +49,53 @@ def step_graph(opset: int) -> onnx.ModelProto:
 def pipeline_graph(
     unet: onnx.ModelProto, encoder: onnx.ModelProto | None, decoder: onnx.ModelProto | None, table: StepTable
 ) -> onnx.ModelProto:
-    """A translation in one graph: ``source`` (B, C, H, W) in [-1, 1] and ``noise`` (S, B, C', H', W') to
-    ``image``.
+    """A translation in one graph: ``source`` (B, C, H, W) in [-1, 1] and ``noise`` to ``image``.
 
-    The steps are a Loop around one copy of the network. ``noise`` is standard normal, in the space of the
-    bridge, with one slot for each row of the table that needs it, in the table's order; without such rows it
-    is no input.
+    The steps are a Loop around one copy of the network. ``noise``, (S, B, C', H', W'), is standard normal, in
+    the space of the bridge, with one slot for each row of the table that needs it, in the table's order;
+    without such rows the graph has no such input.
     """
-    opset = unet.opset_import[0].version
     noisy = table.noisy
     slots = np.zeros(len(table), np.int64)
     slots[noisy] = np.arange(len(noisy))
-    conditioned = len(unet.graph.input) == 3
+    graph = onnx.GraphProto(name="pipeline")
+    for name, values in (
+        ("timesteps", table.timesteps),
+        ("rows", table.rows.astype(np.float32)),
+        ("slots", slots),
+        ("steps", np.array(len(table))),
+        ("low", np.array(-1.0, np.float32)),
+        ("high", np.array(1.0, np.float32)),
+    ):
+        graph.initializer.append(numpy_helper.from_array(values, name))
+    graph.initializer.extend(_weights(unet.graph, "unet/"))  # outside the loop, so that there is one copy
+    if encoder is not None:
+        _include(graph, encoder.graph, {"image": "source", "latent": "y"}, "encoder/")
+        graph.initializer.extend(_weights(encoder.graph, "encoder/"))
+    else:
+        graph.node.append(helper.make_node("Identity", ["source"], ["y"]))
+    body = _loop_body(unet.graph, bool(noisy))
+    graph.node.append(helper.make_node("Loop", ["steps", "", "y", "y"], ["x_last", "x0hat_last"], body=body))
+    last = "x_last"
+    if decoder is not None:
+        _include(graph, decoder.graph, {"latent": last, "image": "decoded"}, "decoder/")
+        graph.initializer.extend(_weights(decoder.graph, "decoder/"))
+        last = "decoded"
+    graph.node.append(helper.make_node("Clip", [last, "low", "high"], ["image"]))
 
+    graph.input.append(_like((encoder or unet).graph.input[0], "source", GRID))
+    if noisy:
+        names = GRID if encoder is None else ("batch", "channels", "latent_height", "latent_width")
+        grid = unet.graph.input[0].type.tensor_type.shape.dim
+        shape = [dim.dim_value or name for name, dim in zip(names, grid, strict=True)]
+        graph.input.append(helper.make_tensor_value_info("noise", onnx.TensorProto.FLOAT, [len(noisy), *shape]))
+    graph.output.append(_like((decoder or unet).graph.output[0], "image", GRID))
+    opset = helper.make_opsetid("", unet.opset_import[0].version)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSIONS[opset.version])
+
+
+def _loop_body(unet: onnx.GraphProto, noisy: bool) -> onnx.GraphProto:
+    """One step of the Loop: the network, then :data:`STEP` with the row of the step's index."""
     draw = "z = Gather (noise, slot)" if noisy else "z = Constant <value_floats = [0.0]> ()"
     body = parser.parse_graph(
         f"""
@@ -76,46 +110,13 @@ def pipeline_graph(
           {STEP}
         }}"""
     )
-    inner = {"x": "x", "t": "t", "prediction": "prediction"} | ({"condition": "y"} if conditioned else {})
+    inner = {"x": "x", "t": "t", "prediction": "prediction", "condition": "y"}
     before = next(i for i, node in enumerate(body.node) if node.op_type == "Split")
     after = list(body.node[before:])
     del body.node[before:]
-    _include(body, unet.graph, inner, "unet/")
+    _include(body, unet, inner, "unet/")
     body.node.extend(after)
-
-    graph = onnx.GraphProto(name="pipeline")
-    for name, values in (
-        ("timesteps", table.timesteps),
-        ("rows", table.rows.astype(np.float32)),
-        ("slots", slots),
-        ("steps", np.array(len(table))),
-    ):
-        graph.initializer.append(numpy_helper.from_array(values, name))
-    graph.initializer.extend(_weights(unet.graph, "unet/"))  # outside the loop, so that there is one copy
-    source, image = "source", "image"
-    if encoder is not None:
-        _include(graph, encoder.graph, {"image": source, "latent": "y"}, "encoder/")
-        graph.initializer.extend(_weights(encoder.graph, "encoder/"))
-    else:
-        graph.node.append(helper.make_node("Identity", [source], ["y"]))
-    graph.node.append(helper.make_node("Loop", ["steps", "", "y", "y"], ["x_last", "x0hat_last"], body=body))
-    last = "x_last"
-    if decoder is not None:
-        _include(graph, decoder.graph, {"latent": last, "image": "decoded"}, "decoder/")
-        graph.initializer.extend(_weights(decoder.graph, "decoder/"))
-        last = "decoded"
-    for name, bound in (("low", -1.0), ("high", 1.0)):
-        graph.initializer.append(numpy_helper.from_array(np.array(bound, np.float32), name))
-    graph.node.append(helper.make_node("Clip", [last, "low", "high"], [image]))
-
-    graph.input.append(_like((encoder or unet).graph.input[0], source, GRID))
-    if noisy:
-        names = GRID if encoder is None else ("batch", "channels", "latent_height", "latent_width")
-        grid = unet.graph.input[0].type.tensor_type.shape.dim
-        shape = [dim.dim_value or name for name, dim in zip(names, grid, strict=True)]
-        graph.input.append(helper.make_tensor_value_info("noise", onnx.TensorProto.FLOAT, [len(noisy), *shape]))
-    graph.output.append(_like((decoder or unet).graph.output[0], image, GRID))
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSIONS[opset])
+    return body
 
 
 def _include(graph: onnx.GraphProto, other: onnx.GraphProto, known: dict[str, str], prefix: str) -> None:

@@ -1,8 +1,7 @@
-"""Static int8 quantisation of the UNet's graph, calibrated on the states that it meets when it translates
-pictures.
+"""Static int8 quantisation of the UNet's graph, calibrated on the states of translations of pictures.
 
-Convolutions and matrix products are in int8, with a scale for each output channel; the first and the last
-convolution, what is made of the time, norms and attention itself stay in float32.
+Convolutions and matrix products are in int8, with a scale for each output channel. The first and the last
+convolution, the time embedding, norms and attention stay in float32.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from bbdm.sampler import BridgeSampler
 
 
 class _Trajectory(CalibrationDataReader):
-    """Inputs of the graph: each state of each picture's way from source to result."""
+    """Inputs of the graph: every state of every picture's translation."""
 
     def __init__(self, sampler: BridgeSampler, sources: list[torch.Tensor]) -> None:
         self._feeds = self._states(sampler, sources)
@@ -46,14 +45,14 @@ def quantized(
 
     Args:
         model: its float32 graph.
-        sampler: makes the states that activations' ranges are measured on.
+        sampler: computes the states from which activations' ranges are measured.
         sources: (1, C, H, W) each, of a size that the network takes.
         folder: for temporary files, as large as the graph.
     """
     convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
     plain, small = folder / "float32.onnx", folder / "int8.onnx"
     onnx.save_model(model, plain, save_as_external_data=model.ByteSize() > 2**30, location="float32.onnx.data")
-    logging.disable(logging.WARNING)  # its advice on preprocessing is for graphs that were not folded
+    logging.disable(logging.WARNING)  # its advice on preprocessing is for graphs that are not folded
     try:
         quantize_static(
             plain,

@@ -1,8 +1,7 @@
 """Export a checkpoint to ONNX: python export/to_onnx.py CHECKPOINT [FOLDER] [flags].
 
-FOLDER gets unet.onnx, step.onnx, encoder.onnx and decoder.onnx where pictures are translated in a latent
-space, and bridge.json, which says how they go together. `python -m bbdm.runtime FOLDER PICTURE... -o
-OUT` runs them.
+FOLDER gets unet.onnx, step.onnx, for a latent bridge encoder.onnx and decoder.onnx, and bridge.json, the
+settings of the sampling loop. `python -m bbdm.runtime FOLDER PICTURE... -o OUT` runs them.
 """
 
 from __future__ import annotations
@@ -29,21 +28,22 @@ from bbdm.base.images import from_pil
 from bbdm.codec import VQGANCodec
 from bbdm.data.pairs import load_dataset
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan
+from bbdm.files.weights import IncompleteFileError
 from bbdm.runtime.bridge_json import FORMAT, PIPELINE, SETTINGS, VERSION
 from bbdm.sampler import BridgeSampler
 from export import check, graphs, pipeline
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 PACKAGES = ("bbdm", "torch", "onnx", "onnxscript", "onnxruntime")
-EXTERNAL = 2**30  # bytes from which weights lie beside the graph: a protobuf holds 2 GB
-CALIBRATION = 8  # pictures, at every step
+EXTERNAL = 2**30  # bytes from which weights are in a second file: a protobuf holds 2 GB
+CALIBRATION = 8  # pictures
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="what bbdm.load_checkpoint reads")
-    parser.add_argument("folder", type=Path, nargs="?", help="where to write; out/CHECKPOINT-onnx if left out")
+    parser.add_argument("checkpoint", type=Path, help="a file that bbdm.load_checkpoint reads")
+    parser.add_argument("folder", type=Path, nargs="?", help="where to write (out/CHECKPOINT-onnx)")
     parser.add_argument("--solver", choices=get_args(solvers.Solver), default=solvers.DEFAULT, help="(%(default)s)")
     parser.add_argument("--steps", type=int, help="network evaluations; the solver's default if unset")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="of weights and products (fp32)")
@@ -52,7 +52,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--external-data",
         action=argparse.BooleanOptionalAction,
-        help="weights in a file of their own; from 1 GB on if unset",
+        help="write weights to a second file; if unset, from 1 GB on",
     )
     parser.add_argument("--pipeline", action="store_true", help="write pipeline.onnx too: a translation in one graph")
     parser.add_argument("--quantize", choices=["int8"], help="the UNet, calibrated on --calibrate")
@@ -82,7 +82,7 @@ def _static(text: str) -> tuple[int, int, int]:
 
 
 class Exporter:
-    """A checkpoint on its way to a folder of graphs."""
+    """Writes a checkpoint as a folder of graphs, and checks it."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -101,7 +101,7 @@ class Exporter:
             raise ValueError(f"--static needs height and width that are multiples of {self.stride}, got {args.static}")
 
     def graphs(self, scratch: Path) -> dict[str, onnx.ModelProto]:
-        """The graphs by the names of their files."""
+        """The graphs by file name."""
         args, dtype = self.args, DTYPES[self.args.dtype]
         static = args.static
         sources = self.calibration() if args.quantize else []
@@ -111,7 +111,7 @@ class Exporter:
             from export.quantize import quantized
 
             made["unet.onnx"] = quantized(made["unet.onnx"], self.sampler, sources, scratch)
-        if self.codec is not None:  # codes and decoder stay in float32: float16 would take other codes
+        if self.codec is not None:  # codes and decoder stay in float32: float16 would choose other codes
             encoder = self.codec.placed(torch.device("cpu"), dtype)
             made["encoder.onnx"] = graphs.encoder_graph(encoder, static, args.opset)
             made["decoder.onnx"] = graphs.decoder_graph(self.codec, static, args.opset)
@@ -122,7 +122,7 @@ class Exporter:
         return made
 
     def calibration(self) -> list[torch.Tensor]:
-        """A few of the user's pictures, spread over the folder."""
+        """Up to ``CALIBRATION`` of the user's pictures, spread over the folder."""
         size = self.args.static[1:] if self.args.static else self.image_size or 64 * self.stride
         channels = self.sampler.unet.config.in_channels if self.codec is None else self.codec.image_channels
         pictures = load_dataset("folder", str(self.args.calibrate), "val", size, channels=channels)
@@ -130,7 +130,7 @@ class Exporter:
         return [from_pil(pictures.images(i)[0], channels)[None] for i in chosen]
 
     def settings(self, folder: Path) -> dict[str, Any]:
-        """What bridge.json says of the files in a folder."""
+        """The content of bridge.json for the files in a folder."""
         args, table, config = self.args, self.sampler.table, self.unet.config
         return {
             "format": FORMAT,
@@ -157,7 +157,7 @@ class Exporter:
         }
 
     def write(self, folder: Path) -> None:
-        """All files, into an empty folder."""
+        """Write all files into an empty folder."""
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             made = self.graphs(Path(scratch))
         for name, model in made.items():
@@ -168,10 +168,10 @@ class Exporter:
         (folder / SETTINGS).write_text(json.dumps(self.settings(folder), indent=1) + "\n")
 
     def check(self, folder: Path) -> None:
-        """Print how far the export is from PyTorch.
+        """Print the export's differences from PyTorch.
 
         Raises:
-            ValueError: further than rounding explains.
+            ValueError: a difference is above the limit of its dtype.
         """
         limit = None if self.args.quantize else check.LIMITS[self.args.dtype]
         print(f"{'against PyTorch float32':24}{'input':>20}{'largest':>12}{'mean':>12}")
@@ -179,7 +179,9 @@ class Exporter:
         for difference in check.differences(folder, self.sampler, 4 * self.stride):
             shape = " x ".join(map(str, difference.shape))
             print(f"{difference.graph:24}{shape:>20}{difference.largest:12.1e}{difference.mean:12.1e}")
-            judged = self.codec is None or not difference.graph.startswith("image")  # a code next to another may change
+            judged = self.codec is None or not difference.graph.startswith(
+                "image"
+            )  # rounding may choose a neighbouring code
             if limit is not None and judged and not difference.largest <= limit:
                 worst = difference
         if worst is not None:
@@ -190,7 +192,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command."""
     args = parse(argv)
     if args.folder.exists() and not (args.folder / SETTINGS).is_file():
-        raise ValueError(f"{args.folder} exists and is no export: give another folder")
+        raise ValueError(f"{args.folder} exists and is not an export: give another folder")
     if args.folder.exists() and not args.overwrite:
         raise ValueError(f"{args.folder} exists: --overwrite replaces it")
     exporter = Exporter(args)
@@ -209,4 +211,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    scripts.run(main)
+    scripts.run(main, hints={IncompleteFileError: "the flags are -t, -l and --config"})

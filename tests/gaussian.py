@@ -1,9 +1,9 @@
-"""How far a solver ends from the true conditional distribution, where the ideal denoiser is known in closed
-form.
+"""Distances of solvers' results from the true conditional distribution, with the ideal denoiser.
 
-For x0 ~ N(mu, s^2) and one source y, everything is Gaussian: the mean and covariance of (x, x0hat before) go
-through the table exactly, without sampling. `python tests/gaussian.py OUT.png` draws the distance against
-NFE."""
+For x0 ~ N(mu, s^2) and one source y, every state is Gaussian: the table maps the mean and covariance of
+(x, previous x0hat) exactly, without sampling. `python tests/gaussian.py OUT.png` draws the distance against
+NFE.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def ideal_x0hat(bridge: Bridge, t: int, mu: float, s: float) -> tuple[float, flo
 
 
 def end_distribution(bridge: Bridge, table: StepTable, mu: float, s: float) -> tuple[float, float]:
-    """Mean and standard deviation of what a table makes with the ideal denoiser."""
+    """Mean and standard deviation of a table's result with the ideal denoiser."""
     mean, covariance = np.array([SOURCE, 0.0]), np.zeros((2, 2))  # of (x, x0hat before)
     for t, (c_x, c_y, c_0, c_h, c_z) in zip(table.timesteps.tolist(), table.coefficients, strict=True):
         gain, offset = ideal_x0hat(bridge, t, mu, s)
@@ -47,7 +47,7 @@ def w2(bridge: Bridge, table: StepTable, mu: float, s: float) -> float:
 
 
 class Mixture:
-    """x0 ~ 0.5 N(-1, s^2) + 0.5 N(1, s^2), not Gaussian, so a solver is judged by sampling."""
+    """x0 ~ 0.5 N(-1, s^2) + 0.5 N(1, s^2), not Gaussian, so results are sampled."""
 
     def __init__(self, s: float) -> None:
         self.means, self.s = np.array([-1.0, 1.0]), s
@@ -65,7 +65,7 @@ class Mixture:
         return (weight * each).sum(axis=1) / weight.sum(axis=1)
 
     def sample(self, bridge: Bridge, table: StepTable, count: int, rng: np.random.Generator) -> Array:
-        """(count,) values that a table makes with the ideal denoiser."""
+        """(count,) results of a table with the ideal denoiser."""
         x, x0_prev = np.full(count, SOURCE), np.zeros(count)
         for t, (c_x, c_y, c_0, c_h, c_z) in zip(table.timesteps.tolist(), table.coefficients, strict=True):
             x0hat = self.x0hat(bridge, t, x)

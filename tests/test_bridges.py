@@ -1,4 +1,4 @@
-"""The bridges' marginals against formulas worked out by hand, and their errors."""
+"""The bridges' marginals against formulas derived by hand, and their errors."""
 
 from typing import Any
 
@@ -142,7 +142,7 @@ def test_times_outside_the_bridge(bridge: Bridge, t: float):
 
 
 def test_half_precision_images_meet_exact_weights():
-    """At t = T - 1 the weight of x0 is 0.001, which bfloat16 has not: added up in float32, rounded once."""
+    """At t = T - 1 the weight of x0 is 0.001, which bfloat16 rounds: summed in float32, rounded once."""
     x0 = torch.full((1, 1, 1, 1), 1000.0, dtype=torch.bfloat16)
     x_t, _ = ABridge().add_noise(x0, torch.zeros_like(x0), torch.tensor([999]), torch.zeros_like(x0))
     assert x_t.dtype == torch.bfloat16
@@ -164,3 +164,20 @@ def test_config_round_trip(bridge: Bridge):
 def test_bad_config(config: dict[str, Any]):
     with pytest.raises(ValueError, match="bridge"):
         from_config(config)
+
+
+class Straight(ABridge):
+    """A user's own bridge."""
+
+
+def test_a_bridge_of_another_class_has_no_config():
+    message = r"must be one of ABridge \('abridge'\), BrownianBridge \('brownian'\), got a Straight$"
+    with pytest.raises(ValueError, match=message):
+        Straight().config()
+
+
+@pytest.mark.parametrize("kind", ["gbm", None, ["abridge"]], ids=str)
+def test_an_unknown_kind_is_named(kind: Any):
+    with pytest.raises(ValueError, match=r"bridge kind must be one of \['abridge', 'brownian'\], got ") as caught:
+        from_config({"kind": kind})
+    assert str(caught.value).endswith(f"got {kind!r}")

@@ -272,6 +272,15 @@ def test_pictures():
     assert latent_sampler()(picture, seed=0)[0].size == (9, 6)
 
 
+def test_a_compiled_codec_is_the_eager_one():
+    codec = VQGANCodec(tiny_vqgan())
+    compiled = codec.compiled(lambda function: torch.compile(function, fullgraph=True, backend="aot_eager"))
+    latents = codec.latents(SOURCE)
+    torch.testing.assert_close(compiled.latents(SOURCE), latents, rtol=0, atol=1e-5)
+    torch.testing.assert_close(compiled.image(latents), codec.image(latents), rtol=0, atol=1e-5)
+
+
+@pytest.mark.nightly
 def test_compiled_is_eager():
     expected = latent_sampler()(SOURCE, seed=3)
     made = latent_sampler(compile=True, dtype=torch.float32)(SOURCE, seed=3)

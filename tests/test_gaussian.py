@@ -1,4 +1,4 @@
-"""Solver quality where the truth is known."""
+"""Solver quality where the true distribution is known."""
 
 import numpy as np
 import pytest
@@ -19,17 +19,17 @@ def test_dpm2m_with_10_evaluations_beats_fast_with_199(mu: float, s: float):
 @pytest.mark.parametrize("bridge", [ABridge(), BrownianBridge()], ids=["abridge", "brownian"])
 @pytest.mark.parametrize(("mu", "s"), [(1.0, 0.5), (0.5, 1.0)])
 def test_solvers_converge_to_the_true_conditional(solver: str, bridge: ABridge | BrownianBridge, mu: float, s: float):
-    """With all times visited two known errors remain, and 0.01 for a thousand first-order steps."""
+    """At all times two known errors remain, and 0.01 for a thousand first-order steps."""
     last = float(bridge.nu(1)) ** 2 / s  # the clean image is x0hat at t = 1: nu(1) of noise taken off a spread s
     first = 0.0
-    if solver in ("ddim", "dpm2m"):  # the first step draws noise around E[x0], a spread of nu in place of hypot(nu, s)
+    if solver in ("ddim", "dpm2m"):  # the first step draws noise around E[x0], a spread of nu instead of hypot(nu, s)
         nu = float(bridge.nu(bridge.top - 1))
         first = s * (1 - nu / np.hypot(nu, s))
     assert w2(bridge, solvers.build(bridge, solver, steps=1000), mu, s) < first + last + 0.01
 
 
 def test_dpm2m_is_of_second_order_and_ddim_of_first():
-    """Half the step between two noise levels: an error a quarter as large for dpm2m, half as large for ddim."""
+    """Half the step between two noise levels: a quarter of the error for dpm2m, half of it for ddim."""
     bridge, mu, s = ABridge(num_steps=10**6), 1.0, 0.5
 
     def error(solver: str, steps: int) -> float:
@@ -53,7 +53,7 @@ def test_dpm2m_is_of_second_order_and_ddim_of_first():
 
 
 def _spread_kept(bridge: ABridge, times: list[int], s: float) -> float:
-    """The probability flow keeps the count of standard deviations; the first draw has sigma, not the root sum."""
+    """The flow scales by standard deviations; the first step draws with sigma, not the root of the sum."""
     alpha, _, sigma = (float(v) for v in bridge.marginal(times[1]))
     return sigma / np.hypot(alpha * s, sigma)
 

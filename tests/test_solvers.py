@@ -1,4 +1,4 @@
-"""Rows of the step tables against formulas written out here in another form."""
+"""Rows of the step tables against formulas in another form."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ CLEAN = [0.0, 0.0, 1.0, 0.0, 0.0]
 @pytest.mark.parametrize("bridge", BRIDGES, ids=repr)
 @pytest.mark.parametrize("solver", FAMILY)
 def test_rows_keep_a_known_pair_on_the_bridge(bridge: Bridge, solver: str):
-    """Fed the true x0, each step carries the mean alpha x0 + beta y, and never more noise than sigma."""
+    """With the true x0, each step has the mean alpha x0 + beta y, and never more noise than sigma."""
     table = solvers.build(bridge, solver)
     alpha, beta, sigma = bridge.marginal(table.timesteps)
     variance = sigma[0] ** 2
@@ -37,7 +37,7 @@ def test_rows_keep_a_known_pair_on_the_bridge(bridge: Bridge, solver: str):
             assert c_0 == pytest.approx(alpha[1])
             assert c_y == pytest.approx(beta[1])
             variance = c_z**2
-        if solver != "fast":  # whose first step leaves three quarters of the variance out, as published
+        if solver != "fast":  # its published first step lacks three quarters of the variance
             assert variance == pytest.approx(sigma[i + 1] ** 2, abs=1e-12)
     assert table.coefficients[-1].tolist() == CLEAN
 
@@ -73,7 +73,7 @@ def test_posterior_row_is_bayes_rule():
     table = solvers.build(bridge, "posterior", timesteps=[1000, s, r])
     a_s, b_s, v_s = (float(v) for v in bridge.marginal(s))
     a_r, b_r, v_r = (float(v) for v in bridge.marginal(r))
-    # x_s = (a_s / a_r) x_r + (b_s - b_r a_s / a_r) y + noise of what is left of the variance
+    # x_s = (a_s / a_r) x_r + (b_s - b_r a_s / a_r) y + noise of the remaining variance
     slope, left = a_s / a_r, v_s**2 - (a_s / a_r * v_r) ** 2
     precision = 1 / v_r**2 + slope**2 / left
     mean = ((a_r * x0 + b_r * y) / v_r**2 + slope * (x_s - (b_s - slope * b_r) * y) / left) / precision
@@ -83,7 +83,7 @@ def test_posterior_row_is_bayes_rule():
 
 
 def test_dpm2m_row_is_dpm_solver_plus_plus():
-    """DPM-Solver++(2M) in pinned coordinates: x~_r = (nu_r/nu_s) x~_s + (1 - nu_r/nu_s) ((1 + w) x0 - w x0_prev)."""
+    """In pinned coordinates: x~_r = (nu_r/nu_s) x~_s + (1 - nu_r/nu_s) ((1 + w) x0 - w x0_prev)."""
     bridge, times = ABridge(), [1000, 800, 500, 200, 50]
     table = solvers.build(bridge, "dpm2m", timesteps=times)
     x, y, x0, x0_prev = 0.8, -0.4, 0.2, 0.5

@@ -1,4 +1,4 @@
-"""Which times are visited."""
+"""The times that solvers visit."""
 
 from typing import Any
 
@@ -114,5 +114,5 @@ def test_bad_steps(steps: Any, name: str):
 
 
 def test_paper_takes_no_steps():
-    with pytest.raises(ValueError, match="length of their own"):
+    with pytest.raises(ValueError, match="steps must be None with the 'paper' timesteps"):
         timesteps.resolve(ABridge(), "paper", 10)

@@ -1,4 +1,4 @@
-"""What somebody else's pickle holds: names of classes, records of objects, and tensors that are still in the file."""
+"""The content of a foreign pickle: names of classes, records of objects, and tensors not yet loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-MAX_SHARING = 4  # times the storages that tensors may be together; ours and everyone's weights are 1
+MAX_SHARING = 4  # largest ratio of the tensors' sizes to those of their storages; usual files have 1
 
 DTYPES = {
     "BFloat16Storage": torch.bfloat16,
@@ -31,7 +31,7 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """The name of a class or function, which is not imported."""
+    """The name of a class or function, never imported."""
 
     module: str
     name: str
@@ -42,16 +42,16 @@ class Global:
 
 @dataclass(eq=False, slots=True)
 class Record:
-    """An object of a class that is not rebuilt, or a call that is not made."""
+    """An object that is not rebuilt, or a call that is not made."""
 
     kind: Global
     args: tuple[Any, ...]
-    state: Any = None  # what the class's __setstate__ would have been given
+    state: Any = None  # the argument of the class's __setstate__
     items: list[Any] = field(default_factory=list)  # of a list, a set, or (key, value) of a mapping
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """The object's __dict__, where its state is the usual kind."""
+        """The object's __dict__, where its state has one; else empty."""
         parts = self.state if isinstance(self.state, tuple) else (self.state,)
         return next((part for part in parts if isinstance(part, dict)), {})
 
@@ -65,7 +65,7 @@ class Record:
 
 
 class Storage:
-    """The numbers of one or more tensors, in the file until they are asked for."""
+    """The numbers of one or more tensors, read from the file at first use."""
 
     def __init__(self, kind: Global, numel: int, read: Callable[[], bytearray]) -> None:
         self.kind = kind
@@ -75,7 +75,7 @@ class Storage:
 
     @property
     def nbytes(self) -> int | None:
-        """Bytes in the file, or None where the type is not known."""
+        """Bytes in the file, or None where the type is unknown."""
         return None if self.dtype is None else self.numel * self.dtype.itemsize
 
     @cached_property
@@ -83,7 +83,7 @@ class Storage:
         """(numel,) on the CPU.
 
         Raises:
-            ValueError: the file is damaged there, or the type is not known.
+            ValueError: the file is damaged there, or the type is unknown.
         """
         if self.dtype is None:
             raise ValueError(f"it holds numbers of an unknown type, {self.kind}")
@@ -94,7 +94,7 @@ class Storage:
 
 @dataclass(eq=False, frozen=True, slots=True)
 class StoredTensor:
-    """A tensor in the file; ``load`` gives the tensor itself."""
+    """A tensor in the file; ``load`` returns the tensor itself."""
 
     storage: Storage
     offset: int
@@ -103,7 +103,7 @@ class StoredTensor:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """None where the type is not known."""
+        """None where the type is unknown."""
         return self.storage.dtype
 
     def load(self) -> torch.Tensor:
@@ -116,10 +116,10 @@ class StoredTensor:
 
 
 def check_sharing(tensors: Iterable[StoredTensor]) -> None:
-    """Raise ValueError where tensors are many times what they are stored in, as a file does that wants to
-    fill memory.
+    """Raise ValueError where tensors are many times larger than their storages together.
 
-    Several views of one storage are loaded as such; the network that is made of them has memory for each.
+    Views of one storage share memory when they are loaded, but a network has memory for each. So a small file
+    could fill the memory.
     """
     tensors = list(tensors)
     storages = {id(tensor.storage): tensor.storage for tensor in tensors}
@@ -130,7 +130,7 @@ def check_sharing(tensors: Iterable[StoredTensor]) -> None:
 
 
 def describe(value: Any) -> str:
-    """A few words for an error: never the content, which may be of any size."""
+    """The kind of a value, for an error; never its content, which can be of any size."""
     if isinstance(value, Record | Global):
         return f"a {value.kind if isinstance(value, Record) else value}"[:200]
     return "a tensor" if isinstance(value, StoredTensor) else f"a {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""Files of torch.save, in both of its formats, and whole networks in them, without running anything of theirs."""
+"""Files of torch.save, in both of its formats, and pickled networks in them, without running their code."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Any
 from bbdm.files.records import Global, Record, Storage, StoredTensor, check_sharing, describe
 from bbdm.files.unpickling import Machine, damage
 
-MAX_MODULES = 20_000  # bounds what a network can grow to whose modules hold each other many times
+MAX_MODULES = 20_000  # bounds a network whose modules hold each other many times
 MAX_TENSORS = 100_000
-MAX_VALUES = 1_000_000  # bounds what containers can grow to that hold each other many times
-BLOCK = 2**20  # bytes that are read at a time
+MAX_VALUES = 1_000_000  # bounds containers that hold each other many times
+BLOCK = 2**20  # bytes read at a time
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file of torch.save before PyTorch 1.6
 
 SIGNATURES = {
@@ -34,11 +34,11 @@ SIGNATURES = {
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """The content of a file of torch.save, whose tensors can be loaded while it is open.
+    """The content of a file of torch.save; its tensors can be loaded while the file is open.
 
     Raises:
-        ValueError: it is another kind of file, is damaged, or asks for what no honest file asks for: code,
-            tensors of more bytes than it has, or more instructions than MAX_OPCODES of
+        ValueError: it is another kind of file, is damaged, or has what no honest file has: calls of code,
+            tensors of more bytes than are stored, or more instructions than ``MAX_OPCODES`` of
             :mod:`bbdm.files.unpickling`.
     """
     with path.open("rb") as file:
@@ -73,7 +73,7 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
             raise ValueError(f"its entry {name} is compressed, which torch.save does not do")
         content, place = bytearray(info.file_size), 0
         with damage(f"its entry {name}"), archive.open(info) as file:
-            while block := file.read(BLOCK):  # whose end is where the checksum is compared
+            while block := file.read(BLOCK):  # the last read compares the checksum
                 content[place : place + len(block)] = block
                 place += len(block)
         if place != info.file_size:
@@ -133,11 +133,10 @@ def _check_order(little: bool) -> None:
 
 
 def plain(content: Any) -> Any:
-    """The content with its tensors loaded, as our own files have it: plain values and containers, and nothing
-    else.
+    """The content with its tensors loaded, which must be plain values and containers, as in our own files.
 
     Raises:
-        ValueError: there is something else in it, or its containers hold each other many times.
+        ValueError: there is another object in it, or its containers hold each other many times.
     """
     tensors: list[StoredTensor] = []
     left = MAX_VALUES
@@ -157,9 +156,9 @@ def plain(content: Any) -> Any:
                 return {visit(key): visit(part) for key, part in value.items()}
             case list() | tuple() | set() | frozenset():
                 return type(value)(map(visit, value))
-            # What the pickles of torch.save have no instructions for
+            # Values that torch.save pickles as calls
             case Record(Global("_codecs", "encode"), (str() as text, "latin1")):
-                left -= len(text)  # which may be one text many times
+                left -= len(text)  # as one text can occur many times
                 return text.encode("latin1")
             case Record(Global("builtins", "bytes"), ()):
                 return b""
@@ -173,10 +172,10 @@ def plain(content: Any) -> Any:
 
 
 def modules(module: Record) -> Iterator[tuple[str, Record]]:
-    """The record of a torch.nn.Module and all below it, each with the prefix of its keys in the state dict.
+    """The record of a torch.nn.Module and of its submodules, with the prefix of each in the state dict.
 
     Raises:
-        ValueError: it is no torch.nn.Module, or holds more modules than a network has, as in a cycle.
+        ValueError: it is not a torch.nn.Module, or has more modules than a network, as in a cycle.
     """
     pending, count = [("", module)], 0
     while pending:
@@ -192,10 +191,10 @@ def modules(module: Record) -> Iterator[tuple[str, Record]]:
 
 
 def state_dict(module: Record) -> dict[str, Any]:
-    """What ``module.state_dict()`` would have been, with the tensors still in the file.
+    """The module's state dict; its tensors are still in the file.
 
     Raises:
-        ValueError: it is no torch.nn.Module, or has more tensors than a network has.
+        ValueError: it is not a torch.nn.Module, or has more tensors than a network.
     """
     state = {}
     for prefix, part in modules(module):
@@ -216,6 +215,6 @@ def _named(module: Record, group: str) -> Iterator[tuple[str, Any]]:
         raise ValueError(f"{describe(module)} was found where a torch.nn.Module was expected")
     for name, value in members.items():
         if not isinstance(name, str) or len(name) > 200:
-            raise ValueError(f"{describe(module)} has a member without a proper name")
+            raise ValueError(f"{describe(module)} has a member whose name is no text, or too long")
         if value is not None:
             yield name, value

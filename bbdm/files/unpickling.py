@@ -1,9 +1,9 @@
-"""Other people's pickles, followed without running anything that they ask for.
+"""Foreign pickles, interpreted without importing or calling anything that they name.
 
-A pickle is a program that may call any function, and torch.load runs it. Here the program is followed by hand
-and nothing of it is imported or called: tensors and plain containers are rebuilt, and every other object, or
-call of a function, becomes a :class:`bbdm.files.records.Record` of what it would have been. Weights stay in
-the file until they are asked for, so that an optimizer's moments cost nothing.
+A pickle is a program that can call any function, and torch.load runs it. Here its instructions are followed
+one by one: tensors and plain containers are rebuilt, and every other object or call becomes a
+:class:`bbdm.files.records.Record`. Weights are read from the file at first use, so that an optimizer's
+moments cost nothing.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import IO, Any, cast
 
 from bbdm.files.records import Global, Record, Storage, StoredTensor, describe
 
-# Bounds the memory that a pickle can take beside its texts: an instruction of one byte makes at most some 220
-# (an empty set). A large network with its optimizer has 200,000 instructions.
+# Bounds the memory that a pickle can take beside its texts: an instruction of one byte allocates at most some
+# 220 bytes (an empty set). A large network with its optimizer has 200,000 instructions.
 MAX_OPCODES = 1_000_000
-MAX_NAME = 10_000  # characters or bytes of a key or of a class's name: each use of one may compare it all
+MAX_NAME = 10_000  # characters or bytes of a key or a class's name: each use can compare all of them
 
-# What honest files ask for out of the standard library. It stays inert too: this only decides what is
-# reported.
+# Globals of the standard library that honest files name. They are not imported either; any other name of the
+# standard library is an error.
 HARMLESS = {
     "_codecs": "encode",
     "argparse": "Namespace",
@@ -49,12 +49,12 @@ HARMLESS = {
 
 @contextmanager
 def damage(what: str) -> Iterator[None]:
-    """Turns whatever reading ``what`` raises into a ValueError."""
+    """Turns any error of reading ``what`` into a ValueError."""
     try:
         yield
     except ValueError:
         raise
-    except Exception as error:  # a damaged archive or pickle raises nearly anything
+    except Exception as error:  # a damaged archive or pickle can raise any error
         raise ValueError(f"{what} is damaged: {type(error).__name__} {error}") from error
 
 
@@ -77,8 +77,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> St
 
 
 def _key(value: Any, within: bool = False) -> Any:
-    """A key, or a member of a set, which is hashed and compared in no time: long or nested ones could take
-    for ever.
+    """A key or a member of a set, checked to be quick to hash and compare, unlike long or nested ones.
 
     Records and tensors are compared by identity.
     """
@@ -94,7 +93,7 @@ def _key(value: Any, within: bool = False) -> Any:
     raise ValueError(f"its pickle has {describe(value)} as a key that is long, nested or no key at all")
 
 
-# None of these copies what it is given, or a short pickle could ask for the same long list again and again.
+# None of these copies its arguments: otherwise a short pickle could copy one long list many times.
 REBUILT: Mapping[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
@@ -134,7 +133,7 @@ EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
 
 
 class Machine:
-    """Follows one pickle. ``persistent(key, kind, numel)`` gives the storage that a persistent id names."""
+    """Interprets one pickle. ``persistent(key, kind, numel)`` returns the storage of a persistent id."""
 
     def __init__(self, file: IO[bytes] | mmap.mmap, persistent: Callable[[str, Global, int], Storage]) -> None:
         self.file = cast(IO[bytes], file)
@@ -144,10 +143,10 @@ class Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """The object.
+        """The pickled object.
 
         Raises:
-            ValueError: it is damaged, too long, or asks for a forbidden global.
+            ValueError: the pickle is damaged, is too long, or names a forbidden global.
         """
         with damage("its pickle"):
             for count, (opcode, argument, _) in enumerate(pickletools.genops(self.file)):
@@ -223,7 +222,7 @@ class Machine:
                 state = stack.pop()
                 if isinstance(stack[-1], Record):
                     stack[-1].state = state
-                elif not isinstance(stack[-1], dict | StoredTensor):  # whose extra attributes nobody needs
+                elif not isinstance(stack[-1], dict | StoredTensor):  # extra attributes of these are not needed
                     raise ValueError(f"its pickle sets the state of {describe(stack[-1])}")
             case "BINPERSID":
                 stack.append(self._persistent(stack.pop()))
@@ -261,7 +260,7 @@ def _pairs(items: list[Any]) -> dict[Any, Any]:
 
 
 def _update(target: Any, items: list[Any]) -> None:
-    """Sets items of a dict, or of the record of a mapping."""
+    """Sets items of a dict or of a mapping's record."""
     pairs = _pairs(items)
     if isinstance(target, dict):
         target.update(pairs)
@@ -270,7 +269,7 @@ def _update(target: Any, items: list[Any]) -> None:
 
 
 def _extend(target: Any, items: list[Any]) -> None:
-    """Appends to a list or a set, or to the record of either."""
+    """Appends to a list, a set, or the record of one."""
     if isinstance(target, set):
         target.update(map(_key, items))
     elif isinstance(target, list | Record):

@@ -1,9 +1,8 @@
-"""Our own files of weights: settings and state dicts, under the name of a format, as a ``.pt`` or a
-``.safetensors``.
+"""Our own files of weights: a format's name, settings and state dicts, as a ``.pt`` or a ``.safetensors``.
 
-``.pt`` is torch.save of plain containers; ``.safetensors`` keeps the settings in its metadata. Both are read
-without running anything from them, and damage to either is noticed: a ``.pt`` has a CRC-32 of each entry, and
-a ``.safetensors`` of ours a SHA-256 of its settings and tensors. What the settings say is not known here.
+``.pt`` is torch.save of plain containers; ``.safetensors`` has the settings in its metadata. Reading either
+runs no code of the file and detects damage: a ``.pt`` has a CRC-32 of each entry, a ``.safetensors`` of ours
+a SHA-256 of its settings and tensors. This module does not interpret the settings.
 """
 
 from __future__ import annotations
@@ -28,13 +27,17 @@ from bbdm.networks.restore import state_hash
 
 VERSION = 1  # of all formats
 DIGEST = "sha256"
-NO_ROOM = 2**20  # bytes: with less, a disk counts as full
+NO_ROOM = 2**20  # bytes: a disk with less free space counts as full
 State = dict[str, torch.Tensor]
 Place = Callable[[dict[str, Any], dict[str, State]], dict[str, Any]]
 
 
+class IncompleteFileError(ValueError):
+    """A file leaves out a setting that an argument can give."""
+
+
 def beside(settings: dict[str, Any], states: dict[str, State]) -> dict[str, Any]:
-    """State dicts as entries beside those of the settings."""
+    """State dicts as entries among those of the settings."""
     return {**settings, **states}
 
 
@@ -50,15 +53,15 @@ def write(
 
     Args:
         path: ends in ``.pt`` or ``.safetensors``.
-        name: of the format.
+        name: the format's name.
         settings: plain values.
         states: state dicts, each under a name without a dot.
-        place: puts the state dicts where the content of a ``.pt`` has them.
-        **more: plain values and tensors that only a ``.pt`` holds.
+        place: merges settings and state dicts into the content of a ``.pt``.
+        **more: plain values and tensors that only a ``.pt`` can have.
 
     Raises:
-        ValueError: another suffix.
-        OSError: the disk does not take it.
+        ValueError: the path has another suffix.
+        OSError: the file cannot be written.
     """
     path = Path(path)
     check_suffix(path)
@@ -75,20 +78,20 @@ def write(
 
 @contextmanager
 def opened(path: str | os.PathLike[str], name: str, kind: str, place: Place = beside) -> Iterator[tuple[Any, bool]]:
-    """The content of a file, and whether it is of our own; every fault in the ``with`` block names the file.
+    """The content of a file, and whether it is our own; every error in the ``with`` block names the file.
 
-    Of our own, tensors are on the CPU. Else it is what :func:`bbdm.files.torchfile.opened` gives of somebody
-    else's.
+    Tensors of our own files are on the CPU. The content of a foreign file is that of
+    :func:`bbdm.files.torchfile.opened`.
 
     Args:
-        path: the file; ``.safetensors``, or anything else for torch.save.
-        name: of the format.
-        kind: what it is called in errors.
+        path: the file: a ``.safetensors``, or with any other suffix a file of torch.save.
+        name: the format's name.
+        kind: the file's name in errors, such as "checkpoint".
         place: as for :func:`write`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is of another format or a newer version, or is damaged.
+        ValueError: the file is of another format or a newer version, or is damaged.
     """
     path = Path(path)
     if path.is_dir():
@@ -111,32 +114,33 @@ def opened(path: str | os.PathLike[str], name: str, kind: str, place: Place = be
 
 @contextmanager
 def readable(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
-    """Turns whatever a bad file raises into a ValueError that names the file."""
+    """Turns an error in the ``with`` block into a ValueError that names the file."""
     try:
         yield
     except OSError:
         raise
-    except Exception as error:  # a damaged file raises nearly anything
+    except Exception as error:  # a damaged file can raise any error
         reason = str(error).split("\n")[0] or type(error).__name__
         reason = f"missing entry {reason}" if isinstance(error, KeyError) else reason
-        raise ValueError(f"cannot read {path} as a {kind}: {reason}") from error
+        wrapper = IncompleteFileError if isinstance(error, IncompleteFileError) else ValueError
+        raise wrapper(f"cannot read {path} as a {kind}: {reason}") from error
 
 
 def described(name: str, settings: dict[str, Any], tensors: State) -> dict[str, str]:
-    """The metadata of a .safetensors: settings under the name of a format, and a hash of these and the tensors."""
+    """The metadata of a .safetensors: settings under a format's name, and a hash of these and the tensors."""
     text = json.dumps(settings)
     return {name: text, DIGEST: _digest(text, tensors)}
 
 
 def intact(metadata: dict[str, str], name: str, tensors: State) -> bool:
-    """Whether settings and tensors are what :func:`described` saw, where the metadata have a hash."""
+    """Whether the metadata's hash, where there is one, is that of settings and tensors."""
     return DIGEST not in metadata or metadata[DIGEST] == _digest(metadata[name], tensors)
 
 
 def _save(content: dict[str, Any], path: Path) -> None:
     try:
         torch.save(content, path)
-    except RuntimeError as error:  # which is all that torch says of a full disk
+    except RuntimeError as error:  # torch's error for a full disk
         if shutil.disk_usage(path.parent).free < NO_ROOM:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise OSError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
@@ -161,7 +165,7 @@ def _read_safetensors(path: Path, name: str, place: Place) -> dict[str, Any]:
             raise ValueError(f"its metadata has no {name!r} entry")
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
     if not intact(metadata, name, tensors):
-        raise ValueError("its settings or weights have changed since it was written: their SHA-256 is another")
+        raise ValueError("its settings or weights have changed since it was written: their SHA-256 differs")
     states: dict[str, State] = {}
     for full, value in tensors.items():
         kind, _, key = full.partition(".")

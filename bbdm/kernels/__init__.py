@@ -1,1 +1,1 @@
-"""The arithmetic of bridges: one file an op, each with its plain PyTorch reference. Imports nothing else of bbdm."""
+"""The arithmetic of bridges: one file for each op, with its PyTorch reference. It imports no other folder."""

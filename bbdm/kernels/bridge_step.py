@@ -7,129 +7,107 @@ the reference.
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from bbdm.kernels.elementwise import addresses, check_devices, check_seeds, launch, memory_format_of
 from bbdm.kernels.jit import AVAILABLE, constexpr, jit, tl
 from bbdm.kernels.philox import SAMPLING, draw_normals, normal
 
-BLOCK = 512  # elements of a program
-WARPS = 2 if torch.version.hip else 4  # so 4 elements a thread: 128 bits of float32
 COLUMNS = 8  # of a row: p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z
 
 
 def bridge_step(
-    x: torch.Tensor,
-    x0hat: torch.Tensor,
-    inputs: torch.Tensor,
-    pred: torch.Tensor,
-    y: torch.Tensor,
-    rows: torch.Tensor,
-    step: torch.Tensor,
-    seeds: torch.Tensor | None = None,
-    noise: torch.Tensor | None = None,
+    x: Tensor,
+    x0hat: Tensor,
+    inputs: Tensor,
+    pred: Tensor,
+    y: Tensor,
+    rows: Tensor,
+    step: Tensor,
+    seeds: Tensor | None = None,
+    noise: Tensor | None = None,
     clamp: tuple[float, float] | None = None,
 ) -> None:
     """Replace the state, the estimate of the clean image and the network's input by those of the next step.
 
     x0hat_next = p_x x + p_y y + p_pred pred, clamped if asked, then
     x_next = c_x x + c_y y + c_0 x0hat_next + c_h x0hat + c_z z.
-    What has weight 0 is not read, or cannot be seen in the result: it may be NaN or uninitialised memory.
+    An argument of weight 0 has no influence: it may be NaN or uninitialised memory.
 
     Args:
         x: (B, C, H, W) the state, float32 or float64, contiguous or channels_last; overwritten with x_next.
-        x0hat: as ``x``, the estimate of the step before; overwritten with this step's.
+        x0hat: as ``x``, the previous step's estimate; overwritten with this step's.
         inputs: as ``x`` in any floating dtype; overwritten with x_next.
-        pred: (B, C, H, W) what the network said, in any floating dtype. It is copied where its memory format
+        pred: (B, C, H, W) the network's output, in any floating dtype. It is copied where its memory format
             is not that of ``x``, as is the noise.
         y: as ``x``, the source.
         rows: (K, 8) the weights p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z of every step, in the dtype of
             ``x``.
         step: (1,) integer in [0, K), the row to use and the step of the noise.
         seeds: (B,) int64, from which z is drawn; or
-        noise: (B, C, H, W) z itself, in any floating dtype. Neither is needed where c_z is 0; a step that
-            misses it raises on the CPU and gives NaN on a GPU, which the host does not wait for.
+        noise: (B, C, H, W) z itself, in any floating dtype. Neither is needed where c_z is 0. Where it is not
+            0 and both are missing, the CPU raises, and a GPU gives NaN, since the host does not wait for it.
         clamp: (low, high) for x0hat, or None.
 
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or memory format, shares memory with a
             buffer, or there are both seeds and noise.
     """
-    _check(x, x0hat, inputs, pred, y, rows, step, seeds, noise)
     low, high = (None, None) if clamp is None else clamp
+    images = {"x": x, "x0hat": x0hat, "inputs": inputs, "y": y, "pred": pred, "noise": noise}
+    _check(x, {name: image for name, image in images.items() if image is not None}, rows, step, seeds)
     _bridge_step(x, x0hat, inputs, pred, y, rows, step, seeds, noise, low, high)
 
 
-def _check(
-    x: torch.Tensor,
-    x0hat: torch.Tensor,
-    inputs: torch.Tensor,
-    pred: torch.Tensor,
-    y: torch.Tensor,
-    rows: torch.Tensor,
-    step: torch.Tensor,
-    seeds: torch.Tensor | None,
-    noise: torch.Tensor | None,
-) -> None:
-    """Everything that can be told without looking at a value on the device."""
+def _check(x: Tensor, images: Mapping[str, Tensor], rows: Tensor, step: Tensor, seeds: Tensor | None) -> None:
+    """Checks shapes, dtypes, devices and memory; reads no value, so the device is not synchronised."""
     if x.ndim != 4 or x.numel() == 0 or x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"x must be a float32 or float64 (B, C, H, W) tensor, got {tuple(x.shape)} of {x.dtype}")
-    if seeds is not None and noise is not None:
+    if seeds is not None and "noise" in images:
         raise ValueError("bridge_step takes seeds or noise, got both")
-    given = {"x": x, "x0hat": x0hat, "inputs": inputs, "y": y, "pred": pred, "rows": rows, "step": step}
-    optional = {"seeds": seeds, "noise": noise}
-    given |= {name: tensor for name, tensor in optional.items() if tensor is not None}
-    memory_format = _memory_format(x)
-    for name, tensor in given.items():
-        if tensor.device != x.device:
-            raise ValueError(f"{name} must be on {x.device} like x, got {tensor.device}")
-        if name in ("rows", "step", "seeds"):
-            continue
-        if tensor.shape != x.shape:
-            raise ValueError(f"{name} must have shape {tuple(x.shape)} like x, got {tuple(tensor.shape)}")
-        if name in ("x0hat", "y") and tensor.dtype != x.dtype:
-            raise ValueError(f"{name} must be {x.dtype} like x, got {tensor.dtype}")
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name} must be a float tensor, got {tensor.dtype}")
-        if name in ("x", "x0hat", "inputs", "y") and not tensor.is_contiguous(memory_format=memory_format):
-            wanted = str(memory_format).removeprefix("torch.").removesuffix("_format")
-            raise ValueError(f"{name} must be {wanted} like x, got strides {tensor.stride()}")
+    check_devices({**images, "rows": rows, "step": step, "seeds": seeds}, "x")
+    memory_format = memory_format_of(x)
+    wanted = str(memory_format).removeprefix("torch.").removesuffix("_format")
+    for name, image in images.items():
+        if image.shape != x.shape:
+            raise ValueError(f"{name} must have shape {tuple(x.shape)} like x, got {tuple(image.shape)}")
+        if name in ("x0hat", "y") and image.dtype != x.dtype:
+            raise ValueError(f"{name} must be {x.dtype} like x, got {image.dtype}")
+        if not image.is_floating_point():
+            raise ValueError(f"{name} must be a float tensor, got {image.dtype}")
+        if name not in ("pred", "noise") and not image.is_contiguous(memory_format=memory_format):
+            rule = "contiguous or channels_last" if name == "x" else f"{wanted} like x"
+            raise ValueError(f"{name} must be {rule}, got strides {image.stride()}")
     if rows.ndim != 2 or rows.shape[1] != COLUMNS or rows.dtype != x.dtype:
         raise ValueError(f"rows must be (K, {COLUMNS}) of {x.dtype}, got {tuple(rows.shape)} of {rows.dtype}")
     if step.shape != (1,) or step.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"step must be (1,) of int32 or int64, got {tuple(step.shape)} of {step.dtype}")
-    if seeds is not None and (seeds.shape != x.shape[:1] or seeds.dtype != torch.int64):
-        raise ValueError(f"seeds must be ({len(x)},) of int64, got {tuple(seeds.shape)} of {seeds.dtype}")
+    check_seeds(seeds, len(x))
     if not torch.compiler.is_compiling():  # where there are no addresses
-        places = [tensor.data_ptr() for tensor in (x, x0hat, inputs, y, pred)]
-        if len(set(places)) < len(places):
+        places = {image.data_ptr() for name, image in images.items() if name != "noise"}
+        if len(places) < 5:
             raise ValueError("x, x0hat, inputs, y and pred must be five tensors, got two that share their memory")
 
 
-def _memory_format(x: torch.Tensor) -> torch.memory_format:
-    """Contiguous where it fits: the two are one where C or H W is 1, whatever the strides say."""
-    return torch.contiguous_format if x.is_contiguous() else torch.channels_last
-
-
-@torch.library.custom_op(
-    "bbdm::bridge_step",
-    mutates_args=("x", "x0hat", "inputs"),
-    schema="(Tensor(a!) x, Tensor(b!) x0hat, Tensor(c!) inputs, Tensor pred, Tensor y, Tensor rows, Tensor step, "
-    "Tensor? seeds, Tensor? noise, float? low, float? high) -> ()",
-)
+@torch.library.custom_op("bbdm::bridge_step", mutates_args=("x", "x0hat", "inputs"))
 def _bridge_step(
-    x: torch.Tensor,
-    x0hat: torch.Tensor,
-    inputs: torch.Tensor,
-    pred: torch.Tensor,
-    y: torch.Tensor,
-    rows: torch.Tensor,
-    step: torch.Tensor,
-    seeds: torch.Tensor | None,
-    noise: torch.Tensor | None,
+    x: Tensor,
+    x0hat: Tensor,
+    inputs: Tensor,
+    pred: Tensor,
+    y: Tensor,
+    rows: Tensor,
+    step: Tensor,
+    seeds: Tensor | None,
+    noise: Tensor | None,
     low: float | None,
     high: float | None,
 ) -> None:
-    """The reference. It looks at the row on the host, which costs nothing on a CPU."""
+    """The reference. It reads the row on the host, which costs nothing on a CPU."""
     index = int(step)
     p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z = rows[index].tolist()
     z = noise
@@ -145,8 +123,8 @@ def _bridge_step(
     inputs.copy_(x)
 
 
-def _weighted(*terms: tuple[float, torch.Tensor | None]) -> torch.Tensor:
-    """Sum of weight * tensor over the terms whose weight is not 0, in the shape and dtype of the first tensor."""
+def _weighted(*terms: tuple[float, Tensor | None]) -> Tensor:
+    """Sum of weight * tensor over the terms of weight not 0, in the shape and dtype of the first tensor."""
     like = terms[0][1]
     assert like is not None
     total = torch.zeros_like(like)
@@ -183,12 +161,7 @@ def _bridge_step_kernel(
     CHANNELS: tl.constexpr,  # C where memory is channels_last, 0 where it is contiguous
     BLOCK: tl.constexpr,
 ):
-    image = tl.program_id(1)
-    start = tl.program_id(0) * BLOCK
-    place = start + tl.arange(0, BLOCK)
-    inside = place < size
-    at = image.to(tl.int64) * size + place
-
+    image, start, at, inside = addresses(size, BLOCK)
     step = tl.load(step_ptr)
     row = rows_ptr + step * _COLUMNS
     p_x, p_y, p_pred = tl.load(row), tl.load(row + 1), tl.load(row + 2)
@@ -211,7 +184,7 @@ def _bridge_step_kernel(
         elif noise_ptr is not None:
             x_next += c_z * tl.load(noise_ptr + at, mask=inside).to(x.dtype)
         else:
-            x_next += float("nan")  # noise is missing: be seen, since nobody can be told
+            x_next += float("nan")  # no noise: shown in the result, as a kernel cannot raise
     tl.store(x_ptr + at, x_next, mask=inside)
     tl.store(x0hat_ptr + at, x0hat, mask=inside)
     tl.store(inputs_ptr + at, x_next.to(inputs_ptr.dtype.element_ty), mask=inside)
@@ -223,42 +196,10 @@ def _term(weight, value):
     return weight * tl.where(weight != 0.0, value, 0.0)
 
 
-def _launch(
-    x: torch.Tensor,
-    x0hat: torch.Tensor,
-    inputs: torch.Tensor,
-    pred: torch.Tensor,
-    y: torch.Tensor,
-    rows: torch.Tensor,
-    step: torch.Tensor,
-    seeds: torch.Tensor | None,
-    noise: torch.Tensor | None,
-    low: float | None,
-    high: float | None,
-) -> None:
-    """The kernel, on tensors that were checked."""
-    batch, channels, height, width = x.shape
-    memory_format = _memory_format(x)
-    size = channels * height * width
-    with torch.cuda.device_of(x):
-        _bridge_step_kernel[-(-size // BLOCK), batch](
-            x,
-            x0hat,
-            inputs,
-            pred.contiguous(memory_format=memory_format),
-            y,
-            rows.contiguous(),
-            step,
-            None if seeds is None else seeds.contiguous(),
-            None if noise is None else noise.contiguous(memory_format=memory_format),
-            size,
-            height * width,
-            LOW=low,
-            HIGH=high,
-            CHANNELS=0 if memory_format == torch.contiguous_format else channels,
-            BLOCK=BLOCK,
-            num_warps=WARPS,
-        )
+def _launch(x: Tensor, *others: Any) -> None:
+    """The kernel, on arguments that were checked."""
+    *tensors, low, high = others
+    launch(_bridge_step_kernel, x, x, *tensors, LOW=low, HIGH=high)
 
 
 if AVAILABLE:

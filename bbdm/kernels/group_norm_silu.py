@@ -1,24 +1,22 @@
-"""GroupNorm, an affine map of each image's own, and SiLU in one op: what stands before most convolutions of
-the UNet.
+"""GroupNorm, an affine map for each image, and SiLU in one op: the input of most convolutions of the UNet.
 
 Channels_last memory is (B, HW, C). On a GPU two kernels read it, cut into blocks of whole groups by chunks of
-rows: the first leaves each chunk's mean and sum of squared deviations, the second merges them and writes the
-result. Chunks depend on an image's shape alone and nothing is added atomically: an image's result is the same
-in every run and whatever the batch around it. Nothing here knows of embeddings or nn.GroupNorm: the caller
-folds both into weight, bias.
+rows: the first writes each chunk's mean and sum of squared deviations, the second merges them and writes the
+result. Chunks depend on an image's shape alone and no sum is atomic, so an image's result is the same in
+every run and in every batch. The op takes plain weights and biases: the caller folds nn.GroupNorm's and the
+time embedding's into them.
 """
 
 from __future__ import annotations
 
-import math
-from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bbdm.kernels.jit import AVAILABLE, jit, tl, triton
+from bbdm.kernels.group_norm_tiling import BACKWARD_TILE, TILE, WIDTHS, channels_of_block, plan, rows_of_tile
+from bbdm.kernels.jit import AVAILABLE, jit, tl
 
 
 def group_norm_silu(
@@ -26,7 +24,7 @@ def group_norm_silu(
 ) -> Tensor:
     """silu(group_norm(x) * weight + bias), or the same without the SiLU.
 
-    A GroupNorm's own gamma and beta with a scale and a shift after it: weight = gamma (1 + scale),
+    GroupNorm's gamma and beta, followed by a scale and a shift, are weight = gamma (1 + scale) and
     bias = beta (1 + scale) + shift.
 
     Args:
@@ -38,16 +36,13 @@ def group_norm_silu(
         activation: whether there is a SiLU.
 
     Returns:
-        (B, C, H, W) in the dtype of ``x``, channels_last. In the GPU kernels and where it is compiled,
-        arithmetic is in
-        float32, float64 where ``x`` is, and errors of float32 stay under 2^-23 (8 + |mean| / std) times the
-        largest
-        output. In eager mode elsewhere this is PyTorch's own group_norm, faster there, but float32 on the CPU
-        loses
-        digits where |mean| is much larger than std.
+        (B, C, H, W) in the dtype of ``x``, channels_last. The GPU kernels and compiled code compute in
+        float32 (float64 where ``x`` is), with errors below 2^-23 (8 + |mean| / std) times the largest output.
+        Eager mode elsewhere is PyTorch's group_norm: faster there, but float32 on the CPU loses digits where
+        |mean| is much larger than std.
 
     Raises:
-        ValueError: shapes that don't fit.
+        ValueError: a shape does not fit.
     """
     batch, channels, _, _ = x.shape
     if num_groups < 1 or channels % num_groups:
@@ -64,7 +59,7 @@ def group_norm_silu(
 
 
 def reference(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, activation: bool) -> Tensor:
-    """The op in PyTorch's own words, in the dtype of ``x``, but not in float16, whose range sums of squares leave."""
+    """The op by PyTorch's group_norm, in the dtype of ``x``; float16 in float32, as its squares overflow."""
     if x.dtype == torch.float16:
         return reference(x.float(), num_groups, weight, bias, eps, activation).half()
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
@@ -78,8 +73,8 @@ def reference(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: flo
 def decomposed(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, activation: bool) -> Tensor:
     """The op in plain operators, which a compiler fuses, autograd differentiates and ONNX knows.
 
-    Two loops when compiled: sums of each channel, then z = slope x + offset. Stacking the two makes the
-    compiler keep them, where it would work them out again for each pixel.
+    Compiled, it is two loops: sums of each channel, then z = slope x + offset. Slope and offset are stacked
+    so that the compiler stores them; otherwise it would recompute them for each pixel.
     """
     mean, rstd = (_per_channel(s, x.shape[1]) for s in _statistics(x, num_groups, eps))
     slope = rstd * weight[:, :, None, None]
@@ -91,9 +86,9 @@ def decomposed(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: fl
 def _statistics(x: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """Mean and 1 / sqrt(variance + eps) of each group, (B, G), in one pass over the pixels.
 
-    Each channel first, since channels lie side by side, and relative to one of its pixels: E[d^2] - E[d]^2
-    cancels only where the mean is large against the spread. The results do not depend on which pixel: no
-    gradient goes there.
+    Each channel first, since channels are adjacent in memory, and relative to one of its pixels:
+    E[d^2] - E[d]^2 cancels only where the mean is large compared with the spread. The result does not depend
+    on which pixel, so no gradient flows to it.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     origin = x[:, :, :1, :1].detach()
@@ -110,26 +105,26 @@ def _per_channel(of_groups: Tensor, channels: int) -> Tensor:
     return of_groups[:, :, None].expand(-1, -1, channels // of_groups.shape[1]).flatten(1)[:, :, None, None]
 
 
-# The kernels. A program has one block of GROUPS whole groups, in BLOCK_C lanes, and one chunk of SPAN rows of
-# an image, ROWS at a time; its place in the grid is (block, chunk, image). HW is the number of rows, *_step a
-# stride along B.
+# The kernels. A program's place in the grid is (block, chunk, image); HW is the number of rows, *_step a
+# stride along B. The other constants are those of ``plan``.
 
 
 @jit
-def _block(C: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The block's channels and groups, which of them exist, and (BLOCK_G, BLOCK_C) which channel is whose member."""
-    lane, group = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_G)
-    c, g = tl.program_id(0) * (GROUPS * GROUP) + lane, tl.program_id(0) * GROUPS + group
-    c_ok, g_ok = (lane < GROUPS * GROUP) & (c < C), (group < GROUPS) & (g < C // GROUP)
-    return c, c_ok, g, g_ok, (lane // GROUP)[None, :] == group[:, None]  # one-hot, as GROUP is any number
+def _load(address, mask):
+    """Numbers in float32, 0 where the mask is false."""
+    return tl.load(address, mask=mask, other=0.0).to(tl.float32)
 
 
 @jit
-def _tile(row, c, c_ok, HW, C: tl.constexpr, ROWS: tl.constexpr):
-    """Offsets and mask of ROWS rows from ``row`` on. Only within an image are 32 bits enough."""
-    rows = tl.arange(0, ROWS)[:, None]
-    start = (tl.program_id(2).to(tl.int64) * HW + row) * C
-    return start + (rows * C + c[None, :]), (row + rows < HW) & c_ok[None, :]
+def _sum_members(of_channels, members):
+    """(BLOCK_G,) sums over each group of (BLOCK_C,) numbers."""
+    return tl.sum(tl.where(members, of_channels[None, :], 0.0), 1)
+
+
+@jit
+def _to_members(of_groups, members):
+    """(1, BLOCK_C) for each channel its group's number, of (BLOCK_G,)."""
+    return tl.sum(tl.where(members, of_groups[:, None], 0.0), 0, keep_dims=True)
 
 
 @jit
@@ -140,13 +135,13 @@ def _statistics_kernel(
     C: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_C: tl.constexpr,
     SPAN: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    c, c_ok, g, g_ok, members = _block(C, GROUP, GROUPS, BLOCK_G, BLOCK_C)
+    c, c_ok, g, g_ok, members = channels_of_block(C, GROUP, GROUPS, BLOCK_G, BLOCK_C)
     image, chunks, chunk = tl.program_id(2), tl.num_programs(1), tl.program_id(1)
     seen = 0.0
     mean, m2 = tl.zeros((BLOCK_C,), tl.float32), tl.zeros((BLOCK_C,), tl.float32)
     for row in range(chunk * SPAN, (chunk + 1) * SPAN, ROWS):
-        offsets, ok = _tile(row, c, c_ok, HW, C, ROWS)
-        x = tl.load(x_ptr + offsets, mask=ok, other=0.0).to(tl.float32)
+        offsets, ok = rows_of_tile(row, c, c_ok, HW, C, ROWS)
+        x = _load(x_ptr + offsets, ok)
         count = tl.minimum(tl.maximum(HW - row, 0), ROWS).to(tl.float32)
         tile_mean = tl.sum(x, 0) / tl.maximum(count, 1.0)
         deviation = tl.where(ok, x - tile_mean[None, :], 0.0)
@@ -156,7 +151,7 @@ def _statistics_kernel(
         m2 += tl.sum(deviation * deviation, 0) + delta * delta * (seen * share)
         mean += delta * share
         seen += count
-    group_mean = tl.sum(tl.where(members, mean[None, :], 0.0), 1) / GROUP
+    group_mean = _sum_members(mean, members) / GROUP
     delta = tl.where(members, mean[None, :] - group_mean[:, None], 0.0)
     group_m2 = tl.sum(tl.where(members, m2[None, :], 0.0) + delta * delta * seen, 1)
     out = (image * chunks + chunk) * (C // GROUP) + g
@@ -173,13 +168,12 @@ def _apply_kernel(
     C: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_C: tl.constexpr,
     SPAN: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    c, c_ok, g, g_ok, members = _block(C, GROUP, GROUPS, BLOCK_G, BLOCK_C)
+    c, c_ok, g, g_ok, members = channels_of_block(C, GROUP, GROUPS, BLOCK_G, BLOCK_C)
     image, chunks, chunk, k = tl.program_id(2), tl.num_programs(1), tl.program_id(1), tl.arange(0, BLOCK_K)
     parts, found = (image * chunks + k)[:, None] * (C // GROUP) + g[None, :], (k < chunks)[:, None] & g_ok[None, :]
-    chunk_mean = tl.load(chunk_mean_ptr + parts, mask=found, other=0.0)
-    chunk_m2 = tl.load(chunk_m2_ptr + parts, mask=found, other=0.0)
+    chunk_mean, chunk_m2 = _load(chunk_mean_ptr + parts, found), _load(chunk_m2_ptr + parts, found)
     count = tl.minimum(tl.maximum(HW - k * SPAN, 0), SPAN).to(tl.float32)[:, None]  # rows of a chunk
-    pivot = tl.load(chunk_mean_ptr + image * chunks * (C // GROUP) + g, mask=g_ok, other=0.0)  # keeps the sum small
+    pivot = _load(chunk_mean_ptr + image * chunks * (C // GROUP) + g, g_ok)  # keeps the sum small
     mean = pivot + tl.sum((chunk_mean - pivot[None, :]) * count, 0) / HW
     delta = chunk_mean - mean[None, :]
     rstd = tl.rsqrt(tl.sum(chunk_m2 / GROUP + delta * delta * count, 0) / HW + eps)
@@ -187,13 +181,12 @@ def _apply_kernel(
         tl.store(mean_ptr + image * (C // GROUP) + g, mean, mask=g_ok)
         tl.store(rstd_ptr + image * (C // GROUP) + g, rstd, mask=g_ok)
 
-    weight = tl.load(weight_ptr + image * weight_step + c * weight_stride, mask=c_ok, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + image * bias_step + c * bias_stride, mask=c_ok, other=0.0).to(tl.float32)
-    center = tl.sum(tl.where(members, mean[:, None], 0.0), 0, keep_dims=True)  # (1, BLOCK_C)
-    scale = tl.sum(tl.where(members, rstd[:, None], 0.0), 0, keep_dims=True) * weight[None, :]
+    weight = _load(weight_ptr + image * weight_step + c * weight_stride, c_ok)
+    bias = _load(bias_ptr + image * bias_step + c * bias_stride, c_ok)
+    center, scale = _to_members(mean, members), _to_members(rstd, members) * weight[None, :]
     for row in range(chunk * SPAN, (chunk + 1) * SPAN, ROWS):
-        offsets, ok = _tile(row, c, c_ok, HW, C, ROWS)
-        x = tl.load(x_ptr + offsets, mask=ok, other=0.0).to(tl.float32)
+        offsets, ok = rows_of_tile(row, c, c_ok, HW, C, ROWS)
+        x = _load(x_ptr + offsets, ok)
         y = (x - center) * scale + bias[None, :]  # x scale + (bias - center scale) would cancel
         if ACTIVATION:
             y *= tl.sigmoid(y)
@@ -210,31 +203,29 @@ def _backward_kernel(
     C: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_C: tl.constexpr,
     SPAN: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr, ACTIVATION: tl.constexpr, MERGE: tl.constexpr,
 ):  # fmt: skip
-    c, c_ok, _, _, members = _block(C, GROUP, GROUPS, BLOCK_G, BLOCK_C)
+    c, c_ok, _, _, members = channels_of_block(C, GROUP, GROUPS, BLOCK_G, BLOCK_C)
     image, chunks, chunk = tl.program_id(2), tl.num_programs(1), tl.program_id(1)
-    weight = tl.load(weight_ptr + image * weight_step + c * weight_stride, mask=c_ok, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + image * bias_step + c * bias_stride, mask=c_ok, other=0.0).to(tl.float32)
-    mean = tl.load(mean_ptr + image * (C // GROUP) + c // GROUP, mask=c_ok, other=0.0)
-    rstd = tl.load(rstd_ptr + image * (C // GROUP) + c // GROUP, mask=c_ok, other=0.0)
+    weight = _load(weight_ptr + image * weight_step + c * weight_stride, c_ok)
+    bias = _load(bias_ptr + image * bias_step + c * bias_stride, c_ok)
+    mean = _load(mean_ptr + image * (C // GROUP) + c // GROUP, c_ok)
+    rstd = _load(rstd_ptr + image * (C // GROUP) + c // GROUP, c_ok)
     dweight, dbias = tl.zeros((BLOCK_C,), tl.float32), tl.zeros((BLOCK_C,), tl.float32)
     along_mean, along_xhat = dbias[None, :], dweight[None, :]
     if MERGE:
         k = tl.arange(0, BLOCK_K)
         parts, found = (image * chunks + k)[:, None] * C + c[None, :], (k < chunks)[:, None] & c_ok[None, :]
-        dweight = tl.sum(tl.load(chunk_dweight_ptr + parts, mask=found, other=0.0), 0)
-        dbias = tl.sum(tl.load(chunk_dbias_ptr + parts, mask=found, other=0.0), 0)
+        dweight = tl.sum(_load(chunk_dweight_ptr + parts, found), 0)
+        dbias = tl.sum(_load(chunk_dbias_ptr + parts, found), 0)
         if tl.program_id(1) == 0:
             tl.store(dweight_ptr + image * C + c, dweight, mask=c_ok)
             tl.store(dbias_ptr + image * C + c, dbias, mask=c_ok)
-        # What dx must lose: the part of weight dz along its group's mean, and the part along xhat.
-        group_mean = tl.sum(tl.where(members, (weight * dbias)[None, :], 0.0), 1) / (HW * GROUP)
-        group_xhat = tl.sum(tl.where(members, (weight * dweight)[None, :], 0.0), 1) / (HW * GROUP)
-        along_mean = tl.sum(tl.where(members, group_mean[:, None], 0.0), 0, keep_dims=True)
-        along_xhat = tl.sum(tl.where(members, group_xhat[:, None], 0.0), 0, keep_dims=True)
+        # Subtracted from dx: the part of weight dz along its group's mean, and the part along xhat.
+        along_mean = _to_members(_sum_members(weight * dbias, members) / (HW * GROUP), members)
+        along_xhat = _to_members(_sum_members(weight * dweight, members) / (HW * GROUP), members)
     for row in range(chunk * SPAN, (chunk + 1) * SPAN, ROWS):
-        offsets, ok = _tile(row, c, c_ok, HW, C, ROWS)
-        dz = tl.load(dy_ptr + offsets, mask=ok, other=0.0).to(tl.float32)
-        xhat = (tl.load(x_ptr + offsets, mask=ok, other=0.0).to(tl.float32) - mean[None, :]) * rstd[None, :]
+        offsets, ok = rows_of_tile(row, c, c_ok, HW, C, ROWS)
+        dz = _load(dy_ptr + offsets, ok)
+        xhat = (_load(x_ptr + offsets, ok) - mean[None, :]) * rstd[None, :]
         if ACTIVATION:
             z = xhat * weight[None, :] + bias[None, :]
             s = tl.sigmoid(z)
@@ -251,61 +242,40 @@ def _backward_kernel(
         tl.store(chunk_dbias_ptr + out, dbias, mask=c_ok)
 
 
-TILE, BACKWARD_TILE = 4096, 2048  # numbers of a tensor that a program holds at a time: 32 or 16 in a thread of 4 warps
-WIDTHS = (64, 128, 256)  # of a block, in channels: a row of the narrowest is a cache line, and more blocks fill a GPU
-MIN_SPAN, MAX_CHUNKS = 32, 32  # more chunks fill a GPU at batch 1, but each program of the second pass reads them all
-
-
-@cache
-def _plan(channels: int, num_groups: int, pixels: int, tile: int, **more: bool) -> tuple[int, int, dict[str, Any]]:
-    """How many blocks and chunks an image has, and the kernels' constants. The batch has no say in it."""
-    group = channels // num_groups
-    aligned = 8 // math.gcd(8, group)  # so many groups are a multiple of 8 channels, 128 bits of bfloat16
-
-    def split(width: int) -> tuple[int, int, int]:
-        lanes = max(triton.next_power_of_2(group), min(width, triton.next_power_of_2(channels)))
-        groups = min(lanes // group, num_groups)
-        groups -= groups % aligned if groups > aligned else 0
-        return -(-num_groups // groups) * lanes, lanes, groups
-
-    all_lanes, lanes, groups = min(split(width) for width in WIDTHS)  # few idle lanes, then narrow blocks
-    span = triton.next_power_of_2(max(MIN_SPAN, -(-pixels // MAX_CHUNKS)))
-    blocks, chunks, rows = all_lanes // lanes, -(-pixels // span), min(span, max(1, tile // lanes))
-    block_g, block_k = triton.next_power_of_2(groups), triton.next_power_of_2(chunks)
-    constants = {"C": channels, "GROUP": group, "GROUPS": groups, "BLOCK_G": block_g, "BLOCK_C": lanes}
-    return blocks, chunks, constants | {"SPAN": span, "ROWS": rows, "BLOCK_K": block_k, **more}
+def _inputs(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
+    """Inputs as kernels take them: x in channels_last, weight and bias (B, C), and four strides and HW."""
+    weight, bias = weight.expand(len(x), -1), bias.expand(len(x), -1)
+    numbers = *weight.stride(), *bias.stride(), x.shape[2] * x.shape[3]
+    return x.contiguous(memory_format=torch.channels_last), weight, bias, numbers
 
 
 def _forward_triton(
     x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, activation: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, channels, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
-    blocks, chunks, constants = _plan(channels, num_groups, pixels, TILE, ACTIVATION=activation)
-    x, weight, bias = x.contiguous(memory_format=torch.channels_last), weight.expand(batch, -1), bias.expand(batch, -1)
+    x, weight, bias, numbers = _inputs(x, weight, bias)
+    blocks, chunks, constants = plan(x.shape[1], num_groups, numbers[-1], TILE, ACTIVATION=activation)
     y, mean, rstd = _forward_fake(x, num_groups)
-    chunk_mean = x.new_empty((batch, chunks, num_groups), dtype=torch.float32)
+    chunk_mean = x.new_empty((len(x), chunks, num_groups), dtype=torch.float32)
     partial = chunk_mean, torch.empty_like(chunk_mean)
-    scalars = weight.stride(0), weight.stride(1), bias.stride(0), bias.stride(1), pixels
+    grid = blocks, chunks, len(x)
     with torch.cuda.device_of(x):
-        _statistics_kernel[blocks, chunks, batch](x, *partial, pixels, **constants)
-        _apply_kernel[blocks, chunks, batch](x, weight, bias, *partial, y, mean, rstd, *scalars, eps, **constants)
+        _statistics_kernel[grid](x, *partial, numbers[-1], **constants)
+        _apply_kernel[grid](x, weight, bias, *partial, y, mean, rstd, *numbers, eps, **constants)
     return y, mean, rstd
 
 
 def _backward_triton(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, activation: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, channels, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
-    blocks, chunks, constants = _plan(channels, mean.shape[1], pixels, BACKWARD_TILE, ACTIVATION=activation)
-    dy, x = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (dy, x))
-    weight, bias = weight.expand(batch, -1), bias.expand(batch, -1)
+    x, weight, bias, numbers = _inputs(x, weight, bias)
+    blocks, chunks, constants = plan(x.shape[1], mean.shape[1], numbers[-1], BACKWARD_TILE, ACTIVATION=activation)
+    dy = dy.contiguous(memory_format=torch.channels_last)
     dx, dweight, dbias = _backward_fake(dy, x)
-    chunk_dweight = x.new_empty((batch, chunks, channels), dtype=torch.float32)
+    chunk_dweight = x.new_empty((len(x), chunks, x.shape[1]), dtype=torch.float32)
     tensors = dy, x, weight, bias, mean, rstd, chunk_dweight, torch.empty_like(chunk_dweight), dx, dweight, dbias
-    scalars = weight.stride(0), weight.stride(1), bias.stride(0), bias.stride(1), pixels
     with torch.cuda.device_of(x):
         for merge in (False, True):
-            _backward_kernel[blocks, chunks, batch](*tensors, *scalars, **(constants | {"MERGE": merge}))
+            _backward_kernel[blocks, chunks, len(x)](*tensors, *numbers, **(constants | {"MERGE": merge}))
     return dx, dweight, dbias
 
 
@@ -313,7 +283,7 @@ def _backward_triton(
     "bbdm::group_norm_silu",
     mutates_args=(),
     schema="(Tensor x, int num_groups, Tensor weight, Tensor bias, float eps, bool activation)"
-    " -> (Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor)",  # given, as it would have a SymInt for num_groups
 )
 def _forward(
     x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, activation: bool
@@ -328,12 +298,7 @@ def _forward_fake(x: Tensor, num_groups: int, *_: object) -> tuple[Tensor, Tenso
     return torch.empty_like(x, memory_format=torch.channels_last), mean, torch.empty_like(mean)
 
 
-@torch.library.custom_op(
-    "bbdm::group_norm_silu_backward",
-    mutates_args=(),
-    schema="(Tensor dy, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor rstd, bool activation)"
-    " -> (Tensor, Tensor, Tensor)",
-)
+@torch.library.custom_op("bbdm::group_norm_silu_backward", mutates_args=())
 def _backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, activation: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Triton where it is installed, and what lets kernels stay importable where it is not (macOS, Windows).
+"""Triton where it is installed, and stand-ins that leave kernels importable where it is not (macOS, Windows).
 
 Kernels run on CUDA and ROCm devices, and on the CPU where TRITON_INTERPRET=1 is set before bbdm is imported.
 """
@@ -25,7 +25,7 @@ def jit(fn: Any) -> Any:
 
 
 def constexpr(value: Any) -> Any:
-    """``triton.language.constexpr``: a number of a module that its kernels read."""
+    """``triton.language.constexpr``: a module's number that its kernels read."""
     return tl.constexpr(value) if AVAILABLE else value
 
 

@@ -1,33 +1,34 @@
 """The nearest code of each vector, without the table of all distances.
 
 |z - e|^2 = |z|^2 + 2 (|e|^2 / 2 - z e), so the code with the least |e|^2 / 2 - z e is the nearest. On a GPU a
-program keeps the best so far of its vectors while it goes through the codes; elsewhere a few vectors at a
-time meet all codes.
+program goes through the codes and stores the best so far for each of its vectors; elsewhere a few vectors at
+a time are compared with all codes.
 """
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from bbdm.kernels.jit import AVAILABLE, jit, tl, triton
 
-CHUNK = 256  # vectors that meet all codes at a time: their scores stay in a cache
-GROUP = 64  # codes whose least score is looked for first
-BLOCK, CODES = 64, 16  # vectors of a program, and codes that it looks at a time
+CHUNK = 256  # vectors that are compared with all codes at a time: their scores fit a cache
+GROUP = 64  # codes whose least score is found first
+BLOCK, CODES = 64, 16  # vectors of a program, and codes that it compares at a time
 
 
-def nearest_code(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """The index of the code nearest to each vector; the first of several.
+def nearest_code(z: Tensor, codes: Tensor) -> Tensor:
+    """The index of the code nearest to each vector; the lowest index of several.
 
     Args:
         z: (..., C), any floating dtype.
         codes: (N, C), any floating dtype.
 
     Returns:
-        (...) int64. Arithmetic is in float32, in float64 where both are; under autocast too.
+        (...) int64. Arithmetic is in float32, or in float64 where both are; autocast does not change it.
 
     Raises:
-        ValueError: shapes that don't fit, or no codes.
+        ValueError: a shape does not fit, or there are no codes.
     """
     if codes.ndim != 2 or not len(codes) or z.shape[-1:] != codes.shape[1:]:
         raise ValueError(f"codes must be (N, {z.shape[-1]}) with N at least 1, got {tuple(codes.shape)}")
@@ -36,8 +37,8 @@ def nearest_code(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     return torch.ops.bbdm.nearest_code(flat, codes.to(dtype)).view(z.shape[:-1])
 
 
-@torch.library.custom_op("bbdm::nearest_code", mutates_args=(), schema="(Tensor z, Tensor codes) -> Tensor")
-def _nearest_code(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+@torch.library.custom_op("bbdm::nearest_code", mutates_args=())
+def _nearest_code(z: Tensor, codes: Tensor) -> Tensor:
     """The reference, on (M, C) and (N, C)."""
     count = len(codes)
     padded = -count % GROUP
@@ -54,7 +55,7 @@ def _nearest_code(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
 
 
 @_nearest_code.register_fake
-def _output(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+def _output(z: Tensor, codes: Tensor) -> Tensor:
     return z.new_empty(len(z), dtype=torch.int64)
 
 
@@ -86,19 +87,12 @@ def _nearest_code_kernel(
     tl.store(out_ptr + row, index.to(tl.int64), mask=row < vectors)
 
 
-def _launch(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """The kernel, on tensors that were checked."""
+def _launch(z: Tensor, codes: Tensor) -> Tensor:
+    """The kernel, on arguments that were checked."""
     out = _output(z, codes)
     with torch.cuda.device_of(z):
         _nearest_code_kernel[(triton.cdiv(len(z), BLOCK),)](
-            out,
-            z.contiguous(),
-            codes.contiguous(),
-            len(z),
-            len(codes),
-            C=z.shape[1],
-            BLOCK=BLOCK,
-            CODES=CODES,
+            out, z.contiguous(), codes.contiguous(), len(z), len(codes), C=z.shape[1], BLOCK=BLOCK, CODES=CODES
         )
     return out
 

@@ -5,27 +5,25 @@ CUDA and ROCm run the Triton kernel, every other device the reference.
 
 from __future__ import annotations
 
-import math
-
 import torch
+from torch import Tensor
 
+from bbdm.kernels.elementwise import addresses, check_devices, check_seeds, launch, memory_format_of
 from bbdm.kernels.jit import AVAILABLE, constexpr, jit, tl
 from bbdm.kernels.philox import TRAINING, draw_normals, normal
 
-BLOCK = 512  # elements of a program
-WARPS = 2 if torch.version.hip else 4  # so 4 elements a thread: 128 bits of float32
 COLUMNS = 6  # of a row of the table: weights of x0, y, noise in x_t, then in the target
 
 
 def noise_step(
-    x0: torch.Tensor,
-    y: torch.Tensor,
-    t: torch.Tensor,
-    table: torch.Tensor,
-    noise: torch.Tensor | None = None,
-    seeds: torch.Tensor | None = None,
-    step: int | torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    x0: Tensor,
+    y: Tensor,
+    t: Tensor,
+    table: Tensor,
+    noise: Tensor | None = None,
+    seeds: Tensor | None = None,
+    step: int | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """x_t and the training target, each a weighted sum of x0, y and noise. No gradient flows through them.
 
     Args:
@@ -49,29 +47,19 @@ def noise_step(
         raise ValueError(f"noise_step takes one of noise and seeds, got {'neither' if noise is None else 'both'}")
     if seeds is not None and step is None:
         raise ValueError("seeds need the optimizer step, got step=None")
-    if step is not None and not isinstance(step, torch.Tensor):
+    if step is not None and not isinstance(step, Tensor):
         step = torch.full((1,), step, device=x0.device)
     _check(x0, y, t, table, noise, seeds, step)
     return _noise_step(x0, y, t, table, noise, seeds, step)
 
 
 def _check(
-    x0: torch.Tensor,
-    y: torch.Tensor,
-    t: torch.Tensor,
-    table: torch.Tensor,
-    noise: torch.Tensor | None,
-    seeds: torch.Tensor | None,
-    step: torch.Tensor | None,
+    x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor | None, seeds: Tensor | None, step: Tensor | None
 ) -> None:
-    """Everything that can be told without looking at a value on the device."""
-    given = {"x0": x0, "y": y, "t": t, "table": table, "noise": noise, "seeds": seeds, "step": step}
-    for name, tensor in given.items():
-        if tensor is None:
-            continue
-        if tensor.device != x0.device:
-            raise ValueError(f"{name} must be on {x0.device} like x0, got {tensor.device}")
-        if name in ("x0", "y", "noise") and (tensor.shape != x0.shape or not tensor.is_floating_point()):
+    """Checks shapes, dtypes and devices; reads no value, so the device is not synchronised."""
+    check_devices({"x0": x0, "y": y, "t": t, "table": table, "noise": noise, "seeds": seeds, "step": step}, "x0")
+    for name, tensor in {"x0": x0, "y": y, "noise": noise}.items():
+        if tensor is not None and (tensor.shape != x0.shape or not tensor.is_floating_point()):
             raise ValueError(
                 f"{name} must be a float tensor of shape {tuple(x0.shape)}, got {tuple(tensor.shape)} of {tensor.dtype}"
             )
@@ -82,33 +70,15 @@ def _check(
     integers = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
     if t.shape != x0.shape[:1] or t.dtype not in integers:
         raise ValueError(f"t must be ({len(x0)},) integers, got {tuple(t.shape)} of {t.dtype}")
-    if seeds is not None and (seeds.shape != x0.shape[:1] or seeds.dtype != torch.int64):
-        raise ValueError(f"seeds must be ({len(x0)},) of int64, got {tuple(seeds.shape)} of {seeds.dtype}")
+    check_seeds(seeds, len(x0))
     if step is not None and (step.shape != (1,) or step.dtype not in integers):
         raise ValueError(f"step must be an integer or (1,) of one, got {tuple(step.shape)} of {step.dtype}")
 
 
-def _memory_format(x0: torch.Tensor) -> torch.memory_format:
-    """Of the outputs: channels_last where x0 is, and contiguous for all else."""
-    channels_last = x0.ndim == 4 and not x0.is_contiguous() and x0.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if channels_last else torch.contiguous_format
-
-
-@torch.library.custom_op(
-    "bbdm::noise_step",
-    mutates_args=(),
-    schema="(Tensor x0, Tensor y, Tensor t, Tensor table, Tensor? noise, Tensor? seeds, Tensor? step) "
-    "-> (Tensor, Tensor)",
-)
+@torch.library.custom_op("bbdm::noise_step", mutates_args=())
 def _noise_step(
-    x0: torch.Tensor,
-    y: torch.Tensor,
-    t: torch.Tensor,
-    table: torch.Tensor,
-    noise: torch.Tensor | None,
-    seeds: torch.Tensor | None,
-    step: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor | None, seeds: Tensor | None, step: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The reference."""
     if noise is None:
         assert seeds is not None
@@ -123,9 +93,9 @@ def _noise_step(
 
 
 @_noise_step.register_fake
-def _outputs(x0: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
+def _outputs(x0: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     """Empty x_t and target."""
-    memory_format = _memory_format(x0)
+    memory_format = memory_format_of(x0)
     return torch.empty_like(x0, memory_format=memory_format), torch.empty_like(x0, memory_format=memory_format)
 
 
@@ -150,16 +120,12 @@ def _noise_step_kernel(
     CHANNELS: tl.constexpr,  # C where memory is channels_last, 0 where it is contiguous
     BLOCK: tl.constexpr,
 ):
-    image = tl.program_id(1)
-    start = tl.program_id(0) * BLOCK
-    place = start + tl.arange(0, BLOCK)
-    inside = place < size
-    at = image.to(tl.int64) * size + place
+    image, start, at, inside = addresses(size, BLOCK)
     dtype = table_ptr.dtype.element_ty
 
     t = tl.load(t_ptr + image).to(tl.int64)
     row = table_ptr + t * _COLUMNS
-    known = (t >= 0) & (t < rows)  # else NaN: nobody can be told, but nothing foreign is read
+    known = (t >= 0) & (t < rows)  # else NaN, as a kernel cannot raise; nothing outside the table is read
     a_x0, a_y = tl.load(row, known, float("nan")), tl.load(row + 1, known, float("nan"))
     a_z, b_x0 = tl.load(row + 2, known, float("nan")), tl.load(row + 3, known, float("nan"))
     b_y, b_z = tl.load(row + 4, known, float("nan")), tl.load(row + 5, known, float("nan"))
@@ -177,37 +143,10 @@ def _noise_step_kernel(
     tl.store(target_ptr + at, target.to(target_ptr.dtype.element_ty), mask=inside)
 
 
-def _launch(
-    x0: torch.Tensor,
-    y: torch.Tensor,
-    t: torch.Tensor,
-    table: torch.Tensor,
-    noise: torch.Tensor | None,
-    seeds: torch.Tensor | None,
-    step: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The kernel, on tensors that were checked."""
-    memory_format = _memory_format(x0)
+def _launch(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The kernel, on arguments that were checked."""
     x_t, target = _outputs(x0)
-    size, pixels = math.prod(x0.shape[1:]), math.prod(x0.shape[2:])
-    with torch.cuda.device_of(x0):
-        _noise_step_kernel[-(-size // BLOCK), len(x0)](
-            x_t,
-            target,
-            x0.contiguous(memory_format=memory_format),
-            y.contiguous(memory_format=memory_format),
-            t.contiguous(),
-            table.contiguous(),
-            None if noise is None else noise.contiguous(memory_format=memory_format),
-            None if seeds is None else seeds.contiguous(),
-            step,
-            len(table),
-            size,
-            pixels,
-            CHANNELS=0 if memory_format == torch.contiguous_format else x0.shape[1],
-            BLOCK=BLOCK,
-            num_warps=WARPS,
-        )
+    launch(_noise_step_kernel, x0, x_t, target, x0, y, t, table, *others, len(table))
     return x_t, target
 
 

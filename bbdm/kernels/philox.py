@@ -2,10 +2,10 @@
 
 Philox4x32-10 with key = (low, high) words of the 64-bit seed and counter = (element // 4, step, stream,
 lane), where ``element`` is the logical C, H, W index whatever the memory format, and lane is 0 for noise;
-training draws its times and flips from lanes of their own. Words become u = ((word >> 9) + 0.5) 2^-23, exact
-in float32, and pairs of u become normals by Box-Muller. So one seed means one image on every device, at every
+training draws its times and flips from other lanes. Words become u = ((word >> 9) + 0.5) 2^-23, exact in
+float32, and pairs of u become normals by Box-Muller. So a seed gives the same image on every device, at every
 batch size and place in the batch. ``philox_numpy.py`` is the same definition without torch, and the
-``draw_*`` functions at the end are it for kernels.
+``draw_*`` functions at the end are the same definition for kernels.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def random_words(
     """(B, 4 * ceil(count / 4)) random 32-bit words, held in int64.
 
     Args:
-        seeds: (B,) int64 tensor, on the device where the words are wanted.
+        seeds: (B,) int64 tensor, on the device that the words are for.
         step: row of the step table when sampling, optimizer step when training; in [0, 2^32). An integer, or
             a tensor of one where it is known only on the device.
-        count: how many words an image needs.
+        count: number of words for an image.
         stream: ``SAMPLING`` or ``TRAINING``.
         lane: ``NOISE_LANE``, ``TIMESTEP_LANE`` or ``FLIP_LANE``.
     """
-    # A product of two 32-bit words wraps in int64, but its bits are right: mask after each shift.
+    # A product of two 32-bit words wraps in int64, but its bits are correct: mask after each shift.
     k0, k1 = seeds[:, None] & MASK, (seeds[:, None] >> 32) & MASK
     c0 = torch.arange(-(-count // 4), device=seeds.device)[None]
     c1, c2, c3 = (torch.zeros_like(c0) + value for value in (step, stream, lane))
@@ -81,10 +81,10 @@ def flips(seeds: torch.Tensor, step: int) -> torch.Tensor:
     return random_words(seeds, step, 1, TRAINING, FLIP_LANE)[:, 0] % 2 == 1
 
 
-# The same for kernels. Cosine, sine and logarithm are polynomials of our own in place of tl.cos, tl.sin and
-# tl.log: the reduction of the argument is exact, since it starts from the integer behind u; nothing goes
-# through local memory; and every backend computes the same. Coefficients are least-maximum fits, with errors
-# below half a unit of float32.
+# The same for kernels. Cosine, sine and logarithm are polynomials of our own instead of tl.cos, tl.sin and
+# tl.log: the reduction of the argument is exact, since it starts from the integer behind u; no value goes
+# through local memory; and every backend computes the same. Coefficients are minimax fits, with errors below
+# half a unit of float32.
 
 _M0, _M1 = constexpr(MULTIPLIERS[0]), constexpr(MULTIPLIERS[1])
 _W0, _W1 = constexpr(WEYL[0]), constexpr(WEYL[1])
@@ -112,7 +112,7 @@ def draw_words(seed, block, step, STREAM: tl.constexpr):
 
 @jit
 def _radius(word):
-    """sqrt(-2 log(u)) in float32: u = 2^e (1 + s) with 1 + s in [sqrt(1/2), sqrt(2)), so s is exact near u = 1."""
+    """sqrt(-2 log(u)) in float32; u = 2^e (1 + s), 1 + s in [sqrt(1/2), sqrt(2)): s is exact near u = 1."""
     u = ((word >> 8) | 1).to(tl.float32) * 5.9604644775390625e-08  # 2^-24; the same u as ((word >> 9) + 0.5) 2^-23
     bits = u.to(tl.int32, bitcast=True)
     e = (bits - _SQRT_HALF) >> 23

@@ -1,4 +1,4 @@
-"""Philox4x32-10 and Box-Muller normals in NumPy: the noise of ``philox.py`` for places without torch.
+"""Philox4x32-10 and Box-Muller normals in NumPy: the noise of ``philox.py`` for programs without torch.
 
 This file defines the noise contract in its plainest form and must not import torch.
 """
@@ -38,7 +38,7 @@ def philox4x32(counter: npt.ArrayLike, key: npt.ArrayLike) -> npt.NDArray[np.uin
 
 
 def random_words(seeds: npt.ArrayLike, step: int, count: int, stream: int = 0, lane: int = 0) -> npt.NDArray[np.uint32]:
-    """(B, 4 * ceil(count / 4)) random 32-bit words, the same ones as :func:`bbdm.kernels.philox.random_words`."""
+    """(B, 4 * ceil(count / 4)) random 32-bit words, those of :func:`bbdm.kernels.philox.random_words`."""
     unsigned = np.atleast_1d(np.asarray(seeds, dtype=np.int64)).astype(np.uint64)
     key = np.stack([unsigned & np.uint64(MASK), unsigned >> np.uint64(32)], axis=-1)[:, None, :]
     counter = np.zeros((-(-count // 4), 4), dtype=np.uint64)

@@ -1,7 +1,7 @@
 """Nearest-neighbour upsampling followed by a 3 x 3 convolution, at 4/9 of its multiplications.
 
-Of an upsampled image, the nine pixels under the kernel are only four different ones, two by two. So each of
-the four phases (even or odd row and column) of the output is a 2 x 2 convolution of the small image, whose
+The nine pixels of an upsampled image under the kernel have only four different values, two by two. So each
+of the four phases (even or odd row and column) of the output is a 2 x 2 convolution of the small image, whose
 weights are sums of the nine.
 """
 
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 def upsample_conv3x3(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Double the size of x by nearest neighbours, then convolve with padding 1.
 
-    Where it is compiled for inference, the four phases take the place of the two steps: weights are constants
-    there, and their sums are made once. Anywhere else making the sums costs as much as they save.
+    Compiled for inference, the four phases replace the two steps: weights are constants there, and their sums
+    are computed once. Anywhere else the sums cost as much as they save.
 
     Args:
         x: (B, C, H, W).
@@ -33,7 +33,7 @@ def upsample_conv3x3(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
 def upsample(x: torch.Tensor) -> torch.Tensor:
     """Double the size of x (B, C, H, W) by nearest neighbours.
 
-    Where it is compiled for training, in words whose gradient is a sum, not a scatter of single numbers.
+    Compiled for training, by operators whose gradient is a sum, not a scatter of single numbers.
     """
     if not torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
@@ -43,7 +43,7 @@ def upsample(x: torch.Tensor) -> torch.Tensor:
 
 
 def _phases(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The same by four 2 x 2 convolutions."""
+    """Upsampling and convolution by four 2 x 2 convolutions."""
     outputs = [
         F.conv2d(F.pad(x, (1 - column, column, 1 - row, row)), kernel.to(weight.dtype), bias)
         for row, rows in enumerate(_pair_sums(weight if weight.dtype == torch.float64 else weight.float(), 2))
@@ -55,6 +55,6 @@ def _phases(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
 
 
 def _pair_sums(weight: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two taps along ``dim`` in place of three: at even outputs (w0, w1 + w2), at odd ones (w0 + w1, w2)."""
+    """Two taps along ``dim`` instead of three: at even outputs (w0, w1 + w2), at odd ones (w0 + w1, w2)."""
     w0, w1, w2 = (weight.narrow(dim, tap, 1) for tap in range(3))
     return torch.cat([w0, w1 + w2], dim), torch.cat([w0 + w1, w2], dim)

@@ -1,1 +1,1 @@
-"""Architectures, with the state-dict keys of the released weights."""
+"""Network architectures, with the state-dict keys of the released weights."""

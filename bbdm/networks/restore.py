@@ -1,15 +1,59 @@
-"""Networks from their settings and weights, as files hold them."""
+"""How settings and weights become a network: settings are checked, weights compared, hashed and loaded."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from dataclasses import asdict
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
 
 Network = TypeVar("Network", bound=nn.Module)
+Configured = TypeVar("Configured", bound="ConfiguredNetwork")
+
+
+def check_integers(config: Any, *names: str, least: int = 1) -> None:
+    """Raise ValueError where a setting, or a member of a tuple, is not an integer of at least ``least``."""
+    for name in names:
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, int) or isinstance(number, bool):
+                raise ValueError(f"{name} must be of integers, got {value!r}")
+            if number < least:
+                raise ValueError(f"{name} must be at least {least}, got {value!r}")
+
+
+class ConfiguredNetwork(nn.Module):
+    """A network whose arguments are the fields of a settings dataclass, its attribute ``config``."""
+
+    presets: ClassVar[Mapping[str, Any]]  # settings by name
+
+    @classmethod
+    def from_config(cls: type[Configured], config: Any) -> Configured:
+        """A network of these settings, with freshly initialised weights."""
+        return cls(**asdict(config))
+
+    @classmethod
+    def from_preset(cls: type[Configured], name: str) -> Configured:
+        """A network of a preset's settings, with freshly initialised weights; ``PRESETS`` has the names.
+
+        Raises:
+            ValueError: there is no preset of that name.
+        """
+        if name not in cls.presets:
+            raise ValueError(f"preset must be one of {sorted(cls.presets)}, got {name!r}")
+        return cls.from_config(cls.presets[name])
+
+
+def check_images(x: torch.Tensor, channels: int, stride: int) -> None:
+    """Raise ValueError where x has other channels, or a side that is not a multiple of the stride."""
+    if x.shape[1] != channels:
+        raise ValueError(f"x must have {channels} channels, got {x.shape[1]}")
+    if x.shape[2] % stride or x.shape[3] % stride:
+        size = f"{x.shape[2]} x {x.shape[3]}"
+        raise ValueError(f"x must have height and width that are multiples of {stride}, got {size}")
 
 
 def skeleton(build: Callable[[Any], Network], config: Any) -> Network:
@@ -26,24 +70,25 @@ def skeleton(build: Callable[[Any], Network], config: Any) -> Network:
 
 
 def fitting(build: Callable[[Any], Network], config: Any, state: Mapping[str, Any], whose: str = "its") -> Network:
-    """The :func:`skeleton` of a network that these weights fit, by name, shape and kind of number.
+    """The :func:`skeleton` of a network that these weights fit, by key, shape and kind of number.
 
     Args:
-        build: makes the network of its settings.
+        build: makes the network from the settings.
         config: the settings.
-        state: the weights, or anything else that has their ``shape`` and ``dtype``.
-        whose: the beginning of an error.
+        state: the weights, or other objects with their ``shape`` and ``dtype``.
+        whose: the first word of an error's message.
 
     Raises:
-        ValueError: they do not; with every key that is missing, extra or of another shape.
+        ValueError: the weights do not fit; the message has every key that is missing, extra or of another
+            shape.
     """
-    strange = (
-        [key for key, value in state.items() if not hasattr(value, "shape")] if isinstance(state, Mapping) else [0]
-    )
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{whose} weights are no state dict, but a {type(state).__name__}")
+    strange = [key for key, value in state.items() if not hasattr(value, "shape")]
     if strange:
         raise ValueError(f"{whose} weights are no state dict: {str(strange[0])[:100]} is no tensor")
     blocks = getattr(config, "num_res_blocks", 0) * len(getattr(config, "channel_mult", ()))
-    if blocks > len(state):  # before a number that is wrong is built
+    if blocks > len(state):  # a wrong number of blocks can be huge, and would be built
         raise ValueError(f"{whose} weights do not fit the network: {len(state)} tensors, for {blocks} blocks")
     network = skeleton(build, config)
     wanted = network.state_dict()
@@ -68,28 +113,16 @@ def restore(
 ) -> Network:
     """A network in float32 on the CPU, in evaluation mode; for arguments and errors see :func:`fitting`."""
     network = fitting(build, config, state, whose)
-    network.to_empty(device="cpu")  # without values, which would take longer to draw than the file to read
+    network.to_empty(device="cpu")  # initial values would take longer to draw than the file takes to read
     network.load_state_dict(state)
     return network.eval()
 
 
 def state_hash(state: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> str:
-    """SHA-256 of the keys and the values of a state dict, rounded to a dtype where one is given."""
+    """SHA-256 of the keys and values of a state dict; values are converted to ``dtype`` where it is given."""
     digest = hashlib.sha256()
     for key, value in sorted(state.items()):
         digest.update(key.encode())
-        digest.update(
-            value.detach().to("cpu", dtype or value.dtype).contiguous().flatten().view(torch.uint8).numpy().data
-        )
+        value = value.detach().to("cpu", dtype or value.dtype).contiguous()
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def check_integers(config: Any, *names: str, least: int = 1) -> None:
-    """Raise ValueError where an attribute, or a member of one that is a tuple, is no integer of at least ``least``."""
-    for name in names:
-        value = getattr(config, name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if not isinstance(number, int) or isinstance(number, bool):
-                raise ValueError(f"{name} must be of integers, got {value!r}")
-            if number < least:
-                raise ValueError(f"{name} must be at least {least}, got {value!r}")

@@ -1,14 +1,14 @@
 """The UNet of A-Bridge and BBDM (Dhariwal and Nichol 2021), with the released weights' state-dict keys.
 
 Scale-shift normalisation, residual up- and downsampling, attention with the legacy q/k/v order, and
-channels_last throughout. It knows nothing of bridges: it maps (x, t, condition) to a prediction.
+channels_last throughout. It knows no bridge: it maps (x, t, condition) to a prediction.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
@@ -18,17 +18,17 @@ from torch.utils.checkpoint import checkpoint
 
 from bbdm.kernels.group_norm_silu import group_norm_silu
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
-from bbdm.networks.restore import check_integers
+from bbdm.networks.restore import ConfiguredNetwork, check_images, check_integers
 
 MAX_PERIOD = 10000.0
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Everything that decides the network's shapes.
+    """The settings of a network, which decide its shapes.
 
     Raises:
-        ValueError: a value that no network can be built from.
+        ValueError: no network can be built from a value.
     """
 
     in_channels: int = 3  # channels of the state x
@@ -37,7 +37,7 @@ class UNetConfig:
     model_channels: int = 128  # width of the first level
     channel_mult: tuple[int, ...] = (1, 4, 8)  # width of each level, in model_channels; each level halves the size
     num_res_blocks: int = 2  # residual blocks a level on the way down, one more on the way up
-    attention_resolutions: tuple[int, ...] = (32, 16, 8)  # downsampling factors at which attention stands
+    attention_resolutions: tuple[int, ...] = (32, 16, 8)  # downsampling factors of the levels with attention
     head_channels: int = 64  # width of an attention head
     num_groups: int = 32  # groups of every GroupNorm
     dropout: float = 0.0  # before the last convolution of a residual block
@@ -70,7 +70,7 @@ class UNetConfig:
 
 
 PRESETS: dict[str, UNetConfig] = {
-    "paper": UNetConfig(),  # the A-Bridge paper's, in image space and on VQ-f4 latents; 237.1 M parameters
+    "paper": UNetConfig(),  # of the A-Bridge paper, in image space and on VQ-f4 latents; 237.1 M parameters
     "bbdm": UNetConfig(condition_channels=3),  # the original BBDM's pixel model
     "lbbdm-f4": UNetConfig(),  # the original BBDM on VQ-f4 latents
     "lbbdm-f8": UNetConfig(in_channels=4, out_channels=4),
@@ -108,7 +108,7 @@ def _norm(channels: int, config: UNetConfig) -> nn.GroupNorm:
 def _norm_silu(
     norm: nn.Module, x: torch.Tensor, modulation: torch.Tensor | None = None, activation: bool = True
 ) -> torch.Tensor:
-    """GroupNorm and SiLU, with the (B, 2 C) weight and bias of a modulation in place of the norm's own."""
+    """GroupNorm and SiLU, with the (B, 2 C) weight and bias of a modulation instead of the norm's own."""
     norm = cast(nn.GroupNorm, norm)
     weight, bias = (norm.weight[None], norm.bias[None]) if modulation is None else modulation.chunk(2, dim=1)
     return group_norm_silu(x, norm.num_groups, weight, bias, norm.eps, activation)
@@ -148,13 +148,13 @@ class ResBlock(nn.Module):
         self.modulated = slice(0, 0)  # this block's columns of the modulation; the UNet sets it
 
     def modulation(self, emb: torch.Tensor) -> torch.Tensor:
-        """(B, 2 C') weight and bias of the second normalisation, from the (B, 4 * model_channels) time embedding."""
+        """(B, 2 C') weight and bias of the second norm, from the (B, 4 * model_channels) time embedding."""
         norm = cast(nn.GroupNorm, self.out_layers[0])
         scale, shift = self.emb_layers(emb).to(norm.weight.dtype).chunk(2, dim=1)
         return torch.cat([norm.weight * (1 + scale), norm.bias * (1 + scale) + shift], dim=1)
 
     def resample(self, x: torch.Tensor) -> torch.Tensor:
-        """Change the size, where this block does."""
+        """Double or halve the size, in a block that does."""
         if self.up:
             return upsample(x)
         return F.avg_pool2d(x, 2) if self.down else x
@@ -171,7 +171,7 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over positions; the channels of qkv are ordered head, then q/k/v, as in the released weights."""
+    """Self-attention over positions; channels of qkv are in the released weights' order: head, then q/k/v."""
 
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class AttentionBlock(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """A few blocks in a row, each fed the modulation."""
+    """Blocks in a row; each but a convolution takes the modulation."""
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: torch.Tensor, modulation: torch.Tensor
@@ -203,7 +203,7 @@ class Stage(nn.Sequential):
         return x
 
 
-class UNet(nn.Module):
+class UNet(ConfiguredNetwork):
     """The network of a bridge: ``unet(x, t, condition)`` predicts the bridge's objective.
 
     Args:
@@ -214,6 +214,8 @@ class UNet(nn.Module):
     ``UNet(3, 3)`` is the A-Bridge paper's network. Attributes: ``config``; ``gradient_checkpointing``, off
     unless set, trades a third more compute in training for activations of one stage at a time.
     """
+
+    presets = PRESETS
 
     def __init__(self, in_channels: int = 3, out_channels: int = 3, **settings: Any) -> None:
         super().__init__()
@@ -260,31 +262,15 @@ class UNet(nn.Module):
             stage.append(AttentionBlock(out_channels, self.config))
         return stage
 
-    @classmethod
-    def from_config(cls, config: UNetConfig) -> UNet:
-        """A network of freshly initialised weights."""
-        return cls(**asdict(config))
-
-    @classmethod
-    def from_preset(cls, name: str) -> UNet:
-        """A network of a named shape.
-
-        Raises:
-            ValueError: there is no preset of that name.
-        """
-        if name not in PRESETS:
-            raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
-        return cls.from_config(PRESETS[name])
-
     def _res_blocks(self) -> Iterator[ResBlock]:
         return (module for module in self.modules() if isinstance(module, ResBlock))
 
     def modulation(self, t: torch.Tensor) -> torch.Tensor:
-        """(B, M) all that the network makes of (B,) integer or fractional times: each block's weight and bias."""
+        """(B, M) weights and biases of all blocks at (B,) integer or fractional times: t's only influence."""
         return self.modulation_of(sinusoids(t, frequencies(self.config.model_channels, t.device)))
 
     def modulation_of(self, sinusoids: torch.Tensor) -> torch.Tensor:
-        """The same of the times' (B, model_channels) sinusoids."""
+        """The same from the times' (B, model_channels) sinusoids."""
         emb = self.time_embed(sinusoids.to(cast(nn.Linear, self.time_embed[0]).weight.dtype))
         return torch.cat([block.modulation(emb) for block in self._res_blocks()], dim=1)
 
@@ -302,19 +288,14 @@ class UNet(nn.Module):
         Raises:
             ValueError: wrong channels or size, or a condition that is missing or not expected.
         """
-        config = self.config
-        if x.shape[1] != config.in_channels:
-            raise ValueError(f"x must have {config.in_channels} channels, got {x.shape[1]}")
-        if x.shape[2] % config.stride or x.shape[3] % config.stride:
-            size = f"{x.shape[2]} x {x.shape[3]}"
-            raise ValueError(f"x must have height and width that are multiples of {config.stride}, got {size}")
+        check_images(x, self.config.in_channels, self.config.stride)
         given = 0 if condition is None else condition.shape[1]
-        if given != config.condition_channels:
-            raise ValueError(f"condition must have {config.condition_channels} channels, got {given}")
+        if given != self.config.condition_channels:
+            raise ValueError(f"condition must have {self.config.condition_channels} channels, got {given}")
         return self.trunk(x, self.modulation(t), condition)
 
     def trunk(self, x: torch.Tensor, modulation: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        """The network after :meth:`modulation`, whose rows are one for each image or one for all."""
+        """The network after :meth:`modulation`, which has a row for each image or one for all."""
         h = x if condition is None else torch.cat([x, condition], dim=1)
         h = h.to(memory_format=torch.channels_last)
         skips: list[torch.Tensor] = []

@@ -1,13 +1,12 @@
-"""The VQGAN of latent diffusion (Esser et al. 2021, Rombach et al. 2022), with the official weights'
-state-dict keys.
+"""The VQGAN of latent diffusion (Esser et al. 2021, Rombach et al. 2022), with its state-dict keys.
 
-An autoencoder with a codebook: ``encode`` gives the latent before quantisation, in which bridges live, and
-``decode`` replaces each of its vectors by the nearest code on the way back.
+An autoencoder with a codebook: ``encode`` returns the latent before quantisation, the space of latent
+bridges, and ``decode`` replaces each of its vectors by the nearest code.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,15 +16,15 @@ from torch import nn
 from bbdm.kernels.group_norm_silu import group_norm_silu
 from bbdm.kernels.nearest_code import nearest_code
 from bbdm.kernels.upsample_conv import upsample_conv3x3
-from bbdm.networks.restore import check_integers
+from bbdm.networks.restore import ConfiguredNetwork, check_images, check_integers
 
 
 @dataclass(frozen=True)
 class VQGANConfig:
-    """Everything that decides the network's shapes, and what it computes.
+    """The settings of a network, which decide its shapes and what it computes.
 
     Raises:
-        ValueError: a value that no network can be built from.
+        ValueError: no network can be built from a value.
     """
 
     image_channels: int = 3
@@ -34,10 +33,10 @@ class VQGANConfig:
     model_channels: int = 128  # width of the first level
     channel_mult: tuple[int, ...] = (1, 2, 4)  # width of each level, in model_channels; each level halves the size
     num_res_blocks: int = 2  # residual blocks a level of the encoder, one more in the decoder
-    attention_resolutions: tuple[int, ...] = ()  # downsampling factors at which attention stands, besides the middle
+    attention_resolutions: tuple[int, ...] = ()  # downsampling factors of levels with attention, besides the middle
     num_groups: int = 32  # groups of every GroupNorm
     eps: float = 1e-6  # of every GroupNorm
-    projects_attention: bool = True  # False leaves out the projection after attention, as the A-Bridge scripts' do
+    projects_attention: bool = True  # False: no projection after attention, as in the A-Bridge scripts
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
@@ -54,7 +53,7 @@ class VQGANConfig:
 
     @property
     def stride(self) -> int:
-        """Image pixels along one side of a latent pixel; height and width of images must be multiples of this."""
+        """Image pixels along one side of a latent pixel; sides of images must be multiples of this."""
         return 2 ** (len(self.channel_mult) - 1)
 
 
@@ -135,7 +134,7 @@ class Middle(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size, by a convolution that sees one row and column of zeros beyond the lower right edges."""
+    """Half the size, by a convolution with one row and column of zeros beyond the lower right edges."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -159,7 +158,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one size, and the way to the next, where there is one."""
+    """The blocks of one size, and the resampling to the next size, where there is one."""
 
     def __init__(self, channels: int, level: int, blocks: int, config: VQGANConfig) -> None:
         super().__init__()
@@ -207,7 +206,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent to image. ``up`` is in the encoder's order, and run from the back."""
+    """Latent to image. ``up`` is in the encoder's order, and runs in reverse."""
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
@@ -232,7 +231,7 @@ class Decoder(nn.Module):
 
 
 class Codebook(nn.Module):
-    """The codes, and the way from a latent to the nearest of them."""
+    """The codes, and the search for the nearest."""
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
@@ -252,7 +251,7 @@ class Codebook(nn.Module):
         return self.look_up(self.nearest(z)).to(z.dtype)
 
 
-class VQGAN(nn.Module):
+class VQGAN(ConfiguredNetwork):
     """An autoencoder with a codebook.
 
     Args:
@@ -260,6 +259,8 @@ class VQGAN(nn.Module):
 
     ``VQGAN()`` is LDM's VQ-f4, 55.3 M parameters. Attribute: ``config``.
     """
+
+    presets = PRESETS
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
@@ -272,50 +273,27 @@ class VQGAN(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    @classmethod
-    def from_config(cls, config: VQGANConfig) -> VQGAN:
-        """A network of freshly initialised weights."""
-        return cls(**asdict(config))
-
-    @classmethod
-    def from_preset(cls, name: str) -> VQGAN:
-        """A network of a named shape: LDM's ``vq-f4``, ``vq-f8`` and ``vq-f16``, or the small ``demo``.
-
-        Raises:
-            ValueError: there is no preset of that name.
-        """
-        if name not in PRESETS:
-            raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
-        return cls.from_config(PRESETS[name])
-
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, image_channels, H, W) in [-1, 1] to the latent before quantisation, (B, latent_channels, H',
-        W').
+        """(B, image_channels, H, W) in [-1, 1] to (B, latent_channels, H', W'), before quantisation.
 
         Raises:
-            ValueError: wrong channels, or a size that is no multiple of ``config.stride``.
+            ValueError: x has other channels, or a size that is not a multiple of ``config.stride``.
         """
-        config = self.config
-        if x.shape[1] != config.image_channels:
-            raise ValueError(f"x must have {config.image_channels} channels, got {x.shape[1]}")
-        if x.shape[2] % config.stride or x.shape[3] % config.stride:
-            size = f"{x.shape[2]} x {x.shape[3]}"
-            raise ValueError(f"x must have height and width that are multiples of {config.stride}, got {size}")
+        check_images(x, self.config.image_channels, self.config.stride)
         return self.quant_conv(self.encoder(x.to(memory_format=torch.channels_last)))
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """A latent to its image, by the nearest codes: (B, latent_channels, H, W) to (B, image_channels, H',
-        W').
+        """A latent (B, latent_channels, H, W) to its image (B, image_channels, H', W'), by the nearest codes.
 
         Raises:
-            ValueError: wrong channels.
+            ValueError: z has other channels.
         """
         if z.shape[1] != self.config.latent_channels:
             raise ValueError(f"z must have {self.config.latent_channels} channels, got {z.shape[1]}")
         return self.decode_codes(self.quantize(z.to(memory_format=torch.channels_last)))
 
     def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        """The image of a latent that consists of codes."""
+        """The image of a latent whose vectors are codes."""
         return self.decoder(self.post_quant_conv(codes))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -326,8 +304,7 @@ class VQGAN(nn.Module):
 
         Returns:
             The image (B, image_channels, H, W), the latent (B, latent_channels, H', W'), and the (B, H', W')
-            indices of
-            its codes.
+            indices of its codes.
         """
         z = self.encode(x)
         index = self.quantize.nearest(z)

@@ -1,4 +1,4 @@
-"""The systems that we compare with, one a module: the same weights in, a callable out."""
+"""The systems that we compare with, one in each module: the same weights in, a callable out."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def export(public: nn.Module, x: torch.Tensor, t: torch.Tensor, path: Path) -> N
 
 
 def call(path: Path, x: torch.Tensor, t: torch.Tensor) -> Callable[[], Any]:
-    """One call of the network; images come from the host's memory and go back there, also on a GPU."""
+    """One call of the network; images are in the host's memory before and after, also on a GPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     provider = "CUDAExecutionProvider" if x.is_cuda else "CPUExecutionProvider"

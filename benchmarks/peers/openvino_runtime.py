@@ -1,4 +1,4 @@
-"""OpenVINO on the network of sde-bbdm, read from the ONNX file; its own conversion from PyTorch runs no faster."""
+"""OpenVINO on sde-bbdm's network, read from the ONNX file; its conversion from PyTorch runs no faster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""sde-bbdm 1.1, the public code of A-Bridge, used as its README says: float32, eager."""
+"""sde-bbdm 1.1, the public code of A-Bridge, used as in its README: float32, eager."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def translation(unet: UNet, source: torch.Tensor, times: list[int]) -> Callable[
 
 
 def train_step(unet: UNet, y: torch.Tensor, x0: torch.Tensor) -> Callable[[], object]:
-    """One step of its manager: Adam and the mean absolute error, gradients clipped as it always does."""
+    """One step of its manager: Adam, the mean absolute error, and clipped gradients."""
     module = ABridgeModule(network(unet), BRIDGE.num_steps, c_lambda=BRIDGE.c_lambda)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-4)
     manager = Manager(module, optimizer=optimizer, loss_fn=losses.MAE())
@@ -72,7 +72,7 @@ def train_step(unet: UNet, y: torch.Tensor, x0: torch.Tensor) -> Callable[[], ob
 
 
 class SideBySide(data.Dataset):
-    """Pairs in one file each, read and scaled as its own scripts do, by as many processes as there are cores."""
+    """Pairs in one file each, read and scaled as in its own scripts, by one process for each core."""
 
     def __init__(self, folder: Path, batch: int, size: int) -> None:
         super().__init__(batch, drop_last=True, shuffle=True)
@@ -112,7 +112,7 @@ class Clock(callbacks.Callback):
 
 
 def train_epochs(unet: UNet, folder: Path, batch: int, epochs: int) -> list[float]:
-    """Train as its README says, on pairs of 64 x 64; seconds a step in each epoch."""
+    """Train as in its README, on pairs of 64 x 64; seconds a step in each epoch."""
     module = ABridgeModule(network(unet).train(), BRIDGE.num_steps, c_lambda=BRIDGE.c_lambda)
     manager = Manager(module, optimizer=torch.optim.Adam(module.parameters(), lr=1e-4), loss_fn=losses.MAE())
     pairs, clock = SideBySide(folder, batch, 64), Clock()

@@ -1,4 +1,4 @@
-"""Small checkpoints to export, and the command that exports them."""
+"""Small checkpoints to export, and the script that exports them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZE = 16
 
 
 def tiny_codec() -> VQGANCodec:
-    """A codec of 16 codes that are far apart, so that rounding does not choose another."""
+    """A codec of 16 codes that are far apart, so that rounding chooses no other code."""
     torch.manual_seed(3)
     vqgan = VQGAN(num_codes=16, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, num_groups=4)
     nn.init.normal_(vqgan.quantize.embedding.weight)
@@ -35,6 +35,6 @@ def checkpoint(path: Path, condition_channels: int = 3, codec: VQGANCodec | None
 
 
 def export(file: Path, folder: Path, *flags: str) -> Path:
-    """Run export/to_onnx.py, without its check where it is not asked for."""
+    """Run export/to_onnx.py, without its check unless ``flags`` have it."""
     to_onnx.main([str(file), str(folder), *([] if "--check" in flags else ["--no-check"]), *flags])
     return folder

@@ -1,8 +1,9 @@
-"""export/to_onnx.py: graphs that are what PyTorch computes, of any batch and size, and what it refuses."""
+"""export/to_onnx.py: graphs that agree with PyTorch at any batch and size, its flags, and its errors."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm import ABridge, BridgeSampler, UNet, load_checkpoint, save_checkpoint
+from bbdm import ABridge, BridgeSampler, UNet, load_checkpoint, save_checkpoint, solvers
 from bbdm.base.images import from_pil, open_image, to_pil
 from bbdm.networks.unet import AttentionBlock
 from bbdm.runtime.bridge_json import read_settings
 from bbdm.runtime.sampler import OnnxBridgeSampler
-from export import graphs
+from export import graphs, pipeline
 from tests.conftest import ROOT
 from tests.export.exports import BRIDGE, checkpoint, export, tiny_codec
 
@@ -47,6 +48,19 @@ def folder(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def latent_folder(latent_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = ("--pipeline", "--solver", "sde-dpm2m", "--steps", str(STEPS))
     return export(latent_file, tmp_path_factory.mktemp("export") / "latent", *flags)
+
+
+@pytest.fixture(scope="module")
+def unusual_folder(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every flag that changes the UNet's graph or its file."""
+    flags = ("--static", "2,16,24", "--opset", "21", "--dtype", "fp16", "--external-data", "--pipeline", "--steps", "3")
+    return export(file, tmp_path_factory.mktemp("export") / "unusual", *flags)
+
+
+@pytest.fixture
+def unet_exported_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The UNet's graph is that of ``folder``: for tests of flags that do not change it."""
+    monkeypatch.setattr(graphs, "unet_graph", lambda *_: onnx.load(folder / "unet.onnx"))
 
 
 def source(batch: int, height: int, width: int) -> torch.Tensor:
@@ -84,25 +98,13 @@ def test_latent_images_are_those_of_pytorch(latent_file: Path, latent_folder: Pa
     np.testing.assert_allclose(made, sampler(image, noise=noise).numpy(), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("opset", [21, pytest.param(22, marks=pytest.mark.nightly), 23])
-@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_every_opset_and_dtype(file: Path, tmp_path: Path, opset: int, dtype: str):
-    made = export(file, tmp_path / "made", "--opset", str(opset), "--dtype", dtype, "--steps", str(STEPS), "--pipeline")
-    sampler = BridgeSampler.from_checkpoint(file, steps=STEPS)
-    image, tolerance = source(2, 16, 24), 1e-4 if dtype == "fp32" else 2e-2
-    result = OnnxBridgeSampler(made)(image.numpy(), seed=0)
-    np.testing.assert_allclose(result, sampler(image, seed=0).numpy(), rtol=0, atol=tolerance)
-    model = onnx.load(made / "unet.onnx")
-    assert model.opset_import[0].version == opset
-    weights = Counter(tensor.data_type for tensor in model.graph.initializer if np.prod(tensor.dims) > 200)
-    assert set(weights) == {onnx.TensorProto.FLOAT if dtype == "fp32" else onnx.TensorProto.FLOAT16}
+def assert_weights_of(model: onnx.ModelProto, dtype: str) -> None:
+    weights = {tensor.data_type for tensor in model.graph.initializer if np.prod(tensor.dims) > 200}
+    assert weights == {onnx.TensorProto.FLOAT if dtype == "fp32" else onnx.TensorProto.FLOAT16}
 
 
-@pytest.mark.parametrize("opset", [21, 23])
-def test_fp16_keeps_norms_softmax_and_decoder_in_float32(latent_file: Path, tmp_path: Path, opset: int):
-    """By the types that shape inference gives to the nodes' inputs."""
-    made = export(latent_file, tmp_path / "made", "--opset", str(opset), "--dtype", "fp16")
-    model = onnx.load(made / "unet.onnx")
+def assert_norms_and_softmax_in_float32(model: onnx.ModelProto) -> None:
+    """By the types that shape inference finds for the nodes' inputs."""
     types = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(model).graph.value_info}
     types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     by_kind: dict[str, set[int]] = {}
@@ -114,11 +116,58 @@ def test_fp16_keeps_norms_softmax_and_decoder_in_float32(latent_file: Path, tmp_
     assert by_kind["GroupNormalization"] == {onnx.TensorProto.FLOAT}
     assert by_kind.get("Softmax", {onnx.TensorProto.FLOAT}) == {onnx.TensorProto.FLOAT}
     assert onnx.TensorProto.FLOAT16 in by_kind["Conv"]
+
+
+def test_unusual_flags(file: Path, unusual_folder: Path):
+    model = onnx.load(unusual_folder / "unet.onnx")
+    assert model.opset_import[0].version == 21
+    assert_weights_of(model, "fp16")
+    assert_norms_and_softmax_in_float32(model)
+    for name in ("unet.onnx", "pipeline.onnx"):
+        dims = onnx.load(unusual_folder / name).graph.input[0].type.tensor_type.shape.dim
+        assert [dim.dim_value for dim in dims] == [2, 3, 16, 24]
+    graph, weights = unusual_folder / "unet.onnx", unusual_folder / "unet.onnx.data"
+    assert graph.stat().st_size < weights.stat().st_size > 100_000
+    assert "unet.onnx.data" in read_settings(unusual_folder)["files"]
+    image = source(3, 15, 24)  # padded, and in two batches
+    wanted = BridgeSampler.from_checkpoint(file, steps=3)(image, seed=0)
+    made = OnnxBridgeSampler(unusual_folder)(image.numpy(), seed=0)
+    np.testing.assert_allclose(made, wanted.numpy(), rtol=0, atol=2e-2)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("opset", [21, 22, 23])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_every_opset_and_dtype(file: Path, tmp_path: Path, opset: int, dtype: str):
+    made = export(file, tmp_path / "made", "--opset", str(opset), "--dtype", dtype, "--steps", str(STEPS), "--pipeline")
+    sampler = BridgeSampler.from_checkpoint(file, steps=STEPS)
+    image, tolerance = source(2, 16, 24), 1e-4 if dtype == "fp32" else 2e-2
+    result = OnnxBridgeSampler(made)(image.numpy(), seed=0)
+    np.testing.assert_allclose(result, sampler(image, seed=0).numpy(), rtol=0, atol=tolerance)
+    model = onnx.load(made / "unet.onnx")
+    assert model.opset_import[0].version == opset
+    assert_weights_of(model, dtype)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("opset", [21, 23])
+def test_fp16_keeps_norms_softmax_and_decoder_in_float32(latent_file: Path, tmp_path: Path, opset: int):
+    made = export(latent_file, tmp_path / "made", "--opset", str(opset), "--dtype", "fp16")
+    assert_norms_and_softmax_in_float32(onnx.load(made / "unet.onnx"))
     decoder = onnx.load(made / "decoder.onnx")
     assert {tensor.data_type for tensor in decoder.graph.initializer} <= {
         onnx.TensorProto.FLOAT,
         onnx.TensorProto.INT64,
     }
+
+
+@pytest.mark.nightly
+def test_static_shapes_and_external_data_in_float32(file: Path, tmp_path: Path):
+    made = export(file, tmp_path / "made", "--static", "2,16,24", "--external-data", "--pipeline", "--steps", "3")
+    assert (made / "unet.onnx").stat().st_size < 200_000 < (made / "unet.onnx.data").stat().st_size
+    image = source(3, 15, 24)
+    wanted = BridgeSampler.from_checkpoint(file, steps=3)(image, seed=0)
+    np.testing.assert_allclose(OnnxBridgeSampler(made)(image.numpy(), seed=0), wanted.numpy(), rtol=0, atol=1e-4)
 
 
 def test_graphs_are_valid_and_of_the_kind_that_runtimes_fuse(file: Path, folder: Path, latent_folder: Path):
@@ -129,45 +178,32 @@ def test_graphs_are_valid_and_of_the_kind_that_runtimes_fuse(file: Path, folder:
     assert counts["Attention"] == sum(isinstance(m, AttentionBlock) for m in unet.modules())
     assert counts["GroupNormalization"] == sum(isinstance(m, torch.nn.GroupNorm) for m in unet.modules())
     assert not counts.keys() & {"Dropout", "BatchNormalization", "If", "Loop", "ReduceMean", "Identity"}
-    pipeline = onnx.load(folder / "pipeline.onnx").graph
-    assert Counter(node.op_type for node in pipeline.node) == {"Identity": 1, "Loop": 1, "Clip": 1}
-    weights = sum(np.prod(tensor.dims) for tensor in pipeline.initializer)
+    whole = onnx.load(folder / "pipeline.onnx").graph
+    assert Counter(node.op_type for node in whole.node) == {"Identity": 1, "Loop": 1, "Clip": 1}
+    weights = sum(np.prod(tensor.dims) for tensor in whole.initializer)
     assert weights == pytest.approx(sum(p.numel() for p in unet.parameters()), rel=0.05)  # one copy
 
 
-def test_noise_has_a_slot_for_each_row_that_needs_it(file: Path, tmp_path: Path, folder: Path):
-    def slots(folder: Path) -> int | None:
-        noise = [value for value in onnx.load(folder / "pipeline.onnx").graph.input if value.name == "noise"]
+def test_noise_has_a_slot_for_each_row_that_needs_it(file: Path, folder: Path):
+    def with_solver(solver: str, steps: int) -> onnx.ModelProto:
+        table = solvers.build(BRIDGE, solver, steps=steps)
+        return pipeline.pipeline_graph(onnx.load(folder / "unet.onnx"), None, None, table)
+
+    def slots(model: onnx.ModelProto) -> int | None:
+        noise = [value for value in model.graph.input if value.name == "noise"]
         return noise[0].type.tensor_type.shape.dim[0].dim_value if noise else None
 
-    assert slots(folder) == 1  # dpm2m: all chance is in the first step
-    assert slots(export(file, tmp_path / "many", "--pipeline", "--solver", "fast", "--steps", "6")) == 5
-    none = export(file, tmp_path / "none", "--pipeline", "--steps", "1")
+    assert slots(onnx.load(folder / "pipeline.onnx")) == 1  # dpm2m: only the first step has noise
+    assert slots(with_solver("fast", 6)) == 5
+    none = with_solver("dpm2m", 1)
     assert slots(none) is None
     image = source(1, 16, 16)
-    (made,) = onnxruntime.InferenceSession(none / "pipeline.onnx").run(None, {"source": image.numpy()})
+    (made,) = onnxruntime.InferenceSession(none.SerializeToString()).run(None, {"source": image.numpy()})
     wanted = BridgeSampler.from_checkpoint(file, steps=1)(image, seed=0)
     np.testing.assert_allclose(np.asarray(made), wanted.numpy(), rtol=0, atol=1e-4)
 
 
-def test_static_shapes(file: Path, tmp_path: Path):
-    made = export(file, tmp_path / "made", "--static", "2,16,24", "--pipeline", "--steps", "3")
-    for name in ("unet.onnx", "pipeline.onnx"):
-        dims = onnx.load(made / name).graph.input[0].type.tensor_type.shape.dim
-        assert [dim.dim_value for dim in dims] == [2, 3, 16, 24]
-    image = source(3, 15, 24)  # padded, and in two batches
-    wanted = BridgeSampler.from_checkpoint(file, steps=3)(image, seed=0)
-    np.testing.assert_allclose(OnnxBridgeSampler(made)(image.numpy(), seed=0), wanted.numpy(), rtol=0, atol=1e-4)
-
-
-def test_external_data(file: Path, tmp_path: Path):
-    made = export(file, tmp_path / "made", "--external-data", "--steps", "2")
-    assert (made / "unet.onnx").stat().st_size < 200_000 < (made / "unet.onnx.data").stat().st_size
-    assert "unet.onnx.data" in read_settings(made)["files"]
-    wanted = BridgeSampler.from_checkpoint(file, steps=2)(source(1, 16, 16), seed=0)
-    np.testing.assert_allclose(OnnxBridgeSampler(made)(source(1, 16, 16).numpy(), seed=0), wanted, rtol=0, atol=1e-4)
-
-
+@pytest.mark.usefixtures("unet_exported_before")
 def test_int8_is_small_and_near(file: Path, tmp_path: Path):
     for i in range(4):
         (tmp_path / "pictures").mkdir(exist_ok=True)
@@ -192,11 +228,14 @@ def test_settings_describe_the_export(folder: Path, latent_folder: Path):
     assert set(latent["files"]) == {"unet.onnx", "step.onnx", "encoder.onnx", "decoder.onnx", "pipeline.onnx"}
 
 
-def test_the_check_tells_and_fails(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any):
+@pytest.mark.usefixtures("unet_exported_before")
+def test_the_check_prints_differences_and_fails(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+):
     export(file, tmp_path / "made", "--check", "--steps", "2", "--pipeline")
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for line in ("unet.onnx", "image, step by step", "image, pipeline.onnx"):
-        assert told.count(line) >= 3
+        assert printed.count(line) >= 3
     wrong = graphs.unet_graph
 
     def off(*args: Any) -> onnx.ModelProto:
@@ -211,6 +250,7 @@ def test_the_check_tells_and_fails(file: Path, tmp_path: Path, capsys: pytest.Ca
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
+@pytest.mark.usefixtures("unet_exported_before")
 def test_a_folder_is_not_replaced_unasked(file: Path, tmp_path: Path):
     made = export(file, tmp_path / "made", "--steps", "2")
     with pytest.raises(ValueError, match="exists: --overwrite replaces it"):
@@ -220,7 +260,7 @@ def test_a_folder_is_not_replaced_unasked(file: Path, tmp_path: Path):
     assert len(read_settings(made)["timesteps"]) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
     (tmp_path / "mine").mkdir()
-    with pytest.raises(ValueError, match="exists and is no export"):
+    with pytest.raises(ValueError, match="exists and is not an export"):
         export(file, tmp_path / "mine", "--overwrite")
 
 
@@ -236,7 +276,7 @@ def test_a_folder_is_not_replaced_unasked(file: Path, tmp_path: Path):
 def test_flags_that_are_refused(file: Path, tmp_path: Path, flags: list[str], message: str, capfd: Any):
     with pytest.raises(SystemExit):
         export(file, tmp_path / "made", *flags)
-    assert any(__import__("re").findall(message, capfd.readouterr().err))
+    assert re.search(message, capfd.readouterr().err)
 
 
 def test_a_folder_without_pictures_is_noticed_at_once(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -245,6 +285,7 @@ def test_a_folder_without_pictures_is_noticed_at_once(file: Path, tmp_path: Path
         export(file, tmp_path / "made", "--quantize", "int8", "--calibrate", str(tmp_path / "none"))
 
 
+@pytest.mark.usefixtures("unet_exported_before")
 def test_pipeline_may_be_shipped_apart(file: Path, tmp_path: Path):
     made = export(file, tmp_path / "made", "--pipeline", "--steps", "2")
     (made / "pipeline.onnx").unlink()
@@ -257,7 +298,7 @@ def test_static_size_that_the_network_cannot_take(file: Path, tmp_path: Path):
 
 
 def test_float16_does_not_overflow_on_real_activations():
-    """Largest activation of the bundled network on its way through the bundled drawings, against float16's 65504."""
+    """The bundled network's largest activation on the bundled drawings, against float16's 65504."""
     sampler = BridgeSampler.from_checkpoint(DEMO / "openmoji64.safetensors", solver="sde-dpm2m", steps=5)
     largest: list[float] = []
     for module in sampler.unet.modules():
@@ -268,12 +309,12 @@ def test_float16_does_not_overflow_on_real_activations():
     assert max(largest) < 65504 / 16
 
 
-@pytest.mark.parametrize("dtype", ["fp32", pytest.param("fp16", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_the_bundled_network(tmp_path: Path, dtype: str):
-    """On noise to 1e-4 of the range in float32; on drawings no further from float64 than PyTorch's float32
-    is.
+    """On noise to 1e-4 in float32; on drawings no further from float64 than PyTorch's float32.
 
-    The trained network multiplies rounding at the edges of colours, a thousand times over ten steps, so that
+    The trained network amplifies rounding at the edges of colours, a thousand times over ten steps, so that
     on drawings two right answers in float32 may be more than 1e-4 apart."""
     file = DEMO / "openmoji64.safetensors"
     made = export(file, tmp_path / "made", "--steps", str(STEPS), "--dtype", dtype, "--pipeline")
@@ -298,7 +339,7 @@ def test_the_bundled_network(tmp_path: Path, dtype: str):
 @pytest.mark.nightly
 @pytest.mark.parametrize("flags", [["--pipeline"], ["--dtype", "fp16"]], ids=["fp32", "fp16"])
 def test_the_papers_network(tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]):
-    """237.1 M parameters, 10 steps: the command's own check, which is against PyTorch, to 1e-4 and 2e-2."""
+    """237.1 M parameters, 10 steps: the script's own check against PyTorch, to 1e-4 and 2e-2."""
     unet = UNet(3, 3)
     torch.manual_seed(0)
     for parameter in unet.parameters():

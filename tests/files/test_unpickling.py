@@ -1,4 +1,4 @@
-"""The unpickler that runs nothing, and the files of torch.save that it reads."""
+"""The unpickler that runs no code, and the files of torch.save that it reads."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from torch import nn
 from bbdm.files import torchfile, unpickling
 from bbdm.files.records import Global, Record, StoredTensor
 from bbdm.files.torchfile import opened
+from tests.nightly import sweep
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 
@@ -241,7 +242,7 @@ def test_forbidden_globals_run_nothing_and_are_named(name: str, zipped: bool, tm
 
 
 def handmade(path: Path, pickled: bytes, **storages: bytes) -> Path:
-    """A zip of torch.save around a pickle of our own."""
+    """A zip of torch.save with a pickle written by hand."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickled)
         archive.writestr("archive/version", "3")
@@ -368,13 +369,18 @@ def test_harmless_standard_library_stays_inert(tmp_path: Path):
         assert (str(got.kind), got.args) == ("builtins.getattr", (Global("x", "y"), "z"))
 
 
-def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    handmade(tmp_path / "e.pt", b"\x80\x04(" + b"\x8f" * (unpickling.MAX_OPCODES - 10) + b"l.")
+@pytest.mark.parametrize("bound", sweep([50_000, unpickling.MAX_OPCODES], daily=[50_000]))
+def test_memory_of_many_instructions_is_bounded(bound: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(unpickling, "MAX_OPCODES", bound)
+    handmade(tmp_path / "a.pt", b"\x80\x04(" + b"\x8f" * (bound - 10) + b"l.")
     tracemalloc.start()
-    with opened(tmp_path / "e.pt") as content:
-        assert len(content) == unpickling.MAX_OPCODES - 10
-    assert tracemalloc.get_traced_memory()[1] < 250 * unpickling.MAX_OPCODES
+    with opened(tmp_path / "a.pt") as content:
+        assert len(content) == bound - 10
+    assert tracemalloc.get_traced_memory()[1] < 250 * bound
     tracemalloc.stop()
+
+
+def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(unpickling, "MAX_OPCODES", 1000)
     with pytest.raises(ValueError, match="longer than 1000 instructions"), opened(save([[]] * 2000, tmp_path / "a.pt")):
         pass
@@ -439,31 +445,35 @@ def network(zipped: bool) -> tuple[bytes, dict[str, torch.Tensor]]:
 FILES = {zipped: network(zipped) for zipped in (True, False)}
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(data=st.data(), zipped=st.booleans())
-def test_any_damage_is_a_value_error_or_unnoticed(
-    data: st.DataObject, zipped: bool, tmp_path_factory: pytest.TempPathFactory
-):
-    """Whatever is cut off or flipped: a ValueError or, in a zip, the right weights. The old format has no checksums."""
+@FORMATS
+@pytest.mark.parametrize("count", sweep([15, 150], daily=[15]))
+def test_any_damage_is_a_value_error_or_unnoticed(count: int, zipped: bool, tmp_path: Path):
+    """After flipped bits or a cut: a ValueError or, in a zip, the right weights; legacy has no checksums."""
     original, wanted = FILES[zipped]
-    content = bytearray(original)
-    anywhere = st.integers(0, len(content) - 1)
-    for place in data.draw(st.lists(st.one_of(anywhere, st.integers(0, 1000)), max_size=4)):
-        content[place] ^= 1 << data.draw(st.integers(0, 7))
-    kept = data.draw(st.one_of(st.just(len(content)), anywhere))
-    path = tmp_path_factory.getbasetemp() / "damaged.pt"
-    path.write_bytes(content[:kept])
-    with contextlib.suppress(ValueError), opened(path) as got:
-        if isinstance(got, dict) and isinstance(got.get("model"), dict):
-            loaded = {key: value.load() for key, value in got["model"].items() if isinstance(value, StoredTensor)}
-            if zipped:
-                assert loaded.keys() == wanted.keys()
-                assert all(torch.equal(loaded[key], value) for key, value in wanted.items())
+    anywhere = st.integers(0, len(original) - 1)
+    path = tmp_path / "damaged.pt"
+
+    @settings(max_examples=count, deadline=None, derandomize=True)
+    @given(data=st.data())
+    def check(data: st.DataObject) -> None:
+        content = bytearray(original)
+        for place in data.draw(st.lists(st.one_of(anywhere, st.integers(0, 1000)), max_size=4)):
+            content[place] ^= 1 << data.draw(st.integers(0, 7))
+        path.write_bytes(content[: data.draw(st.one_of(st.just(len(content)), anywhere))])
+        with contextlib.suppress(ValueError), opened(path) as got:
+            if isinstance(got, dict) and isinstance(got.get("model"), dict):
+                loaded = {key: value.load() for key, value in got["model"].items() if isinstance(value, StoredTensor)}
+                if zipped:
+                    assert loaded.keys() == wanted.keys()
+                    assert all(torch.equal(loaded[key], value) for key, value in wanted.items())
+
+    check()
 
 
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_every_truncation_is_an_error(zipped: bool, tmp_path: Path):
+@FORMATS
+@pytest.mark.parametrize("step", sweep([7, 61], daily=[61]))
+def test_every_truncation_is_an_error(step: int, zipped: bool, tmp_path: Path):
     content, _ = FILES[zipped]
-    for kept in range(0, len(content), 7):
+    for kept in range(0, len(content), step):
         (tmp_path / "a.pt").write_bytes(content[:kept])
         error_of(tmp_path / "a.pt")

@@ -13,10 +13,12 @@ from torch import nn
 from bbdm.kernels import bridge_step as module
 from bbdm.kernels import philox_numpy
 from bbdm.kernels.bridge_step import bridge_step
-from tests.kernels.triton_aot import TARGETS, compile_kernel, needs_compiler, run_interpreted
+from bbdm.kernels.elementwise import BLOCK
+from tests.kernels.triton_aot import compile_kernel, every_target, needs_compiler
+from tests.nightly import sweep
 
-# p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z: what solvers make, from a first row that ignores x and x0hat to a
-# last one that is x0hat alone.
+# p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z: from a first row that ignores x and x0hat to a last one that is
+# x0hat alone.
 ROWS = [
     [0.0, 1.0, -1.0, 0.0, 0.3, 0.7, 0.0, 0.5],
     [1.0, 0.0, -1.0, 0.6, 0.15, 0.25, 0.0, 0.0],
@@ -28,10 +30,11 @@ SEEDS = [2**63 - 1, 2**32 + 7, 5]
 
 Apply = Callable[..., None]
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "f64": torch.float64}
+daily_dtypes = pytest.mark.parametrize("dtype", sweep(DTYPES.values(), [torch.float32, torch.bfloat16]), ids=[*DTYPES])
 
 
 def formula(row: list[float], x: Any, x0hat: Any, pred: Any, y: Any, z: Any, clamp: Any) -> tuple[Any, Any]:
-    """x_next and the new x0hat in float64; what has weight 0 is left out."""
+    """x_next and the new x0hat in float64; terms of weight 0 are left out."""
 
     def weighted(*terms: tuple[float, Any]) -> Any:
         return sum(weight * value for weight, value in terms if weight != 0)
@@ -53,7 +56,7 @@ def check_steps(
     clamp: tuple[float, float] | None = None,
     device: str = "cpu",
 ) -> None:
-    """Walk through ROWS from poisoned buffers, each step against the formula; ``dtype`` is that of pred and inputs."""
+    """Take the steps of ROWS from poisoned buffers, each against the formula; ``dtype`` is pred's."""
     generator = torch.Generator().manual_seed(0)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
@@ -82,7 +85,7 @@ def check_steps(
         tolerance = 5e-6 if state == torch.float32 or noise == "seeds" else 1e-12
         np.testing.assert_allclose(x0hat.double().cpu().numpy(), estimate, rtol=tolerance, atol=tolerance)
         np.testing.assert_allclose(x.double().cpu().numpy(), expected, rtol=tolerance, atol=tolerance)
-        # Triton's interpreter cuts off where it makes bfloat16: one unit in the last place.
+        # Triton's interpreter truncates to bfloat16: one unit in the last place.
         torch.testing.assert_close(inputs, x.to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
         assert inputs.is_contiguous(memory_format=memory_format)
 
@@ -134,7 +137,7 @@ def test_noise_of_an_image_does_not_depend_on_the_batch():
         ({"y": torch.zeros(2, 3, 4, 5, device="meta")}, "y must be on cpu like x, got meta"),
         ({"pred": torch.zeros(2, 3, 4, 5).int()}, "pred must be a float tensor, got torch.int32"),
         ({"inputs": torch.zeros(2, 4, 5, 3).permute(0, 3, 1, 2)}, "inputs must be contiguous like x, got strides"),
-        ({"x": torch.zeros(2, 3, 5, 4).mT}, "x must be channels_last like x, got strides"),
+        ({"x": torch.zeros(2, 3, 5, 4).mT}, "x must be contiguous or channels_last, got strides"),
         (
             {"rows": torch.tensor(ROWS).double()},
             r"rows must be \(K, 8\) of torch.float32, got \(5, 8\) of torch.float64",
@@ -222,7 +225,7 @@ SPEC: dict[str, str] = dict.fromkeys(["x_ptr", "x0hat_ptr", "y_ptr", "rows_ptr"]
 
 
 @needs_compiler
-@pytest.mark.parametrize("target", [*TARGETS])
+@every_target
 @pytest.mark.parametrize("channels", [0, 3], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("noise", ["seeds", "noise"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -230,7 +233,7 @@ def test_compiled_kernel_is_wide_and_lean(target: str, channels: int, noise: str
     absent = {"seeds": "noise_ptr", "noise": "seeds_ptr"}[noise]
     signature = SPEC | {"inputs_ptr": f"*{dtype}", "pred_ptr": f"*{dtype}"}
     signature |= {"seeds_ptr": "*i64"} if noise == "seeds" else {"noise_ptr": "*fp32"}
-    constexprs = {absent: None, "LOW": -1.0, "HIGH": 1.0, "CHANNELS": channels, "BLOCK": module.BLOCK}
+    constexprs = {absent: None, "LOW": -1.0, "HIGH": 1.0, "CHANNELS": channels, "BLOCK": BLOCK}
     warps = 4 if target.startswith("sm_") else 2
     kernel = compile_kernel(
         module._bridge_step_kernel, signature, constexprs, target, warps, divisible=("size", "pixels")
@@ -245,11 +248,11 @@ def test_compiled_kernel_is_wide_and_lean(target: str, channels: int, noise: str
 
 
 @needs_compiler
-@pytest.mark.parametrize("target", [*TARGETS])
+@every_target
 def test_kernel_compiles_for_float64_and_without_noise(target: str):
     pointers = ["x_ptr", "x0hat_ptr", "inputs_ptr", "pred_ptr", "y_ptr", "rows_ptr"]
     signature = SPEC | dict.fromkeys(pointers, "*fp64") | {"step_ptr": "*i32"}
-    constexprs = {**dict.fromkeys(["seeds_ptr", "noise_ptr", "LOW", "HIGH"]), "CHANNELS": 4, "BLOCK": module.BLOCK}
+    constexprs = {**dict.fromkeys(["seeds_ptr", "noise_ptr", "LOW", "HIGH"]), "CHANNELS": 4, "BLOCK": BLOCK}
     assert compile_kernel(module._bridge_step_kernel, signature, constexprs, target).spills == 0
 
 
@@ -262,13 +265,9 @@ def launch(*args: Any) -> None:
     module._launch(*[*tensors, *(clamp or (None, None))])
 
 
-def test_in_the_interpreter():
-    run_interpreted(__file__)
-
-
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("noise", ["seeds", "noise"])
-@pytest.mark.parametrize("dtype", [*DTYPES.values()], ids=[*DTYPES])
+@daily_dtypes
 def interpreted_kernel_is_the_formula(dtype: torch.dtype, noise: str, channels_last: bool):
     check_steps(launch, dtype=dtype, noise=noise, channels_last=channels_last)
 

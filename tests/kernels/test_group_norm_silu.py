@@ -1,4 +1,4 @@
-"""GroupNorm, affine map and SiLU: plain PyTorch and Triton kernels against F.group_norm and F.silu in float64."""
+"""GroupNorm, affine map and SiLU: PyTorch and Triton against F.group_norm and F.silu in float64."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bbdm.kernels import group_norm_silu as module
+from bbdm.kernels import group_norm_tiling as tiling
 from bbdm.kernels.group_norm_silu import group_norm_silu
-from tests.kernels.triton_aot import TARGETS, compile_kernel, needs_compiler, run_interpreted
+from tests.kernels.triton_aot import compile_kernel, every_target, needs_compiler
+from tests.nightly import sweep
 
 EPS = 1e-5
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+daily_dtypes = pytest.mark.parametrize("dtype", sweep(DTYPES.values(), [torch.float32]), ids=[*DTYPES])
 NAMES = ("y", "dx", "dweight", "dbias")
 UNET_SHAPES = [(128, 64), (512, 64), (1024, 64), (640, 64), (512, 32), (1024, 32), (1536, 32), (1024, 16), (2048, 16)]
 
@@ -31,7 +34,7 @@ def op(*arguments: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """Random inputs, and what PyTorch makes of them."""
+    """Random inputs, and PyTorch's results."""
 
     shape: tuple[int, int, int, int]
     num_groups: int
@@ -58,13 +61,13 @@ class Case:
         return y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))
 
     def check(self, results: Results) -> None:
-        """Compare with float64: float32 by bound, half precision by what eager PyTorch makes of the same dtype."""
+        """Compare with float64: float32 by a bound, half precision by eager PyTorch's error in it."""
         exact = self.differentiated(formula, torch.float64)
         eager = self.differentiated(formula, self.dtype)
         for name, made, wanted, rival in zip(NAMES, results, exact, eager, strict=True):
             assert made.shape == wanted.shape
             error, scale = _largest(made.double() - wanted), max(1.0, _largest(wanted))
-            # The mean is itself rounded to float32: what that costs grows with mean / std, and std is 1.
+            # The mean is rounded to float32: that error grows with mean / std, and std is 1.
             bound = 2.0**-23 * (8 + self.mean) * scale * (1 if name == "y" else 2)
             if self.dtype != torch.float32:
                 bound += 2 * _largest(rival.double() - wanted)
@@ -177,7 +180,7 @@ def test_operator_returns_the_groups_mean_and_rstd():
 @pytest.mark.parametrize("forward", [op, group_norm_silu], ids=["op", "public"])
 def test_compiles_whole(forward: Forward):
     case = Case((2, 8, 3, 5), 2)
-    backend = "aot_eager" if forward is op else "inductor"  # inductor has nothing to do in the op
+    backend = "aot_eager" if forward is op else "inductor"  # inductor compiles nothing in the op
     case.check(case.differentiated(torch.compile(forward, fullgraph=True, backend=backend)))
 
 
@@ -231,7 +234,7 @@ def test_a_gpu_takes_the_operator_for_channels_last(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(("channels", "size"), [*UNET_SHAPES, (24, 5), (32, 64), (96, 16), (384, 16), (256, 256)])
 def test_plan_covers_an_image_once(channels: int, size: int):
     num_groups = {24: 3, 32: 8, 96: 8}.get(channels, 32)
-    blocks, chunks, plan = module._plan(channels, num_groups, size * size, module.TILE)
+    blocks, chunks, plan = tiling.plan(channels, num_groups, size * size, tiling.TILE)
     assert plan["GROUP"] * num_groups == channels
     assert (blocks - 1) * plan["GROUPS"] < num_groups <= blocks * plan["GROUPS"]
     assert (chunks - 1) * plan["SPAN"] < size * size <= chunks * plan["SPAN"]
@@ -240,25 +243,25 @@ def test_plan_covers_an_image_once(channels: int, size: int):
     assert chunks <= plan["BLOCK_K"]
     assert plan["SPAN"] % plan["ROWS"] == 0
     assert plan["GROUPS"] * plan["GROUP"] % 8 == 0  # blocks start at 128 bits
-    assert blocks * plan["BLOCK_C"] <= 1.5 * channels  # lanes that idle
+    assert blocks * plan["BLOCK_C"] <= 1.5 * channels  # few idle lanes
 
 
 KERNELS: dict[str, tuple[Any, int, dict[str, bool], int, int]] = {  # kernel, tile, constants, tensors read and written
-    "statistics": (module._statistics_kernel, module.TILE, {}, 1, 0),
-    "apply": (module._apply_kernel, module.TILE, {}, 1, 1),
-    "backward sums": (module._backward_kernel, module.BACKWARD_TILE, {"MERGE": False}, 2, 0),
-    "backward": (module._backward_kernel, module.BACKWARD_TILE, {"MERGE": True}, 2, 1),
+    "statistics": (module._statistics_kernel, tiling.TILE, {}, 1, 0),
+    "apply": (module._apply_kernel, tiling.TILE, {}, 1, 1),
+    "backward sums": (module._backward_kernel, tiling.BACKWARD_TILE, {"MERGE": False}, 2, 0),
+    "backward": (module._backward_kernel, tiling.BACKWARD_TILE, {"MERGE": True}, 2, 1),
 }
 
 
 @needs_compiler
-@pytest.mark.parametrize("target", [*TARGETS])
+@every_target
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", [*KERNELS])
 def test_compiled_kernel_is_wide_and_lean(name: str, dtype: str, target: str):
     kernel, tile, constants, read, written = KERNELS[name]
-    _, _, plan = module._plan(512, 32, 64 * 64, tile, ACTIVATION=True, **constants)
-    plan |= {key: 1 for key in ("weight_stride", "bias_stride") if key in kernel.arg_names}
+    _, _, plan = tiling.plan(512, 32, 64 * 64, tile, ACTIVATION=True, **constants)
+    plan = plan | {key: 1 for key in ("weight_stride", "bias_stride") if key in kernel.arg_names}
     types = dict.fromkeys(["x_ptr", "y_ptr", "dy_ptr", "dx_ptr"], f"*{dtype}") | {"eps": "fp32"}
     signature = {
         key: types.get(key, "*fp32" if key.endswith("_ptr") else "i32") for key in kernel.arg_names if key not in plan
@@ -281,7 +284,7 @@ def test_compiled_kernel_is_wide_and_lean(name: str, dtype: str, target: str):
 
 @pytest.fixture
 def poisoned() -> Iterator[None]:
-    """What no kernel writes is NaN."""
+    """Memory that no kernel writes is NaN."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -294,12 +297,8 @@ def kernels(case: Case) -> Results:
     return y, dx, dweight.sum_to_size(weight.shape), dbias.sum_to_size(bias.shape)
 
 
-def test_in_the_interpreter():
-    run_interpreted(__file__)
-
-
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("dtype", [*DTYPES.values()], ids=[*DTYPES])
+@daily_dtypes
 @pytest.mark.parametrize("case", [*SMALL, Case((2, 40, 12, 11), 4), Case((1, 300, 5, 7), 3)], ids=_id)
 def interpreted_kernels_are_the_formula(case: Case, dtype: torch.dtype):
     case = Case(**{**vars(case), "dtype": dtype})
@@ -307,10 +306,22 @@ def interpreted_kernels_are_the_formula(case: Case, dtype: torch.dtype):
 
 
 @pytest.mark.usefixtures("poisoned")
+def interpreted_kernels_take_several_small_tiles(monkeypatch: pytest.MonkeyPatch):
+    """9 x 9 rows are 3 chunks of 2 tiles, the last short; 5 groups of 20 are 3 blocks, the last not full."""
+    case = Case((1, 100, 9, 9), 5, torch.bfloat16, mean=30.0)
+    for name in ("TILE", "BACKWARD_TILE"):
+        monkeypatch.setattr(module, name, 1024)
+    blocks, chunks, plan = tiling.plan(100, 5, 9 * 9, 1024)
+    assert (blocks, chunks, plan["GROUPS"], plan["SPAN"] // plan["ROWS"]) == (3, 3, 2, 2)
+    case.check(kernels(case))
+
+
+@pytest.mark.nightly
+@pytest.mark.usefixtures("poisoned")
 def interpreted_kernels_take_several_tiles_chunks_and_blocks():
-    """61 x 61 rows are 30 chunks, the last one short; 5 groups of 20 are 3 blocks, the last one not full."""
+    """61 x 61 rows are 30 chunks of 2 tiles, the last short; 5 groups are 3 blocks, the last not full."""
     case = Case((1, 100, 61, 61), 5, mean=30.0)
-    blocks, chunks, plan = module._plan(100, 5, 61 * 61, module.TILE)
+    blocks, chunks, plan = tiling.plan(100, 5, 61 * 61, tiling.TILE)
     assert (blocks, chunks, plan["GROUPS"], plan["SPAN"] // plan["ROWS"]) == (3, 30, 2, 2)
     case.check(kernels(case))
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bbdm.kernels import nearest_code as module
 from bbdm.kernels.nearest_code import nearest_code
-from tests.kernels.triton_aot import TARGETS, compile_kernel, needs_compiler, run_interpreted
+from tests.kernels.triton_aot import compile_kernel, every_target, needs_compiler
 
 SHAPES = [(1, 1, 1), (5, 3, 7), (300, 3, 512), (257, 4, 65), (64, 8, 1000)]  # vectors, channels, codes
 
@@ -35,7 +35,7 @@ def test_no_code_is_nearer(shape: tuple[int, int, int]):
 
 
 def test_autocast_changes_nothing():
-    """A trainer calls it so: in bfloat16, many a vector would take another code."""
+    """Training calls it under autocast: in bfloat16, many vectors would get another code."""
     z, codes = given(300, 3, 512)
     expected = nearest_code(z, codes)
     with torch.autocast("cpu", torch.bfloat16):
@@ -76,7 +76,7 @@ def test_operator_is_registered_in_full():
 
 
 @needs_compiler
-@pytest.mark.parametrize("target", [*TARGETS])
+@every_target
 @pytest.mark.parametrize("channels", [3, 4, 8])
 def test_compiled_kernel_is_lean(target: str, channels: int):
     signature = {"out_ptr": "*i64", "z_ptr": "*fp32", "codes_ptr": "*fp32", "vectors": "i32", "count": "i32"}
@@ -95,10 +95,6 @@ def interpreted_no_code_is_nearer(shape: tuple[int, int, int]):
 def interpreted_ties_go_to_the_first():
     codes = torch.arange(3.0)[:, None].repeat(50, 3)
     assert torch.equal(module._launch(codes[:3], codes), torch.arange(3))
-
-
-def test_in_the_interpreter():
-    run_interpreted(__file__)
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""Forward diffusion, and how kernels draw noise: reference and Triton against the formulas in float64 NumPy."""
+"""Forward diffusion and the noise of kernels: reference and Triton against the formulas in float64 NumPy."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ import torch
 
 from bbdm.kernels import noise_step as module
 from bbdm.kernels import philox, philox_numpy
+from bbdm.kernels.elementwise import BLOCK
 from bbdm.kernels.jit import jit, tl
 from bbdm.kernels.noise_step import noise_step
-from tests.kernels.triton_aot import TARGETS, compile_kernel, needs_compiler, run_interpreted
+from tests.kernels.triton_aot import compile_kernel, every_target, needs_compiler
+from tests.nightly import sweep
 
 SEEDS = [2**63 - 1, 2**32 + 7, 5]
 STEP = 2**31 + 3
 NORMAL_BOUND = 2e-6  # |normal - exact|, for the float32 normals of any backend
 TABLE = np.random.default_rng(0).normal(size=(11, 6))
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "f64": torch.float64}
+daily_dtypes = pytest.mark.parametrize("dtype", sweep(DTYPES.values(), [torch.float32, torch.bfloat16]), ids=[*DTYPES])
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float64: 1e-12}
 
 
@@ -132,7 +135,7 @@ def test_compiled_step_is_the_eager_one():
 
 
 @needs_compiler
-@pytest.mark.parametrize("target", [*TARGETS])
+@every_target
 @pytest.mark.parametrize("channels", [0, 3], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("drawn", [True, False], ids=["seeds", "noise"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -142,7 +145,7 @@ def test_compiled_kernel_is_wide_and_lean(target: str, channels: int, drawn: boo
     signature |= {"t_ptr": "*i64", "table_ptr": "*fp32"}
     signature |= {"seeds_ptr": "*i64", "step_ptr": "*i64"} if drawn else {}
     absent = ["noise_ptr"] if drawn else ["seeds_ptr", "step_ptr"]
-    constexprs = {**dict.fromkeys(absent), "CHANNELS": channels, "BLOCK": module.BLOCK}
+    constexprs = {**dict.fromkeys(absent), "CHANNELS": channels, "BLOCK": BLOCK}
     warps = 4 if target.startswith("sm_") else 2
     kernel = compile_kernel(
         module._noise_step_kernel, signature, constexprs, target, warps, divisible=("size", "pixels")
@@ -158,13 +161,9 @@ def test_compiled_kernel_is_wide_and_lean(target: str, channels: int, drawn: boo
 # Triton, interpreted
 
 
-def test_in_the_interpreter():
-    run_interpreted(__file__)
-
-
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("drawn", [True, False], ids=["seeds", "noise"])
-@pytest.mark.parametrize("dtype", [*DTYPES.values()], ids=[*DTYPES])
+@daily_dtypes
 def interpreted_kernel_is_the_formula(dtype: torch.dtype, drawn: bool, channels_last: bool):
     check(module._launch, dtype=dtype, drawn=drawn, channels_last=channels_last)
 
@@ -177,7 +176,7 @@ def interpreted_kernel_takes_every_size(shape: tuple[int, ...]):
 
 def interpreted_kernel_shows_a_time_outside_its_table():
     given = arguments(t=torch.tensor([3, 11]))
-    for made in module._launch(**given):
+    for made in module._launch(*given.values()):
         assert made[1].isnan().all()
         assert not made[0].isnan().any()
 
@@ -204,21 +203,26 @@ def interpreted_words_are_the_contracts(seed: int, step: int, stream: int):
 
 
 @jit
-def box_muller_kernel(radius_ptr, cos_ptr, sin_ptr, BLOCK: tl.constexpr):
-    """For every u there is: words k << 9, of which the bits below don't matter."""
+def box_muller_kernel(radius_ptr, cos_ptr, sin_ptr, first, STRIDE: tl.constexpr, BLOCK: tl.constexpr):
+    """For each STRIDE-th u, of words k << 9, as the lower bits have no influence."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    word = at.to(tl.uint32) << 9
+    word = (first + at * STRIDE).to(tl.uint32) << 9
     cos, sin = philox._direction(word)
     tl.store(radius_ptr + at, philox._radius(word))
     tl.store(cos_ptr + at, cos)
     tl.store(sin_ptr + at, sin)
 
 
-def interpreted_normals_are_exact_to_rounding_for_every_word():
-    """All 2^23 values of u, so also those next to 0 and 1, and what follows for a normal, cos or sin times radius."""
-    radius, cos, sin = torch.zeros(3, 2**23)
-    box_muller_kernel[(8,)](radius, cos, sin, BLOCK=2**20)
-    u = (np.arange(2**23) + 0.5) * 2.0**-23
+@pytest.mark.parametrize(("first", "stride"), [(0, 64), (63, 64), pytest.param(0, 1, marks=pytest.mark.nightly)])
+def interpreted_normals_are_exact_to_rounding(first: int, stride: int):
+    """Values of u, with those next to 0 and 1, and the bound that follows for a normal.
+
+    Every night all 2^23 of them.
+    """
+    count = 2**23 // stride
+    radius, cos, sin = torch.zeros(3, count)
+    box_muller_kernel[(8,)](radius, cos, sin, first, STRIDE=stride, BLOCK=count // 8)
+    u = (np.arange(first, 2**23, stride) + 0.5) * 2.0**-23
     exact = np.sqrt(-2 * np.log(u))
     assert np.max(np.abs(radius.numpy() / exact - 1)) < 1.2e-7
     assert np.max(np.abs(cos.numpy() - np.cos(2 * np.pi * u))) < 1e-7

@@ -69,14 +69,14 @@ def test_noise_of_an_image_does_not_depend_on_the_batch():
 
 
 def test_noise_is_indexed_by_element():
-    """A smaller image sees the beginning of a larger one's numbers."""
+    """A smaller image has the first of a larger one's numbers."""
     assert torch.equal(
         philox.normal(torch.tensor([1]), 0, (1, 2, 3)).flatten(), philox.normal(torch.tensor([1]), 0, (30,))[0, :6]
     )
 
 
 def test_first_normals_pass_kolmogorov_smirnov():
-    """False alarm one time in 1,000; the seed is fixed, so the answer is too."""
+    """False alarm one time in 1,000; the seed is fixed, so the result is too."""
     sample = philox.normal(torch.tensor([0]), 0, (2**20,)).double().numpy()[0]
     assert stats.kstest(sample, "norm").pvalue > 1e-3
     assert abs(sample.mean()) < 4 / 2**10

@@ -82,7 +82,7 @@ def test_compiled_for_training_has_the_formulas_gradients(compiled: Op, bias: bo
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "fp16"])
 def test_phases_lose_no_more_than_the_plain_form(dtype: torch.dtype):
-    """Their weights are rounded after the sum: twice the error of one rounding is allowed for."""
+    """Their weights are rounded after the sum: twice the error of one rounding is allowed."""
     given = inputs((2, 32, 6, 5), dtype=dtype)
     exact = formula(*(None if t is None else t.double() for t in given))  # pyright: ignore[reportArgumentType]
     made, plain = _phases(*given), formula(*given)
@@ -92,7 +92,7 @@ def test_phases_lose_no_more_than_the_plain_form(dtype: torch.dtype):
 
 
 def convolutions(grad: bool) -> int:
-    """How many of them a compiler is given."""
+    """The number of convolutions that a compiler gets."""
     counts: list[int] = []
 
     def backend(module: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:

@@ -1,37 +1,31 @@
 """Triton kernels without a GPU: compiled ahead of time for NVIDIA and AMD, or interpreted on the CPU.
 
-Compile, in any process and with no device, and look at what came out::
+Compile in any process, without a device, and read the code::
 
     @needs_compiler
-    @pytest.mark.parametrize("target", TARGETS)
+    @every_target
     def test_kernel_reads_wide(target: str):
-        kernel = compile_kernel(my_kernel, {"x": "*fp32", "size": "i32"}, {"BLOCK": 1024}, target,
-        divisible=("size",)) assert kernel.spills == 0 assert kernel.loads(128) >= 1
+        signature = {"x": "*fp32", "size": "i32"}
+        kernel = compile_kernel(my_kernel, signature, {"BLOCK": 1024}, target, divisible=("size",))
+        assert kernel.spills == 0
+        assert kernel.loads(128) >= 1
 
-``signature`` holds the arguments that are there at run time, ``constexprs`` the others (``None`` for a
-pointer that is not given). Pointers are taken to be aligned to 16 bytes, as those of PyTorch's tensors are;
-the integers named in ``divisible`` are taken to be multiples of 16, as Triton finds out by itself at a
-launch.
+``signature`` holds the arguments of run time, ``constexprs`` the others (``None`` for a pointer that is not
+given). Pointers are assumed to be aligned to 16 bytes, as those of PyTorch's tensors are; the integers named
+in ``divisible`` are assumed to be multiples of 16, which Triton finds out by itself at a launch.
 
 Interpret: Triton decides at import, by TRITON_INTERPRET=1, whether kernels are compiled or run line by line
 in NumPy, so one process can't do both. A test file names its interpreter tests ``interpreted_*``, with
-fixtures and parameters as usual, and has one test that runs them all in a process of their own::
-
-    def interpreted_kernel_agrees_with_reference(): ...launch on small CPU tensors...
-
-    def test_in_the_interpreter():
-        run_interpreted(__file__)
-
-To see one of them alone: ``TRITON_INTERPRET=1 pytest -o 'python_functions=interpreted_*'
-tests/test_bridge_step.py``. The interpreter cuts float32 off when it makes bfloat16, where a GPU rounds to
-nearest: allow one unit in the last place."""
+fixtures and parameters as usual, and ``test_interpreter.py`` runs them in a second process. To run one file's
+alone: ``TRITON_INTERPRET=1 pytest -o 'python_functions=interpreted_*' tests/kernels/test_bridge_step.py``.
+The interpreter truncates float32 to bfloat16, where a GPU rounds to nearest: allow one unit in the last
+place.
+"""
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -40,16 +34,17 @@ from typing import Any
 import pytest
 
 from bbdm.kernels.jit import AVAILABLE, triton
-from tests.conftest import ROOT
+from tests.nightly import sweep
 
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
 
+every_target = pytest.mark.parametrize("target", sweep(TARGETS, daily=["sm_90"]))
 needs_compiler = pytest.mark.skipif(
     not AVAILABLE or triton.knobs.runtime.interpret,  # pyright: ignore[reportAttributeAccessIssue]
     reason="needs Triton, and TRITON_INTERPRET not set",
 )
 
-# How the two assemblers write an access to global memory: PTX ld.global.v4.b32, AMD global_load_dwordx4.
+# The two assemblers' accesses to global memory: PTX ld.global.v4.b32, AMD global_load_dwordx4.
 PTX_ACCESS = re.compile(r"\b(ld|st)\.global(?:\.[a-uw-z]\w*(?:::\w+)*)*?(?:\.v(\d))?\.[bfsu](\d+)\b")
 AMD_ACCESS = re.compile(r"\b(?:global|buffer|flat)_(load|store)_(\w+)")
 AMD_BITS = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32}  # the others are narrower
@@ -57,20 +52,20 @@ AMD_BITS = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32}  # the ot
 
 @dataclass(frozen=True)
 class CompiledKernel:
-    """What a compiler made of a kernel."""
+    """A kernel's code and the resources that it uses."""
 
     target: str
     asm: str  # PTX or AMDGCN
     registers: int  # of a thread
-    spills: int  # bytes of a thread in local memory, be it for spilled registers or for arrays
-    shared: int  # bytes of shared memory of a block: more than 0 where data moves between threads
+    spills: int  # bytes of a thread in local memory, for spilled registers or arrays
+    shared: int  # bytes of a block in shared memory: above 0 where data moves between threads
 
     def loads(self, bits: int) -> int:
-        """How many instructions load ``bits`` bits a thread from global memory."""
+        """The number of instructions that load ``bits`` bits a thread from global memory."""
         return self._accesses().count(("load", bits))
 
     def stores(self, bits: int) -> int:
-        """How many instructions store ``bits`` bits a thread to global memory."""
+        """The number of instructions that store ``bits`` bits a thread to global memory."""
         return self._accesses().count(("store", bits))
 
     def _accesses(self) -> list[tuple[str, int]]:
@@ -88,7 +83,7 @@ def compile_kernel(
     num_warps: int = 4,
     divisible: Collection[str] = (),
 ) -> CompiledKernel:
-    """Compile a ``@jit`` kernel for a GPU that need not be there.
+    """Compile a ``@jit`` kernel for a GPU, which this machine may lack.
 
     Args:
         kernel: the function as decorated.
@@ -128,7 +123,7 @@ def compile_kernel(
 
 
 def _resource_usage(cubin: bytes) -> str:
-    """NVIDIA's own report on a binary; ptxas -v says the same, but takes one version of PTX only."""
+    """NVIDIA's report on a binary; ptxas -v prints the same, but takes one version of PTX only."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -140,25 +135,3 @@ def _resource_usage(cubin: bytes) -> str:
 
 def _number(pattern: str, text: str) -> int:
     return int(re.findall(pattern, text)[0])
-
-
-def run_interpreted(path: str) -> None:
-    """Run the ``interpreted_*`` tests of a file in a process where kernels are interpreted; fail with its report."""
-    if not AVAILABLE:
-        pytest.skip("needs Triton")
-    root = ROOT
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-o",
-        "python_functions=interpreted_*",
-        path,
-    ]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.fail(f"{done.stdout}\n{done.stderr}", pytrace=False)

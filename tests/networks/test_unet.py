@@ -9,6 +9,7 @@ import torch
 
 from bbdm.networks.unet import PRESETS, UNet, UNetConfig, frequencies, sinusoids
 from tests.conftest import MakeUNet
+from tests.nightly import sweep
 
 
 def state(batch: int = 2, channels: int = 3, height: int = 8, width: int = 8, seed: int = 0) -> torch.Tensor:
@@ -79,7 +80,7 @@ class TestPresets:
         assert tuple(preset(name).state_dict()[key].shape) == shape
 
     def test_has_no_other_keys(self) -> None:
-        """The paper's network attends in the middle alone, and buffers are not saved."""
+        """The paper's network has attention only in the middle, and buffers are not saved."""
         keys = preset("paper").state_dict().keys()
         assert [key for key in keys if "qkv" in key] == ["middle_block.1.qkv.weight", "middle_block.1.qkv.bias"]
         assert {key.split(".")[0] for key in keys} == {
@@ -225,7 +226,7 @@ class TestTime:
         assert (at[5.0001] - at[5.0]).norm() < 1e-3 * step
 
     def test_late_times_stay_apart_in_half_precision(self, make_unet: MakeUNet) -> None:
-        """bfloat16 cannot tell 999 from 1000, nor hold the frequencies: the angles are float32 all the same."""
+        """bfloat16 rounds 999 to 1000, and the frequencies: so the angles are computed in float32."""
         unet = make_unet().to(torch.bfloat16)
         seen: list[torch.Tensor] = []
         unet.time_embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -273,11 +274,12 @@ class TestGraphs:
         with torch.no_grad():
             torch.testing.assert_close(compiled(x, t, condition), unet(x, t, condition))
 
-    def test_exports_with_any_batch(self, make_unet: MakeUNet) -> None:
+    @pytest.mark.parametrize("strict", sweep([False, True], daily=[False]))
+    def test_exports_with_any_batch(self, strict: bool, make_unet: MakeUNet) -> None:
         unet = make_unet(condition_channels=3).eval()
         batch = {0: torch.export.Dim("batch", min=1, max=64)}
         traced = state(), torch.tensor([5, 40]), state(seed=1)
-        program = torch.export.export(unet, traced, dynamic_shapes=(batch, batch, batch), strict=True)
+        program = torch.export.export(unet, traced, dynamic_shapes=(batch, batch, batch), strict=strict)
         for count in (1, 3):
             others = state(count, seed=2), torch.arange(count) + 900, state(count, seed=3)
             torch.testing.assert_close(program.module()(*others), unet(*others))

@@ -1,4 +1,4 @@
-"""The VQGAN against diffusers' VQModel on the same weights, and its own contract."""
+"""The VQGAN against diffusers' VQModel on the same weights, and its own behaviour."""
 
 from __future__ import annotations
 

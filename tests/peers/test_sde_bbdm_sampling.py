@@ -1,5 +1,4 @@
-"""Parity of bridges, solver rows and the whole sampler with the public sde-bbdm 1.1: same inputs, same noise,
-compare.
+"""Bridges, solver rows and the whole sampler against the public sde-bbdm 1.1: same inputs, same noise.
 
 The public code computes its schedules in torch's default dtype, so rows are compared with that set to
 float64. It draws its noise with ``torch.randn_like``, which is replaced here by known noise. Where the public
@@ -59,7 +58,7 @@ def draw(monkeypatch: pytest.MonkeyPatch) -> Draw:
 
 
 class Inputs(NamedTuple):
-    """What a step takes, one a row: (rows, B, 3, 4, 4) each."""
+    """The arguments of a step, for each row: (rows, B, 3, 4, 4) each."""
 
     x: torch.Tensor
     y: torch.Tensor
@@ -210,7 +209,7 @@ def test_brownian_posterior_rows(draw: Draw) -> None:
         ours = our_step(table, row, state, y[row], pred[row], z[row])
         if t == T:
             # The public weights are 0 / 0 here, so its full sampling from T gives NaN. Given x_T = y, which
-            # says nothing of x0, the posterior is the marginal.
+            # has no information on x0, the posterior is the marginal.
             assert public.isnan().all()
             public = marginal_at(bridge, T - 1, y[row] - pred[row], y[row], z[row])
         differences[t] = (public - ours).abs()
@@ -218,7 +217,7 @@ def test_brownian_posterior_rows(draw: Draw) -> None:
 
 
 class TakesCondition(nn.Module):
-    """A network for ``BBDMModule``, which passes the condition and evaluates it even where the prediction is given."""
+    """A network for ``BBDMModule``, which passes a condition, and calls it even with a given prediction."""
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(x)
@@ -248,7 +247,7 @@ def test_bbdm_fast_step_takes_two_images_only(batch: int) -> None:
 
 @pytest.mark.usefixtures("float64")
 def test_brownian_posterior_rows_with_skips(draw: Draw) -> None:
-    """The public fast step, told the right pair of times, is our default ``posterior`` table of 200 times."""
+    """The public fast step, given the right pair of times, is our default ``posterior`` table."""
     bridge = BrownianBridge(T)
     table = solvers.build(bridge, "posterior")
     module = sde_bbdm.nn.BBDMModule(TakesCondition(), T)
@@ -282,7 +281,7 @@ def test_sde_bbdm_fast_noise_is_half_the_variance(draw: Draw) -> None:
 
 
 def test_sde_bbdm_fast_steps_run_off_their_list() -> None:
-    """After the last time it looks for another one."""
+    """After the last time it reads another one."""
     image = torch.zeros(2, 3, 4, 4)
     module = sde_bbdm.nn.SDEBBDMModule(TakesCondition(), T)
     module.fast_sampling_steps = [1000, 1]
@@ -294,7 +293,7 @@ def test_sde_bbdm_fast_steps_run_off_their_list() -> None:
 
 
 class Contraction(nn.Module):
-    """A network that both samplers can call: x0hat = x - p is a contraction of x that also depends on the time."""
+    """A network that both samplers can call; x0hat = x - p is a contraction of x that depends on the time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -320,7 +319,7 @@ def contraction() -> UNet:
 def public_states(
     network: nn.Module, solver: str, source: torch.Tensor, noise: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> list[torch.Tensor]:
-    """The state after each step of the public sampler, whose step k draws noise[k]; the last is what it returns."""
+    """The public sampler's state after each step, where step k draws noise[k]; the last is its result."""
     times = paper_times() if solver == "fast" else list(range(T, 0, -1))
     module = sde_bbdm.nn.ABridgeModule(network, T, c_lambda=2)
     module.fast_sampling_steps = times if solver == "fast" else None
@@ -395,7 +394,7 @@ def test_sampler_walks_the_public_path_in_float64(solver: str, batch: int, monke
 
 
 def test_public_full_sampling_takes_one_image_only() -> None:
-    """It asks a tensor of times for one truth value; ours has no such limit."""
+    """It takes the truth value of a tensor of times; ours has no such limit."""
     manager = diffusion.Manager(sde_bbdm.nn.ABridgeModule(contraction(), T, c_lambda=2))
     source = torch.zeros(2, 3, 8, 8)
     with pytest.raises(RuntimeError, match="Boolean value of Tensor with more than one value is ambiguous"):

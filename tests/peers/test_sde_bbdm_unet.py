@@ -1,7 +1,6 @@
-"""Parity of the UNet with the public sde-bbdm 1.1: same keys, same weights, then the same outputs and
-gradients.
+"""The UNet against the public sde-bbdm 1.1: same keys and weights, then the same outputs and gradients.
 
-Zero-initialised layers would hide what stands behind them, so all of them are given random values first.
+Zero-initialised layers would hide the layers before them, so they get random values first.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def assert_same_function(pair: Pair, size: int, tolerance: float, condition: bool = False) -> None:
-    """Outputs and the gradients of the input, the condition and every parameter agree, each tensor by its own norm."""
+    """Outputs and gradients of input, condition and parameters agree, each tensor relative to its norm."""
     t = torch.tensor([3, 877])
     x, weight, y = images(3, size)
     outputs: list[torch.Tensor] = []

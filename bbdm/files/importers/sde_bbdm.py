@@ -1,4 +1,4 @@
-"""Files of sde-bbdm: checkpoints of torchmanager; managers, modules and networks, pickled whole or as state dicts."""
+"""Files of sde-bbdm: torchmanager's checkpoints, managers, modules and networks, or state dicts of them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from bbdm.files import torchfile
 from bbdm.files.content import Checkpoint, CodecState, UNetState
 from bbdm.files.importers import shapes, states
 from bbdm.files.records import Record, StoredTensor, describe
+from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.unet import UNet
 
-FIRST = "input_blocks.0.0.weight"  # the key by which a UNet is found
+FIRST = "input_blocks.0.0.weight"  # a key that every UNet has
 KINDS: dict[str, type[Bridge]] = {  # by the class of the module or, in older files, of the manager
     "ABridgeModule": ABridge,
     "SDEBBDMManager": ABridge,
@@ -23,8 +24,7 @@ KINDS: dict[str, type[Bridge]] = {  # by the class of the module or, in older fi
     "BBDMManager": BrownianBridge,
     "BBDMSpecialCaseManager": BrownianBridge,
 }
-ARGUMENTS = {"num_steps": "num_steps= (-t)", "c_lambda": "c_lambda= (-l)"}  # and flags of the scripts
-# Both were torch.nn.Sequential when they were given to the module or manager.
+# Both are a torch.nn.Sequential in the module or manager.
 PLACES = {
     "encoder": {"0.": "encoder.", "1.": "quant_conv."},
     "decoder": {"0.": "quantize.", "1.": "post_quant_conv.", "2.": "decoder."},
@@ -33,9 +33,9 @@ PLACES = {
 
 @dataclass
 class _Trained:
-    """What a file says of a network."""
+    """A network in a file, and its settings where the file states them."""
 
-    network: Any  # the record of the UNet, or a state dict with it
+    network: Any  # the record of the UNet, or a state dict that has it
     bridge: type[Bridge] | None = None  # None where it is a network alone
     num_steps: Any = None
     c_lambda: Any = None
@@ -47,22 +47,23 @@ def read(content: Any, num_steps: int | None, c_lambda: float | None, codec: Cod
     """The network and its bridge; arguments fill in what the file leaves out.
 
     Raises:
-        ValueError: it is something else, or leaves out what no argument gives.
+        IncompleteFileError: the file leaves out a setting that no argument gives.
+        ValueError: the file is something else.
     """
     trained = _unwrap(content)
-    said: dict[str, Any] = {}
+    known: dict[str, Any] = {}
     state = trained.network
     if isinstance(state, Record):
-        said = _said(state)
+        known = _module_settings(state)
         state = torchfile.state_dict(state)
     prefixes = states.prefixes(state, FIRST)
     if len(prefixes) != 1:
         raise ValueError(
-            f"it is {states.nature(content)} with {len(prefixes) or 'no'} UNets in it; wanted: a checkpoint, module or "
-            f"network of sde-bbdm, a .pth of the original BBDM, or a state dict with one key that ends in {FIRST}"
+            f"it is {states.summary(content)} with {len(prefixes) or 'no'} UNets in it; wanted: a checkpoint, module "
+            f"or network of sde-bbdm, a .pth of the original BBDM, or a state dict with one key that ends in {FIRST}"
         )
     weights = states.below(state, prefixes[0])
-    config = shapes.unet_config(states.tensors(weights), **said)
+    config = shapes.unet_config(states.tensors(weights), **known)
     loaded = UNetState(config, states.load(UNet.from_config, config, weights), None)
 
     settings = {"num_steps": _number(trained, "num_steps", num_steps)}
@@ -70,15 +71,14 @@ def read(content: Any, num_steps: int | None, c_lambda: float | None, codec: Cod
         settings["c_lambda"] = _number(trained, "c_lambda", c_lambda)
     missing = [name for name, value in settings.items() if value is None]
     if missing:
-        raise ValueError(
-            f"it does not say its {' or '.join(missing)}: give {', '.join(ARGUMENTS[name] for name in missing)}"
-        )
+        given = " and ".join(f"{name}=" for name in missing)
+        raise IncompleteFileError(f"it does not state its {' or '.join(missing)}: give {given}")
     bridge = (trained.bridge or ABridge)(**settings)
 
     autoencoder = {**_part(trained, "encoder", state, prefixes[0]), **_part(trained, "decoder", state, prefixes[0])}
     coded = None
     if autoencoder:
-        coded = CodecState.of(VQGANCodec(states.vqgan(autoencoder)))
+        coded = CodecState.of(VQGANCodec(states.build_vqgan(autoencoder)))
     elif codec is not None and trained.bridge is None:
         coded = CodecState.of(codec)
     channels = coded.config["config"]["latent_channels"] if coded else config.in_channels
@@ -88,14 +88,13 @@ def read(content: Any, num_steps: int | None, c_lambda: float | None, codec: Cod
 
 
 def _unwrap(content: Any) -> _Trained:
-    """From a checkpoint through its manager and its module to the network, with what each of them says."""
+    """The network in a checkpoint, in its manager, in its module, with the settings that each of them has."""
     trained = _Trained(content)
-    for _ in range(8):  # no honest file has more around a network
+    for _ in range(8):  # no honest file nests a network deeper
         node = trained.network
         if isinstance(node, Record):
             trained.bridge = KINDS.get(node.kind.name, trained.bridge)
-            # A private attribute of the class that defines the module's time_steps is saved under the class's
-            # name.
+            # A private attribute is saved with the name of the class that defines it.
             trained.num_steps = node.get("time_steps", node.get("_DiffusionModule__time_steps", trained.num_steps))
             trained.c_lambda = node.get("c_lambda", trained.c_lambda)
             trained.encoder = node.get("encoder", trained.encoder)
@@ -114,17 +113,17 @@ def _unwrap(content: Any) -> _Trained:
 
 
 def _number(trained: _Trained, name: str, given: float | None) -> Any:
-    """A setting of the bridge as the file says it or, where it does not, as it was given."""
-    said = getattr(trained, name)
-    if said is None:
+    """A setting of the bridge: the file's or, where it has none, the given one."""
+    stated = getattr(trained, name)
+    if stated is None:
         return given
-    if not isinstance(said, int | float):
-        raise ValueError(f"its {name} is {describe(said)}, not a number")
-    return float(said) if name == "c_lambda" else said
+    if not isinstance(stated, int | float):
+        raise ValueError(f"its {name} is {describe(stated)}, not a number")
+    return float(stated) if name == "c_lambda" else stated
 
 
 def _part(trained: _Trained, name: str, state: states.State, prefix: str) -> dict[str, Any]:
-    """The encoder's or the decoder's part of a VQGAN, under the VQGAN's names; empty where there is none."""
+    """The encoder's or the decoder's part of a VQGAN, with the VQGAN's keys; empty where there is none."""
     whole = getattr(trained, name)
     if isinstance(whole, Record):
         found = torchfile.state_dict(whole)
@@ -136,8 +135,8 @@ def _part(trained: _Trained, name: str, state: states.State, prefix: str) -> dic
     return {PLACES[name].get(key[:2], f"{name}.{key[:2]}") + key[2:]: value for key, value in found.items()}
 
 
-def _said(network: Record) -> dict[str, Any]:
-    """The settings of a UNet that only its modules know."""
+def _module_settings(network: Record) -> dict[str, Any]:
+    """The settings of a pickled UNet that only its modules have."""
     found: dict[str, set[Any]] = {"head_channels": set(), "num_groups": set(), "dropout": set()}
     for _, module in torchfile.modules(network):
         qkv = module.get("qkv")
@@ -157,8 +156,8 @@ def _said(network: Record) -> dict[str, Any]:
     for name, values in found.items():
         if len(values) > 1:
             raise ValueError(f"its blocks have different {name}, {sorted(values)[:8]}; wanted one for all")
-    said = {name: values.pop() for name, values in found.items() if values}
+    known = {name: values.pop() for name, values in found.items() if values}
     resolutions = network.get("attention_resolutions")
     if isinstance(resolutions, list | tuple) and all(isinstance(value, int) for value in resolutions):
-        said["attention_resolutions"] = tuple(resolutions)
-    return said
+        known["attention_resolutions"] = tuple(resolutions)
+    return known

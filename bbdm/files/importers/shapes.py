@@ -1,10 +1,10 @@
-"""What key names and shapes tell of a network, for state dicts that come without a description."""
+"""A network's settings from the keys and shapes of its state dict, where the file does not state them."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from bbdm.networks import unet, vqgan
@@ -12,11 +12,11 @@ from bbdm.networks.restore import skeleton
 from bbdm.networks.unet import UNetConfig
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 
-State = Mapping[str, Any]  # tensors, or what has their shape
+State = Mapping[str, Any]  # tensors, or objects with their ``shape``
 
 
 def _count(state: State, prefix: str) -> int:
-    """How many of ``prefix``0, ``prefix``1, ... there are, without a gap."""
+    """The number of ``prefix``0, ``prefix``1, ... without a gap."""
     found = {key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)}
     return next(i for i in range(len(found) + 1) if str(i) not in found)
 
@@ -34,18 +34,18 @@ def _dim(state: State, key: str, axis: int) -> int:
     return shape[axis]
 
 
-def unet_config(state: State, **said: Any) -> UNetConfig:
+def unet_config(state: State, **known: Any) -> UNetConfig:
     """The settings of a UNet with the keys of guided diffusion, sde-bbdm and BBDM.
 
-    Shapes do not tell the width of an attention head, the groups of a GroupNorm or the dropout. The first two
-    are those of a preset of these shapes, else the paper's, with a warning.
+    The width of an attention head, the groups of a GroupNorm and the dropout leave no trace in the shapes.
+    The first two are those of a preset of these shapes, else the paper's, with a warning.
 
     Args:
         state: every tensor by its key.
-        **said: settings that the file itself names, which win.
+        **known: settings that the file states, which take precedence.
 
     Raises:
-        KeyError: a key is missing that the settings are read from.
+        KeyError: there is no key that a setting is read from.
         ValueError: there is no such network.
     """
     width = _dim(state, "input_blocks.0.0.weight", 0)
@@ -57,12 +57,12 @@ def unet_config(state: State, **said: Any) -> UNetConfig:
             f"wanted {channels}, or {2 * channels} with the source as condition"
         )
     stages = _count(state, "output_blocks.")
-    # A stage that ends a level has a second residual block, which doubles the size.
+    # The last stage of a level has a second residual block, which doubles the size.
     second = r"output_blocks\.(\d+)\.[12]\.in_layers\.2\.weight"
     ends = [int(found[1]) for found in (re.fullmatch(second, key) for key in state) if found]
     blocks = min(ends) + 1 if ends else stages
     if blocks < 2 or stages % blocks:
-        raise ValueError(f"its UNet has {stages} stages on the way up and levels of {blocks}: not a network of ours")
+        raise ValueError(f"its UNet has {stages} stages on the way up and levels of {blocks}, which do not divide")
     firsts = range(stages - blocks, -1, -blocks)  # each level's first stage on the way up, from the first level
     settings: dict[str, Any] = {
         "in_channels": channels,
@@ -75,45 +75,50 @@ def unet_config(state: State, **said: Any) -> UNetConfig:
             2**level for level, i in enumerate(firsts) if f"output_blocks.{i}.1.qkv.weight" in state
         ),
     }
-    hidden = _hidden(settings, unet.PRESETS.values(), ("head_channels", "num_groups"), said)
-    return UNetConfig(**{**settings, **hidden, **said})
+    assumed = _assumed(settings, unet.PRESETS.values(), {"head_channels", "num_groups"} - known.keys())
+    return UNetConfig(**{**settings, **assumed, **known})
 
 
-def _hidden(
-    settings: dict[str, Any], presets: Iterable[UNetConfig | VQGANConfig], names: tuple[str, ...], said: dict[str, Any]
+def _assumed(
+    settings: dict[str, Any], presets: Iterable[UNetConfig | VQGANConfig], names: Collection[str]
 ) -> dict[str, Any]:
-    """The settings that shapes do not tell: a preset's with the same blocks, else the defaults, with a warning."""
-    names = tuple(name for name in names if name not in said)
+    """Settings that leave no trace in shapes: those of a preset of these blocks, else the defaults.
+
+    Defaults come with a warning.
+    """
     ends = {"in_channels", "out_channels", "condition_channels", "image_channels", "latent_channels", "num_codes"}
     inner = settings.keys() - ends
     for preset in presets:
-        if all(settings[name] == _reached(preset)[name] for name in inner):
+        if all(settings[name] == _effective(preset)[name] for name in inner):
             return {name: getattr(preset, name) for name in names}
     default = UNetConfig() if "in_channels" in settings else VQGANConfig()
-    found = {name: getattr(default, name) for name in names}
+    found = {name: getattr(default, name) for name in sorted(names)}
     if found:
-        told = ", ".join(f"{name}={value}" for name, value in found.items())
+        values = ", ".join(f"{name}={value}" for name, value in found.items())
         warnings.warn(
-            f"the weights do not tell all settings of their network, which is none of the presets: {told} assumed; "
+            f"weights do not determine all settings of their network, which is none of the presets: {values} assumed; "
             "if they were trained with others, results are wrong",
             stacklevel=2,
         )
     return found
 
 
-def _reached(preset: UNetConfig | VQGANConfig) -> dict[str, Any]:
-    """The settings of a preset, with the attention of only those levels that it has."""
+def _effective(preset: UNetConfig | VQGANConfig) -> dict[str, Any]:
+    """The settings of a preset, with attention only at levels that it has."""
     levels = (2**level for level in range(len(preset.channel_mult)))
     return {**vars(preset), "attention_resolutions": tuple(n for n in levels if n in preset.attention_resolutions)}
 
 
-def vqgan_config(state: State, **said: Any) -> VQGANConfig:
-    """The settings of a VQGAN with the keys of latent diffusion, and those of ``said``, which shapes do not
-    tell.
+def vqgan_config(state: State, **known: Any) -> VQGANConfig:
+    """The settings of a VQGAN with the keys of latent diffusion.
 
     The groups of a GroupNorm are those of a preset of these shapes, else latent diffusion's, with a warning.
-    Where keys are missing that settings are read from, the preset that differs least, so that all its keys
-    can be named.
+    Where a key is missing that a setting is read from, they are those of the preset whose keys differ least,
+    so that the error that follows names every key.
+
+    Args:
+        state: every tensor by its key.
+        **known: settings that the file states, which take precedence.
 
     Raises:
         ValueError: there is no such network.
@@ -137,12 +142,12 @@ def vqgan_config(state: State, **said: Any) -> VQGANConfig:
     except KeyError:
         keys = {name: skeleton(VQGAN.from_config, preset).state_dict().keys() for name, preset in vqgan.PRESETS.items()}
         return vqgan.PRESETS[min(keys, key=lambda name: len(keys[name] ^ state.keys()))]
-    hidden = _hidden(settings, vqgan.PRESETS.values(), ("num_groups",), said)
-    return VQGANConfig(**{**settings, **hidden, **said})
+    assumed = _assumed(settings, vqgan.PRESETS.values(), {"num_groups"} - known.keys())
+    return VQGANConfig(**{**settings, **assumed, **known})
 
 
-# The A-Bridge scripts' VQGAN is latent diffusion's under other names: parts of a block, then places in the
-# network.
+# The A-Bridge scripts' VQGAN is latent diffusion's with other keys: for the parts of a block, and for the
+# places in the network.
 BLOCK_NAMES = [
     (r"\.block\.0\.(\w+)$", r".norm1.\1"),
     (r"\.block\.2\.(\w+)$", r".conv1.\1"),
@@ -164,9 +169,9 @@ ROW = r"^encoder\.down_sampling\.([1-9]\d{0,5})\.(\w+)"
 
 
 def abridge_vqgan_names(keys: Iterable[str]) -> dict[str, str]:
-    """Latent diffusion's name for every key of the VQGAN of the A-Bridge scripts, whose encoder is one long row."""
+    """Latent diffusion's key for each key of the A-Bridge scripts' VQGAN, whose encoder is one sequence."""
     names: dict[str, str] = {}
-    row: dict[int, set[str]] = {}  # the parts of each block in that row
+    row: dict[int, set[str]] = {}  # the parts of each block in the sequence
     for key in keys:
         name = key
         for pattern, replacement in BLOCK_NAMES + PLACE_NAMES:

@@ -1,4 +1,4 @@
-"""State dicts in other people's files: found, cut, compared by name, and loaded."""
+"""State dicts in foreign files: how they are found, cut, compared by key and loaded."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bbdm.networks.vqgan import VQGAN
 
 State = Mapping[Any, Any]
 
-CODES = ("quantize.embedding.weight", "quantizer.embedding.weight")  # the keys by which a VQGAN is found
-NOT_VQGAN = ("loss.", "discriminator.", "model_ema.")  # of its training
+CODES = ("quantize.embedding.weight", "quantizer.embedding.weight")  # keys that every VQGAN has one of
+TRAINING = ("loss.", "discriminator.", "model_ema.")  # prefixes of what only its training needs
 
 
 def find(content: Any) -> State:
-    """The state dict that a file is, has under the usual names, or whose network it has; empty where there is none."""
+    """The state dict in a file: the content, an entry under a usual name or a pickled module's; or empty."""
     for name in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(name), dict | Record):
             content = content[name]
@@ -30,8 +30,8 @@ def find(content: Any) -> State:
     return content if isinstance(content, dict) else {}
 
 
-def nature(content: Any) -> str:
-    """What a file is, for an error."""
+def summary(content: Any) -> str:
+    """A few words on a file's content, for an error."""
     if not isinstance(content, dict):
         return describe(content)
     names = ", ".join(repr(key[:50]) for key in list(content)[:8] if isinstance(key, str))
@@ -39,21 +39,21 @@ def nature(content: Any) -> str:
 
 
 def below(state: State, prefix: str) -> dict[str, Any]:
-    """The entries whose keys begin with ``prefix``, without it."""
+    """The entries whose keys begin with ``prefix``, which is removed."""
     return {key.removeprefix(prefix): v for key, v in state.items() if isinstance(key, str) and key.startswith(prefix)}
 
 
 def prefixes(state: State, *ends: str) -> list[str]:
-    """What stands before each key that ends so."""
+    """The prefixes of the keys that end in one of ``ends``, sorted."""
     found = ((key, end) for key in state if isinstance(key, str) for end in ends)
     return sorted({key.removesuffix(end) for key, end in found if f".{key}".endswith(f".{end}")})
 
 
 def tensors(state: State) -> dict[str, StoredTensor]:
-    """The same.
+    """The state dict, after a check that its values are tensors.
 
     Raises:
-        ValueError: something is no tensor.
+        ValueError: a value is not a tensor.
     """
     for key, value in state.items():
         if not isinstance(value, StoredTensor):
@@ -62,10 +62,10 @@ def tensors(state: State) -> dict[str, StoredTensor]:
 
 
 def load(build: Callable[[Any], nn.Module], config: Any, state: State) -> dict[str, torch.Tensor]:
-    """The weights of a network, by name.
+    """The weights of a network, loaded from the file.
 
     Raises:
-        ValueError: they are not those that are wanted, or the file is damaged.
+        ValueError: they do not fit the network, or the file is damaged.
     """
     found = tensors(state)
     fitting(build, config, found)
@@ -74,29 +74,32 @@ def load(build: Callable[[Any], nn.Module], config: Any, state: State) -> dict[s
 
 
 def numbers(state: State, key: str) -> torch.Tensor:
-    """(N,) a tensor of the file in float64.
+    """(N,) the values of a tensor in the file, float64.
 
     Raises:
-        ValueError: it is missing, or no tensor.
+        ValueError: there is no such tensor.
     """
     return tensors({key: state.get(key)})[key].load().double().flatten()
 
 
-def vqgan(state: State, **said: Any) -> VQGAN:
-    """A VQGAN under latent diffusion's names or the A-Bridge scripts', in evaluation mode; ``said`` as for
-    its shapes.
+def build_vqgan(state: State, **known: Any) -> VQGAN:
+    """A VQGAN with latent diffusion's keys or the A-Bridge scripts', in evaluation mode.
+
+    Args:
+        state: its state dict.
+        **known: settings that the file states.
 
     Raises:
         ValueError: the keys do not fit.
     """
-    state = {key: value for key, value in state.items() if not key.startswith(NOT_VQGAN)}
+    state = {key: value for key, value in state.items() if not key.startswith(TRAINING)}
     if any(key.startswith("encoder.down_sampling.") for key in state):
-        # Their blocks compute in two places something else than the weights were trained for; bridges know
-        # the result.
-        said = {"eps": 1e-5, "projects_attention": False, "num_groups": 32}
+        # These scripts' blocks differ in two places from the network that the weights were trained in, and
+        # bridges were trained on the latents of these blocks.
+        known = {"eps": 1e-5, "projects_attention": False, "num_groups": 32}
         names = shapes.abridge_vqgan_names(state)
         if len(set(names.values())) < len(names):
-            raise ValueError("several of its keys are of one place in the network")
+            raise ValueError("several of its keys name the same place in the network")
         state = {names[key]: value for key, value in state.items()}
-    config = shapes.vqgan_config(tensors(state), **said)
+    config = shapes.vqgan_config(tensors(state), **known)
     return restore(VQGAN.from_config, config, load(VQGAN.from_config, config, state))

@@ -1,4 +1,4 @@
-"""What the tests of several importers build and check: networks, files of them, and the A-Bridge scripts' VQGAN."""
+"""Shared by the importers' tests: networks, files of them, checks, and the A-Bridge scripts' VQGAN."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {"model_channels": 32, "channel_mult": (1, 2), "head_cha
 
 
 def fill(network: nn.Module, seed: int = 0) -> Any:
-    """Random values for every parameter, those that start as zeros too."""
+    """Random values for every parameter, also those that are initialised to zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -78,7 +78,7 @@ def save(content: Any, path: Path, zipped: bool = True) -> Path:
     return path
 
 
-# The A-Bridge scripts' VQGAN: only its tree of names, and what it computes.
+# The A-Bridge scripts' VQGAN: only its tree of names, and its results.
 
 
 class SeedResidual(nn.Module):

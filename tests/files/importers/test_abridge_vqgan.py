@@ -1,4 +1,4 @@
-"""The VQGAN of the A-Bridge scripts, under its own names."""
+"""The VQGAN of the A-Bridge scripts, with its own keys."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TestSeedVQGAN:
         ours = VQGAN.from_config(loaded.config)
         projecting = VQGAN(**{**vars(ours.config), "projects_attention": True}).eval()
         projecting.load_state_dict(loaded.state_dict())
-        with torch.no_grad():  # it matters
+        with torch.no_grad():  # the projection matters
             assert relative(projecting.encode(images(1, 3, 32, 40)), seed.encode(images(1, 3, 32, 40))) > 0.01
 
     def test_state_dict_of_it(self, tmp_path: Path):

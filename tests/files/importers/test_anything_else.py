@@ -1,4 +1,4 @@
-"""Files that no importer knows, or that ask for memory or code."""
+"""Files that no importer knows, or that would fill memory or run code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Latent diffusion's VQGAN, whose names are ours."""
+"""Latent diffusion's VQGAN, whose keys are ours."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TestLatentDiffusion:
         refused(save(state, tmp_path / "a.pt"), wanted, load_vqgan)
 
     def test_a_key_that_the_settings_are_read_from(self, tmp_path: Path):
-        """Compared with the official network that it is closest to, so that the key is named all the same."""
+        """Compared with the official network that is closest, so that the error still names the key."""
         state = {k: torch.zeros(1).expand(0) for k in expected(VQGAN, VQGANS["vq-f8"])}
         state["quantize.embedding.weight"] = torch.ones(2, 2)
         del state["encoder.conv_in.weight"]

@@ -31,7 +31,7 @@ STEPS = 200
 
 
 def buffers(schedule: str = "linear", max_var: float = 1.0, steps: int = STEPS) -> dict[str, Tensor]:
-    """What its model registers, in its float32."""
+    """The buffers of its model, in float32."""
     if schedule == "linear":
         m = np.linspace(0.001, 0.999, steps)
     elif schedule == "sin":
@@ -165,7 +165,7 @@ class TestOriginalBbdm:
             "source_std": (4.0, 5.0, 6.0),
         }
         plain = bbdm_yaml(tmp_path / "b.yaml", True)
-        refused(path, r"has statistics of latents, but .*b\.yaml does not say normalize_latent", config=plain)
+        refused(path, r"has statistics of latents, but .*b\.yaml does not set normalize_latent", config=plain)
         del content["ori_latent_std"]
         refused(save(content, path), "ori_latent_std is a NoneType, not a tensor", config=config)
 
@@ -216,7 +216,7 @@ class TestOriginalBbdm:
 
     def test_config_is_needed(self, tmp_path: Path):
         path, _, _ = bbdm_file(tmp_path / "a.pth", condition_channels=3)
-        refused(path, r"does not say its objective and condition: give config= \(--config\)")
+        refused(path, r"does not state its objective and condition: give config=, the YAML file")
         with pytest.raises(FileNotFoundError):
             load(path, config=tmp_path / "gone.yaml")
 
@@ -231,14 +231,17 @@ class TestOriginalBbdm:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"params__num_timesteps": 1000}, r"says model\.BB\.params\.num_timesteps 1000, but .* with 200$"),
-            ({"params__mt_type": "sin"}, r"says model\.BB\.params\.mt_type 'sin', but .* with 'linear'$"),
-            ({"params__max_var": 2.0}, r"says model\.BB\.params\.max_var 2\.0, but .* with 1\.0$"),
-            ({"model__model_type": "LBBDM"}, r"says model\.model_type 'LBBDM', but .* with 'BBDM'$"),
-            ({"params__objective": "x0"}, r"objective must be one of \['grad', 'noise', 'ysubx'\], .* says 'x0'"),
-            ({"params__objective": None}, r"a\.yaml does not say model\.BB\.params\.objective"),
-            ({"unet__condition_key": "nocond"}, r"3 channels of condition, but .*a\.yaml says nocond"),
-            ({"unet__condition_key": None}, r"does not say model\.BB\.params\.UNetParams\.condition_key"),
+            ({"params__num_timesteps": 1000}, r"has model\.BB\.params\.num_timesteps 1000, but .* with 200$"),
+            ({"params__mt_type": "sin"}, r"has model\.BB\.params\.mt_type 'sin', but .* with 'linear'$"),
+            ({"params__max_var": 2.0}, r"has model\.BB\.params\.max_var 2\.0, but .* with 1\.0$"),
+            ({"model__model_type": "LBBDM"}, r"has model\.model_type 'LBBDM', but .* with 'BBDM'$"),
+            (
+                {"params__objective": "x0"},
+                r"objective must be one of \['grad', 'noise', 'ysubx'\], got 'x0' from ",
+            ),
+            ({"params__objective": None}, r"a\.yaml does not have model\.BB\.params\.objective"),
+            ({"unet__condition_key": "nocond"}, r"3 channels of condition, but .*a\.yaml has condition_key nocond"),
+            ({"unet__condition_key": None}, r"does not have model\.BB\.params\.UNetParams\.condition_key"),
             ({"unet__use_new_attention_order": True}, "the new order of q, k and v"),
             ({"unet__attention_resolutions": (1,)}, r"missing: input_blocks\.1\.1\.norm\.bias"),
         ],

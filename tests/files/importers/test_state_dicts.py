@@ -1,4 +1,4 @@
-"""State dicts, whose shapes do not tell everything."""
+"""State dicts, whose shapes do not determine all settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def no_warnings() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_warnings")
 def test_state_dict_of_our_small_unet(tmp_path: Path):
-    """On latents without a condition: inside, it is still the preset's."""
+    """On latents without a condition; its blocks are still the preset's."""
     config = replace(UNETS["demo"], in_channels=4, out_channels=4, condition_channels=0)
     unet = fill(UNet.from_config(config))
     loaded = load_checkpoint(save(unet.state_dict(), tmp_path / "a.pt"), num_steps=100, c_lambda=1.0)
@@ -57,7 +57,7 @@ def test_state_dict_of_our_small_vqgan(tmp_path: Path):
     assert torch.equal(loaded.encode(images(1, 3, 16, 16)), vqgan.encode(images(1, 3, 16, 16)))
 
 
-def test_what_is_assumed_is_told(tmp_path: Path):
+def test_a_warning_names_what_is_assumed(tmp_path: Path):
     unet = UNet(model_channels=64, channel_mult=(1,), num_res_blocks=1, head_channels=32, num_groups=16)
     path = save(unet.state_dict(), tmp_path / "a.pt")
     with pytest.warns(UserWarning, match="none of the presets: head_channels=64, num_groups=32 assumed"):
