@@ -46,6 +46,8 @@ def add_flags(parser: argparse.ArgumentParser, settings: type[Any], defaults: Ma
             options |= {"choices": get_args(kind), "type": type(get_args(kind)[0])}
         else:
             options["type"] = kind if parse is None else flag_type(parse)
+        if default is not None and kind is not bool:
+            options["help"] += " (default: %(default)s)"
         parser.add_argument(*each.metadata["names"], f"--{each.name}", **options)
 
 

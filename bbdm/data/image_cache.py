@@ -115,4 +115,4 @@ class ImageCache(PairedDataset):
         return source, target
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_array"}  # each process opens the file itself
+        return {key: value for key, value in self.__dict__.items() if key != "_array"}  # each process opens its own

@@ -139,7 +139,7 @@ def measure(
     batch_size: int = 16,
     progress: bool = False,
 ) -> LatentStatistics:
-    """Mean and spread of a data set's latents; with ``flip`` of mirrored pictures too, unless it is a cache."""
+    """Mean and spread of latents. ``flip`` adds mirrored pictures, unless the data set is a cache."""
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for pair in tqdm(DataLoader(dataset, batch_size), desc="statistics", disable=not progress):

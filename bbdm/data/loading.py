@@ -34,9 +34,9 @@ class _Order(Sampler[int]):
 
 
 def _outlive_signals(worker: int) -> None:
-    """Have a worker survive the first SIGTERM by a minute: a group of processes gets it, and the trainer handles it.
+    """Have a worker outlive the first SIGTERM by a minute: the trainer gets it too, and handles it.
 
-    A trainer that ends with an error sends SIGTERM to its workers too, and waits for them.
+    Not longer, since a trainer that ends with an error sends SIGTERM to its workers too, and waits for them.
     """
     del worker
 

@@ -27,7 +27,7 @@ DIRECTIONS = ("AtoB", "BtoA")
 
 @dataclass(frozen=True)
 class Pair:
-    """Files of one example: ``target`` is None for sources alone, and equals ``source`` if one file holds both."""
+    """Files of one example: ``target`` is None for sources alone, and ``source`` if one file holds both."""
 
     name: str
     source: Path
@@ -91,7 +91,7 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return hashlib.sha256("\n".join(pair.name for pair in self.pairs).encode()).hexdigest()
 
     def images(self, index: int) -> tuple[Image.Image, Image.Image | None]:
-        """Source and target of example ``index`` as resized pictures; the target is None for sources alone."""
+        """Source and target of example ``index`` as resized pictures, None for a missing target."""
         source, target = self.pairs[index].load()
         if self.direction == "BtoA":
             if target is None:

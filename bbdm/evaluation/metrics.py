@@ -162,8 +162,8 @@ class Scores:
     FID compares all results with all targets; its statistics are float64. LPIPS, PSNR and SSIM compare each
     result with its source's target, and are means over results.
 
-    :meth:`collect` adds the pictures of other processes. (The synchronisation of torchmetrics hangs or crashes
-    when the processes have different numbers of batches.)
+    :meth:`collect` adds the pictures of other processes. (The synchronisation of torchmetrics hangs or fails
+    when processes have different numbers of batches.)
 
     Args:
         names: of ``fid``, ``lpips``, ``psnr``, ``ssim``, ``diversity``.

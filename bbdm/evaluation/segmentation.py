@@ -65,8 +65,8 @@ def sliding_logits(
 ) -> torch.Tensor:
     """A network's output on windows, averaged where they overlap.
 
-    Windows begin at multiples of ``stride``, and the last one ends at the edge; a side shorter than ``window``
-    is one window.
+    Windows begin at multiples of ``stride``, and the last one ends at the edge. A side shorter than
+    ``window`` is one window.
 
     Args:
         network: (B, C, h, w) to (B, K, h, w).

@@ -1,7 +1,7 @@
 """Manifests: a JSON file beside cached or generated files, which holds all that decided their content.
 
-Before the files are used again, the manifest is compared with what would decide their content now. Nothing here
-needs torch.
+Before the files are used again, the manifest is compared with what would decide their content now. Nothing
+here needs torch.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
         old, new = before.get(key), now.get(key)
         if old == new:
             continue
-        both = isinstance(old, Mapping) and isinstance(new, Mapping)
-        inside = differences(old, new, f"{prefix}{key}.") if both else ""
+        inside = ""
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            inside = differences(old, new, f"{prefix}{key}.")
         parts.append(inside or f"{prefix}{key} {_shortened(old)}, now {_shortened(new)}")
     return ", ".join(parts)
 
