@@ -163,6 +163,7 @@ def test_results_of_other_settings_are_refused(place: Path, two: Two, tmp_path: 
     assert not two.log.exists()
 
 
+@pytest.mark.nightly
 def test_a_sweep_with_nothing_to_do_for_the_second(place: Path, two: Two, tmp_path: Path):
     """One batch of results and one to score; the second process waits for both."""
     common = ["edge2shoes", str(place / "data"), str(place / "c.pt")]

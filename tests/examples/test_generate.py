@@ -279,6 +279,8 @@ def test_all_flags_of_a_translation(place: Path):
 
 def test_the_size_of_files_that_do_not_hold_it(place: Path, capsys: pytest.CaptureFixture[str]):
     save_checkpoint("c.pt", tiny_unet(attention_resolutions=()), ABridge(num_steps=100))
+    for name in "bc":
+        Path(f"data/val/{name}.jpg").unlink()
     generate.main(["edge2shoes", "data", "c.pt", "results", "--steps", "1"])
     assert "c.pt does not hold the size of its pictures: image_size is 256\n" in capsys.readouterr().out
     assert Image.open("results/a.png").size == (256, 256)
