@@ -50,16 +50,12 @@ class ImageCache(PairedDataset):
         self.path = folder / f"{split}.npy"
         self._manifest = folder / f"{split}.json"
         make_folder(folder)
-        description = self._description()
+        pictures = {"count": len(self), "files": self.digest()}
+        description = {"version": VERSION, "pictures": pictures, "direction": self.direction}
+        description = manifest.as_json({**description, "image_size": self.image_size, "channels": self.channels})
         if not self._is_complete(description):
             self._write(dataset, workers, progress)
             manifest.write(self._manifest, {**description, "sha256": file_sha256(self.path)})
-
-    def _description(self) -> dict[str, Any]:
-        """All that decides the bytes."""
-        pictures = {"count": len(self), "files": self.digest()}
-        description = {"version": VERSION, "pictures": pictures, "direction": self.direction}
-        return manifest.as_json({**description, "image_size": self.image_size, "channels": self.channels})
 
     def _is_complete(self, description: dict[str, Any]) -> bool:
         """Whether the whole file exists, checked; writes the manifest of a new cache."""

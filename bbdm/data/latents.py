@@ -58,7 +58,16 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.codec = codec.description()
         self._files: dict[int, Any] = {}
         make_folder(folder)
-        description = self._description()
+        description = manifest.as_json(
+            {
+                "version": VERSION,
+                "pictures": {"count": len(dataset), "files": dataset.digest()},
+                "image_size": self.image_size,
+                "direction": self.direction,
+                "flip": flip,
+                "codec": self.codec,
+            }
+        )
         shards = self._checked_shards(description)
         missing = [i for i in range(-(-len(dataset) // SHARD)) if self._shard(i).name not in shards]
         with tqdm(total=len(missing) * SHARD, desc="latents", unit="pair", disable=not progress or not missing) as bar:
@@ -66,18 +75,6 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 self._write(index, codec, bar)
                 shards[self._shard(index).name] = file_sha256(self._shard(index))
                 manifest.write(folder / MANIFEST, {**description, "shards": shards})
-
-    def _description(self) -> dict[str, Any]:
-        """All that decides the latents."""
-        description = {
-            "version": VERSION,
-            "pictures": {"count": len(self.dataset), "files": self.dataset.digest()},
-            "image_size": self.image_size,
-            "direction": self.direction,
-            "flip": self.flip,
-            "codec": self.codec,
-        }
-        return manifest.as_json(description)
 
     def _shard(self, index: int) -> Path:
         return self.folder / f"{index:05d}.safetensors"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from bbdm.base import images
 from bbdm.data.latents import LatentDataset
@@ -18,19 +18,6 @@ from bbdm.data.pairs import PairedDataset, Pixels
 
 Batch = TypeVar("Batch")
 GRACE = 60  # seconds that a worker outlives SIGTERM
-
-
-class _Order(Sampler[int]):
-    """The order of one pass; a loader with persistent workers asks for it at each pass."""
-
-    def __init__(self, indices: Sequence[int]) -> None:
-        self.indices = indices
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
 
 def _outlive_signals(worker: int) -> None:
@@ -82,7 +69,7 @@ class Batches:
         pairs = Pixels(dataset) if isinstance(dataset, PairedDataset) else dataset
         self.device = device
         self._count = len(dataset)
-        self._order = _Order(range(self._count))
+        self._order = list(range(self._count))  # changed in place: persistent workers keep the loader
         self._loader = DataLoader(
             pairs,
             batch_size,
@@ -95,7 +82,7 @@ class Batches:
 
     def __call__(self, order: Sequence[int] | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(source, target) batches of the examples ``order``, None for all: floats in [-1, 1], or latents."""
-        self._order.indices = range(self._count) if order is None else order
+        self._order[:] = range(self._count) if order is None else order
         for y, x0 in with_short_errors(self._loader):
             yield self._placed(y), self._placed(x0)
 

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from PIL import Image
@@ -22,7 +23,8 @@ from bbdm.base.images import Size, open_image
 
 log = logging.getLogger(__name__)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-DIRECTIONS = ("AtoB", "BtoA")
+Direction = Literal["AtoB", "BtoA"]
+DIRECTIONS = get_args(Direction)
 
 
 @dataclass(frozen=True)

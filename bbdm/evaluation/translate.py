@@ -18,8 +18,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
 
 import bbdm
@@ -29,7 +29,7 @@ from bbdm.base.atomic import file_sha256, make_folder
 from bbdm.base.images import Size, read_size
 from bbdm.base.settings import setting
 from bbdm.codec import Codec, VQGANCodec
-from bbdm.data.pairs import load_dataset, open_image
+from bbdm.data.pairs import Direction, load_dataset, open_image
 from bbdm.evaluation.results import Job, Record, check_places, plan, save
 from bbdm.execution.processes import Processes
 from bbdm.files import manifest
@@ -68,7 +68,7 @@ class TranslateConfig:
     image_size: Size | None = setting(
         None, "side, or HxW, that sources are resized to; as in training if unset", parse=read_size
     )
-    direction: Literal["AtoB", "BtoA"] = setting("AtoB", "BtoA translates targets into sources")
+    direction: Direction = setting("AtoB", "BtoA translates targets into sources")
     time_steps: int | None = setting(None, "for files that leave it out", "-t", "--t")
     c_lambda: float | None = setting(None, "for files that leave it out", "-l")
     vqgan_path: Path | None = setting(None, "the autoencoder, for files that leave it out", "-vq")
@@ -260,16 +260,11 @@ class Translator:
         starts = range(0, len(jobs), size)[self.processes.rank :: self.processes.count]
         for start in tqdm(starts, unit="batch", disable=not self.verbose):
             batch = jobs[start : start + size]
-            results = torch.stack([_pixels(open_image(job.path)) for job in batch])
+            results = torch.from_numpy(np.stack([images.to_pixels(open_image(job.path)) for job in batch]))
             targets = []
             for job in batch[::samples]:
                 _, target = self.dataset.images(job.index)
                 if target is None:
                     raise ValueError(f"{self.dataset.pairs[job.index].source} has no target to compare with")
-                targets.append(_pixels(target))
-            yield results.unflatten(0, (-1, samples)), torch.stack(targets)
-
-
-def _pixels(image: Image.Image) -> torch.Tensor:
-    """(3, H, W) uint8, of grey pictures too: the networks of metrics take RGB."""
-    return torch.from_numpy(images.to_pixels(image, 3))
+                targets.append(images.to_pixels(target))  # RGB, of grey pictures too
+            yield results.unflatten(0, (-1, samples)), torch.from_numpy(np.stack(targets))
