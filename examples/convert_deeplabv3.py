@@ -1,9 +1,8 @@
-"""Make a file for eval_miou.py of a checkpoint of VainF's DeepLabV3Plus-Pytorch.
+"""Convert a checkpoint of VainF's DeepLabV3Plus-Pytorch for eval_miou.py.
 
 python examples/convert_deeplabv3.py STATE_DICT OUT.pt -n 19
 
-The network (deeplabv3 or deeplabv3plus, resnet50, resnet101 or mobilenet) is told by the names of its
-weights.
+The names of the weights decide the network: deeplabv3 or deeplabv3plus, on resnet50, resnet101 or mobilenet.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("state_dict", type=Path, help="the checkpoint, with its weights under 'model_state'")
     parser.add_argument("output", type=Path, help="the converted network: .pt or .safetensors")
-    parser.add_argument("-n", "--num_classes", type=int, default=19, help="that it must have (default: 19)")
+    parser.add_argument("-n", "--num_classes", type=int, default=19, help="that the network must have (default: 19)")
     parser.add_argument(
         "--output_stride", type=int, choices=[8, 16], default=16, help="(default: 16, as it was trained)"
     )
@@ -29,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     model = load_deeplab(args.state_dict, args.output_stride)
     config = model.config
     if config.num_classes != args.num_classes:
-        raise ValueError(f"{args.state_dict} has {config.num_classes} classes, and -n {args.num_classes} was given")
+        raise ValueError(f"{args.state_dict} has {config.num_classes} classes, got -n {args.num_classes}")
     save_deeplab(args.output, model)
     print(f"{args.output}: {config.head} on {config.backbone}, {config.num_classes} classes")
 

@@ -1,51 +1,54 @@
-"""mIoU of generated street scenes: python examples/eval_miou.py DEEPLAB CITYSCAPES MODEL [OUTPUT_DIR]
-[flags].
+"""mIoU of street scenes: python examples/eval_miou.py DEEPLAB CITYSCAPES MODEL [OUTPUT_DIR] [flags].
 
-DEEPLAB is a checkpoint of VainF's DeepLabV3Plus-Pytorch, or what convert_deeplabv3.py made of it. OUTPUT_DIR
-gets the pictures, a confusion matrix beside each, settings.json and scores.json. Interrupted, the same
-command goes on.
+DEEPLAB is a checkpoint of VainF's DeepLabV3Plus-Pytorch, or one that convert_deeplabv3.py wrote. OUTPUT_DIR
+gets the pictures, a confusion matrix for each, settings.json and scores.json. After an interruption, the same
+command resumes.
 
-In several processes, one a GPU: torchrun --nproc_per_node N in place of python. They share pictures and
-scoring.
+In several processes, one for each GPU: torchrun --nproc_per_node N in place of python. They share the work.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from bbdm.base import scripts
+from bbdm.base import images, scripts
 from bbdm.base.atomic import file_sha256
+from bbdm.base.settings import add_flags, from_values
 from bbdm.data.pairs import Pair, open_image
-from bbdm.evaluation import translate
 from bbdm.evaluation.deeplab import load_deeplab
-from bbdm.evaluation.results import Job, save_json, to_tensor
+from bbdm.evaluation.reports import Report, seconds
+from bbdm.evaluation.results import Job, ResultsError
 from bbdm.evaluation.segmentation import CITYSCAPES, SegmentationScore, read_labels
-from bbdm.evaluation.translate import Translator
+from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
 from bbdm.execution.processes import start_on_each_gpu
+from bbdm.files import manifest
+
+HINTS: dict[type[Exception], str] = {
+    TooLargeError: "lower -b or --image_size",
+    ResultsError: "give another output_dir, or --overwrite to make all results again",
+}
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags, with those that are left out filled in."""
+def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, TranslateConfig]:
+    """The flags with their defaults, and the settings of the translation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("deeplab", type=Path, help="the segmentation network")
     parser.add_argument("data_dir", help="the folder with gtFine and leftImg8bit")
     parser.add_argument("model", type=Path)
     parser.add_argument("output_dir", type=Path, nargs="?", help="out/MODEL-miou if left out")
     parser.add_argument("--output_stride", type=int, choices=[8, 16], help="of DEEPLAB (default: the file's, or 16)")
-    translate.add_arguments(parser)
+    add_flags(parser, TranslateConfig)
+    parser.set_defaults(dataset="cityscapes")
     args = parser.parse_args(argv)
     if args.direction != "AtoB":
         parser.error("mIoU is of photographs: leave out --direction")
-    translate.finish(parser, args)
-    args.dataset = "cityscapes"
     args.output_dir = args.output_dir or Path("out") / f"{args.model.stem}-miou"
-    return args
+    return args, from_values(TranslateConfig, vars(args))
 
 
 def labels_of(pair: Pair) -> Path:
@@ -55,70 +58,61 @@ def labels_of(pair: Pair) -> Path:
 
 
 def confusion(score: SegmentationScore, network: dict[str, Any], job: Job, labels: Path) -> torch.Tensor:
-    """A result's confusion matrix: the one beside it, where that is of the same files and network, or a new one."""
+    """A result's confusion matrix, stored beside it and used again for the same files and network."""
     path = job.path.with_suffix(".confusion.json")
     of = {"picture": file_sha256(job.path), "labels": file_sha256(labels), "network": network}
-    known = json.loads(path.read_text()) if path.exists() else {}
-    if known.get("of") == of:
-        return torch.tensor(known["confusion"])
-    picture = to_tensor(open_image(job.path))
+    if path.exists():
+        with manifest.reading(path, "delete it") as stored:
+            if stored["of"] == of:
+                return torch.tensor(stored["confusion"])
+    picture = torch.from_numpy(images.to_pixels(open_image(job.path)))
     counts = score.count(picture[None], read_labels(labels)[None])
-    save_json({"of": of, "confusion": counts.tolist()}, path)
+    manifest.write(path, {"of": of, "confusion": counts.tolist()})
     return counts
 
 
-def evaluate(translator: Translator) -> dict[str, Any]:
-    """Make the results and count their classes, with the other processes.
-
-    Returns:
-        In the first process the report, which is in ``scores.json`` too; the others get an empty one.
-    """
-    args, processes = translator.args, translator.processes
-    deeplab = load_deeplab(args.deeplab, args.output_stride).to(processes.device)
+def evaluate(translator: Translator, deeplab_path: Path, output_stride: int | None) -> Report:
+    """Make and segment the results; the report is empty in all processes but the first."""
+    config, processes = translator.config, translator.processes
+    deeplab = load_deeplab(deeplab_path, output_stride).to(processes.device)
     if deeplab.config.num_classes != len(CITYSCAPES):
-        raise ValueError(
-            f"{args.deeplab} has {deeplab.config.num_classes} classes, not the {len(CITYSCAPES)} that count"
-        )
+        raise ValueError(f"{deeplab_path} must have {len(CITYSCAPES)} classes, got {deeplab.config.num_classes}")
     pairs = translator.dataset.pairs
-    read_labels(labels_of(pairs[0]))  # first, since it may fail
-    jobs, report = translator.run(args.solver, args.steps, args.output_dir)
+    read_labels(labels_of(pairs[0]))  # before the translation, since it may fail
+    jobs, report = translator.run(config.chosen_solver, config.steps, config.output_dir)
     score = SegmentationScore(deeplab, device=processes.device)
-    network = {"weights": file_sha256(args.deeplab), **vars(deeplab.config)}
-    share = jobs[processes.rank :: processes.count]
-    for job in tqdm(share, unit="image", disable=not args.show_verbose):
+    network = {"weights": file_sha256(deeplab_path), **vars(deeplab.config)}
+    for job in tqdm(jobs[processes.rank :: processes.count], unit="image", disable=not translator.verbose):
         score.add(confusion(score, network, job, labels_of(pairs[job.index])))
     _, *others = processes.gather(score.confusion)
-    if not processes.first:
-        return {}
-    for counts in others:
-        score.add(counts)
-    report = {"scores": score.compute(), "deeplab": vars(deeplab.config), **report}
-    save_json(report, args.output_dir / "scores.json")
+    if processes.first:
+        for counts in others:
+            score.add(counts)
+        report = {"scores": score.compute(), "deeplab": vars(deeplab.config), **report}
+        manifest.write(config.output_dir / "scores.json", report)
     return report
 
 
-def tell(report: dict[str, Any]) -> None:
-    """Print a report."""
-    print("| class | IoU |\n|---|---|")
+def table(report: Report) -> str:
+    """Markdown, the IoU of each class and the mIoU."""
+    rows = ["| class | IoU |", "|---|---|"]
     for name, iou in report["scores"]["iou"].items():
-        print(f"| {name} | {'absent' if iou is None else f'{iou:.4f}'} |")
-    print(f"| **mIoU** | **{report['scores']['miou']:.4f}** |")
-    seconds = report["seconds_per_picture"]
-    told = "unknown" if seconds is None else f"{seconds:.3f}"
-    print(f"{report['solver']}, {report['nfe']} NFE, {told} s / picture")
+        rows.append(f"| {name} | {'absent' if iou is None else f'{iou:.4f}'} |")
+    return "\n".join([*rows, f"| **mIoU** | **{report['scores']['miou']:.4f}** |"])
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    if args.use_multi_gpus:
+    args, config = parse(argv)
+    if config.use_multi_gpus:
         start_on_each_gpu(__file__, argv)
-    translator = Translator(args)
-    report = evaluate(translator)
+    translator = Translator(config)
+    report = evaluate(translator, args.deeplab, args.output_stride)
     if translator.processes.first:
-        tell(report)
-        print(f"results and scores.json: {args.output_dir}")
+        print(table(report))
+        print(f"{report['solver']}, {report['nfe']} NFE, {seconds(report, 3)} s / picture")
+        print(f"results and scores.json: {config.output_dir}")
     translator.processes.leave()
 
 
 if __name__ == "__main__":
-    scripts.run(main, "results that are there are kept, and the same command goes on")
+    scripts.run(main, "results are kept, and the same command resumes", HINTS)

@@ -1,10 +1,9 @@
-"""Translate a data set's sources: python examples/generate.py edge2shoes DATA CHECKPOINT [OUTPUT_DIR]
-[flags].
+"""Translate a data set: python examples/generate.py edge2shoes DATA CHECKPOINT [OUTPUT_DIR] [flags].
 
 `python examples/generate.py demo` needs nothing else: it translates the bundled drawings with the bundled
 weights.
 
-In several processes, one a GPU: torchrun --nproc_per_node N in place of python. The files are the same.
+In several processes, one for each GPU: torchrun --nproc_per_node N in place of python. They share the work.
 """
 
 from __future__ import annotations
@@ -18,25 +17,26 @@ from PIL import Image
 
 from bbdm.base import images, scripts
 from bbdm.base.atomic import make_folder
+from bbdm.base.settings import add_flags, from_values
 from bbdm.data.pairs import DATASETS, PairedDataset, open_image
-from bbdm.evaluation import translate
 from bbdm.evaluation.results import Job, check_places, save
-from bbdm.evaluation.translate import Translator
+from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
 from bbdm.execution.processes import start_on_each_gpu
 
 DEMO = Path(__file__).parent / "demo"
 DEMO_WEIGHTS = DEMO / "openmoji64.safetensors"
-GRID_PAIRS = 16  # more would not be looked at
+GRID_PAIRS = 16  # at most
+HINTS: dict[type[Exception], str] = {TooLargeError: "lower -b or --image_size"}
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags, with the places of the demo filled in."""
+def parse(argv: list[str] | None = None) -> TranslateConfig:
+    """The settings of the command line, with the paths of the demo filled in."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", choices=["demo", *sorted(DATASETS)])
     parser.add_argument("data_dir", nargs="?", help="the data set's folder; for 'demo', the output folder")
     parser.add_argument("model", metavar="checkpoint", type=Path, nargs="?")
     parser.add_argument("output_dir", type=Path, nargs="?", help="out/CHECKPOINT if left out")
-    translate.add_arguments(parser)
+    add_flags(parser, TranslateConfig)
     args = parser.parse_args(argv)
     if args.dataset == "demo":
         if args.model is not None:
@@ -45,9 +45,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         args.dataset, args.data_dir, args.model = "edge2shoes", str(DEMO), DEMO_WEIGHTS
     if args.data_dir is None or args.model is None:
         parser.error(f"{args.dataset} needs data_dir and checkpoint")
-    translate.finish(parser, args)
     args.output_dir = args.output_dir or Path("out") / args.model.stem
-    return args
+    return from_values(TranslateConfig, vars(args))
 
 
 def draw_grid(dataset: PairedDataset, jobs: list[Job]) -> Image.Image:
@@ -63,27 +62,23 @@ def draw_grid(dataset: PairedDataset, jobs: list[Job]) -> Image.Image:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    if args.use_multi_gpus:
+    config = parse(argv)
+    if config.use_multi_gpus:
         start_on_each_gpu(__file__, argv)
-    translator = Translator(args)
-    jobs = translator.plan(args.output_dir)
-    grid = args.output_dir / "grid.png"
+    translator = Translator(config)
+    folder = config.output_dir
+    grid, jobs = folder / "grid.png", translator.plan(folder)
     check_places(translator.dataset, [grid, *(job.path for job in jobs)])
-    todo = [job for job in jobs if args.overwrite or not job.path.exists()]
-    make_folder(args.output_dir)
-    with translator.hint():
-        translator.translate(translator.sampler(args.solver, args.steps), todo)
+    todo = [job for job in jobs if config.overwrite or not job.path.exists()]
+    make_folder(folder)
+    translator.translate(translator.sampler(config.chosen_solver, config.steps), todo)
     if translator.processes.first:
         save(draw_grid(translator.dataset, jobs), grid)
         kept = len(jobs) - len(todo)
-        print(
-            f"{len(todo)} results in {args.output_dir}"
-            + (f" ({kept} kept as they were; --overwrite makes them again)" if kept else "")
-        )
+        print(f"{len(todo)} results in {folder}" + (f" ({kept} kept; --overwrite makes them again)" if kept else ""))
         print(f"to look at: {grid}")
     translator.processes.leave()
 
 
 if __name__ == "__main__":
-    scripts.run(main, "results that are there are kept, and the same command goes on")
+    scripts.run(main, "results are kept, and the same command resumes", HINTS)

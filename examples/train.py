@@ -15,12 +15,13 @@ import torch
 
 from bbdm.base import scripts
 from bbdm.base.atomic import check_suffix, remove_leftovers
+from bbdm.base.images import read_size
+from bbdm.base.settings import flag_type
 from bbdm.bridges import ABridge, Bridge, BrownianBridge, Objective
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.data.image_cache import ImageCache
 from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.pairs import DATASETS, DIRECTIONS, PairedDataset, load_dataset
-from bbdm.evaluation.translate import size_flag
 from bbdm.execution.processes import Processes, start_on_each_gpu
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan
 from bbdm.files.content import Checkpoint
@@ -77,7 +78,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-t", "--t", "--time_steps", dest="time_steps", type=int, default=1000, help="T of the bridge")
     parser.add_argument("-l", "--c_lambda", type=float, default=2.0, help="noise scale of the A-Bridge")
     parser.add_argument("-lr", "--learning_rate", type=float, default=1e-4, help="of the optimizer")
-    parser.add_argument("--image_size", type=size_flag, default=256, help="side, or HxW, that pictures are resized to")
+    parser.add_argument("--image_size", type=flag_type(read_size), default=256, help="side, or HxW, of pictures")
     parser.add_argument("--bridge", choices=["abridge", "brownian", "bbdm"], default="abridge", help="path")
     parser.add_argument("--objective", choices=get_args(Objective), default="residual", help="prediction")
     parser.add_argument("--loss", choices=get_args(Loss), default="l1", help="of the prediction")

@@ -1,13 +1,12 @@
-"""A data set's resized pictures, decoded once and kept on disk as one memory-mapped file of uint8.
+"""A data set's resized pictures, decoded once and stored on disk as one memory-mapped file of uint8.
 
-A cache is two files for each split: ``train.npy``, of shape (pairs, 2, channels, height, width), and
-``train.json``, which says what the pictures are and what the bytes must be.
+A cache is two files for each split: ``train.npy``, of shape (pairs, 2, channels, height, width), and its
+manifest ``train.json``, with the file's SHA-256.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,28 +17,30 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from bbdm.base.atomic import file_sha256, make_folder, remove_leftovers, short, write_atomically
+from bbdm.base.atomic import file_sha256, make_folder, remove_leftovers, write_atomically
 from bbdm.base.images import sides
 from bbdm.data.loading import with_short_errors
 from bbdm.data.pairs import PairedDataset, Pixels
+from bbdm.files import manifest
 
 VERSION = 1
-PAIRS_AT_ONCE = 64  # that are written
+PAIRS_AT_ONCE = 64  # pairs in a write
 
 
 class ImageCache(PairedDataset):
-    """Pairs that are read from a cache: the same tensors as the data set's, bit for bit.
+    """Pairs from a cache: the same tensors as the data set's, bit for bit.
 
     Args:
         dataset: the pairs.
-        folder: where the cache is, or is to be. One that was interrupted is made again.
+        folder: the cache, which is made if it does not exist. An interrupted one is made again.
         split: the name of its files.
         workers: processes that read pictures while it is made.
-        progress: show a bar.
+        progress: show a progress bar.
 
     Raises:
         ValueError: the folder holds other pictures under this name, or a file that has changed; or a picture
             cannot be read.
+        OSError: the disk is full.
     """
 
     def __init__(
@@ -49,53 +50,37 @@ class ImageCache(PairedDataset):
         self.path = folder / f"{split}.npy"
         self._manifest = folder / f"{split}.json"
         make_folder(folder)
-        if not self._is_there():
-            self._make(dataset, workers, progress)
-
-    def _description(self) -> dict[str, Any]:
-        """What the bytes depend on, as the manifest has it."""
         pictures = {"count": len(self), "files": self.digest()}
         description = {"version": VERSION, "pictures": pictures, "direction": self.direction}
-        return {**description, "image_size": self.image_size, "channels": self.channels}
+        description = manifest.as_json({**description, "image_size": self.image_size, "channels": self.channels})
+        if not self._is_complete(description):
+            self._write(dataset, workers, progress)
+            manifest.write(self._manifest, {**description, "sha256": file_sha256(self.path)})
 
-    def _is_there(self) -> bool:
-        """Whether the file is there, whole; begins the manifest where there is none."""
-        description = json.loads(json.dumps(self._description()))
+    def _is_complete(self, description: dict[str, Any]) -> bool:
+        """Whether the whole file exists, checked; writes the manifest of a new cache."""
         if not self._manifest.exists():
             if self.path.exists():
                 raise ValueError(f"{self.path} is no cache of pictures, without {self._manifest}: give another folder")
-            self._describe({**description, "sha256": None})
+            manifest.write(self._manifest, {**description, "sha256": None})
             return False
-        content = self._content()
-        for name, value in description.items():
-            if content.get(name) != value:
-                raise ValueError(
-                    f"{self.path} is of other pictures ({name} {short(content.get(name))}, now {short(value)}): "
-                    "give another folder, or delete it"
-                )
-        if content.get("sha256") is None or not self.path.exists():
+        with manifest.reading(self._manifest, f"delete it and {self.path}") as content:
+            digest = content.pop("sha256", None)
+            differing = manifest.differences(content, description)
+        if differing:
+            raise ValueError(f"{self.path} is of other pictures ({differing}): give another folder, or delete it")
+        if digest is None or not self.path.exists():
             return False
-        if file_sha256(self.path) != content["sha256"]:
+        if file_sha256(self.path) != digest:
             raise ValueError(f"{self.path} has changed since it was written: delete it")
         return True
 
-    def _content(self) -> dict[str, Any]:
-        try:
-            content = json.loads(self._manifest.read_text())
-        except ValueError as error:
-            raise ValueError(f"cannot read {self._manifest}: delete it and {self.path}") from error
-        return content if isinstance(content, dict) else {}
-
-    def _describe(self, content: dict[str, Any]) -> None:
-        write_atomically(self._manifest, lambda temporary: temporary.write_text(json.dumps(content, indent=2)))
-
-    def _make(self, dataset: PairedDataset, workers: int, progress: bool) -> None:
-        """Write the file, and enter its hash in the manifest."""
+    def _write(self, dataset: PairedDataset, workers: int, progress: bool) -> None:
         remove_leftovers(self.path)
         loader = DataLoader(Pixels(dataset), PAIRS_AT_ONCE, num_workers=workers)
 
         def write(temporary: Path) -> None:
-            # Not through a memory map, where a disk that is full would kill the process.
+            # Not through a memory map, where a full disk would kill the process.
             with temporary.open("wb") as file, tqdm(total=len(self), desc="pictures", disable=not progress) as bar:
                 for index, pair in enumerate(with_short_errors(loader)):
                     part = torch.stack(pair, dim=1)
@@ -115,14 +100,13 @@ class ImageCache(PairedDataset):
             raise OSError(
                 error.errno, f"no room for {size}: make some, or give another folder", str(self.path)
             ) from error
-        self._describe({**self._content(), "sha256": file_sha256(self.path)})
 
     @cached_property
     def _array(self) -> npt.NDArray[np.uint8]:
         return np.load(self.path, mmap_mode="r")
 
     def pixels(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """See :meth:`PairedDataset.pixels`."""
+        """Source and target of example ``index``, each (channels, height, width) uint8."""
         source, target = torch.from_numpy(np.array(self._array[index]))
         return source, target
 

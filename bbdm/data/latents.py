@@ -1,13 +1,10 @@
-"""A data set's latents, computed once and kept on disk: the encoder costs more than a latent bridge's
-training step.
+"""A data set's latents, computed once and stored on disk: encoding costs more than a latent training step.
 
-A cache is a folder of safetensors shards, and a manifest that says what they are of and what their bytes must
-be.
+A cache is a folder of safetensors shards, and a manifest with each shard's SHA-256.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,31 +15,31 @@ from safetensors import safe_open
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from bbdm.base.atomic import file_sha256, make_folder, short, write_atomically
+from bbdm.base.atomic import file_sha256, make_folder, write_atomically
 from bbdm.codec import Codec, LatentStatistics
 from bbdm.data.pairs import PairedDataset
+from bbdm.files import manifest
 
 VERSION = 1
 SHARD = 256  # pairs in a file
-PAIRS_AT_ONCE = 8  # that are encoded
+PAIRS_AT_ONCE = 8  # pairs in a call of the encoder
 MANIFEST = "manifest.json"
 
 
 class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """Pairs as latents, not normalised.
 
-    Item i is (source, target), each (C, H, W) float32, or (2, C, H, W), plain and mirrored, where ``flip`` is
-    set.
+    Item i is (source, target), each (C, H, W) float32; with ``flip``, each is (2, C, H, W): plain, mirrored.
 
     Args:
         dataset: the pairs.
         codec: encodes them.
-        folder: where the cache is, or is to be. A cache that was interrupted is completed.
-        flip: keep the latents of mirrored pairs too: they are not mirrored latents.
-        progress: show a bar.
+        folder: the cache, which is made if it does not exist. An interrupted one is completed.
+        flip: store the latents of mirrored pairs too, which differ from mirrored latents.
+        progress: show a progress bar.
 
     Attributes: ``dataset``; ``image_size``, ``direction`` and ``channels`` of its pictures; ``flip``; and
-    ``codec``, which is the :meth:`~bbdm.codec.Codec.description` of what encoded them.
+    ``codec``, the :meth:`~bbdm.codec.Codec.description` of the codec.
 
     Raises:
         ValueError: the folder holds latents of other pictures or of another codec, or a file that has
@@ -61,49 +58,49 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.codec = codec.description()
         self._files: dict[int, Any] = {}
         make_folder(folder)
-        shards = self._known_shards(self._description())
-        missing = [i for i in range(-(-len(dataset) // SHARD)) if i not in shards]
+        description = manifest.as_json(
+            {
+                "version": VERSION,
+                "pictures": {"count": len(dataset), "files": dataset.digest()},
+                "image_size": self.image_size,
+                "direction": self.direction,
+                "flip": flip,
+                "codec": self.codec,
+            }
+        )
+        shards = self._checked_shards(description)
+        missing = [i for i in range(-(-len(dataset) // SHARD)) if self._shard(i).name not in shards]
         with tqdm(total=len(missing) * SHARD, desc="latents", unit="pair", disable=not progress or not missing) as bar:
             for index in missing:
                 self._write(index, codec, bar)
+                shards[self._shard(index).name] = file_sha256(self._shard(index))
+                manifest.write(folder / MANIFEST, {**description, "shards": shards})
 
-    def _description(self) -> dict[str, Any]:
-        """What the latents depend on, as the manifest has it: lists for tuples."""
-        description = {
-            "version": VERSION,
-            "pictures": {"count": len(self.dataset), "files": self.dataset.digest()},
-            "image_size": self.image_size,
-            "direction": self.direction,
-            "flip": self.flip,
-            "codec": self.codec,
-        }
-        return json.loads(json.dumps(description))
+    def _shard(self, index: int) -> Path:
+        return self.folder / f"{index:05d}.safetensors"
 
-    def _known_shards(self, description: dict[str, Any]) -> set[int]:
-        """The shards that are there, each checked; begins the manifest where there is none."""
-        manifest = self.folder / MANIFEST
+    def _checked_shards(self, description: dict[str, Any]) -> dict[str, str]:
+        """SHA-256 of the shards that exist, by name, all checked; writes the manifest of a new cache."""
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
-        if not manifest.exists():
+        path = self.folder / MANIFEST
+        if not path.exists():
             if any(self.folder.iterdir()):
                 raise ValueError(f"{self.folder} is not empty and holds no latents: give a folder of its own")
-            content = {**description, "shards": {}}
-            write_atomically(manifest, lambda temporary: temporary.write_text(json.dumps(content, indent=2)))
-            return set()
-        content = json.loads(manifest.read_text())
-        for name, value in description.items():
-            if content.get(name) != value:
-                raise ValueError(
-                    f"{self.folder} holds other latents ({name} {short(content.get(name))}, now {short(value)}): "
-                    "give another folder, or delete it"
-                )
-        for name, digest in content["shards"].items():
+            manifest.write(path, {**description, "shards": {}})
+            return {}
+        with manifest.reading(path, f"delete {self.folder}") as content:
+            shards = dict(content.pop("shards"))
+            differing = manifest.differences(content, description)
+        if differing:
+            raise ValueError(f"{self.folder} holds other latents ({differing}): give another folder, or delete it")
+        for name, digest in shards.items():
             if not (self.folder / name).is_file() or file_sha256(self.folder / name) != digest:
                 raise ValueError(f"{self.folder / name} has changed since it was written: delete {self.folder}")
-        return {int(Path(name).stem) for name in content["shards"]}
+        return shards
 
     def _write(self, index: int, codec: Codec, bar: tqdm[Any]) -> None:
-        """Encode the pairs of a shard, write it, and enter it in the manifest."""
+        """Encode the pairs of a shard and write it."""
         end = min((index + 1) * SHARD, len(self.dataset))
         parts: list[torch.Tensor] = []
         for start in range(index * SHARD, end, PAIRS_AT_ONCE):
@@ -116,12 +113,7 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             bar.update(len(pairs))
         source, target = torch.cat(parts).unbind(1)
         tensors = {"source": source.contiguous(), "target": target.contiguous()}
-        path = self.folder / f"{index:05d}.safetensors"
-        write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary))
-        manifest = self.folder / MANIFEST
-        content = json.loads(manifest.read_text())
-        content["shards"][path.name] = file_sha256(path)
-        write_atomically(manifest, lambda temporary: temporary.write_text(json.dumps(content, indent=2)))
+        write_atomically(self._shard(index), lambda temporary: safetensors.torch.save_file(tensors, temporary))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -129,12 +121,12 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         shard, place = divmod(range(len(self))[index], SHARD)
         if shard not in self._files:
-            self._files[shard] = safe_open(self.folder / f"{shard:05d}.safetensors", framework="pt")
+            self._files[shard] = safe_open(self._shard(shard), framework="pt")
         source, target = (self._files[shard].get_slice(name)[place] for name in ("source", "target"))
         return (source, target) if self.flip else (source[0], target[0])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}  # each process opens its own
+        return {**self.__dict__, "_files": {}}  # each process opens the files itself
 
 
 def measure(
@@ -144,7 +136,7 @@ def measure(
     batch_size: int = 16,
     progress: bool = False,
 ) -> LatentStatistics:
-    """Mean and spread of a data set's latents; with ``flip`` of mirrored pictures too. A cache has its own ``flip``."""
+    """Mean and spread of latents. ``flip`` adds mirrored pictures, unless the data set is a cache."""
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for pair in tqdm(DataLoader(dataset, batch_size), desc="statistics", disable=not progress):

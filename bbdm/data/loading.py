@@ -1,6 +1,6 @@
-"""From a data set to batches on the device.
+"""Batches of a data set on the device.
 
-Pictures travel as uint8 and become floats there: workers only decode, and a batch is a quarter of the bytes.
+Pictures are copied as uint8 and become floats on the device: a quarter of the bytes, and workers only decode.
 """
 
 from __future__ import annotations
@@ -10,34 +10,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from bbdm.base import images
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset, Pixels
 
 Batch = TypeVar("Batch")
-GRACE = 60  # seconds
-
-
-class _Order(Sampler[int]):
-    """The order of one pass: a loader whose workers stay asks for it anew each time."""
-
-    def __init__(self, indices: Sequence[int]) -> None:
-        self.indices = indices
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
+GRACE = 60  # seconds that a worker outlives SIGTERM
 
 
 def _outlive_signals(worker: int) -> None:
-    """A reading process leaves a first SIGTERM, which a whole group of processes gets, to the one that
-    trains.
+    """Have a worker outlive the first SIGTERM by a minute: the trainer gets it too, and handles it.
 
-    It outlives it by a minute at most: a process that ends with an error sends one too, and waits.
+    Not longer, since a trainer that ends with an error sends SIGTERM to its workers too, and waits for them.
     """
     del worker
 
@@ -49,8 +35,7 @@ def _outlive_signals(worker: int) -> None:
 
 
 def with_short_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches of a loader, where a reading process's error is the line that says what is wrong, not its
-    traceback.
+    """The batches of a loader, with the last line of a worker's error in place of its traceback.
 
     Raises:
         ValueError: a picture cannot be read.
@@ -61,17 +46,17 @@ def with_short_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[-1]
         reason = reason.removeprefix(f"{type(error).__name__}: ")
-    raise ValueError(reason)  # without the error, whose traceback would keep the reading processes
+    raise ValueError(reason)  # not from the error: its traceback would keep the workers alive
 
 
 class Batches:
-    """Batches of a data set on a device; workers stay from pass to pass.
+    """Batches of a data set on a device; workers persist from pass to pass.
 
     Args:
         dataset: pairs, or their latents.
-        batch_size: pairs in a batch; the last may be short.
-        device: where they are wanted.
-        workers: processes that read.
+        batch_size: pairs in a batch; the last may be smaller.
+        device: where the batches are copied to.
+        workers: processes that read pictures.
     """
 
     def __init__(
@@ -84,7 +69,7 @@ class Batches:
         pairs = Pixels(dataset) if isinstance(dataset, PairedDataset) else dataset
         self.device = device
         self._count = len(dataset)
-        self._order = _Order(range(self._count))
+        self._order = list(range(self._count))  # changed in place: persistent workers keep the loader
         self._loader = DataLoader(
             pairs,
             batch_size,
@@ -96,16 +81,16 @@ class Batches:
         )
 
     def __call__(self, order: Sequence[int] | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(source, target) as floats, pictures in [-1, 1] or latents, of the examples ``order``; None for all."""
-        self._order.indices = range(self._count) if order is None else order
+        """(source, target) batches of the examples ``order``, None for all: floats in [-1, 1], or latents."""
+        self._order[:] = range(self._count) if order is None else order
         for y, x0 in with_short_errors(self._loader):
             yield self._placed(y), self._placed(x0)
 
     def close(self) -> None:
-        """End the reading processes, which a call starts anew: an error that is on its way would wait for them."""
-        readers = self._loader._iterator
-        if readers is not None:
-            readers._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
+        """End the workers, which an error would wait for; the next call starts new ones."""
+        iterator = self._loader._iterator
+        if iterator is not None:
+            iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
         self._loader._iterator = None
 
     def _placed(self, v: torch.Tensor) -> torch.Tensor:

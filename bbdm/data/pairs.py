@@ -1,7 +1,7 @@
 """Paired datasets: folders in, (source, target) tensors in [-1, 1] out.
 
-A dataset is a list of :class:`Pair`, files that belong together, found by one function a layout. Pictures are
-turned upright (EXIF), converted to RGB or grey and resized with antialiased bilinear filtering.
+A dataset is a list of :class:`Pair`; one function for each layout finds them. Pictures are turned upright
+(EXIF), converted to RGB or grey, and resized with antialiased bilinear filtering.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from PIL import Image
@@ -22,19 +23,20 @@ from bbdm.base.images import Size, open_image
 
 log = logging.getLogger(__name__)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-DIRECTIONS = ("AtoB", "BtoA")
+Direction = Literal["AtoB", "BtoA"]
+DIRECTIONS = get_args(Direction)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Files of one example. ``target`` is None for sources alone, and equals ``source`` where one file holds both."""
+    """Files of one example: ``target`` is None for sources alone, and ``source`` if one file holds both."""
 
     name: str
     source: Path
     target: Path | None
 
     def load(self) -> tuple[Image.Image, Image.Image | None]:
-        """Source and target as upright pictures of any size."""
+        """Source and target as upright pictures, of the files' sizes."""
         source = open_image(self.source)
         if self.target is None:
             return source, None
@@ -52,13 +54,13 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """Pairs as tensors.
 
     Args:
-        pairs: what :func:`load_dataset` found.
+        pairs: the files, as :func:`load_dataset` finds them.
         image_size: side of the square that pictures are resized to, or (height, width).
         direction: ``AtoB`` translates A into B; ``BtoA`` swaps source and target.
         channels: 3 for RGB, 1 for grey.
 
-    Item i is (source, target), each (channels, height, width) float32 in [-1, 1]; :meth:`pixels` gives it as
-    uint8.
+    Item i is (source, target), each (channels, height, width) float32 in [-1, 1]; :meth:`pixels` returns it
+    as uint8.
 
     Raises:
         ValueError: a picture that cannot be read (the error names the file), an unknown direction, or a size
@@ -91,7 +93,7 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return hashlib.sha256("\n".join(pair.name for pair in self.pairs).encode()).hexdigest()
 
     def images(self, index: int) -> tuple[Image.Image, Image.Image | None]:
-        """Source and target of example ``index`` as resized pictures; the target is None for sources alone."""
+        """Source and target of example ``index`` as resized pictures, None for a missing target."""
         source, target = self.pairs[index].load()
         if self.direction == "BtoA":
             if target is None:
@@ -132,7 +134,7 @@ class Pixels(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 def _files(folder: Path) -> list[Path]:
     if folder.is_file():
-        raise ValueError(f"{folder} is a file, and a folder of pictures is wanted")
+        raise ValueError(f"{folder} is a file, not a folder of pictures")
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     files = [
@@ -142,8 +144,8 @@ def _files(folder: Path) -> list[Path]:
     kinds = Image.registered_extensions().keys() - SUFFIXES
     skipped = [path.suffix.lower() for path in files if path.suffix.lower() in kinds]
     if skipped:
-        told = "1 picture is" if len(skipped) == 1 else f"{len(skipped)} pictures are"
-        log.warning("%s skipped in %s, of kinds that are not read (%s)", told, folder, ", ".join(sorted(set(skipped))))
+        count = "1 picture is" if len(skipped) == 1 else f"{len(skipped)} pictures are"
+        log.warning("%s skipped in %s, of kinds that are not read (%s)", count, folder, ", ".join(sorted(set(skipped))))
     if not found:
         raise ValueError(f"there are no pictures in {folder} (looked for {', '.join(sorted(SUFFIXES))})")
     return found
@@ -157,7 +159,7 @@ def _by_stem(folder: Path, ending: str = "") -> dict[str, Path]:
             continue
         stem = path.relative_to(folder).with_name(path.stem.removesuffix(ending)).as_posix()
         if stem in stems:
-            raise ValueError(f"{stems[stem]} and {path} have the same name: which one is meant is unclear")
+            raise ValueError(f"{stems[stem]} and {path} have the same name: rename or remove one")
         stems[stem] = path
     if not stems:
         raise ValueError(f"there are no pictures *{ending} in {folder}")
@@ -165,11 +167,11 @@ def _by_stem(folder: Path, ending: str = "") -> dict[str, Path]:
 
 
 def _match(sources: dict[str, Path], targets: dict[str, Path]) -> list[Pair]:
-    lonely = sorted(path for stem, path in {**sources, **targets}.items() if (stem in sources) != (stem in targets))
-    if lonely:
-        others = len(lonely) - 1
+    single = sorted(path for stem, path in {**sources, **targets}.items() if (stem in sources) != (stem in targets))
+    if single:
+        others = len(single) - 1
         more = "" if not others else ", nor has 1 other" if others == 1 else f", nor have {others} others"
-        raise ValueError(f"{lonely[0]} has no twin in the other folder{more}")
+        raise ValueError(f"{single[0]} has no counterpart in the other folder{more}")
     return [Pair(stem, sources[stem], targets[stem]) for stem in sorted(sources)]
 
 
@@ -223,8 +225,8 @@ def load_dataset(
     Files of two folders are matched by their path without suffix (A/3.png with B/3.jpg).
 
     Raises:
-        ValueError: an unknown name, no pictures, a file without its twin (named).
-        FileNotFoundError: a folder that is not there.
+        ValueError: an unknown name, no pictures, or a file without a counterpart, which is named.
+        FileNotFoundError: a folder does not exist.
     """
     if name not in DATASETS:
         raise ValueError(f"dataset must be one of {sorted(DATASETS)}, got {name!r}")

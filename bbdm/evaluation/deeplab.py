@@ -1,8 +1,8 @@
 """DeepLabV3 and DeepLabV3+ for semantic segmentation, on torchvision's backbones.
 
 Papers: Chen et al. 2017 (arXiv:1706.05587) and 2018 (arXiv:1802.02611). State-dict keys, paddings and
-dilations are those of github.com/VainF/DeepLabV3Plus-Pytorch, so that its published Cityscapes weights load
-with strict=True.
+dilations are those of github.com/VainF/DeepLabV3Plus-Pytorch, so that its published Cityscapes weights load.
+In order: the configuration, the network, its two heads, files of weights.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ Head = Literal["deeplabv3", "deeplabv3plus"]
 Backbone = Literal["resnet50", "resnet101", "mobilenet"]
 RESNET_OF_BLOCKS: dict[int, Backbone] = {6: "resnet50", 23: "resnet101"}  # by the number of blocks of layer3
 ASPP_CHANNELS = 256
-LOW_CHANNELS = 48  # to which DeepLabV3+ reduces the early features
-# (of the early features, of the last ones)
+LOW_CHANNELS = 48  # of DeepLabV3+'s reduced early features
+# channels of the early features, and of the last ones
 CHANNELS: dict[str, tuple[int, int]] = {"resnet50": (256, 2048), "resnet101": (256, 2048), "mobilenet": (24, 320)}
 
 
@@ -48,8 +48,8 @@ class DeepLabConfig:
         head: DeepLabV3, or DeepLabV3+ with its decoder.
         backbone: ``mobilenet`` is MobileNetV2.
         num_classes: 19 for Cityscapes.
-        output_stride: pixels of the picture along one pixel of the last features, 8 or 16. It is no property
-            of the weights; the published ones were trained and tested with 16.
+        output_stride: of the last features, 8 or 16. The weights fit both; the published ones were trained
+            and tested with 16.
     """
 
     head: Head
@@ -65,11 +65,7 @@ class DeepLabConfig:
 
 
 class DeepLab(nn.Module):
-    """The network.
-
-    Takes (B, 3, H, W) float pictures, normalised by ImageNet's mean and spread; gives (B, num_classes, H, W)
-    logits.
-    """
+    """The network: (B, 3, H, W) floats, normalised as for ImageNet, to (B, num_classes, H, W) logits."""
 
     def __init__(self, config: DeepLabConfig) -> None:
         super().__init__()
@@ -90,7 +86,7 @@ class DeepLab(nn.Module):
 
 
 class _ResNet(nn.Module):
-    """Features of strides 4 and ``output_stride``: the last stages are dilated where others have a stride."""
+    """Features of strides 4 and ``output_stride``; the last stages have dilations in place of strides."""
 
     def __init__(self, name: str, output_stride: int) -> None:
         super().__init__()
@@ -105,10 +101,10 @@ class _ResNet(nn.Module):
 
 
 class _PaddedResidual(InvertedResidual):
-    """Pads before the expansion, as the published weights were trained.
+    """MobileNetV2's block, with the padding before the expansion, as the published weights were trained.
 
-    The expansion's bias acts on the padding as well, so what the depthwise convolution sees around the
-    picture is not zero, as it is in torchvision's block.
+    The expansion's bias acts on the padding too, so the depthwise convolution reads it around the picture,
+    and not zeros as in torchvision's block.
     """
 
     @property
@@ -134,7 +130,7 @@ class _MobileNet(nn.Module):
             depthwise.padding = (0, 0)
             depthwise.dilation = (dilation, dilation)
             step = depthwise.stride[0]
-            if stride == output_stride:  # from here on, dilation in place of strides
+            if stride == output_stride:  # later blocks have dilations in place of strides
                 depthwise.stride = (1, 1)
                 dilation *= step
             else:
@@ -147,8 +143,8 @@ class _MobileNet(nn.Module):
         return low, self.high_level_features(low)
 
 
-def _conv3x3(in_channels: int, num_classes: int) -> list[nn.Module]:
-    """The end of both heads."""
+def _classifier(in_channels: int, num_classes: int) -> list[nn.Module]:
+    """The last layers of both heads."""
     return [
         nn.Conv2d(in_channels, ASPP_CHANNELS, 3, padding=1, bias=False),
         nn.BatchNorm2d(ASPP_CHANNELS),
@@ -160,7 +156,7 @@ def _conv3x3(in_channels: int, num_classes: int) -> list[nn.Module]:
 class _Head(nn.Module):
     def __init__(self, high: int, num_classes: int, rates: tuple[int, int, int]) -> None:
         super().__init__()
-        self.classifier = nn.Sequential(ASPP(high, rates), *_conv3x3(ASPP_CHANNELS, num_classes))
+        self.classifier = nn.Sequential(ASPP(high, rates), *_classifier(ASPP_CHANNELS, num_classes))
 
     def forward(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         return self.classifier(high)
@@ -173,7 +169,7 @@ class _PlusHead(nn.Module):
             nn.Conv2d(low, LOW_CHANNELS, 1, bias=False), nn.BatchNorm2d(LOW_CHANNELS), nn.ReLU()
         )
         self.aspp = ASPP(high, rates)
-        self.classifier = nn.Sequential(*_conv3x3(LOW_CHANNELS + ASPP_CHANNELS, num_classes))
+        self.classifier = nn.Sequential(*_classifier(LOW_CHANNELS + ASPP_CHANNELS, num_classes))
 
     def forward(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         low, high = self.project(low), self.aspp(high)
@@ -191,14 +187,13 @@ def save_deeplab(path: str | os.PathLike[str], model: DeepLab) -> None:
 
 
 def load_deeplab(path: str | os.PathLike[str], output_stride: int | None = None) -> DeepLab:
-    """Read a network, frozen: of :func:`save_deeplab`, of DeepLabV3Plus-Pytorch, or pickled as a whole.
+    """Read a network, frozen; no code of the file runs.
 
-    Runs no code from the file.
+    The file is of :func:`save_deeplab`, of DeepLabV3Plus-Pytorch, or a whole pickled network of its classes.
 
     Args:
         path: the file; ``.safetensors``, or anything else for torch.save.
-        output_stride: 8 or 16 in place of the file's. Only :func:`save_deeplab` writes it, and others are
-            taken for 16.
+        output_stride: 8 or 16, in place of the file's; None for 16 where the file has none.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -220,7 +215,7 @@ def from_state(state: State, config: DeepLabConfig) -> DeepLab:
 
 
 def _read(content: Any) -> tuple[DeepLabConfig, State]:
-    if isinstance(content, Record):  # as the public A-Bridge code's converter saves it
+    if isinstance(content, Record):  # the public A-Bridge code's converter pickles the whole network
         content = torchfile.state_dict(content)
     state = content.get("model_state", content) if isinstance(content, dict) else None
     if not isinstance(state, dict):
@@ -232,10 +227,10 @@ def _read(content: Any) -> tuple[DeepLabConfig, State]:
 
 
 def recognise(state: Mapping[str, Any], output_stride: int = 16) -> DeepLabConfig:
-    """The shape of the network that a state dict is of.
+    """The configuration of the network with these weights.
 
     Raises:
-        ValueError: it is of none that is known here.
+        ValueError: it is no such network.
     """
     if not any(key.startswith("backbone.") for key in state) or not any(".convs." in key for key in state):
         raise ValueError(f"its weights are not a DeepLab's: they begin with {', '.join(list(state)[:3]) or 'nothing'}")

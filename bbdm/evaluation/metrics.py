@@ -1,7 +1,7 @@
-"""Scores of translated pictures, on torchmetrics: FID, LPIPS, PSNR, SSIM and diversity. mIoU is in
-bbdm.evaluation.segmentation.
+"""Scores of translated pictures, on torchmetrics: FID, LPIPS, PSNR, SSIM and diversity.
 
-Pictures are taken with 8 bits, as they stand in their files, at the size at which they were made.
+Pictures have 8 bits, as in their files, and the size at which they were made. mIoU is in
+:mod:`bbdm.evaluation.segmentation`.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from bbdm.files.weights import readable
 Name = Literal["fid", "lpips", "psnr", "ssim", "diversity"]
 LPIPSNet = Literal["alex", "vgg", "squeeze"]
 HIGHER_IS_BETTER = {"fid": False, "lpips": False, "psnr": True, "ssim": True, "diversity": True}
-Counted = torch.Tensor | list[torch.Tensor]  # lists have a tensor for each batch
-State = tuple[int, dict[str, dict[str, Counted]]]  # the number of sources, and what the metrics counted
+Counted = torch.Tensor | list[torch.Tensor]  # a list has a tensor for each batch
+State = tuple[int, dict[str, dict[str, Counted]]]  # the number of sources, and the states of the metrics
 BACKBONES: dict[LPIPSNet, str] = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # in torchvision
 _ALONE: dict[str, Any] = {"sync_on_compute": False, "compute_with_cache": False}  # Scores.add sums over processes
-_CONSTANT = ("data_range",)  # among the states of PSNR
+_CONSTANT = ("data_range",)  # a state of PSNR
 
 
 class Diversity(Metric):
-    """Spread of several results of one source (Li et al., BBDM, CVPR 2023).
+    """Diversity of several results of one source (Li et al., BBDM, CVPR 2023).
 
-    The standard deviation over a source's results (divided by their number, not by one less), on a scale of 0
-    to 255, averaged over pixels, channels and sources.
+    The standard deviation over a source's results, without Bessel's correction, on a scale of 0 to 255,
+    averaged over pixels, channels and sources.
     """
 
     full_state_update = False
@@ -79,12 +79,12 @@ class Inception(nn.Module):
         ValueError: the file is no Inception of torch-fidelity, or the download failed.
     """
 
-    num_features = 2048  # which torchmetrics asks for
+    num_features = 2048  # torchmetrics reads it
 
     def __init__(self, weights: Path | None = None) -> None:
         super().__init__()
         build = lambda path: FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], path)  # noqa: E731
-        self.extractor = _with_weights(build, weights, URL_INCEPTION_V3, "--fid_weights", "Inception")
+        self.extractor = _with_weights(build, weights, URL_INCEPTION_V3, "fid_weights", "Inception")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) uint8 to (B, 2048)."""
@@ -95,9 +95,9 @@ def lpips(net: LPIPSNet = "alex", weights: Path | None = None) -> LearnedPercept
     """LPIPS (Zhang et al. 2018) of pictures in [0, 1].
 
     Args:
-        net: the network below it.
+        net: the network whose features are compared.
         weights: file of torchvision's ImageNet weights for that network; None downloads them. The linear
-            layers come with torchmetrics.
+            layers are part of torchmetrics.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -111,14 +111,14 @@ def lpips(net: LPIPSNet = "alex", weights: Path | None = None) -> LearnedPercept
         with _as_downloaded(url, path):
             return LearnedPerceptualImagePatchSimilarity(net, normalize=True, **_ALONE)
 
-    return _with_weights(build, weights, url, "--lpips_weights", BACKBONES[net])
+    return _with_weights(build, weights, url, "lpips_weights", BACKBONES[net])
 
 
 def _moved(value: Counted, device: str | torch.device) -> Any:
     return value.to(device) if isinstance(value, torch.Tensor) else [item.to(device) for item in value]
 
 
-def _with_weights(build: Callable[[str | None], Any], weights: Path | None, url: str, flag: str, name: str) -> Any:
+def _with_weights(build: Callable[[str | None], Any], weights: Path | None, url: str, argument: str, name: str) -> Any:
     """``build`` of a local file or a download, with errors that say what to do."""
     if weights is not None:
         if not weights.is_file():
@@ -126,7 +126,7 @@ def _with_weights(build: Callable[[str | None], Any], weights: Path | None, url:
         with readable(weights, f"file of {name} weights, as of {url}"), tempfile.TemporaryDirectory() as folder:
             with torchfile.opened(weights) as content:
                 state = torchfile.plain(content)
-            # The libraries load by running the pickle: let them have one of ours
+            # The libraries run the pickle that they load: they get a copy with nothing but tensors
             copy = Path(folder) / "weights.pth"
             torch.save(state, copy)
             return build(str(copy))
@@ -134,13 +134,13 @@ def _with_weights(build: Callable[[str | None], Any], weights: Path | None, url:
         return build(None)
     except OSError as error:
         raise ValueError(
-            f"the {name} weights could not be downloaded ({error}): fetch {url} elsewhere and give it by {flag}"
+            f"the {name} weights could not be downloaded ({error}): fetch {url} elsewhere and give it as {argument}"
         ) from error
 
 
 @contextmanager
 def _as_downloaded(url: str, path: str | None) -> Iterator[None]:
-    """Have torch.hub find ``path`` in place of what it would download from ``url``."""
+    """Have torch.hub find ``path`` in place of the download from ``url``."""
     if path is None:
         yield
         return
@@ -159,24 +159,24 @@ def _as_downloaded(url: str, path: str | None) -> Iterator[None]:
 class Scores:
     """Several metrics over one data set.
 
-    FID compares all results with all targets, in float64 behind the network. LPIPS, PSNR and SSIM compare
-    each result with its source's target, and are means over results.
+    FID compares all results with all targets; its statistics are float64. LPIPS, PSNR and SSIM compare each
+    result with its source's target, and are means over results.
 
-    Pictures that other processes were given come by :meth:`collect`. (What torchmetrics does by itself
-    hangs or crashes where a process has fewer batches than another, or none.)
+    :meth:`collect` adds the pictures of other processes. (The synchronisation of torchmetrics hangs or fails
+    when processes have different numbers of batches.)
 
     Args:
-        names: which: ``fid``, ``lpips``, ``psnr``, ``ssim``, ``diversity``.
+        names: of ``fid``, ``lpips``, ``psnr``, ``ssim``, ``diversity``.
         samples: results of each source. Diversity needs at least 2.
         features: the network of FID, (B, 3, H, W) uint8 to (B, D); None for Inception.
         fid_weights: see :class:`Inception`.
-        lpips_net: see :func:`lpips`, as for
-        lpips_weights: its weights.
+        lpips_net: see :func:`lpips`.
+        lpips_weights: see :func:`lpips`.
         device: where to compute.
 
     Raises:
         FileNotFoundError: there is no such file of weights.
-        ValueError: an unknown name, too few samples, or weights that cannot be had.
+        ValueError: an unknown name, too few samples, damaged weights, or a failed download.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class Scores:
             targets: (B, 3, H, W) uint8.
 
         Raises:
-            ValueError: shapes or types that are not these.
+            ValueError: other shapes or types.
         """
         fits = results.ndim == 5 and results.shape[0] == len(targets) and results.shape[2:] == targets.shape[1:]
         if not fits or results.shape[1:3] != (self.samples, 3):
@@ -246,7 +246,7 @@ class Scores:
             metric.reset()
 
     def state(self) -> State:
-        """What :meth:`add` takes, on the CPU, for another process."""
+        """The argument of :meth:`add` in another process, on the CPU."""
         counted = {
             name: {key: _moved(value, "cpu") for key, value in metric.metric_state.items() if key not in _CONSTANT}
             for name, metric in self.metrics.items()
@@ -255,23 +255,23 @@ class Scores:
 
     @torch.inference_mode()
     def add(self, state: State) -> None:
-        """Add the pictures of other scores, of the same metrics, to those that are here.
+        """Add the pictures of other scores with the same metrics.
 
         Raises:
-            ValueError: there are none here, and FID cannot begin so.
+            ValueError: these scores have no pictures yet, which FID cannot start from.
         """
         pictures, counted = state
         if not pictures:
             return
         if not self._pictures:
-            raise ValueError("pictures of other scores are added to some that are here, and there are none")
+            raise ValueError("scores need pictures of their own before those of others are added, got none")
         self._pictures += pictures
         for name, metric in self.metrics.items():
-            for key, value in counted[name].items():
+            for key, value in counted[name].items():  # Metric.merge_state reverses lists: other last bits of means
                 setattr(metric, key, getattr(metric, key) + _moved(value, self.device))
 
     def collect(self, processes: Processes) -> None:
-        """Add the pictures of the other processes to those of the first; all of them call it."""
+        """Add the pictures of all other processes to the first's; every process calls it."""
         _, *others = processes.gather(self.state())
         for state in others if processes.first else []:
             self.add(state)
@@ -280,7 +280,7 @@ class Scores:
         """The scores of all pictures so far.
 
         Raises:
-            ValueError: there were none, or too few for FID.
+            ValueError: there are none, or too few for FID.
         """
         if self._pictures < (2 if "fid" in self.metrics else 1):
             raise ValueError(f"scores need pictures, FID at least 2; got {self._pictures}")

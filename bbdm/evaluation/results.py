@@ -1,18 +1,20 @@
-"""The results of a data set in a folder: which there are, how they are written, a record of what made them."""
+"""The results of a data set in a folder: their names and seeds, how they are written, and what made them."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 
-from bbdm.base.atomic import short, write_atomically
+from bbdm.base.atomic import write_atomically
 from bbdm.data.pairs import PairedDataset
+from bbdm.files import manifest
+
+
+class ResultsError(ValueError):
+    """A folder holds results that were made in another way."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,11 @@ def plan(dataset: PairedDataset, folder: Path, num_samples: int, seed: int) -> l
 
 
 def check_places(dataset: PairedDataset, paths: list[Path]) -> None:
-    """Raise ValueError where one of ``paths`` would take the place of a source, a target or another one."""
+    """Raise ValueError if one of ``paths`` is a source or a target of the data set, or occurs twice."""
     taken = {path.resolve() for pair in dataset.pairs for path in (pair.source, pair.target) if path}
     for path in paths:
         if path.resolve() in taken:
-            raise ValueError(f"{path} would take the place of another picture: give another output_dir")
+            raise ValueError(f"{path} would replace another picture: give another output_dir")
         taken.add(path.resolve())
 
 
@@ -47,71 +49,49 @@ def save(image: Image.Image, path: Path) -> None:
     write_atomically(path, lambda temporary: image.save(temporary, "png"))
 
 
-def save_json(content: Any, path: Path) -> None:
-    """Write JSON, atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
-
-
-def to_tensor(image: Image.Image) -> torch.Tensor:
-    """(3, H, W) uint8 of an RGB picture."""
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-
 class Record:
-    """``settings.json`` beside results: what made them, and how long it took; kept by one process.
+    """``settings.json``, the manifest of results: what made them and how long it took. One process writes it.
 
     Args:
         folder: of the results.
-        settings: what makes them.
-        jobs: all of them.
-        overwrite: delete those that are there, and start anew.
+        settings: all that decides the results.
+        jobs: all results.
+        overwrite: delete the results that exist, and start again.
 
     Raises:
-        ValueError: results are there that other settings made, or that nobody knows of.
+        ResultsError: there are results of other settings, or without a manifest.
+        ValueError: the manifest is damaged.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], jobs: list[Job], overwrite: bool) -> None:
         self.path = folder / "settings.json"
         self.settings = settings
-        self.pictures, self.seconds = 0, 0.0  # of those that were timed
-        there = [job.path for job in jobs if job.path.exists()]
+        self.pictures, self.seconds = 0, 0.0  # timed ones
+        existing = [job.path for job in jobs if job.path.exists()]
         if overwrite:
-            for path in there:
+            for path in existing:
                 path.unlink()
         elif self.path.exists():
-            self._go_on()
-        elif there:
-            raise ValueError(f"{there[0]} is there, but no {self.path} that tells what made it{_WAYS_OUT}")
+            self._resume()
+        elif existing:
+            raise ResultsError(f"{existing[0]} exists, but no {self.path} with the settings that made it")
         self._write()
 
-    def _go_on(self) -> None:
-        try:
-            content = json.loads(self.path.read_text())
-            before, timing = content["settings"], content["timing"]
+    def _resume(self) -> None:
+        remedy = f"give another output_dir, or delete {self.path.parent}"
+        with manifest.reading(self.path, remedy) as content:
+            differing = manifest.differences(content["settings"], self.settings)
+            timing = content["timing"]
             self.pictures, self.seconds = int(timing["pictures"]), float(timing["seconds"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"cannot read {self.path}{_WAYS_OUT}") from error
-        differing = [key for key in {**before, **self.settings} if before.get(key) != self.settings.get(key)]
         if differing:
-            told = ", ".join(
-                f"{key} {_short(before.get(key))}, now {_short(self.settings.get(key))}" for key in differing
-            )
-            raise ValueError(f"{self.path.parent} holds results of other settings ({told}){_WAYS_OUT}")
+            raise ResultsError(f"{self.path.parent} holds results of other settings ({differing})")
 
     def add(self, pictures: int, seconds: float) -> None:
-        """Count pictures that took so long."""
+        """Count pictures, and the seconds that they took."""
         self.pictures += pictures
         self.seconds += seconds
         self._write()
 
     def _write(self) -> None:
         timing = {"pictures": self.pictures, "seconds": self.seconds}
-        save_json({"settings": self.settings, "timing": timing}, self.path)
-
-
-_WAYS_OUT = ": give another output_dir, or --overwrite to make all results again"
-
-
-def _short(value: Any) -> str:
-    text = short(value)
-    return text if len(text) <= 40 else f"{text[:18]}...{text[-18:]}"
+        manifest.write(self.path, {"settings": self.settings, "timing": timing})

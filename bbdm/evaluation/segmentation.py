@@ -17,7 +17,7 @@ except ImportError as error:
 
 from bbdm.data.pairs import open_image
 
-CITYSCAPES = {  # the 19 classes that count, in the order of their training ids: their label ids
+CITYSCAPES = {  # label ids of the 19 evaluated classes, in the order of their training ids
     "road": 7,
     "sidewalk": 8,
     "building": 11,
@@ -44,8 +44,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def read_labels(path: Path) -> torch.Tensor:
-    """Training ids of a Cityscapes ``*_gtFine_labelIds.png``: (H, W) int64, 0..18, and 255 for what does not
-    count.
+    """Training ids of a Cityscapes ``*_gtFine_labelIds.png``: (H, W) int64, 0..18, and 255 for other classes.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -66,20 +65,20 @@ def sliding_logits(
 ) -> torch.Tensor:
     """A network's output on windows, averaged where they overlap.
 
-    Windows begin at multiples of ``stride``, and the last of a row or column ends at the edge; a side shorter
-    than ``window`` is one window.
+    Windows begin at multiples of ``stride``, and the last one ends at the edge. A side shorter than
+    ``window`` is one window.
 
     Args:
         network: (B, C, h, w) to (B, K, h, w).
         image: (B, C, H, W).
         window: side of a window.
-        stride: from one to the next.
+        stride: from one window to the next.
 
     Returns:
         (B, K, H, W).
 
     Raises:
-        ValueError: windows that leave gaps.
+        ValueError: windows would leave gaps.
     """
     if not 1 <= stride <= window:
         raise ValueError(f"stride must be from 1 to the window's {window}, got {stride}")
@@ -103,22 +102,22 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
 
 
 class SegmentationScore:
-    """How well a segmentation network finds the labels' classes in generated pictures.
+    """mIoU between labels and a segmentation network's classes of generated pictures.
 
     A picture is scaled to [0, 1], resized to its label map (bilinear), normalised by ImageNet's mean and
-    spread, and segmented in windows, all of which one confusion matrix counts. IoU is intersection over union
-    of a class over the whole data set, and mIoU the mean over classes that occur in labels or results. Pixels
-    of label 255 count nowhere.
+    standard deviation, and segmented in windows. One confusion matrix counts the whole data set. IoU is the
+    intersection over union of a class, and mIoU the mean over classes that occur in labels or results. Pixels
+    of label 255 are ignored.
 
-    This differs from the public A-Bridge code, which counts pixels without a class as class 0, shows the
-    network pictures in [-1, 1] since it drops its own normalised ones, counts pixels twice where windows
-    overlap, and pools all classes into one intersection and one union.
+    The public A-Bridge code differs: it counts pixels without a class as class 0, passes pictures in [-1, 1]
+    to the network, counts pixels twice where windows overlap, and pools all classes into one intersection and
+    one union.
 
     Args:
         network: (B, 3, h, w) to (B, classes, h, w) logits.
         classes: their names, in order.
-        window: side of the windows, and
-        stride: from one to the next.
+        window: side of a window.
+        stride: from one window to the next.
         device: where to compute; the network must be there.
     """
 
@@ -152,7 +151,7 @@ class SegmentationScore:
 
     @torch.inference_mode()
     def count(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Pixels of pictures by their label and by what the network finds, (classes, classes) int64 on the CPU."""
+        """The confusion matrix of pictures, label by predicted class, (classes, classes) int64 on the CPU."""
         pixels = images.to(self.device).float() / 255
         pixels = F.interpolate(pixels, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         mean, std = (pixels.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
@@ -163,7 +162,7 @@ class SegmentationScore:
         return multiclass_confusion_matrix(found, labels, len(self.classes), ignore_index=IGNORED).cpu()
 
     def compute(self) -> dict[str, Any]:
-        """``miou``, and ``iou`` by class, None for one that never occurred.
+        """``miou``, and ``iou`` by class, None for a class that never occurred.
 
         Raises:
             ValueError: no pixel had a class.

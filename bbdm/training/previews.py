@@ -8,7 +8,6 @@ import torch
 
 from bbdm.base import images
 from bbdm.base.atomic import write_atomically
-from bbdm.evaluation.results import to_tensor
 from bbdm.sampler import BridgeSampler
 from bbdm.training.callback import Callback, Run, due
 
@@ -77,7 +76,10 @@ class ValidationScores(Callback):
                 trainer.check_stop()
             results = sampler(y, seed=share[done : done + len(y)])
             done += len(y)
-            found, wanted = (torch.stack([to_tensor(images.to_pil(v)) for v in side]) for side in (results, x0))
+            found, wanted = (
+                torch.stack([torch.from_numpy(images.to_pixels(images.to_pil(v))) for v in side])
+                for side in (results, x0)
+            )
             self.scores.update(found[:, None], wanted)
         self.scores.collect(trainer.processes)
         if trainer.processes.first:

@@ -1,8 +1,9 @@
-"""Cached pictures: the same as those decoded on the way, made again after an interruption, refused when they differ."""
+"""Cached pictures equal decoded ones, are made again after an interruption, are refused if they differ."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import pickle
 from pathlib import Path
@@ -20,19 +21,13 @@ from bbdm.data.pairs import PairedDataset
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer
-from tests.conftest import SIZE, MakePairs, SavePicture, tiny_unet
-
-COUNT = 5
+from tests.conftest import SIZE, SavePicture, tiny_unet
+from tests.data.conftest import COUNT
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_cache, "PAIRS_AT_ONCE", 2)
-
-
-@pytest.fixture
-def pairs(tmp_path: Path, make_pairs: MakePairs) -> PairedDataset:
-    return make_pairs(tmp_path, COUNT, height=SIZE + 3)
 
 
 def assert_same(cached: PairedDataset, pairs: PairedDataset) -> None:
@@ -57,7 +52,7 @@ def test_pictures_are_decoded_once(pairs: PairedDataset, tmp_path: Path, monkeyp
     first = ImageCache(pairs, tmp_path / "cache")
     sent = pickle.dumps(first)
     first[0]
-    assert len(pickle.dumps(first)) == len(sent)  # what a worker gets holds no pictures
+    assert len(pickle.dumps(first)) == len(sent)  # a worker's copy holds no pictures
     expected = [pairs[i] for i in range(COUNT)]
     monkeypatch.setattr(PairedDataset, "images", lambda *_: pytest.fail("decoded again"))
     for cached in (first, ImageCache(pairs, tmp_path / "cache"), pickle.loads(sent)):
@@ -91,7 +86,7 @@ def test_an_interrupted_cache_is_made_again(
     assert_same(ImageCache(pairs, tmp_path / "cache"), pairs)
 
 
-def test_a_full_disk_is_told_and_leaves_no_part(pairs: PairedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_leaves_no_part(pairs: PairedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -113,7 +108,7 @@ def test_a_cache_of_other_pictures_is_refused(
     else:
         save_picture(tmp_path / "A" / "0.png", Image.new("RGB", (SIZE, SIZE), "red"))
     with pytest.raises(
-        ValueError, match=rf"train\.npy is of other pictures \({change} .*, now .*\): give another folder"
+        ValueError, match=rf"train\.npy is of other pictures \({change}[. ].*, now .*\): give another folder"
     ):
         ImageCache(pairs, tmp_path / "cache")
 
@@ -137,7 +132,32 @@ def test_files_of_something_else_are_kept(pairs: PairedDataset, tmp_path: Path):
     (tmp_path / "train.json").write_text("my own text")
     with pytest.raises(ValueError, match=r"cannot read .*train\.json: delete it and .*train\.npy"):
         ImageCache(pairs, tmp_path)
+    (tmp_path / "train.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"cannot read .*train\.json: delete it and .*train\.npy"):
+        ImageCache(pairs, tmp_path)
     assert (tmp_path / "train.npy").read_bytes() == b"my own numbers"
+
+
+def test_a_cache_of_an_earlier_version_is_read(pairs: PairedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its files, written by hand in the layout of version 1."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    pixels = np.stack([np.stack([v.numpy() for v in pairs.pixels(i)]) for i in range(COUNT)])
+    np.save(folder / "train.npy", pixels)
+    content = {
+        "version": 1,
+        "pictures": {"count": COUNT, "files": pairs.digest()},
+        "direction": "AtoB",
+        "image_size": SIZE,
+        "channels": 3,
+        "sha256": hashlib.sha256((folder / "train.npy").read_bytes()).hexdigest(),
+    }
+    (folder / "train.json").write_text(json.dumps(content, indent=2))
+    expected = [pairs[i] for i in range(COUNT)]
+    monkeypatch.setattr(PairedDataset, "images", lambda *_: pytest.fail("decoded again"))
+    cached = ImageCache(pairs, folder)
+    for i, pair in enumerate(expected):
+        assert all(torch.equal(made, wanted) for made, wanted in zip(cached[i], pair, strict=True))
 
 
 def test_grey_pictures_that_are_not_square(pairs: PairedDataset, tmp_path: Path):
@@ -155,7 +175,7 @@ def test_splits_share_a_folder(pairs: PairedDataset, tmp_path: Path):
         assert_same(ImageCache(few, tmp_path / "cache", "val"), few)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_training_on_the_cache_is_training_on_the_pictures(workers: int, pairs: PairedDataset, tmp_path: Path):
     config = TrainConfig(epochs=2, batch_size=2, flip=True, workers=workers)
     states, metrics = [], []

@@ -1,9 +1,8 @@
-"""Batches on a device: uint8 on the way, and the same floats as the data set gives."""
+"""Batches on a device: copied as uint8, with the same floats as the data set."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,15 +11,9 @@ import torch
 from bbdm.data import loading
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset
-from tests.conftest import MakePairs
+from tests.data.conftest import COUNT
 
-COUNT = 5
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def pairs(tmp_path: Path, make_pairs: MakePairs) -> PairedDataset:
-    return make_pairs(tmp_path, COUNT)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -45,21 +38,21 @@ def test_pictures_travel_as_uint8(workers: int, pairs: PairedDataset, monkeypatc
     assert made[0][0].dtype == torch.float32
 
 
-def test_workers_stay_from_pass_to_pass(pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch):
-    """Their process is told by what they read."""
+def test_workers_persist_from_pass_to_pass(pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch):
+    """A stand-in for the pictures returns the worker's process id."""
 
-    class Told(loading.Pixels):
+    class ProcessIds(loading.Pixels):
         def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
             return torch.tensor(os.getpid()), torch.tensor(index)
 
-    monkeypatch.setattr(loading, "Pixels", Told)
+    monkeypatch.setattr(loading, "Pixels", ProcessIds)
     batches = Batches(pairs, 1, CPU, workers=1)
     first, second = ({int(pid) for pid, _ in batches()} for _ in range(2))
     assert first == second
     assert first != {os.getpid()}
 
 
-def test_a_pass_that_was_left_leaves_nothing(pairs: PairedDataset):
+def test_an_abandoned_pass_leaves_nothing(pairs: PairedDataset):
     for workers in (0, 1):
         batches = Batches(pairs, 1, CPU, workers)
         left: Any = batches([4, 3, 2, 1])

@@ -115,38 +115,38 @@ class TestMatching:
             assert_colour(source, RED)
             assert_colour(target, BLUE)
 
-    @pytest.mark.parametrize("lonely", ["A/5.png", "B/5.png"])
-    def test_file_without_twin_is_named(self, lonely: str, tmp_path: Path, save_picture: SavePicture) -> None:
-        for file in ("A/3.png", "B/3.png", lonely):
+    @pytest.mark.parametrize("single", ["A/5.png", "B/5.png"])
+    def test_file_without_counterpart_is_named(self, single: str, tmp_path: Path, save_picture: SavePicture) -> None:
+        for file in ("A/3.png", "B/3.png", single):
             save_picture(tmp_path / "train" / file, flat(RED))
-        with pytest.raises(ValueError, match=rf"{lonely} has no twin"):
+        with pytest.raises(ValueError, match=rf"{single} has no counterpart"):
             load_dataset("celeba", str(tmp_path))
 
-    def test_further_files_without_twin_are_counted(self, tmp_path: Path, save_picture: SavePicture) -> None:
+    def test_further_files_without_counterpart_are_counted(self, tmp_path: Path, save_picture: SavePicture) -> None:
         for file in ("A/3.png", "B/3.png", "A/5.png", "B/6.png", "B/7.png"):
             save_picture(tmp_path / "train" / file, flat(RED))
-        with pytest.raises(ValueError, match=r"A/5\.png has no twin in the other folder, nor have 2 others$"):
+        with pytest.raises(ValueError, match=r"A/5\.png has no counterpart in the other folder, nor have 2 others$"):
             load_dataset("celeba", str(tmp_path))
 
-    def test_one_further_file_without_twin(self, tmp_path: Path, save_picture: SavePicture) -> None:
+    def test_one_further_file_without_counterpart(self, tmp_path: Path, save_picture: SavePicture) -> None:
         for file in ("A/3.png", "B/3.png", "A/5.png", "B/6.png"):
             save_picture(tmp_path / "train" / file, flat(RED))
-        with pytest.raises(ValueError, match=r"has no twin in the other folder, nor has 1 other$"):
+        with pytest.raises(ValueError, match=r"has no counterpart in the other folder, nor has 1 other$"):
             load_dataset("celeba", str(tmp_path))
 
-    def test_pictures_of_kinds_that_are_not_read_are_told(
+    def test_pictures_of_kinds_that_are_not_read_are_counted(
         self, tmp_path: Path, save_picture: SavePicture, caplog: pytest.LogCaptureFixture
     ) -> None:
         for file in ("1.png", "2.gif", "3.GIF"):
             save_picture(tmp_path / file, flat(RED))
         (tmp_path / "notes.txt").touch()
         assert len(load_dataset("folder", str(tmp_path))) == 1
-        told = f"2 pictures are skipped in {tmp_path}, of kinds that are not read (.gif)"
-        assert [record.getMessage() for record in caplog.records] == [told]
+        warning = f"2 pictures are skipped in {tmp_path}, of kinds that are not read (.gif)"
+        assert [record.getMessage() for record in caplog.records] == [warning]
 
     def test_a_file_where_a_folder_belongs(self, tmp_path: Path) -> None:
         (tmp_path / "data").touch()
-        with pytest.raises(ValueError, match="data is a file, and a folder of pictures is wanted"):
+        with pytest.raises(ValueError, match="data is a file, not a folder of pictures"):
             load_dataset("folder", str(tmp_path / "data"))
 
     def test_two_files_of_one_stem_are_named(self, tmp_path: Path, save_picture: SavePicture) -> None:
@@ -193,7 +193,7 @@ class TestPictures:
         assert away.sum() <= 2 * SIDE  # the seam, one pixel on each side
 
     def test_shrinking_averages(self, tmp_path: Path, save_picture: SavePicture) -> None:
-        """Pixels that alternate cancel in a filter as wide as the reduction; picking pixels would keep them."""
+        """Alternating pixels cancel in a filter as wide as the reduction, not in subsampling."""
         board = np.indices((4 * SIDE, 4 * SIDE)).sum(0) % 2 * 255
         save_picture(tmp_path / "7.png", Image.fromarray(board.astype(np.uint8)))
         source, _ = load_dataset("folder", str(tmp_path), image_size=SIDE).images(0)

@@ -1,4 +1,4 @@
-"""The bundled weights and pairs: what someone sees who runs the README's first command."""
+"""The bundled weights and pairs: the results of the README's first command."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from examples.generate import DEMO, DEMO_WEIGHTS
 
 
 def sampler() -> BridgeSampler:
-    """What the README recommends for the best pictures."""
+    """The settings that the README recommends for the best pictures."""
     return BridgeSampler.from_checkpoint(DEMO_WEIGHTS, solver="sde-dpm2m", steps=20)
 
 
@@ -37,7 +37,7 @@ def test_the_file_is_small_and_complete():
 
 
 def test_lines_stay(pairs: tuple[torch.Tensor, torch.Tensor], results: torch.Tensor):
-    """Where the drawing is black, so is the picture; and it is where the artists' picture is black too."""
+    """The picture is black where the drawing is, as the artists' picture is."""
     ink = pairs[0].amax(1) < -0.9
     assert results.amax(1)[ink].mean() < -0.6
 
@@ -50,7 +50,7 @@ def test_paper_stays_white_outside(pairs: tuple[torch.Tensor, torch.Tensor], res
     assert results.amin(1)[white].mean() > 0.9
 
 
-def test_colours_come(pairs: tuple[torch.Tensor, torch.Tensor], results: torch.Tensor):
+def test_results_are_coloured(pairs: tuple[torch.Tensor, torch.Tensor], results: torch.Tensor):
     """Line art has none; results have at least half of the targets' and at most half more."""
     source, result, target = (((v.amax(1) - v.amin(1)) / 2).mean().item() for v in (pairs[0], results, pairs[1]))
     assert source < 0.01
@@ -58,8 +58,8 @@ def test_colours_come(pairs: tuple[torch.Tensor, torch.Tensor], results: torch.T
 
 
 def test_seeds_give_other_colours(pairs: tuple[torch.Tensor, torch.Tensor], results: torch.Tensor):
-    other = sampler()(pairs[0], seed=100)
-    assert (other - results).abs().mean() > 0.01
+    other = sampler()(pairs[0][:4], seed=100)
+    assert (other - results[:4]).abs().mean() > 0.01
 
 
 def test_the_readmes_command(tmp_path: Path):

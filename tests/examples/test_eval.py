@@ -15,9 +15,11 @@ from torch import nn
 
 import bbdm
 from bbdm import ABridge, BridgeSampler, VQGANCodec, load_checkpoint, save_checkpoint, save_vqgan
+from bbdm.base import scripts
 from bbdm.evaluation import metrics
 from bbdm.evaluation import translate as translate_module
 from bbdm.evaluation.deeplab import DeepLab, DeepLabConfig, save_deeplab
+from bbdm.evaluation.results import ResultsError
 from bbdm.execution.compiled import Compiled
 from bbdm.files.content import Checkpoint, CodecState
 from examples import eval as eval_script
@@ -108,7 +110,7 @@ def test_diversity_needs_and_gets_several_samples(place: Path, capsys: pytest.Ca
         run(scores=("diversity",))
 
 
-def test_an_interrupted_evaluation_goes_on(place: Path, count: list[int], monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_evaluation_resumes(place: Path, count: list[int], monkeypatch: pytest.MonkeyPatch):
     whole = run()
     assert count == [2, 2, 1]
     for name in "abcde":
@@ -136,14 +138,17 @@ def test_an_interrupted_evaluation_goes_on(place: Path, count: list[int], monkey
 def test_results_of_other_settings_are_not_mixed(place: Path, count: list[int], make_unet: MakeUNet):
     run()
     before = Path("results/a.png").read_bytes()
-    for flags, told in (
+    for flags, difference in (
         (["--seed", "1"], "seed 0, now 1"),
         (["-r", "2"], "num_samples 1, now 2"),
         (["--dtype", "bf16"], "dtype float32, now bfloat16"),
         (["--image_size", "12"], "image_size 16, now 12"),
     ):
-        with pytest.raises(ValueError, match=rf"results holds results of other settings \({told}\).*--overwrite"):
+        with pytest.raises(ResultsError, match=rf"results holds results of other settings \({difference}\)") as caught:
             run(*flags)
+        for script in (eval_script, eval_miou):
+            message = scripts.hinted(caught.value, script.HINTS)
+            assert message.endswith("); give another output_dir, or --overwrite to make all results again")
     with pytest.raises(ValueError, match=r"nfe 3, now 2, timesteps"):
         run(steps="2")
     save_checkpoint("c.pt", make_unet(seed=1), ABridge(num_steps=100), image_size=SIZE)
@@ -157,7 +162,7 @@ def test_results_of_other_settings_are_not_mixed(place: Path, count: list[int], 
 
 
 def test_results_of_other_data_are_not_mixed(place: Path, count: list[int]):
-    """Of the same names in another folder, where a file is another one; a copy of all files is the same data."""
+    """A copy of all files is the same data; one other picture of the same name makes other data."""
     run()
     before = Path("results/a.png").read_bytes()
     shutil.copytree("data", "copy")
@@ -173,7 +178,23 @@ def test_results_of_other_data_are_not_mixed(place: Path, count: list[int]):
     assert Path("results/a.png").read_bytes() != before
 
 
-def test_the_codec_counts_and_not_where_it_came_from(place: Path, count: list[int]):
+def test_results_of_an_earlier_version_are_read(place: Path, count: list[int]):
+    """Their settings.json, written by hand in the layout of before."""
+    settings = run()["settings"]
+    names = ["dataset", "split", "direction", "image_size", "sources", "files", "weights", "config", "unet", "codec"]
+    names += ["bridge", "num_samples", "seed", "solver", "nfe", "dtype", "timesteps"]
+    assert list(settings) == names
+    lines = ",\n".join(f'  "{name}": {json.dumps(settings[name])}' for name in names)
+    timing = '"timing": {"pictures": 4, "seconds": 6.0}'
+    Path("results/settings.json").write_text(f'{{\n "settings": {{\n{lines}\n }},\n {timing}\n}}\n')
+    count.clear()
+    report = run()
+    assert count == []
+    assert report["seconds_per_picture"] == 1.5
+    assert report["settings"] == settings
+
+
+def test_the_codec_counts_and_not_its_file(place: Path, count: list[int]):
     save_vqgan("vqgan.pt", tiny_vqgan())
     save_checkpoint("c.pt", tiny_unet(), ABridge(num_steps=100), codec=VQGANCodec(tiny_vqgan()), image_size=SIZE)
     run()
@@ -187,7 +208,7 @@ def test_the_codec_counts_and_not_where_it_came_from(place: Path, count: list[in
 def test_a_network_of_the_original_bbdm_with_another_yaml_is_another(
     place: Path, monkeypatch: pytest.MonkeyPatch, count: list[int]
 ):
-    """What a YAML says beside the weights decides results as they do: here, where latents are taken."""
+    """A setting of the YAML beside the weights decides results too: here, where latents are taken."""
 
     def loaded(*_: Any) -> Checkpoint:
         before = Path("bbdm.yaml").read_text() == "latent_before_quant_conv: true"
@@ -199,7 +220,7 @@ def test_a_network_of_the_original_bbdm_with_another_yaml_is_another(
     Path("bbdm.yaml").write_text("latent_before_quant_conv: false")
     run("--config", "bbdm.yaml")
     Path("bbdm.yaml").write_text("latent_before_quant_conv: true")
-    with pytest.raises(ValueError, match=r"other settings \(config .*, codec "):
+    with pytest.raises(ValueError, match=r"other settings \(config .*, codec\.before_quant_conv False, now True\)"):
         run("--config", "bbdm.yaml")
 
 
@@ -217,7 +238,7 @@ def test_an_interrupted_overwrite_leaves_nothing_old(place: Path, monkeypatch: p
 
 def test_pictures_of_unknown_settings_are_refused(place: Path):
     generate.main(["edge2shoes", "data", "c.pt", "results", "--steps", "3"])
-    with pytest.raises(ValueError, match=r"a.png is there, but no results/settings.json that tells what made it"):
+    with pytest.raises(ValueError, match=r"a.png exists, but no results/settings.json with the settings that made it"):
         run()
     Path("results/settings.json").write_text("{")
     with pytest.raises(ValueError, match=r"cannot read results/settings.json: give another output_dir"):
@@ -228,7 +249,7 @@ def test_pictures_of_unknown_settings_are_refused(place: Path):
 def test_seconds_are_of_whole_batches_after_the_first(
     flags: list[str], sizes: list[int], place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """The first of a shape compiles and warms up, and the last may be filled up: here they take an hour."""
+    """The first batch compiles and warms up, and the last may be padded: here they take an hour."""
     now, calls = 0.0, []
 
     def translate(self: BridgeSampler, source: list[Image.Image], batch_size: int, **_: Any) -> list[Image.Image]:
@@ -264,7 +285,7 @@ def test_no_source_is_overwritten(place: Path):
     Path("targets").mkdir()
     for folder in ("sources", "targets"):
         Image.new("RGB", (SIZE, SIZE), "red").save(f"{folder}/a.png")
-    with pytest.raises(ValueError, match=r"a.png would take the place of another picture"):
+    with pytest.raises(ValueError, match=r"a.png would replace another picture"):
         eval_script.main(["paired", "sources,targets", "c.pt", "targets", "--metrics", "psnr", "--overwrite"])
     assert Image.open("targets/a.png").getpixel((0, 0)) == (255, 0, 0)
 
@@ -288,7 +309,7 @@ def test_fid_end_to_end(place: Path, monkeypatch: pytest.MonkeyPatch):
     assert report["scores"]["fid"] > 0
 
 
-def test_weights_that_are_missing_are_told_before_anything_is_made(place: Path, count: list[int]):
+def test_missing_weights_are_an_error_before_anything_is_made(place: Path, count: list[int]):
     with pytest.raises(FileNotFoundError, match=r"there is no file none.pth of Inception weights"):
         run("--fid_weights", "none.pth", scores=("fid",))
     assert count == []
@@ -344,8 +365,8 @@ def test_a_second_sweep_keeps_the_first(place: Path, make_unet: MakeUNet, capsys
     save_checkpoint("c.pt", make_unet(seed=1), ABridge(num_steps=100), image_size=SIZE)
     capsys.readouterr()
     assert sweep("--metrics", "psnr", "--sweep", "dpm2m:2") == {("dpm2m", 2): ["psnr"]}
-    told = "left out of sweep.json, since other settings made them: ddim:2, dpm2m:3"
-    assert told in capsys.readouterr().out.splitlines()
+    message = "left out of sweep.json, since other settings made them: ddim:2, dpm2m:3"
+    assert message in capsys.readouterr().out.splitlines()
 
 
 def test_scores_of_other_metrics_are_kept(place: Path, capsys: pytest.CaptureFixture[str]):
@@ -373,13 +394,13 @@ def test_a_sweep_is_checked_before_it_starts(place: Path, count: list[int]):
 
 def test_flags_of_the_public_code(place: Path):
     flags = ["edge2shoes", "data", "c.pt", "--fast_sampling", "--t", "1000", "-r", "2", "-l", "2", "-b", "8"]
-    args = eval_script.parse([*flags, "-vq", "vqgan.pt", "--show_verbose"])
-    assert (args.solver, args.time_steps, args.num_samples, args.c_lambda) == ("fast", 1000, 2, 2.0)
-    assert args.vqgan_path == Path("vqgan.pt")
+    args, config = eval_script.parse([*flags, "-vq", "vqgan.pt", "--show_verbose"])
+    assert (config.chosen_solver, config.time_steps, config.num_samples, config.c_lambda) == ("fast", 1000, 2, 2.0)
+    assert config.vqgan_path == Path("vqgan.pt")
     assert args.metrics == ["fid", "lpips", "diversity"]
-    assert args.output_dir == Path("out/c-eval")
-    args = eval_miou.parse(["deeplab.pt", "data", "c.pt", "--fast_sampling", "-t", "1000"])
-    assert (args.solver, args.dataset, args.output_dir) == ("fast", "cityscapes", Path("out/c-miou"))
+    assert config.output_dir == Path("out/c-eval")
+    _, config = eval_miou.parse(["deeplab.pt", "data", "c.pt", "--fast_sampling", "-t", "1000"])
+    assert (config.chosen_solver, config.dataset, config.output_dir) == ("fast", "cityscapes", Path("out/c-miou"))
 
 
 def test_what_the_command_lines_refuse(place: Path, capsys: pytest.CaptureFixture[str]):
@@ -391,12 +412,13 @@ def test_what_the_command_lines_refuse(place: Path, capsys: pytest.CaptureFixtur
             ["edge2shoes", "data", "c.pt", "--sweep", "ddim:2", "--steps", "3"],
             "--sweep names solvers",
         ),
-        (eval_script.parse, ["edge2shoes", "data", "c.pt", "-r", "0"], "must be at least 1"),
         (eval_miou.parse, ["d.pt", "data", "c.pt", "--direction", "BtoA"], "mIoU is of photographs"),
     ):
         with pytest.raises(SystemExit):
             parse(flags)
         assert message in capsys.readouterr().err
+    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+        run("-r", "0")
     with pytest.raises(ValueError, match="num_steps=50 was given, but the network was trained with num_steps=100"):
         run("--t", "50")
 
@@ -443,8 +465,8 @@ def test_miou_end_to_end(city: Path, count: list[int], capsys: pytest.CaptureFix
     assert count == [2]
 
 
-def test_an_interrupted_scoring_goes_on(city: Path, monkeypatch: pytest.MonkeyPatch):
-    """Pictures that were segmented are not again, but by another network, at another stride, or with other labels."""
+def test_an_interrupted_scoring_resumes(city: Path, monkeypatch: pytest.MonkeyPatch):
+    """A picture is segmented once, and again by another network, at another stride, or with other labels."""
     seen: list[int] = []
     original = DeepLab.forward
 
@@ -475,26 +497,26 @@ def test_an_interrupted_scoring_goes_on(city: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_perfect_network_scores_one(city: Path, monkeypatch: pytest.MonkeyPatch):
-    """A network that is told the labels, picture after picture: the wiring of pictures, labels and classes."""
+    """A network that returns each picture's labels: the wiring of pictures, labels and classes."""
     folders = sorted(Path("city/gtFine/val").rglob("*_labelIds.png"))
     labels = iter([eval_miou.read_labels(path) for path in folders])
 
-    class Told(nn.Module):
+    class Perfect(nn.Module):
         config = DeepLabConfig("deeplabv3plus", "mobilenet")
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             right = next(labels).clamp(max=18)
             return nn.functional.one_hot(right, 19).permute(2, 0, 1)[None].float()
 
-    monkeypatch.setattr(eval_miou, "load_deeplab", lambda *_: Told())
+    monkeypatch.setattr(eval_miou, "load_deeplab", lambda *_: Perfect())
     assert run_miou()["scores"]["miou"] == 1
 
 
-def test_what_is_missing_for_miou_is_told_before_anything_is_made(city: Path, count: list[int]):
+def test_missing_files_for_miou_are_an_error_before_anything_is_made(city: Path, count: list[int]):
     next(Path("city/gtFine/val/aachen").glob("*_labelIds.png")).unlink()
     with pytest.raises(FileNotFoundError, match=r"there is no label map .*aachen_000000_000019_gtFine_labelIds.png"):
         run_miou()
     save_deeplab("deeplab.pt", DeepLab(DeepLabConfig("deeplabv3plus", "mobilenet", num_classes=21)))
-    with pytest.raises(ValueError, match=r"deeplab.pt has 21 classes, not the 19 that count"):
+    with pytest.raises(ValueError, match=r"deeplab.pt must have 19 classes, got 21"):
         run_miou()
     assert count == []

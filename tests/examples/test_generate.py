@@ -1,5 +1,6 @@
 """examples/generate.py as a user runs it, with a network too small to be good."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, UNet, VQGANCodec, save_checkpoint, save_vqgan
 from bbdm import sampler as sampler_module
-from bbdm.base import images
-from bbdm.evaluation.translate import Translator
+from bbdm.base import images, scripts
+from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
 from bbdm.execution.processes import Processes
 from examples import generate
 from tests.conftest import tiny_unet
@@ -58,6 +59,7 @@ def test_image_i_has_the_seed_plus_i(place: Path):
     assert np.abs(np.asarray(Image.open("results/c.png"), dtype=int) - expected).max() <= 1
 
 
+@pytest.mark.nightly
 def test_compiled_results_are_the_same(place: Path):
     run("--compile")
     compiled = np.asarray(Image.open("results/c.png"), dtype=int)
@@ -66,7 +68,7 @@ def test_compiled_results_are_the_same(place: Path):
 
 
 def test_processes_compile_in_one_dtype(place: Path, monkeypatch: pytest.MonkeyPatch):
-    """Each times which is faster, and all do what the first found."""
+    """Each process chooses by timing, and all take the first's choice."""
     monkeypatch.setattr(sampler_module, "best_dtype", lambda _: torch.float32)
     monkeypatch.setattr(Processes, "gather", lambda _, value: [torch.bfloat16, value])
     translator = Translator(generate.parse(["edge2shoes", "data", "c.pt", "--compile"]))
@@ -90,12 +92,12 @@ def test_several_samples_differ(place: Path):
     assert Image.open("results/a_0.png").tobytes() != Image.open("results/a_1.png").tobytes()
 
 
-def test_results_are_kept_unless_told_otherwise(place: Path, capsys: pytest.CaptureFixture[str]):
+def test_results_are_kept_without_overwrite(place: Path, capsys: pytest.CaptureFixture[str]):
     run()
     Image.new("RGB", (SIZE, SIZE), "black").save("results/b.png")
     Path("results/c.png").unlink()
     run()
-    assert "1 results in results (2 kept as they were; --overwrite makes them again)" in capsys.readouterr().out
+    assert "1 results in results (2 kept; --overwrite makes them again)" in capsys.readouterr().out
     assert Image.open("results/b.png").getextrema() == ((0, 0), (0, 0), (0, 0))
     run("--overwrite")
     assert Image.open("results/b.png").getextrema() != ((0, 0), (0, 0), (0, 0))
@@ -108,7 +110,7 @@ def test_sources_alone(place: Path):
 
 
 def test_fast_sampling_is_the_papers_solver(place: Path):
-    assert generate.parse(["edge2shoes", "data", "c.pt", "--fast_sampling"]).solver == "fast"
+    assert generate.parse(["edge2shoes", "data", "c.pt", "--fast_sampling"]).chosen_solver == "fast"
     run("--fast_sampling")
     fast = Path("results/a.png").read_bytes()
     run("--overwrite", "--solver", "fast")
@@ -139,7 +141,7 @@ def test_latents(place: Path):
         run("-vq", "other.pt")
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("suffix", [pytest.param(".pt", marks=pytest.mark.nightly), ".safetensors"])
 def test_pictures_are_of_the_averaged_weights(place: Path, suffix: str):
     weights, average = tiny_unet(0), tiny_unet(1)
     save_checkpoint(f"both{suffix}", weights, ABridge(num_steps=100), ema=average, image_size=SIZE)
@@ -153,7 +155,7 @@ def test_pictures_are_of_the_averaged_weights(place: Path, suffix: str):
 
 
 def test_a_pickled_network_with_everything_from_flags(place: Path):
-    """As the public A-Bridge code saves it: a bare network, whose steps, noise and autoencoder are flags."""
+    """The public A-Bridge code saves a bare network; its steps, noise and autoencoder are flags."""
     save_vqgan("vqgan.pt", tiny_vqgan())
     save_checkpoint("c.pt", tiny_unet(), ABridge(100, 1.5), codec=VQGANCodec(tiny_vqgan()), image_size=SIZE)
     run()
@@ -192,8 +194,9 @@ def test_out_of_memory_says_what_to_lower(place: Path, monkeypatch: pytest.Monke
         raise error
 
     monkeypatch.setattr(BridgeSampler, "__call__", fail)
-    with pytest.raises(SystemExit, match=r"out of memory: lower -b \(now 64\) or --image_size \(now 16\)"):
+    with pytest.raises(TooLargeError, match="out of memory at batch_size 64 and image_size 16") as caught:
         run()
+    assert scripts.hinted(caught.value, generate.HINTS).endswith("16; lower -b or --image_size")
 
 
 def test_other_errors_are_not_taken_for_memory(place: Path, monkeypatch: pytest.MonkeyPatch):
@@ -210,7 +213,7 @@ def test_no_picture_of_the_user_is_overwritten(place: Path, name: str, output_di
     Path("pictures").mkdir()
     Image.new("RGB", (SIZE, SIZE), "red").save(f"pictures/{name}")
     before = Path(f"pictures/{name}").read_bytes()
-    with pytest.raises(ValueError, match=f"{name} would take the place of another picture"):
+    with pytest.raises(ValueError, match=f"{name} would replace another picture"):
         generate.main(["folder", "pictures", "c.pt", output_dir, "--steps", "2", "--overwrite"])
     assert Path(f"pictures/{name}").read_bytes() == before
 
@@ -220,18 +223,66 @@ def test_what_the_command_line_refuses(place: Path, capsys: pytest.CaptureFixtur
         (["edge2shoes"], "edge2shoes needs data_dir and checkpoint"),
         (["demo", "out", "c.pt"], "'demo' brings its own data and weights"),
         (["shoes", "data", "c.pt"], "invalid choice"),
-        (["edge2shoes", "data", "c.pt", "-b", "0"], "must be at least 1"),
-        (["edge2shoes", "data", "c.pt", "--fast_sampling", "--solver", "ddim"], "--solver ddim was given"),
+        (["edge2shoes", "data", "c.pt", "--image_size", "16x"], "a size is written as 256"),
+        (["edge2shoes", "data", "c.pt", "--dtype", "fp16"], "invalid choice"),
     ):
         with pytest.raises(SystemExit):
             generate.parse(flags)
         assert message in capsys.readouterr().err
+    for flags, message in (
+        (["-b", "0"], "batch_size must be at least 1, got 0"),
+        (["--fast_sampling", "--solver", "ddim"], "fast_sampling means the solver 'fast', got solver 'ddim' too"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generate.parse(["edge2shoes", "data", "c.pt", *flags])
 
 
-def test_the_size_of_files_that_do_not_say_it(place: Path, capsys: pytest.CaptureFixture[str]):
+def test_all_flags_of_a_translation(place: Path):
+    """Each name of each flag, and the defaults."""
+    given = ["folder", "data", "c.pt", "out"]
+    defaults = TranslateConfig("folder", "data", Path("c.pt"), Path("out"))
+    assert generate.parse(given) == defaults
+    assert (defaults.split, defaults.batch_size, defaults.num_samples, defaults.seed) == ("val", 64, 1, 0)
+    assert (defaults.chosen_solver, defaults.steps, defaults.direction) == ("dpm2m", None, "AtoB")
+    for field, flags, value in (
+        ("split", ["--split", "test"], "test"),
+        ("solver", ["--solver", "sde-dpm2m"], "sde-dpm2m"),
+        ("steps", ["--steps", "5"], 5),
+        ("fast_sampling", ["--fast_sampling"], True),
+        ("batch_size", ["-b", "8"], 8),
+        ("batch_size", ["--batch_size", "8"], 8),
+        ("num_samples", ["-r", "2"], 2),
+        ("num_samples", ["--repeat", "2"], 2),
+        ("num_samples", ["--num_samples", "2"], 2),
+        ("seed", ["--seed", "7"], 7),
+        ("image_size", ["--image_size", "64"], 64),
+        ("image_size", ["--image_size", "64x128"], (64, 128)),
+        ("direction", ["--direction", "BtoA"], "BtoA"),
+        ("time_steps", ["-t", "9"], 9),
+        ("time_steps", ["--t", "9"], 9),
+        ("time_steps", ["--time_steps", "9"], 9),
+        ("c_lambda", ["-l", "1.5"], 1.5),
+        ("c_lambda", ["--c_lambda", "1.5"], 1.5),
+        ("vqgan_path", ["-vq", "v.pt"], Path("v.pt")),
+        ("vqgan_path", ["--vqgan_path", "v.pt"], Path("v.pt")),
+        ("config", ["--config", "b.yaml"], Path("b.yaml")),
+        ("overwrite", ["--overwrite"], True),
+        ("compile", ["--compile"], True),
+        ("dtype", ["--dtype", "bf16"], "bf16"),
+        ("device", ["--device", "cpu"], "cpu"),
+        ("use_multi_gpus", ["--use_multi_gpus"], True),
+        ("use_multi_gpus", ["-use_multi_gpus"], True),
+        ("show_verbose", ["--show_verbose"], True),
+    ):
+        assert generate.parse([*given, *flags]) == replace(defaults, **{field: value})
+
+
+def test_the_size_of_files_that_do_not_hold_it(place: Path, capsys: pytest.CaptureFixture[str]):
     save_checkpoint("c.pt", tiny_unet(attention_resolutions=()), ABridge(num_steps=100))
+    for name in "bc":
+        Path(f"data/val/{name}.jpg").unlink()
     generate.main(["edge2shoes", "data", "c.pt", "results", "--steps", "1"])
-    assert "c.pt does not say the size of its pictures: 256 is taken, and --image_size" in capsys.readouterr().out
+    assert "c.pt does not hold the size of its pictures: image_size is 256\n" in capsys.readouterr().out
     assert Image.open("results/a.png").size == (256, 256)
     with pytest.raises(ValueError, match="image_size must be at least 1, got 0"):
         run("--image_size", "0")

@@ -56,7 +56,7 @@ def watch_files() -> None:
 
 
 def watch_scores() -> None:
-    metrics = bbdm.evaluation.metrics
+    metrics = import_module("bbdm.evaluation.metrics")
     original = metrics.Scores.update
 
     def update(self: Any, results: torch.Tensor, targets: torch.Tensor) -> None:
@@ -68,7 +68,7 @@ def watch_scores() -> None:
 
 
 def be_slow() -> None:
-    team, sampler = bbdm.execution.processes.Processes, bbdm.BridgeSampler
+    team, sampler = import_module("bbdm.execution.processes").Processes, bbdm.BridgeSampler
     in_turn, call = team.first_before_others, sampler.__call__
 
     @contextmanager

@@ -1,0 +1,99 @@
+"""Reports of scores: read and merged with earlier ones, as a table, and as plots.
+
+A report is a dictionary with ``settings``, ``scores``, ``solver``, ``nfe``, ``pictures`` and
+``seconds_per_picture``, as :meth:`bbdm.evaluation.translate.Translator.run` and a metric give them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bbdm.base.atomic import write_atomically
+from bbdm.evaluation.metrics import HIGHER_IS_BETTER
+from bbdm.files import manifest
+
+Report = dict[str, Any]
+DIGITS = {"fid": 2, "psnr": 2, "diversity": 2}  # others have 4
+
+
+def read(path: Path) -> list[Report]:
+    """The reports in a file of one or of several; none if there is no such file.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if not path.exists():
+        return []
+    with manifest.reading(path, "give another output_dir, or delete it") as content:
+        reports = content if isinstance(content, list) else [content]
+        for report in reports:
+            _ = report["settings"], report["scores"], report["solver"], report["nfe"]
+    return reports
+
+
+def with_earlier_scores(report: Report, path: Path) -> Report:
+    """A report with the scores of other metrics that ``path`` has for the same settings."""
+    for before in read(path):
+        if before["settings"] == report["settings"]:
+            net = report["lpips_net"] or before.get("lpips_net")
+            report = {**report, "scores": {**before["scores"], **report["scores"]}, "lpips_net": net}
+    return report
+
+
+def run_of(report: Report) -> tuple[str, int]:
+    """The solver and its NFE."""
+    return report["solver"], report["nfe"]
+
+
+def merge(before: Sequence[Report], reports: Sequence[Report]) -> list[Report]:
+    """Reports of a sweep after those earlier ones that differ in solver and times alone."""
+
+    def common(report: Report) -> dict[str, Any]:
+        return {k: v for k, v in report["settings"].items() if k not in ("solver", "nfe", "timesteps")}
+
+    made = {run_of(report) for report in reports}
+    return [*(r for r in before if common(r) == common(reports[0]) and run_of(r) not in made), *reports]
+
+
+def table(reports: Sequence[Report], names: Sequence[str]) -> str:
+    """Markdown, a row for each report, of the metrics with these names."""
+    rows = [["solver", "NFE", "pictures", *map(_title, names), "s / picture"], ["---"] * (len(names) + 4)]
+    for report in reports:
+        scores = [f"{report['scores'][name]:.{DIGITS.get(name, 4)}f}" for name in names]
+        solver, nfe, pictures = report["solver"], str(report["nfe"]), str(report["pictures"])
+        rows.append([solver, nfe, pictures, *scores, seconds(report, 4)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def seconds(report: Report, digits: int) -> str:
+    """The seconds for each picture, for printing."""
+    value = report["seconds_per_picture"]
+    return "unknown" if value is None else f"{value:.{digits}f}"
+
+
+def draw(reports: Sequence[Report], over: str, label: str, path: Path) -> None:
+    """Write a plot with a panel for each metric and a line for each solver, over ``nfe`` or seconds."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    names = list(dict.fromkeys(name for report in reports for name in report["scores"]))
+    figure = Figure(figsize=(4.5 * len(names), 3.6), layout="constrained")
+    for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for solver in dict.fromkeys(report["solver"] for report in reports):
+            of = [report for report in reports if report["solver"] == solver and name in report["scores"]]
+            points = sorted((report[over], report["scores"][name]) for report in of if report[over])
+            panel.plot([x for x, _ in points], [y for _, y in points], marker="o", label=solver)
+        panel.set(xscale="log", xlabel=label, ylabel=_title(name))
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.xaxis.set_major_formatter("{x:g}")  # 20, not 2 x 10^1
+        panel.grid(alpha=0.3)
+    figure.axes[0].legend()
+    figure.suptitle(f"{reports[0]['pictures']} pictures", fontsize="medium")
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+
+
+def _title(name: str) -> str:
+    return f"{name if name == 'diversity' else name.upper()} {'↑' if HIGHER_IS_BETTER[name] else '↓'}"

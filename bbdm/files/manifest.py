@@ -1,0 +1,66 @@
+"""Manifests: a JSON file beside cached or generated files, which holds all that decided their content.
+
+Before the files are used again, the manifest is compared with what would decide their content now. Nothing
+here needs torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bbdm.base.atomic import short, write_atomically
+
+LONGEST = 40  # characters of a value in a message
+
+
+def write(path: Path, content: Any) -> None:
+    """Write JSON, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
+
+
+@contextmanager
+def reading(path: Path, remedy: str) -> Iterator[Any]:
+    """The content of a manifest; what is wrong with it, within the context too, becomes one error.
+
+    Args:
+        path: the manifest.
+        remedy: what to do about a damaged one, for the message.
+
+    Raises:
+        ValueError: it is no JSON, or lacks what the context looks up.
+    """
+    try:
+        yield json.loads(path.read_text())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"cannot read {path}: {remedy}") from error
+
+
+def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content as it will be read back, with lists for tuples."""
+    return json.loads(json.dumps(content))
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str:
+    """The values that differ, such as ``seed 0, now 1, codec.kind none, now vqgan``; empty if none does.
+
+    An absent key counts as None. Hashes are shortened.
+    """
+    parts: list[str] = []
+    for key in {**before, **now}:
+        old, new = before.get(key), now.get(key)
+        if old == new:
+            continue
+        inside = ""
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            inside = differences(old, new, f"{prefix}{key}.")
+        parts.append(inside or f"{prefix}{key} {_shortened(old)}, now {_shortened(new)}")
+    return ", ".join(parts)
+
+
+def _shortened(value: Any) -> str:
+    text, half = short(value), LONGEST // 2 - 2
+    return text if len(text) <= LONGEST else f"{text[:half]}...{text[-half:]}"
