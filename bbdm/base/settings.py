@@ -16,9 +16,9 @@ def setting(default: Any, help: str, *names: str, parse: Callable[[str], Any] | 
 
     Args:
         default: its value where none is given.
-        help: what it is, as a script's help has it.
+        help: what it is, as a script's help prints it.
         names: other names of its flag, such as ``-b``; ``--FIELD`` is always one.
-        parse: makes the value from a flag's text; None for the field's type.
+        parse: makes the value from a flag's text, or raises ValueError; None for the field's type.
     """
     return field(default=default, metadata={"help": help, "names": names, "parse": parse})
 
@@ -26,7 +26,7 @@ def setting(default: Any, help: str, *names: str, parse: Callable[[str], Any] | 
 def add_flags(parser: argparse.ArgumentParser, settings: type[Any], defaults: Mapping[str, Any] | None = None) -> None:
     """Add a flag for each field that :func:`setting` made: its name, type, choices, default and help.
 
-    A field of type bool becomes ``--NAME`` and ``--no-NAME``, and one of a ``Literal`` has its values as choices.
+    A field of type bool becomes ``--NAME`` and ``--no-NAME``; the values of a ``Literal`` become choices.
 
     Args:
         parser: where to add them.
@@ -37,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser, settings: type[Any], defaults: Ma
     for each in fields(settings):
         if "help" not in each.metadata:
             continue
-        kind = _without_none(hints[each.name])
+        kind, parse = _without_none(hints[each.name]), each.metadata["parse"]
         default = each.default if defaults is None else defaults.get(each.name, each.default)
         options: dict[str, Any] = {"dest": each.name, "default": default, "help": each.metadata["help"]}
         if kind is bool:
@@ -45,8 +45,20 @@ def add_flags(parser: argparse.ArgumentParser, settings: type[Any], defaults: Ma
         elif get_origin(kind) is Literal:
             options |= {"choices": get_args(kind), "type": type(get_args(kind)[0])}
         else:
-            options["type"] = each.metadata["parse"] or kind
+            options["type"] = kind if parse is None else flag_type(parse)
         parser.add_argument(*each.metadata["names"], f"--{each.name}", **options)
+
+
+def flag_type(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A parser of text as an argparse ``type``: the message of its ValueError becomes the script's."""
+
+    def parsed(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parsed
 
 
 def from_values(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
@@ -56,7 +68,6 @@ def from_values(settings: type[Settings], values: Mapping[str, Any]) -> Settings
 
 
 def _without_none(kind: Any) -> Any:
-    """The type itself of one that may be None."""
-    if get_origin(kind) in (Union, UnionType):
-        (kind,) = (each for each in get_args(kind) if each is not NoneType)
-    return kind
+    """The type of a value that may be None, None excluded; a union of several types stays one."""
+    members = [each for each in get_args(kind) if each is not NoneType]
+    return members[0] if get_origin(kind) in (Union, UnionType) and len(members) == 1 else kind
