@@ -24,15 +24,14 @@ from bbdm.networks.unet import PRESETS, UNet
 from bbdm.training import fine_tuning, resume, run_folder, setup
 from bbdm.training.callback import Callback
 from bbdm.training.config import TrainConfig
-from bbdm.training.previews import ValidationScores
 from bbdm.training.profiling import Profile
 from bbdm.training.trainer import DivergedError, Trainer
 
 HINTS: dict[type[Exception], str] = {
     run_folder.UnreadableRunError: "--overwrite starts the run anew",
     run_folder.FolderInUseError: "--experiment gives another folder",
-    run_folder.LaterStepsError: "so does the command without --ckpt_path; --overwrite deletes the run, and "
-    "--experiment gives another folder",
+    run_folder.LaterStepsError: "so does the command without --ckpt_path; --overwrite deletes it, --experiment "
+    "gives another folder",
     resume.OtherRunError: "--overwrite starts anew, and --experiment gives another folder",
     resume.OtherCodecError: "-vq gives the VQGAN, and --normalize_latents normalises its latents",
     setup.PresetError: "--preset names the network",
@@ -89,7 +88,7 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.vqgan_path is None and args.preset.startswith("lbbdm"):
         raise ValueError(f"--preset {args.preset} is of latents: it needs -vq")
     if args.channels and args.vqgan_path:
-        raise ValueError("--channels is of pictures that are trained on: with -vq, it is the VQGAN's number")
+        raise ValueError("--channels is of pictures that are trained on: with -vq, it is the VQGAN's")
     if args.cache_images and args.cache_latents:
         raise ValueError("--cache_images and --cache_latents exclude each other: cached latents need no pictures")
     if (args.fid_weights or args.lpips_weights) and not args.score:
@@ -102,44 +101,37 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def build(args: argparse.Namespace, team: Processes) -> Trainer:
     """The training run that the flags describe, at the step where it begins or resumes."""
-    verbose, report = args.show_verbose and team.first, print if team.first else lambda _: None
     config = from_values(TrainConfig, vars(args))
+    verbose, report = args.show_verbose and team.first, print if team.first else lambda _: None
     folder = run_folder.RunFolder(args.experiment or args.output_model.with_suffix(".run"), args.keep)
     with team.first_before_others():
         resumed = setup.first_checkpoint(folder, args.ckpt_path, args.overwrite)
-    trained = None
-    if args.init_from is not None and resumed is None:
-        trained = fine_tuning.load_trained(args.init_from, args.time_steps, args.c_lambda, args.config)
-
     codec = None if args.vqgan_path is None else setup.load_codec(args.vqgan_path, args.preset, team.device)
     channels = args.channels or 3 if codec is None else codec.image_channels
     splits = (args.dataset, args.data_dir, args.image_size, args.direction, channels)
     pairs, validation = setup.load_splits(*splits, report)
-    if args.cache_images is not None:
-        with team.first_before_others():
-            pairs, validation = setup.cache_images(pairs, validation, args.cache_images, args.workers, verbose)
-    if codec is not None and args.cache_latents is not None:
-        with team.first_before_others():
-            pairs = LatentDataset(pairs, codec, args.cache_latents, args.flip, verbose)
-    if codec is not None and args.normalize_latents:
-        codec = setup.normalising(codec, pairs, resumed and resumed[1], args.flip, verbose)
 
     torch.manual_seed(args.seed)
-    channels = channels if codec is None else codec.channels
-    unet = UNet.from_config(setup.network_config(args.preset, channels, args.condition)).to(team.device)
+    network = setup.network_config(args.preset, channels if codec is None else codec.channels, args.condition)
+    unet = UNet.from_config(network).to(team.device)
     unet.gradient_checkpointing = args.gradient_checkpointing
     bridge = setup.build_bridge(args.bridge, args.time_steps, args.c_lambda, args.objective)
-    if trained is not None:
+    if args.init_from is not None and resumed is None:
+        trained = fine_tuning.load_trained(args.init_from, args.time_steps, args.c_lambda, args.config)
         for line in fine_tuning.begin_from(trained, args.init_from, unet, bridge, codec):
             report(line)
 
-    callbacks: list[Callback] = [Profile()] if args.profile else []
-    if args.score:
-        from bbdm.evaluation.metrics import Scores  # needs the extra eval
+    with team.first_before_others():  # the others find what the first caches and downloads
+        if args.cache_images is not None:
+            pairs, validation = setup.cache_images(pairs, validation, args.cache_images, args.workers, verbose)
+        if codec is not None and args.cache_latents is not None:
+            pairs = LatentDataset(pairs, codec, args.cache_latents, args.flip, verbose)
+        callbacks: list[Callback] = [Profile()] if args.profile else []
+        if args.score:
+            callbacks.append(setup.validation_scores(args.score, args.fid_weights, args.lpips_weights, team.device))
+    if codec is not None and args.normalize_latents:
+        codec = setup.normalising(codec, pairs, resumed and resumed[1], args.flip, verbose)
 
-        weights = {"fid_weights": args.fid_weights, "lpips_weights": args.lpips_weights}
-        with team.first_before_others():  # the others find what the first downloads
-            callbacks.append(ValidationScores(Scores(args.score, **weights, device=team.device)))
     trainer = Trainer(unet, bridge, config, pairs, validation, folder.path, codec, team, callbacks)
     if resumed is not None:
         trainer.resume(*resumed)

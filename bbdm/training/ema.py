@@ -31,7 +31,8 @@ class EMA:
         if (step + 1) % self.every:
             return
         decay = min(self.decay, (1 + step) / (10 + step)) if step + 1 >= self.start else 0.0
-        averages, weights = list(self.unet.parameters()), list(unet.parameters())
+        averages: list[torch.Tensor] = [*self.unet.parameters()]
+        weights: list[torch.Tensor] = [*unet.parameters()]
         torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for mine, theirs in zip(self.unet.buffers(), unet.buffers(), strict=True):
             mine.copy_(theirs)

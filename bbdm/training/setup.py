@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan
 from bbdm.files.content import Checkpoint
 from bbdm.networks.unet import PRESETS, UNetConfig
+from bbdm.training.previews import ValidationScores
 from bbdm.training.run_folder import RunFolder
 
 BridgeName = Literal["abridge", "brownian", "bbdm"]
@@ -125,6 +126,15 @@ def cache_images(
     """The same pairs, resized once and kept in a folder; see :class:`~bbdm.data.image_cache.ImageCache`."""
     cached = ImageCache(train, folder, "train", workers, progress)
     return cached, None if validation is None else ImageCache(validation, folder, "val", workers, progress)
+
+
+def validation_scores(
+    metrics: Sequence[str], fid_weights: Path | None, lpips_weights: Path | None, device: torch.device
+) -> ValidationScores:
+    """The callback that scores validation pairs; see :class:`bbdm.evaluation.metrics.Scores`."""
+    from bbdm.evaluation.metrics import Scores  # needs torchmetrics
+
+    return ValidationScores(Scores(metrics, fid_weights=fid_weights, lpips_weights=lpips_weights, device=device))
 
 
 def first_checkpoint(
