@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import argparse
+import math
+import re
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -11,14 +14,23 @@ import torch
 from PIL import Image
 
 import bbdm
+from bbdm.base import scripts
+from bbdm.bridges import Bridge
 from bbdm.files.content import UNetState
 from bbdm.networks.unet import PRESETS, UNetConfig
-from bbdm.training import optimizers
+from bbdm.training import optimizers, setup
 from bbdm.training.config import TrainConfig
 from bbdm.training.fine_tuning import FIRST
+from bbdm.training.run_folder import RunFolder
 from bbdm.training.trainer import Trainer
 from examples import generate, train
 from tests.conftest import TINY, SavePicture, tiny_unet
+from tests.networks.test_vqgan import tiny_vqgan
+
+
+def build_bridge(args: argparse.Namespace) -> Bridge:
+    return setup.build_bridge(args.bridge, args.time_steps, args.c_lambda, args.objective)
+
 
 DATA = ["edge2shoes", "DATA", "model.pt"]
 
@@ -99,12 +111,12 @@ class TestParse:
     def test_defaults_are_those_of_the_library(self) -> None:
         args = train.parse(DATA)
         assert {field.name: getattr(args, field.name) for field in fields(TrainConfig)} == vars(TrainConfig())
-        assert train.build_bridge(args) == bbdm.ABridge()
+        assert build_bridge(args) == bbdm.ABridge()
 
     def test_every_network_has_a_preset_of_flags(self) -> None:
-        assert train.PRESET_FLAGS.keys() == PRESETS.keys()
+        assert setup.PRESET_SETTINGS.keys() == PRESETS.keys()
         names = vars(train.parse(DATA)).keys()
-        for flags in train.PRESET_FLAGS.values():
+        for flags in setup.PRESET_SETTINGS.values():
             assert flags.keys() <= names
 
     @pytest.mark.parametrize("preset", ["bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"])
@@ -159,7 +171,7 @@ class TestParse:
     ids=["abridge", "brownian", "bbdm", "bbdm-preset"],
 )
 def test_build_bridge(flags: list[str], bridge: Any) -> None:
-    assert train.build_bridge(train.parse([*DATA, *flags])) == bridge
+    assert build_bridge(train.parse([*DATA, *flags])) == bridge
 
 
 @pytest.mark.parametrize(
@@ -174,7 +186,8 @@ def test_build_bridge(flags: list[str], bridge: Any) -> None:
     ],
 )
 def test_build_network(flags: list[str], channels: int, wanted: tuple[int, int, int]) -> None:
-    config = train.build_network(train.parse([*DATA, *flags]), channels)
+    args = train.parse([*DATA, *flags])
+    config = setup.network_config(args.preset, channels, args.condition)
     assert (config.in_channels, config.out_channels, config.condition_channels) == wanted
 
 
@@ -211,7 +224,7 @@ class TestMain:
 
     @pytest.mark.usefixtures("tiny_demo")
     @pytest.mark.parametrize("named", [False, True], ids=["the same command", "--ckpt_path"])
-    def test_goes_on_from_a_checkpoint(self, named: bool, data: Path, tmp_path: Path) -> None:
+    def test_resumes_from_a_checkpoint(self, named: bool, data: Path, tmp_path: Path) -> None:
         for name, cut in (("straight", False), ("resumed", True)):
             run = tmp_path / name
             flags = ["--experiment", str(run), "--lr_schedule", "constant"]
@@ -234,13 +247,63 @@ class TestMain:
     def test_other_settings_are_refused_until_overwritten(self, data: Path, tmp_path: Path) -> None:
         train.main(self.arguments(data, tmp_path / "model.pt", "-e", "3"))
         other = self.arguments(data, tmp_path / "model.pt", "--loss", "l1")
-        with pytest.raises(ValueError, match=r"was trained with loss=l2: .* --overwrite"):
+        with pytest.raises(ValueError, match=r"was trained with loss=l2: resume with the same, or begin anew"):
             train.main(other)
         train.main([*other, "--overwrite"])
         run = tmp_path / "model.run"
         assert sorted(path.name for path in run.glob("step_*")) == ["step_00000001.pt"]
         assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
         assert not (run / "epoch_0003.png").exists()
+
+    @pytest.mark.usefixtures("tiny_demo")
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (["--loss", "l1"], "with loss=l2: .*; --overwrite starts anew, and --experiment gives another folder"),
+            (
+                ["--ckpt_path", "step_00000001.pt"],
+                "steps already, .*; .*without --ckpt_path; --overwrite .*--experiment",
+            ),
+            (["damaged"], "no checkpoint in .* can be read: all 2 are damaged; --overwrite starts the run anew"),
+            (["in use"], "another run works in .*; --experiment gives another folder"),
+            (["-vq"], "where it began: without a codec; -vq gives the VQGAN, and --normalize_latents"),
+            (["diverged"], "Lower learning_rate or set grad_clip; .*; the flags .* are -lr and --grad_clip"),
+        ],
+        ids=lambda value: value[0] if isinstance(value, list) else "",
+    )
+    def test_errors_end_with_the_flags_that_help(
+        self,
+        flags: list[str],
+        message: str,
+        data: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        run = tmp_path / "model.run"
+        common = ["-e", "3", "--lr_schedule", "constant", "--precision", "fp32"]
+        train.main(self.arguments(data, tmp_path / "model.pt", *common))
+        if flags[0] == "--ckpt_path":
+            flags = ["--ckpt_path", str(shutil.copy(run / "step_00000002.pt", tmp_path / "step_00000001.pt"))]
+        elif flags[0] == "-vq":
+            bbdm.save_vqgan(tmp_path / "vqgan.pt", tiny_vqgan())
+            flags = ["-vq", str(tmp_path / "vqgan.pt")]
+        elif flags[0] == "damaged":
+            for path in run.glob("step_*.pt"):
+                path.write_bytes(b"")
+            flags = []
+        elif flags[0] == "in use":
+            RunFolder(run, 2).begin(3, {})
+            flags = []
+        else:
+            monkeypatch.setattr(Trainer, "train_step", lambda *_: math.nan)
+            flags = ["-e", "4"] if flags[0] == "diverged" else flags
+        with pytest.raises(SystemExit) as caught:
+            scripts.run(
+                lambda: train.main(self.arguments(data, tmp_path / "model.pt", *common, *flags)), hints=train.HINTS
+            )
+        said = f"{caught.value.code} {capsys.readouterr().err}"
+        assert re.search(message, said), said
 
     @pytest.mark.usefixtures("tiny_demo")
     def test_going_back_needs_saying(self, data: Path, tmp_path: Path) -> None:
@@ -280,7 +343,7 @@ class TestMain:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        """A file that says nothing of its bridge is read as well, with the T and noise scale of the run."""
+        """A file without a bridge is read as well, with the T and noise scale of the run."""
         trained = tmp_path / "trained.pt"
         network, average = tiny_unet(1), tiny_unet(2)
         if bare:
@@ -296,7 +359,7 @@ class TestMain:
             assert torch.equal(widened, torch.cat([wanted[FIRST], torch.zeros_like(wanted[FIRST])], dim=1))
             assert all(torch.equal(value, wanted[key]) for key, value in state.items())
         told = capsys.readouterr().out
-        assert f"trained.pt: {FIRST} begins at zero for 3 input channels that are new" in told
+        assert f"trained.pt: {FIRST} begins at zero for 3 new input channels" in told
         assert ("trained.pt: it was trained as ABridge(num_steps=60" in told) is not bare
 
     def test_flags_of_a_beginning_that_exclude_each_other(self, data: Path, tmp_path: Path) -> None:
@@ -320,7 +383,7 @@ class TestMain:
             assert (result.size, result.mode) == ((24, 16), "L")
 
     def test_channels_are_of_pictures(self, data: Path, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="with -vq, the VQGAN says what it takes"):
+        with pytest.raises(ValueError, match="with -vq, it is the VQGAN's"):
             train.main(self.arguments(data, tmp_path / "model.pt", "--channels", "1", "-vq", "vqgan.pt"))
 
     @pytest.mark.usefixtures("tiny_demo")
@@ -340,7 +403,7 @@ class TestMain:
         assert not torch.equal(a, c)
 
     @pytest.mark.usefixtures("tiny_demo")
-    def test_verbose_tells_the_losses(self, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_verbose_prints_the_losses(self, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         train.main(self.arguments(data, tmp_path / "model.pt", "--show_verbose"))
         captured = capsys.readouterr()
         assert "validation_loss" in captured.out + captured.err
@@ -368,7 +431,7 @@ class TestMain:
             train.main(self.arguments(data, tmp_path / "model.pt", "--image_size", "15"))
 
     @pytest.mark.usefixtures("tiny_demo")
-    def test_a_broken_validation_picture_is_told_before_training(
+    def test_a_broken_validation_picture_is_found_before_training(
         self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         shutil.copytree(data, tmp_path / "data")
@@ -379,8 +442,8 @@ class TestMain:
         assert not (tmp_path / "model.run").exists()
 
     @pytest.mark.usefixtures("tiny_demo")
-    @pytest.mark.parametrize(("epoch", "told"), [(0, "nothing is saved yet"), (1, "goes on from step 1, .* in .*run")])
-    def test_an_interruption_says_how_to_go_on(
+    @pytest.mark.parametrize(("epoch", "told"), [(0, "nothing is saved yet"), (1, "resumes from step 1, .* in .*run")])
+    def test_an_interruption_says_how_to_resume(
         self, epoch: int, told: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         step = Trainer.train_step
