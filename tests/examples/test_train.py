@@ -256,56 +256,6 @@ class TestMain:
         assert not (run / "epoch_0003.png").exists()
 
     @pytest.mark.usefixtures("tiny_demo")
-    @pytest.mark.parametrize(
-        ("flags", "message"),
-        [
-            (["--loss", "l1"], "with loss=l2: .*; --overwrite starts anew, and --experiment gives another folder"),
-            (
-                ["--ckpt_path", "step_00000001.pt"],
-                "steps already, .*; .*without --ckpt_path; --overwrite .*--experiment",
-            ),
-            (["damaged"], "no checkpoint in .* can be read: all 2 are damaged; --overwrite starts the run anew"),
-            (["in use"], "another run works in .*; --experiment gives another folder"),
-            (["-vq"], "where it began: without a codec; -vq gives the VQGAN, and --normalize_latents"),
-            (["diverged"], "Lower learning_rate or set grad_clip; .*; the flags .* are -lr and --grad_clip"),
-        ],
-        ids=lambda value: value[0] if isinstance(value, list) else "",
-    )
-    def test_errors_end_with_the_flags_that_help(
-        self,
-        flags: list[str],
-        message: str,
-        data: Path,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
-        run = tmp_path / "model.run"
-        common = ["-e", "3", "--lr_schedule", "constant", "--precision", "fp32"]
-        train.main(self.arguments(data, tmp_path / "model.pt", *common))
-        if flags[0] == "--ckpt_path":
-            flags = ["--ckpt_path", str(shutil.copy(run / "step_00000002.pt", tmp_path / "step_00000001.pt"))]
-        elif flags[0] == "-vq":
-            bbdm.save_vqgan(tmp_path / "vqgan.pt", tiny_vqgan())
-            flags = ["-vq", str(tmp_path / "vqgan.pt")]
-        elif flags[0] == "damaged":
-            for path in run.glob("step_*.pt"):
-                path.write_bytes(b"")
-            flags = []
-        elif flags[0] == "in use":
-            RunFolder(run, 2).begin(3, {})
-            flags = []
-        else:
-            monkeypatch.setattr(Trainer, "train_step", lambda *_: math.nan)
-            flags = ["-e", "4"] if flags[0] == "diverged" else flags
-        with pytest.raises(SystemExit) as caught:
-            scripts.run(
-                lambda: train.main(self.arguments(data, tmp_path / "model.pt", *common, *flags)), hints=train.HINTS
-            )
-        said = f"{caught.value.code} {capsys.readouterr().err}"
-        assert re.search(message, said), said
-
-    @pytest.mark.usefixtures("tiny_demo")
     def test_going_back_needs_saying(self, data: Path, tmp_path: Path) -> None:
         train.main(self.arguments(data, tmp_path / "model.pt", "-e", "3", "--lr_schedule", "constant"))
         run = tmp_path / "model.run"
@@ -467,3 +417,83 @@ class TestMain:
             train.main(self.arguments(data, tmp_path / "folder.pt"))
         with pytest.raises(ValueError, match=r"file is a file, and a folder is needed there"):
             train.main(self.arguments(data, tmp_path / "model.pt", "--experiment", str(tmp_path / "file")))
+
+
+class TestHints:
+    """The last line of the script: the library's message, then the flags that help."""
+
+    @pytest.fixture(scope="class")
+    def finished(self, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """The folder of a run of 3 steps."""
+        folder = tmp_path_factory.mktemp("finished")
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
+            train.main(TestMain.arguments(data, folder / "model.pt", "-e", "3", "--lr_schedule", "constant"))
+        return folder
+
+    @pytest.fixture
+    def place(self, finished: Path, tmp_path: Path, tiny_demo: None) -> Path:
+        """A copy of it."""
+        return Path(shutil.copytree(finished, tmp_path / "place"))
+
+    def last_line(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+        capsys.readouterr()
+        common = ["-e", "3", "--lr_schedule", "constant"]
+        with pytest.raises(SystemExit) as caught:
+            scripts.run(
+                lambda: train.main(TestMain.arguments(data, place / "model.pt", *common, *flags)), hints=train.HINTS
+            )
+        return f"{capsys.readouterr().err}{caught.value.code}"
+
+    def test_other_settings(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        line = self.last_line(data, place, capsys, "--loss", "l1")
+        assert "was trained with loss=l2: resume with the same, or begin anew in another folder" in line
+        assert line.endswith("; --overwrite starts anew, and --experiment gives another folder")
+
+    def test_an_earlier_checkpoint(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        line = self.last_line(data, place, capsys, "--ckpt_path", str(place / "model.run" / "step_00000002.pt"))
+        assert "holds a run of 3 steps already, and this one would begin at 2" in line
+        assert line.endswith(
+            "; so does the command without --ckpt_path; --overwrite deletes it, --experiment gives another folder"
+        )
+
+    def test_damaged_checkpoints(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for path in (place / "model.run").glob("step_*.pt"):
+            path.write_bytes(b"")
+        line = self.last_line(data, place, capsys)
+        assert line.endswith("can be read: all 2 are damaged; --overwrite starts the run anew")
+
+    def test_a_folder_in_use(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        other = RunFolder(place / "model.run", keep=2)
+        other.begin(3, {})
+        line = self.last_line(data, place, capsys)
+        other.end()
+        assert line.endswith("model.run: each needs a folder of its own; --experiment gives another folder")
+
+    def test_another_space(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        bbdm.save_vqgan(place / "vqgan.pt", tiny_vqgan())
+        line = self.last_line(data, place, capsys, "-vq", str(place / "vqgan.pt"))
+        assert line.endswith(
+            "where it began: without a codec; -vq gives the VQGAN, and --normalize_latents normalises its latents"
+        )
+
+    def test_another_preset(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        bbdm.save_vqgan(place / "vqgan.pt", tiny_vqgan())
+        line = self.last_line(data, place, capsys, "-vq", str(place / "vqgan.pt"), "--preset", "lbbdm-f8")
+        assert "preset lbbdm-f8 takes 4 channels, and this VQGAN's latents have 3" in line
+        assert line.endswith("; --preset names the network")
+
+    def test_weights_of_another_network(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        bbdm.save_checkpoint(place / "other.pt", tiny_unet(model_channels=16), bbdm.ABridge())
+        flags = ["--init_from", str(place / "other.pt"), "--overwrite"]
+        line = self.last_line(data, place, capsys, *flags)
+        assert re.search(r"other\.pt: only \d+ of \d+ weights fit", line)
+        assert line.endswith("; --preset names the network of this run")
+
+    def test_divergence(
+        self, data: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Trainer, "train_step", lambda *_: math.nan)
+        line = self.last_line(data, place, capsys, "-e", "4")
+        assert re.search(r"Lower learning_rate or set grad_clip; .* resumes from step 3, which is saved in ", line)
+        assert "; the flags of learning_rate and grad_clip are -lr and --grad_clip\n" in line

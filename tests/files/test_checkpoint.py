@@ -198,9 +198,8 @@ class TestCodecReference:
         loaded = load_checkpoint(path)
         assert_same_state(loaded.build_unet().state_dict(), make_unet().state_dict())
         assert loaded.codec is not None
-        message = (
-            rf"only the SHA-256 of its codec's weights, {loaded.codec.sha256[:8]}\.\.\.: pass the codec, load_check"
-        )
+        digest = loaded.codec.digest()[:8]
+        message = rf"only the SHA-256 of its codec's weights, {digest}\.\.\.: pass the codec, load_checkpoint\("
         with pytest.raises(MissingCodecError, match=message):
             loaded.build_codec()
 
@@ -345,6 +344,7 @@ class TestDamagedFile:
             torch.load(path, weights_only=False)
             assert marker.exists()
 
+    @pytest.mark.nightly
     @settings(max_examples=150, deadline=None, derandomize=True)
     @given(data=st.data(), suffix=st.sampled_from(SUFFIXES))
     def test_any_damage_is_a_value_error_or_does_not_matter(
@@ -364,14 +364,15 @@ class TestDamagedFile:
             assert_same_checkpoint(load_checkpoint(path), wanted)
 
     @pytest.mark.parametrize("suffix", SUFFIXES)
+    @pytest.mark.parametrize("count", [50, pytest.param(400, marks=pytest.mark.nightly)])
     def test_any_flipped_bit_is_a_value_error_or_does_not_matter(
-        self, suffix: str, files: Path, tmp_path: Path
+        self, count: int, suffix: str, files: Path, tmp_path: Path
     ) -> None:
         wanted = load_checkpoint(files / f"good{suffix}")
         content = (files / f"good{suffix}").read_bytes()
         generator = random.Random(0)
         refused = 0
-        for _ in range(400):
+        for _ in range(count):
             damaged = bytearray(content)
             damaged[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
             (tmp_path / f"a{suffix}").write_bytes(damaged)
@@ -379,7 +380,7 @@ class TestDamagedFile:
                 assert_same_checkpoint(load_checkpoint(tmp_path / f"a{suffix}"), wanted)
             except ValueError:
                 refused += 1
-        assert refused > 200  # the rest is padding
+        assert refused > count / 2  # the rest is padding
 
     def test_safetensors_without_a_hash_are_accepted(self, files: Path, tmp_path: Path) -> None:
         with safe_open(files / "good.safetensors", framework="pt") as file:

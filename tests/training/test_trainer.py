@@ -25,7 +25,7 @@ from tests.conftest import SIZE, MakeTrainer, MakeUNet, metrics_of, newest
 
 
 def test_200_steps_halve_the_loss(make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
-    """The averaged weights' loss on the same pairs, against that of the untrained network, which predicts 0."""
+    """The averaged weights' loss on the same pairs, against the untrained network's; that one predicts 0."""
     torch.manual_seed(0)
     unet = UNet(
         3,
@@ -135,7 +135,7 @@ class TestRandomness:
             assert not any(torch.equal(noise, other) for other in noises[:i])
 
     def test_contract(self, make_trainer: MakeTrainer, recorder: Recorder) -> None:
-        """A batch's first sample: stream 1 of the published generator; times are its lane 1, scaled to 1..T."""
+        """A batch's first sample: stream 1 of the published generator; times are lane 1, scaled to 1..T."""
         for step, (t, noise) in enumerate(self.draws(recorder, make_trainer(seed=11))):
             wanted = philox_numpy.normal(11, step, (3, SIZE, SIZE), stream=1)[0]
             np.testing.assert_allclose(noise[0], wanted, atol=1e-5)
