@@ -419,17 +419,18 @@ class TestMain:
             train.main(self.arguments(data, tmp_path / "model.pt", "--experiment", str(tmp_path / "file")))
 
 
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 3 steps."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
+        train.main(TestMain.arguments(data, folder / "model.pt", "-e", "3", "--lr_schedule", "constant"))
+    return folder
+
+
 class TestHints:
     """The last line of the script: the library's message, then the flags that help."""
-
-    @pytest.fixture(scope="class")
-    def finished(self, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """The folder of a run of 3 steps."""
-        folder = tmp_path_factory.mktemp("finished")
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
-            train.main(TestMain.arguments(data, folder / "model.pt", "-e", "3", "--lr_schedule", "constant"))
-        return folder
 
     @pytest.fixture
     def place(self, finished: Path, tmp_path: Path, tiny_demo: None) -> Path:

@@ -144,15 +144,22 @@ def test_sigterm_to_torchrun_saves(data: Path, alone: Path, tmp_path: Path) -> N
     assert_close(tmp_path / "model.pt", alone)
 
 
-def test_sigterm_to_one_process_ends_and_saves_all(data: Path, alone: Path, tmp_path: Path) -> None:
-    """The same command in two processes then finishes with the weights and metrics of one process."""
+@pytest.mark.parametrize("again", [1, pytest.param(2, marks=pytest.mark.nightly)])
+def test_sigterm_to_one_process_ends_and_saves_all(
+    again: int, data: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resumed in one process or in two, the run has the weights and metrics of one process."""
     command = ["tests.training.tiny_train", *arguments(data, tmp_path / "model.pt", "--save_every", "100")]
     done = run([*TORCHRUN, *command], TERM_AT="1,7")
     assert done.returncode != 0
     assert (tmp_path / "model.run" / "step_00000008.pt").exists()
-    done = run([*TORCHRUN, *command])
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("weights after epoch 4") == 1
+    if again == 1:
+        monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
+        train.main(command[1:])
+    else:
+        done = run([*TORCHRUN, *command])
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("weights after epoch 4") == 1
     assert_close(tmp_path / "model.pt", alone)
 
 
