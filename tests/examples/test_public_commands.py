@@ -44,7 +44,8 @@ def data(tmp_path_factory: pytest.TempPathFactory, save_picture: SavePicture) ->
     return folder
 
 
-@pytest.mark.parametrize("space", ["latent", pytest.param("image", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("space", ["image", "latent"])
 def test_train_and_generate(space: str, data: Path, tmp_path: Path) -> None:
     model, vqgan = tmp_path / "model.pt", tmp_path / "vqgan.pt"
     latent: list[str | Path] = []
