@@ -1,9 +1,8 @@
-"""Train a VQGAN on a data set's pictures: python examples/train_vqgan.py edge2shoes DATA OUTPUT_MODEL
-[flags].
+"""Train a VQGAN on pictures: python examples/train_vqgan.py edge2shoes DATA OUTPUT_MODEL [flags].
 
-Sources and targets alike, with the L1 distance and the codebook's losses (van den Oord et al. 2017, equation
-3). The adversarial and perceptual losses of the paper's VQGAN are left out: results are softer than those of
-LDM's weights. OUTPUT_MODEL is written after each epoch.
+It trains on sources and targets, with the L1 distance and the codebook's losses (van den Oord et al. 2017,
+equation 3). The adversarial and perceptual losses of the paper's VQGAN are left out: results are softer than
+those of LDM's weights. OUTPUT_MODEL is written after each epoch.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def restart_unused_codes(vqgan: VQGAN, used: torch.Tensor, z: torch.Tensor) -> None:
-    """Put codes that nothing used onto latents of the last batch, picked at random."""
+    """Move unused codes to random latents of the last batch."""
     vectors = z.detach().permute(0, 2, 3, 1).flatten(0, 2)
     unused = (~used).nonzero().flatten()
     chosen = torch.randint(len(vectors), (len(unused),), device=vectors.device)
@@ -73,10 +72,10 @@ def restart_unused_codes(vqgan: VQGAN, used: torch.Tensor, z: torch.Tensor) -> N
 def train_step(
     vqgan: VQGAN, optimizer: torch.optim.Optimizer, x: torch.Tensor
 ) -> tuple[float, torch.Tensor, torch.Tensor]:
-    """One step on (B, 3, H, W) pictures; the L1 distance, the latents, and the indices of their codes.
+    """One step on (B, 3, H, W) pictures; returns the L1 distance, the latents, and their codes' indices.
 
     Raises:
-        ValueError: the loss is not a number; weights are as they were before.
+        ValueError: the loss is not finite; the weights are unchanged.
     """
     with torch.autocast(x.device.type, torch.bfloat16):
         result, z, index = vqgan(x)
@@ -85,7 +84,7 @@ def train_step(
     loss = distance + F.mse_loss(codes, z.detach()) + COMMITMENT * F.mse_loss(z, codes.detach())
     if not loss.isfinite():
         raise ValueError(
-            f"the loss is {loss.item()}: start again with a lower -lr; what is saved is of the epoch before"
+            f"the loss is {loss.item()}: start again with a lower -lr; the saved weights are of the epoch before"
         )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -127,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     total = args.epochs * len(loader)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
     used = torch.zeros(vqgan.config.num_codes, dtype=torch.bool, device=device)
-    step, told = 0, ""
+    step, summary = 0, ""
     with tqdm(total=total, unit="step", disable=not args.show_verbose) as bar:
         for epoch in range(1, args.epochs + 1):
             distances: list[float] = []
@@ -142,13 +141,13 @@ def main(argv: list[str] | None = None) -> None:
                 bar.update()
                 bar.set_postfix(l1=f"{distance:.4f}", codes=int(used.sum()))
             save_vqgan(args.output_model, vqgan)
-            told = f"L1 {sum(distances) / len(distances):.4f} over epoch {epoch}, {int(used.sum())} codes in use"
+            summary = f"L1 {sum(distances) / len(distances):.4f} over epoch {epoch}, {int(used.sum())} codes in use"
             if args.show_verbose:
-                tqdm.write(told)
+                tqdm.write(summary)
     grid = args.output_model.with_suffix(".png")
     show(vqgan, shown, grid)
-    print(f"{args.output_model}: {told}; to look at: {grid}")
+    print(f"{args.output_model}: {summary}; reconstructions: {grid}")
 
 
 if __name__ == "__main__":
-    scripts.run(main, "OUTPUT_MODEL is of the last whole epoch, if there was one; the same command starts anew")
+    scripts.run(main, "OUTPUT_MODEL has the weights of the last whole epoch, if any; the same command starts anew")

@@ -8,12 +8,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-INTERRUPTED = 130  # the exit status that shells give to Ctrl-C
-TERMINATED = 143  # and to SIGTERM
+INTERRUPTED = 130  # a shell's exit status for Ctrl-C
+TERMINATED = 143  # and for SIGTERM
 
 
 class StoppedError(RuntimeError):
-    """Work that ended early: the message says why, what is kept, and what to do next.
+    """Work that ended early; the message says why, what is kept, and what to do next.
 
     Args:
         message: one line.
@@ -27,7 +27,7 @@ class StoppedError(RuntimeError):
 
 @contextmanager
 def termination() -> Iterator[Callable[[], bool]]:
-    """Within it, SIGTERM ends nothing: what it gives tells whether one came, for the work to end where it can."""
+    """Catch SIGTERM within the context, which yields a function that returns whether one came."""
     came = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: came.set())
     try:
@@ -44,10 +44,10 @@ def run(
     """Run a script's ``main``, and turn an expected error into one line and an exit status.
 
     Args:
-        main: the script. A KeyboardInterrupt of its own may carry a message, which replaces ``after``.
-        after: what an interruption leaves, and how to resume.
-        hints: what a user of this script can do about an error of the library, by its class; it follows the
-            error's message. The first class that fits is taken.
+        main: the script. A KeyboardInterrupt that it raises with a message replaces ``after``.
+        after: the state after an interruption, and how to resume.
+        hints: what a user of this script can do about an error of the library, by the error's class. The hint
+            follows the error's message; the first class that matches is used.
     """
     try:
         main()
@@ -62,6 +62,6 @@ def run(
 
 
 def hinted(error: Exception, hints: Mapping[type[Exception], str] | None) -> str:
-    """The message of an error, followed by the hint for its class where there is one."""
+    """The message of an error, followed by the hint for its class if there is one."""
     fitting = (hint for kind, hint in (hints or {}).items() if isinstance(error, kind))
     return "; ".join([str(error), *list(fitting)[:1]])

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, whoever wrote the file."""
+"""The content of a checkpoint, the same for every file format that is read."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ import torch
 from bbdm import codec as codecs
 from bbdm.base.images import Size
 from bbdm.bridges import Bridge
-from bbdm.codec import Codec
+from bbdm.codec import Codec, LatentStatistics
 from bbdm.files import weights
 from bbdm.files.weights import State
-from bbdm.networks.restore import restore
+from bbdm.networks.restore import restore, state_hash
 from bbdm.networks.unet import UNet, UNetConfig
 
 FORMAT = "bbdm"
 
 
+class MissingCodecError(ValueError):
+    """A checkpoint refers to its codec by a hash, and the codec was not given."""
+
+
 @dataclass(frozen=True)
 class UNetState:
-    """A network in a file: its shape, and its weights, their moving average, or both."""
+    """A network in a file: its settings, and its weights, their moving average, or both."""
 
     config: UNetConfig
     weights: State | None
@@ -31,43 +35,78 @@ class UNetState:
 
 @dataclass(frozen=True)
 class CodecState:
-    """A codec in a file: see :meth:`bbdm.codec.Codec.config` and :meth:`~bbdm.codec.Codec.state_dict`."""
+    """A codec in a file: its :meth:`~bbdm.codec.Codec.config`, and its weights or a reference to them."""
 
     config: dict[str, Any]
-    weights: State
+    weights: State | None  # None: the file has only
+    sha256: str | None = None  # their hash
 
     @classmethod
     def of(cls, codec: Codec) -> CodecState:
         """The state of a codec, on the CPU."""
         return cls(codec.config(), {k: v.detach().cpu().clone() for k, v in codec.state_dict().items()})
 
+    @property
+    def statistics(self) -> LatentStatistics | None:
+        """The statistics that latents are normalised by, or None."""
+        statistics = self.config["statistics"]
+        return None if statistics is None else LatentStatistics(**statistics)
+
+    def digest(self) -> str:
+        """SHA-256 of the weights in float32."""
+        if self.sha256 is not None:
+            return self.sha256
+        assert self.weights is not None
+        return state_hash(self.weights, torch.float32)
+
+    def same_latents(self, codec: Codec) -> bool:
+        """Whether a codec has the same settings and weights, and so the same latents before normalisation."""
+        stored, given = ({**config, "statistics": None} for config in (self.config, codec.config()))
+        return _plain(stored) == _plain(given) and self.digest() == _digest(codec)
+
+    def same_network(self, codec: Codec) -> bool:
+        """Whether a codec has the same autoencoder, though perhaps other latents of it."""
+        return _plain(self.config["config"]) == _plain(codec.config()["config"]) and self.digest() == _digest(codec)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What :func:`load_checkpoint` read."""
+    """What :func:`~bbdm.files.checkpoint.load_checkpoint` returns."""
 
     unet: UNetState
     bridge: Bridge
-    codec: CodecState | None = None  # of the space that the network works in; None for image space
-    image_size: Size | None = None  # side or (height, width) of the pictures it was trained on, where known
+    codec: CodecState | None = None  # of the space of the bridge; None for image space
+    image_size: Size | None = None  # side or (height, width) of the pictures of training, where known
     training: dict[str, Any] | None = None
     format: str = FORMAT
     version: int = weights.VERSION
 
     def build_unet(self, ema: bool = True) -> UNet:
-        """The network in float32, in evaluation mode; ``ema`` picks where the file has both kinds of weights."""
+        """The network in float32 and evaluation mode; ``ema`` picks if the file has both kinds of weights."""
         first, second = (self.unet.ema, self.unet.weights) if ema else (self.unet.weights, self.unet.ema)
         state = second if first is None else first
         assert state is not None  # checked when the file was read
         return restore(UNet.from_config, self.unet.config, state, "the checkpoint's")
 
     def build_codec(self) -> Codec | None:
-        """The codec in float32, or None for a network of image space."""
-        return None if self.codec is None else codecs.from_config(self.codec.config, self.codec.weights)
+        """The codec in float32, or None for a network of image space.
+
+        Raises:
+            MissingCodecError: the file is a training checkpoint, which refers to the codec by a hash, and
+                :func:`~bbdm.files.checkpoint.load_checkpoint` was not given the codec.
+        """
+        if self.codec is None:
+            return None
+        if self.codec.weights is None:
+            raise MissingCodecError(
+                f"a training checkpoint holds only the SHA-256 of its codec's weights, {self.codec.digest()[:8]}...: "
+                "pass the codec, load_checkpoint(path, codec=...), or take the run's final weights"
+            )
+        return codecs.from_config(self.codec.config, self.codec.weights)
 
 
 def check_arguments(bridge: Bridge, num_steps: int | None, c_lambda: float | None) -> None:
-    """Raise ValueError where an argument was given that the bridge in a file does not have."""
+    """Raise ValueError where an argument was given that differs from the bridge in a file."""
     for name, value in {"num_steps": num_steps, "c_lambda": c_lambda}.items():
         stored = getattr(bridge, name, None)
         if value is not None and value != stored:
@@ -75,16 +114,22 @@ def check_arguments(bridge: Bridge, num_steps: int | None, c_lambda: float | Non
 
 
 def check_codec(stored: CodecState | None, given: Codec | None) -> None:
-    """Raise ValueError where a codec was given to a file that holds another one, or that is of image space."""
+    """Raise ValueError where a codec was given, and the file is of another one or of image space."""
     if given is None:
         return
     if stored is None:
         raise ValueError("a codec was given, but the network was trained in image space")
-    state = given.state_dict()
-    networks = [json.dumps(config["config"], sort_keys=True) for config in (given.config(), stored.config)]
-    if (
-        networks[0] != networks[1]
-        or state.keys() != stored.weights.keys()
-        or not all(torch.equal(value.cpu(), stored.weights[key]) for key, value in state.items())
-    ):
-        raise ValueError("another codec was given than the one that the network was trained with, which the file holds")
+    if not stored.same_network(given):
+        kind = "holds" if stored.sha256 is None else "refers to"
+        raise ValueError(
+            f"another codec was given than the one that the network was trained with, which the file {kind}"
+        )
+
+
+def _digest(codec: Codec) -> str:
+    return state_hash(codec.state_dict(), torch.float32)
+
+
+def _plain(config: dict[str, Any]) -> str:
+    """Settings as text, the same for tuples and lists."""
+    return json.dumps(config, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Callbacks: what a training run does beside training, and what they see of the run."""
+"""Callbacks, which a training run calls at fixed points, and the part of a run that they use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bbdm.training.tracking import Tracker
 
 
 class Run(Protocol):
-    """What callbacks use of a run, which is a :class:`~bbdm.training.trainer.Trainer`."""
+    """The part of a :class:`~bbdm.training.trainer.Trainer` that callbacks use."""
 
     unet: UNet
     bridge: Bridge
@@ -38,12 +38,12 @@ class Run(Protocol):
 
     @property
     def codec(self) -> Codec | None:
-        """What takes pictures to the space of the bridge; None in image space."""
+        """Encodes pictures into the space of the bridge; None in image space."""
         ...
 
     @property
     def tracker(self) -> Tracker | None:
-        """TensorBoard, in the process that writes."""
+        """TensorBoard, in the process that writes; None in the others."""
         ...
 
     def measure_parts(self, around: Callable[[str], AbstractContextManager[None]]) -> None:
@@ -55,32 +55,32 @@ class Run(Protocol):
         ...
 
     def check_stop(self) -> None:
-        """Save and end the run where it was asked to end."""
+        """Save and end the run if it was asked to end."""
         ...
 
 
 class Callback:
-    """Subclass it, override what is needed, and hand it to :class:`~bbdm.training.trainer.Trainer`.
+    """Base class of the callbacks of a :class:`~bbdm.training.trainer.Trainer`: override what is needed.
 
-    Of several processes each calls its own; ``trainer.processes.first`` says which one writes. What a run is,
-    is in the trainer: ``unet``, ``ema.unet``, ``step``, ``epoch``, ``folder``, ``validation``. A
-    :class:`~bbdm.base.scripts.StoppedError` ends the run with one line. A run that goes on calls
-    :meth:`begin` again, and what a callback remembers is not in the checkpoint.
+    Each of several processes calls its own callbacks; ``trainer.processes.first`` is true in the one that
+    writes files. ``trainer`` has the state of the run: see :class:`Run`. A callback ends the run by raising
+    :class:`~bbdm.base.scripts.StoppedError`. A resumed run calls :meth:`begin` again; the state of a callback
+    is not in the checkpoint.
     """
 
     def begin(self, trainer: Run) -> None:
-        """Before the first step."""
+        """Called before the first step."""
 
     def after_step(self, trainer: Run, loss: float) -> None:
-        """After an optimizer step, which ``trainer.step`` counts; ``loss`` is the batch's before it."""
+        """Called after optimizer step ``trainer.step``; ``loss`` is the loss of its batch before the step."""
 
     def after_epoch(self, trainer: Run, metrics: dict[str, Any]) -> None:
-        """After an epoch's steps and validation, before its metrics are written: numbers may be added to them."""
+        """Called after an epoch's steps and validation; may add numbers to ``metrics``."""
 
     def end(self, trainer: Run) -> None:
-        """When the run ends, whatever ended it."""
+        """Called when the run ends, after an error too."""
 
 
 def due(trainer: Run) -> bool:
-    """Whether the epoch is one of each ``preview_every``, or the last."""
+    """Whether previews are due: at each ``preview_every``-th epoch and after the last."""
     return trainer.epoch % trainer.config.preview_every == 0 or trainer.epoch == trainer.config.epochs

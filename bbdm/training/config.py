@@ -1,4 +1,4 @@
-"""The settings of a training run. What a run is, is in :mod:`bbdm.training.trainer`."""
+"""The settings of a training run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from bbdm.base.settings import setting
+
 Loss = Literal["l1", "l2", "huber"]
 Optimizer = Literal["adam", "adamw"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Schedule = Literal["constant", "cosine", "plateau"]
-FREE = {  # what may change when a run goes on
+FREE = {  # what may change when a run resumes
     "epochs",
     "learning_rate",
     "grad_accumulation",
@@ -31,28 +33,30 @@ class TrainConfig:
         ValueError: a value is out of range.
     """
 
-    epochs: int = 100
-    batch_size: int = 64  # pairs in an optimizer step
-    grad_accumulation: int = 1  # parts that a batch is computed in, one after the other: less memory, the same step
-    learning_rate: float = 1e-4
-    lr_schedule: Schedule = "constant"  # cosine: to 0 over all epochs; plateau: see bbdm.training.optimizers
-    warmup_steps: int = 0  # optimizer steps over which the learning rate rises from 0
-    plateau_patience: int = 3000  # optimizer steps
-    optimizer: Optimizer = "adam"
-    weight_decay: float = 0.01  # of adamw
-    grad_clip: float = 0.0  # norm that gradients are cut to; 0: as they are
-    loss: Loss = "l1"  # of the prediction; l1 trains a conditional median, l2 the mean that solvers assume
-    ema_decay: float = 0.995  # of the moving average of weights
-    ema_start: int = 0  # optimizer steps during which the average is a copy
-    ema_every: int = 1  # optimizer steps between its updates
-    flip: bool = False  # mirror half of the pairs
-    precision: Precision = "fp32"  # bf16, fp16: autocast, weights stay float32; fp16 scales the loss
-    compile: bool = False  # compile the network's forward and backward: minutes at the first step
-    seed: int = 0
-    workers: int = 0  # processes that read pictures
-    preview_every: int = 10  # epochs between grids of validation pairs
-    save_every: int = 500  # optimizer steps between checkpoints, beside those at the end of each epoch
-    keep: int = 2  # checkpoints that stay, the newest
+    epochs: int = setting(100, "passes over the pairs", "-e")
+    batch_size: int = setting(64, "pairs in an optimizer step", "-b")
+    grad_accumulation: int = setting(1, "parts that a batch is computed in: less memory, the same step")
+    learning_rate: float = setting(1e-4, "of the optimizer", "-lr")
+    lr_schedule: Schedule = setting(
+        "constant", "cosine: to 0 over all epochs; plateau: halved when the training loss stops falling"
+    )
+    warmup_steps: int = setting(0, "optimizer steps over which the learning rate rises from 0")
+    plateau_patience: int = setting(3000, "optimizer steps before the plateau halves the rate, and of rest after")
+    optimizer: Optimizer = setting("adam", "adamw decays the weights")
+    weight_decay: float = setting(0.01, "of adamw")
+    grad_clip: float = setting(0.0, "largest norm of the gradients; 0: no clipping")
+    loss: Loss = setting("l1", "of the prediction; l1 trains a conditional median, l2 the mean that solvers assume")
+    ema_decay: float = setting(0.995, "of the moving average of weights")
+    ema_start: int = setting(0, "optimizer steps during which the average is a copy")
+    ema_every: int = setting(1, "optimizer steps between updates of the average")
+    flip: bool = setting(False, "mirror half of the pairs")
+    precision: Precision = setting("fp32", "of the network's arithmetic; weights stay float32")
+    compile: bool = setting(False, "faster steps after minutes of compiling")
+    seed: int = setting(0, "of weights, order, times and noise")
+    workers: int = setting(0, "processes that read pictures")
+    preview_every: int = setting(10, "epochs between grids of validation pairs")
+    save_every: int = setting(500, "optimizer steps between checkpoints, besides one at the end of each epoch")
+    keep: int = setting(2, "number of newest checkpoints that are kept")
 
     def __post_init__(self) -> None:
         for name in (
@@ -79,7 +83,7 @@ class TrainConfig:
                 raise ValueError(f"{name} must be one of {get_args(kind)}, got {getattr(self, name)!r}")
 
     def lr_at(self, step: int, total: int) -> float:
-        """The learning rate of optimizer step ``step`` of ``total``, before what a plateau makes of it."""
+        """The learning rate of optimizer step ``step`` of ``total``, before a plateau lowers it."""
         rate = self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
         if self.lr_schedule == "cosine":
             rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))

@@ -10,12 +10,11 @@ from bbdm.networks.unet import UNet
 
 
 class EMA:
-    """Exponential moving average of a network's weights, faster at first: decay min(decay, (1 + n) / (10 +
-    n)).
+    """Exponential moving average of a network's weights, with decay min(decay, (1 + n) / (10 + n)) at step n.
 
     Args:
-        unet: the network that it begins as.
-        decay: how much of it stays at an update.
+        unet: the network whose copy it begins with.
+        decay: the share of the average that an update keeps.
         start: optimizer steps during which updates copy the weights.
         every: optimizer steps from one update to the next.
     """
@@ -28,9 +27,12 @@ class EMA:
 
     @torch.no_grad()
     def update(self, unet: UNet, step: int) -> None:
-        """Take in the weights after optimizer step ``step``, the first being 0, where it is one to take in."""
+        """Update the average and copy buffers after optimizer step ``step``, counted from 0, if it is due."""
         if (step + 1) % self.every:
             return
         decay = min(self.decay, (1 + step) / (10 + step)) if step + 1 >= self.start else 0.0
-        for average, weight in zip(self.unet.parameters(), unet.parameters(), strict=True):
-            average.lerp_(weight, 1 - decay)
+        averages: list[torch.Tensor] = [*self.unet.parameters()]
+        weights: list[torch.Tensor] = [*unet.parameters()]
+        torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        for mine, theirs in zip(self.unet.buffers(), unet.buffers(), strict=True):
+            mine.copy_(theirs)

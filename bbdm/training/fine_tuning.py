@@ -1,52 +1,103 @@
-"""Beginning a training run from the weights of a trained network."""
+"""Beginning a training run with the weights of a trained network."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import torch
 
+from bbdm.bridges import Bridge
+from bbdm.codec import Codec
+from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint
 from bbdm.networks.unet import UNet
 
-FIRST = "input_blocks.0.0.weight"  # of the convolution that sees the state and, after it, the condition
+FIRST = "input_blocks.0.0.weight"  # of the first convolution, whose inputs are the state, then the condition
+
+
+class OtherNetworkError(ValueError):
+    """Too few weights of a checkpoint fit the network."""
 
 
 @torch.no_grad()
-def begin_from(unet: UNet, checkpoint: Checkpoint) -> list[str]:
-    """Take over a trained network's weights, the averaged ones where there are both, as far as their shapes
-    fit.
+def copy_weights(unet: UNet, checkpoint: Checkpoint) -> list[str]:
+    """Copy a trained network's weights, the averaged ones where there are both, wherever their shapes fit.
 
-    What does not fit is left as initialised; but where the network has got a condition, its first convolution
-    has the trained weights for the state, and zeros for the condition.
+    Other weights stay as initialised, except that the first convolution of a network with a new condition
+    gets the trained weights for the state and zeros for the condition.
 
     Returns:
-        What is not as in the checkpoint, a line for each weight.
+        A line for each weight that differs from the checkpoint's.
 
     Raises:
-        ValueError: less than half of the weights fit; the network is not changed then.
+        OtherNetworkError: less than half of the weights fit; the network is unchanged.
     """
     trained = checkpoint.unet.weights if checkpoint.unet.ema is None else checkpoint.unet.ema
     assert trained is not None  # checked when the file was read
     own = unet.state_dict()
     fitting = [key for key, value in own.items() if key in trained and trained[key].shape == value.shape]
     if 2 * len(fitting) < len(own):
-        raise ValueError(
-            f"only {len(fitting)} of {len(own)} weights fit: it is of another network, {checkpoint.unet.config}"
+        raise OtherNetworkError(
+            f"only {len(fitting)} of {len(own)} weights fit: they are of another network, {checkpoint.unet.config}"
         )
     for key in fitting:
         own[key].copy_(trained[key])
-    told = [_take_part(unet, checkpoint, key, own[key], trained.get(key)) for key in own.keys() - set(fitting)]
-    return sorted(told) + [f"{key} has no place in this network" for key in sorted(trained.keys() - own.keys())]
+    others = [_copy_part(unet, checkpoint, key, own[key], trained.get(key)) for key in own.keys() - set(fitting)]
+    return sorted(others) + [f"{key} has no place in this network" for key in sorted(trained.keys() - own.keys())]
 
 
-def _take_part(unet: UNet, checkpoint: Checkpoint, key: str, value: torch.Tensor, trained: torch.Tensor | None) -> str:
-    """What becomes of a weight that does not fit."""
+def _copy_part(unet: UNet, checkpoint: Checkpoint, key: str, value: torch.Tensor, trained: torch.Tensor | None) -> str:
+    """Copy the part of a weight that fits, if any; returns the line that reports it."""
     if trained is None:
-        return f"{key} is left as initialised: there was none"
+        return f"{key} is left as initialised: the checkpoint has none"
     before, now = checkpoint.unet.config, unet.config
     grown = before.in_channels == now.in_channels and before.condition_channels < now.condition_channels
     if key == FIRST and grown and trained.shape[0] == value.shape[0]:
         channels = trained.shape[1]
         value.zero_()
         value[:, :channels].copy_(trained)
-        return f"{key} begins at zero for {value.shape[1] - channels} input channels that are new"
-    return f"{key} is left as initialised: its shape is {tuple(value.shape)}, and was {tuple(trained.shape)}"
+        return f"{key} begins at zero for {value.shape[1] - channels} new input channels"
+    return f"{key} is left as initialised: its shape is {tuple(value.shape)}, the checkpoint's {tuple(trained.shape)}"
+
+
+def load_trained(
+    path: Path, num_steps: int, c_lambda: float, config: str | os.PathLike[str] | None = None
+) -> Checkpoint:
+    """The checkpoint whose weights a run begins with.
+
+    Args:
+        path: the file, ours or of another program.
+        num_steps: T,
+        c_lambda: and the noise scale, for files that leave them out.
+        config: the YAML file of a network of the original BBDM.
+    """
+    try:
+        return load_checkpoint(path, config=config)
+    except ValueError:
+        return load_checkpoint(path, num_steps, c_lambda, config=config)
+
+
+def begin_from(trained: Checkpoint, path: Path, unet: UNet, bridge: Bridge, codec: Codec | None) -> list[str]:
+    """Copy the weights of a trained network; returns a line for each difference from its training.
+
+    Args:
+        trained: the content of the file
+        path: ``path``.
+        unet: the network of the run,
+        bridge: its bridge
+        codec: and its codec.
+
+    Raises:
+        OtherNetworkError: the weights are of another network.
+    """
+    try:
+        differences = copy_weights(unet, trained)
+    except OtherNetworkError as error:
+        raise OtherNetworkError(f"{path}: {error}") from error
+    if trained.bridge != bridge:
+        differences.append(f"it was trained as {trained.bridge}, and this run is {bridge}")
+    stored = trained.codec
+    if (stored is None) != (codec is None) or (stored and codec and not stored.same_latents(codec)):
+        differences.append("it was trained in another space: of pictures, or of another VQGAN's latents")
+    return [f"{path}: {line}" for line in differences]

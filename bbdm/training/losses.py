@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from bbdm.bridges import Bridge
 from bbdm.training.config import Loss
 
-HUBER_DELTA = 0.1  # errors below are squared, of predictions on the scale of pictures in [-1, 1]
+HUBER_DELTA = 0.1  # errors below it are squared; predictions are on the scale of pictures in [-1, 1]
 
 
 def bridge_loss(
@@ -31,16 +31,16 @@ def bridge_loss(
 
     Args:
         unet: called as unet(x_t, t, condition).
-        bridge: gives x_t and the target.
+        bridge: defines x_t and the target.
         x0: (B, C, H, W) target images.
         y: (B, C, H, W) source images.
         t: (B,) integer times.
         noise: (B, C, H, W) standard normals, in place of ``seeds`` and ``step``.
         loss: ``l1`` (the papers'), ``l2`` or ``huber``, which is l2 for small errors and l1 for large ones.
-        condition: what the network is conditioned on; the source, where it is conditional.
-        seeds: (B,) int64, one an image, from which the noise is drawn, with
+        condition: (B, C, H, W) condition of the network, or None; in training, the source.
+        seeds: (B,) int64, one for each image; the noise is a function of the seed and
         step: the optimizer step.
-        per_image: give the mean over each image, (B,), in place of a scalar.
+        per_image: return the mean over each image, (B,), in place of a scalar.
     """
     x_t, target = bridge.add_noise(x0, y, t, noise, seeds=seeds, step=step)
     prediction = unet(x_t, t, condition).to(target.dtype)

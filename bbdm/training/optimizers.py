@@ -1,4 +1,4 @@
-"""Optimizers, and the original BBDM's schedule: a learning rate that falls when the loss has stopped falling."""
+"""Optimizers, and the original BBDM's schedule: a learning rate that falls when the loss stops falling."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from bbdm.networks.unet import UNet
 from bbdm.training.config import TrainConfig
 
 FACTOR = 0.5
-THRESHOLD = 1e-4  # a loss is lower where it is lower by this part of the lowest
+THRESHOLD = 1e-4  # relative decrease that counts as a lower loss
 LOWEST_RATE = 5e-7
 
 
 def make_optimizer(unet: UNet, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of a network's weights, in one kernel where the device has it."""
+    """The optimizer of a network's weights, fused into one kernel where the device supports it."""
 
     def make(fused: bool) -> torch.optim.Optimizer:
         if config.optimizer == "adamw":
@@ -27,26 +27,25 @@ def make_optimizer(unet: UNet, config: TrainConfig) -> torch.optim.Optimizer:
 
     try:
         return make(fused=True)
-    except RuntimeError:  # a device without
+    except RuntimeError:  # not on this device
         return make(fused=False)
 
 
 @dataclass
 class Plateau:
-    """Halves the learning rate after ``patience`` optimizer steps without a lower loss, then rests for as
-    many.
+    """Halves the learning rate after ``patience`` optimizer steps without a lower loss, then rests as long.
 
-    What torch's ReduceLROnPlateau does, called after each optimizer step with BBDM's numbers.
+    It equals torch's ReduceLROnPlateau, called after each optimizer step with BBDM's numbers.
     """
 
     patience: int
-    lowest: float = math.inf  # loss so far
+    lowest: float = math.inf  # the lowest loss so far
     waited: int = 0  # steps since then
-    resting: int = 0  # steps that are left of a rest
+    resting: int = 0  # steps left of a rest
     scale: float = 1.0
 
     def update(self, loss: float) -> None:
-        """Take in the loss of an optimizer step."""
+        """Update with the loss of an optimizer step."""
         if loss < self.lowest * (1 - THRESHOLD):
             self.lowest, self.waited = loss, 0
         else:
@@ -59,9 +58,9 @@ class Plateau:
             self.waited, self.resting = 0, self.patience
 
     def rate(self, learning_rate: float) -> float:
-        """The learning rate to go on with, never raised."""
+        """The learning rate after the reductions so far; never above the given one."""
         return min(learning_rate, max(LOWEST_RATE, learning_rate * self.scale))
 
     def state(self) -> dict[str, Any]:
-        """Plain values to go on from; ``patience`` is a setting."""
+        """Plain values from which a run resumes; ``patience`` is a setting."""
         return {name: value for name, value in asdict(self).items() if name != "patience"}

@@ -1,4 +1,4 @@
-"""Grids and scores of the validation pairs while a bridge trains."""
+"""Callbacks that translate validation pairs during training: grids of results, and their scores."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ PREVIEW_PAIRS = 8
 
 
 class Previews(Callback):
-    """Grids of (source, result, target) of the first validation pairs, seed 0, as ``epoch_N.png`` and in
-    TensorBoard.
+    """Writes grids of (source, result, target) of the first validation pairs.
 
-    They come each ``preview_every`` epochs and after the last, where there are validation pairs.
+    A grid is ``epoch_N.png`` and an image in TensorBoard, written each ``preview_every`` epochs and after the
+    last, if there are validation pairs. The seed is 0.
     """
 
     def after_epoch(self, trainer: Run, metrics: dict[str, Any]) -> None:
-        """Draw and write the grid."""
+        """Write the grid of the epoch, if one is due."""
         pairs = trainer.validation
         if pairs is None or not trainer.processes.first or not due(trainer):
             return
@@ -41,23 +41,23 @@ class Previews(Callback):
 
 
 class ValidationScores(Callback):
-    """Scores of the translated validation pairs, such as FID, among the metrics of an epoch.
+    """Adds scores of the translated validation pairs, such as FID, to the metrics of an epoch.
 
-    They come when :class:`Previews` do. Pair i has the seed i, and the averaged weights translate it with the
-    sampler's own solver and number of steps. Several processes share the pairs.
+    They are due when :class:`Previews` are. The averaged weights translate pair i with seed i and the
+    sampler's default solver and steps. Several processes share the pairs.
 
     Args:
-        scores: what counts them, one result of each pair.
+        scores: computes them, of one result for each pair.
     """
 
     def __init__(self, scores: Scores) -> None:
         self.scores = scores
 
     def begin(self, trainer: Run) -> None:
-        """Refuse a run without validation pairs.
+        """Check that there are validation pairs.
 
         Raises:
-            ValueError: there are none, or one where FID is asked for.
+            ValueError: there are none, or only one for FID.
         """
         least = 2 if "fid" in self.scores.metrics else 1
         if trainer.validation is None or len(trainer.validation) < least:
@@ -65,22 +65,24 @@ class ValidationScores(Callback):
             raise ValueError(f"{', '.join(self.scores.metrics)} need {least} validation pairs, and there are {count}")
 
     def after_epoch(self, trainer: Run, metrics: dict[str, Any]) -> None:
-        """Translate this process's share, and add the scores of all to the metrics, in the first process."""
+        """Translate this process's share, and in the first process add the scores of all to the metrics."""
         if trainer.validation_batches is None or not due(trainer):
             return
         self.scores.reset()
         sampler = BridgeSampler(trainer.ema.unet, trainer.bridge, codec=trainer.codec)
         share, done = trainer.validation_share(), 0
         for y, x0 in trainer.validation_batches(share):
-            if trainer.processes.count == 1:  # several have not all the same number of batches
+            if trainer.processes.count == 1:  # several may have different numbers of batches
                 trainer.check_stop()
             results = sampler(y, seed=share[done : done + len(y)])
             done += len(y)
-            found, wanted = (
-                torch.stack([torch.from_numpy(images.to_pixels(images.to_pil(v))) for v in side])
-                for side in (results, x0)
-            )
+            found, wanted = (torch.stack([_pixels(v) for v in side]) for side in (results, x0))
             self.scores.update(found[:, None], wanted)
         self.scores.collect(trainer.processes)
         if trainer.processes.first:
             metrics.update(self.scores.compute())
+
+
+def _pixels(image: torch.Tensor) -> torch.Tensor:
+    """(3, H, W) uint8 of the picture of a (1 or 3, H, W) tensor in [-1, 1]."""
+    return torch.from_numpy(images.to_pixels(images.to_pil(image)))

@@ -1,4 +1,4 @@
-"""Where the time of a training run goes."""
+"""A callback that measures the parts of a training step."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from bbdm.training.callback import Callback, Run
 from bbdm.training.run_folder import TRACE
 from bbdm.training.step import unmeasured
 
-WARMUP, TIMED, TRACED = 5, 20, 3  # optimizer steps: until all is warm, timed by part, recorded by operator
-OPERATORS = 12  # that are told
+WARMUP, TIMED, TRACED = 5, 20, 3  # optimizer steps: to warm up, timed by part, recorded by operator
+OPERATORS = 12  # number of operators printed
 
 
 @contextmanager
@@ -27,31 +27,31 @@ def _recorded(name: str) -> Iterator[None]:
 
 
 class Profile(Callback):
-    """Prints what each part of a step takes, and the slowest operators; leaves a trace in the run's folder.
+    """Prints the time of each part of a step and the slowest operators, and writes a trace to the folder.
 
-    After some steps to warm up, the parts of further ones are timed, and then a few are recorded, which slows
-    them. On a GPU each part waits for its work, so that nothing overlaps. Of several processes the first
-    tells of itself.
+    After some steps to warm up, the parts of the next ones are timed; then a few are recorded, which slows
+    them. On a GPU each part waits for its work, so that nothing overlaps. Of several processes the first is
+    measured.
     """
 
     def __init__(self) -> None:
-        self.steps = 0  # seen
-        self.seconds: dict[str, float] = defaultdict(float)  # of each part, in the steps that are timed
-        self.began = 0.0  # when those began
+        self.steps = 0  # since the run began
+        self.seconds: dict[str, float] = defaultdict(float)  # of each part, over the timed steps
+        self.began = 0.0  # when the timed steps began
         self.recording: profile | None = None
 
     def begin(self, trainer: Run) -> None:
-        """Refuse a run that is too short.
+        """Check that the run is long enough.
 
         Raises:
-            ValueError: fewer steps are left than a profile takes.
+            ValueError: fewer steps are left than a profile needs.
         """
         left = trainer.config.epochs * trainer.steps_per_epoch - trainer.step
         if left < WARMUP + TIMED + TRACED:
             raise ValueError(f"a profile takes {WARMUP + TIMED + TRACED} optimizer steps, and {left} are left")
 
     def after_step(self, trainer: Run, loss: float) -> None:
-        """Begin or end to time and to record, where it is time to."""
+        """Start and stop timing and recording."""
         if not trainer.processes.first:
             return
         self.steps += 1
@@ -59,7 +59,7 @@ class Profile(Callback):
             self.began = time.perf_counter()
             trainer.measure_parts(self._timed)
         elif self.steps == WARMUP + TIMED:
-            self._tell_parts(time.perf_counter() - self.began, trainer.config.batch_size)
+            self._print_parts(time.perf_counter() - self.began, trainer.config.batch_size)
             trainer.measure_parts(_recorded)
             gpu = [ProfilerActivity.CUDA] if trainer.device.type == "cuda" else []
             self.recording = profile(activities=[ProfilerActivity.CPU, *gpu])
@@ -69,12 +69,12 @@ class Profile(Callback):
             self.recording.stop()
             path = trainer.folder / TRACE
             self.recording.export_chrome_trace(str(path))
-            self._tell_operators(self.recording, trainer.device.type)
+            self._print_operators(self.recording, trainer.device.type)
             tqdm.write(f"{path} shows all of these steps in https://ui.perfetto.dev")
             self.recording = None
 
     def end(self, trainer: Run) -> None:
-        """Stop recording, where the run ends before."""
+        """Stop recording if the run ends during it."""
         if self.recording is not None:
             self.recording.stop()
 
@@ -86,14 +86,14 @@ class Profile(Callback):
             torch.cuda.synchronize()
         self.seconds[name] += time.perf_counter() - began
 
-    def _tell_parts(self, total: float, batch_size: int) -> None:
+    def _print_parts(self, total: float, batch_size: int) -> None:
         step = total / TIMED
         tqdm.write(f"{TIMED} steps of {batch_size} pairs, {1e3 * step:.1f} ms each, {batch_size / step:.1f} images/s")
         rest = {"rest": total - sum(self.seconds.values())}
         for name, seconds in [*self.seconds.items(), *rest.items()]:
             tqdm.write(f"{name:20} {1e3 * seconds / TIMED:8.1f} ms {100 * seconds / total:5.1f} %")
 
-    def _tell_operators(self, recording: profile, device: str) -> None:
+    def _print_operators(self, recording: profile, device: str) -> None:
         def own(operator: FunctionEventAvg) -> float:
             return operator.self_device_time_total if device == "cuda" else operator.self_cpu_time_total
 

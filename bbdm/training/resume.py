@@ -1,4 +1,4 @@
-"""Whether a run can begin with its network and pairs, or go on from a checkpoint, which must be of the same run."""
+"""Checks that a run can begin with its network and pairs, or resume from a checkpoint of the same run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ from bbdm.bridges import Bridge
 from bbdm.codec import Codec
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset
-from bbdm.files.content import Checkpoint
+from bbdm.files.content import Checkpoint, CodecState
 from bbdm.networks.unet import UNetConfig
 from bbdm.training.config import FREE, TrainConfig
+
+
+class OtherRunError(ValueError):
+    """A checkpoint was trained with other settings or pairs."""
+
+
+class OtherCodecError(ValueError):
+    """A checkpoint was trained in another space."""
 
 
 def check_start(
@@ -23,13 +31,14 @@ def check_start(
     codec: Codec | None,
     processes: int,
 ) -> None:
-    """Raise ValueError where a network cannot be trained on pairs; see :class:`bbdm.training.trainer.Trainer`."""
+    """Raise ValueError where a network cannot be trained on pairs or their latents."""
     if len(train) < config.batch_size:
         raise ValueError(f"batch_size {config.batch_size} is more than the number of training pairs, {len(train)}")
-    parts = config.grad_accumulation * processes
-    if config.batch_size % parts:
-        told = f"{processes} processes with grad_accumulation={config.grad_accumulation}"
-        raise ValueError(f"batch_size {config.batch_size} does not split into equal parts for {told}")
+    if config.batch_size % (config.grad_accumulation * processes):
+        raise ValueError(
+            f"batch_size {config.batch_size} does not split into equal parts for "
+            f"{processes} processes with grad_accumulation={config.grad_accumulation}"
+        )
     channels, stride = (train.channels, 1) if codec is None else (codec.channels, codec.stride)
     if unet.in_channels != channels:
         kind = "pairs" if codec is None else "latents"
@@ -47,6 +56,33 @@ def check_start(
             raise ValueError(f"flip must be that of the latents in {train.folder}, {train.flip}, got {config.flip}")
 
 
+def describe_pairs(train: PairedDataset | LatentDataset) -> dict[str, Any]:
+    """The properties of the training pairs that must stay the same when a run resumes."""
+    pairs = train.dataset if isinstance(train, LatentDataset) else train
+    return {
+        "image_size": train.image_size,
+        "direction": train.direction,
+        "number": len(train),
+        "names": pairs.names_digest(),
+    }
+
+
+def describe_run(
+    unet: UNetConfig,
+    bridge: Bridge,
+    config: TrainConfig,
+    train: PairedDataset | LatentDataset,
+    validation: PairedDataset | None,
+    codec: Codec | None,
+) -> dict[str, Any]:
+    """The settings of a run, for its folder."""
+    settings = {"train": asdict(config), "unet": asdict(unet), "bridge": bridge.config()}
+    settings |= {} if codec is None else {"codec": codec.config()}
+    counts = {"training": len(train), "validation": 0 if validation is None else len(validation)}
+    kind = {"image_size": train.image_size, "direction": train.direction, "channels": train.channels}
+    return {**settings, "pairs": {**counts, **kind}}
+
+
 def training_state(
     path: Path,
     checkpoint: Checkpoint,
@@ -59,18 +95,19 @@ def training_state(
 
     Args:
         path: its file, for errors.
-        checkpoint: what was read.
-        unet: the network's,
-        bridge: and
-        config: the run's settings now.
-        pairs: what of them must not change: image_size, direction, number and names.
+        checkpoint: its content.
+        unet: the network's settings,
+        bridge: the bridge and
+        config: the settings of the run now.
+        pairs: see :func:`describe_pairs`.
 
     Raises:
-        ValueError: it has none, or is of another run; the message says in what.
+        ValueError: it has no training state.
+        OtherRunError: it is of another run; the message names the differences.
     """
     state = checkpoint.training
     if state is None or checkpoint.unet.weights is None or checkpoint.unet.ema is None:
-        raise ValueError(f"{path} holds no training state: training can go on only from a run's step_*.pt")
+        raise ValueError(f"{path} holds no training state: a run resumes only from one of its step_*.pt files")
     stored = {**asdict(checkpoint.unet.config), **checkpoint.bridge.config(), **state["config"]}
     asked = {**asdict(unet), **bridge.config(), **asdict(config)}
     changed = [f"{k}={stored[k]}" for k, v in asked.items() if k not in FREE and stored.get(k, v) != v]
@@ -79,27 +116,30 @@ def training_state(
         changed = [f"{k}={old[k]} of the pairs, not {v}" for k, v in new.items() if k != "names" and old[k] != v]
         changed = changed or ["pairs of other names"]
     if changed:
-        raise ValueError(
-            f"{path} was trained with {', '.join(changed)}: "
-            "go on with that, or start anew with --overwrite or in another --experiment folder"
+        raise OtherRunError(
+            f"{path} was trained with {', '.join(changed)}: resume with the same, or begin anew in another folder"
         )
     return state
 
 
-def stored_codec(checkpoint: Checkpoint, codec: Codec | None) -> Codec | None:
-    """The codec with the statistics of a run's, which must be the same otherwise.
+def resumed_codec(stored: CodecState | None, codec: Codec | None) -> Codec | None:
+    """The codec of a run that resumes, with the stored statistics.
+
+    Args:
+        stored: the codec in the checkpoint.
+        codec: the codec that was given; it must be the same, and normalise if the stored one does.
 
     Raises:
-        ValueError: it is another one.
+        OtherCodecError: it is another one.
     """
-    stored = checkpoint.build_codec()
-    descriptions = [None if each is None else each.description() for each in (stored, codec)]
-    normalises = [each is not None and each.statistics is not None for each in (stored, codec)]
-    if descriptions[0] != descriptions[1] or normalises[0] != normalises[1]:
-        flags = "without -vq" if stored is None else "with -vq and the same VQGAN, "
-        if stored is not None:
-            flags += f"{'without' if stored.statistics is None else 'with'} --normalize_latents"
-        raise ValueError(f"training can go on only in the space where it began: {flags}")
-    if codec is not None and stored is not None and stored.statistics is not None:
-        return codec.with_statistics(stored.statistics)
-    return codec
+    if stored is None and codec is None:
+        return None
+    if stored is None:
+        raise OtherCodecError("training can resume only in the space where it began: without a codec")
+    normalises = stored.statistics is not None
+    if codec is None or not stored.same_latents(codec) or (codec.statistics is not None) != normalises:
+        raise OtherCodecError(
+            "training can resume only in the space where it began: "
+            f"with the same codec, {'with' if normalises else 'without'} normalised latents"
+        )
+    return codec if stored.statistics is None else codec.with_statistics(stored.statistics)

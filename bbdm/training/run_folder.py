@@ -1,7 +1,7 @@
-"""The folder of a training run: checkpoints to go on from, the best one, and what is told of the run.
+"""The folder of a training run: checkpoints, metrics, settings and previews.
 
-``step_N.pt`` are whole states after N optimizer steps, the newest few of them; ``best.pt`` has the weights of
-the lowest validation loss alone.
+``step_N.pt`` is the whole state after N optimizer steps; the newest few are kept. ``best.pt`` has only the
+weights of the lowest validation loss.
 """
 
 from __future__ import annotations
@@ -23,12 +23,24 @@ METRICS, CONFIG, SUMMARY, BEST, EVENTS = "metrics.jsonl", "config.json", "summar
 TRACE = "trace.json"
 
 
+class UnreadableRunError(ValueError):
+    """A run's folder has checkpoints, and all are damaged."""
+
+
+class LaterStepsError(ValueError):
+    """A run's folder has checkpoints of later steps than the run that begins."""
+
+
+class FolderInUseError(ValueError):
+    """Another run works in the folder."""
+
+
 class RunFolder:
     """A run's folder.
 
     Args:
-        path: the folder, which need not be there yet.
-        keep: how many of the newest checkpoints stay.
+        path: the folder, which need not exist yet.
+        keep: number of newest checkpoints that are kept.
     """
 
     def __init__(self, path: Path, keep: int) -> None:
@@ -38,31 +50,31 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """Weights of the lowest validation loss."""
+        """The file of the weights with the lowest validation loss."""
         return self.path / BEST
 
     @property
     def events(self) -> Path:
-        """TensorBoard's."""
+        """The folder of TensorBoard's files."""
         return self.path / EVENTS
 
     def checkpoint(self, step: int) -> Path:
-        """Where the state after so many optimizer steps is kept."""
+        """The file of the state after ``step`` optimizer steps."""
         return self.path / f"step_{step:08d}.pt"
 
     def checkpoints(self) -> dict[int, Path]:
-        """Those that are there, by step, the newest first; whether they can be read is not known yet."""
+        """The existing checkpoints by step, the newest first; some may be damaged."""
         named = [path.stem.removeprefix("step_") for path in self.path.glob("step_*.pt")]
         steps = sorted((int(step) for step in named if step.isdigit()), reverse=True)
         return {step: self.checkpoint(step) for step in steps}
 
     def newest(self) -> tuple[Path, Checkpoint] | None:
-        """The newest checkpoint that is whole, with its content; None where there are none at all.
+        """The newest undamaged checkpoint, with its content; None if there are no checkpoints.
 
-        Damaged ones that are newer get another name, ``*.damaged``.
+        Damaged ones that are newer are renamed to ``*.damaged``.
 
         Raises:
-            ValueError: there are some, and all are damaged.
+            UnreadableRunError: all are damaged.
         """
         damaged: list[Path] = []
         for path in self.checkpoints().values():
@@ -76,16 +88,16 @@ class RunFolder:
                 other.rename(other.with_name(f"{other.name}.damaged"))
             return path, checkpoint
         if damaged:
-            raise ValueError(f"no checkpoint in {self.path} can be read: --overwrite starts the run anew")
+            raise UnreadableRunError(f"no checkpoint in {self.path} can be read: all {len(damaged)} are damaged")
         return None
 
     def forget_after(self, step: int) -> None:
-        """Delete the checkpoints of later steps; with step 0, all but what :meth:`begin` makes anew.
+        """Delete the checkpoints after a step; with step 0 also the best weights, the trace and the events.
 
         Raises:
-            ValueError: another run is at work in the folder.
+            FolderInUseError: another run works in the folder.
         """
-        self._take()
+        self._lock_folder()
         for other, path in self.checkpoints().items():
             if other > step:
                 path.unlink()
@@ -95,16 +107,24 @@ class RunFolder:
             shutil.rmtree(self.events, ignore_errors=True)
         self._lock.release()
 
-    def begin(self, epochs: int, config: dict[str, Any]) -> None:
-        """Make the folder ready for a run that begins, or goes on after so many epochs.
+    def check_later(self, step: int) -> None:
+        """Raise LaterStepsError where the folder has checkpoints after a step."""
+        later = [each for each in self.checkpoints() if each > step]
+        if later:
+            raise LaterStepsError(
+                f"{self.path} holds a run of {max(later)} steps already, and this one would begin at {step}: "
+                "Trainer.resume_newest() resumes it"
+            )
 
-        What a killed process left half written is removed, and what is told of later epochs: lines of the
-        metrics, grids, the summary.
+    def begin(self, epochs: int, config: dict[str, Any]) -> None:
+        """Prepare the folder for a run that begins, or resumes after ``epochs`` epochs.
+
+        Half-written files of killed processes are deleted, and metrics, grids and summary of later epochs.
 
         Raises:
-            ValueError: another run is at work in the folder.
+            FolderInUseError: another run works in the folder.
         """
-        self._take()
+        self._lock_folder()
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink()
         metrics = self.path / METRICS
@@ -118,18 +138,18 @@ class RunFolder:
         (self.path / SUMMARY).unlink(missing_ok=True)
         self._write(CONFIG, config)
 
-    def _take(self) -> None:
+    def _lock_folder(self) -> None:
         """Keep other runs out of the folder."""
         make_folder(self.path)
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
-            raise ValueError(f"another run is at work in {self.path}: --experiment gives a folder of its own") from None
+            raise FolderInUseError(f"another run works in {self.path}: each needs a folder of its own") from None
         except NotImplementedError:
-            log.warning("%s cannot be locked on its file system: keep to one run in it", self.path)
+            log.warning("%s cannot be locked on its file system: start only one run in it", self.path)
 
     def end(self) -> None:
-        """Leave the folder to other runs."""
+        """Let other runs use the folder."""
         self._lock.release()
 
     def prune(self) -> None:
@@ -143,7 +163,7 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def write_summary(self, about: dict[str, Any]) -> None:
-        """Write what the whole run came to: the metrics of its last epoch, and more."""
+        """Write the summary of the whole run: the metrics of its last epoch, and ``about``."""
         records = (self.path / METRICS).read_text().splitlines()
         self._write(SUMMARY, {**(json.loads(records[-1]) if records else {}), **about})
 

@@ -1,7 +1,7 @@
 """One optimizer step of a training run: a batch of pairs in, new weights and their moving average out.
 
-Times, noise and flips of a sample are a function of (run seed, optimizer step, index in the batch), so a run
-that goes on from a checkpoint sees what the undisturbed run would have seen.
+Times, noise and flips of a sample are a function of (run seed, optimizer step, index in the batch), so a
+resumed run draws the same ones as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -24,40 +24,41 @@ from bbdm.training.losses import bridge_loss
 from bbdm.training.optimizers import Plateau, make_optimizer
 from bbdm.training.tracking import Tracker
 
+VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values above those of optimizer steps
 AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def sample_seeds(run_seed: int, first: int, count: int, device: torch.device) -> torch.Tensor:
-    """(count,) seeds of the samples ``first``.. of a batch: low word the run's seed, high word the sample's index."""
+    """(count,) seeds of samples ``first``.. of a batch: the run's seed as low word, the index as high."""
     return run_seed + (torch.arange(first, first + count, device=device) << 32)
 
 
 def mixed(seed: int, number: int) -> int:
-    """A seed of 32 bits, which are all that a generator reads, of a run's seed and a number."""
+    """A 32-bit seed from a run's seed and a number; a generator reads no more bits."""
     return (seed * 0x9E3779B9 + number) % 2**32
 
 
-def _both_ways(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch mirrored, and as it is: pictures (B, C, H, W), or latents of both, (B, 2, C, H, W)."""
+def _mirrored_and_plain(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch mirrored, and unchanged: of pictures (B, C, H, W), or of latents of both, (B, 2, C, H, W)."""
     return (v[:, 1], v[:, 0]) if v.ndim == 5 else (v.flip(-1), v)
 
 
 def unmeasured(part: str) -> AbstractContextManager[None]:
-    """What stands around a part of a step that nobody measures."""
+    """The context of a part of a step that is not measured."""
     del part
     return nullcontext()
 
 
 class TrainStep:
-    """What an optimizer step needs and changes.
+    """An optimizer step as a function of a batch, with the state that it changes.
 
     Args:
         unet: the network, on the device to train on.
-        bridge: what to train it on.
-        config: how.
-        codec: what takes pictures to the space of the bridge, on that device; None to train in image space.
-        processes: those that share the work.
-        latents: whether batches come as latents, and not as pictures.
+        bridge: the bridge to train it on.
+        config: the settings of the run.
+        codec: encodes pictures into the space of the bridge, on that device; None to train in image space.
+        processes: the processes that share the work.
+        latents: whether batches are latents, not pictures.
         total: optimizer steps of the whole run, for the learning rate.
     """
 
@@ -85,11 +86,11 @@ class TrainStep:
         self.optimizer = make_optimizer(unet, config)
         self.plateau = Plateau(config.plateau_patience)
         self.scaler = GradScaler(self.device.type, enabled=config.precision == "fp16")
-        self.tracker: Tracker | None = None  # what is told of losses and gradients
-        self.part: Callable[[str], AbstractContextManager[None]] = unmeasured  # stands around each part of a step
+        self.tracker: Tracker | None = None  # TensorBoard, for losses and gradients
+        self.part: Callable[[str], AbstractContextManager[None]] = unmeasured  # entered around each part of a step
 
     def state(self) -> dict[str, Any]:
-        """What :meth:`load` goes on from, besides the network and its average."""
+        """The state that :meth:`load` restores, besides the network and its average."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -97,15 +98,15 @@ class TrainStep:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state` of the same settings."""
+        """Restore a :meth:`state` of the same settings."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.plateau = Plateau(self.config.plateau_patience, **state["plateau"])
 
     def __call__(self, y: torch.Tensor, x0: torch.Tensor, step: int) -> float:
-        """Do optimizer step ``step`` on a batch of sources and targets as the data set has them.
+        """Do optimizer step ``step`` on a batch of sources and targets from the data set.
 
-        Of several processes, each has its share of the batch, and all give the loss of the whole.
+        Each of several processes passes its share of the batch; all return the loss of the whole batch.
 
         Returns:
             The loss before the step.
@@ -120,12 +121,12 @@ class TrainStep:
         loss = self._gradients(y, x0, step)
         with self.part("optimizer"):
             norm = self._gradient_norm(step)
-            self.scaler.step(self.optimizer)  # not where a gradient has left the range of float16
+            self.scaler.step(self.optimizer)  # skipped where a gradient overflows float16
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
         with self.part("average of weights"):
             self.ema.update(self.unet, step)
-        mean = self.processes.sum(loss.item()) / self.processes.count  # which waits for the device
+        mean = self.processes.sum(loss.item()) / self.processes.count  # waits for the device
         self.plateau.update(mean)
         if self.tracker is not None and norm is not None and self.tracker.due(step + 1):
             self.tracker.write_losses(step + 1)
@@ -133,7 +134,7 @@ class TrainStep:
         return mean
 
     def _gradients(self, y: torch.Tensor, x0: torch.Tensor, step: int) -> torch.Tensor:
-        """Leave the gradients of the batch, computed in parts, in the network; the loss of this process's share."""
+        """Compute the gradients of the batch, part by part; returns the loss of this process's share."""
         parts = self.config.grad_accumulation
         seeds = sample_seeds(self.config.seed, self.processes.rank * len(y), len(y), self.device)
         total = torch.zeros((), device=self.device)
@@ -147,20 +148,20 @@ class TrainStep:
         return total
 
     def _part_loss(self, y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int) -> torch.Tensor:
-        """The loss of pairs as the data set has them, each of a seed."""
+        """The loss of pairs from the data set, one seed for each."""
         with self.part("mirror, encode"):
             if self.config.flip:
                 mirrored = philox.flips(seeds, step)[:, None, None, None]
-                y, x0 = (torch.where(mirrored, *_both_ways(v)) for v in (y, x0))
+                y, x0 = (torch.where(mirrored, *_mirrored_and_plain(v)) for v in (y, x0))
             y, x0 = self.encode(y, "source", self.latents), self.encode(x0, "target", self.latents)
         with self.part("forward"):
-            losses = self.losses(self.network, y, x0, seeds, step)
+            losses, t = self.losses(self.network, y, x0, seeds, step)
         if self.tracker is not None:
-            self.tracker.add_losses(losses, philox.timesteps(seeds, step, *self.bridge.train_range))
+            self.tracker.add_losses(losses, t)
         return losses.mean()
 
     def _gradient_norm(self, step: int) -> torch.Tensor | None:
-        """The norm of all gradients, which are cut where that is asked for; None where nobody needs it."""
+        """The norm of all gradients before they are clipped, or None where nothing needs it."""
         if self.config.grad_clip:
             return torch.nn.utils.clip_grad_norm_(self.unet.parameters(), self.config.grad_clip)
         if self.tracker is not None and self.tracker.due(step + 1):
@@ -174,13 +175,20 @@ class TrainStep:
         v = self.codec.normalize(v, role) if latents else self.codec.encode(v, role)
         return v.contiguous(memory_format=torch.channels_last)
 
+    @torch.no_grad()
+    def validation_loss(self, y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor) -> float:
+        """The averaged weights' loss, the mean over VALIDATION_STEPS and the sum over pairs of pictures."""
+        y, x0 = self.encode(y, "source"), self.encode(x0, "target")
+        losses = [self.losses(self.ema.unet, y, x0, seeds, step)[0].sum().item() for step in VALIDATION_STEPS]
+        return sum(losses) / len(losses)
+
     def losses(
         self, network: Callable[..., torch.Tensor], y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int
-    ) -> torch.Tensor:
-        """The loss of each pair in the bridge's space, (B,), at times and noise of its seed and the step."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses and times, both (B,), of pairs in the space of the bridge, drawn from seeds and step."""
         t = philox.timesteps(seeds, step, *self.bridge.train_range)
         condition = y if self.unet.config.condition_channels else None
         drawn: dict[str, Any] = {"condition": condition, "seeds": seeds, "step": step}
         dtype = AUTOCAST.get(self.config.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            return bridge_loss(network, self.bridge, x0, y, t, loss=self.config.loss, per_image=True, **drawn)
+            return bridge_loss(network, self.bridge, x0, y, t, loss=self.config.loss, per_image=True, **drawn), t

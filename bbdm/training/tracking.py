@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a training run, where it is installed; nothing otherwise."""
+"""A training run in TensorBoard, where it is installed; without it, nothing is written."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ QUARTERS = 4
 
 
 class Tracker:
-    """Events of a run in a folder.
+    """Writes the events of a run.
 
     Args:
-        folder: where they go.
-        step: optimizer steps done; what an earlier process wrote of later ones is not shown.
+        folder: the folder of the events.
+        step: optimizer steps done; points that an earlier process wrote of later steps are not shown.
         times: the lowest and the highest t of training.
-        device: of the losses.
+        device: the device of the losses.
     """
 
     def __init__(self, folder: Path, step: int, times: tuple[int, int], device: torch.device) -> None:
@@ -31,20 +31,20 @@ class Tracker:
         else:
             self._writer = SummaryWriter(str(folder), purge_step=step + 1)
         self.low, self.high = times
-        self._sums = torch.zeros(2, QUARTERS, device=device)  # of losses, and how many
+        self._sums = torch.zeros(2, QUARTERS, device=device)  # sums of losses, and their counts
 
     def due(self, step: int) -> bool:
-        """Whether there is a point after so many optimizer steps."""
+        """Whether a point is written after optimizer step ``step``, counted from 1."""
         return self._writer is not None and step % EVERY == 0
 
     def add_losses(self, losses: torch.Tensor, t: torch.Tensor) -> None:
-        """Take in the losses (B,) of images at times t (B,)."""
+        """Add the losses (B,) of images at times t (B,)."""
         if self._writer is not None:
             quarter = (t - self.low) * QUARTERS // (self.high - self.low + 1)
             self._sums.index_add_(1, quarter, torch.stack([losses.detach().float(), torch.ones_like(losses)]))
 
     def write_losses(self, step: int) -> None:
-        """A point of the mean losses of each quarter of t since the last one."""
+        """Write the mean loss of each quarter of t since the last point."""
         if self._writer is not None:
             for quarter, (total, count) in enumerate(self._sums.T.tolist(), start=1):
                 if count:
@@ -52,18 +52,23 @@ class Tracker:
             self._sums.zero_()
 
     def write(self, step: int, **values: float) -> None:
-        """A point of each of some values."""
+        """Write a point of each value."""
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
 
+    def write_epoch(self, step: int, record: dict[str, float]) -> None:
+        """Write a point of each metric of an epoch, except those that are written by step."""
+        shown = record.keys() - {"epoch", "step", "loss", "learning_rate"}
+        self.write(step, **{name: record[name] for name in sorted(shown)}, **{"loss of the epoch": record["loss"]})
+
     def write_image(self, step: int, name: str, image: Image.Image) -> None:
-        """A picture."""
+        """Write a picture."""
         if self._writer is not None:
             self._writer.add_image(name, np.asarray(image), step, dataformats="HWC")
 
     def close(self) -> None:
-        """Write what is not on the disk yet; what does not fit there is lost."""
+        """Write the remaining points; a full disk loses them without an error."""
         if self._writer is not None:
             with suppress(OSError):
                 self._writer.close()

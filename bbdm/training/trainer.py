@@ -1,8 +1,7 @@
-"""Training a bridge: the loop over epochs, its checkpoints and what it tells. A step is in
-:mod:`bbdm.training.step`.
+"""Training a bridge: the loop over epochs, and its checkpoints. One step is :mod:`bbdm.training.step`.
 
-The order of an epoch is a function of (run seed, epoch), so a run that goes on from a checkpoint sees what
-the undisturbed run would have seen.
+The order of an epoch is a function of (run seed, epoch), so a resumed run sees the pairs in the same order as
+an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -35,13 +34,16 @@ from bbdm.networks.unet import UNet
 from bbdm.training.callback import Callback
 from bbdm.training.config import TrainConfig
 from bbdm.training.previews import Previews
-from bbdm.training.resume import check_start, stored_codec, training_state
+from bbdm.training.resume import check_start, describe_pairs, describe_run, resumed_codec, training_state
 from bbdm.training.run_folder import RunFolder
 from bbdm.training.step import TrainStep, mixed, sample_seeds
 from bbdm.training.tracking import Tracker
 
 log = logging.getLogger(__name__)
-VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values that no optimizer step reaches
+
+
+class DivergedError(StoppedError):
+    """The loss or the weights are no longer finite."""
 
 
 class Trainer:
@@ -51,14 +53,14 @@ class Trainer:
 
     Args:
         unet: the network, on the device to train on.
-        bridge: what to train it on.
-        config: how.
+        bridge: the bridge to train it on.
+        config: the settings.
         train: pairs to learn from, or their latents; the last short batch of an epoch is dropped.
         validation: pairs for the validation loss and previews, or None.
-        folder: where metrics, previews and checkpoints go.
-        codec: what takes pictures to the space of the bridge; None to train in image space.
-        processes: those that share the work; None for this one alone. The first of them writes.
-        callbacks: what else is done, after :class:`~bbdm.training.previews.Previews`.
+        folder: the folder of metrics, previews and checkpoints.
+        codec: encodes pictures into the space of the bridge; None to train in image space.
+        processes: the processes that share the work; None for this one alone. The first of them writes.
+        callbacks: called after :class:`~bbdm.training.previews.Previews`.
 
     Raises:
         ValueError: fewer pairs than one batch, pictures of a size that the network cannot take, a codec of
@@ -101,18 +103,19 @@ class Trainer:
         loading = (self.share, self.device, config.workers)
         self.train_batches = Batches(train, *loading)
         self.validation_batches = None if validation is None else Batches(validation, *loading)
+        self._validation_names = None if validation is None else validation.names_digest()
         self.best: dict[str, Any] | None = None  # metrics of the epoch with the lowest validation loss
         self._epoch_loss = 0.0  # sum over the steps of this epoch
         self._stop: Callable[[], bool] = lambda: False
 
     @property
     def codec(self) -> Codec | None:
-        """What takes pictures to the space of the bridge, on the device; None in image space."""
+        """Encodes pictures into the space of the bridge, on the device; None in image space."""
         return self.update.codec
 
     @property
     def tracker(self) -> Tracker | None:
-        """TensorBoard, while the run is on, in the process that writes."""
+        """TensorBoard, during the run, in the process that writes; None otherwise."""
         return self.update.tracker
 
     def measure_parts(self, around: Callable[[str], AbstractContextManager[None]]) -> None:
@@ -120,16 +123,19 @@ class Trainer:
         self.update.part = around
 
     def resume(self, path: Path, checkpoint: Checkpoint | None = None) -> None:
-        """Go on from a checkpoint that a run of the same network and bridge wrote, where ``checkpoint`` is
-        its content.
+        """Resume from a checkpoint of the same run.
+
+        Args:
+            path: its file.
+            checkpoint: its content, where it is read already.
 
         Raises:
             ValueError: it has no training state, or is of another network, bridge, codec, number of pairs,
                 size, direction or settings; only those in :data:`~bbdm.training.config.FREE` may change.
         """
         checkpoint = load_checkpoint(path) if checkpoint is None else checkpoint
-        codec = stored_codec(checkpoint, self.codec)
-        state = training_state(path, checkpoint, self.unet.config, self.bridge, self.config, self._pairs())
+        codec = resumed_codec(checkpoint.codec, self.codec)
+        state = training_state(path, checkpoint, self.unet.config, self.bridge, self.config, describe_pairs(self.train))
         assert checkpoint.unet.weights is not None  # checked with the state
         assert checkpoint.unet.ema is not None
         self.update.codec = codec
@@ -138,12 +144,12 @@ class Trainer:
         self.update.load(state)
         self.epoch, self.step = state["epoch"], state["step"]
         self._epoch_loss, self.best = state["epoch_loss"], state["best"]
-        if self.best is not None and state["validation"] != self._validation_names():
+        if self.best is not None and state["validation"] != self._validation_names:
             log.warning("the validation pairs have changed: %s is the best of epochs from here on", self.run.best)
             self.best = None
 
     def resume_newest(self) -> bool:
-        """Go on from the newest whole checkpoint in the run's folder; False where there is none.
+        """Resume from the newest undamaged checkpoint in the run's folder; returns False if there is none.
 
         Raises:
             ValueError: as for :meth:`resume`, or all are damaged.
@@ -158,106 +164,81 @@ class Trainer:
 
         Args:
             progress: show a bar.
-            stop: asked after each step and each batch of validation; once it says True, the run is saved and
-                ends.
+            stop: called after each step and each batch of validation; once it returns True, the run is saved
+                and ends.
 
         Raises:
             ValueError: the folder holds checkpoints of later steps, or a validation picture cannot be read.
-            StoppedError: the loss is not a number any more, a picture cannot be read, the disk is full, or
-                ``stop`` said so. The message says what to do next. Nothing that was saved is lost.
+            StoppedError: the loss is no longer finite, a picture cannot be read, the disk is full, or
+                ``stop`` returned True. The message says what to do next. Nothing that was saved is lost.
         """
-        later = [step for step in self.run.checkpoints() if step > self.step]
-        if later:
-            raise ValueError(
-                f"{self.folder} holds a run of {max(later)} steps already, and this one would begin at {self.step}: "
-                "Trainer.resume_newest(), or the command without --ckpt_path, goes on from there; --overwrite deletes "
-                "it, and --experiment gives another folder"
-            )
+        self.run.check_later(self.step)
         self._stop = stop
         with ExitStack() as ends:
             ends.callback(self.train_batches.close)
             if self.validation_batches is not None:
                 ends.callback(self.validation_batches.close)
                 for _ in self.validation_batches(self.validation_share()):
-                    pass  # read once now, so that a broken picture does not cost an epoch
+                    pass  # a broken picture is found now, not after an epoch
             if self.processes.first:
-                self.run.begin(self.epoch, self._settings())
+                about = (self.unet.config, self.bridge, self.config, self.train, self.validation, self.codec)
+                self.run.begin(self.epoch, describe_run(*about))
                 ends.callback(self.run.end)
                 self.update.tracker = Tracker(self.run.events, self.step, self.bridge.train_range, self.device)
-                ends.callback(self._close_tracker)
+                ends.callback(setattr, self.update, "tracker", None)
+                ends.callback(self.update.tracker.close)
             for callback in self.callbacks:
                 callback.begin(self)
                 ends.callback(callback.end, self)
             self._run_epochs(progress)
-
-    def _settings(self) -> dict[str, Any]:
-        """What the run is, as ``config.json`` has it."""
-        settings = {"train": asdict(self.config), "unet": asdict(self.unet.config), "bridge": self.bridge.config()}
-        settings |= {} if self.codec is None else {"codec": self.codec.config()}
-        counts = {"training": len(self.train), "validation": 0 if self.validation is None else len(self.validation)}
-        kind = {"image_size": self.train.image_size, "direction": self.train.direction, "channels": self.train.channels}
-        return {**settings, "pairs": {**counts, **kind}}
-
-    def _close_tracker(self) -> None:
-        if self.tracker is not None:
-            self.tracker.close()
-        self.update.tracker = None
 
     def _run_epochs(self, progress: bool) -> None:
         try:
             while self.epoch < self.config.epochs:
                 self._run_epoch(progress)
             if self.processes.first:
-                about = {"best": self.best, "machine": machine.describe(self.device, ["bbdm", "torch"])}
-                self.run.write_summary(about)
+                self.run.write_summary({"best": self.best, "machine": machine.describe(self.device, ["bbdm", "torch"])})
         except (OSError, ValueError) as error:
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-            todo = "Make room on the disk" if full else "Mend that"
-            raise StoppedError(f"{error}. {todo}; {self.how_to_go_on()}") from error
+            raise self._stopped(f"{error}", "Make room on the disk" if full else "Correct this") from error
 
     @property
     def learning_rate(self) -> float:
         """Of the last optimizer step."""
         return self.update.optimizer.param_groups[0]["lr"]
 
-    def how_to_go_on(self) -> str:
-        """What is saved, and what the same command will do."""
+    def how_to_resume(self) -> str:
+        """Which step is saved, and from where the same command resumes."""
         saved = next(iter(self.run.checkpoints()), None)
         if saved is None:
             return "nothing is saved yet, and the same command starts anew"
-        return f"the same command goes on from step {saved}, which is saved in {self.folder}"
+        return f"the same command resumes from step {saved}, which is saved in {self.folder}"
 
     def save(self, path: Path, training: dict[str, Any] | None = None) -> None:
-        """Write the weights and their average, with the state to go on from where it is given."""
+        """Write the weights, their average and the codec; with training state, only the hash of the codec."""
         about: dict[str, Any] = {"codec": self.codec, "image_size": self.train.image_size, "training": training}
         save_checkpoint(path, self.unet, self.bridge, ema=self.ema.unet, **about)
 
     def _save(self) -> None:
-        """Write a checkpoint to go on from, unless the weights have diverged."""
+        """Write a checkpoint to resume from, unless the weights have diverged."""
         if not torch.stack([p.isfinite().all() for p in self.unet.parameters()]).all():
             raise self._diverged("weights are not finite")
         if not self.processes.first:
             return
         state = {"epoch": self.epoch, "step": self.step, "epoch_loss": self._epoch_loss, "best": self.best}
-        state |= self.update.state()
-        state |= {"config": asdict(self.config), "pairs": self._pairs(), "validation": self._validation_names()}
+        state |= {**self.update.state(), "config": asdict(self.config)}
+        state |= {"pairs": describe_pairs(self.train), "validation": self._validation_names}
         self.save(self.run.checkpoint(self.step), state)
         self.run.prune()
 
-    def _pairs(self) -> dict[str, Any]:
-        """What of the pairs must stay the same while a run goes on."""
-        kind = {"image_size": self.train.image_size, "direction": self.train.direction, "number": len(self.train)}
-        pairs = self.train.dataset if isinstance(self.train, LatentDataset) else self.train
-        return {**kind, "names": pairs.names_digest()}
-
-    def _validation_names(self) -> str | None:
-        return None if self.validation is None else self.validation.names_digest()
+    def _stopped(self, reason: str, todo: str, kind: type[StoppedError] = StoppedError) -> StoppedError:
+        return kind(f"{reason}. {todo}; {self.how_to_resume()}")
 
     def _diverged(self, what: str) -> StoppedError:
-        return StoppedError(f"{what} at step {self.step}. Lower -lr or set --grad_clip; {self.how_to_go_on()}")
+        return self._stopped(f"{what} at step {self.step}", "Lower learning_rate or set grad_clip", DivergedError)
 
     def check_stop(self) -> None:
-        """Save and end the run where it was asked to end.
+        """Save and end the run if it was asked to end.
 
         Raises:
             StoppedError: it was.
@@ -265,22 +246,32 @@ class Trainer:
         if self.processes.sum(self._stop()):
             self._save()
             self.processes.sum(0)  # until the first has saved: a process that ends takes the others down
-            raise StoppedError(f"asked to end; {self.how_to_go_on()}", TERMINATED)
+            raise StoppedError(f"asked to end; {self.how_to_resume()}", TERMINATED)
 
     def _run_epoch(self, progress: bool) -> None:
-        """The steps that are left of an epoch, then validation, metrics and a checkpoint."""
+        """The remaining steps of an epoch, then validation, metrics and a checkpoint."""
         done = self.step - self.epoch * self.steps_per_epoch
-        started, size = time.perf_counter(), self.config.batch_size
+        progress = progress and self.processes.first
+        started = time.perf_counter()
+        self._run_steps(done, progress)
+        seconds, made = time.perf_counter() - started, self.steps_per_epoch - done
+        record = {"epoch": self.epoch + 1, "step": self.step, "loss": self._epoch_loss / self.steps_per_epoch}
+        if self.validation is not None:
+            if made:
+                self._save()  # validation may take long
+            record["validation_loss"] = self.validate()
+        if made:
+            record["images_per_second"] = made * self.config.batch_size / seconds
+        record["learning_rate"] = self.learning_rate
+        self._end_epoch(record)
+        if progress:
+            tqdm.write("  ".join(f"{k} {v:.4g}" for k, v in record.items()))
+
+    def _run_steps(self, done: int, progress: bool) -> None:
+        """The steps of an epoch after the first ``done``."""
         batches = self._readable(self.train_batches(self._order(done)))
-        with tqdm(
-            desc=f"epoch {self.epoch + 1}",
-            total=self.steps_per_epoch,
-            initial=done,
-            unit=" pairs",
-            unit_scale=size,
-            disable=not (progress and self.processes.first),
-            leave=False,
-        ) as bar:
+        count = {"total": self.steps_per_epoch, "initial": done, "unit": " pairs", "unit_scale": self.config.batch_size}
+        with tqdm(desc=f"epoch {self.epoch + 1}", disable=not progress, leave=False, **count) as bar:
             while (batch := self._next(batches)) is not None:
                 loss = self.train_step(*batch)
                 if not math.isfinite(loss):
@@ -293,86 +284,66 @@ class Trainer:
                 if self.step % self.config.save_every == 0 and self.step % self.steps_per_epoch:
                     self._save()
                 self.check_stop()
-        seconds, made = time.perf_counter() - started, self.steps_per_epoch - done
-        record: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step}
-        record["loss"] = self._epoch_loss / self.steps_per_epoch
-        if self.validation is not None:
-            if made:
-                self._save()  # what comes now may take long
-            record["validation_loss"] = self.validate()
-        if made:
-            record["images_per_second"] = made * size / seconds
-        record["learning_rate"] = self.learning_rate
-        self._end_epoch(record)
-        if progress and self.processes.first:
-            tqdm.write("  ".join(f"{k} {v:.4g}" for k, v in record.items()))
 
     def _end_epoch(self, record: dict[str, Any]) -> None:
-        """Keep what an epoch came to. The checkpoint is last: whoever is killed before it does the end anew."""
+        """Run callbacks, write metrics, and the checkpoint last: a run killed before it repeats the rest."""
         self.epoch += 1
         self._epoch_loss = 0.0
-        first = self.processes.first
         for callback in self.callbacks:
             callback.after_epoch(self, record)
-        words = [name for name, value in record.items() if not isinstance(value, int | float)]
-        if words:
-            raise ValueError(f"metrics must be numbers, and a callback made {words[0]!r} {record[words[0]]!r}")
+        for name, value in record.items():
+            if not isinstance(value, int | float):
+                raise ValueError(f"metrics must be numbers, and a callback made {name!r} {value!r}")
         lowest = math.inf if self.best is None else self.best["validation_loss"]
         if self.validation is not None and record["validation_loss"] < lowest:
             self.best = {name: record[name] for name in ("epoch", "step", "validation_loss")}
-            if first:
+            if self.processes.first:
                 self.save(self.run.best)
-        if first:
+        if self.processes.first:
             self.run.add_metrics(record)
         if self.tracker is not None:
-            shown = record.keys() - {"epoch", "step", "loss", "learning_rate"}  # the latter two have points of steps
-            numbers = {name: record[name] for name in sorted(shown)}
-            self.tracker.write(self.step, **numbers, **{"loss of the epoch": record["loss"]})
+            self.tracker.write_epoch(self.step, record)
         self._save()
 
     def _order(self, done: int) -> list[int]:
-        """This process's pairs of this epoch's batches after the first ``done``; those of a last short one are out."""
+        """This process's pairs of this epoch's whole batches after the first ``done``."""
         generator = torch.Generator().manual_seed(mixed(self.config.seed, self.epoch))
         order = torch.randperm(len(self.train), generator=generator)[: self.steps_per_epoch * self.config.batch_size]
         return order.view(self.steps_per_epoch, self.processes.count, -1)[done:, self.processes.rank].flatten().tolist()
 
     def validation_share(self) -> list[int]:
-        """This process's validation pairs: every so manieth batch."""
+        """This process's validation pairs: of N processes, each Nth batch."""
         assert self.validation is not None
-        number, rank, count = len(self.validation), self.processes.rank, self.processes.count
-        return [i for i in range(number) if i // self.share % count == rank]
+        rank, count = self.processes.rank, self.processes.count
+        return [i for i in range(len(self.validation)) if i // self.share % count == rank]
 
     def _next(self, batches: Iterator[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...] | None:
         with self.update.part("waiting for pairs"):
             return next(batches, None)
 
     def _readable(self, batches: Iterable[tuple[torch.Tensor, ...]]) -> Iterator[tuple[torch.Tensor, ...]]:
-        """The batches; where one cannot be read, what is trained so far is saved."""
+        """The batches; where one cannot be read, the run is saved and ends."""
         try:
             yield from batches
-            return
         except (OSError, ValueError) as error:
             self._save()
-            raise StoppedError(f"{error}. Mend that; {self.how_to_go_on()}") from error
+            raise self._stopped(f"{error}", "Repair the file") from error
 
     def train_step(self, y: torch.Tensor, x0: torch.Tensor) -> float:
-        """One optimizer step on a batch of sources and targets as the data set has them; the loss before the step."""
+        """Do one optimizer step on sources and targets from the data set; returns the loss before it."""
         loss = self.update(y, x0, self.step)
         self.step += 1
         return loss
 
-    @torch.no_grad()
     def validate(self) -> float:
-        """Mean loss of the averaged weights over the validation pairs, at times and noise that never change."""
+        """Mean loss of the averaged weights over the validation pairs, at fixed times and noise."""
         assert self.validation is not None
         assert self.validation_batches is not None
         total, first, stride = 0.0, self.processes.rank * self.share, self.config.batch_size
         for y, x0 in self._readable(self.validation_batches(self.validation_share())):
-            if self.processes.count == 1:  # several have not all the same number of batches
+            if self.processes.count == 1:  # several may have different numbers of batches
                 self.check_stop()
-            y, x0 = self.update.encode(y, "source"), self.update.encode(x0, "target")
             seeds = sample_seeds(0, first, len(y), self.device)
-            losses = [self.update.losses(self.ema.unet, y, x0, seeds, step).sum().item() for step in VALIDATION_STEPS]
-            total += sum(losses) / len(losses)
+            total += self.update.validation_loss(y, x0, seeds)
             first += stride
         return self.processes.sum(total) / len(self.validation)

@@ -6,7 +6,7 @@ from bbdm.base import scripts
 
 
 @pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, OSError])
-def test_an_expected_error_is_one_line(kind: type[Exception]):
+def test_an_error_of_the_user_is_one_line(kind: type[Exception]):
     def main() -> None:
         raise kind("no such thing")
 
@@ -31,3 +31,39 @@ def test_an_interruption_is_one_line(own: tuple[str, ...], message: str, capsys:
         scripts.run(main, "results are kept")
     assert caught.value.code == 130
     assert capsys.readouterr().err.strip() == f"interrupted: {message}"
+
+
+class BusyError(ValueError):
+    pass
+
+
+class StillBusyError(BusyError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (BusyError("in use"), "error: in use; --folder gives another"),
+        (StillBusyError("in use"), "error: in use; --folder gives another"),
+        (ValueError("in use"), "error: in use"),
+    ],
+    ids=["class", "subclass", "other"],
+)
+def test_a_hint_follows_the_errors_of_its_class(error: Exception, message: str):
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        scripts.run(main, hints={OSError: "no", BusyError: "--folder gives another", StillBusyError: "too late"})
+    assert caught.value.code == message
+
+
+def test_a_hint_follows_what_stopped_the_work(capsys: pytest.CaptureFixture[str]):
+    def main() -> None:
+        raise scripts.StoppedError("the loss is nan", 3)
+
+    with pytest.raises(SystemExit) as caught:
+        scripts.run(main, hints={scripts.StoppedError: "-lr lowers it"})
+    assert caught.value.code == 3
+    assert capsys.readouterr().err.strip() == "stopped: the loss is nan; -lr lowers it"

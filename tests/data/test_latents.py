@@ -20,7 +20,6 @@ from bbdm.data import latents
 from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.training import step
-from bbdm.training import trainer as trainer_module
 from bbdm.training.callback import Run
 from bbdm.training.config import TrainConfig
 from bbdm.training.losses import bridge_loss
@@ -259,7 +258,7 @@ def test_sources_and_targets_are_normalised_each_by_their_own(
     batch = [torch.stack(side) for side in zip(data[0], data[1], strict=True)]
     trainer.train_step(*batch)
     trainer.validate()
-    assert len(seen) == 1 + len(trainer_module.VALIDATION_STEPS)
+    assert len(seen) == 1 + len(step.VALIDATION_STEPS)
     for given in seen:
         torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)
 

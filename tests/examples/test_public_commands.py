@@ -1,6 +1,6 @@
-"""The commands of sde-bbdm's README, as they stand there, in the folder of the examples.
+"""The commands of sde-bbdm's README, run in the folder of the examples.
 
-At the paper's size they need a GPU: what is added is ``--preset demo --image_size 64 -b 2 -e 1``.
+At the paper's size they need a GPU, so ``--preset demo --image_size 64 -b 2 -e 1`` is added.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, save_picture: SavePicture) ->
     return folder
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("space", ["image", "latent"])
 def test_train_and_generate(space: str, data: Path, tmp_path: Path) -> None:
     model, vqgan = tmp_path / "model.pt", tmp_path / "vqgan.pt"
@@ -51,8 +52,8 @@ def test_train_and_generate(space: str, data: Path, tmp_path: Path) -> None:
     if space == "latent":
         bbdm.save_vqgan(vqgan, bbdm.VQGAN.from_preset("demo"))
         latent = ["-vq", vqgan]
-    told = run("train.py", "edge2shoes", data, model, *latent, *SMALL, "--show_verbose", "-use_multi_gpus")
-    assert "validation_loss" in told
+    output = run("train.py", "edge2shoes", data, model, *latent, *SMALL, "--show_verbose", "-use_multi_gpus")
+    assert "validation_loss" in output
     checkpoint = bbdm.load_checkpoint(model)
     assert (checkpoint.codec is not None) == (space == "latent")
     assert checkpoint.image_size == 64

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import argparse
+import math
+import re
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -11,14 +14,23 @@ import torch
 from PIL import Image
 
 import bbdm
+from bbdm.base import scripts
+from bbdm.bridges import Bridge
 from bbdm.files.content import UNetState
 from bbdm.networks.unet import PRESETS, UNetConfig
-from bbdm.training import optimizers
+from bbdm.training import optimizers, setup
 from bbdm.training.config import TrainConfig
 from bbdm.training.fine_tuning import FIRST
+from bbdm.training.run_folder import RunFolder
 from bbdm.training.trainer import Trainer
 from examples import generate, train
 from tests.conftest import TINY, SavePicture, tiny_unet
+from tests.networks.test_vqgan import tiny_vqgan
+
+
+def build_bridge(args: argparse.Namespace) -> Bridge:
+    return setup.build_bridge(args.bridge, args.time_steps, args.c_lambda, args.objective)
+
 
 DATA = ["edge2shoes", "DATA", "model.pt"]
 
@@ -99,12 +111,12 @@ class TestParse:
     def test_defaults_are_those_of_the_library(self) -> None:
         args = train.parse(DATA)
         assert {field.name: getattr(args, field.name) for field in fields(TrainConfig)} == vars(TrainConfig())
-        assert train.build_bridge(args) == bbdm.ABridge()
+        assert build_bridge(args) == bbdm.ABridge()
 
     def test_every_network_has_a_preset_of_flags(self) -> None:
-        assert train.PRESET_FLAGS.keys() == PRESETS.keys()
+        assert setup.PRESET_SETTINGS.keys() == PRESETS.keys()
         names = vars(train.parse(DATA)).keys()
-        for flags in train.PRESET_FLAGS.values():
+        for flags in setup.PRESET_SETTINGS.values():
             assert flags.keys() <= names
 
     @pytest.mark.parametrize("preset", ["bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"])
@@ -159,7 +171,7 @@ class TestParse:
     ids=["abridge", "brownian", "bbdm", "bbdm-preset"],
 )
 def test_build_bridge(flags: list[str], bridge: Any) -> None:
-    assert train.build_bridge(train.parse([*DATA, *flags])) == bridge
+    assert build_bridge(train.parse([*DATA, *flags])) == bridge
 
 
 @pytest.mark.parametrize(
@@ -174,7 +186,8 @@ def test_build_bridge(flags: list[str], bridge: Any) -> None:
     ],
 )
 def test_build_network(flags: list[str], channels: int, wanted: tuple[int, int, int]) -> None:
-    config = train.build_network(train.parse([*DATA, *flags]), channels)
+    args = train.parse([*DATA, *flags])
+    config = setup.network_config(args.preset, channels, args.condition)
     assert (config.in_channels, config.out_channels, config.condition_channels) == wanted
 
 
@@ -211,7 +224,7 @@ class TestMain:
 
     @pytest.mark.usefixtures("tiny_demo")
     @pytest.mark.parametrize("named", [False, True], ids=["the same command", "--ckpt_path"])
-    def test_goes_on_from_a_checkpoint(self, named: bool, data: Path, tmp_path: Path) -> None:
+    def test_resumes_from_a_checkpoint(self, named: bool, data: Path, tmp_path: Path) -> None:
         for name, cut in (("straight", False), ("resumed", True)):
             run = tmp_path / name
             flags = ["--experiment", str(run), "--lr_schedule", "constant"]
@@ -234,7 +247,7 @@ class TestMain:
     def test_other_settings_are_refused_until_overwritten(self, data: Path, tmp_path: Path) -> None:
         train.main(self.arguments(data, tmp_path / "model.pt", "-e", "3"))
         other = self.arguments(data, tmp_path / "model.pt", "--loss", "l1")
-        with pytest.raises(ValueError, match=r"was trained with loss=l2: .* --overwrite"):
+        with pytest.raises(ValueError, match=r"was trained with loss=l2: resume with the same, or begin anew"):
             train.main(other)
         train.main([*other, "--overwrite"])
         run = tmp_path / "model.run"
@@ -280,7 +293,7 @@ class TestMain:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        """A file that says nothing of its bridge is read as well, with the T and noise scale of the run."""
+        """A file without a bridge is read as well, with the T and noise scale of the run."""
         trained = tmp_path / "trained.pt"
         network, average = tiny_unet(1), tiny_unet(2)
         if bare:
@@ -296,7 +309,7 @@ class TestMain:
             assert torch.equal(widened, torch.cat([wanted[FIRST], torch.zeros_like(wanted[FIRST])], dim=1))
             assert all(torch.equal(value, wanted[key]) for key, value in state.items())
         told = capsys.readouterr().out
-        assert f"trained.pt: {FIRST} begins at zero for 3 input channels that are new" in told
+        assert f"trained.pt: {FIRST} begins at zero for 3 new input channels" in told
         assert ("trained.pt: it was trained as ABridge(num_steps=60" in told) is not bare
 
     def test_flags_of_a_beginning_that_exclude_each_other(self, data: Path, tmp_path: Path) -> None:
@@ -320,7 +333,7 @@ class TestMain:
             assert (result.size, result.mode) == ((24, 16), "L")
 
     def test_channels_are_of_pictures(self, data: Path, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="with -vq, the VQGAN says what it takes"):
+        with pytest.raises(ValueError, match="with -vq, it is the VQGAN's"):
             train.main(self.arguments(data, tmp_path / "model.pt", "--channels", "1", "-vq", "vqgan.pt"))
 
     @pytest.mark.usefixtures("tiny_demo")
@@ -340,7 +353,7 @@ class TestMain:
         assert not torch.equal(a, c)
 
     @pytest.mark.usefixtures("tiny_demo")
-    def test_verbose_tells_the_losses(self, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_verbose_prints_the_losses(self, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         train.main(self.arguments(data, tmp_path / "model.pt", "--show_verbose"))
         captured = capsys.readouterr()
         assert "validation_loss" in captured.out + captured.err
@@ -368,7 +381,7 @@ class TestMain:
             train.main(self.arguments(data, tmp_path / "model.pt", "--image_size", "15"))
 
     @pytest.mark.usefixtures("tiny_demo")
-    def test_a_broken_validation_picture_is_told_before_training(
+    def test_a_broken_validation_picture_is_found_before_training(
         self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         shutil.copytree(data, tmp_path / "data")
@@ -379,8 +392,8 @@ class TestMain:
         assert not (tmp_path / "model.run").exists()
 
     @pytest.mark.usefixtures("tiny_demo")
-    @pytest.mark.parametrize(("epoch", "told"), [(0, "nothing is saved yet"), (1, "goes on from step 1, .* in .*run")])
-    def test_an_interruption_says_how_to_go_on(
+    @pytest.mark.parametrize(("epoch", "told"), [(0, "nothing is saved yet"), (1, "resumes from step 1, .* in .*run")])
+    def test_an_interruption_says_how_to_resume(
         self, epoch: int, told: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         step = Trainer.train_step
@@ -404,3 +417,84 @@ class TestMain:
             train.main(self.arguments(data, tmp_path / "folder.pt"))
         with pytest.raises(ValueError, match=r"file is a file, and a folder is needed there"):
             train.main(self.arguments(data, tmp_path / "model.pt", "--experiment", str(tmp_path / "file")))
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 3 steps."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
+        train.main(TestMain.arguments(data, folder / "model.pt", "-e", "3", "--lr_schedule", "constant"))
+    return folder
+
+
+class TestHints:
+    """The last line of the script: the library's message, then the flags that help."""
+
+    @pytest.fixture
+    def place(self, finished: Path, tmp_path: Path, tiny_demo: None) -> Path:
+        """A copy of it."""
+        return Path(shutil.copytree(finished, tmp_path / "place"))
+
+    def last_line(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+        capsys.readouterr()
+        common = ["-e", "3", "--lr_schedule", "constant"]
+        with pytest.raises(SystemExit) as caught:
+            scripts.run(
+                lambda: train.main(TestMain.arguments(data, place / "model.pt", *common, *flags)), hints=train.HINTS
+            )
+        return f"{capsys.readouterr().err}{caught.value.code}"
+
+    def test_other_settings(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        line = self.last_line(data, place, capsys, "--loss", "l1")
+        assert "was trained with loss=l2: resume with the same, or begin anew in another folder" in line
+        assert line.endswith("; --overwrite starts anew, and --experiment gives another folder")
+
+    def test_an_earlier_checkpoint(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        line = self.last_line(data, place, capsys, "--ckpt_path", str(place / "model.run" / "step_00000002.pt"))
+        assert "holds a run of 3 steps already, and this one would begin at 2" in line
+        assert line.endswith(
+            "; so does the command without --ckpt_path; --overwrite deletes it, --experiment gives another folder"
+        )
+
+    def test_damaged_checkpoints(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for path in (place / "model.run").glob("step_*.pt"):
+            path.write_bytes(b"")
+        line = self.last_line(data, place, capsys)
+        assert line.endswith("can be read: all 2 are damaged; --overwrite starts the run anew")
+
+    def test_a_folder_in_use(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        other = RunFolder(place / "model.run", keep=2)
+        other.begin(3, {})
+        line = self.last_line(data, place, capsys)
+        other.end()
+        assert line.endswith("model.run: each needs a folder of its own; --experiment gives another folder")
+
+    def test_another_space(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        bbdm.save_vqgan(place / "vqgan.pt", tiny_vqgan())
+        line = self.last_line(data, place, capsys, "-vq", str(place / "vqgan.pt"))
+        assert line.endswith(
+            "where it began: without a codec; -vq gives the VQGAN, and --normalize_latents normalises its latents"
+        )
+
+    def test_another_preset(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        bbdm.save_vqgan(place / "vqgan.pt", tiny_vqgan())
+        line = self.last_line(data, place, capsys, "-vq", str(place / "vqgan.pt"), "--preset", "lbbdm-f8")
+        assert "preset lbbdm-f8 takes 4 channels, and this VQGAN's latents have 3" in line
+        assert line.endswith("; --preset names the network")
+
+    def test_weights_of_another_network(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        bbdm.save_checkpoint(place / "other.pt", tiny_unet(model_channels=16), bbdm.ABridge())
+        flags = ["--init_from", str(place / "other.pt"), "--overwrite"]
+        line = self.last_line(data, place, capsys, *flags)
+        assert re.search(r"other\.pt: only \d+ of \d+ weights fit", line)
+        assert line.endswith("; --preset names the network of this run")
+
+    def test_divergence(
+        self, data: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Trainer, "train_step", lambda *_: math.nan)
+        line = self.last_line(data, place, capsys, "-e", "4")
+        assert re.search(r"Lower learning_rate or set grad_clip; .* resumes from step 3, which is saved in ", line)
+        assert "; the flags of learning_rate and grad_clip are -lr and --grad_clip\n" in line

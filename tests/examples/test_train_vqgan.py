@@ -14,6 +14,7 @@ from PIL import Image
 from bbdm import load_checkpoint, load_vqgan
 from bbdm.codec import LatentStatistics
 from bbdm.networks import unet, vqgan
+from bbdm.training import setup
 from examples import generate, train, train_vqgan
 from tests.conftest import TINY, SavePicture
 from tests.networks.test_vqgan import TINY as TINY_VQGAN
@@ -45,7 +46,7 @@ def test_it_learns(place: Path, capsys: pytest.CaptureFixture[str]):
     before = train_tiny_vqgan(1)
     assert train_tiny_vqgan(60) < 0.6 * before
     assert Image.open("vqgan.png").height == 2 * (16 + 2) + 2
-    assert "codes in use; to look at: vqgan.png" in capsys.readouterr().out
+    assert "codes in use; reconstructions: vqgan.png" in capsys.readouterr().out
 
 
 def test_a_latent_bridge_by_the_commands_of_the_readme(place: Path):
@@ -56,22 +57,24 @@ def test_a_latent_bridge_by_the_commands_of_the_readme(place: Path):
     codec = load_checkpoint("model.pt").build_codec()
     assert codec is not None
     assert codec.statistics is not None
+    Path("vqgan.pt").rename("moved.pt")
     generate.main(["edge2shoes", "data", "model.pt", "results", "--steps", "2"])
+    Path("moved.pt").rename("vqgan.pt")
     assert Image.open("results/5.png").size == (16, 16)
     with pytest.raises(ValueError, match="need -vq"):
         train.main(["edge2shoes", "data", "model.pt", "--cache_latents", "latents"])
     with pytest.raises(ValueError, match="--preset lbbdm-f4 is of latents: it needs -vq"):
         train.main(["edge2shoes", "data", "other.pt", "--preset", "lbbdm-f4"])
-    told = "--preset lbbdm-f8 takes 4 channels, and this VQGAN's latents have 3; presets for it: paper, bbdm, lbbdm-f4"
-    with pytest.raises(ValueError, match=told):
+    message = "preset lbbdm-f8 takes 4 channels, and this VQGAN's latents have 3; presets for it: paper, bbdm, lbbdm-f4"
+    with pytest.raises(ValueError, match=message):
         train.main(["edge2shoes", "data", "other.pt", "--preset", "lbbdm-f8", "-vq", "vqgan.pt"])
-    with pytest.raises(ValueError, match="where it began: with -vq and the same VQGAN, with --normalize_latents"):
+    with pytest.raises(ValueError, match="where it began: with the same codec, with normalised latents"):
         train.main(["edge2shoes", "data", "model.pt", *flags])
     assert not Path("other.pt").exists()
 
 
 def test_statistics_are_measured_once_and_of_what_is_trained_on(place: Path, monkeypatch: pytest.MonkeyPatch):
-    """With flips, of mirrored pictures too, cached or not; a run that goes on keeps its own."""
+    """With flips, of mirrored pictures too, cached or not; a resumed run keeps its own."""
     train_tiny_vqgan(1)
     flags = ["--preset", "demo", "--image_size", "16", "-b", "2", "--precision", "fp32", "--flip", "-vq", "vqgan.pt"]
     found: dict[str, LatentStatistics | None] = {}
@@ -83,7 +86,7 @@ def test_statistics_are_measured_once_and_of_what_is_trained_on(place: Path, mon
     assert found["cache"] is not None
     assert found["pictures"].source_mean == pytest.approx(found["cache"].source_mean, rel=1e-4, abs=1e-5)
     assert found["pictures"].target_std == pytest.approx(found["cache"].target_std, rel=1e-4)
-    monkeypatch.setattr(train, "measure", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(setup, "measure", lambda *_, **__: pytest.fail("measured again"))
     resume = ["-e", "2", "--normalize_latents"]
     train.main(["edge2shoes", "data", "pictures.pt", *flags, *resume])
     codec = load_checkpoint("pictures.pt").build_codec()
@@ -125,7 +128,7 @@ def test_a_loss_that_is_no_number_ends_it(step: int, place: Path, monkeypatch: p
         assert all(value.isfinite().all() for value in load_vqgan("vqgan.pt").state_dict().values())
 
 
-def test_verbose_tells_each_epoch(place: Path, capsys: pytest.CaptureFixture[str]):
+def test_verbose_prints_each_epoch(place: Path, capsys: pytest.CaptureFixture[str]):
     flags = ["--preset", "demo", "--image_size", "16", "-b", "4", "-e", "2", "--show_verbose"]
     train_vqgan.main(["edge2shoes", "data", "vqgan.pt", *flags])
     out = capsys.readouterr().out

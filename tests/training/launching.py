@@ -13,6 +13,6 @@ TORCHRUN = [*ALONE, "torch.distributed.run", "--standalone", "--nproc_per_node",
 
 
 def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """What became of a command, with one thread in each process."""
+    """The result of a command, with one thread in each process."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300, check=False)

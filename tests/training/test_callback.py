@@ -1,4 +1,4 @@
-"""What a run does beside training, and when."""
+"""Callbacks: when they are called, and that they change no weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import BRIDGE, MakeTrainer, metrics_of
 
 
 class Diary(Callback):
-    """Notes what is called; ends the run at a step, where one is given."""
+    """Records the calls; raises an error at a step, if one is given."""
 
     def __init__(self, last: int | None = None, error: type[Exception] = StoppedError) -> None:
         self.entries: list[Any] = []
@@ -43,8 +43,8 @@ def test_order(make_trainer: MakeTrainer) -> None:
     diary = Diary()
     trainer = make_trainer(callbacks=[diary])
     trainer.fit()
-    told = [entry[0] if isinstance(entry[0], int) else entry for entry in diary.entries]
-    assert told == [("begin", 0), 1, 2, ("epoch", 1), 3, 4, ("epoch", 2), "end"]
+    calls = [entry[0] if isinstance(entry[0], int) else entry for entry in diary.entries]
+    assert calls == [("begin", 0), 1, 2, ("epoch", 1), 3, 4, ("epoch", 2), "end"]
     losses = [entry[1] for entry in diary.entries if isinstance(entry[0], int)]
     records = metrics_of(trainer)
     assert [record["loss"] for record in records] == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2])
@@ -62,7 +62,7 @@ def test_one_that_ends_the_run_ends_all(error: type[Exception], make_trainer: Ma
     assert list(trainer.run.checkpoints()) == [2]
 
 
-def test_a_run_that_goes_on_begins_again(make_trainer: MakeTrainer) -> None:
+def test_a_resumed_run_begins_again(make_trainer: MakeTrainer) -> None:
     with pytest.raises(StoppedError):
         make_trainer(callbacks=[Diary(3)]).fit()
     diary = Diary()
@@ -85,8 +85,8 @@ def test_the_methods_do_nothing_by_default(make_trainer: MakeTrainer) -> None:
     plain, watched = make_trainer("a"), make_trainer("b", callbacks=[Callback()])
     for trainer in (plain, watched):
         trainer.fit()
-    told = [[{**record, "images_per_second": 0} for record in metrics_of(trainer)] for trainer in (plain, watched)]
-    assert told[0] == told[1]
+    records = [[{**record, "images_per_second": 0} for record in metrics_of(trainer)] for trainer in (plain, watched)]
+    assert records[0] == records[1]
 
 
 class TestValidationScores:

@@ -44,6 +44,29 @@ class TestEMA:
             ema.update(self.fill(unet, weight), step)  # the fourth with decay 4/13, (4 * 2 + 9 * 4) / 13
             self.check(ema, average)
 
+    @pytest.mark.parametrize("step", [0, 7, 5000])
+    def test_is_bitwise_the_formula_of_each_weight(self, step: int, make_unet: MakeUNet) -> None:
+        """torch.lerp of each parameter, with weight 1 - min(decay, (1 + n) / (10 + n))."""
+        begin, unet = make_unet(0), make_unet(1)
+        ema = EMA(begin, decay=0.995)
+        ema.update(unet, step)
+        weight = 1 - min(0.995, (1 + step) / (10 + step))
+        for average, before, now in zip(ema.unet.parameters(), begin.parameters(), unet.parameters(), strict=True):
+            assert torch.equal(average, torch.lerp(before, now, weight))
+
+    def test_buffers_are_copied(self, make_unet: MakeUNet) -> None:
+        """Of floats and of integers, at updates alone."""
+        unet = make_unet()
+        unet.register_buffer("mean", torch.zeros(3))
+        unet.register_buffer("count", torch.tensor(0))
+        ema = EMA(unet, decay=0.9, every=2)
+        for step, expected in enumerate([0, 2, 2, 4]):
+            unet.get_buffer("mean").fill_(step + 1.0)
+            unet.get_buffer("count").fill_(step + 1)
+            ema.update(unet, step)
+            assert ema.unet.get_buffer("mean").tolist() == [float(expected)] * 3
+            assert ema.unet.get_buffer("count").item() == expected
+
     def test_is_a_frozen_copy(self, make_unet: MakeUNet) -> None:
         unet = make_unet().train()
         ema = EMA(unet, decay=0.9)
@@ -75,7 +98,7 @@ class WeightsOfSteps(Callback):
 def test_training_averages_the_weights_of_its_steps(
     start: int, every: int, decays: dict[int, float], make_trainer: MakeTrainer
 ) -> None:
-    """The averages in float64, with the decay of each step that takes one in: 4/13, 5/14 and 6/15 are above 0.3."""
+    """The averages in float64, with the decay of each update: 4/13, 5/14 and 6/15 are above 0.3."""
     steps = WeightsOfSteps()
     settings = {"ema_decay": 0.3, "ema_start": start, "ema_every": every, "learning_rate": 1e-2}
     trainer = make_trainer(epochs=3, callbacks=[steps], **settings)

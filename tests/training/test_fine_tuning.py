@@ -1,4 +1,4 @@
-"""What a network takes over from a trained one."""
+"""Copying the weights of a trained network into another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from bbdm import ABridge, load_checkpoint, save_checkpoint
 from bbdm.files.content import Checkpoint
 from bbdm.networks.unet import UNet
-from bbdm.training.fine_tuning import FIRST, begin_from
+from bbdm.training.fine_tuning import FIRST, copy_weights
 from tests.conftest import tiny_unet
 
 
@@ -23,7 +23,7 @@ def checkpoint(path: Path, unet: UNet, ema: UNet | None = None) -> Checkpoint:
 @pytest.mark.parametrize("average", [False, True])
 def test_weights_are_those_of_the_file_and_averaged_ones_first(average: bool, tmp_path: Path):
     first, second, unet = (tiny_unet(seed) for seed in range(3))
-    assert begin_from(unet, checkpoint(tmp_path / "a.pt", first, second if average else None)) == []
+    assert copy_weights(unet, checkpoint(tmp_path / "a.pt", first, second if average else None)) == []
     wanted = (second if average else first).state_dict()
     assert all(torch.equal(value, wanted[key]) for key, value in unet.state_dict().items())
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in unet.parameters() if p.ndim == 4)
@@ -31,8 +31,8 @@ def test_weights_are_those_of_the_file_and_averaged_ones_first(average: bool, tm
 
 def test_a_condition_that_is_new_changes_nothing_at_first(tmp_path: Path):
     trained, unet = tiny_unet(0), tiny_unet(1, condition_channels=3)
-    told = begin_from(unet, checkpoint(tmp_path / "a.pt", trained))
-    assert told == [f"{FIRST} begins at zero for 3 input channels that are new"]
+    lines = copy_weights(unet, checkpoint(tmp_path / "a.pt", trained))
+    assert lines == [f"{FIRST} begins at zero for 3 new input channels"]
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 500])
     torch.testing.assert_close(unet(x, t, torch.randn(2, 3, 8, 8)), trained(x, t))
 
@@ -49,9 +49,9 @@ def test_a_condition_that_is_new_changes_nothing_at_first(tmp_path: Path):
 def test_a_convolution_of_another_shape_is_left_and_named(before: dict[str, Any], now: dict[str, Any], tmp_path: Path):
     trained, unet = tiny_unet(0, **before), tiny_unet(1, **now)
     initial = unet.state_dict()[FIRST].clone()
-    told = begin_from(unet, checkpoint(tmp_path / "a.pt", trained))
+    lines = copy_weights(unet, checkpoint(tmp_path / "a.pt", trained))
     shapes = [tuple(network.state_dict()[FIRST].shape) for network in (unet, trained)]
-    assert told == [f"{FIRST} is left as initialised: its shape is {shapes[0]}, and was {shapes[1]}"]
+    assert lines == [f"{FIRST} is left as initialised: its shape is {shapes[0]}, the checkpoint's {shapes[1]}"]
     assert torch.equal(unet.state_dict()[FIRST], initial)
     others = [key for key in unet.state_dict() if key != FIRST]
     assert all(torch.equal(unet.state_dict()[key], trained.state_dict()[key]) for key in others)
@@ -59,13 +59,13 @@ def test_a_convolution_of_another_shape_is_left_and_named(before: dict[str, Any]
 
 def test_layers_that_only_one_of_them_has_are_named(tmp_path: Path):
     trained, unet = tiny_unet(0), tiny_unet(1, attention_resolutions=())
-    told = begin_from(unet, checkpoint(tmp_path / "a.pt", trained))
+    lines = copy_weights(unet, checkpoint(tmp_path / "a.pt", trained))
     keys, before = unet.state_dict().keys(), trained.state_dict().keys()
     new, gone = sorted(keys - before), sorted(before - keys)
     assert new
     assert gone
-    assert told == [
-        *(f"{key} is left as initialised: there was none" for key in new),
+    assert lines == [
+        *(f"{key} is left as initialised: the checkpoint has none" for key in new),
         *(f"{key} has no place in this network" for key in gone),
     ]
 
@@ -73,6 +73,6 @@ def test_layers_that_only_one_of_them_has_are_named(tmp_path: Path):
 def test_another_network_is_refused_and_changes_nothing(tmp_path: Path):
     unet = tiny_unet(1)
     before = {key: value.clone() for key, value in unet.state_dict().items()}
-    with pytest.raises(ValueError, match=r"only \d+ of \d+ weights fit: it is of another network, UNetConfig\(in_ch"):
-        begin_from(unet, checkpoint(tmp_path / "a.pt", tiny_unet(0, model_channels=16)))
+    with pytest.raises(ValueError, match=r"only \d+ of \d+ weights fit: they are of another network, UNetConf"):
+        copy_weights(unet, checkpoint(tmp_path / "a.pt", tiny_unet(0, model_channels=16)))
     assert all(torch.equal(value, before[key]) for key, value in unet.state_dict().items())

@@ -1,4 +1,4 @@
-"""200 optimizer steps on real pairs lower the loss, and a resumed run goes on where it was."""
+"""200 optimizer steps on real pairs lower the loss, and a resumed run continues where it was."""
 
 import json
 from pathlib import Path
@@ -14,6 +14,7 @@ from examples.generate import DEMO
 from tests.conftest import OPENMOJI64
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("data_dir", "split"),
     [

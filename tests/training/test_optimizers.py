@@ -1,4 +1,4 @@
-"""Optimizers, schedules, gradients in parts, and what they see."""
+"""Optimizers, schedules, and gradients computed in parts."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class TestFloat16:
     def test_the_scale_is_the_same_after_a_resume(
         self, make_trainer: MakeTrainer, make_unet: MakeUNet, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A scale that falls and rises within 6 steps, and weights that are bitwise those of the undisturbed run."""
+        """A scale that falls and rises within 6 steps, and bitwise the weights of the undisturbed run."""
         monkeypatch.setattr(step, "GradScaler", partial(torch.amp.GradScaler, growth_interval=2))
         runs = {name: make_trainer(name, epochs=3, precision="fp16") for name in ("straight", "resumed")}
         make_trainer("resumed", epochs=1, precision="fp16").fit()

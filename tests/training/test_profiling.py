@@ -1,4 +1,4 @@
-"""What a profile prints and leaves."""
+"""The output of a profile and its trace."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "TRACED", 2)
 
 
-def test_tells_where_the_time_goes(
+def test_prints_where_the_time_goes(
     make_trainer: MakeTrainer, pairs: PairedDataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of steps whose waiting and encoding are made to take 40 and 20 ms."""

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder."""
+"""The folder of a run: its files, and when a run may use it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class TestFiles:
     def test_tensorboard(
         self, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Points every 2 steps; a run that goes on writes none twice."""
+        """Points every 2 steps; a resumed run writes none twice."""
         accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
         monkeypatch.setattr(tracking, "EVERY", 2)
         for epochs in (1, 3):
@@ -85,8 +85,8 @@ class TestFiles:
         for name in ("loss", "gradient_norm", "learning_rate"):
             assert [point.step for point in events.Scalars(name)] == [2, 4, 6, 8, 10, 12]
             assert all(math.isfinite(point.value) and point.value > 0 for point in events.Scalars(name))
-        told = [record["validation_loss"] for record in metrics_of(trainer)]
-        assert [point.value for point in events.Scalars("validation_loss")] == pytest.approx(told)
+        wanted = [record["validation_loss"] for record in metrics_of(trainer)]
+        assert [point.value for point in events.Scalars("validation_loss")] == pytest.approx(wanted)
         assert [image.step for image in events.Images("source, result, target")] == [4, 8, 12]
 
     def test_losses_by_quarter_of_t(self, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ class TestFiles:
         trainer = make_trainer(epochs=1)
         trainer.fit()
         before = {file.name: file.read_bytes() for file in trainer.folder.glob("*.*")}
-        with pytest.raises(ValueError, match=r"holds a run of 2 steps already, .* begin at 0: .* --overwrite"):
+        with pytest.raises(ValueError, match=r"run holds a run of 2 steps already, .* begin at 0: Trainer\.resume"):
             make_trainer(epochs=1).fit()
         assert {file.name: file.read_bytes() for file in trainer.folder.glob("*.*")} == before
 
@@ -160,7 +160,7 @@ class TestFiles:
         class Second(Callback):
             def begin(self, trainer: Run) -> None:
                 for begin in (other.fit, lambda: other.run.forget_after(0)):
-                    with pytest.raises(ValueError, match=r"another run is at work in .*run: --experiment gives a fold"):
+                    with pytest.raises(ValueError, match=r"another run works in .*run: each needs a folder"):
                         begin()
 
         make_trainer(callbacks=[Second()]).fit()
@@ -210,7 +210,7 @@ class TestFiles:
     def test_points_after_the_checkpoint_of_a_killed_run_are_not_shown_twice(
         self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Killed after step 6, it goes on from step 4, and writes points of steps 5 and 6 again."""
+        """Killed after step 6, it resumes from step 4, and writes points of steps 5 and 6 again."""
         accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
         monkeypatch.setattr(tracking, "EVERY", 1)
 

@@ -1,4 +1,4 @@
-"""Training that is killed, terminated or broken off loses nothing: it ends with the weights of an undisturbed run."""
+"""A run that is killed, terminated or stopped by an error ends with the weights of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _slow_fsync(file: int) -> None:
 
 
 def _train(argv: list[str], started: Any) -> None:
-    """What a process of its own does."""
+    """Train, in a process of its own."""
     tiny_train.set_up()
     torch.save, os.fsync = _slow_save, _slow_fsync
     started.set()
@@ -126,9 +126,10 @@ def _begin(argv: list[str]) -> BaseProcess:
     return process
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.nightly)])
-def test_killed_at_random_moments(kills: int, data: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """Every run that gets to its end, however often it was killed, has the weights of the undisturbed one."""
+@pytest.mark.nightly
+def test_killed_at_random_moments(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Runs that are killed, 20 times in all, and resumed have the weights of the undisturbed one."""
+    kills = 20
     moments = random.Random(kills)
     began = time.monotonic()
     process = _begin(arguments(data, tmp_path / "whole" / "model.pt"))
@@ -151,13 +152,14 @@ def test_killed_at_random_moments(kills: int, data: Path, undisturbed: Path, tmp
                 inside += bool(list(folder.rglob(".*.tmp")))
         assert process.exitcode == 0
         assert_undisturbed(folder, undisturbed)
-    if kills > 10:
-        assert inside, "no kill fell into a write"
+    assert inside, "no kill fell into a write"
 
 
-@pytest.mark.parametrize("moment", ["half written", "written under a temporary name"])
+@pytest.mark.parametrize(
+    "moment", ["half written", pytest.param("written under a temporary name", marks=pytest.mark.nightly)]
+)
 def test_killed_while_a_checkpoint_is_written(moment: str, data: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """The second checkpoint is being written; the run goes on from the first."""
+    """The second checkpoint is being written; the run resumes from the first."""
     run = tmp_path / "model.run"
     process = _begin(arguments(data, tmp_path / "model.pt"))
     deadline = time.monotonic() + 60
@@ -175,10 +177,10 @@ def test_killed_while_a_checkpoint_is_written(moment: str, data: Path, undisturb
     assert_undisturbed(tmp_path, undisturbed)
 
 
-# Checkpoints that are damaged, and those that stay
+# Checkpoints that are damaged, and those that are kept
 
 
-def test_newest_checkpoints_stay(undisturbed: Path) -> None:
+def test_newest_checkpoints_are_kept(undisturbed: Path) -> None:
     """Of 18 steps: each fifth and each sixth."""
     assert sorted(path.name for path in (undisturbed / "model.run").glob("step_*")) == [
         "step_00000015.pt",
@@ -201,7 +203,9 @@ def interrupted(data: Path, folder: Path, step: int, error: BaseException) -> No
             train.main(arguments(data, folder / "model.pt"))
 
 
-@pytest.mark.parametrize("damage", ["a flipped bit", "cut off", "empty"])
+@pytest.mark.parametrize(
+    "damage", ["a flipped bit", *(pytest.param(damage, marks=pytest.mark.nightly) for damage in ("cut off", "empty"))]
+)
 def test_a_damaged_newest_checkpoint_is_skipped(
     damage: str, data: Path, undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -222,7 +226,7 @@ def test_damaged_checkpoints_alone_are_an_error(data: Path, tmp_path: Path) -> N
     interrupted(data, tmp_path, 6, KeyError("killed"))
     for path in (tmp_path / "model.run").glob("step_*.pt"):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"no checkpoint in .*model\.run can be read: --overwrite"):
+    with pytest.raises(ValueError, match=r"no checkpoint in .*model\.run can be read: all 2 are damaged"):
         train.main(arguments(data, tmp_path / "model.pt"))
 
 
@@ -230,7 +234,7 @@ def test_damaged_checkpoints_alone_are_an_error(data: Path, tmp_path: Path) -> N
 
 
 class Terminate:
-    """Sends SIGTERM to this process when the function that it stands for is called for the n-th time."""
+    """Wraps a function, and sends SIGTERM to this process at its n-th call."""
 
     def __init__(self, function: Callable[..., Any], call: int) -> None:
         self.function, self.left = function, call
@@ -247,14 +251,14 @@ class Terminate:
     [(Trainer, "train_step", 9, 9), (TrainStep, "encode", 2 * 6 + 1, 6)],
     ids=["a step", "validation"],
 )
-def test_sigterm_saves_and_says_how_to_go_on(
+def test_sigterm_saves_and_says_how_to_resume(
     owner: type, method: str, call: int, step: int, data: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as monkeypatch:
         terminate = Terminate(getattr(owner, method), call)
         monkeypatch.setattr(owner, method, lambda *arguments: terminate(*arguments))
-        with pytest.raises(StoppedError, match=rf"the same command goes on from step {step}, ") as caught:
+        with pytest.raises(StoppedError, match=rf"the same command resumes from step {step}, ") as caught:
             train.main(arguments(data, tmp_path / "model.pt"))
     assert caught.value.status == TERMINATED
     assert signal.getsignal(signal.SIGTERM) == before
@@ -263,6 +267,7 @@ def test_sigterm_saves_and_says_how_to_go_on(
     assert_undisturbed(tmp_path, undisturbed)
 
 
+@pytest.mark.nightly
 def test_sigterm_of_a_process_group_with_workers(data: Path, undisturbed: Path, tmp_path: Path) -> None:
     """As schedulers send it: to the processes that read pictures too. One line, and status 143."""
     command = [
@@ -287,17 +292,17 @@ def test_sigterm_of_a_process_group_with_workers(data: Path, undisturbed: Path, 
         os.killpg(process.pid, signal.SIGTERM)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == TERMINATED, errors
-    assert errors.splitlines()[-1].startswith("stopped: asked to end; the same command goes on from step ")
+    assert errors.splitlines()[-1].startswith("stopped: asked to end; the same command resumes from step ")
     assert "Traceback" not in errors
     train.main(arguments(data, tmp_path / "model.pt"))
     assert_undisturbed(tmp_path, undisturbed)
 
 
-# What breaks a run off
+# Errors that stop a run
 
 
 def full_at_torch_save(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torch reports it: a RuntimeError that does not say why."""
+    """As torch reports it: a RuntimeError without the reason."""
 
     def save(content: Any, path: Path) -> None:
         path.write_bytes(b"half")
@@ -325,15 +330,15 @@ def test_a_full_disk(fill: Callable[[pytest.MonkeyPatch], None], data: Path, und
             return original(self, *pair)
 
         monkeypatch.setattr(Trainer, "train_step", train_step)
-        told = r"No space left on device.* Make room on the disk; the same command goes on from step 6, .*model\.run$"
-        with pytest.raises(StoppedError, match=told) as caught:
+        message = r"No space left on device.* Make room on the disk; .* resumes from step 6, .*model\.run$"
+        with pytest.raises(StoppedError, match=message) as caught:
             train.main(arguments(data, tmp_path / "model.pt"))
         assert "\n" not in str(caught.value)
-    assert_kept_and_goes_on(data, undisturbed, tmp_path)
+    assert_kept_and_resumes(data, undisturbed, tmp_path)
 
 
-def assert_kept_and_goes_on(data: Path, undisturbed: Path, folder: Path) -> None:
-    """Steps 5 and 6 are whole, nothing half written is left, and the same command ends as it should."""
+def assert_kept_and_resumes(data: Path, undisturbed: Path, folder: Path) -> None:
+    """Steps 5 and 6 are whole, no half-written file is left, and the same command finishes the run."""
     kept = sorted((folder / "model.run").glob("step_*"))
     assert [path.name for path in kept] == ["step_00000005.pt", "step_00000006.pt"]
     for path in kept:
@@ -376,11 +381,18 @@ def test_a_disk_that_fills(data: Path, undisturbed: Path, small_disk: Path) -> N
         with pytest.raises(StoppedError, match=r"No space left on device.* Make room on the disk; .* from step 6, "):
             train.main(arguments(data, small_disk / "model.pt"))
     (small_disk / "other").unlink()
-    assert_kept_and_goes_on(data, undisturbed, small_disk)
+    assert_kept_and_resumes(data, undisturbed, small_disk)
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
-@pytest.mark.parametrize("fault", ["missing", "broken"])
+@pytest.mark.parametrize(
+    ("fault", "workers"),
+    [
+        ("broken", "1"),
+        pytest.param("broken", "0", marks=pytest.mark.nightly),
+        pytest.param("missing", "0", marks=pytest.mark.nightly),
+        pytest.param("missing", "1", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_picture_that_cannot_be_read(fault: str, workers: str, data: Path, undisturbed: Path, tmp_path: Path) -> None:
     """What was trained before it is saved."""
     pictures = shutil.copytree(data, tmp_path / "pictures")
@@ -397,7 +409,7 @@ def test_a_picture_that_cannot_be_read(fault: str, workers: str, data: Path, und
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(Trainer, "_run_epoch", run_epoch)
-        with pytest.raises(StoppedError, match=r"train/03\.png.*\. Mend that; the same command goes on") as caught:
+        with pytest.raises(StoppedError, match=r"train/03\.png.*\. Repair the file; the same command res") as caught:
             train.main(arguments(pictures, tmp_path / "model.pt", "--workers", workers))
     assert "\n" not in str(caught.value)
     victim.write_bytes(content)
@@ -418,7 +430,8 @@ def test_weights_that_are_no_numbers_are_not_saved(data: Path, undisturbed: Path
             return loss
 
         monkeypatch.setattr(Trainer, "train_step", train_step)
-        with pytest.raises(StoppedError, match=r"weights are not finite at step 10\. Lower -lr .*; .* from step 6, "):
+        message = r"weights are not finite at step 10\. Lower learning_rate or set grad_clip; .* from step 6, "
+        with pytest.raises(StoppedError, match=message):
             train.main(arguments(data, tmp_path / "model.pt"))
     train.main(arguments(data, tmp_path / "model.pt"))
     assert_undisturbed(tmp_path, undisturbed)
@@ -430,11 +443,11 @@ PLATEAU = "--lr_schedule plateau --plateau_patience 2 --optimizer adamw --grad_c
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--gradient_checkpointing"],
-        ["--no-flip"],
-        ["--precision", "fp32"],
         PLATEAU.split(),
-        ["--grad_accumulation", "2"],
+        *(
+            pytest.param(flags.split(), marks=pytest.mark.nightly)
+            for flags in ("--gradient_checkpointing", "--no-flip", "--precision fp32", "--grad_accumulation 2")
+        ),
     ],
     ids=lambda flags: flags[0],
 )
@@ -449,7 +462,7 @@ def test_interrupted_with_other_flags(flags: list[str], data: Path, tmp_path: Pa
     assert_undisturbed(tmp_path / "b", tmp_path / "a")
 
 
-# Errors with reading processes, which a process that ends waits for
+# Errors with reading processes, for which a process that ends waits
 
 
 def ended(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -464,6 +477,7 @@ def ended(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.nightly
 def test_an_error_ends_the_process_and_its_readers(data: Path, tmp_path: Path) -> None:
     done = ended(*arguments(data, tmp_path / "model.pt", "--workers", "1"), FAIL="0,4")
     assert done.returncode == 1

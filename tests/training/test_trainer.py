@@ -1,8 +1,9 @@
-"""The training loop: what it learns, draws and does with a loss that is no number."""
+"""The training loop: learning, randomness, and a loss that is not finite."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from tests.conftest import SIZE, MakeTrainer, MakeUNet, metrics_of, newest
 
 
 def test_200_steps_halve_the_loss(make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
-    """Of the averaged weights on the same pairs, from that of the untrained network, whose prediction is 0."""
+    """The averaged weights' loss on the same pairs, against the untrained network's; that one predicts 0."""
     torch.manual_seed(0)
     unet = UNet(
         3,
@@ -56,7 +57,7 @@ def test_200_steps_halve_the_loss(make_trainer: MakeTrainer, pairs: PairedDatase
 
 
 class TestDivergence:
-    def test_is_told_with_its_step_and_keeps_the_last_epoch(
+    def test_reports_its_step_and_keeps_the_last_epoch(
         self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         calls = 0
@@ -68,9 +69,8 @@ class TestDivergence:
 
         monkeypatch.setattr(step_module, "bridge_loss", loss)
         trainer = make_trainer()
-        with pytest.raises(
-            StoppedError, match=r"loss is nan at step 3\. Lower -lr or set --grad_clip; .* from step 2, .* in .*run"
-        ):
+        message = r"loss is nan at step 3\. Lower learning_rate or set grad_clip; .* from step 2, .* in .*run"
+        with pytest.raises(StoppedError, match=message):
             trainer.fit()
         kept = load_checkpoint(newest(trainer))
         assert kept.training is not None
@@ -135,7 +135,7 @@ class TestRandomness:
             assert not any(torch.equal(noise, other) for other in noises[:i])
 
     def test_contract(self, make_trainer: MakeTrainer, recorder: Recorder) -> None:
-        """The first sample of a batch: stream 1 of the published generator; times from its lane 1, scaled to 1..T."""
+        """A batch's first sample: stream 1 of the published generator; times are lane 1, scaled to 1..T."""
         for step, (t, noise) in enumerate(self.draws(recorder, make_trainer(seed=11))):
             wanted = philox_numpy.normal(11, step, (3, SIZE, SIZE), stream=1)[0]
             np.testing.assert_allclose(noise[0], wanted, atol=1e-5)
@@ -243,11 +243,24 @@ class TestTrainer:
         assert (trainer.folder / "epoch_0001.png").is_file()
 
     @pytest.mark.parametrize(
-        "levels", [(1,), pytest.param((1, 2), marks=pytest.mark.nightly)], ids=["one level", "two levels"]
+        ("backend", "levels"),
+        [
+            ("aot_eager", (1,)),
+            pytest.param("inductor", (1,), marks=pytest.mark.nightly),
+            pytest.param("inductor", (1, 2), marks=pytest.mark.nightly),
+        ],
+        ids=["traced", "one level", "two levels"],
     )
     def test_compiled_gradients_are_the_eager_ones(
-        self, levels: tuple[int, ...], make_trainer: MakeTrainer, make_unet: MakeUNet, pairs: PairedDataset
+        self,
+        backend: str,
+        levels: tuple[int, ...],
+        make_trainer: MakeTrainer,
+        make_unet: MakeUNet,
+        pairs: PairedDataset,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
         y, x0 = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
         seeds = torch.arange(4)
         losses: list[torch.Tensor] = []
@@ -255,7 +268,7 @@ class TestTrainer:
         for compile in (False, True):
             unet = make_unet(condition_channels=3, channel_mult=levels, attention_resolutions=())
             trainer = make_trainer(f"compile {compile}", unet, compile=compile)
-            losses.append(trainer.update.losses(trainer.update.network, y, x0, seeds, 0).mean())
+            losses.append(trainer.update.losses(trainer.update.network, y, x0, seeds, 0)[0].mean())
             losses[-1].backward()
             gradients.append({name: p.grad for name, p in unet.named_parameters() if p.grad is not None})
             assert len(gradients[-1]) == len(list(unet.parameters()))

@@ -1,7 +1,7 @@
 """examples/train.py with a tiny network for the demo preset, for tests that start processes of their own.
 
-In the environment, DIE=RANK,STEP ends the process of a rank, without a word, when it comes to an optimizer
-step, TERM_AT sends it SIGTERM there, FAIL raises an error, and PAUSE=SECONDS makes each step last longer."""
+In the environment, DIE=RANK,STEP ends the process of a rank by SIGKILL at an optimizer step, TERM_AT sends it
+SIGTERM there, FAIL raises an error, and PAUSE=SECONDS makes each step last longer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def set_up() -> None:
 
 
 def watch_steps() -> None:
-    """Do what the environment asks for before each step."""
+    """Act on the environment before each step."""
     original, pause = Trainer.train_step, float(os.environ.get("PAUSE", "0"))
 
     def train_step(self: Trainer, y: torch.Tensor, x0: torch.Tensor) -> float:

@@ -1,7 +1,7 @@
-"""A script of examples/ and its flags, for tests that start processes of their own: it tells what it does.
+"""A script of examples/ that records its work, for tests that start processes of their own.
 
 In the environment, WATCH=FILE gets a line from a process for each file that it writes (RANK NAME) and for
-each batch that it scores (RANK scored NUMBER), and SLOW=RANK has a process rest where it could come too late:
+each batch that it scores (RANK scored NUMBER), and SLOW=RANK delays a process where lateness could matter:
 after the first has looked at a folder, and before each batch of results. Inception is a stand-in."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 import bbdm
 from bbdm.base import (
     atomic,
-    scripts,  # which import nothing that write_atomically is part of
+    scripts,  # imports nothing that uses write_atomically
 )
 
 RANK = os.environ.get("RANK", "0")
@@ -39,18 +39,18 @@ class Features(nn.Module):
         return images.float().mean((2, 3))
 
 
-def tell(line: str) -> None:
+def record(line: str) -> None:
     with Path(os.environ["WATCH"]).open("a") as file:
         file.write(f"{RANK} {line}\n")
 
 
 def watch_files() -> None:
-    """Before anything imports the function."""
+    """Patch the function before another module imports it."""
     original = atomic.write_atomically
 
     def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         original(path, write)
-        tell(path.name)
+        record(path.name)
 
     atomic.write_atomically = write_atomically
 
@@ -61,7 +61,7 @@ def watch_scores() -> None:
 
     def update(self: Any, results: torch.Tensor, targets: torch.Tensor) -> None:
         original(self, results, targets)
-        tell(f"scored {len(targets)}")
+        record(f"scored {len(targets)}")
 
     metrics.Scores.update = update
     metrics.Inception = Features

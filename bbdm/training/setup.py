@@ -1,0 +1,172 @@
+"""The parts of a training run from plain settings: presets, bridge, network, codec, pairs, checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bbdm.base.images import Size
+from bbdm.bridges import ABridge, Bridge, BrownianBridge, Objective
+from bbdm.codec import Codec, VQGANCodec
+from bbdm.data.image_cache import ImageCache
+from bbdm.data.latents import LatentDataset, measure
+from bbdm.data.pairs import PairedDataset, load_dataset
+from bbdm.files.checkpoint import load_checkpoint, load_vqgan
+from bbdm.files.content import Checkpoint
+from bbdm.networks.unet import PRESETS, UNetConfig
+from bbdm.training.previews import ValidationScores
+from bbdm.training.run_folder import RunFolder
+
+BridgeName = Literal["abridge", "brownian", "bbdm"]
+BBDM: dict[str, Any] = {  # the original's templates
+    "bridge": "bbdm",
+    "batch_size": 8,
+    "lr_schedule": "plateau",
+    "ema_start": 30000,
+    "ema_every": 8,
+}
+PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's network; otherwise the defaults
+    "paper": {},
+    "bbdm": BBDM,
+    "lbbdm-f4": BBDM,
+    "lbbdm-f8": BBDM,
+    "lbbdm-f16": BBDM,
+    "demo": {
+        "image_size": 64,
+        "batch_size": 16,
+        "epochs": 50,
+        "learning_rate": 4e-4,
+        "lr_schedule": "cosine",
+        "warmup_steps": 200,
+        "loss": "l2",
+        "ema_decay": 0.999,
+        "flip": True,
+        "precision": "bf16",
+    },
+}
+
+
+class PresetError(ValueError):
+    """A preset's network does not fit the latents of a VQGAN."""
+
+
+def build_bridge(name: BridgeName, num_steps: int, c_lambda: float, objective: Objective) -> Bridge:
+    """A bridge by its name; ``c_lambda`` is of the A-Bridge, and ``bbdm`` is the original BBDM's bridge."""
+    if name == "abridge":
+        return ABridge(num_steps, c_lambda, objective)
+    if name == "brownian":
+        return BrownianBridge(num_steps, objective=objective)
+    return BrownianBridge.bbdm(num_steps, objective=objective)
+
+
+def network_config(preset: str, channels: int, condition: Literal["concat", "none"] | None = None) -> UNetConfig:
+    """The network of a preset for a number of channels.
+
+    Args:
+        preset: its name.
+        channels: of the pictures or latents.
+        condition: whether the network sees the source; None for the preset's choice.
+    """
+    config = PRESETS[preset]
+    conditional = condition == "concat" if condition else config.condition_channels > 0
+    return replace(
+        config, in_channels=channels, out_channels=channels, condition_channels=channels if conditional else 0
+    )
+
+
+def load_codec(path: str | os.PathLike[str], preset: str, device: torch.device) -> Codec:
+    """The codec of a VQGAN file, on a device in float32.
+
+    Raises:
+        PresetError: the preset's network is of another number of channels than the VQGAN's latents.
+    """
+    codec = VQGANCodec(load_vqgan(path)).placed(device, torch.float32)
+    channels = PRESETS[preset].in_channels
+    if channels != codec.channels:
+        fitting = [name for name, config in PRESETS.items() if config.in_channels == codec.channels]
+        raise PresetError(
+            f"preset {preset} takes {channels} channels, and this VQGAN's latents have {codec.channels}; "
+            f"presets for it: {', '.join(fitting) or 'none'}"
+        )
+    return codec
+
+
+def load_splits(
+    name: str,
+    data_dir: str,
+    image_size: Size,
+    direction: str,
+    channels: int,
+    report: Callable[[str], object] = print,
+) -> tuple[PairedDataset, PairedDataset | None]:
+    """The training pairs and the validation pairs of a data set; see :func:`bbdm.data.pairs.load_dataset`.
+
+    Without validation pairs of its own it has None, and ``report`` is called with the reason.
+    """
+    train = load_dataset(name, data_dir, "train", image_size, direction, channels)
+    try:
+        validation = load_dataset(name, data_dir, "val", image_size, direction, channels)
+    except FileNotFoundError as error:
+        report(f"no validation: {error}")
+        return train, None
+    if validation.pairs == train.pairs:
+        report("no validation: these are the training pairs; write {split} in the paths to separate them")
+        return train, None
+    return train, validation
+
+
+def cache_images(
+    train: PairedDataset, validation: PairedDataset | None, folder: Path, workers: int = 0, progress: bool = False
+) -> tuple[ImageCache, ImageCache | None]:
+    """The same pairs, resized once and kept in a folder; see :class:`~bbdm.data.image_cache.ImageCache`."""
+    cached = ImageCache(train, folder, "train", workers, progress)
+    return cached, None if validation is None else ImageCache(validation, folder, "val", workers, progress)
+
+
+def validation_scores(
+    metrics: Sequence[str], fid_weights: Path | None, lpips_weights: Path | None, device: torch.device
+) -> ValidationScores:
+    """The callback that scores validation pairs; see :class:`bbdm.evaluation.metrics.Scores`."""
+    from bbdm.evaluation.metrics import Scores  # needs torchmetrics
+
+    return ValidationScores(Scores(metrics, fid_weights=fid_weights, lpips_weights=lpips_weights, device=device))
+
+
+def first_checkpoint(
+    folder: RunFolder, path: Path | None = None, overwrite: bool = False
+) -> tuple[Path, Checkpoint] | None:
+    """The checkpoint that a run resumes from, with its content; None for a run that begins.
+
+    Args:
+        folder: the folder of the run, whose newest checkpoint is the default.
+        path: a checkpoint in place of the folder's newest.
+        overwrite: begin anew where no ``path`` is given.
+    """
+    if path is not None:
+        return path, load_checkpoint(path)
+    return None if overwrite else folder.newest()
+
+
+def normalising(
+    codec: Codec,
+    pairs: PairedDataset | LatentDataset,
+    resumed: Checkpoint | None,
+    flip: bool,
+    progress: bool = False,
+) -> Codec:
+    """A codec with the latent statistics of the run that resumes, or measured over the pairs.
+
+    Args:
+        codec: encodes the pairs.
+        pairs: the training pairs or their latents.
+        resumed: the checkpoint that the run resumes from, if any.
+        flip: whether mirrored pairs are measured too.
+        progress: show a bar.
+    """
+    stored = None if resumed is None or resumed.codec is None else resumed.codec.statistics
+    return codec.with_statistics(measure(pairs, codec, flip, progress=progress) if stored is None else stored)
