@@ -20,9 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("state_dict", type=Path, help="a state dict, a full checkpoint, or a pickled VQGAN")
     parser.add_argument("output", type=Path, help="the converted VQGAN: .pt or .safetensors")
     parser.add_argument("-c", "--in_channels", type=int, help="that its images must have (default: any)")
-    parser.add_argument(
-        "--assert_weights_mapping", action="store_true", help="no effect: it is always checked"
-    )
+    parser.add_argument("--assert_weights_mapping", action="store_true", help="no effect: it is always checked")
     args = parser.parse_args(argv)
     check_suffix(args.output)
     vqgan = load_vqgan(args.state_dict)
