@@ -20,6 +20,7 @@ from typing import Any, cast
 import torch
 
 from bbdm import BridgeSampler, UNet
+from bbdm.base.settings import from_values
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.networks.unet import PRESETS
 from bbdm.training.config import TrainConfig
@@ -122,7 +123,7 @@ def bare_steps(data: str, device: str, compiled: bool) -> Any:
     """Seconds of each of our steps with the demo preset, on one batch in memory, after the first two."""
     pairs = load_dataset("edge2shoes", data, image_size=64)
     flags = ["edge2shoes", data, "model.pt", "--preset", "demo", *(["--compile"] * compiled)]
-    config = train_script.build_config(train_script.parse(flags))
+    config = from_values(TrainConfig, vars(train_script.parse(flags)))
     trainer = Trainer(_demo_network(device), networks.BRIDGE, config, pairs, None, Path(tempfile.gettempdir()))
     y, x0 = next(trainer.train_batches(range(BATCH)))
     seconds = [seconds_of(lambda: trainer.train_step(y, x0)) for _ in range(len(pairs) // BATCH + 2)]

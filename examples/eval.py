@@ -24,11 +24,13 @@ from bbdm.evaluation.results import ResultsError
 from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
 from bbdm.execution.processes import start_on_each_gpu
 from bbdm.files import manifest
+from bbdm.files.weights import IncompleteFileError
 
 Run = tuple[str, int | None]  # solver, and its steps; None for the solver's default
 HINTS: dict[type[Exception], str] = {
     TooLargeError: "lower -b or --image_size",
     ResultsError: "give another output_dir, or --overwrite to make all results again",
+    IncompleteFileError: "the flags are -t, -l, -vq and --config",
 }
 
 

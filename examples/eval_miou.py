@@ -27,10 +27,12 @@ from bbdm.evaluation.segmentation import CITYSCAPES, SegmentationScore, read_lab
 from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
 from bbdm.execution.processes import start_on_each_gpu
 from bbdm.files import manifest
+from bbdm.files.weights import IncompleteFileError
 
 HINTS: dict[type[Exception], str] = {
     TooLargeError: "lower -b or --image_size",
     ResultsError: "give another output_dir, or --overwrite to make all results again",
+    IncompleteFileError: "the flags are -t, -l, -vq and --config",
 }
 
 

@@ -22,11 +22,15 @@ from bbdm.data.pairs import DATASETS, PairedDataset, open_image
 from bbdm.evaluation.results import Job, check_places, save
 from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
 from bbdm.execution.processes import start_on_each_gpu
+from bbdm.files.weights import IncompleteFileError
 
 DEMO = Path(__file__).parent / "demo"
 DEMO_WEIGHTS = DEMO / "openmoji64.safetensors"
 GRID_PAIRS = 16  # at most
-HINTS: dict[type[Exception], str] = {TooLargeError: "lower -b or --image_size"}
+HINTS: dict[type[Exception], str] = {
+    TooLargeError: "lower -b or --image_size",
+    IncompleteFileError: "the flags are -t, -l, -vq and --config",
+}
 
 
 def parse(argv: list[str] | None = None) -> TranslateConfig:

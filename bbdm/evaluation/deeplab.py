@@ -219,7 +219,7 @@ def _read(content: Any) -> tuple[DeepLabConfig, State]:
         content = torchfile.state_dict(content)
     state = content.get("model_state", content) if isinstance(content, dict) else None
     if not isinstance(state, dict):
-        raise ValueError(f"it is {states.nature(content)}; wanted: a state dict, or one under 'model_state'")
+        raise ValueError(f"it is {states.summary(content)}; wanted: a state dict, or one under 'model_state'")
     # some files hold weights of the criterion as well
     state = {key: value for key, value in states.tensors(state).items() if "loss" not in key}
     config = recognise(state)

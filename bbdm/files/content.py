@@ -13,15 +13,11 @@ from bbdm.base.images import Size
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, LatentStatistics
 from bbdm.files import weights
-from bbdm.files.weights import State
+from bbdm.files.weights import IncompleteFileError, State
 from bbdm.networks.restore import restore, state_hash
 from bbdm.networks.unet import UNet, UNetConfig
 
 FORMAT = "bbdm"
-
-
-class MissingCodecError(ValueError):
-    """A checkpoint refers to its codec by a hash, and the codec was not given."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +88,13 @@ class Checkpoint:
         """The codec in float32, or None for a network of image space.
 
         Raises:
-            MissingCodecError: the file is a training checkpoint, which refers to the codec by a hash, and
+            IncompleteFileError: the file is a training checkpoint, which refers to the codec by a hash, and
                 :func:`~bbdm.files.checkpoint.load_checkpoint` was not given the codec.
         """
         if self.codec is None:
             return None
         if self.codec.weights is None:
-            raise MissingCodecError(
+            raise IncompleteFileError(
                 f"a training checkpoint holds only the SHA-256 of its codec's weights, {self.codec.digest()[:8]}...: "
                 "pass the codec, load_checkpoint(path, codec=...), or take the run's final weights"
             )

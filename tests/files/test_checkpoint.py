@@ -24,7 +24,8 @@ from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.files import checkpoint
 from bbdm.files.checkpoint import load_checkpoint, save_checkpoint
-from bbdm.files.content import Checkpoint, MissingCodecError
+from bbdm.files.content import Checkpoint
+from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.restore import state_hash
 from bbdm.networks.unet import UNet
 from tests.conftest import MakeUNet
@@ -200,7 +201,7 @@ class TestCodecReference:
         assert loaded.codec is not None
         digest = loaded.codec.digest()[:8]
         message = rf"only the SHA-256 of its codec's weights, {digest}\.\.\.: pass the codec, load_checkpoint\("
-        with pytest.raises(MissingCodecError, match=message):
+        with pytest.raises(IncompleteFileError, match=message):
             loaded.build_codec()
 
     def test_another_codec_is_refused(self, path: Path) -> None:

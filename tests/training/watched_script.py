@@ -56,7 +56,7 @@ def watch_files() -> None:
 
 
 def watch_scores() -> None:
-    metrics = import_module("bbdm.evaluation.metrics")
+    metrics: Any = import_module("bbdm.evaluation.metrics")
     original = metrics.Scores.update
 
     def update(self: Any, results: torch.Tensor, targets: torch.Tensor) -> None:
