@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start too: tests run on all cores
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,6 @@ OPENMOJI64 = Path(os.environ.get("OPENMOJI64", ROOT.parent / "shared" / "data" /
 
 settings.register_profile("shared machine", deadline=None)  # a busy machine is no failure
 settings.load_profile("shared machine")
-torch.set_num_threads(1)  # tensors here are too small for more
 
 TINY: dict[str, Any] = {
     "model_channels": 8,

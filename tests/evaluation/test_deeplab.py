@@ -18,6 +18,7 @@ from torchvision.models.segmentation import deeplabv3_resnet101
 
 from bbdm.evaluation.deeplab import FORMAT, DeepLab, DeepLabConfig, from_state, load_deeplab, recognise, save_deeplab
 from examples import convert_deeplabv3
+from tests.nightly import sweep
 
 VARIANTS = [
     ("deeplabv3", "resnet101"),
@@ -182,7 +183,7 @@ def published(path: Path, head: str = "deeplabv3plus", backbone: str = "mobilene
     return model
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("suffix", sweep([".pt", ".safetensors"], daily=[".pt"]))
 def test_converting(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]):
     model = published(tmp_path / "best.pth.tar")
     out = tmp_path / f"deeplab{suffix}"

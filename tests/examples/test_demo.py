@@ -20,7 +20,7 @@ def sampler() -> BridgeSampler:
 def pairs() -> tuple[torch.Tensor, torch.Tensor]:
     dataset = load_dataset("edge2shoes", str(DEMO), "val", 64)
     assert len(dataset) == 16
-    sources, targets = zip(*(dataset[i] for i in range(16)), strict=True)
+    sources, targets = zip(*(dataset[i] for i in range(0, 16, 2)), strict=True)
     return torch.stack(sources), torch.stack(targets)
 
 
@@ -44,7 +44,7 @@ def test_lines_stay(pairs: tuple[torch.Tensor, torch.Tensor], results: torch.Ten
 
 def test_paper_stays_white_outside(pairs: tuple[torch.Tensor, torch.Tensor], results: torch.Tensor):
     """The outermost pixels, where targets are white."""
-    border = torch.ones(16, 64, 64, dtype=torch.bool)
+    border = torch.ones(8, 64, 64, dtype=torch.bool)
     border[:, 2:-2, 2:-2] = False
     white = border & (pairs[1].amin(1) > 0.99)
     assert results.amin(1)[white].mean() > 0.9
