@@ -25,6 +25,10 @@ from bbdm.execution import package as package_module
 from tests.conftest import ROOT, TINY, tiny_unet
 from tests.execution.test_compiled import ODD, SOURCE, STEPS, Heavy, Short, needs_statm, new_sampler, resident
 
+pytestmark = pytest.mark.skipif(
+    ".".join(torch.__version__.split(".")[:2]) not in package_module.TESTED,
+    reason="packages are tested with other versions of torch",
+)
 BATCH = 2
 CONDITION_CHANNELS = {torch.float32: 0, torch.bfloat16: 3, torch.float64: 3}
 DTYPES = [  # to compile another network and save it takes half a minute
