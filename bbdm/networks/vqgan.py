@@ -6,6 +6,7 @@ bridges, and ``decode`` replaces each of its vectors by the nearest code.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,30 +120,21 @@ class AttentionBlock(nn.Module):
         return x + (self.proj_out(h) if self.projects else h)
 
 
-class Middle(nn.Module):
+def _middle(channels: int, config: VQGANConfig) -> nn.Sequential:
     """Residual, attention, residual, at the smallest size."""
-
-    def __init__(self, channels: int, config: VQGANConfig) -> None:
-        super().__init__()
-        self.block_1 = ResBlock(channels, channels, config)
-        self.attn_1 = AttentionBlock(channels, config)
-        self.block_2 = ResBlock(channels, channels, config)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (B, C, H, W) to the same shape."""
-        return self.block_2(self.attn_1(self.block_1(x)))
+    return nn.Sequential(
+        OrderedDict(
+            block_1=ResBlock(channels, channels, config),
+            attn_1=AttentionBlock(channels, config),
+            block_2=ResBlock(channels, channels, config),
+        )
+    )
 
 
-class Downsample(nn.Module):
+def _downsample(channels: int) -> nn.Sequential:
     """Half the size, by a convolution with one row and column of zeros beyond the lower right edges."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (B, C, H, W) to (B, C, H / 2, W / 2)."""
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+    pad, conv = nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2)
+    return nn.Sequential(OrderedDict(pad=pad, conv=conv))
 
 
 class Upsample(nn.Module):
@@ -191,9 +183,9 @@ class Encoder(nn.Module):
             level = Level(channels, index, config.num_res_blocks, config)
             channels = config.model_channels * mult
             if index < len(config.channel_mult) - 1:
-                level.downsample = Downsample(channels)
+                level.downsample = _downsample(channels)
             self.down.append(level)
-        self.mid = Middle(channels, config)
+        self.mid = _middle(channels, config)
         self.norm_out = _norm(channels, config)
         self.conv_out = _conv3x3(channels, config.latent_channels)
 
@@ -212,7 +204,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.model_channels * mult for mult in config.channel_mult]
         self.conv_in = _conv3x3(config.latent_channels, widths[-1])
-        self.mid = Middle(widths[-1], config)
+        self.mid = _middle(widths[-1], config)
         self.up = nn.ModuleList()
         for index, width in enumerate(widths):
             level = Level(widths[min(index + 1, len(widths) - 1)], index, config.num_res_blocks + 1, config)
