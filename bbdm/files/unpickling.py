@@ -77,10 +77,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> St
 
 
 def _key(value: Any, within: bool = False) -> Any:
-    """A key or a member of a set, checked to be quick to hash and compare, unlike long or nested ones.
-
-    Records and tensors are compared by identity.
-    """
+    """A key or a member of a set, checked to be quick to hash and compare, unlike long or nested ones."""
     match value:
         case None | bool() | float() | Global() | Record() | StoredTensor():
             return value
@@ -143,11 +140,7 @@ class Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """The pickled object.
-
-        Raises:
-            ValueError: the pickle is damaged, is too long, or names a forbidden global.
-        """
+        """The pickled object; ValueError where it is damaged, too long, or names a forbidden global."""
         with damage("its pickle"):
             for count, (opcode, argument, _) in enumerate(pickletools.genops(self.file)):
                 if count >= MAX_OPCODES:
