@@ -64,14 +64,10 @@ class Loop:
         self.device = device
         self.clamp = clamp
         self._conditioned = unet.config.condition_channels > 0
-        rows = torch.from_numpy(table.rows)
-        self.rows = rows.to(device, self.state_dtype)
+        self.rows = torch.from_numpy(table.rows).to(device, self.state_dtype)
         with torch.no_grad():
             times = torch.tensor(table.timesteps, device=next(unet.parameters()).device)
             self.modulation = unet.modulation(times).to(device, self.state_dtype)
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def start(self, y: torch.Tensor, seeds: torch.Tensor, noise: torch.Tensor | None = None) -> State:
         """New buffers for a source, seeds and explicit noise on the device."""
@@ -93,7 +89,7 @@ class Loop:
 
     def run(self, state: State) -> None:
         """All steps."""
-        for index in range(len(self)):
+        for index in range(len(self.rows)):
             self.advance(state, index)
 
 

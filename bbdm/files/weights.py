@@ -66,7 +66,10 @@ def write(
     path = Path(path)
     check_suffix(path)
     settings = {"format": name, "version": VERSION, **settings}
-    states = {kind: _portable(state) for kind, state in states.items()}
+    states = {
+        kind: {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
+        for kind, state in states.items()
+    }
     if path.suffix == ".pt":
         content = {**place(settings, states), **more}
         write_atomically(path, lambda temporary: _save(content, temporary))
@@ -171,8 +174,3 @@ def _read_safetensors(path: Path, name: str, place: Place) -> dict[str, Any]:
         kind, _, key = full.partition(".")
         states.setdefault(kind, {})[key] = value
     return place(json.loads(metadata[name]), states)
-
-
-def _portable(state: State) -> State:
-    """A copy on the CPU, contiguous."""
-    return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}

@@ -122,9 +122,8 @@ Conv = TypeVar("Conv", nn.Conv1d, nn.Conv2d)
 
 
 def _zeroed(module: Conv) -> Conv:
-    nn.init.zeros_(module.weight)
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
     return module
 
 

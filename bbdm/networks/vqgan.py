@@ -89,14 +89,13 @@ class ResBlock(nn.Module):
         self.conv1 = _conv3x3(channels, out_channels)
         self.norm2 = _norm(out_channels, config)
         self.conv2 = _conv3x3(out_channels, out_channels)
-        if channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
+        self.nin_shortcut = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) to (B, C', H, W)."""
         h = self.conv1(_norm_silu(self.norm1, x))
         h = self.conv2(_norm_silu(self.norm2, h))
-        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+        return self.nin_shortcut(x) + h
 
 
 class AttentionBlock(nn.Module):
