@@ -78,10 +78,7 @@ _FAMILY = {
 
 
 def build(
-    bridge: Bridge,
-    solver: str = DEFAULT,
-    timesteps: str | Iterable[int] | None = None,
-    steps: int | None = None,
+    bridge: Bridge, solver: str = DEFAULT, timesteps: str | Iterable[int] | None = None, steps: int | None = None
 ) -> StepTable:
     """The table of a solver.
 

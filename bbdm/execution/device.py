@@ -30,10 +30,9 @@ def find_device(name: str | torch.device) -> torch.device:
 
 @cache
 def bfloat16_pays(threads: int) -> bool:
-    """Whether a convolution on this processor is faster in bfloat16, timed once for a number of threads.
+    """Whether a convolution is faster in bfloat16 here, timed once for a number of threads.
 
-    Support for bfloat16 says nothing of its speed, which depends on the processor and on settings such as
-    ONEDNN_MAX_CPU_ISA.
+    That it is supported says nothing of its speed, which settings such as ONEDNN_MAX_CPU_ISA change too.
     """
     del threads  # the cache's key
 

@@ -1,8 +1,4 @@
-"""The loop over a step table: each step is one network evaluation and one row.
-
-A :class:`Loop` holds what all runs share: the network, the table on the device, and the network's modulation
-for the table's times. A :class:`State` holds the buffers of one run, which each step overwrites in place.
-"""
+"""The loop over a step table: each step is one network evaluation and one row."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ from bbdm.solvers import StepTable
 
 @dataclass
 class State:
-    """The buffers of one run; images are (B, C, H, W), channels_last."""
+    """The buffers of one run, which each step overwrites; images are (B, C, H, W), channels_last."""
 
     y: torch.Tensor  # the source, in the state's dtype
     x: torch.Tensor  # the state

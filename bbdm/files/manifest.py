@@ -1,8 +1,4 @@
-"""Manifests: a JSON file beside cached or generated files, which holds all that decided their content.
-
-Before the files are used again, the manifest is compared with what would decide their content now. Nothing
-here needs torch.
-"""
+"""Manifests: a JSON file beside cached or generated files, which holds all that decided their content."""
 
 from __future__ import annotations
 
