@@ -7,8 +7,6 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-LIMIT = 2**63
-
 
 def resolve_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
     """One seed for each image: ``seed + i`` for image i, or the given ones; None draws the first.
@@ -24,6 +22,6 @@ def resolve_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
         raise ValueError(f"seed must be an integer or a list of integers, got {seed!r}") from error
     if len(seeds) != count:
         raise ValueError(f"seed must be one integer or one for each of {count} images, got {len(seeds)}")
-    if not all(0 <= s < LIMIT for s in seeds):
+    if not all(0 <= s < 2**63 for s in seeds):
         raise ValueError(f"seed must be in [0, 2^63), got {seed}")
     return seeds

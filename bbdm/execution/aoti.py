@@ -66,7 +66,6 @@ class _Trunk(nn.Module):
         self.unet = unet
 
     def forward(self, x: torch.Tensor, modulation: torch.Tensor, *condition: torch.Tensor) -> torch.Tensor:
-        """The trunk."""
         return self.unet.trunk(x, modulation, *condition)
 
 

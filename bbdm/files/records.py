@@ -110,8 +110,7 @@ class StoredTensor:
 def check_sharing(tensors: Iterable[StoredTensor]) -> None:
     """Raise ValueError where tensors are many times larger than their storages: a network copies views."""
     tensors = list(tensors)
-    storages = {id(tensor.storage): tensor.storage for tensor in tensors}
-    held = sum(storage.numel for storage in storages.values())
+    held = sum(storage.numel for storage in {tensor.storage for tensor in tensors})
     asked = sum(math.prod(tensor.shape) for tensor in tensors)
     if asked > MAX_SHARING * held:
         raise ValueError(f"its tensors are of {asked} numbers, and only {held} are stored")

@@ -20,8 +20,6 @@ from bbdm.kernels.group_norm_silu import group_norm_silu
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
 from bbdm.networks.restore import ConfiguredNetwork, check_images, check_integers
 
-MAX_PERIOD = 10000.0
-
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -89,7 +87,7 @@ PRESETS: dict[str, UNetConfig] = {
 def frequencies(channels: int, device: torch.device | None = None) -> torch.Tensor:
     """(channels / 2,) angular frequencies from 1 down to 1 / 10000, float32."""
     steps = torch.arange(channels // 2, dtype=torch.float32, device=device) / (channels // 2)
-    return torch.exp(-math.log(MAX_PERIOD) * steps)
+    return torch.exp(-math.log(10000) * steps)
 
 
 def sinusoids(t: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:

@@ -30,13 +30,7 @@ STATISTICS = {
 
 
 def read(content: Any, state: states.State, config: str | os.PathLike[str] | None) -> Checkpoint:
-    """The network, its moving average, its bridge and its autoencoder.
-
-    Args:
-        content: the file's content.
-        state: the model's state dict in it.
-        config: the YAML file, which has the objective; weights and buffers do not determine it.
-    """
+    """The network, its moving average, its bridge and its autoencoder; the YAML file has the objective."""
     if states.below(state, f"{CONDITION}channel_mapper."):
         raise ValueError(f"it is conditioned by a SpatialRescaler ({CONDITION}*), which is not supported")
     if config is None:
