@@ -134,8 +134,8 @@ def _read(content: dict[str, Any], given: Codec | None) -> Checkpoint:
     codec = None if content["codec"] is None else _codec_state(content["codec"], given)
     image_size = content.get("image_size")
     image_size = None if image_size is None else as_size(image_size)
-    about = {"format": content["format"], "version": content["version"]}
-    return Checkpoint(state, bridge, codec, image_size, content.get("training"), **about)
+    training = content.get("training")
+    return Checkpoint(state, bridge, codec, image_size, training, content["format"], content["version"])
 
 
 def _codec_state(content: dict[str, Any], given: Codec | None) -> CodecState:

@@ -123,8 +123,7 @@ def vqgan_config(state: State, **known: Any) -> VQGANConfig:
     return VQGANConfig(**{**settings, **assumed, **known})
 
 
-# The A-Bridge scripts' VQGAN is latent diffusion's with other keys: for the parts of a block, and for the
-# places in the network.
+# The A-Bridge scripts' VQGAN is latent diffusion's with other keys of a block's parts, and of places.
 BLOCK_NAMES = [
     (r"\.block\.0\.(\w+)$", r".norm1.\1"),
     (r"\.block\.2\.(\w+)$", r".conv1.\1"),
