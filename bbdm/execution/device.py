@@ -32,7 +32,7 @@ def find_device(name: str | torch.device) -> torch.device:
 def bfloat16_pays(threads: int) -> bool:
     """Whether a convolution is faster in bfloat16 here, timed once for a number of threads.
 
-    That it is supported says nothing of its speed, which settings such as ONEDNN_MAX_CPU_ISA change too.
+    Support says nothing of the speed, which also depends on settings such as ONEDNN_MAX_CPU_ISA.
     """
     del threads  # the cache's key
 

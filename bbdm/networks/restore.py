@@ -57,7 +57,7 @@ def check_images(x: torch.Tensor, channels: int, stride: int) -> None:
 
 
 def skeleton(build: Callable[[Any], Network], config: Any) -> Network:
-    """A network on the device "meta", where it takes no memory; ValueError where no sizes are possible."""
+    """A network on the device "meta", where it takes no memory; ValueError where there is no such network."""
     try:
         with torch.device("meta"):
             return build(config)
