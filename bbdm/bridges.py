@@ -80,11 +80,7 @@ class Bridge(ABC):
         """Noise level sigma / alpha of (x_t - beta y) / alpha; increasing, and infinite where alpha is 0."""
 
     def _time(self, t: npt.ArrayLike) -> Array:
-        """Times as float64.
-
-        Raises:
-            ValueError: one lies outside the bridge.
-        """
+        """Times as float64; ValueError where one lies outside the bridge."""
         time = np.asarray(t, dtype=np.float64)
         end = self.num_steps if self.low else self.top
         if not np.all((time >= 0) & (time <= end)):

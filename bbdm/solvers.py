@@ -10,7 +10,7 @@ a weight w on the previous x0hat.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -26,17 +26,11 @@ DEFAULT: Solver = "dpm2m"
 
 @dataclass(frozen=True)
 class StepTable:
-    """The weights of every step of a sampling loop, one row for each network evaluation.
+    """The weights of every step of a sampling loop, one row for each network evaluation; float64."""
 
-    Attributes:
-        timesteps: (K,) int64, strictly decreasing; the times that the network is called at.
-        prediction: (K, 3) float64; x0hat as weights of x, y and the network's output.
-        coefficients: (K, 5) float64; the next x as weights of x, y, x0hat, the previous x0hat, and noise.
-    """
-
-    timesteps: npt.NDArray[np.int64]
-    prediction: npt.NDArray[np.float64]
-    coefficients: npt.NDArray[np.float64]
+    timesteps: npt.NDArray[np.int64]  # (K,) strictly decreasing; the times that the network is called at
+    prediction: npt.NDArray[np.float64]  # (K, 3) x0hat as weights of x, y and the network's output
+    coefficients: npt.NDArray[np.float64]  # (K, 5) the next x as weights of x, y, x0hat, the previous x0hat, noise
 
     def __post_init__(self) -> None:
         for name in ("timesteps", "prediction", "coefficients"):
@@ -58,69 +52,33 @@ class StepTable:
         return np.flatnonzero(self.coefficients[:, 4]).tolist()
 
 
-@dataclass(frozen=True)
-class _Step:
-    """The quantities of a step from time s to time r that solvers use."""
-
-    index: int
-    nu_prev: float  # nu of the time before s; infinite on the first two rows
-    nu_s: float
-    nu_r: float
-    sigma_s: float
-    sigma_r: float
-
-    @property
-    def posterior_std(self) -> float:
-        """Standard deviation of x_r given x_s, x0 and y."""
-        return self.sigma_r * np.sqrt(1 - (self.nu_r / self.nu_s) ** 2)
-
-    @property
-    def multistep_weight(self) -> float:
-        """DPM-Solver++(2M): w = h / (2 h_prev) with h a difference of -ln nu; 0 on the first two rows."""
-        if self.index < 2:
-            return 0.0
-        return 0.5 * np.log(self.nu_s / self.nu_r) / np.log(self.nu_prev / self.nu_s)
+Noise = tuple[float, float]  # eta_r as weights of sigma_r and of the standard deviation of x_r given x_s, x0, y
+ALL: Noise = (1, 0)
+HALF: Noise = (0.5, 0)
+NONE: Noise = (0, 0)
+POSTERIOR: Noise = (0, 1)
 
 
 @dataclass(frozen=True)
 class _Settings:
     """A solver of the non-Markovian family."""
 
-    eta: Callable[[_Step], float]
-    first_eta: Callable[[_Step], float] | None  # None: the general row is valid at the top too
+    noise: Noise
+    first: Noise | None = None  # on the first row; None: the general row is valid at the top too
     multistep: bool = False
 
 
-def _all_noise(step: _Step) -> float:
-    return step.sigma_r
-
-
-def _half_noise(step: _Step) -> float:
-    return 0.5 * step.sigma_r
-
-
-def _no_noise(step: _Step) -> float:
-    return 0.0
-
-
-def _posterior_noise(step: _Step) -> float:
-    return step.posterior_std
-
-
-_FAMILY: dict[str, _Settings] = {
-    "ddim": _Settings(_no_noise, _all_noise),
-    "dpm2m": _Settings(_no_noise, _all_noise, multistep=True),
-    "sde-dpm2m": _Settings(_posterior_noise, None, multistep=True),
-    "posterior": _Settings(_posterior_noise, None),
-    "fast": _Settings(_half_noise, _half_noise),
+_FAMILY = {
+    "ddim": _Settings(NONE, ALL),
+    "dpm2m": _Settings(NONE, ALL, multistep=True),
+    "sde-dpm2m": _Settings(POSTERIOR, multistep=True),
+    "posterior": _Settings(POSTERIOR),
+    "fast": _Settings(HALF, HALF),
 }
 
 
 def build(
-    bridge: Bridge,
-    solver: str = DEFAULT,
-    timesteps: str | Iterable[int] | None = None,
-    steps: int | None = None,
+    bridge: Bridge, solver: str = DEFAULT, timesteps: str | Iterable[int] | None = None, steps: int | None = None
 ) -> StepTable:
     """The table of a solver.
 
@@ -151,25 +109,18 @@ def _default_timesteps(bridge: Bridge, solver: str, steps: int | None) -> skips.
 
 
 def _family_rows(bridge: Bridge, times: npt.NDArray[np.int64], settings: _Settings) -> npt.NDArray[np.float64]:
-    alpha, beta, sigma = bridge.marginal(times)
-    nu = bridge.nu(times)
+    alpha, beta, sigma = (weights.tolist() for weights in bridge.marginal(times))
+    nu = bridge.nu(times).tolist()  # infinite, if anywhere, on the first row
     rows = np.zeros((len(times), 5))
     for i in range(len(times) - 1):
-        step = _Step(
-            index=i,
-            nu_prev=float(nu[i - 1]) if i else np.inf,
-            nu_s=float(nu[i]),
-            nu_r=float(nu[i + 1]),
-            sigma_s=float(sigma[i]),
-            sigma_r=float(sigma[i + 1]),
-        )
-        pinned = i == 0 and (settings.first_eta is not None or step.sigma_s == 0)  # x is y, and has weight 0
-        if pinned:
-            kappa, eta = 0.0, (settings.first_eta or _all_noise)(step)
-        else:
-            eta = settings.eta(step)
-            kappa = np.sqrt(step.sigma_r**2 - eta**2) / step.sigma_s
-        w = step.multistep_weight if settings.multistep else 0.0
+        posterior_std = sigma[i + 1] * np.sqrt(1 - (nu[i + 1] / nu[i]) ** 2)
+        pinned = i == 0 and (settings.first is not None or sigma[0] == 0)  # x is y, and has weight 0
+        of_sigma, of_posterior = (settings.first or ALL) if pinned else settings.noise
+        eta = of_sigma * sigma[i + 1] + of_posterior * posterior_std
+        kappa = 0.0 if pinned else np.sqrt(sigma[i + 1] ** 2 - eta**2) / sigma[i]
+        w = 0.0
+        if settings.multistep and i >= 2:  # DPM-Solver++(2M): h / (2 h_prev) with h a difference of -ln nu
+            w = 0.5 * np.log(nu[i] / nu[i + 1]) / np.log(nu[i - 1] / nu[i])
         gain = alpha[i + 1] - kappa * alpha[i]
         rows[i] = kappa, beta[i + 1] - kappa * beta[i], gain * (1 + w), -gain * w, eta
     rows[-1, 2] = 1.0  # the clean image
@@ -186,15 +137,15 @@ def _ancestral(bridge: Bridge, timesteps: str | Iterable[int] | None, steps: int
     times = skips.resolve(bridge, everything if timesteps is None else timesteps)
     if np.any(np.diff(times) != -1):
         raise ValueError(f"solver 'ancestral' needs consecutive timesteps, got {times.tolist()}")
-    row = _ancestral_abridge_row if isinstance(bridge, ABridge) else _ancestral_brownian_row
-    rows = np.array([row(bridge, int(t)) for t in times])
+    rows = np.array(
+        [_abridge_row(bridge, t) if isinstance(bridge, ABridge) else _brownian_row(bridge, t) for t in times.tolist()]
+    )
     rows[-1] = 0.0, 0.0, 1.0, 0.0, 0.0
     return StepTable(times, bridge.prediction(times), rows)
 
 
-def _ancestral_abridge_row(bridge: Bridge, t: int) -> tuple[float, float, float, float, float]:
+def _abridge_row(bridge: ABridge, t: int) -> tuple[float, float, float, float, float]:
     """Semi-implicit Euler of the reverse SDE, drift and score evaluated at t - 1."""
-    assert isinstance(bridge, ABridge)
     T = bridge.num_steps
     if t == T:
         pull = 1 / (T * np.log(T))
@@ -208,8 +159,7 @@ def _ancestral_abridge_row(bridge: Bridge, t: int) -> tuple[float, float, float,
     return 1 / c, -(1 / b - (t - 1) / (T * b * g)) / c, 1 / (T * g * c), 0.0, noise / c
 
 
-def _ancestral_brownian_row(bridge: Bridge, t: int) -> tuple[float, float, float, float, float]:
+def _brownian_row(bridge: BrownianBridge, t: int) -> tuple[float, float, float, float, float]:
     """Euler-Maruyama of the reverse SDE with diffusion sqrt(2 max_variance)."""
-    assert isinstance(bridge, BrownianBridge)
     noise = np.sqrt(2 * bridge.max_variance / bridge.num_steps) if t > 1 else 0.0
     return 1 - 1 / t, 0.0, 1 / t, 0.0, noise

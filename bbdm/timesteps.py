@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import count
 from typing import Literal, get_args
 
 import numpy as np
@@ -116,12 +117,6 @@ def _distinct(times: Iterable[float], bridge: Bridge) -> Timesteps:
     taken: set[int] = set()
     for time in times:
         nearest = int(np.clip(np.rint(time), bridge.low, bridge.top))
-        distance = 0
-        while True:
-            candidates = [t for t in (nearest - distance, nearest + distance) if bridge.low <= t <= bridge.top]
-            free = [t for t in candidates if t not in taken]
-            if free:
-                taken.add(free[0])
-                break
-            distance += 1
+        outwards = (t for distance in count() for t in (nearest - distance, nearest + distance))
+        taken.add(next(t for t in outwards if bridge.low <= t <= bridge.top and t not in taken))
     return np.array(sorted(taken, reverse=True), dtype=np.int64)

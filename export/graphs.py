@@ -77,10 +77,7 @@ def unet_graph(unet: UNet, static: tuple[int, int, int] | None, opset: int) -> o
     """
     config = unet.config
     batch, height, width = static or (2, 8 * config.stride, 10 * config.stride)
-    inputs = {
-        "x": torch.zeros(batch, config.in_channels, height, width),
-        "t": torch.ones(1, dtype=torch.int64),
-    }
+    inputs = {"x": torch.zeros(batch, config.in_channels, height, width), "t": torch.ones(1, dtype=torch.int64)}
     if config.condition_channels:
         inputs["condition"] = torch.zeros(batch, config.condition_channels, height, width)
     return _export(UNetGraph(unet), inputs, ("prediction", GRID), static is None, opset)
@@ -112,11 +109,7 @@ def _nearest_code(z: Any, codes: Any) -> Any:
 
 @torch.no_grad()
 def _export(
-    network: nn.Module,
-    inputs: dict[str, torch.Tensor],
-    output: tuple[str, tuple[str, ...]],
-    dynamic: bool,
-    opset: int,
+    network: nn.Module, inputs: dict[str, torch.Tensor], output: tuple[str, tuple[str, ...]], dynamic: bool, opset: int
 ) -> onnx.ModelProto:
     if opset not in OPSETS:
         raise ValueError(f"opset must be one of {list(OPSETS)}, got {opset}")

@@ -90,7 +90,6 @@ class Exporter:
         checkpoint = load_checkpoint(args.checkpoint, args.time_steps, args.c_lambda, codec, args.config)
         self.unet = checkpoint.build_unet()
         codec = checkpoint.build_codec()
-        assert codec is None or isinstance(codec, VQGANCodec)
         self.codec = codec
         self.bridge = checkpoint.bridge
         self.sampler = BridgeSampler(self.unet, self.bridge, args.solver, args.steps, codec=codec)
@@ -179,9 +178,8 @@ class Exporter:
         for difference in check.differences(folder, self.sampler, 4 * self.stride):
             shape = " x ".join(map(str, difference.shape))
             print(f"{difference.graph:24}{shape:>20}{difference.largest:12.1e}{difference.mean:12.1e}")
-            judged = self.codec is None or not difference.graph.startswith(
-                "image"
-            )  # rounding may choose a neighbouring code
+            # With a codec, rounding may choose a neighbouring code.
+            judged = self.codec is None or not difference.graph.startswith("image")
             if limit is not None and judged and not difference.largest <= limit:
                 worst = difference
         if worst is not None:

@@ -9,12 +9,7 @@ from typing import Any
 
 
 def public(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The ``__getattr__`` and ``__dir__`` of a package.
-
-    Args:
-        package: its name.
-        homes: the module of each public name. Submodules of the package are attributes too.
-    """
+    """The ``__getattr__`` and ``__dir__`` of a package whose public names are in the modules ``homes``."""
 
     def get(name: str) -> Any:
         try:

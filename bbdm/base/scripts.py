@@ -13,12 +13,7 @@ TERMINATED = 143  # and for SIGTERM
 
 
 class StoppedError(RuntimeError):
-    """Work that ended early; the message says why, what is kept, and what to do next.
-
-    Args:
-        message: one line.
-        status: the script's exit status.
-    """
+    """Work that ended early; the message says why, what is kept, and what to do next."""
 
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)

@@ -27,11 +27,7 @@ def add_flags(parser: argparse.ArgumentParser, settings: type[Any], defaults: Ma
     """Add a flag for each field that :func:`setting` made: its name, type, choices, default and help.
 
     A field of type bool becomes ``--NAME`` and ``--no-NAME``; the values of a ``Literal`` become choices.
-
-    Args:
-        parser: where to add them.
-        settings: a dataclass.
-        defaults: values that replace the fields' own defaults.
+    ``defaults`` replace the fields' own defaults.
     """
     hints = get_type_hints(settings)
     for each in fields(settings):

@@ -66,7 +66,6 @@ class _Trunk(nn.Module):
         self.unet = unet
 
     def forward(self, x: torch.Tensor, modulation: torch.Tensor, *condition: torch.Tensor) -> torch.Tensor:
-        """The trunk."""
         return self.unet.trunk(x, modulation, *condition)
 
 
@@ -101,16 +100,11 @@ def memory_of(constant: torch.Tensor) -> torch.Tensor:
 
 def layout_of(constant: torch.Tensor) -> dict[str, Any]:
     """The arguments that :func:`constant_on` needs besides the memory; plain values."""
-    shape, dtype = list(constant.shape), dtype_name(constant.dtype)
+    shape, dtype = list(constant.shape), str(constant.dtype).removeprefix("torch.")
     if constant.is_mkldnn:
         packing = bytes(mkldnn._get_mkldnn_serialized_md(constant).tolist())
         return {"shape": shape, "dtype": dtype, "packing": packing.hex()}
     return {"shape": shape, "dtype": dtype, "stride": constant.stride(), "offset": constant.storage_offset()}
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """``float32`` of torch.float32."""
-    return str(dtype).removeprefix("torch.")
 
 
 def constant_on(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import platform
-import time
 from collections.abc import Callable
 from functools import cache
+from timeit import timeit
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +30,9 @@ def find_device(name: str | torch.device) -> torch.device:
 
 @cache
 def bfloat16_pays(threads: int) -> bool:
-    """Whether a convolution on this processor is faster in bfloat16, timed once for a number of threads.
+    """Whether a convolution is faster in bfloat16 here, timed once for a number of threads.
 
-    Support for bfloat16 says nothing of its speed, which depends on the processor and on settings such as
-    ONEDNN_MAX_CPU_ISA.
+    Support says nothing of the speed, which also depends on settings such as ONEDNN_MAX_CPU_ISA.
     """
     del threads  # the cache's key
 
@@ -43,15 +42,9 @@ def bfloat16_pays(threads: int) -> bool:
         return lambda: F.conv2d(x, weight, padding=1)
 
     calls = (probe(torch.float32), probe(torch.bfloat16))
-    rounds = [[_seconds(call) for call in calls] for _ in range(10)]  # in turns: other load slows both
+    rounds = [[timeit(call, number=1) for call in calls] for _ in range(10)]  # in turns: other load slows both
     float32, bfloat16 = (min(seconds) for seconds in zip(*rounds, strict=True))
     return float32 > BFLOAT16_PAYS * bfloat16
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
 
 
 def best_dtype(device: torch.device) -> torch.dtype:

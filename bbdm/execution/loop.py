@@ -1,8 +1,4 @@
-"""The loop over a step table: each step is one network evaluation and one row.
-
-A :class:`Loop` holds what all runs share: the network, the table on the device, and the network's modulation
-for the table's times. A :class:`State` holds the buffers of one run, which each step overwrites in place.
-"""
+"""The loop over a step table: each step is one network evaluation and one row."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ from bbdm.solvers import StepTable
 
 @dataclass
 class State:
-    """The buffers of one run; images are (B, C, H, W), channels_last."""
+    """The buffers of one run, which each step overwrites; images are (B, C, H, W), channels_last."""
 
     y: torch.Tensor  # the source, in the state's dtype
     x: torch.Tensor  # the state
@@ -64,14 +60,10 @@ class Loop:
         self.device = device
         self.clamp = clamp
         self._conditioned = unet.config.condition_channels > 0
-        rows = torch.from_numpy(table.rows)
-        self.rows = rows.to(device, self.state_dtype)
+        self.rows = torch.from_numpy(table.rows).to(device, self.state_dtype)
         with torch.no_grad():
             times = torch.tensor(table.timesteps, device=next(unet.parameters()).device)
             self.modulation = unet.modulation(times).to(device, self.state_dtype)
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def start(self, y: torch.Tensor, seeds: torch.Tensor, noise: torch.Tensor | None = None) -> State:
         """New buffers for a source, seeds and explicit noise on the device."""
@@ -93,7 +85,7 @@ class Loop:
 
     def run(self, state: State) -> None:
         """All steps."""
-        for index in range(len(self)):
+        for index in range(len(self.rows)):
             self.advance(state, index)
 
 

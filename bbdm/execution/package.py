@@ -98,7 +98,7 @@ def save_package(path: str | os.PathLike[str], unet: UNet, shape: Iterable[int])
     content = {
         "version": VERSION,
         "shape": shape,
-        "dtype": aoti.dtype_name(weight.dtype),
+        "dtype": str(weight.dtype).removeprefix("torch."),
         "fingerprint": fingerprint(unet, weight.dtype, weight.device),
         "constants": {name: aoti.layout_of(constant) for name, constant in constants.items()},
     }

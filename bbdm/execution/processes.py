@@ -1,7 +1,4 @@
-"""The processes of a run: one, or several that share the work, started by a launcher such as torchrun.
-
-Several use accelerate, which assigns devices, averages gradients in backward (DDP) and sums over processes.
-"""
+"""The processes of a run: one, or several of a launcher such as torchrun, which use accelerate."""
 
 from __future__ import annotations
 
@@ -33,9 +30,7 @@ def started() -> int:
 def start_on_each_gpu(script: str, argv: Sequence[str] | None) -> None:
     """Replace this process by torchrun with one process of a script for each GPU, where there are several.
 
-    Args:
-        script: its file.
-        argv: its arguments; None for those of this process.
+    ``argv`` None stands for this process's own arguments.
     """
     count = torch.cuda.device_count()
     if started() == 1 and count == 0:

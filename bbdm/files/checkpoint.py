@@ -7,7 +7,7 @@ VQGAN alone is a file of the same two kinds. :mod:`bbdm.files.importers` reads t
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from bbdm.base.images import Size, as_size
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
 from bbdm.files import importers, weights
-from bbdm.files.content import FORMAT, Checkpoint, CodecState, UNetState, check_arguments, check_codec
+from bbdm.files.content import FORMAT, Checkpoint, CodecState, UNetState
 from bbdm.files.weights import State
 from bbdm.networks.restore import fitting, restore, state_hash
 from bbdm.networks.unet import UNet, UNetConfig
@@ -113,43 +113,54 @@ def load_checkpoint(
             leaves out a value that no argument gives.
     """
     with weights.opened(path, FORMAT, "checkpoint", _placed) as (content, own):
-        if not own:
-            return importers.read_checkpoint(content, num_steps, c_lambda, codec, config)
-        if config is not None:
+        if own and config is not None:
             raise ValueError(f"config={config} was given, but the file describes its network itself")
-        unet = content["unet"]
-        state = UNetState(UNetConfig(**unet["config"]), unet["weights"], unet["ema"])
-        found = [each for each in (state.weights, state.ema) if each is not None]
-        if not found:
-            raise ValueError("it holds neither weights nor their moving average")
-        for each in found:
-            fitting(UNet.from_config, state.config, each)
-        bridge = bridges.from_config(content["bridge"])
-        check_arguments(bridge, num_steps, c_lambda)
-        coded = _codec_state(content["codec"], codec)
-        image_size = content.get("image_size")
-        image_size = None if image_size is None else as_size(image_size)
-        about = {"format": content["format"], "version": content["version"]}
-        return Checkpoint(state, bridge, coded, image_size, content.get("training"), **about)
+        arguments = num_steps, c_lambda, codec
+        found = _read(content, codec) if own else importers.read_checkpoint(content, *arguments, config)
+        _check_arguments(found, *arguments)
+        return found
 
 
-def _codec_state(content: dict[str, Any] | None, given: Codec | None) -> CodecState | None:
-    """The codec of a checkpoint's content; where it is a reference, with the weights of the given codec."""
-    if content is None:
-        check_codec(None, given)
-        return None
+def _read(content: dict[str, Any], given: Codec | None) -> Checkpoint:
+    """A checkpoint of our own; where it only refers to its codec's weights, with those of the given codec."""
+    unet = content["unet"]
+    state = UNetState(UNetConfig(**unet["config"]), unet["weights"], unet["ema"])
+    found = [each for each in (state.weights, state.ema) if each is not None]
+    if not found:
+        raise ValueError("it holds neither weights nor their moving average")
+    for each in found:
+        fitting(UNet.from_config, state.config, each)
+    bridge = bridges.from_config(content["bridge"])
+    codec = None if content["codec"] is None else _codec_state(content["codec"], given)
+    image_size = content.get("image_size")
+    image_size = None if image_size is None else as_size(image_size)
+    training = content.get("training")
+    return Checkpoint(state, bridge, codec, image_size, training, content["format"], content["version"])
+
+
+def _codec_state(content: dict[str, Any], given: Codec | None) -> CodecState:
     config = {k: v for k, v in content.items() if k not in ("weights", "sha256")}
-    if "sha256" in content:
-        stored = CodecState(config, None, content["sha256"])
-        if not isinstance(stored.sha256, str) or not stored.sha256:
-            raise ValueError(f"the codec's sha256 must be text, got {stored.sha256!r}")
-    else:
-        stored = CodecState(config, content["weights"])
-        codecs.check(config, content["weights"])
-    check_codec(stored, given)
-    if given is not None and stored.weights is None:
-        return replace(stored, weights=CodecState.of(given).weights)
-    return stored
+    if "sha256" not in content:
+        codecs.from_config(config, content["weights"], fitting)
+        return CodecState(config, content["weights"])
+    if not isinstance(content["sha256"], str) or not content["sha256"]:
+        raise ValueError(f"the codec's sha256 must be text, got {content['sha256']!r}")
+    return CodecState(config, None if given is None else CodecState.of(given).weights, content["sha256"])
+
+
+def _check_arguments(found: Checkpoint, num_steps: int | None, c_lambda: float | None, codec: Codec | None) -> None:
+    """Raise ValueError where an argument was given that differs from the bridge or the codec in a file."""
+    for name, value in {"num_steps": num_steps, "c_lambda": c_lambda}.items():
+        stored = getattr(found.bridge, name, None)
+        if value is not None and value != stored:
+            raise ValueError(f"{name}={value} was given, but the network was trained with {name}={stored}")
+    if codec is not None and found.codec is None:
+        raise ValueError("a codec was given, but the network was trained in image space")
+    if codec is not None and found.codec is not None and not found.codec.same_network(codec):
+        kind = "holds" if found.codec.sha256 is None else "refers to"
+        raise ValueError(
+            f"another codec was given than the one that the network was trained with, which the file {kind}"
+        )
 
 
 def load_vqgan(path: str | os.PathLike[str]) -> VQGAN:

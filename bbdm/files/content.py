@@ -31,11 +31,11 @@ class UNetState:
 
 @dataclass(frozen=True)
 class CodecState:
-    """A codec in a file: its :meth:`~bbdm.codec.Codec.config`, and its weights or a reference to them."""
+    """A codec in a file: its :meth:`~bbdm.codec.VQGANCodec.config`, and its weights or their hash."""
 
     config: dict[str, Any]
-    weights: State | None  # None: the file has only
-    sha256: str | None = None  # their hash
+    weights: State | None
+    sha256: str | None = None
 
     @classmethod
     def of(cls, codec: Codec) -> CodecState:
@@ -58,11 +58,14 @@ class CodecState:
     def same_latents(self, codec: Codec) -> bool:
         """Whether a codec has the same settings and weights, and so the same latents before normalisation."""
         stored, given = ({**config, "statistics": None} for config in (self.config, codec.config()))
-        return _plain(stored) == _plain(given) and self.digest() == _digest(codec)
+        return _plain(stored) == _plain(given) and self._same_weights(codec)
 
     def same_network(self, codec: Codec) -> bool:
         """Whether a codec has the same autoencoder, though perhaps other latents of it."""
-        return _plain(self.config["config"]) == _plain(codec.config()["config"]) and self.digest() == _digest(codec)
+        return _plain(self.config["config"]) == _plain(codec.config()["config"]) and self._same_weights(codec)
+
+    def _same_weights(self, codec: Codec) -> bool:
+        return self.digest() == state_hash(codec.state_dict(), torch.float32)
 
 
 @dataclass(frozen=True)
@@ -99,31 +102,6 @@ class Checkpoint:
                 "pass the codec, load_checkpoint(path, codec=...), or take the run's final weights"
             )
         return codecs.from_config(self.codec.config, self.codec.weights)
-
-
-def check_arguments(bridge: Bridge, num_steps: int | None, c_lambda: float | None) -> None:
-    """Raise ValueError where an argument was given that differs from the bridge in a file."""
-    for name, value in {"num_steps": num_steps, "c_lambda": c_lambda}.items():
-        stored = getattr(bridge, name, None)
-        if value is not None and value != stored:
-            raise ValueError(f"{name}={value} was given, but the network was trained with {name}={stored}")
-
-
-def check_codec(stored: CodecState | None, given: Codec | None) -> None:
-    """Raise ValueError where a codec was given, and the file is of another one or of image space."""
-    if given is None:
-        return
-    if stored is None:
-        raise ValueError("a codec was given, but the network was trained in image space")
-    if not stored.same_network(given):
-        kind = "holds" if stored.sha256 is None else "refers to"
-        raise ValueError(
-            f"another codec was given than the one that the network was trained with, which the file {kind}"
-        )
-
-
-def _digest(codec: Codec) -> str:
-    return state_hash(codec.state_dict(), torch.float32)
 
 
 def _plain(config: dict[str, Any]) -> str:

@@ -1,8 +1,4 @@
-"""Manifests: a JSON file beside cached or generated files, which holds all that decided their content.
-
-Before the files are used again, the manifest is compared with what would decide their content now. Nothing
-here needs torch.
-"""
+"""Manifests: a JSON file beside cached or generated files, which holds all that decided their content."""
 
 from __future__ import annotations
 
@@ -24,15 +20,7 @@ def write(path: Path, content: Any) -> None:
 
 @contextmanager
 def reading(path: Path, remedy: str) -> Iterator[Any]:
-    """The content of a manifest; what is wrong with it, within the context too, becomes one error.
-
-    Args:
-        path: the manifest.
-        remedy: what to do about a damaged one, for the message.
-
-    Raises:
-        ValueError: it is no JSON, or lacks what the context looks up.
-    """
+    """The content of a manifest; ValueError with the ``remedy`` where it is damaged or lacks an entry."""
     try:
         yield json.loads(path.read_text())
     except (ValueError, KeyError, TypeError, AttributeError) as error:

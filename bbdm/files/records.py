@@ -80,11 +80,7 @@ class Storage:
 
     @cached_property
     def values(self) -> torch.Tensor:
-        """(numel,) on the CPU.
-
-        Raises:
-            ValueError: the file is damaged there, or the type is unknown.
-        """
+        """(numel,) on the CPU; ValueError where the file is damaged there, or the type is unknown."""
         if self.dtype is None:
             raise ValueError(f"it holds numbers of an unknown type, {self.kind}")
         if not self.numel:
@@ -107,23 +103,14 @@ class StoredTensor:
         return self.storage.dtype
 
     def load(self) -> torch.Tensor:
-        """A view of the storage.
-
-        Raises:
-            ValueError: the file is damaged there.
-        """
+        """A view of the storage; ValueError where the file is damaged there."""
         return self.storage.values.as_strided(self.shape, self.stride, self.offset)
 
 
 def check_sharing(tensors: Iterable[StoredTensor]) -> None:
-    """Raise ValueError where tensors are many times larger than their storages together.
-
-    Views of one storage share memory when they are loaded, but a network has memory for each. So a small file
-    could fill the memory.
-    """
+    """Raise ValueError where tensors are many times larger than their storages: a network copies views."""
     tensors = list(tensors)
-    storages = {id(tensor.storage): tensor.storage for tensor in tensors}
-    held = sum(storage.numel for storage in storages.values())
+    held = sum(storage.numel for storage in {tensor.storage for tensor in tensors})
     asked = sum(math.prod(tensor.shape) for tensor in tensors)
     if asked > MAX_SHARING * held:
         raise ValueError(f"its tensors are of {asked} numbers, and only {held} are stored")

@@ -36,10 +36,8 @@ SIGNATURES = {
 def opened(path: Path) -> Iterator[Any]:
     """The content of a file of torch.save; its tensors can be loaded while the file is open.
 
-    Raises:
-        ValueError: it is another kind of file, is damaged, or has what no honest file has: calls of code,
-            tensors of more bytes than are stored, or more instructions than ``MAX_OPCODES`` of
-            :mod:`bbdm.files.unpickling`.
+    ValueError: it is another kind of file, is damaged, or has what no honest file has: calls of code, tensors
+    of more bytes than are stored, or too many instructions.
     """
     with path.open("rb") as file:
         head = file.read(100)
@@ -133,11 +131,7 @@ def _check_order(little: bool) -> None:
 
 
 def plain(content: Any) -> Any:
-    """The content with its tensors loaded, which must be plain values and containers, as in our own files.
-
-    Raises:
-        ValueError: there is another object in it, or its containers hold each other many times.
-    """
+    """The content with its tensors loaded; ValueError where it is not plain values and containers."""
     tensors: list[StoredTensor] = []
     left = MAX_VALUES
 
@@ -172,11 +166,7 @@ def plain(content: Any) -> Any:
 
 
 def modules(module: Record) -> Iterator[tuple[str, Record]]:
-    """The record of a torch.nn.Module and of its submodules, with the prefix of each in the state dict.
-
-    Raises:
-        ValueError: it is not a torch.nn.Module, or has more modules than a network, as in a cycle.
-    """
+    """The record of a torch.nn.Module and of its submodules, with the prefix of each in the state dict."""
     pending, count = [("", module)], 0
     while pending:
         prefix, module = pending.pop()
@@ -191,11 +181,7 @@ def modules(module: Record) -> Iterator[tuple[str, Record]]:
 
 
 def state_dict(module: Record) -> dict[str, Any]:
-    """The module's state dict; its tensors are still in the file.
-
-    Raises:
-        ValueError: it is not a torch.nn.Module, or has more tensors than a network.
-    """
+    """The state dict of a module's record; its tensors are still in the file."""
     state = {}
     for prefix, part in modules(module):
         hidden = part.get("_non_persistent_buffers_set")

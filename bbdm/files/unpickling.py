@@ -8,6 +8,7 @@ moments cost nothing.
 
 from __future__ import annotations
 
+import math
 import mmap
 import pickletools
 import sys
@@ -67,9 +68,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> St
         raise ValueError("its pickle has a tensor of an impossible size or stride")
     if len(rest) > 2 and rest[2]:
         raise ValueError("its pickle has a tensor that is conjugated or negated in place")
-    numel = 1
-    for n in size:
-        numel *= n
+    numel = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if numel and (last >= storage.numel or numel > storage.numel):
         raise ValueError(f"its pickle has a tensor of {numel} numbers that ends at {last}, in {storage.numel} numbers")
@@ -77,10 +76,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> St
 
 
 def _key(value: Any, within: bool = False) -> Any:
-    """A key or a member of a set, checked to be quick to hash and compare, unlike long or nested ones.
-
-    Records and tensors are compared by identity.
-    """
+    """A key or a member of a set, checked to be quick to hash and compare, unlike long or nested ones."""
     match value:
         case None | bool() | float() | Global() | Record() | StoredTensor():
             return value
@@ -143,11 +139,7 @@ class Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """The pickled object.
-
-        Raises:
-            ValueError: the pickle is damaged, is too long, or names a forbidden global.
-        """
+        """The pickled object; ValueError where it is damaged, too long, or names a forbidden global."""
         with damage("its pickle"):
             for count, (opcode, argument, _) in enumerate(pickletools.genops(self.file)):
                 if count >= MAX_OPCODES:
@@ -188,8 +180,8 @@ class Machine:
                 stack[-length:] = [tuple(stack[-length:])]
             case "TUPLE" | "LIST" | "DICT" | "FROZENSET":
                 items = self._to_mark()
-                build = {"TUPLE": tuple, "LIST": list, "DICT": _pairs, "FROZENSET": _members}[name]
-                self.stack.append(build(items))
+                build = {"TUPLE": tuple, "LIST": list, "DICT": _pairs, "FROZENSET": frozenset}[name]
+                self.stack.append(build(map(_key, items) if name == "FROZENSET" else items))
             case "APPEND":
                 _extend(stack[-2], [stack.pop()])
             case "APPENDS" | "ADDITEMS":
@@ -249,10 +241,6 @@ class Machine:
             case ("module", Global() as kind, *_):  # of a class, with its source, before PyTorch 1.6
                 return kind
         raise ValueError("its pickle refers to something outside it that is no storage")
-
-
-def _members(items: list[Any]) -> frozenset[Any]:
-    return frozenset(map(_key, items))
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:

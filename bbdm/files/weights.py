@@ -51,13 +51,8 @@ def write(
 ) -> None:
     """Write a file, atomically: a reader sees the old file or the whole new one.
 
-    Args:
-        path: ends in ``.pt`` or ``.safetensors``.
-        name: the format's name.
-        settings: plain values.
-        states: state dicts, each under a name without a dot.
-        place: merges settings and state dicts into the content of a ``.pt``.
-        **more: plain values and tensors that only a ``.pt`` can have.
+    A ``.pt`` has the content that ``place`` makes of plain settings and state dicts, and ``more``. A
+    ``.safetensors`` has the tensors, each named STATE.KEY, and the settings in its metadata.
 
     Raises:
         ValueError: the path has another suffix.
@@ -66,7 +61,10 @@ def write(
     path = Path(path)
     check_suffix(path)
     settings = {"format": name, "version": VERSION, **settings}
-    states = {kind: _portable(state) for kind, state in states.items()}
+    states = {
+        kind: {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
+        for kind, state in states.items()
+    }
     if path.suffix == ".pt":
         content = {**place(settings, states), **more}
         write_atomically(path, lambda temporary: _save(content, temporary))
@@ -81,13 +79,8 @@ def opened(path: str | os.PathLike[str], name: str, kind: str, place: Place = be
     """The content of a file, and whether it is our own; every error in the ``with`` block names the file.
 
     Tensors of our own files are on the CPU. The content of a foreign file is that of
-    :func:`bbdm.files.torchfile.opened`.
-
-    Args:
-        path: the file: a ``.safetensors``, or with any other suffix a file of torch.save.
-        name: the format's name.
-        kind: the file's name in errors, such as "checkpoint".
-        place: as for :func:`write`.
+    :func:`bbdm.files.torchfile.opened`. ``name`` and ``place`` are those of :func:`write`; ``kind`` is what
+    errors call the file, such as "checkpoint".
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -171,8 +164,3 @@ def _read_safetensors(path: Path, name: str, place: Place) -> dict[str, Any]:
         kind, _, key = full.partition(".")
         states.setdefault(kind, {})[key] = value
     return place(json.loads(metadata[name]), states)
-
-
-def _portable(state: State) -> State:
-    """A copy on the CPU, contiguous."""
-    return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}

@@ -41,13 +41,10 @@ def memory_format_of(images: Tensor) -> torch.memory_format:
 
 
 def launch(kernel: Any, images: Tensor, *arguments: Any, **constants: Any) -> None:
-    """Run a kernel over images.
+    """Run a kernel on images, in whose shape and memory format it works.
 
-    Args:
-        kernel: takes the arguments, then ``size`` (C H W), ``pixels`` (H W), ``CHANNELS`` and ``BLOCK``.
-        images: (B, C, H, W), whose shape and memory format the kernel works in.
-        *arguments: tensors, numbers or None; a tensor is copied where its memory format does not fit.
-        **constants: other compile-time arguments.
+    The kernel takes the arguments, ``size`` (C H W), ``pixels`` (H W), ``constants``, ``CHANNELS`` and
+    ``BLOCK``. A tensor among the arguments is copied where its memory format does not fit.
     """
     memory_format = memory_format_of(images)
 

@@ -73,8 +73,8 @@ def reference(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: flo
 def decomposed(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, activation: bool) -> Tensor:
     """The op in plain operators, which a compiler fuses, autograd differentiates and ONNX knows.
 
-    Compiled, it is two loops: sums of each channel, then z = slope x + offset. Slope and offset are stacked
-    so that the compiler stores them; otherwise it would recompute them for each pixel.
+    Compiled, it is two loops: sums of each channel, then z = slope x + offset. Stacked, slope and offset are
+    stored; otherwise the compiler would recompute them for each pixel.
     """
     mean, rstd = (_per_channel(s, x.shape[1]) for s in _statistics(x, num_groups, eps))
     slope = rstd * weight[:, :, None, None]

@@ -27,6 +27,3 @@ def jit(fn: Any) -> Any:
 def constexpr(value: Any) -> Any:
     """``triton.language.constexpr``: a module's number that its kernels read."""
     return tl.constexpr(value) if AVAILABLE else value
-
-
-__all__ = ["AVAILABLE", "constexpr", "jit", "tl", "triton"]

@@ -49,14 +49,7 @@ def noise_step(
         raise ValueError("seeds need the optimizer step, got step=None")
     if step is not None and not isinstance(step, Tensor):
         step = torch.full((1,), step, device=x0.device)
-    _check(x0, y, t, table, noise, seeds, step)
-    return _noise_step(x0, y, t, table, noise, seeds, step)
-
-
-def _check(
-    x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor | None, seeds: Tensor | None, step: Tensor | None
-) -> None:
-    """Checks shapes, dtypes and devices; reads no value, so the device is not synchronised."""
+    # No value is read from here on, so the device is not synchronised.
     check_devices({"x0": x0, "y": y, "t": t, "table": table, "noise": noise, "seeds": seeds, "step": step}, "x0")
     for name, tensor in {"x0": x0, "y": y, "noise": noise}.items():
         if tensor is not None and (tensor.shape != x0.shape or not tensor.is_floating_point()):
@@ -73,6 +66,7 @@ def _check(
     check_seeds(seeds, len(x0))
     if step is not None and (step.shape != (1,) or step.dtype not in integers):
         raise ValueError(f"step must be an integer or (1,) of one, got {tuple(step.shape)} of {step.dtype}")
+    return _noise_step(x0, y, t, table, noise, seeds, step)
 
 
 @torch.library.custom_op("bbdm::noise_step", mutates_args=())

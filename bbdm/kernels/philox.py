@@ -28,8 +28,8 @@ def random_words(
 
     Args:
         seeds: (B,) int64 tensor, on the device that the words are for.
-        step: row of the step table when sampling, optimizer step when training; in [0, 2^32). An integer, or
-            a tensor of one where it is known only on the device.
+        step: row of the step table when sampling, optimizer step when training; in [0, 2^32). A tensor of one
+            integer where it is known only on the device.
         count: number of words for an image.
         stream: ``SAMPLING`` or ``TRAINING``.
         lane: ``NOISE_LANE``, ``TIMESTEP_LANE`` or ``FLIP_LANE``.
@@ -49,17 +49,9 @@ def random_words(
 def normal(
     seeds: torch.Tensor, step: int | torch.Tensor, shape: tuple[int, ...], stream: int = SAMPLING
 ) -> torch.Tensor:
-    """Standard normals for a batch of images.
+    """(B, *shape) standard normals, float32, for images of a logical ``shape`` (C, H, W).
 
-    Args:
-        seeds: (B,) int64, one for each image.
-        step: row of the step table when sampling, optimizer step when training; an integer or a tensor of
-            one.
-        shape: logical shape (C, H, W) of one image.
-        stream: ``SAMPLING`` or ``TRAINING``.
-
-    Returns:
-        (B, *shape) float32, contiguous.
+    Seeds, step and stream are those of :func:`random_words`.
     """
     count = math.prod(shape)
     words = random_words(seeds, step, count, stream)

@@ -15,15 +15,7 @@ MASK = 0xFFFFFFFF
 
 
 def philox4x32(counter: npt.ArrayLike, key: npt.ArrayLike) -> npt.NDArray[np.uint32]:
-    """Philox4x32-10 block cipher.
-
-    Args:
-        counter: (..., 4) integers in [0, 2^32).
-        key: (..., 2) integers in [0, 2^32), broadcast against ``counter``.
-
-    Returns:
-        (..., 4) uint32 random words.
-    """
+    """(..., 4) uint32 words of (..., 4) counters and (..., 2) keys, integers in [0, 2^32), broadcast."""
     c = np.asarray(counter, dtype=np.uint64)
     k = np.asarray(key, dtype=np.uint64)
     c0, c1, c2, c3 = (c[..., i] for i in range(4))
@@ -48,17 +40,7 @@ def random_words(seeds: npt.ArrayLike, step: int, count: int, stream: int = 0, l
 
 
 def normal(seeds: npt.ArrayLike, step: int, shape: tuple[int, ...], stream: int = 0) -> npt.NDArray[np.float32]:
-    """Standard normals, a pure function of (seed, stream, step, element).
-
-    Args:
-        seeds: (B,) 64-bit integers, one for each image.
-        step: row of the step table when sampling, optimizer step when training.
-        shape: logical shape (C, H, W) of one image.
-        stream: 0 for sampling, 1 for training.
-
-    Returns:
-        (B, *shape) float32.
-    """
+    """(B, *shape) standard normals, float32; see :func:`bbdm.kernels.philox.normal`."""
     count = int(np.prod(shape))
     words = random_words(seeds, step, count, stream)
     u = ((words >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)

@@ -57,11 +57,7 @@ def check_images(x: torch.Tensor, channels: int, stride: int) -> None:
 
 
 def skeleton(build: Callable[[Any], Network], config: Any) -> Network:
-    """A network without values: on the device "meta", where it takes no memory.
-
-    Raises:
-        ValueError: there is no such network.
-    """
+    """A network on the device "meta", where it takes no memory; ValueError where there is no such network."""
     try:
         with torch.device("meta"):
             return build(config)
@@ -72,15 +68,8 @@ def skeleton(build: Callable[[Any], Network], config: Any) -> Network:
 def fitting(build: Callable[[Any], Network], config: Any, state: Mapping[str, Any], whose: str = "its") -> Network:
     """The :func:`skeleton` of a network that these weights fit, by key, shape and kind of number.
 
-    Args:
-        build: makes the network from the settings.
-        config: the settings.
-        state: the weights, or other objects with their ``shape`` and ``dtype``.
-        whose: the first word of an error's message.
-
-    Raises:
-        ValueError: the weights do not fit; the message has every key that is missing, extra or of another
-            shape.
+    ``state`` has the weights, or other objects with ``shape`` and ``dtype``; ``whose`` begins a message.
+    The message of a ValueError has every key that is missing, extra or of another shape.
     """
     if not isinstance(state, Mapping):
         raise ValueError(f"{whose} weights are no state dict, but a {type(state).__name__}")

@@ -20,8 +20,6 @@ from bbdm.kernels.group_norm_silu import group_norm_silu
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
 from bbdm.networks.restore import ConfiguredNetwork, check_images, check_integers
 
-MAX_PERIOD = 10000.0
-
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -89,7 +87,7 @@ PRESETS: dict[str, UNetConfig] = {
 def frequencies(channels: int, device: torch.device | None = None) -> torch.Tensor:
     """(channels / 2,) angular frequencies from 1 down to 1 / 10000, float32."""
     steps = torch.arange(channels // 2, dtype=torch.float32, device=device) / (channels // 2)
-    return torch.exp(-math.log(MAX_PERIOD) * steps)
+    return torch.exp(-math.log(10000) * steps)
 
 
 def sinusoids(t: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
@@ -105,7 +103,7 @@ def _norm(channels: int, config: UNetConfig) -> nn.GroupNorm:
     return nn.GroupNorm(config.num_groups, channels)
 
 
-def _norm_silu(
+def norm_silu(
     norm: nn.Module, x: torch.Tensor, modulation: torch.Tensor | None = None, activation: bool = True
 ) -> torch.Tensor:
     """GroupNorm and SiLU, with the (B, 2 C) weight and bias of a modulation instead of the norm's own."""
@@ -114,7 +112,8 @@ def _norm_silu(
     return group_norm_silu(x, norm.num_groups, weight, bias, norm.eps, activation)
 
 
-def _conv3x3(channels: int, out_channels: int) -> nn.Conv2d:
+def conv3x3(channels: int, out_channels: int) -> nn.Conv2d:
+    """A convolution with a kernel of 3 x 3 that keeps the size."""
     return nn.Conv2d(channels, out_channels, 3, padding=1)
 
 
@@ -122,9 +121,8 @@ Conv = TypeVar("Conv", nn.Conv1d, nn.Conv2d)
 
 
 def _zeroed(module: Conv) -> Conv:
-    nn.init.zeros_(module.weight)
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
     return module
 
 
@@ -136,13 +134,13 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.up, self.down = up, down
-        self.in_layers = nn.Sequential(_norm(channels, config), nn.SiLU(), _conv3x3(channels, out_channels))
+        self.in_layers = nn.Sequential(_norm(channels, config), nn.SiLU(), conv3x3(channels, out_channels))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * config.model_channels, 2 * out_channels))
         self.out_layers = nn.Sequential(
             _norm(out_channels, config),
             nn.SiLU(),
             nn.Dropout(config.dropout),
-            _zeroed(_conv3x3(out_channels, out_channels)),
+            _zeroed(conv3x3(out_channels, out_channels)),
         )
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
         self.modulated = slice(0, 0)  # this block's columns of the modulation; the UNet sets it
@@ -163,10 +161,10 @@ class ResBlock(nn.Module):
         """Map (B, C, H, W) and the modulation of all blocks to the next (B, C', H', W')."""
         norm, _, conv = self.in_layers
         conv = cast(nn.Conv2d, conv)
-        h = _norm_silu(norm, x)
+        h = norm_silu(norm, x)
         h = upsample_conv3x3(h, conv.weight, conv.bias) if self.up else conv(self.resample(h))
         norm, _, dropout, conv = self.out_layers
-        h = conv(dropout(_norm_silu(norm, h, modulation[:, self.modulated])))
+        h = conv(dropout(norm_silu(norm, h, modulation[:, self.modulated])))
         return self.skip_connection(self.resample(x)) + h
 
 
@@ -183,7 +181,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) and the modulation of all blocks to the next (B, C', H', W')."""
         b, c, height, width = x.shape
-        tokens = _norm_silu(self.norm, x, activation=False).permute(0, 2, 3, 1).reshape(b, height * width, c)
+        tokens = norm_silu(self.norm, x, activation=False).permute(0, 2, 3, 1).reshape(b, height * width, c)
         qkv = F.linear(tokens, self.qkv.weight.squeeze(-1), self.qkv.bias)
         q, k, v = qkv.view(b, height * width, self.heads, 3, c // self.heads).permute(3, 0, 2, 1, 4)
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, height * width, c)
@@ -225,7 +223,7 @@ class UNet(ConfiguredNetwork):
         width = config.model_channels
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
 
-        self.input_blocks = nn.ModuleList([Stage(_conv3x3(in_channels + config.condition_channels, width))])
+        self.input_blocks = nn.ModuleList([Stage(conv3x3(in_channels + config.condition_channels, width))])
         channels, skips = width, [width]
         for level, mult in enumerate(config.channel_mult):
             for _ in range(config.num_res_blocks):
@@ -249,7 +247,7 @@ class UNet(ConfiguredNetwork):
                     stage.append(ResBlock(channels, channels, config, up=True))
                 self.output_blocks.append(stage)
 
-        self.out = nn.Sequential(_norm(channels, config), nn.SiLU(), _zeroed(_conv3x3(channels, out_channels)))
+        self.out = nn.Sequential(_norm(channels, config), nn.SiLU(), _zeroed(conv3x3(channels, out_channels)))
         first = 0
         for block in self._res_blocks():
             block.modulated = slice(first, first + 2 * cast(nn.GroupNorm, block.out_layers[0]).num_channels)
@@ -306,7 +304,7 @@ class UNet(ConfiguredNetwork):
         for stage in self.output_blocks:
             h = self._run(stage, torch.cat([h, skips.pop()], dim=1), modulation)
         norm, _, conv = self.out
-        return conv(_norm_silu(norm, h))
+        return conv(norm_silu(norm, h))
 
     def _run(self, stage: nn.Module, h: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

@@ -6,6 +6,7 @@ bridges, and ``decode`` replaces each of its vectors by the nearest code.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bbdm.kernels.group_norm_silu import group_norm_silu
 from bbdm.kernels.nearest_code import nearest_code
 from bbdm.kernels.upsample_conv import upsample_conv3x3
 from bbdm.networks.restore import ConfiguredNetwork, check_images, check_integers
+from bbdm.networks.unet import conv3x3, norm_silu
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,8 @@ PRESETS: dict[str, VQGANConfig] = {
 }
 
 
-def _conv3x3(channels: int, out_channels: int) -> nn.Conv2d:
-    return nn.Conv2d(channels, out_channels, 3, padding=1)
-
-
 def _norm(channels: int, config: VQGANConfig) -> nn.GroupNorm:
     return nn.GroupNorm(config.num_groups, channels, config.eps)
-
-
-def _norm_silu(norm: nn.GroupNorm, x: torch.Tensor, activation: bool = True) -> torch.Tensor:
-    return group_norm_silu(x, norm.num_groups, norm.weight[None], norm.bias[None], norm.eps, activation)
 
 
 class ResBlock(nn.Module):
@@ -85,17 +78,16 @@ class ResBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int, config: VQGANConfig) -> None:
         super().__init__()
         self.norm1 = _norm(channels, config)
-        self.conv1 = _conv3x3(channels, out_channels)
+        self.conv1 = conv3x3(channels, out_channels)
         self.norm2 = _norm(out_channels, config)
-        self.conv2 = _conv3x3(out_channels, out_channels)
-        if channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
+        self.conv2 = conv3x3(out_channels, out_channels)
+        self.nin_shortcut = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) to (B, C', H, W)."""
-        h = self.conv1(_norm_silu(self.norm1, x))
-        h = self.conv2(_norm_silu(self.norm2, h))
-        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+        h = self.conv1(norm_silu(self.norm1, x))
+        h = self.conv2(norm_silu(self.norm2, h))
+        return self.nin_shortcut(x) + h
 
 
 class AttentionBlock(nn.Module):
@@ -113,36 +105,27 @@ class AttentionBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) to the same shape."""
         b, c, height, width = x.shape
-        h = _norm_silu(self.norm, x, activation=False)
+        h = norm_silu(self.norm, x, activation=False)
         q, k, v = (conv(h).permute(0, 2, 3, 1).reshape(b, 1, height * width, c) for conv in (self.q, self.k, self.v))
         h = F.scaled_dot_product_attention(q, k, v).view(b, height, width, c).permute(0, 3, 1, 2)
         return x + (self.proj_out(h) if self.projects else h)
 
 
-class Middle(nn.Module):
+def _middle(channels: int, config: VQGANConfig) -> nn.Sequential:
     """Residual, attention, residual, at the smallest size."""
-
-    def __init__(self, channels: int, config: VQGANConfig) -> None:
-        super().__init__()
-        self.block_1 = ResBlock(channels, channels, config)
-        self.attn_1 = AttentionBlock(channels, config)
-        self.block_2 = ResBlock(channels, channels, config)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (B, C, H, W) to the same shape."""
-        return self.block_2(self.attn_1(self.block_1(x)))
+    return nn.Sequential(
+        OrderedDict(
+            block_1=ResBlock(channels, channels, config),
+            attn_1=AttentionBlock(channels, config),
+            block_2=ResBlock(channels, channels, config),
+        )
+    )
 
 
-class Downsample(nn.Module):
+def _downsample(channels: int) -> nn.Sequential:
     """Half the size, by a convolution with one row and column of zeros beyond the lower right edges."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (B, C, H, W) to (B, C, H / 2, W / 2)."""
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+    pad, conv = nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2)
+    return nn.Sequential(OrderedDict(pad=pad, conv=conv))
 
 
 class Upsample(nn.Module):
@@ -150,7 +133,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = _conv3x3(channels, channels)
+        self.conv = conv3x3(channels, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) to (B, C, 2 H, 2 W)."""
@@ -185,24 +168,24 @@ class Encoder(nn.Module):
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         channels = config.model_channels
-        self.conv_in = _conv3x3(config.image_channels, channels)
+        self.conv_in = conv3x3(config.image_channels, channels)
         self.down = nn.ModuleList()
         for index, mult in enumerate(config.channel_mult):
             level = Level(channels, index, config.num_res_blocks, config)
             channels = config.model_channels * mult
             if index < len(config.channel_mult) - 1:
-                level.downsample = Downsample(channels)
+                level.downsample = _downsample(channels)
             self.down.append(level)
-        self.mid = Middle(channels, config)
+        self.mid = _middle(channels, config)
         self.norm_out = _norm(channels, config)
-        self.conv_out = _conv3x3(channels, config.latent_channels)
+        self.conv_out = conv3x3(channels, config.latent_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, image_channels, H, W) to (B, latent_channels, H / stride, W / stride)."""
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-        return self.conv_out(_norm_silu(self.norm_out, self.mid(h)))
+        return self.conv_out(norm_silu(self.norm_out, self.mid(h)))
 
 
 class Decoder(nn.Module):
@@ -211,8 +194,8 @@ class Decoder(nn.Module):
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         widths = [config.model_channels * mult for mult in config.channel_mult]
-        self.conv_in = _conv3x3(config.latent_channels, widths[-1])
-        self.mid = Middle(widths[-1], config)
+        self.conv_in = conv3x3(config.latent_channels, widths[-1])
+        self.mid = _middle(widths[-1], config)
         self.up = nn.ModuleList()
         for index, width in enumerate(widths):
             level = Level(widths[min(index + 1, len(widths) - 1)], index, config.num_res_blocks + 1, config)
@@ -220,14 +203,14 @@ class Decoder(nn.Module):
                 level.upsample = Upsample(width)
             self.up.append(level)
         self.norm_out = _norm(widths[0], config)
-        self.conv_out = _conv3x3(widths[0], config.image_channels)
+        self.conv_out = conv3x3(widths[0], config.image_channels)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Map (B, latent_channels, H, W) to (B, image_channels, stride H, stride W)."""
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(_norm_silu(self.norm_out, h))
+        return self.conv_out(norm_silu(self.norm_out, h))
 
 
 class Codebook(nn.Module):

@@ -104,13 +104,13 @@ def test_gradients_pass_the_quantisation_straight_through():
 
 def test_without_projection_attention_is_added_as_it_is():
     plain, projected = tiny_vqgan(projects_attention=False), tiny_vqgan()
-    for vqgan in (plain, projected):
-        attention = vqgan.encoder.mid.attn_1
-        torch.nn.init.dirac_(attention.proj_out.weight)
-        attention.proj_out.bias.data.zero_()  # pyright: ignore[reportOptionalMemberAccess]
+    projections: list[Any] = [vqgan.get_submodule("encoder.mid.attn_1.proj_out") for vqgan in (plain, projected)]
+    for projection in projections:
+        torch.nn.init.dirac_(projection.weight)
+        projection.bias.data.zero_()
     x = torch.randn(1, 3, 8, 8)
     torch.testing.assert_close(plain.encode(x), projected.encode(x))
-    torch.nn.init.zeros_(plain.encoder.mid.attn_1.proj_out.weight)
+    torch.nn.init.zeros_(projections[0].weight)
     torch.testing.assert_close(plain.encode(x), projected.encode(x))
 
 

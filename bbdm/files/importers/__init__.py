@@ -1,4 +1,45 @@
-"""Files of sde-bbdm, the original BBDM and latent diffusion, read without running their code."""
+"""Files of sde-bbdm, the original BBDM and latent diffusion, read without running their code.
 
-from bbdm.files.importers.readers import read_checkpoint as read_checkpoint
-from bbdm.files.importers.readers import read_vqgan as read_vqgan
+A file is recognised by its entries, and its network by key names and shapes. What the file leaves out comes
+from arguments.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from bbdm.codec import Codec
+from bbdm.files.content import Checkpoint
+from bbdm.files.importers import original_bbdm, sde_bbdm, states
+from bbdm.networks.vqgan import VQGAN
+
+
+def read_checkpoint(
+    content: Any,
+    num_steps: int | None,
+    c_lambda: float | None,
+    codec: Codec | None,
+    config: str | os.PathLike[str] | None,
+) -> Checkpoint:
+    """A network and its bridge from a foreign file; see :func:`bbdm.files.checkpoint.load_checkpoint`."""
+    state = states.find(content)
+    if original_bbdm.SCHEDULE in state:
+        return original_bbdm.read(content, state, config)
+    if config is not None:
+        raise ValueError(f"config={config} was given, but only files of the original BBDM need one")
+    return sde_bbdm.read(content, num_steps, c_lambda, codec)
+
+
+def read_vqgan(content: Any) -> VQGAN:
+    """A VQGAN from a foreign file; see :func:`bbdm.files.checkpoint.load_vqgan`."""
+    state = states.find(content)
+    prefixes = states.prefixes(state, *states.CODES)
+    # A diffusion model may hold a second VQGAN, for its condition.
+    prefixes = [prefix for prefix in prefixes if prefix in ("first_stage_model.", "vqgan.")] or prefixes
+    if len(prefixes) != 1:
+        raise ValueError(
+            f"it is {states.summary(content)} with {len(prefixes) or 'no'} codebooks in it; wanted: a VQGAN of "
+            f"latent diffusion or of the A-Bridge scripts, with one key that ends in {' or '.join(states.CODES)}"
+        )
+    return states.build_vqgan(states.below(state, prefixes[0]))

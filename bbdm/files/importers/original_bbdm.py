@@ -30,18 +30,7 @@ STATISTICS = {
 
 
 def read(content: Any, state: states.State, config: str | os.PathLike[str] | None) -> Checkpoint:
-    """The network, its moving average, its bridge and its autoencoder.
-
-    Args:
-        content: the file's content.
-        state: the model's state dict in it.
-        config: the YAML file, which has the objective; weights and buffers do not determine it.
-
-    Raises:
-        FileNotFoundError: there is no such YAML file.
-        IncompleteFileError: there is no ``config``.
-        ValueError: the file is damaged, has a condition that is not supported, or contradicts the YAML.
-    """
+    """The network, its moving average, its bridge and its autoencoder; the YAML file has the objective."""
     if states.below(state, f"{CONDITION}channel_mapper."):
         raise ValueError(f"it is conditioned by a SpatialRescaler ({CONDITION}*), which is not supported")
     if config is None:
@@ -145,11 +134,7 @@ class _Settings:
             raise ValueError(f"{path} is no YAML of the original BBDM: {' '.join(str(error).split())}") from error
 
     def get(self, name: str, *default: Any) -> Any:
-        """The value at a dotted name.
-
-        Raises:
-            ValueError: there is none, and no default.
-        """
+        """The value at a dotted name; ValueError where there is none, and no default."""
         value = self.content
         for part in name.split("."):
             if not isinstance(value, dict) or part not in value:

@@ -44,12 +44,7 @@ class _Trained:
 
 
 def read(content: Any, num_steps: int | None, c_lambda: float | None, codec: Codec | None) -> Checkpoint:
-    """The network and its bridge; arguments fill in what the file leaves out.
-
-    Raises:
-        IncompleteFileError: the file leaves out a setting that no argument gives.
-        ValueError: the file is something else.
-    """
+    """The network and its bridge; arguments fill in what the file leaves out."""
     trained = _unwrap(content)
     known: dict[str, Any] = {}
     state = trained.network

@@ -22,12 +22,7 @@ def _count(state: State, prefix: str) -> int:
 
 
 def _dim(state: State, key: str, axis: int) -> int:
-    """A dimension, at least 1.
-
-    Raises:
-        KeyError: there is no such key.
-        ValueError: there is no such dimension.
-    """
+    """A dimension, at least 1; KeyError where there is no such key."""
     shape = state[key].shape
     if axis >= len(shape) or shape[axis] < 1:
         raise ValueError(f"{key} has the impossible shape {tuple(shape)}")
@@ -38,15 +33,8 @@ def unet_config(state: State, **known: Any) -> UNetConfig:
     """The settings of a UNet with the keys of guided diffusion, sde-bbdm and BBDM.
 
     The width of an attention head, the groups of a GroupNorm and the dropout leave no trace in the shapes.
-    The first two are those of a preset of these shapes, else the paper's, with a warning.
-
-    Args:
-        state: every tensor by its key.
-        **known: settings that the file states, which take precedence.
-
-    Raises:
-        KeyError: there is no key that a setting is read from.
-        ValueError: there is no such network.
+    The first two are those of a preset of these shapes, else the paper's, with a warning; ``known`` settings,
+    which the file states, take precedence.
     """
     width = _dim(state, "input_blocks.0.0.weight", 0)
     channels = _dim(state, "out.2.weight", 0)
@@ -82,10 +70,7 @@ def unet_config(state: State, **known: Any) -> UNetConfig:
 def _assumed(
     settings: dict[str, Any], presets: Iterable[UNetConfig | VQGANConfig], names: Collection[str]
 ) -> dict[str, Any]:
-    """Settings that leave no trace in shapes: those of a preset of these blocks, else the defaults.
-
-    Defaults come with a warning.
-    """
+    """Settings without a trace in shapes: a preset's of these blocks, else the defaults with a warning."""
     ends = {"in_channels", "out_channels", "condition_channels", "image_channels", "latent_channels", "num_codes"}
     inner = settings.keys() - ends
     for preset in presets:
@@ -110,18 +95,10 @@ def _effective(preset: UNetConfig | VQGANConfig) -> dict[str, Any]:
 
 
 def vqgan_config(state: State, **known: Any) -> VQGANConfig:
-    """The settings of a VQGAN with the keys of latent diffusion.
+    """The settings of a VQGAN with the keys of latent diffusion; see :func:`unet_config`.
 
-    The groups of a GroupNorm are those of a preset of these shapes, else latent diffusion's, with a warning.
     Where a key is missing that a setting is read from, they are those of the preset whose keys differ least,
     so that the error that follows names every key.
-
-    Args:
-        state: every tensor by its key.
-        **known: settings that the file states, which take precedence.
-
-    Raises:
-        ValueError: there is no such network.
     """
     try:
         width = _dim(state, "encoder.conv_in.weight", 0)
@@ -146,8 +123,7 @@ def vqgan_config(state: State, **known: Any) -> VQGANConfig:
     return VQGANConfig(**{**settings, **assumed, **known})
 
 
-# The A-Bridge scripts' VQGAN is latent diffusion's with other keys: for the parts of a block, and for the
-# places in the network.
+# The A-Bridge scripts' VQGAN is latent diffusion's with other keys of a block's parts, and of places.
 BLOCK_NAMES = [
     (r"\.block\.0\.(\w+)$", r".norm1.\1"),
     (r"\.block\.2\.(\w+)$", r".conv1.\1"),

@@ -50,11 +50,7 @@ def prefixes(state: State, *ends: str) -> list[str]:
 
 
 def tensors(state: State) -> dict[str, StoredTensor]:
-    """The state dict, after a check that its values are tensors.
-
-    Raises:
-        ValueError: a value is not a tensor.
-    """
+    """The state dict; ValueError where a value is not a tensor."""
     for key, value in state.items():
         if not isinstance(value, StoredTensor):
             raise ValueError(f"{str(key)[:100]} is {describe(value)}, not a tensor")
@@ -62,11 +58,7 @@ def tensors(state: State) -> dict[str, StoredTensor]:
 
 
 def load(build: Callable[[Any], nn.Module], config: Any, state: State) -> dict[str, torch.Tensor]:
-    """The weights of a network, loaded from the file.
-
-    Raises:
-        ValueError: they do not fit the network, or the file is damaged.
-    """
+    """The weights of a network, loaded from the file; ValueError where they do not fit or are damaged."""
     found = tensors(state)
     fitting(build, config, found)
     check_sharing(found.values())
@@ -74,24 +66,12 @@ def load(build: Callable[[Any], nn.Module], config: Any, state: State) -> dict[s
 
 
 def numbers(state: State, key: str) -> torch.Tensor:
-    """(N,) the values of a tensor in the file, float64.
-
-    Raises:
-        ValueError: there is no such tensor.
-    """
+    """(N,) the values of a tensor in the file, float64; ValueError where there is no such tensor."""
     return tensors({key: state.get(key)})[key].load().double().flatten()
 
 
 def build_vqgan(state: State, **known: Any) -> VQGAN:
-    """A VQGAN with latent diffusion's keys or the A-Bridge scripts', in evaluation mode.
-
-    Args:
-        state: its state dict.
-        **known: settings that the file states.
-
-    Raises:
-        ValueError: the keys do not fit.
-    """
+    """A VQGAN with latent diffusion's keys or the A-Bridge scripts', in evaluation mode."""
     state = {key: value for key, value in state.items() if not key.startswith(TRAINING)}
     if any(key.startswith("encoder.down_sampling.") for key in state):
         # These scripts' blocks differ in two places from the network that the weights were trained in, and
