@@ -1,4 +1,4 @@
-"""The codec: a frozen autoencoder between image space and the space of the bridge.
+"""Codecs: frozen autoencoders between image space and the space of the bridge.
 
 Without a codec, the bridge's space is image space. Images are in [-1, 1]. Latents are taken before
 quantisation, and normalised where the codec has statistics.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 
-from bbdm.networks.restore import restore, state_hash
+from bbdm.networks.restore import fitting, restore, state_hash
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 
 Role = Literal["source", "target"]
@@ -61,13 +62,8 @@ class LatentStatistics:
         return cls(*(tuple(row.tolist()) for i in range(2) for row in (means[i], stds[i])))
 
 
-class VQGANCodec:
-    """Latents of a VQGAN before quantisation; decoding quantises them.
-
-    Args:
-        vqgan: the autoencoder. It is frozen and not copied.
-        before_quant_conv: take latents before ``quant_conv``, like the original BBDM's setting
-            ``latent_before_quant_conv``.
+class Codec(ABC):
+    """An autoencoder between image space and the space of the bridge.
 
     Attributes: ``image_channels``; ``channels`` of a latent; ``stride``, image pixels along one side of a
     latent pixel; ``statistics`` that normalise latents, or None; ``encoder``, a function of a batch of images
@@ -75,47 +71,20 @@ class VQGANCodec:
     float32 images.
     """
 
-    statistics: LatentStatistics | None = None
+    image_channels: int
+    channels: int
+    stride: int
+    statistics: LatentStatistics | None
+    encoder: Network
+    decoder: Network
 
-    def __init__(self, vqgan: VQGAN, before_quant_conv: bool = False) -> None:
-        self.vqgan = vqgan.eval().requires_grad_(False)
-        self.before_quant_conv = before_quant_conv
-        self.image_channels = vqgan.config.image_channels
-        self.channels = vqgan.config.latent_channels
-        self.stride = vqgan.config.stride
-        self.encoder: Network = self._encode
-        self.decoder: Network = self._decode
-
-    @torch.no_grad()
+    @abstractmethod
     def latents(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, image_channels, H, W) in [-1, 1] to (B, channels, H / stride, W / stride), not normalised.
+        """(B, image_channels, H, W) in [-1, 1] to (B, channels, H / stride, W / stride), not normalised."""
 
-        Raises:
-            ValueError: the image has other channels, or a size that is not a multiple of ``stride``.
-        """
-        _check(image, "an image", self.image_channels, self.stride)
-        weight = self.vqgan.encoder.conv_in.weight
-        image = image.to(weight.device, weight.dtype, memory_format=torch.channels_last)
-        return torch.cat([self.encoder(part) for part in image.split(IMAGES_AT_ONCE)])
-
-    @torch.no_grad()
+    @abstractmethod
     def image(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents that are not normalised to their image, about [-1, 1], float32.
-
-        Raises:
-            ValueError: the latents have other channels.
-        """
-        _check(latents, "latents", self.channels, 1)
-        device = self.vqgan.decoder.conv_in.weight.device
-        latents = latents.to(device, torch.float32, memory_format=torch.channels_last)
-        return torch.cat([self.decoder(part) for part in latents.split(IMAGES_AT_ONCE)])
-
-    def _encode(self, image: torch.Tensor) -> torch.Tensor:
-        return (self.vqgan.encoder(image) if self.before_quant_conv else self.vqgan.encode(image)).float()
-
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        codes = self.vqgan.quantize(self.vqgan.quant_conv(latents) if self.before_quant_conv else latents)
-        return self.vqgan.decode_codes(codes.to(self.vqgan.decoder.conv_in.weight.dtype)).float()
+        """Latents that are not normalised to their image, about [-1, 1], float32."""
 
     def encode(self, image: torch.Tensor, role: Role) -> torch.Tensor:
         """An image in the space of the bridge, (B, channels, H / stride, W / stride) float32."""
@@ -137,11 +106,7 @@ class VQGANCodec:
             return latents
         return latents * self._row("target_std", latents) + self._row("target_mean", latents)
 
-    def _row(self, name: str, like: torch.Tensor) -> torch.Tensor:
-        """(1, C, 1, 1) of the statistics."""
-        return torch.tensor(getattr(self.statistics, name), dtype=like.dtype, device=like.device)[None, :, None, None]
-
-    def with_statistics(self, statistics: LatentStatistics) -> VQGANCodec:
+    def with_statistics(self, statistics: LatentStatistics) -> Codec:
         """A copy that normalises latents by these statistics.
 
         Raises:
@@ -153,11 +118,88 @@ class VQGANCodec:
         codec.statistics = statistics
         return codec
 
-    def placed(self, device: torch.device, dtype: torch.dtype) -> VQGANCodec:
-        """The codec on a device, in a dtype: itself where it is there already, a copy otherwise.
+    def _row(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """(1, C, 1, 1) of the statistics."""
+        return torch.tensor(getattr(self.statistics, name), dtype=like.dtype, device=like.device)[None, :, None, None]
 
-        Codes stay in float32: rounded, they would change which is nearest.
+    @abstractmethod
+    def placed(self, device: torch.device, dtype: torch.dtype) -> Codec:
+        """The codec on a device, in a dtype: itself where it is there already, a copy otherwise."""
+
+    @abstractmethod
+    def compiled(self, compile: Callable[[Network], Network]) -> Codec:
+        """A copy whose encoder and decoder are compiled by ``compile``."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Plain values, from which with :meth:`state_dict` :func:`from_config` builds the codec."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Its weights."""
+
+    def description(self) -> dict[str, Any]:
+        """What latents before normalisation depend on: the settings, and a hash of the weights."""
+        return {**self.config(), "statistics": None, "weights": self.digest()}
+
+    def digest(self) -> str:
+        """SHA-256 of its weights."""
+        return state_hash(self.state_dict())
+
+
+class VQGANCodec(Codec):
+    """Latents of a VQGAN before quantisation; decoding quantises them.
+
+    Args:
+        vqgan: the autoencoder. It is frozen and not copied.
+        before_quant_conv: take latents before ``quant_conv``, like the original BBDM's setting
+            ``latent_before_quant_conv``.
+    """
+
+    def __init__(self, vqgan: VQGAN, before_quant_conv: bool = False) -> None:
+        self.vqgan = vqgan.eval().requires_grad_(False)
+        self.before_quant_conv = before_quant_conv
+        self.image_channels = vqgan.config.image_channels
+        self.channels = vqgan.config.latent_channels
+        self.stride = vqgan.config.stride
+        self.statistics = None
+        self.encoder = self._encode
+        self.decoder = self._decode
+
+    @torch.no_grad()
+    def latents(self, image: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Codec.latents`.
+
+        Raises:
+            ValueError: the image has other channels, or a size that is not a multiple of ``stride``.
         """
+        _check(image, "an image", self.image_channels, self.stride)
+        weight = self.vqgan.encoder.conv_in.weight
+        image = image.to(weight.device, weight.dtype, memory_format=torch.channels_last)
+        return torch.cat([self.encoder(part) for part in image.split(IMAGES_AT_ONCE)])
+
+    @torch.no_grad()
+    def image(self, latents: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Codec.image`.
+
+        Raises:
+            ValueError: the latents have other channels.
+        """
+        _check(latents, "latents", self.channels, 1)
+        device = self.vqgan.decoder.conv_in.weight.device
+        latents = latents.to(device, torch.float32, memory_format=torch.channels_last)
+        return torch.cat([self.decoder(part) for part in latents.split(IMAGES_AT_ONCE)])
+
+    def _encode(self, image: torch.Tensor) -> torch.Tensor:
+        latents = self.vqgan.encoder(image) if self.before_quant_conv else self.vqgan.encode(image)
+        return latents.float()
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        codes = self.vqgan.quantize(self.vqgan.quant_conv(latents) if self.before_quant_conv else latents)
+        return self.vqgan.decode_codes(codes.to(self.vqgan.decoder.conv_in.weight.dtype)).float()
+
+    def placed(self, device: torch.device, dtype: torch.dtype) -> VQGANCodec:
+        """See :meth:`Codec.placed`. Codes stay in float32: rounded, they would change which is nearest."""
         weight = self.vqgan.encoder.conv_in.weight
         if (weight.device, weight.dtype) == (device, dtype):
             return self
@@ -171,13 +213,13 @@ class VQGANCodec:
         return codec
 
     def compiled(self, compile: Callable[[Network], Network]) -> VQGANCodec:
-        """A copy whose encoder and decoder are compiled by ``compile``."""
+        """See :meth:`Codec.compiled`."""
         codec = copy.copy(self)
         codec.encoder, codec.decoder = compile(self._encode), compile(self._decode)
         return codec
 
     def config(self) -> dict[str, Any]:
-        """Plain values, from which with :meth:`state_dict` :func:`from_config` builds the codec."""
+        """See :meth:`Codec.config`."""
         return {
             "kind": "vqgan",
             "config": asdict(self.vqgan.config),
@@ -186,31 +228,25 @@ class VQGANCodec:
         }
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Its weights."""
+        """See :meth:`Codec.state_dict`."""
         return self.vqgan.state_dict()
 
-    def description(self) -> dict[str, Any]:
-        """What latents before normalisation depend on: the settings, and a hash of the weights."""
-        return {**self.config(), "statistics": None, "weights": self.digest()}
 
-    def digest(self) -> str:
-        """SHA-256 of its weights."""
-        return state_hash(self.state_dict())
-
-
-Codec = VQGANCodec  # the only kind
-
-
-def from_config(
-    config: dict[str, Any], weights: dict[str, torch.Tensor], make: Callable[..., VQGAN] = restore
-) -> Codec:
-    """The codec of a :meth:`VQGANCodec.config` and a :meth:`VQGANCodec.state_dict`.
-
-    ``make`` is :func:`~bbdm.networks.restore.fitting` where only the errors are wanted.
+def from_config(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Codec:
+    """The codec of a :meth:`Codec.config` and a :meth:`Codec.state_dict`.
 
     Raises:
         ValueError: the kind is unknown, a setting is wrong, or the weights do not fit.
     """
+    return _build(config, weights, restore)
+
+
+def check(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+    """Raise the ValueError that :func:`from_config` would, without building the codec."""
+    _build(config, weights, fitting)
+
+
+def _build(config: dict[str, Any], weights: dict[str, torch.Tensor], make: Callable[..., VQGAN]) -> Codec:
     if config.get("kind") != "vqgan":
         raise ValueError(f"the codec's kind must be 'vqgan', got {config.get('kind')!r}")
     try:

@@ -141,7 +141,7 @@ def _read(content: dict[str, Any], given: Codec | None) -> Checkpoint:
 def _codec_state(content: dict[str, Any], given: Codec | None) -> CodecState:
     config = {k: v for k, v in content.items() if k not in ("weights", "sha256")}
     if "sha256" not in content:
-        codecs.from_config(config, content["weights"], fitting)
+        codecs.check(config, content["weights"])
         return CodecState(config, content["weights"])
     if not isinstance(content["sha256"], str) or not content["sha256"]:
         raise ValueError(f"the codec's sha256 must be text, got {content['sha256']!r}")
