@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
@@ -64,6 +63,8 @@ class BridgeSampler(FrontEnd[torch.Tensor]):
 
     kind = torch.Tensor
     noun = "a tensor"
+    _from_numpy = staticmethod(torch.from_numpy)
+    _concatenate = staticmethod(torch.cat)
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class BridgeSampler(FrontEnd[torch.Tensor]):
         network = self.package or (Compiled(self.unet.trunk, self.device) if compile else self.unet.trunk)
         if codec is not None:
             codec = codec.placed(self.device, self.dtype if self.dtype == torch.bfloat16 else torch.float32)
-        self.codec = codec if codec is None or not compile else codec.compiled(self._compiled)
+        self.codec = codec if codec is None or not compile else codec.compiled(partial(Compiled, device=self.device))
         channels = unet.config.in_channels
         latent_stride = 1 if codec is None else codec.stride
         super().__init__(
@@ -172,15 +173,6 @@ class BridgeSampler(FrontEnd[torch.Tensor]):
         if batch_size is not None and self.package and batch_size < self.package.shape[0]:
             raise ValueError(f"batch_size must be at least the package's {self.package.shape[0]}, got {batch_size}")
 
-    def _array(self, array: npt.NDArray[np.float32]) -> torch.Tensor:
-        return torch.from_numpy(array)
-
-    def _numpy(self, array: torch.Tensor) -> npt.NDArray[np.float32]:
-        return array.numpy()
-
-    def _concatenated(self, parts: list[torch.Tensor]) -> torch.Tensor:
-        return torch.cat(parts)
-
     @contextmanager
     def _progress(self, total: int) -> Iterator[Advance]:
         with tqdm(total=total, unit="step") as bar:
@@ -234,9 +226,6 @@ class BridgeSampler(FrontEnd[torch.Tensor]):
         image = F.pad(source.to(self.device, torch.float32), padding, mode="replicate")
         y = self.codec.encode(image, "source")
         return y.to(self._loop.state_dtype).contiguous(memory_format=torch.channels_last)
-
-    def _compiled(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        return Compiled(function, self.device)
 
 
 def _check_arguments(

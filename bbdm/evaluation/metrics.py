@@ -41,7 +41,7 @@ _CONSTANT = ("data_range",)  # a state of PSNR
 
 
 def diversity(results: torch.Tensor) -> torch.Tensor:
-    """Diversity of S results of each of B sources, (B, S, 3, H, W) uint8 to (B,) (Li et al., BBDM, CVPR 2023).
+    """Diversity of each source's results (Li et al., BBDM, CVPR 2023): (B, S, 3, H, W) uint8 to (B,).
 
     The standard deviation over a source's results, without Bessel's correction, on a scale of 0 to 255,
     averaged over pixels and channels.

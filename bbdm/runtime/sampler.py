@@ -50,6 +50,8 @@ class OnnxBridgeSampler(FrontEnd[Array]):
 
     kind = np.ndarray
     noun = "an array"
+    _from_numpy = staticmethod(np.asarray)
+    _concatenate = staticmethod(np.concatenate)
 
     def __init__(
         self,
@@ -93,15 +95,6 @@ class OnnxBridgeSampler(FrontEnd[Array]):
             return solvers.StepTable(*stored)
         bridge = bridges.from_config(self.settings["bridge"])
         return solvers.build(bridge, solver or self.settings["solver"], timesteps, steps)
-
-    def _array(self, array: Array) -> Array:
-        return array
-
-    def _numpy(self, array: Array) -> Array:
-        return array
-
-    def _concatenated(self, parts: list[Array]) -> Array:
-        return np.concatenate(parts)
 
     @contextmanager
     def _progress(self, total: int) -> Iterator[Advance]:

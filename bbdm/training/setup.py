@@ -17,13 +17,8 @@ from bbdm.files.checkpoint import load_vqgan
 from bbdm.networks.unet import PRESETS, UNetConfig
 
 BridgeName = Literal["abridge", "brownian", "bbdm"]
-BBDM: dict[str, Any] = {  # the original's templates
-    "bridge": "bbdm",
-    "batch_size": 8,
-    "lr_schedule": "plateau",
-    "ema_start": 30000,
-    "ema_every": 8,
-}
+# the settings of the original's templates
+BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}
 PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's network; otherwise the defaults
     "paper": {},
     "bbdm": BBDM,

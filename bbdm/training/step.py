@@ -46,12 +46,9 @@ def _mirrored_and_plain(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 class TrainStep:
     """An optimizer step as a function of a batch, with the state that it changes.
 
+    Arguments are those of :class:`~bbdm.training.trainer.Trainer`, and:
+
     Args:
-        unet: the network, on the device to train on.
-        bridge: the bridge to train it on.
-        config: the settings of the run.
-        codec: encodes pictures into the space of the bridge, on that device; None to train in image space.
-        processes: the processes that share the work.
         latents: whether batches are latents, not pictures.
         total: optimizer steps of the whole run, for the learning rate.
     """

@@ -14,7 +14,6 @@ from PIL import Image
 from bbdm import load_checkpoint, load_vqgan
 from bbdm.codec import LatentStatistics
 from bbdm.networks import unet, vqgan
-from bbdm.training import setup
 from examples import generate, train, train_vqgan
 from tests.conftest import TINY, SavePicture
 from tests.networks.test_vqgan import TINY as TINY_VQGAN
