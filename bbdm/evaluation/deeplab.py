@@ -141,9 +141,8 @@ class _Head(nn.Module):
 class _PlusHead(nn.Module):
     def __init__(self, low: int, high: int, num_classes: int, rates: tuple[int, int, int]) -> None:
         super().__init__()
-        self.project = nn.Sequential(
-            nn.Conv2d(low, LOW_CHANNELS, 1, bias=False), nn.BatchNorm2d(LOW_CHANNELS), nn.ReLU()
-        )
+        reduced = nn.Conv2d(low, LOW_CHANNELS, 1, bias=False)
+        self.project = nn.Sequential(reduced, nn.BatchNorm2d(LOW_CHANNELS), nn.ReLU())
         self.aspp = ASPP(high, rates)
         self.classifier = nn.Sequential(
             nn.Conv2d(LOW_CHANNELS + ASPP_CHANNELS, ASPP_CHANNELS, 3, padding=1, bias=False),
@@ -189,8 +188,7 @@ def from_state(state: State, config: DeepLabConfig) -> DeepLab:
     """The network with these weights, in float32, frozen, in evaluation mode.
 
     Raises:
-        ValueError: a weight is missing, unknown, of another shape, or not floating point; see
-            :func:`bbdm.networks.restore.fitting`.
+        ValueError: a weight is missing, unknown, of another shape, or not floating point.
     """
     return restore(DeepLab, config, state).requires_grad_(False)
 

@@ -192,11 +192,7 @@ class Scores:
 
     @torch.inference_mode()
     def update(self, results: torch.Tensor, targets: torch.Tensor) -> None:
-        """Add pictures.
-
-        Args:
-            results: (B, S, 3, H, W) uint8.
-            targets: (B, 3, H, W) uint8.
+        """Add (B, S, 3, H, W) uint8 results, and their (B, 3, H, W) uint8 targets.
 
         Raises:
             ValueError: other shapes or types.

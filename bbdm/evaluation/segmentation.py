@@ -137,12 +137,7 @@ class SegmentationScore:
         self.confusion = torch.zeros(len(self.classes), len(self.classes), dtype=torch.int64)
 
     def update(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add pictures.
-
-        Args:
-            images: (B, 3, h, w) uint8, of any size.
-            labels: (B, H, W) integers, each a class or 255.
-        """
+        """Add (B, 3, h, w) uint8 pictures of any size, and their (B, H, W) labels, each a class or 255."""
         self.add(self.count(images, labels))
 
     def add(self, counts: torch.Tensor) -> None:

@@ -63,22 +63,6 @@ def describe_pairs(train: PairedDataset | LatentDataset) -> dict[str, Any]:
     return {**kind, "number": len(train), "names": pairs.names_digest()}
 
 
-def describe_run(
-    unet: UNetConfig,
-    bridge: Bridge,
-    config: TrainConfig,
-    train: PairedDataset | LatentDataset,
-    validation: PairedDataset | None,
-    codec: Codec | None,
-) -> dict[str, Any]:
-    """The settings of a run, for its folder."""
-    settings = {"train": asdict(config), "unet": asdict(unet), "bridge": bridge.config()}
-    settings |= {} if codec is None else {"codec": codec.config()}
-    counts = {"training": len(train), "validation": 0 if validation is None else len(validation)}
-    kind = {"image_size": train.image_size, "direction": train.direction, "channels": train.channels}
-    return {**settings, "pairs": {**counts, **kind}}
-
-
 def training_state(
     path: Path,
     checkpoint: Checkpoint,

@@ -34,7 +34,7 @@ from bbdm.networks.unet import UNet
 from bbdm.training.callback import Callback
 from bbdm.training.config import TrainConfig
 from bbdm.training.previews import Previews
-from bbdm.training.resume import check_start, describe_pairs, describe_run, resumed_codec, training_state
+from bbdm.training.resume import check_start, describe_pairs, resumed_codec, training_state
 from bbdm.training.run_folder import RunFolder
 from bbdm.training.step import TrainStep, mixed, sample_seeds
 from bbdm.training.tracking import Tracker
@@ -176,8 +176,7 @@ class Trainer:
                 for _ in self.validation_batches(self.validation_share()):
                     pass  # a broken picture is found now, not after an epoch
             if self.processes.first:
-                about = (self.unet.config, self.bridge, self.config, self.train, self.validation, self.codec)
-                self.run.begin(self.epoch, describe_run(*about))
+                self.run.begin(self.epoch, self._settings())
                 ends.callback(self.run.end)
                 with suppress(ImportError):  # without TensorBoard, no events are written
                     self.update.tracker = Tracker(self.run.events, self.step, self.bridge.train_range, self.device)
@@ -187,6 +186,14 @@ class Trainer:
                 callback.begin(self)
                 ends.callback(callback.end, self)
             self._run_epochs(progress)
+
+    def _settings(self) -> dict[str, Any]:
+        """The settings of the run, for its folder."""
+        train, validation = self.train, 0 if self.validation is None else len(self.validation)
+        settings = {"train": asdict(self.config), "unet": asdict(self.unet.config), "bridge": self.bridge.config()}
+        settings |= {} if self.codec is None else {"codec": self.codec.config()}
+        kind = {"image_size": train.image_size, "direction": train.direction, "channels": train.channels}
+        return {**settings, "pairs": {"training": len(train), "validation": validation, **kind}}
 
     def _run_epochs(self, progress: bool) -> None:
         try:
