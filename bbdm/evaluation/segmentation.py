@@ -63,19 +63,10 @@ def read_labels(path: Path) -> torch.Tensor:
 def sliding_logits(
     network: Callable[[torch.Tensor], torch.Tensor], image: torch.Tensor, window: int = 768, stride: int = 512
 ) -> torch.Tensor:
-    """A network's output on windows, averaged where they overlap.
+    """A network's output (B, K, H, W) on windows of an image (B, C, H, W), averaged where they overlap.
 
     Windows begin at multiples of ``stride``, and the last one ends at the edge. A side shorter than
-    ``window`` is one window.
-
-    Args:
-        network: (B, C, h, w) to (B, K, h, w).
-        image: (B, C, H, W).
-        window: side of a window.
-        stride: from one window to the next.
-
-    Returns:
-        (B, K, H, W).
+    ``window``, the side of a window, is one window.
 
     Raises:
         ValueError: windows would leave gaps.

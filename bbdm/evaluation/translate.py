@@ -230,17 +230,14 @@ class Translator:
         self.translate(sampler, todo, None if record is None else record.add)
         if record is None:
             return jobs, {}
+        environment = {"bbdm": bbdm.__version__, "processes": self.processes.count}
         return jobs, {
             "solver": solver,
             "nfe": len(sampler.table),
             "pictures": len(jobs),
             "seconds_per_picture": record.seconds / record.pictures if record.pictures else None,
             "settings": record.settings,
-            "environment": {
-                "bbdm": bbdm.__version__,
-                "processes": self.processes.count,
-                **machine.describe(sampler.device, PACKAGES),
-            },
+            "environment": {**environment, **machine.describe(sampler.device, PACKAGES)},
         }
 
     def pictures(self, jobs: list[Job]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -67,7 +67,7 @@ def test_parity_with_torchvision():
 def test_plus_decoder_is_its_formula():
     """The paper's figure 2, computed with the parts' own weights."""
     model = network("deeplabv3plus", "resnet101")
-    low, high = model.backbone(picture())
+    low, high = model.backbone(picture()).values()
     assert low.shape == (2, 256, 25, 25)  # stride 4
     assert high.shape == (2, 2048, 7, 7)  # stride 16
     head: Any = model.classifier
