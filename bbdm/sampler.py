@@ -247,11 +247,7 @@ def _check_compilation(device: torch.device, compile: bool, compiled: str | os.P
 
 
 def _choose_dtype(
-    dtype: torch.dtype | None,
-    own: torch.dtype,
-    device: torch.device,
-    compile: bool,
-    package: PackagedNetwork | None,
+    dtype: torch.dtype | None, own: torch.dtype, device: torch.device, compile: bool, package: PackagedNetwork | None
 ) -> torch.dtype:
     """The package's dtype, the one given, the fastest of the device, or the network's own."""
     if package is not None:

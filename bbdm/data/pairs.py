@@ -213,12 +213,7 @@ DATASETS: dict[str, Callable[[str, str], list[Pair]]] = {
 
 
 def load_dataset(
-    name: str,
-    data_dir: str,
-    split: str = "train",
-    image_size: Size = 256,
-    direction: str = "AtoB",
-    channels: int = 3,
+    name: str, data_dir: str, split: str = "train", image_size: Size = 256, direction: str = "AtoB", channels: int = 3
 ) -> PairedDataset:
     """The dataset of a name in :data:`DATASETS`.
 

@@ -25,11 +25,7 @@ class OtherCodecError(ValueError):
 
 
 def check_start(
-    unet: UNetConfig,
-    config: TrainConfig,
-    train: PairedDataset | LatentDataset,
-    codec: Codec | None,
-    processes: int,
+    unet: UNetConfig, config: TrainConfig, train: PairedDataset | LatentDataset, codec: Codec | None, processes: int
 ) -> None:
     """Raise ValueError where a network cannot be trained on pairs or their latents."""
     if len(train) < config.batch_size:
@@ -64,12 +60,7 @@ def describe_pairs(train: PairedDataset | LatentDataset) -> dict[str, Any]:
 
 
 def training_state(
-    path: Path,
-    checkpoint: Checkpoint,
-    unet: UNetConfig,
-    bridge: Bridge,
-    config: TrainConfig,
-    pairs: dict[str, Any],
+    path: Path, checkpoint: Checkpoint, unet: UNetConfig, bridge: Bridge, config: TrainConfig, pairs: dict[str, Any]
 ) -> dict[str, Any]:
     """The training state of a checkpoint, the content of ``path``, where this run is the same.
 

@@ -80,12 +80,7 @@ def load_codec(path: str | os.PathLike[str], preset: str, device: torch.device) 
 
 
 def load_splits(
-    name: str,
-    data_dir: str,
-    image_size: Size,
-    direction: str,
-    channels: int,
-    report: Callable[[str], object] = print,
+    name: str, data_dir: str, image_size: Size, direction: str, channels: int, report: Callable[[str], object] = print
 ) -> tuple[PairedDataset, PairedDataset | None]:
     """The training pairs and the validation pairs of a data set; see :func:`bbdm.data.pairs.load_dataset`.
 

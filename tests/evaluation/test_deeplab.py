@@ -122,7 +122,7 @@ def test_mobilenet_strides_and_dilations(output_stride: int, side: int):
     }[output_stride]
     assert found == [*early, *late]
     with torch.no_grad():
-        low, high = backbone(picture())
+        low, high = backbone(picture()).values()
     assert low.shape == (2, 24, 24, 24)
     assert high.shape == (2, 320, side, side)
 
