@@ -127,12 +127,9 @@ class BridgeSampler(FrontEnd[torch.Tensor]):
         """A sampler from a file.
 
         Args:
-            path: what :func:`~bbdm.files.checkpoint.load_checkpoint` reads.
+            path: what :func:`~bbdm.files.checkpoint.load_checkpoint` reads, which explains ``codec``,
+                ``num_steps``, ``c_lambda`` and ``config``.
             ema: use the averaged weights where the file has both.
-            codec: for a file of a latent network that holds none; as
-            num_steps: T,
-            c_lambda: the noise scale, and
-            config: the original BBDM's YAML, for files that leave them out.
             **settings: further arguments of the constructor.
         """
         checkpoint = load_checkpoint(path, num_steps, c_lambda, codec, config)

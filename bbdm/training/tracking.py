@@ -14,10 +14,9 @@ QUARTERS = 4
 
 
 class Tracker:
-    """Writes the events of a run.
+    """Writes the events of a run to a folder.
 
     Args:
-        folder: the folder of the events.
         step: optimizer steps done; points that an earlier process wrote of later steps are not shown.
         times: the lowest and the highest t of training.
         device: the device of the losses.
