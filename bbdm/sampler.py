@@ -126,9 +126,9 @@ class BridgeSampler(FrontEnd[torch.Tensor]):
     ) -> BridgeSampler:
         """A sampler from a file.
 
-        :func:`~bbdm.files.checkpoint.load_checkpoint` explains ``path``, ``codec``, ``num_steps``, ``c_lambda``
-        and ``config``. With ``ema``, the averaged weights are used where the file has both. ``settings`` are
-        further arguments of the constructor.
+        ``path``, ``codec``, ``num_steps``, ``c_lambda`` and ``config`` are as for
+        :func:`~bbdm.files.checkpoint.load_checkpoint`, and ``settings`` as for the constructor. ``ema`` chooses
+        the averaged weights where the file has both.
         """
         checkpoint = load_checkpoint(path, num_steps, c_lambda, codec, config)
         sampler = cls(checkpoint.build_unet(ema), checkpoint.bridge, codec=checkpoint.build_codec(), **settings)

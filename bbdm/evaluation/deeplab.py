@@ -170,10 +170,7 @@ def load_deeplab(path: str | os.PathLike[str], output_stride: int | None = None)
     """Read a network, frozen; no code of the file runs.
 
     The file is of :func:`save_deeplab`, of DeepLabV3Plus-Pytorch, or a whole pickled network of its classes.
-
-    Args:
-        path: the file; ``.safetensors``, or anything else for torch.save.
-        output_stride: 8 or 16, in place of the file's; None for 16 where the file has none.
+    ``output_stride`` is 8 or 16, in place of the file's; None for 16 where the file has none.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -21,10 +21,7 @@ BridgeName = Literal["abridge", "brownian", "bbdm"]
 BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}
 PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's network; otherwise the defaults
     "paper": {},
-    "bbdm": BBDM,
-    "lbbdm-f4": BBDM,
-    "lbbdm-f8": BBDM,
-    "lbbdm-f16": BBDM,
+    **dict.fromkeys(["bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"], BBDM),
     "demo": {
         "image_size": 64,
         "batch_size": 16,
