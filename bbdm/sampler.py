@@ -127,7 +127,7 @@ class BridgeSampler(FrontEnd[torch.Tensor]):
         """A sampler from a file.
 
         ``path``, ``codec``, ``num_steps``, ``c_lambda`` and ``config`` are as for
-        :func:`~bbdm.files.checkpoint.load_checkpoint`, and ``settings`` as for the constructor. ``ema`` chooses
+        :func:`~bbdm.files.checkpoint.load_checkpoint`, and ``settings`` as for the constructor. ``ema`` takes
         the averaged weights where the file has both.
         """
         checkpoint = load_checkpoint(path, num_steps, c_lambda, codec, config)
