@@ -17,7 +17,7 @@ from torch import nn
 
 try:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
-    from torchmetrics import MeanMetric, Metric
+    from torchmetrics import Metric
     from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
@@ -39,13 +39,30 @@ _ALONE: dict[str, Any] = {"sync_on_compute": False, "compute_with_cache": False}
 _CONSTANT = ("data_range",)  # a state of PSNR
 
 
-def diversity(results: torch.Tensor) -> torch.Tensor:
-    """Diversity of each source's results (Li et al., BBDM, CVPR 2023): (B, S, 3, H, W) uint8 to (B,).
+class Diversity(Metric):
+    """Diversity of several results of one source (Li et al., BBDM, CVPR 2023).
 
     The standard deviation over a source's results, without Bessel's correction, on a scale of 0 to 255,
-    averaged over pixels and channels.
+    averaged over pixels, channels and sources.
     """
-    return results.double().std(dim=1, correction=0).mean((1, 2, 3))
+
+    full_state_update = False
+    total: torch.Tensor
+    count: torch.Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, results: torch.Tensor) -> None:
+        """(B, S, 3, H, W) uint8: S results of each of B sources."""
+        self.total += results.double().std(dim=1, correction=0).mean((1, 2, 3)).sum()
+        self.count += len(results)
+
+    def compute(self) -> torch.Tensor:
+        """The mean over all sources so far."""
+        return self.total / self.count
 
 
 class Inception(nn.Module):
@@ -126,7 +143,7 @@ class Scores:
     """Several metrics over one data set.
 
     FID compares all results with all targets; its statistics are float64. LPIPS, PSNR and SSIM compare each
-    result with its source's target, and are means over results. Diversity is a mean over sources.
+    result with its source's target, and are means over results.
 
     :meth:`collect` adds the pictures of other processes. (The synchronisation of torchmetrics hangs or fails
     when processes have different numbers of batches.)
@@ -166,7 +183,7 @@ class Scores:
             "lpips": lambda: lpips(lpips_net, lpips_weights),
             "psnr": lambda: PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3), **_ALONE),
             "ssim": lambda: StructuralSimilarityIndexMeasure(data_range=1.0, **_ALONE),
-            "diversity": lambda: MeanMetric(**_ALONE).set_dtype(torch.float64),
+            "diversity": lambda: Diversity(**_ALONE),
         }
         self.samples = samples
         self.device = torch.device(device)
@@ -197,7 +214,7 @@ class Scores:
                 metric.update(flat, real=False)
                 metric.update(targets, real=True)
             elif name == "diversity":
-                metric.update(diversity(results))
+                metric.update(results)
             else:
                 metric.update(one, other)
 

@@ -45,21 +45,14 @@ class ValidationScores(Callback):
     """Adds scores of the translated validation pairs, such as FID, to the metrics of an epoch.
 
     They are due when :class:`Previews` are. The averaged weights translate pair i with seed i and the
-    sampler's default solver and steps. Several processes share the pairs.
-
-    Args:
-        scores: computes them, of one result for each pair.
+    sampler's default solver and steps. Several processes share the pairs. ``scores`` takes one result of each.
     """
 
     def __init__(self, scores: Scores) -> None:
         self.scores = scores
 
     def begin(self, trainer: Run) -> None:
-        """Check that there are validation pairs.
-
-        Raises:
-            ValueError: there are none, or only one for FID.
-        """
+        """Raise ValueError where there are no validation pairs, or only one for FID."""
         least = 2 if "fid" in self.scores.metrics else 1
         count = 0 if trainer.validation is None else len(trainer.validation)
         if count < least:

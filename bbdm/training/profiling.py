@@ -33,11 +33,7 @@ class Profile(Callback):
         self.recording: profile | None = None
 
     def begin(self, trainer: Run) -> None:
-        """Check that the run is long enough.
-
-        Raises:
-            ValueError: fewer steps are left than a profile needs.
-        """
+        """Raise ValueError where fewer steps are left than a profile needs."""
         left = trainer.config.epochs * trainer.steps_per_epoch - trainer.step
         if left < WARMUP + TIMED + TRACED:
             raise ValueError(f"a profile takes {WARMUP + TIMED + TRACED} optimizer steps, and {left} are left")

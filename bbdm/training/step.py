@@ -46,11 +46,8 @@ def _mirrored_and_plain(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 class TrainStep:
     """An optimizer step as a function of a batch, with the state that it changes.
 
-    Arguments are those of :class:`~bbdm.training.trainer.Trainer`, and:
-
-    Args:
-        latents: whether batches are latents, not pictures.
-        total: optimizer steps of the whole run, for the learning rate.
+    Arguments are those of :class:`~bbdm.training.trainer.Trainer`; ``latents``: batches are latents, not
+    pictures; and ``total``: the optimizer steps of the whole run, for the learning rate.
     """
 
     def __init__(
