@@ -45,7 +45,7 @@ class ValidationScores(Callback):
     """Adds scores of the translated validation pairs, such as FID, to the metrics of an epoch.
 
     They are due when :class:`Previews` are. The averaged weights translate pair i with seed i and the
-    sampler's default solver and steps. Several processes share the pairs. ``scores`` takes one result of each.
+    sampler's default solver and steps. Several processes share the pairs. ``scores`` takes one result each.
     """
 
     def __init__(self, scores: Scores) -> None:
