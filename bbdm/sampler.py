@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
@@ -64,6 +63,8 @@ class BridgeSampler(FrontEnd[torch.Tensor]):
 
     kind = torch.Tensor
     noun = "a tensor"
+    _from_numpy = staticmethod(torch.from_numpy)
+    _concatenate = staticmethod(torch.cat)
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class BridgeSampler(FrontEnd[torch.Tensor]):
         network = self.package or (Compiled(self.unet.trunk, self.device) if compile else self.unet.trunk)
         if codec is not None:
             codec = codec.placed(self.device, self.dtype if self.dtype == torch.bfloat16 else torch.float32)
-        self.codec = codec if codec is None or not compile else codec.compiled(self._compiled)
+        self.codec = codec if codec is None or not compile else codec.compiled(partial(Compiled, device=self.device))
         channels = unet.config.in_channels
         latent_stride = 1 if codec is None else codec.stride
         super().__init__(
@@ -125,14 +126,9 @@ class BridgeSampler(FrontEnd[torch.Tensor]):
     ) -> BridgeSampler:
         """A sampler from a file.
 
-        Args:
-            path: what :func:`~bbdm.files.checkpoint.load_checkpoint` reads.
-            ema: use the averaged weights where the file has both.
-            codec: for a file of a latent network that holds none; as
-            num_steps: T,
-            c_lambda: the noise scale, and
-            config: the original BBDM's YAML, for files that leave them out.
-            **settings: further arguments of the constructor.
+        ``path``, ``codec``, ``num_steps``, ``c_lambda`` and ``config`` are as for
+        :func:`~bbdm.files.checkpoint.load_checkpoint`, and ``settings`` as for the constructor. ``ema`` takes
+        the averaged weights where the file has both.
         """
         checkpoint = load_checkpoint(path, num_steps, c_lambda, codec, config)
         sampler = cls(checkpoint.build_unet(ema), checkpoint.bridge, codec=checkpoint.build_codec(), **settings)
@@ -171,15 +167,6 @@ class BridgeSampler(FrontEnd[torch.Tensor]):
         super()._check_batch_size(batch_size)
         if batch_size is not None and self.package and batch_size < self.package.shape[0]:
             raise ValueError(f"batch_size must be at least the package's {self.package.shape[0]}, got {batch_size}")
-
-    def _array(self, array: npt.NDArray[np.float32]) -> torch.Tensor:
-        return torch.from_numpy(array)
-
-    def _numpy(self, array: torch.Tensor) -> npt.NDArray[np.float32]:
-        return array.numpy()
-
-    def _concatenated(self, parts: list[torch.Tensor]) -> torch.Tensor:
-        return torch.cat(parts)
 
     @contextmanager
     def _progress(self, total: int) -> Iterator[Advance]:
@@ -235,9 +222,6 @@ class BridgeSampler(FrontEnd[torch.Tensor]):
         y = self.codec.encode(image, "source")
         return y.to(self._loop.state_dtype).contiguous(memory_format=torch.channels_last)
 
-    def _compiled(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        return Compiled(function, self.device)
-
 
 def _check_arguments(
     unet: UNet, codec: Codec | None, clamp: tuple[float, float] | None, dtype: torch.dtype | None
@@ -258,11 +242,7 @@ def _check_compilation(device: torch.device, compile: bool, compiled: str | os.P
 
 
 def _choose_dtype(
-    dtype: torch.dtype | None,
-    own: torch.dtype,
-    device: torch.device,
-    compile: bool,
-    package: PackagedNetwork | None,
+    dtype: torch.dtype | None, own: torch.dtype, device: torch.device, compile: bool, package: PackagedNetwork | None
 ) -> torch.dtype:
     """The package's dtype, the one given, the fastest of the device, or the network's own."""
     if package is not None:

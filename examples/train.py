@@ -17,13 +17,16 @@ from bbdm.base.atomic import check_suffix, remove_leftovers
 from bbdm.base.images import read_size
 from bbdm.base.settings import add_flags, flag_type, from_values
 from bbdm.bridges import Objective
-from bbdm.data.latents import LatentDataset
+from bbdm.data.image_cache import ImageCache
+from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.pairs import DATASETS, DIRECTIONS
 from bbdm.execution.processes import Processes, start_on_each_gpu
+from bbdm.files.checkpoint import load_checkpoint
 from bbdm.networks.unet import PRESETS, UNet
 from bbdm.training import fine_tuning, resume, run_folder, setup
 from bbdm.training.callback import Callback
 from bbdm.training.config import TrainConfig
+from bbdm.training.previews import ValidationScores
 from bbdm.training.profiling import Profile
 from bbdm.training.trainer import DivergedError, Trainer
 
@@ -105,7 +108,10 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
     verbose, report = args.show_verbose and team.first, print if team.first else lambda _: None
     folder = run_folder.RunFolder(args.experiment or args.output_model.with_suffix(".run"), args.keep)
     with team.first_before_others():
-        resumed = setup.first_checkpoint(folder, args.ckpt_path, args.overwrite)
+        if args.ckpt_path is not None:
+            resumed = args.ckpt_path, load_checkpoint(args.ckpt_path)
+        else:
+            resumed = None if args.overwrite else folder.newest()
     codec = None if args.vqgan_path is None else setup.load_codec(args.vqgan_path, args.preset, team.device)
     channels = args.channels or 3 if codec is None else codec.image_channels
     splits = (args.dataset, args.data_dir, args.image_size, args.direction, channels)
@@ -123,14 +129,20 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
 
     with team.first_before_others():  # the others find what the first caches and downloads
         if args.cache_images is not None:
-            pairs, validation = setup.cache_images(pairs, validation, args.cache_images, args.workers, verbose)
+            pairs = ImageCache(pairs, args.cache_images, "train", args.workers, verbose)
+            if validation is not None:
+                validation = ImageCache(validation, args.cache_images, "val", args.workers, verbose)
         if codec is not None and args.cache_latents is not None:
             pairs = LatentDataset(pairs, codec, args.cache_latents, args.flip, verbose)
         callbacks: list[Callback] = [Profile()] if args.profile else []
         if args.score:
-            callbacks.append(setup.validation_scores(args.score, args.fid_weights, args.lpips_weights, team.device))
+            from bbdm.evaluation.metrics import Scores  # needs torchmetrics
+
+            weights = {"fid_weights": args.fid_weights, "lpips_weights": args.lpips_weights}
+            callbacks.append(ValidationScores(Scores(args.score, **weights, device=team.device)))
     if codec is not None and args.normalize_latents:
-        codec = setup.normalising(codec, pairs, resumed and resumed[1], args.flip, verbose)
+        stored = resumed and resumed[1].codec and resumed[1].codec.statistics
+        codec = codec.with_statistics(stored or measure(pairs, codec, args.flip, progress=verbose))
 
     trainer = Trainer(unet, bridge, config, pairs, validation, folder.path, codec, team, callbacks)
     if resumed is not None:

@@ -20,6 +20,7 @@ from bbdm.base import images
 from bbdm.base.seeds import resolve_seeds
 
 Array = TypeVar("Array")
+Seed = int | Sequence[int] | None
 Advance = Callable[[int], Any]  # reports a number of network evaluations as done
 
 
@@ -47,6 +48,8 @@ class FrontEnd(ABC, Generic[Array]):
 
     kind: type[Any]  # of arrays
     noun: str  # for messages: "a tensor"
+    _from_numpy: Callable[[npt.NDArray[np.float32]], Any]  # to an array of this kind
+    _concatenate: Callable[[list[Any]], Any]  # batches to one
 
     def __init__(
         self,
@@ -76,7 +79,7 @@ class FrontEnd(ABC, Generic[Array]):
     def __call__(
         self,
         source: Array,
-        seed: int | Sequence[int] | None = None,
+        seed: Seed = None,
         noise: Array | None = None,
         batch_size: int | None = None,
         progress: bool = False,
@@ -85,7 +88,7 @@ class FrontEnd(ABC, Generic[Array]):
     def __call__(
         self,
         source: Image.Image | list[Image.Image],
-        seed: int | Sequence[int] | None = None,
+        seed: Seed = None,
         noise: Array | None = None,
         batch_size: int | None = None,
         progress: bool = False,
@@ -93,7 +96,7 @@ class FrontEnd(ABC, Generic[Array]):
     def __call__(
         self,
         source: Any,
-        seed: int | Sequence[int] | None = None,
+        seed: Seed = None,
         noise: Array | None = None,
         batch_size: int | None = None,
         progress: bool = False,
@@ -133,13 +136,11 @@ class FrontEnd(ABC, Generic[Array]):
         for chosen in images.by_size(arrays):
             batch = np.stack([arrays[i] for i in chosen])
             self._check_noise(noise, batch.shape)
-            made = self._translate(self._array(batch), [seeds[i] for i in chosen], noise, batch_size, progress)
-            results.update(zip(chosen, map(images.from_array, self._numpy(made)), strict=True))
+            made = self._translate(self._from_numpy(batch), [seeds[i] for i in chosen], noise, batch_size, progress)
+            results.update(zip(chosen, map(images.from_array, np.asarray(made)), strict=True))
         return [results[i] for i in range(len(pictures))]
 
-    def stream(
-        self, source: Array, seed: int | Sequence[int] | None = None, noise: Array | None = None
-    ) -> Iterator[Step]:
+    def stream(self, source: Array, seed: Seed = None, noise: Array | None = None) -> Iterator[Step]:
         """The same translation one step at a time, for progress and previews; arguments as for a call.
 
         The last step's ``x`` is what a call returns, before it is clamped to [-1, 1]. With a codec, steps are
@@ -162,22 +163,24 @@ class FrontEnd(ABC, Generic[Array]):
         size = self._batch or batch_size or count
         starts = range(0, count, size)
         parts: list[Any] = []
-        with self._progress(len(starts) * len(self._step_times)) if progress else nullcontext(_ignore) as advance:
+        with (
+            self._progress(len(starts) * len(self._step_times)) if progress else nullcontext(lambda _: None) as advance
+        ):
             for start in starts:
                 chosen = list(range(start, min(start + size, count)))
                 filled = chosen + chosen[-1:] * (size - len(chosen)) if self._fill else chosen
                 part = None if noise is None else noise[:, filled]
                 made: Any = self._run(source[filled], [seeds[i] for i in filled], part, advance)
                 parts.append(made[: len(chosen), :, :height, :width].clip(-1, 1))
-        return self._concatenated(parts)
+        return self._concatenate(parts)
 
-    def _checked(self, source: Any, seed: int | Sequence[int] | None, noise: Any) -> list[int]:
+    def _checked(self, source: Any, seed: Seed, noise: Any) -> list[int]:
         """Check a batch and its noise, and return its seeds."""
         images.check(source, self._image_channels)
         self._check_noise(noise, source.shape)
         return self._seeds(seed, len(source))
 
-    def _seeds(self, seed: int | Sequence[int] | None, count: int) -> list[int]:
+    def _seeds(self, seed: Seed, count: int) -> list[int]:
         """One seed for each image of a call, stored as this thread's ``last_seeds``."""
         seeds = resolve_seeds(seed, count)
         self._thread.seeds = tuple(seeds)
@@ -209,18 +212,6 @@ class FrontEnd(ABC, Generic[Array]):
         return batch, self._channels, height, width
 
     @abstractmethod
-    def _array(self, array: npt.NDArray[np.float32]) -> Array:
-        """An array of this kind."""
-
-    @abstractmethod
-    def _numpy(self, array: Array) -> npt.NDArray[np.float32]:
-        """The opposite of :meth:`_array`."""
-
-    @abstractmethod
-    def _concatenated(self, parts: list[Array]) -> Array:
-        """Batches as one."""
-
-    @abstractmethod
     def _progress(self, total: int) -> AbstractContextManager[Advance]:
         """A display of a number of network evaluations, and the function that advances it."""
 
@@ -231,7 +222,3 @@ class FrontEnd(ABC, Generic[Array]):
     @abstractmethod
     def _steps(self, source: Array, seeds: Sequence[int], noise: Array | None) -> Iterator[tuple[Array, Array]]:
         """State and estimate after each step, padded, in memory of their own."""
-
-
-def _ignore(evaluations: int) -> None:
-    """No display."""

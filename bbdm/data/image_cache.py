@@ -96,10 +96,9 @@ class ImageCache(PairedDataset):
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             height, width = sides(self.image_size)
-            size = f"{len(self) * 2 * self.channels * height * width / 2**20:.0f} MiB of pictures"
-            raise OSError(
-                error.errno, f"no room for {size}: make some, or give another folder", str(self.path)
-            ) from error
+            size = f"{len(self) * 2 * self.channels * height * width / 2**20:.0f} MiB"
+            reason = f"no room for {size} of pictures: make some, or give another folder"
+            raise OSError(error.errno, reason, str(self.path)) from error
 
     @cached_property
     def _array(self) -> npt.NDArray[np.uint8]:

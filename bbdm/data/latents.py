@@ -23,6 +23,7 @@ from bbdm.files import manifest
 VERSION = 1
 SHARD = 256  # pairs in a file
 PAIRS_AT_ONCE = 8  # pairs in a call of the encoder
+PAIRS_IN_STATISTICS = 16  # in a batch
 MANIFEST = "manifest.json"
 
 
@@ -58,16 +59,9 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.codec = codec.description()
         self._files: dict[int, Any] = {}
         make_folder(folder)
-        description = manifest.as_json(
-            {
-                "version": VERSION,
-                "pictures": {"count": len(dataset), "files": dataset.digest()},
-                "image_size": self.image_size,
-                "direction": self.direction,
-                "flip": flip,
-                "codec": self.codec,
-            }
-        )
+        pictures = {"count": len(dataset), "files": dataset.digest()}
+        description = {"version": VERSION, "pictures": pictures, "image_size": self.image_size}
+        description = manifest.as_json({**description, "direction": self.direction, "flip": flip, "codec": self.codec})
         shards = self._checked_shards(description)
         missing = [i for i in range(-(-len(dataset) // SHARD)) if self._shard(i).name not in shards]
         with tqdm(total=len(missing) * SHARD, desc="latents", unit="pair", disable=not progress or not missing) as bar:
@@ -130,16 +124,12 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def measure(
-    dataset: PairedDataset | LatentDataset,
-    codec: Codec,
-    flip: bool = False,
-    batch_size: int = 16,
-    progress: bool = False,
+    dataset: PairedDataset | LatentDataset, codec: Codec, flip: bool = False, progress: bool = False
 ) -> LatentStatistics:
     """Mean and spread of latents. ``flip`` adds mirrored pictures, unless the data set is a cache."""
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for pair in tqdm(DataLoader(dataset, batch_size), desc="statistics", disable=not progress):
+        for pair in tqdm(DataLoader(dataset, PAIRS_IN_STATISTICS), desc="statistics", disable=not progress):
             if isinstance(dataset, LatentDataset):
                 source, target = (v.flatten(0, 1) if dataset.flip else v for v in pair)
             else:

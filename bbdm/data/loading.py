@@ -20,12 +20,11 @@ Batch = TypeVar("Batch")
 GRACE = 60  # seconds that a worker outlives SIGTERM
 
 
-def _outlive_signals(worker: int) -> None:
+def _outlive_signals(_: int) -> None:
     """Have a worker outlive the first SIGTERM by a minute: the trainer gets it too, and handles it.
 
     Not longer, since a trainer that ends with an error sends SIGTERM to its workers too, and waits for them.
     """
-    del worker
 
     def outlive(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -44,27 +43,15 @@ def with_short_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
         yield from batches
         return
     except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[-1]
-        reason = reason.removeprefix(f"{type(error).__name__}: ")
+        reason = str(error).strip().split("\n")[-1].removeprefix(f"{type(error).__name__}: ")
     raise ValueError(reason)  # not from the error: its traceback would keep the workers alive
 
 
 class Batches:
-    """Batches of a data set on a device; workers persist from pass to pass.
-
-    Args:
-        dataset: pairs, or their latents.
-        batch_size: pairs in a batch; the last may be smaller.
-        device: where the batches are copied to.
-        workers: processes that read pictures.
-    """
+    """Batches of a data set on a device, the last one maybe smaller; workers persist from pass to pass."""
 
     def __init__(
-        self,
-        dataset: PairedDataset | LatentDataset,
-        batch_size: int,
-        device: torch.device,
-        workers: int = 0,
+        self, dataset: PairedDataset | LatentDataset, batch_size: int, device: torch.device, workers: int = 0
     ) -> None:
         pairs = Pixels(dataset) if isinstance(dataset, PairedDataset) else dataset
         self.device = device
@@ -88,9 +75,8 @@ class Batches:
 
     def close(self) -> None:
         """End the workers, which an error would wait for; the next call starts new ones."""
-        iterator = self._loader._iterator
-        if iterator is not None:
-            iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
+        if self._loader._iterator is not None:
+            self._loader._iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
         self._loader._iterator = None
 
     def _placed(self, v: torch.Tensor) -> torch.Tensor:

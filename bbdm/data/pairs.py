@@ -42,12 +42,10 @@ class Pair:
             return source, None
         if self.target != self.source:
             return source, open_image(self.target)
-        if source.width % 2:
-            raise ValueError(
-                f"{self.source} is {source.width} pixels wide: two pictures side by side need an even width"
-            )
-        half = source.width // 2
-        return source.crop((0, 0, half, source.height)), source.crop((half, 0, source.width, source.height))
+        width, height = source.size
+        if width % 2:
+            raise ValueError(f"{self.source} is {width} pixels wide: two pictures side by side need an even width")
+        return source.crop((0, 0, width // 2, height)), source.crop((width // 2, 0, width, height))
 
 
 class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -213,12 +211,7 @@ DATASETS: dict[str, Callable[[str, str], list[Pair]]] = {
 
 
 def load_dataset(
-    name: str,
-    data_dir: str,
-    split: str = "train",
-    image_size: Size = 256,
-    direction: str = "AtoB",
-    channels: int = 3,
+    name: str, data_dir: str, split: str = "train", image_size: Size = 256, direction: str = "AtoB", channels: int = 3
 ) -> PairedDataset:
     """The dataset of a name in :data:`DATASETS`.
 

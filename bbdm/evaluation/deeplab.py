@@ -24,9 +24,10 @@ from bbdm.files.weights import State
 from bbdm.networks.restore import check_integers, restore
 
 try:
-    from torchvision.models import ResNet, get_model
+    from torchvision.models import get_model
+    from torchvision.models._utils import IntermediateLayerGetter
     from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
-    from torchvision.models.segmentation.deeplabv3 import ASPP
+    from torchvision.models.segmentation.deeplabv3 import ASPP, DeepLabHead
 except ImportError as error:
     raise ImportError(f"evaluation needs more packages, pip install 'bbdm[eval]': {error}") from error
 
@@ -71,7 +72,7 @@ class DeepLab(nn.Module):
         super().__init__()
         self.config = config
         mobile = config.backbone == "mobilenet"
-        self.backbone = _MobileNet(config.output_stride) if mobile else _ResNet(config.backbone, config.output_stride)
+        self.backbone = _mobilenet(config.output_stride) if mobile else _resnet(config.backbone, config.output_stride)
         low, high = CHANNELS[config.backbone]
         rates = (6, 12, 18) if config.output_stride == 16 else (12, 24, 36)
         if config.head == "deeplabv3":
@@ -81,23 +82,15 @@ class DeepLab(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) to (B, num_classes, H, W)."""
-        logits = self.classifier(*self.backbone(image))
+        features = self.backbone(image)
+        logits = self.classifier(features["low"], features["high"])
         return F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
 
 
-class _ResNet(nn.Module):
+def _resnet(name: str, output_stride: int) -> nn.Module:
     """Features of strides 4 and ``output_stride``; the last stages have dilations in place of strides."""
-
-    def __init__(self, name: str, output_stride: int) -> None:
-        super().__init__()
-        dilated = [False, output_stride == 8, True]
-        resnet = cast(ResNet, get_model(name, weights=None, replace_stride_with_dilation=dilated))
-        self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
-        self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        low = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(x)))))
-        return low, self.layer4(self.layer3(self.layer2(low)))
+    resnet = get_model(name, weights=None, replace_stride_with_dilation=[False, output_stride == 8, True])
+    return IntermediateLayerGetter(resnet, {"layer1": "low", "layer4": "high"})
 
 
 class _PaddedResidual(InvertedResidual):
@@ -117,46 +110,29 @@ class _PaddedResidual(InvertedResidual):
         return x + y if self.use_res_connect else y
 
 
-class _MobileNet(nn.Module):
+def _mobilenet(output_stride: int) -> nn.Module:
     """Features of strides 4 and ``output_stride``; the stem does not pad."""
-
-    def __init__(self, output_stride: int) -> None:
-        super().__init__()
-        features = MobileNetV2(block=_PaddedResidual).features
-        cast(nn.Conv2d, cast(nn.Sequential, features[0])[0]).padding = (0, 0)
-        stride, dilation = 2, 1
-        for block in list(features)[1:-1]:
-            depthwise = cast(_PaddedResidual, block).depthwise
-            depthwise.padding = (0, 0)
-            depthwise.dilation = (dilation, dilation)
-            step = depthwise.stride[0]
-            if stride == output_stride:  # later blocks have dilations in place of strides
-                depthwise.stride = (1, 1)
-                dilation *= step
-            else:
-                stride *= step
-        self.low_level_features = features[:4]
-        self.high_level_features = features[4:-1]
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        low = self.low_level_features(x)
-        return low, self.high_level_features(low)
-
-
-def _classifier(in_channels: int, num_classes: int) -> list[nn.Module]:
-    """The last layers of both heads."""
-    return [
-        nn.Conv2d(in_channels, ASPP_CHANNELS, 3, padding=1, bias=False),
-        nn.BatchNorm2d(ASPP_CHANNELS),
-        nn.ReLU(),
-        nn.Conv2d(ASPP_CHANNELS, num_classes, 1),
-    ]
+    features = MobileNetV2(block=_PaddedResidual).features
+    cast(nn.Conv2d, cast(nn.Sequential, features[0])[0]).padding = (0, 0)
+    stride, dilation = 2, 1
+    for block in list(features)[1:-1]:
+        depthwise = cast(_PaddedResidual, block).depthwise
+        depthwise.padding = (0, 0)
+        depthwise.dilation = (dilation, dilation)
+        step = depthwise.stride[0]
+        if stride == output_stride:  # later blocks have dilations in place of strides
+            depthwise.stride = (1, 1)
+            dilation *= step
+        else:
+            stride *= step
+    parts = nn.ModuleDict({"low_level_features": features[:4], "high_level_features": features[4:-1]})
+    return IntermediateLayerGetter(parts, {"low_level_features": "low", "high_level_features": "high"})
 
 
 class _Head(nn.Module):
     def __init__(self, high: int, num_classes: int, rates: tuple[int, int, int]) -> None:
         super().__init__()
-        self.classifier = nn.Sequential(ASPP(high, rates), *_classifier(ASPP_CHANNELS, num_classes))
+        self.classifier = DeepLabHead(high, num_classes, rates)
 
     def forward(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         return self.classifier(high)
@@ -165,11 +141,15 @@ class _Head(nn.Module):
 class _PlusHead(nn.Module):
     def __init__(self, low: int, high: int, num_classes: int, rates: tuple[int, int, int]) -> None:
         super().__init__()
-        self.project = nn.Sequential(
-            nn.Conv2d(low, LOW_CHANNELS, 1, bias=False), nn.BatchNorm2d(LOW_CHANNELS), nn.ReLU()
-        )
+        reduced = nn.Conv2d(low, LOW_CHANNELS, 1, bias=False)
+        self.project = nn.Sequential(reduced, nn.BatchNorm2d(LOW_CHANNELS), nn.ReLU())
         self.aspp = ASPP(high, rates)
-        self.classifier = nn.Sequential(*_classifier(LOW_CHANNELS + ASPP_CHANNELS, num_classes))
+        self.classifier = nn.Sequential(
+            nn.Conv2d(LOW_CHANNELS + ASPP_CHANNELS, ASPP_CHANNELS, 3, padding=1, bias=False),
+            nn.BatchNorm2d(ASPP_CHANNELS),
+            nn.ReLU(),
+            nn.Conv2d(ASPP_CHANNELS, num_classes, 1),
+        )
 
     def forward(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         low, high = self.project(low), self.aspp(high)
@@ -190,10 +170,7 @@ def load_deeplab(path: str | os.PathLike[str], output_stride: int | None = None)
     """Read a network, frozen; no code of the file runs.
 
     The file is of :func:`save_deeplab`, of DeepLabV3Plus-Pytorch, or a whole pickled network of its classes.
-
-    Args:
-        path: the file; ``.safetensors``, or anything else for torch.save.
-        output_stride: 8 or 16, in place of the file's; None for 16 where the file has none.
+    ``output_stride`` is 8 or 16, in place of the file's; None for 16 where the file has none.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -208,8 +185,7 @@ def from_state(state: State, config: DeepLabConfig) -> DeepLab:
     """The network with these weights, in float32, frozen, in evaluation mode.
 
     Raises:
-        ValueError: a weight is missing, unknown, of another shape, or not floating point; see
-            :func:`bbdm.networks.restore.fitting`.
+        ValueError: a weight is missing, unknown, of another shape, or not floating point.
     """
     return restore(DeepLab, config, state).requires_grad_(False)
 

@@ -6,10 +6,9 @@ Pictures have 8 bits, as in their files, and the size at which they were made. m
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -83,7 +82,7 @@ class Inception(nn.Module):
 
     def __init__(self, weights: Path | None = None) -> None:
         super().__init__()
-        build = lambda path: FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], path)  # noqa: E731
+        build = partial(FeatureExtractorInceptionV3, "inception-v3-compat", ["2048"])
         self.extractor = _with_weights(build, weights, URL_INCEPTION_V3, "fid_weights", "Inception")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -106,11 +105,7 @@ def lpips(net: LPIPSNet = "alex", weights: Path | None = None) -> LearnedPercept
     if net not in BACKBONES:
         raise ValueError(f"net must be one of {get_args(LPIPSNet)}, got {net!r}")
     url = get_model_weights(BACKBONES[net]).DEFAULT.url  # pyright: ignore[reportAttributeAccessIssue]
-
-    def build(path: str | None) -> LearnedPerceptualImagePatchSimilarity:
-        with _as_downloaded(url, path):
-            return LearnedPerceptualImagePatchSimilarity(net, normalize=True, **_ALONE)
-
+    build = partial(LearnedPerceptualImagePatchSimilarity, net, normalize=True, **_ALONE)
     return _with_weights(build, weights, url, "lpips_weights", BACKBONES[net])
 
 
@@ -118,40 +113,28 @@ def _moved(value: Counted, device: str | torch.device) -> Any:
     return value.to(device) if isinstance(value, torch.Tensor) else [item.to(device) for item in value]
 
 
-def _with_weights(build: Callable[[str | None], Any], weights: Path | None, url: str, argument: str, name: str) -> Any:
-    """``build`` of a local file or a download, with errors that say what to do."""
-    if weights is not None:
-        if not weights.is_file():
-            raise FileNotFoundError(f"there is no file {weights} of {name} weights")
-        with readable(weights, f"file of {name} weights, as of {url}"), tempfile.TemporaryDirectory() as folder:
-            with torchfile.opened(weights) as content:
-                state = torchfile.plain(content)
-            # The libraries run the pickle that they load: they get a copy with nothing but tensors
-            copy = Path(folder) / "weights.pth"
-            torch.save(state, copy)
-            return build(str(copy))
-    try:
-        return build(None)
-    except OSError as error:
-        raise ValueError(
-            f"the {name} weights could not be downloaded ({error}): fetch {url} elsewhere and give it as {argument}"
-        ) from error
-
-
-@contextmanager
-def _as_downloaded(url: str, path: str | None) -> Iterator[None]:
-    """Have torch.hub find ``path`` in place of the download from ``url``."""
-    if path is None:
-        yield
-        return
+def _with_weights(build: Callable[[], Any], weights: Path | None, url: str, argument: str, name: str) -> Any:
+    """``build()``, in which torch.hub finds a local file or downloads; errors say what to do."""
+    if weights is None:
+        try:
+            return build()
+        except OSError as error:
+            raise ValueError(
+                f"the {name} weights could not be downloaded ({error}): fetch {url} elsewhere and give it as {argument}"
+            ) from error
+    if not weights.is_file():
+        raise FileNotFoundError(f"there is no file {weights} of {name} weights")
     before = torch.hub.get_dir()
-    with tempfile.TemporaryDirectory() as folder:
+    with readable(weights, f"file of {name} weights, as of {url}"), tempfile.TemporaryDirectory() as folder:
+        with torchfile.opened(weights) as content:
+            state = torchfile.plain(content)
+        # The libraries run the pickle that they load: they get a copy with nothing but tensors
         place = Path(folder) / "checkpoints" / url.rpartition("/")[2]
         place.parent.mkdir()
-        shutil.copyfile(path, place)
+        torch.save(state, place)
         torch.hub.set_dir(folder)
         try:
-            yield
+            return build()
         finally:
             torch.hub.set_dir(before)
 
@@ -209,11 +192,7 @@ class Scores:
 
     @torch.inference_mode()
     def update(self, results: torch.Tensor, targets: torch.Tensor) -> None:
-        """Add pictures.
-
-        Args:
-            results: (B, S, 3, H, W) uint8.
-            targets: (B, 3, H, W) uint8.
+        """Add (B, S, 3, H, W) uint8 results, and their (B, 3, H, W) uint8 targets.
 
         Raises:
             ValueError: other shapes or types.

@@ -63,19 +63,10 @@ def read_labels(path: Path) -> torch.Tensor:
 def sliding_logits(
     network: Callable[[torch.Tensor], torch.Tensor], image: torch.Tensor, window: int = 768, stride: int = 512
 ) -> torch.Tensor:
-    """A network's output on windows, averaged where they overlap.
+    """A network's output (B, K, H, W) on windows of an image (B, C, H, W), averaged where they overlap.
 
     Windows begin at multiples of ``stride``, and the last one ends at the edge. A side shorter than
-    ``window`` is one window.
-
-    Args:
-        network: (B, C, h, w) to (B, K, h, w).
-        image: (B, C, H, W).
-        window: side of a window.
-        stride: from one window to the next.
-
-    Returns:
-        (B, K, H, W).
+    ``window``, the side of a window, is one window.
 
     Raises:
         ValueError: windows would leave gaps.
@@ -137,12 +128,7 @@ class SegmentationScore:
         self.confusion = torch.zeros(len(self.classes), len(self.classes), dtype=torch.int64)
 
     def update(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add pictures.
-
-        Args:
-            images: (B, 3, h, w) uint8, of any size.
-            labels: (B, H, W) integers, each a class or 255.
-        """
+        """Add (B, 3, h, w) uint8 pictures of any size, and their (B, H, W) labels, each a class or 255."""
         self.add(self.count(images, labels))
 
     def add(self, counts: torch.Tensor) -> None:

@@ -94,10 +94,7 @@ class TranslateConfig:
 
 
 class Translator:
-    """A trained network and a data set to translate.
-
-    Args:
-        config: the settings. Only the first process shows progress.
+    """A trained network and a data set to translate. Only the first process shows progress.
 
     Raises:
         FileNotFoundError, ValueError: the network or the data set cannot be read.
@@ -115,10 +112,8 @@ class Translator:
             size = DEFAULT_SIZE
             if self.processes.first:
                 print(f"{config.model} does not hold the size of its pictures: image_size is {size}")
-        coded = self.checkpoint.codec
-        channels = (
-            self.checkpoint.unet.config.in_channels if coded is None else coded.config["config"]["image_channels"]
-        )
+        network, coded = self.checkpoint.unet.config, self.checkpoint.codec
+        channels = network.in_channels if coded is None else coded.config["config"]["image_channels"]
         self.dataset = load_dataset(config.dataset, config.data_dir, config.split, size, config.direction, channels)
 
     @cached_property
@@ -208,13 +203,8 @@ class Translator:
 
     def settings(self, sampler: BridgeSampler, solver: str) -> dict[str, Any]:
         """All that decides the results."""
-        table = sampler.table
-        chosen = {
-            "solver": solver,
-            "nfe": len(table),
-            "dtype": str(sampler.dtype).removeprefix("torch."),
-            "timesteps": table.timesteps.tolist(),
-        }
+        dtype, table = str(sampler.dtype).removeprefix("torch."), sampler.table
+        chosen = {"solver": solver, "nfe": len(table), "dtype": dtype, "timesteps": table.timesteps.tolist()}
         return manifest.as_json({**self._fixed_settings, **chosen})
 
     def run(self, solver: str, steps: int | None, folder: Path) -> tuple[list[Job], dict[str, Any]]:
@@ -240,17 +230,14 @@ class Translator:
         self.translate(sampler, todo, None if record is None else record.add)
         if record is None:
             return jobs, {}
+        environment = {"bbdm": bbdm.__version__, "processes": self.processes.count}
         return jobs, {
             "solver": solver,
             "nfe": len(sampler.table),
             "pictures": len(jobs),
             "seconds_per_picture": record.seconds / record.pictures if record.pictures else None,
             "settings": record.settings,
-            "environment": {
-                "bbdm": bbdm.__version__,
-                "processes": self.processes.count,
-                **machine.describe(sampler.device, PACKAGES),
-            },
+            "environment": {**environment, **machine.describe(sampler.device, PACKAGES)},
         }
 
     def pictures(self, jobs: list[Job]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

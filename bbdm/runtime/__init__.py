@@ -9,8 +9,6 @@ from bbdm.base.lazy import public
 if TYPE_CHECKING:
     from bbdm.runtime.sampler import OnnxBridgeSampler as OnnxBridgeSampler
 
-_HOMES = {
-    "OnnxBridgeSampler": "bbdm.runtime.sampler",
-}
+_HOMES = {"OnnxBridgeSampler": "bbdm.runtime.sampler"}
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 __getattr__, __dir__ = public(__name__, _HOMES)

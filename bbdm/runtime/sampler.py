@@ -50,6 +50,8 @@ class OnnxBridgeSampler(FrontEnd[Array]):
 
     kind = np.ndarray
     noun = "an array"
+    _from_numpy = staticmethod(np.asarray)
+    _concatenate = staticmethod(np.concatenate)
 
     def __init__(
         self,
@@ -81,10 +83,10 @@ class OnnxBridgeSampler(FrontEnd[Array]):
             for name in self.settings["files"]
             if name.endswith(".onnx") and name != PIPELINE
         }
-        self._device = self.graphs["unet"].device
-        self._rows = [self._device.put(row) for row in self.table.rows.astype(np.float32)]
-        self._times = [self._device.put(np.array([t])) for t in self.table.timesteps]
-        self._no_noise = self._device.put(np.zeros((1, 1, 1, 1), np.float32))
+        self._put = self.graphs["unet"].put
+        self._rows = [self._put(row) for row in self.table.rows.astype(np.float32)]
+        self._times = [self._put(np.array([t])) for t in self.table.timesteps]
+        self._no_noise = self._put(np.zeros((1, 1, 1, 1), np.float32))
 
     def _table(self, solver: str | None, steps: int | None, timesteps: str | Iterable[int] | None) -> solvers.StepTable:
         """The exported table, or another of the exported bridge where an argument asks for one."""
@@ -93,15 +95,6 @@ class OnnxBridgeSampler(FrontEnd[Array]):
             return solvers.StepTable(*stored)
         bridge = bridges.from_config(self.settings["bridge"])
         return solvers.build(bridge, solver or self.settings["solver"], timesteps, steps)
-
-    def _array(self, array: Array) -> Array:
-        return array
-
-    def _numpy(self, array: Array) -> Array:
-        return array
-
-    def _concatenated(self, parts: list[Array]) -> Array:
-        return np.concatenate(parts)
 
     @contextmanager
     def _progress(self, total: int) -> Iterator[Advance]:
@@ -141,7 +134,7 @@ class OnnxBridgeSampler(FrontEnd[Array]):
             (prediction,) = self.graphs["unet"].run(inputs)
             z = self._no_noise
             if self.table.coefficients[index, 4]:
-                z = self._device.put(normal(seeds, index, shape) if noise is None else noise[index].astype(np.float32))
+                z = self._put(normal(seeds, index, shape) if noise is None else noise[index].astype(np.float32))
             x, x0hat = self.graphs["step"].run(
                 {"x": x, "x0hat": x0hat, "prediction": prediction, "y": y, "z": z, "row": row}
             )
@@ -155,5 +148,5 @@ class OnnxBridgeSampler(FrontEnd[Array]):
             sizes = f"{self.static[1]} x {self.static[2]} only, got {height} x {width}"
             raise ValueError(f"this export takes pictures of height x width {sizes}")
         padding = ((0, 0), (0, 0), (0, padded[0] - height), (0, padded[1] - width))
-        image = self._device.put(np.pad(source.astype(np.float32), padding, mode="edge"))
+        image = self._put(np.pad(source.astype(np.float32), padding, mode="edge"))
         return self.graphs["encoder"].run({"image": image})[0] if "encoder" in self.graphs else image

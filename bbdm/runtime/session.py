@@ -33,20 +33,8 @@ def with_options(wanted: Sequence[Provider] | None) -> list[tuple[str, dict[str,
     return listed if any(name == CPU for name, _ in listed) else [*listed, (CPU, {})]
 
 
-class Device:
-    """The device of a session's inputs and outputs."""
-
-    def __init__(self, provider: str, options: dict[str, Any]) -> None:
-        self.name = "cuda" if provider in ON_CUDA else "cpu"
-        self.index = int(options.get("device_id", 0)) if self.name == "cuda" else 0
-
-    def put(self, array: npt.NDArray[Any]) -> onnxruntime.OrtValue:
-        """The array on the device."""
-        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.name, self.index)
-
-
 class Session:
-    """A session whose inputs and outputs are on its device."""
+    """A session whose inputs and outputs are on the device of its first provider."""
 
     def __init__(self, path: Path, providers: list[tuple[str, dict[str, Any]]], threads: int | None) -> None:
         if threads is not None and not (isinstance(threads, int) and threads >= 1):
@@ -57,11 +45,15 @@ class Session:
             self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # of many kinds, without a common base
             raise ValueError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
-        started = self._session.get_providers()
-        if providers[0][0] not in started:
-            raise ValueError(f"{providers[0][0]} did not start: its libraries are missing, or there is no such device")
-        self.device = Device(*providers[0])
+        name, settings = providers[0]
+        if name not in self._session.get_providers():
+            raise ValueError(f"{name} did not start: its libraries are missing, or there is no such device")
+        self._device = ("cuda", int(settings.get("device_id", 0))) if name in ON_CUDA else ("cpu", 0)
         self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def put(self, array: npt.NDArray[Any]) -> onnxruntime.OrtValue:
+        """The array on the device."""
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), *self._device)
 
     def run(self, inputs: dict[str, onnxruntime.OrtValue]) -> list[onnxruntime.OrtValue]:
         """The graph's outputs for inputs by name."""
@@ -69,6 +61,6 @@ class Session:
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         for name in self._outputs:
-            binding.bind_output(name, self.device.name, self.device.index)
+            binding.bind_output(name, *self._device)
         self._session.run_with_iobinding(binding)
         return binding.get_outputs()

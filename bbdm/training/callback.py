@@ -39,16 +39,13 @@ class Run(Protocol):
     @property
     def codec(self) -> Codec | None:
         """Encodes pictures into the space of the bridge; None in image space."""
-        ...
 
     @property
     def tracker(self) -> Tracker | None:
-        """TensorBoard, in the process that writes; None in the others."""
-        ...
+        """TensorBoard, where it is installed, in the process that writes; None otherwise."""
 
-    def measure_parts(self, around: Callable[[str], AbstractContextManager[None]]) -> None:
+    def measure_parts(self, around: Callable[[str], AbstractContextManager[Any]]) -> None:
         """Enter ``around(name)`` around each part of a step from now on."""
-        ...
 
     def validation_share(self) -> list[int]:
         """The indices of this process's validation pairs."""
@@ -56,7 +53,6 @@ class Run(Protocol):
 
     def check_stop(self) -> None:
         """Save and end the run if it was asked to end."""
-        ...
 
 
 class Callback:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -61,17 +60,8 @@ def _copy_part(unet: UNet, checkpoint: Checkpoint, key: str, value: torch.Tensor
     return f"{key} is left as initialised: its shape is {tuple(value.shape)}, the checkpoint's {tuple(trained.shape)}"
 
 
-def load_trained(
-    path: Path, num_steps: int, c_lambda: float, config: str | os.PathLike[str] | None = None
-) -> Checkpoint:
-    """The checkpoint whose weights a run begins with.
-
-    Args:
-        path: the file, ours or of another program.
-        num_steps: T,
-        c_lambda: and the noise scale, for files that leave them out.
-        config: the YAML file of a network of the original BBDM.
-    """
+def load_trained(path: Path, num_steps: int, c_lambda: float, config: Path | None = None) -> Checkpoint:
+    """The checkpoint whose weights a run begins with; the settings are for files that leave them out."""
     try:
         return load_checkpoint(path, config=config)
     except ValueError:
@@ -79,14 +69,10 @@ def load_trained(
 
 
 def begin_from(trained: Checkpoint, path: Path, unet: UNet, bridge: Bridge, codec: Codec | None) -> list[str]:
-    """Copy the weights of a trained network; returns a line for each difference from its training.
+    """Copy the weights of ``trained``, the content of ``path``, into the network of a run.
 
-    Args:
-        trained: the content of the file
-        path: ``path``.
-        unet: the network of the run,
-        bridge: its bridge
-        codec: and its codec.
+    Returns:
+        A line for each difference from its training.
 
     Raises:
         OtherNetworkError: the weights are of another network.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,17 +19,13 @@ LOWEST_RATE = 5e-7
 
 def make_optimizer(unet: UNet, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimizer of a network's weights, fused into one kernel where the device supports it."""
-
-    def make(fused: bool) -> torch.optim.Optimizer:
-        if config.optimizer == "adamw":
-            decay = config.weight_decay
-            return torch.optim.AdamW(unet.parameters(), config.learning_rate, weight_decay=decay, fused=fused)
-        return torch.optim.Adam(unet.parameters(), config.learning_rate, fused=fused)
-
+    make = torch.optim.Adam
+    if config.optimizer == "adamw":
+        make = partial(torch.optim.AdamW, weight_decay=config.weight_decay)
     try:
-        return make(fused=True)
+        return make(unet.parameters(), config.learning_rate, fused=True)
     except RuntimeError:  # not on this device
-        return make(fused=False)
+        return make(unet.parameters(), config.learning_rate, fused=False)
 
 
 @dataclass

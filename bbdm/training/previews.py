@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from bbdm.base import images
@@ -44,24 +45,17 @@ class ValidationScores(Callback):
     """Adds scores of the translated validation pairs, such as FID, to the metrics of an epoch.
 
     They are due when :class:`Previews` are. The averaged weights translate pair i with seed i and the
-    sampler's default solver and steps. Several processes share the pairs.
-
-    Args:
-        scores: computes them, of one result for each pair.
+    sampler's default solver and steps. Several processes share the pairs. ``scores`` takes one result each.
     """
 
     def __init__(self, scores: Scores) -> None:
         self.scores = scores
 
     def begin(self, trainer: Run) -> None:
-        """Check that there are validation pairs.
-
-        Raises:
-            ValueError: there are none, or only one for FID.
-        """
+        """Raise ValueError where there are no validation pairs, or only one for FID."""
         least = 2 if "fid" in self.scores.metrics else 1
-        if trainer.validation is None or len(trainer.validation) < least:
-            count = 0 if trainer.validation is None else len(trainer.validation)
+        count = 0 if trainer.validation is None else len(trainer.validation)
+        if count < least:
             raise ValueError(f"{', '.join(self.scores.metrics)} need {least} validation pairs, and there are {count}")
 
     def after_epoch(self, trainer: Run, metrics: dict[str, Any]) -> None:
@@ -76,13 +70,9 @@ class ValidationScores(Callback):
                 trainer.check_stop()
             results = sampler(y, seed=share[done : done + len(y)])
             done += len(y)
-            found, wanted = (torch.stack([_pixels(v) for v in side]) for side in (results, x0))
+            pixels = (np.stack([images.to_pixels(images.to_pil(v)) for v in side]) for side in (results, x0))
+            found, wanted = map(torch.from_numpy, pixels)  # (B, 3, H, W) uint8
             self.scores.update(found[:, None], wanted)
         self.scores.collect(trainer.processes)
         if trainer.processes.first:
             metrics.update(self.scores.compute())
-
-
-def _pixels(image: torch.Tensor) -> torch.Tensor:
-    """(3, H, W) uint8 of the picture of a (1 or 3, H, W) tensor in [-1, 1]."""
-    return torch.from_numpy(images.to_pixels(images.to_pil(image)))

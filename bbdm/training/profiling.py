@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch.autograd.profiler_util import FunctionEventAvg
@@ -14,24 +14,16 @@ from tqdm.auto import tqdm
 
 from bbdm.training.callback import Callback, Run
 from bbdm.training.run_folder import TRACE
-from bbdm.training.step import unmeasured
 
 WARMUP, TIMED, TRACED = 5, 20, 3  # optimizer steps: to warm up, timed by part, recorded by operator
 OPERATORS = 12  # number of operators printed
-
-
-@contextmanager
-def _recorded(name: str) -> Iterator[None]:
-    with record_function(name):
-        yield
 
 
 class Profile(Callback):
     """Prints the time of each part of a step and the slowest operators, and writes a trace to the folder.
 
     After some steps to warm up, the parts of the next ones are timed; then a few are recorded, which slows
-    them. On a GPU each part waits for its work, so that nothing overlaps. Of several processes the first is
-    measured.
+    them. On a GPU each part waits for its work: nothing overlaps. Only the first process is measured.
     """
 
     def __init__(self) -> None:
@@ -41,11 +33,7 @@ class Profile(Callback):
         self.recording: profile | None = None
 
     def begin(self, trainer: Run) -> None:
-        """Check that the run is long enough.
-
-        Raises:
-            ValueError: fewer steps are left than a profile needs.
-        """
+        """Raise ValueError where fewer steps are left than a profile needs."""
         left = trainer.config.epochs * trainer.steps_per_epoch - trainer.step
         if left < WARMUP + TIMED + TRACED:
             raise ValueError(f"a profile takes {WARMUP + TIMED + TRACED} optimizer steps, and {left} are left")
@@ -60,12 +48,12 @@ class Profile(Callback):
             trainer.measure_parts(self._timed)
         elif self.steps == WARMUP + TIMED:
             self._print_parts(time.perf_counter() - self.began, trainer.config.batch_size)
-            trainer.measure_parts(_recorded)
+            trainer.measure_parts(record_function)
             gpu = [ProfilerActivity.CUDA] if trainer.device.type == "cuda" else []
             self.recording = profile(activities=[ProfilerActivity.CPU, *gpu])
             self.recording.start()
         elif self.recording is not None and self.steps == WARMUP + TIMED + TRACED:
-            trainer.measure_parts(unmeasured)
+            trainer.measure_parts(nullcontext)
             self.recording.stop()
             path = trainer.folder / TRACE
             self.recording.export_chrome_trace(str(path))

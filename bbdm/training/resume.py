@@ -25,11 +25,7 @@ class OtherCodecError(ValueError):
 
 
 def check_start(
-    unet: UNetConfig,
-    config: TrainConfig,
-    train: PairedDataset | LatentDataset,
-    codec: Codec | None,
-    processes: int,
+    unet: UNetConfig, config: TrainConfig, train: PairedDataset | LatentDataset, codec: Codec | None, processes: int
 ) -> None:
     """Raise ValueError where a network cannot be trained on pairs or their latents."""
     if len(train) < config.batch_size:
@@ -59,47 +55,16 @@ def check_start(
 def describe_pairs(train: PairedDataset | LatentDataset) -> dict[str, Any]:
     """The properties of the training pairs that must stay the same when a run resumes."""
     pairs = train.dataset if isinstance(train, LatentDataset) else train
-    return {
-        "image_size": train.image_size,
-        "direction": train.direction,
-        "number": len(train),
-        "names": pairs.names_digest(),
-    }
-
-
-def describe_run(
-    unet: UNetConfig,
-    bridge: Bridge,
-    config: TrainConfig,
-    train: PairedDataset | LatentDataset,
-    validation: PairedDataset | None,
-    codec: Codec | None,
-) -> dict[str, Any]:
-    """The settings of a run, for its folder."""
-    settings = {"train": asdict(config), "unet": asdict(unet), "bridge": bridge.config()}
-    settings |= {} if codec is None else {"codec": codec.config()}
-    counts = {"training": len(train), "validation": 0 if validation is None else len(validation)}
-    kind = {"image_size": train.image_size, "direction": train.direction, "channels": train.channels}
-    return {**settings, "pairs": {**counts, **kind}}
+    kind = {"image_size": train.image_size, "direction": train.direction}
+    return {**kind, "number": len(train), "names": pairs.names_digest()}
 
 
 def training_state(
-    path: Path,
-    checkpoint: Checkpoint,
-    unet: UNetConfig,
-    bridge: Bridge,
-    config: TrainConfig,
-    pairs: dict[str, Any],
+    path: Path, checkpoint: Checkpoint, unet: UNetConfig, bridge: Bridge, config: TrainConfig, pairs: dict[str, Any]
 ) -> dict[str, Any]:
-    """The training state of a checkpoint of the same run.
+    """The training state of a checkpoint, the content of ``path``, where this run is the same.
 
-    Args:
-        path: its file, for errors.
-        checkpoint: its content.
-        unet: the network's settings,
-        bridge: the bridge and
-        config: the settings of the run now.
-        pairs: see :func:`describe_pairs`.
+    ``pairs`` is the result of :func:`describe_pairs`.
 
     Raises:
         ValueError: it has no training state.
@@ -112,8 +77,8 @@ def training_state(
     asked = {**asdict(unet), **bridge.config(), **asdict(config)}
     changed = [f"{k}={stored[k]}" for k, v in asked.items() if k not in FREE and stored.get(k, v) != v]
     if not changed and state["pairs"] != pairs:
-        old, new = state["pairs"], pairs
-        changed = [f"{k}={old[k]} of the pairs, not {v}" for k, v in new.items() if k != "names" and old[k] != v]
+        old = state["pairs"]
+        changed = [f"{k}={old[k]} of the pairs, not {v}" for k, v in pairs.items() if k != "names" and old[k] != v]
         changed = changed or ["pairs of other names"]
     if changed:
         raise OtherRunError(
@@ -125,21 +90,15 @@ def training_state(
 def resumed_codec(stored: CodecState | None, codec: Codec | None) -> Codec | None:
     """The codec of a run that resumes, with the stored statistics.
 
-    Args:
-        stored: the codec in the checkpoint.
-        codec: the codec that was given; it must be the same, and normalise if the stored one does.
-
     Raises:
-        OtherCodecError: it is another one.
+        OtherCodecError: ``codec`` is not the stored one, or only one of them normalises.
     """
-    if stored is None and codec is None:
-        return None
+    where = "training can resume only in the space where it began"
     if stored is None:
-        raise OtherCodecError("training can resume only in the space where it began: without a codec")
+        if codec is not None:
+            raise OtherCodecError(f"{where}: without a codec")
+        return None
     normalises = stored.statistics is not None
     if codec is None or not stored.same_latents(codec) or (codec.statistics is not None) != normalises:
-        raise OtherCodecError(
-            "training can resume only in the space where it began: "
-            f"with the same codec, {'with' if normalises else 'without'} normalised latents"
-        )
+        raise OtherCodecError(f"{where}: with the same codec, {'with' if normalises else 'without'} normalised latents")
     return codec if stored.statistics is None else codec.with_statistics(stored.statistics)

@@ -19,8 +19,7 @@ from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint
 
 log = logging.getLogger(__name__)
-METRICS, CONFIG, SUMMARY, BEST, EVENTS = "metrics.jsonl", "config.json", "summary.json", "best.pt", "tensorboard"
-TRACE = "trace.json"
+METRICS, CONFIG, SUMMARY, TRACE = "metrics.jsonl", "config.json", "summary.json", "trace.json"
 
 
 class UnreadableRunError(ValueError):
@@ -36,27 +35,14 @@ class FolderInUseError(ValueError):
 
 
 class RunFolder:
-    """A run's folder.
-
-    Args:
-        path: the folder, which need not exist yet.
-        keep: number of newest checkpoints that are kept.
-    """
+    """A run's folder, which need not exist yet; ``keep`` is the number of newest checkpoints to keep."""
 
     def __init__(self, path: Path, keep: int) -> None:
         self.path = path
         self.keep = keep
+        self.best = path / "best.pt"  # the weights with the lowest validation loss
+        self.events = path / "tensorboard"
         self._lock = FileLock(path / ".lock")
-
-    @property
-    def best(self) -> Path:
-        """The file of the weights with the lowest validation loss."""
-        return self.path / BEST
-
-    @property
-    def events(self) -> Path:
-        """The folder of TensorBoard's files."""
-        return self.path / EVENTS
 
     def checkpoint(self, step: int) -> Path:
         """The file of the state after ``step`` optimizer steps."""

@@ -1,11 +1,10 @@
-"""The parts of a training run from plain settings: presets, bridge, network, codec, pairs, checkpoint."""
+"""The parts of a training run from plain settings: presets, bridge, network, codec, pairs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,29 +12,16 @@ import torch
 from bbdm.base.images import Size
 from bbdm.bridges import ABridge, Bridge, BrownianBridge, Objective
 from bbdm.codec import Codec, VQGANCodec
-from bbdm.data.image_cache import ImageCache
-from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.pairs import PairedDataset, load_dataset
-from bbdm.files.checkpoint import load_checkpoint, load_vqgan
-from bbdm.files.content import Checkpoint
+from bbdm.files.checkpoint import load_vqgan
 from bbdm.networks.unet import PRESETS, UNetConfig
-from bbdm.training.previews import ValidationScores
-from bbdm.training.run_folder import RunFolder
 
 BridgeName = Literal["abridge", "brownian", "bbdm"]
-BBDM: dict[str, Any] = {  # the original's templates
-    "bridge": "bbdm",
-    "batch_size": 8,
-    "lr_schedule": "plateau",
-    "ema_start": 30000,
-    "ema_every": 8,
-}
+# the settings of the original's templates
+BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}
 PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's network; otherwise the defaults
     "paper": {},
-    "bbdm": BBDM,
-    "lbbdm-f4": BBDM,
-    "lbbdm-f8": BBDM,
-    "lbbdm-f16": BBDM,
+    **dict.fromkeys(["bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"], BBDM),
     "demo": {
         "image_size": 64,
         "batch_size": 16,
@@ -65,13 +51,7 @@ def build_bridge(name: BridgeName, num_steps: int, c_lambda: float, objective: O
 
 
 def network_config(preset: str, channels: int, condition: Literal["concat", "none"] | None = None) -> UNetConfig:
-    """The network of a preset for a number of channels.
-
-    Args:
-        preset: its name.
-        channels: of the pictures or latents.
-        condition: whether the network sees the source; None for the preset's choice.
-    """
+    """The network of a preset for a number of channels; ``condition`` None is the preset's choice."""
     config = PRESETS[preset]
     conditional = condition == "concat" if condition else config.condition_channels > 0
     return replace(
@@ -97,12 +77,7 @@ def load_codec(path: str | os.PathLike[str], preset: str, device: torch.device) 
 
 
 def load_splits(
-    name: str,
-    data_dir: str,
-    image_size: Size,
-    direction: str,
-    channels: int,
-    report: Callable[[str], object] = print,
+    name: str, data_dir: str, image_size: Size, direction: str, channels: int, report: Callable[[str], object] = print
 ) -> tuple[PairedDataset, PairedDataset | None]:
     """The training pairs and the validation pairs of a data set; see :func:`bbdm.data.pairs.load_dataset`.
 
@@ -118,55 +93,3 @@ def load_splits(
         report("no validation: these are the training pairs; write {split} in the paths to separate them")
         return train, None
     return train, validation
-
-
-def cache_images(
-    train: PairedDataset, validation: PairedDataset | None, folder: Path, workers: int = 0, progress: bool = False
-) -> tuple[ImageCache, ImageCache | None]:
-    """The same pairs, resized once and kept in a folder; see :class:`~bbdm.data.image_cache.ImageCache`."""
-    cached = ImageCache(train, folder, "train", workers, progress)
-    return cached, None if validation is None else ImageCache(validation, folder, "val", workers, progress)
-
-
-def validation_scores(
-    metrics: Sequence[str], fid_weights: Path | None, lpips_weights: Path | None, device: torch.device
-) -> ValidationScores:
-    """The callback that scores validation pairs; see :class:`bbdm.evaluation.metrics.Scores`."""
-    from bbdm.evaluation.metrics import Scores  # needs torchmetrics
-
-    return ValidationScores(Scores(metrics, fid_weights=fid_weights, lpips_weights=lpips_weights, device=device))
-
-
-def first_checkpoint(
-    folder: RunFolder, path: Path | None = None, overwrite: bool = False
-) -> tuple[Path, Checkpoint] | None:
-    """The checkpoint that a run resumes from, with its content; None for a run that begins.
-
-    Args:
-        folder: the folder of the run, whose newest checkpoint is the default.
-        path: a checkpoint in place of the folder's newest.
-        overwrite: begin anew where no ``path`` is given.
-    """
-    if path is not None:
-        return path, load_checkpoint(path)
-    return None if overwrite else folder.newest()
-
-
-def normalising(
-    codec: Codec,
-    pairs: PairedDataset | LatentDataset,
-    resumed: Checkpoint | None,
-    flip: bool,
-    progress: bool = False,
-) -> Codec:
-    """A codec with the latent statistics of the run that resumes, or measured over the pairs.
-
-    Args:
-        codec: encodes the pairs.
-        pairs: the training pairs or their latents.
-        resumed: the checkpoint that the run resumes from, if any.
-        flip: whether mirrored pairs are measured too.
-        progress: show a bar.
-    """
-    stored = None if resumed is None or resumed.codec is None else resumed.codec.statistics
-    return codec.with_statistics(measure(pairs, codec, flip, progress=progress) if stored is None else stored)

@@ -43,23 +43,11 @@ def _mirrored_and_plain(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (v[:, 1], v[:, 0]) if v.ndim == 5 else (v.flip(-1), v)
 
 
-def unmeasured(part: str) -> AbstractContextManager[None]:
-    """The context of a part of a step that is not measured."""
-    del part
-    return nullcontext()
-
-
 class TrainStep:
     """An optimizer step as a function of a batch, with the state that it changes.
 
-    Args:
-        unet: the network, on the device to train on.
-        bridge: the bridge to train it on.
-        config: the settings of the run.
-        codec: encodes pictures into the space of the bridge, on that device; None to train in image space.
-        processes: the processes that share the work.
-        latents: whether batches are latents, not pictures.
-        total: optimizer steps of the whole run, for the learning rate.
+    Arguments are those of :class:`~bbdm.training.trainer.Trainer`; ``latents``: batches are latents, not
+    pictures; and ``total``: the optimizer steps of the whole run, for the learning rate.
     """
 
     def __init__(
@@ -87,7 +75,7 @@ class TrainStep:
         self.plateau = Plateau(config.plateau_patience)
         self.scaler = GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.tracker: Tracker | None = None  # TensorBoard, for losses and gradients
-        self.part: Callable[[str], AbstractContextManager[None]] = unmeasured  # entered around each part of a step
+        self.part: Callable[[str], AbstractContextManager[Any]] = nullcontext  # entered around each part of a step
 
     def state(self) -> dict[str, Any]:
         """The state that :meth:`load` restores, besides the network and its average."""
@@ -106,10 +94,7 @@ class TrainStep:
     def __call__(self, y: torch.Tensor, x0: torch.Tensor, step: int) -> float:
         """Do optimizer step ``step`` on a batch of sources and targets from the data set.
 
-        Each of several processes passes its share of the batch; all return the loss of the whole batch.
-
-        Returns:
-            The loss before the step.
+        Each process passes its share of the batch; all return the loss of the whole batch before the step.
         """
         config = self.config
         if self.unet.config.dropout:

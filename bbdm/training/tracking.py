@@ -1,4 +1,4 @@
-"""A training run in TensorBoard, where it is installed; without it, nothing is written."""
+"""A training run in TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,48 +14,44 @@ QUARTERS = 4
 
 
 class Tracker:
-    """Writes the events of a run.
+    """Writes the events of a run to a folder.
 
     Args:
-        folder: the folder of the events.
         step: optimizer steps done; points that an earlier process wrote of later steps are not shown.
         times: the lowest and the highest t of training.
         device: the device of the losses.
+
+    Raises:
+        ImportError: TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path, step: int, times: tuple[int, int], device: torch.device) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            self._writer = None
-        else:
-            self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
         self.low, self.high = times
         self._sums = torch.zeros(2, QUARTERS, device=device)  # sums of losses, and their counts
 
     def due(self, step: int) -> bool:
         """Whether a point is written after optimizer step ``step``, counted from 1."""
-        return self._writer is not None and step % EVERY == 0
+        return step % EVERY == 0
 
     def add_losses(self, losses: torch.Tensor, t: torch.Tensor) -> None:
         """Add the losses (B,) of images at times t (B,)."""
-        if self._writer is not None:
-            quarter = (t - self.low) * QUARTERS // (self.high - self.low + 1)
-            self._sums.index_add_(1, quarter, torch.stack([losses.detach().float(), torch.ones_like(losses)]))
+        quarter = (t - self.low) * QUARTERS // (self.high - self.low + 1)
+        self._sums.index_add_(1, quarter, torch.stack([losses.detach().float(), torch.ones_like(losses)]))
 
     def write_losses(self, step: int) -> None:
         """Write the mean loss of each quarter of t since the last point."""
-        if self._writer is not None:
-            for quarter, (total, count) in enumerate(self._sums.T.tolist(), start=1):
-                if count:
-                    self._writer.add_scalar(f"loss by t/quarter {quarter}", total / count, step)
-            self._sums.zero_()
+        for quarter, (total, count) in enumerate(self._sums.T.tolist(), start=1):
+            if count:
+                self._writer.add_scalar(f"loss by t/quarter {quarter}", total / count, step)
+        self._sums.zero_()
 
     def write(self, step: int, **values: float) -> None:
         """Write a point of each value."""
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
 
     def write_epoch(self, step: int, record: dict[str, float]) -> None:
         """Write a point of each metric of an epoch, except those that are written by step."""
@@ -64,11 +60,9 @@ class Tracker:
 
     def write_image(self, step: int, name: str, image: Image.Image) -> None:
         """Write a picture."""
-        if self._writer is not None:
-            self._writer.add_image(name, np.asarray(image), step, dataformats="HWC")
+        self._writer.add_image(name, np.asarray(image), step, dataformats="HWC")
 
     def close(self) -> None:
         """Write the remaining points; a full disk loses them without an error."""
-        if self._writer is not None:
-            with suppress(OSError):
-                self._writer.close()
+        with suppress(OSError):
+            self._writer.close()

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from bbdm.networks.unet import UNet
 from bbdm.training.callback import Callback
 from bbdm.training.config import TrainConfig
 from bbdm.training.previews import Previews
-from bbdm.training.resume import check_start, describe_pairs, describe_run, resumed_codec, training_state
+from bbdm.training.resume import check_start, describe_pairs, resumed_codec, training_state
 from bbdm.training.run_folder import RunFolder
 from bbdm.training.step import TrainStep, mixed, sample_seeds
 from bbdm.training.tracking import Tracker
@@ -115,19 +115,15 @@ class Trainer:
 
     @property
     def tracker(self) -> Tracker | None:
-        """TensorBoard, during the run, in the process that writes; None otherwise."""
+        """TensorBoard, where it is installed, during the run, in the process that writes; None otherwise."""
         return self.update.tracker
 
-    def measure_parts(self, around: Callable[[str], AbstractContextManager[None]]) -> None:
+    def measure_parts(self, around: Callable[[str], AbstractContextManager[Any]]) -> None:
         """Enter ``around(name)`` around each part of a step from now on."""
         self.update.part = around
 
     def resume(self, path: Path, checkpoint: Checkpoint | None = None) -> None:
-        """Resume from a checkpoint of the same run.
-
-        Args:
-            path: its file.
-            checkpoint: its content, where it is read already.
+        """Resume from a checkpoint of the same run; ``checkpoint`` is its content, where it is read already.
 
         Raises:
             ValueError: it has no training state, or is of another network, bridge, codec, number of pairs,
@@ -164,8 +160,7 @@ class Trainer:
 
         Args:
             progress: show a bar.
-            stop: called after each step and each batch of validation; once it returns True, the run is saved
-                and ends.
+            stop: called after each step and each batch of validation; once True, the run is saved and ends.
 
         Raises:
             ValueError: the folder holds checkpoints of later steps, or a validation picture cannot be read.
@@ -181,16 +176,24 @@ class Trainer:
                 for _ in self.validation_batches(self.validation_share()):
                     pass  # a broken picture is found now, not after an epoch
             if self.processes.first:
-                about = (self.unet.config, self.bridge, self.config, self.train, self.validation, self.codec)
-                self.run.begin(self.epoch, describe_run(*about))
+                self.run.begin(self.epoch, self._settings())
                 ends.callback(self.run.end)
-                self.update.tracker = Tracker(self.run.events, self.step, self.bridge.train_range, self.device)
-                ends.callback(setattr, self.update, "tracker", None)
-                ends.callback(self.update.tracker.close)
+                with suppress(ImportError):  # without TensorBoard, no events are written
+                    self.update.tracker = Tracker(self.run.events, self.step, self.bridge.train_range, self.device)
+                    ends.callback(setattr, self.update, "tracker", None)
+                    ends.callback(self.update.tracker.close)
             for callback in self.callbacks:
                 callback.begin(self)
                 ends.callback(callback.end, self)
             self._run_epochs(progress)
+
+    def _settings(self) -> dict[str, Any]:
+        """The settings of the run, for its folder."""
+        train, validation = self.train, 0 if self.validation is None else len(self.validation)
+        settings = {"train": asdict(self.config), "unet": asdict(self.unet.config), "bridge": self.bridge.config()}
+        settings |= {} if self.codec is None else {"codec": self.codec.config()}
+        kind = {"image_size": train.image_size, "direction": train.direction, "channels": train.channels}
+        return {**settings, "pairs": {"training": len(train), "validation": validation, **kind}}
 
     def _run_epochs(self, progress: bool) -> None:
         try:
@@ -238,11 +241,7 @@ class Trainer:
         return self._stopped(f"{what} at step {self.step}", "Lower learning_rate or set grad_clip", DivergedError)
 
     def check_stop(self) -> None:
-        """Save and end the run if it was asked to end.
-
-        Raises:
-            StoppedError: it was.
-        """
+        """Save and end the run, with a StoppedError, if it was asked to end."""
         if self.processes.sum(self._stop()):
             self._save()
             self.processes.sum(0)  # until the first has saved: a process that ends takes the others down
@@ -339,11 +338,10 @@ class Trainer:
         """Mean loss of the averaged weights over the validation pairs, at fixed times and noise."""
         assert self.validation is not None
         assert self.validation_batches is not None
-        total, first, stride = 0.0, self.processes.rank * self.share, self.config.batch_size
+        total, first = 0.0, self.processes.rank * self.share
         for y, x0 in self._readable(self.validation_batches(self.validation_share())):
             if self.processes.count == 1:  # several may have different numbers of batches
                 self.check_stop()
-            seeds = sample_seeds(0, first, len(y), self.device)
-            total += self.update.validation_loss(y, x0, seeds)
-            first += stride
+            total += self.update.validation_loss(y, x0, sample_seeds(0, first, len(y), self.device))
+            first += self.config.batch_size
         return self.processes.sum(total) / len(self.validation)

@@ -68,7 +68,7 @@ def test_parity_with_torchvision():
 def test_plus_decoder_is_its_formula():
     """The paper's figure 2, computed with the parts' own weights."""
     model = network("deeplabv3plus", "resnet101")
-    low, high = model.backbone(picture())
+    low, high = model.backbone(picture()).values()
     assert low.shape == (2, 256, 25, 25)  # stride 4
     assert high.shape == (2, 2048, 7, 7)  # stride 16
     head: Any = model.classifier
@@ -123,7 +123,7 @@ def test_mobilenet_strides_and_dilations(output_stride: int, side: int):
     }[output_stride]
     assert found == [*early, *late]
     with torch.no_grad():
-        low, high = backbone(picture())
+        low, high = backbone(picture()).values()
     assert low.shape == (2, 24, 24, 24)
     assert high.shape == (2, 320, side, side)
 

@@ -14,7 +14,6 @@ from PIL import Image
 from bbdm import load_checkpoint, load_vqgan
 from bbdm.codec import LatentStatistics
 from bbdm.networks import unet, vqgan
-from bbdm.training import setup
 from examples import generate, train, train_vqgan
 from tests.conftest import TINY, SavePicture
 from tests.networks.test_vqgan import TINY as TINY_VQGAN
@@ -86,7 +85,7 @@ def test_statistics_are_measured_once_and_of_what_is_trained_on(place: Path, mon
     assert found["cache"] is not None
     assert found["pictures"].source_mean == pytest.approx(found["cache"].source_mean, rel=1e-4, abs=1e-5)
     assert found["pictures"].target_std == pytest.approx(found["cache"].target_std, rel=1e-4)
-    monkeypatch.setattr(setup, "measure", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(train, "measure", lambda *_, **__: pytest.fail("measured again"))
     resume = ["-e", "2", "--normalize_latents"]
     train.main(["edge2shoes", "data", "pictures.pt", *flags, *resume])
     codec = load_checkpoint("pictures.pt").build_codec()
