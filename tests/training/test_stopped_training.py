@@ -319,7 +319,7 @@ def full_at_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", fsync)
 
 
-@pytest.mark.parametrize("fill", [full_at_torch_save, full_at_fsync], ids=lambda function: function.__name__)
+@pytest.mark.parametrize("fill", sweep([full_at_torch_save, full_at_fsync], daily=[full_at_torch_save]), ids=lambda function: function.__name__)
 def test_a_full_disk(fill: Callable[[pytest.MonkeyPatch], None], data: Path, undisturbed: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         original = Trainer.train_step
