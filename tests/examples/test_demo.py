@@ -1,6 +1,5 @@
 """The bundled weights and pairs: the results of the README's first command."""
 
-
 import pytest
 import torch
 

@@ -32,6 +32,7 @@ from bbdm.training.trainer import Trainer
 from examples import train
 from tests.conftest import ROOT, TINY, SavePicture
 from tests.examples.test_train import assert_same
+from tests.nightly import sweep
 from tests.training import tiny_train
 
 PAIRS, BATCH, EPOCHS = 12, 2, 3
@@ -319,7 +320,11 @@ def full_at_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", fsync)
 
 
-@pytest.mark.parametrize("fill", sweep([full_at_torch_save, full_at_fsync], daily=[full_at_torch_save]), ids=lambda function: function.__name__)
+@pytest.mark.parametrize(
+    "fill",
+    sweep([full_at_torch_save, full_at_fsync], daily=[full_at_torch_save]),
+    ids=lambda function: function.__name__,
+)
 def test_a_full_disk(fill: Callable[[pytest.MonkeyPatch], None], data: Path, undisturbed: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         original = Trainer.train_step
