@@ -97,7 +97,7 @@ def make_trainer(make_unet: MakeUNet, make_pairs: MakePairs, tmp_path: Path) -> 
     """make_trainer(folder="run", unet=None, bridge=BRIDGE, validation=None, train=None, callbacks=(),
     **config).
 
-    2 epochs of 2 steps on 4 pairs, unless it is told otherwise.
+    2 epochs of 2 steps on 4 pairs, unless the arguments say otherwise.
     """
     pairs = make_pairs(tmp_path / "pairs", 4)
 

@@ -308,16 +308,16 @@ class TestMain:
             widened = state.pop(FIRST)
             assert torch.equal(widened, torch.cat([wanted[FIRST], torch.zeros_like(wanted[FIRST])], dim=1))
             assert all(torch.equal(value, wanted[key]) for key, value in state.items())
-        told = capsys.readouterr().out
-        assert f"trained.pt: {FIRST} begins at zero for 3 new input channels" in told
-        assert ("trained.pt: it was trained as ABridge(num_steps=60" in told) is not bare
+        message = capsys.readouterr().out
+        assert f"trained.pt: {FIRST} begins at zero for 3 new input channels" in message
+        assert ("trained.pt: it was trained as ABridge(num_steps=60" in message) is not bare
 
     def test_flags_of_a_beginning_that_exclude_each_other(self, data: Path, tmp_path: Path) -> None:
-        for flags, told in (
+        for flags, message in (
             (["--init_from", "a.pt", "--ckpt_path", "b.pt"], "--init_from and --ckpt_path exclude each other"),
             (["--config", "a.yaml"], "--config is of the network that --init_from names"),
         ):
-            with pytest.raises(ValueError, match=told):
+            with pytest.raises(ValueError, match=message):
                 train.main(self.arguments(data, tmp_path / "model.pt", *flags))
 
     @pytest.mark.usefixtures("tiny_demo")
@@ -392,9 +392,11 @@ class TestMain:
         assert not (tmp_path / "model.run").exists()
 
     @pytest.mark.usefixtures("tiny_demo")
-    @pytest.mark.parametrize(("epoch", "told"), [(0, "nothing is saved yet"), (1, "resumes from step 1, .* in .*run")])
+    @pytest.mark.parametrize(
+        ("epoch", "message"), [(0, "nothing is saved yet"), (1, "resumes from step 1, .* in .*run")]
+    )
     def test_an_interruption_says_how_to_resume(
-        self, epoch: int, told: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, epoch: int, message: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         step = Trainer.train_step
 
@@ -404,7 +406,7 @@ class TestMain:
             return step(self, *pair)
 
         monkeypatch.setattr(Trainer, "train_step", interrupted)
-        with pytest.raises(KeyboardInterrupt, match=told):
+        with pytest.raises(KeyboardInterrupt, match=message):
             train.main(self.arguments(data, tmp_path / "model.pt", "-e", "3"))
 
     @pytest.mark.usefixtures("tiny_demo")
