@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-import bbdm
 from bbdm import solvers
 from bbdm.base import images, machine
 from bbdm.base.atomic import file_sha256, make_folder
@@ -230,7 +229,7 @@ class Translator:
         self.translate(sampler, todo, None if record is None else record.add)
         if record is None:
             return jobs, {}
-        environment = {"bbdm": bbdm.__version__, "processes": self.processes.count}
+        environment = {**machine.versions(["bbdm"]), "processes": self.processes.count}
         return jobs, {
             "solver": solver,
             "nfe": len(sampler.table),
