@@ -23,26 +23,25 @@ def setting(default: Any, help: str, *names: str, parse: Callable[[str], Any] | 
     return field(default=default, metadata={"help": help, "names": names, "parse": parse})
 
 
-def add_flags(parser: argparse.ArgumentParser, settings: type[Any], defaults: Mapping[str, Any] | None = None) -> None:
+def add_flags(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
     """Add a flag for each field that :func:`setting` made: its name, type, choices, default and help.
 
     A field of type bool becomes ``--NAME`` and ``--no-NAME``; the values of a ``Literal`` become choices.
-    ``defaults`` replace the fields' own defaults.
+    ``parser.set_defaults`` replaces the fields' own defaults, in the help too.
     """
     hints = get_type_hints(settings)
     for each in fields(settings):
         if "help" not in each.metadata:
             continue
         kind, parse = _without_none(hints[each.name]), each.metadata["parse"]
-        default = each.default if defaults is None else defaults.get(each.name, each.default)
-        options: dict[str, Any] = {"dest": each.name, "default": default, "help": each.metadata["help"]}
+        options: dict[str, Any] = {"dest": each.name, "default": each.default, "help": each.metadata["help"]}
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif get_origin(kind) is Literal:
             options |= {"choices": get_args(kind), "type": type(get_args(kind)[0])}
         else:
             options["type"] = kind if parse is None else flag_type(parse)
-        if default is not None and kind is not bool:
+        if each.default is not None and kind is not bool:
             options["help"] += " (default: %(default)s)"
         parser.add_argument(*each.metadata["names"], f"--{each.name}", **options)
 

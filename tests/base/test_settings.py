@@ -25,7 +25,8 @@ class Settings:
 
 def parse(*argv: str, **defaults: Any) -> argparse.Namespace:
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add_flags(parser, Settings, defaults)
+    add_flags(parser, Settings)
+    parser.set_defaults(**defaults)
     return parser.parse_args(argv)
 
 
