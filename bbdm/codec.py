@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from bbdm.networks.restore import fitting, restore, state_hash
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
@@ -67,8 +68,8 @@ class Codec(ABC):
 
     Attributes: ``image_channels``; ``channels`` of a latent; ``stride``, image pixels along one side of a
     latent pixel; ``statistics`` that normalise latents, or None; ``encoder``, a function of a batch of images
-    in the codec's dtype to float32 latents, not normalised; ``decoder``, a function of these latents to
-    float32 images.
+    in ``dtype`` to float32 latents, not normalised; ``decoder``, a function of these latents to float32
+    images.
     """
 
     image_channels: int
@@ -77,6 +78,16 @@ class Codec(ABC):
     statistics: LatentStatistics | None
     encoder: Network
     decoder: Network
+
+    @property
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """The autoencoder, with all its weights."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The dtype in which images are encoded."""
 
     @abstractmethod
     def latents(self, image: torch.Tensor) -> torch.Tensor:
@@ -134,9 +145,9 @@ class Codec(ABC):
     def config(self) -> dict[str, Any]:
         """Plain values, from which with :meth:`state_dict` :func:`from_config` builds the codec."""
 
-    @abstractmethod
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Its weights."""
+        return self.module.state_dict()
 
     def description(self) -> dict[str, Any]:
         """What latents before normalisation depend on: the settings, and a hash of the weights."""
@@ -166,6 +177,16 @@ class VQGANCodec(Codec):
         self.encoder = self._encode
         self.decoder = self._decode
 
+    @property
+    def module(self) -> VQGAN:
+        """See :attr:`Codec.module`."""
+        return self.vqgan
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See :attr:`Codec.dtype`."""
+        return self.vqgan.encoder.conv_in.weight.dtype
+
     @torch.no_grad()
     def latents(self, image: torch.Tensor) -> torch.Tensor:
         """See :meth:`Codec.latents`.
@@ -174,8 +195,8 @@ class VQGANCodec(Codec):
             ValueError: the image has other channels, or a size that is not a multiple of ``stride``.
         """
         _check(image, "an image", self.image_channels, self.stride)
-        weight = self.vqgan.encoder.conv_in.weight
-        image = image.to(weight.device, weight.dtype, memory_format=torch.channels_last)
+        device = self.vqgan.encoder.conv_in.weight.device
+        image = image.to(device, self.dtype, memory_format=torch.channels_last)
         return torch.cat([self.encoder(part) for part in image.split(IMAGES_AT_ONCE)])
 
     @torch.no_grad()
@@ -226,10 +247,6 @@ class VQGANCodec(Codec):
             "statistics": None if self.statistics is None else asdict(self.statistics),
             "before_quant_conv": self.before_quant_conv,
         }
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """See :meth:`Codec.state_dict`."""
-        return self.vqgan.state_dict()
 
 
 def from_config(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Codec:

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from onnxscript import opset21, optimizer
 from torch import nn
 
-from bbdm.codec import VQGANCodec
+from bbdm.codec import Codec
 from bbdm.networks.unet import UNet, frequencies, sinusoids
 
 OPSETS = range(21, 24)  # the first has GroupNorm with a weight for each channel
@@ -45,22 +45,21 @@ class UNetGraph(nn.Module):
 class EncoderGraph(nn.Module):
     """The encoder of a codec: a source's image to its latent in the space of the bridge."""
 
-    def __init__(self, codec: VQGANCodec) -> None:
+    def __init__(self, codec: Codec) -> None:
         super().__init__()
-        self.vqgan, self.codec = codec.vqgan, codec
+        self.module, self.codec = codec.module, codec
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) in [-1, 1] to (B, C', H', W')."""
-        weight = self.vqgan.encoder.conv_in.weight
-        return self.codec.normalize(self.codec.encoder(image.to(weight.dtype)), "source")
+        return self.codec.normalize(self.codec.encoder(image.to(self.codec.dtype)), "source")
 
 
 class DecoderGraph(nn.Module):
     """The decoder of a codec, with the search for the nearest codes: a target's latent to its image."""
 
-    def __init__(self, codec: VQGANCodec) -> None:
+    def __init__(self, codec: Codec) -> None:
         super().__init__()
-        self.vqgan, self.codec = codec.vqgan, codec
+        self.module, self.codec = codec.module, codec
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         """(B, C', H', W') in the space of the bridge to (B, C, H, W), about [-1, 1]."""
@@ -83,7 +82,7 @@ def unet_graph(unet: UNet, static: tuple[int, int, int] | None, opset: int) -> o
     return _export(UNetGraph(unet), inputs, ("prediction", GRID), static is None, opset)
 
 
-def encoder_graph(codec: VQGANCodec, static: tuple[int, int, int] | None, opset: int) -> onnx.ModelProto:
+def encoder_graph(codec: Codec, static: tuple[int, int, int] | None, opset: int) -> onnx.ModelProto:
     """The graph of a codec's encoder, ``image`` to ``latent``; for arguments see :func:`unet_graph`."""
     batch, height, width = static or (2, 8 * codec.stride, 10 * codec.stride)
     image = torch.zeros(batch, codec.image_channels, height, width)
@@ -91,7 +90,7 @@ def encoder_graph(codec: VQGANCodec, static: tuple[int, int, int] | None, opset:
     return _export(EncoderGraph(codec), {"image": image}, output, static is None, opset)
 
 
-def decoder_graph(codec: VQGANCodec, static: tuple[int, int, int] | None, opset: int) -> onnx.ModelProto:
+def decoder_graph(codec: Codec, static: tuple[int, int, int] | None, opset: int) -> onnx.ModelProto:
     """The graph of a codec's decoder, ``latent`` to ``image``; ``static`` is (B, H, W) of the image."""
     batch, height, width = static or (2, 8 * codec.stride, 10 * codec.stride)
     latent = torch.zeros(batch, codec.channels, height // codec.stride, width // codec.stride)
