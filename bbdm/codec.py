@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -275,6 +275,11 @@ def _build(config: dict[str, Any], weights: dict[str, torch.Tensor], make: Calla
         raise ValueError(f"the codec's before_quant_conv must be true or false, got {before!r}")
     codec = VQGANCodec(make(VQGAN.from_config, settings, weights, "the codec's"), before)
     return codec if statistics is None else codec.with_statistics(statistics)
+
+
+def part_shapes(shape: Sequence[int]) -> list[torch.Size]:
+    """The shapes of the parts in which a batch of a shape is encoded or decoded."""
+    return [part.shape for part in torch.empty(*shape, device="meta").split(IMAGES_AT_ONCE)]
 
 
 def _check(given: torch.Tensor, what: str, channels: int, multiple: int) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,32 @@ from tqdm.auto import tqdm
 from bbdm import solvers
 from bbdm.base import images
 from bbdm.base.atomic import check_place
-from bbdm.base.frontend import Advance, FrontEnd
-from bbdm.base.frontend import Step as Step
+from bbdm.base.frontend import Advance, Batch, FrontEnd, Plan, Timesteps
+from bbdm.base.step import Callback
+from bbdm.base.step import Step as Step
+from bbdm.base.tensors import TENSORS
 from bbdm.bridges import Bridge
-from bbdm.codec import Codec
+from bbdm.codec import Codec, part_shapes
 from bbdm.execution.compiled import Compiled
-from bbdm.execution.device import best_dtype, find_device
+from bbdm.execution.device import best_dtype, find_device, find_dtype
 from bbdm.execution.graph import GraphedLoop
-from bbdm.execution.loop import Loop, State
+from bbdm.execution.loop import Loop, state_dtype
 from bbdm.execution.package import PackagedNetwork, save_package
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.network import placed
-from bbdm.networks.unet import UNet
+from bbdm.networks.unet import Modulation, UNet
 
 
-class BridgeSampler(FrontEnd[torch.Tensor]):
+@dataclass(frozen=True)
+class TorchPlan(Plan):
+    """A solver with its table, and the loops that run it."""
+
+    table: solvers.StepTable
+    loop: Loop
+    graphed: GraphedLoop | None
+
+
+class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
     """Translates images with a trained network.
 
     Args:
@@ -45,26 +57,27 @@ class BridgeSampler(FrontEnd[torch.Tensor]):
             and results are pictures in both cases. Used or copied as ``unet`` is.
         clamp: None, or (low, high) for every estimate of the target.
         device: where to run; None for the network's own.
-        dtype: of the network's computation; None for its own, or for the fastest on the device with
-            ``compile``. The state is float32 (float64 for a float64 network).
+        dtype: of the network's computation, such as ``"bf16"`` or ``torch.bfloat16``; None for its own, or
+            for the fastest on the device with ``compile``. The state is float32 (float64 for a float64
+            network).
         compile: compile the network at the first call with each size and number of images, which takes up to
             a minute, and on CUDA run all steps as one graph. A failure to compile is an error.
         compiled: a package that :meth:`save_compiled` wrote, in place of ``compile``; it loads in a second.
             It translates images of one size, the number at a time that it was saved for, in its own dtype.
             It holds machine code: load only your own.
 
-    Threads may share a sampler. ``table`` is its :class:`~bbdm.solvers.StepTable`, ``unet`` its network, and
-    ``image_size`` the side or (height, width) of its training pictures, or None where no checkpoint gives it.
+    Threads may share a sampler. Attributes: ``unet``, ``bridge``, ``codec``, ``device``, ``dtype``, and
+    ``image_size``, the side or (height, width) of its training pictures, or None where no checkpoint gives
+    it. They are fixed, except ``image_size``; solver and steps may change at each call.
 
     Raises:
         FileNotFoundError: there is no such package.
         ValueError: an argument is out of range, or the package is of another network or machine.
     """
 
-    kind = torch.Tensor
-    noun = "a tensor"
-    _from_numpy = staticmethod(torch.from_numpy)
-    _concatenate = staticmethod(torch.cat)
+    kind = TENSORS
+    unet: UNet
+    codec: Codec | None
 
     def __init__(
         self,
@@ -72,19 +85,18 @@ class BridgeSampler(FrontEnd[torch.Tensor]):
         bridge: Bridge,
         solver: str = solvers.DEFAULT,
         steps: int | None = None,
-        timesteps: str | Iterable[int] | None = None,
+        timesteps: Timesteps = None,
         *,
         codec: Codec | None = None,
         clamp: tuple[float, float] | None = None,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: str | torch.dtype | None = None,
         compile: bool = False,
         compiled: str | os.PathLike[str] | None = None,
     ) -> None:
         weight = next(unet.parameters())
         self.device = weight.device if device is None else find_device(device)
-        fast = compile or compiled is not None
-        _check_arguments(unet, codec, clamp, dtype)
+        _check_arguments(unet, codec, clamp)
         _check_compilation(self.device, compile, compiled)
         self.package = None if compiled is None else PackagedNetwork(compiled, unet, self.device)
         self.dtype = _choose_dtype(dtype, weight.dtype, self.device, compile, self.package)
@@ -92,25 +104,78 @@ class BridgeSampler(FrontEnd[torch.Tensor]):
         self.clamp = clamp
         self.compile = compile
         self.image_size: images.Size | None = None
-        self.table = solvers.build(bridge, solver, timesteps, steps)
-        self.unet = unet if self.package else placed(unet, self.device, self.dtype)
-        network = self.package or (Compiled(self.unet.trunk, self.device) if compile else self.unet.trunk)
-        if codec is not None:
-            codec = codec.placed(self.device, self.dtype if self.dtype == torch.bfloat16 else torch.float32)
-        self.codec = codec if codec is None or not compile else codec.compiled(partial(Compiled, device=self.device))
+        self._modulation = Modulation(unet)  # of the weights as given, before they are rounded to dtype
+        self._place(unet, codec)
         channels = unet.config.in_channels
         latent_stride = 1 if codec is None else codec.stride
         super().__init__(
-            self.table.timesteps.tolist(),
+            solver,
+            steps,
+            timesteps,
             image_channels=channels if codec is None else codec.image_channels,
             channels=channels,
             stride=unet.config.stride * latent_stride,
             latent_stride=latent_stride,
             batch=self.package.shape[0] if self.package else None,
-            fill=fast,  # cheaper than to compile for a short batch
+            fill=compile or self.package is not None,  # cheaper than to compile for a short batch
         )
-        self._loop = Loop(unet, network, self.table, clamp, self.device, self.dtype)
-        self._graphed = GraphedLoop(self._loop) if fast and self.device.type == "cuda" else None
+
+    @property
+    def table(self) -> solvers.StepTable:
+        """The steps of calls that give no solver, steps or timesteps."""
+        return self._own.table
+
+    @property
+    def solver(self) -> str:
+        """The solver of calls that give none."""
+        return self._own.solver
+
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.unet.parameters())
+        parts = [
+            f"{type(self.unet).__name__} of {count / 1e6:.1f} M parameters",
+            repr(self.bridge),
+            f"solver={self.solver!r}",
+            f"steps={len(self.table)}",
+            f"device={str(self.device)!r}",
+            f"dtype={str(self.dtype).removeprefix('torch.')!r}",
+            f"codec={None if self.codec is None else type(self.codec).__name__}",
+            f"compile={self.compile}" if self.package is None else f"compiled={str(self.package.path)!r}",
+        ]
+        return f"BridgeSampler({', '.join(parts)})"
+
+    def to(self, device: str | torch.device) -> BridgeSampler:
+        """Move to a device, and return the sampler. No call may be running.
+
+        Raises:
+            ValueError: there is no such device, or the network is a package, which is of one device.
+        """
+        found = find_device(device)
+        if found != self.device:
+            if self.package is not None:
+                raise ValueError(f"{self.package.path} was saved for {self.device}, and cannot move to {found}")
+            _check_compilation(found, self.compile, None)
+            vars(self)["device"] = found
+            self._place(self.unet, self.codec)
+            self._replan()
+        return self
+
+    def _place(self, unet: UNet, codec: Codec | None) -> None:
+        """Put network and codec on the device, compiled where they are to be."""
+        network = unet if self.package else placed(unet, self.device, self.dtype)
+        if codec is not None:
+            codec = codec.placed(self.device, self.dtype if self.dtype == torch.bfloat16 else torch.float32)
+            codec = codec.compiled(partial(Compiled, device=self.device)) if self.compile else codec
+        vars(self).update(unet=network, codec=codec)
+        self._network = self.package or (Compiled(network.trunk, self.device) if self.compile else network.trunk)
+
+    def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> TorchPlan:
+        solver = solver or solvers.DEFAULT
+        table = solvers.build(self.bridge, solver, timesteps, steps)
+        conditioned = self.unet.config.condition_channels > 0
+        loop = Loop(self._network, self._modulation, conditioned, table, self.clamp, self.device, self.dtype)
+        graphed = GraphedLoop(loop) if self._fill and self.device.type == "cuda" else None
+        return TorchPlan(solver, table.timesteps.tolist(), table, loop, graphed)
 
     @classmethod
     def from_checkpoint(
@@ -122,16 +187,35 @@ class BridgeSampler(FrontEnd[torch.Tensor]):
         num_steps: int | None = None,
         c_lambda: float | None = None,
         config: str | os.PathLike[str] | None = None,
-        **settings: Any,
+        solver: str = solvers.DEFAULT,
+        steps: int | None = None,
+        timesteps: Timesteps = None,
+        clamp: tuple[float, float] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        compile: bool = False,
+        compiled: str | os.PathLike[str] | None = None,
     ) -> BridgeSampler:
         """A sampler from a file.
 
         ``path``, ``codec``, ``num_steps``, ``c_lambda`` and ``config`` are as for
-        :func:`~bbdm.files.checkpoint.load_checkpoint`, and ``settings`` as for the constructor. ``ema`` takes
-        the averaged weights where the file has both.
+        :func:`~bbdm.files.checkpoint.load_checkpoint`, the others as for the constructor. ``ema`` takes the
+        averaged weights where the file has both.
         """
         checkpoint = load_checkpoint(path, num_steps, c_lambda, codec, config)
-        sampler = cls(checkpoint.build_unet(ema), checkpoint.bridge, codec=checkpoint.build_codec(), **settings)
+        sampler = cls(
+            checkpoint.build_unet(ema),
+            checkpoint.bridge,
+            solver,
+            steps,
+            timesteps,
+            codec=checkpoint.build_codec(),
+            clamp=clamp,
+            device=device,
+            dtype=dtype,
+            compile=compile,
+            compiled=compiled,
+        )
         sampler.image_size = checkpoint.image_size
         return sampler
 
@@ -168,41 +252,51 @@ class BridgeSampler(FrontEnd[torch.Tensor]):
         if batch_size is not None and self.package and batch_size < self.package.shape[0]:
             raise ValueError(f"batch_size must be at least the package's {self.package.shape[0]}, got {batch_size}")
 
+    def _prepare(self, plan: TorchPlan, shape: tuple[int, ...], progress: bool) -> None:
+        """Compile what was not compiled for sources of a shape, with a bar of its own on a terminal."""
+        image = shape[0], self._image_channels, *self._padded(*shape[2:])
+        grid = self._grid(shape[0], *shape[2:])
+        stages: list[tuple[Any, Callable[[], Any], list[torch.Size]]] = [
+            (plan.loop.network, lambda: plan.loop.warm_up(grid), [torch.Size(grid)])
+        ]
+        if self.codec is not None:
+            encode, decode = self.codec.latents, self.codec.image
+            stages.append((self.codec.encoder, lambda: encode(torch.zeros(image)), part_shapes(image)))
+            stages.append((self.codec.decoder, lambda: decode(torch.zeros(grid)), part_shapes(grid)))
+        due = [call for f, call, shapes in stages if isinstance(f, Compiled) and any(map(f.lacks, shapes))]
+        name = f"compiling for {shape[0]} x {shape[2]} x {shape[3]}"
+        for call in tqdm(due, name, unit="graph", disable=False if progress else None) if due else ():
+            call()
+
     @contextmanager
     def _progress(self, total: int) -> Iterator[Advance]:
         with tqdm(total=total, unit="step") as bar:
             yield bar.update
 
     @torch.inference_mode()
-    def _run(
-        self, source: torch.Tensor, seeds: Sequence[int], noise: torch.Tensor | None, advance: Advance
-    ) -> torch.Tensor:
-        if self._graphed is not None and noise is None:
-            x = self._graphed(self._to_device(source), self._keys(seeds))
-            advance(len(self.table))
+    def _run(self, plan: TorchPlan, batch: Batch, advance: Advance, callback: Callback | None) -> torch.Tensor:
+        if plan.graphed is None or batch.noise is not None or callback is not None:
+            result = super()._run(plan, batch, advance, callback)
         else:
-            state = self._start(source, seeds, noise)
-            for index in range(len(self.table)):
-                self._loop.advance(state, index)
-                advance(1)
-            x = state.x
-        if self.codec is not None:
-            x = self.codec.decode(x)
-        return x.to(source.device, source.dtype)
+            x = plan.graphed(self._to_device(batch.source), self._keys(batch.seeds))
+            advance(len(plan.times))
+            result = self._decoded(x)
+        return result.to(batch.source.device, batch.source.dtype)
 
     @torch.inference_mode()
-    def _steps(
-        self, source: torch.Tensor, seeds: Sequence[int], noise: torch.Tensor | None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        state = self._start(source, seeds, noise)
-        for index in range(len(self.table)):
-            self._loop.advance(state, index)
-            yield state.x.clone(), state.x0hat.clone()  # the next step overwrites them
+    def _states(self, plan: TorchPlan, batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        noise = None if batch.noise is None else batch.noise.to(self.device, plan.loop.state_dtype)
+        state = plan.loop.start(self._to_device(batch.source), self._keys(batch.seeds), noise)
+        for index in range(len(plan.times)):
+            plan.loop.advance(state, index)
+            yield state.x, state.x0hat
 
-    def _start(self, source: torch.Tensor, seeds: Sequence[int], noise: torch.Tensor | None) -> State:
-        if noise is not None:
-            noise = noise.to(self.device, self._loop.state_dtype)
-        return self._loop.start(self._to_device(source), self._keys(seeds), noise)
+    def _copied(self, state: torch.Tensor) -> torch.Tensor:
+        return state.clone()
+
+    @torch.inference_mode()
+    def _decoded(self, state: torch.Tensor) -> torch.Tensor:
+        return state if self.codec is None else self.codec.decode(state)
 
     def _keys(self, seeds: Sequence[int]) -> torch.Tensor:
         return torch.tensor(seeds, dtype=torch.int64, device=self.device)
@@ -216,20 +310,16 @@ class BridgeSampler(FrontEnd[torch.Tensor]):
         padded = self._padded(height, width)
         padding = (0, padded[1] - width, 0, padded[0] - height)
         if self.codec is None:
-            y = F.pad(source.to(self.device, self._loop.state_dtype), padding, mode="replicate")
+            y = F.pad(source.to(self.device, state_dtype(self.dtype)), padding, mode="replicate")
             return y.clone(memory_format=torch.channels_last)
         image = F.pad(source.to(self.device, torch.float32), padding, mode="replicate")
         y = self.codec.encode(image, "source")
-        return y.to(self._loop.state_dtype).contiguous(memory_format=torch.channels_last)
+        return y.to(state_dtype(self.dtype)).contiguous(memory_format=torch.channels_last)
 
 
-def _check_arguments(
-    unet: UNet, codec: Codec | None, clamp: tuple[float, float] | None, dtype: torch.dtype | None
-) -> None:
+def _check_arguments(unet: UNet, codec: Codec | None, clamp: tuple[float, float] | None) -> None:
     if clamp is not None and not (len(clamp) == 2 and clamp[0] < clamp[1]):
         raise ValueError(f"clamp must be None or (low, high) with low < high, got {clamp}")
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating-point dtype, got {dtype}")
     if codec is not None and codec.channels != unet.config.in_channels:
         raise ValueError(f"codec must have the network's {unet.config.in_channels} channels, got {codec.channels}")
 
@@ -242,9 +332,14 @@ def _check_compilation(device: torch.device, compile: bool, compiled: str | os.P
 
 
 def _choose_dtype(
-    dtype: torch.dtype | None, own: torch.dtype, device: torch.device, compile: bool, package: PackagedNetwork | None
+    wanted: str | torch.dtype | None,
+    own: torch.dtype,
+    device: torch.device,
+    compile: bool,
+    package: PackagedNetwork | None,
 ) -> torch.dtype:
     """The package's dtype, the one given, the fastest of the device, or the network's own."""
+    dtype = None if wanted is None else find_dtype(wanted)
     if package is not None:
         if dtype not in (None, package.dtype):
             raise ValueError(f"dtype must be that of {package.path}, {package.dtype}, got {dtype}")

@@ -1,6 +1,7 @@
 """BridgeSampler: seeds, batches, padding, pictures, threads, and what it refuses."""
 
 import copy
+import inspect
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, save_checkpoint
+from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, save_checkpoint, solvers
+from bbdm.base.step import Step
 from bbdm.kernels import philox
 from tests.conftest import tiny_unet
 
@@ -212,7 +214,134 @@ def test_progress_bar_counts_evaluations(unet: UNet, source: torch.Tensor, capsy
     assert capsys.readouterr().err == ""
 
 
-GOOD = torch.zeros(2, 3, 8, 8)
+# At a call
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"steps": 5}, {"solver": "sde-dpm2m"}, {"solver": "ddim", "steps": 2}, {"timesteps": [1000, 300, 4]}],
+    ids=str,
+)
+def test_solver_and_steps_at_a_call(unet: UNet, source: torch.Tensor, settings: dict[str, Any]):
+    sampler = BridgeSampler(unet, ABridge(), "dpm2m", steps=3, dtype="bf16")
+    own = sampler(source, seed=0)
+    wanted = BridgeSampler(
+        unet,
+        ABridge(),
+        **{"solver": "dpm2m", "steps": 3 if settings.keys() == {"solver"} else None, "dtype": "bf16"} | settings,
+    )
+    assert torch.equal(sampler(source, seed=0, **settings), wanted(source, seed=0))
+    assert [s.t for s in sampler.stream(source, seed=0, **settings)] == wanted.table.timesteps.tolist()
+    assert torch.equal(sampler(source, seed=0), own), "a call changed the sampler"
+
+
+def test_tables_of_the_last_few_calls_are_kept(unet: UNet, source: torch.Tensor, monkeypatch: pytest.MonkeyPatch):
+    built: list[int | None] = []
+    build = solvers.build
+    monkeypatch.setattr(solvers, "build", lambda *a: built.append(a[-1]) or build(*a))
+    sampler = BridgeSampler(unet, ABridge(), steps=3)
+    for steps in (2, 3, 2, 4, 5, 6, 2, 3, 7, 8, 4):
+        sampler(source, seed=0, steps=steps)
+    assert built == [3, 2, 4, 5, 6, 7, 8, 4]  # four are kept besides the sampler's own: 4 is built again
+
+
+def test_noise_fits_the_steps_of_the_call(unet: UNet, source: torch.Tensor):
+    sampler = BridgeSampler(unet, ABridge(), steps=3)
+    noise = torch.stack([philox.normal(torch.arange(5), k, (3, 8, 8)) for k in range(2)])
+    assert torch.equal(sampler(source, noise=noise, steps=2), sampler(source, seed=0, steps=2))
+    with pytest.raises(ValueError, match=r"noise must have shape \(3, 5, 3, 8, 8\)"):
+        sampler(source, noise=noise)
+
+
+def test_mixed_sources_are_each_translated_as_alone(unet: UNet, source: torch.Tensor, tmp_path: Path):
+    sampler = BridgeSampler(unet, ABridge(), steps=2)
+    small = picture("RGB")
+    small.save(tmp_path / "small.png")
+    array = source[0].permute(1, 2, 0).numpy()
+    made = sampler([tmp_path / "small.png", array, source[1]], seed=4)
+    alone = [sampler(small, seed=4)[0], sampler(array, seed=5), sampler(source[1:2], seed=6)[0]]
+    assert isinstance(made[0], Image.Image)
+    for one, other in zip(made, alone, strict=True):
+        np.testing.assert_allclose(np.asarray(one, float), np.asarray(other, float), atol=1e-5)
+    batch = source.numpy()
+    np.testing.assert_allclose(sampler(batch, seed=0), sampler(source, seed=0), rtol=0, atol=1e-6)
+
+
+def test_a_callback_gets_every_step_of_every_batch(unet: UNet, source: torch.Tensor):
+    steps: list[Step] = []
+    sampler = BridgeSampler(unet, ABridge(), steps=3)
+    made = sampler(source[:3], seed=0, batch_size=2, callback=steps.append)
+    assert torch.equal(made, sampler(source[:3], seed=0, batch_size=2))
+    assert [(step.index, step.images) for step in steps] == [(i, b) for b in ([0, 1], [2]) for i in range(3)]
+    streamed = list(sampler.stream(source[:2], seed=0))
+    for step, expected in zip(steps, streamed, strict=False):
+        assert torch.equal(step.x, expected.x)
+        assert torch.equal(step.x0hat, expected.x0hat)
+
+
+def test_previews_are_pictures_of_the_source_s_size(unet: UNet):
+    sampler = BridgeSampler(unet, ABridge(), steps=3)
+    odd = picture("RGB", (7, 5))
+    steps = list(sampler.stream([odd, odd], seed=0))
+    assert [p.size for p in steps[0].preview()] == [(7, 5)] * 2
+    for shown, made in zip(steps[-1].preview(), sampler([odd, odd], seed=0), strict=True):
+        np.testing.assert_array_equal(np.asarray(shown), np.asarray(made))
+
+
+def test_stream_shows_progress(unet: UNet, source: torch.Tensor, capsys: pytest.CaptureFixture[str]):
+    list(BridgeSampler(unet, ABridge(), steps=3).stream(source, seed=0, progress=True))
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_a_sampler_says_what_it_is(unet: UNet):
+    sampler = BridgeSampler(unet, ABridge(c_lambda=1.5), "ddim", 4, dtype="bf16")
+    for part in (
+        "UNet of 0.1 M parameters",
+        "c_lambda=1.5",
+        "solver='ddim'",
+        "steps=4",
+        "'cpu'",
+        "'bfloat16'",
+        "codec=None",
+    ):
+        assert part in repr(sampler)
+
+
+@pytest.mark.parametrize(
+    "name", ["table", "unet", "bridge", "solver", "dtype", "device", "clamp", "codec", "last_seeds"]
+)
+def test_what_is_fixed_refuses_to_be_set(unet: UNet, name: str):
+    sampler = BridgeSampler(unet, ABridge(), steps=2)
+    before = getattr(sampler, name)
+    with pytest.raises(AttributeError, match=f"{name} cannot be set"):
+        setattr(sampler, name, None)
+    assert getattr(sampler, name) is before or getattr(sampler, name) == before
+    sampler.image_size = 8
+    assert sampler.image_size == 8
+
+
+def test_to_a_device(unet: UNet, source: torch.Tensor):
+    sampler = BridgeSampler(unet, ABridge(), steps=2)
+    assert sampler.to("cpu") is sampler
+    moved = sampler.to("meta")
+    assert (moved.device.type, next(moved.unet.parameters()).device.type) == ("meta", "meta")
+    assert moved._own.loop.rows.device.type == "meta"
+    assert next(unet.parameters()).device.type == "cpu", "the network given was moved"
+    with pytest.raises(ValueError, match="device 'nowhere' cannot be used here"):
+        sampler.to("nowhere")
+
+
+def test_from_checkpoint_names_its_settings():
+    named = inspect.signature(BridgeSampler.from_checkpoint).parameters
+    own = inspect.signature(BridgeSampler).parameters
+    assert named.keys() >= own.keys() - {"unet", "bridge"}
+    assert not any(p.kind is p.VAR_KEYWORD for p in named.values())
+
+
+# What is refused
+
+
+GOOD = torch.full((2, 3, 8, 8), -0.5)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +355,7 @@ GOOD = torch.zeros(2, 3, 8, 8)
         ({"source": torch.zeros(0, 3, 8, 8)}, r"got shape \(0, 3, 8, 8\)"),
         ({"source": GOOD.to(torch.uint8)}, r"source must be floats in \[-1, 1\], got torch.uint8"),
         ({"source": torch.full((1, 3, 8, 8), float("nan"))}, "source must be finite"),
-        ({"source": GOOD + 200.0}, r"source must be in \[-1, 1\], got values up to 200"),
+        ({"source": GOOD + 200.0}, r"source must be in \[-1, 1\], got values up to 199.5"),
         ({"source": []}, "source must hold at least one picture"),
         ({"source": GOOD, "seed": [1, 2, 3]}, "one for each of 2 images, got 3"),
         ({"source": GOOD, "seed": -1}, r"seed must be in \[0, 2\^63\), got -1"),
@@ -235,8 +364,23 @@ GOOD = torch.zeros(2, 3, 8, 8)
         ({"source": GOOD, "noise": [1]}, "noise must be a tensor, got list"),
         ({"source": GOOD, "noise": torch.full((3, 2, 3, 8, 8), float("nan"))}, "noise must be finite"),
         ({"source": Image.new("F", (8, 8))}, "mode 'F'"),
-        ({"source": np.zeros((1, 3, 8, 8))}, "source must be a tensor, a PIL picture or a list of them, got ndarray"),
-        ({"source": "a.png"}, "a list of them, got str"),
+        (
+            {"source": np.zeros((1, 8, 8, 3))},
+            r"source must be a non-empty \(B, 3, H, W\) batch, got shape \(1, 8, 8, 3\)",
+        ),
+        ({"source": {}}, "source must be a tensor, a picture, a path, a NumPy array or a list of them, got dict"),
+        ({"source": [Image.new("RGB", (8, 8)), 5]}, r"source\[1\]: must be a tensor, a picture, .* got int"),
+        ({"source": [GOOD[0], GOOD]}, r"source\[1\]: a tensor in a list must be \(3, H, W\), got shape \(2, 3, 8, 8\)"),
+        ({"source": [GOOD[0], GOOD[0] - 9]}, r"source\[1\]: must be in \[-1, 1\], got values up to 9"),
+        ({"source": np.zeros((8, 8, 2), np.uint8)}, r"uint8 must be \(H, W\), .* got shape \(8, 8, 2\)"),
+        ({"source": np.zeros((8, 8, 4))}, r"floats must be \(H, W\) or \(H, W, 3\), got shape \(8, 8, 4\)"),
+        ({"source": np.zeros((8, 8, 3), int)}, "must be floats in .*, got int64"),
+        ({"source": np.full((8, 8, 3), 255.0)}, r"values up to 255 in size: pass range=\(0, 255\)"),
+        ({"source": GOOD, "range": (1, 0)}, r"range must be \(low, high\) with low < high, got \(1, 0\)"),
+        ({"source": GOOD, "range": 2}, r"range must be \(low, high\), got 2"),
+        ({"source": GOOD, "steps": 0}, "steps must be an integer in"),
+        ({"source": GOOD, "solver": "euler"}, "solver must be one of"),
+        ({"source": GOOD, "solver": "ancestral"}, "solver 'ancestral' takes every time, steps=1000; got steps=3"),
         ({"source": GOOD, "seed": 1.5}, "seed must be an integer or a list of integers, got 1.5"),
         ({"source": GOOD, "seed": [0.7, 1]}, "seed must be an integer or a list of integers"),
     ],
@@ -250,8 +394,8 @@ def test_bad_calls(unet: UNet, call: dict[str, Any], message: str):
 def test_stream_checks_at_the_call(unet: UNet):
     with pytest.raises(ValueError, match="non-empty"):
         BridgeSampler(unet, ABridge()).stream(torch.zeros(3, 8, 8))
-    with pytest.raises(ValueError, match=r"source must be a \(B, 3, H, W\) tensor, got Image"):
-        BridgeSampler(unet, ABridge()).stream(picture("RGB"))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="stream needs sources of one size, got several"):
+        BridgeSampler(unet, ABridge()).stream([picture("RGB"), picture("RGB").resize((9, 8))])
 
 
 @pytest.mark.parametrize(
@@ -260,6 +404,7 @@ def test_stream_checks_at_the_call(unet: UNet):
         ({"clamp": (1, -1)}, "clamp must be None or"),
         ({"clamp": (1,)}, "clamp must be None or"),
         ({"dtype": torch.int8}, "dtype must be a floating-point dtype"),
+        ({"dtype": "bf61"}, "dtype must be a floating-point dtype such as bf16, fp16, fp32, fp64, got 'bf61'"),
         ({"solver": "euler"}, "solver must be one of"),
         ({"steps": 0}, "steps must be an integer in"),
     ],

@@ -1,4 +1,4 @@
-"""What a call of any sampler does: seeds, pictures, checks, padding, batches, progress.
+"""What a call of any sampler does: solvers, seeds, sources, checks, padding, batches, progress.
 
 :class:`bbdm.BridgeSampler` and :class:`bbdm.runtime.OnnxBridgeSampler` differ in their arrays and in how they
 run a batch. All else is here, and needs neither PyTorch nor ONNX Runtime.
@@ -6,38 +6,83 @@ run a batch. All else is here, and needs neither PyTorch nor ONNX Runtime.
 
 from __future__ import annotations
 
+import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Generic, NamedTuple, TypeVar, overload
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bbdm.base import images
+from bbdm.base import images, sources
+from bbdm.base.recent import Recent
 from bbdm.base.seeds import resolve_seeds
+from bbdm.base.sources import UNIT, Kind, Range
+from bbdm.base.step import Callback, Step
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+PLANS_KEPT = 4  # solvers with their times: tables, and what a network computes of the time alone
+Seed = int | Sequence[int] | None
+Timesteps = str | Iterable[int] | None
+Advance = Callable[[int], Any]  # reports a number of network evaluations as done
+Picture = Image.Image | str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A solver with its times, ready to run."""
+
+    solver: str
+    times: list[int]
+
+
+class CallSettings(TypedDict, total=False):
+    """The keywords of a call besides its source, seed, noise, batch size and progress."""
+
+    solver: str | None
+    steps: int | None
+    timesteps: Timesteps
+    range: Range
+    callback: Callback | None
+
 
 Array = TypeVar("Array")
-Seed = int | Sequence[int] | None
-Advance = Callable[[int], Any]  # reports a number of network evaluations as done
+AnyPlan = TypeVar("AnyPlan", bound=Plan)
 
 
-class Step(NamedTuple):
-    """One step of a stream, in the space of the bridge. Without a codec, sizes are the source's."""
+class Batch(NamedTuple):
+    """Images of one size."""
 
-    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  # row of the table
-    t: int  # the time that the network saw
-    x: Any  # (B, C, H, W) the state after the step, an array of the source's kind; with a codec, a padded latent
-    x0hat: Any  # the estimate of the target that the step was made with; shape and kind of x
+    indices: list[int]  # of the call's images; a batch that is filled up has more than these
+    source: Any  # (B, C, H, W)
+    seeds: list[int]
+    noise: Any  # (K, B, C, H, W) in place of seeds, or None
+
+    def parts(self, size: int, fill: bool) -> Iterator[Batch]:
+        """Batches of at most a size; with ``fill``, the last image is repeated where one is short."""
+        for start in range(0, len(self.indices), size):
+            chosen = list(range(start, min(start + size, len(self.indices))))
+            filled = chosen + chosen[-1:] * (size - len(chosen)) if fill else chosen
+            noise = None if self.noise is None else self.noise[:, filled]
+            indices, seeds = [self.indices[i] for i in chosen], [self.seeds[i] for i in filled]
+            yield Batch(indices, self.source[filled], seeds, noise)
 
 
-class FrontEnd(ABC, Generic[Array]):
+class FrontEnd(ABC, Generic[Array, AnyPlan]):
     """A sampler that calls a network on batches of ``Array``; a subclass says what that is and runs a batch.
 
+    Public attributes cannot be set, except ``image_size``.
+
     Args:
-        times: the time of each step.
+        solver: as for ``_make_plan``, as are
+        steps: and
+        timesteps: the settings of calls that give none.
         image_channels: channels of pictures.
         channels: channels of the bridge's space.
         stride: the height and width of pictures are padded to multiples of it.
@@ -46,14 +91,14 @@ class FrontEnd(ABC, Generic[Array]):
         fill: repeat the last image where a batch is short, so that all batches have one size.
     """
 
-    kind: type[Any]  # of arrays
-    noun: str  # for messages: "a tensor"
-    _from_numpy: Callable[[npt.NDArray[np.float32]], Any]  # to an array of this kind
-    _concatenate: Callable[[list[Any]], Any]  # batches to one
+    kind: Kind
 
     def __init__(
         self,
-        times: Sequence[int],
+        solver: str | None,
+        steps: int | None,
+        timesteps: Timesteps,
+        *,
         image_channels: int,
         channels: int,
         stride: int,
@@ -61,7 +106,6 @@ class FrontEnd(ABC, Generic[Array]):
         batch: int | None,
         fill: bool,
     ) -> None:
-        self._step_times = list(times)
         self._image_channels = image_channels
         self._channels = channels
         self._stride = stride
@@ -69,6 +113,28 @@ class FrontEnd(ABC, Generic[Array]):
         self._batch = batch
         self._fill = fill
         self._thread = threading.local()
+        self._settings = solver, steps, _hashable(timesteps)
+        self._replan()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and "_own" in vars(self) and name != "image_size":
+            raise AttributeError(f"{name} cannot be set: give solver and steps to a call, or build another sampler")
+        super().__setattr__(name, value)
+
+    def _replan(self) -> None:
+        """Plan anew for the sampler's own settings, and forget all other plans."""
+        self._plans = Recent(self._make_plan, PLANS_KEPT)
+        self._own = self._make_plan(*self._settings)
+
+    def _plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> AnyPlan:
+        """The plan of a call's arguments; what the call leaves out is the sampler's own."""
+        if solver is steps is timesteps is None:
+            return self._own
+        own_solver, own_steps, own_timesteps = self._settings
+        if steps is None and timesteps is None:
+            steps, timesteps = own_steps, own_timesteps
+        key = solver or own_solver, steps, _hashable(timesteps)
+        return self._own if key == self._settings else self._plans.get(key, *key)
 
     @property
     def last_seeds(self) -> tuple[int, ...]:
@@ -83,16 +149,28 @@ class FrontEnd(ABC, Generic[Array]):
         noise: Array | None = None,
         batch_size: int | None = None,
         progress: bool = False,
+        **settings: Unpack[CallSettings],
     ) -> Array: ...
     @overload
     def __call__(
         self,
-        source: Image.Image | list[Image.Image],
+        source: Picture | list[Any],
         seed: Seed = None,
         noise: Array | None = None,
         batch_size: int | None = None,
         progress: bool = False,
-    ) -> list[Image.Image]: ...
+        **settings: Unpack[CallSettings],
+    ) -> list[Any]: ...
+    @overload
+    def __call__(
+        self,
+        source: npt.NDArray[Any],
+        seed: Seed = None,
+        noise: Array | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        **settings: Unpack[CallSettings],
+    ) -> npt.NDArray[Any]: ...
     def __call__(
         self,
         source: Any,
@@ -100,11 +178,18 @@ class FrontEnd(ABC, Generic[Array]):
         noise: Array | None = None,
         batch_size: int | None = None,
         progress: bool = False,
-    ) -> Array | list[Image.Image]:
+        *,
+        solver: str | None = None,
+        steps: int | None = None,
+        timesteps: Timesteps = None,
+        range: Range = UNIT,
+        callback: Callback | None = None,
+    ) -> Any:
         """Translate images.
 
         Args:
-            source: (B, C, H, W) floats in [-1, 1], a picture, or a list of pictures of any sizes.
+            source: a (B, C, H, W) batch of floats; a NumPy array, (H, W) or (H, W, 3) of uint8 or floats; a
+                picture; a path; or a list of these, mixed, of any sizes, in which tensors are (C, H, W).
             seed: image i gets the seed ``seed + i``, or one each from a list. The same seed gives the same
                 image at every batch size. None draws one; see ``last_seeds``.
             noise: (K, B, C, H, W) standard normals in place of a seed, on the grid that the network sees.
@@ -112,91 +197,116 @@ class FrontEnd(ABC, Generic[Array]):
                 last image where fewer are left, so calls with one ``batch_size`` compile once for each size
                 of picture.
             progress: show the network evaluations that are done on standard error.
+            solver: for this call; None for the sampler's own, as for
+            steps: network evaluations, and
+            timesteps: in place of ``steps``. Tables of the last few solvers and steps are kept.
+            range: of floats in arrays and tensors, such as (0, 1); results have it too.
+            callback: called with each :class:`Step` of each batch.
 
         Returns:
-            Floats like ``source``, clamped to [-1, 1], or a list of pictures.
+            Each result has the type of its source, its floats clamped to ``range``. A path gives a picture. A
+            single picture or path gives a list of one.
 
         Raises:
+            FileNotFoundError: a path leads to no file.
             ValueError: an argument is refused; the message says what was got and what is wanted.
         """
         self._check_batch_size(batch_size)
-        if isinstance(source, self.kind):
-            return self._translate(source, self._checked(source, seed, noise), noise, batch_size, progress)
-        pictures = [source] if isinstance(source, Image.Image) else source
-        if not isinstance(pictures, list | tuple) or not all(isinstance(p, Image.Image) for p in pictures):
-            got = type(source).__name__
-            raise ValueError(f"source must be {self.noun}, a PIL picture or a list of them, got {got}")
-        if not pictures:
-            raise ValueError("source must hold at least one picture, got an empty list")
-        if noise is not None and len({p.size for p in pictures}) > 1:
-            raise ValueError("noise needs pictures of one size, got several")
-        arrays = [images.to_array(picture, self._image_channels) for picture in pictures]
-        seeds = self._seeds(seed, len(pictures))
-        results: dict[int, Image.Image] = {}
-        for chosen in images.by_size(arrays):
-            batch = np.stack([arrays[i] for i in chosen])
-            self._check_noise(noise, batch.shape)
-            made = self._translate(self._from_numpy(batch), [seeds[i] for i in chosen], noise, batch_size, progress)
-            results.update(zip(chosen, map(images.from_array, np.asarray(made)), strict=True))
-        return [results[i] for i in range(len(pictures))]
+        plan = self._plan(solver, steps, timesteps)
+        given, batches = self._batches(plan, source, seed, noise, range)
+        parts = [p for b in batches for p in b.parts(self._batch or batch_size or len(b.indices), self._fill)]
+        made: list[tuple[list[int], Any]] = []
+        with self._evaluations(plan, parts, progress) as advance:
+            for part in parts:
+                height, width = part.source.shape[2:]
+                result: Any = self._run(plan, part, advance, callback)
+                made.append((part.indices, result[: len(part.indices), :, :height, :width].clip(-1, 1)))
+        return given.restore(made)
 
-    def stream(self, source: Array, seed: Seed = None, noise: Array | None = None) -> Iterator[Step]:
+    def stream(
+        self,
+        source: Any,
+        seed: Seed = None,
+        noise: Array | None = None,
+        progress: bool = False,
+        *,
+        solver: str | None = None,
+        steps: int | None = None,
+        timesteps: Timesteps = None,
+        range: Range = UNIT,
+    ) -> Iterator[Step]:
         """The same translation one step at a time, for progress and previews; arguments as for a call.
 
-        The last step's ``x`` is what a call returns, before it is clamped to [-1, 1]. With a codec, steps are
-        latents, which the codec decodes to pictures.
+        The sources have one size. The last step's ``x`` is what a call returns, before it is clamped to
+        [-1, 1]. With a codec, steps are latents, of which :meth:`Step.preview` makes pictures.
         """
-        if not isinstance(source, self.kind):
-            wanted = f"a (B, {self._image_channels}, H, W) {self.noun.split()[-1]}"
-            raise ValueError(f"source must be {wanted}, got {type(source).__name__}")
-        seeds = self._checked(source, seed, noise)
-        return self._cropped(self._steps(source, seeds, noise), source)
+        plan = self._plan(solver, steps, timesteps)
+        _, batches = self._batches(plan, source, seed, noise, range)
+        if len(batches) > 1:
+            raise ValueError("stream needs sources of one size, got several")
+        if self._batch not in (None, len(batches[0].indices)):
+            raise ValueError(f"source must hold {self._batch} images for this network, got {len(batches[0].indices)}")
+        return self._stream(plan, batches[0], progress)
 
-    def _cropped(self, steps: Iterator[tuple[Any, Any]], source: Any) -> Iterator[Step]:
-        height, width = source.shape[2:]
-        crop = (..., slice(height), slice(width)) if self._latent_stride == 1 else (...,)
-        for index, (x, x0hat) in enumerate(steps):
-            yield Step(index, self._step_times[index], x[crop], x0hat[crop])
+    def _stream(self, plan: AnyPlan, batch: Batch, progress: bool) -> Iterator[Step]:
+        with self._evaluations(plan, [batch], progress) as advance:
+            for index, state in enumerate(self._states(plan, batch)):
+                yield self._step(plan, index, state, batch)
+                advance(1)
 
-    def _translate(self, source: Any, seeds: list[int], noise: Any, batch_size: int | None, progress: bool) -> Array:
-        count, (height, width) = len(source), source.shape[2:]
-        size = self._batch or batch_size or count
-        starts = range(0, count, size)
-        parts: list[Any] = []
-        with (
-            self._progress(len(starts) * len(self._step_times)) if progress else nullcontext(lambda _: None) as advance
-        ):
-            for start in starts:
-                chosen = list(range(start, min(start + size, count)))
-                filled = chosen + chosen[-1:] * (size - len(chosen)) if self._fill else chosen
-                part = None if noise is None else noise[:, filled]
-                made: Any = self._run(source[filled], [seeds[i] for i in filled], part, advance)
-                parts.append(made[: len(chosen), :, :height, :width].clip(-1, 1))
-        return self._concatenate(parts)
-
-    def _checked(self, source: Any, seed: Seed, noise: Any) -> list[int]:
-        """Check a batch and its noise, and return its seeds."""
-        images.check(source, self._image_channels)
-        self._check_noise(noise, source.shape)
-        return self._seeds(seed, len(source))
-
-    def _seeds(self, seed: Seed, count: int) -> list[int]:
-        """One seed for each image of a call, stored as this thread's ``last_seeds``."""
-        seeds = resolve_seeds(seed, count)
+    def _batches(
+        self, plan: AnyPlan, source: Any, seed: Seed, noise: Any, range: Range
+    ) -> tuple[sources.Given, list[Batch]]:
+        """What a call is given, and its images as one batch for each size, all checked."""
+        given = sources.given(source, self.kind, self._image_channels, sources.check_range(range))
+        if noise is not None:
+            if len(given.groups) > 1:
+                raise ValueError("noise needs pictures of one size, got several")
+            self._check_noise(plan, noise, given.groups[0][1].shape)
+        seeds = resolve_seeds(seed, given.count)
         self._thread.seeds = tuple(seeds)
-        return seeds
+        return given, [Batch(indices, array, [seeds[i] for i in indices], noise) for indices, array in given.groups]
+
+    def _step(self, plan: AnyPlan, index: int, state: tuple[Any, Any], batch: Batch) -> Step:
+        """A step in memory of its own, without padding and repeated images."""
+        height, width = batch.source.shape[2:]
+        crop = (slice(height), slice(width)) if self._latent_stride == 1 else ()
+        x, x0hat = (self._copied(part)[(slice(len(batch.indices)), slice(None), *crop)] for part in state)
+
+        def pictures(estimate: Any) -> list[Image.Image]:
+            return [images.from_array(image[:, :height, :width]) for image in np.asarray(self._decoded(estimate))]
+
+        return Step(index, plan.times[index], x, x0hat, batch.indices, pictures)
+
+    def _run(self, plan: AnyPlan, batch: Batch, advance: Advance, callback: Callback | None) -> Array:
+        """The padded result of a batch, like its source; reports network evaluations."""
+        state: Any = None
+        for index, state in enumerate(self._states(plan, batch)):
+            if callback is not None:
+                callback(self._step(plan, index, state, batch))
+            advance(1)
+        return self._decoded(state[0])
+
+    @contextmanager
+    def _evaluations(self, plan: AnyPlan, batches: list[Batch], progress: bool) -> Iterator[Advance]:
+        """Prepare for batches, then show the progress of their network evaluations."""
+        for shape in sorted({tuple(batch.source.shape) for batch in batches}):
+            self._prepare(plan, shape, progress)
+        if progress:
+            with self._progress(len(batches) * len(plan.times)) as advance:
+                yield advance
+        else:
+            yield lambda _: None
 
     def _check_batch_size(self, batch_size: int | None) -> None:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
-    def _check_noise(self, noise: Any, shape: Sequence[int]) -> None:
-        """Raise ValueError unless noise is None or finite normals for a source of a shape."""
-        if noise is None:
-            return
-        if not isinstance(noise, self.kind):
-            raise ValueError(f"noise must be {self.noun}, got {type(noise).__name__}")
-        wanted = (len(self._step_times), *self._grid(shape[0], shape[2], shape[3]))
+    def _check_noise(self, plan: AnyPlan, noise: Any, shape: Sequence[int]) -> None:
+        """Raise ValueError unless noise is finite normals for a source of a shape."""
+        if not isinstance(noise, self.kind.type):
+            raise ValueError(f"noise must be {self.kind.noun}, got {type(noise).__name__}")
+        wanted = (len(plan.times), *self._grid(shape[0], shape[2], shape[3]))
         if tuple(noise.shape) != wanted:
             raise ValueError(f"noise must have shape {wanted}, got {tuple(noise.shape)}")
         if not np.isfinite(float(abs(noise).max())):
@@ -212,13 +322,28 @@ class FrontEnd(ABC, Generic[Array]):
         return batch, self._channels, height, width
 
     @abstractmethod
+    def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> AnyPlan:
+        """The plan of a solver; see :func:`bbdm.solvers.build`."""
+
+    @abstractmethod
     def _progress(self, total: int) -> AbstractContextManager[Advance]:
         """A display of a number of network evaluations, and the function that advances it."""
 
-    @abstractmethod
-    def _run(self, source: Array, seeds: Sequence[int], noise: Array | None, advance: Advance) -> Array:
-        """The padded result of one batch, on the source's device; reports network evaluations."""
+    def _prepare(self, plan: AnyPlan, shape: tuple[int, ...], progress: bool) -> None:
+        """Do what is due once for sources of a shape, such as compiling."""
 
     @abstractmethod
-    def _steps(self, source: Array, seeds: Sequence[int], noise: Array | None) -> Iterator[tuple[Array, Array]]:
-        """State and estimate after each step, padded, in memory of their own."""
+    def _states(self, plan: AnyPlan, batch: Batch) -> Iterator[tuple[Any, Any]]:
+        """State and estimate after each step, padded, which the next step may overwrite."""
+
+    @abstractmethod
+    def _copied(self, state: Any) -> Any:
+        """A state or an estimate as an array of its own."""
+
+    @abstractmethod
+    def _decoded(self, state: Any) -> Array:
+        """The pictures of a state, a copied state or an estimate, about [-1, 1]."""
+
+
+def _hashable(timesteps: Timesteps) -> str | tuple[int, ...] | None:
+    return timesteps if timesteps is None or isinstance(timesteps, str) else tuple(timesteps)

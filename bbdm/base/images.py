@@ -145,7 +145,8 @@ def check(source: torch.Tensor | npt.NDArray[Any], channels: int) -> None:
     if not np.isfinite(largest):
         raise ValueError("source must be finite, got NaN or infinity")
     if largest > RANGE_LIMIT:
-        raise ValueError(f"source must be in [-1, 1], got values up to {largest:.4g} in size")
+        hint = "pass range=(0, 255) if white is 255"
+        raise ValueError(f"source must be in [-1, 1], got values up to {largest:.4g} in size: {hint}")
 
 
 def by_size(arrays: Sequence[Any]) -> list[list[int]]:

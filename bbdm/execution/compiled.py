@@ -6,40 +6,19 @@ The private interfaces of torch that this needs are imported here alone; torch 2
 from __future__ import annotations
 
 import sys
-import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 import torch._inductor.config as inductor_config
 from torch._C._dynamo.eval_frame import reset_code
 from torch._inductor.codecache import PyCodeCache
 
-SHAPES_KEPT = 8  # of compiled networks and captured graphs; the least recently used is dropped
+from bbdm.base.recent import Recent
 
-Value = TypeVar("Value")
-
-
-class Recent(Generic[Value]):
-    """A cache of the values used last, each made once, under a lock."""
-
-    def __init__(self, make: Callable[..., Value]) -> None:
-        self._make = make
-        self._values: OrderedDict[Any, Value] = OrderedDict()
-        self.lock = threading.RLock()
-
-    def get(self, key: Any, *args: Any) -> Value:
-        """The value of a key, made from ``args`` where the cache lacks it."""
-        with self.lock:
-            if key not in self._values:
-                self._values[key] = self._make(*args)
-            self._values.move_to_end(key)
-            while len(self._values) > SHAPES_KEPT:
-                self._values.popitem(last=False)
-            return self._values[key]
+SHAPES_KEPT = 8  # of compiled networks and captured graphs
 
 
 class Compiled:
@@ -51,11 +30,15 @@ class Compiled:
     def __init__(self, function: Callable[..., torch.Tensor], device: torch.device) -> None:
         self.function = function
         self.device = device
-        self._compiled: Recent[Callable[..., torch.Tensor]] = Recent(self._compile)
+        self._compiled: Recent[Callable[..., torch.Tensor]] = Recent(self._compile, SHAPES_KEPT)
 
     def __call__(self, x: torch.Tensor, /, *others: torch.Tensor | None) -> torch.Tensor:
         """The function's result."""
         return self.at(x, *others)(x, *others)
+
+    def lacks(self, shape: torch.Size) -> bool:
+        """Whether a first argument of a shape would be compiled for."""
+        return shape not in self._compiled
 
     def at(self, x: torch.Tensor, /, *others: torch.Tensor | None) -> Callable[..., torch.Tensor]:
         """The function compiled for the shape of x."""

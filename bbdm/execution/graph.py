@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bbdm.execution.compiled import Compiled, Recent
+from bbdm.base.recent import Recent
+from bbdm.execution.compiled import SHAPES_KEPT, Compiled
 from bbdm.execution.loop import Loop, State
 from bbdm.network import Network
 
@@ -18,7 +19,7 @@ class GraphedLoop:
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._pool = torch.cuda.graph_pool_handle()
-        self._captured: Recent[tuple[torch.cuda.CUDAGraph, State, Network]] = Recent(self._capture)
+        self._captured: Recent[tuple[torch.cuda.CUDAGraph, State, Network]] = Recent(self._capture, SHAPES_KEPT)
         self._done = torch.cuda.Event()
 
     def __call__(self, y: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from bbdm.kernels.bridge_step import bridge_step
 from bbdm.network import Network
-from bbdm.networks.unet import UNet
+from bbdm.networks.unet import Modulation
 from bbdm.solvers import StepTable
 
 
@@ -37,8 +38,9 @@ class Loop:
     """A step table, ready to be run with a network.
 
     Args:
-        unet: the given network; its modulation is computed before weights are rounded to ``dtype``.
-        network: runs its trunk, in ``dtype`` on ``device``.
+        network: runs a UNet's trunk, in ``dtype`` on ``device``.
+        modulation: of the UNet, with weights that are not rounded to ``dtype``.
+        conditioned: whether the network sees the source.
         table: the steps.
         clamp: (low, high) for every estimate of the target, or None.
         device: where to run.
@@ -47,8 +49,9 @@ class Loop:
 
     def __init__(
         self,
-        unet: UNet,
         network: Network,
+        modulation: Modulation,
+        conditioned: bool,
         table: StepTable,
         clamp: tuple[float, float] | None,
         device: torch.device,
@@ -59,11 +62,10 @@ class Loop:
         self.state_dtype = state_dtype(dtype)
         self.device = device
         self.clamp = clamp
-        self._conditioned = unet.config.condition_channels > 0
+        self._conditioned = conditioned
         self.rows = torch.from_numpy(table.rows).to(device, self.state_dtype)
         with torch.no_grad():
-            times = torch.tensor(table.timesteps, device=next(unet.parameters()).device)
-            self.modulation = unet.modulation(times).to(device, self.state_dtype)
+            self.modulation = modulation(torch.tensor(table.timesteps)).to(device, self.state_dtype)
 
     def start(self, y: torch.Tensor, seeds: torch.Tensor, noise: torch.Tensor | None = None) -> State:
         """New buffers for a source, seeds and explicit noise on the device."""
@@ -82,6 +84,13 @@ class Loop:
         bridge_step(
             state.x, state.x0hat, state.inputs, pred, state.y, self.rows, state.step, seeds, noise, clamp=self.clamp
         )
+
+    @torch.inference_mode()
+    def warm_up(self, shape: Sequence[int]) -> None:
+        """Call the network once for a source of a shape, (B, C, H, W)."""
+        y = torch.zeros(*shape, dtype=self.state_dtype, device=self.device).to(memory_format=torch.channels_last)
+        state = self.start(y, torch.zeros(len(y), dtype=torch.int64, device=self.device))
+        self.network(state.inputs, self.modulation[:1], state.condition)
 
     def run(self, state: State) -> None:
         """All steps."""

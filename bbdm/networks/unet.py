@@ -145,12 +145,6 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
         self.modulated = slice(0, 0)  # this block's columns of the modulation; the UNet sets it
 
-    def modulation(self, emb: torch.Tensor) -> torch.Tensor:
-        """(B, 2 C') weight and bias of the second norm, from the (B, 4 * model_channels) time embedding."""
-        norm = cast(nn.GroupNorm, self.out_layers[0])
-        scale, shift = self.emb_layers(emb).to(norm.weight.dtype).chunk(2, dim=1)
-        return torch.cat([norm.weight * (1 + scale), norm.bias * (1 + scale) + shift], dim=1)
-
     def resample(self, x: torch.Tensor) -> torch.Tensor:
         """Double or halve the size, in a block that does."""
         if self.up:
@@ -201,6 +195,33 @@ class Stage(nn.Sequential):
         return x
 
 
+class Modulation:
+    """What a UNet computes of the time alone. It holds the weights of that part, and no others.
+
+    Args:
+        unet: the network, whose weights are used, not copied.
+    """
+
+    def __init__(self, unet: UNet) -> None:
+        self.width = unet.config.model_channels
+        self.embed = unet.time_embed
+        self.blocks = [(block.emb_layers, cast(nn.GroupNorm, block.out_layers[0])) for block in unet.res_blocks()]
+
+    def __call__(self, t: torch.Tensor) -> torch.Tensor:
+        """(B, M) weights and biases of the blocks' second norms, at (B,) integer or fractional times."""
+        t = t.to(cast(nn.Linear, self.embed[0]).weight.device)
+        return self.of(sinusoids(t, frequencies(self.width, t.device)))
+
+    def of(self, sinusoids: torch.Tensor) -> torch.Tensor:
+        """The same from the times' (B, model_channels) sinusoids."""
+        emb = self.embed(sinusoids.to(cast(nn.Linear, self.embed[0]).weight.dtype))
+        parts: list[torch.Tensor] = []
+        for layers, norm in self.blocks:
+            scale, shift = layers(emb).to(norm.weight.dtype).chunk(2, dim=1)
+            parts += norm.weight * (1 + scale), norm.bias * (1 + scale) + shift
+        return torch.cat(parts, dim=1)
+
+
 class UNet(ConfiguredNetwork):
     """The network of a bridge: ``unet(x, t, condition)`` predicts the bridge's objective.
 
@@ -249,7 +270,7 @@ class UNet(ConfiguredNetwork):
 
         self.out = nn.Sequential(_norm(channels, config), nn.SiLU(), _zeroed(conv3x3(channels, out_channels)))
         first = 0
-        for block in self._res_blocks():
+        for block in self.res_blocks():
             block.modulated = slice(first, first + 2 * cast(nn.GroupNorm, block.out_layers[0]).num_channels)
             first = block.modulated.stop
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -260,17 +281,13 @@ class UNet(ConfiguredNetwork):
             stage.append(AttentionBlock(out_channels, self.config))
         return stage
 
-    def _res_blocks(self) -> Iterator[ResBlock]:
+    def res_blocks(self) -> Iterator[ResBlock]:
+        """The blocks that the time modulates, in the order of the modulation's columns."""
         return (module for module in self.modules() if isinstance(module, ResBlock))
 
     def modulation(self, t: torch.Tensor) -> torch.Tensor:
         """(B, M) weights and biases of all blocks at (B,) integer or fractional times: t's only influence."""
-        return self.modulation_of(sinusoids(t, frequencies(self.config.model_channels, t.device)))
-
-    def modulation_of(self, sinusoids: torch.Tensor) -> torch.Tensor:
-        """The same from the times' (B, model_channels) sinusoids."""
-        emb = self.time_embed(sinusoids.to(cast(nn.Linear, self.time_embed[0]).weight.dtype))
-        return torch.cat([block.modulation(emb) for block in self._res_blocks()], dim=1)
+        return Modulation(self)(t)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Predict the bridge's objective.

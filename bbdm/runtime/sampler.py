@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -14,8 +15,9 @@ import numpy.typing as npt
 import onnxruntime
 
 from bbdm import bridges, solvers
-from bbdm.base.frontend import Advance, FrontEnd
-from bbdm.base.frontend import Step as Step
+from bbdm.base import sources
+from bbdm.base.frontend import Advance, Batch, FrontEnd, Plan, Timesteps
+from bbdm.base.step import Step as Step
 from bbdm.kernels.philox_numpy import normal
 from bbdm.runtime.bridge_json import PIPELINE, read_settings
 from bbdm.runtime.session import Provider, Session, with_options
@@ -24,7 +26,16 @@ Array = npt.NDArray[np.float32]
 State = tuple[onnxruntime.OrtValue, onnxruntime.OrtValue]  # the state and the estimate of the target, on the device
 
 
-class OnnxBridgeSampler(FrontEnd[Array]):
+@dataclass(frozen=True)
+class OnnxPlan(Plan):
+    """A solver with its table, its rows and times on the device."""
+
+    table: solvers.StepTable
+    rows: list[onnxruntime.OrtValue]
+    inputs: list[onnxruntime.OrtValue]  # the times as the network takes them
+
+
+class OnnxBridgeSampler(FrontEnd[Array, OnnxPlan]):
     """Translates images with an exported network, called as :class:`bbdm.BridgeSampler` is.
 
     A seed gives the image that :class:`bbdm.BridgeSampler` returns for it. Results are float32.
@@ -38,9 +49,9 @@ class OnnxBridgeSampler(FrontEnd[Array]):
         steps: another number of network evaluations, and
         timesteps: other times; see :func:`bbdm.solvers.build`.
 
-    On CUDA the state stays on the device between steps. Threads may share a sampler. ``table`` is its
-    :class:`~bbdm.solvers.StepTable`, ``settings`` the content of ``bridge.json``, and ``static`` the only
-    (number, height, width) of pictures that the export takes, or None.
+    On CUDA the state stays on the device between steps. Threads may share a sampler. Attributes, which are
+    fixed: ``settings``, the content of ``bridge.json``, and ``static``, the only (number, height, width) of
+    pictures that the export takes, or None. Solver and steps may change at each call.
 
     Raises:
         FileNotFoundError: the folder or a file in it is missing.
@@ -48,10 +59,7 @@ class OnnxBridgeSampler(FrontEnd[Array]):
             one that does not start.
     """
 
-    kind = np.ndarray
-    noun = "an array"
-    _from_numpy = staticmethod(np.asarray)
-    _concatenate = staticmethod(np.concatenate)
+    kind = sources.NUMPY
 
     def __init__(
         self,
@@ -61,16 +69,24 @@ class OnnxBridgeSampler(FrontEnd[Array]):
         *,
         solver: str | None = None,
         steps: int | None = None,
-        timesteps: str | Iterable[int] | None = None,
+        timesteps: Timesteps = None,
     ) -> None:
         folder = Path(folder)
         self.settings = read_settings(folder)
         self.providers = with_options(providers)
         static = self.settings["static"]
         self.static = None if static is None else cast(tuple[int, int, int], tuple(static))
-        self.table = self._table(solver, steps, timesteps)
+        self.graphs = {
+            name.removesuffix(".onnx"): Session(folder / name, self.providers, threads)
+            for name in self.settings["files"]
+            if name.endswith(".onnx") and name != PIPELINE
+        }
+        self._put = self.graphs["unet"].put
+        self._no_noise = self._put(np.zeros((1, 1, 1, 1), np.float32))
         super().__init__(
-            self.table.timesteps.tolist(),
+            solver,
+            steps,
+            timesteps,
             image_channels=self.settings["image_channels"],
             channels=self.settings["channels"],
             stride=self.settings["stride"],
@@ -78,23 +94,35 @@ class OnnxBridgeSampler(FrontEnd[Array]):
             batch=self.static[0] if self.static else None,
             fill=self.static is not None,
         )
-        self.graphs = {
-            name.removesuffix(".onnx"): Session(folder / name, self.providers, threads)
-            for name in self.settings["files"]
-            if name.endswith(".onnx") and name != PIPELINE
-        }
-        self._put = self.graphs["unet"].put
-        self._rows = [self._put(row) for row in self.table.rows.astype(np.float32)]
-        self._times = [self._put(np.array([t])) for t in self.table.timesteps]
-        self._no_noise = self._put(np.zeros((1, 1, 1, 1), np.float32))
 
-    def _table(self, solver: str | None, steps: int | None, timesteps: str | Iterable[int] | None) -> solvers.StepTable:
+    @property
+    def table(self) -> solvers.StepTable:
+        """The steps of calls that give no solver, steps or timesteps."""
+        return self._own.table
+
+    def __repr__(self) -> str:
+        parts = [
+            repr(bridges.from_config(self.settings["bridge"])),
+            f"solver={self._own.solver!r}",
+            f"steps={len(self.table)}",
+            f"dtype={self.settings['dtype']!r}",
+            f"providers={[name for name, _ in self.providers]}",
+        ]
+        return f"OnnxBridgeSampler({', '.join(parts)})"
+
+    def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> OnnxPlan:
         """The exported table, or another of the exported bridge where an argument asks for one."""
+        exported: str = self.settings["solver"]
         if solver is steps is timesteps is None:
-            stored = (np.array(self.settings[name]) for name in ("timesteps", "prediction", "coefficients"))
-            return solvers.StepTable(*stored)
-        bridge = bridges.from_config(self.settings["bridge"])
-        return solvers.build(bridge, solver or self.settings["solver"], timesteps, steps)
+            table = solvers.StepTable(
+                *(np.array(self.settings[name]) for name in ("timesteps", "prediction", "coefficients"))
+            )
+        else:
+            bridge = bridges.from_config(self.settings["bridge"])
+            table = solvers.build(bridge, solver or exported, timesteps, steps)
+        rows = [self._put(row) for row in table.rows.astype(np.float32)]
+        inputs = [self._put(np.array([t])) for t in table.timesteps]
+        return OnnxPlan(solver or exported, table.timesteps.tolist(), table, rows, inputs)
 
     @contextmanager
     def _progress(self, total: int) -> Iterator[Advance]:
@@ -110,35 +138,30 @@ class OnnxBridgeSampler(FrontEnd[Array]):
         finally:
             print(file=sys.stderr)
 
-    def _run(self, source: Array, seeds: Sequence[int], noise: Array | None, advance: Advance) -> Array:
-        x = y = self._start(source)
-        for state in self._states(y, seeds, noise):
-            x = state[0]
-            advance(1)
-        if "decoder" in self.graphs:
-            (x,) = self.graphs["decoder"].run({"latent": x})
-        return x.numpy()
-
-    def _steps(self, source: Array, seeds: Sequence[int], noise: Array | None) -> Iterator[tuple[Array, Array]]:
-        if self.static is not None and len(source) != self.static[0]:
-            raise ValueError(f"source must hold {self.static[0]} images for this export, got {len(source)}")
-        states = self._states(self._start(source), seeds, noise)
-        return ((x.numpy(), x0hat.numpy()) for x, x0hat in states)
-
-    def _states(self, y: onnxruntime.OrtValue, seeds: Sequence[int], noise: Array | None) -> Iterator[State]:
+    def _states(self, plan: OnnxPlan, batch: Batch) -> Iterator[State]:
         """State and estimate after each step, on the device."""
-        x = x0hat = y
+        x = x0hat = y = self._start(batch.source)
         shape = tuple(y.shape())[1:]
-        for index, (row, time) in enumerate(zip(self._rows, self._times, strict=True)):
+        for index, (row, time) in enumerate(zip(plan.rows, plan.inputs, strict=True)):
             inputs = {"x": x, "t": time} | ({"condition": y} if self.settings["conditioned"] else {})
             (prediction,) = self.graphs["unet"].run(inputs)
             z = self._no_noise
-            if self.table.coefficients[index, 4]:
-                z = self._put(normal(seeds, index, shape) if noise is None else noise[index].astype(np.float32))
+            if plan.table.coefficients[index, 4]:
+                noise = normal(batch.seeds, index, shape) if batch.noise is None else batch.noise[index]
+                z = self._put(noise.astype(np.float32))
             x, x0hat = self.graphs["step"].run(
                 {"x": x, "x0hat": x0hat, "prediction": prediction, "y": y, "z": z, "row": row}
             )
             yield x, x0hat
+
+    def _copied(self, state: onnxruntime.OrtValue) -> Array:
+        return state.numpy()
+
+    def _decoded(self, state: onnxruntime.OrtValue | Array) -> Array:
+        if "decoder" in self.graphs:
+            value = self._put(state) if isinstance(state, np.ndarray) else state
+            (state,) = self.graphs["decoder"].run({"latent": value})
+        return state if isinstance(state, np.ndarray) else state.numpy()
 
     def _start(self, source: Array) -> onnxruntime.OrtValue:
         """The source in the space of the bridge, padded below and to the right."""

@@ -69,7 +69,7 @@ def build(
     """A sampler of the short network, one for each set of arguments; all solvers share a compiled network."""
     sampler = new_sampler(solver, dtype=dtype, compile=compile, clamp=clamp, device=device)
     if compile and (solver, clamp) != ("sde-dpm2m", None):
-        sampler._loop.network = build(dtype=dtype, device=device)._loop.network
+        sampler._own.loop.network = build(dtype=dtype, device=device)._own.loop.network
     return sampler
 
 
@@ -191,7 +191,7 @@ def test_modulation_is_computed_once(compile: bool, dtype: torch.dtype, monkeypa
 def test_modulation_is_that_of_the_weights_before_they_are_rounded():
     sampler = build(dtype=torch.bfloat16, compile=False)
     expected = short_unet().modulation(torch.tensor(sampler.table.timesteps))
-    assert torch.equal(sampler._loop.modulation, expected.detach())
+    assert torch.equal(sampler._own.loop.modulation, expected.detach())
 
 
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
@@ -199,12 +199,12 @@ def test_modulation_is_that_of_the_weights_before_they_are_rounded():
 def test_steps_work_in_place(noise: bool, compile: bool):
     sampler = build(compile=compile)
     given = torch.randn(STEPS, 3, 3, 8, 6) if noise else None
-    state = sampler._start(ODD, [0, 1, 2], given)
+    state = sampler._own.loop.start(sampler._to_device(ODD), sampler._keys([0, 1, 2]), given)
     before = {name: value.data_ptr() for name, value in vars(state).items() if value is not None}
     assert len(set(before.values())) == len(before) == 8 - (not noise)
     with torch.inference_mode():
         for index in range(STEPS):
-            sampler._loop.advance(state, index)
+            sampler._own.loop.advance(state, index)
             assert {name: value.data_ptr() for name, value in vars(state).items() if value is not None} == before
 
 

@@ -37,9 +37,9 @@ def whole_float32() -> Iterator[None]:
 
 def replay(sampler: BridgeSampler, source: Tensor, seed: int) -> Tensor:
     """The captured graph's result, on the GPU."""
-    assert sampler._graphed is not None
+    assert sampler._own.graphed is not None
     with torch.inference_mode():
-        return sampler._graphed(sampler._to_device(source), sampler._keys(range(seed, seed + len(source))))
+        return sampler._own.graphed(sampler._to_device(source), sampler._keys(range(seed, seed + len(source))))
 
 
 @pytest.mark.parametrize(("solver", "clamp"), SOLVERS)
@@ -69,13 +69,13 @@ def test_gpu_graph_returns_no_buffer_of_its_own():
 
 def test_gpu_replay_does_not_make_the_host_wait():
     sampler = gpu()
-    assert sampler._graphed is not None
+    assert sampler._own.graphed is not None
     with torch.inference_mode():
         given = sampler._to_device(SOURCE[:1]), sampler._keys([0])
-        first = sampler._graphed(*given)
+        first = sampler._own.graphed(*given)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            second = sampler._graphed(*given)
+            second = sampler._own.graphed(*given)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(first, second)
@@ -83,13 +83,13 @@ def test_gpu_replay_does_not_make_the_host_wait():
 
 def test_gpu_steps_allocate_nothing():
     sampler = new_sampler(clamp=(-1, 1), device="cuda")
-    state = sampler._start(SOURCE, range(5), None)
+    state = sampler._own.loop.start(sampler._to_device(SOURCE), sampler._keys(range(5)))
     pred = torch.randn_like(state.x)
-    sampler._loop.network = lambda *_: pred
+    sampler._own.loop.network = lambda *_: pred
     with torch.inference_mode():
-        sampler._loop.run(state)  # compiles
+        sampler._own.loop.run(state)  # compiles
         before = torch.cuda.memory_stats()["allocation.all.allocated"]
-        sampler._loop.run(state)
+        sampler._own.loop.run(state)
         assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
 
 

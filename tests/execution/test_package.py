@@ -66,7 +66,7 @@ def saving(dtype: torch.dtype) -> BridgeSampler:
 @cache
 def expected(dtype: torch.dtype) -> Tensor:
     """The compiled results for the three odd images with seed 3."""
-    return saving(dtype)(ODD.to(saving(dtype)._loop.state_dtype), seed=3, batch_size=BATCH)
+    return saving(dtype)(ODD.to(saving(dtype)._own.loop.state_dtype), seed=3, batch_size=BATCH)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_weights_may_stand_in_the_dtype_of_the_package(package: Package):
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_solver_and_steps_are_free(dtype: torch.dtype, solver: str, steps: int, package: Package):
     wanted = build(dtype, solver, steps, dtype=dtype, compile=True, clamp=(-0.5, 0.5))
-    wanted._loop.network = saving(dtype)._loop.network  # compiled already
+    wanted._own.loop.network = saving(dtype)._own.loop.network  # compiled already
     sampler = build(dtype, solver, steps, compiled=package(dtype), clamp=(-0.5, 0.5))
     assert torch.equal(sampler(ODD, seed=1), wanted(ODD, seed=1, batch_size=BATCH))
 
@@ -225,7 +225,7 @@ def test_a_whole_unet_in_a_fresh_process(dtype: torch.dtype, count: int, tmp_pat
     settings: dict[str, Any] = {"solver": "sde-dpm2m", "steps": 5, "dtype": dtype, "compile": True}
     sampler = BridgeSampler.from_checkpoint(tmp_path / "unet.pt", **settings)
     sampler.save_compiled(tmp_path / "unet.package", count)
-    source = SOURCE[:3, :, :7, :7].to(sampler._loop.state_dtype)
+    source = SOURCE[:3, :, :7, :7].to(sampler._own.loop.state_dtype)
     image_size, made = in_a_fresh_process(tmp_path, source)
     assert image_size == 7
     assert torch.equal(made, sampler(source, seed=3, batch_size=count))

@@ -109,6 +109,7 @@ def test_another_solver_and_other_steps_than_exported(folder: Path, file: Path):
         ours = OnnxBridgeSampler(folder, **settings)
         theirs = BridgeSampler.from_checkpoint(file, **{"solver": "sde-dpm2m", **settings})
         near(ours(SOURCE, seed=0), theirs(torch.from_numpy(SOURCE), seed=0))
+        near(OnnxBridgeSampler(folder)(SOURCE, seed=0, **settings), theirs(torch.from_numpy(SOURCE), seed=0))
     with pytest.raises(ValueError, match="solver must be one of"):
         OnnxBridgeSampler(folder, solver="euler")
 
@@ -129,7 +130,8 @@ def test_threads_share_a_sampler(sampler: OnnxBridgeSampler):
         ({"source": SOURCE.astype(np.uint8)}, r"floats in \[-1, 1\], got uint8"),
         ({"source": SOURCE * np.nan}, "must be finite"),
         ({"source": SOURCE * 100}, r"in \[-1, 1\], got values up to"),
-        ({"source": "a.png"}, "an array, a PIL picture or a list of them, got str"),
+        ({"source": None}, "an array, a picture, a path, a NumPy array or a list of them, got NoneType"),
+        ({"source": [SOURCE[0].transpose(1, 2, 0), SOURCE]}, r"source\[1\]: an array of floats must be \(H, W\) or"),
         ({"source": []}, "at least one picture"),
         ({"source": SOURCE, "batch_size": 0}, "batch_size must be at least 1"),
         ({"source": SOURCE, "seed": [1, 2]}, "one for each of 5 images, got 2"),
@@ -151,7 +153,7 @@ def test_a_static_export(folder: Path, sampler: OnnxBridgeSampler, tmp_path: Pat
     np.testing.assert_allclose(ours(SOURCE[:3, :, :15], seed=1), sampler(SOURCE[:3, :, :15], seed=1), rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="takes pictures of height x width 16 x 16 only, got 18 x 16"):
         ours(np.zeros((1, 3, 18, 16), np.float32))
-    with pytest.raises(ValueError, match="must hold 2 images for this export, got 3"):
+    with pytest.raises(ValueError, match="must hold 2 images for this network, got 3"):
         ours.stream(SOURCE[:3])
 
 
