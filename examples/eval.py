@@ -28,7 +28,7 @@ from bbdm.files.weights import IncompleteFileError
 
 Run = tuple[str, int | None]  # solver, and its steps; None for the solver's default
 HINTS: dict[type[Exception], str] = {
-    TooLargeError: "lower -b or --image_size",
+    TooLargeError: "lower -b or --size",
     ResultsError: "give another output_dir, or --overwrite to make all results again",
     IncompleteFileError: "the flags are -t, -l, -vq and --config",
 }
@@ -52,6 +52,8 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, TranslateC
     args = parser.parse_args(argv)
     if args.sweep and (args.solver or args.steps or args.fast_sampling):
         parser.error("--sweep names solvers and steps: leave out --solver, --steps and --fast_sampling")
+    if args.image_size in ("fit", "keep"):
+        parser.error(f"scores need pictures of one size: --size {args.image_size} is for generate.py")
     args.metrics = args.metrics or ["fid", "lpips", *(["diversity"] if args.num_samples > 1 else [])]
     args.output_dir = args.output_dir or Path("out") / f"{args.model.stem}-eval"
     return args, from_values(TranslateConfig, vars(args))
@@ -117,9 +119,12 @@ def sweep(translator: Translator, args: argparse.Namespace) -> None:
         names = ", ".join(f"{solver}:{nfe}" for solver, nfe in others)
         print(f"left out of sweep.json, since other settings made them: {names}")
     plots = folder / "quality_nfe.png", folder / "quality_seconds.png"
-    reports.draw(merged, "nfe", "network evaluations", plots[0])
-    reports.draw(merged, "seconds_per_picture", "seconds a picture", plots[1])
-    print(f"to look at: {plots[0]}, {plots[1]}")
+    drawn = [
+        path
+        for path, over in zip(plots, ("nfe", "seconds_per_picture"), strict=True)
+        if reports.draw(merged, over, path)
+    ]
+    print(f"to look at: {', '.join(map(str, drawn))}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -30,7 +30,7 @@ from bbdm.files import manifest
 from bbdm.files.weights import IncompleteFileError
 
 HINTS: dict[type[Exception], str] = {
-    TooLargeError: "lower -b or --image_size",
+    TooLargeError: "lower -b or --size",
     ResultsError: "give another output_dir, or --overwrite to make all results again",
     IncompleteFileError: "the flags are -t, -l, -vq and --config",
 }
@@ -49,6 +49,8 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, TranslateC
     args = parser.parse_args(argv)
     if args.direction != "AtoB":
         parser.error("mIoU is of photographs: leave out --direction")
+    if args.image_size in ("fit", "keep"):
+        parser.error(f"labels need pictures of their shape: --size {args.image_size} is for generate.py")
     args.output_dir = args.output_dir or Path("out") / f"{args.model.stem}-miou"
     return args, from_values(TranslateConfig, vars(args))
 

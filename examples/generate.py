@@ -16,10 +16,9 @@ from pathlib import Path
 from PIL import Image
 
 from bbdm.base import images, scripts
-from bbdm.base.atomic import make_folder
 from bbdm.base.settings import add_flags, from_values
 from bbdm.data.pairs import DATASETS, PairedDataset, open_image
-from bbdm.evaluation.results import Job, check_places, save
+from bbdm.evaluation.results import Job, ResultsError, check_places, save
 from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
 from bbdm.execution.processes import start_on_each_gpu
 from bbdm.files.weights import IncompleteFileError
@@ -28,7 +27,8 @@ DEMO = Path(__file__).parent / "demo"
 DEMO_WEIGHTS = DEMO / "openmoji64.safetensors"
 GRID_PAIRS = 16  # at most
 HINTS: dict[type[Exception], str] = {
-    TooLargeError: "lower -b or --image_size",
+    TooLargeError: "lower -b or --size",
+    ResultsError: "give another output_dir, or --overwrite to make all results again",
     IncompleteFileError: "the flags are -t, -l, -vq and --config",
 }
 
@@ -38,7 +38,7 @@ def parse(argv: list[str] | None = None) -> TranslateConfig:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", choices=["demo", *sorted(DATASETS)])
     parser.add_argument("data_dir", nargs="?", help="the data set's folder; for 'demo', the output folder")
-    parser.add_argument("model", metavar="checkpoint", type=Path, nargs="?")
+    parser.add_argument("model", metavar="checkpoint", type=Path, nargs="?", help="the weights")
     parser.add_argument("output_dir", type=Path, nargs="?", help="out/CHECKPOINT if left out")
     add_flags(parser, TranslateConfig)
     args = parser.parse_args(argv)
@@ -56,7 +56,7 @@ def parse(argv: list[str] | None = None) -> TranslateConfig:
 def draw_grid(dataset: PairedDataset, jobs: list[Job]) -> Image.Image:
     """(source | results | target) of the first sources, in a sheet about as high as wide."""
     examples: list[list[Image.Image]] = []
-    for index in range(min(GRID_PAIRS, len(dataset))):
+    for index in list(dict.fromkeys(job.index for job in jobs))[:GRID_PAIRS]:
         source, target = dataset.images(index)
         results = [open_image(job.path) for job in jobs if job.index == index]
         examples.append([source, *results, *([] if target is None else [target])])
@@ -71,15 +71,14 @@ def main(argv: list[str] | None = None) -> None:
         start_on_each_gpu(__file__, argv)
     translator = Translator(config)
     folder = config.output_dir
-    grid, jobs = folder / "grid.png", translator.plan(folder)
-    check_places(translator.dataset, [grid, *(job.path for job in jobs)])
-    todo = [job for job in jobs if config.overwrite or not job.path.exists()]
-    make_folder(folder)
-    translator.translate(translator.sampler(config.chosen_solver, config.steps), todo)
+    grid = folder / "grid.png"
+    planned = [job.path for job in translator.plan(folder)]
+    check_places(translator.dataset, [grid, *planned])
+    kept = 0 if config.overwrite else sum(path.exists() for path in planned)
+    jobs, _ = translator.run(config.chosen_solver, config.steps, folder)
     if translator.processes.first:
         save(draw_grid(translator.dataset, jobs), grid)
-        kept = len(jobs) - len(todo)
-        print(f"{len(todo)} results in {folder}" + (f" ({kept} kept; --overwrite makes them again)" if kept else ""))
+        print(f"{len(jobs) - kept} results in {folder}" + (f", and {kept} that were there" if kept else ""))
         print(f"to look at: {grid}")
     translator.processes.leave()
 

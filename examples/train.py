@@ -20,6 +20,7 @@ from bbdm.bridges import Objective
 from bbdm.data.image_cache import ImageCache
 from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.pairs import DATASETS, DIRECTIONS
+from bbdm.data.survey import BadPicturesError
 from bbdm.execution.processes import Processes, start_on_each_gpu
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.networks.unet import PRESETS, UNet
@@ -37,6 +38,7 @@ HINTS: dict[type[Exception], str] = {
     "gives another folder",
     resume.OtherRunError: "--overwrite starts anew, and --experiment gives another folder",
     resume.OtherCodecError: "-vq gives the VQGAN, and --normalize_latents normalises its latents",
+    BadPicturesError: "--skip_bad leaves such pairs out",
     setup.PresetError: "--preset names the network",
     fine_tuning.OtherNetworkError: "--preset names the network of this run",
     DivergedError: "the flags of learning_rate and grad_clip are -lr and --grad_clip",
@@ -79,9 +81,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
     flag("--use_multi_gpus", "-use_multi_gpus", action="store_true", help="a process for each GPU here")
     flag("--profile", action="store_true", help="print where the time of some steps goes, and write a trace")
-    flag("--show_verbose", action="store_true", help="a progress bar, and the losses of each epoch")
+    flag("--skip_bad", action="store_true", help="leave out pairs with a picture that cannot be read")
+    flag("--show_verbose", action="store_true", help="show the run, as on a terminal")
+    flag("--quiet", action="store_true", help="do not show the run")
     parser.set_defaults(**setup.PRESET_SETTINGS[first.parse_known_args(argv)[0].preset])
     return parser.parse_args(argv)
+
+
+def shown(args: argparse.Namespace) -> bool:
+    """Whether the run is shown."""
+    return scripts.is_shown(args.show_verbose, args.quiet)
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -105,7 +114,7 @@ def check_flags(args: argparse.Namespace) -> None:
 def build(args: argparse.Namespace, team: Processes) -> Trainer:
     """The training run that the flags describe, at the step where it begins or resumes."""
     config = from_values(TrainConfig, vars(args))
-    verbose, report = args.show_verbose and team.first, print if team.first else lambda _: None
+    verbose, report = shown(args) and team.first, print if team.first else lambda _: None
     folder = run_folder.RunFolder(args.experiment or args.output_model.with_suffix(".run"), args.keep)
     with team.first_before_others():
         if args.ckpt_path is not None:
@@ -115,7 +124,9 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
     codec = None if args.vqgan_path is None else setup.load_codec(args.vqgan_path, args.preset, team.device)
     channels = args.channels or 3 if codec is None else codec.image_channels
     splits = (args.dataset, args.data_dir, args.image_size, args.direction, channels)
-    pairs, validation = setup.load_splits(*splits, report)
+    looking = {"skip_bad": args.skip_bad, "kept": folder.path, "progress": verbose, "report": report}
+    with team.first_before_others():  # the others find what the first has seen
+        pairs, validation = setup.load_splits(*splits, **looking)
 
     torch.manual_seed(args.seed)
     network = setup.network_config(args.preset, channels if codec is None else codec.channels, args.condition)
@@ -168,12 +179,12 @@ def main(argv: list[str] | None = None) -> None:
         print(f"nothing is left to train: {trainer.folder} has {trainer.epoch} epochs already")
     try:
         with scripts.termination() as asked:
-            trainer.fit(args.show_verbose, asked)
+            trainer.fit(shown(args), asked)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(trainer.how_to_resume()) from None
     if team.first:
         trainer.save(args.output_model)
-        print(f"{args.output_model}: weights after epoch {trainer.epoch}; losses and grids are in {trainer.folder}")
+        print(f"{args.output_model}: weights after epoch {trainer.epoch}; losses and checkpoints: {trainer.folder}")
     team.leave()
 
 

@@ -53,7 +53,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures (default: 0)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--show_verbose", action="store_true", help="a progress bar, and a line for each epoch")
+    parser.add_argument("--show_verbose", action="store_true", help="a bar and a line for each epoch, as on a terminal")
+    parser.add_argument("--quiet", action="store_true", help="none of these")
     args = parser.parse_args(argv)
     if args.epochs < 1 or args.batch_size < 1:
         parser.error("--epochs and --batch_size must be at least 1")
@@ -127,22 +128,29 @@ def main(argv: list[str] | None = None) -> None:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
     used = torch.zeros(vqgan.config.num_codes, dtype=torch.bool, device=device)
     step, summary = 0, ""
-    with tqdm(total=total, unit="step", disable=not args.show_verbose) as bar:
+    verbose = scripts.is_shown(args.show_verbose, args.quiet)
+    with tqdm(total=total, unit="step", disable=not verbose) as bar:
         for epoch in range(1, args.epochs + 1):
             distances: list[float] = []
+            restarted = 0
+            of_epoch = torch.zeros_like(used)
             for x in loader:
                 distance, z, index = train_step(vqgan, optimizer, x.to(device, memory_format=torch.channels_last))
                 schedule.step()
                 distances.append(distance)
-                used[index.flatten()] = True
+                used[index.flatten()] = of_epoch[index.flatten()] = True
                 if step < total // 2 and step % max(1, total // (2 * RESTARTS)) == 0:
+                    restarted += int((~used).sum())
                     restart_unused_codes(vqgan, used, z)
                 step += 1
                 bar.update()
-                bar.set_postfix(l1=f"{distance:.4f}", codes=int(used.sum()))
+                bar.set_postfix(l1=f"{distance:.4f}", codes=int(of_epoch.sum()))
             save_vqgan(args.output_model, vqgan)
-            summary = f"L1 {sum(distances) / len(distances):.4f} over epoch {epoch}, {int(used.sum())} codes in use"
-            if args.show_verbose:
+            summary = (
+                f"L1 {sum(distances) / len(distances):.4f} over epoch {epoch}, "
+                f"{int(of_epoch.sum())} of {len(used)} codes used, {restarted} restarted"
+            )
+            if verbose:
                 tqdm.write(summary)
     grid = args.output_model.with_suffix(".png")
     show(vqgan, shown, grid)

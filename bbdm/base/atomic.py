@@ -36,7 +36,13 @@ def check_place(path: Path) -> None:
     """Raise ValueError where no file can be written: a folder, below a file, or without write access."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder, and a file is to be written there")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
+    check_folder(path.absolute().parent)
+
+
+def check_folder(path: Path) -> None:
+    """Raise ValueError where no folder can be made and written: below a file, or without write access."""
+    path = path.absolute()
+    above = next(folder for folder in (path, *path.parents) if folder.exists())
     if not above.is_dir():
         raise ValueError(f"{above} is a file, and a folder is needed there")
     if not os.access(above, os.W_OK):

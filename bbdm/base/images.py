@@ -5,21 +5,24 @@ Only the functions of tensors import torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 if TYPE_CHECKING:
     import torch
 
 EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"}
 SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
+SIDEWAYS = range(5, 9)  # EXIF orientations that swap width and height
 GROUP_GAP = 6  # between groups in a grid, in gaps
 Size = int | tuple[int, int]  # the side of a square, or (height, width)
+Resize = Literal["stretch", "fit", "keep"]  # what a size means: exactly this, at most this, or nothing
 RANGE_LIMIT = 1.5  # refuses images in [0, 255] and standardised ones, accepts an overshooting filter
 
 
@@ -55,6 +58,17 @@ def read_size(text: str) -> Size:
     return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
 
 
+def resized(image: Image.Image, size: Size, resize: Resize = "stretch") -> Image.Image:
+    """A picture with antialiased bilinear filtering at a size, inside it with its own shape, or as it is."""
+    height, width = sides(size)
+    if resize == "fit":
+        factor = min(height / image.height, width / image.width)
+        height, width = max(1, round(image.height * factor)), max(1, round(image.width * factor))
+    if resize == "keep" or image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
 def convert(image: Image.Image, channels: int = 3) -> Image.Image:
     """The picture as 8-bit grey (1 channel) or RGB (3 channels).
 
@@ -80,20 +94,36 @@ def convert(image: Image.Image, channels: int = 3) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def open_image(path: Path) -> Image.Image:
-    """A fully read, upright picture.
-
-    Raises:
-        ValueError: the file cannot be decoded.
-    """
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture whose header is read; errors of reading it become one."""
     try:
         with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
+            yield image
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, EOFError) as error:
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(f"there is no picture {path}") from error
         raise ValueError(f"cannot read the picture {path}: {error}") from error
+
+
+def open_image(path: Path) -> Image.Image:
+    """A fully read, upright picture.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be decoded.
+    """
+    with _opened(path) as image:
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
+def open_size(path: Path) -> tuple[int, int]:
+    """(width, height) of a picture, upright, from its header; errors as for :func:`open_image`."""
+    with _opened(path) as image:
+        decodes = image.format == "PNG" and "exif" not in image.info  # getexif would decode it to look behind
+        turned = not decodes and image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
+        return (image.height, image.width) if turned else image.size
 
 
 def to_pixels(image: Image.Image, channels: int = 3) -> npt.NDArray[np.uint8]:

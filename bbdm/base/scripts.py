@@ -31,6 +31,11 @@ def termination() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, before)
 
 
+def is_shown(show_verbose: bool, quiet: bool) -> bool:
+    """Whether a script shows its progress: on a terminal unless it is to be quiet, elsewhere if asked to."""
+    return not quiet and (show_verbose or sys.stderr.isatty())
+
+
 def run(
     main: Callable[[], None],
     after: str = "the same command starts anew",

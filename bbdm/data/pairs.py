@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from bbdm.base import images
 from bbdm.base.atomic import file_sha256
-from bbdm.base.images import Size, open_image
+from bbdm.base.images import Resize, Size, open_image
 
 log = logging.getLogger(__name__)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -43,9 +43,23 @@ class Pair:
         if self.target != self.source:
             return source, open_image(self.target)
         width, height = source.size
+        self._check_width(width)
+        return source.crop((0, 0, width // 2, height)), source.crop((width // 2, 0, width, height))
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """(width, height) of the sides, upright, from the files' headers.
+
+        Raises:
+            ValueError: a file is not a picture.
+        """
+        sizes = [images.open_size(path) for path in dict.fromkeys((self.source, self.target)) if path]
+        if self.target == self.source:
+            self._check_width(sizes[0][0])
+        return sizes
+
+    def _check_width(self, width: int) -> None:
         if width % 2:
             raise ValueError(f"{self.source} is {width} pixels wide: two pictures side by side need an even width")
-        return source.crop((0, 0, width // 2, height)), source.crop((width // 2, 0, width, height))
 
 
 class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -56,6 +70,8 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         image_size: side of the square that pictures are resized to, or (height, width).
         direction: ``AtoB`` translates A into B; ``BtoA`` swaps source and target.
         channels: 3 for RGB, 1 for grey.
+        resize: ``stretch`` pictures to the size; ``fit`` them inside it, so that they keep their shape; or
+            ``keep`` their size.
 
     Item i is (source, target), each (channels, height, width) float32 in [-1, 1]; :meth:`pixels` returns it
     as uint8.
@@ -65,7 +81,14 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             or a number of channels that pictures cannot have.
     """
 
-    def __init__(self, pairs: Iterable[Pair], image_size: Size, direction: str = "AtoB", channels: int = 3) -> None:
+    def __init__(
+        self,
+        pairs: Iterable[Pair],
+        image_size: Size,
+        direction: str = "AtoB",
+        channels: int = 3,
+        resize: Resize = "stretch",
+    ) -> None:
         if direction not in DIRECTIONS:
             raise ValueError(f"direction must be one of {DIRECTIONS}, got {direction!r}")
         if channels not in (1, 3):
@@ -74,6 +97,7 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.image_size = images.as_size(image_size)
         self.direction = direction
         self.channels = channels
+        self.resize: Resize = resize
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -90,6 +114,11 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         """SHA-256 of all names."""
         return hashlib.sha256("\n".join(pair.name for pair in self.pairs).encode()).hexdigest()
 
+    def without(self, names: Container[str]) -> PairedDataset:
+        """The data set without the pairs of some names."""
+        left = [pair for pair in self.pairs if pair.name not in names]
+        return PairedDataset(left, self.image_size, self.direction, self.channels, self.resize)
+
     def images(self, index: int) -> tuple[Image.Image, Image.Image | None]:
         """Source and target of example ``index`` as resized pictures, None for a missing target."""
         source, target = self.pairs[index].load()
@@ -100,9 +129,7 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return self._resized(source), None if target is None else self._resized(target)
 
     def _resized(self, image: Image.Image) -> Image.Image:
-        height, width = images.sides(self.image_size)
-        image = images.convert(image, self.channels)
-        return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
+        return images.resized(images.convert(image, self.channels), self.image_size, self.resize)
 
     def pixels(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Source and target of example ``index``, each (channels, height, width) uint8."""
@@ -211,7 +238,13 @@ DATASETS: dict[str, Callable[[str, str], list[Pair]]] = {
 
 
 def load_dataset(
-    name: str, data_dir: str, split: str = "train", image_size: Size = 256, direction: str = "AtoB", channels: int = 3
+    name: str,
+    data_dir: str,
+    split: str = "train",
+    image_size: Size = 256,
+    direction: str = "AtoB",
+    channels: int = 3,
+    resize: Resize = "stretch",
 ) -> PairedDataset:
     """The dataset of a name in :data:`DATASETS`.
 
@@ -223,4 +256,4 @@ def load_dataset(
     """
     if name not in DATASETS:
         raise ValueError(f"dataset must be one of {sorted(DATASETS)}, got {name!r}")
-    return PairedDataset(DATASETS[name](data_dir, split), image_size, direction, channels)
+    return PairedDataset(DATASETS[name](data_dir, split), image_size, direction, channels, resize)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bbdm.base.atomic import write_atomically
 from bbdm.evaluation.metrics import HIGHER_IS_BETTER
 from bbdm.files import manifest
 
 Report = dict[str, Any]
+LABELS = {"nfe": "network evaluations", "seconds_per_picture": "seconds a picture"}
+SAME_PLACE = 1.05  # ratio of values whose ticks overlap
 DIGITS = {"fid": 2, "psnr": 2, "diversity": 2}  # others have 4
 
 
@@ -73,26 +75,40 @@ def seconds(report: Report, digits: int) -> str:
     return "unknown" if value is None else f"{value:.{digits}f}"
 
 
-def draw(reports: Sequence[Report], over: str, label: str, path: Path) -> None:
-    """Write a plot with a panel for each metric and a line for each solver, over ``nfe`` or seconds."""
+def draw(reports: Sequence[Report], over: Literal["nfe", "seconds_per_picture"], path: Path) -> bool:
+    """Write a plot with a panel for each metric and a line for each solver; False where there is no point."""
+    measured = [report for report in reports if report[over]]
+    if not measured:
+        return False
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, NullLocator
 
-    names = list(dict.fromkeys(name for report in reports for name in report["scores"]))
+    names = list(dict.fromkeys(name for report in measured for name in report["scores"]))
     figure = Figure(figsize=(4.5 * len(names), 3.6), layout="constrained")
     for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for solver in dict.fromkeys(report["solver"] for report in reports):
-            of = [report for report in reports if report["solver"] == solver and name in report["scores"]]
-            points = sorted((report[over], report["scores"][name]) for report in of if report[over])
+        for solver in dict.fromkeys(report["solver"] for report in measured):
+            of = [report for report in measured if report["solver"] == solver and name in report["scores"]]
+            points = sorted((report[over], report["scores"][name]) for report in of)
             panel.plot([x for x, _ in points], [y for _, y in points], marker="o", label=solver)
-        panel.set(xscale="log", xlabel=label, ylabel=_title(name))
-        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.set(xscale="log", xlabel=LABELS[over], ylabel=_title(name))
+        panel.xaxis.set_major_locator(FixedLocator(_ticks([report[over] for report in measured])))
         panel.xaxis.set_minor_locator(NullLocator())
-        panel.xaxis.set_major_formatter("{x:g}")  # 20, not 2 x 10^1
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}" if over != "nfe" else f"{value:.0f}")
+        panel.tick_params(axis="x", labelrotation=45)
         panel.grid(alpha=0.3)
     figure.axes[0].legend()
     figure.suptitle(f"{reports[0]['pictures']} pictures", fontsize="medium")
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    return True
+
+
+def _ticks(values: Sequence[float]) -> list[float]:
+    """A tick for each measured value, one for several that would have the same place."""
+    ticks: list[float] = []
+    for value in sorted(values):
+        if not ticks or value > SAME_PLACE * ticks[-1]:
+            ticks.append(value)
+    return ticks
 
 
 def _title(name: str) -> str:

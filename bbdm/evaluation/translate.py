@@ -1,8 +1,7 @@
 """Translating a whole data set into a folder of PNG files named after their sources.
 
 Results that exist are kept, so that an interrupted command can be repeated. :meth:`Translator.run` writes a
-:class:`~bbdm.evaluation.results.Record` beside them and refuses results of other settings;
-:meth:`Translator.translate` does not.
+:class:`~bbdm.evaluation.results.Record` beside them and refuses results of other settings.
 
 Several processes (see :mod:`bbdm.execution.processes`) share the batches of one process, so the files are the
 same. All call the same methods in the same order; the first alone prints and writes the record.
@@ -20,15 +19,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
 from bbdm import solvers
-from bbdm.base import images, machine
-from bbdm.base.atomic import file_sha256, make_folder
+from bbdm.base import images, machine, scripts
+from bbdm.base.atomic import check_folder, file_sha256, make_folder
 from bbdm.base.images import Size, read_size
 from bbdm.base.settings import setting
 from bbdm.codec import Codec, VQGANCodec
 from bbdm.data.pairs import Direction, load_dataset, open_image
+from bbdm.data.survey import survey
 from bbdm.evaluation.results import Job, Record, check_places, plan, save
 from bbdm.execution.processes import Processes
 from bbdm.files import manifest
@@ -43,6 +44,10 @@ DEFAULT_SIZE = 256  # for checkpoints without the size of their pictures
 
 class TooLargeError(ValueError):
     """A batch needs more memory than there is."""
+
+
+def _read_size(text: str) -> Any:
+    return text if text in ("train", "fit", "keep") else read_size(text)
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,14 @@ class TranslateConfig:
     batch_size: int = setting(64, "results in a batch", "-b")
     num_samples: int = setting(1, "results of each source", "-r", "--repeat")
     seed: int = setting(0, "source i gets this seed + i")
-    image_size: Size | None = setting(
-        None, "side, or HxW, that sources are resized to; as in training if unset", parse=read_size
+    image_size: Size | Literal["train", "fit", "keep"] | None = setting(
+        None,
+        "side, or HxW, that sources are resized to; train: as in training; fit: inside that, keeping their shape; "
+        "keep: as they are. fit for the data set 'folder', else train, if unset",
+        "--size",
+        parse=_read_size,
     )
+    skip_bad: bool = setting(False, "leave out pictures that cannot be read")
     direction: Direction = setting("AtoB", "BtoA translates targets into sources")
     time_steps: int | None = setting(None, "for files that leave it out", "-t", "--t")
     c_lambda: float | None = setting(None, "for files that leave it out", "-l")
@@ -77,7 +87,8 @@ class TranslateConfig:
     dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the file's if unset")
     device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
     use_multi_gpus: bool = setting(False, "a process for each GPU here", "-use_multi_gpus")
-    show_verbose: bool = setting(False, "a progress bar")
+    show_verbose: bool = setting(False, "a progress bar, as on a terminal")
+    quiet: bool = setting(False, "no progress bar")
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "batch_size"):
@@ -102,18 +113,36 @@ class Translator:
     def __init__(self, config: TranslateConfig) -> None:
         self.config = config
         self.processes = Processes.join(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.verbose = config.show_verbose and self.processes.first
+        self.verbose = scripts.is_shown(config.show_verbose, config.quiet) and self.processes.first
+        check_folder(config.output_dir)
         codec = None if config.vqgan_path is None else VQGANCodec(load_vqgan(config.vqgan_path))
         self.checkpoint = load_checkpoint(config.model, config.time_steps, config.c_lambda, codec, config.config)
         self.bridge = self.checkpoint.bridge
-        size = self.checkpoint.image_size if config.image_size is None else config.image_size
-        if size is None:
-            size = DEFAULT_SIZE
-            if self.processes.first:
-                print(f"{config.model} does not hold the size of its pictures: image_size is {size}")
         network, coded = self.checkpoint.unet.config, self.checkpoint.codec
         channels = network.in_channels if coded is None else coded.config["config"]["image_channels"]
-        self.dataset = load_dataset(config.dataset, config.data_dir, config.split, size, config.direction, channels)
+        size, resize = self._size()
+        pictures = config.dataset, config.data_dir, config.split, size, config.direction, channels, resize
+        self.dataset = load_dataset(*pictures)
+        bad = survey(self.dataset, whole=True, progress=self.verbose).bad if config.skip_bad else {}
+        self._bad = {i for i, pair in enumerate(self.dataset.pairs) if pair.name in bad}
+        self._report(*(f"left out: {reason}" for reason in bad.values()))
+
+    def _report(self, *lines: str) -> None:
+        """Print lines in the first process."""
+        for line in lines if self.processes.first else ():
+            print(line)
+
+    def _size(self) -> tuple[Size, images.Resize]:
+        """The size of pictures, and what it means."""
+        wanted = self.config.image_size
+        if wanted is None:
+            wanted = "fit" if self.config.dataset == "folder" else "train"
+        if not isinstance(wanted, str):
+            return wanted, "stretch"
+        size = self.checkpoint.image_size
+        if size is None and wanted != "keep":
+            self._report(f"{self.config.model} does not hold the size of its pictures: image_size is {DEFAULT_SIZE}")
+        return size or DEFAULT_SIZE, "stretch" if wanted == "train" else wanted
 
     @cached_property
     def networks(self) -> tuple[UNet, Codec | None]:
@@ -136,16 +165,17 @@ class Translator:
             return sampler if sampler.dtype == chosen else build(dtype=chosen)
 
     def plan(self, folder: Path) -> list[Job]:
-        """See :func:`bbdm.evaluation.results.plan`."""
-        return plan(self.dataset, folder, self.config.num_samples, self.config.seed)
+        """See :func:`bbdm.evaluation.results.plan`; without the pictures that were left out."""
+        jobs = plan(self.dataset, folder, self.config.num_samples, self.config.seed)
+        return [job for job in jobs if job.index not in self._bad]
 
-    def translate(
+    def _translate(
         self, sampler: BridgeSampler, jobs: list[Job], timed: Callable[[int, float], None] | None = None
     ) -> None:
         """Make and write results: batch i in process i modulo their number. Returns when all are written.
 
-        ``timed`` gets the pictures and the seconds of each full batch of this process except its first, in
-        which the device warms up and networks are compiled.
+        ``timed`` gets the pictures and the seconds of each full batch of this process, except the first, in
+        which the device warms up and networks are compiled. A single one is timed after a call that does so.
 
         Raises:
             TooLargeError: out of memory.
@@ -155,15 +185,18 @@ class Translator:
         share = batches[self.processes.rank :: self.processes.count]
         self.processes.wait()  # until all have looked which results exist
         total = sum(map(len, share))
+        untimed = 0 if sum(len(batch) == size for batch in share) == 1 else 1  # batches at the start
         with self._memory(), tqdm(total=total, unit="image", disable=not self.verbose) as bar:
             for number, batch in enumerate(share):
                 sources = [self.dataset.images(job.index)[0] for job in batch]
+                if timed is not None and number == untimed == 0:
+                    _warm_up(sampler, sources, size)
                 began = time.perf_counter()
                 results = sampler(sources, seed=[job.seed for job in batch], batch_size=size)
                 seconds = time.perf_counter() - began
                 for job, result in zip(batch, results, strict=True):
                     save(result, job.path)
-                if timed is not None and number > 0 and len(batch) == size:
+                if timed is not None and number >= untimed and len(batch) == size:
                     timed(len(batch), seconds)
                 bar.update(len(batch))
         self.processes.wait()
@@ -178,8 +211,14 @@ class Translator:
             if not known and not any(s in str(error) for s in ("out of memory", "allocate memory", "ALLOC_FAILED")):
                 raise
             raise TooLargeError(
-                f"out of memory at batch_size {self.config.batch_size} and image_size {self.dataset.image_size}"
+                f"out of memory at batch_size {self.config.batch_size} and image_size {self._size_setting}"
             ) from error
+
+    @property
+    def _size_setting(self) -> Any:
+        """The size of pictures, for people and manifests."""
+        size, resize = self.dataset.image_size, self.dataset.resize
+        return size if resize == "stretch" else "keep" if resize == "keep" else f"fit {size}"
 
     @cached_property
     def _fixed_settings(self) -> dict[str, Any]:
@@ -188,7 +227,7 @@ class Translator:
             "dataset": config.dataset,
             "split": config.split,
             "direction": config.direction,
-            "image_size": self.dataset.image_size,
+            "image_size": self._size_setting,
             "sources": len(self.dataset),
             "files": self.dataset.digest(),
             "weights": file_sha256(config.model),
@@ -226,7 +265,7 @@ class Translator:
             if self.processes.first:
                 record = Record(folder, self.settings(sampler, solver), jobs, self.config.overwrite)
             todo = [job for job in jobs if not job.path.exists()]
-        self.translate(sampler, todo, None if record is None else record.add)
+        self._translate(sampler, todo, None if record is None else record.add)
         if record is None:
             return jobs, {}
         environment = {**machine.versions(["bbdm"]), "processes": self.processes.count}
@@ -254,3 +293,9 @@ class Translator:
                     raise ValueError(f"{self.dataset.pairs[job.index].source} has no target to compare with")
                 targets.append(images.to_pixels(target))  # RGB, of grey pictures too
             yield results.unflatten(0, (-1, samples)), torch.from_numpy(np.stack(targets))
+
+
+def _warm_up(sampler: BridgeSampler, sources: list[Image.Image], batch_size: int) -> None:
+    """Compile and warm up for a batch: by one network evaluation, or on CUDA by all that a graph captures."""
+    short = {} if sampler.device.type == "cuda" else {"solver": solvers.DEFAULT, "steps": 1}
+    sampler(sources, seed=0, batch_size=batch_size, **short)

@@ -11,6 +11,7 @@ import torch
 
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
+from bbdm.data.latents import LatentDataset
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.processes import Processes
@@ -26,6 +27,7 @@ class Run(Protocol):
     unet: UNet
     bridge: Bridge
     config: TrainConfig
+    train: PairedDataset | LatentDataset
     validation: PairedDataset | None
     validation_batches: Batches | None
     folder: Path
@@ -35,6 +37,8 @@ class Run(Protocol):
     epoch: int  # epochs done
     step: int  # optimizer steps done
     steps_per_epoch: int
+    total_steps: int
+    resumed_from: Path | None  # the checkpoint of the last resume
 
     @property
     def codec(self) -> Codec | None:

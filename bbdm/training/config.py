@@ -82,6 +82,15 @@ class TrainConfig:
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {get_args(kind)}, got {getattr(self, name)!r}")
 
+    def warnings(self, steps: int) -> list[str]:
+        """What makes a run of a number of optimizer steps show nothing."""
+        if steps > self.warmup_steps:
+            return []
+        return [
+            f"the learning rate rises over warmup_steps={self.warmup_steps} optimizer steps, and the run has {steps}: "
+            "results will look like noise"
+        ]
+
     def lr_at(self, step: int, total: int) -> float:
         """The learning rate of optimizer step ``step`` of ``total``, before a plateau lowers it."""
         rate = self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))

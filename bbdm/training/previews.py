@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from bbdm.training.callback import Callback, Run, due
 if TYPE_CHECKING:
     from bbdm.evaluation.metrics import Scores
 
+log = logging.getLogger(__name__)
 PREVIEW_PAIRS = 8
 
 
@@ -37,6 +39,7 @@ class Previews(Callback):
         sheet = images.grid(rows)
         path = trainer.folder / f"epoch_{trainer.epoch:04d}.png"
         write_atomically(path, lambda temporary: sheet.save(temporary, "png"))
+        log.info("grid: %s", path)
         if trainer.tracker is not None:
             trainer.tracker.write_image(trainer.step, "source, result, target", sheet)
 

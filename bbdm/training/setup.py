@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from bbdm.base.images import Size
 from bbdm.bridges import ABridge, Bridge, BrownianBridge, Objective
 from bbdm.codec import Codec, VQGANCodec
 from bbdm.data.pairs import PairedDataset, load_dataset
+from bbdm.data.survey import readable
 from bbdm.files.checkpoint import load_vqgan
 from bbdm.networks.unet import PRESETS, UNetConfig
 
@@ -77,19 +79,39 @@ def load_codec(path: str | os.PathLike[str], preset: str, device: torch.device) 
 
 
 def load_splits(
-    name: str, data_dir: str, image_size: Size, direction: str, channels: int, report: Callable[[str], object] = print
+    name: str,
+    data_dir: str,
+    image_size: Size,
+    direction: str,
+    channels: int,
+    *,
+    skip_bad: bool = False,
+    kept: Path | None = None,
+    progress: bool = False,
+    report: Callable[[str], object] = print,
 ) -> tuple[PairedDataset, PairedDataset | None]:
-    """The training pairs and the validation pairs of a data set; see :func:`bbdm.data.pairs.load_dataset`.
+    """The training pairs and the validation pairs of a data set, whose pictures were all looked at.
 
-    Without validation pairs of its own it has None, and ``report`` is called with the reason.
+    Without validation pairs of its own it has None. ``report`` is called with the reason, and with what
+    :func:`~bbdm.data.survey.readable` reports. What was found is kept in the folder ``kept``, so that a run
+    that resumes does not look again.
+
+    Raises:
+        BadPicturesError, FileNotFoundError, ValueError: see :func:`~bbdm.data.survey.readable` and
+            :func:`~bbdm.data.pairs.load_dataset`.
     """
+
+    def looked_at(pairs: PairedDataset, split: str) -> PairedDataset:
+        file = None if kept is None else kept / f"pictures_{split}.json"
+        return readable(pairs, skip_bad, report, file, progress)
+
     train = load_dataset(name, data_dir, "train", image_size, direction, channels)
     try:
         validation = load_dataset(name, data_dir, "val", image_size, direction, channels)
     except FileNotFoundError as error:
-        report(f"no validation: {error}")
-        return train, None
+        report(f"without validation pairs, no validation loss, grids and best.pt: {error}")
+        return looked_at(train, "train"), None
     if validation.pairs == train.pairs:
-        report("no validation: these are the training pairs; write {split} in the paths to separate them")
-        return train, None
-    return train, validation
+        report("without validation pairs, no validation loss, grids and best.pt: write {split} in the paths")
+        return looked_at(train, "train"), None
+    return looked_at(train, "train"), looked_at(validation, "val")

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from bbdm.base import machine
 from bbdm.base.scripts import TERMINATED, StoppedError
@@ -34,6 +33,7 @@ from bbdm.networks.unet import UNet
 from bbdm.training.callback import Callback
 from bbdm.training.config import TrainConfig
 from bbdm.training.previews import Previews
+from bbdm.training.progress import Progress
 from bbdm.training.resume import check_start, describe_pairs, resumed_codec, training_state
 from bbdm.training.run_folder import RunFolder
 from bbdm.training.step import TrainStep, mixed, sample_seeds
@@ -94,8 +94,9 @@ class Trainer:
             keep_freed_memory()
         codec = None if codec is None else codec.placed(self.device, torch.float32)
         self.steps_per_epoch = len(train) // config.batch_size
-        total = config.epochs * self.steps_per_epoch
-        self.update = TrainStep(unet, bridge, config, codec, self.processes, isinstance(train, LatentDataset), total)
+        self.total_steps = config.epochs * self.steps_per_epoch
+        encoded = isinstance(train, LatentDataset)
+        self.update = TrainStep(unet, bridge, config, codec, self.processes, encoded, self.total_steps)
         self.ema = self.update.ema
         self.epoch = 0  # epochs done
         self.step = 0  # optimizer steps done
@@ -104,6 +105,7 @@ class Trainer:
         self.train_batches = Batches(train, *loading)
         self.validation_batches = None if validation is None else Batches(validation, *loading)
         self._validation_names = None if validation is None else validation.names_digest()
+        self.resumed_from: Path | None = None  # the checkpoint of the last resume
         self.best: dict[str, Any] | None = None  # metrics of the epoch with the lowest validation loss
         self._epoch_loss = 0.0  # sum over the steps of this epoch
         self._stop: Callable[[], bool] = lambda: False
@@ -140,6 +142,7 @@ class Trainer:
         self.update.load(state)
         self.epoch, self.step = state["epoch"], state["step"]
         self._epoch_loss, self.best = state["epoch_loss"], state["best"]
+        self.resumed_from = path
         if self.best is not None and state["validation"] != self._validation_names:
             log.warning("the validation pairs have changed: %s is the best of epochs from here on", self.run.best)
             self.best = None
@@ -159,7 +162,8 @@ class Trainer:
         """Train until ``config.epochs`` are done.
 
         Args:
-            progress: show a bar.
+            progress: show the run on standard error: a bar, and lines; see
+                :class:`~bbdm.training.progress.Progress`.
             stop: called after each step and each batch of validation; once True, the run is saved and ends.
 
         Raises:
@@ -170,6 +174,9 @@ class Trainer:
         self.run.check_later(self.step)
         self._stop = stop
         with ExitStack() as ends:
+            if progress and self.processes.first:
+                self.callbacks.append(shown := Progress())
+                ends.callback(self.callbacks.remove, shown)
             ends.callback(self.train_batches.close)
             if self.validation_batches is not None:
                 ends.callback(self.validation_batches.close)
@@ -182,10 +189,12 @@ class Trainer:
                     self.update.tracker = Tracker(self.run.events, self.step, self.bridge.train_range, self.device)
                     ends.callback(setattr, self.update, "tracker", None)
                     ends.callback(self.update.tracker.close)
+            for line in self.config.warnings(self.total_steps - self.step) if self.processes.first else ():
+                log.warning(line)
             for callback in self.callbacks:
                 callback.begin(self)
                 ends.callback(callback.end, self)
-            self._run_epochs(progress)
+            self._run_epochs()
 
     def _settings(self) -> dict[str, Any]:
         """The settings of the run, for its folder."""
@@ -195,10 +204,10 @@ class Trainer:
         kind = {"image_size": train.image_size, "direction": train.direction, "channels": train.channels}
         return {**settings, "pairs": {"training": len(train), "validation": validation, **kind}}
 
-    def _run_epochs(self, progress: bool) -> None:
+    def _run_epochs(self) -> None:
         try:
             while self.epoch < self.config.epochs:
-                self._run_epoch(progress)
+                self._run_epoch()
             if self.processes.first:
                 self.run.write_summary({"best": self.best, "machine": machine.describe(self.device, ["bbdm", "torch"])})
         except (OSError, ValueError) as error:
@@ -233,6 +242,7 @@ class Trainer:
         state |= {"pairs": describe_pairs(self.train), "validation": self._validation_names}
         self.save(self.run.checkpoint(self.step), state)
         self.run.prune()
+        log.info("checkpoint: %s", self.run.checkpoint(self.step))
 
     def _stopped(self, reason: str, todo: str, kind: type[StoppedError] = StoppedError) -> StoppedError:
         return kind(f"{reason}. {todo}; {self.how_to_resume()}")
@@ -247,12 +257,11 @@ class Trainer:
             self.processes.sum(0)  # until the first has saved: a process that ends takes the others down
             raise StoppedError(f"asked to end; {self.how_to_resume()}", TERMINATED)
 
-    def _run_epoch(self, progress: bool) -> None:
+    def _run_epoch(self) -> None:
         """The remaining steps of an epoch, then validation, metrics and a checkpoint."""
         done = self.step - self.epoch * self.steps_per_epoch
-        progress = progress and self.processes.first
         started = time.perf_counter()
-        self._run_steps(done, progress)
+        self._run_steps(done)
         seconds, made = time.perf_counter() - started, self.steps_per_epoch - done
         record = {"epoch": self.epoch + 1, "step": self.step, "loss": self._epoch_loss / self.steps_per_epoch}
         if self.validation is not None:
@@ -263,26 +272,20 @@ class Trainer:
             record["images_per_second"] = made * self.config.batch_size / seconds
         record["learning_rate"] = self.learning_rate
         self._end_epoch(record)
-        if progress:
-            tqdm.write("  ".join(f"{k} {v:.4g}" for k, v in record.items()))
 
-    def _run_steps(self, done: int, progress: bool) -> None:
+    def _run_steps(self, done: int) -> None:
         """The steps of an epoch after the first ``done``."""
         batches = self._readable(self.train_batches(self._order(done)))
-        count = {"total": self.steps_per_epoch, "initial": done, "unit": " pairs", "unit_scale": self.config.batch_size}
-        with tqdm(desc=f"epoch {self.epoch + 1}", disable=not progress, leave=False, **count) as bar:
-            while (batch := self._next(batches)) is not None:
-                loss = self.train_step(*batch)
-                if not math.isfinite(loss):
-                    raise self._diverged(f"the loss is {loss}")
-                self._epoch_loss += loss
-                bar.update()
-                bar.set_postfix(loss=f"{loss:.4f}", lr=f"{self.learning_rate:.2g}")
-                for callback in self.callbacks:
-                    callback.after_step(self, loss)
-                if self.step % self.config.save_every == 0 and self.step % self.steps_per_epoch:
-                    self._save()
-                self.check_stop()
+        while (batch := self._next(batches)) is not None:
+            loss = self.train_step(*batch)
+            if not math.isfinite(loss):
+                raise self._diverged(f"the loss is {loss}")
+            self._epoch_loss += loss
+            for callback in self.callbacks:
+                callback.after_step(self, loss)
+            if self.step % self.config.save_every == 0 and self.step % self.steps_per_epoch:
+                self._save()
+            self.check_stop()
 
     def _end_epoch(self, record: dict[str, Any]) -> None:
         """Run callbacks, write metrics, and the checkpoint last: a run killed before it repeats the rest."""

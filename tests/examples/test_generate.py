@@ -11,6 +11,7 @@ from PIL import Image
 from bbdm import ABridge, BridgeSampler, UNet, VQGANCodec, save_checkpoint, save_vqgan
 from bbdm import sampler as sampler_module
 from bbdm.base import images, scripts
+from bbdm.evaluation.results import ResultsError
 from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
 from bbdm.execution.processes import Processes
 from examples import generate
@@ -46,7 +47,7 @@ def made() -> list[str]:
 
 def test_files_carry_their_sources_names(place: Path, capsys: pytest.CaptureFixture[str]):
     run()
-    assert made() == ["a.png", "b.png", "c.png", "grid.png"]
+    assert made() == ["a.png", "b.png", "c.png", "grid.png", "settings.json"]
     assert Image.open("results/a.png").size == (SIZE, SIZE)
     assert "3 results in results" in capsys.readouterr().out
 
@@ -88,7 +89,7 @@ def test_grid_is_source_result_target(place: Path):
 
 def test_several_samples_differ(place: Path):
     run("--num_samples", "2")
-    assert made() == ["a_0.png", "a_1.png", "b_0.png", "b_1.png", "c_0.png", "c_1.png", "grid.png"]
+    assert made() == ["a_0.png", "a_1.png", "b_0.png", "b_1.png", "c_0.png", "c_1.png", "grid.png", "settings.json"]
     assert Image.open("results/a_0.png").tobytes() != Image.open("results/a_1.png").tobytes()
 
 
@@ -97,15 +98,70 @@ def test_results_are_kept_without_overwrite(place: Path, capsys: pytest.CaptureF
     Image.new("RGB", (SIZE, SIZE), "black").save("results/b.png")
     Path("results/c.png").unlink()
     run()
-    assert "1 results in results (2 kept; --overwrite makes them again)" in capsys.readouterr().out
+    assert "1 results in results, and 2 that were there" in capsys.readouterr().out
     assert Image.open("results/b.png").getextrema() == ((0, 0), (0, 0), (0, 0))
     run("--overwrite")
     assert Image.open("results/b.png").getextrema() != ((0, 0), (0, 0), (0, 0))
 
 
+def test_results_of_other_settings_are_not_shown_as_new(place: Path):
+    run("--seed", "1")
+    with pytest.raises(ResultsError, match=r"results holds results of other settings \(seed 1, now 2\)") as caught:
+        run("--seed", "2")
+    assert "--overwrite" in scripts.hinted(caught.value, generate.HINTS)
+    Path("results/settings.json").unlink()  # as versions without manifests left it
+    with pytest.raises(ResultsError, match=r"results/a\.png exists, but no results/settings\.json"):
+        run("--seed", "1")
+    run("--seed", "2", "--overwrite")
+
+
+def sizes(*flags: str) -> list[tuple[int, int]]:
+    """Of the results for a wide, a high and a square source."""
+    for name, size in (("wide", (40, 20)), ("high", (12, 25)), ("same", (16, 16))):
+        Path("own").mkdir(exist_ok=True)
+        Image.new("RGB", size, "navy").save(f"own/{name}.png")
+    generate.main(["folder", "own", "c.pt", "out", "--steps", "2", "--overwrite", *flags])
+    return [Image.open(f"out/{name}.png").size for name in ("wide", "high", "same")]
+
+
+def test_own_sources_keep_their_shape(place: Path):
+    assert sizes() == sizes("--size", "fit") == [(16, 8), (8, 16), (16, 16)]
+    assert sizes("--size", "keep") == [(40, 20), (12, 25), (16, 16)]
+    assert sizes("--size", "train") == [(16, 16)] * 3
+    assert sizes("--size", "20x8") == sizes("--image_size", "20x8") == [(8, 20)] * 3
+
+
+def test_results_of_several_sizes_do_not_depend_on_the_batch(place: Path):
+    sizes("--size", "keep")
+    together = np.asarray(Image.open("out/high.png"), dtype=int)
+    sizes("--size", "keep", "-b", "1")
+    assert np.abs(np.asarray(Image.open("out/high.png"), dtype=int) - together).max() <= 1
+
+
+def test_bad_pictures_are_skipped_and_listed(place: Path, capsys: pytest.CaptureFixture[str]):
+    run()
+    expected = Path("results/c.png").read_bytes()
+    Path("data/val/b.jpg").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"cannot read the picture data/val/b\.jpg"):
+        run("--overwrite")
+    run("--overwrite", "--skip_bad")
+    printed = capsys.readouterr().out
+    assert "left out: cannot read the picture data/val/b.jpg" in printed
+    assert "2 results in results" in printed
+    assert made() == ["a.png", "c.png", "grid.png", "settings.json"]
+    assert Path("results/c.png").read_bytes() == expected, "the seed depends on what was skipped"
+
+
+def test_a_place_that_cannot_be_written_is_found_first(place: Path, monkeypatch: pytest.MonkeyPatch):
+    Path("file").write_text("")
+    monkeypatch.setattr("bbdm.evaluation.translate.load_checkpoint", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(ValueError, match="file is a file, and a folder is needed there"):
+        generate.main(["edge2shoes", "data", "c.pt", "file/results"])
+
+
 def test_sources_alone(place: Path):
     generate.main(["folder", "data/val", "c.pt", "results", "--steps", "2"])
-    assert made() == ["a.png", "b.png", "c.png", "grid.png"]
+    assert made() == ["a.png", "b.png", "c.png", "grid.png", "settings.json"]
     assert Image.open("results/grid.png").width == 2 * (SIZE + 2) + 2
 
 
@@ -176,7 +232,7 @@ def test_an_interrupted_write_leaves_no_half_picture(place: Path, monkeypatch: p
     monkeypatch.setattr(Image.Image, "save", half)
     with pytest.raises(KeyboardInterrupt):
         run()
-    assert made() == []
+    assert made() == ["settings.json"]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +252,7 @@ def test_out_of_memory_says_what_to_lower(place: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(BridgeSampler, "__call__", fail)
     with pytest.raises(TooLargeError, match="out of memory at batch_size 64 and image_size 16") as caught:
         run()
-    assert scripts.hinted(caught.value, generate.HINTS).endswith("16; lower -b or --image_size")
+    assert scripts.hinted(caught.value, generate.HINTS).endswith("16; lower -b or --size")
 
 
 def test_other_errors_are_not_taken_for_memory(place: Path, monkeypatch: pytest.MonkeyPatch):
@@ -285,7 +341,7 @@ def test_the_size_of_files_that_do_not_hold_it(place: Path, capsys: pytest.Captu
     assert "c.pt does not hold the size of its pictures: image_size is 256\n" in capsys.readouterr().out
     assert Image.open("results/a.png").size == (256, 256)
     with pytest.raises(ValueError, match="image_size must be at least 1, got 0"):
-        run("--image_size", "0")
+        run("--image_size", "0", "--overwrite")
 
 
 def test_a_folder_where_a_file_belongs(place: Path):

@@ -4,6 +4,7 @@ import argparse
 import math
 import re
 import shutil
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 import bbdm
 from bbdm.base import scripts
 from bbdm.bridges import Bridge
+from bbdm.data.survey import BadPicturesError
 from bbdm.files.content import UNetState
 from bbdm.networks.unet import PRESETS, UNetConfig
 from bbdm.training import optimizers, setup
@@ -353,10 +355,35 @@ class TestMain:
         assert not torch.equal(a, c)
 
     @pytest.mark.usefixtures("tiny_demo")
-    def test_verbose_prints_the_losses(self, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        train.main(self.arguments(data, tmp_path / "model.pt", "--show_verbose"))
-        captured = capsys.readouterr()
-        assert "validation_loss" in captured.out + captured.err
+    @pytest.mark.parametrize(
+        ("flags", "terminal", "shows"),
+        [([], False, False), ([], True, True), (["--show_verbose"], False, True), (["--quiet"], True, False)],
+    )
+    def test_a_terminal_shows_the_run(
+        self,
+        flags: list[str],
+        terminal: bool,
+        shows: bool,
+        data: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+        train.main(self.arguments(data, tmp_path / "model.pt", *flags))
+        assert ("epoch 1/1: loss" in capsys.readouterr().err) == shows
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_bad_pictures_are_found_before_the_first_step(
+        self, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pictures = shutil.copytree(data, tmp_path / "pictures")
+        (pictures / "train" / "1.jpg").write_bytes(b"")
+        with pytest.raises(BadPicturesError, match=r"train/1\.jpg") as caught:
+            train.main(self.arguments(pictures, tmp_path / "model.pt"))
+        assert "--skip_bad" in scripts.hinted(caught.value, train.HINTS)
+        train.main(self.arguments(pictures, tmp_path / "model.pt", "--skip_bad", "-b", "1"))
+        assert "left out: cannot read the picture" in capsys.readouterr().out
 
     @pytest.mark.usefixtures("tiny_demo")
     def test_without_validation_pictures(
@@ -365,7 +392,7 @@ class TestMain:
         for name in ("1", "2"):
             save_picture(tmp_path / "data" / "train" / f"{name}.png", Image.new("RGB", (32, 16)))
         train.main(self.arguments(tmp_path / "data", tmp_path / "model.pt"))
-        assert "no validation" in capsys.readouterr().out
+        assert "without validation pairs" in capsys.readouterr().out
         assert (tmp_path / "model.pt").is_file()
 
     @pytest.mark.parametrize("name", ["model", "model.ckpt"])

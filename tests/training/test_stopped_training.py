@@ -405,12 +405,12 @@ def test_a_picture_that_cannot_be_read(fault: str, workers: str, data: Path, und
     content = victim.read_bytes()
     begin = Trainer._run_epoch
 
-    def run_epoch(self: Trainer, progress: bool) -> None:
+    def run_epoch(self: Trainer) -> None:
         if self.epoch == 1:
             victim.unlink()
             if fault == "broken":
                 victim.write_bytes(b"broken")
-        begin(self, progress)
+        begin(self)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(Trainer, "_run_epoch", run_epoch)

@@ -1,0 +1,114 @@
+"""A look at all pictures of a data set before work begins.
+
+It finds files that cannot be read, and pairs whose two sides have different shapes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from bbdm.base import images
+from bbdm.data.pairs import Pair, PairedDataset
+from bbdm.files import manifest
+
+SHAPES_DIFFER = 1.1  # ratio of the sides' widths over heights
+THREADS = 4 * (os.cpu_count() or 1)  # they wait for the disk
+
+
+class BadPicturesError(ValueError):
+    """Pictures of a data set cannot be read."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found; pairs are listed by name, in the data set's order."""
+
+    bad: dict[str, str] = field(default_factory=dict)  # why a pair cannot be read
+    stretched: list[str] = field(default_factory=list)  # pairs whose sides' shapes differ by more than a tenth
+
+
+def survey(dataset: PairedDataset, whole: bool = False, kept: Path | None = None, progress: bool = False) -> Survey:
+    """Look at all pictures of a data set, in parallel.
+
+    Args:
+        dataset: the pairs, or sources alone.
+        whole: decode the pictures; otherwise only their headers are read.
+        kept: a JSON file. Where it is of the same unchanged files, its content is returned.
+        progress: show a bar.
+    """
+    about = {"files": _digest(dataset), "whole": whole}
+    if kept is not None:
+        with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is made again
+            content = json.loads(kept.read_text())
+            if {name: content[name] for name in about} == about:
+                return Survey(dict(content["bad"]), list(content["stretched"]))
+    found = Survey()
+    with ThreadPoolExecutor(THREADS) as pool:
+        looks = pool.map(lambda pair: _look(pair, dataset.channels, whole), dataset.pairs)
+        bar = tqdm(looks, "looking at pictures", len(dataset), unit="pair", leave=False, disable=not progress)
+        for pair, (reason, shapes) in zip(dataset.pairs, bar, strict=True):
+            if reason:
+                found.bad[pair.name] = reason
+            elif max(shapes) > SHAPES_DIFFER * min(shapes):
+                found.stretched.append(pair.name)
+    if kept is not None:
+        manifest.write(kept, {**about, **asdict(found)})
+    return found
+
+
+def readable(
+    dataset: PairedDataset,
+    skip_bad: bool,
+    report: Callable[[str], object],
+    kept: Path | None = None,
+    progress: bool = False,
+) -> PairedDataset:
+    """The data set, of which all pictures were looked at; with ``skip_bad``, decoded, and bad ones left out.
+
+    ``report`` is called with what is left out or stretched. For ``kept`` and ``progress`` see :func:`survey`.
+
+    Raises:
+        BadPicturesError: pictures cannot be read, without ``skip_bad``; or none can.
+    """
+    found = survey(dataset, skip_bad, kept, progress)
+    reasons = list(found.bad.values())
+    if reasons and (not skip_bad or len(reasons) == len(dataset)):
+        raise BadPicturesError(reasons[0] + (f" ({len(reasons)} of {len(dataset)} pairs)" if len(reasons) > 1 else ""))
+    for reason in reasons:
+        report(f"left out: {reason}")
+    if found.stretched:
+        count = "1 pair has" if len(found.stretched) == 1 else f"{len(found.stretched)} pairs have"
+        report(f"{count} sides of different shapes, first {found.stretched[0]!r}: each side is stretched to one size")
+    return dataset.without(found.bad) if found.bad else dataset
+
+
+def _look(pair: Pair, channels: int, whole: bool) -> tuple[str, list[float]]:
+    """Why a pair cannot be read, or the ratios of width to height of its sides."""
+    try:
+        if whole:
+            sides = [images.convert(side, channels).size for side in pair.load() if side is not None]
+        else:
+            sides = pair.sizes()
+    except (OSError, ValueError) as error:
+        return str(error), []
+    return "", [width / height for width, height in sides]
+
+
+def _digest(dataset: PairedDataset) -> str:
+    """SHA-256 of the names, sizes and times of all files."""
+    digest = hashlib.sha256(f"{dataset.channels}\n".encode())
+    for pair in dataset.pairs:
+        for path in dict.fromkeys((pair.source, pair.target)):
+            if path is not None:
+                about = path.stat()
+                digest.update(f"{path} {about.st_size} {about.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

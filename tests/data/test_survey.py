@@ -1,0 +1,135 @@
+"""A look at all pictures before work begins."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from bbdm.data import survey as survey_module
+from bbdm.data.pairs import PairedDataset, load_dataset
+from bbdm.data.survey import BadPicturesError, readable, survey
+from tests.conftest import MakePairs
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def five(make_pairs: MakePairs, tmp_path: Path) -> PairedDataset:
+    return make_pairs(tmp_path / "data", 5)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-60])
+
+
+def test_good_pictures(five: PairedDataset):
+    for whole in (False, True):
+        found = survey(five, whole)
+        assert (found.bad, found.stretched) == ({}, [])
+    assert readable(five, False, pytest.fail) is five
+
+
+def test_headers_show_what_is_no_picture(five: PairedDataset):
+    five.pairs[1].source.write_bytes(b"")
+    target = five.pairs[3].target
+    assert target is not None
+    target.write_text("no picture")
+    found = survey(five)
+    assert list(found.bad) == ["1", "3"]
+    assert "A/1.png" in found.bad["1"]
+    assert "B/3.png" in found.bad["3"]
+    with pytest.raises(BadPicturesError, match=r"cannot read the picture .*A/1\.png: .*\(2 of 5 pairs\)"):
+        readable(five, False, pytest.fail)
+
+
+def test_a_truncated_picture_is_found_where_pictures_are_decoded(five: PairedDataset):
+    truncate(five.pairs[2].source)
+    assert survey(five).bad == {}
+    assert list(survey(five, whole=True).bad) == ["2"]
+
+
+def test_bad_pairs_are_left_out(five: PairedDataset):
+    truncate(five.pairs[2].source)
+    lines: list[str] = []
+    left = readable(five, True, lines.append)
+    assert [pair.name for pair in left.pairs] == ["0", "1", "3", "4"]
+    assert (left.image_size, left.direction, left.channels) == (five.image_size, five.direction, five.channels)
+    (line,) = lines
+    assert line.startswith("left out: cannot read the picture")
+    assert "A/2.png" in line
+
+
+def test_nothing_is_left_of_bad_pictures_alone(five: PairedDataset):
+    for pair in five.pairs:
+        pair.source.write_bytes(b"")
+    with pytest.raises(BadPicturesError, match=r"\(5 of 5 pairs\)"):
+        readable(five, True, pytest.fail)
+
+
+def test_pairs_of_different_shapes_are_named_once(tmp_path: Path):
+    for name, (width, height) in {"a": (8, 8), "b": (80, 80), "c": (87, 80), "d": (90, 80), "e": (40, 80)}.items():
+        for side, size in (("A", (8, 8)), ("B", (width, height))):
+            (tmp_path / side).mkdir(exist_ok=True)
+            Image.new("RGB", size).save(tmp_path / side / f"{name}.png")
+    dataset = load_dataset("paired", f"{tmp_path}/A,{tmp_path}/B")
+    assert survey(dataset).stretched == survey(dataset, whole=True).stretched == ["d", "e"]
+    lines: list[str] = []
+    assert readable(dataset, False, lines.append) is dataset
+    assert lines == ["2 pairs have sides of different shapes, first 'd': each side is stretched to one size"]
+
+
+def test_a_turned_picture_has_its_upright_shape(tmp_path: Path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for side, size, turn in (("A", (20, 10), exif), ("B", (10, 20), Image.Exif())):
+        (tmp_path / side).mkdir()
+        Image.new("RGB", size).save(tmp_path / side / "a.jpg", exif=turn)
+    dataset = load_dataset("paired", f"{tmp_path}/A,{tmp_path}/B")
+    assert dataset.pairs[0].sizes() == [(10, 20), (10, 20)]
+    assert survey(dataset).stretched == []
+
+
+def test_side_by_side_needs_an_even_width(tmp_path: Path):
+    (tmp_path / "val").mkdir()
+    Image.new("RGB", (9, 4)).save(tmp_path / "val" / "a.png")
+    (reason,) = survey(load_dataset("edge2shoes", str(tmp_path), "val")).bad.values()
+    assert "9 pixels wide" in reason
+
+
+class TestKept:
+    @pytest.fixture
+    def looks(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The names of pairs that were looked at."""
+        seen: list[str] = []
+        look = survey_module._look
+        monkeypatch.setattr(survey_module, "_look", lambda pair, *rest: seen.append(pair.name) or look(pair, *rest))
+        return seen
+
+    def test_unchanged_files_are_not_looked_at_again(self, five: PairedDataset, tmp_path: Path, looks: list[str]):
+        five.pairs[1].source.write_bytes(b"")
+        kept = tmp_path / "run" / "pictures.json"
+        first = survey(five, kept=kept)
+        assert len(looks) == 5
+        assert survey(five, kept=kept) == first
+        assert len(looks) == 5
+
+    def test_a_changed_file_is_looked_at(self, five: PairedDataset, tmp_path: Path, looks: list[str]):
+        kept = tmp_path / "pictures.json"
+        survey(five, kept=kept)
+        five.pairs[1].source.write_bytes(b"")
+        assert list(survey(five, kept=kept).bad) == ["1"]
+        assert len(looks) == 10
+
+    def test_headers_do_not_stand_for_whole_pictures(self, five: PairedDataset, tmp_path: Path):
+        kept = tmp_path / "pictures.json"
+        truncate(five.pairs[2].source)
+        assert survey(five, kept=kept).bad == {}
+        assert list(survey(five, whole=True, kept=kept).bad) == ["2"]
+
+    @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"files": 1, "whole": false}'])
+    def test_a_damaged_file_is_made_again(self, five: PairedDataset, tmp_path: Path, content: str):
+        kept = tmp_path / "pictures.json"
+        kept.write_text(content)
+        survey(five, kept=kept)
+        assert kept.read_text() != content

@@ -1,0 +1,81 @@
+"""What a training run shows on a terminal."""
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+
+from bbdm.data.pairs import PairedDataset
+from tests.conftest import MakeTrainer, newest
+
+
+def shown(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines on standard error, without bars."""
+    lines = re.split(r"[\r\n]+", capsys.readouterr().err)
+    return [line for line in lines if line.strip() and "pairs/s]" not in line and "?, ? pairs" not in line]
+
+
+def test_a_run_shows_what_it_trains_and_writes(
+    make_trainer: MakeTrainer, pairs: PairedDataset, capsys: pytest.CaptureFixture[str]
+):
+    trainer = make_trainer(validation=pairs, preview_every=2)
+    trainer.fit(progress=True)
+    lines = shown(capsys)
+    assert re.fullmatch(r"device cpu; network of 0\.\d M parameters, fp32", lines[0])
+    assert lines[1:4] == [
+        "4 training pairs of 8 x 8, 4 for validation",
+        "2 epochs of 2 steps, batch 2",
+        f"losses, grids and checkpoints: {trainer.folder}",
+    ]
+    text = "\n".join(lines)
+    for step in (2, 4):
+        assert f"checkpoint: {trainer.folder / f'step_{step:08d}.pt'}" in text
+    assert text.count("grid: ") == 1
+    assert f"grid: {trainer.folder / 'epoch_0002.png'}" in text
+    first, last = (line for line in lines if re.match(r"epoch \d/\d: loss", line))
+    assert re.fullmatch(r"epoch 1/2: loss \S+, validation \S+, pairs/s \S+, \d\d:\d\d left", first)
+    assert re.fullmatch(r"epoch 2/2: loss \S+, validation \S+, pairs/s \S+", last)
+
+
+def test_a_resumed_run_says_from_where(make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]):
+    make_trainer(epochs=1).fit()
+    trainer = make_trainer(epochs=3)
+    trainer.resume_newest()
+    file = newest(trainer)
+    trainer.fit(progress=True)
+    assert f"resumed from {file}: step 2 of 6" in shown(capsys)
+
+
+def test_the_bar_is_of_the_whole_run(make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]):
+    make_trainer().fit(progress=True)
+    assert "/8.00 [" in capsys.readouterr().err  # pairs: 2 epochs of 4
+
+
+def test_nothing_is_shown_without_progress(make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]):
+    level = logging.getLogger("bbdm").level
+    make_trainer().fit()
+    assert capsys.readouterr().err == ""
+    make_trainer("other").fit(progress=True)
+    assert logging.getLogger("bbdm").level == level
+    assert logging.getLogger("bbdm").handlers == []
+
+
+def test_an_error_leaves_no_handler(make_trainer: MakeTrainer, tmp_path: Path):
+    trainer = make_trainer()
+
+    def stop() -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(progress=True, stop=stop)
+    assert logging.getLogger("bbdm").handlers == []
+    assert len(trainer.callbacks) == 1
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(4, True), (3, False)])
+def test_a_run_shorter_than_its_warm_up_is_warned_of(
+    make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture, steps: int, expected: bool
+):
+    make_trainer(warmup_steps=steps).fit()
+    assert ("rises over warmup_steps=4 optimizer steps, and the run has 4" in caplog.text) == expected
