@@ -30,7 +30,7 @@ from bbdm.execution.loop import Loop, state_dtype
 from bbdm.execution.package import PackagedNetwork, save_package
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.network import placed
-from bbdm.networks.unet import Modulation, UNet
+from bbdm.networks.unet import UNet
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
         self.clamp = clamp
         self.compile = compile
         self.image_size: images.Size | None = None
-        self._modulation = Modulation(unet)  # of the weights as given, before they are rounded to dtype
+        self._modulation = unet.embedder()  # of the weights as given, before they are rounded to dtype
         self._place(unet, codec)
         channels = unet.config.in_channels
         latent_stride = 1 if codec is None else codec.stride

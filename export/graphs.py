@@ -17,7 +17,7 @@ from onnxscript import opset21, optimizer
 from torch import nn
 
 from bbdm.codec import Codec
-from bbdm.networks.unet import Modulation, UNet, frequencies, sinusoids
+from bbdm.networks.unet import UNet, frequencies, sinusoids
 
 OPSETS = range(21, 24)  # the first has GroupNorm with a weight for each channel
 IR_VERSIONS = {21: 10, 22: 10, 23: 11}  # the oldest for each opset, which the most runtimes read
@@ -34,7 +34,7 @@ class UNetGraph(nn.Module):
         # Computed here: constants that the exporter folds differ in the last bit, which a time of 1000
         # multiplies.
         self.frequencies = nn.Buffer(frequencies(unet.config.model_channels))
-        self.modulation = Modulation(unet)
+        self.modulation = unet.embedder()
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """(B, C, H, W), (1,) int64 and (B, C, H, W) to (B, C, H, W)."""

@@ -170,12 +170,12 @@ class Translator:
         return [job for job in jobs if job.index not in self._bad]
 
     def _translate(
-        self, sampler: BridgeSampler, jobs: list[Job], timed: Callable[[int, float], None] | None = None
+        self, sampler: BridgeSampler, jobs: list[Job], timed: Callable[[int, float], None] | None, warm_up: bool
     ) -> None:
         """Make and write results: batch i in process i modulo their number. Returns when all are written.
 
         ``timed`` gets the pictures and the seconds of each full batch of this process, except the first, in
-        which the device warms up and networks are compiled. A single one is timed after a call that does so.
+        which the device warms up and networks are compiled; with ``warm_up``, a call before it does so.
 
         Raises:
             TooLargeError: out of memory.
@@ -185,11 +185,11 @@ class Translator:
         share = batches[self.processes.rank :: self.processes.count]
         self.processes.wait()  # until all have looked which results exist
         total = sum(map(len, share))
-        untimed = 0 if sum(len(batch) == size for batch in share) == 1 else 1  # batches at the start
+        untimed = 0 if warm_up else 1  # batches at the start
         with self._memory(), tqdm(total=total, unit="image", disable=not self.verbose) as bar:
             for number, batch in enumerate(share):
                 sources = [self.dataset.images(job.index)[0] for job in batch]
-                if timed is not None and number == untimed == 0:
+                if warm_up and number == 0:
                     _warm_up(sampler, sources, size)
                 began = time.perf_counter()
                 results = sampler(sources, seed=[job.seed for job in batch], batch_size=size)
@@ -265,7 +265,8 @@ class Translator:
             if self.processes.first:
                 record = Record(folder, self.settings(sampler, solver), jobs, self.config.overwrite)
             todo = [job for job in jobs if not job.path.exists()]
-        self._translate(sampler, todo, None if record is None else record.add)
+        small = len(todo) == len(jobs) <= self.config.batch_size  # one batch, which is to be timed
+        self._translate(sampler, todo, None if record is None else record.add, warm_up=small)
         if record is None:
             return jobs, {}
         environment = {**machine.versions(["bbdm"]), "processes": self.processes.count}

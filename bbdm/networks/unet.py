@@ -287,7 +287,11 @@ class UNet(ConfiguredNetwork):
 
     def modulation(self, t: torch.Tensor) -> torch.Tensor:
         """(B, M) weights and biases of all blocks at (B,) integer or fractional times: t's only influence."""
-        return Modulation(self)(t)
+        return self.embedder()(t)
+
+    def embedder(self) -> Modulation:
+        """The part that computes what depends on the time alone, which the sampler calls once a table."""
+        return Modulation(self)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Predict the bridge's objective.

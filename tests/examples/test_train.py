@@ -416,7 +416,7 @@ class TestMain:
         monkeypatch.setattr(Trainer, "train_step", lambda *_: pytest.fail("an epoch began"))
         with pytest.raises(ValueError, match=r"cannot read the picture .*val/z\.png"):
             train.main(self.arguments(tmp_path / "data", tmp_path / "model.pt"))
-        assert not (tmp_path / "model.run").exists()
+        assert all(path.name.startswith("pictures_") for path in (tmp_path / "model.run").iterdir())
 
     @pytest.mark.usefixtures("tiny_demo")
     @pytest.mark.parametrize(

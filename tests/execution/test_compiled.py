@@ -23,6 +23,7 @@ from bbdm import ABridge, BridgeSampler, UNet
 from bbdm.execution import compiled
 from bbdm.execution import device as device_module
 from bbdm.kernels import philox
+from bbdm.networks.unet import Modulation
 from tests.conftest import ROOT, TINY, tiny_unet
 
 STEPS = 5
@@ -174,13 +175,13 @@ def test_compiled_stream_is_the_eager_one(solver: str, clamp: Clamp):
 @pytest.mark.usefixtures("compilations")
 def test_modulation_is_computed_once(compile: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     calls: list[Tensor] = []
-    original = UNet.modulation
+    original = Modulation.__call__
 
-    def counting(self: UNet, t: Tensor) -> Tensor:
+    def counting(self: Modulation, t: Tensor) -> Tensor:
         calls.append(t)
         return original(self, t)
 
-    monkeypatch.setattr(UNet, "modulation", counting)
+    monkeypatch.setattr(Modulation, "__call__", counting)
     sampler = new_sampler(dtype=dtype, compile=compile)
     assert [t.tolist() for t in calls] == [sampler.table.timesteps.tolist()]
     sampler(ODD, seed=0)

@@ -353,9 +353,10 @@ def test_arguments_of_the_constructor(package: Package):
 
 
 def test_arguments_of_a_call(loaded: BridgeSampler):
-    for call in (lambda: loaded(SOURCE, seed=0), lambda: next(loaded.stream(ODD, seed=0))):
-        with pytest.raises(ValueError, match=r"was saved for shape \(2, 3, 8, 6\), got \([23], 3, 8, [68]\)"):
-            call()
+    with pytest.raises(ValueError, match=r"was saved for shape \(2, 3, 8, 6\), got \(2, 3, 8, 8\)"):
+        loaded(SOURCE, seed=0)
+    with pytest.raises(ValueError, match="source must hold 2 images for this network, got 3"):
+        loaded.stream(ODD, seed=0)
     with pytest.raises(ValueError, match="batch_size must be at least the package's 2, got 1"):
         loaded(ODD, seed=0, batch_size=1)
 

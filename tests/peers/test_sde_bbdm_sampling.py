@@ -303,6 +303,9 @@ class Contraction(nn.Module):
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         return self.trunk(x, self.modulation(t))
 
+    def embedder(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        return self.modulation
+
     def modulation(self, t: torch.Tensor) -> torch.Tensor:
         return t[:, None].to(self.conv.weight.dtype) / T
 
