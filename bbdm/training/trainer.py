@@ -240,9 +240,12 @@ class Trainer:
         state = {"epoch": self.epoch, "step": self.step, "epoch_loss": self._epoch_loss, "best": self.best}
         state |= {**self.update.state(), "config": asdict(self.config)}
         state |= {"pairs": describe_pairs(self.train), "validation": self._validation_names}
-        self.save(self.run.checkpoint(self.step), state)
+        path = self.run.checkpoint(self.step)
+        again = path.exists()  # at the end of an epoch, the state is written before and after validation
+        self.save(path, state)
         self.run.prune()
-        log.info("checkpoint: %s", self.run.checkpoint(self.step))
+        if not again:
+            log.info("checkpoint: %s", path)
 
     def _stopped(self, reason: str, todo: str, kind: type[StoppedError] = StoppedError) -> StoppedError:
         return kind(f"{reason}. {todo}; {self.how_to_resume()}")
