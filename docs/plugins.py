@@ -14,6 +14,7 @@ from typing import Any
 
 import griffe
 from latex2mathml.converter import convert
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
 log = logging.getLogger("mkdocs.plugins")
@@ -23,6 +24,7 @@ PAGES = {  # a page of the site: its file in the repository
     "results.md": "benchmarks/RESULTS.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
+    "own-pictures.ipynb": "examples/own_pictures.ipynb",
 }
 FIGURES = ("benchmarks/*.png", "benchmarks/*.svg", "examples/demo/*.png")
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#:\s]+)(#[^)]*)?\)")
@@ -30,10 +32,11 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>',
 ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):`(~?)([\w.]+)`")
 
 
+@event_priority(100)  # before the plugin that runs notebooks looks for them
 def on_files(files: Files, config: Any) -> Files:
     """Adds the pages and figures that are outside docs/."""
     for page, source in PAGES.items():
-        files.append(File.generated(config, page, content=(ROOT / source).read_text()))
+        files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     for pattern in FIGURES:
         for figure in ROOT.glob(pattern):
             name = figure.relative_to(ROOT).as_posix()

@@ -39,6 +39,7 @@ class Progress(Callback):
             unit=" pairs",
             unit_scale=trainer.config.batch_size,
             leave=False,
+            disable=None,  # on a terminal alone: in a file, lines are enough
         )
 
     def after_step(self, trainer: Run, loss: float) -> None:

@@ -209,6 +209,32 @@ def test_steps_work_in_place(noise: bool, compile: bool):
             assert {name: value.data_ptr() for name, value in vars(state).items() if value is not None} == before
 
 
+# What is shown
+
+
+def test_compiling_has_a_bar_of_its_own(compilations: list[weakref.ref[object]], capsys: pytest.CaptureFixture[str]):
+    sampler = new_sampler(compile=True)
+    sampler(ODD, seed=0, progress=True)
+    compiling, steps = capsys.readouterr().err.split("1/1")[:2]
+    assert "compiling for 3 x 7 x 5" in compiling
+    assert "step" not in compiling, "the bar of steps began before"
+    assert f"{STEPS}/{STEPS}" in steps
+    sampler(ODD, seed=0, progress=True, steps=2)
+    assert "compiling" not in capsys.readouterr().err
+    assert len(compilations) == 1
+    list(sampler.stream(ODD[:2], seed=0, progress=True))
+    assert "compiling for 2 x 7 x 5" in capsys.readouterr().err
+    assert len(compilations) == 2
+
+
+def test_other_solvers_and_steps_compile_nothing(compilations: list[weakref.ref[object]]):
+    sampler = new_sampler(compile=True)
+    for steps in (2, 3, 4):
+        sampler(ODD, seed=0, steps=steps)
+        sampler(ODD, seed=0, solver="ddim", steps=steps)
+    assert len(compilations) == 1
+
+
 # What is kept
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,9 +48,13 @@ def test_a_resumed_run_says_from_where(make_trainer: MakeTrainer, capsys: pytest
     assert f"resumed from {file}: step 2 of 6" in shown(capsys)
 
 
-def test_the_bar_is_of_the_whole_run(make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_has_a_bar_of_the_whole_run(
+    terminal: bool, make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     make_trainer(epochs=4).fit(progress=True)
-    assert re.search(r"\| +\d+/16 \[", capsys.readouterr().err)  # pairs: 4 epochs of 4
+    assert bool(re.search(r"\| +\d+/16 \[", capsys.readouterr().err)) == terminal  # pairs: 4 epochs of 4
 
 
 def test_nothing_is_shown_without_progress(make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]):
