@@ -24,8 +24,8 @@ PAGES = {  # a page of the site: its file in the repository
     "results.md": "benchmarks/RESULTS.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
-    "own-pictures.ipynb": "examples/own_pictures.ipynb",
 }
+NOTEBOOKS = {"own_pictures.ipynb": "examples"}  # a page of the site, and its folder
 FIGURES = ("benchmarks/*.png", "benchmarks/*.svg", "examples/demo/*.png")
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#:\s]+)(#[^)]*)?\)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', re.DOTALL)
@@ -37,6 +37,8 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds the pages and figures that are outside docs/."""
     for page, source in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+    for page, folder in NOTEBOOKS.items():  # as files of their own folder, since their plugin reads them there
+        files.append(File(page, str(ROOT / folder), config.site_dir, config.use_directory_urls))
     for pattern in FIGURES:
         for figure in ROOT.glob(pattern):
             name = figure.relative_to(ROOT).as_posix()
@@ -52,6 +54,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     def on_site(link: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(folder, link[2]))
         places = {source: page for page, source in PAGES.items()} | {"README.md": "index.md"}
+        places |= {f"{folder}/{page}": page for page, folder in NOTEBOOKS.items()}
         place = places.get(target, target.removeprefix("docs/"))
         return f"{link[1]}{posixpath.relpath(place, posixpath.dirname(name) or '.')}{link[3] or ''})"
 
