@@ -29,8 +29,7 @@ from bbdm.execution.graph import GraphedLoop
 from bbdm.execution.loop import Loop, state_dtype
 from bbdm.execution.package import PackagedNetwork, save_package
 from bbdm.files.checkpoint import load_checkpoint
-from bbdm.network import placed
-from bbdm.networks.unet import UNet
+from bbdm.network import Network, Wrapped, placed
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,10 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
     """Translates images with a trained network.
 
     Args:
-        unet: the network. It is used directly where it is on ``device`` in ``dtype`` and in evaluation mode,
-            and copied otherwise; the one given is never changed. Do not change its weights later: what
-            depends on the time alone is computed here, once.
+        unet: the network: a :class:`~bbdm.networks.unet.UNet`, another of this library, or any module by
+            :func:`~bbdm.network.wrap`. It is used directly where it is on ``device`` in ``dtype`` and in
+            evaluation mode, and copied otherwise; the one given is never changed. Do not change its weights
+            later: what depends on the time alone is computed here, once.
         bridge: what it was trained on.
         solver: see :func:`bbdm.solvers.build`, as for
         steps: number of network evaluations, and
@@ -76,12 +76,12 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
     """
 
     kind = TENSORS
-    unet: UNet
+    unet: Network
     codec: Codec | None
 
     def __init__(
         self,
-        unet: UNet,
+        unet: Network,
         bridge: Bridge,
         solver: str = solvers.DEFAULT,
         steps: int | None = None,
@@ -104,9 +104,9 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
         self.clamp = clamp
         self.compile = compile
         self.image_size: images.Size | None = None
-        self._modulation = unet.embedder()  # of the weights as given, before they are rounded to dtype
+        self._embedder = unet.embedder()  # of the weights as given, before they are rounded to dtype
         self._place(unet, codec)
-        channels = unet.config.in_channels
+        channels = unet.channels
         latent_stride = 1 if codec is None else codec.stride
         super().__init__(
             solver,
@@ -114,7 +114,7 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
             timesteps,
             image_channels=channels if codec is None else codec.image_channels,
             channels=channels,
-            stride=unet.config.stride * latent_stride,
+            stride=unet.stride * latent_stride,
             latent_stride=latent_stride,
             batch=self.package.shape[0] if self.package else None,
             fill=compile or self.package is not None,  # cheaper than to compile for a short batch
@@ -133,7 +133,7 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.unet.parameters())
         parts = [
-            f"{type(self.unet).__name__} of {count / 1e6:.1f} M parameters",
+            f"{_name(self.unet)} of {count / 1e6:.1f} M parameters",
             repr(self.bridge),
             f"solver={self.solver!r}",
             f"steps={len(self.table)}",
@@ -160,20 +160,20 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
             self._replan()
         return self
 
-    def _place(self, unet: UNet, codec: Codec | None) -> None:
+    def _place(self, unet: Network, codec: Codec | None) -> None:
         """Put network and codec on the device, compiled where they are to be."""
         network = unet if self.package else placed(unet, self.device, self.dtype)
         if codec is not None:
             codec = codec.placed(self.device, self.dtype if self.dtype == torch.bfloat16 else torch.float32)
             codec = codec.compiled(partial(Compiled, device=self.device)) if self.compile else codec
         vars(self).update(unet=network, codec=codec)
-        self._network = self.package or (Compiled(network.trunk, self.device) if self.compile else network.trunk)
+        self._network = self.package or (Compiled(network.body, self.device) if self.compile else network.body)
 
     def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> TorchPlan:
         solver = solver or solvers.DEFAULT
         table = solvers.build(self.bridge, solver, timesteps, steps)
-        conditioned = self.unet.config.condition_channels > 0
-        loop = Loop(self._network, self._modulation, conditioned, table, self.clamp, self.device, self.dtype)
+        conditioned = self.unet.condition_channels > 0
+        loop = Loop(self._network, self._embedder, conditioned, table, self.clamp, self.device, self.dtype)
         graphed = GraphedLoop(loop) if self._fill and self.device.type == "cuda" else None
         return TorchPlan(solver, table.timesteps.tolist(), table, loop, graphed)
 
@@ -187,6 +187,7 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
         num_steps: int | None = None,
         c_lambda: float | None = None,
         config: str | os.PathLike[str] | None = None,
+        network: Network | None = None,
         solver: str = solvers.DEFAULT,
         steps: int | None = None,
         timesteps: Timesteps = None,
@@ -200,11 +201,12 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
 
         ``path``, ``codec``, ``num_steps``, ``c_lambda`` and ``config`` are as for
         :func:`~bbdm.files.checkpoint.load_checkpoint`, the others as for the constructor. ``ema`` takes the
-        averaged weights where the file has both.
+        averaged weights where the file has both. A file of a wrapped network has its weights only: give it as
+        ``network``, which is copied.
         """
         checkpoint = load_checkpoint(path, num_steps, c_lambda, codec, config)
         sampler = cls(
-            checkpoint.build_unet(ema),
+            checkpoint.build_unet(ema, network),
             checkpoint.bridge,
             solver,
             steps,
@@ -317,11 +319,15 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
         return y.to(state_dtype(self.dtype)).contiguous(memory_format=torch.channels_last)
 
 
-def _check_arguments(unet: UNet, codec: Codec | None, clamp: tuple[float, float] | None) -> None:
+def _name(network: Network) -> str:
+    return type(network.module if isinstance(network, Wrapped) else network).__name__
+
+
+def _check_arguments(unet: Network, codec: Codec | None, clamp: tuple[float, float] | None) -> None:
     if clamp is not None and not (len(clamp) == 2 and clamp[0] < clamp[1]):
         raise ValueError(f"clamp must be None or (low, high) with low < high, got {clamp}")
-    if codec is not None and codec.channels != unet.config.in_channels:
-        raise ValueError(f"codec must have the network's {unet.config.in_channels} channels, got {codec.channels}")
+    if codec is not None and codec.channels != unet.channels:
+        raise ValueError(f"codec must have the network's {unet.channels} channels, got {codec.channels}")
 
 
 def _check_compilation(device: torch.device, compile: bool, compiled: str | os.PathLike[str] | None) -> None:

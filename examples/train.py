@@ -16,7 +16,7 @@ from bbdm.base import scripts
 from bbdm.base.atomic import check_suffix, remove_leftovers
 from bbdm.base.images import read_size
 from bbdm.base.settings import add_flags, flag_type, from_values
-from bbdm.bridges import Objective
+from bbdm.bridges import Density, Objective
 from bbdm.data.image_cache import ImageCache
 from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.pairs import DATASETS, DIRECTIONS
@@ -31,6 +31,7 @@ from bbdm.training.previews import ValidationScores
 from bbdm.training.profiling import Profile
 from bbdm.training.trainer import DivergedError, Trainer
 
+OBJECTIVES = (*get_args(Objective), "scaled")  # the last is I2SB's
 HINTS: dict[type[Exception], str] = {
     run_folder.UnreadableRunError: "--overwrite starts the run anew",
     run_folder.FolderInUseError: "--experiment gives another folder",
@@ -56,10 +57,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag("dataset", choices=sorted(set(DATASETS) - {"folder"}))
     flag("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS")
     flag("output_model", type=Path, help="the trained weights: .pt or .safetensors")
-    flag("-t", "--t", "--time_steps", dest="time_steps", type=int, default=1000, help="T of the bridge")
+    flag("-t", "--t", "--time_steps", dest="time_steps", type=int, help="T of the bridge; 1000, of goub 100, if unset")
     flag("-l", "--c_lambda", type=float, default=2.0, help="noise scale of the A-Bridge")
     flag("--bridge", choices=get_args(setup.BridgeName), default="abridge", help="the path from source to target")
-    flag("--objective", choices=get_args(Objective), default="residual", help="what the network predicts")
+    flag("--objective", choices=OBJECTIVES, help="what the network predicts; the bridge's own if unset")
+    flag("--density", choices=get_args(Density), default="uniform", help="of training times")
     flag("--image_size", type=flag_type(read_size), default=256, help="side, or HxW, that pictures are resized to")
     flag("--direction", choices=DIRECTIONS, default="AtoB", help="AtoB translates A into B")
     flag("--channels", type=int, choices=[1, 3], help="1 for grey pictures; 3 if unset, or the VQGAN's")
@@ -132,9 +134,9 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
     network = setup.network_config(args.preset, channels if codec is None else codec.channels, args.condition)
     unet = UNet.from_config(network).to(team.device)
     unet.gradient_checkpointing = args.gradient_checkpointing
-    bridge = setup.build_bridge(args.bridge, args.time_steps, args.c_lambda, args.objective)
+    bridge = setup.build_bridge(args.bridge, args.time_steps, args.c_lambda, args.objective, args.density)
     if args.init_from is not None and resumed is None:
-        trained = fine_tuning.load_trained(args.init_from, args.time_steps, args.c_lambda, args.config)
+        trained = fine_tuning.load_trained(args.init_from, args.time_steps or 1000, args.c_lambda, args.config)
         for line in fine_tuning.begin_from(trained, args.init_from, unet, bridge, codec):
             report(line)
 

@@ -16,7 +16,7 @@ from bbdm.solvers import StepTable
 from export.graphs import GRID, IR_VERSIONS, name_dims
 
 STEP = """
-  p_x, p_y, p_prediction, c_x, c_y, c_x0hat, c_before, c_z = Split <axis = 0, num_outputs = 8> (row)
+  p_x, p_y, p_prediction, c_x, c_y, c_x0hat, c_before, c_z, i_x, i_y = Split <axis = 0, num_outputs = 10> (row)
   part_x = Mul (p_x, x)
   part_y = Mul (p_y, y)
   part_prediction = Mul (p_prediction, prediction)
@@ -27,22 +27,25 @@ STEP = """
   term_before = Mul (c_before, x0hat)
   term_z = Mul (c_z, z)
   x_next = Sum (term_x, term_y, term_x0hat, term_before, term_z)
+  shown_x = Mul (i_x, x_next)
+  shown_y = Mul (i_y, y)
+  inputs_next = Sum (shown_x, shown_y)
 """
 Proto = TypeVar("Proto", onnx.NodeProto, onnx.TensorProto, onnx.ValueInfoProto)
 IMAGE = "float[batch, channels, height, width]"
 
 
 def step_graph(opset: int) -> onnx.ModelProto:
-    """One step, to ``x_next`` and ``x0hat_next``, (B, C, H, W).
+    """One step, to ``x_next``, ``x0hat_next`` and what the network is shown next, ``inputs_next``.
 
     Its inputs are ``x``, the previous step's ``x0hat``, ``prediction``, ``y`` and noise ``z``, all
-    (B, C, H, W), and the table's ``row``, (8,). For a row without noise z may be (1, 1, 1, 1).
+    (B, C, H, W), and the table's ``row``, (10,). For a row without noise z may be (1, 1, 1, 1).
     """
     z = "float[z_batch, z_channels, z_height, z_width] z"
     inputs = ", ".join(f"{IMAGE} {name}" for name in ("x", "x0hat", "prediction", "y"))
     return parser.parse_model(
         f'<ir_version: {IR_VERSIONS[opset]}, opset_import: ["": {opset}]>\n'
-        f"step ({inputs}, {z}, float[8] row) => ({IMAGE} x_next, {IMAGE} x0hat_next) {{{STEP}}}"
+        f"step ({inputs}, {z}, float[10] row) => ({IMAGE} x_next, {IMAGE} x0hat_next, {IMAGE} inputs_next) {{{STEP}}}"
     )
 
 
@@ -60,12 +63,13 @@ def pipeline_graph(
     slots[noisy] = np.arange(len(noisy))
     graph = onnx.GraphProto(name="pipeline")
     for name, values in (
-        ("timesteps", table.timesteps),
+        ("times", np.asarray(table.network_times, np.float32)),
         ("rows", table.rows.astype(np.float32)),
         ("slots", slots),
         ("steps", np.array(len(table))),
         ("low", np.array(-1.0, np.float32)),
         ("high", np.array(1.0, np.float32)),
+        ("shown", np.array(table.first_input, np.float32)),
     ):
         graph.initializer.append(numpy_helper.from_array(values, name))
     graph.initializer.extend(_weights(unet.graph, "unet/"))  # outside the loop, so that there is one copy
@@ -75,7 +79,9 @@ def pipeline_graph(
     else:
         graph.node.append(helper.make_node("Identity", ["source"], ["y"]))
     body = _loop_body(unet.graph, bool(noisy))
-    graph.node.append(helper.make_node("Loop", ["steps", "", "y", "y"], ["x_last", "x0hat_last"], body=body))
+    graph.node.append(helper.make_node("Mul", ["shown", "y"], ["inputs_first"]))
+    carried = ["x_last", "x0hat_last", "inputs_last"]
+    graph.node.append(helper.make_node("Loop", ["steps", "", "y", "y", "inputs_first"], carried, body=body))
     last = "x_last"
     if decoder is not None:
         _include(graph, decoder.graph, {"latent": last, "image": "decoded"}, "decoder/")
@@ -99,18 +105,19 @@ def _loop_body(unet: onnx.GraphProto, noisy: bool) -> onnx.GraphProto:
     draw = "z = Gather (noise, slot)" if noisy else "z = Constant <value_floats = [0.0]> ()"
     body = parser.parse_graph(
         f"""
-        step (int64 index, bool go, {IMAGE} x, {IMAGE} x0hat) => (bool again, {IMAGE} x_next, {IMAGE} x0hat_next) {{
+        step (int64 index, bool go, {IMAGE} x, {IMAGE} x0hat, {IMAGE} inputs)
+          => (bool again, {IMAGE} x_next, {IMAGE} x0hat_next, {IMAGE} inputs_next) {{
           again = Identity (go)
           axis = Constant <value_ints = [0]> ()
           one = Unsqueeze (index, axis)
-          t = Gather (timesteps, one)
+          t = Gather (times, one)
           row = Gather (rows, index)
           slot = Gather (slots, index)
           {draw}
           {STEP}
         }}"""
     )
-    inner = {"x": "x", "t": "t", "prediction": "prediction", "condition": "y"}
+    inner = {"x": "inputs", "t": "t", "prediction": "prediction", "condition": "y"}
     before = next(i for i, node in enumerate(body.node) if node.op_type == "Split")
     after = list(body.node[before:])
     del body.node[before:]

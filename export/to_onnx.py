@@ -94,7 +94,7 @@ class Exporter:
         self.bridge = checkpoint.bridge
         self.sampler = BridgeSampler(self.unet, self.bridge, args.solver, args.steps, codec=codec)
         self.latent_stride = 1 if codec is None else codec.stride
-        self.stride = self.unet.config.stride * self.latent_stride
+        self.stride = self.unet.stride * self.latent_stride
         self.image_size = checkpoint.image_size
         if args.static and (args.static[1] % self.stride or args.static[2] % self.stride):
             raise ValueError(f"--static needs height and width that are multiples of {self.stride}, got {args.static}")
@@ -105,7 +105,7 @@ class Exporter:
         static = args.static
         sources = self.calibration() if args.quantize else []
         latent = static and (static[0], static[1] // self.latent_stride, static[2] // self.latent_stride)
-        made = {"unet.onnx": graphs.unet_graph(copy.deepcopy(self.unet).to(dtype), latent, args.opset)}
+        made = {"unet.onnx": graphs.network_graph(copy.deepcopy(self.unet).to(dtype), latent, args.opset)}
         if args.quantize:
             from export.quantize import quantized
 
@@ -123,14 +123,14 @@ class Exporter:
     def calibration(self) -> list[torch.Tensor]:
         """Up to ``CALIBRATION`` of the user's pictures, spread over the folder."""
         size = self.args.static[1:] if self.args.static else self.image_size or 64 * self.stride
-        channels = self.sampler.unet.config.in_channels if self.codec is None else self.codec.image_channels
+        channels = self.sampler.unet.channels if self.codec is None else self.codec.image_channels
         pictures = load_dataset("folder", str(self.args.calibrate), "val", size, channels=channels)
         chosen = range(0, len(pictures), math.ceil(len(pictures) / CALIBRATION))
         return [from_pil(pictures.images(i)[0], channels)[None] for i in chosen]
 
     def settings(self, folder: Path) -> dict[str, Any]:
         """The content of bridge.json for the files in a folder."""
-        args, table, config = self.args, self.sampler.table, self.unet.config
+        args, table, network = self.args, self.sampler.table, self.unet
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -139,10 +139,12 @@ class Exporter:
             "timesteps": table.timesteps.tolist(),
             "prediction": table.prediction.tolist(),
             "coefficients": table.coefficients.tolist(),
+            "inputs": table.inputs.tolist(),
+            "network_times": table.network_times.tolist(),
             "noise_rows": table.noisy,
-            "channels": config.in_channels,
-            "conditioned": config.condition_channels > 0,
-            "image_channels": config.in_channels if self.codec is None else self.codec.image_channels,
+            "channels": network.channels,
+            "conditioned": network.condition_channels > 0,
+            "image_channels": network.channels if self.codec is None else self.codec.image_channels,
             "image_size": self.image_size,
             "value_range": [-1, 1],
             "stride": self.stride,

@@ -34,7 +34,7 @@ from bbdm.evaluation.results import Job, Record, check_places, plan, save
 from bbdm.execution.processes import Processes
 from bbdm.files import manifest
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan
-from bbdm.networks.unet import UNet
+from bbdm.network import Network
 from bbdm.sampler import BridgeSampler
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -119,7 +119,7 @@ class Translator:
         self.checkpoint = load_checkpoint(config.model, config.time_steps, config.c_lambda, codec, config.config)
         self.bridge = self.checkpoint.bridge
         network, coded = self.checkpoint.unet.config, self.checkpoint.codec
-        channels = network.in_channels if coded is None else coded.config["config"]["image_channels"]
+        channels = network.channels if coded is None else coded.config["config"]["image_channels"]
         size, resize = self._size()
         pictures = config.dataset, config.data_dir, config.split, size, config.direction, channels, resize
         self.dataset = load_dataset(*pictures)
@@ -145,7 +145,7 @@ class Translator:
         return size or DEFAULT_SIZE, "stretch" if wanted == "train" else wanted
 
     @cached_property
-    def networks(self) -> tuple[UNet, Codec | None]:
+    def networks(self) -> tuple[Network, Codec | None]:
         """The network and its codec, built once."""
         return self.checkpoint.build_unet(), self.checkpoint.build_codec()
 

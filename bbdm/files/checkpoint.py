@@ -21,8 +21,8 @@ from bbdm.codec import Codec
 from bbdm.files import importers, weights
 from bbdm.files.content import FORMAT, Checkpoint, CodecState, UNetState
 from bbdm.files.weights import State
-from bbdm.networks.restore import fitting, restore, state_hash
-from bbdm.networks.unet import UNet, UNetConfig
+from bbdm.network import Network
+from bbdm.networks.restore import restore, state_hash
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 
 VQGAN_FORMAT = "bbdm vqgan"
@@ -30,10 +30,10 @@ VQGAN_FORMAT = "bbdm vqgan"
 
 def save_checkpoint(
     path: str | os.PathLike[str],
-    unet: UNet,
+    unet: Network,
     bridge: Bridge,
     *,
-    ema: UNet | None = None,
+    ema: Network | None = None,
     codec: Codec | None = None,
     image_size: Size | None = None,
     training: dict[str, Any] | None = None,
@@ -64,7 +64,7 @@ def save_checkpoint(
     elif codec is not None:
         coded = {**codec.config(), "sha256": state_hash(codec.state_dict(), torch.float32)}
     settings = {
-        "unet": {"config": asdict(unet.config)},
+        "unet": {"config": unet.description(), **({} if unet.kind == "unet" else {"kind": unet.kind})},
         "bridge": bridge.config(),
         "codec": coded,
         "image_size": image_size,
@@ -123,13 +123,7 @@ def load_checkpoint(
 
 def _read(content: dict[str, Any], given: Codec | None) -> Checkpoint:
     """A checkpoint of our own; where it only refers to its codec's weights, with those of the given codec."""
-    unet = content["unet"]
-    state = UNetState(UNetConfig(**unet["config"]), unet["weights"], unet["ema"])
-    found = [each for each in (state.weights, state.ema) if each is not None]
-    if not found:
-        raise ValueError("it holds neither weights nor their moving average")
-    for each in found:
-        fitting(UNet.from_config, state.config, each)
+    state = UNetState.read(content["unet"])
     bridge = bridges.from_config(content["bridge"])
     codec = None if content["codec"] is None else _codec_state(content["codec"], given)
     image_size = content.get("image_size")

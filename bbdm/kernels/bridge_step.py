@@ -17,7 +17,7 @@ from bbdm.kernels.elementwise import addresses, check_devices, check_seeds, laun
 from bbdm.kernels.jit import AVAILABLE, constexpr, jit, tl
 from bbdm.kernels.philox import SAMPLING, draw_normals, normal
 
-COLUMNS = 8  # of a row: p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z
+COLUMNS = 10  # of a row: p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z, i_x, i_y
 
 
 def bridge_step(
@@ -35,18 +35,18 @@ def bridge_step(
     """Replace the state, the estimate of the clean image and the network's input by those of the next step.
 
     x0hat_next = p_x x + p_y y + p_pred pred, clamped if asked, then
-    x_next = c_x x + c_y y + c_0 x0hat_next + c_h x0hat + c_z z.
+    x_next = c_x x + c_y y + c_0 x0hat_next + c_h x0hat + c_z z, and the network is shown i_x x_next + i_y y.
     An argument of weight 0 has no influence: it may be NaN or uninitialised memory.
 
     Args:
         x: (B, C, H, W) the state, float32 or float64, contiguous or channels_last; overwritten with x_next.
         x0hat: as ``x``, the previous step's estimate; overwritten with this step's.
-        inputs: as ``x`` in any floating dtype; overwritten with x_next.
+        inputs: as ``x`` in any floating dtype; overwritten with what the network is shown next.
         pred: (B, C, H, W) the network's output, in any floating dtype. It is copied where its memory format
             is not that of ``x``, as is the noise.
         y: as ``x``, the source.
-        rows: (K, 8) the weights p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z of every step, in the dtype of
-            ``x``.
+        rows: (K, 10) the weights p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z, i_x, i_y of every step, in the
+            dtype of ``x``.
         step: (1,) integer in [0, K), the row to use and the step of the noise.
         seeds: (B,) int64, from which z is drawn; or
         noise: (B, C, H, W) z itself, in any floating dtype. Neither is needed where c_z is 0. Where it is not
@@ -109,7 +109,7 @@ def _bridge_step(
 ) -> None:
     """The reference. It reads the row on the host, which costs nothing on a CPU."""
     index = int(step)
-    p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z = rows[index].tolist()
+    p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z, i_x, i_y = rows[index].tolist()
     z = noise
     if c_z != 0.0 and z is None:
         if seeds is None:
@@ -120,7 +120,7 @@ def _bridge_step(
         estimate.clamp_(low, high)
     x.copy_(_weighted((c_x, x), (c_y, y), (c_0, estimate), (c_h, x0hat), (c_z, z)))
     x0hat.copy_(estimate)
-    inputs.copy_(x)
+    inputs.copy_(x if (i_x, i_y) == (1.0, 0.0) else _weighted((i_x, x), (i_y, y)))
 
 
 def _weighted(*terms: tuple[float, Tensor | None]) -> Tensor:
@@ -150,7 +150,7 @@ def _bridge_step_kernel(
     inputs_ptr,  # (B, C, H, W) any floating dtype
     pred_ptr,  # (B, C, H, W) any floating dtype
     y_ptr,  # (B, C, H, W) as x
-    rows_ptr,  # (K, 8) as x
+    rows_ptr,  # (K, 10) as x
     step_ptr,  # (1,) integer
     seeds_ptr,  # (B,) int64, or None
     noise_ptr,  # (B, C, H, W) any floating dtype, or None
@@ -167,6 +167,7 @@ def _bridge_step_kernel(
     p_x, p_y, p_pred = tl.load(row), tl.load(row + 1), tl.load(row + 2)
     c_x, c_y, c_0 = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
     c_h, c_z = tl.load(row + 6), tl.load(row + 7)
+    i_x, i_y = tl.load(row + 8), tl.load(row + 9)
 
     x = tl.load(x_ptr + at, mask=inside)
     y = tl.load(y_ptr + at, mask=inside)
@@ -187,7 +188,8 @@ def _bridge_step_kernel(
             x_next += float("nan")  # no noise: shown in the result, as a kernel cannot raise
     tl.store(x_ptr + at, x_next, mask=inside)
     tl.store(x0hat_ptr + at, x0hat, mask=inside)
-    tl.store(inputs_ptr + at, x_next.to(inputs_ptr.dtype.element_ty), mask=inside)
+    shown = _term(i_x, x_next) + _term(i_y, y)
+    tl.store(inputs_ptr + at, shown.to(inputs_ptr.dtype.element_ty), mask=inside)
 
 
 @jit

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar, cast
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bbdm.kernels.group_norm_silu import group_norm_silu
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
+from bbdm.network import Network
 from bbdm.networks.restore import ConfiguredNetwork, check_images, check_integers
 
 
@@ -60,6 +61,11 @@ class UNetConfig:
         for width in attended:
             if width % self.head_channels:
                 raise ValueError(f"attention on {width} channels does not split into heads of {self.head_channels}")
+
+    @property
+    def channels(self) -> int:
+        """Of the state."""
+        return self.in_channels
 
     @property
     def stride(self) -> int:
@@ -222,7 +228,7 @@ class Modulation:
         return torch.cat(parts, dim=1)
 
 
-class UNet(ConfiguredNetwork):
+class UNet(ConfiguredNetwork, Network):
     """The network of a bridge: ``unet(x, t, condition)`` predicts the bridge's objective.
 
     Args:
@@ -235,11 +241,13 @@ class UNet(ConfiguredNetwork):
     """
 
     presets = PRESETS
+    kind = "unet"
 
     def __init__(self, in_channels: int = 3, out_channels: int = 3, **settings: Any) -> None:
         super().__init__()
         config = UNetConfig(in_channels, out_channels, **settings)
         self.config = config
+        self.channels, self.condition_channels, self.stride = in_channels, config.condition_channels, config.stride
         self.gradient_checkpointing = False
         width = config.model_channels
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
@@ -285,9 +293,13 @@ class UNet(ConfiguredNetwork):
         """The blocks that the time modulates, in the order of the modulation's columns."""
         return (module for module in self.modules() if isinstance(module, ResBlock))
 
-    def modulation(self, t: torch.Tensor) -> torch.Tensor:
+    def embed(self, t: torch.Tensor) -> torch.Tensor:
         """(B, M) weights and biases of all blocks at (B,) integer or fractional times: t's only influence."""
         return self.embedder()(t)
+
+    def description(self) -> dict[str, Any]:
+        """Its settings."""
+        return asdict(self.config)
 
     def embedder(self) -> Modulation:
         """The part that computes what depends on the time alone, which the sampler calls once a table."""
@@ -311,10 +323,11 @@ class UNet(ConfiguredNetwork):
         given = 0 if condition is None else condition.shape[1]
         if given != self.config.condition_channels:
             raise ValueError(f"condition must have {self.config.condition_channels} channels, got {given}")
-        return self.trunk(x, self.modulation(t), condition)
+        return self.body(x, self.embed(t), condition)
 
-    def trunk(self, x: torch.Tensor, modulation: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        """The network after :meth:`modulation`, which has a row for each image or one for all."""
+    def body(self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """The network after :meth:`embed`."""
+        modulation = embedding
         h = x if condition is None else torch.cat([x, condition], dim=1)
         h = h.to(memory_format=torch.channels_last)
         skips: list[torch.Tensor] = []

@@ -114,14 +114,14 @@ class OnnxBridgeSampler(FrontEnd[Array, OnnxPlan]):
         """The exported table, or another of the exported bridge where an argument asks for one."""
         exported: str = self.settings["solver"]
         if solver is steps is timesteps is None:
-            table = solvers.StepTable(
-                *(np.array(self.settings[name]) for name in ("timesteps", "prediction", "coefficients"))
-            )
+            names = ("timesteps", "prediction", "coefficients", "inputs", "network_times")
+            table = solvers.StepTable(*(np.array(self.settings[name]) for name in names if name in self.settings))
         else:
             bridge = bridges.from_config(self.settings["bridge"])
             table = solvers.build(bridge, solver or exported, timesteps, steps)
-        rows = [self._put(row) for row in table.rows.astype(np.float32)]
-        inputs = [self._put(np.array([t])) for t in table.timesteps]
+        columns, times = (8, np.int64) if self.settings["version"] == 1 else (10, np.float32)
+        rows = [self._put(row[:columns]) for row in table.rows.astype(np.float32)]
+        inputs = [self._put(np.array([t], times)) for t in np.asarray(table.network_times)]
         return OnnxPlan(solver or exported, table.timesteps.tolist(), table, rows, inputs)
 
     @contextmanager
@@ -140,18 +140,21 @@ class OnnxBridgeSampler(FrontEnd[Array, OnnxPlan]):
 
     def _states(self, plan: OnnxPlan, batch: Batch) -> Iterator[State]:
         """State and estimate after each step, on the device."""
-        x = x0hat = y = self._start(batch.source)
+        x = x0hat = inputs = y = self._start(batch.source)
+        if plan.table.first_input != 1:
+            inputs = self._put(y.numpy() * np.float32(plan.table.first_input))
         shape = tuple(y.shape())[1:]
         for index, (row, time) in enumerate(zip(plan.rows, plan.inputs, strict=True)):
-            inputs = {"x": x, "t": time} | ({"condition": y} if self.settings["conditioned"] else {})
-            (prediction,) = self.graphs["unet"].run(inputs)
+            given = {"x": inputs, "t": time} | ({"condition": y} if self.settings["conditioned"] else {})
+            (prediction,) = self.graphs["unet"].run(given)
             z = self._no_noise
             if plan.table.coefficients[index, 4]:
                 noise = normal(batch.seeds, index, shape) if batch.noise is None else batch.noise[index]
                 z = self._put(noise.astype(np.float32))
-            x, x0hat = self.graphs["step"].run(
+            x, x0hat, *shown = self.graphs["step"].run(
                 {"x": x, "x0hat": x0hat, "prediction": prediction, "y": y, "z": z, "row": row}
             )
+            inputs = shown[0] if shown else x  # exports of version 1 show the state
             yield x, x0hat
 
     def _copied(self, state: onnxruntime.OrtValue) -> Array:

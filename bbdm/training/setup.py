@@ -11,14 +11,14 @@ from typing import Any, Literal
 import torch
 
 from bbdm.base.images import Size
-from bbdm.bridges import ABridge, Bridge, BrownianBridge, Objective
+from bbdm.bridges import BRIDGES, Bridge, Density
 from bbdm.codec import Codec, VQGANCodec
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.data.survey import readable
 from bbdm.files.checkpoint import load_vqgan
 from bbdm.networks.unet import PRESETS, UNetConfig
 
-BridgeName = Literal["abridge", "brownian", "bbdm"]
+BridgeName = Literal["abridge", "brownian", "bbdm", "flow", "ddbm-ve", "ddbm-vp", "i2sb", "goub"]
 # the settings of the original's templates
 BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}
 PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's network; otherwise the defaults
@@ -43,13 +43,29 @@ class PresetError(ValueError):
     """A preset's network does not fit the latents of a VQGAN."""
 
 
-def build_bridge(name: BridgeName, num_steps: int, c_lambda: float, objective: Objective) -> Bridge:
-    """A bridge by its name; ``c_lambda`` is of the A-Bridge, and ``bbdm`` is the original BBDM's bridge."""
-    if name == "abridge":
-        return ABridge(num_steps, c_lambda, objective)
-    if name == "brownian":
-        return BrownianBridge(num_steps, objective=objective)
-    return BrownianBridge.bbdm(num_steps, objective=objective)
+def build_bridge(
+    name: BridgeName,
+    num_steps: int | None = None,
+    c_lambda: float = 2.0,
+    objective: str | None = None,
+    density: Density = "uniform",
+) -> Bridge:
+    """A bridge by its name; what is None is the bridge's own default.
+
+    ``c_lambda`` is of the A-Bridge. ``bbdm`` is the original BBDM's bridge, and ``flow`` a Brownian bridge
+    without noise.
+
+    Raises:
+        ValueError: a value is out of range, or the bridge has real times and ``num_steps`` is given.
+    """
+    if name.startswith("ddbm") and num_steps is not None:
+        raise ValueError(f"num_steps must be None for {name}, whose times are real; got {num_steps}")
+    kind = {"bbdm": "brownian", "flow": "brownian"}.get(name, name)
+    given: dict[str, Any] = {"num_steps": num_steps, "objective": objective, "density": density}
+    given |= {"c_lambda": c_lambda} if name == "abridge" else {}
+    given |= {"schedule": "linear"} if name == "bbdm" else {}
+    given |= {"max_variance": 0.0, "objective": objective or "displacement"} if name == "flow" else {}
+    return BRIDGES[kind](**{key: value for key, value in given.items() if value is not None})
 
 
 def network_config(preset: str, channels: int, condition: Literal["concat", "none"] | None = None) -> UNetConfig:

@@ -31,7 +31,7 @@ from tests.networks.test_vqgan import tiny_vqgan
 
 
 def build_bridge(args: argparse.Namespace) -> Bridge:
-    return setup.build_bridge(args.bridge, args.time_steps, args.c_lambda, args.objective)
+    return setup.build_bridge(args.bridge, args.time_steps, args.c_lambda, args.objective, args.density)
 
 
 DATA = ["edge2shoes", "DATA", "model.pt"]

@@ -60,7 +60,7 @@ def unusual_folder(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture
 def unet_exported_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The UNet's graph is that of ``folder``: for tests of flags that do not change it."""
-    monkeypatch.setattr(graphs, "unet_graph", lambda *_: onnx.load(folder / "unet.onnx"))
+    monkeypatch.setattr(graphs, "network_graph", lambda *_: onnx.load(folder / "unet.onnx"))
 
 
 def source(batch: int, height: int, width: int) -> torch.Tensor:
@@ -236,7 +236,7 @@ def test_the_check_prints_differences_and_fails(
     printed = capsys.readouterr().out
     for line in ("unet.onnx", "image, step by step", "image, pipeline.onnx"):
         assert printed.count(line) >= 3
-    wrong = graphs.unet_graph
+    wrong = graphs.network_graph
 
     def off(*args: Any) -> onnx.ModelProto:
         model = wrong(*args)
@@ -244,7 +244,7 @@ def test_the_check_prints_differences_and_fails(
         bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.01), bias.name))
         return model
 
-    monkeypatch.setattr(graphs, "unet_graph", off)
+    monkeypatch.setattr(graphs, "network_graph", off)
     with pytest.raises(ValueError, match=r"differs by .* from PyTorch, more than 1e-04"):
         export(file, tmp_path / "wrong", "--check", "--steps", "2")
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
@@ -280,7 +280,7 @@ def test_flags_that_are_refused(file: Path, tmp_path: Path, flags: list[str], me
 
 
 def test_a_folder_without_pictures_is_noticed_at_once(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(graphs, "unet_graph", None)
+    monkeypatch.setattr(graphs, "network_graph", None)
     with pytest.raises((ValueError, FileNotFoundError), match="no folder"):
         export(file, tmp_path / "made", "--quantize", "int8", "--calibrate", str(tmp_path / "none"))
 
