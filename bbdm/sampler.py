@@ -277,7 +277,7 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
 
     @torch.inference_mode()
     def _run(self, plan: TorchPlan, batch: Batch, advance: Advance, callback: Callback | None) -> torch.Tensor:
-        if plan.graphed is None or batch.noise is not None or callback is not None:
+        if plan.graphed is None or batch.noise is not None or batch.mask is not None or callback is not None:
             result = super()._run(plan, batch, advance, callback)
         else:
             x = plan.graphed(self._to_device(batch.source), self._keys(batch.seeds))
@@ -288,10 +288,19 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
     @torch.inference_mode()
     def _states(self, plan: TorchPlan, batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         noise = None if batch.noise is None else batch.noise.to(self.device, plan.loop.state_dtype)
-        state = plan.loop.start(self._to_device(batch.source), self._keys(batch.seeds), noise)
+        state = plan.loop.start(self._to_device(batch.source), self._keys(batch.seeds), noise, self._mask(batch))
         for index in range(len(plan.times)):
             plan.loop.advance(state, index)
             yield state.x, state.x0hat
+
+    def _mask(self, batch: Batch) -> torch.Tensor | None:
+        """The batch's mask on the grid that the network sees: of a latent, whatever it covers is made."""
+        if batch.mask is None:
+            return None
+        height, width = batch.source.shape[-2:]
+        padded = self._padded(height, width)
+        mask = F.pad(batch.mask.to(self.device, state_dtype(self.dtype)), (0, padded[1] - width, 0, padded[0] - height))
+        return F.max_pool2d(mask, self._latent_stride).contiguous()
 
     def _copied(self, state: torch.Tensor) -> torch.Tensor:
         return state.clone()

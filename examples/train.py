@@ -23,7 +23,6 @@ from bbdm.data.pairs import DATASETS, DIRECTIONS
 from bbdm.data.survey import BadPicturesError
 from bbdm.execution.processes import Processes, start_on_each_gpu
 from bbdm.files.checkpoint import load_checkpoint
-from bbdm.networks.unet import PRESETS, UNet
 from bbdm.training import fine_tuning, resume, run_folder, setup
 from bbdm.training.callback import Callback
 from bbdm.training.config import TrainConfig
@@ -49,7 +48,9 @@ HINTS: dict[type[Exception], str] = {
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; a preset sets defaults, which the help shows, and flags that are given win."""
     first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--preset", choices=sorted(PRESETS), default="paper", help="the network, and defaults for it")
+    first.add_argument(
+        "--preset", choices=sorted(setup.PRESETS), default="paper", help="the network, and defaults for it"
+    )
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, parents=[first]
     )
@@ -65,7 +66,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--image_size", type=flag_type(read_size), default=256, help="side, or HxW, that pictures are resized to")
     flag("--direction", choices=DIRECTIONS, default="AtoB", help="AtoB translates A into B")
     flag("--channels", type=int, choices=[1, 3], help="1 for grey pictures; 3 if unset, or the VQGAN's")
-    flag("--condition", choices=["concat", "none"], help="whether the network sees the source; the preset's if unset")
+    flag(
+        "--condition", choices=get_args(setup.Condition), help="how the network sees the source; the preset's if unset"
+    )
     flag("--cache_images", type=Path, help="folder of resized pictures: they are decoded once")
     flag("-vq", "--vqgan_path", type=Path, help="train on the latents of this VQGAN")
     flag("--cache_latents", type=Path, help="folder of latents: they are computed once")
@@ -131,8 +134,8 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
         pairs, validation = setup.load_splits(*splits, **looking)
 
     torch.manual_seed(args.seed)
-    network = setup.network_config(args.preset, channels if codec is None else codec.channels, args.condition)
-    unet = UNet.from_config(network).to(team.device)
+    unet = setup.build_network(args.preset, channels if codec is None else codec.channels, args.condition)
+    unet = unet.to(team.device)
     unet.gradient_checkpointing = args.gradient_checkpointing
     bridge = setup.build_bridge(args.bridge, args.time_steps, args.c_lambda, args.objective, args.density)
     if args.init_from is not None and resumed is None:

@@ -68,8 +68,12 @@ def differences(folder: Path, sampler: BridgeSampler, size: int) -> Iterator[Dif
             feeds = {"source": image.numpy()}
             if sampler.table.noisy:
                 feeds["noise"] = noise.numpy()[sampler.table.noisy]
+            mask = (torch.rand(batch, 1, height, width, generator=generator) > 0.5).float()
+            if "mask" in [each.name for each in whole.get_inputs()]:
+                feeds["mask"] = mask.numpy()
             (made,) = whole.run(None, feeds)
-            yield Difference.of("image, pipeline.onnx", image.shape, np.asarray(made), sampler(image, noise=noise))
+            wanted = sampler(image, noise=noise, mask=mask if "mask" in feeds else None)
+            yield Difference.of("image, pipeline.onnx", image.shape, np.asarray(made), wanted)
 
 
 def _run(exported: OnnxBridgeSampler, graph: str, **inputs: torch.Tensor) -> np.ndarray:

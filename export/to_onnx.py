@@ -55,6 +55,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="write weights to a second file; if unset, from 1 GB on",
     )
     parser.add_argument("--pipeline", action="store_true", help="write pipeline.onnx too: a translation in one graph")
+    parser.add_argument("--mask", action="store_true", help="pipeline.onnx takes a mask: for inpainting")
     parser.add_argument("--quantize", choices=["int8"], help="the UNet, calibrated on --calibrate")
     parser.add_argument("--calibrate", type=Path, metavar="PICTURES", help="folder of sources, for --quantize")
     parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help="against PyTorch (yes)")
@@ -67,6 +68,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args.folder = args.folder or Path("out") / f"{args.checkpoint.stem}-onnx"
     if (args.quantize is None) != (args.calibrate is None):
         parser.error("--quantize and --calibrate need each other")
+    if args.mask and not args.pipeline:
+        parser.error("--mask is of --pipeline; the other graphs take one anyway")
     if args.quantize and args.dtype != "fp32":
         parser.error("--quantize int8 leaves the rest in fp32")
     if args.opset not in graphs.OPSETS:
@@ -117,7 +120,9 @@ class Exporter:
         made["step.onnx"] = pipeline.step_graph(args.opset)
         if args.pipeline:
             ends = made.get("encoder.onnx"), made.get("decoder.onnx")
-            made[PIPELINE] = pipeline.pipeline_graph(made["unet.onnx"], *ends, self.sampler.table)
+            made[PIPELINE] = pipeline.pipeline_graph(
+                made["unet.onnx"], *ends, self.sampler.table, args.mask, self.latent_stride
+            )
         return made
 
     def calibration(self) -> list[torch.Tensor]:

@@ -31,13 +31,13 @@ class Weights(NamedTuple):
 
 def residual(bridge: Bridge, t: npt.ArrayLike) -> Weights:
     """F = x_t - x0; BBDM's ``grad``."""
-    one = np.ones_like(np.asarray(t, dtype=np.float64))
+    one = np.ones_like(bridge.marginal(t).alpha)
     return Weights(one, 0 * one, one, 0 * one, -one)
 
 
 def displacement(bridge: Bridge, t: npt.ArrayLike) -> Weights:
     """F = y - x0; BBDM's ``ysubx``, and the velocity of flows."""
-    one = np.ones_like(np.asarray(t, dtype=np.float64))
+    one = np.ones_like(bridge.marginal(t).alpha)
     return Weights(one, 0 * one, 0 * one, one, -one)
 
 
@@ -49,7 +49,7 @@ def noise(bridge: Bridge, t: npt.ArrayLike) -> Weights:
     """
     alpha, beta, sigma = bridge.marginal(t)
     if np.any(alpha == 0):
-        raise ValueError(f"objective 'noise' has no x0hat where alpha is 0; use t <= {bridge.top}, got {t!r}")
+        raise ValueError(f"objective 'noise' has no x0hat at t = {bridge.end}; use t <= {bridge.top}")
     return Weights(np.ones_like(alpha), np.zeros_like(alpha), 1 / alpha, -beta / alpha, -sigma / alpha)
 
 

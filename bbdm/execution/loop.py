@@ -23,6 +23,7 @@ class State:
     condition: torch.Tensor | None  # the source in the network's dtype, where the network is conditioned on it
     seeds: torch.Tensor  # (B,) int64
     noise: torch.Tensor | None  # (K, B, C, H, W) normals in place of seeds
+    mask: torch.Tensor | None  # (B, 1, H, W), 1 where the target is made, 0 where the source stays
     step: torch.Tensor  # (1,) int64, the row of the table
     shown: float  # the share of the source that the network is shown first
 
@@ -65,16 +66,24 @@ class Loop:
         self._conditioned = conditioned
         self.rows = torch.from_numpy(table.rows).to(device, self.state_dtype)
         with torch.no_grad():
-            seen = torch.tensor(table.network_times, dtype=torch.float32, device=device)
+            seen = torch.tensor(table.network_times, dtype=torch.float32)
             self.embedding = embedder(seen).to(device, self.state_dtype)
         self.shown = table.first_input
 
-    def start(self, y: torch.Tensor, seeds: torch.Tensor, noise: torch.Tensor | None = None) -> State:
-        """New buffers for a source, seeds and explicit noise on the device."""
+    def start(
+        self,
+        y: torch.Tensor,
+        seeds: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+    ) -> State:
+        """New buffers for a source, seeds, explicit noise and a mask on the device."""
         inputs = torch.empty_like(y, dtype=self.dtype)
         condition = torch.empty_like(inputs) if self._conditioned else None
         step = torch.zeros(1, dtype=torch.int64, device=self.device)
-        state = State(y, torch.empty_like(y), torch.empty_like(y), inputs, condition, seeds, noise, step, self.shown)
+        state = State(
+            y, torch.empty_like(y), torch.empty_like(y), inputs, condition, seeds, noise, mask, step, self.shown
+        )
         state.restart()
         return state
 
@@ -83,9 +92,8 @@ class Loop:
         pred = self.network(state.inputs, self.embedding[index : index + 1], state.condition)
         state.step.fill_(index)
         seeds, noise = (state.seeds, None) if state.noise is None else (None, state.noise[index])
-        bridge_step(
-            state.x, state.x0hat, state.inputs, pred, state.y, self.rows, state.step, seeds, noise, clamp=self.clamp
-        )
+        images = state.x, state.x0hat, state.inputs, pred, state.y
+        bridge_step(*images, self.rows, state.step, seeds, noise, clamp=self.clamp, mask=state.mask)
 
     @torch.inference_mode()
     def warm_up(self, shape: Sequence[int]) -> None:

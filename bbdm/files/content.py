@@ -16,6 +16,7 @@ from bbdm.codec import Codec, LatentStatistics
 from bbdm.files import weights
 from bbdm.files.weights import IncompleteFileError, State
 from bbdm.network import Network, Wrapped, WrappedConfig
+from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.restore import ConfiguredNetwork, fitting, restore, state_hash
 from bbdm.networks.unet import UNet, UNetConfig
 
@@ -24,6 +25,7 @@ FORMAT = "bbdm"
 
 NETWORKS: dict[str, tuple[type[Network], type[Any]]] = {  # by the names in files; the classes of their settings
     "unet": (UNet, UNetConfig),
+    "dit": (DiT, DiTConfig),
     "wrapped": (Wrapped, WrappedConfig),
 }
 

@@ -31,6 +31,7 @@ def bridge_step(
     seeds: Tensor | None = None,
     noise: Tensor | None = None,
     clamp: tuple[float, float] | None = None,
+    mask: Tensor | None = None,
 ) -> None:
     """Replace the state, the estimate of the clean image and the network's input by those of the next step.
 
@@ -52,6 +53,7 @@ def bridge_step(
         noise: (B, C, H, W) z itself, in any floating dtype. Neither is needed where c_z is 0. Where it is not
             0 and both are missing, the CPU raises, and a GPU gives NaN, since the host does not wait for it.
         clamp: (low, high) for x0hat, or None.
+        mask: (B, 1, H, W) in the dtype of ``x``, or None: x0hat becomes mask x0hat + (1 - mask) y.
 
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or memory format, shares memory with a
@@ -60,7 +62,11 @@ def bridge_step(
     low, high = (None, None) if clamp is None else clamp
     images = {"x": x, "x0hat": x0hat, "inputs": inputs, "y": y, "pred": pred, "noise": noise}
     _check(x, {name: image for name, image in images.items() if image is not None}, rows, step, seeds)
-    _bridge_step(x, x0hat, inputs, pred, y, rows, step, seeds, noise, low, high)
+    if mask is not None and (mask.shape != (len(x), 1, *x.shape[2:]) or mask.dtype != x.dtype):
+        wanted = (len(x), 1, *x.shape[2:])
+        raise ValueError(f"mask must be {wanted} of {x.dtype}, got {tuple(mask.shape)} of {mask.dtype}")
+    check_devices({"x": x, "mask": mask}, "x")
+    _bridge_step(x, x0hat, inputs, pred, y, rows, step, seeds, noise, mask, low, high)
 
 
 def _check(x: Tensor, images: Mapping[str, Tensor], rows: Tensor, step: Tensor, seeds: Tensor | None) -> None:
@@ -104,6 +110,7 @@ def _bridge_step(
     step: Tensor,
     seeds: Tensor | None,
     noise: Tensor | None,
+    mask: Tensor | None,
     low: float | None,
     high: float | None,
 ) -> None:
@@ -118,6 +125,8 @@ def _bridge_step(
     estimate = _weighted((p_x, x), (p_y, y), (p_pred, pred))
     if low is not None or high is not None:
         estimate.clamp_(low, high)
+    if mask is not None:
+        estimate = mask * estimate + (1 - mask) * y
     x.copy_(_weighted((c_x, x), (c_y, y), (c_0, estimate), (c_h, x0hat), (c_z, z)))
     x0hat.copy_(estimate)
     inputs.copy_(x if (i_x, i_y) == (1.0, 0.0) else _weighted((i_x, x), (i_y, y)))
@@ -154,6 +163,7 @@ def _bridge_step_kernel(
     step_ptr,  # (1,) integer
     seeds_ptr,  # (B,) int64, or None
     noise_ptr,  # (B, C, H, W) any floating dtype, or None
+    mask_ptr,  # (B, 1, H, W) as x, or None
     size,  # C H W
     pixels,  # H W
     LOW: tl.constexpr,
@@ -175,6 +185,11 @@ def _bridge_step_kernel(
     x0hat = _term(p_x, x) + _term(p_y, y) + _term(p_pred, pred)
     if LOW is not None:
         x0hat = tl.clamp(x0hat, LOW, HIGH, propagate_nan=tl.PropagateNan.ALL)
+    if mask_ptr is not None:
+        place = start + tl.arange(0, BLOCK)
+        pixel = place % pixels if CHANNELS == 0 else place // CHANNELS
+        made = tl.load(mask_ptr + image.to(tl.int64) * pixels + pixel, mask=inside)
+        x0hat = made * x0hat + (1 - made) * y
     x_next = _term(c_x, x) + _term(c_y, y) + _term(c_0, x0hat)
     if c_h != 0.0:
         x_next += c_h * tl.load(x0hat_ptr + at, mask=inside)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +17,18 @@ from bbdm.codec import Codec, VQGANCodec
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.data.survey import readable
 from bbdm.files.checkpoint import load_vqgan
-from bbdm.networks.unet import PRESETS, UNetConfig
+from bbdm.networks import dit, unet
+from bbdm.networks.dit import DiT, DiTConfig
+from bbdm.networks.unet import UNet, UNetConfig
 
+Condition = Literal["concat", "tokens", "none"]
+PRESETS: Mapping[str, Any] = ChainMap[str, Any](unet.PRESETS, dit.PRESETS)
 BridgeName = Literal["abridge", "brownian", "bbdm", "flow", "ddbm-ve", "ddbm-vp", "i2sb", "goub"]
 # the settings of the original's templates
 BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}
 PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's network; otherwise the defaults
     "paper": {},
+    **{name: {"loss": "l2", "precision": "bf16"} for name in dit.PRESETS},
     **dict.fromkeys(["bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"], BBDM),
     "demo": {
         "image_size": 64,
@@ -68,13 +74,21 @@ def build_bridge(
     return BRIDGES[kind](**{key: value for key, value in given.items() if value is not None})
 
 
-def network_config(preset: str, channels: int, condition: Literal["concat", "none"] | None = None) -> UNetConfig:
-    """The network of a preset for a number of channels; ``condition`` None is the preset's choice."""
+def build_network(preset: str, channels: int, condition: Condition | None = None) -> UNet | DiT:
+    """The network of a preset for a number of channels; ``condition`` None is the preset's choice.
+
+    Raises:
+        ValueError: ``condition`` is not of this preset's network.
+    """
     config = PRESETS[preset]
-    conditional = condition == "concat" if condition else config.condition_channels > 0
-    return replace(
-        config, in_channels=channels, out_channels=channels, condition_channels=channels if conditional else 0
-    )
+    shown = config.condition_channels if condition is None else condition != "none"
+    seen = {"condition_channels": channels if shown else 0}
+    if isinstance(config, DiTConfig):
+        how = {"tokens": "tokens", "concat": "channels"}.get(condition or "", config.condition)
+        return DiT.from_config(replace(config, channels=channels, condition=how, **seen))
+    if condition == "tokens":
+        raise ValueError(f"condition 'tokens' is of transformers, and {preset} is none: use 'concat'")
+    return UNet.from_config(replace(config, in_channels=channels, out_channels=channels, **seen))
 
 
 def load_codec(path: str | os.PathLike[str], preset: str, device: torch.device) -> Codec:
@@ -84,9 +98,9 @@ def load_codec(path: str | os.PathLike[str], preset: str, device: torch.device) 
         PresetError: the preset's network is of another number of channels than the VQGAN's latents.
     """
     codec = VQGANCodec(load_vqgan(path)).placed(device, torch.float32)
-    channels = PRESETS[preset].in_channels
-    if channels != codec.channels:
-        fitting = [name for name, config in PRESETS.items() if config.in_channels == codec.channels]
+    channels = PRESETS[preset].channels
+    if channels != codec.channels and isinstance(PRESETS[preset], UNetConfig):
+        fitting = [name for name, config in unet.PRESETS.items() if config.channels == codec.channels]
         raise PresetError(
             f"preset {preset} takes {channels} channels, and this VQGAN's latents have {codec.channels}; "
             f"presets for it: {', '.join(fitting) or 'none'}"

@@ -189,8 +189,9 @@ def test_build_bridge(flags: list[str], bridge: Any) -> None:
 )
 def test_build_network(flags: list[str], channels: int, wanted: tuple[int, int, int]) -> None:
     args = train.parse([*DATA, *flags])
-    config = setup.network_config(args.preset, channels, args.condition)
-    assert (config.in_channels, config.out_channels, config.condition_channels) == wanted
+    with torch.device("meta"):
+        network = setup.build_network(args.preset, channels, args.condition)
+    assert (network.channels, network.channels, network.condition_channels) == wanted
 
 
 def assert_same(got: UNetState, wanted: UNetState) -> None:
