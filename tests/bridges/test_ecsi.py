@@ -51,11 +51,12 @@ def test_targets_give_x0(objective: Any):
 def test_config_and_errors():
     for bridge in (ECSI(), ECSI(0.25, 1e-3, cov=0.125)):
         assert from_config(bridge.config()) == bridge
-    for settings, message in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"gamma_max": 0.0}, "gamma_max must be a positive number, got 0.0"),
         ({"t_min": 1.0}, r"t_min must be in \(0, 1\), got 1.0"),
         ({"cov": 0.25}, "cov must be below 0.25 in size"),
         ({"sigma_source": float("nan")}, "sigma_source must be a positive number, got nan"),
-    ):
+    ]
+    for settings, message in cases:
         with pytest.raises(ValueError, match=message):
             ECSI(**settings)

@@ -143,7 +143,8 @@ class TestDDBM:
         network = ddbm()
         path = save(network.state_dict(), tmp_path / "model_000100.pt")
         config = settings(tmp_path / "a.yaml", FLASH, VP)
-        sampler = BridgeSampler.from_checkpoint(path, config=config, timesteps=[1.0, 0.5], solver="ddim")
+        times: Any = [1.0, 0.5]
+        sampler = BridgeSampler.from_checkpoint(path, config=config, timesteps=times, solver="ddim")
         assert sampler.image_size == 16
         first, second = sampler.stream(Y)
         wanted = denoised(network, scalings(*vp(1.0)), Y, Y, 1.0)  # the state is the source
