@@ -50,6 +50,18 @@ def zeroed(module: Conv) -> Conv:
     return module
 
 
+class Downsample(nn.Module):
+    """Halve the size by a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = conv3x3(channels, channels, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) to (B, C, H / 2, W / 2)."""
+        return self.op(x)
+
+
 class Upsample(nn.Module):
     """Double the size by nearest neighbours, then convolve."""
 

@@ -6,7 +6,6 @@ weights of another. channels_last throughout. It knows no bridge: it maps (x, t,
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -18,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
 from bbdm.network import Network
-from bbdm.networks.layers import Upsample, conv3x3, frequencies, norm_silu, sinusoids, zeroed
+from bbdm.networks.layers import Downsample, Upsample, conv3x3, frequencies, norm_silu, sinusoids, zeroed
 from bbdm.networks.restore import ConfiguredNetwork, check_images, check_integers
 
 # Settings that older files lack; left out of files at these values, which every older network has.
@@ -146,15 +145,14 @@ class ResBlock(nn.Module):
         h = upsample_conv3x3(h, conv.weight, conv.bias) if self.up else conv(self.resample(h))
         norm, _, dropout, conv = self.out_layers
         columns = modulation[:, self.modulated]
-        h = norm_silu(norm, h, columns) if self.scale_shift else norm_silu(norm, h + columns[:, :, None, None])
-        h = conv(dropout(h))
+        if not self.scale_shift:
+            h, columns = h + columns[:, :, None, None].to(h.dtype), None
+        h = conv(dropout(norm_silu(norm, h, columns)))
         return self.skip_connection(self.resample(x)) + h
 
 
 def _downsample(channels: int, config: UNetConfig) -> nn.Module:
-    if config.residual_resampling:
-        return ResBlock(channels, channels, config, down=True)
-    return nn.Sequential(OrderedDict(op=conv3x3(channels, channels, stride=2)))
+    return ResBlock(channels, channels, config, down=True) if config.residual_resampling else Downsample(channels)
 
 
 def _upsample(channels: int, config: UNetConfig) -> nn.Module:

@@ -181,6 +181,9 @@ class TestDDBM:
         with torch.no_grad():  # each image at its own time
             assert close(unet(x, t, y), network(torch.cat([x, y], 1), t))
 
+        half = BridgeSampler(unet, loaded.bridge, steps=1, dtype="bf16")(Y)
+        assert (half - BridgeSampler(unet, loaded.bridge, steps=1)(Y)).abs().max() < 0.2
+
         save_checkpoint(tmp_path / "own.safetensors", unet, loaded.bridge)  # and as a file of ours
         again = load_checkpoint(tmp_path / "own.safetensors")
         assert again.bridge == loaded.bridge
