@@ -8,6 +8,7 @@ from bbdm.base.lazy import public
 
 if TYPE_CHECKING:
     from bbdm.bridges import DDBM as DDBM
+    from bbdm.bridges import ECSI as ECSI
     from bbdm.bridges import GOUB as GOUB
     from bbdm.bridges import I2SB as I2SB
     from bbdm.bridges import ABridge as ABridge
@@ -36,6 +37,7 @@ _HOMES = {
     "BrownianBridge": "bbdm.bridges",
     "Callback": "bbdm.training.callback",
     "DDBM": "bbdm.bridges",
+    "ECSI": "bbdm.bridges",
     "GOUB": "bbdm.bridges",
     "I2SB": "bbdm.bridges",
     "TrainConfig": "bbdm.training.config",

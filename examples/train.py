@@ -76,7 +76,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add_flags(parser, TrainConfig)
     flag("--gradient_checkpointing", action="store_true", help="less memory for a third more compute")
     flag("--init_from", type=Path, help="begin with the weights of this checkpoint")
-    flag("--config", type=Path, help="its YAML file, if it is of the original BBDM")
+    flag("--config", type=Path, help="its settings, a file or a name, if it is of another program")
     flag("--score", nargs="+", metavar="METRIC", help="scores of validation pairs, by eval.py's names, such as fid")
     flag("--fid_weights", type=Path, help="Inception's weights, if they cannot be downloaded")
     flag("--lpips_weights", type=Path, help="AlexNet's weights, if they cannot be downloaded")

@@ -18,7 +18,8 @@ from torch import nn
 
 from bbdm.codec import Codec
 from bbdm.network import Network
-from bbdm.networks.unet import UNet, frequencies, sinusoids
+from bbdm.networks.layers import frequencies, sinusoids
+from bbdm.networks.unet import UNet
 
 OPSETS = range(21, 24)  # the first has GroupNorm with a weight for each channel
 IR_VERSIONS = {21: 10, 22: 10, 23: 11}  # the oldest for each opset, which the most runtimes read

@@ -8,6 +8,7 @@ from bbdm.bridges.base import Bridge, Marginal
 from bbdm.bridges.brownian import ABridge, BrownianBridge
 from bbdm.bridges.ddbm import DDBM
 from bbdm.bridges.densities import Density
+from bbdm.bridges.ecsi import ECSI
 from bbdm.bridges.goub import GOUB
 from bbdm.bridges.i2sb import I2SB
 from bbdm.bridges.objectives import Objective
@@ -16,6 +17,7 @@ from bbdm.bridges.registry import BRIDGES, from_config, register
 __all__ = [
     "BRIDGES",
     "DDBM",
+    "ECSI",
     "GOUB",
     "I2SB",
     "ABridge",

@@ -88,8 +88,8 @@ class BrownianBridge(Bridge):
     """Brownian bridge (BBDM, Li et al., CVPR 2023): sigma = sqrt(2 (m - m^2) max_variance).
 
     With s^2 / 2 as ``max_variance``, sigma is s sqrt(m (1 - m)): s = 0 is a flow, s = 0.005 the bridge of
-    LBM (Chadebec et al. 2025), s = 1 that of ViBT, and s = 2 gamma_max the linear path of ECSI, with the
-    objective ``preconditioned`` and ``cov`` 0.125.
+    LBM (Chadebec et al. 2025), s = 1 that of ViBT, and s = 2 gamma_max the linear path of ECSI, whose network
+    sees another time: see :class:`~bbdm.bridges.ECSI`.
 
     Args:
         num_steps: T, at least 2.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -81,7 +81,7 @@ class TranslateConfig:
     time_steps: int | None = setting(None, "for files that leave it out", "-t", "--t")
     c_lambda: float | None = setting(None, "for files that leave it out", "-l")
     vqgan_path: Path | None = setting(None, "the autoencoder, for files that leave it out", "-vq")
-    config: Path | None = setting(None, "the YAML file of a network of the original BBDM")
+    config: Path | None = setting(None, "for files of other programs: the settings of the network, a file or a name")
     overwrite: bool = setting(False, "make existing results again")
     compile: bool = setting(False, "faster results after a minute or two of compiling")
     dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the file's if unset")
@@ -222,7 +222,8 @@ class Translator:
 
     @cached_property
     def _fixed_settings(self) -> dict[str, Any]:
-        config, codec = self.config, self.networks[1]
+        config, (unet, codec) = self.config, self.networks
+        given = config.config
         return {
             "dataset": config.dataset,
             "split": config.split,
@@ -231,8 +232,8 @@ class Translator:
             "sources": len(self.dataset),
             "files": self.dataset.digest(),
             "weights": file_sha256(config.model),
-            "config": None if config.config is None else file_sha256(config.config),
-            "unet": asdict(self.checkpoint.unet.config),
+            "config": None if given is None else file_sha256(given) if given.is_file() else str(given),
+            "unet": unet.description(),
             "codec": None if codec is None else {**codec.description(), **codec.config()},
             "bridge": self.bridge.config(),
             "num_samples": config.num_samples,

@@ -105,7 +105,8 @@ def load_checkpoint(
         c_lambda: the noise scale, and
         codec: the autoencoder, for files that leave them out. An argument must agree with the file, since a
             network works only with the bridge and the codec that it was trained on.
-        config: the YAML file of a network of the original BBDM.
+        config: the YAML file of a network of the original BBDM; for one of DDBM, DBIM, ECSI or I2SB, a name
+            in :data:`bbdm.files.importers.adm_settings.NAMED`, or a file of the program's settings.
 
     Raises:
         FileNotFoundError: there is no such file.

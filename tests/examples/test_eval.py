@@ -224,6 +224,13 @@ def test_a_network_of_the_original_bbdm_with_another_yaml_is_another(
         run("--config", "bbdm.yaml")
 
 
+def test_settings_of_another_program_by_name(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """The name is in the report, where a file would have its hash."""
+    stored = load_checkpoint("c.pt")
+    monkeypatch.setattr(translate_module, "load_checkpoint", lambda *_: stored)
+    assert run("--config", "ddbm-diode-256")["settings"]["config"] == "ddbm-diode-256"
+
+
 def test_an_interrupted_overwrite_leaves_nothing_old(place: Path, monkeypatch: pytest.MonkeyPatch):
     run()
 
