@@ -46,10 +46,10 @@ def blur(picture: Image.Image, random: np.random.Generator, sigma: float) -> Ima
     weights = np.exp(-0.5 * (offsets / sigma) ** 2)
     weights = (weights / weights.sum()).astype(np.float32)
     for axis in (0, 1):
-        last = values.shape[axis] - 1
-        places = (np.arange(last + 1) + offset for offset in offsets)
-        shifted = (values.take(place.clip(0, last), axis) for place in places)
-        values = sum((weight * each for weight, each in zip(weights, shifted, strict=True)), np.float32(0))
+        places, blurred = np.arange(values.shape[axis]), np.zeros_like(values)
+        for offset, weight in zip(offsets, weights, strict=True):
+            blurred += weight * values.take((places + offset).clip(0, places[-1]), axis)
+        values = blurred
     return Image.fromarray(np.rint(values).astype(np.uint8))
 
 

@@ -45,7 +45,7 @@ def blocks(pixels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Cosine transforms of the blocks of 8 x 8 of a grey picture, as JPEG has them."""
     height, width = pixels.shape
     cut = (pixels - 128).reshape(height // 8, 8, width // 8, 8).transpose(0, 2, 1, 3)
-    return dctn(cut, axes=(2, 3), norm="ortho")
+    return np.asarray(dctn(cut, axes=(2, 3), norm="ortho"))
 
 
 class TestEach:
