@@ -17,6 +17,7 @@ from bbdm.base.atomic import check_suffix, remove_leftovers
 from bbdm.base.images import read_size
 from bbdm.base.settings import add_flags, flag_type, from_values
 from bbdm.bridges import Density, Objective
+from bbdm.data.degradations import DegradeConfig
 from bbdm.data.image_cache import ImageCache
 from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.pairs import DATASETS, DIRECTIONS
@@ -55,7 +56,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, parents=[first]
     )
     flag = parser.add_argument
-    flag("dataset", choices=sorted(set(DATASETS) - {"folder"}))
+    flag("dataset", choices=sorted(DATASETS), help="'folder' is of pictures alone, and needs --degrade")
     flag("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS")
     flag("output_model", type=Path, help="the trained weights: .pt or .safetensors")
     flag("-t", "--t", "--time_steps", dest="time_steps", type=int, help="T of the bridge; 1000, of goub 100, if unset")
@@ -64,6 +65,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--objective", choices=OBJECTIVES, help="what the network predicts; the bridge's own if unset")
     flag("--density", choices=get_args(Density), default="uniform", help="of training times")
     flag("--image_size", type=flag_type(read_size), default=256, help="side, or HxW, that pictures are resized to")
+    add_flags(parser, DegradeConfig)
     flag("--direction", choices=DIRECTIONS, default="AtoB", help="AtoB translates A into B")
     flag("--channels", type=int, choices=[1, 3], help="1 for grey pictures; 3 if unset, or the VQGAN's")
     flag(
@@ -100,6 +102,8 @@ def shown(args: argparse.Namespace) -> bool:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raise ValueError where flags contradict each other."""
+    if args.dataset == "folder" and args.degrade is None:
+        raise ValueError("the data set 'folder' has no targets: --degrade makes sources, and pictures are targets")
     if args.vqgan_path is None and (args.cache_latents or args.normalize_latents):
         raise ValueError("--cache_latents and --normalize_latents need -vq")
     if args.vqgan_path is None and args.preset.startswith("lbbdm"):
@@ -129,9 +133,10 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
     codec = None if args.vqgan_path is None else setup.load_codec(args.vqgan_path, args.preset, team.device)
     channels = args.channels or 3 if codec is None else codec.image_channels
     splits = (args.dataset, args.data_dir, args.image_size, args.direction, channels)
+    degraded = {"degrade": args.degrade, "degrade_seed": args.degrade_seed}
     looking = {"skip_bad": args.skip_bad, "kept": folder.path, "progress": verbose, "report": report}
     with team.first_before_others():  # the others find what the first has seen
-        pairs, validation = setup.load_splits(*splits, **looking)
+        pairs, validation = setup.load_splits(*splits, **degraded, **looking)
 
     torch.manual_seed(args.seed)
     unet = setup.build_network(args.preset, channels if codec is None else codec.channels, args.condition)

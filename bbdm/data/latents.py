@@ -59,7 +59,7 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.codec = codec.description()
         self._files: dict[int, Any] = {}
         make_folder(folder)
-        pictures = {"count": len(dataset), "files": dataset.digest()}
+        pictures = {"count": len(dataset), **dataset.description()}
         description = {"version": VERSION, "pictures": pictures, "image_size": self.image_size}
         description = manifest.as_json({**description, "direction": self.direction, "flip": flip, "codec": self.codec})
         shards = self._checked_shards(description)

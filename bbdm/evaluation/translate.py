@@ -28,6 +28,7 @@ from bbdm.base.atomic import check_folder, file_sha256, make_folder
 from bbdm.base.images import Size, read_size
 from bbdm.base.settings import setting
 from bbdm.codec import Codec, VQGANCodec
+from bbdm.data.degradations import DegradeConfig
 from bbdm.data.pairs import Direction, load_dataset, open_image
 from bbdm.data.survey import survey
 from bbdm.evaluation.results import Job, Record, check_places, plan, save
@@ -51,7 +52,7 @@ def _read_size(text: str) -> Any:
 
 
 @dataclass(frozen=True)
-class TranslateConfig:
+class TranslateConfig(DegradeConfig):
     """Which data set is translated, by which network, and how.
 
     Raises:
@@ -122,7 +123,7 @@ class Translator:
         channels = network.channels if coded is None else coded.config["config"]["image_channels"]
         size, resize = self._size()
         pictures = config.dataset, config.data_dir, config.split, size, config.direction, channels, resize
-        self.dataset = load_dataset(*pictures)
+        self.dataset = load_dataset(*pictures, config.degrade, config.degrade_seed)
         bad = survey(self.dataset, whole=True, progress=self.verbose).bad if config.skip_bad else {}
         self._bad = {i for i, pair in enumerate(self.dataset.pairs) if pair.name in bad}
         self._report(*(f"left out: {reason}" for reason in bad.values()))
@@ -230,7 +231,7 @@ class Translator:
             "direction": config.direction,
             "image_size": self._size_setting,
             "sources": len(self.dataset),
-            "files": self.dataset.digest(),
+            **self.dataset.description(),
             "weights": file_sha256(config.model),
             "config": None if given is None else file_sha256(given) if given.is_file() else str(given),
             "unet": unet.description(),

@@ -55,7 +55,8 @@ def check_start(
 def describe_pairs(train: PairedDataset | LatentDataset) -> dict[str, Any]:
     """The properties of the training pairs that must stay the same when a run resumes."""
     pairs = train.dataset if isinstance(train, LatentDataset) else train
-    kind = {"image_size": train.image_size, "direction": train.direction}
+    kind = {"image_size": pairs.image_size, "direction": pairs.direction}
+    kind |= {"degradation": pairs.degradation and str(pairs.degradation)}
     return {**kind, "number": len(train), "names": pairs.names_digest()}
 
 
@@ -76,8 +77,8 @@ def training_state(
     stored = {**asdict(checkpoint.unet.config), **checkpoint.bridge.config(), **state["config"]}
     asked = {**unet.description(), **bridge.config(), **asdict(config)}
     changed = [f"{k}={stored[k]}" for k, v in asked.items() if k not in FREE and stored.get(k, v) != v]
-    if not changed and state["pairs"] != pairs:
-        old = state["pairs"]
+    old = {"degradation": None, **state["pairs"]}  # which older files leave out
+    if not changed and old != pairs:
         changed = [f"{k}={old[k]} of the pairs, not {v}" for k, v in pairs.items() if k != "names" and old[k] != v]
         changed = changed or ["pairs of other names"]
     if changed:

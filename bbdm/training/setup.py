@@ -115,6 +115,8 @@ def load_splits(
     direction: str,
     channels: int,
     *,
+    degrade: str | None = None,
+    degrade_seed: int = 0,
     skip_bad: bool = False,
     kept: Path | None = None,
     progress: bool = False,
@@ -122,7 +124,8 @@ def load_splits(
 ) -> tuple[PairedDataset, PairedDataset | None]:
     """The training pairs and the validation pairs of a data set, whose pictures were all looked at.
 
-    Without validation pairs of its own it has None. ``report`` is called with the reason, and with what
+    ``degrade`` makes the sources of pictures alone: see :func:`~bbdm.data.pairs.load_dataset`. Without
+    validation pairs of its own the data set has None. ``report`` is called with the reason, and with what
     :func:`~bbdm.data.survey.readable` reports. What was found is kept in the folder ``kept``, so that a run
     that resumes does not look again.
 
@@ -135,9 +138,10 @@ def load_splits(
         file = None if kept is None else kept / f"pictures_{split}.json"
         return readable(pairs, skip_bad, report, file, progress)
 
-    train = load_dataset(name, data_dir, "train", image_size, direction, channels)
+    settings = image_size, direction, channels, "stretch", degrade, degrade_seed
+    train = load_dataset(name, data_dir, "train", *settings)
     try:
-        validation = load_dataset(name, data_dir, "val", image_size, direction, channels)
+        validation = load_dataset(name, data_dir, "val", *settings)
     except FileNotFoundError as error:
         report(f"without validation pairs, no validation loss, grids and best.pt: {error}")
         return looked_at(train, "train"), None

@@ -201,8 +201,8 @@ class Trainer:
         train, validation = self.train, 0 if self.validation is None else len(self.validation)
         settings = {"train": asdict(self.config), "unet": self.unet.description(), "bridge": self.bridge.config()}
         settings |= {} if self.codec is None else {"codec": self.codec.config()}
-        kind = {"image_size": train.image_size, "direction": train.direction, "channels": train.channels}
-        return {**settings, "pairs": {"training": len(train), "validation": validation, **kind}}
+        counts = {"training": len(train), "validation": validation, "channels": train.channels}
+        return {**settings, "pairs": {**counts, **describe_pairs(train)}}
 
     def _run_epochs(self) -> None:
         try:

@@ -94,6 +94,8 @@ class TestParse:
             (["--loss", "l2"], "loss", "l2"),
             (["--direction", "BtoA"], "direction", "BtoA"),
             (["--flip"], "flip", True),
+            (["--degrade", "jpeg:5"], "degrade", "jpeg:5"),
+            (["--degrade_seed", "5"], "degrade_seed", 5),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )
@@ -150,10 +152,6 @@ class TestParse:
         with pytest.raises(SystemExit):
             train.parse([*DATA, *flags])
         assert flags[1] in capsys.readouterr().err
-
-    def test_sources_alone_cannot_be_trained_on(self) -> None:
-        with pytest.raises(SystemExit):
-            train.parse(["folder", "DATA", "model.pt"])
 
     def test_help(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:
