@@ -118,7 +118,7 @@ class TestParse:
         assert build_bridge(args) == bbdm.ABridge()
 
     def test_every_network_has_a_preset_of_flags(self) -> None:
-        assert setup.PRESET_SETTINGS.keys() == PRESETS.keys()
+        assert setup.PRESET_SETTINGS.keys() == setup.PRESETS.keys()
         names = vars(train.parse(DATA)).keys()
         for flags in setup.PRESET_SETTINGS.values():
             assert flags.keys() <= names

@@ -281,7 +281,7 @@ class TestTrainer:
         self, make_trainer: MakeTrainer, make_unet: MakeUNet, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         unet = make_unet(condition_channels=3)
-        monkeypatch.setattr(unet, "trunk", lambda *arguments: torch._dynamo.graph_break())
+        monkeypatch.setattr(unet, "body", lambda *arguments: torch._dynamo.graph_break())
         with pytest.raises(Unsupported):
             make_trainer(unet=unet, compile=True).fit()
 
