@@ -29,6 +29,7 @@ from bbdm.codec import VQGANCodec
 from bbdm.data.pairs import load_dataset
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan
 from bbdm.files.weights import IncompleteFileError
+from bbdm.network import Network
 from bbdm.runtime.bridge_json import FORMAT, PIPELINE, SETTINGS, VERSION
 from bbdm.sampler import BridgeSampler
 from export import check, graphs, pipeline
@@ -87,11 +88,11 @@ def _static(text: str) -> tuple[int, int, int]:
 class Exporter:
     """Writes a checkpoint as a folder of graphs, and checks it."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, network: Network | None = None) -> None:
         self.args = args
         codec = None if args.vqgan_path is None else VQGANCodec(load_vqgan(args.vqgan_path))
         checkpoint = load_checkpoint(args.checkpoint, args.time_steps, args.c_lambda, codec, args.config)
-        self.unet = checkpoint.build_unet()
+        self.unet = checkpoint.build_unet(network=network)
         codec = checkpoint.build_codec()
         self.codec = codec
         self.bridge = checkpoint.bridge
@@ -193,14 +194,14 @@ class Exporter:
             raise ValueError(f"{worst.graph} differs by {worst.largest:.1e} from PyTorch, more than {limit:.0e}")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command."""
+def main(argv: list[str] | None = None, network: Network | None = None) -> None:
+    """The command; ``network`` is the one that a file of a wrapped network is of."""
     args = parse(argv)
     if args.folder.exists() and not (args.folder / SETTINGS).is_file():
         raise ValueError(f"{args.folder} exists and is not an export: give another folder")
     if args.folder.exists() and not args.overwrite:
         raise ValueError(f"{args.folder} exists: --overwrite replaces it")
-    exporter = Exporter(args)
+    exporter = Exporter(args, network)
     args.folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder.parent, prefix=f".{args.folder.name}.") as temporary:
         made = Path(temporary) / "made"

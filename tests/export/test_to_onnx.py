@@ -20,7 +20,7 @@ from bbdm.base.images import from_pil, open_image, to_pil
 from bbdm.networks.unet import AttentionBlock
 from bbdm.runtime.bridge_json import read_settings
 from bbdm.runtime.sampler import OnnxBridgeSampler
-from export import graphs, pipeline
+from export import graphs, pipeline, to_onnx
 from tests.conftest import ROOT
 from tests.export.exports import BRIDGE, checkpoint, export, tiny_codec
 
@@ -350,3 +350,13 @@ def test_the_papers_network(tmp_path: Path, flags: list[str], capsys: pytest.Cap
     print(capsys.readouterr().out)
     for path in made.glob("*.onnx"):
         onnx.checker.check_model(path, full_check=True)
+
+
+def test_a_pipeline_with_a_mask(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The check compares it with PyTorch's."""
+    folder = export(file, tmp_path / "masked", "--steps", "2", "--pipeline", "--mask", "--check")
+    inputs = onnxruntime.InferenceSession(folder / "pipeline.onnx").get_inputs()
+    assert {value.name for value in inputs} == {"source", "noise", "mask"}
+    assert "image, pipeline.onnx" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        to_onnx.parse([str(file), "--mask"])
