@@ -23,7 +23,7 @@ from bbdm.networks.unet import UNet, UNetConfig
 
 Condition = Literal["concat", "tokens", "none"]
 PRESETS: Mapping[str, Any] = ChainMap[str, Any](unet.PRESETS, dit.PRESETS)
-BridgeName = Literal["abridge", "brownian", "bbdm", "flow", "ddbm-ve", "ddbm-vp", "i2sb", "goub"]
+BridgeName = Literal["abridge", "brownian", "bbdm", "flow", "ddbm-ve", "ddbm-vp", "ecsi", "i2sb", "goub"]
 # the settings of the original's templates
 BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}
 PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's network; otherwise the defaults
@@ -64,7 +64,7 @@ def build_bridge(
     Raises:
         ValueError: a value is out of range, or the bridge has real times and ``num_steps`` is given.
     """
-    if name.startswith("ddbm") and num_steps is not None:
+    if name.startswith(("ddbm", "ecsi")) and num_steps is not None:
         raise ValueError(f"num_steps must be None for {name}, whose times are real; got {num_steps}")
     kind = {"bbdm": "brownian", "flow": "brownian"}.get(name, name)
     given: dict[str, Any] = {"num_steps": num_steps, "objective": objective, "density": density}
