@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 from bbdm import solvers
 from bbdm.base import images
 from bbdm.base.atomic import check_place
-from bbdm.base.frontend import Advance, Batch, FrontEnd, Plan, Timesteps
+from bbdm.base.batch import Batch, Plan
+from bbdm.base.frontend import Advance, FrontEnd, Timesteps
 from bbdm.base.step import Callback
 from bbdm.base.step import Step as Step
 from bbdm.base.tensors import TENSORS

@@ -11,14 +11,14 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from bbdm.base import images, sources
+from bbdm.base.batch import Batch, Plan
 from bbdm.base.recent import Recent
 from bbdm.base.seeds import resolve_seeds
 from bbdm.base.sources import UNIT, Kind, Range
@@ -34,14 +34,6 @@ Advance = Callable[[int], Any]  # reports a number of network evaluations as don
 Picture = Image.Image | str | os.PathLike[str]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A solver with its times, ready to run."""
-
-    solver: str
-    times: list[int]
-
-
 class CallSettings(TypedDict, total=False):
     """The keywords of a call besides its source, seed, noise, batch size and progress."""
 
@@ -55,26 +47,6 @@ class CallSettings(TypedDict, total=False):
 
 Array = TypeVar("Array")
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
-
-
-class Batch(NamedTuple):
-    """Images of one size."""
-
-    indices: list[int]  # of the call's images; a batch that is filled up has more than these
-    source: Any  # (B, C, H, W)
-    seeds: list[int]
-    noise: Any  # (K, B, C, H, W) in place of seeds, or None
-    mask: Any = None  # (B, 1, H, W), 1 where the target is made, or None
-
-    def parts(self, size: int, fill: bool) -> Iterator[Batch]:
-        """Batches of at most a size; with ``fill``, the last image is repeated where one is short."""
-        for start in range(0, len(self.indices), size):
-            chosen = list(range(start, min(start + size, len(self.indices))))
-            filled = chosen + chosen[-1:] * (size - len(chosen)) if fill else chosen
-            noise = None if self.noise is None else self.noise[:, filled]
-            mask = None if self.mask is None else self.mask[filled]
-            indices, seeds = [self.indices[i] for i in chosen], [self.seeds[i] for i in filled]
-            yield Batch(indices, self.source[filled], seeds, noise, mask)
 
 
 class FrontEnd(ABC, Generic[Array, AnyPlan]):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from bbdm.bridges.base import Bridge
+from bbdm.bridges.path import Path
 
 Density = Literal["uniform", "log-normal"]
 POINTS = 2**16  # quantiles; a drawn time is one of them
@@ -20,7 +19,7 @@ GRID = 4096  # times at which a continuous density is tabulated, of each kind
 Array = npt.NDArray[np.float64]
 
 
-def quantiles(bridge: Bridge) -> Array:
+def quantiles(bridge: Path) -> Array:
     """(POINTS,) increasing times that are equally likely under a bridge's density.
 
     ``log-normal`` is ln nu ~ N(-0.9, 1.2^2) carried over to t, with 5 % of it uniform (as Karras et al. 2022
@@ -40,7 +39,7 @@ def quantiles(bridge: Bridge) -> Array:
     return times[np.searchsorted(_cumulative(bridge, edges)[1:-1], shares)].astype(np.float64)
 
 
-def _cumulative(bridge: Bridge, times: Array) -> Array:
+def _cumulative(bridge: Path, times: Array) -> Array:
     """The probability of a time up to each of ``times``, from 0 at the first to 1 at the last."""
     uniform = (times - times[0]) / (times[-1] - times[0])
     with np.errstate(divide="ignore"):

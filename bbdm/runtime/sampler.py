@@ -16,7 +16,8 @@ import onnxruntime
 
 from bbdm import bridges, solvers
 from bbdm.base import sources
-from bbdm.base.frontend import Advance, Batch, FrontEnd, Plan, Timesteps
+from bbdm.base.batch import Batch, Plan
+from bbdm.base.frontend import Advance, FrontEnd, Timesteps
 from bbdm.base.step import Step as Step
 from bbdm.kernels.philox_numpy import normal
 from bbdm.runtime.bridge_json import PIPELINE, read_settings
