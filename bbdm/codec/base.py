@@ -124,22 +124,24 @@ class Codec(ABC):
         """(B, image_channels, H, W) in [-1, 1] to (B, channels, H / stride, W / stride), not normalised.
 
         Raises:
-            ValueError: the image has other channels, or a size that is not a multiple of ``stride``.
+            ValueError: the image has other channels, or a size that is not a multiple of ``stride``; or the
+                encoder gives other channels or another size than the codec's.
         """
         _check(image, "an image", self.image_channels, self.stride)
         image = image.to(self.device, self.dtype, memory_format=torch.channels_last)
-        return self.tiling.map(self.encoder, image, 1, self.stride)
+        return _with_channels(self.tiling.map(self.encoder, image, 1, self.stride), "latents", self.channels)
 
     @torch.no_grad()
     def image(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents that are not normalised to their image, about [-1, 1], float32.
 
         Raises:
-            ValueError: the latents have other channels.
+            ValueError: the latents have other channels; or the decoder gives other channels or another size
+                than the codec's.
         """
         _check(latents, "latents", self.channels, 1)
         latents = latents.to(self.device, torch.float32, memory_format=torch.channels_last)
-        return self.tiling.map(self.decoder, latents, self.stride, 1)
+        return _with_channels(self.tiling.map(self.decoder, latents, self.stride, 1), "images", self.image_channels)
 
     def encode(self, image: torch.Tensor, role: Role) -> torch.Tensor:
         """An image in the space of the bridge, (B, channels, H / stride, W / stride) float32."""
@@ -216,3 +218,10 @@ def _check(given: torch.Tensor, what: str, channels: int, multiple: int) -> None
     if len(shape) != 4 or shape[1] != channels or any(side < 1 or side % multiple for side in shape[2:]):
         sides = f", with height and width multiples of {multiple}" if multiple > 1 else ""
         raise ValueError(f"{what} must be (B, {channels}, H, W){sides}, got {shape}")
+
+
+def _with_channels(made: torch.Tensor, what: str, channels: int) -> torch.Tensor:
+    """What an autoencoder made; ValueError where it has other channels."""
+    if made.shape[1] != channels:
+        raise ValueError(f"{what} must have {channels} channels, got {made.shape[1]} from the autoencoder")
+    return made

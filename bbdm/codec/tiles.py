@@ -31,7 +31,7 @@ class Tiling:
 
     whole: int = 1024 * 1024
     side: int = 512
-    overlap: int = 64
+    overlap: int = 128
     images: int = 16
 
     def __post_init__(self) -> None:
