@@ -72,7 +72,7 @@ class EncoderGraph(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """The decoder of a codec, with the search for the nearest codes of a VQGAN: a target's latent to its image."""
+    """The decoder of a codec, of a VQGAN with the search for the nearest codes: a target's latent to its image."""
 
     def __init__(self, codec: Codec) -> None:
         super().__init__()

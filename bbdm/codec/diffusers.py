@@ -92,7 +92,7 @@ def build(config: dict[str, Any], weights: State, make: Make, given: Codec | Non
 
 
 def _network(kind: str, settings: dict[str, Any], tensors: int) -> nn.Module:
-    """A network of settings that come from a file, with fresh weights; ``tensors`` is the number of the file's."""
+    """A network of settings in a file, which has a number of tensors; its weights are fresh."""
     network = class_of(kind)
     try:
         if kind == "kl":

@@ -118,7 +118,7 @@ class _Cuts:
         return cls(tuple(i * free // gaps * unit for i in range(gaps + 1)), longest * unit)
 
     def shares(self, size: int, cell: int, device: torch.device) -> torch.Tensor:
-        """(intervals, size / cell): the share of each interval in each value. A value's shares add up to 1."""
+        """(intervals, size / cell) the share of each interval in each value; those of a value add up to 1."""
         at = (torch.arange(size // cell, device=device) + 0.5) * cell
         shares = torch.ones(len(self.starts), len(at), device=device)
         for i, start in enumerate(self.starts[1:], 1):
@@ -134,8 +134,6 @@ def _span(start: int, length: int, cell: int) -> slice:
     return slice(start // cell, (start + length) // cell)
 
 
-def part_shapes(
-    shape: Sequence[int], cell: int = 1, stride: int = 1, tiling: Tiling | None = None
-) -> list[torch.Size]:
+def part_shapes(shape: Sequence[int], cell: int = 1, stride: int = 1, tiling: Tiling | None = None) -> list[torch.Size]:
     """See :meth:`Tiling.part_shapes`, of the default tiling if None."""
     return (tiling or Tiling()).part_shapes(shape, cell, stride)

@@ -176,8 +176,8 @@ class Checkpoint:
         """The codec in float32, or None for a network of image space.
 
         Raises:
-            IncompleteFileError: the file refers to the codec by a hash, as training checkpoints do, or the codec
-                is wrapped, and :func:`~bbdm.files.checkpoint.load_checkpoint` was not given the codec.
+            IncompleteFileError: the file refers to the codec by a hash, as training checkpoints do, or the
+                codec is wrapped, and :func:`~bbdm.files.checkpoint.load_checkpoint` was not given it.
         """
         if self.codec is None:
             return None

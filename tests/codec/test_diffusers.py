@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import safetensors.torch
 import torch
-from diffusers import AsymmetricAutoencoderKL
+from diffusers.models.autoencoders.autoencoder_asym_kl import AsymmetricAutoencoderKL
 from torch import Tensor, nn
 
 from bbdm import ABridge, DiffusersCodec, load_checkpoint, load_codec, save_checkpoint, save_vqgan
@@ -274,5 +274,7 @@ def test_without_diffusers(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
     save_checkpoint(path, tiny_unet(in_channels=4, out_channels=4), ABridge(), codec=DiffusersCodec(tiny_kl()))
     monkeypatch.setitem(sys.modules, "diffusers", None)
     for load in (lambda: load_codec(folder), lambda: load_checkpoint(path)):
-        with pytest.raises(ModuleNotFoundError, match=r"kind 'kl' needs diffusers, .*: pip install 'bbdm\[diffusers\]'"):
+        with pytest.raises(
+            ModuleNotFoundError, match=r"kind 'kl' needs diffusers, .*: pip install 'bbdm\[diffusers\]'"
+        ):
             load()

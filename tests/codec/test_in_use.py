@@ -1,4 +1,4 @@
-"""A bridge in the latents of an AutoencoderKL and of a user's own autoencoder: trained, resumed, used, exported."""
+"""Bridges in latents of diffusers' and users' own autoencoders: trained, resumed, used, exported."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_scripts_take_a_folder_of_diffusers(make_pairs: MakePairs, tmp_path: Pat
     flags: list[Any] = ["--steps", "1", "--device", "cpu", "--quiet", "-vq", "vae"]
     generate.main(["folder", "pairs/A", "step.pt", "results", *flags])
     assert {path.name for path in Path("results").glob("[0-9]*.png")} == {"0.png", "1.png"}
-    assert json.loads(Path("results/settings.json").read_text())["codec"]["kind"] == "kl"
+    assert json.loads(Path("results/settings.json").read_text())["settings"]["codec"]["kind"] == "kl"
 
 
 def test_a_sampler_takes_large_pictures_in_tiles():

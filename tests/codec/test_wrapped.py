@@ -64,7 +64,7 @@ def test_a_checkpoint_needs_the_codec_and_has_its_weights(suffix: str, tmp_path:
     own = BridgeSampler(tiny_unet(in_channels=5, out_channels=5), ABridge(), steps=2, codec=codec)
     torch.testing.assert_close(sampler(IMAGE, seed=0), own(IMAGE, seed=0))
     for other in (own_codec(image_channels=1), VQGANCodec(tiny_vqgan())):
-        with pytest.raises(ValueError, match="codec must be wrapped with|another codec was given"):
+        with pytest.raises(ValueError, match=r"codec must be wrapped with|another codec was given"):
             load_checkpoint(path, codec=other)
 
 

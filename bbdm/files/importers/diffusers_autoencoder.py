@@ -22,7 +22,9 @@ def read(path: Path) -> Codec:
     """The codec of a folder, or of a weights file with its config beside it."""
     folder, file = (path, path / WEIGHTS) if path.is_dir() else (path.parent, path)
     if not (folder / CONFIG).is_file():
-        pipeline = "; it holds a pipeline, whose autoencoder is the folder vae" * (folder / "model_index.json").is_file()
+        pipeline = (
+            "; it holds a pipeline, whose autoencoder is the folder vae" * (folder / "model_index.json").is_file()
+        )
         raise FileNotFoundError(f"there is no {CONFIG} of an autoencoder in {folder}{pipeline}")
     if not file.is_file():
         others = ", ".join(sorted(each.name for each in folder.iterdir() if each.name != CONFIG)) or "nothing"
