@@ -92,7 +92,7 @@ def test_images_up_to_the_limit_are_whole():
 
 
 def steps(made: Tensor, places: list[int], stride: int) -> tuple[float, float]:
-    """Mean absolute steps between neighbouring latents' pixels in a row: before these columns, and elsewhere."""
+    """Mean absolute steps between latents' pixels in a row: before these columns, and elsewhere."""
     difference = (made[..., 1:] - made[..., :-1]).abs().mean((0, 1, 2))[stride - 1 :: stride]
     border = torch.zeros(len(difference), dtype=torch.bool)
     border[[place // stride - 1 for place in places]] = True
