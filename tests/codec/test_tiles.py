@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bbdm.codec import Tiling, VQGANCodec, part_shapes
+from bbdm import VQGAN
+from bbdm.codec import DiffusersCodec, Tiling, VQGANCodec, part_shapes
+from tests.codec.autoencoders import tiny_kl
 from tests.conftest import ROOT
 from tests.networks.test_vqgan import tiny_vqgan
 
@@ -119,6 +122,35 @@ def test_what_cannot_be():
         Tiling(images=0)
     with pytest.raises(ValueError, match=r"\(2, 3, 16, 16\) must become \(4, 4\) values, got \(16, 16\)"):
         Tiling().map(lambda image: image, torch.zeros(2, 3, 16, 16), 1, 4)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", ["vqgan", "kl"])
+@pytest.mark.parametrize("scale", [48, 768], ids=["blots", "waves"])
+def test_tiles_are_near_the_whole(kind: str, scale: int):
+    """At random weights; norms and attention are those of trained networks."""
+    torch.manual_seed(0)
+    if kind == "vqgan":
+        vqgan = VQGAN.from_preset("demo")
+        torch.nn.init.normal_(vqgan.quantize.embedding.weight)
+        codec = VQGANCodec(vqgan)
+    else:
+        blocks: dict[str, Any] = {
+            "down_block_types": ("DownEncoderBlock2D",) * 3,
+            "up_block_types": ("UpDecoderBlock2D",) * 3,
+        }
+        codec = DiffusersCodec(tiny_kl(block_out_channels=(32, 64, 128), norm_num_groups=8, **blocks))
+    blots = F.interpolate(torch.rand(1, 3, scale, scale) * 2 - 1, 768, mode="bicubic").clamp(-1, 1)
+    image = blots if scale < 768 else picture(768, 768)
+    latents = codec.latents(image)
+    made = codec.image(latents)
+    codec.tiling = Tiling(whole=512 * 512)
+    gaps = [
+        ((a - b).norm() / b.norm()).item() for a, b in ((codec.latents(image), latents), (codec.image(latents), made))
+    ]
+    print(f"{kind}, {'blots' if scale < 768 else 'waves'}: latents {gaps[0]:.3f}, images {gaps[1]:.3f}")
+    assert gaps[0] < 0.05
+    assert gaps[1] < 0.2
 
 
 MEASURE = """
