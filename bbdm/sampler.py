@@ -263,9 +263,11 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
             (plan.loop.network, lambda: plan.loop.warm_up(grid), [torch.Size(grid)])
         ]
         if self.codec is not None:
-            encode, decode = self.codec.latents, self.codec.image
-            stages.append((self.codec.encoder, lambda: encode(torch.zeros(image)), part_shapes(image)))
-            stages.append((self.codec.decoder, lambda: decode(torch.zeros(grid)), part_shapes(grid)))
+            codec, stride = self.codec, self.codec.stride
+            images = part_shapes(image, stride=stride, tiling=codec.tiling)
+            grids = part_shapes(grid, stride, stride, codec.tiling)
+            stages.append((codec.encoder, lambda: [codec.latents(torch.zeros(part)) for part in {*images}], images))
+            stages.append((codec.decoder, lambda: [codec.image(torch.zeros(part)) for part in {*grids}], grids))
         due = [call for f, call, shapes in stages if isinstance(f, Compiled) and any(map(f.lacks, shapes))]
         name = f"compiling for {shape[0]} x {shape[2]} x {shape[3]}"
         for call in tqdm(due, name, unit="graph", disable=False if progress else None) if due else ():

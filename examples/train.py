@@ -38,7 +38,7 @@ HINTS: dict[type[Exception], str] = {
     run_folder.LaterStepsError: "so does the command without --ckpt_path; --overwrite deletes it, --experiment "
     "gives another folder",
     resume.OtherRunError: "--overwrite starts anew, and --experiment gives another folder",
-    resume.OtherCodecError: "-vq gives the VQGAN, and --normalize_latents normalises its latents",
+    resume.OtherCodecError: "-vq gives the autoencoder, and --normalize_latents normalises its latents",
     BadPicturesError: "--skip_bad leaves such pairs out",
     setup.PresetError: "--preset names the network",
     fine_tuning.OtherNetworkError: "--preset names the network of this run",
@@ -67,12 +67,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--image_size", type=flag_type(read_size), default=256, help="side, or HxW, that pictures are resized to")
     add_flags(parser, DegradeConfig)
     flag("--direction", choices=DIRECTIONS, default="AtoB", help="AtoB translates A into B")
-    flag("--channels", type=int, choices=[1, 3], help="1 for grey pictures; 3 if unset, or the VQGAN's")
+    flag("--channels", type=int, choices=[1, 3], help="1 for grey pictures; 3 if unset, or the autoencoder's")
     flag(
         "--condition", choices=get_args(setup.Condition), help="how the network sees the source; the preset's if unset"
     )
     flag("--cache_images", type=Path, help="folder of resized pictures: they are decoded once")
-    flag("-vq", "--vqgan_path", type=Path, help="train on the latents of this VQGAN")
+    flag("-vq", "--vqgan_path", type=Path, help="train on the latents of this VQGAN, or of a diffusers folder")
     flag("--cache_latents", type=Path, help="folder of latents: they are computed once")
     flag("--normalize_latents", action="store_true", help="to mean 0 and spread 1, as BBDM can")
     add_flags(parser, TrainConfig)
@@ -109,7 +109,7 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.vqgan_path is None and args.preset.startswith("lbbdm"):
         raise ValueError(f"--preset {args.preset} is of latents: it needs -vq")
     if args.channels and args.vqgan_path:
-        raise ValueError("--channels is of pictures that are trained on: with -vq, it is the VQGAN's")
+        raise ValueError("--channels is of pictures that are trained on: with -vq, it is the autoencoder's")
     if args.cache_images and args.cache_latents:
         raise ValueError("--cache_images and --cache_latents exclude each other: cached latents need no pictures")
     if (args.fid_weights or args.lpips_weights) and not args.score:
@@ -130,7 +130,7 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
             resumed = args.ckpt_path, load_checkpoint(args.ckpt_path)
         else:
             resumed = None if args.overwrite else folder.newest()
-    codec = None if args.vqgan_path is None else setup.load_codec(args.vqgan_path, args.preset, team.device)
+    codec = None if args.vqgan_path is None else setup.codec_for(args.vqgan_path, args.preset, team.device)
     channels = args.channels or 3 if codec is None else codec.image_channels
     splits = (args.dataset, args.data_dir, args.image_size, args.direction, channels)
     degraded = {"degrade": args.degrade, "degrade_seed": args.degrade_seed}

@@ -73,7 +73,7 @@ class EncoderGraph(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """The decoder of a codec, with the search for the nearest codes: a target's latent to its image."""
+    """The decoder of a codec: a target's latent to its image. A VQGAN's searches for the nearest codes."""
 
     def __init__(self, codec: Codec) -> None:
         super().__init__()

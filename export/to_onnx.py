@@ -25,9 +25,8 @@ from bbdm import solvers
 from bbdm.base import machine, scripts
 from bbdm.base.atomic import file_sha256
 from bbdm.base.images import from_pil
-from bbdm.codec import VQGANCodec
 from bbdm.data.pairs import load_dataset
-from bbdm.files.checkpoint import load_checkpoint, load_vqgan
+from bbdm.files.checkpoint import load_checkpoint, load_codec
 from bbdm.files.weights import IncompleteFileError
 from bbdm.network import Network
 from bbdm.runtime.bridge_json import FORMAT, PIPELINE, SETTINGS, VERSION
@@ -63,7 +62,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace FOLDER")
     parser.add_argument("-t", "--t", "--time_steps", dest="time_steps", type=int, help="for files that leave it out")
     parser.add_argument("-l", "--c_lambda", type=float, help="for files that leave it out")
-    parser.add_argument("-vq", "--vqgan_path", type=Path, help="the autoencoder, for files that leave it out")
+    autoencoder = "the autoencoder, for files that leave it out: a VQGAN, or a folder of diffusers"
+    parser.add_argument("-vq", "--vqgan_path", type=Path, help=autoencoder)
     parser.add_argument("--config", type=Path, help="the YAML file of a network of the original BBDM")
     args = parser.parse_args(argv)
     args.folder = args.folder or Path("out") / f"{args.checkpoint.stem}-onnx"
@@ -90,7 +90,7 @@ class Exporter:
 
     def __init__(self, args: argparse.Namespace, network: Network | None = None) -> None:
         self.args = args
-        codec = None if args.vqgan_path is None else VQGANCodec(load_vqgan(args.vqgan_path))
+        codec = None if args.vqgan_path is None else load_codec(args.vqgan_path)
         checkpoint = load_checkpoint(args.checkpoint, args.time_steps, args.c_lambda, codec, args.config)
         self.unet = checkpoint.build_unet(network=network)
         codec = checkpoint.build_codec()

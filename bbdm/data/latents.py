@@ -40,7 +40,7 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         progress: show a progress bar.
 
     Attributes: ``dataset``; ``image_size``, ``direction`` and ``channels`` of its pictures; ``flip``; and
-    ``codec``, the :meth:`~bbdm.codec.VQGANCodec.description` of the codec.
+    ``codec``, the :meth:`~bbdm.codec.base.Codec.description` of the codec.
 
     Raises:
         ValueError: the folder holds latents of other pictures or of another codec, or a file that has

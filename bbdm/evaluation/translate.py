@@ -27,14 +27,13 @@ from bbdm.base import images, machine, scripts
 from bbdm.base.atomic import check_folder, file_sha256, make_folder
 from bbdm.base.images import Size, read_size
 from bbdm.base.settings import setting
-from bbdm.codec import Codec, VQGANCodec
 from bbdm.data.degradations import DegradeConfig
 from bbdm.data.pairs import Direction, load_dataset, open_image
 from bbdm.data.survey import survey
 from bbdm.evaluation.results import Job, Record, check_places, plan, save
 from bbdm.execution.processes import Processes
 from bbdm.files import manifest
-from bbdm.files.checkpoint import load_checkpoint, load_vqgan
+from bbdm.files.checkpoint import load_checkpoint, load_codec
 from bbdm.network import Network
 from bbdm.sampler import BridgeSampler
 
@@ -81,7 +80,9 @@ class TranslateConfig(DegradeConfig):
     direction: Direction = setting("AtoB", "BtoA translates targets into sources")
     time_steps: int | None = setting(None, "for files that leave it out", "-t", "--t")
     c_lambda: float | None = setting(None, "for files that leave it out", "-l")
-    vqgan_path: Path | None = setting(None, "the autoencoder, for files that leave it out", "-vq")
+    vqgan_path: Path | None = setting(
+        None, "the autoencoder, for files that leave it out: a VQGAN, or a folder of diffusers", "-vq"
+    )
     config: Path | None = setting(None, "for files of other programs: the settings of the network, a file or a name")
     overwrite: bool = setting(False, "make existing results again")
     compile: bool = setting(False, "faster results after a minute or two of compiling")
@@ -116,11 +117,11 @@ class Translator:
         self.processes = Processes.join(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.verbose = scripts.is_shown(config.show_verbose, config.quiet) and self.processes.first
         check_folder(config.output_dir)
-        codec = None if config.vqgan_path is None else VQGANCodec(load_vqgan(config.vqgan_path))
+        codec = None if config.vqgan_path is None else load_codec(config.vqgan_path)
         self.checkpoint = load_checkpoint(config.model, config.time_steps, config.c_lambda, codec, config.config)
         self.bridge = self.checkpoint.bridge
-        network, coded = self.checkpoint.unet.config, self.checkpoint.codec
-        channels = network.channels if coded is None else coded.config["config"]["image_channels"]
+        self.codec = self.checkpoint.build_codec()
+        channels = self.checkpoint.unet.config.channels if self.codec is None else self.codec.image_channels
         size, resize = self._size()
         pictures = config.dataset, config.data_dir, config.split, size, config.direction, channels, resize
         self.dataset = load_dataset(*pictures, config.degrade, config.degrade_seed)
@@ -146,9 +147,9 @@ class Translator:
         return size or DEFAULT_SIZE, "stretch" if wanted == "train" else wanted
 
     @cached_property
-    def networks(self) -> tuple[Network, Codec | None]:
-        """The network and its codec, built once."""
-        return self.checkpoint.build_unet(), self.checkpoint.build_codec()
+    def network(self) -> Network:
+        """The network, built once."""
+        return self.checkpoint.build_unet()
 
     def sampler(self, solver: str, steps: int | None) -> BridgeSampler:
         """The sampler with this solver, of the same dtype in all processes.
@@ -158,8 +159,7 @@ class Translator:
         """
         dtype = None if self.config.dtype is None else DTYPES[self.config.dtype]
         with self._memory():
-            unet, codec = self.networks
-            build = partial(BridgeSampler, unet, self.bridge, solver, steps, codec=codec)
+            build = partial(BridgeSampler, self.network, self.bridge, solver, steps, codec=self.codec)
             build = partial(build, device=self.processes.device, compile=self.config.compile)
             sampler = build(dtype=dtype)
             chosen = self.processes.gather(sampler.dtype)[0]  # with compile, each process chooses one by timing
@@ -223,7 +223,7 @@ class Translator:
 
     @cached_property
     def _fixed_settings(self) -> dict[str, Any]:
-        config, (unet, codec) = self.config, self.networks
+        config, unet, codec = self.config, self.network, self.codec
         given = config.config
         return {
             "dataset": config.dataset,

@@ -12,7 +12,7 @@ import torch
 from bbdm import codec as codecs
 from bbdm.base.images import Size
 from bbdm.bridges import Bridge
-from bbdm.codec import Codec, LatentStatistics
+from bbdm.codec import Codec, LatentStatistics, WrappedCodec
 from bbdm.files import weights
 from bbdm.files.weights import IncompleteFileError, State
 from bbdm.network import Network, Wrapped, WrappedConfig
@@ -86,16 +86,18 @@ class UNetState:
 
 @dataclass(frozen=True)
 class CodecState:
-    """A codec in a file: its :meth:`~bbdm.codec.VQGANCodec.config`, and its weights or their hash."""
+    """A codec in a file: its :meth:`~bbdm.codec.base.Codec.config`, and its weights or their hash."""
 
     config: dict[str, Any]
     weights: State | None
     sha256: str | None = None
+    given: Codec | None = None  # by the user, for files that do not hold all of it
 
     @classmethod
     def of(cls, codec: Codec) -> CodecState:
         """The state of a codec, on the CPU."""
-        return cls(codec.config(), {k: v.detach().cpu().clone() for k, v in codec.state_dict().items()})
+        state = {k: v.detach().cpu().clone() for k, v in codec.state_dict().items()}
+        return cls(codec.config(), state, given=codec)
 
     @property
     def statistics(self) -> LatentStatistics | None:
@@ -116,8 +118,31 @@ class CodecState:
         return _plain(stored) == _plain(given) and self._same_weights(codec)
 
     def same_network(self, codec: Codec) -> bool:
-        """Whether a codec has the same autoencoder, though perhaps other latents of it."""
-        return _plain(self.config["config"]) == _plain(codec.config()["config"]) and self._same_weights(codec)
+        """Whether a codec has the same autoencoder, though perhaps other latents of it.
+
+        The weights of a wrapped one may be others where the file holds them: the given one is but its code.
+        """
+        same = _plain(self.config["config"]) == _plain(codec.config()["config"])
+        return same and ((self._wrapped and self.sha256 is None) or self._same_weights(codec))
+
+    @property
+    def lacks(self) -> str | None:
+        """What a file leaves out, so that the codec cannot be built, and how to give it; None if nothing."""
+        if self.weights is None:
+            return (
+                f"a training checkpoint holds only the SHA-256 of its codec's weights, {self.digest()[:8]}...: "
+                "pass the codec, load_checkpoint(path, codec=...), or take the run's final weights"
+            )
+        if self._wrapped and self.given is None:
+            return (
+                f"the file holds the weights of a codec that is a wrapped {self.config['config']['module']}: "
+                "give the codec, load_checkpoint(path, codec=bbdm.wrap_codec(module, ...))"
+            )
+        return None
+
+    @property
+    def _wrapped(self) -> bool:
+        return self.config.get("kind") == WrappedCodec.kind
 
     def _same_weights(self, codec: Codec) -> bool:
         return self.digest() == state_hash(codec.state_dict(), torch.float32)
@@ -153,17 +178,15 @@ class Checkpoint:
         """The codec in float32, or None for a network of image space.
 
         Raises:
-            IncompleteFileError: the file is a training checkpoint, which refers to the codec by a hash, and
-                :func:`~bbdm.files.checkpoint.load_checkpoint` was not given the codec.
+            IncompleteFileError: the file refers to the codec by a hash, as training checkpoints do, or the
+                codec is wrapped, and :func:`~bbdm.files.checkpoint.load_checkpoint` was not given it.
         """
         if self.codec is None:
             return None
-        if self.codec.weights is None:
-            raise IncompleteFileError(
-                f"a training checkpoint holds only the SHA-256 of its codec's weights, {self.codec.digest()[:8]}...: "
-                "pass the codec, load_checkpoint(path, codec=...), or take the run's final weights"
-            )
-        return codecs.from_config(self.codec.config, self.codec.weights)
+        if self.codec.lacks is not None:
+            raise IncompleteFileError(self.codec.lacks)
+        assert self.codec.weights is not None
+        return codecs.from_config(self.codec.config, self.codec.weights, self.codec.given)
 
 
 def _plain(config: dict[str, Any]) -> str:

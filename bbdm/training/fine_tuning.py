@@ -87,5 +87,5 @@ def begin_from(trained: Checkpoint, path: Path, unet: Network, bridge: Bridge, c
         differences.append(f"it was trained as {trained.bridge}, and this run is {bridge}")
     stored = trained.codec
     if (stored is None) != (codec is None) or (stored and codec and not stored.same_latents(codec)):
-        differences.append("it was trained in another space: of pictures, or of another VQGAN's latents")
+        differences.append("it was trained in another space: of pictures, or of another autoencoder's latents")
     return [f"{path}: {line}" for line in differences]

@@ -42,7 +42,7 @@ def check_start(
     if any(side % (unet.stride * stride) for side in images.sides(train.image_size)):
         factors = f"the network's {unet.stride}"
         if codec is not None:
-            factors = f"{unet.stride * stride}, {factors} times the VQGAN's {stride}"
+            factors = f"{unet.stride * stride}, {factors} times the autoencoder's {stride}"
         raise ValueError(f"image_size {train.image_size} is not a multiple of {factors}")
     if isinstance(train, LatentDataset):
         if codec is None or train.codec != codec.description():

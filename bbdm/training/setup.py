@@ -13,13 +13,13 @@ import torch
 
 from bbdm.base.images import Size
 from bbdm.bridges import BRIDGES, Bridge, Density
-from bbdm.codec import Codec, VQGANCodec
+from bbdm.codec import Codec
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.data.survey import readable
-from bbdm.files.checkpoint import load_vqgan
+from bbdm.files.checkpoint import load_codec
 from bbdm.networks import dit, unet
 from bbdm.networks.dit import DiT, DiTConfig
-from bbdm.networks.unet import UNet, UNetConfig
+from bbdm.networks.unet import UNet
 
 Condition = Literal["concat", "tokens", "none"]
 PRESETS: Mapping[str, Any] = ChainMap[str, Any](unet.PRESETS, dit.PRESETS)
@@ -46,7 +46,7 @@ PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's netwo
 
 
 class PresetError(ValueError):
-    """A preset's network does not fit the latents of a VQGAN."""
+    """A preset's network does not fit the latents of an autoencoder."""
 
 
 def build_bridge(
@@ -91,19 +91,19 @@ def build_network(preset: str, channels: int, condition: Condition | None = None
     return UNet.from_config(replace(config, in_channels=channels, out_channels=channels, **seen))
 
 
-def load_codec(path: str | os.PathLike[str], preset: str, device: torch.device) -> Codec:
-    """The codec of a VQGAN file, on a device in float32.
+def codec_for(path: str | os.PathLike[str], preset: str, device: torch.device) -> Codec:
+    """The codec of a file that :func:`~bbdm.files.checkpoint.load_codec` reads, on a device in float32.
 
     Raises:
-        PresetError: the preset's network is of another number of channels than the VQGAN's latents.
+        PresetError: the preset is of latents with another number of channels. Presets of pictures fit any.
     """
-    codec = VQGANCodec(load_vqgan(path)).placed(device, torch.float32)
-    channels = PRESETS[preset].channels
-    if channels != codec.channels and isinstance(PRESETS[preset], UNetConfig):
-        fitting = [name for name, config in unet.PRESETS.items() if config.channels == codec.channels]
+    codec = load_codec(path).placed(device, torch.float32)
+    channels = {name: config.channels for name, config in PRESETS.items()}
+    fitting = [name for name in PRESETS if channels[name] == codec.channels or not name.startswith("lbbdm")]
+    if preset not in fitting:
         raise PresetError(
-            f"preset {preset} takes {channels} channels, and this VQGAN's latents have {codec.channels}; "
-            f"presets for it: {', '.join(fitting) or 'none'}"
+            f"preset {preset} takes {channels[preset]} channels, and this autoencoder's latents have "
+            f"{codec.channels}; presets for it: {', '.join(fitting)}"
         )
     return codec
 

@@ -334,7 +334,7 @@ class TestMain:
             assert (result.size, result.mode) == ((24, 16), "L")
 
     def test_channels_are_of_pictures(self, data: Path, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="with -vq, it is the VQGAN's"):
+        with pytest.raises(ValueError, match="with -vq, it is the autoencoder's"):
             train.main(self.arguments(data, tmp_path / "model.pt", "--channels", "1", "-vq", "vqgan.pt"))
 
     @pytest.mark.usefixtures("tiny_demo")
@@ -503,13 +503,13 @@ class TestHints:
         bbdm.save_vqgan(place / "vqgan.pt", tiny_vqgan())
         line = self.last_line(data, place, capsys, "-vq", str(place / "vqgan.pt"))
         assert line.endswith(
-            "where it began: without a codec; -vq gives the VQGAN, and --normalize_latents normalises its latents"
+            "where it began: without a codec; -vq gives the autoencoder, and --normalize_latents normalises its latents"
         )
 
     def test_another_preset(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         bbdm.save_vqgan(place / "vqgan.pt", tiny_vqgan())
         line = self.last_line(data, place, capsys, "-vq", str(place / "vqgan.pt"), "--preset", "lbbdm-f8")
-        assert "preset lbbdm-f8 takes 4 channels, and this VQGAN's latents have 3" in line
+        assert "preset lbbdm-f8 takes 4 channels, and this autoencoder's latents have 3" in line
         assert line.endswith("; --preset names the network")
 
     def test_weights_of_another_network(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,11 +7,12 @@ from arguments.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from bbdm.codec import Codec
 from bbdm.files.content import Checkpoint
-from bbdm.files.importers import adm, original_bbdm, sde_bbdm, states
+from bbdm.files.importers import adm, diffusers_autoencoder, original_bbdm, sde_bbdm, states
 from bbdm.networks.vqgan import VQGAN
 
 
@@ -43,3 +44,8 @@ def read_vqgan(content: Any) -> VQGAN:
             f"latent diffusion or of the A-Bridge scripts, with one key that ends in {' or '.join(states.CODES)}"
         )
     return states.build_vqgan(states.below(state, prefixes[0]))
+
+
+def read_codec(path: Path) -> Codec:
+    """A codec from a foreign folder or .safetensors; see :func:`bbdm.files.checkpoint.load_codec`."""
+    return diffusers_autoencoder.read(path)
