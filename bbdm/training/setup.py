@@ -22,7 +22,7 @@ from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.unet import UNet
 
 Condition = Literal["concat", "tokens", "none"]
-PRESETS: Mapping[str, Any] = ChainMap[str, Any](unet.PRESETS, dit.PRESETS)
+PRESETS: Mapping[str, Any] = ChainMap[str, Any](dit.PRESETS, unet.PRESETS)
 BridgeName = Literal["abridge", "brownian", "bbdm", "flow", "ddbm-ve", "ddbm-vp", "ecsi", "i2sb", "goub"]
 # the settings of the original's templates
 BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}
