@@ -1,28 +1,143 @@
-"""The network that the loop calls: a UNet's trunk, eager, compiled or from a package."""
+"""What any network must be to be trained, sampled, compiled, exported and saved; and how to make one so."""
 
 from __future__ import annotations
 
 import copy
-from typing import Protocol
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import nn
 
-from bbdm.networks.unet import UNet
+Call = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
-class Network(Protocol):
-    """The call of a UNet's trunk, after its modulation; see :meth:`bbdm.networks.unet.UNet.trunk`."""
+class Body(Protocol):
+    """The part of a network that the loop calls, eager, compiled or packaged; see :meth:`Network.body`."""
 
     def __call__(
-        self, x: torch.Tensor, modulation: torch.Tensor, condition: torch.Tensor | None = None, /
+        self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None, /
     ) -> torch.Tensor:
         """The prediction, (B, C, H, W) in the dtype of x."""
         ...
 
 
-def placed(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
+class Network(nn.Module):
+    """The base class of networks. :func:`wrap` makes one of any module.
+
+    Attributes: ``channels`` of the state and of the prediction; ``condition_channels``, 0 where it does not
+    see the source; ``stride``, of which height and width must be multiples.
+    """
+
+    kind: str  # its name in files
+    channels: int
+    condition_channels: int
+    stride: int
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """The prediction.
+
+        Args:
+            x: (B, channels, H, W) what the bridge shows of the state.
+            t: (B,) what the bridge says that the network sees of the times, or (1,) for all.
+            condition: (B, condition_channels, H, W), where the network has one.
+        """
+        return self.body(x, self.embed(t), condition)
+
+    def embed(self, t: torch.Tensor) -> torch.Tensor:
+        """What depends on the time alone, computed once a table; the time itself by default."""
+        return t
+
+    @abstractmethod
+    def body(self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """The rest of the network; ``embedding`` has a row for each image, or one for all."""
+
+    def embedder(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """:meth:`embed`, without keeping weights that it does not need."""
+        return self.embed
+
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """Plain values by which a checkpoint names it."""
+
+
+@dataclass(frozen=True)
+class WrappedConfig:
+    """What a file says of a network that its user has to give: see :func:`wrap`."""
+
+    module: str  # the class
+    channels: int
+    condition_channels: int
+    stride: int
+
+
+class Wrapped(Network):
+    """Any module as a network; see :func:`wrap`."""
+
+    kind = "wrapped"
+
+    def __init__(self, module: nn.Module, config: WrappedConfig, call: Call | None) -> None:
+        super().__init__()
+        self.module = module
+        self.config = config
+        self.channels = config.channels
+        self.condition_channels = config.condition_channels
+        self.stride = config.stride
+        self._call = call
+
+    def body(self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """The module's prediction; the embedding is the time."""
+        t = embedding.expand(len(x))
+        if self._call is not None:
+            return self._call(self.module, x, t, condition)
+        return self.module(x, t) if condition is None else self.module(x, t, condition)
+
+    def description(self) -> dict[str, Any]:
+        """The class and the sizes."""
+        return dict(vars(self.config))
+
+
+def wrap(
+    module: nn.Module,
+    channels: int = 3,
+    condition_channels: int = 0,
+    stride: int = 1,
+    call: Call | None = None,
+) -> Wrapped:
+    """Any module as a network that can be trained, sampled, compiled, exported and saved.
+
+    Args:
+        module: the module, which is used, not copied.
+        channels: of the state, and of the prediction.
+        condition_channels: channels of the source, where the module sees it; otherwise 0.
+        stride: height and width must be multiples of it. Pictures are padded to that.
+        call: call(module, x, t, condition) gives the prediction, (B, channels, H, W); t is (B,) float, and
+            condition is None without ``condition_channels``. By default module(x, t, condition).
+
+    Raises:
+        ValueError: a size is out of range, or ``module`` is no module.
+    """
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    for name, value, least in (
+        ("channels", channels, 1),
+        ("condition_channels", condition_channels, 0),
+        ("stride", stride, 1),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    name = f"{type(module).__module__}.{type(module).__qualname__}"
+    return Wrapped(module, WrappedConfig(name, channels, condition_channels, stride), call)
+
+
+Placed = TypeVar("Placed", bound=Network)
+
+
+def placed(network: Placed, device: torch.device, dtype: torch.dtype) -> Placed:
     """The network on a device, in a dtype and in evaluation mode: itself where it is so, else a copy."""
-    weight = next(unet.parameters())
-    if (weight.device, weight.dtype) == (device, dtype) and not unet.training:
-        return unet
-    return copy.deepcopy(unet).to(device, dtype).eval().requires_grad_(False)
+    weight = next(network.parameters())
+    if (weight.device, weight.dtype) == (device, dtype) and not network.training:
+        return network
+    return copy.deepcopy(network).to(device, dtype).eval().requires_grad_(False)

@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 from bbdm import solvers
 from bbdm.base import images
 from bbdm.base.atomic import check_place
-from bbdm.base.frontend import Advance, Batch, FrontEnd, Plan, Timesteps
+from bbdm.base.batch import Batch, Plan
+from bbdm.base.frontend import Advance, FrontEnd, Timesteps
 from bbdm.base.step import Callback
 from bbdm.base.step import Step as Step
 from bbdm.base.tensors import TENSORS
@@ -29,8 +30,7 @@ from bbdm.execution.graph import GraphedLoop
 from bbdm.execution.loop import Loop, state_dtype
 from bbdm.execution.package import PackagedNetwork, save_package
 from bbdm.files.checkpoint import load_checkpoint
-from bbdm.network import placed
-from bbdm.networks.unet import UNet
+from bbdm.network import Network, Wrapped, placed
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,10 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
     """Translates images with a trained network.
 
     Args:
-        unet: the network. It is used directly where it is on ``device`` in ``dtype`` and in evaluation mode,
-            and copied otherwise; the one given is never changed. Do not change its weights later: what
-            depends on the time alone is computed here, once.
+        unet: the network: a :class:`~bbdm.networks.unet.UNet`, another of this library, or any module by
+            :func:`~bbdm.network.wrap`. It is used directly where it is on ``device`` in ``dtype`` and in
+            evaluation mode, and copied otherwise; the one given is never changed. Do not change its weights
+            later: what depends on the time alone is computed here, once.
         bridge: what it was trained on.
         solver: see :func:`bbdm.solvers.build`, as for
         steps: number of network evaluations, and
@@ -76,12 +77,12 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
     """
 
     kind = TENSORS
-    unet: UNet
+    unet: Network
     codec: Codec | None
 
     def __init__(
         self,
-        unet: UNet,
+        unet: Network,
         bridge: Bridge,
         solver: str = solvers.DEFAULT,
         steps: int | None = None,
@@ -104,9 +105,9 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
         self.clamp = clamp
         self.compile = compile
         self.image_size: images.Size | None = None
-        self._modulation = unet.embedder()  # of the weights as given, before they are rounded to dtype
+        self._embedder = unet.embedder()  # of the weights as given, before they are rounded to dtype
         self._place(unet, codec)
-        channels = unet.config.in_channels
+        channels = unet.channels
         latent_stride = 1 if codec is None else codec.stride
         super().__init__(
             solver,
@@ -114,7 +115,7 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
             timesteps,
             image_channels=channels if codec is None else codec.image_channels,
             channels=channels,
-            stride=unet.config.stride * latent_stride,
+            stride=unet.stride * latent_stride,
             latent_stride=latent_stride,
             batch=self.package.shape[0] if self.package else None,
             fill=compile or self.package is not None,  # cheaper than to compile for a short batch
@@ -133,7 +134,7 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.unet.parameters())
         parts = [
-            f"{type(self.unet).__name__} of {count / 1e6:.1f} M parameters",
+            f"{_name(self.unet)} of {count / 1e6:.1f} M parameters",
             repr(self.bridge),
             f"solver={self.solver!r}",
             f"steps={len(self.table)}",
@@ -160,20 +161,20 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
             self._replan()
         return self
 
-    def _place(self, unet: UNet, codec: Codec | None) -> None:
+    def _place(self, unet: Network, codec: Codec | None) -> None:
         """Put network and codec on the device, compiled where they are to be."""
         network = unet if self.package else placed(unet, self.device, self.dtype)
         if codec is not None:
             codec = codec.placed(self.device, self.dtype if self.dtype == torch.bfloat16 else torch.float32)
             codec = codec.compiled(partial(Compiled, device=self.device)) if self.compile else codec
         vars(self).update(unet=network, codec=codec)
-        self._network = self.package or (Compiled(network.trunk, self.device) if self.compile else network.trunk)
+        self._network = self.package or (Compiled(network.body, self.device) if self.compile else network.body)
 
     def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> TorchPlan:
         solver = solver or solvers.DEFAULT
         table = solvers.build(self.bridge, solver, timesteps, steps)
-        conditioned = self.unet.config.condition_channels > 0
-        loop = Loop(self._network, self._modulation, conditioned, table, self.clamp, self.device, self.dtype)
+        conditioned = self.unet.condition_channels > 0
+        loop = Loop(self._network, self._embedder, conditioned, table, self.clamp, self.device, self.dtype)
         graphed = GraphedLoop(loop) if self._fill and self.device.type == "cuda" else None
         return TorchPlan(solver, table.timesteps.tolist(), table, loop, graphed)
 
@@ -187,6 +188,7 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
         num_steps: int | None = None,
         c_lambda: float | None = None,
         config: str | os.PathLike[str] | None = None,
+        network: Network | None = None,
         solver: str = solvers.DEFAULT,
         steps: int | None = None,
         timesteps: Timesteps = None,
@@ -200,11 +202,12 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
 
         ``path``, ``codec``, ``num_steps``, ``c_lambda`` and ``config`` are as for
         :func:`~bbdm.files.checkpoint.load_checkpoint`, the others as for the constructor. ``ema`` takes the
-        averaged weights where the file has both.
+        averaged weights where the file has both. A file of a wrapped network has its weights only: give it as
+        ``network``, which is copied.
         """
         checkpoint = load_checkpoint(path, num_steps, c_lambda, codec, config)
         sampler = cls(
-            checkpoint.build_unet(ema),
+            checkpoint.build_unet(ema, network),
             checkpoint.bridge,
             solver,
             steps,
@@ -260,9 +263,11 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
             (plan.loop.network, lambda: plan.loop.warm_up(grid), [torch.Size(grid)])
         ]
         if self.codec is not None:
-            encode, decode = self.codec.latents, self.codec.image
-            stages.append((self.codec.encoder, lambda: encode(torch.zeros(image)), part_shapes(image)))
-            stages.append((self.codec.decoder, lambda: decode(torch.zeros(grid)), part_shapes(grid)))
+            codec, stride = self.codec, self.codec.stride
+            images = part_shapes(image, stride=stride, tiling=codec.tiling)
+            grids = part_shapes(grid, stride, stride, codec.tiling)
+            stages.append((codec.encoder, lambda: [codec.latents(torch.zeros(part)) for part in {*images}], images))
+            stages.append((codec.decoder, lambda: [codec.image(torch.zeros(part)) for part in {*grids}], grids))
         due = [call for f, call, shapes in stages if isinstance(f, Compiled) and any(map(f.lacks, shapes))]
         name = f"compiling for {shape[0]} x {shape[2]} x {shape[3]}"
         for call in tqdm(due, name, unit="graph", disable=False if progress else None) if due else ():
@@ -275,7 +280,7 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
 
     @torch.inference_mode()
     def _run(self, plan: TorchPlan, batch: Batch, advance: Advance, callback: Callback | None) -> torch.Tensor:
-        if plan.graphed is None or batch.noise is not None or callback is not None:
+        if plan.graphed is None or batch.noise is not None or batch.mask is not None or callback is not None:
             result = super()._run(plan, batch, advance, callback)
         else:
             x = plan.graphed(self._to_device(batch.source), self._keys(batch.seeds))
@@ -286,10 +291,19 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
     @torch.inference_mode()
     def _states(self, plan: TorchPlan, batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         noise = None if batch.noise is None else batch.noise.to(self.device, plan.loop.state_dtype)
-        state = plan.loop.start(self._to_device(batch.source), self._keys(batch.seeds), noise)
+        state = plan.loop.start(self._to_device(batch.source), self._keys(batch.seeds), noise, self._mask(batch))
         for index in range(len(plan.times)):
             plan.loop.advance(state, index)
             yield state.x, state.x0hat
+
+    def _mask(self, batch: Batch) -> torch.Tensor | None:
+        """The batch's mask on the grid that the network sees: of a latent, whatever it covers is made."""
+        if batch.mask is None:
+            return None
+        height, width = batch.source.shape[-2:]
+        padded = self._padded(height, width)
+        mask = F.pad(batch.mask.to(self.device, state_dtype(self.dtype)), (0, padded[1] - width, 0, padded[0] - height))
+        return F.max_pool2d(mask, self._latent_stride).contiguous()
 
     def _copied(self, state: torch.Tensor) -> torch.Tensor:
         return state.clone()
@@ -317,11 +331,15 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
         return y.to(state_dtype(self.dtype)).contiguous(memory_format=torch.channels_last)
 
 
-def _check_arguments(unet: UNet, codec: Codec | None, clamp: tuple[float, float] | None) -> None:
+def _name(network: Network) -> str:
+    return type(network.module if isinstance(network, Wrapped) else network).__name__
+
+
+def _check_arguments(unet: Network, codec: Codec | None, clamp: tuple[float, float] | None) -> None:
     if clamp is not None and not (len(clamp) == 2 and clamp[0] < clamp[1]):
         raise ValueError(f"clamp must be None or (low, high) with low < high, got {clamp}")
-    if codec is not None and codec.channels != unet.config.in_channels:
-        raise ValueError(f"codec must have the network's {unet.config.in_channels} channels, got {codec.channels}")
+    if codec is not None and codec.channels != unet.channels:
+        raise ValueError(f"codec must have the network's {unet.channels} channels, got {codec.channels}")
 
 
 def _check_compilation(device: torch.device, compile: bool, compiled: str | os.PathLike[str] | None) -> None:

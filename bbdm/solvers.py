@@ -11,8 +11,8 @@ a weight w on the previous x0hat.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,16 +24,30 @@ Solver = Literal["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast", "ancestral"]
 DEFAULT: Solver = "dpm2m"
 
 
+def _unset() -> npt.NDArray[np.float64]:
+    return np.zeros(0)
+
+
 @dataclass(frozen=True)
 class StepTable:
     """The weights of every step of a sampling loop, one row for each network evaluation; float64."""
 
-    timesteps: npt.NDArray[np.int64]  # (K,) strictly decreasing; the times that the network is called at
+    timesteps: npt.NDArray[Any]  # (K,) strictly decreasing; the times that the network is called at
     prediction: npt.NDArray[np.float64]  # (K, 3) x0hat as weights of x, y and the network's output
     coefficients: npt.NDArray[np.float64]  # (K, 5) the next x as weights of x, y, x0hat, the previous x0hat, noise
+    inputs: npt.NDArray[np.float64] = field(
+        default_factory=_unset
+    )  # (K, 2) what the network is shown, as weights of x and y; x if unset
+    network_times: npt.NDArray[np.float64] = field(
+        default_factory=_unset
+    )  # (K,) what it sees of the times; the times if unset
 
     def __post_init__(self) -> None:
-        for name in ("timesteps", "prediction", "coefficients"):
+        if not self.inputs.size:
+            object.__setattr__(self, "inputs", np.tile([1.0, 0.0], (len(self.timesteps), 1)))
+        if not self.network_times.size:
+            object.__setattr__(self, "network_times", np.asarray(self.timesteps, dtype=np.float64))
+        for name in ("timesteps", "prediction", "coefficients", "inputs", "network_times"):
             owned = np.array(getattr(self, name), order="C")  # a copy, which nobody else can change
             owned.setflags(write=False)
             object.__setattr__(self, name, owned)
@@ -43,8 +57,14 @@ class StepTable:
 
     @property
     def rows(self) -> npt.NDArray[np.float64]:
-        """(K, 8) prediction and coefficients side by side, as a step takes them."""
-        return np.concatenate([self.prediction, self.coefficients], axis=1)
+        """(K, 10) prediction, coefficients, and the next time's inputs side by side, as a step takes them."""
+        following = np.concatenate([self.inputs[1:], [[1.0, 0.0]]])
+        return np.concatenate([self.prediction, self.coefficients, following], axis=1)
+
+    @property
+    def first_input(self) -> float:
+        """The share of the source, which is the state, in what the network is shown first."""
+        return float(self.inputs[0].sum())
 
     @property
     def noisy(self) -> list[int]:
@@ -78,14 +98,14 @@ _FAMILY = {
 
 
 def build(
-    bridge: Bridge, solver: str = DEFAULT, timesteps: str | Iterable[int] | None = None, steps: int | None = None
+    bridge: Bridge, solver: str = DEFAULT, timesteps: str | Iterable[float] | None = None, steps: int | None = None
 ) -> StepTable:
     """The table of a solver.
 
     Args:
         bridge: the bridge to sample.
         solver: ``dpm2m``, ``sde-dpm2m``, ``ddim``, ``posterior``, ``fast`` or ``ancestral``.
-        timesteps: a name from :mod:`bbdm.timesteps`, or strictly decreasing integers from ``bridge.top``.
+        timesteps: a name from :mod:`bbdm.timesteps`, or strictly decreasing times from ``bridge.top``.
         steps: number of network evaluations, instead of ``timesteps``.
 
     Raises:
@@ -97,20 +117,29 @@ def build(
     if steps is not None and timesteps is not None:
         raise ValueError(f"give steps or timesteps, not both; got steps={steps} and timesteps={timesteps!r}")
     if solver == "ancestral":
-        return _ancestral(bridge, timesteps, steps)
+        published = bridge.ancestral_times(steps)
+        times = skips.resolve(bridge, published if timesteps is None else timesteps)
+        return _table(bridge, times, bridge.ancestral(times))
     times = skips.resolve(bridge, _default_timesteps(bridge, solver, steps) if timesteps is None else timesteps, steps)
-    return StepTable(times, bridge.prediction(times), _family_rows(bridge, times, _FAMILY[solver]))
+    return _table(bridge, times, _family_rows(bridge, times, _FAMILY[solver]))
+
+
+def _table(bridge: Bridge, times: skips.Timesteps, rows: npt.NDArray[np.float64]) -> StepTable:
+    return StepTable(times, bridge.prediction(times), rows, bridge.input(times), bridge.network_time(times))
 
 
 def _default_timesteps(bridge: Bridge, solver: str, steps: int | None) -> skips.Name:
     if solver == "posterior":
-        return "uniform" if bridge.low else "bbdm"
-    return "paper" if solver == "fast" and steps is None else "karras"
+        return "bbdm" if isinstance(bridge, BrownianBridge) and bridge.schedule != "exact" else "uniform"
+    return "paper" if solver == "fast" and steps is None and isinstance(bridge, ABridge | BrownianBridge) else "karras"
 
 
-def _family_rows(bridge: Bridge, times: npt.NDArray[np.int64], settings: _Settings) -> npt.NDArray[np.float64]:
+def _family_rows(bridge: Bridge, times: skips.Timesteps, settings: _Settings) -> npt.NDArray[np.float64]:
     alpha, beta, sigma = (weights.tolist() for weights in bridge.marginal(times))
     nu = bridge.nu(times).tolist()  # infinite, if anywhere, on the first row
+    if bridge.deterministic:  # the source takes the place of the noise: x keeps its share of it
+        beta, sigma = [0.0] * len(times), beta
+        settings = replace(settings, noise=NONE, first=None)
     rows = np.zeros((len(times), 5))
     for i in range(len(times) - 1):
         posterior_std = sigma[i + 1] * np.sqrt(1 - (nu[i + 1] / nu[i]) ** 2)
@@ -125,41 +154,3 @@ def _family_rows(bridge: Bridge, times: npt.NDArray[np.int64], settings: _Settin
         rows[i] = kappa, beta[i + 1] - kappa * beta[i], gain * (1 + w), -gain * w, eta
     rows[-1, 2] = 1.0  # the clean image
     return rows
-
-
-def _ancestral(bridge: Bridge, timesteps: str | Iterable[int] | None, steps: int | None) -> StepTable:
-    """The public code's sampling: the reverse SDE at every time (A-Bridge paper, algorithm 2)."""
-    if bridge.low == 0 or not isinstance(bridge, ABridge | BrownianBridge):
-        raise ValueError("solver 'ancestral' does not exist for the original BBDM's schedules; use 'posterior'")
-    everything = range(bridge.top, bridge.low - 1, -1)
-    if steps is not None and steps != len(everything):
-        raise ValueError(f"solver 'ancestral' takes every time, steps={len(everything)}; got steps={steps}")
-    times = skips.resolve(bridge, everything if timesteps is None else timesteps)
-    if np.any(np.diff(times) != -1):
-        raise ValueError(f"solver 'ancestral' needs consecutive timesteps, got {times.tolist()}")
-    rows = np.array(
-        [_abridge_row(bridge, t) if isinstance(bridge, ABridge) else _brownian_row(bridge, t) for t in times.tolist()]
-    )
-    rows[-1] = 0.0, 0.0, 1.0, 0.0, 0.0
-    return StepTable(times, bridge.prediction(times), rows)
-
-
-def _abridge_row(bridge: ABridge, t: int) -> tuple[float, float, float, float, float]:
-    """Semi-implicit Euler of the reverse SDE, drift and score evaluated at t - 1."""
-    T = bridge.num_steps
-    if t == T:
-        pull = 1 / (T * np.log(T))
-        return 1 - pull, 0.0, pull, 0.0, np.sqrt(2) / T
-    if t == 1:
-        return 0.0, 0.0, 1.0, 0.0, 0.0
-    b = T - t + 1
-    g = np.log(T / b)
-    c = 1 - 1 / b + 1 / (b * g)
-    noise = bridge.c_lambda * np.sqrt(b) / T if t > 2 else 0.0
-    return 1 / c, -(1 / b - (t - 1) / (T * b * g)) / c, 1 / (T * g * c), 0.0, noise / c
-
-
-def _brownian_row(bridge: BrownianBridge, t: int) -> tuple[float, float, float, float, float]:
-    """Euler-Maruyama of the reverse SDE with diffusion sqrt(2 max_variance)."""
-    noise = np.sqrt(2 * bridge.max_variance / bridge.num_steps) if t > 1 else 0.0
-    return 1 - 1 / t, 0.0, 1 / t, 0.0, noise

@@ -1,10 +1,10 @@
-"""The times that a solver visits: strictly decreasing lists of integers from the bridge's top index."""
+"""The times that a solver visits: strictly decreasing lists from the bridge's top, of integers or reals."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import count
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,11 @@ import numpy.typing as npt
 from bbdm.bridges import Bridge
 
 Name = Literal["karras", "uniform", "paper", "bbdm"]
-Timesteps = npt.NDArray[np.int64]
+Timesteps = npt.NDArray[Any]  # (K,) int64, or float64 for a continuous bridge
 
 RHO = 7  # Karras et al. 2022 (EDM), eq. 5
+MOST = 10_000  # times of a continuous bridge
+HIGHEST = 50.0  # noise level below a continuous top: of pictures in [-1, 1], nothing can be seen there
 
 
 def karras(bridge: Bridge, steps: int | None = None) -> Timesteps:
@@ -25,8 +27,10 @@ def karras(bridge: Bridge, steps: int | None = None) -> Timesteps:
     """
     steps = _count(bridge, steps, 10)
     in_front = [bridge.top] if np.isinf(bridge.nu(bridge.top)) else []
-    high, low = bridge.top - len(in_front), bridge.low
-    warped = bridge.nu([high, low]) ** (1 / RHO)
+    high = bridge.top - len(in_front)
+    if bridge.continuous and in_front:
+        high = float(bridge.time_at(HIGHEST))
+    warped = bridge.nu([high, bridge.low]) ** (1 / RHO)
     count = steps - len(in_front)
     levels = np.linspace(warped[0], warped[1], count) if count > 1 or not in_front else np.full(count, warped.mean())
     return _distinct([*in_front, *bridge.time_at(levels**RHO)], bridge)
@@ -45,15 +49,17 @@ def paper(bridge: Bridge, steps: int | None = None) -> Timesteps:
     """
     if steps is not None:
         raise ValueError(f"steps must be None with the 'paper' timesteps, whose length is fixed; got steps={steps}")
+    if bridge.continuous:
+        raise ValueError(f"timesteps 'paper' are integers, and {type(bridge).__name__} has real times")
     listed = np.concatenate([np.arange(1000, 905, -2), np.arange(902, 1, -6)])
     scaled = np.rint(listed * bridge.num_steps / 1000).astype(np.int64)
-    return np.unique(np.clip(scaled, bridge.low, bridge.top))[::-1]
+    return np.unique(np.clip(scaled, bridge.low, bridge.top)).astype(np.int64)[::-1]
 
 
 def bbdm(bridge: Bridge, steps: int | None = None) -> Timesteps:
     """The original BBDM's linear skip: down from the top by top / (steps - 2), truncated, then 1 and 0."""
     steps = _count(bridge, steps, 200)
-    if steps < 3:
+    if steps < 3 or bridge.continuous:
         return uniform(bridge, steps)
     middle = [bridge.top + (-k * bridge.top) // (steps - 2) for k in range(steps - 2)]  # exact floor of the real time
     return _distinct([*middle, bridge.low + 1, bridge.low], bridge)
@@ -67,17 +73,17 @@ SKIPS: dict[str, Callable[[Bridge, int | None], Timesteps]] = {
 }
 
 
-def resolve(bridge: Bridge, timesteps: str | Iterable[int], steps: int | None = None) -> Timesteps:
-    """The times of a name or of a list of integers.
+def resolve(bridge: Bridge, timesteps: str | Iterable[float], steps: int | None = None) -> Timesteps:
+    """The times of a name or of a list.
 
     Args:
         bridge: the bridge that the times are of.
-        timesteps: ``karras``, ``uniform``, ``paper``, ``bbdm``, or strictly decreasing integers from
-            ``bridge.top``.
+        timesteps: ``karras``, ``uniform``, ``paper``, ``bbdm``, or strictly decreasing times from
+            ``bridge.top``: integers or, of a continuous bridge, reals.
         steps: length of a named list; None for its default.
 
     Returns:
-        (K,) int64, strictly decreasing.
+        (K,) int64, or float64 of a continuous bridge, strictly decreasing.
 
     Raises:
         ValueError: an unknown name, or a list that is empty, does not decrease, leaves the bridge or does not
@@ -91,9 +97,11 @@ def resolve(bridge: Bridge, timesteps: str | Iterable[int], steps: int | None = 
     if steps is not None:
         raise ValueError(f"steps must be None with a list of timesteps, got steps={steps}")
     values = np.asarray(given)
-    if values.ndim != 1 or values.size == 0 or not np.issubdtype(values.dtype, np.integer):
-        raise ValueError(f"timesteps must be a non-empty list of integers, got {given!r}")
-    values = values.astype(np.int64)
+    kind, dtype = ("numbers", np.float64) if bridge.continuous else ("integers", np.int64)
+    wanted = np.issubdtype(values.dtype, np.integer) or (bridge.continuous and np.issubdtype(values.dtype, np.floating))
+    if values.ndim != 1 or values.size == 0 or not wanted or not np.isfinite(values).all():
+        raise ValueError(f"timesteps must be a non-empty list of {kind}, got {given!r}")
+    values = values.astype(dtype)
     if np.any(np.diff(values) >= 0):
         raise ValueError(f"timesteps must strictly decrease, got {given}")
     if values[0] != bridge.top:
@@ -104,7 +112,7 @@ def resolve(bridge: Bridge, timesteps: str | Iterable[int], steps: int | None = 
 
 
 def _count(bridge: Bridge, steps: int | None, default: int) -> int:
-    available = bridge.top - bridge.low + 1
+    available = MOST if bridge.continuous else int(bridge.top - bridge.low) + 1
     if steps is None:
         return min(default, available)
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or not 1 <= steps <= available:
@@ -113,7 +121,9 @@ def _count(bridge: Bridge, steps: int | None, default: int) -> int:
 
 
 def _distinct(times: Iterable[float], bridge: Bridge) -> Timesteps:
-    """Times rounded to integers; a duplicate moves to the nearest free one, the lower of two."""
+    """Times rounded to integers; a duplicate moves to the nearest free one, the lower of two. Reals stay."""
+    if bridge.continuous:
+        return np.array(sorted({float(t) for t in times}, reverse=True))
     taken: set[int] = set()
     for time in times:
         nearest = int(np.clip(np.rint(time), bridge.low, bridge.top))

@@ -151,7 +151,7 @@ def unet_call(rounds: int) -> Any:
     public = sde_bbdm.network(unet)
     x, t = networks.images(1, "cpu", quick=False), torch.full((1,), 500)
     inputs = x.to(sampler.dtype, memory_format=torch.channels_last)
-    modulation = unet.modulation(t)
+    modulation = unet.embed(t)
     rows: dict[str, Row] = {
         "sde-bbdm float32": lambda: public(x, t),
         "compiled": lambda: sampler._own.loop.network(inputs, modulation),

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch._functorch.config as functorch_config
@@ -63,8 +62,7 @@ def noise_rows(size: Size, drawn: bool) -> tuple[Rows, int]:
 def bridge_rows(size: Size, noise: str) -> tuple[Rows, int]:
     """One step of a sampler with a bfloat16 network: noise from seeds, explicit noise, or none."""
     table = solvers.build(BRIDGE, "dpm2m" if noise == "none" else "sde-dpm2m", steps=10)
-    weights = np.concatenate([table.prediction, table.coefficients], axis=1)
-    rows = torch.from_numpy(weights).to(DEVICE, torch.float32)
+    rows = torch.from_numpy(table.rows).to(DEVICE, torch.float32)
     step = torch.full((1,), 5, device=DEVICE)
     seeds = torch.arange(size[0], device=DEVICE) if noise == "seeds" else None
     z = random(*size).flip(1) if noise == "explicit" else None

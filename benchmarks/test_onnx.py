@@ -63,7 +63,7 @@ def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool, tmp_
     x = images(1, DEVICE, quick).to(memory_format=torch.channels_last)
     t = torch.tensor([500])
     folder: Path = tmp_path_factory.mktemp("onnx")
-    model = graphs.unet_graph(unet, None, OPSET)
+    model = graphs.network_graph(unet, None, OPSET)
     plain = BridgeSampler(unet, BRIDGE, steps=STEPS)
     (folder / "scratch").mkdir()
     files = {  # int8 first: the model refers to its file once it is written
@@ -72,7 +72,7 @@ def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool, tmp_
     }
     halved = UNet.from_config(unet.config)
     halved.load_state_dict(unet.state_dict())
-    files["ONNX Runtime float16"] = write(graphs.unet_graph(halved.half(), None, OPSET), folder / "float16")
+    files["ONNX Runtime float16"] = write(graphs.network_graph(halved.half(), None, OPSET), folder / "float16")
     inputs = {"x": x.contiguous().numpy(), "t": t.numpy()}
     calls: dict[str, Callable[[], Any]] = {}
     try:
@@ -85,9 +85,9 @@ def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool, tmp_
         run = session(path)
         calls[row] = lambda run=run: run.run(None, inputs)[0]
     with torch.inference_mode():
-        modulation = unet.modulation(t)
+        modulation = unet.embed(t)
         float32 = BridgeSampler(unet, BRIDGE, steps=STEPS, compile=True, dtype=torch.float32)
-        calls["eager float32"] = lambda: unet.trunk(x, modulation)
+        calls["eager float32"] = lambda: unet.body(x, modulation)
         calls["compiled float32"] = lambda: float32._own.loop.network(x, modulation)
         chosen = x.to(sampler.dtype)
         calls["compiled, as compile=True chooses"] = lambda: sampler._own.loop.network(

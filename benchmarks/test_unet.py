@@ -81,17 +81,17 @@ def peers(unet: UNet, x: torch.Tensor, t: torch.Tensor, folder: Path) -> dict[st
 
 def ours(unet: UNet, sampler: BridgeSampler, x: torch.Tensor, t: torch.Tensor) -> dict[str, Callable[[], Call]]:
     """A function for each of our calls. The sampler has one of the two compiled networks already."""
-    modulation = unet.modulation(t[:1])
+    modulation = unet.embed(t[:1])
     rounded = copy.deepcopy(unet).bfloat16()
     inputs = {torch.float32: x, torch.bfloat16: x.bfloat16()}
 
     def compiled(network: UNet, dtype: torch.dtype) -> Call:
-        call = sampler._own.loop.network if sampler.dtype == dtype else Compiled(network.trunk, x.device)
+        call = sampler._own.loop.network if sampler.dtype == dtype else Compiled(network.body, x.device)
         return lambda: call(inputs[dtype], modulation)
 
     return {
-        "eager float32": lambda: lambda: unet.trunk(x, modulation),
-        "eager bfloat16": lambda: lambda: rounded.trunk(inputs[torch.bfloat16], modulation),
+        "eager float32": lambda: lambda: unet.body(x, modulation),
+        "eager bfloat16": lambda: lambda: rounded.body(inputs[torch.bfloat16], modulation),
         "compiled float32": lambda: compiled(unet, torch.float32),
         "compiled bfloat16": lambda: compiled(rounded, torch.bfloat16),
     }

@@ -37,7 +37,7 @@ HINTS: dict[type[Exception], str] = {
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, TranslateConfig]:
     """The flags with their defaults, and the settings of the translation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", choices=sorted(set(DATASETS) - {"folder"}))
+    parser.add_argument("dataset", choices=sorted(DATASETS), help="'folder' is of pictures alone, and needs --degrade")
     parser.add_argument("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS")
     parser.add_argument("model", type=Path)
     parser.add_argument("output_dir", type=Path, nargs="?", help="out/MODEL-eval if left out")
@@ -49,7 +49,10 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, TranslateC
     parser.add_argument("--lpips_net", choices=get_args(metrics.LPIPSNet), default="alex", help="(default: alex)")
     parser.add_argument("--lpips_weights", type=Path, help="that network's weights, if they cannot be downloaded")
     add_flags(parser, TranslateConfig)
+    parser.set_defaults(image_size="train")  # scores need pictures of one size
     args = parser.parse_args(argv)
+    if args.dataset == "folder" and args.degrade is None:
+        parser.error("the data set 'folder' has no targets to compare with: --degrade makes sources of them")
     if args.sweep and (args.solver or args.steps or args.fast_sampling):
         parser.error("--sweep names solvers and steps: leave out --solver, --steps and --fast_sampling")
     if args.image_size in ("fit", "keep"):

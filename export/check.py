@@ -57,9 +57,9 @@ def differences(folder: Path, sampler: BridgeSampler, size: int) -> Iterator[Dif
             y = codec.encode(image, "source")
             yield Difference.of("encoder.onnx", image.shape, _run(exported, "encoder", image=image), y)
             yield Difference.of("decoder.onnx", y.shape, _run(exported, "decoder", latent=y), codec.decode(y))
-        t = torch.tensor([int(sampler.table.timesteps[len(sampler.table) // 2])])
-        inputs = {"x": y, "t": t} | ({"condition": y} if unet.config.condition_channels else {})
-        prediction = unet.trunk(y, unet.modulation(t), inputs.get("condition"))
+        t = torch.tensor(sampler.table.network_times[len(sampler.table) // 2 :][:1], dtype=torch.float32)
+        inputs = {"x": y, "t": t} | ({"condition": y} if unet.condition_channels else {})
+        prediction = unet.body(y, unet.embed(t), inputs.get("condition"))
         yield Difference.of("unet.onnx", y.shape, _run(exported, "unet", **inputs), prediction)
         wanted = sampler(image, seed=0)
         yield Difference.of("image, step by step", image.shape, exported(image.numpy(), seed=0), wanted)
@@ -68,8 +68,12 @@ def differences(folder: Path, sampler: BridgeSampler, size: int) -> Iterator[Dif
             feeds = {"source": image.numpy()}
             if sampler.table.noisy:
                 feeds["noise"] = noise.numpy()[sampler.table.noisy]
+            mask = (torch.rand(batch, 1, height, width, generator=generator) > 0.5).float()
+            if "mask" in [each.name for each in whole.get_inputs()]:
+                feeds["mask"] = mask.numpy()
             (made,) = whole.run(None, feeds)
-            yield Difference.of("image, pipeline.onnx", image.shape, np.asarray(made), sampler(image, noise=noise))
+            wanted = sampler(image, noise=noise, mask=mask if "mask" in feeds else None)
+            yield Difference.of("image, pipeline.onnx", image.shape, np.asarray(made), wanted)
 
 
 def _run(exported: OnnxBridgeSampler, graph: str, **inputs: torch.Tensor) -> np.ndarray:

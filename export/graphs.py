@@ -17,7 +17,9 @@ from onnxscript import opset21, optimizer
 from torch import nn
 
 from bbdm.codec import Codec
-from bbdm.networks.unet import UNet, frequencies, sinusoids
+from bbdm.network import Network
+from bbdm.networks.layers import frequencies, sinusoids
+from bbdm.networks.unet import UNet
 
 OPSETS = range(21, 24)  # the first has GroupNorm with a weight for each channel
 IR_VERSIONS = {21: 10, 22: 10, 23: 11}  # the oldest for each opset, which the most runtimes read
@@ -25,22 +27,37 @@ FOLDED = 2**31  # numbers: constants of any size
 GRID = ("batch", "channels", "height", "width")
 
 
-class UNetGraph(nn.Module):
-    """The UNet: x, t and the condition, where there is one, to the prediction."""
+class NetworkGraph(nn.Module):
+    """A network: what it is shown of the state, the time and the condition, if any, to the prediction."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def embed(self, t: torch.Tensor) -> torch.Tensor:
+        """What depends on the time alone."""
+        return self.network.embed(t)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, C, H, W), (1,) and (B, C, H, W) to (B, C, H, W), all float32."""
+        dtype = next(self.network.parameters()).dtype
+        condition = None if condition is None else condition.to(dtype)
+        return self.network.body(x.to(dtype), self.embed(t), condition).float()
+
+
+class UNetGraph(NetworkGraph):
+    """The UNet, with frequencies that are not folded."""
 
     def __init__(self, unet: UNet) -> None:
-        super().__init__()
-        self.unet = unet
+        super().__init__(unet)
         # Computed here: constants that the exporter folds differ in the last bit, which a time of 1000
         # multiplies.
         self.frequencies = nn.Buffer(frequencies(unet.config.model_channels))
         self.modulation = unet.embedder()
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, C, H, W), (1,) int64 and (B, C, H, W) to (B, C, H, W)."""
-        dtype = next(self.unet.parameters()).dtype
-        condition = None if condition is None else condition.to(dtype)
-        return self.unet.trunk(x.to(dtype), self.modulation.of(sinusoids(t, self.frequencies)), condition).float()
+    def embed(self, t: torch.Tensor) -> torch.Tensor:
+        """The modulation."""
+        return self.modulation.of(sinusoids(t, self.frequencies))
 
 
 class EncoderGraph(nn.Module):
@@ -56,7 +73,7 @@ class EncoderGraph(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """The decoder of a codec, with the search for the nearest codes: a target's latent to its image."""
+    """The decoder of a codec: a target's latent to its image. A VQGAN's searches for the nearest codes."""
 
     def __init__(self, codec: Codec) -> None:
         super().__init__()
@@ -67,24 +84,24 @@ class DecoderGraph(nn.Module):
         return self.codec.decoder(self.codec.denormalize(latent))
 
 
-def unet_graph(unet: UNet, static: tuple[int, int, int] | None, opset: int) -> onnx.ModelProto:
+def network_graph(network: Network, static: tuple[int, int, int] | None, opset: int) -> onnx.ModelProto:
     """The graph of a network: inputs ``x``, ``t`` and ``condition``, output ``prediction``.
 
     Args:
-        unet: in float32 or float16.
+        network: in float32 or float16.
         static: the only (B, H, W) that the graph takes, or None for any batch, height and width.
         opset: one of ``OPSETS``.
     """
-    config = unet.config
-    batch, height, width = static or (2, 8 * config.stride, 10 * config.stride)
-    inputs = {"x": torch.zeros(batch, config.in_channels, height, width), "t": torch.ones(1, dtype=torch.int64)}
-    if config.condition_channels:
-        inputs["condition"] = torch.zeros(batch, config.condition_channels, height, width)
-    return _export(UNetGraph(unet), inputs, ("prediction", GRID), static is None, opset)
+    batch, height, width = static or (2, 8 * network.stride, 10 * network.stride)
+    inputs = {"x": torch.zeros(batch, network.channels, height, width), "t": torch.ones(1)}
+    if network.condition_channels:
+        inputs["condition"] = torch.zeros(batch, network.condition_channels, height, width)
+    graph = UNetGraph(network) if isinstance(network, UNet) else NetworkGraph(network)
+    return _export(graph, inputs, ("prediction", GRID), static is None, opset)
 
 
 def encoder_graph(codec: Codec, static: tuple[int, int, int] | None, opset: int) -> onnx.ModelProto:
-    """The graph of a codec's encoder, ``image`` to ``latent``; for arguments see :func:`unet_graph`."""
+    """The graph of a codec's encoder, ``image`` to ``latent``; for arguments see :func:`network_graph`."""
     batch, height, width = static or (2, 8 * codec.stride, 10 * codec.stride)
     image = torch.zeros(batch, codec.image_channels, height, width)
     output = ("latent", ("batch", "channels", "latent_height", "latent_width"))

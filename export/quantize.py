@@ -32,9 +32,12 @@ class _Trajectory(CalibrationDataReader):
     def _states(sampler: BridgeSampler, sources: list[torch.Tensor]) -> Iterator[dict[str, Any]]:
         for seed, source in enumerate(sources):
             x = y = source if sampler.codec is None else sampler.codec.encode(source, "source")
+            table = sampler.table
             for step in sampler.stream(source, seed):
-                feed = {"x": x.numpy(), "t": np.array([step.t])}
-                yield feed | ({"condition": y.numpy()} if sampler.unet.config.condition_channels else {})
+                i_x, i_y = table.inputs[step.index].tolist()
+                t = table.network_times[step.index : step.index + 1].astype(np.float32)
+                feed = {"x": (i_x * x + i_y * y).numpy(), "t": t}
+                yield feed | ({"condition": y.numpy()} if sampler.unet.condition_channels else {})
                 x = step.x
 
 

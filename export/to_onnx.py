@@ -25,10 +25,10 @@ from bbdm import solvers
 from bbdm.base import machine, scripts
 from bbdm.base.atomic import file_sha256
 from bbdm.base.images import from_pil
-from bbdm.codec import VQGANCodec
 from bbdm.data.pairs import load_dataset
-from bbdm.files.checkpoint import load_checkpoint, load_vqgan
+from bbdm.files.checkpoint import load_checkpoint, load_codec
 from bbdm.files.weights import IncompleteFileError
+from bbdm.network import Network
 from bbdm.runtime.bridge_json import FORMAT, PIPELINE, SETTINGS, VERSION
 from bbdm.sampler import BridgeSampler
 from export import check, graphs, pipeline
@@ -55,18 +55,22 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="write weights to a second file; if unset, from 1 GB on",
     )
     parser.add_argument("--pipeline", action="store_true", help="write pipeline.onnx too: a translation in one graph")
+    parser.add_argument("--mask", action="store_true", help="pipeline.onnx takes a mask: for inpainting")
     parser.add_argument("--quantize", choices=["int8"], help="the UNet, calibrated on --calibrate")
     parser.add_argument("--calibrate", type=Path, metavar="PICTURES", help="folder of sources, for --quantize")
     parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help="against PyTorch (yes)")
     parser.add_argument("--overwrite", action="store_true", help="replace FOLDER")
     parser.add_argument("-t", "--t", "--time_steps", dest="time_steps", type=int, help="for files that leave it out")
     parser.add_argument("-l", "--c_lambda", type=float, help="for files that leave it out")
-    parser.add_argument("-vq", "--vqgan_path", type=Path, help="the autoencoder, for files that leave it out")
+    autoencoder = "the autoencoder, for files that leave it out: a VQGAN, or a folder of diffusers"
+    parser.add_argument("-vq", "--vqgan_path", type=Path, help=autoencoder)
     parser.add_argument("--config", type=Path, help="the YAML file of a network of the original BBDM")
     args = parser.parse_args(argv)
     args.folder = args.folder or Path("out") / f"{args.checkpoint.stem}-onnx"
     if (args.quantize is None) != (args.calibrate is None):
         parser.error("--quantize and --calibrate need each other")
+    if args.mask and not args.pipeline:
+        parser.error("--mask is of --pipeline; the other graphs take one anyway")
     if args.quantize and args.dtype != "fp32":
         parser.error("--quantize int8 leaves the rest in fp32")
     if args.opset not in graphs.OPSETS:
@@ -84,17 +88,17 @@ def _static(text: str) -> tuple[int, int, int]:
 class Exporter:
     """Writes a checkpoint as a folder of graphs, and checks it."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, network: Network | None = None) -> None:
         self.args = args
-        codec = None if args.vqgan_path is None else VQGANCodec(load_vqgan(args.vqgan_path))
+        codec = None if args.vqgan_path is None else load_codec(args.vqgan_path)
         checkpoint = load_checkpoint(args.checkpoint, args.time_steps, args.c_lambda, codec, args.config)
-        self.unet = checkpoint.build_unet()
+        self.unet = checkpoint.build_unet(network=network)
         codec = checkpoint.build_codec()
         self.codec = codec
         self.bridge = checkpoint.bridge
         self.sampler = BridgeSampler(self.unet, self.bridge, args.solver, args.steps, codec=codec)
         self.latent_stride = 1 if codec is None else codec.stride
-        self.stride = self.unet.config.stride * self.latent_stride
+        self.stride = self.unet.stride * self.latent_stride
         self.image_size = checkpoint.image_size
         if args.static and (args.static[1] % self.stride or args.static[2] % self.stride):
             raise ValueError(f"--static needs height and width that are multiples of {self.stride}, got {args.static}")
@@ -105,7 +109,7 @@ class Exporter:
         static = args.static
         sources = self.calibration() if args.quantize else []
         latent = static and (static[0], static[1] // self.latent_stride, static[2] // self.latent_stride)
-        made = {"unet.onnx": graphs.unet_graph(copy.deepcopy(self.unet).to(dtype), latent, args.opset)}
+        made = {"unet.onnx": graphs.network_graph(copy.deepcopy(self.unet).to(dtype), latent, args.opset)}
         if args.quantize:
             from export.quantize import quantized
 
@@ -117,20 +121,22 @@ class Exporter:
         made["step.onnx"] = pipeline.step_graph(args.opset)
         if args.pipeline:
             ends = made.get("encoder.onnx"), made.get("decoder.onnx")
-            made[PIPELINE] = pipeline.pipeline_graph(made["unet.onnx"], *ends, self.sampler.table)
+            made[PIPELINE] = pipeline.pipeline_graph(
+                made["unet.onnx"], *ends, self.sampler.table, args.mask, self.latent_stride
+            )
         return made
 
     def calibration(self) -> list[torch.Tensor]:
         """Up to ``CALIBRATION`` of the user's pictures, spread over the folder."""
         size = self.args.static[1:] if self.args.static else self.image_size or 64 * self.stride
-        channels = self.sampler.unet.config.in_channels if self.codec is None else self.codec.image_channels
+        channels = self.sampler.unet.channels if self.codec is None else self.codec.image_channels
         pictures = load_dataset("folder", str(self.args.calibrate), "val", size, channels=channels)
         chosen = range(0, len(pictures), math.ceil(len(pictures) / CALIBRATION))
         return [from_pil(pictures.images(i)[0], channels)[None] for i in chosen]
 
     def settings(self, folder: Path) -> dict[str, Any]:
         """The content of bridge.json for the files in a folder."""
-        args, table, config = self.args, self.sampler.table, self.unet.config
+        args, table, network = self.args, self.sampler.table, self.unet
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -139,10 +145,12 @@ class Exporter:
             "timesteps": table.timesteps.tolist(),
             "prediction": table.prediction.tolist(),
             "coefficients": table.coefficients.tolist(),
+            "inputs": table.inputs.tolist(),
+            "network_times": table.network_times.tolist(),
             "noise_rows": table.noisy,
-            "channels": config.in_channels,
-            "conditioned": config.condition_channels > 0,
-            "image_channels": config.in_channels if self.codec is None else self.codec.image_channels,
+            "channels": network.channels,
+            "conditioned": network.condition_channels > 0,
+            "image_channels": network.channels if self.codec is None else self.codec.image_channels,
             "image_size": self.image_size,
             "value_range": [-1, 1],
             "stride": self.stride,
@@ -186,14 +194,14 @@ class Exporter:
             raise ValueError(f"{worst.graph} differs by {worst.largest:.1e} from PyTorch, more than {limit:.0e}")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command."""
+def main(argv: list[str] | None = None, network: Network | None = None) -> None:
+    """The command; ``network`` is the one that a file of a wrapped network is of."""
     args = parse(argv)
     if args.folder.exists() and not (args.folder / SETTINGS).is_file():
         raise ValueError(f"{args.folder} exists and is not an export: give another folder")
     if args.folder.exists() and not args.overwrite:
         raise ValueError(f"{args.folder} exists: --overwrite replaces it")
-    exporter = Exporter(args)
+    exporter = Exporter(args, network)
     args.folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder.parent, prefix=f".{args.folder.name}.") as temporary:
         made = Path(temporary) / "made"

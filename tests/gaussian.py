@@ -22,10 +22,12 @@ SOURCE = 0.0
 CASES = [(1.0, 0.5), (1.0, 0.1), (0.5, 1.0)]  # (mu, s)
 
 
-def ideal_x0hat(bridge: Bridge, t: int, mu: float, s: float) -> tuple[float, float]:
+def ideal_x0hat(bridge: Bridge, t: float, mu: float, s: float) -> tuple[float, float]:
     """E[x0 | x_t] as (gain, offset) of x_t."""
     alpha, beta, sigma = (float(v) for v in bridge.marginal(t))
-    gain = alpha * s**2 / (alpha**2 * s**2 + sigma**2) if alpha or sigma else 0.0
+    if t == bridge.top and (sigma == 0 or bridge.deterministic):
+        return 0.0, mu  # there the state is the source, and says nothing
+    gain = alpha * s**2 / (alpha**2 * s**2 + sigma**2)
     return gain, mu - gain * (alpha * mu + beta * SOURCE)
 
 

@@ -431,3 +431,52 @@ def test_arguments_fill_in_what_a_file_leaves_out(unet: UNet, tmp_path: Path):
     torch.save(tiny_unet(head_channels=8), tmp_path / "bare.model")
     sampler = BridgeSampler.from_checkpoint(tmp_path / "bare.model", num_steps=90, c_lambda=1.5, steps=2)
     assert sampler.bridge == ABridge(90, 1.5)
+
+
+# Masks
+
+
+def test_a_mask_keeps_the_source_elsewhere(unet: UNet, source: torch.Tensor):
+    sampler = BridgeSampler(unet, ABridge(), "sde-dpm2m", steps=4)
+    mask = torch.zeros(5, 1, 8, 8)
+    mask[:, :, 2:5, 3:7] = 1
+    made = sampler(source, seed=0, mask=mask)
+    assert torch.equal(torch.where(mask == 0, made, source), torch.where(mask == 0, source, source))
+    assert not torch.equal(made, source)
+    steps = list(sampler.stream(source, seed=0, mask=mask))
+    for step in steps:
+        assert torch.equal(step.x0hat[:, :, 0], source[:, :, 0]), "the estimate leaves the source outside the mask"
+    whole = torch.ones(1, 1, 8, 8)
+    torch.testing.assert_close(sampler(source, seed=0, mask=whole), sampler(source, seed=0), rtol=0, atol=1e-6)
+    assert torch.equal(sampler(source, seed=0, mask=torch.zeros(1, 1, 8, 8)), source)
+
+
+def test_masks_of_every_type(unet: UNet, tmp_path: Path):
+    sampler = BridgeSampler(unet, ABridge(), steps=2)
+    given = picture("RGB", (7, 5))
+    pixels = np.zeros((5, 7), np.uint8)
+    pixels[1:3, 2:5] = 255
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    masks = [Image.fromarray(pixels), tmp_path / "mask.png", pixels, pixels / 255, pixels > 0]
+    made = [np.asarray(sampler([given, given], seed=0, mask=mask, batch_size=1)[1]) for mask in masks]
+    for other in made[1:]:
+        np.testing.assert_array_equal(made[0], other)
+    outside = pixels == 0
+    np.testing.assert_array_equal(made[0][outside], np.asarray(given)[outside])
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.zeros(2, 1, 8, 7), r"mask must have shape \(2, 1, 8, 8\) or \(1, 1, 8, 8\), got \(2, 1, 8, 7\)"),
+        (torch.zeros(2, 3, 8, 8), "mask must have shape"),
+        (torch.full((2, 1, 8, 8), 2.0), r"mask must be in \[0, 1\], got values from 2 to 2"),
+        (torch.full((2, 1, 8, 8), float("nan")), r"mask must be in \[0, 1\], got values from nan"),
+        ([1], "mask must be a tensor, a picture, a path or an .* array, got list"),
+    ],
+)
+def test_bad_masks(unet: UNet, mask: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        BridgeSampler(unet, ABridge(), steps=3)(GOOD, seed=0, mask=mask)
+    with pytest.raises(ValueError, match="mask needs pictures of one size"):
+        BridgeSampler(unet, ABridge())([picture("RGB"), picture("RGB").resize((9, 8))], mask=torch.ones(1, 1, 8, 8))

@@ -145,7 +145,7 @@ def test_default_lengths():
 
 @given(st.sampled_from(FAMILY), st.sampled_from(BRIDGES), st.data())
 def test_tables_are_finite_and_as_long_as_asked(solver: str, bridge: Bridge, data: st.DataObject):
-    steps = data.draw(st.integers(1, bridge.top - bridge.low + 1))
+    steps = data.draw(st.integers(1, int(bridge.top - bridge.low) + 1))
     table = solvers.build(bridge, solver, steps=steps)
     assert len(table) == len(table.timesteps) == len(table.prediction) == len(table.coefficients) == steps
     assert np.isfinite(table.coefficients).all()

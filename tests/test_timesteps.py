@@ -24,7 +24,7 @@ def test_a_named_list_has_exactly_as_many_entries_as_asked(
     make: Any, objective: str, name: str, num_steps: int, data: st.DataObject
 ):
     bridge: Bridge = make(num_steps, objective=objective)
-    steps = data.draw(st.integers(1, bridge.top - bridge.low + 1))
+    steps = data.draw(st.integers(1, int(bridge.top - bridge.low) + 1))
     times = timesteps.resolve(bridge, name, steps)
     assert len(times) == steps
     assert times[0] == bridge.top

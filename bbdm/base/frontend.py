@@ -11,14 +11,14 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from bbdm.base import images, sources
+from bbdm.base.batch import Batch, Plan
 from bbdm.base.recent import Recent
 from bbdm.base.seeds import resolve_seeds
 from bbdm.base.sources import UNIT, Kind, Range
@@ -34,14 +34,6 @@ Advance = Callable[[int], Any]  # reports a number of network evaluations as don
 Picture = Image.Image | str | os.PathLike[str]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A solver with its times, ready to run."""
-
-    solver: str
-    times: list[int]
-
-
 class CallSettings(TypedDict, total=False):
     """The keywords of a call besides its source, seed, noise, batch size and progress."""
 
@@ -49,29 +41,12 @@ class CallSettings(TypedDict, total=False):
     steps: int | None
     timesteps: Timesteps
     range: Range
+    mask: Any
     callback: Callback | None
 
 
 Array = TypeVar("Array")
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
-
-
-class Batch(NamedTuple):
-    """Images of one size."""
-
-    indices: list[int]  # of the call's images; a batch that is filled up has more than these
-    source: Any  # (B, C, H, W)
-    seeds: list[int]
-    noise: Any  # (K, B, C, H, W) in place of seeds, or None
-
-    def parts(self, size: int, fill: bool) -> Iterator[Batch]:
-        """Batches of at most a size; with ``fill``, the last image is repeated where one is short."""
-        for start in range(0, len(self.indices), size):
-            chosen = list(range(start, min(start + size, len(self.indices))))
-            filled = chosen + chosen[-1:] * (size - len(chosen)) if fill else chosen
-            noise = None if self.noise is None else self.noise[:, filled]
-            indices, seeds = [self.indices[i] for i in chosen], [self.seeds[i] for i in filled]
-            yield Batch(indices, self.source[filled], seeds, noise)
 
 
 class FrontEnd(ABC, Generic[Array, AnyPlan]):
@@ -183,6 +158,7 @@ class FrontEnd(ABC, Generic[Array, AnyPlan]):
         steps: int | None = None,
         timesteps: Timesteps = None,
         range: Range = UNIT,
+        mask: Any = None,
         callback: Callback | None = None,
     ) -> Any:
         """Translate images.
@@ -201,6 +177,9 @@ class FrontEnd(ABC, Generic[Array, AnyPlan]):
             steps: network evaluations, and
             timesteps: in place of ``steps``. Tables of the last few solvers and steps are kept.
             range: of floats in arrays and tensors, such as (0, 1); results have it too.
+            mask: where the target is made, for inpainting; elsewhere the source stays. A picture, a path, an
+                (H, W) array, white or 1 where it is made, or (B, 1, H, W) floats in [0, 1]. The images have
+                one size.
             callback: called with each :class:`Step` of each batch.
 
         Returns:
@@ -213,14 +192,18 @@ class FrontEnd(ABC, Generic[Array, AnyPlan]):
         """
         self._check_batch_size(batch_size)
         plan = self._plan(solver, steps, timesteps)
-        given, batches = self._batches(plan, source, seed, noise, range)
+        given, batches = self._batches(plan, source, seed, noise, range, mask)
         parts = [p for b in batches for p in b.parts(self._batch or batch_size or len(b.indices), self._fill)]
         made: list[tuple[list[int], Any]] = []
         with self._evaluations(plan, parts, progress) as advance:
             for part in parts:
                 height, width = part.source.shape[2:]
                 result: Any = self._run(plan, part, advance, callback)
-                made.append((part.indices, result[: len(part.indices), :, :height, :width].clip(-1, 1)))
+                result = result[: len(part.indices), :, :height, :width].clip(-1, 1)
+                if part.mask is not None:  # also what a codec lost
+                    kept = part.mask[: len(part.indices)]
+                    result = kept * result + (1 - kept) * part.source[: len(part.indices)]
+                made.append((part.indices, result))
         return given.restore(made)
 
     def stream(
@@ -234,6 +217,7 @@ class FrontEnd(ABC, Generic[Array, AnyPlan]):
         steps: int | None = None,
         timesteps: Timesteps = None,
         range: Range = UNIT,
+        mask: Any = None,
     ) -> Iterator[Step]:
         """The same translation one step at a time, for progress and previews; arguments as for a call.
 
@@ -241,7 +225,7 @@ class FrontEnd(ABC, Generic[Array, AnyPlan]):
         [-1, 1]. With a codec, steps are latents, of which :meth:`Step.preview` makes pictures.
         """
         plan = self._plan(solver, steps, timesteps)
-        _, batches = self._batches(plan, source, seed, noise, range)
+        _, batches = self._batches(plan, source, seed, noise, range, mask)
         if len(batches) > 1:
             raise ValueError("stream needs sources of one size, got several")
         if self._batch not in (None, len(batches[0].indices)):
@@ -255,17 +239,21 @@ class FrontEnd(ABC, Generic[Array, AnyPlan]):
                 advance(1)
 
     def _batches(
-        self, plan: AnyPlan, source: Any, seed: Seed, noise: Any, range: Range
+        self, plan: AnyPlan, source: Any, seed: Seed, noise: Any, range: Range, mask: Any
     ) -> tuple[sources.Given, list[Batch]]:
         """What a call is given, and its images as one batch for each size, all checked."""
         given = sources.given(source, self.kind, self._image_channels, sources.check_range(range))
+        for name, value in {"noise": noise, "mask": mask}.items():
+            if value is not None and len(given.groups) > 1:
+                raise ValueError(f"{name} needs pictures of one size, got several")
+        first = given.groups[0][1]
         if noise is not None:
-            if len(given.groups) > 1:
-                raise ValueError("noise needs pictures of one size, got several")
-            self._check_noise(plan, noise, given.groups[0][1].shape)
+            self._check_noise(plan, noise, first.shape)
+        if mask is not None:
+            mask = sources.read_mask(mask, self.kind, first)
         seeds = resolve_seeds(seed, given.count)
         self._thread.seeds = tuple(seeds)
-        return given, [Batch(indices, array, [seeds[i] for i in indices], noise) for indices, array in given.groups]
+        return given, [Batch(i, array, [seeds[k] for k in i], noise, mask) for i, array in given.groups]
 
     def _step(self, plan: AnyPlan, index: int, state: tuple[Any, Any], batch: Batch) -> Step:
         """A step in memory of its own, without padding and repeated images."""

@@ -139,6 +139,32 @@ def read(source: Any, channels: int, range: Range) -> Item | None:
     return Item(array, lambda made: _restored(made, source, range))
 
 
+def read_mask(mask: Any, kind: Kind, source: Any) -> Any:
+    """(B, 1, H, W) floats in [0, 1] for a source (B, C, H, W), of its kind, dtype and device.
+
+    Raises:
+        FileNotFoundError: a path leads to no file.
+        ValueError: another shape, or values outside [0, 1].
+    """
+    if isinstance(mask, str | os.PathLike):
+        mask = images.open_image(Path(mask))
+    if isinstance(mask, Image.Image):
+        mask = np.asarray(images.convert(mask, 1))
+    if isinstance(mask, np.ndarray):
+        mask = mask.astype(np.float32) / (255 if mask.dtype == np.uint8 else 1)
+        mask = kind.from_numpy(mask[None, None] if mask.ndim == 2 else mask)
+    if not isinstance(mask, kind.type):
+        wanted = f"{kind.noun}, a picture, a path or an (H, W) array"
+        raise ValueError(f"mask must be {wanted}, got {type(mask).__name__}")
+    wanted = len(source), 1, *source.shape[2:]
+    if tuple(mask.shape) not in (wanted, (1, *wanted[1:])):
+        raise ValueError(f"mask must have shape {wanted} or {(1, *wanted[1:])}, got {tuple(mask.shape)}")
+    made = mask + source[:, :1] * 0  # of its dtype and device, one for each image
+    if not (float(made.min()) >= 0 and float(made.max()) <= 1):
+        raise ValueError(f"mask must be in [0, 1], got values from {float(made.min()):.4g} to {float(made.max()):.4g}")
+    return made
+
+
 def scaled(values: Any, range: Range) -> Any:
     """Values of a range in [-1, 1]: an array or a tensor."""
     low, high = range

@@ -46,11 +46,12 @@ class ImageCache(PairedDataset):
     def __init__(
         self, dataset: PairedDataset, folder: Path, split: str = "train", workers: int = 0, progress: bool = False
     ) -> None:
-        super().__init__(dataset.pairs, dataset.image_size, dataset.direction, dataset.channels)
+        kind = dataset.image_size, dataset.direction, dataset.channels
+        super().__init__(dataset.pairs, *kind, degradation=dataset.degradation)
         self.path = folder / f"{split}.npy"
         self._manifest = folder / f"{split}.json"
         make_folder(folder)
-        pictures = {"count": len(self), "files": self.digest()}
+        pictures = {"count": len(self), **self.description()}
         description = {"version": VERSION, "pictures": pictures, "direction": self.direction}
         description = manifest.as_json({**description, "image_size": self.image_size, "channels": self.channels})
         if not self._is_complete(description):

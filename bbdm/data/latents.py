@@ -40,7 +40,7 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         progress: show a progress bar.
 
     Attributes: ``dataset``; ``image_size``, ``direction`` and ``channels`` of its pictures; ``flip``; and
-    ``codec``, the :meth:`~bbdm.codec.VQGANCodec.description` of the codec.
+    ``codec``, the :meth:`~bbdm.codec.base.Codec.description` of the codec.
 
     Raises:
         ValueError: the folder holds latents of other pictures or of another codec, or a file that has
@@ -59,7 +59,7 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.codec = codec.description()
         self._files: dict[int, Any] = {}
         make_folder(folder)
-        pictures = {"count": len(dataset), "files": dataset.digest()}
+        pictures = {"count": len(dataset), **dataset.description()}
         description = {"version": VERSION, "pictures": pictures, "image_size": self.image_size}
         description = manifest.as_json({**description, "direction": self.direction, "flip": flip, "codec": self.codec})
         shards = self._checked_shards(description)

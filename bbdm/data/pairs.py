@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from bbdm.base import images
 from bbdm.base.atomic import file_sha256
 from bbdm.base.images import Resize, Size, open_image
+from bbdm.data.degradations import Degradation
 
 log = logging.getLogger(__name__)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -72,13 +73,15 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         channels: 3 for RGB, 1 for grey.
         resize: ``stretch`` pictures to the size; ``fit`` them inside it, so that they keep their shape; or
             ``keep`` their size.
+        degradation: makes the sources of pictures without targets, after they are resized: item i is
+            (degraded, original). None if the files are the pairs.
 
     Item i is (source, target), each (channels, height, width) float32 in [-1, 1]; :meth:`pixels` returns it
     as uint8.
 
     Raises:
-        ValueError: a picture that cannot be read (the error names the file), an unknown direction, or a size
-            or a number of channels that pictures cannot have.
+        ValueError: a picture that cannot be read (the error names the file), an unknown direction, a size
+            or a number of channels that pictures cannot have, or a degradation of pairs with targets.
     """
 
     def __init__(
@@ -88,27 +91,37 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         direction: str = "AtoB",
         channels: int = 3,
         resize: Resize = "stretch",
+        degradation: Degradation | None = None,
     ) -> None:
         if direction not in DIRECTIONS:
             raise ValueError(f"direction must be one of {DIRECTIONS}, got {direction!r}")
         if channels not in (1, 3):
             raise ValueError(f"channels of pictures must be 1 or 3, got {channels}")
         self.pairs = list(pairs)
+        paired = [pair.name for pair in self.pairs if pair.target is not None]
+        if degradation is not None and paired:
+            raise ValueError(f"degrade is for pictures without targets (the data set 'folder'), {paired[0]!r} has one")
         self.image_size = images.as_size(image_size)
         self.direction = direction
         self.channels = channels
         self.resize: Resize = resize
+        self.degradation = degradation
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def digest(self) -> str:
-        """SHA-256 of all names and of the content of all files."""
-        digest = hashlib.sha256()
+        """SHA-256 of all names, of the content of all files, and of the degradation."""
+        digest = hashlib.sha256() if self.degradation is None else hashlib.sha256(f"{self.degradation}\n".encode())
         for pair in self.pairs:
             files = [file_sha256(path) for path in dict.fromkeys((pair.source, pair.target)) if path]
             digest.update(f"{pair.name} {' '.join(files)}\n".encode())
         return digest.hexdigest()
+
+    def description(self) -> dict[str, str]:
+        """What decides the pictures, for manifests: the digest, and the degradation if there is one."""
+        degraded = {} if self.degradation is None else {"degradation": str(self.degradation)}
+        return {"files": self.digest(), **degraded}
 
     def names_digest(self) -> str:
         """SHA-256 of all names."""
@@ -117,16 +130,19 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def without(self, names: Container[str]) -> PairedDataset:
         """The data set without the pairs of some names."""
         left = [pair for pair in self.pairs if pair.name not in names]
-        return PairedDataset(left, self.image_size, self.direction, self.channels, self.resize)
+        return PairedDataset(left, self.image_size, self.direction, self.channels, self.resize, self.degradation)
 
     def images(self, index: int) -> tuple[Image.Image, Image.Image | None]:
         """Source and target of example ``index`` as resized pictures, None for a missing target."""
         source, target = self.pairs[index].load()
+        source, target = self._resized(source), None if target is None else self._resized(target)
+        if self.degradation is not None:
+            source, target = self.degradation(source, self.pairs[index].name), source
         if self.direction == "BtoA":
             if target is None:
                 raise ValueError("direction 'BtoA' needs a dataset with targets")
             source, target = target, source
-        return self._resized(source), None if target is None else self._resized(target)
+        return source, target
 
     def _resized(self, image: Image.Image) -> Image.Image:
         return images.resized(images.convert(image, self.channels), self.image_size, self.resize)
@@ -223,7 +239,10 @@ def _paired(data_dir: str, split: str) -> list[Pair]:
 
 
 def _folder(data_dir: str, split: str) -> list[Pair]:
-    return [Pair(stem, path, None) for stem, path in sorted(_by_stem(Path(data_dir)).items())]
+    root = Path(data_dir.replace("{split}", split))
+    if any((root / name).is_dir() for name in ("train", "val")):
+        root = root / split
+    return [Pair(stem, path, None) for stem, path in sorted(_by_stem(root).items())]
 
 
 DATASETS: dict[str, Callable[[str, str], list[Pair]]] = {
@@ -233,7 +252,7 @@ DATASETS: dict[str, Callable[[str, str], list[Pair]]] = {
     "face2comics": _folders_a_b,
     "cityscapes": _cityscapes,  # gtFine/SPLIT/*/*_gtFine_color.png -> leftImg8bit/SPLIT/*/*_leftImg8bit.png
     "paired": _paired,  # SOURCES,TARGETS; {split} in a path is filled in
-    "folder": _folder,  # sources alone
+    "folder": _folder,  # pictures alone: SPLIT/* where there is train/ or val/, else *; {split} is filled in
 }
 
 
@@ -245,15 +264,21 @@ def load_dataset(
     direction: str = "AtoB",
     channels: int = 3,
     resize: Resize = "stretch",
+    degrade: str | None = None,
+    degrade_seed: int = 0,
 ) -> PairedDataset:
     """The dataset of a name in :data:`DATASETS`.
 
-    Files of two folders are matched by their path without suffix (A/3.png with B/3.jpg).
+    Files of two folders are matched by their path without suffix (A/3.png with B/3.jpg). ``degrade``, such as
+    ``sr4`` or ``jpeg:5``, makes the sources from the pictures of ``folder``:
+    see :class:`~bbdm.data.degradations.Degradation`.
 
     Raises:
-        ValueError: an unknown name, no pictures, or a file without a counterpart, which is named.
+        ValueError: an unknown name, no pictures, a file without a counterpart, which is named, or an unknown
+            degradation or one of pairs with targets.
         FileNotFoundError: a folder does not exist.
     """
     if name not in DATASETS:
         raise ValueError(f"dataset must be one of {sorted(DATASETS)}, got {name!r}")
-    return PairedDataset(DATASETS[name](data_dir, split), image_size, direction, channels, resize)
+    degradation = None if degrade is None else Degradation.read(degrade, degrade_seed)
+    return PairedDataset(DATASETS[name](data_dir, split), image_size, direction, channels, resize, degradation)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -27,14 +27,14 @@ from bbdm.base import images, machine, scripts
 from bbdm.base.atomic import check_folder, file_sha256, make_folder
 from bbdm.base.images import Size, read_size
 from bbdm.base.settings import setting
-from bbdm.codec import Codec, VQGANCodec
+from bbdm.data.degradations import DegradeConfig
 from bbdm.data.pairs import Direction, load_dataset, open_image
 from bbdm.data.survey import survey
 from bbdm.evaluation.results import Job, Record, check_places, plan, save
 from bbdm.execution.processes import Processes
 from bbdm.files import manifest
-from bbdm.files.checkpoint import load_checkpoint, load_vqgan
-from bbdm.networks.unet import UNet
+from bbdm.files.checkpoint import load_checkpoint, load_codec
+from bbdm.network import Network
 from bbdm.sampler import BridgeSampler
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -51,7 +51,7 @@ def _read_size(text: str) -> Any:
 
 
 @dataclass(frozen=True)
-class TranslateConfig:
+class TranslateConfig(DegradeConfig):
     """Which data set is translated, by which network, and how.
 
     Raises:
@@ -80,8 +80,10 @@ class TranslateConfig:
     direction: Direction = setting("AtoB", "BtoA translates targets into sources")
     time_steps: int | None = setting(None, "for files that leave it out", "-t", "--t")
     c_lambda: float | None = setting(None, "for files that leave it out", "-l")
-    vqgan_path: Path | None = setting(None, "the autoencoder, for files that leave it out", "-vq")
-    config: Path | None = setting(None, "the YAML file of a network of the original BBDM")
+    vqgan_path: Path | None = setting(
+        None, "the autoencoder, for files that leave it out: a VQGAN, or a folder of diffusers", "-vq"
+    )
+    config: Path | None = setting(None, "for files of other programs: the settings of the network, a file or a name")
     overwrite: bool = setting(False, "make existing results again")
     compile: bool = setting(False, "faster results after a minute or two of compiling")
     dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the file's if unset")
@@ -115,14 +117,14 @@ class Translator:
         self.processes = Processes.join(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.verbose = scripts.is_shown(config.show_verbose, config.quiet) and self.processes.first
         check_folder(config.output_dir)
-        codec = None if config.vqgan_path is None else VQGANCodec(load_vqgan(config.vqgan_path))
+        codec = None if config.vqgan_path is None else load_codec(config.vqgan_path)
         self.checkpoint = load_checkpoint(config.model, config.time_steps, config.c_lambda, codec, config.config)
         self.bridge = self.checkpoint.bridge
-        network, coded = self.checkpoint.unet.config, self.checkpoint.codec
-        channels = network.in_channels if coded is None else coded.config["config"]["image_channels"]
+        self.codec = self.checkpoint.build_codec()
+        channels = self.checkpoint.unet.config.channels if self.codec is None else self.codec.image_channels
         size, resize = self._size()
         pictures = config.dataset, config.data_dir, config.split, size, config.direction, channels, resize
-        self.dataset = load_dataset(*pictures)
+        self.dataset = load_dataset(*pictures, config.degrade, config.degrade_seed)
         bad = survey(self.dataset, whole=True, progress=self.verbose).bad if config.skip_bad else {}
         self._bad = {i for i, pair in enumerate(self.dataset.pairs) if pair.name in bad}
         self._report(*(f"left out: {reason}" for reason in bad.values()))
@@ -145,9 +147,9 @@ class Translator:
         return size or DEFAULT_SIZE, "stretch" if wanted == "train" else wanted
 
     @cached_property
-    def networks(self) -> tuple[UNet, Codec | None]:
-        """The network and its codec, built once."""
-        return self.checkpoint.build_unet(), self.checkpoint.build_codec()
+    def network(self) -> Network:
+        """The network, built once."""
+        return self.checkpoint.build_unet()
 
     def sampler(self, solver: str, steps: int | None) -> BridgeSampler:
         """The sampler with this solver, of the same dtype in all processes.
@@ -157,8 +159,7 @@ class Translator:
         """
         dtype = None if self.config.dtype is None else DTYPES[self.config.dtype]
         with self._memory():
-            unet, codec = self.networks
-            build = partial(BridgeSampler, unet, self.bridge, solver, steps, codec=codec)
+            build = partial(BridgeSampler, self.network, self.bridge, solver, steps, codec=self.codec)
             build = partial(build, device=self.processes.device, compile=self.config.compile)
             sampler = build(dtype=dtype)
             chosen = self.processes.gather(sampler.dtype)[0]  # with compile, each process chooses one by timing
@@ -222,17 +223,18 @@ class Translator:
 
     @cached_property
     def _fixed_settings(self) -> dict[str, Any]:
-        config, codec = self.config, self.networks[1]
+        config, unet, codec = self.config, self.network, self.codec
+        given = config.config
         return {
             "dataset": config.dataset,
             "split": config.split,
             "direction": config.direction,
             "image_size": self._size_setting,
             "sources": len(self.dataset),
-            "files": self.dataset.digest(),
+            **self.dataset.description(),
             "weights": file_sha256(config.model),
-            "config": None if config.config is None else file_sha256(config.config),
-            "unet": asdict(self.checkpoint.unet.config),
+            "config": None if given is None else file_sha256(given) if given.is_file() else str(given),
+            "unet": unet.description(),
             "codec": None if codec is None else {**codec.description(), **codec.config()},
             "bridge": self.bridge.config(),
             "num_samples": config.num_samples,

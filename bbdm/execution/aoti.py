@@ -1,4 +1,4 @@
-"""AOTInductor: a network's trunk as machine code and constants, compiled and run.
+"""AOTInductor: a network's body as machine code and constants, compiled and run.
 
 All of torch's private interfaces that packages need are here, so this module imports only with the versions
 in :data:`bbdm.execution.package.TESTED`.
@@ -19,19 +19,19 @@ from torch._C._aoti import AOTIModelPackageLoader, alloc_tensor_by_stealing_from
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from bbdm.execution.compiled import compile_options, freezes
-from bbdm.networks.unet import UNet
+from bbdm.network import Network
 
 mkldnn: Any = torch.ops.mkldnn
 Constants = dict[str, torch.Tensor]
 
 
-def compile_trunk(unet: UNet, arguments: tuple[torch.Tensor, ...]) -> tuple[bytes, Constants]:
+def compile_body(network: Network, arguments: tuple[torch.Tensor, ...]) -> tuple[bytes, Constants]:
     """An AOTInductor archive without constants, and the constants that it needs, by name."""
     frozen = _FrozenConstants()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        trunk = _Trunk(unet)
+        body = _Body(network)
         torch._inductor.aoti_compile_and_package(
-            torch.export.export(trunk, arguments),
+            torch.export.export(body, arguments),
             package_path=f"{folder}/code.pt2",
             inductor_configs={
                 "freezing": freezes(arguments[0]),
@@ -42,12 +42,12 @@ def compile_trunk(unet: UNet, arguments: tuple[torch.Tensor, ...]) -> tuple[byte
         )
         code = Path(folder, "code.pt2").read_bytes()
         names = AOTIModelPackageLoader(f"{folder}/code.pt2", "model", False, 1, -1).get_constant_fqns()
-    constants = {**trunk.state_dict(), **frozen.constants}
+    constants = {**body.state_dict(), **frozen.constants}
     return code, {name: constants[name] for name in names}
 
 
 def load(code: bytes, constants: Constants, device: torch.device) -> AOTIModelPackageLoader:
-    """The compiled trunk of an archive, with its constants; ``boxed_run`` calls it."""
+    """The compiled body of an archive, with its constants; ``boxed_run`` calls it."""
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "code.pt2"
         package.write_bytes(code)
@@ -58,15 +58,15 @@ def load(code: bytes, constants: Constants, device: torch.device) -> AOTIModelPa
     return loader
 
 
-class _Trunk(nn.Module):
-    """A trunk as a module, which is what torch.export takes."""
+class _Body(nn.Module):
+    """A network's body as a module, which is what torch.export takes."""
 
-    def __init__(self, unet: UNet) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
-        self.unet = unet
+        self.network = network
 
-    def forward(self, x: torch.Tensor, modulation: torch.Tensor, *condition: torch.Tensor) -> torch.Tensor:
-        return self.unet.trunk(x, modulation, *condition)
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor, *condition: torch.Tensor) -> torch.Tensor:
+        return self.network.body(x, embedding, *condition)
 
 
 class _FrozenConstants(CustomGraphPass):

@@ -7,7 +7,7 @@ import torch
 from bbdm.base.recent import Recent
 from bbdm.execution.compiled import SHAPES_KEPT, Compiled
 from bbdm.execution.loop import Loop, State
-from bbdm.network import Network
+from bbdm.network import Body
 
 
 class GraphedLoop:
@@ -19,7 +19,7 @@ class GraphedLoop:
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._pool = torch.cuda.graph_pool_handle()
-        self._captured: Recent[tuple[torch.cuda.CUDAGraph, State, Network]] = Recent(self._capture, SHAPES_KEPT)
+        self._captured: Recent[tuple[torch.cuda.CUDAGraph, State, Body]] = Recent(self._capture, SHAPES_KEPT)
         self._done = torch.cuda.Event()
 
     def __call__(self, y: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
@@ -35,7 +35,7 @@ class GraphedLoop:
             self._done.record(stream)
             return result
 
-    def _capture(self, y: torch.Tensor, seeds: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, State, Network]:
+    def _capture(self, y: torch.Tensor, seeds: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, State, Body]:
         """The graph, its buffers, and the network whose weights it reads and which must outlive it."""
         state = self._loop.start(y.clone(), seeds.clone())
         stream = torch.cuda.Stream()  # a new one, so that samplers may capture at the same time
@@ -45,7 +45,7 @@ class GraphedLoop:
         torch.cuda.current_stream().wait_stream(stream)
         network = self._loop.network
         if isinstance(network, Compiled):
-            network = network.at(state.inputs, self._loop.modulation[:1], state.condition)
+            network = network.at(state.inputs, self._loop.embedding[:1], state.condition)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
             state.restart()

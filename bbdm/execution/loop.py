@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from bbdm.kernels.bridge_step import bridge_step
-from bbdm.network import Network
-from bbdm.networks.unet import Modulation
+from bbdm.network import Body
 from bbdm.solvers import StepTable
 
 
@@ -24,12 +23,14 @@ class State:
     condition: torch.Tensor | None  # the source in the network's dtype, where the network is conditioned on it
     seeds: torch.Tensor  # (B,) int64
     noise: torch.Tensor | None  # (K, B, C, H, W) normals in place of seeds
+    mask: torch.Tensor | None  # (B, 1, H, W), 1 where the target is made, 0 where the source stays
     step: torch.Tensor  # (1,) int64, the row of the table
+    shown: float  # the share of the source that the network is shown first
 
     def restart(self) -> None:
         """Set the state to the source, where every table begins."""
         self.x.copy_(self.y)
-        self.inputs.copy_(self.y)
+        self.inputs.copy_(self.y if self.shown == 1 else self.shown * self.y)
         if self.condition is not None:
             self.condition.copy_(self.y)
 
@@ -38,8 +39,8 @@ class Loop:
     """A step table, ready to be run with a network.
 
     Args:
-        network: runs a UNet's trunk, in ``dtype`` on ``device``.
-        modulation: of the UNet, with weights that are not rounded to ``dtype``.
+        network: runs a network's body, in ``dtype`` on ``device``.
+        embedder: the network's, with weights that are not rounded to ``dtype``.
         conditioned: whether the network sees the source.
         table: the steps.
         clamp: (low, high) for every estimate of the target, or None.
@@ -49,8 +50,8 @@ class Loop:
 
     def __init__(
         self,
-        network: Network,
-        modulation: Modulation,
+        network: Body,
+        embedder: Callable[[torch.Tensor], torch.Tensor],
         conditioned: bool,
         table: StepTable,
         clamp: tuple[float, float] | None,
@@ -65,32 +66,41 @@ class Loop:
         self._conditioned = conditioned
         self.rows = torch.from_numpy(table.rows).to(device, self.state_dtype)
         with torch.no_grad():
-            self.modulation = modulation(torch.tensor(table.timesteps)).to(device, self.state_dtype)
+            seen = torch.tensor(table.network_times, dtype=torch.float32)
+            self.embedding = embedder(seen).to(device, self.state_dtype)
+        self.shown = table.first_input
 
-    def start(self, y: torch.Tensor, seeds: torch.Tensor, noise: torch.Tensor | None = None) -> State:
-        """New buffers for a source, seeds and explicit noise on the device."""
+    def start(
+        self,
+        y: torch.Tensor,
+        seeds: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+    ) -> State:
+        """New buffers for a source, seeds, explicit noise and a mask on the device."""
         inputs = torch.empty_like(y, dtype=self.dtype)
         condition = torch.empty_like(inputs) if self._conditioned else None
         step = torch.zeros(1, dtype=torch.int64, device=self.device)
-        state = State(y, torch.empty_like(y), torch.empty_like(y), inputs, condition, seeds, noise, step)
+        state = State(
+            y, torch.empty_like(y), torch.empty_like(y), inputs, condition, seeds, noise, mask, step, self.shown
+        )
         state.restart()
         return state
 
     def advance(self, state: State, index: int) -> None:
         """One step: one network evaluation and one row of the table, into the state's buffers."""
-        pred = self.network(state.inputs, self.modulation[index : index + 1], state.condition)
+        pred = self.network(state.inputs, self.embedding[index : index + 1], state.condition)
         state.step.fill_(index)
         seeds, noise = (state.seeds, None) if state.noise is None else (None, state.noise[index])
-        bridge_step(
-            state.x, state.x0hat, state.inputs, pred, state.y, self.rows, state.step, seeds, noise, clamp=self.clamp
-        )
+        images = state.x, state.x0hat, state.inputs, pred, state.y
+        bridge_step(*images, self.rows, state.step, seeds, noise, clamp=self.clamp, mask=state.mask)
 
     @torch.inference_mode()
     def warm_up(self, shape: Sequence[int]) -> None:
         """Call the network once for a source of a shape, (B, C, H, W)."""
         y = torch.zeros(*shape, dtype=self.state_dtype, device=self.device).to(memory_format=torch.channels_last)
         state = self.start(y, torch.zeros(len(y), dtype=torch.int64, device=self.device))
-        self.network(state.inputs, self.modulation[:1], state.condition)
+        self.network(state.inputs, self.embedding[:1], state.condition)
 
     def run(self, state: State) -> None:
         """All steps."""

@@ -12,7 +12,6 @@ import os
 import platform
 import threading
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from bbdm.base.atomic import short, write_atomically
 from bbdm.execution.loop import state_dtype
 from bbdm.files.weights import described, intact
+from bbdm.network import Network
 from bbdm.networks.restore import state_hash
-from bbdm.networks.unet import UNet
 
 FORMAT = "bbdm compiled network"
 VERSION = 2
@@ -34,13 +33,13 @@ CONSTANT = "constant."  # before the name of a constant
 
 
 class PackagedNetwork:
-    """A network from a package; see :class:`bbdm.network.Network`.
+    """A network from a package; see :class:`bbdm.network.Body`.
 
     Loading runs machine code from the file: load only packages of your own.
 
     Args:
         path: a file that :func:`save_package` wrote.
-        unet: the network that it was made of, in a floating-point dtype at least as wide as the package's.
+        network: the one that it was made of, in a floating-point dtype at least as wide as the package's.
         device: where to run.
 
     Threads take turns. Attributes: ``shape`` is the only shape of x that it takes, ``dtype`` its dtype.
@@ -51,13 +50,13 @@ class PackagedNetwork:
             of threads or version; or packages were not tested with this torch.
     """
 
-    def __init__(self, path: str | os.PathLike[str], unet: UNet, device: torch.device) -> None:
+    def __init__(self, path: str | os.PathLike[str], network: Network, device: torch.device) -> None:
         _check_torch()
         content, tensors = _read(path)
         self.path = path
         self.shape = torch.Size(content["shape"])
         self.dtype: torch.dtype = getattr(torch, content["dtype"])
-        _check_fingerprint(path, content["fingerprint"], fingerprint(unet, self.dtype, device))
+        _check_fingerprint(path, content["fingerprint"], fingerprint(network, self.dtype, device))
         from bbdm.execution import aoti
 
         layouts = content["constants"]
@@ -68,9 +67,9 @@ class PackagedNetwork:
         self._lock = threading.Lock()
 
     def __call__(
-        self, x: torch.Tensor, modulation: torch.Tensor, condition: torch.Tensor | None = None, /
+        self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None, /
     ) -> torch.Tensor:
-        """See :class:`bbdm.network.Network`.
+        """See :class:`bbdm.network.Body`.
 
         Raises:
             ValueError: another shape than the package's.
@@ -78,11 +77,11 @@ class PackagedNetwork:
         if x.shape != self.shape:
             raise ValueError(f"{self.path} was saved for shape {tuple(self.shape)}, got {tuple(x.shape)}")
         with self._lock:  # on CUDA the code is built for one thread at a time
-            return self._loader.boxed_run([x, modulation] if condition is None else [x, modulation, condition])[0]
+            return self._loader.boxed_run([x, embedding] if condition is None else [x, embedding, condition])[0]
 
 
-def save_package(path: str | os.PathLike[str], unet: UNet, shape: Iterable[int]) -> None:
-    """Compile a network's trunk in its dtype, on its device, for one shape of x, and write it atomically.
+def save_package(path: str | os.PathLike[str], network: Network, shape: Iterable[int]) -> None:
+    """Compile a network's body in its dtype, on its device, for one shape of x, and write it atomically.
 
     Raises:
         ValueError: packages were not tested with this torch.
@@ -91,22 +90,22 @@ def save_package(path: str | os.PathLike[str], unet: UNet, shape: Iterable[int])
     from bbdm.execution import aoti
 
     shape = tuple(shape)
-    code, constants = aoti.compile_trunk(unet, _example(unet, shape))
+    code, constants = aoti.compile_body(network, _example(network, shape))
     tensors = {CODE: torch.frombuffer(bytearray(code), dtype=torch.uint8)}
     tensors |= {CONSTANT + name: aoti.memory_of(constant) for name, constant in constants.items()}
-    weight = next(unet.parameters())
+    weight = next(network.parameters())
     content = {
         "version": VERSION,
         "shape": shape,
         "dtype": str(weight.dtype).removeprefix("torch."),
-        "fingerprint": fingerprint(unet, weight.dtype, weight.device),
+        "fingerprint": fingerprint(network, weight.dtype, weight.device),
         "constants": {name: aoti.layout_of(constant) for name, constant in constants.items()},
     }
     metadata = described(FORMAT, content, tensors)
     write_atomically(Path(path), lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
 
 
-def fingerprint(unet: UNet, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+def fingerprint(network: Network, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """What a package depends on besides its shape: format, torch, machine, threads, network and weights."""
     if device.type == "cuda":
         machine: dict[str, Any] = {"GPU": torch.cuda.get_device_name(device)}
@@ -123,8 +122,8 @@ def fingerprint(unet: UNet, dtype: torch.dtype, device: torch.device) -> dict[st
         "torch": torch.__version__,
         "device": device.type,
         **machine,
-        "network": json.loads(json.dumps(asdict(unet.config))),
-        "weights": state_hash(unet.state_dict(), dtype),
+        "network": json.loads(json.dumps(network.description())),
+        "weights": state_hash(network.state_dict(), dtype),
     }
 
 
@@ -164,13 +163,13 @@ def _check_fingerprint(path: str | os.PathLike[str], saved: dict[str, Any], here
             raise ValueError(message)
 
 
-def _example(unet: UNet, shape: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
-    """Arguments of a network's trunk, for an x of a shape."""
-    weight = next(unet.parameters())
+def _example(network: Network, shape: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    """Arguments of a network's body, for an x of a shape."""
+    weight = next(network.parameters())
     x = torch.zeros(shape, dtype=weight.dtype, device=weight.device).to(memory_format=torch.channels_last)
     with torch.no_grad():
-        modulation = unet.modulation(torch.ones(1, device=weight.device)).to(state_dtype(weight.dtype))
-    channels = unet.config.condition_channels
+        embedding = network.embed(torch.ones(1, device=weight.device)).to(state_dtype(weight.dtype))
+    channels = network.condition_channels
     if not channels:
-        return x, modulation
-    return x, modulation, x[:, :1].expand(-1, channels, -1, -1).clone(memory_format=torch.channels_last)
+        return x, embedding
+    return x, embedding, x[:, :1].expand(-1, channels, -1, -1).clone(memory_format=torch.channels_last)

@@ -17,12 +17,12 @@ from bbdm import bridges
 from bbdm import codec as codecs
 from bbdm.base.images import Size, as_size
 from bbdm.bridges import Bridge
-from bbdm.codec import Codec
+from bbdm.codec import Codec, VQGANCodec
 from bbdm.files import importers, weights
 from bbdm.files.content import FORMAT, Checkpoint, CodecState, UNetState
 from bbdm.files.weights import State
-from bbdm.networks.restore import fitting, restore, state_hash
-from bbdm.networks.unet import UNet, UNetConfig
+from bbdm.network import Network
+from bbdm.networks.restore import restore, state_hash
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 
 VQGAN_FORMAT = "bbdm vqgan"
@@ -30,10 +30,10 @@ VQGAN_FORMAT = "bbdm vqgan"
 
 def save_checkpoint(
     path: str | os.PathLike[str],
-    unet: UNet,
+    unet: Network,
     bridge: Bridge,
     *,
-    ema: UNet | None = None,
+    ema: Network | None = None,
     codec: Codec | None = None,
     image_size: Size | None = None,
     training: dict[str, Any] | None = None,
@@ -64,7 +64,7 @@ def save_checkpoint(
     elif codec is not None:
         coded = {**codec.config(), "sha256": state_hash(codec.state_dict(), torch.float32)}
     settings = {
-        "unet": {"config": asdict(unet.config)},
+        "unet": {"config": unet.description(), **({} if unet.kind == "unet" else {"kind": unet.kind})},
         "bridge": bridge.config(),
         "codec": coded,
         "image_size": image_size,
@@ -104,8 +104,11 @@ def load_checkpoint(
         num_steps: T,
         c_lambda: the noise scale, and
         codec: the autoencoder, for files that leave them out. An argument must agree with the file, since a
-            network works only with the bridge and the codec that it was trained on.
-        config: the YAML file of a network of the original BBDM.
+            network works only with the bridge and the codec that it was trained on. Of a codec of
+            :func:`~bbdm.codec.wrap_codec`, a file holds all but the code: the file's weights replace those of
+            the given one.
+        config: the YAML file of a network of the original BBDM; for one of DDBM, DBIM, ECSI or I2SB, a name
+            in :data:`bbdm.files.importers.adm_settings.NAMED`, or a file of the program's settings.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -123,13 +126,7 @@ def load_checkpoint(
 
 def _read(content: dict[str, Any], given: Codec | None) -> Checkpoint:
     """A checkpoint of our own; where it only refers to its codec's weights, with those of the given codec."""
-    unet = content["unet"]
-    state = UNetState(UNetConfig(**unet["config"]), unet["weights"], unet["ema"])
-    found = [each for each in (state.weights, state.ema) if each is not None]
-    if not found:
-        raise ValueError("it holds neither weights nor their moving average")
-    for each in found:
-        fitting(UNet.from_config, state.config, each)
+    state = UNetState.read(content["unet"])
     bridge = bridges.from_config(content["bridge"])
     codec = None if content["codec"] is None else _codec_state(content["codec"], given)
     image_size = content.get("image_size")
@@ -140,12 +137,14 @@ def _read(content: dict[str, Any], given: Codec | None) -> Checkpoint:
 
 def _codec_state(content: dict[str, Any], given: Codec | None) -> CodecState:
     config = {k: v for k, v in content.items() if k not in ("weights", "sha256")}
-    if "sha256" not in content:
-        codecs.check(config, content["weights"])
-        return CodecState(config, content["weights"])
-    if not isinstance(content["sha256"], str) or not content["sha256"]:
-        raise ValueError(f"the codec's sha256 must be text, got {content['sha256']!r}")
-    return CodecState(config, None if given is None else CodecState.of(given).weights, content["sha256"])
+    if "sha256" in content:
+        if not isinstance(content["sha256"], str) or not content["sha256"]:
+            raise ValueError(f"the codec's sha256 must be text, got {content['sha256']!r}")
+        return CodecState(config, None if given is None else CodecState.of(given).weights, content["sha256"], given)
+    state = CodecState(config, content["weights"], given=given)
+    if state.lacks is None:
+        codecs.check(config, content["weights"], given)
+    return state
 
 
 def _check_arguments(found: Checkpoint, num_steps: int | None, c_lambda: float | None, codec: Codec | None) -> None:
@@ -174,3 +173,22 @@ def load_vqgan(path: str | os.PathLike[str]) -> VQGAN:
         if own:
             return restore(VQGAN.from_config, VQGANConfig(**content["config"]), content["weights"])
         return importers.read_vqgan(content)
+
+
+def load_codec(path: str | os.PathLike[str]) -> Codec:
+    """Read an autoencoder as a codec, in float32 on the CPU.
+
+    Args:
+        path: what :func:`load_vqgan` reads; or an AutoencoderKL or AutoencoderTiny of diffusers, which is a
+            folder with ``config.json`` and ``diffusion_pytorch_model.safetensors``, or a ``.safetensors``
+            with its ``config.json`` beside it. Of these, nothing but safetensors and JSON is read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ModuleNotFoundError: it is an autoencoder of diffusers, which is not installed.
+        ValueError: it is no autoencoder, is damaged, or is of a newer version.
+    """
+    path = Path(path)
+    if path.is_dir() or (path.suffix == ".safetensors" and path.is_file() and not weights.is_own(path)):
+        return importers.read_codec(path)
+    return VQGANCodec(load_vqgan(path))

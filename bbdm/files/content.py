@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -11,36 +12,92 @@ import torch
 from bbdm import codec as codecs
 from bbdm.base.images import Size
 from bbdm.bridges import Bridge
-from bbdm.codec import Codec, LatentStatistics
+from bbdm.codec import Codec, LatentStatistics, WrappedCodec
 from bbdm.files import weights
 from bbdm.files.weights import IncompleteFileError, State
-from bbdm.networks.restore import restore, state_hash
+from bbdm.network import Network, Wrapped, WrappedConfig
+from bbdm.networks.dit import DiT, DiTConfig
+from bbdm.networks.restore import ConfiguredNetwork, fitting, restore, state_hash
 from bbdm.networks.unet import UNet, UNetConfig
 
 FORMAT = "bbdm"
+
+
+NETWORKS: dict[str, tuple[type[Network], type[Any]]] = {  # by the names in files; the classes of their settings
+    "unet": (UNet, UNetConfig),
+    "dit": (DiT, DiTConfig),
+    "wrapped": (Wrapped, WrappedConfig),
+}
 
 
 @dataclass(frozen=True)
 class UNetState:
     """A network in a file: its settings, and its weights, their moving average, or both."""
 
-    config: UNetConfig
+    config: Any  # UNetConfig, or the settings of another kind; has channels, condition_channels and stride
     weights: State | None
     ema: State | None
+    kind: str = "unet"
+
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> UNetState:
+        """What a file says, checked.
+
+        Raises:
+            ValueError: the kind is unknown, a setting is wrong, or the weights do not fit.
+        """
+        kind = content.get("kind", "unet")
+        if kind not in NETWORKS:
+            raise ValueError(f"network kind must be one of {sorted(NETWORKS)}, got {kind!r}: update bbdm")
+        network, settings = NETWORKS[kind]
+        state = cls(settings(**content["config"]), content["weights"], content["ema"], kind)
+        found = [each for each in (state.weights, state.ema) if each is not None]
+        if not found:
+            raise ValueError("it holds neither weights nor their moving average")
+        if issubclass(network, ConfiguredNetwork):
+            for each in found:
+                fitting(network.from_config, state.config, each)
+        return state
+
+    def build(self, state: State, network: Network | None) -> Network:
+        """The network in float32 and evaluation mode, with weights of the file.
+
+        Raises:
+            IncompleteFileError: the network is its user's own, and was not given.
+            ValueError: another network was given.
+        """
+        kind, _ = NETWORKS[self.kind]
+        if issubclass(kind, ConfiguredNetwork):
+            if network is not None:
+                raise ValueError(f"a network was given, and the file describes its own, a {kind.__name__}")
+            return restore(kind.from_config, self.config, state, "the checkpoint's")  # pyright: ignore[reportReturnType]
+        wanted = f"of a {self.config.module} with {self.config.channels} channels"
+        if network is None:
+            raise IncompleteFileError(
+                f"the file holds weights {wanted}, wrapped: give the network, "
+                "BridgeSampler.from_checkpoint(path, network=bbdm.wrap(module, ...))"
+            )
+        if network.kind != self.kind or network.description() != vars(self.config):
+            raise ValueError(f"the file holds weights {wanted}, wrapped with {vars(self.config)}; another was given")
+        made = fitting(lambda _: copy.deepcopy(network), None, state, "the checkpoint's")
+        made.load_state_dict(state)
+        return made.float().eval()
 
 
 @dataclass(frozen=True)
 class CodecState:
-    """A codec in a file: its :meth:`~bbdm.codec.VQGANCodec.config`, and its weights or their hash."""
+    """A codec in a file: its :meth:`~bbdm.codec.base.Codec.config`, and its weights or their hash."""
 
     config: dict[str, Any]
     weights: State | None
     sha256: str | None = None
+    given: Codec | None = None  # by the user, for files that do not hold all of it
 
     @classmethod
     def of(cls, codec: Codec) -> CodecState:
         """The state of a codec, on the CPU."""
-        return cls(codec.config(), {k: v.detach().cpu().clone() for k, v in codec.state_dict().items()})
+        state = {k: v.detach().cpu().clone() for k, v in codec.state_dict().items()}
+        return cls(codec.config(), state, given=codec)
 
     @property
     def statistics(self) -> LatentStatistics | None:
@@ -61,8 +118,31 @@ class CodecState:
         return _plain(stored) == _plain(given) and self._same_weights(codec)
 
     def same_network(self, codec: Codec) -> bool:
-        """Whether a codec has the same autoencoder, though perhaps other latents of it."""
-        return _plain(self.config["config"]) == _plain(codec.config()["config"]) and self._same_weights(codec)
+        """Whether a codec has the same autoencoder, though perhaps other latents of it.
+
+        The weights of a wrapped one may be others where the file holds them: the given one is but its code.
+        """
+        same = _plain(self.config["config"]) == _plain(codec.config()["config"])
+        return same and ((self._wrapped and self.sha256 is None) or self._same_weights(codec))
+
+    @property
+    def lacks(self) -> str | None:
+        """What a file leaves out, so that the codec cannot be built, and how to give it; None if nothing."""
+        if self.weights is None:
+            return (
+                f"a training checkpoint holds only the SHA-256 of its codec's weights, {self.digest()[:8]}...: "
+                "pass the codec, load_checkpoint(path, codec=...), or take the run's final weights"
+            )
+        if self._wrapped and self.given is None:
+            return (
+                f"the file holds the weights of a codec that is a wrapped {self.config['config']['module']}: "
+                "give the codec, load_checkpoint(path, codec=bbdm.wrap_codec(module, ...))"
+            )
+        return None
+
+    @property
+    def _wrapped(self) -> bool:
+        return self.config.get("kind") == WrappedCodec.kind
 
     def _same_weights(self, codec: Codec) -> bool:
         return self.digest() == state_hash(codec.state_dict(), torch.float32)
@@ -80,28 +160,33 @@ class Checkpoint:
     format: str = FORMAT
     version: int = weights.VERSION
 
-    def build_unet(self, ema: bool = True) -> UNet:
-        """The network in float32 and evaluation mode; ``ema`` picks if the file has both kinds of weights."""
+    def build_unet(self, ema: bool = True, network: Network | None = None) -> Network:
+        """The network in float32 and evaluation mode; ``ema`` picks if the file has both kinds of weights.
+
+        ``network`` is the one that a file of a wrapped network is of; it is copied.
+
+        Raises:
+            IncompleteFileError: it is missing.
+            ValueError: it is another one.
+        """
         first, second = (self.unet.ema, self.unet.weights) if ema else (self.unet.weights, self.unet.ema)
         state = second if first is None else first
         assert state is not None  # checked when the file was read
-        return restore(UNet.from_config, self.unet.config, state, "the checkpoint's")
+        return self.unet.build(state, network)
 
     def build_codec(self) -> Codec | None:
         """The codec in float32, or None for a network of image space.
 
         Raises:
-            IncompleteFileError: the file is a training checkpoint, which refers to the codec by a hash, and
-                :func:`~bbdm.files.checkpoint.load_checkpoint` was not given the codec.
+            IncompleteFileError: the file refers to the codec by a hash, as training checkpoints do, or the
+                codec is wrapped, and :func:`~bbdm.files.checkpoint.load_checkpoint` was not given it.
         """
         if self.codec is None:
             return None
-        if self.codec.weights is None:
-            raise IncompleteFileError(
-                f"a training checkpoint holds only the SHA-256 of its codec's weights, {self.codec.digest()[:8]}...: "
-                "pass the codec, load_checkpoint(path, codec=...), or take the run's final weights"
-            )
-        return codecs.from_config(self.codec.config, self.codec.weights)
+        if self.codec.lacks is not None:
+            raise IncompleteFileError(self.codec.lacks)
+        assert self.codec.weights is not None
+        return codecs.from_config(self.codec.config, self.codec.weights, self.codec.given)
 
 
 def _plain(config: dict[str, Any]) -> str:

@@ -110,13 +110,19 @@ def readable(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
     """Turns an error in the ``with`` block into a ValueError that names the file."""
     try:
         yield
-    except OSError:
+    except (OSError, ModuleNotFoundError):
         raise
     except Exception as error:  # a damaged file can raise any error
         reason = str(error).split("\n")[0] or type(error).__name__
         reason = f"missing entry {reason}" if isinstance(error, KeyError) else reason
         wrapper = IncompleteFileError if isinstance(error, IncompleteFileError) else ValueError
         raise wrapper(f"cannot read {path} as a {kind}: {reason}") from error
+
+
+def is_own(path: Path) -> bool:
+    """Whether a .safetensors is of this library."""
+    with readable(path, "codec"), safe_open(path, framework="pt") as file:
+        return any(name.startswith("bbdm") for name in file.metadata() or {})
 
 
 def described(name: str, settings: dict[str, Any], tensors: State) -> dict[str, str]:

@@ -17,7 +17,7 @@ from bbdm.kernels.elementwise import addresses, check_devices, check_seeds, laun
 from bbdm.kernels.jit import AVAILABLE, constexpr, jit, tl
 from bbdm.kernels.philox import SAMPLING, draw_normals, normal
 
-COLUMNS = 8  # of a row: p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z
+COLUMNS = 10  # of a row: p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z, i_x, i_y
 
 
 def bridge_step(
@@ -31,27 +31,29 @@ def bridge_step(
     seeds: Tensor | None = None,
     noise: Tensor | None = None,
     clamp: tuple[float, float] | None = None,
+    mask: Tensor | None = None,
 ) -> None:
     """Replace the state, the estimate of the clean image and the network's input by those of the next step.
 
     x0hat_next = p_x x + p_y y + p_pred pred, clamped if asked, then
-    x_next = c_x x + c_y y + c_0 x0hat_next + c_h x0hat + c_z z.
+    x_next = c_x x + c_y y + c_0 x0hat_next + c_h x0hat + c_z z, and the network is shown i_x x_next + i_y y.
     An argument of weight 0 has no influence: it may be NaN or uninitialised memory.
 
     Args:
         x: (B, C, H, W) the state, float32 or float64, contiguous or channels_last; overwritten with x_next.
         x0hat: as ``x``, the previous step's estimate; overwritten with this step's.
-        inputs: as ``x`` in any floating dtype; overwritten with x_next.
+        inputs: as ``x`` in any floating dtype; overwritten with what the network is shown next.
         pred: (B, C, H, W) the network's output, in any floating dtype. It is copied where its memory format
             is not that of ``x``, as is the noise.
         y: as ``x``, the source.
-        rows: (K, 8) the weights p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z of every step, in the dtype of
-            ``x``.
+        rows: (K, 10) the weights p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z, i_x, i_y of every step, in the
+            dtype of ``x``.
         step: (1,) integer in [0, K), the row to use and the step of the noise.
         seeds: (B,) int64, from which z is drawn; or
         noise: (B, C, H, W) z itself, in any floating dtype. Neither is needed where c_z is 0. Where it is not
             0 and both are missing, the CPU raises, and a GPU gives NaN, since the host does not wait for it.
         clamp: (low, high) for x0hat, or None.
+        mask: (B, 1, H, W) in the dtype of ``x``, or None: x0hat becomes mask x0hat + (1 - mask) y.
 
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or memory format, shares memory with a
@@ -60,7 +62,11 @@ def bridge_step(
     low, high = (None, None) if clamp is None else clamp
     images = {"x": x, "x0hat": x0hat, "inputs": inputs, "y": y, "pred": pred, "noise": noise}
     _check(x, {name: image for name, image in images.items() if image is not None}, rows, step, seeds)
-    _bridge_step(x, x0hat, inputs, pred, y, rows, step, seeds, noise, low, high)
+    if mask is not None and (mask.shape != (len(x), 1, *x.shape[2:]) or mask.dtype != x.dtype):
+        wanted = (len(x), 1, *x.shape[2:])
+        raise ValueError(f"mask must be {wanted} of {x.dtype}, got {tuple(mask.shape)} of {mask.dtype}")
+    check_devices({"x": x, "mask": mask}, "x")
+    _bridge_step(x, x0hat, inputs, pred, y, rows, step, seeds, noise, mask, low, high)
 
 
 def _check(x: Tensor, images: Mapping[str, Tensor], rows: Tensor, step: Tensor, seeds: Tensor | None) -> None:
@@ -104,12 +110,13 @@ def _bridge_step(
     step: Tensor,
     seeds: Tensor | None,
     noise: Tensor | None,
+    mask: Tensor | None,
     low: float | None,
     high: float | None,
 ) -> None:
     """The reference. It reads the row on the host, which costs nothing on a CPU."""
     index = int(step)
-    p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z = rows[index].tolist()
+    p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z, i_x, i_y = rows[index].tolist()
     z = noise
     if c_z != 0.0 and z is None:
         if seeds is None:
@@ -118,9 +125,11 @@ def _bridge_step(
     estimate = _weighted((p_x, x), (p_y, y), (p_pred, pred))
     if low is not None or high is not None:
         estimate.clamp_(low, high)
+    if mask is not None:
+        estimate = mask * estimate + (1 - mask) * y
     x.copy_(_weighted((c_x, x), (c_y, y), (c_0, estimate), (c_h, x0hat), (c_z, z)))
     x0hat.copy_(estimate)
-    inputs.copy_(x)
+    inputs.copy_(x if (i_x, i_y) == (1.0, 0.0) else _weighted((i_x, x), (i_y, y)))
 
 
 def _weighted(*terms: tuple[float, Tensor | None]) -> Tensor:
@@ -150,10 +159,11 @@ def _bridge_step_kernel(
     inputs_ptr,  # (B, C, H, W) any floating dtype
     pred_ptr,  # (B, C, H, W) any floating dtype
     y_ptr,  # (B, C, H, W) as x
-    rows_ptr,  # (K, 8) as x
+    rows_ptr,  # (K, 10) as x
     step_ptr,  # (1,) integer
     seeds_ptr,  # (B,) int64, or None
     noise_ptr,  # (B, C, H, W) any floating dtype, or None
+    mask_ptr,  # (B, 1, H, W) as x, or None
     size,  # C H W
     pixels,  # H W
     LOW: tl.constexpr,
@@ -167,6 +177,7 @@ def _bridge_step_kernel(
     p_x, p_y, p_pred = tl.load(row), tl.load(row + 1), tl.load(row + 2)
     c_x, c_y, c_0 = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
     c_h, c_z = tl.load(row + 6), tl.load(row + 7)
+    i_x, i_y = tl.load(row + 8), tl.load(row + 9)
 
     x = tl.load(x_ptr + at, mask=inside)
     y = tl.load(y_ptr + at, mask=inside)
@@ -174,6 +185,11 @@ def _bridge_step_kernel(
     x0hat = _term(p_x, x) + _term(p_y, y) + _term(p_pred, pred)
     if LOW is not None:
         x0hat = tl.clamp(x0hat, LOW, HIGH, propagate_nan=tl.PropagateNan.ALL)
+    if mask_ptr is not None:
+        place = start + tl.arange(0, BLOCK)
+        pixel = place % pixels if CHANNELS == 0 else place // CHANNELS
+        made = tl.load(mask_ptr + image.to(tl.int64) * pixels + pixel, mask=inside)
+        x0hat = made * x0hat + (1 - made) * y
     x_next = _term(c_x, x) + _term(c_y, y) + _term(c_0, x0hat)
     if c_h != 0.0:
         x_next += c_h * tl.load(x0hat_ptr + at, mask=inside)
@@ -187,7 +203,8 @@ def _bridge_step_kernel(
             x_next += float("nan")  # no noise: shown in the result, as a kernel cannot raise
     tl.store(x_ptr + at, x_next, mask=inside)
     tl.store(x0hat_ptr + at, x0hat, mask=inside)
-    tl.store(inputs_ptr + at, x_next.to(inputs_ptr.dtype.element_ty), mask=inside)
+    shown = _term(i_x, x_next) + _term(i_y, y)
+    tl.store(inputs_ptr + at, shown.to(inputs_ptr.dtype.element_ty), mask=inside)
 
 
 @jit

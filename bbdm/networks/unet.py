@@ -1,24 +1,27 @@
-"""The UNet of A-Bridge and BBDM (Dhariwal and Nichol 2021), with the released weights' state-dict keys.
+"""The UNet of guided diffusion (ADM, Dhariwal and Nichol 2021), with the released weights' state-dict keys.
 
-Scale-shift normalisation, residual up- and downsampling, attention with the legacy q/k/v order, and
-channels_last throughout. It knows no bridge: it maps (x, t, condition) to a prediction.
+A-Bridge, BBDM, DDBM and I2SB all use it. Attention has the legacy order of q, k and v: importers sort the
+weights of another. channels_last throughout. It knows no bridge: it maps (x, t, condition) to a prediction.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from bbdm.kernels.group_norm_silu import group_norm_silu
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
+from bbdm.network import Network
+from bbdm.networks.layers import Downsample, Upsample, conv3x3, frequencies, norm_silu, sinusoids, zeroed
 from bbdm.networks.restore import ConfiguredNetwork, check_images, check_integers
+
+# Settings that older files lack; left out of files at these values, which every older network has.
+LATER = {"num_heads": None, "scale_shift": True, "residual_resampling": True}
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class UNetConfig:
     head_channels: int = 64  # width of an attention head
     num_groups: int = 32  # groups of every GroupNorm
     dropout: float = 0.0  # before the last convolution of a residual block
+    num_heads: int | None = None  # of every attention, in place of head_channels
+    scale_shift: bool = True  # the time scales and shifts the second norm of a block; False: it is added before it
+    residual_resampling: bool = True  # residual blocks change the size; False: single convolutions
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
@@ -46,6 +52,8 @@ class UNetConfig:
         counts = ("in_channels", "out_channels", "model_channels", "num_res_blocks", "head_channels", "num_groups")
         check_integers(self, *counts, "channel_mult", "attention_resolutions")
         check_integers(self, "condition_channels", least=0)
+        if self.num_heads is not None:
+            check_integers(self, "num_heads")
         if self.model_channels % 2:
             raise ValueError(f"model_channels must be even, got {self.model_channels}")
         if not self.channel_mult:
@@ -58,8 +66,23 @@ class UNetConfig:
                 raise ValueError(f"a level is {width} channels wide, not a multiple of num_groups={self.num_groups}")
         attended = [w for i, w in enumerate(widths) if 2**i in self.attention_resolutions] + [widths[-1]]
         for width in attended:
-            if width % self.head_channels:
+            if self.num_heads is not None and width % self.num_heads:
+                raise ValueError(f"attention on {width} channels does not split into num_heads={self.num_heads}")
+            if self.num_heads is None and width % self.head_channels:
                 raise ValueError(f"attention on {width} channels does not split into heads of {self.head_channels}")
+
+    def heads(self, channels: int) -> int:
+        """The number of heads of attention on so many channels."""
+        return self.num_heads or channels // self.head_channels
+
+    def description(self) -> dict[str, Any]:
+        """Plain values from which a file builds it."""
+        return {name: value for name, value in asdict(self).items() if name not in LATER or value != LATER[name]}
+
+    @property
+    def channels(self) -> int:
+        """Of the state."""
+        return self.in_channels
 
     @property
     def stride(self) -> int:
@@ -84,46 +107,8 @@ PRESETS: dict[str, UNetConfig] = {
 }
 
 
-def frequencies(channels: int, device: torch.device | None = None) -> torch.Tensor:
-    """(channels / 2,) angular frequencies from 1 down to 1 / 10000, float32."""
-    steps = torch.arange(channels // 2, dtype=torch.float32, device=device) / (channels // 2)
-    return torch.exp(-math.log(10000) * steps)
-
-
-def sinusoids(t: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
-    """(B, 2 F) cosines, then sines, of (B,) times at (F,) frequencies, float32.
-
-    Float32 whatever the network's dtype: at t = 999 a bfloat16 angle is off by more than a radian.
-    """
-    angles = t.float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
 def _norm(channels: int, config: UNetConfig) -> nn.GroupNorm:
     return nn.GroupNorm(config.num_groups, channels)
-
-
-def norm_silu(
-    norm: nn.Module, x: torch.Tensor, modulation: torch.Tensor | None = None, activation: bool = True
-) -> torch.Tensor:
-    """GroupNorm and SiLU, with the (B, 2 C) weight and bias of a modulation instead of the norm's own."""
-    norm = cast(nn.GroupNorm, norm)
-    weight, bias = (norm.weight[None], norm.bias[None]) if modulation is None else modulation.chunk(2, dim=1)
-    return group_norm_silu(x, norm.num_groups, weight, bias, norm.eps, activation)
-
-
-def conv3x3(channels: int, out_channels: int) -> nn.Conv2d:
-    """A convolution with a kernel of 3 x 3 that keeps the size."""
-    return nn.Conv2d(channels, out_channels, 3, padding=1)
-
-
-Conv = TypeVar("Conv", nn.Conv1d, nn.Conv2d)
-
-
-def _zeroed(module: Conv) -> Conv:
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
-    return module
 
 
 class ResBlock(nn.Module):
@@ -133,14 +118,15 @@ class ResBlock(nn.Module):
         self, channels: int, out_channels: int, config: UNetConfig, *, up: bool = False, down: bool = False
     ) -> None:
         super().__init__()
-        self.up, self.down = up, down
+        self.up, self.down, self.scale_shift = up, down, config.scale_shift
+        width = 2 * out_channels if config.scale_shift else out_channels
         self.in_layers = nn.Sequential(_norm(channels, config), nn.SiLU(), conv3x3(channels, out_channels))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * config.model_channels, 2 * out_channels))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * config.model_channels, width))
         self.out_layers = nn.Sequential(
             _norm(out_channels, config),
             nn.SiLU(),
             nn.Dropout(config.dropout),
-            _zeroed(conv3x3(out_channels, out_channels)),
+            zeroed(conv3x3(out_channels, out_channels)),
         )
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
         self.modulated = slice(0, 0)  # this block's columns of the modulation; the UNet sets it
@@ -158,8 +144,19 @@ class ResBlock(nn.Module):
         h = norm_silu(norm, x)
         h = upsample_conv3x3(h, conv.weight, conv.bias) if self.up else conv(self.resample(h))
         norm, _, dropout, conv = self.out_layers
-        h = conv(dropout(norm_silu(norm, h, modulation[:, self.modulated])))
+        columns = modulation[:, self.modulated]
+        if not self.scale_shift:
+            h, columns = h + columns[:, :, None, None].to(h.dtype), None
+        h = conv(dropout(norm_silu(norm, h, columns)))
         return self.skip_connection(self.resample(x)) + h
+
+
+def _downsample(channels: int, config: UNetConfig) -> nn.Module:
+    return ResBlock(channels, channels, config, down=True) if config.residual_resampling else Downsample(channels)
+
+
+def _upsample(channels: int, config: UNetConfig) -> nn.Module:
+    return ResBlock(channels, channels, config, up=True) if config.residual_resampling else Upsample(channels)
 
 
 class AttentionBlock(nn.Module):
@@ -167,10 +164,10 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
-        self.heads = channels // config.head_channels
+        self.heads = config.heads(channels)
         self.norm = _norm(channels, config)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.proj_out = _zeroed(nn.Conv1d(channels, channels, 1))
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) and the modulation of all blocks to the next (B, C', H', W')."""
@@ -184,14 +181,14 @@ class AttentionBlock(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """Blocks in a row; each but a convolution takes the modulation."""
+    """Layers in a row; residual blocks and attention take the modulation."""
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: torch.Tensor, modulation: torch.Tensor
     ) -> torch.Tensor:
         """Map (B, C, H, W) and the modulation of all blocks to the next (B, C', H', W')."""
         for layer in self:
-            x = layer(x) if isinstance(layer, nn.Conv2d) else layer(x, modulation)
+            x = layer(x, modulation) if isinstance(layer, ResBlock | AttentionBlock) else layer(x)
         return x
 
 
@@ -203,12 +200,16 @@ class Modulation:
     """
 
     def __init__(self, unet: UNet) -> None:
-        self.width = unet.config.model_channels
+        self.width, self.scale_shift = unet.config.model_channels, unet.config.scale_shift
         self.embed = unet.time_embed
         self.blocks = [(block.emb_layers, cast(nn.GroupNorm, block.out_layers[0])) for block in unet.res_blocks()]
 
     def __call__(self, t: torch.Tensor) -> torch.Tensor:
-        """(B, M) weights and biases of the blocks' second norms, at (B,) integer or fractional times."""
+        """(B, M) of all blocks in turn, at (B,) integer or fractional times.
+
+        A block's columns are the weights and biases of its second norm or, without ``scale_shift``, what is
+        added before that norm.
+        """
         t = t.to(cast(nn.Linear, self.embed[0]).weight.device)
         return self.of(sinusoids(t, frequencies(self.width, t.device)))
 
@@ -217,12 +218,16 @@ class Modulation:
         emb = self.embed(sinusoids.to(cast(nn.Linear, self.embed[0]).weight.dtype))
         parts: list[torch.Tensor] = []
         for layers, norm in self.blocks:
-            scale, shift = layers(emb).to(norm.weight.dtype).chunk(2, dim=1)
-            parts += norm.weight * (1 + scale), norm.bias * (1 + scale) + shift
+            columns = layers(emb).to(norm.weight.dtype)
+            if self.scale_shift:
+                scale, shift = columns.chunk(2, dim=1)
+                parts += norm.weight * (1 + scale), norm.bias * (1 + scale) + shift
+            else:
+                parts.append(columns)
         return torch.cat(parts, dim=1)
 
 
-class UNet(ConfiguredNetwork):
+class UNet(ConfiguredNetwork, Network):
     """The network of a bridge: ``unet(x, t, condition)`` predicts the bridge's objective.
 
     Args:
@@ -235,11 +240,13 @@ class UNet(ConfiguredNetwork):
     """
 
     presets = PRESETS
+    kind = "unet"
 
     def __init__(self, in_channels: int = 3, out_channels: int = 3, **settings: Any) -> None:
         super().__init__()
         config = UNetConfig(in_channels, out_channels, **settings)
         self.config = config
+        self.channels, self.condition_channels, self.stride = in_channels, config.condition_channels, config.stride
         self.gradient_checkpointing = False
         width = config.model_channels
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
@@ -252,7 +259,7 @@ class UNet(ConfiguredNetwork):
                 channels = width * mult
                 skips.append(channels)
             if level < len(config.channel_mult) - 1:
-                self.input_blocks.append(Stage(ResBlock(channels, channels, config, down=True)))
+                self.input_blocks.append(Stage(_downsample(channels, config)))
                 skips.append(channels)
 
         self.middle_block = Stage(
@@ -265,13 +272,13 @@ class UNet(ConfiguredNetwork):
                 stage = self._stage(channels + skips.pop(), width * mult, level)
                 channels = width * mult
                 if level and block == config.num_res_blocks:
-                    stage.append(ResBlock(channels, channels, config, up=True))
+                    stage.append(_upsample(channels, config))
                 self.output_blocks.append(stage)
 
-        self.out = nn.Sequential(_norm(channels, config), nn.SiLU(), _zeroed(conv3x3(channels, out_channels)))
+        self.out = nn.Sequential(_norm(channels, config), nn.SiLU(), zeroed(conv3x3(channels, out_channels)))
         first = 0
         for block in self.res_blocks():
-            block.modulated = slice(first, first + 2 * cast(nn.GroupNorm, block.out_layers[0]).num_channels)
+            block.modulated = slice(first, first + cast(nn.Linear, block.emb_layers[1]).out_features)
             first = block.modulated.stop
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
@@ -285,9 +292,13 @@ class UNet(ConfiguredNetwork):
         """The blocks that the time modulates, in the order of the modulation's columns."""
         return (module for module in self.modules() if isinstance(module, ResBlock))
 
-    def modulation(self, t: torch.Tensor) -> torch.Tensor:
-        """(B, M) weights and biases of all blocks at (B,) integer or fractional times: t's only influence."""
+    def embed(self, t: torch.Tensor) -> torch.Tensor:
+        """(B, M) the modulation of all blocks at (B,) integer or fractional times: t's only influence."""
         return self.embedder()(t)
+
+    def description(self) -> dict[str, Any]:
+        """Its settings."""
+        return self.config.description()
 
     def embedder(self) -> Modulation:
         """The part that computes what depends on the time alone, which the sampler calls once a table."""
@@ -311,10 +322,11 @@ class UNet(ConfiguredNetwork):
         given = 0 if condition is None else condition.shape[1]
         if given != self.config.condition_channels:
             raise ValueError(f"condition must have {self.config.condition_channels} channels, got {given}")
-        return self.trunk(x, self.modulation(t), condition)
+        return self.body(x, self.embed(t), condition)
 
-    def trunk(self, x: torch.Tensor, modulation: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        """The network after :meth:`modulation`, which has a row for each image or one for all."""
+    def body(self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """The network after :meth:`embed`."""
+        modulation = embedding
         h = x if condition is None else torch.cat([x, condition], dim=1)
         h = h.to(memory_format=torch.channels_last)
         skips: list[torch.Tensor] = []

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from bbdm.kernels.nearest_code import nearest_code
-from bbdm.kernels.upsample_conv import upsample_conv3x3
+from bbdm.networks.layers import Upsample, conv3x3, norm_silu
 from bbdm.networks.restore import ConfiguredNetwork, check_images, check_integers
-from bbdm.networks.unet import conv3x3, norm_silu
 
 
 @dataclass(frozen=True)
@@ -126,18 +125,6 @@ def _downsample(channels: int) -> nn.Sequential:
     """Half the size, by a convolution with one row and column of zeros beyond the lower right edges."""
     pad, conv = nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2)
     return nn.Sequential(OrderedDict(pad=pad, conv=conv))
-
-
-class Upsample(nn.Module):
-    """Double the size by nearest neighbours, then convolve."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = conv3x3(channels, channels)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (B, C, H, W) to (B, C, 2 H, 2 W)."""
-        return upsample_conv3x3(x, self.conv.weight, self.conv.bias)
 
 
 class Level(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any
 from bbdm.base.atomic import file_sha256
 
 FORMAT = "bbdm onnx"
-VERSION = 1
+VERSION = 2  # since 2, steps have the weights of what the network is shown, and times are float32
 SETTINGS = "bridge.json"
 PIPELINE = "pipeline.onnx"  # a whole translation as one graph, for other programs
 

@@ -16,12 +16,14 @@ import onnxruntime
 
 from bbdm import bridges, solvers
 from bbdm.base import sources
-from bbdm.base.frontend import Advance, Batch, FrontEnd, Plan, Timesteps
+from bbdm.base.batch import Batch, Plan
+from bbdm.base.frontend import Advance, FrontEnd, Timesteps
 from bbdm.base.step import Step as Step
 from bbdm.kernels.philox_numpy import normal
 from bbdm.runtime.bridge_json import PIPELINE, read_settings
 from bbdm.runtime.session import Provider, Session, with_options
 
+MASKED = 2  # the version of exports since which steps take a mask
 Array = npt.NDArray[np.float32]
 State = tuple[onnxruntime.OrtValue, onnxruntime.OrtValue]  # the state and the estimate of the target, on the device
 
@@ -83,6 +85,7 @@ class OnnxBridgeSampler(FrontEnd[Array, OnnxPlan]):
         }
         self._put = self.graphs["unet"].put
         self._no_noise = self._put(np.zeros((1, 1, 1, 1), np.float32))
+        self._whole = self._put(np.ones((1, 1, 1, 1), np.float32))
         super().__init__(
             solver,
             steps,
@@ -114,14 +117,14 @@ class OnnxBridgeSampler(FrontEnd[Array, OnnxPlan]):
         """The exported table, or another of the exported bridge where an argument asks for one."""
         exported: str = self.settings["solver"]
         if solver is steps is timesteps is None:
-            table = solvers.StepTable(
-                *(np.array(self.settings[name]) for name in ("timesteps", "prediction", "coefficients"))
-            )
+            names = ("timesteps", "prediction", "coefficients", "inputs", "network_times")
+            table = solvers.StepTable(*(np.array(self.settings[name]) for name in names if name in self.settings))
         else:
             bridge = bridges.from_config(self.settings["bridge"])
             table = solvers.build(bridge, solver or exported, timesteps, steps)
-        rows = [self._put(row) for row in table.rows.astype(np.float32)]
-        inputs = [self._put(np.array([t])) for t in table.timesteps]
+        columns, times = (8, np.int64) if self.settings["version"] == 1 else (10, np.float32)
+        rows = [self._put(row[:columns]) for row in table.rows.astype(np.float32)]
+        inputs = [self._put(np.array([t], times)) for t in np.asarray(table.network_times)]
         return OnnxPlan(solver or exported, table.timesteps.tolist(), table, rows, inputs)
 
     @contextmanager
@@ -140,19 +143,36 @@ class OnnxBridgeSampler(FrontEnd[Array, OnnxPlan]):
 
     def _states(self, plan: OnnxPlan, batch: Batch) -> Iterator[State]:
         """State and estimate after each step, on the device."""
-        x = x0hat = y = self._start(batch.source)
+        x = x0hat = inputs = y = self._start(batch.source)
+        if plan.table.first_input != 1:
+            inputs = self._put(y.numpy() * np.float32(plan.table.first_input))
         shape = tuple(y.shape())[1:]
+        masked = {} if batch.mask is None else {"mask": self._put(self._mask(batch))}
+        if masked and self.settings["version"] < MASKED:
+            raise ValueError("this export was made before masks: export the checkpoint again")
+        if not masked and self.settings["version"] >= MASKED:
+            masked = {"mask": self._whole}
         for index, (row, time) in enumerate(zip(plan.rows, plan.inputs, strict=True)):
-            inputs = {"x": x, "t": time} | ({"condition": y} if self.settings["conditioned"] else {})
-            (prediction,) = self.graphs["unet"].run(inputs)
+            given = {"x": inputs, "t": time} | ({"condition": y} if self.settings["conditioned"] else {})
+            (prediction,) = self.graphs["unet"].run(given)
             z = self._no_noise
             if plan.table.coefficients[index, 4]:
                 noise = normal(batch.seeds, index, shape) if batch.noise is None else batch.noise[index]
                 z = self._put(noise.astype(np.float32))
-            x, x0hat = self.graphs["step"].run(
-                {"x": x, "x0hat": x0hat, "prediction": prediction, "y": y, "z": z, "row": row}
+            x, x0hat, *shown = self.graphs["step"].run(
+                {"x": x, "x0hat": x0hat, "prediction": prediction, "y": y, "z": z, "row": row} | masked
             )
+            inputs = shown[0] if shown else x  # exports of version 1 show the state
             yield x, x0hat
+
+    def _mask(self, batch: Batch) -> Array:
+        """The batch's mask on the grid that the network sees: of a latent, whatever it covers is made."""
+        height, width = batch.source.shape[2:]
+        padded, side = self._padded(height, width), self._latent_stride
+        mask = np.pad(batch.mask, ((0, 0), (0, 0), (0, padded[0] - height), (0, padded[1] - width)))
+        return (
+            mask.reshape(len(mask), 1, padded[0] // side, side, padded[1] // side, side).max((3, 5)).astype(np.float32)
+        )
 
     def _copied(self, state: onnxruntime.OrtValue) -> Array:
         return state.numpy()

@@ -15,7 +15,7 @@ from bbdm.data.latents import LatentDataset
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.processes import Processes
-from bbdm.networks.unet import UNet
+from bbdm.network import Network
 from bbdm.training.config import TrainConfig
 from bbdm.training.ema import EMA
 from bbdm.training.tracking import Tracker
@@ -24,7 +24,7 @@ from bbdm.training.tracking import Tracker
 class Run(Protocol):
     """The part of a :class:`~bbdm.training.trainer.Trainer` that callbacks use."""
 
-    unet: UNet
+    unet: Network
     bridge: Bridge
     config: TrainConfig
     train: PairedDataset | LatentDataset

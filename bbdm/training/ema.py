@@ -6,7 +6,7 @@ import copy
 
 import torch
 
-from bbdm.networks.unet import UNet
+from bbdm.network import Network
 
 
 class EMA:
@@ -19,14 +19,14 @@ class EMA:
         every: optimizer steps from one update to the next.
     """
 
-    def __init__(self, unet: UNet, decay: float, start: int = 0, every: int = 1) -> None:
+    def __init__(self, unet: Network, decay: float, start: int = 0, every: int = 1) -> None:
         self.unet = copy.deepcopy(unet).eval().requires_grad_(False)
         self.decay = decay
         self.start = start
         self.every = every
 
     @torch.no_grad()
-    def update(self, unet: UNet, step: int) -> None:
+    def update(self, unet: Network, step: int) -> None:
         """Update the average and copy buffers after optimizer step ``step``, counted from 0, if it is due."""
         if (step + 1) % self.every:
             return

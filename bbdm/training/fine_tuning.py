@@ -10,7 +10,7 @@ from bbdm.bridges import Bridge
 from bbdm.codec import Codec
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint
-from bbdm.networks.unet import UNet
+from bbdm.network import Network
 
 FIRST = "input_blocks.0.0.weight"  # of the first convolution, whose inputs are the state, then the condition
 
@@ -20,7 +20,7 @@ class OtherNetworkError(ValueError):
 
 
 @torch.no_grad()
-def copy_weights(unet: UNet, checkpoint: Checkpoint) -> list[str]:
+def copy_weights(unet: Network, checkpoint: Checkpoint) -> list[str]:
     """Copy a trained network's weights, the averaged ones where there are both, wherever their shapes fit.
 
     Other weights stay as initialised, except that the first convolution of a network with a new condition
@@ -46,12 +46,14 @@ def copy_weights(unet: UNet, checkpoint: Checkpoint) -> list[str]:
     return sorted(others) + [f"{key} has no place in this network" for key in sorted(trained.keys() - own.keys())]
 
 
-def _copy_part(unet: UNet, checkpoint: Checkpoint, key: str, value: torch.Tensor, trained: torch.Tensor | None) -> str:
+def _copy_part(
+    unet: Network, checkpoint: Checkpoint, key: str, value: torch.Tensor, trained: torch.Tensor | None
+) -> str:
     """Copy the part of a weight that fits, if any; returns the line that reports it."""
     if trained is None:
         return f"{key} is left as initialised: the checkpoint has none"
-    before, now = checkpoint.unet.config, unet.config
-    grown = before.in_channels == now.in_channels and before.condition_channels < now.condition_channels
+    before = checkpoint.unet.config
+    grown = before.channels == unet.channels and before.condition_channels < unet.condition_channels
     if key == FIRST and grown and trained.shape[0] == value.shape[0]:
         channels = trained.shape[1]
         value.zero_()
@@ -68,7 +70,7 @@ def load_trained(path: Path, num_steps: int, c_lambda: float, config: Path | Non
         return load_checkpoint(path, num_steps, c_lambda, config=config)
 
 
-def begin_from(trained: Checkpoint, path: Path, unet: UNet, bridge: Bridge, codec: Codec | None) -> list[str]:
+def begin_from(trained: Checkpoint, path: Path, unet: Network, bridge: Bridge, codec: Codec | None) -> list[str]:
     """Copy the weights of ``trained``, the content of ``path``, into the network of a run.
 
     Returns:
@@ -85,5 +87,5 @@ def begin_from(trained: Checkpoint, path: Path, unet: UNet, bridge: Bridge, code
         differences.append(f"it was trained as {trained.bridge}, and this run is {bridge}")
     stored = trained.codec
     if (stored is None) != (codec is None) or (stored and codec and not stored.same_latents(codec)):
-        differences.append("it was trained in another space: of pictures, or of another VQGAN's latents")
+        differences.append("it was trained in another space: of pictures, or of another autoencoder's latents")
     return [f"{path}: {line}" for line in differences]

@@ -30,11 +30,11 @@ def bridge_loss(
     """Distance between the network's prediction and the bridge's target, the mean over a batch.
 
     Args:
-        unet: called as unet(x_t, t, condition).
-        bridge: defines x_t and the target.
+        unet: called with what the bridge shows of x_t and t, and the condition.
+        bridge: defines x_t, what is shown of it, and the target.
         x0: (B, C, H, W) target images.
         y: (B, C, H, W) source images.
-        t: (B,) integer times.
+        t: (B,) times: integers or, of a continuous bridge, reals.
         noise: (B, C, H, W) standard normals, in place of ``seeds`` and ``step``.
         loss: ``l1`` (the papers'), ``l2`` or ``huber``, which is l2 for small errors and l1 for large ones.
         condition: (B, C, H, W) condition of the network, or None; in training, the source.
@@ -42,8 +42,8 @@ def bridge_loss(
         step: the optimizer step.
         per_image: return the mean over each image, (B,), in place of a scalar.
     """
-    x_t, target = bridge.add_noise(x0, y, t, noise, seeds=seeds, step=step)
-    prediction = unet(x_t, t, condition).to(target.dtype)
+    shown, target = bridge.add_noise(x0, y, t, noise, seeds=seeds, step=step)
+    prediction = unet(shown, bridge.seen(t), condition).to(target.dtype)
     if loss == "huber":
         errors = F.huber_loss(prediction, target, reduction="none", delta=HUBER_DELTA)
     else:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bbdm.networks.unet import UNet
+from bbdm.network import Network
 from bbdm.training.config import TrainConfig
 
 FACTOR = 0.5
@@ -17,7 +17,7 @@ THRESHOLD = 1e-4  # relative decrease that counts as a lower loss
 LOWEST_RATE = 5e-7
 
 
-def make_optimizer(unet: UNet, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(unet: Network, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimizer of a network's weights, fused into one kernel where the device supports it."""
     make = torch.optim.Adam
     if config.optimizer == "adamw":

@@ -12,7 +12,7 @@ from bbdm.codec import Codec
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset
 from bbdm.files.content import Checkpoint, CodecState
-from bbdm.networks.unet import UNetConfig
+from bbdm.network import Network
 from bbdm.training.config import FREE, TrainConfig
 
 
@@ -25,7 +25,7 @@ class OtherCodecError(ValueError):
 
 
 def check_start(
-    unet: UNetConfig, config: TrainConfig, train: PairedDataset | LatentDataset, codec: Codec | None, processes: int
+    unet: Network, config: TrainConfig, train: PairedDataset | LatentDataset, codec: Codec | None, processes: int
 ) -> None:
     """Raise ValueError where a network cannot be trained on pairs or their latents."""
     if len(train) < config.batch_size:
@@ -36,13 +36,13 @@ def check_start(
             f"{processes} processes with grad_accumulation={config.grad_accumulation}"
         )
     channels, stride = (train.channels, 1) if codec is None else (codec.channels, codec.stride)
-    if unet.in_channels != channels:
+    if unet.channels != channels:
         kind = "pairs" if codec is None else "latents"
-        raise ValueError(f"the network takes {unet.in_channels} channels, and the {kind} have {channels}")
+        raise ValueError(f"the network takes {unet.channels} channels, and the {kind} have {channels}")
     if any(side % (unet.stride * stride) for side in images.sides(train.image_size)):
         factors = f"the network's {unet.stride}"
         if codec is not None:
-            factors = f"{unet.stride * stride}, {factors} times the VQGAN's {stride}"
+            factors = f"{unet.stride * stride}, {factors} times the autoencoder's {stride}"
         raise ValueError(f"image_size {train.image_size} is not a multiple of {factors}")
     if isinstance(train, LatentDataset):
         if codec is None or train.codec != codec.description():
@@ -55,12 +55,13 @@ def check_start(
 def describe_pairs(train: PairedDataset | LatentDataset) -> dict[str, Any]:
     """The properties of the training pairs that must stay the same when a run resumes."""
     pairs = train.dataset if isinstance(train, LatentDataset) else train
-    kind = {"image_size": train.image_size, "direction": train.direction}
+    kind = {"image_size": pairs.image_size, "direction": pairs.direction}
+    kind |= {"degradation": pairs.degradation and str(pairs.degradation)}
     return {**kind, "number": len(train), "names": pairs.names_digest()}
 
 
 def training_state(
-    path: Path, checkpoint: Checkpoint, unet: UNetConfig, bridge: Bridge, config: TrainConfig, pairs: dict[str, Any]
+    path: Path, checkpoint: Checkpoint, unet: Network, bridge: Bridge, config: TrainConfig, pairs: dict[str, Any]
 ) -> dict[str, Any]:
     """The training state of a checkpoint, the content of ``path``, where this run is the same.
 
@@ -74,10 +75,10 @@ def training_state(
     if state is None or checkpoint.unet.weights is None or checkpoint.unet.ema is None:
         raise ValueError(f"{path} holds no training state: a run resumes only from one of its step_*.pt files")
     stored = {**asdict(checkpoint.unet.config), **checkpoint.bridge.config(), **state["config"]}
-    asked = {**asdict(unet), **bridge.config(), **asdict(config)}
+    asked = {**unet.description(), **bridge.config(), **asdict(config)}
     changed = [f"{k}={stored[k]}" for k, v in asked.items() if k not in FREE and stored.get(k, v) != v]
-    if not changed and state["pairs"] != pairs:
-        old = state["pairs"]
+    old = {"degradation": None, **state["pairs"]}  # which older files leave out
+    if not changed and old != pairs:
         changed = [f"{k}={old[k]} of the pairs, not {v}" for k, v in pairs.items() if k != "names" and old[k] != v]
         changed = changed or ["pairs of other names"]
     if changed:

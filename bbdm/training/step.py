@@ -17,7 +17,7 @@ from bbdm.bridges import Bridge
 from bbdm.codec import Codec, Role
 from bbdm.execution.processes import Processes
 from bbdm.kernels import philox
-from bbdm.networks.unet import UNet
+from bbdm.network import Network
 from bbdm.training.config import Precision, TrainConfig
 from bbdm.training.ema import EMA
 from bbdm.training.losses import bridge_loss
@@ -25,6 +25,7 @@ from bbdm.training.optimizers import Plateau, make_optimizer
 from bbdm.training.tracking import Tracker
 
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values above those of optimizer steps
+DROPOUT = (torch.nn.Dropout, torch.nn.Dropout1d, torch.nn.Dropout2d, torch.nn.AlphaDropout)
 AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -52,7 +53,7 @@ class TrainStep:
 
     def __init__(
         self,
-        unet: UNet,
+        unet: Network,
         bridge: Bridge,
         config: TrainConfig,
         codec: Codec | None,
@@ -74,6 +75,7 @@ class TrainStep:
         self.optimizer = make_optimizer(unet, config)
         self.plateau = Plateau(config.plateau_patience)
         self.scaler = GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.random = any(isinstance(module, DROPOUT) and module.p for module in unet.modules())
         self.tracker: Tracker | None = None  # TensorBoard, for losses and gradients
         self.part: Callable[[str], AbstractContextManager[Any]] = nullcontext  # entered around each part of a step
 
@@ -97,7 +99,7 @@ class TrainStep:
         Each process passes its share of the batch; all return the loss of the whole batch before the step.
         """
         config = self.config
-        if self.unet.config.dropout:
+        if self.random:
             torch.manual_seed(mixed(config.seed, step * self.processes.count + self.processes.rank))
         rate = config.lr_at(step, self.total)
         rate = self.plateau.rate(rate) if config.lr_schedule == "plateau" else rate
@@ -171,8 +173,8 @@ class TrainStep:
         self, network: Callable[..., torch.Tensor], y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses and times, both (B,), of pairs in the space of the bridge, drawn from seeds and step."""
-        t = philox.timesteps(seeds, step, *self.bridge.train_range)
-        condition = y if self.unet.config.condition_channels else None
+        t = self.bridge.draw_times(seeds, step)
+        condition = y if self.unet.condition_channels else None
         drawn: dict[str, Any] = {"condition": condition, "seeds": seeds, "step": step}
         dtype = AUTOCAST.get(self.config.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):

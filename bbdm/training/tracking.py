@@ -18,18 +18,18 @@ class Tracker:
 
     Args:
         step: optimizer steps done; points that an earlier process wrote of later steps are not shown.
-        times: the lowest and the highest t of training.
+        times: the lowest t of training, and where its range ends: for integers, after the highest.
         device: the device of the losses.
 
     Raises:
         ImportError: TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path, step: int, times: tuple[int, int], device: torch.device) -> None:
+    def __init__(self, folder: Path, step: int, times: tuple[float, float], device: torch.device) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
-        self.low, self.high = times
+        self.low, self.end = times
         self._sums = torch.zeros(2, QUARTERS, device=device)  # sums of losses, and their counts
 
     def due(self, step: int) -> bool:
@@ -38,7 +38,7 @@ class Tracker:
 
     def add_losses(self, losses: torch.Tensor, t: torch.Tensor) -> None:
         """Add the losses (B,) of images at times t (B,)."""
-        quarter = (t - self.low) * QUARTERS // (self.high - self.low + 1)
+        quarter = ((t - self.low) * QUARTERS / (self.end - self.low)).long().clamp(max=QUARTERS - 1)
         self._sums.index_add_(1, quarter, torch.stack([losses.detach().float(), torch.ones_like(losses)]))
 
     def write_losses(self, step: int) -> None:

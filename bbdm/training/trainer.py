@@ -29,7 +29,7 @@ from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint, save_checkpoint
 from bbdm.files.content import Checkpoint
-from bbdm.networks.unet import UNet
+from bbdm.network import Network
 from bbdm.training.callback import Callback
 from bbdm.training.config import TrainConfig
 from bbdm.training.previews import Previews
@@ -69,7 +69,7 @@ class Trainer:
 
     def __init__(
         self,
-        unet: UNet,
+        unet: Network,
         bridge: Bridge,
         config: TrainConfig,
         train: PairedDataset | LatentDataset,
@@ -81,7 +81,7 @@ class Trainer:
     ) -> None:
         self.device = next(unet.parameters()).device
         self.processes = Processes(self.device) if processes is None else processes
-        check_start(unet.config, config, train, codec, self.processes.count)
+        check_start(unet, config, train, codec, self.processes.count)
         self.unet = unet.train()
         self.bridge = bridge
         self.config = config
@@ -133,7 +133,7 @@ class Trainer:
         """
         checkpoint = load_checkpoint(path) if checkpoint is None else checkpoint
         codec = resumed_codec(checkpoint.codec, self.codec)
-        state = training_state(path, checkpoint, self.unet.config, self.bridge, self.config, describe_pairs(self.train))
+        state = training_state(path, checkpoint, self.unet, self.bridge, self.config, describe_pairs(self.train))
         assert checkpoint.unet.weights is not None  # checked with the state
         assert checkpoint.unet.ema is not None
         self.update.codec = codec
@@ -186,7 +186,7 @@ class Trainer:
                 self.run.begin(self.epoch, self._settings())
                 ends.callback(self.run.end)
                 with suppress(ImportError):  # without TensorBoard, no events are written
-                    self.update.tracker = Tracker(self.run.events, self.step, self.bridge.train_range, self.device)
+                    self.update.tracker = Tracker(self.run.events, self.step, self.bridge.train_interval, self.device)
                     ends.callback(setattr, self.update, "tracker", None)
                     ends.callback(self.update.tracker.close)
             for line in self.config.warnings(self.total_steps - self.step) if self.processes.first else ():
@@ -199,10 +199,10 @@ class Trainer:
     def _settings(self) -> dict[str, Any]:
         """The settings of the run, for its folder."""
         train, validation = self.train, 0 if self.validation is None else len(self.validation)
-        settings = {"train": asdict(self.config), "unet": asdict(self.unet.config), "bridge": self.bridge.config()}
+        settings = {"train": asdict(self.config), "unet": self.unet.description(), "bridge": self.bridge.config()}
         settings |= {} if self.codec is None else {"codec": self.codec.config()}
-        kind = {"image_size": train.image_size, "direction": train.direction, "channels": train.channels}
-        return {**settings, "pairs": {"training": len(train), "validation": validation, **kind}}
+        counts = {"training": len(train), "validation": validation, "channels": train.channels}
+        return {**settings, "pairs": {**counts, **describe_pairs(train)}}
 
     def _run_epochs(self) -> None:
         try:

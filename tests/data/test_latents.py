@@ -289,7 +289,9 @@ def test_a_run_resumes_with_its_codec(pairs: PairedDataset, codec: VQGANCodec, t
 
 def test_sizes_and_channels_must_fit(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
     config = TrainConfig(batch_size=2)
-    with pytest.raises(ValueError, match="image_size 8 is not a multiple of 16, the network's 8 times the VQGAN's 2"):
+    with pytest.raises(
+        ValueError, match="image_size 8 is not a multiple of 16, the network's 8 times the autoencoder's 2"
+    ):
         Trainer(tiny_unet(channel_mult=(1, 1, 1, 1)), ABridge(), config, pairs, None, tmp_path, codec)
     with pytest.raises(ValueError, match="takes 4 channels, and the latents have 3"):
         Trainer(tiny_unet(in_channels=4, out_channels=4), ABridge(), config, pairs, None, tmp_path, codec)

@@ -183,7 +183,7 @@ def test_results_of_an_earlier_version_are_read(place: Path, count: list[int]):
     settings = run()["settings"]
     names = ["dataset", "split", "direction", "image_size", "sources", "files", "weights", "config", "unet", "codec"]
     names += ["bridge", "num_samples", "seed", "solver", "nfe", "dtype", "timesteps"]
-    assert list(settings) == names
+    assert list(settings) == names  # of a data set that is not degraded
     lines = ",\n".join(f'  "{name}": {json.dumps(settings[name])}' for name in names)
     timing = '"timing": {"pictures": 4, "seconds": 6.0}'
     Path("results/settings.json").write_text(f'{{\n "settings": {{\n{lines}\n }},\n {timing}\n}}\n')
@@ -222,6 +222,13 @@ def test_a_network_of_the_original_bbdm_with_another_yaml_is_another(
     Path("bbdm.yaml").write_text("latent_before_quant_conv: true")
     with pytest.raises(ValueError, match=r"other settings \(config .*, codec\.before_quant_conv False, now True\)"):
         run("--config", "bbdm.yaml")
+
+
+def test_settings_of_another_program_by_name(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """The name is in the report, where a file would have its hash."""
+    stored = load_checkpoint("c.pt")
+    monkeypatch.setattr(translate_module, "load_checkpoint", lambda *_: stored)
+    assert run("--config", "ddbm-diode-256")["settings"]["config"] == "ddbm-diode-256"
 
 
 def test_an_interrupted_overwrite_leaves_nothing_old(place: Path, monkeypatch: pytest.MonkeyPatch):
@@ -406,7 +413,7 @@ def test_flags_of_the_public_code(place: Path):
 
 def test_what_the_command_lines_refuse(place: Path, capsys: pytest.CaptureFixture[str]):
     for parse, flags, message in (
-        (eval_script.parse, ["folder", "data", "c.pt"], "invalid choice"),
+        (eval_script.parse, ["folder", "data", "c.pt"], "has no targets to compare with: --degrade makes sources"),
         (eval_script.parse, ["edge2shoes", "data", "c.pt", "--metrics", "kid"], "invalid choice"),
         (
             eval_script.parse,

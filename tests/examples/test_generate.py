@@ -347,7 +347,7 @@ def test_the_size_of_files_that_do_not_hold_it(place: Path, capsys: pytest.Captu
 def test_a_folder_where_a_file_belongs(place: Path):
     with pytest.raises(ValueError, match="data is a folder, and a checkpoint is a file"):
         generate.main(["edge2shoes", "data", "data", "results"])
-    with pytest.raises(ValueError, match="data is a folder, and a VQGAN is a file"):
+    with pytest.raises(FileNotFoundError, match=r"there is no config\.json of an autoencoder in data"):
         run("-vq", "data")
 
 

@@ -45,9 +45,9 @@ Clamp = tuple[float, float] | None
 class Short(UNet):
     """A network that compiles in a second: one residual block between two convolutions."""
 
-    def trunk(self, x: Tensor, modulation: Tensor, condition: Tensor | None = None) -> Tensor:
+    def body(self, x: Tensor, embedding: Tensor, condition: Tensor | None = None) -> Tensor:
         h = x if condition is None else torch.cat([x, condition], dim=1)
-        h = self.middle_block[0](self.input_blocks[0](h, modulation), modulation)
+        h = self.middle_block[0](self.input_blocks[0](h, embedding), embedding)
         return self.out[2](h)
 
 
@@ -134,10 +134,10 @@ def check_whole_unet(source: Tensor, dtype: torch.dtype, condition_channels: int
 def test_a_whole_unet_is_one_graph():
     """For torch's tracer; the compiler's code for it is a nightly test."""
     unet = tiny_unet(condition_channels=3).eval()
-    arguments = SOURCE, unet.modulation(torch.tensor([3])), SOURCE
+    arguments = SOURCE, unet.embed(torch.tensor([3])), SOURCE
     with torch.no_grad():
-        traced = torch.compile(unet.trunk, fullgraph=True, dynamic=False, backend="aot_eager")(*arguments)
-        torch.testing.assert_close(traced, unet.trunk(*arguments), rtol=0, atol=FLOAT32)
+        traced = torch.compile(unet.body, fullgraph=True, dynamic=False, backend="aot_eager")(*arguments)
+        torch.testing.assert_close(traced, unet.body(*arguments), rtol=0, atol=FLOAT32)
 
 
 @pytest.mark.nightly
@@ -191,8 +191,8 @@ def test_modulation_is_computed_once(compile: bool, dtype: torch.dtype, monkeypa
 
 def test_modulation_is_that_of_the_weights_before_they_are_rounded():
     sampler = build(dtype=torch.bfloat16, compile=False)
-    expected = short_unet().modulation(torch.tensor(sampler.table.timesteps))
-    assert torch.equal(sampler._own.loop.modulation, expected.detach())
+    expected = short_unet().embed(torch.tensor(sampler.table.timesteps))
+    assert torch.equal(sampler._own.loop.embedding, expected.detach())
 
 
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
@@ -201,12 +201,14 @@ def test_steps_work_in_place(noise: bool, compile: bool):
     sampler = build(compile=compile)
     given = torch.randn(STEPS, 3, 3, 8, 6) if noise else None
     state = sampler._own.loop.start(sampler._to_device(ODD), sampler._keys([0, 1, 2]), given)
-    before = {name: value.data_ptr() for name, value in vars(state).items() if value is not None}
+    before = {name: value.data_ptr() for name, value in vars(state).items() if isinstance(value, Tensor)}
     assert len(set(before.values())) == len(before) == 8 - (not noise)
     with torch.inference_mode():
         for index in range(STEPS):
             sampler._own.loop.advance(state, index)
-            assert {name: value.data_ptr() for name, value in vars(state).items() if value is not None} == before
+            assert {
+                name: value.data_ptr() for name, value in vars(state).items() if isinstance(value, Tensor)
+            } == before
 
 
 # What is shown
@@ -239,9 +241,9 @@ def test_other_solvers_and_steps_compile_nothing(compilations: list[weakref.ref[
 
 
 class Broken(Short):
-    def trunk(self, x: Tensor, modulation: Tensor, condition: Tensor | None = None) -> Tensor:
+    def body(self, x: Tensor, embedding: Tensor, condition: Tensor | None = None) -> Tensor:
         torch._dynamo.graph_break()
-        return super().trunk(x, modulation, condition)
+        return super().body(x, embedding, condition)
 
 
 def test_a_failure_to_compile_is_raised_at_every_call():
@@ -347,7 +349,7 @@ class Heavy(Short):
         super().__init__(*args, **settings)
         self.heavy = nn.Sequential(nn.Conv2d(3, 2048, 1), nn.Conv2d(2048, 2048, 1), nn.Conv2d(2048, 3, 1))
 
-    def trunk(self, x: Tensor, modulation: Tensor, condition: Tensor | None = None) -> Tensor:
+    def body(self, x: Tensor, embedding: Tensor, condition: Tensor | None = None) -> Tensor:
         return self.heavy(x)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from bbdm import VQGAN, ABridge, VQGANCodec, save_checkpoint
 from bbdm.codec import LatentStatistics
+from bbdm.network import Network
 from export import to_onnx
 from tests.conftest import tiny_unet
 
@@ -34,7 +35,7 @@ def checkpoint(path: Path, condition_channels: int = 3, codec: VQGANCodec | None
     return path
 
 
-def export(file: Path, folder: Path, *flags: str) -> Path:
+def export(file: Path, folder: Path, *flags: str, network: Network | None = None) -> Path:
     """Run export/to_onnx.py, without its check unless ``flags`` have it."""
-    to_onnx.main([str(file), str(folder), *([] if "--check" in flags else ["--no-check"]), *flags])
+    to_onnx.main([str(file), str(folder), *([] if "--check" in flags else ["--no-check"]), *flags], network)
     return folder

@@ -20,7 +20,7 @@ from bbdm.base.images import from_pil, open_image, to_pil
 from bbdm.networks.unet import AttentionBlock
 from bbdm.runtime.bridge_json import read_settings
 from bbdm.runtime.sampler import OnnxBridgeSampler
-from export import graphs, pipeline
+from export import graphs, pipeline, to_onnx
 from tests.conftest import ROOT
 from tests.export.exports import BRIDGE, checkpoint, export, tiny_codec
 
@@ -60,7 +60,7 @@ def unusual_folder(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture
 def unet_exported_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The UNet's graph is that of ``folder``: for tests of flags that do not change it."""
-    monkeypatch.setattr(graphs, "unet_graph", lambda *_: onnx.load(folder / "unet.onnx"))
+    monkeypatch.setattr(graphs, "network_graph", lambda *_: onnx.load(folder / "unet.onnx"))
 
 
 def source(batch: int, height: int, width: int) -> torch.Tensor:
@@ -179,7 +179,7 @@ def test_graphs_are_valid_and_of_the_kind_that_runtimes_fuse(file: Path, folder:
     assert counts["GroupNormalization"] == sum(isinstance(m, torch.nn.GroupNorm) for m in unet.modules())
     assert not counts.keys() & {"Dropout", "BatchNormalization", "If", "Loop", "ReduceMean", "Identity"}
     whole = onnx.load(folder / "pipeline.onnx").graph
-    assert Counter(node.op_type for node in whole.node) == {"Identity": 1, "Loop": 1, "Clip": 1}
+    assert Counter(node.op_type for node in whole.node) == {"Identity": 1, "Mul": 1, "Loop": 1, "Clip": 1}
     weights = sum(np.prod(tensor.dims) for tensor in whole.initializer)
     assert weights == pytest.approx(sum(p.numel() for p in unet.parameters()), rel=0.05)  # one copy
 
@@ -236,7 +236,7 @@ def test_the_check_prints_differences_and_fails(
     printed = capsys.readouterr().out
     for line in ("unet.onnx", "image, step by step", "image, pipeline.onnx"):
         assert printed.count(line) >= 3
-    wrong = graphs.unet_graph
+    wrong = graphs.network_graph
 
     def off(*args: Any) -> onnx.ModelProto:
         model = wrong(*args)
@@ -244,7 +244,7 @@ def test_the_check_prints_differences_and_fails(
         bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.01), bias.name))
         return model
 
-    monkeypatch.setattr(graphs, "unet_graph", off)
+    monkeypatch.setattr(graphs, "network_graph", off)
     with pytest.raises(ValueError, match=r"differs by .* from PyTorch, more than 1e-04"):
         export(file, tmp_path / "wrong", "--check", "--steps", "2")
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
@@ -280,7 +280,7 @@ def test_flags_that_are_refused(file: Path, tmp_path: Path, flags: list[str], me
 
 
 def test_a_folder_without_pictures_is_noticed_at_once(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(graphs, "unet_graph", None)
+    monkeypatch.setattr(graphs, "network_graph", None)
     with pytest.raises((ValueError, FileNotFoundError), match="no folder"):
         export(file, tmp_path / "made", "--quantize", "int8", "--calibrate", str(tmp_path / "none"))
 
@@ -350,3 +350,13 @@ def test_the_papers_network(tmp_path: Path, flags: list[str], capsys: pytest.Cap
     print(capsys.readouterr().out)
     for path in made.glob("*.onnx"):
         onnx.checker.check_model(path, full_check=True)
+
+
+def test_a_pipeline_with_a_mask(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The check compares it with PyTorch's."""
+    folder = export(file, tmp_path / "masked", "--steps", "2", "--pipeline", "--mask", "--check")
+    inputs = onnxruntime.InferenceSession(folder / "pipeline.onnx").get_inputs()
+    assert {value.name for value in inputs} == {"source", "noise", "mask"}
+    assert "image, pipeline.onnx" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        to_onnx.parse([str(file), "--mask"])

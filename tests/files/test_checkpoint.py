@@ -447,7 +447,10 @@ BAD_CONTENT: dict[str, tuple[Edit, str]] = {
     "no-unet": (drop("unet"), "missing entry 'unet'"),
     "codec-without-weights": (put("codec", []), "."),
     "codec-is-text": (put("codec", "vqgan"), "."),
-    "unknown-bridge": (put("bridge", "kind", "slerp"), r"kind must be one of \['abridge', 'brownian'\], got 'slerp'"),
+    "unknown-bridge": (
+        put("bridge", "kind", "slerp"),
+        r"kind must be one of \['abridge', 'brownian', .*\], got 'slerp'",
+    ),
     "bridge-without-kind": (put("bridge", {"num_steps": 50}), "kind must be one of .*, got None"),
     "bridge-of-text": (put("bridge", "abridge"), "."),
     "bridge-value": (put("bridge", "num_steps", 1), "num_steps must be an integer of at least 2, got 1"),
@@ -522,7 +525,7 @@ class TestBadContent:
         ("training", "reason"),
         [
             ({"a": torch.float32}, "it holds a torch.float32, which is no plain value"),
-            ({"a": BRIDGE}, r"it holds a bbdm\.bridges\.ABridge"),
+            ({"a": BRIDGE}, r"it holds a bbdm\.bridges\.brownian\.ABridge"),
             (functools.reduce(lambda inner, _: [inner, inner], range(40), []), "hold each other many times"),
         ],
         ids=["dtype", "object", "doubling-lists"],

@@ -17,14 +17,14 @@ from bbdm.kernels.elementwise import BLOCK
 from tests.kernels.triton_aot import compile_kernel, every_target, needs_compiler
 from tests.nightly import sweep
 
-# p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z: from a first row that ignores x and x0hat to a last one that is
-# x0hat alone.
+# p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z, i_x, i_y: from a first row that ignores x and x0hat to a last one
+# that is x0hat alone.
 ROWS = [
-    [0.0, 1.0, -1.0, 0.0, 0.3, 0.7, 0.0, 0.5],
-    [1.0, 0.0, -1.0, 0.6, 0.15, 0.25, 0.0, 0.0],
-    [1.1, -0.3, 0.2, 0.5, 0.1, 0.7, -0.3, 0.0],
-    [1.0, 0.0, -1.0, 0.4, 0.2, 0.6, -0.2, 0.3],
-    [1.0, 0.0, -1.0, 0.0, 0.0, 1.0, 0.0, 0.0],
+    [0.0, 1.0, -1.0, 0.0, 0.3, 0.7, 0.0, 0.5, 1.0, 0.0],
+    [1.0, 0.0, -1.0, 0.6, 0.15, 0.25, 0.0, 0.0, 0.0, 0.0],
+    [1.1, -0.3, 0.2, 0.5, 0.1, 0.7, -0.3, 0.0, 1.7, -0.6],
+    [1.0, 0.0, -1.0, 0.4, 0.2, 0.6, -0.2, 0.3, 0.5, 0.0],
+    [1.0, 0.0, -1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0],
 ]
 SEEDS = [2**63 - 1, 2**32 + 7, 5]
 
@@ -33,17 +33,22 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "
 daily_dtypes = pytest.mark.parametrize("dtype", sweep(DTYPES.values(), [torch.float32, torch.bfloat16]), ids=[*DTYPES])
 
 
-def formula(row: list[float], x: Any, x0hat: Any, pred: Any, y: Any, z: Any, clamp: Any) -> tuple[Any, Any]:
-    """x_next and the new x0hat in float64; terms of weight 0 are left out."""
+def formula(
+    row: list[float], x: Any, x0hat: Any, pred: Any, y: Any, z: Any, clamp: Any, mask: Any
+) -> tuple[Any, Any, Any]:
+    """x_next, the new x0hat and the next input in float64; terms of weight 0 are left out."""
 
     def weighted(*terms: tuple[float, Any]) -> Any:
         return sum(weight * value for weight, value in terms if weight != 0)
 
-    p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z = row
+    p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z, i_x, i_y = row
     estimate = weighted((p_x, x), (p_y, y), (p_pred, pred))
     if clamp is not None:
         estimate = np.clip(estimate, *clamp)
-    return weighted((c_x, x), (c_y, y), (c_0, estimate), (c_h, x0hat), (c_z, z)), estimate
+    if mask is not None:
+        estimate = np.where(mask == 1, estimate, np.where(mask == 0, y, mask * estimate + (1 - mask) * y))
+    x_next = weighted((c_x, x), (c_y, y), (c_0, estimate), (c_h, x0hat), (c_z, z))
+    return x_next, estimate, weighted((i_x, x_next), (i_y, y)) + np.zeros_like(y)
 
 
 def check_steps(
@@ -55,6 +60,7 @@ def check_steps(
     noise: str = "seeds",
     clamp: tuple[float, float] | None = None,
     device: str = "cpu",
+    masked: bool = False,
 ) -> None:
     """Take the steps of ROWS from poisoned buffers, each against the formula; ``dtype`` is pred's."""
     generator = torch.Generator().manual_seed(0)
@@ -67,6 +73,8 @@ def check_steps(
     x, x0hat = torch.full_like(y, torch.nan), torch.full_like(y, torch.nan)
     inputs = torch.full_like(y, torch.nan, dtype=dtype)
     rows = torch.tensor(ROWS, dtype=state, device=device)
+    some = torch.tensor([0.0, 1.0, 0.25])[torch.randint(3, (shape[0], 1, *shape[2:]), generator=generator)]
+    mask = some.to(device, state) if masked else None
     seeds = torch.tensor(SEEDS[: shape[0]], device=device) if noise == "seeds" else None
     for index, row in enumerate(rows.tolist()):
         step = torch.tensor([index], device=device)
@@ -74,19 +82,23 @@ def check_steps(
         given, z = None, None
         if noise == "seeds":
             z = philox_numpy.normal(SEEDS[: shape[0]], index, shape[1:]).astype(np.float64)
-        elif row[-1] != 0:
+        elif row[7] != 0:
             given = torch.randn(shape, generator=generator).to(device)
             z = given.double().cpu().numpy()
         elif noise == "noise":
             given = torch.full(shape, torch.nan, device=device)
         before = [v.double().cpu().numpy() for v in (x, x0hat, pred, y)]
-        expected, estimate = formula(row, *[*before, z, clamp])
-        apply(x, x0hat, inputs, pred, y, rows, step, seeds, given, clamp)
+        expected, estimate, shown = formula(
+            row, *[*before, z, clamp, None if mask is None else mask.double().cpu().numpy()]
+        )
+        apply(x, x0hat, inputs, pred, y, rows, step, seeds, given, clamp, mask)
         tolerance = 5e-6 if state == torch.float32 or noise == "seeds" else 1e-12
         np.testing.assert_allclose(x0hat.double().cpu().numpy(), estimate, rtol=tolerance, atol=tolerance)
         np.testing.assert_allclose(x.double().cpu().numpy(), expected, rtol=tolerance, atol=tolerance)
         # Triton's interpreter truncates to bfloat16: one unit in the last place.
-        torch.testing.assert_close(inputs, x.to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
+        eps = max(torch.finfo(dtype).eps, tolerance)
+        wanted = torch.from_numpy(shown).to(device, dtype)
+        torch.testing.assert_close(inputs, wanted.contiguous(memory_format=memory_format), rtol=eps, atol=tolerance)
         assert inputs.is_contiguous(memory_format=memory_format)
 
 
@@ -106,6 +118,12 @@ def arguments(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("dtype", [*DTYPES.values()], ids=[*DTYPES])
 def test_step_is_the_formula(dtype: torch.dtype, noise: str, channels_last: bool):
     check_steps(bridge_step, dtype=dtype, noise=noise, channels_last=channels_last)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(3, 3, 5, 7), (2, 1, 4, 4)])
+def test_step_with_a_mask_is_the_formula(shape: tuple[int, ...], channels_last: bool):
+    check_steps(bridge_step, shape, channels_last, clamp=(-0.8, 0.9), masked=True)
 
 
 def test_step_in_float64_is_the_formula():
@@ -140,15 +158,16 @@ def test_noise_of_an_image_does_not_depend_on_the_batch():
         ({"x": torch.zeros(2, 3, 5, 4).mT}, "x must be contiguous or channels_last, got strides"),
         (
             {"rows": torch.tensor(ROWS).double()},
-            r"rows must be \(K, 8\) of torch.float32, got \(5, 8\) of torch.float64",
+            r"rows must be \(K, 10\) of torch.float32, got \(5, 10\) of torch.float64",
         ),
-        ({"rows": torch.zeros(5, 7)}, r"rows must be \(K, 8\) of torch.float32, got \(5, 7\)"),
+        ({"rows": torch.zeros(5, 7)}, r"rows must be \(K, 10\) of torch.float32, got \(5, 7\)"),
         ({"step": torch.tensor(0)}, r"step must be \(1,\) of int32 or int64, got \(\)"),
         ({"step": torch.tensor([0.0])}, "step must be .* got .* of torch.float32"),
         ({"seeds": torch.tensor([1])}, r"seeds must be \(2,\) of int64, got \(1,\)"),
         ({"noise": torch.zeros(2, 3, 4, 5)}, "seeds or noise, got both"),
         ({"seeds": None}, "step 0 has noise of weight 0.5, got neither seeds nor noise"),
         ({"seeds": None, "noise": torch.zeros(1, 3, 4, 5)}, "noise must have shape"),
+        ({"mask": torch.zeros(2, 3, 4, 5)}, r"mask must be \(2, 1, 4, 5\) of torch.float32, got \(2, 3, 4, 5\)"),
     ],
 )
 def test_wrong_arguments_are_named(changes: dict[str, Any], message: str):
@@ -183,7 +202,7 @@ def operator_arguments() -> tuple[Any, ...]:
 
 
 def test_operator_is_registered_in_full():
-    torch.library.opcheck(torch.ops.bbdm.bridge_step.default, (*operator_arguments(), None, -1.0, 1.0))
+    torch.library.opcheck(torch.ops.bbdm.bridge_step.default, (*operator_arguments(), None, None, -1.0, 1.0))
 
 
 class Stepper(nn.Module):
@@ -233,7 +252,7 @@ def test_compiled_kernel_is_wide_and_lean(target: str, channels: int, noise: str
     absent = {"seeds": "noise_ptr", "noise": "seeds_ptr"}[noise]
     signature = SPEC | {"inputs_ptr": f"*{dtype}", "pred_ptr": f"*{dtype}"}
     signature |= {"seeds_ptr": "*i64"} if noise == "seeds" else {"noise_ptr": "*fp32"}
-    constexprs = {absent: None, "LOW": -1.0, "HIGH": 1.0, "CHANNELS": channels, "BLOCK": BLOCK}
+    constexprs = {absent: None, "mask_ptr": None, "LOW": -1.0, "HIGH": 1.0, "CHANNELS": channels, "BLOCK": BLOCK}
     warps = 4 if target.startswith("sm_") else 2
     kernel = compile_kernel(
         module._bridge_step_kernel, signature, constexprs, target, warps, divisible=("size", "pixels")
@@ -252,7 +271,7 @@ def test_compiled_kernel_is_wide_and_lean(target: str, channels: int, noise: str
 def test_kernel_compiles_for_float64_and_without_noise(target: str):
     pointers = ["x_ptr", "x0hat_ptr", "inputs_ptr", "pred_ptr", "y_ptr", "rows_ptr"]
     signature = SPEC | dict.fromkeys(pointers, "*fp64") | {"step_ptr": "*i32"}
-    constexprs = {**dict.fromkeys(["seeds_ptr", "noise_ptr", "LOW", "HIGH"]), "CHANNELS": 4, "BLOCK": BLOCK}
+    constexprs = {**dict.fromkeys(["seeds_ptr", "noise_ptr", "mask_ptr", "LOW", "HIGH"]), "CHANNELS": 4, "BLOCK": BLOCK}
     assert compile_kernel(module._bridge_step_kernel, signature, constexprs, target).spills == 0
 
 
@@ -261,8 +280,8 @@ def test_kernel_compiles_for_float64_and_without_noise(target: str):
 
 def launch(*args: Any) -> None:
     """The kernel in place of the operator."""
-    *tensors, clamp = args
-    module._launch(*[*tensors, *(clamp or (None, None))])
+    *tensors, clamp, mask = args
+    module._launch(*[*tensors, mask, *(clamp or (None, None))])
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
@@ -278,6 +297,12 @@ def interpreted_kernel_takes_every_size(shape: tuple[int, ...]):
         check_steps(launch, shape, channels_last, clamp=(-0.8, 0.9))
 
 
+@pytest.mark.parametrize("shape", [(3, 3, 5, 7), (2, 1, 4, 4), (1, 4, 16, 16)])
+def interpreted_kernel_takes_a_mask(shape: tuple[int, ...]):
+    for channels_last in (False, True):
+        check_steps(launch, shape, channels_last, clamp=(-0.8, 0.9), masked=True)
+
+
 def interpreted_kernel_computes_in_float64():
     check_steps(launch, dtype=torch.float64, state=torch.float64, noise="noise", clamp=(-0.5, 0.5))
 
@@ -286,14 +311,14 @@ def interpreted_kernel_copies_what_has_another_format():
     given = arguments(
         pred=torch.randn(2, 4, 5, 3).permute(0, 3, 1, 2), noise=torch.randn(2, 4, 5, 3).permute(0, 3, 1, 2), seeds=None
     )
-    launch(*given.values(), None)
+    launch(*given.values(), None, None)
     expected = 0.7 * -given["pred"] + 0.5 * given["noise"]
     torch.testing.assert_close(given["x"], expected)
 
 
 def interpreted_kernel_shows_that_noise_is_missing():
     given = arguments(seeds=None)
-    launch(*given.values(), None, None)
+    launch(*given.values(), None, None, None)
     assert given["x"].isnan().all()
     assert not given["x0hat"].isnan().any()
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from bbdm.networks.unet import PRESETS, UNet, UNetConfig, frequencies, sinusoids
+from bbdm.networks.layers import frequencies, sinusoids
+from bbdm.networks.unet import PRESETS, UNet, UNetConfig
 from tests.conftest import MakeUNet
 from tests.nightly import sweep
 
@@ -93,6 +94,15 @@ class TestPresets:
 
 
 class TestConfig:
+    def test_settings_added_later_are_left_out_of_files(self) -> None:
+        """A network of before has the description of before."""
+        assert list(UNetConfig().description()) == [
+            *("in_channels", "out_channels", "condition_channels", "model_channels", "channel_mult"),
+            *("num_res_blocks", "attention_resolutions", "head_channels", "num_groups", "dropout"),
+        ]
+        other = UNetConfig(num_heads=8, scale_shift=False, residual_resampling=False)
+        assert UNetConfig(**other.description()) == other
+
     @pytest.mark.parametrize(
         ("settings", "reason"),
         [
@@ -113,6 +123,8 @@ class TestConfig:
             ({"dropout": -0.5}, r"dropout must be in \[0, 1\), got -0.5"),
             ({"num_groups": 24}, "128 channels wide, not a multiple of num_groups=24"),
             ({"head_channels": 96}, "attention.* 1024 channels.* 96"),
+            ({"num_heads": 0}, "num_heads must be at least 1, got 0"),
+            ({"num_heads": 24}, "attention.* 1024 channels.* num_heads=24"),
             (
                 {"channel_mult": (1, 3), "attention_resolutions": (1,), "head_channels": 96, "num_groups": 4},
                 "attention.* 128 channels.* 96",

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,6 +18,7 @@ from torch import nn
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, solvers
 from bbdm.bridges import Bridge
 from bbdm.kernels.bridge_step import bridge_step
+from bbdm.network import Network
 
 sde_bbdm = pytest.importorskip("sde_bbdm")
 diffusion = pytest.importorskip("diffusion")
@@ -78,7 +77,7 @@ def public_data(x: torch.Tensor, t: int, y: torch.Tensor) -> Any:
 def our_step(
     table: solvers.StepTable, row: int, x: torch.Tensor, y: torch.Tensor, pred: torch.Tensor, z: torch.Tensor
 ) -> torch.Tensor:
-    rows = torch.from_numpy(np.concatenate([table.prediction, table.coefficients], 1)).to(x.dtype)
+    rows = torch.from_numpy(table.rows).to(x.dtype)
     x = x.clone()
     bridge_step(x, torch.empty_like(x), torch.empty_like(x), pred, y.clone(), rows, torch.tensor([row]), noise=z)
     return x
@@ -292,25 +291,22 @@ def test_sde_bbdm_fast_steps_run_off_their_list() -> None:
 # The whole sampler
 
 
-class Contraction(nn.Module):
+class Contraction(Network):
     """A network that both samplers can call; x0hat = x - p is a contraction of x that depends on the time."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = SimpleNamespace(in_channels=3, condition_channels=0, stride=1)
+        self.channels, self.condition_channels, self.stride = 3, 0, 1
         self.conv = nn.Conv2d(3, 3, 3, padding=1)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        return self.trunk(x, self.modulation(t))
-
-    def embedder(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        return self.modulation
-
-    def modulation(self, t: torch.Tensor) -> torch.Tensor:
+    def embed(self, t: torch.Tensor) -> torch.Tensor:
         return t[:, None].to(self.conv.weight.dtype) / T
 
-    def trunk(self, x: torch.Tensor, modulation: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        return x - 0.5 * torch.tanh(self.conv(x) + modulation[:, :, None, None])
+    def body(self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        return x - 0.5 * torch.tanh(self.conv(x) + embedding[:, :, None, None])
+
+    def description(self) -> dict[str, Any]:
+        return {}
 
 
 def contraction() -> UNet:

@@ -269,3 +269,24 @@ def test_in_an_environment_without_torch(drawing: Path, tmp_path: Path):
     )
     assert "BridgeSampler needs PyTorch, which is not installed; bbdm.runtime runs without it" in missing.stderr
     check_command(python, drawing, ["-m", "bbdm.runtime"])
+
+
+@pytest.mark.parametrize("size", [(16, 16), (15, 13)])
+def test_a_mask(sampler: OnnxBridgeSampler, reference: BridgeSampler, size: tuple[int, int]):
+    source = SOURCE[:2, :, : size[0], : size[1]]
+    mask = np.zeros((2, 1, *size), np.float32)
+    mask[:, :, 3:9, 2:11] = 1
+    made = sampler(source, seed=0, mask=mask)
+    near(made, reference(torch.from_numpy(source), seed=0, mask=torch.from_numpy(mask)))
+    np.testing.assert_array_equal(np.where(mask == 0, made, 0), np.where(mask == 0, source, 0))
+
+
+def test_an_export_of_version_1_still_runs():
+    """The bundled one: rows of 8, integer times, and a step without a mask."""
+    old = OnnxBridgeSampler(DEMO / "onnx", solver="dpm2m", steps=3)
+    assert old.settings["version"] == 1
+    new = BridgeSampler.from_checkpoint(DEMO / "openmoji64.safetensors", steps=3)
+    source = np.tanh(np.random.default_rng(0).normal(size=(1, 3, 16, 16))).astype(np.float32)
+    np.testing.assert_allclose(old(source, seed=0), new(torch.from_numpy(source), seed=0), rtol=0, atol=2e-2)
+    with pytest.raises(ValueError, match="made before masks: export the checkpoint again"):
+        old(source, seed=0, mask=np.ones((1, 1, 16, 16), np.float32))

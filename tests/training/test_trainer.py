@@ -100,7 +100,7 @@ class Recorder:
         self, unet: UNet, bridge: Bridge, x0: torch.Tensor, y: torch.Tensor, t: torch.Tensor, **keywords: Any
     ) -> torch.Tensor:
         if torch.is_grad_enabled():
-            noise_alone = torch.tensor([[0.0, 0, 1, 0, 0, 1]]).expand(bridge.top + 1, -1)
+            noise_alone = torch.tensor([[0.0, 0, 1, 0, 0, 1]]).expand(int(bridge.top) + 1, -1)
             noise, _ = noise_step(x0, y, t, noise_alone, seeds=keywords["seeds"], step=keywords["step"])
             self.calls.append((x0, y, t, noise))
         return bridge_loss(unet, bridge, x0, y, t, **keywords)
@@ -281,7 +281,7 @@ class TestTrainer:
         self, make_trainer: MakeTrainer, make_unet: MakeUNet, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         unet = make_unet(condition_channels=3)
-        monkeypatch.setattr(unet, "trunk", lambda *arguments: torch._dynamo.graph_break())
+        monkeypatch.setattr(unet, "body", lambda *arguments: torch._dynamo.graph_break())
         with pytest.raises(Unsupported):
             make_trainer(unet=unet, compile=True).fit()
 

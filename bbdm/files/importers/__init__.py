@@ -1,4 +1,4 @@
-"""Files of sde-bbdm, the original BBDM and latent diffusion, read without running their code.
+"""Files of sde-bbdm, the original BBDM, DDBM, DBIM, ECSI, I2SB and latent diffusion, read without their code.
 
 A file is recognised by its entries, and its network by key names and shapes. What the file leaves out comes
 from arguments.
@@ -7,11 +7,12 @@ from arguments.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from bbdm.codec import Codec
 from bbdm.files.content import Checkpoint
-from bbdm.files.importers import original_bbdm, sde_bbdm, states
+from bbdm.files.importers import adm, diffusers_autoencoder, original_bbdm, sde_bbdm, states
 from bbdm.networks.vqgan import VQGAN
 
 
@@ -26,8 +27,8 @@ def read_checkpoint(
     state = states.find(content)
     if original_bbdm.SCHEDULE in state:
         return original_bbdm.read(content, state, config)
-    if config is not None:
-        raise ValueError(f"config={config} was given, but only files of the original BBDM need one")
+    if config is not None or adm.recognised(content):
+        return adm.read(content, config)
     return sde_bbdm.read(content, num_steps, c_lambda, codec)
 
 
@@ -43,3 +44,8 @@ def read_vqgan(content: Any) -> VQGAN:
             f"latent diffusion or of the A-Bridge scripts, with one key that ends in {' or '.join(states.CODES)}"
         )
     return states.build_vqgan(states.below(state, prefixes[0]))
+
+
+def read_codec(path: Path) -> Codec:
+    """A codec from a foreign folder or .safetensors; see :func:`bbdm.files.checkpoint.load_codec`."""
+    return diffusers_autoencoder.read(path)

@@ -9,7 +9,7 @@ from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.codec import Codec, VQGANCodec
 from bbdm.files import torchfile
 from bbdm.files.content import Checkpoint, CodecState, UNetState
-from bbdm.files.importers import shapes, states
+from bbdm.files.importers import adm_settings, shapes, states
 from bbdm.files.records import Record, StoredTensor, describe
 from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.unet import UNet
@@ -67,7 +67,9 @@ def read(content: Any, num_steps: int | None, c_lambda: float | None, codec: Cod
     missing = [name for name, value in settings.items() if value is None]
     if missing:
         given = " and ".join(f"{name}=" for name in missing)
-        raise IncompleteFileError(f"it does not state its {' or '.join(missing)}: give {given}")
+        bare = isinstance(trained.network, dict) and len(missing) == 2
+        other = f". If it is of DDBM, DBIM, ECSI or I2SB, give config=, {adm_settings.named()}" if bare else ""
+        raise IncompleteFileError(f"it does not state its {' or '.join(missing)}: give {given}{other}")
     bridge = (trained.bridge or ABridge)(**settings)
 
     autoencoder = {**_part(trained, "encoder", state, prefixes[0]), **_part(trained, "decoder", state, prefixes[0])}

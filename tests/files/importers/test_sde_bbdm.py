@@ -226,7 +226,7 @@ class TestSdeBbdm:
         assert load(path, num_steps=800, c_lambda=1.5).bridge == ABridge(800, 1.5)
         refused(path, r"num_steps=1000 was given, but the network was trained with num_steps=800", num_steps=1000)
         refused(path, r"c_lambda=2\.0 was given, but the network was trained with c_lambda=1\.5", c_lambda=2.0)
-        refused(path, r"config=a\.yaml was given, but only files of the original BBDM need one", config="a.yaml")
+        refused(path, r"config=a\.yaml was given, but the file describes its network itself", config="a.yaml")
         refused(path, "trained in image space", codec=VQGANCodec(small_vqgan()))
         brownian = save(peers.nn.BBDMModule(public_unet(peers), 600), tmp_path / "b.pt")
         refused(brownian, r"c_lambda=2\.0 was given, but the network was trained with c_lambda=None", c_lambda=2.0)

@@ -1,4 +1,4 @@
-"""Codecs: image space and back, normalisation, in a file and in a sampler."""
+"""VQGANs as codecs: image space and back, normalisation, in a file and in a sampler."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from bbdm import ABridge, BridgeSampler, load_checkpoint, load_vqgan, save_checkpoint, save_vqgan
-from bbdm.base.frontend import Batch
-from bbdm.codec import LatentStatistics, VQGANCodec, from_config
+from bbdm.base.batch import Batch
+from bbdm.codec import LatentStatistics, Tiling, VQGANCodec, from_config
 from tests.conftest import tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 
@@ -65,13 +65,17 @@ def relative_gap(a: Tensor, b: Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
-def test_many_images_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch):
+def test_many_images_are_taken_in_parts():
     codec = VQGANCodec(tiny_vqgan())
     whole = codec.encode(SOURCE, "source")
     images = codec.decode(whole)
-    monkeypatch.setattr("bbdm.codec.IMAGES_AT_ONCE", 2)
+    sizes: list[int] = []
+    encoder = codec.encoder
+    codec.encoder = lambda image: sizes.append(len(image)) or encoder(image)
+    codec.tiling = Tiling(images=2)
     torch.testing.assert_close(codec.encode(SOURCE, "source"), whole)
     torch.testing.assert_close(codec.decode(whole), images)
+    assert sizes == [2, 1]
 
 
 def test_normalised_sources_and_targets_apart():
@@ -110,7 +114,7 @@ def test_statistics_are_the_mean_and_spread():
         (lambda: LatentStatistics((0.0,), (1.0,), (0.0,), (float("inf"),)), "target_std must be finite"),
         (lambda: LatentStatistics((0.0,), (1.0,), (0.0, 0.0), (1.0,)), "target_mean must have 1 numbers, got 2"),
         (lambda: VQGANCodec(tiny_vqgan()).with_statistics(LatentStatistics((0.0,), (1.0,), (0.0,), (1.0,))), "3 chann"),
-        (lambda: from_config({"kind": "kl"}, {}), "kind must be 'vqgan', got 'kl'"),
+        (lambda: from_config({"kind": "fsq"}, {}), r"kind must be one of \['kl', .*'vqgan', .*\], got 'fsq'"),
     ],
 )
 def test_what_cannot_be(make: Callable[[], object], message: str):
@@ -167,7 +171,7 @@ def test_checkpoint_round_trip(suffix: str, normalised: bool, tmp_path: Path):
 
 
 CODEC_EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "no-statistics": (lambda codec: codec.pop("statistics"), "none of a VQGAN's: 'statistics'"),
+    "no-statistics": (lambda codec: codec.pop("statistics"), "statistics cannot be read: 'statistics'"),
     "no-config": (lambda codec: codec.pop("config"), "none of a VQGAN's: 'config'"),
     "no-before": (lambda codec: codec.pop("before_quant_conv"), "none of a VQGAN's: 'before_quant_conv'"),
     "before-of-text": (lambda codec: codec.update(before_quant_conv="no"), "before_quant_conv must be true or false"),

@@ -1,0 +1,288 @@
+"""What a bridge is: a Gaussian path from a target x0 to a source y, and what the network sees and predicts.
+
+x_t = alpha(t) x0 + beta(t) y + sigma(t) eps. All tables are float64. Solvers, networks and files are not
+known here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from bbdm.bridges import densities
+from bbdm.bridges.densities import Density
+from bbdm.bridges.objectives import OBJECTIVES, Weights
+from bbdm.bridges.path import Array as Array
+from bbdm.bridges.path import Marginal as Marginal
+
+if TYPE_CHECKING:
+    import torch
+
+ROUNDING = 1e-13  # of weights that cancel
+LATER = {"density": "uniform", "cov": 0.0}  # settings that older files lack; left out at these values
+
+
+class Bridge(ABC):
+    """The base class of bridges, which are frozen dataclasses.
+
+    Times are the integers ``low``..``top``, or with ``continuous`` the reals from ``low`` to ``top``.
+    Sampling starts at ``top``, where the state is the source.
+
+    A subclass has :meth:`marginal`, and the fields ``objective`` and, if it is to be chosen, ``density``. To
+    be saved it is registered under a name: see :func:`bbdm.bridges.register`.
+    """
+
+    name: ClassVar[str]  # in files
+    continuous: ClassVar[bool] = False
+    deterministic: bool = False  # sigma is 0 everywhere
+    num_steps: int
+    objective: Any  # a name in OBJECTIVES, or of the bridge's own
+    density: Density = "uniform"  # of training times
+    sigma_data: float = 0.5  # the standard deviation of targets, and
+    sigma_source: float = 0.5  # of sources, and
+    cov: float = 0.0  # their covariance, which preconditioning takes
+
+    @abstractmethod
+    def marginal(self, t: npt.ArrayLike) -> Marginal:
+        """alpha, beta and sigma at real times t in [0, ``end``], float64.
+
+        Raises:
+            ValueError: a time outside the bridge.
+        """
+
+    @property
+    def end(self) -> float:
+        """The largest time that the bridge has; sampling may start below it."""
+        return self.num_steps if self.low else self.top
+
+    @property
+    def low(self) -> float:
+        """The smallest time in training and sampling."""
+        return 1
+
+    @property
+    def top(self) -> float:
+        """The time at which sampling starts: T, or T - 1 for the noise objective, which has no x0hat at T."""
+        return self.num_steps - (self.objective == "noise")
+
+    @property
+    def train_range(self) -> tuple[float, float]:
+        """The first and the last time that training draws, both included."""
+        return self.low, self.top
+
+    @property
+    def train_interval(self) -> tuple[float, float]:
+        """:attr:`train_range` as an interval that is open at its end."""
+        low, high = self.train_range
+        return low, high if self.continuous else high + 1
+
+    def alpha(self, t: npt.ArrayLike) -> Array:
+        """Weight of x0 in x_t."""
+        return self.marginal(t).alpha
+
+    def beta(self, t: npt.ArrayLike) -> Array:
+        """Weight of y in x_t."""
+        return self.marginal(t).beta
+
+    def sigma(self, t: npt.ArrayLike) -> Array:
+        """Standard deviation of x_t given x0 and y."""
+        return self.marginal(t).sigma
+
+    def nu(self, t: npt.ArrayLike) -> Array:
+        """Noise level sigma / alpha of (x_t - beta y) / alpha; increasing, and infinite where alpha is 0.
+
+        Without noise it is beta / alpha: the source is what is removed.
+        """
+        alpha, beta, sigma = self.marginal(t)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(alpha > 0, (beta if self.deterministic else sigma) / alpha, np.inf)
+
+    def network_time(self, t: npt.ArrayLike) -> Array:
+        """What the network sees of a time, float64: the time itself unless a subclass says otherwise."""
+        return np.asarray(t, dtype=np.float64)
+
+    def weights(self, t: npt.ArrayLike) -> Weights:
+        """What the network is shown, and x0hat from what it predicts; see :mod:`bbdm.bridges.objectives`.
+
+        Raises:
+            ValueError: for the noise objective where alpha is 0.
+        """
+        return OBJECTIVES[self.objective](self, t)
+
+    def input(self, t: npt.ArrayLike) -> Array:
+        """(..., 2) weights of x_t and y in what the network is shown."""
+        return np.stack(np.broadcast_arrays(*self.weights(t)[:2]), axis=-1)
+
+    def prediction(self, t: npt.ArrayLike) -> Array:
+        """(..., 3) weights of x_t, y and the network's output in x0hat; errors as for :meth:`weights`."""
+        return np.stack(np.broadcast_arrays(*self.weights(t)[2:]), axis=-1)
+
+    def ancestral_times(self, steps: int | None) -> npt.NDArray[np.int64]:
+        """The times of a published sampler that is not in the solvers' family, the solver ``ancestral``.
+
+        Raises:
+            ValueError: there is none, or not with this number of steps.
+        """
+        raise ValueError(f"solver 'ancestral' does not exist for {type(self).__name__}; use 'posterior'")
+
+    def ancestral(self, times: npt.NDArray[Any]) -> Array:
+        """The (K, 5) rows of that sampler; see :class:`~bbdm.solvers.StepTable`.
+
+        Raises:
+            ValueError: it cannot take these times.
+        """
+        raise NotImplementedError
+
+    def _every_time(self, steps: int | None) -> npt.NDArray[np.int64]:
+        """All times, downwards; ValueError where ``steps`` is another number."""
+        times = np.arange(self.top, self.low - 1, -1).astype(np.int64)
+        if steps is not None and steps != len(times):
+            raise ValueError(f"solver 'ancestral' takes every time, steps={len(times)}; got steps={steps}")
+        return times
+
+    def _time(self, t: npt.ArrayLike) -> Array:
+        """Times as float64; ValueError where one lies outside the bridge."""
+        time = np.asarray(t, dtype=np.float64)
+        if not np.all((time >= 0) & (time <= self.end)):
+            raise ValueError(f"t must be in [0, {self.end}], got {t!r}")
+        return time
+
+    def time_at(self, nu: npt.ArrayLike) -> Array:
+        """The real time in [``low``, ``top``] of noise level ``nu``, by bisection of the increasing nu(t)."""
+        level = np.asarray(nu, dtype=np.float64)
+        left, right = np.full_like(level, self.low), np.full_like(level, self.top)
+        for _ in range(64):
+            middle = (left + right) / 2
+            below = self.nu(middle) < level
+            left, right = np.where(below, middle, left), np.where(below, right, middle)
+        return (left + right) / 2
+
+    def training_weights(self, t: npt.ArrayLike) -> Array:
+        """(..., 6) weights of x0, y and noise in what the network is shown, then in the training target.
+
+        The target follows from x0hat = p_x x_t + p_y y + p_f F: it is the F that gives x0.
+        """
+        alpha, beta, sigma = self.marginal(t)
+        i_x, i_y, p_x, p_y, p_f = self.weights(t)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            target = (1 - p_x * alpha) / p_f, -(p_x * beta + p_y) / p_f, -p_x * sigma / p_f
+        columns = np.stack(np.broadcast_arrays(i_x * alpha, i_x * beta + i_y, i_x * sigma, *target), axis=-1)
+        known = np.isfinite(columns) & (np.abs(columns) > ROUNDING)  # at times without noise, F may have no weight
+        return np.where(known, columns, 0.0)
+
+    @cached_property
+    def noise_table(self) -> Array:
+        """(top + 1, 6): the :meth:`training_weights` of the integers 0..top."""
+        return self.training_weights(np.arange(self.top + 1))
+
+    @cached_property
+    def _device_tables(self) -> dict[tuple[torch.device, torch.dtype], torch.Tensor]:
+        return {}
+
+    def draw_times(self, seeds: torch.Tensor, step: int) -> torch.Tensor:
+        """(B,) times of training by ``density``: a function of (B,) int64 seeds and the optimizer step."""
+        import torch
+
+        from bbdm.kernels import philox
+
+        low, high = self.train_range
+        if self.density == "uniform" and not self.continuous:
+            return philox.timesteps(seeds, step, int(low), int(high))
+        rows = philox.timesteps(seeds, step, 0, densities.POINTS - 1)
+        times = torch.from_numpy(self._training_times).to(seeds.device)[rows]
+        return times if self.continuous else times.long()
+
+    @cached_property
+    def _training_times(self) -> Array:
+        return densities.quantiles(self)
+
+    def add_noise(
+        self,
+        x0: torch.Tensor,
+        y: torch.Tensor,
+        t: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        *,
+        seeds: torch.Tensor | None = None,
+        step: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forward diffusion.
+
+        Args:
+            x0: (B, C, H, W) target images.
+            y: (B, C, H, W) source images.
+            t: (B,) times in [``low``, ``top``], integers or, of a continuous bridge, reals.
+            noise: (B, C, H, W) standard normals; or
+            seeds: (B,) int64, one for each image, from which they are drawn, with
+            step: the optimizer step.
+
+        Returns:
+            What the network is shown, which is x_t unless the objective scales it, and the training target,
+            each (B, C, H, W).
+
+        Raises:
+            ValueError: shapes differ, or t is not a (B,) tensor of times in range. The range is checked only
+                on the CPU, where that costs no synchronisation.
+        """
+        import torch  # here, as tables are built without it
+
+        from bbdm.kernels.noise_step import noise_step
+
+        shapes = [tuple(v.shape) for v in (x0, y, noise) if v is not None]
+        if len(set(shapes)) > 1:
+            raise ValueError(f"x0, y and noise must have one shape, got {shapes}")
+        kind = "numbers" if self.continuous else "integers"
+        real = t.is_floating_point() and self.continuous
+        integer = not (t.is_floating_point() or t.is_complex() or t.dtype == torch.bool)
+        if t.shape != x0.shape[:1] or not (real or integer):
+            raise ValueError(f"t must be {len(x0)} {kind}, got shape {tuple(t.shape)} of {t.dtype}")
+        if t.device.type == "cpu" and len(t) and not (self.low <= float(t.min()) and float(t.max()) <= self.top):
+            raise ValueError(f"t must be in [{self.low}, {self.top}], got [{t.min().item()}, {t.max().item()}]")
+        key = x0.device, torch.float64 if x0.dtype == torch.float64 else torch.float32
+        if self.continuous:  # the times come to the host, after a step that waited for the device anyway
+            rows = torch.from_numpy(self.training_weights(t.double().cpu().numpy()))
+            t, table = torch.arange(len(t), device=x0.device), rows.to(device=key[0], dtype=key[1])
+        else:
+            if key not in self._device_tables:
+                self._device_tables[key] = torch.from_numpy(self.noise_table).to(device=key[0], dtype=key[1])
+            table = self._device_tables[key]
+        return noise_step(x0, y, t, table, noise, seeds, step)
+
+    def seen(self, t: torch.Tensor) -> torch.Tensor:
+        """(B,) what the network sees of (B,) times, float32; see :meth:`network_time`."""
+        import torch
+
+        if type(self).network_time is Bridge.network_time:
+            return t.float()
+        return torch.from_numpy(self.network_time(t.double().cpu().numpy())).to(t.device, torch.float32)
+
+    def config(self) -> dict[str, Any]:
+        """Plain values from which :func:`bbdm.bridges.from_config` builds this bridge.
+
+        Raises:
+            ValueError: the class is not registered, so that no file can name it.
+        """
+        if "name" not in vars(type(self)):
+            mine = type(self).__qualname__
+            raise ValueError(f"a bridge that has a config is registered: @bbdm.bridges.register('name') above {mine}")
+        values = asdict(cast(Any, self))
+        return {"kind": self.name, **{k: v for k, v in values.items() if k not in LATER or v != LATER[k]}}
+
+    def _check_common(self, *objectives: str) -> None:
+        """Raise ValueError for settings that no bridge can have; ``objectives`` are of this bridge alone."""
+        steps = 2 if self.continuous else self.num_steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
+            raise ValueError(f"num_steps must be an integer of at least 2, got {self.num_steps!r}")
+        known = (*OBJECTIVES, *objectives)
+        if self.objective not in known:
+            raise ValueError(f"objective must be one of {known}, got {self.objective!r}")
+        if self.density not in get_args(Density):
+            raise ValueError(f"density must be one of {get_args(Density)}, got {self.density!r}")
+        if not abs(self.cov) < self.sigma_data * self.sigma_source:
+            limit = self.sigma_data * self.sigma_source
+            raise ValueError(f"cov must be below {limit:g} in size, the product of the spreads, got {self.cov!r}")

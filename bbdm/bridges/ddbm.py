@@ -1,0 +1,115 @@
+"""Denoising diffusion bridge models: diffusion conditioned on its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from bbdm.bridges.base import Array, Bridge, Marginal
+from bbdm.bridges.densities import Density
+from bbdm.bridges.objectives import Objective
+from bbdm.bridges.registry import BRIDGES
+
+TIMES = {"ve": (0.002, 80.0), "vp": (1e-4, 1.0)}  # t_min and t_max
+
+
+@dataclass(frozen=True)
+class DDBM(Bridge):
+    """Denoising diffusion bridge (Zhou et al., ICLR 2024), variance exploding or preserving.
+
+    With a_t and rho_t of the diffusion, and q = rho_t^2 / rho_T^2: alpha = a_t (1 - q), beta = a_t / a_T q,
+    sigma = a_t rho_t sqrt(1 - q). ``ve`` has a_t = 1 and rho_t = t; ``vp`` has a_t = exp(-beta_d t^2 / 4 -
+    beta_min t / 2) and rho_t^2 = exp(beta_d t^2 / 2 + beta_min t) - 1. Times are real.
+
+    Args:
+        kind: ``ve`` or ``vp``.
+        t_min: the smallest time; None for the paper's, 0.002 or 1e-4.
+        t_max: T; None for the paper's, 80 or 1.
+        beta_d: of ``vp``.
+        beta_min: of ``vp``.
+        sigma_data: the standard deviation of targets.
+        cov: the covariance of targets and sources.
+        objective: the quantity that the network predicts.
+        density: of training times.
+        sigma_source: the standard deviation of sources.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    continuous: ClassVar[bool] = True
+
+    kind: Literal["ve", "vp"] = "vp"
+    t_min: float | None = None
+    t_max: float | None = None
+    beta_d: float = 2.0
+    beta_min: float = 0.1
+    sigma_data: float = 0.5
+    cov: float = 0.0
+    objective: Objective = "preconditioned"
+    density: Density = "uniform"
+    sigma_source: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.kind not in TIMES:
+            raise ValueError(f"kind must be one of {tuple(TIMES)}, got {self.kind!r}")
+        for name, default in zip(("t_min", "t_max"), TIMES[self.kind], strict=True):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        self._check_common()
+        if not 0 < self.low < self.end < np.inf:
+            raise ValueError(f"t_min and t_max must be 0 < t_min < t_max, got {self.t_min} and {self.t_max}")
+        for name in ("beta_d", "beta_min", "sigma_data", "sigma_source"):
+            if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}")
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """``ddbm-ve`` or ``ddbm-vp``."""
+        return f"ddbm-{self.kind}"
+
+    @property
+    def end(self) -> float:
+        """T."""
+        return cast(float, self.t_max)
+
+    @property
+    def low(self) -> float:
+        """The smallest time."""
+        return cast(float, self.t_min)
+
+    @property
+    def top(self) -> float:
+        """T; for the noise objective, which has no x0hat there, just below it."""
+        return self.end - (self.objective == "noise") * 1e-4 * (self.end - self.low)
+
+    def _diffusion(self, t: Array) -> tuple[Array, Array]:
+        """a_t and rho_t^2."""
+        if self.kind == "ve":
+            return np.ones_like(t), t**2
+        grown = self.beta_d * t**2 / 2 + self.beta_min * t
+        return np.exp(-grown / 2), np.expm1(grown)
+
+    def marginal(self, t: npt.ArrayLike) -> Marginal:
+        """Weights at times in [0, T]."""
+        a, rho2 = self._diffusion(self._time(t))
+        a_end, rho2_end = self._diffusion(np.asarray(self.end))
+        q = rho2 / rho2_end
+        return Marginal(a * (1 - q), a / a_end * q, a * np.sqrt(rho2 * (1 - q)))
+
+    def network_time(self, t: npt.ArrayLike) -> Array:
+        """250 ln t."""
+        return 250 * np.log(np.asarray(t, dtype=np.float64) + 1e-44)
+
+    def config(self) -> dict[str, Any]:
+        """See :meth:`Bridge.config`; the kind in it is the bridge's name."""
+        values = super().config()
+        return {**values, "kind": self.name}
+
+
+BRIDGES["ddbm-ve"] = partial(DDBM, "ve")
+BRIDGES["ddbm-vp"] = partial(DDBM, "vp")

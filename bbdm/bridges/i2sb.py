@@ -1,0 +1,119 @@
+"""Image-to-image Schroedinger bridge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bbdm.bridges.base import Array, Bridge, Marginal
+from bbdm.bridges.densities import Density
+from bbdm.bridges.objectives import Objective, Weights
+from bbdm.bridges.registry import register
+
+
+@register("i2sb")
+@dataclass(frozen=True)
+class I2SB(Bridge):
+    """Image-to-image Schroedinger bridge (Liu et al., ICML 2023), stochastic or as an optimal-transport ODE.
+
+    With S_n and R_n the variances that the forward and the backward diffusion have added at index n: alpha =
+    R / (S + R), beta = S / (S + R), sigma^2 = S R / (S + R). Times are the indices 0..N-1.
+
+    Args:
+        num_steps: N.
+        beta_max: the largest increment of variance, times N.
+        deterministic: the ODE, without noise.
+        objective: ``scaled`` is the paper's, (x_t - x0) / sqrt(S).
+        density: of training times.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    num_steps: int = 1000
+    beta_max: float = 0.3
+    deterministic: bool = False
+    objective: Objective | Literal["scaled"] = "scaled"
+    density: Density = "uniform"
+
+    def __post_init__(self) -> None:
+        self._check_common("scaled")
+        if not (np.isfinite(self.beta_max) and self.beta_max > 0):
+            raise ValueError(f"beta_max must be a positive number, got {self.beta_max!r}")
+        if self.deterministic and self.objective in ("noise", "pinned"):
+            raise ValueError(f"objective {self.objective!r} needs noise, and the bridge is deterministic")
+
+    @property
+    def low(self) -> int:
+        """0."""
+        return 0
+
+    @property
+    def top(self) -> int:
+        """N - 1, where a little of the target is left."""
+        return self.num_steps - 1
+
+    @cached_property
+    def _variances(self) -> tuple[Array, Array]:
+        """S_n and R_n at all indices."""
+        roots = np.linspace(np.sqrt(1e-4), np.sqrt(self.beta_max / self.num_steps), self.num_steps)
+        half = roots[: self.num_steps // 2] ** 2
+        increments = np.concatenate([half, roots[len(half) : self.num_steps - len(half)] ** 2, half[::-1]])
+        return np.cumsum(increments), np.cumsum(increments[::-1])[::-1]
+
+    def _at(self, t: npt.ArrayLike) -> tuple[Array, Array]:
+        time, indices = self._time(t), np.arange(self.num_steps)
+        forward, backward = (np.interp(time, indices, values) for values in self._variances)
+        return forward, backward
+
+    def marginal(self, t: npt.ArrayLike) -> Marginal:
+        """Weights at times in [0, N - 1]."""
+        forward, backward = self._at(t)
+        total = forward + backward
+        sigma = np.sqrt(forward * backward / total)
+        return Marginal(backward / total, forward / total, 0 * sigma if self.deterministic else sigma)
+
+    def weights(self, t: npt.ArrayLike) -> Weights:
+        """See :meth:`Bridge.weights`."""
+        if self.objective != "scaled":
+            return super().weights(t)
+        forward, _ = self._at(t)
+        one = np.ones_like(forward)
+        return Weights(one, 0 * one, one, 0 * one, -np.sqrt(forward))
+
+    def network_time(self, t: npt.ArrayLike) -> Array:
+        """The noise level that the paper's network sees, from N 1e-4 at index 0 to N at N - 1."""
+        return (
+            np.interp(np.asarray(t), np.arange(self.num_steps), np.linspace(1e-4, 1, self.num_steps)) * self.num_steps
+        )
+
+    def ancestral_times(self, steps: int | None) -> npt.NDArray[np.int64]:
+        """``steps`` equally spaced indices from N - 1, rounded, the last above 0; all of them by default.
+
+        Raises:
+            ValueError: another number of steps than 1..N-1.
+        """
+        steps = self.top if steps is None else steps
+        if not 1 <= steps <= self.top:
+            raise ValueError(f"steps must be an integer in [1, {self.top}] for this sampler, got {steps!r}")
+        return np.rint(np.linspace(self.top, 0, steps + 1)[:-1]).astype(np.int64)
+
+    def ancestral(self, times: npt.NDArray[Any]) -> Array:
+        """The published sampler: the posterior of the forward diffusion, which does not use the source.
+
+        The last row goes to index 0, without noise.
+        """
+        forward = self._variances[0]
+        rows = np.zeros((len(times), 5))
+        for row, n, m in zip(rows, times.tolist(), [*times.tolist()[1:], 0], strict=True):
+            if n == 0:
+                row[2] = 1.0
+                continue
+            share = forward[m] / forward[n]
+            noise = 0.0 if m == 0 or self.deterministic else np.sqrt(share * (forward[n] - forward[m]))
+            row[:] = share, 0.0, 1 - share, 0.0, noise
+        return rows

@@ -1,0 +1,91 @@
+"""What the network is shown and what it predicts, as five weights.
+
+The network sees i_x x_t + i_y y and predicts F; x0hat = p_x x_t + p_y y + p_f F. The training target follows
+from these: see :meth:`bbdm.bridges.base.Bridge.training_weights`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bbdm.bridges.path import Path
+
+Objective = Literal["residual", "displacement", "noise", "preconditioned", "pinned"]
+PINNED_SPREAD = 0.5  # of x0 - y, for pictures in [-1, 1]
+
+
+class Weights(NamedTuple):
+    """The weights at some times; each is a number or has the shape of the times."""
+
+    i_x: Any
+    i_y: Any
+    p_x: Any
+    p_y: Any
+    p_f: Any
+
+
+def residual(bridge: Path, t: npt.ArrayLike) -> Weights:
+    """F = x_t - x0; BBDM's ``grad``."""
+    one = np.ones_like(bridge.marginal(t).alpha)
+    return Weights(one, 0 * one, one, 0 * one, -one)
+
+
+def displacement(bridge: Path, t: npt.ArrayLike) -> Weights:
+    """F = y - x0; BBDM's ``ysubx``, and the velocity of flows."""
+    one = np.ones_like(bridge.marginal(t).alpha)
+    return Weights(one, 0 * one, 0 * one, one, -one)
+
+
+def noise(bridge: Path, t: npt.ArrayLike) -> Weights:
+    """F = eps.
+
+    Raises:
+        ValueError: alpha is 0 at a time.
+    """
+    alpha, beta, sigma = bridge.marginal(t)
+    if np.any(alpha == 0):
+        raise ValueError(f"objective 'noise' has no x0hat at t = {bridge.end}; use t <= {bridge.top}")
+    return Weights(np.ones_like(alpha), np.zeros_like(alpha), 1 / alpha, -beta / alpha, -sigma / alpha)
+
+
+def preconditioned(bridge: Path, t: npt.ArrayLike) -> Weights:
+    """Unit variance of input and target (Karras et al. 2022; for bridges Zhou et al. 2024, DDBM, eq. 13)."""
+    alpha, beta, sigma = bridge.marginal(t)
+    x0, y, both = bridge.sigma_data**2, bridge.sigma_source**2, bridge.cov
+    total = alpha**2 * x0 + beta**2 * y + 2 * alpha * beta * both + sigma**2
+    c_in = total**-0.5
+    c_out = c_in * np.sqrt(beta**2 * (x0 * y - both**2) + x0 * sigma**2)
+    zero = np.zeros_like(alpha)
+    return Weights(c_in, zero, (alpha * x0 + beta * both) / total, zero, c_out)
+
+
+def pinned(bridge: Path, t: npt.ArrayLike) -> Weights:
+    """Preconditioning of u = (x_t - beta y) / alpha - y = (x0 - y) + nu eps, in which the source is gone.
+
+    Where alpha is 0 the network is shown nothing of the state, and predicts x0 - y at unit variance.
+    """
+    alpha, beta, _ = bridge.marginal(t)
+    spread = PINNED_SPREAD
+    with np.errstate(divide="ignore", invalid="ignore"):
+        nu = np.where(alpha > 0, bridge.marginal(t).sigma / alpha, np.inf)
+        c_in = 1 / np.hypot(nu, spread)
+        c_skip = spread**2 * c_in**2
+        shift = beta / alpha + 1
+        state = np.where(alpha > 0, 1 / alpha, 0.0)
+        i_y = np.where(alpha > 0, -c_in * shift, 0.0)
+        p_y = np.where(alpha > 0, 1 - c_skip * shift, 1.0)
+        c_out = np.where(alpha > 0, nu * spread * c_in, spread)
+    return Weights(c_in * state, i_y, c_skip * state, p_y, c_out)
+
+
+OBJECTIVES: dict[str, Callable[[Path, npt.ArrayLike], Weights]] = {
+    "residual": residual,
+    "displacement": displacement,
+    "noise": noise,
+    "preconditioned": preconditioned,
+    "pinned": pinned,
+}

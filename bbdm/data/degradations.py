@@ -1,0 +1,164 @@
+"""Degradations of pictures: sources of training pairs from targets alone.
+
+A degradation is a row of :data:`DEGRADATIONS`: a function of a picture of mode L or RGB and a random
+generator to a picture of the same size and mode.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from bbdm.base.settings import setting
+
+FACTOR = 4  # of sr4
+GREY = 128  # of masked pixels
+LEAST_MASKED = 0.2  # share of the pixels; at most one stroke more
+LONGEST_STROKE, THICKEST_STROKE = 1 / 2, 1 / 8  # of a picture's shorter side
+
+
+def sr4(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """A quarter of the width and height and back, by antialiased bicubic filtering."""
+    small = [max(1, round(side / FACTOR)) for side in picture.size]
+    return picture.resize((small[0], small[1]), Image.Resampling.BICUBIC).resize(picture.size, Image.Resampling.BICUBIC)
+
+
+def jpeg(picture: Image.Image, random: np.random.Generator, quality: int) -> Image.Image:
+    """Written as JPEG of a quality, with colour of half the resolution (4:2:0), and read back."""
+    file = io.BytesIO()
+    picture.save(file, "jpeg", quality=quality, subsampling="4:2:0")
+    with Image.open(file) as decoded:
+        return decoded.convert(picture.mode)
+
+
+def blur(picture: Image.Image, random: np.random.Generator, sigma: float) -> Image.Image:
+    """Gaussian blur with a standard deviation in pixels, cut off at 4 of them; edge pixels are repeated."""
+    values = np.asarray(picture, dtype=np.float32)
+    reach = math.ceil(4 * sigma)
+    offsets = np.arange(-reach, reach + 1)
+    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+    weights = (weights / weights.sum()).astype(np.float32)
+    for axis in (0, 1):
+        places, blurred = np.arange(values.shape[axis]), np.zeros_like(values)
+        for offset, weight in zip(offsets, weights, strict=True):
+            blurred += weight * values.take((places + offset).clip(0, places[-1]), axis)
+        values = blurred
+    return Image.fromarray(np.rint(values).astype(np.uint8))
+
+
+def inpaint(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Strokes of a brush in grey (128) over 20 to 30 % of the pixels, in random places and directions."""
+    pixels = np.array(picture)
+    shorter = min(picture.size)
+    rows, columns = np.mgrid[: picture.height, : picture.width]
+    masked = np.zeros(rows.shape, dtype=bool)
+    while masked.mean() < LEAST_MASKED:
+        middle = random.random(2) * masked.shape
+        angle, half = random.random() * np.pi, random.random() * shorter * LONGEST_STROKE / 2
+        radius = max(0.5, random.uniform(0.5, 1) * shorter * THICKEST_STROKE / 2)
+        down, right = rows - middle[0], columns - middle[1]
+        along = (down * np.sin(angle) + right * np.cos(angle)).clip(-half, half)
+        distance = np.hypot(down - along * np.sin(angle), right - along * np.cos(angle))  # from the stroke's axis
+        masked |= distance <= radius
+    pixels[masked] = GREY
+    return Image.fromarray(pixels)
+
+
+def gray(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """The luminance 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601), in each channel."""
+    return picture.convert("L").convert(picture.mode)
+
+
+class Levels(NamedTuple):
+    """The numbers that a degradation takes, of the type of the default."""
+
+    default: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A degradation: ``apply(picture, random)``, or ``apply(picture, random, level)`` if it has levels."""
+
+    apply: Callable[..., Image.Image]
+    levels: Levels | None = None
+
+
+DEGRADATIONS = {
+    "sr4": Kind(sr4),
+    "jpeg": Kind(jpeg, Levels(10, 1, 95)),  # quality
+    "blur": Kind(blur, Levels(2.0, 0.1, 20.0)),  # standard deviation in pixels
+    "inpaint": Kind(inpaint),
+    "gray": Kind(gray),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DegradeConfig:
+    """Which degradation makes the sources of a data set."""
+
+    degrade: str | None = setting(
+        None,
+        f"make the sources from the pictures of the data set 'folder': {', '.join(DEGRADATIONS)}; "
+        "jpeg:QUALITY and blur:SIGMA set the strength",
+    )
+    degrade_seed: int = setting(0, "of the masks of inpaint")
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """A degradation of a data set's pictures.
+
+    What a picture gets is a function of the seed and the picture's name alone: the same in each epoch, in
+    each process and after a resume.
+
+    Attributes: ``name``, in :data:`DEGRADATIONS`; ``level``, its number, None for one that takes none;
+    ``seed`` of its random numbers.
+    """
+
+    name: str
+    level: float | None
+    seed: int
+
+    @classmethod
+    def read(cls, text: str, seed: int = 0) -> Degradation:
+        """A degradation from ``NAME``, or from ``NAME:LEVEL`` such as ``jpeg:5``.
+
+        Raises:
+            ValueError: an unknown name, or a level that the degradation does not take.
+        """
+        name, colon, number = text.partition(":")
+        if name not in DEGRADATIONS:
+            raise ValueError(f"degrade must be one of {list(DEGRADATIONS)}, got {text!r}")
+        levels = DEGRADATIONS[name].levels
+        if not colon:
+            return cls(name, None if levels is None else levels.default, seed)
+        if levels is None:
+            raise ValueError(f"degrade {name!r} takes no number, got {text!r}")
+        kind = type(levels.default)
+        try:
+            level = kind(number)
+        except ValueError:
+            level = None
+        if level is None or not levels.lowest <= level <= levels.highest:
+            of = "an integer" if kind is int else "a number"
+            raise ValueError(f"degrade {name!r} takes {of} from {levels.lowest:g} to {levels.highest:g}, got {text!r}")
+        return cls(name, level, seed)
+
+    def __call__(self, picture: Image.Image, name: str) -> Image.Image:
+        """The degraded picture, of the same size and mode; ``name`` is the picture's in its data set."""
+        key = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
+        random = np.random.Generator(np.random.PCG64(int.from_bytes(key, "big")))
+        return DEGRADATIONS[self.name].apply(picture, random, *([] if self.level is None else [self.level]))
+
+    def __str__(self) -> str:
+        """``jpeg:10 with seed 0``: what manifests and checkpoints of a data set hold."""
+        return f"{self.name}{'' if self.level is None else f':{self.level:g}'} with seed {self.seed}"

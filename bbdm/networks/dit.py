@@ -1,0 +1,193 @@
+"""A transformer on patches: DiT with adaLN-Zero (Peebles and Xie 2023).
+
+The time enters by a shift, a scale and a gate for each layer, which the sampler computes once a table. The
+source is shown as further channels or as further tokens. Any size that the patch divides is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from bbdm.network import Network
+from bbdm.networks.restore import ConfiguredNetwork, check_images, check_integers
+from bbdm.networks.unet import frequencies, sinusoids
+
+TIME_CHANNELS = 256  # of the sinusoids of a time
+Condition = Literal["channels", "tokens"]
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """The settings of a transformer, which decide its shapes.
+
+    Raises:
+        ValueError: no network can be built from a value.
+    """
+
+    channels: int = 3  # of the state, and of the prediction
+    condition_channels: int = 3  # of the source; 0 where it is not shown
+    condition: Condition = "channels"  # how the source is shown
+    patch: int = 4  # side of a token, in pixels
+    width: int = 384
+    depth: int = 12  # blocks
+    heads: int = 6
+    mlp_ratio: int = 4  # width of the MLP, in ``width``
+
+    def __post_init__(self) -> None:
+        check_integers(self, "channels", "patch", "width", "depth", "heads", "mlp_ratio")
+        check_integers(self, "condition_channels", least=0)
+        if self.condition not in get_args(Condition):
+            raise ValueError(f"condition must be one of {get_args(Condition)}, got {self.condition!r}")
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width must be a multiple of heads={self.heads} and of 4, got {self.width}")
+
+    @property
+    def stride(self) -> int:
+        """Height and width must be multiples of this."""
+        return self.patch
+
+
+PRESETS: dict[str, DiTConfig] = {  # the paper's sizes
+    "dit-s": DiTConfig(width=384, depth=12, heads=6),  # 33 M parameters
+    "dit-b": DiTConfig(width=768, depth=12, heads=12),  # 131 M
+    "dit-l": DiTConfig(width=1024, depth=24, heads=16),  # 459 M
+}
+
+
+class Block(nn.Module):
+    """Self-attention and an MLP, each shifted, scaled and gated by the time."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, config.mlp_ratio * width), nn.GELU("tanh"), nn.Linear(config.mlp_ratio * width, width)
+        )
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+        """(B, N, W) tokens and (B or 1, 6 W) modulation to (B, N, W)."""
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation.to(x.dtype)[:, None].chunk(6, dim=-1)
+        q, k, v = self.qkv(_norm(x, shift, scale)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = x + gate * self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + mlp_gate * self.mlp(_norm(x, mlp_shift, mlp_scale))
+
+
+class DiT(ConfiguredNetwork, Network):
+    """The network of a bridge: ``dit(x, t, condition)`` predicts the bridge's objective.
+
+    Args:
+        **settings: the fields of :class:`DiTConfig`.
+
+    Attributes: ``config``; ``gradient_checkpointing``, off unless set, trades compute for memory in training.
+    """
+
+    presets = PRESETS
+    kind = "dit"
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        config = DiTConfig(**settings)
+        self.config = config
+        self.channels, self.condition_channels, self.stride = config.channels, config.condition_channels, config.stride
+        self.gradient_checkpointing = False
+        width, patch = config.width, config.patch
+        tokens = config.condition == "tokens" and config.condition_channels > 0
+        shown = config.channels + (0 if tokens else config.condition_channels)
+        self.embed_patches = nn.Conv2d(shown, width, patch, stride=patch)
+        self.embed_source = nn.Conv2d(config.condition_channels, width, patch, stride=patch) if tokens else None
+        self.time = nn.Sequential(nn.Linear(TIME_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
+        self.out_modulation = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, patch * patch * config.channels)
+        zeroed = {self.out, self.out_modulation, *(cast(Block, block).modulation for block in self.blocks)}
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.zeros_(cast(nn.Parameter, module.bias))
+                nn.init.zeros_(module.weight) if module in zeroed else _xavier(module.weight)
+
+    def description(self) -> dict[str, Any]:
+        """Its settings."""
+        return asdict(self.config)
+
+    def embed(self, t: torch.Tensor) -> torch.Tensor:
+        """(B, M) shifts, scales and gates of all layers at (B,) times: t's only influence."""
+        return self.embedder()(t)
+
+    def embedder(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """:meth:`embed`, which holds the weights of that part and no others."""
+        layers = [*(cast(Block, block).modulation for block in self.blocks), self.out_modulation]
+        return partial(_embed, self.time, layers)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """Predict the bridge's objective; see :meth:`bbdm.network.Network.forward`.
+
+        Raises:
+            ValueError: wrong channels or size, or a condition that is missing or not expected.
+        """
+        check_images(x, self.channels, self.stride)
+        given = 0 if condition is None else condition.shape[1]
+        if given != self.condition_channels:
+            raise ValueError(f"condition must have {self.condition_channels} channels, got {given}")
+        return self.body(x, self.embed(t), condition)
+
+    def body(self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """The network after :meth:`embed`."""
+        height, width = x.shape[2] // self.stride, x.shape[3] // self.stride
+        if condition is not None and self.embed_source is None:
+            x = torch.cat([x, condition], dim=1)
+        places = _places(height, width, self.config.width, x)
+        h = self.embed_patches(x).flatten(2).transpose(1, 2) + places
+        if condition is not None and self.embed_source is not None:
+            h = torch.cat([h, self.embed_source(condition).flatten(2).transpose(1, 2) + places], dim=1)
+        parts = embedding.split([6 * self.config.width] * len(self.blocks) + [2 * self.config.width], dim=1)
+        for block, part in zip(self.blocks, parts[:-1], strict=True):
+            h = self._run(block, h, part)
+        shift, scale = parts[-1].to(h.dtype)[:, None].chunk(2, dim=-1)
+        h = self.out(_norm(h[:, : height * width], shift, scale))
+        h = h.unflatten(1, (height, width)).unflatten(-1, (self.stride, self.stride, self.channels))
+        h = h.permute(0, 5, 1, 3, 2, 4)  # (B, C, H / p, p, W / p, p)
+        return h.reshape(len(x), self.channels, height * self.stride, width * self.stride)
+
+    def _run(self, block: nn.Module, h: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, h, modulation, use_reentrant=False)
+        return block(h, modulation)
+
+
+def _embed(time: nn.Module, layers: Sequence[nn.Linear], t: torch.Tensor) -> torch.Tensor:
+    """The outputs of all layers side by side, for (B,) times."""
+    weight = layers[0].weight
+    t = t.to(weight.device)
+    h = F.silu(time(sinusoids(t, frequencies(TIME_CHANNELS, t.device)).to(weight.dtype)))
+    return torch.cat([layer(h) for layer in layers], dim=1)
+
+
+def _norm(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+def _places(height: int, width: int, channels: int, like: torch.Tensor) -> torch.Tensor:
+    """(height width, channels) sines and cosines of each token's column and row."""
+    rates = 1 / 10000 ** (torch.arange(channels // 4, device=like.device, dtype=torch.float32) / (channels // 4))
+    rows, columns = (torch.arange(n, device=like.device, dtype=torch.float32)[:, None] * rates for n in (height, width))
+    across = torch.cat([columns.sin(), columns.cos()], dim=1)[None].expand(height, -1, -1)
+    down = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(-1, width, -1)
+    return torch.cat([across, down], dim=-1).flatten(0, 1).to(like.dtype)
+
+
+def _xavier(weight: torch.Tensor) -> None:
+    """Initialise as a matrix; a convolution of patches is one."""
+    with torch.no_grad():
+        nn.init.xavier_uniform_(weight.view(len(weight), -1))

@@ -1,0 +1,63 @@
+"""The times that a network learns from."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kstest, norm
+
+from bbdm import DDBM, ABridge
+from bbdm.bridges import Bridge, BrownianBridge
+from bbdm.bridges.densities import quantiles
+
+SEEDS = torch.arange(20_000) * 7919
+
+
+@pytest.mark.parametrize("bridge", [DDBM("vp", density="log-normal"), DDBM("ve", density="log-normal")], ids=repr)
+def test_log_normal_of_real_times(bridge: Bridge):
+    """95 % of ln nu is N(-0.9, 1.2^2), cut to the bridge's range, and 5 % of t is uniform."""
+    times = quantiles(bridge)
+    low, high = np.log(bridge.nu(bridge.low)), np.inf
+
+    def cumulative(t: np.ndarray) -> np.ndarray:
+        a, b = (norm.cdf(v, -0.9, 1.2) for v in (low, high))
+        normal = (norm.cdf(np.log(bridge.nu(t)), -0.9, 1.2) - a) / (b - a)
+        return 0.05 * (t - bridge.low) / (bridge.top - bridge.low) + 0.95 * normal
+
+    assert kstest(times, cumulative).statistic < 1e-3
+    assert np.all(np.diff(times) >= 0)
+
+
+def test_log_normal_of_integers_has_the_mass_between_midpoints():
+    bridge = ABridge(100, density="log-normal")
+    times, counts = np.unique(quantiles(bridge), return_counts=True)
+    assert np.array_equal(times, np.arange(1, 101))
+    edges = np.log(bridge.nu(np.array([1, *np.arange(1.5, 100), 100])))
+    mass = norm.cdf(edges, -0.9, 1.2)
+    uniform = np.diff([1, *np.arange(1.5, 100), 100]) / 99
+    wanted = 0.05 * uniform + 0.95 * np.diff(mass) / (mass[-1] - mass[0])
+    np.testing.assert_allclose(counts / counts.sum(), wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "bridge",
+    [ABridge(50), ABridge(50, density="log-normal"), DDBM("vp"), DDBM("ve", density="log-normal"), BrownianBridge(50)],
+    ids=repr,
+)
+def test_drawn_times_follow_the_density(bridge: Bridge):
+    drawn = bridge.draw_times(SEEDS, 3)
+    low, high = bridge.train_range
+    assert drawn.is_floating_point() == bridge.continuous
+    assert low <= drawn.min()
+    assert drawn.max() <= high
+    wanted = quantiles(bridge) if bridge.density != "uniform" or bridge.continuous else np.arange(low, high + 1)
+    mean, spread = wanted.mean(), wanted.std()
+    assert abs(drawn.double().mean() - mean) < 4 * spread / len(SEEDS) ** 0.5
+    assert torch.equal(drawn, bridge.draw_times(SEEDS, 3))
+    assert not torch.equal(drawn, bridge.draw_times(SEEDS, 4))
+
+
+def test_uniform_integers_are_those_of_earlier_versions():
+    """Runs that began before densities go on with the same times."""
+    from bbdm.kernels import philox
+
+    assert torch.equal(ABridge().draw_times(SEEDS, 5), philox.timesteps(SEEDS, 5, 1, 1000))

@@ -1,0 +1,141 @@
+"""Every bridge is trained, sampled by every solver, compiled, exported, and run without torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from bbdm import DDBM, GOUB, I2SB, ABridge, BridgeSampler, BrownianBridge, load_checkpoint, save_checkpoint, solvers
+from bbdm.bridges import ECSI, Bridge, Marginal, register
+from bbdm.bridges.densities import Density
+from bbdm.runtime import OnnxBridgeSampler
+from tests.conftest import MakeTrainer, newest, tiny_unet
+from tests.export.exports import export
+from tests.nightly import sweep
+
+
+@register("test-sine")
+@dataclass(frozen=True)
+class Sine(Bridge):
+    """A user's own bridge, with real times."""
+
+    continuous: ClassVar[bool] = True
+    end: ClassVar[float] = 1.0  # pyright: ignore[reportIncompatibleMethodOverride]
+    low: ClassVar[float] = 0.01  # pyright: ignore[reportIncompatibleMethodOverride]
+    top: ClassVar[float] = 1.0  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    objective: str = "residual"
+    density: Density = "log-normal"
+
+    def marginal(self, t: npt.ArrayLike) -> Marginal:
+        share = np.sin(self._time(t) * np.pi / 2) ** 2
+        return Marginal(1 - share, share, 0.5 * np.sqrt(share * (1 - share)))
+
+
+BRIDGES: dict[str, Bridge] = {
+    "abridge": ABridge(100),
+    "abridge, pinned": ABridge(100, objective="pinned", density="log-normal"),
+    "abridge, preconditioned": ABridge(100, objective="preconditioned"),
+    "brownian": BrownianBridge(100, objective="noise"),
+    "bbdm": BrownianBridge.bbdm(100),
+    "flow": BrownianBridge(100, 0.0, "displacement"),
+    "ecsi": ECSI(),
+    "ddbm-ve": DDBM("ve"),
+    "ddbm-vp": DDBM("vp"),
+    "i2sb": I2SB(100),
+    "i2sb, ode": I2SB(100, deterministic=True),
+    "goub": GOUB(),
+    "unidb": GOUB(gamma=1e3),
+    "own": Sine(),
+}
+every_bridge = pytest.mark.parametrize("bridge", BRIDGES.values(), ids=BRIDGES.keys())
+daily_bridges = pytest.mark.parametrize(
+    "bridge", sweep(BRIDGES.values(), [BRIDGES["ddbm-vp"], BRIDGES["abridge, pinned"]]), ids=BRIDGES.keys()
+)
+SOLVERS = ["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast"]
+SOURCE = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@every_bridge
+def test_it_is_trained_and_resumes(bridge: Bridge, make_trainer: MakeTrainer):
+    undisturbed = make_trainer("whole", bridge=bridge)
+    undisturbed.fit()
+    make_trainer("half", bridge=bridge, epochs=1).fit()
+    resumed = make_trainer("half", bridge=bridge)
+    assert resumed.resume_newest()
+    resumed.fit()
+    for one, other in zip(undisturbed.unet.parameters(), resumed.unet.parameters(), strict=True):
+        assert torch.equal(one, other)
+        assert one.isfinite().all()
+    assert load_checkpoint(newest(resumed)).bridge == bridge
+
+
+@every_bridge
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_loop_is_what_the_bridge_says(bridge: Bridge, solver: str):
+    """Each step written out from the bridge's own weights, in float64."""
+    unet = tiny_unet(condition_channels=3).double().eval()
+    source, noise = SOURCE.double(), torch.randn(4, 2, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+    sampler = BridgeSampler(unet, bridge, solver, steps=4)
+    x, before = source, torch.zeros_like(source)
+    with torch.no_grad():
+        for t, coefficients, z in zip(sampler.table.timesteps, sampler.table.coefficients, noise, strict=True):
+            i_x, i_y, p_x, p_y, p_f = (float(weight) for weight in bridge.weights(t))
+            seen = torch.full((2,), float(bridge.network_time(t)))
+            x0hat = p_x * x + p_y * source + p_f * unet(i_x * x + i_y * source, seen, source)
+            terms = zip(coefficients.tolist(), (x, source, x0hat, before, z), strict=True)
+            x, before = sum(weight * term for weight, term in terms if weight), x0hat
+    made = list(sampler.stream(source, noise=noise))[-1].x
+    torch.testing.assert_close(made, x, rtol=1e-7, atol=1e-7)
+
+
+@every_bridge
+def test_training_target_and_prediction_recover_x0(bridge: Bridge):
+    low, high = bridge.train_range
+    t = torch.linspace(low, high, 7, dtype=torch.float64)
+    t = t if bridge.continuous else t.round().long()
+    generator = torch.Generator().manual_seed(0)
+    x0, y, noise = (torch.randn(7, 2, 1, 3, generator=generator, dtype=torch.float64) for _ in range(3))
+    shown, target = bridge.add_noise(x0, y, t, noise)
+    alpha, beta, sigma, i_x, i_y, p_x, p_y, p_f = (
+        torch.from_numpy(np.broadcast_to(np.asarray(v), (7,)).copy())[:, None, None, None]
+        for v in (*bridge.marginal(t.numpy()), *bridge.weights(t.numpy()))
+    )
+    x_t = alpha * x0 + beta * y + sigma * noise
+    torch.testing.assert_close(shown, i_x * x_t + i_y * y, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(p_x * x_t + p_y * y + p_f * target, x0, rtol=1e-6, atol=1e-6)
+
+
+@every_bridge
+def test_its_tables_are_finite_at_every_length(bridge: Bridge):
+    for solver in SOLVERS:
+        for steps in (1, 2, 3, 5, 20):
+            table = solvers.build(bridge, solver, steps=steps)
+            assert len(table) == steps
+            assert np.isfinite(table.rows).all()
+            assert np.isfinite(table.network_times).all()
+            assert np.all(np.diff(table.timesteps) < 0)
+
+
+@daily_bridges
+def test_it_is_compiled(bridge: Bridge):
+    unet = tiny_unet(condition_channels=3, attention_resolutions=()).eval()
+    eager = BridgeSampler(unet, bridge, "sde-dpm2m", 3)
+    compiled = BridgeSampler(unet, bridge, "sde-dpm2m", 3, compile=True, dtype="fp32")
+    torch.testing.assert_close(compiled(SOURCE, seed=0), eager(SOURCE, seed=0), rtol=0, atol=1e-4)
+
+
+@daily_bridges
+def test_it_is_exported_and_runs_without_torch(bridge: Bridge, tmp_path: Path):
+    save_checkpoint(tmp_path / "c.pt", tiny_unet(condition_channels=3).eval(), bridge)
+    folder = export(tmp_path / "c.pt", tmp_path / "onnx", "--solver", "sde-dpm2m", "--steps", "3", "--pipeline")
+    sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt", solver="sde-dpm2m", steps=3)
+    runtime = OnnxBridgeSampler(folder)
+    np.testing.assert_allclose(runtime(SOURCE.numpy(), seed=0), sampler(SOURCE, seed=0), rtol=0, atol=1e-4)
+    if not bridge.continuous:
+        wanted = sampler(SOURCE, seed=0, solver="ddim", steps=2)
+        np.testing.assert_allclose(runtime(SOURCE.numpy(), seed=0, solver="ddim", steps=2), wanted, rtol=0, atol=1e-4)

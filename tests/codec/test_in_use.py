@@ -1,0 +1,113 @@
+"""Bridges in latents of diffusers' and users' own autoencoders: trained, resumed, used, exported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bbdm import ABridge, BridgeSampler, DiffusersCodec, TrainConfig, Trainer, load_checkpoint, save_checkpoint
+from bbdm.codec import Codec, LatentStatistics, Tiling, VQGANCodec
+from bbdm.data.latents import LatentDataset, measure
+from bbdm.data.pairs import PairedDataset
+from bbdm.execution.compiled import Compiled
+from bbdm.runtime import OnnxBridgeSampler
+from bbdm.training import setup
+from examples import generate, train
+from tests.codec.autoencoders import own_codec, tiny_kl
+from tests.conftest import MakePairs, newest, tiny_unet
+from tests.export.exports import export
+from tests.networks.test_vqgan import tiny_vqgan
+
+BRIDGE = ABridge(num_steps=50)
+
+
+def trainer(codec: Codec, pairs: PairedDataset | LatentDataset, folder: Path, epochs: int) -> Trainer:
+    unet = tiny_unet(in_channels=codec.channels, out_channels=codec.channels)
+    config = TrainConfig(epochs=epochs, batch_size=2)
+    return Trainer(unet, BRIDGE, config, pairs, None, folder, codec)
+
+
+def trained(codec: Codec, pairs: PairedDataset | LatentDataset, place: Path) -> Path:
+    """A file of a run that ended after one epoch and resumed for a second."""
+    first = trainer(codec, pairs, place / "run", 1)
+    first.fit()
+    second = trainer(codec, pairs, place / "run", 2)
+    file = newest(first)
+    second.resume(file, load_checkpoint(file))
+    second.fit()
+    assert second.step == 4
+    second.save(place / "out.pt")
+    return place / "out.pt"
+
+
+@pytest.mark.nightly
+def test_a_kl_bridge_from_training_to_onnx(pairs: PairedDataset, tmp_path: Path):
+    codec = DiffusersCodec(tiny_kl())
+    cached = LatentDataset(pairs, codec, tmp_path / "cache")
+    codec = codec.with_statistics(measure(cached, codec))
+    file = trained(codec, cached, tmp_path)
+    source = torch.rand(2, 3, 8, 8) * 2 - 1
+    made = BridgeSampler.from_checkpoint(file, steps=3)(source, seed=0)
+    assert made.shape == source.shape
+    folder = export(file, tmp_path / "onnx", "--steps", "3", "--check")  # which is within 1e-4
+    exported = OnnxBridgeSampler(folder)(source.numpy(), seed=0)
+    assert np.abs(exported - made.numpy()).max() < 1e-3
+
+
+def test_a_bridge_of_an_own_autoencoder_is_trained_and_resumed(pairs: PairedDataset, tmp_path: Path):
+    codec = own_codec()
+    codec = codec.with_statistics(measure(pairs, codec))
+    file = trained(codec, pairs, tmp_path)
+    source = torch.rand(1, 3, 7, 8) * 2 - 1
+    loaded = BridgeSampler.from_checkpoint(file, codec=own_codec(seed=1), steps=2)
+    assert loaded.codec is not None
+    assert loaded.codec.config() == codec.config()
+    assert loaded(source, seed=0).shape == source.shape
+
+
+def test_scripts_take_a_folder_of_diffusers(make_pairs: MakePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_pairs(tmp_path / "pairs", 2)
+    monkeypatch.chdir(tmp_path)
+    tiny_kl().save_pretrained("vae")
+    for preset in ("lbbdm-f4", "lbbdm-f16"):
+        with pytest.raises(setup.PresetError, match="and this autoencoder's latents have 4; presets for it: paper, "):
+            train.main(["paired", "pairs/A,pairs/B", "out.pt", "-vq", "vae", "--preset", preset, "--image_size", "16"])
+    codec = setup.codec_for("vae", "lbbdm-f8", torch.device("cpu"))
+    assert setup.codec_for("vae", "demo", torch.device("cpu")).digest() == codec.digest()
+    save_checkpoint("step.pt", tiny_unet(in_channels=4, out_channels=4), BRIDGE, codec=codec, training={}, image_size=8)
+    flags: list[Any] = ["--steps", "1", "--device", "cpu", "--quiet", "-vq", "vae"]
+    generate.main(["folder", "pairs/A", "step.pt", "results", *flags])
+    assert {path.name for path in Path("results").glob("[0-9]*.png")} == {"0.png", "1.png"}
+    assert json.loads(Path("results/settings.json").read_text())["settings"]["codec"]["kind"] == "kl"
+
+
+def test_a_sampler_takes_large_pictures_in_tiles():
+    codec = VQGANCodec(tiny_vqgan()).with_statistics(LatentStatistics((0.0,) * 3, (1.0,) * 3, (0.0,) * 3, (1.0,) * 3))
+    codec.tiling = Tiling(whole=16 * 16, side=16, overlap=8)
+    shapes: set[tuple[int, ...]] = set()
+    encoder, decoder = codec.encoder, codec.decoder
+    codec.encoder = lambda image: shapes.add(tuple(image.shape)) or encoder(image)
+    codec.decoder = lambda latents: shapes.add(tuple(latents.shape)) or decoder(latents)
+    made = BridgeSampler(tiny_unet(), BRIDGE, steps=2, codec=codec)(-torch.ones(1, 3, 30, 20), seed=0)
+    assert made.shape == (1, 3, 30, 20)
+    assert shapes == {(1, 3, 16, 16), (1, 3, 8, 8)}
+
+
+def test_only_tiles_are_compiled_for_large_pictures(monkeypatch: pytest.MonkeyPatch):
+    shapes: list[tuple[int, ...]] = []
+
+    def compile(compiled: Compiled, x: torch.Tensor, *others: torch.Tensor | None) -> Any:
+        shapes.append(tuple(x.shape))
+        return compiled.function
+
+    monkeypatch.setattr(Compiled, "_compile", compile)
+    codec = VQGANCodec(tiny_vqgan())
+    codec.tiling = Tiling(whole=16 * 16, side=16, overlap=8)
+    sampler = BridgeSampler(tiny_unet(), BRIDGE, steps=1, codec=codec, compile=True, dtype=torch.float32)
+    sampler(-torch.ones(1, 3, 32, 24), seed=0)
+    assert sorted(shapes) == [(1, 3, 8, 8), (1, 3, 16, 12), (1, 3, 16, 16)]

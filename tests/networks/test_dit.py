@@ -1,0 +1,131 @@
+"""The transformer against its paper, written out with torch's own modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bbdm.networks.dit import PRESETS, DiT, DiTConfig
+
+
+def small(**settings: Any) -> DiT:
+    torch.manual_seed(0)
+    dit = DiT(**{"width": 16, "depth": 2, "heads": 2, "patch": 2, **settings})
+    for parameter in dit.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.2)
+    return dit.eval()
+
+
+def places(size: int, width: int) -> torch.Tensor:
+    """The paper's two-dimensional sines and cosines, token by token."""
+    rows = []
+    for y in range(size):
+        for x in range(size):
+            rates = [10000 ** (-i / (width / 4)) for i in range(width // 4)]
+            angles = [(x * r) for r in rates], [(y * r) for r in rates]
+            sines = [f(torch.tensor(a)) for a in angles for f in (torch.sin, torch.cos)]
+            rows.append(torch.cat(sines))
+    return torch.stack(rows)
+
+
+def reference(dit: DiT, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """DiT with adaLN-Zero, on a square, with the source as channels."""
+    p, width = dit.config.patch, dit.config.width
+    size = x.shape[2] // p
+    patches = F.unfold(torch.cat([x, y], 1), p, stride=p).transpose(1, 2)
+    bias: Any = dit.embed_patches.bias
+    h = patches @ dit.embed_patches.weight.flatten(1).T + bias + places(size, width)
+    angles = t[:, None] * torch.exp(-torch.log(torch.tensor(10000.0)) * torch.arange(128) / 128)
+    c = dit.time(torch.cat([angles.cos(), angles.sin()], 1))
+
+    def normed(v: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        centred = v - v.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * (1 + scale[:, None]) + shift[:, None]
+
+    for block in dit.blocks:
+        parts: Any = block.modulation(c * c.sigmoid()).chunk(6, 1)  # pyright: ignore[reportCallIssue]
+        q, k, v = block.qkv(normed(h, parts[0], parts[1])).chunk(3, -1)  # pyright: ignore[reportCallIssue]
+        heads = [m.unflatten(-1, (2, 8)).transpose(1, 2) for m in (q, k, v)]
+        weights = (heads[0] @ heads[1].mT / 8**0.5).softmax(-1)
+        attended = (weights @ heads[2]).transpose(1, 2).flatten(2)
+        h = h + parts[2][:, None] * block.proj(attended)  # pyright: ignore[reportCallIssue]
+        h = h + parts[5][:, None] * block.mlp(normed(h, parts[3], parts[4]))  # pyright: ignore[reportCallIssue]
+    shift, scale = dit.out_modulation(c * c.sigmoid()).chunk(2, 1)
+    out = dit.out(normed(h, shift, scale)).unflatten(-1, (p * p, 3)).permute(0, 3, 2, 1).flatten(1, 2)
+    return F.fold(out, x.shape[2:], p, stride=p)
+
+
+def test_it_is_the_paper_s():
+    dit = small()
+    x, y = torch.randn(2, 2, 3, 8, 8)
+    t = torch.tensor([3.0, 40.0])
+    torch.testing.assert_close(dit(x, t, y), reference(dit, x, t, y), rtol=1e-4, atol=1e-5)
+
+
+def test_an_untrained_one_predicts_zero():
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 8, 8)
+    assert not DiT(width=16, depth=2, heads=2, patch=2)(x, torch.tensor([3.0]), x).any()
+
+
+@pytest.mark.parametrize("condition", ["channels", "tokens"])
+def test_every_input_matters_at_every_size(condition: str):
+    dit = small(condition=condition)
+    x, y, t = torch.randn(1, 3, 4, 10), torch.randn(1, 3, 4, 10), torch.tensor([3.0])
+    made = dit(x, t, y)
+    assert made.shape == x.shape
+    for others in ((x + 0.1, t, y), (x, t + 1, y), (x, t, y + 0.1)):
+        assert not torch.allclose(dit(*others), made, atol=1e-4)
+
+
+def test_what_depends_on_the_time_is_computed_once():
+    dit = small()
+    x, y, t = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.tensor([3.0])
+    torch.testing.assert_close(dit.body(x, dit.embed(t), y), dit(x, t, y))
+    assert dit.embed(torch.arange(5.0)).shape == (5, 2 * 6 * 16 + 2 * 16)
+
+
+def test_checkpointing_changes_no_gradient():
+    gradients = []
+    for checkpointing in (False, True):
+        dit = small().train()
+        dit.gradient_checkpointing = checkpointing
+        torch.manual_seed(2)
+        x = torch.randn(2, 3, 8, 8)
+        dit(x, torch.tensor([3.0, 4.0]), x).square().mean().backward()
+        gradients.append([p.grad for p in dit.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("dit-s", 33), ("dit-b", 130), ("dit-l", 458)])
+def test_presets_have_the_paper_s_sizes(name: str, millions: int):
+    with torch.device("meta"):
+        count = sum(p.numel() for p in DiT.from_config(PRESETS[name]).parameters())
+    assert count / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 15}, "width must be a multiple of heads=6 and of 4, got 15"),
+        ({"condition": "cross"}, "condition must be one of"),
+        ({"patch": 0}, "patch must be at least 1"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        DiTConfig(**settings)
+
+
+def test_bad_inputs():
+    dit, t = small(), torch.tensor([1.0])
+    with pytest.raises(ValueError, match="multiples of 2"):
+        dit(torch.zeros(1, 3, 7, 8), t, torch.zeros(1, 3, 7, 8))
+    with pytest.raises(ValueError, match="condition must have 3 channels, got 0"):
+        dit(torch.zeros(1, 3, 8, 8), t)
