@@ -24,11 +24,11 @@ from bbdm.base.step import Step as Step
 from bbdm.base.tensors import TENSORS
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, part_shapes
-from bbdm.execution.compiled import Compiled
-from bbdm.execution.device import best_dtype, find_device, find_dtype
+from bbdm.execution.compiled import Compiled, check_compilation
+from bbdm.execution.device import find_device
 from bbdm.execution.graph import GraphedLoop
 from bbdm.execution.loop import Loop, state_dtype
-from bbdm.execution.package import PackagedNetwork, save_package
+from bbdm.execution.package import PackagedNetwork, choose_dtype, save_package
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.network import Network, Wrapped, placed
 
@@ -98,9 +98,9 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
         weight = next(unet.parameters())
         self.device = weight.device if device is None else find_device(device)
         _check_arguments(unet, codec, clamp)
-        _check_compilation(self.device, compile, compiled)
+        check_compilation(self.device, compile, compiled)
         self.package = None if compiled is None else PackagedNetwork(compiled, unet, self.device)
-        self.dtype = _choose_dtype(dtype, weight.dtype, self.device, compile, self.package)
+        self.dtype = choose_dtype(dtype, weight.dtype, self.device, compile, self.package)
         self.bridge = bridge
         self.clamp = clamp
         self.compile = compile
@@ -155,7 +155,7 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
         if found != self.device:
             if self.package is not None:
                 raise ValueError(f"{self.package.path} was saved for {self.device}, and cannot move to {found}")
-            _check_compilation(found, self.compile, None)
+            check_compilation(found, self.compile, None)
             vars(self)["device"] = found
             self._place(self.unet, self.codec)
             self._replan()
@@ -340,28 +340,3 @@ def _check_arguments(unet: Network, codec: Codec | None, clamp: tuple[float, flo
         raise ValueError(f"clamp must be None or (low, high) with low < high, got {clamp}")
     if codec is not None and codec.channels != unet.channels:
         raise ValueError(f"codec must have the network's {unet.channels} channels, got {codec.channels}")
-
-
-def _check_compilation(device: torch.device, compile: bool, compiled: str | os.PathLike[str] | None) -> None:
-    if compile and compiled is not None:
-        raise ValueError("compile and compiled exclude each other: a package is compiled already")
-    if (compile or compiled is not None) and device.type not in ("cpu", "cuda"):
-        raise ValueError(f"compiled networks run on cpu and cuda, got device {device}")
-
-
-def _choose_dtype(
-    wanted: str | torch.dtype | None,
-    own: torch.dtype,
-    device: torch.device,
-    compile: bool,
-    package: PackagedNetwork | None,
-) -> torch.dtype:
-    """The package's dtype, the one given, the fastest of the device, or the network's own."""
-    dtype = None if wanted is None else find_dtype(wanted)
-    if package is not None:
-        if dtype not in (None, package.dtype):
-            raise ValueError(f"dtype must be that of {package.path}, {package.dtype}, got {dtype}")
-        return package.dtype
-    if dtype is not None:
-        return dtype
-    return best_dtype(device) if compile and own == torch.float32 else own

@@ -1,8 +1,8 @@
 """Distances of solvers' results from the true conditional distribution, with the ideal denoiser.
 
 For x0 ~ N(mu, s^2) and one source y, every state is Gaussian: the table maps the mean and covariance of
-(x, previous x0hat) exactly, without sampling. `python tests/gaussian.py OUT.png` draws the distance against
-NFE.
+(x, previous x0hat) exactly, without sampling. `python tests/gaussian.py OUT.png [BRIDGES.png]` draws the
+distance against NFE, for the A-Bridge and for all bridges.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bbdm import ABridge, solvers
+from bbdm import DDBM, ECSI, GOUB, I2SB, ABridge, BrownianBridge, solvers
 from bbdm.bridges import Bridge
 from bbdm.solvers import StepTable
 
@@ -85,8 +85,26 @@ def sample_w2(a: Array, b: Array) -> float:
     return float(np.sqrt(np.mean((np.sort(a) - np.sort(b)) ** 2)))
 
 
+NFES = [2, 3, 5, 7, 10, 14, 20, 30, 40, 60, 90]
+BRIDGES: dict[str, tuple[Bridge, tuple[str, int] | None]] = {  # and its published sampler that is a solver here
+    "ABridge": (ABridge(), ("fast", 199)),
+    "BrownianBridge.bbdm": (BrownianBridge.bbdm(), ("posterior", 200)),
+    "DDBM ve": (DDBM("ve"), None),
+    "DDBM vp": (DDBM("vp"), None),
+    "ECSI": (ECSI(), None),
+    "I2SB": (I2SB(), ("ancestral", 999)),
+    "GOUB": (GOUB(), None),
+    "GOUB, gamma 1000": (GOUB(gamma=1e3), None),
+}
+
+
+def mean_w2(bridge: Bridge, table: StepTable) -> float:
+    """The mean distance over the cases."""
+    return float(np.mean([w2(bridge, table, mu, s) for mu, s in CASES]))
+
+
 def main(path: Path) -> None:
-    """Draw the distance against NFE, a panel for each case."""
+    """Draw the distance of the A-Bridge against NFE, a panel for each case."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -94,9 +112,9 @@ def main(path: Path) -> None:
 
     bridge = ABridge()
     figure, axes = plt.subplots(1, len(CASES), figsize=(13, 4), sharey=True, constrained_layout=True)
-    nfes = [2, 3, 5, 7, 10, 14, 20, 30, 40, 60, 100, 200, 400, 1000]
     for axis, (mu, s) in zip(axes, CASES, strict=True):
         for solver in ("dpm2m", "sde-dpm2m", "ddim", "posterior", "fast"):
+            nfes = [*NFES, 200, 400, 1000]
             distances = [w2(bridge, solvers.build(bridge, solver, steps=n), mu, s) for n in nfes]
             axis.loglog(nfes, distances, marker=".", label="fast, karras times" if solver == "fast" else solver)
         for solver, marker in (("fast", "*"), ("ancestral", "D")):
@@ -111,5 +129,38 @@ def main(path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def draw_bridges(path: Path) -> None:
+    """Draw the mean distance over the cases against NFE, a panel for each bridge, and print it at 10."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(2, 4, figsize=(14, 6.5), sharex=True, sharey=True, constrained_layout=True)
+    print("| bridge | dpm2m, 5 | 10 | 20 | sde-dpm2m, 10 | ddim, 10 | published |\n|---|---|---|---|---|---|---|")
+    for axis, (name, (bridge, own)) in zip(axes.flat, BRIDGES.items(), strict=True):
+        for solver in ("dpm2m", "sde-dpm2m", "ddim", "posterior"):
+            distances = [mean_w2(bridge, solvers.build(bridge, solver, steps=n)) for n in NFES]
+            axis.loglog(NFES, distances, marker=".", label=solver)
+        columns = [("dpm2m", 5), ("dpm2m", 10), ("dpm2m", 20), ("sde-dpm2m", 10), ("ddim", 10)]
+        cells = [f"{mean_w2(bridge, solvers.build(bridge, solver, steps=n)):.3f}" for solver, n in columns]
+        text = ""
+        if own is not None:
+            distance = mean_w2(bridge, solvers.build(bridge, own[0]))
+            axis.axhline(distance, color="black", linewidth=0.8, linestyle="--", label="as published")
+            text = f"{own[0]}, {own[1]}: {distance:.3f}"
+        print(f"| {name} | {' | '.join(cells)} | {text} |")
+        axis.set(title=name)
+        axis.grid(alpha=0.3, which="both")
+    for axis in axes[-1]:
+        axis.set_xlabel("network evaluations")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("W2, mean of three cases")
+    axes[0, 0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    if len(sys.argv) > 2:
+        draw_bridges(Path(sys.argv[2]))

@@ -5,6 +5,7 @@ The private interfaces of torch that this needs are imported here alone; torch 2
 
 from __future__ import annotations
 
+import os
 import sys
 import weakref
 from collections.abc import Callable
@@ -74,3 +75,11 @@ def freezes(x: torch.Tensor | None) -> bool:
 def compile_options(device: torch.device) -> dict[str, Any]:
     """Inductor's settings for a device, besides freezing."""
     return {} if device.type == "cpu" else {"max_autotune": True, "triton.cudagraphs": False}
+
+
+def check_compilation(device: torch.device, compile: bool, compiled: str | os.PathLike[str] | None) -> None:
+    """Raise ValueError where both are asked for, or the device has no compiler."""
+    if compile and compiled is not None:
+        raise ValueError("compile and compiled exclude each other: a package is compiled already")
+    if (compile or compiled is not None) and device.type not in ("cpu", "cuda"):
+        raise ValueError(f"compiled networks run on cpu and cuda, got device {device}")

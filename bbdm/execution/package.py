@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from bbdm.base.atomic import short, write_atomically
+from bbdm.execution.device import best_dtype, find_dtype
 from bbdm.execution.loop import state_dtype
 from bbdm.files.weights import described, intact
 from bbdm.network import Network
@@ -78,6 +79,28 @@ class PackagedNetwork:
             raise ValueError(f"{self.path} was saved for shape {tuple(self.shape)}, got {tuple(x.shape)}")
         with self._lock:  # on CUDA the code is built for one thread at a time
             return self._loader.boxed_run([x, embedding] if condition is None else [x, embedding, condition])[0]
+
+
+def choose_dtype(
+    wanted: str | torch.dtype | None,
+    own: torch.dtype,
+    device: torch.device,
+    compile: bool,
+    package: PackagedNetwork | None,
+) -> torch.dtype:
+    """The package's dtype, the one given, the fastest of the device, or the network's own.
+
+    Raises:
+        ValueError: the one given is none, or not the package's.
+    """
+    dtype = None if wanted is None else find_dtype(wanted)
+    if package is not None:
+        if dtype not in (None, package.dtype):
+            raise ValueError(f"dtype must be that of {package.path}, {package.dtype}, got {dtype}")
+        return package.dtype
+    if dtype is not None:
+        return dtype
+    return best_dtype(device) if compile and own == torch.float32 else own
 
 
 def save_package(path: str | os.PathLike[str], network: Network, shape: Iterable[int]) -> None:

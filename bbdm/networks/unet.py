@@ -188,7 +188,7 @@ class Stage(nn.Sequential):
     ) -> torch.Tensor:
         """Map (B, C, H, W) and the modulation of all blocks to the next (B, C', H', W')."""
         for layer in self:
-            x = layer(x, modulation) if isinstance(layer, ResBlock | AttentionBlock) else layer(x)
+            x = layer(x, modulation) if isinstance(layer, (ResBlock, AttentionBlock)) else layer(x)
         return x
 
 

@@ -53,9 +53,7 @@ BRIDGES: dict[str, Bridge] = {
     "own": Sine(),
 }
 every_bridge = pytest.mark.parametrize("bridge", BRIDGES.values(), ids=BRIDGES.keys())
-daily_bridges = pytest.mark.parametrize(
-    "bridge", sweep(BRIDGES.values(), [BRIDGES["ddbm-vp"]]), ids=BRIDGES.keys()
-)
+daily_bridges = pytest.mark.parametrize("bridge", sweep(BRIDGES.values(), [BRIDGES["ddbm-vp"]]), ids=BRIDGES.keys())
 SOLVERS = ["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast"]
 SOURCE = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, UNet, VQGANCodec, save_checkpoint, save_vqgan
-from bbdm import sampler as sampler_module
 from bbdm.base import images, scripts
 from bbdm.evaluation.results import ResultsError
 from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
+from bbdm.execution import package as package_module
 from bbdm.execution.processes import Processes
 from examples import generate
 from tests.conftest import tiny_unet
@@ -70,7 +70,7 @@ def test_compiled_results_are_the_same(place: Path):
 
 def test_processes_compile_in_one_dtype(place: Path, monkeypatch: pytest.MonkeyPatch):
     """Each process chooses by timing, and all take the first's choice."""
-    monkeypatch.setattr(sampler_module, "best_dtype", lambda _: torch.float32)
+    monkeypatch.setattr(package_module, "best_dtype", lambda _: torch.float32)
     monkeypatch.setattr(Processes, "gather", lambda _, value: [torch.bfloat16, value])
     translator = Translator(generate.parse(["edge2shoes", "data", "c.pt", "--compile"]))
     assert translator.sampler("dpm2m", 3).dtype == torch.bfloat16

@@ -233,7 +233,7 @@ def test_a_whole_unet_in_a_fresh_process(dtype: torch.dtype, count: int, tmp_pat
 
 # What a package is refused for
 
-CAPABILITIES = torch.cpu.get_capabilities()
+CAPABILITIES = getattr(torch.cpu, "get_capabilities", dict)()  # packages are not tested where it is missing
 ELSEWHERE: dict[str, tuple[str, object]] = {
     "package version": ("bbdm.execution.package.VERSION", package_module.VERSION - 1),  # the file is newer
     "torch": ("torch.__version__", f"{package_module.TESTED[0]}.99"),
