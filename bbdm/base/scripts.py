@@ -10,6 +10,12 @@ from contextlib import contextmanager
 
 INTERRUPTED = 130  # a shell's exit status for Ctrl-C
 TERMINATED = 143  # and for SIGTERM
+EXTRAS = {  # optional packages by the extra that installs them
+    "eval": ("torchmetrics", "torch_fidelity", "torchvision", "matplotlib", "scipy", "lpips"),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+    "train": ("accelerate", "tensorboard"),
+    "diffusers": ("diffusers",),
+}
 
 
 class StoppedError(RuntimeError):
@@ -57,6 +63,9 @@ def run(
     except StoppedError as error:
         print(f"stopped: {hinted(error, hints)}", file=sys.stderr)
         raise SystemExit(error.status) from error
+    except ModuleNotFoundError as error:
+        extra = next((extra for extra, names in EXTRAS.items() if (error.name or "").split(".")[0] in names), None)
+        raise SystemExit(f"error: {error}" + (f"; pip install -e '.[{extra}]' installs it" if extra else "")) from error
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {hinted(error, hints)}") from error
 

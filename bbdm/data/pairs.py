@@ -212,7 +212,9 @@ def _match(sources: dict[str, Path], targets: dict[str, Path]) -> list[Pair]:
     if single:
         others = len(single) - 1
         more = "" if not others else ", nor has 1 other" if others == 1 else f", nor have {others} others"
-        raise ValueError(f"{single[0]} has no counterpart in the other folder{more}")
+        other = next(iter((targets if single[0] in sources.values() else sources).values())).parent
+        rule = "files are matched by name without suffix"
+        raise ValueError(f"{single[0]} has no counterpart in {other}{more}: {rule}")
     return [Pair(stem, sources[stem], targets[stem]) for stem in sorted(sources)]
 
 

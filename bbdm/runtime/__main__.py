@@ -35,6 +35,9 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(f"{path} would replace a source: give another output folder")
         if path in results[:i]:
             raise ValueError(f"two of the pictures have the name {path.stem}, and so would their results")
+    for path in args.pictures:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: give pictures, such as {path}/*.png")
     pictures = [images.open_image(path) for path in args.pictures]
     sampler = OnnxBridgeSampler(args.folder, providers, args.threads, solver=args.solver, steps=args.steps)
     made = sampler(pictures, args.seed, progress=sys.stderr.isatty())

@@ -14,6 +14,18 @@ def test_an_error_of_the_user_is_one_line(kind: type[Exception]):
         scripts.run(main)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("torchmetrics.image", r"error: none; pip install -e '\.\[eval\]' installs it"), ("other", "error: none")],
+)
+def test_a_missing_package_names_its_extra(name: str, message: str):
+    def main() -> None:
+        raise ModuleNotFoundError("none", name=name)
+
+    with pytest.raises(SystemExit, match=f"^{message}$"):
+        scripts.run(main)
+
+
 def test_a_fault_of_the_program_keeps_its_traceback():
     def main() -> None:
         raise TypeError("a fault")

@@ -247,6 +247,11 @@ def check_command(python: Path | str, drawing: Path, start: Sequence[str]) -> No
     assert np.abs(made - np.asarray(wanted[0], dtype=int)).max() <= 0.02 * 255
 
 
+def test_a_folder_in_place_of_pictures(folder: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"is a folder: give pictures, such as .*/\*\.png"):
+        main([str(folder), str(tmp_path), "-o", str(tmp_path / "out")])
+
+
 def test_without_torch(drawing: Path):
     """In a process that can import none of what only the rest of bbdm needs."""
     hidden = ("torch", "tqdm", "safetensors", "yaml", "filelock")
