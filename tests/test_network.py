@@ -87,6 +87,30 @@ def diffusers_unet() -> Network:
     )
 
 
+def diffusers_conditional() -> Network:
+    """The network of text-to-image models, without a text."""
+    from diffusers import UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
+
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(
+        in_channels=6,
+        out_channels=3,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=8,
+        attention_head_dim=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+
+    def call(m: Any, x: torch.Tensor, t: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
+        assert c is not None
+        return m(torch.cat([x, c], dim=1), t, x.new_zeros(len(x), 1, 8)).sample
+
+    return bbdm.wrap(model, condition_channels=3, stride=2, call=call)
+
+
 def dit(condition: str = "channels") -> Network:
     torch.manual_seed(0)
     return DiT(width=16, depth=2, heads=2, patch=2, condition=condition)
@@ -100,11 +124,14 @@ NETWORKS: dict[str, Callable[[], Network]] = {
     "plain": plain,
     "bfloat16": bfloat16,
     "diffusers": diffusers_unet,
+    "diffusers, conditional": diffusers_conditional,
     "dit": dit,
     "dit, tokens": dit_tokens,
 }
 no_diffusers = pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="needs diffusers")
-CASES = [pytest.param(make, marks=[no_diffusers] if name == "diffusers" else []) for name, make in NETWORKS.items()]
+CASES = [
+    pytest.param(make, marks=[no_diffusers] if name.startswith("diffusers") else []) for name, make in NETWORKS.items()
+]
 every_network = pytest.mark.parametrize("make", CASES, ids=NETWORKS.keys())
 daily_networks = pytest.mark.parametrize("make", sweep(NETWORKS.values(), [dit, plain]), ids=NETWORKS.keys())
 
