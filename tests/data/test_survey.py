@@ -1,5 +1,6 @@
 """A look at all pictures before work begins."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,13 @@ class TestKept:
         five.pairs[1].source.write_bytes(b"")
         assert list(survey(five, kept=kept).bad) == ["1"]
         assert len(looks) == 10
+
+    def test_a_file_of_the_same_size_is_looked_at_by_its_time(self, five: PairedDataset, tmp_path: Path):
+        kept, file = tmp_path / "pictures.json", five.pairs[1].source
+        survey(five, kept=kept)
+        file.write_bytes(b"x" * file.stat().st_size)
+        os.utime(file, (1, 1))
+        assert list(survey(five, kept=kept).bad) == ["1"]
 
     def test_headers_do_not_stand_for_whole_pictures(self, five: PairedDataset, tmp_path: Path):
         kept = tmp_path / "pictures.json"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bbdm.data.pairs import PairedDataset
+from bbdm.training import progress
 from tests.conftest import MakeTrainer, newest
 
 
@@ -37,6 +38,18 @@ def test_a_run_shows_what_it_trains_and_writes(
     first, last = (line for line in lines if re.match(r"epoch \d/\d: loss", line))
     assert re.fullmatch(r"epoch 1/2: loss \S+, validation \S+, pairs/s \S+, \d\d:\d\d left", first)
     assert re.fullmatch(r"epoch 2/2: loss \S+, validation \S+, pairs/s \S+", last)
+
+
+def test_the_time_left_is_that_of_the_steps_left(
+    make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """2 of 6 steps took 100 seconds: 200 are left."""
+    trainer = make_trainer(epochs=3)
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: 50.0 * trainer.step)
+    trainer.fit(progress=True)
+    lines = [line for line in shown(capsys) if re.match(r"epoch \d/\d: loss", line)]
+    assert [line.rsplit(", ", 1)[-1] for line in lines[:2]] == ["03:20 left", "01:40 left"]
+    assert "left" not in lines[2]
 
 
 def test_a_resumed_run_says_from_where(make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]):
