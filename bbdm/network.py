@@ -132,6 +132,12 @@ def wrap(
     return Wrapped(module, WrappedConfig(name, channels, condition_channels, stride), call)
 
 
+def check_network(network: Any) -> None:
+    """Raise ValueError for what is no network."""
+    if not isinstance(network, Network):
+        raise ValueError(f"it must be a network, got {type(network).__name__}: bbdm.wrap makes one of any module")
+
+
 Placed = TypeVar("Placed", bound=Network)
 
 

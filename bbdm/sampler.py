@@ -30,7 +30,7 @@ from bbdm.execution.graph import GraphedLoop
 from bbdm.execution.loop import Loop, state_dtype
 from bbdm.execution.package import PackagedNetwork, choose_dtype, save_package
 from bbdm.files.checkpoint import load_checkpoint
-from bbdm.network import Network, Wrapped, placed
+from bbdm.network import Network, Wrapped, check_network, placed
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
         compile: bool = False,
         compiled: str | os.PathLike[str] | None = None,
     ) -> None:
+        check_network(unet)
         weight = next(unet.parameters())
         self.device = weight.device if device is None else find_device(device)
         _check_arguments(unet, codec, clamp)

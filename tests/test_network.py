@@ -186,6 +186,20 @@ def test_a_file_holds_it(make: Callable[[], Network], suffix: str, tmp_path: Pat
         assert torch.equal(loaded.state_dict()[key], value)
 
 
+def test_the_class_may_have_moved(tmp_path: Path):
+    class Moved(Plain):
+        pass
+
+    save_checkpoint(tmp_path / "c.pt", plain(), BRIDGE)
+    assert load_checkpoint(tmp_path / "c.pt").build_unet(network=bbdm.wrap(Moved(), condition_channels=3))
+
+
+def test_a_bare_module_is_refused():
+    for build in (lambda: BridgeSampler(Plain(), BRIDGE), lambda: save_checkpoint("c.pt", Plain(), BRIDGE)):  # pyright: ignore
+        with pytest.raises(ValueError, match=r"must be a network, got Plain: bbdm\.wrap makes one of any module"):
+            build()
+
+
 def test_tied_weights_stay_tied(tmp_path: Path):
     save_checkpoint(tmp_path / "c.pt", plain(), BRIDGE)
     loaded: Any = load_checkpoint(tmp_path / "c.pt").build_unet(network=plain())
@@ -197,7 +211,7 @@ def test_a_file_of_a_wrapped_network_needs_it(tmp_path: Path):
     with pytest.raises(IncompleteFileError, match=r"weights of a tests.test_network.Plain .* network=bbdm.wrap"):
         BridgeSampler.from_checkpoint(tmp_path / "c.pt")
     other = bbdm.wrap(Plain(), condition_channels=3, stride=4)
-    with pytest.raises(ValueError, match="'stride': 1}; another was given"):
+    with pytest.raises(ValueError, match=r"'stride': 1\}; the one given has .*'stride': 4\}"):
         BridgeSampler.from_checkpoint(tmp_path / "c.pt", network=other)
     wide = Plain()
     wide.last = nn.Conv2d(8, 3, 5, padding=2)

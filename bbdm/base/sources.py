@@ -158,7 +158,8 @@ def read_mask(mask: Any, kind: Kind, source: Any) -> Any:
         raise ValueError(f"mask must be {wanted}, got {type(mask).__name__}")
     wanted = len(source), 1, *source.shape[2:]
     if tuple(mask.shape) not in (wanted, (1, *wanted[1:])):
-        raise ValueError(f"mask must have shape {wanted} or {(1, *wanted[1:])}, got {tuple(mask.shape)}")
+        shapes = " or ".join(str(shape) for shape in dict.fromkeys((wanted, (1, *wanted[1:]))))
+        raise ValueError(f"mask must have shape {shapes}, got {tuple(mask.shape)}")
     made = mask + source[:, :1] * 0  # of its dtype and device, one for each image
     if not (float(made.min()) >= 0 and float(made.max()) <= 1):
         raise ValueError(f"mask must be in [0, 1], got values from {float(made.min()):.4g} to {float(made.max()):.4g}")

@@ -21,7 +21,7 @@ from bbdm.codec import Codec, VQGANCodec
 from bbdm.files import importers, weights
 from bbdm.files.content import FORMAT, Checkpoint, CodecState, UNetState
 from bbdm.files.weights import State
-from bbdm.network import Network
+from bbdm.network import Network, check_network
 from bbdm.networks.restore import restore, state_hash
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 
@@ -53,6 +53,7 @@ def save_checkpoint(
     Raises:
         ValueError: another suffix, or training state for a ``.safetensors``.
     """
+    check_network(unet)
     path = Path(path)
     if path.suffix == ".safetensors" and training is not None:
         raise ValueError(f"training state needs a .pt file, got {path}")

@@ -189,7 +189,7 @@ class Trainer:
                     self.update.tracker = Tracker(self.run.events, self.step, self.bridge.train_interval, self.device)
                     ends.callback(setattr, self.update, "tracker", None)
                     ends.callback(self.update.tracker.close)
-            for line in self.config.warnings(self.total_steps - self.step) if self.processes.first else ():
+            for line in self.config.warnings(self.total_steps) if self.processes.first and not self.step else ():
                 log.warning(line)
             for callback in self.callbacks:
                 callback.begin(self)
