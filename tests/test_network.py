@@ -133,7 +133,7 @@ CASES = [
     pytest.param(make, marks=[no_diffusers] if name.startswith("diffusers") else []) for name, make in NETWORKS.items()
 ]
 every_network = pytest.mark.parametrize("make", CASES, ids=NETWORKS.keys())
-daily_networks = pytest.mark.parametrize("make", sweep(NETWORKS.values(), [dit, plain]), ids=NETWORKS.keys())
+daily_networks = pytest.mark.parametrize("make", sweep(NETWORKS.values(), [dit]), ids=NETWORKS.keys())
 
 
 def module_of(network: Network) -> dict[str, Any]:

@@ -119,7 +119,8 @@ def test_its_tables_are_finite_at_every_length(bridge: Bridge):
             assert np.all(np.diff(table.timesteps) < 0)
 
 
-@daily_bridges
+@pytest.mark.nightly
+@every_bridge
 def test_it_is_compiled(bridge: Bridge):
     unet = tiny_unet(condition_channels=3, attention_resolutions=()).eval()
     eager = BridgeSampler(unet, bridge, "sde-dpm2m", 3)

@@ -297,10 +297,9 @@ def interpreted_kernel_takes_every_size(shape: tuple[int, ...]):
         check_steps(launch, shape, channels_last, clamp=(-0.8, 0.9))
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 5, 7), (2, 1, 4, 4), (1, 4, 16, 16)])
-def interpreted_kernel_takes_a_mask(shape: tuple[int, ...]):
-    for channels_last in (False, True):
-        check_steps(launch, shape, channels_last, clamp=(-0.8, 0.9), masked=True)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def interpreted_kernel_takes_a_mask(channels_last: bool):
+    check_steps(launch, (2, 3, 5, 7), channels_last, clamp=(-0.8, 0.9), masked=True)
 
 
 def interpreted_kernel_computes_in_float64():
