@@ -286,3 +286,10 @@ class Bridge(ABC):
         if not abs(self.cov) < self.sigma_data * self.sigma_source:
             limit = self.sigma_data * self.sigma_source
             raise ValueError(f"cov must be below {limit:g} in size, the product of the spreads, got {self.cov!r}")
+
+    def _check_positive(self, *names: str) -> None:
+        """Raise ValueError where a field in ``names`` is not a finite number above 0."""
+        for name in names:
+            value = getattr(self, name)
+            if not (np.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number, got {value!r}")

@@ -37,8 +37,7 @@ class ABridge(Bridge):
 
     def __post_init__(self) -> None:
         self._check_common()
-        if not (np.isfinite(self.c_lambda) and self.c_lambda > 0):
-            raise ValueError(f"c_lambda must be a positive number, got {self.c_lambda!r}")
+        self._check_positive("c_lambda")
 
     def marginal(self, t: npt.ArrayLike) -> Marginal:
         """Weights at times in [0, T]."""

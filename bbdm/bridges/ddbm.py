@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.bridges.base import Array, Bridge, Marginal
+from bbdm.bridges.base import Array, Marginal
 from bbdm.bridges.densities import Density
 from bbdm.bridges.objectives import Objective
+from bbdm.bridges.real_time import RealTimeBridge
 from bbdm.bridges.registry import BRIDGES
 
 TIMES = {"ve": (0.002, 80.0), "vp": (1e-4, 1.0)}  # t_min and t_max
 
 
 @dataclass(frozen=True)
-class DDBM(Bridge):
+class DDBM(RealTimeBridge):
     """Denoising diffusion bridge (Zhou et al., ICLR 2024), variance exploding or preserving.
 
     With a_t and rho_t of the diffusion, and q = rho_t^2 / rho_T^2: alpha = a_t (1 - q), beta = a_t / a_T q,
@@ -41,8 +42,6 @@ class DDBM(Bridge):
         ValueError: an argument is out of range.
     """
 
-    continuous: ClassVar[bool] = True
-
     kind: Literal["ve", "vp"] = "vp"
     t_min: float | None = None
     t_max: float | None = None
@@ -63,9 +62,7 @@ class DDBM(Bridge):
         self._check_common()
         if not 0 < self.low < self.end < np.inf:
             raise ValueError(f"t_min and t_max must be 0 < t_min < t_max, got {self.t_min} and {self.t_max}")
-        for name in ("beta_d", "beta_min", "sigma_data", "sigma_source"):
-            if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}")
+        self._check_positive("beta_d", "beta_min", "sigma_data", "sigma_source")
 
     @property
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -82,11 +79,6 @@ class DDBM(Bridge):
         """The smallest time."""
         return cast(float, self.t_min)
 
-    @property
-    def top(self) -> float:
-        """T; for the noise objective, which has no x0hat there, just below it."""
-        return self.end - (self.objective == "noise") * 1e-4 * (self.end - self.low)
-
     def _diffusion(self, t: Array) -> tuple[Array, Array]:
         """a_t and rho_t^2."""
         if self.kind == "ve":
@@ -100,10 +92,6 @@ class DDBM(Bridge):
         a_end, rho2_end = self._diffusion(np.asarray(self.end))
         q = rho2 / rho2_end
         return Marginal(a * (1 - q), a / a_end * q, a * np.sqrt(rho2 * (1 - q)))
-
-    def network_time(self, t: npt.ArrayLike) -> Array:
-        """250 ln t."""
-        return 250 * np.log(np.asarray(t, dtype=np.float64) + 1e-44)
 
     def config(self) -> dict[str, Any]:
         """See :meth:`Bridge.config`; the kind in it is the bridge's name."""

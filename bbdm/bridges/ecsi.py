@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.bridges.base import Array, Bridge, Marginal
+from bbdm.bridges.base import Marginal
 from bbdm.bridges.densities import Density
 from bbdm.bridges.objectives import Objective, Weights
+from bbdm.bridges.real_time import RealTimeBridge
 from bbdm.bridges.registry import register
 
 
 @register("ecsi")
 @dataclass(frozen=True)
-class ECSI(Bridge):
+class ECSI(RealTimeBridge):
     """The linear path of endpoint-conditioned stochastic interpolants (Zhang et al. 2024), as in its code.
 
     alpha = 1 - t, beta = t, sigma = 2 gamma_max sqrt(t (1 - t)). Times are real, up to 1. The marginals are
@@ -36,8 +36,6 @@ class ECSI(Bridge):
         ValueError: an argument is out of range.
     """
 
-    continuous: ClassVar[bool] = True
-
     gamma_max: float = 0.125
     t_min: float = 1e-4
     sigma_data: float = 0.5
@@ -49,9 +47,7 @@ class ECSI(Bridge):
     def __post_init__(self) -> None:
         if not 0 < self.t_min < 1:
             raise ValueError(f"t_min must be in (0, 1), got {self.t_min!r}")
-        for name in ("gamma_max", "sigma_data", "sigma_source"):
-            if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}")
+        self._check_positive("gamma_max", "sigma_data", "sigma_source")
         self._check_common()
 
     @property
@@ -63,11 +59,6 @@ class ECSI(Bridge):
     def low(self) -> float:
         """The smallest time."""
         return self.t_min
-
-    @property
-    def top(self) -> float:
-        """1; for the noise objective, which has no x0hat there, just below it."""
-        return self.end - (self.objective == "noise") * 1e-4 * (self.end - self.low)
 
     def marginal(self, t: npt.ArrayLike) -> Marginal:
         """Weights at times in [0, 1]."""
@@ -86,7 +77,3 @@ class ECSI(Bridge):
         alpha, beta, _ = self.marginal(t)
         c_skip = (alpha * self.sigma_data**2 + beta * self.cov**2) * found.i_x**2
         return found._replace(p_x=c_skip)
-
-    def network_time(self, t: npt.ArrayLike) -> Array:
-        """250 ln t."""
-        return 250 * np.log(np.asarray(t, dtype=np.float64) + 1e-44)

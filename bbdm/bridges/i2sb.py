@@ -42,8 +42,7 @@ class I2SB(Bridge):
 
     def __post_init__(self) -> None:
         self._check_common("scaled")
-        if not (np.isfinite(self.beta_max) and self.beta_max > 0):
-            raise ValueError(f"beta_max must be a positive number, got {self.beta_max!r}")
+        self._check_positive("beta_max")
         if self.deterministic and self.objective in ("noise", "pinned"):
             raise ValueError(f"objective {self.objective!r} needs noise, and the bridge is deterministic")
 
