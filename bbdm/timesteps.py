@@ -11,29 +11,49 @@ import numpy.typing as npt
 
 from bbdm.bridges import Bridge
 
-Name = Literal["karras", "uniform", "paper", "bbdm"]
+Name = Literal["karras", "noise", "uniform", "paper", "bbdm"]
 Timesteps = npt.NDArray[Any]  # (K,) int64, or float64 for a continuous bridge
 
 RHO = 7  # Karras et al. 2022 (EDM), eq. 5
 MOST = 10_000  # times of a continuous bridge
 HIGHEST = 50.0  # noise level below a continuous top: of pictures in [-1, 1], nothing can be seen there
+LOWEST = 0.01  # noise level of the last call: a step of 8 bits is 0.008, and less costs long steps in ln nu
 
 
 def karras(bridge: Bridge, steps: int | None = None) -> Timesteps:
     """Noise levels equally spaced in nu^(1/7) (Karras et al. 2022, eq. 5), 10 by default.
 
     Where nu is infinite at the top, the list is the top, then levels from nu(top - 1) down; a single level is
-    the middle of that range. Each is rounded to a free integer.
+    the middle of that range. Levels end at the bridge's lowest, or at 0.01 where that is less. Each is
+    rounded to a free integer.
     """
     steps = _count(bridge, steps, 10)
-    in_front = [bridge.top] if np.isinf(bridge.nu(bridge.top)) else []
-    high = bridge.top - len(in_front)
-    if bridge.continuous and in_front:
-        high = float(bridge.time_at(HIGHEST))
-    warped = bridge.nu([high, bridge.low]) ** (1 / RHO)
-    count = steps - len(in_front)
-    levels = np.linspace(warped[0], warped[1], count) if count > 1 or not in_front else np.full(count, warped.mean())
-    return _distinct([*in_front, *bridge.time_at(levels**RHO)], bridge)
+    if not np.isinf(bridge.nu(bridge.top)):
+        return _levels(bridge, bridge.top, np.linspace(0, 1, steps))
+    shares = np.linspace(0, 1, steps - 1) if steps != 2 else np.array([0.5])
+    return _levels(bridge, highest(bridge), shares, [bridge.top])
+
+
+def noise(bridge: Bridge, steps: int | None = None) -> Timesteps:
+    """The levels of :func:`karras` without the top, so that sampling starts from noise; 10 by default.
+
+    Two levels are the highest and one a third of the way up from the lowest.
+    """
+    steps = _count(bridge, steps, 10)
+    return _levels(bridge, highest(bridge), np.linspace(0, 1, steps) if steps != 2 else np.array([0, 2 / 3]))
+
+
+def highest(bridge: Bridge) -> float:
+    """The highest time below the top that can be told from it: its noise level is at most 50."""
+    below = bridge.top if bridge.continuous else bridge.top - 1
+    return float(bridge.time_at(HIGHEST)) if bridge.nu(below) > HIGHEST else below
+
+
+def _levels(bridge: Bridge, high: float, shares: npt.NDArray[np.float64], first: Iterable[float] = ()) -> Timesteps:
+    """``first``, then the times of levels at shares of the way from ``high`` to the lowest, in nu^(1/7)."""
+    top = float(bridge.nu(high))
+    warped, lowest = top ** (1 / RHO), min(max(float(bridge.nu(bridge.low)), LOWEST), top) ** (1 / RHO)
+    return _distinct([*first, *bridge.time_at((warped + shares * (lowest - warped)) ** RHO)], bridge)
 
 
 def uniform(bridge: Bridge, steps: int | None = None) -> Timesteps:
@@ -67,6 +87,7 @@ def bbdm(bridge: Bridge, steps: int | None = None) -> Timesteps:
 
 SKIPS: dict[str, Callable[[Bridge, int | None], Timesteps]] = {
     "karras": karras,
+    "noise": noise,
     "uniform": uniform,
     "paper": paper,
     "bbdm": bbdm,
@@ -78,16 +99,16 @@ def resolve(bridge: Bridge, timesteps: str | Iterable[float], steps: int | None 
 
     Args:
         bridge: the bridge that the times are of.
-        timesteps: ``karras``, ``uniform``, ``paper``, ``bbdm``, or strictly decreasing times from
-            ``bridge.top``: integers or, of a continuous bridge, reals.
+        timesteps: ``karras``, ``noise``, ``uniform``, ``paper``, ``bbdm``, or strictly decreasing times from
+            ``bridge.top`` or, to start from noise, from below it: integers or, of a continuous bridge, reals.
         steps: length of a named list; None for its default.
 
     Returns:
         (K,) int64, or float64 of a continuous bridge, strictly decreasing.
 
     Raises:
-        ValueError: an unknown name, or a list that is empty, does not decrease, leaves the bridge or does not
-            start at ``bridge.top``.
+        ValueError: an unknown name, or a list that is empty, does not decrease, leaves the bridge or starts
+            below its top where noise does not hide the target.
     """
     if isinstance(timesteps, str):
         if timesteps not in SKIPS:
@@ -104,10 +125,9 @@ def resolve(bridge: Bridge, timesteps: str | Iterable[float], steps: int | None 
     values = values.astype(dtype)
     if np.any(np.diff(values) >= 0):
         raise ValueError(f"timesteps must strictly decrease, got {given}")
-    if values[0] != bridge.top:
-        raise ValueError(f"timesteps must start at the bridge's top index {bridge.top}, got {values[0]}")
-    if values[-1] < bridge.low:
-        raise ValueError(f"timesteps must be in [{bridge.low}, {bridge.top}], got {values[-1]}")
+    if values[0] > bridge.top or values[-1] < bridge.low:
+        raise ValueError(f"timesteps must be in [{bridge.low}, {bridge.top}], got {given}")
+    bridge.start(values[0].item())  # or it cannot start there
     return values
 
 

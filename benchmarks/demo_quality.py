@@ -1,10 +1,8 @@
-"""Quality of solvers on trained weights: python benchmarks/demo_quality.py DATA OUT.json [flags].
+"""Quality of solvers on trained weights: python -m benchmarks.demo_quality DATA OUT.json [flags].
 
-For each validation pair and each solver, several results with the same seeds: the energy score
-E|X - x| - E|X - X'| / 2 (Euclidean norm over all values of an image in [-1, 1]; error and collapse both raise
-it, lower is better), the mean saturation and the target's, the spread E|X - X'|, and seconds. Differences to
-the first run are paired by image. OUT.json is written after each run, and an interrupted command resumes from
-it.
+For each validation pair and each solver, several results with the same seeds: the energy score, saturation
+and flatness beside the target's, the spread (see benchmarks/scores.py), and seconds. Differences to the first
+run are paired by image. OUT.json is written after each run, and an interrupted command resumes from it.
 
 A run is SOLVER:NFE, or SOLVER:NFE:N for N images spread evenly over the split (ancestral:1000 over all takes
 hours on a CPU).
@@ -16,7 +14,6 @@ import argparse
 import hashlib
 import json
 import time
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +24,10 @@ from bbdm.base.atomic import write_atomically
 from bbdm.data.pairs import load_dataset
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.sampler import BridgeSampler
+from benchmarks.scores import closed_areas, energy_score, flatness, saturation
 
 DEMO_WEIGHTS = Path(__file__).parent.parent / "examples" / "demo" / "openmoji64.safetensors"
 RUNS = ["fast:199"] + [f"{solver}:{steps}" for solver in ("dpm2m", "sde-dpm2m") for steps in (5, 10, 20, 40)]
-
-
-def saturation(images: torch.Tensor) -> torch.Tensor:
-    """Largest less smallest channel, mean over pixels, of (..., 3, H, W) in [-1, 1]; in [0, 1]."""
-    return ((images.amax(-3) - images.amin(-3)) / 2).mean((-2, -1))
-
-
-def energy_score(results: torch.Tensor, target: torch.Tensor) -> tuple[float, float]:
-    """Energy score of (S, 3, H, W) results, and their mean distance from each other."""
-    samples = results.flatten(1)
-    error = (samples - target.flatten()).norm(dim=1).mean().item()
-    spread = float(np.mean([(samples[i] - samples[j]).norm().item() for i, j in combinations(range(len(samples)), 2)]))
-    return error - spread / 2, spread
 
 
 def measure(
@@ -53,12 +38,15 @@ def measure(
     each = [[i + 10**6 * j for i in indices] for j in range(seeds)]
     results = torch.stack([sampler(sources, seed=given, batch_size=batch) for given in each], dim=1)
     seconds = time.perf_counter() - started
+    areas = [closed_areas(source) for source in sources]
     scores = [energy_score(r, t) for r, t in zip(results, targets, strict=True)]
     return {
         "energy": [energy for energy, _ in scores],
         "spread": [spread for _, spread in scores],
         "saturation": saturation(results).mean(1).tolist(),
         "target_saturation": saturation(targets).tolist(),
+        "flatness": [float(flatness(r, a).mean()) for r, a in zip(results, areas, strict=True)],
+        "target_flatness": [float(flatness(t[None], a)[0]) for t, a in zip(targets, areas, strict=True)],
         "seconds_per_image": seconds / (len(sources) * seeds),
     }
 
@@ -68,8 +56,8 @@ def table(runs: dict[str, dict[str, Any]]) -> str:
     first = next(iter(runs))
     lines = [
         f"| solver | NFE | images | energy score | against {first.replace(':', ' ')}, paired | saturation (target) "
-        "| spread | s / image |",
-        "|---|---|---|---|---|---|---|---|",
+        "| flatness, of the target's | spread | s / image |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, run in runs.items():
         energy, base = np.array(run["energy"]), np.array(runs[first]["energy"])
@@ -83,6 +71,7 @@ def table(runs: dict[str, dict[str, Any]]) -> str:
             f"| {solver} | {nfe} | {len(energy)} | {energy.mean():.2f} ± {standard_error:.2f} "
             f"| {relative * difference.mean():+.1f} % ± {relative * error:.1f} "
             f"| {np.mean(run['saturation']):.3f} ({np.mean(run['target_saturation']):.3f}) "
+            f"| {np.nanmean(run['flatness']) / np.nanmean(run['target_flatness']):.2f} "
             f"| {np.mean(run['spread']):.1f} | {run['seconds_per_image']:.3f} |"
         )
     return "\n".join(lines)

@@ -75,13 +75,14 @@ def pipeline_graph(
     """A translation in one graph: ``source`` (B, C, H, W) in [-1, 1] and ``noise`` to ``image``.
 
     The steps are a Loop around one copy of the network. ``noise``, (S, B, C', H', W'), is standard normal, in
-    the space of the bridge, with one slot for each row of the table that needs it, in the table's order;
-    without such rows the graph has no such input. With ``masked`` there is an input ``mask``, (B, 1, H, W) in
-    [0, 1]: 0 where the source stays.
+    the space of the bridge: one slot for each row of the table that needs it, in the table's order, and the
+    last for a start from noise. Where none is needed the graph has no such input. With ``masked`` there is an
+    input ``mask``, (B, 1, H, W) in [0, 1]: 0 where the source stays.
     """
     noisy = table.noisy
     slots = np.zeros(len(table), np.int64)
     slots[noisy] = np.arange(len(noisy))
+    first = dict(zip(("start_y", "start_z", "show_x", "show_y"), (*table.start, *table.inputs[0]), strict=True))
     graph = onnx.GraphProto(name="pipeline")
     for name, values in (
         ("times", np.asarray(table.network_times, np.float32)),
@@ -90,7 +91,7 @@ def pipeline_graph(
         ("steps", np.array(len(table))),
         ("low", np.array(-1.0, np.float32)),
         ("high", np.array(1.0, np.float32)),
-        ("shown", np.array(table.first_input, np.float32)),
+        *((name, np.array(value, np.float32)) for name, value in first.items()),
     ):
         graph.initializer.append(numpy_helper.from_array(values, name))
     graph.initializer.extend(_weights(unet.graph, "unet/"))  # outside the loop, so that there is one copy
@@ -100,9 +101,9 @@ def pipeline_graph(
     else:
         graph.node.append(helper.make_node("Identity", ["source"], ["y"]))
     body = _loop_body(unet.graph, bool(noisy))
-    graph.node.append(helper.make_node("Mul", ["shown", "y"], ["inputs_first"]))
+    graph.node.extend(_first_state(bool(table.start[1])))
     carried = ["x_last", "x0hat_last", "inputs_last"]
-    graph.node.append(helper.make_node("Loop", ["steps", "", "y", "y", "inputs_first"], carried, body=body))
+    graph.node.append(helper.make_node("Loop", ["steps", "", "x_first", "y", "inputs_first"], carried, body=body))
     if masked:
         side = [latent_stride] * 2
         graph.node.insert(0, helper.make_node("MaxPool", ["mask"], ["grid_mask"], kernel_shape=side, strides=side))
@@ -154,6 +155,25 @@ def _loop_body(unet: onnx.GraphProto, noisy: bool) -> onnx.GraphProto:
     _include(body, unet, inner, "unet/")
     body.node.extend(after)
     return body
+
+
+def _first_state(noisy: bool) -> Iterable[onnx.NodeProto]:
+    """Nodes that make ``x_first`` and what the network is shown of it; a start's noise has the last slot."""
+    drawn = "first_z = Gather (noise, first_slot)" if noisy else "first_z = Identity (first_slot_value)"
+    return parser.parse_graph(
+        f"""
+        first ({IMAGE} y) => ({IMAGE} x_first, {IMAGE} inputs_first) {{
+          first_slot = Constant <value_int = -1> ()
+          first_slot_value = Constant <value_float = 0.0> ()
+          {drawn}
+          first_part_y = Mul (start_y, y)
+          first_part_z = Mul (start_z, first_z)
+          x_first = Add (first_part_y, first_part_z)
+          first_shown_x = Mul (show_x, x_first)
+          first_shown_y = Mul (show_y, y)
+          inputs_first = Add (first_shown_x, first_shown_y)
+        }}"""
+    ).node
 
 
 def _include(graph: onnx.GraphProto, other: onnx.GraphProto, known: dict[str, str], prefix: str) -> None:

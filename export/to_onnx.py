@@ -147,6 +147,7 @@ class Exporter:
             "coefficients": table.coefficients.tolist(),
             "inputs": table.inputs.tolist(),
             "network_times": table.network_times.tolist(),
+            "start": table.start,
             "noise_rows": table.noisy,
             "channels": network.channels,
             "conditioned": network.condition_channels > 0,

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from bbdm import DDBM, ECSI, GOUB, I2SB, ABridge, BrownianBridge, solvers
 from bbdm.bridges import Bridge
 from bbdm.solvers import StepTable
+from tests import published
 
 Array = npt.NDArray[np.float64]
 SOURCE = 0.0
@@ -33,7 +34,8 @@ def ideal_x0hat(bridge: Bridge, t: float, mu: float, s: float) -> tuple[float, f
 
 def end_distribution(bridge: Bridge, table: StepTable, mu: float, s: float) -> tuple[float, float]:
     """Mean and standard deviation of a table's result with the ideal denoiser."""
-    mean, covariance = np.array([SOURCE, 0.0]), np.zeros((2, 2))  # of (x, x0hat before)
+    of_y, of_z = table.start
+    mean, covariance = np.array([of_y * SOURCE, 0.0]), np.diag([of_z**2, 0.0])  # of (x, x0hat before)
     for t, (c_x, c_y, c_0, c_h, c_z) in zip(table.timesteps.tolist(), table.coefficients, strict=True):
         gain, offset = ideal_x0hat(bridge, t, mu, s)
         step = np.array([[c_x + c_0 * gain, c_h], [gain, 0.0]])
@@ -68,7 +70,10 @@ class Mixture:
 
     def sample(self, bridge: Bridge, table: StepTable, count: int, rng: np.random.Generator) -> Array:
         """(count,) results of a table with the ideal denoiser."""
-        x, x0_prev = np.full(count, SOURCE), np.zeros(count)
+        of_y, of_z = table.start
+        x, x0_prev = np.full(count, of_y * SOURCE), np.zeros(count)
+        if of_z:
+            x = x + of_z * rng.standard_normal(count)
         for t, (c_x, c_y, c_0, c_h, c_z) in zip(table.timesteps.tolist(), table.coefficients, strict=True):
             x0hat = self.x0hat(bridge, t, x)
             x = c_x * x + c_y * SOURCE + c_0 * x0hat + c_h * x0_prev + c_z * rng.standard_normal(count)
@@ -86,15 +91,20 @@ def sample_w2(a: Array, b: Array) -> float:
 
 
 NFES = [2, 3, 5, 7, 10, 14, 20, 30, 40, 60, 90]
-BRIDGES: dict[str, tuple[Bridge, tuple[str, int] | None]] = {  # and its published sampler that is a solver here
-    "ABridge": (ABridge(), ("fast", 199)),
-    "BrownianBridge": (BrownianBridge(), None),
-    "BrownianBridge.bbdm": (BrownianBridge.bbdm(), ("posterior", 200)),
-    "DDBM ve": (DDBM("ve"), None),
-    "DDBM vp": (DDBM("vp"), None),
-    "ECSI": (ECSI(), None),
-    "I2SB": (I2SB(), ("ancestral", 999)),
-    "GOUB": (GOUB(), None),
+GOUBS = GOUB(objective="residual")  # its own objective has no x0hat at the first time that its sampler takes
+BRIDGES: dict[str, tuple[Bridge, str, StepTable]] = {  # with the published sampler, and the calls it was published with
+    "ABridge": (ABridge(), "fast", solvers.build(ABridge(), "fast")),
+    "BrownianBridge": (BrownianBridge(), "posterior", solvers.build(BrownianBridge(), "posterior")),
+    "BrownianBridge.bbdm": (
+        BrownianBridge.bbdm(),
+        "posterior",
+        solvers.build(BrownianBridge.bbdm(), "posterior"),
+    ),
+    "DDBM ve": (DDBM("ve"), "Heun", published.ddbm_heun(DDBM("ve"))),
+    "DDBM vp": (DDBM("vp"), "Heun", published.ddbm_heun(DDBM("vp"))),
+    "ECSI": (ECSI(), "stochastic", published.ecsi_stochastic(ECSI())),
+    "I2SB": (I2SB(), "ancestral", solvers.build(I2SB(), "ancestral")),
+    "GOUB": (GOUBS, "SDE", published.goub_sde(GOUBS)),
 }
 
 
@@ -106,11 +116,13 @@ def mean_w2(bridge: Bridge, table: StepTable) -> float:
 def with_exact_integral(bridge: Bridge, table: StepTable) -> StepTable:
     """``dpm2m`` with DBIM's second order (Zheng et al. 2025): the exact integral of a linear x0hat."""
     nu, rows = bridge.nu(table.timesteps), table.coefficients.copy()
-    for i in range(2, len(table) - 1):
+    for i in range(1, len(table) - 1):
+        if not rows[i, 3]:
+            continue
         h, before = np.log(nu[i] / nu[i + 1]), np.log(nu[i - 1] / nu[i])
         gain, w = rows[i, 2] + rows[i, 3], (h - 1 + np.exp(-h)) / ((1 - np.exp(-h)) * before)
         rows[i, 2:4] = gain * (1 + w), -gain * w
-    return StepTable(table.timesteps, table.prediction, rows)
+    return StepTable(table.timesteps, table.prediction, rows, start=table.start)
 
 
 def main(path: Path) -> None:
@@ -149,7 +161,7 @@ def draw_bridges(path: Path) -> None:
     figure, axes = plt.subplots(2, 4, figsize=(14, 6.5), sharex=True, sharey=True, constrained_layout=True)
     print("| bridge | dpm2m, 5 | 10 | 20 | DBIM's, 5 | 10 | 20 | sde-dpm2m, 10 | ddim, 10 | published |")
     print("|---" * 10 + "|")
-    for axis, (name, (bridge, own)) in zip(axes.flat, BRIDGES.items(), strict=True):
+    for axis, (name, (bridge, kind, own)) in zip(axes.flat, BRIDGES.items(), strict=True):
         for solver in ("dpm2m", "sde-dpm2m", "ddim", "posterior"):
             distances = [mean_w2(bridge, solvers.build(bridge, solver, steps=n)) for n in NFES]
             axis.loglog(NFES, distances, marker=".", label=solver)
@@ -157,11 +169,9 @@ def draw_bridges(path: Path) -> None:
         others = [solvers.build(bridge, solver, steps=10) for solver in ("sde-dpm2m", "ddim")]
         tables = [*ours, *(with_exact_integral(bridge, table) for table in ours), *others]
         cells = [f"{mean_w2(bridge, table):.3f}" for table in tables]
-        text = ""
-        if own is not None:
-            distance = mean_w2(bridge, solvers.build(bridge, own[0]))
-            axis.axhline(distance, color="black", linewidth=0.8, linestyle="--", label="as published")
-            text = f"{own[0]}, {own[1]}: {distance:.3f}"
+        distance = mean_w2(bridge, own)
+        axis.axhline(distance, color="black", linewidth=0.8, linestyle="--", label="as published")
+        text = f"{kind}, {len(own)}: {distance:.3f}"
         print(f"| {name} | {' | '.join(cells)} | {text} |")
         axis.set(title=name)
         axis.grid(alpha=0.3, which="both")

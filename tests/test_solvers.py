@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bbdm import ABridge, BrownianBridge, solvers
+from bbdm import DDBM, ECSI, GOUB, ABridge, BrownianBridge, solvers, timesteps
 from bbdm.bridges import Bridge
 
 BRIDGES: list[Bridge] = [
@@ -174,3 +174,48 @@ def test_bad_requests():
     with pytest.raises(ValueError, match="does not exist for the original BBDM"):
         solvers.build(BrownianBridge.bbdm(), "ancestral")
     assert len(solvers.build(ABridge(), "ancestral", steps=1000)) == 1000
+
+
+NOISY = [ABridge(), ABridge(c_lambda=4.0), BrownianBridge(), DDBM("vp"), ECSI(), GOUB(objective="residual")]
+
+
+@pytest.mark.parametrize("bridge", NOISY, ids=repr)
+@pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "ddim", "posterior", "consistency"])
+def test_a_start_from_noise_is_on_the_bridge_for_targets_near_the_source(bridge: Bridge, solver: str):
+    """With x0 = y + 0.5 z, every state of the table has mean y, and the variance of the bridge's marginal."""
+    table = solvers.build(bridge, solver, timesteps=timesteps.noise(bridge, 5))
+    alpha, beta, sigma = bridge.marginal(table.timesteps)
+    of_y, of_z = table.start
+    assert of_y == pytest.approx(alpha[0] + beta[0])
+    assert of_z**2 == pytest.approx(sigma[0] ** 2 + (0.5 * alpha[0]) ** 2)
+    for i, (c_x, c_y, c_0, c_h, _) in enumerate(table.coefficients[:-1]):  # the true x0hat is y on average
+        of_y = c_x * of_y + c_y + c_0 + c_h
+        assert of_y == pytest.approx(alpha[i + 1] + beta[i + 1], abs=1e-12)
+    assert table.coefficients[0, 3] == 0
+    assert (table.coefficients[1:-1, 3] != 0).all() == ("2m" in solver)
+
+
+def test_few_calls_start_from_noise_by_default():
+    """Where the first noise level hides the target; with five calls, better, or where noise enters later."""
+
+    def from_noise(bridge: Bridge, solver: str) -> list[int]:
+        counts = range(1, 14)
+        return [n for n in counts if solvers.build(bridge, solver, steps=n).timesteps[0] != bridge.top]
+
+    assert from_noise(ABridge(), "dpm2m") == [1, 2, 3, 4]
+    assert from_noise(ABridge(c_lambda=4.0), "dpm2m") == [1, 2, 3, 4, 5]
+    assert from_noise(BrownianBridge(), "ddim") == [1, 2, 3, 4, 5]
+    assert from_noise(ABridge(), "sde-dpm2m") == [1, 2, 3, 4, 5]
+    assert from_noise(ABridge(c_lambda=1.0), "sde-dpm2m") == []
+    assert from_noise(BrownianBridge(max_variance=0.0), "dpm2m") == []
+    assert from_noise(BrownianBridge.bbdm(), "dpm2m") == []
+    assert from_noise(ABridge(), "fast") == from_noise(ABridge(), "posterior") == []
+
+
+def test_consistency_draws_all_noise_again():
+    bridge = ABridge()
+    table = solvers.build(bridge, "consistency", timesteps=[1000, 900, 400, 20])
+    alpha, beta, sigma = (weights[1:] for weights in bridge.marginal(table.timesteps))
+    expected = np.stack([0 * alpha, beta, alpha, 0 * alpha, sigma], axis=1)
+    np.testing.assert_allclose(table.coefficients[:-1], expected, rtol=1e-12)
+    assert table.start == (1.0, 0.0)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bbdm import ABridge, BrownianBridge, timesteps
+from bbdm import DDBM, ABridge, BrownianBridge, timesteps
 from bbdm.bridges import Bridge
 
 BRIDGES = [ABridge(), BrownianBridge(), BrownianBridge.bbdm(), BrownianBridge.bbdm(schedule="sin")]
@@ -56,8 +56,8 @@ def test_karras_levels_are_equally_spaced_in_the_seventh_root():
     bridge = ABridge(num_steps=10**6)
     times = timesteps.karras(bridge, 9)
     assert times[:2].tolist() == [10**6, 10**6 - 1]
-    assert times[-1] == 1
-    levels = np.linspace(bridge.nu(10**6 - 1) ** (1 / 7), bridge.nu(1) ** (1 / 7), 8) ** 7
+    assert bridge.nu(times[-1]) == pytest.approx(0.01, rel=0.01)
+    levels = np.linspace(bridge.nu(10**6 - 1) ** (1 / 7), 0.01 ** (1 / 7), 8) ** 7  # its lowest is 0.002
     for level, t in zip(levels[1:-1], times[2:-1], strict=True):  # no other time is nearer
         assert bridge.nu(t - 0.5) <= level <= bridge.nu(t + 0.5)
 
@@ -68,6 +68,25 @@ def test_karras_of_two_is_the_top_and_the_middle():
     top, t = timesteps.karras(bridge, 2).tolist()
     assert top == 1000
     assert abs(bridge.nu(t) - middle) <= abs(bridge.nu(t + 1) - bridge.nu(t - 1)) / 2
+
+
+def test_noise_is_karras_without_the_top():
+    bridge = ABridge()
+    assert timesteps.noise(bridge, 9).tolist() == timesteps.karras(bridge, 10).tolist()[1:]
+    assert timesteps.noise(bridge, 1).tolist() == [999]
+
+
+def test_noise_of_two_ends_a_third_above_the_lowest():
+    bridge = BrownianBridge()
+    first, second = timesteps.noise(bridge, 2).tolist()
+    assert first == 999
+    level = ((bridge.nu(999) ** (1 / 7) + 2 * bridge.nu(1) ** (1 / 7)) / 3) ** 7
+    assert abs(bridge.nu(second) - level) <= abs(bridge.nu(second + 1) - bridge.nu(second - 1)) / 2
+
+
+def test_noise_of_a_continuous_bridge_begins_where_nothing_can_be_seen():
+    bridge = DDBM("ve")
+    assert bridge.nu(timesteps.noise(bridge, 3)) == pytest.approx([50, 2.4, 0.01], rel=0.01)  # equal steps in nu^(1/7)
 
 
 def test_karras_of_bbdm_runs_over_its_own_indices():
@@ -91,15 +110,18 @@ def test_defaults_shrink_with_a_short_bridge():
         ([10.5, 3], "non-empty list of integers"),
         (["top"], "non-empty list of integers"),
         ("cosine", "timesteps must be one of .*, got 'cosine'"),
-        ([5, 3], "must start at the bridge's top index"),
+        ([5, 3], "must start at the bridge's top .*, or where the noise level is at least 1, got 5"),
+        ("above", r"timesteps must be in \["),
         (None, "must strictly decrease"),
         ("below", r"timesteps must be in \["),
     ],
-    ids=["empty", "float", "text", "name", "top", "increasing", "range"],
+    ids=["empty", "float", "text", "name", "top", "above", "increasing", "range"],
 )
 def test_bad_lists(bridge: Bridge, given_times: Any, message: str):
     if given_times is None:
         given_times = [bridge.top, 7, 7]
+    if given_times == "above":
+        given_times = [bridge.top + 1, bridge.low]
     if given_times == "below":
         given_times = [bridge.top, bridge.low - 1]
     with pytest.raises(ValueError, match=message):

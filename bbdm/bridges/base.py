@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from bbdm.bridges import densities
 from bbdm.bridges.densities import Density
-from bbdm.bridges.objectives import OBJECTIVES, Weights
+from bbdm.bridges.objectives import OBJECTIVES, PINNED_SPREAD, Weights
 from bbdm.bridges.path import Array as Array
 from bbdm.bridges.path import Marginal as Marginal
 
@@ -113,6 +113,23 @@ class Bridge(ABC):
             ValueError: for the noise objective where alpha is 0.
         """
         return OBJECTIVES[self.objective](self, t)
+
+    def start(self, t: float) -> tuple[float, float]:
+        """Weights of y and noise in the state that sampling starts with at a time.
+
+        At ``top`` it is the source. Below, x_t is drawn as if x0 - y had mean 0 and spread 0.5: at a high
+        noise level that is as good as an estimate of x0.
+
+        Raises:
+            ValueError: the time is below the top, and the noise level there is below 1, or 0 everywhere.
+        """
+        if t == self.top:
+            return 1.0, 0.0
+        if self.deterministic or not self.nu(t) >= 1:
+            wanted = f"the bridge's top {self.top}, or where the noise level is at least 1"
+            raise ValueError(f"timesteps must start at {wanted}, got {t}")
+        alpha, beta, sigma = (float(weight) for weight in self.marginal(t))
+        return alpha + beta, float(np.hypot(sigma, alpha * PINNED_SPREAD))
 
     def input(self, t: npt.ArrayLike) -> Array:
         """(..., 2) weights of x_t and y in what the network is shown."""

@@ -48,6 +48,6 @@ class GraphedLoop:
             network = network.at(state.inputs, self._loop.embedding[:1], state.condition)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-            state.restart()
+            self._loop.restart(state)
             self._loop.run(state)
         return graph, state, network

@@ -25,14 +25,6 @@ class State:
     noise: torch.Tensor | None  # (K, B, C, H, W) normals in place of seeds
     mask: torch.Tensor | None  # (B, 1, H, W), 1 where the target is made, 0 where the source stays
     step: torch.Tensor  # (1,) int64, the row of the table
-    shown: float  # the share of the source that the network is shown first
-
-    def restart(self) -> None:
-        """Set the state to the source, where every table begins."""
-        self.x.copy_(self.y)
-        self.inputs.copy_(self.y if self.shown == 1 else self.shown * self.y)
-        if self.condition is not None:
-            self.condition.copy_(self.y)
 
 
 class Loop:
@@ -68,7 +60,7 @@ class Loop:
         with torch.no_grad():
             seen = torch.tensor(table.network_times, dtype=torch.float32)
             self.embedding = embedder(seen).to(device, self.state_dtype)
-        self.shown = table.first_input
+        self.opening = torch.from_numpy(table.opening).to(device, self.state_dtype)
 
     def start(
         self,
@@ -81,19 +73,26 @@ class Loop:
         inputs = torch.empty_like(y, dtype=self.dtype)
         condition = torch.empty_like(inputs) if self._conditioned else None
         step = torch.zeros(1, dtype=torch.int64, device=self.device)
-        state = State(
-            y, torch.empty_like(y), torch.empty_like(y), inputs, condition, seeds, noise, mask, step, self.shown
-        )
-        state.restart()
+        state = State(y, torch.empty_like(y), torch.empty_like(y), inputs, condition, seeds, noise, mask, step)
+        self.restart(state)
         return state
+
+    def restart(self, state: State) -> None:
+        """Make the first state."""
+        if state.condition is not None:
+            state.condition.copy_(state.y)
+        self._step(state, torch.empty_like(state.y), self.opening, len(self.rows) - 1)
 
     def advance(self, state: State, index: int) -> None:
         """One step: one network evaluation and one row of the table, into the state's buffers."""
         pred = self.network(state.inputs, self.embedding[index : index + 1], state.condition)
+        self._step(state, pred, self.rows, index)
+
+    def _step(self, state: State, pred: torch.Tensor, rows: torch.Tensor, index: int) -> None:
         state.step.fill_(index)
         seeds, noise = (state.seeds, None) if state.noise is None else (None, state.noise[index])
         images = state.x, state.x0hat, state.inputs, pred, state.y
-        bridge_step(*images, self.rows, state.step, seeds, noise, clamp=self.clamp, mask=state.mask)
+        bridge_step(*images, rows, state.step, seeds, noise, clamp=self.clamp, mask=state.mask)
 
     @torch.inference_mode()
     def warm_up(self, shape: Sequence[int]) -> None:

@@ -2,9 +2,9 @@
 
 Philox4x32-10 with key = (low, high) words of the 64-bit seed and counter = (element // 4, step, stream,
 lane), where ``element`` is the logical C, H, W index whatever the memory format, and lane is 0 for noise;
-training draws its times and flips from other lanes. Words become u = ((word >> 9) + 0.5) 2^-23, exact in
-float32, and pairs of u become normals by Box-Muller. So a seed gives the same image on every device, at every
-batch size and place in the batch. ``philox_numpy.py`` is the same definition without torch, and the
+training draws its times, flips and moves from other lanes. Words become u = ((word >> 9) + 0.5) 2^-23, exact
+in float32, and pairs of u become normals by Box-Muller. So a seed gives the same image on every device, at
+every batch size and place in the batch. ``philox_numpy.py`` is the same definition without torch, and the
 ``draw_*`` functions at the end are the same definition for kernels.
 """
 
@@ -18,7 +18,7 @@ from bbdm.kernels.jit import constexpr, jit, tl
 from bbdm.kernels.philox_numpy import MASK, MULTIPLIERS, ROUNDS, WEYL
 
 SAMPLING, TRAINING = 0, 1  # streams
-NOISE_LANE, TIMESTEP_LANE, FLIP_LANE = 0, 1, 2  # last word of the counter
+NOISE_LANE, TIMESTEP_LANE, FLIP_LANE, MOVE_LANE = 0, 1, 2, 3  # last word of the counter
 
 
 def random_words(
@@ -32,7 +32,7 @@ def random_words(
             integer where it is known only on the device.
         count: number of words for an image.
         stream: ``SAMPLING`` or ``TRAINING``.
-        lane: ``NOISE_LANE``, ``TIMESTEP_LANE`` or ``FLIP_LANE``.
+        lane: ``NOISE_LANE``, ``TIMESTEP_LANE``, ``FLIP_LANE`` or ``MOVE_LANE``.
     """
     # A product of two 32-bit words wraps in int64, but its bits are correct: mask after each shift.
     k0, k1 = seeds[:, None] & MASK, (seeds[:, None] >> 32) & MASK
@@ -71,6 +71,12 @@ def timesteps(seeds: torch.Tensor, step: int, low: int, high: int) -> torch.Tens
 def flips(seeds: torch.Tensor, step: int) -> torch.Tensor:
     """(B,) booleans, true for half of the training images."""
     return random_words(seeds, step, 1, TRAINING, FLIP_LANE)[:, 0] % 2 == 1
+
+
+def uniforms(seeds: torch.Tensor, step: int, count: int) -> torch.Tensor:
+    """(B, count) numbers in (0, 1) that move the training images, float32."""
+    words = random_words(seeds, step, count, TRAINING, MOVE_LANE)[:, :count]
+    return ((words >> 9).float() + 0.5) * 2.0**-23
 
 
 # The same for kernels. Cosine, sine and logarithm are polynomials of our own instead of tl.cos, tl.sin and

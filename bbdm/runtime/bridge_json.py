@@ -9,7 +9,7 @@ from typing import Any
 from bbdm.base.atomic import file_sha256
 
 FORMAT = "bbdm onnx"
-VERSION = 2  # since 2, steps have the weights of what the network is shown, and times are float32
+VERSION = 3  # since 2, steps show the network weights of x and y, and times are float32; since 3, noise may start
 SETTINGS = "bridge.json"
 PIPELINE = "pipeline.onnx"  # a whole translation as one graph, for other programs
 

@@ -34,6 +34,7 @@ class OnnxPlan(Plan):
 
     table: solvers.StepTable
     rows: list[onnxruntime.OrtValue]
+    opening: onnxruntime.OrtValue  # the row that makes the first state
     inputs: list[onnxruntime.OrtValue]  # the times as the network takes them
 
 
@@ -118,14 +119,16 @@ class OnnxBridgeSampler(FrontEnd[Array, OnnxPlan]):
         exported: str = self.settings["solver"]
         if solver is steps is timesteps is None:
             names = ("timesteps", "prediction", "coefficients", "inputs", "network_times")
-            table = solvers.StepTable(*(np.array(self.settings[name]) for name in names if name in self.settings))
+            stored = {name: np.array(self.settings[name]) for name in names if name in self.settings}
+            table = solvers.StepTable(**stored, start=tuple(self.settings.get("start", (1.0, 0.0))))
         else:
             bridge = bridges.from_config(self.settings["bridge"])
             table = solvers.build(bridge, solver or exported, timesteps, steps)
         columns, times = (8, np.int64) if self.settings["version"] == 1 else (10, np.float32)
         rows = [self._put(row[:columns]) for row in table.rows.astype(np.float32)]
         inputs = [self._put(np.array([t], times)) for t in np.asarray(table.network_times)]
-        return OnnxPlan(solver or exported, table.timesteps.tolist(), table, rows, inputs)
+        opening = self._put(table.opening[-1, :columns].astype(np.float32))
+        return OnnxPlan(solver or exported, table.timesteps.tolist(), table, rows, opening, inputs)
 
     @contextmanager
     def _progress(self, total: int) -> Iterator[Advance]:
@@ -143,27 +146,33 @@ class OnnxBridgeSampler(FrontEnd[Array, OnnxPlan]):
 
     def _states(self, plan: OnnxPlan, batch: Batch) -> Iterator[State]:
         """State and estimate after each step, on the device."""
-        x = x0hat = inputs = y = self._start(batch.source)
-        if plan.table.first_input != 1:
-            inputs = self._put(y.numpy() * np.float32(plan.table.first_input))
-        shape = tuple(y.shape())[1:]
-        masked = {} if batch.mask is None else {"mask": self._put(self._mask(batch))}
-        if masked and self.settings["version"] < MASKED:
+        y = self._start(batch.source)
+        version = self.settings["version"]
+        if batch.mask is not None and version < MASKED:
             raise ValueError("this export was made before masks: export the checkpoint again")
-        if not masked and self.settings["version"] >= MASKED:
-            masked = {"mask": self._whole}
+        masked = (
+            {} if version < MASKED else {"mask": self._whole if batch.mask is None else self._put(self._mask(batch))}
+        )
+        last = len(plan.rows) - 1
+        z = self._noise(batch, last, y) if plan.table.start[1] else self._no_noise
+        x, x0hat, inputs = self._advance(plan.opening, {"x": y, "x0hat": y, "prediction": y, "y": y, "z": z} | masked)
         for index, (row, time) in enumerate(zip(plan.rows, plan.inputs, strict=True)):
             given = {"x": inputs, "t": time} | ({"condition": y} if self.settings["conditioned"] else {})
             (prediction,) = self.graphs["unet"].run(given)
-            z = self._no_noise
-            if plan.table.coefficients[index, 4]:
-                noise = normal(batch.seeds, index, shape) if batch.noise is None else batch.noise[index]
-                z = self._put(noise.astype(np.float32))
-            x, x0hat, *shown = self.graphs["step"].run(
-                {"x": x, "x0hat": x0hat, "prediction": prediction, "y": y, "z": z, "row": row} | masked
-            )
-            inputs = shown[0] if shown else x  # exports of version 1 show the state
+            z = self._noise(batch, index, y) if plan.table.coefficients[index, 4] else self._no_noise
+            state = {"x": x, "x0hat": x0hat, "prediction": prediction, "y": y, "z": z}
+            x, x0hat, inputs = self._advance(row, state | masked)
             yield x, x0hat
+
+    def _advance(self, row: onnxruntime.OrtValue, given: dict[str, onnxruntime.OrtValue]) -> list[onnxruntime.OrtValue]:
+        """The next state, its estimate, and what the network is shown: in exports of version 1, the state."""
+        x, x0hat, *shown = self.graphs["step"].run({**given, "row": row})
+        return [x, x0hat, *(shown or [x])]
+
+    def _noise(self, batch: Batch, index: int, y: onnxruntime.OrtValue) -> onnxruntime.OrtValue:
+        """The batch's noise of a row."""
+        noise = normal(batch.seeds, index, tuple(y.shape())[1:]) if batch.noise is None else batch.noise[index]
+        return self._put(noise.astype(np.float32))
 
     def _mask(self, batch: Batch) -> Array:
         """The batch's mask on the grid that the network sees: of a latent, whatever it covers is made."""

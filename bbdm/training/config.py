@@ -50,6 +50,8 @@ class TrainConfig:
     ema_start: int = setting(0, "optimizer steps during which the average is a copy")
     ema_every: int = setting(1, "optimizer steps between updates of the average")
     flip: bool = setting(False, "mirror half of the pairs")
+    shift: float = setting(0.0, "move pairs by up to this share of their side")
+    zoom: float = setting(0.0, "make pairs larger or smaller by up to this share")
     precision: Precision = setting("fp32", "of the network's arithmetic; weights stay float32")
     compile: bool = setting(False, "faster steps after minutes of compiling")
     seed: int = setting(0, "of weights, order, times and noise")
@@ -77,6 +79,9 @@ class TrainConfig:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        for name in ("shift", "zoom"):
+            if not 0 <= getattr(self, name) <= 0.5:
+                raise ValueError(f"{name} must be in [0, 0.5], got {getattr(self, name)}")
         choices = {"loss": Loss, "lr_schedule": Schedule, "optimizer": Optimizer, "precision": Precision}
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):

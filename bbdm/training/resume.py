@@ -50,6 +50,8 @@ def check_start(
             raise ValueError(f"codec must be the one that made the latents in {train.folder}, got {given}")
         if train.flip != config.flip:
             raise ValueError(f"flip must be that of the latents in {train.folder}, {train.flip}, got {config.flip}")
+        if config.shift or config.zoom:
+            raise ValueError("shift and zoom change pictures, and must be 0 with latents that are computed once")
 
 
 def describe_pairs(train: PairedDataset | LatentDataset) -> dict[str, Any]:
@@ -74,7 +76,8 @@ def training_state(
     state = checkpoint.training
     if state is None or checkpoint.unet.weights is None or checkpoint.unet.ema is None:
         raise ValueError(f"{path} holds no training state: a run resumes only from one of its step_*.pt files")
-    stored = {**asdict(checkpoint.unet.config), **checkpoint.bridge.config(), **state["config"]}
+    config_then = {**asdict(TrainConfig()), **state["config"]}  # a file lacks settings that came later
+    stored = {**asdict(checkpoint.unet.config), **checkpoint.bridge.config(), **config_then}
     asked = {**unet.description(), **bridge.config(), **asdict(config)}
     changed = [f"{k}={stored[k]}" for k, v in asked.items() if k not in FREE and stored.get(k, v) != v]
     old = {"degradation": None, **state["pairs"]}  # which older files leave out

@@ -16,8 +16,8 @@ from torch.amp import GradScaler
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, Role
 from bbdm.execution.processes import Processes
-from bbdm.kernels import philox
 from bbdm.network import Network
+from bbdm.training.augmentation import augment
 from bbdm.training.config import Precision, TrainConfig
 from bbdm.training.ema import EMA
 from bbdm.training.losses import bridge_loss
@@ -37,11 +37,6 @@ def sample_seeds(run_seed: int, first: int, count: int, device: torch.device) ->
 def mixed(seed: int, number: int) -> int:
     """A 32-bit seed from a run's seed and a number; a generator reads no more bits."""
     return (seed * 0x9E3779B9 + number) % 2**32
-
-
-def _mirrored_and_plain(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch mirrored, and unchanged: of pictures (B, C, H, W), or of latents of both, (B, 2, C, H, W)."""
-    return (v[:, 1], v[:, 0]) if v.ndim == 5 else (v.flip(-1), v)
 
 
 class TrainStep:
@@ -136,10 +131,8 @@ class TrainStep:
 
     def _part_loss(self, y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int) -> torch.Tensor:
         """The loss of pairs from the data set, one seed for each."""
-        with self.part("mirror, encode"):
-            if self.config.flip:
-                mirrored = philox.flips(seeds, step)[:, None, None, None]
-                y, x0 = (torch.where(mirrored, *_mirrored_and_plain(v)) for v in (y, x0))
+        with self.part("augment, encode"):
+            y, x0 = augment(y, x0, seeds, step, self.config)
             y, x0 = self.encode(y, "source", self.latents), self.encode(x0, "target", self.latents)
         with self.part("forward"):
             losses, t = self.losses(self.network, y, x0, seeds, step)

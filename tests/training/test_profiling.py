@@ -15,7 +15,7 @@ from bbdm.training.profiling import Profile
 from bbdm.training.step import TrainStep
 from tests.conftest import MakeTrainer
 
-PARTS = ["waiting for pairs", "mirror, encode", "forward", "backward", "optimizer", "average of weights"]
+PARTS = ["waiting for pairs", "augment, encode", "forward", "backward", "optimizer", "average of weights"]
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def test_prints_where_the_time_goes(
     assert list(parts) == [*PARTS, "rest"]
     milliseconds = {name: float(numbers[0]) for name, numbers in parts.items()}
     assert 40 <= milliseconds["waiting for pairs"] < 80
-    assert 20 <= milliseconds["mirror, encode"] < 40
+    assert 20 <= milliseconds["augment, encode"] < 40
     assert sum(milliseconds.values()) == pytest.approx(float(first[1]), abs=1)
     assert sum(float(numbers[1]) for numbers in parts.values()) == pytest.approx(100, abs=1)
     assert lines[8].startswith("the slowest operators, of ")
