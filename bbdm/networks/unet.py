@@ -92,6 +92,7 @@ class UNetConfig:
 
 PRESETS: dict[str, UNetConfig] = {
     "paper": UNetConfig(),  # of the A-Bridge paper, in image space and on VQ-f4 latents; 237.1 M parameters
+    "paper-pinned": UNetConfig(condition_channels=3),  # the same, to be trained for few calls
     "bbdm": UNetConfig(condition_channels=3),  # the original BBDM's pixel model
     "lbbdm-f4": UNetConfig(),  # the original BBDM on VQ-f4 latents
     "lbbdm-f8": UNetConfig(in_channels=4, out_channels=4),
@@ -100,8 +101,9 @@ PRESETS: dict[str, UNetConfig] = {
         condition_channels=3,
         model_channels=32,
         channel_mult=(1, 2, 4, 4),
-        attention_resolutions=(8,),
+        attention_resolutions=(4, 8),
         head_channels=32,
+        dropout=0.1,
         num_groups=8,
     ),
 }

@@ -26,8 +26,10 @@ PRESETS: Mapping[str, Any] = ChainMap[str, Any](dit.PRESETS, unet.PRESETS)
 BridgeName = Literal["abridge", "brownian", "bbdm", "flow", "ddbm-ve", "ddbm-vp", "ecsi", "i2sb", "goub"]
 # the settings of the original's templates
 BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}
+FEW_CALLS = {"objective": "pinned", "density": "log-normal", "loss": "l2"}
 PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's network; otherwise the defaults
     "paper": {},
+    "paper-pinned": {**FEW_CALLS, "ema_decay": 0.9999, "precision": "bf16"},
     **{name: {"loss": "l2", "precision": "bf16"} for name in dit.PRESETS},
     **dict.fromkeys(["bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"], BBDM),
     "demo": {
@@ -37,9 +39,10 @@ PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's netwo
         "learning_rate": 4e-4,
         "lr_schedule": "cosine",
         "warmup_steps": 200,
-        "loss": "l2",
-        "ema_decay": 0.999,
+        **FEW_CALLS,
+        "ema_decay": 0.9995,
         "flip": True,
+        "shift": 0.05,
         "precision": "bf16",
     },
 }
