@@ -51,11 +51,13 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
             evaluation mode, and copied otherwise; the one given is never changed. Do not change its weights
             later: what depends on the time alone is computed here, once.
         bridge: what it was trained on.
-        solver: see :func:`bbdm.solvers.build`, as for
+        solver: see :func:`bbdm.solvers.build`; None for ``dpm2m``, or ``consistency`` with ``calls``. As for
         steps: number of network evaluations, and
         timesteps: the times themselves or a named list.
         codec: between pictures and the space that the network was trained in; None for image space. Sources
             and results are pictures in both cases. Used or copied as ``unet`` is.
+        calls: the network evaluations that the network was distilled for, which become the default; other
+            settings give a warning. None for any number.
         clamp: None, or (low, high) for every estimate of the target.
         device: where to run; None for the network's own.
         dtype: of the network's computation, such as ``"bf16"`` or ``torch.bfloat16``; None for its own, or
@@ -84,11 +86,12 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
         self,
         unet: Network,
         bridge: Bridge,
-        solver: str = solvers.DEFAULT,
+        solver: str | None = None,
         steps: int | None = None,
         timesteps: Timesteps = None,
         *,
         codec: Codec | None = None,
+        calls: int | None = None,
         clamp: tuple[float, float] | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
@@ -105,6 +108,7 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
         self.bridge = bridge
         self.clamp = clamp
         self.compile = compile
+        self.calls = calls
         self.image_size: images.Size | None = None
         self._embedder = unet.embedder()  # of the weights as given, before they are rounded to dtype
         self._place(unet, codec)
@@ -172,8 +176,11 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
         self._network = self.package or (Compiled(network.body, self.device) if self.compile else network.body)
 
     def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> TorchPlan:
-        solver = solver or solvers.DEFAULT
+        if solver is steps is timesteps is None:
+            steps = self.calls
+        solver = solver or (solvers.DEFAULT if self.calls is None else solvers.DISTILLED)
         table = solvers.build(self.bridge, solver, timesteps, steps)
+        solvers.check_calls(self.calls, solver, table)
         conditioned = self.unet.condition_channels > 0
         loop = Loop(self._network, self._embedder, conditioned, table, self.clamp, self.device, self.dtype)
         graphed = GraphedLoop(loop) if self._fill and self.device.type == "cuda" else None
@@ -190,7 +197,7 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
         c_lambda: float | None = None,
         config: str | os.PathLike[str] | None = None,
         network: Network | None = None,
-        solver: str = solvers.DEFAULT,
+        solver: str | None = None,
         steps: int | None = None,
         timesteps: Timesteps = None,
         clamp: tuple[float, float] | None = None,
@@ -214,6 +221,7 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
             steps,
             timesteps,
             codec=checkpoint.build_codec(),
+            calls=checkpoint.calls,
             clamp=clamp,
             device=device,
             dtype=dtype,

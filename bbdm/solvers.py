@@ -10,6 +10,7 @@ a weight w on the previous x0hat.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -22,6 +23,7 @@ from bbdm.bridges import ABridge, Bridge, BrownianBridge
 
 Solver = Literal["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast", "consistency", "ancestral"]
 DEFAULT: Solver = "dpm2m"
+DISTILLED: Solver = "consistency"  # of networks that were distilled for a number of calls
 
 
 def _unset() -> npt.NDArray[np.float64]:
@@ -132,6 +134,16 @@ def build(
     return _table(bridge, times, _family_rows(bridge, times, _FAMILY[solver]))
 
 
+def check_calls(calls: int | None, solver: str, table: StepTable) -> None:
+    """Warn where a network that was distilled for a number of calls is to be sampled otherwise."""
+    if calls is not None and (solver != DISTILLED or len(table) > calls):
+        warnings.warn(
+            f"the network was distilled for calls={calls} of the solver {DISTILLED!r}, and is asked for {len(table)} "
+            f"of {solver!r}: results may be worse",
+            stacklevel=2,
+        )
+
+
 def _table(bridge: Bridge, times: skips.Timesteps, rows: npt.NDArray[np.float64]) -> StepTable:
     shown, seen = bridge.input(times), bridge.network_time(times)
     return StepTable(times, bridge.prediction(times), rows, shown, seen, bridge.start(times[0].item()))
@@ -142,19 +154,8 @@ def _default_timesteps(bridge: Bridge, solver: str, steps: int | None) -> skips.
         return "bbdm" if isinstance(bridge, BrownianBridge) and bridge.schedule != "exact" else "uniform"
     if solver == "fast":
         return "paper" if steps is None and isinstance(bridge, ABridge | BrownianBridge) else "karras"
-    return "noise" if _from_noise(bridge, solver, 10 if steps is None else steps) else "karras"
-
-
-def _from_noise(bridge: Bridge, solver: str, steps: int) -> bool:
-    """Whether a start from noise is nearer to the truth on Gaussian data than one from the source.
-
-    It saves a call, and is wrong by 1 / nu of a spread. That counts from 5 calls on, where the level is low
-    and no noise enters later.
-    """
-    if bridge.deterministic or not np.isinf(bridge.nu(bridge.top)):
-        return False
-    level = float(bridge.nu(skips.highest(bridge)))
-    return level >= 5 and steps <= (5 if level >= 10 or _FAMILY[solver].noise != NONE else 4)
+    at_source = bridge.deterministic or not np.isinf(bridge.nu(bridge.top)) or bridge.nu(skips.highest(bridge)) < 1
+    return "noise" if solver == DISTILLED and not at_source else "karras"
 
 
 def _family_rows(bridge: Bridge, times: skips.Timesteps, settings: _Settings) -> npt.NDArray[np.float64]:

@@ -17,13 +17,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 
 from bbdm.base import machine
 from bbdm.base.atomic import write_atomically
-from bbdm.bridges import Bridge
+from bbdm.bridges import Bridge, densities
 from bbdm.data.pairs import load_dataset
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
@@ -36,7 +37,7 @@ from benchmarks.scores import closed_areas, energy_score, flatness, saturation
 
 SIZE, SEEDS = 32, 4
 RUNS = [("sde-dpm2m", 20), ("sde-dpm2m", 5), ("dpm2m", 5)]
-NETWORK = replace(PRESETS["demo"], channel_mult=(1, 2, 4))
+NETWORK = replace(PRESETS["demo"], channel_mult=(1, 2, 4), attention_resolutions=(8,), dropout=0.0)
 CONFIG = TrainConfig(
     batch_size=16,
     learning_rate=4e-4,
@@ -58,11 +59,14 @@ class Recipe:
     train: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
     weight: Callable[[Bridge, torch.Tensor], torch.Tensor] | None = None  # of the loss, from (B,) times
+    levels: tuple[float, float] = (densities.LEVEL, densities.SPREAD)  # of the log-normal density
 
     def build(self, seed: int, steps: int) -> TrainStep:
         """Its first step."""
         torch.manual_seed(seed)
         bridge = build_bridge(**{"name": "abridge", **self.bridge})
+        with mock.patch.multiple(densities, LEVEL=self.levels[0], SPREAD=self.levels[1]):
+            bridge.draw_times(torch.zeros(1, dtype=torch.long), 0)  # the bridge keeps its quantiles
         config = replace(CONFIG, seed=seed, **self.train)
         unet = UNet.from_config(replace(NETWORK, **self.network)).train()
         step = TrainStep(unet, bridge, config, None, Processes(torch.device("cpu")), False, steps)
@@ -89,7 +93,9 @@ RECIPES: dict[str, Recipe] = {
     "pinned, uniform": Recipe({"objective": "pinned"}),
     "c_lambda 1": Recipe({**FEW, "c_lambda": 1.0}),
     "c_lambda 0.5": Recipe({**FEW, "c_lambda": 0.5}),
+    "c_lambda 8": Recipe({**FEW, "c_lambda": 8.0}),
     "Brownian bridge": Recipe({**FEW, "name": "brownian"}),
+    "Brownian bridge, levels N(-0.4, 1.6^2)": Recipe({**FEW, "name": "brownian"}, levels=(-0.4, 1.6)),
     "loss of x0hat": Recipe(weight=_of_x0hat),
     "huber loss": Recipe(train={"loss": "huber"}),
     "l1 loss": Recipe(train={"loss": "l1"}),
@@ -101,6 +107,7 @@ RECIPES: dict[str, Recipe] = {
     "dropout 0.1": Recipe(network={"dropout": 0.1}),
     "wide, 1 block a level": Recipe(network={"model_channels": 48, "num_res_blocks": 1, "head_channels": 48}),
     "narrow, 4 blocks a level": Recipe(network={"model_channels": 24, "num_res_blocks": 4, "head_channels": 24}),
+    "attention at 16 x 16 and 8 x 8 too": Recipe(network={"attention_resolutions": (2, 4)}),
     "rate 8e-4": Recipe(train={"learning_rate": 8e-4}),
     "batch 32": Recipe(train={"batch_size": 32}),
 }

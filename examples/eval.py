@@ -26,7 +26,7 @@ from bbdm.execution.processes import start_on_each_gpu
 from bbdm.files import manifest
 from bbdm.files.weights import IncompleteFileError
 
-Run = tuple[str, int | None]  # solver, and its steps; None for the solver's default
+Run = tuple[str | None, int | None]  # solver, and its steps; None for the default
 HINTS: dict[type[Exception], str] = {
     TooLargeError: "lower -b or --size",
     ResultsError: "give another output_dir, or --overwrite to make all results again",

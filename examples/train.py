@@ -23,8 +23,7 @@ from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.pairs import DATASETS, DIRECTIONS
 from bbdm.data.survey import BadPicturesError
 from bbdm.execution.processes import Processes, start_on_each_gpu
-from bbdm.files.checkpoint import load_checkpoint
-from bbdm.training import fine_tuning, resume, run_folder, setup
+from bbdm.training import command, fine_tuning, resume, run_folder, setup
 from bbdm.training.callback import Callback
 from bbdm.training.config import TrainConfig
 from bbdm.training.previews import ValidationScores
@@ -82,22 +81,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--score", nargs="+", metavar="METRIC", help="scores of validation pairs, by eval.py's names, such as fid")
     flag("--fid_weights", type=Path, help="Inception's weights, if they cannot be downloaded")
     flag("--lpips_weights", type=Path, help="AlexNet's weights, if they cannot be downloaded")
-    flag("--experiment", type=Path, help="folder of losses, grids and checkpoints; OUTPUT_MODEL.run if unset")
-    flag("--ckpt_path", type=Path, help="resume from this checkpoint, not from the newest in the folder")
-    flag("--overwrite", action="store_true", help="delete later steps in the folder, and begin")
-    flag("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
-    flag("--use_multi_gpus", "-use_multi_gpus", action="store_true", help="a process for each GPU here")
-    flag("--profile", action="store_true", help="print where the time of some steps goes, and write a trace")
-    flag("--skip_bad", action="store_true", help="leave out pairs with a picture that cannot be read")
-    flag("--show_verbose", action="store_true", help="show the run, as on a terminal")
-    flag("--quiet", action="store_true", help="do not show the run")
+    command.add_run_flags(parser)
     parser.set_defaults(**setup.PRESET_SETTINGS[first.parse_known_args(argv)[0].preset])
     return parser.parse_args(argv)
-
-
-def shown(args: argparse.Namespace) -> bool:
-    """Whether the run is shown."""
-    return scripts.is_shown(args.show_verbose, args.quiet)
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -123,13 +109,9 @@ def check_flags(args: argparse.Namespace) -> None:
 def build(args: argparse.Namespace, team: Processes) -> Trainer:
     """The training run that the flags describe, at the step where it begins or resumes."""
     config = from_values(TrainConfig, vars(args))
-    verbose, report = shown(args) and team.first, print if team.first else lambda _: None
-    folder = run_folder.RunFolder(args.experiment or args.output_model.with_suffix(".run"), args.keep)
-    with team.first_before_others():
-        if args.ckpt_path is not None:
-            resumed = args.ckpt_path, load_checkpoint(args.ckpt_path)
-        else:
-            resumed = None if args.overwrite else folder.newest()
+    verbose, report = command.shown(args) and team.first, print if team.first else lambda _: None
+    folder = command.run_folder(args)
+    resumed = command.find_resumed(args, folder, team)
     codec = None if args.vqgan_path is None else setup.codec_for(args.vqgan_path, args.preset, team.device)
     channels = args.channels or 3 if codec is None else codec.image_channels
     splits = (args.dataset, args.data_dir, args.image_size, args.direction, channels)
@@ -166,14 +148,7 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
         codec = codec.with_statistics(stored or measure(pairs, codec, args.flip, progress=verbose))
 
     trainer = Trainer(unet, bridge, config, pairs, validation, folder.path, codec, team, callbacks)
-    if resumed is not None:
-        trainer.resume(*resumed)
-        if resumed[0].resolve().parent != folder.path.resolve() or args.overwrite:
-            trainer.best = None  # of epochs of another run
-    if args.overwrite:
-        with team.first_before_others():
-            trainer.run.forget_after(trainer.step)
-    return trainer
+    return command.resume(trainer, args, resumed, team)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -184,18 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     remove_leftovers(args.output_model)
     check_suffix(args.output_model)
     team = Processes.join(args.device)
-    trainer = build(args, team)
-    if team.first and trainer.epoch >= args.epochs:
-        print(f"nothing is left to train: {trainer.folder} has {trainer.epoch} epochs already")
-    try:
-        with scripts.termination() as asked:
-            trainer.fit(shown(args), asked)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(trainer.how_to_resume()) from None
-    if team.first:
-        trainer.save(args.output_model)
-        print(f"{args.output_model}: weights after epoch {trainer.epoch}; losses and checkpoints: {trainer.folder}")
-    team.leave()
+    command.finish(build(args, team), args, team)
 
 
 if __name__ == "__main__":

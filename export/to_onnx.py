@@ -44,7 +44,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="a file that bbdm.load_checkpoint reads")
     parser.add_argument("folder", type=Path, nargs="?", help="where to write (out/CHECKPOINT-onnx)")
-    parser.add_argument("--solver", choices=get_args(solvers.Solver), default=solvers.DEFAULT, help="(%(default)s)")
+    parser.add_argument("--solver", choices=get_args(solvers.Solver), help="the checkpoint's default if unset")
     parser.add_argument("--steps", type=int, help="network evaluations; the solver's default if unset")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="of weights and products (fp32)")
     parser.add_argument("--static", type=_static, metavar="B,H,W", help="take this batch and size only; any if unset")
@@ -96,7 +96,9 @@ class Exporter:
         codec = checkpoint.build_codec()
         self.codec = codec
         self.bridge = checkpoint.bridge
-        self.sampler = BridgeSampler(self.unet, self.bridge, args.solver, args.steps, codec=codec)
+        self.sampler = BridgeSampler(
+            self.unet, self.bridge, args.solver, args.steps, codec=codec, calls=checkpoint.calls
+        )
         self.latent_stride = 1 if codec is None else codec.stride
         self.stride = self.unet.stride * self.latent_stride
         self.image_size = checkpoint.image_size
@@ -141,7 +143,8 @@ class Exporter:
             "format": FORMAT,
             "version": VERSION,
             "bridge": self.bridge.config(),
-            "solver": args.solver,
+            "solver": self.sampler.solver,
+            "calls": self.sampler.calls,
             "timesteps": table.timesteps.tolist(),
             "prediction": table.prediction.tolist(),
             "coefficients": table.coefficients.tolist(),

@@ -21,6 +21,7 @@ from tests import published
 Array = npt.NDArray[np.float64]
 SOURCE = 0.0
 CASES = [(1.0, 0.5), (1.0, 0.1), (0.5, 1.0)]  # (mu, s)
+AREA = 256  # pixels of one colour: their mean is hidden by a noise that is 16 times smaller, the root of it
 
 
 def ideal_x0hat(bridge: Bridge, t: float, mu: float, s: float) -> tuple[float, float]:
@@ -108,9 +109,13 @@ BRIDGES: dict[str, tuple[Bridge, str, StepTable]] = {  # with the published samp
 }
 
 
-def mean_w2(bridge: Bridge, table: StepTable) -> float:
-    """The mean distance over the cases."""
-    return float(np.mean([w2(bridge, table, mu, s) for mu, s in CASES]))
+def mean_w2(bridge: Bridge, table: StepTable, pixels: int = 1) -> float:
+    """The mean distance over the cases, of the mean of so many pixels of one colour.
+
+    In units in which its noise is 1 it is a single pixel with mu and s larger by the root of their number.
+    """
+    unit = pixels**0.5
+    return float(np.mean([w2(bridge, table, unit * mu, unit * s) / unit for mu, s in CASES]))
 
 
 def with_exact_integral(bridge: Bridge, table: StepTable) -> StepTable:

@@ -5,7 +5,7 @@ import pytest
 
 from bbdm import DDBM, ECSI, GOUB, ABridge, BrownianBridge, solvers, timesteps
 from tests import published
-from tests.gaussian import BRIDGES, CASES, GOUBS, Mixture, end_distribution, mean_w2, sample_w2, w2
+from tests.gaussian import AREA, BRIDGES, CASES, GOUBS, Mixture, end_distribution, mean_w2, sample_w2, w2
 
 
 @pytest.mark.parametrize(("mu", "s"), CASES)
@@ -97,17 +97,19 @@ def test_published_sampler_of_goub_converges():
     assert mean_w2(many, published.goub_sde(many)) < 0.001 < mean_w2(GOUBS, published.goub_sde(few))
 
 
-@pytest.mark.parametrize("name", ["ABridge", "BrownianBridge", "DDBM ve", "DDBM vp", "ECSI", "GOUB"])
-@pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "ddim", "consistency"])
-def test_starting_from_noise_by_default_loses_nothing(name: str, solver: str):
-    """Nothing up to 5 calls: at most 12 % of one distance, and together the distances are smaller."""
-    bridge = BRIDGES[name][0]
-    made, other = [], []
-    for steps in (1, 2, 3, 4, 5):
-        table = solvers.build(bridge, solver, steps=steps)
-        if table.timesteps[0] != bridge.top:
-            made.append(mean_w2(bridge, table))
-            other.append(mean_w2(bridge, solvers.build(bridge, solver, timesteps=timesteps.karras(bridge, steps))))
-    assert len(made) >= 4
-    assert max(a / b for a, b in zip(made, other, strict=True)) < 1.12
-    assert sum(made) < 0.9 * sum(other)
+@pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m"])
+def test_a_start_from_noise_saves_a_call_for_pixels_but_not_for_areas(solver: str):
+    """So it is the default of no solver: noise hides a pixel of the target, and not the colour of an area."""
+    bridge = ABridge()
+    noise, source = (
+        solvers.build(bridge, solver, timesteps=skip(bridge, 4)) for skip in (timesteps.noise, timesteps.karras)
+    )
+    assert mean_w2(bridge, noise) < 0.8 * mean_w2(bridge, source)
+    assert mean_w2(bridge, noise, AREA) > 1.5 * mean_w2(bridge, source, AREA)
+
+
+def test_areas_keep_their_spread_only_where_the_bridge_has_high_noise_levels():
+    """The distances of 10 calls for 256 pixels of one colour, as the documentation has them."""
+    bridges = [ABridge(), ABridge(c_lambda=4.0), BrownianBridge(), DDBM("vp")]
+    distances = [mean_w2(bridge, solvers.build(bridge, "dpm2m", steps=10), AREA) for bridge in bridges]
+    assert distances == pytest.approx([0.305, 0.184, 0.016, 0.021], abs=0.005)

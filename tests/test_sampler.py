@@ -89,7 +89,7 @@ def test_stream_ends_in_the_image(unet: UNet, source: torch.Tensor):
     assert torch.equal(steps[-1].x.clamp(-1, 1), sampler(source, seed=0))
     assert torch.equal(steps[-1].x, steps[-1].x0hat)
     index, t, x, x0hat = steps[0]
-    assert (index, t, x.shape, x0hat.shape) == (0, 999, source.shape, source.shape)  # from noise
+    assert (index, t, x.shape, x0hat.shape) == (0, 1000, source.shape, source.shape)
 
 
 def test_sizes_off_the_stride_are_padded_and_cropped(unet: UNet):
@@ -334,7 +334,7 @@ def test_to_a_device(unet: UNet, source: torch.Tensor):
 def test_from_checkpoint_names_its_settings():
     named = inspect.signature(BridgeSampler.from_checkpoint).parameters
     own = inspect.signature(BridgeSampler).parameters
-    assert named.keys() >= own.keys() - {"unet", "bridge"}
+    assert named.keys() >= own.keys() - {"unet", "bridge", "calls"}  # which the file says
     assert not any(p.kind is p.VAR_KEYWORD for p in named.values())
 
 

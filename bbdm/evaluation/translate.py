@@ -63,7 +63,9 @@ class TranslateConfig(DegradeConfig):
     model: Path
     output_dir: Path
     split: str = setting("val", "the part of the data set to translate")
-    solver: solvers.Solver | None = setting(None, f"of the bridge's equation; {solvers.DEFAULT} if unset")
+    solver: solvers.Solver | None = setting(
+        None, f"of the bridge's equation; {solvers.DEFAULT}, or the distilled network's, if unset"
+    )
     steps: int | None = setting(None, "network evaluations for each result; the solver's default if unset")
     fast_sampling: bool = setting(False, "the paper's 199 steps: the solver 'fast'")
     batch_size: int = setting(64, "results in a batch", "-b")
@@ -100,9 +102,9 @@ class TranslateConfig(DegradeConfig):
             raise ValueError(f"fast_sampling means the solver 'fast', got solver {self.solver!r} too")
 
     @property
-    def chosen_solver(self) -> str:
-        """The solver, if none is given the default."""
-        return "fast" if self.fast_sampling else self.solver or solvers.DEFAULT
+    def chosen_solver(self) -> str | None:
+        """The solver, or None for the network's default."""
+        return "fast" if self.fast_sampling else self.solver
 
 
 class Translator:
@@ -151,7 +153,7 @@ class Translator:
         """The network, built once."""
         return self.checkpoint.build_unet()
 
-    def sampler(self, solver: str, steps: int | None) -> BridgeSampler:
+    def sampler(self, solver: str | None, steps: int | None) -> BridgeSampler:
         """The sampler with this solver, of the same dtype in all processes.
 
         Raises:
@@ -160,6 +162,7 @@ class Translator:
         dtype = None if self.config.dtype is None else DTYPES[self.config.dtype]
         with self._memory():
             build = partial(BridgeSampler, self.network, self.bridge, solver, steps, codec=self.codec)
+            build = partial(build, calls=self.checkpoint.calls)
             build = partial(build, device=self.processes.device, compile=self.config.compile)
             sampler = build(dtype=dtype)
             chosen = self.processes.gather(sampler.dtype)[0]  # with compile, each process chooses one by timing
@@ -241,13 +244,13 @@ class Translator:
             "seed": config.seed,
         }
 
-    def settings(self, sampler: BridgeSampler, solver: str) -> dict[str, Any]:
+    def settings(self, sampler: BridgeSampler) -> dict[str, Any]:
         """All that decides the results."""
         dtype, table = str(sampler.dtype).removeprefix("torch."), sampler.table
-        chosen = {"solver": solver, "nfe": len(table), "dtype": dtype, "timesteps": table.timesteps.tolist()}
+        chosen = {"solver": sampler.solver, "nfe": len(table), "dtype": dtype, "timesteps": table.timesteps.tolist()}
         return manifest.as_json({**self._fixed_settings, **chosen})
 
-    def run(self, solver: str, steps: int | None, folder: Path) -> tuple[list[Job], dict[str, Any]]:
+    def run(self, solver: str | None, steps: int | None, folder: Path) -> tuple[list[Job], dict[str, Any]]:
         """Make the results that do not exist yet, and describe all.
 
         Returns:
@@ -265,7 +268,7 @@ class Translator:
         sampler = self.sampler(solver, steps)
         with self.processes.first_before_others():
             if self.processes.first:
-                record = Record(folder, self.settings(sampler, solver), jobs, self.config.overwrite)
+                record = Record(folder, self.settings(sampler), jobs, self.config.overwrite)
             todo = [job for job in jobs if not job.path.exists()]
         small = len(todo) == len(jobs) <= self.config.batch_size  # one batch, which is to be timed
         self._translate(sampler, todo, None if record is None else record.add, warm_up=small)
@@ -273,7 +276,7 @@ class Translator:
             return jobs, {}
         environment = {**machine.versions(["bbdm"]), "processes": self.processes.count}
         return jobs, {
-            "solver": solver,
+            "solver": sampler.solver,
             "nfe": len(sampler.table),
             "pictures": len(jobs),
             "seconds_per_picture": record.seconds / record.pictures if record.pictures else None,
@@ -300,5 +303,6 @@ class Translator:
 
 def _warm_up(sampler: BridgeSampler, sources: list[Image.Image], batch_size: int) -> None:
     """Compile and warm up for a batch: by one network evaluation, or on CUDA by all that a graph captures."""
-    short = {} if sampler.device.type == "cuda" else {"solver": solvers.DEFAULT, "steps": 1}
+    solver = solvers.DEFAULT if sampler.calls is None else sampler.solver
+    short = {} if sampler.device.type == "cuda" else {"solver": solver, "steps": 1}
     sampler(sources, seed=0, batch_size=batch_size, **short)

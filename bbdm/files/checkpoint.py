@@ -37,6 +37,7 @@ def save_checkpoint(
     codec: Codec | None = None,
     image_size: Size | None = None,
     training: dict[str, Any] | None = None,
+    calls: int | None = None,
 ) -> None:
     """Write a checkpoint, atomically: a reader sees the old file or the whole new one.
 
@@ -49,6 +50,7 @@ def save_checkpoint(
             weights, but a file with training state only their SHA-256.
         image_size: side of the square pictures that it was trained on, or their (height, width).
         training: state to resume from, of plain containers and tensors; only in a ``.pt``.
+        calls: the network evaluations that the network was distilled for; None for any number.
 
     Raises:
         ValueError: another suffix, or training state for a ``.safetensors``.
@@ -69,6 +71,7 @@ def save_checkpoint(
         "bridge": bridge.config(),
         "codec": coded,
         "image_size": image_size,
+        **({} if calls is None else {"calls": calls}),
     }
     weights.write(path, FORMAT, settings, states, _placed, training=training)
 
@@ -132,8 +135,11 @@ def _read(content: dict[str, Any], given: Codec | None) -> Checkpoint:
     codec = None if content["codec"] is None else _codec_state(content["codec"], given)
     image_size = content.get("image_size")
     image_size = None if image_size is None else as_size(image_size)
-    training = content.get("training")
-    return Checkpoint(state, bridge, codec, image_size, training, content["format"], content["version"])
+    calls = content.get("calls")
+    if calls is not None and (isinstance(calls, bool) or not isinstance(calls, int) or calls < 1):
+        raise ValueError(f"calls must be a positive integer, got {calls!r}")
+    about = content.get("training"), calls, content["format"], content["version"]
+    return Checkpoint(state, bridge, codec, image_size, *about)
 
 
 def _codec_state(content: dict[str, Any], given: Codec | None) -> CodecState:

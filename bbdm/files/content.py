@@ -160,6 +160,7 @@ class Checkpoint:
     codec: CodecState | None = None  # of the space of the bridge; None for image space
     image_size: Size | None = None  # side or (height, width) of the pictures of training, where known
     training: dict[str, Any] | None = None
+    calls: int | None = None  # the network evaluations that the network was distilled for
     format: str = FORMAT
     version: int = weights.VERSION
 

@@ -124,6 +124,7 @@ class OnnxBridgeSampler(FrontEnd[Array, OnnxPlan]):
         else:
             bridge = bridges.from_config(self.settings["bridge"])
             table = solvers.build(bridge, solver or exported, timesteps, steps)
+        solvers.check_calls(self.settings.get("calls"), solver or exported, table)
         columns, times = (8, np.int64) if self.settings["version"] == 1 else (10, np.float32)
         rows = [self._put(row[:columns]) for row in table.rows.astype(np.float32)]
         inputs = [self._put(np.array([t], times)) for t in np.asarray(table.network_times)]

@@ -45,6 +45,10 @@ class Run(Protocol):
         """Encodes pictures into the space of the bridge; None in image space."""
 
     @property
+    def calls(self) -> int | None:
+        """The network evaluations that results are made for; None for the default solver's."""
+
+    @property
     def tracker(self) -> Tracker | None:
         """TensorBoard, where it is installed, in the process that writes; None otherwise."""
 

@@ -34,7 +34,7 @@ class Previews(Callback):
             return
         examples = [pairs[i] for i in range(min(PREVIEW_PAIRS, len(pairs)))]
         y = torch.stack([source for source, _ in examples]).to(trainer.device)
-        results = BridgeSampler(trainer.ema.unet, trainer.bridge, codec=trainer.codec)(y, seed=0)
+        results = BridgeSampler(trainer.ema.unet, trainer.bridge, codec=trainer.codec, calls=trainer.calls)(y, seed=0)
         rows = [[images.to_pil(v) for v in (s, r, t)] for (s, t), r in zip(examples, results, strict=True)]
         sheet = images.grid(rows)
         path = trainer.folder / f"epoch_{trainer.epoch:04d}.png"
@@ -66,7 +66,7 @@ class ValidationScores(Callback):
         if trainer.validation_batches is None or not due(trainer):
             return
         self.scores.reset()
-        sampler = BridgeSampler(trainer.ema.unet, trainer.bridge, codec=trainer.codec)
+        sampler = BridgeSampler(trainer.ema.unet, trainer.bridge, codec=trainer.codec, calls=trainer.calls)
         share, done = trainer.validation_share(), 0
         for y, x0 in trainer.validation_batches(share):
             if trainer.processes.count == 1:  # several may have different numbers of batches

@@ -71,6 +71,7 @@ class TrainStep:
         self.plateau = Plateau(config.plateau_patience)
         self.scaler = GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.random = any(isinstance(module, DROPOUT) and module.p for module in unet.modules())
+        self.calls: int | None = None  # the network evaluations that results are made for, where they are fixed
         self.tracker: Tracker | None = None  # TensorBoard, for losses and gradients
         self.part: Callable[[str], AbstractContextManager[Any]] = nullcontext  # entered around each part of a step
 

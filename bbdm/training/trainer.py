@@ -61,6 +61,7 @@ class Trainer:
         codec: encodes pictures into the space of the bridge; None to train in image space.
         processes: the processes that share the work; None for this one alone. The first of them writes.
         callbacks: called after :class:`~bbdm.training.previews.Previews`.
+        step: what an optimizer step does: a :class:`~bbdm.training.step.TrainStep`, or a subclass.
 
     Raises:
         ValueError: fewer pairs than one batch, pictures of a size that the network cannot take, a codec of
@@ -78,6 +79,7 @@ class Trainer:
         codec: Codec | None = None,
         processes: Processes | None = None,
         callbacks: Sequence[Callback] = (),
+        step: type[TrainStep] = TrainStep,
     ) -> None:
         self.device = next(unet.parameters()).device
         self.processes = Processes(self.device) if processes is None else processes
@@ -96,7 +98,7 @@ class Trainer:
         self.steps_per_epoch = len(train) // config.batch_size
         self.total_steps = config.epochs * self.steps_per_epoch
         encoded = isinstance(train, LatentDataset)
-        self.update = TrainStep(unet, bridge, config, codec, self.processes, encoded, self.total_steps)
+        self.update = step(unet, bridge, config, codec, self.processes, encoded, self.total_steps)
         self.ema = self.update.ema
         self.epoch = 0  # epochs done
         self.step = 0  # optimizer steps done
@@ -114,6 +116,11 @@ class Trainer:
     def codec(self) -> Codec | None:
         """Encodes pictures into the space of the bridge, on the device; None in image space."""
         return self.update.codec
+
+    @property
+    def calls(self) -> int | None:
+        """The network evaluations that a network is distilled for; None for any number."""
+        return self.update.calls
 
     @property
     def tracker(self) -> Tracker | None:
@@ -229,6 +236,7 @@ class Trainer:
     def save(self, path: Path, training: dict[str, Any] | None = None) -> None:
         """Write the weights, their average and the codec; with training state, only the hash of the codec."""
         about: dict[str, Any] = {"codec": self.codec, "image_size": self.train.image_size, "training": training}
+        about |= {"calls": self.calls}
         save_checkpoint(path, self.unet, self.bridge, ema=self.ema.unet, **about)
 
     def _save(self) -> None:

@@ -299,7 +299,7 @@ def test_all_flags_of_a_translation(place: Path):
     defaults = TranslateConfig("folder", "data", Path("c.pt"), Path("out"))
     assert generate.parse(given) == defaults
     assert (defaults.split, defaults.batch_size, defaults.num_samples, defaults.seed) == ("val", 64, 1, 0)
-    assert (defaults.chosen_solver, defaults.steps, defaults.direction) == ("dpm2m", None, "AtoB")
+    assert (defaults.chosen_solver, defaults.steps, defaults.direction) == (None, None, "AtoB")
     for field, flags, value in (
         ("split", ["--split", "test"], "test"),
         ("solver", ["--solver", "sde-dpm2m"], "sde-dpm2m"),

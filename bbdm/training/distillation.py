@@ -1,0 +1,137 @@
+"""Distilling a trained network into one that needs few calls, by the energy score of its own results.
+
+Sampling starts from noise. Each call's estimate is noised again for the next time, as the solver
+``consistency`` does. Call k of the student is trained on what its calls before made, so that training sees
+what sampling sees. Its loss is the energy score (Gneiting and Raftery 2007, equation 22; De Bortoli et al.
+2025, Distributional Diffusion Models): with m results x_j of one pair,
+
+    mean_j |x0 - x_j| - 1 / (2 m (m - 1)) sum_{j, k} |x_j - x_k|
+
+which is lowest for results with the distribution of the targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+
+from bbdm import solvers
+from bbdm.base.settings import setting
+from bbdm.files.content import Checkpoint
+from bbdm.kernels import philox
+from bbdm.network import Network
+from bbdm.solvers import StepTable
+from bbdm.training.config import TrainConfig
+from bbdm.training.step import AUTOCAST, DROPOUT, VALIDATION_STEPS, TrainStep
+
+FIRST_STREAM = 2  # of noise; each result and each of its calls has a stream of its own
+
+
+@dataclass(frozen=True)
+class DistillConfig(TrainConfig):
+    """How to distil.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    calls: int = setting(2, "network evaluations of the student")
+    results: int = setting(2, "of each pair, that the energy score compares")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in {"calls": 1, "results": 2}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
+def student_of(teacher: Checkpoint, calls: int) -> Network:
+    """The network that a student of so many calls begins with: the teacher's, without dropout.
+
+    Raises:
+        ValueError: the teacher was distilled for fewer calls, or noise does not hide the target at the top of
+            its bridge, so that sampling cannot start from noise.
+    """
+    if teacher.calls is not None and teacher.calls < calls:
+        raise ValueError(
+            f"calls must be at most those that the teacher was distilled for, {teacher.calls}, got {calls}"
+        )
+    if not solvers.build(teacher.bridge, solvers.DISTILLED, steps=calls).start[1]:
+        raise ValueError(f"a student starts from noise, and {teacher.bridge} has too little at its top")
+    student = teacher.build_unet()
+    for module in student.modules():
+        if isinstance(module, DROPOUT):
+            module.p = 0.0
+    return student
+
+
+class DistillStep(TrainStep):
+    """An optimizer step of a student; ``config`` is a :class:`DistillConfig`."""
+
+    config: DistillConfig
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.calls = self.config.calls
+
+    @property
+    def table(self) -> StepTable:
+        """The student's steps, as samplers take them by default."""
+        return solvers.build(self.bridge, solvers.DISTILLED, steps=self.config.calls)
+
+    def losses(
+        self, network: Callable[..., torch.Tensor], y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Energy scores and times, both (B,), of the call whose turn it is."""
+        return self._scores(network, y, x0, seeds, step, step % self.config.calls)
+
+    @torch.no_grad()
+    def validation_loss(self, y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor) -> float:
+        """The averaged weights' energy score after the last call, the sum over pairs of pictures."""
+        y, x0 = self.encode(y, "source"), self.encode(x0, "target")
+        last = self.config.calls - 1
+        scores = [self._scores(self.ema.unet, y, x0, seeds, step, last)[0].sum().item() for step in VALIDATION_STEPS]
+        return sum(scores) / len(scores)
+
+    def _scores(
+        self,
+        network: Callable[..., torch.Tensor],
+        y: torch.Tensor,
+        x0: torch.Tensor,
+        seeds: torch.Tensor,
+        step: int,
+        last: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Energy scores of call ``last``, through which alone gradients flow, and its time."""
+        count, table = self.config.results, self.table
+        sources = torch.cat([y] * count)
+
+        def noise(row: int) -> torch.Tensor:
+            streams = [FIRST_STREAM + row + j * len(table) for j in range(count)]
+            return torch.cat([philox.normal(seeds, step, tuple(y.shape[1:]), stream) for stream in streams])
+
+        of_y, of_z = table.start
+        x = of_y * sources + of_z * noise(len(table) - 1)
+        with torch.no_grad():
+            for row in range(last):
+                _, c_y, c_0, _, c_z = table.coefficients[row].tolist()
+                x = c_y * sources + c_0 * self._estimate(network, table, row, x, sources) + c_z * noise(row)
+        made = self._estimate(network, table, last, x, sources).flatten(1).chunk(count)
+        error = torch.stack([(each - x0.flatten(1)).norm(dim=1) for each in made]).mean(0)
+        spread = torch.stack([(a - b).norm(dim=1) for a, b in combinations(made, 2)]).mean(0)
+        return error - spread / 2, torch.full_like(error, float(table.timesteps[last])).detach()
+
+    def _estimate(
+        self, network: Callable[..., torch.Tensor], table: StepTable, row: int, x: torch.Tensor, y: torch.Tensor
+    ) -> torch.Tensor:
+        """The estimate of x0 that a network makes of a state at a row's time, float32."""
+        (i_x, i_y), (p_x, p_y, p_f) = table.inputs[row].tolist(), table.prediction[row].tolist()
+        t = torch.full((len(x),), float(table.network_times[row]), device=x.device)
+        dtype = AUTOCAST.get(self.config.precision)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            prediction = network(i_x * x + i_y * y, t, y if self.unet.condition_channels else None)
+        return p_x * x + p_y * y + p_f * prediction.float()

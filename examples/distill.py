@@ -1,0 +1,106 @@
+"""Distil a trained bridge into one of few calls: python examples/distill.py TEACHER DATA STUDENT --calls 2.
+
+The student begins with the teacher's weights and is trained on the same pairs, by the energy score of its own
+results. If it ends early, the same command resumes. For several processes, replace python by torchrun
+--nproc_per_node N, or add --use_multi_gpus.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from bbdm.base import scripts
+from bbdm.base.atomic import check_suffix, remove_leftovers
+from bbdm.base.images import read_size
+from bbdm.base.settings import add_flags, flag_type, from_values
+from bbdm.data.degradations import DegradeConfig
+from bbdm.data.pairs import DATASETS, DIRECTIONS
+from bbdm.data.survey import BadPicturesError
+from bbdm.execution.processes import Processes, start_on_each_gpu
+from bbdm.files.checkpoint import load_checkpoint, load_codec
+from bbdm.files.weights import IncompleteFileError
+from bbdm.training import command, resume, run_folder, setup
+from bbdm.training.callback import Callback
+from bbdm.training.distillation import DistillConfig, DistillStep, student_of
+from bbdm.training.profiling import Profile
+from bbdm.training.trainer import DivergedError, Trainer
+
+DEFAULTS = {
+    "epochs": 20,
+    "batch_size": 32,
+    "learning_rate": 1e-4,
+    "lr_schedule": "cosine",
+    "warmup_steps": 100,
+    "ema_decay": 0.999,
+    "flip": True,
+    "precision": "bf16",
+}
+HINTS: dict[type[Exception], str] = {
+    run_folder.UnreadableRunError: "--overwrite starts the run anew",
+    run_folder.FolderInUseError: "--experiment gives another folder",
+    run_folder.LaterStepsError: "so does the command without --ckpt_path; --overwrite deletes it",
+    resume.OtherRunError: "--overwrite starts anew, and --experiment gives another folder",
+    BadPicturesError: "--skip_bad leaves such pairs out",
+    DivergedError: "the flags of learning_rate and grad_clip are -lr and --grad_clip",
+    IncompleteFileError: "the flag of the autoencoder is -vq",
+}
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    flag = parser.add_argument
+    flag("teacher", type=Path, help="a file that bbdm.load_checkpoint reads")
+    flag("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS")
+    flag("output_model", type=Path, metavar="STUDENT", help="the distilled weights: .pt or .safetensors")
+    flag("--dataset", choices=sorted(DATASETS), default="edge2shoes", help="the layout of the data set")
+    flag("--image_size", type=flag_type(read_size), help="side, or HxW; the teacher's if unset")
+    add_flags(parser, DegradeConfig)
+    flag("--direction", choices=DIRECTIONS, default="AtoB", help="AtoB translates A into B")
+    flag("-vq", "--vqgan_path", type=Path, help="the autoencoder, where the teacher's file leaves it out")
+    add_flags(parser, DistillConfig)
+    command.add_run_flags(parser)
+    parser.set_defaults(**DEFAULTS)
+    return parser.parse_args(argv)
+
+
+def build(args: argparse.Namespace, team: Processes) -> Trainer:
+    """The run that the flags describe, at the step where it begins or resumes."""
+    config = from_values(DistillConfig, vars(args))
+    codec = None if args.vqgan_path is None else load_codec(args.vqgan_path)
+    teacher = load_checkpoint(args.teacher, codec=codec)
+    student = student_of(teacher, config.calls).to(team.device)
+    codec = teacher.build_codec()
+    size = args.image_size or teacher.image_size
+    if size is None:
+        raise ValueError(f"{args.teacher} does not hold the size of its pictures: give --image_size")
+    verbose, report = command.shown(args) and team.first, print if team.first else lambda _: None
+    folder = command.run_folder(args)
+    resumed = command.find_resumed(args, folder, team)
+    channels = teacher.unet.config.channels if codec is None else codec.image_channels
+    splits = (args.dataset, args.data_dir, size, args.direction, channels)
+    degraded = {"degrade": args.degrade, "degrade_seed": args.degrade_seed}
+    looking = {"skip_bad": args.skip_bad, "kept": folder.path, "progress": verbose, "report": report}
+    with team.first_before_others():  # the others find what the first has seen
+        pairs, validation = setup.load_splits(*splits, **degraded, **looking)
+    torch.manual_seed(args.seed)
+    callbacks: list[Callback] = [Profile()] if args.profile else []
+    parts = student, teacher.bridge, config, pairs, validation, folder.path, codec, team, callbacks, DistillStep
+    return command.resume(Trainer(*parts), args, resumed, team)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.use_multi_gpus:
+        start_on_each_gpu(__file__, argv)
+    remove_leftovers(args.output_model)
+    check_suffix(args.output_model)
+    team = Processes.join(args.device)
+    command.finish(build(args, team), args, team)
+
+
+if __name__ == "__main__":
+    scripts.run(main, hints=HINTS)

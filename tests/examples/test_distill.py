@@ -1,0 +1,132 @@
+"""The script that distils."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import bbdm
+from bbdm.base import scripts
+from bbdm.bridges import BrownianBridge
+from bbdm.training.trainer import DivergedError
+from examples import distill, generate
+from export import to_onnx
+from tests.conftest import SavePicture, tiny_unet
+from tests.networks.test_vqgan import tiny_vqgan
+
+BRIDGE = BrownianBridge(1000, objective="pinned")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, save_picture: SavePicture) -> Path:
+    """Four training pairs and two validation pairs, side by side."""
+    folder = tmp_path_factory.mktemp("edges")
+    generator = np.random.default_rng(0)
+    for index in range(6):
+        pixels = generator.integers(0, 256, (16, 32, 3), dtype=np.uint8)
+        save_picture(folder / ("train" if index < 4 else "val") / f"{index}.png", Image.fromarray(pixels))
+    return folder
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    unet = tiny_unet(condition_channels=3, dropout=0.1)
+    bbdm.save_checkpoint(tmp_path / "teacher.pt", unet, BRIDGE, image_size=16)
+    return tmp_path / "teacher.pt"
+
+
+def words(teacher: Path, data: Path, *flags: Any) -> list[str]:
+    common = ["-b", "2", "-e", "1", "--device", "cpu", *map(str, flags)]
+    return [str(teacher), str(data), str(teacher.parent / "student.pt"), *common]
+
+
+def refusal(arguments: list[str]) -> str:
+    with pytest.raises(SystemExit) as error:
+        scripts.run(lambda: distill.main(arguments), hints=distill.HINTS)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_student_is_sampled_with_its_calls_by_every_program(calls: int, teacher: Path, data: Path, tmp_path: Path):
+    distill.main(words(teacher, data, "--calls", calls))
+    student = tmp_path / "student.pt"
+    loaded = bbdm.load_checkpoint(student)
+    assert (loaded.calls, loaded.bridge, loaded.image_size, loaded.training) == (calls, BRIDGE, 16, None)
+    results = tmp_path / "results"
+    generate.main(["edge2shoes", str(data), str(student), str(results), "--device", "cpu"])
+    made = (results / "4.png").read_bytes()
+    again = tmp_path / "again"
+    explicit = ["--solver", "consistency", "--steps", str(calls)]
+    generate.main(["edge2shoes", str(data), str(student), str(again), "--device", "cpu", *explicit])
+    assert (again / "4.png").read_bytes() == made
+    to_onnx.main([str(student), str(tmp_path / "onnx"), "--pipeline"])  # which compares it with PyTorch
+    from bbdm.runtime import OnnxBridgeSampler
+
+    exported = OnnxBridgeSampler(tmp_path / "onnx")
+    assert len(exported.table) == calls
+    with pytest.warns(UserWarning, match=f"distilled for calls={calls}"):
+        exported(torch.full((1, 3, 16, 16), -0.5).numpy(), seed=0, steps=9)
+
+
+def test_the_same_command_goes_on(teacher: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    whole = words(teacher, data, "-e", "2", "--experiment", tmp_path / "whole", "--lr_schedule", "constant")
+    distill.main(whole)
+    expected = bbdm.load_checkpoint(tmp_path / "student.pt").unet.ema
+    assert expected is not None
+    for epochs in ("1", "2"):
+        distill.main(
+            words(teacher, data, "-e", epochs, "--experiment", tmp_path / "parts", "--lr_schedule", "constant")
+        )
+    made = bbdm.load_checkpoint(tmp_path / "student.pt").unet.ema
+    assert made is not None
+    assert all(torch.equal(made[key], expected[key]) for key in expected)
+    distill.main(words(teacher, data, "-e", "2", "--experiment", tmp_path / "parts", "--lr_schedule", "constant"))
+    assert "nothing is left to train" in capsys.readouterr().out
+
+
+def test_in_latents_the_codec_is_the_teachers(data: Path, tmp_path: Path):
+    codec = bbdm.VQGANCodec(tiny_vqgan())
+    unet = tiny_unet(condition_channels=3)
+    bbdm.save_checkpoint(tmp_path / "teacher.pt", unet, BRIDGE, codec=codec, image_size=16)
+    distill.main(words(tmp_path / "teacher.pt", data))
+    made = bbdm.load_checkpoint(tmp_path / "student.pt").build_codec()
+    assert made is not None
+    assert made.digest() == codec.digest()
+
+
+def test_what_is_refused(teacher: Path, data: Path, tmp_path: Path):
+    unet = tiny_unet(condition_channels=3)
+    bbdm.save_checkpoint(tmp_path / "student1.pt", unet, BRIDGE, image_size=16, calls=1)
+    assert "at most those that the teacher was distilled for, 1, got 2" in refusal(
+        words(tmp_path / "student1.pt", data)
+    )
+    bbdm.save_checkpoint(tmp_path / "sizeless.pt", unet, BRIDGE)
+    assert "give --image_size" in refusal(words(tmp_path / "sizeless.pt", data))
+    assert "calls must be at least 1, got 0" in refusal(words(teacher, data, "--calls", 0))
+    assert "no folder" in refusal(words(teacher, tmp_path / "none"))
+    distill.main(words(teacher, data))
+    message = refusal(words(teacher, data, "--calls", 1))
+    assert "was trained with calls=2" in message
+    assert "--overwrite starts anew" in message
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(teacher: Path, data: Path):
+    arguments = words(teacher, data, "-lr", "1e30", "-e", "3", "--lr_schedule", "constant")
+    with pytest.raises(SystemExit) as error:
+        scripts.run(lambda: distill.main(arguments), hints=distill.HINTS)
+    assert error.value.code == 1
+    assert isinstance(error.value.__cause__, DivergedError)
+
+
+def test_metrics_have_the_energy_score_of_the_validation_pairs(data: Path, teacher: Path, tmp_path: Path):
+    distill.main(words(teacher, data, "-e", "3"))
+    lines = (tmp_path / "student.run" / "metrics.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in lines]
+    assert [m["epoch"] for m in metrics] == [1, 2, 3]
+    assert all(m["validation_loss"] > 0 for m in metrics)

@@ -1,0 +1,185 @@
+"""Distillation: the loss of a student's own calls."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bbdm import BridgeSampler, load_checkpoint, save_checkpoint
+from bbdm.bridges import ABridge, Bridge, BrownianBridge
+from bbdm.data.pairs import PairedDataset
+from bbdm.execution.processes import Processes
+from bbdm.kernels import philox
+from bbdm.networks.unet import UNet
+from bbdm.training import distillation
+from bbdm.training.distillation import DistillConfig, DistillStep, student_of
+from bbdm.training.step import sample_seeds
+from bbdm.training.trainer import Trainer
+from tests.conftest import metrics_of, newest, tiny_unet
+
+BRIDGE = BrownianBridge(1000, objective="pinned")
+CPU = torch.device("cpu")
+SEEDS = sample_seeds(0, 0, 3, CPU)
+
+
+def make_step(unet: UNet, bridge: Bridge = BRIDGE, **config: Any) -> DistillStep:
+    settings = DistillConfig(**{"batch_size": 3, **config})
+    return DistillStep(unet, bridge, settings, None, Processes(CPU), False, 10)
+
+
+def pairs_of(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    y, x0 = (torch.rand(3, 3, 8, 8, generator=generator) * 2 - 1 for _ in range(2))
+    return y, x0
+
+
+@pytest.mark.parametrize("calls", [1, 2, 4])
+@pytest.mark.parametrize("results", [2, 3])
+def test_loss_is_the_energy_score_of_what_the_sampler_makes(calls: int, results: int):
+    """The sampler with the same noise makes the same pictures, whose score is written out here."""
+    unet = tiny_unet(condition_channels=3).eval()
+    y, x0 = pairs_of(0)
+    step = 5 * calls + calls - 1  # the turn of the last call
+    losses, times = make_step(unet, calls=calls, results=results).losses(unet, y, x0, SEEDS, step)
+    sampler = BridgeSampler(unet, BRIDGE, calls=calls)
+    made = []
+    for j in range(results):
+        streams = [distillation.FIRST_STREAM + row + j * calls for row in range(calls)]
+        noise = torch.stack([philox.normal(SEEDS, step, (3, 8, 8), stream) for stream in streams])
+        made.append(list(sampler.stream(y, noise=noise))[-1].x.flatten(1))
+    flat = x0.flatten(1)
+    for i in range(3):
+        error = sum(float((m[i] - flat[i]).norm()) for m in made) / results
+        pairs = [float((a[i] - b[i]).norm()) for a in made for b in made]
+        expected = error - sum(pairs) / (2 * results * (results - 1))
+        assert losses[i].item() == pytest.approx(expected, rel=1e-4)
+    assert times.tolist() == [sampler.table.timesteps[-1]] * 3
+
+
+def test_calls_take_turns_and_only_one_is_differentiated():
+    unet = tiny_unet(condition_channels=3)
+    step = make_step(unet, calls=2)
+    y, x0 = pairs_of(0)
+    grads = []
+
+    def network(*inputs: torch.Tensor) -> torch.Tensor:
+        grads.append(torch.is_grad_enabled())
+        return unet(*inputs)
+
+    for turn, expected in ((0, [True]), (1, [False, True])):
+        grads.clear()
+        losses, times = step.losses(network, y, x0, SEEDS, turn)
+        assert grads == expected
+        assert times.tolist() == [step.table.timesteps[turn]] * 3
+        losses.sum().backward()
+
+
+def test_results_of_a_pair_have_noise_of_their_own_and_no_other():
+    """So a batch in parts, or on several processes, has the losses of the whole."""
+    unet = tiny_unet(condition_channels=3).eval()
+    step = make_step(unet)
+    y, x0 = pairs_of(0)
+    whole, _ = step.losses(unet, y, x0, SEEDS, 3)
+    part, _ = step.losses(unet, y[1:], x0[1:], SEEDS[1:], 3)
+    torch.testing.assert_close(whole[1:], part, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(whole, step.losses(unet, y, x0, SEEDS, 5)[0])
+
+
+def test_a_student_learns_the_spread_of_its_targets(tmp_path: Path):
+    """Grey pictures, all black or all white, from one source: the mean is grey, and the student is not."""
+    torch.manual_seed(0)
+    unet = UNet(3, 3, condition_channels=3, model_channels=16, channel_mult=(1, 2), attention_resolutions=(),
+                head_channels=16, num_groups=4, num_res_blocks=1)  # fmt: skip
+    step = make_step(unet, calls=1, batch_size=16, learning_rate=2e-3)
+    y = torch.full((16, 3, 8, 8), -0.1)
+    x0 = torch.where(torch.arange(16)[:, None, None, None] % 2 == 0, 0.8, -0.8).expand_as(y).contiguous()
+    before = step.validation_loss(y, x0, sample_seeds(0, 0, 16, CPU))
+    for index in range(400):
+        step(y, x0, index)
+    made = BridgeSampler(step.ema.unet.eval(), BRIDGE, calls=1)(y.repeat(4, 1, 1, 1), seed=0).mean((1, 2, 3))
+    assert made.abs().mean() > 0.6
+    assert min((made > 0.5).sum(), (made < -0.5).sum()) >= 6
+    assert step.validation_loss(y, x0, sample_seeds(0, 0, 16, CPU)) < 0.7 * before  # 0.5 at best
+
+
+class TestRun:
+    def trainer(self, folder: Path, pairs: PairedDataset, unet: UNet | None = None, **config: Any) -> Trainer:
+        settings = DistillConfig(**{"epochs": 3, "batch_size": 2, "precision": "bf16", "flip": True, **config})
+        unet = tiny_unet(condition_channels=3) if unet is None else unet
+        return Trainer(unet, BRIDGE, settings, pairs, pairs, folder, step=DistillStep)
+
+    def test_resumes_exactly(self, pairs: PairedDataset, tmp_path: Path):
+        whole = self.trainer(tmp_path / "whole", pairs)
+        whole.fit()
+        first = self.trainer(tmp_path / "parts", pairs, epochs=1)
+        first.fit()
+        second = self.trainer(tmp_path / "parts", pairs)
+        assert second.resume_newest()
+        second.fit()
+        for a, b in zip(whole.ema.unet.parameters(), second.ema.unet.parameters(), strict=True):
+            assert torch.equal(a, b)
+        losses = [[m["validation_loss"] for m in metrics_of(each)] for each in (whole, second)]
+        assert losses[0] == losses[1]
+
+    def test_files_say_for_how_many_calls(self, pairs: PairedDataset, tmp_path: Path):
+        trainer = self.trainer(tmp_path / "run", pairs, calls=2, epochs=1)
+        trainer.fit()
+        trainer.save(tmp_path / "student.safetensors")
+        for path in (tmp_path / "student.safetensors", newest(trainer), trainer.run.best):
+            assert load_checkpoint(path).calls == 2
+        sampler = BridgeSampler.from_checkpoint(tmp_path / "student.safetensors")
+        assert (sampler.solver, len(sampler.table), sampler.table.start[1] > 0) == ("consistency", 2, True)
+
+    def test_other_settings_do_not_resume(self, pairs: PairedDataset, tmp_path: Path):
+        self.trainer(tmp_path / "run", pairs, epochs=1).fit()
+        with pytest.raises(ValueError, match="was trained with calls=2"):
+            self.trainer(tmp_path / "run", pairs, calls=1).resume_newest()
+
+
+def test_other_calls_or_solvers_give_a_warning(tmp_path: Path):
+    save_checkpoint(tmp_path / "student.pt", tiny_unet(condition_channels=3), BRIDGE, calls=2)
+    source = torch.full((1, 3, 8, 8), -0.5)
+    message = "distilled for calls=2 of the solver 'consistency', and is asked for {} of '{}'"
+    for settings, found in (({"steps": 20}, (20, "consistency")), ({"solver": "dpm2m"}, (10, "dpm2m"))):
+        with pytest.warns(UserWarning, match=message.format(*found)):
+            BridgeSampler.from_checkpoint(tmp_path / "student.pt", **settings)
+        sampler = BridgeSampler.from_checkpoint(tmp_path / "student.pt")
+        with pytest.warns(UserWarning, match=message.format(*found)):
+            sampler(source, seed=0, **settings)
+    BridgeSampler.from_checkpoint(tmp_path / "student.pt", steps=1)(source, seed=0)  # fewer are no surprise
+
+
+class TestStudentOf:
+    def checkpoint(self, folder: Path, bridge: Bridge = BRIDGE, **settings: Any) -> Any:
+        unet = tiny_unet(condition_channels=3, dropout=0.1)
+        save_checkpoint(folder / "teacher.pt", unet, bridge, **settings)
+        return unet, load_checkpoint(folder / "teacher.pt")
+
+    def test_has_the_teachers_weights_and_no_dropout(self, tmp_path: Path):
+        unet, teacher = self.checkpoint(tmp_path)
+        student = student_of(teacher, 2).train()
+        x, t = torch.rand(1, 3, 8, 8), torch.full((1,), 500.0)
+        with torch.no_grad():
+            assert torch.equal(student(x, t, x), copy.deepcopy(unet).eval()(x, t, x))
+            assert torch.equal(student(x, t, x), student(x, t, x))
+
+    def test_a_teacher_of_fewer_calls_is_refused(self, tmp_path: Path):
+        _, teacher = self.checkpoint(tmp_path, calls=1)
+        with pytest.raises(ValueError, match="at most those that the teacher was distilled for, 1, got 2"):
+            student_of(teacher, 2)
+
+    @pytest.mark.parametrize("bridge", [BrownianBridge(max_variance=0.0, objective="residual"), ABridge(c_lambda=0.1)])
+    def test_a_bridge_without_noise_at_its_top_is_refused(self, bridge: Bridge, tmp_path: Path):
+        _, teacher = self.checkpoint(tmp_path, bridge)
+        with pytest.raises(ValueError, match=r"a student starts from noise, and .* has too little at its top"):
+            student_of(teacher, 1)
+
+
+@pytest.mark.parametrize(("name", "value"), [("calls", 0), ("results", 1)])
+def test_bad_settings(name: str, value: int):
+    with pytest.raises(ValueError, match=f"{name} must be at least {value + 1}, got {value}"):
+        DistillConfig(**{name: value})
