@@ -17,18 +17,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 
 from bbdm.base import machine
 from bbdm.base.atomic import write_atomically
-from bbdm.bridges import Bridge, densities
+from bbdm.bridges import Bridge
 from bbdm.data.pairs import load_dataset
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
-from bbdm.networks.unet import PRESETS, UNet
+from bbdm.networks.unet import UNet, UNetConfig
 from bbdm.sampler import BridgeSampler
 from bbdm.training.config import TrainConfig
 from bbdm.training.setup import build_bridge
@@ -37,7 +36,14 @@ from benchmarks.scores import closed_areas, energy_score, flatness, saturation
 
 SIZE, SEEDS = 32, 4
 RUNS = [("sde-dpm2m", 20), ("sde-dpm2m", 5), ("dpm2m", 5)]
-NETWORK = replace(PRESETS["demo"], channel_mult=(1, 2, 4), attention_resolutions=(8,), dropout=0.0)
+NETWORK = UNetConfig(
+    condition_channels=3,
+    model_channels=32,
+    channel_mult=(1, 2, 4),
+    attention_resolutions=(8,),
+    head_channels=32,
+    num_groups=8,
+)
 CONFIG = TrainConfig(
     batch_size=16,
     learning_rate=4e-4,
@@ -59,14 +65,11 @@ class Recipe:
     train: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
     weight: Callable[[Bridge, torch.Tensor], torch.Tensor] | None = None  # of the loss, from (B,) times
-    levels: tuple[float, float] = (densities.LEVEL, densities.SPREAD)  # of the log-normal density
 
     def build(self, seed: int, steps: int) -> TrainStep:
         """Its first step."""
         torch.manual_seed(seed)
         bridge = build_bridge(**{"name": "abridge", **self.bridge})
-        with mock.patch.multiple(densities, LEVEL=self.levels[0], SPREAD=self.levels[1]):
-            bridge.draw_times(torch.zeros(1, dtype=torch.long), 0)  # the bridge keeps its quantiles
         config = replace(CONFIG, seed=seed, **self.train)
         unet = UNet.from_config(replace(NETWORK, **self.network)).train()
         step = TrainStep(unet, bridge, config, None, Processes(torch.device("cpu")), False, steps)
@@ -95,7 +98,8 @@ RECIPES: dict[str, Recipe] = {
     "c_lambda 0.5": Recipe({**FEW, "c_lambda": 0.5}),
     "c_lambda 8": Recipe({**FEW, "c_lambda": 8.0}),
     "Brownian bridge": Recipe({**FEW, "name": "brownian"}),
-    "Brownian bridge, levels N(-0.4, 1.6^2)": Recipe({**FEW, "name": "brownian"}, levels=(-0.4, 1.6)),
+    "Brownian bridge, wide density": Recipe({**FEW, "name": "brownian", "density": "wide"}),
+    "wide density": Recipe({**FEW, "density": "wide"}),
     "loss of x0hat": Recipe(weight=_of_x0hat),
     "huber loss": Recipe(train={"loss": "huber"}),
     "l1 loss": Recipe(train={"loss": "l1"}),
@@ -105,8 +109,8 @@ RECIPES: dict[str, Recipe] = {
     "shifts of 0.1": Recipe(train={"shift": 0.1}),
     "shifts of 0.1, sizes of 0.2": Recipe(train={"shift": 0.1, "zoom": 0.2}),
     "dropout 0.1": Recipe(network={"dropout": 0.1}),
-    "wide, 1 block a level": Recipe(network={"model_channels": 48, "num_res_blocks": 1, "head_channels": 48}),
-    "narrow, 4 blocks a level": Recipe(network={"model_channels": 24, "num_res_blocks": 4, "head_channels": 24}),
+    "48 channels, 1 block a level": Recipe(network={"model_channels": 48, "num_res_blocks": 1, "head_channels": 48}),
+    "24 channels, 4 blocks a level": Recipe(network={"model_channels": 24, "num_res_blocks": 4, "head_channels": 24}),
     "attention at 16 x 16 and 8 x 8 too": Recipe(network={"attention_resolutions": (2, 4)}),
     "rate 8e-4": Recipe(train={"learning_rate": 8e-4}),
     "batch 32": Recipe(train={"batch_size": 32}),

@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from bbdm.bridges.path import Path
 
-Density = Literal["uniform", "log-normal"]
+Density = Literal["uniform", "log-normal", "wide"]
 POINTS = 2**16  # quantiles; a drawn time is one of them
-LEVEL, SPREAD = -0.9, 1.2  # mean and standard deviation of ln nu of the log-normal density
-UNIFORM = 0.05  # the share of it that is uniform
+LEVELS = {"log-normal": (-0.9, 1.2), "wide": (-0.4, 1.6)}  # mean and standard deviation of ln nu
+UNIFORM = 0.05  # the share of these that is uniform
 GRID = 4096  # times at which a continuous density is tabulated, of each kind
 
 Array = npt.NDArray[np.float64]
@@ -22,15 +22,16 @@ Array = npt.NDArray[np.float64]
 def quantiles(bridge: Path) -> Array:
     """(POINTS,) increasing times that are equally likely under a bridge's density.
 
-    ``log-normal`` is ln nu ~ N(-0.9, 1.2^2) carried over to t, with 5 % of it uniform (as Karras et al. 2022
-    for diffusion models). A discrete time has the probability between the midpoints to its neighbours.
+    ``log-normal`` is ln nu ~ N(-0.9, 1.2^2) carried over to t, and ``wide`` N(-0.4, 1.6^2), with 5 % of it
+    uniform (as Karras et al. 2022 for diffusion models). A discrete time has the probability between the midpoints to its neighbours.
     """
     low, high = bridge.train_range
     shares = (np.arange(POINTS) + 0.5) / POINTS
     if bridge.continuous and bridge.density == "uniform":
         return low + shares * (high - low)
     if bridge.continuous:
-        levels = np.exp(LEVEL + SPREAD * np.linspace(-6, 6, GRID))
+        level, spread = LEVELS[bridge.density]
+        levels = np.exp(level + spread * np.linspace(-6, 6, GRID))
         inside = bridge.time_at(np.clip(levels, *bridge.nu([low, high])))
         edges = np.unique(np.concatenate([np.linspace(low, high, GRID), inside]).clip(low, high))
         return np.interp(shares, _cumulative(bridge, edges), edges)
@@ -41,8 +42,9 @@ def quantiles(bridge: Path) -> Array:
 
 def _cumulative(bridge: Path, times: Array) -> Array:
     """The probability of a time up to each of ``times``, from 0 at the first to 1 at the last."""
+    level, spread = LEVELS[bridge.density]
     uniform = (times - times[0]) / (times[-1] - times[0])
     with np.errstate(divide="ignore"):
-        scaled = (np.log(bridge.nu(times)) - LEVEL) / SPREAD
+        scaled = (np.log(bridge.nu(times)) - level) / spread
     normal = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in scaled])
     return UNIFORM * uniform + (1 - UNIFORM) * (normal - normal[0]) / (normal[-1] - normal[0])
