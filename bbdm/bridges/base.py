@@ -208,7 +208,7 @@ class Bridge(ABC):
         from bbdm.kernels import philox
 
         low, high = self.train_range
-        if self.density == "uniform" and not self.continuous:
+        if self.density == "uniform" and self.objective != "pinned" and not self.continuous:
             return philox.timesteps(seeds, step, int(low), int(high))
         rows = philox.timesteps(seeds, step, 0, densities.POINTS - 1)
         times = torch.from_numpy(self._training_times).to(seeds.device)[rows]

@@ -14,6 +14,7 @@ Density = Literal["uniform", "log-normal", "wide"]
 POINTS = 2**16  # quantiles; a drawn time is one of them
 LEVELS = {"log-normal": (-0.9, 1.2), "wide": (-0.4, 1.6)}  # mean and standard deviation of ln nu
 UNIFORM = 0.05  # the share of these that is uniform
+TOP = 0.02  # the share of the top, where a network of the pinned objective is shown nothing of the state
 GRID = 4096  # times at which a continuous density is tabulated, of each kind
 
 Array = npt.NDArray[np.float64]
@@ -23,10 +24,19 @@ def quantiles(bridge: Path) -> Array:
     """(POINTS,) increasing times that are equally likely under a bridge's density.
 
     ``log-normal`` is ln nu ~ N(-0.9, 1.2^2) carried over to t, and ``wide`` N(-0.4, 1.6^2), with 5 % of it
-    uniform (as Karras et al. 2022 for diffusion models). A discrete time has the probability between the midpoints to its neighbours.
+    uniform (as Karras et al. 2022 for diffusion models). A discrete time has the probability between the
+    midpoints to its neighbours. Where nu is infinite at the top, 2 % of the times of the objective ``pinned``
+    are the top.
     """
     low, high = bridge.train_range
-    shares = (np.arange(POINTS) + 0.5) / POINTS
+    if bridge.objective == "pinned" and np.isinf(bridge.nu(bridge.top)):
+        count, below = round(POINTS * TOP), high if bridge.continuous else min(high, bridge.top - 1)
+        return np.concatenate([_quantiles(bridge, low, below, POINTS - count), np.full(count, float(bridge.top))])
+    return _quantiles(bridge, low, high, POINTS)
+
+
+def _quantiles(bridge: Path, low: float, high: float, points: int) -> Array:
+    shares = (np.arange(points) + 0.5) / points
     if bridge.continuous and bridge.density == "uniform":
         return low + shares * (high - low)
     if bridge.continuous:
@@ -36,6 +46,8 @@ def quantiles(bridge: Path) -> Array:
         edges = np.unique(np.concatenate([np.linspace(low, high, GRID), inside]).clip(low, high))
         return np.interp(shares, _cumulative(bridge, edges), edges)
     times = np.arange(low, high + 1)
+    if bridge.density == "uniform":
+        return times[(shares * len(times)).astype(int)].astype(np.float64)
     edges = np.concatenate([[low], times[:-1] + 0.5, [high]])
     return times[np.searchsorted(_cumulative(bridge, edges)[1:-1], shares)].astype(np.float64)
 

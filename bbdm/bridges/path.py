@@ -24,6 +24,11 @@ class Path(Protocol):
     continuous: ClassVar[bool]  # whether times are real
 
     @property
+    def objective(self) -> str:
+        """A name in :data:`bbdm.bridges.objectives.OBJECTIVES`, or of the bridge's own."""
+        ...
+
+    @property
     def density(self) -> str:
         """Of training times."""
         ...

@@ -107,6 +107,14 @@ PRESETS: dict[str, UNetConfig] = {
         dropout=0.1,
         num_groups=8,
     ),
+    "demo-residual": UNetConfig(  # what demo was before it was trained for few calls
+        condition_channels=3,
+        model_channels=32,
+        channel_mult=(1, 2, 4, 4),
+        attention_resolutions=(8,),
+        head_channels=32,
+        num_groups=8,
+    ),
 }
 
 

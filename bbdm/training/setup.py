@@ -27,24 +27,23 @@ BridgeName = Literal["abridge", "brownian", "bbdm", "flow", "ddbm-ve", "ddbm-vp"
 # the settings of the original's templates
 BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}
 FEW_CALLS = {"bridge": "brownian", "objective": "pinned", "density": "wide", "loss": "l2"}
+SMALL = {
+    "image_size": 64,
+    "batch_size": 16,
+    "epochs": 50,
+    "learning_rate": 4e-4,
+    "lr_schedule": "cosine",
+    "warmup_steps": 200,
+    "flip": True,
+    "precision": "bf16",
+}
 PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's network; otherwise the defaults
     "paper": {},
     "paper-pinned": {**FEW_CALLS, "ema_decay": 0.9999, "precision": "bf16"},
     **{name: {"loss": "l2", "precision": "bf16"} for name in dit.PRESETS},
     **dict.fromkeys(["bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"], BBDM),
-    "demo": {
-        "image_size": 64,
-        "batch_size": 16,
-        "epochs": 50,
-        "learning_rate": 4e-4,
-        "lr_schedule": "cosine",
-        "warmup_steps": 200,
-        **FEW_CALLS,
-        "ema_decay": 0.9995,
-        "flip": True,
-        "shift": 0.05,
-        "precision": "bf16",
-    },
+    "demo": {**SMALL, **FEW_CALLS, "ema_decay": 0.9995, "shift": 0.05},
+    "demo-residual": {**SMALL, "loss": "l2", "ema_decay": 0.999},
 }
 
 

@@ -1,26 +1,31 @@
 """The times that a network learns from."""
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest, norm
 
-from bbdm import DDBM, ABridge
+from bbdm import DDBM, GOUB, ABridge
 from bbdm.bridges import Bridge, BrownianBridge
 from bbdm.bridges.densities import quantiles
 
 SEEDS = torch.arange(20_000) * 7919
 
 
-@pytest.mark.parametrize("bridge", [DDBM("vp", density="log-normal"), DDBM("ve", density="log-normal")], ids=repr)
-def test_log_normal_of_real_times(bridge: Bridge):
-    """95 % of ln nu is N(-0.9, 1.2^2), cut to the bridge's range, and 5 % of t is uniform."""
+@pytest.mark.parametrize(("density", "mean", "spread"), [("log-normal", -0.9, 1.2), ("wide", -0.4, 1.6)])
+@pytest.mark.parametrize("kind", ["vp", "ve"])
+def test_log_normal_of_real_times(kind: Any, density: Any, mean: float, spread: float):
+    """95 % of ln nu is N(mean, spread^2), cut to the bridge's range, and 5 % of t is uniform."""
+    bridge = DDBM(kind, density=density)
     times = quantiles(bridge)
     low, high = np.log(bridge.nu(bridge.low)), np.inf
 
     def cumulative(t: np.ndarray) -> np.ndarray:
-        a, b = (norm.cdf(v, -0.9, 1.2) for v in (low, high))
-        normal = (norm.cdf(np.log(bridge.nu(t)), -0.9, 1.2) - a) / (b - a)
+        a, b = (norm.cdf(v, mean, spread) for v in (low, high))
+        normal = (norm.cdf(np.log(bridge.nu(t)), mean, spread) - a) / (b - a)
         return 0.05 * (t - bridge.low) / (bridge.top - bridge.low) + 0.95 * normal
 
     assert kstest(times, cumulative).statistic < 1e-3
@@ -61,3 +66,13 @@ def test_uniform_integers_are_those_of_earlier_versions():
     from bbdm.kernels import philox
 
     assert torch.equal(ABridge().draw_times(SEEDS, 5), philox.timesteps(SEEDS, 5, 1, 1000))
+
+
+@pytest.mark.parametrize("density", ["uniform", "wide"])
+@pytest.mark.parametrize("make", [ABridge, BrownianBridge, partial(DDBM, "ve"), GOUB])
+def test_the_pinned_objective_learns_at_the_top(make: Any, density: Any):
+    """There the network is shown nothing of the state, as nowhere else, and sampling calls it first."""
+    bridge = make(objective="pinned", density=density)
+    drawn = bridge.draw_times(SEEDS, 0)
+    assert 0.015 < (drawn == bridge.top).double().mean() < 0.025
+    assert drawn.min() < bridge.low + 0.1 * (bridge.top - bridge.low)
