@@ -30,7 +30,7 @@ from benchmarks.timing import Row, interleaved, seconds_of
 from examples import train as train_script
 
 ROOT = Path(__file__).parent.parent
-BATCH = 16  # of the demo preset
+BATCH = 16  # of the preset demo-residual
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -107,9 +107,9 @@ EPOCHS = 2  # of a process that is timed in epochs, the first of which is not
 
 
 def _demo_network(device: str) -> UNet:
-    """The demo preset's, without a condition."""
+    """The preset demo-residual's, without a condition."""
     torch.manual_seed(0)
-    return UNet.from_config(replace(PRESETS["demo"], condition_channels=0)).to(device)
+    return UNet.from_config(replace(PRESETS["demo-residual"], condition_channels=0)).to(device)
 
 
 def peer_epochs(data: str, device: str) -> Any:
@@ -120,9 +120,9 @@ def peer_epochs(data: str, device: str) -> Any:
 
 
 def bare_steps(data: str, device: str, compiled: bool) -> Any:
-    """Seconds of each of our steps with the demo preset, on one batch in memory, after the first two."""
+    """Seconds of each of our steps with that network, on one batch in memory, after the first two."""
     pairs = load_dataset("edge2shoes", data, image_size=64)
-    flags = ["edge2shoes", data, "model.pt", "--preset", "demo", *(["--compile"] * compiled)]
+    flags = ["edge2shoes", data, "model.pt", "--preset", "demo-residual", *(["--compile"] * compiled)]
     config = from_values(TrainConfig, vars(train_script.parse(flags)))
     trainer = Trainer(_demo_network(device), networks.BRIDGE, config, pairs, None, Path(tempfile.gettempdir()))
     y, x0 = next(trainer.train_batches(range(BATCH)))
@@ -134,7 +134,18 @@ def script_epochs(data: str, device: str, *flags: str, cached: bool = False) -> 
     """Seconds a step of examples/train.py, the mean of each epoch after the first."""
     with tempfile.TemporaryDirectory() as folder:
         cache = ["--cache_images", f"{folder}/cache"] if cached else []
-        common = ["--preset", "demo", "--condition", "none", "-e", str(EPOCHS), "--device", device, *cache, *flags]
+        common = [
+            "--preset",
+            "demo-residual",
+            "--condition",
+            "none",
+            "-e",
+            str(EPOCHS),
+            "--device",
+            device,
+            *cache,
+            *flags,
+        ]
         command = [sys.executable, "examples/train.py", "edge2shoes", data, f"{folder}/model.pt", *common]
         subprocess.run(command, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
         records = (Path(folder) / "model.run" / "metrics.jsonl").read_text().splitlines()

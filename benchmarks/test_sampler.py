@@ -1,4 +1,4 @@
-"""A translation of one image, 3 x 64 x 64: ours in 10 evaluations, sde-bbdm's fast sampling in 199 and 10.
+"""A translation of one image, 3 x 64 x 64: ours in 10, 5, 2 and 1 evaluations, sde-bbdm's in 199 and 10.
 
 ``outside_network`` is the share of a call's time outside the network: the same call again, with each network
 call timed.
@@ -26,7 +26,11 @@ AS_MANY = f"sde-bbdm float32, {STEPS} steps"  # compares code alone; its picture
 EAGER, EAGER_BFLOAT16, COMPILED, GRAPH = (
     f"{row}, {STEPS} steps" for row in ("eager float32", "eager bfloat16", "compiled", "graph")
 )
-ROWS = [BASELINE, AS_MANY, EAGER, EAGER_BFLOAT16, COMPILED, GRAPH]
+FEW: dict[str, Any] = {  # two calls and one are of distilled networks
+    f"compiled, {steps} steps": {"solver": solver, "steps": steps}
+    for solver, steps in (("dpm2m", 5), ("consistency", 2), ("consistency", 1))
+}
+ROWS = [BASELINE, AS_MANY, EAGER, EAGER_BFLOAT16, COMPILED, GRAPH, *FEW]
 
 
 def share_outside(sampler: BridgeSampler, call: Callable[[], object]) -> float:
@@ -69,9 +73,13 @@ def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool) -> C
         rows[GRAPH] = lambda: sampler(source, seed=0)
         with_seed = samplers[EAGER](source, seed=0)
         comparison.info[GRAPH] = {"relative_error": relative_error(rows[GRAPH](), with_seed)}
+    for name, settings in FEW.items():
+        rows[name] = lambda settings=settings: sampler(source, seed=0, **settings)
+        by_hand = samplers[EAGER](source, seed=0, **settings)
+        comparison.info[name] = {"relative_error": relative_error(rows[name](), by_hand)}
     for name, info in comparison.info.items():
         assert info["relative_error"] < 0.1, f"{name}: {info}"
-        info["evaluations"] = STEPS
+        info["evaluations"] = FEW.get(name, {"steps": STEPS})["steps"]
     try:
         peer = import_module("benchmarks.peers.sde_bbdm")
     except ImportError as error:

@@ -1,11 +1,10 @@
 """Training from files: images a second of examples/train.py, of sde-bbdm's manager, and of the bare step.
 
-The demo preset without a condition (sde-bbdm's A-Bridge shows the network none), 64 x 64, batch 16, on the
-pairs of ``--pairs``: each row in its own processes, which take turns, A B C A B C. The first epoch of a
-process is not timed. The bare step is the trainer's step on one batch in memory, without
-the loop around it, reading, decoding and scaling. Rows: sde-bbdm as its users run it (float32, Adam,
-L1, as many reading processes as cores); ours as ``--preset demo`` has it (bfloat16, mirrored pairs, moving
-average of weights).
+The preset demo-residual without a condition (sde-bbdm's A-Bridge shows the network none), 64 x 64, batch 16,
+on the pairs of ``--pairs``: each row in its own processes, which take turns, A B C A B C. The first epoch of
+a process is not timed. The bare step is the trainer's step on one batch in memory, without the loop around
+it, reading, decoding and scaling. Rows: sde-bbdm as its users run it (float32, Adam, L1, as many reading
+processes as cores); ours as the preset has it (bfloat16, mirrored pairs, moving average of weights).
 """
 
 from __future__ import annotations

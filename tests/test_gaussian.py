@@ -97,9 +97,21 @@ def test_published_sampler_of_goub_converges():
     assert mean_w2(many, published.goub_sde(many)) < 0.001 < mean_w2(GOUBS, published.goub_sde(few))
 
 
+@pytest.mark.parametrize("pixels", [1, AREA])
+@pytest.mark.parametrize("name", ["BrownianBridge", "DDBM ve", "DDBM vp", "ECSI", "GOUB"])
+@pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "ddim", "consistency"])
+def test_a_start_from_noise_is_nearer_where_it_is_the_default(name: str, solver: str, pixels: int):
+    bridge = BRIDGES[name][0]
+    for steps in (1, 2, 3, 4):
+        made = solvers.build(bridge, solver, steps=steps)
+        assert made.timesteps[0] != bridge.top
+        other = solvers.build(bridge, solver, timesteps=timesteps.karras(bridge, steps))
+        assert mean_w2(bridge, made, pixels) < mean_w2(bridge, other, pixels)
+
+
 @pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m"])
-def test_a_start_from_noise_saves_a_call_for_pixels_but_not_for_areas(solver: str):
-    """So it is the default of no solver: noise hides a pixel of the target, and not the colour of an area."""
+def test_noise_of_the_abridge_hides_a_pixel_but_not_an_area(solver: str):
+    """So no solver starts from it by default."""
     bridge = ABridge()
     noise, source = (
         solvers.build(bridge, solver, timesteps=skip(bridge, 4)) for skip in (timesteps.noise, timesteps.karras)
