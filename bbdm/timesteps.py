@@ -44,9 +44,8 @@ def noise(bridge: Bridge, steps: int | None = None) -> Timesteps:
 
 
 def highest(bridge: Bridge) -> float:
-    """The highest time below the top that can be told from it: its noise level is at most 50."""
-    below = bridge.top if bridge.continuous else bridge.top - 1
-    return float(bridge.time_at(HIGHEST)) if bridge.nu(below) > HIGHEST else below
+    """The highest time below the top: of integers the next, of reals that of the noise level 50."""
+    return float(bridge.time_at(HIGHEST)) if bridge.continuous else bridge.top - 1
 
 
 def _levels(bridge: Bridge, high: float, shares: npt.NDArray[np.float64], first: Iterable[float] = ()) -> Timesteps:

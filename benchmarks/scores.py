@@ -35,7 +35,7 @@ def closed_areas(drawing: torch.Tensor) -> npt.NDArray[np.int64]:
 
     An area is connected by sides, has more than LEAST pixels and does not reach the border.
     """
-    numbers, _ = ndimage.label((drawing.amin(0) > PAPER).numpy())
+    numbers: npt.NDArray[np.int64] = ndimage.label((drawing.amin(0) > PAPER).numpy())[0]  # pyright: ignore
     border = np.unique(np.concatenate([numbers[0], numbers[-1], numbers[:, 0], numbers[:, -1]]))
     sizes = np.bincount(numbers.ravel())
     kept = np.flatnonzero((sizes > LEAST) & ~np.isin(np.arange(len(sizes)), border))

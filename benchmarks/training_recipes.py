@@ -76,11 +76,11 @@ class Recipe:
         if self.weight is not None:
             weight, losses = self.weight, step.losses
 
-            def weighted(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-                each, t = losses(*args)
+            def weighted(*args: Any, **keywords: Any) -> tuple[torch.Tensor, torch.Tensor]:
+                each, t = losses(*args, **keywords)
                 return each * weight(bridge, t), t
 
-            step.losses = weighted
+            vars(step)["losses"] = weighted
         return step
 
 

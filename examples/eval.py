@@ -62,9 +62,9 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, TranslateC
     return args, from_values(TranslateConfig, vars(args))
 
 
-def read_sweep(words: list[str], bridge: Bridge) -> list[Run]:
+def read_sweep(words: list[str], bridge: Bridge) -> list[tuple[str, int | None]]:
     """The runs of ``SOLVER`` and ``SOLVER:NFE,NFE``, all checked, so that none fails hours later."""
-    runs: list[Run] = []
+    runs: list[tuple[str, int | None]] = []
     for word in words:
         solver, colon, numbers = word.partition(":")
         if colon and not all(number.isdecimal() for number in numbers.split(",")):

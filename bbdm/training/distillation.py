@@ -120,7 +120,7 @@ class DistillStep(TrainStep):
             for row in range(last):
                 _, c_y, c_0, _, c_z = table.coefficients[row].tolist()
                 x = c_y * sources + c_0 * self._estimate(network, table, row, x, sources) + c_z * noise(row)
-        made = self._estimate(network, table, last, x, sources).flatten(1).chunk(count)
+        made = [each.flatten(1) for each in self._estimate(network, table, last, x, sources).chunk(count)]
         error = torch.stack([(each - x0.flatten(1)).norm(dim=1) for each in made]).mean(0)
         spread = torch.stack([(a - b).norm(dim=1) for a, b in combinations(made, 2)]).mean(0)
         return error - spread / 2, torch.full_like(error, float(table.timesteps[last])).detach()

@@ -71,4 +71,4 @@ def test_is_a_function_of_seed_and_step() -> None:
 @pytest.mark.parametrize("value", [-0.1, 0.6, float("nan")])
 def test_refuses(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{name} must be in \[0, 0.5\], got {value}"):
-        TrainConfig(**{name: value})
+        TrainConfig(**{name: value})  # pyright: ignore[reportArgumentType]

@@ -144,7 +144,11 @@ def test_other_calls_or_solvers_give_a_warning(tmp_path: Path):
     save_checkpoint(tmp_path / "student.pt", tiny_unet(condition_channels=3), BRIDGE, calls=2)
     source = torch.full((1, 3, 8, 8), -0.5)
     message = "distilled for calls=2 of the solver 'consistency', and is asked for {} of '{}'"
-    for settings, found in (({"steps": 20}, (20, "consistency")), ({"solver": "dpm2m"}, (10, "dpm2m"))):
+    asked: list[tuple[dict[str, Any], tuple[int, str]]] = [
+        ({"steps": 20}, (20, "consistency")),
+        ({"solver": "dpm2m"}, (10, "dpm2m")),
+    ]
+    for settings, found in asked:
         with pytest.warns(UserWarning, match=message.format(*found)):
             BridgeSampler.from_checkpoint(tmp_path / "student.pt", **settings)
         sampler = BridgeSampler.from_checkpoint(tmp_path / "student.pt")
@@ -182,4 +186,4 @@ class TestStudentOf:
 @pytest.mark.parametrize(("name", "value"), [("calls", 0), ("results", 1)])
 def test_bad_settings(name: str, value: int):
     with pytest.raises(ValueError, match=f"{name} must be at least {value + 1}, got {value}"):
-        DistillConfig(**{name: value})
+        DistillConfig(**{name: value})  # pyright: ignore[reportArgumentType]
