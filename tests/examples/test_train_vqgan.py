@@ -64,7 +64,7 @@ def test_a_latent_bridge_by_the_commands_of_the_readme(place: Path):
         train.main(["edge2shoes", "data", "model.pt", "--cache_latents", "latents"])
     with pytest.raises(ValueError, match="--preset lbbdm-f4 is of latents: it needs -vq"):
         train.main(["edge2shoes", "data", "other.pt", "--preset", "lbbdm-f4"])
-    message = "lbbdm-f8 takes 4 channels, and this autoencoder's latents have 3; presets for it: paper, bbdm, lbbdm-f4"
+    message = "lbbdm-f8 takes 4 channels, and this autoencoder's latents have 3; presets for it: paper, paper-pinned"
     with pytest.raises(ValueError, match=message):
         train.main(["edge2shoes", "data", "other.pt", "--preset", "lbbdm-f8", "-vq", "vqgan.pt"])
     with pytest.raises(ValueError, match="where it began: with the same codec, with normalised latents"):
