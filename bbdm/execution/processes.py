@@ -109,6 +109,7 @@ class Processes:
         return nullcontext() if self.accelerator is None else self.accelerator.main_process_first()
 
     def leave(self) -> None:
-        """Leave the group of processes."""
+        """Leave the group of processes. Nothing else may hold a network of :meth:`parallel` any longer."""
         if self.accelerator is not None:
+            self.accelerator.free_memory()  # a network of parallel() that outlives the group hangs when it is freed
             self.accelerator.end_training()

@@ -73,4 +73,5 @@ def finish(trainer: Trainer, args: argparse.Namespace, team: Processes) -> None:
     if team.first:
         trainer.save(args.output_model)
         print(f"{args.output_model}: weights after epoch {trainer.epoch}; losses and checkpoints: {trainer.folder}")
+    trainer.update.network = trainer.unet
     team.leave()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -78,7 +79,7 @@ class DistillStep(TrainStep):
         super().__init__(*args)
         self.calls = self.config.calls
 
-    @property
+    @cached_property
     def table(self) -> StepTable:
         """The student's steps, as samplers take them by default."""
         return solvers.build(self.bridge, solvers.DISTILLED, steps=self.config.calls)

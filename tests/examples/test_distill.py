@@ -19,6 +19,7 @@ from examples import distill, generate
 from export import to_onnx
 from tests.conftest import SavePicture, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
+from tests.training.launching import ALONE, TORCHRUN, run
 
 BRIDGE = BrownianBridge(1000, objective="pinned")
 
@@ -88,6 +89,20 @@ def test_the_same_command_goes_on(teacher: Path, data: Path, tmp_path: Path, cap
     assert all(torch.equal(made[key], expected[key]) for key in expected)
     distill.main(words(teacher, data, "-e", "2", "--experiment", tmp_path / "parts", "--lr_schedule", "constant"))
     assert "nothing is left to train" in capsys.readouterr().out
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("flags", [[], ["--compile"]], ids=["eager", "compiled"])
+def test_two_processes_are_one(flags: list[str], teacher: Path, data: Path, tmp_path: Path):
+    pytest.importorskip("accelerate")
+    made: list[Any] = []
+    for name, start in {"one": ALONE, "two": TORCHRUN}.items():
+        folder = ["--experiment", tmp_path / name, "--precision", "fp32", *flags]
+        done = run([*start, "examples.distill", *words(teacher, data, *folder)])
+        assert done.returncode == 0, done.stderr
+        made.append(bbdm.load_checkpoint(tmp_path / "student.pt").unet.ema)
+    for key, value in made[0].items():
+        torch.testing.assert_close(made[1][key], value, rtol=0, atol=1e-6)
 
 
 def test_in_latents_the_codec_is_the_teachers(data: Path, tmp_path: Path):
