@@ -32,7 +32,7 @@ from bbdm.sampler import BridgeSampler
 from bbdm.training.config import TrainConfig
 from bbdm.training.setup import build_bridge
 from bbdm.training.step import TrainStep
-from benchmarks.scores import closed_areas, energy_score, flatness, saturation
+from benchmarks import demo_quality
 
 SIZE, SEEDS = 32, 4
 RUNS = [("sde-dpm2m", 20), ("sde-dpm2m", 5), ("dpm2m", 5)]
@@ -145,19 +145,15 @@ def train(recipe: Recipe, y: torch.Tensor, x0: torch.Tensor, steps: int, seed: i
 def measure(step: TrainStep, y: torch.Tensor, x0: torch.Tensor) -> dict[str, Any]:
     """Scores of each validation pair, by solver."""
     found: dict[str, Any] = {}
-    areas = [closed_areas(drawing) for drawing in y]
     for solver, calls in RUNS:
         sampler = BridgeSampler(step.ema.unet, step.bridge, solver, steps=calls, device="cpu", dtype=torch.bfloat16)
-        each = [[i + 10**6 * j for i in range(len(y))] for j in range(SEEDS)]
-        results = torch.stack([sampler(y, seed=seeds, batch_size=77) for seeds in each], dim=1)
-        scores = [energy_score(r, t) for r, t in zip(results, x0, strict=True)]
-        ours = [flatness(r, a).mean() for r, a in zip(results, areas, strict=True)]
-        artists = [flatness(t[None], a)[0] for t, a in zip(x0, areas, strict=True)]
+        scores = demo_quality.measure(sampler, list(range(len(y))), y, x0, SEEDS, batch=77)
+        mean = {name: float(np.nanmean(values)) for name, values in scores.items()}
         found[f"{solver} {calls}"] = {
-            "energy": [energy for energy, _ in scores],
-            "spread": float(np.mean([spread for _, spread in scores])),
-            "saturation": float(saturation(results).mean() / saturation(x0).mean()),
-            "flatness": float(np.nanmean(ours) / np.nanmean(artists)),
+            "energy": scores["energy"],
+            "spread": mean["spread"],
+            "saturation": mean["saturation"] / mean["target_saturation"],
+            "flatness": mean["flatness"] / mean["target_flatness"],
         }
     return found
 

@@ -13,13 +13,12 @@ from pathlib import Path
 import torch
 
 from bbdm.base import scripts
-from bbdm.base.atomic import check_suffix, remove_leftovers
 from bbdm.base.images import read_size
 from bbdm.base.settings import add_flags, flag_type, from_values
 from bbdm.data.degradations import DegradeConfig
 from bbdm.data.pairs import DATASETS, DIRECTIONS
 from bbdm.data.survey import BadPicturesError
-from bbdm.execution.processes import Processes, start_on_each_gpu
+from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint, load_codec
 from bbdm.files.weights import IncompleteFileError
 from bbdm.training import command, resume, run_folder, setup
@@ -94,12 +93,7 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    if args.use_multi_gpus:
-        start_on_each_gpu(__file__, argv)
-    remove_leftovers(args.output_model)
-    check_suffix(args.output_model)
-    team = Processes.join(args.device)
-    command.finish(build(args, team), args, team)
+    command.run(__file__, argv, args, build)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from typing import get_args
 import torch
 
 from bbdm.base import scripts
-from bbdm.base.atomic import check_suffix, remove_leftovers
 from bbdm.base.images import read_size
 from bbdm.base.settings import add_flags, flag_type, from_values
 from bbdm.bridges import Density, Objective
@@ -22,7 +21,7 @@ from bbdm.data.image_cache import ImageCache
 from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.pairs import DATASETS, DIRECTIONS
 from bbdm.data.survey import BadPicturesError
-from bbdm.execution.processes import Processes, start_on_each_gpu
+from bbdm.execution.processes import Processes
 from bbdm.training import command, fine_tuning, resume, run_folder, setup
 from bbdm.training.callback import Callback
 from bbdm.training.config import TrainConfig
@@ -153,13 +152,8 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    if args.use_multi_gpus:
-        start_on_each_gpu(__file__, argv)
     check_flags(args)
-    remove_leftovers(args.output_model)
-    check_suffix(args.output_model)
-    team = Processes.join(args.device)
-    command.finish(build(args, team), args, team)
+    command.run(__file__, argv, args, build)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from bbdm.base import scripts
-from bbdm.execution.processes import Processes
+from bbdm.base.atomic import check_suffix, remove_leftovers
+from bbdm.execution.processes import Processes, start_on_each_gpu
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint
 from bbdm.training.run_folder import RunFolder
 from bbdm.training.trainer import Trainer
 
+Build = Callable[[argparse.Namespace, Processes], Trainer]
 Resumed = tuple[Path, Checkpoint] | None  # the checkpoint that a run resumes from, and its content
 
 
@@ -59,6 +62,16 @@ def resume(trainer: Trainer, args: argparse.Namespace, resumed: Resumed, team: P
         with team.first_before_others():
             trainer.run.forget_after(trainer.step)
     return trainer
+
+
+def run(script: str, argv: list[str] | None, args: argparse.Namespace, build: Build) -> None:
+    """Run a script's training: ``build`` makes the trainer, at the step where it begins or resumes."""
+    if args.use_multi_gpus:
+        start_on_each_gpu(script, argv)
+    remove_leftovers(args.output_model)
+    check_suffix(args.output_model)
+    team = Processes.join(args.device)
+    finish(build(args, team), args, team)
 
 
 def finish(trainer: Trainer, args: argparse.Namespace, team: Processes) -> None:
