@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bbdm.files.checkpoint import save_vqgan as save_vqgan
     from bbdm.network import wrap as wrap
     from bbdm.networks.unet import UNet as UNet
-    from bbdm.networks.unet import UNetConfig as UNetConfig
+    from bbdm.networks.unet_config import UNetConfig as UNetConfig
     from bbdm.networks.vqgan import VQGAN as VQGAN
     from bbdm.networks.vqgan import VQGANConfig as VQGANConfig
     from bbdm.sampler import BridgeSampler as BridgeSampler
@@ -47,7 +47,7 @@ _HOMES = {
     "TrainConfig": "bbdm.training.config",
     "Trainer": "bbdm.training.trainer",
     "UNet": "bbdm.networks.unet",
-    "UNetConfig": "bbdm.networks.unet",
+    "UNetConfig": "bbdm.networks.unet_config",
     "VQGAN": "bbdm.networks.vqgan",
     "VQGANCodec": "bbdm.codec",
     "VQGANConfig": "bbdm.networks.vqgan",

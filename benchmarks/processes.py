@@ -22,7 +22,7 @@ import torch
 from bbdm import BridgeSampler, UNet
 from bbdm.base.settings import from_values
 from bbdm.data.pairs import PairedDataset, load_dataset
-from bbdm.networks.unet import PRESETS
+from bbdm.networks.unet_config import PRESETS
 from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer
 from benchmarks import networks

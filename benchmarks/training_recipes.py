@@ -27,7 +27,8 @@ from bbdm.bridges import Bridge
 from bbdm.data.pairs import load_dataset
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
-from bbdm.networks.unet import UNet, UNetConfig
+from bbdm.networks.unet import UNet
+from bbdm.networks.unet_config import UNetConfig
 from bbdm.sampler import BridgeSampler
 from bbdm.training.config import TrainConfig
 from bbdm.training.setup import build_bridge

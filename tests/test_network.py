@@ -1,4 +1,4 @@
-"""Any network: a transformer, diffusers' UNet, and modules with buffers, tied weights or another dtype."""
+"""Any network: transformers, UNets, and modules with buffers, tied weights or another dtype."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
 from bbdm.files.weights import IncompleteFileError
 from bbdm.network import Network
 from bbdm.networks.dit import DiT
+from bbdm.networks.unet import UNet
 from bbdm.runtime import OnnxBridgeSampler
 from bbdm.training.fine_tuning import begin_from, load_trained
-from tests.conftest import MakeTrainer, newest
+from tests.conftest import TINY, MakeTrainer, newest
 from tests.export.exports import export
 from tests.nightly import sweep
 
@@ -120,6 +121,11 @@ def dit_tokens() -> Network:
     return dit("tokens")
 
 
+def patched_unet() -> Network:
+    torch.manual_seed(0)
+    return UNet(**{**TINY, "condition_channels": 3, "patch": 2, "channel_mult": (1, 1)})
+
+
 NETWORKS: dict[str, Callable[[], Network]] = {
     "plain": plain,
     "bfloat16": bfloat16,
@@ -127,6 +133,7 @@ NETWORKS: dict[str, Callable[[], Network]] = {
     "diffusers, conditional": diffusers_conditional,
     "dit": dit,
     "dit, tokens": dit_tokens,
+    "unet, patch": patched_unet,
 }
 no_diffusers = pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="needs diffusers")
 CASES = [
@@ -138,7 +145,7 @@ daily_networks = pytest.mark.parametrize("make", sweep(NETWORKS.values(), [dit])
 
 def module_of(network: Network) -> dict[str, Any]:
     """The keyword with which its file is loaded."""
-    return {} if isinstance(network, DiT) else {"network": network}
+    return {} if isinstance(network, DiT | UNet) else {"network": network}
 
 
 @every_network

@@ -18,7 +18,8 @@ from bbdm.files.weights import IncompleteFileError, State
 from bbdm.network import Network, Wrapped, WrappedConfig
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.restore import ConfiguredNetwork, fitting, restore, state_hash
-from bbdm.networks.unet import UNet, UNetConfig
+from bbdm.networks.unet import UNet
+from bbdm.networks.unet_config import UNetConfig
 
 FORMAT = "bbdm"
 

@@ -7,7 +7,6 @@ weights of another. channels_last throughout. It knows no bridge: it maps (x, t,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
@@ -18,104 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
 from bbdm.network import Network
 from bbdm.networks.layers import Downsample, Upsample, conv3x3, frequencies, norm_silu, sinusoids, zeroed
-from bbdm.networks.restore import ConfiguredNetwork, check_images, check_integers
-
-# Settings that older files lack; left out of files at these values, which every older network has.
-LATER = {"num_heads": None, "scale_shift": True, "residual_resampling": True}
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """The settings of a network, which decide its shapes.
-
-    Raises:
-        ValueError: no network can be built from a value.
-    """
-
-    in_channels: int = 3  # channels of the state x
-    out_channels: int = 3  # channels of the prediction
-    condition_channels: int = 0  # channels of the condition, concatenated to x
-    model_channels: int = 128  # width of the first level
-    channel_mult: tuple[int, ...] = (1, 4, 8)  # width of each level, in model_channels; each level halves the size
-    num_res_blocks: int = 2  # residual blocks a level on the way down, one more on the way up
-    attention_resolutions: tuple[int, ...] = (32, 16, 8)  # downsampling factors of the levels with attention
-    head_channels: int = 64  # width of an attention head
-    num_groups: int = 32  # groups of every GroupNorm
-    dropout: float = 0.0  # before the last convolution of a residual block
-    num_heads: int | None = None  # of every attention, in place of head_channels
-    scale_shift: bool = True  # the time scales and shifts the second norm of a block; False: it is added before it
-    residual_resampling: bool = True  # residual blocks change the size; False: single convolutions
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
-        object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
-        counts = ("in_channels", "out_channels", "model_channels", "num_res_blocks", "head_channels", "num_groups")
-        check_integers(self, *counts, "channel_mult", "attention_resolutions")
-        check_integers(self, "condition_channels", least=0)
-        if self.num_heads is not None:
-            check_integers(self, "num_heads")
-        if self.model_channels % 2:
-            raise ValueError(f"model_channels must be even, got {self.model_channels}")
-        if not self.channel_mult:
-            raise ValueError("channel_mult must have a number for each level, got none")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        widths = [self.model_channels * mult for mult in self.channel_mult]
-        for width in widths:
-            if width % self.num_groups:
-                raise ValueError(f"a level is {width} channels wide, not a multiple of num_groups={self.num_groups}")
-        attended = [w for i, w in enumerate(widths) if 2**i in self.attention_resolutions] + [widths[-1]]
-        for width in attended:
-            if self.num_heads is not None and width % self.num_heads:
-                raise ValueError(f"attention on {width} channels does not split into num_heads={self.num_heads}")
-            if self.num_heads is None and width % self.head_channels:
-                raise ValueError(f"attention on {width} channels does not split into heads of {self.head_channels}")
-
-    def heads(self, channels: int) -> int:
-        """The number of heads of attention on so many channels."""
-        return self.num_heads or channels // self.head_channels
-
-    def description(self) -> dict[str, Any]:
-        """Plain values from which a file builds it."""
-        return {name: value for name, value in asdict(self).items() if name not in LATER or value != LATER[name]}
-
-    @property
-    def channels(self) -> int:
-        """Of the state."""
-        return self.in_channels
-
-    @property
-    def stride(self) -> int:
-        """Height and width must be multiples of this."""
-        return 2 ** (len(self.channel_mult) - 1)
-
-
-PRESETS: dict[str, UNetConfig] = {
-    "paper": UNetConfig(),  # of the A-Bridge paper, in image space and on VQ-f4 latents; 237.1 M parameters
-    "paper-pinned": UNetConfig(condition_channels=3),  # the same, to be trained for few calls
-    "bbdm": UNetConfig(condition_channels=3),  # the original BBDM's pixel model
-    "lbbdm-f4": UNetConfig(),  # the original BBDM on VQ-f4 latents
-    "lbbdm-f8": UNetConfig(in_channels=4, out_channels=4),
-    "lbbdm-f16": UNetConfig(in_channels=8, out_channels=8, attention_resolutions=(16, 8, 4)),
-    "demo": UNetConfig(
-        condition_channels=3,
-        model_channels=48,
-        channel_mult=(1, 2, 3, 3),
-        num_res_blocks=1,
-        attention_resolutions=(4, 8),
-        head_channels=48,
-        dropout=0.1,
-        num_groups=8,
-    ),
-    "demo-residual": UNetConfig(  # what demo was before it was trained for few calls
-        condition_channels=3,
-        model_channels=32,
-        channel_mult=(1, 2, 4, 4),
-        attention_resolutions=(8,),
-        head_channels=32,
-        num_groups=8,
-    ),
-}
+from bbdm.networks.restore import ConfiguredNetwork, check_images
+from bbdm.networks.unet_config import PRESETS, UNetConfig
 
 
 def _norm(channels: int, config: UNetConfig) -> nn.GroupNorm:
@@ -262,7 +165,9 @@ class UNet(ConfiguredNetwork, Network):
         width = config.model_channels
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
 
-        self.input_blocks = nn.ModuleList([Stage(conv3x3(in_channels + config.condition_channels, width))])
+        cell = config.patch**2  # pixels of a position
+        shown = cell * (in_channels + config.condition_channels)
+        self.input_blocks = nn.ModuleList([Stage(conv3x3(shown, width))])
         channels, skips = width, [width]
         for level, mult in enumerate(config.channel_mult):
             for _ in range(config.num_res_blocks):
@@ -286,7 +191,7 @@ class UNet(ConfiguredNetwork, Network):
                     stage.append(_upsample(channels, config))
                 self.output_blocks.append(stage)
 
-        self.out = nn.Sequential(_norm(channels, config), nn.SiLU(), zeroed(conv3x3(channels, out_channels)))
+        self.out = nn.Sequential(_norm(channels, config), nn.SiLU(), zeroed(conv3x3(channels, cell * out_channels)))
         first = 0
         for block in self.res_blocks():
             block.modulated = slice(first, first + cast(nn.Linear, block.emb_layers[1]).out_features)
@@ -339,6 +244,8 @@ class UNet(ConfiguredNetwork, Network):
         """The network after :meth:`embed`."""
         modulation = embedding
         h = x if condition is None else torch.cat([x, condition], dim=1)
+        if self.config.patch > 1:
+            h = F.pixel_unshuffle(h, self.config.patch)
         h = h.to(memory_format=torch.channels_last)
         skips: list[torch.Tensor] = []
         for stage in self.input_blocks:
@@ -348,7 +255,8 @@ class UNet(ConfiguredNetwork, Network):
         for stage in self.output_blocks:
             h = self._run(stage, torch.cat([h, skips.pop()], dim=1), modulation)
         norm, _, conv = self.out
-        return conv(norm_silu(norm, h))
+        h = conv(norm_silu(norm, h))
+        return F.pixel_shuffle(h, self.config.patch) if self.config.patch > 1 else h
 
     def _run(self, stage: nn.Module, h: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

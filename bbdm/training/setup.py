@@ -17,12 +17,12 @@ from bbdm.codec import Codec
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.data.survey import readable
 from bbdm.files.checkpoint import load_codec
-from bbdm.networks import dit, unet
+from bbdm.networks import dit, unet_config
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.unet import UNet
 
 Condition = Literal["concat", "tokens", "none"]
-PRESETS: Mapping[str, Any] = ChainMap[str, Any](dit.PRESETS, unet.PRESETS)
+PRESETS: Mapping[str, Any] = ChainMap[str, Any](dit.PRESETS, unet_config.PRESETS)
 BridgeName = Literal["abridge", "brownian", "bbdm", "flow", "ddbm-ve", "ddbm-vp", "ecsi", "i2sb", "goub"]
 # the settings of the original's templates
 BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}

@@ -15,7 +15,7 @@ import bbdm
 from bbdm.base import scripts
 from bbdm.data.degradations import Degradation
 from bbdm.evaluation.results import ResultsError
-from bbdm.networks.unet import PRESETS, UNetConfig
+from bbdm.networks.unet_config import PRESETS, UNetConfig
 from bbdm.training.resume import OtherRunError
 from examples import eval as eval_script
 from examples import generate, train

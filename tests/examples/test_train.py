@@ -19,7 +19,7 @@ from bbdm.base import scripts
 from bbdm.bridges import Bridge
 from bbdm.data.survey import BadPicturesError
 from bbdm.files.content import UNetState
-from bbdm.networks.unet import PRESETS, UNetConfig
+from bbdm.networks.unet_config import PRESETS, UNetConfig
 from bbdm.training import optimizers, setup
 from bbdm.training.config import TrainConfig
 from bbdm.training.fine_tuning import FIRST

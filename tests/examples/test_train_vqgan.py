@@ -13,7 +13,7 @@ from PIL import Image
 
 from bbdm import load_checkpoint, load_vqgan
 from bbdm.codec import LatentStatistics
-from bbdm.networks import unet, vqgan
+from bbdm.networks import unet_config, vqgan
 from examples import generate, train, train_vqgan
 from tests.conftest import TINY, SavePicture
 from tests.networks.test_vqgan import TINY as TINY_VQGAN
@@ -27,7 +27,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_picture: SavePic
         coarse = generator.integers(0, 256, (2, 4, 3), dtype=np.uint8)
         save_picture(tmp_path / "data" / name, Image.fromarray(coarse).resize((32, 16), Image.Resampling.NEAREST))
     monkeypatch.setitem(vqgan.PRESETS, "demo", vqgan.VQGANConfig(**TINY_VQGAN))
-    monkeypatch.setitem(unet.PRESETS, "demo", unet.UNetConfig(condition_channels=3, **TINY))
+    monkeypatch.setitem(unet_config.PRESETS, "demo", unet_config.UNetConfig(condition_channels=3, **TINY))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

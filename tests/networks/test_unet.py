@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from bbdm.networks.layers import frequencies, sinusoids
-from bbdm.networks.unet import PRESETS, UNet, UNetConfig
+from bbdm.networks.unet import UNet
+from bbdm.networks.unet_config import PRESETS, UNetConfig
 from tests.conftest import MakeUNet
 from tests.nightly import sweep
 
@@ -39,7 +40,7 @@ class TestPresets:
         assert sum(p.numel() for p in preset(name).parameters()) == parameters
 
     def test_demo_is_small(self) -> None:
-        assert sum(p.numel() for p in preset("demo").parameters()) <= 8_000_000
+        assert sum(p.numel() for p in preset("demo").parameters()) <= 10_000_000
 
     def test_plain_network_is_the_papers(self) -> None:
         with torch.device("meta"):
@@ -100,7 +101,7 @@ class TestConfig:
             *("in_channels", "out_channels", "condition_channels", "model_channels", "channel_mult"),
             *("num_res_blocks", "attention_resolutions", "head_channels", "num_groups", "dropout"),
         ]
-        other = UNetConfig(num_heads=8, scale_shift=False, residual_resampling=False)
+        other = UNetConfig(num_heads=8, scale_shift=False, residual_resampling=False, patch=2)
         assert UNetConfig(**other.description()) == other
 
     @pytest.mark.parametrize(
@@ -118,6 +119,7 @@ class TestConfig:
             ({"channel_mult": [1.0]}, r"channel_mult must be of integers, got \(1.0,\)"),
             ({"model_channels": 32.0}, "model_channels must be of integers, got 32.0"),
             ({"num_res_blocks": True}, "num_res_blocks must be of integers, got True"),
+            ({"patch": 0}, "patch must be at least 1, got 0"),
             ({"dropout": float("nan")}, r"dropout must be in \[0, 1\), got nan"),
             ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
             ({"dropout": -0.5}, r"dropout must be in \[0, 1\), got -0.5"),
@@ -148,6 +150,7 @@ class TestConfig:
     @pytest.mark.parametrize(("levels", "stride"), [((1,), 1), ((1, 2), 2), ((1, 2, 4, 4), 8)], ids=str)
     def test_stride(self, levels: tuple[int, ...], stride: int) -> None:
         assert UNetConfig(channel_mult=levels).stride == stride
+        assert UNetConfig(channel_mult=levels, patch=2).stride == 2 * stride
 
 
 class TestForward:
@@ -178,6 +181,21 @@ class TestForward:
         out = unet(x.contiguous(memory_format=layout), t)
         assert out.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(out, unet(x, t), rtol=0, atol=0)
+
+    def test_patches_are_channels_of_a_plain_network(self, make_unet: MakeUNet) -> None:
+        """Channels in the order of the picture's channel, the row and the column in the patch."""
+
+        def channels(x: torch.Tensor) -> torch.Tensor:
+            places = [(c, i, j) for c in range(x.shape[1]) for i in (0, 1) for j in (0, 1)]
+            return torch.stack([x[:, c, i::2, j::2] for c, i, j in places], 1)
+
+        patched = make_unet(condition_channels=1, patch=2)
+        plain = make_unet(in_channels=12, out_channels=12, condition_channels=4)
+        plain.load_state_dict(patched.state_dict())
+        x, condition, t = state(), state(channels=1, seed=1), torch.tensor([1, 20])
+        out = patched(x, t, condition)
+        assert out.shape == x.shape
+        torch.testing.assert_close(channels(out), plain(channels(x), t, channels(condition)))
 
     def test_condition_matters(self, make_unet: MakeUNet) -> None:
         unet, t = make_unet(condition_channels=3), torch.tensor([1, 7])

@@ -20,7 +20,7 @@ from bbdm.base import images
 from bbdm.base.scripts import StoppedError
 from bbdm.data.pairs import PairedDataset
 from bbdm.files.checkpoint import load_checkpoint
-from bbdm.networks.unet import UNetConfig
+from bbdm.networks.unet_config import UNetConfig
 from bbdm.training import tracking
 from bbdm.training.callback import Run
 from bbdm.training.config import TrainConfig

@@ -18,7 +18,7 @@ from PIL import Image
 
 import bbdm
 from bbdm.execution.processes import Processes
-from bbdm.networks.unet import PRESETS, UNetConfig
+from bbdm.networks.unet_config import PRESETS, UNetConfig
 from examples import eval, eval_miou, generate, train
 from tests.conftest import ROOT, TINY, SavePicture
 from tests.training.launching import ALONE, TORCHRUN, run

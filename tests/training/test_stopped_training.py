@@ -26,7 +26,7 @@ from PIL import Image
 
 import bbdm
 from bbdm.base.scripts import TERMINATED, StoppedError
-from bbdm.networks.unet import PRESETS, UNetConfig
+from bbdm.networks.unet_config import PRESETS, UNetConfig
 from bbdm.training.step import TrainStep
 from bbdm.training.trainer import Trainer
 from examples import train

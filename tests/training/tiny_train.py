@@ -12,7 +12,7 @@ import time
 import torch
 
 from bbdm.base import scripts
-from bbdm.networks.unet import PRESETS, UNetConfig
+from bbdm.networks.unet_config import PRESETS, UNetConfig
 from bbdm.training.trainer import Trainer
 from examples import train
 from tests.conftest import TINY

@@ -16,7 +16,8 @@ from bbdm.files.content import Checkpoint, UNetState
 from bbdm.files.importers import adm_settings, states
 from bbdm.files.records import Record, StoredTensor, describe
 from bbdm.files.weights import IncompleteFileError
-from bbdm.networks.unet import UNet, UNetConfig
+from bbdm.networks.unet import UNet
+from bbdm.networks.unet_config import UNetConfig
 
 FIRST = "input_blocks.0.0.weight"  # a key that every UNet has
 ATTENTION = (".qkv.weight", ".proj_out.weight")

@@ -17,7 +17,7 @@ import yaml
 from bbdm.bridges import DDBM, ECSI, I2SB, Bridge
 from bbdm.files.records import Record
 from bbdm.files.unpickling import Machine
-from bbdm.networks.unet import UNetConfig
+from bbdm.networks.unet_config import UNetConfig
 
 GROUPS = 32  # of every GroupNorm, in their code
 ADM: dict[str, Any] = {"attention_resolutions": "32,16,8", "num_head_channels": 64, "resblock_updown": True}

@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from bbdm.networks import unet, vqgan
+from bbdm.networks import vqgan
 from bbdm.networks.restore import skeleton
-from bbdm.networks.unet import UNetConfig
+from bbdm.networks.unet_config import PRESETS, UNetConfig
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 
 State = Mapping[str, Any]  # tensors, or objects with their ``shape``
@@ -63,7 +63,7 @@ def unet_config(state: State, **known: Any) -> UNetConfig:
             2**level for level, i in enumerate(firsts) if f"output_blocks.{i}.1.qkv.weight" in state
         ),
     }
-    assumed = _assumed(settings, unet.PRESETS.values(), {"head_channels", "num_groups"} - known.keys())
+    assumed = _assumed(settings, PRESETS.values(), {"head_channels", "num_groups"} - known.keys())
     return UNetConfig(**{**settings, **assumed, **known})
 
 

@@ -18,8 +18,9 @@ from bbdm.codec import VQGANCodec
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint
 from bbdm.files.importers import shapes
-from bbdm.networks.unet import PRESETS as UNETS
-from bbdm.networks.unet import UNet, UNetConfig
+from bbdm.networks.unet import UNet
+from bbdm.networks.unet_config import PRESETS as UNETS
+from bbdm.networks.unet_config import UNetConfig
 from tests.conftest import tiny_unet
 from tests.files.importers.common import (
     SMALL,
