@@ -112,6 +112,9 @@ RECIPES: dict[str, Recipe] = {
     "dropout 0.1": Recipe(network={"dropout": 0.1}),
     "48 channels, 1 block a level": Recipe(network={"model_channels": 48, "num_res_blocks": 1, "head_channels": 48}),
     "24 channels, 4 blocks a level": Recipe(network={"model_channels": 24, "num_res_blocks": 4, "head_channels": 24}),
+    "patches of 2 x 2 for the first level": Recipe(
+        network={"patch": 2, "model_channels": 64, "channel_mult": (1, 2), "attention_resolutions": (4,)}
+    ),
     "attention at 16 x 16 and 8 x 8 too": Recipe(network={"attention_resolutions": (2, 4)}),
     "rate 8e-4": Recipe(train={"learning_rate": 8e-4}),
     "batch 32": Recipe(train={"batch_size": 32}),
