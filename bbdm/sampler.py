@@ -19,6 +19,7 @@ from bbdm.base import images
 from bbdm.base.atomic import check_place
 from bbdm.base.batch import Batch, Plan
 from bbdm.base.frontend import Advance, FrontEnd, Timesteps
+from bbdm.base.hub import find_checkpoint
 from bbdm.base.step import Callback
 from bbdm.base.step import Step as Step
 from bbdm.base.tensors import TENSORS
@@ -29,6 +30,7 @@ from bbdm.execution.device import find_device
 from bbdm.execution.graph import GraphedLoop
 from bbdm.execution.loop import Loop, state_dtype
 from bbdm.execution.package import PackagedNetwork, choose_dtype, save_package
+from bbdm.files import pretrained
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.network import Network, Wrapped, check_network, placed
 
@@ -230,6 +232,38 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
         )
         sampler.image_size = checkpoint.image_size
         return sampler
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        **settings: Any,
+    ) -> BridgeSampler:
+        """A sampler from the Hugging Face Hub, or from a folder that :meth:`save_pretrained` wrote.
+
+        The first arguments are those of :func:`~bbdm.base.hub.find_checkpoint`, which says what is read, and
+        ``settings`` those of :meth:`from_checkpoint`.
+        """
+        return cls.from_checkpoint(find_checkpoint(name_or_path, revision, token, cache_dir), **settings)
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        onnx: str | os.PathLike[str] | None = None,
+        license: str | None = None,
+        data: str | None = None,
+    ) -> None:
+        """Write a folder for :meth:`from_pretrained`; see :func:`bbdm.files.pretrained.save_pretrained`."""
+        pretrained.save_pretrained(self, folder, onnx=onnx, license=license, data=data)
+
+    def push_to_hub(self, name: str, **settings: Any) -> str:
+        """Push to the Hugging Face Hub; see :func:`bbdm.files.pretrained.push_to_hub`. Returns the commit."""
+        return pretrained.push_to_hub(self, name, **settings)
 
     def save_compiled(
         self, path: str | os.PathLike[str], batch_size: int = 1, size: tuple[int, int] | None = None

@@ -15,6 +15,7 @@ EXTRAS = {  # optional packages by the extra that installs them
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "train": ("accelerate", "tensorboard"),
     "diffusers": ("diffusers",),
+    "hub": ("huggingface_hub",),
 }
 
 

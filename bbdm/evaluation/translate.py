@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from bbdm import solvers
 from bbdm.base import images, machine, scripts
 from bbdm.base.atomic import check_folder, file_sha256, make_folder
+from bbdm.base.hub import find_checkpoint
 from bbdm.base.images import Size, read_size
 from bbdm.base.settings import setting
 from bbdm.data.degradations import DegradeConfig
@@ -120,7 +121,8 @@ class Translator:
         self.verbose = scripts.is_shown(config.show_verbose, config.quiet) and self.processes.first
         check_folder(config.output_dir)
         codec = None if config.vqgan_path is None else load_codec(config.vqgan_path)
-        self.checkpoint = load_checkpoint(config.model, config.time_steps, config.c_lambda, codec, config.config)
+        self._model = find_checkpoint(config.model)
+        self.checkpoint = load_checkpoint(self._model, config.time_steps, config.c_lambda, codec, config.config)
         self.bridge = self.checkpoint.bridge
         self.codec = self.checkpoint.build_codec()
         channels = self.checkpoint.unet.config.channels if self.codec is None else self.codec.image_channels
@@ -235,7 +237,7 @@ class Translator:
             "image_size": self._size_setting,
             "sources": len(self.dataset),
             **self.dataset.description(),
-            "weights": file_sha256(config.model),
+            "weights": file_sha256(self._model),
             "config": None if given is None else file_sha256(given) if given.is_file() else str(given),
             "unet": unet.description(),
             "codec": None if codec is None else {**codec.description(), **codec.config()},

@@ -15,6 +15,7 @@ import torch
 
 from bbdm import bridges
 from bbdm import codec as codecs
+from bbdm.base.hub import find_checkpoint
 from bbdm.base.images import Size, as_size
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, VQGANCodec
@@ -104,7 +105,8 @@ def load_checkpoint(
     """Read a checkpoint, our own or one that :mod:`bbdm.files.importers` knows, with tensors on the CPU.
 
     Args:
-        path: the file.
+        path: the file; or a folder or repository of :meth:`bbdm.BridgeSampler.save_pretrained`, the latter as
+            OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face Hub.
         num_steps: T,
         c_lambda: the noise scale, and
         codec: the autoencoder, for files that leave them out. An argument must agree with the file, since a
@@ -116,10 +118,12 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: there is no such file.
+        HubError: a repository's file cannot be fetched.
+        ModuleNotFoundError: it is a repository, and huggingface_hub is not installed.
         ValueError: it is not a checkpoint, is damaged, is of a newer version, disagrees with an argument, or
             leaves out a value that no argument gives.
     """
-    with weights.opened(path, FORMAT, "checkpoint", _placed) as (content, own):
+    with weights.opened(find_checkpoint(path), FORMAT, "checkpoint", _placed) as (content, own):
         if own and config is not None:
             raise ValueError(f"config={config} was given, but the file describes its network itself")
         arguments = num_steps, c_lambda, codec

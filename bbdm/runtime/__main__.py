@@ -14,7 +14,7 @@ from bbdm.runtime.sampler import OnnxBridgeSampler
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bbdm.runtime", description="Translate pictures without PyTorch.")
-    parser.add_argument("folder", type=Path, help="what export/to_onnx.py wrote")
+    parser.add_argument("folder", type=Path, help="what export/to_onnx.py wrote, or a name on the Hub")
     parser.add_argument("pictures", type=Path, nargs="+", help="sources")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help="folder for the results; files of the same names are replaced"
@@ -39,7 +39,9 @@ def main(argv: list[str] | None = None) -> None:
         if path.is_dir():
             raise ValueError(f"{path} is a folder: give pictures, such as {path}/*.png")
     pictures = [images.open_image(path) for path in args.pictures]
-    sampler = OnnxBridgeSampler(args.folder, providers, args.threads, solver=args.solver, steps=args.steps)
+    sampler = OnnxBridgeSampler.from_pretrained(
+        args.folder, providers=providers, threads=args.threads, solver=args.solver, steps=args.steps
+    )
     made = sampler(pictures, args.seed, progress=sys.stderr.isatty())
     for path, picture in zip(results, made, strict=True):
         write_atomically(path, lambda temporary, picture=picture: picture.save(temporary, "png"))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from bbdm.base.batch import Batch, Plan
 from bbdm.base.frontend import Advance, FrontEnd, Timesteps
 from bbdm.base.step import Step as Step
 from bbdm.kernels.philox_numpy import normal
-from bbdm.runtime.bridge_json import PIPELINE, read_settings
+from bbdm.runtime.bridge_json import PIPELINE, find_export, read_settings
 from bbdm.runtime.session import Provider, Session, with_options
 
 MASKED = 2  # the version of exports since which steps take a mask
@@ -98,6 +98,23 @@ class OnnxBridgeSampler(FrontEnd[Array, OnnxPlan]):
             batch=self.static[0] if self.static else None,
             fill=self.static is not None,
         )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        **settings: Any,
+    ) -> OnnxBridgeSampler:
+        """A sampler of the ``onnx/`` of a repository on the Hugging Face Hub, or of a folder.
+
+        The first arguments are those of :meth:`bbdm.BridgeSampler.from_pretrained`, ``settings`` those of the
+        constructor.
+        """
+        return cls(find_export(name_or_folder, revision, token, cache_dir), **settings)
 
     @property
     def table(self) -> solvers.StepTable:
