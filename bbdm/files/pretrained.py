@@ -93,7 +93,7 @@ def save_pretrained(
     Raises:
         FileNotFoundError: ``onnx`` is no export, or lacks a file.
         OSError: a file cannot be written.
-        ValueError: the folder cannot be made, or has another export; ``onnx`` is damaged, or of another bridge.
+        ValueError: the folder cannot be made, or has another export; or ``onnx`` is damaged.
     """
     folder = Path(folder)
     check_folder(folder)
@@ -192,6 +192,7 @@ def card(model: Model, name: str, license: str | None, data: str | None, has_exp
         "bridge": f"`{bridge}`",
         "objective": bridge.objective,
     }
+    arguments = ", ".join([f'"{name}"', *_arguments(model)])
     return "\n".join(
         [
             f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
@@ -200,8 +201,7 @@ def card(model: Model, name: str, license: str | None, data: str | None, has_exp
             "| | |\n|---|---|",
             *(f"| {key} | {_cell(value)} |" for key, value in rows.items()),
             "\n## Use\n",
-            USE.format(arguments=", ".join([f'"{name}"', *_arguments(model)]))
-            + (USE_ONNX.format(name=name) if has_export else ""),
+            USE.format(arguments=arguments) + (USE_ONNX.format(name=name) if has_export else ""),
             "## Solvers\n",
             "`solver` and `steps`, the number of network calls, may change at each call. The first is used above.\n",
             "| solver | network calls |\n|---|---|",
@@ -224,7 +224,7 @@ def _arguments(model: Model) -> list[str]:
 
 
 def _solvers(model: Model) -> dict[str, int]:
-    """Solvers with their calls: the model's own, and those of its bridge unless it was distilled for some calls."""
+    """Solvers with their calls: the model's own, and its bridge's others unless the network was distilled."""
     found = {model.solver: len(model.table)}
     for solver in get_args(solvers.Solver) if model.calls is None else ():
         if solver != solvers.DISTILLED and solver not in found:

@@ -1,0 +1,406 @@
+"""Models as folders and on a Hub: what is written and fetched, what is never fetched, and what goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+import bbdm
+from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
+from bbdm.base.hub import HubError, find_checkpoint
+from bbdm.runtime import OnnxBridgeSampler
+from examples import generate
+from tests.conftest import ROOT, tiny_unet
+from tests.export.exports import tiny_codec
+from tests.hub import Hub, Model, serving
+
+huggingface_hub = pytest.importorskip("huggingface_hub")
+BRIDGE = ABridge(num_steps=50)
+SOURCE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+NAME = "me/faces"
+DEMO = ROOT / "examples" / "demo"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub that huggingface_hub talks to, and an empty cache; nothing waits before it tries again."""
+    from huggingface_hub import constants, file_download
+    from huggingface_hub.utils import _http
+
+    with serving() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        for module in (file_download, _http):
+            monkeypatch.setattr(module.time, "sleep", lambda _: None)
+        yield server
+
+
+@pytest.fixture
+def sampler() -> BridgeSampler:
+    made = BridgeSampler(tiny_unet(condition_channels=3), BRIDGE, "dpm2m", 3)
+    made.image_size = 16
+    return made
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def by_hand(folder: Path) -> Path:
+    """A folder in the documented format, made without the code that writes it."""
+    unet = tiny_unet(condition_channels=3)
+    config = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(unet.config).items()}
+    settings = {
+        "format": "bbdm",
+        "version": 1,
+        "unet": {"config": config},
+        "bridge": {"kind": "abridge", "num_steps": 50, "c_lambda": 2.0, "objective": "residual"},
+        "codec": None,
+        "image_size": 16,
+    }
+    folder.mkdir(parents=True)
+    tensors = {f"weights.{key}": value.contiguous() for key, value in unet.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", {"bbdm": json.dumps(settings)})
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture
+def model(hub: Hub, tmp_path: Path) -> Model:
+    """A repository with a model, and with files that nobody should fetch."""
+    files = files_of(by_hand(tmp_path / "faces"))
+    hub.models[NAME] = Model()
+    hub.models[NAME].commit({**files, "pytorch_model.bin": b"pickle", "model.pt": b"pickle", "code.py": b"1 / 0"})
+    return hub.models[NAME]
+
+
+def changed(model: Model) -> dict[str, bytes]:
+    """The files of a repository with other weights."""
+    files = dict(model.commits[model.refs["main"]])
+    content = files["model.safetensors"]
+    return {**files, "model.safetensors": content[:-4] + np.float32(0.25).tobytes()}
+
+
+def same(a: BridgeSampler, b: BridgeSampler) -> bool:
+    return torch.equal(a(SOURCE, seed=0, steps=2), b(SOURCE, seed=0, steps=2))
+
+
+class TestFolder:
+    def test_made_by_hand(self, tmp_path: Path):
+        """The format holds still: old folders stay readable."""
+        sampler = BridgeSampler.from_pretrained(by_hand(tmp_path / "faces"), solver="ddim", steps=4)
+        assert same(sampler, BridgeSampler(tiny_unet(condition_channels=3), BRIDGE, "ddim"))
+        assert (sampler.image_size, sampler.solver, len(sampler.table)) == (16, "ddim", 4)
+
+    def test_of_a_sampler(self, sampler: BridgeSampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # not needed
+        sampler.save_pretrained(tmp_path / "faces")
+        assert sorted(files_of(tmp_path / "faces")) == ["README.md", "config.json", "model.safetensors"]
+        assert same(BridgeSampler.from_pretrained(tmp_path / "faces"), sampler)
+        assert load_checkpoint(tmp_path / "faces").bridge == BRIDGE
+        config = json.loads((tmp_path / "faces" / "config.json").read_text())
+        assert config["format"] == "bbdm"
+        assert config["bridge"]["num_steps"] == 50
+        assert config["unet"]["config"]["model_channels"] == 8
+
+    def test_of_latents(self, tmp_path: Path):
+        sampler = BridgeSampler(tiny_unet(), BRIDGE, codec=tiny_codec(), calls=2)
+        sampler.save_pretrained(tmp_path / "latent")
+        restored = BridgeSampler.from_pretrained(tmp_path / "latent")
+        assert same(restored, sampler)
+        assert restored.calls == 2
+        card = (tmp_path / "latent" / "README.md").read_text()
+        assert "latents of a VQGAN" in card
+        assert "| `consistency` | 2 |" in card
+        assert "dpm2m" not in card
+
+    def test_of_a_network_of_the_user(self, tmp_path: Path):
+        network = bbdm.wrap(torch.nn.Conv2d(3, 3, 1), call=lambda module, x, t, c: module(x))
+        BridgeSampler(network, BRIDGE).save_pretrained(tmp_path / "own")
+        other = bbdm.wrap(torch.nn.Conv2d(3, 3, 1), call=lambda module, x, t, c: module(x))
+        restored = BridgeSampler.from_pretrained(tmp_path / "own", network=other)
+        assert same(restored, BridgeSampler(network, BRIDGE))
+        with pytest.raises(ValueError, match="give the network"):
+            BridgeSampler.from_pretrained(tmp_path / "own")
+        assert "network=bbdm.wrap(...)" in (tmp_path / "own" / "README.md").read_text()
+
+    def test_the_card(self, sampler: BridgeSampler, tmp_path: Path):
+        sampler.save_pretrained(tmp_path / "faces", license="cc-by-4.0", data="40 | pairs")
+        text = (tmp_path / "faces" / "README.md").read_text()
+        card = huggingface_hub.ModelCard(text)
+        assert card.data.library_name == "bbdm"
+        assert card.data.pipeline_tag == "image-to-image"
+        assert card.data.license == "cc-by-4.0"
+        count = sum(parameter.numel() for parameter in sampler.unet.parameters()) / 1e6
+        for part in (
+            "40 \\| pairs",
+            "16 x 16",
+            f"{count:.1f} M",
+            "ABridge(num_steps=50",
+            "residual",
+            "| `dpm2m` | 3 |",
+        ):
+            assert part in text
+        assert "| `ancestral` | 50 |" in text
+        assert 'from_pretrained("faces", steps=3)' in text
+        (tmp_path / "faces" / "README.md").write_text("mine")
+        sampler.save_pretrained(tmp_path / "faces")
+        assert (tmp_path / "faces" / "README.md").read_text() == "mine"
+
+    def test_no_licence_is_assumed(self, sampler: BridgeSampler, tmp_path: Path):
+        sampler.save_pretrained(tmp_path / "faces")
+        text = (tmp_path / "faces" / "README.md").read_text()
+        assert "license" not in yaml.safe_load(text.split("---")[1])
+        assert "| licence of the weights | not stated |" in text
+
+    def test_what_is_no_model(self, tmp_path: Path):
+        with pytest.raises(ValueError, match=f"{tmp_path} is a folder, and a checkpoint is a file"):
+            BridgeSampler.from_pretrained(tmp_path)
+        with pytest.raises(FileNotFoundError, match=r"there is no checkpoint out/gone\.pt"):
+            BridgeSampler.from_pretrained("out/gone.pt")
+        with pytest.raises(ValueError, match=r"revision='v1' is of a repository OWNER/NAME, and .* is a path"):
+            BridgeSampler.from_pretrained(tmp_path, revision="v1")
+
+
+class TestFetching:
+    def test_only_what_is_needed(self, hub: Hub, model: Model):
+        """No pickle and no code, even where the repository has them."""
+        sampler = BridgeSampler.from_pretrained(NAME, solver="ddim")
+        assert same(sampler, BridgeSampler(tiny_unet(condition_channels=3), BRIDGE, "ddim"))
+        assert hub.downloads() == ["config.json", "model.safetensors"]
+        BridgeSampler.from_pretrained(NAME)
+        assert len(hub.downloads()) == 2  # the cache has them
+
+    def test_a_branch_that_moves_and_a_commit_that_does_not(self, hub: Hub, model: Model):
+        first = model.refs["main"]
+        before = BridgeSampler.from_pretrained(NAME)
+        model.refs["v1"] = first
+        model.commit(changed(model))
+        after = BridgeSampler.from_pretrained(NAME)
+        assert not same(before, after)
+        assert same(BridgeSampler.from_pretrained(NAME, revision=first), before)
+        assert same(BridgeSampler.from_pretrained(NAME, revision="v1"), before)
+        assert same(BridgeSampler.from_pretrained(f"{NAME}@v1"), before)
+        with pytest.raises(ValueError, match="revision='v1' was given, and me/faces@v2 names another one"):
+            BridgeSampler.from_pretrained(f"{NAME}@v2", revision="v1")
+
+    def test_offline(self, hub: Hub, model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+        first = BridgeSampler.from_pretrained(NAME)
+        hub.status = 503
+        assert same(BridgeSampler.from_pretrained(NAME), first)
+        unreached = r"cannot be reached, and config\.json is not in the cache: .*503"
+        with pytest.raises(HubError, match=f"there is no path {NAME}, and on the Hugging Face Hub .*{unreached}"):
+            BridgeSampler.from_pretrained(NAME, cache_dir=tmp_path / "empty")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        hub.requests.clear()
+        assert same(BridgeSampler.from_pretrained(NAME), first)
+        with pytest.raises(HubError, match=r"is not in the cache: .*offline mode"):
+            BridgeSampler.from_pretrained("me/other")
+        assert not hub.requests
+
+    def test_no_connection(self, hub: Hub, model: Model, monkeypatch: pytest.MonkeyPatch):
+        first = BridgeSampler.from_pretrained(NAME)
+        gone = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", gone)
+        assert same(BridgeSampler.from_pretrained(NAME), first)
+        with pytest.raises(HubError, match=r"cannot be reached, and config\.json is not in the cache"):
+            BridgeSampler.from_pretrained("me/other")
+
+    def test_a_private_repository(self, hub: Hub, model: Model, monkeypatch: pytest.MonkeyPatch):
+        for refusal, message in {
+            (401, "RepoNotFound"): "no public repository of that name; for a private one, give a token",
+            (403, "GatedRepo"): "has conditions to accept there; then give a token",
+            (403, ""): "there is no permission: give a token that has access, by token= or HF_TOKEN",
+        }.items():
+            model.refusal = refusal
+            with pytest.raises(HubError, match=message):
+                BridgeSampler.from_pretrained(NAME)
+        BridgeSampler.from_pretrained(NAME, token=hub.token)
+        model.commit(changed(model))
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        load_checkpoint(NAME)
+
+    def test_what_is_missing(self, hub: Hub, model: Model):
+        with pytest.raises(HubError, match="me/nobody, and on the Hugging Face Hub there is no public repository"):
+            load_checkpoint("me/nobody")
+        with pytest.raises(HubError, match=f"{NAME}@v9, and .* the repository has no such revision"):
+            load_checkpoint(f"{NAME}@v9")
+        for file in ("model.safetensors", "config.json"):
+            files = model.commits[model.refs["main"]]
+            model.commit({name: content for name, content in files.items() if name != file})
+            with pytest.raises(HubError, match=f"the repository has no {re.escape(file)}"):
+                load_checkpoint(NAME)
+
+    @pytest.mark.parametrize("config", [b'{"_class_name": "UNet2DModel"}', b"[", b"[]"])
+    def test_another_librarys_model(self, config: bytes, hub: Hub):
+        hub.models[NAME] = Model()
+        hub.models[NAME].commit({"config.json": config, "unet.bin": b"", "model.safetensors": b""})
+        message = f"{NAME} is no model of bbdm: .*; it holds config.json, model.safetensors, unet.bin"
+        with pytest.raises(ValueError, match=message):
+            load_checkpoint(NAME)
+        assert hub.downloads() == ["config.json"]
+
+    @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+    def test_a_download_with_another_hash(self, file: str, hub: Hub, model: Model):
+        """huggingface_hub does not see it."""
+        hub.faults[file] = "changed"
+        with pytest.raises(HubError, match=f"{re.escape(file)} of {NAME} arrived damaged: its hash is another"):
+            load_checkpoint(NAME)
+        hub.faults.clear()
+        load_checkpoint(NAME)
+
+    @pytest.mark.parametrize(("fault", "reason"), [("cut", "received"), ("short", "should be of size")])
+    def test_a_broken_download(self, fault: Any, reason: str, hub: Hub, model: Model):
+        hub.faults["model.safetensors"] = fault
+        with pytest.raises(HubError, match=rf"model\.safetensors cannot be transferred: .*{reason}"):
+            load_checkpoint(NAME)
+        hub.faults.clear()
+        load_checkpoint(NAME)
+
+    def test_a_full_disk(self, hub: Hub, model: Model, monkeypatch: pytest.MonkeyPatch):
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(huggingface_hub.file_download, "http_get", full)
+        with pytest.raises(HubError, match=r"config\.json cannot be transferred: .*No space left on device"):
+            load_checkpoint(NAME)
+
+    def test_damage_in_the_cache(self, hub: Hub, model: Model, sampler: BridgeSampler, tmp_path: Path):
+        """What changes after the download is found by the hash in the file itself."""
+        sampler.save_pretrained(tmp_path / "written")
+        model.commit(files_of(tmp_path / "written"))
+        path = find_checkpoint(NAME)
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(ValueError, match=r"cannot read .*model\.safetensors as a checkpoint: .*SHA-256 differs"):
+            load_checkpoint(NAME)
+
+    def test_a_path_wins(self, hub: Hub, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.chdir(tmp_path)
+        shutil.move(tmp_path / "faces", tmp_path / "me" / "faces")
+        load_checkpoint(NAME)
+        assert not hub.requests
+
+    def test_without_the_package(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+        message = r"there is no path me/faces, and .* huggingface_hub, .*: pip install 'bbdm\[hub\]'"
+        with pytest.raises(ModuleNotFoundError, match=message):
+            load_checkpoint(NAME)
+
+    def test_a_script(self, hub: Hub, model: Model, tmp_path: Path, make_pairs: Any):
+        make_pairs(tmp_path / "pairs", 2)
+        generate.main(["folder", f"{tmp_path}/pairs/A", NAME, str(tmp_path / "out"), "--steps", "1", "--quiet"])
+        assert (tmp_path / "out" / "0.png").is_file()
+
+
+class TestPushing:
+    def test_a_model(self, hub: Hub, sampler: BridgeSampler):
+        commit = sampler.push_to_hub(NAME, license="mit", token=hub.token)
+        files = hub.models[NAME].commits[commit]
+        assert sorted(files) == ["README.md", "config.json", "model.safetensors"]
+        assert f'from_pretrained("{NAME}", steps=3)' in files["README.md"].decode()
+        assert same(BridgeSampler.from_pretrained(NAME, revision=commit), sampler)
+
+    def test_again(self, hub: Hub, sampler: BridgeSampler):
+        """The card stays, and an export of other weights goes."""
+        sampler.push_to_hub(NAME, token=hub.token)
+        model = hub.models[NAME]
+        model.commit({**changed(model), "README.md": b"mine", "onnx/unet.onnx": b"old", "other.txt": b"kept"})
+        commit = sampler.push_to_hub(NAME, token=hub.token)
+        files = model.commits[commit]
+        assert sorted(files) == ["README.md", "config.json", "model.safetensors", "other.txt"]
+        assert files["README.md"] == b"mine"
+        assert same(BridgeSampler.from_pretrained(NAME), sampler)
+
+    def test_refused(self, hub: Hub, sampler: BridgeSampler):
+        with pytest.raises(HubError, match=f"{NAME} cannot be pushed: there is no permission: give a token"):
+            sampler.push_to_hub(NAME, token="wrong")
+        with pytest.raises(ValueError, match="name must be OWNER/NAME, got 'faces'"):
+            sampler.push_to_hub("faces")
+        assert not hub.models
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled export, with its weights in a second file."""
+    folder = shutil.copytree(DEMO / "onnx", tmp_path_factory.mktemp("export") / "onnx")
+    graph = onnx.load(folder / "unet.onnx")
+    (folder / "unet.onnx").unlink()
+    onnx.save_model(graph, folder / "unet.onnx", save_as_external_data=True, location="unet.onnx.data")
+    settings = json.loads((folder / "bridge.json").read_text())
+    names = ("unet.onnx", "unet.onnx.data", "step.onnx")
+    settings["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    (folder / "bridge.json").write_text(json.dumps(settings))
+    return folder
+
+
+class TestExport:
+    def test_pushed_and_fetched(self, exported: Path, hub: Hub, tmp_path: Path):
+        sampler = BridgeSampler.from_checkpoint(DEMO / "openmoji64.safetensors", steps=2)
+        sampler.push_to_hub(NAME, onnx=exported, token=hub.token)
+        hub.requests.clear()
+        runtime = OnnxBridgeSampler.from_pretrained(NAME, solver="dpm2m", steps=2, threads=1)
+        wanted = ["onnx/bridge.json", "onnx/step.onnx", "onnx/unet.onnx", "onnx/unet.onnx.data"]
+        assert sorted(hub.downloads()) == wanted
+        made = runtime(SOURCE.numpy(), seed=0)
+        np.testing.assert_allclose(made, sampler(SOURCE, seed=0).numpy(), atol=2e-2)  # float16
+        sampler.save_pretrained(tmp_path / "both", onnx=exported)
+        assert (OnnxBridgeSampler.from_pretrained(tmp_path / "both")(SOURCE.numpy(), 0, steps=1) != made).any()
+
+    def test_the_command_without_torch(self, exported: Path, hub: Hub, tmp_path: Path):
+        """In a process of its own, whose settings are those of the environment; then offline."""
+        hub.models[NAME] = Model()
+        hub.models[NAME].commit({f"onnx/{name}": content for name, content in files_of(exported).items()})
+        code = "import sys; sys.modules['torch'] = None; from bbdm.runtime.__main__ import main; main()"
+        picture = DEMO / "drawings" / "1F383.png"
+        command = [sys.executable, "-c", code, NAME, str(picture), "-o", str(tmp_path / "out"), "--steps", "1"]
+        settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+        for offline in "01":
+            environment = {**os.environ, **settings, "HF_HUB_OFFLINE": offline}
+            subprocess.run(command, env=environment, check=True, cwd=tmp_path)
+            (tmp_path / "out" / "1F383.png").unlink()
+            hub.status = 500
+
+    def test_what_leads_out_of_the_folder(self, exported: Path, hub: Hub):
+        settings = json.loads((exported / "bridge.json").read_text())
+        settings["files"]["../config.json"] = ""
+        hub.models[NAME] = Model()
+        hub.models[NAME].commit({"onnx/bridge.json": json.dumps(settings).encode()})
+        with pytest.raises(ValueError, match=r"it lists \.\./config\.json, which is no graph in its folder"):
+            OnnxBridgeSampler.from_pretrained(NAME)
+        assert hub.downloads() == ["onnx/bridge.json"]
+
+    def test_of_another_model(self, exported: Path, sampler: BridgeSampler, tmp_path: Path):
+        with pytest.raises(ValueError, match="is of another bridge than the model's ABridge"):
+            sampler.save_pretrained(tmp_path / "faces", onnx=exported)
+        (tmp_path / "faces" / "onnx").mkdir(parents=True)
+        with pytest.raises(ValueError, match="onnx exists, and may be of other weights"):
+            sampler.save_pretrained(tmp_path / "faces")
+
+
+def test_a_checkpoint_of_one_file_is_as_before(tmp_path: Path):
+    save_checkpoint(tmp_path / "a.pt", tiny_unet(), BRIDGE)
+    assert find_checkpoint(tmp_path / "a.pt") == tmp_path / "a.pt"
+    assert find_checkpoint("some/where/else") == Path("some/where/else")
