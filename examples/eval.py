@@ -39,7 +39,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, TranslateC
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", choices=sorted(DATASETS), help="'folder' is of pictures alone, and needs --degrade")
     parser.add_argument("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS")
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", type=Path, help="a file, or a name on the Hub")
     parser.add_argument("output_dir", type=Path, nargs="?", help="out/MODEL-eval if left out")
     parser.add_argument(
         "--metrics", nargs="+", choices=get_args(metrics.Name), help="(default: fid lpips, diversity where possible)"

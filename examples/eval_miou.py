@@ -41,7 +41,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, TranslateC
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("deeplab", type=Path, help="the segmentation network")
     parser.add_argument("data_dir", help="the folder with gtFine and leftImg8bit")
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", type=Path, help="a file, or a name on the Hub")
     parser.add_argument("output_dir", type=Path, nargs="?", help="out/MODEL-miou if left out")
     parser.add_argument("--output_stride", type=int, choices=[8, 16], help="of DEEPLAB (default: the file's, or 16)")
     add_flags(parser, TranslateConfig)

@@ -38,7 +38,7 @@ def parse(argv: list[str] | None = None) -> TranslateConfig:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", choices=["demo", *sorted(DATASETS)])
     parser.add_argument("data_dir", nargs="?", help="the data set's folder; for 'demo', the output folder")
-    parser.add_argument("model", metavar="checkpoint", type=Path, nargs="?", help="the weights")
+    parser.add_argument("model", metavar="checkpoint", type=Path, nargs="?", help="a file, or a name on the Hub")
     parser.add_argument("output_dir", type=Path, nargs="?", help="out/CHECKPOINT if left out")
     add_flags(parser, TranslateConfig)
     args = parser.parse_args(argv)

@@ -78,7 +78,7 @@ def etag_of(file: str, content: bytes) -> str:
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
 
-    def log_message(self, *_: Any) -> None: ...
+    def log_message(self, format: str, *args: Any) -> None: ...
 
     def do_HEAD(self) -> None:
         self._answer(self._read)
