@@ -34,7 +34,7 @@ def no_warnings() -> Iterator[None]:
 @pytest.mark.usefixtures("no_warnings")
 def test_state_dict_of_our_small_unet(tmp_path: Path):
     """On latents without a condition; its blocks are the preset's. Weights do not show dropout."""
-    config = replace(UNETS["demo-residual"], in_channels=4, out_channels=4, condition_channels=0, dropout=0.0)
+    config = replace(UNETS["demo"], in_channels=4, out_channels=4, condition_channels=0, dropout=0.0)
     unet = fill(UNet.from_config(config))
     loaded = load_checkpoint(save(unet.state_dict(), tmp_path / "a.pt"), num_steps=100, c_lambda=1.0)
     assert loaded.unet.config == config
