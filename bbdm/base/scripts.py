@@ -16,6 +16,7 @@ EXTRAS = {  # optional packages by the extra that installs them
     "train": ("accelerate", "tensorboard"),
     "diffusers": ("diffusers",),
     "hub": ("huggingface_hub",),
+    "app": ("gradio",),
 }
 
 

@@ -1,0 +1,359 @@
+"""Translate pictures in the browser: python examples/app.py CHECKPOINT [flags], or an ONNX export's folder.
+
+The page is at http://127.0.0.1:7860. An export runs without PyTorch. Nothing is fetched from the internet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+from PIL import Image
+
+from bbdm import solvers
+from bbdm.base import images, scripts
+from bbdm.base.seeds import resolve_seeds
+from bbdm.base.settings import add_flags, from_values, setting
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+    from bbdm import BridgeSampler
+    from bbdm.runtime import OnnxBridgeSampler
+
+EXAMPLES = ("drawings", "examples")  # folders beside a checkpoint
+PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
+PREVIEW_SECONDS = 0.2  # at least, between two previews
+CANVAS = 512  # pixels along the longer side of a drawing
+WAITING = 100  # visitors in the queue
+UPLOAD = "50mb"  # of one file, at most
+COLOURS = ["black", "white", "red", "orange", "yellow", "green", "blue", "purple"]  # of the brush
+KEPT = 3600  # seconds that uploads and results stay on the disk and in memory
+CSS = """
+.gradio-container { max-width: 1100px !important; margin: auto !important }
+footer { display: none !important }
+.source img { width: 100%; height: 100%; object-fit: contain }
+.status { min-height: 3.5em }
+.status progress { width: 100%; height: .6em; accent-color: var(--color-accent) }
+.results .caption-label { font-size: .75em; max-width: 100%; padding: 0 .4em }
+.about { font-size: .8em; overflow-wrap: anywhere; color: var(--body-text-color-subdued) }
+"""
+
+
+@dataclass(frozen=True)
+class AppConfig:
+    """Which network is shown where, and what a visitor may ask for.
+
+    Raises:
+        ValueError: a limit below 1, or a setting of checkpoints for an ONNX export.
+    """
+
+    model: Path
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for other machines")
+    port: int = setting(7860, "port to listen on")
+    device: str | None = setting(None, "where a checkpoint computes; cuda if unset and there is one, else cpu")
+    dtype: Literal["bf16", "fp16", "fp32"] | None = setting(None, "of a checkpoint's arithmetic; the file's if unset")
+    compile: bool = setting(False, "faster after a minute of compiling for each new size and number of results")
+    size: images.Size | None = setting(
+        None, "side, or HxW, that sources are made to fit inside; as in training if unset", parse=images.read_size
+    )
+    examples: Path | None = setting(None, "folder of example pictures; drawings/ or examples/ beside model if unset")
+    visitors: int = setting(2, "translations at once; other visitors wait")
+    max_results: int = setting(8, "results of one source")
+    max_steps: int = setting(200, "network calls for one result")
+    max_files: int = setting(50, "sources in one batch")
+    max_pixels: int = setting(2**20, "height x width of a source, after it was made to fit")
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if each.type == "int" and getattr(self, each.name) < 1:
+                raise ValueError(f"{each.name} must be at least 1, got {getattr(self, each.name)}")
+        if self.model.is_dir() and (self.device or self.dtype or self.compile):
+            raise ValueError(f"device, dtype and compile are for checkpoints, and {self.model} is an ONNX export")
+
+
+class Model(NamedTuple):
+    """A sampler and what the page must know of it."""
+
+    sampler: BridgeSampler | OnnxBridgeSampler
+    solver: str
+    size: images.Size | None  # that sources are made to fit; None: they stay as they are
+    resize: images.Resize
+    exported: bool  # solver and steps are the export's
+    results: int | None  # the only number that the network takes
+
+
+class Source(NamedTuple):
+    """A picture to translate, and the name of its results."""
+
+    name: str
+    picture: Image.Image
+
+
+class Result(NamedTuple):
+    """A translated picture, or a preview of one."""
+
+    source: Source
+    seed: int
+    picture: Image.Image
+
+
+class Progress(NamedTuple):
+    """What is there after a network call: finished results, then previews of the source in work."""
+
+    done: int
+    total: int  # network calls
+    results: list[Result]
+
+
+def load(config: AppConfig) -> Model:
+    """The sampler of a checkpoint or of an ONNX export's folder."""
+    if config.model.is_dir():
+        from bbdm.runtime import OnnxBridgeSampler
+
+        sampler = OnnxBridgeSampler(config.model)
+        known, solver = sampler.settings.get("image_size"), sampler.settings["solver"]
+        if sampler.static is not None:
+            return Model(sampler, solver, sampler.static[1:], "stretch", True, sampler.static[0])
+        return Model(sampler, solver, config.size or (known and images.as_size(known)), "fit", True, None)
+    import torch
+
+    from bbdm import BridgeSampler
+
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    sampler = BridgeSampler.from_checkpoint(config.model, device=device, dtype=config.dtype, compile=config.compile)
+    return Model(sampler, sampler.solver, config.size or sampler.image_size, "fit", False, None)
+
+
+def example_pictures(config: AppConfig) -> list[Path]:
+    """The example pictures that came with a model: of the first folder that has any."""
+    beside = [folder / name for folder in (config.model, config.model.parent) for name in EXAMPLES]
+    folders = beside if config.examples is None else [config.examples]
+    found = (sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES) for folder in folders)
+    return next(filter(None, found), [])
+
+
+def read(given: str | Image.Image, model: Model, max_pixels: int) -> Source:
+    """An uploaded file or a drawing as the network takes it.
+
+    Raises:
+        ValueError: the file cannot be read, or the picture has more than ``max_pixels``.
+    """
+    name, place = ("drawing", "") if isinstance(given, Image.Image) else (Path(given).stem, given)
+    try:
+        picture = given if isinstance(given, Image.Image) else images.open_image(Path(given))
+    except ValueError as error:  # a visitor knows the file by its name alone
+        raise ValueError(str(error).replace(place, Path(place).name)) from error
+    picture = images.convert(picture)
+    picture = picture if model.size is None else images.resized(picture, model.size, model.resize)
+    if picture.width * picture.height > max_pixels:
+        size = f"{picture.height} x {picture.width}"
+        raise ValueError(f"a picture may have at most {max_pixels} pixels, got {name} of height x width {size}")
+    return Source(name, picture)
+
+
+def translate(
+    model: Model, sources: Sequence[Source], solver: str, steps: int, seed: int | None, count: int
+) -> Iterator[Progress]:
+    """Translate each source ``count`` times, one source after the other, and report after each network call.
+
+    Result i of all has the seed ``seed + i``; None draws one. The last report has the results that a call of
+    the sampler gives.
+    """
+    seeds = resolve_seeds(seed, len(sources) * count)
+    chosen: dict[str, Any] = {} if model.exported else {"solver": solver, "steps": steps}
+    total = len(sources) * (len(model.sampler.table) if model.exported else steps)
+    finished: list[Result] = []
+    for i, source in enumerate(sources):
+        own = seeds[i * count : (i + 1) * count]
+        results: list[Result] = []
+        for step in model.sampler.stream([source.picture] * count, own, **chosen):
+            results = [Result(source, *each) for each in zip(own, step.preview(), strict=True)]
+            yield Progress(i * total // len(sources) + step.index + 1, total, finished + results)
+        finished += results
+
+
+def archive(results: Sequence[Result], folder: str | None = None) -> str:
+    """A zip of results as PNG files, NAME_SEED.png, in a new folder below ``folder``."""
+    path = Path(tempfile.mkdtemp(dir=folder)) / "results.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for result in results:
+            with file.open(f"{result.source.name}_{result.seed}.png", "w") as entry:
+                result.picture.save(entry, "png")
+    return str(path)
+
+
+def check(config: AppConfig, steps: int, count: int, files: int) -> None:
+    """Raise ValueError unless a visitor's numbers are within the limits."""
+    limits = {"network calls": (steps, config.max_steps), "results": (count, config.max_results)}
+    for name, (value, most) in {**limits, "pictures": (files, config.max_files)}.items():
+        if not 1 <= value <= most:
+            raise ValueError(f"the number of {name} must be from 1 to {most}, got {value}")
+
+
+def caption(result: Result, named: bool) -> str:
+    """What the gallery says below a result."""
+    return f"{result.source.name}, seed {result.seed}" if named else f"seed {result.seed}"
+
+
+def status(progress: Progress) -> str:
+    """The progress as HTML."""
+    done, total, results = progress
+    if done == total:
+        return f"{len(results)} results, seeds {results[0].seed} to {results[-1].seed}"
+    return f'network call {done} of {total}<progress value="{done}" max="{total}"></progress>'
+
+
+def pair(result: Result) -> tuple[Image.Image, Image.Image]:
+    """What the slider compares."""
+    return result.source.picture, result.picture
+
+
+def canvas(size: images.Size | None) -> tuple[int, int]:
+    """(width, height) of a drawing that becomes a picture of a size."""
+    height, width = images.sides(size or CANVAS)
+    longer = max(height, width)
+    return round(CANVAS * width / longer), round(CANVAS * height / longer)
+
+
+def build(model: Model, config: AppConfig) -> gr.Blocks:
+    """The page."""
+    import gradio as gr
+
+    def run(tab, picture, drawing, files, solver, steps, seed, count):
+        try:
+            given = {"Picture": [picture], "Drawing": [drawing and drawing["composite"]], "Files": files or []}[tab]
+            given = [each for each in given if each is not None]
+            check(config, steps, count, len(given))
+            sources = [read(each, model, config.max_pixels) for each in given]
+            shown = 0.0
+            for progress in translate(model, sources, solver, steps, seed, count):
+                done, total, results = progress
+                if done < total and time.monotonic() - shown < PREVIEW_SECONDS:
+                    continue
+                shown = time.monotonic()
+                gallery = [(each.picture, caption(each, len(sources) > 1)) for each in results]
+                path = archive(results, os.environ.get("GRADIO_TEMP_DIR")) if done == total else None
+                button = gr.DownloadButton(value=path, interactive=path is not None)
+                yield status(progress), pair(results[-count]), gallery, results, button
+        except (ValueError, OSError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    def choose(results, event):
+        return pair(results[event.index]) if event.index < len(results) else gr.skip()
+
+    choose.__annotations__["event"] = gr.SelectData  # gradio looks for the class, not for its name
+
+    fixed = " (as exported)" if model.exported else ""
+    with gr.Blocks(title=f"bbdm: {config.model.stem}", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as app:
+        gr.Markdown(f"# {config.model.stem}")
+        results = gr.State([], time_to_live=KEPT)
+        tab = gr.State("Picture")
+        with gr.Row():
+            with gr.Column():
+                with gr.Tab("Picture") as uploading:
+                    picture = gr.Image(
+                        type="filepath",
+                        image_mode=None,
+                        sources=["upload", "webcam", "clipboard"],
+                        height=300,
+                        show_label=False,
+                        elem_classes="source",
+                    )
+                    if found := example_pictures(config):
+                        gr.Examples([[str(path)] for path in found], picture, label="Examples")
+                with gr.Tab("Drawing") as drawing_tab:
+                    drawing = gr.ImageEditor(
+                        type="pil",
+                        sources=(),
+                        height=480,
+                        canvas_size=canvas(model.size),
+                        fixed_canvas=True,
+                        layers=False,
+                        brush=gr.Brush(default_size=CANVAS // 32, colors=COLOURS),
+                        show_label=False,
+                    )
+                with gr.Tab("Files") as batch:
+                    files = gr.File(file_count="multiple", file_types=["image"], show_label=False)
+                with gr.Row():
+                    solver = gr.Dropdown(
+                        get_args(solvers.Solver), value=model.solver, label="Solver" + fixed, interactive=not fixed
+                    )
+                    steps = gr.Slider(
+                        1,
+                        max(config.max_steps, len(model.sampler.table)),
+                        len(model.sampler.table),
+                        step=1,
+                        label="Network calls" + fixed,
+                        interactive=not fixed,
+                    )
+                with gr.Row():
+                    seed = gr.Number(0, label="Seed (empty: drawn)", precision=0, minimum=0)
+                    count = gr.Slider(
+                        1,
+                        model.results or config.max_results,
+                        model.results or min(4, config.max_results),
+                        step=1,
+                        label="Results" + (fixed if model.results else ""),
+                        interactive=not model.results,
+                    )
+                with gr.Row():
+                    start = gr.Button("Translate", variant="primary")
+                    stop = gr.Button("Stop")
+            with gr.Column():
+                slider = gr.ImageSlider(label="Source and result", format="png", interactive=False)
+                state = gr.HTML(elem_classes="status")
+                gallery = gr.Gallery(
+                    show_label=False,
+                    format="png",
+                    columns=4,
+                    height="auto",
+                    object_fit="contain",
+                    allow_preview=False,
+                    buttons=[],
+                    interactive=False,
+                    elem_classes="results",
+                )
+                download = gr.DownloadButton("Download as zip", interactive=False)
+        gr.HTML(repr(model.sampler), elem_classes="about")
+        for each in (uploading, drawing_tab, batch):
+            each.select(lambda name=each.label: name, None, tab, queue=False)
+        inputs = [tab, picture, drawing, files, solver, steps, seed, count]
+        running = start.click(run, inputs, [state, slider, gallery, results, download], show_progress_on=state)
+        stop.click(None, cancels=[running])
+        gallery.select(choose, results, slider, queue=False)
+    return app
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="a checkpoint, or a folder that export/to_onnx.py wrote")
+    add_flags(parser, AppConfig)
+    config = from_values(AppConfig, vars(parser.parse_args(argv)))
+    with tempfile.TemporaryDirectory(prefix="bbdm-app-") as folder:  # of uploads and results
+        os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False", GRADIO_TEMP_DIR=folder)
+        import gradio as gr
+
+        app = build(load(config), config)
+        app.queue(default_concurrency_limit=config.visitors, max_size=WAITING).launch(
+            server_name=config.host,
+            server_port=config.port,
+            share=False,
+            show_error=True,
+            max_file_size=UPLOAD,
+            theme=gr.themes.Default(
+                primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+            ),
+            css=CSS,
+        )
+
+
+if __name__ == "__main__":
+    scripts.run(main)
