@@ -37,13 +37,18 @@ UPLOAD = "50mb"  # of one file, at most
 COLOURS = ["black", "white", "red", "orange", "yellow", "green", "blue", "purple"]  # of the brush
 KEPT = 3600  # seconds that uploads and results stay on the disk and in memory
 CSS = """
-.gradio-container { max-width: 1100px !important; margin: auto !important }
+.gradio-container { width: 100%; max-width: 1100px !important; margin: auto !important }
 footer { display: none !important }
 .source img { width: 100%; height: 100%; object-fit: contain }
-.status { min-height: 3.5em }
-.status progress { width: 100%; height: .6em; accent-color: var(--color-accent) }
+.block.status { min-height: 4em }
+.status progress { display: block; width: 100%; height: .6em; appearance: none; border: 0; border-radius: .3em }
+.status progress, .status ::-webkit-progress-bar { background: var(--border-color-primary); border-radius: .3em }
+.status ::-webkit-progress-value { background: var(--color-accent); border-radius: .3em }
+.status ::-moz-progress-bar { background: var(--color-accent); border-radius: .3em }
+.results .grid-wrap { min-height: 7.5em; max-height: 30em; overflow-y: auto }
+.results .grid-container { grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)) !important }
 .results .caption-label { font-size: .75em; max-width: 100%; padding: 0 .4em }
-.about { font-size: .8em; overflow-wrap: anywhere; color: var(--body-text-color-subdued) }
+.about { font-size: .8em; overflow-wrap: anywhere; opacity: .7 }
 """
 
 
@@ -121,6 +126,8 @@ def load(config: AppConfig) -> Model:
         sampler = OnnxBridgeSampler(config.model)
         known, solver = sampler.settings.get("image_size"), sampler.settings["solver"]
         if sampler.static is not None:
+            if config.size is not None:
+                raise ValueError(f"size is fixed: {config.model} takes height x width {sampler.static[1:]} alone")
             return Model(sampler, solver, sampler.static[1:], "stretch", True, sampler.static[0])
         return Model(sampler, solver, config.size or (known and images.as_size(known)), "fit", True, None)
     import torch
@@ -224,13 +231,20 @@ def canvas(size: images.Size | None) -> tuple[int, int]:
 
 
 def build(model: Model, config: AppConfig) -> gr.Blocks:
-    """The page."""
+    """The page.
+
+    Raises:
+        ValueError: the network's own number of calls or of results is above the limit.
+    """
     import gradio as gr
+
+    check(config, len(model.sampler.table), model.results or 1, 1)
 
     def run(tab, picture, drawing, files, solver, steps, seed, count):
         try:
             given = {"Picture": [picture], "Drawing": [drawing and drawing["composite"]], "Files": files or []}[tab]
             given = [each for each in given if each is not None]
+            steps, count = int(steps), int(count)
             check(config, steps, count, len(given))
             sources = [read(each, model, config.max_pixels) for each in given]
             shown = 0.0
@@ -271,6 +285,7 @@ def build(model: Model, config: AppConfig) -> gr.Blocks:
                         gr.Examples([[str(path)] for path in found], picture, label="Examples")
                 with gr.Tab("Drawing") as drawing_tab:
                     drawing = gr.ImageEditor(
+                        {"background": Image.new("RGB", canvas(model.size), "white"), "layers": [], "composite": None},
                         type="pil",
                         sources=(),
                         height=480,
@@ -288,14 +303,14 @@ def build(model: Model, config: AppConfig) -> gr.Blocks:
                     )
                     steps = gr.Slider(
                         1,
-                        max(config.max_steps, len(model.sampler.table)),
+                        config.max_steps,
                         len(model.sampler.table),
                         step=1,
                         label="Network calls" + fixed,
                         interactive=not fixed,
                     )
                 with gr.Row():
-                    seed = gr.Number(0, label="Seed (empty: drawn)", precision=0, minimum=0)
+                    seed = gr.Number(0, label="Seed, or empty", precision=0, minimum=0)
                     count = gr.Slider(
                         1,
                         model.results or config.max_results,
@@ -305,8 +320,8 @@ def build(model: Model, config: AppConfig) -> gr.Blocks:
                         interactive=not model.results,
                     )
                 with gr.Row():
-                    start = gr.Button("Translate", variant="primary")
-                    stop = gr.Button("Stop")
+                    start = gr.Button("Translate", variant="primary", min_width=120)
+                    stop = gr.Button("Stop", min_width=80, scale=0)
             with gr.Column():
                 slider = gr.ImageSlider(label="Source and result", format="png", interactive=False)
                 state = gr.HTML(elem_classes="status")
