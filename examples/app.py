@@ -214,7 +214,8 @@ def status(progress: Progress) -> str:
     """The progress as HTML."""
     done, total, results = progress
     if done == total:
-        return f"{len(results)} results, seeds {results[0].seed} to {results[-1].seed}"
+        several = f"{len(results)} results, seeds {results[0].seed} to {results[-1].seed}"
+        return several if len(results) > 1 else f"1 result, seed {results[0].seed}"
     return f'network call {done} of {total}<progress value="{done}" max="{total}"></progress>'
 
 
