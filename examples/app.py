@@ -34,13 +34,22 @@ PREVIEW_SECONDS = 0.2  # at least, between two previews
 CANVAS = 512  # pixels along the longer side of a drawing
 WAITING = 100  # visitors in the queue
 UPLOAD = "50mb"  # of one file, at most
-COLOURS = ["black", "white", "red", "orange", "yellow", "green", "blue", "purple"]  # of the brush
+COLOURS: list[str | tuple[str, float]] = [
+    "black",
+    "white",
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "blue",
+    "purple",
+]  # of the brush
 KEPT = 3600  # seconds that uploads and results stay on the disk and in memory
 CSS = """
 .gradio-container { width: 100%; max-width: 1100px !important; margin: auto !important }
 footer { display: none !important }
 .source img { width: 100%; height: 100%; object-fit: contain }
-.block.status { min-height: 4em }
+.block.status { min-height: 3.2em }
 .status progress { display: block; width: 100%; height: .6em; appearance: none; border: 0; border-radius: .3em }
 .status progress, .status ::-webkit-progress-bar { background: var(--border-color-primary); border-radius: .3em }
 .status ::-webkit-progress-value { background: var(--color-accent); border-radius: .3em }
@@ -355,7 +364,7 @@ def main(argv: list[str] | None = None) -> None:
     config = from_values(AppConfig, vars(parser.parse_args(argv)))
     with tempfile.TemporaryDirectory(prefix="bbdm-app-") as folder:  # of uploads and results
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False", GRADIO_TEMP_DIR=folder)
-        import gradio as gr
+        from gradio.themes import Default
 
         app = build(load(config), config)
         app.queue(default_concurrency_limit=config.visitors, max_size=WAITING).launch(
@@ -364,7 +373,7 @@ def main(argv: list[str] | None = None) -> None:
             share=False,
             show_error=True,
             max_file_size=UPLOAD,
-            theme=gr.themes.Default(
+            theme=Default(
                 primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
             ),
             css=CSS,
