@@ -333,7 +333,9 @@ def build(model: Model, config: AppConfig) -> gr.Blocks:
                     start = gr.Button("Translate", variant="primary", min_width=120)
                     stop = gr.Button("Stop", min_width=80, scale=0)
             with gr.Column():
-                slider = gr.ImageSlider(label="Source and result", format="png", interactive=False)
+                slider = gr.ImageSlider(
+                    label="Source and result", format="png", interactive=False, elem_classes="compared"
+                )
                 state = gr.HTML(elem_classes="status")
                 gallery = gr.Gallery(
                     show_label=False,

@@ -137,10 +137,12 @@ class Visitor:
         """The gallery of a translation that ends with a status, by caption."""
         self.click("Translate")
         until(lambda: self.status() == end, end)
-        images = until(lambda: self.all(".results img"), "the gallery")
-        return {each.get_attribute("alt"): fetch(each.get_attribute("src")) for each in images}
+        captions, images = self.all(".results .caption-label"), self.all(".results .gallery-item img")
+        return {
+            caption.text: fetch(image.get_attribute("src")) for caption, image in zip(captions, images, strict=True)
+        }
 
     def compared(self) -> tuple[Image.Image, Image.Image]:
         """What the slider shows: source and result."""
-        source, result = (fetch(each.get_attribute("src")) for each in self.all("[data-testid=imageslider-image]"))
+        source, result = (fetch(each.get_attribute("src")) for each in self.all(".compared img"))
         return source, result
