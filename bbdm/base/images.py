@@ -5,10 +5,11 @@ Only the functions of tensors import torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -94,16 +95,23 @@ def convert(image: Image.Image, channels: int = 3) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
+class UnknownFormatError(ValueError):
+    """A file is not a picture, or one of a format that is not read."""
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(file: Path | IO[bytes], name: Path | str, formats: Sequence[str] | None = None) -> Iterator[Image.Image]:
     """A picture whose header is read; errors of reading it become one."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file, formats=formats) as image:
             yield image
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, EOFError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(f"there is no picture {path}") from error
-        raise ValueError(f"cannot read the picture {path}: {error}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no picture {name}") from error
+    except UnidentifiedImageError as error:
+        reason = str(error) if isinstance(file, Path) else f"it is not {', '.join(formats or ['a picture'])}"
+        raise UnknownFormatError(f"cannot read the picture {name}: {reason}") from error
+    except (Image.DecompressionBombError, OSError, SyntaxError, EOFError) as error:
+        raise ValueError(f"cannot read the picture {name}: {error}") from error
 
 
 def open_image(path: Path) -> Image.Image:
@@ -113,14 +121,39 @@ def open_image(path: Path) -> Image.Image:
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be decoded.
     """
-    with _opened(path) as image:
+    with _opened(path, path) as image:
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
+def decode(
+    data: bytes,
+    name: str,
+    formats: Sequence[str] | None = None,
+    check_size: Callable[[int, int], None] | None = None,
+) -> Image.Image:
+    """A fully read, upright picture from a file's bytes.
+
+    Args:
+        data: the file.
+        name: for messages.
+        formats: Pillow's names of the formats that are read; None for all.
+        check_size: called with width and height before pixels are decoded; what it raises is raised.
+
+    Raises:
+        UnknownFormatError: it is not a picture of these formats.
+        ValueError: it cannot be decoded.
+    """
+    with _opened(io.BytesIO(data), name, formats) as image:
+        if check_size is not None:
+            check_size(*image.size)
         image.load()
         return ImageOps.exif_transpose(image)
 
 
 def open_size(path: Path) -> tuple[int, int]:
     """(width, height) of a picture, upright, from its header; errors as for :func:`open_image`."""
-    with _opened(path) as image:
+    with _opened(path, path) as image:
         decodes = image.format == "PNG" and "exif" not in image.info  # getexif would decode it to look behind
         turned = not decodes and image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
         return (image.height, image.width) if turned else image.size

@@ -17,6 +17,7 @@ EXTRAS = {  # optional packages by the extra that installs them
     "diffusers": ("diffusers",),
     "hub": ("huggingface_hub",),
     "app": ("gradio",),
+    "ray": ("ray", "pyarrow", "fsspec", "starlette", "prometheus_client"),
 }
 
 

@@ -1,7 +1,8 @@
-"""Seeds of a call: one for each image, from an integer, a sequence or an array. Nothing here needs torch."""
+"""Seeds: of a call, one for each image; and by name, for pictures in no order. Nothing here needs torch."""
 
 from __future__ import annotations
 
+import hashlib
 import operator
 import secrets
 from collections.abc import Sequence
@@ -25,3 +26,16 @@ def resolve_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
     if not all(0 <= s < 2**63 for s in seeds):
         raise ValueError(f"seed must be in [0, 2^63), got {seed}")
     return seeds
+
+
+def keyed(seed: int, name: str) -> int:
+    """256 random bits that are a function of a seed and of a picture's name: SHA-256 of ``SEED NAME``."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest(), "big")
+
+
+def seed_of(name: str, seed: int = 0) -> int:
+    """The seed in [0, 2^63) of a picture by its name: the first 63 bits of :func:`keyed`.
+
+    It does not depend on the other pictures, so any number of machines gives a picture the same seed.
+    """
+    return keyed(seed, name) >> 193

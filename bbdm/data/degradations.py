@@ -6,7 +6,6 @@ generator to a picture of the same size and mode.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from bbdm.base.seeds import keyed
 from bbdm.base.settings import setting
 
 FACTOR = 4  # of sr4
@@ -155,8 +155,7 @@ class Degradation:
 
     def __call__(self, picture: Image.Image, name: str) -> Image.Image:
         """The degraded picture, of the same size and mode; ``name`` is the picture's in its data set."""
-        key = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
-        random = np.random.Generator(np.random.PCG64(int.from_bytes(key, "big")))
+        random = np.random.Generator(np.random.PCG64(keyed(self.seed, name)))
         return DEGRADATIONS[self.name].apply(picture, random, *([] if self.level is None else [self.level]))
 
     def __str__(self) -> str:

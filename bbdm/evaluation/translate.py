@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,33 +26,34 @@ from bbdm import solvers
 from bbdm.base import images, machine, scripts
 from bbdm.base.atomic import check_folder, file_sha256, make_folder
 from bbdm.base.hub import find_checkpoint
-from bbdm.base.images import Size, read_size
+from bbdm.base.images import Size
 from bbdm.base.settings import setting
 from bbdm.data.degradations import DegradeConfig
 from bbdm.data.pairs import Direction, load_dataset, open_image
 from bbdm.data.survey import survey
+from bbdm.evaluation.network_config import (
+    DEFAULT_SIZE,
+    NetworkConfig,
+    SizeSetting,
+    chosen_size,
+    described_size,
+    read_size_setting,
+)
 from bbdm.evaluation.results import Job, Record, check_places, plan, save
 from bbdm.execution.processes import Processes
 from bbdm.files import manifest
-from bbdm.files.checkpoint import load_checkpoint, load_codec
 from bbdm.network import Network
 from bbdm.sampler import BridgeSampler
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity")
-DEFAULT_SIZE = 256  # for checkpoints without the size of their pictures
 
 
 class TooLargeError(ValueError):
     """A batch needs more memory than there is."""
 
 
-def _read_size(text: str) -> Any:
-    return text if text in ("train", "fit", "keep") else read_size(text)
-
-
 @dataclass(frozen=True)
-class TranslateConfig(DegradeConfig):
+class TranslateConfig(DegradeConfig, NetworkConfig):
     """Which data set is translated, by which network, and how.
 
     Raises:
@@ -64,48 +65,29 @@ class TranslateConfig(DegradeConfig):
     model: Path
     output_dir: Path
     split: str = setting("val", "the part of the data set to translate")
-    solver: solvers.Solver | None = setting(
-        None, f"of the bridge's equation; {solvers.DEFAULT}, or the distilled network's, if unset"
-    )
-    steps: int | None = setting(None, "network evaluations for each result; the solver's default if unset")
-    fast_sampling: bool = setting(False, "the paper's 199 steps: the solver 'fast'")
     batch_size: int = setting(64, "results in a batch", "-b")
     num_samples: int = setting(1, "results of each source", "-r", "--repeat")
     seed: int = setting(0, "source i gets this seed + i")
-    image_size: Size | Literal["train", "fit", "keep"] | None = setting(
+    image_size: SizeSetting | None = setting(
         None,
         "side, or HxW, that sources are resized to; train: as in training; fit: inside that, keeping their shape; "
         "keep: as they are. fit for the data set 'folder', else train, if unset",
         "--size",
-        parse=_read_size,
+        parse=read_size_setting,
     )
     skip_bad: bool = setting(False, "leave out pictures that cannot be read")
     direction: Direction = setting("AtoB", "BtoA translates targets into sources")
-    time_steps: int | None = setting(None, "for files that leave it out", "-t", "--t")
-    c_lambda: float | None = setting(None, "for files that leave it out", "-l")
-    vqgan_path: Path | None = setting(
-        None, "the autoencoder, for files that leave it out: a VQGAN, or a folder of diffusers", "-vq"
-    )
-    config: Path | None = setting(None, "for files of other programs: the settings of the network, a file or a name")
     overwrite: bool = setting(False, "make existing results again")
-    compile: bool = setting(False, "faster results after a minute or two of compiling")
-    dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the file's if unset")
     device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
     use_multi_gpus: bool = setting(False, "a process for each GPU here", "-use_multi_gpus")
     show_verbose: bool = setting(False, "a progress bar, as on a terminal")
     quiet: bool = setting(False, "no progress bar")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("num_samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.fast_sampling and self.solver not in (None, "fast"):
-            raise ValueError(f"fast_sampling means the solver 'fast', got solver {self.solver!r} too")
-
-    @property
-    def chosen_solver(self) -> str | None:
-        """The solver, or None for the network's default."""
-        return "fast" if self.fast_sampling else self.solver
 
 
 class Translator:
@@ -120,9 +102,8 @@ class Translator:
         self.processes = Processes.join(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.verbose = scripts.is_shown(config.show_verbose, config.quiet) and self.processes.first
         check_folder(config.output_dir)
-        codec = None if config.vqgan_path is None else load_codec(config.vqgan_path)
         self._model = find_checkpoint(config.model)
-        self.checkpoint = load_checkpoint(self._model, config.time_steps, config.c_lambda, codec, config.config)
+        self.checkpoint = config.load(self._model)
         self.bridge = self.checkpoint.bridge
         self.codec = self.checkpoint.build_codec()
         channels = self.checkpoint.unet.config.channels if self.codec is None else self.codec.image_channels
@@ -143,12 +124,10 @@ class Translator:
         wanted = self.config.image_size
         if wanted is None:
             wanted = "fit" if self.config.dataset == "folder" else "train"
-        if not isinstance(wanted, str):
-            return wanted, "stretch"
         size = self.checkpoint.image_size
-        if size is None and wanted != "keep":
+        if size is None and wanted in ("train", "fit"):
             self._report(f"{self.config.model} does not hold the size of its pictures: image_size is {DEFAULT_SIZE}")
-        return size or DEFAULT_SIZE, "stretch" if wanted == "train" else wanted
+        return chosen_size(wanted, size)
 
     @cached_property
     def network(self) -> Network:
@@ -161,7 +140,7 @@ class Translator:
         Raises:
             TooLargeError: out of memory.
         """
-        dtype = None if self.config.dtype is None else DTYPES[self.config.dtype]
+        dtype = self.config.chosen_dtype
         with self._memory():
             build = partial(BridgeSampler, self.network, self.bridge, solver, steps, codec=self.codec)
             build = partial(build, calls=self.checkpoint.calls)
@@ -223,8 +202,7 @@ class Translator:
     @property
     def _size_setting(self) -> Any:
         """The size of pictures, for people and manifests."""
-        size, resize = self.dataset.image_size, self.dataset.resize
-        return size if resize == "stretch" else "keep" if resize == "keep" else f"fit {size}"
+        return described_size(self.dataset.image_size, self.dataset.resize)
 
     @cached_property
     def _fixed_settings(self) -> dict[str, Any]:

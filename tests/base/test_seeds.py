@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bbdm.base.seeds import resolve_seeds
+from bbdm.base.seeds import resolve_seeds, seed_of
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,9 @@ def test_none_draws_another_each_time():
 def test_what_is_refused(seed: Any, message: str):
     with pytest.raises(ValueError, match=message):
         resolve_seeds(seed, 2)
+
+
+def test_a_seed_by_name_is_the_start_of_a_hash():
+    """The first 63 bits of ``printf '7 a/b' | sha256sum``."""
+    assert seed_of("a/b", 7) == 0xE7B2032AC879BB65 >> 1
+    assert seed_of("a/b") != seed_of("a/b", 7) != seed_of("a/c", 7)

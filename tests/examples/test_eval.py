@@ -16,7 +16,7 @@ from torch import nn
 import bbdm
 from bbdm import ABridge, BridgeSampler, VQGANCodec, load_checkpoint, save_checkpoint, save_vqgan
 from bbdm.base import scripts
-from bbdm.evaluation import metrics
+from bbdm.evaluation import metrics, network_config
 from bbdm.evaluation import translate as translate_module
 from bbdm.evaluation.deeplab import DeepLab, DeepLabConfig, save_deeplab
 from bbdm.evaluation.results import ResultsError
@@ -216,7 +216,7 @@ def test_a_network_of_the_original_bbdm_with_another_yaml_is_another(
         return dataclasses.replace(stored, codec=codec)
 
     stored = load_checkpoint("c.pt")
-    monkeypatch.setattr(translate_module, "load_checkpoint", loaded)
+    monkeypatch.setattr(network_config, "load_checkpoint", loaded)
     Path("bbdm.yaml").write_text("latent_before_quant_conv: false")
     run("--config", "bbdm.yaml")
     Path("bbdm.yaml").write_text("latent_before_quant_conv: true")
@@ -227,7 +227,7 @@ def test_a_network_of_the_original_bbdm_with_another_yaml_is_another(
 def test_settings_of_another_program_by_name(place: Path, monkeypatch: pytest.MonkeyPatch):
     """The name is in the report, where a file would have its hash."""
     stored = load_checkpoint("c.pt")
-    monkeypatch.setattr(translate_module, "load_checkpoint", lambda *_: stored)
+    monkeypatch.setattr(network_config, "load_checkpoint", lambda *_: stored)
     assert run("--config", "ddbm-diode-256")["settings"]["config"] == "ddbm-diode-256"
 
 

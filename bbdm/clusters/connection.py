@@ -1,0 +1,54 @@
+"""Joining a cluster, or starting one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LOOPBACK = "127.0.0.1"
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Within the context, Ray is connected to a cluster, and is left afterwards.
+
+    Args:
+        address: of a running cluster, such as ``auto`` or ``ray://HEAD:10001``; None to start one on this
+            machine, which listens on the loopback alone, without dashboard and usage statistics.
+
+    Raises:
+        ModuleNotFoundError: Ray is not installed.
+        ConnectionError: there is no such cluster.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
+    if address is None:
+        ray.init(include_dashboard=False, _node_ip_address=LOOPBACK, **quiet)
+    else:
+        ray.init(address=address, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def room_for(threads: int) -> tuple[int, bool]:
+    """How many workers of a number of cores the cluster has room for, and whether each gets a GPU.
+
+    Where there are GPUs, there is one for each worker.
+
+    Raises:
+        ValueError: there is no room for one.
+    """
+    import ray
+
+    found = ray.cluster_resources()
+    gpus, cores = int(found.get("GPU", 0)), int(found.get("CPU", 0))
+    count = min(gpus or cores, cores // threads)
+    if count < 1:
+        raise ValueError(f"threads must be at most the cluster's {cores} cores, got {threads}")
+    return count, gpus > 0

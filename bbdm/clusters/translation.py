@@ -1,0 +1,324 @@
+"""Translating a large set of pictures on a cluster: Ray Data reads, samplers in actors make and write.
+
+The driver lists sources and results, and sends what is missing through the cluster. A result is written whole
+or not at all, and its seed follows from its name. So what a lost machine had made is there, and what it had
+not made is found missing and sent again. The driver alone writes the manifest, from what it finds at the end.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from bbdm.base import images
+from bbdm.base.atomic import file_sha256
+from bbdm.base.images import Resize, Size
+from bbdm.base.scripts import StoppedError
+from bbdm.base.seeds import seed_of
+from bbdm.base.settings import setting
+from bbdm.clusters.connection import connected, room_for
+from bbdm.clusters.places import Place, is_temporary
+from bbdm.clusters.sources import Columns, Sources
+from bbdm.data.survey import BadPicturesError
+from bbdm.evaluation.network_config import (
+    NetworkConfig,
+    SizeSetting,
+    chosen_size,
+    described_size,
+    read_size_setting,
+)
+from bbdm.evaluation.results import ResultsError
+from bbdm.files import manifest
+
+SETTINGS, MANIFEST = "settings.json", "manifest.jsonl"
+READERS = 2  # tasks that read pictures, for each worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig(NetworkConfig):
+    """Which pictures a cluster translates, by which network, and how.
+
+    Raises:
+        ValueError: a number below 1, or settings that contradict each other.
+    """
+
+    sources: str
+    results: str
+    model: Path
+    batch_size: int = setting(64, "pictures in a batch", "-b")
+    workers: int | None = setting(None, "samplers; one for each GPU, or for as many cores as threads, if unset")
+    threads: int = setting(1, "cores of a worker")
+    seed: int = setting(0, "a picture's seed is a function of this and of its name")
+    image_size: SizeSetting = setting(
+        "fit",
+        "side, or HxW, that sources are resized to; train: as in training; fit: inside that, keeping their shape; "
+        "keep: as they are",
+        "--size",
+        parse=read_size_setting,
+    )
+    skip_bad: bool = setting(False, "leave out pictures that cannot be read")
+    overwrite: bool = setting(False, "make existing results again")
+    name_column: str = setting("name", "of parquet files: the names of pictures")
+    image_column: str = setting("image", "of parquet files: pictures as bytes, or as a struct with 'bytes'")
+    address: str | None = setting(None, "of a running cluster, such as auto; one on this machine if unset")
+    show_verbose: bool = setting(False, "a progress bar, as on a terminal")
+    quiet: bool = setting(False, "no progress bar")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("batch_size", "threads", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.compile and self.dtype is None:
+            raise ValueError("compile needs dtype: workers that chose one by timing could choose different ones")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What each worker needs to know."""
+
+    config: ClusterConfig
+    sha256: str  # of the network's file
+    pictures: Place  # sources
+    results: Place
+    channels: int
+    size: Size
+    resize: Resize
+
+
+@dataclass
+class Outcome:
+    """What a run did."""
+
+    made: int  # results
+    kept: int  # results that were there
+    bad: dict[str, str] = field(default_factory=dict)  # why pictures cannot be read, by name
+
+
+def result_of(name: str) -> str:
+    """The file of a picture's result."""
+    return f"{name}.png"
+
+
+def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
+    """Make the results that do not exist yet, and write the manifest of all.
+
+    Raises:
+        BadPicturesError: pictures cannot be read, without ``skip_bad``; all others are made.
+        ResultsError: the folder holds results of other settings.
+        StoppedError: machines were lost, and those that are left make no result.
+        ValueError, OSError: the network, the pictures or the cluster cannot be used, or a result cannot be
+            written.
+    """
+    checkpoint = config.load(config.model)
+    sampler = config.sampler(checkpoint, "cpu")
+    size, resize = chosen_size(config.image_size, checkpoint.image_size)
+    codec = sampler.codec
+    channels = sampler.unet.channels if codec is None else codec.image_channels
+    sha256 = file_sha256(config.model)
+    settings = {
+        "image_size": described_size(size, resize),
+        "weights": sha256,
+        "unet": sampler.unet.description(),
+        "codec": None if codec is None else {**codec.description(), **codec.config()},
+        "bridge": sampler.bridge.config(),
+        "seed": config.seed,
+        "seeds": "by name",
+        "solver": sampler.solver,
+        "timesteps": sampler.table.timesteps.tolist(),
+        "dtype": str(sampler.dtype).removeprefix("torch."),
+    }
+    del sampler, codec, checkpoint  # the workers have their own
+    pictures, results = Place.of(config.sources), Place.of(config.results)
+    if pictures.overlaps(results):
+        raise ValueError(f"results must be outside of the sources, got {config.sources} and {config.results}")
+    sources = Sources.find(pictures, Columns(config.name_column, config.image_column))
+    before = _prepare(results, sources, manifest.as_json(settings), config.overwrite)
+    task = Task(config, sha256, pictures, results, channels, size, resize)
+    with connected(config.address), tqdm(total=len(sources.files), unit="image", disable=not progress) as bar:
+        bad = _make(task, sources, before, bar)
+    _write_manifest(results, sources, bad, config.seed)
+    made = len(sources.files) - len(before) - len(bad)
+    if bad and not config.skip_bad:
+        first = next(iter(bad.values()))
+        raise BadPicturesError(f"{first} ({len(bad)} of {len(sources.files)} pictures; the others are translated)")
+    return Outcome(made, len(before), bad)
+
+
+def _prepare(results: Place, sources: Sources, settings: dict[str, Any], overwrite: bool) -> set[str]:
+    """Check what made the results that exist, note what makes them now, and return their names."""
+    there = results.list()
+    existing = _made(there, sources)
+    if overwrite:
+        results.remove(result_of(name) for name in existing)
+        existing = set()
+    elif SETTINGS in there:
+        try:
+            differing = manifest.differences(json.loads(results.read(SETTINGS)), settings)
+        except (ValueError, AttributeError, TypeError) as error:
+            raise ValueError(f"cannot read {results.path(SETTINGS)}: give another folder for results") from error
+        if differing:
+            raise ResultsError(f"{results.folder} holds results of other settings ({differing})")
+    elif existing:
+        raise ResultsError(f"{results.folder} holds results, but no {SETTINGS} with the settings that made them")
+    results.write(SETTINGS, json.dumps(settings, indent=1).encode())
+    return existing
+
+
+def _made(there: list[str], sources: Sources) -> set[str]:
+    """The names of the sources that have a result among files."""
+    files = set(there)
+    return {name for name in sources.files if result_of(name) in files}
+
+
+def _make(task: Task, sources: Sources, done: set[str], bar: Any) -> dict[str, str]:
+    """Make what is missing, however often machines are lost; returns why pictures cannot be read, by name."""
+    from ray.exceptions import RayError
+
+    bad: dict[str, str] = {}
+    bar.update(len(done))
+    while missing := [name for name in sources.files if name not in done and name not in bad]:
+        lost: RayError | None = None
+        try:
+            for name, reason in _outcomes(task, sources, missing):
+                if reason:
+                    bad[name] = reason
+                bar.update()
+        except RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, ValueError | OSError):  # of our own code in a worker
+                raise cause from error
+            lost = error
+        done = _made(task.results.list(), sources)
+        bar.n = len(done) + len(bad)
+        bar.refresh()
+        if not any(name in done or name in bad for name in missing):
+            raise StoppedError(f"the cluster makes no more results, {len(missing)} are missing: {lost}") from lost
+    return bad
+
+
+def _outcomes(task: Task, sources: Sources, missing: list[str]) -> Iterator[tuple[str, str]]:
+    """Send missing pictures through the cluster; yields the name of each, and why it cannot be read or ""."""
+    import ray.data
+    from ray.util.annotations import RayDeprecationWarning
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    config = task.config
+    count, gpu = room_for(config.threads)
+    count = min(count, config.workers or count)
+    batches: dict[str, Any] = {"batch_size": config.batch_size, "batch_format": "pyarrow"}
+    # Reading waits for the disk or the network, and workers may take all cores: it asks for none.
+    readers = ray.data.TaskPoolStrategy(size=READERS * count)
+    samplers = ray.data.ActorPoolStrategy(size=count)
+    # A worker that is lost is not started again: it could wait for a machine that never comes back.
+    once = {"max_restarts": 0, "max_task_retries": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # of ``once``, until Ray 2.64
+        made = (
+            sources.dataset(missing, config.batch_size)
+            .map_batches(read, fn_args=(task, sources.columns is None), compute=readers, num_cpus=0, **batches)
+            .map_batches(
+                Worker,
+                fn_constructor_args=(task,),
+                compute=samplers,
+                num_cpus=config.threads,
+                num_gpus=int(gpu),
+                **batches,
+                **once,
+            )
+        )
+    for batch in made.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield from zip(batch["name"].to_pylist(), batch["reason"].to_pylist(), strict=True)
+
+
+def read(batch: Any, task: Task, paths: bool) -> Any:
+    """Read those pictures of a batch that have no result yet.
+
+    Args:
+        batch: a table with ``name`` and ``file``: a path below the sources, or a file's content.
+        task: what is made.
+        paths: whether ``file`` is a path.
+
+    Returns:
+        A table with ``name``, ``pixels`` as bytes of 8 bits a channel, ``height`` and ``width``, and
+        ``reason``, which is empty or says why the picture cannot be read.
+    """
+    import pyarrow as pa
+
+    rows: list[dict[str, Any]] = []
+    names, files = batch["name"].to_pylist(), batch["file"].to_pylist()
+    there = task.results.exist(result_of(name) for name in names)
+    for name, file in (pair for pair, made in zip(zip(names, files, strict=True), there, strict=True) if not made):
+        row = {"name": name, "pixels": b"", "height": 0, "width": 0, "reason": ""}
+        try:
+            image = images.decode(task.pictures.read(file) if paths else file or b"", file if paths else name)
+            image = images.resized(images.convert(image, task.channels), task.size, task.resize)
+            row |= {"pixels": image.tobytes(), "height": image.height, "width": image.width}
+        except (OSError, ValueError) as error:
+            row["reason"] = str(error)
+        rows.append(row)
+    text, number = pa.string(), pa.int32()
+    types = {"name": text, "pixels": pa.large_binary(), "height": number, "width": number, "reason": text}
+    return pa.Table.from_pylist(rows, schema=pa.schema(types))
+
+
+class Worker:
+    """A sampler in a process of its own, which translates batches of :func:`read` and writes the results.
+
+    Raises:
+        ValueError: the network's file on this machine is not the driver's.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        config = task.config
+        if file_sha256(config.model) != task.sha256:
+            raise ValueError(f"{config.model} differs from machine to machine")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu":
+            torch.set_num_threads(config.threads)
+        self.sampler = config.sampler(config.load(config.model), device)
+
+    def __call__(self, batch: Any) -> Any:
+        """Translate a batch; returns a table with ``name`` and ``reason``."""
+        rows = [row for row in batch.to_pylist() if not row["reason"]]
+        mode = "L" if self.task.channels == 1 else "RGB"
+        sources = [Image.frombytes(mode, (row["width"], row["height"]), row["pixels"]) for row in rows]
+        seeds = [seed_of(row["name"], self.task.config.seed) for row in rows]
+        made = self.sampler(sources, seed=seeds, batch_size=self.task.config.batch_size) if rows else []
+        for row, result in zip(rows, made, strict=True):
+            self.task.results.write(result_of(row["name"]), png(result))
+        return batch.select(["name", "reason"])
+
+
+def png(image: Image.Image) -> bytes:
+    """A picture as a PNG file."""
+    file = io.BytesIO()
+    image.save(file, "png")
+    return file.getvalue()
+
+
+def _write_manifest(results: Place, sources: Sources, bad: dict[str, str], seed: int) -> None:
+    """Write a line for each source, of what there is, and delete what lost workers left half written."""
+    there = results.list()
+    results.remove(name for name in there if is_temporary(name))
+    made = _made(there, sources)
+    lines = [
+        {"name": name, "seed": seed_of(name, seed), "result": result_of(name)}
+        if name in made
+        else {"name": name, "seed": seed_of(name, seed), "error": bad[name]}
+        for name in sorted(sources.files)
+    ]
+    results.write(MANIFEST, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
