@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 if TYPE_CHECKING:
     import torch
 
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}  # of pictures in folders
 EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"}
 SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 SIDEWAYS = range(5, 9)  # EXIF orientations that swap width and height
@@ -149,6 +150,13 @@ def decode(
             check_size(*image.size)
         image.load()
         return ImageOps.exif_transpose(image)
+
+
+def to_png(image: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    file = io.BytesIO()
+    image.save(file, "png")
+    return file.getvalue()
 
 
 def open_size(path: Path) -> tuple[int, int]:

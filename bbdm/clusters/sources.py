@@ -1,4 +1,7 @@
-"""The pictures of a cluster's run, each with a name: files of a folder, or rows of parquet files."""
+"""The pictures of a cluster's run, each with a name: files of a folder, or rows of parquet files.
+
+Nothing here needs torch, so that the processes that read are small.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from bbdm.base.images import SUFFIXES
 from bbdm.clusters.places import Place
-from bbdm.data.pairs import SUFFIXES
 
 if TYPE_CHECKING:
     from ray.data import Dataset

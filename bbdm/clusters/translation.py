@@ -7,7 +7,6 @@ not made is found missing and sent again. The driver alone writes the manifest, 
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import warnings
@@ -20,14 +19,14 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from bbdm.base import images
 from bbdm.base.atomic import file_sha256
-from bbdm.base.images import Resize, Size
+from bbdm.base.images import to_png
 from bbdm.base.scripts import StoppedError
 from bbdm.base.seeds import seed_of
 from bbdm.base.settings import setting
 from bbdm.clusters.connection import connected, room_for
 from bbdm.clusters.places import Place, is_temporary
+from bbdm.clusters.reading import Reading, read, result_of
 from bbdm.clusters.sources import Columns, Sources
 from bbdm.data.survey import BadPicturesError
 from bbdm.evaluation.network_config import (
@@ -90,11 +89,7 @@ class Task:
 
     config: ClusterConfig
     sha256: str  # of the network's file
-    pictures: Place  # sources
-    results: Place
-    channels: int
-    size: Size
-    resize: Resize
+    reading: Reading
 
 
 @dataclass
@@ -104,11 +99,6 @@ class Outcome:
     made: int  # results
     kept: int  # results that were there
     bad: dict[str, str] = field(default_factory=dict)  # why pictures cannot be read, by name
-
-
-def result_of(name: str) -> str:
-    """The file of a picture's result."""
-    return f"{name}.png"
 
 
 def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
@@ -145,7 +135,7 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
         raise ValueError(f"results must be outside of the sources, got {config.sources} and {config.results}")
     sources = Sources.find(pictures, Columns(config.name_column, config.image_column))
     before = _prepare(results, sources, manifest.as_json(settings), config.overwrite)
-    task = Task(config, sha256, pictures, results, channels, size, resize)
+    task = Task(config, sha256, Reading(pictures, results, channels, size, resize, sources.columns is None))
     with connected(config.address), tqdm(total=len(sources.files), unit="image", disable=not progress) as bar:
         bad = _make(task, sources, before, bar)
     _write_manifest(results, sources, bad, config.seed)
@@ -200,7 +190,7 @@ def _make(task: Task, sources: Sources, done: set[str], bar: Any) -> dict[str, s
             if isinstance(cause, ValueError | OSError):  # of our own code in a worker
                 raise cause from error
             lost = error
-        done = _made(task.results.list(), sources)
+        done = _made(task.reading.results.list(), sources)
         bar.n = len(done) + len(bad)
         bar.refresh()
         if not any(name in done or name in bad for name in missing):
@@ -223,12 +213,12 @@ def _outcomes(task: Task, sources: Sources, missing: list[str]) -> Iterator[tupl
     readers = ray.data.TaskPoolStrategy(size=READERS * count)
     samplers = ray.data.ActorPoolStrategy(size=count)
     # A worker that is lost is not started again: it could wait for a machine that never comes back.
-    once = {"max_restarts": 0, "max_task_retries": 0}
+    once: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RayDeprecationWarning)  # of ``once``, until Ray 2.64
         made = (
             sources.dataset(missing, config.batch_size)
-            .map_batches(read, fn_args=(task, sources.columns is None), compute=readers, num_cpus=0, **batches)
+            .map_batches(read, fn_args=(task.reading,), compute=readers, num_cpus=0, **batches)
             .map_batches(
                 Worker,
                 fn_constructor_args=(task,),
@@ -239,43 +229,13 @@ def _outcomes(task: Task, sources: Sources, missing: list[str]) -> Iterator[tupl
                 **once,
             )
         )
+    batch: Any
     for batch in made.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from zip(batch["name"].to_pylist(), batch["reason"].to_pylist(), strict=True)
 
 
-def read(batch: Any, task: Task, paths: bool) -> Any:
-    """Read those pictures of a batch that have no result yet.
-
-    Args:
-        batch: a table with ``name`` and ``file``: a path below the sources, or a file's content.
-        task: what is made.
-        paths: whether ``file`` is a path.
-
-    Returns:
-        A table with ``name``, ``pixels`` as bytes of 8 bits a channel, ``height`` and ``width``, and
-        ``reason``, which is empty or says why the picture cannot be read.
-    """
-    import pyarrow as pa
-
-    rows: list[dict[str, Any]] = []
-    names, files = batch["name"].to_pylist(), batch["file"].to_pylist()
-    there = task.results.exist(result_of(name) for name in names)
-    for name, file in (pair for pair, made in zip(zip(names, files, strict=True), there, strict=True) if not made):
-        row = {"name": name, "pixels": b"", "height": 0, "width": 0, "reason": ""}
-        try:
-            image = images.decode(task.pictures.read(file) if paths else file or b"", file if paths else name)
-            image = images.resized(images.convert(image, task.channels), task.size, task.resize)
-            row |= {"pixels": image.tobytes(), "height": image.height, "width": image.width}
-        except (OSError, ValueError) as error:
-            row["reason"] = str(error)
-        rows.append(row)
-    text, number = pa.string(), pa.int32()
-    types = {"name": text, "pixels": pa.large_binary(), "height": number, "width": number, "reason": text}
-    return pa.Table.from_pylist(rows, schema=pa.schema(types))
-
-
 class Worker:
-    """A sampler in a process of its own, which translates batches of :func:`read` and writes the results.
+    """A sampler in a process of its own, which translates what was read, and writes the results.
 
     Raises:
         ValueError: the network's file on this machine is not the driver's.
@@ -292,22 +252,15 @@ class Worker:
         self.sampler = config.sampler(config.load(config.model), device)
 
     def __call__(self, batch: Any) -> Any:
-        """Translate a batch; returns a table with ``name`` and ``reason``."""
+        """Translate a table of :func:`~bbdm.clusters.reading.read`; returns its ``name`` and ``reason``."""
         rows = [row for row in batch.to_pylist() if not row["reason"]]
-        mode = "L" if self.task.channels == 1 else "RGB"
+        mode = "L" if self.task.reading.channels == 1 else "RGB"
         sources = [Image.frombytes(mode, (row["width"], row["height"]), row["pixels"]) for row in rows]
         seeds = [seed_of(row["name"], self.task.config.seed) for row in rows]
         made = self.sampler(sources, seed=seeds, batch_size=self.task.config.batch_size) if rows else []
         for row, result in zip(rows, made, strict=True):
-            self.task.results.write(result_of(row["name"]), png(result))
+            self.task.reading.results.write(result_of(row["name"]), to_png(result))
         return batch.select(["name", "reason"])
-
-
-def png(image: Image.Image) -> bytes:
-    """A picture as a PNG file."""
-    file = io.BytesIO()
-    image.save(file, "png")
-    return file.getvalue()
 
 
 def _write_manifest(results: Place, sources: Sources, bad: dict[str, str], seed: int) -> None:

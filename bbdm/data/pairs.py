@@ -19,11 +19,10 @@ from torch.utils.data import Dataset
 
 from bbdm.base import images
 from bbdm.base.atomic import file_sha256
-from bbdm.base.images import Resize, Size, open_image
+from bbdm.base.images import SUFFIXES, Resize, Size, open_image
 from bbdm.data.degradations import Degradation
 
 log = logging.getLogger(__name__)
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 Direction = Literal["AtoB", "BtoA"]
 DIRECTIONS = get_args(Direction)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import threading
@@ -37,12 +36,6 @@ def checkpoint(tmp_path: Path) -> Path:
 def noise(index: int) -> Image.Image:
     pixels = np.random.default_rng(index).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
-
-
-def png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "png")
-    return file.getvalue()
 
 
 def make_sources(folder: Path, count: int) -> list[str]:

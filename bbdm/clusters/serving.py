@@ -1,0 +1,244 @@
+"""Serving a network over HTTP: Ray Serve runs replicas of a sampler, and gathers requests into batches.
+
+A request passes two deployments. :class:`Door`, of which there is one, checks it, decodes the picture, and
+waits for the result. :class:`Replica` translates batches. Between them, Ray Serve holds a bounded queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable
+
+import numpy as np
+import prometheus_client
+import torch
+from PIL import Image
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from bbdm.base.images import to_png
+from bbdm.base.scripts import termination
+from bbdm.clusters.batching import Item, Made, translate_together
+from bbdm.clusters.connection import connected, room_for
+from bbdm.clusters.requests import (
+    RequestError,
+    ServeConfig,
+    Served,
+    check_headers,
+    read_picture,
+    read_query,
+    too_large,
+)
+
+NAME = "bbdm"
+RETRY_AFTER = {"Retry-After": "1"}  # seconds
+BODY_SECONDS = 30  # for a request's body to arrive
+MOST_ATTEMPTS = 3  # at a picture whose replica died; the result is the same
+SPARE = 32  # requests that may be at the door beyond those that are accepted, to be refused
+FLUSH_SECONDS = 1.0  # for the last responses to pass the proxy
+
+
+@serve.deployment
+class Replica:
+    """A sampler, which translates batches."""
+
+    def __init__(self, config: ServeConfig, threads: int) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu":
+            torch.set_num_threads(threads)
+        self.sampler = config.sampler(config.load(config.model), device)
+        self.batch_size = config.max_batch_size
+        self.translate.set_max_batch_size(config.max_batch_size)  # pyright: ignore[reportFunctionMemberAccess]
+        self.translate.set_batch_wait_timeout_s(config.batch_wait_ms / 1000)  # pyright: ignore[reportFunctionMemberAccess]
+
+    @serve.batch
+    async def translate(self, items: list[Item]) -> list[Made]:
+        """Translate pictures that arrived together, of any solvers, steps and sizes."""
+        return await asyncio.to_thread(translate_together, self.sampler, items, self.batch_size)
+
+
+@serve.deployment
+class Door:
+    """Checks requests and answers them."""
+
+    def __init__(self, replicas: DeploymentHandle, served: Served) -> None:
+        self.replicas = replicas
+        self.served = served
+        self.closing = False
+        self.open = 0  # translations that were begun and not answered
+        self.routes: dict[str, tuple[str, Callable[[Request], Awaitable[Response]]]] = {
+            "/": ("POST", self.translate),
+            "/health": ("GET", self.health),
+            "/metrics": ("GET", self.metrics),
+        }
+        self.registry = prometheus_client.CollectorRegistry()
+        named = {"registry": self.registry}
+        self.requests = prometheus_client.Counter("bbdm_requests", "Requests to translate.", ["status"], **named)
+        self.seconds = prometheus_client.Histogram("bbdm_seconds", "Seconds of translated requests.", **named)
+        sizes = [2**power for power in range(9)]
+        self.batches = prometheus_client.Histogram(
+            "bbdm_batch_pictures", "Pictures in a request's batch.", buckets=sizes, **named
+        )
+        waiting = prometheus_client.Gauge("bbdm_open_requests", "Requests that are not answered yet.", **named)
+        waiting.set_function(lambda: self.open)
+
+    async def __call__(self, request: Request) -> Response:
+        """The response to a request."""
+        method, route = self.routes.get(request.url.path, ("", None))
+        if route is None:
+            return PlainTextResponse("POST a picture to /; see also /health and /metrics\n", 404)
+        if request.method != method:
+            return PlainTextResponse(f"{request.url.path} takes {method}\n", 405, {"Allow": method})
+        return await route(request)
+
+    async def health(self, request: Request) -> Response:
+        """Whether requests are accepted."""
+        return PlainTextResponse("closing\n", 503) if self.closing else PlainTextResponse("ok\n")
+
+    async def metrics(self, request: Request) -> Response:
+        """Counts and times, as Prometheus reads them."""
+        return Response(prometheus_client.generate_latest(self.registry), media_type="text/plain; version=0.0.4")
+
+    async def translate(self, request: Request) -> Response:
+        """The result of a picture."""
+        began = time.perf_counter()
+        self.open += 1
+        try:
+            response = await self._translated(request)
+        except RequestError as error:
+            retry = RETRY_AFTER if error.status == 503 else None
+            response = PlainTextResponse(f"{error}\n", error.status, retry)
+        finally:
+            self.open -= 1
+        self.requests.labels(response.status_code).inc()
+        if response.status_code == 200:
+            self.seconds.observe(time.perf_counter() - began)
+        return response
+
+    async def _translated(self, request: Request) -> Response:
+        if self.closing:
+            raise RequestError(503, "the server is closing")
+        check_headers(request.headers.items(), self.served)
+        query = read_query(request.query_params.multi_items(), self.served)
+        try:
+            data = await asyncio.wait_for(self._body(request), BODY_SECONDS)
+        except asyncio.TimeoutError as error:
+            raise RequestError(408, f"the picture did not arrive within {BODY_SECONDS} seconds") from error
+        image = await asyncio.to_thread(read_picture, data, self.served)
+        made = await self._made(Item(np.asarray(image), query.solver, query.steps, query.seed))
+        if made.pixels is None:
+            raise RequestError(422, made.error)
+        self.batches.observe(made.batch)
+        file = await asyncio.to_thread(lambda pixels: to_png(Image.fromarray(pixels)), made.pixels)
+        return Response(file, media_type="image/png", headers={"X-Seed": str(query.seed)})
+
+    async def _body(self, request: Request) -> bytes:
+        """A request's body, of which no more is read than is taken."""
+        data = bytearray()
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > self.served.config.max_bytes:
+                raise too_large(self.served)
+        return bytes(data)
+
+    async def _made(self, item: Item) -> Made:
+        """The result of a replica, or of another where it dies."""
+        for attempt in range(1, MOST_ATTEMPTS + 1):
+            try:
+                return await self.replicas.translate.remote(item)
+            except BackPressureError as error:
+                raise RequestError(503, "all replicas are busy, and the queue is full") from error
+            except RayActorError:
+                if attempt == MOST_ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def close(self) -> None:
+        """Accept nothing more, and wait until all that was accepted is answered."""
+        self.closing = True
+        while self.open:
+            await asyncio.sleep(0.05)
+
+
+def application(config: ServeConfig, served: Served, threads: int, gpu: bool) -> serve.Application:
+    """The two deployments."""
+    running = 2 * config.max_batch_size  # for each replica: a batch that runs, and the next
+    replica = Replica.options(
+        num_replicas=config.replicas,
+        max_ongoing_requests=running,
+        max_queued_requests=config.max_queued,
+        ray_actor_options={"num_cpus": threads, "num_gpus": int(gpu)},
+    )
+    door = Door.options(
+        max_ongoing_requests=config.replicas * running + config.max_queued + SPARE,
+        ray_actor_options={"num_cpus": 0},
+    )
+    return door.bind(replica.bind(config, threads), served)
+
+
+def facts(config: ServeConfig) -> Served:
+    """What requests are checked against.
+
+    Raises:
+        ValueError: the network cannot be used, or requests that name no steps would take too many.
+    """
+    sampler = config.sampler(config.load(config.model), "cpu")
+    steps = len(sampler.table)
+    if steps > config.max_steps:
+        raise ValueError(f"max_steps must be at least the {steps} steps of {sampler.solver!r}, got {config.max_steps}")
+    channels, stride = sampler.unet.channels, sampler.unet.stride
+    if sampler.codec is not None:
+        channels, stride = sampler.codec.image_channels, stride * sampler.codec.stride
+    return Served(config, channels, stride, sampler.solver, steps)
+
+
+def run(config: ServeConfig, ready: Callable[[str], object] = print) -> None:
+    """Serve until SIGTERM or Ctrl-C; then accept nothing more, and answer what was accepted.
+
+    ``ready`` is called with a line of text when requests are accepted.
+
+    Raises:
+        OSError: the port cannot be listened on.
+        ValueError: the network cannot be used, or the cluster has no room for the replicas.
+    """
+    served = facts(config)
+    port = _free_port(config.host, config.port)
+    with connected(config.address):
+        threads = config.threads or max(1, _cores() // config.replicas)
+        room, gpu = room_for(threads)
+        if room < config.replicas:
+            raise ValueError(f"replicas must be at most {room}, for which there is room, got {config.replicas}")
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        with termination() as stopped:
+            serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": port})
+            door = serve.run(application(config, served, threads, gpu), name=NAME)
+            ready(f"serving {config.model} on http://{config.host}:{port}")
+            try:
+                while not stopped():
+                    time.sleep(0.1)
+            except KeyboardInterrupt:
+                pass
+            door.close.remote().result()
+            time.sleep(FLUSH_SECONDS)
+            serve.shutdown()
+
+
+def _cores() -> int:
+    import ray
+
+    return int(ray.cluster_resources().get("CPU", 1))
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port, or a free one for 0; OSError where it cannot be listened on."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        return listener.getsockname()[1]

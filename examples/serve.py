@@ -1,0 +1,34 @@
+"""Serve a network over HTTP: python examples/serve.py CHECKPOINT [flags].
+
+POST a picture (PNG, JPEG, WebP) to /, and get its translation as PNG. The query takes solver, steps and seed:
+curl --data-binary @drawing.png 'http://127.0.0.1:8000/?steps=20&seed=0' -o result.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from bbdm.base import scripts
+from bbdm.base.settings import add_flags, from_values
+from bbdm.clusters.requests import ServeConfig
+
+
+def parse(argv: list[str] | None = None) -> ServeConfig:
+    """The settings of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="checkpoint", type=Path, help="the weights, at the same path on all machines")
+    add_flags(parser, ServeConfig)
+    return from_values(ServeConfig, vars(parser.parse_args(argv)))
+
+
+def main(argv: list[str] | None = None) -> None:
+    config = parse(argv)
+    from bbdm.clusters import serving
+
+    serving.run(config, partial(print, flush=True))
+
+
+if __name__ == "__main__":
+    scripts.run(main)
