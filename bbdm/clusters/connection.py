@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 LOOPBACK = "127.0.0.1"
 
@@ -23,9 +24,11 @@ def connected(address: str | None) -> Iterator[None]:
         ConnectionError: there is no such cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too: no other machine may join
     import ray
 
-    quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address is None:
         ray.init(include_dashboard=False, _node_ip_address=LOOPBACK, **quiet)
     else:
