@@ -11,6 +11,7 @@ import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import numpy as np
 import prometheus_client
@@ -45,7 +46,6 @@ SPARE = 32  # requests that may be at the door beyond those that are accepted, t
 FLUSH_SECONDS = 1.0  # for the last responses to pass the proxy
 
 
-@serve.deployment
 class Replica:
     """A sampler, which translates batches."""
 
@@ -55,8 +55,9 @@ class Replica:
             torch.set_num_threads(threads)
         self.sampler = config.sampler(config.load(config.model), device)
         self.batch_size = config.max_batch_size
-        self.translate.set_max_batch_size(config.max_batch_size)  # pyright: ignore[reportFunctionMemberAccess]
-        self.translate.set_batch_wait_timeout_s(config.batch_wait_ms / 1000)  # pyright: ignore[reportFunctionMemberAccess]
+        batching: Any = self.translate  # with the methods that serve.batch gave it
+        batching.set_max_batch_size(config.max_batch_size)
+        batching.set_batch_wait_timeout_s(config.batch_wait_ms / 1000)
 
     @serve.batch
     async def translate(self, items: list[Item]) -> list[Made]:
@@ -64,7 +65,6 @@ class Replica:
         return await asyncio.to_thread(translate_together, self.sampler, items, self.batch_size)
 
 
-@serve.deployment
 class Door:
     """Checks requests and answers them."""
 
@@ -79,14 +79,14 @@ class Door:
             "/metrics": ("GET", self.metrics),
         }
         self.registry = prometheus_client.CollectorRegistry()
-        named = {"registry": self.registry}
-        self.requests = prometheus_client.Counter("bbdm_requests", "Requests to translate.", ["status"], **named)
-        self.seconds = prometheus_client.Histogram("bbdm_seconds", "Seconds of translated requests.", **named)
+        here: Any = {"registry": self.registry}
+        self.requests = prometheus_client.Counter("bbdm_requests", "Requests to translate.", ["status"], **here)
+        self.seconds = prometheus_client.Histogram("bbdm_seconds", "Seconds of translated requests.", **here)
         sizes = [2**power for power in range(9)]
         self.batches = prometheus_client.Histogram(
-            "bbdm_batch_pictures", "Pictures in a request's batch.", buckets=sizes, **named
+            "bbdm_batch_pictures", "Pictures in a request's batch.", buckets=sizes, **here
         )
-        waiting = prometheus_client.Gauge("bbdm_open_requests", "Requests that are not answered yet.", **named)
+        waiting = prometheus_client.Gauge("bbdm_open_requests", "Requests that are not answered yet.", **here)
         waiting.set_function(lambda: self.open)
 
     async def __call__(self, request: Request) -> Response:
@@ -170,16 +170,16 @@ class Door:
 def application(config: ServeConfig, served: Served, threads: int, gpu: bool) -> serve.Application:
     """The two deployments."""
     running = 2 * config.max_batch_size  # for each replica: a batch that runs, and the next
-    replica = Replica.options(
+    replica = serve.deployment(
         num_replicas=config.replicas,
         max_ongoing_requests=running,
         max_queued_requests=config.max_queued,
         ray_actor_options={"num_cpus": threads, "num_gpus": int(gpu)},
-    )
-    door = Door.options(
+    )(Replica)
+    door = serve.deployment(
         max_ongoing_requests=config.replicas * running + config.max_queued + SPARE,
         ray_actor_options={"num_cpus": 0},
-    )
+    )(Door)
     return door.bind(replica.bind(config, threads), served)
 
 

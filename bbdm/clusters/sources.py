@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ class Sources:
             paths = sorted({self.place.path(self.files[name]) for name in names})
             columns = self.columns
             read = ray.data.read_parquet(paths, filesystem=self.place.files, columns=[columns.name, columns.image])
-            return read.map_batches(_renamed, batch_size=rows, batch_format="pyarrow", fn_args=(columns,))
+            return read.map_batches(partial(_renamed, columns=columns), batch_size=rows, batch_format="pyarrow")
         blocks = (names[start : start + rows] for start in range(0, len(names), rows))
         return ray.data.from_arrow(
             [pa.table({"name": block, "file": [self.files[name] for name in block]}) for block in blocks]

@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,7 @@ def _outcomes(task: Task, sources: Sources, missing: list[str]) -> Iterator[tupl
         warnings.simplefilter("ignore", RayDeprecationWarning)  # of ``once``, until Ray 2.64
         made = (
             sources.dataset(missing, config.batch_size)
-            .map_batches(read, fn_args=(task.reading,), compute=readers, num_cpus=0, **batches)
+            .map_batches(partial(read, reading=task.reading), compute=readers, num_cpus=0, **batches)
             .map_batches(
                 Worker,
                 fn_constructor_args=(task,),
