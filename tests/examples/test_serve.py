@@ -35,6 +35,7 @@ from bbdm.clusters.requests import (
     read_query,
 )
 from examples import serve
+from examples.generate import DEMO, DEMO_WEIGHTS
 from tests.conftest import ROOT, tiny_unet
 
 SIZE = 16
@@ -224,11 +225,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(checkpoint: Path) -> Iterator[Callable[..., Server]]:
-    """start(*flags): a server that is ready."""
+    """start(*flags, checkpoint=that of a tiny network): a server that is ready."""
     pytest.importorskip("ray", reason="the extra ray is not installed")
     started: list[Server] = []
 
-    def start(*flags: str) -> Server:
+    def start(*flags: str, checkpoint: Path = checkpoint) -> Server:
         command = [sys.executable, "examples/serve.py", str(checkpoint), "--port", "0", "--threads", "1", *flags]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
@@ -257,32 +258,44 @@ def is_right(reply: Reply, wanted: np.ndarray[Any, Any]) -> bool:
 
 
 @pytest.mark.nightly
-def test_clients_get_their_pictures(start: Callable[..., Server], checkpoint: Path):
-    """16 clients for a minute, with two kinds of requests."""
-    server = start("--max_batch_size", "8", "--batch_wait_ms", "50")
-    kinds = [("", {}), ("&solver=ddim&steps=3", {"solver": "ddim", "steps": 3})]
-    wanted = [expected(checkpoint, 8, **call) for _, call in kinds]
+@pytest.mark.parametrize("batch", [1, 8])
+def test_clients_get_their_pictures(batch: int, start: Callable[..., Server], capsys: pytest.CaptureFixture[str]):
+    """16 clients for a minute, with two kinds of requests, of the bundled network; times are printed."""
+    server = start("--max_batch_size", str(batch), "--batch_wait_ms", "50", "--steps", "5", checkpoint=DEMO_WEIGHTS)
+    paths = sorted((DEMO / "drawings").glob("*.png"))
+    bodies = [path.read_bytes() for path in paths]
+    kinds: list[tuple[str, dict[str, Any]]] = [("", {"steps": 5}), ("&steps=3", {"steps": 3})]
+    alone = BridgeSampler.from_checkpoint(DEMO_WEIGHTS)
+    wanted = [
+        [np.asarray(alone(path, seed=i, **call)[0], dtype=int) for i, path in enumerate(paths)] for _, call in kinds
+    ]
     until = time.monotonic() + float(os.environ.get("SECONDS_OF_LOAD", "60"))
 
-    def client(number: int) -> list[str]:
-        wrong: list[str] = []
-        count = 0
+    def client(number: int) -> list[float]:
+        """The seconds of each request."""
+        seconds: list[float] = []
         while time.monotonic() < until:
-            index, kind = (number + count) % 8, count % 2
-            reply = server.ask("POST", f"/?seed={index}{kinds[kind][0]}", encoded(picture(index)))
-            count += 1
-            if reply.status != 200 or reply.headers["x-seed"] != str(index) or not is_right(reply, wanted[kind][index]):
-                wrong.append(f"{reply.status} {index} {kind}")
-        return [*wrong, *["asked"] * count]
+            index, kind = (number + len(seconds)) % len(paths), len(seconds) % 2
+            began = time.monotonic()
+            reply = server.ask("POST", f"/?seed={index}{kinds[kind][0]}", bodies[index])
+            seconds.append(time.monotonic() - began)
+            assert reply.status == 200
+            assert reply.headers["x-seed"] == str(index)
+            assert is_right(reply, wanted[kind][index])
+        return seconds
 
+    began = time.monotonic()
     with ThreadPoolExecutor(16) as pool:
-        told = [line for lines in pool.map(client, range(16)) for line in lines]
-    assert set(told) == {"asked"}
+        seconds = sorted(second for seconds in pool.map(client, range(16)) for second in seconds)
+    rate = len(seconds) / (time.monotonic() - began)
+    half, worst = seconds[len(seconds) // 2], seconds[len(seconds) * 99 // 100]
+    with capsys.disabled():
+        print(f"\nbatches of {batch}: {rate:.2f} requests a second, p50 {half:.2f} s, p99 {worst:.2f} s")
     metrics = server.ask("GET", "/metrics").body.decode()
-    assert f'bbdm_requests_total{{status="200"}} {len(told)}.0' in metrics
-    alone = re.search(r'bbdm_batch_pictures_bucket\{le="1\.0"\} (\S+)', metrics)
-    assert alone is not None
-    assert float(alone[1]) < len(told)  # others were translated together
+    assert f'bbdm_requests_total{{status="200"}} {len(seconds)}.0' in metrics
+    single = re.search(r'bbdm_batch_pictures_bucket\{le="1\.0"\} (\S+)', metrics)
+    assert single is not None
+    assert (float(single[1]) < len(seconds)) == (batch > 1)
     assert server.ask("GET", "/health").body == b"ok\n"
 
 

@@ -15,10 +15,13 @@ import pytest
 from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, save_checkpoint
+from bbdm.base import scripts
 from bbdm.base.images import open_image
 from bbdm.base.seeds import seed_of
 from bbdm.clusters.places import Place
 from bbdm.clusters.sources import Columns, Sources, name_of
+from bbdm.data.survey import BadPicturesError
+from bbdm.evaluation.results import ResultsError
 from examples import translate_ray
 from tests.conftest import tiny_unet
 
@@ -235,3 +238,49 @@ def test_a_node_is_lost_half_way(
         translate_ray.main(command)
     assert f"0 results in {results}, and {count} that were there" in capsys.readouterr().out
     assert again.seen == watch.seen
+
+
+@pytest.mark.nightly
+def test_what_cannot_be_read_or_written(cluster: Any, checkpoint: Path, tmp_path: Path) -> None:
+    sources, results = tmp_path / "in", tmp_path / "out"
+    names = make_sources(sources, 21)
+    command = [str(sources), str(results), str(checkpoint), "--steps", "2", "-b", "4", "--address", cluster.address]
+    results.mkdir()
+    (results / "3").write_text("")  # where a folder is needed
+    with pytest.raises(ValueError, match="3 is a file, and a folder is needed there"):
+        translate_ray.main(command)
+    (results / "3").unlink()
+    before = {path: path.stat().st_ino for path in results.rglob("*.png")}
+    (sources / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(BadPicturesError, match=r"bad\.png: .* \(1 of 22 pictures; the others are tr") as caught:
+        translate_ray.main(command)
+    assert "--skip_bad" in scripts.hinted(caught.value, translate_ray.HINTS)
+    assert all(path.stat().st_ino == number for path, number in before.items())
+    translate_ray.main([*command, "--skip_bad"])
+    assert {path.relative_to(results).with_suffix("").as_posix() for path in results.rglob("*.png")} == set(names)
+    lines = [json.loads(line) for line in (results / "manifest.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines if "error" in line] == ["bad"]
+    with pytest.raises(ResultsError, match=r"results of other settings \(seed 0, now 1\)"):
+        translate_ray.main([*command, "--seed", "1"])
+
+
+@pytest.mark.nightly
+def test_pictures_in_parquet_files(arrow: Any, cluster: Any, checkpoint: Path, tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    sources, results, tables = tmp_path / "in", tmp_path / "out", tmp_path / "tables"
+    names = make_sources(sources, 30)
+    tables.mkdir()
+    for part in range(3):
+        chosen = names[part::3]
+        files = [{"bytes": (sources / f"{name}.png").read_bytes(), "path": None} for name in chosen]
+        table = arrow.table({"file": [f"{name}.png" for name in chosen], "picture": files})
+        parquet.write_table(table, tables / f"{part}.parquet")
+    command = [str(tables), str(results), str(checkpoint), "--steps", "2", "-b", "8", "--address", cluster.address]
+    command += ["--name_column", "file", "--image_column", "picture"]
+    translate_ray.main(command)
+    (results / f"{names[0]}.png").unlink()
+    with Watch(results) as watch:
+        translate_ray.main(command)
+    assert {name for name, files in watch.seen.items() if len(files) > 1} == set()
+    check_results(results, sources, names, checkpoint, 0, steps=2)
