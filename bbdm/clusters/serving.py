@@ -11,6 +11,7 @@ import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from bbdm.clusters.requests import (
     too_large,
 )
 
+log = logging.getLogger(__name__)
 NAME = "bbdm"
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
 BODY_SECONDS = 30  # for a request's body to arrive
@@ -115,6 +117,9 @@ class Door:
         except RequestError as error:
             retry = RETRY_AFTER if error.status == 503 else None
             response = PlainTextResponse(f"{error}\n", error.status, retry)
+        except Exception:
+            log.exception("a picture could not be translated")
+            response = PlainTextResponse("the picture could not be translated\n", 500)
         finally:
             self.open -= 1
         self.requests.labels(response.status_code).inc()
@@ -189,7 +194,7 @@ def facts(config: ServeConfig) -> Served:
     Raises:
         ValueError: the network cannot be used, or requests that name no steps would take too many.
     """
-    sampler = config.sampler(config.load(config.model), "cpu")
+    sampler = replace(config, compile=False).sampler(config.load(config.model), "cpu")
     steps = len(sampler.table)
     if steps > config.max_steps:
         raise ValueError(f"max_steps must be at least the {steps} steps of {sampler.solver!r}, got {config.max_steps}")

@@ -11,7 +11,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
             written.
     """
     checkpoint = config.load(config.model)
-    sampler = config.sampler(checkpoint, "cpu")
+    sampler = replace(config, compile=False).sampler(checkpoint, "cpu")
     size, resize = chosen_size(config.image_size, checkpoint.image_size)
     codec = sampler.codec
     channels = sampler.unet.channels if codec is None else codec.image_channels
