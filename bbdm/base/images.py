@@ -101,7 +101,7 @@ class UnknownFormatError(ValueError):
 
 
 @contextmanager
-def _opened(file: Path | IO[bytes], name: Path | str, formats: Sequence[str] | None = None) -> Iterator[Image.Image]:
+def _opened(file: Path | IO[bytes], name: Path | str, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
     """A picture whose header is read; errors of reading it become one."""
     try:
         with Image.open(file, formats=formats) as image:
@@ -130,7 +130,7 @@ def open_image(path: Path) -> Image.Image:
 def decode(
     data: bytes,
     name: str,
-    formats: Sequence[str] | None = None,
+    formats: tuple[str, ...] | None = None,
     check_size: Callable[[int, int], None] | None = None,
 ) -> Image.Image:
     """A fully read, upright picture from a file's bytes.
