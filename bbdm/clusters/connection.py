@@ -30,7 +30,7 @@ def connected(address: str | None) -> Iterator[None]:
 
     quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address is None:
-        ray.init(include_dashboard=False, _node_ip_address=LOOPBACK, **quiet)
+        ray.init(address="local", include_dashboard=False, _node_ip_address=LOOPBACK, **quiet)
     else:
         ray.init(address=address, **quiet)
     try:
