@@ -76,7 +76,7 @@ class Sources:
             read = ray.data.read_parquet(paths, filesystem=self.place.files, columns=[columns.name, columns.image])
             return read.map_batches(partial(_renamed, columns=columns), batch_size=rows, batch_format="pyarrow")
         blocks = (names[start : start + rows] for start in range(0, len(names), rows))
-        return ray.data.from_arrow(
+        return ray.data.from_blocks(
             [pa.table({"name": block, "file": [self.files[name] for name in block]}) for block in blocks]
         )
 

@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from bbdm.evaluation.network_config import (
 )
 from bbdm.evaluation.results import ResultsError
 from bbdm.files import manifest
+from bbdm.sampler import BridgeSampler
 
 SETTINGS, MANIFEST = "settings.json", "manifest.jsonl"
 READERS = 2  # tasks that read pictures, for each worker
@@ -108,9 +109,8 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
     Raises:
         BadPicturesError: pictures cannot be read, without ``skip_bad``; all others are made.
         ResultsError: the folder holds results of other settings.
-        StoppedError: machines were lost, and those that are left make no result.
-        ValueError, OSError: the network, the pictures or the cluster cannot be used, or a result cannot be
-            written.
+        StoppedError: a result cannot be written, or machines were lost and those that are left make none.
+        ValueError, OSError: the network, the pictures or the cluster cannot be used.
     """
     checkpoint = config.load(config.model)
     sampler = replace(config, compile=False).sampler(checkpoint, "cpu")
@@ -175,32 +175,37 @@ def _made(there: list[str], sources: Sources) -> set[str]:
 
 def _make(task: Task, sources: Sources, done: set[str], bar: Any) -> dict[str, str]:
     """Make what is missing, however often machines are lost; returns why pictures cannot be read, by name."""
-    from ray.exceptions import RayError
+    from ray.exceptions import RayError, UserCodeException
 
     bad: dict[str, str] = {}
     bar.update(len(done))
     while missing := [name for name in sources.files if name not in done and name not in bad]:
-        lost: RayError | None = None
+        lost = ""
         try:
-            for name, reason in _outcomes(task, sources, missing):
+            for name, reason, failure in _outcomes(task, sources, missing):
+                if failure:
+                    raise StoppedError(f"{failure}; results that were made are kept")
                 if reason:
                     bad[name] = reason
                 bar.update()
+        except UserCodeException:  # a defect, which would come again
+            raise
         except RayError as error:
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, ValueError | OSError):  # of our own code in a worker
-                raise cause from error
-            lost = error
+            lost = str(error)  # not the error itself, which would keep the pipeline and its cores
         done = _made(task.reading.results.list(), sources)
         bar.n = len(done) + len(bad)
         bar.refresh()
         if not any(name in done or name in bad for name in missing):
-            raise StoppedError(f"the cluster makes no more results, {len(missing)} are missing: {lost}") from lost
+            raise StoppedError(f"the cluster makes no more results, {len(missing)} are missing: {lost}")
     return bad
 
 
-def _outcomes(task: Task, sources: Sources, missing: list[str]) -> Iterator[tuple[str, str]]:
-    """Send missing pictures through the cluster; yields the name of each, and why it cannot be read or ""."""
+def _outcomes(task: Task, sources: Sources, missing: list[str]) -> Iterator[tuple[str, str, str]]:
+    """Send missing pictures through the cluster.
+
+    Yields:
+        The name of each, why it cannot be read, and why the work cannot go on; empty where it was made.
+    """
     import ray.data
     from ray.util.annotations import RayDeprecationWarning
 
@@ -232,36 +237,49 @@ def _outcomes(task: Task, sources: Sources, missing: list[str]) -> Iterator[tupl
         )
     batch: Any
     for batch in made.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield from zip(batch["name"].to_pylist(), batch["reason"].to_pylist(), strict=True)
+        yield from zip(*(batch[name].to_pylist() for name in ("name", "reason", "failure")), strict=True)
 
 
 class Worker:
-    """A sampler in a process of its own, which translates what was read, and writes the results.
-
-    Raises:
-        ValueError: the network's file on this machine is not the driver's.
-    """
+    """A sampler in a process of its own, which translates what was read, and writes the results."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        config = task.config
-        if file_sha256(config.model) != task.sha256:
+
+    def __call__(self, batch: Any) -> Any:
+        """Translate a table of :func:`~bbdm.clusters.reading.read`.
+
+        Returns:
+            Its ``name`` and ``reason``, and ``failure``: why the work cannot go on, or empty.
+        """
+        import pyarrow as pa
+
+        failure = ""
+        try:
+            self._translate([row for row in batch.to_pylist() if not row["reason"]])
+        except (ValueError, OSError) as error:  # of the network's file, or of a disk
+            failure = str(error)
+        failures = pa.array([failure] * len(batch), pa.string())
+        return batch.select(["name", "reason"]).append_column("failure", failures)
+
+    @cached_property
+    def _sampler(self) -> BridgeSampler:
+        config = self.task.config
+        if file_sha256(config.model) != self.task.sha256:
             raise ValueError(f"{config.model} differs from machine to machine")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
             torch.set_num_threads(config.threads)
-        self.sampler = config.sampler(config.load(config.model), device)
+        return config.sampler(config.load(config.model), device)
 
-    def __call__(self, batch: Any) -> Any:
-        """Translate a table of :func:`~bbdm.clusters.reading.read`; returns its ``name`` and ``reason``."""
-        rows = [row for row in batch.to_pylist() if not row["reason"]]
-        mode = "L" if self.task.reading.channels == 1 else "RGB"
+    def _translate(self, rows: list[dict[str, Any]]) -> None:
+        config, reading = self.task.config, self.task.reading
+        mode = "L" if reading.channels == 1 else "RGB"
         sources = [Image.frombytes(mode, (row["width"], row["height"]), row["pixels"]) for row in rows]
-        seeds = [seed_of(row["name"], self.task.config.seed) for row in rows]
-        made = self.sampler(sources, seed=seeds, batch_size=self.task.config.batch_size) if rows else []
+        seeds = [seed_of(row["name"], config.seed) for row in rows]
+        made = self._sampler(sources, seed=seeds, batch_size=config.batch_size) if rows else []
         for row, result in zip(rows, made, strict=True):
-            self.task.reading.results.write(result_of(row["name"]), to_png(result))
-        return batch.select(["name", "reason"])
+            reading.results.write(result_of(row["name"]), to_png(result))
 
 
 def _write_manifest(results: Place, sources: Sources, bad: dict[str, str], seed: int) -> None:

@@ -247,7 +247,7 @@ def test_what_cannot_be_read_or_written(cluster: Any, checkpoint: Path, tmp_path
     command = [str(sources), str(results), str(checkpoint), "--steps", "2", "-b", "4", "--address", cluster.address]
     results.mkdir()
     (results / "3").write_text("")  # where a folder is needed
-    with pytest.raises(ValueError, match="3 is a file, and a folder is needed there"):
+    with pytest.raises(scripts.StoppedError, match="3 is a file, and a folder is needed there"):
         translate_ray.main(command)
     (results / "3").unlink()
     before = {path: path.stat().st_ino for path in results.rglob("*.png")}
