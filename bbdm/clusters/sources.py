@@ -71,10 +71,15 @@ class Sources:
         import ray.data
 
         if self.columns is not None:
-            paths = sorted({self.place.path(self.files[name]) for name in names})
             columns = self.columns
-            read = ray.data.read_parquet(paths, filesystem=self.place.files, columns=[columns.name, columns.image])
-            return read.map_batches(partial(_renamed, columns=columns), batch_size=rows, batch_format="pyarrow")
+            read = ray.data.read_parquet(
+                sorted({self.place.path(self.files[name]) for name in names}),
+                filesystem=self.place.files,
+                columns=[columns.name, columns.image],
+                num_cpus=0,  # as in reading: workers may take all cores
+            )
+            renamed = partial(_renamed, columns=columns)
+            return read.map_batches(renamed, batch_size=rows, batch_format="pyarrow", num_cpus=0)
         blocks = (names[start : start + rows] for start in range(0, len(names), rows))
         return ray.data.from_blocks(
             [pa.table({"name": block, "file": [self.files[name] for name in block]}) for block in blocks]
