@@ -1,0 +1,79 @@
+/** Loads an export and translates, beside the page, so that the page never waits. */
+import { Bridge, difference, type Settings } from "../bbdm";
+import type { Device, Reply, Request } from "../protocol";
+import { download, readExport } from "./download";
+import { runtime, threads } from "./runtime";
+
+const AGREES = 0.02; // of the largest value: what export/to_onnx.py allows for float16
+
+let settings: Settings;
+let files: Promise<Map<string, Uint8Array>>;
+let running = 0; // the translation that goes on; others stop
+const loaded = new Map<Device, Promise<Bridge>>();
+
+function reply(message: Reply): void {
+  self.postMessage(message);
+}
+
+async function open(model: string): Promise<void> {
+  const folder = new URL(model);
+  const read = await readExport(folder);
+  settings = read.settings;
+  reply({ kind: "opened", ...read });
+  files = download(folder, settings, (loaded, total, cached) => reply({ kind: "loading", loaded, total, cached }));
+  await bridge("wasm");
+}
+
+/** The bridge on a device, loaded once. */
+function bridge(device: Device): Promise<Bridge> {
+  if (!loaded.has(device)) loaded.set(device, start(device));
+  return loaded.get(device)!;
+}
+
+async function start(device: Device): Promise<Bridge> {
+  const content = await files;
+  reply({ kind: "starting", device });
+  const made = await Bridge.load(settings, content, await runtime(device), [device]);
+  if (device === "webgpu") {
+    const off = await difference(await bridge("wasm"), made);
+    if (!(off <= AGREES)) throw new Error(`one call differs from WASM by ${(100 * off).toPrecision(2)} %`);
+  }
+  reply({ kind: "ready", device, threads: device === "wasm" ? threads : 1 });
+  return made;
+}
+
+/** WebGPU where it starts and agrees with WASM, and else WASM. */
+async function chosen(device: Device): Promise<Bridge> {
+  try {
+    return await bridge(device);
+  } catch (error) {
+    if (device === "wasm") throw error;
+    reply({ kind: "refused", reason: text(error) });
+    return bridge("wasm");
+  }
+}
+
+async function translate({ id, source, seeds, table, device }: Request & { kind: "translate" }): Promise<void> {
+  const used = await chosen(device);
+  const begun = performance.now();
+  const latent = settings.latent_stride > 1; // a decoder costs more than a step: only the result is shown
+  for await (const { index, x, x0hat } of used.stream(source, seeds, table)) {
+    const last = index === table.timesteps.length - 1;
+    const pictures = latent && !last ? [] : await used.pictures(last ? x : x0hat, source);
+    if (id !== running) return;
+    reply({ kind: "step", id, calls: index + 1, pictures });
+    await new Promise((resolve) => setTimeout(resolve)); // a request to stop is heard here
+    if (id !== running) return;
+  }
+  reply({ kind: "done", id, seconds: (performance.now() - begun) / 1000 });
+}
+
+function text(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+self.addEventListener("message", ({ data }: MessageEvent<Request>) => {
+  running = data.kind === "translate" ? data.id : 0;
+  const work = data.kind === "open" ? open(data.model) : data.kind === "translate" ? translate(data) : undefined;
+  work?.catch((error: unknown) => reply({ kind: "failed", reason: text(error) }));
+});

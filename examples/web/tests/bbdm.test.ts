@@ -1,0 +1,117 @@
+import { describe, expect, it } from "vitest";
+import { fromPixels, pictureSize, readSettings, readTable, sample, toPixels, type Table } from "../src/bbdm";
+import { normal } from "../src/philox";
+
+const SETTINGS = {
+  format: "bbdm onnx",
+  version: 3,
+  bridge: { kind: "abridge" },
+  solver: "dpm2m",
+  timesteps: [9],
+  prediction: [[0, 1, 1]],
+  coefficients: [[0, 0, 1, 0, 0]],
+  channels: 3,
+  image_channels: 3,
+  stride: 8,
+  latent_stride: 1,
+  files: { "unet.onnx": "ab", "step.onnx": "cd" },
+};
+
+async function states(table: Table, y: number[], seeds: bigint[], network: (shown: number, time: number) => number) {
+  const made: number[][] = [];
+  const called = async (shown: Float32Array, time: number) => shown.map((value) => network(value, time));
+  for await (const { x } of sample(table, Float32Array.from(y), seeds, called)) made.push([...x]);
+  return made;
+}
+
+describe("sample", () => {
+  it("is the table's arithmetic: two steps without noise, by hand", async () => {
+    const table = {
+      solver: "by hand",
+      timesteps: [10, 4],
+      prediction: [[0, 1, 0.5], [1, 0, -1]],
+      coefficients: [[0.5, 0.25, 2, 0, 0], [0, 0, 1, 0.5, 0]],
+    };
+    // x = y = 4; F = x + t = 14; x0hat = 4 + 7 = 11; x = 2 + 1 + 22 = 25
+    // F = 25 + 4 = 29; x0hat = 25 - 29 = -4; x = -4 + 11 / 2 = 1.5
+    expect(await states(table, [4], [0n], (x, t) => x + t)).toEqual([[25], [1.5]]);
+  });
+
+  it("shows the network the inputs' weights of x and y, and the network's own times", async () => {
+    const table = {
+      solver: "by hand",
+      timesteps: [10, 4],
+      prediction: [[0, 0, 1], [0, 0, 1]],
+      coefficients: [[0, 0, 1, 0, 0], [0, 0, 1, 0, 0]],
+      inputs: [[0.5, 0.25], [2, -1]],
+      network_times: [0.5, 0.125],
+    };
+    // y = 8: shown 4 + 2 = 6, at 0.5: 6.5; then shown 13 - 8 = 5, at 0.125: 5.125
+    expect(await states(table, [8], [0n], (x, t) => x + t)).toEqual([[6.5], [5.125]]);
+  });
+
+  it("adds noise of the image's seed and the row, and starts with the last row's", async () => {
+    const table = {
+      solver: "by hand",
+      timesteps: [10, 4],
+      prediction: [[0, 0, 1], [0, 0, 1]],
+      coefficients: [[1, 0, 0, 0, 2], [0, 0, 1, 0, 0]],
+      start: [0.5, 0.25],
+    };
+    const [first] = await states(table, [8, 8], [3n, 5n], (x) => x);
+    [3n, 5n].forEach((seed, i) => {
+      expect(first![i]).toBeCloseTo(4 + 0.25 * normal(seed, 1, 1)[0]! + 2 * normal(seed, 0, 1)[0]!, 5);
+    });
+  });
+});
+
+describe("readSettings", () => {
+  it.each([1, 2, 3])("reads version %i", (version) => {
+    expect(readSettings({ ...SETTINGS, version }).solver).toBe("dpm2m");
+  });
+
+  it.each([
+    [null, "bridge.json has the format undefined"],
+    [{ ...SETTINGS, format: "other" }, 'bridge.json has the format "other", not "bbdm onnx"'],
+    [{ ...SETTINGS, version: 4 }, "bridge.json is of version 4; this library reads up to 3"],
+    [{ ...SETTINGS, stride: undefined }, "bridge.json lacks stride"],
+    [{ ...SETTINGS, files: {} }, "bridge.json lists no unet.onnx"],
+    [{ ...SETTINGS, files: { "unet.onnx": "", "unet.onnx.data": "" } }, "bridge.json lists no unet.onnx"],
+    [{ ...SETTINGS, files: { "unet.onnx": "a", "unet.onnx.data": "b" } }, "export it with --no-external-data"],
+    [{ ...SETTINGS, prediction: [[1, 0]] }, "prediction must be 1 rows of 3 numbers"],
+  ])("refuses %#", (settings, message) => {
+    expect(() => readSettings(settings)).toThrow(message);
+  });
+
+  it("refuses a table of other lengths", () => {
+    expect(() => readTable({ ...SETTINGS, inputs: [] })).toThrow("inputs must be 1 rows of 2 numbers");
+    expect(() => readTable({ ...SETTINGS, timesteps: [] })).toThrow("a table needs timesteps, at least one");
+  });
+});
+
+describe("pictures", () => {
+  it("have the size of the training pictures, or the only one that the export takes", () => {
+    const settings = readSettings(SETTINGS);
+    expect(pictureSize(settings)).toEqual([64, 64]);
+    expect(pictureSize({ ...settings, image_size: 16 })).toEqual([16, 16]);
+    expect(pictureSize({ ...settings, image_size: [16, 24] })).toEqual([16, 24]);
+    expect(pictureSize({ ...settings, image_size: 16, static: [2, 32, 8] })).toEqual([32, 8]);
+  });
+
+  it("are channels first in [-1, 1], and come back", () => {
+    const pixels = Uint8ClampedArray.of(255, 0, 51, 255, 0, 102, 255, 255);
+    const picture = fromPixels(pixels, 1, 2, 3);
+    [1, -1, -1, -0.2, -0.6, 1].forEach((value, i) => expect(picture.data[i]).toBeCloseTo(value, 6));
+    expect(toPixels(picture)).toEqual(pixels);
+  });
+
+  it("are grey for one channel, as Pillow makes it", () => {
+    const picture = fromPixels(Uint8ClampedArray.of(200, 100, 50, 255), 1, 1, 1);
+    expect(toPixels(picture).slice(0, 3)).toEqual(Uint8ClampedArray.of(124, 124, 124)); // Image.convert("L"): 124
+  });
+
+  it("are clipped and rounded half to even, as NumPy rounds", () => {
+    const data = Float32Array.of(-3, 3, 0); // 0 is 127.5
+    expect([...toPixels({ data, channels: 3, height: 1, width: 1 })]).toEqual([0, 255, 128, 255]);
+  });
+});
