@@ -52,6 +52,11 @@ function megabytes(bytes: number): string {
   return `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
+/** A reason with one full stop. */
+function sentence(reason: string): string {
+  return reason.replace(/\.*$/, ".");
+}
+
 /** Shows a share of the bar; undefined for work of unknown length, null for none. */
 function show(share: number | undefined | null): void {
   bar.hidden = share === null;
@@ -69,6 +74,7 @@ function start(): void {
   [running, steps] = [++count, table.timesteps.length];
   options.keep();
   results.begin(seeds, ...pictureSize(settings));
+  element("results").scrollIntoView({ block: "nearest" }); // on a phone they are below the drawing
   translate.textContent = "Stop";
   say("Waiting for the network.");
   show(undefined);
@@ -98,14 +104,15 @@ const replies: { [Kind in Reply["kind"]]: (reply: Reply & { kind: Kind }) => voi
       return replies.failed({ kind: "failed", reason: `pictures of ${settings.image_channels} channels cannot be drawn` });
     }
     options.offer(settings, reply.tables);
-    element("facts").textContent = `Pictures of ${width} x ${height}, bridge ${settings.bridge.kind}, ${settings.dtype}.`;
     translate.disabled = false;
     for (const choice of document.querySelectorAll<HTMLButtonElement>("#drawings button")) choice.disabled = false;
   },
   loading({ loaded, total, cached }) {
     const size = total ? `${megabytes(loaded)} of ${megabytes(total)}` : megabytes(loaded);
-    if (!running || total !== loaded) show(total ? loaded / total : undefined);
-    say(cached ? `Loading the network, ${size}, from this browser's cache.` : `Downloading the network: ${size}.`);
+    show(total ? Math.min(1, loaded / total) : undefined); // a compressed file is larger than it says
+    const [height, width] = pictureSize(settings!);
+    element("facts").textContent = `The network has ${megabytes(total || loaded)}, for ${width} x ${height} pixels.`;
+    say(cached ? `Loading the network from this browser's cache: ${size}.` : `Downloading the network: ${size}.`);
   },
   starting({ device }) {
     show(undefined);
@@ -118,7 +125,7 @@ const replies: { [Kind in Reply["kind"]]: (reply: Reply & { kind: Kind }) => voi
   },
   refused({ reason }) {
     options.device = "wasm";
-    warn(`WebGPU is not used: ${reason}. WASM goes on.`);
+    warn(`WebGPU is not used: ${sentence(reason)} WASM goes on.`);
   },
   step({ id, calls, pictures }) {
     if (id !== running) return;
@@ -134,7 +141,7 @@ const replies: { [Kind in Reply["kind"]]: (reply: Reply & { kind: Kind }) => voi
   failed({ reason }) {
     finish(false);
     say("");
-    warn(`${reason}.`);
+    warn(sentence(reason));
   },
 };
 

@@ -30,6 +30,7 @@ export class Results {
       figure.append(canvas, caption);
       return figure;
     });
+    this.list.style.setProperty("--columns", String(seeds.length === 4 ? 2 : seeds.length));
     this.list.replaceChildren(...figures);
     this.list.setAttribute("aria-busy", "true");
   }

@@ -1,0 +1,32 @@
+/** An export in ONNX Runtime against the pictures that Python makes of it; tests/examples/test_web.py writes both. */
+import { existsSync, readFileSync } from "node:fs";
+import * as ort from "onnxruntime-web/wasm";
+import { expect, it } from "vitest";
+import { Bridge, difference, graphs, readSettings, type Picture, type Runtime, type Table } from "../src/bbdm";
+
+interface Case {
+  folder: string;
+  table: Table | null; // null for the export's own
+  source: { data: number[]; channels: number; height: number; width: number };
+  seeds: string[];
+  results: number[][]; // one for each seed
+}
+
+const FILE = process.env.BBDM_CASES ?? "";
+const CASES: Case[] = existsSync(FILE) ? JSON.parse(readFileSync(FILE, "utf8")) : [];
+ort.env.wasm.numThreads = 1;
+
+it.skipIf(!CASES.length)("makes the pictures of Python", { timeout: 300_000 }, async () => {
+  for (const { folder, table, source, seeds, results } of CASES) {
+    const settings = readSettings(JSON.parse(readFileSync(`${folder}/bridge.json`, "utf8")));
+    const files = new Map(graphs(settings).map((name) => [name, new Uint8Array(readFileSync(`${folder}/${name}`))]));
+    const bridge = await Bridge.load(settings, files, ort as unknown as Runtime);
+    const picture: Picture = { ...source, data: Float32Array.from(source.data) };
+    const made = await bridge.translate(picture, seeds.map(BigInt), table ?? settings);
+    const off = made.map(({ data }, i) => Math.max(...data.map((value, j) => Math.abs(value - results[i]![j]!))));
+    expect(made.map(({ height, width }) => [height, width])).toEqual(seeds.map(() => [source.height, source.width]));
+    expect(Math.max(...off), `${folder}, ${table?.solver ?? "its own table"}`).toBeLessThan(1e-3);
+    expect(await difference(bridge, bridge)).toBe(0);
+    await bridge.release();
+  }
+});

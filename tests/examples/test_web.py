@@ -1,0 +1,472 @@
+"""examples/web: the built page in Chromium, and its library in Node, against the pictures of Python.
+
+Chromium and its driver come from the system, Selenium from PyPI, and the page from `npm ci && npm run build` in
+examples/web. Tests are skipped where one of them is missing.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from bbdm.base.atomic import file_sha256
+from bbdm.base.images import to_array
+from bbdm.runtime import OnnxBridgeSampler
+from examples.web import tables
+from tests.conftest import ROOT
+from tests.export.exports import SIZE, checkpoint, export, tiny_codec
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs Selenium")
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.actions import interaction  # noqa: E402
+from selenium.webdriver.common.actions.action_builder import ActionBuilder  # noqa: E402
+from selenium.webdriver.common.actions.pointer_input import PointerInput  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+
+WEB = ROOT / "examples" / "web"
+DEMO = ROOT / "examples" / "demo"
+DIST = WEB / "dist"
+PATIENCE = 120  # seconds: the machine may be busy
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+NPM = shutil.which("npm")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1280,1000"
+)
+SOFTWARE_WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
+
+in_browser = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER and (DIST / "index.html").exists()),
+    reason="needs chromium, chromedriver, and the page: npm ci && npm run build in examples/web",
+)
+in_node = pytest.mark.skipif(
+    not (NPM and (WEB / "node_modules").exists()), reason="needs npm, and npm ci in examples/web"
+)
+
+
+class Site:
+    """A server of the built page with an export of its own as ``model/``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: list[str] = []  # the paths of requests
+        asked = self.asked
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, format: str, *args: Any) -> None:
+                asked.append(self.path.split("?")[0])
+
+        handler = functools.partial(Handler, directory=str(folder))
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}/"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class Page:
+    """The page in a browser, as a visitor uses it."""
+
+    def __init__(self, driver: Any, site: Site) -> None:
+        self.driver, self.site = driver, site
+
+    def open(self, query: str = "") -> Page:
+        self.driver.get(self.site.address + query)
+        return self.until("Ready")
+
+    def by_id(self, name: str) -> Any:
+        return self.driver.find_element(By.ID, name)
+
+    def text(self, name: str) -> str:
+        return self.by_id(name).text
+
+    def until(self, status: str) -> Page:
+        """Waits until the status starts with a text."""
+        message = f"wanted the status {status!r}, {self.driver.get_log('browser')}"
+        WebDriverWait(self.driver, PATIENCE, 0.05).until(lambda _: self.text("status").startswith(status), message)
+        return self
+
+    def until_warned(self) -> str:
+        WebDriverWait(self.driver, PATIENCE, 0.05).until(lambda _: self.text("warning"))
+        return self.text("warning")
+
+    def translate(self) -> Page:
+        self.by_id("translate").click()
+        WebDriverWait(self.driver, PATIENCE, 0.02).until(lambda _: self.text("status") != "" and self.finished())
+        return self.until("Done")
+
+    def finished(self) -> bool:
+        return self.by_id("results").get_attribute("aria-busy") == "false"
+
+    def choose(self, **values: Any) -> Page:
+        for name, value in values.items():
+            Select(self.by_id(name)).select_by_value(str(value))
+        return self
+
+    def give(self, file: Path) -> Page:
+        self.by_id("file").send_keys(str(file))
+        return self
+
+    def pixels(self, selector: str) -> np.ndarray:
+        """(number, H, W, 3) of canvases of one size."""
+        script = """return [...document.querySelectorAll(arguments[0])].map((c) => [c.height, c.width,
+            [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data]])"""
+        canvases = self.driver.execute_script(script, selector)
+        return np.array([np.reshape(data, (height, width, 4))[:, :, :3] for height, width, data in canvases])
+
+    @property
+    def results(self) -> np.ndarray:
+        return self.pixels("#results canvas")
+
+    @property
+    def ink(self) -> int:
+        """The number of black pixels on the sheet."""
+        return int((self.pixels("#sheet") == 0).all(-1).sum())
+
+    def draw(self, kind: str = interaction.POINTER_PEN) -> Page:
+        """A stroke across the middle of the sheet."""
+        sheet, actions = self.by_id("sheet"), ActionBuilder(self.driver, PointerInput(kind, kind))
+        actions.pointer_action.move_to(sheet, -50, 0).pointer_down().move_to(sheet, 50, 0).pointer_up()
+        actions.perform()
+        return self
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of a tiny network, version 3 of bridge.json, with other tables beside it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    export(checkpoint(folder / "tiny.pt"), folder / "onnx", "--solver", "sde-dpm2m", "--steps", "4")
+    tables.main([str(folder / "onnx")])
+    return folder / "onnx"
+
+
+@pytest.fixture
+def site(tiny: Path, tmp_path: Path) -> Iterator[Site]:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    for path in DIST.iterdir():
+        if path.name != "model":
+            (folder / path.name).symlink_to(path)
+    shutil.copytree(tiny, folder / "model")
+    site = Site(folder)
+    yield site
+    site.stop()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """start(*flags): a browser without a past."""
+    drivers: list[Any] = []
+
+    def start(*flags: str) -> Any:
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM
+        for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}", *flags):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        drivers.append(webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER)))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        driver.quit()
+
+
+@pytest.fixture
+def page(site: Site, start: Callable[..., Any]) -> Page:
+    return Page(start(), site)
+
+
+@pytest.fixture
+def noise(tmp_path: Path) -> Path:
+    """A picture of random colours."""
+    pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.png")
+    return tmp_path / "noise.png"
+
+
+def made(folder: Path, source: Path, seed: int, count: int, **settings: Any) -> np.ndarray:
+    """(count, H, W, 3): Python's results for a picture."""
+    return np.stack(OnnxBridgeSampler(folder)([source] * count, seed=seed, **settings)).astype(int)
+
+
+@in_browser
+def test_a_seed_is_the_picture_of_python(page: Page, tiny: Path, noise: Path):
+    """Three seeds of the export's own table, and another solver; 8 bits round differences."""
+    page.open("?pictures=3&seed=7").give(noise).translate()
+    assert page.results.shape == (3, SIZE, SIZE, 3)
+    assert abs(page.results - made(tiny, noise, 7, 3)).max() <= 1
+    page.choose(solver="dpm2m", calls=3, pictures=1).translate()
+    assert abs(page.results - made(tiny, noise, 7, 1, solver="dpm2m", steps=3)).max() <= 1
+    assert "solver=dpm2m&calls=3" in page.driver.current_url
+
+
+@in_browser
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", [interaction.POINTER_MOUSE, interaction.POINTER_TOUCH, interaction.POINTER_PEN])
+def test_draw_undo_erase_and_translate(page: Page, kind: str):
+    page.open()
+    assert page.ink == 0
+    page.by_id("translate").click()
+    assert page.until_warned() == "The sheet is empty: draw something, or choose a drawing."
+    drawn = page.draw(kind).ink
+    assert drawn > 1000
+    page.by_id("undo").click()
+    assert page.ink == 0
+    assert not page.by_id("undo").is_enabled()
+    page.draw(kind)
+    page.driver.execute_script("document.getElementById('eraser').click()")
+    assert page.draw(kind).ink == 0
+    page.by_id("undo").click()
+    assert page.ink == drawn
+    page.translate()
+    assert page.results.shape == (2, SIZE, SIZE, 3)
+    assert page.results.std() > 0
+    page.by_id("clear").click()
+    assert page.ink == 0
+
+
+@in_browser
+@pytest.mark.nightly
+def test_the_network_is_downloaded_once_and_again_when_it_changed(page: Page, site: Site):
+    def downloads() -> int:
+        return site.asked.count("/model/unet.onnx")
+
+    page.open()
+    assert downloads() == 1
+    page.open()
+    assert downloads() == 1
+    unet, settings = site.folder / "model/unet.onnx", site.folder / "model/bridge.json"
+    graph = onnx.load(unet)
+    graph.doc_string = "changed"
+    onnx.save(graph, unet)
+    content = json.loads(settings.read_text())
+    content["files"]["unet.onnx"] = file_sha256(unet)
+    settings.write_text(json.dumps(content))
+    page.open()
+    assert downloads() == 2
+    kept = "const done = arguments[0]; caches.open('bbdm-weights').then((c) => c.keys()).then((k) => done(k.length))"
+    assert page.driver.execute_async_script(kept) == 1
+
+
+@in_browser
+@pytest.mark.nightly
+def test_a_damaged_network_gives_a_message(page: Page, site: Site):
+    unet = site.folder / "model/unet.onnx"
+    unet.write_bytes(unet.read_bytes()[:-1])
+    page.driver.get(site.address)
+    assert page.until_warned() == "unet.onnx is not what bridge.json describes: it is damaged, or of another export."
+
+
+@in_browser
+@pytest.mark.nightly
+def test_a_model_that_is_not_there_gives_a_message(page: Page, site: Site):
+    page.driver.get(f"{site.address}?model=other")
+    assert page.until_warned() == f"{site.address}other/bridge.json cannot be read: the server says 404."
+    assert not page.by_id("translate").is_enabled()
+
+
+@in_browser
+@pytest.mark.nightly
+def test_the_page_works_and_opens_without_its_server(page: Page, site: Site, noise: Path):
+    page.open("?pictures=1")
+    ready = "navigator.serviceWorker.ready.then(arguments[0])"  # all files are kept by then
+    page.driver.set_script_timeout(PATIENCE)
+    page.driver.execute_async_script(ready)
+    site.stop()
+    page.give(noise).translate()
+    online = page.results
+    page.open("?pictures=1").give(noise).translate()
+    assert abs(page.results - online).max() <= 1
+    assert page.driver.execute_script("return crossOriginIsolated")
+
+
+@in_browser
+@pytest.mark.nightly
+def test_a_phone_shows_all_without_scrolling_sideways(page: Page):
+    size = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    page.open("?pictures=4").draw(interaction.POINTER_TOUCH).translate()
+    assert page.driver.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [360, 360]
+    boxes = "return [...document.querySelectorAll('button, select, input:not([type]), canvas')].map((e) => e.id)"
+    outside = f"{boxes[:-13]}.filter((e) => e.getBoundingClientRect().right > 360).map((e) => e.id)"
+    assert page.driver.execute_script(outside) == []
+
+
+@in_browser
+@pytest.mark.nightly
+def test_webgpu_that_is_not_there_gives_a_message_and_wasm_goes_on(page: Page, tiny: Path, noise: Path):
+    page.open("?device=webgpu&pictures=1").give(noise).translate()
+    assert page.text("warning") == "WebGPU is not used: this browser offers no WebGPU. WASM goes on."
+    assert page.by_id("device").get_attribute("value") == "wasm"
+    assert abs(page.results - made(tiny, noise, 0, 1)).max() <= 1
+
+
+@in_browser
+@pytest.mark.nightly
+def test_webgpu_makes_the_picture_too(site: Site, start: Callable[..., Any], tiny: Path, noise: Path):
+    """On Chromium's software adapter."""
+    page = Page(start(*SOFTWARE_WEBGPU), site).open("?device=webgpu&pictures=1").give(noise).translate()
+    if "offers no WebGPU" in page.text("warning"):
+        pytest.skip("this Chromium has no software adapter for WebGPU")
+    assert page.text("warning") == ""
+    assert page.by_id("device").get_attribute("value") == "webgpu"
+    assert abs(page.results - made(tiny, noise, 0, 1)).max() <= 2
+
+
+@in_browser
+@pytest.mark.nightly
+def test_a_file_that_is_no_picture_gives_a_message(page: Page, tmp_path: Path, noise: Path):
+    (tmp_path / "letter.png").write_text("no picture")
+    page.open("?pictures=1").give(tmp_path / "letter.png")
+    assert page.until_warned() == "letter.png is not a picture that this browser can read."
+    page.give(noise).translate()
+    assert page.text("warning") == ""
+
+
+@in_browser
+@pytest.mark.nightly
+def test_a_seed_that_is_no_number_gives_a_message(page: Page):
+    page.open().draw()
+    page.by_id("seed").send_keys("x")
+    page.by_id("translate").click()
+    assert page.until_warned() == "Seed must be a whole number from 0 to 9223372036854775807."
+
+
+@in_browser
+@pytest.mark.nightly
+def test_a_result_is_saved_as_png(page: Page, tmp_path: Path, noise: Path):
+    folder = tmp_path / "downloads"
+    page.driver.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
+    page.open("?pictures=1&seed=3").give(noise).translate()
+    page.driver.find_element(By.CSS_SELECTOR, "figure button").click()
+    WebDriverWait(page.driver, PATIENCE).until(lambda _: (folder / "seed-3.png").exists())
+    with Image.open(folder / "seed-3.png") as saved:
+        np.testing.assert_array_equal(np.asarray(saved.convert("RGB")), page.results[0])
+
+
+@in_browser
+@pytest.mark.nightly
+def test_all_is_done_with_the_keyboard(page: Page):
+    """Tab reaches every control and shows where it is; keys draw, choose a drawing and translate."""
+    page.open("?pictures=1")
+
+    def press(*keys: str) -> None:
+        ActionChains(page.driver).send_keys(*keys).perform()
+
+    outlined = """const e = document.activeElement;
+        return [e, e.closest(".button, .switch label")].some((x) => x && getComputedStyle(x).outlineStyle === "solid")"""
+    reached: list[str] = []
+    for _ in range(20):
+        press(Keys.TAB)
+        focused = page.driver.switch_to.active_element
+        if focused.tag_name == "body":
+            break
+        reached.append(focused.get_attribute("id") or focused.find_element(By.TAG_NAME, "img").get_attribute("alt"))
+        assert page.driver.execute_script(outlined), reached[-1]
+    drawings = [f"Translate the {name}" for name in ("lollipop", "pumpkin", "penguin", "crab")]
+    controls = "file pen width clear sheet solver calls pictures device seed new-seed translate".split()
+    assert reached == [*drawings, *controls]
+
+    page.by_id("sheet").send_keys(" ", *[Keys.ARROW_RIGHT] * 3, " ", *[Keys.ARROW_DOWN] * 3)
+    assert page.ink > 1000
+    page.by_id("seed").send_keys(Keys.ENTER)
+    page.until("Done")
+    first = page.results
+    page.driver.find_element(By.CSS_SELECTOR, "#drawings button").send_keys(Keys.ENTER)
+    WebDriverWait(page.driver, PATIENCE).until(lambda _: page.finished() and (page.results != first).any())
+
+
+@in_browser
+@pytest.mark.nightly
+def test_every_control_has_a_name(page: Page):
+    page.open().draw().translate()
+    for element in page.driver.find_elements(By.CSS_SELECTOR, "button, select, input, canvas, progress"):
+        assert element.accessible_name or not element.is_displayed(), element.get_attribute("outerHTML")
+
+
+@in_browser
+@pytest.mark.nightly
+@pytest.mark.skipif(not (DIST / "model/unet.onnx").exists(), reason="the page was built without the bundled export")
+def test_the_bundled_export(start: Callable[..., Any]):
+    site = Site(DIST)
+    drawing = DEMO / "drawings/1F383.png"
+    try:
+        page = Page(start(), site).open("?solver=dpm2m&calls=3&pictures=1").give(drawing).translate()
+        off = abs(page.results - made(DIST / "model", drawing, 0, 1, solver="dpm2m", steps=3))
+    finally:
+        site.stop()
+    assert off.mean() < 0.5  # of 255: a trained network amplifies rounding at the edges of colours
+    assert np.quantile(off, 0.99) <= 2
+
+
+def case(folder: Path, height: int, width: int, solver: str | None = None, steps: int | None = None) -> dict[str, Any]:
+    """Python's results for a random source, for tests/export.test.ts."""
+    sampler = OnnxBridgeSampler(folder, solver=solver, steps=steps)
+    source = to_array(Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)))
+    seeds = [0, 2**40 + 5, 2**63 - 1]
+    results = sampler(np.stack([source] * len(seeds)), seed=seeds)
+    settings = json.loads((folder / "bridge.json").read_text())
+    word = f"{solver}:{steps}"
+    return {
+        "folder": str(folder),
+        "table": None if solver is None else next(tables.tables(settings, [word])),
+        "source": {"data": source.flatten().tolist(), "channels": 3, "height": height, "width": width},
+        "seeds": [str(seed) for seed in seeds],
+        "results": [result.flatten().tolist() for result in results],
+    }
+
+
+@in_node
+@pytest.mark.nightly
+def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
+    """float32 within 1e-3: versions 3 and 1 of bridge.json, padding, a start from noise, fixed sizes, a codec."""
+    fixed = export(tiny.parent / "tiny.pt", tmp_path / "fixed", "--static", "2,16,24", "--steps", "3")
+    latent = export(checkpoint(tmp_path / "latent.pt", 0, tiny_codec()), tmp_path / "latent", "--steps", "3")
+    cases = [
+        case(tiny, 16, 16),
+        case(tiny, 13, 18),
+        case(tiny, 16, 16, "consistency", 2),
+        case(fixed, 16, 24),
+        case(latent, 16, 16),
+        case(DEMO / "onnx", 16, 16, "dpm2m", 3),
+    ]
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    environment = {**os.environ, "BBDM_CASES": str(tmp_path / "cases.json")}
+    done = subprocess.run(["npm", "test"], cwd=WEB, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "skipped" not in done.stdout
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(NPM is None, reason="needs npm")
+def test_the_page_is_built_from_its_lock_file(tmp_path: Path):
+    web = Path(shutil.copytree(WEB, tmp_path / "examples/web", ignore=shutil.ignore_patterns("node_modules", "dist")))
+    (tmp_path / "examples/demo").symlink_to(DEMO)
+    assert '"resolved"' not in (web / "package-lock.json").read_text()
+    for command in ("npm ci", "npm run build"):
+        done = subprocess.run(command.split(), cwd=web, capture_output=True, text=True, check=False)
+        if "npm error network" in done.stderr:
+            pytest.skip("npm reaches no registry")
+        assert done.returncode == 0, done.stdout + done.stderr
+    bundled = json.loads((web / "dist/model/bridge.json").read_text())
+    assert file_sha256(web / "dist/model/unet.onnx") == bundled["files"]["unet.onnx"]
+    assert "https://" not in (web / "dist/index.html").read_text()
