@@ -26,6 +26,13 @@ PAGES = {  # a page of the site: its file in the repository
     "changelog.md": "CHANGELOG.md",
 }
 NOTEBOOKS = {"own_pictures.ipynb": "examples"}  # a page of the site, and its folder
+DEMO = ROOT / "examples/web/dist"  # what npm run build writes, if it ran
+DEMO_PAGE, DEMO_PLACE = "try.md", "web"  # the page that shows it, and its folder on the site
+DEMO_MARK = "<!-- the page -->"
+SHOWN = f"""<iframe class="demo" src="{DEMO_PLACE}/index.html" title="The page"></iframe>
+
+<a href="{DEMO_PLACE}/index.html" target="_blank">Open it in a window of its own</a>"""
+NOT_BUILT = "This site was made without the page. The commands [below](#build-the-page) build it."
 FIGURES = ("benchmarks/*.png", "benchmarks/*.svg", "examples/demo/*.png")
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#:\s]+)(#[^)]*)?\)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', re.DOTALL)
@@ -43,12 +50,17 @@ def on_files(files: Files, config: Any) -> Files:
         for figure in ROOT.glob(pattern):
             name = figure.relative_to(ROOT).as_posix()
             files.append(File.generated(config, name, abs_src_path=str(figure)))
+    for path in filter(Path.is_file, DEMO.rglob("*")):
+        name = f"{DEMO_PLACE}/{path.relative_to(DEMO).as_posix()}"
+        files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Turns links between files of the repository into links between pages of the site."""
     name = page.file.src_uri
+    if name == DEMO_PAGE:
+        markdown = markdown.replace(DEMO_MARK, SHOWN if (DEMO / "index.html").is_file() else NOT_BUILT)
     folder = posixpath.dirname(PAGES.get(name, f"docs/{name}"))
 
     def on_site(link: re.Match[str]) -> str:

@@ -1,6 +1,7 @@
-"""Write the tables of several solvers beside an export: python examples/web/tables.py FOLDER [SOLVER:CALLS,CALLS ...].
+"""Write the tables of several solvers beside an export: python examples/web/tables.py FOLDER [TABLE ...].
 
-A page has no code that builds tables. It offers these, besides the one in bridge.json, which is the default.
+TABLE is SOLVER:CALLS,CALLS. A page has no code that builds tables. It offers these, besides the one in
+bridge.json, which is the default.
 """
 
 from __future__ import annotations

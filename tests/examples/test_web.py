@@ -1,7 +1,7 @@
 """examples/web: the built page in Chromium, and its library in Node, against the pictures of Python.
 
-Chromium and its driver come from the system, Selenium from PyPI, and the page from `npm ci && npm run build` in
-examples/web. Tests are skipped where one of them is missing.
+Chromium and its driver come from the system, Selenium from PyPI, and the page from `npm ci && npm run build`
+in examples/web. Tests are skipped where one of them is missing.
 """
 
 from __future__ import annotations
@@ -123,6 +123,8 @@ class Page:
 
     def give(self, file: Path) -> Page:
         self.by_id("file").send_keys(str(file))
+        said = WebDriverWait(self.driver, PATIENCE, 0.05)
+        said.until(lambda _: file.name in self.text("status") + self.text("warning"))
         return self
 
     def pixels(self, selector: str) -> np.ndarray:
@@ -306,8 +308,8 @@ def test_a_phone_shows_all_without_scrolling_sideways(page: Page):
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     page.open("?pictures=4").draw(interaction.POINTER_TOUCH).translate()
     assert page.driver.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [360, 360]
-    boxes = "return [...document.querySelectorAll('button, select, input:not([type]), canvas')].map((e) => e.id)"
-    outside = f"{boxes[:-13]}.filter((e) => e.getBoundingClientRect().right > 360).map((e) => e.id)"
+    outside = """return [...document.querySelectorAll("button, select, input, canvas")].filter(
+        (each) => each.getBoundingClientRect().right > innerWidth).map((each) => each.id)"""
     assert page.driver.execute_script(outside) == []
 
 
@@ -372,8 +374,9 @@ def test_all_is_done_with_the_keyboard(page: Page):
     def press(*keys: str) -> None:
         ActionChains(page.driver).send_keys(*keys).perform()
 
-    outlined = """const e = document.activeElement;
-        return [e, e.closest(".button, .switch label")].some((x) => x && getComputedStyle(x).outlineStyle === "solid")"""
+    outlined = """const focused = document.activeElement;
+        return [focused, focused.closest(".button, .switch label")].some((x) => x
+            && getComputedStyle(x).outlineStyle === "solid")"""
     reached: list[str] = []
     for _ in range(20):
         press(Keys.TAB)
@@ -383,8 +386,8 @@ def test_all_is_done_with_the_keyboard(page: Page):
         reached.append(focused.get_attribute("id") or focused.find_element(By.TAG_NAME, "img").get_attribute("alt"))
         assert page.driver.execute_script(outlined), reached[-1]
     drawings = [f"Translate the {name}" for name in ("lollipop", "pumpkin", "penguin", "crab")]
-    controls = "file pen width clear sheet solver calls pictures device seed new-seed translate".split()
-    assert reached == [*drawings, *controls]
+    tools, choices = ["file", "pen", "width", "clear", "sheet"], ["solver", "calls", "pictures", "device", "seed"]
+    assert reached == [*drawings, *tools, *choices, "new-seed", "translate"]
 
     page.by_id("sheet").send_keys(" ", *[Keys.ARROW_RIGHT] * 3, " ", *[Keys.ARROW_DOWN] * 3)
     assert page.ink > 1000
@@ -438,7 +441,7 @@ def case(folder: Path, height: int, width: int, solver: str | None = None, steps
 @in_node
 @pytest.mark.nightly
 def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
-    """float32 within 1e-3: versions 3 and 1 of bridge.json, padding, a start from noise, fixed sizes, a codec."""
+    """float32 within 1e-3: versions 3 and 1 of bridge.json, padding, a start from noise, one size, a codec."""
     fixed = export(tiny.parent / "tiny.pt", tmp_path / "fixed", "--static", "2,16,24", "--steps", "3")
     latent = export(checkpoint(tmp_path / "latent.pt", 0, tiny_codec()), tmp_path / "latent", "--steps", "3")
     cases = [

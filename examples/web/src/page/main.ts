@@ -153,12 +153,16 @@ worker.addEventListener("error", (event) => {
 });
 
 /** Puts a picture file on the sheet. */
-async function openPicture(file: Blob): Promise<boolean> {
+async function openPicture(file: Blob, name: string): Promise<boolean> {
   warn("");
   const image = await createImageBitmap(file).catch(() => null);
-  if (!image) warn(`${file instanceof File ? file.name : "The file"} is not a picture that this browser can read.`);
-  else drawing.show(image);
-  return image !== null;
+  if (!image) {
+    warn(`${name} is not a picture that this browser can read.`);
+    return false;
+  }
+  drawing.show(image);
+  say(`${name} is on the sheet.`);
+  return true;
 }
 
 for (const [path, url] of Object.entries(DRAWINGS)) {
@@ -168,7 +172,7 @@ for (const [path, url] of Object.entries(DRAWINGS)) {
   [image.src, image.alt, image.width, image.height] = [url, `Translate the ${name}`, 64, 64];
   choice.append(image);
   choice.addEventListener("click", async () => {
-    if (await openPicture(await (await fetch(url)).blob())) start();
+    if (await openPicture(await (await fetch(url)).blob(), `The ${name}`)) start();
   });
   element("drawings").append(choice);
 }
@@ -190,14 +194,15 @@ element("form").addEventListener("submit", (event) => {
 
 const file = element<HTMLInputElement>("file");
 file.addEventListener("change", () => {
-  if (file.files?.[0]) void openPicture(file.files[0]);
+  const chosen = file.files?.[0];
+  if (chosen) void openPicture(chosen, chosen.name);
   file.value = "";
 });
 document.addEventListener("dragover", (event) => event.preventDefault());
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   const dropped = event.dataTransfer?.files[0];
-  if (dropped) void openPicture(dropped);
+  if (dropped) void openPicture(dropped, dropped.name);
 });
 document.addEventListener("keydown", (event) => {
   if ((event.ctrlKey || event.metaKey) && event.key === "z" && !(event.target instanceof HTMLInputElement)) {
