@@ -324,13 +324,15 @@ def test_webgpu_that_is_not_there_gives_a_message_and_wasm_goes_on(page: Page, t
 
 @in_browser
 @pytest.mark.nightly
-def test_webgpu_makes_the_picture_too(site: Site, start: Callable[..., Any], tiny: Path, noise: Path):
-    """On Chromium's software adapter."""
+def test_the_picture_is_right_whether_webgpu_agrees_or_not(
+    site: Site, start: Callable[..., Any], tiny: Path, noise: Path
+):
+    """On Chromium's software adapter, where there is one."""
     page = Page(start(*SOFTWARE_WEBGPU), site).open("?device=webgpu&pictures=1").give(noise).translate()
-    if "offers no WebGPU" in page.text("warning"):
+    refused, device = page.text("warning"), page.by_id("device").get_attribute("value")
+    if "offers no WebGPU" in refused:
         pytest.skip("this Chromium has no software adapter for WebGPU")
-    assert page.text("warning") == ""
-    assert page.by_id("device").get_attribute("value") == "webgpu"
+    assert (device, refused) == ("webgpu", "") or (device == "wasm" and "one call differs from WASM by" in refused)
     assert abs(page.results - made(tiny, noise, 0, 1)).max() <= 2
 
 
@@ -408,13 +410,14 @@ def test_every_control_has_a_name(page: Page):
 
 @in_browser
 @pytest.mark.nightly
-@pytest.mark.skipif(not (DIST / "model/unet.onnx").exists(), reason="the page was built without the bundled export")
 def test_the_bundled_export(start: Callable[..., Any]):
+    settings = [folder / "bridge.json" for folder in (DIST / "model", DEMO / "onnx")]
+    assert settings[0].read_text() == settings[1].read_text(), "build the page again: the export was replaced"
     site = Site(DIST)
     drawing = DEMO / "drawings/1F383.png"
     try:
         page = Page(start(), site).open("?solver=dpm2m&calls=3&pictures=1").give(drawing).translate()
-        off = abs(page.results - made(DIST / "model", drawing, 0, 1, solver="dpm2m", steps=3))
+        off = abs(page.results - made(DEMO / "onnx", drawing, 0, 1, solver="dpm2m", steps=3))
     finally:
         site.stop()
     assert off.mean() < 0.5  # of 255: a trained network amplifies rounding at the edges of colours
@@ -441,7 +444,7 @@ def case(folder: Path, height: int, width: int, solver: str | None = None, steps
 @in_node
 @pytest.mark.nightly
 def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
-    """float32 within 1e-3: versions 3 and 1 of bridge.json, padding, a start from noise, one size, a codec."""
+    """float32 within 1e-3: versions 3 and 1, padding, noise at the start, a fixed size, a codec."""
     fixed = export(tiny.parent / "tiny.pt", tmp_path / "fixed", "--static", "2,16,24", "--steps", "3")
     latent = export(checkpoint(tmp_path / "latent.pt", 0, tiny_codec()), tmp_path / "latent", "--steps", "3")
     cases = [

@@ -11,10 +11,7 @@ const VERSION = 3; // of bridge.json: the newest that is read
 const FLOAT_TIMES = 2; // the version since which the network takes times as float32
 
 /** What is used of ONNX Runtime: onnxruntime-web, onnxruntime-node, or onnxruntime-web/webgpu. */
-export interface Runtime {
-  InferenceSession: { create(graph: Uint8Array, options?: InferenceSession.SessionOptions): Promise<InferenceSession> };
-  Tensor: new (type: "float32" | "int64", data: Float32Array | BigInt64Array, dims: number[]) => Tensor;
-}
+export type Runtime = Pick<typeof import("onnxruntime-web"), "InferenceSession" | "Tensor">;
 
 /** The weights of every step of a sampling loop, one row for each call of the network: bbdm.solvers.StepTable. */
 export interface Table {
@@ -215,6 +212,22 @@ export class Bridge {
     return made;
   }
 
+  /** The largest difference of the outputs of one call of the network, on noise, over the largest value. */
+  async difference(other: Bridge): Promise<number> {
+    const { channels, stride, latent_stride, timesteps, network_times = timesteps } = this.settings;
+    const shape = [channels, ...pictureSize(this.settings).map((side) => up(side, stride) / latent_stride)];
+    const [x, y] = [0, 1].map((row) => normal(0n, row, shape.reduce((a, b) => a * b))) as [Float32Array, Float32Array];
+    const time = network_times[timesteps.length >> 1]!;
+    const wanted = await this.predict(x, time, y, shape);
+    const got = await other.predict(x, time, y, shape);
+    let [largest, off] = [0, 0];
+    wanted.forEach((value, i) => {
+      largest = Math.max(largest, Math.abs(value));
+      off = Math.max(off, Math.abs(value - got[i]!)); // NaN stays NaN
+    });
+    return Number.isFinite(off) ? off / largest : Infinity;
+  }
+
   /** The network's output for a batch; an export of one batch size is called in parts of it. */
   private async predict(shown: Float32Array, time: number, y: Float32Array, shape: number[]): Promise<Float32Array> {
     const each = shape.reduce((a, b) => a * b);
@@ -253,27 +266,6 @@ export class Bridge {
     const outputs = await session.run(inputs);
     return outputs[session.outputNames[0]!]!.data as Float32Array;
   }
-}
-
-/** The largest difference of two translations in one call of the network, over the largest value. */
-export async function difference(one: Bridge, other: Bridge): Promise<number> {
-  const [height, width] = pictureSize(one.settings).map((side) => up(side, one.settings.stride)) as [number, number];
-  const channels = one.settings.image_channels;
-  const values = normal(0n, 0, channels * height * width).map((value) => Math.max(-1, Math.min(1, value)));
-  const made: Float32Array[] = [];
-  for (const bridge of [one, other]) {
-    for await (const state of bridge.stream({ data: values, channels, height, width }, [0n])) {
-      made.push(state.x0hat);
-      break;
-    }
-  }
-  const [wanted, got] = made as [Float32Array, Float32Array];
-  let [largest, off] = [0, 0];
-  wanted.forEach((value, i) => {
-    largest = Math.max(largest, Math.abs(value));
-    off = Math.max(off, Math.abs(value - got[i]!)); // NaN stays NaN
-  });
-  return Number.isFinite(off) ? off / largest : Infinity;
 }
 
 /** A picture of opaque RGBA pixels, grey (by ITU-R 601, as PIL has it) for one channel. */

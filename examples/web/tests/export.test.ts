@@ -2,7 +2,7 @@
 import { existsSync, readFileSync } from "node:fs";
 import * as ort from "onnxruntime-web/wasm";
 import { expect, it } from "vitest";
-import { Bridge, difference, graphs, readSettings, type Picture, type Runtime, type Table } from "../src/bbdm";
+import { Bridge, graphs, readSettings, type Picture, type Table } from "../src/bbdm";
 
 interface Case {
   folder: string;
@@ -20,13 +20,13 @@ it.skipIf(!CASES.length)("makes the pictures of Python", { timeout: 300_000 }, a
   for (const { folder, table, source, seeds, results } of CASES) {
     const settings = readSettings(JSON.parse(readFileSync(`${folder}/bridge.json`, "utf8")));
     const files = new Map(graphs(settings).map((name) => [name, new Uint8Array(readFileSync(`${folder}/${name}`))]));
-    const bridge = await Bridge.load(settings, files, ort as unknown as Runtime);
+    const bridge = await Bridge.load(settings, files, ort);
     const picture: Picture = { ...source, data: Float32Array.from(source.data) };
     const made = await bridge.translate(picture, seeds.map(BigInt), table ?? settings);
     const off = made.map(({ data }, i) => Math.max(...data.map((value, j) => Math.abs(value - results[i]![j]!))));
     expect(made.map(({ height, width }) => [height, width])).toEqual(seeds.map(() => [source.height, source.width]));
     expect(Math.max(...off), `${folder}, ${table?.solver ?? "its own table"}`).toBeLessThan(1e-3);
-    expect(await difference(bridge, bridge)).toBe(0);
+    expect(await bridge.difference(bridge)).toBe(0);
     await bridge.release();
   }
 });

@@ -18,5 +18,5 @@ export async function runtime(device: Device): Promise<Runtime> {
   ort.env.wasm.wasmPaths = { mjs: new URL(mjs, self.location.href).href, wasm: new URL(wasm, self.location.href).href };
   ort.env.wasm.numThreads = threads;
   ort.env.logLevel = "error";
-  return ort as unknown as Runtime;
+  return ort;
 }
