@@ -28,11 +28,11 @@ PAGES = {  # a page of the site: its file in the repository
 NOTEBOOKS = {"own_pictures.ipynb": "examples"}  # a page of the site, and its folder
 DEMO = ROOT / "examples/web/dist"  # what npm run build writes, if it ran
 DEMO_PAGE, DEMO_PLACE = "try.md", "web"  # the page that shows it, and its folder on the site
-DEMO_MARK = "<!-- the page -->"
+DEMO_PICTURE = re.compile(r"!\[[^\]]*\]\(figures/web\.png\)\n\n\*[^*]+\*\n")  # and its caption, where it was not built
 SHOWN = f"""<iframe class="demo" src="{DEMO_PLACE}/index.html" title="The page"></iframe>
 
-<a href="{DEMO_PLACE}/index.html" target="_blank">Open it in a window of its own</a>"""
-NOT_BUILT = "This site was made without the page. The commands [below](#build-the-page) build it."
+<a href="{DEMO_PLACE}/index.html" target="_blank">Open it in a window of its own</a>
+"""
 FIGURES = ("benchmarks/*.png", "benchmarks/*.svg", "examples/demo/*.png")
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#:\s]+)(#[^)]*)?\)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', re.DOTALL)
@@ -59,8 +59,8 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Turns links between files of the repository into links between pages of the site."""
     name = page.file.src_uri
-    if name == DEMO_PAGE:
-        markdown = markdown.replace(DEMO_MARK, SHOWN if (DEMO / "index.html").is_file() else NOT_BUILT)
+    if name == DEMO_PAGE and (DEMO / "index.html").is_file():
+        markdown = DEMO_PICTURE.sub(SHOWN, markdown)
     folder = posixpath.dirname(PAGES.get(name, f"docs/{name}"))
 
     def on_site(link: re.Match[str]) -> str:
