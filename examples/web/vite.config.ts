@@ -10,6 +10,7 @@ const ISOLATED = { "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Em
 function beside(): Plugin {
   return {
     name: "beside",
+    apply: "build", // not where vitest reads this file
     closeBundle() {
       cpSync(MODEL, "dist/model", { recursive: true, filter: (path) => !/(step|pipeline)\.onnx$/.test(path) });
       const files = (readdirSync("dist", { recursive: true }) as string[])
@@ -18,8 +19,9 @@ function beside(): Plugin {
         .sort();
       const hash = createHash("sha256");
       for (const name of files) hash.update(name).update(readFileSync(`dist/${name}`));
-      const list = `const FILES=${JSON.stringify(["./", ...files])},BUILD="${hash.digest("hex").slice(0, 16)}";`;
-      writeFileSync("dist/sw.js", list + readFileSync("dist/sw.js", "utf8"));
+      const build = JSON.stringify(hash.digest("hex").slice(0, 16));
+      const worker = readFileSync("dist/sw.js", "utf8").replace("__BUILD__", build);
+      writeFileSync("dist/sw.js", worker.replace("__FILES__", JSON.stringify(["./", ...files])));
     },
   };
 }

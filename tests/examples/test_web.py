@@ -51,6 +51,7 @@ FLAGS = (
 )
 SOFTWARE_WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
 
+pytestmark = pytest.mark.nightly
 in_browser = pytest.mark.skipif(
     not (CHROMIUM and DRIVER and (DIST / "index.html").exists()),
     reason="needs chromium, chromedriver, and the page: npm ci && npm run build in examples/web",
@@ -222,7 +223,6 @@ def test_a_seed_is_the_picture_of_python(page: Page, tiny: Path, noise: Path):
 
 
 @in_browser
-@pytest.mark.nightly
 @pytest.mark.parametrize("kind", [interaction.POINTER_MOUSE, interaction.POINTER_TOUCH, interaction.POINTER_PEN])
 def test_draw_undo_erase_and_translate(page: Page, kind: str):
     page.open()
@@ -247,7 +247,6 @@ def test_draw_undo_erase_and_translate(page: Page, kind: str):
 
 
 @in_browser
-@pytest.mark.nightly
 def test_the_network_is_downloaded_once_and_again_when_it_changed(page: Page, site: Site):
     def downloads() -> int:
         return site.asked.count("/model/unet.onnx")
@@ -270,7 +269,6 @@ def test_the_network_is_downloaded_once_and_again_when_it_changed(page: Page, si
 
 
 @in_browser
-@pytest.mark.nightly
 def test_a_damaged_network_gives_a_message(page: Page, site: Site):
     unet = site.folder / "model/unet.onnx"
     unet.write_bytes(unet.read_bytes()[:-1])
@@ -279,7 +277,6 @@ def test_a_damaged_network_gives_a_message(page: Page, site: Site):
 
 
 @in_browser
-@pytest.mark.nightly
 def test_a_model_that_is_not_there_gives_a_message(page: Page, site: Site):
     page.driver.get(f"{site.address}?model=other")
     assert page.until_warned() == f"{site.address}other/bridge.json cannot be read: the server says 404."
@@ -287,7 +284,6 @@ def test_a_model_that_is_not_there_gives_a_message(page: Page, site: Site):
 
 
 @in_browser
-@pytest.mark.nightly
 def test_the_page_works_and_opens_without_its_server(page: Page, site: Site, noise: Path):
     page.open("?pictures=1")
     ready = "navigator.serviceWorker.ready.then(arguments[0])"  # all files are kept by then
@@ -302,7 +298,6 @@ def test_the_page_works_and_opens_without_its_server(page: Page, site: Site, noi
 
 
 @in_browser
-@pytest.mark.nightly
 def test_a_phone_shows_all_without_scrolling_sideways(page: Page):
     size = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -314,7 +309,6 @@ def test_a_phone_shows_all_without_scrolling_sideways(page: Page):
 
 
 @in_browser
-@pytest.mark.nightly
 def test_webgpu_that_is_not_there_gives_a_message_and_wasm_goes_on(page: Page, tiny: Path, noise: Path):
     page.open("?device=webgpu&pictures=1").give(noise).translate()
     assert page.text("warning") == "WebGPU is not used: this browser offers no WebGPU. WASM goes on."
@@ -323,7 +317,6 @@ def test_webgpu_that_is_not_there_gives_a_message_and_wasm_goes_on(page: Page, t
 
 
 @in_browser
-@pytest.mark.nightly
 def test_the_picture_is_right_whether_webgpu_agrees_or_not(
     site: Site, start: Callable[..., Any], tiny: Path, noise: Path
 ):
@@ -337,7 +330,6 @@ def test_the_picture_is_right_whether_webgpu_agrees_or_not(
 
 
 @in_browser
-@pytest.mark.nightly
 def test_a_file_that_is_no_picture_gives_a_message(page: Page, tmp_path: Path, noise: Path):
     (tmp_path / "letter.png").write_text("no picture")
     page.open("?pictures=1").give(tmp_path / "letter.png")
@@ -347,7 +339,6 @@ def test_a_file_that_is_no_picture_gives_a_message(page: Page, tmp_path: Path, n
 
 
 @in_browser
-@pytest.mark.nightly
 def test_a_seed_that_is_no_number_gives_a_message(page: Page):
     page.open().draw()
     page.by_id("seed").send_keys("x")
@@ -356,7 +347,6 @@ def test_a_seed_that_is_no_number_gives_a_message(page: Page):
 
 
 @in_browser
-@pytest.mark.nightly
 def test_a_result_is_saved_as_png(page: Page, tmp_path: Path, noise: Path):
     folder = tmp_path / "downloads"
     page.driver.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
@@ -368,7 +358,6 @@ def test_a_result_is_saved_as_png(page: Page, tmp_path: Path, noise: Path):
 
 
 @in_browser
-@pytest.mark.nightly
 def test_all_is_done_with_the_keyboard(page: Page):
     """Tab reaches every control and shows where it is; keys draw, choose a drawing and translate."""
     page.open("?pictures=1")
@@ -401,7 +390,6 @@ def test_all_is_done_with_the_keyboard(page: Page):
 
 
 @in_browser
-@pytest.mark.nightly
 def test_every_control_has_a_name(page: Page):
     page.open().draw().translate()
     for element in page.driver.find_elements(By.CSS_SELECTOR, "button, select, input, canvas, progress"):
@@ -409,7 +397,6 @@ def test_every_control_has_a_name(page: Page):
 
 
 @in_browser
-@pytest.mark.nightly
 def test_the_bundled_export(start: Callable[..., Any]):
     settings = [folder / "bridge.json" for folder in (DIST / "model", DEMO / "onnx")]
     assert settings[0].read_text() == settings[1].read_text(), "build the page again: the export was replaced"
@@ -442,7 +429,6 @@ def case(folder: Path, height: int, width: int, solver: str | None = None, steps
 
 
 @in_node
-@pytest.mark.nightly
 def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
     """float32 within 1e-3: versions 3 and 1, padding, noise at the start, a fixed size, a codec."""
     fixed = export(tiny.parent / "tiny.pt", tmp_path / "fixed", "--static", "2,16,24", "--steps", "3")
@@ -462,7 +448,6 @@ def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
     assert "skipped" not in done.stdout
 
 
-@pytest.mark.nightly
 @pytest.mark.skipif(NPM is None, reason="needs npm")
 def test_the_page_is_built_from_its_lock_file(tmp_path: Path):
     web = Path(shutil.copytree(WEB, tmp_path / "examples/web", ignore=shutil.ignore_patterns("node_modules", "dist")))

@@ -3,18 +3,18 @@
  * origins, which lets WASM use several threads on a host that sends no headers. Weights are not kept here: see
  * download.ts.
  */
-declare const FILES: string[]; // what the build wrote, without what only WebGPU needs: see vite.config.ts
-declare const BUILD: string; // a hash of them
+declare const __FILES__: string[]; // what the build wrote, without what only WebGPU needs: see vite.config.ts
+declare const __BUILD__: string; // a hash of them
 const worker = self as unknown as ServiceWorkerGlobalScope;
 const ISOLATED = {
   "cross-origin-opener-policy": "same-origin",
   "cross-origin-embedder-policy": "require-corp",
   "cross-origin-resource-policy": "same-origin",
 };
-const CACHE = `bbdm-page-${BUILD}`;
+const CACHE = `bbdm-page-${__BUILD__}`;
 
 worker.addEventListener("install", (event) => {
-  event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(FILES)));
+  event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(__FILES__)));
   void worker.skipWaiting();
 });
 
