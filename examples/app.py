@@ -1,6 +1,7 @@
-"""Translate pictures in the browser: python examples/app.py CHECKPOINT [flags], or an ONNX export's folder.
+"""Translate pictures in the browser: python examples/app.py CHECKPOINT|FOLDER|HUB_NAME [flags].
 
-The page is at http://127.0.0.1:7860. An export runs without PyTorch. Nothing is fetched from the internet.
+FOLDER is an ONNX export, which runs without PyTorch, or a model that save_pretrained wrote. The page is at
+http://127.0.0.1:7860. It fetches nothing from the internet.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from PIL import Image
 
 from bbdm import solvers
 from bbdm.base import images, scripts
+from bbdm.base.hub import WEIGHTS
 from bbdm.base.seeds import resolve_seeds
 from bbdm.base.settings import add_flags, from_values, setting
 
@@ -89,8 +91,13 @@ class AppConfig:
         for each in fields(self):
             if each.type == "int" and getattr(self, each.name) < 1:
                 raise ValueError(f"{each.name} must be at least 1, got {getattr(self, each.name)}")
-        if self.model.is_dir() and (self.device or self.dtype or self.compile):
+        if self.exported and (self.device or self.dtype or self.compile):
             raise ValueError(f"device, dtype and compile are for checkpoints, and {self.model} is an ONNX export")
+
+    @property
+    def exported(self) -> bool:
+        """Whether the model is an ONNX export."""
+        return self.model.is_dir() and not (self.model / WEIGHTS).is_file()
 
 
 class Model(NamedTuple):
@@ -128,8 +135,8 @@ class Progress(NamedTuple):
 
 
 def load(config: AppConfig) -> Model:
-    """The sampler of a checkpoint or of an ONNX export's folder."""
-    if config.model.is_dir():
+    """The sampler of a checkpoint, of a model's folder or name on the Hub, or of an ONNX export."""
+    if config.exported:
         from bbdm.runtime import OnnxBridgeSampler
 
         sampler = OnnxBridgeSampler(config.model)
@@ -144,7 +151,7 @@ def load(config: AppConfig) -> Model:
     from bbdm import BridgeSampler
 
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    sampler = BridgeSampler.from_checkpoint(config.model, device=device, dtype=config.dtype, compile=config.compile)
+    sampler = BridgeSampler.from_pretrained(config.model, device=device, dtype=config.dtype, compile=config.compile)
     return Model(sampler, sampler.solver, config.size or sampler.image_size, "fit", False, None)
 
 
@@ -361,7 +368,7 @@ def build(model: Model, config: AppConfig) -> gr.Blocks:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="a checkpoint, or a folder that export/to_onnx.py wrote")
+    parser.add_argument("model", type=Path, help="a checkpoint, a folder, or a name on the Hub")
     add_flags(parser, AppConfig)
     config = from_values(AppConfig, vars(parser.parse_args(argv)))
     with tempfile.TemporaryDirectory(prefix="bbdm-app-") as folder:  # of uploads and results

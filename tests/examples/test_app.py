@@ -138,6 +138,15 @@ def test_settings_are_checked():
         AppConfig(EXPORT, device="cpu")
 
 
+def test_a_folder_of_save_pretrained_is_a_checkpoint(sampler: BridgeSampler, tmp_path: Path):
+    sampler.save_pretrained(tmp_path)
+    loaded = app.load(AppConfig(tmp_path, device="cpu"))
+    assert not loaded.exported
+    assert isinstance(loaded.sampler, BridgeSampler)
+    wanted = sampler(noise(0), 5, steps=2)[0]
+    assert same(last(loaded, [Source("a", noise(0))], "dpm2m", 2, 5, 1).results[0].picture, wanted)
+
+
 def test_examples_lie_beside_the_model(file: Path, tmp_path: Path):
     wanted = ["0.png", "1.png"]
     assert [path.name for path in app.example_pictures(AppConfig(file))] == wanted
