@@ -11,6 +11,7 @@ from typing import Any
 from bbdm.base import images
 from bbdm.base.images import Resize, Size
 from bbdm.clusters.places import Place
+from bbdm.clusters.sources import Columns, Where, read_group
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Reading:
     channels: int
     size: Size
     resize: Resize
-    paths: bool  # whether a table's column ``file`` holds paths below ``pictures``, or the content of files
+    columns: Columns  # of parquet files
 
 
 def result_of(name: str) -> str:
@@ -30,11 +31,11 @@ def result_of(name: str) -> str:
     return f"{name}.png"
 
 
-def read(batch: Any, reading: Reading) -> Any:
-    """Read those pictures of a batch that have no result yet.
+def read(block: Any, reading: Reading) -> Any:
+    """Read those pictures of a block that have no result yet.
 
     Args:
-        batch: a table with ``name`` and ``file``: a path below the sources, or a file's content.
+        block: a table of :meth:`~bbdm.clusters.sources.Sources.blocks`.
         reading: where, and how.
 
     Returns:
@@ -43,14 +44,22 @@ def read(batch: Any, reading: Reading) -> Any:
     """
     import pyarrow as pa
 
+    asked = block.to_pylist()
+    there = reading.results.exist(result_of(row["name"]) for row in asked)
+    missing = [
+        (row["name"], Where(row["file"], row["group"])) for row, made in zip(asked, there, strict=True) if not made
+    ]
+    groups: dict[Where, dict[str, bytes]] = {}
     rows: list[dict[str, Any]] = []
-    names, files = batch["name"].to_pylist(), batch["file"].to_pylist()
-    there = reading.results.exist(result_of(name) for name in names)
-    for name, file in (pair for pair, made in zip(zip(names, files, strict=True), there, strict=True) if not made):
+    for name, at in ((row["name"], Where(row["file"], row["group"])) for row in missing):
         row = {"name": name, "pixels": b"", "height": 0, "width": 0, "reason": ""}
         try:
-            data = reading.pictures.read(file) if reading.paths else file or b""
-            image = images.decode(data, file if reading.paths else name)
+            if at.group is None:
+                image = images.decode(reading.pictures.read(at.file), at.file)
+            else:
+                if at not in groups:
+                    groups[at] = read_group(reading.pictures, at, reading.columns)
+                image = images.decode(groups[at][name], f"{name} of {at.file}")
             image = images.resized(images.convert(image, reading.channels), reading.size, reading.resize)
             row |= {"pixels": image.tobytes(), "height": image.height, "width": image.width}
         except (OSError, ValueError) as error:

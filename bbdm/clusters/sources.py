@@ -7,37 +7,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from bbdm.base.images import SUFFIXES
 from bbdm.clusters.places import Place
 
-if TYPE_CHECKING:
-    from ray.data import Dataset
-
 PARQUET = ".parquet"
 
 
-@dataclass(frozen=True)
-class Columns:
+class Columns(NamedTuple):
     """Columns of parquet files: names, and pictures as bytes or as a struct with ``bytes``."""
 
     name: str
     image: str
 
 
+class Where(NamedTuple):
+    """Where a picture is: a file below the sources, and of a parquet file the row group."""
+
+    file: str
+    group: int | None = None
+
+
 @dataclass(frozen=True)
 class Sources:
-    """All pictures of a place: the file that holds each, by its name.
+    """All pictures of a place: where each is, by its name.
 
     A name is the path below the folder, or the text of a parquet file's column, without a picture's suffix.
     """
 
-    place: Place
-    files: dict[str, str]
-    columns: Columns | None  # of parquet files; None for a folder of pictures
+    where: dict[str, Where]
 
     @classmethod
     def find(cls, place: Place, columns: Columns) -> Sources:
@@ -53,37 +53,33 @@ class Sources:
         if bool(pictures) == bool(tables):
             found = "both" if pictures else "neither"
             raise ValueError(f"{place.folder} must hold pictures ({', '.join(sorted(SUFFIXES))}) or {PARQUET}: {found}")
-        rows = ((name, path) for path in tables for name in _names(place, path, columns))
-        files: dict[str, str] = {}
-        for given, path in rows if tables else zip(pictures, pictures, strict=True):
+        files = ((path, Where(path)) for path in pictures)
+        rows = (row for path in tables for row in _rows(place, path, columns))
+        where: dict[str, Where] = {}
+        for given, at in rows if tables else files:
             name = name_of(given)
-            if name in files:
-                raise ValueError(f"{files[name]} and {path} both have a picture named {name!r}: rename or remove one")
-            files[name] = path
-        return cls(place, files, columns if tables else None)
+            if name in where:
+                both = f"{where[name].file} and {at.file}"
+                raise ValueError(f"{both} both have a picture named {name!r}: rename or remove one")
+            where[name] = at
+        return cls(where)
 
-    def dataset(self, names: list[str], rows: int) -> Dataset:
-        """Pictures with these names, in blocks of a number of rows, with the columns ``name`` and ``file``.
+    def blocks(self, names: list[str], rows: int) -> list[Any]:
+        """Tables with ``name``, ``file`` and ``group`` of pictures with these names.
 
-        Of parquet files, all rows of those files that hold one of the pictures, and ``file`` is the content.
+        Each is of a number of picture files, or of one row group, so that a row group is read once.
         """
         import pyarrow as pa
-        import ray.data
 
-        if self.columns is not None:
-            columns = self.columns
-            read = ray.data.read_parquet(
-                sorted({self.place.path(self.files[name]) for name in names}),
-                filesystem=self.place.files,
-                columns=[columns.name, columns.image],
-                num_cpus=0,  # as in reading: workers may take all cores
-            )
-            renamed = partial(_renamed, columns=columns)
-            return read.map_batches(renamed, batch_size=rows, batch_format="pyarrow", num_cpus=0)
-        blocks = (names[start : start + rows] for start in range(0, len(names), rows))
-        return ray.data.from_blocks(
-            [pa.table({"name": block, "file": [self.files[name] for name in block]}) for block in blocks]
-        )
+        whole: dict[Where | int, list[str]] = {}
+        for index, name in enumerate(names):
+            at = self.where[name]
+            whole.setdefault(index // rows if at.group is None else at, []).append(name)
+        schema = pa.schema({"name": pa.string(), "file": pa.string(), "group": pa.int32()})
+        return [
+            pa.Table.from_pylist([{"name": name, **self.where[name]._asdict()} for name in block], schema=schema)
+            for block in whole.values()
+        ]
 
 
 def name_of(path: str) -> str:
@@ -98,33 +94,37 @@ def name_of(path: str) -> str:
     return name
 
 
+def read_group(place: Place, at: Where, columns: Columns) -> dict[str, bytes]:
+    """The pictures' files of a row group, by name; empty where a row has none.
+
+    Raises:
+        OSError, ValueError: the parquet file cannot be read.
+    """
+    from pyarrow import parquet
+
+    with place.files.open_input_file(place.path(at.file)) as file:
+        table = parquet.ParquetFile(file).read_row_group(at.group, columns=list(columns))
+    contents = (image.get("bytes") if isinstance(image, dict) else image for image in table[columns.image].to_pylist())
+    names = (name_of(str(name)) for name in table[columns.name].to_pylist())
+    return {name: content or b"" for name, content in zip(names, contents, strict=True)}
+
+
 def _suffix(path: str) -> str:
     return PurePosixPath(path).suffix.lower()
 
 
-def _names(place: Place, path: str, columns: Columns) -> Iterator[str]:
-    """The names in a parquet file."""
+def _rows(place: Place, path: str, columns: Columns) -> Iterator[tuple[str, Where]]:
+    """The names in a parquet file, each with its place."""
     from pyarrow import ArrowException, parquet
 
     try:
         with place.files.open_input_file(place.path(path)) as file:
             table = parquet.ParquetFile(file)
-            missing = {columns.name, columns.image} - set(table.schema_arrow.names)
+            missing = set(columns) - set(table.schema_arrow.names)
             if missing:
                 raise ValueError(f"{path} has no column {min(missing)!r}, but {', '.join(table.schema_arrow.names)}")
-            for batch in table.iter_batches(columns=[columns.name]):
-                yield from map(str, batch.column(0).to_pylist())
+            for group in range(table.num_row_groups):
+                for name in table.read_row_group(group, columns=[columns.name])[columns.name].to_pylist():
+                    yield str(name), Where(path, group)
     except ArrowException as error:
         raise ValueError(f"cannot read {path}: {error}") from error
-
-
-def _renamed(batch: Any, columns: Columns) -> Any:
-    """Rows of a parquet file with the columns ``name`` and ``file``."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    content = batch[columns.image]
-    if pa.types.is_struct(content.type):
-        content = pc.struct_field(content, "bytes")  # pyright: ignore[reportAttributeAccessIssue]
-    names = [name_of(str(name)) for name in batch[columns.name].to_pylist()]
-    return pa.table({"name": pa.array(names, pa.string()), "file": content.cast(pa.large_binary())})

@@ -134,16 +134,17 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
     pictures, results = Place.of(config.sources), Place.of(config.results)
     if pictures.overlaps(results):
         raise ValueError(f"results must be outside of the sources, got {config.sources} and {config.results}")
-    sources = Sources.find(pictures, Columns(config.name_column, config.image_column))
+    columns = Columns(config.name_column, config.image_column)
+    sources = Sources.find(pictures, columns)
     before = _prepare(results, sources, manifest.as_json(settings), config.overwrite)
-    task = Task(config, sha256, Reading(pictures, results, channels, size, resize, sources.columns is None))
-    with connected(config.address), tqdm(total=len(sources.files), unit="image", disable=not progress) as bar:
+    task = Task(config, sha256, Reading(pictures, results, channels, size, resize, columns))
+    with connected(config.address), tqdm(total=len(sources.where), unit="image", disable=not progress) as bar:
         bad = _make(task, sources, before, bar)
     _write_manifest(results, sources, bad, config.seed)
-    made = len(sources.files) - len(before) - len(bad)
+    made = len(sources.where) - len(before) - len(bad)
     if bad and not config.skip_bad:
         first = next(iter(bad.values()))
-        raise BadPicturesError(f"{first} ({len(bad)} of {len(sources.files)} pictures; the others are translated)")
+        raise BadPicturesError(f"{first} ({len(bad)} of {len(sources.where)} pictures; the others are translated)")
     return Outcome(made, len(before), bad)
 
 
@@ -170,7 +171,7 @@ def _prepare(results: Place, sources: Sources, settings: dict[str, Any], overwri
 def _made(there: list[str], sources: Sources) -> set[str]:
     """The names of the sources that have a result among files."""
     files = set(there)
-    return {name for name in sources.files if result_of(name) in files}
+    return {name for name in sources.where if result_of(name) in files}
 
 
 def _make(task: Task, sources: Sources, done: set[str], bar: Any) -> dict[str, str]:
@@ -179,7 +180,7 @@ def _make(task: Task, sources: Sources, done: set[str], bar: Any) -> dict[str, s
 
     bad: dict[str, str] = {}
     bar.update(len(done))
-    while missing := [name for name in sources.files if name not in done and name not in bad]:
+    while missing := [name for name in sources.where if name not in done and name not in bad]:
         lost = ""
         try:
             for name, reason, failure in _outcomes(task, sources, missing):
@@ -214,7 +215,7 @@ def _outcomes(task: Task, sources: Sources, missing: list[str]) -> Iterator[tupl
     config = task.config
     count, gpu = room_for(config.threads)
     count = min(count, config.workers or count)
-    batches: dict[str, Any] = {"batch_size": config.batch_size, "batch_format": "pyarrow"}
+    reader = partial(read, reading=task.reading)
     # Reading waits for the disk or the network, and workers may take all cores: it asks for none.
     readers = ray.data.TaskPoolStrategy(size=READERS * count)
     samplers = ray.data.ActorPoolStrategy(size=count)
@@ -223,15 +224,16 @@ def _outcomes(task: Task, sources: Sources, missing: list[str]) -> Iterator[tupl
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RayDeprecationWarning)  # of ``once``, until Ray 2.64
         made = (
-            sources.dataset(missing, config.batch_size)
-            .map_batches(partial(read, reading=task.reading), compute=readers, num_cpus=0, **batches)
+            ray.data.from_blocks(sources.blocks(missing, config.batch_size))
+            .map_batches(reader, batch_size=None, batch_format="pyarrow", compute=readers, num_cpus=0)
             .map_batches(
                 Worker,
                 fn_constructor_args=(task,),
                 compute=samplers,
                 num_cpus=config.threads,
                 num_gpus=int(gpu),
-                **batches,
+                batch_size=config.batch_size,
+                batch_format="pyarrow",
                 **once,
             )
         )
@@ -291,6 +293,6 @@ def _write_manifest(results: Place, sources: Sources, bad: dict[str, str], seed:
         {"name": name, "seed": seed_of(name, seed), "result": result_of(name)}
         if name in made
         else {"name": name, "seed": seed_of(name, seed), "error": bad[name]}
-        for name in sorted(sources.files)
+        for name in sorted(sources.where)
     ]
     results.write(MANIFEST, "".join(f"{json.dumps(line)}\n" for line in lines).encode())

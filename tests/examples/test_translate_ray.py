@@ -19,7 +19,7 @@ from bbdm.base import scripts
 from bbdm.base.images import open_image
 from bbdm.base.seeds import seed_of
 from bbdm.clusters.places import Place
-from bbdm.clusters.sources import Columns, Sources, name_of
+from bbdm.clusters.sources import Columns, Sources, Where, name_of, read_group
 from bbdm.data.survey import BadPicturesError
 from bbdm.evaluation.results import ResultsError
 from examples import translate_ray
@@ -142,7 +142,7 @@ def test_sources_are_found_by_name(arrow: Any, tmp_path: Path):
         (tmp_path / "in" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / path).write_bytes(b"")
     place = Place.of(str(tmp_path / "in"))
-    assert Sources.find(place, COLUMNS).files == {"a/c": "a/c.jpg", "b": "b.png"}
+    assert Sources.find(place, COLUMNS).where == {"a/c": ("a/c.jpg", None), "b": ("b.png", None)}
     (tmp_path / "in" / "b.webp").write_bytes(b"")
     with pytest.raises(ValueError, match=r"b\.png and b\.webp both have a picture named 'b'"):
         Sources.find(place, COLUMNS)
@@ -153,9 +153,14 @@ def test_sources_are_found_by_name(arrow: Any, tmp_path: Path):
 def test_rows_of_parquet_files_have_names(arrow: Any, tmp_path: Path):
     from pyarrow import parquet
 
-    parquet.write_table(arrow.table({"name": ["x/1.png", "2"], "image": [b"", b""]}), tmp_path / "t.parquet")
+    table = arrow.table({"name": ["x/1.png", "2", "3"], "image": [b"one", b"two", None]})
+    parquet.write_table(table, tmp_path / "t.parquet", row_group_size=2)
     place = Place.of(str(tmp_path))
-    assert Sources.find(place, COLUMNS).files == {"x/1": "t.parquet", "2": "t.parquet"}
+    sources = Sources.find(place, COLUMNS)
+    assert sources.where == {"x/1": ("t.parquet", 0), "2": ("t.parquet", 0), "3": ("t.parquet", 1)}
+    assert [block["name"].to_pylist() for block in sources.blocks(["x/1", "2", "3"], 1)] == [["x/1", "2"], ["3"]]
+    assert read_group(place, Where("t.parquet", 0), COLUMNS) == {"x/1": b"one", "2": b"two"}
+    assert read_group(place, Where("t.parquet", 1), COLUMNS) == {"3": b""}
     with pytest.raises(ValueError, match=r"t\.parquet has no column 'picture', but name, image"):
         Sources.find(place, Columns("name", "picture"))
     parquet.write_table(arrow.table({"name": ["../../x"], "image": [b""]}), tmp_path / "t.parquet")
@@ -275,7 +280,7 @@ def test_pictures_in_parquet_files(arrow: Any, cluster: Any, checkpoint: Path, t
         chosen = names[part::3]
         files = [{"bytes": (sources / f"{name}.png").read_bytes(), "path": None} for name in chosen]
         table = arrow.table({"file": [f"{name}.png" for name in chosen], "picture": files})
-        parquet.write_table(table, tables / f"{part}.parquet")
+        parquet.write_table(table, tables / f"{part}.parquet", row_group_size=4)
     command = [str(tables), str(results), str(checkpoint), "--steps", "2", "-b", "8", "--address", cluster.address]
     command += ["--name_column", "file", "--image_column", "picture"]
     translate_ray.main(command)
