@@ -46,12 +46,11 @@ def read(block: Any, reading: Reading) -> Any:
 
     asked = block.to_pylist()
     there = reading.results.exist(result_of(row["name"]) for row in asked)
-    missing = [
-        (row["name"], Where(row["file"], row["group"])) for row, made in zip(asked, there, strict=True) if not made
-    ]
+    places = ((row["name"], Where(row["file"], row["group"])) for row in asked)
+    missing = [place for place, made in zip(places, there, strict=True) if not made]
     groups: dict[Where, dict[str, bytes]] = {}
     rows: list[dict[str, Any]] = []
-    for name, at in ((row["name"], Where(row["file"], row["group"])) for row in missing):
+    for name, at in missing:
         row = {"name": name, "pixels": b"", "height": 0, "width": 0, "reason": ""}
         try:
             if at.group is None:

@@ -19,6 +19,7 @@ from bbdm.base import scripts
 from bbdm.base.images import open_image
 from bbdm.base.seeds import seed_of
 from bbdm.clusters.places import Place
+from bbdm.clusters.reading import Reading, read
 from bbdm.clusters.sources import Columns, Sources, Where, name_of, read_group
 from bbdm.data.survey import BadPicturesError
 from bbdm.evaluation.results import ResultsError
@@ -166,6 +167,21 @@ def test_rows_of_parquet_files_have_names(arrow: Any, tmp_path: Path):
     parquet.write_table(arrow.table({"name": ["../../x"], "image": [b""]}), tmp_path / "t.parquet")
     with pytest.raises(ValueError, match="must be a relative path"):
         Sources.find(place, COLUMNS)
+
+
+def test_what_has_no_result_is_read(arrow: Any, tmp_path: Path):
+    make_sources(tmp_path / "in", 3)
+    (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "out" / "0").mkdir(parents=True)
+    (tmp_path / "out" / "0" / "0000.png").write_bytes(b"")
+    pictures = Place.of(str(tmp_path / "in"))
+    sources = Sources.find(pictures, COLUMNS)
+    (block,) = sources.blocks(list(sources.where), 8)
+    made = read(block, Reading(pictures, Place.of(str(tmp_path / "out")), 3, 8, "stretch", COLUMNS)).to_pylist()
+    assert [row["name"] for row in made] == ["1/0001", "2/0002", "bad"]
+    assert made[0]["pixels"] == noise(1).resize((8, 8), Image.Resampling.BILINEAR).tobytes()
+    assert [(row["height"], row["width"]) for row in made] == [(8, 8), (8, 8), (0, 0)]
+    assert [row["reason"] for row in made] == ["", "", "cannot read the picture bad.png: it is not a picture"]
 
 
 def test_results_are_outside_of_the_sources(arrow: Any, checkpoint: Path, tmp_path: Path):
