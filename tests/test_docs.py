@@ -25,7 +25,7 @@ PAGES = [ROOT / "README.md", *(ROOT / name for name in OTHERS), *sorted((ROOT / 
 FENCE = re.compile(r"(?:<!-- (nightly|compile only): [^>]+ -->\n)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 LONG = ("|", "python3 -m venv .venv")  # tables, and the two commands that do everything
-PYTEST = {"--benchmark-only", "--benchmark-json", "-m", "-k"}  # options that are not of benchmarks/conftest.py
+PYTEST = {"--benchmark-only", "--benchmark-json", "-m", "-k", "-n"}  # options that are not of benchmarks/conftest.py
 
 
 def name(page: Path) -> str:
