@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from PIL import Image
 
@@ -107,7 +107,6 @@ class Model(NamedTuple):
     solver: str
     size: images.Size | None  # that sources are made to fit; None: they stay as they are
     resize: images.Resize
-    exported: bool  # solver and steps are the export's
     results: int | None  # the only number that the network takes
 
 
@@ -144,15 +143,15 @@ def load(config: AppConfig) -> Model:
         if sampler.static is not None:
             if config.size is not None:
                 raise ValueError(f"size is fixed: {config.model} takes height x width {sampler.static[1:]} alone")
-            return Model(sampler, solver, sampler.static[1:], "stretch", True, sampler.static[0])
-        return Model(sampler, solver, config.size or (known and images.as_size(known)), "fit", True, None)
+            return Model(sampler, solver, sampler.static[1:], "stretch", sampler.static[0])
+        return Model(sampler, solver, config.size or (known and images.as_size(known)), "fit", None)
     import torch
 
     from bbdm import BridgeSampler
 
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     sampler = BridgeSampler.from_pretrained(config.model, device=device, dtype=config.dtype, compile=config.compile)
-    return Model(sampler, sampler.solver, config.size or sampler.image_size, "fit", False, None)
+    return Model(sampler, sampler.solver, config.size or sampler.image_size, "fit", None)
 
 
 def example_pictures(config: AppConfig) -> list[Path]:
@@ -191,13 +190,12 @@ def translate(
     the sampler gives.
     """
     seeds = resolve_seeds(seed, len(sources) * count)
-    chosen: dict[str, Any] = {} if model.exported else {"solver": solver, "steps": steps}
-    total = len(sources) * (len(model.sampler.table) if model.exported else steps)
+    total = len(sources) * steps
     finished: list[Result] = []
     for i, source in enumerate(sources):
         own = seeds[i * count : (i + 1) * count]
         results: list[Result] = []
-        for step in model.sampler.stream([source.picture] * count, own, **chosen):
+        for step in model.sampler.stream([source.picture] * count, own, solver=solver, steps=steps):
             results = [Result(source, *each) for each in zip(own, step.preview(), strict=True)]
             yield Progress(i * total // len(sources) + step.index + 1, total, finished + results)
         finished += results
@@ -282,7 +280,6 @@ def build(model: Model, config: AppConfig) -> gr.Blocks:
 
     choose.__annotations__["event"] = gr.SelectData  # gradio looks for the class, not for its name
 
-    fixed = " (as exported)" if model.exported else ""
     with gr.Blocks(title=f"bbdm: {config.model.stem}", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as app:
         gr.Markdown(f"# {config.model.stem}")
         results = gr.State([], time_to_live=KEPT)
@@ -315,16 +312,13 @@ def build(model: Model, config: AppConfig) -> gr.Blocks:
                 with gr.Tab("Files") as batch:
                     files = gr.File(file_count="multiple", file_types=["image"], show_label=False)
                 with gr.Row():
-                    solver = gr.Dropdown(
-                        get_args(solvers.Solver), value=model.solver, label="Solver" + fixed, interactive=not fixed
-                    )
+                    solver = gr.Dropdown(get_args(solvers.Solver), value=model.solver, label="Solver")
                     steps = gr.Slider(
                         1,
                         config.max_steps,
                         len(model.sampler.table),
                         step=1,
-                        label="Network calls" + fixed,
-                        interactive=not fixed,
+                        label="Network calls",
                     )
                 with gr.Row():
                     seed = gr.Number(0, label="Seed, or empty", precision=0, minimum=0)
@@ -333,7 +327,7 @@ def build(model: Model, config: AppConfig) -> gr.Blocks:
                         model.results or config.max_results,
                         model.results or min(4, config.max_results),
                         step=1,
-                        label="Results" + (fixed if model.results else ""),
+                        label="Results (as exported)" if model.results else "Results",
                         interactive=not model.results,
                     )
                 with gr.Row():

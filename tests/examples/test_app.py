@@ -70,12 +70,13 @@ def test_no_seed_draws_one(model: Model):
     assert first.seed != second.seed
 
 
-def test_an_export_has_its_own_solver_and_steps():
+def test_an_export_takes_any_solver_and_steps():
     model = app.load(AppConfig(EXPORT))
-    assert (model.solver, model.size, model.exported, model.results) == ("sde-dpm2m", 64, True, None)
-    progress = last(model, [Source("a", noise(0))], "dpm2m", 9, 1, 1)
-    assert (progress.done, progress.total) == (20, 20)
-    assert same(progress.results[0].picture, OnnxBridgeSampler(EXPORT)(noise(0), seed=1)[0])
+    assert (model.solver, model.size, model.results) == ("sde-dpm2m", 64, None)
+    progress = last(model, [Source("a", noise(0))], "dpm2m", 3, 1, 1)
+    assert (progress.done, progress.total) == (3, 3)
+    wanted = OnnxBridgeSampler(EXPORT)(noise(0), seed=1, solver="dpm2m", steps=3)[0]
+    assert same(progress.results[0].picture, wanted)
 
 
 @pytest.mark.nightly
@@ -141,7 +142,6 @@ def test_settings_are_checked():
 def test_a_folder_of_save_pretrained_is_a_checkpoint(sampler: BridgeSampler, tmp_path: Path):
     sampler.save_pretrained(tmp_path)
     loaded = app.load(AppConfig(tmp_path, device="cpu"))
-    assert not loaded.exported
     assert isinstance(loaded.sampler, BridgeSampler)
     wanted = sampler(noise(0), 5, steps=2)[0]
     assert same(last(loaded, [Source("a", noise(0))], "dpm2m", 2, 5, 1).results[0].picture, wanted)
@@ -186,12 +186,10 @@ def test_the_page_offers_what_a_checkpoint_takes(gradio: Any, file: Path, model:
     assert (found["Results"]["value"], found["Results"]["maximum"]) == (4, 6)
 
 
-def test_the_page_fixes_what_an_export_fixes(gradio: Any):
+def test_the_page_begins_with_the_solver_of_an_export(gradio: Any):
     model = app.load(AppConfig(EXPORT))
     found = controls(app.build(model, AppConfig(EXPORT)))
-    for label, value in {"Solver (as exported)": "sde-dpm2m", "Network calls (as exported)": 20}.items():
-        assert (found[label]["value"], found[label]["interactive"]) == (value, False)
-    assert found["Results"]["interactive"]
+    assert (found["Solver"]["value"], found["Network calls"]["value"]) == ("sde-dpm2m", 20)
     with pytest.raises(ValueError, match="network calls must be from 1 to 19, got 20"):
         app.build(model, AppConfig(EXPORT, max_steps=19))
 
