@@ -88,8 +88,9 @@ def test_images_up_to_the_limit_are_whole():
     image = picture(32, 32, 2)
     latents, made = codec.latents(image), codec.image(codec.latents(image))
     codec.tiling = SMALL
-    torch.testing.assert_close(codec.latents(image), latents, rtol=0, atol=1e-6)
-    torch.testing.assert_close(codec.image(latents), made, rtol=0, atol=1e-6)
+    # the same convolutions on one image at a time: rounding may differ, and a tile would by 1e-2
+    torch.testing.assert_close(codec.latents(image), latents, rtol=0, atol=1e-5)
+    torch.testing.assert_close(codec.image(latents), made, rtol=0, atol=1e-5)
     placed = codec.placed(torch.device("cpu"), torch.bfloat16)
     assert placed.tiling == SMALL
 
