@@ -88,7 +88,7 @@ def test_images_up_to_the_limit_are_whole():
     image = picture(32, 32, 2)
     latents, made = codec.latents(image), codec.image(codec.latents(image))
     codec.tiling = SMALL
-    # the same convolutions on one image at a time: rounding may differ, and a tile would by 1e-2
+    # images go one at a time, so that convolutions may round in another way
     torch.testing.assert_close(codec.latents(image), latents, rtol=0, atol=1e-5)
     torch.testing.assert_close(codec.image(latents), made, rtol=0, atol=1e-5)
     placed = codec.placed(torch.device("cpu"), torch.bfloat16)
