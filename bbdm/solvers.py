@@ -11,7 +11,7 @@ a weight w on the previous x0hat.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -24,6 +24,9 @@ from bbdm.bridges import ABridge, Bridge, BrownianBridge
 Solver = Literal["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast", "consistency", "ancestral"]
 DEFAULT: Solver = "dpm2m"
 DISTILLED: Solver = "consistency"  # of networks that were distilled for a number of calls
+
+
+ARRAYS = ("timesteps", "prediction", "coefficients", "inputs", "network_times")  # of a table
 
 
 def _unset() -> npt.NDArray[np.float64]:
@@ -50,13 +53,23 @@ class StepTable:
             object.__setattr__(self, "inputs", np.tile([1.0, 0.0], (len(self.timesteps), 1)))
         if not self.network_times.size:
             object.__setattr__(self, "network_times", np.asarray(self.timesteps, dtype=np.float64))
-        for name in ("timesteps", "prediction", "coefficients", "inputs", "network_times"):
+        for name in ARRAYS:
             owned = np.array(getattr(self, name), order="C")  # a copy, which nobody else can change
             owned.setflags(write=False)
             object.__setattr__(self, name, owned)
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    @classmethod
+    def from_description(cls, values: Mapping[str, Any]) -> StepTable:
+        """The table of a :meth:`description`, among other values; what older files lack is unset."""
+        stored = {name: np.array(values[name]) for name in ARRAYS if name in values}
+        return cls(**stored, start=tuple(values.get("start", (1.0, 0.0))))
+
+    def description(self) -> dict[str, Any]:
+        """Plain values, as exports hold them."""
+        return {**{name: getattr(self, name).tolist() for name in ARRAYS}, "start": self.start}
 
     @property
     def rows(self) -> npt.NDArray[np.float64]:

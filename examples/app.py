@@ -206,8 +206,7 @@ def archive(results: Sequence[Result], folder: str | None = None) -> str:
     path = Path(tempfile.mkdtemp(dir=folder)) / "results.zip"
     with zipfile.ZipFile(path, "w") as file:
         for result in results:
-            with file.open(f"{result.source.name}_{result.seed}.png", "w") as entry:
-                result.picture.save(entry, "png")
+            file.writestr(f"{result.source.name}_{result.seed}.png", images.to_png(result.picture))
     return str(path)
 
 

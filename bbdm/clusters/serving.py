@@ -55,7 +55,7 @@ class Replica:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
             torch.set_num_threads(threads)
-        self.sampler = config.sampler(config.load(config.model), device)
+        self.sampler = config.sampler(config.model, device)
         self.batch_size = config.max_batch_size
         batching: Any = self.translate  # with the methods that serve.batch gave it
         batching.set_max_batch_size(config.max_batch_size)
@@ -194,7 +194,7 @@ def facts(config: ServeConfig) -> Served:
     Raises:
         ValueError: the network cannot be used, or requests that name no steps would take too many.
     """
-    sampler = replace(config, compile=False).sampler(config.load(config.model), "cpu")
+    sampler = replace(config, compile=False).sampler(config.model, "cpu")
     steps = len(sampler.table)
     if steps > config.max_steps:
         raise ValueError(f"max_steps must be at least the {steps} steps of {sampler.solver!r}, got {config.max_steps}")

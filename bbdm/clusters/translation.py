@@ -21,6 +21,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from bbdm.base.atomic import file_sha256
+from bbdm.base.hub import find_checkpoint
 from bbdm.base.images import to_png
 from bbdm.base.scripts import StoppedError
 from bbdm.base.seeds import seed_of
@@ -112,12 +113,12 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
         StoppedError: a result cannot be written, or machines were lost and those that are left make none.
         ValueError, OSError: the network, the pictures or the cluster cannot be used.
     """
-    checkpoint = config.load(config.model)
-    sampler = replace(config, compile=False).sampler(checkpoint, "cpu")
-    size, resize = chosen_size(config.image_size, checkpoint.image_size)
+    model = find_checkpoint(config.model)
+    sampler = replace(config, compile=False).sampler(model, "cpu")
+    size, resize = chosen_size(config.image_size, sampler.image_size)
     codec = sampler.codec
     channels = sampler.unet.channels if codec is None else codec.image_channels
-    sha256 = file_sha256(config.model)
+    sha256 = file_sha256(model)
     settings = {
         "image_size": described_size(size, resize),
         "weights": sha256,
@@ -130,7 +131,7 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
         "timesteps": sampler.table.timesteps.tolist(),
         "dtype": str(sampler.dtype).removeprefix("torch."),
     }
-    del sampler, codec, checkpoint  # the workers have their own
+    del sampler, codec  # the workers have their own
     pictures, results = Place.of(config.sources), Place.of(config.results)
     if pictures.overlaps(results):
         raise ValueError(f"results must be outside of the sources, got {config.sources} and {config.results}")
@@ -267,12 +268,13 @@ class Worker:
     @cached_property
     def _sampler(self) -> BridgeSampler:
         config = self.task.config
-        if file_sha256(config.model) != self.task.sha256:
+        model = find_checkpoint(config.model)
+        if file_sha256(model) != self.task.sha256:
             raise ValueError(f"{config.model} differs from machine to machine")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
             torch.set_num_threads(config.threads)
-        return config.sampler(config.load(config.model), device)
+        return config.sampler(model, device)
 
     def _translate(self, rows: list[dict[str, Any]]) -> None:
         config, reading = self.task.config, self.task.reading

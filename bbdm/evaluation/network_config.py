@@ -11,6 +11,7 @@ import torch
 from bbdm import solvers
 from bbdm.base.images import Resize, Size, read_size
 from bbdm.base.settings import setting
+from bbdm.codec import Codec
 from bbdm.files.checkpoint import load_checkpoint, load_codec
 from bbdm.files.content import Checkpoint
 from bbdm.sampler import BridgeSampler
@@ -73,23 +74,25 @@ class NetworkConfig:
         """The dtype of the network's arithmetic, or None for the default."""
         return None if self.dtype is None else DTYPES[self.dtype]
 
+    def codec(self) -> Codec | None:
+        """The autoencoder that is given, for files that leave it out."""
+        return None if self.vqgan_path is None else load_codec(self.vqgan_path)
+
     def load(self, path: Path) -> Checkpoint:
         """The file of a network; errors as for :func:`~bbdm.files.checkpoint.load_checkpoint`."""
-        codec = None if self.vqgan_path is None else load_codec(self.vqgan_path)
-        return load_checkpoint(path, self.time_steps, self.c_lambda, codec, self.config)
+        return load_checkpoint(path, self.time_steps, self.c_lambda, self.codec(), self.config)
 
-    def sampler(self, checkpoint: Checkpoint, device: str | torch.device) -> BridgeSampler:
-        """The sampler of a network's file."""
-        sampler = BridgeSampler(
-            checkpoint.build_unet(),
-            checkpoint.bridge,
-            self.chosen_solver,
-            self.steps,
-            codec=checkpoint.build_codec(),
-            calls=checkpoint.calls,
+    def sampler(self, path: Path, device: str | torch.device) -> BridgeSampler:
+        """The sampler of a network's file; errors as for :meth:`bbdm.BridgeSampler.from_checkpoint`."""
+        return BridgeSampler.from_checkpoint(
+            path,
+            codec=self.codec(),
+            num_steps=self.time_steps,
+            c_lambda=self.c_lambda,
+            config=self.config,
+            solver=self.chosen_solver,
+            steps=self.steps,
             device=device,
             dtype=self.chosen_dtype,
             compile=self.compile,
         )
-        sampler.image_size = checkpoint.image_size
-        return sampler

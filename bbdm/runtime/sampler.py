@@ -135,9 +135,7 @@ class OnnxBridgeSampler(FrontEnd[Array, OnnxPlan]):
         """The exported table, or another of the exported bridge where an argument asks for one."""
         exported: str = self.settings["solver"]
         if solver is steps is timesteps is None:
-            names = ("timesteps", "prediction", "coefficients", "inputs", "network_times")
-            stored = {name: np.array(self.settings[name]) for name in names if name in self.settings}
-            table = solvers.StepTable(**stored, start=tuple(self.settings.get("start", (1.0, 0.0))))
+            table = solvers.StepTable.from_description(self.settings)
         else:
             bridge = bridges.from_config(self.settings["bridge"])
             table = solvers.build(bridge, solver or exported, timesteps, steps)

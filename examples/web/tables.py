@@ -33,16 +33,7 @@ def tables(settings: dict[str, Any], words: list[str]) -> Iterator[dict[str, Any
         if not all(number.isdecimal() for number in numbers.split(",")):
             raise ValueError(f"tables are named SOLVER:CALLS,CALLS, got {word!r}")
         for calls in map(int, numbers.split(",")):
-            table = solvers.build(bridge, solver, steps=calls)
-            yield {
-                "solver": solver,
-                "timesteps": table.timesteps.tolist(),
-                "prediction": table.prediction.tolist(),
-                "coefficients": table.coefficients.tolist(),
-                "inputs": table.inputs.tolist(),
-                "network_times": table.network_times.tolist(),
-                "start": table.start,
-            }
+            yield {"solver": solver, **solvers.build(bridge, solver, steps=calls).description()}
 
 
 def main(argv: list[str] | None = None) -> None:
