@@ -87,13 +87,12 @@ PRESETS: dict[str, UNetConfig] = {
     "lbbdm-f16": UNetConfig(in_channels=8, out_channels=8, attention_resolutions=(16, 8, 4)),
     "demo": UNetConfig(
         condition_channels=3,
-        model_channels=48,
-        channel_mult=(1, 2, 3, 3),
+        model_channels=64,
+        channel_mult=(1, 2, 3),
         num_res_blocks=1,
-        attention_resolutions=(4, 8),
-        head_channels=48,
-        dropout=0.1,
+        attention_resolutions=(2, 4),
         num_groups=8,
+        patch=2,
     ),
     "demo-residual": UNetConfig(  # what demo was before it was trained for few calls
         condition_channels=3,

@@ -34,7 +34,7 @@ def unet_config(state: State, **known: Any) -> UNetConfig:
 
     The width of an attention head, the groups of a GroupNorm and the dropout leave no trace in the shapes.
     The first two are those of a preset of these shapes, else the paper's, with a warning; ``known`` settings,
-    which the file states, take precedence.
+    which the file states, take precedence. A patch shows in the channels alone, and is a preset's too.
     """
     width = _dim(state, "input_blocks.0.0.weight", 0)
     channels = _dim(state, "out.2.weight", 0)
@@ -53,9 +53,6 @@ def unet_config(state: State, **known: Any) -> UNetConfig:
         raise ValueError(f"its UNet has {stages} stages on the way up and levels of {blocks}, which do not divide")
     firsts = range(stages - blocks, -1, -blocks)  # each level's first stage on the way up, from the first level
     settings: dict[str, Any] = {
-        "in_channels": channels,
-        "out_channels": channels,
-        "condition_channels": condition,
         "model_channels": width,
         "channel_mult": tuple(_dim(state, f"output_blocks.{i}.0.out_layers.3.weight", 0) // width for i in firsts),
         "num_res_blocks": blocks - 1,
@@ -63,20 +60,22 @@ def unet_config(state: State, **known: Any) -> UNetConfig:
             2**level for level, i in enumerate(firsts) if f"output_blocks.{i}.1.qkv.weight" in state
         ),
     }
-    assumed = _assumed(settings, PRESETS.values(), {"head_channels", "num_groups"} - known.keys())
-    return UNetConfig(**{**settings, **assumed, **known})
+    fitting = [preset for preset in PRESETS.values() if channels % preset.patch**2 == 0]
+    settings |= {"patch": next((preset.patch for preset in fitting if _same_blocks(settings, preset)), 1)}
+    settings |= _assumed(settings, fitting, {"head_channels", "num_groups"} - known.keys()) | known
+    pixels = settings["patch"] ** 2
+    ends = {"in_channels": channels, "out_channels": channels, "condition_channels": condition}
+    return UNetConfig(**{name: count // pixels for name, count in ends.items()}, **settings)
 
 
 def _assumed(
     settings: dict[str, Any], presets: Iterable[UNetConfig | VQGANConfig], names: Collection[str]
 ) -> dict[str, Any]:
     """Settings without a trace in shapes: a preset's of these blocks, else the defaults with a warning."""
-    ends = {"in_channels", "out_channels", "condition_channels", "image_channels", "latent_channels", "num_codes"}
-    inner = settings.keys() - ends
     for preset in presets:
-        if all(settings[name] == _effective(preset)[name] for name in inner):
+        if _same_blocks(settings, preset):
             return {name: getattr(preset, name) for name in names}
-    default = UNetConfig() if "in_channels" in settings else VQGANConfig()
+    default = VQGANConfig() if "latent_channels" in settings else UNetConfig()
     found = {name: getattr(default, name) for name in sorted(names)}
     if found:
         values = ", ".join(f"{name}={value}" for name, value in found.items())
@@ -88,10 +87,12 @@ def _assumed(
     return found
 
 
-def _effective(preset: UNetConfig | VQGANConfig) -> dict[str, Any]:
-    """The settings of a preset, with attention only at levels that it has."""
+def _same_blocks(settings: dict[str, Any], preset: UNetConfig | VQGANConfig) -> bool:
+    """Whether a preset has these settings of its inner blocks, with attention only at levels that it has."""
     levels = (2**level for level in range(len(preset.channel_mult)))
-    return {**vars(preset), "attention_resolutions": tuple(n for n in levels if n in preset.attention_resolutions)}
+    attention = tuple(n for n in levels if n in preset.attention_resolutions)
+    inner = settings.keys() - {"image_channels", "latent_channels", "num_codes"}
+    return all(settings[name] == {**vars(preset), "attention_resolutions": attention}[name] for name in inner)
 
 
 def vqgan_config(state: State, **known: Any) -> VQGANConfig:

@@ -32,9 +32,10 @@ def no_warnings() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_warnings")
-def test_state_dict_of_our_small_unet(tmp_path: Path):
-    """On latents without a condition; its blocks are the preset's. Weights do not show dropout."""
-    config = replace(UNETS["demo"], in_channels=4, out_channels=4, condition_channels=0, dropout=0.0)
+@pytest.mark.parametrize("name", ["demo", "demo-residual"])
+def test_state_dict_of_our_small_unet(tmp_path: Path, name: str):
+    """On latents without a condition; its blocks, and its patches, are the preset's."""
+    config = replace(UNETS[name], in_channels=4, out_channels=4, condition_channels=0)
     unet = fill(UNet.from_config(config))
     loaded = load_checkpoint(save(unet.state_dict(), tmp_path / "a.pt"), num_steps=100, c_lambda=1.0)
     assert loaded.unet.config == config
@@ -46,7 +47,8 @@ def test_state_dict_of_our_small_unet(tmp_path: Path):
 @pytest.mark.parametrize("name", UNETS)
 def test_shapes_of_a_presets_unet(name: str):
     found = shapes.unet_config(expected(UNet, UNETS[name]))
-    assert (found.head_channels, found.num_groups) == (UNETS[name].head_channels, UNETS[name].num_groups)
+    for setting in ("in_channels", "condition_channels", "head_channels", "num_groups", "patch"):
+        assert getattr(found, setting) == getattr(UNETS[name], setting)
 
 
 @pytest.mark.usefixtures("no_warnings")
