@@ -14,8 +14,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from bbdm.base import optional
 from bbdm.base.atomic import file_sha256
 
 CONFIG = "config.json"
@@ -66,7 +66,7 @@ class Repository:
             ModuleNotFoundError: huggingface_hub is not installed.
         """
         tried = f"there is no path {self}, and"
-        hub = huggingface_hub(f"{tried} a name on the Hugging Face Hub")
+        hub = optional.package("huggingface_hub", f"{tried} a name on the Hugging Face Hub")
         place = {"cache_dir": self._cache_dir, "revision": self._commit or self.revision}
         with plain_errors(f"{tried} on the Hugging Face Hub", file):
             before = hub.try_to_load_from_cache(self.name, file, **place)
@@ -81,23 +81,9 @@ class Repository:
     def holds(self) -> str:
         """The first files of the repository, for a message."""
         with plain_errors(f"{self}:", "the list of its files"):
-            api = huggingface_hub("the Hub").HfApi(token=self._token)
+            api = optional.package("huggingface_hub", "the Hub").HfApi(token=self._token)
             files = api.list_repo_files(self.name, revision=self._commit)
         return ", ".join(sorted(files)[:SHOWN]) + (", ..." if len(files) > SHOWN else "")
-
-
-def huggingface_hub(what: str) -> Any:
-    """The package, which ``what`` needs.
-
-    Raises:
-        ModuleNotFoundError: it is not installed.
-    """
-    try:
-        import huggingface_hub
-    except ModuleNotFoundError as error:
-        message = f"{what} needs huggingface_hub, which is not installed: pip install 'bbdm[hub]'"
-        raise ModuleNotFoundError(message, name=error.name) from error
-    return huggingface_hub
 
 
 def repository(

@@ -8,17 +8,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from bbdm.base import optional
+
 INTERRUPTED = 130  # a shell's exit status for Ctrl-C
 TERMINATED = 143  # and for SIGTERM
-EXTRAS = {  # optional packages by the extra that installs them
-    "eval": ("torchmetrics", "torch_fidelity", "torchvision", "matplotlib", "scipy", "lpips"),
-    "export": ("onnx", "onnxruntime", "onnxscript"),
-    "train": ("accelerate", "tensorboard"),
-    "diffusers": ("diffusers",),
-    "hub": ("huggingface_hub",),
-    "app": ("gradio",),
-    "ray": ("ray", "pyarrow", "fsspec", "starlette", "prometheus_client"),
-}
 
 
 class StoppedError(RuntimeError):
@@ -67,8 +60,7 @@ def run(
         print(f"stopped: {hinted(error, hints)}", file=sys.stderr)
         raise SystemExit(error.status) from error
     except ModuleNotFoundError as error:
-        extra = next((extra for extra, names in EXTRAS.items() if (error.name or "").split(".")[0] in names), None)
-        raise SystemExit(f"error: {error}" + (f"; pip install -e '.[{extra}]' installs it" if extra else "")) from error
+        raise SystemExit(f"error: {error}{optional.install(error)}") from error
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {hinted(error, hints)}") from error
 

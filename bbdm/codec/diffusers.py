@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bbdm.base import optional
 from bbdm.codec.base import Codec, Make, State
 
 CLASSES = {"kl": "AutoencoderKL", "tiny": "AutoencoderTiny"}  # by the names in files
@@ -69,12 +70,7 @@ def class_of(kind: str) -> Any:
     Raises:
         ModuleNotFoundError: diffusers is not installed.
     """
-    try:
-        import diffusers
-    except ModuleNotFoundError as error:
-        message = f"a codec of kind {kind!r} needs diffusers, which is not installed: pip install 'bbdm[diffusers]'"
-        raise ModuleNotFoundError(message, name=error.name) from error
-    return getattr(diffusers, CLASSES[kind])
+    return getattr(optional.package("diffusers", f"a codec of kind {kind!r}"), CLASSES[kind])
 
 
 def known_settings(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:

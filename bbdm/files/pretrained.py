@@ -17,7 +17,7 @@ import yaml
 from safetensors import safe_open
 
 from bbdm import solvers
-from bbdm.base import hub, images
+from bbdm.base import hub, images, optional
 from bbdm.base.atomic import check_folder, make_folder
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, WrappedCodec
@@ -155,7 +155,7 @@ def push_to_hub(
     match = hub.NAME.fullmatch(name)
     if match is None or match["revision"] is not None:
         raise ValueError(f"name must be OWNER/NAME, got {name!r}")
-    package = hub.huggingface_hub("push_to_hub")
+    package = optional.package("huggingface_hub", "push_to_hub")
     api = package.HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder, onnx=onnx, license=license, data=data, name=name)

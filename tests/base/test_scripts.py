@@ -1,8 +1,10 @@
 """How a script ends."""
 
+import sys
+
 import pytest
 
-from bbdm.base import scripts
+from bbdm.base import optional, scripts
 
 
 @pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, OSError])
@@ -16,7 +18,7 @@ def test_an_error_of_the_user_is_one_line(kind: type[Exception]):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("torchmetrics.image", r"error: none; pip install -e '\.\[eval\]' installs it"), ("other", "error: none")],
+    [("torchmetrics.image", r"error: none: pip install 'bbdm\[eval\]'"), ("other", "error: none")],
 )
 def test_a_missing_package_names_its_extra(name: str, message: str):
     def main() -> None:
@@ -24,6 +26,13 @@ def test_a_missing_package_names_its_extra(name: str, message: str):
 
     with pytest.raises(SystemExit, match=f"^{message}$"):
         scripts.run(main)
+
+
+def test_how_to_install_a_package_is_said_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(SystemExit) as caught:
+        scripts.run(lambda: optional.package("gradio", "the app"))
+    assert str(caught.value) == "error: the app needs gradio, which is not installed: pip install 'bbdm[app]'"
 
 
 def test_a_fault_of_the_program_keeps_its_traceback():
