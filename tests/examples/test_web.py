@@ -48,7 +48,6 @@ FLAGS = (
 )
 SOFTWARE_WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
 
-pytestmark = pytest.mark.nightly
 in_browser = pytest.mark.skipif(
     not (CHROMIUM and DRIVER and (DIST / "index.html").exists()),
     reason="needs chromium, chromedriver, and the page: npm ci && npm run build in examples/web",
@@ -129,6 +128,7 @@ def test_a_seed_is_the_picture_of_python(page: Page, tiny: Path, noise: Path):
     assert "solver=dpm2m&calls=3" in page.driver.current_url
 
 
+@pytest.mark.nightly
 @in_browser
 @pytest.mark.parametrize("kind", [interaction.POINTER_MOUSE, interaction.POINTER_TOUCH, interaction.POINTER_PEN])
 def test_draw_undo_erase_and_translate(page: Page, kind: str):
@@ -153,6 +153,7 @@ def test_draw_undo_erase_and_translate(page: Page, kind: str):
     assert page.ink == 0
 
 
+@pytest.mark.nightly
 @in_browser
 def test_the_network_is_downloaded_once_and_again_when_it_changed(page: Page, site: Site):
     def downloads() -> int:
@@ -175,6 +176,7 @@ def test_the_network_is_downloaded_once_and_again_when_it_changed(page: Page, si
     assert page.driver.execute_async_script(kept) == 1
 
 
+@pytest.mark.nightly
 @in_browser
 def test_a_damaged_network_gives_a_message(page: Page, site: Site):
     unet = site.folder / "model/unet.onnx"
@@ -183,6 +185,7 @@ def test_a_damaged_network_gives_a_message(page: Page, site: Site):
     assert page.until_warned() == "unet.onnx is not what bridge.json describes: it is damaged, or of another export."
 
 
+@pytest.mark.nightly
 @in_browser
 def test_a_model_that_is_not_there_gives_a_message(page: Page, site: Site):
     page.driver.get(f"{site.address}?model=other")
@@ -190,6 +193,7 @@ def test_a_model_that_is_not_there_gives_a_message(page: Page, site: Site):
     assert not page.by_id("translate").is_enabled()
 
 
+@pytest.mark.nightly
 @in_browser
 def test_the_page_works_and_opens_without_its_server(page: Page, site: Site, noise: Path):
     page.open("?pictures=1")
@@ -204,6 +208,7 @@ def test_the_page_works_and_opens_without_its_server(page: Page, site: Site, noi
     assert page.driver.execute_script("return crossOriginIsolated")
 
 
+@pytest.mark.nightly
 @in_browser
 def test_a_phone_shows_all_without_scrolling_sideways(page: Page):
     size = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
@@ -215,6 +220,7 @@ def test_a_phone_shows_all_without_scrolling_sideways(page: Page):
     assert page.driver.execute_script(outside) == []
 
 
+@pytest.mark.nightly
 @in_browser
 def test_webgpu_that_is_not_there_gives_a_message_and_wasm_goes_on(page: Page, tiny: Path, noise: Path):
     page.open("?device=webgpu&pictures=1").give(noise).translate()
@@ -223,6 +229,7 @@ def test_webgpu_that_is_not_there_gives_a_message_and_wasm_goes_on(page: Page, t
     assert abs(page.results - made(tiny, noise, 0, 1)).max() <= 1
 
 
+@pytest.mark.nightly
 @in_browser
 def test_the_picture_is_right_whether_webgpu_agrees_or_not(
     site: Site, start: Callable[..., Any], tiny: Path, noise: Path
@@ -236,6 +243,7 @@ def test_the_picture_is_right_whether_webgpu_agrees_or_not(
     assert abs(page.results - made(tiny, noise, 0, 1)).max() <= 2
 
 
+@pytest.mark.nightly
 @in_browser
 def test_a_file_that_is_no_picture_gives_a_message(page: Page, tmp_path: Path, noise: Path):
     (tmp_path / "letter.png").write_text("no picture")
@@ -245,6 +253,7 @@ def test_a_file_that_is_no_picture_gives_a_message(page: Page, tmp_path: Path, n
     assert page.text("warning") == ""
 
 
+@pytest.mark.nightly
 @in_browser
 def test_a_seed_that_is_no_number_gives_a_message(page: Page):
     page.open().draw()
@@ -253,6 +262,7 @@ def test_a_seed_that_is_no_number_gives_a_message(page: Page):
     assert page.until_warned() == "Seed must be a whole number from 0 to 9223372036854775807."
 
 
+@pytest.mark.nightly
 @in_browser
 def test_a_result_is_saved_as_png(page: Page, tmp_path: Path, noise: Path):
     folder = tmp_path / "downloads"
@@ -264,6 +274,7 @@ def test_a_result_is_saved_as_png(page: Page, tmp_path: Path, noise: Path):
         np.testing.assert_array_equal(np.asarray(saved.convert("RGB")), page.results[0])
 
 
+@pytest.mark.nightly
 @in_browser
 def test_all_is_done_with_the_keyboard(page: Page):
     """Tab reaches every control and shows where it is; keys draw, choose a drawing and translate."""
@@ -296,6 +307,7 @@ def test_all_is_done_with_the_keyboard(page: Page):
     WebDriverWait(page.driver, PATIENCE).until(lambda _: page.finished() and (page.results != first).any())
 
 
+@pytest.mark.nightly
 @in_browser
 def test_every_control_has_a_name(page: Page):
     page.open().draw().translate()
@@ -303,6 +315,7 @@ def test_every_control_has_a_name(page: Page):
         assert element.accessible_name or not element.is_displayed(), element.get_attribute("outerHTML")
 
 
+@pytest.mark.nightly
 @in_browser
 def test_the_bundled_export(start: Callable[..., Any]):
     settings = [folder / "bridge.json" for folder in (DIST / "model", DEMO / "onnx")]
@@ -335,6 +348,7 @@ def case(folder: Path, height: int, width: int, solver: str | None = None, steps
     }
 
 
+@pytest.mark.nightly
 @in_node
 def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
     """float32 within 1e-3: versions 3 and 1, padding, noise at the start, a fixed size, a codec."""
@@ -355,6 +369,7 @@ def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
     assert "skipped" not in done.stdout
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(NPM is None, reason="needs npm")
 def test_the_page_is_built_from_its_lock_file(tmp_path: Path):
     web = Path(shutil.copytree(WEB, tmp_path / "examples/web", ignore=shutil.ignore_patterns("node_modules", "dist")))

@@ -1,0 +1,35 @@
+"""Optional packages, and the extra of bbdm that installs each."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+EXTRAS = {
+    "eval": ("torchmetrics", "torch_fidelity", "torchvision", "matplotlib", "scipy", "lpips"),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+    "train": ("accelerate", "tensorboard"),
+    "diffusers": ("diffusers",),
+    "hub": ("huggingface_hub",),
+    "app": ("gradio",),
+    "ray": ("ray", "pyarrow", "fsspec", "starlette", "prometheus_client"),
+}
+
+
+def package(name: str, needed_by: str) -> Any:
+    """An optional package, imported; ``needed_by`` begins the message where it is missing.
+
+    Raises:
+        ModuleNotFoundError: it is not installed. The message says how to install it.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        message = f"{needed_by} needs {error.name}, which is not installed{install(error)}"
+        raise ModuleNotFoundError(message, name=error.name) from error
+
+
+def install(error: ModuleNotFoundError) -> str:
+    """The end of the message of a missing package's error: how to install it, if that is not said yet."""
+    extra = next((extra for extra, names in EXTRAS.items() if (error.name or "").split(".")[0] in names), None)
+    return f": pip install 'bbdm[{extra}]'" if extra and "pip install" not in str(error) else ""
