@@ -1,0 +1,116 @@
+"""What can happen to a file: bytes that change, move, vanish or come in, and JSON of other values."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from tests.hardening.watch import CANARY
+
+CALL = f"cbuiltins\nexec\n(S'import {CANARY}'\ntR.".encode()  # a pickle that calls code
+WORDS = [struct.pack(kind, value) for kind in ("<I", "<q", "<Q", ">I") for value in (0, 1, 2**31 - 1, 2**20)]
+WORDS += [struct.pack("<Q", 2**63), struct.pack("<q", -1), b"\xff" * 4]
+VALUES: list[Any] = [
+    *(None, True, -1, 0, 1, 3, 7, 2**15, 2**31, 2**63, 10**30, 0.5, -1e308, 1e308, float("nan"), float("inf")),
+    *("", "x", "abridge", "../../a", "\0", "kl", [], {}, [1, 2], [2**40], {"a": 1}, [[]], "9" * 5000),
+]
+Mutation = Callable[[bytearray, random.Random], None]
+
+
+def _place(data: bytearray, rng: random.Random) -> int:
+    """Somewhere; the beginning and the end, where headers and indices are, are likelier."""
+    near = rng.randrange(min(len(data), 1024) or 1)
+    return rng.choice([near, max(0, len(data) - 1 - near), rng.randrange(len(data) or 1)])
+
+
+def _flip(data: bytearray, rng: random.Random) -> None:
+    for _ in range(rng.choice([1, 1, 2, 8])):
+        data[_place(data, rng)] ^= 1 << rng.randrange(8)
+
+
+def _cut(data: bytearray, rng: random.Random) -> None:
+    del data[_place(data, rng) :]
+
+
+def _remove(data: bytearray, rng: random.Random) -> None:
+    place = _place(data, rng)
+    del data[place : place + rng.choice([1, 2, 16, 512])]
+
+
+def _insert(data: bytearray, rng: random.Random) -> None:
+    data[(place := _place(data, rng)) : place] = rng.randbytes(rng.choice([1, 4, 100]))
+
+
+def _repeat(data: bytearray, rng: random.Random) -> None:
+    place, other = _place(data, rng), _place(data, rng)
+    data[place:place] = data[other : other + rng.choice([8, 64, 1024])]
+
+
+def _erase(data: bytearray, rng: random.Random) -> None:
+    place = _place(data, rng)
+    end = min(len(data), place + rng.choice([4, 64, 1024]))
+    data[place:end] = bytes([rng.choice([0, 255])]) * (end - place)
+
+
+def _word(data: bytearray, rng: random.Random) -> None:
+    word, place = rng.choice(WORDS), _place(data, rng)
+    data[place : place + len(word)] = word
+
+
+def _call(data: bytearray, rng: random.Random) -> None:
+    data[(place := _place(data, rng)) : place] = CALL
+
+
+BYTES: list[Mutation] = [_flip, _flip, _cut, _remove, _insert, _repeat, _erase, _word, _word, _call]
+
+
+def of_bytes(data: bytes, rng: random.Random) -> bytes:
+    """One to three changes of a file's bytes."""
+    changed = bytearray(data)
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        if changed:
+            rng.choice(BYTES)(changed, rng)
+    return bytes(changed)
+
+
+def of_values(content: Any, rng: random.Random) -> Any:
+    """One to three changes of the values in a JSON document: another value, a missing or a further entry."""
+    changed = copy.deepcopy(content)
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        parent, key = changed, None
+        while isinstance(parent, dict | list) and parent:
+            key = rng.choice(list(parent) if isinstance(parent, dict) else range(len(parent)))
+            if not isinstance(parent[key], dict | list) or not parent[key] or rng.random() < 0.25:
+                break
+            parent = parent[key]
+        if not isinstance(parent, dict | list) or key is None:
+            return rng.choice(VALUES)
+        action = rng.random()
+        if action < 0.7:
+            parent[key] = _other(parent[key], rng)
+        elif action < 0.85:
+            del parent[key]
+        elif isinstance(parent, dict):
+            parent[rng.choice(["x", "kind", "config", "version", str(key) + "s"])] = rng.choice(VALUES)
+        else:
+            parent.extend(parent * rng.choice([1, 1000]))
+    return changed
+
+
+def _other(value: Any, rng: random.Random) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool) and rng.random() < 0.5:
+        return rng.choice([value + 1, -value, value * 1000, value * 10**9, value / 2, str(value)])
+    if isinstance(value, str) and value and rng.random() < 0.5:
+        return rng.choice([value[:-1], value * 3, value.upper(), "../" + value])
+    return rng.choice(VALUES)
+
+
+def of_json(data: bytes, rng: random.Random) -> bytes:
+    """A JSON file with other values or, as often, with other bytes."""
+    if rng.random() < 0.5:
+        return of_bytes(data, rng)
+    return json.dumps(of_values(json.loads(data), rng)).encode()

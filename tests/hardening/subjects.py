@@ -1,0 +1,265 @@
+"""The files that are mutated, and how each is read: a row for each kind."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import yaml
+from PIL import Image
+from safetensors import safe_open
+
+from bbdm.base import images
+from bbdm.data.image_cache import ImageCache
+from bbdm.data.latents import LatentDataset
+from bbdm.data.pairs import load_dataset
+from bbdm.evaluation import reports
+from bbdm.evaluation.results import Record
+from bbdm.execution import package
+from bbdm.files.checkpoint import load_checkpoint, load_vqgan, save_checkpoint, save_vqgan
+from bbdm.files.weights import described
+from bbdm.runtime import OnnxBridgeSampler
+from tests.conftest import tiny_unet
+from tests.export.exports import BRIDGE, SIZE, export, tiny_codec
+from tests.files.importers.common import save
+from tests.files.importers.test_original_bbdm import bbdm_file, bbdm_unet, bbdm_yaml
+from tests.hardening.mutations import of_bytes, of_json, of_values
+
+Mutate = Callable[[bytes, random.Random], bytes]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A file in a folder of its own.
+
+    ``read`` returns what was read, which is right where it equals what the whole file gave. ``exact`` is
+    False where a change of values makes another valid file, or where a format has no checksums.
+    """
+
+    path: Path
+    read: Callable[[], Any]
+    mutate: Mutate = of_bytes
+    exact: bool = True
+
+
+def _state(checkpoint: Any) -> Any:
+    """The weights and settings of a checkpoint, built, as values that compare."""
+    unet = checkpoint.build_unet()
+    return checkpoint.bridge, {key: value.tolist() for key, value in unet.state_dict().items()}
+
+
+def _checkpoint(path: Path, mutate: Mutate = of_bytes, exact: bool = True, **arguments: Any) -> Subject:
+    return Subject(path, lambda: _state(load_checkpoint(path, **arguments)), mutate, exact)
+
+
+def _values_of_pt(data: bytes, rng: random.Random, path: Path) -> bytes:
+    """A file of torch.save with other settings, and whole."""
+    content = torch.load(path, weights_only=True)
+    weights = content["unet"].pop("weights")
+    changed = of_values(content, rng)
+    if isinstance(changed, dict) and isinstance(changed.get("unet"), dict):
+        changed["unet"]["weights"] = weights
+    torch.save(changed, path)
+    return path.read_bytes()
+
+
+def _values_of_safetensors(name: str, path: Path) -> Mutate:
+    """Other settings in the metadata, with the hash that fits them."""
+
+    def mutate(data: bytes, rng: random.Random) -> bytes:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
+            settings = json.loads(file.metadata()[name])
+        changed = of_values(settings, rng)
+        safetensors.torch.save_file(tensors, path, described(name, changed, tensors))
+        return path.read_bytes()
+
+    return mutate
+
+
+def our_pt(folder: Path) -> Subject:
+    save_checkpoint(path := folder / "a.pt", tiny_unet(), BRIDGE, image_size=SIZE)
+    return _checkpoint(path)
+
+
+def our_pt_settings(folder: Path) -> Subject:
+    save_checkpoint(path := folder / "a.pt", tiny_unet(), BRIDGE, image_size=SIZE)
+    return _checkpoint(path, lambda data, rng: _values_of_pt(data, rng, path), exact=False)
+
+
+def our_safetensors(folder: Path) -> Subject:
+    save_checkpoint(path := folder / "a.safetensors", tiny_unet(), BRIDGE, image_size=SIZE)
+    return _checkpoint(path)
+
+
+def our_safetensors_settings(folder: Path) -> Subject:
+    save_checkpoint(path := folder / "a.safetensors", tiny_unet(), BRIDGE, codec=tiny_codec(), image_size=SIZE)
+    return _checkpoint(path, _values_of_safetensors("bbdm", path), exact=False)
+
+
+def our_vqgan(folder: Path) -> Subject:
+    save_vqgan(path := folder / "v.pt", tiny_codec().module)  # pyright: ignore[reportArgumentType]
+    return Subject(path, lambda: {key: v.tolist() for key, v in load_vqgan(path).state_dict().items()})
+
+
+def legacy(folder: Path) -> Subject:
+    """A bare state dict as torch.save wrote before PyTorch 1.6: without checksums."""
+    path = save(bbdm_unet(condition_channels=3).state_dict(), folder / "a.pt", zipped=False)
+    return _checkpoint(path, exact=False, num_steps=100, c_lambda=1.0)
+
+
+def original_bbdm(folder: Path) -> Subject:
+    path, _, _ = bbdm_file(folder / "a.pth", condition_channels=3)
+    return _checkpoint(path, config=bbdm_yaml(folder / "a.yaml"))
+
+
+def original_bbdm_yaml(folder: Path) -> Subject:
+    path, _, _ = bbdm_file(folder / "a.pth", condition_channels=3)
+    config = bbdm_yaml(folder / "a.yaml")
+
+    def mutate(data: bytes, rng: random.Random) -> bytes:
+        plain = json.loads(json.dumps(yaml.unsafe_load(data)))
+        return of_bytes(data, rng) if rng.random() < 0.3 else yaml.dump(of_values(plain, rng)).encode()
+
+    return Subject(config, lambda: _state(load_checkpoint(path, config=config)), mutate, exact=False)
+
+
+def _package(folder: Path) -> tuple[Path, Callable[[], Any]]:
+    """A package without a compiler's code, and what is done with it before its code is loaded."""
+    network, device = tiny_unet(), torch.device("cpu")
+    here = package.fingerprint(network, torch.float32, device)
+    content = {"version": 2, "shape": [1, 3, 8, 8], "dtype": "float32", "fingerprint": here, "constants": {}}
+    tensors = {package.CODE: torch.zeros(1000, dtype=torch.uint8)}
+    safetensors.torch.save_file(tensors, path := folder / "a.pt2", described(package.FORMAT, content, tensors))
+
+    def read() -> Any:
+        found, stored = package._read(path)
+        package._check_fingerprint(path, found["fingerprint"], here)
+        return found, stored[package.CODE].tolist()
+
+    return path, read
+
+
+def compiled_package(folder: Path) -> Subject:
+    return Subject(*_package(folder))
+
+
+def export_settings(folder: Path) -> Subject:
+    save_checkpoint(folder / "a.pt", tiny_unet(), BRIDGE, image_size=SIZE)
+    export(folder / "a.pt", folder / "onnx", "--solver", "sde-dpm2m", "--steps", "4")
+
+    def read() -> Any:
+        sampler = OnnxBridgeSampler(folder / "onnx", threads=1)
+        return sampler.settings["solver"], sampler.table.coefficients.tolist()
+
+    return Subject(folder / "onnx" / "bridge.json", read, of_json, exact=False)
+
+
+def _pairs(folder: Path) -> Any:
+    for split in ("A", "B"):
+        (folder / split).mkdir()
+        for i in range(2):
+            Image.new("RGB", (16, 16), (40 * i, 90, 7)).save(folder / split / f"{i}.png")
+    return load_dataset("paired", f"{folder / 'A'},{folder / 'B'}", image_size=16)
+
+
+def image_cache(folder: Path) -> Subject:
+    pairs = _pairs(folder)
+    ImageCache(pairs, folder / "cache")
+    kept = (folder / "cache" / "train.npy").read_bytes()
+
+    def read() -> Any:
+        cache = ImageCache(pairs, folder / "cache")
+        return [[v.tolist() for v in cache.pixels(i)] for i in range(2)]
+
+    def mutate(data: bytes, rng: random.Random) -> bytes:
+        (folder / "cache" / "train.npy").write_bytes(kept)
+        return of_json(data, rng)
+
+    return Subject(folder / "cache" / "train.json", read, mutate)
+
+
+def latent_cache(folder: Path) -> Subject:
+    pairs, codec = _pairs(folder), tiny_codec()
+    LatentDataset(pairs, codec, folder / "cache")
+    shard = next((folder / "cache").glob("*.safetensors"))
+    kept = shard.read_bytes()
+
+    def read() -> Any:
+        return [v.tolist() for v in LatentDataset(pairs, codec, folder / "cache")[1]]
+
+    def mutate(data: bytes, rng: random.Random) -> bytes:
+        shard.write_bytes(kept)
+        return of_json(data, rng)
+
+    return Subject(next((folder / "cache").glob("*.json")), read, mutate)
+
+
+def results(folder: Path) -> Subject:
+    settings = {"solver": "dpm2m", "nfe": 4, "weights": "a" * 64, "nested": {"seed": 0}}
+    Record(folder, settings, [], overwrite=False).add(3, 1.5)
+    return Subject(folder / "settings.json", lambda: Record(folder, settings, [], False).settings, of_json)
+
+
+def scores(folder: Path) -> Subject:
+    report = {"settings": {"seed": 0}, "scores": {"fid": 1.5}, "solver": "dpm2m", "nfe": 4, "pictures": 3}
+    (path := folder / "report.json").write_text(json.dumps([report]))
+    return Subject(path, lambda: reports.read(path), of_json, exact=False)
+
+
+def _picture(suffix: str, **options: Any) -> Callable[[Path], Subject]:
+    def make(folder: Path) -> Subject:
+        rng = random.Random(0)
+        picture = Image.frombytes("RGB", (24, 16), rng.randbytes(24 * 16 * 3))
+        picture.save(path := folder / f"a{suffix}", **options)
+        return Subject(path, lambda: images.convert(images.open_image(path)).size, exact=False)
+
+    return make
+
+
+FILES: dict[str, tuple[Callable[[Path], Subject], int]] = {  # of each, how many every night: 100,000 in all
+    "our .pt": (our_pt, 20_000),
+    "our .pt, settings": (our_pt_settings, 10_000),
+    "our .safetensors": (our_safetensors, 20_000),
+    "our .safetensors, settings": (our_safetensors_settings, 5_000),
+    "our VQGAN": (our_vqgan, 5_000),
+    "a legacy .pt": (legacy, 10_000),
+    "the original BBDM's .pth": (original_bbdm, 5_000),
+    "the original BBDM's settings": (original_bbdm_yaml, 2_000),
+    "a package": (compiled_package, 10_000),
+    "an export's bridge.json": (export_settings, 3_000),
+    "a cache of pictures": (image_cache, 3_000),
+    "a cache of latents": (latent_cache, 2_000),
+    "settings of results": (results, 3_000),
+    "scores": (scores, 2_000),
+}
+PICTURES: dict[str, tuple[Callable[[Path], Subject], int]] = {  # 10,000 in all
+    "PNG": (_picture(".png"), 3_000),
+    "JPEG": (_picture(".jpg"), 2_000),
+    "WebP": (_picture(".webp"), 1_500),
+    "BMP": (_picture(".bmp"), 1_000),
+    "TIFF": (_picture(".tif"), 1_500),
+    "TIFF, compressed": (_picture(".tif", compression="tiff_lzw"), 1_000),
+}
+
+
+def clean(folder: Path) -> Path:
+    """An empty folder."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def quiet() -> None:
+    """Warnings of odd settings are as good as none here."""
+    warnings.simplefilter("ignore")

@@ -1,0 +1,63 @@
+"""100,000 mutated files and 10,000 mutated pictures: the right content or a ValueError, and nothing else.
+
+No code of a file runs, no read takes more than twice the file's size and 200 MB of memory, and none hangs.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.hardening.mutations import CALL
+from tests.hardening.subjects import FILES, PICTURES
+from tests.hardening.watch import ROOM, Outcome, Watch, judge
+
+SEED = 1
+EVERY_NIGHT = [(kind, count) for kind, (_, count) in {**FILES, **PICTURES}.items()]
+DAILY = [("our .pt", 60), ("our .safetensors, settings", 40), ("PNG", 100)]
+
+
+def mutated(kind: str, count: int, folder: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.hardening.run", kind, str(count), str(SEED), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_as_many_as_are_claimed() -> None:
+    assert sum(count for _, count in FILES.values()) == 100_000
+    assert sum(count for _, count in PICTURES.values()) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"), [*DAILY, *(pytest.param(*each, marks=pytest.mark.nightly) for each in EVERY_NIGHT)]
+)
+def test_mutated(kind: str, count: int, tmp_path: Path) -> None:
+    found = mutated(kind, count, tmp_path / "file")
+    print(kind, {name: value for name, value in found.items() if name != "faults"})
+    assert not found["faults"]
+    assert found["read"] + found["refused"] == count
+    assert found["refused"] > count / 20
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda: False, "another content"),
+        (lambda: pickle.loads(CALL) is None, "called import"),
+        (lambda: bool(bytearray(ROOM + 2**26)), "MiB for a file of 10 bytes"),
+        (lambda: {}["x"], "KeyError"),
+    ],
+    ids=["wrong", "code", "memory", "another error"],
+)
+def test_faults_are_found(fault: Any, message: str) -> None:
+    outcome = Outcome()
+    judge(fault, 10, Watch(), outcome, "planted")
+    assert any(message in fault for fault in outcome.faults)

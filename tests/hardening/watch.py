@@ -1,0 +1,70 @@
+"""What reading a file may cost and do: its memory, its time, and the calls that it makes."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+CALLS = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "pickle.find_class"}
+CANARY = "bbdm_canary"  # a module that the code in mutated files imports
+ROOM = 200 * 2**20  # bytes of memory, besides twice the file's size
+SECONDS = 20.0  # the longest that a small file may take, on a busy machine
+
+
+class Watch:
+    """Records calls of code while it is on. Hooks of Python cannot be removed, so there is one a process."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self.seen: list[str] = []
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, args: tuple[Any, ...]) -> None:
+        if not self.on:
+            return
+        if event in CALLS or (event == "import" and args[0] == CANARY):
+            self.seen.append(f"{event} {args}"[:200])
+
+
+@dataclass
+class Outcome:
+    """Of many mutated files."""
+
+    read: int = 0  # with the right content
+    refused: int = 0
+    slowest: float = 0.0  # seconds
+    most: int = 0  # bytes of memory above what reading the whole file took
+    faults: list[str] = field(default_factory=list)
+
+
+def peak() -> int:
+    """The most memory that this process has had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def judge(read: Callable[[], bool], size: int, watch: Watch, outcome: Outcome, name: str) -> None:
+    """Read one file, of ``size`` bytes: the right content (True) or a ValueError, and nothing else."""
+    before, started = peak(), time.perf_counter()
+    watch.seen.clear()
+    watch.on = True
+    fault = None
+    try:
+        right = read()
+        outcome.read += right
+        fault = None if right else "it was read, with another content"
+    except (ValueError, FileNotFoundError):
+        outcome.refused += 1
+    except BaseException as error:
+        fault = f"{type(error).__name__}: {error}"[:300]
+    finally:
+        watch.on = False
+    seconds, grown = time.perf_counter() - started, peak() - before
+    outcome.slowest, outcome.most = max(outcome.slowest, seconds), max(outcome.most, grown)
+    faults = [fault, *(f"it called {call}" for call in watch.seen)]
+    faults.append(f"it took {grown / 2**20:.0f} MiB for a file of {size} bytes" if grown > 2 * size + ROOM else None)
+    faults.append(f"it took {seconds:.0f} seconds" if seconds > SECONDS else None)
+    outcome.faults += [f"{name}: {each}" for each in faults if each]
