@@ -26,7 +26,13 @@ DEFAULT: Solver = "dpm2m"
 DISTILLED: Solver = "consistency"  # of networks that were distilled for a number of calls
 
 
-ARRAYS = ("timesteps", "prediction", "coefficients", "inputs", "network_times")  # of a table
+ARRAYS: dict[str, tuple[int, ...]] = {  # of a table, and the columns of each
+    "timesteps": (),
+    "prediction": (3,),
+    "coefficients": (5,),
+    "inputs": (2,),
+    "network_times": (),
+}
 
 
 def _unset() -> npt.NDArray[np.float64]:
@@ -63,9 +69,22 @@ class StepTable:
 
     @classmethod
     def from_description(cls, values: Mapping[str, Any]) -> StepTable:
-        """The table of a :meth:`description`, among other values; what older files lack is unset."""
+        """The table of a :meth:`description`, among other values; what older files lack is unset.
+
+        Raises:
+            ValueError: an array is missing, of another shape, or not of finite numbers.
+        """
         stored = {name: np.array(values[name]) for name in ARRAYS if name in values}
-        return cls(**stored, start=tuple(values.get("start", (1.0, 0.0))))
+        start = np.array(values.get("start", (1.0, 0.0)))
+        missing = {"timesteps", "prediction", "coefficients"} - stored.keys()
+        if missing:
+            raise ValueError(f"a table needs {sorted(missing)[0]}")
+        count = stored["timesteps"].size
+        wanted = {"start": (start, (2,)), **{name: (v, (count, *ARRAYS[name])) for name, v in stored.items()}}
+        for name, (array, shape) in wanted.items():
+            if array.dtype.kind not in "if" or array.shape != shape or not count or not np.isfinite(array).all():
+                raise ValueError(f"{name} of a table must be finite numbers of shape {shape}, got {array.shape}")
+        return cls(**stored, start=tuple(start.tolist()))
 
     def description(self) -> dict[str, Any]:
         """Plain values, as exports hold them."""

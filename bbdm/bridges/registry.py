@@ -37,6 +37,8 @@ def from_config(config: dict[str, Any]) -> Bridge:
     Raises:
         ValueError: the kind is unknown or a value is out of range.
     """
+    if not isinstance(config, dict):
+        raise ValueError(f"a bridge's settings must be a dictionary, got {config!r}")
     values = dict(config)
     kind = values.pop("kind", None)
     if not isinstance(kind, str) or kind not in BRIDGES:

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bbdm.base import hub
-from bbdm.base.atomic import file_sha256
+from bbdm.base.atomic import file_sha256, short
+from bbdm.solvers import StepTable
 
 FORMAT = "bbdm onnx"
 VERSION = 3  # since 2, steps show the network weights of x and y, and times are float32; since 3, noise may start
 SETTINGS = "bridge.json"
 PIPELINE = "pipeline.onnx"  # a whole translation as one graph, for other programs
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+COUNT = (_is_count, "an integer of at least 1")
+VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "solver": (lambda value: isinstance(value, str), "a name"),
+    "dtype": (lambda value: isinstance(value, str), "a name"),
+    "conditioned": (lambda value: isinstance(value, bool), "true or false"),
+    "static": (
+        lambda value: value is None or (isinstance(value, list) and len(value) == 3 and all(map(_is_count, value))),
+        "null or [number, height, width]",
+    ),
+    **dict.fromkeys(["channels", "image_channels", "stride", "latent_stride"], COUNT),
+}
 
 
 def find_export(
@@ -83,6 +102,10 @@ def _described(path: Path) -> dict[str, Any]:
         for name in files:
             if Path(name).name != name or not name.endswith((".onnx", ".onnx.data")):
                 raise ValueError(f"it lists {name}, which is no graph in its folder")
+        for name, (fits, wanted) in VALUES.items():
+            if not fits(settings[name]):
+                raise ValueError(f"{name} must be {wanted}, got {short(settings[name])}")
+        StepTable.from_description(settings)
     except (ValueError, KeyError, TypeError) as error:
         reason = f"missing entry {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"cannot read {path}: {reason}") from error

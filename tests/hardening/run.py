@@ -32,7 +32,7 @@ def run(kind: str, count: int, seed: int, folder: Path, first: int = 0) -> Outco
             found = subject.read()
             return found == wanted or not subject.exact
 
-        judge(read, len(data), watch, outcome, f"{kind} {index}")
+        judge(read, len(data), watch, outcome, f"{kind} {index}", subject.room)
     return outcome
 
 

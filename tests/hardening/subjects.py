@@ -33,7 +33,9 @@ from tests.export.exports import BRIDGE, SIZE, export, tiny_codec
 from tests.files.importers.common import save
 from tests.files.importers.test_original_bbdm import bbdm_file, bbdm_unet, bbdm_yaml
 from tests.hardening.mutations import of_bytes, of_json, of_values
+from tests.hardening.watch import ROOM
 
+PICTURE = 2 * 2 * 3 * (Image.MAX_IMAGE_PIXELS or 0)  # bytes of the largest that Pillow opens, and of a copy
 Mutate = Callable[[bytes, random.Random], bytes]
 
 
@@ -42,13 +44,15 @@ class Subject:
     """A file in a folder of its own.
 
     ``read`` returns what was read, which is right where it equals what the whole file gave. ``exact`` is
-    False where a change of values makes another valid file, or where a format has no checksums.
+    False where a change of values makes another valid file, or where a format has no checksums. ``room`` is
+    the memory besides twice the file's size: a small picture may say that it is a large white one.
     """
 
     path: Path
     read: Callable[[], Any]
     mutate: Mutate = of_bytes
     exact: bool = True
+    room: int = ROOM
 
 
 def _state(checkpoint: Any) -> Any:
@@ -221,7 +225,7 @@ def _picture(suffix: str, **options: Any) -> Callable[[Path], Subject]:
         rng = random.Random(0)
         picture = Image.frombytes("RGB", (24, 16), rng.randbytes(24 * 16 * 3))
         picture.save(path := folder / f"a{suffix}", **options)
-        return Subject(path, lambda: images.convert(images.open_image(path)).size, exact=False)
+        return Subject(path, lambda: images.convert(images.open_image(path)).size, exact=False, room=PICTURE)
 
     return make
 

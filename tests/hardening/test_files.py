@@ -1,6 +1,7 @@
 """100,000 mutated files and 10,000 mutated pictures: the right content or a ValueError, and nothing else.
 
-No code of a file runs, no read takes more than twice the file's size and 200 MB of memory, and none hangs.
+No code of a file runs, no read takes more than twice the file's size and 200 MB of memory, and none hangs. A
+picture may take what the largest takes that Pillow opens.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def judge(read: Callable[[], bool], size: int, watch: Watch, outcome: Outcome, name: str) -> None:
+def judge(read: Callable[[], bool], size: int, watch: Watch, outcome: Outcome, name: str, room: int = ROOM) -> None:
     """Read one file, of ``size`` bytes: the right content (True) or a ValueError, and nothing else."""
     before, started = peak(), time.perf_counter()
     watch.seen.clear()
@@ -65,6 +65,6 @@ def judge(read: Callable[[], bool], size: int, watch: Watch, outcome: Outcome, n
     seconds, grown = time.perf_counter() - started, peak() - before
     outcome.slowest, outcome.most = max(outcome.slowest, seconds), max(outcome.most, grown)
     faults = [fault, *(f"it called {call}" for call in watch.seen)]
-    faults.append(f"it took {grown / 2**20:.0f} MiB for a file of {size} bytes" if grown > 2 * size + ROOM else None)
+    faults.append(f"it took {grown / 2**20:.0f} MiB for a file of {size} bytes" if grown > 2 * size + room else None)
     faults.append(f"it took {seconds:.0f} seconds" if seconds > SECONDS else None)
     outcome.faults += [f"{name}: {each}" for each in faults if each]

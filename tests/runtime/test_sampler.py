@@ -189,6 +189,10 @@ def test_a_folder_that_is_no_export(folder: Path, tmp_path: Path):
         ({"files": {}}, r"lists no step\.onnx"),
         ({"files": {"../unet.onnx": "", "unet.onnx": "", "step.onnx": ""}}, r"lists \.\./unet\.onnx"),
         ({"files": {"evil.pkl": "", "unet.onnx": "", "step.onnx": ""}}, r"lists evil\.pkl"),
+        ({"stride": 0.5}, "stride must be an integer of at least 1, got 0.5"),
+        ({"static": [1, 16]}, r"static must be null or \[number, height, width\], got \[1, 16\]"),
+        ({"prediction": [[1.0, 0.0]]}, r"prediction of a table must be finite numbers of shape \(4, 3\), got \(1, 2\)"),
+        ({"start": [1.0, None]}, r"start of a table must be finite numbers of shape \(2,\)"),
     ):
         shutil.copy(folder / "bridge.json", copy)
         edit(copy, **change)
