@@ -9,44 +9,35 @@ from typing import Any, Protocol
 
 import torch
 
-from bbdm.bridges import Bridge
-from bbdm.codec import Codec
 from bbdm.data.latents import LatentDataset
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.processes import Processes
-from bbdm.network import Network
-from bbdm.training.config import TrainConfig
-from bbdm.training.ema import EMA
+from bbdm.training.base import Step
+from bbdm.training.config import RunConfig
 from bbdm.training.tracking import Tracker
 
 
 class Run(Protocol):
-    """The part of a :class:`~bbdm.training.trainer.Trainer` that callbacks use."""
+    """The part of a :class:`~bbdm.training.trainer.Training` that callbacks use.
 
-    unet: Network
-    bridge: Bridge
-    config: TrainConfig
+    That of a bridge, a :class:`~bbdm.training.trainer.Trainer`, also has ``unet``, its average ``ema.unet``,
+    ``bridge`` and ``codec``.
+    """
+
+    update: Step  # what is trained; its averaged weights make results
+    config: RunConfig
     train: PairedDataset | LatentDataset
     validation: PairedDataset | None
     validation_batches: Batches | None
     folder: Path
     processes: Processes
     device: torch.device
-    ema: EMA
     epoch: int  # epochs done
     step: int  # optimizer steps done
     steps_per_epoch: int
     total_steps: int
     resumed_from: Path | None  # the checkpoint of the last resume
-
-    @property
-    def codec(self) -> Codec | None:
-        """Encodes pictures into the space of the bridge; None in image space."""
-
-    @property
-    def calls(self) -> int | None:
-        """The network evaluations that results are made for; None for the default solver's."""
 
     @property
     def tracker(self) -> Tracker | None:
@@ -64,7 +55,7 @@ class Run(Protocol):
 
 
 class Callback:
-    """Base class of the callbacks of a :class:`~bbdm.training.trainer.Trainer`: override what is needed.
+    """Base class of the callbacks of a :class:`~bbdm.training.trainer.Training`: override what is needed.
 
     Each of several processes calls its own callbacks; ``trainer.processes.first`` is true in the one that
     writes files. ``trainer`` has the state of the run: see :class:`Run`. A callback ends the run by raising
