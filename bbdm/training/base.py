@@ -94,6 +94,14 @@ class Step(ABC):
         """The tracker, where it gets a point after optimizer step ``step``, counted from 0."""
         return self.tracker if self.tracker is not None and self.tracker.due(step + 1) else None
 
+    def gradient_norm(self, step: int) -> torch.Tensor | None:
+        """The norm of all gradients before they are clipped, or None where nothing needs it."""
+        if self.config.grad_clip:
+            return torch.nn.utils.clip_grad_norm_(self.unet.parameters(), self.config.grad_clip)
+        if self.due(step) is not None:
+            return torch.nn.utils.get_total_norm([p.grad for p in self.unet.parameters() if p.grad is not None])
+        return None
+
     @abstractmethod
     def __call__(self, y: torch.Tensor, x0: torch.Tensor, step: int) -> float:
         """Do optimizer step ``step`` on a batch of sources and targets from the data set.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,9 +40,6 @@ class Run(Protocol):
     @property
     def tracker(self) -> Tracker | None:
         """TensorBoard, where it is installed, in the process that writes; None otherwise."""
-
-    def measure_parts(self, around: Callable[[str], AbstractContextManager[Any]]) -> None:
-        """Enter ``around(name)`` around each part of a step from now on."""
 
     def validation_share(self) -> list[int]:
         """The indices of this process's validation pairs."""

@@ -23,17 +23,22 @@ class OtherCodecError(ValueError):
     """A checkpoint was trained in another space."""
 
 
+def check_batch(config: RunConfig, train: PairedDataset | LatentDataset, processes: int, parts: int = 1) -> None:
+    """Raise ValueError where pairs do not fill a batch, or processes and parts do not share it equally."""
+    if len(train) < config.batch_size:
+        raise ValueError(f"batch_size {config.batch_size} is more than the number of training pairs, {len(train)}")
+    if config.batch_size % (parts * processes):
+        computed = f" with grad_accumulation={parts}" if isinstance(config, TrainConfig) else ""
+        raise ValueError(
+            f"batch_size {config.batch_size} does not split into equal parts for {processes} processes{computed}"
+        )
+
+
 def check_start(
     unet: Network, config: TrainConfig, train: PairedDataset | LatentDataset, codec: Codec | None, processes: int
 ) -> None:
     """Raise ValueError where a network cannot be trained on pairs or their latents."""
-    if len(train) < config.batch_size:
-        raise ValueError(f"batch_size {config.batch_size} is more than the number of training pairs, {len(train)}")
-    if config.batch_size % (config.grad_accumulation * processes):
-        raise ValueError(
-            f"batch_size {config.batch_size} does not split into equal parts for "
-            f"{processes} processes with grad_accumulation={config.grad_accumulation}"
-        )
+    check_batch(config, train, processes, config.grad_accumulation)
     channels, stride = (train.channels, 1) if codec is None else (codec.channels, codec.stride)
     if unet.channels != channels:
         kind = "pairs" if codec is None else "latents"

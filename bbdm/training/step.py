@@ -118,7 +118,7 @@ class TrainStep(Step):
             group["lr"] = rate
         loss = self._gradients(y, x0, step)
         with self.part("optimizer"):
-            norm = self._gradient_norm(step)
+            norm = self.gradient_norm(step)
             self.scaler.step(self.optimizer)  # skipped where a gradient overflows float16
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
@@ -155,14 +155,6 @@ class TrainStep(Step):
         if self.tracker is not None:
             self.by_time.add(losses, t)
         return losses.mean()
-
-    def _gradient_norm(self, step: int) -> torch.Tensor | None:
-        """The norm of all gradients before they are clipped, or None where nothing needs it."""
-        if self.config.grad_clip:
-            return torch.nn.utils.clip_grad_norm_(self.unet.parameters(), self.config.grad_clip)
-        if self.due(step) is not None:
-            return torch.nn.utils.get_total_norm([p.grad for p in self.unet.parameters() if p.grad is not None])
-        return None
 
     def encode(self, v: torch.Tensor, role: Role, latents: bool = False) -> torch.Tensor:
         """A batch of pictures, or of latents from a cache, in the space of the bridge."""

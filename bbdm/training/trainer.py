@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -95,10 +95,6 @@ class Training:
     def tracker(self) -> Tracker | None:
         """TensorBoard, where it is installed, during the run, in the process that writes; None otherwise."""
         return self.update.tracker
-
-    def measure_parts(self, around: Callable[[str], AbstractContextManager[Any]]) -> None:
-        """Enter ``around(name)`` around each part of a step from now on."""
-        self.update.part = around
 
     def resume(self, path: Path, checkpoint: Any = None) -> None:
         """Resume from a checkpoint of the same run; ``checkpoint`` is its content, where it is read already.
