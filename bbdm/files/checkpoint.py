@@ -109,7 +109,7 @@ def save_vqgan(
         raise ValueError(f"training state needs a .pt file, got {path}")
     states = {"weights": vqgan.state_dict(), **({} if ema is None else {"ema": ema.state_dict()})}
     more = {} if training is None else {"training": training}
-    weights.write(path, VQGAN_FORMAT, {"config": asdict(vqgan.config)}, states, **more)
+    weights.write(path, VQGAN_FORMAT, {"config": asdict(vqgan.config)}, states, weights.beside, **more)
 
 
 def load_checkpoint(

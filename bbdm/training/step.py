@@ -43,7 +43,6 @@ class TrainStep(Step):
     """
 
     unet: Network
-    config: TrainConfig
     read = staticmethod(load_checkpoint)
 
     def __init__(
@@ -57,6 +56,7 @@ class TrainStep(Step):
         total: int,
     ) -> None:
         super().__init__(unet, config, processes, total)
+        self.config = config
         self.bridge = bridge
         self.codec = codec
         self.latents = latents
