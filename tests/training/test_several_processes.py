@@ -106,7 +106,7 @@ def test_two_compiled_processes_are_one(data: Path, tmp_path: Path) -> None:
 def test_two_processes_train_an_autoencoder_as_one(kind: str, data: Path, tmp_path: Path) -> None:
     """With the adversary and restarted codes; and a run that two processes begin and one ends.
 
-    Adam divides by gradients, of which some are but rounding: 10 steps of 2e-4 agree to 1e-4.
+    Adam divides by gradients, of which some are but rounding: 10 steps of 2e-4 agree to 1e-4, metrics to 1 %.
     """
     for name, parts in {"one": [ALONE], "two": [TORCHRUN], "both": [TORCHRUN, ALONE]}.items():
         flags = ["--preset", "demo", "--kind", kind, "--image_size", "24", "-b", "4", "--device", "cpu", "--flip"]
@@ -122,7 +122,7 @@ def test_two_processes_train_an_autoencoder_as_one(kind: str, data: Path, tmp_pa
         for key in one:
             torch.testing.assert_close(other[key], one[key], rtol=0, atol=1e-4)
         for mine, theirs in zip(metrics(tmp_path / f"{name}.pt"), metrics(tmp_path / "one.pt"), strict=True):
-            assert mine == pytest.approx(theirs, rel=1e-3)
+            assert mine == pytest.approx(theirs, rel=1e-2)
 
 
 @pytest.mark.nightly
