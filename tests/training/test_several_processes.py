@@ -104,25 +104,27 @@ def test_two_compiled_processes_are_one(data: Path, tmp_path: Path) -> None:
 @pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["vq", "kl"])
 def test_two_processes_train_an_autoencoder_as_one(kind: str, data: Path, tmp_path: Path) -> None:
-    """With the adversary and restarted codes; and a run that two processes begin and one ends.
+    """Two steps with the adversary and restarted codes; and a run that two processes begin and one ends.
 
-    Adam divides by gradients, of which some are but rounding: 10 steps of 2e-4 agree to 1e-4, metrics to 1 %.
+    It compares gradients, by Adam's first moments: weights whose gradients are but rounding move at random.
     """
+    moments: dict[str, list[torch.Tensor]] = {}
     for name, parts in {"one": [ALONE], "two": [TORCHRUN], "both": [TORCHRUN, ALONE]}.items():
-        flags = ["--preset", "demo", "--kind", kind, "--image_size", "24", "-b", "4", "--device", "cpu", "--flip"]
-        flags += ["--precision", "fp32", "--perceptual", "none", "--adversarial_start", "3", "--save_every", "3"]
-        flags += ["-lr", "2e-4", "--lr_schedule", "constant"]
+        flags = ["--preset", "demo", "--kind", kind, "--image_size", "24", "-b", "20", "--device", "cpu", "--flip"]
+        flags += ["--precision", "fp32", "--perceptual", "none", "--adversarial_start", "0"]
+        flags += ["--lr_schedule", "constant", "-lr", "1e-4"]
         command = ["tests.training.tiny_train_vqgan", "edge2shoes", str(data), str(tmp_path / f"{name}.pt"), *flags]
         for index, launcher in enumerate(parts):
             done = run([*launcher, *command, "-e", "1" if index + 1 < len(parts) else "2"])
             assert done.returncode == 0, done.stderr
-    one = bbdm.load_vqgan(tmp_path / "one.pt").state_dict()
+        state = torch.load(tmp_path / f"{name}.run" / "step_00000002.pt", weights_only=True)["training"]
+        optimizers = [each["optimizer"]["state"].values() for each in (state, state["adversary"])]
+        moments[name] = [torch.cat([weight["exp_avg"].flatten() for weight in each]) for each in optimizers]
     for name in ("two", "both"):
-        other = bbdm.load_vqgan(tmp_path / f"{name}.pt").state_dict()
-        for key in one:
-            torch.testing.assert_close(other[key], one[key], rtol=0, atol=1e-4)
+        for mine, theirs in zip(moments[name], moments["one"], strict=True):
+            assert (mine - theirs).norm() < 1e-3 * theirs.norm()
         for mine, theirs in zip(metrics(tmp_path / f"{name}.pt"), metrics(tmp_path / "one.pt"), strict=True):
-            assert mine == pytest.approx(theirs, rel=1e-2)
+            assert mine == pytest.approx(theirs, rel=1e-3)
 
 
 @pytest.mark.nightly
