@@ -228,7 +228,8 @@ class AutoencoderStep(Step):
         """The adversarial loss's weight, of the gradients of both losses at the images."""
         last = self.unet.decoder.conv_out.weight
         both = [torch.autograd.grad(image, last, each, retain_graph=True)[0] for each in (gradient, against)]
-        return self.config.adversarial_weight * adaptive_weight(*self.processes.total(torch.stack(both)))
+        means = self.processes.total(torch.stack(both)) / self.processes.count
+        return self.config.adversarial_weight * adaptive_weight(*means)
 
     def _restart(self, z: torch.Tensor, step: int) -> None:
         """Move unused codes, if that is due: ``restarts`` times over the first half of the run."""
