@@ -1,4 +1,4 @@
-"""VQGANs as codecs."""
+"""VQGANs, and KL autoencoders of our own, as codecs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ from bbdm.networks.vqgan import VQGAN, VQGANConfig
 
 
 class VQGANCodec(Codec):
-    """Latents of a VQGAN before quantisation; decoding quantises them.
+    """Latents of a VQGAN before quantisation, which decoding quantises; or means of a KL autoencoder.
 
     Args:
         vqgan: the autoencoder. It is frozen and not copied.
         before_quant_conv: take latents before ``quant_conv``, like the original BBDM's setting
             ``latent_before_quant_conv``.
+
+    Raises:
+        ValueError: ``before_quant_conv`` of a KL autoencoder, which gives no mean before it.
     """
 
     kind = "vqgan"
 
     def __init__(self, vqgan: VQGAN, before_quant_conv: bool = False) -> None:
         config = vqgan.config
+        if before_quant_conv and not config.num_codes:
+            raise ValueError("before_quant_conv must be False for a KL autoencoder, got True")
         super().__init__(vqgan, config.image_channels, config.latent_channels, config.stride)
         self.before_quant_conv = before_quant_conv
 

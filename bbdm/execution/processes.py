@@ -88,8 +88,13 @@ class Processes:
         """The sum of all processes' values, in each process."""
         if self.accelerator is None:
             return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
-        return float(self.accelerator.reduce(total, "sum"))  # pyright: ignore[reportArgumentType]
+        return float(self.total(torch.tensor(value, dtype=torch.float64, device=self.device)))
+
+    def total(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum of all processes' tensors, in each process."""
+        if self.accelerator is None:
+            return value
+        return self.accelerator.reduce(value, "sum")  # pyright: ignore[reportReturnType]
 
     def gather(self, value: Value) -> list[Value]:
         """All processes' values, in order of rank, in each process. Values must be picklable."""

@@ -20,11 +20,11 @@ from bbdm.base.images import Size, as_size
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, VQGANCodec
 from bbdm.files import importers, weights
-from bbdm.files.content import FORMAT, Checkpoint, CodecState, UNetState
+from bbdm.files.content import FORMAT, Checkpoint, CodecState, UNetState, VQGANState
 from bbdm.files.weights import State
 from bbdm.network import Network, check_network
-from bbdm.networks.restore import restore, state_hash
-from bbdm.networks.vqgan import VQGAN, VQGANConfig
+from bbdm.networks.restore import state_hash
+from bbdm.networks.vqgan import VQGAN
 
 VQGAN_FORMAT = "bbdm vqgan"
 
@@ -86,13 +86,30 @@ def _placed(settings: dict[str, Any], states: dict[str, State]) -> dict[str, Any
     return {**settings, "unet": unet, "codec": codec}
 
 
-def save_vqgan(path: str | os.PathLike[str], vqgan: VQGAN) -> None:
-    """Write a VQGAN alone, atomically.
+def save_vqgan(
+    path: str | os.PathLike[str],
+    vqgan: VQGAN,
+    *,
+    ema: VQGAN | None = None,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write an autoencoder alone, atomically.
+
+    Args:
+        path: ends in ``.pt`` or ``.safetensors``.
+        vqgan: the VQGAN, or KL autoencoder.
+        ema: one with the moving average of the weights.
+        training: state to resume from, of plain containers and tensors; only in a ``.pt``.
 
     Raises:
-        ValueError: the name does not end in ``.pt`` or ``.safetensors``.
+        ValueError: another suffix, or training state for a ``.safetensors``.
     """
-    weights.write(path, VQGAN_FORMAT, {"config": asdict(vqgan.config)}, {"weights": vqgan.state_dict()})
+    path = Path(path)
+    if path.suffix == ".safetensors" and training is not None:
+        raise ValueError(f"training state needs a .pt file, got {path}")
+    states = {"weights": vqgan.state_dict(), **({} if ema is None else {"ema": ema.state_dict()})}
+    more = {} if training is None else {"training": training}
+    weights.write(path, VQGAN_FORMAT, {"config": asdict(vqgan.config)}, states, weights.beside, **more)
 
 
 def load_checkpoint(
@@ -174,16 +191,24 @@ def _check_arguments(found: Checkpoint, num_steps: int | None, c_lambda: float |
 
 
 def load_vqgan(path: str | os.PathLike[str]) -> VQGAN:
-    """Read a VQGAN, our own or one that :mod:`bbdm.files.importers` knows, in float32 and evaluation mode.
+    """Read a VQGAN or a KL autoencoder, our own, or a VQGAN that :mod:`bbdm.files.importers` knows.
+
+    It is in float32 and in evaluation mode, with the averaged weights where the file has both.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no VQGAN, is damaged, or is of a newer version.
     """
     with weights.opened(path, VQGAN_FORMAT, "VQGAN") as (content, own):
-        if own:
-            return restore(VQGAN.from_config, VQGANConfig(**content["config"]), content["weights"])
-        return importers.read_vqgan(content)
+        return VQGANState.read(content).build() if own else importers.read_vqgan(content)
+
+
+def load_vqgan_state(path: str | os.PathLike[str]) -> VQGANState:
+    """Read all that a file of :func:`save_vqgan` holds; see :func:`load_vqgan`."""
+    with weights.opened(path, VQGAN_FORMAT, "VQGAN") as (content, own):
+        if not own:
+            raise ValueError("it is of another program: only its weights can be read")
+        return VQGANState.read(content)
 
 
 def load_codec(path: str | os.PathLike[str]) -> Codec:

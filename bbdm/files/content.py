@@ -20,6 +20,7 @@ from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.restore import ConfiguredNetwork, fitting, restore, state_hash
 from bbdm.networks.unet import UNet
 from bbdm.networks.unet_config import UNetConfig
+from bbdm.networks.vqgan import VQGAN, VQGANConfig
 
 FORMAT = "bbdm"
 
@@ -150,6 +151,33 @@ class CodecState:
 
     def _same_weights(self, codec: Codec) -> bool:
         return self.digest() == state_hash(codec.state_dict(), torch.float32)
+
+
+@dataclass(frozen=True)
+class VQGANState:
+    """A VQGAN or KL autoencoder in a file of its own, and the state of its training run, if any."""
+
+    config: VQGANConfig
+    weights: State
+    ema: State | None = None
+    training: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> VQGANState:
+        """What a file says, checked.
+
+        Raises:
+            ValueError: a setting is wrong, or the weights do not fit.
+        """
+        config, states = VQGANConfig(**content["config"]), (content["weights"], content.get("ema"))
+        for state in states:
+            if state is not None:
+                fitting(VQGAN.from_config, config, state)
+        return cls(config, *states, content.get("training"))
+
+    def build(self) -> VQGAN:
+        """The network in float32 and evaluation mode, with the averaged weights if there are both."""
+        return restore(VQGAN.from_config, self.config, self.weights if self.ema is None else self.ema)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""The VQGAN of latent diffusion (Esser et al. 2021, Rombach et al. 2022), with its state-dict keys.
+"""The autoencoders of latent diffusion (Esser et al. 2021, Rombach et al. 2022), with its state-dict keys.
 
-An autoencoder with a codebook: ``encode`` returns the latent before quantisation, the space of latent
-bridges, and ``decode`` replaces each of its vectors by the nearest code.
+A VQGAN has a codebook: ``encode`` returns the latent before quantisation, the space of latent bridges, and
+``decode`` replaces each of its vectors by the nearest code. A KL autoencoder has none: its encoder gives a
+Gaussian, and ``encode`` returns the mean.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class VQGANConfig:
 
     image_channels: int = 3
     latent_channels: int = 3  # also the length of a code
-    num_codes: int = 8192
+    num_codes: int = 8192  # 0: no codebook, a KL autoencoder
     model_channels: int = 128  # width of the first level
     channel_mult: tuple[int, ...] = (1, 2, 4)  # width of each level, in model_channels; each level halves the size
     num_res_blocks: int = 2  # residual blocks a level of the encoder, one more in the decoder
@@ -41,8 +42,9 @@ class VQGANConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
         object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
-        counts = ("image_channels", "latent_channels", "num_codes", "model_channels", "num_res_blocks", "num_groups")
+        counts = ("image_channels", "latent_channels", "model_channels", "num_res_blocks", "num_groups")
         check_integers(self, *counts, "channel_mult", "attention_resolutions")
+        check_integers(self, "num_codes", least=0)
         if not self.channel_mult:
             raise ValueError("channel_mult must have a number for each level, got none")
         if not 0 < self.eps < 1:
@@ -56,6 +58,13 @@ class VQGANConfig:
         """Image pixels along one side of a latent pixel; sides of images must be multiples of this."""
         return 2 ** (len(self.channel_mult) - 1)
 
+    @property
+    def encoded_channels(self) -> int:
+        """What the encoder gives: latents, or mean and log variance."""
+        return self.latent_channels * (1 if self.num_codes else 2)
+
+
+LOG_VARIANCES = (-30.0, 20.0)  # the range of a KL autoencoder's, as in latent diffusion
 
 PRESETS: dict[str, VQGANConfig] = {
     "vq-f4": VQGANConfig(),
@@ -165,10 +174,10 @@ class Encoder(nn.Module):
             self.down.append(level)
         self.mid = _middle(channels, config)
         self.norm_out = _norm(channels, config)
-        self.conv_out = conv3x3(channels, config.latent_channels)
+        self.conv_out = conv3x3(channels, config.encoded_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (B, image_channels, H, W) to (B, latent_channels, H / stride, W / stride)."""
+        """Map (B, image_channels, H, W) to (B, encoded_channels, H / stride, W / stride)."""
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
@@ -194,10 +203,14 @@ class Decoder(nn.Module):
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Map (B, latent_channels, H, W) to (B, image_channels, stride H, stride W)."""
+        return self.conv_out(self.features(z))
+
+    def features(self, z: torch.Tensor) -> torch.Tensor:
+        """The input of the last layer, (B, model_channels * channel_mult[0], stride H, stride W)."""
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(norm_silu(self.norm_out, h))
+        return norm_silu(self.norm_out, h)
 
 
 class Codebook(nn.Module):
@@ -222,7 +235,7 @@ class Codebook(nn.Module):
 
 
 class VQGAN(ConfiguredNetwork):
-    """An autoencoder with a codebook.
+    """An autoencoder with a codebook or, with ``num_codes=0``, a KL autoencoder.
 
     Args:
         **settings: fields of :class:`VQGANConfig`.
@@ -231,6 +244,7 @@ class VQGAN(ConfiguredNetwork):
     """
 
     presets = PRESETS
+    quantize: Codebook
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
@@ -238,19 +252,26 @@ class VQGAN(ConfiguredNetwork):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quantize = Codebook(config)
-        self.quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.quantize = Codebook(config) if config.num_codes else nn.Identity()  # pyright: ignore
+        self.quant_conv = nn.Conv2d(config.encoded_channels, config.encoded_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, image_channels, H, W) in [-1, 1] to (B, latent_channels, H', W'), before quantisation.
+        """The latent of an image: before quantisation, or the mean.
+
+        Args:
+            x: (B, image_channels, H, W) in [-1, 1].
+
+        Returns:
+            (B, latent_channels, H / stride, W / stride).
 
         Raises:
             ValueError: x has other channels, or a size that is not a multiple of ``config.stride``.
         """
         check_images(x, self.config.image_channels, self.config.stride)
-        return self.quant_conv(self.encoder(x.to(memory_format=torch.channels_last)))
+        encoded = self.quant_conv(self.encoder(x.to(memory_format=torch.channels_last)))
+        return encoded[:, : self.config.latent_channels]
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """A latent (B, latent_channels, H, W) to its image (B, image_channels, H', W'), by the nearest codes.
@@ -266,16 +287,28 @@ class VQGAN(ConfiguredNetwork):
         """The image of a latent whose vectors are codes."""
         return self.decoder(self.post_quant_conv(codes))
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Encode, quantise and decode, as in training: gradients pass the quantisation straight through.
+    def forward(
+        self, x: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Encode, quantise or draw, and decode, as in training.
+
+        The last layer, ``decoder.conv_out``, is left out: an adversarial loss looks at its gradients.
+        Gradients pass the quantisation straight through.
 
         Args:
             x: (B, image_channels, H, W) in [-1, 1].
+            noise: (B, latent_channels, H', W') standard normals, of a KL autoencoder.
 
         Returns:
-            The image (B, image_channels, H, W), the latent (B, latent_channels, H', W'), and the (B, H', W')
-            indices of its codes.
+            The input of the last layer; the latent (B, latent_channels, H', W'); and the (B, H', W') indices
+            of its codes or, of a KL autoencoder, the log variance of the latent, whose mean the former is.
         """
-        z = self.encode(x)
-        index = self.quantize.nearest(z)
-        return self.decode_codes(z + (self.quantize.look_up(index) - z).detach()), z, index
+        z = self.quant_conv(self.encoder(x.to(memory_format=torch.channels_last)))
+        if noise is None:
+            index = self.quantize.nearest(z)
+            taken, more = z + (self.quantize.look_up(index) - z).detach(), index
+        else:
+            z, more = z.float().chunk(2, dim=1)
+            more = more.clamp(*LOG_VARIANCES)
+            taken = z + (0.5 * more).exp() * noise
+        return self.decoder.features(self.post_quant_conv(taken)), z, more

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from bbdm.kernels import philox
-from bbdm.training.config import TrainConfig
+from bbdm.training.config import RunConfig
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-def augment(y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int, config: TrainConfig) -> Pair:
+def augment(y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int, config: RunConfig) -> Pair:
     """Sources and targets (B, C, H, W), changed as the settings ``flip``, ``shift`` and ``zoom`` say.
 
     Latents of plain and mirrored pictures are (B, 2, C, H, W), of which ``flip`` chooses.
@@ -32,7 +32,7 @@ def _mirrored_and_plain(v: torch.Tensor) -> Pair:
     return (v[:, 1], v[:, 0]) if v.ndim == 5 else (v.flip(-1), v)
 
 
-def _grid(v: torch.Tensor, seeds: torch.Tensor, step: int, config: TrainConfig) -> torch.Tensor:
+def _grid(v: torch.Tensor, seeds: torch.Tensor, step: int, config: RunConfig) -> torch.Tensor:
     """(B, H, W, 2) places in [-1, 1] where the pixels of moved pictures are read."""
     height, width = v.shape[-2:]
     drawn = philox.uniforms(seeds, step, 3) * 2 - 1  # across, down, size

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from bbdm.bridges import Bridge
-from bbdm.codec import Codec
 from bbdm.data.latents import LatentDataset
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.processes import Processes
-from bbdm.network import Network
-from bbdm.training.config import TrainConfig
-from bbdm.training.ema import EMA
+from bbdm.training.base import Step
+from bbdm.training.config import RunConfig
 from bbdm.training.tracking import Tracker
 
 
 class Run(Protocol):
-    """The part of a :class:`~bbdm.training.trainer.Trainer` that callbacks use."""
+    """The part of a :class:`~bbdm.training.trainer.Training` that callbacks use.
 
-    unet: Network
-    bridge: Bridge
-    config: TrainConfig
+    That of a bridge, a :class:`~bbdm.training.trainer.Trainer`, also has ``unet``, its average ``ema.unet``,
+    ``bridge`` and ``codec``.
+    """
+
+    update: Step  # what is trained; its averaged weights make results
+    config: RunConfig
     train: PairedDataset | LatentDataset
     validation: PairedDataset | None
     validation_batches: Batches | None
     folder: Path
     processes: Processes
     device: torch.device
-    ema: EMA
     epoch: int  # epochs done
     step: int  # optimizer steps done
     steps_per_epoch: int
@@ -41,19 +38,8 @@ class Run(Protocol):
     resumed_from: Path | None  # the checkpoint of the last resume
 
     @property
-    def codec(self) -> Codec | None:
-        """Encodes pictures into the space of the bridge; None in image space."""
-
-    @property
-    def calls(self) -> int | None:
-        """The network evaluations that results are made for; None for the default solver's."""
-
-    @property
     def tracker(self) -> Tracker | None:
         """TensorBoard, where it is installed, in the process that writes; None otherwise."""
-
-    def measure_parts(self, around: Callable[[str], AbstractContextManager[Any]]) -> None:
-        """Enter ``around(name)`` around each part of a step from now on."""
 
     def validation_share(self) -> list[int]:
         """The indices of this process's validation pairs."""
@@ -64,7 +50,7 @@ class Run(Protocol):
 
 
 class Callback:
-    """Base class of the callbacks of a :class:`~bbdm.training.trainer.Trainer`: override what is needed.
+    """Base class of the callbacks of a :class:`~bbdm.training.trainer.Training`: override what is needed.
 
     Each of several processes calls its own callbacks; ``trainer.processes.first`` is true in the one that
     writes files. ``trainer`` has the state of the run: see :class:`Run`. A callback ends the run by raising

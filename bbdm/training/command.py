@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,12 +13,12 @@ from bbdm.base import scripts
 from bbdm.base.atomic import check_suffix, remove_leftovers
 from bbdm.execution.processes import Processes, start_on_each_gpu
 from bbdm.files.checkpoint import load_checkpoint
-from bbdm.files.content import Checkpoint
 from bbdm.training.run_folder import RunFolder
-from bbdm.training.trainer import Trainer
+from bbdm.training.trainer import Training
 
-Build = Callable[[argparse.Namespace, Processes], Trainer]
-Resumed = tuple[Path, Checkpoint] | None  # the checkpoint that a run resumes from, and its content
+Build = Callable[[argparse.Namespace, Processes], Training]
+Run = TypeVar("Run", bound=Training)
+Resumed = tuple[Path, Any] | None  # the checkpoint that a run resumes from, and its content
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -39,20 +40,20 @@ def shown(args: argparse.Namespace) -> bool:
     return scripts.is_shown(args.show_verbose, args.quiet)
 
 
-def run_folder(args: argparse.Namespace) -> RunFolder:
-    """The folder of the run."""
-    return RunFolder(args.experiment or args.output_model.with_suffix(".run"), args.keep)
+def run_folder(args: argparse.Namespace, read: Callable[[Path], Any] = load_checkpoint) -> RunFolder:
+    """The folder of the run; ``read`` gives the content of its checkpoints."""
+    return RunFolder(args.experiment or args.output_model.with_suffix(".run"), args.keep, read)
 
 
 def find_resumed(args: argparse.Namespace, folder: RunFolder, team: Processes) -> Resumed:
     """Where the run resumes; None if it begins."""
     with team.first_before_others():
         if args.ckpt_path is not None:
-            return args.ckpt_path, load_checkpoint(args.ckpt_path)
+            return args.ckpt_path, folder.read(args.ckpt_path)
         return None if args.overwrite else folder.newest()
 
 
-def resume(trainer: Trainer, args: argparse.Namespace, resumed: Resumed, team: Processes) -> Trainer:
+def resume(trainer: Run, args: argparse.Namespace, resumed: Resumed, team: Processes) -> Run:
     """Bring a run to the step that it resumes from, and delete later ones if they are to be overwritten."""
     if resumed is not None:
         trainer.resume(*resumed)
@@ -65,7 +66,7 @@ def resume(trainer: Trainer, args: argparse.Namespace, resumed: Resumed, team: P
 
 
 def run(script: str, argv: list[str] | None, args: argparse.Namespace, build: Build) -> None:
-    """Run a script's training: ``build`` makes the trainer, at the step where it begins or resumes."""
+    """Run a script's training: ``build`` makes it, at the step where it begins or resumes."""
     if args.use_multi_gpus:
         start_on_each_gpu(script, argv)
     remove_leftovers(args.output_model)
@@ -74,7 +75,7 @@ def run(script: str, argv: list[str] | None, args: argparse.Namespace, build: Bu
     finish(build(args, team), args, team)
 
 
-def finish(trainer: Trainer, args: argparse.Namespace, team: Processes) -> None:
+def finish(trainer: Training, args: argparse.Namespace, team: Processes) -> None:
     """Train to the end, write the weights, and leave the team."""
     if team.first and trainer.epoch >= args.epochs:
         print(f"nothing is left to train: {trainer.folder} has {trainer.epoch} epochs already")
@@ -86,5 +87,5 @@ def finish(trainer: Trainer, args: argparse.Namespace, team: Processes) -> None:
     if team.first:
         trainer.save(args.output_model)
         print(f"{args.output_model}: weights after epoch {trainer.epoch}; losses and checkpoints: {trainer.folder}")
-    trainer.update.network = trainer.unet
+    trainer.update.release()
     team.leave()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from bbdm.base.settings import setting
 
@@ -26,8 +26,8 @@ FREE = {  # what may change when a run resumes
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How to train.
+class RunConfig:
+    """How to run a training, whatever it trains.
 
     Raises:
         ValueError: a value is out of range.
@@ -35,7 +35,6 @@ class TrainConfig:
 
     epochs: int = setting(100, "passes over the pairs", "-e")
     batch_size: int = setting(64, "pairs in an optimizer step", "-b")
-    grad_accumulation: int = setting(1, "parts that a batch is computed in: less memory, the same step")
     learning_rate: float = setting(1e-4, "of the optimizer", "-lr")
     lr_schedule: Schedule = setting(
         "constant", "cosine: to 0 over all epochs; plateau: halved when the training loss stops falling"
@@ -45,7 +44,6 @@ class TrainConfig:
     optimizer: Optimizer = setting("adam", "adamw decays the weights")
     weight_decay: float = setting(0.01, "of adamw")
     grad_clip: float = setting(0.0, "largest norm of the gradients; 0: no clipping")
-    loss: Loss = setting("l1", "of the prediction; l1 trains a conditional median, l2 the mean that solvers assume")
     ema_decay: float = setting(0.995, "of the moving average of weights")
     ema_start: int = setting(0, "optimizer steps during which the average is a copy")
     ema_every: int = setting(1, "optimizer steps between updates of the average")
@@ -61,20 +59,10 @@ class TrainConfig:
     keep: int = setting(2, "number of newest checkpoints that are kept")
 
     def __post_init__(self) -> None:
-        for name in (
-            *("epochs", "batch_size", "grad_accumulation", "plateau_patience", "ema_every"),
-            *("preview_every", "save_every", "keep"),
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup_steps", "ema_start", "weight_decay", "grad_clip", "seed", "workers"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        self._check(1, "epochs", "batch_size", "plateau_patience", "ema_every", "preview_every", "save_every", "keep")
+        self._check(0, "warmup_steps", "ema_start", "weight_decay", "grad_clip", "seed", "workers")
         if self.seed >= 2**32:
             raise ValueError(f"seed must be below 2^32, got {self.seed}")
-        if self.batch_size % self.grad_accumulation:
-            parts = self.grad_accumulation
-            raise ValueError(f"batch_size {self.batch_size} does not split into grad_accumulation={parts} equal parts")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not 0 <= self.ema_decay < 1:
@@ -82,10 +70,19 @@ class TrainConfig:
         for name in ("shift", "zoom"):
             if not 0 <= getattr(self, name) <= 0.5:
                 raise ValueError(f"{name} must be in [0, 0.5], got {getattr(self, name)}")
-        choices = {"loss": Loss, "lr_schedule": Schedule, "optimizer": Optimizer, "precision": Precision}
-        for name, kind in choices.items():
-            if getattr(self, name) not in get_args(kind):
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {get_args(kind)}, got {getattr(self, name)!r}")
+
+    def _check(self, least: int, *names: str) -> None:
+        """Raise ValueError where a setting is below its least value."""
+        for name in names:
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+    def total_steps(self, pairs: int) -> int:
+        """The optimizer steps of a run on a number of pairs; the last short batch of an epoch is dropped."""
+        return self.epochs * (pairs // self.batch_size)
 
     def warnings(self, steps: int) -> list[str]:
         """What makes a run of a number of optimizer steps show nothing."""
@@ -102,3 +99,22 @@ class TrainConfig:
         if self.lr_schedule == "cosine":
             rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
         return rate
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """How to train a bridge.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    grad_accumulation: int = setting(1, "parts that a batch is computed in: less memory, the same step")
+    loss: Loss = setting("l1", "of the prediction; l1 trains a conditional median, l2 the mean that solvers assume")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check(1, "grad_accumulation")
+        if self.batch_size % self.grad_accumulation:
+            parts = self.grad_accumulation
+            raise ValueError(f"batch_size {self.batch_size} does not split into grad_accumulation={parts} equal parts")

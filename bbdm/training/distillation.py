@@ -27,7 +27,7 @@ from bbdm.kernels import philox
 from bbdm.network import Network
 from bbdm.solvers import StepTable
 from bbdm.training.config import TrainConfig
-from bbdm.training.step import AUTOCAST, DROPOUT, VALIDATION_STEPS, TrainStep
+from bbdm.training.step import DROPOUT, VALIDATION_STEPS, TrainStep
 
 FIRST_STREAM = 2  # of noise; each result and each of its calls has a stream of its own
 
@@ -45,9 +45,8 @@ class DistillConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in {"calls": 1, "results": 2}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        self._check(1, "calls")
+        self._check(2, "results")
 
 
 def student_of(teacher: Checkpoint, calls: int) -> Network:
@@ -132,7 +131,6 @@ class DistillStep(TrainStep):
         """The estimate of x0 that a network makes of a state at a row's time, float32."""
         (i_x, i_y), (p_x, p_y, p_f) = table.inputs[row].tolist(), table.prediction[row].tolist()
         t = torch.full((len(x),), float(table.network_times[row]), device=x.device)
-        dtype = AUTOCAST.get(self.config.precision)
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+        with self.autocast():
             prediction = network(i_x * x + i_y * y, t, y if self.unet.condition_channels else None)
         return p_x * x + p_y * y + p_f * prediction.float()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
+from torch import nn
 
-from bbdm.network import Network
+Network = TypeVar("Network", bound=nn.Module)
 
 
-class EMA:
+class EMA(Generic[Network]):
     """Exponential moving average of a network's weights, with decay min(decay, (1 + n) / (10 + n)) at step n.
 
     Args:

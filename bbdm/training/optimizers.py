@@ -8,24 +8,27 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
-from bbdm.network import Network
-from bbdm.training.config import TrainConfig
+from bbdm.training.config import RunConfig
 
 FACTOR = 0.5
 THRESHOLD = 1e-4  # relative decrease that counts as a lower loss
 LOWEST_RATE = 5e-7
 
 
-def make_optimizer(unet: Network, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of a network's weights, fused into one kernel where the device supports it."""
+def make_optimizer(
+    network: nn.Module, config: RunConfig, betas: tuple[float, float] = (0.9, 0.999)
+) -> torch.optim.Optimizer:
+    """The optimizer of a network's trained weights, fused into one kernel where the device supports it."""
     make = torch.optim.Adam
     if config.optimizer == "adamw":
         make = partial(torch.optim.AdamW, weight_decay=config.weight_decay)
+    weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
-        return make(unet.parameters(), config.learning_rate, fused=True)
+        return make(weights, config.learning_rate, betas, fused=True)
     except RuntimeError:  # not on this device
-        return make(unet.parameters(), config.learning_rate, fused=False)
+        return make(weights, config.learning_rate, betas, fused=False)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Callbacks that translate validation pairs during training: grids of results, and their scores."""
+"""Callbacks that make results of validation pairs during training: grids of them, and their scores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 
 from bbdm.base import images
 from bbdm.base.atomic import write_atomically
-from bbdm.sampler import BridgeSampler
 from bbdm.training.callback import Callback, Run, due
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ PREVIEW_PAIRS = 8
 
 
 class Previews(Callback):
-    """Writes grids of (source, result, target) of the first validation pairs.
+    """Writes grids of the first validation pairs: of a bridge (source, result, target).
 
     A grid is ``epoch_N.png`` and an image in TensorBoard, written each ``preview_every`` epochs and after the
     last, if there are validation pairs. The seed is 0.
@@ -32,23 +31,23 @@ class Previews(Callback):
         pairs = trainer.validation
         if pairs is None or not trainer.processes.first or not due(trainer):
             return
-        examples = [pairs[i] for i in range(min(PREVIEW_PAIRS, len(pairs)))]
-        y = torch.stack([source for source, _ in examples]).to(trainer.device)
-        results = BridgeSampler(trainer.ema.unet, trainer.bridge, codec=trainer.codec, calls=trainer.calls)(y, seed=0)
-        rows = [[images.to_pil(v) for v in (s, r, t)] for (s, t), r in zip(examples, results, strict=True)]
-        sheet = images.grid(rows)
+        examples = zip(*(pairs[i] for i in range(min(PREVIEW_PAIRS, len(pairs)))), strict=True)
+        y, x0 = (torch.stack(side).to(trainer.device) for side in examples)
+        columns = trainer.update.columns(y, x0)
+        sheet = images.grid([[images.to_pil(v) for v in row] for row in zip(*columns.values(), strict=True)])
         path = trainer.folder / f"epoch_{trainer.epoch:04d}.png"
         write_atomically(path, lambda temporary: sheet.save(temporary, "png"))
         log.info("grid: %s", path)
         if trainer.tracker is not None:
-            trainer.tracker.write_image(trainer.step, "source, result, target", sheet)
+            trainer.tracker.write_image(trainer.step, ", ".join(columns), sheet)
 
 
 class ValidationScores(Callback):
-    """Adds scores of the translated validation pairs, such as FID, to the metrics of an epoch.
+    """Adds scores of what is made of validation pairs, such as FID, to the metrics of an epoch.
 
-    They are due when :class:`Previews` are. The averaged weights translate pair i with seed i and the
-    sampler's default solver and steps. Several processes share the pairs. ``scores`` takes one result each.
+    They are due when :class:`Previews` are. The averaged weights make results of pair i with seed i, a bridge
+    with the sampler's default solver and steps. Several processes share the pairs. ``scores`` takes one
+    result each.
     """
 
     def __init__(self, scores: Scores) -> None:
@@ -62,18 +61,17 @@ class ValidationScores(Callback):
             raise ValueError(f"{', '.join(self.scores.metrics)} need {least} validation pairs, and there are {count}")
 
     def after_epoch(self, trainer: Run, metrics: dict[str, Any]) -> None:
-        """Translate this process's share, and in the first process add the scores of all to the metrics."""
+        """Make results of this process's share; the first process adds the scores of all to the metrics."""
         if trainer.validation_batches is None or not due(trainer):
             return
         self.scores.reset()
-        sampler = BridgeSampler(trainer.ema.unet, trainer.bridge, codec=trainer.codec, calls=trainer.calls)
         share, done = trainer.validation_share(), 0
         for y, x0 in trainer.validation_batches(share):
             if trainer.processes.count == 1:  # several may have different numbers of batches
                 trainer.check_stop()
-            results = sampler(y, seed=share[done : done + len(y)])
+            sides = trainer.update.results(y, x0, seed=share[done : done + len(y)])
             done += len(y)
-            pixels = (np.stack([images.to_pixels(images.to_pil(v)) for v in side]) for side in (results, x0))
+            pixels = (np.stack([images.to_pixels(images.to_pil(v)) for v in side]) for side in sides)
             found, wanted = map(torch.from_numpy, pixels)  # (B, 3, H, W) uint8
             self.scores.update(found[:, None], wanted)
         self.scores.collect(trainer.processes)

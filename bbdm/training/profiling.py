@@ -45,15 +45,15 @@ class Profile(Callback):
         self.steps += 1
         if self.steps == WARMUP:
             self.began = time.perf_counter()
-            trainer.measure_parts(self._timed)
+            trainer.update.part = self._timed
         elif self.steps == WARMUP + TIMED:
             self._print_parts(time.perf_counter() - self.began, trainer.config.batch_size)
-            trainer.measure_parts(record_function)
+            trainer.update.part = record_function
             gpu = [ProfilerActivity.CUDA] if trainer.device.type == "cuda" else []
             self.recording = profile(activities=[ProfilerActivity.CPU, *gpu])
             self.recording.start()
         elif self.recording is not None and self.steps == WARMUP + TIMED + TRACED:
-            trainer.measure_parts(nullcontext)
+            trainer.update.part = nullcontext
             self.recording.stop()
             path = trainer.folder / TRACE
             self.recording.export_chrome_trace(str(path))

@@ -75,7 +75,7 @@ def _described(trainer: Run) -> list[str]:
     """The lines about a run that begins."""
     config, validation = trainer.config, 0 if trainer.validation is None else len(trainer.validation)
     height, width = images.sides(trainer.train.image_size)
-    count = sum(parameter.numel() for parameter in trainer.unet.parameters())
+    count = sum(parameter.numel() for parameter in trainer.update.unet.parameters())
     processes = "" if trainer.processes.count == 1 else f", {trainer.processes.count} processes"
     lines = [
         f"device {trainer.device}{processes}; network of {count / 1e6:.1f} M parameters, {config.precision}",

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from bbdm.base import images
-from bbdm.bridges import Bridge
 from bbdm.codec import Codec
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset
-from bbdm.files.content import Checkpoint, CodecState
+from bbdm.files.content import CodecState
 from bbdm.network import Network
-from bbdm.training.config import FREE, TrainConfig
+from bbdm.training.config import FREE, RunConfig, TrainConfig
 
 
 class OtherRunError(ValueError):
@@ -24,17 +23,22 @@ class OtherCodecError(ValueError):
     """A checkpoint was trained in another space."""
 
 
+def check_batch(config: RunConfig, train: PairedDataset | LatentDataset, processes: int, parts: int = 1) -> None:
+    """Raise ValueError where pairs do not fill a batch, or processes and parts do not share it equally."""
+    if len(train) < config.batch_size:
+        raise ValueError(f"batch_size {config.batch_size} is more than the number of training pairs, {len(train)}")
+    if config.batch_size % (parts * processes):
+        computed = f" with grad_accumulation={parts}" if isinstance(config, TrainConfig) else ""
+        raise ValueError(
+            f"batch_size {config.batch_size} does not split into equal parts for {processes} processes{computed}"
+        )
+
+
 def check_start(
     unet: Network, config: TrainConfig, train: PairedDataset | LatentDataset, codec: Codec | None, processes: int
 ) -> None:
     """Raise ValueError where a network cannot be trained on pairs or their latents."""
-    if len(train) < config.batch_size:
-        raise ValueError(f"batch_size {config.batch_size} is more than the number of training pairs, {len(train)}")
-    if config.batch_size % (config.grad_accumulation * processes):
-        raise ValueError(
-            f"batch_size {config.batch_size} does not split into equal parts for "
-            f"{processes} processes with grad_accumulation={config.grad_accumulation}"
-        )
+    check_batch(config, train, processes, config.grad_accumulation)
     channels, stride = (train.channels, 1) if codec is None else (codec.channels, codec.stride)
     if unet.channels != channels:
         kind = "pairs" if codec is None else "latents"
@@ -63,23 +67,33 @@ def describe_pairs(train: PairedDataset | LatentDataset) -> dict[str, Any]:
 
 
 def training_state(
-    path: Path, checkpoint: Checkpoint, unet: Network, bridge: Bridge, config: TrainConfig, pairs: dict[str, Any]
+    path: Path,
+    state: dict[str, Any] | None,
+    stored: dict[str, Any],
+    asked: dict[str, Any],
+    config: RunConfig,
+    train: PairedDataset | LatentDataset,
 ) -> dict[str, Any]:
-    """The training state of a checkpoint, the content of ``path``, where this run is the same.
+    """The training state in the file ``path``, where this run is the same.
 
-    ``pairs`` is the result of :func:`describe_pairs`.
+    Args:
+        path: the file.
+        state: its training state, or None.
+        stored: the settings of what it trained; those of the run are in the state.
+        asked: the settings of what this run trains.
+        config: the settings of this run.
+        train: its pairs.
 
     Raises:
         ValueError: it has no training state.
         OtherRunError: it is of another run; the message names the differences.
     """
-    state = checkpoint.training
-    if state is None or checkpoint.unet.weights is None or checkpoint.unet.ema is None:
+    if state is None:
         raise ValueError(f"{path} holds no training state: a run resumes only from one of its step_*.pt files")
-    config_then = {**asdict(TrainConfig()), **state["config"]}  # a file lacks settings that came later
-    stored = {**asdict(checkpoint.unet.config), **checkpoint.bridge.config(), **config_then}
-    asked = {**unet.description(), **bridge.config(), **asdict(config)}
+    stored = {**stored, **asdict(type(config)()), **state["config"]}  # a file lacks settings that came later
+    asked = {**asked, **asdict(config)}
     changed = [f"{k}={stored[k]}" for k, v in asked.items() if k not in FREE and stored.get(k, v) != v]
+    pairs = describe_pairs(train)
     old = {"degradation": None, **state["pairs"]}  # which older files leave out
     if not changed and old != pairs:
         changed = [f"{k}={old[k]} of the pairs, not {v}" for k, v in pairs.items() if k != "names" and old[k] != v]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from filelock import FileLock, Timeout
 
 from bbdm.base.atomic import make_folder, write_atomically
 from bbdm.files.checkpoint import load_checkpoint
-from bbdm.files.content import Checkpoint
 
 log = logging.getLogger(__name__)
 METRICS, CONFIG, SUMMARY, TRACE = "metrics.jsonl", "config.json", "summary.json", "trace.json"
@@ -35,11 +35,18 @@ class FolderInUseError(ValueError):
 
 
 class RunFolder:
-    """A run's folder, which need not exist yet; ``keep`` is the number of newest checkpoints to keep."""
+    """A run's folder, which need not exist yet.
 
-    def __init__(self, path: Path, keep: int) -> None:
+    Args:
+        path: the folder.
+        keep: the number of newest checkpoints to keep.
+        read: the content of a checkpoint; a ValueError says that it is damaged.
+    """
+
+    def __init__(self, path: Path, keep: int, read: Callable[[Path], Any] = load_checkpoint) -> None:
         self.path = path
         self.keep = keep
+        self.read = read
         self.best = path / "best.pt"  # the weights with the lowest validation loss
         self.events = path / "tensorboard"
         self._lock = FileLock(path / ".lock")
@@ -54,7 +61,7 @@ class RunFolder:
         steps = sorted((int(step) for step in named if step.isdigit()), reverse=True)
         return {step: self.checkpoint(step) for step in steps}
 
-    def newest(self) -> tuple[Path, Checkpoint] | None:
+    def newest(self) -> tuple[Path, Any] | None:
         """The newest undamaged checkpoint, with its content; None if there are no checkpoints.
 
         Damaged ones that are newer are renamed to ``*.damaged``.
@@ -65,7 +72,7 @@ class RunFolder:
         damaged: list[Path] = []
         for path in self.checkpoints().values():
             try:
-                checkpoint = load_checkpoint(path)
+                checkpoint = self.read(path)
             except ValueError as error:
                 log.warning("skipped a damaged checkpoint: %s", error)
                 damaged.append(path)

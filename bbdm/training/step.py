@@ -6,45 +6,44 @@ resumed run draws the same ones as an uninterrupted run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.amp import GradScaler
 
+from bbdm.base.images import Size
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, Role
+from bbdm.data.latents import LatentDataset
+from bbdm.data.pairs import PairedDataset
 from bbdm.execution.processes import Processes
+from bbdm.files.checkpoint import load_checkpoint, save_checkpoint
+from bbdm.files.content import Checkpoint
 from bbdm.network import Network
+from bbdm.sampler import BridgeSampler
 from bbdm.training.augmentation import augment
-from bbdm.training.config import Precision, TrainConfig
-from bbdm.training.ema import EMA
+from bbdm.training.base import Step, mixed, sample_seeds
+from bbdm.training.config import TrainConfig
 from bbdm.training.losses import bridge_loss
-from bbdm.training.optimizers import Plateau, make_optimizer
-from bbdm.training.tracking import Tracker
+from bbdm.training.resume import resumed_codec, training_state
+from bbdm.training.tracking import LossesByTime
 
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values above those of optimizer steps
 DROPOUT = (torch.nn.Dropout, torch.nn.Dropout1d, torch.nn.Dropout2d, torch.nn.AlphaDropout)
-AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def sample_seeds(run_seed: int, first: int, count: int, device: torch.device) -> torch.Tensor:
-    """(count,) seeds of samples ``first``.. of a batch: the run's seed as low word, the index as high."""
-    return run_seed + (torch.arange(first, first + count, device=device) << 32)
-
-
-def mixed(seed: int, number: int) -> int:
-    """A 32-bit seed from a run's seed and a number; a generator reads no more bits."""
-    return (seed * 0x9E3779B9 + number) % 2**32
-
-
-class TrainStep:
-    """An optimizer step as a function of a batch, with the state that it changes.
+class TrainStep(Step):
+    """An optimizer step of a bridge's network.
 
     Arguments are those of :class:`~bbdm.training.trainer.Trainer`; ``latents``: batches are latents, not
     pictures; and ``total``: the optimizer steps of the whole run, for the learning rate.
     """
+
+    unet: Network
+    read = staticmethod(load_checkpoint)
 
     def __init__(
         self,
@@ -56,54 +55,70 @@ class TrainStep:
         latents: bool,
         total: int,
     ) -> None:
-        self.unet = unet
-        self.device = next(unet.parameters()).device
-        network = torch.compile(unet, fullgraph=True, dynamic=False) if config.compile else unet
-        self.network = processes.parallel(network)
-        self.bridge = bridge
+        super().__init__(unet, config, processes, total)
         self.config = config
+        self.bridge = bridge
         self.codec = codec
-        self.processes = processes
         self.latents = latents
-        self.total = total
-        self.ema = EMA(unet, config.ema_decay, config.ema_start, config.ema_every)
-        self.optimizer = make_optimizer(unet, config)
-        self.plateau = Plateau(config.plateau_patience)
         self.scaler = GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.random = any(isinstance(module, DROPOUT) and module.p for module in unet.modules())
+        self.by_time = LossesByTime(bridge.train_interval, self.device)
         self.calls: int | None = None  # the network evaluations that results are made for, where they are fixed
-        self.tracker: Tracker | None = None  # TensorBoard, for losses and gradients
-        self.part: Callable[[str], AbstractContextManager[Any]] = nullcontext  # entered around each part of a step
 
     def state(self) -> dict[str, Any]:
         """The state that :meth:`load` restores, besides the network and its average."""
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "plateau": self.plateau.state(),
-        }
+        return {**super().state(), "scaler": self.scaler.state_dict()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore a :meth:`state` of the same settings."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        super().load(state)
         self.scaler.load_state_dict(state["scaler"])
-        self.plateau = Plateau(self.config.plateau_patience, **state["plateau"])
+
+    def description(self) -> dict[str, Any]:
+        """The settings of network, bridge and codec."""
+        coded = {} if self.codec is None else {"codec": self.codec.config()}
+        return {"unet": self.unet.description(), "bridge": self.bridge.config(), **coded}
+
+    def save(self, path: Path, image_size: Size, training: dict[str, Any] | None = None) -> None:
+        """Write the weights, their average and the codec; with training state, only the hash of the codec."""
+        about: dict[str, Any] = {"codec": self.codec, "image_size": image_size, "training": training}
+        save_checkpoint(path, self.unet, self.bridge, ema=self.ema.unet, calls=self.calls, **about)
+
+    def resume(self, path: Path, checkpoint: Checkpoint, train: PairedDataset | LatentDataset) -> dict[str, Any]:
+        """See :meth:`Step.resume`; only settings in :data:`~bbdm.training.config.FREE` may change."""
+        codec = resumed_codec(checkpoint.codec, self.codec)
+        stored = {**vars(checkpoint.unet.config), **checkpoint.bridge.config()}
+        asked = {**self.unet.description(), **self.bridge.config()}
+        weights, average = checkpoint.unet.weights, checkpoint.unet.ema
+        whole = None if weights is None or average is None else checkpoint.training
+        state = training_state(path, whole, stored, asked, self.config, train)
+        self.codec = codec
+        self.unet.load_state_dict(weights)  # pyright: ignore[reportArgumentType]  (checked with the state)
+        self.ema.unet.load_state_dict(average)
+        self.load(state)
+        return state
+
+    def results(
+        self, y: torch.Tensor, x0: torch.Tensor, seed: int | Sequence[int] = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Translations of sources by the sampler's default solver and steps, and targets."""
+        return BridgeSampler(self.ema.unet, self.bridge, codec=self.codec, calls=self.calls)(y, seed=seed), x0
+
+    def columns(self, y: torch.Tensor, x0: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Sources, translations and targets."""
+        return {"source": y, "result": self.results(y, x0)[0], "target": x0}
 
     def __call__(self, y: torch.Tensor, x0: torch.Tensor, step: int) -> float:
-        """Do optimizer step ``step`` on a batch of sources and targets from the data set.
-
-        Each process passes its share of the batch; all return the loss of the whole batch before the step.
-        """
+        """See :meth:`Step.__call__`."""
         config = self.config
         if self.random:
             torch.manual_seed(mixed(config.seed, step * self.processes.count + self.processes.rank))
-        rate = config.lr_at(step, self.total)
-        rate = self.plateau.rate(rate) if config.lr_schedule == "plateau" else rate
+        rate = self.rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self._gradients(y, x0, step)
         with self.part("optimizer"):
-            norm = self._gradient_norm(step)
+            norm = self.gradient_norm(step)
             self.scaler.step(self.optimizer)  # skipped where a gradient overflows float16
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
@@ -111,9 +126,9 @@ class TrainStep:
             self.ema.update(self.unet, step)
         mean = self.processes.sum(loss.item()) / self.processes.count  # waits for the device
         self.plateau.update(mean)
-        if self.tracker is not None and norm is not None and self.tracker.due(step + 1):
-            self.tracker.write_losses(step + 1)
-            self.tracker.write(step + 1, loss=mean, learning_rate=rate, gradient_norm=norm.item())
+        if (tracker := self.due(step)) is not None and norm is not None:
+            points = {"loss": mean, "learning_rate": rate, "gradient_norm": norm.item()}
+            tracker.write(step + 1, **points, **self.by_time.take())
         return mean
 
     def _gradients(self, y: torch.Tensor, x0: torch.Tensor, step: int) -> torch.Tensor:
@@ -138,16 +153,8 @@ class TrainStep:
         with self.part("forward"):
             losses, t = self.losses(self.network, y, x0, seeds, step)
         if self.tracker is not None:
-            self.tracker.add_losses(losses, t)
+            self.by_time.add(losses, t)
         return losses.mean()
-
-    def _gradient_norm(self, step: int) -> torch.Tensor | None:
-        """The norm of all gradients before they are clipped, or None where nothing needs it."""
-        if self.config.grad_clip:
-            return torch.nn.utils.clip_grad_norm_(self.unet.parameters(), self.config.grad_clip)
-        if self.tracker is not None and self.tracker.due(step + 1):
-            return torch.nn.utils.get_total_norm([p.grad for p in self.unet.parameters() if p.grad is not None])
-        return None
 
     def encode(self, v: torch.Tensor, role: Role, latents: bool = False) -> torch.Tensor:
         """A batch of pictures, or of latents from a cache, in the space of the bridge."""
@@ -170,6 +177,5 @@ class TrainStep:
         t = self.bridge.draw_times(seeds, step)
         condition = y if self.unet.condition_channels else None
         drawn: dict[str, Any] = {"condition": condition, "seeds": seeds, "step": step}
-        dtype = AUTOCAST.get(self.config.precision)
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+        with self.autocast():
             return bridge_loss(network, self.bridge, x0, y, t, loss=self.config.loss, per_image=True, **drawn), t

@@ -18,35 +18,19 @@ class Tracker:
 
     Args:
         step: optimizer steps done; points that an earlier process wrote of later steps are not shown.
-        times: the lowest t of training, and where its range ends: for integers, after the highest.
-        device: the device of the losses.
 
     Raises:
         ImportError: TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path, step: int, times: tuple[float, float], device: torch.device) -> None:
+    def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
-        self.low, self.end = times
-        self._sums = torch.zeros(2, QUARTERS, device=device)  # sums of losses, and their counts
 
     def due(self, step: int) -> bool:
         """Whether a point is written after optimizer step ``step``, counted from 1."""
         return step % EVERY == 0
-
-    def add_losses(self, losses: torch.Tensor, t: torch.Tensor) -> None:
-        """Add the losses (B,) of images at times t (B,)."""
-        quarter = ((t - self.low) * QUARTERS / (self.end - self.low)).long().clamp(max=QUARTERS - 1)
-        self._sums.index_add_(1, quarter, torch.stack([losses.detach().float(), torch.ones_like(losses)]))
-
-    def write_losses(self, step: int) -> None:
-        """Write the mean loss of each quarter of t since the last point."""
-        for quarter, (total, count) in enumerate(self._sums.T.tolist(), start=1):
-            if count:
-                self._writer.add_scalar(f"loss by t/quarter {quarter}", total / count, step)
-        self._sums.zero_()
 
     def write(self, step: int, **values: float) -> None:
         """Write a point of each value."""
@@ -66,3 +50,27 @@ class Tracker:
         """Write the remaining points; a full disk loses them without an error."""
         with suppress(OSError):
             self._writer.close()
+
+
+class LossesByTime:
+    """The mean losses of each quarter of the times of training.
+
+    Args:
+        times: the lowest t of training, and where its range ends: for integers, after the highest.
+        device: the device of the losses.
+    """
+
+    def __init__(self, times: tuple[float, float], device: torch.device) -> None:
+        self.low, self.end = times
+        self._sums = torch.zeros(2, QUARTERS, device=device)  # sums of losses, and their counts
+
+    def add(self, losses: torch.Tensor, t: torch.Tensor) -> None:
+        """Add the losses (B,) of images at times t (B,)."""
+        quarter = ((t - self.low) * QUARTERS / (self.end - self.low)).long().clamp(max=QUARTERS - 1)
+        self._sums.index_add_(1, quarter, torch.stack([losses.detach().float(), torch.ones_like(losses)]))
+
+    def take(self) -> dict[str, float]:
+        """The mean of each quarter that had losses since the last call."""
+        sums = self._sums.T.tolist()
+        self._sums.zero_()
+        return {f"loss by t/quarter {i}": total / count for i, (total, count) in enumerate(sums, start=1) if count}

@@ -1,4 +1,4 @@
-"""Training a bridge: the loop over epochs, and its checkpoints. One step is :mod:`bbdm.training.step`.
+"""Training: the loop over epochs, and its checkpoints. One step, of whatever is trained, is of :mod:`.base`.
 
 The order of an epoch is a function of (run seed, epoch), so a resumed run sees the pairs in the same order as
 an uninterrupted run.
@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,15 @@ from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
-from bbdm.files.checkpoint import load_checkpoint, save_checkpoint
-from bbdm.files.content import Checkpoint
 from bbdm.network import Network
+from bbdm.training.base import Step, mixed, sample_seeds
 from bbdm.training.callback import Callback
 from bbdm.training.config import TrainConfig
 from bbdm.training.previews import Previews
 from bbdm.training.progress import Progress
-from bbdm.training.resume import check_start, describe_pairs, resumed_codec, training_state
+from bbdm.training.resume import check_start, describe_pairs
 from bbdm.training.run_folder import RunFolder
-from bbdm.training.step import TrainStep, mixed, sample_seeds
+from bbdm.training.step import TrainStep
 from bbdm.training.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -46,60 +45,40 @@ class DivergedError(StoppedError):
     """The loss or the weights are no longer finite."""
 
 
-class Trainer:
-    """A training run: what it trains, and how far it is.
+class Training:
+    """A training run: how far it is, and the loop.
 
     On a CPU it calls :func:`~bbdm.execution.device.keep_freed_memory`, which holds for the whole process.
 
     Args:
-        unet: the network, on the device to train on.
-        bridge: the bridge to train it on.
-        config: the settings.
+        update: what an optimizer step does, and to what.
         train: pairs to learn from, or their latents; the last short batch of an epoch is dropped.
         validation: pairs for the validation loss and previews, or None.
         folder: the folder of metrics, previews and checkpoints.
-        codec: encodes pictures into the space of the bridge; None to train in image space.
-        processes: the processes that share the work; None for this one alone. The first of them writes.
         callbacks: called after :class:`~bbdm.training.previews.Previews`.
-        step: what an optimizer step does: a :class:`~bbdm.training.step.TrainStep`, or a subclass.
-
-    Raises:
-        ValueError: fewer pairs than one batch, pictures of a size that the network cannot take, a codec of
-            another number of channels, or latents of another codec or another ``flip``.
     """
 
     def __init__(
         self,
-        unet: Network,
-        bridge: Bridge,
-        config: TrainConfig,
+        update: Step,
         train: PairedDataset | LatentDataset,
         validation: PairedDataset | None,
         folder: Path,
-        codec: Codec | None = None,
-        processes: Processes | None = None,
         callbacks: Sequence[Callback] = (),
-        step: type[TrainStep] = TrainStep,
     ) -> None:
-        self.device = next(unet.parameters()).device
-        self.processes = Processes(self.device) if processes is None else processes
-        check_start(unet, config, train, codec, self.processes.count)
-        self.unet = unet.train()
-        self.bridge = bridge
-        self.config = config
+        self.update = update
+        self.config = config = update.config
+        self.device = update.device
+        self.processes = update.processes
         self.train = train
         self.validation = validation
         self.folder = folder
-        self.run = RunFolder(folder, config.keep)
+        self.run = RunFolder(folder, config.keep, update.read)
         self.callbacks: list[Callback] = [Previews(), *callbacks]
         if self.device.type == "cpu":
             keep_freed_memory()
-        codec = None if codec is None else codec.placed(self.device, torch.float32)
         self.steps_per_epoch = len(train) // config.batch_size
-        self.total_steps = config.epochs * self.steps_per_epoch
-        encoded = isinstance(train, LatentDataset)
-        self.update = step(unet, bridge, config, codec, self.processes, encoded, self.total_steps)
-        self.ema = self.update.ema
+        self.total_steps = config.total_steps(len(train))
         self.epoch = 0  # epochs done
         self.step = 0  # optimizer steps done
         self.share = config.batch_size // self.processes.count  # pairs of a batch that this process has
@@ -113,40 +92,18 @@ class Trainer:
         self._stop: Callable[[], bool] = lambda: False
 
     @property
-    def codec(self) -> Codec | None:
-        """Encodes pictures into the space of the bridge, on the device; None in image space."""
-        return self.update.codec
-
-    @property
-    def calls(self) -> int | None:
-        """The network evaluations that a network is distilled for; None for any number."""
-        return self.update.calls
-
-    @property
     def tracker(self) -> Tracker | None:
         """TensorBoard, where it is installed, during the run, in the process that writes; None otherwise."""
         return self.update.tracker
 
-    def measure_parts(self, around: Callable[[str], AbstractContextManager[Any]]) -> None:
-        """Enter ``around(name)`` around each part of a step from now on."""
-        self.update.part = around
-
-    def resume(self, path: Path, checkpoint: Checkpoint | None = None) -> None:
+    def resume(self, path: Path, checkpoint: Any = None) -> None:
         """Resume from a checkpoint of the same run; ``checkpoint`` is its content, where it is read already.
 
         Raises:
             ValueError: it has no training state, or is of another network, bridge, codec, number of pairs,
                 size, direction or settings; only those in :data:`~bbdm.training.config.FREE` may change.
         """
-        checkpoint = load_checkpoint(path) if checkpoint is None else checkpoint
-        codec = resumed_codec(checkpoint.codec, self.codec)
-        state = training_state(path, checkpoint, self.unet, self.bridge, self.config, describe_pairs(self.train))
-        assert checkpoint.unet.weights is not None  # checked with the state
-        assert checkpoint.unet.ema is not None
-        self.update.codec = codec
-        self.unet.load_state_dict(checkpoint.unet.weights)
-        self.ema.unet.load_state_dict(checkpoint.unet.ema)
-        self.update.load(state)
+        state = self.update.resume(path, self.run.read(path) if checkpoint is None else checkpoint, self.train)
         self.epoch, self.step = state["epoch"], state["step"]
         self._epoch_loss, self.best = state["epoch_loss"], state["best"]
         self.resumed_from = path
@@ -193,7 +150,7 @@ class Trainer:
                 self.run.begin(self.epoch, self._settings())
                 ends.callback(self.run.end)
                 with suppress(ImportError):  # without TensorBoard, no events are written
-                    self.update.tracker = Tracker(self.run.events, self.step, self.bridge.train_interval, self.device)
+                    self.update.tracker = Tracker(self.run.events, self.step)
                     ends.callback(setattr, self.update, "tracker", None)
                     ends.callback(self.update.tracker.close)
             for line in self.config.warnings(self.total_steps) if self.processes.first and not self.step else ():
@@ -206,10 +163,8 @@ class Trainer:
     def _settings(self) -> dict[str, Any]:
         """The settings of the run, for its folder."""
         train, validation = self.train, 0 if self.validation is None else len(self.validation)
-        settings = {"train": asdict(self.config), "unet": self.unet.description(), "bridge": self.bridge.config()}
-        settings |= {} if self.codec is None else {"codec": self.codec.config()}
-        counts = {"training": len(train), "validation": validation, "channels": train.channels}
-        return {**settings, "pairs": {**counts, **describe_pairs(train)}}
+        pairs = {"training": len(train), "validation": validation, "channels": train.channels, **describe_pairs(train)}
+        return {"train": asdict(self.config), **self.update.description(), "pairs": pairs}
 
     def _run_epochs(self) -> None:
         try:
@@ -221,11 +176,6 @@ class Trainer:
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise self._stopped(f"{error}", "Make room on the disk" if full else "Correct this") from error
 
-    @property
-    def learning_rate(self) -> float:
-        """Of the last optimizer step."""
-        return self.update.optimizer.param_groups[0]["lr"]
-
     def how_to_resume(self) -> str:
         """Which step is saved, and from where the same command resumes."""
         saved = next(iter(self.run.checkpoints()), None)
@@ -234,14 +184,12 @@ class Trainer:
         return f"the same command resumes from step {saved}, which is saved in {self.folder}"
 
     def save(self, path: Path, training: dict[str, Any] | None = None) -> None:
-        """Write the weights, their average and the codec; with training state, only the hash of the codec."""
-        about: dict[str, Any] = {"codec": self.codec, "image_size": self.train.image_size, "training": training}
-        about |= {"calls": self.calls}
-        save_checkpoint(path, self.unet, self.bridge, ema=self.ema.unet, **about)
+        """Write what is trained; with training state, all that a run resumes from."""
+        self.update.save(path, self.train.image_size, training)
 
     def _save(self) -> None:
         """Write a checkpoint to resume from, unless the weights have diverged."""
-        if not torch.stack([p.isfinite().all() for p in self.unet.parameters()]).all():
+        if not torch.stack([p.isfinite().all() for p in self.update.unet.parameters()]).all():
             raise self._diverged("weights are not finite")
         if not self.processes.first:
             return
@@ -279,15 +227,20 @@ class Trainer:
             if made:
                 self._save()  # validation may take long
             record["validation_loss"] = self.validate()
+        record |= self.update.report()
         if made:
             record["images_per_second"] = made * self.config.batch_size / seconds
-        record["learning_rate"] = self.learning_rate
+        record["learning_rate"] = self.update.optimizer.param_groups[0]["lr"]
         self._end_epoch(record)
 
     def _run_steps(self, done: int) -> None:
         """The steps of an epoch after the first ``done``."""
         batches = self._readable(self.train_batches(self._order(done)))
-        while (batch := self._next(batches)) is not None:
+        while True:
+            with self.update.part("waiting for pairs"):
+                batch = next(batches, None)
+            if batch is None:
+                break
             loss = self.train_step(*batch)
             if not math.isfinite(loss):
                 raise self._diverged(f"the loss is {loss}")
@@ -330,10 +283,6 @@ class Trainer:
         rank, count = self.processes.rank, self.processes.count
         return [i for i in range(len(self.validation)) if i // self.share % count == rank]
 
-    def _next(self, batches: Iterator[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...] | None:
-        with self.update.part("waiting for pairs"):
-            return next(batches, None)
-
     def _readable(self, batches: Iterable[tuple[torch.Tensor, ...]]) -> Iterator[tuple[torch.Tensor, ...]]:
         """The batches; where one cannot be read, the run is saved and ends."""
         try:
@@ -359,3 +308,52 @@ class Trainer:
             total += self.update.validation_loss(y, x0, sample_seeds(0, first, len(y), self.device))
             first += self.config.batch_size
         return self.processes.sum(total) / len(self.validation)
+
+
+class Trainer(Training):
+    """The training run of a bridge.
+
+    Args:
+        unet: the network, on the device to train on.
+        bridge: the bridge to train it on.
+        config: the settings.
+        train, validation, folder, callbacks: see :class:`Training`.
+        codec: encodes pictures into the space of the bridge; None to train in image space.
+        processes: the processes that share the work; None for this one alone. The first of them writes.
+        step: what an optimizer step does: a :class:`~bbdm.training.step.TrainStep`, or a subclass.
+
+    Raises:
+        ValueError: fewer pairs than one batch, pictures of a size that the network cannot take, a codec of
+            another number of channels, or latents of another codec or another ``flip``.
+    """
+
+    update: TrainStep
+
+    def __init__(
+        self,
+        unet: Network,
+        bridge: Bridge,
+        config: TrainConfig,
+        train: PairedDataset | LatentDataset,
+        validation: PairedDataset | None,
+        folder: Path,
+        codec: Codec | None = None,
+        processes: Processes | None = None,
+        callbacks: Sequence[Callback] = (),
+        step: type[TrainStep] = TrainStep,
+    ) -> None:
+        device = next(unet.parameters()).device
+        processes = Processes(device) if processes is None else processes
+        check_start(unet, config, train, codec, processes.count)
+        codec = None if codec is None else codec.placed(device, torch.float32)
+        total = config.total_steps(len(train))
+        update = step(unet, bridge, config, codec, processes, isinstance(train, LatentDataset), total)
+        super().__init__(update, train, validation, folder, callbacks)
+        self.unet = unet
+        self.bridge = bridge
+        self.ema = update.ema
+
+    @property
+    def codec(self) -> Codec | None:
+        """Encodes pictures into the space of the bridge, on the device; None in image space."""
+        return self.update.codec

@@ -46,8 +46,9 @@ def trained(codec: Codec, pairs: PairedDataset | LatentDataset, place: Path) -> 
 
 
 @pytest.mark.nightly
-def test_a_kl_bridge_from_training_to_onnx(pairs: PairedDataset, tmp_path: Path):
-    codec = DiffusersCodec(tiny_kl())
+@pytest.mark.parametrize("own", [False, True], ids=["diffusers", "own"])
+def test_a_kl_bridge_from_training_to_onnx(own: bool, pairs: PairedDataset, tmp_path: Path):
+    codec = VQGANCodec(tiny_vqgan(num_codes=0)) if own else DiffusersCodec(tiny_kl())
     cached = LatentDataset(pairs, codec, tmp_path / "cache")
     codec = codec.with_statistics(measure(cached, codec))
     file = trained(codec, cached, tmp_path)

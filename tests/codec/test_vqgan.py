@@ -47,6 +47,23 @@ def test_latents_before_quant_conv():
     assert relative_gap(before, vqgan.encode(SOURCE)) > 0.1
 
 
+def test_a_kl_autoencoder():
+    """Latents are the mean, decoding is that of the network, in a file and in bfloat16 too."""
+    vqgan = tiny_vqgan(num_codes=0)
+    codec = VQGANCodec(vqgan)
+    assert (codec.channels, codec.stride) == (3, 2)
+    latents = codec.encode(SOURCE, "source")
+    torch.testing.assert_close(latents, vqgan.quant_conv(vqgan.encoder(SOURCE))[:, :3])
+    torch.testing.assert_close(codec.decode(latents), vqgan.decoder(vqgan.post_quant_conv(latents)))
+    loaded = from_config(codec.config(), codec.state_dict())
+    assert torch.equal(loaded.latents(SOURCE), codec.latents(SOURCE))
+    narrow = codec.placed(torch.device("cpu"), torch.bfloat16)
+    assert relative_gap(narrow.latents(SOURCE), latents) < 0.05
+    assert relative_gap(narrow.image(latents), codec.image(latents)) < 0.05
+    with pytest.raises(ValueError, match="before_quant_conv must be False for a KL autoencoder"):
+        VQGANCodec(vqgan, before_quant_conv=True)
+
+
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("shape", [(1, 3, 9, 8), (1, 3, 8, 9), (1, 1, 8, 8), (1, 3, 0, 8), (3, 8, 8)], ids=str)
 def test_images_that_have_no_latents(shape: tuple[int, ...], before: bool):

@@ -23,7 +23,8 @@ TINY: dict[str, Any] = {
 def tiny_vqgan(seed: int = 0, **settings: Any) -> VQGAN:
     torch.manual_seed(seed)
     vqgan = VQGAN(**{**TINY, **settings})
-    torch.nn.init.normal_(vqgan.quantize.embedding.weight)
+    if vqgan.config.num_codes:
+        torch.nn.init.normal_(vqgan.quantize.embedding.weight)
     return vqgan.eval()
 
 
@@ -91,15 +92,31 @@ def test_decoding_quantises():
 def test_gradients_pass_the_quantisation_straight_through():
     vqgan = tiny_vqgan()
     x = torch.randn(1, 3, 8, 8)
-    image, z, index = vqgan(x)
+    h, z, index = vqgan(x)
     z.retain_grad()
-    image.square().sum().backward(retain_graph=True)
+    vqgan.decoder.conv_out(h).square().sum().backward(retain_graph=True)
     codes = vqgan.quantize.look_up(index).detach().requires_grad_()
     vqgan.decode_codes(codes).square().sum().backward()
     assert z.grad is not None
     assert codes.grad is not None
     torch.testing.assert_close(z.grad, codes.grad, rtol=1e-4, atol=1e-5)
     assert vqgan.quantize.embedding.weight.grad is None
+
+
+# KL autoencoders
+
+
+def test_without_codes_latents_are_the_mean_of_a_gaussian():
+    """The image of z = mean + exp(log variance / 2) noise, of which the encoder gives both as halves."""
+    vqgan = tiny_vqgan(num_codes=0)
+    x, noise = torch.randn(2, 3, 8, 12), torch.randn(2, 3, 4, 6)
+    h, mean, log_variance = vqgan(x, noise)
+    halves = vqgan.quant_conv(vqgan.encoder(x))
+    torch.testing.assert_close(torch.cat([mean, log_variance], dim=1), halves)
+    torch.testing.assert_close(vqgan.encode(x), halves[:, :3])
+    drawn = torch.distributions.Normal(halves[:, :3], torch.exp(halves[:, 3:]) ** 0.5)
+    torch.testing.assert_close(vqgan.decoder.conv_out(h), vqgan.decode(drawn.loc + drawn.scale * noise))
+    assert not any("quantize" in key for key in vqgan.state_dict())
 
 
 def test_without_projection_attention_is_added_as_it_is():
@@ -130,7 +147,7 @@ def test_what_does_not_fit_is_named(call: Any, message: str):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_codes": 0}, "num_codes must be at least 1, got 0"),
+        ({"num_codes": -1}, "num_codes must be at least 0, got -1"),
         ({"channel_mult": ()}, "channel_mult must have a number for each level"),
         ({"num_codes": 40.0}, "num_codes must be of integers, got 40.0"),
         ({"eps": float("nan")}, r"eps must be in \(0, 1\), got nan"),

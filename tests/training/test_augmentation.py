@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bbdm.training.augmentation import augment
+from bbdm.training.base import sample_seeds
 from bbdm.training.config import TrainConfig
-from bbdm.training.step import sample_seeds
 
 SEEDS = sample_seeds(0, 0, 64, torch.device("cpu"))
 

@@ -16,8 +16,8 @@ from bbdm.execution.processes import Processes
 from bbdm.kernels import philox
 from bbdm.networks.unet import UNet
 from bbdm.training import distillation
+from bbdm.training.base import sample_seeds
 from bbdm.training.distillation import DistillConfig, DistillStep, student_of
-from bbdm.training.step import sample_seeds
 from bbdm.training.trainer import Trainer
 from tests.conftest import metrics_of, newest, tiny_unet
 

@@ -85,7 +85,7 @@ class WeightsOfSteps(Callback):
         self.weights: list[list[torch.Tensor]] = []
 
     def after_step(self, trainer: Run, loss: float) -> None:
-        self.weights.append([parameter.detach().double() for parameter in trainer.unet.parameters()])
+        self.weights.append([parameter.detach().double() for parameter in trainer.update.unet.parameters()])
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_training_averages_the_weights_of_its_steps(
     steps = WeightsOfSteps()
     settings = {"ema_decay": 0.3, "ema_start": start, "ema_every": every, "learning_rate": 1e-2}
     trainer = make_trainer(epochs=3, callbacks=[steps], **settings)
-    averages = [parameter.detach().double() for parameter in trainer.unet.parameters()]
+    averages = [parameter.detach().double() for parameter in trainer.update.unet.parameters()]
     trainer.fit()
     assert len(steps.weights) == 6
     for step, decay in decays.items():

@@ -18,7 +18,6 @@ from bbdm.codec import VQGANCodec
 from bbdm.data.pairs import PairedDataset
 from bbdm.files.checkpoint import load_checkpoint, save_checkpoint
 from bbdm.training import step as step_module
-from bbdm.training import trainer as trainer_module
 from bbdm.training.config import TrainConfig
 from bbdm.training.losses import bridge_loss
 from bbdm.training.resume import OtherCodecError
@@ -39,7 +38,7 @@ def interrupt_after_save(monkeypatch: pytest.MonkeyPatch) -> None:
         if path.name == "step_00000004.pt" and keywords["training"]["epoch"] == 2:
             raise InterruptedRunError
 
-    monkeypatch.setattr(trainer_module, "save_checkpoint", save)
+    monkeypatch.setattr(step_module, "save_checkpoint", save)
 
 
 def interrupt_after_save_inside_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +49,7 @@ def interrupt_after_save_inside_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
         if path.name == "step_00000005.pt":
             raise InterruptedRunError
 
-    monkeypatch.setattr(trainer_module, "save_checkpoint", save)
+    monkeypatch.setattr(step_module, "save_checkpoint", save)
 
 
 def interrupt_before_validation_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +72,7 @@ def interrupt_before_save(monkeypatch: pytest.MonkeyPatch) -> None:
             raise InterruptedRunError
         save_checkpoint(path, *arguments, **keywords)
 
-    monkeypatch.setattr(trainer_module, "save_checkpoint", save)
+    monkeypatch.setattr(step_module, "save_checkpoint", save)
 
 
 def interrupt_inside_epoch(monkeypatch: pytest.MonkeyPatch) -> None:

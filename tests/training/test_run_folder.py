@@ -92,14 +92,16 @@ class TestFiles:
     def test_losses_by_quarter_of_t(self, tmp_path: Path) -> None:
         """Of t in 1..8: 1 and 2, 3 and 4, and so on; a quarter without an image has no point."""
         accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-        tracker = tracking.Tracker(tmp_path, 0, (1, 8), torch.device("cpu"))
-        tracker.add_losses(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([1, 2, 8]))
-        tracker.add_losses(torch.tensor([6.0, 7.0]), torch.tensor([1, 5]))
-        tracker.write_losses(3)
+        losses = tracking.LossesByTime((1, 8), torch.device("cpu"))
+        losses.add(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([1, 2, 8]))
+        losses.add(torch.tensor([6.0, 7.0]), torch.tensor([1, 5]))
+        tracker = tracking.Tracker(tmp_path, 0)
+        tracker.write(3, **losses.take())
         tracker.close()
         events = accumulators.EventAccumulator(str(tmp_path)).Reload()
         values = {tag[-1]: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
         assert values == {"1": 3.0, "3": 7.0, "4": 5.0}
+        assert losses.take() == {}
 
     def test_without_tensorboard(self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)

@@ -1,0 +1,329 @@
+"""Training an autoencoder, VQGAN or KL: Esser et al. 2021, and Rombach et al. 2022, appendix G.
+
+The loss is |x - image| + LPIPS + w G, and the codebook's (van den Oord et al. 2017, equation 3) or the KL
+divergence of the latents from a standard normal. w G is of :mod:`bbdm.training.adversary`. All are means over
+values, so that the KL divergence of an image is divided by the number of its values.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+from bbdm.base.images import Size, sides
+from bbdm.base.settings import setting
+from bbdm.data.latents import LatentDataset
+from bbdm.data.pairs import PairedDataset
+from bbdm.execution.processes import Processes
+from bbdm.files.checkpoint import load_vqgan_state, save_vqgan
+from bbdm.files.content import VQGANState
+from bbdm.kernels import philox
+from bbdm.networks.vqgan import VQGAN
+from bbdm.training.adversary import Adversary, adaptive_weight
+from bbdm.training.augmentation import augment
+from bbdm.training.base import Step, mixed, sample_seeds
+from bbdm.training.codebook import CodebookUse
+from bbdm.training.config import RunConfig
+from bbdm.training.resume import check_batch, training_state
+
+BETAS = (0.5, 0.9)  # of Adam, in both papers
+COMMITMENT = 0.25  # weight of the distance that moves latents to codes, against 1 of codes to latents
+STREAMS = (2, 3)  # of noise, of sources and of targets
+Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class PerceptualError(ValueError):
+    """The network of the perceptual loss is not to be had."""
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig(RunConfig):
+    """How to train an autoencoder. A batch has two pictures of each pair.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    precision: Literal["fp32", "bf16"] = setting("fp32", "of the network's arithmetic; weights stay float32")
+    perceptual: Literal["vgg", "alex", "squeeze", "none"] = setting("vgg", "network of LPIPS; none: without LPIPS")
+    perceptual_weight: float = setting(1.0, "of LPIPS, against 1 of L1")
+    codebook_weight: float = setting(1.0, "of a codebook's loss")
+    kl_weight: float = setting(1e-6, "of the KL divergence of a KL autoencoder's latents")
+    restarts: int = setting(50, "times that unused codes move to latents, over the first half of the run; 0: never")
+    adversarial_weight: float = setting(0.75, "of the adversarial loss; 0: no adversary")
+    adversarial_start: int = setting(50000, "optimizer steps before the adversary begins")
+    discriminator_width: int = setting(64, "channels of its first layer")
+    decoder_only: bool = setting(False, "train the decoder alone, on a frozen encoder and codebook")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check(0, "perceptual_weight", "codebook_weight", "kl_weight", "restarts")
+        self._check(0, "adversarial_weight", "adversarial_start")
+        self._check(1, "discriminator_width")
+
+    def warnings(self, steps: int) -> list[str]:
+        """What makes a run of a number of optimizer steps show less than it could."""
+        found = super().warnings(steps)
+        if self.perceptual == "none":
+            found.append("there is no perceptual loss, perceptual='none': results are less true to texture than LDM's")
+        if self.adversarial_weight and steps <= self.adversarial_start:
+            late = f"adversarial_start={self.adversarial_start} optimizer steps, and the run has {steps}"
+            found.append(f"the adversary begins after {late}: results will be soft")
+        return found
+
+
+def perceptual_loss(config: AutoencoderConfig, weights: Path | None, device: torch.device) -> Perceptual | None:
+    """LPIPS (Zhang et al. 2018) of images and pictures (B, C, H, W) in [-1, 1], their mean; None without.
+
+    ``weights`` is a file of torchvision's ImageNet weights; None downloads them.
+
+    Raises:
+        PerceptualError: torchmetrics is not installed, or there are no weights.
+    """
+    if config.perceptual == "none":
+        return None
+    try:
+        from bbdm.evaluation.metrics import lpips
+
+        network = lpips(config.perceptual, weights).net.to(device)
+    except (ImportError, OSError, ValueError) as error:
+        raise PerceptualError(f"without the network of perceptual={config.perceptual!r}, LPIPS: {error}") from error
+    return lambda image, x: network(image.expand(-1, 3, -1, -1), x.expand(-1, 3, -1, -1)).mean()
+
+
+def pictures(y: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+    """(2 B, C, H, W) the pictures of pairs, each source before its target."""
+    return torch.stack([y, x0], dim=1).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def kl_divergence(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
+    """The KL divergence of latents (B, C, H, W) from a standard normal in nats, the mean over the batch."""
+    each = mean.square() + log_variance.exp() - 1 - log_variance
+    return each.sum((1, 2, 3)).mean() / 2
+
+
+class AutoencoderStep(Step):
+    """An optimizer step of an autoencoder and its adversary.
+
+    Args:
+        vqgan: the autoencoder, on the device.
+        config: the settings.
+        train: pairs to learn from.
+        processes: the processes that share the work; None for this one alone.
+        perceptual: see :func:`perceptual_loss`.
+
+    Raises:
+        ValueError: fewer pairs than one batch, or pictures that the autoencoder or the discriminator cannot
+            take.
+    """
+
+    unet: VQGAN
+    config: AutoencoderConfig
+    read = staticmethod(load_vqgan_state)
+
+    def __init__(
+        self,
+        vqgan: VQGAN,
+        config: AutoencoderConfig,
+        train: PairedDataset,
+        processes: Processes | None = None,
+        perceptual: Perceptual | None = None,
+    ) -> None:
+        processes = Processes(next(vqgan.parameters()).device) if processes is None else processes
+        settings, size = vqgan.config, sides(train.image_size)
+        check_batch(config, train, processes.count)
+        if train.channels != settings.image_channels:
+            raise ValueError(
+                f"the autoencoder takes {settings.image_channels} channels, and pairs have {train.channels}"
+            )
+        if any(side % settings.stride for side in size):
+            raise ValueError(f"image_size {train.image_size} is not a multiple of the autoencoder's {settings.stride}")
+        if config.decoder_only:
+            vqgan.requires_grad_(False)
+            vqgan.decoder.requires_grad_(True)
+            vqgan.post_quant_conv.requires_grad_(True)
+        super().__init__(vqgan, config, processes, config.total_steps(len(train)), BETAS)
+        self.perceptual = perceptual
+        self.use = CodebookUse(settings.num_codes, processes) if settings.num_codes else None
+        self.adversary: Adversary | None = None
+        if config.adversarial_weight:
+            about = settings.image_channels, size, config.discriminator_width, config, BETAS
+            self.adversary = Adversary(*about, processes)
+        self.sums: Counter[str] = Counter()  # of each part of the loss, since the epoch began
+        self.counted: Counter[str] = Counter()  # the steps that had it
+
+    def __call__(self, y: torch.Tensor, x0: torch.Tensor, step: int) -> float:
+        """See :meth:`Step.__call__`. The loss is without the adversary's, which measures no distance."""
+        rate, vqgan = self.rate(step), self.unet
+        seeds = sample_seeds(self.config.seed, self.processes.rank * len(y), len(y), self.device)
+        with self.part("augment"):
+            x = pictures(*augment(y, x0, seeds, step, self.config))
+        with self.part("forward"), self.autocast():
+            h, z, more = self.network(x, *self._noise(x, seeds, step))
+            image = vqgan.decoder.conv_out(h).float()
+        z = z.float()
+        with self.part("losses"):
+            latent, parts = self._latent_loss(z, more, x[0].numel())
+            seen = image.detach().requires_grad_()
+            parts["l1"] = F.l1_loss(seen, x)
+            distance = parts["l1"]
+            if self.perceptual is not None:
+                parts["lpips"] = self.perceptual(seen, x)
+                distance = distance + self.config.perceptual_weight * parts["lpips"]
+            gradient = torch.autograd.grad(distance, seen)[0]
+            parts["loss"] = distance + latent
+        logits = None
+        if self.adversary is not None and step >= self.config.adversarial_start:
+            with self.part("adversary"):
+                with self.autocast():
+                    logits = self.adversary.look(x, seen)
+                parts["adversarial"] = -logits[1].mean()
+                against = torch.autograd.grad(parts["adversarial"], seen, retain_graph=True)[0]
+                parts["adversarial_weight"] = self._adversarial_weight(image, gradient, against)
+                gradient = gradient + parts["adversarial_weight"] * against
+        with self.part("backward"):
+            (image * gradient).sum().add(latent).backward()  # the gradient at the images is this one
+        with self.part("optimizer"):
+            norm = self.gradient_norm(step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        if self.adversary is not None and logits is not None:
+            with self.part("adversary"):
+                parts["discriminator"] = self.adversary.learn(*logits, rate)
+        with self.part("average of weights"):
+            self.ema.update(vqgan, step)
+        if self.use is not None:
+            self.use.add(more)
+            self._restart(z, step)
+        return self._record(parts, step, rate, norm)
+
+    def _noise(self, x: torch.Tensor, seeds: torch.Tensor, step: int) -> tuple[torch.Tensor, ...]:
+        """The noise of a KL autoencoder's latents, from seeds of pairs."""
+        config = self.unet.config
+        if config.num_codes:
+            return ()
+        shape = (config.latent_channels, *(side // config.stride for side in x.shape[2:]))
+        return (pictures(*(philox.normal(seeds, step, shape, stream) for stream in STREAMS)),)
+
+    def _latent_loss(
+        self, z: torch.Tensor, more: torch.Tensor, values: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The weighted loss of latents, of images with a number of values; and itself by its name."""
+        if not self.unet.config.num_codes:
+            kl = kl_divergence(z, more)
+            return self.config.kl_weight * kl / values, {"kl": kl}
+        codes = self.unet.quantize.look_up(more)
+        loss = F.mse_loss(codes, z.detach()) + COMMITMENT * F.mse_loss(z, codes.detach())
+        return self.config.codebook_weight * loss, {"codebook": loss}
+
+    def _adversarial_weight(self, image: torch.Tensor, gradient: torch.Tensor, against: torch.Tensor) -> torch.Tensor:
+        """The adversarial loss's weight, of the gradients of both losses at the images."""
+        last = self.unet.decoder.conv_out.weight
+        both = [torch.autograd.grad(image, last, each, retain_graph=True)[0] for each in (gradient, against)]
+        means = self.processes.total(torch.stack(both)) / self.processes.count
+        return self.config.adversarial_weight * adaptive_weight(*means)
+
+    def _restart(self, z: torch.Tensor, step: int) -> None:
+        """Move unused codes, if that is due: ``restarts`` times over the first half of the run."""
+        assert self.use is not None
+        times = 0 if self.config.decoder_only else self.config.restarts
+        if times and step < self.total // 2 and step % max(1, self.total // (2 * times)) == 0:
+            codes = [vqgan.quantize.embedding.weight for vqgan in (self.unet, self.ema.unet)]
+            self.use.restart(codes, z, mixed(self.config.seed, step))
+
+    def _record(self, parts: dict[str, torch.Tensor], step: int, rate: float, norm: torch.Tensor | None) -> float:
+        """Add the parts of a loss to those of the epoch; returns the loss."""
+        own = torch.stack([part.detach().float() for part in parts.values()])
+        values = (self.processes.total(own) / self.processes.count).tolist()  # waits for the device
+        found = dict(zip(parts, values, strict=True))
+        self.sums.update(found)
+        self.counted.update(found.keys())
+        self.plateau.update(found["loss"])
+        if (tracker := self.due(step)) is not None and norm is not None:
+            tracker.write(step + 1, **found, learning_rate=rate, gradient_norm=norm.item())
+        return found["loss"]
+
+    def report(self) -> dict[str, float]:
+        """The mean of each part of the loss over the epoch, and the use of codes."""
+        found = {name: value / self.counted[name] for name, value in self.sums.items() if name != "loss"}
+        self.sums.clear()
+        self.counted.clear()
+        return found if self.use is None else {**found, **self.use.report()}
+
+    @torch.no_grad()
+    def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, C, H, W) through the averaged autoencoder and back."""
+        with self.autocast():
+            return self.ema.unet.decode(self.ema.unet.encode(x)).float()
+
+    @torch.no_grad()
+    def validation_loss(self, y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor) -> float:
+        """The distance of reconstructions by the averaged weights, L1 and LPIPS; the sum over pairs."""
+        x = pictures(y, x0)
+        image = self.reconstruct(x)
+        loss = F.l1_loss(image, x)
+        if self.perceptual is not None:
+            loss = loss + self.config.perceptual_weight * self.perceptual(image, x)
+        return loss.item() * len(y)
+
+    def state(self) -> dict[str, Any]:
+        """The state that :meth:`load` restores, besides the network and its average."""
+        parts = {"use": self.use, "adversary": self.adversary}
+        more = {name: part.state() for name, part in parts.items() if part is not None}
+        return {**super().state(), **more, "sums": dict(self.sums), "counted": dict(self.counted)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore a :meth:`state` of the same settings."""
+        super().load(state)
+        for name, part in {"use": self.use, "adversary": self.adversary}.items():
+            if part is not None:
+                part.load(state[name])
+        self.sums, self.counted = Counter(state["sums"]), Counter(state["counted"])
+
+    def release(self) -> None:
+        """See :meth:`Step.release`."""
+        super().release()
+        if self.adversary is not None:
+            self.adversary.network = self.adversary.discriminator
+
+    def description(self) -> dict[str, Any]:
+        """The settings of the network."""
+        return {"vqgan": asdict(self.unet.config)}
+
+    def save(self, path: Path, image_size: Size, training: dict[str, Any] | None = None) -> None:
+        """Write the averaged weights; with training state, the weights beside them."""
+        if training is None:
+            save_vqgan(path, self.ema.unet)
+        else:
+            save_vqgan(path, self.unet, ema=self.ema.unet, training=training)
+
+    def resume(self, path: Path, checkpoint: VQGANState, train: PairedDataset | LatentDataset) -> dict[str, Any]:
+        """See :meth:`Step.resume`; only settings in :data:`~bbdm.training.config.FREE` may change."""
+        average = checkpoint.ema
+        whole = None if average is None else checkpoint.training
+        settings = asdict(checkpoint.config), asdict(self.unet.config)
+        state = training_state(path, whole, *settings, self.config, train)
+        self.unet.load_state_dict(checkpoint.weights)
+        self.ema.unet.load_state_dict(average)
+        self.load(state)
+        return state
+
+    def results(
+        self, y: torch.Tensor, x0: torch.Tensor, seed: int | Sequence[int] = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reconstructions of sources and targets, and these."""
+        x = pictures(y, x0)
+        return self.reconstruct(x), x
+
+    def columns(self, y: torch.Tensor, x0: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Sources and targets, each before its reconstruction."""
+        sources, targets = self.reconstruct(pictures(y, x0)).unflatten(0, (-1, 2)).unbind(1)
+        return {"source": y, "its reconstruction": sources, "target": x0, "the target's": targets}

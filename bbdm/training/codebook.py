@@ -1,0 +1,75 @@
+"""How a VQGAN uses its codes in training: counts of an epoch, and a new place for codes that are not used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bbdm.execution.processes import Processes
+
+
+class CodebookUse:
+    """Counts the codes that batches take.
+
+    Args:
+        codes: their number.
+        processes: those that share a batch.
+    """
+
+    def __init__(self, codes: int, processes: Processes) -> None:
+        self.processes = processes
+        self.counts = torch.zeros(codes, dtype=torch.int64, device=processes.device)  # since the epoch began
+        self.used = torch.zeros(codes, dtype=torch.bool, device=processes.device)  # since the last restart
+        self.restarted = 0  # since the epoch began
+
+    def add(self, index: torch.Tensor) -> None:
+        """Count the codes of this process's share of a batch, indices of any shape."""
+        counts = self.processes.total(torch.bincount(index.flatten(), minlength=len(self.counts)))
+        self.counts += counts
+        self.used |= counts > 0
+
+    @torch.no_grad()
+    def restart(self, weights: list[torch.Tensor], z: torch.Tensor, seed: int) -> None:
+        """Move codes that no batch took since the last call to random latents of a batch.
+
+        Args:
+            weights: the codes, (codes, C), and their moving average.
+            z: (B, C, H, W) this process's latents.
+            seed: of the choice; the same in each process.
+        """
+        unused = (~self.used).nonzero().flatten()
+        self.used.zero_()
+        self.restarted += len(unused)
+        if not len(unused):
+            return
+        vectors = torch.cat(self.processes.gather(z.detach().permute(0, 2, 3, 1).flatten(0, 2).cpu()))
+        chosen = torch.randint(len(vectors), (len(unused),), generator=torch.Generator().manual_seed(seed))
+        for codes in weights:
+            codes[unused] = vectors[chosen].to(codes)
+
+    def report(self) -> dict[str, float]:
+        """The share of codes that the epoch used, their perplexity, and how many were moved; begins anew.
+
+        The perplexity is exp(-sum p log p), with the share p of latents that take a code: the number of codes
+        if all are taken equally often.
+        """
+        shares = self.counts.double() / self.counts.sum().clamp(min=1)
+        found = {
+            "codes_used": (self.counts > 0).double().mean().item(),
+            "perplexity": torch.special.entr(shares).sum().exp().item(),
+            "codes_restarted": self.restarted,
+        }
+        self.counts.zero_()
+        self.restarted = 0
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """The state that :meth:`load` restores."""
+        return {"counts": self.counts, "used": self.used, "restarted": self.restarted}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore a :meth:`state`."""
+        self.counts.copy_(state["counts"])
+        self.used.copy_(state["used"])
+        self.restarted = state["restarted"]

@@ -1,0 +1,335 @@
+"""Training an autoencoder: its step against plain autograd, and a run that resumes bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Normal
+from torch.distributions import kl_divergence as torchs_kl_divergence
+
+from bbdm import load_codec, load_vqgan, save_vqgan
+from bbdm.base.scripts import StoppedError
+from bbdm.codec import VQGANCodec
+from bbdm.data.pairs import PairedDataset
+from bbdm.files.checkpoint import load_vqgan_state
+from bbdm.kernels import philox
+from bbdm.training import autoencoder
+from bbdm.training.adversary import Adversary
+from bbdm.training.autoencoder import (
+    AutoencoderConfig,
+    AutoencoderStep,
+    PerceptualError,
+    kl_divergence,
+    perceptual_loss,
+    pictures,
+)
+from bbdm.training.previews import ValidationScores
+from bbdm.training.trainer import DivergedError, Training
+from tests.conftest import MakePairs
+from tests.networks.test_vqgan import tiny_vqgan
+
+SIDE = 24
+Make = Callable[..., Training]
+
+
+@pytest.fixture
+def pairs(make_pairs: MakePairs, tmp_path: Path) -> PairedDataset:
+    return PairedDataset(make_pairs(tmp_path / "pairs", 4).pairs, SIDE)
+
+
+@pytest.fixture
+def make(pairs: PairedDataset, tmp_path: Path) -> Make:
+    """make(folder="run", seed=0, num_codes=40, **config): 2 epochs of 2 steps with an adversary."""
+
+    def make(
+        folder: str = "run", seed: int = 0, num_codes: int = 40, train: PairedDataset = pairs, **config: Any
+    ) -> Training:
+        settings: dict[str, Any] = {"epochs": 2, "batch_size": 2, "perceptual": "none", "adversarial_start": 0}
+        settings |= {"discriminator_width": 4, "learning_rate": 1e-3, **config}
+        step = AutoencoderStep(tiny_vqgan(seed, num_codes=num_codes), AutoencoderConfig(**settings), train)
+        return Training(step, train, pairs, tmp_path / folder)
+
+    return make
+
+
+def batch(pairs: PairedDataset) -> tuple[torch.Tensor, torch.Tensor]:
+    y, x0 = (torch.stack(side) for side in zip(*(pairs[i] for i in range(2)), strict=True))
+    return y, x0
+
+
+def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in module.state_dict().items()}
+
+
+def assert_equal(ours: Any, theirs: Any) -> None:
+    """Nested containers of tensors and numbers, bit for bit."""
+    if isinstance(theirs, torch.Tensor):
+        assert torch.equal(ours, theirs)
+    elif isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            assert_equal(ours[key], value)
+    elif isinstance(theirs, list | tuple):
+        assert len(ours) == len(theirs)
+        for mine, other in zip(ours, theirs, strict=True):
+            assert_equal(mine, other)
+    else:
+        assert ours == theirs
+
+
+# One step
+
+
+@pytest.mark.parametrize("num_codes", [40, 0], ids=["vq", "kl"])
+def test_gradients_are_those_of_the_whole_loss(num_codes: int, make: Make, pairs: PairedDataset):
+    """L1 + codebook or KL + weight G, with the weight of gradients at the last layer, by autograd alone."""
+    training = make(num_codes=num_codes, adversarial_weight=0.5, codebook_weight=2.0, kl_weight=1e-2)
+    update = training.update
+    assert isinstance(update, AutoencoderStep)
+    assert isinstance(update.adversary, Adversary)
+    vqgan, discriminator = copy.deepcopy(update.unet), copy.deepcopy(update.adversary.discriminator)
+    y, x0 = batch(pairs)
+    x = torch.stack([y[0], x0[0], y[1], x0[1]])
+    z = vqgan.quant_conv(vqgan.encoder(x))
+    if num_codes:
+        distances = (z.permute(0, 2, 3, 1)[..., None, :] - vqgan.quantize.embedding.weight).square().sum(-1)
+        codes = vqgan.quantize.embedding.weight[distances.argmin(-1)].permute(0, 3, 1, 2)
+        latent = 2 * ((codes - z.detach()).square().mean() + 0.25 * (z - codes.detach()).square().mean())
+        image = vqgan.decode_codes(z + (codes - z).detach())
+    else:
+        seeds = torch.arange(2) << 32
+        noise = torch.stack([philox.normal(seeds, 0, (3, SIDE // 2, SIDE // 2), i) for i in (2, 3)], 1).flatten(0, 1)
+        mean, log_variance = z.chunk(2, 1)
+        posterior = Normal(mean, log_variance.exp().sqrt())
+        latent = 1e-2 * torchs_kl_divergence(posterior, Normal(0.0, 1.0)).sum() / x.numel()
+        image = vqgan.decode_codes(posterior.loc + posterior.scale * noise)
+    distance, adversarial = (image - x).abs().mean(), -discriminator(image).mean()
+    last = vqgan.decoder.conv_out.weight
+    norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (distance, adversarial)]
+    (distance + latent + 0.5 * (norms[0] / (norms[1] + 1e-4)) * adversarial).backward()
+
+    found: dict[str, torch.Tensor] = {}
+    update.optimizer.register_step_pre_hook(
+        lambda *_: found.update({k: p.grad.clone() for k, p in update.unet.named_parameters() if p.grad is not None})
+    )
+    loss = training.train_step(y, x0)
+    assert loss == pytest.approx((distance + latent).item(), rel=1e-5)
+    wanted = {key: p.grad for key, p in vqgan.named_parameters() if p.grad is not None}
+    assert found.keys() == wanted.keys() == dict(vqgan.named_parameters()).keys()
+    for key, gradient in wanted.items():
+        assert (found[key] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7, key
+    report = update.report()
+    assert report["adversarial_weight"] == pytest.approx(0.5 * (norms[0] / (norms[1] + 1e-4)).item(), rel=1e-4)
+
+
+def test_kl_divergence_is_torchs():
+    mean, log_variance = torch.randn(3, 2, 4, 5), torch.randn(3, 2, 4, 5)
+    posterior = Normal(mean, log_variance.exp().sqrt())
+    wanted = torchs_kl_divergence(posterior, Normal(0.0, 1.0)).sum() / 3
+    torch.testing.assert_close(kl_divergence(mean, log_variance), wanted)
+
+
+def test_the_adversary_begins_at_its_step(make: Make, pairs: PairedDataset):
+    training = make(adversarial_start=1)
+    assert isinstance(training.update, AutoencoderStep)
+    assert training.update.adversary is not None
+    before = weights_of(training.update.adversary.discriminator)
+    training.train_step(*batch(pairs))
+    assert "adversarial" not in training.update.sums
+    assert_equal(weights_of(training.update.adversary.discriminator), before)
+    training.train_step(*batch(pairs))
+    assert training.update.counted["adversarial"] == 1
+    after = weights_of(training.update.adversary.discriminator)
+    assert not any(torch.equal(after[key], value) for key, value in before.items() if key.endswith("weight"))
+
+
+def test_without_an_adversary(make: Make):
+    training = make(adversarial_weight=0.0)
+    assert isinstance(training.update, AutoencoderStep)
+    assert training.update.adversary is None
+    training.fit()
+    assert "discriminator" not in (training.folder / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("num_codes", [40, 0], ids=["vq", "kl"])
+def test_the_decoder_alone(num_codes: int, make: Make):
+    """Encoder and codebook stay bit for bit, in the average too, so latents of before still fit."""
+    training = make(num_codes=num_codes, decoder_only=True)
+    before = weights_of(training.update.unet)
+    training.fit()
+    trained = ("decoder.", "post_quant_conv.")
+    for vqgan in (training.update.unet, training.update.ema.unet):
+        same = {key for key, value in weights_of(vqgan).items() if torch.equal(value, before[key])}
+        assert same == {key for key in before if not key.startswith(trained)}
+
+
+def test_lpips_by_a_file_is_part_of_the_loss(pairs: PairedDataset, tmp_path: Path):
+    """Random weights; L1, and LPIPS by its weight, as the metric has it of pictures in [0, 1]."""
+    metrics = pytest.importorskip("bbdm.evaluation.metrics", exc_type=ImportError)
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    torch.save(models.squeezenet1_1(weights=None).state_dict(), tmp_path / "squeeze.pth")
+    config = AutoencoderConfig(perceptual="squeeze", batch_size=2, perceptual_weight=3.0, adversarial_weight=0)
+    perceptual = perceptual_loss(config, tmp_path / "squeeze.pth", torch.device("cpu"))
+    assert perceptual is not None
+    wide = PairedDataset(pairs.pairs, 64)
+    vqgan = tiny_vqgan(num_codes=0)
+    vqgan.decoder.conv_out.weight.data *= 0.1
+    step = AutoencoderStep(vqgan, config, wide, perceptual=perceptual)
+    y, x0 = batch(wide)
+    x = torch.stack([y[0], x0[0], y[1], x0[1]])
+    with torch.no_grad():
+        image = step.ema.unet.decode(step.ema.unet.encode(x))
+        assert image.abs().max() <= 1  # as the metric wants
+        metric = metrics.lpips("squeeze", tmp_path / "squeeze.pth")
+        wanted = (image - x).abs().mean() + 3 * metric((image + 1) / 2, (x + 1) / 2)
+    assert step.validation_loss(y, x0, torch.arange(2)) == pytest.approx(2 * wanted.item(), rel=1e-4)
+    assert math.isfinite(step(y, x0, 0))
+    assert step.report()["lpips"] > 0
+    grey = torch.rand(1, 1, 64, 64) * 2 - 1
+    assert perceptual(grey, grey) == 0
+
+
+def test_lpips_without_weights_says_so(tmp_path: Path):
+    pytest.importorskip("bbdm.evaluation.metrics", exc_type=ImportError)
+    with pytest.raises(PerceptualError, match=r"network of perceptual='vgg', LPIPS: there is no file .*vgg\.pth"):
+        perceptual_loss(AutoencoderConfig(), tmp_path / "vgg.pth", torch.device("cpu"))
+
+
+# A run
+
+
+def test_resuming_within_an_epoch_is_bitwise_the_undisturbed_run(make: Make):
+    """Weights, average, discriminator, both optimizers, the codes' counts, and the metrics."""
+    settings: dict[str, Any] = {"epochs": 3, "save_every": 1, "flip": True, "adversarial_start": 2, "restarts": 2}
+    straight, broken = make("straight", **settings), make("resumed", **settings)
+    straight.fit()
+    stop = iter([False] * 4 + [True])  # called after each step and each batch of validation: within epoch 2
+    with pytest.raises(StoppedError, match="resumes from step 3"):
+        broken.fit(stop=lambda: next(stop))
+    assert broken.step == 3
+    resumed = make("resumed", seed=5, **settings)
+    assert resumed.resume_newest()
+    assert (resumed.epoch, resumed.step) == (1, 3)
+    resumed.fit()
+    ours, theirs = (load_vqgan_state(run.folder / "step_00000006.pt") for run in (resumed, straight))
+    assert_equal(vars(ours), vars(theirs))
+    lines = [[json.loads(line) for line in (run.folder / "metrics.jsonl").open()] for run in (resumed, straight)]
+    for records in lines:
+        for record in records:
+            record["images_per_second"] = 0
+    assert lines[0] == lines[1]
+    assert {"l1", "codebook", "adversarial", "discriminator", "codes_used", "perplexity"} <= lines[0][-1].keys()
+    grids = [(run.folder / "epoch_0003.png").read_bytes() for run in (resumed, straight)]
+    assert grids[0] == grids[1]
+
+
+def test_other_settings_and_other_files_are_refused(make: Make, tmp_path: Path):
+    make(epochs=1).fit()
+    with pytest.raises(ValueError, match=r"was trained with perceptual_weight=1.0: resume with the same"):
+        make(perceptual_weight=2.0).resume_newest()
+    with pytest.raises(ValueError, match=r"was trained with num_codes=40"):
+        make(num_codes=0).resume_newest()
+    save_vqgan(tmp_path / "alone.pt", tiny_vqgan())
+    with pytest.raises(ValueError, match=r"alone\.pt holds no training state"):
+        make().resume(tmp_path / "alone.pt")
+
+
+def test_a_checkpoint_of_a_run_is_a_codec_with_the_averaged_weights(make: Make, tmp_path: Path):
+    training = make(epochs=1)
+    training.fit()
+    training.save(tmp_path / "final.safetensors")
+    for path in (training.folder / "step_00000002.pt", training.run.best, tmp_path / "final.safetensors"):
+        codec = load_codec(path)
+        assert isinstance(codec, VQGANCodec)
+        assert_equal(weights_of(codec.vqgan), weights_of(training.update.ema.unet))
+
+
+def test_the_best_epoch_is_of_the_averaged_weights_on_validation_pairs(make: Make, pairs: PairedDataset):
+    training = make(epochs=1)
+    training.fit()
+    x = pictures(*(torch.stack(side) for side in zip(*(pairs[i] for i in range(4)), strict=True)))
+    with torch.no_grad():
+        vqgan = load_vqgan(training.run.best)
+        wanted = (vqgan.decode(vqgan.encode(x)) - x).abs().mean().item()
+    assert training.best is not None
+    assert training.best["validation_loss"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_scores_are_of_reconstructions(make: Make, pairs: PairedDataset):
+    metrics = pytest.importorskip("bbdm.evaluation.metrics", exc_type=ImportError)
+    training = make(epochs=1)
+    training.callbacks.append(ValidationScores(metrics.Scores(["psnr"])))
+    training.fit()
+    record = json.loads((training.folder / "metrics.jsonl").read_text())
+    x = pictures(*(torch.stack(side) for side in zip(*(pairs[i] for i in range(4)), strict=True)))
+    made, wanted = training.update.ema.unet.decode(training.update.ema.unet.encode(x)), (x + 1) / 2
+    made = (((made + 1) / 2).clamp(0, 1) * 255).round() / 255
+    psnr = -10 * (made - wanted).square().mean((1, 2, 3)).log10()
+    assert record["psnr"] == pytest.approx(psnr.mean().item(), rel=1e-3)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(make: Make, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(autoencoder.F, "l1_loss", lambda a, b: (a - b).mean() * math.nan)
+    with pytest.raises(DivergedError, match="the loss is nan at step 1"):
+        make().fit()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("num_codes", [40, 0], ids=["vq", "kl"])
+def test_a_compiled_step_is_the_eager_one(
+    num_codes: int, make: Make, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    runs = [make(str(compile), num_codes=num_codes, compile=compile) for compile in (False, True)]
+    losses = [[run.train_step(*batch(pairs)) for _ in range(2)] for run in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("perceptual", "resnet", r"perceptual must be one of \('vgg', 'alex', 'squeeze', 'none'\), got 'resnet'"),
+        ("precision", "fp16", r"precision must be one of \('fp32', 'bf16'\), got 'fp16'"),
+        ("adversarial_weight", -1.0, "adversarial_weight must be at least 0, got -1.0"),
+        ("kl_weight", math.nan, "kl_weight must be at least 0, got nan"),
+        ("restarts", -1, "restarts must be at least 0, got -1"),
+        ("discriminator_width", 0, "discriminator_width must be at least 1, got 0"),
+        ("epochs", 0, "epochs must be at least 1, got 0"),
+    ],
+)
+def test_settings_that_are_refused(name: str, value: Any, reason: str):
+    with pytest.raises(ValueError, match=reason):
+        AutoencoderConfig(**{name: value})
+
+
+def test_pairs_that_do_not_fit_are_refused(make: Make, pairs: PairedDataset):
+    with pytest.raises(ValueError, match="batch_size 5 is more than the number of training pairs, 4"):
+        make(batch_size=5)
+    with pytest.raises(ValueError, match="image_size 25 is not a multiple of the autoencoder's 2"):
+        make(train=PairedDataset(pairs.pairs, 25))
+    with pytest.raises(ValueError, match="the autoencoder takes 3 channels, and pairs have 1"):
+        make(train=PairedDataset(pairs.pairs, SIDE, channels=1))
+    with pytest.raises(ValueError, match=r"an adversary needs pictures of at least 24 x 24, got \(16, 16\)"):
+        make(train=PairedDataset(pairs.pairs, 16))
+
+
+def test_what_is_left_out_is_said():
+    config = AutoencoderConfig(perceptual="none", adversarial_start=10)
+    assert [line.split(",")[0] for line in config.warnings(10)] == [
+        "there is no perceptual loss",
+        "the adversary begins after adversarial_start=10 optimizer steps",
+    ]
+    assert AutoencoderConfig(adversarial_start=10).warnings(11) == []
