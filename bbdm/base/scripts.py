@@ -16,6 +16,7 @@ EXTRAS = {  # optional packages by the extra that installs them
     "train": ("accelerate", "tensorboard"),
     "diffusers": ("diffusers",),
     "hub": ("huggingface_hub",),
+    "data": ("webdataset", "braceexpand", "datasets", "fsspec"),
     "app": ("gradio",),
     "ray": ("ray", "pyarrow", "fsspec", "starlette", "prometheus_client"),
 }

@@ -6,7 +6,7 @@ Pictures are copied as uint8 and become floats on the device: a quarter of the b
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import torch
@@ -47,6 +47,15 @@ def with_short_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
     raise ValueError(reason)  # not from the error: its traceback would keep the workers alive
 
 
+class _Order:
+    """Indices for a loader, which keeps it from pass to pass."""
+
+    indices: Iterable[int] = ()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+
 class Batches:
     """Batches of a data set on a device, the last one maybe smaller; workers persist from pass to pass."""
 
@@ -56,7 +65,8 @@ class Batches:
         pairs = Pixels(dataset) if isinstance(dataset, PairedDataset) else dataset
         self.device = device
         self._count = len(dataset)
-        self._order = list(range(self._count))  # changed in place: persistent workers keep the loader
+        self._dataset = dataset
+        self._order = _Order()
         self._loader = DataLoader(
             pairs,
             batch_size,
@@ -67,10 +77,13 @@ class Batches:
             worker_init_fn=_outlive_signals,
         )
 
-    def __call__(self, order: Sequence[int] | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __call__(self, order: Iterable[int] | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(source, target) batches of the examples ``order``, None for all: floats in [-1, 1], or latents."""
-        self._order[:] = range(self._count) if order is None else order
-        for y, x0 in with_short_errors(self._loader):
+        order = range(self._count) if order is None else order
+        self._order.indices = self._dataset.ahead(order) if isinstance(self._dataset, PairedDataset) else order
+        for y, x0, *reasons in with_short_errors(self._loader):
+            if isinstance(self._dataset, PairedDataset):
+                self._dataset.leave_out(*reasons)
             yield self._placed(y), self._placed(x0)
 
     def close(self) -> None:
