@@ -81,7 +81,7 @@ def evaluate(translator: Translator, deeplab_path: Path, output_stride: int | No
     deeplab = load_deeplab(deeplab_path, output_stride).to(processes.device)
     if deeplab.config.num_classes != len(CITYSCAPES):
         raise ValueError(f"{deeplab_path} must have {len(CITYSCAPES)} classes, got {deeplab.config.num_classes}")
-    pairs = [pair for pair in translator.dataset.pairs if isinstance(pair, Pair)]  # cityscapes are files
+    pairs = translator.dataset.pairs
     read_labels(labels_of(pairs[0]))  # before the translation, since it may fail
     jobs, report = translator.run(config.chosen_solver, config.steps, config.output_dir)
     score = SegmentationScore(deeplab, device=processes.device)

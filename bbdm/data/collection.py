@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -125,8 +125,8 @@ class EncodedPair:
         return [side.size for side in self.load() if side is not None]
 
 
-class Pairs(Sequence[Example]):
-    """The examples of a data set, by index."""
+class Pairs(Sequence[Any]):
+    """The examples of a data set, by index: each an :class:`Example`, of files a :class:`Pair`."""
 
     def order(self, seed: int) -> Order:
         """The order of an epoch, a function of the seed: here a permutation of all examples."""

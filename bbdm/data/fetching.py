@@ -84,7 +84,7 @@ def _copy(url: str, place: Path) -> None:
 
 def _opened(url: str) -> IO[bytes]:
     if url.startswith(PIPE):
-        from webdataset import gopen
+        from webdataset.gopen import gopen
 
         return gopen(url)
     system, path = _filesystem(url)

@@ -138,6 +138,7 @@ def _content(made_of: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str
 def _begun(folder: Path, made_of: dict[str, Any]) -> list[dict[str, Any]]:
     """The entries of the shards that are written; writes the index of a new folder."""
     make_folder(folder)
+    remove_leftovers(folder / INDEX)
     if not (folder / INDEX).exists():
         if any(folder.glob("*.tar")):
             raise ValueError(f"{folder} holds shards without {INDEX}: give another folder")
@@ -159,7 +160,7 @@ def _counted(samples: Iterable[Encoded], bar: tqdm[Any]) -> Iterator[Encoded]:
 
 def _write_tar(samples: Iterable[Encoded], entry: dict[str, Any], skip_bad: bool, path: Path) -> None:
     """Write a shard, and count its samples and name what is left out in its entry of the index."""
-    from webdataset import TarWriter
+    from webdataset.writer import TarWriter
 
     keys: set[str] = set()
     with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as writer:

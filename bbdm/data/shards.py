@@ -96,14 +96,14 @@ class Shards(Pairs):
             return [self[i] for i in range(len(self))[index]]
         number, place = self._place(range(len(self))[index])
         shard, found = self.shards[number], self._tar(number)
-        if place < len(found.samples):
-            sample = found.samples[place]
-        else:
-            stem = Path(shard.name).stem
+        own = f"{Path(shard.name).stem}-{place}"  # for a sample without a name that can be one of a result
+        if place >= len(found.samples):
             why = found.reason or f"{shard.url} has {len(found.samples)} samples, and {shard.count} are expected"
-            return EncodedPair(f"{stem}-{place}", shard.url, partial(_fail, why))
+            return EncodedPair(own, shard.url, partial(_fail, why))
+        sample = found.samples[place]
         where = f"{sample.name!r} of {shard.url}"
-        return EncodedPair(sample.name, where, partial(self._read, number, sample, where))
+        name = sample.name if tar.is_inside(sample.name) else own
+        return EncodedPair(name, where, partial(self._read, number, sample, where))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Shards) and (self.shards, self.columns) == (other.shards, other.columns)

@@ -46,7 +46,7 @@ class Table(Pairs):
         """A split of a data set of the Hub, ``OWNER/NAME`` or ``OWNER/NAME@REVISION``, or of a folder.
 
         Raises:
-            FileNotFoundError: there is no such split.
+            FileNotFoundError: there is no such data set or split.
             ValueError: see :class:`Table`.
             OSError: it cannot be fetched or read.
         """
@@ -93,18 +93,14 @@ class Table(Pairs):
 def _load(place: str, split: str) -> Any:
     """A split of a data set by name, or of a folder: a saved data set, or files that the library reads."""
     import datasets
-    from datasets.exceptions import DatasetNotFoundError
 
     folder = Path(place)
     name, _, revision = (place, "", "") if folder.exists() else place.partition("@")
-    try:
-        if (folder / "state.json").exists():  # one split, by Dataset.save_to_disk
-            return datasets.load_from_disk(place)
-        saved = datasets.load_from_disk(place) if (folder / "dataset_dict.json").exists() else None
-        names = list(saved or datasets.get_dataset_split_names(name, revision=revision or None))
-        chosen = next((other for other in SPLITS.get(split, (split,)) if other in names), None)
-        if chosen is None:
-            raise FileNotFoundError(f"{place} has no split {split!r}, but {', '.join(map(str, names))}")
-        return saved[chosen] if saved else datasets.load_dataset(name, split=chosen, revision=revision or None)
-    except DatasetNotFoundError as error:
-        raise FileNotFoundError(f"there is no data set {place}: {error}") from error
+    if (folder / "state.json").exists():  # one split, by Dataset.save_to_disk
+        return datasets.load_from_disk(place)
+    saved = datasets.load_from_disk(place) if (folder / "dataset_dict.json").exists() else None
+    names = list(saved or datasets.get_dataset_split_names(name, revision=revision or None))
+    chosen = next((other for other in SPLITS.get(split, (split,)) if other in names), None)
+    if chosen is None:
+        raise FileNotFoundError(f"{place} has no split {split!r}, but {', '.join(map(str, names))}")
+    return saved[chosen] if saved else datasets.load_dataset(name, split=chosen, revision=revision or None)

@@ -65,14 +65,18 @@ def index(path: Path, columns: tuple[str, ...]) -> Tar:
     Raises:
         OSError: the file cannot be read.
     """
-    samples: list[Sample] = []
+    members: list[tuple[str, str, Span]] = []
+    reason = ""
     try:
-        for key, members in groupby(_members(path), key=lambda member: member[0]):
-            if key:
-                samples.append(_sample(key, list(members), columns))
+        for member in _members(path):
+            members.append(member)
     except DAMAGED as error:
-        return Tar(samples, f"{path} is a damaged tar: {error}")
-    return Tar(samples)
+        reason = f"{path} is a damaged tar: {error}"
+    groups = groupby(members, key=lambda member: member[0])
+    samples = [_sample(key, list(group), columns) for key, group in groups if key]
+    if reason and samples and samples[-1].reason:
+        samples.pop()  # what is missing is behind the damage
+    return Tar(samples, reason)
 
 
 def _sample(name: str, members: list[tuple[str, str, Span]], columns: tuple[str, ...]) -> Sample:
@@ -100,7 +104,7 @@ def _members(path: Path) -> Iterator[tuple[str, str, Span]]:
     """
     with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
         while (member := tar.next()) is not None:
-            tar.members.clear()  # which tarfile keeps otherwise
+            tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue] which tarfile keeps otherwise
             if member.isreg() and not member.issparse():
                 found = MEMBER.fullmatch(member.name)
                 key, ending = ("", "") if found is None else (found["key"].removeprefix("./"), found["ending"])
