@@ -216,14 +216,14 @@ def find(place: str, split: str, columns: tuple[str, ...]) -> list[Shard]:
     """
     from braceexpand import braceexpand
 
-    urls = list(braceexpand(place))
+    urls = list(braceexpand(place, escape=False))
     folder = Path(place)
     if fetching.is_local(place) and folder.is_dir():
         if any((folder / name).is_dir() for name in ("train", "val")):
             folder = folder / split
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}")
-        urls = sorted(map(str, folder.glob("*.tar")))
+        urls = sorted(path.as_posix() for path in folder.glob("*.tar"))
         if not urls:
             raise ValueError(f"there are no shards in {folder} (looked for .tar)")
     for url in urls:

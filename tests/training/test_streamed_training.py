@@ -83,13 +83,13 @@ def test_a_bad_sample_stops_the_run_or_is_skipped(
     content = victim.read_bytes()
     victim.write_bytes(content[: len(content) // 2])
     with pytest.raises(StoppedError, match=r"000001\.tar is a damaged tar.*Repair the file; "):
-        train.main(arguments(data, tmp_path / "stopped" / "model.pt"))
-    train.main(arguments(data, tmp_path / "skipped" / "model.pt", "--skip_bad", "--workers", "1"))
+        train.main(arguments(data, tmp_path / "stopped" / "model.pt", "-e", "1"))
+    train.main(arguments(data, tmp_path / "skipped" / "model.pt", "-e", "1", "--skip_bad", "--workers", "1"))
     assert "left out: " in caplog.text
     assert "000001.tar is a damaged tar" in caplog.text
     victim.write_bytes(content)
-    train.main(arguments(data, tmp_path / "stopped" / "model.pt"))  # from where it was
-    train.main(arguments(data, tmp_path / "whole" / "model.pt"))
+    train.main(arguments(data, tmp_path / "stopped" / "model.pt", "-e", "1"))  # from where it was
+    train.main(arguments(data, tmp_path / "whole" / "model.pt", "-e", "1"))
     assert_undisturbed(tmp_path / "stopped", tmp_path / "whole")
 
 
@@ -115,14 +115,21 @@ def test_two_processes_are_one(data: Path, undisturbed: Path, tmp_path: Path) ->
 
 
 @pytest.mark.nightly
-def test_killed_at_random_moments_while_streaming(data: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """20 times, while readers run commands: bitwise the run from the folder."""
-    place = f"pipe:sleep 0.05; cat {data}/train/{{000000..000011}}.tar"
-    (tmp_path / "alone").mkdir()
+def test_killed_at_random_moments_while_streaming(data: Path, tmp_path: Path) -> None:
+    """20 times, while readers run commands, each run its own: bitwise the run from the folder."""
+    copy = tmp_path / "data"
+    for split, count in (("train", 12), ("val", 4)):
+        (copy / split).mkdir(parents=True)
+        for i in range(12):
+            (copy / split / f"{i:06d}.tar").hardlink_to(data / split / f"{i % count:06d}.tar")
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
-        train.main(arguments(data / "train", tmp_path / "alone" / "model.pt"))
-    argv = lambda output: arguments(place, output, "--workers", "2")  # noqa: E731
+        train.main(arguments(copy, tmp_path / "alone" / "model.pt"))
+
+    def argv(output: Path) -> list[str]:
+        command = f"pipe:sleep 0.03; : {output.parent.name}; cat {copy}/{{split}}/{{000000..000011}}.tar"
+        return arguments(command, output, "--workers", "2")
+
     stopped.kill_at_random_moments(argv, tmp_path / "alone", tmp_path)
 
 
