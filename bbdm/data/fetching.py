@@ -1,4 +1,4 @@
-"""Files from anywhere as local files: paths, ``pipe:COMMAND``, and the URLs of fsspec.
+"""Files from anywhere as local files: paths, ``pipe:COMMAND``, ``hub:`` parts of tables, and URLs of fsspec.
 
 What is not on a disk here is fetched whole into a cache, once for all processes of a machine; the files that
 were used longest ago are deleted. The cache is ``~/.cache/bbdm/shards``, or the folder that the environment
@@ -14,20 +14,22 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from filelock import FileLock
 
 from bbdm.base.atomic import remove_leftovers, write_atomically
+from bbdm.data import table
 
 KEPT = 24  # files in the cache
 BUFFER = 2**20  # bytes
 PIPE = "pipe:"
+OTHERS = (PIPE, table.PREFIX)  # what fsspec does not know
 
 
 def is_local(url: str) -> bool:
     """Whether it is a path or a ``file://`` URL."""
-    return url.startswith("file://") or ("://" not in url and not url.startswith(PIPE))
+    return url.startswith("file://") or ("://" not in url and not url.startswith(OTHERS))
 
 
 def cache() -> Path:
@@ -51,7 +53,7 @@ def local(url: str) -> Path:
         return Path(_filesystem(url)[1] if url.startswith("file://") else url)
     with _as_os_error(url):
         about = url
-        if not url.startswith(PIPE):
+        if not url.startswith(OTHERS):
             system, path = _filesystem(url)
             about = f"{url} {system.ukey(path)}"  # another one once the file has changed
         place = cache() / f"{hashlib.sha256(about.encode()).hexdigest()}.tar"
@@ -78,11 +80,14 @@ def _as_os_error(url: str) -> Iterator[None]:
 
 
 def _copy(url: str, place: Path) -> None:
+    if url.startswith(table.PREFIX):
+        table.write_part(url, place)
+        return
     with _opened(url) as source, place.open("wb") as file:
         shutil.copyfileobj(source, file, BUFFER)
 
 
-def _opened(url: str) -> IO[bytes]:
+def _opened(url: str) -> Any:
     if url.startswith(PIPE):
         from webdataset.gopen import gopen
 
@@ -103,7 +108,7 @@ def _forget(newest: Path) -> None:
 
 def read_beside(url: str, name: str) -> tuple[str, bytes] | None:
     """Where a file lies in the folder of a path or URL, and its content; None where there is none."""
-    if url.startswith(PIPE):
+    if url.startswith(OTHERS):
         return None
     place = f"{url.rpartition('/')[0]}/{name}" if "/" in url else name
     with suppress(FileNotFoundError), _as_os_error(place):

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from bbdm.base.atomic import file_sha256
 from bbdm.base.seeds import seed_of
-from bbdm.data import fetching, tar
+from bbdm.data import fetching, table, tar
 from bbdm.data.collection import EncodedPair, Order, Pairs
 from bbdm.files import manifest
 
@@ -48,8 +48,8 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """The file's name; a command has none of its own."""
-        return self.url if self.url.startswith(fetching.PIPE) else self.url.rpartition("/")[2]
+        """The file's name; a command and a part of a table have none of their own."""
+        return self.url if self.url.startswith(fetching.OTHERS) else self.url.rpartition("/")[2]
 
 
 class Shards(Pairs):
@@ -207,7 +207,7 @@ def _fail(reason: str) -> list[bytes]:
 
 
 def find(place: str, split: str, columns: tuple[str, ...]) -> list[Shard]:
-    """The shards of a folder, or of a path or URL with braces, with their counts.
+    """The shards of a folder, of a path or URL with braces, or of a table, with their counts.
 
     Raises:
         FileNotFoundError: there is no such folder or shard.
@@ -216,7 +216,8 @@ def find(place: str, split: str, columns: tuple[str, ...]) -> list[Shard]:
     """
     from braceexpand import braceexpand
 
-    urls = list(braceexpand(place, escape=False))
+    hub = place.startswith(table.PREFIX)
+    urls = table.parts(place.removeprefix(table.PREFIX), split) if hub else list(braceexpand(place, escape=False))
     folder = Path(place)
     if fetching.is_local(place) and folder.is_dir():
         if any((folder / name).is_dir() for name in ("train", "val")):

@@ -1,7 +1,8 @@
 """Pairs in a table of the Hugging Face ``datasets`` library: two columns of pictures, or one.
 
-The library fetches a table once, and maps its files into memory.
-So a row is read by its index, and memory stays flat.
+A :class:`Table` is fetched once, and its files are mapped into memory. So a row is read by its index, and
+memory stays flat. A table can also be streamed: :func:`parts` are shards, one for each file of the table, and
+:func:`write_part` makes the tar of one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, overload
 
 from bbdm.data.collection import EncodedPair, Pairs
 
+PREFIX = "hub:"  # of parts of a table
 SPLITS = {"val": ("val", "validation", "valid", "dev", "test")}  # other names of a split, the first is taken
 
 
@@ -95,12 +97,53 @@ def _load(place: str, split: str) -> Any:
     import datasets
 
     folder = Path(place)
-    name, _, revision = (place, "", "") if folder.exists() else place.partition("@")
     if (folder / "state.json").exists():  # one split, by Dataset.save_to_disk
         return datasets.load_from_disk(place)
-    saved = datasets.load_from_disk(place) if (folder / "dataset_dict.json").exists() else None
-    names = list(saved or datasets.get_dataset_split_names(name, revision=revision or None))
-    chosen = next((other for other in SPLITS.get(split, (split,)) if other in names), None)
-    if chosen is None:
-        raise FileNotFoundError(f"{place} has no split {split!r}, but {', '.join(map(str, names))}")
-    return saved[chosen] if saved else datasets.load_dataset(name, split=chosen, revision=revision or None)
+    if (folder / "dataset_dict.json").exists():
+        saved = datasets.load_from_disk(place)
+        return saved[_chosen(place, split, list(saved))]
+    return _loaded(place, split)
+
+
+def _chosen(place: str, split: str, names: list[Any]) -> Any:
+    """The split of a table that has the name, or stands in for it."""
+    for name in SPLITS.get(split, (split,)):
+        if name in names:
+            return name
+    raise FileNotFoundError(f"{place} has no split {split!r}, but {', '.join(map(str, names))}")
+
+
+def _loaded(place: str, split: str, **how: Any) -> Any:
+    """A split of a data set on the Hub or of a folder, as the library loads it."""
+    import datasets
+
+    name, _, revision = (place, "", "") if Path(place).exists() else place.partition("@")
+    names = datasets.get_dataset_split_names(name, revision=revision or None)
+    return datasets.load_dataset(name, split=_chosen(place, split, names), revision=revision or None, **how)
+
+
+def parts(place: str, split: str) -> list[str]:
+    """The parts of a split of a table, each of one of its files, as URLs ``hub:PLACE/SPLIT/NUMBER``.
+
+    Raises:
+        FileNotFoundError: there is no such data set or split.
+        OSError: it cannot be reached.
+    """
+    count = _loaded(place, split, streaming=True).num_shards
+    return [f"{PREFIX}{place}/{split}/{number}" for number in range(count)]
+
+
+def write_part(url: str, path: Path) -> None:
+    """Stream a part of a table into a tar, with the names of the columns of pictures as endings."""
+    from datasets import Image
+    from webdataset.writer import TarWriter
+
+    place, split, number = url.removeprefix(PREFIX).rsplit("/", 2)
+    table = _loaded(place, split, streaming=True)
+    for name in [name for name, kind in (table.features or {}).items() if isinstance(kind, Image)]:
+        table = table.cast_column(name, Image(decode=False))
+    rows = table.shard(num_shards=table.num_shards, index=int(number))
+    with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as writer:
+        for row, cells in enumerate(rows):
+            pictures = {name: cell for name, cell in cells.items() if isinstance(cell, dict) and cell.get("bytes")}
+            writer.write({"__key__": f"{int(number):05d}-{row:08d}", **{k: v["bytes"] for k, v in pictures.items()}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def write(path: Path, samples: list[dict[str, Any]]) -> Path:
     return path
 
 
-def write_members(path: Path, members: list[tuple[str | tarfile.TarInfo, bytes]]) -> Path:
+def write_members(path: Path, members: Sequence[tuple[str | tarfile.TarInfo, bytes]]) -> Path:
     """A tar of members, which may be of any kind and in any order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:

@@ -45,7 +45,7 @@ def test_pairs_are_those_of_the_files(workers: int, pairs: PairedDataset, tmp_pa
     for i, (pair, sample) in enumerate(zip(pairs.pairs, theirs, strict=True)):
         assert sample["__key__"] == pair.name
         assert sample["source.png"] == pair.source.read_bytes()
-        assert sample["target.png"] == pair.target.read_bytes()
+        assert sample["target.png"] == tmp_path.joinpath("B", f"{pair.name}.png").read_bytes()
         assert all(torch.equal(a, b) for a, b in zip(found.pixels(i), pairs.pixels(i), strict=True))
 
 
@@ -87,8 +87,7 @@ def test_any_layout(tmp_path: Path, save_picture: SavePicture, monkeypatch: pyte
 
 
 def test_resized(pairs: PairedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place = ",".join(str(pair.parent) for pair in (pairs.pairs[0].source, pairs.pairs[0].target))
-    shard.main(["paired", place, str(tmp_path / "out"), "--image_size", str(SIZE)])
+    shard.main(["paired", f"{tmp_path}/A,{tmp_path}/B", str(tmp_path / "out"), "--image_size", str(SIZE)])
     printed = capsys.readouterr().out
     assert f"{tmp_path}/out/train: {COUNT} pairs" in printed
     assert "without the split val: it is another one's pairs" in printed

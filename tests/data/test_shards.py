@@ -200,13 +200,12 @@ class TestOrder:
             parts: list[list[int]] = []
             for rank in range(count):
                 pairs = load(folder)
-                run = SimpleNamespace(train=pairs, config=TrainConfig(batch_size=6), epoch=1, steps_per_epoch=4)
-                run.processes, run.share = SimpleNamespace(rank=rank, count=count), 6 // count
-                order: Any = lambda done, run=run: Trainer._order(run, done)  # noqa: E731
-                run.config = TrainConfig(batch_size=6, seed=0)
+                config, team = TrainConfig(batch_size=6), SimpleNamespace(rank=rank, count=count)
+                run: Any = SimpleNamespace(train=pairs, config=config, processes=team, share=6 // count)
+                run.epoch, run.steps_per_epoch = 1, 4
                 batches = Batches(pairs, run.share, CPU, workers)
-                made = [first_value(y) for y, _ in batches(order(0))]
-                again = [first_value(y) for y, _ in batches(order(3))]
+                made = [first_value(y) for y, _ in batches(Trainer._order(run, 0))]
+                again = [first_value(y) for y, _ in batches(Trainer._order(run, 3))]
                 batches.close()
                 assert again == made[3:]
                 parts.append([value for batch in made for value in batch])
@@ -266,8 +265,8 @@ class TestBroken:
         pairs = readable(load(broken), True, pytest.fail)
         batches = Batches(pairs, 5, CPU, workers)
         with caplog.at_level(logging.WARNING):
-            for _ in range(2):  # named once
-                made = [value for y, _ in batches() for value in first_value(y)]
+            list(batches())
+            made = [value for y, _ in batches() for value in first_value(y)]  # named once
         batches.close()
         numbers = [*range(6), 7, 7, 8, 9, 10, 12, *range(12, 19), 22, 22, *range(22, 28)]
         assert made == numbers

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bbdm.data.pairs import PairedDataset, load_dataset
+from bbdm.data.shards import Shards
 from tests.conftest import SIZE
 from tests.data.conftest import COUNT
 
@@ -25,7 +26,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def table(pairs: PairedDataset) -> Any:
     """Columns of bytes, with one more of numbers."""
     columns = {
-        "photo": [{"bytes": pair.target.read_bytes(), "path": None} for pair in pairs.pairs],
+        "photo": [{"bytes": pair.files[1].read_bytes(), "path": None} for pair in pairs.pairs],
         "drawing": [{"bytes": None, "path": str(pair.source)} for pair in pairs.pairs],
         "number": list(range(COUNT)),
     }
@@ -57,6 +58,29 @@ def test_pictures_are_those_of_the_files(kind: str, table: Any, pairs: PairedDat
     assert found.pairs == load(folder, split).pairs
     assert found.digest() != load(folder, split, "photo,drawing").digest()
     assert found.order(3)(1, 4) == pairs.order(3)(1, 4)
+
+
+def test_streamed_as_shards(pairs: PairedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two files are two shards, of rows whose pictures lie in the files."""
+    monkeypatch.setenv("BBDM_SHARDS", str(tmp_path / "shards"))
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for number, rows in enumerate(([0, 1, 2], [3, 4])):
+        chosen = [pairs.pairs[row] for row in rows]
+        columns = {"drawing": [pair.source for pair in chosen], "photo": [pair.files[1] for pair in chosen]}
+        cells = {name: [{"bytes": path.read_bytes()} for path in paths] for name, paths in columns.items()}
+        kinds = datasets.Features({"drawing": datasets.Image(), "photo": datasets.Image()})
+        part = datasets.Dataset.from_dict(cells, features=kinds)
+        part.to_parquet(folder / f"train-{number:05d}-of-00002.parquet")
+    streamed = load_dataset("shards", f"hub:{folder}", "train", SIZE, columns="drawing,photo")
+    assert isinstance(streamed.pairs, Shards)
+    assert [shard.count for shard in streamed.pairs.shards] == [3, 2]
+    for i in range(COUNT):
+        assert all(torch.equal(a, b) for a, b in zip(streamed.pixels(i), pairs.pixels(i), strict=True))
+    with pytest.raises(FileNotFoundError, match="has no split 'val', but train"):
+        load_dataset("shards", f"hub:{folder}", "val", SIZE)
+    with pytest.raises(ValueError, match="it has no source and no target, but drawing, photo"):
+        load_dataset("shards", f"hub:{folder}", "train", SIZE).pixels(0)
 
 
 def test_two_columns_of_pictures_need_no_names(table: Any, pairs: PairedDataset, tmp_path: Path) -> None:
