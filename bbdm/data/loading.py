@@ -5,8 +5,12 @@ Pictures are copied as uint8 and become floats on the device: a quarter of the b
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 import torch
@@ -20,7 +24,20 @@ Batch = TypeVar("Batch")
 GRACE = 60  # seconds that a worker outlives SIGTERM
 
 
-def _outlive_signals(_: int) -> None:
+def _begin_worker(_: int) -> None:
+    """Prepare a worker for the end of its trainer: by SIGTERM, or suddenly."""
+    _outlive_signals()
+    parent = multiprocessing.parent_process()
+    if parent is not None:  # torch watches the parent alone, which is another process where a server forks
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _outlive_signals() -> None:
     """Have a worker outlive the first SIGTERM by a minute: the trainer gets it too, and handles it.
 
     Not longer, since a trainer that ends with an error sends SIGTERM to its workers too, and waits for them.
@@ -74,7 +91,7 @@ class Batches:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=_begin_worker,
         )
 
     def __call__(self, order: Iterable[int] | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

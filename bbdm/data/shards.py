@@ -14,7 +14,7 @@ import hashlib
 import heapq
 import json
 from bisect import bisect_right
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class Shards(Pairs):
         self._ends = list(accumulate(shard.count for shard in self.shards))
         if not len(self):
             raise ValueError(f"there are no samples in {self.shards[0].url if self.shards else 'no shards'}")
-        self._tars: OrderedDict[int, tar.Tar] = OrderedDict()
+        self._tar = lru_cache(maxsize=2 * MIXED)(self._opened)
         self._ahead = fetching.Ahead()
 
     @classmethod
@@ -95,7 +95,7 @@ class Shards(Pairs):
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         number, place = self._place(range(len(self))[index])
-        shard, found = self.shards[number], self._tar(number)
+        shard, (_, found) = self.shards[number], self._tar(number)
         own = f"{Path(shard.name).stem}-{place}"  # for a sample without a name that can be one of a result
         if place >= len(found.samples):
             why = found.reason or f"{shard.url} has {len(found.samples)} samples, and {shard.count} are expected"
@@ -103,7 +103,7 @@ class Shards(Pairs):
         sample = found.samples[place]
         where = f"{sample.name!r} of {shard.url}"
         name = sample.name if tar.is_inside(sample.name) else own
-        return EncodedPair(name, where, partial(self._read, number, sample, where))
+        return EncodedPair(name, where, partial(self._read, number, place, where))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Shards) and (self.shards, self.columns) == (other.shards, other.columns)
@@ -113,22 +113,21 @@ class Shards(Pairs):
         number = bisect_right(self._ends, index)
         return number, index - (self._ends[number - 1] if number else 0)
 
-    def _tar(self, number: int) -> tar.Tar:
-        """The samples of a shard; those of the last few shards are kept."""
-        found = self._tars.get(number)
-        if found is None:
-            found = tar.index(fetching.local(self.shards[number].url), self.columns)
-        self._tars[number] = found
-        self._tars.move_to_end(number)
-        while len(self._tars) > 2 * MIXED:
-            self._tars.popitem(last=False)
-        return found
+    def _opened(self, number: int) -> tuple[Path, tar.Tar]:
+        """A shard as a file here, and its samples; those of the last few shards are kept as ``_tar``."""
+        path = fetching.local(self.shards[number].url)
+        return path, tar.index(path, self.columns)
 
-    def _read(self, number: int, sample: tar.Sample, where: str) -> list[bytes]:
+    def _read(self, number: int, place: int, where: str) -> list[bytes]:
+        path, found = self._tar(number)
+        if not path.exists():  # deleted from the cache of fetched files since
+            self._tar.cache_clear()
+            path, found = self._tar(number)
+        sample = found.samples[place]
         if sample.reason:
             raise ValueError(f"cannot read {where}: {sample.reason}")
         parts: list[bytes] = []
-        with fetching.local(self.shards[number].url).open("rb") as file:
+        with path.open("rb") as file:
             for offset, size in sample.spans:
                 file.seek(offset)
                 parts.append(file.read(size))
@@ -195,11 +194,8 @@ class Shards(Pairs):
         """The first sample, where samples have two columns."""
         return self[0].name if len(self.columns) > 1 else None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_ahead"} | {"_tars": OrderedDict()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _ahead=fetching.Ahead())
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shards, (self.shards, self.columns)  # each process reads the tars itself
 
 
 def _fail(reason: str) -> list[bytes]:
