@@ -16,7 +16,7 @@ from bbdm.base import scripts
 from bbdm.base.images import read_size
 from bbdm.base.settings import add_flags, flag_type, from_values
 from bbdm.data.degradations import DegradeConfig
-from bbdm.data.pairs import DATASETS, DIRECTIONS
+from bbdm.data.pairs import DATASETS, DIRECTIONS, ColumnsConfig
 from bbdm.data.survey import BadPicturesError
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint, load_codec
@@ -53,11 +53,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     flag = parser.add_argument
     flag("teacher", type=Path, help="a file that bbdm.load_checkpoint reads")
-    flag("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS")
+    flag("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS; for 'shards', see docs/data.md")
     flag("output_model", type=Path, metavar="STUDENT", help="the distilled weights: .pt or .safetensors")
     flag("--dataset", choices=sorted(DATASETS), default="edge2shoes", help="the layout of the data set")
     flag("--image_size", type=flag_type(read_size), help="side, or HxW; the teacher's if unset")
     add_flags(parser, DegradeConfig)
+    add_flags(parser, ColumnsConfig)
     flag("--direction", choices=DIRECTIONS, default="AtoB", help="AtoB translates A into B")
     flag("-vq", "--vqgan_path", type=Path, help="the autoencoder, where the teacher's file leaves it out")
     add_flags(parser, DistillConfig)
@@ -81,10 +82,10 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
     resumed = command.find_resumed(args, folder, team)
     channels = teacher.unet.config.channels if codec is None else codec.image_channels
     splits = (args.dataset, args.data_dir, size, args.direction, channels)
-    degraded = {"degrade": args.degrade, "degrade_seed": args.degrade_seed}
+    found = {"degrade": args.degrade, "degrade_seed": args.degrade_seed, "columns": args.columns}
     looking = {"skip_bad": args.skip_bad, "kept": folder.path, "progress": verbose, "report": report}
     with team.first_before_others():  # the others find what the first has seen
-        pairs, validation = setup.load_splits(*splits, **degraded, **looking)
+        pairs, validation = setup.load_splits(*splits, **found, **looking)
     torch.manual_seed(args.seed)
     callbacks: list[Callback] = [Profile()] if args.profile else []
     parts = student, teacher.bridge, config, pairs, validation, folder.path, codec, team, callbacks, DistillStep

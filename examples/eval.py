@@ -38,7 +38,9 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, TranslateC
     """The flags with their defaults, and the settings of the translation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", choices=sorted(DATASETS), help="'folder' is of pictures alone, and needs --degrade")
-    parser.add_argument("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS")
+    parser.add_argument(
+        "data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS; for 'shards', see docs/data.md"
+    )
     parser.add_argument("model", type=Path, help="a file, or a name on the Hub")
     parser.add_argument("output_dir", type=Path, nargs="?", help="out/MODEL-eval if left out")
     parser.add_argument(

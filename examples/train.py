@@ -19,7 +19,7 @@ from bbdm.bridges import Density, Objective
 from bbdm.data.degradations import DegradeConfig
 from bbdm.data.image_cache import ImageCache
 from bbdm.data.latents import LatentDataset, measure
-from bbdm.data.pairs import DATASETS, DIRECTIONS
+from bbdm.data.pairs import DATASETS, DIRECTIONS, ColumnsConfig
 from bbdm.data.survey import BadPicturesError
 from bbdm.execution.processes import Processes
 from bbdm.training import command, fine_tuning, resume, run_folder, setup
@@ -55,7 +55,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     flag = parser.add_argument
     flag("dataset", choices=sorted(DATASETS), help="'folder' is of pictures alone, and needs --degrade")
-    flag("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS")
+    flag("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS; for 'shards', see docs/data.md")
     flag("output_model", type=Path, help="the trained weights: .pt or .safetensors")
     flag("-t", "--t", "--time_steps", dest="time_steps", type=int, help="T of the bridge; 1000, of goub 100, if unset")
     flag("-l", "--c_lambda", type=float, default=2.0, help="noise scale of the A-Bridge")
@@ -64,6 +64,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--density", choices=get_args(Density), default="uniform", help="of training times")
     flag("--image_size", type=flag_type(read_size), default=256, help="side, or HxW, that pictures are resized to")
     add_flags(parser, DegradeConfig)
+    add_flags(parser, ColumnsConfig)
     flag("--direction", choices=DIRECTIONS, default="AtoB", help="AtoB translates A into B")
     flag("--channels", type=int, choices=[1, 3], help="1 for grey pictures; 3 if unset, or the autoencoder's")
     flag(
@@ -114,10 +115,10 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
     codec = None if args.vqgan_path is None else setup.codec_for(args.vqgan_path, args.preset, team.device)
     channels = args.channels or 3 if codec is None else codec.image_channels
     splits = (args.dataset, args.data_dir, args.image_size, args.direction, channels)
-    degraded = {"degrade": args.degrade, "degrade_seed": args.degrade_seed}
+    found = {"degrade": args.degrade, "degrade_seed": args.degrade_seed, "columns": args.columns}
     looking = {"skip_bad": args.skip_bad, "kept": folder.path, "progress": verbose, "report": report}
     with team.first_before_others():  # the others find what the first has seen
-        pairs, validation = setup.load_splits(*splits, **degraded, **looking)
+        pairs, validation = setup.load_splits(*splits, **found, **looking)
 
     torch.manual_seed(args.seed)
     unet = setup.build_network(args.preset, channels if codec is None else codec.channels, args.condition)

@@ -11,6 +11,7 @@ EXTRAS = {
     "train": ("accelerate", "tensorboard"),
     "diffusers": ("diffusers",),
     "hub": ("huggingface_hub",),
+    "data": ("webdataset", "braceexpand", "datasets", "fsspec"),
     "app": ("gradio",),
     "ray": ("ray", "pyarrow", "fsspec", "starlette", "prometheus_client"),
 }

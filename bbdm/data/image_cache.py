@@ -7,6 +7,7 @@ manifest ``train.json``, with the file's SHA-256.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ class ImageCache(PairedDataset):
     ) -> None:
         kind = dataset.image_size, dataset.direction, dataset.channels
         super().__init__(dataset.pairs, *kind, degradation=dataset.degradation)
+        self.left_out = dataset.left_out
         self.path = folder / f"{split}.npy"
         self._manifest = folder / f"{split}.json"
         make_folder(folder)
@@ -78,13 +80,15 @@ class ImageCache(PairedDataset):
 
     def _write(self, dataset: PairedDataset, workers: int, progress: bool) -> None:
         remove_leftovers(self.path)
-        loader = DataLoader(Pixels(dataset), PAIRS_AT_ONCE, num_workers=workers)
+        order = dataset.ahead(range(len(dataset)))
+        loader = DataLoader(Pixels(dataset), PAIRS_AT_ONCE, sampler=order, num_workers=workers)  # pyright: ignore[reportArgumentType]
 
         def write(temporary: Path) -> None:
             # Not through a memory map, where a full disk would kill the process.
             with temporary.open("wb") as file, tqdm(total=len(self), desc="pictures", disable=not progress) as bar:
-                for index, pair in enumerate(with_short_errors(loader)):
-                    part = torch.stack(pair, dim=1)
+                for index, (source, target, *reasons) in enumerate(with_short_errors(loader)):
+                    dataset.leave_out(*reasons)
+                    part = torch.stack([source, target], dim=1)
                     if index == 0:
                         header = {"descr": "|u1", "fortran_order": False, "shape": (len(self), *part.shape[1:])}
                         np.lib.format.write_array_header_1_0(file, header)
@@ -105,7 +109,11 @@ class ImageCache(PairedDataset):
     def _array(self) -> npt.NDArray[np.uint8]:
         return np.load(self.path, mmap_mode="r")
 
-    def pixels(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def ahead(self, order: Iterable[int]) -> Iterator[int]:
+        """The same indices: nothing else is needed."""
+        return iter(order)
+
+    def read(self, index: int) -> tuple[Any, ...]:
         """Source and target of example ``index``, each (channels, height, width) uint8."""
         source, target = torch.from_numpy(np.array(self._array[index]))
         return source, target

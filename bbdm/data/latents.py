@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from bbdm.base.atomic import file_sha256, make_folder, write_atomically
 from bbdm.codec import Codec, LatentStatistics
+from bbdm.data.collection import Order
 from bbdm.data.pairs import PairedDataset
 from bbdm.files import manifest
 
@@ -111,6 +112,10 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def order(self, seed: int) -> Order:
+        """The order of an epoch: that of the pictures."""
+        return self.dataset.order(seed)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         shard, place = divmod(range(len(self))[index], SHARD)

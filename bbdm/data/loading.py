@@ -5,8 +5,12 @@ Pictures are copied as uint8 and become floats on the device: a quarter of the b
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 import torch
@@ -20,7 +24,20 @@ Batch = TypeVar("Batch")
 GRACE = 60  # seconds that a worker outlives SIGTERM
 
 
-def _outlive_signals(_: int) -> None:
+def _begin_worker(_: int) -> None:
+    """Prepare a worker for the end of its trainer: by SIGTERM, or suddenly."""
+    _outlive_signals()
+    parent = multiprocessing.parent_process()
+    if parent is not None:  # torch watches the parent alone, which is another process where a server forks
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _outlive_signals() -> None:
     """Have a worker outlive the first SIGTERM by a minute: the trainer gets it too, and handles it.
 
     Not longer, since a trainer that ends with an error sends SIGTERM to its workers too, and waits for them.
@@ -47,6 +64,15 @@ def with_short_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
     raise ValueError(reason)  # not from the error: its traceback would keep the workers alive
 
 
+class _Order:
+    """Indices for a loader, which keeps it from pass to pass."""
+
+    indices: Iterable[int] = ()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+
 class Batches:
     """Batches of a data set on a device, the last one maybe smaller; workers persist from pass to pass."""
 
@@ -56,7 +82,8 @@ class Batches:
         pairs = Pixels(dataset) if isinstance(dataset, PairedDataset) else dataset
         self.device = device
         self._count = len(dataset)
-        self._order = list(range(self._count))  # changed in place: persistent workers keep the loader
+        self._dataset = dataset
+        self._order = _Order()
         self._loader = DataLoader(
             pairs,
             batch_size,
@@ -64,13 +91,16 @@ class Batches:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=_begin_worker,
         )
 
-    def __call__(self, order: Sequence[int] | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __call__(self, order: Iterable[int] | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(source, target) batches of the examples ``order``, None for all: floats in [-1, 1], or latents."""
-        self._order[:] = range(self._count) if order is None else order
-        for y, x0 in with_short_errors(self._loader):
+        order = range(self._count) if order is None else order
+        self._order.indices = self._dataset.ahead(order) if isinstance(self._dataset, PairedDataset) else order
+        for y, x0, *reasons in with_short_errors(self._loader):
+            if isinstance(self._dataset, PairedDataset):
+                self._dataset.leave_out(*reasons)
             yield self._placed(y), self._placed(x0)
 
     def close(self) -> None:

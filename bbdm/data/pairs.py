@@ -1,72 +1,54 @@
-"""Paired datasets: folders in, (source, target) tensors in [-1, 1] out.
+"""Paired datasets: folders, shards or tables in, (source, target) tensors in [-1, 1] out.
 
-A dataset is a list of :class:`Pair`; one function for each layout finds them. Pictures are turned upright
+A dataset is a collection of examples; one function for each layout finds them. Pictures are turned upright
 (EXIF), converted to RGB or grey, and resized with antialiased bilinear filtering.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
 from bbdm.base import images
-from bbdm.base.atomic import file_sha256
-from bbdm.base.images import SUFFIXES, Resize, Size, open_image
+from bbdm.base.images import SUFFIXES, Resize, Size
+from bbdm.base.images import open_image as open_image
+from bbdm.base.settings import setting
+from bbdm.data.collection import Example, Files, Order, Pair, Pairs
 from bbdm.data.degradations import Degradation
+from bbdm.data.shards import Shards
+from bbdm.data.table import Table
 
 log = logging.getLogger(__name__)
 Direction = Literal["AtoB", "BtoA"]
 DIRECTIONS = get_args(Direction)
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Files of one example: ``target`` is None for sources alone, and ``source`` if one file holds both."""
+@dataclass(frozen=True, kw_only=True)
+class ColumnsConfig:
+    """Where shards and tables have their pictures."""
 
-    name: str
-    source: Path
-    target: Path | None
+    columns: str | None = setting(
+        None, "SOURCE,TARGET: the endings of the pictures in shards, or the columns of a table; or a source alone"
+    )
 
-    def load(self) -> tuple[Image.Image, Image.Image | None]:
-        """Source and target as upright pictures, of the files' sizes."""
-        source = open_image(self.source)
-        if self.target is None:
-            return source, None
-        if self.target != self.source:
-            return source, open_image(self.target)
-        width, height = source.size
-        self._check_width(width)
-        return source.crop((0, 0, width // 2, height)), source.crop((width // 2, 0, width, height))
 
-    def sizes(self) -> list[tuple[int, int]]:
-        """(width, height) of the sides, upright, from the files' headers.
-
-        Raises:
-            ValueError: a file is not a picture.
-        """
-        sizes = [images.open_size(path) for path in dict.fromkeys((self.source, self.target)) if path]
-        if self.target == self.source:
-            self._check_width(sizes[0][0])
-        return sizes
-
-    def _check_width(self, width: int) -> None:
-        if width % 2:
-            raise ValueError(f"{self.source} is {width} pixels wide: two pictures side by side need an even width")
+class NoTargetError(ValueError):
+    """A data set is of sources alone, and targets are needed."""
 
 
 class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """Pairs as tensors.
 
     Args:
-        pairs: the files, as :func:`load_dataset` finds them.
+        pairs: the examples, as :func:`load_dataset` finds them, or a list of :class:`Pair`.
         image_size: side of the square that pictures are resized to, or (height, width).
         direction: ``AtoB`` translates A into B; ``BtoA`` swaps source and target.
         channels: 3 for RGB, 1 for grey.
@@ -74,6 +56,8 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             ``keep`` their size.
         degradation: makes the sources of pictures without targets, after they are resized: item i is
             (degraded, original). None if the files are the pairs.
+        skip_bad: the place of a pair that cannot be read is taken by the next one that can. It is named in a
+            warning, and counted; see :meth:`leave_out`.
 
     Item i is (source, target), each (channels, height, width) float32 in [-1, 1]; :meth:`pixels` returns it
     as uint8.
@@ -85,37 +69,44 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __init__(
         self,
-        pairs: Iterable[Pair],
+        pairs: Iterable[Example],
         image_size: Size,
         direction: str = "AtoB",
         channels: int = 3,
         resize: Resize = "stretch",
         degradation: Degradation | None = None,
+        skip_bad: bool = False,
     ) -> None:
         if direction not in DIRECTIONS:
             raise ValueError(f"direction must be one of {DIRECTIONS}, got {direction!r}")
         if channels not in (1, 3):
             raise ValueError(f"channels of pictures must be 1 or 3, got {channels}")
-        self.pairs = list(pairs)
-        paired = [pair.name for pair in self.pairs if pair.target is not None]
-        if degradation is not None and paired:
-            raise ValueError(f"degrade is for pictures without targets (the data set 'folder'), {paired[0]!r} has one")
+        self.pairs = pairs if isinstance(pairs, Pairs) else Files(pairs)  # pyright: ignore[reportArgumentType]
+        paired = None if degradation is None else self.pairs.with_target()
+        if paired is not None:
+            raise ValueError(f"degrade is for pictures without targets (the data set 'folder'), {paired!r} has one")
         self.image_size = images.as_size(image_size)
         self.direction = direction
         self.channels = channels
         self.resize: Resize = resize
         self.degradation = degradation
+        self.skip_bad = skip_bad
+        self.left_out: set[str] = set()  # why pairs could not be read, as far as this process knows
 
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def order(self, seed: int) -> Order:
+        """The order of an epoch; see :meth:`~bbdm.data.collection.Pairs.order`."""
+        return self.pairs.order(seed)
+
+    def ahead(self, order: Iterable[int]) -> Iterator[int]:
+        """The same indices, while what they need comes near; see :mod:`bbdm.data.shards`."""
+        return self.pairs.ahead(order)
+
     def digest(self) -> str:
         """SHA-256 of all names, of the content of all files, and of the degradation."""
-        digest = hashlib.sha256() if self.degradation is None else hashlib.sha256(f"{self.degradation}\n".encode())
-        for pair in self.pairs:
-            files = [file_sha256(path) for path in dict.fromkeys((pair.source, pair.target)) if path]
-            digest.update(f"{pair.name} {' '.join(files)}\n".encode())
-        return digest.hexdigest()
+        return self.pairs.digest("" if self.degradation is None else f"{self.degradation}\n")
 
     def description(self) -> dict[str, str]:
         """What decides the pictures, for manifests: the digest, and the degradation if there is one."""
@@ -123,13 +114,27 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return {"files": self.digest(), **degraded}
 
     def names_digest(self) -> str:
-        """SHA-256 of all names."""
-        return hashlib.sha256("\n".join(pair.name for pair in self.pairs).encode()).hexdigest()
+        """SHA-256 of all names, or for shards and tables, of what names them."""
+        return self.pairs.names_digest()
+
+    def _of(self, pairs: Iterable[Example], skip_bad: bool) -> PairedDataset:
+        kind = self.image_size, self.direction, self.channels, self.resize, self.degradation
+        return PairedDataset(pairs, *kind, skip_bad)
 
     def without(self, names: Container[str]) -> PairedDataset:
         """The data set without the pairs of some names."""
-        left = [pair for pair in self.pairs if pair.name not in names]
-        return PairedDataset(left, self.image_size, self.direction, self.channels, self.resize, self.degradation)
+        return self._of([pair for pair in self.pairs if pair.name not in names], self.skip_bad)
+
+    def skipping(self) -> PairedDataset:
+        """The data set with ``skip_bad``."""
+        return self._of(self.pairs, True)
+
+    def leave_out(self, reasons: Iterable[str] = ()) -> None:
+        """Name and count pairs that cannot be read, by the lines that :meth:`read` returns; each once."""
+        for reason in chain.from_iterable(map(str.splitlines, reasons)):
+            if reason not in self.left_out:
+                self.left_out.add(reason)
+                log.warning("left out: %s (%d so far)", reason, len(self.left_out))
 
     def images(self, index: int) -> tuple[Image.Image, Image.Image | None]:
         """Source and target of example ``index`` as resized pictures, None for a missing target."""
@@ -148,9 +153,26 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def pixels(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Source and target of example ``index``, each (channels, height, width) uint8."""
+        source, target, *reasons = self.read(index)
+        self.leave_out(reasons)
+        return source, target
+
+    def read(self, index: int) -> tuple[Any, ...]:
+        """As :meth:`pixels`; with ``skip_bad``, then why pairs before it could not be read, by lines."""
+        reasons: dict[str, None] = {}
+        for place in range(index, index + len(self) if self.skip_bad else index + 1):
+            try:
+                return *self._pixels(place % len(self)), *(["\n".join(reasons)] if self.skip_bad else [])
+            except ValueError as error:  # not OSError: a network that fails says nothing about a picture
+                if not self.skip_bad or isinstance(error, NoTargetError):
+                    raise
+                reasons[" ".join(str(error).split())] = None
+        raise ValueError(f"none of {len(self)} pairs can be read; the first: {next(iter(reasons))}")
+
+    def _pixels(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         source, target = self.images(index)
         if target is None:
-            raise ValueError(f"{self.pairs[index].source} has no target: this dataset can only be translated")
+            raise NoTargetError(f"{self.pairs[index]} has no target: this dataset can only be translated")
         first, second = (torch.from_numpy(images.to_pixels(each, self.channels)) for each in (source, target))
         return first, second
 
@@ -159,8 +181,8 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return images.scale(source), images.scale(target)
 
 
-class Pixels(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Pairs as uint8, for a loader: a quarter of the bytes."""
+class Pixels(Dataset[tuple[Any, ...]]):
+    """Pairs as :meth:`PairedDataset.read` returns them, for a loader: uint8, a quarter of the bytes."""
 
     def __init__(self, pairs: PairedDataset) -> None:
         self.pairs = pairs
@@ -168,8 +190,8 @@ class Pixels(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.pairs.pixels(index)
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        return self.pairs.read(index)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -246,7 +268,7 @@ def _folder(data_dir: str, split: str) -> list[Pair]:
     return [Pair(stem, path, None) for stem, path in sorted(_by_stem(root).items())]
 
 
-DATASETS: dict[str, Callable[[str, str], list[Pair]]] = {
+DATASETS: dict[str, Callable[..., Iterable[Example]]] = {
     "edge2shoes": _side_by_side,  # SPLIT/*.jpg, source left, target right
     "edge2handbags": _side_by_side,
     "celeba": _folders_a_b,  # SPLIT/A/*, SPLIT/B/*
@@ -254,7 +276,10 @@ DATASETS: dict[str, Callable[[str, str], list[Pair]]] = {
     "cityscapes": _cityscapes,  # gtFine/SPLIT/*/*_gtFine_color.png -> leftImg8bit/SPLIT/*/*_leftImg8bit.png
     "paired": _paired,  # SOURCES,TARGETS; {split} in a path is filled in
     "folder": _folder,  # pictures alone: SPLIT/* where there is train/ or val/, else *; {split} is filled in
+    "shards": Shards.open,  # tars of NAME.source.png and NAME.target.png: a folder, paths or URLs with {0..9}
+    "hub": Table.open,  # a table of the Hugging Face datasets library: a name or a folder
 }
+COLUMNS = ("shards", "hub")  # those that take columns
 
 
 def load_dataset(
@@ -267,19 +292,26 @@ def load_dataset(
     resize: Resize = "stretch",
     degrade: str | None = None,
     degrade_seed: int = 0,
+    columns: str | None = None,
 ) -> PairedDataset:
     """The dataset of a name in :data:`DATASETS`.
 
     Files of two folders are matched by their path without suffix (A/3.png with B/3.jpg). ``degrade``, such as
     ``sr4`` or ``jpeg:5``, makes the sources from the pictures of ``folder``:
-    see :class:`~bbdm.data.degradations.Degradation`.
+    see :class:`~bbdm.data.degradations.Degradation`. ``columns``, ``SOURCE,TARGET`` or ``SOURCE``, says where
+    shards and tables have their pictures.
 
     Raises:
-        ValueError: an unknown name, no pictures, a file without a counterpart, which is named, or an unknown
-            degradation or one of pairs with targets.
-        FileNotFoundError: a folder does not exist.
+        ValueError: an unknown name, no pictures, a file without a counterpart, which is named, an unknown
+            degradation or one of pairs with targets, or columns of another data set.
+        FileNotFoundError: a folder or a split does not exist.
+        OSError: a shard cannot be fetched.
     """
     if name not in DATASETS:
         raise ValueError(f"dataset must be one of {sorted(DATASETS)}, got {name!r}")
     degradation = None if degrade is None else Degradation.read(degrade, degrade_seed)
-    return PairedDataset(DATASETS[name](data_dir, split), image_size, direction, channels, resize, degradation)
+    if columns is not None and name not in COLUMNS:
+        raise ValueError(f"columns are of the data sets {', '.join(COLUMNS)}, got {columns!r} for {name!r}")
+    given = {} if columns is None else {"columns": columns}
+    pairs = DATASETS[name](data_dir, split, **given)
+    return PairedDataset(pairs, image_size, direction, channels, resize, degradation)

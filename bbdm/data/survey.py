@@ -17,7 +17,8 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from bbdm.base import images
-from bbdm.data.pairs import Pair, PairedDataset
+from bbdm.data.collection import Example, Files
+from bbdm.data.pairs import PairedDataset
 from bbdm.files import manifest
 
 SHAPES_DIFFER = 1.1  # ratio of the sides' widths over heights
@@ -45,7 +46,7 @@ def survey(dataset: PairedDataset, whole: bool = False, kept: Path | None = None
         kept: a JSON file. Where it is of the same unchanged files, its content is returned.
         progress: show a bar.
     """
-    about = {"files": _digest(dataset), "whole": whole}
+    about = {"files": "" if kept is None else _digest(dataset), "whole": whole}
     if kept is not None:
         with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is made again
             content = json.loads(kept.read_text())
@@ -75,10 +76,13 @@ def readable(
     """The data set, of which all pictures were looked at; with ``skip_bad``, decoded, and bad ones left out.
 
     ``report`` is called with what is left out or stretched. For ``kept`` and ``progress`` see :func:`survey`.
+    Shards and tables are not looked at: with ``skip_bad``, what cannot be read is left out as it is met.
 
     Raises:
         BadPicturesError: pictures cannot be read, without ``skip_bad``; or none can.
     """
+    if not isinstance(dataset.pairs, Files):
+        return dataset.skipping() if skip_bad else dataset
     found = survey(dataset, skip_bad, kept, progress)
     reasons = list(found.bad.values())
     if reasons and (not skip_bad or len(reasons) == len(dataset)):
@@ -91,7 +95,7 @@ def readable(
     return dataset.without(found.bad) if found.bad else dataset
 
 
-def _look(pair: Pair, channels: int, whole: bool) -> tuple[str, list[float]]:
+def _look(pair: Example, channels: int, whole: bool) -> tuple[str, list[float]]:
     """Why a pair cannot be read, or the ratios of width to height of its sides."""
     try:
         if whole:
@@ -107,8 +111,7 @@ def _digest(dataset: PairedDataset) -> str:
     """SHA-256 of the names, sizes and times of all files."""
     digest = hashlib.sha256(f"{dataset.channels}\n".encode())
     for pair in dataset.pairs:
-        for path in dict.fromkeys((pair.source, pair.target)):
-            if path is not None:
-                about = path.stat()
-                digest.update(f"{path} {about.st_size} {about.st_mtime_ns}\n".encode())
+        for path in pair.files:
+            about = path.stat()
+            digest.update(f"{path} {about.st_size} {about.st_mtime_ns}\n".encode())
     return digest.hexdigest()

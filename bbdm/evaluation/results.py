@@ -37,7 +37,7 @@ def plan(dataset: PairedDataset, folder: Path, num_samples: int, seed: int) -> l
 
 def check_places(dataset: PairedDataset, paths: list[Path]) -> None:
     """Raise ValueError if one of ``paths`` is a source or a target of the data set, or occurs twice."""
-    taken = {path.resolve() for pair in dataset.pairs for path in (pair.source, pair.target) if path}
+    taken = {path.resolve() for pair in dataset.pairs for path in pair.files}
     for path in paths:
         if path.resolve() in taken:
             raise ValueError(f"{path} would replace another picture: give another output_dir")

@@ -29,7 +29,7 @@ from bbdm.base.hub import find_checkpoint
 from bbdm.base.images import Size
 from bbdm.base.settings import setting
 from bbdm.data.degradations import DegradeConfig
-from bbdm.data.pairs import Direction, load_dataset, open_image
+from bbdm.data.pairs import ColumnsConfig, Direction, load_dataset, open_image
 from bbdm.data.survey import survey
 from bbdm.evaluation.network_config import (
     DEFAULT_SIZE,
@@ -53,7 +53,7 @@ class TooLargeError(ValueError):
 
 
 @dataclass(frozen=True)
-class TranslateConfig(DegradeConfig, NetworkConfig):
+class TranslateConfig(DegradeConfig, ColumnsConfig, NetworkConfig):
     """Which data set is translated, by which network, and how.
 
     Raises:
@@ -109,7 +109,7 @@ class Translator:
         channels = self.checkpoint.unet.config.channels if self.codec is None else self.codec.image_channels
         size, resize = self._size()
         pictures = config.dataset, config.data_dir, config.split, size, config.direction, channels, resize
-        self.dataset = load_dataset(*pictures, config.degrade, config.degrade_seed)
+        self.dataset = load_dataset(*pictures, config.degrade, config.degrade_seed, config.columns)
         bad = survey(self.dataset, whole=True, progress=self.verbose).bad if config.skip_bad else {}
         self._bad = {i for i, pair in enumerate(self.dataset.pairs) if pair.name in bad}
         self._report(*(f"left out: {reason}" for reason in bad.values()))
@@ -276,7 +276,7 @@ class Translator:
             for job in batch[::samples]:
                 _, target = self.dataset.images(job.index)
                 if target is None:
-                    raise ValueError(f"{self.dataset.pairs[job.index].source} has no target to compare with")
+                    raise ValueError(f"{self.dataset.pairs[job.index]} has no target to compare with")
                 targets.append(images.to_pixels(target))  # RGB, of grey pictures too
             yield results.unflatten(0, (-1, samples)), torch.from_numpy(np.stack(targets))
 

@@ -21,8 +21,15 @@ def write(path: Path, content: Any) -> None:
 @contextmanager
 def reading(path: Path, remedy: str) -> Iterator[Any]:
     """The content of a manifest; ValueError with the ``remedy`` where it is damaged or lacks an entry."""
-    try:
+    with parsing(path, remedy):
         yield json.loads(path.read_text())
+
+
+@contextmanager
+def parsing(path: Path | str, remedy: str) -> Iterator[None]:
+    """ValueError with the ``remedy`` where content of a manifest is not as expected."""
+    try:
+        yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"cannot read {path}: {remedy}") from error
 

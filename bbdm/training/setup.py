@@ -119,6 +119,7 @@ def load_splits(
     *,
     degrade: str | None = None,
     degrade_seed: int = 0,
+    columns: str | None = None,
     skip_bad: bool = False,
     kept: Path | None = None,
     progress: bool = False,
@@ -126,7 +127,7 @@ def load_splits(
 ) -> tuple[PairedDataset, PairedDataset | None]:
     """The training pairs and the validation pairs of a data set, whose pictures were all looked at.
 
-    ``degrade`` makes the sources of pictures alone: see :func:`~bbdm.data.pairs.load_dataset`. Without
+    For ``degrade`` and ``columns`` see :func:`~bbdm.data.pairs.load_dataset`. Without
     validation pairs of its own the data set has None. ``report`` is called with the reason, and with what
     :func:`~bbdm.data.survey.readable` reports. What was found is kept in the folder ``kept``, so that a run
     that resumes does not look again.
@@ -140,7 +141,7 @@ def load_splits(
         file = None if kept is None else kept / f"pictures_{split}.json"
         return readable(pairs, skip_bad, report, file, progress)
 
-    settings = image_size, direction, channels, "stretch", degrade, degrade_seed
+    settings = image_size, direction, channels, "stretch", degrade, degrade_seed, columns
     train = load_dataset(name, data_dir, "train", *settings)
     try:
         validation = load_dataset(name, data_dir, "val", *settings)

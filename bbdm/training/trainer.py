@@ -271,11 +271,12 @@ class Training:
             self.tracker.write_epoch(self.step, record)
         self._save()
 
-    def _order(self, done: int) -> list[int]:
+    def _order(self, done: int) -> Iterator[int]:
         """This process's pairs of this epoch's whole batches after the first ``done``."""
-        generator = torch.Generator().manual_seed(mixed(self.config.seed, self.epoch))
-        order = torch.randperm(len(self.train), generator=generator)[: self.steps_per_epoch * self.config.batch_size]
-        return order.view(self.steps_per_epoch, self.processes.count, -1)[done:, self.processes.rank].flatten().tolist()
+        order = self.train.order(mixed(self.config.seed, self.epoch))
+        for step in range(done, self.steps_per_epoch):
+            first = step * self.config.batch_size + self.processes.rank * self.share
+            yield from order(first, first + self.share)
 
     def validation_share(self) -> list[int]:
         """This process's validation pairs: of N processes, each Nth batch."""

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +15,7 @@ import torch
 from bbdm.data import loading
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset
+from tests.conftest import ROOT
 from tests.data.conftest import COUNT
 
 CPU = torch.device("cpu")
@@ -50,6 +55,45 @@ def test_workers_persist_from_pass_to_pass(pairs: PairedDataset, monkeypatch: py
     first, second = ({int(pid) for pid, _ in batches()} for _ in range(2))
     assert first == second
     assert first != {os.getpid()}
+
+
+READ_AND_DIE = """
+import multiprocessing, os, signal, sys, torch
+from bbdm.data import loading
+from bbdm.data.pairs import load_dataset
+
+class ProcessIds(loading.Pixels):
+    def __getitem__(self, index):
+        return torch.tensor(os.getpid()), torch.tensor(index)
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    loading.Pixels = ProcessIds
+    batches = loading.Batches(load_dataset("paired", sys.argv[2]), 1, torch.device("cpu"), workers=2)
+    print(*{int(pid) for pid, _ in batches()}, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
+@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+def test_readers_end_with_a_process_that_is_killed(start: str, pairs: PairedDataset, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(READ_AND_DIE)
+    command = [sys.executable, str(tmp_path / "script.py"), start, f"{tmp_path}/A,{tmp_path}/B"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+    readers = [int(word) for word in done.stdout.split()]
+    assert len(readers) == 2
+    deadline = time.monotonic() + 60
+    while any(is_alive(pid) for pid in readers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs, and is not only waiting for its parent to look."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return bool(state) and not state.startswith("Z")
 
 
 def test_an_abandoned_pass_leaves_nothing(pairs: PairedDataset):

@@ -129,11 +129,15 @@ def _begin(argv: list[str]) -> BaseProcess:
 
 @pytest.mark.nightly
 def test_killed_at_random_moments(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    kill_at_random_moments(lambda output: arguments(data, output), undisturbed, tmp_path)
+
+
+def kill_at_random_moments(argv: Callable[[Path], list[str]], undisturbed: Path, tmp_path: Path) -> None:
     """Runs that are killed, 20 times in all, and resumed have the weights of the undisturbed one."""
     kills = 20
     moments = random.Random(kills)
     began = time.monotonic()
-    process = _begin(arguments(data, tmp_path / "whole" / "model.pt"))
+    process = _begin(argv(tmp_path / "whole" / "model.pt"))
     process.join()
     whole = time.monotonic() - began
     assert_undisturbed(tmp_path / "whole", undisturbed)
@@ -143,7 +147,7 @@ def test_killed_at_random_moments(data: Path, undisturbed: Path, tmp_path: Path)
         folder = tmp_path / str(runs)
         ended = False
         while not ended:
-            process = _begin(arguments(data, folder / "model.pt"))
+            process = _begin(argv(folder / "model.pt"))
             process.join(moments.uniform(0, whole) if done < kills else None)
             ended = process.exitcode is not None
             if not ended:

@@ -1,0 +1,177 @@
+"""Writing a data set as shards: tars in WebDataset's layout, with an index of their counts.
+
+The bytes of picture files are copied as they are. Shard i holds the pairs from i times the shard's size on.
+So an interrupted folder is completed shard by shard, and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from bbdm.base import images
+from bbdm.base.atomic import file_sha256, make_folder, remove_leftovers, write_atomically
+from bbdm.data import tar
+from bbdm.data.collection import FORMATS
+from bbdm.data.loading import with_short_errors
+from bbdm.data.pairs import PairedDataset
+from bbdm.data.shards import INDEX, KIND
+from bbdm.data.survey import BadPicturesError
+from bbdm.files import manifest
+
+SUFFIXES = {"JPEG": "jpg", "MPO": "jpg"}  # of formats whose suffix is not their name
+
+
+class Encoded(NamedTuple):
+    """An example as the files of a sample, by ending, or why it cannot be read."""
+
+    key: str
+    files: dict[str, bytes]
+    reason: str = ""
+
+
+class _Encoded(Dataset[Encoded]):
+    """The examples of a data set as samples; all pictures are decoded once, to see that they can be read."""
+
+    def __init__(self, dataset: PairedDataset, resized: bool) -> None:
+        self.dataset = dataset
+        self.resized = resized
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Encoded:
+        pair = self.dataset.pairs[index]
+        folder, _, name = pair.name.rpartition("/")
+        key = f"{folder}/{name.replace('.', '_')}".lstrip("/")  # a key ends at the first dot
+        try:
+            if not tar.is_inside(pair.name):
+                raise ValueError(f"{pair}: its name is no relative path")
+            if self.resized:
+                parts = [images.to_png(side) for side in self.dataset.images(index) if side is not None]
+            else:
+                parts = pair.encoded()
+            files = zip(("source", "target"), parts, strict=False)
+            return Encoded(key, {f"{column}.{_suffix(part, str(pair))}": part for column, part in files})
+        except (ValueError, FileNotFoundError) as error:
+            return Encoded(key, {}, " ".join(str(error).split()))
+
+
+def _suffix(data: bytes, name: str) -> str:
+    """The suffix of a picture's format.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    images.convert(images.decode(data, name, FORMATS))
+    with Image.open(io.BytesIO(data)) as image:
+        kind = str(image.format)
+    return SUFFIXES.get(kind, kind.lower())
+
+
+def write_shards(
+    dataset: PairedDataset,
+    folder: Path,
+    pairs_in_shard: int = 1000,
+    resized: bool = False,
+    skip_bad: bool = False,
+    workers: int = 0,
+    progress: bool = False,
+    report: Callable[[str], object] = print,
+) -> tuple[int, int]:
+    """Write the pairs of a data set as ``000000.tar``, ... and ``index.json``.
+
+    Args:
+        dataset: the pairs, or sources alone.
+        folder: of the shards, made where it does not exist. An interrupted one is completed.
+        pairs_in_shard: the last shard may have fewer.
+        resized: write the pictures as the data set makes them, as PNG; otherwise their files as they are.
+        skip_bad: leave out pairs that cannot be read. The index names them, and ``report`` is called.
+        workers: processes that read pictures.
+        progress: show a bar.
+        report: called with what is left out.
+
+    Returns:
+        The numbers of pairs in the shards, and of pairs that were left out.
+
+    Raises:
+        BadPicturesError: a pair cannot be read.
+        ValueError: two pairs of a shard have the same key, or the folder holds other shards.
+    """
+    if pairs_in_shard < 1:
+        raise ValueError(f"pairs_in_shard must be at least 1, got {pairs_in_shard}")
+    if dataset.direction != "AtoB" or dataset.degradation is not None:
+        raise ValueError("shards hold pairs as they are: direction must be 'AtoB', and degradation None")
+    about = {"pairs": len(dataset), "pairs_in_shard": pairs_in_shard, "names": dataset.names_digest()}
+    about |= {"shards": -(-len(dataset) // pairs_in_shard), "image_size": dataset.image_size if resized else None}
+    made_of = manifest.as_json(about)
+    entries = _begun(folder, made_of)
+    start = len(entries) * pairs_in_shard
+    order: Any = dataset.ahead(range(start, len(dataset)))
+    loader = DataLoader(_Encoded(dataset, resized), batch_size=None, sampler=order, num_workers=workers)
+    with tqdm(total=len(dataset), initial=start, unit="pair", disable=not progress) as bar:
+        samples = _counted(with_short_errors(loader), bar)
+        for number in range(len(entries), made_of["shards"]):
+            path = folder / f"{number:06d}.tar"
+            remove_leftovers(path)
+            entry: dict[str, Any] = {"url": path.name, "nsamples": 0, "left_out": {}}
+            write_atomically(path, partial(_write_tar, islice(samples, pairs_in_shard), entry, skip_bad))
+            for reason in entry["left_out"].values():
+                report(f"left out: {reason}")
+            entries.append({**entry, "filesize": path.stat().st_size, "sha256": file_sha256(path)})
+            manifest.write(folder / INDEX, _content(made_of, entries))
+    return sum(entry["nsamples"] for entry in entries), sum(len(entry["left_out"]) for entry in entries)
+
+
+def _content(made_of: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"__kind__": KIND, "wids_version": 1, "made_of": made_of, "shardlist": entries}
+
+
+def _begun(folder: Path, made_of: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries of the shards that are written; writes the index of a new folder."""
+    make_folder(folder)
+    remove_leftovers(folder / INDEX)
+    if not (folder / INDEX).exists():
+        if any(folder.glob("*.tar")):
+            raise ValueError(f"{folder} holds shards without {INDEX}: give another folder")
+        manifest.write(folder / INDEX, _content(made_of, []))
+        return []
+    with manifest.reading(folder / INDEX, f"delete {folder}") as content:
+        differing = manifest.differences(content["made_of"], made_of)
+        entries = [dict(entry) for entry in content["shardlist"]]
+    if differing:
+        raise ValueError(f"{folder} holds other shards ({differing}): give another folder, or delete it")
+    return entries
+
+
+def _counted(samples: Iterable[Encoded], bar: tqdm[Any]) -> Iterator[Encoded]:
+    for sample in samples:
+        yield sample
+        bar.update()
+
+
+def _write_tar(samples: Iterable[Encoded], entry: dict[str, Any], skip_bad: bool, path: Path) -> None:
+    """Write a shard, and count its samples and name what is left out in its entry of the index."""
+    from webdataset.writer import TarWriter
+
+    keys: set[str] = set()
+    with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as writer:
+        for sample in samples:
+            if sample.reason and not skip_bad:
+                raise BadPicturesError(sample.reason)
+            if sample.reason:
+                entry["left_out"][sample.key] = sample.reason
+                continue
+            if sample.key in keys:
+                raise ValueError(f"two pairs of a shard are named {sample.key!r}, where dots count as _: rename one")
+            keys.add(sample.key)
+            writer.write({"__key__": sample.key, **sample.files})
+    entry["nsamples"] = len(keys)

@@ -1,0 +1,149 @@
+"""Pairs in a table of the Hugging Face ``datasets`` library: two columns of pictures, or one.
+
+A :class:`Table` is fetched once, and its files are mapped into memory. So a row is read by its index, and
+memory stays flat. A table can also be streamed: :func:`parts` are shards, one for each file of the table, and
+:func:`write_part` makes the tar of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, overload
+
+from bbdm.data.collection import EncodedPair, Pairs
+
+PREFIX = "hub:"  # of parts of a table
+SPLITS = {"val": ("val", "validation", "valid", "dev", "test")}  # other names of a split, the first is taken
+
+
+class Table(Pairs):
+    """The rows of a table.
+
+    Args:
+        table: a ``datasets.Dataset``.
+        columns: of source and target, or of sources alone; None for the two columns of pictures.
+
+    Raises:
+        ValueError: there are no such columns, or they hold no pictures.
+    """
+
+    def __init__(self, table: Any, columns: tuple[str, ...] | None = None) -> None:
+        from datasets import Image
+
+        pictures = [name for name, kind in table.features.items() if isinstance(kind, Image)]
+        self.columns = tuple(pictures) if columns is None else columns
+        known = set(self.columns) <= set(pictures) and len(set(self.columns)) == len(self.columns)
+        if not known or len(self.columns) not in (1, 2) or (columns is None and len(pictures) != 2):
+            wanted = "two columns of pictures" if columns is None else f"columns of pictures {', '.join(columns)}"
+            raise ValueError(f"a table with {wanted} is needed; its columns of pictures are {pictures}: name two")
+        self._table = table.select_columns(list(self.columns))
+        for column in self.columns:
+            self._table = self._table.cast_column(column, Image(decode=False))
+
+    @classmethod
+    def open(cls, data_dir: str, split: str, columns: str | None = None) -> Table:
+        """A split of a data set of the Hub, ``OWNER/NAME`` or ``OWNER/NAME@REVISION``, or of a folder.
+
+        Raises:
+            FileNotFoundError: there is no such data set or split.
+            ValueError: see :class:`Table`.
+            OSError: it cannot be fetched or read.
+        """
+        table = _load(data_dir.replace("{split}", split), split)
+        return cls(table, None if columns is None else tuple(columns.split(",")))
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @overload
+    def __getitem__(self, index: int) -> EncodedPair: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[EncodedPair]: ...
+    def __getitem__(self, index: int | slice) -> EncodedPair | Sequence[EncodedPair]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        index = range(len(self))[index]
+        return EncodedPair(f"{index:08d}", f"row {index}", partial(self._read, index))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Table) and self._key() == other._key()
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.columns, self._table._fingerprint
+
+    def _read(self, index: int) -> list[bytes]:
+        row, parts = self._table[index], list[bytes]()
+        for column in self.columns:
+            cell = row[column]
+            if cell is None or (cell["bytes"] is None and cell["path"] is None):
+                raise ValueError(f"row {index} has no {column}")
+            parts.append(Path(cell["path"]).read_bytes() if cell["bytes"] is None else cell["bytes"])
+        return parts
+
+    def names_digest(self) -> str:
+        """SHA-256 of the number of rows and of the columns."""
+        return hashlib.sha256(f"{len(self)} {','.join(self.columns)}".encode()).hexdigest()
+
+    def with_target(self) -> str | None:
+        """The first row, where rows have two columns."""
+        return self[0].name if len(self.columns) > 1 else None
+
+
+def _load(place: str, split: str) -> Any:
+    """A split of a data set by name, or of a folder: a saved data set, or files that the library reads."""
+    import datasets
+
+    folder = Path(place)
+    if (folder / "state.json").exists():  # one split, by Dataset.save_to_disk
+        return datasets.load_from_disk(place)
+    if (folder / "dataset_dict.json").exists():
+        saved = datasets.load_from_disk(place)
+        return saved[_chosen(place, split, list(saved))]
+    return _loaded(place, split)
+
+
+def _chosen(place: str, split: str, names: list[Any]) -> Any:
+    """The split of a table that has the name, or stands in for it."""
+    for name in SPLITS.get(split, (split,)):
+        if name in names:
+            return name
+    raise FileNotFoundError(f"{place} has no split {split!r}, but {', '.join(map(str, names))}")
+
+
+def _loaded(place: str, split: str, **how: Any) -> Any:
+    """A split of a data set on the Hub or of a folder, as the library loads it."""
+    import datasets
+
+    name, _, revision = (place, "", "") if Path(place).exists() else place.partition("@")
+    names = datasets.get_dataset_split_names(name, revision=revision or None)
+    return datasets.load_dataset(name, split=_chosen(place, split, names), revision=revision or None, **how)
+
+
+def parts(place: str, split: str) -> list[str]:
+    """The parts of a split of a table, each of one of its files, as URLs ``hub:PLACE/SPLIT/NUMBER``.
+
+    Raises:
+        FileNotFoundError: there is no such data set or split.
+        OSError: it cannot be reached.
+    """
+    count = _loaded(place, split, streaming=True).num_shards
+    return [f"{PREFIX}{place}/{split}/{number}" for number in range(count)]
+
+
+def write_part(url: str, path: Path) -> None:
+    """Stream a part of a table into a tar, with the names of the columns of pictures as endings."""
+    from datasets import Image
+    from webdataset.writer import TarWriter
+
+    place, split, number = url.removeprefix(PREFIX).rsplit("/", 2)
+    table = _loaded(place, split, streaming=True)
+    for name in [name for name, kind in (table.features or {}).items() if isinstance(kind, Image)]:
+        table = table.cast_column(name, Image(decode=False))
+    rows = table.shard(num_shards=table.num_shards, index=int(number))
+    with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as writer:
+        for row, cells in enumerate(rows):
+            pictures = {name: cell for name, cell in cells.items() if isinstance(cell, dict) and cell.get("bytes")}
+            writer.write({"__key__": f"{int(number):05d}-{row:08d}", **{k: v["bytes"] for k, v in pictures.items()}})

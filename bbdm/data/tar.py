@@ -1,0 +1,114 @@
+"""The samples of a tar in WebDataset's layout, by place: nothing is unpacked, and nothing is decoded here.
+
+Consecutive members ``KEY.ENDING`` with equal keys are a sample. A key ends at the first dot of a file's name.
+A name is only a name: it never becomes a path.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple
+
+from bbdm.base.images import SUFFIXES
+
+MEMBER = re.compile(r"(?P<key>(?:.*/|)[^./]+)\.(?P<ending>[^/]*)", re.DOTALL)
+BLOCK = 512  # bytes
+DAMAGED = (tarfile.TarError, ValueError, ArithmeticError, LookupError, EOFError, RecursionError)  # of reading one
+
+
+class Span(NamedTuple):
+    """Bytes of a tar."""
+
+    offset: int
+    size: int
+
+
+class Sample(NamedTuple):
+    """A sample: where the pictures of its columns are, or why they cannot be read."""
+
+    name: str
+    spans: list[Span]
+    reason: str = ""
+
+
+@dataclass
+class Tar:
+    """The samples of a tar, and why there are no more, if it is damaged."""
+
+    samples: list[Sample]
+    reason: str = ""
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name is a relative path without ``..``, on any system."""
+    windows = PureWindowsPath(name)
+    outside = PurePosixPath(name).is_absolute() or windows.drive or windows.root or ".." in windows.parts
+    return not outside and name.isprintable()
+
+
+def column_of(ending: str, columns: tuple[str, ...]) -> str | None:
+    """The column of an ending: ``source.png`` and ``source`` are of the column ``source``."""
+    if ending in columns:
+        return ending
+    name, _, suffix = ending.rpartition(".")
+    return name if name in columns and f".{suffix.lower()}" in SUFFIXES else None
+
+
+def index(path: Path, columns: tuple[str, ...]) -> Tar:
+    """The samples of a tar, in its order; of a damaged one, those before the damage.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    members: list[tuple[str, str, Span]] = []
+    reason = ""
+    try:
+        for member in _members(path):
+            members.append(member)
+    except DAMAGED as error:
+        reason = f"{path} is a damaged tar: {error}"
+    groups = groupby(members, key=lambda member: member[0])
+    samples = [_sample(key, list(group), columns) for key, group in groups if key]
+    if reason and samples and samples[-1].reason:
+        samples.pop()  # what is missing is behind the damage
+    return Tar(samples, reason)
+
+
+def _sample(name: str, members: list[tuple[str, str, Span]], columns: tuple[str, ...]) -> Sample:
+    """A sample of its members: (key, ending, span)."""
+    spans: dict[str, Span] = {}
+    for _, ending, span in members:
+        column = column_of(ending, columns)
+        if column in spans:
+            return Sample(name, [], f"it has several {column}")
+        if column is not None:
+            spans[column] = span
+    missing = [column for column in columns if column not in spans]
+    if not is_inside(name):
+        return Sample(name, [], "its name is no relative path")
+    if missing:
+        there = ", ".join(sorted(ending for _, ending, _ in members))
+        return Sample(name, [], f"it has no {' and no '.join(missing)}, but {there}")
+    return Sample(name, [spans[column] for column in columns])
+
+
+def _members(path: Path) -> Iterator[tuple[str, str, Span]]:
+    """(key, ending, span) of the regular files of an uncompressed tar; empty texts for a name without a dot.
+
+    A tar without the blocks that end one is cut off.
+    """
+    with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue] which tarfile keeps otherwise
+            if member.isreg() and not member.issparse():
+                found = MEMBER.fullmatch(member.name)
+                key, ending = ("", "") if found is None else (found["key"].removeprefix("./"), found["ending"])
+                yield key, ending, Span(member.offset_data, member.size)
+        file.seek(tar.offset)
+        if file.read(BLOCK) != bytes(BLOCK):
+            raise tarfile.ReadError("it is cut off, or not a tar from there on")

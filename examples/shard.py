@@ -1,0 +1,67 @@
+"""Write a data set as shards: python examples/shard.py edge2shoes DATA OUT [flags].
+
+OUT gets a folder for each split, train and val, with tars in WebDataset's layout and an index of their
+counts. python examples/train.py shards OUT OUT.pt trains on them. If it ends early, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bbdm.base import scripts
+from bbdm.base.atomic import check_folder
+from bbdm.base.images import read_size
+from bbdm.base.settings import add_flags, flag_type
+from bbdm.data.pairs import DATASETS, ColumnsConfig, load_dataset
+from bbdm.data.sharding import write_shards
+from bbdm.data.survey import BadPicturesError
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flag = parser.add_argument
+    flag("dataset", choices=sorted(DATASETS), help="the layout of the data set, as for train.py")
+    flag("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS")
+    flag("output_dir", metavar="OUT", type=Path)
+    flag("--splits", nargs="+", default=["train", "val"], help="(default: train val)")
+    flag("--pairs_in_shard", type=int, default=1000, help="(default: 1000)")
+    flag("--image_size", type=flag_type(read_size), help="side, or HxW, to resize to; pictures become PNG files")
+    add_flags(parser, ColumnsConfig)
+    flag("--skip_bad", action="store_true", help="leave out pairs with a picture that cannot be read")
+    flag("--workers", type=int, default=0, help="processes that read pictures (default: 0)")
+    flag("--show_verbose", action="store_true", help="a progress bar, as on a terminal")
+    flag("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    check_folder(args.output_dir)
+    progress, resized = scripts.is_shown(args.show_verbose, args.quiet), args.image_size is not None
+    made: list[object] = []
+    for split in args.splits:
+        kind = (args.image_size, "AtoB", 3, "stretch") if resized else (1, "AtoB", 3, "keep")
+        try:
+            dataset = load_dataset(args.dataset, args.data_dir, split, *kind, columns=args.columns)
+        except FileNotFoundError as error:
+            if split == args.splits[0]:
+                raise
+            print(f"without the split {split}: {error}")
+            continue
+        if dataset.pairs in made:
+            print(f"without the split {split}: it is another one's pairs; write {{split}} in the paths")
+            continue
+        made.append(dataset.pairs)
+        folder = args.output_dir / split
+        pairs, bad = write_shards(
+            dataset, folder, args.pairs_in_shard, resized, args.skip_bad, args.workers, progress, print
+        )
+        print(f"{folder}: {pairs} pairs" + (f", and {bad} left out" if bad else ""))
+
+
+if __name__ == "__main__":
+    scripts.run(
+        main, "whole shards are kept, and the same command goes on", {BadPicturesError: "--skip_bad leaves pairs out"}
+    )

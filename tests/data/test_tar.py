@@ -1,0 +1,115 @@
+"""Samples of tars: WebDataset's own grouping, and what is damaged, missing or a trick."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bbdm.data import tar
+from tests.data.tars import png, sample, write, write_members
+
+COLUMNS = ("source", "target")
+
+
+def test_samples_and_bytes_are_those_that_webdataset_reads(tmp_path: Path) -> None:
+    from webdataset.tariterators import tarfile_samples
+
+    others = [sample(7, "deep/er/7"), {**sample(8), "json": b"{}"}, {"__key__": "9", "jpg": b"x"}, sample(10)]
+    path = write(tmp_path / "a.tar", [sample(0), *others])
+    theirs: list[dict[str, Any]] = list(tarfile_samples([{"url": str(path)}]))  # pyright: ignore[reportArgumentType]
+    found = tar.index(path, COLUMNS)
+    assert found.reason == ""
+    assert [each.name for each in found.samples] == [each["__key__"] for each in theirs]
+    content = path.read_bytes()
+    for ours, other in zip(found.samples, theirs, strict=True):
+        parts = [content[offset : offset + size] for offset, size in ours.spans]
+        assert parts == [other[f"{column}.png"] for column in COLUMNS if f"{column}.png" in other]
+
+
+@pytest.mark.parametrize(
+    ("columns", "wanted"),
+    [
+        (("jpg", "edges.png"), ["photo", "edges"]),
+        (("edges", "jpg"), ["edges", "photo"]),
+        (("jpg",), ["photo"]),
+    ],
+)
+def test_columns_are_endings(columns: tuple[str, ...], wanted: list[str], tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", [{"__key__": "1", "jpg": b"photo", "edges.png": b"edges", "txt": b"no"}])
+    (found,) = tar.index(path, columns).samples
+    content = path.read_bytes()
+    assert [content[offset : offset + size].decode() for offset, size in found.spans] == wanted
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ([("a.source.png", b"x")], "it has no target, but source.png"),
+        ([("a.jpg", b"x"), ("a.txt", b"y")], "it has no source and no target, but jpg, txt"),
+        ([("a.source.pickle", b"x"), ("a.target.png", b"y")], "it has no source, but source.pickle, target.png"),
+        ([("a.source.png", b"x"), ("a.source.jpg", b"x"), ("a.target.png", b"y")], "it has several source"),
+    ],
+)
+def test_incomplete_samples(members: list[tuple[str, bytes]], reason: str, tmp_path: Path) -> None:
+    found = tar.index(write_members(tmp_path / "a.tar", members), COLUMNS)
+    assert [each.reason for each in found.samples] == [reason]
+
+
+TRICKS = ["../../etc/a", "/etc/a", "b/../../a", "C:/a", "c:a", "\\a", "\\\\host\\a", "a\nb", "a\x1b[2J"]
+
+
+@pytest.mark.parametrize("key", TRICKS)
+def test_names_that_are_paths_outside(key: str, tmp_path: Path) -> None:
+    found = tar.index(write_members(tmp_path / "a.tar", [(f"{key}.source", b"x"), (f"{key}.target", b"y")]), COLUMNS)
+    (one,) = found.samples
+    assert one.reason == "its name is no relative path"
+    assert one.spans == []
+
+
+def test_links_devices_and_folders_are_nothing(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    members: list[tuple[str | tarfile.TarInfo, bytes]] = []
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE):
+        info = tarfile.TarInfo("a.source.png")
+        info.type, info.linkname = kind, str(tmp_path / "secret")
+        members.append((info, b""))
+    path = write_members(tmp_path / "a.tar", [*members, ("a.target.png", b"y"), ("README", b"no dot")])
+    (found,) = tar.index(path, COLUMNS).samples
+    assert found.reason == "it has no source, but target.png"
+
+
+def damaged(content: bytes, kind: str) -> bytes:
+    third = 2 * 2 * 1024  # a sample is two members of two blocks: header and content
+    return {
+        "cut in a member": content[: third + 600],
+        "cut in a header": content[: third + 100],
+        "cut between members": content[:third],
+        "a header overwritten": content[:third] + b"\xff" * 512 + content[third + 512 :],
+        "text": b"this is no tar" * 100,
+        "empty": b"",
+        "compressed": __import__("gzip").compress(content),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "left"),
+    [
+        ("cut in a member", 2),
+        ("cut in a header", 2),
+        ("cut between members", 2),
+        ("a header overwritten", 2),
+        ("text", 0),
+        ("empty", 0),
+        ("compressed", 0),
+    ],
+)
+def test_damaged_tars_keep_what_is_before(kind: str, left: int, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", [sample(i) for i in range(4)])
+    assert len(png(0)) < 512
+    path.write_bytes(damaged(path.read_bytes(), kind))
+    found = tar.index(path, COLUMNS)
+    assert [(each.name, each.reason) for each in found.samples] == [("000", ""), ("001", "")][:left]
+    assert f"{path} is a damaged tar: " in found.reason
