@@ -178,10 +178,18 @@ class Codec(ABC):
 
     def _row(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """(1, C, 1, 1) of the statistics, copied to a device once: a GPU's host waits for a copy."""
+
+        def row() -> torch.Tensor:
+            values = getattr(self.statistics, name)
+            return torch.tensor(values, dtype=like.dtype, device=like.device)[None, :, None, None]
+
+        if torch.compiler.is_compiling():  # where tensors hold no numbers
+            return row()
         key = self.statistics, name, like.dtype, like.device
         if key not in self._rows:
-            self._rows[key] = torch.tensor(getattr(*key[:2]), dtype=like.dtype, device=like.device)
-        return self._rows[key][None, :, None, None]
+            with torch.inference_mode(False):  # else no gradient could flow past it later
+                self._rows[key] = row()
+        return self._rows[key]
 
     def placed(self, device: torch.device, dtype: torch.dtype) -> Self:
         """The codec on a device, in a dtype: itself where it is there already, a copy otherwise."""

@@ -19,7 +19,7 @@ from bbdm.training.config import TrainConfig
 from bbdm.training.distillation import DistillConfig, DistillStep
 from bbdm.training.step import TrainStep
 from bbdm.training.trainer import Trainer
-from tests.conftest import SIZE, TINY, metrics_of, newest
+from tests.conftest import SIZE, TINY, metrics_of, newest, tiny_unet
 from tests.cuda.card import Card, CardTensor, aten
 from tests.cuda.test_sampler import vqgan_codec
 from tests.execution.test_compiled import Short
@@ -37,7 +37,7 @@ def short() -> Short:
 
 def losses(device: str, kind: type[TrainStep], config: TrainConfig, bridge: Any = BRIDGE, **given: Any) -> Any:
     """The losses of a few steps, the step itself, and what it waited for by step."""
-    unet, codec = short().to(device), given.get("codec")
+    unet, codec = given.get("make", short)().to(device), given.get("codec")
     codec = None if codec is None else codec.placed(torch.device(device), torch.float32)
     processes = given.get("processes") or Processes(torch.device(device))
     step = kind(unet, bridge, config, codec, processes, given.get("latents", False), 10)
@@ -48,7 +48,7 @@ def losses(device: str, kind: type[TrainStep], config: TrainConfig, bridge: Any 
 def check(card: Card, waits: list[str], tolerance: float = 1e-5, kind: type[TrainStep] = TrainStep, **given: Any):
     """Steps on the card are the CPU's; the host waits so in each step but the first."""
     bridge = given.pop("bridge", BRIDGE)
-    more = {key: given.pop(key) for key in ("codec", "latents", "processes", "y", "x0") if key in given}
+    more = {key: given.pop(key) for key in ("codec", "latents", "processes", "y", "x0", "make") if key in given}
     config = (DistillConfig if kind is DistillStep else TrainConfig)(batch_size=4, epochs=1, **given)
     with torch.utils._python_dispatch._disable_current_modes():
         wanted = losses("cpu", kind, config, bridge, **{k: v for k, v in more.items() if k != "processes"})
@@ -140,7 +140,7 @@ def test_several_processes(card: Card):
     card.native = True
     processes = Processes(torch.device("cuda", 0), 0, 1, Alone())  # pyright: ignore[reportArgumentType]
     waits = [LOSS, "execution.processes.sum: item"]
-    check(card, waits, grad_accumulation=2, processes=processes)
+    check(card, waits, grad_accumulation=2, processes=processes, make=lambda: tiny_unet(condition_channels=3))
 
 
 def test_a_whole_run(card: Card, pairs: PairedDataset, tmp_path: Path):
