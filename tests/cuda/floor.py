@@ -4,8 +4,8 @@
 
 The network is traced on fake tensors of a card whose properties are those of an H100. cuDNN is taken to run
 convolutions in channels_last, and flash attention to run attention, as they do there. Nothing is timed: the
-floor of a kernel is its bytes, each number read and written once, by the memory's bandwidth, or its products
-and sums by the peak of bfloat16, whichever takes longer.
+floor of a kind of kernels is their bytes, each number read and written once by each, over the memory's
+bandwidth, or their products and sums over the peak of bfloat16, whichever takes longer.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ from torch._inductor import config
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.fx_passes import fuse_attention, pad_mm
 from torch._inductor.graph import GraphLowering
-from torch._inductor.utils import count_flops_fx
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
 from bbdm.network import Network
 from bbdm.networks.unet import UNet
@@ -62,8 +61,11 @@ class Code:
     source: str
     launches: Counter[str] = field(default_factory=Counter)  # by kind
     bytes: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)  # the floors of a kind's kernels
-    operations: int = 0
+    operations: Counter[str] = field(default_factory=Counter)
+
+    def seconds(self, kind: str) -> float:
+        """The floor of a kind's kernels."""
+        return max(self.bytes[kind] / BANDWIDTH, self.operations[kind] / PEAK)
 
 
 class _WrittenError(Exception):
@@ -136,10 +138,13 @@ def code_of(network: Network, batch: int, size: int) -> Code:
         x = x.to(memory_format=torch.channels_last)
         embedding = network.embed(torch.ones(1, device="cuda")).float()
         exported = torch.export.export(_Body(network), (x, embedding), strict=False).module()
+        with FlopCounterMode(display=False) as counter:
+            exported(x, embedding)
+        operations = {_short(str(name)): count for name, count in counter.get_flop_counts()["Global"].items()}
 
     def write(graph: GraphLowering) -> None:
         source, _ = graph.codegen()
-        raise _WrittenError(_counted(graph, source.value))
+        raise _WrittenError(_counted(graph, source.value, operations))
 
     settings = {"fx_graph_cache": False, "joint_graph_constant_folding": False, "triton.cudagraphs": False}
     with an_h100(), torch.no_grad(), pytest.MonkeyPatch.context() as patch, config.patch(settings):
@@ -156,25 +161,22 @@ def code_of(network: Network, batch: int, size: int) -> Code:
     raise AssertionError("inductor wrote no code")
 
 
-def _counted(graph: Any, source: str) -> Code:
-    code = Code(source)
+def _counted(graph: Any, source: str, operations: dict[str, int]) -> Code:
+    code = Code(source, operations=Counter(operations))
     for node in graph.scheduler.nodes:
         name = getattr(node.node, "python_kernel_name", None)
-        kind = "fused by inductor" if name is None else name.removeprefix("torch.ops.").removeprefix("extern_kernels.")
-        moved, operations = node.get_read_write_buffers_sizes(), 0 if name is None else _operations(node.node)
-        code.operations += operations
-        if moved:
+        kind = "fused by inductor" if name is None else _short(name)
+        if moved := node.get_read_write_buffers_sizes():
             code.bytes[kind] += moved
-            code.seconds[kind] += max(moved / BANDWIDTH, operations / PEAK)
     for call in LAUNCH.findall(source):
         code.launches["fused by inductor" if call.startswith("triton_") else call] += 1
     return code
 
 
-def _operations(kernel: Any) -> int:
-    """Products and sums of an operator that is not inductor's own."""
-    counted = [node for node in kernel.origins if getattr(node.target, "overloadpacket", None) in flop_registry]
-    return max((count_flops_fx(node) or 0 for node in counted), default=0)
+def _short(name: str) -> str:
+    for prefix in ("torch.ops.", "extern_kernels.", "aten."):
+        name = name.removeprefix(prefix)
+    return name.removesuffix(".default")
 
 
 def paper_network() -> UNet:
@@ -190,10 +192,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=1)
     options = parser.parse_args(argv)
     code = code_of(paper_network(), options.batch, options.size)
+    row = "{:40} {:9.1f} MB {:9.1f} GFLOP {:7.2f} ms"
     for kind, moved in code.bytes.most_common():
-        print(f"{kind:45} {moved / 1e6:9.1f} MB {1e3 * code.seconds[kind]:7.3f} ms")
-    total, seconds = sum(code.bytes.values()), sum(code.seconds.values())
-    print(f"{'a network call':45} {total / 1e6:9.1f} MB {1e3 * seconds:7.3f} ms {code.operations / 1e9:9.1f} GFLOP")
+        print(row.format(kind, moved / 1e6, code.operations[kind] / 1e9, 1e3 * code.seconds(kind)))
+    total, operations = sum(code.bytes.values()), sum(code.operations.values())
+    seconds = sum(map(code.seconds, code.bytes))
+    print(row.format("a network call", total / 1e6, operations / 1e9, 1e3 * seconds))
     print(*(f"{count} x {kind}" for kind, count in code.launches.most_common()), sep="\n")
 
 
