@@ -27,9 +27,11 @@ class Batch(NamedTuple):
     def parts(self, size: int, fill: bool) -> Iterator[Batch]:
         """Batches of at most a size; with ``fill``, the last image is repeated where one is short."""
         for start in range(0, len(self.indices), size):
-            chosen = list(range(start, min(start + size, len(self.indices))))
-            filled = chosen + chosen[-1:] * (size - len(chosen)) if fill else chosen
-            noise = None if self.noise is None else self.noise[:, filled]
-            mask = None if self.mask is None else self.mask[filled]
-            indices, seeds = [self.indices[i] for i in chosen], [self.seeds[i] for i in filled]
-            yield Batch(indices, self.source[filled], seeds, noise, mask)
+            indices, seeds = self.indices[start : start + size], self.seeds[start : start + size]
+            place: slice | list[int] = slice(start, start + size)  # not a list, which would be copied to a GPU
+            if fill and len(indices) < size:
+                place = [*range(start, start + len(indices)), *[start + len(indices) - 1] * (size - len(indices))]
+                seeds = [self.seeds[i] for i in place]
+            noise = None if self.noise is None else self.noise[:, place]
+            mask = None if self.mask is None else self.mask[place]
+            yield Batch(indices, self.source[place], seeds, noise, mask)

@@ -262,7 +262,8 @@ class FrontEnd(ABC, Generic[Array, AnyPlan]):
         x, x0hat = (self._copied(part)[(slice(len(batch.indices)), slice(None), *crop)] for part in state)
 
         def pictures(estimate: Any) -> list[Image.Image]:
-            return [images.from_array(image[:, :height, :width]) for image in np.asarray(self._decoded(estimate))]
+            made = self.kind.to_numpy(self._decoded(estimate))
+            return [images.from_array(image[:, :height, :width]) for image in made]
 
         return Step(index, plan.times[index], x, x0hat, batch.indices, pictures)
 

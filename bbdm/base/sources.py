@@ -37,6 +37,7 @@ class Kind:
     type: type[Any]
     noun: str  # for messages: "a tensor"
     from_numpy: Callable[[npt.NDArray[Any]], Any]
+    to_numpy: Callable[[Any], npt.NDArray[Any]]  # of an array on any device
     concatenate: Callable[[list[Any]], Any]
     read: Callable[[Any, int, Range], Item | None]  # one (C, H, W) array of this kind in a list, or None
 
@@ -50,7 +51,7 @@ class Given:
     restore: Callable[[list[tuple[list[int], Any]]], Any]  # of parts of the groups to what the call returns
 
 
-NUMPY = Kind(np.ndarray, "an array", np.asarray, np.concatenate, lambda array, channels, range: None)
+NUMPY = Kind(np.ndarray, "an array", np.asarray, np.asarray, np.concatenate, lambda array, channels, range: None)
 
 
 def given(source: Any, kind: Kind, channels: int, range: Range) -> Given:

@@ -26,4 +26,8 @@ def _read_tensor(tensor: Any, channels: int, range: sources.Range) -> sources.It
     return sources.Item(values.float().cpu().numpy(), restore)
 
 
-TENSORS = sources.Kind(torch.Tensor, "a tensor", torch.from_numpy, torch.cat, _read_tensor)
+def _to_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    return tensor.cpu().numpy()
+
+
+TENSORS = sources.Kind(torch.Tensor, "a tensor", torch.from_numpy, _to_numpy, torch.cat, _read_tensor)

@@ -198,8 +198,17 @@ class Bridge(ABC):
         return self.training_weights(np.arange(self.top + 1))
 
     @cached_property
-    def _device_tables(self) -> dict[tuple[torch.device, torch.dtype], torch.Tensor]:
+    def _device_tables(self) -> dict[tuple[str, torch.device, torch.dtype], torch.Tensor]:
         return {}
+
+    def _on_device(self, name: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """An array of this bridge, copied to a device once: a GPU's host waits for a copy."""
+        import torch
+
+        key = name, device, dtype
+        if key not in self._device_tables:
+            self._device_tables[key] = torch.from_numpy(getattr(self, name)).to(device=device, dtype=dtype)
+        return self._device_tables[key]
 
     def draw_times(self, seeds: torch.Tensor, step: int) -> torch.Tensor:
         """(B,) times of training by ``density``: a function of (B,) int64 seeds and the optimizer step."""
@@ -211,12 +220,17 @@ class Bridge(ABC):
         if self.density == "uniform" and self.objective != "pinned" and not self.continuous:
             return philox.timesteps(seeds, step, int(low), int(high))
         rows = philox.timesteps(seeds, step, 0, densities.POINTS - 1)
-        times = torch.from_numpy(self._training_times).to(seeds.device)[rows]
+        times = self._on_device("_training_times", seeds.device, torch.float64)[rows]
         return times if self.continuous else times.long()
 
     @cached_property
     def _training_times(self) -> Array:
-        return densities.quantiles(self)
+        return np.asarray(densities.quantiles(self), dtype=np.float64)
+
+    @cached_property
+    def _network_times(self) -> Array:
+        """Of the integers 0..top."""
+        return self.network_time(np.arange(self.top + 1))
 
     def add_noise(
         self,
@@ -265,9 +279,7 @@ class Bridge(ABC):
             rows = torch.from_numpy(self.training_weights(t.double().cpu().numpy()))
             t, table = torch.arange(len(t), device=x0.device), rows.to(device=key[0], dtype=key[1])
         else:
-            if key not in self._device_tables:
-                self._device_tables[key] = torch.from_numpy(self.noise_table).to(device=key[0], dtype=key[1])
-            table = self._device_tables[key]
+            table = self._on_device("noise_table", *key)
         return noise_step(x0, y, t, table, noise, seeds, step)
 
     def seen(self, t: torch.Tensor) -> torch.Tensor:
@@ -276,6 +288,8 @@ class Bridge(ABC):
 
         if type(self).network_time is Bridge.network_time:
             return t.float()
+        if not t.is_floating_point():
+            return self._on_device("_network_times", t.device, torch.float32)[t.long()]
         return torch.from_numpy(self.network_time(t.double().cpu().numpy())).to(t.device, torch.float32)
 
     def config(self) -> dict[str, Any]:

@@ -90,6 +90,7 @@ class Codec(ABC):
         self.channels = channels
         self.stride = stride
         self.statistics: LatentStatistics | None = None
+        self._rows: dict[Any, torch.Tensor] = {}  # of statistics, on devices
         self.encoder, self.decoder = self._encode, self._decode
 
     @abstractmethod
@@ -176,8 +177,19 @@ class Codec(ABC):
         return codec
 
     def _row(self, name: str, like: torch.Tensor) -> torch.Tensor:
-        """(1, C, 1, 1) of the statistics."""
-        return torch.tensor(getattr(self.statistics, name), dtype=like.dtype, device=like.device)[None, :, None, None]
+        """(1, C, 1, 1) of the statistics, copied to a device once: a GPU's host waits for a copy."""
+
+        def row() -> torch.Tensor:
+            values = getattr(self.statistics, name)
+            return torch.tensor(values, dtype=like.dtype, device=like.device)[None, :, None, None]
+
+        if torch.compiler.is_compiling():  # where tensors hold no numbers
+            return row()
+        key = self.statistics, name, like.dtype, like.device
+        if key not in self._rows:
+            with torch.inference_mode(False):  # else no gradient could flow past it later
+                self._rows[key] = row()
+        return self._rows[key]
 
     def placed(self, device: torch.device, dtype: torch.dtype) -> Self:
         """The codec on a device, in a dtype: itself where it is there already, a copy otherwise."""

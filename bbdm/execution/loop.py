@@ -20,6 +20,7 @@ class State:
     x: torch.Tensor  # the state
     x0hat: torch.Tensor  # the estimate of the target
     inputs: torch.Tensor  # the state in the network's dtype
+    unread: torch.Tensor  # in place of a prediction when the first state is made
     condition: torch.Tensor | None  # the source in the network's dtype, where the network is conditioned on it
     seeds: torch.Tensor  # (B,) int64
     noise: torch.Tensor | None  # (K, B, C, H, W) normals in place of seeds
@@ -70,18 +71,18 @@ class Loop:
         mask: torch.Tensor | None = None,
     ) -> State:
         """New buffers for a source, seeds, explicit noise and a mask on the device."""
-        inputs = torch.empty_like(y, dtype=self.dtype)
+        x, x0hat, inputs, unread = (torch.empty_like(y, dtype=d) for d in (y.dtype, y.dtype, self.dtype, self.dtype))
         condition = torch.empty_like(inputs) if self._conditioned else None
         step = torch.zeros(1, dtype=torch.int64, device=self.device)
-        state = State(y, torch.empty_like(y), torch.empty_like(y), inputs, condition, seeds, noise, mask, step)
+        state = State(y, x, x0hat, inputs, unread, condition, seeds, noise, mask, step)
         self.restart(state)
         return state
 
     def restart(self, state: State) -> None:
-        """Make the first state."""
+        """Make the first state, in the same buffers."""
         if state.condition is not None:
             state.condition.copy_(state.y)
-        self._step(state, torch.empty_like(state.y), self.opening, len(self.rows) - 1)
+        self._step(state, state.unread, self.opening, len(self.rows) - 1)
 
     def advance(self, state: State, index: int) -> None:
         """One step: one network evaluation and one row of the table, into the state's buffers."""

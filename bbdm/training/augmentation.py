@@ -36,12 +36,11 @@ def _grid(v: torch.Tensor, seeds: torch.Tensor, step: int, config: RunConfig) ->
     """(B, H, W, 2) places in [-1, 1] where the pixels of moved pictures are read."""
     height, width = v.shape[-2:]
     drawn = philox.uniforms(seeds, step, 3) * 2 - 1  # across, down, size
-    sides = torch.tensor([width, height], device=v.device)
-    moved = torch.round(drawn[:, :2] * config.shift * sides) * 2 / sides  # by whole pixels
+    across, down = (torch.round(drawn[:, i] * config.shift * n) * 2 / n for i, n in enumerate((width, height)))
     scale = (1 + config.zoom) ** drawn[:, 2]
     theta = torch.zeros(len(v), 2, 3, device=v.device)
     theta[:, 0, 0] = theta[:, 1, 1] = scale
-    theta[:, :, 2] = moved
+    theta[:, 0, 2], theta[:, 1, 2] = across, down  # by whole pixels
     return F.affine_grid(theta, [len(v), 1, height, width], align_corners=False)
 
 

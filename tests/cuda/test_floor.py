@@ -1,0 +1,29 @@
+"""Inductor's code for an H100: whole, without the CPU, and with our kernels where a card has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from bbdm.networks.unet import UNet
+from tests.conftest import TINY
+from tests.cuda.floor import code_of
+from tests.kernels.triton_aot import needs_compiler
+
+pytestmark = [pytest.mark.nightly, needs_compiler]
+NORM = "torch.ops.bbdm.group_norm_silu.default"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs PyTorch without a card")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_code_for_a_card(dtype: torch.dtype):
+    with torch.device("meta"):
+        unet = UNet(**TINY).to(dtype).eval()
+    norms = sum(isinstance(module, torch.nn.GroupNorm) for module in unet.modules())
+    sites: Any = code_of(unet, 2, 8)
+    assert sites.launches[NORM] == norms
+    assert sites.launches["extern_kernels.convolution"] > 0
+    assert "device='cpu'" not in sites.source
+    assert ".item()" not in sites.source

@@ -1,0 +1,107 @@
+"""Sampling on a card: the CPU's pictures, and the host waits where it must."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bbdm import ABridge, BridgeSampler, UNet
+from bbdm.codec import LatentStatistics, VQGANCodec
+from bbdm.execution.compiled import Compiled
+from tests.conftest import TINY, tiny_unet
+from tests.cuda.card import Card
+from tests.execution.test_compiled import Short
+from tests.networks.test_vqgan import tiny_vqgan
+
+SOURCE = torch.rand(3, 3, 7, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1  # off the stride
+PICTURES = SOURCE[:2].repeat(1, 1, 2, 3)[..., :8, :8]
+MASK = torch.zeros(3, 1, 7, 5)
+MASK[..., 2:5] = 1
+CALL = ["sampler._to_device: to the card", "sampler._keys: to the card", "sampler._run: to the CPU"]
+ROUNDING = 1e-5
+GRAPHED = {"compile": True, "dtype": "fp32"}
+
+
+def uncompiled(self: Compiled, *_: Any) -> Callable[..., Tensor]:
+    """In place of the compiled network: the function itself."""
+    return lambda *arguments: self.function(*arguments)
+
+
+@pytest.fixture(autouse=True)
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Compiled, "_compile", uncompiled)
+
+
+def vqgan_codec() -> VQGANCodec:
+    codec = VQGANCodec(tiny_vqgan())
+    count = codec.channels
+    return codec.with_statistics(LatentStatistics((0.1,) * count, (2.0,) * count, (0.2,) * count, (1.5,) * count))
+
+
+def sampler(
+    device: str = "cpu",
+    solver: str = "sde-dpm2m",
+    condition_channels: int = 3,
+    unet: UNet | None = None,
+    **settings: Any,
+) -> Any:
+    """A sampler of 3 steps, by default of the short network."""
+    torch.manual_seed(0)
+    unet = unet or Short(**{**TINY, "channel_mult": (1, 1), "condition_channels": condition_channels}).eval()
+    return BridgeSampler(unet, ABridge(), solver, 3, device=device, **settings)
+
+
+def check(card: Card, call: Callable[[BridgeSampler], Tensor], waits: list[str], **settings: Any) -> None:
+    """A call on the card gives the CPU's pictures, and the host waits so."""
+    with torch.utils._python_dispatch._disable_current_modes():
+        wanted = call(sampler(**settings))
+    made = sampler("cuda", **settings)
+    card.waits.clear()
+    found = call(made)
+    assert card.waits == waits
+    torch.testing.assert_close(found, wanted, rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "posterior"])
+@pytest.mark.parametrize("condition_channels", [0, 3])
+def test_eager(card: Card, solver: str, condition_channels: int):
+    check(card, lambda s: s(SOURCE, seed=1), CALL, solver=solver, condition_channels=condition_channels)
+
+
+@pytest.mark.parametrize("settings", [{}, GRAPHED], ids=["eager", "graphed"])
+def test_a_whole_unet(card: Card, settings: dict[str, Any]):
+    captured = ["execution.graph._capture: synchronize"] if settings else []
+    waits = [*CALL[:2], *captured, CALL[2]]
+    check(card, lambda s: s(SOURCE, seed=1), waits, unet=tiny_unet(condition_channels=3).eval(), **settings)
+
+
+def test_inpainting(card: Card):
+    waits = [*CALL[:2], "sampler._mask: to the card", CALL[2]]
+    check(card, lambda s: s(SOURCE, seed=1, mask=MASK), waits)
+
+
+def test_a_source_on_the_card(card: Card):
+    made = sampler("cuda")
+    source = SOURCE.to("cuda")
+    card.waits.clear()
+    made(source, seed=1)
+    checks = ["base.images.check: item", "base.sources._warn_if_positive: item"]  # of the range of values
+    assert card.waits == [*checks, CALL[1]]
+
+
+def test_noise_in_place_of_seeds(card: Card):
+    noise = torch.randn(3, 3, 3, 8, 6, generator=torch.Generator().manual_seed(1))
+    waits = ["sampler._states: to the card", *CALL]
+    check(card, lambda s: s(SOURCE, noise=noise), waits)
+
+
+def test_previews_of_each_step(card: Card):
+    def call(sampler: BridgeSampler) -> Tensor:
+        pictures = [step.preview()[0].tobytes() for step in sampler.stream(SOURCE, seed=1)]
+        return torch.tensor([[*picture] for picture in pictures]) / 255
+
+    check(card, call, [*CALL[:2], *["base.tensors._to_numpy: to the CPU"] * 3])

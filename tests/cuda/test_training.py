@@ -1,0 +1,171 @@
+"""Training on a card: the CPU's losses and weights, and the host waits once a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from bbdm.bridges import DDBM, I2SB, ABridge, BrownianBridge
+from bbdm.data.pairs import PairedDataset
+from bbdm.execution.processes import Processes
+from bbdm.files.checkpoint import load_checkpoint
+from bbdm.training.config import TrainConfig
+from bbdm.training.distillation import DistillConfig, DistillStep
+from bbdm.training.step import TrainStep
+from bbdm.training.trainer import Trainer
+from tests.conftest import SIZE, TINY, metrics_of, newest, tiny_unet
+from tests.cuda.card import Card, CardTensor, aten
+from tests.cuda.test_sampler import vqgan_codec
+from tests.execution.test_compiled import Short
+
+BRIDGE = ABridge(num_steps=50)
+Y, X0 = torch.rand(2, 4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+STEPS = 3
+LOSS = "training.step.__call__: item"
+
+
+def short() -> Short:
+    torch.manual_seed(0)
+    return Short(**{**TINY, "channel_mult": (1, 1), "condition_channels": 3})
+
+
+def losses(device: str, kind: type[TrainStep], config: TrainConfig, bridge: Any = BRIDGE, **given: Any) -> Any:
+    """The losses of a few steps, the step itself, and what it waited for by step."""
+    unet, codec = given.get("make", short)().to(device), given.get("codec")
+    codec = None if codec is None else codec.placed(torch.device(device), torch.float32)
+    processes = given.get("processes") or Processes(torch.device(device))
+    step = kind(unet, bridge, config, codec, processes, given.get("latents", False), 10)
+    y, x0 = (v.to(device) for v in (given.get("y", Y), given.get("x0", X0)))
+    return step, [step(y, x0, index) for index in range(STEPS)]
+
+
+def check(card: Card, waits: list[str], tolerance: float = 1e-5, kind: type[TrainStep] = TrainStep, **given: Any):
+    """Steps on the card are the CPU's; the host waits so in each step but the first."""
+    bridge = given.pop("bridge", BRIDGE)
+    more = {key: given.pop(key) for key in ("codec", "latents", "processes", "y", "x0", "make") if key in given}
+    config = (DistillConfig if kind is DistillStep else TrainConfig)(batch_size=4, epochs=1, **given)
+    with torch.utils._python_dispatch._disable_current_modes():
+        wanted = losses("cpu", kind, config, bridge, **{k: v for k, v in more.items() if k != "processes"})
+    seen: list[list[str]] = []
+    call = kind.__call__
+
+    class Watched(kind):
+        def __call__(self, *arguments: Any) -> float:
+            card.waits.clear()
+            loss = call(self, *arguments)
+            seen.append([*card.waits])
+            return loss
+
+    found = losses("cuda:0", Watched, config, bridge, **more)
+    torch.testing.assert_close(found[1], wanted[1], rtol=0, atol=tolerance)
+    for mine, theirs in zip(found[0].ema.unet.parameters(), wanted[0].ema.unet.parameters(), strict=True):
+        assert isinstance(mine, CardTensor)
+        torch.testing.assert_close(mine.cpu(), theirs, rtol=0, atol=10 * tolerance)
+    assert seen[1:] == [waits] * (STEPS - 1)
+    return found[0]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_float32(card: Card, optimizer: str):
+    step = check(card, [LOSS], optimizer=optimizer)
+    assert step.optimizer.defaults["fused"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_autocast(card: Card, precision: str):
+    check(card, [LOSS], 1e-3, precision=precision)
+
+
+def test_all_settings(card: Card):
+    settings: dict[str, Any] = {"flip": True, "shift": 0.1, "zoom": 0.1, "grad_accumulation": 2, "grad_clip": 1.0}
+    check(card, [LOSS], 1e-3, precision="fp16", lr_schedule="plateau", **settings)
+    assert aten._amp_update_scale_.default in card.launches
+
+
+def test_with_a_codec(card: Card):
+    y, x0 = (v.repeat(1, 1, 2, 2) for v in (Y, X0))
+    check(card, [LOSS], codec=vqgan_codec(), y=y, x0=x0)
+
+
+def test_latents_of_a_cache(card: Card):
+    check(card, [LOSS], codec=vqgan_codec(), latents=True, flip=True, y=Y[:, None].repeat(1, 2, 1, 1, 1),
+          x0=X0[:, None].repeat(1, 2, 1, 1, 1))  # fmt: skip
+
+
+def test_distillation(card: Card):
+    check(card, [LOSS], 1e-4, kind=DistillStep, calls=2, bridge=BrownianBridge(num_steps=50, objective="pinned"))
+
+
+@pytest.mark.parametrize("bridge", [BrownianBridge(50, density="wide"), I2SB(50)], ids=["wide", "i2sb"])
+def test_bridges_with_tables_of_times(card: Card, bridge: Any):
+    check(card, [LOSS], bridge=bridge)
+
+
+def test_times_that_are_real_come_to_the_host(card: Card):
+    """Once for their weights, once for what the network sees."""
+    names = ("bridges.base.add_noise", "bridges.base.seen")
+    check(card, [*(f"{n}: to the {where}" for n in names for where in ("CPU", "card")), LOSS], bridge=DDBM())
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    with torch.utils._python_dispatch._disable_current_modes():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+class Alone:
+    """Stands in for accelerate's Accelerator, with one process."""
+
+    def prepare_model(self, network: Any) -> Any:
+        return DistributedDataParallel(network)
+
+    def no_sync(self, network: Any) -> Any:
+        return network.no_sync()
+
+    def reduce(self, total: torch.Tensor, how: str) -> torch.Tensor:
+        return total
+
+
+@pytest.mark.usefixtures("group")
+def test_several_processes(card: Card):
+    """The reducer is C++, which sees the CPU: what it does with gradients is not checked."""
+    card.native = True
+    processes = Processes(torch.device("cuda", 0), 0, 1, Alone())  # pyright: ignore[reportArgumentType]
+    waits = [LOSS, "execution.processes.sum: item"]
+    check(card, waits, grad_accumulation=2, processes=processes, make=lambda: tiny_unet(condition_channels=3))
+
+
+def test_a_whole_run(card: Card, pairs: PairedDataset, tmp_path: Path):
+    """Loader, steps, validation, previews and checkpoints; what is saved is read on the CPU, and resumes."""
+    config = TrainConfig(batch_size=2, epochs=1, preview_every=1, save_every=1, workers=0)
+
+    def run(device: str, folder: str, **changes: Any) -> Trainer:
+        unet = short().to(device)
+        trainer = Trainer(unet, BRIDGE, TrainConfig(**{**vars(config), **changes}), pairs, pairs, tmp_path / folder)
+        trainer.resume_newest()
+        trainer.fit()
+        return trainer
+
+    with torch.utils._python_dispatch._disable_current_modes():
+        wanted = metrics_of(run("cpu", "cpu", epochs=2))
+    first = run("cuda:0", "card")
+    with torch.utils._python_dispatch._disable_current_modes():
+        saved = load_checkpoint(newest(first))
+    assert saved.unet.ema is not None
+    for mine, theirs in zip(first.ema.unet.state_dict().values(), saved.unet.ema.values(), strict=True):
+        assert torch.equal(mine.cpu(), theirs)
+    card.waits.clear()
+    found = metrics_of(run("cuda:0", "card", epochs=2))
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        assert mine["validation_loss"] == pytest.approx(theirs["validation_loss"], abs=1e-5)
+    assert not any("not pinned" in wait or "_placed" in wait for wait in card.waits)
+    assert card.waits.count(LOSS) == 2
