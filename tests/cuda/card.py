@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.cuda import _sanitizer
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 if TYPE_CHECKING:
@@ -128,11 +128,16 @@ class CardTensor(Tensor):
     def numpy(self, **_: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
 
-    def new_tensor(self, data: Any, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    def new_tensor(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, data: Any, dtype: torch.dtype | None = None, **_: Any
+    ) -> Tensor:
         return torch.tensor(data, dtype=dtype or self.dtype, device=DEVICE)
 
     def get_device(self) -> int:
         return 0
+
+
+off_the_card = _disable_current_modes  # a context in which tensors are the CPU's
 
 
 def _is_parameter(tensor: Tensor) -> bool:
@@ -268,7 +273,7 @@ class Card(TorchDispatchMode):
     def touch(self, name: str, read: set[int], written: set[int]) -> None:
         """A kernel of the current stream reads and writes memory."""
         aliases = {address: [""] for address in read | written}
-        errors = self.sanitizer._handle_kernel_launch(self.stream, read, written, set(), name, aliases)
+        errors: list[Any] = self.sanitizer._handle_kernel_launch(self.stream, read, written, set(), name, aliases)
         for error in errors:
             other = error.previous_access
             raise MissingWaitError(

@@ -124,7 +124,7 @@ def streams_of(card: Card) -> dict[str, Any]:
 
         def record(self, stream: Any = None) -> None:
             self.of = card.stream if stream is None else stream.number
-            card.sanitizer._handle_event_record(self.number, self.of)
+            card.sanitizer._handle_event_record(self.number, self.of or 0)
 
         def wait(self, stream: Any = None) -> None:
             number = card.stream if stream is None else stream.number

@@ -16,7 +16,7 @@ from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset
 from tests.codec.autoencoders import own_codec, tiny_kl, tiny_tiny
-from tests.cuda.card import DEVICE, Card, CardTensor
+from tests.cuda.card import DEVICE, Card, CardTensor, off_the_card
 from tests.networks.test_vqgan import tiny_vqgan
 
 CODECS = {
@@ -51,7 +51,7 @@ def test_finds_a_loader_without_pinned_memory(card: Card, pairs: PairedDataset, 
 @pytest.mark.parametrize("make", CODECS.values(), ids=[*CODECS])
 def test_codecs(card: Card, make: Any, tiling: Tiling):
     picture = torch.rand(2, 3, 32, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    with torch.utils._python_dispatch._disable_current_modes():
+    with off_the_card():
         codec = make()
         codec.tiling = tiling
         latents = codec.latents(picture)
@@ -72,7 +72,7 @@ def test_codecs(card: Card, make: Any, tiling: Tiling):
 @pytest.mark.parametrize("flip", [False, True])
 def test_caches_of_latents(card: Card, pairs: PairedDataset, tmp_path: Path, flip: bool):
     codec = VQGANCodec(tiny_vqgan())
-    with torch.utils._python_dispatch._disable_current_modes():
+    with off_the_card():
         wanted, statistics = LatentDataset(pairs, codec, tmp_path / "cpu", flip), measure(pairs, codec, flip)
     mine = on_the_card(codec)
     card.waits.clear()

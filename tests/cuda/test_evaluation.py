@@ -8,7 +8,7 @@ from torch import nn
 
 from bbdm.evaluation.metrics import Scores
 from bbdm.evaluation.segmentation import SegmentationScore
-from tests.cuda.card import DEVICE, Card
+from tests.cuda.card import DEVICE, Card, off_the_card
 
 RESULTS = torch.randint(0, 256, (6, 2, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 TARGETS = torch.randint(0, 256, (6, 3, 16, 16), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
@@ -30,7 +30,7 @@ def scores(device: str) -> Scores:
 
 
 def test_scores(card: Card):
-    with torch.utils._python_dispatch._disable_current_modes():
+    with off_the_card():
         wanted = scores("cpu")
         wanted.update(RESULTS, TARGETS)
     found = scores("cuda:0")
@@ -44,7 +44,7 @@ def test_segmentation(card: Card):
     torch.manual_seed(0)
     network, labels = nn.Conv2d(3, 4, 3, padding=1), torch.randint(0, 4, (6, 16, 16))
     settings = {"classes": ["a", "b", "c", "d"], "window": 12, "stride": 8}
-    with torch.utils._python_dispatch._disable_current_modes():
+    with off_the_card():
         wanted = SegmentationScore(network, **settings).count(TARGETS, labels)
     found = SegmentationScore(network.to(DEVICE), **settings, device=DEVICE)
     card.waits.clear()

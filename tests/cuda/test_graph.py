@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bbdm.execution.graph import GraphedLoop
 from bbdm.execution.loop import Loop, State
-from tests.cuda.card import CaptureError, Card, CardTensor, MissingWaitError, aten
+from tests.cuda.card import CaptureError, Card, CardTensor, MissingWaitError, aten, off_the_card
 from tests.cuda.test_sampler import CALL, GRAPHED, PICTURES, ROUNDING, SOURCE, check, sampler, uncompiled, vqgan_codec
 
 STEPS = 3
@@ -23,7 +23,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def eager(source: Tensor, seed: int) -> Tensor:
-    with torch.utils._python_dispatch._disable_current_modes():
+    with off_the_card():
         return sampler(compile=True, dtype="fp32")(source, seed=seed)
 
 
@@ -124,7 +124,7 @@ def test_finds_streams_that_share_buffers_without_a_wait(card: Card, monkeypatch
     made(given, seed=0)
     monkeypatch.setattr(torch.cuda.Stream, "wait_event", lambda *_: None)
     stream = torch.cuda.Stream()
-    stream.wait_stream = lambda other: other.record_event().wait(stream)
+    monkeypatch.setattr(stream, "wait_stream", lambda other: other.record_event().wait(stream))
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         made(given, seed=0)

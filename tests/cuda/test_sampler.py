@@ -13,7 +13,7 @@ from bbdm import ABridge, BridgeSampler, UNet
 from bbdm.codec import LatentStatistics, VQGANCodec
 from bbdm.execution.compiled import Compiled
 from tests.conftest import TINY, tiny_unet
-from tests.cuda.card import Card
+from tests.cuda.card import Card, off_the_card
 from tests.execution.test_compiled import Short
 from tests.networks.test_vqgan import tiny_vqgan
 
@@ -57,7 +57,7 @@ def sampler(
 
 def check(card: Card, call: Callable[[BridgeSampler], Tensor], waits: list[str], **settings: Any) -> None:
     """A call on the card gives the CPU's pictures, and the host waits so."""
-    with torch.utils._python_dispatch._disable_current_modes():
+    with off_the_card():
         wanted = call(sampler(**settings))
     made = sampler("cuda", **settings)
     card.waits.clear()

@@ -20,7 +20,7 @@ from bbdm.training.distillation import DistillConfig, DistillStep
 from bbdm.training.step import TrainStep
 from bbdm.training.trainer import Trainer
 from tests.conftest import SIZE, TINY, metrics_of, newest, tiny_unet
-from tests.cuda.card import Card, CardTensor, aten
+from tests.cuda.card import Card, CardTensor, aten, off_the_card
 from tests.cuda.test_sampler import vqgan_codec
 from tests.execution.test_compiled import Short
 
@@ -50,12 +50,12 @@ def check(card: Card, waits: list[str], tolerance: float = 1e-5, kind: type[Trai
     bridge = given.pop("bridge", BRIDGE)
     more = {key: given.pop(key) for key in ("codec", "latents", "processes", "y", "x0", "make") if key in given}
     config = (DistillConfig if kind is DistillStep else TrainConfig)(batch_size=4, epochs=1, **given)
-    with torch.utils._python_dispatch._disable_current_modes():
+    with off_the_card():
         wanted = losses("cpu", kind, config, bridge, **{k: v for k, v in more.items() if k != "processes"})
     seen: list[list[str]] = []
     call = kind.__call__
 
-    class Watched(kind):
+    class Watched(kind):  # pyright: ignore[reportGeneralTypeIssues]
         def __call__(self, *arguments: Any) -> float:
             card.waits.clear()
             loss = call(self, *arguments)
@@ -115,8 +115,13 @@ def test_times_that_are_real_come_to_the_host(card: Card):
 
 @pytest.fixture
 def group() -> Iterator[None]:
-    with torch.utils._python_dispatch._disable_current_modes():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    with off_the_card():
+        dist.init_process_group(
+            "gloo",
+            store=dist.HashStore(),  # pyright: ignore[reportPrivateImportUsage]
+            rank=0,
+            world_size=1,
+        )
     yield
     dist.destroy_process_group()
 
@@ -154,10 +159,10 @@ def test_a_whole_run(card: Card, pairs: PairedDataset, tmp_path: Path):
         trainer.fit()
         return trainer
 
-    with torch.utils._python_dispatch._disable_current_modes():
+    with off_the_card():
         wanted = metrics_of(run("cpu", "cpu", epochs=2))
     first = run("cuda:0", "card")
-    with torch.utils._python_dispatch._disable_current_modes():
+    with off_the_card():
         saved = load_checkpoint(newest(first))
     assert saved.unet.ema is not None
     for mine, theirs in zip(first.ema.unet.state_dict().values(), saved.unet.ema.values(), strict=True):

@@ -38,7 +38,7 @@ def test_200_steps_halve_the_loss(make_trainer: MakeTrainer, pairs: PairedDatase
         num_groups=4,
         num_res_blocks=1,
     )
-    repeated = PairedDataset(pairs.pairs * 50, SIZE)
+    repeated = PairedDataset([*pairs.pairs] * 50, SIZE)
     trainer = make_trainer(
         unet=unet,
         train=repeated,
