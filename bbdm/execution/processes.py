@@ -1,4 +1,4 @@
-"""The processes of a run: one, or several of a launcher such as torchrun, on one node or more, with accelerate."""
+"""The processes of a run: one, or several of a launcher such as torchrun, on one node or more."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ class Processes:
         """Check that all processes see what the first writes to a folder, which need not exist.
 
         Raises:
-            ValueError: they do not, in each process. Nodes need a disk that they share, since the first process
-                may be on another node when they start again.
+            ValueError: they do not, in each process. The first process may be on another node when they
+                start again, so nodes need a disk that they share.
         """
         if self.accelerator is None:
             return

@@ -196,7 +196,7 @@ class Training:
         self.update.save(path, self.train.image_size, training, write)
 
     def _save(self, best: bool = False) -> None:
-        """Begin to write a checkpoint to resume from, unless the weights have diverged; ``best`` weights too."""
+        """Begin to write a checkpoint, and the best weights too, unless the weights have diverged."""
         if not torch.stack([p.isfinite().all() for p in self.update.unet.parameters()]).all():
             raise self._diverged("weights are not finite")
         if not self.processes.first:
@@ -218,7 +218,7 @@ class Training:
         return self._stopped(f"{what} at step {self.step}", "Lower learning_rate or set grad_clip", DivergedError)
 
     def check_stop(self) -> None:
-        """Save and end the run, with a StoppedError, if it was asked to end or a checkpoint cannot be written."""
+        """Save and end the run, with a StoppedError, if it was asked to end; raises what a write raised."""
         self.writing.check()
         if self.processes.sum(self._stop()):
             self._save()
