@@ -66,6 +66,13 @@ class RunFolder:
         steps = sorted((int(step) for step in named if step.isdigit()), reverse=True)
         return {step: self.checkpoint(step) for step in steps}
 
+    def how_to_resume(self) -> str:
+        """Which step is saved, and from where the same command resumes."""
+        saved = next(iter(self.checkpoints()), None)
+        if saved is None:
+            return "nothing is saved yet, and the same command starts anew"
+        return f"the same command resumes from step {saved}, which is saved in {self.path}"
+
     def newest(self) -> tuple[Path, Any] | None:
         """The newest undamaged checkpoint, with its content; None if there are no checkpoints.
 

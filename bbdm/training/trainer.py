@@ -186,10 +186,7 @@ class Training:
     def how_to_resume(self) -> str:
         """Which step is saved, and from where the same command resumes."""
         self.writing.settle()
-        saved = next(iter(self.run.checkpoints()), None)
-        if saved is None:
-            return "nothing is saved yet, and the same command starts anew"
-        return f"the same command resumes from step {saved}, which is saved in {self.folder}"
+        return self.run.how_to_resume()
 
     def save(self, path: Path, training: dict[str, Any] | None = None, write: Write = write_atomically) -> None:
         """Write what is trained: see :meth:`~bbdm.training.base.Step.save`."""
@@ -206,9 +203,9 @@ class Training:
         state |= {"pairs": describe_pairs(self.train), "validation": self._validation_names}
         self.writing.wait()  # so that there is one copy of the state at a time
         files: list[tuple[Path, Callable[[Path], Any]]] = []
-        if best:
-            self.save(self.run.best, None, lambda *file: files.append(file))
-        self.save(self.run.checkpoint(self.step), state, lambda *file: files.append(file))
+        states = [*([(self.run.best, None)] if best else []), (self.run.checkpoint(self.step), state)]
+        for each in states:
+            self.save(*each, lambda path, write: files.append((path, write)))
         self.writing.start(self.run.write, files)
 
     def _stopped(self, reason: str, todo: str, kind: type[StoppedError] = StoppedError) -> StoppedError:
