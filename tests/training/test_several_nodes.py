@@ -159,7 +159,7 @@ def test_processes_that_begin_differently_are_refused() -> None:
 
 
 def test_a_run_waits_for_the_lock_of_a_lost_one(tmp_path: Path) -> None:
-    other = FileLock(tmp_path / ".lock")
+    other = FileLock(tmp_path / ".lock", thread_local=False)
     other.acquire()
     with pytest.raises(FolderInUseError):
         RunFolder(tmp_path, 2, patience=0.1).begin(0, {})
