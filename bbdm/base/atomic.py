@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+Write = Callable[[Path, Callable[[Path], Any]], Any]  # such as write_atomically
+
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes."""

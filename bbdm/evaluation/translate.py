@@ -102,6 +102,7 @@ class Translator:
         self.processes = Processes.join(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.verbose = scripts.is_shown(config.show_verbose, config.quiet) and self.processes.first
         check_folder(config.output_dir)
+        self.processes.check_shared(config.output_dir)
         self._model = find_checkpoint(config.model)
         self.checkpoint = config.load(self._model)
         self.bridge = self.checkpoint.bridge

@@ -1,13 +1,16 @@
-"""The processes of a run: one, or several of a launcher such as torchrun, which use accelerate."""
+"""The processes of a run: one, or several of a launcher such as torchrun, on one node or more."""
 
 from __future__ import annotations
 
 import os
+import platform
+import secrets
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -108,6 +111,31 @@ class Processes:
         """Wait until all processes are here."""
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
+
+    def check_shared(self, folder: Path) -> None:
+        """Check that all processes see what the first writes to a folder, which need not exist.
+
+        Raises:
+            ValueError: they do not, in each process. The first process may be on another node when they
+                start again, so nodes need a disk that they share.
+        """
+        if self.accelerator is None:
+            return
+        folder = folder.absolute()
+        above = next(each for each in (folder, *folder.parents) if each.is_dir())
+        file = above / self.gather(f".{secrets.token_hex(8)}.tmp")[0]
+        if self.first:
+            file.touch()
+        self.wait()
+        seen = self.gather((platform.node(), file.exists()))
+        if self.first:
+            file.unlink()
+        blind = sorted({node for node, sees in seen if not sees})
+        if blind:
+            raise ValueError(
+                f"{folder} must be on a disk that all nodes share: what the first process writes there on "
+                f"{seen[0][0]} is not seen on {', '.join(blind)}"
+            )
 
     def first_before_others(self) -> AbstractContextManager[None]:
         """A context that the other processes enter after the first has left it."""

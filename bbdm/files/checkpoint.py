@@ -15,6 +15,7 @@ import torch
 
 from bbdm import bridges
 from bbdm import codec as codecs
+from bbdm.base.atomic import Write, write_atomically
 from bbdm.base.hub import find_checkpoint
 from bbdm.base.images import Size, as_size
 from bbdm.bridges import Bridge
@@ -39,6 +40,7 @@ def save_checkpoint(
     image_size: Size | None = None,
     training: dict[str, Any] | None = None,
     calls: int | None = None,
+    write: Write = write_atomically,
 ) -> None:
     """Write a checkpoint, atomically: a reader sees the old file or the whole new one.
 
@@ -52,6 +54,8 @@ def save_checkpoint(
         image_size: side of the square pictures that it was trained on, or their (height, width).
         training: state to resume from, of plain containers and tensors; only in a ``.pt``.
         calls: the network evaluations that the network was distilled for; None for any number.
+        write: called with the path and a function that writes the content to a path. The content is a copy,
+            so this may be later, in another thread.
 
     Raises:
         ValueError: another suffix, or training state for a ``.safetensors``.
@@ -74,7 +78,7 @@ def save_checkpoint(
         "image_size": image_size,
         **({} if calls is None else {"calls": calls}),
     }
-    weights.write(path, FORMAT, settings, states, _placed, training=training)
+    weights.write(path, FORMAT, settings, states, _placed, write, training=training)
 
 
 def _placed(settings: dict[str, Any], states: dict[str, State]) -> dict[str, Any]:
@@ -92,6 +96,7 @@ def save_vqgan(
     *,
     ema: VQGAN | None = None,
     training: dict[str, Any] | None = None,
+    write: Write = write_atomically,
 ) -> None:
     """Write an autoencoder alone, atomically.
 
@@ -100,6 +105,7 @@ def save_vqgan(
         vqgan: the VQGAN, or KL autoencoder.
         ema: one with the moving average of the weights.
         training: state to resume from, of plain containers and tensors; only in a ``.pt``.
+        write: see :func:`save_checkpoint`.
 
     Raises:
         ValueError: another suffix, or training state for a ``.safetensors``.
@@ -109,7 +115,7 @@ def save_vqgan(
         raise ValueError(f"training state needs a .pt file, got {path}")
     states = {"weights": vqgan.state_dict(), **({} if ema is None else {"ema": ema.state_dict()})}
     more = {} if training is None else {"training": training}
-    weights.write(path, VQGAN_FORMAT, {"config": asdict(vqgan.config)}, states, weights.beside, **more)
+    weights.write(path, VQGAN_FORMAT, {"config": asdict(vqgan.config)}, states, weights.beside, write, **more)
 
 
 def load_checkpoint(

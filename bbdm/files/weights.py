@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from bbdm.base.atomic import check_suffix, write_atomically
+from bbdm.base.atomic import Write, check_suffix, write_atomically
 from bbdm.files import torchfile
 from bbdm.networks.restore import state_hash
 
@@ -47,12 +47,16 @@ def write(
     settings: dict[str, Any],
     states: dict[str, State],
     place: Place = beside,
+    by: Write = write_atomically,
     **more: Any,
 ) -> None:
     """Write a file, atomically: a reader sees the old file or the whole new one.
 
     A ``.pt`` has the content that ``place`` makes of plain settings and state dicts, and ``more``. A
     ``.safetensors`` has the tensors, each named STATE.KEY, and the settings in its metadata.
+
+    ``by`` is called with the path and a function that writes the content to a path. The content is a copy in
+    the memory of the CPU, so this may be later.
 
     Raises:
         ValueError: the path has another suffix.
@@ -61,17 +65,37 @@ def write(
     path = Path(path)
     check_suffix(path)
     settings = {"format": name, "version": VERSION, **settings}
-    states = {
-        kind: {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
-        for kind, state in states.items()
-    }
+    states = copied(states, torch.contiguous_format)
     if path.suffix == ".pt":
-        content = {**place(settings, states), **more}
-        write_atomically(path, lambda temporary: _save(content, temporary))
+        content = {**place(settings, states), **copied(more)}
+        by(path, lambda temporary: _save(content, temporary))
     else:
         tensors = {f"{kind}.{key}": v for kind, state in states.items() for key, v in state.items()}
         metadata = described(name, settings, tensors)
-        write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
+        by(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
+
+
+def copied(content: Any, layout: torch.memory_format = torch.preserve_format) -> Any:
+    """Plain containers with copies of their tensors in the memory of the CPU, from CUDA in pinned memory."""
+    devices: set[torch.device] = set()
+
+    def copy(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            value = value.detach()
+            if not value.is_cuda:
+                return value.to("cpu", copy=True, memory_format=layout)
+            devices.add(value.device)
+            return torch.empty_like(value, device="cpu", memory_format=layout, pin_memory=True).copy_(
+                value, non_blocking=True
+            )
+        if isinstance(value, dict):
+            return {name: copy(each) for name, each in value.items()}
+        return type(value)(map(copy, value)) if isinstance(value, list | tuple) else value
+
+    found = copy(content)
+    for device in devices:
+        torch.cuda.synchronize(device)
+    return found
 
 
 @contextmanager

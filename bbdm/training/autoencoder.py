@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
+from bbdm.base.atomic import Write, write_atomically
 from bbdm.base.images import Size, sides
 from bbdm.base.settings import setting
 from bbdm.data.latents import LatentDataset
@@ -298,12 +299,18 @@ class AutoencoderStep(Step):
         """The settings of the network."""
         return {"vqgan": asdict(self.unet.config)}
 
-    def save(self, path: Path, image_size: Size, training: dict[str, Any] | None = None) -> None:
+    def save(
+        self,
+        path: Path,
+        image_size: Size,
+        training: dict[str, Any] | None = None,
+        write: Write = write_atomically,
+    ) -> None:
         """Write the averaged weights; with training state, the weights beside them."""
         if training is None:
-            save_vqgan(path, self.ema.unet)
+            save_vqgan(path, self.ema.unet, write=write)
         else:
-            save_vqgan(path, self.unet, ema=self.ema.unet, training=training)
+            save_vqgan(path, self.unet, ema=self.ema.unet, training=training, write=write)
 
     def resume(self, path: Path, checkpoint: VQGANState, train: PairedDataset | LatentDataset) -> dict[str, Any]:
         """See :meth:`Step.resume`; only settings in :data:`~bbdm.training.config.FREE` may change."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bbdm.base.atomic import Write, write_atomically
 from bbdm.base.images import Size
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset
@@ -131,8 +132,17 @@ class Step(ABC):
         """What is trained, as plain values, for the folder of the run."""
 
     @abstractmethod
-    def save(self, path: Path, image_size: Size, training: dict[str, Any] | None = None) -> None:
-        """Write the weights; with training state, all that a run resumes from."""
+    def save(
+        self,
+        path: Path,
+        image_size: Size,
+        training: dict[str, Any] | None = None,
+        write: Write = write_atomically,
+    ) -> None:
+        """Write the weights; with training state, all that a run resumes from.
+
+        ``write`` may be called later than this returns: see :func:`~bbdm.files.checkpoint.save_checkpoint`.
+        """
 
     @staticmethod
     @abstractmethod

@@ -46,7 +46,10 @@ def run_folder(args: argparse.Namespace, read: Callable[[Path], Any] = load_chec
 
 
 def find_resumed(args: argparse.Namespace, folder: RunFolder, team: Processes) -> Resumed:
-    """Where the run resumes; None if it begins."""
+    """Where the run resumes; None if it begins. Checks that all processes share the folder, and caches."""
+    for place in (folder.path, *(vars(args).get(name) for name in ("cache_images", "cache_latents"))):
+        if place is not None:
+            team.check_shared(place)
     with team.first_before_others():
         if args.ckpt_path is not None:
             return args.ckpt_path, folder.read(args.ckpt_path)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bbdm.base import images
+from bbdm.base.atomic import short
 from bbdm.codec import Codec
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset
@@ -64,6 +66,15 @@ def describe_pairs(train: PairedDataset | LatentDataset) -> dict[str, Any]:
     kind = {"image_size": pairs.image_size, "direction": pairs.direction}
     kind |= {"degradation": pairs.degradation and str(pairs.degradation)}
     return {**kind, "number": len(train), "names": pairs.names_digest()}
+
+
+def check_alike(starts: Sequence[dict[str, Any]]) -> None:
+    """Raise ValueError where the processes of a run, in order of rank, begin differently."""
+    for rank, start in enumerate(starts):
+        differing = [name for name, value in start.items() if value != starts[0][name]]
+        if differing:
+            about = ", ".join(f"{name} {short(start[name])}, not {short(starts[0][name])}" for name in differing)
+            raise ValueError(f"process {rank} differs from process 0, and all must begin alike: {about}")
 
 
 def training_state(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from bbdm.base.atomic import make_folder, write_atomically
 from bbdm.files.checkpoint import load_checkpoint
 
 log = logging.getLogger(__name__)
+LEASE = 120  # seconds: a file server keeps the lock of a lost node for some 90
 METRICS, CONFIG, SUMMARY, TRACE = "metrics.jsonl", "config.json", "summary.json", "trace.json"
 
 
@@ -41,12 +42,16 @@ class RunFolder:
         path: the folder.
         keep: the number of newest checkpoints to keep.
         read: the content of a checkpoint; a ValueError says that it is damaged.
+        patience: seconds to wait for another run to leave the folder.
     """
 
-    def __init__(self, path: Path, keep: int, read: Callable[[Path], Any] = load_checkpoint) -> None:
+    def __init__(
+        self, path: Path, keep: int, read: Callable[[Path], Any] = load_checkpoint, patience: float = 0
+    ) -> None:
         self.path = path
         self.keep = keep
         self.read = read
+        self.patience = patience
         self.best = path / "best.pt"  # the weights with the lowest validation loss
         self.events = path / "tensorboard"
         self._lock = FileLock(path / ".lock")
@@ -60,6 +65,13 @@ class RunFolder:
         named = [path.stem.removeprefix("step_") for path in self.path.glob("step_*.pt")]
         steps = sorted((int(step) for step in named if step.isdigit()), reverse=True)
         return {step: self.checkpoint(step) for step in steps}
+
+    def how_to_resume(self) -> str:
+        """Which step is saved, and from where the same command resumes."""
+        saved = next(iter(self.checkpoints()), None)
+        if saved is None:
+            return "nothing is saved yet, and the same command starts anew"
+        return f"the same command resumes from step {saved}, which is saved in {self.path}"
 
     def newest(self) -> tuple[Path, Any] | None:
         """The newest undamaged checkpoint, with its content; None if there are no checkpoints.
@@ -135,7 +147,7 @@ class RunFolder:
         """Keep other runs out of the folder."""
         make_folder(self.path)
         try:
-            self._lock.acquire(blocking=False)
+            self._lock.acquire(timeout=self.patience)
         except Timeout:
             raise FolderInUseError(f"another run works in {self.path}: each needs a folder of its own") from None
         except NotImplementedError:
@@ -145,10 +157,19 @@ class RunFolder:
         """Let other runs use the folder."""
         self._lock.release()
 
-    def prune(self) -> None:
-        """Delete the oldest checkpoints beyond those to keep."""
-        for path in list(self.checkpoints().values())[self.keep :]:
-            path.unlink()
+    def write(self, files: Sequence[tuple[Path, Callable[[Path], Any]]]) -> None:
+        """Write files, of which a checkpoint is the last, and delete the oldest beyond those to keep.
+
+        A file is its path, and a function that writes it to a path.
+        """
+        path, _ = files[-1]
+        again = path.exists()  # at the end of an epoch, the state is written before and after validation
+        for file in files:
+            write_atomically(*file)
+        for old in list(self.checkpoints().values())[self.keep :]:
+            old.unlink()
+        if not again:
+            log.info("checkpoint: %s", path)
 
     def add_metrics(self, record: dict[str, Any]) -> None:
         """Append a line to the metrics."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.amp import GradScaler
 
+from bbdm.base.atomic import Write, write_atomically
 from bbdm.base.images import Size
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, Role
@@ -79,9 +80,15 @@ class TrainStep(Step):
         coded = {} if self.codec is None else {"codec": self.codec.config()}
         return {"unet": self.unet.description(), "bridge": self.bridge.config(), **coded}
 
-    def save(self, path: Path, image_size: Size, training: dict[str, Any] | None = None) -> None:
+    def save(
+        self,
+        path: Path,
+        image_size: Size,
+        training: dict[str, Any] | None = None,
+        write: Write = write_atomically,
+    ) -> None:
         """Write the weights, their average and the codec; with training state, only the hash of the codec."""
-        about: dict[str, Any] = {"codec": self.codec, "image_size": image_size, "training": training}
+        about: dict[str, Any] = {"codec": self.codec, "image_size": image_size, "training": training, "write": write}
         save_checkpoint(path, self.unet, self.bridge, ema=self.ema.unet, calls=self.calls, **about)
 
     def resume(self, path: Path, checkpoint: Checkpoint, train: PairedDataset | LatentDataset) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from bbdm.base import machine
+from bbdm.base.atomic import Write, write_atomically
 from bbdm.base.scripts import TERMINATED, StoppedError
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
@@ -33,10 +34,11 @@ from bbdm.training.callback import Callback
 from bbdm.training.config import TrainConfig
 from bbdm.training.previews import Previews
 from bbdm.training.progress import Progress
-from bbdm.training.resume import check_start, describe_pairs
-from bbdm.training.run_folder import RunFolder
+from bbdm.training.resume import check_alike, check_start, describe_pairs
+from bbdm.training.run_folder import LEASE, RunFolder
 from bbdm.training.step import TrainStep
 from bbdm.training.tracking import Tracker
+from bbdm.training.writing import Writing
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +75,8 @@ class Training:
         self.train = train
         self.validation = validation
         self.folder = folder
-        self.run = RunFolder(folder, config.keep, update.read)
+        self.run = RunFolder(folder, config.keep, update.read, LEASE if self.processes.count > 1 else 0)
+        self.writing = Writing()
         self.callbacks: list[Callback] = [Previews(), *callbacks]
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -131,11 +134,13 @@ class Training:
             stop: called after each step and each batch of validation; once True, the run is saved and ends.
 
         Raises:
-            ValueError: the folder holds checkpoints of later steps, or a validation picture cannot be read.
+            ValueError: the folder holds checkpoints of later steps, a validation picture cannot be read, or
+                the processes differ in the step where they begin, or in their pairs.
             StoppedError: the loss is no longer finite, a picture cannot be read, the disk is full, or
                 ``stop`` returned True. The message says what to do next. Nothing that was saved is lost.
         """
         self.run.check_later(self.step)
+        check_alike(self.processes.gather({"step": self.step, **describe_pairs(self.train)}))
         self._stop = stop
         with ExitStack() as ends:
             if progress and self.processes.first:
@@ -149,6 +154,7 @@ class Training:
             if self.processes.first:
                 self.run.begin(self.epoch, self._settings())
                 ends.callback(self.run.end)
+                ends.callback(self.writing.settle)
                 with suppress(ImportError):  # without TensorBoard, no events are written
                     self.update.tracker = Tracker(self.run.events, self.step)
                     ends.callback(setattr, self.update, "tracker", None)
@@ -170,6 +176,7 @@ class Training:
         try:
             while self.epoch < self.config.epochs:
                 self._run_epoch()
+            self.writing.wait()
             if self.processes.first:
                 self.run.write_summary({"best": self.best, "machine": machine.describe(self.device, ["bbdm", "torch"])})
         except (OSError, ValueError) as error:
@@ -178,17 +185,15 @@ class Training:
 
     def how_to_resume(self) -> str:
         """Which step is saved, and from where the same command resumes."""
-        saved = next(iter(self.run.checkpoints()), None)
-        if saved is None:
-            return "nothing is saved yet, and the same command starts anew"
-        return f"the same command resumes from step {saved}, which is saved in {self.folder}"
+        self.writing.settle()
+        return self.run.how_to_resume()
 
-    def save(self, path: Path, training: dict[str, Any] | None = None) -> None:
-        """Write what is trained; with training state, all that a run resumes from."""
-        self.update.save(path, self.train.image_size, training)
+    def save(self, path: Path, training: dict[str, Any] | None = None, write: Write = write_atomically) -> None:
+        """Write what is trained: see :meth:`~bbdm.training.base.Step.save`."""
+        self.update.save(path, self.train.image_size, training, write)
 
-    def _save(self) -> None:
-        """Write a checkpoint to resume from, unless the weights have diverged."""
+    def _save(self, best: bool = False) -> None:
+        """Begin to write a checkpoint, and the best weights too, unless the weights have diverged."""
         if not torch.stack([p.isfinite().all() for p in self.update.unet.parameters()]).all():
             raise self._diverged("weights are not finite")
         if not self.processes.first:
@@ -196,12 +201,12 @@ class Training:
         state = {"epoch": self.epoch, "step": self.step, "epoch_loss": self._epoch_loss, "best": self.best}
         state |= {**self.update.state(), "config": asdict(self.config)}
         state |= {"pairs": describe_pairs(self.train), "validation": self._validation_names}
-        path = self.run.checkpoint(self.step)
-        again = path.exists()  # at the end of an epoch, the state is written before and after validation
-        self.save(path, state)
-        self.run.prune()
-        if not again:
-            log.info("checkpoint: %s", path)
+        self.writing.wait()  # so that there is one copy of the state at a time
+        files: list[tuple[Path, Callable[[Path], Any]]] = []
+        states = [*([(self.run.best, None)] if best else []), (self.run.checkpoint(self.step), state)]
+        for each in states:
+            self.save(*each, lambda path, write: files.append((path, write)))
+        self.writing.start(self.run.write, files)
 
     def _stopped(self, reason: str, todo: str, kind: type[StoppedError] = StoppedError) -> StoppedError:
         return kind(f"{reason}. {todo}; {self.how_to_resume()}")
@@ -210,9 +215,11 @@ class Training:
         return self._stopped(f"{what} at step {self.step}", "Lower learning_rate or set grad_clip", DivergedError)
 
     def check_stop(self) -> None:
-        """Save and end the run, with a StoppedError, if it was asked to end."""
+        """Save and end the run, with a StoppedError, if it was asked to end; raises what a write raised."""
+        self.writing.check()
         if self.processes.sum(self._stop()):
             self._save()
+            self.writing.wait()
             self.processes.sum(0)  # until the first has saved: a process that ends takes the others down
             raise StoppedError(f"asked to end; {self.how_to_resume()}", TERMINATED)
 
@@ -261,15 +268,14 @@ class Training:
             if not isinstance(value, int | float):
                 raise ValueError(f"metrics must be numbers, and a callback made {name!r} {value!r}")
         lowest = math.inf if self.best is None else self.best["validation_loss"]
-        if self.validation is not None and record["validation_loss"] < lowest:
+        best = self.validation is not None and record["validation_loss"] < lowest
+        if best:
             self.best = {name: record[name] for name in ("epoch", "step", "validation_loss")}
-            if self.processes.first:
-                self.save(self.run.best)
         if self.processes.first:
             self.run.add_metrics(record)
         if self.tracker is not None:
             self.tracker.write_epoch(self.step, record)
-        self._save()
+        self._save(best)
 
     def _order(self, done: int) -> Iterator[int]:
         """This process's pairs of this epoch's whole batches after the first ``done``."""

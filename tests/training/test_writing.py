@@ -1,0 +1,162 @@
+"""Checkpoints that are written while training goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import bbdm
+from bbdm.base import atomic
+from bbdm.base.scripts import StoppedError
+from bbdm.bridges import ABridge
+from bbdm.files.weights import copied
+from bbdm.training import run_folder
+from bbdm.training.trainer import Trainer
+from bbdm.training.writing import Writing
+from tests.conftest import MakePairs, MakeTrainer, tiny_unet
+
+
+def test_one_piece_of_work_at_a_time() -> None:
+    writing, gate, order = Writing(), threading.Event(), list[int]()
+    writing.start(lambda: (gate.wait(60), order.append(1)))
+    writing.check()  # it goes on
+    assert order == []
+    gate.set()
+    writing.start(order.append, 2)
+    assert order[0] == 1
+    writing.wait()
+    assert order == [1, 2]
+
+
+def test_errors_are_raised_once_in_the_thread_that_asks(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise OSError("of a test")
+
+    writing = Writing()
+    for ask in (writing.wait, lambda: writing.start(int)):
+        writing.start(fail)
+        with pytest.raises(OSError, match="of a test"):
+            ask()
+        writing.wait()
+    writing.start(fail)
+    writing.settle()
+    assert caplog.messages == ["of a test"]
+    writing.check()
+
+
+def test_a_copy_is_of_before(tmp_path: Path) -> None:
+    """What changes after save_checkpoint has returned is not in a file that is written later."""
+    files: list[Any] = []
+    unet, moment = tiny_unet(), torch.arange(4.0).view(2, 2).T
+    wanted = {key: value.clone() for key, value in unet.state_dict().items()}
+    training = {"moments": [moment], "step": 3}
+    bbdm.save_checkpoint(tmp_path / "a.pt", unet, ABridge(), training=training, write=lambda *file: files.append(file))
+    with torch.no_grad():
+        for value in (*unet.parameters(), moment):
+            value.zero_()
+    training["step"] = 4
+    ((path, write),) = files
+    assert not path.exists()
+    write(path)
+    found = bbdm.load_checkpoint(path)
+    assert found.unet.weights is not None
+    assert found.training is not None
+    for key, value in wanted.items():
+        assert torch.equal(found.unet.weights[key], value)
+    assert found.training["moments"][0].tolist() == [[0, 2], [1, 3]]
+    assert found.training["moments"][0].stride() == (1, 2)
+    assert found.training["step"] == 3
+
+
+def test_plain_values_are_kept() -> None:
+    content = {"a": (1, [torch.ones(2, requires_grad=True)]), "b": None, "c": "text"}
+    found = copied(content)
+    assert found["a"][0] == 1
+    assert not found["a"][1][0].requires_grad
+    assert (found["b"], found["c"]) == (None, "text")
+
+
+class Held:
+    """Stands for write_atomically, and holds checkpoints of one step until it is let go, or fails there."""
+
+    def __init__(self, step: int, error: OSError | None = None) -> None:
+        self.name, self.error, self.gate = f"step_{step:08d}.pt", error, threading.Event()
+        self.most = self.now = 0  # writes at a time
+
+    def __call__(self, path: Path, write: Any) -> None:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        if path.name == self.name:
+            if self.error is not None:
+                raise self.error
+            assert self.gate.wait(60)
+        atomic.write_atomically(path, write)
+        self.now -= 1
+
+
+@pytest.fixture
+def run(make_trainer: MakeTrainer, make_pairs: MakePairs, tmp_path: Path) -> Trainer:
+    """8 steps, a checkpoint each second."""
+    return make_trainer(train=make_pairs(tmp_path / "16", 16), epochs=1, save_every=2, keep=9)
+
+
+def steps(run: Trainer) -> list[int]:
+    return sorted(run.run.checkpoints())
+
+
+def test_steps_go_on_while_a_file_is_written(run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The write of step 2 lasts until step 4 is done, and that of step 4 begins after it."""
+    held = Held(2)
+    monkeypatch.setattr(run_folder, "write_atomically", held)
+
+    def watched(self: Trainer, *pair: torch.Tensor) -> float:
+        loss = original(self, *pair)
+        if self.step == 4:
+            assert steps(run) == []
+            held.gate.set()
+        return loss
+
+    original = Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", watched)
+    run.fit()
+    assert steps(run) == [2, 4, 6, 8]
+    assert held.most == 1
+
+
+def test_a_request_to_end_waits_for_the_file(run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(3)
+    monkeypatch.setattr(run_folder, "write_atomically", held)
+    threading.Timer(0.3, held.gate.set).start()
+    with pytest.raises(StoppedError, match="asked to end; the same command resumes from step 3, "):
+        run.fit(stop=lambda: run.step == 3)
+    assert held.gate.is_set()
+    assert steps(run)[-1] == 3
+
+
+@pytest.mark.parametrize("failing", [2, 8], ids=["at a step", "at the end"])
+def test_an_error_of_the_thread_ends_the_run(failing: int, run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(failing, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    monkeypatch.setattr(run_folder, "write_atomically", held)
+    saved = {2: "nothing is saved yet", 8: "the same command resumes from step 6"}[failing]
+    with pytest.raises(StoppedError, match=rf"No space left on device\. Make room on the disk; {saved}"):
+        run.fit()
+    assert run.step <= {2: 4, 8: 8}[failing]
+
+
+def test_another_error_waits_for_the_file(run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss that is not finite: what is being written is saved before the message says what is."""
+    held = Held(2)
+    monkeypatch.setattr(run_folder, "write_atomically", held)
+    threading.Timer(0.3, held.gate.set).start()
+    original = Trainer.train_step
+    monkeypatch.setattr(
+        Trainer, "train_step", lambda self, *pair: torch.nan if self.step == 2 else original(self, *pair)
+    )
+    with pytest.raises(StoppedError, match=r"the loss is nan .* resumes from step 2, "):
+        run.fit()
