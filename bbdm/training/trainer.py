@@ -203,9 +203,9 @@ class Training:
         state |= {"pairs": describe_pairs(self.train), "validation": self._validation_names}
         self.writing.wait()  # so that there is one copy of the state at a time
         files: list[tuple[Path, Callable[[Path], Any]]] = []
-        states = [*([(self.run.best, None)] if best else []), (self.run.checkpoint(self.step), state)]
-        for each in states:
-            self.save(*each, lambda path, write: files.append((path, write)))
+        if best:
+            self.save(self.run.best, None, lambda path, write: files.append((path, write)))
+        self.save(self.run.checkpoint(self.step), state, lambda path, write: files.append((path, write)))
         self.writing.start(self.run.write, files)
 
     def _stopped(self, reason: str, todo: str, kind: type[StoppedError] = StoppedError) -> StoppedError:

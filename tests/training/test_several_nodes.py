@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,9 +45,9 @@ class Nodes:
         """A node that begins; the first one has the port."""
         conf = ["--rdzv_conf", f"last_call_timeout=2,is_host={int(first)}", "-m"]
         variables = {**os.environ, "OMP_NUM_THREADS": "1", **self.environment}
-        about = {"cwd": ROOT, "env": variables, "text": True, "start_new_session": True}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        self.agents.append(subprocess.Popen([*self.launcher, *conf, *self.command, *flags], **about, **pipes))
+        about: dict[str, Any] = {"cwd": ROOT, "env": variables, "text": True, "start_new_session": True}
+        about |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        self.agents.append(subprocess.Popen([*self.launcher, *conf, *self.command, *flags], **about))
         return self.agents[-1]
 
     def lose(self, node: Agent) -> None:
