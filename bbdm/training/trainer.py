@@ -324,7 +324,10 @@ class Trainer(Training):
         unet: the network, on the device to train on.
         bridge: the bridge to train it on.
         config: the settings.
-        train, validation, folder, callbacks: see :class:`Training`.
+        train: see :class:`Training`, as for
+        validation: and
+        folder: and
+        callbacks: these.
         codec: encodes pictures into the space of the bridge; None to train in image space.
         processes: the processes that share the work; None for this one alone. The first of them writes.
         step: what an optimizer step does: a :class:`~bbdm.training.step.TrainStep`, or a subclass.
