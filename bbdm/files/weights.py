@@ -76,26 +76,12 @@ def write(
 
 
 def copied(content: Any, layout: torch.memory_format = torch.preserve_format) -> Any:
-    """Plain containers with copies of their tensors in the memory of the CPU, from CUDA in pinned memory."""
-    devices: set[torch.device] = set()
-
-    def copy(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            value = value.detach()
-            if not value.is_cuda:
-                return value.to("cpu", copy=True, memory_format=layout)
-            devices.add(value.device)
-            return torch.empty_like(value, device="cpu", memory_format=layout, pin_memory=True).copy_(
-                value, non_blocking=True
-            )
-        if isinstance(value, dict):
-            return {name: copy(each) for name, each in value.items()}
-        return type(value)(map(copy, value)) if isinstance(value, list | tuple) else value
-
-    found = copy(content)
-    for device in devices:
-        torch.cuda.synchronize(device)
-    return found
+    """Plain containers with copies of their tensors in the memory of the CPU."""
+    if isinstance(content, torch.Tensor):
+        return content.detach().to("cpu", copy=True, memory_format=layout)
+    if isinstance(content, dict):
+        return {name: copied(each, layout) for name, each in content.items()}
+    return type(content)(copied(each, layout) for each in content) if isinstance(content, list | tuple) else content
 
 
 @contextmanager

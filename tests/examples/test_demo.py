@@ -37,13 +37,13 @@ def test_the_file_is_small_and_complete():
 
 
 def test_the_network_of_five_calls(pairs: tuple[torch.Tensor, torch.Tensor]):
-    """Lines stay, and results are about as colourful as the artists' pictures."""
+    """Lines stay, and results have at least half of the artists' colour and at most half more."""
     file = DEMO / "openmoji64-few.safetensors"
     assert file.stat().st_size <= 20e6
     made = BridgeSampler.from_checkpoint(file, steps=5)(pairs[0], seed=0)
     assert made.amax(1)[pairs[0].amax(1) < -0.9].mean() < -0.6
     found, target = (((v.amax(1) - v.amin(1)) / 2).mean().item() for v in (made, pairs[1]))
-    assert 0.6 * target < found < 1.4 * target
+    assert 0.5 * target < found < 1.5 * target
 
 
 def test_lines_stay(pairs: tuple[torch.Tensor, torch.Tensor], results: torch.Tensor):

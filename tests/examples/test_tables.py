@@ -41,7 +41,11 @@ def written(folder: Path) -> dict[str, solvers.StepTable]:
 def test_the_bundled_tables_are_of_the_bundled_export(export: Path):
     """If it fails, run: python examples/web/tables.py examples/demo/onnx."""
     tables.main([str(export)])
-    assert (export / "tables.json").read_text() == (BUNDLED / "tables.json").read_text()
+    made, bundled = written(export), written(BUNDLED)
+    assert made.keys() == bundled.keys()
+    for name, table in made.items():  # processors differ in the last digits of a logarithm
+        for values in solvers.ARRAYS:
+            assert np.allclose(getattr(table, values), getattr(bundled[name], values), rtol=1e-12, atol=1e-12)
 
 
 def test_tables_are_the_solvers_own(export: Path):

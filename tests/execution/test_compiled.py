@@ -202,7 +202,7 @@ def test_steps_work_in_place(noise: bool, compile: bool):
     given = torch.randn(STEPS, 3, 3, 8, 6) if noise else None
     state = sampler._own.loop.start(sampler._to_device(ODD), sampler._keys([0, 1, 2]), given)
     before = {name: value.data_ptr() for name, value in vars(state).items() if isinstance(value, Tensor)}
-    assert len(set(before.values())) == len(before) == 8 - (not noise)
+    assert len(set(before.values())) == len(before) == 9 - (not noise)
     with torch.inference_mode():
         for index in range(STEPS):
             sampler._own.loop.advance(state, index)

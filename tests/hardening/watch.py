@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import resource
+import re
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 CALLS = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "pickle.find_class"}
@@ -41,14 +42,20 @@ class Outcome:
     faults: list[str] = field(default_factory=list)
 
 
-def peak() -> int:
-    """The most memory that this process has had, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def memory(kind: str) -> int:
+    """Bytes of memory of this process: VmRSS, now; VmHWM, the most since :func:`forget_peak`."""
+    return int(re.findall(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024
+
+
+def forget_peak() -> None:
+    """Measure the most memory from here on."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def judge(read: Callable[[], bool], size: int, watch: Watch, outcome: Outcome, name: str, room: int = ROOM) -> None:
     """Read one file, of ``size`` bytes: the right content (True) or a ValueError, and nothing else."""
-    before, started = peak(), time.perf_counter()
+    forget_peak()
+    before, started = memory("VmRSS"), time.perf_counter()
     watch.seen.clear()
     watch.on = True
     fault = None
@@ -62,7 +69,7 @@ def judge(read: Callable[[], bool], size: int, watch: Watch, outcome: Outcome, n
         fault = f"{type(error).__name__}: {error}"[:300]
     finally:
         watch.on = False
-    seconds, grown = time.perf_counter() - started, peak() - before
+    seconds, grown = time.perf_counter() - started, memory("VmHWM") - before
     outcome.slowest, outcome.most = max(outcome.slowest, seconds), max(outcome.most, grown)
     faults = [fault, *(f"it called {call}" for call in watch.seen)]
     faults.append(f"it took {grown / 2**20:.0f} MiB for a file of {size} bytes" if grown > 2 * size + room else None)

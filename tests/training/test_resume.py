@@ -30,26 +30,27 @@ class InterruptedRunError(Exception):
     pass
 
 
-def interrupt_after_save(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process ends once epoch 2 is on the disk."""
+def interrupt_once(monkeypatch: pytest.MonkeyPatch, saved: Callable[[Trainer], bool]) -> None:
+    """The process ends once a checkpoint of which ``saved`` is true is on the disk."""
+    original = Trainer._save
 
-    def save(path: Path, *arguments: Any, **keywords: Any) -> None:
-        save_checkpoint(path, *arguments, **keywords)
-        if path.name == "step_00000004.pt" and keywords["training"]["epoch"] == 2:
+    def save(self: Trainer, best: bool = False) -> None:
+        original(self, best)
+        self.writing.wait()
+        if saved(self):
             raise InterruptedRunError
 
-    monkeypatch.setattr(step_module, "save_checkpoint", save)
+    monkeypatch.setattr(Trainer, "_save", save)
+
+
+def interrupt_after_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends once epoch 2 is on the disk."""
+    interrupt_once(monkeypatch, lambda trainer: (trainer.step, trainer.epoch) == (4, 2))
 
 
 def interrupt_after_save_inside_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process ends once the state between the two steps of epoch 3 is on the disk."""
-
-    def save(path: Path, *arguments: Any, **keywords: Any) -> None:
-        save_checkpoint(path, *arguments, **keywords)
-        if path.name == "step_00000005.pt":
-            raise InterruptedRunError
-
-    monkeypatch.setattr(step_module, "save_checkpoint", save)
+    interrupt_once(monkeypatch, lambda trainer: trainer.step == 5)
 
 
 def interrupt_before_validation_ends(monkeypatch: pytest.MonkeyPatch) -> None:
