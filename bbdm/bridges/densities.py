@@ -24,9 +24,9 @@ def quantiles(bridge: Path) -> Array:
     """(POINTS,) increasing times that are equally likely under a bridge's density.
 
     ``log-normal`` is ln nu ~ N(-0.9, 1.2^2) carried over to t, ``wide`` N(-0.4, 1.6^2) and ``high``
-    N(1.0, 1.4^2), with 5 % of it uniform (as Karras et al. 2022 for diffusion models). A discrete time has the probability between the
-    midpoints to its neighbours. Where nu is infinite at the top, 2 % of the times of the objective ``pinned``
-    are the top.
+    N(1.0, 1.4^2), with 5 % of it uniform (as Karras et al. 2022 for diffusion models). A discrete time has
+    the probability between the midpoints to its neighbours. Where nu is infinite at the top, 2 % of the times
+    of the objective ``pinned`` are the top.
     """
     low, high = bridge.train_range
     if bridge.objective == "pinned" and np.isinf(bridge.nu(bridge.top)):
