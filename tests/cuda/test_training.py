@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from bbdm.bridges import DDBM, I2SB, ABridge, BrownianBridge
 from bbdm.data.pairs import PairedDataset
@@ -113,39 +110,8 @@ def test_times_that_are_real_come_to_the_host(card: Card):
     check(card, [*(f"{n}: to the {where}" for n in names for where in ("CPU", "card")), LOSS], bridge=DDBM())
 
 
-@pytest.fixture
-def group() -> Iterator[None]:
-    with off_the_card():
-        dist.init_process_group(
-            "gloo",
-            store=dist.HashStore(),  # pyright: ignore[reportPrivateImportUsage]
-            rank=0,
-            world_size=1,
-        )
-    yield
-    dist.destroy_process_group()
-
-
-class Alone:
-    """Stands in for accelerate's Accelerator, with one process."""
-
-    def prepare_model(self, network: Any) -> Any:
-        return DistributedDataParallel(network)
-
-    def no_sync(self, network: Any) -> Any:
-        return network.no_sync()
-
-    def reduce(self, total: torch.Tensor, how: str) -> torch.Tensor:
-        return total
-
-
-@pytest.mark.usefixtures("group")
-def test_several_processes(card: Card):
-    """The reducer is C++, which sees the CPU: what it does with gradients is not checked."""
-    card.native = True
-    processes = Processes(torch.device("cuda", 0), 0, 1, Alone())  # pyright: ignore[reportArgumentType]
-    waits = [LOSS, "execution.processes.sum: item"]
-    check(card, waits, grad_accumulation=2, processes=processes, make=lambda: tiny_unet(condition_channels=3))
+def test_several_processes(card: Card, processes: Processes):
+    check(card, [LOSS], grad_accumulation=2, processes=processes, make=lambda: tiny_unet(condition_channels=3))
 
 
 def test_a_whole_run(card: Card, pairs: PairedDataset, tmp_path: Path):
