@@ -161,9 +161,9 @@ def place() -> str:
 
 
 def _of_torch() -> bool:
-    """Whether C++ itself runs an operator: autograd makes zeros for a result without a gradient, DDP has buckets.
+    """Whether C++ itself runs an operator: autograd's zeros for a result without a gradient, buckets of DDP.
 
-    It makes them where it sees the card's tensors, on the CPU, and they count as on the card.
+    They are where it sees the card's tensors, on the CPU, and count as on the card.
     """
     frame = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.endswith(BETWEEN):

@@ -40,7 +40,7 @@ class Alone:
 
 @pytest.fixture
 def processes() -> Iterator[Processes]:
-    """One process of gloo. The reducer is C++, which sees the CPU: what it does with gradients is not checked."""
+    """One process of gloo. Its reducer is C++, which sees the CPU: what that does is not checked."""
     with off_the_card():
         dist.init_process_group(
             "gloo",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +15,11 @@ from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.training.config import TrainConfig
 from bbdm.training.distillation import DistillConfig, DistillStep
-from bbdm.training.step import TrainStep
+from bbdm.training.profiling import Profile
+from bbdm.training.step import VALIDATION_STEPS, TrainStep
 from bbdm.training.trainer import Trainer
 from tests.conftest import SIZE, TINY, metrics_of, newest, tiny_unet
-from tests.cuda.card import Card, CardTensor, aten, off_the_card
+from tests.cuda.card import DEVICE, Card, CardTensor, aten, off_the_card
 from tests.cuda.test_sampler import vqgan_codec
 from tests.execution.test_compiled import Short
 
@@ -95,8 +97,42 @@ def test_latents_of_a_cache(card: Card):
           x0=X0[:, None].repeat(1, 2, 1, 1, 1))  # fmt: skip
 
 
-def test_distillation(card: Card):
-    check(card, [LOSS], 1e-4, kind=DistillStep, calls=2, bridge=BrownianBridge(num_steps=50, objective="pinned"))
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 1e-2)])
+def test_distillation(card: Card, precision: str, tolerance: float):
+    bridge = BrownianBridge(num_steps=50, objective="pinned")
+    settings: dict[str, Any] = {"kind": DistillStep, "calls": 2, "bridge": bridge, "precision": precision}
+    step = check(card, [LOSS], tolerance, **settings)
+    y, x0, seeds = Y.to(DEVICE), X0.to(DEVICE), torch.arange(len(Y)).to(DEVICE)
+    card.waits.clear()
+    assert step.validation_loss(y, x0, seeds) > 0
+    assert [wait.split(": ")[1] for wait in card.waits] == ["item"] * len(VALIDATION_STEPS)
+
+
+class Tracked(TrainStep):
+    """A point in TensorBoard after each step."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.tracker: Any = SimpleNamespace(due=lambda _: True, write=lambda *_, **points: self.written.append(points))
+        self.written: list[dict[str, float]] = []
+
+
+def test_points_in_tensorboard(card: Card):
+    """They wait for a norm of gradients, and for losses by time, whose sums stay on the card until then."""
+    waits = [LOSS, LOSS, "training.tracking.take: to the CPU"]
+    assert check(card, waits, kind=Tracked).written[-1]["gradient_norm"] > 0
+
+
+class Profiled(TrainStep):
+    """The time of each part is measured."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.part = Profile()._timed
+
+
+def test_a_profile_waits_for_each_part(card: Card):
+    check(card, [*["training.profiling._timed: synchronize"] * 5, LOSS], kind=Profiled)
 
 
 @pytest.mark.parametrize("bridge", [BrownianBridge(50, density="wide"), I2SB(50)], ids=["wide", "i2sb"])
