@@ -22,7 +22,7 @@ from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.networks.unet import UNet
 from bbdm.training.callback import Callback
 from bbdm.training.config import TrainConfig
-from bbdm.training.trainer import Trainer
+from bbdm.training.trainer import Trainer, Training
 
 ROOT = Path(__file__).parent.parent
 OPENMOJI64 = Path(os.environ.get("OPENMOJI64", ROOT.parent / "shared" / "data" / "openmoji64"))  # train/, val/
@@ -124,11 +124,11 @@ def pairs(make_pairs: MakePairs, tmp_path: Path) -> PairedDataset:
     return make_pairs(tmp_path / "pairs", 4)
 
 
-def metrics_of(trainer: Trainer) -> list[dict[str, Any]]:
+def metrics_of(trainer: Training) -> list[dict[str, Any]]:
     """What a run wrote of its epochs."""
     return [json.loads(line) for line in (trainer.folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def newest(trainer: Trainer) -> Path:
+def newest(trainer: Training) -> Path:
     """A run's newest checkpoint."""
     return next(iter(trainer.run.checkpoints().values()))

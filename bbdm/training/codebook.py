@@ -25,7 +25,9 @@ class CodebookUse:
 
     def add(self, index: torch.Tensor) -> None:
         """Count the codes of this process's share of a batch, indices of any shape."""
-        counts = self.processes.total(torch.bincount(index.flatten(), minlength=len(self.counts)))
+        index = index.flatten()  # bincount would wait for the largest
+        counts = torch.zeros_like(self.counts).scatter_add_(0, index, torch.ones_like(index))
+        counts = self.processes.total(counts)
         self.counts += counts
         self.used |= counts > 0
 

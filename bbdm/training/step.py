@@ -131,7 +131,7 @@ class TrainStep(Step):
             self.optimizer.zero_grad(set_to_none=True)
         with self.part("average of weights"):
             self.ema.update(self.unet, step)
-        mean = self.processes.sum(loss.item()) / self.processes.count  # waits for the device
+        mean = self.processes.total(loss).item() / self.processes.count  # waits for the device
         self.plateau.update(mean)
         if (tracker := self.due(step)) is not None and norm is not None:
             points = {"loss": mean, "learning_rate": rate, "gradient_norm": norm.item()}

@@ -44,7 +44,10 @@ WAITS = {  # operators whose result the host must see, by the name in ``waits``
     aten.repeat_interleave.Tensor: "repeat_interleave",
     aten._unique2.default: "unique",
     aten.equal.default: "equal",
+    aten.bincount.default: "bincount",  # for the largest number
 }
+BETWEEN = (str(Path(__file__)), "torch/_compile.py", "_dynamo/eval_frame.py")  # a caller and an operator
+OF_TORCH = ("autograd/graph.py", "nn/parallel/distributed.py")  # whose C++ makes tensors
 INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
 
 
@@ -157,6 +160,17 @@ def place() -> str:
     return "test" if frame is None else f"{frame.f_globals['__name__'].removeprefix('bbdm.')}.{frame.f_code.co_name}"
 
 
+def _of_torch() -> bool:
+    """Whether C++ itself runs an operator: autograd's zeros for a result without a gradient, buckets of DDP.
+
+    They are where it sees the card's tensors, on the CPU, and count as on the card.
+    """
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.endswith(BETWEEN):
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_filename.endswith(OF_TORCH)
+
+
 class Card(TorchDispatchMode):
     """The card. Attributes, in order of time, where a place is a function of bbdm as :func:`place` names it:
 
@@ -171,7 +185,6 @@ class Card(TorchDispatchMode):
         self.allocations: list[str] = []
         self.log: list[str] = []
         self.graphs: list[Capture] = []
-        self.native = False  # whether tensors that C++ made count as on the card, such as buckets of gradients
         self.stream = 0  # the current one; 0 is the default stream
         self.capture: Capture | None = None
         self.sanitizer = _sanitizer.EventHandler()
@@ -196,7 +209,10 @@ class Card(TorchDispatchMode):
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         mine = [tensor for tensor in tensors if isinstance(tensor, CardTensor)]
         target = kwargs.get("device")
-        to_card = target != HOST if mine else target is not None and torch.device(target).type == "cuda"
+        if mine:
+            to_card = target != HOST
+        else:
+            to_card = target is not None and (torch.device(target).type == "cuda" or (target != HOST and _of_torch()))
         if not mine and not to_card:
             return func(*args, **kwargs)
         if target is not None:
@@ -204,7 +220,7 @@ class Card(TorchDispatchMode):
         if func in COPIES:
             from_card = isinstance(args[0 if func is COPIES[0] else 1], CardTensor)
             into_card = isinstance(args[0], CardTensor) if func is COPIES[1] else to_card
-            if from_card != into_card and not self.native:
+            if from_card != into_card and not _of_torch():
                 self._check_transfer(func, args, kwargs, into_card)
             if not into_card:
                 return func(*plain_of(args), **plain_of(kwargs))
@@ -212,7 +228,7 @@ class Card(TorchDispatchMode):
             func in INDEXED and all(not isinstance(i, CardTensor) for i in args[1]) and isinstance(args[0], CardTensor)
         ):
             self.wait("an index on the CPU")  # which PyTorch copies
-        elif not self.native:
+        else:
             self._check_devices(func, args, kwargs, tensors)
         if func in WAITS:
             self.wait(WAITS[func])
@@ -240,7 +256,9 @@ class Card(TorchDispatchMode):
         alone = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and not value.ndim]
         allowed = [] if func.namespace != "aten" else [id(value) for value in alone]
         for tensor in tensors:
-            if not isinstance(tensor, CardTensor) and (id(tensor) not in allowed or len(tensors) == 1):
+            if isinstance(tensor, CardTensor) or _of_torch():
+                continue
+            if id(tensor) not in allowed or len(tensors) == 1:
                 got = ", ".join(f"{tuple(t.shape)} on {t.device}" for t in tensors)
                 raise WrongDeviceError(f"{place()}: {func} on the card got tensors of {got}")
 

@@ -18,7 +18,7 @@ from torch.cuda import _sanitizer
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from tests.cuda.card import CaptureError, Card, CardTensor, place, plain_of, storage_of, written_by
+from tests.cuda.card import DEVICE, CaptureError, Card, CardTensor, place, plain_of, storage_of, written_by
 
 NAME = "a card that isn't there"
 CUDA, LAZY, DEVICES = 1, 17, 22  # c10::DeviceType
@@ -201,6 +201,8 @@ def patch_torch(card: Card, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch.accelerator, "current_stream", current_stream)
     patch.setattr(torch.accelerator, "current_accelerator", lambda *_, **__: torch.device("cuda"))
     patch.setattr(Tensor, "pin_memory", pin_memory)
+    to = Tensor.to
+    patch.setattr(Tensor, "to", lambda tensor, *given, **more: to(tensor, *_places(given), **more))
     patch.setattr(Tensor, "cuda", lambda tensor, *_, **__: tensor.to("cuda"))
     untraced = SimpleNamespace(extract=lambda *_, **__: [])  # traces of the stack would take most of the time
     patch.setattr(_sanitizer, "traceback", SimpleNamespace(StackSummary=untraced, walk_stack=lambda _: ()))
@@ -208,6 +210,11 @@ def patch_torch(card: Card, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch, "autocast", lambda _, *given, **more: autocast("cpu", *given, **more))
     group = torch._C._group_tensors_by_device_and_dtype
     patch.setattr(torch._C, "_group_tensors_by_device_and_dtype", lambda *given: _regrouped(group(*given)))
+
+
+def _places(given: Any) -> list[Any]:
+    """Arguments of Tensor.to, where a tensor of the card stands for its device and dtype."""
+    return [part for value in given for part in ((DEVICE, value.dtype) if isinstance(value, CardTensor) else (value,))]
 
 
 def _regrouped(groups: dict[Any, Any]) -> dict[Any, Any]:

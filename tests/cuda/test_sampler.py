@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from bbdm import ABridge, BridgeSampler, UNet
+from bbdm import ABridge, BridgeSampler
 from bbdm.codec import LatentStatistics, VQGANCodec
 from bbdm.execution.compiled import Compiled
 from tests.conftest import TINY, tiny_unet
 from tests.cuda.card import Card, off_the_card
 from tests.execution.test_compiled import Short
+from tests.networks.test_dit import small
 from tests.networks.test_vqgan import tiny_vqgan
 
 SOURCE = torch.rand(3, 3, 7, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1  # off the stride
@@ -46,7 +47,7 @@ def sampler(
     device: str = "cpu",
     solver: str = "sde-dpm2m",
     condition_channels: int = 3,
-    unet: UNet | None = None,
+    unet: Any = None,
     **settings: Any,
 ) -> Any:
     """A sampler of 3 steps, by default of the short network."""
@@ -77,6 +78,30 @@ def test_a_whole_unet(card: Card, settings: dict[str, Any]):
     captured = ["execution.graph._capture: synchronize"] if settings else []
     waits = [*CALL[:2], *captured, CALL[2]]
     check(card, lambda s: s(SOURCE, seed=1), waits, unet=tiny_unet(condition_channels=3).eval(), **settings)
+
+
+def test_a_transformer(card: Card):
+    check(card, lambda s: s(SOURCE, seed=1), CALL, unet=small(condition_channels=3))
+
+
+@pytest.mark.parametrize("settings", [{}, {"compile": True}], ids=["eager", "graphed"])
+def test_bfloat16(card: Card, settings: dict[str, Any]):
+    """Three calls in bfloat16, whose rounding is that of other kernels."""
+    with off_the_card():
+        wanted = sampler(dtype="bf16", **settings)(SOURCE, seed=1)
+    found = sampler("cuda", dtype="bf16", **settings)(SOURCE, seed=1)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0.05)
+
+
+def test_what_no_graph_takes(card: Card):
+    """A compiled network without a graph: a mask, noise that is given, and each step."""
+    noise = torch.randn(3, 3, 3, 8, 6, generator=torch.Generator().manual_seed(1))
+    mask = [*CALL[:2], "sampler._mask: to the card", CALL[2]]
+    check(card, lambda s: s(SOURCE, seed=1, mask=MASK), mask, **GRAPHED)
+    check(card, lambda s: s(SOURCE, noise=noise), ["sampler._states: to the card", *CALL], **GRAPHED)
+    each = [*CALL[:2], "test: to the CPU"]
+    check(card, lambda s: [step.x for step in s.stream(SOURCE, seed=1)][-1].cpu(), each, **GRAPHED)
+    assert card.graphs == []
 
 
 def test_inpainting(card: Card):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from bbdm.bridges import DDBM, I2SB, ABridge, BrownianBridge
 from bbdm.data.pairs import PairedDataset
@@ -17,10 +15,11 @@ from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.training.config import TrainConfig
 from bbdm.training.distillation import DistillConfig, DistillStep
-from bbdm.training.step import TrainStep
+from bbdm.training.profiling import Profile
+from bbdm.training.step import VALIDATION_STEPS, TrainStep
 from bbdm.training.trainer import Trainer
 from tests.conftest import SIZE, TINY, metrics_of, newest, tiny_unet
-from tests.cuda.card import Card, CardTensor, aten, off_the_card
+from tests.cuda.card import DEVICE, Card, CardTensor, aten, off_the_card
 from tests.cuda.test_sampler import vqgan_codec
 from tests.execution.test_compiled import Short
 
@@ -98,8 +97,42 @@ def test_latents_of_a_cache(card: Card):
           x0=X0[:, None].repeat(1, 2, 1, 1, 1))  # fmt: skip
 
 
-def test_distillation(card: Card):
-    check(card, [LOSS], 1e-4, kind=DistillStep, calls=2, bridge=BrownianBridge(num_steps=50, objective="pinned"))
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 1e-2)])
+def test_distillation(card: Card, precision: str, tolerance: float):
+    bridge = BrownianBridge(num_steps=50, objective="pinned")
+    settings: dict[str, Any] = {"kind": DistillStep, "calls": 2, "bridge": bridge, "precision": precision}
+    step = check(card, [LOSS], tolerance, **settings)
+    y, x0, seeds = Y.to(DEVICE), X0.to(DEVICE), torch.arange(len(Y)).to(DEVICE)
+    card.waits.clear()
+    assert step.validation_loss(y, x0, seeds) > 0
+    assert [wait.split(": ")[1] for wait in card.waits] == ["item"] * len(VALIDATION_STEPS)
+
+
+class Tracked(TrainStep):
+    """A point in TensorBoard after each step."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.tracker: Any = SimpleNamespace(due=lambda _: True, write=lambda *_, **points: self.written.append(points))
+        self.written: list[dict[str, float]] = []
+
+
+def test_points_in_tensorboard(card: Card):
+    """They wait for a norm of gradients, and for losses by time, whose sums stay on the card until then."""
+    waits = [LOSS, LOSS, "training.tracking.take: to the CPU"]
+    assert check(card, waits, kind=Tracked).written[-1]["gradient_norm"] > 0
+
+
+class Profiled(TrainStep):
+    """The time of each part is measured."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.part = Profile()._timed
+
+
+def test_a_profile_waits_for_each_part(card: Card):
+    check(card, [*["training.profiling._timed: synchronize"] * 5, LOSS], kind=Profiled)
 
 
 @pytest.mark.parametrize("bridge", [BrownianBridge(50, density="wide"), I2SB(50)], ids=["wide", "i2sb"])
@@ -113,39 +146,8 @@ def test_times_that_are_real_come_to_the_host(card: Card):
     check(card, [*(f"{n}: to the {where}" for n in names for where in ("CPU", "card")), LOSS], bridge=DDBM())
 
 
-@pytest.fixture
-def group() -> Iterator[None]:
-    with off_the_card():
-        dist.init_process_group(
-            "gloo",
-            store=dist.HashStore(),  # pyright: ignore[reportPrivateImportUsage]
-            rank=0,
-            world_size=1,
-        )
-    yield
-    dist.destroy_process_group()
-
-
-class Alone:
-    """Stands in for accelerate's Accelerator, with one process."""
-
-    def prepare_model(self, network: Any) -> Any:
-        return DistributedDataParallel(network)
-
-    def no_sync(self, network: Any) -> Any:
-        return network.no_sync()
-
-    def reduce(self, total: torch.Tensor, how: str) -> torch.Tensor:
-        return total
-
-
-@pytest.mark.usefixtures("group")
-def test_several_processes(card: Card):
-    """The reducer is C++, which sees the CPU: what it does with gradients is not checked."""
-    card.native = True
-    processes = Processes(torch.device("cuda", 0), 0, 1, Alone())  # pyright: ignore[reportArgumentType]
-    waits = [LOSS, "execution.processes.sum: item"]
-    check(card, waits, grad_accumulation=2, processes=processes, make=lambda: tiny_unet(condition_channels=3))
+def test_several_processes(card: Card, processes: Processes):
+    check(card, [LOSS], grad_accumulation=2, processes=processes, make=lambda: tiny_unet(condition_channels=3))
 
 
 def test_a_whole_run(card: Card, pairs: PairedDataset, tmp_path: Path):

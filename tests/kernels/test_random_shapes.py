@@ -58,8 +58,7 @@ def interpreted_group_norm(case: int):
     groups, size = draw.randint(1, 6), draw.choice((1, 3, 8, 20, 33))
     shape = draw.randint(1, 3), groups * size, draw.randint(1, 13), draw.choice((1, 7, 8, 13))
     settings: dict[str, Any] = {"mean": draw.choice((0.0, 3.0)), "shared": draw.random() < 0.5}
-    dtype = draw.choice((torch.float32, torch.float16))  # the interpreter truncates to bfloat16
-    given = norms.Case(shape, groups, dtype, **settings, activation=draw.random() < 0.5)
+    given = norms.Case(shape, groups, draw.choice(DTYPES), **settings, activation=draw.random() < 0.5)
     if shape[2] * shape[3] * size == 1:
         return  # one number has no spread, and what it becomes is rounding
     with watched() as launches:

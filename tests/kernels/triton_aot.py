@@ -18,8 +18,7 @@ Interpret: Triton decides at import, by TRITON_INTERPRET=1, whether kernels are 
 in NumPy, so one process can't do both. A test file names its interpreter tests ``interpreted_*``, with
 fixtures and parameters as usual, and ``test_interpreter.py`` runs them in a second process. To run one file's
 alone: ``TRITON_INTERPRET=1 pytest -o 'python_functions=interpreted_*' tests/kernels/test_bridge_step.py``.
-The interpreter truncates float32 to bfloat16, where a GPU rounds to nearest: allow one unit in the last
-place.
+The interpreter truncates float32 to bfloat16, where a GPU rounds to nearest: ``conftest.py`` makes it round.
 """
 
 from __future__ import annotations

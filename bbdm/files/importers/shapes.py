@@ -13,6 +13,7 @@ from bbdm.networks.unet_config import PRESETS, UNetConfig
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 
 State = Mapping[str, Any]  # tensors, or objects with their ``shape``
+Config = UNetConfig | VQGANConfig
 
 
 def _count(state: State, prefix: str) -> int:
@@ -60,24 +61,19 @@ def unet_config(state: State, **known: Any) -> UNetConfig:
             2**level for level, i in enumerate(firsts) if f"output_blocks.{i}.1.qkv.weight" in state
         ),
     }
-    fitting = [preset for preset in PRESETS.values() if channels % preset.patch**2 == 0]
-    settings |= {"patch": next((preset.patch for preset in fitting if _same_blocks(settings, preset)), 1)}
-    settings |= _assumed(settings, fitting, {"head_channels", "num_groups"} - known.keys()) | known
+    fitting = (p for p in PRESETS.values() if channels % p.patch**2 == 0 and _same_blocks(settings, p))
+    preset = next(fitting, None)
+    assumed = _assumed(preset, UNetConfig(), {"head_channels", "num_groups"} - known.keys())
+    settings |= {"patch": 1 if preset is None else preset.patch, **assumed, **known}
     pixels = settings["patch"] ** 2
     ends = {"in_channels": channels, "out_channels": channels, "condition_channels": condition}
     return UNetConfig(**{name: count // pixels for name, count in ends.items()}, **settings)
 
 
-def _assumed(
-    settings: dict[str, Any], presets: Iterable[UNetConfig | VQGANConfig], names: Collection[str]
-) -> dict[str, Any]:
-    """Settings without a trace in shapes: a preset's of these blocks, else the defaults with a warning."""
-    for preset in presets:
-        if _same_blocks(settings, preset):
-            return {name: getattr(preset, name) for name in names}
-    default = VQGANConfig() if "latent_channels" in settings else UNetConfig()
-    found = {name: getattr(default, name) for name in sorted(names)}
-    if found:
+def _assumed(preset: Config | None, default: Config, names: Collection[str]) -> dict[str, Any]:
+    """Settings without a trace in shapes: the preset's of these blocks, else the defaults with a warning."""
+    found = {name: getattr(preset or default, name) for name in sorted(names)}
+    if found and preset is None:
         values = ", ".join(f"{name}={value}" for name, value in found.items())
         warnings.warn(
             f"weights do not determine all settings of their network, which is none of the presets: {values} assumed; "
@@ -87,7 +83,7 @@ def _assumed(
     return found
 
 
-def _same_blocks(settings: dict[str, Any], preset: UNetConfig | VQGANConfig) -> bool:
+def _same_blocks(settings: dict[str, Any], preset: Config) -> bool:
     """Whether a preset has these settings of its inner blocks, with attention only at levels that it has."""
     levels = (2**level for level in range(len(preset.channel_mult)))
     attention = tuple(n for n in levels if n in preset.attention_resolutions)
@@ -120,7 +116,8 @@ def vqgan_config(state: State, **known: Any) -> VQGANConfig:
     except KeyError:
         keys = {name: skeleton(VQGAN.from_config, preset).state_dict().keys() for name, preset in vqgan.PRESETS.items()}
         return vqgan.PRESETS[min(keys, key=lambda name: len(keys[name] ^ state.keys()))]
-    assumed = _assumed(settings, vqgan.PRESETS.values(), {"num_groups"} - known.keys())
+    preset = next((preset for preset in vqgan.PRESETS.values() if _same_blocks(settings, preset)), None)
+    assumed = _assumed(preset, VQGANConfig(), {"num_groups"} - known.keys())
     return VQGANConfig(**{**settings, **assumed, **known})
 
 
