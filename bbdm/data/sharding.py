@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from bbdm.base import images
-from bbdm.base.atomic import file_sha256, make_folder, remove_leftovers, write_atomically
+from bbdm.base.atomic import file_sha256, make_folder, remove_all_leftovers, write_atomically
 from bbdm.data import tar
 from bbdm.data.collection import FORMATS
 from bbdm.data.loading import with_short_errors
@@ -121,7 +121,6 @@ def write_shards(
         samples = _counted(with_short_errors(loader), bar)
         for number in range(len(entries), made_of["shards"]):
             path = folder / _name(number)
-            remove_leftovers(path)
             entry: dict[str, Any] = {"url": path.name, "nsamples": 0, "left_out": {}}
             write_atomically(path, partial(_write_tar, islice(samples, pairs_in_shard), entry, skip_bad))
             for reason in entry["left_out"].values():
@@ -138,7 +137,7 @@ def _content(made_of: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str
 def _begun(folder: Path, made_of: dict[str, Any]) -> list[dict[str, Any]]:
     """The entries of the shards that are written, all checked; writes the index of a new folder."""
     make_folder(folder)
-    remove_leftovers(folder / INDEX)
+    remove_all_leftovers(folder)
     if not (folder / INDEX).exists():
         if any(folder.glob("*.tar")):
             raise ValueError(f"{folder} holds shards without {INDEX}: give another folder")

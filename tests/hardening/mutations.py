@@ -89,16 +89,16 @@ def of_values(content: Any, rng: random.Random) -> Any:
                 break
             parent = parent[key]
         if not isinstance(parent, dict | list) or key is None:
-            return rng.choice(VALUES)
+            return _value(rng)
         action = rng.random()
         if action < 0.7:
             parent[key] = _other(parent[key], rng)
         elif action < 0.85:
             del parent[key]
         elif isinstance(parent, dict):
-            parent[rng.choice(["x", "kind", "config", "version", str(key) + "s"])] = rng.choice(VALUES)
+            parent[rng.choice(["x", "kind", "config", "version", str(key) + "s"])] = _value(rng)
         else:
-            parent.extend(parent * rng.choice([1, 1000]))
+            parent.extend(copy.deepcopy(parent) * rng.choice([1, 1000]))
     return changed
 
 
@@ -107,7 +107,12 @@ def _other(value: Any, rng: random.Random) -> Any:
         return rng.choice([value + 1, -value, value * 1000, value * 10**9, value / 2, str(value)])
     if isinstance(value, str) and value and rng.random() < 0.5:
         return rng.choice([value[:-1], value * 3, value.upper(), "../" + value])
-    return rng.choice(VALUES)
+    return _value(rng)
+
+
+def _value(rng: random.Random) -> Any:
+    """One that nothing else has: what is put into it stays there."""
+    return copy.deepcopy(rng.choice(VALUES))
 
 
 def of_json(data: bytes, rng: random.Random) -> bytes:
