@@ -188,8 +188,8 @@ def kill_at_random_moments(script: Script, kills: int, tmp_path: Path) -> Kills:
 
     Half of the kills come at a random time, and half just after a random change of a file.
     """
-    moments, changes, began = random.Random(kills), counter(), time.monotonic()
-    undisturbed = begin(script, tmp_path / "whole", changes=changes)
+    moments, changes = random.Random(kills), counter()
+    undisturbed, began = begin(script, tmp_path / "whole", changes=changes), time.monotonic()
     undisturbed.join()
     seconds = time.monotonic() - began
     assert undisturbed.exitcode == 0, _log(tmp_path / "whole").read_text()[-2000:]
@@ -197,18 +197,20 @@ def kill_at_random_moments(script: Script, kills: int, tmp_path: Path) -> Kills:
     while count.done < kills:
         count.runs += 1
         folder = tmp_path / str(count.runs)
-        left, ended = Left(folder, whole), False
-        while not ended:
+        left = Left(folder, whole)
+        while True:
             at = moments.randint(1, changes.value) if moments.random() < 0.5 and count.done < kills else 0
             process = begin(script, folder, at, moments.uniform(0, LATER))
             process.join(None if at or count.done >= kills else moments.uniform(0, seconds))
             if process.exitcode is None:
                 process.kill()
                 process.join()
-            ended = process.exitcode != -signal.SIGKILL
-            count.done += not ended
-            count.inside += not ended and bool(list(folder.rglob(".*.tmp")))
+            killed = process.exitcode == -signal.SIGKILL
+            count.done += killed
+            count.inside += killed and bool(list(folder.rglob(".*.tmp")))
             left.check()
+            if not killed:
+                break
         assert process.exitcode == 0, _log(folder).read_text()[-2000:]
         found = content(folder)
         differing = [name for name in whole | found if found.get(name) != whole.get(name)]
