@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bbdm import save_checkpoint
@@ -17,7 +21,7 @@ from bbdm.files.checkpoint import save_vqgan
 from bbdm.networks import vqgan
 from examples import distill, eval, generate, shard, train, train_vqgan
 from tests.conftest import BRIDGE, SavePicture, tiny_unet
-from tests.hardening.killing import Script, kill_at_random_moments
+from tests.hardening.killing import Left, Script, content, kill_at_random_moments
 from tests.networks.test_vqgan import TINY, tiny_vqgan
 from tests.training import tiny_train
 
@@ -107,6 +111,41 @@ SCRIPTS: dict[str, tuple[Callable[[list[str]], None], Callable[[Path, Path], lis
 
 def test_as_many_as_are_claimed() -> None:
     assert sum(kills for _, _, kills in SCRIPTS.values()) == 200
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "torn": (lambda folder: (folder / "a.png").write_bytes(b"pic"), "a.png is another one"),
+    "torn JSON": (lambda folder: (folder / "manifest.json").write_text('{"shards": {'), "Expecting property name"),
+    "torn weights": (lambda folder: (folder / "m.run" / "step_00000002.pt").write_bytes(b"PK"), "Weights only load"),
+    "lost": (lambda folder: (folder / "a.png").unlink(), "a.png'. are lost"),
+    "lost step": (lambda folder: (folder / "m.run" / "step_00000002.pt").unlink(), "the newest checkpoint is lost"),
+    "never saved": (
+        lambda folder: folder.with_suffix(".log").open("a").write("checkpoint: m.run/step_00000003.pt\n"),
+        "a checkpoint is lost that was reported saved",
+    ),
+    "not as reported": (lambda folder: (folder / "0.bin").write_bytes(b"x"), "0.bin is not the one that was reported"),
+    "made again": (lambda folder: os.utime(folder / "0.bin", (1, 1)), "0.bin again"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_found(fault: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "m.run").mkdir(parents=True)
+    for name in ("a.png", "0.bin"):
+        (folder / name).write_bytes(b"picture")
+    digest = hashlib.sha256(b"picture").hexdigest()
+    (folder / "manifest.json").write_text(json.dumps({"shards": {"0.bin": digest}}))
+    torch.save({"weights": torch.zeros(3)}, folder / "m.run" / "step_00000002.pt")
+    (tmp_path / "run.log").write_text("checkpoint: m.run/step_00000002.pt\n")
+    whole = {name: each for name, each in content(folder).items() if name != "0.bin"}
+    left = Left(folder, whole)
+    left.check()
+    left.check()
+    make, message = FAULTS[fault]
+    make(folder)
+    with pytest.raises((AssertionError, ValueError, pickle.UnpicklingError), match=message):
+        left.check()
 
 
 @pytest.mark.nightly
