@@ -24,8 +24,9 @@ from bbdm.files.weights import IncompleteFileError
 from bbdm.training import command, resume, run_folder, setup
 from bbdm.training.callback import Callback
 from bbdm.training.distillation import DistillConfig, DistillStep, student_of
+from bbdm.training.loop import DivergedError
 from bbdm.training.profiling import Profile
-from bbdm.training.trainer import DivergedError, Trainer
+from bbdm.training.trainer import Trainer
 
 DEFAULTS = {
     "epochs": 20,

@@ -25,9 +25,10 @@ from bbdm.execution.processes import Processes
 from bbdm.training import command, fine_tuning, resume, run_folder, setup
 from bbdm.training.callback import Callback
 from bbdm.training.config import TrainConfig
+from bbdm.training.loop import DivergedError
 from bbdm.training.previews import ValidationScores
 from bbdm.training.profiling import Profile
-from bbdm.training.trainer import DivergedError, Trainer
+from bbdm.training.trainer import Trainer
 
 OBJECTIVES = (*get_args(Objective), "scaled")  # the last is I2SB's
 HINTS: dict[type[Exception], str] = {

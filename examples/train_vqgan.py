@@ -26,8 +26,8 @@ from bbdm.networks.vqgan import PRESETS, VQGAN
 from bbdm.training import command, resume, run_folder, setup
 from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderStep, PerceptualError, perceptual_loss
 from bbdm.training.callback import Callback
+from bbdm.training.loop import DivergedError, Training
 from bbdm.training.profiling import Profile
-from bbdm.training.trainer import DivergedError, Training
 
 DEFAULTS = {
     "epochs": 50,

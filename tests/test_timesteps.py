@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bbdm import DDBM, ABridge, BrownianBridge, timesteps
+from bbdm import DDBM, I2SB, ABridge, BrownianBridge, timesteps
 from bbdm.bridges import Bridge
 
 BRIDGES = [ABridge(), BrownianBridge(), BrownianBridge.bbdm(), BrownianBridge.bbdm(schedule="sin")]
@@ -87,6 +87,23 @@ def test_noise_of_two_ends_a_third_above_the_lowest():
 def test_noise_of_a_continuous_bridge_begins_where_nothing_can_be_seen():
     bridge = DDBM("ve")
     assert bridge.nu(timesteps.noise(bridge, 3)) == pytest.approx([50, 2.4, 0.01], rel=0.01)  # equal steps in nu^(1/7)
+
+
+@pytest.mark.parametrize(
+    ("bridge", "levels"),
+    [
+        (DDBM("ve"), [np.inf, 50, 10, 2, 0.4]),  # a factor of 5 each
+        (BrownianBridge(), [np.inf, 44.7, 9.27, 1.93, 0.4]),  # a factor of (44.7 / 0.4)^(1/3) = 4.82
+        (I2SB(), [14.1, 5.79, 2.375, 0.974, 0.4]),  # its top is of a finite level: (14.1 / 0.4)^(1/4) = 2.437
+    ],
+    ids=repr,
+)
+def test_coarse_falls_by_one_factor_to_a_level_of_two_fifths(bridge: Bridge, levels: list[float]):
+    assert bridge.nu(timesteps.coarse(bridge)) == pytest.approx(levels, rel=0.01)
+
+
+def test_coarse_of_one_call_is_the_top():
+    assert timesteps.coarse(ABridge(), 1).tolist() == [1000]
 
 
 def test_karras_of_bbdm_runs_over_its_own_indices():

@@ -58,6 +58,14 @@ def flag_type(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return parsed
 
 
+def check_least(settings: Any, least: float, *names: str) -> None:
+    """Raise ValueError where a field is below its least value or NaN; None passes."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not value >= least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
 def from_values(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
     """A settings dataclass of those values that are its fields."""
     names = {each.name for each in fields(settings)}  # pyright: ignore[reportArgumentType]

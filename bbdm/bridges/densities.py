@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from bbdm.bridges.path import Path
 
-Density = Literal["uniform", "log-normal", "wide"]
+Density = Literal["uniform", "log-normal", "wide", "high"]
 POINTS = 2**16  # quantiles; a drawn time is one of them
-LEVELS = {"log-normal": (-0.9, 1.2), "wide": (-0.4, 1.6)}  # mean and standard deviation of ln nu
+LEVELS = {"log-normal": (-0.9, 1.2), "wide": (-0.4, 1.6), "high": (1.0, 1.4)}  # mean, standard deviation of ln nu
 UNIFORM = 0.05  # the share of these that is uniform
 TOP = 0.02  # the share of the top, where a network of the pinned objective is shown nothing of the state
 GRID = 4096  # times at which a continuous density is tabulated, of each kind
@@ -23,10 +23,10 @@ Array = npt.NDArray[np.float64]
 def quantiles(bridge: Path) -> Array:
     """(POINTS,) increasing times that are equally likely under a bridge's density.
 
-    ``log-normal`` is ln nu ~ N(-0.9, 1.2^2) carried over to t, and ``wide`` N(-0.4, 1.6^2), with 5 % of it
-    uniform (as Karras et al. 2022 for diffusion models). A discrete time has the probability between the
-    midpoints to its neighbours. Where nu is infinite at the top, 2 % of the times of the objective ``pinned``
-    are the top.
+    ``log-normal`` is ln nu ~ N(-0.9, 1.2^2) carried over to t, ``wide`` N(-0.4, 1.6^2) and ``high``
+    N(1.0, 1.4^2), with 5 % of it uniform (as Karras et al. 2022 for diffusion models). A discrete time has
+    the probability between the midpoints to its neighbours. Where nu is infinite at the top, 2 % of the times
+    of the objective ``pinned`` are the top.
     """
     low, high = bridge.train_range
     if bridge.objective == "pinned" and np.isinf(bridge.nu(bridge.top)):

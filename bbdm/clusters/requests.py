@@ -16,7 +16,7 @@ from PIL import Image
 from bbdm import solvers
 from bbdm.base import images
 from bbdm.base.images import UnknownFormatError
-from bbdm.base.settings import setting
+from bbdm.base.settings import check_least, setting
 from bbdm.clusters.connection import LOOPBACK
 from bbdm.evaluation.network_config import NetworkConfig
 
@@ -56,11 +56,9 @@ class ServeConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = "replicas", "threads", "max_batch_size", "max_queued", "max_bytes", "max_pixels", "max_steps"
-        for name, least in {**dict.fromkeys(counts, 1), "port": 0, "batch_wait_ms": 0}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        check_least(self, 1, "replicas", "threads", "max_batch_size", "max_queued", "max_bytes", "max_pixels")
+        check_least(self, 1, "max_steps")
+        check_least(self, 0, "port", "batch_wait_ms")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from bbdm.base.hub import find_checkpoint
 from bbdm.base.images import to_png
 from bbdm.base.scripts import StoppedError
 from bbdm.base.seeds import seed_of
-from bbdm.base.settings import setting
+from bbdm.base.settings import check_least, setting
 from bbdm.clusters.connection import connected, room_for
 from bbdm.clusters.places import Place, is_temporary
 from bbdm.clusters.reading import Reading, read, result_of
@@ -78,10 +78,7 @@ class ClusterConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("batch_size", "threads", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_least(self, 1, "batch_size", "threads", "workers")
         if self.compile and self.dtype is None:
             raise ValueError("compile needs dtype: workers that chose one by timing could choose different ones")
 

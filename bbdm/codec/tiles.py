@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from bbdm.base.settings import check_least
+
 Function = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -35,9 +37,8 @@ class Tiling:
     images: int = 16
 
     def __post_init__(self) -> None:
-        for name, least in (("side", 1), ("overlap", 0), ("images", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_least(self, 1, "side", "images")
+        check_least(self, 0, "overlap")
         if self.side**2 > self.whole:
             raise ValueError(f"whole must be at least a tile's {self.side**2} pixels, got {self.whole}")
         if 2 * self.overlap > self.side:

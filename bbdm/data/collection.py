@@ -128,6 +128,14 @@ class EncodedPair:
 class Pairs(Sequence[Any]):
     """The examples of a data set, by index: each an :class:`Example`, of files a :class:`Pair`."""
 
+    def __getitem__(self, index: int | slice) -> Any:
+        places = range(len(self))[index]
+        return self.at(places) if isinstance(places, int) else [self.at(place) for place in places]
+
+    @abstractmethod
+    def at(self, index: int) -> Example:
+        """The example at an index from 0 to less than the length."""
+
     def order(self, seed: int) -> Order:
         """The order of an epoch, a function of the seed: here a permutation of all examples."""
         indices = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
@@ -154,8 +162,21 @@ class Pairs(Sequence[Any]):
         """An example that has a target, for a message; None where all are sources alone."""
 
 
-class Files(list[Pair], Pairs):
+class Files(Pairs):
     """Examples that are files of their own."""
+
+    def __init__(self, pairs: Iterable[Pair]) -> None:
+        self._pairs = tuple(pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Files) and self._pairs == other._pairs
+
+    def at(self, index: int) -> Pair:
+        """The pair at an index."""
+        return self._pairs[index]
 
     def digest(self, before: str = "") -> str:
         """SHA-256 of a text, of all names, and of the content of all files."""

@@ -15,13 +15,13 @@ import heapq
 import json
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -88,14 +88,9 @@ class Shards(Pairs):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    @overload
-    def __getitem__(self, index: int) -> EncodedPair: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[EncodedPair]: ...
-    def __getitem__(self, index: int | slice) -> EncodedPair | Sequence[EncodedPair]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        number, place = self._place(range(len(self))[index])
+    def at(self, index: int) -> EncodedPair:
+        """A sample, which is read when it is asked for."""
+        number, place = self._place(index)
         shard, (_, found) = self.shards[number], self._tar(number)
         own = f"{Path(shard.name).stem}-{place}"  # for a sample without a name that can be one of a result
         if place >= len(found.samples) or shard.count == place + 1 < len(found.samples):

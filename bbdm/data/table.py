@@ -8,10 +8,9 @@ memory stays flat. A table can also be streamed: :func:`parts` are shards, one f
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from bbdm.data.collection import EncodedPair, Pairs
 
@@ -58,14 +57,8 @@ class Table(Pairs):
     def __len__(self) -> int:
         return len(self._table)
 
-    @overload
-    def __getitem__(self, index: int) -> EncodedPair: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[EncodedPair]: ...
-    def __getitem__(self, index: int | slice) -> EncodedPair | Sequence[EncodedPair]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        index = range(len(self))[index]
+    def at(self, index: int) -> EncodedPair:
+        """A row."""
         return EncodedPair(f"{index:08d}", f"row {index}", partial(self._read, index))
 
     def __eq__(self, other: object) -> bool:

@@ -27,7 +27,7 @@ from bbdm.base import images, machine, scripts
 from bbdm.base.atomic import check_folder, file_sha256, make_folder
 from bbdm.base.hub import find_checkpoint
 from bbdm.base.images import Size
-from bbdm.base.settings import setting
+from bbdm.base.settings import check_least, setting
 from bbdm.data.degradations import DegradeConfig
 from bbdm.data.pairs import ColumnsConfig, Direction, load_dataset, open_image
 from bbdm.data.survey import survey
@@ -85,9 +85,7 @@ class TranslateConfig(DegradeConfig, ColumnsConfig, NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_least(self, 1, "num_samples", "batch_size")
 
 
 class Translator:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from bbdm.base.atomic import Write, write_atomically
 from bbdm.base.images import Size, sides
-from bbdm.base.settings import setting
+from bbdm.base.settings import check_least, setting
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.processes import Processes
@@ -64,9 +64,9 @@ class AutoencoderConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check(0, "perceptual_weight", "codebook_weight", "kl_weight", "restarts")
-        self._check(0, "adversarial_weight", "adversarial_start")
-        self._check(1, "discriminator_width")
+        check_least(self, 0, "perceptual_weight", "codebook_weight", "kl_weight", "restarts")
+        check_least(self, 0, "adversarial_weight", "adversarial_start")
+        check_least(self, 1, "discriminator_width")
 
     def warnings(self, steps: int) -> list[str]:
         """What makes a run of a number of optimizer steps show less than it could."""

@@ -1,6 +1,6 @@
 """What a training run asks of the thing that it trains: its optimizer step, its checkpoints, its pictures.
 
-The loop over epochs is :mod:`bbdm.training.trainer`. It knows no bridge and no autoencoder.
+The loop over epochs is :mod:`bbdm.training.loop`. It knows no bridge and no autoencoder.
 """
 
 from __future__ import annotations

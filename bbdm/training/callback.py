@@ -17,7 +17,7 @@ from bbdm.training.tracking import Tracker
 
 
 class Run(Protocol):
-    """The part of a :class:`~bbdm.training.trainer.Training` that callbacks use.
+    """The part of a :class:`~bbdm.training.loop.Training` that callbacks use.
 
     That of a bridge, a :class:`~bbdm.training.trainer.Trainer`, also has ``unet``, its average ``ema.unet``,
     ``bridge`` and ``codec``.
@@ -50,7 +50,7 @@ class Run(Protocol):
 
 
 class Callback:
-    """Base class of the callbacks of a :class:`~bbdm.training.trainer.Training`: override what is needed.
+    """Base class of the callbacks of a :class:`~bbdm.training.loop.Training`: override what is needed.
 
     Each of several processes calls its own callbacks; ``trainer.processes.first`` is true in the one that
     writes files. ``trainer`` has the state of the run: see :class:`Run`. A callback ends the run by raising

@@ -13,8 +13,8 @@ from bbdm.base import scripts
 from bbdm.base.atomic import check_suffix, remove_leftovers
 from bbdm.execution.processes import Processes, start_on_each_gpu
 from bbdm.files.checkpoint import load_checkpoint
+from bbdm.training.loop import Training
 from bbdm.training.run_folder import RunFolder
-from bbdm.training.trainer import Training
 
 Build = Callable[[argparse.Namespace, Processes], Training]
 Run = TypeVar("Run", bound=Training)

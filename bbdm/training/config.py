@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from bbdm.base.settings import setting
+from bbdm.base.settings import check_least, setting
 
 Loss = Literal["l1", "l2", "huber"]
 Optimizer = Literal["adam", "adamw"]
@@ -59,8 +59,10 @@ class RunConfig:
     keep: int = setting(2, "number of newest checkpoints that are kept")
 
     def __post_init__(self) -> None:
-        self._check(1, "epochs", "batch_size", "plateau_patience", "ema_every", "preview_every", "save_every", "keep")
-        self._check(0, "warmup_steps", "ema_start", "weight_decay", "grad_clip", "seed", "workers")
+        check_least(
+            self, 1, "epochs", "batch_size", "plateau_patience", "ema_every", "preview_every", "save_every", "keep"
+        )
+        check_least(self, 0, "warmup_steps", "ema_start", "weight_decay", "grad_clip", "seed", "workers")
         if self.seed >= 2**32:
             raise ValueError(f"seed must be below 2^32, got {self.seed}")
         if not self.learning_rate > 0:
@@ -73,12 +75,6 @@ class RunConfig:
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {get_args(kind)}, got {getattr(self, name)!r}")
-
-    def _check(self, least: int, *names: str) -> None:
-        """Raise ValueError where a setting is below its least value."""
-        for name in names:
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     def total_steps(self, pairs: int) -> int:
         """The optimizer steps of a run on a number of pairs; the last short batch of an epoch is dropped."""
@@ -114,7 +110,7 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check(1, "grad_accumulation")
+        check_least(self, 1, "grad_accumulation")
         if self.batch_size % self.grad_accumulation:
             parts = self.grad_accumulation
             raise ValueError(f"batch_size {self.batch_size} does not split into grad_accumulation={parts} equal parts")

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from bbdm import solvers
-from bbdm.base.settings import setting
+from bbdm.base.settings import check_least, setting
 from bbdm.files.content import Checkpoint
 from bbdm.kernels import philox
 from bbdm.network import Network
@@ -45,8 +45,8 @@ class DistillConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check(1, "calls")
-        self._check(2, "results")
+        check_least(self, 1, "calls")
+        check_least(self, 2, "results")
 
 
 def student_of(teacher: Checkpoint, calls: int) -> Network:

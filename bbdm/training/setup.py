@@ -26,7 +26,7 @@ PRESETS: Mapping[str, Any] = ChainMap[str, Any](dit.PRESETS, unet_config.PRESETS
 BridgeName = Literal["abridge", "brownian", "bbdm", "flow", "ddbm-ve", "ddbm-vp", "ecsi", "i2sb", "goub"]
 # the settings of the original's templates
 BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}
-FEW_CALLS = {"bridge": "brownian", "objective": "pinned", "density": "wide", "loss": "l2"}
+FEW_CALLS = {"bridge": "brownian", "objective": "pinned", "density": "high", "loss": "l2"}
 SMALL = {
     "image_size": 64,
     "batch_size": 16,

@@ -15,7 +15,9 @@ from bbdm.bridges.densities import quantiles
 SEEDS = torch.arange(20_000) * 7919
 
 
-@pytest.mark.parametrize(("density", "mean", "spread"), [("log-normal", -0.9, 1.2), ("wide", -0.4, 1.6)])
+@pytest.mark.parametrize(
+    ("density", "mean", "spread"), [("log-normal", -0.9, 1.2), ("wide", -0.4, 1.6), ("high", 1.0, 1.4)]
+)
 @pytest.mark.parametrize("kind", ["vp", "ve"])
 def test_log_normal_of_real_times(kind: Any, density: Any, mean: float, spread: float):
     """95 % of ln nu is N(mean, spread^2), cut to the bridge's range, and 5 % of t is uniform."""

@@ -14,7 +14,7 @@ from PIL import Image
 import bbdm
 from bbdm.base import scripts
 from bbdm.bridges import BrownianBridge
-from bbdm.training.trainer import DivergedError
+from bbdm.training.loop import DivergedError
 from examples import distill, generate
 from export import to_onnx
 from tests.conftest import SavePicture, tiny_unet

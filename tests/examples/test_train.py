@@ -210,7 +210,7 @@ class TestMain:
         output = tmp_path / "model.safetensors"
         train.main(self.arguments(data, output))
         loaded = bbdm.load_checkpoint(output)
-        assert loaded.bridge == bbdm.BrownianBridge(50, objective="pinned", density="wide")
+        assert loaded.bridge == bbdm.BrownianBridge(50, objective="pinned", density="high")
         assert loaded.unet.config == PRESETS["demo"]
         assert loaded.unet.weights is not None
         assert loaded.unet.ema is not None

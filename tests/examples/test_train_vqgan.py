@@ -16,7 +16,7 @@ from bbdm.base.scripts import TERMINATED, StoppedError
 from bbdm.codec import LatentStatistics
 from bbdm.data.pairs import load_dataset
 from bbdm.networks import unet_config, vqgan
-from bbdm.training.trainer import Training
+from bbdm.training.loop import Training
 from examples import generate, train, train_vqgan
 from tests.conftest import TINY, SavePicture
 from tests.networks.test_vqgan import TINY as TINY_VQGAN

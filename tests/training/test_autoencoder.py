@@ -32,8 +32,8 @@ from bbdm.training.autoencoder import (
     perceptual_loss,
     pictures,
 )
+from bbdm.training.loop import DivergedError, Training
 from bbdm.training.previews import ValidationScores
-from bbdm.training.trainer import DivergedError, Training
 from tests.conftest import MakePairs
 from tests.networks.test_vqgan import tiny_vqgan
 

@@ -1,0 +1,311 @@
+"""Training: the loop over epochs, and its checkpoints. One step, of whatever is trained, is of :mod:`.base`.
+
+The order of an epoch is a function of (run seed, epoch), so a resumed run sees the pairs in the same order as
+an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bbdm.base import machine
+from bbdm.base.atomic import Write, write_atomically
+from bbdm.base.scripts import TERMINATED, StoppedError
+from bbdm.data.latents import LatentDataset
+from bbdm.data.loading import Batches
+from bbdm.data.pairs import PairedDataset
+from bbdm.execution.device import keep_freed_memory
+from bbdm.training.base import Step, mixed, sample_seeds
+from bbdm.training.callback import Callback
+from bbdm.training.previews import Previews
+from bbdm.training.progress import Progress
+from bbdm.training.resume import check_alike, describe_pairs
+from bbdm.training.run_folder import LEASE, RunFolder
+from bbdm.training.tracking import Tracker
+from bbdm.training.writing import Writing
+
+log = logging.getLogger(__name__)
+
+
+class DivergedError(StoppedError):
+    """The loss or the weights are no longer finite."""
+
+
+class Training:
+    """A training run: how far it is, and the loop.
+
+    On a CPU it calls :func:`~bbdm.execution.device.keep_freed_memory`, which holds for the whole process.
+
+    Args:
+        update: what an optimizer step does, and to what.
+        train: pairs to learn from, or their latents; the last short batch of an epoch is dropped.
+        validation: pairs for the validation loss and previews, or None.
+        folder: the folder of metrics, previews and checkpoints.
+        callbacks: called after :class:`~bbdm.training.previews.Previews`.
+    """
+
+    def __init__(
+        self,
+        update: Step,
+        train: PairedDataset | LatentDataset,
+        validation: PairedDataset | None,
+        folder: Path,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.update = update
+        self.config = config = update.config
+        self.device = update.device
+        self.processes = update.processes
+        self.train = train
+        self.validation = validation
+        self.folder = folder
+        self.run = RunFolder(folder, config.keep, update.read, LEASE if self.processes.count > 1 else 0)
+        self.writing = Writing()
+        self.callbacks: list[Callback] = [Previews(), *callbacks]
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self.steps_per_epoch = len(train) // config.batch_size
+        self.total_steps = config.total_steps(len(train))
+        self.epoch = 0  # epochs done
+        self.step = 0  # optimizer steps done
+        self.share = config.batch_size // self.processes.count  # pairs of a batch that this process has
+        loading = (self.share, self.device, config.workers)
+        self.train_batches = Batches(train, *loading)
+        self.validation_batches = None if validation is None else Batches(validation, *loading)
+        self._validation_names = None if validation is None else validation.names_digest()
+        self.resumed_from: Path | None = None  # the checkpoint of the last resume
+        self.best: dict[str, Any] | None = None  # metrics of the epoch with the lowest validation loss
+        self._epoch_loss = 0.0  # sum over the steps of this epoch
+        self._stop: Callable[[], bool] = lambda: False
+
+    @property
+    def tracker(self) -> Tracker | None:
+        """TensorBoard, where it is installed, during the run, in the process that writes; None otherwise."""
+        return self.update.tracker
+
+    def resume(self, path: Path, checkpoint: Any = None) -> None:
+        """Resume from a checkpoint of the same run; ``checkpoint`` is its content, where it is read already.
+
+        Raises:
+            ValueError: it has no training state, or is of another network, bridge, codec, number of pairs,
+                size, direction or settings; only those in :data:`~bbdm.training.config.FREE` may change.
+        """
+        state = self.update.resume(path, self.run.read(path) if checkpoint is None else checkpoint, self.train)
+        self.epoch, self.step = state["epoch"], state["step"]
+        self._epoch_loss, self.best = state["epoch_loss"], state["best"]
+        self.resumed_from = path
+        if self.best is not None and state["validation"] != self._validation_names:
+            log.warning("the validation pairs have changed: %s is the best of epochs from here on", self.run.best)
+            self.best = None
+
+    def resume_newest(self) -> bool:
+        """Resume from the newest undamaged checkpoint in the run's folder; returns False if there is none.
+
+        Raises:
+            ValueError: as for :meth:`resume`, or all are damaged.
+        """
+        newest = self.run.newest()
+        if newest is not None:
+            self.resume(*newest)
+        return newest is not None
+
+    def fit(self, progress: bool = False, stop: Callable[[], bool] = lambda: False) -> None:
+        """Train until ``config.epochs`` are done.
+
+        Args:
+            progress: show the run on standard error: a bar, and lines; see
+                :class:`~bbdm.training.progress.Progress`.
+            stop: called after each step and each batch of validation; once True, the run is saved and ends.
+
+        Raises:
+            ValueError: the folder holds checkpoints of later steps, a validation picture cannot be read, or
+                the processes differ in the step where they begin, or in their pairs.
+            StoppedError: the loss is no longer finite, a picture cannot be read, the disk is full, or
+                ``stop`` returned True. The message says what to do next. Nothing that was saved is lost.
+        """
+        self.run.check_later(self.step)
+        check_alike(self.processes.gather({"step": self.step, **describe_pairs(self.train)}))
+        self._stop = stop
+        with ExitStack() as ends:
+            if progress and self.processes.first:
+                self.callbacks.append(shown := Progress())
+                ends.callback(self.callbacks.remove, shown)
+            ends.callback(self.train_batches.close)
+            if self.validation_batches is not None:
+                ends.callback(self.validation_batches.close)
+                for _ in self.validation_batches(self.validation_share()):
+                    pass  # a broken picture is found now, not after an epoch
+            if self.processes.first:
+                self.run.begin(self.epoch, self._settings())
+                ends.callback(self.run.end)
+                ends.callback(self.writing.settle)
+                with suppress(ImportError):  # without TensorBoard, no events are written
+                    self.update.tracker = Tracker(self.run.events, self.step)
+                    ends.callback(setattr, self.update, "tracker", None)
+                    ends.callback(self.update.tracker.close)
+            for line in self.config.warnings(self.total_steps) if self.processes.first and not self.step else ():
+                log.warning(line)
+            for callback in self.callbacks:
+                callback.begin(self)
+                ends.callback(callback.end, self)
+            self._run_epochs()
+
+    def _settings(self) -> dict[str, Any]:
+        """The settings of the run, for its folder."""
+        train, validation = self.train, 0 if self.validation is None else len(self.validation)
+        pairs = {"training": len(train), "validation": validation, "channels": train.channels, **describe_pairs(train)}
+        return {"train": asdict(self.config), **self.update.description(), "pairs": pairs}
+
+    def _run_epochs(self) -> None:
+        try:
+            while self.epoch < self.config.epochs:
+                self._run_epoch()
+            self.writing.wait()
+            if self.processes.first:
+                self.run.write_summary({"best": self.best, "machine": machine.describe(self.device, ["bbdm", "torch"])})
+        except (OSError, ValueError) as error:
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise self._stopped(f"{error}", "Make room on the disk" if full else "Correct this") from error
+
+    def how_to_resume(self) -> str:
+        """Which step is saved, and from where the same command resumes."""
+        self.writing.settle()
+        return self.run.how_to_resume()
+
+    def save(self, path: Path, training: dict[str, Any] | None = None, write: Write = write_atomically) -> None:
+        """Write what is trained: see :meth:`~bbdm.training.base.Step.save`."""
+        self.update.save(path, self.train.image_size, training, write)
+
+    def _save(self, best: bool = False) -> None:
+        """Begin to write a checkpoint, and the best weights too, unless the weights have diverged."""
+        if not torch.stack([p.isfinite().all() for p in self.update.unet.parameters()]).all():
+            raise self._diverged("weights are not finite")
+        if not self.processes.first:
+            return
+        state = {"epoch": self.epoch, "step": self.step, "epoch_loss": self._epoch_loss, "best": self.best}
+        state |= {**self.update.state(), "config": asdict(self.config)}
+        state |= {"pairs": describe_pairs(self.train), "validation": self._validation_names}
+        self.writing.wait()  # so that there is one copy of the state at a time
+        files: list[tuple[Path, Callable[[Path], Any]]] = []
+        if best:
+            self.save(self.run.best, None, lambda path, write: files.append((path, write)))
+        self.save(self.run.checkpoint(self.step), state, lambda path, write: files.append((path, write)))
+        self.writing.start(self.run.write, files)
+
+    def _stopped(self, reason: str, todo: str, kind: type[StoppedError] = StoppedError) -> StoppedError:
+        return kind(f"{reason}. {todo}; {self.how_to_resume()}")
+
+    def _diverged(self, what: str) -> StoppedError:
+        return self._stopped(f"{what} at step {self.step}", "Lower learning_rate or set grad_clip", DivergedError)
+
+    def check_stop(self) -> None:
+        """Save and end the run, with a StoppedError, if it was asked to end; raises what a write raised."""
+        self.writing.check()
+        if self.processes.sum(self._stop()):
+            self._save()
+            self.writing.wait()
+            self.processes.sum(0)  # until the first has saved: a process that ends takes the others down
+            raise StoppedError(f"asked to end; {self.how_to_resume()}", TERMINATED)
+
+    def _run_epoch(self) -> None:
+        """The remaining steps of an epoch, then validation, metrics and a checkpoint."""
+        done = self.step - self.epoch * self.steps_per_epoch
+        started = time.perf_counter()
+        self._run_steps(done)
+        seconds, made = time.perf_counter() - started, self.steps_per_epoch - done
+        record = {"epoch": self.epoch + 1, "step": self.step, "loss": self._epoch_loss / self.steps_per_epoch}
+        if self.validation is not None:
+            if made:
+                self._save()  # validation may take long
+            record["validation_loss"] = self.validate()
+        record |= self.update.report()
+        if made:
+            record["images_per_second"] = made * self.config.batch_size / seconds
+        record["learning_rate"] = self.update.optimizer.param_groups[0]["lr"]
+        self._end_epoch(record)
+
+    def _run_steps(self, done: int) -> None:
+        """The steps of an epoch after the first ``done``."""
+        batches = self._readable(self.train_batches(self._order(done)))
+        while True:
+            with self.update.part("waiting for pairs"):
+                batch = next(batches, None)
+            if batch is None:
+                break
+            loss = self.train_step(*batch)
+            if not math.isfinite(loss):
+                raise self._diverged(f"the loss is {loss}")
+            self._epoch_loss += loss
+            for callback in self.callbacks:
+                callback.after_step(self, loss)
+            if self.step % self.config.save_every == 0 and self.step % self.steps_per_epoch:
+                self._save()
+            self.check_stop()
+
+    def _end_epoch(self, record: dict[str, Any]) -> None:
+        """Run callbacks, write metrics, and the checkpoint last: a run killed before it repeats the rest."""
+        self.epoch += 1
+        self._epoch_loss = 0.0
+        for callback in self.callbacks:
+            callback.after_epoch(self, record)
+        for name, value in record.items():
+            if not isinstance(value, int | float):
+                raise ValueError(f"metrics must be numbers, and a callback made {name!r} {value!r}")
+        lowest = math.inf if self.best is None else self.best["validation_loss"]
+        best = self.validation is not None and record["validation_loss"] < lowest
+        if best:
+            self.best = {name: record[name] for name in ("epoch", "step", "validation_loss")}
+        if self.processes.first:
+            self.run.add_metrics(record)
+        if self.tracker is not None:
+            self.tracker.write_epoch(self.step, record)
+        self._save(best)
+
+    def _order(self, done: int) -> Iterator[int]:
+        """This process's pairs of this epoch's whole batches after the first ``done``."""
+        order = self.train.order(mixed(self.config.seed, self.epoch))
+        for step in range(done, self.steps_per_epoch):
+            first = step * self.config.batch_size + self.processes.rank * self.share
+            yield from order(first, first + self.share)
+
+    def validation_share(self) -> list[int]:
+        """This process's validation pairs: of N processes, each Nth batch."""
+        assert self.validation is not None
+        rank, count = self.processes.rank, self.processes.count
+        return [i for i in range(len(self.validation)) if i // self.share % count == rank]
+
+    def _readable(self, batches: Iterable[tuple[torch.Tensor, ...]]) -> Iterator[tuple[torch.Tensor, ...]]:
+        """The batches; where one cannot be read, the run is saved and ends."""
+        try:
+            yield from batches
+        except (OSError, ValueError) as error:
+            self._save()
+            raise self._stopped(f"{error}", "Repair the file") from error
+
+    def train_step(self, y: torch.Tensor, x0: torch.Tensor) -> float:
+        """Do one optimizer step on sources and targets from the data set; returns the loss before it."""
+        loss = self.update(y, x0, self.step)
+        self.step += 1
+        return loss
+
+    def validate(self) -> float:
+        """Mean loss of the averaged weights over the validation pairs, at fixed times and noise."""
+        assert self.validation is not None
+        assert self.validation_batches is not None
+        total, first = 0.0, self.processes.rank * self.share
+        for y, x0 in self._readable(self.validation_batches(self.validation_share())):
+            if self.processes.count == 1:  # several may have different numbers of batches
+                self.check_stop()
+            total += self.update.validation_loss(y, x0, sample_seeds(0, first, len(y), self.device))
+            first += self.config.batch_size
+        return self.processes.sum(total) / len(self.validation)
