@@ -107,10 +107,12 @@ def _members(path: Path) -> Iterator[tuple[str, str, Span]]:
     with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
         while (member := tar.next()) is not None:
             tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue] which tarfile keeps otherwise
-            if member.size < 0 or not place < tar.offset <= size + BLOCK:
+            is_file = member.isreg() and not member.issparse()
+            end = member.offset_data + member.size if is_file else 0  # a global header can set the size alone
+            if member.size < 0 or tar.offset <= place or max(tar.offset, end) > size + BLOCK:
                 raise tarfile.ReadError(f"the member at {member.offset} does not end in the file")
             place = tar.offset
-            if member.isreg() and not member.issparse():
+            if is_file:
                 found = MEMBER.fullmatch(member.name)
                 key, ending = ("", "") if found is None else (found["key"].removeprefix("./"), found["ending"])
                 yield key, ending, Span(member.offset_data, member.size)

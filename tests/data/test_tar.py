@@ -129,3 +129,14 @@ def test_sizes_that_lead_out_of_the_file(size: int, kind: bytes, tmp_path: Path)
     found = tar.index(path, COLUMNS)
     assert [each.name for each in found.samples if not each.reason] == ["000"]
     assert f"{path} is a damaged tar: " in found.reason
+
+
+def test_a_size_in_a_global_header(tmp_path: Path) -> None:
+    """It is of the members that follow, and tarfile looks for the next one where their own headers say."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"size": str(10**19)}) as written:
+        written.addfile(tarfile.TarInfo("a.source.png"))
+        written.addfile(tarfile.TarInfo("a.target.png"))
+    found = tar.index(path, COLUMNS)
+    assert found.samples == []
+    assert f"{path} is a damaged tar: the member at" in found.reason
