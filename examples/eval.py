@@ -15,6 +15,7 @@ from typing import get_args
 
 from bbdm import solvers
 from bbdm.base import scripts
+from bbdm.base.atomic import remove_all_leftovers
 from bbdm.base.settings import add_flags, from_values
 from bbdm.bridges import Bridge
 from bbdm.data.pairs import DATASETS
@@ -107,6 +108,8 @@ def evaluate(translator: Translator, args: argparse.Namespace, run: Run, folder:
 def sweep(translator: Translator, args: argparse.Namespace) -> None:
     """Evaluate several solvers; the first process prints and draws."""
     first, folder = translator.processes.first, args.output_dir
+    if first:
+        remove_all_leftovers(folder)
     before = reports.read(folder / "sweep.json")
     made: list[Report] = []
     for solver, steps in read_sweep(args.sweep, translator.bridge):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of files that are being written
 Write = Callable[[Path, Callable[[Path], Any]], Any]  # such as write_atomically
 
 
@@ -67,6 +68,13 @@ def remove_leftovers(path: Path) -> None:
     """Delete the temporary files that killed processes left beside a file. No process may be writing it."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         leftover.unlink(missing_ok=True)
+
+
+def remove_all_leftovers(folder: Path) -> None:
+    """Delete the temporary files that killed processes left in a folder. No process may be writing there."""
+    for leftover in folder.glob(".*.tmp"):
+        if TEMPORARY.fullmatch(leftover.name):
+            leftover.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -101,17 +101,15 @@ class UnknownFormatError(ValueError):
 
 
 @contextmanager
-def _opened(file: Path | IO[bytes], name: Path | str, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
-    """A picture whose header is read; errors of reading it become one."""
+def _reading(name: Path | str, wanted: str = "") -> Iterator[None]:
+    """Errors of reading a picture become one with its name; ``wanted`` says of which formats it is not."""
     try:
-        with Image.open(file, formats=formats) as image:
-            yield image
+        yield
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no picture {name}") from error
     except UnidentifiedImageError as error:
-        reason = str(error) if isinstance(file, Path) else f"it is not {', '.join(formats or ['a picture'])}"
-        raise UnknownFormatError(f"cannot read the picture {name}: {reason}") from error
-    except (Image.DecompressionBombError, OSError, SyntaxError, EOFError) as error:
+        raise UnknownFormatError(f"cannot read the picture {name}: {wanted or error}") from error
+    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError) as error:
         raise ValueError(f"cannot read the picture {name}: {error}") from error
 
 
@@ -122,7 +120,7 @@ def open_image(path: Path) -> Image.Image:
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be decoded.
     """
-    with _opened(path, path) as image:
+    with _reading(path), Image.open(path) as image:
         image.load()
         return ImageOps.exif_transpose(image)
 
@@ -145,9 +143,11 @@ def decode(
         UnknownFormatError: it is not a picture of these formats.
         ValueError: it cannot be decoded.
     """
-    with _opened(io.BytesIO(data), name, formats) as image:
-        if check_size is not None:
-            check_size(*image.size)
+    with _reading(name, f"it is not {', '.join(formats or ['a picture'])}"):
+        image = Image.open(io.BytesIO(data), formats=formats)
+    if check_size is not None:
+        check_size(*image.size)
+    with _reading(name), image:
         image.load()
         return ImageOps.exif_transpose(image)
 
@@ -161,7 +161,7 @@ def to_png(image: Image.Image) -> bytes:
 
 def open_size(path: Path) -> tuple[int, int]:
     """(width, height) of a picture, upright, from its header; errors as for :func:`open_image`."""
-    with _opened(path, path) as image:
+    with _reading(path), Image.open(path) as image:
         decodes = image.format == "PNG" and "exif" not in image.info  # getexif would decode it to look behind
         turned = not decodes and image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
         return (image.height, image.width) if turned else image.size

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from bbdm.base.atomic import file_sha256, make_folder, remove_leftovers, write_atomically
+from bbdm.base.atomic import file_sha256, make_folder, remove_all_leftovers, write_atomically
 from bbdm.base.images import sides
 from bbdm.data.loading import with_short_errors
 from bbdm.data.pairs import PairedDataset, Pixels
@@ -62,6 +62,7 @@ class ImageCache(PairedDataset):
 
     def _is_complete(self, description: dict[str, Any]) -> bool:
         """Whether the whole file exists, checked; writes the manifest of a new cache."""
+        remove_all_leftovers(self.path.parent)
         if not self._manifest.exists():
             if self.path.exists():
                 raise ValueError(f"{self.path} is no cache of pictures, without {self._manifest}: give another folder")
@@ -79,7 +80,6 @@ class ImageCache(PairedDataset):
         return True
 
     def _write(self, dataset: PairedDataset, workers: int, progress: bool) -> None:
-        remove_leftovers(self.path)
         order = dataset.ahead(range(len(dataset)))
         loader = DataLoader(Pixels(dataset), PAIRS_AT_ONCE, sampler=order, num_workers=workers)  # pyright: ignore[reportArgumentType]
 

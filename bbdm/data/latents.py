@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from bbdm.base.atomic import file_sha256, make_folder, write_atomically
+from bbdm.base.atomic import file_sha256, make_folder, remove_all_leftovers, write_atomically
 from bbdm.codec import Codec, LatentStatistics
 from bbdm.data.collection import Order
 from bbdm.data.pairs import PairedDataset
@@ -76,8 +76,7 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def _checked_shards(self, description: dict[str, Any]) -> dict[str, str]:
         """SHA-256 of the shards that exist, by name, all checked; writes the manifest of a new cache."""
-        for leftover in self.folder.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+        remove_all_leftovers(self.folder)
         path = self.folder / MANIFEST
         if not path.exists():
             if any(self.folder.iterdir()):

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from bbdm.base import images
-from bbdm.base.atomic import file_sha256, make_folder, remove_leftovers, write_atomically
+from bbdm.base.atomic import file_sha256, make_folder, remove_all_leftovers, write_atomically
 from bbdm.data import tar
 from bbdm.data.collection import FORMATS
 from bbdm.data.loading import with_short_errors
@@ -91,7 +91,7 @@ def write_shards(
 
     Args:
         dataset: the pairs, or sources alone.
-        folder: of the shards, made where it does not exist. An interrupted one is completed.
+        folder: of the shards, made where it does not exist. An interrupted one is checked and completed.
         pairs_in_shard: the last shard may have fewer.
         resized: write the pictures as the data set makes them, as PNG; otherwise their files as they are.
         skip_bad: leave out pairs that cannot be read. The index names them, and ``report`` is called.
@@ -104,7 +104,7 @@ def write_shards(
 
     Raises:
         BadPicturesError: a pair cannot be read.
-        ValueError: two pairs of a shard have the same key, or the folder holds other shards.
+        ValueError: two pairs of a shard have the same key; or the folder holds other shards, or changed ones.
     """
     if pairs_in_shard < 1:
         raise ValueError(f"pairs_in_shard must be at least 1, got {pairs_in_shard}")
@@ -120,8 +120,7 @@ def write_shards(
     with tqdm(total=len(dataset), initial=start, unit="pair", disable=not progress) as bar:
         samples = _counted(with_short_errors(loader), bar)
         for number in range(len(entries), made_of["shards"]):
-            path = folder / f"{number:06d}.tar"
-            remove_leftovers(path)
+            path = folder / _name(number)
             entry: dict[str, Any] = {"url": path.name, "nsamples": 0, "left_out": {}}
             write_atomically(path, partial(_write_tar, islice(samples, pairs_in_shard), entry, skip_bad))
             for reason in entry["left_out"].values():
@@ -136,9 +135,9 @@ def _content(made_of: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str
 
 
 def _begun(folder: Path, made_of: dict[str, Any]) -> list[dict[str, Any]]:
-    """The entries of the shards that are written; writes the index of a new folder."""
+    """The entries of the shards that are written, all checked; writes the index of a new folder."""
     make_folder(folder)
-    remove_leftovers(folder / INDEX)
+    remove_all_leftovers(folder)
     if not (folder / INDEX).exists():
         if any(folder.glob("*.tar")):
             raise ValueError(f"{folder} holds shards without {INDEX}: give another folder")
@@ -146,10 +145,23 @@ def _begun(folder: Path, made_of: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     with manifest.reading(folder / INDEX, f"delete {folder}") as content:
         differing = manifest.differences(content["made_of"], made_of)
-        entries = [dict(entry) for entry in content["shardlist"]]
+        entries = [] if differing else [dict(entry) for entry in content["shardlist"]]
+        for number, entry in enumerate(entries):
+            pairs = min(made_of["pairs_in_shard"], made_of["pairs"] - number * made_of["pairs_in_shard"])
+            counted = entry["nsamples"] + len(dict(entry["left_out"]))
+            if (entry["url"], counted) != (_name(number), pairs) or pairs < 1:
+                raise ValueError(f"entry {number} is not of {pairs} pairs")
     if differing:
         raise ValueError(f"{folder} holds other shards ({differing}): give another folder, or delete it")
+    for entry in entries:
+        path = folder / entry["url"]
+        if not path.is_file() or file_sha256(path) != entry.get("sha256"):
+            raise ValueError(f"{path} has changed since it was written: delete {folder}")
     return entries
+
+
+def _name(number: int) -> str:
+    return f"{number:06d}.tar"
 
 
 def _counted(samples: Iterable[Encoded], bar: tqdm[Any]) -> Iterator[Encoded]:

@@ -35,6 +35,7 @@ from bbdm.files import manifest
 INDEX = "index.json"
 KIND = "wids-shard-index-v1"
 MIXED = 8  # shards
+MOST = 10**7  # samples in a shard
 COLUMNS = "source,target"
 
 
@@ -92,7 +93,7 @@ class Shards(Pairs):
         number, place = self._place(index)
         shard, (_, found) = self.shards[number], self._tar(number)
         own = f"{Path(shard.name).stem}-{place}"  # for a sample without a name that can be one of a result
-        if place >= len(found.samples):
+        if place >= len(found.samples) or shard.count == place + 1 < len(found.samples):
             why = found.reason or f"{shard.url} has {len(found.samples)} samples, and {shard.count} are expected"
             return EncodedPair(own, shard.url, partial(_fail, why))
         sample = found.samples[place]
@@ -202,7 +203,8 @@ def find(place: str, split: str, columns: tuple[str, ...]) -> list[Shard]:
 
     Raises:
         FileNotFoundError: there is no such folder or shard.
-        ValueError: a folder without shards, an index that is damaged or unfinished, or bad braces.
+        ValueError: a folder without shards, an index that is damaged or unfinished, more samples than a shard
+            has room for, or bad braces.
         OSError: a shard cannot be fetched.
     """
     from braceexpand import braceexpand
@@ -227,8 +229,17 @@ def find(place: str, split: str, columns: tuple[str, ...]) -> list[Shard]:
         above = url.rpartition("/")[0]
         if above not in indexes:
             indexes[above] = _index(url)
-        found.append(indexes[above].get(url.rpartition("/")[2]) or Shard(url, _count(url, columns)))
-    return [Shard(url, shard.count, shard.sha256) for url, shard in zip(urls, found, strict=True)]
+        known = indexes[above].get(url.rpartition("/")[2], Shard(url, 0))  # of 0, an index says nothing
+        found.append(Shard(url, _possible(url, known.count or _count(url, columns)), known.sha256))
+    return found
+
+
+def _possible(url: str, count: int) -> int:
+    """The number of a shard's samples, where it has room for as many; memory is asked for by this number."""
+    room = fetching.local(url).stat().st_size // tar.BLOCK + 1 if fetching.is_local(url) else MOST
+    if not 0 <= count <= room:
+        raise ValueError(f"{url} cannot have {count} samples: make its index again, or delete it")
+    return count
 
 
 def _index(url: str) -> dict[str, Shard]:
@@ -261,7 +272,9 @@ def _count(url: str, columns: tuple[str, ...]) -> int:
     kept = fetching.cache() / f"{key}.count.json"
     if kept.exists():
         with manifest.reading(kept, "delete it") as content:
-            return int(content["samples"])
+            count = int(content["samples"])
+        if count > 0:
+            return count
     found = tar.index(path, columns)
     count = len(found.samples) + bool(found.reason)
     with suppress(OSError):  # it is counted again where nothing can be written

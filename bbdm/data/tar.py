@@ -18,7 +18,7 @@ from bbdm.base.images import SUFFIXES
 
 MEMBER = re.compile(r"(?P<key>(?:.*/|)[^./]+)\.(?P<ending>[^/]*)", re.DOTALL)
 BLOCK = 512  # bytes
-DAMAGED = (tarfile.TarError, ValueError, ArithmeticError, LookupError, EOFError, RecursionError)  # of reading one
+DAMAGED = (tarfile.TarError, ValueError, ArithmeticError, LookupError, EOFError, RecursionError, MemoryError)
 
 
 class Span(NamedTuple):
@@ -100,12 +100,19 @@ def _sample(name: str, members: list[tuple[str, str, Span]], columns: tuple[str,
 def _members(path: Path) -> Iterator[tuple[str, str, Span]]:
     """(key, ending, span) of the regular files of an uncompressed tar; empty texts for a name without a dot.
 
-    A tar without the blocks that end one is cut off.
+    A tar without the blocks that end one is cut off. Sizes may be negative, and tarfile would then read the
+    same members for ever.
     """
+    size, place = path.stat().st_size, -1
     with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
         while (member := tar.next()) is not None:
             tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue] which tarfile keeps otherwise
-            if member.isreg() and not member.issparse():
+            is_file = member.isreg() and not member.issparse()
+            end = member.offset_data + member.size if is_file else 0  # a global header can set the size alone
+            if member.size < 0 or tar.offset <= place or max(tar.offset, end) > size + BLOCK:
+                raise tarfile.ReadError(f"the member at {member.offset} does not end in the file")
+            place = tar.offset
+            if is_file:
                 found = MEMBER.fullmatch(member.name)
                 key, ending = ("", "") if found is None else (found["key"].removeprefix("./"), found["ending"])
                 yield key, ending, Span(member.offset_data, member.size)

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from bbdm.base.atomic import write_atomically
+from bbdm.base.atomic import remove_all_leftovers, write_atomically
 from bbdm.data.pairs import PairedDataset
 from bbdm.files import manifest
 
@@ -52,6 +52,8 @@ def save(image: Image.Image, path: Path) -> None:
 class Record:
     """``settings.json``, the manifest of results: what made them and how long it took. One process writes it.
 
+    Temporary files that a killed process left in the folders of results are deleted.
+
     Args:
         folder: of the results.
         settings: all that decides the results.
@@ -67,6 +69,8 @@ class Record:
         self.path = folder / "settings.json"
         self.settings = settings
         self.pictures, self.seconds = 0, 0.0  # timed ones
+        for place in {folder, *(job.path.parent for job in jobs)}:
+            remove_all_leftovers(place)
         existing = [job.path for job in jobs if job.path.exists()]
         if overwrite:
             for path in existing:

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bbdm.base.atomic import make_folder, write_atomically
+from bbdm.base.atomic import make_folder, remove_all_leftovers, write_atomically
 from bbdm.files.checkpoint import load_checkpoint
 
 log = logging.getLogger(__name__)
@@ -130,8 +130,7 @@ class RunFolder:
             FolderInUseError: another run works in the folder.
         """
         self._lock_folder()
-        for leftover in self.path.glob(".*.tmp"):
-            leftover.unlink()
+        remove_all_leftovers(self.path)
         metrics = self.path / METRICS
         lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
         known = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epochs]

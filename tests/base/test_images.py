@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +194,19 @@ class TestGrid:
 def test_by_size_groups_in_order() -> None:
     shapes = [(3, 2, 4), (3, 4, 2), (3, 2, 4), (1, 2, 4)]
     assert images.by_size([np.zeros(shape) for shape in shapes]) == [[0, 2], [1], [3]]
+
+
+@pytest.mark.parametrize("read", [images.open_image, lambda path: images.decode(path.read_bytes(), str(path))])
+def test_an_error_of_pillow_has_the_files_name(read: Callable[[Path], object], tmp_path: Path) -> None:
+    """A header chunk of PNG that is too short is a ValueError of Pillow's own, without a name."""
+    path = tmp_path / "a.png"
+    one_pixel("L", 0).save(path)
+    content = path.read_bytes()
+    data = b"IHDR" + content[16:20]
+    chunk = struct.pack(">I", 4) + data + struct.pack(">I", zlib.crc32(data))
+    path.write_bytes(content[:8] + chunk + content[33:])
+    with pytest.raises(ValueError, match=rf"cannot read the picture {path}: Truncated IHDR chunk"):
+        read(path)
 
 
 def test_images_need_no_torch() -> None:

@@ -83,7 +83,9 @@ def test_an_interrupted_cache_is_made_again(
             ImageCache(pairs, tmp_path / "cache")
     left = {"train.json"} if during == "pictures" else {"train.json", "train.npy"}
     assert {path.name for path in (tmp_path / "cache").iterdir()} == left
+    (tmp_path / "cache" / ".train.json.0123abcd.tmp").touch()  # of a killed process
     assert_same(ImageCache(pairs, tmp_path / "cache"), pairs)
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"train.json", "train.npy"}
 
 
 def test_a_full_disk_leaves_no_part(pairs: PairedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -131,6 +131,30 @@ def test_other_shards_are_refused(pairs: PairedDataset, tmp_path: Path) -> None:
         write_shards(PairedDataset(pairs.pairs, SIZE, "BtoA"), tmp_path / "new")
 
 
+def _changed(folder: Path, **entry: Any) -> None:
+    index = json.loads((folder / "index.json").read_text())
+    index["shardlist"][1] |= entry
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def test_shards_that_changed_are_not_completed(pairs: PairedDataset, tmp_path: Path) -> None:
+    for name, entry, message in (
+        ("count", {"nsamples": 1}, r"cannot read .*index\.json: delete"),
+        ("kind", {"nsamples": [2]}, r"cannot read .*index\.json: delete"),
+        ("url", {"url": "../000001.tar"}, r"cannot read .*index\.json: delete"),
+        ("left out", {"left_out": 1.5}, r"cannot read .*index\.json: delete"),
+        ("hash", {"sha256": "0"}, r"000001\.tar has changed since it was written: delete"),
+    ):
+        write_shards(pairs, tmp_path / name, 2)
+        _changed(tmp_path / name, **entry)
+        with pytest.raises(ValueError, match=message):
+            write_shards(pairs, tmp_path / name, 2)
+    write_shards(pairs, tmp_path / "gone", 2)
+    (tmp_path / "gone" / "000001.tar").unlink()
+    with pytest.raises(ValueError, match=r"000001\.tar has changed"):
+        write_shards(pairs, tmp_path / "gone", 2)
+
+
 def test_two_pairs_of_a_name(tmp_path: Path, save_picture: SavePicture) -> None:
     for name in ("a.b", "a_b"):
         save_picture(tmp_path / "train" / f"{name}.png", Image.new("RGB", (4, 2)))

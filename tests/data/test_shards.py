@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,12 +149,40 @@ class TestIndex:
         assert len(load(folder)) == PAIRS - COUNTS[2] + 1
 
     def test_damaged(self, folder: Path) -> None:
-        for counts in ([-1], [1.5], ["1"], [True], [None]):
-            self.write_index(folder, counts)
+        for counts in ([-1], [1.5], ["1"], [True], [None], COUNTS):
+            self.write_index(folder, counts, made_of={"shards": math.inf if counts is COUNTS else 1})
             with pytest.raises(ValueError, match=r"cannot read .*index\.json: make it again, or delete it"):
                 load(folder)
         (folder / "index.json").write_text("[")
         with pytest.raises(ValueError, match=r"cannot read .*index\.json"):
+            load(folder)
+
+    @pytest.mark.parametrize("count", [1000, 10**9, 10**30])
+    def test_more_samples_than_a_shard_has_room_for(self, count: int, folder: Path) -> None:
+        """Memory would be asked for by that number."""
+        self.write_index(folder, [*COUNTS[:2], count, *COUNTS[3:]])
+        with pytest.raises(ValueError, match=rf"000002\.tar cannot have {count} samples: make its index again"):
+            load(folder)
+
+    def test_fewer_samples_than_a_shard_has(self, folder: Path) -> None:
+        """None is left out in silence."""
+        self.write_index(folder, [0, *COUNTS[1:3], COUNTS[3] - 1, *COUNTS[4:]])
+        pairs = load(folder)
+        assert len(pairs) == PAIRS - 1
+        last = sum(COUNTS[:4]) - 2
+        with pytest.raises(ValueError, match=r"000003\.tar has 7 samples, and 6 are expected"):
+            pairs.pixels(last)
+        assert [int(pairs.pixels(i)[0][0, 0, 0]) for i in range(last)] == list(range(last))
+
+    @pytest.mark.parametrize("kept", ["-5", "0", "1e400", "null", "1000000000000"])
+    def test_a_damaged_count(self, kept: str, folder: Path) -> None:
+        load(folder)
+        for path in fetching.cache().glob("*.count.json"):
+            path.write_text(f'{{"samples": {kept}}}')
+        if kept in ("0", "-5"):
+            assert len(load(folder)) == PAIRS
+            return
+        with pytest.raises(ValueError, match=r"000000\.tar cannot have|cannot read .*count\.json: delete it"):
             load(folder)
 
     def test_unfinished(self, folder: Path) -> None:

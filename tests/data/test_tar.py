@@ -113,3 +113,30 @@ def test_damaged_tars_keep_what_is_before(kind: str, left: int, tmp_path: Path) 
     found = tar.index(path, COLUMNS)
     assert [(each.name, each.reason) for each in found.samples] == [("000", ""), ("001", "")][:left]
     assert f"{path} is a damaged tar: " in found.reason
+
+
+@pytest.mark.parametrize("size", [-tarfile.BLOCKSIZE, -1, 2**40, 2**80])
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, b"7", b"M"])
+def test_sizes_that_lead_out_of_the_file(size: int, kind: bytes, tmp_path: Path) -> None:
+    """Backwards, where tarfile reads the same members for ever, and to where there is no memory for it."""
+    path = write(tmp_path / "a.tar", [sample(i) for i in range(3)])
+    content = bytearray(path.read_bytes())
+    second = 2 * 2 * tarfile.BLOCKSIZE  # the header of its source
+    header = tarfile.TarInfo("001.source.png")
+    header.size, header.type = size, kind
+    content[second : second + tarfile.BLOCKSIZE] = header.tobuf(tarfile.GNU_FORMAT)[: tarfile.BLOCKSIZE]
+    path.write_bytes(content)
+    found = tar.index(path, COLUMNS)
+    assert [each.name for each in found.samples if not each.reason] == ["000"]
+    assert f"{path} is a damaged tar: " in found.reason
+
+
+def test_a_size_in_a_global_header(tmp_path: Path) -> None:
+    """It is of the members that follow, and tarfile looks for the next one where their own headers say."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"size": str(10**19)}) as written:
+        written.addfile(tarfile.TarInfo("a.source.png"))
+        written.addfile(tarfile.TarInfo("a.target.png"))
+    found = tar.index(path, COLUMNS)
+    assert found.samples == []
+    assert f"{path} is a damaged tar: the member at" in found.reason

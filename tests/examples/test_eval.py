@@ -367,7 +367,10 @@ def test_a_second_sweep_keeps_the_first(place: Path, make_unet: MakeUNet, capsys
 
     both = ["psnr", "ssim"]
     assert sweep("--metrics", *both, "--sweep", "dpm2m:2", "ddim:2") == {("dpm2m", 2): both, ("ddim", 2): both}
+    leftover = Path("sweep/.quality_nfe.png.0123abcd.tmp")  # of a killed run
+    leftover.touch()
     found = sweep("--metrics", "psnr", "--sweep", "dpm2m:2,3")
+    assert not leftover.exists()
     assert found == {("ddim", 2): both, ("dpm2m", 2): both, ("dpm2m", 3): ["psnr"]}
     shutil.rmtree("sweep/dpm2m-2")
     save_checkpoint("c.pt", make_unet(seed=1), ABridge(num_steps=100), image_size=SIZE)

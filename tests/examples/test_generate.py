@@ -104,6 +104,15 @@ def test_results_are_kept_without_overwrite(place: Path, capsys: pytest.CaptureF
     assert Image.open("results/b.png").getextrema() != ((0, 0), (0, 0), (0, 0))
 
 
+def test_what_a_killed_run_was_writing_is_deleted(place: Path):
+    """And nothing that has another form of name."""
+    Path("results").mkdir()
+    for name in (".a.png.0123abcd.tmp", ".settings.json.0123abcd.tmp", ".notes.tmp", ".a.png.0123.tmp"):
+        Path("results", name).touch()
+    run()
+    assert made() == [".a.png.0123.tmp", ".notes.tmp", "a.png", "b.png", "c.png", "grid.png", "settings.json"]
+
+
 def test_results_of_other_settings_are_not_shown_as_new(place: Path):
     run("--seed", "1")
     with pytest.raises(ResultsError, match=r"results holds results of other settings \(seed 1, now 2\)") as caught:

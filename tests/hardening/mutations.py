@@ -19,6 +19,7 @@ VALUES: list[Any] = [
     *("", "x", "abridge", "../../a", "\0", "kl", [], {}, [1, 2], [2**40], {"a": 1}, [[]], "9" * 5000),
 ]
 Mutation = Callable[[bytearray, random.Random], None]
+Mutate = Callable[[bytes, random.Random], bytes]  # of a whole file
 
 
 def _place(data: bytearray, rng: random.Random) -> int:
@@ -88,16 +89,16 @@ def of_values(content: Any, rng: random.Random) -> Any:
                 break
             parent = parent[key]
         if not isinstance(parent, dict | list) or key is None:
-            return rng.choice(VALUES)
+            return _value(rng)
         action = rng.random()
         if action < 0.7:
             parent[key] = _other(parent[key], rng)
         elif action < 0.85:
             del parent[key]
         elif isinstance(parent, dict):
-            parent[rng.choice(["x", "kind", "config", "version", str(key) + "s"])] = rng.choice(VALUES)
+            parent[rng.choice(["x", "kind", "config", "version", str(key) + "s"])] = _value(rng)
         else:
-            parent.extend(parent * rng.choice([1, 1000]))
+            parent.extend(copy.deepcopy(parent) * rng.choice([1, 1000]))
     return changed
 
 
@@ -106,7 +107,12 @@ def _other(value: Any, rng: random.Random) -> Any:
         return rng.choice([value + 1, -value, value * 1000, value * 10**9, value / 2, str(value)])
     if isinstance(value, str) and value and rng.random() < 0.5:
         return rng.choice([value[:-1], value * 3, value.upper(), "../" + value])
-    return rng.choice(VALUES)
+    return _value(rng)
+
+
+def _value(rng: random.Random) -> Any:
+    """One that nothing else has: what is put into it stays there."""
+    return copy.deepcopy(rng.choice(VALUES))
 
 
 def of_json(data: bytes, rng: random.Random) -> bytes:
@@ -114,3 +120,51 @@ def of_json(data: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.5:
         return of_bytes(data, rng)
     return json.dumps(of_values(json.loads(data), rng)).encode()
+
+
+# Tars, of which each header has a checksum
+
+BLOCK = 512
+
+
+def _base_256(number: int) -> bytes:
+    """A number as GNU tar writes what has no room in octal, and what is negative."""
+    return (b"\xff" if number < 0 else b"\x80") + (number % 2**88).to_bytes(11, "big")
+
+
+CHECKSUM = slice(148, 156)
+USTAR = b"ustar"  # at 257 of a header
+FIELDS: list[tuple[int, int, list[bytes]]] = [  # of a header: place, length and values
+    (0, 100, [b"", b"a", b"../../a.source.png", b"/a.target.png", b"00.source.png", b"\xff" * 100, b"a\nb.target.png"]),
+    (124, 12, [b"0", b"1", b"777", b"77777777777", b"x", *(_base_256(n) for n in (-BLOCK, -1, 2**40, 2**62, 2**80))]),
+    (156, 1, [bytes([kind]) for kind in b"0123456xgLKSDMV\0"]),
+    (157, 100, [b"", b"../../a", b"/etc/hosts"]),
+    (257, 8, [b"ustar  \0", bytes(8)]),
+    (345, 155, [b"..", b"/", b"b" * 155]),
+]
+RECORDS = ["size=-512", f"size={10**19}", "path=../../a.source.png", "path=00.source.png", "hdrcharset=BINARY"]
+RECORDS += ["GNU.sparse.major=1", "GNU.sparse.size=99999999999", "GNU.sparse.map=0,9,9", "x" * 600 + "="]
+
+
+def of_tar(data: bytes, rng: random.Random) -> bytes:
+    """A tar with other bytes or, as often, with another header whose checksum fits."""
+    headers = [at for at in range(0, len(data), BLOCK) if data[at + 257 : at + 262] == USTAR]
+    if rng.random() < 0.5 or not headers:
+        return of_bytes(data, rng)
+    changed, at = bytearray(data), rng.choice(headers)
+    header = changed[at : at + BLOCK]
+    if rng.random() < 0.7:
+        place, length, values = rng.choice(FIELDS)
+        header[place : place + length] = rng.choice(values).ljust(length, b"\0")
+        changed[at : at + BLOCK] = _checked(header)
+    else:  # an extended header before it
+        text = "".join(f"{len(record) + 5:03d} {record}\n" for record in rng.choices(RECORDS, k=2)).encode()
+        header[124:136], header[156:157] = f"{len(text):011o}\0".encode(), rng.choice([b"x", b"g", b"L"])
+        changed[at:at] = _checked(header) + text.ljust(-len(text) % BLOCK + len(text), b"\0")
+    return bytes(changed)
+
+
+def _checked(header: bytearray) -> bytes:
+    header[CHECKSUM] = b" " * 8
+    header[CHECKSUM] = f"{sum(header):06o}\0 ".encode()
+    return bytes(header)

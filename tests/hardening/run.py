@@ -1,24 +1,29 @@
-"""Mutated files of one kind, in a process of their own: python -m tests.hardening.run KIND COUNT SEED FOLDER.
+"""Mutated files of one kind, in a process of their own.
 
-It prints an Outcome as JSON. The same seed makes the same files; the name of a fault has its number.
+python -m tests.hardening.run KIND COUNT SEED FOLDER [FIRST] prints an Outcome as JSON. The same seed makes
+the same files. The name of a fault has its number: with it as FIRST and COUNT 1, the file is left in FOLDER.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import shutil
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.hardening.subjects import FILES, PICTURES, clean, quiet
+from tests.hardening.subjects import FILES, PICTURES
 from tests.hardening.watch import Outcome, Watch, judge
 
 
 def run(kind: str, count: int, seed: int, folder: Path, first: int = 0) -> Outcome:
     """Mutate the file ``count`` times; number ``first`` is the first."""
     make, _ = {**FILES, **PICTURES}[kind]
-    subject = make(clean(folder))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    subject = make(folder)
     whole = subject.path.read_bytes()
     wanted = subject.read()
     subject.read()  # what is imported and kept at a second call
@@ -32,10 +37,11 @@ def run(kind: str, count: int, seed: int, folder: Path, first: int = 0) -> Outco
             found = subject.read()
             return found == wanted or not subject.exact
 
-        judge(read, len(data), watch, outcome, f"{kind} {index}", subject.room)
+        judge(read, len(data), watch, outcome, f"{kind} {index}", subject.room, str(folder))
     return outcome
 
 
 if __name__ == "__main__":
-    quiet()
-    print(json.dumps(asdict(run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])))))
+    warnings.simplefilter("ignore")  # odd settings are as good as none here
+    kind, count, seed, folder, *first = sys.argv[1:]
+    print(json.dumps(asdict(run(kind, int(count), int(seed), Path(folder), *map(int, first)))))

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
-import warnings
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,33 +28,21 @@ from tests.conftest import tiny_unet
 from tests.export.exports import BRIDGE, SIZE, export, tiny_codec
 from tests.files.importers.common import save
 from tests.files.importers.test_original_bbdm import bbdm_file, bbdm_unet, bbdm_yaml
-from tests.hardening.mutations import of_bytes, of_json, of_values
-from tests.hardening.watch import ROOM
+from tests.hardening import shards
+from tests.hardening.mutations import Mutate, of_bytes, of_json, of_values
+from tests.hardening.subject import Subject
 
 PICTURE = 2 * 2 * 3 * (Image.MAX_IMAGE_PIXELS or 0)  # bytes of the largest that Pillow opens, and of a copy
-Mutate = Callable[[bytes, random.Random], bytes]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A file in a folder of its own.
-
-    ``read`` returns what was read, which is right where it equals what the whole file gave. ``exact`` is
-    False where a change of values makes another valid file, or where a format has no checksums. ``room`` is
-    the memory besides twice the file's size: a small picture may say that it is a large white one.
-    """
-
-    path: Path
-    read: Callable[[], Any]
-    mutate: Mutate = of_bytes
-    exact: bool = True
-    room: int = ROOM
 
 
 def _state(checkpoint: Any) -> Any:
     """The weights and settings of a checkpoint, built, as values that compare."""
-    unet = checkpoint.build_unet()
-    return checkpoint.bridge, {key: value.tolist() for key, value in unet.state_dict().items()}
+    return checkpoint.bridge, _bytes(checkpoint.build_unet().state_dict())
+
+
+def _bytes(state: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    """The bits of tensors: lists of numbers would take ten times longer than reading the file."""
+    return {key: value.numpy().tobytes() for key, value in state.items()}
 
 
 def _checkpoint(path: Path, mutate: Mutate = of_bytes, exact: bool = True, **arguments: Any) -> Subject:
@@ -112,7 +96,7 @@ def our_safetensors_settings(folder: Path) -> Subject:
 
 def our_vqgan(folder: Path) -> Subject:
     save_vqgan(path := folder / "v.pt", tiny_codec().module)  # pyright: ignore[reportArgumentType]
-    return Subject(path, lambda: {key: v.tolist() for key, v in load_vqgan(path).state_dict().items()})
+    return Subject(path, lambda: _bytes(load_vqgan(path).state_dict()))
 
 
 def legacy(folder: Path) -> Subject:
@@ -231,9 +215,9 @@ def _picture(suffix: str, **options: Any) -> Callable[[Path], Subject]:
 
 
 FILES: dict[str, tuple[Callable[[Path], Subject], int]] = {  # of each, how many every night: 100,000 in all
-    "our .pt": (our_pt, 20_000),
+    "our .pt": (our_pt, 15_000),
     "our .pt, settings": (our_pt_settings, 10_000),
-    "our .safetensors": (our_safetensors, 20_000),
+    "our .safetensors": (our_safetensors, 15_000),
     "our .safetensors, settings": (our_safetensors_settings, 5_000),
     "our VQGAN": (our_vqgan, 5_000),
     "a legacy .pt": (legacy, 10_000),
@@ -245,6 +229,11 @@ FILES: dict[str, tuple[Callable[[Path], Subject], int]] = {  # of each, how many
     "a cache of latents": (latent_cache, 2_000),
     "settings of results": (results, 3_000),
     "scores": (scores, 2_000),
+    "a shard": (shards.indexed, 3_000),
+    "a shard without an index": (shards.without_index, 2_000),
+    "an index of shards": (shards.of_index, 3_000),
+    "an index to complete": (shards.to_complete, 1_500),
+    "a count of a shard": (shards.of_count, 500),
 }
 PICTURES: dict[str, tuple[Callable[[Path], Subject], int]] = {  # 10,000 in all
     "PNG": (_picture(".png"), 3_000),
@@ -254,16 +243,3 @@ PICTURES: dict[str, tuple[Callable[[Path], Subject], int]] = {  # 10,000 in all
     "TIFF": (_picture(".tif"), 1_500),
     "TIFF, compressed": (_picture(".tif", compression="tiff_lzw"), 1_000),
 }
-
-
-def clean(folder: Path) -> Path:
-    """An empty folder."""
-    with suppress(FileNotFoundError):
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    return folder
-
-
-def quiet() -> None:
-    """Warnings of odd settings are as good as none here."""
-    warnings.simplefilter("ignore")

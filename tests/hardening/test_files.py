@@ -55,10 +55,11 @@ def test_mutated(kind: str, count: int, tmp_path: Path) -> None:
         (lambda: pickle.loads(CALL) is None, "called import"),
         (lambda: bool(bytearray(ROOM + 2**26)), "MiB for a file of 10 bytes"),
         (lambda: {}["x"], "KeyError"),
+        (lambda: int("x") > 0, "does not name it"),
     ],
-    ids=["wrong", "code", "memory", "another error"],
+    ids=["wrong", "code", "memory", "another error", "no name"],
 )
 def test_faults_are_found(fault: Any, message: str) -> None:
     outcome = Outcome()
-    judge(fault, 10, Watch(), outcome, "planted")
+    judge(fault, 10, Watch(), outcome, "planted", place="a/b")
     assert any(message in fault for fault in outcome.faults)

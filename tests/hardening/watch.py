@@ -52,8 +52,10 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def judge(read: Callable[[], bool], size: int, watch: Watch, outcome: Outcome, name: str, room: int = ROOM) -> None:
-    """Read one file, of ``size`` bytes: the right content (True) or a ValueError, and nothing else."""
+def judge(
+    read: Callable[[], bool], size: int, watch: Watch, outcome: Outcome, name: str, room: int = ROOM, place: str = ""
+) -> None:
+    """Read one file of ``size`` bytes: the right content (True), or an error that has its ``place`` in it."""
     forget_peak()
     before, started = memory("VmRSS"), time.perf_counter()
     watch.seen.clear()
@@ -63,8 +65,9 @@ def judge(read: Callable[[], bool], size: int, watch: Watch, outcome: Outcome, n
         right = read()
         outcome.read += right
         fault = None if right else "it was read, with another content"
-    except (ValueError, FileNotFoundError):
+    except (ValueError, FileNotFoundError) as error:
         outcome.refused += 1
+        fault = None if place in str(error) else f"an error does not name it: {error}"[:300]
     except BaseException as error:
         fault = f"{type(error).__name__}: {error}"[:300]
     finally:

@@ -6,16 +6,13 @@ import errno
 import io
 import json
 import logging
-import multiprocessing
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +29,7 @@ from bbdm.training.trainer import Trainer
 from examples import train
 from tests.conftest import ROOT, TINY, SavePicture
 from tests.examples.test_train import assert_same
+from tests.hardening.killing import Script, begin
 from tests.nightly import sweep
 from tests.training import tiny_train
 
@@ -62,14 +60,18 @@ def arguments(data: Path, output: Path, *flags: str) -> list[str]:
     return ["edge2shoes", str(data), str(output), *common, "-t", "50", "--save_every", SAVES, *flags]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with model.pt and model.run/ of a run that nothing stopped."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+def run_undisturbed(argv: Callable[[Path], list[str]], folder: Path) -> Path:
+    """The folder, with model.pt and model.run/ of a run that nothing stops."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
-        train.main(arguments(data, folder / "model.pt"))
+        train.main(argv(folder / "model.pt"))
     return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of these pairs."""
+    return run_undisturbed(lambda output: arguments(data, output), tmp_path_factory.mktemp("undisturbed"))
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -108,56 +110,10 @@ def _slow_fsync(file: int) -> None:
     time.sleep(DELAY)  # the whole file has its temporary name still
 
 
-def _train(argv: list[str], started: Any) -> None:
-    """Train, in a process of its own."""
+def slow_writes(_: Path) -> None:
+    """Tiny networks, whose checkpoints are written slowly."""
     tiny_train.set_up()
     torch.save, os.fsync = _slow_save, _slow_fsync
-    started.set()
-    train.main(argv)
-
-
-def _begin(argv: list[str]) -> BaseProcess:
-    """Training in a process of its own, from when its imports are done."""
-    context = multiprocessing.get_context("forkserver")  # which imports once, and forks for each
-    context.set_forkserver_preload([__name__])
-    started = context.Event()
-    process = context.Process(target=_train, args=(argv, started))
-    process.start()
-    assert started.wait(120)
-    return process
-
-
-@pytest.mark.nightly
-def test_killed_at_random_moments(data: Path, undisturbed: Path, tmp_path: Path) -> None:
-    kill_at_random_moments(lambda output: arguments(data, output), undisturbed, tmp_path)
-
-
-def kill_at_random_moments(argv: Callable[[Path], list[str]], undisturbed: Path, tmp_path: Path) -> None:
-    """Runs that are killed, 20 times in all, and resumed have the weights of the undisturbed one."""
-    kills = 20
-    moments = random.Random(kills)
-    began = time.monotonic()
-    process = _begin(argv(tmp_path / "whole" / "model.pt"))
-    process.join()
-    whole = time.monotonic() - began
-    assert_undisturbed(tmp_path / "whole", undisturbed)
-    inside = runs = done = 0
-    while done < kills:
-        runs += 1
-        folder = tmp_path / str(runs)
-        ended = False
-        while not ended:
-            process = _begin(argv(folder / "model.pt"))
-            process.join(moments.uniform(0, whole) if done < kills else None)
-            ended = process.exitcode is not None
-            if not ended:
-                process.kill()
-                process.join()
-                done += 1
-                inside += bool(list(folder.rglob(".*.tmp")))
-        assert process.exitcode == 0
-        assert_undisturbed(folder, undisturbed)
-    assert inside, "no kill fell into a write"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +122,8 @@ def kill_at_random_moments(argv: Callable[[Path], list[str]], undisturbed: Path,
 def test_killed_while_a_checkpoint_is_written(moment: str, data: Path, undisturbed: Path, tmp_path: Path) -> None:
     """The second checkpoint is being written; the run resumes from the first."""
     run = tmp_path / "model.run"
-    process = _begin(arguments(data, tmp_path / "model.pt"))
+    script = Script(train.main, lambda folder: arguments(data, folder / "model.pt"), slow_writes)
+    process = begin(script, tmp_path)
     deadline = time.monotonic() + 60
     written = 0.0  # part of the second checkpoint
     while not (0 < written < 0.9 if moment == "half written" else written >= 0.9):

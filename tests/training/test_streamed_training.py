@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+import bbdm
 from bbdm.base.scripts import StoppedError
-from bbdm.networks.unet_config import PRESETS, UNetConfig
 from bbdm.training.trainer import Trainer
 from examples import distill, eval, shard, train
-from tests.conftest import ROOT, TINY, SavePicture
+from tests.conftest import ROOT, SavePicture
+from tests.examples.test_train import assert_same
 from tests.training import test_stopped_training as stopped
 from tests.training.launching import TORCHRUN, run
 from tests.training.test_several_processes import assert_close
@@ -47,11 +48,7 @@ def arguments(place: str | Path, output: Path, *flags: str) -> list[str]:
 @pytest.fixture(scope="module")
 def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run from the folder of shards, without readers, that nothing stopped."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
-        train.main(arguments(data, folder / "model.pt"))
-    return folder
+    return stopped.run_undisturbed(lambda output: arguments(data, output), tmp_path_factory.mktemp("undisturbed"))
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -115,22 +112,12 @@ def test_two_processes_are_one(data: Path, undisturbed: Path, tmp_path: Path) ->
 
 
 @pytest.mark.nightly
-def test_killed_at_random_moments_while_streaming(data: Path, tmp_path: Path) -> None:
-    """20 times, while readers run commands, each run its own: bitwise the run from the folder."""
-    copy = tmp_path / "data"
-    for split, count in (("train", 12), ("val", 4)):
-        (copy / split).mkdir(parents=True)
-        for i in range(12):
-            (copy / split / f"{i:06d}.tar").hardlink_to(data / split / f"{i % count:06d}.tar")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
-        train.main(arguments(copy, tmp_path / "alone" / "model.pt"))
-
-    def argv(output: Path) -> list[str]:
-        command = f"pipe:sleep 0.03; : {output.parent.name}; cat {copy}/{{split}}/{{000000..000011}}.tar"
-        return arguments(command, output, "--workers", "2")
-
-    stopped.kill_at_random_moments(argv, tmp_path / "alone", tmp_path)
+def test_a_command_gives_the_run_of_the_folder(data: Path, tmp_path: Path) -> None:
+    """Fetched while it trains, by two readers."""
+    train.main(arguments(data / "train", tmp_path / "folder.pt"))
+    command = f"pipe:sleep 0.03; cat {data}/train/{{000000..000011}}.tar"
+    train.main(arguments(command, tmp_path / "piped.pt", "--workers", "2"))
+    assert_same(*(bbdm.load_checkpoint(tmp_path / name).unet for name in ("piped.pt", "folder.pt")))
 
 
 MANY = """
