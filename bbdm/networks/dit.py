@@ -130,6 +130,11 @@ class DiT(ConfiguredNetwork, Network):
         layers = [*(cast(Block, block).modulation for block in self.blocks), self.out_modulation]
         return partial(_embed, self.time, layers)
 
+    def units(self) -> Iterator[list[nn.Module]]:
+        """Blocks, and their modulations, which are read with the time's embedding."""
+        yield from ([cast(Block, block).modulation] for block in self.blocks)
+        yield from ([block] for block in self.blocks)
+
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Predict the bridge's objective; see :meth:`bbdm.network.Network.forward`.
 
