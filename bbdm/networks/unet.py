@@ -7,7 +7,6 @@ weights of another. channels_last throughout. It knows no bridge: it maps (x, t,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -222,12 +221,14 @@ class UNet(ConfiguredNetwork, Network):
         return Modulation(self)
 
     def units(self) -> Iterator[list[nn.Module]]:
-        """Convolutions and time embeddings of blocks, and attention. Norms are read with the time's embedding."""
+        """Convolutions and embeddings of blocks, and attention; norms are read with the time's embedding."""
         for block in self.res_blocks():
             yield [block.emb_layers]
-            convs = block.in_layers[2:], block.out_layers[3:], [block.skip_connection]
-            yield [conv for conv in chain(*convs[block.up :]) if isinstance(conv, nn.Conv2d)]
-        yield from ([module] for module in self.modules() if isinstance(module, AttentionBlock))
+            convs = [block.in_layers[2], block.out_layers[3], block.skip_connection]
+            yield [conv for conv in convs[block.up :] if isinstance(conv, nn.Conv2d)]  # not called where it enlarges
+        for module in self.modules():
+            if isinstance(module, AttentionBlock):
+                yield [module]
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Predict the bridge's objective.
