@@ -132,8 +132,9 @@ class DiT(ConfiguredNetwork, Network):
 
     def units(self) -> Iterator[list[nn.Module]]:
         """Blocks, and their modulations, which are read with the time's embedding."""
-        yield from ([cast(Block, block).modulation] for block in self.blocks)
-        yield from ([block] for block in self.blocks)
+        for block in self.blocks:
+            yield [cast(Block, block).modulation]
+            yield [block]
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Predict the bridge's objective; see :meth:`bbdm.network.Network.forward`.
