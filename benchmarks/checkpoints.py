@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -50,12 +51,12 @@ def main(argv: list[str] | None = None) -> None:
     for _ in range(2):
         run.train_step(*batch)
     for _ in range(args.rounds):
-        seconds["a step"].append(seconds_of(lambda: run.train_step(*batch)))
+        seconds["a step"].append(seconds_of(partial(run.train_step, *batch)))
         file, began = run.run.checkpoint(run.step), time.perf_counter()
         seconds["wait, with the thread"].append(seconds_of(run._save))
         beside: list[float] = []
         while not file.exists():
-            beside.append(seconds_of(lambda: run.train_step(*batch)))
+            beside.append(seconds_of(partial(run.train_step, *batch)))
         run.writing.wait()
         seconds["until the thread has written"].append(time.perf_counter() - began)
         seconds["a step beside the thread"].append(statistics.fmean(beside))
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     for _ in range(3):
         run = make_run(args.preset, args.batch_size, args.folder)
         seconds["resume"].append(seconds_of(run.resume_newest))
-        seconds["first step of the resumed run"].append(seconds_of(lambda: run.train_step(*batch)))
+        seconds["first step of the resumed run"].append(seconds_of(partial(run.train_step, *batch)))
     for name, each in seconds.items():
         print(f"{name}: {statistics.median(each):.2f} s ({min(each):.2f} to {max(each):.2f})")
 
