@@ -84,13 +84,13 @@ def restore_weights(network: Network, state: dict[str, torch.Tensor]) -> None:
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load a whole state into an optimizer, whose weights may be shared out or of another memory format."""
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    weights = dict(enumerate(weight for group in optimizer.param_groups for weight in group["params"]))
 
-    def moved(value: Any, weight: torch.Tensor) -> Any:
-        if not isinstance(value, torch.Tensor) or value.shape != weight.shape:
+    def moved(name: str, value: Any, weight: torch.Tensor | None) -> Any:
+        if name == "step" or weight is None or not isinstance(value, torch.Tensor) or value.shape != weight.shape:
             return value
         return torch.empty_like(weight, dtype=value.dtype, requires_grad=False).copy_(part_of(value, weight))
 
     states = state["state"].items()
-    mine = {index: {name: moved(value, weights[index]) for name, value in of.items()} for index, of in states}
+    mine = {index: {name: moved(name, each, weights.get(index)) for name, each in of.items()} for index, of in states}
     optimizer.load_state_dict({**state, "state": mine})

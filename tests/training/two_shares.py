@@ -6,26 +6,33 @@ from typing import Any
 
 import torch
 
+from bbdm.bridges import BrownianBridge
 from bbdm.execution.processes import Processes
 from bbdm.execution.sharing import own, whole
 from bbdm.files.weights import copied
 from bbdm.training.config import TrainConfig
+from bbdm.training.distillation import DistillConfig, DistillStep
 from bbdm.training.step import TrainStep
 from tests.conftest import BRIDGE, SIZE, tiny_unet
 
 
-def step_of(processes: Processes, **settings: Any) -> TrainStep:
-    """A step that has been done once."""
+def pairs_of(processes: Processes) -> tuple[torch.Tensor, torch.Tensor]:
+    y, x0 = torch.rand(2, 2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(processes.rank)) * 2 - 1
+    return y, x0
+
+
+def step_of(processes: Processes, done: int = 1, **settings: Any) -> TrainStep:
+    """A step that has been done a few times."""
     config = TrainConfig(batch_size=4, shard=True, **settings)
     step = TrainStep(tiny_unet(condition_channels=3), BRIDGE, config, None, processes, latents=False, total=10)
-    pairs = torch.rand(2, 2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(processes.rank)) * 2 - 1
-    step(pairs[0], pairs[1], 0)
+    for index in range(done):
+        step(*pairs_of(processes), index)
     return step
 
 
 def check_parts(processes: Processes) -> None:
     """Each process holds half of what grows with the network. The first alone gets all, to write it."""
-    step = step_of(processes)
+    step = step_of(processes, done=2)
     weights, average = [*step.unet.parameters()], [*step.ema.unet.parameters()]
     moments = [value for of in step.optimizer.state.values() for key, value in of.items() if key != "step"]
     assert len(moments) == 2 * len(weights)
@@ -65,6 +72,31 @@ def check_overflow(processes: Processes) -> None:
     assert all(torch.equal(own(now), then) for now, then in zip(step.unet.parameters(), before, strict=True))
 
 
+def check_norm(processes: Processes) -> None:
+    """The norm of all gradients is known to both, at a step whose norm the first shows."""
+    step = step_of(processes)
+    for weight in step.unet.parameters():
+        weight.grad = torch.ones_like(weight)
+    norm = step.gradient_norm(49)
+    assert norm is not None
+    assert abs(norm.item() - sum(weight.numel() for weight in step.unet.parameters()) ** 0.5) < 1e-3
+    assert step.gradient_norm(48) is None
+
+
+def check_student(processes: Processes) -> None:
+    """A student, whose network is called several times in a step, learns the same."""
+    bridge = BrownianBridge(1000, objective="pinned")
+    steps: list[DistillStep] = []
+    for shard in (True, False):
+        config = DistillConfig(batch_size=4, shard=shard)
+        steps.append(DistillStep(tiny_unet(condition_channels=3), bridge, config, None, processes, False, 10))
+    for index in range(4):
+        losses = [step(*pairs_of(processes), index) for step in steps]
+        assert abs(losses[0] - losses[1]) < 1e-5 * losses[1]
+    for mine, theirs in zip(*(step.unet.parameters() for step in steps), strict=True):
+        torch.testing.assert_close(whole(mine), theirs, rtol=0, atol=1e-6)
+
+
 def check_finite(processes: Processes) -> None:
     """A weight that is not finite in one process alone is known to both."""
     step = step_of(processes)
@@ -77,6 +109,6 @@ def check_finite(processes: Processes) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     team = Processes.join("cpu")
-    for check in (check_parts, check_overflow, check_finite):
+    for check in (check_parts, check_overflow, check_norm, check_student, check_finite):
         check(team)
     team.leave()
