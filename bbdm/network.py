@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -57,6 +57,14 @@ class Network(nn.Module):
     def embedder(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """:meth:`embed`, without keeping weights that it does not need."""
         return self.embed
+
+    def units(self) -> Iterator[list[nn.Module]]:
+        """Groups of modules, inner ones first, whose weights are read only while they are called.
+
+        Where weights are shared out, those of a group are put together for the time of its calls. The rest of
+        the network, by default all of it, is put together for each call of the network.
+        """
+        return iter(())
 
     @abstractmethod
     def description(self) -> dict[str, Any]:

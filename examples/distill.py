@@ -73,7 +73,7 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
     config = from_values(DistillConfig, vars(args))
     codec = None if args.vqgan_path is None else load_codec(args.vqgan_path)
     teacher = load_checkpoint(args.teacher, codec=codec)
-    student = student_of(teacher, config.calls).to(team.device)
+    student = student_of(teacher, config.calls)
     codec = teacher.build_codec()
     size = args.image_size or teacher.image_size
     if size is None:

@@ -123,7 +123,6 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
 
     torch.manual_seed(args.seed)
     unet = setup.build_network(args.preset, channels if codec is None else codec.channels, args.condition)
-    unet = unet.to(team.device)
     unet.gradient_checkpointing = args.gradient_checkpointing
     bridge = setup.build_bridge(args.bridge, args.time_steps, args.c_lambda, args.objective, args.density)
     if args.init_from is not None and resumed is None:

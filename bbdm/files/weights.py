@@ -78,10 +78,18 @@ def write(
 def copied(content: Any, layout: torch.memory_format = torch.preserve_format) -> Any:
     """Plain containers with copies of their tensors in the memory of the CPU."""
     if isinstance(content, torch.Tensor):
+        if hasattr(content, "full_tensor"):
+            content = _gathered(content)
         return content.detach().to("cpu", copy=True, memory_format=layout)
     if isinstance(content, dict):
         return {name: copied(each, layout) for name, each in content.items()}
     return type(content)(copied(each, layout) for each in content) if isinstance(content, list | tuple) else content
+
+
+def _gathered(shares: Any) -> torch.Tensor:
+    """A tensor that processes share out, in the first of them, which writes; the others drop it."""
+    whole = shares.full_tensor()
+    return whole if shares.device_mesh.get_rank() == 0 else whole[:0]
 
 
 @contextmanager

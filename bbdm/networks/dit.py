@@ -6,7 +6,7 @@ source is shown as further channels or as further tokens. Any size that the patc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, cast, get_args
@@ -129,6 +129,12 @@ class DiT(ConfiguredNetwork, Network):
         """:meth:`embed`, which holds the weights of that part and no others."""
         layers = [*(cast(Block, block).modulation for block in self.blocks), self.out_modulation]
         return partial(_embed, self.time, layers)
+
+    def units(self) -> Iterator[list[nn.Module]]:
+        """Blocks, and their modulations, which are read with the time's embedding."""
+        for block in self.blocks:
+            yield [cast(Block, block).modulation]
+            yield [block]
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Predict the bridge's objective; see :meth:`bbdm.network.Network.forward`.

@@ -220,6 +220,16 @@ class UNet(ConfiguredNetwork, Network):
         """The part that computes what depends on the time alone, which the sampler calls once a table."""
         return Modulation(self)
 
+    def units(self) -> Iterator[list[nn.Module]]:
+        """Convolutions and embeddings of blocks, and attention; norms are read with the time's embedding."""
+        for block in self.res_blocks():
+            yield [block.emb_layers]
+            convs = [block.in_layers[2], block.out_layers[3], block.skip_connection]
+            yield [conv for conv in convs[block.up :] if isinstance(conv, nn.Conv2d)]  # not called where it enlarges
+        for module in self.modules():
+            if isinstance(module, AttentionBlock):
+                yield [module]
+
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Predict the bridge's objective.
 

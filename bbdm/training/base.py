@@ -19,6 +19,7 @@ from bbdm.base.images import Size
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.processes import Processes
+from bbdm.execution.sharing import own, restore_optimizer, whole
 from bbdm.training.config import Precision, RunConfig
 from bbdm.training.ema import EMA
 from bbdm.training.optimizers import Plateau, make_optimizer
@@ -48,9 +49,12 @@ class Step(ABC):
         betas: of Adam.
 
     Attributes: the arguments; ``network``, which is ``unet`` compiled and with gradients averaged over
-    processes; ``ema``, its moving average; ``optimizer``; ``tracker``, TensorBoard or None; and ``part``, a
-    context that is entered with the name of each part of a step.
+    processes; ``ema``, its moving average; ``optimizer``; ``tracker``, TensorBoard or None; ``part``, a
+    context that is entered with the name of each part of a step; and ``shared``, whether processes share out
+    weights, average and optimizer. Then all must call what reads all weights, such as :meth:`save`.
     """
+
+    shared = False
 
     def __init__(
         self,
@@ -64,9 +68,9 @@ class Step(ABC):
         self.config = config
         self.processes = processes
         self.total = total
-        self.device: torch.device = next(unet.parameters()).device
-        self.network = self.parallel(unet)
         self.ema: EMA[Any] = EMA(unet, config.ema_decay, config.ema_start, config.ema_every)
+        self.network = self.parallel(unet)
+        self.device: torch.device = next(unet.parameters()).device
         self.optimizer = make_optimizer(unet, config, betas)
         self.plateau = Plateau(config.plateau_patience)
         self.tracker: Tracker | None = None
@@ -98,10 +102,19 @@ class Step(ABC):
     def gradient_norm(self, step: int) -> torch.Tensor | None:
         """The norm of all gradients before they are clipped, or None where nothing needs it."""
         if self.config.grad_clip:
-            return torch.nn.utils.clip_grad_norm_(self.unet.parameters(), self.config.grad_clip)
-        if self.due(step) is not None:
-            return torch.nn.utils.get_total_norm([p.grad for p in self.unet.parameters() if p.grad is not None])
+            return whole(torch.nn.utils.clip_grad_norm_(self.unet.parameters(), self.config.grad_clip))
+        if self.due(step) is not None or (self.shared and Tracker.due(step + 1)):
+            return whole(torch.nn.utils.get_total_norm([p.grad for p in self.unet.parameters() if p.grad is not None]))
         return None
+
+    def finite(self) -> bool:
+        """Whether all weights are finite."""
+        finite = torch.stack([own(weight).isfinite().all() for weight in self.unet.parameters()]).all()
+        return not self.processes.sum(float(~finite)) if self.shared else bool(finite)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """A context for what calls the averaged weights."""
+        return nullcontext()
 
     @abstractmethod
     def __call__(self, y: torch.Tensor, x0: torch.Tensor, step: int) -> float:
@@ -124,7 +137,7 @@ class Step(ABC):
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore a :meth:`state` of the same settings."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         self.plateau = Plateau(self.config.plateau_patience, **state["plateau"])
 
     @abstractmethod

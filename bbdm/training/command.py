@@ -87,8 +87,8 @@ def finish(trainer: Training, args: argparse.Namespace, team: Processes) -> None
             trainer.fit(shown(args), asked)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(trainer.how_to_resume()) from None
+    trainer.save(args.output_model)
     if team.first:
-        trainer.save(args.output_model)
         print(f"{args.output_model}: weights after epoch {trainer.epoch}; losses and checkpoints: {trainer.folder}")
     trainer.update.release()
     team.leave()

@@ -18,6 +18,7 @@ FREE = {  # what may change when a run resumes
     "grad_accumulation",
     "grad_clip",
     "compile",
+    "shard",
     "workers",
     "preview_every",
     "save_every",
@@ -106,11 +107,14 @@ class TrainConfig(RunConfig):
     """
 
     grad_accumulation: int = setting(1, "parts that a batch is computed in: less memory, the same step")
+    shard: bool = setting(False, "share out weights, their average and the optimizer's state over processes (FSDP2)")
     loss: Loss = setting("l1", "of the prediction; l1 trains a conditional median, l2 the mean that solvers assume")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least(self, 1, "grad_accumulation")
+        if self.shard and self.compile:
+            raise ValueError("shard and compile exclude each other: the compiled network is one graph")
         if self.batch_size % self.grad_accumulation:
             parts = self.grad_accumulation
             raise ValueError(f"batch_size {self.batch_size} does not split into grad_accumulation={parts} equal parts")

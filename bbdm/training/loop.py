@@ -183,14 +183,19 @@ class Training:
         return self.run.how_to_resume()
 
     def save(self, path: Path, training: dict[str, Any] | None = None, write: Write = write_atomically) -> None:
-        """Write what is trained: see :meth:`~bbdm.training.base.Step.save`."""
-        self.update.save(path, self.train.image_size, training, write)
+        """Write what is trained, in the first process: see :meth:`~bbdm.training.base.Step.save`.
+
+        The others need not call it, unless ``update.shared``.
+        """
+        if self.processes.first or self.update.shared:
+            write = write if self.processes.first else lambda *_: None
+            self.update.save(path, self.train.image_size, training, write)
 
     def _save(self, best: bool = False) -> None:
         """Begin to write a checkpoint, and the best weights too, unless the weights have diverged."""
-        if not torch.stack([p.isfinite().all() for p in self.update.unet.parameters()]).all():
+        if not self.update.finite():
             raise self._diverged("weights are not finite")
-        if not self.processes.first:
+        if not (self.processes.first or self.update.shared):
             return
         state = {"epoch": self.epoch, "step": self.step, "epoch_loss": self._epoch_loss, "best": self.best}
         state |= {**self.update.state(), "config": asdict(self.config)}
@@ -200,7 +205,8 @@ class Training:
         if best:
             self.save(self.run.best, None, lambda path, write: files.append((path, write)))
         self.save(self.run.checkpoint(self.step), state, lambda path, write: files.append((path, write)))
-        self.writing.start(self.run.write, files)
+        if self.processes.first:
+            self.writing.start(self.run.write, files)
 
     def _stopped(self, reason: str, todo: str, kind: type[StoppedError] = StoppedError) -> StoppedError:
         return kind(f"{reason}. {todo}; {self.how_to_resume()}")
@@ -224,15 +230,16 @@ class Training:
         self._run_steps(done)
         seconds, made = time.perf_counter() - started, self.steps_per_epoch - done
         record = {"epoch": self.epoch + 1, "step": self.step, "loss": self._epoch_loss / self.steps_per_epoch}
-        if self.validation is not None:
+        if self.validation is not None and made:
+            self._save()  # validation may take long
+        with self.update.averaged():
+            if self.validation is not None:
+                record["validation_loss"] = self.validate()
+            record |= self.update.report()
             if made:
-                self._save()  # validation may take long
-            record["validation_loss"] = self.validate()
-        record |= self.update.report()
-        if made:
-            record["images_per_second"] = made * self.config.batch_size / seconds
-        record["learning_rate"] = self.update.optimizer.param_groups[0]["lr"]
-        self._end_epoch(record)
+                record["images_per_second"] = made * self.config.batch_size / seconds
+            record["learning_rate"] = self.update.optimizer.param_groups[0]["lr"]
+            self._end_epoch(record)
 
     def _run_steps(self, done: int) -> None:
         """The steps of an epoch after the first ``done``."""
@@ -285,11 +292,12 @@ class Training:
         return [i for i in range(len(self.validation)) if i // self.share % count == rank]
 
     def _readable(self, batches: Iterable[tuple[torch.Tensor, ...]]) -> Iterator[tuple[torch.Tensor, ...]]:
-        """The batches; where one cannot be read, the run is saved and ends."""
+        """The batches; where one cannot be read, the run ends, saved if this process alone can save it."""
         try:
             yield from batches
         except (OSError, ValueError) as error:
-            self._save()
+            if not self.update.shared:
+                self._save()
             raise self._stopped(f"{error}", "Repair the file") from error
 
     def train_step(self, y: torch.Tensor, x0: torch.Tensor) -> float:

@@ -7,7 +7,7 @@ resumed run draws the same ones as an uninterrupted run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from bbdm.bridges import Bridge
 from bbdm.codec import Codec, Role
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset
+from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint, save_checkpoint
 from bbdm.files.content import Checkpoint
@@ -56,7 +57,8 @@ class TrainStep(Step):
         latents: bool,
         total: int,
     ) -> None:
-        super().__init__(unet, config, processes, total)
+        self.shared = config.shard and processes.count > 1
+        super().__init__(unet if self.shared else unet.to(processes.device), config, processes, total)
         self.config = config
         self.bridge = bridge
         self.codec = codec
@@ -65,6 +67,19 @@ class TrainStep(Step):
         self.random = any(isinstance(module, DROPOUT) and module.p for module in unet.modules())
         self.by_time = LossesByTime(bridge.train_interval, self.device)
         self.calls: int | None = None  # the network evaluations that results are made for, where they are fixed
+
+    def parallel(self, network: Any) -> Any:
+        """See :meth:`Step.parallel`; or the network with its weights shared out, and those of its average."""
+        if not self.shared:
+            return super().parallel(network)
+        mesh = sharing.all_of(self.processes)
+        sharing.share_out(network, mesh, units=True)
+        sharing.share_out(self.ema.unet, mesh, units=False)
+        return network
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """A context for what calls the averaged weights, in which each process has all of them."""
+        return sharing.together(self.ema.unet) if self.shared else nullcontext()
 
     def state(self) -> dict[str, Any]:
         """The state that :meth:`load` restores, besides the network and its average."""
@@ -100,8 +115,8 @@ class TrainStep(Step):
         whole = None if weights is None or average is None else checkpoint.training
         state = training_state(path, whole, stored, asked, self.config, train)
         self.codec = codec
-        self.unet.load_state_dict(weights)  # pyright: ignore[reportArgumentType]  (checked with the state)
-        self.ema.unet.load_state_dict(average)
+        sharing.restore_weights(self.unet, weights)  # pyright: ignore[reportArgumentType]  (checked with the state)
+        sharing.restore_weights(self.ema.unet, average)  # pyright: ignore[reportArgumentType]
         self.load(state)
         return state
 
@@ -144,7 +159,7 @@ class TrainStep(Step):
         seeds = sample_seeds(self.config.seed, self.processes.rank * len(y), len(y), self.device)
         total = torch.zeros((), device=self.device)
         for index, part in enumerate(zip(y.chunk(parts), x0.chunk(parts), seeds.chunk(parts), strict=True), start=1):
-            with nullcontext() if index == parts else self.processes.alone(self.network):
+            with nullcontext() if index == parts or self.shared else self.processes.alone(self.network):
                 loss = self._part_loss(*part, step) / parts
                 with self.part("backward"):
                     self.scaler.scale(loss).backward()

@@ -28,7 +28,8 @@ class Tracker:
 
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
-    def due(self, step: int) -> bool:
+    @staticmethod
+    def due(step: int) -> bool:
         """Whether a point is written after optimizer step ``step``, counted from 1."""
         return step % EVERY == 0
 

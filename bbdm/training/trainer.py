@@ -24,7 +24,7 @@ class Trainer(Training):
     """The training run of a bridge.
 
     Args:
-        unet: the network, on the device to train on.
+        unet: the network, on the device to train on; it is moved to that of ``processes``.
         bridge: the bridge to train it on.
         config: the settings.
         train: see :class:`Training`, as for
@@ -55,10 +55,9 @@ class Trainer(Training):
         callbacks: Sequence[Callback] = (),
         step: type[TrainStep] = TrainStep,
     ) -> None:
-        device = next(unet.parameters()).device
-        processes = Processes(device) if processes is None else processes
+        processes = Processes(next(unet.parameters()).device) if processes is None else processes
         check_start(unet, config, train, codec, processes.count)
-        codec = None if codec is None else codec.placed(device, torch.float32)
+        codec = None if codec is None else codec.placed(processes.device, torch.float32)
         total = config.total_steps(len(train))
         update = step(unet, bridge, config, codec, processes, isinstance(train, LatentDataset), total)
         super().__init__(update, train, validation, folder, callbacks)

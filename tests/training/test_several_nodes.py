@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,13 @@ pytest.importorskip("accelerate")
 Agent = subprocess.Popen[str]
 
 
+AGAIN = ["sh", "-c", 'until "$@"; do sleep 1; done', "sh"]  # a command in a loop
+
+
 class Nodes:
     """Agents that meet at a port of this machine."""
 
-    def __init__(self, command: list[str], nodes: str, **environment: str) -> None:
+    def __init__(self, command: list[str], nodes: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -38,28 +42,46 @@ class Nodes:
         options = ["--nnodes", nodes, "--nproc_per_node", "1", *meeting, "--max_restarts", "3"]
         options += ["--local_addr", "localhost", "--monitor_interval", "0.1"]
         self.launcher = [*ALONE, "torch.distributed.run", *options]
-        self.command, self.environment = command, environment
+        self.command = command
+        self.pause = "0.2"  # seconds of a step
         self.agents: list[Agent] = []
 
-    def start(self, *flags: str, first: bool = False) -> Agent:
-        """A node that begins; the first one has the port."""
-        conf = ["--rdzv_conf", f"last_call_timeout=2,is_host={int(first)}", "-m"]
-        variables = {**os.environ, "OMP_NUM_THREADS": "1", **self.environment}
+    def start(self, *flags: str, host: bool = False) -> Agent:
+        """A node that begins; the host has the port."""
+        meeting = f"last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=5,is_host={int(host)}"
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", "PAUSE": self.pause}
+        variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         about: dict[str, Any] = {"cwd": ROOT, "env": variables, "text": True, "start_new_session": True}
         about |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        self.agents.append(subprocess.Popen([*self.launcher, *conf, *self.command, *flags], **about))
+        command = [*self.launcher, "--rdzv_conf", meeting, "-m", *self.command, *flags]
+        self.agents.append(subprocess.Popen(command, **about))
         return self.agents[-1]
 
-    def lose(self, node: Agent) -> None:
-        """End all processes of a node at once."""
-        for pid in [node.pid, *children(node.pid)]:
-            os.kill(pid, signal.SIGKILL)
-        node.communicate()
+    def lose(self, node: Agent, how: int = signal.SIGKILL) -> None:
+        """Send all processes of a node a signal at once."""
+        for pid in family(node.pid):
+            os.kill(pid, how)
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def family(pid: int) -> list[int]:
+    """A process, and those that it has started, and they."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(each for child in children for each in family(int(child)))]
+
+
+def wait_for(file: Path) -> None:
+    """Wait until a file is there."""
+    deadline = time.monotonic() + 120
+    while not file.exists():
+        assert time.monotonic() < deadline, f"no {file.name}"
+        time.sleep(0.05)
+
+
+def ended(agents: list[Agent]) -> str:
+    """What agents wrote, all of which ended well."""
+    output = "".join(agent.communicate(timeout=200)[0] for agent in agents)
+    assert [agent.returncode for agent in agents] == [0] * len(agents), output
+    return output
 
 
 @pytest.fixture
@@ -67,21 +89,58 @@ def nodes(request: pytest.FixtureRequest, data: Path, tmp_path: Path) -> Iterato
     """Nodes to train on 20 steps, as many as the parameter says."""
     if sys.platform != "linux":
         pytest.skip("needs /proc")
-    command = ["tests.training.tiny_train", *arguments(data, tmp_path / "model.pt")]
-    found = Nodes(command, request.param, PAUSE="0.2")
+    found = Nodes(["tests.training.tiny_train", *arguments(data, tmp_path / "model.pt")], request.param)
     yield found
     for agent in found.agents:
         if agent.poll() is None:
             found.lose(agent)
+        agent.communicate()
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("nodes", ["2"], indirect=True)
 def test_two_nodes_are_one_process(nodes: Nodes, alone: Path, tmp_path: Path) -> None:  # noqa: F811
-    agents = [nodes.start(first=True), nodes.start()]
-    output = "".join(agent.communicate(timeout=200)[0] for agent in agents)
-    assert [agent.returncode for agent in agents] == [0, 0], output
-    assert output.count("weights after epoch 4") == 1
+    assert ended([nodes.start(host=True), nodes.start()]).count("weights after epoch 4") == 1
+    assert_close(tmp_path / "model.pt", alone)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("nodes", "lost", "how"),
+    [
+        pytest.param("2", 1, signal.SIGKILL, id="second process"),
+        pytest.param("2", 0, signal.SIGKILL, id="first process, which writes"),
+        pytest.param("2", 1, signal.SIGSTOP, id="says nothing"),
+        pytest.param("1:2", 0, signal.SIGKILL, id="the other goes on alone"),
+    ],
+    indirect=["nodes"],
+)
+def test_a_lost_node_comes_back(nodes: Nodes, lost: int, how: int, alone: Path, tmp_path: Path) -> None:  # noqa: F811
+    """The node that holds no store of the rendezvous. Ranks are in the order in which agents began."""
+    run, both = tmp_path / "model.run", nodes.launcher[nodes.launcher.index("--nnodes") + 1] == "2"
+    nodes.pause = "0.2" if both else "1"  # time to come back
+    agents = [nodes.start(host=lost == 1), nodes.start(host=lost == 0)]
+    wait_for(run / "step_00000006.pt")
+    before = (run / "metrics.jsonl").read_text()
+    nodes.lose(agents[lost], how)
+    if not both:
+        wait_for(run / "step_00000009.pt")
+    assert ended([agents[1 - lost], nodes.start()]).count("weights after epoch 4") == 1
+    assert (run / "metrics.jsonl").read_text().startswith(before)  # it has resumed, not begun anew
+    assert_close(tmp_path / "model.pt", alone)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("nodes", ["2"], indirect=True)
+def test_in_a_loop_nodes_outlive_the_host(nodes: Nodes, alone: Path, tmp_path: Path) -> None:  # noqa: F811
+    """The node that holds the store is lost: the other agent ends, and is started until the host is back."""
+    nodes.launcher = [*AGAIN, *nodes.launcher]
+    host, other = nodes.start(host=True), nodes.start()
+    wait_for(tmp_path / "model.run" / "step_00000006.pt")
+    before = (tmp_path / "model.run" / "metrics.jsonl").read_text()
+    nodes.lose(host)
+    assert ended([other, nodes.start(host=True)]).count("weights after epoch 4") == 1
+    assert (tmp_path / "model.run" / "metrics.jsonl").read_text().startswith(before)
     assert_close(tmp_path / "model.pt", alone)
 
 
@@ -92,7 +151,7 @@ def test_a_folder_that_one_node_does_not_see(nodes: Nodes, tmp_path: Path) -> No
     for place in places:
         place.mkdir()
     nodes.launcher[nodes.launcher.index("--max_restarts") + 1] = "0"
-    agents = [nodes.start("--experiment", str(place), first=place is places[0]) for place in places]
+    agents = [nodes.start("--experiment", str(place), host=place is places[0]) for place in places]
     output = "".join(agent.communicate(timeout=200)[0] for agent in agents)
     assert all(agent.returncode for agent in agents)
     assert "must be on a disk that all nodes share: what the first process writes there on " in output

@@ -1,0 +1,76 @@
+"""How long training waits for a checkpoint: python -m benchmarks.checkpoints FOLDER [flags].
+
+A run of the preset dit-b (129.6 M parameters, 64 x 64) has its checkpoints written to FOLDER in turns: by the
+thread, while the next steps are done, and in line. Then a new run resumes from the newest one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from bbdm.base.settings import from_values
+from bbdm.data.pairs import load_dataset
+from bbdm.training import setup
+from bbdm.training.config import TrainConfig
+from bbdm.training.trainer import Trainer
+from benchmarks.timing import seconds_of
+from examples import train as train_script
+
+EXAMPLES = "examples/demo"  # its 16 pairs
+
+
+def make_run(preset: str, batch_size: int, folder: Path) -> Trainer:
+    """A run that nothing has begun, on one step an epoch."""
+    size = ["--image_size", "64", "-b", str(batch_size)]
+    flags = train_script.parse(["edge2shoes", EXAMPLES, "x.pt", "--preset", preset, *size])
+    pairs = load_dataset("edge2shoes", EXAMPLES, "val", image_size=64)
+    torch.manual_seed(0)
+    bridge = setup.build_bridge(flags.bridge, None, flags.c_lambda, flags.objective, flags.density)
+    config = from_values(TrainConfig, vars(flags))
+    return Trainer(setup.build_network(preset, 3), bridge, config, pairs, None, folder)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where checkpoints are written; it must not exist")
+    parser.add_argument("--preset", default="dit-b", help="the network (default: dit-b)")
+    parser.add_argument("-b", dest="batch_size", type=int, default=4, help="pairs of a step (default: 4)")
+    parser.add_argument("--rounds", type=int, default=7, help="checkpoints of each kind (default: 7)")
+    args = parser.parse_args(argv)
+    args.folder.mkdir(parents=True)
+    run = make_run(args.preset, args.batch_size, args.folder)
+    batch = next(run.train_batches(range(args.batch_size)))
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for _ in range(2):
+        run.train_step(*batch)
+    for _ in range(args.rounds):
+        seconds["a step"].append(seconds_of(partial(run.train_step, *batch)))
+        file, began = run.run.checkpoint(run.step), time.perf_counter()
+        seconds["wait, with the thread"].append(seconds_of(run._save))
+        beside: list[float] = []
+        while not file.exists():
+            beside.append(seconds_of(partial(run.train_step, *batch)))
+        run.writing.wait()
+        seconds["until the thread has written"].append(time.perf_counter() - began)
+        seconds["a step beside the thread"].append(statistics.fmean(beside))
+        run.train_step(*batch)
+        seconds["wait, in line"].append(seconds_of(lambda: (run._save(), run.writing.wait())))
+    size = run.run.checkpoint(run.step).stat().st_size
+    print(f"{args.preset}, batch {args.batch_size}, a file of {size / 1e9:.2f} GB")
+    for _ in range(3):
+        run = make_run(args.preset, args.batch_size, args.folder)
+        seconds["resume"].append(seconds_of(run.resume_newest))
+        seconds["first step of the resumed run"].append(seconds_of(partial(run.train_step, *batch)))
+    for name, each in seconds.items():
+        print(f"{name}: {statistics.median(each):.2f} s ({min(each):.2f} to {max(each):.2f})")
+
+
+if __name__ == "__main__":
+    main()
