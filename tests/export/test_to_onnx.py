@@ -353,6 +353,7 @@ def test_the_papers_network(tmp_path: Path, flags: list[str], capsys: pytest.Cap
         onnx.checker.check_model(path, full_check=True)
 
 
+@pytest.mark.nightly
 def test_a_pipeline_with_a_mask(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """The check compares it with PyTorch's."""
     folder = export(file, tmp_path / "masked", "--steps", "2", "--pipeline", "--mask", "--check")

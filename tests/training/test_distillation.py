@@ -89,6 +89,7 @@ def test_results_of_a_pair_have_noise_of_their_own_and_no_other():
     assert not torch.allclose(whole, step.losses(unet, y, x0, SEEDS, 5)[0])
 
 
+@pytest.mark.nightly
 def test_a_student_learns_the_spread_of_its_targets(tmp_path: Path):
     """Grey pictures, all black or all white, from one source: the mean is grey, and the student is not."""
     torch.manual_seed(0)
