@@ -24,6 +24,7 @@ from bbdm.bridges import ABridge, Bridge, BrownianBridge
 Solver = Literal["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast", "consistency", "ancestral"]
 DEFAULT: Solver = "dpm2m"
 DISTILLED: Solver = "consistency"  # of networks that were distilled for a number of calls
+FEW = 8  # calls, up to which networks of the density "high" end at a level that they learned much of
 
 
 ARRAYS: dict[str, tuple[int, ...]] = {  # of a table, and the columns of each
@@ -186,7 +187,9 @@ def _default_timesteps(bridge: Bridge, solver: str, steps: int | None) -> skips.
         return "bbdm" if isinstance(bridge, BrownianBridge) and bridge.schedule != "exact" else "uniform"
     if solver == "fast":
         return "paper" if steps is None and isinstance(bridge, ABridge | BrownianBridge) else "karras"
-    return "noise" if _from_noise(bridge, solver, 10 if steps is None else steps) else "karras"
+    if _from_noise(bridge, solver, 10 if steps is None else steps):
+        return "noise"
+    return "coarse" if bridge.density == "high" and steps is not None and steps <= FEW else "karras"
 
 
 def _from_noise(bridge: Bridge, solver: str, steps: int) -> bool:

@@ -23,27 +23,17 @@ def pairs() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
     folder = tmp_path_factory.mktemp("demo")
-    generate.main(["demo", str(folder), "--solver", "sde-dpm2m", "--steps", "20"])
+    generate.main(["demo", str(folder), "--solver", "sde-dpm2m", "--steps", "5"])
     names = sorted(path.name for path in (DEMO / "val").glob("*.png"))
     assert sorted(path.name for path in folder.glob("*.png")) == sorted([*names, "grid.png"])
     return torch.stack([from_pil(open_image(folder / name)) for name in names])
 
 
 def test_the_file_is_small_and_complete():
-    assert DEMO_WEIGHTS.stat().st_size <= 16e6
+    assert DEMO_WEIGHTS.stat().st_size <= 20e6
     checkpoint = load_checkpoint(DEMO_WEIGHTS)
     assert checkpoint.image_size == 64
     assert checkpoint.unet.config.condition_channels == 3
-
-
-def test_the_network_of_five_calls(pairs: tuple[torch.Tensor, torch.Tensor]):
-    """Lines stay, and results have at least half of the artists' colour and at most half more."""
-    file = DEMO / "openmoji64-few.safetensors"
-    assert file.stat().st_size <= 20e6
-    made = BridgeSampler.from_checkpoint(file, steps=5)(pairs[0], seed=0)
-    assert made.amax(1)[pairs[0].amax(1) < -0.9].mean() < -0.6
-    found, target = (((v.amax(1) - v.amin(1)) / 2).mean().item() for v in (made, pairs[1]))
-    assert 0.5 * target < found < 1.5 * target
 
 
 def test_lines_stay(pairs: tuple[torch.Tensor, torch.Tensor], results: torch.Tensor):
@@ -68,11 +58,23 @@ def test_results_are_coloured(pairs: tuple[torch.Tensor, torch.Tensor], results:
 
 
 def test_seeds_give_other_colours(pairs: tuple[torch.Tensor, torch.Tensor], results: torch.Tensor):
-    sampler = BridgeSampler.from_checkpoint(DEMO_WEIGHTS, solver="sde-dpm2m", steps=20)
+    sampler = BridgeSampler.from_checkpoint(DEMO_WEIGHTS, solver="sde-dpm2m", steps=5)
     assert (sampler(pairs[0][:1], seed=100) - results[:1]).abs().mean() > 0.01
 
 
 def test_a_seed_is_the_picture_of_the_command(pairs: tuple[torch.Tensor, torch.Tensor], results: torch.Tensor):
     """Source i has the seed i at any batch size; 8 bits and rounding at edges are what differs."""
-    sampler = BridgeSampler.from_checkpoint(DEMO_WEIGHTS, solver="sde-dpm2m", steps=20)
+    sampler = BridgeSampler.from_checkpoint(DEMO_WEIGHTS, solver="sde-dpm2m", steps=5)
     assert (sampler(pairs[0][3:4], seed=3) - results[3:4]).abs().mean() < 0.01
+
+
+def test_the_student_of_two_calls(pairs: tuple[torch.Tensor, torch.Tensor]):
+    """Its file brings its calls. Lines stay, and results have half to one and a half of the artists' colour."""
+    file = DEMO / "openmoji64-two.safetensors"
+    assert file.stat().st_size <= 20e6
+    sampler = BridgeSampler.from_checkpoint(file)
+    assert (sampler.solver, len(sampler.table)) == ("consistency", 2)
+    made = sampler(pairs[0], seed=0)
+    assert made.amax(1)[pairs[0].amax(1) < -0.9].mean() < -0.6
+    found, target = (((v.amax(1) - v.amin(1)) / 2).mean().item() for v in (made, pairs[1]))
+    assert 0.5 * target < found < 1.5 * target
