@@ -280,7 +280,8 @@ class Card(TorchDispatchMode):
         self.launches.append(func)
         if inside is None:
             self._remember(fresh)
-            self.touch(str(func), known - written - {0}, written | {storage_of(t) for t in fresh})
+            read = {storage_of(t) for t in tensors if isinstance(t, CardTensor)}  # memory of the CPU has no stream
+            self.touch(str(func), read - written - {0}, written | {storage_of(t) for t in fresh})
         return returned
 
     def _remember(self, fresh: list[Tensor]) -> None:

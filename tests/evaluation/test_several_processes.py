@@ -130,6 +130,7 @@ def test_existing_results_are_not_made_again(place: Path, two: Two, tmp_path: Pa
     assert "(5 kept; " in out
 
 
+@pytest.mark.nightly
 def test_eval_has_the_scores_of_one_process(place: Path, two: Two, tmp_path: Path):
     """In a folder of other results, which --overwrite deletes."""
     common = ["edge2shoes", str(place / "data"), str(place / "c.pt")]

@@ -69,7 +69,7 @@ def test_a_seed_is_the_picture_of_the_command(pairs: tuple[torch.Tensor, torch.T
 
 
 def test_the_student_of_two_calls(pairs: tuple[torch.Tensor, torch.Tensor]):
-    """Its file brings its calls. Lines stay, and results have half to one and a half of the artists' colour."""
+    """Its file brings its calls. Lines stay; the colour is half to one and a half of the artists'."""
     file = DEMO / "openmoji64-two.safetensors"
     assert file.stat().st_size <= 20e6
     sampler = BridgeSampler.from_checkpoint(file)

@@ -53,7 +53,7 @@ def refusal(arguments: list[str]) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("calls", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_a_student_is_sampled_with_its_calls_by_every_program(calls: int, teacher: Path, data: Path, tmp_path: Path):
     distill.main(words(teacher, data, "--calls", calls))
     student = tmp_path / "student.pt"

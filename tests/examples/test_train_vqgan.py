@@ -47,7 +47,8 @@ def train_tiny_vqgan(epochs: int, *flags: str) -> torch.Tensor:
     return (load_vqgan("vqgan.pt").decode(load_vqgan("vqgan.pt").encode(x)) - x).abs().mean()
 
 
-@pytest.mark.parametrize("kind", ["vq", pytest.param("kl", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", ["vq", "kl"])
 def test_it_learns(kind: str, place: Path, capsys: pytest.CaptureFixture[str]):
     flags = ["--kind", kind, "--ema_decay", "0.9", "--overwrite"]
     before = train_tiny_vqgan(1, *flags)

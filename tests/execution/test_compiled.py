@@ -287,6 +287,7 @@ def test_a_short_last_part_is_filled_up(compilations: list[weakref.ref[object]])
     assert len(compilations) == 1
 
 
+@pytest.mark.nightly
 def test_threads_share_a_compiled_sampler():
     """From the first call on: the two shapes, of one image each, are compiled while all eight wait for them.
 

@@ -22,7 +22,7 @@ from tests.hardening.watch import ROOM, Outcome, Watch, judge
 
 SEED = 1
 EVERY_NIGHT = [(kind, count) for kind, (_, count) in {**FILES, **PICTURES}.items()]
-DAILY = [("our .pt", 60), ("our .safetensors, settings", 40), ("PNG", 100)]
+DAILY = [("our .pt", 30), ("our .safetensors, settings", 20), ("PNG", 50)]
 
 
 def mutated(kind: str, count: int, folder: Path) -> dict[str, Any]:

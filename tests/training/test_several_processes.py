@@ -168,7 +168,8 @@ def test_sigterm_to_torchrun_saves(data: Path, alone: Path, tmp_path: Path) -> N
     assert_close(tmp_path / "model.pt", alone)
 
 
-@pytest.mark.parametrize("again", [1, pytest.param(2, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("again", [1, 2])
 def test_sigterm_to_one_process_ends_and_saves_all(
     again: int, data: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,9 +116,8 @@ def slow_writes(_: Path) -> None:
     torch.save, os.fsync = _slow_save, _slow_fsync
 
 
-@pytest.mark.parametrize(
-    "moment", ["half written", pytest.param("written under a temporary name", marks=pytest.mark.nightly)]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("moment", ["half written", "written under a temporary name"])
 def test_killed_while_a_checkpoint_is_written(moment: str, data: Path, undisturbed: Path, tmp_path: Path) -> None:
     """The second checkpoint is being written; the run resumes from the first."""
     run = tmp_path / "model.run"
