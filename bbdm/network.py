@@ -146,6 +146,11 @@ def check_network(network: Any) -> None:
         raise ValueError(f"it must be a network, got {type(network).__name__}: bbdm.wrap makes one of any module")
 
 
+def is_shared(tensor: torch.Tensor) -> bool:
+    """Whether a weight is shared out over processes (a DTensor); see :mod:`bbdm.execution.sharing`."""
+    return hasattr(tensor, "full_tensor")
+
+
 Placed = TypeVar("Placed", bound=Network)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of files that are being written
 Write = Callable[[Path, Callable[[Path], Any]], Any]  # such as write_atomically
 
 
@@ -64,6 +63,16 @@ def short(value: Any) -> str:
     return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", str(value))
 
 
+def temporary_name(name: str) -> str:
+    """The name of a file while it is written, another at each call."""
+    return f".{name}.{secrets.token_hex(4)}.tmp"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name is one of :func:`temporary_name`."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", name) is not None
+
+
 def remove_leftovers(path: Path) -> None:
     """Delete the temporary files that killed processes left beside a file. No process may be writing it."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
@@ -73,7 +82,7 @@ def remove_leftovers(path: Path) -> None:
 def remove_all_leftovers(folder: Path) -> None:
     """Delete the temporary files that killed processes left in a folder. No process may be writing there."""
     for leftover in folder.glob(".*.tmp"):
-        if TEMPORARY.fullmatch(leftover.name):
+        if is_temporary(leftover.name):
             leftover.unlink(missing_ok=True)
 
 
@@ -81,7 +90,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Call ``write`` on a temporary file beside ``path``, flush it to the disk, and rename it to ``path``."""
     path = path.resolve()
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(temporary_name(path.name))
     temporary.touch(exist_ok=False)
     mode = temporary.stat().st_mode  # by the user's umask; safetensors makes its files private
     try:

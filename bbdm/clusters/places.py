@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from bbdm.base.atomic import write_atomically
+from bbdm.base.atomic import temporary_name, write_atomically
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -99,7 +98,7 @@ class Place:
         if isinstance(self.files, fs.LocalFileSystem):
             write_atomically(Path(path), lambda temporary: temporary.write_bytes(content))
             return
-        temporary = str(path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp"))
+        temporary = str(path.with_name(temporary_name(path.name)))
         self.files.create_dir(str(path.parent))
         with self.files.open_output_stream(temporary) as stream:
             stream.write(content)
@@ -109,9 +108,3 @@ class Place:
         """Delete files."""
         for name in names:
             self.files.delete_file(self.path(name))
-
-
-def is_temporary(name: str) -> bool:
-    """Whether a file is one that a process was writing when it ended."""
-    last = PurePosixPath(name).name
-    return last.startswith(".") and last.endswith(".tmp")

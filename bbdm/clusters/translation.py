@@ -13,21 +13,21 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from bbdm.base.atomic import file_sha256
+from bbdm.base.atomic import file_sha256, is_temporary
 from bbdm.base.hub import find_checkpoint
 from bbdm.base.images import to_png
 from bbdm.base.scripts import StoppedError
 from bbdm.base.seeds import seed_of
 from bbdm.base.settings import check_least, setting
 from bbdm.clusters.connection import connected, room_for
-from bbdm.clusters.places import Place, is_temporary
+from bbdm.clusters.places import Place
 from bbdm.clusters.reading import Reading, read, result_of
 from bbdm.clusters.sources import Columns, Sources
 from bbdm.data.survey import BadPicturesError
@@ -286,7 +286,7 @@ class Worker:
 def _write_manifest(results: Place, sources: Sources, bad: dict[str, str], seed: int) -> None:
     """Write a line for each source, of what there is, and delete what lost workers left half written."""
     there = results.list()
-    results.remove(name for name in there if is_temporary(name))
+    results.remove(name for name in there if is_temporary(PurePosixPath(name).name))
     made = _made(there, sources)
     lines = [
         {"name": name, "seed": seed_of(name, seed), "result": result_of(name)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import secrets
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from bbdm.base.atomic import temporary_name
 from bbdm.execution.device import find_device
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Processes:
             return
         folder = folder.absolute()
         above = next(each for each in (folder, *folder.parents) if each.is_dir())
-        file = above / self.gather(f".{secrets.token_hex(8)}.tmp")[0]
+        file = above / self.gather(temporary_name("seen"))[0]
         if self.first:
             file.touch()
         self.wait()

@@ -1,7 +1,7 @@
 """Weights that are shared out over processes, each of which holds a part of every tensor (FSDP2).
 
 All of it is of torch.distributed.fsdp and torch.distributed.tensor, which take seconds to import and are only
-needed here. A tensor that is shared out is a DTensor.
+needed here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bbdm.execution.processes import Processes
-from bbdm.network import Network
+from bbdm.network import Network, is_shared
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -50,11 +50,6 @@ def together(network: Any) -> Iterator[None]:
         yield
     finally:
         network.reshard()
-
-
-def is_shared(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is shared out."""
-    return hasattr(tensor, "full_tensor")
 
 
 def own(tensor: Any) -> torch.Tensor:

@@ -7,11 +7,9 @@ a SHA-256 of its settings and tensors. This module does not interpret the settin
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +21,11 @@ from safetensors import safe_open
 
 from bbdm.base.atomic import Write, check_suffix, write_atomically
 from bbdm.files import torchfile
+from bbdm.network import is_shared
 from bbdm.networks.restore import state_hash
 
 VERSION = 1  # of all formats
 DIGEST = "sha256"
-NO_ROOM = 2**20  # bytes: a disk with less free space counts as full
 State = dict[str, torch.Tensor]
 Place = Callable[[dict[str, Any], dict[str, State]], dict[str, Any]]
 
@@ -78,7 +76,7 @@ def write(
 def copied(content: Any, layout: torch.memory_format = torch.preserve_format) -> Any:
     """Plain containers with copies of their tensors in the memory of the CPU."""
     if isinstance(content, torch.Tensor):
-        if hasattr(content, "full_tensor"):
+        if is_shared(content):
             content = _gathered(content)
         return content.detach().to("cpu", copy=True, memory_format=layout)
     if isinstance(content, dict):
@@ -155,12 +153,15 @@ def intact(metadata: dict[str, str], name: str, tensors: State) -> bool:
 
 
 def _save(content: dict[str, Any], path: Path) -> None:
+    """torch.save into a file that is closed even where it fails: one that torch opens would keep its room."""
     try:
-        torch.save(content, path)
-    except RuntimeError as error:  # torch's error for a full disk
-        if shutil.disk_usage(path.parent).free < NO_ROOM:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        raise OSError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
+        with path.open("wb") as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:  # torch's own is about the end of a file whose write had failed
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
 
 
 def _digest(text: str, tensors: State) -> str:

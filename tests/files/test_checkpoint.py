@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import json
+import os
 import pickle
 import random
 import tracemalloc
@@ -25,7 +26,7 @@ from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.files import checkpoint
 from bbdm.files.checkpoint import load_checkpoint, save_checkpoint
 from bbdm.files.content import Checkpoint
-from bbdm.files.weights import IncompleteFileError
+from bbdm.files.weights import IncompleteFileError, write
 from bbdm.networks.restore import state_hash
 from bbdm.networks.unet import UNet
 from tests.conftest import MakeUNet
@@ -256,13 +257,24 @@ class TestAtomicity:
         before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
 
         def fill_the_disk(*arguments: Any, **_: Any) -> None:
-            next(Path(a) for a in arguments if isinstance(a, Path)).write_bytes(b"half of a file")
+            file = arguments[1]
+            Path(file if isinstance(file, Path) else file.name).write_bytes(b"half of a file")
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(writer, fill_the_disk)
         with pytest.raises(OSError, match="No space left"):
             save_checkpoint(path, make_unet(1), BRIDGE)
         assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
+    def test_a_full_disk_gets_its_room_back(self, make_unet: MakeUNet, tmp_path: Path) -> None:
+        """The half-written file is closed while the error is still held."""
+        states = {"model": make_unet().state_dict()}
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            write(tmp_path / "a.pt", "bbdm", {}, states, by=lambda _, content: content(Path("/dev/full")))
+        assert caught.value.filename == "/dev/full"
+        opened = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+        assert "/dev/full" not in opened
 
     def test_makes_the_folder_and_leaves_one_file(self, make_unet: MakeUNet, tmp_path: Path) -> None:
         for _ in range(2):

@@ -17,7 +17,7 @@ from bbdm import TrainConfig
 from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
 from bbdm.files.weights import copied
-from bbdm.network import Network
+from bbdm.network import Network, is_shared
 from bbdm.networks.dit import DiT
 from tests.conftest import tiny_unet
 from tests.training.launching import ALONE, TORCHRUN, run
@@ -61,7 +61,7 @@ def test_a_network_that_is_shared_out(name: str, units: bool, mesh: DeviceMesh) 
     x, y, t = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.tensor([1.0, 2.0])
     shared = copy.deepcopy(plain)
     sharing.share_out(shared, mesh, units)
-    assert all(sharing.is_shared(weight) for weight in shared.parameters())
+    assert all(is_shared(weight) for weight in shared.parameters())
     torch.testing.assert_close(shared(x, t, y), plain(x, t, y))
     for network in (shared, plain):
         network(x, t, y).square().mean().backward()
@@ -80,11 +80,11 @@ def test_parts_are_put_together_for_a_while(mesh: DeviceMesh) -> None:
     sharing.share_out(shared, mesh, units=False)
     x, y, t = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.tensor([1.0, 2.0])
     with sharing.together(shared), torch.no_grad():
-        assert not any(sharing.is_shared(weight) for weight in shared.parameters())
+        assert not any(is_shared(weight) for weight in shared.parameters())
         torch.testing.assert_close(shared.body(x, shared.embedder()(t), y), plain(x, t, y))  # as the sampler calls it
         shared(x, t, y)
-        assert not any(sharing.is_shared(weight) for weight in shared.parameters())
-    assert all(sharing.is_shared(weight) for weight in shared.parameters())
+        assert not any(is_shared(weight) for weight in shared.parameters())
+    assert all(is_shared(weight) for weight in shared.parameters())
 
 
 def test_moments_take_the_memory_format_of_the_weights() -> None:

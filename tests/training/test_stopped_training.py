@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -263,14 +263,16 @@ def test_sigterm_of_a_process_group_with_workers(data: Path, undisturbed: Path, 
 
 
 def full_at_torch_save(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torch reports it: a RuntimeError without the reason."""
+    """As torch reports it: a RuntimeError, raised while the reason was."""
 
-    def save(content: Any, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+    def save(content: Any, file: IO[bytes]) -> None:
+        file.write(b"half")
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")  # noqa: B904
 
     monkeypatch.setattr(torch, "save", save)
-    monkeypatch.setattr("bbdm.files.weights.NO_ROOM", 2**62)
 
 
 def full_at_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
