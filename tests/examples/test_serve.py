@@ -206,14 +206,22 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(120)
 
-    def memory(self) -> int:
-        """Resident bytes of the process and all that it started."""
-        listing = subprocess.run(["ps", "-eo", "pid,ppid,rss"], capture_output=True, text=True, check=True).stdout
-        rows = [tuple(map(int, line.split())) for line in listing.splitlines()[1:]]
-        family = {self.process.pid}
-        while more := {pid for pid, parent, _ in rows if parent in family} - family:
+    def family(self) -> list[tuple[int, int, str]]:
+        """(process, resident bytes, title) of the process and all that it started."""
+        listing = subprocess.run(["ps", "-eo", "pid,ppid,rss,args"], capture_output=True, text=True, check=True).stdout
+        rows = [line.split(maxsplit=3) for line in listing.splitlines()[1:]]
+        family = {str(self.process.pid)}
+        while more := {pid for pid, parent, *_ in rows if parent in family} - family:
             family |= more
-        return 1024 * sum(rss for pid, _, rss in rows if pid in family)
+        return [(int(pid), 1024 * int(size), title) for pid, _, size, title in rows if pid in family]
+
+    def memory(self) -> int:
+        """Resident bytes of the family."""
+        return sum(size for _, size, _ in self.family())
+
+    def replicas(self) -> set[int]:
+        """The processes that hold a sampler."""
+        return {pid for pid, _, title in self.family() if re.match(r"ray::ServeReplica:\w+:Replica", title)}
 
 
 @pytest.fixture(scope="module")
@@ -314,6 +322,37 @@ def test_overload_is_answered_and_nothing_accepted_is_lost(start: Callable[..., 
     assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
     assert all(is_right(reply, wanted[i % 8]) for i, reply in enumerate(replies) if reply.status == 200)
     assert server.ask("POST", "/", encoded(picture())).status == 200
+
+
+@pytest.mark.nightly
+def test_pictures_of_a_replica_that_dies_are_made_by_another(start: Callable[..., Server], checkpoint: Path):
+    """One of two is killed while both translate: all get their pictures, and a new one takes its place."""
+    server = start("--replicas", "2", "--max_batch_size", "2")
+    wanted = expected(checkpoint, 8, steps=40)
+    before = server.replicas()
+    assert len(before) == 2
+    made: list[bool] = []
+
+    def client(number: int) -> None:
+        for index in range(8):
+            reply = server.ask("POST", f"/?seed={index}&steps=40", encoded(picture(index)))
+            made.append(reply.status == 200 and is_right(reply, wanted[index]))
+
+    with ThreadPoolExecutor(16) as pool:
+        clients = [pool.submit(client, number) for number in range(16)]
+        while len(made) < 32:
+            time.sleep(0.01)
+        os.kill(min(before), signal.SIGKILL)
+        assert len(made) < 96
+        for each in clients:
+            each.result()
+    assert made == [True] * 128
+    until = time.monotonic() + 60
+    while len(after := server.replicas()) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.5)
+    assert max(before) in after
+    assert min(before) not in after
 
 
 @pytest.mark.nightly
