@@ -221,7 +221,7 @@ class Server:
 
     def replicas(self) -> set[int]:
         """The processes that hold a sampler."""
-        return {pid for pid, _, title in self.family() if re.match(r"ray::ServeReplica:\w+:Replica", title)}
+        return {pid for pid, _, title in self.family() if re.search(r"ServeReplica:\w+:Replica\b", title)}
 
 
 @pytest.fixture(scope="module")
