@@ -22,6 +22,7 @@ from PIL import Image
 from bbdm.base.atomic import file_sha256
 from bbdm.base.images import to_array
 from bbdm.runtime import OnnxBridgeSampler
+from examples.generate import DEMO, DEMO_WEIGHTS
 from examples.web import tables
 from tests.conftest import ROOT
 from tests.export.exports import SIZE, checkpoint, export, tiny_codec
@@ -37,7 +38,6 @@ from selenium.webdriver.support.ui import WebDriverWait
 from tests.examples.browser import PATIENCE, Page, Site
 
 WEB = ROOT / "examples" / "web"
-DEMO = ROOT / "examples" / "demo"
 DIST = WEB / "dist"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -331,7 +331,9 @@ def test_the_bundled_export(start: Callable[..., Any]):
     assert np.quantile(off, 0.99) <= 2
 
 
-def case(folder: Path, height: int, width: int, solver: str | None = None, steps: int | None = None) -> dict[str, Any]:
+def case(
+    folder: Path, height: int, width: int, solver: str | None = None, steps: int | None = None, within: float = 1e-3
+) -> dict[str, Any]:
     """Python's results for a random source, for tests/export.test.ts."""
     sampler = OnnxBridgeSampler(folder, solver=solver, steps=steps)
     source = to_array(Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)))
@@ -345,13 +347,14 @@ def case(folder: Path, height: int, width: int, solver: str | None = None, steps
         "source": {"data": source.flatten().tolist(), "channels": 3, "height": height, "width": width},
         "seeds": [str(seed) for seed in seeds],
         "results": [result.flatten().tolist() for result in results],
+        "within": within,
     }
 
 
 @pytest.mark.nightly
 @in_node
 def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
-    """float32 within 1e-3: versions 3 and 1, padding, noise at the start, a fixed size, a codec."""
+    """float32 within 1e-3, float16 within 2e-2: padding, noise at the start, a fixed size, a codec, ours."""
     fixed = export(tiny.parent / "tiny.pt", tmp_path / "fixed", "--static", "2,16,24", "--steps", "3")
     latent = export(checkpoint(tmp_path / "latent.pt", 0, tiny_codec()), tmp_path / "latent", "--steps", "3")
     cases = [
@@ -360,7 +363,8 @@ def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
         case(tiny, 16, 16, "consistency", 2),
         case(fixed, 16, 24),
         case(latent, 16, 16),
-        case(DEMO / "onnx", 16, 16, "dpm2m", 3),
+        case(export(DEMO_WEIGHTS, tmp_path / "bundled", "--steps", "5"), 16, 16),
+        case(DEMO / "onnx", 16, 16, "dpm2m", 3, within=2e-2),
     ]
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     environment = {**os.environ, "BBDM_CASES": str(tmp_path / "cases.json")}
