@@ -300,6 +300,8 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
 
     def _prepare(self, plan: TorchPlan, shape: tuple[int, ...], progress: bool) -> None:
         """Compile what was not compiled for sources of a shape, with a bar of its own on a terminal."""
+        if self.image_size is not None:
+            images.warn_of_scale(self.image_size, *shape[2:])
         image = shape[0], self._image_channels, *self._padded(*shape[2:])
         grid = self._grid(shape[0], *shape[2:])
         stages: list[tuple[Any, Callable[[], Any], list[torch.Size]]] = [
@@ -307,9 +309,9 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
         ]
         if self.codec is not None:
             codec, stride = self.codec, self.codec.stride
-            images = part_shapes(image, stride=stride, tiling=codec.tiling)
+            pictures = part_shapes(image, stride=stride, tiling=codec.tiling)
             grids = part_shapes(grid, stride, stride, codec.tiling)
-            stages.append((codec.encoder, lambda: [codec.latents(torch.zeros(part)) for part in {*images}], images))
+            stages.append((codec.encoder, lambda: [codec.latents(torch.zeros(part)) for part in {*pictures}], pictures))
             stages.append((codec.decoder, lambda: [codec.image(torch.zeros(part)) for part in {*grids}], grids))
         due = [call for f, call, shapes in stages if isinstance(f, Compiled) and any(map(f.lacks, shapes))]
         name = f"compiling for {shape[0]} x {shape[2]} x {shape[3]}"

@@ -19,13 +19,15 @@ from bbdm.base.atomic import remove_all_leftovers
 from bbdm.base.settings import add_flags, from_values
 from bbdm.bridges import Bridge
 from bbdm.data.pairs import DATASETS
-from bbdm.evaluation import metrics, reports
-from bbdm.evaluation.reports import Report, run_of
 from bbdm.evaluation.results import ResultsError
 from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
 from bbdm.execution.processes import start_on_each_gpu
 from bbdm.files import manifest
 from bbdm.files.weights import IncompleteFileError
+
+with scripts.imports():
+    from bbdm.evaluation import metrics, reports
+    from bbdm.evaluation.reports import Report, run_of
 
 Run = tuple[str | None, int | None]  # solver, and its steps; None for the default
 HINTS: dict[type[Exception], str] = {

@@ -20,14 +20,16 @@ from bbdm.base import images, scripts
 from bbdm.base.atomic import file_sha256
 from bbdm.base.settings import add_flags, from_values
 from bbdm.data.pairs import Pair, open_image
-from bbdm.evaluation.deeplab import load_deeplab
-from bbdm.evaluation.reports import Report, seconds
 from bbdm.evaluation.results import Job, ResultsError
-from bbdm.evaluation.segmentation import CITYSCAPES, SegmentationScore, read_labels
 from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
 from bbdm.execution.processes import start_on_each_gpu
 from bbdm.files import manifest
 from bbdm.files.weights import IncompleteFileError
+
+with scripts.imports():
+    from bbdm.evaluation.deeplab import load_deeplab
+    from bbdm.evaluation.reports import Report, seconds
+    from bbdm.evaluation.segmentation import CITYSCAPES, SegmentationScore, read_labels
 
 HINTS: dict[type[Exception], str] = {
     TooLargeError: "lower -b or --size",

@@ -3,6 +3,7 @@
 import copy
 import inspect
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +319,18 @@ def test_what_is_fixed_refuses_to_be_set(unet: UNet, name: str):
     assert getattr(sampler, name) is before or getattr(sampler, name) == before
     sampler.image_size = 8
     assert sampler.image_size == 8
+
+
+@pytest.mark.filterwarnings("error:the network was trained")
+@pytest.mark.parametrize(("trained", "warned"), [(None, False), (8, False), (15, False), ((5, 8), False), (16, True)])
+def test_pictures_of_another_scale_are_warned_of(
+    unet: UNet, source: torch.Tensor, trained: int | tuple[int, int] | None, warned: bool
+):
+    sampler = BridgeSampler(unet, ABridge(), steps=2)
+    sampler.image_size = trained
+    message = r"trained on pictures of 16 x 16, and is given 8 x 8: "
+    with pytest.warns(UserWarning, match=message) if warned else nullcontext():
+        sampler(source, seed=0)
 
 
 def test_to_a_device(unet: UNet, source: torch.Tensor):

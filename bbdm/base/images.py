@@ -6,6 +6,7 @@ Only the functions of tensors import torch.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,17 @@ RANGE_LIMIT = 1.5  # refuses images in [0, 255] and standardised ones, accepts a
 def sides(size: Size) -> tuple[int, int]:
     """(height, width) of a size."""
     return (size, size) if isinstance(size, int) else size
+
+
+def warn_of_scale(trained: Size, height: int, width: int) -> None:
+    """Warn where a side of pictures is at least twice, or at most half, that of those a network was trained on."""
+    wanted = sides(trained)
+    if any(side >= 2 * of or of >= 2 * side for side, of in zip((height, width), wanted, strict=True)):
+        warnings.warn(
+            f"the network was trained on pictures of {wanted[0]} x {wanted[1]}, and is given {height} x {width}: "
+            "it may know nothing of them, so resize them",
+            stacklevel=2,
+        )
 
 
 def as_size(value: Any) -> Size:

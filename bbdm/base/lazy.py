@@ -7,6 +7,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from bbdm.base.optional import install
+
 
 def public(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """The ``__getattr__`` and ``__dir__`` of a package whose public names are in the modules ``homes``."""
@@ -18,10 +20,11 @@ def public(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
             if not name.startswith("__") and find_spec(f"{package}.{name}"):
                 return import_module(f"{package}.{name}")
         except ModuleNotFoundError as error:
-            if error.name != "torch":
-                raise
-            message = f"{name} needs PyTorch, which is not installed; bbdm.runtime runs without it"
-            raise ModuleNotFoundError(message, name="torch") from error
+            if error.name == "torch":
+                message = f"{name} needs PyTorch, which is not installed; bbdm.runtime runs without it"
+            else:
+                message = f"{name} needs {error.name}, which is not installed{install(error)}"
+            raise ModuleNotFoundError(message, name=error.name) from error
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return get, lambda: sorted(homes)

@@ -38,6 +38,15 @@ def is_shown(show_verbose: bool, quiet: bool) -> bool:
     return not quiet and (show_verbose or sys.stderr.isatty())
 
 
+@contextmanager
+def imports() -> Iterator[None]:
+    """A context of imports that an extra installs: where one is missing, the script ends with one line."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"error: {error}{optional.install(error)}") from error
+
+
 def run(
     main: Callable[[], None],
     after: str = "the same command starts anew",
@@ -52,15 +61,14 @@ def run(
             follows the error's message; the first class that matches is used.
     """
     try:
-        main()
+        with imports():
+            main()
     except KeyboardInterrupt as error:
         print(f"\ninterrupted: {error if error.args else after}", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     except StoppedError as error:
         print(f"stopped: {hinted(error, hints)}", file=sys.stderr)
         raise SystemExit(error.status) from error
-    except ModuleNotFoundError as error:
-        raise SystemExit(f"error: {error}{optional.install(error)}") from error
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {hinted(error, hints)}") from error
 

@@ -240,7 +240,12 @@ def _match(sources: dict[str, Path], targets: dict[str, Path]) -> list[Pair]:
 
 
 def _side_by_side(data_dir: str, split: str) -> list[Pair]:
-    return [Pair(stem, path, path) for stem, path in sorted(_by_stem(Path(data_dir) / split).items())]
+    root = Path(data_dir) / split
+    if (root / "A").is_dir() and (root / "B").is_dir():
+        raise ValueError(
+            f"{root} has the folders A and B, which is the layout of 'celeba'; here a picture holds both sides"
+        )
+    return [Pair(stem, path, path) for stem, path in sorted(_by_stem(root).items())]
 
 
 def _folders_a_b(data_dir: str, split: str) -> list[Pair]:

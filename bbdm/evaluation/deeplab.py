@@ -16,20 +16,16 @@ from typing import Any, Literal, cast, get_args
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.models import get_model
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
+from torchvision.models.segmentation.deeplabv3 import ASPP, DeepLabHead
 
 from bbdm.files import torchfile, weights
 from bbdm.files.importers import states
 from bbdm.files.records import Record
 from bbdm.files.weights import State
 from bbdm.networks.restore import check_integers, restore
-
-try:
-    from torchvision.models import get_model
-    from torchvision.models._utils import IntermediateLayerGetter
-    from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
-    from torchvision.models.segmentation.deeplabv3 import ASPP, DeepLabHead
-except ImportError as error:
-    raise ImportError(f"evaluation needs more packages, pip install 'bbdm[eval]': {error}") from error
 
 FORMAT = "bbdm deeplab"
 Head = Literal["deeplabv3", "deeplabv3plus"]

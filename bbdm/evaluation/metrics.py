@@ -14,16 +14,12 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
-
-try:
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
-    from torchmetrics import Metric
-    from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
-    from torchmetrics.image.fid import FrechetInceptionDistance
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-    from torchvision.models import get_model_weights
-except ImportError as error:
-    raise ImportError(f"evaluation needs more packages, pip install 'bbdm[eval]': {error}") from error
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+from torchmetrics import Metric
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+from torchvision.models import get_model_weights
 
 from bbdm.execution.processes import Processes
 from bbdm.files import torchfile

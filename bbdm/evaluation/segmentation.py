@@ -9,11 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-try:
-    from torchmetrics.functional.classification import multiclass_confusion_matrix
-except ImportError as error:
-    raise ImportError(f"evaluation needs more packages, pip install 'bbdm[eval]': {error}") from error
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from bbdm.data.pairs import open_image
 

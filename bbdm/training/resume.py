@@ -28,7 +28,7 @@ class OtherCodecError(ValueError):
 def check_batch(config: RunConfig, train: PairedDataset | LatentDataset, processes: int, parts: int = 1) -> None:
     """Raise ValueError where pairs do not fill a batch, or processes and parts do not share it equally."""
     if len(train) < config.batch_size:
-        raise ValueError(f"batch_size {config.batch_size} is more than the number of training pairs, {len(train)}")
+        raise ValueError(f"batch_size must be at most the {len(train)} training pairs, got {config.batch_size}")
     if config.batch_size % (parts * processes):
         computed = f" with grad_accumulation={parts}" if isinstance(config, TrainConfig) else ""
         raise ValueError(

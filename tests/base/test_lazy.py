@@ -38,6 +38,19 @@ def test_submodules_are_attributes_and_other_names_are_not():
         _ = bbdm.Unknown  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def test_a_name_that_needs_an_extra_says_which():
+    script = """
+import sys
+sys.modules["torchmetrics"] = None
+import bbdm.evaluation
+try:
+    bbdm.evaluation.Scores
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    assert "Scores needs torchmetrics, which is not installed: pip install 'bbdm[eval]'" in run(script)
+
+
 def test_a_name_that_needs_torch_says_so():
     script = """
 import sys

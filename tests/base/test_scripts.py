@@ -1,10 +1,12 @@
 """How a script ends."""
 
+import subprocess
 import sys
 
 import pytest
 
 from bbdm.base import optional, scripts
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, OSError])
@@ -26,6 +28,16 @@ def test_a_missing_package_names_its_extra(name: str, message: str):
 
     with pytest.raises(SystemExit, match=f"^{message}$"):
         scripts.run(main)
+
+
+@pytest.mark.parametrize("script", ["eval", "eval_miou"])
+def test_a_script_without_its_extra_is_one_line(script: str):
+    code = f"import sys; sys.modules['torchmetrics'] = None; import examples.{script}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "torchmetrics" in done.stderr
+    assert done.stderr.endswith("pip install 'bbdm[eval]'\n")
 
 
 def test_how_to_install_a_package_is_said_once(monkeypatch: pytest.MonkeyPatch):

@@ -146,6 +146,14 @@ class TestMatching:
         warning = f"2 pictures are skipped in {tmp_path}, of kinds that are not read (.gif)"
         assert [record.getMessage() for record in caplog.records] == [warning]
 
+    def test_the_layout_of_two_folders_is_not_taken_for_pictures_of_both_sides(
+        self, tmp_path: Path, save_picture: SavePicture
+    ) -> None:
+        for side in ("A", "B"):
+            save_picture(tmp_path / "train" / side / "3.png", flat(RED))
+        with pytest.raises(ValueError, match=r"train has the folders A and B, which is the layout of 'celeba'"):
+            load_dataset("edge2shoes", str(tmp_path))
+
     def test_a_file_where_a_folder_belongs(self, tmp_path: Path) -> None:
         (tmp_path / "data").touch()
         with pytest.raises(ValueError, match="data is a file, not a folder of pictures"):

@@ -163,7 +163,7 @@ def test_statistics_are_measured_once_and_of_what_is_trained_on(place: Path, mon
 
 def test_bad_input(place: Path):
     for flags, message in (
-        (["-b", "9"], "batch_size 9 is more than the number of training pairs, 4"),
+        (["-b", "9"], "batch_size must be at most the 4 training pairs, got 9"),
         (["-e", "0"], "epochs must be at least 1, got 0"),
         (["--image_size", "15"], "image_size 15 is not a multiple of the autoencoder's 2"),
         (["--adversarial_weight", "1"], r"an adversary needs pictures of at least 24 x 24, got \(16, 16\)"),

@@ -316,7 +316,7 @@ def test_settings_that_are_refused(name: str, value: Any, reason: str):
 
 
 def test_pairs_that_do_not_fit_are_refused(make: Make, pairs: PairedDataset):
-    with pytest.raises(ValueError, match="batch_size 5 is more than the number of training pairs, 4"):
+    with pytest.raises(ValueError, match="batch_size must be at most the 4 training pairs, got 5"):
         make(batch_size=5)
     with pytest.raises(ValueError, match="image_size 25 is not a multiple of the autoencoder's 2"):
         make(train=PairedDataset(pairs.pairs, 25))

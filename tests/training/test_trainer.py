@@ -220,7 +220,7 @@ class TestTrainer:
         assert trainer.step == 1
 
     def test_needs_one_batch_of_pairs(self, make_trainer: MakeTrainer) -> None:
-        with pytest.raises(ValueError, match="batch_size 5 is more than the number of training pairs, 4"):
+        with pytest.raises(ValueError, match="batch_size must be at most the 4 training pairs, got 5"):
             make_trainer(batch_size=5)
 
     @pytest.mark.parametrize("size", [2, 3, 4])
