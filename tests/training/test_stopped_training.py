@@ -90,16 +90,15 @@ def assert_undisturbed(folder: Path, undisturbed: Path) -> None:
 # SIGKILL
 
 
-def _slow_save(content: Any, path: Path) -> None:
+def _slow_save(content: Any, file: IO[bytes]) -> None:
     """As torch.save, with a pause when half of the file is written."""
     buffer = io.BytesIO()
     _save(content, buffer)
     written = buffer.getvalue()
-    with open(path, "wb") as file:
-        file.write(written[: len(written) // 2])
-        file.flush()
-        time.sleep(DELAY)
-        file.write(written[len(written) // 2 :])
+    file.write(written[: len(written) // 2])
+    file.flush()
+    time.sleep(DELAY)
+    file.write(written[len(written) // 2 :])
 
 
 _save, _fsync = torch.save, os.fsync
