@@ -6,6 +6,7 @@ Inputs and outputs of a graph are float32, whatever the dtype of its weights. Gr
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from typing import Any
@@ -21,6 +22,7 @@ from bbdm.network import Network
 from bbdm.networks.layers import frequencies, sinusoids
 from bbdm.networks.unet import UNet
 
+logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # it misses torchvision
 OPSETS = range(21, 24)  # the first has GroupNorm with a weight for each channel
 IR_VERSIONS = {21: 10, 22: 10, 23: 11}  # the oldest for each opset, which the most runtimes read
 FOLDED = 2**31  # numbers: constants of any size

@@ -35,7 +35,7 @@ def sides(size: Size) -> tuple[int, int]:
 
 
 def warn_of_scale(trained: Size, height: int, width: int) -> None:
-    """Warn where a side of pictures is at least twice, or at most half, that of those a network was trained on."""
+    """Warn where a side of pictures is at least twice, or at most half, that of the training pictures."""
     wanted = sides(trained)
     if any(side >= 2 * of or of >= 2 * side for side, of in zip((height, width), wanted, strict=True)):
         warnings.warn(

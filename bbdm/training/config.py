@@ -87,7 +87,7 @@ class RunConfig:
             return []
         return [
             f"the learning rate rises over warmup_steps={self.warmup_steps} optimizer steps, and the run has {steps}: "
-            "results will look like noise"
+            "results will look like noise; lower warmup_steps, or train longer"
         ]
 
     def lr_at(self, step: int, total: int) -> float:
