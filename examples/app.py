@@ -48,7 +48,7 @@ COLOURS: list[str | tuple[str, float]] = [
 ]  # of the brush
 KEPT = 3600  # seconds that uploads and results stay on the disk and in memory
 CSS = """
-.gradio-container { width: 100%; max-width: 1100px !important; margin: auto !important }
+.gradio-container, .gradio-container .fillable { width: 100%; max-width: 1100px !important; margin: auto !important }
 footer { display: none !important }
 .source img { width: 100%; height: 100%; object-fit: contain }
 .block.status { min-height: 3.2em }
