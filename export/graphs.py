@@ -22,7 +22,8 @@ from bbdm.network import Network
 from bbdm.networks.layers import frequencies, sinusoids
 from bbdm.networks.unet import UNet
 
-logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # it misses torchvision
+# It warns that torchvision is missing, which no export needs.
+logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 OPSETS = range(21, 24)  # the first has GroupNorm with a weight for each channel
 IR_VERSIONS = {21: 10, 22: 10, 23: 11}  # the oldest for each opset, which the most runtimes read
 FOLDED = 2**31  # numbers: constants of any size

@@ -37,7 +37,7 @@ def sides(size: Size) -> tuple[int, int]:
 def warn_of_scale(trained: Size, height: int, width: int) -> None:
     """Warn where a side of pictures is at least twice, or at most half, that of the training pictures."""
     wanted = sides(trained)
-    if any(side >= 2 * of or of >= 2 * side for side, of in zip((height, width), wanted, strict=True)):
+    if any(max(pair) >= 2 * min(pair) for pair in zip((height, width), wanted, strict=True)):
         warnings.warn(
             f"the network was trained on pictures of {wanted[0]} x {wanted[1]}, and is given {height} x {width}: "
             "it may know nothing of them, so resize them",

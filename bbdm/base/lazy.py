@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from bbdm.base.optional import install
+from bbdm.base import optional
 
 
 def public(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
@@ -16,15 +16,14 @@ def public(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
     def get(name: str) -> Any:
         try:
             if name in homes:
-                return getattr(import_module(homes[name]), name)
+                return getattr(optional.package(homes[name], name), name)
             if not name.startswith("__") and find_spec(f"{package}.{name}"):
                 return import_module(f"{package}.{name}")
         except ModuleNotFoundError as error:
-            if error.name == "torch":
-                message = f"{name} needs PyTorch, which is not installed; bbdm.runtime runs without it"
-            else:
-                message = f"{name} needs {error.name}, which is not installed{install(error)}"
-            raise ModuleNotFoundError(message, name=error.name) from error
+            if error.name != "torch":
+                raise
+            message = f"{name} needs PyTorch, which is not installed; bbdm.runtime runs without it"
+            raise ModuleNotFoundError(message, name="torch") from error
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return get, lambda: sorted(homes)
