@@ -5,7 +5,6 @@ python benchmarks/autoencoders.py edge2shoes DATA 64 vqgan.pt sharp.pt --grid gr
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -45,7 +44,7 @@ def measure(name: str, codec: Codec, x: torch.Tensor) -> torch.Tensor:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(__doc__)
     parser.add_argument("dataset", choices=sorted(DATASETS))
     parser.add_argument("data_dir")
     parser.add_argument("image_size", type=int)

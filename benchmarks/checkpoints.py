@@ -6,7 +6,6 @@ thread, while the next steps are done, and in line. Then a new run resumes from 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections import defaultdict
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from bbdm.base import scripts
 from bbdm.base.settings import from_values
 from bbdm.data.pairs import load_dataset
 from bbdm.training import setup
@@ -38,11 +38,11 @@ def make_run(preset: str, batch_size: int, folder: Path) -> Trainer:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(__doc__)
     parser.add_argument("folder", type=Path, help="where checkpoints are written; it must not exist")
-    parser.add_argument("--preset", default="dit-b", help="the network (default: dit-b)")
-    parser.add_argument("-b", dest="batch_size", type=int, default=4, help="pairs of a step (default: 4)")
-    parser.add_argument("--rounds", type=int, default=7, help="checkpoints of each kind (default: 7)")
+    parser.add_argument("--preset", default="dit-b", help="the network")
+    parser.add_argument("-b", dest="batch_size", type=int, default=4, help="pairs of a step")
+    parser.add_argument("--rounds", type=int, default=7, help="checkpoints of each kind")
     args = parser.parse_args(argv)
     args.folder.mkdir(parents=True)
     run = make_run(args.preset, args.batch_size, args.folder)

@@ -11,7 +11,6 @@ hours on a CPU).
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import time
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bbdm.base import scripts
 from bbdm.base.atomic import write_atomically
 from bbdm.data.pairs import load_dataset
 from bbdm.files.checkpoint import load_checkpoint
@@ -79,7 +79,7 @@ def table(runs: dict[str, dict[str, Any]], against: dict[str, dict[str, Any]]) -
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(__doc__)
     parser.add_argument("data_dir", help="a folder with val/, source left and target right in each picture")
     parser.add_argument("output", type=Path)
     parser.add_argument("--checkpoint", type=Path, default=DEMO_WEIGHTS)

@@ -6,7 +6,6 @@ called in the plot. Each solver of each file is a line, with the number of calls
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from bbdm.base import scripts
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def plot(files: dict[str, dict[str, dict[str, list[float] | float]]]) -> Figure:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(__doc__)
     parser.add_argument("output", type=Path)
     parser.add_argument("files", nargs="+", metavar="NAME=FILE.json")
     args = parser.parse_args(argv)

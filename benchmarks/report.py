@@ -6,7 +6,6 @@ markdown, on standard output; the plot shows UNet call, translation, training st
 
 from __future__ import annotations
 
-import argparse
 import json
 import textwrap
 from collections.abc import Callable
@@ -17,6 +16,8 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from bbdm.base import scripts
 
 PLOTTED = ("UNet call", "Translation", "Training step", "Cold start")  # how the cases begin
 UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
@@ -177,7 +178,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(__doc__)
     parser.add_argument("results", type=Path, help="what pytest-benchmark wrote")
     parser.add_argument("--svg", type=Path, help="where to draw the main comparisons")
     args = parser.parse_args(argv)

@@ -7,7 +7,6 @@ it. The shards are dropped from the system's cache of files first.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from bbdm.base import scripts
 from bbdm.base.settings import from_values
 from bbdm.data.pairs import load_dataset
 from bbdm.data.shards import Shards
@@ -33,10 +33,10 @@ def forget(pairs: Shards) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(__doc__)
     parser.add_argument("shards", help="the folder")
-    parser.add_argument("--steps", type=int, default=100, help="of each kind (default: 100)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read pictures (default: 0)")
+    parser.add_argument("--steps", type=int, default=100, help="of each kind")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
     args = parser.parse_args(argv)
     flags = train_script.parse(["shards", args.shards, "x.pt", "--preset", "demo", "--workers", str(args.workers)])
     pairs = load_dataset("shards", args.shards, image_size=flags.image_size)

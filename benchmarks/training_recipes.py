@@ -9,7 +9,6 @@ and a file of its own, and ``--show OUT.json ...`` prints the table of several f
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bbdm.base import machine
+from bbdm.base import machine, scripts
 from bbdm.base.atomic import write_atomically
 from bbdm.bridges import Bridge
 from bbdm.data.pairs import load_dataset
@@ -183,7 +182,7 @@ def table(recipes: dict[str, Any], base: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(__doc__)
     parser.add_argument("data_dir", nargs="?", help="a folder with train/ and val/, source left and target right")
     parser.add_argument("output", nargs="?", type=Path)
     parser.add_argument("--seconds", type=float, default=300, help="of each training, on one core")

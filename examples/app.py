@@ -6,7 +6,6 @@ http://127.0.0.1:7860. It fetches nothing from the internet.
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
@@ -360,7 +359,7 @@ def build(model: Model, config: AppConfig) -> gr.Blocks:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(__doc__)
     parser.add_argument("model", type=Path, help="a checkpoint, a folder, or a name on the Hub")
     add_flags(parser, AppConfig)
     config = from_values(AppConfig, vars(parser.parse_args(argv)))

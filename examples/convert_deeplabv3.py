@@ -7,7 +7,6 @@ The names of the weights decide the network: deeplabv3 or deeplabv3plus, on resn
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from bbdm.base import scripts
@@ -16,13 +15,11 @@ from bbdm.evaluation.deeplab import load_deeplab, save_deeplab
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(__doc__)
     parser.add_argument("state_dict", type=Path, help="the checkpoint, with its weights under 'model_state'")
     parser.add_argument("output", type=Path, help="the converted network: .pt or .safetensors")
-    parser.add_argument("-n", "--num_classes", type=int, default=19, help="that the network must have (default: 19)")
-    parser.add_argument(
-        "--output_stride", type=int, choices=[8, 16], default=16, help="(default: 16, as it was trained)"
-    )
+    parser.add_argument("-n", "--num_classes", type=int, default=19, help="that the network must have")
+    parser.add_argument("--output_stride", type=int, choices=[8, 16], default=16, help="as it was trained")
     args = parser.parse_args(argv)
     check_suffix(args.output)
     model = load_deeplab(args.state_dict, args.output_stride)

@@ -7,7 +7,6 @@ Weights are matched by name; an error names each key that is missing or left ove
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from bbdm.base import scripts
@@ -16,7 +15,7 @@ from bbdm.files.checkpoint import load_vqgan, save_vqgan
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(__doc__)
     parser.add_argument("state_dict", type=Path, help="a state dict, a full checkpoint, or a pickled VQGAN")
     parser.add_argument("output", type=Path, help="the converted VQGAN: .pt or .safetensors")
     parser.add_argument("-c", "--in_channels", type=int, help="that its images must have (default: any)")

@@ -51,7 +51,7 @@ HINTS: dict[type[Exception], str] = {
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = scripts.Parser(__doc__)
     flag = parser.add_argument
     flag("teacher", type=Path, help="a file that bbdm.load_checkpoint reads")
     flag("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS; for 'shards', see docs/data.md")

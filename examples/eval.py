@@ -39,7 +39,7 @@ HINTS: dict[type[Exception], str] = {
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, TranslateConfig]:
     """The flags with their defaults, and the settings of the translation."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(__doc__)
     parser.add_argument("dataset", choices=sorted(DATASETS), help="'folder' is of pictures alone, and needs --degrade")
     parser.add_argument(
         "data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS; for 'shards', see docs/data.md"
@@ -51,7 +51,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, TranslateC
     )
     parser.add_argument("--sweep", nargs="+", metavar="SOLVER:NFE,NFE", help="such as dpm2m:5,10,20 fast:199")
     parser.add_argument("--fid_weights", type=Path, help="Inception's weights, if they cannot be downloaded")
-    parser.add_argument("--lpips_net", choices=get_args(metrics.LPIPSNet), default="alex", help="(default: alex)")
+    parser.add_argument("--lpips_net", choices=get_args(metrics.LPIPSNet), default="alex", help="the network of LPIPS")
     parser.add_argument("--lpips_weights", type=Path, help="that network's weights, if they cannot be downloaded")
     add_flags(parser, TranslateConfig)
     parser.set_defaults(image_size="train")  # scores need pictures of one size

@@ -40,7 +40,7 @@ HINTS: dict[type[Exception], str] = {
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, TranslateConfig]:
     """The flags with their defaults, and the settings of the translation."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(__doc__)
     parser.add_argument("deeplab", type=Path, help="the segmentation network")
     parser.add_argument("data_dir", help="the folder with gtFine and leftImg8bit")
     parser.add_argument("model", type=Path, help="a file, or a name on the Hub")

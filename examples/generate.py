@@ -8,7 +8,6 @@ In several processes, one for each GPU: torchrun --nproc_per_node N in place of 
 
 from __future__ import annotations
 
-import argparse
 import math
 from itertools import chain
 from pathlib import Path
@@ -35,7 +34,7 @@ HINTS: dict[type[Exception], str] = {
 
 def parse(argv: list[str] | None = None) -> TranslateConfig:
     """The settings of the command line, with the paths of the demo filled in."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(__doc__)
     parser.add_argument("dataset", choices=["demo", *sorted(DATASETS)])
     parser.add_argument("data_dir", nargs="?", help="the data set's folder; for 'demo', the output folder")
     parser.add_argument("model", metavar="checkpoint", type=Path, nargs="?", help="a file, or a name on the Hub")

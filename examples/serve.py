@@ -6,7 +6,6 @@ curl --data-binary @drawing.png 'http://127.0.0.1:8000/?steps=20&seed=0' -o resu
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from bbdm.clusters.requests import ServeConfig
 
 def parse(argv: list[str] | None = None) -> ServeConfig:
     """The settings of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(__doc__)
     parser.add_argument("model", metavar="checkpoint", type=Path, help="the weights, at the same path on all machines")
     add_flags(parser, ServeConfig)
     return from_values(ServeConfig, vars(parser.parse_args(argv)))

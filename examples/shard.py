@@ -20,17 +20,17 @@ from bbdm.data.survey import BadPicturesError
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(__doc__)
     flag = parser.add_argument
     flag("dataset", choices=sorted(DATASETS), help="the layout of the data set, as for train.py")
     flag("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS")
     flag("output_dir", metavar="OUT", type=Path)
-    flag("--splits", nargs="+", default=["train", "val"], help="(default: train val)")
-    flag("--pairs_in_shard", type=int, default=1000, help="(default: 1000)")
+    flag("--splits", nargs="+", default=["train", "val"], help="parts of the data set (default: train val)")
+    flag("--pairs_in_shard", type=int, default=1000, help="the most in a shard")
     flag("--image_size", type=flag_type(read_size), help="side, or HxW, to resize to; pictures become PNG files")
     add_flags(parser, ColumnsConfig)
     flag("--skip_bad", action="store_true", help="leave out pairs with a picture that cannot be read")
-    flag("--workers", type=int, default=0, help="processes that read pictures (default: 0)")
+    flag("--workers", type=int, default=0, help="processes that read pictures")
     flag("--show_verbose", action="store_true", help="a progress bar, as on a terminal")
     flag("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(argv)

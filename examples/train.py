@@ -51,9 +51,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     first.add_argument(
         "--preset", choices=sorted(setup.PRESETS), default="paper", help="the network, and defaults for it"
     )
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, parents=[first]
-    )
+    parser = scripts.Parser(__doc__, parents=[first])
     flag = parser.add_argument
     flag("dataset", choices=sorted(DATASETS), help="'folder' is of pictures alone, and needs --degrade")
     flag("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS; for 'shards', see docs/data.md")

@@ -50,7 +50,7 @@ HINTS: dict[type[Exception], str] = {
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags. A trained codebook keeps its codes unless --restarts says otherwise."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = scripts.Parser(__doc__)
     flag = parser.add_argument
     flag("dataset", choices=sorted(DATASETS), help="'folder' is of pictures alone, and needs --degrade")
     flag("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS")

@@ -6,7 +6,6 @@ addresses such as s3://BUCKET/FOLDER, which all machines reach. The same command
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from bbdm.base import scripts
@@ -23,7 +22,7 @@ HINTS: dict[type[Exception], str] = {
 
 def parse(argv: list[str] | None = None) -> ClusterConfig:
     """The settings of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(__doc__)
     parser.add_argument("sources", help="a folder of pictures, or of parquet files")
     parser.add_argument("results", help="a folder for the results")
     parser.add_argument("model", metavar="checkpoint", type=Path, help="the weights, at the same path on all machines")

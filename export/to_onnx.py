@@ -41,14 +41,14 @@ CALIBRATION = 8  # pictures
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(__doc__)
     parser.add_argument("checkpoint", type=Path, help="a file that bbdm.load_checkpoint reads")
     parser.add_argument("folder", type=Path, nargs="?", help="where to write (out/CHECKPOINT-onnx)")
     parser.add_argument("--solver", choices=get_args(solvers.Solver), help="the checkpoint's default if unset")
     parser.add_argument("--steps", type=int, help="network evaluations; the solver's default if unset")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="of weights and products (fp32)")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="of weights and products")
     parser.add_argument("--static", type=_static, metavar="B,H,W", help="take this batch and size only; any if unset")
-    parser.add_argument("--opset", type=int, default=23, help=f"{graphs.OPSETS[0]} to {graphs.OPSETS[-1]} (23)")
+    parser.add_argument("--opset", type=int, default=23, help=f"{graphs.OPSETS[0]} to {graphs.OPSETS[-1]}")
     parser.add_argument(
         "--external-data",
         action=argparse.BooleanOptionalAction,
@@ -58,7 +58,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mask", action="store_true", help="pipeline.onnx takes a mask: for inpainting")
     parser.add_argument("--quantize", choices=["int8"], help="the UNet, calibrated on --calibrate")
     parser.add_argument("--calibrate", type=Path, metavar="PICTURES", help="folder of sources, for --quantize")
-    parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help="against PyTorch (yes)")
+    parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help="against PyTorch")
     parser.add_argument("--overwrite", action="store_true", help="replace FOLDER")
     parser.add_argument("-t", "--t", "--time_steps", dest="time_steps", type=int, help="for files that leave it out")
     parser.add_argument("-l", "--c_lambda", type=float, help="for files that leave it out")

@@ -1,17 +1,42 @@
-"""How a script ends: an expected error and an interruption print one line, without a traceback."""
+"""What scripts share: the help of their flags, and how they end.
+
+An expected error and an interruption print one line, without a traceback.
+"""
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from bbdm.base import optional
 
 INTERRUPTED = 130  # a shell's exit status for Ctrl-C
 TERMINATED = 143  # and for SIGTERM
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Shows the default of a flag, but for those that are off."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        without = not action.option_strings or any(action.default is v for v in (None, False, argparse.SUPPRESS))
+        return text if without or "(default: " in text else f"{text} (default: %(default)s)"
+
+
+class Parser(argparse.ArgumentParser):
+    """The flags of a script. Its docstring and the flags' defaults are the help; an error is one line."""
+
+    def __init__(self, description: str | None, **settings: Any) -> None:
+        super().__init__(description=description, formatter_class=_Help, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(2, f"error: {message}; --help lists the flags\n")
 
 
 class StoppedError(RuntimeError):

@@ -41,8 +41,6 @@ def add_flags(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
             options |= {"choices": get_args(kind), "type": type(get_args(kind)[0])}
         else:
             options["type"] = kind if parse is None else flag_type(parse)
-        if each.default is not None and kind is not bool:
-            options["help"] += " (default: %(default)s)"
         parser.add_argument(*each.metadata["names"], f"--{each.name}", **options)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from bbdm.runtime.sampler import OnnxBridgeSampler
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bbdm.runtime", description="Translate pictures without PyTorch.")
+    parser = scripts.Parser(__doc__, prog="python -m bbdm.runtime")
     parser.add_argument("folder", type=Path, help="what export/to_onnx.py wrote, or a name on the Hub")
     parser.add_argument("pictures", type=Path, nargs="+", help="sources")
     parser.add_argument(

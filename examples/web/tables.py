@@ -6,7 +6,6 @@ bridge.json, which is the default.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +37,7 @@ def tables(settings: dict[str, Any], words: list[str]) -> Iterator[dict[str, Any
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(__doc__)
     parser.add_argument("folder", type=Path, help="what export/to_onnx.py wrote")
     default = f"{' '.join(PAIRS)}; for a distilled network, {solvers.DISTILLED} with each number up to its own"
     parser.add_argument("tables", nargs="*", metavar="SOLVER:CALLS,CALLS", help=f"({default})")

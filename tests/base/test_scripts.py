@@ -1,4 +1,4 @@
-"""How a script ends."""
+"""What scripts share: flags, and how they end."""
 
 import subprocess
 import sys
@@ -100,3 +100,29 @@ def test_a_hint_follows_what_stopped_the_work(capsys: pytest.CaptureFixture[str]
         scripts.run(main, hints={scripts.StoppedError: "-lr lowers it"})
     assert caught.value.code == 3
     assert capsys.readouterr().err.strip() == "stopped: the loss is nan; -lr lowers it"
+
+
+def parser() -> scripts.Parser:
+    made = scripts.Parser("A script:\n  as it is written.")
+    made.add_argument("--steps", type=int, default=0, help="of a solver")
+    made.add_argument("--parts", nargs="+", default=["a", "b"], help="of it (default: a b)")
+    made.add_argument("--flip", action="store_true", help="mirror")
+    made.add_argument("--size", help="unset if unset")
+    return made
+
+
+def test_help_shows_defaults(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = parser().format_help()
+    assert "A script:\n  as it is written." in text
+    assert "of a solver (default: 0)\n" in text
+    assert "of it (default: a b)\n" in text
+    assert "mirror\n" in text
+    assert text.endswith("unset if unset\n")
+
+
+def test_a_wrong_flag_is_one_line(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        parser().parse_args(["--nonsense"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: unrecognized arguments: --nonsense; --help lists the flags\n"
