@@ -1,11 +1,18 @@
-"""Starting modules in processes of their own, for tests."""
+"""Runs of train.py in processes of their own, and what they have in common with a run in one."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
+import pytest
+import torch
+
+import bbdm
 from tests.conftest import ROOT
 
 ALONE = [sys.executable, "-m"]
@@ -16,3 +23,38 @@ def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[s
     """The result of a command, with one thread in each process."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300, check=False)
+
+
+def arguments(data: Path, output: Path, *flags: str) -> list[str]:
+    """5 steps an epoch, 20 in all."""
+    common = ["--preset", "demo", "--image_size", "16", "-b", "4", "-e", "4", "-t", "50", "--device", "cpu"]
+    return [
+        "edge2shoes",
+        str(data),
+        str(output),
+        *common,
+        "--precision",
+        "fp32",
+        "--save_every",
+        "3",
+        "--score",
+        "psnr",
+        *flags,
+    ]
+
+
+def assert_close(got: Path, wanted: Path) -> None:
+    """Weights and their average are equal to 1e-6, metrics to 1e-5."""
+    ours, theirs = (bbdm.load_checkpoint(path).unet for path in (got, wanted))
+    for mine, other in ((ours.weights, theirs.weights), (ours.ema, theirs.ema)):
+        assert mine is not None
+        assert other is not None
+        for key in other:
+            torch.testing.assert_close(mine[key], other[key], rtol=0, atol=1e-6)
+    for mine, other in zip(metrics(got), metrics(wanted), strict=True):
+        assert mine == pytest.approx(other, rel=1e-5)
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    text = (output.with_suffix(".run") / "metrics.jsonl").read_text()
+    return [{**json.loads(line), "images_per_second": 0} for line in text.splitlines()]

@@ -21,8 +21,7 @@ from bbdm.execution.processes import Processes
 from bbdm.training import resume
 from bbdm.training.run_folder import FolderInUseError, RunFolder
 from tests.conftest import ROOT
-from tests.training.launching import ALONE
-from tests.training.test_several_processes import alone, arguments, assert_close, data  # noqa: F401  (fixtures)
+from tests.training.launching import ALONE, arguments, assert_close
 
 pytest.importorskip("accelerate")
 Agent = subprocess.Popen[str]
@@ -85,7 +84,7 @@ def ended(agents: list[Agent]) -> str:
 
 
 @pytest.fixture
-def nodes(request: pytest.FixtureRequest, data: Path, tmp_path: Path) -> Iterator[Nodes]:  # noqa: F811
+def nodes(request: pytest.FixtureRequest, data: Path, tmp_path: Path) -> Iterator[Nodes]:
     """Nodes to train on 20 steps, as many as the parameter says."""
     if sys.platform != "linux":
         pytest.skip("needs /proc")
@@ -99,7 +98,7 @@ def nodes(request: pytest.FixtureRequest, data: Path, tmp_path: Path) -> Iterato
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("nodes", ["2"], indirect=True)
-def test_two_nodes_are_one_process(nodes: Nodes, alone: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_two_nodes_are_one_process(nodes: Nodes, alone: Path, tmp_path: Path) -> None:
     assert ended([nodes.start(host=True), nodes.start()]).count("weights after epoch 4") == 1
     assert_close(tmp_path / "model.pt", alone)
 
@@ -115,7 +114,7 @@ def test_two_nodes_are_one_process(nodes: Nodes, alone: Path, tmp_path: Path) ->
     ],
     indirect=["nodes"],
 )
-def test_a_lost_node_comes_back(nodes: Nodes, lost: int, how: int, alone: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_lost_node_comes_back(nodes: Nodes, lost: int, how: int, alone: Path, tmp_path: Path) -> None:
     """The node that holds no store of the rendezvous. Ranks are in the order in which agents began."""
     run, both = tmp_path / "model.run", nodes.launcher[nodes.launcher.index("--nnodes") + 1] == "2"
     nodes.pause = "0.2" if both else "1"  # time to come back
@@ -132,7 +131,7 @@ def test_a_lost_node_comes_back(nodes: Nodes, lost: int, how: int, alone: Path, 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("nodes", ["2"], indirect=True)
-def test_in_a_loop_nodes_outlive_the_host(nodes: Nodes, alone: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_in_a_loop_nodes_outlive_the_host(nodes: Nodes, alone: Path, tmp_path: Path) -> None:
     """The node that holds the store is lost: the other agent ends, and is started until the host is back."""
     nodes.launcher = [*AGAIN, *nodes.launcher]
     host, other = nodes.start(host=True), nodes.start()

@@ -2,84 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-import bbdm
 from bbdm.execution.processes import Processes
 from bbdm.networks.unet_config import PRESETS, UNetConfig
 from examples import eval, eval_miou, generate, train
-from tests.conftest import ROOT, TINY, SavePicture
-from tests.training.launching import ALONE, TORCHRUN, run
+from tests.conftest import ROOT, TINY
+from tests.training.launching import ALONE, TORCHRUN, arguments, assert_close, metrics, run
 
 pytest.importorskip("accelerate")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, save_picture: SavePicture) -> Path:
-    """20 training pairs, and 5 to validate: batches of 2, 2 and 1 in two processes."""
-    folder = tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    for index in range(25):
-        pixels = generator.integers(0, 256, (16, 32, 3), dtype=np.uint8)
-        save_picture(folder / ("train" if index < 20 else "val") / f"{index:02d}.png", Image.fromarray(pixels))
-    return folder
-
-
-def arguments(data: Path, output: Path, *flags: str) -> list[str]:
-    """5 steps an epoch, 20 in all."""
-    common = ["--preset", "demo", "--image_size", "16", "-b", "4", "-e", "4", "-t", "50", "--device", "cpu"]
-    return [
-        "edge2shoes",
-        str(data),
-        str(output),
-        *common,
-        "--precision",
-        "fp32",
-        "--save_every",
-        "3",
-        "--score",
-        "psnr",
-        *flags,
-    ]
-
-
-@pytest.fixture(scope="module")
-def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of one process."""
-    output = tmp_path_factory.mktemp("alone") / "model.pt"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
-        train.main(arguments(data, output))
-    return output
-
-
-def assert_close(got: Path, wanted: Path) -> None:
-    """Weights and their average are equal to 1e-6, metrics to 1e-5."""
-    ours, theirs = (bbdm.load_checkpoint(path).unet for path in (got, wanted))
-    for mine, other in ((ours.weights, theirs.weights), (ours.ema, theirs.ema)):
-        assert mine is not None
-        assert other is not None
-        for key in other:
-            torch.testing.assert_close(mine[key], other[key], rtol=0, atol=1e-6)
-    for mine, other in zip(metrics(got), metrics(wanted), strict=True):
-        assert mine == pytest.approx(other, rel=1e-5)
-
-
-def metrics(output: Path) -> list[dict[str, Any]]:
-    text = (output.with_suffix(".run") / "metrics.jsonl").read_text()
-    return [{**json.loads(line), "images_per_second": 0} for line in text.splitlines()]
 
 
 @pytest.mark.nightly

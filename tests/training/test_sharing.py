@@ -20,8 +20,7 @@ from bbdm.files.weights import copied
 from bbdm.network import Network, is_shared
 from bbdm.networks.dit import DiT
 from tests.conftest import tiny_unet
-from tests.training.launching import ALONE, TORCHRUN, run
-from tests.training.test_several_processes import alone, arguments, assert_close, data  # noqa: F401  (fixtures)
+from tests.training.launching import ALONE, TORCHRUN, arguments, assert_close, run
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -120,7 +119,7 @@ def test_what_two_processes_hold() -> None:
     [["--grad_clip", "0.1"], ["--grad_accumulation", "2"], ["--gradient_checkpointing"]],
     ids=" ".join,
 )
-def test_shared_out_it_trains_as_one(flags: list[str], data: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_shared_out_it_trains_as_one(flags: list[str], data: Path, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     for name, command in {"one": [*ALONE, TRAIN], "two": [*TORCHRUN, TRAIN]}.items():
         shard = ["--shard"] if name == "two" else []
@@ -133,7 +132,7 @@ def test_shared_out_it_trains_as_one(flags: list[str], data: Path, tmp_path: Pat
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("first", [True, False], ids=["shared out, then not", "not, then shared out"])
-def test_it_resumes_either_way(first: bool, data: Path, alone: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_it_resumes_either_way(first: bool, data: Path, alone: Path, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     command = ["tests.training.tiny_train", *arguments(data, tmp_path / "model.pt")]
     parts = {True: [*TORCHRUN, *command, "--shard"], False: [*ALONE, *command]}

@@ -17,8 +17,7 @@ from examples import distill, eval, shard, train
 from tests.conftest import ROOT, SavePicture
 from tests.examples.test_train import assert_same
 from tests.training import test_stopped_training as stopped
-from tests.training.launching import TORCHRUN, run
-from tests.training.test_several_processes import assert_close
+from tests.training.launching import TORCHRUN, assert_close, run
 from tests.training.test_stopped_training import Terminate, assert_undisturbed
 
 pytest.importorskip("webdataset")
