@@ -148,8 +148,8 @@ def described(name: str, settings: dict[str, Any], tensors: State) -> dict[str, 
 
 
 def intact(metadata: dict[str, str], name: str, tensors: State) -> bool:
-    """Whether the metadata's hash, where there is one, is that of settings and tensors."""
-    return DIGEST not in metadata or metadata[DIGEST] == _digest(metadata[name], tensors)
+    """Whether the metadata's hash is that of settings and tensors; earlier versions wrote settings alone."""
+    return metadata.keys() == {name} or metadata.get(DIGEST) == _digest(metadata[name], tensors)
 
 
 def _save(content: dict[str, Any], path: Path) -> None:

@@ -402,6 +402,13 @@ class TestDamagedFile:
         safetensors.torch.save_file(tensors, tmp_path / "a.safetensors", metadata)
         assert_same_checkpoint(load_checkpoint(tmp_path / "a.safetensors"), load_checkpoint(files / "good.safetensors"))
 
+    def test_a_hash_whose_name_is_damaged(self, files: Path, tmp_path: Path) -> None:
+        content = (files / "good.safetensors").read_bytes()
+        damaged = bytearray(content.replace(b'"sha256"', b'"sh!256"'))
+        damaged[-1] ^= 1
+        (tmp_path / "a.safetensors").write_bytes(damaged)
+        check_refused(tmp_path / "a.safetensors", "its settings or weights have changed")
+
     def test_a_small_file_takes_no_memory(self, tmp_path: Path) -> None:
         """A call that would allocate a gigabyte, and a storage that is deflated to a thousandth."""
         with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
