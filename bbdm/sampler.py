@@ -178,9 +178,7 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
         self._network = self.package or (Compiled(network.body, self.device) if self.compile else network.body)
 
     def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> TorchPlan:
-        if solver is steps is timesteps is None:
-            steps = self.calls
-        solver = solver or (solvers.DEFAULT if self.calls is None else solvers.DISTILLED)
+        solver, steps = solvers.with_defaults(self.calls, solver, steps, timesteps)
         table = solvers.build(self.bridge, solver, timesteps, steps)
         solvers.check_calls(self.calls, solver, table)
         conditioned = self.unet.condition_channels > 0

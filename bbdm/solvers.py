@@ -163,8 +163,26 @@ def build(
         published = bridge.ancestral_times(steps)
         times = skips.resolve(bridge, published if timesteps is None else timesteps)
         return _table(bridge, times, bridge.ancestral(times))
-    times = skips.resolve(bridge, _default_timesteps(bridge, solver, steps) if timesteps is None else timesteps, steps)
+    if timesteps is None:
+        timesteps = _default_timesteps(bridge, solver, steps)
+        steps = None if timesteps == "paper" else steps
+    times = skips.resolve(bridge, timesteps, steps)
     return _table(bridge, times, _family_rows(bridge, times, _FAMILY[solver]))
+
+
+def with_defaults(
+    calls: int | None, solver: str | None = None, steps: int | None = None, timesteps: Any = None
+) -> tuple[str, int | None]:
+    """The solver and steps that a network is sampled with, where they are left out.
+
+    Args:
+        calls: those that the network was distilled for: its solver takes as many. None for any network.
+        solver: as for :func:`build`, or None.
+        steps: as for :func:`build`, as are
+        timesteps: the times.
+    """
+    solver = solver or (DEFAULT if calls is None else DISTILLED)
+    return solver, calls if solver == DISTILLED and steps is timesteps is None else steps
 
 
 def check_calls(calls: int | None, solver: str, table: StepTable) -> None:
@@ -186,7 +204,8 @@ def _default_timesteps(bridge: Bridge, solver: str, steps: int | None) -> skips.
     if solver == "posterior":
         return "bbdm" if isinstance(bridge, BrownianBridge) and bridge.schedule != "exact" else "uniform"
     if solver == "fast":
-        return "paper" if steps is None and isinstance(bridge, ABridge | BrownianBridge) else "karras"
+        published = isinstance(bridge, ABridge | BrownianBridge) and steps in (None, len(skips.paper(bridge)))
+        return "paper" if published else "karras"
     if _from_noise(bridge, solver, 10 if steps is None else steps):
         return "noise"
     return "coarse" if bridge.density == "high" and steps is not None and steps <= FEW else "karras"

@@ -67,7 +67,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, TranslateC
     return args, from_values(TranslateConfig, vars(args))
 
 
-def read_sweep(words: list[str], bridge: Bridge) -> list[tuple[str, int | None]]:
+def read_sweep(words: list[str], bridge: Bridge, calls: int | None = None) -> list[tuple[str, int | None]]:
     """The runs of ``SOLVER`` and ``SOLVER:NFE,NFE``, all checked, so that none fails hours later."""
     runs: list[tuple[str, int | None]] = []
     for word in words:
@@ -75,8 +75,7 @@ def read_sweep(words: list[str], bridge: Bridge) -> list[tuple[str, int | None]]
         if colon and not all(number.isdecimal() for number in numbers.split(",")):
             raise ValueError(f"--sweep takes SOLVER:NFE,NFE, got {word!r}")
         for nfe in map(int, numbers.split(",")) if colon else [None]:
-            default = nfe is None or nfe == len(solvers.build(bridge, solver))  # so fast:199 is the published list
-            steps = None if default else nfe
+            _, steps = solvers.with_defaults(calls, solver, nfe)
             solvers.build(bridge, solver, steps=steps)
             runs.append((solver, steps))
     return list(dict.fromkeys(runs))
@@ -114,7 +113,7 @@ def sweep(translator: Translator, args: argparse.Namespace) -> None:
         remove_all_leftovers(folder)
     before = reports.read(folder / "sweep.json")
     made: list[Report] = []
-    for solver, steps in read_sweep(args.sweep, translator.bridge):
+    for solver, steps in read_sweep(args.sweep, translator.bridge, translator.checkpoint.calls):
         nfe = steps or len(solvers.build(translator.bridge, solver))
         made.append(evaluate(translator, args, (solver, steps), folder / f"{solver}-{nfe}"))
         if first:

@@ -16,6 +16,7 @@ import onnx
 import torch
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+from bbdm.kernels import philox
 from bbdm.sampler import BridgeSampler
 
 
@@ -31,8 +32,10 @@ class _Trajectory(CalibrationDataReader):
     @staticmethod
     def _states(sampler: BridgeSampler, sources: list[torch.Tensor]) -> Iterator[dict[str, Any]]:
         for seed, source in enumerate(sources):
-            x = y = source if sampler.codec is None else sampler.codec.encode(source, "source")
+            y = source if sampler.codec is None else sampler.codec.encode(source, "source")
             table = sampler.table
+            of_y, of_z = table.start
+            x = of_y * y + of_z * philox.normal(torch.tensor([seed]), len(table) - 1, tuple(y.shape[1:]))
             for step in sampler.stream(source, seed):
                 i_x, i_y = table.inputs[step.index].tolist()
                 t = table.network_times[step.index : step.index + 1].astype(np.float32)

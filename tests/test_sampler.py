@@ -236,6 +236,16 @@ def test_solver_and_steps_at_a_call(unet: UNet, source: torch.Tensor, settings: 
     assert torch.equal(sampler(source, seed=0), own), "a call changed the sampler"
 
 
+def test_a_distilled_network_takes_its_own_calls(unet: UNet, source: torch.Tensor, recwarn: pytest.WarningsRecorder):
+    sampler = BridgeSampler(unet, BrownianBridge(objective="pinned"), calls=2)
+    assert (sampler.solver, len(sampler.table)) == ("consistency", 2)
+    assert len(list(sampler.stream(source, seed=0, solver="consistency"))) == 2  # named or not
+    assert len(BridgeSampler(unet, BrownianBridge(objective="pinned"), "consistency", calls=2).table) == 2
+    assert not recwarn
+    with pytest.warns(UserWarning, match="distilled for calls=2"):
+        assert len(list(sampler.stream(source, seed=0, solver="dpm2m"))) == 10
+
+
 def test_tables_of_the_last_few_calls_are_kept(unet: UNet, source: torch.Tensor, monkeypatch: pytest.MonkeyPatch):
     built: list[int | None] = []
     build = solvers.build

@@ -143,6 +143,14 @@ def test_default_lengths():
     assert len(solvers.build(BrownianBridge.bbdm(), "posterior")) == 200
 
 
+@pytest.mark.parametrize("bridge", [ABridge(), ABridge(num_steps=50), BrownianBridge()])
+def test_as_many_calls_as_the_published_list_has_are_that_list(bridge: Bridge):
+    published = solvers.build(bridge, "fast", timesteps="paper").timesteps.tolist()
+    assert solvers.build(bridge, "fast").timesteps.tolist() == published
+    assert solvers.build(bridge, "fast", steps=len(published)).timesteps.tolist() == published
+    assert len(solvers.build(bridge, "fast", steps=len(published) - 1)) == len(published) - 1
+
+
 @given(st.sampled_from(FAMILY), st.sampled_from(BRIDGES), st.data())
 def test_tables_are_finite_and_as_long_as_asked(solver: str, bridge: Bridge, data: st.DataObject):
     steps = data.draw(st.integers(1, int(bridge.top - bridge.low) + 1))

@@ -282,6 +282,5 @@ class Translator:
 
 def _warm_up(sampler: BridgeSampler, sources: list[Image.Image], batch_size: int) -> None:
     """Compile and warm up for a batch: by one network evaluation, or on CUDA by all that a graph captures."""
-    solver = solvers.DEFAULT if sampler.calls is None else solvers.DISTILLED
-    short = {} if sampler.device.type == "cuda" else {"solver": solver, "steps": 1}
+    short = {} if sampler.device.type == "cuda" else {"solver": solvers.with_defaults(sampler.calls)[0], "steps": 1}
     sampler(sources, seed=0, batch_size=batch_size, **short)

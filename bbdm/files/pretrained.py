@@ -213,8 +213,9 @@ def card(model: Model, name: str, license: str | None, data: str | None, has_exp
 
 def _arguments(model: Model) -> list[str]:
     """What ``from_pretrained`` needs for this model and its solver, besides the name."""
-    default = solvers.DEFAULT if model.calls is None else solvers.DISTILLED
-    usual = model.calls or len(solvers.build(model.bridge, model.solver))
+    default, _ = solvers.with_defaults(model.calls)
+    _, steps = solvers.with_defaults(model.calls, model.solver)
+    usual = len(solvers.build(model.bridge, model.solver, steps=steps))
     return [
         *(["network=bbdm.wrap(...)"] if isinstance(model.unet, Wrapped) else []),
         *(["codec=bbdm.wrap_codec(...)"] if isinstance(model.codec, WrappedCodec) else []),

@@ -134,7 +134,7 @@ class OnnxBridgeSampler(FrontEnd[Array, OnnxPlan]):
     def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> OnnxPlan:
         """The exported table, or another of the exported bridge where an argument asks for one."""
         exported: str = self.settings["solver"]
-        if solver is steps is timesteps is None:
+        if steps is timesteps is None and solver in (None, exported):
             table = solvers.StepTable.from_description(self.settings)
         else:
             bridge = bridges.from_config(self.settings["bridge"])

@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm import ABridge, BridgeSampler, UNet, load_checkpoint, save_checkpoint, solvers
+from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, load_checkpoint, save_checkpoint, solvers, wrap
 from bbdm.base.images import from_pil, open_image, to_pil
 from bbdm.networks.unet import AttentionBlock
 from bbdm.runtime.bridge_json import read_settings
 from bbdm.runtime.sampler import OnnxBridgeSampler
-from export import graphs, pipeline, to_onnx
+from export import graphs, pipeline, quantize, to_onnx
 from tests.conftest import ROOT
 from tests.export.exports import BRIDGE, checkpoint, export, tiny_codec
 
@@ -216,6 +216,22 @@ def test_int8_is_small_and_near(file: Path, tmp_path: Path):
     wanted = BridgeSampler.from_checkpoint(file)(image, seed=0).numpy()
     off = np.abs(OnnxBridgeSampler(made)(image.numpy(), seed=0) - wanted)
     assert 0 < off.mean() < 0.05
+
+
+@pytest.mark.parametrize("calls", [None, 1, 2])
+def test_int8_is_calibrated_on_what_the_network_sees(calls: int | None):
+    seen: list[np.ndarray] = []
+
+    def call(module: torch.nn.Module, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None):
+        seen.append(x.numpy().copy())
+        return module(x)
+
+    network = wrap(torch.nn.Conv2d(3, 3, 1), channels=3, call=call)
+    sampler = BridgeSampler(network, BrownianBridge(objective="pinned"), calls=calls)
+    feeds = list(iter(quantize._Trajectory(sampler, [source(1, 8, 8), source(2, 8, 8)[:1]]).get_next, {}))
+    assert len(feeds) == len(seen) == 2 * len(sampler.table)
+    for feed, x in zip(feeds, seen, strict=True):
+        np.testing.assert_allclose(feed["x"], x, rtol=0, atol=1e-5)
 
 
 def test_settings_describe_the_export(folder: Path, latent_folder: Path):

@@ -52,6 +52,11 @@ def near(made: Any, wanted: torch.Tensor, tolerance: float = 1e-4) -> None:
     np.testing.assert_allclose(made, wanted.numpy(), rtol=0, atol=tolerance)
 
 
+def test_the_exported_solver_named_takes_the_exported_steps(sampler: OnnxBridgeSampler):
+    assert len(list(sampler.stream(SOURCE, seed=0, solver="sde-dpm2m"))) == 4
+    assert len(list(sampler.stream(SOURCE, seed=0, solver="dpm2m"))) == 10
+
+
 def test_seeds_and_batches(sampler: OnnxBridgeSampler, reference: BridgeSampler):
     near(sampler(SOURCE, seed=7), reference(torch.from_numpy(SOURCE), seed=7))
     near(sampler(SOURCE, seed=7, batch_size=2), reference(torch.from_numpy(SOURCE), seed=7))
