@@ -7,7 +7,7 @@ known here.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
@@ -301,8 +301,13 @@ class Bridge(ABC):
         if "name" not in vars(type(self)):
             mine = type(self).__qualname__
             raise ValueError(f"a bridge that has a config is registered: @bbdm.bridges.register('name') above {mine}")
-        values = asdict(cast(Any, self))
-        return {"kind": self.name, **{k: v for k, v in values.items() if k not in LATER or v != LATER[k]}}
+        own = {each.name: each.default for each in fields(cast(Any, self))}
+        left_out = {k for k, v in LATER.items() if own.get(k) == v == getattr(self, k)}
+        return {k: v for k, v in self.settings().items() if k not in left_out}
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values of all fields, and the kind."""
+        return {"kind": self.name, **asdict(cast(Any, self))}
 
     def _check_common(self, *objectives: str) -> None:
         """Raise ValueError for settings that no bridge can have; ``objectives`` are of this bridge alone."""

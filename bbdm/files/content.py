@@ -32,6 +32,12 @@ NETWORKS: dict[str, tuple[type[Network], type[Any]]] = {  # by the names in file
 }
 
 
+def network_settings(network: Network) -> dict[str, Any]:
+    """All settings of a network, as a file's :class:`UNetState` gives them, and its kind."""
+    _, settings = NETWORKS[network.kind]
+    return {"network": network.kind, **vars(settings(**network.description()))}
+
+
 @dataclass(frozen=True)
 class UNetState:
     """A network in a file: its settings, and its weights, their moving average, or both."""

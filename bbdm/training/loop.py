@@ -86,6 +86,7 @@ class Training:
         self.resumed_from: Path | None = None  # the checkpoint of the last resume
         self.best: dict[str, Any] | None = None  # metrics of the epoch with the lowest validation loss
         self._epoch_loss = 0.0  # sum over the steps of this epoch
+        self._saved: int | None = None  # the step of the last checkpoint
         self._stop: Callable[[], bool] = lambda: False
 
     @property
@@ -103,6 +104,7 @@ class Training:
         state = self.update.resume(path, self.run.read(path) if checkpoint is None else checkpoint, self.train)
         self.epoch, self.step = state["epoch"], state["step"]
         self._epoch_loss, self.best = state["epoch_loss"], state["best"]
+        self._saved = self.step
         self.resumed_from = path
         if self.best is not None and state["validation"] != self._validation_names:
             log.warning("the validation pairs have changed: %s is the best of epochs from here on", self.run.best)
@@ -195,6 +197,7 @@ class Training:
         """Begin to write a checkpoint, and the best weights too, unless the weights have diverged."""
         if not self.update.finite():
             raise self._diverged("weights are not finite")
+        self._saved = self.step
         if not (self.processes.first or self.update.shared):
             return
         state = {"epoch": self.epoch, "step": self.step, "epoch_loss": self._epoch_loss, "best": self.best}
@@ -215,10 +218,14 @@ class Training:
         return self._stopped(f"{what} at step {self.step}", "Lower learning_rate or set grad_clip", DivergedError)
 
     def check_stop(self) -> None:
-        """Save and end the run, with a StoppedError, if it was asked to end; raises what a write raised."""
+        """End the run, saved, with a StoppedError, if it was asked to end; raises what a write raised.
+
+        At a step that is saved, the checkpoint stays: while an epoch ends, it is of before that.
+        """
         self.writing.check()
         if self.processes.sum(self._stop()):
-            self._save()
+            if self.step != self._saved:
+                self._save()
             self.writing.wait()
             self.processes.sum(0)  # until the first has saved: a process that ends takes the others down
             raise StoppedError(f"asked to end; {self.how_to_resume()}", TERMINATED)

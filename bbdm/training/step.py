@@ -23,7 +23,7 @@ from bbdm.data.pairs import PairedDataset
 from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint, save_checkpoint
-from bbdm.files.content import Checkpoint
+from bbdm.files.content import Checkpoint, network_settings
 from bbdm.network import Network
 from bbdm.sampler import BridgeSampler
 from bbdm.training.augmentation import augment
@@ -109,8 +109,8 @@ class TrainStep(Step):
     def resume(self, path: Path, checkpoint: Checkpoint, train: PairedDataset | LatentDataset) -> dict[str, Any]:
         """See :meth:`Step.resume`; only settings in :data:`~bbdm.training.config.FREE` may change."""
         codec = resumed_codec(checkpoint.codec, self.codec)
-        stored = {**vars(checkpoint.unet.config), **checkpoint.bridge.config()}
-        asked = {**self.unet.description(), **self.bridge.config()}
+        stored = {"network": checkpoint.unet.kind, **vars(checkpoint.unet.config), **checkpoint.bridge.settings()}
+        asked = {**network_settings(self.unet), **self.bridge.settings()}
         weights, average = checkpoint.unet.weights, checkpoint.unet.ema
         whole = None if weights is None or average is None else checkpoint.training
         state = training_state(path, whole, stored, asked, self.config, train)

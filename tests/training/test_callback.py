@@ -13,6 +13,7 @@ from bbdm.data.pairs import PairedDataset
 from bbdm.evaluation.metrics import Scores
 from bbdm.training.callback import Run
 from bbdm.training.previews import ValidationScores
+from bbdm.training.trainer import Trainer
 from tests.conftest import BRIDGE, MakeTrainer, metrics_of
 
 
@@ -113,6 +114,23 @@ class TestValidationScores:
         )
         once.fit()
         assert found[2] == {name: metrics_of(once)[2][name] for name in ("psnr", "ssim")}
+
+    def test_stopped_while_they_are_computed(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        def trainer(name: str) -> Trainer:
+            callbacks = [ValidationScores(Scores(["psnr"]))]
+            return make_trainer(name, validation=pairs, epochs=2, preview_every=1, callbacks=callbacks)
+
+        plain, first = trainer("a"), trainer("b")
+        plain.fit()
+        with pytest.raises(StoppedError, match="asked to end"):
+            first.fit(stop=lambda: first.epoch == 1)
+        assert first.step == first.steps_per_epoch
+        resumed = trainer("b")
+        assert resumed.resume_newest()
+        resumed.fit()
+        records = [[{**each, "images_per_second": 0} for each in metrics_of(one)] for one in (plain, resumed)]
+        assert records[0] == records[1]
+        assert resumed.best == plain.best
 
     def test_need_validation_pairs(self, make_trainer: MakeTrainer) -> None:
         with pytest.raises(ValueError, match="psnr, ssim need 1 validation pairs, and there are 0"):

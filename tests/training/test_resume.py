@@ -248,6 +248,32 @@ class TestResume:
             trainer.resume(newest(other))
         assert all(torch.equal(value, before[key]) for key, value in trainer.unet.state_dict().items())
 
+    @pytest.mark.parametrize(
+        ("before", "after", "reason"),
+        [
+            ({"density": "high"}, {}, "density=high"),
+            ({}, {"density": "high"}, "density=uniform"),
+            ({"num_heads": 2}, {}, "num_heads=2"),
+            ({}, {"num_heads": 2}, "num_heads=None"),
+        ],
+    )
+    def test_refuses_what_changes_no_weight(
+        self,
+        before: dict[str, Any],
+        after: dict[str, Any],
+        reason: str,
+        make_trainer: MakeTrainer,
+        make_unet: MakeUNet,
+    ) -> None:
+        def trainer(density: Any = "uniform", num_heads: int | None = None) -> Trainer:
+            unet = make_unet(condition_channels=3, num_heads=num_heads)
+            return make_trainer(unet=unet, bridge=replace(BRIDGE, density=density), epochs=1)
+
+        trained = trainer(**before)
+        trained.fit()
+        with pytest.raises(ValueError, match=rf"was trained with {reason}: resume"):
+            trainer(**after).resume(newest(trained))
+
     def test_other_validation_pairs_begin_a_new_best(
         self, make_trainer: MakeTrainer, pairs: PairedDataset, caplog: pytest.LogCaptureFixture
     ) -> None:
