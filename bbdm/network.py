@@ -55,8 +55,9 @@ class Network(nn.Module):
         """The rest of the network; ``embedding`` has a row for each image, or one for all."""
 
     def embedder(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """:meth:`embed`, without keeping weights that it does not need."""
-        return self.embed
+        """:meth:`embed` of times on any device, without keeping weights that it does not need."""
+        device = next(self.parameters()).device
+        return lambda t: self.embed(t.to(device))
 
     def units(self) -> Iterator[list[nn.Module]]:
         """Groups of modules, inner ones first, whose weights are read only while they are called.
@@ -144,6 +145,8 @@ def check_network(network: Any) -> None:
     """Raise ValueError for what is no network."""
     if not isinstance(network, Network):
         raise ValueError(f"it must be a network, got {type(network).__name__}: bbdm.wrap makes one of any module")
+    if next(network.parameters(), None) is None:
+        raise ValueError(f"a network must have parameters, got a {type(network).__name__} without any")
 
 
 def is_shared(tensor: torch.Tensor) -> bool:

@@ -90,9 +90,17 @@ def paper(bridge: Bridge, steps: int | None = None) -> Timesteps:
 
 
 def bbdm(bridge: Bridge, steps: int | None = None) -> Timesteps:
-    """The original BBDM's linear skip: down from the top by top / (steps - 2), truncated, then 1 and 0."""
+    """The original BBDM's linear skip: down from the top by top / (steps - 2), truncated, then 1 and 0.
+
+    One step or two are those of :func:`uniform`.
+
+    Raises:
+        ValueError: the bridge has real times.
+    """
+    if bridge.continuous:
+        raise ValueError(f"timesteps 'bbdm' are integers, and {type(bridge).__name__} has real times")
     steps = _count(bridge, steps, 200)
-    if steps < 3 or bridge.continuous:
+    if steps < 3:
         return uniform(bridge, steps)
     middle = [bridge.top + (-k * bridge.top) // (steps - 2) for k in range(steps - 2)]  # exact floor of the real time
     return _distinct([*middle, bridge.low + 1, bridge.low], bridge)
@@ -129,6 +137,8 @@ def resolve(bridge: Bridge, timesteps: str | Iterable[float], steps: int | None 
         if timesteps not in SKIPS:
             raise ValueError(f"timesteps must be one of {get_args(Name)} or a list of integers, got {timesteps!r}")
         return SKIPS[timesteps](bridge, steps)
+    if not isinstance(timesteps, Iterable):
+        raise ValueError(f"timesteps must be a name or a list of times, got {timesteps!r}")
     given = list(timesteps)
     if steps is not None:
         raise ValueError(f"steps must be None with a list of timesteps, got steps={steps}")

@@ -113,6 +113,7 @@ def test_train_ranges():
         (lambda: DDBM(cov=0.3), "cov must be below 0.25 in size"),
         (lambda: I2SB(beta_max=0.0), "beta_max must be a positive number"),
         (lambda: GOUB(gamma=0.0), "gamma must be a positive number, got 0.0"),
+        (lambda: GOUB(gamma=10.0), "gamma must be larger, such as 1e4: with gamma=10 noise levels do not rise"),
         (lambda: ABridge(density="normal"), "density must be one of"),  # pyright: ignore[reportArgumentType]
         (lambda: ABridge(objective="grad"), "objective must be one of .*, got 'grad'"),  # pyright: ignore[reportArgumentType]
         (lambda: BrownianBridge.bbdm(schedule="exact"), "schedule must be 'linear' or 'sin'"),  # pyright: ignore[reportArgumentType]

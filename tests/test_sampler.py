@@ -403,6 +403,7 @@ GOOD = torch.full((2, 3, 8, 8), -0.5)
         ({"source": GOOD, "range": 2}, r"range must be \(low, high\), got 2"),
         ({"source": GOOD, "steps": 0}, "steps must be an integer in"),
         ({"source": GOOD, "solver": "euler"}, "solver must be one of"),
+        ({"source": GOOD, "timesteps": 10}, "timesteps must be a name or a list of times, got 10"),
         ({"source": GOOD, "solver": "ancestral"}, "solver 'ancestral' takes every time, steps=1000; got steps=3"),
         ({"source": GOOD, "seed": 1.5}, "seed must be an integer or a list of integers, got 1.5"),
         ({"source": GOOD, "seed": [0.7, 1]}, "seed must be an integer or a list of integers"),

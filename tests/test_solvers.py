@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bbdm import DDBM, ECSI, GOUB, ABridge, BrownianBridge, solvers, timesteps
+from bbdm import DDBM, ECSI, GOUB, I2SB, ABridge, BrownianBridge, solvers, timesteps
 from bbdm.bridges import Bridge
 
 BRIDGES: list[Bridge] = [
@@ -179,6 +179,11 @@ def test_bad_requests():
         solvers.build(ABridge(), "ancestral", steps=10)
     with pytest.raises(ValueError, match="consecutive"):
         solvers.build(ABridge(num_steps=4), "ancestral", timesteps=[4, 3, 1])
+    for bridge in (ABridge(num_steps=4), BrownianBridge(num_steps=4)):
+        with pytest.raises(ValueError, match=r"consecutive timesteps down to 1, got \[4, 3, 2\]"):
+            solvers.build(bridge, "ancestral", timesteps=[4, 3, 2])
+    with pytest.raises(ValueError, match=r"steps must be an integer in \[1, 999\] for this sampler, got 10.0"):
+        solvers.build(I2SB(), "ancestral", steps=10.0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="does not exist for the original BBDM"):
         solvers.build(BrownianBridge.bbdm(), "ancestral")
     assert len(solvers.build(ABridge(), "ancestral", steps=1000)) == 1000

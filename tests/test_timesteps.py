@@ -126,13 +126,14 @@ def test_defaults_shrink_with_a_short_bridge():
         ([], "non-empty list of integers"),
         ([10.5, 3], "non-empty list of integers"),
         (["top"], "non-empty list of integers"),
+        (10, "timesteps must be a name or a list of times, got 10"),
         ("cosine", "timesteps must be one of .*, got 'cosine'"),
         ([5, 3], "must start at the bridge's top .*, or where the noise level is at least 1, got 5"),
         ("above", r"timesteps must be in \["),
         (None, "must strictly decrease"),
         ("below", r"timesteps must be in \["),
     ],
-    ids=["empty", "float", "text", "name", "top", "above", "increasing", "range"],
+    ids=["empty", "float", "text", "number", "name", "top", "above", "increasing", "range"],
 )
 def test_bad_lists(bridge: Bridge, given_times: Any, message: str):
     if given_times is None:
@@ -143,6 +144,12 @@ def test_bad_lists(bridge: Bridge, given_times: Any, message: str):
         given_times = [bridge.top, bridge.low - 1]
     with pytest.raises(ValueError, match=message):
         timesteps.resolve(bridge, given_times)
+
+
+@pytest.mark.parametrize("name", ["paper", "bbdm"])
+def test_published_lists_are_of_integers(name: str):
+    with pytest.raises(ValueError, match=f"timesteps '{name}' are integers, and DDBM has real times"):
+        timesteps.resolve(DDBM(), name)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001, 2.5, True], ids=repr)

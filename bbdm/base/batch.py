@@ -12,7 +12,7 @@ class Plan:
     """A solver with its times, ready to run."""
 
     solver: str
-    times: list[int]
+    times: list[float]
 
 
 class Batch(NamedTuple):

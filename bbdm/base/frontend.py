@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PLANS_KEPT = 4  # solvers with their times: tables, and what a network computes of the time alone
 Seed = int | Sequence[int] | None
-Timesteps = str | Iterable[int] | None
+Timesteps = str | Iterable[float] | None
 Advance = Callable[[int], Any]  # reports a number of network evaluations as done
 Picture = Image.Image | str | os.PathLike[str]
 
@@ -334,5 +334,5 @@ class FrontEnd(ABC, Generic[Array, AnyPlan]):
         """The pictures of a state, a copied state or an estimate, about [-1, 1]."""
 
 
-def _hashable(timesteps: Timesteps) -> str | tuple[int, ...] | None:
-    return timesteps if timesteps is None or isinstance(timesteps, str) else tuple(timesteps)
+def _hashable(timesteps: Timesteps) -> str | tuple[float, ...] | None:
+    return tuple(timesteps) if isinstance(timesteps, Iterable) and not isinstance(timesteps, str) else timesteps

@@ -40,6 +40,7 @@ class Kind:
     to_numpy: Callable[[Any], npt.NDArray[Any]]  # of an array on any device
     concatenate: Callable[[list[Any]], Any]
     read: Callable[[Any, int, Range], Item | None]  # one (C, H, W) array of this kind in a list, or None
+    like: Callable[[Any, Any], Any]  # the first array with the dtype and on the device of the second
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,15 @@ class Given:
     restore: Callable[[list[tuple[list[int], Any]]], Any]  # of parts of the groups to what the call returns
 
 
-NUMPY = Kind(np.ndarray, "an array", np.asarray, np.asarray, np.concatenate, lambda array, channels, range: None)
+NUMPY = Kind(
+    np.ndarray,
+    "an array",
+    np.asarray,
+    np.asarray,
+    np.concatenate,
+    lambda array, channels, range: None,
+    lambda array, other: array.astype(other.dtype),
+)
 
 
 def given(source: Any, kind: Kind, channels: int, range: Range) -> Given:
@@ -161,7 +170,7 @@ def read_mask(mask: Any, kind: Kind, source: Any) -> Any:
     if tuple(mask.shape) not in (wanted, (1, *wanted[1:])):
         shapes = " or ".join(str(shape) for shape in dict.fromkeys((wanted, (1, *wanted[1:]))))
         raise ValueError(f"mask must have shape {shapes}, got {tuple(mask.shape)}")
-    made = mask + source[:, :1] * 0  # of its dtype and device, one for each image
+    made = kind.like(mask, source) + source[:, :1] * 0  # one for each image
     if not (float(made.min()) >= 0 and float(made.max()) <= 1):
         raise ValueError(f"mask must be in [0, 1], got values from {float(made.min()):.4g} to {float(made.max()):.4g}")
     return made

@@ -17,7 +17,7 @@ class Step:
     """
 
     index: int  # row of the table
-    t: int  # the time that the network saw
+    t: float  # the time that the network saw
     x: Any  # (B, C, H, W) the state after the step, an array of the source's kind; with a codec, a padded latent
     x0hat: Any  # the estimate of the target that the step was made with; shape and kind of x
     images: list[int]  # which of the call's images these are

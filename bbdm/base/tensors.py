@@ -30,4 +30,8 @@ def _to_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
     return tensor.cpu().numpy()
 
 
-TENSORS = sources.Kind(torch.Tensor, "a tensor", torch.from_numpy, _to_numpy, torch.cat, _read_tensor)
+def _like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return tensor.to(other)
+
+
+TENSORS = sources.Kind(torch.Tensor, "a tensor", torch.from_numpy, _to_numpy, torch.cat, _read_tensor, _like)

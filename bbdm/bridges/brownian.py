@@ -62,7 +62,7 @@ class ABridge(Bridge):
         Semi-implicit Euler, with drift and score evaluated at t - 1.
 
         Raises:
-            ValueError: times are not consecutive.
+            ValueError: times are not consecutive, or do not end at 1.
         """
         check_consecutive(times)
         return np.array([self._ancestral_row(t) for t in times.tolist()])
@@ -193,7 +193,7 @@ class BrownianBridge(Bridge):
         """Euler-Maruyama of the reverse SDE with diffusion sqrt(2 max_variance), at every time (sde-bbdm).
 
         Raises:
-            ValueError: times are not consecutive.
+            ValueError: times are not consecutive, or do not end at 1.
         """
         check_consecutive(times)
         t = times.astype(np.float64)
@@ -203,6 +203,6 @@ class BrownianBridge(Bridge):
 
 
 def check_consecutive(times: npt.NDArray[Any]) -> None:
-    """Raise ValueError unless the times are every integer of a range, downwards."""
-    if np.any(np.diff(times) != -1):
-        raise ValueError(f"solver 'ancestral' needs consecutive timesteps, got {times.tolist()}")
+    """Raise ValueError unless the times are every integer of a range, downwards to 1."""
+    if times[-1] != 1 or np.any(np.diff(times) != -1):
+        raise ValueError(f"solver 'ancestral' needs consecutive timesteps down to 1, got {times.tolist()}")

@@ -51,6 +51,8 @@ class GOUB(Bridge):
         for name in ("noise_scale", "gamma"):
             if not getattr(self, name) > 0 or (name == "noise_scale" and not np.isfinite(self.noise_scale)):
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}")
+        if np.any(np.diff(self.nu(np.arange(self.num_steps + 1))) <= 0):
+            raise ValueError(f"gamma must be larger, such as 1e4: with gamma={self.gamma:g} noise levels do not rise")
 
     @property
     def train_range(self) -> tuple[float, float]:

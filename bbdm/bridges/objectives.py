@@ -66,19 +66,19 @@ def preconditioned(bridge: Path, t: npt.ArrayLike) -> Weights:
 def pinned(bridge: Path, t: npt.ArrayLike) -> Weights:
     """Preconditioning of u = (x_t - beta y) / alpha - y = (x0 - y) + nu eps, in which the source is gone.
 
-    Where alpha is 0 the network is shown nothing of the state, and predicts x0 - y at unit variance.
+    Where nu is infinite the network is shown nothing of the state, and predicts x0 - y at unit variance.
     """
     alpha, beta, _ = bridge.marginal(t)
-    spread = PINNED_SPREAD
+    spread, nu = PINNED_SPREAD, bridge.nu(t)
+    finite = np.isfinite(nu)
     with np.errstate(divide="ignore", invalid="ignore"):
-        nu = np.where(alpha > 0, bridge.marginal(t).sigma / alpha, np.inf)
         c_in = 1 / np.hypot(nu, spread)
         c_skip = spread**2 * c_in**2
         shift = beta / alpha + 1
-        state = np.where(alpha > 0, 1 / alpha, 0.0)
-        i_y = np.where(alpha > 0, -c_in * shift, 0.0)
-        p_y = np.where(alpha > 0, 1 - c_skip * shift, 1.0)
-        c_out = np.where(alpha > 0, nu * spread * c_in, spread)
+        state = np.where(finite, 1 / alpha, 0.0)
+        i_y = np.where(finite, -c_in * shift, 0.0)
+        p_y = np.where(finite, 1 - c_skip * shift, 1.0)
+        c_out = np.where(finite, nu * spread * c_in, spread)
     return Weights(c_in * state, i_y, c_skip * state, p_y, c_out)
 
 

@@ -148,8 +148,8 @@ class Training:
                 for _ in self.validation_batches(self.validation_share()):
                     pass  # a broken picture is found now, not after an epoch
             if self.processes.first:
-                self.run.begin(self.epoch, self._settings())
                 ends.callback(self.run.end)
+                self.run.begin(self.epoch, self._settings())
                 ends.callback(self.writing.settle)
                 with suppress(ImportError):  # without TensorBoard, no events are written
                     self.update.tracker = Tracker(self.run.events, self.step)

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from bbdm.base.atomic import make_folder, remove_all_leftovers, write_atomically
 from bbdm.files.checkpoint import load_checkpoint
+from bbdm.files.manifest import parsing
 
 log = logging.getLogger(__name__)
 LEASE = 120  # seconds: a file server keeps the lock of a lost node for some 90
@@ -128,12 +129,14 @@ class RunFolder:
 
         Raises:
             FolderInUseError: another run works in the folder.
+            ValueError: the metrics are damaged.
         """
         self._lock_folder()
         remove_all_leftovers(self.path)
         metrics = self.path / METRICS
         lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-        known = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epochs]
+        with parsing(metrics, "repair or delete it"):
+            known = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epochs]
         write_atomically(metrics, lambda temporary: temporary.write_text("".join(known)))
         for grid in self.path.glob("epoch_*.png"):
             epoch = grid.stem.removeprefix("epoch_")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bbdm import DDBM, GOUB, I2SB, ABridge, BridgeSampler, BrownianBridge, load_checkpoint, save_checkpoint, solvers
-from bbdm.bridges import ECSI, Bridge, Marginal, register
+from bbdm.bridges import ECSI, Bridge, Marginal, from_config, register
 from bbdm.bridges.densities import Density
 from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import MakeTrainer, newest, tiny_unet
@@ -56,6 +56,13 @@ every_bridge = pytest.mark.parametrize("bridge", BRIDGES.values(), ids=BRIDGES.k
 daily_bridges = pytest.mark.parametrize("bridge", sweep(BRIDGES.values(), [BRIDGES["ddbm-vp"]]), ids=BRIDGES.keys())
 SOLVERS = ["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast"]
 SOURCE = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_what_older_files_lack_is_left_out_where_it_is_the_bridge_s_own_default():
+    for density in ("uniform", "log-normal"):
+        assert from_config(Sine(density=density).config()) == Sine(density=density)
+    assert "density" not in ABridge().config()
+    assert ABridge(density="high").config()["density"] == "high"
 
 
 @every_bridge

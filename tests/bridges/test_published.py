@@ -134,7 +134,7 @@ def test_goub(t: int):
     left = math.exp(-2 * (theta[100] - theta[t]))
     beta = ((1 - math.exp(-theta[t])) * after + left * before) / whole
     assert numbers(GOUB(), t) == pytest.approx((alpha, beta, math.sqrt(before * after / whole)), rel=1e-9)
-    gamma = 50.0
+    gamma = 1e3
     softer = math.exp(-theta[t]) * (1 + gamma * after) / (1 + gamma * whole)
     assert numbers(GOUB(gamma=gamma), t)[:2] == pytest.approx((softer, 1 - softer), rel=1e-9)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from bbdm import ABridge, BridgeSampler
 from bbdm.codec import LatentStatistics, VQGANCodec
 from bbdm.execution.compiled import Compiled
+from bbdm.network import Network
 from tests.conftest import TINY, tiny_unet
 from tests.cuda.card import Card, off_the_card
 from tests.execution.test_compiled import Short
@@ -107,6 +108,42 @@ def test_what_no_graph_takes(card: Card):
 def test_inpainting(card: Card):
     waits = [*CALL[:2], "sampler._mask: to the card", CALL[2]]
     check(card, lambda s: s(SOURCE, seed=1, mask=MASK), waits)
+
+
+def test_a_mask_for_a_source_on_the_card(card: Card):
+    with off_the_card():
+        wanted = sampler()(SOURCE, seed=1, mask=MASK)
+    for mask in (MASK, MASK[0, 0].numpy(), MASK.to("cuda")):
+        found = sampler("cuda")(SOURCE.to("cuda"), seed=1, mask=mask)
+        torch.testing.assert_close(found.cpu(), wanted, rtol=0, atol=ROUNDING)
+
+
+class Timed(Network):
+    """A user's own network, with weights for the time."""
+
+    channels, condition_channels, stride, kind = 3, 0, 1, "wrapped"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time, self.layer = torch.nn.Linear(1, 3), torch.nn.Conv2d(3, 3, 1)
+
+    def embed(self, t: Tensor) -> Tensor:
+        return self.time(t[:, None] / 1000)
+
+    def body(self, x: Tensor, embedding: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.layer(x) + embedding[:, :, None, None]
+
+    def description(self) -> dict[str, Any]:
+        return {"module": "Timed", "channels": 3, "condition_channels": 0, "stride": 1}
+
+
+def test_a_network_whose_time_has_weights(card: Card):
+    torch.manual_seed(0)
+    network = Timed()
+    with off_the_card():
+        wanted = BridgeSampler(network, ABridge(), steps=3)(SOURCE, seed=1)
+    found = BridgeSampler(network.to("cuda"), ABridge(), steps=3)(SOURCE, seed=1)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=ROUNDING)
 
 
 def test_a_source_on_the_card(card: Card):

@@ -156,6 +156,21 @@ class TestFiles:
         second.fit()
         assert [record["epoch"] for record in metrics_of(second)] == [1, 2]
 
+    def test_damaged_metrics_are_named_and_the_folder_is_free_again(self, make_trainer: MakeTrainer) -> None:
+        first = make_trainer(epochs=1)
+        first.fit()
+        metrics = first.folder / "metrics.jsonl"
+        whole = metrics.read_text()
+        metrics.write_text("damaged\n")
+        second = make_trainer(epochs=2)
+        second.resume(newest(first))
+        with pytest.raises(ValueError, match=r"cannot read .*metrics\.jsonl: repair or delete it"):
+            second.fit()
+        metrics.write_text(whole)
+        third = make_trainer(epochs=2)
+        third.resume(newest(first))
+        third.fit()
+
     def test_two_runs_in_one_folder_are_refused(self, make_trainer: MakeTrainer) -> None:
         other = make_trainer()
 
