@@ -6,10 +6,12 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+LOCK = ".lock"  # the file of a folder that is locked
 Write = Callable[[Path, Callable[[Path], Any]], Any]  # such as write_atomically
 
 
@@ -32,6 +34,24 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(f"{error.filename} is a file, and a folder is needed there") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make a folder, and let other processes that ask for it wait until the context ends.
+
+    Nobody waits on a file system without locks.
+    """
+    from filelock import FileLock
+
+    make_folder(folder)
+    lock = FileLock(folder / LOCK)
+    with suppress(NotImplementedError):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_place(path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from bbdm.base.atomic import file_sha256, make_folder, remove_all_leftovers, write_atomically
+from bbdm.base.atomic import file_sha256, locked, remove_all_leftovers, write_atomically
 from bbdm.base.images import sides
 from bbdm.data.loading import with_short_errors
 from bbdm.data.pairs import PairedDataset, Pixels
@@ -52,13 +52,13 @@ class ImageCache(PairedDataset):
         self.left_out = dataset.left_out
         self.path = folder / f"{split}.npy"
         self._manifest = folder / f"{split}.json"
-        make_folder(folder)
         pictures = {"count": len(self), **self.description()}
         description = {"version": VERSION, "pictures": pictures, "direction": self.direction}
         description = manifest.as_json({**description, "image_size": self.image_size, "channels": self.channels})
-        if not self._is_complete(description):
-            self._write(dataset, workers, progress)
-            manifest.write(self._manifest, {**description, "sha256": file_sha256(self.path)})
+        with locked(folder):
+            if not self._is_complete(description):
+                self._write(dataset, workers, progress)
+                manifest.write(self._manifest, {**description, "sha256": file_sha256(self.path)})
 
     def _is_complete(self, description: dict[str, Any]) -> bool:
         """Whether the whole file exists, checked; writes the manifest of a new cache."""

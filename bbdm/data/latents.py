@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from bbdm.base.atomic import file_sha256, make_folder, remove_all_leftovers, write_atomically
+from bbdm.base.atomic import LOCK, file_sha256, locked, remove_all_leftovers, write_atomically
 from bbdm.codec import Codec, LatentStatistics
 from bbdm.data.collection import Order
 from bbdm.data.pairs import PairedDataset
@@ -59,17 +59,21 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.flip = flip
         self.codec = codec.description()
         self._files: dict[int, Any] = {}
-        make_folder(folder)
         pictures = {"count": len(dataset), **dataset.description()}
         description = {"version": VERSION, "pictures": pictures, "image_size": self.image_size}
         description = manifest.as_json({**description, "direction": self.direction, "flip": flip, "codec": self.codec})
+        with locked(folder):
+            self._complete(description, codec, progress)
+
+    def _complete(self, description: dict[str, Any], codec: Codec, progress: bool) -> None:
+        """Write the shards that are missing."""
         shards = self._checked_shards(description)
-        missing = [i for i in range(-(-len(dataset) // SHARD)) if self._shard(i).name not in shards]
+        missing = [i for i in range(-(-len(self) // SHARD)) if self._shard(i).name not in shards]
         with tqdm(total=len(missing) * SHARD, desc="latents", unit="pair", disable=not progress or not missing) as bar:
             for index in missing:
                 self._write(index, codec, bar)
                 shards[self._shard(index).name] = file_sha256(self._shard(index))
-                manifest.write(folder / MANIFEST, {**description, "shards": shards})
+                manifest.write(self.folder / MANIFEST, {**description, "shards": shards})
 
     def _shard(self, index: int) -> Path:
         return self.folder / f"{index:05d}.safetensors"
@@ -79,7 +83,7 @@ class LatentDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         remove_all_leftovers(self.folder)
         path = self.folder / MANIFEST
         if not path.exists():
-            if any(self.folder.iterdir()):
+            if any(each.name != LOCK for each in self.folder.iterdir()):
                 raise ValueError(f"{self.folder} is not empty and holds no latents: give a folder of its own")
             manifest.write(path, {**description, "shards": {}})
             return {}

@@ -6,6 +6,8 @@ import errno
 import hashlib
 import json
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,23 @@ def test_pictures_are_decoded_once(pairs: PairedDataset, tmp_path: Path, monkeyp
     for cached in (first, ImageCache(pairs, tmp_path / "cache"), pickle.loads(sent)):
         for i, pair in enumerate(expected):
             assert all(torch.equal(made, wanted) for made, wanted in zip(cached[i], pair, strict=True))
+
+
+def test_two_runs_make_a_cache_once(pairs: PairedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    written: list[Path] = []
+    write = image_cache.write_atomically
+
+    def slow(path: Path, content: Any) -> None:
+        written.append(path)
+        time.sleep(0.2)
+        write(path, content)
+
+    monkeypatch.setattr(image_cache, "write_atomically", slow)
+    with ThreadPoolExecutor(2) as both:
+        one, other = both.map(lambda _: ImageCache(pairs, tmp_path / "cache"), range(2))
+    assert len(written) == 1
+    for cached in (one, other):
+        assert_same(cached, pairs)
 
 
 def test_indices_are_those_of_a_list(pairs: PairedDataset, tmp_path: Path):

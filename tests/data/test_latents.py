@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,24 @@ def test_the_encoder_runs_once(
     for dataset in (again, copied):
         for i, pair in enumerate(expected):
             assert all(torch.equal(a, b) for a, b in zip(dataset[i], pair, strict=True))
+
+
+def test_two_runs_make_a_cache_once(
+    pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    encoded: list[int] = []
+    encode = VQGANCodec.latents
+
+    def slow(self: VQGANCodec, image: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.05)
+        encoded.append(len(image))
+        return encode(self, image)
+
+    monkeypatch.setattr(VQGANCodec, "latents", slow)
+    with ThreadPoolExecutor(2) as both:
+        one, other = both.map(lambda _: LatentDataset(pairs, codec, tmp_path / "cache"), range(2))
+    assert sum(encoded) == 2 * COUNT
+    assert all(torch.equal(a, b) for i in range(COUNT) for a, b in zip(one[i], other[i], strict=True))
 
 
 def test_an_interrupted_cache_is_completed(
