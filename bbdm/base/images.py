@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}  # of pictures in folders
 EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"}
 SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
+TURNS = {  # what makes a picture of an EXIF orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 SIDEWAYS = range(5, 9)  # EXIF orientations that swap width and height
 GROUP_GAP = 6  # between groups in a grid, in gaps
 Size = int | tuple[int, int]  # the side of a square, or (height, width)
@@ -121,8 +130,14 @@ def _reading(name: Path | str, wanted: str = "") -> Iterator[None]:
         raise FileNotFoundError(f"there is no picture {name}") from error
     except UnidentifiedImageError as error:
         raise UnknownFormatError(f"cannot read the picture {name}: {wanted or error}") from error
-    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError) as error:
+    except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
         raise ValueError(f"cannot read the picture {name}: {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A copy, turned as EXIF says. The rest of EXIF is not read: cameras write values of wrong types."""
+    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image.copy() if turn is None else image.transpose(turn)
 
 
 def open_image(path: Path) -> Image.Image:
@@ -134,7 +149,7 @@ def open_image(path: Path) -> Image.Image:
     """
     with _reading(path), Image.open(path) as image:
         image.load()
-        return ImageOps.exif_transpose(image)
+        return _upright(image)
 
 
 def decode(
@@ -161,7 +176,7 @@ def decode(
         check_size(*image.size)
     with _reading(name), image:
         image.load()
-        return ImageOps.exif_transpose(image)
+        return _upright(image)
 
 
 def to_png(image: Image.Image) -> bytes:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from bbdm import ABridge
+from bbdm.base.atomic import LOCK
 from bbdm.data import image_cache
 from bbdm.data.image_cache import ImageCache
 from bbdm.data.pairs import PairedDataset
@@ -101,10 +102,10 @@ def test_an_interrupted_cache_is_made_again(
         with pytest.raises(KeyboardInterrupt):
             ImageCache(pairs, tmp_path / "cache")
     left = {"train.json"} if during == "pictures" else {"train.json", "train.npy"}
-    assert {path.name for path in (tmp_path / "cache").iterdir()} == left
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {*left, LOCK}
     (tmp_path / "cache" / ".train.json.0123abcd.tmp").touch()  # of a killed process
     assert_same(ImageCache(pairs, tmp_path / "cache"), pairs)
-    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"train.json", "train.npy"}
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"train.json", "train.npy", LOCK}
 
 
 def test_a_full_disk_leaves_no_part(pairs: PairedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -114,7 +115,7 @@ def test_a_full_disk_leaves_no_part(pairs: PairedDataset, tmp_path: Path, monkey
     monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
     with pytest.raises(OSError, match=r"no room for 10 MiB of pictures: make some.*train\.npy"):
         ImageCache(PairedDataset(pairs.pairs, 590), tmp_path / "cache")  # 5 x 2 x 3 x 590 x 590 bytes are 9.96 MiB
-    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"train.json"}
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"train.json", LOCK}
 
 
 @pytest.mark.parametrize("change", ["image_size", "direction", "pictures"])
