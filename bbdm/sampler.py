@@ -111,7 +111,6 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
         self.clamp = clamp
         self.compile = compile
         self.calls = calls
-        self.image_size: images.Size | None = None
         self._embedder = unet.embedder()  # of the weights as given, before they are rounded to dtype
         self._place(unet, codec)
         channels = unet.channels
@@ -291,15 +290,8 @@ class BridgeSampler(FrontEnd[torch.Tensor, TorchPlan]):
         check_place(Path(path))  # before minutes of compiling
         save_package(path, self.unet, self._grid(batch_size, *size))
 
-    def _check_batch_size(self, batch_size: int | None) -> None:
-        super()._check_batch_size(batch_size)
-        if batch_size is not None and self.package and batch_size < self.package.shape[0]:
-            raise ValueError(f"batch_size must be at least the package's {self.package.shape[0]}, got {batch_size}")
-
     def _prepare(self, plan: TorchPlan, shape: tuple[int, ...], progress: bool) -> None:
         """Compile what was not compiled for sources of a shape, with a bar of its own on a terminal."""
-        if self.image_size is not None:
-            images.warn_of_scale(self.image_size, *shape[2:])
         image = shape[0], self._image_channels, *self._padded(*shape[2:])
         grid = self._grid(shape[0], *shape[2:])
         stages: list[tuple[Any, Callable[[], Any], list[torch.Size]]] = [

@@ -138,12 +138,12 @@ def load(config: AppConfig) -> Model:
         from bbdm.runtime import OnnxBridgeSampler
 
         sampler = OnnxBridgeSampler(config.model)
-        known, solver = sampler.settings.get("image_size"), sampler.settings["solver"]
+        solver = sampler.settings["solver"]
         if sampler.static is not None:
             if config.size is not None:
                 raise ValueError(f"size is fixed: {config.model} takes height x width {sampler.static[1:]} alone")
             return Model(sampler, solver, sampler.static[1:], "stretch", sampler.static[0])
-        return Model(sampler, solver, config.size or (known and images.as_size(known)), "fit", None)
+        return Model(sampler, solver, config.size or sampler.image_size, "fit", None)
     import torch
 
     from bbdm import BridgeSampler

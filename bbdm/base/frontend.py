@@ -67,6 +67,7 @@ class FrontEnd(ABC, Generic[Array, AnyPlan]):
     """
 
     kind: Kind
+    image_size: images.Size | None = None  # of training pictures
 
     def __init__(
         self,
@@ -280,6 +281,8 @@ class FrontEnd(ABC, Generic[Array, AnyPlan]):
     def _evaluations(self, plan: AnyPlan, batches: list[Batch], progress: bool) -> Iterator[Advance]:
         """Prepare for batches, then show the progress of their network evaluations."""
         for shape in sorted({tuple(batch.source.shape) for batch in batches}):
+            if self.image_size is not None:
+                images.warn_of_scale(self.image_size, *shape[2:])
             self._prepare(plan, shape, progress)
         if progress:
             with self._progress(len(batches) * len(plan.times)) as advance:
@@ -288,8 +291,9 @@ class FrontEnd(ABC, Generic[Array, AnyPlan]):
             yield lambda _: None
 
     def _check_batch_size(self, batch_size: int | None) -> None:
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if batch_size is not None and batch_size < (self._batch or 1):
+            which = f"{self._batch}, which the network takes alone" if self._batch else "1"
+            raise ValueError(f"batch_size must be at least {which}, got {batch_size}")
 
     def _check_noise(self, plan: AnyPlan, noise: Any, shape: Sequence[int]) -> None:
         """Raise ValueError unless noise is finite normals for a source of a shape."""

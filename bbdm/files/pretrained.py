@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from bbdm import solvers
 from bbdm.base import hub, images, optional
-from bbdm.base.atomic import check_folder, make_folder
+from bbdm.base.atomic import check_folder, make_folder, write_atomically
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, WrappedCodec
 from bbdm.files import manifest
@@ -116,7 +116,7 @@ def save_pretrained(
                 shutil.copyfile(export / each, inside / each)
     if not (folder / hub.CARD).exists():
         text = card(model, name or folder.resolve().name, license, data, onnx is not None)
-        (folder / hub.CARD).write_text(text)
+        write_atomically(folder / hub.CARD, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def push_to_hub(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 from bbdm.base import images, scripts
-from bbdm.base.atomic import write_atomically
-from bbdm.runtime.sampler import OnnxBridgeSampler
+from bbdm.base.atomic import check_folder, write_atomically
+from bbdm.base.seeds import resolve_seeds
+
+with scripts.imports():
+    from bbdm.runtime.sampler import OnnxBridgeSampler
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -18,34 +22,41 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help="folder for the results; files of the same names are replaced"
     )
+    parser.add_argument("-b", "--batch_size", type=int, default=16, help="pictures at once")
     parser.add_argument("--seed", type=int, help="picture i gets SEED + i; drawn and printed if unset")
-    parser.add_argument("--steps", type=int, help="network evaluations; as exported if unset")
+    parser.add_argument("--steps", type=int, help="network evaluations; as exported, or --solver's default, if unset")
     parser.add_argument("--solver", help="as exported if unset")
     parser.add_argument(
         "--provider", help="such as CUDAExecutionProvider; CUDA where there is one, else the CPU, if unset"
     )
     parser.add_argument("--threads", type=int, help="threads of the CPU provider; one a core if unset")
     args = parser.parse_args(argv)
+    if args.batch_size < 1:
+        parser.error(f"--batch_size must be at least 1, got {args.batch_size}")
+    check_folder(args.output)
     providers = None if args.provider is None else [args.provider]
     results = [args.output / f"{path.stem}.png" for path in args.pictures]
     sources = {path.resolve() for path in args.pictures}
-    for i, path in enumerate(results):
+    for path in results:
         if path.resolve() in sources:
             raise ValueError(f"{path} would replace a source: give another output folder")
-        if path in results[:i]:
-            raise ValueError(f"two of the pictures have the name {path.stem}, and so would their results")
+    for path, count in Counter(results).items():
+        if count > 1:
+            raise ValueError(f"{count} of the pictures have the name {path.stem}, and so would their results")
     for path in args.pictures:
         if path.is_dir():
             raise ValueError(f"{path} is a folder: give pictures, such as {path}/*.png")
-    pictures = [images.open_image(path) for path in args.pictures]
+        images.open_size(path)  # whether it is a picture, before any is translated
     sampler = OnnxBridgeSampler.from_pretrained(
         args.folder, providers=providers, threads=args.threads, solver=args.solver, steps=args.steps
     )
-    made = sampler(pictures, args.seed, progress=sys.stderr.isatty())
-    for path, picture in zip(results, made, strict=True):
-        write_atomically(path, lambda temporary, picture=picture: picture.save(temporary, "png"))
-    first, last = sampler.last_seeds[0], sampler.last_seeds[-1]
-    print(f"{len(made)} results in {args.output}, seeds {first} to {last}")
+    seeds = resolve_seeds(args.seed, len(results))
+    for start in range(0, len(results), args.batch_size):
+        batch = slice(start, start + args.batch_size)
+        made = sampler(args.pictures[batch], seeds[batch], progress=sys.stderr.isatty())
+        for path, picture in zip(results[batch], made, strict=True):
+            write_atomically(path, lambda temporary, picture=picture: picture.save(temporary, "png"))
+    print(f"{len(results)} results in {args.output}, seeds {seeds[0]} to {seeds[-1]}")
 
 
 if __name__ == "__main__":

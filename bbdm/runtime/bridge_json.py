@@ -10,6 +10,7 @@ from typing import Any
 
 from bbdm.base import hub
 from bbdm.base.atomic import file_sha256, short
+from bbdm.base.images import as_size
 from bbdm.solvers import StepTable
 
 FORMAT = "bbdm onnx"
@@ -105,6 +106,8 @@ def _described(path: Path) -> dict[str, Any]:
         for name, (fits, wanted) in VALUES.items():
             if not fits(settings[name]):
                 raise ValueError(f"{name} must be {wanted}, got {short(settings[name])}")
+        if settings.get("image_size") is not None:
+            as_size(settings["image_size"])
         StepTable.from_description(settings)
     except (ValueError, KeyError, TypeError) as error:
         reason = f"missing entry {error}" if isinstance(error, KeyError) else error

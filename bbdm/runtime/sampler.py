@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from bbdm import bridges, solvers
-from bbdm.base import sources
+from bbdm.base import images, sources
 from bbdm.base.batch import Batch, Plan
 from bbdm.base.frontend import Advance, FrontEnd, Timesteps
 from bbdm.base.step import Step as Step
@@ -53,8 +53,9 @@ class OnnxBridgeSampler(FrontEnd[Array, OnnxPlan]):
         timesteps: other times; see :func:`bbdm.solvers.build`.
 
     On CUDA the state stays on the device between steps. Threads may share a sampler. Attributes, which are
-    fixed: ``settings``, the content of ``bridge.json``, and ``static``, the only (number, height, width) of
-    pictures that the export takes, or None. Solver and steps may change at each call.
+    fixed: ``settings``, the content of ``bridge.json``; ``image_size``, the side or (height, width) of its
+    training pictures, or None; ``static``, the only (number, height, width) of pictures that it takes, or
+    None. Solver and steps may change at each call.
 
     Raises:
         FileNotFoundError: the folder or a file in it is missing.
@@ -78,6 +79,8 @@ class OnnxBridgeSampler(FrontEnd[Array, OnnxPlan]):
         self.settings = read_settings(folder)
         self.providers = with_options(providers)
         static = self.settings["static"]
+        known = self.settings.get("image_size")
+        self.image_size = None if known is None else images.as_size(known)
         self.static = None if static is None else cast(tuple[int, int, int], tuple(static))
         self.graphs = {
             name.removesuffix(".onnx"): Session(folder / name, self.providers, threads)

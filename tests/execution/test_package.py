@@ -357,7 +357,7 @@ def test_arguments_of_a_call(loaded: BridgeSampler):
         loaded(SOURCE, seed=0)
     with pytest.raises(ValueError, match="source must hold 2 images for this network, got 3"):
         loaded.stream(ODD, seed=0)
-    with pytest.raises(ValueError, match="batch_size must be at least the package's 2, got 1"):
+    with pytest.raises(ValueError, match="batch_size must be at least 2, which the network takes alone, got 1"):
         loaded(ODD, seed=0, batch_size=1)
 
 

@@ -160,6 +160,14 @@ def test_a_static_export(folder: Path, sampler: OnnxBridgeSampler, tmp_path: Pat
         ours(np.zeros((1, 3, 18, 16), np.float32))
     with pytest.raises(ValueError, match="must hold 2 images for this network, got 3"):
         ours.stream(SOURCE[:3])
+    with pytest.raises(ValueError, match="batch_size must be at least 2, which the network takes alone, got 1"):
+        ours(SOURCE[:3], batch_size=1)
+
+
+def test_pictures_of_another_scale_are_warned_of(sampler: OnnxBridgeSampler):
+    assert sampler.image_size == 16
+    with pytest.warns(UserWarning, match="was trained on pictures of 16 x 16, and is given 32 x 16"):
+        sampler(np.zeros((1, 3, 32, 16), np.float32), seed=0)
 
 
 def copy_of(folder: Path, tmp_path: Path) -> Path:
@@ -194,6 +202,7 @@ def test_a_folder_that_is_no_export(folder: Path, tmp_path: Path):
         ({"files": {}}, r"lists no step\.onnx"),
         ({"files": {"../unet.onnx": "", "unet.onnx": "", "step.onnx": ""}}, r"lists \.\./unet\.onnx"),
         ({"files": {"evil.pkl": "", "unet.onnx": "", "step.onnx": ""}}, r"lists evil\.pkl"),
+        ({"image_size": "16"}, r"cannot read .*bridge\.json: image_size must be an integer or \(height, width\)"),
         ({"stride": 0.5}, "stride must be an integer of at least 1, got 0.5"),
         ({"static": [1, 16]}, r"static must be null or \[number, height, width\], got \[1, 16\]"),
         ({"prediction": [[1.0, 0.0]]}, r"prediction of a table must be finite numbers of shape \(4, 3\), got \(1, 2\)"),
@@ -228,11 +237,17 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "2 results in" in capsys.readouterr().out
     wanted = OnnxBridgeSampler(folder)(Image.open(tmp_path / "b.png"), seed=5)[0]
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "b.png")), np.asarray(wanted))
+    pictures = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    main([str(folder), *pictures, "-o", str(tmp_path / "apart"), "--seed", "4", "-b", "1"])
+    for name in ("a.png", "b.png"):
+        assert (tmp_path / "apart" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    with pytest.raises(SystemExit, match="2"):
+        main([str(folder), *pictures, "-o", str(tmp_path / "apart"), "-b", "0"])
     with pytest.raises(ValueError, match="would replace a source"):
         main([str(folder), str(tmp_path / "a.png"), "-o", str(tmp_path)])
     (tmp_path / "twice").mkdir()
     Image.new("L", (8, 8), 9).save(tmp_path / "twice" / "a.jpg")
-    with pytest.raises(ValueError, match="two of the pictures have the name a"):
+    with pytest.raises(ValueError, match="2 of the pictures have the name a"):
         main([str(folder), str(tmp_path / "a.png"), str(tmp_path / "twice" / "a.jpg"), "-o", str(tmp_path / "out")])
     (tmp_path / "text.png").write_text("no picture")
     for name, message in (("text.png", "cannot read the picture"), ("none.png", r"none\.png")):
