@@ -10,12 +10,18 @@ export async function readExport(folder: URL): Promise<{ settings: Settings; tab
   return { settings, tables: await readTables(new URL("tables.json", folder), settings) };
 }
 
-/** The tables of tables.json, which may be absent. */
+/** The tables of tables.json, which may be absent; none of a damaged one. */
 async function readTables(url: URL, settings: Settings): Promise<Table[]> {
   const response = await fetch(url, { cache: "no-cache" }).catch(() => null);
-  const content = response?.ok ? await response.json().catch(() => null) : null;
-  const same = JSON.stringify(content?.bridge) === JSON.stringify(settings.bridge);
-  return same ? content.tables.map((table: Table) => readTable(table)) : [];
+  if (!response?.ok) return [];
+  try {
+    const { bridge, tables } = await response.json();
+    const same = JSON.stringify(bridge) === JSON.stringify(settings.bridge);
+    return same ? tables.map((table: Table) => readTable(table)) : [];
+  } catch (error) {
+    console.warn("tables.json is not used:", error);
+    return [];
+  }
 }
 
 /**
