@@ -25,7 +25,7 @@ async function readTables(url: URL, settings: Settings): Promise<Table[]> {
 }
 
 /**
- * The graphs of an export, from the cache where it has them.
+ * The graphs of an export, from the cache where it has them; what is damaged there is fetched again.
  *
  * @param progress called with bytes loaded, bytes in all (0 where unknown), and whether all came from the cache
  */
@@ -47,6 +47,7 @@ export async function download(
     const name = names[i]!;
     const content = await read(response, (count) => progress((loaded += count), total, cached));
     if (!(await matches(content, settings.files[name]!))) {
+      if (kept && (await (await caches.open(CACHE)).delete(url))) return download(folder, settings, progress);
       throw new Error(`${name} is not what bridge.json describes: it is damaged, or of another export`);
     }
     if (!kept) await keep(url, content);
