@@ -210,6 +210,20 @@ def test_the_page_works_and_opens_without_its_server(page: Page, site: Site, noi
 
 @pytest.mark.nightly
 @in_browser
+def test_an_error_of_a_stopped_translation_does_not_end_the_next(page: Page):
+    worker = "window.Worker = class extends Worker { constructor(...given) { super(...given); window.worker = this } }"
+    page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": worker})
+    page.open().draw()
+    begin_stop_begin_and_fail = """for (let i = 0; i < 3; i++) document.getElementById("translate").click();
+        const data = { kind: "failed", id: 1, reason: "an error of the first" };
+        worker.dispatchEvent(new MessageEvent("message", { data }))"""
+    page.driver.execute_script(begin_stop_begin_and_fail)
+    page.until("Done")
+    assert page.text("warning") == ""
+
+
+@pytest.mark.nightly
+@in_browser
 def test_a_phone_shows_all_without_scrolling_sideways(page: Page):
     size = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)

@@ -138,7 +138,8 @@ const replies: { [Kind in Reply["kind"]]: (reply: Reply & { kind: Kind }) => voi
     finish(true);
     say(`Done: ${steps} ${steps === 1 ? "call" : "calls"} in ${seconds.toFixed(1)} s.`);
   },
-  failed({ reason }) {
+  failed({ id, reason }) {
+    if (id !== undefined && id !== running) return;
     finish(false);
     say("");
     warn(sentence(reason));

@@ -8,7 +8,8 @@ const AGREES = { fp32: 1e-3, other: 2e-2 }; // a difference of the largest value
 
 let settings: Settings;
 let files: Promise<Map<string, Uint8Array>>;
-let running = 0; // the translation that goes on; others stop
+let running: number | undefined; // the translation that goes on; others stop
+let work = Promise.resolve(); // translations, one after the other: a session takes one call at a time
 const loaded = new Map<Device, Promise<Bridge>>();
 
 function reply(message: Reply): void {
@@ -55,6 +56,7 @@ async function chosen(device: Device): Promise<Bridge> {
 
 async function translate({ id, source, seeds, table, device }: Request & { kind: "translate" }): Promise<void> {
   const used = await chosen(device);
+  if (id !== running) return;
   const begun = performance.now();
   const latent = settings.latent_stride > 1; // a decoder costs more than a step: only the result is shown
   for await (const { index, x, x0hat } of used.stream(source, seeds, table)) {
@@ -73,7 +75,9 @@ function text(error: unknown): string {
 }
 
 self.addEventListener("message", ({ data }: MessageEvent<Request>) => {
-  running = data.kind === "translate" ? data.id : 0;
-  const work = data.kind === "open" ? open(data.model) : data.kind === "translate" ? translate(data) : undefined;
-  work?.catch((error: unknown) => reply({ kind: "failed", reason: text(error) }));
+  const id = data.kind === "translate" ? data.id : undefined;
+  const failed = (error: unknown): void => reply({ kind: "failed", id, reason: text(error) });
+  running = id;
+  if (data.kind === "open") open(data.model).catch(failed);
+  if (data.kind === "translate") work = work.then(() => translate(data)).catch(failed);
 });
