@@ -7,10 +7,10 @@ import { runtime, threads } from "./runtime";
 const AGREES = { fp32: 1e-3, other: 2e-2 }; // a difference of the largest value, by the type of the weights
 
 let settings: Settings;
-let files: Promise<Map<string, Uint8Array>>;
+let files: () => Promise<Map<string, Uint8Array>>;
 let running: number | undefined; // the translation that goes on; others stop
 let work = Promise.resolve(); // translations, one after the other: a session takes one call at a time
-const loaded = new Map<Device, Promise<Bridge>>();
+const bridges = { wasm: once(() => start("wasm")), webgpu: once(() => start("webgpu")) };
 
 function reply(message: Reply): void {
   self.postMessage(message);
@@ -21,23 +21,32 @@ async function open(model: string): Promise<void> {
   const read = await readExport(folder);
   settings = read.settings;
   reply({ kind: "opened", ...read });
-  files = download(folder, settings, (loaded, total, cached) => reply({ kind: "loading", loaded, total, cached }));
-  await bridge("wasm");
+  files = once(() =>
+    download(folder, settings, (loaded, total, cached) => reply({ kind: "loading", loaded, total, cached })),
+  );
+  await bridges.wasm();
 }
 
-/** The bridge on a device, loaded once. */
-function bridge(device: Device): Promise<Bridge> {
-  if (!loaded.has(device)) loaded.set(device, start(device));
-  return loaded.get(device)!;
+/** What is made at the first call and kept; after a failure, the next call makes it again. */
+function once<T>(make: () => Promise<T>): () => Promise<T> {
+  let kept: Promise<T> | undefined;
+  return () =>
+    (kept ??= make().catch((error: unknown) => {
+      kept = undefined;
+      throw error;
+    }));
 }
 
 async function start(device: Device): Promise<Bridge> {
-  const content = await files;
+  const content = await files();
   reply({ kind: "starting", device });
   const made = await Bridge.load(settings, content, await runtime(device), [device]);
   if (device === "webgpu") {
-    const off = await (await bridge("wasm")).difference(made);
-    if (off > (settings.dtype === "fp32" ? AGREES.fp32 : AGREES.other)) throw new Error(`one call differs from WASM by ${(100 * off).toPrecision(2)} %`);
+    const off = await (await bridges.wasm()).difference(made);
+    if (off > (settings.dtype === "fp32" ? AGREES.fp32 : AGREES.other)) {
+      await made.release();
+      throw new Error(`one call differs from WASM by ${(100 * off).toPrecision(2)} %`);
+    }
   }
   reply({ kind: "ready", device, threads: device === "wasm" ? threads : 1 });
   return made;
@@ -45,12 +54,12 @@ async function start(device: Device): Promise<Bridge> {
 
 /** WebGPU where it starts and agrees with WASM, and else WASM. */
 async function chosen(device: Device): Promise<Bridge> {
+  const wasm = await bridges.wasm();
   try {
-    return await bridge(device);
+    return await bridges[device]();
   } catch (error) {
-    if (device === "wasm") throw error;
     reply({ kind: "refused", reason: text(error) });
-    return bridge("wasm");
+    return wasm;
   }
 }
 

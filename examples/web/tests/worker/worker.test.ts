@@ -8,16 +8,23 @@ const PATIENCE = 4000; // ms: the machine may be busy
 const settings = readSettings(SETTINGS);
 const source: Picture = { data: new Float32Array(3 * 8 * 8), channels: 3, height: 8, width: 8 };
 const { download, runtime } = vi.hoisted(() => ({ download: vi.fn(), runtime: vi.fn() }));
-vi.mock("../../src/worker/download", () => ({ download, readExport: async () => ({ settings, tables: [] }) }));
+vi.mock("../../src/worker/download", () => ({
+  download,
+  readExport: async () => ({ settings, tables: [] }),
+}));
 vi.mock("../../src/worker/runtime", () => ({ runtime, threads: 1 }));
 
 const replies: Reply[] = [];
-const run = vi.fn();
+const [run, release] = [vi.fn(), vi.fn()];
 let send: (message: Request) => void;
 
 /** Waits for a reply. */
 async function until(wanted: Partial<Reply>): Promise<void> {
   await vi.waitFor(() => expect(replies).toContainEqual(expect.objectContaining(wanted)), PATIENCE);
+}
+
+function open(): void {
+  send({ kind: "open", model: "https://host/model/" });
 }
 
 function translate(id: number, device: "wasm" | "webgpu" = "wasm"): void {
@@ -37,20 +44,23 @@ beforeEach(async () => {
   const Tensor = vi.fn(function (this: { data: unknown }, _: string, data: unknown) {
     this.data = data;
   });
-  const create = async () => ({ outputNames: ["output"], run });
+  const create = async () => ({ outputNames: ["output"], run, release });
   runtime.mockReset().mockResolvedValue({ Tensor, InferenceSession: { create } });
   download.mockReset().mockResolvedValue(new Map([["unet.onnx", new Uint8Array()]]));
+  release.mockReset();
   replies.length = 0;
   vi.stubGlobal("self", {
     postMessage: (reply: Reply) => replies.push(reply),
-    addEventListener: (_: string, hear: (event: { data: Request }) => void) => (send = (data) => hear({ data })),
+    addEventListener: (_: string, hear: (event: { data: Request }) => void) => {
+      send = (data) => hear({ data });
+    },
   });
   vi.resetModules();
   await import("../../src/worker/worker");
-  send({ kind: "open", model: "https://host/model/" });
 });
 
 it("begins a translation when the one before has ended, and none that was stopped", async () => {
+  open();
   await until({ kind: "ready" });
   translate(1);
   await vi.waitFor(() => expect(run).toHaveBeenCalledOnce(), PATIENCE);
@@ -63,9 +73,37 @@ it("begins a translation when the one before has ended, and none that was stoppe
 });
 
 it("says which translation failed, and goes on", async () => {
+  open();
+  await until({ kind: "ready" });
   run.mockRejectedValueOnce(new Error("out of memory"));
   translate(1);
   await until({ kind: "failed", id: 1, reason: "out of memory" });
   translate(2);
   await until({ kind: "done", id: 2 });
+});
+
+it("downloads again at the next translation where the first download failed", async () => {
+  download.mockRejectedValueOnce(new Error("no connection"));
+  open();
+  await until({ kind: "failed", reason: "no connection" });
+  translate(1, "webgpu");
+  await until({ kind: "done", id: 1 });
+  expect(replies.filter(({ kind }) => kind === "ready")).toEqual([
+    { kind: "ready", device: "wasm", threads: 1 },
+    { kind: "ready", device: "webgpu", threads: 1 },
+  ]);
+  expect(download).toHaveBeenCalledTimes(2);
+});
+
+it("compares a refused WebGPU again at the next translation, and keeps the first no longer", async () => {
+  open();
+  await until({ kind: "ready", device: "wasm" });
+  const output = (value: number) => ({ output: { data: new Float32Array(3 * 64 * 64).fill(value) } });
+  run.mockResolvedValueOnce(output(1)).mockResolvedValueOnce(output(0.5));
+  translate(1, "webgpu");
+  await until({ kind: "done", id: 1 });
+  expect(replies).toContainEqual({ kind: "refused", reason: "one call differs from WASM by 50 %" });
+  expect(release).toHaveBeenCalledOnce();
+  translate(2, "webgpu");
+  await until({ kind: "ready", device: "webgpu" });
 });
