@@ -210,6 +210,39 @@ def test_the_page_works_and_opens_without_its_server(page: Page, site: Site, noi
 
 @pytest.mark.nightly
 @in_browser
+def test_an_error_of_a_stopped_translation_does_not_end_the_next(page: Page):
+    worker = "window.Worker = class extends Worker { constructor(...given) { super(...given); window.worker = this } }"
+    page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": worker})
+    page.open().draw()
+    begin_stop_begin_and_fail = """for (let i = 0; i < 3; i++) document.getElementById("translate").click();
+        const data = { kind: "failed", id: 1, reason: "an error of the first" };
+        worker.dispatchEvent(new MessageEvent("message", { data }))"""
+    page.driver.execute_script(begin_stop_begin_and_fail)
+    page.until("Done")
+    assert page.text("warning") == ""
+
+
+@pytest.mark.nightly
+@in_browser
+def test_nothing_is_drawn_or_dropped_before_the_size_is_known(page: Page):
+    held = """window.Worker = class extends Worker {
+        postMessage(message) { window.send = () => super.postMessage(message) } }"""  # the request for the export
+    page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": held})
+    page.driver.get(page.site.address)
+    assert page.draw().ink == 0
+    drop = """const done = arguments[0], dataTransfer = new DataTransfer();
+        fetch(document.querySelector("#drawings img").src).then((response) => response.blob()).then((blob) => {
+            dataTransfer.items.add(new File([blob], "drawing.png", { type: blob.type }));
+            document.dispatchEvent(new DragEvent("drop", { dataTransfer }));
+            createImageBitmap(blob).then(() => setTimeout(done)) })"""  # as the page reads it
+    page.driver.execute_async_script(drop)
+    assert page.ink == 0
+    page.driver.execute_script("send()")
+    assert page.until("Ready").draw().ink > 1000
+
+
+@pytest.mark.nightly
+@in_browser
 def test_a_phone_shows_all_without_scrolling_sideways(page: Page):
     size = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)

@@ -16,4 +16,4 @@ export type Reply =
   | { kind: "refused"; reason: string } // WebGPU, so that WASM goes on
   | { kind: "step"; id: number; calls: number; pictures: Picture[] }
   | { kind: "done"; id: number; seconds: number }
-  | { kind: "failed"; reason: string };
+  | { kind: "failed"; id?: number; reason: string }; // without an id, what all translations need

@@ -1,21 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { fromPixels, pictureSize, readSettings, readTable, sample, toPixels, type Table } from "../src/bbdm";
 import { normal } from "../src/philox";
-
-const SETTINGS = {
-  format: "bbdm onnx",
-  version: 3,
-  bridge: { kind: "abridge" },
-  solver: "dpm2m",
-  timesteps: [9],
-  prediction: [[0, 1, 1]],
-  coefficients: [[0, 0, 1, 0, 0]],
-  channels: 3,
-  image_channels: 3,
-  stride: 8,
-  latent_stride: 1,
-  files: { "unet.onnx": "ab", "step.onnx": "cd" },
-};
+import { SETTINGS } from "./settings";
 
 async function states(table: Table, y: number[], seeds: bigint[], network: (shown: number, time: number) => number) {
   const made: number[][] = [];

@@ -98,14 +98,13 @@ function stop(): void {
 const replies: { [Kind in Reply["kind"]]: (reply: Reply & { kind: Kind }) => void } = {
   opened(reply) {
     settings = reply.settings;
-    const [height, width] = pictureSize(settings);
-    if (drawing.empty) drawing.resize(height, width);
+    drawing.resize(...pictureSize(settings));
     if (![1, 3].includes(settings.image_channels)) {
       return replies.failed({ kind: "failed", reason: `pictures of ${settings.image_channels} channels cannot be drawn` });
     }
     options.offer(settings, reply.tables);
     translate.disabled = false;
-    for (const choice of document.querySelectorAll<HTMLButtonElement>("#drawings button")) choice.disabled = false;
+    element("drawing").inert = false; // nothing is drawn before its size is known
   },
   loading({ loaded, total, cached }) {
     const size = total ? `${megabytes(loaded)} of ${megabytes(total)}` : megabytes(loaded);
@@ -138,7 +137,8 @@ const replies: { [Kind in Reply["kind"]]: (reply: Reply & { kind: Kind }) => voi
     finish(true);
     say(`Done: ${steps} ${steps === 1 ? "call" : "calls"} in ${seconds.toFixed(1)} s.`);
   },
-  failed({ reason }) {
+  failed({ id, reason }) {
+    if (id !== undefined && id !== running) return;
     finish(false);
     say("");
     warn(sentence(reason));
@@ -168,7 +168,7 @@ async function openPicture(file: Blob, name: string): Promise<boolean> {
 for (const [path, url] of Object.entries(DRAWINGS)) {
   const name = NAMES[path.split("/").at(-1)!.replace(".png", "")] ?? "drawing";
   const [choice, image] = [document.createElement("button"), document.createElement("img")];
-  [choice.type, choice.disabled, choice.title] = ["button", true, `Translate the ${name}`];
+  [choice.type, choice.title] = ["button", `Translate the ${name}`];
   [image.src, image.alt, image.width, image.height] = [url, `Translate the ${name}`, 64, 64];
   choice.append(image);
   choice.addEventListener("click", async () => {
@@ -202,7 +202,7 @@ document.addEventListener("dragover", (event) => event.preventDefault());
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   const dropped = event.dataTransfer?.files[0];
-  if (dropped) void openPicture(dropped, dropped.name);
+  if (dropped && settings) void openPicture(dropped, dropped.name);
 });
 document.addEventListener("keydown", (event) => {
   if ((event.ctrlKey || event.metaKey) && event.key === "z" && !(event.target instanceof HTMLInputElement)) {

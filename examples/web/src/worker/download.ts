@@ -10,16 +10,22 @@ export async function readExport(folder: URL): Promise<{ settings: Settings; tab
   return { settings, tables: await readTables(new URL("tables.json", folder), settings) };
 }
 
-/** The tables of tables.json, which may be absent. */
+/** The tables of tables.json, which may be absent; none of a damaged one. */
 async function readTables(url: URL, settings: Settings): Promise<Table[]> {
   const response = await fetch(url, { cache: "no-cache" }).catch(() => null);
-  const content = response?.ok ? await response.json().catch(() => null) : null;
-  const same = JSON.stringify(content?.bridge) === JSON.stringify(settings.bridge);
-  return same ? content.tables.map((table: Table) => readTable(table)) : [];
+  if (!response?.ok) return [];
+  try {
+    const { bridge, tables } = await response.json();
+    const same = JSON.stringify(bridge) === JSON.stringify(settings.bridge);
+    return same ? tables.map((table: Table) => readTable(table)) : [];
+  } catch (error) {
+    console.warn("tables.json is not used:", error);
+    return [];
+  }
 }
 
 /**
- * The graphs of an export, from the cache where it has them.
+ * The graphs of an export, from the cache where it has them; what is damaged there is fetched again.
  *
  * @param progress called with bytes loaded, bytes in all (0 where unknown), and whether all came from the cache
  */
@@ -41,6 +47,7 @@ export async function download(
     const name = names[i]!;
     const content = await read(response, (count) => progress((loaded += count), total, cached));
     if (!(await matches(content, settings.files[name]!))) {
+      if (kept && (await (await caches.open(CACHE)).delete(url))) return download(folder, settings, progress);
       throw new Error(`${name} is not what bridge.json describes: it is damaged, or of another export`);
     }
     if (!kept) await keep(url, content);

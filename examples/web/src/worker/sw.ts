@@ -36,7 +36,8 @@ async function answer(request: Request): Promise<Response> {
   const kept = await cache.match(request, { ignoreSearch: request.mode === "navigate" });
   if (fixed && kept) return isolated(kept);
   const fetched = await fetch(request).catch(() => null);
-  if (fetched?.ok) await cache.put(request.mode === "navigate" ? origin + pathname : request, fetched.clone());
+  const place = request.mode === "navigate" ? origin + pathname : request;
+  if (fetched?.ok) await cache.put(place, fetched.clone()).catch(() => undefined); // no space left, or not to be kept
   const response = fetched?.ok ? fetched : (kept ?? fetched ?? Response.error());
   return origin === worker.location.origin ? isolated(response) : response;
 }

@@ -7,9 +7,10 @@ import { runtime, threads } from "./runtime";
 const AGREES = { fp32: 1e-3, other: 2e-2 }; // a difference of the largest value, by the type of the weights
 
 let settings: Settings;
-let files: Promise<Map<string, Uint8Array>>;
-let running = 0; // the translation that goes on; others stop
-const loaded = new Map<Device, Promise<Bridge>>();
+let files: () => Promise<Map<string, Uint8Array>>;
+let running: number | undefined; // the translation that goes on; others stop
+let work = Promise.resolve(); // translations, one after the other: a session takes one call at a time
+const bridges = { wasm: once(() => start("wasm")), webgpu: once(() => start("webgpu")) };
 
 function reply(message: Reply): void {
   self.postMessage(message);
@@ -20,23 +21,32 @@ async function open(model: string): Promise<void> {
   const read = await readExport(folder);
   settings = read.settings;
   reply({ kind: "opened", ...read });
-  files = download(folder, settings, (loaded, total, cached) => reply({ kind: "loading", loaded, total, cached }));
-  await bridge("wasm");
+  files = once(() =>
+    download(folder, settings, (loaded, total, cached) => reply({ kind: "loading", loaded, total, cached })),
+  );
+  await bridges.wasm();
 }
 
-/** The bridge on a device, loaded once. */
-function bridge(device: Device): Promise<Bridge> {
-  if (!loaded.has(device)) loaded.set(device, start(device));
-  return loaded.get(device)!;
+/** What is made at the first call and kept; after a failure, the next call makes it again. */
+function once<T>(make: () => Promise<T>): () => Promise<T> {
+  let kept: Promise<T> | undefined;
+  return () =>
+    (kept ??= make().catch((error: unknown) => {
+      kept = undefined;
+      throw error;
+    }));
 }
 
 async function start(device: Device): Promise<Bridge> {
-  const content = await files;
+  const content = await files();
   reply({ kind: "starting", device });
   const made = await Bridge.load(settings, content, await runtime(device), [device]);
   if (device === "webgpu") {
-    const off = await (await bridge("wasm")).difference(made);
-    if (off > (settings.dtype === "fp32" ? AGREES.fp32 : AGREES.other)) throw new Error(`one call differs from WASM by ${(100 * off).toPrecision(2)} %`);
+    const off = await (await bridges.wasm()).difference(made);
+    if (off > (settings.dtype === "fp32" ? AGREES.fp32 : AGREES.other)) {
+      await made.release();
+      throw new Error(`one call differs from WASM by ${(100 * off).toPrecision(2)} %`);
+    }
   }
   reply({ kind: "ready", device, threads: device === "wasm" ? threads : 1 });
   return made;
@@ -44,17 +54,18 @@ async function start(device: Device): Promise<Bridge> {
 
 /** WebGPU where it starts and agrees with WASM, and else WASM. */
 async function chosen(device: Device): Promise<Bridge> {
+  const wasm = await bridges.wasm();
   try {
-    return await bridge(device);
+    return await bridges[device]();
   } catch (error) {
-    if (device === "wasm") throw error;
     reply({ kind: "refused", reason: text(error) });
-    return bridge("wasm");
+    return wasm;
   }
 }
 
 async function translate({ id, source, seeds, table, device }: Request & { kind: "translate" }): Promise<void> {
   const used = await chosen(device);
+  if (id !== running) return;
   const begun = performance.now();
   const latent = settings.latent_stride > 1; // a decoder costs more than a step: only the result is shown
   for await (const { index, x, x0hat } of used.stream(source, seeds, table)) {
@@ -73,7 +84,9 @@ function text(error: unknown): string {
 }
 
 self.addEventListener("message", ({ data }: MessageEvent<Request>) => {
-  running = data.kind === "translate" ? data.id : 0;
-  const work = data.kind === "open" ? open(data.model) : data.kind === "translate" ? translate(data) : undefined;
-  work?.catch((error: unknown) => reply({ kind: "failed", reason: text(error) }));
+  const id = data.kind === "translate" ? data.id : undefined;
+  const failed = (error: unknown): void => reply({ kind: "failed", id, reason: text(error) });
+  running = id;
+  if (data.kind === "open") open(data.model).catch(failed);
+  if (data.kind === "translate") work = work.then(() => translate(data)).catch(failed);
 });

@@ -1,0 +1,109 @@
+/** The worker, with a page, a host and an ONNX Runtime that are stubs. */
+import { beforeEach, expect, it, vi } from "vitest";
+import { readSettings, type Picture } from "../../src/bbdm";
+import type { Reply, Request } from "../../src/protocol";
+import { SETTINGS } from "../settings";
+
+const PATIENCE = 4000; // ms: the machine may be busy
+const settings = readSettings(SETTINGS);
+const source: Picture = { data: new Float32Array(3 * 8 * 8), channels: 3, height: 8, width: 8 };
+const { download, runtime } = vi.hoisted(() => ({ download: vi.fn(), runtime: vi.fn() }));
+vi.mock("../../src/worker/download", () => ({
+  download,
+  readExport: async () => ({ settings, tables: [] }),
+}));
+vi.mock("../../src/worker/runtime", () => ({ runtime, threads: 1 }));
+
+const replies: Reply[] = [];
+const [run, release] = [vi.fn(), vi.fn()];
+let send: (message: Request) => void;
+
+/** Waits for a reply. */
+async function until(wanted: Partial<Reply>): Promise<void> {
+  await vi.waitFor(() => expect(replies).toContainEqual(expect.objectContaining(wanted)), PATIENCE);
+}
+
+function open(): void {
+  send({ kind: "open", model: "https://host/model/" });
+}
+
+function translate(id: number, device: "wasm" | "webgpu" = "wasm"): void {
+  send({ kind: "translate", id, source, seeds: [0n], table: settings, device });
+}
+
+/** A network that gives back what it is shown, and takes one call at a time. */
+beforeEach(async () => {
+  let started = false;
+  run.mockReset().mockImplementation(async ({ x }) => {
+    if (started) throw new Error("Session already started");
+    started = true;
+    await new Promise((resolve) => setTimeout(resolve, 10));
+    started = false;
+    return { output: x };
+  });
+  const Tensor = vi.fn(function (this: { data: unknown }, _: string, data: unknown) {
+    this.data = data;
+  });
+  const create = async () => ({ outputNames: ["output"], run, release });
+  runtime.mockReset().mockResolvedValue({ Tensor, InferenceSession: { create } });
+  download.mockReset().mockResolvedValue(new Map([["unet.onnx", new Uint8Array()]]));
+  release.mockReset();
+  replies.length = 0;
+  vi.stubGlobal("self", {
+    postMessage: (reply: Reply) => replies.push(reply),
+    addEventListener: (_: string, hear: (event: { data: Request }) => void) => {
+      send = (data) => hear({ data });
+    },
+  });
+  vi.resetModules();
+  await import("../../src/worker/worker");
+});
+
+it("begins a translation when the one before has ended, and none that was stopped", async () => {
+  open();
+  await until({ kind: "ready" });
+  translate(1);
+  await vi.waitFor(() => expect(run).toHaveBeenCalledOnce(), PATIENCE);
+  send({ kind: "stop" });
+  translate(2);
+  translate(3);
+  await until({ kind: "done", id: 3 });
+  expect(run).toHaveBeenCalledTimes(2);
+  expect(replies.filter(({ kind }) => kind === "failed")).toEqual([]);
+});
+
+it("says which translation failed, and goes on", async () => {
+  open();
+  await until({ kind: "ready" });
+  run.mockRejectedValueOnce(new Error("out of memory"));
+  translate(1);
+  await until({ kind: "failed", id: 1, reason: "out of memory" });
+  translate(2);
+  await until({ kind: "done", id: 2 });
+});
+
+it("downloads again at the next translation where the first download failed", async () => {
+  download.mockRejectedValueOnce(new Error("no connection"));
+  open();
+  await until({ kind: "failed", reason: "no connection" });
+  translate(1, "webgpu");
+  await until({ kind: "done", id: 1 });
+  expect(replies.filter(({ kind }) => kind === "ready")).toEqual([
+    { kind: "ready", device: "wasm", threads: 1 },
+    { kind: "ready", device: "webgpu", threads: 1 },
+  ]);
+  expect(download).toHaveBeenCalledTimes(2);
+});
+
+it("compares a refused WebGPU again at the next translation, and keeps the first no longer", async () => {
+  open();
+  await until({ kind: "ready", device: "wasm" });
+  const output = (value: number) => ({ output: { data: new Float32Array(3 * 64 * 64).fill(value) } });
+  run.mockResolvedValueOnce(output(1)).mockResolvedValueOnce(output(0.5));
+  translate(1, "webgpu");
+  await until({ kind: "done", id: 1 });
+  expect(replies).toContainEqual({ kind: "refused", reason: "one call differs from WASM by 50 %" });
+  expect(release).toHaveBeenCalledOnce();
+  translate(2, "webgpu");
+  await until({ kind: "ready", device: "webgpu" });
+});
