@@ -181,7 +181,7 @@ def gradio() -> Any:
 
 def test_the_page_offers_what_a_checkpoint_takes(gradio: Any, file: Path, model: Model):
     found = controls(app.build(model, AppConfig(file, max_steps=30, max_results=6)))
-    assert (found["Solver"]["value"], found["Solver"]["interactive"]) == ("dpm2m", True)
+    assert found["Solver"]["value"] == "dpm2m"
     assert (found["Network calls"]["value"], found["Network calls"]["maximum"]) == (10, 30)
     assert (found["Results"]["value"], found["Results"]["maximum"]) == (4, 6)
 
@@ -189,9 +189,9 @@ def test_the_page_offers_what_a_checkpoint_takes(gradio: Any, file: Path, model:
 def test_the_page_begins_with_the_solver_of_an_export(gradio: Any):
     model = app.load(AppConfig(EXPORT))
     found = controls(app.build(model, AppConfig(EXPORT)))
-    assert (found["Solver"]["value"], found["Network calls"]["value"]) == ("sde-dpm2m", 20)
-    with pytest.raises(ValueError, match="network calls must be from 1 to 19, got 20"):
-        app.build(model, AppConfig(EXPORT, max_steps=19))
+    assert (found["Solver"]["value"], found["Network calls"]["value"]) == ("sde-dpm2m", 5)
+    with pytest.raises(ValueError, match="network calls must be from 1 to 4, got 5"):
+        app.build(model, AppConfig(EXPORT, max_steps=4))
 
 
 @pytest.mark.nightly
