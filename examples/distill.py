@@ -18,8 +18,8 @@ from bbdm.base.settings import add_flags, flag_type, from_values
 from bbdm.data.degradations import DegradeConfig
 from bbdm.data.pairs import DATASETS, DIRECTIONS, ColumnsConfig
 from bbdm.data.survey import BadPicturesError
+from bbdm.evaluation.network_config import FileConfig
 from bbdm.execution.processes import Processes
-from bbdm.files.checkpoint import load_checkpoint, load_codec
 from bbdm.files.weights import IncompleteFileError
 from bbdm.training import command, resume, run_folder, setup
 from bbdm.training.callback import Callback
@@ -45,7 +45,7 @@ HINTS: dict[type[Exception], str] = {
     resume.OtherRunError: "--overwrite starts anew, and --experiment gives another folder",
     BadPicturesError: "--skip_bad leaves such pairs out",
     DivergedError: "the flags of learning_rate and grad_clip are -lr and --grad_clip",
-    IncompleteFileError: "the flag of the autoencoder is -vq",
+    IncompleteFileError: "the flags are -t, -l, -vq and --config",
 }
 
 
@@ -61,7 +61,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add_flags(parser, DegradeConfig)
     add_flags(parser, ColumnsConfig)
     flag("--direction", choices=DIRECTIONS, default="AtoB", help="AtoB translates A into B")
-    flag("-vq", "--vqgan_path", type=Path, help="the autoencoder, where the teacher's file leaves it out")
+    add_flags(parser, FileConfig)
     add_flags(parser, DistillConfig)
     command.add_run_flags(parser)
     parser.set_defaults(**DEFAULTS)
@@ -71,8 +71,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def build(args: argparse.Namespace, team: Processes) -> Trainer:
     """The run that the flags describe, at the step where it begins or resumes."""
     config = from_values(DistillConfig, vars(args))
-    codec = None if args.vqgan_path is None else load_codec(args.vqgan_path)
-    teacher = load_checkpoint(args.teacher, codec=codec)
+    teacher = from_values(FileConfig, vars(args)).load(args.teacher)
     student = student_of(teacher, config.calls)
     codec = teacher.build_codec()
     size = args.image_size or teacher.image_size

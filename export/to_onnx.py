@@ -16,7 +16,6 @@ import tempfile
 from pathlib import Path
 from typing import Any, get_args
 
-import onnx
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script sees its own folder alone
@@ -25,13 +24,18 @@ from bbdm import solvers
 from bbdm.base import machine, scripts
 from bbdm.base.atomic import file_sha256
 from bbdm.base.images import from_pil
+from bbdm.base.settings import add_flags, from_values
 from bbdm.data.pairs import load_dataset
-from bbdm.files.checkpoint import load_checkpoint, load_codec
+from bbdm.evaluation.network_config import FileConfig
 from bbdm.files.weights import IncompleteFileError
 from bbdm.network import Network
 from bbdm.runtime.bridge_json import FORMAT, PIPELINE, SETTINGS, VERSION
 from bbdm.sampler import BridgeSampler
-from export import check, graphs, pipeline
+
+with scripts.imports():
+    import onnx
+
+    from export import check, graphs, pipeline
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 PACKAGES = ("bbdm", "torch", "onnx", "onnxscript", "onnxruntime")
@@ -60,11 +64,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--calibrate", type=Path, metavar="PICTURES", help="folder of sources, for --quantize")
     parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help="against PyTorch")
     parser.add_argument("--overwrite", action="store_true", help="replace FOLDER")
-    parser.add_argument("-t", "--t", "--time_steps", dest="time_steps", type=int, help="for files that leave it out")
-    parser.add_argument("-l", "--c_lambda", type=float, help="for files that leave it out")
-    autoencoder = "the autoencoder, for files that leave it out: a VQGAN, or a folder of diffusers"
-    parser.add_argument("-vq", "--vqgan_path", type=Path, help=autoencoder)
-    parser.add_argument("--config", type=Path, help="the YAML file of a network of the original BBDM")
+    add_flags(parser, FileConfig)
     args = parser.parse_args(argv)
     args.folder = args.folder or Path("out") / f"{args.checkpoint.stem}-onnx"
     if (args.quantize is None) != (args.calibrate is None):
@@ -90,8 +90,7 @@ class Exporter:
 
     def __init__(self, args: argparse.Namespace, network: Network | None = None) -> None:
         self.args = args
-        codec = None if args.vqgan_path is None else load_codec(args.vqgan_path)
-        checkpoint = load_checkpoint(args.checkpoint, args.time_steps, args.c_lambda, codec, args.config)
+        checkpoint = from_values(FileConfig, vars(args)).load(args.checkpoint)
         self.unet = checkpoint.build_unet(network=network)
         codec = checkpoint.build_codec()
         self.codec = codec
@@ -216,4 +215,4 @@ def main(argv: list[str] | None = None, network: Network | None = None) -> None:
 
 
 if __name__ == "__main__":
-    scripts.run(main, hints={IncompleteFileError: "the flags are -t, -l and --config"})
+    scripts.run(main, hints={IncompleteFileError: "the flags are -t, -l, -vq and --config"})

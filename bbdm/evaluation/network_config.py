@@ -39,7 +39,27 @@ def described_size(size: Size, resize: Resize) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
+class FileConfig:
+    """What a trained network's file leaves out."""
+
+    time_steps: int | None = setting(None, "for files that leave it out", "-t", "--t")
+    c_lambda: float | None = setting(None, "for files that leave it out", "-l")
+    vqgan_path: Path | None = setting(
+        None, "the autoencoder, for files that leave it out: a VQGAN, or a folder of diffusers", "-vq"
+    )
+    config: Path | None = setting(None, "for files of other programs: the settings of the network, a file or a name")
+
+    def codec(self) -> Codec | None:
+        """The autoencoder that is given, for files that leave it out."""
+        return None if self.vqgan_path is None else load_codec(self.vqgan_path)
+
+    def load(self, path: Path) -> Checkpoint:
+        """The file of a network; errors as for :func:`~bbdm.files.checkpoint.load_checkpoint`."""
+        return load_checkpoint(path, self.time_steps, self.c_lambda, self.codec(), self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(FileConfig):
     """How a trained network samples, and what its file leaves out.
 
     Raises:
@@ -51,12 +71,6 @@ class NetworkConfig:
     )
     steps: int | None = setting(None, "network evaluations for each result; the solver's default if unset")
     fast_sampling: bool = setting(False, "the paper's 199 steps: the solver 'fast'")
-    time_steps: int | None = setting(None, "for files that leave it out", "-t", "--t")
-    c_lambda: float | None = setting(None, "for files that leave it out", "-l")
-    vqgan_path: Path | None = setting(
-        None, "the autoencoder, for files that leave it out: a VQGAN, or a folder of diffusers", "-vq"
-    )
-    config: Path | None = setting(None, "for files of other programs: the settings of the network, a file or a name")
     compile: bool = setting(False, "faster results after a minute or two of compiling")
     dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the file's if unset")
 
@@ -73,14 +87,6 @@ class NetworkConfig:
     def chosen_dtype(self) -> torch.dtype | None:
         """The dtype of the network's arithmetic, or None for the default."""
         return None if self.dtype is None else DTYPES[self.dtype]
-
-    def codec(self) -> Codec | None:
-        """The autoencoder that is given, for files that leave it out."""
-        return None if self.vqgan_path is None else load_codec(self.vqgan_path)
-
-    def load(self, path: Path) -> Checkpoint:
-        """The file of a network; errors as for :func:`~bbdm.files.checkpoint.load_checkpoint`."""
-        return load_checkpoint(path, self.time_steps, self.c_lambda, self.codec(), self.config)
 
     def sampler(self, path: Path, device: str | torch.device) -> BridgeSampler:
         """The sampler of a network's file; errors as for :meth:`bbdm.BridgeSampler.from_checkpoint`."""

@@ -30,14 +30,22 @@ def test_a_missing_package_names_its_extra(name: str, message: str):
         scripts.run(main)
 
 
-@pytest.mark.parametrize("script", ["eval", "eval_miou"])
-def test_a_script_without_its_extra_is_one_line(script: str):
-    code = f"import sys; sys.modules['torchmetrics'] = None; import examples.{script}"
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [
+        ("examples.eval", "torchmetrics", "eval"),
+        ("examples.eval_miou", "torchmetrics", "eval"),
+        ("export.to_onnx", "onnx", "export"),
+        ("bbdm.runtime.__main__", "onnxruntime", "export"),
+    ],
+)
+def test_a_script_without_its_extra_is_one_line(module: str, package: str, extra: str):
+    code = f"import sys; sys.modules[{package!r}] = None; import {module}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert "torchmetrics" in done.stderr
-    assert done.stderr.endswith("pip install 'bbdm[eval]'\n")
+    assert package in done.stderr
+    assert done.stderr.endswith(f"pip install 'bbdm[{extra}]'\n")
 
 
 def test_how_to_install_a_package_is_said_once(monkeypatch: pytest.MonkeyPatch):
