@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -183,6 +184,24 @@ def with_defaults(
     """
     solver = solver or (DEFAULT if calls is None else DISTILLED)
     return solver, calls if solver == DISTILLED and steps is timesteps is None else steps
+
+
+def choices(bridge: Bridge, calls: int | None = None, steps: int | None = None) -> dict[str, int]:
+    """The solvers that a bridge can be sampled with, and their network evaluations.
+
+    Args:
+        bridge: as for :func:`build`.
+        calls: those that the network was distilled for, which has its own solver alone; None for any network.
+        steps: for which they are wanted; None for each solver's default.
+    """
+    if calls is not None:
+        return {DISTILLED: calls}
+    found: dict[str, int] = {}
+    for solver in get_args(Solver):
+        if solver != DISTILLED:
+            with suppress(ValueError):  # the bridge has no such solver, or not with these steps
+                found[solver] = len(build(bridge, solver, steps=steps))
+    return found
 
 
 def check_calls(calls: int | None, solver: str, table: StepTable) -> None:

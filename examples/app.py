@@ -13,11 +13,11 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from PIL import Image
 
-from bbdm import solvers
+from bbdm import bridges, solvers
 from bbdm.base import images, scripts
 from bbdm.base.hub import WEIGHTS
 from bbdm.base.seeds import resolve_seeds
@@ -104,6 +104,7 @@ class Model(NamedTuple):
 
     sampler: BridgeSampler | OnnxBridgeSampler
     solver: str
+    solvers: list[str]  # others that take the sampler's number of network calls
     size: images.Size | None  # that sources are made to fit; None: they stay as they are
     resize: images.Resize
     results: int | None  # the only number that the network takes
@@ -138,19 +139,21 @@ def load(config: AppConfig) -> Model:
         from bbdm.runtime import OnnxBridgeSampler
 
         sampler = OnnxBridgeSampler(config.model)
-        solver = sampler.settings["solver"]
+        solver, calls = sampler.settings["solver"], sampler.settings.get("calls")
+        offered = list(solvers.choices(bridges.from_config(sampler.settings["bridge"]), calls, len(sampler.table)))
         if sampler.static is not None:
             if config.size is not None:
                 raise ValueError(f"size is fixed: {config.model} takes height x width {sampler.static[1:]} alone")
-            return Model(sampler, solver, sampler.static[1:], "stretch", sampler.static[0])
-        return Model(sampler, solver, config.size or sampler.image_size, "fit", None)
+            return Model(sampler, solver, offered, sampler.static[1:], "stretch", sampler.static[0])
+        return Model(sampler, solver, offered, config.size or sampler.image_size, "fit", None)
     import torch
 
     from bbdm import BridgeSampler
 
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     sampler = BridgeSampler.from_pretrained(config.model, device=device, dtype=config.dtype, compile=config.compile)
-    return Model(sampler, sampler.solver, config.size or sampler.image_size, "fit", None)
+    offered = list(solvers.choices(sampler.bridge, sampler.calls, len(sampler.table)))
+    return Model(sampler, sampler.solver, offered, config.size or sampler.image_size, "fit", None)
 
 
 def example_pictures(config: AppConfig) -> list[Path]:
@@ -310,7 +313,9 @@ def build(model: Model, config: AppConfig) -> gr.Blocks:
                 with gr.Tab("Files") as batch:
                     files = gr.File(file_count="multiple", file_types=["image"], show_label=False)
                 with gr.Row():
-                    solver = gr.Dropdown(get_args(solvers.Solver), value=model.solver, label="Solver")
+                    solver = gr.Dropdown(
+                        list(dict.fromkeys([model.solver, *model.solvers])), value=model.solver, label="Solver"
+                    )
                     steps = gr.Slider(
                         1,
                         config.max_steps,

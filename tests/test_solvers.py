@@ -143,6 +143,14 @@ def test_default_lengths():
     assert len(solvers.build(BrownianBridge.bbdm(), "posterior")) == 200
 
 
+def test_choices():
+    every = {"dpm2m": 10, "sde-dpm2m": 10, "ddim": 10, "posterior": 200, "fast": 199, "ancestral": 1000}
+    assert solvers.choices(ABridge()) == every
+    assert solvers.choices(ABridge(), steps=5) == dict.fromkeys(FAMILY, 5)
+    assert solvers.choices(BrownianBridge.bbdm()).keys() == set(FAMILY)  # whose ancestral sampler is another
+    assert solvers.choices(ABridge(), calls=2) == {"consistency": 2}
+
+
 @pytest.mark.parametrize("bridge", [ABridge(), ABridge(num_steps=50), BrownianBridge()])
 def test_as_many_calls_as_the_published_list_has_are_that_list(bridge: Bridge):
     published = solvers.build(bridge, "fast", timesteps="paper").timesteps.tolist()

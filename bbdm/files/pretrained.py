@@ -9,9 +9,8 @@ import json
 import os
 import shutil
 import tempfile
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol
 
 import yaml
 from safetensors import safe_open
@@ -225,13 +224,9 @@ def _arguments(model: Model) -> list[str]:
 
 
 def _solvers(model: Model) -> dict[str, int]:
-    """Solvers with their calls: the model's own, and its bridge's others unless the network was distilled."""
-    found = {model.solver: len(model.table)}
-    for solver in get_args(solvers.Solver) if model.calls is None else ():
-        if solver != solvers.DISTILLED and solver not in found:
-            with suppress(ValueError):  # the bridge has no such solver
-                found[solver] = len(solvers.build(model.bridge, solver))
-    return found
+    """Solvers with their calls, the model's own first."""
+    own = {model.solver: len(model.table)}
+    return {**own, **solvers.choices(model.bridge, model.calls), **own}
 
 
 def _millions(module: Any) -> str:
