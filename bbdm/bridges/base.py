@@ -220,8 +220,8 @@ class Bridge(ABC):
         if self.density == "uniform" and self.objective != "pinned" and not self.continuous:
             return philox.timesteps(seeds, step, int(low), int(high))
         rows = philox.timesteps(seeds, step, 0, densities.POINTS - 1)
-        times = self._on_device("_training_times", seeds.device, torch.float64)[rows]
-        return times if self.continuous else times.long()
+        dtype = torch.float64 if self.continuous else torch.int64  # not every device has float64
+        return self._on_device("_training_times", seeds.device, dtype)[rows]
 
     @cached_property
     def _training_times(self) -> Array:
