@@ -272,7 +272,7 @@ class TestMain:
         flags = ["--cache_images", str(cache)]
         for name in "abc":
             train.main(self.arguments(data, tmp_path / f"{name}.pt", *(flags if name != "a" else [])))
-        assert {path.name for path in cache.iterdir()} == {"train.npy", "train.json", "val.npy", "val.json"}
+        assert {path.name for path in cache.glob("[!.]*")} == {"train.npy", "train.json", "val.npy", "val.json"}
         states = [bbdm.load_checkpoint(tmp_path / f"{name}.pt").build_unet().state_dict() for name in "abc"]
         for state in states[1:]:
             assert all(torch.equal(value, states[0][key]) for key, value in state.items())
