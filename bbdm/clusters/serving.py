@@ -27,7 +27,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from bbdm.base.images import to_png
 from bbdm.base.scripts import termination
-from bbdm.clusters.batching import Item, Made, translate_together
+from bbdm.clusters.batching import FAILED, Item, Made, translate_together
 from bbdm.clusters.connection import connected, room_for
 from bbdm.clusters.requests import (
     RequestError,
@@ -118,8 +118,8 @@ class Door:
             retry = RETRY_AFTER if error.status == 503 else None
             response = PlainTextResponse(f"{error}\n", error.status, retry)
         except Exception:
-            log.exception("a picture could not be translated")
-            response = PlainTextResponse("the picture could not be translated\n", 500)
+            log.exception(FAILED)
+            response = PlainTextResponse(f"{FAILED}\n", 500)
         finally:
             self.open -= 1
         self.requests.labels(response.status_code).inc()
@@ -139,7 +139,7 @@ class Door:
         image = await asyncio.to_thread(read_picture, data, self.served)
         made = await self._made(Item(np.asarray(image), query.solver, query.steps, query.seed))
         if made.pixels is None:
-            raise RequestError(422, made.error)
+            raise RequestError(made.status, made.error)
         self.batches.observe(made.batch)
         file = await asyncio.to_thread(lambda pixels: to_png(Image.fromarray(pixels)), made.pixels)
         return Response(file, media_type="image/png", headers={"X-Seed": str(query.seed)})

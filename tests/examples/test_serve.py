@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import io
 import os
@@ -17,14 +18,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, save_checkpoint
-from bbdm.clusters.batching import Item, translate_together
+from bbdm.clusters.batching import FAILED, Item, Made, translate_together
 from bbdm.clusters.requests import (
     HEADER_BYTES,
     RequestError,
@@ -173,6 +176,38 @@ def test_requests_of_several_kinds_are_not_mixed():
         assert result.pixels is not None
         assert np.abs(result.pixels.astype(int) - alone.astype(int)).max() <= 1
     assert [result.batch for result in made] == [4, 2, 2, 2, 4, 2] * 2
+    assert [result.status for result in made] == [200, 200, 200, 422, 200, 200] * 2
+
+
+def test_a_lack_of_memory_fails_the_pictures_of_one_size(caplog: pytest.LogCaptureFixture):
+    def sampler(sources: list[Any], **_: Any) -> list[Any]:
+        if sources[0].shape[0] > SIZE:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sources
+
+    pictures = [np.asarray(picture(size=(SIZE, height))) for height in (SIZE, 2 * SIZE, 8)]
+    made = translate_together(sampler, [Item(pixels, None, None, 0) for pixels in pictures], 8)
+    assert [(result.status, result.error) for result in made] == [(200, ""), (500, FAILED), (200, "")]
+    assert "CUDA out of memory" in caplog.text
+
+
+@pytest.mark.parametrize("status", [422, 500])
+def test_the_door_answers_with_the_status_of_a_picture(status: int):
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    from starlette.requests import Request
+
+    from bbdm.clusters.serving import Door
+
+    async def translate(_: Item) -> Made:
+        return Made(None, "why", 1, status)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": GOOD}
+
+    replicas: Any = SimpleNamespace(translate=SimpleNamespace(remote=translate))
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": [(b"host", b"x")]}
+    response = asyncio.run(Door(replicas, SERVED)(Request(scope, receive)))
+    assert (response.status_code, response.body) == (status, b"why\n")
 
 
 # every night
