@@ -38,7 +38,7 @@ class ServeConfig(NetworkConfig):
     """Which network is served, where, and the most that it takes.
 
     Raises:
-        ValueError: a number is too small, or settings contradict each other.
+        ValueError: a number is out of range, or settings contradict each other.
     """
 
     model: Path
@@ -59,6 +59,8 @@ class ServeConfig(NetworkConfig):
         check_least(self, 1, "replicas", "threads", "max_batch_size", "max_queued", "max_bytes", "max_pixels")
         check_least(self, 1, "max_steps")
         check_least(self, 0, "port", "batch_wait_ms")
+        if self.port > 65535:
+            raise ValueError(f"port must be at most 65535, got {self.port}")
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,9 @@ def test_settings_are_checked():
     for flag in ("--replicas", "--max_batch_size", "--max_queued", "--max_bytes", "--max_pixels", "--max_steps"):
         with pytest.raises(ValueError, match=f"{flag[2:]} must be at least 1, got 0"):
             serve.parse(["c.pt", flag, "0"])
+    for port, message in (("-1", "at least 0, got -1"), ("65536", "at most 65535, got 65536")):
+        with pytest.raises(ValueError, match=f"port must be {message}"):
+            serve.parse(["c.pt", "--port", port])
 
 
 def test_requests_of_several_kinds_are_not_mixed():
