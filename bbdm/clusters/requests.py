@@ -45,7 +45,7 @@ class ServeConfig(NetworkConfig):
     host: str = setting(LOOPBACK, "address to listen on; 0.0.0.0 for all")
     port: int = setting(8000, "port to listen on; 0 for a free one")
     replicas: int = setting(1, "samplers, with a GPU each where there are GPUs")
-    threads: int | None = setting(None, "cores of a replica; all of the cluster's are shared if unset")
+    threads: int | None = setting(None, "cores of a replica; as many as each can have if unset")
     max_batch_size: int = setting(8, "pictures in a batch")
     batch_wait_ms: float = setting(10.0, "how long a batch that is not full waits for more, in milliseconds")
     max_queued: int = setting(64, "requests that wait for a replica; one more gets the status 503")

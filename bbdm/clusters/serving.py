@@ -28,7 +28,7 @@ from starlette.responses import PlainTextResponse, Response
 from bbdm.base.images import to_png
 from bbdm.base.scripts import termination
 from bbdm.clusters.batching import FAILED, Item, Made, translate_together
-from bbdm.clusters.connection import connected, room_for
+from bbdm.clusters.connection import connected, room_for, threads_for
 from bbdm.clusters.requests import (
     RequestError,
     ServeConfig,
@@ -216,7 +216,7 @@ def run(config: ServeConfig, ready: Callable[[str], object] = print) -> None:
     served = facts(config)
     port = _free_port(config.host, config.port)
     with connected(config.address):
-        threads = config.threads or max(1, _cores() // config.replicas)
+        threads = config.threads or threads_for(config.replicas)
         room, gpu = room_for(threads)
         if room < config.replicas:
             raise ValueError(f"replicas must be at most {room}, for which there is room, got {config.replicas}")
@@ -233,12 +233,6 @@ def run(config: ServeConfig, ready: Callable[[str], object] = print) -> None:
             door.close.remote().result()
             time.sleep(FLUSH_SECONDS)
             serve.shutdown()
-
-
-def _cores() -> int:
-    import ray
-
-    return int(ray.cluster_resources().get("CPU", 1))
 
 
 def _free_port(host: str, port: int) -> int:
