@@ -50,7 +50,8 @@ def room_for(threads: int) -> tuple[int, bool]:
     machines = _machines()
     count = _room(machines, threads)
     if count < 1:
-        raise ValueError(f"threads must be at most the {_most_cores(machines)} cores of a machine, got {threads}")
+        most = _most_cores(machines)
+        raise ValueError(f"threads must be at most the {most} cores of a machine, got {threads}")
     return count, any(gpus for _, gpus in machines)
 
 
