@@ -67,7 +67,7 @@ class AppConfig:
     """Which network is shown where, and what a visitor may ask for.
 
     Raises:
-        ValueError: a limit below 1, or a setting of checkpoints for an ONNX export.
+        ValueError: a number out of range, or a setting of checkpoints for an ONNX export.
     """
 
     model: Path
@@ -90,6 +90,8 @@ class AppConfig:
         for each in fields(self):
             if each.type == "int" and getattr(self, each.name) < 1:
                 raise ValueError(f"{each.name} must be at least 1, got {getattr(self, each.name)}")
+        if self.port > 65535:
+            raise ValueError(f"port must be at most 65535, got {self.port}")
         if self.exported and (self.device or self.dtype or self.compile):
             raise ValueError(f"device, dtype and compile are for checkpoints, and {self.model} is an ONNX export")
 

@@ -38,14 +38,14 @@ class ServeConfig(NetworkConfig):
     """Which network is served, where, and the most that it takes.
 
     Raises:
-        ValueError: a number is too small, or settings contradict each other.
+        ValueError: a number is out of range, or settings contradict each other.
     """
 
     model: Path
     host: str = setting(LOOPBACK, "address to listen on; 0.0.0.0 for all")
     port: int = setting(8000, "port to listen on; 0 for a free one")
     replicas: int = setting(1, "samplers, with a GPU each where there are GPUs")
-    threads: int | None = setting(None, "cores of a replica; all of the cluster's are shared if unset")
+    threads: int | None = setting(None, "cores of a replica; as many as each can have if unset")
     max_batch_size: int = setting(8, "pictures in a batch")
     batch_wait_ms: float = setting(10.0, "how long a batch that is not full waits for more, in milliseconds")
     max_queued: int = setting(64, "requests that wait for a replica; one more gets the status 503")
@@ -59,6 +59,8 @@ class ServeConfig(NetworkConfig):
         check_least(self, 1, "replicas", "threads", "max_batch_size", "max_queued", "max_bytes", "max_pixels")
         check_least(self, 1, "max_steps")
         check_least(self, 0, "port", "batch_wait_ms")
+        if self.port > 65535:
+            raise ValueError(f"port must be at most 65535, got {self.port}")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from PIL import Image
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
@@ -27,8 +29,8 @@ from starlette.responses import PlainTextResponse, Response
 
 from bbdm.base.images import to_png
 from bbdm.base.scripts import termination
-from bbdm.clusters.batching import Item, Made, translate_together
-from bbdm.clusters.connection import connected, room_for
+from bbdm.clusters.batching import FAILED, Item, Made, translate_together
+from bbdm.clusters.connection import connected, room_for, threads_for
 from bbdm.clusters.requests import (
     RequestError,
     ServeConfig,
@@ -118,8 +120,8 @@ class Door:
             retry = RETRY_AFTER if error.status == 503 else None
             response = PlainTextResponse(f"{error}\n", error.status, retry)
         except Exception:
-            log.exception("a picture could not be translated")
-            response = PlainTextResponse("the picture could not be translated\n", 500)
+            log.exception(FAILED)
+            response = PlainTextResponse(f"{FAILED}\n", 500)
         finally:
             self.open -= 1
         self.requests.labels(response.status_code).inc()
@@ -139,7 +141,7 @@ class Door:
         image = await asyncio.to_thread(read_picture, data, self.served)
         made = await self._made(Item(np.asarray(image), query.solver, query.steps, query.seed))
         if made.pixels is None:
-            raise RequestError(422, made.error)
+            raise RequestError(made.status, made.error)
         self.batches.observe(made.batch)
         file = await asyncio.to_thread(lambda pixels: to_png(Image.fromarray(pixels)), made.pixels)
         return Response(file, media_type="image/png", headers={"X-Seed": str(query.seed)})
@@ -211,39 +213,52 @@ def run(config: ServeConfig, ready: Callable[[str], object] = print) -> None:
 
     Raises:
         OSError: the port cannot be listened on.
-        ValueError: the network cannot be used, or the cluster has no room for the replicas.
+        ValueError: the network cannot be used, the cluster has no room for the replicas, or its Serve listens
+            elsewhere or has an application in our place.
     """
     served = facts(config)
-    port = _free_port(config.host, config.port)
     with connected(config.address):
-        threads = config.threads or max(1, _cores() // config.replicas)
+        port = _port(config)
+        threads = config.threads or threads_for(config.replicas)
         room, gpu = room_for(threads)
         if room < config.replicas:
             raise ValueError(f"replicas must be at most {room}, for which there is room, got {config.replicas}")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         with termination() as stopped:
             serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": port})
-            door = serve.run(application(config, served, threads, gpu), name=NAME)
-            ready(f"serving {config.model} on http://{config.host}:{port}")
             try:
-                while not stopped():
-                    time.sleep(0.1)
-            except KeyboardInterrupt:
-                pass
-            door.close.remote().result()
-            time.sleep(FLUSH_SECONDS)
-            serve.shutdown()
+                door = serve.run(application(config, served, threads, gpu), name=NAME)
+                ready(f"serving {config.model} on http://{config.host}:{port}")
+                with suppress(KeyboardInterrupt):
+                    while not stopped():
+                        time.sleep(0.1)
+                door.close.remote().result()
+                time.sleep(FLUSH_SECONDS)
+            finally:
+                if config.address is None:
+                    serve.shutdown()
+                else:  # others may use the Serve of a cluster that ran before
+                    serve.delete(NAME)
 
 
-def _cores() -> int:
-    import ray
+def _port(config: ServeConfig) -> int:
+    """The port to listen on: that of the cluster's Serve if it runs already, else one that is free.
 
-    return int(ray.cluster_resources().get("CPU", 1))
-
-
-def _free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0; OSError where it cannot be listened on."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        return listener.getsockname()[1]
+    Raises:
+        OSError: the port cannot be listened on.
+        ValueError: Serve listens elsewhere, or has an application of our name or route.
+    """
+    client = _get_global_client(raise_if_no_controller_running=False)  # no public function knows the address
+    if client is None:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((config.host, config.port))
+            return listener.getsockname()[1]
+    host, port = client.http_config.host, client.http_config.port
+    if config.host != host or config.port not in (0, port):
+        asked = f"{config.host}:{config.port}"
+        raise ValueError(f"host and port must be those of the cluster's Serve, {host}:{port}, got {asked}")
+    for name, details in client.get_serve_details()["applications"].items():
+        if name == NAME or details["route_prefix"] == "/":
+            raise ValueError(f"Serve must have no application {NAME!r} or at the route /, got {name!r} there")
+    return port

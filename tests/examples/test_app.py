@@ -133,6 +133,8 @@ def test_what_a_visitor_gives_is_limited(model: Model, tmp_path: Path):
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="max_results must be at least 1, got 0"):
         AppConfig(Path("c.pt"), max_results=0)
+    with pytest.raises(ValueError, match="port must be at most 65535, got 65536"):
+        AppConfig(Path("c.pt"), port=65536)
     with pytest.raises(
         ValueError, match=r"device, dtype and compile are for checkpoints, and .*onnx is an ONNX export"
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import io
 import os
@@ -15,16 +16,19 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, save_checkpoint
-from bbdm.clusters.batching import Item, translate_together
+from bbdm.clusters.batching import FAILED, Item, Made, translate_together
 from bbdm.clusters.requests import (
     HEADER_BYTES,
     RequestError,
@@ -155,6 +159,9 @@ def test_settings_are_checked():
     for flag in ("--replicas", "--max_batch_size", "--max_queued", "--max_bytes", "--max_pixels", "--max_steps"):
         with pytest.raises(ValueError, match=f"{flag[2:]} must be at least 1, got 0"):
             serve.parse(["c.pt", flag, "0"])
+    for port, message in (("-1", "at least 0, got -1"), ("65536", "at most 65535, got 65536")):
+        with pytest.raises(ValueError, match=f"port must be {message}"):
+            serve.parse(["c.pt", "--port", port])
 
 
 def test_requests_of_several_kinds_are_not_mixed():
@@ -173,6 +180,92 @@ def test_requests_of_several_kinds_are_not_mixed():
         assert result.pixels is not None
         assert np.abs(result.pixels.astype(int) - alone.astype(int)).max() <= 1
     assert [result.batch for result in made] == [4, 2, 2, 2, 4, 2] * 2
+    assert [result.status for result in made] == [200, 200, 200, 422, 200, 200] * 2
+
+
+def test_a_lack_of_memory_fails_the_pictures_of_one_size(caplog: pytest.LogCaptureFixture):
+    def sampler(sources: list[Any], **_: Any) -> list[Any]:
+        if sources[0].shape[0] > SIZE:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sources
+
+    pictures = [np.asarray(picture(size=(SIZE, height))) for height in (SIZE, 2 * SIZE, 8)]
+    made = translate_together(sampler, [Item(pixels, None, None, 0) for pixels in pictures], 8)
+    assert [(result.status, result.error) for result in made] == [(200, ""), (500, FAILED), (200, "")]
+    assert "CUDA out of memory" in caplog.text
+
+
+@pytest.fixture
+def serving() -> Any:
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    from bbdm.clusters import serving
+
+    return serving
+
+
+@pytest.mark.parametrize("status", [422, 500])
+def test_the_door_answers_with_the_status_of_a_picture(status: int, serving: Any):
+    from starlette.requests import Request
+
+    async def translate(_: Item) -> Made:
+        return Made(None, "why", 1, status)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": GOOD}
+
+    replicas: Any = SimpleNamespace(translate=SimpleNamespace(remote=translate))
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": [(b"host", b"x")]}
+    response = asyncio.run(serving.Door(replicas, SERVED)(Request(scope, receive)))
+    assert (response.status_code, response.body) == (status, b"why\n")
+
+
+@pytest.mark.parametrize(("address", "ended"), [(None, "shutdown"), ("auto", "delete bbdm")])
+def test_an_error_leaves_nothing_and_spares_others(
+    address: str | None, ended: str, serving: Any, monkeypatch: pytest.MonkeyPatch
+):
+    calls: list[str] = []
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no replica started")
+
+    ray_serve = SimpleNamespace(
+        start=lambda **_: None,
+        run=fail,
+        shutdown=lambda: calls.append("shutdown"),
+        delete=lambda name: calls.append(f"delete {name}"),
+    )
+    for name, value in {
+        "facts": lambda _: SERVED,
+        "connected": nullcontext,
+        "_port": lambda _: 8000,
+        "room_for": lambda _: (1, False),
+        "application": lambda *_: None,
+        "serve": ray_serve,
+    }.items():
+        monkeypatch.setattr(serving, name, value)
+    with pytest.raises(RuntimeError, match="no replica started"):
+        serving.run(ServeConfig(model=Path("c.pt"), threads=1, address=address))
+    assert calls == [ended]
+
+
+def test_a_cluster_that_serves_keeps_its_address_and_applications(serving: Any, monkeypatch: pytest.MonkeyPatch):
+    applications = {"other": {"route_prefix": "/other"}}
+    listening = SimpleNamespace(host="127.0.0.1", port=8123)
+    client = SimpleNamespace(http_config=listening, get_serve_details=lambda: {"applications": applications})
+    monkeypatch.setattr(serving, "_get_global_client", lambda **_: client)
+
+    def port(**settings: Any) -> int:
+        return serving._port(ServeConfig(model=Path("c.pt"), address="auto", **settings))
+
+    assert port(port=0) == port(port=8123) == 8123
+    for settings, got in (({"port": 8000}, "127.0.0.1:8000"), ({"host": "0.0.0.0", "port": 0}, "0.0.0.0:0")):
+        with pytest.raises(ValueError, match=f"those of the cluster's Serve, 127.0.0.1:8123, got {got}"):
+            port(**settings)
+    for name, route in (("bbdm", "/x"), ("default", "/")):
+        applications[name] = {"route_prefix": route}
+        with pytest.raises(ValueError, match=f"no application 'bbdm' or at the route /, got '{name}' there"):
+            port(port=0)
+        del applications[name]
 
 
 # every night
@@ -231,6 +324,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def launch(checkpoint: Path, *flags: str, stderr: int | None = None) -> subprocess.Popen[str]:
+    """examples/serve.py in a process of its own."""
+    command = [sys.executable, "examples/serve.py", str(checkpoint), "--port", "0", "--threads", "1", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True)
+
+
 @pytest.fixture
 def start(checkpoint: Path) -> Iterator[Callable[..., Server]]:
     """start(*flags, checkpoint=that of a tiny network): a server that is ready."""
@@ -238,9 +338,7 @@ def start(checkpoint: Path) -> Iterator[Callable[..., Server]]:
     started: list[Server] = []
 
     def start(*flags: str, checkpoint: Path = checkpoint) -> Server:
-        command = [sys.executable, "examples/serve.py", str(checkpoint), "--port", "0", "--threads", "1", *flags]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        process = launch(checkpoint, *flags)
         assert process.stdout is not None
         line = process.stdout.readline()
         port = re.fullmatch(r"serving .* on http://127\.0\.0\.1:(\d+)\n", line)
@@ -413,3 +511,53 @@ def test_sigterm_finishes_what_was_accepted(start: Callable[..., Server], checkp
     assert all(is_right(replies[number], wanted[number]) for number in range(8))
     with pytest.raises(ConnectionError):
         server.ask("GET", "/health")
+
+
+SHARED = """
+import ray, sys
+from pathlib import Path
+from ray import serve
+from bbdm.clusters import serving
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Other:
+    def __call__(self, _):
+        return "other"
+
+with serving.connected(None):
+    port = serving._port(serving.ServeConfig(model=Path("c.pt"), port=0))
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(Other.bind(), name="other", route_prefix="/other")
+    print(ray.get_runtime_context().gcs_address, port, flush=True)
+    sys.stdin.read()
+    print(*serve.status().applications)
+"""
+
+
+@pytest.mark.nightly
+def test_a_shared_cluster_keeps_what_others_serve(
+    start: Callable[..., Server], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray replaces the loopback's address
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    command = [sys.executable, "-c", SHARED]  # threads of Ray Serve would stay in this process
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as shared:
+        assert shared.stdout is not None
+        address, port = shared.stdout.readline().split()
+        for _ in range(2):  # the first leaves its place to the second
+            server = start("--address", address)
+            assert server.port == int(port)
+            reply = server.ask("POST", "/?seed=0&steps=3", encoded(picture()))
+            assert is_right(reply, expected(checkpoint, 1, steps=3)[0])
+            for asked, message in (
+                ("0", "no application 'bbdm' or at the route /, got 'bbdm' there"),
+                ("1", f"those of the cluster's Serve, 127.0.0.1:{port}, got 127.0.0.1:1"),
+            ):
+                refused = launch(checkpoint, "--address", address, "--port", asked, stderr=subprocess.PIPE)
+                assert message in refused.communicate(timeout=120)[1]
+                assert refused.returncode == 1
+            assert server.stop() == 0
+            assert server.ask("GET", "/other").body == b"other"
+        assert shared.communicate()[0] == "other\n"

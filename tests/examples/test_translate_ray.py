@@ -271,6 +271,8 @@ def test_what_cannot_be_read_or_written(cluster: Any, checkpoint: Path, tmp_path
     with pytest.raises(scripts.StoppedError, match="3 is a file, and a folder is needed there"):
         translate_ray.main(command)
     (results / "3").unlink()
+    with pytest.raises(ValueError, match="threads must be at most the 1 cores of a machine, got 2"):
+        translate_ray.main([*command, "--threads", "2"])
     before = {path: path.stat().st_ino for path in results.rglob("*.png")}
     (sources / "bad.png").write_bytes(b"no picture")
     with pytest.raises(BadPicturesError, match=r"bad\.png: .* \(1 of 22 pictures; the others are tr") as caught:
