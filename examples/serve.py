@@ -11,7 +11,9 @@ from pathlib import Path
 
 from bbdm.base import scripts
 from bbdm.base.settings import add_flags, from_values
-from bbdm.clusters.requests import ServeConfig
+from bbdm.clusters.connection import connected
+from bbdm.clusters.requests import ServeConfig, facts
+from bbdm.files.weights import IncompleteFileError
 
 
 def parse(argv: list[str] | None = None) -> ServeConfig:
@@ -24,10 +26,12 @@ def parse(argv: list[str] | None = None) -> ServeConfig:
 
 def main(argv: list[str] | None = None) -> None:
     config = parse(argv)
-    from bbdm.clusters import serving
+    served = facts(config)
+    with connected(config.address):
+        from bbdm.clusters import serving  # which imports Ray, after it was told where to listen
 
-    serving.run(config, partial(print, flush=True))
+        serving.run(served, partial(print, flush=True))
 
 
 if __name__ == "__main__":
-    scripts.run(main)
+    scripts.run(main, hints={IncompleteFileError: "the flags are -t, -l, -vq and --config"})

@@ -13,9 +13,11 @@ from bbdm.base.settings import add_flags, from_values
 from bbdm.clusters.translation import ClusterConfig, translate
 from bbdm.data.survey import BadPicturesError
 from bbdm.evaluation.results import ResultsError
+from bbdm.files.weights import IncompleteFileError
 
 HINTS: dict[type[Exception], str] = {
     BadPicturesError: "--skip_bad leaves them out",
+    IncompleteFileError: "the flags are -t, -l, -vq and --config",
     ResultsError: "give another folder for results, or --overwrite to make all results again",
 }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -72,6 +72,22 @@ class Served:
     stride: int  # heights and widths are padded to multiples of it
     solver: str  # of requests that name none
     steps: int  # as the solver
+
+
+def facts(config: ServeConfig) -> Served:
+    """What requests are checked against.
+
+    Raises:
+        ValueError: the network cannot be used, or requests that name no steps would take too many.
+    """
+    sampler = replace(config, compile=False).sampler(config.model, "cpu")
+    steps = len(sampler.table)
+    if steps > config.max_steps:
+        raise ValueError(f"max_steps must be at least the {steps} steps of {sampler.solver!r}, got {config.max_steps}")
+    channels, stride = sampler.unet.channels, sampler.unet.stride
+    if sampler.codec is not None:
+        channels, stride = sampler.codec.image_channels, stride * sampler.codec.stride
+    return Served(config, channels, stride, sampler.solver, steps)
 
 
 @dataclass(frozen=True)
@@ -158,7 +174,7 @@ def read_picture(data: bytes, served: Served) -> Image.Image:
         raise
     except UnknownFormatError as error:
         raise RequestError(415, str(error)) from error
-    except Exception as error:  # Pillow's decoders raise errors of many kinds on hostile files
+    except ValueError as error:
         raise RequestError(400, str(error)) from error
     try:
         return images.convert(image, served.channels)

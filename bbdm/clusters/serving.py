@@ -12,7 +12,6 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from starlette.responses import PlainTextResponse, Response
 from bbdm.base.images import to_png
 from bbdm.base.scripts import termination
 from bbdm.clusters.batching import FAILED, Item, Made, translate_together
-from bbdm.clusters.connection import connected, room_for, threads_for
+from bbdm.clusters.connection import room_for, threads_for
 from bbdm.clusters.requests import (
     RequestError,
     ServeConfig,
@@ -174,8 +173,9 @@ class Door:
             await asyncio.sleep(0.05)
 
 
-def application(config: ServeConfig, served: Served, threads: int, gpu: bool) -> serve.Application:
+def application(served: Served, threads: int, gpu: bool) -> serve.Application:
     """The two deployments."""
+    config = served.config
     running = 2 * config.max_batch_size  # for each replica: a batch that runs, and the next
     replica = serve.deployment(
         num_replicas=config.replicas,
@@ -190,55 +190,38 @@ def application(config: ServeConfig, served: Served, threads: int, gpu: bool) ->
     return door.bind(replica.bind(config, threads), served)
 
 
-def facts(config: ServeConfig) -> Served:
-    """What requests are checked against.
-
-    Raises:
-        ValueError: the network cannot be used, or requests that name no steps would take too many.
-    """
-    sampler = replace(config, compile=False).sampler(config.model, "cpu")
-    steps = len(sampler.table)
-    if steps > config.max_steps:
-        raise ValueError(f"max_steps must be at least the {steps} steps of {sampler.solver!r}, got {config.max_steps}")
-    channels, stride = sampler.unet.channels, sampler.unet.stride
-    if sampler.codec is not None:
-        channels, stride = sampler.codec.image_channels, stride * sampler.codec.stride
-    return Served(config, channels, stride, sampler.solver, steps)
-
-
-def run(config: ServeConfig, ready: Callable[[str], object] = print) -> None:
+def run(served: Served, ready: Callable[[str], object] = print) -> None:
     """Serve until SIGTERM or Ctrl-C; then accept nothing more, and answer what was accepted.
 
-    ``ready`` is called with a line of text when requests are accepted.
+    Ray is connected to the cluster. ``ready`` is called with a line of text when requests are accepted.
 
     Raises:
         OSError: the port cannot be listened on.
-        ValueError: the network cannot be used, the cluster has no room for the replicas, or its Serve listens
-            elsewhere or has an application in our place.
+        ValueError: the cluster has no room for the replicas, or its Serve listens elsewhere or has an
+            application in our place.
     """
-    served = facts(config)
-    with connected(config.address):
-        port = _port(config)
-        threads = config.threads or threads_for(config.replicas)
-        room, gpu = room_for(threads)
-        if room < config.replicas:
-            raise ValueError(f"replicas must be at most {room}, for which there is room, got {config.replicas}")
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        with termination() as stopped:
-            serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": port})
-            try:
-                door = serve.run(application(config, served, threads, gpu), name=NAME)
-                ready(f"serving {config.model} on http://{config.host}:{port}")
-                with suppress(KeyboardInterrupt):
-                    while not stopped():
-                        time.sleep(0.1)
-                door.close.remote().result()
-                time.sleep(FLUSH_SECONDS)
-            finally:
-                if config.address is None:
-                    serve.shutdown()
-                else:  # others may use the Serve of a cluster that ran before
-                    serve.delete(NAME)
+    config = served.config
+    port = _port(config)
+    threads = config.threads or threads_for(config.replicas)
+    room, gpu = room_for(threads)
+    if room < config.replicas:
+        raise ValueError(f"replicas must be at most {room}, for which there is room, got {config.replicas}")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    with termination() as stopped:
+        serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": port})
+        try:
+            door = serve.run(application(served, threads, gpu), name=NAME)
+            ready(f"serving {config.model} on http://{config.host}:{port}")
+            with suppress(KeyboardInterrupt):
+                while not stopped():
+                    time.sleep(0.1)
+            door.close.remote().result()
+            time.sleep(FLUSH_SECONDS)
+        finally:
+            if config.address is None:
+                serve.shutdown()
+            else:  # others may use the Serve of a cluster that ran before
+                serve.delete(NAME)
 
 
 def _port(config: ServeConfig) -> int:

@@ -44,6 +44,7 @@ from bbdm.sampler import BridgeSampler
 
 SETTINGS, MANIFEST = "settings.json", "manifest.jsonl"
 READERS = 2  # tasks that read pictures, for each worker
+MOST_FRUITLESS = 3  # attempts in a row that make nothing: Ray notices a lost machine after some 10 seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +178,7 @@ def _make(task: Task, sources: Sources, done: set[str], bar: Any) -> dict[str, s
     from ray.exceptions import RayError, UserCodeException
 
     bad: dict[str, str] = {}
+    fruitless = 0  # attempts, one after the other
     bar.update(len(done))
     while missing := [name for name in sources.where if name not in done and name not in bad]:
         lost = ""
@@ -194,7 +196,8 @@ def _make(task: Task, sources: Sources, done: set[str], bar: Any) -> dict[str, s
         done = _made(task.reading.results.list(), sources)
         bar.n = len(done) + len(bad)
         bar.refresh()
-        if not any(name in done or name in bad for name in missing):
+        fruitless = 0 if any(name in done or name in bad for name in missing) else fruitless + 1
+        if fruitless == MOST_FRUITLESS:
             raise StoppedError(f"the cluster makes no more results, {len(missing)} are missing: {lost}")
     return bad
 

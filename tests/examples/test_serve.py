@@ -16,8 +16,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -235,8 +234,6 @@ def test_an_error_leaves_nothing_and_spares_others(
         delete=lambda name: calls.append(f"delete {name}"),
     )
     for name, value in {
-        "facts": lambda _: SERVED,
-        "connected": nullcontext,
         "_port": lambda _: 8000,
         "room_for": lambda _: (1, False),
         "application": lambda *_: None,
@@ -244,7 +241,7 @@ def test_an_error_leaves_nothing_and_spares_others(
     }.items():
         monkeypatch.setattr(serving, name, value)
     with pytest.raises(RuntimeError, match="no replica started"):
-        serving.run(ServeConfig(model=Path("c.pt"), threads=1, address=address))
+        serving.run(replace(SERVED, config=ServeConfig(model=Path("c.pt"), threads=1, address=address)))
     assert calls == [ended]
 
 
@@ -513,19 +510,35 @@ def test_sigterm_finishes_what_was_accepted(start: Callable[..., Server], checkp
         server.ask("GET", "/health")
 
 
+def listening() -> set[str]:
+    """Addresses and ports, in hexadecimal, on which this machine listens for others."""
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    every = {place for _, place, _, state, *_ in lines[1:] if state == "0A"}
+    return {place for place in every if place.partition(":")[0][-8:] not in ("0100007F", "01000000")}
+
+
+@pytest.mark.nightly
+def test_all_of_ray_listens_on_the_loopback(start: Callable[..., Server]):
+    before = listening()
+    start()
+    assert not listening() - before
+
+
 SHARED = """
 import ray, sys
 from pathlib import Path
 from ray import serve
 from bbdm.clusters import serving
+from bbdm.clusters.connection import connected
+from bbdm.clusters.requests import ServeConfig
 
 @serve.deployment(ray_actor_options={"num_cpus": 0})
 class Other:
     def __call__(self, _):
         return "other"
 
-with serving.connected(None):
-    port = serving._port(serving.ServeConfig(model=Path("c.pt"), port=0))
+with connected(None):
+    port = serving._port(ServeConfig(model=Path("c.pt"), port=0))
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(Other.bind(), name="other", route_prefix="/other")
     print(ray.get_runtime_context().gcs_address, port, flush=True)
