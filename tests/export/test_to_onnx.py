@@ -329,16 +329,17 @@ def test_float16_does_not_overflow_on_real_activations():
 @pytest.mark.nightly
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_the_bundled_network(tmp_path: Path, dtype: str):
-    """On noise to 1e-4 in float32; on drawings no further from float64 than PyTorch's float32.
+    """On noise to 1e-4 in float32 and 3e-2 in float16; on drawings as near to float64 as PyTorch's float32.
 
-    The trained network amplifies rounding at the edges of colours, a thousand times over ten steps, so that
-    on drawings two right answers in float32 may be more than 1e-4 apart."""
+    The trained network amplifies rounding at the edges of colours, a thousand times over ten steps. The
+    largest errors of two right answers in float32 may differ by a factor of two.
+    """
     file = DEMO / "openmoji64.safetensors"
     made = export(file, tmp_path / "made", "--steps", str(STEPS), "--dtype", dtype, "--pipeline")
     checkpoint = load_checkpoint(file)
     sampler = BridgeSampler(checkpoint.build_unet(), checkpoint.bridge, steps=STEPS)
     exact = BridgeSampler(checkpoint.build_unet().double(), checkpoint.bridge, steps=STEPS)
-    exported, tolerance = OnnxBridgeSampler(made), 1e-4 if dtype == "fp32" else 2e-2
+    exported, tolerance = OnnxBridgeSampler(made), 1e-4 if dtype == "fp32" else 3e-2
     drawings = torch.stack([from_pil(Image.open(path)) for path in sorted((DEMO / "drawings").glob("*.png"))])
     for noise in (source(1, 64, 64), source(2, 64, 64), source(5, 48, 40)):
         result = exported(noise.numpy(), seed=0)
@@ -348,8 +349,8 @@ def test_the_bundled_network(tmp_path: Path, dtype: str):
         (exported(drawings.numpy(), seed=0), sampler(drawings, seed=0), exact(drawings.double(), seed=0)),
         (by_pipeline(made, drawings, noise), sampler(drawings, noise=noise), exact(drawings.double(), noise=noise)),
     ):
-        limit = float((ours - wanted).abs().max()) if dtype == "fp32" else tolerance
-        assert 1e-6 < limit < 0.03
+        limit = 2 * float((ours - wanted).abs().max()) if dtype == "fp32" else 5e-3
+        assert 1e-6 < limit < 0.01
         assert np.abs(result - wanted.numpy()).max() <= limit
 
 
