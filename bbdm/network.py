@@ -31,7 +31,7 @@ class Network(nn.Module):
     see the source; ``stride``, of which height and width must be multiples.
     """
 
-    kind: str  # its name in files
+    kind: str = "wrapped"  # its name in files, which hold the weights of a class of one's own, and not the class
     channels: int
     condition_channels: int
     stride: int
@@ -67,9 +67,10 @@ class Network(nn.Module):
         """
         return iter(())
 
-    @abstractmethod
     def description(self) -> dict[str, Any]:
-        """Plain values by which a checkpoint names it."""
+        """Plain values by which a checkpoint names it: by default the class and the sizes."""
+        sizes = {name: getattr(self, name) for name in ("channels", "condition_channels", "stride")}
+        return {"module": type(self).__qualname__, **sizes}
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,6 @@ class WrappedConfig:
 
 class Wrapped(Network):
     """Any module as a network; see :func:`wrap`."""
-
-    kind = "wrapped"
 
     def __init__(self, module: nn.Module, config: WrappedConfig, call: Call | None) -> None:
         super().__init__()

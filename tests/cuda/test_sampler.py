@@ -121,7 +121,7 @@ def test_a_mask_for_a_source_on_the_card(card: Card):
 class Timed(Network):
     """A user's own network, with weights for the time."""
 
-    channels, condition_channels, stride, kind = 3, 0, 1, "wrapped"
+    channels, condition_channels, stride = 3, 0, 1
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,9 +132,6 @@ class Timed(Network):
 
     def body(self, x: Tensor, embedding: Tensor, condition: Tensor | None = None) -> Tensor:
         return self.layer(x) + embedding[:, :, None, None]
-
-    def description(self) -> dict[str, Any]:
-        return {"module": "Timed", "channels": 3, "condition_channels": 0, "stride": 1}
 
 
 def test_a_network_whose_time_has_weights(card: Card):
