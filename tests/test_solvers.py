@@ -190,6 +190,7 @@ def test_bad_requests():
     for bridge in (ABridge(num_steps=4), BrownianBridge(num_steps=4)):
         with pytest.raises(ValueError, match=r"consecutive timesteps down to 1, got \[4, 3, 2\]"):
             solvers.build(bridge, "ancestral", timesteps=[4, 3, 2])
+    assert len(solvers.build(I2SB(), "ancestral", steps=np.int64(10))) == 10  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"steps must be an integer in \[1, 999\] for this sampler, got 10.0"):
         solvers.build(I2SB(), "ancestral", steps=10.0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="does not exist for the original BBDM"):

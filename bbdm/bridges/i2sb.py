@@ -97,7 +97,7 @@ class I2SB(Bridge):
             ValueError: another number of steps than 1..N-1.
         """
         steps = self.top if steps is None else steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= self.top:
+        if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or not 1 <= steps <= self.top:
             raise ValueError(f"steps must be an integer in [1, {self.top}] for this sampler, got {steps!r}")
         return np.rint(np.linspace(self.top, 0, steps + 1)[:-1]).astype(np.int64)
 
