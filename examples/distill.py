@@ -14,7 +14,7 @@ import torch
 
 from bbdm.base import scripts
 from bbdm.base.images import read_size
-from bbdm.base.settings import add_flags, flag_type, from_values
+from bbdm.base.settings import add_flags, flag_names, flag_type, from_values
 from bbdm.data.degradations import DegradeConfig
 from bbdm.data.pairs import DATASETS, DIRECTIONS, ColumnsConfig
 from bbdm.data.survey import BadPicturesError
@@ -45,7 +45,7 @@ HINTS: dict[type[Exception], str] = {
     resume.OtherRunError: "--overwrite starts anew, and --experiment gives another folder",
     BadPicturesError: "--skip_bad leaves such pairs out",
     DivergedError: "the flags of learning_rate and grad_clip are -lr and --grad_clip",
-    IncompleteFileError: "the flags are -t, -l, -vq and --config",
+    IncompleteFileError: f"the flags are {flag_names(FileConfig)}",
 }
 
 

@@ -16,9 +16,10 @@ from typing import get_args
 from bbdm import solvers
 from bbdm.base import scripts
 from bbdm.base.atomic import remove_all_leftovers
-from bbdm.base.settings import add_flags, from_values
+from bbdm.base.settings import add_flags, flag_names, from_values
 from bbdm.bridges import Bridge
 from bbdm.data.pairs import DATASETS
+from bbdm.evaluation.network_config import FileConfig
 from bbdm.evaluation.results import ResultsError
 from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
 from bbdm.execution.processes import start_on_each_gpu
@@ -33,7 +34,7 @@ Run = tuple[str | None, int | None]  # solver, and its steps; None for the defau
 HINTS: dict[type[Exception], str] = {
     TooLargeError: "lower -b or --size",
     ResultsError: "give another output_dir, or --overwrite to make all results again",
-    IncompleteFileError: "the flags are -t, -l, -vq and --config",
+    IncompleteFileError: f"the flags are {flag_names(FileConfig)}",
 }
 
 

@@ -18,8 +18,9 @@ from tqdm.auto import tqdm
 
 from bbdm.base import images, scripts
 from bbdm.base.atomic import file_sha256
-from bbdm.base.settings import add_flags, from_values
+from bbdm.base.settings import add_flags, flag_names, from_values
 from bbdm.data.pairs import Pair, open_image
+from bbdm.evaluation.network_config import FileConfig
 from bbdm.evaluation.results import Job, ResultsError
 from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
 from bbdm.execution.processes import start_on_each_gpu
@@ -34,7 +35,7 @@ with scripts.imports():
 HINTS: dict[type[Exception], str] = {
     TooLargeError: "lower -b or --size",
     ResultsError: "give another output_dir, or --overwrite to make all results again",
-    IncompleteFileError: "the flags are -t, -l, -vq and --config",
+    IncompleteFileError: f"the flags are {flag_names(FileConfig)}",
 }
 
 

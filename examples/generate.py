@@ -15,8 +15,9 @@ from pathlib import Path
 from PIL import Image
 
 from bbdm.base import images, scripts
-from bbdm.base.settings import add_flags, from_values
+from bbdm.base.settings import add_flags, flag_names, from_values
 from bbdm.data.pairs import DATASETS, PairedDataset, open_image
+from bbdm.evaluation.network_config import FileConfig
 from bbdm.evaluation.results import Job, ResultsError, check_places, save
 from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
 from bbdm.execution.processes import start_on_each_gpu
@@ -28,7 +29,7 @@ GRID_PAIRS = 16  # at most
 HINTS: dict[type[Exception], str] = {
     TooLargeError: "lower -b or --size",
     ResultsError: "give another output_dir, or --overwrite to make all results again",
-    IncompleteFileError: "the flags are -t, -l, -vq and --config",
+    IncompleteFileError: f"the flags are {flag_names(FileConfig)}",
 }
 
 

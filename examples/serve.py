@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from bbdm.base import scripts
-from bbdm.base.settings import add_flags, from_values
+from bbdm.base.settings import add_flags, flag_names, from_values
 from bbdm.clusters.connection import connected
 from bbdm.clusters.requests import ServeConfig, facts
+from bbdm.evaluation.network_config import FileConfig
 from bbdm.files.weights import IncompleteFileError
 
 
@@ -34,4 +35,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    scripts.run(main, hints={IncompleteFileError: "the flags are -t, -l, -vq and --config"})
+    scripts.run(main, hints={IncompleteFileError: f"the flags are {flag_names(FileConfig)}"})

@@ -9,15 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from bbdm.base import scripts
-from bbdm.base.settings import add_flags, from_values
+from bbdm.base.settings import add_flags, flag_names, from_values
 from bbdm.clusters.translation import ClusterConfig, translate
 from bbdm.data.survey import BadPicturesError
+from bbdm.evaluation.network_config import FileConfig
 from bbdm.evaluation.results import ResultsError
 from bbdm.files.weights import IncompleteFileError
 
 HINTS: dict[type[Exception], str] = {
     BadPicturesError: "--skip_bad leaves them out",
-    IncompleteFileError: "the flags are -t, -l, -vq and --config",
+    IncompleteFileError: f"the flags are {flag_names(FileConfig)}",
     ResultsError: "give another folder for results, or --overwrite to make all results again",
 }
 

@@ -24,7 +24,7 @@ from bbdm import solvers
 from bbdm.base import machine, scripts
 from bbdm.base.atomic import file_sha256
 from bbdm.base.images import from_pil
-from bbdm.base.settings import add_flags, from_values
+from bbdm.base.settings import add_flags, flag_names, from_values
 from bbdm.data.pairs import load_dataset
 from bbdm.evaluation.network_config import FileConfig
 from bbdm.files.weights import IncompleteFileError
@@ -215,4 +215,4 @@ def main(argv: list[str] | None = None, network: Network | None = None) -> None:
 
 
 if __name__ == "__main__":
-    scripts.run(main, hints={IncompleteFileError: "the flags are -t, -l, -vq and --config"})
+    scripts.run(main, hints={IncompleteFileError: f"the flags are {flag_names(FileConfig)}"})

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bbdm.base.atomic import make_folder, remove_all_leftovers, write_atomically
+from bbdm.base.atomic import LOCK, make_folder, remove_all_leftovers, write_atomically
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.manifest import parsing
 
@@ -55,7 +55,7 @@ class RunFolder:
         self.patience = patience
         self.best = path / "best.pt"  # the weights with the lowest validation loss
         self.events = path / "tensorboard"
-        self._lock = FileLock(path / ".lock")
+        self._lock = FileLock(path / LOCK)
 
     def checkpoint(self, step: int) -> Path:
         """The file of the state after ``step`` optimizer steps."""

@@ -12,12 +12,12 @@ from torch import Tensor
 from bbdm import ABridge, BridgeSampler
 from bbdm.codec import LatentStatistics, VQGANCodec
 from bbdm.execution.compiled import Compiled
-from bbdm.network import Network
 from tests.conftest import TINY, tiny_unet
 from tests.cuda.card import Card, off_the_card
 from tests.execution.test_compiled import Short
 from tests.networks.test_dit import small
 from tests.networks.test_vqgan import tiny_vqgan
+from tests.test_network import Own
 
 SOURCE = torch.rand(3, 3, 7, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1  # off the stride
 PICTURES = SOURCE[:2].repeat(1, 1, 2, 3)[..., :8, :8]
@@ -118,25 +118,9 @@ def test_a_mask_for_a_source_on_the_card(card: Card):
         torch.testing.assert_close(found.cpu(), wanted, rtol=0, atol=ROUNDING)
 
 
-class Timed(Network):
-    """A user's own network, with weights for the time."""
-
-    channels, condition_channels, stride = 3, 0, 1
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.time, self.layer = torch.nn.Linear(1, 3), torch.nn.Conv2d(3, 3, 1)
-
-    def embed(self, t: Tensor) -> Tensor:
-        return self.time(t[:, None] / 1000)
-
-    def body(self, x: Tensor, embedding: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.layer(x) + embedding[:, :, None, None]
-
-
 def test_a_network_whose_time_has_weights(card: Card):
     torch.manual_seed(0)
-    network = Timed()
+    network = Own()
     with off_the_card():
         wanted = BridgeSampler(network, ABridge(), steps=3)(SOURCE, seed=1)
     found = BridgeSampler(network.to("cuda"), ABridge(), steps=3)(SOURCE, seed=1)
