@@ -64,6 +64,15 @@ def make_unet() -> MakeUNet:
     return tiny_unet
 
 
+def save_random_pairs(folder: Path, train: int, validation: int, save: SavePicture) -> Path:
+    """A data set edge2shoes of random pairs, 16 x 16 each; returns the folder."""
+    generator = np.random.default_rng(0)
+    for index in range(train + validation):
+        pixels = generator.integers(0, 256, (16, 32, 3), dtype=np.uint8)
+        save(folder / ("train" if index < train else "val") / f"{index:02d}.png", Image.fromarray(pixels))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def save_picture() -> SavePicture:
     """save_picture(path, image, **options): writes the picture, nearly without loss, and makes its folder."""

@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import bbdm
 from bbdm.base import scripts
@@ -17,7 +15,7 @@ from bbdm.bridges import BrownianBridge
 from bbdm.training.loop import DivergedError
 from examples import distill, generate
 from export import to_onnx
-from tests.conftest import SavePicture, tiny_unet
+from tests.conftest import SavePicture, save_random_pairs, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 from tests.training.launching import ALONE, TORCHRUN, run
 
@@ -27,12 +25,7 @@ BRIDGE = BrownianBridge(1000, objective="pinned")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, save_picture: SavePicture) -> Path:
     """Four training pairs and two validation pairs, side by side."""
-    folder = tmp_path_factory.mktemp("edges")
-    generator = np.random.default_rng(0)
-    for index in range(6):
-        pixels = generator.integers(0, 256, (16, 32, 3), dtype=np.uint8)
-        save_picture(folder / ("train" if index < 4 else "val") / f"{index}.png", Image.fromarray(pixels))
-    return folder
+    return save_random_pairs(tmp_path_factory.mktemp("edges"), 4, 2, save_picture)
 
 
 @pytest.fixture
@@ -61,11 +54,11 @@ def test_a_student_is_sampled_with_its_calls_by_every_program(calls: int, teache
     assert (loaded.calls, loaded.bridge, loaded.image_size, loaded.training) == (calls, BRIDGE, 16, None)
     results = tmp_path / "results"
     generate.main(["edge2shoes", str(data), str(student), str(results), "--device", "cpu"])
-    made = (results / "4.png").read_bytes()
+    made = (results / "04.png").read_bytes()
     again = tmp_path / "again"
     explicit = ["--solver", "consistency", "--steps", str(calls)]
     generate.main(["edge2shoes", str(data), str(student), str(again), "--device", "cpu", *explicit])
-    assert (again / "4.png").read_bytes() == made
+    assert (again / "04.png").read_bytes() == made
     to_onnx.main([str(student), str(tmp_path / "onnx"), "--pipeline"])  # which compares it with PyTorch
     from bbdm.runtime import OnnxBridgeSampler
 

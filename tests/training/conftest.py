@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from bbdm.networks.unet_config import PRESETS, UNetConfig
 from examples import train
-from tests.conftest import TINY, SavePicture
+from tests.conftest import TINY, SavePicture, save_random_pairs
 from tests.training.launching import arguments
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, save_picture: SavePicture) -> Path:
     """20 training pairs, and 5 to validate: batches of 2, 2 and 1 in two processes."""
-    folder = tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    for index in range(25):
-        pixels = generator.integers(0, 256, (16, 32, 3), dtype=np.uint8)
-        save_picture(folder / ("train" if index < 20 else "val") / f"{index:02d}.png", Image.fromarray(pixels))
-    return folder
+    return save_random_pairs(tmp_path_factory.mktemp("data"), 20, 5, save_picture)
 
 
 @pytest.fixture(scope="module")

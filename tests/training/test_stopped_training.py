@@ -16,10 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import bbdm
 from bbdm.base.scripts import TERMINATED, StoppedError
@@ -27,7 +25,7 @@ from bbdm.networks.unet_config import PRESETS, UNetConfig
 from bbdm.training.step import TrainStep
 from bbdm.training.trainer import Trainer
 from examples import train
-from tests.conftest import ROOT, TINY, SavePicture
+from tests.conftest import ROOT, TINY, SavePicture, save_random_pairs
 from tests.examples.test_train import assert_same
 from tests.hardening.killing import Script, begin
 from tests.nightly import sweep
@@ -42,12 +40,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL ther
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, save_picture: SavePicture) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    for index in range(PAIRS + 2 * BATCH):
-        pixels = generator.integers(0, 256, (16, 32, 3), dtype=np.uint8)
-        save_picture(folder / ("train" if index < PAIRS else "val") / f"{index:02d}.png", Image.fromarray(pixels))
-    return folder
+    return save_random_pairs(tmp_path_factory.mktemp("data"), PAIRS, 2 * BATCH, save_picture)
 
 
 @pytest.fixture(autouse=True)
