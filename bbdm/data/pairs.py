@@ -160,7 +160,8 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def read(self, index: int) -> tuple[Any, ...]:
         """As :meth:`pixels`; with ``skip_bad``, then why pairs before it could not be read, by lines."""
         reasons: dict[str, None] = {}
-        for place in range(index, index + len(self) if self.skip_bad else index + 1):
+        first = range(len(self))[index]  # an IndexError beyond the end, which is what ends an iteration
+        for place in range(first, first + len(self) if self.skip_bad else first + 1):
             try:
                 return *self._pixels(place % len(self)), *(["\n".join(reasons)] if self.skip_bad else [])
             except ValueError as error:  # not OSError: a network that fails says nothing about a picture

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,17 @@ def test_b_to_a_swaps(layout: str, tmp_path: Path, save_picture: SavePicture) ->
     source, target = build(tmp_path, layout, save_picture, direction="BtoA")[0]
     assert_colour(source, BLUE)
     assert_colour(target, RED)
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_an_iteration_ends_after_the_last_pair(skip_bad: bool, tmp_path: Path, save_picture: SavePicture) -> None:
+    files = [save_picture(tmp_path / f"{i}.png", flat((90 * i, 0, 0))) for i in range(3)]
+    dataset = PairedDataset([Pair(str(i), path, path) for i, path in enumerate(files)], SIDE, skip_bad=skip_bad)
+    reds = [round((source[0, 0, 0].item() + 1) * 127.5) for source, _ in islice(iter(dataset), 9)]
+    assert reds == [0, 90, 180]
+    assert dataset[-1][0].equal(dataset[2][0])
+    with pytest.raises(IndexError):
+        dataset[3]
 
 
 class TestFolder:
