@@ -44,6 +44,7 @@ def differences(folder: Path, sampler: BridgeSampler, size: int) -> Iterator[Dif
         size: side of the smallest pictures, a multiple of the network's stride.
     """
     exported = OnnxBridgeSampler(folder, ["CPUExecutionProvider"])
+    exported.image_size = None  # any size serves here: no warning of another than the training's
     stride = exported.settings["stride"]
     shapes = [exported.static] if exported.static else [(1, size, size), (2, size, size), (5, size, size + stride)]
     generator = torch.Generator().manual_seed(0)

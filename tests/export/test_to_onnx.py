@@ -20,9 +20,9 @@ from bbdm.base.images import from_pil, open_image, to_pil
 from bbdm.networks.unet import AttentionBlock
 from bbdm.runtime.bridge_json import read_settings
 from bbdm.runtime.sampler import OnnxBridgeSampler
-from export import graphs, pipeline, quantize, to_onnx
+from export import check, graphs, pipeline, quantize, to_onnx
 from tests.conftest import ROOT
-from tests.export.exports import BRIDGE, checkpoint, export, tiny_codec
+from tests.export.exports import BRIDGE, SIZE, checkpoint, export, tiny_codec
 
 STEPS = 10
 DEMO = ROOT / "examples" / "demo"
@@ -96,6 +96,14 @@ def test_latent_images_are_those_of_pytorch(latent_file: Path, latent_folder: Pa
     np.testing.assert_allclose(made, sampler(image, seed=4).numpy(), rtol=0, atol=1e-4)
     made = by_pipeline(latent_folder, image, noise)
     np.testing.assert_allclose(made, sampler(image, noise=noise).numpy(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("error:the network was trained on pictures of")
+def test_the_check_is_silent_about_the_size_of_its_pictures(file: Path, folder: Path):
+    sampler = BridgeSampler(load_checkpoint(file).build_unet(), BRIDGE, steps=STEPS)  # as the script makes it
+    assert [each.largest < 1e-4 for each in check.differences(folder, sampler, SIZE // 2)] == 9 * [True]
+    with pytest.warns(UserWarning, match="trained on pictures of 16 x 16"):
+        OnnxBridgeSampler(folder)(source(1, SIZE // 2, SIZE // 2).numpy(), seed=0)
 
 
 def assert_weights_of(model: onnx.ModelProto, dtype: str) -> None:
