@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from bbdm.base import scripts
 from bbdm.base.atomic import write_atomically
 from bbdm.data.pairs import load_dataset
 from bbdm.files.checkpoint import load_checkpoint
+from bbdm.runtime.bridge_json import SETTINGS
+from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampler import BridgeSampler
 from benchmarks.scores import closed_areas, energy_score, flatness, saturation
 
@@ -31,8 +34,21 @@ DEMO_WEIGHTS = Path(__file__).parent.parent / "examples" / "demo" / "openmoji64.
 RUNS = ["fast:199"] + [f"{solver}:{steps}" for solver in ("dpm2m", "sde-dpm2m") for steps in (5, 10, 20, 40)]
 
 
+Sampler = Callable[..., torch.Tensor]  # called with (B, C, H, W) sources, seed and batch_size
+
+
+def build_sampler(weights: Path, solver: str, steps: int, device: str, dtype: str) -> Sampler:
+    """A sampler of a checkpoint, or on ONNX Runtime of an export's folder, with PyTorch's threads."""
+    if weights.is_dir():
+        exported = OnnxBridgeSampler(weights, threads=torch.get_num_threads(), solver=solver, steps=steps)
+        return lambda sources, **settings: torch.from_numpy(exported(sources.numpy(), **settings))
+    checkpoint = load_checkpoint(weights)
+    kind = {"device": device, "dtype": getattr(torch, dtype)}
+    return BridgeSampler(checkpoint.build_unet(), checkpoint.bridge, solver, steps=steps, **kind)
+
+
 def measure(
-    sampler: BridgeSampler, indices: list[int], sources: torch.Tensor, targets: torch.Tensor, seeds: int, batch: int
+    sampler: Sampler, indices: list[int], sources: torch.Tensor, targets: torch.Tensor, seeds: int, batch: int
 ) -> dict[str, Any]:
     """Scores of each image. Sample j of image i of the split has the seed i + 10^6 j."""
     started = time.perf_counter()
@@ -82,7 +98,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = scripts.Parser(__doc__)
     parser.add_argument("data_dir", help="a folder with val/, source left and target right in each picture")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--checkpoint", type=Path, default=DEMO_WEIGHTS)
+    parser.add_argument(
+        "--checkpoint", type=Path, default=DEMO_WEIGHTS, help="or an export's folder, which runs on ONNX Runtime"
+    )
     parser.add_argument("--base", type=Path, metavar="OTHER.json", help="of the same pairs, by other weights")
     parser.add_argument("--runs", nargs="+", default=RUNS, metavar="SOLVER:NFE[:N]")
     parser.add_argument("--seeds", type=int, default=8, help="results for each image")
@@ -91,10 +109,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
 
-    checkpoint = load_checkpoint(args.checkpoint)
-    dataset = load_dataset("edge2shoes", args.data_dir, "val", checkpoint.image_size or 256)
-    weights = hashlib.sha256(args.checkpoint.read_bytes()).hexdigest()
-    setting = {"pairs": len(dataset), "seeds": args.seeds, "dtype": args.dtype, "weights": weights}
+    if args.checkpoint.is_dir():
+        file = args.checkpoint / SETTINGS  # which holds the digests of the other files
+        settings = json.loads(file.read_text())
+        size, dtype = settings["image_size"], settings["dtype"]
+    else:
+        file, size, dtype = args.checkpoint, load_checkpoint(args.checkpoint).image_size, args.dtype
+    dataset = load_dataset("edge2shoes", args.data_dir, "val", size or 256)
+    weights = hashlib.sha256(file.read_bytes()).hexdigest()
+    setting = {"pairs": len(dataset), "seeds": args.seeds, "dtype": dtype, "weights": weights}
     done = json.loads(args.output.read_text()) if args.output.exists() else {"setting": setting, "runs": {}}
     if done["setting"] != setting:
         raise SystemExit(f"{args.output} was measured with {done['setting']}, not {setting}: name another file")
@@ -108,14 +131,7 @@ def main(argv: list[str] | None = None) -> None:
         count = int(images[0]) if images else len(dataset)
         chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
         sources, targets = (torch.stack(v) for v in zip(*(dataset[i] for i in chosen), strict=True))
-        sampler = BridgeSampler(
-            checkpoint.build_unet(),
-            checkpoint.bridge,
-            solver,
-            steps=int(steps),
-            device=args.device,
-            dtype=getattr(torch, args.dtype),
-        )
+        sampler = build_sampler(args.checkpoint, solver, int(steps), args.device, args.dtype)
         scores = measure(sampler, chosen, sources, targets, args.seeds, args.batch_size)
         done["runs"][run] = {"images": chosen, **scores}
         write_atomically(args.output, lambda temporary: temporary.write_text(json.dumps(done)))

@@ -100,6 +100,7 @@ RECIPES: dict[str, Recipe] = {
     "Brownian bridge": Recipe({**FEW, "name": "brownian"}),
     "Brownian bridge, wide density": Recipe({**FEW, "name": "brownian", "density": "wide"}),
     "Brownian bridge, high density": Recipe({**FEW, "name": "brownian", "density": "high"}),
+    "Brownian bridge, high density, residual": Recipe({"name": "brownian", "density": "high"}),
     "wide density": Recipe({**FEW, "density": "wide"}),
     "loss of x0hat": Recipe(weight=_of_x0hat),
     "huber loss": Recipe(train={"loss": "huber"}),
