@@ -1,0 +1,27 @@
+"""Scores of a network's results, by PyTorch and by its export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import demo_quality
+from tests.conftest import ROOT
+
+DEMO = ROOT / "examples" / "demo"
+
+
+def test_an_export_has_the_scores_of_its_checkpoint(tmp_path: Path) -> None:
+    """The weights are in float16 on both sides, which compute in float32."""
+    runs = ["--seeds", "2", "--runs", "dpm2m:2:2"]
+    demo_quality.main([str(DEMO), str(tmp_path / "torch.json"), *runs])
+    flags = ["--checkpoint", str(DEMO / "onnx"), "--base", str(tmp_path / "torch.json")]
+    demo_quality.main([str(DEMO), str(tmp_path / "onnx.json"), *flags, *runs])
+    by_torch, by_onnx = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("torch", "onnx"))
+    assert (by_torch["setting"]["dtype"], by_onnx["setting"]["dtype"]) == ("float32", "fp16")
+    for score in ("energy", "spread", "saturation", "flatness"):
+        first, second = by_torch["runs"]["dpm2m:2:2"][score], by_onnx["runs"]["dpm2m:2:2"][score]
+        assert len(first) == 2
+        assert second == pytest.approx(first, rel=0.01)
