@@ -32,8 +32,6 @@ from benchmarks.scores import closed_areas, energy_score, flatness, saturation
 
 DEMO_WEIGHTS = Path(__file__).parent.parent / "examples" / "demo" / "openmoji64.safetensors"
 RUNS = ["fast:199"] + [f"{solver}:{steps}" for solver in ("dpm2m", "sde-dpm2m") for steps in (5, 10, 20, 40)]
-
-
 Sampler = Callable[..., torch.Tensor]  # called with (B, C, H, W) sources, seed and batch_size
 
 

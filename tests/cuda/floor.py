@@ -29,6 +29,7 @@ from torch._inductor.compile_fx import compile_fx
 from torch._inductor.fx_passes import fuse_attention, pad_mm
 from torch._inductor.graph import GraphLowering
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _triton
 from torch.utils.flop_counter import FlopCounterMode
 
 from bbdm.network import Network
@@ -73,6 +74,19 @@ class _WrittenError(Exception):
 
 
 @contextmanager
+def _triton_asked_anew() -> Iterator[None]:
+    """PyTorch asks again, now and afterwards, whether Triton works: it keeps a process's first answer."""
+    answers = [function for function in vars(_triton).values() if hasattr(function, "cache_clear")]
+    try:
+        for function in answers:
+            function.cache_clear()
+        yield
+    finally:
+        for function in answers:
+            function.cache_clear()
+
+
+@contextmanager
 def an_h100() -> Iterator[None]:
     """torch.cuda and Triton's driver say that there is one."""
     from triton.backends.compiler import GPUTarget
@@ -95,7 +109,7 @@ def an_h100() -> Iterator[None]:
         get_active_torch_device=lambda: torch.device("cuda", 0),
         get_device_interface=lambda: torch.cuda,
     )
-    with pytest.MonkeyPatch.context() as patch:
+    with _triton_asked_anew(), pytest.MonkeyPatch.context() as patch:
         for name, value in names.items():
             patch.setattr(torch.cuda, name, value)
             if hasattr(device_interface.CudaInterface, name):
