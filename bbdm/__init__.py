@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from bbdm.files.checkpoint import load_vqgan as load_vqgan
     from bbdm.files.checkpoint import save_checkpoint as save_checkpoint
     from bbdm.files.checkpoint import save_vqgan as save_vqgan
-    from bbdm.network import wrap as wrap
+    from bbdm.networks.base import wrap as wrap
     from bbdm.networks.unet import UNet as UNet
     from bbdm.networks.unet_config import UNetConfig as UNetConfig
     from bbdm.networks.vqgan import VQGAN as VQGAN
     from bbdm.networks.vqgan import VQGANConfig as VQGANConfig
-    from bbdm.sampler import BridgeSampler as BridgeSampler
+    from bbdm.sampling.sampler import BridgeSampler as BridgeSampler
     from bbdm.training.callback import Callback as Callback
     from bbdm.training.config import TrainConfig as TrainConfig
     from bbdm.training.losses import bridge_loss as bridge_loss
@@ -36,7 +36,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ABridge": "bbdm.bridges",
-    "BridgeSampler": "bbdm.sampler",
+    "BridgeSampler": "bbdm.sampling.sampler",
     "BrownianBridge": "bbdm.bridges",
     "Callback": "bbdm.training.callback",
     "DDBM": "bbdm.bridges",
@@ -57,7 +57,7 @@ _HOMES = {
     "load_vqgan": "bbdm.files.checkpoint",
     "save_checkpoint": "bbdm.files.checkpoint",
     "save_vqgan": "bbdm.files.checkpoint",
-    "wrap": "bbdm.network",
+    "wrap": "bbdm.networks.base",
     "wrap_codec": "bbdm.codec",
 }
 __all__ = [*sorted(_HOMES), "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -19,8 +19,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from bbdm import timesteps as skips
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
+from bbdm.bridges import timesteps as skips
 
 Solver = Literal["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast", "consistency", "ancestral"]
 DEFAULT: Solver = "dpm2m"
@@ -148,8 +148,9 @@ def build(
     Args:
         bridge: the bridge to sample.
         solver: ``dpm2m``, ``sde-dpm2m``, ``ddim``, ``posterior``, ``fast``, ``consistency`` or ``ancestral``.
-        timesteps: a name from :mod:`bbdm.timesteps`, or strictly decreasing times from ``bridge.top``. Times
-            that begin below it start from noise: see :meth:`~bbdm.bridges.base.Bridge.start`.
+        timesteps: a name from :mod:`bbdm.bridges.timesteps`, or strictly decreasing times from
+            ``bridge.top``. Times that begin below it start from noise, by
+            :meth:`~bbdm.bridges.base.Bridge.start`.
         steps: number of network evaluations, instead of ``timesteps``.
 
     Raises:

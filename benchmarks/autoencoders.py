@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from bbdm.base import images, scripts
+from bbdm.base import scripts
 from bbdm.codec import Codec, VQGANCodec
 from bbdm.data.pairs import DATASETS, load_dataset
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_codec
+from bbdm.pictures import images
 from bbdm.training.codebook import CodebookUse
 
 SHOWN = 8  # targets in the grid

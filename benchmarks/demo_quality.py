@@ -24,10 +24,10 @@ import torch
 from bbdm.base import scripts
 from bbdm.base.atomic import write_atomically
 from bbdm.data.pairs import load_dataset
+from bbdm.files.bridge_json import SETTINGS
 from bbdm.files.checkpoint import load_checkpoint
-from bbdm.runtime.bridge_json import SETTINGS
 from bbdm.runtime.sampler import OnnxBridgeSampler
-from bbdm.sampler import BridgeSampler
+from bbdm.sampling.sampler import BridgeSampler
 from benchmarks.scores import closed_areas, energy_score, flatness, saturation
 
 DEMO_WEIGHTS = Path(__file__).parent.parent / "examples" / "demo" / "openmoji64.safetensors"

@@ -20,14 +20,15 @@ import torch
 from PIL import Image
 
 from bbdm import BridgeSampler, UNet
-from bbdm.base.images import from_pil
+from bbdm.onnx import graphs
+from bbdm.onnx.quantize import quantized
+from bbdm.pictures.images import from_pil
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from benchmarks.conftest import DEVICE, Record
 from benchmarks.machine import Peaks
 from benchmarks.networks import BRIDGE, STEPS, gflop, images, relative_error
 from benchmarks.timing import Comparison, interleaved
-from export import graphs, to_onnx
-from export.quantize import quantized
+from export import to_onnx
 
 pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="about the CPU provider")
 BASELINE = "sde-bbdm exported as it is, ONNX Runtime float32"

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from bbdm import BridgeSampler, UNet, save_checkpoint, solvers
-from bbdm.base.images import to_pil
+from bbdm.pictures.images import to_pil
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from benchmarks.conftest import Record
 from benchmarks.machine import Peaks

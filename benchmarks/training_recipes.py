@@ -23,15 +23,15 @@ import torch
 from bbdm.base import machine, scripts
 from bbdm.base.atomic import write_atomically
 from bbdm.bridges import Bridge
+from bbdm.cli.setup import build_bridge
 from bbdm.data.pairs import load_dataset
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
 from bbdm.networks.unet import UNet
 from bbdm.networks.unet_config import UNetConfig
-from bbdm.sampler import BridgeSampler
+from bbdm.sampling.sampler import BridgeSampler
+from bbdm.training.bridge import BridgeTask
 from bbdm.training.config import TrainConfig
-from bbdm.training.setup import build_bridge
-from bbdm.training.step import TrainStep
 from benchmarks import demo_quality
 
 SIZE, SEEDS = 32, 4
@@ -66,13 +66,13 @@ class Recipe:
     network: dict[str, Any] = field(default_factory=dict)
     weight: Callable[[Bridge, torch.Tensor], torch.Tensor] | None = None  # of the loss, from (B,) times
 
-    def build(self, seed: int, steps: int) -> TrainStep:
+    def build(self, seed: int, steps: int) -> BridgeTask:
         """Its first step."""
         torch.manual_seed(seed)
         bridge = build_bridge(**{"name": "abridge", **self.bridge})
         config = replace(CONFIG, seed=seed, **self.train)
         unet = UNet.from_config(replace(NETWORK, **self.network)).train()
-        step = TrainStep(unet, bridge, config, None, Processes(torch.device("cpu")), False, steps)
+        step = BridgeTask(unet, bridge, config, None, Processes(torch.device("cpu")), False, steps)
         if self.weight is not None:
             weight, losses = self.weight, step.losses
 
@@ -135,7 +135,7 @@ def step_seconds(recipes: list[Recipe], y: torch.Tensor, x0: torch.Tensor, round
     return [statistics.median(each[1:]) for each in times]
 
 
-def train(recipe: Recipe, y: torch.Tensor, x0: torch.Tensor, steps: int, seed: int) -> TrainStep:
+def train(recipe: Recipe, y: torch.Tensor, x0: torch.Tensor, steps: int, seed: int) -> BridgeTask:
     """Train on all pairs in random order."""
     step, rng = recipe.build(seed, steps), np.random.default_rng(seed)
     order: list[int] = []
@@ -147,7 +147,7 @@ def train(recipe: Recipe, y: torch.Tensor, x0: torch.Tensor, steps: int, seed: i
     return step
 
 
-def measure(step: TrainStep, y: torch.Tensor, x0: torch.Tensor) -> dict[str, Any]:
+def measure(step: BridgeTask, y: torch.Tensor, x0: torch.Tensor) -> dict[str, Any]:
     """Scores of each validation pair, by solver."""
     found: dict[str, Any] = {}
     for solver, calls in RUNS:

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from PIL import Image
 
 from bbdm import bridges, solvers
-from bbdm.base import images, scripts
-from bbdm.base.hub import WEIGHTS
+from bbdm.base import scripts
 from bbdm.base.seeds import resolve_seeds
 from bbdm.base.settings import add_flags, from_values, setting
+from bbdm.files.hub import WEIGHTS
+from bbdm.pictures import images
 
 if TYPE_CHECKING:
     import gradio as gr

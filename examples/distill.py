@@ -13,17 +13,19 @@ from pathlib import Path
 import torch
 
 from bbdm.base import scripts
-from bbdm.base.images import read_size
 from bbdm.base.settings import add_flags, flag_names, flag_type, from_values
+from bbdm.cli import setup
+from bbdm.cli import training as command
 from bbdm.data.degradations import DegradeConfig
 from bbdm.data.pairs import DATASETS, DIRECTIONS, ColumnsConfig
 from bbdm.data.survey import BadPicturesError
-from bbdm.evaluation.network_config import FileConfig
 from bbdm.execution.processes import Processes
 from bbdm.files.weights import IncompleteFileError
-from bbdm.training import command, resume, run_folder, setup
+from bbdm.pictures.images import read_size
+from bbdm.sampling.network_config import FileConfig
+from bbdm.training import resume, run_folder
 from bbdm.training.callback import Callback
-from bbdm.training.distillation import DistillConfig, DistillStep, student_of
+from bbdm.training.distillation import DistillConfig, StudentTask, student_of
 from bbdm.training.loop import DivergedError
 from bbdm.training.profiling import Profile
 from bbdm.training.trainer import Trainer
@@ -88,7 +90,7 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
         pairs, validation = setup.load_splits(*splits, **found, **looking)
     torch.manual_seed(args.seed)
     callbacks: list[Callback] = [Profile()] if args.profile else []
-    parts = student, teacher.bridge, config, pairs, validation, folder.path, codec, team, callbacks, DistillStep
+    parts = student, teacher.bridge, config, pairs, validation, folder.path, codec, team, callbacks, StudentTask
     return command.resume(Trainer(*parts), args, resumed, team)
 
 

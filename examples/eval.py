@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import get_args
 
 from bbdm import solvers
-from bbdm.base import scripts
+from bbdm.base import manifest, scripts
 from bbdm.base.atomic import remove_all_leftovers
 from bbdm.base.settings import add_flags, flag_names, from_values
 from bbdm.bridges import Bridge
 from bbdm.data.pairs import DATASETS
-from bbdm.evaluation.network_config import FileConfig
 from bbdm.evaluation.results import ResultsError
 from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
 from bbdm.execution.processes import start_on_each_gpu
-from bbdm.files import manifest
 from bbdm.files.weights import IncompleteFileError
+from bbdm.sampling.network_config import FileConfig
 
 with scripts.imports():
     from bbdm.evaluation import metrics, reports

@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from bbdm.base import images, scripts
+from bbdm.base import manifest, scripts
 from bbdm.base.atomic import file_sha256
 from bbdm.base.settings import add_flags, flag_names, from_values
 from bbdm.data.pairs import Pair, open_image
-from bbdm.evaluation.network_config import FileConfig
 from bbdm.evaluation.results import Job, ResultsError
 from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
 from bbdm.execution.processes import start_on_each_gpu
-from bbdm.files import manifest
 from bbdm.files.weights import IncompleteFileError
+from bbdm.pictures import images
+from bbdm.sampling.network_config import FileConfig
 
 with scripts.imports():
     from bbdm.evaluation.deeplab import load_deeplab

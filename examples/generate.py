@@ -14,14 +14,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from bbdm.base import images, scripts
+from bbdm.base import scripts
 from bbdm.base.settings import add_flags, flag_names, from_values
 from bbdm.data.pairs import DATASETS, PairedDataset, open_image
-from bbdm.evaluation.network_config import FileConfig
 from bbdm.evaluation.results import Job, ResultsError, check_places, save
 from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
 from bbdm.execution.processes import start_on_each_gpu
 from bbdm.files.weights import IncompleteFileError
+from bbdm.pictures import images
+from bbdm.sampling.network_config import FileConfig
 
 DEMO = Path(__file__).parent / "demo"
 DEMO_WEIGHTS = DEMO / "openmoji64.safetensors"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from bbdm.base import scripts
 from bbdm.base.settings import add_flags, flag_names, from_values
-from bbdm.clusters.connection import connected
-from bbdm.clusters.requests import ServeConfig, facts
-from bbdm.evaluation.network_config import FileConfig
 from bbdm.files.weights import IncompleteFileError
+from bbdm.sampling.network_config import FileConfig
+from bbdm.serving.connection import connected
+from bbdm.serving.requests import ServeConfig, facts
 
 
 def parse(argv: list[str] | None = None) -> ServeConfig:
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     config = parse(argv)
     served = facts(config)
     with connected(config.address):
-        from bbdm.clusters import serving  # which imports Ray, after it was told where to listen
+        from bbdm.serving import serving  # which imports Ray, after it was told where to listen
 
         serving.run(served, partial(print, flush=True))
 

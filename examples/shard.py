@@ -11,11 +11,11 @@ from pathlib import Path
 
 from bbdm.base import scripts
 from bbdm.base.atomic import check_folder
-from bbdm.base.images import read_size
 from bbdm.base.settings import add_flags, flag_type
 from bbdm.data.pairs import DATASETS, ColumnsConfig, load_dataset
 from bbdm.data.sharding import write_shards
 from bbdm.data.survey import BadPicturesError
+from bbdm.pictures.images import read_size
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -13,16 +13,18 @@ from typing import get_args
 import torch
 
 from bbdm.base import scripts
-from bbdm.base.images import read_size
 from bbdm.base.settings import add_flags, flag_type, from_values
 from bbdm.bridges import Density, Objective
+from bbdm.cli import setup
+from bbdm.cli import training as command
 from bbdm.data.degradations import DegradeConfig
 from bbdm.data.image_cache import ImageCache
 from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.pairs import DATASETS, DIRECTIONS, ColumnsConfig
 from bbdm.data.survey import BadPicturesError
 from bbdm.execution.processes import Processes
-from bbdm.training import command, fine_tuning, resume, run_folder, setup
+from bbdm.pictures.images import read_size
+from bbdm.training import fine_tuning, resume, run_folder
 from bbdm.training.callback import Callback
 from bbdm.training.config import TrainConfig
 from bbdm.training.loop import DivergedError

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from bbdm.base import scripts
-from bbdm.base.images import read_size
 from bbdm.base.settings import add_flags, flag_type, from_values
+from bbdm.cli import setup
+from bbdm.cli import training as command
 from bbdm.data.degradations import DegradeConfig
 from bbdm.data.image_cache import ImageCache
 from bbdm.data.pairs import DATASETS
@@ -23,8 +24,9 @@ from bbdm.data.survey import BadPicturesError
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_vqgan, load_vqgan_state
 from bbdm.networks.vqgan import PRESETS, VQGAN
-from bbdm.training import command, resume, run_folder, setup
-from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderStep, PerceptualError, perceptual_loss
+from bbdm.pictures.images import read_size
+from bbdm.training import resume, run_folder
+from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask, PerceptualError, perceptual_loss
 from bbdm.training.callback import Callback
 from bbdm.training.loop import DivergedError, Training
 from bbdm.training.profiling import Profile
@@ -104,7 +106,7 @@ def build(args: argparse.Namespace, team: Processes) -> Training:
             if validation is not None:
                 validation = ImageCache(validation, args.cache_images, "val", args.workers, verbose)
         perceptual = perceptual_loss(config, args.lpips_weights, team.device)
-    step = AutoencoderStep(vqgan, config, pairs, team, perceptual)
+    step = AutoencoderTask(vqgan, config, pairs, team, perceptual)
     callbacks: list[Callback] = [Profile()] if args.profile else []
     return command.resume(Training(step, pairs, validation, folder.path, callbacks), args, resumed, team)
 

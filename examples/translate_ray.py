@@ -10,11 +10,11 @@ from pathlib import Path
 
 from bbdm.base import scripts
 from bbdm.base.settings import add_flags, flag_names, from_values
-from bbdm.clusters.translation import ClusterConfig, translate
 from bbdm.data.survey import BadPicturesError
-from bbdm.evaluation.network_config import FileConfig
 from bbdm.evaluation.results import ResultsError
 from bbdm.files.weights import IncompleteFileError
+from bbdm.sampling.network_config import FileConfig
+from bbdm.serving.translation import ClusterConfig, translate
 
 HINTS: dict[type[Exception], str] = {
     BadPicturesError: "--skip_bad leaves them out",

@@ -23,19 +23,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a script sees its own fold
 from bbdm import solvers
 from bbdm.base import machine, scripts
 from bbdm.base.atomic import file_sha256
-from bbdm.base.images import from_pil
 from bbdm.base.settings import add_flags, flag_names, from_values
 from bbdm.data.pairs import load_dataset
-from bbdm.evaluation.network_config import FileConfig
+from bbdm.files.bridge_json import FORMAT, PIPELINE, SETTINGS, VERSION
 from bbdm.files.weights import IncompleteFileError
-from bbdm.network import Network
-from bbdm.runtime.bridge_json import FORMAT, PIPELINE, SETTINGS, VERSION
-from bbdm.sampler import BridgeSampler
+from bbdm.networks.base import Network
+from bbdm.pictures.images import from_pil
+from bbdm.sampling.network_config import FileConfig
+from bbdm.sampling.sampler import BridgeSampler
 
 with scripts.imports():
     import onnx
 
-    from export import check, graphs, pipeline
+    from bbdm.onnx import check, graphs, pipeline
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 PACKAGES = ("bbdm", "torch", "onnx", "onnxscript", "onnxruntime")
@@ -112,7 +112,7 @@ class Exporter:
         latent = static and (static[0], static[1] // self.latent_stride, static[2] // self.latent_stride)
         made = {"unet.onnx": graphs.network_graph(copy.deepcopy(self.unet).to(dtype), latent, args.opset)}
         if args.quantize:
-            from export.quantize import quantized
+            from bbdm.onnx.quantize import quantized
 
             made["unet.onnx"] = quantized(made["unet.onnx"], self.sampler, sources, scratch)
         if self.codec is not None:  # codes and decoder stay in float32: float16 would choose other codes

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from bbdm import DDBM, ECSI, GOUB, ABridge, BrownianBridge, solvers, timesteps
+from bbdm import DDBM, ECSI, GOUB, ABridge, BrownianBridge, solvers
+from bbdm.bridges import timesteps
 from tests import published
 from tests.gaussian import AREA, BRIDGES, CASES, GOUBS, Mixture, end_distribution, mean_w2, sample_w2, w2
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bbdm import DDBM, ECSI, GOUB, I2SB, ABridge, BrownianBridge, solvers, timesteps
-from bbdm.bridges import Bridge
+from bbdm import DDBM, ECSI, GOUB, I2SB, ABridge, BrownianBridge, solvers
+from bbdm.bridges import Bridge, timesteps
 
 BRIDGES: list[Bridge] = [
     ABridge(),

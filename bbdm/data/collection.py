@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
-from bbdm.base import images
 from bbdm.base.atomic import file_sha256
-from bbdm.base.images import open_image
+from bbdm.pictures import images
+from bbdm.pictures.images import open_image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # of pictures inside larger files: those of SUFFIXES
 Order = Callable[[int, int], list[int]]  # the examples at the positions start to end of an epoch

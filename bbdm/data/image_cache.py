@@ -18,11 +18,11 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from bbdm.base import manifest
 from bbdm.base.atomic import file_sha256, locked, remove_all_leftovers, write_atomically
-from bbdm.base.images import sides
 from bbdm.data.loading import with_short_errors
 from bbdm.data.pairs import PairedDataset, Pixels
-from bbdm.files import manifest
+from bbdm.pictures.images import sides
 
 VERSION = 1
 PAIRS_AT_ONCE = 64  # pairs in a write

@@ -15,11 +15,11 @@ from safetensors import safe_open
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from bbdm.base import manifest
 from bbdm.base.atomic import LOCK, file_sha256, locked, remove_all_leftovers, write_atomically
 from bbdm.codec import Codec, LatentStatistics
 from bbdm.data.collection import Order
 from bbdm.data.pairs import PairedDataset
-from bbdm.files import manifest
 
 VERSION = 1
 SHARD = 256  # pairs in a file

@@ -16,9 +16,9 @@ from typing import TypeVar
 import torch
 from torch.utils.data import DataLoader
 
-from bbdm.base import images
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset, Pixels
+from bbdm.pictures import images
 
 Batch = TypeVar("Batch")
 GRACE = 60  # seconds that a worker outlives SIGTERM

@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from bbdm.base import images
-from bbdm.base.images import SUFFIXES, Resize, Size
-from bbdm.base.images import open_image as open_image
 from bbdm.base.settings import setting
 from bbdm.data.collection import Example, Files, Order, Pair, Pairs
 from bbdm.data.degradations import Degradation
 from bbdm.data.shards import Shards
 from bbdm.data.table import Table
+from bbdm.pictures import images
+from bbdm.pictures.images import SUFFIXES, Resize, Size
+from bbdm.pictures.images import open_image as open_image
 
 log = logging.getLogger(__name__)
 Direction = Literal["AtoB", "BtoA"]

@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from bbdm.base import images
+from bbdm.base import manifest
 from bbdm.base.atomic import file_sha256, make_folder, remove_all_leftovers, write_atomically
 from bbdm.data import tar
 from bbdm.data.collection import FORMATS
@@ -25,7 +25,7 @@ from bbdm.data.loading import with_short_errors
 from bbdm.data.pairs import PairedDataset
 from bbdm.data.shards import INDEX, KIND
 from bbdm.data.survey import BadPicturesError
-from bbdm.files import manifest
+from bbdm.pictures import images
 
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg"}  # of formats whose suffix is not their name
 

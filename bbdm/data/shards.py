@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from bbdm.base import manifest
 from bbdm.base.atomic import file_sha256
 from bbdm.base.seeds import seed_of
 from bbdm.data import fetching, table, tar
 from bbdm.data.collection import EncodedPair, Order, Pairs
-from bbdm.files import manifest
 
 INDEX = "index.json"
 KIND = "wids-shard-index-v1"

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from bbdm.base import images
+from bbdm.base import manifest
 from bbdm.data.collection import Example, Files
 from bbdm.data.pairs import PairedDataset
-from bbdm.files import manifest
+from bbdm.pictures import images
 
 SHAPES_DIFFER = 1.1  # ratio of the sides' widths over heights
 THREADS = 4 * (os.cpu_count() or 1)  # they wait for the disk

@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
-from bbdm.base.images import SUFFIXES
+from bbdm.pictures.images import SUFFIXES
 
 MEMBER = re.compile(r"(?P<key>(?:.*/|)[^./]+)\.(?P<ending>[^/]*)", re.DOTALL)
 BLOCK = 512  # bytes

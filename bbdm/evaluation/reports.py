@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from bbdm.base import manifest
 from bbdm.base.atomic import write_atomically
 from bbdm.evaluation.metrics import HIGHER_IS_BETTER
-from bbdm.files import manifest
 
 Report = dict[str, Any]
 LABELS = {"nfe": "network evaluations", "seconds_per_picture": "seconds a picture"}

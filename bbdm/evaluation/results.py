@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image
 
+from bbdm.base import manifest
 from bbdm.base.atomic import remove_all_leftovers, write_atomically
 from bbdm.data.pairs import PairedDataset
-from bbdm.files import manifest
 
 
 class ResultsError(ValueError):

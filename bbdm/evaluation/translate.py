@@ -23,15 +23,19 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from bbdm import solvers
-from bbdm.base import images, machine, scripts
+from bbdm.base import machine, manifest, scripts
 from bbdm.base.atomic import check_folder, file_sha256, make_folder
-from bbdm.base.hub import find_checkpoint
-from bbdm.base.images import Size
 from bbdm.base.settings import check_least, setting
 from bbdm.data.degradations import DegradeConfig
 from bbdm.data.pairs import ColumnsConfig, Direction, load_dataset, open_image
 from bbdm.data.survey import survey
-from bbdm.evaluation.network_config import (
+from bbdm.evaluation.results import Job, Record, check_places, plan, save
+from bbdm.execution.processes import Processes
+from bbdm.files.hub import find_checkpoint
+from bbdm.networks.base import Network
+from bbdm.pictures import images
+from bbdm.pictures.images import Size
+from bbdm.sampling.network_config import (
     DEFAULT_SIZE,
     NetworkConfig,
     SizeSetting,
@@ -39,11 +43,7 @@ from bbdm.evaluation.network_config import (
     described_size,
     read_size_setting,
 )
-from bbdm.evaluation.results import Job, Record, check_places, plan, save
-from bbdm.execution.processes import Processes
-from bbdm.files import manifest
-from bbdm.network import Network
-from bbdm.sampler import BridgeSampler
+from bbdm.sampling.sampler import BridgeSampler
 
 PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity")
 

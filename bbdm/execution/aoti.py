@@ -19,7 +19,7 @@ from torch._C._aoti import AOTIModelPackageLoader, alloc_tensor_by_stealing_from
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from bbdm.execution.compiled import compile_options, freezes
-from bbdm.network import Network
+from bbdm.networks.base import Network
 
 mkldnn: Any = torch.ops.mkldnn
 Constants = dict[str, torch.Tensor]

@@ -7,7 +7,7 @@ import torch
 from bbdm.base.recent import Recent
 from bbdm.execution.compiled import SHAPES_KEPT, Compiled
 from bbdm.execution.loop import Loop, State
-from bbdm.network import Body
+from bbdm.networks.base import Body
 
 
 class GraphedLoop:

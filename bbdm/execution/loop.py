@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from bbdm.kernels.bridge_step import bridge_step
-from bbdm.network import Body
+from bbdm.networks.base import Body
 from bbdm.solvers import StepTable
 
 

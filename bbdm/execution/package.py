@@ -23,7 +23,7 @@ from bbdm.base.atomic import short, write_atomically
 from bbdm.execution.device import best_dtype, find_dtype
 from bbdm.execution.loop import state_dtype
 from bbdm.files.weights import described, intact
-from bbdm.network import Network
+from bbdm.networks.base import Network
 from bbdm.networks.restore import state_hash
 
 FORMAT = "bbdm compiled network"
@@ -34,7 +34,7 @@ CONSTANT = "constant."  # before the name of a constant
 
 
 class PackagedNetwork:
-    """A network from a package; see :class:`bbdm.network.Body`.
+    """A network from a package; see :class:`bbdm.networks.base.Body`.
 
     Loading runs machine code from the file: load only packages of your own.
 
@@ -70,7 +70,7 @@ class PackagedNetwork:
     def __call__(
         self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None, /
     ) -> torch.Tensor:
-        """See :class:`bbdm.network.Body`.
+        """See :class:`bbdm.networks.base.Body`.
 
         Raises:
             ValueError: another shape than the package's.

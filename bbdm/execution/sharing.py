@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bbdm.execution.processes import Processes
-from bbdm.network import Network, is_shared
+from bbdm.networks.base import Network, is_shared
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -32,7 +32,7 @@ def share_out(network: Network, mesh: DeviceMesh, units: bool) -> None:
     Args:
         network: the network, which is equal in all processes. A call puts its weights together for a while.
         mesh: the processes.
-        units: put together a group of :meth:`~bbdm.network.Network.units` at a time, and not all at once.
+        units: all-gather one group of :meth:`~bbdm.networks.base.Network.units` at a time, not all at once.
     """
     from torch.distributed.fsdp import fully_shard
 

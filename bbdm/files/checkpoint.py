@@ -16,16 +16,16 @@ import torch
 from bbdm import bridges
 from bbdm import codec as codecs
 from bbdm.base.atomic import Write, write_atomically
-from bbdm.base.hub import find_checkpoint
-from bbdm.base.images import Size, as_size
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, VQGANCodec
 from bbdm.files import importers, weights
 from bbdm.files.content import FORMAT, Checkpoint, CodecState, UNetState, VQGANState
+from bbdm.files.hub import find_checkpoint
 from bbdm.files.weights import State
-from bbdm.network import Network, check_network
+from bbdm.networks.base import Network, check_network
 from bbdm.networks.restore import state_hash
 from bbdm.networks.vqgan import VQGAN
+from bbdm.pictures.images import Size, as_size
 
 VQGAN_FORMAT = "bbdm vqgan"
 

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from bbdm import codec as codecs
-from bbdm.base.images import Size
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, LatentStatistics, WrappedCodec
 from bbdm.files import weights
 from bbdm.files.weights import IncompleteFileError, State
-from bbdm.network import Network, Wrapped, WrappedConfig
+from bbdm.networks.base import Network, Wrapped, WrappedConfig
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.restore import ConfiguredNetwork, fitting, restore, state_hash
 from bbdm.networks.unet import UNet
 from bbdm.networks.unet_config import UNetConfig
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
+from bbdm.pictures.images import Size
 
 FORMAT = "bbdm"
 

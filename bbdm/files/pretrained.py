@@ -1,6 +1,6 @@
 """A model as a folder or as a repository on the Hugging Face Hub: its checkpoint, settings, export and card.
 
-:mod:`bbdm.base.hub` has the names of the files, and reads what is written here.
+:mod:`bbdm.files.hub` has the names of the files, and reads what is written here.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import yaml
 from safetensors import safe_open
 
 from bbdm import solvers
-from bbdm.base import hub, images, optional
+from bbdm.base import manifest, optional
 from bbdm.base.atomic import check_folder, make_folder, write_atomically
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, WrappedCodec
-from bbdm.files import manifest
+from bbdm.files import hub
+from bbdm.files.bridge_json import SETTINGS, read_settings
 from bbdm.files.checkpoint import save_checkpoint
 from bbdm.files.content import FORMAT
-from bbdm.network import Network, Wrapped
-from bbdm.runtime.bridge_json import SETTINGS, read_settings
+from bbdm.networks.base import Network, Wrapped
+from bbdm.pictures import images
 
 USE = """\
 ```bash

@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from bbdm.base.atomic import Write, check_suffix, write_atomically
 from bbdm.files import torchfile
-from bbdm.network import is_shared
+from bbdm.networks.base import is_shared
 from bbdm.networks.restore import state_hash
 
 VERSION = 1  # of all formats

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from bbdm.network import Network
+from bbdm.networks.base import Network
 from bbdm.networks.restore import ConfiguredNetwork, check_images, check_integers
 from bbdm.networks.unet import frequencies, sinusoids
 
@@ -137,7 +137,7 @@ class DiT(ConfiguredNetwork, Network):
             yield [block]
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        """Predict the bridge's objective; see :meth:`bbdm.network.Network.forward`.
+        """Predict the bridge's objective; see :meth:`bbdm.networks.base.Network.forward`.
 
         Raises:
             ValueError: wrong channels or size, or a condition that is missing or not expected.

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
-from bbdm.network import Network
+from bbdm.networks.base import Network
 from bbdm.networks.layers import Downsample, Upsample, conv3x3, frequencies, norm_silu, sinusoids, zeroed
 from bbdm.networks.restore import ConfiguredNetwork, check_images
 from bbdm.networks.unet_config import PRESETS, UNetConfig

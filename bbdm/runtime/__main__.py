@@ -6,9 +6,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from bbdm.base import images, scripts
+from bbdm.base import scripts
 from bbdm.base.atomic import check_folder, write_atomically
 from bbdm.base.seeds import resolve_seeds
+from bbdm.pictures import images
 
 with scripts.imports():
     from bbdm.runtime.sampler import OnnxBridgeSampler

@@ -15,13 +15,14 @@ import numpy.typing as npt
 import onnxruntime
 
 from bbdm import bridges, solvers
-from bbdm.base import images, sources
-from bbdm.base.batch import Batch, Plan
-from bbdm.base.frontend import Advance, FrontEnd, Timesteps
-from bbdm.base.step import Step as Step
+from bbdm.files.bridge_json import PIPELINE, find_export, read_settings
 from bbdm.kernels.philox_numpy import normal
-from bbdm.runtime.bridge_json import PIPELINE, find_export, read_settings
+from bbdm.pictures import images
 from bbdm.runtime.session import Provider, Session, with_options
+from bbdm.sampling import sources
+from bbdm.sampling.base import Advance, BaseSampler, Timesteps
+from bbdm.sampling.batch import Batch, SolverPlan
+from bbdm.sampling.step import Step as Step
 
 MASKED = 2  # the version of exports since which steps take a mask
 Array = npt.NDArray[np.float32]
@@ -29,7 +30,7 @@ State = tuple[onnxruntime.OrtValue, onnxruntime.OrtValue]  # the state and the e
 
 
 @dataclass(frozen=True)
-class OnnxPlan(Plan):
+class OnnxSolverPlan(SolverPlan):
     """A solver with its table, its rows and times on the device."""
 
     table: solvers.StepTable
@@ -38,7 +39,7 @@ class OnnxPlan(Plan):
     inputs: list[onnxruntime.OrtValue]  # the times as the network takes them
 
 
-class OnnxBridgeSampler(FrontEnd[Array, OnnxPlan]):
+class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
     """Translates images with an exported network, called as :class:`bbdm.BridgeSampler` is.
 
     A seed gives the image that :class:`bbdm.BridgeSampler` returns for it. Results are float32.
@@ -63,7 +64,7 @@ class OnnxBridgeSampler(FrontEnd[Array, OnnxPlan]):
             one that does not start.
     """
 
-    kind = sources.NUMPY
+    backend = sources.NUMPY
 
     def __init__(
         self,
@@ -134,7 +135,7 @@ class OnnxBridgeSampler(FrontEnd[Array, OnnxPlan]):
         ]
         return f"OnnxBridgeSampler({', '.join(parts)})"
 
-    def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> OnnxPlan:
+    def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> OnnxSolverPlan:
         """The exported table, or another of the exported bridge where an argument asks for one."""
         exported: str = self.settings["solver"]
         if steps is timesteps is None and solver in (None, exported):
@@ -147,7 +148,7 @@ class OnnxBridgeSampler(FrontEnd[Array, OnnxPlan]):
         rows = [self._put(row[:columns]) for row in table.rows.astype(np.float32)]
         inputs = [self._put(np.array([t], times)) for t in np.asarray(table.network_times)]
         opening = self._put(table.opening[-1, :columns].astype(np.float32))
-        return OnnxPlan(solver or exported, table.timesteps.tolist(), table, rows, opening, inputs)
+        return OnnxSolverPlan(solver or exported, table.timesteps.tolist(), table, rows, opening, inputs)
 
     @contextmanager
     def _progress(self, total: int) -> Iterator[Advance]:
@@ -163,7 +164,7 @@ class OnnxBridgeSampler(FrontEnd[Array, OnnxPlan]):
         finally:
             print(file=sys.stderr)
 
-    def _states(self, plan: OnnxPlan, batch: Batch) -> Iterator[State]:
+    def _states(self, plan: OnnxSolverPlan, batch: Batch) -> Iterator[State]:
         """State and estimate after each step, on the device."""
         y = self._start(batch.source)
         version = self.settings["version"]

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 
 from bbdm.base.atomic import Write, write_atomically
-from bbdm.base.images import Size, sides
 from bbdm.base.settings import check_least, setting
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset
@@ -26,9 +25,10 @@ from bbdm.files.checkpoint import load_vqgan_state, save_vqgan
 from bbdm.files.content import VQGANState
 from bbdm.kernels import philox
 from bbdm.networks.vqgan import VQGAN
+from bbdm.pictures.images import Size, sides
 from bbdm.training.adversary import Adversary, adaptive_weight
 from bbdm.training.augmentation import augment
-from bbdm.training.base import Step, mixed, sample_seeds
+from bbdm.training.base import TrainingTask, mixed, sample_seeds
 from bbdm.training.codebook import CodebookUse
 from bbdm.training.config import RunConfig
 from bbdm.training.resume import check_batch, training_state
@@ -109,7 +109,7 @@ def kl_divergence(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tenso
     return each.sum((1, 2, 3)).mean() / 2
 
 
-class AutoencoderStep(Step):
+class AutoencoderTask(TrainingTask):
     """An optimizer step of an autoencoder and its adversary.
 
     Args:
@@ -160,7 +160,7 @@ class AutoencoderStep(Step):
         self.counted: Counter[str] = Counter()  # the steps that had it
 
     def __call__(self, y: torch.Tensor, x0: torch.Tensor, step: int) -> float:
-        """See :meth:`Step.__call__`. The loss is without the adversary's, which measures no distance."""
+        """See :meth:`TrainingTask.__call__`. The loss leaves out the adversary's, which is no distance."""
         rate, vqgan = self.rate(step), self.unet
         seeds = sample_seeds(self.config.seed, self.processes.rank * len(y), len(y), self.device)
         with self.part("augment"):
@@ -290,7 +290,7 @@ class AutoencoderStep(Step):
         self.sums, self.counted = Counter(state["sums"]), Counter(state["counted"])
 
     def release(self) -> None:
-        """See :meth:`Step.release`."""
+        """See :meth:`TrainingTask.release`."""
         super().release()
         if self.adversary is not None:
             self.adversary.network = self.adversary.discriminator
@@ -313,7 +313,7 @@ class AutoencoderStep(Step):
             save_vqgan(path, self.unet, ema=self.ema.unet, training=training, write=write)
 
     def resume(self, path: Path, checkpoint: VQGANState, train: PairedDataset | LatentDataset) -> dict[str, Any]:
-        """See :meth:`Step.resume`; only settings in :data:`~bbdm.training.config.FREE` may change."""
+        """See :meth:`TrainingTask.resume`; only settings in :data:`~bbdm.training.config.FREE` may change."""
         average = checkpoint.ema
         whole = None if average is None else checkpoint.training
         settings = asdict(checkpoint.config), asdict(self.unet.config)

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from bbdm.base.atomic import Write, write_atomically
-from bbdm.base.images import Size
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.processes import Processes
 from bbdm.execution.sharing import own, restore_optimizer, whole
+from bbdm.pictures.images import Size
 from bbdm.training.config import Precision, RunConfig
 from bbdm.training.ema import EMA
 from bbdm.training.optimizers import Plateau, make_optimizer
@@ -38,7 +38,7 @@ def mixed(seed: int, number: int) -> int:
     return (seed * 0x9E3779B9 + number) % 2**32
 
 
-class Step(ABC):
+class TrainingTask(ABC):
     """An optimizer step as a function of a batch, with the state that it changes.
 
     Args:

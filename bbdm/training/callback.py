@@ -11,7 +11,7 @@ from bbdm.data.latents import LatentDataset
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.processes import Processes
-from bbdm.training.base import Step
+from bbdm.training.base import TrainingTask
 from bbdm.training.config import RunConfig
 from bbdm.training.tracking import Tracker
 
@@ -23,7 +23,7 @@ class Run(Protocol):
     ``bridge`` and ``codec``.
     """
 
-    update: Step  # what is trained; its averaged weights make results
+    update: TrainingTask  # what is trained; its averaged weights make results
     config: RunConfig
     train: PairedDataset | LatentDataset
     validation: PairedDataset | None

@@ -24,10 +24,10 @@ from bbdm import solvers
 from bbdm.base.settings import check_least, setting
 from bbdm.files.content import Checkpoint
 from bbdm.kernels import philox
-from bbdm.network import Network
+from bbdm.networks.base import Network
 from bbdm.solvers import StepTable
+from bbdm.training.bridge import DROPOUT, VALIDATION_STEPS, BridgeTask
 from bbdm.training.config import TrainConfig
-from bbdm.training.step import DROPOUT, VALIDATION_STEPS, TrainStep
 
 FIRST_STREAM = 2  # of noise; each result and each of its calls has a stream of its own
 
@@ -69,7 +69,7 @@ def student_of(teacher: Checkpoint, calls: int) -> Network:
     return student
 
 
-class DistillStep(TrainStep):
+class StudentTask(BridgeTask):
     """An optimizer step of a student; ``config`` is a :class:`DistillConfig`."""
 
     config: DistillConfig

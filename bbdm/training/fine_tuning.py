@@ -10,7 +10,7 @@ from bbdm.bridges import Bridge
 from bbdm.codec import Codec
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint
-from bbdm.network import Network
+from bbdm.networks.base import Network
 
 FIRST = "input_blocks.0.0.weight"  # of the first convolution, whose inputs are the state, then the condition
 

@@ -25,7 +25,7 @@ from bbdm.data.latents import LatentDataset
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.device import keep_freed_memory
-from bbdm.training.base import Step, mixed, sample_seeds
+from bbdm.training.base import TrainingTask, mixed, sample_seeds
 from bbdm.training.callback import Callback
 from bbdm.training.previews import Previews
 from bbdm.training.progress import Progress
@@ -56,7 +56,7 @@ class Training:
 
     def __init__(
         self,
-        update: Step,
+        update: TrainingTask,
         train: PairedDataset | LatentDataset,
         validation: PairedDataset | None,
         folder: Path,
@@ -185,7 +185,7 @@ class Training:
         return self.run.how_to_resume()
 
     def save(self, path: Path, training: dict[str, Any] | None = None, write: Write = write_atomically) -> None:
-        """Write what is trained, in the first process: see :meth:`~bbdm.training.base.Step.save`.
+        """Write what is trained, in the first process: see :meth:`~bbdm.training.base.TrainingTask.save`.
 
         The others need not call it, unless ``update.shared``.
         """

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from bbdm.base import images
 from bbdm.base.atomic import write_atomically
+from bbdm.pictures import images
 from bbdm.training.callback import Callback, Run, due
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from bbdm.base import images
+from bbdm.pictures import images
 from bbdm.training.callback import Callback, Run
 
 LOGGER = logging.getLogger("bbdm")

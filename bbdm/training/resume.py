@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bbdm.base import images
 from bbdm.base.atomic import short
 from bbdm.codec import Codec
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset
 from bbdm.files.content import CodecState
-from bbdm.network import Network
+from bbdm.networks.base import Network
+from bbdm.pictures import images
 from bbdm.training.config import FREE, RunConfig, TrainConfig
 
 

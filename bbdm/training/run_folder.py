@@ -16,8 +16,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from bbdm.base.atomic import LOCK, make_folder, remove_all_leftovers, write_atomically
+from bbdm.base.manifest import parsing
 from bbdm.files.checkpoint import load_checkpoint
-from bbdm.files.manifest import parsing
 
 log = logging.getLogger(__name__)
 LEASE = 120  # seconds: a file server keeps the lock of a lost node for some 90

@@ -12,12 +12,12 @@ from bbdm.codec import Codec
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.processes import Processes
-from bbdm.network import Network
+from bbdm.networks.base import Network
+from bbdm.training.bridge import BridgeTask
 from bbdm.training.callback import Callback
 from bbdm.training.config import TrainConfig
 from bbdm.training.loop import Training
 from bbdm.training.resume import check_start
-from bbdm.training.step import TrainStep
 
 
 class Trainer(Training):
@@ -33,14 +33,14 @@ class Trainer(Training):
         callbacks: these.
         codec: encodes pictures into the space of the bridge; None to train in image space.
         processes: the processes that share the work; None for this one alone. The first of them writes.
-        step: what an optimizer step does: a :class:`~bbdm.training.step.TrainStep`, or a subclass.
+        step: what an optimizer step does: a :class:`~bbdm.training.bridge.BridgeTask`, or a subclass.
 
     Raises:
         ValueError: fewer pairs than one batch, pictures of a size that the network cannot take, a codec of
             another number of channels, or latents of another codec or another ``flip``.
     """
 
-    update: TrainStep
+    update: BridgeTask
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Trainer(Training):
         codec: Codec | None = None,
         processes: Processes | None = None,
         callbacks: Sequence[Callback] = (),
-        step: type[TrainStep] = TrainStep,
+        step: type[BridgeTask] = BridgeTask,
     ) -> None:
         processes = Processes(next(unet.parameters()).device) if processes is None else processes
         check_start(unet, config, train, codec, processes.count)

@@ -14,7 +14,7 @@ from typing import Any
 from bbdm import bridges, solvers
 from bbdm.base import scripts
 from bbdm.base.atomic import write_atomically
-from bbdm.runtime.bridge_json import read_settings
+from bbdm.files.bridge_json import read_settings
 
 TABLES = "tables.json"
 PAIRS = ("dpm2m:3,5,10,20", "sde-dpm2m:5,10,20")  # for networks that were not distilled

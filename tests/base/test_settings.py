@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import pytest
 
-from bbdm.base.images import Size, read_size
 from bbdm.base.settings import add_flags, flag_names, from_values, setting
-from bbdm.evaluation.network_config import FileConfig
+from bbdm.pictures.images import Size, read_size
+from bbdm.sampling.network_config import FileConfig
 
 
 @dataclass

@@ -14,8 +14,8 @@ from bbdm.bridges import ECSI, Bridge, Marginal, from_config, register
 from bbdm.bridges.densities import Density
 from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import MakeTrainer, newest, tiny_unet
-from tests.export.exports import export
 from tests.nightly import sweep
+from tests.onnx.exports import export
 
 
 @register("test-sine")

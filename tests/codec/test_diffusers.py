@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bbdm import ABridge, DiffusersCodec, load_checkpoint, load_codec, save_checkpoint, save_vqgan
 from bbdm.codec import LatentStatistics, VQGANCodec
 from bbdm.execution.compiled import Compiled
-from export import graphs
+from bbdm.onnx import graphs
 from tests.codec.autoencoders import tiny_kl, tiny_tiny
 from tests.conftest import tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from bbdm import ABridge, BridgeSampler, DiffusersCodec, TrainConfig, Trainer, load_checkpoint, save_checkpoint
+from bbdm.cli import setup
 from bbdm.codec import Codec, LatentStatistics, Tiling, VQGANCodec
 from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.compiled import Compiled
 from bbdm.runtime import OnnxBridgeSampler
-from bbdm.training import setup
 from examples import generate, train
 from tests.codec.autoencoders import own_codec, tiny_kl
 from tests.conftest import MakePairs, newest, tiny_unet
-from tests.export.exports import export
 from tests.networks.test_vqgan import tiny_vqgan
+from tests.onnx.exports import export
 
 BRIDGE = ABridge(num_steps=50)
 

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from bbdm import ABridge, BridgeSampler, load_checkpoint, load_vqgan, save_checkpoint, save_vqgan
-from bbdm.base.batch import Batch
 from bbdm.codec import LatentStatistics, Tiling, VQGANCodec, from_config
+from bbdm.sampling.batch import Batch
 from tests.conftest import tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 

@@ -32,7 +32,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _triton
 from torch.utils.flop_counter import FlopCounterMode
 
-from bbdm.network import Network
+from bbdm.networks.base import Network
 from bbdm.networks.unet import UNet
 from tests.cuda.runtime import register_guard
 

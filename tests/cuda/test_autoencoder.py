@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_vqgan_state
-from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderStep, perceptual_loss
+from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask, perceptual_loss
 from bbdm.training.trainer import Training
 from tests.conftest import MakePairs, metrics_of, newest
 from tests.cuda.card import DEVICE, Card, CardTensor, off_the_card
@@ -55,15 +55,15 @@ def step_of(
     num_codes: int = 40,
     processes: Processes | None = None,
     **settings: Any,
-) -> AutoencoderStep:
+) -> AutoencoderTask:
     """A step whose adversary is there from the second on."""
     given = {"epochs": 2, "adversarial_start": 1, "discriminator_width": 4, **settings}
     config = AutoencoderConfig(batch_size=2, **given)
     vqgan = tiny_vqgan(num_codes=num_codes).to(device)
-    return AutoencoderStep(vqgan, config, pairs, processes, perceptual_loss(config, None, device))
+    return AutoencoderTask(vqgan, config, pairs, processes, perceptual_loss(config, None, device))
 
 
-def run(step: AutoencoderStep, pairs: PairedDataset) -> list[float]:
+def run(step: AutoencoderTask, pairs: PairedDataset) -> list[float]:
     y, x0 = (torch.stack(side).to(step.device) for side in zip(*(pairs[i] for i in range(2)), strict=True))
     return [step(y, x0, index) for index in range(STEPS)]
 
@@ -81,9 +81,9 @@ def check(
         wanted = step_of(CPU, pairs, **settings)
         losses = run(wanted, pairs)
     seen: list[list[str]] = []
-    call = AutoencoderStep.__call__
+    call = AutoencoderTask.__call__
 
-    class Watched(AutoencoderStep):
+    class Watched(AutoencoderTask):
         def __call__(self, *arguments: Any) -> float:
             card.waits.clear()
             loss = call(self, *arguments)

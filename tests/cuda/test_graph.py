@@ -168,7 +168,7 @@ def test_finds_a_capture_without_a_warm_up(card: Card, monkeypatch: pytest.Monke
             advance(self, *given)
 
     monkeypatch.setattr(Loop, "advance", captured_only)
-    monkeypatch.setattr("bbdm.sampler.BridgeSampler._prepare", lambda *_: None)
+    monkeypatch.setattr("bbdm.sampling.sampler.BridgeSampler._prepare", lambda *_: None)
     made = sampler("cuda", **GRAPHED)
     card.launches.clear()
     with pytest.raises(CaptureError, match="for the first time in a capture"):
@@ -194,14 +194,14 @@ class SharedResult(GraphedLoop):
 
 
 def test_finds_a_replay_with_a_stale_source(card: Card, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("bbdm.sampler.GraphedLoop", StaleSource)
+    monkeypatch.setattr("bbdm.sampling.sampler.GraphedLoop", StaleSource)
     made = sampler("cuda", **GRAPHED)
     with pytest.raises(AssertionError, match="Tensor-likes are not close"):
         check_calls(made, card)
 
 
 def test_finds_a_result_that_the_next_replay_overwrites(card: Card, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("bbdm.sampler.GraphedLoop", SharedResult)
+    monkeypatch.setattr("bbdm.sampling.sampler.GraphedLoop", SharedResult)
     made, given = sampler("cuda", **GRAPHED)._own.graphed, torch.zeros(1, 3, 8, 6).to("cuda")
     with torch.inference_mode():
         first = made(given, torch.tensor([1], device="cuda"))

@@ -13,7 +13,7 @@ import pytest
 
 from bbdm.runtime import session
 from bbdm.runtime.sampler import OnnxBridgeSampler
-from tests.export.exports import SIZE, checkpoint, export
+from tests.onnx.exports import SIZE, checkpoint, export
 
 pytestmark = pytest.mark.nightly  # for the export
 

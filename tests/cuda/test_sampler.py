@@ -15,9 +15,9 @@ from bbdm.execution.compiled import Compiled
 from tests.conftest import TINY, tiny_unet
 from tests.cuda.card import Card, off_the_card
 from tests.execution.test_compiled import Short
+from tests.networks.test_base import Own
 from tests.networks.test_dit import small
 from tests.networks.test_vqgan import tiny_vqgan
-from tests.test_network import Own
 
 SOURCE = torch.rand(3, 3, 7, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1  # off the stride
 PICTURES = SOURCE[:2].repeat(1, 1, 2, 3)[..., :8, :8]

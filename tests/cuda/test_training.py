@@ -13,10 +13,10 @@ from bbdm.bridges import DDBM, I2SB, ABridge, BrownianBridge
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint
+from bbdm.training.bridge import VALIDATION_STEPS, BridgeTask
 from bbdm.training.config import TrainConfig
-from bbdm.training.distillation import DistillConfig, DistillStep
+from bbdm.training.distillation import DistillConfig, StudentTask
 from bbdm.training.profiling import Profile
-from bbdm.training.step import VALIDATION_STEPS, TrainStep
 from bbdm.training.trainer import Trainer
 from tests.conftest import SIZE, TINY, metrics_of, newest, tiny_unet
 from tests.cuda.card import DEVICE, Card, CardTensor, aten, off_the_card
@@ -34,7 +34,7 @@ def short() -> Short:
     return Short(**{**TINY, "channel_mult": (1, 1), "condition_channels": 3})
 
 
-def losses(device: str, kind: type[TrainStep], config: TrainConfig, bridge: Any = BRIDGE, **given: Any) -> Any:
+def losses(device: str, kind: type[BridgeTask], config: TrainConfig, bridge: Any = BRIDGE, **given: Any) -> Any:
     """The losses of a few steps, the step itself, and what it waited for by step."""
     unet, codec = given.get("make", short)().to(device), given.get("codec")
     codec = None if codec is None else codec.placed(torch.device(device), torch.float32)
@@ -44,11 +44,11 @@ def losses(device: str, kind: type[TrainStep], config: TrainConfig, bridge: Any 
     return step, [step(y, x0, index) for index in range(STEPS)]
 
 
-def check(card: Card, waits: list[str], tolerance: float = 1e-5, kind: type[TrainStep] = TrainStep, **given: Any):
+def check(card: Card, waits: list[str], tolerance: float = 1e-5, kind: type[BridgeTask] = BridgeTask, **given: Any):
     """Steps on the card are the CPU's; the host waits so in each step but the first."""
     bridge = given.pop("bridge", BRIDGE)
     more = {key: given.pop(key) for key in ("codec", "latents", "processes", "y", "x0", "make") if key in given}
-    config = (DistillConfig if kind is DistillStep else TrainConfig)(batch_size=4, epochs=1, **given)
+    config = (DistillConfig if kind is StudentTask else TrainConfig)(batch_size=4, epochs=1, **given)
     with off_the_card():
         wanted = losses("cpu", kind, config, bridge, **{k: v for k, v in more.items() if k != "processes"})
     seen: list[list[str]] = []
@@ -100,7 +100,7 @@ def test_latents_of_a_cache(card: Card):
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 1e-2)])
 def test_distillation(card: Card, precision: str, tolerance: float):
     bridge = BrownianBridge(num_steps=50, objective="pinned")
-    settings: dict[str, Any] = {"kind": DistillStep, "calls": 2, "bridge": bridge, "precision": precision}
+    settings: dict[str, Any] = {"kind": StudentTask, "calls": 2, "bridge": bridge, "precision": precision}
     step = check(card, [LOSS], tolerance, **settings)
     y, x0, seeds = Y.to(DEVICE), X0.to(DEVICE), torch.arange(len(Y)).to(DEVICE)
     card.waits.clear()
@@ -108,7 +108,7 @@ def test_distillation(card: Card, precision: str, tolerance: float):
     assert [wait.split(": ")[1] for wait in card.waits] == ["item"] * len(VALIDATION_STEPS)
 
 
-class Tracked(TrainStep):
+class Tracked(BridgeTask):
     """A point in TensorBoard after each step."""
 
     def __init__(self, *given: Any) -> None:
@@ -123,7 +123,7 @@ def test_points_in_tensorboard(card: Card):
     assert check(card, waits, kind=Tracked).written[-1]["gradient_norm"] > 0
 
 
-class Profiled(TrainStep):
+class Profiled(BridgeTask):
     """The time of each part is measured."""
 
     def __init__(self, *given: Any) -> None:

@@ -17,8 +17,8 @@ from bbdm import ABridge, save_checkpoint
 from bbdm.evaluation import metrics
 from examples import eval as eval_script
 from examples import eval_miou, generate
+from tests.cli.test_eval import make_city
 from tests.conftest import tiny_unet
-from tests.examples.test_eval import make_city
 from tests.training.launching import TORCHRUN, run
 from tests.training.watched_script import Features
 

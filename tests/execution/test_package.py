@@ -272,7 +272,7 @@ def test_refused_with_a_torch_that_packages_were_not_tested_with(package: Packag
 
 
 def test_the_sampler_does_not_import_what_only_packages_need():
-    code = "import sys, bbdm.sampler; print('bbdm.execution.aoti' in sys.modules)"
+    code = "import sys, bbdm.sampling.sampler; print('bbdm.execution.aoti' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
 
@@ -377,7 +377,7 @@ def test_arguments_of_save_compiled(loaded: BridgeSampler, tmp_path: Path):
 
 def test_the_size_of_the_checkpoint_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     shapes: list[tuple[int, ...]] = []
-    monkeypatch.setattr("bbdm.sampler.save_package", lambda path, unet, shape: shapes.append(shape))
+    monkeypatch.setattr("bbdm.sampling.sampler.save_package", lambda path, unet, shape: shapes.append(shape))
     save_checkpoint(tmp_path / "unet.safetensors", short(), ABridge(), image_size=7)
     sampler = BridgeSampler.from_checkpoint(tmp_path / "unet.safetensors", compile=True, dtype=torch.float32)
     sampler.save_compiled(tmp_path / "package")
@@ -389,7 +389,7 @@ def test_the_size_of_the_checkpoint_is_the_default(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_folder_is_refused_before_compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("bbdm.sampler.save_package", lambda *_: pytest.fail("it was compiled"))
+    monkeypatch.setattr("bbdm.sampling.sampler.save_package", lambda *_: pytest.fail("it was compiled"))
     with pytest.raises(ValueError, match="is a folder, and a file is to be written there"):
         build(torch.float32, compile=True).save_compiled(tmp_path, size=(8, 8))
 

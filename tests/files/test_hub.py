@@ -23,12 +23,12 @@ from safetensors.torch import save_file
 
 import bbdm
 from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
-from bbdm.base.hub import HubError, find_checkpoint
+from bbdm.files.hub import HubError, find_checkpoint
 from bbdm.runtime import OnnxBridgeSampler
 from examples import generate
 from tests.conftest import ROOT, tiny_unet
-from tests.export.exports import tiny_codec
 from tests.hub import Hub, Model, serving
+from tests.onnx.exports import tiny_codec
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 BRIDGE = ABridge(num_steps=50)

@@ -14,7 +14,6 @@ import yaml
 from PIL import Image
 from safetensors import safe_open
 
-from bbdm.base import images
 from bbdm.data.image_cache import ImageCache
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import load_dataset
@@ -23,14 +22,15 @@ from bbdm.evaluation.results import Record
 from bbdm.execution import package
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan, save_checkpoint, save_vqgan
 from bbdm.files.weights import described
+from bbdm.pictures import images
 from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import tiny_unet
-from tests.export.exports import BRIDGE, SIZE, export, tiny_codec
 from tests.files.importers.common import save
 from tests.files.importers.test_original_bbdm import bbdm_file, bbdm_unet, bbdm_yaml
 from tests.hardening import shards
 from tests.hardening.mutations import Mutate, of_bytes, of_json, of_values
 from tests.hardening.subject import Subject
+from tests.onnx.exports import BRIDGE, SIZE, export, tiny_codec
 
 PICTURE = 2 * 2 * 3 * (Image.MAX_IMAGE_PIXELS or 0)  # bytes of the largest that Pillow opens, and of a copy
 

@@ -18,7 +18,7 @@ from torch import nn
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, solvers
 from bbdm.bridges import Bridge
 from bbdm.kernels.bridge_step import bridge_step
-from bbdm.network import Network
+from bbdm.networks.base import Network
 
 sde_bbdm = pytest.importorskip("sde_bbdm")
 diffusion = pytest.importorskip("diffusion")

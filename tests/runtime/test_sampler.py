@@ -22,7 +22,7 @@ from bbdm import BridgeSampler
 from bbdm.runtime.__main__ import main
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from tests.conftest import ROOT
-from tests.export.exports import checkpoint, export, tiny_codec
+from tests.onnx.exports import checkpoint, export, tiny_codec
 
 DEMO = ROOT / "examples" / "demo"
 SOURCE = np.random.default_rng(0).uniform(-1, 1, (5, 3, 16, 16)).astype(np.float32)
@@ -98,7 +98,7 @@ def test_stream(sampler: OnnxBridgeSampler, reference: BridgeSampler):
 
 @pytest.mark.nightly
 def test_latent_space(tmp_path: Path):
-    """The export takes long; tests/export compares the images of another latent export each day."""
+    """The export takes long; tests/onnx compares the images of another latent export each day."""
     latent = checkpoint(tmp_path / "latent.pt", 0, tiny_codec())
     ours = OnnxBridgeSampler(export(latent, tmp_path / "export", "--steps", "3"))
     theirs = BridgeSampler.from_checkpoint(latent, steps=3)

@@ -26,7 +26,7 @@ from bbdm.training import autoencoder
 from bbdm.training.adversary import Adversary
 from bbdm.training.autoencoder import (
     AutoencoderConfig,
-    AutoencoderStep,
+    AutoencoderTask,
     PerceptualError,
     kl_divergence,
     perceptual_loss,
@@ -55,7 +55,7 @@ def make(pairs: PairedDataset, tmp_path: Path) -> Make:
     ) -> Training:
         settings: dict[str, Any] = {"epochs": 2, "batch_size": 2, "perceptual": "none", "adversarial_start": 0}
         settings |= {"discriminator_width": 4, "learning_rate": 1e-3, **config}
-        step = AutoencoderStep(tiny_vqgan(seed, num_codes=num_codes), AutoencoderConfig(**settings), train)
+        step = AutoencoderTask(tiny_vqgan(seed, num_codes=num_codes), AutoencoderConfig(**settings), train)
         return Training(step, train, pairs, tmp_path / folder)
 
     return make
@@ -94,7 +94,7 @@ def test_gradients_are_those_of_the_whole_loss(num_codes: int, make: Make, pairs
     """L1 + codebook or KL + weight G, with the weight of gradients at the last layer, by autograd alone."""
     training = make(num_codes=num_codes, adversarial_weight=0.5, codebook_weight=2.0, kl_weight=1e-2)
     update = training.update
-    assert isinstance(update, AutoencoderStep)
+    assert isinstance(update, AutoencoderTask)
     assert isinstance(update.adversary, Adversary)
     vqgan, discriminator = copy.deepcopy(update.unet), copy.deepcopy(update.adversary.discriminator)
     y, x0 = batch(pairs)
@@ -140,7 +140,7 @@ def test_kl_divergence_is_torchs():
 
 def test_the_adversary_begins_at_its_step(make: Make, pairs: PairedDataset):
     training = make(adversarial_start=1)
-    assert isinstance(training.update, AutoencoderStep)
+    assert isinstance(training.update, AutoencoderTask)
     assert training.update.adversary is not None
     before = weights_of(training.update.adversary.discriminator)
     training.train_step(*batch(pairs))
@@ -154,7 +154,7 @@ def test_the_adversary_begins_at_its_step(make: Make, pairs: PairedDataset):
 
 def test_without_an_adversary(make: Make):
     training = make(adversarial_weight=0.0)
-    assert isinstance(training.update, AutoencoderStep)
+    assert isinstance(training.update, AutoencoderTask)
     assert training.update.adversary is None
     training.fit()
     assert "discriminator" not in (training.folder / "metrics.jsonl").read_text()
@@ -184,7 +184,7 @@ def test_lpips_by_a_file_is_part_of_the_loss(pairs: PairedDataset, tmp_path: Pat
     wide = PairedDataset(pairs.pairs, 64)
     vqgan = tiny_vqgan(num_codes=0)
     vqgan.decoder.conv_out.weight.data *= 0.1
-    step = AutoencoderStep(vqgan, config, wide, perceptual=perceptual)
+    step = AutoencoderTask(vqgan, config, wide, perceptual=perceptual)
     y, x0 = batch(wide)
     x = torch.stack([y[0], x0[0], y[1], x0[1]])
     with torch.no_grad():

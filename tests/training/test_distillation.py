@@ -17,7 +17,7 @@ from bbdm.kernels import philox
 from bbdm.networks.unet import UNet
 from bbdm.training import distillation
 from bbdm.training.base import sample_seeds
-from bbdm.training.distillation import DistillConfig, DistillStep, student_of
+from bbdm.training.distillation import DistillConfig, StudentTask, student_of
 from bbdm.training.trainer import Trainer
 from tests.conftest import metrics_of, newest, tiny_unet
 
@@ -26,9 +26,9 @@ CPU = torch.device("cpu")
 SEEDS = sample_seeds(0, 0, 3, CPU)
 
 
-def make_step(unet: UNet, bridge: Bridge = BRIDGE, **config: Any) -> DistillStep:
+def make_step(unet: UNet, bridge: Bridge = BRIDGE, **config: Any) -> StudentTask:
     settings = DistillConfig(**{"batch_size": 3, **config})
-    return DistillStep(unet, bridge, settings, None, Processes(CPU), False, 10)
+    return StudentTask(unet, bridge, settings, None, Processes(CPU), False, 10)
 
 
 def pairs_of(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,7 +111,7 @@ class TestRun:
     def trainer(self, folder: Path, pairs: PairedDataset, unet: UNet | None = None, **config: Any) -> Trainer:
         settings = DistillConfig(**{"epochs": 3, "batch_size": 2, "precision": "bf16", "flip": True, **config})
         unet = tiny_unet(condition_channels=3) if unet is None else unet
-        return Trainer(unet, BRIDGE, settings, pairs, pairs, folder, step=DistillStep)
+        return Trainer(unet, BRIDGE, settings, pairs, pairs, folder, step=StudentTask)
 
     def test_resumes_exactly(self, pairs: PairedDataset, tmp_path: Path):
         whole = self.trainer(tmp_path / "whole", pairs)

@@ -13,8 +13,8 @@ import pytest
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset
 from bbdm.training import profiling
+from bbdm.training.bridge import BridgeTask
 from bbdm.training.profiling import Profile
-from bbdm.training.step import TrainStep
 from tests.conftest import MakeTrainer
 
 PARTS = ["waiting for pairs", "augment, encode", "forward", "backward", "optimizer", "average of weights"]
@@ -44,7 +44,7 @@ def test_prints_where_the_time_goes(
         return call
 
     monkeypatch.setattr(Batches, "_placed", delayed("waiting for pairs", 0.02, Batches._placed))  # of two sides
-    monkeypatch.setattr(TrainStep, "encode", delayed("augment, encode", 0.01, TrainStep.encode))
+    monkeypatch.setattr(BridgeTask, "encode", delayed("augment, encode", 0.01, BridgeTask.encode))
     trainer = make_trainer(epochs=5, callbacks=[Profile()])
     trainer.fit()
     lines = capsys.readouterr().out.splitlines()

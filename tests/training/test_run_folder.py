@@ -16,11 +16,11 @@ from filelock import FileLock
 from PIL import Image
 
 from bbdm import Callback, bridges
-from bbdm.base import images
 from bbdm.base.scripts import StoppedError
 from bbdm.data.pairs import PairedDataset
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.networks.unet_config import UNetConfig
+from bbdm.pictures import images
 from bbdm.training import tracking
 from bbdm.training.callback import Run
 from bbdm.training.config import TrainConfig

@@ -17,7 +17,7 @@ from bbdm import TrainConfig
 from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
 from bbdm.files.weights import copied
-from bbdm.network import Network, is_shared
+from bbdm.networks.base import Network, is_shared
 from bbdm.networks.dit import DiT
 from tests.conftest import tiny_unet
 from tests.training.launching import ALONE, TORCHRUN, arguments, assert_close, run

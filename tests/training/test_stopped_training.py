@@ -22,11 +22,11 @@ import torch
 import bbdm
 from bbdm.base.scripts import TERMINATED, StoppedError
 from bbdm.networks.unet_config import PRESETS, UNetConfig
-from bbdm.training.step import TrainStep
+from bbdm.training.bridge import BridgeTask
 from bbdm.training.trainer import Trainer
 from examples import train
+from tests.cli.test_train import assert_same
 from tests.conftest import ROOT, TINY, SavePicture, save_random_pairs
-from tests.examples.test_train import assert_same
 from tests.hardening.killing import Script, begin
 from tests.nightly import sweep
 from tests.training import tiny_train
@@ -201,7 +201,7 @@ class Terminate:
 
 @pytest.mark.parametrize(
     ("owner", "method", "call", "step"),
-    [(Trainer, "train_step", 9, 9), (TrainStep, "encode", 2 * 6 + 1, 6)],
+    [(Trainer, "train_step", 9, 9), (BridgeTask, "encode", 2 * 6 + 1, 6)],
     ids=["a step", "validation"],
 )
 def test_sigterm_saves_and_says_how_to_resume(

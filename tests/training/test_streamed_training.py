@@ -14,8 +14,8 @@ import bbdm
 from bbdm.base.scripts import StoppedError
 from bbdm.training.trainer import Trainer
 from examples import distill, eval, shard, train
+from tests.cli.test_train import assert_same
 from tests.conftest import ROOT, SavePicture
-from tests.examples.test_train import assert_same
 from tests.training import test_stopped_training as stopped
 from tests.training.launching import TORCHRUN, assert_close, run
 from tests.training.test_stopped_training import Terminate, assert_undisturbed

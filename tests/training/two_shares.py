@@ -10,9 +10,9 @@ from bbdm.bridges import BrownianBridge
 from bbdm.execution.processes import Processes
 from bbdm.execution.sharing import own, whole
 from bbdm.files.weights import copied
+from bbdm.training.bridge import BridgeTask
 from bbdm.training.config import TrainConfig
-from bbdm.training.distillation import DistillConfig, DistillStep
-from bbdm.training.step import TrainStep
+from bbdm.training.distillation import DistillConfig, StudentTask
 from tests.conftest import BRIDGE, SIZE, tiny_unet
 
 
@@ -21,10 +21,10 @@ def pairs_of(processes: Processes) -> tuple[torch.Tensor, torch.Tensor]:
     return y, x0
 
 
-def step_of(processes: Processes, done: int = 1, **settings: Any) -> TrainStep:
+def step_of(processes: Processes, done: int = 1, **settings: Any) -> BridgeTask:
     """A step that has been done a few times."""
     config = TrainConfig(batch_size=4, shard=True, **settings)
-    step = TrainStep(tiny_unet(condition_channels=3), BRIDGE, config, None, processes, latents=False, total=10)
+    step = BridgeTask(tiny_unet(condition_channels=3), BRIDGE, config, None, processes, latents=False, total=10)
     for index in range(done):
         step(*pairs_of(processes), index)
     return step
@@ -86,10 +86,10 @@ def check_norm(processes: Processes) -> None:
 def check_student(processes: Processes) -> None:
     """A student, whose network is called several times in a step, learns the same."""
     bridge = BrownianBridge(1000, objective="pinned")
-    steps: list[DistillStep] = []
+    steps: list[StudentTask] = []
     for shard in (True, False):
         config = DistillConfig(batch_size=4, shard=shard)
-        steps.append(DistillStep(tiny_unet(condition_channels=3), bridge, config, None, processes, False, 10))
+        steps.append(StudentTask(tiny_unet(condition_channels=3), bridge, config, None, processes, False, 10))
     for index in range(4):
         losses = [step(*pairs_of(processes), index) for step in steps]
         assert abs(losses[0] - losses[1]) < 1e-5 * losses[1]

@@ -1,0 +1,1 @@
+"""The command ``bbdm``: a file for each subcommand."""

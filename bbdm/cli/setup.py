@@ -1,0 +1,154 @@
+"""The parts of a training run from plain settings: presets, bridge, network, codec, pairs."""
+
+from __future__ import annotations
+
+import os
+from collections import ChainMap
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bbdm.bridges import BRIDGES, Bridge, Density
+from bbdm.codec import Codec
+from bbdm.data.pairs import PairedDataset, load_dataset
+from bbdm.data.survey import readable
+from bbdm.files.checkpoint import load_codec
+from bbdm.networks import dit, unet_config
+from bbdm.networks.dit import DiT, DiTConfig
+from bbdm.networks.unet import UNet
+from bbdm.pictures.images import Size
+
+Condition = Literal["concat", "tokens", "none"]
+PRESETS: Mapping[str, Any] = ChainMap[str, Any](dit.PRESETS, unet_config.PRESETS)
+BridgeName = Literal["abridge", "brownian", "bbdm", "flow", "ddbm-ve", "ddbm-vp", "ecsi", "i2sb", "goub"]
+# the settings of the original's templates
+BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}
+FEW_CALLS = {"bridge": "brownian", "objective": "pinned", "density": "high", "loss": "l2"}
+SMALL = {
+    "image_size": 64,
+    "batch_size": 16,
+    "epochs": 50,
+    "learning_rate": 4e-4,
+    "lr_schedule": "cosine",
+    "warmup_steps": 200,
+    "flip": True,
+    "precision": "bf16",
+}
+PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's network; otherwise the defaults
+    "paper": {},
+    "paper-pinned": {**FEW_CALLS, "ema_decay": 0.9999, "precision": "bf16"},
+    **{name: {"loss": "l2", "precision": "bf16"} for name in dit.PRESETS},
+    **dict.fromkeys(["bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"], BBDM),
+    "demo": {**SMALL, **FEW_CALLS, "ema_decay": 0.9995},
+    "demo-residual": {**SMALL, "loss": "l2", "ema_decay": 0.999},
+}
+
+
+class PresetError(ValueError):
+    """A preset's network does not fit the latents of an autoencoder."""
+
+
+def build_bridge(
+    name: BridgeName,
+    num_steps: int | None = None,
+    c_lambda: float = 2.0,
+    objective: str | None = None,
+    density: Density = "uniform",
+) -> Bridge:
+    """A bridge by its name; what is None is the bridge's own default.
+
+    ``c_lambda`` is of the A-Bridge. ``bbdm`` is the original BBDM's bridge, and ``flow`` a Brownian bridge
+    without noise.
+
+    Raises:
+        ValueError: a value is out of range, or the bridge has real times and ``num_steps`` is given.
+    """
+    if name.startswith(("ddbm", "ecsi")) and num_steps is not None:
+        raise ValueError(f"num_steps must be None for {name}, whose times are real; got {num_steps}")
+    kind = {"bbdm": "brownian", "flow": "brownian"}.get(name, name)
+    given: dict[str, Any] = {"num_steps": num_steps, "objective": objective, "density": density}
+    given |= {"c_lambda": c_lambda} if name == "abridge" else {}
+    given |= {"schedule": "linear"} if name == "bbdm" else {}
+    given |= {"max_variance": 0.0, "objective": objective or "displacement"} if name == "flow" else {}
+    return BRIDGES[kind](**{key: value for key, value in given.items() if value is not None})
+
+
+def build_network(preset: str, channels: int, condition: Condition | None = None) -> UNet | DiT:
+    """The network of a preset for a number of channels; ``condition`` None is the preset's choice.
+
+    Raises:
+        ValueError: ``condition`` is not of this preset's network.
+    """
+    config = PRESETS[preset]
+    shown = config.condition_channels if condition is None else condition != "none"
+    seen = {"condition_channels": channels if shown else 0}
+    if isinstance(config, DiTConfig):
+        how = {"tokens": "tokens", "concat": "channels"}.get(condition or "", config.condition)
+        return DiT.from_config(replace(config, channels=channels, condition=how, **seen))
+    if condition == "tokens":
+        raise ValueError(f"condition 'tokens' is of transformers, and {preset} is none: use 'concat'")
+    return UNet.from_config(replace(config, in_channels=channels, out_channels=channels, **seen))
+
+
+def codec_for(path: str | os.PathLike[str], preset: str, device: torch.device) -> Codec:
+    """The codec of a file that :func:`~bbdm.files.checkpoint.load_codec` reads, on a device in float32.
+
+    Raises:
+        PresetError: the preset is of latents with another number of channels. Presets of pictures fit any.
+    """
+    codec = load_codec(path).placed(device, torch.float32)
+    channels = {name: config.channels for name, config in PRESETS.items()}
+    fitting = [name for name in PRESETS if channels[name] == codec.channels or not name.startswith("lbbdm")]
+    if preset not in fitting:
+        raise PresetError(
+            f"preset {preset} takes {channels[preset]} channels, and this autoencoder's latents have "
+            f"{codec.channels}; presets for it: {', '.join(fitting)}"
+        )
+    return codec
+
+
+def load_splits(
+    name: str,
+    data_dir: str,
+    image_size: Size,
+    direction: str,
+    channels: int,
+    *,
+    degrade: str | None = None,
+    degrade_seed: int = 0,
+    columns: str | None = None,
+    skip_bad: bool = False,
+    kept: Path | None = None,
+    progress: bool = False,
+    report: Callable[[str], object] = print,
+) -> tuple[PairedDataset, PairedDataset | None]:
+    """The training pairs and the validation pairs of a data set, whose pictures were all looked at.
+
+    For ``degrade`` and ``columns`` see :func:`~bbdm.data.pairs.load_dataset`. Without
+    validation pairs of its own the data set has None. ``report`` is called with the reason, and with what
+    :func:`~bbdm.data.survey.readable` reports. What was found is kept in the folder ``kept``, so that a run
+    that resumes does not look again.
+
+    Raises:
+        BadPicturesError, FileNotFoundError, ValueError: see :func:`~bbdm.data.survey.readable` and
+            :func:`~bbdm.data.pairs.load_dataset`.
+    """
+
+    def looked_at(pairs: PairedDataset, split: str) -> PairedDataset:
+        file = None if kept is None else kept / f"pictures_{split}.json"
+        return readable(pairs, skip_bad, report, file, progress)
+
+    settings = image_size, direction, channels, "stretch", degrade, degrade_seed, columns
+    train = load_dataset(name, data_dir, "train", *settings)
+    try:
+        validation = load_dataset(name, data_dir, "val", *settings)
+    except FileNotFoundError as error:
+        report(f"without validation pairs, no validation loss, grids and best.pt: {error}")
+        return looked_at(train, "train"), None
+    if validation.pairs == train.pairs:
+        report("without validation pairs, no validation loss, grids and best.pt: write {split} in the paths")
+        return looked_at(train, "train"), None
+    return looked_at(train, "train"), looked_at(validation, "val")

@@ -1,0 +1,115 @@
+"""``bridge.json``, which describes an export: its name, version and reading."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bbdm.base.atomic import file_sha256, short
+from bbdm.files import hub
+from bbdm.pictures.images import as_size
+from bbdm.solvers import StepTable
+
+FORMAT = "bbdm onnx"
+VERSION = 3  # since 2, steps show the network weights of x and y, and times are float32; since 3, noise may start
+SETTINGS = "bridge.json"
+PIPELINE = "pipeline.onnx"  # a whole translation as one graph, for other programs
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+COUNT = (_is_count, "an integer of at least 1")
+VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "solver": (lambda value: isinstance(value, str), "a name"),
+    "dtype": (lambda value: isinstance(value, str), "a name"),
+    "conditioned": (lambda value: isinstance(value, bool), "true or false"),
+    "static": (
+        lambda value: value is None or (isinstance(value, list) and len(value) == 3 and all(map(_is_count, value))),
+        "null or [number, height, width]",
+    ),
+    **dict.fromkeys(["channels", "image_channels", "stride", "latent_stride"], COUNT),
+}
+
+
+def find_export(
+    name_or_folder: str | os.PathLike[str],
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Path:
+    """The folder of an export: a repository's ``onnx/``, that of a folder, or the folder itself.
+
+    The arguments are those of :class:`bbdm.files.hub.Repository`. Of a repository, ``bridge.json`` and the
+    graphs that it lists are fetched.
+
+    Raises:
+        HubError: a file cannot be fetched.
+        ModuleNotFoundError: huggingface_hub is not installed.
+        ValueError: the repository's ``bridge.json`` cannot be read, or a revision was given for a folder.
+    """
+    found = hub.repository(name_or_folder, revision, token, cache_dir)
+    if found is None:
+        folder = Path(name_or_folder)
+        return folder / hub.ONNX if (folder / hub.ONNX / SETTINGS).is_file() else folder
+    path = found.fetch(f"{hub.ONNX}/{SETTINGS}")
+    for name in _described(path)["files"]:
+        if name != PIPELINE:
+            found.fetch(f"{hub.ONNX}/{name}")
+    return path.parent
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The content of an export's ``bridge.json``, after a comparison of its files with their hashes.
+
+    Raises:
+        FileNotFoundError: the folder or a file in it is missing.
+        ValueError: ``bridge.json`` cannot be read, is of a newer version, or describes other files.
+    """
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}: {folder} is not what export/to_onnx.py writes")
+    settings = _described(path)
+    for name, digest in settings["files"].items():
+        if name == PIPELINE:  # the runtime does not need it, so it may be left out
+            continue
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} lacks {name}, which its {SETTINGS} lists")
+        if file_sha256(folder / name) != digest:
+            raise ValueError(f"{folder / name} is not what {SETTINGS} describes: it is damaged, or of another export")
+    return settings
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """The content of a ``bridge.json``. The files that it lists are graphs and their weights, beside it.
+
+    Raises:
+        ValueError: it cannot be read, is of a newer version, or lists other files.
+    """
+    try:
+        settings = json.loads(path.read_text())
+        if settings["format"] != FORMAT:
+            raise ValueError(f"its format is {settings['format']!r}, not {FORMAT!r}")
+        if settings["version"] > VERSION:
+            raise ValueError(f"version {settings['version']} is newer than this library reads ({VERSION}): update bbdm")
+        files = dict(settings["files"])
+        missing = {"unet.onnx", "step.onnx"} - files.keys()
+        if missing:
+            raise ValueError(f"it lists no {sorted(missing)[0]}")
+        for name in files:
+            if Path(name).name != name or not name.endswith((".onnx", ".onnx.data")):
+                raise ValueError(f"it lists {name}, which is no graph in its folder")
+        for name, (fits, wanted) in VALUES.items():
+            if not fits(settings[name]):
+                raise ValueError(f"{name} must be {wanted}, got {short(settings[name])}")
+        if settings.get("image_size") is not None:
+            as_size(settings["image_size"])
+        StepTable.from_description(settings)
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"missing entry {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"cannot read {path}: {reason}") from error
+    return settings

@@ -1,0 +1,1 @@
+"""The exporter: a checkpoint as ONNX graphs."""

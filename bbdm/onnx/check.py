@@ -1,0 +1,85 @@
+"""An export compared with PyTorch: every graph, and the final image, at several shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+
+from bbdm.files.bridge_json import PIPELINE
+from bbdm.runtime.sampler import OnnxBridgeSampler
+from bbdm.sampling.sampler import BridgeSampler
+
+LIMITS = {"fp32": 1e-4, "fp16": 2e-2}  # of the largest difference over the largest value; int8 has none
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference of a graph from PyTorch on one input, relative to PyTorch's largest value."""
+
+    graph: str
+    shape: tuple[int, ...]  # of the input
+    largest: float
+    mean: float
+
+    @classmethod
+    def of(cls, graph: str, shape: tuple[int, ...], value: np.ndarray, reference: torch.Tensor) -> Difference:
+        """The difference of an array from a tensor."""
+        wanted = reference.numpy()
+        off, scale = np.abs(value - wanted), np.abs(wanted).max()
+        return cls(graph, tuple(shape), float(off.max() / scale), float(off.mean() / scale))
+
+
+@torch.inference_mode()
+def differences(folder: Path, sampler: BridgeSampler, size: int) -> Iterator[Difference]:
+    """Differences of a folder's graphs, of the loop's image and of ``pipeline.onnx`` from a float32 sampler.
+
+    Args:
+        folder: the export.
+        sampler: has the same checkpoint, solver and steps.
+        size: side of the smallest pictures, a multiple of the network's stride.
+    """
+    exported = OnnxBridgeSampler(folder, ["CPUExecutionProvider"])
+    exported.image_size = None  # any size serves here: no warning of another than the training's
+    stride = exported.settings["stride"]
+    shapes = [exported.static] if exported.static else [(1, size, size), (2, size, size), (5, size, size + stride)]
+    generator = torch.Generator().manual_seed(0)
+    unet, codec = sampler.unet, sampler.codec
+    pipeline = folder / PIPELINE
+    whole = onnxruntime.InferenceSession(pipeline, providers=["CPUExecutionProvider"]) if pipeline.exists() else None
+    for batch, height, width in shapes:
+        image = torch.rand(batch, exported.settings["image_channels"], height, width, generator=generator) * 2 - 1
+        y = image
+        if codec is not None:
+            y = codec.encode(image, "source")
+            yield Difference.of("encoder.onnx", image.shape, _run(exported, "encoder", image=image), y)
+            yield Difference.of("decoder.onnx", y.shape, _run(exported, "decoder", latent=y), codec.decode(y))
+        t = torch.tensor(sampler.table.network_times[len(sampler.table) // 2 :][:1], dtype=torch.float32)
+        inputs = {"x": y, "t": t} | ({"condition": y} if unet.condition_channels else {})
+        prediction = unet.body(y, unet.embed(t), inputs.get("condition"))
+        yield Difference.of("unet.onnx", y.shape, _run(exported, "unet", **inputs), prediction)
+        wanted = sampler(image, seed=0)
+        yield Difference.of("image, step by step", image.shape, exported(image.numpy(), seed=0), wanted)
+        if whole is not None:
+            noise = torch.randn(len(sampler.table), *y.shape, generator=generator)
+            feeds = {"source": image.numpy()}
+            if sampler.table.noisy:
+                feeds["noise"] = noise.numpy()[sampler.table.noisy]
+            mask = (torch.rand(batch, 1, height, width, generator=generator) > 0.5).float()
+            if "mask" in [each.name for each in whole.get_inputs()]:
+                feeds["mask"] = mask.numpy()
+            (made,) = whole.run(None, feeds)
+            wanted = sampler(image, noise=noise, mask=mask if "mask" in feeds else None)
+            yield Difference.of("image, pipeline.onnx", image.shape, np.asarray(made), wanted)
+
+
+def _run(exported: OnnxBridgeSampler, graph: str, **inputs: torch.Tensor) -> np.ndarray:
+    """The first output of a graph."""
+    values = {
+        name: onnxruntime.OrtValue.ortvalue_from_numpy(value.contiguous().numpy()) for name, value in inputs.items()
+    }
+    return exported.graphs[graph].run(values)[0].numpy()

@@ -1,0 +1,194 @@
+"""The networks of a checkpoint as ONNX graphs, by torch.onnx.export.
+
+Inputs and outputs of a graph are float32, whatever the dtype of its weights. GroupNorm is one node
+(GroupNormalization). Attention is one node (Attention) from opset 23 on, and MatMul, Softmax, MatMul before.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from typing import Any
+
+import onnx
+import torch
+from onnx import TensorProto, helper
+from onnxscript import opset21, optimizer
+from torch import nn
+
+from bbdm.codec import Codec
+from bbdm.networks.base import Network
+from bbdm.networks.layers import frequencies, sinusoids
+from bbdm.networks.unet import UNet
+
+# It warns that torchvision is missing, which no export needs.
+logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+OPSETS = range(21, 24)  # the first has GroupNorm with a weight for each channel
+IR_VERSIONS = {21: 10, 22: 10, 23: 11}  # the oldest for each opset, which the most runtimes read
+FOLDED = 2**31  # numbers: constants of any size
+GRID = ("batch", "channels", "height", "width")
+
+
+class NetworkGraph(nn.Module):
+    """A network: what it is shown of the state, the time and the condition, if any, to the prediction."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def embed(self, t: torch.Tensor) -> torch.Tensor:
+        """What depends on the time alone."""
+        return self.network.embed(t)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, C, H, W), (1,) and (B, C, H, W) to (B, C, H, W), all float32."""
+        dtype = next(self.network.parameters()).dtype
+        condition = None if condition is None else condition.to(dtype)
+        return self.network.body(x.to(dtype), self.embed(t), condition).float()
+
+
+class UNetGraph(NetworkGraph):
+    """The UNet, with frequencies that are not folded."""
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__(unet)
+        # Computed here: constants that the exporter folds differ in the last bit, which a time of 1000
+        # multiplies.
+        self.frequencies = nn.Buffer(frequencies(unet.config.model_channels))
+        self.modulation = unet.embedder()
+
+    def embed(self, t: torch.Tensor) -> torch.Tensor:
+        """The modulation."""
+        return self.modulation.of(sinusoids(t, self.frequencies))
+
+
+class EncoderGraph(nn.Module):
+    """The encoder of a codec: a source's image to its latent in the space of the bridge."""
+
+    def __init__(self, codec: Codec) -> None:
+        super().__init__()
+        self.module, self.codec = codec.module, codec
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) in [-1, 1] to (B, C', H', W')."""
+        return self.codec.normalize(self.codec.encoder(image.to(self.codec.dtype)), "source")
+
+
+class DecoderGraph(nn.Module):
+    """The decoder of a codec: a target's latent to its image. A VQGAN's searches for the nearest codes."""
+
+    def __init__(self, codec: Codec) -> None:
+        super().__init__()
+        self.module, self.codec = codec.module, codec
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        """(B, C', H', W') in the space of the bridge to (B, C, H, W), about [-1, 1]."""
+        return self.codec.decoder(self.codec.denormalize(latent))
+
+
+def network_graph(network: Network, static: tuple[int, int, int] | None, opset: int) -> onnx.ModelProto:
+    """The graph of a network: inputs ``x``, ``t`` and ``condition``, output ``prediction``.
+
+    Args:
+        network: in float32 or float16.
+        static: the only (B, H, W) that the graph takes, or None for any batch, height and width.
+        opset: one of ``OPSETS``.
+    """
+    batch, height, width = static or (2, 8 * network.stride, 10 * network.stride)
+    inputs = {"x": torch.zeros(batch, network.channels, height, width), "t": torch.ones(1)}
+    if network.condition_channels:
+        inputs["condition"] = torch.zeros(batch, network.condition_channels, height, width)
+    graph = UNetGraph(network) if isinstance(network, UNet) else NetworkGraph(network)
+    return _export(graph, inputs, ("prediction", GRID), static is None, opset)
+
+
+def encoder_graph(codec: Codec, static: tuple[int, int, int] | None, opset: int) -> onnx.ModelProto:
+    """The graph of a codec's encoder, ``image`` to ``latent``; for arguments see :func:`network_graph`."""
+    batch, height, width = static or (2, 8 * codec.stride, 10 * codec.stride)
+    image = torch.zeros(batch, codec.image_channels, height, width)
+    output = ("latent", ("batch", "channels", "latent_height", "latent_width"))
+    return _export(EncoderGraph(codec), {"image": image}, output, static is None, opset)
+
+
+def decoder_graph(codec: Codec, static: tuple[int, int, int] | None, opset: int) -> onnx.ModelProto:
+    """The graph of a codec's decoder, ``latent`` to ``image``; ``static`` is (B, H, W) of the image."""
+    batch, height, width = static or (2, 8 * codec.stride, 10 * codec.stride)
+    latent = torch.zeros(batch, codec.channels, height // codec.stride, width // codec.stride)
+    output = ("image", ("batch", "channels", "image_height", "image_width"))
+    return _export(DecoderGraph(codec), {"latent": latent}, output, static is None, opset)
+
+
+def _nearest_code(z: Any, codes: Any) -> Any:
+    """``bbdm::nearest_code`` in ONNX: the index of the least |e|^2 / 2 - z e, the lowest of several."""
+    op: Any = opset21
+    offset = op.Mul(op.ReduceSumSquare(codes, op.Constant(value_ints=[1]), keepdims=0), op.Constant(value_float=0.5))
+    scores = op.Sub(offset, op.MatMul(z, op.Transpose(codes, perm=[1, 0])))
+    return op.ArgMin(scores, axis=1, keepdims=0)
+
+
+@torch.no_grad()
+def _export(
+    network: nn.Module, inputs: dict[str, torch.Tensor], output: tuple[str, tuple[str, ...]], dynamic: bool, opset: int
+) -> onnx.ModelProto:
+    if opset not in OPSETS:
+        raise ValueError(f"opset must be one of {list(OPSETS)}, got {opset}")
+    any_size = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own deprecations
+        program = torch.onnx.export(
+            network.eval().requires_grad_(False),
+            tuple(inputs.values()),
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(inputs),
+            output_names=[output[0]],
+            dynamic_shapes=[any_size if value.ndim == 4 else {} for value in inputs.values()] if dynamic else None,
+            custom_translation_table={torch.ops.bbdm.nearest_code.default: _nearest_code},
+            verbose=False,
+        )
+    assert program is not None
+    # Sums of weights are folded here: quantisation needs weights that are constants.
+    optimizer.optimize_ir(program.model, input_size_limit=FOLDED, output_size_limit=FOLDED)
+    model = program.model_proto
+    _tidy(model, half=any(p.dtype == torch.float16 for p in network.parameters()))
+    if dynamic:
+        symbols = [dim.dim_param for dim in model.graph.input[0].type.tensor_type.shape.dim]
+        names = {symbol: name for symbol, name in zip(symbols, GRID, strict=True) if symbol}
+        for value in (*model.graph.input, *model.graph.value_info):
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param:
+                    dim.dim_param = re.sub(r"\w+", lambda found: names.get(found[0], found[0]), dim.dim_param)
+        for value in model.graph.output:
+            name_dims(value, output[1])
+    return model
+
+
+def _tidy(model: onnx.ModelProto, half: bool) -> None:
+    """Compute softmax in float32, and remove the exporter's metadata."""
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+        if node.op_type == "Attention":
+            node.attribute.append(helper.make_attribute("softmax_precision", TensorProto.FLOAT))
+        if node.op_type == "Softmax" and half:
+            wide, result, dtype = f"{node.input[0]}_wide", node.output[0], TensorProto.FLOAT16
+            nodes.append(helper.make_node("Cast", [node.input[0]], [wide], to=TensorProto.FLOAT))
+            node.input[0], node.output[0] = wide, f"{result}_wide"
+            nodes += [node, helper.make_node("Cast", [f"{result}_wide"], [result], to=dtype)]
+        else:
+            nodes.append(node)
+    model.graph.ClearField("node")
+    model.graph.node.extend(nodes)
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer, *model.graph.value_info):
+        del value.metadata_props[:]
+    del model.graph.metadata_props[:], model.metadata_props[:], model.functions[:]
+    model.ir_version = IR_VERSIONS[model.opset_import[0].version]
+
+
+def name_dims(value: onnx.ValueInfoProto, names: tuple[str, ...]) -> None:
+    """Name the dimensions that are not fixed."""
+    for dim, name in zip(value.type.tensor_type.shape.dim, names, strict=False):
+        if not dim.HasField("dim_value"):
+            dim.dim_param = name

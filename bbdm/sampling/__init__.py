@@ -1,0 +1,1 @@
+"""Translation: what both samplers share, and the one on PyTorch."""

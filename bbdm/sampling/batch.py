@@ -1,0 +1,37 @@
+"""What a sampler runs, and on what: a solver with its times, and images of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class SolverPlan:
+    """A solver with its times, ready to run."""
+
+    solver: str
+    times: list[float]
+
+
+class Batch(NamedTuple):
+    """Images of one size."""
+
+    indices: list[int]  # of the call's images; a batch that is filled up has more than these
+    source: Any  # (B, C, H, W)
+    seeds: list[int]
+    noise: Any  # (K, B, C, H, W) in place of seeds, or None
+    mask: Any = None  # (B, 1, H, W), 1 where the target is made, or None
+
+    def parts(self, size: int, fill: bool) -> Iterator[Batch]:
+        """Batches of at most a size; with ``fill``, the last image is repeated where one is short."""
+        for start in range(0, len(self.indices), size):
+            indices, seeds = self.indices[start : start + size], self.seeds[start : start + size]
+            place: slice | list[int] = slice(start, start + size)  # not a list, which would be copied to a GPU
+            if fill and len(indices) < size:
+                place = [*range(start, start + len(indices)), *[start + len(indices) - 1] * (size - len(indices))]
+                seeds = [self.seeds[i] for i in place]
+            noise = None if self.noise is None else self.noise[:, place]
+            mask = None if self.mask is None else self.mask[place]
+            yield Batch(indices, self.source[place], seeds, noise, mask)

@@ -1,0 +1,104 @@
+"""Which trained network a script samples, and how: the settings that such scripts share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bbdm import solvers
+from bbdm.base.settings import setting
+from bbdm.codec import Codec
+from bbdm.files.checkpoint import load_checkpoint, load_codec
+from bbdm.files.content import Checkpoint
+from bbdm.pictures.images import Resize, Size, read_size
+from bbdm.sampling.sampler import BridgeSampler
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DEFAULT_SIZE = 256  # for checkpoints without the size of their pictures
+SizeSetting = Size | Literal["train", "fit", "keep"]
+
+
+def read_size_setting(text: str) -> Any:
+    """A size from text, or the name of a way to choose one."""
+    return text if text in ("train", "fit", "keep") else read_size(text)
+
+
+def chosen_size(wanted: SizeSetting, trained: Size | None) -> tuple[Size, Resize]:
+    """The size of pictures, and what it means, for a network that was trained on pictures of a size."""
+    if not isinstance(wanted, str):
+        return wanted, "stretch"
+    return trained or DEFAULT_SIZE, "stretch" if wanted == "train" else wanted
+
+
+def described_size(size: Size, resize: Resize) -> Any:
+    """The size of pictures, for people and manifests."""
+    return size if resize == "stretch" else "keep" if resize == "keep" else f"fit {size}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileConfig:
+    """What a trained network's file leaves out."""
+
+    time_steps: int | None = setting(None, "for files that leave it out", "-t", "--t")
+    c_lambda: float | None = setting(None, "for files that leave it out", "-l")
+    vqgan_path: Path | None = setting(
+        None, "the autoencoder, for files that leave it out: a VQGAN, or a folder of diffusers", "-vq"
+    )
+    config: Path | None = setting(None, "for files of other programs: the settings of the network, a file or a name")
+
+    def codec(self) -> Codec | None:
+        """The autoencoder that is given, for files that leave it out."""
+        return None if self.vqgan_path is None else load_codec(self.vqgan_path)
+
+    def load(self, path: Path) -> Checkpoint:
+        """The file of a network; errors as for :func:`~bbdm.files.checkpoint.load_checkpoint`."""
+        return load_checkpoint(path, self.time_steps, self.c_lambda, self.codec(), self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(FileConfig):
+    """How a trained network samples, and what its file leaves out.
+
+    Raises:
+        ValueError: settings contradict each other.
+    """
+
+    solver: solvers.Solver | None = setting(
+        None, f"of the bridge's equation; {solvers.DEFAULT}, or the distilled network's, if unset"
+    )
+    steps: int | None = setting(None, "network evaluations for each result; the solver's default if unset")
+    fast_sampling: bool = setting(False, "the paper's 199 steps: the solver 'fast'")
+    compile: bool = setting(False, "faster results after a minute or two of compiling")
+    dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the file's if unset")
+
+    def __post_init__(self) -> None:
+        if self.fast_sampling and self.solver not in (None, "fast"):
+            raise ValueError(f"fast_sampling means the solver 'fast', got solver {self.solver!r} too")
+
+    @property
+    def chosen_solver(self) -> str | None:
+        """The solver, or None for the network's default."""
+        return "fast" if self.fast_sampling else self.solver
+
+    @property
+    def chosen_dtype(self) -> torch.dtype | None:
+        """The dtype of the network's arithmetic, or None for the default."""
+        return None if self.dtype is None else DTYPES[self.dtype]
+
+    def sampler(self, path: Path, device: str | torch.device) -> BridgeSampler:
+        """The sampler of a network's file; errors as for :meth:`bbdm.BridgeSampler.from_checkpoint`."""
+        return BridgeSampler.from_checkpoint(
+            path,
+            codec=self.codec(),
+            num_steps=self.time_steps,
+            c_lambda=self.c_lambda,
+            config=self.config,
+            solver=self.chosen_solver,
+            steps=self.steps,
+            device=device,
+            dtype=self.chosen_dtype,
+            compile=self.compile,
+        )

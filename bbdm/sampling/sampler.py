@@ -1,0 +1,377 @@
+"""BridgeSampler: translates images with a trained network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from bbdm import solvers
+from bbdm.base.atomic import check_place
+from bbdm.bridges import Bridge
+from bbdm.codec import Codec, part_shapes
+from bbdm.execution.compiled import Compiled, check_compilation
+from bbdm.execution.device import find_device
+from bbdm.execution.graph import GraphedLoop
+from bbdm.execution.loop import Loop, state_dtype
+from bbdm.execution.package import PackagedNetwork, choose_dtype, save_package
+from bbdm.files import pretrained
+from bbdm.files.checkpoint import load_checkpoint
+from bbdm.files.hub import find_checkpoint
+from bbdm.networks.base import Network, Wrapped, check_network, placed
+from bbdm.pictures import images
+from bbdm.sampling.base import Advance, BaseSampler, Timesteps
+from bbdm.sampling.batch import Batch, SolverPlan
+from bbdm.sampling.step import Callback
+from bbdm.sampling.step import Step as Step
+from bbdm.sampling.tensors import TENSORS
+
+
+@dataclass(frozen=True)
+class TorchSolverPlan(SolverPlan):
+    """A solver with its table, and the loops that run it."""
+
+    table: solvers.StepTable
+    loop: Loop
+    graphed: GraphedLoop | None
+
+
+class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
+    """Translates images with a trained network.
+
+    Args:
+        unet: the network: a :class:`~bbdm.networks.unet.UNet`, another of this library, or any module by
+            :func:`~bbdm.networks.base.wrap`. It is used directly where it is on ``device`` in ``dtype`` and
+            in evaluation mode, and copied otherwise; the one given is never changed. Do not change its
+            weights later: what depends on the time alone is computed here, once.
+        bridge: what it was trained on.
+        solver: see :func:`bbdm.solvers.build`; None for ``dpm2m``, or ``consistency`` with ``calls``. As for
+        steps: number of network evaluations, and
+        timesteps: the times themselves or a named list.
+        codec: between pictures and the space that the network was trained in; None for image space. Sources
+            and results are pictures in both cases. Used or copied as ``unet`` is.
+        calls: the network evaluations that the network was distilled for, which become the default; other
+            settings give a warning. None for any number.
+        clamp: None, or (low, high) for every estimate of the target.
+        device: where to run; None for the network's own.
+        dtype: of the network's computation, such as ``"bf16"`` or ``torch.bfloat16``; None for its own, or
+            for the fastest on the device with ``compile``. The state is float32 (float64 for a float64
+            network).
+        compile: compile the network at the first call with each size and number of images, which takes up to
+            a minute, and on CUDA run all steps as one graph. A failure to compile is an error.
+        compiled: a package that :meth:`save_compiled` wrote, in place of ``compile``; it loads in a second.
+            It translates images of one size, the number at a time that it was saved for, in its own dtype.
+            It holds machine code: load only your own.
+
+    Threads may share a sampler. Attributes: ``unet``, ``bridge``, ``codec``, ``device``, ``dtype``, and
+    ``image_size``, the side or (height, width) of its training pictures, or None where no checkpoint gives
+    it. They are fixed, except ``image_size``; solver and steps may change at each call.
+
+    Raises:
+        FileNotFoundError: there is no such package.
+        ValueError: an argument is out of range, or the package is of another network or machine.
+    """
+
+    backend = TENSORS
+    unet: Network
+    codec: Codec | None
+
+    def __init__(
+        self,
+        unet: Network,
+        bridge: Bridge,
+        solver: str | None = None,
+        steps: int | None = None,
+        timesteps: Timesteps = None,
+        *,
+        codec: Codec | None = None,
+        calls: int | None = None,
+        clamp: tuple[float, float] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        compile: bool = False,
+        compiled: str | os.PathLike[str] | None = None,
+    ) -> None:
+        check_network(unet)
+        weight = next(unet.parameters())
+        self.device = weight.device if device is None else find_device(device)
+        _check_arguments(unet, codec, clamp)
+        check_compilation(self.device, compile, compiled)
+        self.package = None if compiled is None else PackagedNetwork(compiled, unet, self.device)
+        self.dtype = choose_dtype(dtype, weight.dtype, self.device, compile, self.package)
+        self.bridge = bridge
+        self.clamp = clamp
+        self.compile = compile
+        self.calls = calls
+        self._embedder = unet.embedder()  # of the weights as given, before they are rounded to dtype
+        self._place(unet, codec)
+        channels = unet.channels
+        latent_stride = 1 if codec is None else codec.stride
+        super().__init__(
+            solver,
+            steps,
+            timesteps,
+            image_channels=channels if codec is None else codec.image_channels,
+            channels=channels,
+            stride=unet.stride * latent_stride,
+            latent_stride=latent_stride,
+            batch=self.package.shape[0] if self.package else None,
+            fill=compile or self.package is not None,  # cheaper than to compile for a short batch
+        )
+
+    @property
+    def table(self) -> solvers.StepTable:
+        """The steps of calls that give no solver, steps or timesteps."""
+        return self._own.table
+
+    @property
+    def solver(self) -> str:
+        """The solver of calls that give none."""
+        return self._own.solver
+
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.unet.parameters())
+        parts = [
+            f"{_name(self.unet)} of {count / 1e6:.1f} M parameters",
+            repr(self.bridge),
+            f"solver={self.solver!r}",
+            f"steps={len(self.table)}",
+            f"device={str(self.device)!r}",
+            f"dtype={str(self.dtype).removeprefix('torch.')!r}",
+            f"codec={None if self.codec is None else type(self.codec).__name__}",
+            f"compile={self.compile}" if self.package is None else f"compiled={str(self.package.path)!r}",
+        ]
+        return f"BridgeSampler({', '.join(parts)})"
+
+    def to(self, device: str | torch.device) -> BridgeSampler:
+        """Move to a device, and return the sampler. No call may be running.
+
+        Raises:
+            ValueError: there is no such device, or the network is a package, which is of one device.
+        """
+        found = find_device(device)
+        if found != self.device:
+            if self.package is not None:
+                raise ValueError(f"{self.package.path} was saved for {self.device}, and cannot move to {found}")
+            check_compilation(found, self.compile, None)
+            vars(self)["device"] = found
+            self._place(self.unet, self.codec)
+            self._replan()
+        return self
+
+    def _place(self, unet: Network, codec: Codec | None) -> None:
+        """Put network and codec on the device, compiled where they are to be."""
+        network = unet if self.package else placed(unet, self.device, self.dtype)
+        if codec is not None:
+            codec = codec.placed(self.device, self.dtype if self.dtype == torch.bfloat16 else torch.float32)
+            codec = codec.compiled(partial(Compiled, device=self.device)) if self.compile else codec
+        vars(self).update(unet=network, codec=codec)
+        self._network = self.package or (Compiled(network.body, self.device) if self.compile else network.body)
+
+    def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> TorchSolverPlan:
+        solver, steps = solvers.with_defaults(self.calls, solver, steps, timesteps)
+        table = solvers.build(self.bridge, solver, timesteps, steps)
+        solvers.check_calls(self.calls, solver, table)
+        conditioned = self.unet.condition_channels > 0
+        loop = Loop(self._network, self._embedder, conditioned, table, self.clamp, self.device, self.dtype)
+        graphed = GraphedLoop(loop) if self._fill and self.device.type == "cuda" else None
+        return TorchSolverPlan(solver, table.timesteps.tolist(), table, loop, graphed)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | os.PathLike[str],
+        ema: bool = True,
+        codec: Codec | None = None,
+        *,
+        num_steps: int | None = None,
+        c_lambda: float | None = None,
+        config: str | os.PathLike[str] | None = None,
+        network: Network | None = None,
+        solver: str | None = None,
+        steps: int | None = None,
+        timesteps: Timesteps = None,
+        clamp: tuple[float, float] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        compile: bool = False,
+        compiled: str | os.PathLike[str] | None = None,
+    ) -> BridgeSampler:
+        """A sampler from a file.
+
+        ``path``, ``codec``, ``num_steps``, ``c_lambda`` and ``config`` are as for
+        :func:`~bbdm.files.checkpoint.load_checkpoint`, the others as for the constructor. ``ema`` takes the
+        averaged weights where the file has both. A file of a wrapped network has its weights only: give it as
+        ``network``, which is copied.
+        """
+        checkpoint = load_checkpoint(path, num_steps, c_lambda, codec, config)
+        sampler = cls(
+            checkpoint.build_unet(ema, network),
+            checkpoint.bridge,
+            solver,
+            steps,
+            timesteps,
+            codec=checkpoint.build_codec(),
+            calls=checkpoint.calls,
+            clamp=clamp,
+            device=device,
+            dtype=dtype,
+            compile=compile,
+            compiled=compiled,
+        )
+        sampler.image_size = checkpoint.image_size
+        return sampler
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        **settings: Any,
+    ) -> BridgeSampler:
+        """A sampler from the Hugging Face Hub, or from a folder that :meth:`save_pretrained` wrote.
+
+        The first arguments are those of :func:`~bbdm.files.hub.find_checkpoint`, which says what is read, and
+        ``settings`` those of :meth:`from_checkpoint`.
+        """
+        return cls.from_checkpoint(find_checkpoint(name_or_path, revision, token, cache_dir), **settings)
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        onnx: str | os.PathLike[str] | None = None,
+        license: str | None = None,
+        data: str | None = None,
+    ) -> None:
+        """Write a folder for :meth:`from_pretrained`; see :func:`bbdm.files.pretrained.save_pretrained`."""
+        pretrained.save_pretrained(self, folder, onnx=onnx, license=license, data=data)
+
+    def push_to_hub(self, name: str, **settings: Any) -> str:
+        """Push to the Hugging Face Hub; see :func:`bbdm.files.pretrained.push_to_hub`. Returns the commit."""
+        return pretrained.push_to_hub(self, name, **settings)
+
+    def save_compiled(
+        self, path: str | os.PathLike[str], batch_size: int = 1, size: tuple[int, int] | None = None
+    ) -> None:
+        """Compile the network into a package, from which a new process starts in seconds.
+
+        The package fits these weights, this machine with its number of threads, and this version of torch:
+        any other is refused. Solver and steps are free: the sampler that loads the package has its own.
+
+        Args:
+            path: where to write, such as ``unet.pt2``.
+            batch_size: number of images at a time.
+            size: their (height, width); None for the size of the training pictures, where that is known.
+
+        Raises:
+            ValueError: the sampler was not built with ``compile=True``, the size is not known, ``path`` is a
+                folder, or packages were not tested with this version of torch.
+        """
+        if not self.compile:
+            raise ValueError("save_compiled needs a sampler that was built with compile=True")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if size is None:
+            if self.image_size is None:
+                raise ValueError("size must be given as (height, width): the sampler has no image_size")
+            size = images.sides(self.image_size)
+        check_place(Path(path))  # before minutes of compiling
+        save_package(path, self.unet, self._grid(batch_size, *size))
+
+    def _prepare(self, plan: TorchSolverPlan, shape: tuple[int, ...], progress: bool) -> None:
+        """Compile what was not compiled for sources of a shape, with a bar of its own on a terminal."""
+        image = shape[0], self._image_channels, *self._padded(*shape[2:])
+        grid = self._grid(shape[0], *shape[2:])
+        stages: list[tuple[Any, Callable[[], Any], list[torch.Size]]] = [
+            (plan.loop.network, lambda: plan.loop.warm_up(grid), [torch.Size(grid)])
+        ]
+        if self.codec is not None:
+            codec, stride = self.codec, self.codec.stride
+            pictures = part_shapes(image, stride=stride, tiling=codec.tiling)
+            grids = part_shapes(grid, stride, stride, codec.tiling)
+            stages.append((codec.encoder, lambda: [codec.latents(torch.zeros(part)) for part in {*pictures}], pictures))
+            stages.append((codec.decoder, lambda: [codec.image(torch.zeros(part)) for part in {*grids}], grids))
+        due = [call for f, call, shapes in stages if isinstance(f, Compiled) and any(map(f.lacks, shapes))]
+        name = f"compiling for {shape[0]} x {shape[2]} x {shape[3]}"
+        for call in tqdm(due, name, unit="graph", disable=False if progress else None) if due else ():
+            call()
+
+    @contextmanager
+    def _progress(self, total: int) -> Iterator[Advance]:
+        with tqdm(total=total, unit="step") as bar:
+            yield bar.update
+
+    @torch.inference_mode()
+    def _run(self, plan: TorchSolverPlan, batch: Batch, advance: Advance, callback: Callback | None) -> torch.Tensor:
+        if plan.graphed is None or batch.noise is not None or batch.mask is not None or callback is not None:
+            result = super()._run(plan, batch, advance, callback)
+        else:
+            x = plan.graphed(self._to_device(batch.source), self._keys(batch.seeds))
+            advance(len(plan.times))
+            result = self._decoded(x)
+        return result.to(batch.source.device, batch.source.dtype)
+
+    @torch.inference_mode()
+    def _states(self, plan: TorchSolverPlan, batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        noise = None if batch.noise is None else batch.noise.to(self.device, plan.loop.state_dtype)
+        state = plan.loop.start(self._to_device(batch.source), self._keys(batch.seeds), noise, self._mask(batch))
+        for index in range(len(plan.times)):
+            plan.loop.advance(state, index)
+            yield state.x, state.x0hat
+
+    def _mask(self, batch: Batch) -> torch.Tensor | None:
+        """The batch's mask on the grid that the network sees: of a latent, whatever it covers is made."""
+        if batch.mask is None:
+            return None
+        height, width = batch.source.shape[-2:]
+        padded = self._padded(height, width)
+        mask = F.pad(batch.mask.to(self.device, state_dtype(self.dtype)), (0, padded[1] - width, 0, padded[0] - height))
+        return F.max_pool2d(mask, self._latent_stride).contiguous()
+
+    def _copied(self, state: torch.Tensor) -> torch.Tensor:
+        return state.clone()
+
+    @torch.inference_mode()
+    def _decoded(self, state: torch.Tensor) -> torch.Tensor:
+        return state if self.codec is None else self.codec.decode(state)
+
+    def _keys(self, seeds: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(seeds, dtype=torch.int64, device=self.device)
+
+    def _to_device(self, source: torch.Tensor) -> torch.Tensor:
+        """The source in the space of the bridge, padded, in memory of its own.
+
+        Pictures are padded below and to the right, where the edge is repeated.
+        """
+        height, width = source.shape[-2:]
+        padded = self._padded(height, width)
+        padding = (0, padded[1] - width, 0, padded[0] - height)
+        if self.codec is None:
+            y = F.pad(source.to(self.device, state_dtype(self.dtype)), padding, mode="replicate")
+            return y.clone(memory_format=torch.channels_last)
+        image = F.pad(source.to(self.device, torch.float32), padding, mode="replicate")
+        y = self.codec.encode(image, "source")
+        return y.to(state_dtype(self.dtype)).contiguous(memory_format=torch.channels_last)
+
+
+def _name(network: Network) -> str:
+    return type(network.module if isinstance(network, Wrapped) else network).__name__
+
+
+def _check_arguments(unet: Network, codec: Codec | None, clamp: tuple[float, float] | None) -> None:
+    if clamp is not None and not (len(clamp) == 2 and clamp[0] < clamp[1]):
+        raise ValueError(f"clamp must be None or (low, high) with low < high, got {clamp}")
+    if codec is not None and codec.channels != unet.channels:
+        raise ValueError(f"codec must have the network's {unet.channels} channels, got {codec.channels}")

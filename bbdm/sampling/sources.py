@@ -1,0 +1,241 @@
+"""What a sampler translates: batches, pictures, paths and arrays, alone or in a list, as batches of one size.
+
+Each result gets the type that its source had. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from bbdm.pictures import images
+
+Range = tuple[float, float]  # the values of black and white in arrays of floats
+UNIT: Range = (-1.0, 1.0)
+WHITE_PAPER = 0.9  # the mean of a source that may be bright everywhere: a drawing on white
+
+
+class Item(NamedTuple):
+    """One source, and how its result gets the source's type."""
+
+    array: npt.NDArray[np.float32]  # (C, H, W) in [-1, 1]
+    restore: Callable[[npt.NDArray[np.float32]], Any]
+
+
+@dataclass(frozen=True)
+class ArrayBackend:
+    """The arrays that a sampler computes with."""
+
+    type: type[Any]
+    noun: str  # for messages: "a tensor"
+    from_numpy: Callable[[npt.NDArray[Any]], Any]
+    to_numpy: Callable[[Any], npt.NDArray[Any]]  # of an array on any device
+    concatenate: Callable[[list[Any]], Any]
+    read: Callable[[Any, int, Range], Item | None]  # one (C, H, W) array of this kind in a list, or None
+    like: Callable[[Any, Any], Any]  # the first array with the dtype and on the device of the second
+
+
+@dataclass(frozen=True)
+class Given:
+    """The images of a call."""
+
+    count: int
+    groups: list[tuple[list[int], Any]]  # images of one size: their indices, and a (B, C, H, W) array in [-1, 1]
+    restore: Callable[[list[tuple[list[int], Any]]], Any]  # of parts of the groups to what the call returns
+
+
+NUMPY = ArrayBackend(
+    np.ndarray,
+    "an array",
+    np.asarray,
+    np.asarray,
+    np.concatenate,
+    lambda array, channels, range: None,
+    lambda array, other: array.astype(other.dtype),
+)
+
+
+def given(source: Any, backend: ArrayBackend, channels: int, range: Range) -> Given:
+    """What a call is given, checked.
+
+    Raises:
+        FileNotFoundError: a path leads to no file.
+        ValueError: a source is refused; the message names its place in a list.
+    """
+    if isinstance(source, np.ndarray) and source.ndim in (2, 3):
+        return _items(source, [source], backend, channels, range)
+    if isinstance(source, backend.type | np.ndarray):
+        return _batch(source, backend, channels, range)
+    if isinstance(source, list | tuple):
+        if not source:
+            raise ValueError("source must hold at least one picture, got an empty list")
+        return _items(source, source, backend, channels, range)
+    return _items(source, [source], backend, channels, range)
+
+
+def _batch(source: Any, backend: ArrayBackend, channels: int, range: Range) -> Given:
+    """A (B, C, H, W) array."""
+    array = source if isinstance(source, backend.type) else backend.from_numpy(source)
+    array = scaled(array, range) if "float" in str(array.dtype) else array
+    images.check(array, channels)
+    if range == UNIT:
+        _warn_if_positive(array)
+
+    def restore(parts: list[tuple[list[int], Any]]) -> Any:
+        result = unscaled(backend.concatenate([made for _, made in parts]), range)
+        return result if isinstance(source, backend.type) else np.asarray(result)
+
+    indices = [i for i, _ in enumerate(array)]
+    return Given(len(indices), [(indices, array)], restore)
+
+
+def _items(source: Any, elements: Sequence[Any], backend: ArrayBackend, channels: int, range: Range) -> Given:
+    """Single images, of any types and sizes."""
+    items: list[Item] = []
+    for i, element in enumerate(elements):
+        try:
+            item = backend.read(element, channels, range) or read(element, channels, range)
+            if item is None:
+                wanted = f"{backend.noun}, a picture, a path, a NumPy array or a list of them"
+                raise ValueError(f"source must be {wanted}, got {type(element).__name__}")
+        except ValueError as error:
+            if elements is not source:
+                raise
+            raise ValueError(f"source[{i}]: {str(error).removeprefix('source ')}") from error
+        items.append(item)
+    floats = [item.array for item, e in zip(items, elements, strict=True) if "float" in str(getattr(e, "dtype", ""))]
+    for array in floats if range == UNIT else []:
+        if _warn_if_positive(array):
+            break
+
+    def restore(parts: list[tuple[list[int], Any]]) -> Any:
+        made = {i: array for indices, arrays in parts for i, array in zip(indices, np.asarray(arrays), strict=True)}
+        results = [item.restore(made[i]) for i, item in enumerate(items)]
+        return results[0] if isinstance(source, np.ndarray) else results
+
+    groups = images.by_size([item.array for item in items])
+    arrays = [backend.from_numpy(np.stack([items[i].array for i in indices])) for indices in groups]
+    return Given(len(items), list(zip(groups, arrays, strict=True)), restore)
+
+
+def read(source: Any, channels: int, range: Range) -> Item | None:
+    """A picture, a path or an array as an item; None for anything else.
+
+    An array is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, or (H, W) or (H, W, channels) of floats
+    in ``range``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the source cannot become a picture of ``channels``.
+    """
+    if isinstance(source, str | os.PathLike):
+        source = images.open_image(Path(source))
+    if isinstance(source, Image.Image):
+        return Item(images.to_array(source, channels), images.from_array)
+    if not isinstance(source, np.ndarray):
+        return None
+    if source.dtype == np.uint8:
+        array = images.to_array(_picture(source), channels)
+    else:
+        array = _floats(source, channels, range)
+    return Item(array, lambda made: _restored(made, source, range))
+
+
+def read_mask(mask: Any, backend: ArrayBackend, source: Any) -> Any:
+    """(B, 1, H, W) floats in [0, 1] for a source (B, C, H, W), of its kind, dtype and device.
+
+    Raises:
+        FileNotFoundError: a path leads to no file.
+        ValueError: another shape, or values outside [0, 1].
+    """
+    if isinstance(mask, str | os.PathLike):
+        mask = images.open_image(Path(mask))
+    if isinstance(mask, Image.Image):
+        mask = np.asarray(images.convert(mask, 1))
+    if isinstance(mask, np.ndarray):
+        mask = mask.astype(np.float32) / (255 if mask.dtype == np.uint8 else 1)
+        mask = backend.from_numpy(mask[None, None] if mask.ndim == 2 else mask)
+    if not isinstance(mask, backend.type):
+        wanted = f"{backend.noun}, a picture, a path or an (H, W) array"
+        raise ValueError(f"mask must be {wanted}, got {type(mask).__name__}")
+    wanted = len(source), 1, *source.shape[2:]
+    if tuple(mask.shape) not in (wanted, (1, *wanted[1:])):
+        shapes = " or ".join(str(shape) for shape in dict.fromkeys((wanted, (1, *wanted[1:]))))
+        raise ValueError(f"mask must have shape {shapes}, got {tuple(mask.shape)}")
+    made = backend.like(mask, source) + source[:, :1] * 0  # one for each image
+    if not (float(made.min()) >= 0 and float(made.max()) <= 1):
+        raise ValueError(f"mask must be in [0, 1], got values from {float(made.min()):.4g} to {float(made.max()):.4g}")
+    return made
+
+
+def scaled(values: Any, range: Range) -> Any:
+    """Values of a range in [-1, 1]: an array or a tensor."""
+    low, high = range
+    return values if range == UNIT else (values - low) * (2 / (high - low)) - 1
+
+
+def unscaled(values: Any, range: Range) -> Any:
+    """The inverse of :func:`scaled`."""
+    low, high = range
+    return values if range == UNIT else (values + 1) * ((high - low) / 2) + low
+
+
+def check_range(range: Any) -> Range:
+    """The range as two floats.
+
+    Raises:
+        ValueError: it is not (low, high) with low < high.
+    """
+    try:
+        low, high = (float(value) for value in range)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"range must be (low, high), got {range!r}") from error
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise ValueError(f"range must be (low, high) with low < high, got {range!r}")
+    return low, high
+
+
+def _warn_if_positive(values: Any) -> bool:
+    """Warn where floats, which should be in [-1, 1], look as if they were in [0, 1]."""
+    suspect = float(values.min()) >= 0 and float(values.mean()) < WHITE_PAPER
+    if suspect:
+        message = "source has no negative value: floats are taken to be in [-1, 1]; pass range=(0, 1) if black is 0"
+        warnings.warn(message, stacklevel=6)  # the line that calls the sampler
+    return suspect
+
+
+def _picture(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    """A picture of an array of uint8."""
+    grey = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 1)
+    if (not grey and (pixels.ndim != 3 or pixels.shape[2] not in (3, 4))) or 0 in pixels.shape:
+        raise ValueError(f"an array of uint8 must be (H, W), (H, W, 3) or (H, W, 4), got shape {pixels.shape}")
+    return Image.fromarray(pixels.reshape(pixels.shape[:2]) if grey else np.ascontiguousarray(pixels))
+
+
+def _floats(values: npt.NDArray[Any], channels: int, range: Range) -> npt.NDArray[np.float32]:
+    """(channels, H, W) in [-1, 1] of an array of floats."""
+    colours = values.shape[2:] or (1,)
+    if values.ndim not in (2, 3) or 0 in values.shape or colours[0] not in (1, channels):
+        raise ValueError(f"an array of floats must be (H, W) or (H, W, {channels}), got shape {values.shape}")
+    shape = (*values.shape[:2], channels)
+    array = np.broadcast_to(values.reshape(*values.shape[:2], -1), shape).transpose(2, 0, 1)
+    images.check(scaled(array[None], range), channels)
+    return np.ascontiguousarray(scaled(array, range), dtype=np.float32)
+
+
+def _restored(made: npt.NDArray[np.float32], source: npt.NDArray[Any], range: Range) -> npt.NDArray[Any]:
+    """A result as an array like its source; grey is (H, W) unless the source had three axes."""
+    if source.dtype == np.uint8:
+        result = np.asarray(images.from_array(made))
+    else:
+        result = unscaled(made, range).astype(source.dtype).transpose(1, 2, 0)
+        result = result[:, :, 0] if result.shape[2] == 1 else np.ascontiguousarray(result)
+    return result[:, :, None] if result.ndim == 2 and source.ndim == 3 else result

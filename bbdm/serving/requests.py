@@ -1,0 +1,182 @@
+"""What a server is asked: its settings, and the checks of a request before any work is done for it.
+
+Nothing here needs Ray.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+from PIL import Image
+
+from bbdm import solvers
+from bbdm.base.settings import check_least, setting
+from bbdm.pictures import images
+from bbdm.pictures.images import UnknownFormatError
+from bbdm.sampling.network_config import NetworkConfig
+from bbdm.serving.connection import LOOPBACK
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+HEADER_BYTES = 16 * 2**10  # at most, names and values together
+QUERY = ("solver", "steps", "seed")
+
+
+class RequestError(ValueError):
+    """A request is refused; ``status`` is that of HTTP."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(NetworkConfig):
+    """Which network is served, where, and the most that it takes.
+
+    Raises:
+        ValueError: a number is out of range, or settings contradict each other.
+    """
+
+    model: Path
+    host: str = setting(LOOPBACK, "address to listen on; 0.0.0.0 for all")
+    port: int = setting(8000, "port to listen on; 0 for a free one")
+    replicas: int = setting(1, "samplers, with a GPU each where there are GPUs")
+    threads: int | None = setting(None, "cores of a replica; as many as each can have if unset")
+    max_batch_size: int = setting(8, "pictures in a batch")
+    batch_wait_ms: float = setting(10.0, "how long a batch that is not full waits for more, in milliseconds")
+    max_queued: int = setting(64, "requests that wait for a replica; one more gets the status 503")
+    max_bytes: int = setting(8 * 2**20, "of a picture's file; a larger one gets the status 413")
+    max_pixels: int = setting(2**20, "of a picture, padded for the network; a larger one gets the status 422")
+    max_steps: int = setting(50, "network evaluations for a picture; for more, a request gets the status 422")
+    address: str | None = setting(None, "of a running cluster, such as auto; one on this machine if unset")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, 1, "replicas", "threads", "max_batch_size", "max_queued", "max_bytes", "max_pixels")
+        check_least(self, 1, "max_steps")
+        check_least(self, 0, "port", "batch_wait_ms")
+        if self.port > 65535:
+            raise ValueError(f"port must be at most 65535, got {self.port}")
+
+
+@dataclass(frozen=True)
+class Served:
+    """What requests are checked against: the settings, and facts of the network."""
+
+    config: ServeConfig
+    channels: int  # of pictures
+    stride: int  # heights and widths are padded to multiples of it
+    solver: str  # of requests that name none
+    steps: int  # as the solver
+
+
+def facts(config: ServeConfig) -> Served:
+    """What requests are checked against.
+
+    Raises:
+        ValueError: the network cannot be used, or requests that name no steps would take too many.
+    """
+    sampler = replace(config, compile=False).sampler(config.model, "cpu")
+    steps = len(sampler.table)
+    if steps > config.max_steps:
+        raise ValueError(f"max_steps must be at least the {steps} steps of {sampler.solver!r}, got {config.max_steps}")
+    channels, stride = sampler.unet.channels, sampler.unet.stride
+    if sampler.codec is not None:
+        channels, stride = sampler.codec.image_channels, stride * sampler.codec.stride
+    return Served(config, channels, stride, sampler.solver, steps)
+
+
+@dataclass(frozen=True)
+class Query:
+    """How a picture is translated; solver and steps are None where a request names neither."""
+
+    solver: str | None
+    steps: int | None
+    seed: int
+
+
+def read_query(given: Iterable[tuple[str, str]], served: Served) -> Query:
+    """The query of a request: ``solver``, ``steps``, ``seed``, each once at most. A seed is drawn if unset.
+
+    Raises:
+        RequestError: 422, an unknown name or a value out of range.
+    """
+    values: dict[str, str] = {}
+    for name, value in given:
+        if name not in QUERY or name in values:
+            raise RequestError(422, f"the query takes {', '.join(QUERY)}, each once; got {name[:20]!r}")
+        values[name] = value
+    solver, known = values.get("solver"), get_args(solvers.Solver)
+    if solver is not None and solver not in known:
+        raise RequestError(422, f"solver must be one of {', '.join(known)}; got {solver[:20]!r}")
+    steps = _number("steps", values.get("steps"), 1, served.config.max_steps)
+    seed = _number("seed", values.get("seed"), 0, 2**63 - 1)
+    if solver is not None or steps is not None:
+        solver, steps = solver or served.solver, steps or served.steps
+    return Query(solver, steps, secrets.randbelow(2**32) if seed is None else seed)
+
+
+def _number(name: str, text: str | None, low: int, high: int) -> int | None:
+    """A whole number in a range, or None where none is given."""
+    if text is None:
+        return None
+    plain = text.isascii() and text.isdigit() and len(text) <= len(str(high))
+    if not plain or not low <= int(text) <= high:
+        raise RequestError(422, f"{name} must be an integer from {low} to {high}, got {text[:20]!r}")
+    return int(text)
+
+
+def check_headers(headers: Iterable[tuple[str, str]], served: Served) -> None:
+    """Check a request's headers before its body is read.
+
+    Raises:
+        RequestError: 431, they are too long; 413, the body is; 400, its length is not a number.
+    """
+    pairs = list(headers)
+    if sum(len(name) + len(value) for name, value in pairs) > HEADER_BYTES:
+        raise RequestError(431, f"headers must be at most {HEADER_BYTES} bytes")
+    length = next((value for name, value in pairs if name.lower() == "content-length"), "0")
+    if not (length.isascii() and length.isdigit()):
+        raise RequestError(400, f"content-length must be a number, got {length[:20]!r}")
+    if len(length) > 18 or int(length) > served.config.max_bytes:
+        raise too_large(served)
+
+
+def too_large(served: Served) -> RequestError:
+    """The error of a body with more bytes than are taken."""
+    return RequestError(413, f"a picture's file must be at most {served.config.max_bytes} bytes")
+
+
+def read_picture(data: bytes, served: Served) -> Image.Image:
+    """The picture of a request, upright, in the network's channels. Its size is checked before it is decoded.
+
+    Raises:
+        RequestError: 415, it is not PNG, JPEG or WebP; 422, it has too many pixels or values of no agreed
+            range; 400, it cannot be decoded.
+    """
+
+    def check_size(width: int, height: int) -> None:
+        padded = (height + -height % served.stride) * (width + -width % served.stride)
+        if padded > served.config.max_pixels:
+            raise RequestError(
+                422,
+                f"a picture must have at most {served.config.max_pixels} pixels, with sides padded to multiples of "
+                f"{served.stride}; got {width} x {height}",
+            )
+
+    try:
+        image = images.decode(data, "of the request", FORMATS, check_size)
+    except RequestError:
+        raise
+    except UnknownFormatError as error:
+        raise RequestError(415, str(error)) from error
+    except ValueError as error:
+        raise RequestError(400, str(error)) from error
+    try:
+        return images.convert(image, served.channels)
+    except ValueError as error:
+        raise RequestError(422, str(error)) from error

@@ -1,0 +1,534 @@
+"""examples/eval.py and eval_miou.py as a user runs them, with networks too small to be good."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import bbdm
+from bbdm import ABridge, BridgeSampler, VQGANCodec, load_checkpoint, save_checkpoint, save_vqgan
+from bbdm.base import scripts
+from bbdm.evaluation import metrics
+from bbdm.evaluation import translate as translate_module
+from bbdm.evaluation.deeplab import DeepLab, DeepLabConfig, save_deeplab
+from bbdm.evaluation.results import ResultsError
+from bbdm.execution.compiled import Compiled
+from bbdm.files.content import Checkpoint, CodecState
+from bbdm.sampling import network_config
+from examples import eval as eval_script
+from examples import eval_miou, generate
+from tests.conftest import MakeUNet, tiny_unet
+from tests.networks.test_vqgan import tiny_vqgan
+
+SIZE = 16
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_unet: MakeUNet) -> Path:
+    """Five pairs in the layout of edge2shoes, and a checkpoint; the working directory."""
+    (tmp_path / "data" / "val").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name in "abcde":
+        pixels = generator.integers(0, 256, (SIZE, 2 * SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "data" / "val" / f"{name}.png")
+    save_checkpoint(tmp_path / "c.pt", make_unet(), ABridge(num_steps=100), image_size=SIZE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*flags: str, steps: str = "3", scores: tuple[str, ...] = ("psnr", "ssim")) -> dict[str, Any]:
+    eval_script.main(
+        ["edge2shoes", "data", "c.pt", "results", "-b", "2", "--steps", steps, *flags, "--metrics", *scores]
+    )
+    return json.loads(Path("results/scores.json").read_text())
+
+
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of pictures of each call of the sampler."""
+    calls: list[int] = []
+    original = BridgeSampler.__call__
+
+    def counted(self: BridgeSampler, source: Any, *args: Any, **settings: Any) -> Any:
+        calls.append(len(source))
+        return original(self, source, *args, **settings)
+
+    monkeypatch.setattr(BridgeSampler, "__call__", counted)
+    return calls
+
+
+def test_scores_are_of_the_pictures_that_are_there(place: Path, capsys: pytest.CaptureFixture[str]):
+    report = run()
+    targets = [np.asarray(Image.open(f"data/val/{name}.png"))[:, SIZE:].astype(float) for name in "abcde"]
+    results = [np.asarray(Image.open(f"results/{name}.png")).astype(float) for name in "abcde"]
+    expected = np.mean(
+        [20 * np.log10(255 / np.sqrt(((r - t) ** 2).mean())) for r, t in zip(results, targets, strict=True)]
+    )
+    assert report["scores"]["psnr"] == pytest.approx(expected, rel=1e-5)
+    assert list(report["scores"]) == ["psnr", "ssim"]
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "| solver | NFE | pictures | PSNR ↑ | SSIM ↑ | s / picture |"
+    assert out[2].startswith(f"| dpm2m | 3 | 5 | {expected:.2f} | ")
+
+
+def test_the_report_says_what_was_done(place: Path):
+    report = run("--seed", "4", "--dtype", "bf16")
+    assert (report["solver"], report["nfe"], report["pictures"]) == ("dpm2m", 3, 5)
+    assert report["seconds_per_picture"] > 0
+    settings = report["settings"]
+    assert settings["bridge"]["num_steps"] == 100
+    assert (settings["seed"], settings["dtype"], settings["image_size"]) == (4, "bfloat16", SIZE)
+    assert settings["timesteps"][0] == 100
+    assert len(settings["timesteps"]) == 3
+    assert torch.__version__.startswith(report["environment"]["versions"]["torch"])
+    assert report["environment"]["bbdm"] == bbdm.__version__
+    assert report["environment"]["cpu"]
+
+
+def test_pictures_are_those_of_generate(place: Path):
+    run("--seed", "3")
+    generate.main(["edge2shoes", "data", "c.pt", "other", "--steps", "3", "--seed", "3", "-b", "2"])
+    for name in "abcde":
+        assert Path(f"results/{name}.png").read_bytes() == Path(f"other/{name}.png").read_bytes()
+
+
+def test_diversity_needs_and_gets_several_samples(place: Path, capsys: pytest.CaptureFixture[str]):
+    report = run("-r", "3", scores=("diversity", "psnr"))
+    stacks = [
+        np.stack([np.asarray(Image.open(f"results/{n}_{j}.png"), dtype=float) for j in range(3)]) for n in "abcde"
+    ]
+    assert report["scores"]["diversity"] == pytest.approx(np.mean([s.std(axis=0).mean() for s in stacks]), rel=1e-6)
+    assert report["pictures"] == 15
+    with pytest.raises(ValueError, match="diversity needs at least 2 results of each source, got 1"):
+        run(scores=("diversity",))
+
+
+def test_an_interrupted_evaluation_resumes(place: Path, count: list[int], monkeypatch: pytest.MonkeyPatch):
+    whole = run()
+    assert count == [2, 2, 1]
+    for name in "abcde":
+        Path(f"results/{name}.png").unlink()
+    Path("results/settings.json").unlink()
+    counted = BridgeSampler.__call__
+
+    def interrupted(self: BridgeSampler, *args: Any, **settings: Any) -> Any:
+        if len(count) == 5:
+            raise KeyboardInterrupt
+        return counted(self, *args, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BridgeSampler, "__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert sorted(path.name for path in Path("results").glob("*.png")) == ["a.png", "b.png", "c.png", "d.png"]
+    count.clear()
+    assert run()["scores"] == whole["scores"]
+    assert count == [1]
+    assert run()["seconds_per_picture"] > 0  # though nothing was left to time
+    assert count == [1]
+
+
+def test_results_of_other_settings_are_not_mixed(place: Path, count: list[int], make_unet: MakeUNet):
+    run()
+    before = Path("results/a.png").read_bytes()
+    for flags, difference in (
+        (["--seed", "1"], "seed 0, now 1"),
+        (["-r", "2"], "num_samples 1, now 2"),
+        (["--dtype", "bf16"], "dtype float32, now bfloat16"),
+        (["--image_size", "12"], "image_size 16, now 12"),
+    ):
+        with pytest.raises(ResultsError, match=rf"results holds results of other settings \({difference}\)") as caught:
+            run(*flags)
+        for script in (eval_script, eval_miou):
+            message = scripts.hinted(caught.value, script.HINTS)
+            assert message.endswith("); give another output_dir, or --overwrite to make all results again")
+    with pytest.raises(ValueError, match=r"nfe 3, now 2, timesteps"):
+        run(steps="2")
+    save_checkpoint("c.pt", make_unet(seed=1), ABridge(num_steps=100), image_size=SIZE)
+    with pytest.raises(ValueError, match=r"other settings \(weights "):
+        run()
+    assert Path("results/a.png").read_bytes() == before
+    count.clear()
+    run("--overwrite")
+    assert sum(count) == 5
+    assert Path("results/a.png").read_bytes() != before
+
+
+def test_results_of_other_data_are_not_mixed(place: Path, count: list[int]):
+    """A copy of all files is the same data; one other picture of the same name makes other data."""
+    run()
+    before = Path("results/a.png").read_bytes()
+    shutil.copytree("data", "copy")
+    flags = ["c.pt", "results", "-b", "2", "--steps", "3", "--metrics", "psnr"]
+    count.clear()
+    eval_script.main(["edge2shoes", "copy", *flags])
+    assert count == []
+    Image.new("RGB", (2 * SIZE, SIZE), "red").save("copy/val/a.png")
+    with pytest.raises(ValueError, match=r"other settings \(files [0-9a-f]"):
+        eval_script.main(["edge2shoes", "copy", *flags])
+    assert Path("results/a.png").read_bytes() == before
+    eval_script.main(["edge2shoes", "copy", *flags, "--overwrite"])
+    assert Path("results/a.png").read_bytes() != before
+
+
+def test_results_of_an_earlier_version_are_read(place: Path, count: list[int]):
+    """Their settings.json, written by hand in the layout of before."""
+    settings = run()["settings"]
+    names = ["dataset", "split", "direction", "image_size", "sources", "files", "weights", "config", "unet", "codec"]
+    names += ["bridge", "num_samples", "seed", "solver", "nfe", "dtype", "timesteps"]
+    assert list(settings) == names  # of a data set that is not degraded
+    lines = ",\n".join(f'  "{name}": {json.dumps(settings[name])}' for name in names)
+    timing = '"timing": {"pictures": 4, "seconds": 6.0}'
+    Path("results/settings.json").write_text(f'{{\n "settings": {{\n{lines}\n }},\n {timing}\n}}\n')
+    count.clear()
+    report = run()
+    assert count == []
+    assert report["seconds_per_picture"] == 1.5
+    assert report["settings"] == settings
+
+
+def test_the_codec_counts_and_not_its_file(place: Path, count: list[int]):
+    save_vqgan("vqgan.pt", tiny_vqgan())
+    save_checkpoint("c.pt", tiny_unet(), ABridge(num_steps=100), codec=VQGANCodec(tiny_vqgan()), image_size=SIZE)
+    run()
+    count.clear()
+    settings = run("-vq", "vqgan.pt")["settings"]
+    assert count == []
+    assert settings["codec"]["before_quant_conv"] is False
+    assert settings["codec"]["config"]["latent_channels"] == settings["unet"]["in_channels"] == 3
+
+
+def test_a_network_of_the_original_bbdm_with_another_yaml_is_another(
+    place: Path, monkeypatch: pytest.MonkeyPatch, count: list[int]
+):
+    """A setting of the YAML beside the weights decides results too: here, where latents are taken."""
+
+    def loaded(*_: Any) -> Checkpoint:
+        before = Path("bbdm.yaml").read_text() == "latent_before_quant_conv: true"
+        codec = CodecState.of(VQGANCodec(tiny_vqgan(), before))
+        return dataclasses.replace(stored, codec=codec)
+
+    stored = load_checkpoint("c.pt")
+    monkeypatch.setattr(network_config, "load_checkpoint", loaded)
+    Path("bbdm.yaml").write_text("latent_before_quant_conv: false")
+    run("--config", "bbdm.yaml")
+    Path("bbdm.yaml").write_text("latent_before_quant_conv: true")
+    with pytest.raises(ValueError, match=r"other settings \(config .*, codec\.before_quant_conv False, now True\)"):
+        run("--config", "bbdm.yaml")
+
+
+def test_settings_of_another_program_by_name(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """The name is in the report, where a file would have its hash."""
+    stored = load_checkpoint("c.pt")
+    monkeypatch.setattr(network_config, "load_checkpoint", lambda *_: stored)
+    assert run("--config", "ddbm-diode-256")["settings"]["config"] == "ddbm-diode-256"
+
+
+def test_an_interrupted_overwrite_leaves_nothing_old(place: Path, monkeypatch: pytest.MonkeyPatch):
+    run()
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BridgeSampler, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("--overwrite", "--seed", "1")
+    assert list(Path("results").glob("*.png")) == []
+
+
+def test_pictures_of_unknown_settings_are_refused(place: Path):
+    generate.main(["edge2shoes", "data", "c.pt", "results", "--steps", "3"])
+    Path("results/settings.json").unlink()
+    with pytest.raises(ValueError, match=r"a.png exists, but no results/settings.json with the settings that made it"):
+        run()
+    Path("results/settings.json").write_text("{")
+    with pytest.raises(ValueError, match=r"cannot read results/settings.json: give another output_dir"):
+        run()
+
+
+@pytest.mark.parametrize(("flags", "sizes"), [([], [2, 2, 1]), (["-b", "5"], [5, 5]), (["-b", "64"], [5, 5])])
+def test_seconds_are_of_whole_batches_after_the_first(
+    flags: list[str], sizes: list[int], place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The first call compiles and warms up, and the last batch may be padded: here they take an hour."""
+    now, calls = 0.0, []
+
+    def translate(self: BridgeSampler, source: list[Image.Image], batch_size: int, **_: Any) -> list[Image.Image]:
+        nonlocal now
+        now += 2.0 * len(source) if len(calls) == 1 else 3600.0
+        calls.append((len(source), batch_size))
+        return source
+
+    monkeypatch.setattr(BridgeSampler, "__call__", translate)
+    monkeypatch.setattr(translate_module.time, "perf_counter", lambda: now)
+    report = run(*flags)
+    assert calls == [(size, sizes[0]) for size in sizes]
+    assert report["seconds_per_picture"] == 2.0
+    assert capsys.readouterr().out.splitlines()[2].endswith("| 2.0000 |")
+
+
+@pytest.mark.parametrize("script", ["eval", "generate"])
+def test_a_folder_is_compiled_for_once(script: str, place: Path, monkeypatch: pytest.MonkeyPatch):
+    shapes: list[torch.Size] = []
+
+    def compile_nothing(self: Compiled, x: torch.Tensor, *_: object) -> Callable[..., torch.Tensor]:
+        shapes.append(x.shape)
+        return self.function
+
+    monkeypatch.setattr(Compiled, "_compile", compile_nothing)
+    flags = ["edge2shoes", "data", "c.pt", "results", "-b", "2", "--steps", "3", "--compile"]
+    eval_script.main([*flags, "--metrics", "psnr"]) if script == "eval" else generate.main(flags)
+    assert shapes == [torch.Size((2, 3, SIZE, SIZE))]
+
+
+def test_no_source_is_overwritten(place: Path):
+    Path("sources").mkdir()
+    Path("targets").mkdir()
+    for folder in ("sources", "targets"):
+        Image.new("RGB", (SIZE, SIZE), "red").save(f"{folder}/a.png")
+    with pytest.raises(ValueError, match=r"a.png would replace another picture"):
+        eval_script.main(["paired", "sources,targets", "c.pt", "targets", "--metrics", "psnr", "--overwrite"])
+    assert Image.open("targets/a.png").getpixel((0, 0)) == (255, 0, 0)
+
+
+class Features(nn.Module):
+    """A stand-in for Inception."""
+
+    num_features = 12
+
+    def __init__(self, weights: Path | None) -> None:
+        super().__init__()
+        assert weights == Path("inception.pth")
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().unfold(2, 8, 8).unfold(3, 8, 8).mean((-1, -2)).flatten(1)
+
+
+def test_fid_end_to_end(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(metrics, "Inception", Features)
+    report = run("--fid_weights", "inception.pth", scores=("fid",))
+    assert report["scores"]["fid"] > 0
+
+
+def test_missing_weights_are_an_error_before_anything_is_made(place: Path, count: list[int]):
+    with pytest.raises(FileNotFoundError, match=r"there is no file none.pth of Inception weights"):
+        run("--fid_weights", "none.pth", scores=("fid",))
+    assert count == []
+
+
+def test_sweep(place: Path, count: list[int], capsys: pytest.CaptureFixture[str]):
+    flags = [
+        "edge2shoes",
+        "data",
+        "c.pt",
+        "sweep",
+        "-b",
+        "2",
+        "--metrics",
+        "psnr",
+        "ssim",
+        "--sweep",
+        "dpm2m:3,5",
+        "fast",
+        "ddim:2",
+    ]
+    eval_script.main(flags)
+    reports = json.loads(Path("sweep/sweep.json").read_text())
+    found = [(report["solver"], report["nfe"]) for report in reports]
+    assert found[:2] + found[3:] == [("dpm2m", 3), ("dpm2m", 5), ("ddim", 2)]
+    solver, nfe = found[2]
+    assert solver == "fast"
+    assert nfe > 10
+    assert sorted(path.name for path in Path("sweep").iterdir() if path.is_dir()) == sorted(
+        ["ddim-2", "dpm2m-3", "dpm2m-5", f"fast-{nfe}"]
+    )
+    assert json.loads(Path("sweep/dpm2m-5/scores.json").read_text()) == reports[1]
+    for name in ("quality_nfe.png", "quality_seconds.png"):
+        assert min(Image.open(f"sweep/{name}").size) > 200
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.count("|") for row in rows[:6]] == [7] * 6
+    count.clear()
+    eval_script.main([*flags[:-2], f"fast:{nfe}", "ddim:2"])  # the published list by its number; all kept
+    assert count == []
+
+
+def test_a_second_sweep_keeps_the_first(place: Path, make_unet: MakeUNet, capsys: pytest.CaptureFixture[str]):
+    def sweep(*flags: str) -> dict[tuple[str, int], list[str]]:
+        eval_script.main(["edge2shoes", "data", "c.pt", "sweep", *flags])
+        reports = json.loads(Path("sweep/sweep.json").read_text())
+        return {(report["solver"], report["nfe"]): list(report["scores"]) for report in reports}
+
+    both = ["psnr", "ssim"]
+    assert sweep("--metrics", *both, "--sweep", "dpm2m:2", "ddim:2") == {("dpm2m", 2): both, ("ddim", 2): both}
+    leftover = Path("sweep/.quality_nfe.png.0123abcd.tmp")  # of a killed run
+    leftover.touch()
+    found = sweep("--metrics", "psnr", "--sweep", "dpm2m:2,3")
+    assert not leftover.exists()
+    assert found == {("ddim", 2): both, ("dpm2m", 2): both, ("dpm2m", 3): ["psnr"]}
+    shutil.rmtree("sweep/dpm2m-2")
+    save_checkpoint("c.pt", make_unet(seed=1), ABridge(num_steps=100), image_size=SIZE)
+    capsys.readouterr()
+    assert sweep("--metrics", "psnr", "--sweep", "dpm2m:2") == {("dpm2m", 2): ["psnr"]}
+    message = "left out of sweep.json, since other settings made them: ddim:2, dpm2m:3"
+    assert message in capsys.readouterr().out.splitlines()
+
+
+def test_scores_of_other_metrics_are_kept(place: Path, capsys: pytest.CaptureFixture[str]):
+    before = run()["scores"]
+    capsys.readouterr()
+    assert run(scores=("psnr",))["scores"] == before
+    assert capsys.readouterr().out.startswith("| solver | NFE | pictures | PSNR ↑ | s / picture |")
+    assert list(run("--overwrite", scores=("psnr",))["scores"]) == ["psnr"]
+    Path("results/scores.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"cannot read results/scores\.json"):
+        run()
+
+
+def test_a_sweep_is_checked_before_it_starts(place: Path, count: list[int]):
+    for words, message in (
+        (["dpm2m:5", "euler:5"], "solver must be one of"),
+        (["dpm2m:5,x"], "--sweep takes SOLVER:NFE,NFE, got 'dpm2m:5,x'"),
+        (["dpm2m:"], "--sweep takes SOLVER:NFE,NFE, got 'dpm2m:'"),
+        (["ancestral:7"], "takes every time"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            eval_script.main(["edge2shoes", "data", "c.pt", "sweep", "--metrics", "psnr", "--sweep", *words])
+    assert count == []
+
+
+def test_flags_of_the_public_code(place: Path):
+    flags = ["edge2shoes", "data", "c.pt", "--fast_sampling", "--t", "1000", "-r", "2", "-l", "2", "-b", "8"]
+    args, config = eval_script.parse([*flags, "-vq", "vqgan.pt", "--show_verbose"])
+    assert (config.chosen_solver, config.time_steps, config.num_samples, config.c_lambda) == ("fast", 1000, 2, 2.0)
+    assert config.vqgan_path == Path("vqgan.pt")
+    assert args.metrics == ["fid", "lpips", "diversity"]
+    assert config.output_dir == Path("out/c-eval")
+    _, config = eval_miou.parse(["deeplab.pt", "data", "c.pt", "--fast_sampling", "-t", "1000"])
+    assert (config.chosen_solver, config.dataset, config.output_dir) == ("fast", "cityscapes", Path("out/c-miou"))
+
+
+def test_what_the_command_lines_refuse(place: Path, capsys: pytest.CaptureFixture[str]):
+    for parse, flags, message in (
+        (eval_script.parse, ["folder", "data", "c.pt"], "has no targets to compare with: --degrade makes sources"),
+        (eval_script.parse, ["edge2shoes", "data", "c.pt", "--metrics", "kid"], "invalid choice"),
+        (
+            eval_script.parse,
+            ["edge2shoes", "data", "c.pt", "--sweep", "ddim:2", "--steps", "3"],
+            "--sweep names solvers",
+        ),
+        (eval_miou.parse, ["d.pt", "data", "c.pt", "--direction", "BtoA"], "mIoU is of photographs"),
+    ):
+        with pytest.raises(SystemExit):
+            parse(flags)
+        assert message in capsys.readouterr().err
+    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+        run("-r", "0")
+    with pytest.raises(ValueError, match="num_steps=50 was given, but the network was trained with num_steps=100"):
+        run("--t", "50")
+
+
+# mIoU
+
+
+def make_city(place: Path) -> None:
+    """Cityscapes' layout with two streets in two towns, and a DeepLab with random weights."""
+    generator = np.random.default_rng(0)
+    for town, name in (("aachen", "aachen_000000_000019"), ("bonn", "bonn_000001_000019")):
+        for kind in ("gtFine", "leftImg8bit"):
+            (place / "city" / kind / "val" / town).mkdir(parents=True)
+        labels = place / "city" / "gtFine" / "val" / town / f"{name}_gtFine"
+        Image.fromarray(generator.integers(0, 256, (32, 64, 4), dtype=np.uint8)).save(f"{labels}_color.png")
+        Image.fromarray(generator.integers(0, 34, (32, 64), dtype=np.uint8)).save(f"{labels}_labelIds.png")
+        photo = Image.fromarray(generator.integers(0, 256, (32, 64, 3), dtype=np.uint8))
+        photo.save(place / "city" / "leftImg8bit" / "val" / town / f"{name}_leftImg8bit.png")
+    torch.manual_seed(0)
+    save_deeplab(place / "deeplab.pt", DeepLab(DeepLabConfig("deeplabv3plus", "mobilenet")))
+
+
+@pytest.fixture
+def city(place: Path) -> Path:
+    make_city(place)
+    return place
+
+
+def run_miou(*flags: str) -> dict[str, Any]:
+    eval_miou.main(["deeplab.pt", "city", "c.pt", "streets", "--steps", "2", *flags])
+    return json.loads(Path("streets/scores.json").read_text())
+
+
+def test_miou_end_to_end(city: Path, count: list[int], capsys: pytest.CaptureFixture[str]):
+    report = run_miou()
+    assert 0 <= report["scores"]["miou"] <= 1
+    assert len(report["scores"]["iou"]) == 19
+    assert report["deeplab"]["backbone"] == "mobilenet"
+    assert report["pictures"] == 2
+    out = capsys.readouterr().out
+    assert f"| **mIoU** | **{report['scores']['miou']:.4f}** |" in out
+    assert Path("streets/bonn/bonn_000001_000019.png").is_file()
+    assert run_miou()["scores"] == report["scores"]
+    assert count == [2, 2]  # to warm up, and the one that is timed
+
+
+def test_an_interrupted_scoring_resumes(city: Path, monkeypatch: pytest.MonkeyPatch):
+    """A picture is segmented once, and again by another network, at another stride, or with other labels."""
+    seen: list[int] = []
+    original = DeepLab.forward
+
+    def forward(self: DeepLab, images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return original(self, images)
+
+    monkeypatch.setattr(DeepLab, "forward", forward)
+    with pytest.raises(KeyboardInterrupt):
+        run_miou()
+    report = run_miou()
+    assert len(seen) == 3
+    assert run_miou()["scores"] == report["scores"]
+    assert len(seen) == 3
+    assert run_miou("--overwrite")["scores"] == report["scores"]  # the same pictures again
+    assert len(seen) == 3
+    run_miou("--output_stride", "8")
+    assert len(seen) == 5
+    labels = next(Path("city/gtFine/val/bonn").glob("*_labelIds.png"))
+    Image.fromarray(np.full((32, 64), 7, dtype=np.uint8)).save(labels)
+    assert run_miou("--output_stride", "8")["scores"] != report["scores"]
+    assert len(seen) == 6
+    save_deeplab("deeplab.pt", DeepLab(DeepLabConfig("deeplabv3plus", "mobilenet")))
+    run_miou()
+    assert len(seen) == 8
+
+
+def test_a_perfect_network_scores_one(city: Path, monkeypatch: pytest.MonkeyPatch):
+    """A network that returns each picture's labels: the wiring of pictures, labels and classes."""
+    folders = sorted(Path("city/gtFine/val").rglob("*_labelIds.png"))
+    labels = iter([eval_miou.read_labels(path) for path in folders])
+
+    class Perfect(nn.Module):
+        config = DeepLabConfig("deeplabv3plus", "mobilenet")
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            right = next(labels).clamp(max=18)
+            return nn.functional.one_hot(right, 19).permute(2, 0, 1)[None].float()
+
+    monkeypatch.setattr(eval_miou, "load_deeplab", lambda *_: Perfect())
+    assert run_miou()["scores"]["miou"] == 1
+
+
+def test_missing_files_for_miou_are_an_error_before_anything_is_made(city: Path, count: list[int]):
+    next(Path("city/gtFine/val/aachen").glob("*_labelIds.png")).unlink()
+    with pytest.raises(FileNotFoundError, match=r"there is no label map .*aachen_000000_000019_gtFine_labelIds.png"):
+        run_miou()
+    save_deeplab("deeplab.pt", DeepLab(DeepLabConfig("deeplabv3plus", "mobilenet", num_classes=21)))
+    with pytest.raises(ValueError, match=r"deeplab.pt must have 19 classes, got 21"):
+        run_miou()
+    assert count == []

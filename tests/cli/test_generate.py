@@ -1,0 +1,376 @@
+"""examples/generate.py as a user runs it, with a network too small to be good."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bbdm import ABridge, BridgeSampler, UNet, VQGANCodec, save_checkpoint, save_vqgan
+from bbdm.base import scripts
+from bbdm.evaluation.results import ResultsError
+from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
+from bbdm.execution import package as package_module
+from bbdm.execution.processes import Processes
+from bbdm.pictures import images
+from examples import generate
+from tests.conftest import tiny_unet
+from tests.networks.test_vqgan import tiny_vqgan
+
+SIZE = 16
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three pairs in the layout of edge2shoes, and a checkpoint."""
+    (tmp_path / "data" / "val").mkdir(parents=True)
+    for name, colour in (("b", "red"), ("a", "green"), ("c", "blue")):
+        pair = Image.new("RGB", (2 * SIZE, SIZE), colour)
+        pair.paste("white", (0, 0, SIZE, SIZE))
+        pair.save(tmp_path / "data" / "val" / f"{name}.jpg")
+    torch.manual_seed(0)
+    unet = UNet(3, 3, model_channels=8, channel_mult=(1, 2), head_channels=8, num_groups=4, num_res_blocks=1)
+    torch.nn.init.normal_(unet.out[2].weight, std=0.1)  # pyright: ignore[reportArgumentType]
+    save_checkpoint(tmp_path / "c.pt", unet, ABridge(num_steps=100), image_size=SIZE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*flags: str) -> None:
+    generate.main(["edge2shoes", "data", "c.pt", "results", "--steps", "3", *flags])
+
+
+def made() -> list[str]:
+    return sorted(path.name for path in Path("results").iterdir())
+
+
+def test_files_carry_their_sources_names(place: Path, capsys: pytest.CaptureFixture[str]):
+    run()
+    assert made() == ["a.png", "b.png", "c.png", "grid.png", "settings.json"]
+    assert Image.open("results/a.png").size == (SIZE, SIZE)
+    assert "3 results in results" in capsys.readouterr().out
+
+
+def test_image_i_has_the_seed_plus_i(place: Path):
+    run("--seed", "5", "-b", "2")
+    sampler = BridgeSampler.from_checkpoint("c.pt", steps=3)
+    source = images.to_pil(images.from_pil(Image.open("data/val/c.jpg").crop((0, 0, SIZE, SIZE))))
+    expected = np.asarray(sampler(source, seed=7)[0], dtype=int)
+    assert np.abs(np.asarray(Image.open("results/c.png"), dtype=int) - expected).max() <= 1
+
+
+@pytest.mark.nightly
+def test_compiled_results_are_the_same(place: Path):
+    run("--compile")
+    compiled = np.asarray(Image.open("results/c.png"), dtype=int)
+    run("--overwrite")
+    assert np.abs(np.asarray(Image.open("results/c.png"), dtype=int) - compiled).max() <= 4  # bfloat16 where it pays
+
+
+def test_processes_compile_in_one_dtype(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each process chooses by timing, and all take the first's choice."""
+    monkeypatch.setattr(package_module, "best_dtype", lambda _: torch.float32)
+    monkeypatch.setattr(Processes, "gather", lambda _, value: [torch.bfloat16, value])
+    translator = Translator(generate.parse(["edge2shoes", "data", "c.pt", "--compile"]))
+    assert translator.sampler("dpm2m", 3).dtype == torch.bfloat16
+
+
+def test_grid_is_source_result_target(place: Path):
+    run()
+    grid = Image.open("results/grid.png")
+    assert grid.size == (3 * (SIZE + 2) + 2, 3 * (SIZE + 2) + 2)
+    row = [grid.getpixel((2 + SIZE // 2 + i * (SIZE + 2), 2 + SIZE // 2)) for i in range(3)]
+    assert row[0] == (255, 255, 255)
+    assert row[1] == Image.open("results/a.png").getpixel((SIZE // 2, SIZE // 2))
+    red, green, blue = row[2]  # pyright: ignore[reportGeneralTypeIssues]
+    assert green > 100 > max(red, blue)
+
+
+def test_several_samples_differ(place: Path):
+    run("--num_samples", "2")
+    assert made() == ["a_0.png", "a_1.png", "b_0.png", "b_1.png", "c_0.png", "c_1.png", "grid.png", "settings.json"]
+    assert Image.open("results/a_0.png").tobytes() != Image.open("results/a_1.png").tobytes()
+
+
+def test_results_are_kept_without_overwrite(place: Path, capsys: pytest.CaptureFixture[str]):
+    run()
+    Image.new("RGB", (SIZE, SIZE), "black").save("results/b.png")
+    Path("results/c.png").unlink()
+    run()
+    assert "1 results in results, and 2 that were there" in capsys.readouterr().out
+    assert Image.open("results/b.png").getextrema() == ((0, 0), (0, 0), (0, 0))
+    run("--overwrite")
+    assert Image.open("results/b.png").getextrema() != ((0, 0), (0, 0), (0, 0))
+
+
+def test_what_a_killed_run_was_writing_is_deleted(place: Path):
+    """And nothing that has another form of name."""
+    Path("results").mkdir()
+    for name in (".a.png.0123abcd.tmp", ".settings.json.0123abcd.tmp", ".notes.tmp", ".a.png.0123.tmp"):
+        Path("results", name).touch()
+    run()
+    assert made() == [".a.png.0123.tmp", ".notes.tmp", "a.png", "b.png", "c.png", "grid.png", "settings.json"]
+
+
+def test_results_of_other_settings_are_not_shown_as_new(place: Path):
+    run("--seed", "1")
+    with pytest.raises(ResultsError, match=r"results holds results of other settings \(seed 1, now 2\)") as caught:
+        run("--seed", "2")
+    assert "--overwrite" in scripts.hinted(caught.value, generate.HINTS)
+    Path("results/settings.json").unlink()  # as versions without manifests left it
+    with pytest.raises(ResultsError, match=r"results/a\.png exists, but no results/settings\.json"):
+        run("--seed", "1")
+    run("--seed", "2", "--overwrite")
+
+
+def sizes(*flags: str) -> list[tuple[int, int]]:
+    """Of the results for a wide, a high and a square source."""
+    for name, size in (("wide", (40, 20)), ("high", (12, 25)), ("same", (16, 16))):
+        Path("own").mkdir(exist_ok=True)
+        Image.new("RGB", size, "navy").save(f"own/{name}.png")
+    generate.main(["folder", "own", "c.pt", "out", "--steps", "2", "--overwrite", *flags])
+    return [Image.open(f"out/{name}.png").size for name in ("wide", "high", "same")]
+
+
+def test_own_sources_keep_their_shape(place: Path):
+    assert sizes() == sizes("--size", "fit") == [(16, 8), (8, 16), (16, 16)]
+    assert sizes("--size", "keep") == [(40, 20), (12, 25), (16, 16)]
+    assert sizes("--size", "train") == [(16, 16)] * 3
+    assert sizes("--size", "20x8") == sizes("--image_size", "20x8") == [(8, 20)] * 3
+
+
+def test_results_of_several_sizes_do_not_depend_on_the_batch(place: Path):
+    sizes("--size", "keep")
+    together = np.asarray(Image.open("out/high.png"), dtype=int)
+    sizes("--size", "keep", "-b", "1")
+    assert np.abs(np.asarray(Image.open("out/high.png"), dtype=int) - together).max() <= 1
+
+
+def test_bad_pictures_are_skipped_and_listed(place: Path, capsys: pytest.CaptureFixture[str]):
+    run()
+    expected = Path("results/c.png").read_bytes()
+    Path("data/val/b.jpg").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"cannot read the picture data/val/b\.jpg"):
+        run("--overwrite")
+    run("--overwrite", "--skip_bad")
+    printed = capsys.readouterr().out
+    assert "left out: cannot read the picture data/val/b.jpg" in printed
+    assert "2 results in results" in printed
+    assert made() == ["a.png", "c.png", "grid.png", "settings.json"]
+    assert Path("results/c.png").read_bytes() == expected, "the seed depends on what was skipped"
+
+
+def test_a_place_that_cannot_be_written_is_found_first(place: Path, monkeypatch: pytest.MonkeyPatch):
+    Path("file").write_text("")
+    monkeypatch.setattr("bbdm.sampling.network_config.load_checkpoint", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(ValueError, match="file is a file, and a folder is needed there"):
+        generate.main(["edge2shoes", "data", "c.pt", "file/results"])
+
+
+def test_sources_alone(place: Path):
+    generate.main(["folder", "data/val", "c.pt", "results", "--steps", "2"])
+    assert made() == ["a.png", "b.png", "c.png", "grid.png", "settings.json"]
+    assert Image.open("results/grid.png").width == 2 * (SIZE + 2) + 2
+
+
+def test_fast_sampling_is_the_papers_solver(place: Path):
+    assert generate.parse(["edge2shoes", "data", "c.pt", "--fast_sampling"]).chosen_solver == "fast"
+    run("--fast_sampling")
+    fast = Path("results/a.png").read_bytes()
+    run("--overwrite", "--solver", "fast")
+    assert Path("results/a.png").read_bytes() == fast
+    run("--overwrite")
+    assert Path("results/a.png").read_bytes() != fast
+
+
+def test_bfloat16(place: Path):
+    run("--dtype", "bf16")
+    fast = np.asarray(Image.open("results/a.png"), dtype=int)
+    run("--overwrite")
+    difference = np.abs(np.asarray(Image.open("results/a.png"), dtype=int) - fast)
+    assert 0 < difference.max() <= 4
+
+
+def test_latents(place: Path):
+    """A file that holds its autoencoder needs no -vq, and takes no other one."""
+    save_vqgan("vqgan.pt", tiny_vqgan())
+    save_vqgan("other.pt", tiny_vqgan(1))
+    save_checkpoint("c.pt", tiny_unet(), ABridge(num_steps=100), codec=VQGANCodec(tiny_vqgan()), image_size=SIZE)
+    run()
+    results = Path("results/a.png").read_bytes()
+    assert Image.open("results/a.png").size == (SIZE, SIZE)
+    run("--overwrite", "-vq", "vqgan.pt")
+    assert Path("results/a.png").read_bytes() == results
+    with pytest.raises(ValueError, match="another codec was given than the one that the network was trained with"):
+        run("-vq", "other.pt")
+
+
+@pytest.mark.parametrize("suffix", [pytest.param(".pt", marks=pytest.mark.nightly), ".safetensors"])
+def test_pictures_are_of_the_averaged_weights(place: Path, suffix: str):
+    weights, average = tiny_unet(0), tiny_unet(1)
+    save_checkpoint(f"both{suffix}", weights, ABridge(num_steps=100), ema=average, image_size=SIZE)
+    results: dict[str, bytes] = {}
+    for name, unet in {"weights": weights, "average": average}.items():
+        save_checkpoint(f"{name}.pt", unet, ABridge(num_steps=100), image_size=SIZE)
+        generate.main(["edge2shoes", "data", f"{name}.pt", name, "--steps", "3"])
+        results[name] = Path(name, "a.png").read_bytes()
+    generate.main(["edge2shoes", "data", f"both{suffix}", "both", "--steps", "3"])
+    assert Path("both/a.png").read_bytes() == results["average"] != results["weights"]
+
+
+def test_a_pickled_network_with_everything_from_flags(place: Path):
+    """The public A-Bridge code saves a bare network; its steps, noise and autoencoder are flags."""
+    save_vqgan("vqgan.pt", tiny_vqgan())
+    save_checkpoint("c.pt", tiny_unet(), ABridge(100, 1.5), codec=VQGANCodec(tiny_vqgan()), image_size=SIZE)
+    run()
+    results = Path("results/a.png").read_bytes()
+    torch.save(tiny_unet(), "bare.model")
+    flags = ["--steps", "3", "--image_size", str(SIZE)]
+    generate.main(["edge2shoes", "data", "bare.model", "bare", *flags, "-t", "100", "-l", "1.5", "-vq", "vqgan.pt"])
+    assert Path("bare/a.png").read_bytes() == results
+    with pytest.raises(ValueError, match=r"cannot read bare.model"):
+        generate.main(["edge2shoes", "data", "bare.model", "bare", *flags])
+
+
+def test_an_interrupted_write_leaves_no_half_picture(place: Path, monkeypatch: pytest.MonkeyPatch):
+    def half(self: Image.Image, path: Path, *_: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert made() == ["settings.json"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("MPS backend out of memory"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "mps", "python"],
+)
+def test_out_of_memory_says_what_to_lower(place: Path, monkeypatch: pytest.MonkeyPatch, error: Exception):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(BridgeSampler, "__call__", fail)
+    with pytest.raises(TooLargeError, match="out of memory at batch_size 64 and image_size 16") as caught:
+        run()
+    assert scripts.hinted(caught.value, generate.HINTS).endswith("16; lower -b or --size")
+
+
+def test_other_errors_are_not_taken_for_memory(place: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a wrong shape")
+
+    monkeypatch.setattr(BridgeSampler, "__call__", fail)
+    with pytest.raises(RuntimeError, match="a wrong shape"):
+        run()
+
+
+@pytest.mark.parametrize(("name", "output_dir"), [("a.png", "pictures"), ("grid.png", "results")])
+def test_no_picture_of_the_user_is_overwritten(place: Path, name: str, output_dir: str):
+    Path("pictures").mkdir()
+    Image.new("RGB", (SIZE, SIZE), "red").save(f"pictures/{name}")
+    before = Path(f"pictures/{name}").read_bytes()
+    with pytest.raises(ValueError, match=f"{name} would replace another picture"):
+        generate.main(["folder", "pictures", "c.pt", output_dir, "--steps", "2", "--overwrite"])
+    assert Path(f"pictures/{name}").read_bytes() == before
+
+
+def test_what_the_command_line_refuses(place: Path, capsys: pytest.CaptureFixture[str]):
+    for flags, message in (
+        (["edge2shoes"], "edge2shoes needs data_dir and checkpoint"),
+        (["demo", "out", "c.pt"], "'demo' brings its own data and weights"),
+        (["shoes", "data", "c.pt"], "invalid choice"),
+        (["edge2shoes", "data", "c.pt", "--image_size", "16x"], "a size is written as 256"),
+        (["edge2shoes", "data", "c.pt", "--dtype", "fp16"], "invalid choice"),
+    ):
+        with pytest.raises(SystemExit):
+            generate.parse(flags)
+        assert message in capsys.readouterr().err
+    for flags, message in (
+        (["-b", "0"], "batch_size must be at least 1, got 0"),
+        (["--fast_sampling", "--solver", "ddim"], "fast_sampling means the solver 'fast', got solver 'ddim' too"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generate.parse(["edge2shoes", "data", "c.pt", *flags])
+
+
+def test_all_flags_of_a_translation(place: Path):
+    """Each name of each flag, and the defaults."""
+    given = ["folder", "data", "c.pt", "out"]
+    defaults = TranslateConfig("folder", "data", Path("c.pt"), Path("out"))
+    assert generate.parse(given) == defaults
+    assert (defaults.split, defaults.batch_size, defaults.num_samples, defaults.seed) == ("val", 64, 1, 0)
+    assert (defaults.chosen_solver, defaults.steps, defaults.direction) == (None, None, "AtoB")
+    for field, flags, value in (
+        ("split", ["--split", "test"], "test"),
+        ("solver", ["--solver", "sde-dpm2m"], "sde-dpm2m"),
+        ("steps", ["--steps", "5"], 5),
+        ("fast_sampling", ["--fast_sampling"], True),
+        ("batch_size", ["-b", "8"], 8),
+        ("batch_size", ["--batch_size", "8"], 8),
+        ("num_samples", ["-r", "2"], 2),
+        ("num_samples", ["--repeat", "2"], 2),
+        ("num_samples", ["--num_samples", "2"], 2),
+        ("seed", ["--seed", "7"], 7),
+        ("image_size", ["--image_size", "64"], 64),
+        ("image_size", ["--image_size", "64x128"], (64, 128)),
+        ("direction", ["--direction", "BtoA"], "BtoA"),
+        ("time_steps", ["-t", "9"], 9),
+        ("time_steps", ["--t", "9"], 9),
+        ("time_steps", ["--time_steps", "9"], 9),
+        ("c_lambda", ["-l", "1.5"], 1.5),
+        ("c_lambda", ["--c_lambda", "1.5"], 1.5),
+        ("vqgan_path", ["-vq", "v.pt"], Path("v.pt")),
+        ("vqgan_path", ["--vqgan_path", "v.pt"], Path("v.pt")),
+        ("config", ["--config", "b.yaml"], Path("b.yaml")),
+        ("overwrite", ["--overwrite"], True),
+        ("compile", ["--compile"], True),
+        ("dtype", ["--dtype", "bf16"], "bf16"),
+        ("device", ["--device", "cpu"], "cpu"),
+        ("use_multi_gpus", ["--use_multi_gpus"], True),
+        ("use_multi_gpus", ["-use_multi_gpus"], True),
+        ("show_verbose", ["--show_verbose"], True),
+    ):
+        assert generate.parse([*given, *flags]) == replace(defaults, **{field: value})
+
+
+def test_the_size_of_files_that_do_not_hold_it(place: Path, capsys: pytest.CaptureFixture[str]):
+    save_checkpoint("c.pt", tiny_unet(attention_resolutions=()), ABridge(num_steps=100))
+    for name in "bc":
+        Path(f"data/val/{name}.jpg").unlink()
+    generate.main(["edge2shoes", "data", "c.pt", "results", "--steps", "1"])
+    assert "c.pt does not hold the size of its pictures: image_size is 256\n" in capsys.readouterr().out
+    assert Image.open("results/a.png").size == (256, 256)
+    with pytest.raises(ValueError, match="image_size must be at least 1, got 0"):
+        run("--image_size", "0", "--overwrite")
+
+
+def test_a_folder_where_a_file_belongs(place: Path):
+    with pytest.raises(ValueError, match="data is a folder, and a checkpoint is a file"):
+        generate.main(["edge2shoes", "data", "data", "results"])
+    with pytest.raises(FileNotFoundError, match=r"there is no config\.json of an autoencoder in data"):
+        run("-vq", "data")
+
+
+def test_a_file_where_the_results_belong(place: Path):
+    Path("results").touch()
+    with pytest.raises(ValueError, match="results is a file, and a folder is needed there"):
+        run()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+@pytest.mark.parametrize("device", ["cuda", "gpu"])
+def test_a_device_that_is_not_there(place: Path, device: str):
+    with pytest.raises(ValueError, match=f"device '{device}' cannot be used here: "):
+        run("--device", device)
+    with pytest.raises(ValueError, match=f"device '{device}' cannot be used here: "):
+        BridgeSampler.from_checkpoint("c.pt", device=device)

@@ -1,0 +1,529 @@
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import shutil
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import bbdm
+from bbdm.base import scripts
+from bbdm.bridges import Bridge
+from bbdm.cli import setup
+from bbdm.data.survey import BadPicturesError
+from bbdm.files.content import UNetState
+from bbdm.networks.unet_config import PRESETS, UNetConfig
+from bbdm.training import optimizers
+from bbdm.training.config import TrainConfig
+from bbdm.training.fine_tuning import FIRST
+from bbdm.training.run_folder import RunFolder
+from bbdm.training.trainer import Trainer
+from examples import generate, train
+from tests.conftest import TINY, SavePicture, tiny_unet
+from tests.networks.test_vqgan import tiny_vqgan
+
+
+def build_bridge(args: argparse.Namespace) -> Bridge:
+    return setup.build_bridge(args.bridge, args.time_steps, args.c_lambda, args.objective, args.density)
+
+
+DATA = ["edge2shoes", "DATA", "model.pt"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, save_picture: SavePicture) -> Path:
+    """Two training pairs and one validation pair, side by side."""
+    folder = tmp_path_factory.mktemp("edges")
+    generator = np.random.default_rng(0)
+    for name in ("train/1.jpg", "train/2.jpg", "val/3.jpg"):
+        pixels = generator.integers(0, 256, (16, 32, 3), dtype=np.uint8)
+        save_picture(folder / name, Image.fromarray(pixels))
+    return folder
+
+
+@pytest.fixture
+def tiny_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo preset with a network of a few thousand parameters."""
+    monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
+
+
+class TestParse:
+    @pytest.mark.parametrize(
+        ("flags", "name", "value"),
+        [
+            (["-b", "3"], "batch_size", 3),
+            (["--batch_size", "3"], "batch_size", 3),
+            (["-e", "7"], "epochs", 7),
+            (["--epochs", "7"], "epochs", 7),
+            (["-t", "500"], "time_steps", 500),
+            (["--t", "500"], "time_steps", 500),
+            (["--time_steps", "500"], "time_steps", 500),
+            (["-l", "1.5"], "c_lambda", 1.5),
+            (["--c_lambda", "1.5"], "c_lambda", 1.5),
+            (["-lr", "2e-5"], "learning_rate", 2e-5),
+            (["--learning_rate", "2e-5"], "learning_rate", 2e-5),
+            (["--image_size", "64"], "image_size", 64),
+            (["--image_size", "64x128"], "image_size", (64, 128)),
+            (["--channels", "1"], "channels", 1),
+            (["--condition", "concat"], "condition", "concat"),
+            (["--preset", "bbdm"], "preset", "bbdm"),
+            (["--ckpt_path", "run/step_00000500.pt"], "ckpt_path", Path("run/step_00000500.pt")),
+            (["--device", "meta"], "device", "meta"),
+            (["--overwrite"], "overwrite", True),
+            (["--save_every", "9"], "save_every", 9),
+            (["--keep", "3"], "keep", 3),
+            (["--loss", "huber"], "loss", "huber"),
+            (["--optimizer", "adamw"], "optimizer", "adamw"),
+            (["--weight_decay", "0.1"], "weight_decay", 0.1),
+            (["--grad_accumulation", "4"], "grad_accumulation", 4),
+            (["--grad_clip", "1"], "grad_clip", 1.0),
+            (["--lr_schedule", "plateau"], "lr_schedule", "plateau"),
+            (["--plateau_patience", "9"], "plateau_patience", 9),
+            (["--ema_start", "9"], "ema_start", 9),
+            (["--ema_every", "9"], "ema_every", 9),
+            (["--show_verbose"], "show_verbose", True),
+            (["--experiment", "run"], "experiment", Path("run")),
+            (["--seed", "5"], "seed", 5),
+            (["--loss", "l2"], "loss", "l2"),
+            (["--direction", "BtoA"], "direction", "BtoA"),
+            (["--flip"], "flip", True),
+            (["--degrade", "jpeg:5"], "degrade", "jpeg:5"),
+            (["--degrade_seed", "5"], "degrade_seed", 5),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_flag(self, flags: list[str], name: str, value: Any) -> None:
+        assert getattr(train.parse([*DATA, *flags]), name) == value
+        assert getattr(train.parse([*flags, *DATA]), name) == value
+
+    def test_short_flags_do_not_mix(self) -> None:
+        args = train.parse([*DATA, "-l", "1.5", "-lr", "2e-5", "-t", "500", "-e", "7", "-b", "3"])
+        values = args.c_lambda, args.learning_rate, args.time_steps, args.epochs, args.batch_size
+        assert values == (1.5, 2e-5, 500, 7, 3)
+
+    def test_positionals(self) -> None:
+        args = train.parse(DATA)
+        assert (args.dataset, args.data_dir, args.output_model) == ("edge2shoes", "DATA", Path("model.pt"))
+
+    def test_defaults_are_those_of_the_library(self) -> None:
+        args = train.parse(DATA)
+        assert {field.name: getattr(args, field.name) for field in fields(TrainConfig)} == vars(TrainConfig())
+        assert build_bridge(args) == bbdm.ABridge()
+
+    def test_every_network_has_a_preset_of_flags(self) -> None:
+        assert setup.PRESET_SETTINGS.keys() == setup.PRESETS.keys()
+        names = vars(train.parse(DATA)).keys()
+        for flags in setup.PRESET_SETTINGS.values():
+            assert flags.keys() <= names
+
+    @pytest.mark.parametrize("preset", ["bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"])
+    def test_presets_of_bbdm_are_its_templates(self, preset: str) -> None:
+        """configs/Template-*.yaml of xuekt98/BBDM: Adam 1e-4, batches of 8, EMA, ReduceLROnPlateau."""
+        args = train.parse([*DATA, "--preset", preset])
+        assert (args.batch_size, args.optimizer, args.learning_rate, args.loss) == (8, "adam", 1e-4, "l1")
+        assert (args.ema_decay, args.ema_start, args.ema_every) == (0.995, 30000, 8)
+        assert (args.lr_schedule, args.plateau_patience) == ("plateau", 3000)
+        assert (optimizers.FACTOR, optimizers.THRESHOLD, optimizers.LOWEST_RATE) == (0.5, 1e-4, 5e-7)
+
+    @pytest.mark.parametrize("first", [True, False], ids=["preset-first", "preset-last"])
+    def test_preset_sets_defaults_and_flags_win(self, first: bool) -> None:
+        preset, explicit = ["--preset", "demo"], ["-b", "3", "--no-flip", "--loss", "l1"]
+        args = train.parse([*DATA, *preset, *explicit] if first else [*DATA, *explicit, *preset])
+        assert (args.batch_size, args.flip, args.loss) == (3, False, "l1")
+        assert (args.image_size, args.epochs, args.lr_schedule) == (64, 50, "cosine")
+
+    def test_flag_equal_to_the_plain_default_wins_too(self) -> None:
+        args = train.parse([*DATA, "--preset", "demo", "--image_size", "256", "-b", "64"])
+        assert (args.image_size, args.batch_size) == (256, 64)
+
+    @pytest.mark.parametrize(
+        "flags",
+        [["--image_size", "64x"], ["--preset", "huge"], ["--loss", "l3"], ["--bridge", "slerp"], ["-b", "many"]],
+        ids=lambda flags: flags[0],
+    )
+    def test_refuses(self, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            train.parse([*DATA, *flags])
+        assert flags[1] in capsys.readouterr().err
+
+    def test_help(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as caught:
+            train.parse(["--help"])
+        assert caught.value.code == 0
+        assert "Train a bridge" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "bridge"),
+    [
+        (["-t", "100", "-l", "0.5"], bbdm.ABridge(100, 0.5)),
+        (["--bridge", "brownian", "--objective", "noise"], bbdm.BrownianBridge(1000, objective="noise")),
+        (["--bridge", "bbdm", "-t", "200"], bbdm.BrownianBridge.bbdm(200)),
+        (["--preset", "bbdm"], bbdm.BrownianBridge.bbdm()),
+    ],
+    ids=["abridge", "brownian", "bbdm", "bbdm-preset"],
+)
+def test_build_bridge(flags: list[str], bridge: Any) -> None:
+    assert build_bridge(train.parse([*DATA, *flags])) == bridge
+
+
+@pytest.mark.parametrize(
+    ("flags", "channels", "wanted"),
+    [
+        ([], 3, (3, 3, 0)),
+        (["--condition", "concat"], 3, (3, 3, 3)),
+        (["--preset", "demo"], 3, (3, 3, 3)),
+        (["--preset", "demo", "--condition", "none"], 3, (3, 3, 0)),
+        (["--preset", "demo"], 1, (1, 1, 1)),
+        (["--preset", "lbbdm-f8", "--condition", "concat"], 4, (4, 4, 4)),
+    ],
+)
+def test_build_network(flags: list[str], channels: int, wanted: tuple[int, int, int]) -> None:
+    args = train.parse([*DATA, *flags])
+    with torch.device("meta"):
+        network = setup.build_network(args.preset, channels, args.condition)
+    assert (network.channels, network.channels, network.condition_channels) == wanted
+
+
+def assert_same(got: UNetState, wanted: UNetState) -> None:
+    """Weights and their average are equal bit for bit."""
+    for mine, theirs in ((got.weights, wanted.weights), (got.ema, wanted.ema)):
+        assert mine is not None
+        assert theirs is not None
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+class TestMain:
+    @staticmethod
+    def arguments(data: Path, output: Path, *flags: str) -> list[str]:
+        common = ["--preset", "demo", "--image_size", "16", "-b", "2", "-e", "1", "--device", "cpu", "-t", "50"]
+        return ["edge2shoes", str(data), str(output), *common, *flags]
+
+    def test_demo_trains_and_the_output_samples(self, data: Path, tmp_path: Path) -> None:
+        output = tmp_path / "model.safetensors"
+        train.main(self.arguments(data, output))
+        loaded = bbdm.load_checkpoint(output)
+        assert loaded.bridge == bbdm.BrownianBridge(50, objective="pinned", density="high")
+        assert loaded.unet.config == PRESETS["demo"]
+        assert loaded.unet.weights is not None
+        assert loaded.unet.ema is not None
+        sampler = bbdm.BridgeSampler.from_checkpoint(output, steps=2)
+        result = sampler(torch.zeros(1, 3, 16, 16), seed=0)
+        assert result.shape == (1, 3, 16, 16)
+        assert result.isfinite().all()
+        run = tmp_path / "model.run"
+        assert {"config.json", "metrics.jsonl", "step_00000001.pt", "best.pt", "epoch_0001.png"} <= {
+            file.name for file in run.iterdir()
+        }
+
+    @pytest.mark.usefixtures("tiny_demo")
+    @pytest.mark.parametrize("named", [False, True], ids=["the same command", "--ckpt_path"])
+    def test_resumes_from_a_checkpoint(self, named: bool, data: Path, tmp_path: Path) -> None:
+        for name, cut in (("straight", False), ("resumed", True)):
+            run = tmp_path / name
+            flags = ["--experiment", str(run), "--lr_schedule", "constant"]
+            if cut:
+                train.main(self.arguments(data, tmp_path / "half.pt", *flags))
+                flags += ["--ckpt_path", str(run / "step_00000001.pt")] if named else []
+            train.main(self.arguments(data, tmp_path / f"{name}.pt", *flags, "-e", "2"))
+        straight, resumed = (bbdm.load_checkpoint(tmp_path / f"{name}.pt").unet for name in ("straight", "resumed"))
+        assert_same(resumed, straight)
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_a_finished_run_is_written_again(self, data: Path, tmp_path: Path) -> None:
+        outputs = [tmp_path / "model.pt", tmp_path / "again.pt"]
+        for output in outputs:
+            train.main(self.arguments(data, output, "--experiment", str(tmp_path / "run")))
+        assert_same(*(bbdm.load_checkpoint(output).unet for output in outputs))
+        assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_other_settings_are_refused_until_overwritten(self, data: Path, tmp_path: Path) -> None:
+        train.main(self.arguments(data, tmp_path / "model.pt", "-e", "3"))
+        other = self.arguments(data, tmp_path / "model.pt", "--loss", "l1")
+        with pytest.raises(ValueError, match=r"was trained with loss=l2: resume with the same, or begin anew"):
+            train.main(other)
+        train.main([*other, "--overwrite"])
+        run = tmp_path / "model.run"
+        assert sorted(path.name for path in run.glob("step_*")) == ["step_00000001.pt"]
+        assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
+        assert not (run / "epoch_0003.png").exists()
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_going_back_needs_saying(self, data: Path, tmp_path: Path) -> None:
+        train.main(self.arguments(data, tmp_path / "model.pt", "-e", "3", "--lr_schedule", "constant"))
+        run = tmp_path / "model.run"
+        back = ["-e", "3", "--lr_schedule", "constant", "--ckpt_path", str(run / "step_00000002.pt")]
+        with pytest.raises(ValueError, match="holds a run of 3 steps already, and this one would begin at 2"):
+            train.main(self.arguments(data, tmp_path / "back.pt", "--experiment", str(run), *back))
+        train.main(self.arguments(data, tmp_path / "back.pt", "--experiment", str(run), *back, "--overwrite"))
+        assert_same(*(bbdm.load_checkpoint(tmp_path / name).unet for name in ("back.pt", "model.pt")))
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_cached_pictures_give_the_same_weights(self, data: Path, tmp_path: Path) -> None:
+        cache = tmp_path / "cache"
+        flags = ["--cache_images", str(cache)]
+        for name in "abc":
+            train.main(self.arguments(data, tmp_path / f"{name}.pt", *(flags if name != "a" else [])))
+        assert {path.name for path in cache.glob("[!.]*")} == {"train.npy", "train.json", "val.npy", "val.json"}
+        states = [bbdm.load_checkpoint(tmp_path / f"{name}.pt").build_unet().state_dict() for name in "abc"]
+        for state in states[1:]:
+            assert all(torch.equal(value, states[0][key]) for key, value in state.items())
+        with pytest.raises(ValueError, match=r"train\.npy is of other pictures \(image_size 16, now 32\)"):
+            train.main(self.arguments(data, tmp_path / "d.pt", *flags, "--image_size", "32"))
+
+    def test_cached_latents_need_no_cached_pictures(self, data: Path, tmp_path: Path) -> None:
+        flags = ["-vq", "vqgan.pt", "--cache_latents", "a", "--cache_images", "b"]
+        with pytest.raises(ValueError, match="--cache_images and --cache_latents exclude each other"):
+            train.main(self.arguments(data, tmp_path / "model.pt", *flags))
+
+    @pytest.mark.usefixtures("tiny_demo")
+    @pytest.mark.parametrize("bare", [False, True], ids=["checkpoint", "state-dict"])
+    def test_begins_from_trained_weights(
+        self,
+        bare: bool,
+        data: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """A file without a bridge is read as well, with the T and noise scale of the run."""
+        trained = tmp_path / "trained.pt"
+        network, average = tiny_unet(1), tiny_unet(2)
+        if bare:
+            torch.save(average.state_dict(), trained)
+        else:
+            bbdm.save_checkpoint(trained, network, bbdm.ABridge(60), ema=average)
+        monkeypatch.setattr(Trainer, "fit", lambda *_, **__: None)
+        train.main(self.arguments(data, tmp_path / "model.pt", "--init_from", str(trained)))
+        loaded, wanted = bbdm.load_checkpoint(tmp_path / "model.pt").unet, average.state_dict()
+        for state in (loaded.weights, loaded.ema):
+            assert state is not None
+            widened = state.pop(FIRST)
+            assert torch.equal(widened, torch.cat([wanted[FIRST], torch.zeros_like(wanted[FIRST])], dim=1))
+            assert all(torch.equal(value, wanted[key]) for key, value in state.items())
+        message = capsys.readouterr().out
+        assert f"trained.pt: {FIRST} begins at zero for 3 new input channels" in message
+        assert ("trained.pt: it was trained as ABridge(num_steps=60" in message) is not bare
+
+    def test_flags_of_a_beginning_that_exclude_each_other(self, data: Path, tmp_path: Path) -> None:
+        for flags, message in (
+            (["--init_from", "a.pt", "--ckpt_path", "b.pt"], "--init_from and --ckpt_path exclude each other"),
+            (["--config", "a.yaml"], "--config is of the network that --init_from names"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                train.main(self.arguments(data, tmp_path / "model.pt", *flags))
+
+    @pytest.mark.usefixtures("tiny_demo")
+    @pytest.mark.parametrize("condition", ["concat", "none"])
+    def test_grey_pictures_that_are_not_square(self, condition: str, data: Path, tmp_path: Path) -> None:
+        flags = ["--image_size", "16x24", "--channels", "1", "--condition", condition]
+        train.main(self.arguments(data, tmp_path / "model.pt", *flags))
+        assert bbdm.load_checkpoint(tmp_path / "model.pt").image_size == (16, 24)
+        with Image.open(tmp_path / "model.run" / "epoch_0001.png") as preview:
+            assert preview.size == (3 * (24 + 2) + 2, 16 + 2 * 2)
+        generate.main(["edge2shoes", str(data), str(tmp_path / "model.pt"), str(tmp_path / "results"), "--steps", "2"])
+        with Image.open(tmp_path / "results" / "3.png") as result:
+            assert (result.size, result.mode) == ((24, 16), "L")
+
+    def test_channels_are_of_pictures(self, data: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="with -vq, it is the autoencoder's"):
+            train.main(self.arguments(data, tmp_path / "model.pt", "--channels", "1", "-vq", "vqgan.pt"))
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_output_is_free_of_training_state(self, data: Path, tmp_path: Path) -> None:
+        train.main(self.arguments(data, tmp_path / "model.pt"))
+        assert bbdm.load_checkpoint(tmp_path / "model.pt").training is None
+        assert bbdm.load_checkpoint(tmp_path / "model.run" / "step_00000001.pt").training is not None
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_seed_decides_the_weights(self, data: Path, tmp_path: Path) -> None:
+        for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+            train.main(self.arguments(data, tmp_path / f"{name}.pt", "--seed", seed))
+        a, b, c = (
+            bbdm.load_checkpoint(tmp_path / f"{name}.pt").build_unet().state_dict()["out.2.weight"] for name in "abc"
+        )
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+    @pytest.mark.usefixtures("tiny_demo")
+    @pytest.mark.parametrize(
+        ("flags", "terminal", "shows"),
+        [([], False, False), ([], True, True), (["--show_verbose"], False, True), (["--quiet"], True, False)],
+    )
+    def test_a_terminal_shows_the_run(
+        self,
+        flags: list[str],
+        terminal: bool,
+        shows: bool,
+        data: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+        train.main(self.arguments(data, tmp_path / "model.pt", *flags))
+        assert ("epoch 1/1: loss" in capsys.readouterr().err) == shows
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_bad_pictures_are_found_before_the_first_step(
+        self, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pictures = shutil.copytree(data, tmp_path / "pictures")
+        (pictures / "train" / "1.jpg").write_bytes(b"")
+        with pytest.raises(BadPicturesError, match=r"train/1\.jpg") as caught:
+            train.main(self.arguments(pictures, tmp_path / "model.pt"))
+        assert "--skip_bad" in scripts.hinted(caught.value, train.HINTS)
+        train.main(self.arguments(pictures, tmp_path / "model.pt", "--skip_bad", "-b", "1"))
+        assert "left out: cannot read the picture" in capsys.readouterr().out
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_without_validation_pictures(
+        self, tmp_path: Path, save_picture: SavePicture, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for name in ("1", "2"):
+            save_picture(tmp_path / "data" / "train" / f"{name}.png", Image.new("RGB", (32, 16)))
+        train.main(self.arguments(tmp_path / "data", tmp_path / "model.pt"))
+        assert "without validation pairs" in capsys.readouterr().out
+        assert (tmp_path / "model.pt").is_file()
+
+    @pytest.mark.parametrize("name", ["model", "model.ckpt"])
+    def test_bad_output_suffix_stops_before_any_work(self, name: str, data: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=rf"ends in \.pt or \.safetensors, got .*{name}"):
+            train.main(self.arguments(data, tmp_path / name))
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_image_size_that_the_network_cannot_take(self, data: Path, tmp_path: Path) -> None:
+        """The tiny network halves once, so an odd size cannot be put together again."""
+        with pytest.raises((SystemExit, ValueError), match=r"15.* multiple.* 2"):
+            train.main(self.arguments(data, tmp_path / "model.pt", "--image_size", "15"))
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_a_broken_validation_picture_is_found_before_training(
+        self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shutil.copytree(data, tmp_path / "data")
+        (tmp_path / "data" / "val" / "z.png").write_bytes(b"broken")
+        monkeypatch.setattr(Trainer, "train_step", lambda *_: pytest.fail("an epoch began"))
+        with pytest.raises(ValueError, match=r"cannot read the picture .*val/z\.png"):
+            train.main(self.arguments(tmp_path / "data", tmp_path / "model.pt"))
+        assert all(path.name.startswith("pictures_") for path in (tmp_path / "model.run").iterdir())
+
+    @pytest.mark.usefixtures("tiny_demo")
+    @pytest.mark.parametrize(
+        ("epoch", "message"), [(0, "nothing is saved yet"), (1, "resumes from step 1, .* in .*run")]
+    )
+    def test_an_interruption_says_how_to_resume(
+        self, epoch: int, message: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        step = Trainer.train_step
+
+        def interrupted(self: Trainer, *pair: torch.Tensor) -> float:
+            if self.epoch == epoch:
+                raise KeyboardInterrupt
+            return step(self, *pair)
+
+        monkeypatch.setattr(Trainer, "train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt, match=message):
+            train.main(self.arguments(data, tmp_path / "model.pt", "-e", "3"))
+
+    @pytest.mark.usefixtures("tiny_demo")
+    def test_places_where_nothing_can_be_written(self, data: Path, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        (tmp_path / "folder.pt").mkdir()
+        with pytest.raises(ValueError, match=r"file is a file, and a folder is needed there"):
+            train.main(self.arguments(data, tmp_path / "file" / "model.pt"))
+        with pytest.raises(ValueError, match=r"folder\.pt is a folder, and a file is to be written there"):
+            train.main(self.arguments(data, tmp_path / "folder.pt"))
+        with pytest.raises(ValueError, match=r"file is a file, and a folder is needed there"):
+            train.main(self.arguments(data, tmp_path / "model.pt", "--experiment", str(tmp_path / "file")))
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 3 steps."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
+        train.main(TestMain.arguments(data, folder / "model.pt", "-e", "3", "--lr_schedule", "constant"))
+    return folder
+
+
+class TestHints:
+    """The last line of the script: the library's message, then the flags that help."""
+
+    @pytest.fixture
+    def place(self, finished: Path, tmp_path: Path, tiny_demo: None) -> Path:
+        """A copy of it."""
+        return Path(shutil.copytree(finished, tmp_path / "place"))
+
+    def last_line(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+        capsys.readouterr()
+        common = ["-e", "3", "--lr_schedule", "constant"]
+        with pytest.raises(SystemExit) as caught:
+            scripts.run(
+                lambda: train.main(TestMain.arguments(data, place / "model.pt", *common, *flags)), hints=train.HINTS
+            )
+        return f"{capsys.readouterr().err}{caught.value.code}"
+
+    def test_other_settings(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        line = self.last_line(data, place, capsys, "--loss", "l1")
+        assert "was trained with loss=l2: resume with the same, or begin anew in another folder" in line
+        assert line.endswith("; --overwrite starts anew, and --experiment gives another folder")
+
+    def test_an_earlier_checkpoint(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        line = self.last_line(data, place, capsys, "--ckpt_path", str(place / "model.run" / "step_00000002.pt"))
+        assert "holds a run of 3 steps already, and this one would begin at 2" in line
+        assert line.endswith(
+            "; so does the command without --ckpt_path; --overwrite deletes it, --experiment gives another folder"
+        )
+
+    def test_damaged_checkpoints(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for path in (place / "model.run").glob("step_*.pt"):
+            path.write_bytes(b"")
+        line = self.last_line(data, place, capsys)
+        assert line.endswith("can be read: all 2 are damaged; --overwrite starts the run anew")
+
+    def test_a_folder_in_use(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        other = RunFolder(place / "model.run", keep=2)
+        other.begin(3, {})
+        line = self.last_line(data, place, capsys)
+        other.end()
+        assert line.endswith("model.run: each needs a folder of its own; --experiment gives another folder")
+
+    def test_another_space(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        bbdm.save_vqgan(place / "vqgan.pt", tiny_vqgan())
+        line = self.last_line(data, place, capsys, "-vq", str(place / "vqgan.pt"))
+        assert line.endswith(
+            "where it began: without a codec; -vq gives the autoencoder, and --normalize_latents normalises its latents"
+        )
+
+    def test_another_preset(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        bbdm.save_vqgan(place / "vqgan.pt", tiny_vqgan())
+        line = self.last_line(data, place, capsys, "-vq", str(place / "vqgan.pt"), "--preset", "lbbdm-f8")
+        assert "preset lbbdm-f8 takes 4 channels, and this autoencoder's latents have 3" in line
+        assert line.endswith("; --preset names the network")
+
+    def test_weights_of_another_network(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        bbdm.save_checkpoint(place / "other.pt", tiny_unet(model_channels=16), bbdm.ABridge())
+        flags = ["--init_from", str(place / "other.pt"), "--overwrite"]
+        line = self.last_line(data, place, capsys, *flags)
+        assert re.search(r"other\.pt: only \d+ of \d+ weights fit", line)
+        assert line.endswith("; --preset names the network of this run")
+
+    def test_divergence(
+        self, data: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Trainer, "train_step", lambda *_: math.nan)
+        line = self.last_line(data, place, capsys, "-e", "4")
+        assert re.search(r"Lower learning_rate or set grad_clip; .* resumes from step 3, which is saved in ", line)
+        assert "; the flags of learning_rate and grad_clip are -lr and --grad_clip\n" in line

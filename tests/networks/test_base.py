@@ -1,0 +1,314 @@
+"""Any network: transformers, UNets, and modules with buffers, tied weights or another dtype."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bbdm
+from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
+from bbdm.files.weights import IncompleteFileError
+from bbdm.networks.base import Network
+from bbdm.networks.dit import DiT
+from bbdm.networks.unet import UNet
+from bbdm.runtime import OnnxBridgeSampler
+from bbdm.training.fine_tuning import begin_from, load_trained
+from tests.conftest import TINY, MakeTrainer, newest
+from tests.nightly import sweep
+from tests.onnx.exports import export
+
+SOURCE = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+BRIDGE = ABridge(50)
+
+
+class Plain(nn.Module):
+    """Convolutions that see the time, with a buffer, weights that are used twice, and a dtype of its own."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(6, 8, 3, padding=1)
+        self.middle = nn.Conv2d(8, 8, 3, padding=1)
+        self.again = nn.Conv2d(8, 8, 3, padding=1)
+        self.again.weight = self.middle.weight
+        self.last = nn.Conv2d(8, 3, 3, padding=1)
+        self.scale = nn.Buffer(torch.full((1, 8, 1, 1), 0.5))
+        self.dtype = dtype
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(self.first(torch.cat([x, condition], 1)) + t.to(x.dtype)[:, None, None, None] / 50)
+        return self.last(self.again(self.middle(h)) * self.scale.to(x.dtype)).to(self.dtype)
+
+
+def randomised(network: Network) -> Network:
+    """With values in layers that start at zero, in evaluation mode."""
+    torch.manual_seed(1)
+    for parameter in network.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return network.eval()
+
+
+def plain() -> Network:
+    torch.manual_seed(0)
+    return bbdm.wrap(Plain(), condition_channels=3)
+
+
+def bfloat16() -> Network:
+    """It returns bfloat16, whatever it is given."""
+    torch.manual_seed(0)
+    return bbdm.wrap(Plain(torch.bfloat16), condition_channels=3)
+
+
+def diffusers_unet() -> Network:
+    from diffusers import UNet2DModel  # pyright: ignore[reportPrivateImportUsage]
+
+    torch.manual_seed(0)
+    model = UNet2DModel(
+        in_channels=6,
+        out_channels=3,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8,
+    )
+    return bbdm.wrap(
+        model,
+        condition_channels=3,
+        stride=2,
+        call=lambda m, x, t, c: m(torch.cat([x, c], dim=1), t).sample,  # pyright: ignore
+    )
+
+
+def diffusers_conditional() -> Network:
+    """The network of text-to-image models, without a text."""
+    from diffusers import UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
+
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(
+        in_channels=6,
+        out_channels=3,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=8,
+        attention_head_dim=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+
+    def call(m: Any, x: torch.Tensor, t: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
+        assert c is not None
+        return m(torch.cat([x, c], dim=1), t, x.new_zeros(len(x), 1, 8)).sample
+
+    return bbdm.wrap(model, condition_channels=3, stride=2, call=call)
+
+
+def dit(condition: str = "channels") -> Network:
+    torch.manual_seed(0)
+    return DiT(width=16, depth=2, heads=2, patch=2, condition=condition)
+
+
+def dit_tokens() -> Network:
+    return dit("tokens")
+
+
+def patched_unet() -> Network:
+    torch.manual_seed(0)
+    return UNet(**{**TINY, "condition_channels": 3, "patch": 2, "channel_mult": (1, 1)})
+
+
+NETWORKS: dict[str, Callable[[], Network]] = {
+    "plain": plain,
+    "bfloat16": bfloat16,
+    "diffusers": diffusers_unet,
+    "diffusers, conditional": diffusers_conditional,
+    "dit": dit,
+    "dit, tokens": dit_tokens,
+    "unet, patch": patched_unet,
+}
+no_diffusers = pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="needs diffusers")
+CASES = [
+    pytest.param(make, marks=[no_diffusers] if name.startswith("diffusers") else []) for name, make in NETWORKS.items()
+]
+every_network = pytest.mark.parametrize("make", CASES, ids=NETWORKS.keys())
+daily_networks = pytest.mark.parametrize("make", sweep(NETWORKS.values(), [dit]), ids=NETWORKS.keys())
+
+
+def module_of(network: Network) -> dict[str, Any]:
+    """The keyword with which its file is loaded."""
+    return {} if isinstance(network, DiT | UNet) else {"network": network}
+
+
+@every_network
+def test_the_sampler_calls_it_as_its_user_does(make: Callable[[], Network]):
+    network = randomised(make())
+    sampler = BridgeSampler(network, BRIDGE, "ddim", steps=2)
+    (first, second) = sampler.stream(SOURCE, seed=0)
+    with torch.no_grad():
+        prediction = network(SOURCE, torch.full((2,), 50.0), SOURCE).float()
+        torch.testing.assert_close(first.x0hat, SOURCE - prediction, rtol=1e-4, atol=1e-4)
+        prediction = network(first.x, torch.full((2,), float(second.t)), SOURCE).float()
+    torch.testing.assert_close(second.x0hat, first.x - prediction, rtol=1e-3, atol=1e-2)
+    assert sampler(SOURCE[:, :, :7, :5], seed=0).shape == (2, 3, 7, 5)
+
+
+@every_network
+def test_it_is_trained_saved_and_resumed(make: Callable[[], Network], make_trainer: MakeTrainer, tmp_path: Path):
+    def run(folder: str, **settings: Any) -> Any:
+        return make_trainer(folder, unet=make(), **settings)
+
+    whole = run("whole")
+    whole.fit()
+    run("half", epochs=1).fit()
+    resumed = run("half")
+    assert resumed.resume_newest()
+    resumed.fit()
+    assert resumed.step == whole.step == 4
+    for one, other in zip(whole.unet.state_dict().values(), resumed.unet.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    whole.save(tmp_path / "w.pt")
+    sampler = BridgeSampler.from_checkpoint(tmp_path / "w.pt", steps=2, **module_of(make()))
+    expected = BridgeSampler(whole.ema.unet, whole.bridge, steps=2)
+    assert torch.equal(sampler(SOURCE, seed=0), expected(SOURCE, seed=0))
+    assert load_checkpoint(newest(whole)).unet.kind == whole.unet.kind
+
+
+@every_network
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_holds_it(make: Callable[[], Network], suffix: str, tmp_path: Path):
+    network = randomised(make())
+    save_checkpoint(tmp_path / f"c{suffix}", network, BRIDGE)
+    loaded = load_checkpoint(tmp_path / f"c{suffix}").build_unet(**module_of(make()))
+    assert loaded.description() == network.description()
+    for key, value in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value)
+
+
+def test_the_class_may_have_moved(tmp_path: Path):
+    class Moved(Plain):
+        pass
+
+    save_checkpoint(tmp_path / "c.pt", plain(), BRIDGE)
+    assert load_checkpoint(tmp_path / "c.pt").build_unet(network=bbdm.wrap(Moved(), condition_channels=3))
+
+
+def test_a_bare_module_is_refused():
+    for build in (lambda: BridgeSampler(Plain(), BRIDGE), lambda: save_checkpoint("c.pt", Plain(), BRIDGE)):  # pyright: ignore
+        with pytest.raises(ValueError, match=r"must be a network, got Plain: bbdm\.wrap makes one of any module"):
+            build()
+
+
+def test_tied_weights_stay_tied(tmp_path: Path):
+    save_checkpoint(tmp_path / "c.pt", plain(), BRIDGE)
+    loaded: Any = load_checkpoint(tmp_path / "c.pt").build_unet(network=plain())
+    assert loaded.module.again.weight is loaded.module.middle.weight
+
+
+def test_a_file_of_a_wrapped_network_needs_it(tmp_path: Path):
+    save_checkpoint(tmp_path / "c.pt", plain(), BRIDGE)
+    with pytest.raises(IncompleteFileError, match=r"weights of a tests.networks.test_base.Plain .* network=bbdm.wrap"):
+        BridgeSampler.from_checkpoint(tmp_path / "c.pt")
+    other = bbdm.wrap(Plain(), condition_channels=3, stride=4)
+    with pytest.raises(ValueError, match=r"'stride': 1\}; the one given has .*'stride': 4\}"):
+        BridgeSampler.from_checkpoint(tmp_path / "c.pt", network=other)
+    wide = Plain()
+    wide.last = nn.Conv2d(8, 3, 5, padding=2)
+    with pytest.raises(ValueError, match=r"of another shape: module.last.weight \(3, 8, 3, 3\) \(wanted"):
+        BridgeSampler.from_checkpoint(tmp_path / "c.pt", network=bbdm.wrap(wide, condition_channels=3))
+    save_checkpoint(tmp_path / "d.pt", dit(), BRIDGE)
+    with pytest.raises(ValueError, match="a network was given, and the file describes its own, a DiT"):
+        BridgeSampler.from_checkpoint(tmp_path / "d.pt", network=plain())
+
+
+@every_network
+def test_training_may_begin_with_its_weights(make: Callable[[], Network], tmp_path: Path):
+    trained, new = randomised(make()), make()
+    save_checkpoint(tmp_path / "c.pt", trained, BRIDGE)
+    begin_from(load_trained(tmp_path / "c.pt", 50, 2.0, None), tmp_path / "c.pt", new, BRIDGE, None)
+    for one, other in zip(new.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@daily_networks
+def test_it_is_compiled(make: Callable[[], Network]):
+    network = randomised(make())
+    eager = BridgeSampler(network, BRIDGE, steps=2)(SOURCE, seed=0)
+    compiled = BridgeSampler(network, BRIDGE, steps=2, compile=True, dtype="fp32")(SOURCE, seed=0)
+    torch.testing.assert_close(compiled, eager, rtol=0, atol=1e-2 if make is bfloat16 else 1e-4)
+
+
+@pytest.mark.nightly
+@every_network
+def test_it_is_packaged(make: Callable[[], Network], tmp_path: Path):
+    network = randomised(make())
+    sampler = BridgeSampler(network, BRIDGE, steps=2, compile=True, dtype="fp32")
+    sampler.save_compiled(tmp_path / "n.pt2", 2, (8, 8))
+    packaged = BridgeSampler(network, BRIDGE, steps=2, compiled=tmp_path / "n.pt2")
+    torch.testing.assert_close(packaged(SOURCE, seed=0), sampler(SOURCE, seed=0), rtol=0, atol=1e-2)
+
+
+@daily_networks
+def test_it_is_exported_and_runs_without_torch(make: Callable[[], Network], tmp_path: Path):
+    network = randomised(make())
+    save_checkpoint(tmp_path / "c.pt", network, BRIDGE)
+    folder = export(tmp_path / "c.pt", tmp_path / "onnx", "--steps", "2", **module_of(make()))
+    made = OnnxBridgeSampler(folder)(SOURCE.numpy(), seed=0)
+    wanted = BridgeSampler(network, BRIDGE, steps=2)(SOURCE, seed=0)
+    np.testing.assert_allclose(made, wanted, rtol=0, atol=2e-2 if make is bfloat16 else 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"channels": 0}, "channels must be an integer of at least 1, got 0"),
+        ({"condition_channels": -1}, "condition_channels must be an integer of at least 0, got -1"),
+        ({"stride": 2.0}, "stride must be an integer of at least 1, got 2.0"),
+        ({"module": "unet"}, "module must be a torch.nn.Module, got str"),
+    ],
+)
+def test_bad_arguments(settings: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        bbdm.wrap(**{"module": Plain(), **settings})
+
+
+class Own(Network):
+    """A user's class, with weights for the time."""
+
+    channels, condition_channels, stride = 3, 3, 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time, self.layer = nn.Linear(1, 3), nn.Conv2d(6, 3, 1)
+
+    def embed(self, t: torch.Tensor) -> torch.Tensor:
+        return self.time(t[:, None] / 1000)
+
+    def body(self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        assert condition is not None
+        return self.layer(torch.cat([x, condition], 1)) + embedding[:, :, None, None]
+
+
+def test_a_class_of_one_s_own_is_trained_resumed_and_read(make_trainer: MakeTrainer):
+    whole, half = make_trainer("whole", unet=Own()), make_trainer("half", unet=Own(), epochs=1)
+    half.unet.load_state_dict(whole.unet.state_dict())
+    half.ema.unet.load_state_dict(whole.ema.unet.state_dict())
+    whole.fit()
+    half.fit()
+    resumed = make_trainer("half", unet=Own())
+    assert resumed.resume_newest()
+    resumed.fit()
+    for one, other in zip(whole.unet.parameters(), resumed.unet.parameters(), strict=True):
+        assert torch.equal(one, other)
+    source = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    wanted = BridgeSampler(resumed.ema.unet, resumed.bridge, steps=2)(source, seed=0)
+    read = BridgeSampler.from_checkpoint(newest(resumed), network=Own(), steps=2)
+    assert torch.equal(read(source, seed=0), wanted)

@@ -1,0 +1,41 @@
+"""Small checkpoints to export, and the script that exports them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bbdm import VQGAN, ABridge, VQGANCodec, save_checkpoint
+from bbdm.codec import LatentStatistics
+from bbdm.networks.base import Network
+from export import to_onnx
+from tests.conftest import tiny_unet
+
+BRIDGE = ABridge(num_steps=100)
+SIZE = 16
+
+
+def tiny_codec() -> VQGANCodec:
+    """A codec of 16 codes that are far apart, so that rounding chooses no other code."""
+    torch.manual_seed(3)
+    vqgan = VQGAN(num_codes=16, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, num_groups=4)
+    nn.init.normal_(vqgan.quantize.embedding.weight)
+    statistics = LatentStatistics((0.1, -0.2, 0.3), (0.5, 0.6, 0.7), (-0.1, 0.2, 0.0), (0.9, 0.8, 0.7))
+    codec = VQGANCodec(vqgan).with_statistics(statistics)
+    assert isinstance(codec, VQGANCodec)
+    return codec
+
+
+def checkpoint(path: Path, condition_channels: int = 3, codec: VQGANCodec | None = None) -> Path:
+    """A file of a tiny network whose prediction is about as large as its input."""
+    unet = tiny_unet(0, condition_channels=condition_channels)
+    save_checkpoint(path, unet, BRIDGE, codec=codec, image_size=SIZE)
+    return path
+
+
+def export(file: Path, folder: Path, *flags: str, network: Network | None = None) -> Path:
+    """Run export/to_onnx.py, without its check unless ``flags`` have it."""
+    to_onnx.main([str(file), str(folder), *([] if "--check" in flags else ["--no-check"]), *flags], network)
+    return folder

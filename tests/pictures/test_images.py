@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bbdm.pictures import images
+from tests.conftest import ROOT
+
+
+def level(*values: int) -> list[float]:
+    """8-bit values as the network sees them."""
+    return [2 * value / 255 - 1 for value in values]
+
+
+def one_pixel(mode: str, colour: int | tuple[int, ...]) -> Image.Image:
+    return Image.new(mode, (1, 1), colour)
+
+
+def palette_pixel(index: int, transparency: int | bytes | None = None) -> Image.Image:
+    """Colour 0 is (10, 20, 30), colour 1 is (200, 0, 0)."""
+    image = one_pixel("P", index)
+    image.putpalette([10, 20, 30, 200, 0, 0])
+    if transparency is not None:
+        image.info["transparency"] = transparency
+    return image
+
+
+PIXELS = {
+    "L": (one_pixel("L", 51), level(51, 51, 51)),
+    "1-white": (one_pixel("1", 1), level(255, 255, 255)),
+    "1-black": (one_pixel("1", 0), level(0, 0, 0)),
+    "RGB": (one_pixel("RGB", (255, 0, 51)), level(255, 0, 51)),
+    "RGBA-opaque": (one_pixel("RGBA", (255, 0, 51, 255)), level(255, 0, 51)),
+    "RGBA-transparent": (one_pixel("RGBA", (255, 0, 51, 0)), level(255, 255, 255)),
+    "RGBA-half": (one_pixel("RGBA", (0, 0, 255, 153)), level(102, 102, 255)),  # 153 / 255 = 0.6 of blue on white
+    "LA-opaque": (one_pixel("LA", (51, 255)), level(51, 51, 51)),
+    "LA-transparent": (one_pixel("LA", (51, 0)), level(255, 255, 255)),
+    "P": (palette_pixel(1), level(200, 0, 0)),
+    "P-transparent-index": (palette_pixel(1, transparency=1), level(255, 255, 255)),
+    "P-other-index-transparent": (palette_pixel(0, transparency=1), level(10, 20, 30)),
+    "P-alpha-table": (palette_pixel(1, transparency=bytes([255, 51])), level(244, 204, 204)),  # 0.2 of 200 on white
+    "CMYK-no-ink": (one_pixel("CMYK", (0, 0, 0, 0)), level(255, 255, 255)),
+    "I;16-white": (one_pixel("I;16", 65535), level(255, 255, 255)),
+    "I;16-black": (one_pixel("I;16", 0), level(0, 0, 0)),
+    "I;16-middle": (one_pixel("I;16", 51 * 257), level(51, 51, 51)),
+    "I;16B": (one_pixel("I;16B", 51 * 257), level(51, 51, 51)),
+}
+
+
+class TestFromPil:
+    @pytest.mark.parametrize(("image", "expected"), PIXELS.values(), ids=PIXELS)
+    def test_values(self, image: Image.Image, expected: list[float]) -> None:
+        tensor = images.from_pil(image)
+        assert tensor.shape == (3, 1, 1)
+        assert tensor.dtype == torch.float32
+        assert tensor.flatten().tolist() == pytest.approx(expected, abs=1e-6)
+
+    def test_grey(self) -> None:
+        """ITU-R 601-2 luma: 0.299 of red."""
+        tensor = images.from_pil(one_pixel("RGB", (255, 0, 0)), channels=1)
+        assert tensor.shape == (1, 1, 1)
+        assert tensor.item() == pytest.approx(level(76)[0])
+
+    def test_rows_are_height(self) -> None:
+        image = Image.new("RGB", (3, 2))
+        image.putpixel((2, 1), (0, 255, 0))
+        tensor = images.from_pil(image)
+        assert tensor.shape == (3, 2, 3)
+        assert tensor.is_contiguous()
+        assert (tensor == 1).nonzero().tolist() == [[1, 1, 2]]
+
+    def test_sixteen_bits_are_monotone_and_fill_the_range(self, tmp_path: Path) -> None:
+        ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+        Image.fromarray(ramp).save(tmp_path / "ramp.png")
+        with Image.open(tmp_path / "ramp.png") as image:
+            assert image.mode == "I;16"
+            values = images.from_pil(image, channels=1).flatten().numpy()
+        assert (values[0], values[-1]) == (-1.0, 1.0)
+        assert np.diff(values).min() >= 0
+        np.testing.assert_allclose(values, np.linspace(-1, 1, 65536), atol=0.5 / 127.5 + 1e-6)  # half a level
+
+    def test_transparent_grey_of_a_png(self, tmp_path: Path) -> None:
+        Image.fromarray(np.array([[7, 51]], dtype=np.uint8)).save(tmp_path / "grey.png", transparency=7)
+        with Image.open(tmp_path / "grey.png") as image:
+            assert images.from_pil(image, channels=1).flatten().tolist() == pytest.approx(level(255, 51))
+
+    @pytest.mark.parametrize("mode", sorted(images.EIGHT_BIT))
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_takes_every_8_bit_mode(self, mode: str, channels: int) -> None:
+        assert images.from_pil(Image.new(mode, (3, 2)), channels).shape == (channels, 2, 3)
+
+    @pytest.mark.parametrize("mode", ["I", "F"])
+    def test_refuses_modes_without_a_range(self, mode: str) -> None:
+        with pytest.raises(ValueError, match=f"mode '{mode}' has no agreed range of values: convert it to 8 bits"):
+            images.from_pil(Image.new(mode, (2, 2)))
+
+    @pytest.mark.parametrize("channels", [0, 2, 4])
+    def test_refuses_other_channel_counts(self, channels: int) -> None:
+        with pytest.raises(ValueError, match=f"1 or 3 channels, not {channels}"):
+            images.from_pil(Image.new("RGB", (2, 2)), channels)
+
+    def test_leaves_the_picture_alone(self) -> None:
+        image = one_pixel("RGBA", (1, 2, 3, 4))
+        images.from_pil(image)
+        assert (image.mode, image.getpixel((0, 0))) == ("RGBA", (1, 2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "sides"),
+    [("8", 8, (8, 8)), ("8x8", 8, (8, 8)), ("8x16", (8, 16), (8, 16)), ("8X16", (8, 16), (8, 16))],
+)
+def test_sizes(text: str, size: images.Size, sides: tuple[int, int]) -> None:
+    """Height first; a square is always one integer."""
+    assert images.as_size(images.read_size(text)) == size
+    assert images.as_size(list(sides)) == size
+    assert images.sides(size) == sides
+
+
+@pytest.mark.parametrize("text", ["", "x", "8x", "8x8x8", "-8", "8.5", "wide"])
+def test_refuses_other_sizes(text: str) -> None:
+    with pytest.raises(ValueError, match=f"a size is written as 256, or as 256x512 for height x width, got '{text}'"):
+        images.read_size(text)
+
+
+def test_scaling_is_that_of_a_picture_bit_for_bit() -> None:
+    """Both are the nearest floats to the quotient and its difference from 1."""
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    scaled = images.scale(torch.from_numpy(images.to_pixels(Image.fromarray(grey), channels=1)))
+    assert scaled.dtype == torch.float32
+    assert torch.equal(scaled, images.from_pil(Image.fromarray(grey), channels=1))
+    wanted = [float(np.float32(float(np.float32(value / 127.5)) - 1)) for value in range(256)]
+    assert scaled.flatten().tolist() == wanted
+
+
+class TestToPil:
+    def test_round_trip_of_all_levels_is_exact(self) -> None:
+        ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+        colours = np.stack([ramp, ramp[::-1], ramp.T], axis=-1)
+        for pixels, channels in ((ramp, 1), (colours, 3)):
+            image = images.to_pil(images.from_pil(Image.fromarray(pixels), channels))
+            np.testing.assert_array_equal(np.asarray(image), pixels)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+    def test_clips(self, dtype: torch.dtype) -> None:
+        tensor = torch.tensor([-3.0, -1.0, 0.5, 1.0, 2.0], dtype=dtype).reshape(1, 1, 5)
+        assert np.asarray(images.to_pil(tensor)).tolist() == [[0, 0, 191, 255, 255]]
+
+    def test_takes_gradients_and_strides(self) -> None:
+        tensor = torch.ones(2, 4, 3).permute(2, 0, 1).requires_grad_()
+        assert images.to_pil(tensor).size == (4, 2)
+
+    @pytest.mark.parametrize("shape", [(4, 4), (1, 3, 4, 4), (2, 4, 4), (4, 4, 3)], ids=str)
+    def test_refuses_other_shapes(self, shape: tuple[int, ...]) -> None:
+        with pytest.raises(ValueError, match=r"\(1 or 3, H, W\) tensor, got "):
+            images.to_pil(torch.zeros(shape))
+
+
+class TestGrid:
+    def test_geometry(self) -> None:
+        """Cells have the size of the largest picture, 5 x 4, and gaps of 2; two columns are 2 + 7 + 7."""
+        red, green, blue = Image.new("RGB", (3, 2), "red"), Image.new("RGB", (5, 4), "lime"), Image.new("L", (1, 1))
+        sheet = images.grid([[red, green], [blue]])
+        expected = np.full((14, 16, 3), 255)
+        expected[2:4, 2:5] = 255, 0, 0
+        expected[2:6, 9:14] = 0, 255, 0
+        expected[8, 2] = 0
+        np.testing.assert_array_equal(np.asarray(sheet), expected)
+
+    def test_gap(self) -> None:
+        assert images.grid([[Image.new("RGB", (5, 4))] * 3], gap=0).size == (15, 4)
+
+    def test_a_wider_gap_between_groups(self) -> None:
+        red = Image.new("RGB", (4, 4), "red")
+        sheet = images.grid([[red] * 5, [red]], gap=1, group=2)
+        columns = [x for x in range(sheet.width) if sheet.getpixel((x, 2)) == (255, 0, 0)]
+        assert columns == [start + x for start in (1, 6, 16, 21, 31) for x in range(4)]
+        assert sheet.size == (36, 11)
+
+    @pytest.mark.parametrize("rows", [[], [[]]], ids=["no-rows", "no-pictures"])
+    def test_needs_a_picture(self, rows: list[list[Image.Image]]) -> None:
+        with pytest.raises(ValueError, match="at least one picture"):
+            images.grid(rows)
+
+
+def test_by_size_groups_in_order() -> None:
+    shapes = [(3, 2, 4), (3, 4, 2), (3, 2, 4), (1, 2, 4)]
+    assert images.by_size([np.zeros(shape) for shape in shapes]) == [[0, 2], [1], [3]]
+
+
+@pytest.mark.parametrize("read", [images.open_image, lambda path: images.decode(path.read_bytes(), str(path))])
+def test_an_error_of_pillow_has_the_files_name(read: Callable[[Path], object], tmp_path: Path) -> None:
+    """A header chunk of PNG that is too short is a ValueError of Pillow's own, without a name."""
+    path = tmp_path / "a.png"
+    one_pixel("L", 0).save(path)
+    content = path.read_bytes()
+    data = b"IHDR" + content[16:20]
+    chunk = struct.pack(">I", 4) + data + struct.pack(">I", zlib.crc32(data))
+    path.write_bytes(content[:8] + chunk + content[33:])
+    with pytest.raises(ValueError, match=rf"cannot read the picture {path}: Truncated IHDR chunk"):
+        read(path)
+
+
+def test_images_need_no_torch() -> None:
+    """Arrays and pictures go in and out in a process where torch cannot be imported."""
+    script = """
+import sys
+sys.modules["torch"] = None
+import numpy as np
+from PIL import Image
+from bbdm.base import seeds
+from bbdm.pictures import images
+picture = Image.new("RGB", (3, 2), (255, 0, 51))
+assert np.array_equal(np.asarray(images.from_array(images.to_array(picture))), np.asarray(picture))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("tag", [0x0128, 0x0213, 0x011A], ids=["unit", "positioning", "resolution"])
+def test_a_photo_whose_exif_has_values_of_wrong_types_is_upright(tag: int, tmp_path: Path):
+    """ResolutionUnit, YCbCrPositioning or XResolution as text, which Pillow cannot write again."""
+    entries = struct.pack("<HHII", 0x0112, 3, 1, 6), struct.pack("<HHI4s", tag, 2, 4, b"abc\0")
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + b"".join(entries) + bytes(4)
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 16, 3), dtype=np.uint8))
+    photo.save(path := tmp_path / "a.jpg", exif=exif)
+    with Image.open(path) as stored:
+        wanted = np.rot90(np.asarray(stored), -1)
+    assert np.array_equal(np.asarray(images.open_image(path)), wanted)
+    assert images.open_size(path) == (8, 16)

@@ -1,0 +1,506 @@
+"""BridgeSampler: seeds, batches, padding, pictures, threads, and what it refuses."""
+
+import copy
+import inspect
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, save_checkpoint, solvers
+from bbdm.kernels import philox
+from bbdm.sampling.step import Step
+from tests.conftest import tiny_unet
+
+
+def small_unet(condition_channels: int = 3, channels: int = 3) -> UNet:
+    """A network whose output depends on all its inputs, in evaluation mode."""
+    sizes = {"in_channels": channels, "out_channels": channels, "condition_channels": condition_channels}
+    return tiny_unet(**sizes, attention_resolutions=()).eval()
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet:
+    return small_unet()
+
+
+@pytest.fixture(scope="module")
+def source() -> torch.Tensor:
+    return torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast"])
+def test_image_of_a_batch_equals_the_image_alone(unet: UNet, source: torch.Tensor, solver: str):
+    sampler = BridgeSampler(unet, ABridge(), solver, steps=6)
+    together = sampler(source, seed=7)
+    for i in range(5):
+        alone = sampler(source[i : i + 1], seed=7 + i)
+        # Rows of dpm2m near T weigh x by 33 and 4, and float32 rounding of x by as much.
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 9])
+def test_batch_size_changes_nothing(unet: UNet, source: torch.Tensor, batch_size: int):
+    sampler = BridgeSampler(unet, ABridge(), "sde-dpm2m", steps=4)
+    torch.testing.assert_close(
+        sampler(source, seed=0, batch_size=batch_size), sampler(source, seed=0), rtol=0, atol=1e-5
+    )
+
+
+def test_the_loop_is_the_table(unet: UNet, source: torch.Tensor):
+    """Every step written out with the network and the documented noise, in float64."""
+    unet, source = copy.deepcopy(unet).double(), source.double()
+    sampler = BridgeSampler(unet, ABridge(), "fast", steps=5)
+    table, seeds = sampler.table, torch.arange(3, 8)
+    x, x0hat = source, torch.zeros_like(source)
+    with torch.no_grad():
+        for k, t in enumerate(table.timesteps.tolist()):
+            pred = unet(x, torch.full((5,), t), source)
+            x0hat = x - pred
+            c_x, c_y, c_0, _, c_z = table.coefficients[k].tolist()
+            x = c_x * x + c_y * source + c_0 * x0hat + c_z * philox.normal(seeds, k, (3, 8, 8)).double()
+    torch.testing.assert_close(sampler(source, seed=3), x.clamp(-1, 1), rtol=0, atol=1e-10)
+
+
+def test_given_noise_takes_the_place_of_the_seed(unet: UNet, source: torch.Tensor):
+    sampler = BridgeSampler(unet, ABridge(), "sde-dpm2m", steps=4)
+    noise = torch.stack([philox.normal(torch.arange(5), k, (3, 8, 8)) for k in range(4)])
+    assert torch.equal(sampler(source, noise=noise), sampler(source, seed=0))
+    assert torch.equal(sampler(source, noise=noise, batch_size=2), sampler(source, seed=0, batch_size=2))
+
+
+def test_seeds_matter_and_none_is_reported(unet: UNet, source: torch.Tensor):
+    sampler = BridgeSampler(unet, ABridge(), steps=3)
+    assert not torch.equal(sampler(source, seed=0), sampler(source, seed=100))
+    drawn = sampler(source)
+    assert len(sampler.last_seeds) == 5
+    assert torch.equal(drawn, sampler(source, seed=sampler.last_seeds))
+    assert torch.equal(sampler(source[[2, 0]], seed=[12, 10]), sampler(source[:3], seed=10)[[2, 0]])
+
+
+def test_stream_ends_in_the_image(unet: UNet, source: torch.Tensor):
+    sampler = BridgeSampler(unet, ABridge(), steps=4)
+    steps = list(sampler.stream(source, seed=0))
+    assert [(s.index, s.t) for s in steps] == list(enumerate(sampler.table.timesteps.tolist()))
+    assert torch.equal(steps[-1].x.clamp(-1, 1), sampler(source, seed=0))
+    assert torch.equal(steps[-1].x, steps[-1].x0hat)
+    index, t, x, x0hat = steps[0]
+    assert (index, t, x.shape, x0hat.shape) == (0, 1000, source.shape, source.shape)
+
+
+def test_sizes_off_the_stride_are_padded_and_cropped(unet: UNet):
+    sampler = BridgeSampler(unet, ABridge(), steps=3)
+    source = torch.rand(2, 3, 7, 9) * 2 - 1
+    padded = torch.nn.functional.pad(source, (0, 1, 0, 1), mode="replicate")
+    assert torch.equal(sampler(source, seed=0), sampler(padded, seed=0)[..., :7, :9])
+
+
+def test_published_times_run(unet: UNet, source: torch.Tensor):
+    steps = list(BridgeSampler(unet, ABridge(num_steps=20), "fast").stream(source[:1], seed=0))
+    assert [step.t for step in steps] == list(range(20, 0, -1))
+
+
+def test_clamp_bounds_the_estimate(unet: UNet, source: torch.Tensor):
+    steps = BridgeSampler(unet, ABridge(), steps=4, clamp=(-0.1, 0.2)).stream(source, seed=0)
+    for step in steps:
+        assert step.x0hat.min() >= -0.1
+        assert step.x0hat.max() <= 0.2
+    assert BridgeSampler(unet, ABridge(), steps=4)(source, seed=0).max() > 0.2
+
+
+@pytest.mark.parametrize("bridge", [ABridge(objective="noise"), BrownianBridge(objective="displacement")], ids=repr)
+def test_other_objectives_run(unet: UNet, source: torch.Tensor, bridge: ABridge):
+    out = BridgeSampler(unet, bridge, steps=3, clamp=(-1, 1))(source, seed=0)
+    assert out.isfinite().all()
+    assert out.abs().max() <= 1
+
+
+def test_bbdm_weights_start_where_they_were_trained(unet: UNet, source: torch.Tensor):
+    sampler = BridgeSampler(unet, BrownianBridge.bbdm(), "posterior", steps=4)
+    assert [step.t for step in sampler.stream(source, seed=0)] == [999, 499, 1, 0]  # 999 - 999/2 is cut to 499
+
+
+def test_dtype_of_network_and_output(unet: UNet, source: torch.Tensor):
+    half = BridgeSampler(unet, ABridge(), steps=3, dtype=torch.bfloat16)
+    out = half(source, seed=0)
+    assert out.dtype == torch.float32
+    assert next(half.unet.parameters()).dtype == torch.bfloat16
+    assert next(unet.parameters()).dtype == torch.float32, "the network given was changed"
+    torch.testing.assert_close(out, BridgeSampler(unet, ABridge(), steps=3)(source, seed=0), rtol=0, atol=0.1)
+    assert half(source.double(), seed=0).dtype == torch.float64
+
+
+def test_a_network_in_training_mode_stays_in_it(source: torch.Tensor):
+    unet = small_unet().train()
+    BridgeSampler(unet, ABridge(), steps=2)(source, seed=0)
+    assert unet.training
+
+
+def test_unconditional_network(source: torch.Tensor):
+    assert BridgeSampler(small_unet(0), ABridge(), steps=2)(source, seed=0).shape == source.shape
+
+
+def test_results_can_be_used_in_training(unet: UNet, source: torch.Tensor):
+    out = BridgeSampler(unet, ABridge(), steps=2)(source, seed=0)
+    weight = torch.ones(1, requires_grad=True)
+    (weight * out).sum().backward()
+    assert weight.grad is not None
+
+
+def picture(mode: str, size: tuple[int, int] = (8, 6)) -> Image.Image:
+    pixels = np.arange(size[0] * size[1] * 3, dtype=np.uint8).reshape(size[1], size[0], 3)
+    if mode == "I;16":
+        return Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    return Image.fromarray(pixels).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "I;16", "1", "CMYK"])
+def test_pictures_of_every_mode(unet: UNet, mode: str):
+    (result,) = BridgeSampler(unet, ABridge(), steps=2)(picture(mode), seed=0)
+    assert (result.mode, result.size) == ("RGB", (8, 6))
+
+
+def test_grey_networks_take_and_make_grey_pictures():
+    (result,) = BridgeSampler(small_unet(1, 1), ABridge(), steps=2)([picture("RGB")], seed=0)
+    assert result.mode == "L"
+
+
+def test_a_list_of_pictures_of_several_sizes_keeps_its_order_and_seeds(unet: UNet):
+    sampler = BridgeSampler(unet, ABridge(), steps=2)
+    pictures = [picture("RGB", size) for size in ((8, 6), (4, 4), (8, 6), (7, 5))]
+    results = sampler(pictures, seed=20)
+    assert [r.size for r in results] == [p.size for p in pictures]
+    for i, (given, made) in enumerate(zip(pictures, results, strict=True)):
+        alone = np.asarray(sampler(given, seed=20 + i)[0], dtype=int)
+        assert np.abs(np.asarray(made, dtype=int) - alone).max() <= 1  # float32 rounding may cross half a level
+
+
+def test_last_seeds_are_those_of_the_whole_call(unet: UNet):
+    sampler = BridgeSampler(unet, ABridge(), steps=2)
+    sampler([picture("RGB", size) for size in ((8, 6), (4, 4), (8, 6))], seed=5)
+    assert sampler.last_seeds == (5, 6, 7)
+
+
+def test_from_checkpoint(tmp_path: Path, source: torch.Tensor):
+    first, second = small_unet(), small_unet()
+    torch.nn.init.normal_(second.out[2].weight, std=0.3)  # pyright: ignore[reportArgumentType]
+    save_checkpoint(tmp_path / "c.pt", first, ABridge(num_steps=50), ema=second)
+    for ema, unet in ((True, second), (False, first)):
+        sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt", ema=ema, solver="ddim", steps=3)
+        assert sampler.bridge == ABridge(num_steps=50)
+        assert torch.equal(
+            sampler(source, seed=0), BridgeSampler(unet, ABridge(num_steps=50), "ddim", 3)(source, seed=0)
+        )
+
+
+def test_threads_share_a_sampler(unet: UNet, source: torch.Tensor):
+    sampler = BridgeSampler(unet, ABridge(), "sde-dpm2m", steps=4)
+    alone = [sampler(source[i % 5 : i % 5 + 1], seed=i) for i in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda i: sampler(source[i % 5 : i % 5 + 1], seed=i), range(40)))
+    for expected, got in zip(alone, made, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+def test_progress_bar_counts_evaluations(unet: UNet, source: torch.Tensor, capsys: pytest.CaptureFixture[str]):
+    sampler = BridgeSampler(unet, ABridge(), steps=3)
+    sampler(source, seed=0, batch_size=2, progress=True)
+    assert "9/9" in capsys.readouterr().err
+    sampler(source, seed=0)
+    assert capsys.readouterr().err == ""
+
+
+# At a call
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"steps": 5}, {"solver": "sde-dpm2m"}, {"solver": "ddim", "steps": 2}, {"timesteps": [1000, 300, 4]}],
+    ids=str,
+)
+def test_solver_and_steps_at_a_call(unet: UNet, source: torch.Tensor, settings: dict[str, Any]):
+    sampler = BridgeSampler(unet, ABridge(), "dpm2m", steps=3, dtype="bf16")
+    own = sampler(source, seed=0)
+    wanted = BridgeSampler(
+        unet,
+        ABridge(),
+        **{"solver": "dpm2m", "steps": 3 if settings.keys() == {"solver"} else None, "dtype": "bf16"} | settings,
+    )
+    assert torch.equal(sampler(source, seed=0, **settings), wanted(source, seed=0))
+    assert [s.t for s in sampler.stream(source, seed=0, **settings)] == wanted.table.timesteps.tolist()
+    assert torch.equal(sampler(source, seed=0), own), "a call changed the sampler"
+
+
+def test_a_distilled_network_takes_its_own_calls(unet: UNet, source: torch.Tensor, recwarn: pytest.WarningsRecorder):
+    sampler = BridgeSampler(unet, BrownianBridge(objective="pinned"), calls=2)
+    assert (sampler.solver, len(sampler.table)) == ("consistency", 2)
+    assert len(list(sampler.stream(source, seed=0, solver="consistency"))) == 2  # named or not
+    assert len(BridgeSampler(unet, BrownianBridge(objective="pinned"), "consistency", calls=2).table) == 2
+    assert not recwarn
+    with pytest.warns(UserWarning, match="distilled for calls=2"):
+        assert len(list(sampler.stream(source, seed=0, solver="dpm2m"))) == 10
+
+
+def test_tables_of_the_last_few_calls_are_kept(unet: UNet, source: torch.Tensor, monkeypatch: pytest.MonkeyPatch):
+    built: list[int | None] = []
+    build = solvers.build
+    monkeypatch.setattr(solvers, "build", lambda *a: built.append(a[-1]) or build(*a))
+    sampler = BridgeSampler(unet, ABridge(), steps=3)
+    for steps in (2, 3, 2, 4, 5, 6, 2, 3, 7, 8, 4):
+        sampler(source, seed=0, steps=steps)
+    assert built == [3, 2, 4, 5, 6, 7, 8, 4]  # four are kept besides the sampler's own: 4 is built again
+
+
+def test_noise_fits_the_steps_of_the_call(unet: UNet, source: torch.Tensor):
+    sampler = BridgeSampler(unet, ABridge(), steps=3)
+    noise = torch.stack([philox.normal(torch.arange(5), k, (3, 8, 8)) for k in range(2)])
+    assert torch.equal(sampler(source, noise=noise, steps=2), sampler(source, seed=0, steps=2))
+    with pytest.raises(ValueError, match=r"noise must have shape \(3, 5, 3, 8, 8\)"):
+        sampler(source, noise=noise)
+
+
+def test_mixed_sources_are_each_translated_as_alone(unet: UNet, source: torch.Tensor, tmp_path: Path):
+    sampler = BridgeSampler(unet, ABridge(), steps=2)
+    small = picture("RGB")
+    small.save(tmp_path / "small.png")
+    array = source[0].permute(1, 2, 0).numpy()
+    made = sampler([tmp_path / "small.png", array, source[1]], seed=4)
+    alone = [sampler(small, seed=4)[0], sampler(array, seed=5), sampler(source[1:2], seed=6)[0]]
+    assert isinstance(made[0], Image.Image)
+    for one, other in zip(made, alone, strict=True):
+        np.testing.assert_allclose(np.asarray(one, float), np.asarray(other, float), atol=1e-5)
+    batch = source.numpy()
+    np.testing.assert_allclose(sampler(batch, seed=0), sampler(source, seed=0), rtol=0, atol=1e-6)
+
+
+def test_a_callback_gets_every_step_of_every_batch(unet: UNet, source: torch.Tensor):
+    steps: list[Step] = []
+    sampler = BridgeSampler(unet, ABridge(), steps=3)
+    made = sampler(source[:3], seed=0, batch_size=2, callback=steps.append)
+    assert torch.equal(made, sampler(source[:3], seed=0, batch_size=2))
+    assert [(step.index, step.images) for step in steps] == [(i, b) for b in ([0, 1], [2]) for i in range(3)]
+    streamed = list(sampler.stream(source[:2], seed=0))
+    for step, expected in zip(steps, streamed, strict=False):
+        assert torch.equal(step.x, expected.x)
+        assert torch.equal(step.x0hat, expected.x0hat)
+
+
+def test_previews_are_pictures_of_the_source_s_size(unet: UNet):
+    sampler = BridgeSampler(unet, ABridge(), steps=3)
+    odd = picture("RGB", (7, 5))
+    steps = list(sampler.stream([odd, odd], seed=0))
+    assert [p.size for p in steps[0].preview()] == [(7, 5)] * 2
+    for shown, made in zip(steps[-1].preview(), sampler([odd, odd], seed=0), strict=True):
+        np.testing.assert_array_equal(np.asarray(shown), np.asarray(made))
+
+
+def test_stream_shows_progress(unet: UNet, source: torch.Tensor, capsys: pytest.CaptureFixture[str]):
+    list(BridgeSampler(unet, ABridge(), steps=3).stream(source, seed=0, progress=True))
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_a_sampler_says_what_it_is(unet: UNet):
+    sampler = BridgeSampler(unet, ABridge(c_lambda=1.5), "ddim", 4, dtype="bf16")
+    for part in (
+        "UNet of 0.1 M parameters",
+        "c_lambda=1.5",
+        "solver='ddim'",
+        "steps=4",
+        "'cpu'",
+        "'bfloat16'",
+        "codec=None",
+    ):
+        assert part in repr(sampler)
+
+
+@pytest.mark.parametrize(
+    "name", ["table", "unet", "bridge", "solver", "dtype", "device", "clamp", "codec", "last_seeds"]
+)
+def test_what_is_fixed_refuses_to_be_set(unet: UNet, name: str):
+    sampler = BridgeSampler(unet, ABridge(), steps=2)
+    before = getattr(sampler, name)
+    with pytest.raises(AttributeError, match=f"{name} cannot be set"):
+        setattr(sampler, name, None)
+    assert getattr(sampler, name) is before or getattr(sampler, name) == before
+    sampler.image_size = 8
+    assert sampler.image_size == 8
+
+
+@pytest.mark.filterwarnings("error:the network was trained")
+@pytest.mark.parametrize(("trained", "warned"), [(None, False), (8, False), (15, False), ((5, 8), False), (16, True)])
+def test_pictures_of_another_scale_are_warned_of(
+    unet: UNet, source: torch.Tensor, trained: int | tuple[int, int] | None, warned: bool
+):
+    sampler = BridgeSampler(unet, ABridge(), steps=2)
+    sampler.image_size = trained
+    message = r"trained on pictures of 16 x 16, and is given 8 x 8: "
+    with pytest.warns(UserWarning, match=message) if warned else nullcontext():
+        sampler(source, seed=0)
+
+
+def test_to_a_device(unet: UNet, source: torch.Tensor):
+    sampler = BridgeSampler(unet, ABridge(), steps=2)
+    assert sampler.to("cpu") is sampler
+    moved = sampler.to("meta")
+    assert (moved.device.type, next(moved.unet.parameters()).device.type) == ("meta", "meta")
+    assert moved._own.loop.rows.device.type == "meta"
+    assert next(unet.parameters()).device.type == "cpu", "the network given was moved"
+    with pytest.raises(ValueError, match="device 'nowhere' cannot be used here"):
+        sampler.to("nowhere")
+
+
+def test_from_checkpoint_names_its_settings():
+    named = inspect.signature(BridgeSampler.from_checkpoint).parameters
+    own = inspect.signature(BridgeSampler).parameters
+    assert named.keys() >= own.keys() - {"unet", "bridge", "calls"}  # which the file says
+    assert not any(p.kind is p.VAR_KEYWORD for p in named.values())
+
+
+# What is refused
+
+
+GOOD = torch.full((2, 3, 8, 8), -0.5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            {"source": torch.zeros(2, 4, 8, 8)},
+            r"source must be a non-empty \(B, 3, H, W\) batch, got shape \(2, 4, 8, 8\)",
+        ),
+        ({"source": torch.zeros(3, 8, 8)}, r"got shape \(3, 8, 8\)"),
+        ({"source": torch.zeros(0, 3, 8, 8)}, r"got shape \(0, 3, 8, 8\)"),
+        ({"source": GOOD.to(torch.uint8)}, r"source must be floats in \[-1, 1\], got torch.uint8"),
+        ({"source": torch.full((1, 3, 8, 8), float("nan"))}, "source must be finite"),
+        ({"source": GOOD + 200.0}, r"source must be in \[-1, 1\], got values up to 199.5"),
+        ({"source": []}, "source must hold at least one picture"),
+        ({"source": GOOD, "seed": [1, 2, 3]}, "one for each of 2 images, got 3"),
+        ({"source": GOOD, "seed": -1}, r"seed must be in \[0, 2\^63\), got -1"),
+        ({"source": GOOD, "batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"source": GOOD, "noise": torch.zeros(2, 2, 3, 8, 8)}, r"noise must have shape \(3, 2, 3, 8, 8\)"),
+        ({"source": GOOD, "noise": [1]}, "noise must be a tensor, got list"),
+        ({"source": GOOD, "noise": torch.full((3, 2, 3, 8, 8), float("nan"))}, "noise must be finite"),
+        ({"source": Image.new("F", (8, 8))}, "mode 'F'"),
+        (
+            {"source": np.zeros((1, 8, 8, 3))},
+            r"source must be a non-empty \(B, 3, H, W\) batch, got shape \(1, 8, 8, 3\)",
+        ),
+        ({"source": {}}, "source must be a tensor, a picture, a path, a NumPy array or a list of them, got dict"),
+        ({"source": [Image.new("RGB", (8, 8)), 5]}, r"source\[1\]: must be a tensor, a picture, .* got int"),
+        ({"source": [GOOD[0], GOOD]}, r"source\[1\]: a tensor in a list must be \(3, H, W\), got shape \(2, 3, 8, 8\)"),
+        ({"source": [GOOD[0], GOOD[0] - 9]}, r"source\[1\]: must be in \[-1, 1\], got values up to 9"),
+        ({"source": np.zeros((8, 8, 2), np.uint8)}, r"uint8 must be \(H, W\), .* got shape \(8, 8, 2\)"),
+        ({"source": np.zeros((8, 8, 4))}, r"floats must be \(H, W\) or \(H, W, 3\), got shape \(8, 8, 4\)"),
+        ({"source": np.zeros((8, 8, 3), int)}, "must be floats in .*, got int64"),
+        ({"source": np.full((8, 8, 3), 255.0)}, r"values up to 255 in size: pass range=\(0, 255\)"),
+        ({"source": GOOD, "range": (1, 0)}, r"range must be \(low, high\) with low < high, got \(1, 0\)"),
+        ({"source": GOOD, "range": 2}, r"range must be \(low, high\), got 2"),
+        ({"source": GOOD, "steps": 0}, "steps must be an integer in"),
+        ({"source": GOOD, "solver": "euler"}, "solver must be one of"),
+        ({"source": GOOD, "timesteps": 10}, "timesteps must be a name or a list of times, got 10"),
+        ({"source": GOOD, "solver": "ancestral"}, "solver 'ancestral' takes every time, steps=1000; got steps=3"),
+        ({"source": GOOD, "seed": 1.5}, "seed must be an integer or a list of integers, got 1.5"),
+        ({"source": GOOD, "seed": [0.7, 1]}, "seed must be an integer or a list of integers"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_bad_calls(unet: UNet, call: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        BridgeSampler(unet, ABridge(), steps=3)(**call)
+
+
+def test_stream_checks_at_the_call(unet: UNet):
+    with pytest.raises(ValueError, match="non-empty"):
+        BridgeSampler(unet, ABridge()).stream(torch.zeros(3, 8, 8))
+    with pytest.raises(ValueError, match="stream needs sources of one size, got several"):
+        BridgeSampler(unet, ABridge()).stream([picture("RGB"), picture("RGB").resize((9, 8))])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"clamp": (1, -1)}, "clamp must be None or"),
+        ({"clamp": (1,)}, "clamp must be None or"),
+        ({"dtype": torch.int8}, "dtype must be a floating-point dtype"),
+        ({"dtype": "bf61"}, "dtype must be a floating-point dtype such as bf16, fp16, fp32, fp64, got 'bf61'"),
+        ({"solver": "euler"}, "solver must be one of"),
+        ({"steps": 0}, "steps must be an integer in"),
+    ],
+)
+def test_bad_settings(unet: UNet, settings: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        BridgeSampler(unet, ABridge(), **settings)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_one_seed_is_one_image_on_every_device(unet: UNet, source: torch.Tensor):
+    here = BridgeSampler(unet, ABridge(), "sde-dpm2m", steps=5)(source, seed=0)
+    there = BridgeSampler(unet, ABridge(), "sde-dpm2m", steps=5, device="cuda")(source, seed=0)
+    torch.testing.assert_close(there, here, rtol=0, atol=1e-3)
+
+
+def test_arguments_fill_in_what_a_file_leaves_out(unet: UNet, tmp_path: Path):
+    save_checkpoint(tmp_path / "ours.pt", unet, ABridge(num_steps=100))
+    with pytest.raises(ValueError, match="num_steps=50 was given, but the network was trained with num_steps=100"):
+        BridgeSampler.from_checkpoint(tmp_path / "ours.pt", num_steps=50)
+    with pytest.raises(ValueError, match=r"config=a\.yaml was given, but the file describes its network itself"):
+        BridgeSampler.from_checkpoint(tmp_path / "ours.pt", config="a.yaml")
+    torch.save(tiny_unet(head_channels=8), tmp_path / "bare.model")
+    sampler = BridgeSampler.from_checkpoint(tmp_path / "bare.model", num_steps=90, c_lambda=1.5, steps=2)
+    assert sampler.bridge == ABridge(90, 1.5)
+
+
+# Masks
+
+
+def test_a_mask_keeps_the_source_elsewhere(unet: UNet, source: torch.Tensor):
+    sampler = BridgeSampler(unet, ABridge(), "sde-dpm2m", steps=4)
+    mask = torch.zeros(5, 1, 8, 8)
+    mask[:, :, 2:5, 3:7] = 1
+    made = sampler(source, seed=0, mask=mask)
+    assert torch.equal(torch.where(mask == 0, made, source), torch.where(mask == 0, source, source))
+    assert not torch.equal(made, source)
+    steps = list(sampler.stream(source, seed=0, mask=mask))
+    for step in steps:
+        assert torch.equal(step.x0hat[:, :, 0], source[:, :, 0]), "the estimate leaves the source outside the mask"
+    whole = torch.ones(1, 1, 8, 8)
+    torch.testing.assert_close(sampler(source, seed=0, mask=whole), sampler(source, seed=0), rtol=0, atol=1e-6)
+    assert torch.equal(sampler(source, seed=0, mask=torch.zeros(1, 1, 8, 8)), source)
+
+
+def test_masks_of_every_type(unet: UNet, tmp_path: Path):
+    sampler = BridgeSampler(unet, ABridge(), steps=2)
+    given = picture("RGB", (7, 5))
+    pixels = np.zeros((5, 7), np.uint8)
+    pixels[1:3, 2:5] = 255
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    masks = [Image.fromarray(pixels), tmp_path / "mask.png", pixels, pixels / 255, pixels > 0]
+    made = [np.asarray(sampler([given, given], seed=0, mask=mask, batch_size=1)[1]) for mask in masks]
+    for other in made[1:]:
+        np.testing.assert_array_equal(made[0], other)
+    outside = pixels == 0
+    np.testing.assert_array_equal(made[0][outside], np.asarray(given)[outside])
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.zeros(2, 1, 8, 7), r"mask must have shape \(2, 1, 8, 8\) or \(1, 1, 8, 8\), got \(2, 1, 8, 7\)"),
+        (torch.zeros(2, 3, 8, 8), "mask must have shape"),
+        (torch.full((2, 1, 8, 8), 2.0), r"mask must be in \[0, 1\], got values from 2 to 2"),
+        (torch.full((2, 1, 8, 8), float("nan")), r"mask must be in \[0, 1\], got values from nan"),
+        ([1], "mask must be a tensor, a picture, a path or an .* array, got list"),
+    ],
+)
+def test_bad_masks(unet: UNet, mask: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        BridgeSampler(unet, ABridge(), steps=3)(GOOD, seed=0, mask=mask)
+    with pytest.raises(ValueError, match="mask needs pictures of one size"):
+        BridgeSampler(unet, ABridge())([picture("RGB"), picture("RGB").resize((9, 8))], mask=torch.ones(1, 1, 8, 8))

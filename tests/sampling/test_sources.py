@@ -1,0 +1,109 @@
+"""What goes into a sampler comes out in its type."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bbdm.sampling.sources import NUMPY, UNIT, ArrayBackend, given
+from bbdm.sampling.tensors import TENSORS
+
+RNG = np.random.default_rng(0)
+COLOUR = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+FLOATS = (COLOUR / 127.5 - 1).astype(np.float32)
+BACKENDS = pytest.mark.parametrize("backend", [NUMPY, TENSORS], ids=["numpy", "torch"])
+
+
+def echo(source: Any, backend: ArrayBackend, channels: int = 3, range: tuple[float, float] = UNIT) -> Any:
+    """What a sampler that changes nothing returns."""
+    got = given(source, backend, channels, range)
+    return got.restore(got.groups)
+
+
+@BACKENDS
+@pytest.mark.parametrize(
+    "array", [COLOUR, COLOUR[:, :, 0], FLOATS, FLOATS.astype(np.float64)], ids=lambda a: str(a.dtype)
+)
+def test_an_array_comes_back(backend: ArrayBackend, array: np.ndarray):
+    made = echo(array, backend)
+    expected = array if array.ndim == 3 else np.repeat(array[:, :, None], 3, axis=2)
+    assert (type(made), made.dtype) == (np.ndarray, array.dtype)
+    np.testing.assert_allclose(made, expected, rtol=0, atol=1e-6)
+
+
+@BACKENDS
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 255), (-3, 5)])
+def test_floats_of_another_range(backend: ArrayBackend, low: float, high: float):
+    values = (FLOATS + 1) / 2 * (high - low) + low
+    got = given(values, backend, 3, (low, high))
+    np.testing.assert_allclose(np.asarray(got.groups[0][1])[0], FLOATS.transpose(2, 0, 1), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(echo(values, backend, range=(low, high)), values, rtol=1e-5, atol=1e-4)
+    batch = values.transpose(2, 0, 1)[None]
+    np.testing.assert_allclose(np.asarray(echo(batch, backend, range=(low, high))), batch, rtol=1e-5, atol=1e-4)
+
+
+def test_grey_networks():
+    assert echo(COLOUR, NUMPY, 1).shape == (6, 8, 1)
+    assert echo(COLOUR[:, :, 0], NUMPY, 1).shape == (6, 8)
+    np.testing.assert_array_equal(echo(COLOUR[:, :, :1], NUMPY, 1), COLOUR[:, :, :1])
+    np.testing.assert_allclose(echo(FLOATS[:, :, 1], NUMPY, 1), FLOATS[:, :, 1], atol=1e-6)
+
+
+def test_transparent_pixels_of_an_array_are_white():
+    clear = np.dstack([COLOUR, np.zeros((6, 8), np.uint8)])
+    np.testing.assert_array_equal(echo(clear, NUMPY), np.full((6, 8, 3), 255))
+
+
+def test_a_mixed_list_keeps_order_and_types(tmp_path: Path):
+    picture = Image.fromarray(COLOUR)
+    picture.resize((4, 4)).save(tmp_path / "a.png")
+    tensor = torch.from_numpy(FLOATS.transpose(2, 0, 1).copy()).double()
+    made = echo([FLOATS, tmp_path / "a.png", picture, tensor, str(tmp_path / "a.png"), COLOUR], TENSORS)
+    assert [type(result) for result in made] == [
+        np.ndarray,
+        Image.Image,
+        Image.Image,
+        torch.Tensor,
+        Image.Image,
+        np.ndarray,
+    ]
+    np.testing.assert_allclose(made[0], FLOATS, atol=1e-6)
+    assert made[1].size == made[4].size == (4, 4)
+    np.testing.assert_array_equal(np.asarray(made[2]), COLOUR)
+    assert made[3].dtype == torch.float64
+    torch.testing.assert_close(made[3], tensor, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(made[5], COLOUR)
+
+
+def test_a_single_picture_or_path_gives_a_list(tmp_path: Path):
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(COLOUR)):
+        (made,) = echo(source, NUMPY)
+        np.testing.assert_array_equal(np.asarray(made), COLOUR)
+
+
+def test_missing_and_broken_files_are_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"there is no picture .*none\.png"):
+        given([COLOUR, tmp_path / "none.png"], NUMPY, 3, UNIT)
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"source\[1\]: cannot read the picture .*bad\.png"):
+        given([COLOUR, tmp_path / "bad.png"], NUMPY, 3, UNIT)
+
+
+@BACKENDS
+def test_floats_that_look_like_zero_to_one_are_warned_of(backend: ArrayBackend):
+    unit = (FLOATS + 1) / 2
+    for source in (unit, unit.transpose(2, 0, 1)[None], [unit, unit]):
+        with pytest.warns(UserWarning, match=r"pass range=\(0, 1\)") as record:
+            given(source, backend, 3, UNIT)
+        assert len(record) == 1
+    paper = np.full((6, 8, 3), 0.97, np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for fine in (FLOATS, paper, COLOUR, [FLOATS, Image.fromarray(COLOUR)]):
+            given(fine, backend, 3, UNIT)
+        given(unit, backend, 3, (0, 1))

@@ -1,0 +1,216 @@
+"""examples/app.py without a browser, with a network too small to be good."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bbdm import BridgeSampler
+from bbdm.runtime import OnnxBridgeSampler
+from examples import app
+from examples.app import AppConfig, Model, Source
+from tests.cli.pages import EXPORT, model_file, noise, same
+from tests.conftest import ROOT
+from tests.onnx.exports import SIZE, export
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_file(tmp_path_factory.mktemp("app"))
+
+
+@pytest.fixture(scope="module")
+def static(file: Path) -> Path:
+    return export(file, file.parent / "static", "--steps", "3", "--static", f"2,{SIZE},{SIZE}")
+
+
+@pytest.fixture(scope="module")
+def model(file: Path) -> Model:
+    return app.load(AppConfig(file, device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def sampler(file: Path) -> BridgeSampler:
+    return BridgeSampler.from_checkpoint(file)
+
+
+def last(*arguments: Any) -> app.Progress:
+    return list(app.translate(*arguments))[-1]
+
+
+# Functions
+
+
+@pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "fast", "posterior", "ddim", "consistency"])
+def test_the_last_preview_is_what_the_sampler_returns(solver: str, model: Model, sampler: BridgeSampler):
+    sources = [Source("a", noise(0)), Source("b", noise(1, 24, 8))]
+    progress = list(app.translate(model, sources, solver, 3, 5, 2))
+    assert [each.done for each in progress] == [1, 2, 3, 4, 5, 6]
+    assert {each.total for each in progress} == {6}
+    assert [len(each.results) for each in progress] == [2, 2, 2, 4, 4, 4]
+    wanted = sampler([noise(0)] * 2 + [noise(1, 24, 8)] * 2, seed=5, solver=solver, steps=3)
+    results = progress[-1].results
+    assert [(each.source.name, each.seed) for each in results] == [("a", 5), ("a", 6), ("b", 7), ("b", 8)]
+    assert all(same(each.picture, picture) for each, picture in zip(results, wanted, strict=True))
+    assert not same(results[0].picture, results[1].picture)
+    assert not same(progress[0].results[0].picture, results[0].picture)
+
+
+def test_no_seed_draws_one(model: Model):
+    first, second = (last(model, [Source("a", noise(0))], "dpm2m", 2, None, 1).results[0] for _ in range(2))
+    assert first.seed != second.seed
+
+
+def test_an_export_takes_any_solver_and_steps():
+    model = app.load(AppConfig(EXPORT))
+    assert (model.solver, model.size, model.results) == ("sde-dpm2m", 64, None)
+    progress = last(model, [Source("a", noise(0))], "dpm2m", 3, 1, 1)
+    assert (progress.done, progress.total) == (3, 3)
+    wanted = OnnxBridgeSampler(EXPORT)(noise(0), seed=1, solver="dpm2m", steps=3)[0]
+    assert same(progress.results[0].picture, wanted)
+
+
+@pytest.mark.nightly
+def test_a_static_export_has_its_size_and_number(static: Path, sampler: BridgeSampler):
+    model = app.load(AppConfig(static))
+    assert (model.size, model.resize, model.results) == ((SIZE, SIZE), "stretch", 2)
+    source = app.read(noise(0, 40, 8), model, SIZE**2)
+    assert source.picture.size == (SIZE, SIZE)
+    results = last(model, [source], "dpm2m", 3, 4, 2).results
+    wanted = sampler([source.picture] * 2, seed=4, steps=3)
+    assert all(same(each.picture, picture) for each, picture in zip(results, wanted, strict=True))
+    with pytest.raises(ValueError, match=r"size is fixed: .*static takes height x width \(16, 16\) alone"):
+        app.load(AppConfig(static, size=32))
+
+
+def test_an_export_needs_no_torch():
+    code = "import sys; from examples.app import *; load(AppConfig(Path(sys.argv[1]))); print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, str(EXPORT)]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_sources_are_made_to_fit(file: Path, model: Model, tmp_path: Path):
+    noise(2, 64, 32).save(tmp_path / "wide.png")
+    source = app.read(str(tmp_path / "wide.png"), model, SIZE**2)
+    assert (source.name, source.picture.size) == ("wide", (SIZE, SIZE // 2))
+    larger = app.load(AppConfig(file, device="cpu", size=(20, 48)))
+    assert app.read(noise(2, 64, 32), larger, 1000).picture.size == (40, 20)
+
+
+def test_a_drawing_is_laid_on_white(model: Model):
+    drawn = Image.new("RGBA", (512, 512), (0, 0, 0, 0))
+    drawn.paste((255, 0, 0, 255), (0, 0, 512, 256))
+    name, picture = app.read(drawn, model, SIZE**2)
+    assert (name, picture.getpixel((8, 2)), picture.getpixel((8, 13))) == ("drawing", (255, 0, 0), (255, 255, 255))
+
+
+def test_what_a_visitor_gives_is_limited(model: Model, tmp_path: Path):
+    with pytest.raises(ValueError, match="at most 255 pixels, got drawing of height x width 16 x 16"):
+        app.read(noise(0), model, SIZE**2 - 1)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"^cannot read the picture text\.png: .*[^/]text\.png"):
+        app.read(str(tmp_path / "text.png"), model, SIZE**2)
+    config = AppConfig(Path("c.pt"), max_steps=9, max_results=3, max_files=2)
+    app.check(config, 9, 3, 2)
+    for numbers, text in {
+        (10, 3, 2): "network calls must be from 1 to 9, got 10",
+        (9, 0, 2): "results must be from 1 to 3, got 0",
+        (9, 3, 0): "pictures must be from 1 to 2, got 0",
+    }.items():
+        with pytest.raises(ValueError, match=text):
+            app.check(config, *numbers)
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="max_results must be at least 1, got 0"):
+        AppConfig(Path("c.pt"), max_results=0)
+    with pytest.raises(ValueError, match="port must be at most 65535, got 65536"):
+        AppConfig(Path("c.pt"), port=65536)
+    with pytest.raises(
+        ValueError, match=r"device, dtype and compile are for checkpoints, and .*onnx is an ONNX export"
+    ):
+        AppConfig(EXPORT, device="cpu")
+
+
+def test_a_folder_of_save_pretrained_is_a_checkpoint(sampler: BridgeSampler, tmp_path: Path):
+    sampler.save_pretrained(tmp_path)
+    loaded = app.load(AppConfig(tmp_path, device="cpu"))
+    assert isinstance(loaded.sampler, BridgeSampler)
+    wanted = sampler(noise(0), 5, steps=2)[0]
+    assert same(last(loaded, [Source("a", noise(0))], "dpm2m", 2, 5, 1).results[0].picture, wanted)
+
+
+def test_examples_lie_beside_the_model(file: Path, tmp_path: Path):
+    wanted = ["0.png", "1.png"]
+    assert [path.name for path in app.example_pictures(AppConfig(file))] == wanted
+    assert [path.name for path in app.example_pictures(AppConfig(EXPORT))] == sorted(
+        os.listdir(EXPORT.parent / "drawings")
+    )
+    assert app.example_pictures(AppConfig(file, examples=tmp_path)) == []
+
+
+def test_the_archive_holds_each_result(model: Model):
+    results = last(model, [Source("a", noise(0)), Source("a", noise(1))], "dpm2m", 1, 3, 2).results
+    with zipfile.ZipFile(app.archive(results)) as made:
+        assert made.namelist() == ["a_3.png", "a_4.png", "a_5.png", "a_6.png"]
+        for result in results:
+            picture = Image.open(io.BytesIO(made.read(f"a_{result.seed}.png")))
+            assert np.array_equal(np.asarray(picture), np.asarray(result.picture))
+
+
+# The page without a browser
+
+
+def controls(page: Any) -> dict[str, dict[str, Any]]:
+    """Properties of the page's components, by label."""
+    properties = [component["props"] for component in page.get_config_file()["components"]]
+    return {each["label"]: each for each in properties if each.get("label")}
+
+
+@pytest.fixture(scope="module")
+def gradio() -> Any:
+    return pytest.importorskip("gradio", reason="the extra 'app' is not installed")
+
+
+def test_the_page_offers_what_a_checkpoint_takes(gradio: Any, file: Path, model: Model):
+    found = controls(app.build(model, AppConfig(file, max_steps=30, max_results=6)))
+    assert found["Solver"]["value"] == "dpm2m"
+    offered = [value for _, value in found["Solver"]["choices"]]
+    assert offered == ["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast"]  # not each takes 10 calls
+    assert (found["Network calls"]["value"], found["Network calls"]["maximum"]) == (10, 30)
+    assert (found["Results"]["value"], found["Results"]["maximum"]) == (4, 6)
+
+
+def test_the_page_begins_with_the_solver_of_an_export(gradio: Any):
+    model = app.load(AppConfig(EXPORT))
+    found = controls(app.build(model, AppConfig(EXPORT)))
+    assert (found["Solver"]["value"], found["Network calls"]["value"]) == ("sde-dpm2m", 5)
+    with pytest.raises(ValueError, match="network calls must be from 1 to 4, got 5"):
+        app.build(model, AppConfig(EXPORT, max_steps=4))
+
+
+@pytest.mark.nightly
+def test_the_page_fixes_the_results_of_a_static_export(gradio: Any, static: Path):
+    found = controls(app.build(app.load(AppConfig(static)), AppConfig(static)))
+    assert (found["Results (as exported)"]["value"], found["Results (as exported)"]["interactive"]) == (2, False)
+
+
+def test_errors_of_the_library_are_messages(gradio: Any, file: Path, model: Model):
+    page: Any = app.build(model, AppConfig(file))
+    (run,) = (function.fn for function in page.fns.values() if getattr(function.fn, "__name__", "") == "run")
+    picture = str(file.parent / "drawings" / "0.png")
+    with pytest.raises(gradio.Error, match="'ancestral' takes every time, steps=100; got steps=5"):
+        list(run("Picture", picture, None, None, "ancestral", 5, 0, 1))
+    with pytest.raises(gradio.Error, match="the number of pictures must be from 1 to 50, got 0"):
+        list(run("Picture", None, None, None, "dpm2m", 5, 0, 1))
+    with pytest.raises(gradio.Error, match="seed must be in"):
+        list(run("Picture", picture, None, None, "dpm2m", 5, 2**63, 1))

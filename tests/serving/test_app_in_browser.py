@@ -1,0 +1,243 @@
+"""examples/app.py as visitors use it, in Chromium."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bbdm import BridgeSampler
+from bbdm.runtime import OnnxBridgeSampler
+from tests.cli.pages import EXPORT, Visitor, model_file, noise, same, until
+from tests.conftest import ROOT
+from tests.onnx.exports import SIZE
+
+pytestmark = pytest.mark.nightly
+Visit = Callable[[str], Visitor]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_file(tmp_path_factory.mktemp("app"))
+
+
+@pytest.fixture(scope="module")
+def sampler(file: Path) -> BridgeSampler:
+    return BridgeSampler.from_checkpoint(file)
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Callable[..., str]]:
+    """serve(model, *flags): starts the app, and returns its address."""
+    pytest.importorskip("gradio", reason="the extra 'app' is not installed")
+    pytest.importorskip("selenium", reason="selenium is not installed")
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("chromium and its chromedriver are not installed")
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(model: Path, *flags: str) -> str:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "examples/app.py", str(model), "--port", str(port), *flags]
+        running.append(process := subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}))
+
+        def answers() -> bool:
+            assert process.poll() is None, "the app ended"
+            with socket.socket() as client:
+                return client.connect_ex(("127.0.0.1", port)) == 0
+
+        until(answers, "the app")
+        return f"http://127.0.0.1:{port}/"
+
+    yield start
+    for process in running:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def url(serve: Callable[..., str], file: Path) -> str:
+    return serve(file, "--device", "cpu", "--max_steps", "100")
+
+
+@pytest.fixture
+def visit(tmp_path: Path) -> Iterator[Callable[[str], Visitor]]:
+    """visit(url): a new browser on the page."""
+    visitors: list[Visitor] = []
+
+    def open_page(url: str) -> Visitor:
+        visitors.append(Visitor(url, tmp_path / f"visitor{len(visitors)}"))
+        return visitors[-1]
+
+    yield open_page
+    for visitor in visitors:
+        visitor.driver.quit()
+
+
+def test_an_upload_and_each_number(visit: Visit, url: str, sampler: BridgeSampler, tmp_path: Path):
+    page = visit(url)
+    noise(7).save(tmp_path / "mine.png")
+    page.upload(tmp_path / "mine.png")
+    page.choose("sde-dpm2m")
+    page.enter(calls=6, seed=11, results=3)
+    made = page.translate("3 results, seeds 11 to 13")
+    wanted = dict(
+        zip(("seed 11", "seed 12", "seed 13"), sampler([noise(7)] * 3, 11, solver="sde-dpm2m", steps=6), strict=True)
+    )
+    assert made.keys() == wanted.keys()
+    assert all(same(made[caption], picture) for caption, picture in wanted.items())
+    assert any(text.startswith("network call ") for text in page.driver.execute_script("return seen"))
+    assert same(page.compared()[0], noise(7))
+    assert same(page.compared()[1], wanted["seed 11"])
+    page.all(".results button")[1].click()
+    until(lambda: same(page.compared()[1], wanted["seed 12"]), "the chosen result in the slider")
+    page.click("Download as zip")
+    path = until(lambda: next(page.downloads.glob("*.zip"), None), "the zip")
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == ["mine_11.png", "mine_12.png", "mine_13.png"]
+        assert same(Image.open(io.BytesIO(archive.read("mine_12.png"))), wanted["seed 12"])
+
+
+def test_an_example_and_a_drawn_seed(visit: Visit, url: str, sampler: BridgeSampler):
+    from selenium.webdriver.common.keys import Keys
+
+    page = visit(url)
+    until(lambda: len(page.all(".gallery-item")) == 2, "the examples")
+    page.all(".gallery-item")[1].click()
+    until(lambda: page.all(".source img"), "the example")
+    page.enter(calls=2, results=1)
+    (field,) = page.all("input[aria-label='Seed, or empty']")
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys(Keys.DELETE, Keys.TAB)
+    page.click("Translate")
+    seed = until(
+        lambda: page.status().removeprefix("1 result, seed ") if "1 result" in page.status() else None, "a seed"
+    )
+    assert int(seed) != 0
+    assert same(page.compared()[1], sampler(noise(1), int(seed), steps=2)[0])
+
+
+def test_a_drawing(visit: Visit, url: str, sampler: BridgeSampler):
+    from selenium.webdriver import ActionChains
+
+    page = visit(url)
+    page.click("Drawing", "[role=tab]")
+    canvas = until(lambda: page.all("canvas"), "the canvas")[0]
+    time.sleep(2)  # the brush is there a little later
+    ActionChains(page.driver).move_to_element_with_offset(canvas, -150, 0).click_and_hold().move_by_offset(
+        300, 0
+    ).release().perform()
+    page.enter(seed=2, calls=3, results=1)
+    page.translate("1 result, seed 2")
+    source, result = page.compared()
+    rows = np.asarray(source.convert("L"), int).mean(1)
+    assert rows[:6].min() == rows[-6:].min() == 255
+    assert rows.min() < 200
+    assert same(result, sampler(source, 2, steps=3)[0])
+
+
+def test_a_camera(visit: Visit, url: str, sampler: BridgeSampler):
+    page = visit(url)
+    page.click_icon("Capture from camera")
+    page.click("Click to Access Webcam")
+    page.click_icon("capture photo")
+    until(lambda: page.all(".source img"), "the photo")
+    page.enter(seed=3, calls=3, results=1)
+    page.translate("1 result, seed 3")
+    source, result = page.compared()
+    assert max(source.size) == SIZE
+    assert same(result, sampler(source, 3, steps=3)[0])
+
+
+def test_files_and_stop(visit: Visit, url: str, sampler: BridgeSampler, tmp_path: Path):
+    page = visit(url)
+    page.click("Files", "[role=tab]")
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, path in enumerate(paths):
+        noise(i).save(path)
+    page.upload(*paths)
+    page.enter(seed=4, calls=100, results=8)
+    page.click("Translate")
+    until(lambda: page.status().startswith("network call "), "progress")
+    page.click("Stop")
+    time.sleep(2)
+    stopped = page.status()
+    assert stopped.startswith("network call ")
+    time.sleep(2)
+    assert page.status() == stopped
+    page.enter(calls=3, results=1)
+    made = page.translate("3 results, seeds 4 to 6")
+    wanted = sampler([noise(i) for i in range(3)], 4, steps=3)
+    assert list(made) == ["0, seed 4", "1, seed 5", "2, seed 6"]
+    assert all(same(picture, other) for picture, other in zip(made.values(), wanted, strict=True))
+
+
+def test_an_error_is_a_message_and_the_page_lives(visit: Visit, url: str, tmp_path: Path):
+    page = visit(url)
+    page.click("Files", "[role=tab]")
+    (tmp_path / "text.png").write_text("no picture")
+    page.upload(tmp_path / "text.png")
+    page.click("Translate")
+    until(
+        lambda: "cannot read the picture text.png" in " ".join(each.text for each in page.all(".toast-body")),
+        "a message",
+    )
+    page.click("Picture", "[role=tab]")
+    page.all(".gallery-item")[0].click()
+    until(lambda: page.all(".source img"), "the example")
+    page.choose("ancestral")
+    page.enter(seed=0, calls=5, results=2)
+    page.click("Translate")
+    message = "solver 'ancestral' takes every time, steps=100; got steps=5"
+    until(lambda: message in " ".join(each.text for each in page.all(".toast-body")), message)
+    page.choose("dpm2m")
+    assert len(page.translate("2 results, seeds 0 to 1")) == 2
+
+
+def test_two_visitors_at_once(visit: Visit, url: str, sampler: BridgeSampler, tmp_path: Path):
+    pages = [visit(url), visit(url)]
+    for i, page in enumerate(pages):
+        noise(20 + i).save(tmp_path / f"{i}.png")
+        page.upload(tmp_path / f"{i}.png")
+        page.enter(seed=30 + i, calls=60, results=1)
+    with ThreadPoolExecutor() as pool:
+        made = list(pool.map(lambda page, i: page.translate(f"1 result, seed {30 + i}"), pages, range(2)))
+    wanted = [sampler(noise(20 + i), 30 + i, steps=60)[0] for i in range(2)]
+    assert not same(*wanted)
+    for i in range(2):
+        assert list(made[i]) == [f"seed {30 + i}"]
+        assert same(made[i][f"seed {30 + i}"], wanted[i])
+
+
+def test_the_page_fetches_nothing_from_elsewhere(visit: Visit, url: str):
+    page = visit(url)
+    page.all(".gallery-item")[0].click()
+    page.translate("4 results, seeds 0 to 3")
+    events = [json.loads(each["message"])["message"] for each in page.driver.get_log("performance")]
+    sent = [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
+    assert any(each.startswith(url) for each in sent)
+    assert [each for each in sent if not each.startswith((url, "data:", "blob:", "chrome:"))] == []
+
+
+def test_an_export_is_translated_with(visit: Visit, serve: Callable[..., str]):
+    page = visit(serve(EXPORT))
+    page.all(".gallery-item")[0].click()
+    until(lambda: page.all(".source img"), "the example")
+    page.enter(seed=5, results=1)
+    made = page.translate("1 result, seed 5")
+    drawing = sorted((EXPORT.parent / "drawings").glob("*.png"))[0]
+    assert same(made["seed 5"], OnnxBridgeSampler(EXPORT)(drawing, 5)[0])

@@ -1,0 +1,309 @@
+"""examples/translate_ray.py: names, seeds and checks every day, clusters on this machine every night."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bbdm import ABridge, BridgeSampler, save_checkpoint
+from bbdm.base import scripts
+from bbdm.base.seeds import seed_of
+from bbdm.data.survey import BadPicturesError
+from bbdm.evaluation.results import ResultsError
+from bbdm.pictures.images import open_image
+from bbdm.serving.places import Place
+from bbdm.serving.reading import Reading, read
+from bbdm.serving.sources import Columns, Sources, Where, name_of, read_group
+from examples import translate_ray
+from tests.conftest import tiny_unet
+
+SIZE = 16
+COLUMNS = Columns("name", "image")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, tiny_unet(condition_channels=3), ABridge(num_steps=50), image_size=SIZE)
+    return path
+
+
+def noise(index: int) -> Image.Image:
+    pixels = np.random.default_rng(index).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def make_sources(folder: Path, count: int) -> list[str]:
+    """Pictures of noise in two levels of folders, and their names."""
+    names = [f"{index % 7}/{index:04d}" for index in range(count)]
+    for index, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        noise(index).save(folder / f"{name}.png")
+    return names
+
+
+class Watch:
+    """Looks at a folder's pictures all the time: which file each name was, so that a second write is seen."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seen: dict[str, set[tuple[int, int]]] = {}
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+        self.look()
+
+    def _look(self) -> None:
+        while not self._end.wait(0.1):
+            self.look()
+
+    def look(self) -> None:
+        for path in list(self.folder.rglob("*.png")):
+            about = path.stat()
+            name = path.relative_to(self.folder).with_suffix("").as_posix()
+            self.seen.setdefault(name, set()).add((about.st_ino, about.st_mtime_ns))
+
+
+# every day
+
+
+def test_names_are_paths_without_a_pictures_suffix():
+    assert [name_of(path) for path in ("a.png", "a/b.JPG", "a/b.c.webp", "x", "x.txt")] == [
+        "a",
+        "a/b",
+        "a/b.c",
+        "x",
+        "x.txt",
+    ]
+    for path in ("../a.png", "/etc/passwd", "a//b", "a/../../b.png", ".hidden.png", "a\\..\\b", "", "a/\0"):
+        with pytest.raises(ValueError, match="must be a relative path without parts that begin with a dot"):
+            name_of(path)
+
+
+def test_settings_are_checked():
+    places = ["in", "out", "c.pt"]
+    assert translate_ray.parse(places).image_size == "fit"
+    assert translate_ray.parse([*places, "--size", "20x8", "--workers", "3"]).image_size == (20, 8)
+    for flag in ("-b", "--workers", "--threads"):
+        with pytest.raises(ValueError, match="must be at least 1, got 0"):
+            translate_ray.parse([*places, flag, "0"])
+    with pytest.raises(ValueError, match="compile needs dtype"):
+        translate_ray.parse([*places, "--compile"])
+    with pytest.raises(ValueError, match="means the solver 'fast', got solver 'ddim' too"):
+        translate_ray.parse([*places, "--fast_sampling", "--solver", "ddim"])
+
+
+@pytest.fixture
+def arrow() -> Any:
+    return pytest.importorskip("pyarrow", reason="the extra ray is not installed")
+
+
+def test_a_file_is_whole_or_absent(arrow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    place = Place.of(str(tmp_path / "out"))
+    assert place.list() == []
+    place.write("a/b.png", b"first")
+    place.write("a/b.png", b"second")
+    assert (tmp_path / "out" / "a" / "b.png").read_bytes() == place.read("a/b.png") == b"second"
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space left on device")))
+    for name in ("a/b.png", "c.png"):
+        with pytest.raises(OSError, match="no space left"):
+            place.write(name, b"third")
+    assert place.list() == ["a/b.png"]
+    assert place.read("a/b.png") == b"second"
+    assert place.exist(["a/b.png", "c.png"]) == [True, False]
+
+
+def test_other_file_systems_are_those_of_fsspec(arrow: Any):
+    place = Place.of("memory://bucket/results")
+    place.write("a/b.png", b"whole")
+    assert place.list() == ["a/b.png"]
+    assert Place.of("memory://bucket/results").read("a/b.png") == b"whole"
+    with pytest.raises(ValueError, match="cannot open nothing://x"):
+        Place.of("nothing://x")
+
+
+def test_sources_are_found_by_name(arrow: Any, tmp_path: Path):
+    for path in ("b.png", "a/c.jpg", ".thumbnails/d.png", "notes.txt"):
+        (tmp_path / "in" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / path).write_bytes(b"")
+    place = Place.of(str(tmp_path / "in"))
+    assert Sources.find(place, COLUMNS).where == {"a/c": ("a/c.jpg", None), "b": ("b.png", None)}
+    (tmp_path / "in" / "b.webp").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"b\.png and b\.webp both have a picture named 'b'"):
+        Sources.find(place, COLUMNS)
+    with pytest.raises(ValueError, match=r"must hold pictures .* or \.parquet: neither"):
+        Sources.find(Place.of(str(tmp_path / "nowhere")), COLUMNS)
+
+
+def test_rows_of_parquet_files_have_names(arrow: Any, tmp_path: Path):
+    from pyarrow import parquet
+
+    table = arrow.table({"name": ["x/1.png", "2", "3"], "image": [b"one", b"two", None]})
+    parquet.write_table(table, tmp_path / "t.parquet", row_group_size=2)
+    place = Place.of(str(tmp_path))
+    sources = Sources.find(place, COLUMNS)
+    assert sources.where == {"x/1": ("t.parquet", 0), "2": ("t.parquet", 0), "3": ("t.parquet", 1)}
+    assert [block["name"].to_pylist() for block in sources.blocks(["x/1", "2", "3"], 1)] == [["x/1", "2"], ["3"]]
+    assert read_group(place, Where("t.parquet", 0), COLUMNS) == {"x/1": b"one", "2": b"two"}
+    assert read_group(place, Where("t.parquet", 1), COLUMNS) == {"3": b""}
+    with pytest.raises(ValueError, match=r"t\.parquet has no column 'picture', but name, image"):
+        Sources.find(place, Columns("name", "picture"))
+    parquet.write_table(arrow.table({"name": ["../../x"], "image": [b""]}), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="must be a relative path"):
+        Sources.find(place, COLUMNS)
+
+
+def test_what_has_no_result_is_read(arrow: Any, tmp_path: Path):
+    make_sources(tmp_path / "in", 3)
+    (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "out" / "0").mkdir(parents=True)
+    (tmp_path / "out" / "0" / "0000.png").write_bytes(b"")
+    pictures = Place.of(str(tmp_path / "in"))
+    sources = Sources.find(pictures, COLUMNS)
+    (block,) = sources.blocks(list(sources.where), 8)
+    made = read(block, Reading(pictures, Place.of(str(tmp_path / "out")), 3, 8, "stretch", COLUMNS)).to_pylist()
+    assert [row["name"] for row in made] == ["1/0001", "2/0002", "bad"]
+    assert made[0]["pixels"] == noise(1).resize((8, 8), Image.Resampling.BILINEAR).tobytes()
+    assert [(row["height"], row["width"]) for row in made] == [(8, 8), (8, 8), (0, 0)]
+    assert [row["reason"] for row in made] == ["", "", "cannot read the picture bad.png: it is not a picture"]
+
+
+def test_results_are_outside_of_the_sources(arrow: Any, checkpoint: Path, tmp_path: Path):
+    make_sources(tmp_path / "in", 1)
+    for results in ("in", "in/out", "."):
+        with pytest.raises(ValueError, match="results must be outside of the sources"):
+            translate_ray.main([str(tmp_path / "in"), str(tmp_path / results), str(checkpoint)])
+
+
+# every night
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head with one core and another node with one, on the loopback."""
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray._private import ray_constants
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)  # else it replaces the loopback's address
+
+    node = {"num_cpus": 1, "object_store_memory": 200 * 2**20, "node_ip_address": "127.0.0.1"}
+    made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    made.add_node(**node)
+    yield made
+    made.shutdown()
+
+
+def check_results(folder: Path, sources: Path, names: list[str], checkpoint: Path, seed: int, **call: Any) -> None:
+    """Each result is what one process makes, and the manifest has a line for each."""
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png")) == sorted(
+        f"{name}.png" for name in names
+    )
+    assert not list(folder.rglob(".*"))
+    seeds = [seed_of(name, seed) for name in names]
+    alone = BridgeSampler.from_checkpoint(checkpoint)
+    made = alone([sources / f"{name}.png" for name in names], seed=seeds, batch_size=50, **call)
+    for name, expected in zip(names, made, strict=True):
+        result = np.asarray(open_image(folder / f"{name}.png"), dtype=int)
+        assert np.abs(result - np.asarray(expected, dtype=int)).max() <= 1  # rounding differs with the batch
+    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    wanted = zip(names, seeds, strict=True)
+    assert lines == sorted(({"name": n, "seed": s, "result": f"{n}.png"} for n, s in wanted), key=lambda x: x["name"])
+
+
+@pytest.mark.nightly
+def test_a_node_is_lost_half_way(
+    cluster: Any, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = int(os.environ.get("PICTURES", "2000"))
+    sources, results = tmp_path / "in", tmp_path / "out"
+    names = make_sources(sources, count)
+    command = [str(sources), str(results), str(checkpoint), "--steps", "4", "-b", "20", "--seed", "3"]
+    command += ["--address", cluster.address]
+    killed = threading.Event()
+
+    def kill() -> None:
+        while len(list(results.rglob("*.png"))) < count // 2:
+            time.sleep(0.05)
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+        killed.set()
+
+    with Watch(results) as watch:
+        killer = threading.Thread(target=kill, daemon=True)
+        killer.start()
+        translate_ray.main(command)
+        killer.join()
+    assert killed.is_set()
+    assert f"{count} results in" in capsys.readouterr().out
+    assert sorted(watch.seen) == sorted(names)
+    assert {name for name, files in watch.seen.items() if len(files) > 1} == set()
+    check_results(results, sources, names, checkpoint, 3, steps=4)
+    with Watch(results) as again:
+        translate_ray.main(command)
+    assert f"0 results in {results}, and {count} that were there" in capsys.readouterr().out
+    assert again.seen == watch.seen
+
+
+@pytest.mark.nightly
+def test_what_cannot_be_read_or_written(cluster: Any, checkpoint: Path, tmp_path: Path) -> None:
+    sources, results = tmp_path / "in", tmp_path / "out"
+    names = make_sources(sources, 21)
+    command = [str(sources), str(results), str(checkpoint), "--steps", "2", "-b", "4", "--address", cluster.address]
+    results.mkdir()
+    (results / "3").write_text("")  # where a folder is needed
+    with pytest.raises(scripts.StoppedError, match="3 is a file, and a folder is needed there"):
+        translate_ray.main(command)
+    (results / "3").unlink()
+    with pytest.raises(ValueError, match="threads must be at most the 1 cores of a machine, got 2"):
+        translate_ray.main([*command, "--threads", "2"])
+    before = {path: path.stat().st_ino for path in results.rglob("*.png")}
+    (sources / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(BadPicturesError, match=r"bad\.png: .* \(1 of 22 pictures; the others are tr") as caught:
+        translate_ray.main(command)
+    assert "--skip_bad" in scripts.hinted(caught.value, translate_ray.HINTS)
+    assert all(path.stat().st_ino == number for path, number in before.items())
+    translate_ray.main([*command, "--skip_bad"])
+    assert {path.relative_to(results).with_suffix("").as_posix() for path in results.rglob("*.png")} == set(names)
+    lines = [json.loads(line) for line in (results / "manifest.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines if "error" in line] == ["bad"]
+    with pytest.raises(ResultsError, match=r"results of other settings \(seed 0, now 1\)"):
+        translate_ray.main([*command, "--seed", "1"])
+
+
+@pytest.mark.nightly
+def test_pictures_in_parquet_files(arrow: Any, cluster: Any, checkpoint: Path, tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    sources, results, tables = tmp_path / "in", tmp_path / "out", tmp_path / "tables"
+    names = make_sources(sources, 30)
+    tables.mkdir()
+    for part in range(3):
+        chosen = names[part::3]
+        files = [{"bytes": (sources / f"{name}.png").read_bytes(), "path": None} for name in chosen]
+        table = arrow.table({"file": [f"{name}.png" for name in chosen], "picture": files})
+        parquet.write_table(table, tables / f"{part}.parquet", row_group_size=4)
+    command = [str(tables), str(results), str(checkpoint), "--steps", "2", "-b", "8", "--address", cluster.address]
+    command += ["--name_column", "file", "--image_column", "picture"]
+    translate_ray.main(command)
+    (results / f"{names[0]}.png").unlink()
+    with Watch(results) as watch:
+        translate_ray.main(command)
+    assert {name for name, files in watch.seen.items() if len(files) > 1} == set()
+    check_results(results, sources, names, checkpoint, 0, steps=2)
