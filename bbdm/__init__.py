@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bbdm.base.lazy import public
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from bbdm.training.trainer import Trainer as Trainer
 
 __version__ = "0.1.0"
+DEMO = Path(__file__).parent / "demo"  # the bundled weights, drawings/ and val/, under CC BY-SA 4.0
 
 _HOMES = {
     "ABridge": "bbdm.bridges",

@@ -1,4 +1,4 @@
-"""What scripts share: the help of their flags, and how they end.
+"""What commands share: the help of their flags, and how they end.
 
 An expected error and an interruption print one line, without a traceback.
 """
@@ -29,7 +29,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """The flags of a script. Its docstring and the flags' defaults are the help; an error is one line."""
+    """The flags of a command. Its docstring and the flags' defaults are the help; an error is one line."""
 
     def __init__(self, description: str | None, **settings: Any) -> None:
         super().__init__(description=description, formatter_class=_Help, **settings)
@@ -75,15 +75,15 @@ def imports() -> Iterator[None]:
 def run(
     main: Callable[[], None],
     after: str = "the same command starts anew",
-    hints: Mapping[type[Exception], str] | None = None,
+    hints: Mapping[str, str] | None = None,
 ) -> None:
-    """Run a script's ``main``, and turn an expected error into one line and an exit status.
+    """Run a command's ``main``, and turn an expected error into one line and an exit status.
 
     Args:
-        main: the script. A KeyboardInterrupt that it raises with a message replaces ``after``.
+        main: the command. A KeyboardInterrupt that it raises with a message replaces ``after``.
         after: the state after an interruption, and how to resume.
-        hints: what a user of this script can do about an error of the library, by the error's class. The hint
-            follows the error's message; the first class that matches is used.
+        hints: what a user can do about an error of the library, by the name of the error's class. The hint
+            follows the error's message.
     """
     try:
         with imports():
@@ -98,7 +98,7 @@ def run(
         raise SystemExit(f"error: {hinted(error, hints)}") from error
 
 
-def hinted(error: Exception, hints: Mapping[type[Exception], str] | None) -> str:
+def hinted(error: Exception, hints: Mapping[str, str] | None) -> str:
     """The message of an error, followed by the hint for its class if there is one."""
-    fitting = (hint for kind, hint in (hints or {}).items() if isinstance(error, kind))
-    return "; ".join([str(error), *list(fitting)[:1]])
+    fitting = [hints[kind.__name__] for kind in type(error).__mro__ if hints and kind.__name__ in hints]
+    return "; ".join([str(error), *fitting[:1]])

@@ -1,26 +1,29 @@
 """Convert a VQGAN of latent diffusion, or one that the public A-Bridge scripts converted, for -vq.
 
-python examples/convert_vqgan.py STATE_DICT OUT.pt
+bbdm convert-vqgan STATE_DICT OUT.pt
 
 Weights are matched by name; an error names each key that is missing or left over.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from bbdm.base import scripts
 from bbdm.base.atomic import check_suffix
-from bbdm.files.checkpoint import load_vqgan, save_vqgan
+from bbdm.base.scripts import Parser
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = scripts.Parser(__doc__)
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module."""
+    parser = Parser(__doc__, prog="bbdm convert-vqgan")
     parser.add_argument("state_dict", type=Path, help="a state dict, a full checkpoint, or a pickled VQGAN")
     parser.add_argument("output", type=Path, help="the converted VQGAN: .pt or .safetensors")
     parser.add_argument("-c", "--in_channels", type=int, help="that its images must have (default: any)")
     parser.add_argument("--assert_weights_mapping", action="store_true", help="no effect: it is always checked")
     args = parser.parse_args(argv)
+    from bbdm.files.checkpoint import load_vqgan, save_vqgan
+
     check_suffix(args.output)
     vqgan = load_vqgan(args.state_dict)
     config = vqgan.config
@@ -33,7 +36,3 @@ def main(argv: list[str] | None = None) -> None:
         f"{args.output}: VQ-f{config.stride}, {config.num_codes} codes of {config.latent_channels} channels, images of "
         f"{config.image_channels} channels{'' if config.projects_attention else ', as the A-Bridge scripts compute it'}"
     )
-
-
-if __name__ == "__main__":
-    scripts.run(main)

@@ -1,34 +1,27 @@
-"""Distil a trained bridge into one of few calls: python examples/distill.py TEACHER DATA STUDENT --calls 2.
+"""Distil a trained bridge into one of few calls: bbdm distill TEACHER DATA STUDENT --calls 2.
 
 The student begins with the teacher's weights and is trained on the same pairs, by the energy score of its own
-results. If it ends early, the same command resumes. For several processes, replace python by torchrun
---nproc_per_node N, or add --use_multi_gpus.
+results. If it ends early, the same command resumes. For several processes, add --use_multi_gpus, or start it
+by torchrun --nproc_per_node N -m bbdm distill ...
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from bbdm.base import scripts
-from bbdm.base.settings import add_flags, flag_names, flag_type, from_values
-from bbdm.cli import setup
-from bbdm.cli import training as command
-from bbdm.data.degradations import DegradeConfig
-from bbdm.data.pairs import DATASETS, DIRECTIONS, ColumnsConfig
-from bbdm.data.survey import BadPicturesError
-from bbdm.execution.processes import Processes
-from bbdm.files.weights import IncompleteFileError
-from bbdm.pictures.images import read_size
+from bbdm.base.scripts import Parser
+from bbdm.base.settings import add_flags, from_values
+from bbdm.cli import training
+from bbdm.data.config import DATASETS
 from bbdm.sampling.network_config import FileConfig
-from bbdm.training import resume, run_folder
-from bbdm.training.callback import Callback
-from bbdm.training.distillation import DistillConfig, StudentTask, student_of
-from bbdm.training.loop import DivergedError
-from bbdm.training.profiling import Profile
-from bbdm.training.trainer import Trainer
+from bbdm.training.config import DistillConfig
+
+if TYPE_CHECKING:
+    from bbdm.execution.processes import Processes
+    from bbdm.training.trainer import Trainer
 
 DEFAULTS = {
     "epochs": 20,
@@ -40,38 +33,31 @@ DEFAULTS = {
     "flip": True,
     "precision": "bf16",
 }
-HINTS: dict[type[Exception], str] = {
-    run_folder.UnreadableRunError: "--overwrite starts the run anew",
-    run_folder.FolderInUseError: "--experiment gives another folder",
-    run_folder.LaterStepsError: "so does the command without --ckpt_path; --overwrite deletes it",
-    resume.OtherRunError: "--overwrite starts anew, and --experiment gives another folder",
-    BadPicturesError: "--skip_bad leaves such pairs out",
-    DivergedError: "the flags of learning_rate and grad_clip are -lr and --grad_clip",
-    IncompleteFileError: f"the flags are {flag_names(FileConfig)}",
-}
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags."""
-    parser = scripts.Parser(__doc__)
+    parser = Parser(__doc__, prog="bbdm distill")
     flag = parser.add_argument
     flag("teacher", type=Path, help="a file that bbdm.load_checkpoint reads")
-    flag("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS; for 'shards', see docs/data.md")
+    flag("data_dir", help=training.DATA_DIR)
     flag("output_model", type=Path, metavar="STUDENT", help="the distilled weights: .pt or .safetensors")
     flag("--dataset", choices=sorted(DATASETS), default="edge2shoes", help="the layout of the data set")
-    flag("--image_size", type=flag_type(read_size), help="side, or HxW; the teacher's if unset")
-    add_flags(parser, DegradeConfig)
-    add_flags(parser, ColumnsConfig)
-    flag("--direction", choices=DIRECTIONS, default="AtoB", help="AtoB translates A into B")
+    training.add_data_flags(parser, None, "that pictures are resized to; the teacher's if unset")
     add_flags(parser, FileConfig)
     add_flags(parser, DistillConfig)
-    command.add_run_flags(parser)
+    training.add_run_flags(parser)
     parser.set_defaults(**DEFAULTS)
     return parser.parse_args(argv)
 
 
 def build(args: argparse.Namespace, team: Processes) -> Trainer:
     """The run that the flags describe, at the step where it begins or resumes."""
+    import torch
+
+    from bbdm.training.distillation import StudentTask, student_of
+    from bbdm.training.trainer import Trainer
+
     config = from_values(DistillConfig, vars(args))
     teacher = from_values(FileConfig, vars(args)).load(args.teacher)
     student = student_of(teacher, config.calls)
@@ -79,25 +65,15 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
     size = args.image_size or teacher.image_size
     if size is None:
         raise ValueError(f"{args.teacher} does not hold the size of its pictures: give --image_size")
-    verbose, report = command.shown(args) and team.first, print if team.first else lambda _: None
-    folder = command.run_folder(args)
-    resumed = command.find_resumed(args, folder, team)
+    folder = training.run_folder(args)
+    resumed = training.find_resumed(args, folder, team)
     channels = teacher.unet.config.channels if codec is None else codec.image_channels
-    splits = (args.dataset, args.data_dir, size, args.direction, channels)
-    found = {"degrade": args.degrade, "degrade_seed": args.degrade_seed, "columns": args.columns}
-    looking = {"skip_bad": args.skip_bad, "kept": folder.path, "progress": verbose, "report": report}
-    with team.first_before_others():  # the others find what the first has seen
-        pairs, validation = setup.load_splits(*splits, **found, **looking)
+    pairs, validation = training.load_pairs(args, size, channels, folder, team)
     torch.manual_seed(args.seed)
-    callbacks: list[Callback] = [Profile()] if args.profile else []
-    parts = student, teacher.bridge, config, pairs, validation, folder.path, codec, team, callbacks, StudentTask
-    return command.resume(Trainer(*parts), args, resumed, team)
+    parts = student, teacher.bridge, config, pairs, validation, folder.path, codec, team, training.callbacks(args)
+    return training.resume(Trainer(*parts, StudentTask), args, resumed, team)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    command.run(__file__, argv, args, build)
-
-
-if __name__ == "__main__":
-    scripts.run(main, hints=HINTS)
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module."""
+    training.train("distill", argv, parse(argv), build)

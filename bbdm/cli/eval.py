@@ -1,57 +1,50 @@
-"""Score a network on a data set: python examples/eval.py edge2shoes DATA MODEL [OUTPUT_DIR] [flags].
+"""Score a network on a data set: bbdm eval edge2shoes DATA MODEL [OUTPUT_DIR] [flags].
 
 OUTPUT_DIR gets the results, settings.json and scores.json. After an interruption, the same command resumes.
 Existing scores of other metrics are kept. With --sweep, OUTPUT_DIR gets a folder for each solver and number
 of steps; sweep.json and two plots compare them, and those of earlier sweeps of the same settings.
 
-In several processes, one for each GPU: torchrun --nproc_per_node N in place of python. They share the work.
+For several processes, one for each GPU, which share the work, add --use_multi_gpus, or start it by
+torchrun --nproc_per_node N -m bbdm eval ...
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from bbdm import solvers
-from bbdm.base import manifest, scripts
+from bbdm.base import manifest
 from bbdm.base.atomic import remove_all_leftovers
-from bbdm.base.settings import add_flags, flag_names, from_values
+from bbdm.base.scripts import Parser
+from bbdm.base.settings import add_flags, from_values
 from bbdm.bridges import Bridge
-from bbdm.data.pairs import DATASETS
-from bbdm.evaluation.results import ResultsError
-from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
-from bbdm.execution.processes import start_on_each_gpu
-from bbdm.files.weights import IncompleteFileError
-from bbdm.sampling.network_config import FileConfig
+from bbdm.cli.training import DATA_DIR
+from bbdm.data.config import DATASETS
+from bbdm.evaluation.config import LPIPSNet, MetricName, TranslateConfig
 
-with scripts.imports():
-    from bbdm.evaluation import metrics, reports
-    from bbdm.evaluation.reports import Report, run_of
+if TYPE_CHECKING:
+    from bbdm.evaluation.translate import Translator
 
 Run = tuple[str | None, int | None]  # solver, and its steps; None for the default
-HINTS: dict[type[Exception], str] = {
-    TooLargeError: "lower -b or --size",
-    ResultsError: "give another output_dir, or --overwrite to make all results again",
-    IncompleteFileError: f"the flags are {flag_names(FileConfig)}",
-}
+Report = dict[str, Any]  # as bbdm.evaluation.reports reads and writes it
 
 
-def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, TranslateConfig]:
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, TranslateConfig]:
     """The flags with their defaults, and the settings of the translation."""
-    parser = scripts.Parser(__doc__)
+    parser = Parser(__doc__, prog="bbdm eval")
     parser.add_argument("dataset", choices=sorted(DATASETS), help="'folder' is of pictures alone, and needs --degrade")
-    parser.add_argument(
-        "data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS; for 'shards', see docs/data.md"
-    )
+    parser.add_argument("data_dir", help=DATA_DIR)
     parser.add_argument("model", type=Path, help="a file, or a name on the Hub")
     parser.add_argument("output_dir", type=Path, nargs="?", help="out/MODEL-eval if left out")
     parser.add_argument(
-        "--metrics", nargs="+", choices=get_args(metrics.Name), help="(default: fid lpips, diversity where possible)"
+        "--metrics", nargs="+", choices=get_args(MetricName), help="(default: fid lpips, diversity where possible)"
     )
     parser.add_argument("--sweep", nargs="+", metavar="SOLVER:NFE,NFE", help="such as dpm2m:5,10,20 fast:199")
     parser.add_argument("--fid_weights", type=Path, help="Inception's weights, if they cannot be downloaded")
-    parser.add_argument("--lpips_net", choices=get_args(metrics.LPIPSNet), default="alex", help="the network of LPIPS")
+    parser.add_argument("--lpips_net", choices=get_args(LPIPSNet), default="alex", help="the network of LPIPS")
     parser.add_argument("--lpips_weights", type=Path, help="that network's weights, if they cannot be downloaded")
     add_flags(parser, TranslateConfig)
     parser.set_defaults(image_size="train")  # scores need pictures of one size
@@ -61,7 +54,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, TranslateC
     if args.sweep and (args.solver or args.steps or args.fast_sampling):
         parser.error("--sweep names solvers and steps: leave out --solver, --steps and --fast_sampling")
     if args.image_size in ("fit", "keep"):
-        parser.error(f"scores need pictures of one size: --size {args.image_size} is for generate.py")
+        parser.error(f"scores need pictures of one size: --size {args.image_size} is for bbdm translate")
     args.metrics = args.metrics or ["fid", "lpips", *(["diversity"] if args.num_samples > 1 else [])]
     args.output_dir = args.output_dir or Path("out") / f"{args.model.stem}-eval"
     return args, from_values(TranslateConfig, vars(args))
@@ -83,6 +76,8 @@ def read_sweep(words: list[str], bridge: Bridge, calls: int | None = None) -> li
 
 def evaluate(translator: Translator, args: argparse.Namespace, run: Run, folder: Path) -> Report:
     """Make and score the results of one solver; the report is empty in all processes but the first."""
+    from bbdm.evaluation import metrics, reports
+
     processes = translator.processes
     with processes.first_before_others():  # the others find what it downloads
         scores = metrics.Scores(  # before the translation, since it may fail
@@ -108,6 +103,8 @@ def evaluate(translator: Translator, args: argparse.Namespace, run: Run, folder:
 
 def sweep(translator: Translator, args: argparse.Namespace) -> None:
     """Evaluate several solvers; the first process prints and draws."""
+    from bbdm.evaluation import reports
+
     first, folder = translator.processes.first, args.output_dir
     if first:
         remove_all_leftovers(folder)
@@ -123,7 +120,7 @@ def sweep(translator: Translator, args: argparse.Namespace) -> None:
     if not first:
         return
     merged = reports.merge(before, made)
-    others = sorted({run_of(report) for report in before} - {run_of(report) for report in merged})
+    others = sorted({reports.run_of(report) for report in before} - {reports.run_of(report) for report in merged})
     if others:
         names = ", ".join(f"{solver}:{nfe}" for solver, nfe in others)
         print(f"left out of sweep.json, since other settings made them: {names}")
@@ -136,10 +133,15 @@ def sweep(translator: Translator, args: argparse.Namespace) -> None:
     print(f"to look at: {', '.join(map(str, drawn))}")
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module."""
     args, config = parse(argv)
+    from bbdm.evaluation import reports
+    from bbdm.evaluation.translate import Translator
+    from bbdm.execution.processes import start_on_each_gpu
+
     if config.use_multi_gpus:
-        start_on_each_gpu(__file__, argv)
+        start_on_each_gpu(["eval", *argv])
     translator = Translator(config)
     if args.sweep:
         sweep(translator, args)
@@ -149,7 +151,3 @@ def main(argv: list[str] | None = None) -> None:
             print(reports.table([report], args.metrics))
             print(f"results and scores.json: {config.output_dir}")
     translator.processes.leave()
-
-
-if __name__ == "__main__":
-    scripts.run(main, "results are kept, and the same command resumes", HINTS)

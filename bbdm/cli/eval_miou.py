@@ -1,47 +1,41 @@
-"""mIoU of street scenes: python examples/eval_miou.py DEEPLAB CITYSCAPES MODEL [OUTPUT_DIR] [flags].
+"""mIoU of street scenes: bbdm eval-miou DEEPLAB CITYSCAPES MODEL [OUTPUT_DIR] [flags].
 
-DEEPLAB is a checkpoint of VainF's DeepLabV3Plus-Pytorch, or one that convert_deeplabv3.py wrote. OUTPUT_DIR
+DEEPLAB is a checkpoint of VainF's DeepLabV3Plus-Pytorch, or one that `bbdm convert-deeplab` wrote. OUTPUT_DIR
 gets the pictures, a confusion matrix for each, settings.json and scores.json. After an interruption, the same
 command resumes.
 
-In several processes, one for each GPU: torchrun --nproc_per_node N in place of python. They share the work.
+For several processes, one for each GPU, which share the work, add --use_multi_gpus, or start it by
+torchrun --nproc_per_node N -m bbdm eval-miou ...
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from tqdm.auto import tqdm
-
-from bbdm.base import manifest, scripts
+from bbdm.base import manifest
 from bbdm.base.atomic import file_sha256
-from bbdm.base.settings import add_flags, flag_names, from_values
-from bbdm.data.pairs import Pair, open_image
-from bbdm.evaluation.results import Job, ResultsError
-from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
-from bbdm.execution.processes import start_on_each_gpu
-from bbdm.files.weights import IncompleteFileError
+from bbdm.base.scripts import Parser
+from bbdm.base.settings import add_flags, from_values
+from bbdm.evaluation.config import TranslateConfig
 from bbdm.pictures import images
-from bbdm.sampling.network_config import FileConfig
 
-with scripts.imports():
-    from bbdm.evaluation.deeplab import load_deeplab
-    from bbdm.evaluation.reports import Report, seconds
-    from bbdm.evaluation.segmentation import CITYSCAPES, SegmentationScore, read_labels
+if TYPE_CHECKING:
+    import torch
 
-HINTS: dict[type[Exception], str] = {
-    TooLargeError: "lower -b or --size",
-    ResultsError: "give another output_dir, or --overwrite to make all results again",
-    IncompleteFileError: f"the flags are {flag_names(FileConfig)}",
-}
+    from bbdm.data.collection import Pair
+    from bbdm.evaluation.results import Job
+    from bbdm.evaluation.segmentation import SegmentationScore
+    from bbdm.evaluation.translate import Translator
+
+Report = dict[str, Any]
 
 
-def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, TranslateConfig]:
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, TranslateConfig]:
     """The flags with their defaults, and the settings of the translation."""
-    parser = scripts.Parser(__doc__)
+    parser = Parser(__doc__, prog="bbdm eval-miou")
     parser.add_argument("deeplab", type=Path, help="the segmentation network")
     parser.add_argument("data_dir", help="the folder with gtFine and leftImg8bit")
     parser.add_argument("model", type=Path, help="a file, or a name on the Hub")
@@ -53,7 +47,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, TranslateC
     if args.direction != "AtoB":
         parser.error("mIoU is of photographs: leave out --direction")
     if args.image_size in ("fit", "keep"):
-        parser.error(f"labels need pictures of their shape: --size {args.image_size} is for generate.py")
+        parser.error(f"labels need pictures of their shape: --size {args.image_size} is for bbdm translate")
     args.output_dir = args.output_dir or Path("out") / f"{args.model.stem}-miou"
     return args, from_values(TranslateConfig, vars(args))
 
@@ -66,13 +60,17 @@ def labels_of(pair: Pair) -> Path:
 
 def confusion(score: SegmentationScore, network: dict[str, Any], job: Job, labels: Path) -> torch.Tensor:
     """A result's confusion matrix, stored beside it and used again for the same files and network."""
+    import torch
+
+    from bbdm.evaluation.segmentation import read_labels
+
     path = job.path.with_suffix(".confusion.json")
     of = {"picture": file_sha256(job.path), "labels": file_sha256(labels), "network": network}
     if path.exists():
         with manifest.reading(path, "delete it") as stored:
             if stored["of"] == of:
                 return torch.tensor(stored["confusion"])
-    picture = torch.from_numpy(images.to_pixels(open_image(job.path)))
+    picture = torch.from_numpy(images.to_pixels(images.open_image(job.path)))
     counts = score.count(picture[None], read_labels(labels)[None])
     manifest.write(path, {"of": of, "confusion": counts.tolist()})
     return counts
@@ -80,6 +78,11 @@ def confusion(score: SegmentationScore, network: dict[str, Any], job: Job, label
 
 def evaluate(translator: Translator, deeplab_path: Path, output_stride: int | None) -> Report:
     """Make and segment the results; the report is empty in all processes but the first."""
+    from tqdm.auto import tqdm
+
+    from bbdm.evaluation.deeplab import load_deeplab
+    from bbdm.evaluation.segmentation import CITYSCAPES, SegmentationScore, read_labels
+
     config, processes = translator.config, translator.processes
     deeplab = load_deeplab(deeplab_path, output_stride).to(processes.device)
     if deeplab.config.num_classes != len(CITYSCAPES):
@@ -108,10 +111,15 @@ def table(report: Report) -> str:
     return "\n".join([*rows, f"| **mIoU** | **{report['scores']['miou']:.4f}** |"])
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module."""
     args, config = parse(argv)
+    from bbdm.evaluation.reports import seconds
+    from bbdm.evaluation.translate import Translator
+    from bbdm.execution.processes import start_on_each_gpu
+
     if config.use_multi_gpus:
-        start_on_each_gpu(__file__, argv)
+        start_on_each_gpu(["eval-miou", *argv])
     translator = Translator(config)
     report = evaluate(translator, args.deeplab, args.output_stride)
     if translator.processes.first:
@@ -119,7 +127,3 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{report['solver']}, {report['nfe']} NFE, {seconds(report, 3)} s / picture")
         print(f"results and scores.json: {config.output_dir}")
     translator.processes.leave()
-
-
-if __name__ == "__main__":
-    scripts.run(main, "results are kept, and the same command resumes", HINTS)

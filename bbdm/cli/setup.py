@@ -1,50 +1,24 @@
-"""The parts of a training run from plain settings: presets, bridge, network, codec, pairs."""
+"""The parts of a training run from plain settings: bridge, network, codec, pairs."""
 
 from __future__ import annotations
 
 import os
-from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from bbdm.bridges import BRIDGES, Bridge, Density
+from bbdm.cli.presets import PRESETS, BridgeName, Condition
 from bbdm.codec import Codec
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.data.survey import readable
 from bbdm.files.checkpoint import load_codec
-from bbdm.networks import dit, unet_config
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.unet import UNet
 from bbdm.pictures.images import Size
-
-Condition = Literal["concat", "tokens", "none"]
-PRESETS: Mapping[str, Any] = ChainMap[str, Any](dit.PRESETS, unet_config.PRESETS)
-BridgeName = Literal["abridge", "brownian", "bbdm", "flow", "ddbm-ve", "ddbm-vp", "ecsi", "i2sb", "goub"]
-# the settings of the original's templates
-BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}
-FEW_CALLS = {"bridge": "brownian", "objective": "pinned", "density": "high", "loss": "l2"}
-SMALL = {
-    "image_size": 64,
-    "batch_size": 16,
-    "epochs": 50,
-    "learning_rate": 4e-4,
-    "lr_schedule": "cosine",
-    "warmup_steps": 200,
-    "flip": True,
-    "precision": "bf16",
-}
-PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's network; otherwise the defaults
-    "paper": {},
-    "paper-pinned": {**FEW_CALLS, "ema_decay": 0.9999, "precision": "bf16"},
-    **{name: {"loss": "l2", "precision": "bf16"} for name in dit.PRESETS},
-    **dict.fromkeys(["bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"], BBDM),
-    "demo": {**SMALL, **FEW_CALLS, "ema_decay": 0.9995},
-    "demo-residual": {**SMALL, "loss": "l2", "ema_decay": 0.999},
-}
 
 
 class PresetError(ValueError):

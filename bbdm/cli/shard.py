@@ -1,28 +1,27 @@
-"""Write a data set as shards: python examples/shard.py edge2shoes DATA OUT [flags].
+"""Write a data set as shards: bbdm shard edge2shoes DATA OUT [flags].
 
 OUT gets a folder for each split, train and val, with tars in WebDataset's layout and an index of their
-counts. python examples/train.py shards OUT OUT.pt trains on them. If it ends early, the same command goes on.
+counts. `bbdm train shards OUT OUT.pt` trains on them. If it ends early, the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from bbdm.base import scripts
 from bbdm.base.atomic import check_folder
+from bbdm.base.scripts import Parser, is_shown
 from bbdm.base.settings import add_flags, flag_type
-from bbdm.data.pairs import DATASETS, ColumnsConfig, load_dataset
-from bbdm.data.sharding import write_shards
-from bbdm.data.survey import BadPicturesError
+from bbdm.data.config import DATASETS, ColumnsConfig
 from bbdm.pictures.images import read_size
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags."""
-    parser = scripts.Parser(__doc__)
+    parser = Parser(__doc__, prog="bbdm shard")
     flag = parser.add_argument
-    flag("dataset", choices=sorted(DATASETS), help="the layout of the data set, as for train.py")
+    flag("dataset", choices=sorted(DATASETS), help="the layout of the data set, as for bbdm train")
     flag("data_dir", help="the data set's folder; for 'paired', SOURCES,TARGETS")
     flag("output_dir", metavar="OUT", type=Path)
     flag("--splits", nargs="+", default=["train", "val"], help="parts of the data set (default: train val)")
@@ -36,10 +35,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module."""
     args = parse(argv)
+    from bbdm.data.pairs import load_dataset
+    from bbdm.data.sharding import write_shards
+
     check_folder(args.output_dir)
-    progress, resized = scripts.is_shown(args.show_verbose, args.quiet), args.image_size is not None
+    progress, resized = is_shown(args.show_verbose, args.quiet), args.image_size is not None
     made: list[object] = []
     for split in args.splits:
         kind = (args.image_size, "AtoB", 3, "stretch") if resized else (1, "AtoB", 3, "keep")
@@ -59,9 +62,3 @@ def main(argv: list[str] | None = None) -> None:
             dataset, folder, args.pairs_in_shard, resized, args.skip_bad, args.workers, progress, print
         )
         print(f"{folder}: {pairs} pairs" + (f", and {bad} left out" if bad else ""))
-
-
-if __name__ == "__main__":
-    scripts.run(
-        main, "whole shards are kept, and the same command goes on", {BadPicturesError: "--skip_bad leaves pairs out"}
-    )

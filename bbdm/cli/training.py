@@ -1,24 +1,37 @@
-"""What the scripts that train share: the flags of a run, where it resumes, and how it ends."""
+"""What the commands that train share: flags, pairs, where a run resumes, and how it ends."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bbdm.base import scripts
 from bbdm.base.atomic import check_suffix, remove_leftovers
-from bbdm.execution.processes import Processes, start_on_each_gpu
-from bbdm.files.checkpoint import load_checkpoint
-from bbdm.training.loop import Training
-from bbdm.training.run_folder import RunFolder
+from bbdm.base.settings import add_flags, flag_type
+from bbdm.data.config import DIRECTIONS, ColumnsConfig, DegradeConfig
+from bbdm.pictures.images import read_size
 
-Build = Callable[[argparse.Namespace, Processes], Training]
-Run = TypeVar("Run", bound=Training)
+if TYPE_CHECKING:
+    from bbdm.data.pairs import PairedDataset
+    from bbdm.execution.processes import Processes
+    from bbdm.training.callback import Callback
+    from bbdm.training.loop import Training
+    from bbdm.training.run_folder import RunFolder
+
+Run = TypeVar("Run", bound="Training")
 Resumed = tuple[Path, Any] | None  # the checkpoint that a run resumes from, and its content
+DATA_DIR = "the data set's folder; for 'paired', SOURCES,TARGETS; for 'shards', see docs/data.md"
+
+
+def add_data_flags(parser: argparse.ArgumentParser, image_size: int | None, unset: str) -> None:
+    """Add the flags of pairs of pictures; ``unset`` says what size they have by default."""
+    flag = parser.add_argument
+    flag("--image_size", type=flag_type(read_size), default=image_size, help=f"side, or HxW, {unset}")
+    add_flags(parser, DegradeConfig)
+    add_flags(parser, ColumnsConfig)
+    flag("--direction", choices=DIRECTIONS, default="AtoB", help="AtoB translates A into B")
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +40,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     flag("--experiment", type=Path, help="folder of losses, grids and checkpoints; OUTPUT_MODEL.run if unset")
     flag("--ckpt_path", type=Path, help="resume from this checkpoint, not from the newest in the folder")
     flag("--overwrite", action="store_true", help="delete later steps in the folder, and begin")
-    flag("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
+    flag("--device", help="cpu, cuda, cuda:1, ...; cuda if unset and there is one, else cpu")
     flag("--use_multi_gpus", "-use_multi_gpus", action="store_true", help="a process for each GPU here")
     flag("--profile", action="store_true", help="print where the time of some steps goes, and write a trace")
     flag("--skip_bad", action="store_true", help="leave out pairs with a picture that cannot be read")
@@ -35,14 +48,23 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     flag("--quiet", action="store_true", help="do not show the run")
 
 
+def check_targets(args: argparse.Namespace) -> None:
+    """Raise ValueError for pictures without targets."""
+    if args.dataset == "folder" and args.degrade is None:
+        raise ValueError("the data set 'folder' has no targets: --degrade makes sources, and pictures are targets")
+
+
 def shown(args: argparse.Namespace) -> bool:
     """Whether the run is shown."""
     return scripts.is_shown(args.show_verbose, args.quiet)
 
 
-def run_folder(args: argparse.Namespace, read: Callable[[Path], Any] = load_checkpoint) -> RunFolder:
-    """The folder of the run; ``read`` gives the content of its checkpoints."""
-    return RunFolder(args.experiment or args.output_model.with_suffix(".run"), args.keep, read)
+def run_folder(args: argparse.Namespace, read: Callable[[Path], Any] | None = None) -> RunFolder:
+    """The folder of the run; ``read`` gives the content of its checkpoints, by default those of networks."""
+    from bbdm.training.run_folder import RunFolder
+
+    path = args.experiment or args.output_model.with_suffix(".run")
+    return RunFolder(path, args.keep) if read is None else RunFolder(path, args.keep, read)
 
 
 def find_resumed(args: argparse.Namespace, folder: RunFolder, team: Processes) -> Resumed:
@@ -54,6 +76,46 @@ def find_resumed(args: argparse.Namespace, folder: RunFolder, team: Processes) -
         if args.ckpt_path is not None:
             return args.ckpt_path, folder.read(args.ckpt_path)
         return None if args.overwrite else folder.newest()
+
+
+def load_pairs(
+    args: argparse.Namespace, size: Any, channels: int, folder: RunFolder, team: Processes
+) -> tuple[PairedDataset, PairedDataset | None]:
+    """The training pairs, and the validation pairs if there are any, of pictures that were all looked at."""
+    from bbdm.cli.setup import load_splits
+
+    with team.first_before_others():  # the others find what the first has seen
+        return load_splits(
+            *(args.dataset, args.data_dir, size, args.direction, channels),
+            degrade=args.degrade,
+            degrade_seed=args.degrade_seed,
+            columns=args.columns,
+            skip_bad=args.skip_bad,
+            kept=folder.path,
+            progress=shown(args) and team.first,
+            report=print if team.first else lambda _: None,
+        )
+
+
+def cached_pictures(
+    args: argparse.Namespace, pairs: PairedDataset, validation: PairedDataset | None, team: Processes
+) -> tuple[PairedDataset, PairedDataset | None]:
+    """The pairs from the cache of ``--cache_images``, which is made where it is missing."""
+    from bbdm.data.image_cache import ImageCache
+
+    if args.cache_images is None:
+        return pairs, validation
+    how = args.workers, shown(args) and team.first
+    with team.first_before_others():  # the others find what the first caches
+        cached = ImageCache(pairs, args.cache_images, "train", *how)
+        return cached, None if validation is None else ImageCache(validation, args.cache_images, "val", *how)
+
+
+def callbacks(args: argparse.Namespace) -> list[Callback]:
+    """What ``--profile`` adds to a run."""
+    from bbdm.training.profiling import Profile
+
+    return [Profile()] if args.profile else []
 
 
 def resume(trainer: Run, args: argparse.Namespace, resumed: Resumed, team: Processes) -> Run:
@@ -68,10 +130,17 @@ def resume(trainer: Run, args: argparse.Namespace, resumed: Resumed, team: Proce
     return trainer
 
 
-def run(script: str, argv: list[str] | None, args: argparse.Namespace, build: Build) -> None:
-    """Run a script's training: ``build`` makes it, at the step where it begins or resumes."""
+def train(
+    command: str,
+    argv: Sequence[str],
+    args: argparse.Namespace,
+    build: Callable[[argparse.Namespace, Processes], Training],
+) -> None:
+    """Train to the end and write the weights; ``build`` makes the run, where it begins or resumes."""
+    from bbdm.execution.processes import Processes, start_on_each_gpu
+
     if args.use_multi_gpus:
-        start_on_each_gpu(script, argv)
+        start_on_each_gpu([command, *argv])
     remove_leftovers(args.output_model)
     check_suffix(args.output_model)
     team = Processes.join(args.device)

@@ -1,43 +1,38 @@
-"""Translate a data set: python examples/generate.py edge2shoes DATA CHECKPOINT [OUTPUT_DIR] [flags].
+"""Translate a data set: bbdm translate edge2shoes DATA CHECKPOINT [OUTPUT_DIR] [flags].
 
-`python examples/generate.py demo` needs nothing else: it translates the bundled drawings with the bundled
-weights.
-
-In several processes, one for each GPU: torchrun --nproc_per_node N in place of python. They share the work.
+`bbdm translate folder PICTURES CHECKPOINT` is for pictures alone. For several processes, one for each GPU,
+which share the work, add --use_multi_gpus, or start it by torchrun --nproc_per_node N -m bbdm translate ...
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from bbdm.base import scripts
-from bbdm.base.settings import add_flags, flag_names, from_values
-from bbdm.data.pairs import DATASETS, PairedDataset, open_image
-from bbdm.evaluation.results import Job, ResultsError, check_places, save
-from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
-from bbdm.execution.processes import start_on_each_gpu
-from bbdm.files.weights import IncompleteFileError
+import bbdm
+from bbdm.base.scripts import Parser
+from bbdm.base.settings import add_flags, from_values
+from bbdm.data.config import DATASETS
+from bbdm.evaluation.config import TranslateConfig
 from bbdm.pictures import images
-from bbdm.sampling.network_config import FileConfig
 
-DEMO = Path(__file__).parent / "demo"
-DEMO_WEIGHTS = DEMO / "openmoji64.safetensors"
+if TYPE_CHECKING:
+    from bbdm.data.pairs import PairedDataset
+    from bbdm.evaluation.results import Job
+
+DEMO_WEIGHTS = bbdm.DEMO / "openmoji64.safetensors"
 GRID_PAIRS = 16  # at most
-HINTS: dict[type[Exception], str] = {
-    TooLargeError: "lower -b or --size",
-    ResultsError: "give another output_dir, or --overwrite to make all results again",
-    IncompleteFileError: f"the flags are {flag_names(FileConfig)}",
-}
 
 
-def parse(argv: list[str] | None = None) -> TranslateConfig:
+def parse(argv: Sequence[str]) -> TranslateConfig:
     """The settings of the command line, with the paths of the demo filled in."""
-    parser = scripts.Parser(__doc__)
-    parser.add_argument("dataset", choices=["demo", *sorted(DATASETS)])
+    parser = Parser(__doc__, prog="bbdm translate")
+    parser.add_argument("dataset", choices=["demo", *sorted(DATASETS)], help="the layout; 'demo' needs nothing else")
     parser.add_argument("data_dir", nargs="?", help="the data set's folder; for 'demo', the output folder")
     parser.add_argument("model", metavar="checkpoint", type=Path, nargs="?", help="a file, or a name on the Hub")
     parser.add_argument("output_dir", type=Path, nargs="?", help="out/CHECKPOINT if left out")
@@ -45,9 +40,9 @@ def parse(argv: list[str] | None = None) -> TranslateConfig:
     args = parser.parse_args(argv)
     if args.dataset == "demo":
         if args.model is not None:
-            parser.error("'demo' brings its own data and weights: python examples/generate.py demo [OUTPUT_DIR]")
+            parser.error("'demo' brings its own data and weights: bbdm translate demo [OUTPUT_DIR]")
         args.output_dir = Path(args.data_dir or "out/demo")
-        args.dataset, args.data_dir, args.model = "edge2shoes", str(DEMO), DEMO_WEIGHTS
+        args.dataset, args.data_dir, args.model = "edge2shoes", str(bbdm.DEMO), DEMO_WEIGHTS
     if args.data_dir is None or args.model is None:
         parser.error(f"{args.dataset} needs data_dir and checkpoint")
     args.output_dir = args.output_dir or Path("out") / args.model.stem
@@ -59,17 +54,21 @@ def draw_grid(dataset: PairedDataset, jobs: list[Job]) -> Image.Image:
     examples: list[list[Image.Image]] = []
     for index in list(dict.fromkeys(job.index for job in jobs))[:GRID_PAIRS]:
         source, target = dataset.images(index)
-        results = [open_image(job.path) for job in jobs if job.index == index]
+        results = [images.open_image(job.path) for job in jobs if job.index == index]
         examples.append([source, *results, *([] if target is None else [target])])
     across = max(1, round(math.sqrt(len(examples) / len(examples[0]))))
     rows = [list(chain(*examples[i : i + across])) for i in range(0, len(examples), across)]
     return images.grid(rows, group=len(examples[0]))
 
 
-def main(argv: list[str] | None = None) -> None:
-    config = parse(argv)
+def translate(config: TranslateConfig, words: Sequence[str]) -> None:
+    """Translate, and draw the grid; ``words`` are the command's, to start it again for each GPU."""
+    from bbdm.evaluation.results import check_places, save
+    from bbdm.evaluation.translate import Translator
+    from bbdm.execution.processes import start_on_each_gpu
+
     if config.use_multi_gpus:
-        start_on_each_gpu(__file__, argv)
+        start_on_each_gpu(words)
     translator = Translator(config)
     folder = config.output_dir
     grid = folder / "grid.png"
@@ -84,5 +83,6 @@ def main(argv: list[str] | None = None) -> None:
     translator.processes.leave()
 
 
-if __name__ == "__main__":
-    scripts.run(main, "results are kept, and the same command resumes", HINTS)
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module."""
+    translate(parse(argv), ["translate", *argv])

@@ -1,4 +1,4 @@
-"""Translate pictures on many machines: python examples/translate_ray.py SOURCES RESULTS CHECKPOINT [flags].
+"""Translate pictures on many machines: bbdm translate-ray SOURCES RESULTS CHECKPOINT [flags].
 
 SOURCES is a folder of pictures or of parquet files, RESULTS a folder outside of it. Both are paths or
 addresses such as s3://BUCKET/FOLDER, which all machines reach. The same command makes what is missing.
@@ -6,26 +6,17 @@ addresses such as s3://BUCKET/FOLDER, which all machines reach. The same command
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from bbdm.base import scripts
-from bbdm.base.settings import add_flags, flag_names, from_values
-from bbdm.data.survey import BadPicturesError
-from bbdm.evaluation.results import ResultsError
-from bbdm.files.weights import IncompleteFileError
-from bbdm.sampling.network_config import FileConfig
-from bbdm.serving.translation import ClusterConfig, translate
-
-HINTS: dict[type[Exception], str] = {
-    BadPicturesError: "--skip_bad leaves them out",
-    IncompleteFileError: f"the flags are {flag_names(FileConfig)}",
-    ResultsError: "give another folder for results, or --overwrite to make all results again",
-}
+from bbdm.base.scripts import Parser, is_shown
+from bbdm.base.settings import add_flags, from_values
+from bbdm.serving.config import ClusterConfig
 
 
-def parse(argv: list[str] | None = None) -> ClusterConfig:
+def parse(argv: Sequence[str]) -> ClusterConfig:
     """The settings of the command line."""
-    parser = scripts.Parser(__doc__)
+    parser = Parser(__doc__, prog="bbdm translate-ray")
     parser.add_argument("sources", help="a folder of pictures, or of parquet files")
     parser.add_argument("results", help="a folder for the results")
     parser.add_argument("model", metavar="checkpoint", type=Path, help="the weights, at the same path on all machines")
@@ -33,14 +24,13 @@ def parse(argv: list[str] | None = None) -> ClusterConfig:
     return from_values(ClusterConfig, vars(parser.parse_args(argv)))
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module."""
     config = parse(argv)
-    outcome = translate(config, scripts.is_shown(config.show_verbose, config.quiet))
+    from bbdm.serving.translation import translate
+
+    outcome = translate(config, is_shown(config.show_verbose, config.quiet))
     for reason in outcome.bad.values():
         print(f"left out: {reason}")
     kept = f", and {outcome.kept} that were there" if outcome.kept else ""
     print(f"{outcome.made} results in {config.results}{kept}")
-
-
-if __name__ == "__main__":
-    scripts.run(main, "results are kept, and the same command makes what is missing", HINTS)

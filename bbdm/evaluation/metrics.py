@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -21,12 +21,11 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchvision.models import get_model_weights
 
+from bbdm.evaluation.config import LPIPSNet, MetricName
 from bbdm.execution.processes import Processes
 from bbdm.files import torchfile
 from bbdm.files.weights import readable
 
-Name = Literal["fid", "lpips", "psnr", "ssim", "diversity"]
-LPIPSNet = Literal["alex", "vgg", "squeeze"]
 HIGHER_IS_BETTER = {"fid": False, "lpips": False, "psnr": True, "ssim": True, "diversity": True}
 Counted = torch.Tensor | list[torch.Tensor]  # a list has a tensor for each batch
 State = tuple[int, dict[str, dict[str, Counted]]]  # the number of sources, and the states of the metrics
@@ -169,9 +168,11 @@ class Scores:
         lpips_weights: Path | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        unknown = [name for name in names if name not in get_args(Name)]
+        unknown = [name for name in names if name not in get_args(MetricName)]
         if unknown or not names:
-            raise ValueError(f"metrics must be among {', '.join(get_args(Name))}, got {', '.join(unknown) or 'none'}")
+            raise ValueError(
+                f"metrics must be among {', '.join(get_args(MetricName))}, got {', '.join(unknown) or 'none'}"
+            )
         if "diversity" in names and samples < 2:
             raise ValueError(f"diversity needs at least 2 results of each source, got {samples}")
         build: dict[str, Callable[[], Metric]] = {

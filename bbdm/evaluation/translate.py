@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,11 @@ from tqdm.auto import tqdm
 from bbdm import solvers
 from bbdm.base import machine, manifest, scripts
 from bbdm.base.atomic import check_folder, file_sha256, make_folder
-from bbdm.base.settings import check_least, setting
-from bbdm.data.degradations import DegradeConfig
-from bbdm.data.pairs import ColumnsConfig, Direction, load_dataset, open_image
+from bbdm.data.pairs import load_dataset, open_image
 from bbdm.data.survey import survey
+from bbdm.evaluation.config import TranslateConfig
 from bbdm.evaluation.results import Job, Record, check_places, plan, save
+from bbdm.execution.device import find_dtype
 from bbdm.execution.processes import Processes
 from bbdm.files.hub import find_checkpoint
 from bbdm.networks.base import Network
@@ -37,11 +36,8 @@ from bbdm.pictures import images
 from bbdm.pictures.images import Size
 from bbdm.sampling.network_config import (
     DEFAULT_SIZE,
-    NetworkConfig,
-    SizeSetting,
     chosen_size,
     described_size,
-    read_size_setting,
 )
 from bbdm.sampling.sampler import BridgeSampler
 
@@ -50,42 +46,6 @@ PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity")
 
 class TooLargeError(ValueError):
     """A batch needs more memory than there is."""
-
-
-@dataclass(frozen=True)
-class TranslateConfig(DegradeConfig, ColumnsConfig, NetworkConfig):
-    """Which data set is translated, by which network, and how.
-
-    Raises:
-        ValueError: a number below 1, or settings that contradict each other.
-    """
-
-    dataset: str
-    data_dir: str
-    model: Path
-    output_dir: Path
-    split: str = setting("val", "the part of the data set to translate")
-    batch_size: int = setting(64, "results in a batch", "-b")
-    num_samples: int = setting(1, "results of each source", "-r", "--repeat")
-    seed: int = setting(0, "source i gets this seed + i")
-    image_size: SizeSetting | None = setting(
-        None,
-        "side, or HxW, that sources are resized to; train: as in training; fit: inside that, keeping their shape; "
-        "keep: as they are. fit for the data set 'folder', else train, if unset",
-        "--size",
-        parse=read_size_setting,
-    )
-    skip_bad: bool = setting(False, "leave out pictures that cannot be read")
-    direction: Direction = setting("AtoB", "BtoA translates targets into sources")
-    overwrite: bool = setting(False, "make existing results again")
-    device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
-    use_multi_gpus: bool = setting(False, "a process for each GPU here", "-use_multi_gpus")
-    show_verbose: bool = setting(False, "a progress bar, as on a terminal")
-    quiet: bool = setting(False, "no progress bar")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_least(self, 1, "num_samples", "batch_size")
 
 
 class Translator:
@@ -97,7 +57,7 @@ class Translator:
 
     def __init__(self, config: TranslateConfig) -> None:
         self.config = config
-        self.processes = Processes.join(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.processes = Processes.join(config.device)
         self.verbose = scripts.is_shown(config.show_verbose, config.quiet) and self.processes.first
         check_folder(config.output_dir)
         self.processes.check_shared(config.output_dir)
@@ -139,7 +99,7 @@ class Translator:
         Raises:
             TooLargeError: out of memory.
         """
-        dtype = self.config.chosen_dtype
+        dtype = None if self.config.dtype is None else find_dtype(self.config.dtype)
         with self._memory():
             build = partial(BridgeSampler, self.network, self.bridge, solver, steps, codec=self.codec)
             build = partial(build, calls=self.checkpoint.calls)

@@ -30,17 +30,14 @@ def started() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def start_on_each_gpu(script: str, argv: Sequence[str] | None) -> None:
-    """Replace this process by torchrun with one process of a script for each GPU, where there are several.
-
-    ``argv`` None stands for this process's own arguments.
-    """
+def start_on_each_gpu(words: Sequence[str]) -> None:
+    """Replace this process by torchrun with ``bbdm WORDS`` for each GPU, where there are several."""
     count = torch.cuda.device_count()
     if started() == 1 and count == 0:
         print("there is no GPU here: one process works on the CPU")
     if started() == 1 and count > 1:
-        several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), script]
-        os.execv(sys.executable, [sys.executable, *several, *(sys.argv[1:] if argv is None else argv)])
+        several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), "-m", "bbdm"]
+        os.execv(sys.executable, [sys.executable, *several, *words])
 
 
 @dataclass(frozen=True)
@@ -53,13 +50,16 @@ class Processes:
     accelerator: Accelerator | None = None  # of several processes
 
     @classmethod
-    def join(cls, device: str) -> Processes:
+    def join(cls, device: str | None = None) -> Processes:
         """This process among those that were started; several on GPUs have one each.
+
+        ``device`` None is CUDA where there is a GPU, else the CPU.
 
         Raises:
             ValueError: there is no such device here, or several processes were started and accelerate is
                 missing.
         """
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if started() == 1:
             return cls(find_device(device))
         try:

@@ -1,8 +1,4 @@
-"""Export a checkpoint to ONNX: python export/to_onnx.py CHECKPOINT [FOLDER] [flags].
-
-FOLDER gets unet.onnx, step.onnx, for a latent bridge encoder.onnx and decoder.onnx, and bridge.json, the
-settings of the sampling loop. `python -m bbdm.runtime FOLDER PICTURE... -o OUT` runs them.
-"""
+"""Writing a checkpoint as a folder of ONNX graphs."""
 
 from __future__ import annotations
 
@@ -11,78 +7,28 @@ import copy
 import json
 import math
 import secrets
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+import onnx
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # a script sees its own folder alone
-
-from bbdm import solvers
-from bbdm.base import machine, scripts
+from bbdm.base import machine
 from bbdm.base.atomic import file_sha256
-from bbdm.base.settings import add_flags, flag_names, from_values
+from bbdm.base.settings import from_values
 from bbdm.data.pairs import load_dataset
 from bbdm.files.bridge_json import FORMAT, PIPELINE, SETTINGS, VERSION
-from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.base import Network
+from bbdm.onnx import check, graphs, pipeline
 from bbdm.pictures.images import from_pil
 from bbdm.sampling.network_config import FileConfig
 from bbdm.sampling.sampler import BridgeSampler
-
-with scripts.imports():
-    import onnx
-
-    from bbdm.onnx import check, graphs, pipeline
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 PACKAGES = ("bbdm", "torch", "onnx", "onnxscript", "onnxruntime")
 EXTERNAL = 2**30  # bytes from which weights are in a second file: a protobuf holds 2 GB
 CALIBRATION = 8  # pictures
-
-
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags."""
-    parser = scripts.Parser(__doc__)
-    parser.add_argument("checkpoint", type=Path, help="a file that bbdm.load_checkpoint reads")
-    parser.add_argument("folder", type=Path, nargs="?", help="where to write (out/CHECKPOINT-onnx)")
-    parser.add_argument("--solver", choices=get_args(solvers.Solver), help="the checkpoint's default if unset")
-    parser.add_argument("--steps", type=int, help="network evaluations; the solver's default if unset")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="of weights and products")
-    parser.add_argument("--static", type=_static, metavar="B,H,W", help="take this batch and size only; any if unset")
-    parser.add_argument("--opset", type=int, default=23, help=f"{graphs.OPSETS[0]} to {graphs.OPSETS[-1]}")
-    parser.add_argument(
-        "--external-data",
-        action=argparse.BooleanOptionalAction,
-        help="write weights to a second file; if unset, from 1 GB on",
-    )
-    parser.add_argument("--pipeline", action="store_true", help="write pipeline.onnx too: a translation in one graph")
-    parser.add_argument("--mask", action="store_true", help="pipeline.onnx takes a mask: for inpainting")
-    parser.add_argument("--quantize", choices=["int8"], help="the UNet, calibrated on --calibrate")
-    parser.add_argument("--calibrate", type=Path, metavar="PICTURES", help="folder of sources, for --quantize")
-    parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help="against PyTorch")
-    parser.add_argument("--overwrite", action="store_true", help="replace FOLDER")
-    add_flags(parser, FileConfig)
-    args = parser.parse_args(argv)
-    args.folder = args.folder or Path("out") / f"{args.checkpoint.stem}-onnx"
-    if (args.quantize is None) != (args.calibrate is None):
-        parser.error("--quantize and --calibrate need each other")
-    if args.mask and not args.pipeline:
-        parser.error("--mask is of --pipeline; the other graphs take one anyway")
-    if args.quantize and args.dtype != "fp32":
-        parser.error("--quantize int8 leaves the rest in fp32")
-    if args.opset not in graphs.OPSETS:
-        parser.error(f"--opset must be in [{graphs.OPSETS[0]}, {graphs.OPSETS[-1]}], got {args.opset}")
-    return args
-
-
-def _static(text: str) -> tuple[int, int, int]:
-    numbers = tuple(int(part) for part in text.split(","))
-    if len(numbers) != 3 or min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"must be three positive numbers B,H,W, got {text}")
-    return numbers
 
 
 class Exporter:
@@ -192,9 +138,16 @@ class Exporter:
             raise ValueError(f"{worst.graph} differs by {worst.largest:.1e} from PyTorch, more than {limit:.0e}")
 
 
-def main(argv: list[str] | None = None, network: Network | None = None) -> None:
-    """The command; ``network`` is the one that a file of a wrapped network is of."""
-    args = parse(argv)
+def export(args: argparse.Namespace, network: Network | None = None) -> None:
+    """Write the folder that the flags of :mod:`bbdm.cli.export` describe, check it, and print what it holds.
+
+    Args:
+        args: the flags.
+        network: the network that a file of a wrapped network is of.
+
+    Raises:
+        ValueError: the folder exists, or the graphs differ from PyTorch.
+    """
     if args.folder.exists() and not (args.folder / SETTINGS).is_file():
         raise ValueError(f"{args.folder} exists and is not an export: give another folder")
     if args.folder.exists() and not args.overwrite:
@@ -212,7 +165,3 @@ def main(argv: list[str] | None = None, network: Network | None = None) -> None:
         made.rename(args.folder)
     size = sum(path.stat().st_size for path in args.folder.iterdir())
     print(f"{args.folder}: {', '.join(sorted(path.name for path in args.folder.iterdir()))}; {size / 1e6:.1f} MB")
-
-
-if __name__ == "__main__":
-    scripts.run(main, hints={IncompleteFileError: f"the flags are {flag_names(FileConfig)}"})

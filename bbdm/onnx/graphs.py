@@ -21,11 +21,10 @@ from bbdm.codec import Codec
 from bbdm.networks.base import Network
 from bbdm.networks.layers import frequencies, sinusoids
 from bbdm.networks.unet import UNet
+from bbdm.onnx.opsets import IR_VERSIONS, OPSETS
 
 # It warns that torchvision is missing, which no export needs.
 logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
-OPSETS = range(21, 24)  # the first has GroupNorm with a weight for each channel
-IR_VERSIONS = {21: 10, 22: 10, 23: 11}  # the oldest for each opset, which the most runtimes read
 FOLDED = 2**31  # numbers: constants of any size
 GRID = ("batch", "channels", "height", "width")
 

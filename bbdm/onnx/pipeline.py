@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper, parser
 
-from bbdm.onnx.graphs import GRID, IR_VERSIONS, name_dims
+from bbdm.onnx.graphs import GRID, name_dims
+from bbdm.onnx.opsets import IR_VERSIONS
 from bbdm.solvers import StepTable
 
 STEP = """

@@ -1,22 +1,22 @@
-"""Which trained network a script samples, and how: the settings that such scripts share."""
+"""Which trained network a command samples, and how: the settings that such scripts share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from bbdm import solvers
 from bbdm.base.settings import setting
-from bbdm.codec import Codec
-from bbdm.files.checkpoint import load_checkpoint, load_codec
-from bbdm.files.content import Checkpoint
 from bbdm.pictures.images import Resize, Size, read_size
-from bbdm.sampling.sampler import BridgeSampler
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+if TYPE_CHECKING:
+    import torch
+
+    from bbdm.codec import Codec
+    from bbdm.files.content import Checkpoint
+    from bbdm.sampling.sampler import BridgeSampler
+
 DEFAULT_SIZE = 256  # for checkpoints without the size of their pictures
 SizeSetting = Size | Literal["train", "fit", "keep"]
 
@@ -51,10 +51,14 @@ class FileConfig:
 
     def codec(self) -> Codec | None:
         """The autoencoder that is given, for files that leave it out."""
+        from bbdm.files.checkpoint import load_codec
+
         return None if self.vqgan_path is None else load_codec(self.vqgan_path)
 
     def load(self, path: Path) -> Checkpoint:
         """The file of a network; errors as for :func:`~bbdm.files.checkpoint.load_checkpoint`."""
+        from bbdm.files.checkpoint import load_checkpoint
+
         return load_checkpoint(path, self.time_steps, self.c_lambda, self.codec(), self.config)
 
 
@@ -83,13 +87,10 @@ class NetworkConfig(FileConfig):
         """The solver, or None for the network's default."""
         return "fast" if self.fast_sampling else self.solver
 
-    @property
-    def chosen_dtype(self) -> torch.dtype | None:
-        """The dtype of the network's arithmetic, or None for the default."""
-        return None if self.dtype is None else DTYPES[self.dtype]
-
     def sampler(self, path: Path, device: str | torch.device) -> BridgeSampler:
         """The sampler of a network's file; errors as for :meth:`bbdm.BridgeSampler.from_checkpoint`."""
+        from bbdm.sampling.sampler import BridgeSampler
+
         return BridgeSampler.from_checkpoint(
             path,
             codec=self.codec(),
@@ -99,6 +100,6 @@ class NetworkConfig(FileConfig):
             solver=self.chosen_solver,
             steps=self.steps,
             device=device,
-            dtype=self.chosen_dtype,
+            dtype=self.dtype,
             compile=self.compile,
         )

@@ -1,8 +1,4 @@
-"""Translate pictures in the browser: python examples/app.py CHECKPOINT|FOLDER|HUB_NAME [flags].
-
-FOLDER is an ONNX export, which runs without PyTorch, or a model that save_pretrained wrote. The page is at
-http://127.0.0.1:7860. It fetches nothing from the internet.
-"""
+"""A page for the browser that translates pictures, on Gradio. It fetches nothing from the internet."""
 
 from __future__ import annotations
 
@@ -11,18 +7,15 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
 
 from bbdm import bridges, solvers
-from bbdm.base import scripts
 from bbdm.base.seeds import resolve_seeds
-from bbdm.base.settings import add_flags, from_values, setting
-from bbdm.files.hub import WEIGHTS
 from bbdm.pictures import images
+from bbdm.serving.config import AppConfig
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -61,45 +54,6 @@ footer { display: none !important }
 .results .caption-label { font-size: .75em; max-width: 100%; padding: 0 .4em }
 .about { font-size: .8em; overflow-wrap: anywhere; opacity: .7 }
 """
-
-
-@dataclass(frozen=True)
-class AppConfig:
-    """Which network is shown where, and what a visitor may ask for.
-
-    Raises:
-        ValueError: a number out of range, or a setting of checkpoints for an ONNX export.
-    """
-
-    model: Path
-    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for other machines")
-    port: int = setting(7860, "port to listen on")
-    device: str | None = setting(None, "where a checkpoint computes; cuda if unset and there is one, else cpu")
-    dtype: Literal["bf16", "fp16", "fp32"] | None = setting(None, "of a checkpoint's arithmetic; the file's if unset")
-    compile: bool = setting(False, "faster after a minute of compiling for each new size and number of results")
-    size: images.Size | None = setting(
-        None, "side, or HxW, that sources are made to fit inside; as in training if unset", parse=images.read_size
-    )
-    examples: Path | None = setting(None, "folder of example pictures; drawings/ or examples/ beside model if unset")
-    visitors: int = setting(2, "translations at once; other visitors wait")
-    max_results: int = setting(8, "results of one source")
-    max_steps: int = setting(200, "network calls for one result")
-    max_files: int = setting(50, "sources in one batch")
-    max_pixels: int = setting(2**20, "height x width of a source, after it was made to fit")
-
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            if each.type == "int" and getattr(self, each.name) < 1:
-                raise ValueError(f"{each.name} must be at least 1, got {getattr(self, each.name)}")
-        if self.port > 65535:
-            raise ValueError(f"port must be at most 65535, got {self.port}")
-        if self.exported and (self.device or self.dtype or self.compile):
-            raise ValueError(f"device, dtype and compile are for checkpoints, and {self.model} is an ONNX export")
-
-    @property
-    def exported(self) -> bool:
-        """Whether the model is an ONNX export."""
-        return self.model.is_dir() and not (self.model / WEIGHTS).is_file()
 
 
 class Model(NamedTuple):
@@ -366,11 +320,8 @@ def build(model: Model, config: AppConfig) -> gr.Blocks:
     return app
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = scripts.Parser(__doc__)
-    parser.add_argument("model", type=Path, help="a checkpoint, a folder, or a name on the Hub")
-    add_flags(parser, AppConfig)
-    config = from_values(AppConfig, vars(parser.parse_args(argv)))
+def launch(config: AppConfig) -> None:
+    """Show the page, until the process is stopped."""
     with tempfile.TemporaryDirectory(prefix="bbdm-app-") as folder:  # of uploads and results
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False", GRADIO_TEMP_DIR=folder)
         from gradio.themes import Default
@@ -387,7 +338,3 @@ def main(argv: list[str] | None = None) -> None:
             ),
             css=CSS,
         )
-
-
-if __name__ == "__main__":
-    scripts.run(main)

@@ -8,17 +8,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import get_args
 
 from PIL import Image
 
 from bbdm import solvers
-from bbdm.base.settings import check_least, setting
 from bbdm.pictures import images
 from bbdm.pictures.images import UnknownFormatError
-from bbdm.sampling.network_config import NetworkConfig
-from bbdm.serving.connection import LOOPBACK
+from bbdm.serving.config import ServeConfig
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 HEADER_BYTES = 16 * 2**10  # at most, names and values together
@@ -31,36 +28,6 @@ class RequestError(ValueError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServeConfig(NetworkConfig):
-    """Which network is served, where, and the most that it takes.
-
-    Raises:
-        ValueError: a number is out of range, or settings contradict each other.
-    """
-
-    model: Path
-    host: str = setting(LOOPBACK, "address to listen on; 0.0.0.0 for all")
-    port: int = setting(8000, "port to listen on; 0 for a free one")
-    replicas: int = setting(1, "samplers, with a GPU each where there are GPUs")
-    threads: int | None = setting(None, "cores of a replica; as many as each can have if unset")
-    max_batch_size: int = setting(8, "pictures in a batch")
-    batch_wait_ms: float = setting(10.0, "how long a batch that is not full waits for more, in milliseconds")
-    max_queued: int = setting(64, "requests that wait for a replica; one more gets the status 503")
-    max_bytes: int = setting(8 * 2**20, "of a picture's file; a larger one gets the status 413")
-    max_pixels: int = setting(2**20, "of a picture, padded for the network; a larger one gets the status 422")
-    max_steps: int = setting(50, "network evaluations for a picture; for more, a request gets the status 422")
-    address: str | None = setting(None, "of a running cluster, such as auto; one on this machine if unset")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_least(self, 1, "replicas", "threads", "max_batch_size", "max_queued", "max_bytes", "max_pixels")
-        check_least(self, 1, "max_steps")
-        check_least(self, 0, "port", "batch_wait_ms")
-        if self.port > 65535:
-            raise ValueError(f"port must be at most 65535, got {self.port}")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
@@ -24,19 +24,16 @@ from bbdm.base import manifest
 from bbdm.base.atomic import file_sha256, is_temporary
 from bbdm.base.scripts import StoppedError
 from bbdm.base.seeds import seed_of
-from bbdm.base.settings import check_least, setting
 from bbdm.data.survey import BadPicturesError
 from bbdm.evaluation.results import ResultsError
 from bbdm.files.hub import find_checkpoint
 from bbdm.pictures.images import to_png
 from bbdm.sampling.network_config import (
-    NetworkConfig,
-    SizeSetting,
     chosen_size,
     described_size,
-    read_size_setting,
 )
 from bbdm.sampling.sampler import BridgeSampler
+from bbdm.serving.config import ClusterConfig
 from bbdm.serving.connection import connected, room_for
 from bbdm.serving.places import Place
 from bbdm.serving.reading import Reading, read, result_of
@@ -45,43 +42,6 @@ from bbdm.serving.sources import Columns, Sources
 SETTINGS, MANIFEST = "settings.json", "manifest.jsonl"
 READERS = 2  # tasks that read pictures, for each worker
 MOST_FRUITLESS = 3  # attempts in a row that make nothing: Ray notices a lost machine after some 10 seconds
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterConfig(NetworkConfig):
-    """Which pictures a cluster translates, by which network, and how.
-
-    Raises:
-        ValueError: a number below 1, or settings that contradict each other.
-    """
-
-    sources: str
-    results: str
-    model: Path
-    batch_size: int = setting(64, "pictures in a batch", "-b")
-    workers: int | None = setting(None, "samplers; one for each GPU, or for as many cores as threads, if unset")
-    threads: int = setting(1, "cores of a worker")
-    seed: int = setting(0, "a picture's seed is a function of this and of its name")
-    image_size: SizeSetting = setting(
-        "fit",
-        "side, or HxW, that sources are resized to; train: as in training; fit: inside that, keeping their shape; "
-        "keep: as they are",
-        "--size",
-        parse=read_size_setting,
-    )
-    skip_bad: bool = setting(False, "leave out pictures that cannot be read")
-    overwrite: bool = setting(False, "make existing results again")
-    name_column: str = setting("name", "of parquet files: the names of pictures")
-    image_column: str = setting("image", "of parquet files: pictures as bytes, or as a struct with 'bytes'")
-    address: str | None = setting(None, "of a running cluster, such as auto; one on this machine if unset")
-    show_verbose: bool = setting(False, "a progress bar, as on a terminal")
-    quiet: bool = setting(False, "no progress bar")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_least(self, 1, "batch_size", "threads", "workers")
-        if self.compile and self.dtype is None:
-            raise ValueError("compile needs dtype: workers that chose one by timing could choose different ones")
 
 
 @dataclass(frozen=True)

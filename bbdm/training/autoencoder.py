@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from bbdm.base.atomic import Write, write_atomically
-from bbdm.base.settings import check_least, setting
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.processes import Processes
@@ -30,7 +29,7 @@ from bbdm.training.adversary import Adversary, adaptive_weight
 from bbdm.training.augmentation import augment
 from bbdm.training.base import TrainingTask, mixed, sample_seeds
 from bbdm.training.codebook import CodebookUse
-from bbdm.training.config import RunConfig
+from bbdm.training.config import AutoencoderConfig
 from bbdm.training.resume import check_batch, training_state
 
 BETAS = (0.5, 0.9)  # of Adam, in both papers
@@ -41,42 +40,6 @@ Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 class PerceptualError(ValueError):
     """The network of the perceptual loss is not to be had."""
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig(RunConfig):
-    """How to train an autoencoder. A batch has two pictures of each pair.
-
-    Raises:
-        ValueError: a value is out of range.
-    """
-
-    precision: Literal["fp32", "bf16"] = setting("fp32", "of the network's arithmetic; weights stay float32")
-    perceptual: Literal["vgg", "alex", "squeeze", "none"] = setting("vgg", "network of LPIPS; none: without LPIPS")
-    perceptual_weight: float = setting(1.0, "of LPIPS, against 1 of L1")
-    codebook_weight: float = setting(1.0, "of a codebook's loss")
-    kl_weight: float = setting(1e-6, "of the KL divergence of a KL autoencoder's latents")
-    restarts: int = setting(50, "times that unused codes move to latents, over the first half of the run; 0: never")
-    adversarial_weight: float = setting(0.75, "of the adversarial loss; 0: no adversary")
-    adversarial_start: int = setting(50000, "optimizer steps before the adversary begins")
-    discriminator_width: int = setting(64, "channels of its first layer")
-    decoder_only: bool = setting(False, "train the decoder alone, on a frozen encoder and codebook")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_least(self, 0, "perceptual_weight", "codebook_weight", "kl_weight", "restarts")
-        check_least(self, 0, "adversarial_weight", "adversarial_start")
-        check_least(self, 1, "discriminator_width")
-
-    def warnings(self, steps: int) -> list[str]:
-        """What makes a run of a number of optimizer steps show less than it could."""
-        found = super().warnings(steps)
-        if self.perceptual == "none":
-            found.append("there is no perceptual loss, perceptual='none': results are less true to texture than LDM's")
-        if self.adversarial_weight and steps <= self.adversarial_start:
-            late = f"adversarial_start={self.adversarial_start} optimizer steps, and the run has {steps}"
-            found.append(f"the adversary begins after {late}: results will be soft")
-        return found
 
 
 def perceptual_loss(config: AutoencoderConfig, weights: Path | None, device: torch.device) -> Perceptual | None:

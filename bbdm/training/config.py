@@ -118,3 +118,56 @@ class TrainConfig(RunConfig):
         if self.batch_size % self.grad_accumulation:
             parts = self.grad_accumulation
             raise ValueError(f"batch_size {self.batch_size} does not split into grad_accumulation={parts} equal parts")
+
+
+@dataclass(frozen=True)
+class DistillConfig(TrainConfig):
+    """How to distil.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    calls: int = setting(2, "network evaluations of the student")
+    results: int = setting(2, "of each pair, that the energy score compares")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, 1, "calls")
+        check_least(self, 2, "results")
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig(RunConfig):
+    """How to train an autoencoder. A batch has two pictures of each pair.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    precision: Literal["fp32", "bf16"] = setting("fp32", "of the network's arithmetic; weights stay float32")
+    perceptual: Literal["vgg", "alex", "squeeze", "none"] = setting("vgg", "network of LPIPS; none: without LPIPS")
+    perceptual_weight: float = setting(1.0, "of LPIPS, against 1 of L1")
+    codebook_weight: float = setting(1.0, "of a codebook's loss")
+    kl_weight: float = setting(1e-6, "of the KL divergence of a KL autoencoder's latents")
+    restarts: int = setting(50, "times that unused codes move to latents, over the first half of the run; 0: never")
+    adversarial_weight: float = setting(0.75, "of the adversarial loss; 0: no adversary")
+    adversarial_start: int = setting(50000, "optimizer steps before the adversary begins")
+    discriminator_width: int = setting(64, "channels of its first layer")
+    decoder_only: bool = setting(False, "train the decoder alone, on a frozen encoder and codebook")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, 0, "perceptual_weight", "codebook_weight", "kl_weight", "restarts")
+        check_least(self, 0, "adversarial_weight", "adversarial_start")
+        check_least(self, 1, "discriminator_width")
+
+    def warnings(self, steps: int) -> list[str]:
+        """What makes a run of a number of optimizer steps show less than it could."""
+        found = super().warnings(steps)
+        if self.perceptual == "none":
+            found.append("there is no perceptual loss, perceptual='none': results are less true to texture than LDM's")
+        if self.adversarial_weight and steps <= self.adversarial_start:
+            late = f"adversarial_start={self.adversarial_start} optimizer steps, and the run has {steps}"
+            found.append(f"the adversary begins after {late}: results will be soft")
+        return found

@@ -13,7 +13,6 @@ which is lowest for results with the distribution of the targets.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from typing import Any
@@ -21,32 +20,14 @@ from typing import Any
 import torch
 
 from bbdm import solvers
-from bbdm.base.settings import check_least, setting
 from bbdm.files.content import Checkpoint
 from bbdm.kernels import philox
 from bbdm.networks.base import Network
 from bbdm.solvers import StepTable
 from bbdm.training.bridge import DROPOUT, VALIDATION_STEPS, BridgeTask
-from bbdm.training.config import TrainConfig
+from bbdm.training.config import DistillConfig
 
 FIRST_STREAM = 2  # of noise; each result and each of its calls has a stream of its own
-
-
-@dataclass(frozen=True)
-class DistillConfig(TrainConfig):
-    """How to distil.
-
-    Raises:
-        ValueError: a value is out of range.
-    """
-
-    calls: int = setting(2, "network evaluations of the student")
-    results: int = setting(2, "of each pair, that the energy score compares")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_least(self, 1, "calls")
-        check_least(self, 2, "results")
 
 
 def student_of(teacher: Checkpoint, calls: int) -> Network:

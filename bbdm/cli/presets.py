@@ -1,0 +1,36 @@
+"""The presets of the commands that train: their networks, and the settings of their runs."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from bbdm.networks import dit, unet_config
+from bbdm.networks.vqgan import PRESETS as VQGAN_PRESETS
+
+__all__ = ["PRESETS", "PRESET_SETTINGS", "VQGAN_PRESETS", "BridgeName", "Condition"]
+Condition = Literal["concat", "tokens", "none"]
+PRESETS: Mapping[str, Any] = ChainMap[str, Any](dit.PRESETS, unet_config.PRESETS)
+BridgeName = Literal["abridge", "brownian", "bbdm", "flow", "ddbm-ve", "ddbm-vp", "ecsi", "i2sb", "goub"]
+# the settings of the original's templates
+BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}
+FEW_CALLS = {"bridge": "brownian", "objective": "pinned", "density": "high", "loss": "l2"}
+SMALL = {
+    "image_size": 64,
+    "batch_size": 16,
+    "epochs": 50,
+    "learning_rate": 4e-4,
+    "lr_schedule": "cosine",
+    "warmup_steps": 200,
+    "flip": True,
+    "precision": "bf16",
+}
+PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's network; otherwise the defaults
+    "paper": {},
+    "paper-pinned": {**FEW_CALLS, "ema_decay": 0.9999, "precision": "bf16"},
+    **{name: {"loss": "l2", "precision": "bf16"} for name in dit.PRESETS},
+    **dict.fromkeys(["bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"], BBDM),
+    "demo": {**SMALL, **FEW_CALLS, "ema_decay": 0.9995},
+    "demo-residual": {**SMALL, "loss": "l2", "ema_decay": 0.999},
+}

@@ -1,0 +1,50 @@
+"""The settings of a translation, and the names of metrics. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bbdm.base.settings import check_least, setting
+from bbdm.data.config import ColumnsConfig, DegradeConfig, Direction
+from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
+
+MetricName = Literal["fid", "lpips", "psnr", "ssim", "diversity"]
+LPIPSNet = Literal["alex", "vgg", "squeeze"]
+
+
+@dataclass(frozen=True)
+class TranslateConfig(DegradeConfig, ColumnsConfig, NetworkConfig):
+    """Which data set is translated, by which network, and how.
+
+    Raises:
+        ValueError: a number below 1, or settings that contradict each other.
+    """
+
+    dataset: str
+    data_dir: str
+    model: Path
+    output_dir: Path
+    split: str = setting("val", "the part of the data set to translate")
+    batch_size: int = setting(64, "results in a batch", "-b")
+    num_samples: int = setting(1, "results of each source", "-r", "--repeat")
+    seed: int = setting(0, "source i gets this seed + i")
+    image_size: SizeSetting | None = setting(
+        None,
+        "side, or HxW, that sources are resized to; train: as in training; fit: inside that, keeping their shape; "
+        "keep: as they are. fit for the data set 'folder', else train, if unset",
+        "--size",
+        parse=read_size_setting,
+    )
+    skip_bad: bool = setting(False, "leave out pictures that cannot be read")
+    direction: Direction = setting("AtoB", "BtoA translates targets into sources")
+    overwrite: bool = setting(False, "make existing results again")
+    device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
+    use_multi_gpus: bool = setting(False, "a process for each GPU here", "-use_multi_gpus")
+    show_verbose: bool = setting(False, "a progress bar, as on a terminal")
+    quiet: bool = setting(False, "no progress bar")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, 1, "num_samples", "batch_size")

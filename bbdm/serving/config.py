@@ -1,0 +1,119 @@
+"""The settings of a cluster's translation, of a server and of the app. Nothing here needs torch or Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from bbdm.base.settings import check_least, setting
+from bbdm.files.hub import WEIGHTS
+from bbdm.pictures import images
+from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
+from bbdm.serving.connection import LOOPBACK
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig(NetworkConfig):
+    """Which pictures a cluster translates, by which network, and how.
+
+    Raises:
+        ValueError: a number below 1, or settings that contradict each other.
+    """
+
+    sources: str
+    results: str
+    model: Path
+    batch_size: int = setting(64, "pictures in a batch", "-b")
+    workers: int | None = setting(None, "samplers; one for each GPU, or for as many cores as threads, if unset")
+    threads: int = setting(1, "cores of a worker")
+    seed: int = setting(0, "a picture's seed is a function of this and of its name")
+    image_size: SizeSetting = setting(
+        "fit",
+        "side, or HxW, that sources are resized to; train: as in training; fit: inside that, keeping their shape; "
+        "keep: as they are",
+        "--size",
+        parse=read_size_setting,
+    )
+    skip_bad: bool = setting(False, "leave out pictures that cannot be read")
+    overwrite: bool = setting(False, "make existing results again")
+    name_column: str = setting("name", "of parquet files: the names of pictures")
+    image_column: str = setting("image", "of parquet files: pictures as bytes, or as a struct with 'bytes'")
+    address: str | None = setting(None, "of a running cluster, such as auto; one on this machine if unset")
+    show_verbose: bool = setting(False, "a progress bar, as on a terminal")
+    quiet: bool = setting(False, "no progress bar")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, 1, "batch_size", "threads", "workers")
+        if self.compile and self.dtype is None:
+            raise ValueError("compile needs dtype: workers that chose one by timing could choose different ones")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(NetworkConfig):
+    """Which network is served, where, and the most that it takes.
+
+    Raises:
+        ValueError: a number is out of range, or settings contradict each other.
+    """
+
+    model: Path
+    host: str = setting(LOOPBACK, "address to listen on; 0.0.0.0 for all")
+    port: int = setting(8000, "port to listen on; 0 for a free one")
+    replicas: int = setting(1, "samplers, with a GPU each where there are GPUs")
+    threads: int | None = setting(None, "cores of a replica; as many as each can have if unset")
+    max_batch_size: int = setting(8, "pictures in a batch")
+    batch_wait_ms: float = setting(10.0, "how long a batch that is not full waits for more, in milliseconds")
+    max_queued: int = setting(64, "requests that wait for a replica; one more gets the status 503")
+    max_bytes: int = setting(8 * 2**20, "of a picture's file; a larger one gets the status 413")
+    max_pixels: int = setting(2**20, "of a picture, padded for the network; a larger one gets the status 422")
+    max_steps: int = setting(50, "network evaluations for a picture; for more, a request gets the status 422")
+    address: str | None = setting(None, "of a running cluster, such as auto; one on this machine if unset")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, 1, "replicas", "threads", "max_batch_size", "max_queued", "max_bytes", "max_pixels")
+        check_least(self, 1, "max_steps")
+        check_least(self, 0, "port", "batch_wait_ms")
+        if self.port > 65535:
+            raise ValueError(f"port must be at most 65535, got {self.port}")
+
+
+@dataclass(frozen=True)
+class AppConfig:
+    """Which network is shown where, and what a visitor may ask for.
+
+    Raises:
+        ValueError: a number out of range, or a setting of checkpoints for an ONNX export.
+    """
+
+    model: Path
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for other machines")
+    port: int = setting(7860, "port to listen on")
+    device: str | None = setting(None, "where a checkpoint computes; cuda if unset and there is one, else cpu")
+    dtype: Literal["bf16", "fp16", "fp32"] | None = setting(None, "of a checkpoint's arithmetic; the file's if unset")
+    compile: bool = setting(False, "faster after a minute of compiling for each new size and number of results")
+    size: images.Size | None = setting(
+        None, "side, or HxW, that sources are made to fit inside; as in training if unset", parse=images.read_size
+    )
+    examples: Path | None = setting(None, "folder of example pictures; drawings/ or examples/ beside model if unset")
+    visitors: int = setting(2, "translations at once; other visitors wait")
+    max_results: int = setting(8, "results of one source")
+    max_steps: int = setting(200, "network calls for one result")
+    max_files: int = setting(50, "sources in one batch")
+    max_pixels: int = setting(2**20, "height x width of a source, after it was made to fit")
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if each.type == "int" and getattr(self, each.name) < 1:
+                raise ValueError(f"{each.name} must be at least 1, got {getattr(self, each.name)}")
+        if self.port > 65535:
+            raise ValueError(f"port must be at most 65535, got {self.port}")
+        if self.exported and (self.device or self.dtype or self.compile):
+            raise ValueError(f"device, dtype and compile are for checkpoints, and {self.model} is an ONNX export")
+
+    @property
+    def exported(self) -> bool:
+        """Whether the model is an ONNX export."""
+        return self.model.is_dir() and not (self.model / WEIGHTS).is_file()

@@ -1,0 +1,6 @@
+"""`bbdm distill` as a script: examples/distill.py --help lists its flags."""
+
+from bbdm.cli import run
+
+if __name__ == "__main__":
+    run("distill")

@@ -1,0 +1,6 @@
+"""`bbdm eval` as a script: examples/eval.py --help lists its flags."""
+
+from bbdm.cli import run
+
+if __name__ == "__main__":
+    run("eval")

@@ -1,0 +1,6 @@
+"""`bbdm serve` as a script: examples/serve.py --help lists its flags."""
+
+from bbdm.cli import run
+
+if __name__ == "__main__":
+    run("serve")

@@ -1,0 +1,6 @@
+"""`bbdm train` as a script: examples/train.py --help lists its flags."""
+
+from bbdm.cli import run
+
+if __name__ == "__main__":
+    run("train")

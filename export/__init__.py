@@ -1,1 +1,0 @@
-"""Export to ONNX: ``to_onnx.py`` is the script, the other files are its parts."""

@@ -1,0 +1,6 @@
+"""The command `bbdm export` as a script: python export/to_onnx.py --help lists its flags."""
+
+from bbdm.cli import run
+
+if __name__ == "__main__":
+    run("export")
