@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bbdm.networks.unet import UNet as UNet
     from bbdm.networks.unet_config import UNetConfig as UNetConfig
     from bbdm.networks.vqgan import VQGAN as VQGAN
-    from bbdm.networks.vqgan import VQGANConfig as VQGANConfig
+    from bbdm.networks.vqgan_config import VQGANConfig as VQGANConfig
     from bbdm.sampling.sampler import BridgeSampler as BridgeSampler
     from bbdm.training.callback import Callback as Callback
     from bbdm.training.config import TrainConfig as TrainConfig
@@ -50,7 +50,7 @@ _HOMES = {
     "UNetConfig": "bbdm.networks.unet_config",
     "VQGAN": "bbdm.networks.vqgan",
     "VQGANCodec": "bbdm.codec",
-    "VQGANConfig": "bbdm.networks.vqgan",
+    "VQGANConfig": "bbdm.networks.vqgan_config",
     "bridge_loss": "bbdm.training.losses",
     "load_checkpoint": "bbdm.files.checkpoint",
     "load_codec": "bbdm.files.checkpoint",
