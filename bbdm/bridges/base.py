@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import asdict, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +17,21 @@ import numpy.typing as npt
 from bbdm.bridges import densities
 from bbdm.bridges.densities import Density
 from bbdm.bridges.objectives import OBJECTIVES, PINNED_SPREAD, Weights
-from bbdm.bridges.path import Array as Array
-from bbdm.bridges.path import Marginal as Marginal
 
 if TYPE_CHECKING:
     import torch
 
+Array = npt.NDArray[np.float64]
 ROUNDING = 1e-13  # of weights that cancel
 LATER = {"density": "uniform", "cov": 0.0}  # settings that older files lack; left out at these values
+
+
+class Marginal(NamedTuple):
+    """Weights of x0, y and noise in x_t, each the shape of t."""
+
+    alpha: Array
+    beta: Array
+    sigma: Array
 
 
 class Bridge(ABC):

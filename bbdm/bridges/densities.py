@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.bridges.path import Path
+if TYPE_CHECKING:
+    from bbdm.bridges.base import Bridge
 
 Density = Literal["uniform", "log-normal", "wide", "high"]
 POINTS = 2**16  # quantiles; a drawn time is one of them
@@ -20,7 +21,7 @@ GRID = 4096  # times at which a continuous density is tabulated, of each kind
 Array = npt.NDArray[np.float64]
 
 
-def quantiles(bridge: Path) -> Array:
+def quantiles(bridge: Bridge) -> Array:
     """(POINTS,) increasing times that are equally likely under a bridge's density.
 
     ``log-normal`` is ln nu ~ N(-0.9, 1.2^2) carried over to t, ``wide`` N(-0.4, 1.6^2) and ``high``
@@ -35,7 +36,7 @@ def quantiles(bridge: Path) -> Array:
     return _quantiles(bridge, low, high, POINTS)
 
 
-def _quantiles(bridge: Path, low: float, high: float, points: int) -> Array:
+def _quantiles(bridge: Bridge, low: float, high: float, points: int) -> Array:
     shares = (np.arange(points) + 0.5) / points
     if bridge.continuous and bridge.density == "uniform":
         return low + shares * (high - low)
@@ -52,7 +53,7 @@ def _quantiles(bridge: Path, low: float, high: float, points: int) -> Array:
     return times[np.searchsorted(_cumulative(bridge, edges)[1:-1], shares)].astype(np.float64)
 
 
-def _cumulative(bridge: Path, times: Array) -> Array:
+def _cumulative(bridge: Bridge, times: Array) -> Array:
     """The probability of a time up to each of ``times``, from 0 at the first to 1 at the last."""
     level, spread = LEVELS[bridge.density]
     uniform = (times - times[0]) / (times[-1] - times[0])

@@ -7,12 +7,13 @@ from these: see :meth:`bbdm.bridges.base.Bridge.training_weights`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.bridges.path import Path
+if TYPE_CHECKING:
+    from bbdm.bridges.base import Bridge
 
 Objective = Literal["residual", "displacement", "noise", "preconditioned", "pinned"]
 PINNED_SPREAD = 0.5  # of x0 - y, for pictures in [-1, 1]
@@ -28,19 +29,19 @@ class Weights(NamedTuple):
     p_f: Any
 
 
-def residual(bridge: Path, t: npt.ArrayLike) -> Weights:
+def residual(bridge: Bridge, t: npt.ArrayLike) -> Weights:
     """F = x_t - x0; BBDM's ``grad``."""
     one = np.ones_like(bridge.marginal(t).alpha)
     return Weights(one, 0 * one, one, 0 * one, -one)
 
 
-def displacement(bridge: Path, t: npt.ArrayLike) -> Weights:
+def displacement(bridge: Bridge, t: npt.ArrayLike) -> Weights:
     """F = y - x0; BBDM's ``ysubx``, and the velocity of flows."""
     one = np.ones_like(bridge.marginal(t).alpha)
     return Weights(one, 0 * one, 0 * one, one, -one)
 
 
-def noise(bridge: Path, t: npt.ArrayLike) -> Weights:
+def noise(bridge: Bridge, t: npt.ArrayLike) -> Weights:
     """F = eps.
 
     Raises:
@@ -52,7 +53,7 @@ def noise(bridge: Path, t: npt.ArrayLike) -> Weights:
     return Weights(np.ones_like(alpha), np.zeros_like(alpha), 1 / alpha, -beta / alpha, -sigma / alpha)
 
 
-def preconditioned(bridge: Path, t: npt.ArrayLike) -> Weights:
+def preconditioned(bridge: Bridge, t: npt.ArrayLike) -> Weights:
     """Unit variance of input and target (Karras et al. 2022; for bridges Zhou et al. 2024, DDBM, eq. 13)."""
     alpha, beta, sigma = bridge.marginal(t)
     x0, y, both = bridge.sigma_data**2, bridge.sigma_source**2, bridge.cov
@@ -63,7 +64,7 @@ def preconditioned(bridge: Path, t: npt.ArrayLike) -> Weights:
     return Weights(c_in, zero, (alpha * x0 + beta * both) / total, zero, c_out)
 
 
-def pinned(bridge: Path, t: npt.ArrayLike) -> Weights:
+def pinned(bridge: Bridge, t: npt.ArrayLike) -> Weights:
     """Preconditioning of u = (x_t - beta y) / alpha - y = (x0 - y) + nu eps, in which the source is gone.
 
     Where nu is infinite the network is shown nothing of the state, and predicts x0 - y at unit variance.
@@ -82,7 +83,7 @@ def pinned(bridge: Path, t: npt.ArrayLike) -> Weights:
     return Weights(c_in * state, i_y, c_skip * state, p_y, c_out)
 
 
-OBJECTIVES: dict[str, Callable[[Path, npt.ArrayLike], Weights]] = {
+OBJECTIVES: dict[str, Callable[[Bridge, npt.ArrayLike], Weights]] = {
     "residual": residual,
     "displacement": displacement,
     "noise": noise,

@@ -8,7 +8,7 @@ through a codec in tiles.
 from bbdm.codec.base import Codec, LatentStatistics, Network, Role
 from bbdm.codec.diffusers import DiffusersCodec
 from bbdm.codec.registry import CODECS, check, from_config
-from bbdm.codec.tiles import Tiling, part_shapes
+from bbdm.codec.tiles import Tiling
 from bbdm.codec.vqgan import VQGANCodec
 from bbdm.codec.wrapped import WrappedCodec, wrap_codec
 
@@ -24,6 +24,5 @@ __all__ = [
     "WrappedCodec",
     "check",
     "from_config",
-    "part_shapes",
     "wrap_codec",
 ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from bbdm.base.settings import check_least
-
-Function = Callable[[torch.Tensor], torch.Tensor]
+from bbdm.networks.windows import Function, Windows, blend
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Tiling:
         Args:
             function: (b, C, h, w) to (b, C', h cell / made, w cell / made).
             batch: (B, C, H, W).
-            cell: pixels along a side of one value of the batch,
-            made: and of one value of the result; one is a multiple of the other.
+            cell: pixels along a side of one value of the batch.
+            made: pixels along a side of one value of the result; ``cell`` and ``made`` divide one another.
 
         Returns:
             (B, C', H cell / made, W cell / made).
@@ -59,82 +59,34 @@ class Tiling:
         Raises:
             ValueError: the function gives another size.
         """
-        height, width = (size * cell for size in batch.shape[2:])
-        rows, columns = self._cuts(height, width, max(cell, made))
-        at_once = self._at_once(rows.length, columns.length)
-        size = rows.length // made, columns.length // made
+        sides = self._sides(batch.shape, cell, max(cell, made))
+        at_once = self._at_once(sides)
+        size = tuple(side.length // made for side in sides)
 
         def taken(tile: torch.Tensor) -> torch.Tensor:
+            tile = tile if tile is batch else tile.clone(memory_format=torch.channels_last)
             result = torch.cat([function(part) for part in tile.split(at_once)])
             if result.shape[2:] != size:
                 raise ValueError(f"{tuple(tile.shape)} must become {size} values, got {tuple(result.shape[2:])}")
             return result
 
-        if len(rows.starts) == len(columns.starts) == 1:
+        if all(len(side.starts) == 1 for side in sides):
             return taken(batch)
-        down, across = rows.shares(height, made, batch.device), columns.shares(width, made, batch.device)
-        whole: torch.Tensor | None = None
-        for i, top in enumerate(rows.starts):
-            for j, left in enumerate(columns.starts):
-                tile = batch[:, :, _span(top, rows.length, cell), _span(left, columns.length, cell)]
-                result = taken(tile.clone(memory_format=torch.channels_last))
-                if whole is None:
-                    whole = result.new_zeros(*result.shape[:2], height // made, width // made)
-                y, x = _span(top, rows.length, made), _span(left, columns.length, made)
-                whole[:, :, y, x] += result * down[i, y, None] * across[j, x]
-        assert whole is not None
-        return whole
+        weights = [side.ramps(made, batch.device) for side in sides]
+        return blend(taken, batch, sides, weights, cell, made)
 
     def part_shapes(self, shape: Sequence[int], cell: int = 1, stride: int = 1) -> list[torch.Size]:
         """The shapes of the parts in which a codec of a stride takes a batch; see :meth:`map`."""
-        rows, columns = self._cuts(shape[2] * cell, shape[3] * cell, stride)
-        batch = torch.empty(*shape[:2], rows.length // cell, columns.length // cell, device="meta")
-        return [part.shape for part in batch.split(self._at_once(rows.length, columns.length))]
+        sides = self._sides(shape, cell, stride)
+        batch = torch.empty(*shape[:2], *(side.length // cell for side in sides), device="meta")
+        return [part.shape for part in batch.split(self._at_once(sides))]
 
-    def _cuts(self, height: int, width: int, unit: int) -> tuple[_Cuts, _Cuts]:
-        if height * width <= self.whole:
-            return _Cuts((0,), height), _Cuts((0,), width)
-        return _Cuts.of(height, self.side, self.overlap, unit), _Cuts.of(width, self.side, self.overlap, unit)
+    def _sides(self, shape: Sequence[int], cell: int, unit: int) -> list[Windows]:
+        sizes = [size * cell for size in shape[2:]]
+        if math.prod(sizes) <= self.whole:
+            return [Windows(size, size) for size in sizes]
+        return [Windows.spread(size, self.side, self.overlap, unit) for size in sizes]
 
-    def _at_once(self, height: int, width: int) -> int:
-        """The number of images or tiles of a size that are taken together."""
-        return max(1, min(self.images, self.whole // max(1, height * width)))
-
-
-@dataclass(frozen=True)
-class _Cuts:
-    """One side of an image in intervals of a length that begin at ``starts``, in pixels."""
-
-    starts: tuple[int, ...]
-    length: int
-
-    @classmethod
-    def of(cls, size: int, length: int, overlap: int, unit: int) -> _Cuts:
-        """Intervals spread evenly, in multiples of a unit."""
-        longest = max(1, length // unit)
-        if size <= longest * unit:
-            return cls((0,), size)
-        free = size // unit - longest
-        gaps = -(-free // (longest - min(-(-overlap // unit), longest // 2)))
-        return cls(tuple(i * free // gaps * unit for i in range(gaps + 1)), longest * unit)
-
-    def shares(self, size: int, cell: int, device: torch.device) -> torch.Tensor:
-        """(intervals, size / cell) the share of each interval in each value; those of a value add up to 1."""
-        at = (torch.arange(size // cell, device=device) + 0.5) * cell
-        shares = torch.ones(len(self.starts), len(at), device=device)
-        for i, start in enumerate(self.starts[1:], 1):
-            end = self.starts[i - 1] + self.length  # of the interval before
-            rising = ((at - start) / (end - start)).clamp(0, 1)
-            shares[i] *= rising
-            shares[i - 1] *= 1 - rising
-        return shares / shares.sum(0)
-
-
-def _span(start: int, length: int, cell: int) -> slice:
-    """An interval in values of a number of pixels."""
-    return slice(start // cell, (start + length) // cell)
-
-
-def part_shapes(shape: Sequence[int], cell: int = 1, stride: int = 1, tiling: Tiling | None = None) -> list[torch.Size]:
-    """See :meth:`Tiling.part_shapes`, of the default tiling if None."""
-    return (tiling or Tiling()).part_shapes(shape, cell, stride)
+    def _at_once(self, sides: Sequence[Windows]) -> int:
+        """The number of images or tiles that are taken together."""
+        return max(1, min(self.images, self.whole // max(1, math.prod(side.length for side in sides))))

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from bbdm.codec.base import Codec, Make, State
-from bbdm.networks.restore import check_integers, fitting
+from bbdm.networks.checks import check_integers
+from bbdm.networks.restore import fitting
 
 Part = Callable[[Any, torch.Tensor], torch.Tensor]
 

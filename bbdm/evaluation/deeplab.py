@@ -25,7 +25,8 @@ from bbdm.files import torchfile, weights
 from bbdm.files.importers import states
 from bbdm.files.records import Record
 from bbdm.files.weights import State
-from bbdm.networks.restore import check_integers, restore
+from bbdm.networks.checks import check_integers
+from bbdm.networks.restore import restore
 
 FORMAT = "bbdm deeplab"
 Head = Literal["deeplabv3", "deeplabv3plus"]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from bbdm.data.pairs import open_image
+from bbdm.networks.windows import Windows, blend
 
 CITYSCAPES = {  # label ids of the 19 evaluated classes, in the order of their training ids
     "road": 7,
@@ -69,23 +70,8 @@ def sliding_logits(
     """
     if not 1 <= stride <= window:
         raise ValueError(f"stride must be from 1 to the window's {window}, got {stride}")
-    height, width = image.shape[-2:]
-    total, count = None, image.new_zeros(height, width)
-    for top in _starts(height, window, stride):
-        for left in _starts(width, window, stride):
-            place = (..., slice(top, top + window), slice(left, left + window))
-            logits = network(image[place])
-            if total is None:
-                total = logits.new_zeros(*logits.shape[:2], height, width)
-            total[place] += logits
-            count[place] += 1
-    assert total is not None
-    return total / count
-
-
-def _starts(length: int, window: int, stride: int) -> list[int]:
-    last = max(length - window, 0)
-    return [*range(0, last, stride), last]
+    sides = [Windows.stepped(side, window, stride) for side in image.shape[-2:]]
+    return blend(network, image, sides, [side.means(image) for side in sides])
 
 
 class SegmentationScore:

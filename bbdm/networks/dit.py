@@ -7,9 +7,9 @@ source is shown as further channels or as further tokens. Any size that the patc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,49 +17,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bbdm.networks.base import Network
-from bbdm.networks.restore import ConfiguredNetwork, check_images, check_integers
+from bbdm.networks.checks import check_images
+from bbdm.networks.dit_config import PRESETS, DiTConfig
+from bbdm.networks.restore import ConfiguredNetwork
 from bbdm.networks.unet import frequencies, sinusoids
 
 TIME_CHANNELS = 256  # of the sinusoids of a time
-Condition = Literal["channels", "tokens"]
-
-
-@dataclass(frozen=True)
-class DiTConfig:
-    """The settings of a transformer, which decide its shapes.
-
-    Raises:
-        ValueError: no network can be built from a value.
-    """
-
-    channels: int = 3  # of the state, and of the prediction
-    condition_channels: int = 3  # of the source; 0 where it is not shown
-    condition: Condition = "channels"  # how the source is shown
-    patch: int = 4  # side of a token, in pixels
-    width: int = 384
-    depth: int = 12  # blocks
-    heads: int = 6
-    mlp_ratio: int = 4  # width of the MLP, in ``width``
-
-    def __post_init__(self) -> None:
-        check_integers(self, "channels", "patch", "width", "depth", "heads", "mlp_ratio")
-        check_integers(self, "condition_channels", least=0)
-        if self.condition not in get_args(Condition):
-            raise ValueError(f"condition must be one of {get_args(Condition)}, got {self.condition!r}")
-        if self.width % self.heads or self.width % 4:
-            raise ValueError(f"width must be a multiple of heads={self.heads} and of 4, got {self.width}")
-
-    @property
-    def stride(self) -> int:
-        """Height and width must be multiples of this."""
-        return self.patch
-
-
-PRESETS: dict[str, DiTConfig] = {  # the paper's sizes
-    "dit-s": DiTConfig(width=384, depth=12, heads=6),  # 33 M parameters
-    "dit-b": DiTConfig(width=768, depth=12, heads=12),  # 131 M
-    "dit-l": DiTConfig(width=1024, depth=24, heads=16),  # 459 M
-}
 
 
 class Block(nn.Module):

@@ -1,4 +1,4 @@
-"""How settings and weights become a network: settings are checked, weights compared, hashed and loaded."""
+"""How settings and weights become a network: weights are compared, hashed and loaded."""
 
 from __future__ import annotations
 
@@ -12,17 +12,6 @@ from torch import nn
 
 Network = TypeVar("Network", bound=nn.Module)
 Configured = TypeVar("Configured", bound="ConfiguredNetwork")
-
-
-def check_integers(config: Any, *names: str, least: int = 1) -> None:
-    """Raise ValueError where a setting, or a member of a tuple, is not an integer of at least ``least``."""
-    for name in names:
-        value = getattr(config, name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if not isinstance(number, int) or isinstance(number, bool):
-                raise ValueError(f"{name} must be of integers, got {value!r}")
-            if number < least:
-                raise ValueError(f"{name} must be at least {least}, got {value!r}")
 
 
 class ConfiguredNetwork(nn.Module):
@@ -45,15 +34,6 @@ class ConfiguredNetwork(nn.Module):
         if name not in cls.presets:
             raise ValueError(f"preset must be one of {sorted(cls.presets)}, got {name!r}")
         return cls.from_config(cls.presets[name])
-
-
-def check_images(x: torch.Tensor, channels: int, stride: int) -> None:
-    """Raise ValueError where x has other channels, or a side that is not a multiple of the stride."""
-    if x.shape[1] != channels:
-        raise ValueError(f"x must have {channels} channels, got {x.shape[1]}")
-    if x.shape[2] % stride or x.shape[3] % stride:
-        size = f"{x.shape[2]} x {x.shape[3]}"
-        raise ValueError(f"x must have height and width that are multiples of {stride}, got {size}")
 
 
 def skeleton(build: Callable[[Any], Network], config: Any) -> Network:

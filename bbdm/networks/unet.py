@@ -16,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
 from bbdm.networks.base import Network
+from bbdm.networks.checks import check_images
 from bbdm.networks.layers import Downsample, Upsample, conv3x3, frequencies, norm_silu, sinusoids, zeroed
-from bbdm.networks.restore import ConfiguredNetwork, check_images
+from bbdm.networks.restore import ConfiguredNetwork
 from bbdm.networks.unet_config import PRESETS, UNetConfig
 
 

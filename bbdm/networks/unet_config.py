@@ -1,11 +1,11 @@
-"""The settings of the UNet, and its presets."""
+"""The settings of the UNet, and its presets, without torch."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bbdm.networks.restore import check_integers
+from bbdm.networks.checks import check_integers
 
 # Settings that older files lack; left out of files at these values, which every older network has.
 LATER = {"num_heads": None, "scale_shift": True, "residual_resampling": True, "patch": 1}

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from bbdm import solvers
 from bbdm.base.atomic import check_place
 from bbdm.bridges import Bridge
-from bbdm.codec import Codec, part_shapes
+from bbdm.codec import Codec
 from bbdm.execution.compiled import Compiled, check_compilation
 from bbdm.execution.device import find_device
 from bbdm.execution.graph import GraphedLoop
@@ -299,8 +299,8 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         ]
         if self.codec is not None:
             codec, stride = self.codec, self.codec.stride
-            pictures = part_shapes(image, stride=stride, tiling=codec.tiling)
-            grids = part_shapes(grid, stride, stride, codec.tiling)
+            pictures = codec.tiling.part_shapes(image, stride=stride)
+            grids = codec.tiling.part_shapes(grid, stride, stride)
             stages.append((codec.encoder, lambda: [codec.latents(torch.zeros(part)) for part in {*pictures}], pictures))
             stages.append((codec.decoder, lambda: [codec.image(torch.zeros(part)) for part in {*grids}], grids))
         due = [call for f, call, shapes in stages if isinstance(f, Compiled) and any(map(f.lacks, shapes))]

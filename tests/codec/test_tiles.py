@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bbdm import VQGAN
-from bbdm.codec import DiffusersCodec, Tiling, VQGANCodec, part_shapes
+from bbdm.codec import DiffusersCodec, Tiling, VQGANCodec
 from tests.codec.autoencoders import tiny_kl
 from tests.conftest import ROOT
 from tests.networks.test_vqgan import tiny_vqgan
@@ -75,12 +75,12 @@ def test_tiles_overlap_and_stay_inside():
 
 def test_what_is_taken_at_once():
     whole = Tiling()
-    assert part_shapes((40, 3, 64, 64)) == [(16, 3, 64, 64), (16, 3, 64, 64), (8, 3, 64, 64)]
+    assert whole.part_shapes((40, 3, 64, 64)) == [(16, 3, 64, 64), (16, 3, 64, 64), (8, 3, 64, 64)]
     assert whole.part_shapes((3, 3, 1024, 512)) == [(2, 3, 1024, 512), (1, 3, 1024, 512)]
     assert whole.part_shapes((1, 3, 1024, 1024)) == [(1, 3, 1024, 1024)]
     assert whole.part_shapes((5, 3, 1024, 1028), stride=4) == [(4, 3, 512, 512), (1, 3, 512, 512)]
     assert whole.part_shapes((1, 3, 256, 257), 4, 4) == [(1, 3, 128, 128)]
-    assert part_shapes((1, 3, 64, 64), 1, 4, SMALL) == [(1, 3, 32, 32)]
+    assert SMALL.part_shapes((1, 3, 64, 64), 1, 4) == [(1, 3, 32, 32)]
 
 
 def test_images_up_to_the_limit_are_whole():

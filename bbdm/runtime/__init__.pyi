@@ -1,0 +1,1 @@
+from bbdm.runtime.sampler import OnnxBridgeSampler as OnnxBridgeSampler
