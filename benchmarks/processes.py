@@ -21,13 +21,13 @@ import torch
 
 from bbdm import BridgeSampler, UNet
 from bbdm.base.settings import from_values
+from bbdm.cli import train as train_script
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.networks.unet_config import PRESETS
 from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer
 from benchmarks import networks
 from benchmarks.timing import Row, interleaved, seconds_of
-from examples import train as train_script
 
 ROOT = Path(__file__).parent.parent
 BATCH = 16  # of the preset demo-residual

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from bbdm import BridgeSampler, UNet
+from bbdm.cli import export
 from bbdm.onnx import graphs
 from bbdm.onnx.quantize import quantized
 from bbdm.pictures.images import from_pil
@@ -28,7 +29,6 @@ from benchmarks.conftest import DEVICE, Record
 from benchmarks.machine import Peaks
 from benchmarks.networks import BRIDGE, STEPS, gflop, images, relative_error
 from benchmarks.timing import Comparison, interleaved
-from export import to_onnx
 
 pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="about the CPU provider")
 BASELINE = "sde-bbdm exported as it is, ONNX Runtime float32"
@@ -133,7 +133,7 @@ def translated(tmp_path_factory: Any) -> Comparison:
     for row, flags in FORMS.items():
         if "int8" in row:
             flags = ["--quantize", "int8", "--calibrate", str(folder / "sources")]
-        to_onnx.main([str(file), str(folder / row), "--no-check", *solver, *flags])
+        export.main([str(file), str(folder / row), "--no-check", *solver, *flags])
         exported = OnnxBridgeSampler(folder / row, threads=torch.get_num_threads())
         calls[row] = lambda exported=exported: exported(source[:1].numpy(), seed=0)
         off = np.abs(exported(source.numpy(), seed=0) - wanted)

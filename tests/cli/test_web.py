@@ -19,10 +19,11 @@ import onnx
 import pytest
 from PIL import Image
 
+from bbdm import DEMO
 from bbdm.base.atomic import file_sha256
+from bbdm.cli.translate import DEMO_WEIGHTS
 from bbdm.pictures.images import to_array
 from bbdm.runtime import OnnxBridgeSampler
-from examples.generate import DEMO, DEMO_WEIGHTS
 from examples.web import tables
 from tests.conftest import ROOT
 from tests.onnx.exports import SIZE, checkpoint, export, tiny_codec

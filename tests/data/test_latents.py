@@ -21,7 +21,7 @@ from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.data import latents
 from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.pairs import PairedDataset, load_dataset
-from bbdm.training import step
+from bbdm.training import bridge
 from bbdm.training.callback import Run
 from bbdm.training.config import TrainConfig
 from bbdm.training.losses import bridge_loss
@@ -270,7 +270,7 @@ def test_sources_and_targets_are_normalised_each_by_their_own(
         seen.append(torch.stack([y, x0]))
         return bridge_loss(unet, bridge, x0, y, *rest, **more)
 
-    monkeypatch.setattr(step, "bridge_loss", loss)
+    monkeypatch.setattr(bridge, "bridge_loss", loss)
     config = TrainConfig(batch_size=2)
     two = PairedDataset(pairs.pairs[:2], SIZE)
     normalising = codec.with_statistics(statistics)
@@ -278,7 +278,7 @@ def test_sources_and_targets_are_normalised_each_by_their_own(
     batch = [torch.stack(side) for side in zip(data[0], data[1], strict=True)]
     trainer.train_step(*batch)
     trainer.validate()
-    assert len(seen) == 1 + len(step.VALIDATION_STEPS)
+    assert len(seen) == 1 + len(bridge.VALIDATION_STEPS)
     for given in seen:
         torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)
 

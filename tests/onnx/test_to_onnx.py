@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, load_checkpoint, save_checkpoint, solvers, wrap
+from bbdm.cli.export import parse
 from bbdm.files.bridge_json import read_settings
 from bbdm.networks.unet import AttentionBlock
 from bbdm.onnx import check, graphs, pipeline, quantize
 from bbdm.pictures.images import from_pil, open_image, to_pil
 from bbdm.runtime.sampler import OnnxBridgeSampler
-from export import to_onnx
 from tests.conftest import ROOT
 from tests.onnx.exports import BRIDGE, SIZE, checkpoint, export, tiny_codec
 
@@ -387,4 +387,4 @@ def test_a_pipeline_with_a_mask(file: Path, tmp_path: Path, capsys: pytest.Captu
     assert {value.name for value in inputs} == {"source", "noise", "mask"}
     assert "image, pipeline.onnx" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        to_onnx.parse([str(file), "--mask"])
+        parse([str(file), "--mask"])

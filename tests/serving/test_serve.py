@@ -26,7 +26,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm import ABridge, BridgeSampler, save_checkpoint
+from bbdm import DEMO, ABridge, BridgeSampler, save_checkpoint
+from bbdm.cli import serve
+from bbdm.cli.translate import DEMO_WEIGHTS
 from bbdm.serving.batching import FAILED, Item, Made, translate_together
 from bbdm.serving.requests import (
     HEADER_BYTES,
@@ -37,8 +39,6 @@ from bbdm.serving.requests import (
     read_picture,
     read_query,
 )
-from examples import serve
-from examples.generate import DEMO, DEMO_WEIGHTS
 from tests.conftest import ROOT, tiny_unet
 
 SIZE = 16

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from bbdm.data.pairs import PairedDataset
-from bbdm.training import step
 from bbdm.training.config import TrainConfig
 from bbdm.training.optimizers import Plateau, make_optimizer
 from bbdm.training.trainer import Trainer
