@@ -23,7 +23,7 @@ from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer
 from benchmarks.timing import seconds_of
 
-EXAMPLES = "examples/demo"  # its 16 pairs
+EXAMPLES = "bbdm/demo"  # its 16 pairs
 
 
 def make_run(preset: str, batch_size: int, folder: Path) -> Trainer:

@@ -1,6 +1,6 @@
 """Our ONNX export in ONNX Runtime on the CPU against PyTorch: a UNet call and a translation at 3 x 64 x 64.
 
-int8 is calibrated on translations of a few pictures, as in export/to_onnx.py. Its error in the image is
+int8 is calibrated on translations of a few pictures, as in `bbdm export`. Its error in the image is
 measured with the bundled network, which is trained: the mean difference to the float32 image over the bundled
 drawings, as a share of the range.
 """
@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm import BridgeSampler, UNet
+from bbdm import DEMO, BridgeSampler, UNet
 from bbdm.cli import export
 from bbdm.onnx import graphs
 from bbdm.onnx.quantize import quantized
@@ -41,7 +41,6 @@ ROWS = [
     "compiled float32",
     "compiled, as compile=True chooses",
 ]
-DEMO = Path(__file__).parents[1] / "examples" / "demo"
 SIZE = 64  # of the demo's pictures
 OPSET = 23
 

@@ -18,7 +18,7 @@ with scripts.imports():
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = scripts.Parser(__doc__, prog="python -m bbdm.runtime")
-    parser.add_argument("folder", type=Path, help="what export/to_onnx.py wrote, or a name on the Hub")
+    parser.add_argument("folder", type=Path, help="an export of `bbdm export`, or a name on the Hub")
     parser.add_argument("pictures", type=Path, nargs="+", help="sources")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help="folder for the results; files of the same names are replaced"

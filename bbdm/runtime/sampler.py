@@ -45,7 +45,7 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
     A seed gives the image that :class:`bbdm.BridgeSampler` returns for it. Results are float32.
 
     Args:
-        folder: what ``export/to_onnx.py`` wrote.
+        folder: an export of ``bbdm export``.
         providers: execution providers of ONNX Runtime, the preferred first, with or without options; None for
             CUDA where this ONNX Runtime has it, and else the CPU.
         threads: of the CPU provider; None for one a core.

@@ -1,4 +1,4 @@
-"""examples/convert_vqgan.py on a small state dict of latent diffusion."""
+"""`bbdm convert-vqgan` on a small state dict of latent diffusion."""
 
 from __future__ import annotations
 

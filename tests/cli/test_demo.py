@@ -8,6 +8,7 @@ from bbdm.cli import translate
 from bbdm.cli.translate import DEMO_WEIGHTS
 from bbdm.data.pairs import load_dataset
 from bbdm.pictures.images import from_pil, open_image
+from tests.conftest import ROOT
 
 PAIRS = 16
 
@@ -70,7 +71,7 @@ def test_a_seed_is_the_picture_of_the_command(pairs: tuple[torch.Tensor, torch.T
 
 def test_the_student_of_two_calls(pairs: tuple[torch.Tensor, torch.Tensor]):
     """Its file brings its calls. Lines stay; the colour is half to one and a half of the artists'."""
-    file = DEMO / "openmoji64-two.safetensors"
+    file = ROOT / "examples/demo/openmoji64-two.safetensors"
     assert file.stat().st_size <= 20e6
     sampler = BridgeSampler.from_checkpoint(file)
     assert (sampler.solver, len(sampler.table)) == ("consistency", 2)

@@ -1,4 +1,4 @@
-"""examples/eval.py and eval_miou.py as a user runs them, with networks too small to be good."""
+"""`bbdm eval` and `bbdm eval-miou` as a user runs them, with networks too small to be good."""
 
 import dataclasses
 import json
@@ -22,6 +22,7 @@ from bbdm.evaluation import metrics
 from bbdm.evaluation import translate as translate_module
 from bbdm.evaluation.deeplab import DeepLab, DeepLabConfig, save_deeplab
 from bbdm.evaluation.results import ResultsError
+from bbdm.evaluation.segmentation import read_labels
 from bbdm.execution.compiled import Compiled
 from bbdm.files.content import Checkpoint, CodecState
 from bbdm.sampling import network_config
@@ -147,9 +148,8 @@ def test_results_of_other_settings_are_not_mixed(place: Path, count: list[int], 
     ):
         with pytest.raises(ResultsError, match=rf"results holds results of other settings \({difference}\)") as caught:
             run(*flags)
-        for script in (eval_script, eval_miou):
-            message = scripts.hinted(caught.value, cli.HINTS)
-            assert message.endswith("); give another output_dir, or --overwrite to make all results again")
+        message = scripts.hinted(caught.value, cli.HINTS)
+        assert message.endswith("); give another folder for results, or --overwrite to make all results again")
     with pytest.raises(ValueError, match=r"nfe 3, now 2, timesteps"):
         run(steps="2")
     save_checkpoint("c.pt", make_unet(seed=1), ABridge(num_steps=100), image_size=SIZE)

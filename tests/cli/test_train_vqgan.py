@@ -1,4 +1,4 @@
-"""examples/train_vqgan.py as a user runs it, and the commands of a latent bridge after it."""
+"""`bbdm train-vqgan` as a user runs it, and the commands of a latent bridge after it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""examples/generate.py as a user runs it, with a network too small to be good."""
+"""`bbdm translate` as a user runs it, with a network too small to be good."""
 
 from dataclasses import replace
 from pathlib import Path

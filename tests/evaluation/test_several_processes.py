@@ -1,4 +1,4 @@
-"""generate.py, eval.py and eval_miou.py in two processes on CPUs (gloo): the files and the scores of one."""
+"""translate, eval and eval-miou in two processes on CPUs (gloo): the files and the scores of one."""
 
 from __future__ import annotations
 

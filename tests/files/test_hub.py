@@ -34,7 +34,8 @@ huggingface_hub = pytest.importorskip("huggingface_hub")
 BRIDGE = ABridge(num_steps=50)
 SOURCE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 NAME = "me/faces"
-DEMO = ROOT / "examples" / "demo"
+DEMO = ROOT / "bbdm" / "demo"
+EXPORT = ROOT / "examples" / "demo" / "onnx"
 
 
 @pytest.fixture
@@ -347,7 +348,7 @@ class TestPushing:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled export, with its weights in a second file."""
-    folder = shutil.copytree(DEMO / "onnx", tmp_path_factory.mktemp("export") / "onnx")
+    folder = shutil.copytree(EXPORT, tmp_path_factory.mktemp("export") / "onnx")
     graph = onnx.load(folder / "unet.onnx")
     (folder / "unet.onnx").unlink()
     onnx.save_model(graph, folder / "unet.onnx", save_as_external_data=True, location="unet.onnx.data")

@@ -36,6 +36,6 @@ def checkpoint(path: Path, condition_channels: int = 3, codec: VQGANCodec | None
 
 
 def export(file: Path, folder: Path, *flags: str, network: Network | None = None) -> Path:
-    """Run export/to_onnx.py, without its check unless ``flags`` have it."""
+    """Run `bbdm export`, without its check unless ``flags`` have it."""
     main([str(file), str(folder), *([] if "--check" in flags else ["--no-check"]), *flags], network)
     return folder

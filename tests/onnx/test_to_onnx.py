@@ -1,4 +1,4 @@
-"""export/to_onnx.py: graphs that agree with PyTorch at any batch and size, its flags, and its errors."""
+"""`bbdm export`: graphs that agree with PyTorch at any batch and size, its flags, and its errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.conftest import ROOT
 from tests.onnx.exports import BRIDGE, SIZE, checkpoint, export, tiny_codec
 
 STEPS = 10
-DEMO = ROOT / "examples" / "demo"
+DEMO = ROOT / "bbdm" / "demo"
 SHAPES = [(1, 16, 16), (2, 16, 16), (5, 16, 16), (2, 24, 32)]
 
 

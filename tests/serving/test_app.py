@@ -1,4 +1,4 @@
-"""examples/app.py without a browser, with a network too small to be good."""
+"""`bbdm app` without a browser, with a network too small to be good."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class TestFloat16:
         self, make_trainer: MakeTrainer, make_unet: MakeUNet, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A scale that falls and rises within 6 steps, and bitwise the weights of the undisturbed run."""
-        monkeypatch.setattr(step, "GradScaler", partial(torch.amp.GradScaler, growth_interval=2))
+        monkeypatch.setattr(bridge, "GradScaler", partial(torch.amp.GradScaler, growth_interval=2))
         runs = {name: make_trainer(name, epochs=3, precision="fp16") for name in ("straight", "resumed")}
         make_trainer("resumed", epochs=1, precision="fp16").fit()
         assert runs["resumed"].resume_newest()

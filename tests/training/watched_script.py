@@ -19,9 +19,8 @@ import torch
 from torch import nn
 
 import bbdm
-from bbdm.base import (
-    atomic,  # imports nothing that uses write_atomically
-)
+from bbdm import cli
+from bbdm.base import atomic  # imports nothing that uses write_atomically
 
 RANK = os.environ.get("RANK", "0")
 
