@@ -37,7 +37,6 @@ def test_a_missing_package_names_its_extra(name: str, message: str):
         ("bbdm eval-miou DEEPLAB DATA MODEL", "torchmetrics", "eval"),
         ("bbdm export MODEL", "onnx", "export"),
         ("bbdm app MODEL", "gradio", "app"),
-        ("bbdm serve MODEL", "ray", "ray"),
         ("bbdm.runtime FOLDER PICTURE -o OUT", "onnxruntime", "export"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 
 from bbdm.data.pairs import PairedDataset
 from bbdm.training.config import TrainConfig
+from bbdm.training import bridge
 from bbdm.training.optimizers import Plateau, make_optimizer
 from bbdm.training.trainer import Trainer
 from tests.conftest import MakeTrainer, MakeUNet, metrics_of
