@@ -213,7 +213,7 @@ def traps(marker: Path) -> dict[str, tuple[Any, str]]:
         "within-a-module": (nn.Sequential(nn.Linear(1, 1)).append(HoldsTrap(system)), r"(posix|nt)\.system"),
         "eval": (Runs(eval, code), r"builtins\.eval"),
         "exec": (Runs(exec, code), r"builtins\.exec"),
-        "open": (Runs(open, str(marker), "w"), r"io\.open|builtins\.open"),
+        "open": (Runs(open, str(marker), "w"), r"_?io\.open|builtins\.open"),
         "import": (Runs(__import__, "os"), r"builtins\.__import__"),
         "subprocess": (Runs(subprocess.call, ["touch", str(marker)]), r"subprocess\.call"),
         "popen": (Runs(subprocess.Popen, ["touch", str(marker)]), r"subprocess\.Popen"),

@@ -40,7 +40,7 @@ from tests.nightly import sweep
 
 @pytest.fixture
 def peers(monkeypatch: pytest.MonkeyPatch) -> Any:
-    sde_bbdm = pytest.importorskip("sde_bbdm")
+    sde_bbdm = pytest.importorskip("sde_bbdm", exc_type=ImportError)
     for name in ("encoder", "decoder"):  # torchmanager 1.5 reads them before its sde-bbdm manager sets them
         monkeypatch.setattr(sde_bbdm.managers.LatentDiffusionManager, name, None, raising=False)
     return sde_bbdm
@@ -272,7 +272,7 @@ class TestSdeBbdm:
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, dict[str, Tensor]]:
-    peers = pytest.importorskip("sde_bbdm")
+    peers = pytest.importorskip("sde_bbdm", exc_type=ImportError)
     unet = public_unet(peers, channel_mult=[1], attention_resolutions=[])
     path = tmp_path_factory.mktemp("damaged") / "a.model"
     save({"model": peers.nn.ABridgeModule(unet, 600), "optimizer": None, "last_epoch": 3}, path)
