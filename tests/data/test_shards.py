@@ -261,7 +261,7 @@ class TestOrder:
         asked: list[str] = []
         pairs._ahead = SimpleNamespace(fetch=asked.extend)  # pyright: ignore[reportAttributeAccessIssue]
         order = pairs.order(2)(0, PAIRS)
-        coming = pairs.ahead(order)
+        coming = pairs.prefetched(order)
         first = next(coming)
         assert len(asked) > 3  # all of a group, and more
         assert [first, *coming] == order
