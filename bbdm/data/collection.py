@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from PIL import Image
 
 from bbdm.base.atomic import file_sha256
@@ -139,6 +138,8 @@ class Pairs(Sequence[Any]):
 
     def order(self, seed: int) -> Order:
         """The order of an epoch, a function of the seed: here a permutation of all examples."""
+        import torch
+
         indices = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return lambda start, end: indices[start:end].tolist()
 

@@ -1,44 +1,28 @@
 """Paired datasets: folders, shards or tables in, (source, target) tensors in [-1, 1] out.
 
-A dataset is a collection of examples; one function for each layout finds them. Pictures are turned upright
-(EXIF), converted to RGB or grey, and resized with antialiased bilinear filtering.
+Pictures are turned upright (EXIF), converted to RGB or grey, and resized with antialiased bilinear filtering.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator
 from itertools import chain
-from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
-from bbdm.base.settings import setting
-from bbdm.data.collection import Entry, Example, Files, Order, Pair, Pairs
+from bbdm.data.collection import Entry, Example, Files, Order, Pairs
+from bbdm.data.collection import Pair as Pair
+from bbdm.data.config import COLUMNS, DATASETS, DIRECTIONS
 from bbdm.data.degradations import Degradation
-from bbdm.data.shards import Shards
-from bbdm.data.table import Table
 from bbdm.pictures import images
-from bbdm.pictures.images import SUFFIXES, Resize, Size
+from bbdm.pictures.images import Resize, Size
 from bbdm.pictures.images import open_image as open_image
 
 log = logging.getLogger(__name__)
-Direction = Literal["AtoB", "BtoA"]
-DIRECTIONS = get_args(Direction)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColumnsConfig:
-    """Where shards and tables have their pictures."""
-
-    columns: str | None = setting(
-        None, "SOURCE,TARGET: the endings of the pictures in shards, or the columns of a table; or a source alone"
-    )
 
 
 class NoTargetError(ValueError):
@@ -185,97 +169,6 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         source, target = self.pixels(index)
         return images.scale(source), images.scale(target)
-
-
-def _files(folder: Path) -> list[Path]:
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file, not a folder of pictures")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    files = [
-        path for path in folder.rglob("*") if path.is_file() and "/." not in f"/{path.relative_to(folder).as_posix()}"
-    ]
-    found = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
-    others = Image.registered_extensions().keys() - SUFFIXES
-    skipped = [path.suffix.lower() for path in files if path.suffix.lower() in others]
-    if skipped:
-        count = "1 picture is" if len(skipped) == 1 else f"{len(skipped)} pictures are"
-        log.warning("%s skipped in %s, of kinds that are not read (%s)", count, folder, ", ".join(sorted(set(skipped))))
-    if not found:
-        raise ValueError(f"there are no pictures in {folder} (looked for {', '.join(sorted(SUFFIXES))})")
-    return found
-
-
-def _by_stem(folder: Path, ending: str = "") -> dict[str, Path]:
-    """Files by their path below ``folder`` without suffix and ``ending``, in the order of these paths."""
-    stems: dict[str, Path] = {}
-    for path in _files(folder):
-        if path.stem.endswith(ending):
-            stem = path.relative_to(folder).with_name(path.stem.removesuffix(ending)).as_posix()
-            if stem in stems:
-                raise ValueError(f"{stems[stem]} and {path} have the same name: rename or remove one")
-            stems[stem] = path
-    if not stems:
-        raise ValueError(f"there are no pictures *{ending} in {folder}")
-    return dict(sorted(stems.items()))
-
-
-def _match(sources: dict[str, Path], targets: dict[str, Path]) -> list[Pair]:
-    single = sorted({**sources, **targets}[stem] for stem in sources.keys() ^ targets.keys())
-    if single:
-        others = len(single) - 1
-        more = "" if not others else ", nor has 1 other" if others == 1 else f", nor have {others} others"
-        other = next(iter((targets if single[0] in sources.values() else sources).values())).parent
-        rule = "files are matched by name without suffix"
-        raise ValueError(f"{single[0]} has no counterpart in {other}{more}: {rule}")
-    return [Pair(stem, path, targets[stem]) for stem, path in sources.items()]
-
-
-def _side_by_side(data_dir: str, split: str) -> list[Pair]:
-    root = Path(data_dir) / split
-    if (root / "A").is_dir() and (root / "B").is_dir():
-        raise ValueError(
-            f"{root} has the folders A and B, which is the layout of 'celeba'; here a picture holds both sides"
-        )
-    return [Pair(stem, path, path) for stem, path in _by_stem(root).items()]
-
-
-def _folders_a_b(data_dir: str, split: str) -> list[Pair]:
-    root = Path(data_dir) / split
-    return _match(_by_stem(root / "A"), _by_stem(root / "B"))
-
-
-def _cityscapes(data_dir: str, split: str) -> list[Pair]:
-    labels, photos = Path(data_dir) / "gtFine" / split, Path(data_dir) / "leftImg8bit" / split
-    return _match(_by_stem(labels, "_gtFine_color"), _by_stem(photos, "_leftImg8bit"))
-
-
-def _paired(data_dir: str, split: str) -> list[Pair]:
-    folders = data_dir.replace("{split}", split).split(",")
-    if len(folders) != 2:
-        raise ValueError(f"data_dir of 'paired' must be two folders, SOURCES,TARGETS; got {data_dir!r}")
-    return _match(*(_by_stem(Path(folder)) for folder in folders))
-
-
-def _folder(data_dir: str, split: str) -> list[Pair]:
-    root = Path(data_dir.replace("{split}", split))
-    if any((root / name).is_dir() for name in ("train", "val")):
-        root = root / split
-    return [Pair(stem, path, None) for stem, path in _by_stem(root).items()]
-
-
-DATASETS: dict[str, Callable[..., Iterable[Entry]]] = {
-    "edge2shoes": _side_by_side,  # SPLIT/*.jpg, source left, target right
-    "edge2handbags": _side_by_side,
-    "celeba": _folders_a_b,  # SPLIT/A/*, SPLIT/B/*
-    "face2comics": _folders_a_b,
-    "cityscapes": _cityscapes,  # gtFine/SPLIT/*/*_gtFine_color.png -> leftImg8bit/SPLIT/*/*_leftImg8bit.png
-    "paired": _paired,  # SOURCES,TARGETS; {split} in a path is filled in
-    "folder": _folder,  # pictures alone: SPLIT/* where there is train/ or val/, else *; {split} is filled in
-    "shards": Shards.open,  # tars of NAME.source.png and NAME.target.png: a folder, paths or URLs with {0..9}
-    "hub": Table.open,  # a table of the Hugging Face datasets library: a name or a folder
-}
-COLUMNS = ("shards", "hub")  # those that take columns
 
 
 def load_dataset(

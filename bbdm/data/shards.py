@@ -23,7 +23,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
 from bbdm.base import manifest
@@ -134,12 +133,14 @@ class Shards(Pairs):
 
     def order(self, seed: int) -> Order:
         """The order of an epoch: shards in random order, and :data:`MIXED` of them at a time mixed."""
+        import torch
+
         shuffled = torch.randperm(len(self.shards), generator=torch.Generator().manual_seed(seed))
         groups: list[list[int]] = [group.tolist() for group in shuffled.split(MIXED)]
         ends = list(accumulate(sum(self.shards[i].count for i in group) for group in groups))
 
         @lru_cache(maxsize=2)
-        def mixed(number: int) -> torch.Tensor:
+        def mixed(number: int) -> Any:
             parts = [torch.arange(self._ends[i] - self.shards[i].count, self._ends[i]) for i in groups[number]]
             indices = torch.cat(parts)
             generator = torch.Generator().manual_seed(seed_of(f"group {number}", seed))

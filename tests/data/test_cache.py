@@ -1,4 +1,4 @@
-"""Caches of pictures and of latents: the tensors of the data set, made once, completed, refused if they differ."""
+"""Caches of pictures and of latents: the data set's tensors, made once, completed, refused if they differ."""
 
 from __future__ import annotations
 

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import pickle
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
-from PIL import Image
 
 from bbdm import ABridge, Callback
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.data.latents import LatentDataset, measure
-from bbdm.data.pairs import PairedDataset, load_dataset
+from bbdm.data.pairs import PairedDataset
 from bbdm.training import bridge
 from bbdm.training.callback import Run
 from bbdm.training.config import TrainConfig
 from bbdm.training.losses import bridge_loss
 from bbdm.training.trainer import Trainer
-from tests.conftest import SIZE, SavePicture, tiny_unet
+from tests.conftest import SIZE, tiny_unet
 from tests.data.conftest import COUNT
 from tests.networks.test_vqgan import tiny_vqgan
 
