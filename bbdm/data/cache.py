@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,7 @@ Sides = tuple[torch.Tensor, torch.Tensor]  # sources and targets
 
 
 class TensorCache(PairedDataset):
-    """Pairs whose tensors are read from a cache. Attributes: ``dataset``, ``folder`` and the data set's.
-
-    Args:
-        dataset: the pairs.
-        path: of the manifest.
-        make: the tensors of a batch of pictures, uint8.
-        settings: what decides the tensors, besides the pictures.
-        prefix: of the names of the blocks.
-        workers: processes that read pictures.
-        progress: show a bar.
-    """
+    """Pairs whose tensors are read from a cache. Attributes: ``dataset``, ``folder`` and the data set's."""
 
     what: str  # is stored, for messages
     in_block = 256  # pairs
@@ -48,10 +38,10 @@ class TensorCache(PairedDataset):
     def __init__(
         self,
         dataset: PairedDataset,
-        path: Path,
-        make: Callable[[Example], Sides],
-        settings: dict[str, Any],
-        prefix: str = "",
+        path: Path,  # of the manifest
+        make: Callable[[Example], Sides],  # of a batch of pictures, uint8
+        settings: dict[str, Any],  # what decides the tensors, besides the pictures
+        prefix: str = "",  # of the names of the blocks
         workers: int = 0,
         progress: bool = False,
     ) -> None:
@@ -66,9 +56,9 @@ class TensorCache(PairedDataset):
         made_of = manifest.as_json({**kind, **settings})
         with locked(self.folder):
             blocks = self._checked(path, made_of, prefix)
-            ranges = [range(len(self))[i * self.in_block :][: self.in_block] for i in range(len(self._names))]
-            missing = {name: each for name, each in zip(self._names, ranges, strict=True) if name not in blocks}
-            order = [index for each in missing.values() for index in each]
+            starts = {name: number * self.in_block for number, name in enumerate(self._names) if name not in blocks}
+            missing = {name: range(len(self))[first : first + self.in_block] for name, first in starts.items()}
+            order = list(chain.from_iterable(missing.values()))
             bar = tqdm(total=len(order), desc=self.what, unit="pair", disable=not progress or not missing)
             with bar, closing(Batches(dataset, self.at_once, torch.device("cpu"), workers)) as batches:
                 stored = batches.stored(order)
@@ -92,10 +82,12 @@ class TensorCache(PairedDataset):
             return {}
         with manifest.reading(path, f"delete {self.folder}") as content:
             (key,) = content.keys() & {"blocks", "shards", "sha256"}  # the last two in earlier versions
-            known = content.pop(key) or {}
-            if key == "sha256" and known:  # one file of all pictures
-                self._names, self.in_block = [f"{path.stem}.npy"], len(self)
-                known = {self._names[0]: known}
+            known = content.pop(key)
+            if key == "sha256":  # one file of all pictures
+                whole = path.with_suffix(".npy")
+                known = {whole.name: known} if known and whole.exists() else {}
+                if known:
+                    self._names, self.in_block = [whole.name], len(self)
             blocks = {name: known[name] for name in self._names if name in known and (self.folder / name).exists()}
             differing = manifest.differences(content, made_of)
         if differing:
@@ -136,3 +128,32 @@ class TensorCache(PairedDataset):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_mapped": {}}  # each process opens the files itself
+
+
+class ImageCache(TensorCache):
+    """Pairs from a cache: the same tensors as the data set's, bit for bit.
+
+    Args:
+        dataset: the pairs.
+        folder: the cache, which is made if it does not exist. An interrupted one is completed.
+        split: the beginning of the names of its files.
+        workers: processes that read pictures while it is made.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: the folder holds other pictures under this name, or a file that has changed; or a picture
+            cannot be read.
+        OSError: the disk is full.
+    """
+
+    what = "pictures"
+    in_block = TensorCache.at_once
+
+    def __init__(
+        self, dataset: PairedDataset, folder: Path, split: str = "train", workers: int = 0, progress: bool = False
+    ) -> None:
+        def stored(batch: Example) -> Sides:
+            return batch.source, batch.target
+
+        settings = {"channels": dataset.channels}
+        super().__init__(dataset, folder / f"{split}.json", stored, settings, f"{split}-", workers, progress)

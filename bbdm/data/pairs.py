@@ -147,20 +147,19 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         """Example ``index`` as uint8; with ``skip_bad``, the next one that can be read."""
         reasons: dict[str, None] = {}
         first = range(len(self))[index]  # an IndexError beyond the end, which is what ends an iteration
-        for place in range(first, first + len(self) if self.skip_bad else first + 1):
+        for number in range(first, first + len(self) if self.skip_bad else first + 1):
+            place = number % len(self)
             try:
-                return Example(*self._pixels(place % len(self)), "\n".join(reasons))
+                source, target = self.images(place)
+                if target is None:
+                    raise NoTargetError(f"{self.pairs[place]} has no target: this dataset can only be translated")
+                sides = (torch.from_numpy(images.to_pixels(side, self.channels)) for side in (source, target))
+                return Example(*sides, "\n".join(reasons))
             except ValueError as error:  # not OSError: a network that fails says nothing about a picture
                 if not self.skip_bad or isinstance(error, NoTargetError):
                     raise
                 reasons[" ".join(str(error).split())] = None
         raise ValueError(f"none of {len(self)} pairs can be read; the first: {next(iter(reasons))}")
-
-    def _pixels(self, index: int) -> Iterator[torch.Tensor]:
-        source, target = self.images(index)
-        if target is None:
-            raise NoTargetError(f"{self.pairs[index]} has no target: this dataset can only be translated")
-        return (torch.from_numpy(images.to_pixels(side, self.channels)) for side in (source, target))
 
     def batch(self, indices: Iterable[int]) -> Example:
         """A batch of examples, for a loader: uint8, a quarter of the bytes."""

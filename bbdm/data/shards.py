@@ -96,11 +96,12 @@ class Shards(Pairs):
         own = f"{Path(shard.name).stem}-{place}"  # for a sample without a name that can be one of a result
         if place >= len(found.samples) or shard.count == place + 1 < len(found.samples):
             why = found.reason or f"{shard.url} has {len(found.samples)} samples, and {shard.count} are expected"
-            return EncodedPair(own, shard.url, partial(_fail, why))
+            return EncodedPair(own, shard.url, partial(self._read, number, place, why))
         sample = found.samples[place]
         where = f"{sample.name!r} of {shard.url}"
+        why = sample.reason and f"cannot read {where}: {sample.reason}"
         name = sample.name if tar.is_inside(sample.name) else own
-        return EncodedPair(name, where, partial(self._read, number, place, where))
+        return EncodedPair(name, where, partial(self._read, number, place, why))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Shards) and (self.shards, self.columns) == (other.shards, other.columns)
@@ -115,20 +116,20 @@ class Shards(Pairs):
         path = fetching.local(self.shards[number].url)
         return path, tar.index(path, self.columns)
 
-    def _read(self, number: int, place: int, where: str) -> list[bytes]:
+    def _read(self, number: int, place: int, why: str) -> list[bytes]:
+        """The bytes of a sample's pictures; ValueError that says why there are none."""
+        if why:
+            raise ValueError(why)
         if not self._tar(number)[0].exists():  # deleted from the cache of fetched files since
             self._tar.cache_clear()
         path, found = self._tar(number)
-        sample = found.samples[place]
-        if sample.reason:
-            raise ValueError(f"cannot read {where}: {sample.reason}")
-        parts: list[bytes] = []
+        sample, parts = found.samples[place], list[bytes]()
         with path.open("rb") as file:
             for offset, size in sample.spans:
                 file.seek(offset)
                 parts.append(file.read(size))
                 if len(parts[-1]) < size:
-                    raise ValueError(f"cannot read {where}: the tar is cut off")
+                    raise ValueError(f"cannot read {sample.name!r} of {self.shards[number].url}: the tar is cut off")
         return parts
 
     def order(self, seed: int) -> Order:
@@ -185,10 +186,6 @@ class Shards(Pairs):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Shards, (self.shards, self.columns)  # each process reads the tars itself
-
-
-def _fail(reason: str) -> list[bytes]:
-    raise ValueError(reason)
 
 
 def find(place: str, split: str, columns: tuple[str, ...]) -> list[Shard]:

@@ -23,8 +23,7 @@ from bbdm.base import atomic, manifest
 from bbdm.base.atomic import LOCK
 from bbdm.codec import VQGANCodec
 from bbdm.data import cache
-from bbdm.data.cache import TensorCache
-from bbdm.data.image_cache import ImageCache
+from bbdm.data.cache import ImageCache, TensorCache
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.files.checkpoint import load_checkpoint
@@ -264,10 +263,11 @@ def test_latents_have_a_folder_of_their_own(pairs: PairedDataset, codec: VQGANCo
         LatentDataset(pairs, codec, tmp_path / "A")
 
 
+@pytest.mark.parametrize("digest", [None, "0" * 64], ids=["interrupted", "deleted"])
 def test_pictures_of_an_earlier_version_are_read(
-    pairs: PairedDataset, folder: Path, monkeypatch: pytest.MonkeyPatch
+    digest: str | None, pairs: PairedDataset, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its files, written by hand: one of all pictures, or a manifest alone where it was interrupted."""
+    """Its files, written by hand: one of all pictures, and a manifest alone, from which blocks are made."""
     folder.mkdir()
     np.save(folder / "train.npy", np.stack([np.stack([v.numpy() for v in pairs.pixels(i)]) for i in range(COUNT)]))
     content = {
@@ -288,8 +288,11 @@ def test_pictures_of_an_earlier_version_are_read(
     (folder / "train.npy").write_bytes(b"cut off")
     with pytest.raises(ValueError, match=r"train\.npy has changed since it was written: delete it"):
         ImageCache(pairs, folder)
-    manifest.write(folder / "train.json", {**content, "sha256": None})
-    assert_same(ImageCache(pairs, folder), pairs)
+    manifest.write(folder / "train.json", {**content, "sha256": digest})
+    (folder / "train.npy").unlink(missing_ok=digest is None)
+    for _ in range(2):
+        assert_same(ImageCache(pairs, folder), pairs)
+    assert names(folder) == {"train.json", *(BLOCKS["pictures"].format(number) for number in range(3))}
 
 
 def test_latents_of_an_earlier_version_are_read(pairs: PairedDataset, codec: VQGANCodec, folder: Path) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from bbdm.codec import VQGANCodec
 from bbdm.data import fetching, shards
-from bbdm.data.image_cache import ImageCache
+from bbdm.data.cache import ImageCache
 from bbdm.data.latents import LatentDataset
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset, load_dataset
