@@ -273,11 +273,12 @@ class TestMain:
         flags = ["--cache_images", str(cache)]
         for name in "abc":
             train.main(self.arguments(data, tmp_path / f"{name}.pt", *(flags if name != "a" else [])))
-        assert {path.name for path in cache.glob("[!.]*")} == {"train.npy", "train.json", "val.npy", "val.json"}
+        blocks = {"train-00000.safetensors", "val-00000.safetensors"}
+        assert {path.name for path in cache.glob("[!.]*")} == {"train.json", "val.json", *blocks}
         states = [bbdm.load_checkpoint(tmp_path / f"{name}.pt").build_unet().state_dict() for name in "abc"]
         for state in states[1:]:
             assert all(torch.equal(value, states[0][key]) for key, value in state.items())
-        with pytest.raises(ValueError, match=r"train\.npy is of other pictures \(image_size 16, now 32\)"):
+        with pytest.raises(ValueError, match=r"train\.json is of other pictures \(image_size 16, now 32\)"):
             train.main(self.arguments(data, tmp_path / "d.pt", *flags, "--image_size", "32"))
 
     def test_cached_latents_need_no_cached_pictures(self, data: Path, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from PIL import Image
 
 from bbdm import save_checkpoint
 from bbdm.cli import distill, eval, shard, train, train_vqgan, translate
-from bbdm.data import image_cache, latents
+from bbdm.data.cache import ImageCache
+from bbdm.data.latents import LatentDataset
 from bbdm.files.checkpoint import save_vqgan
 from bbdm.networks import vqgan
 from tests.conftest import BRIDGE, SavePicture, tiny_unet
@@ -50,7 +51,7 @@ def small(folder: Path) -> None:
     os.environ["BBDM_SHARDS"] = str(folder.with_name(f"{folder.name}.fetched"))
     tiny_train.set_up()
     vqgan.PRESETS["demo"] = vqgan.VQGANConfig(**TINY)
-    image_cache.PAIRS_AT_ONCE = latents.SHARD = latents.PAIRS_AT_ONCE = 2
+    ImageCache.in_block = ImageCache.at_once = LatentDataset.in_block = LatentDataset.at_once = 2
 
 
 def training(place: Path, output: Path, *flags: str) -> list[str]:
