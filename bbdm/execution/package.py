@@ -41,7 +41,7 @@ class PackagedNetwork:
     Args:
         path: a file that :func:`save_package` wrote.
         network: the one that it was made of, in a floating-point dtype at least as wide as the package's.
-        device: where to run.
+        device: where the network runs.
 
     Threads take turns. Attributes: ``shape`` is the only shape of x that it takes, ``dtype`` its dtype.
 
