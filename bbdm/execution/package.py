@@ -28,7 +28,7 @@ from bbdm.networks.restore import state_hash
 
 FORMAT = "bbdm compiled network"
 VERSION = 2
-TESTED = ("2.13",)  # versions of torch; packages use its private interfaces
+TESTED = ("2.13", "2.15")  # versions of torch; packages use its private interfaces
 CODE = "code"  # the AOTInductor archive
 CONSTANT = "constant."  # before the name of a constant
 
