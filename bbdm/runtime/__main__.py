@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("-b", "--batch_size", type=int, default=16, help="pictures at once")
     parser.add_argument("--seed", type=int, help="picture i gets SEED + i; drawn and printed if unset")
-    parser.add_argument("--steps", type=int, help="network evaluations; as exported, or --solver's default, if unset")
+    parser.add_argument("--steps", type=int, help="network calls; as exported, or --solver's default, if unset")
     parser.add_argument("--solver", help="as exported if unset")
     parser.add_argument(
         "--provider", help="such as CUDAExecutionProvider; CUDA where there is one, else the CPU, if unset"
