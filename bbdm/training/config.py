@@ -128,7 +128,7 @@ class DistillConfig(TrainConfig):
         ValueError: a value is out of range.
     """
 
-    calls: int = setting(2, "network evaluations of the student")
+    calls: int = setting(2, "network calls of the student")
     results: int = setting(2, "of each pair, that the energy score compares")
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A callback that measures the parts of a training step."""
+"""A callback that measures the phases of a training step."""
 
 from __future__ import annotations
 
@@ -6,63 +6,73 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
-from torch.autograd.profiler_util import FunctionEventAvg
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from tqdm.auto import tqdm
 
-from bbdm.training.callback import Callback, Run
+from bbdm.training.callback import Callback
 from bbdm.training.run_folder import TRACE
 
-WARMUP, TIMED, TRACED = 5, 20, 3  # optimizer steps: to warm up, timed by part, recorded by operator
+if TYPE_CHECKING:
+    from bbdm.training.loop import Training
+
+WARMUP, TIMED = 5, 20  # optimizer steps: to warm up, and timed by phase
+TRACED = 3  # optimizer steps recorded by operator, of which the first warms up the recording
 OPERATORS = 12  # number of operators printed
 
 
 class Profile(Callback):
-    """Prints the time of each part of a step and the slowest operators, and writes a trace to the folder.
+    """Prints the time of each phase of a step and the slowest operators, and writes a trace to the folder.
 
-    After some steps to warm up, the parts of the next ones are timed; then a few are recorded, which slows
-    them. On a GPU each part waits for its work: nothing overlaps. Only the first process is measured.
+    After some steps to warm up, the phases of the next ones are timed; then a few are recorded, which slows
+    them. On a GPU each phase waits for its work: nothing overlaps. Only the first process is measured.
     """
 
     def __init__(self) -> None:
         self.steps = 0  # since the run began
-        self.seconds: dict[str, float] = defaultdict(float)  # of each part, over the timed steps
+        self.seconds: dict[str, float] = defaultdict(float)  # of each phase, over the timed steps
         self.began = 0.0  # when the timed steps began
         self.recording: profile | None = None
 
-    def begin(self, trainer: Run) -> None:
+    def begin(self, trainer: Training) -> None:
         """Raise ValueError where fewer steps are left than a profile needs."""
-        left = trainer.config.epochs * trainer.steps_per_epoch - trainer.step
-        if left < WARMUP + TIMED + TRACED:
-            raise ValueError(f"a profile takes {WARMUP + TIMED + TRACED} optimizer steps, and {left} are left")
+        needed, left = WARMUP + TIMED + TRACED, trainer.total_steps - trainer.step
+        if left < needed:
+            raise ValueError(f"a profile takes {needed} optimizer steps, and {left} are left")
+        if trainer.processes.first:
+            path, device = trainer.folder / TRACE, trainer.device.type
+            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
+            steps = schedule(wait=WARMUP + TIMED, warmup=1, active=TRACED - 1, repeat=1)
 
-    def after_step(self, trainer: Run, loss: float) -> None:
-        """Start and stop timing and recording."""
-        if not trainer.processes.first:
+            def ready(recording: profile) -> None:
+                recording.export_chrome_trace(str(path))
+                tqdm.write(f"the slowest operators of {TRACED - 1} steps, while they are recorded:")
+                order = f"self_{device}_time_total"
+                tqdm.write(recording.key_averages().table(order, OPERATORS, max_name_column_width=60))
+                tqdm.write(f"{path} shows all of these steps in https://ui.perfetto.dev")
+
+            self.recording = profile(activities=activities, schedule=steps, on_trace_ready=ready)
+            self.recording.start()
+
+    def after_step(self, trainer: Training, loss: float) -> None:
+        """Begin and end what is timed and what is recorded."""
+        if self.recording is None:
             return
         self.steps += 1
         if self.steps == WARMUP:
             self.began = time.perf_counter()
-            trainer.update.part = self._timed
+            trainer.task.phase = self._timed
         elif self.steps == WARMUP + TIMED:
-            self._print_parts(time.perf_counter() - self.began, trainer.config.batch_size)
-            trainer.update.part = record_function
-            gpu = [ProfilerActivity.CUDA] if trainer.device.type == "cuda" else []
-            self.recording = profile(activities=[ProfilerActivity.CPU, *gpu])
-            self.recording.start()
-        elif self.recording is not None and self.steps == WARMUP + TIMED + TRACED:
-            trainer.update.part = nullcontext
-            self.recording.stop()
-            path = trainer.folder / TRACE
-            self.recording.export_chrome_trace(str(path))
-            self._print_operators(self.recording, trainer.device.type)
-            tqdm.write(f"{path} shows all of these steps in https://ui.perfetto.dev")
-            self.recording = None
+            self._print_phases(time.perf_counter() - self.began, trainer.config.batch_size)
+            trainer.task.phase = record_function
+        elif self.steps == WARMUP + TIMED + TRACED:
+            trainer.task.phase = nullcontext
+        self.recording.step()
 
-    def end(self, trainer: Run) -> None:
-        """Stop recording if the run ends during it."""
+    def end(self, trainer: Training) -> None:
+        """Stop recording, also if the run ends during it."""
         if self.recording is not None:
             self.recording.stop()
 
@@ -74,20 +84,8 @@ class Profile(Callback):
             torch.cuda.synchronize()
         self.seconds[name] += time.perf_counter() - began
 
-    def _print_parts(self, total: float, batch_size: int) -> None:
+    def _print_phases(self, total: float, batch_size: int) -> None:
         step = total / TIMED
         tqdm.write(f"{TIMED} steps of {batch_size} pairs, {1e3 * step:.1f} ms each, {batch_size / step:.1f} images/s")
-        rest = {"rest": total - sum(self.seconds.values())}
-        for name, seconds in [*self.seconds.items(), *rest.items()]:
+        for name, seconds in [*self.seconds.items(), ("rest", total - sum(self.seconds.values()))]:
             tqdm.write(f"{name:20} {1e3 * seconds / TIMED:8.1f} ms {100 * seconds / total:5.1f} %")
-
-    def _print_operators(self, recording: profile, device: str) -> None:
-        def own(operator: FunctionEventAvg) -> float:
-            return operator.self_device_time_total if device == "cuda" else operator.self_cpu_time_total
-
-        operators = sorted(recording.key_averages(), key=own, reverse=True)
-        total = sum(map(own, operators))
-        tqdm.write(f"the slowest operators, of {1e-3 * total / TRACED:.1f} ms a step while they are recorded:")
-        for operator in operators[:OPERATORS]:
-            part = f"{1e-3 * own(operator) / TRACED:8.1f} ms {100 * own(operator) / total:5.1f} %"
-            tqdm.write(f"{operator.key[:60]:60} {operator.count // TRACED:5} calls {part}")

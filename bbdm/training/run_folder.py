@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from filelock import FileLock, Timeout
 
 from bbdm.base.atomic import LOCK, make_folder, remove_all_leftovers, write_atomically
 from bbdm.base.manifest import parsing
+from bbdm.files import weights
 from bbdm.files.checkpoint import load_checkpoint
+from bbdm.files.weights import Snapshot
 
 log = logging.getLogger(__name__)
 LEASE = 120  # seconds: a file server keeps the lock of a lost node for some 90
@@ -159,15 +161,12 @@ class RunFolder:
         """Let other runs use the folder."""
         self._lock.release()
 
-    def write(self, files: Sequence[tuple[Path, Callable[[Path], Any]]]) -> None:
-        """Write files, of which a checkpoint is the last, and delete the oldest beyond those to keep.
-
-        A file is its path, and a function that writes it to a path.
-        """
-        path, _ = files[-1]
+    def write(self, files: dict[Path, Snapshot]) -> None:
+        """Write files, of which a checkpoint is the last, and delete the oldest beyond those to keep."""
+        path = [*files][-1]
         again = path.exists()  # at the end of an epoch, the state is written before and after validation
-        for file in files:
-            write_atomically(*file)
+        for each, snapshot in files.items():
+            weights.write(each, snapshot)
         for old in list(self.checkpoints().values())[self.keep :]:
             old.unlink()
         if not again:

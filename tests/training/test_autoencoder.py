@@ -93,10 +93,10 @@ def assert_equal(ours: Any, theirs: Any) -> None:
 def test_gradients_are_those_of_the_whole_loss(num_codes: int, make: Make, pairs: PairedDataset):
     """L1 + codebook or KL + weight G, with the weight of gradients at the last layer, by autograd alone."""
     training = make(num_codes=num_codes, adversarial_weight=0.5, codebook_weight=2.0, kl_weight=1e-2)
-    update = training.update
+    update = training.task
     assert isinstance(update, AutoencoderTask)
     assert isinstance(update.adversary, Adversary)
-    vqgan, discriminator = copy.deepcopy(update.unet), copy.deepcopy(update.adversary.discriminator)
+    vqgan, discriminator = copy.deepcopy(update.network), copy.deepcopy(update.adversary.discriminator)
     y, x0 = batch(pairs)
     x = torch.stack([y[0], x0[0], y[1], x0[1]])
     z = vqgan.quant_conv(vqgan.encoder(x))
@@ -119,7 +119,7 @@ def test_gradients_are_those_of_the_whole_loss(num_codes: int, make: Make, pairs
 
     found: dict[str, torch.Tensor] = {}
     update.optimizer.register_step_pre_hook(
-        lambda *_: found.update({k: p.grad.clone() for k, p in update.unet.named_parameters() if p.grad is not None})
+        lambda *_: found.update({k: p.grad.clone() for k, p in update.network.named_parameters() if p.grad is not None})
     )
     loss = training.train_step(y, x0)
     assert loss == pytest.approx((distance + latent).item(), rel=1e-5)
@@ -140,22 +140,22 @@ def test_kl_divergence_is_torchs():
 
 def test_the_adversary_begins_at_its_step(make: Make, pairs: PairedDataset):
     training = make(adversarial_start=1)
-    assert isinstance(training.update, AutoencoderTask)
-    assert training.update.adversary is not None
-    before = weights_of(training.update.adversary.discriminator)
+    assert isinstance(training.task, AutoencoderTask)
+    assert training.task.adversary is not None
+    before = weights_of(training.task.adversary.discriminator)
     training.train_step(*batch(pairs))
-    assert "adversarial" not in training.update.sums
-    assert_equal(weights_of(training.update.adversary.discriminator), before)
+    assert "adversarial" not in training.task.sums
+    assert_equal(weights_of(training.task.adversary.discriminator), before)
     training.train_step(*batch(pairs))
-    assert training.update.counted["adversarial"] == 1
-    after = weights_of(training.update.adversary.discriminator)
+    assert training.task.counted["adversarial"] == 1
+    after = weights_of(training.task.adversary.discriminator)
     assert not any(torch.equal(after[key], value) for key, value in before.items() if key.endswith("weight"))
 
 
 def test_without_an_adversary(make: Make):
     training = make(adversarial_weight=0.0)
-    assert isinstance(training.update, AutoencoderTask)
-    assert training.update.adversary is None
+    assert isinstance(training.task, AutoencoderTask)
+    assert training.task.adversary is None
     training.fit()
     assert "discriminator" not in (training.folder / "metrics.jsonl").read_text()
 
@@ -164,10 +164,10 @@ def test_without_an_adversary(make: Make):
 def test_the_decoder_alone(num_codes: int, make: Make):
     """Encoder and codebook stay bit for bit, in the average too, so latents of before still fit."""
     training = make(num_codes=num_codes, decoder_only=True)
-    before = weights_of(training.update.unet)
+    before = weights_of(training.task.network)
     training.fit()
     trained = ("decoder.", "post_quant_conv.")
-    for vqgan in (training.update.unet, training.update.ema.unet):
+    for vqgan in (training.task.network, training.task.ema.unet):
         same = {key for key, value in weights_of(vqgan).items() if torch.equal(value, before[key])}
         assert same == {key for key in before if not key.startswith(trained)}
 
@@ -251,7 +251,7 @@ def test_a_checkpoint_of_a_run_is_a_codec_with_the_averaged_weights(make: Make, 
     for path in (training.folder / "step_00000002.pt", training.run.best, tmp_path / "final.safetensors"):
         codec = load_codec(path)
         assert isinstance(codec, VQGANCodec)
-        assert_equal(weights_of(codec.vqgan), weights_of(training.update.ema.unet))
+        assert_equal(weights_of(codec.vqgan), weights_of(training.task.ema.unet))
 
 
 def test_the_best_epoch_is_of_the_averaged_weights_on_validation_pairs(make: Make, pairs: PairedDataset):
@@ -272,7 +272,7 @@ def test_scores_are_of_reconstructions(make: Make, pairs: PairedDataset):
     training.fit()
     record = json.loads((training.folder / "metrics.jsonl").read_text())
     x = pictures(*(torch.stack(side) for side in zip(*(pairs[i] for i in range(4)), strict=True)))
-    made, wanted = training.update.ema.unet.decode(training.update.ema.unet.encode(x)), (x + 1) / 2
+    made, wanted = training.task.ema.unet.decode(training.task.ema.unet.encode(x)), (x + 1) / 2
     made = (((made + 1) / 2).clamp(0, 1) * 255).round() / 255
     psnr = -10 * (made - wanted).square().mean((1, 2, 3)).log10()
     assert record["psnr"] == pytest.approx(psnr.mean().item(), rel=1e-3)

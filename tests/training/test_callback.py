@@ -11,7 +11,7 @@ from bbdm import BridgeSampler, Callback
 from bbdm.base.scripts import StoppedError
 from bbdm.data.pairs import PairedDataset
 from bbdm.evaluation.metrics import Scores
-from bbdm.training.callback import Run
+from bbdm.training.loop import Training
 from bbdm.training.previews import ValidationScores
 from bbdm.training.trainer import Trainer
 from tests.conftest import BRIDGE, MakeTrainer, metrics_of
@@ -24,19 +24,19 @@ class Diary(Callback):
         self.entries: list[Any] = []
         self.last, self.error = last, error
 
-    def begin(self, trainer: Run) -> None:
+    def begin(self, trainer: Training) -> None:
         self.entries.append(("begin", trainer.step))
 
-    def after_step(self, trainer: Run, loss: float) -> None:
+    def after_step(self, trainer: Training, loss: float) -> None:
         self.entries.append((trainer.step, loss))
         if trainer.step == self.last:
             raise self.error("enough")
 
-    def after_epoch(self, trainer: Run, metrics: dict[str, Any]) -> None:
+    def after_epoch(self, trainer: Training, metrics: dict[str, Any]) -> None:
         self.entries.append(("epoch", trainer.epoch))
         metrics["entries"] = len(self.entries)
 
-    def end(self, trainer: Run) -> None:
+    def end(self, trainer: Training) -> None:
         self.entries.append("end")
 
 

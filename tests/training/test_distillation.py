@@ -111,7 +111,7 @@ class TestRun:
     def trainer(self, folder: Path, pairs: PairedDataset, unet: UNet | None = None, **config: Any) -> Trainer:
         settings = DistillConfig(**{"epochs": 3, "batch_size": 2, "precision": "bf16", "flip": True, **config})
         unet = tiny_unet(condition_channels=3) if unet is None else unet
-        return Trainer(unet, BRIDGE, settings, pairs, pairs, folder, step=StudentTask)
+        return Trainer(unet, BRIDGE, settings, pairs, pairs, folder, task=StudentTask)
 
     def test_resumes_exactly(self, pairs: PairedDataset, tmp_path: Path):
         whole = self.trainer(tmp_path / "whole", pairs)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from bbdm.networks.unet import UNet
-from bbdm.training.callback import Callback, Run
+from bbdm.training.callback import Callback
 from bbdm.training.ema import EMA
+from bbdm.training.loop import Training
 from tests.conftest import MakeTrainer, MakeUNet
 
 
@@ -84,8 +85,8 @@ class WeightsOfSteps(Callback):
     def __init__(self) -> None:
         self.weights: list[list[torch.Tensor]] = []
 
-    def after_step(self, trainer: Run, loss: float) -> None:
-        self.weights.append([parameter.detach().double() for parameter in trainer.update.unet.parameters()])
+    def after_step(self, trainer: Training, loss: float) -> None:
+        self.weights.append([parameter.detach().double() for parameter in trainer.task.network.parameters()])
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_training_averages_the_weights_of_its_steps(
     steps = WeightsOfSteps()
     settings = {"ema_decay": 0.3, "ema_start": start, "ema_every": every, "learning_rate": 1e-2}
     trainer = make_trainer(epochs=3, callbacks=[steps], **settings)
-    averages = [parameter.detach().double() for parameter in trainer.update.unet.parameters()]
+    averages = [parameter.detach().double() for parameter in trainer.task.network.parameters()]
     trainer.fit()
     assert len(steps.weights) == 6
     for step, decay in decays.items():

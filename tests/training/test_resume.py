@@ -17,7 +17,7 @@ from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.codec import VQGANCodec
 from bbdm.data.pairs import PairedDataset
 from bbdm.files.checkpoint import load_checkpoint, save_checkpoint
-from bbdm.training import bridge as step_module
+from bbdm.training import bridge as bridge_module
 from bbdm.training.config import TrainConfig
 from bbdm.training.losses import bridge_loss
 from bbdm.training.resume import OtherCodecError
@@ -68,12 +68,14 @@ def interrupt_before_validation_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 def interrupt_before_save(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process ends when epoch 3 is done but its checkpoint is not written."""
 
-    def save(path: Path, *arguments: Any, **keywords: Any) -> None:
-        if path.name == "step_00000006.pt" and keywords["training"]["epoch"] == 3:
-            raise InterruptedRunError
-        save_checkpoint(path, *arguments, **keywords)
+    original = Trainer._save
 
-    monkeypatch.setattr(step_module, "save_checkpoint", save)
+    def save(self: Trainer, best: bool = False) -> None:
+        if (self.step, self.epoch) == (6, 3):
+            raise InterruptedRunError
+        original(self, best)
+
+    monkeypatch.setattr(Trainer, "_save", save)
 
 
 def interrupt_inside_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +89,7 @@ def interrupt_inside_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
             raise InterruptedRunError
         return bridge_loss(*arguments, **keywords)
 
-    monkeypatch.setattr(step_module, "bridge_loss", loss)
+    monkeypatch.setattr(bridge_module, "bridge_loss", loss)
 
 
 class TestResume:

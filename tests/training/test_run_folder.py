@@ -22,7 +22,7 @@ from bbdm.files.checkpoint import load_checkpoint
 from bbdm.networks.unet_config import UNetConfig
 from bbdm.pictures import images
 from bbdm.training import tracking
-from bbdm.training.callback import Run
+from bbdm.training.loop import Training
 from bbdm.training.config import TrainConfig
 from bbdm.training.run_folder import RunFolder
 from bbdm.training.trainer import Trainer
@@ -175,7 +175,7 @@ class TestFiles:
         other = make_trainer()
 
         class Second(Callback):
-            def begin(self, trainer: Run) -> None:
+            def begin(self, trainer: Training) -> None:
                 for begin in (other.fit, lambda: other.run.forget_after(0)):
                     with pytest.raises(ValueError, match=r"another run works in .*run: each needs a folder"):
                         begin()
@@ -218,7 +218,7 @@ class TestFiles:
 
     def test_numbers_alone_are_metrics(self, make_trainer: MakeTrainer) -> None:
         class Words(Callback):
-            def after_epoch(self, trainer: Run, metrics: dict[str, Any]) -> None:
+            def after_epoch(self, trainer: Training, metrics: dict[str, Any]) -> None:
                 metrics["note"] = "good"
 
         with pytest.raises(StoppedError, match=r"metrics must be numbers, and a callback made 'note' 'good'\."):
@@ -232,7 +232,7 @@ class TestFiles:
         monkeypatch.setattr(tracking, "EVERY", 1)
 
         class Killed(Callback):
-            def after_step(self, trainer: Run, loss: float) -> None:
+            def after_step(self, trainer: Training, loss: float) -> None:
                 if trainer.step == 6:
                     raise KeyboardInterrupt
 

@@ -17,7 +17,7 @@ from bbdm import TrainConfig
 from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
 from bbdm.files.weights import copied
-from bbdm.networks.base import Network, is_shared
+from bbdm.networks.base import Network, is_sharded
 from bbdm.networks.dit import DiT
 from tests.conftest import tiny_unet
 from tests.training.launching import ALONE, TORCHRUN, arguments, assert_close, run
@@ -32,7 +32,7 @@ TRAIN = "tests.training.tiny_train"
 def mesh() -> Iterator[DeviceMesh]:
     """This process alone."""
     distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-    yield sharing.all_of(Processes(torch.device("cpu")))
+    yield sharing.mesh_of(Processes(torch.device("cpu")))
     distributed.destroy_process_group()
 
 
@@ -54,36 +54,36 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("units", [True, False])
-def test_a_network_that_is_shared_out(name: str, units: bool, mesh: DeviceMesh) -> None:
+def test_a_network_that_is_sharded_out(name: str, units: bool, mesh: DeviceMesh) -> None:
     """Predictions, gradients and files are those of before; weights of units are apart between calls."""
     plain: Network = NETWORKS[name]()
     x, y, t = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.tensor([1.0, 2.0])
     shared = copy.deepcopy(plain)
-    sharing.share_out(shared, mesh, units)
-    assert all(is_shared(weight) for weight in shared.parameters())
+    sharing.shard(shared, mesh, units)
+    assert all(is_sharded(weight) for weight in shared.parameters())
     torch.testing.assert_close(shared(x, t, y), plain(x, t, y))
     for network in (shared, plain):
         network(x, t, y).square().mean().backward()
     for mine, theirs in zip(shared.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(sharing.whole(mine.grad), theirs.grad)
+        torch.testing.assert_close(sharing.full(mine.grad), theirs.grad)
     state = copied(shared.state_dict())
     assert list(state) == list(plain.state_dict())
     assert all(torch.equal(state[key], value) for key, value in plain.state_dict().items())
-    sharing.restore_weights(shared, {key: value + 1 for key, value in state.items()})
+    sharing.load_weights(shared, {key: value + 1 for key, value in state.items()})
     assert all(torch.equal(value, state[key] + 1) for key, value in copied(shared.state_dict()).items())
 
 
 def test_parts_are_put_together_for_a_while(mesh: DeviceMesh) -> None:
     plain = tiny_unet(condition_channels=3)
     shared: Any = copy.deepcopy(plain)
-    sharing.share_out(shared, mesh, units=False)
+    sharing.shard(shared, mesh, units=False)
     x, y, t = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.tensor([1.0, 2.0])
-    with sharing.together(shared), torch.no_grad():
-        assert not any(is_shared(weight) for weight in shared.parameters())
+    with sharing.all_gathered(shared), torch.no_grad():
+        assert not any(is_sharded(weight) for weight in shared.parameters())
         torch.testing.assert_close(shared.body(x, shared.embedder()(t), y), plain(x, t, y))  # as the sampler calls it
         shared(x, t, y)
-        assert not any(is_shared(weight) for weight in shared.parameters())
-    assert all(is_shared(weight) for weight in shared.parameters())
+        assert not any(is_sharded(weight) for weight in shared.parameters())
+    assert all(is_sharded(weight) for weight in shared.parameters())
 
 
 def test_moments_take_the_memory_format_of_the_weights() -> None:
@@ -93,7 +93,7 @@ def test_moments_take_the_memory_format_of_the_weights() -> None:
     unet(torch.randn(1, 3, 8, 8), torch.ones(1)).sum().backward()
     optimizer.step()
     state = copied(optimizer.state_dict(), torch.contiguous_format)
-    sharing.restore_optimizer(optimizer, state)
+    sharing.load_optimizer(optimizer, state)
     for weight, of in optimizer.state.items():
         assert of["exp_avg"].stride() == weight.stride()
     for index, of in enumerate(optimizer.state.values()):

@@ -18,7 +18,7 @@ from bbdm.files.checkpoint import load_checkpoint
 from bbdm.kernels import philox_numpy
 from bbdm.kernels.noise_step import noise_step
 from bbdm.networks.unet import UNet
-from bbdm.training import bridge as step_module
+from bbdm.training import bridge as bridge_module
 from bbdm.training.losses import bridge_loss
 from bbdm.training.trainer import Trainer
 from tests.conftest import SIZE, MakeTrainer, MakeUNet, metrics_of, newest
@@ -67,7 +67,7 @@ class TestDivergence:
             calls += 1
             return bridge_loss(*arguments, **keywords) * (math.nan if calls == 3 else 1)
 
-        monkeypatch.setattr(step_module, "bridge_loss", loss)
+        monkeypatch.setattr(bridge_module, "bridge_loss", loss)
         trainer = make_trainer()
         message = r"loss is nan at step 3\. Lower learning_rate or set grad_clip; .* from step 2, .* in .*run"
         with pytest.raises(StoppedError, match=message):
@@ -82,7 +82,7 @@ class TestDivergence:
     def test_in_the_first_epoch_points_at_no_file(
         self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(step_module, "bridge_loss", lambda *a, **k: bridge_loss(*a, **k) * math.inf)
+        monkeypatch.setattr(bridge_module, "bridge_loss", lambda *a, **k: bridge_loss(*a, **k) * math.inf)
         trainer = make_trainer()
         with pytest.raises(StoppedError, match=r"loss is inf at step 1\. .* nothing is saved yet"):
             trainer.fit()
@@ -94,7 +94,7 @@ class Recorder:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[torch.Tensor, ...]] = []
-        monkeypatch.setattr(step_module, "bridge_loss", self)
+        monkeypatch.setattr(bridge_module, "bridge_loss", self)
 
     def __call__(
         self, unet: UNet, bridge: Bridge, x0: torch.Tensor, y: torch.Tensor, t: torch.Tensor, **keywords: Any
@@ -268,7 +268,7 @@ class TestTrainer:
         for compile in (False, True):
             unet = make_unet(condition_channels=3, channel_mult=levels, attention_resolutions=())
             trainer = make_trainer(f"compile {compile}", unet, compile=compile)
-            losses.append(trainer.update.losses(trainer.update.network, y, x0, seeds, 0)[0].mean())
+            losses.append(trainer.task.losses(trainer.task.replica, y, x0, seeds, 0)[0].mean())
             losses[-1].backward()
             gradients.append({name: p.grad for name, p in unet.named_parameters() if p.grad is not None})
             assert len(gradients[-1]) == len(list(unet.parameters()))
