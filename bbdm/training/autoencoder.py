@@ -22,6 +22,7 @@ from bbdm.files.checkpoint import load_vqgan_state, vqgan_snapshot
 from bbdm.files.content import VQGANState
 from bbdm.files.weights import Snapshot
 from bbdm.kernels import philox
+from bbdm.networks.discriminator import LEAST, PatchGAN
 from bbdm.networks.vqgan import VQGAN
 from bbdm.pictures.images import Size, sides
 from bbdm.training.adversary import Adversary, adaptive_weight
@@ -116,8 +117,10 @@ class AutoencoderTask(TrainingTask):
         self.use = CodebookUse(settings.num_codes, processes) if settings.num_codes else None
         self.adversary: Adversary | None = None
         if config.adversarial_weight:
-            about = settings.image_channels, size, config.discriminator_width, config, BETAS
-            self.adversary = Adversary(*about, processes)
+            if min(size) < LEAST:
+                raise ValueError(f"an adversary needs pictures of at least {LEAST} x {LEAST}, got {size}")
+            discriminator = PatchGAN(settings.image_channels, config.discriminator_width).to(processes.device)
+            self.adversary = Adversary(discriminator, config, BETAS, processes)
         self.sums: Counter[str] = Counter()  # of each part of the loss, since the epoch began
         self.counted: Counter[str] = Counter()  # the steps that had it
 

@@ -54,7 +54,7 @@ class TrainingTask(ABC):
         replica: ``network``, compiled, and with gradients averaged over processes.
         ema: the moving average of the network's weights.
         average: the network with the averaged weights.
-        tracker: TensorBoard, or None.
+        tracker: TensorBoard, where it is installed, during the run, in the process that writes; else None.
         phase: a context that is entered with the name of each phase of a step.
         sharded: whether weights, average and optimizer are sharded over processes. Then all must call what
             reads all weights, such as :meth:`snapshot`.
@@ -121,7 +121,7 @@ class TrainingTask(ABC):
         return None
 
     def move_weights(self, step: int) -> torch.Tensor | None:
-        """Move weights and average by the gradients of optimizer step ``step``; returns their norm, if needed."""
+        """Move weights and average by the gradients of step ``step``; returns :meth:`gradient_norm`."""
         with self.phase("optimizer"):
             norm = self.gradient_norm(step)
             for group in self.optimizer.param_groups:

@@ -95,11 +95,6 @@ class Training:
         self._stop: Callable[[], bool] = lambda: False
 
     @property
-    def tracker(self) -> Tracker | None:
-        """TensorBoard, where it is installed, during the run, in the process that writes; None otherwise."""
-        return self.task.tracker
-
-    @property
     def previews_due(self) -> bool:
         """Whether grids and scores are due: at each ``preview_every``-th epoch and after the last."""
         return self.epoch % self.config.preview_every == 0 or self.epoch == self.config.epochs
@@ -289,8 +284,8 @@ class Training:
             self.best = {name: record[name] for name in ("epoch", "step", "validation_loss")}
         if self.processes.first:
             self.run.add_metrics(record)
-        if self.tracker is not None:
-            self.tracker.write_epoch(self.step, record)
+        if self.task.tracker is not None:
+            self.task.tracker.write_epoch(self.step, record)
         self._save(best)
 
     def _order(self, done: int) -> Iterator[int]:

@@ -39,8 +39,8 @@ class Previews(Callback):
         path = trainer.folder / f"epoch_{trainer.epoch:04d}.png"
         write_atomically(path, lambda temporary: sheet.save(temporary, "png"))
         log.info("grid: %s", path)
-        if trainer.tracker is not None:
-            trainer.tracker.write_image(trainer.step, ", ".join(columns), sheet)
+        if trainer.task.tracker is not None:
+            trainer.task.tracker.write_image(trainer.step, ", ".join(columns), sheet)
 
 
 class ValidationScores(Callback):

@@ -15,8 +15,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from bbdm.base import manifest
 from bbdm.base.atomic import LOCK, make_folder, remove_all_leftovers, write_atomically
-from bbdm.base.manifest import parsing
 from bbdm.files import weights
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.weights import Snapshot
@@ -137,7 +137,7 @@ class RunFolder:
         remove_all_leftovers(self.path)
         metrics = self.path / METRICS
         lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-        with parsing(metrics, "repair or delete it"):
+        with manifest.parsing(metrics, "repair or delete it"):
             known = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epochs]
         write_atomically(metrics, lambda temporary: temporary.write_text("".join(known)))
         for grid in self.path.glob("epoch_*.png"):
@@ -145,7 +145,7 @@ class RunFolder:
             if epoch.isdigit() and int(epoch) > epochs:
                 grid.unlink()
         (self.path / SUMMARY).unlink(missing_ok=True)
-        self._write(CONFIG, config)
+        manifest.write(self.path / CONFIG, config)
 
     def _lock_folder(self) -> None:
         """Keep other runs out of the folder."""
@@ -180,7 +180,4 @@ class RunFolder:
     def write_summary(self, about: dict[str, Any]) -> None:
         """Write the summary of the whole run: the metrics of its last epoch, and ``about``."""
         records = (self.path / METRICS).read_text().splitlines()
-        self._write(SUMMARY, {**(json.loads(records[-1]) if records else {}), **about})
-
-    def _write(self, name: str, content: dict[str, Any]) -> None:
-        write_atomically(self.path / name, lambda temporary: temporary.write_text(json.dumps(content, indent=2)))
+        manifest.write(self.path / SUMMARY, {**(json.loads(records[-1]) if records else {}), **about})

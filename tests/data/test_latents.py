@@ -22,8 +22,8 @@ from bbdm.data import latents
 from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.training import bridge as bridge_module
-from bbdm.training.loop import Training
 from bbdm.training.config import TrainConfig
+from bbdm.training.loop import Training
 from bbdm.training.losses import bridge_loss
 from bbdm.training.trainer import Trainer
 from tests.conftest import SIZE, SavePicture, tiny_unet

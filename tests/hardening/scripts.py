@@ -13,10 +13,10 @@ from PIL import Image
 
 from bbdm import save_checkpoint
 from bbdm.bridges import BrownianBridge
+from bbdm.cli import distill, eval, shard, train, train_vqgan, translate
 from bbdm.data import image_cache, latents
 from bbdm.files.checkpoint import save_vqgan
-from bbdm.networks import unet_config, vqgan
-from examples import distill, eval, generate, shard, train, train_vqgan
+from bbdm.networks import unet_config, vqgan_config
 from tests.conftest import TINY, SavePicture, tiny_unet
 from tests.networks import test_vqgan
 
@@ -59,7 +59,7 @@ def make_small(folder: Path, patch: pytest.MonkeyPatch | None = None) -> None:
     torch.set_num_threads(1)
     patch.setenv("BBDM_SHARDS", str(folder.with_name(f"{folder.name}.fetched")))
     patch.setitem(unet_config.PRESETS, "demo", unet_config.UNetConfig(condition_channels=3, **TINY))
-    patch.setitem(vqgan.PRESETS, "demo", vqgan.VQGANConfig(**test_vqgan.TINY))
+    patch.setitem(vqgan_config.PRESETS, "demo", vqgan_config.VQGANConfig(**test_vqgan.TINY))
     for module, name in ((image_cache, "PAIRS_AT_ONCE"), (latents, "PAIRS_AT_ONCE"), (latents, "SHARD")):
         patch.setattr(module, name, 2)
 
@@ -129,6 +129,6 @@ SCRIPTS: dict[str, Script] = {
     "a cache of pictures": Script(train.main, cached_pictures, 20, resumes=False),
     "a cache of latents": Script(train.main, cached_latents, 25, resumes=False),
     "eval": Script(eval.main, evaluating, 20, resumes=False),
-    "generate": Script(generate.main, generating, 15, resumes=False),
+    "generate": Script(translate.main, generating, 15, resumes=False),
     "shard": Script(shard.main, sharding, 20, resumes=False),
 }

@@ -17,10 +17,8 @@ from torch.distributions import Normal
 from torch.distributions import kl_divergence as torchs_kl_divergence
 
 from bbdm import load_codec, load_vqgan, save_vqgan
-from bbdm.base.scripts import StoppedError
 from bbdm.codec import VQGANCodec
 from bbdm.data.pairs import PairedDataset
-from bbdm.files.checkpoint import load_vqgan_state
 from bbdm.kernels import philox
 from bbdm.training import autoencoder
 from bbdm.training.adversary import Adversary
@@ -206,31 +204,6 @@ def test_lpips_without_weights_says_so(tmp_path: Path):
 
 
 # A run
-
-
-def test_resuming_within_an_epoch_is_bitwise_the_undisturbed_run(make: Make):
-    """Weights, average, discriminator, both optimizers, the codes' counts, and the metrics."""
-    settings: dict[str, Any] = {"epochs": 3, "save_every": 1, "flip": True, "adversarial_start": 2, "restarts": 2}
-    straight, broken = make("straight", **settings), make("resumed", **settings)
-    straight.fit()
-    stop = iter([False] * 4 + [True])  # called after each step and each batch of validation: within epoch 2
-    with pytest.raises(StoppedError, match="resumes from step 3"):
-        broken.fit(stop=lambda: next(stop))
-    assert broken.step == 3
-    resumed = make("resumed", seed=5, **settings)
-    assert resumed.resume_newest()
-    assert (resumed.epoch, resumed.step) == (1, 3)
-    resumed.fit()
-    ours, theirs = (load_vqgan_state(run.folder / "step_00000006.pt") for run in (resumed, straight))
-    assert_equal(vars(ours), vars(theirs))
-    lines = [[json.loads(line) for line in (run.folder / "metrics.jsonl").open()] for run in (resumed, straight)]
-    for records in lines:
-        for record in records:
-            record["images_per_second"] = 0
-    assert lines[0] == lines[1]
-    assert {"l1", "codebook", "adversarial", "discriminator", "codes_used", "perplexity"} <= lines[0][-1].keys()
-    grids = [(run.folder / "epoch_0003.png").read_bytes() for run in (resumed, straight)]
-    assert grids[0] == grids[1]
 
 
 def test_other_settings_and_other_files_are_refused(make: Make, tmp_path: Path):

@@ -18,26 +18,26 @@ from tests.conftest import MakeTrainer, MakeUNet, metrics_of
 
 
 class TestOptimizers:
-    def test_plateau_is_torchs(self) -> None:
-        """With BBDM's numbers, on losses that fall, stay, fall a little, and stay for long."""
-        patience = 5
-        parameter = torch.nn.Parameter(torch.zeros(1))
-        sgd = torch.optim.SGD([parameter], lr=1e-4)
-        theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            sgd, factor=0.5, patience=patience, threshold=1e-4, cooldown=patience, min_lr=5e-7, eps=0
-        )
-        ours = Plateau(patience)
-        falling = [1 / (1 + i) for i in range(10)]
-        noise = torch.rand(200, generator=torch.Generator().manual_seed(0)).tolist()
-        rates = set()
-        for loss in [*falling, *[0.1] * 8, 0.0999999, 0.0998, *noise]:
-            sgd.step()
-            theirs.step(loss)
-            ours.step(loss)
-            rates.add(ours.rate(1e-4))
-            assert ours.rate(1e-4) == pytest.approx(sgd.param_groups[0]["lr"], rel=1e-12)
-        assert len(rates) > 5
-        assert min(rates) == 5e-7
+    def test_plateau(self) -> None:
+        """Losses stop falling, with a patience of 2: halved after 3 more, and after 2 of rest and 3."""
+        plateau = Plateau(2)
+        rates = []
+        for loss in [1.0, 0.5, *[0.49999] * 3, *[0.5] * 5, 0.4]:
+            plateau.step(loss)
+            rates.append(plateau.rate(1e-4))
+        assert rates == [1e-4] * 4 + [5e-5] * 5 + [2.5e-5] * 2
+        for _ in range(60):
+            plateau.step(1.0)
+        assert plateau.rate(1e-4) == 5e-7
+
+    def test_plateau_goes_on_from_the_state_of_any_file(self) -> None:
+        plateau = Plateau(2)
+        plateau.load_state_dict({"lowest": 0.5, "waited": 1, "resting": 0, "scale": 0.25})
+        plateau.step(0.6)
+        assert plateau.rate(1e-4) == 2.5e-5
+        plateau.step(0.6)
+        assert plateau.rate(1e-4) == 1.25e-5
+        assert plateau.state_dict() == {"lowest": 0.5, "waited": 0, "resting": 2, "scale": 0.125}
 
     def test_plateau_never_raises_a_rate(self) -> None:
         assert Plateau(5).rate(1e-7) == 1e-7

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bbdm import cli
-from bbdm.networks.vqgan import PRESETS, VQGANConfig
+from bbdm.networks.vqgan_config import PRESETS, VQGANConfig
 from tests.networks.test_vqgan import TINY
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What two processes hold of a training whose weights they share out; an assertion that fails ends them."""
+"""What two processes hold of a training whose weights are sharded; an assertion that fails ends them."""
 
 from __future__ import annotations
 
