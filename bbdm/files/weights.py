@@ -63,7 +63,7 @@ class Snapshot:
 
         Args:
             name: the name of the format.
-            settings: plain values.
+            settings: plain values by their names.
             states: state dicts by name.
             place: makes the content of a ``.pt`` of settings and states.
             training: state to resume from, of plain containers and tensors; only for a ``.pt``.

@@ -75,12 +75,7 @@ def kl_divergence(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tenso
 class AutoencoderTask(TrainingTask):
     """An optimizer step of an autoencoder and its adversary.
 
-    Args:
-        vqgan: the autoencoder, on the device.
-        config: the settings.
-        train: pairs to learn from.
-        processes: the processes that share the work; None for this one alone.
-        perceptual: see :func:`perceptual_loss`.
+    ``perceptual`` is what :func:`perceptual_loss` makes; ``processes`` share the work, None is this one alone.
 
     Raises:
         ValueError: fewer pairs than one batch, or pictures that the autoencoder or the discriminator cannot

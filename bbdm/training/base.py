@@ -43,12 +43,8 @@ def mixed(seed: int, number: int) -> int:
 class TrainingTask(ABC):
     """An optimizer step as a function of a batch, with the state that it changes.
 
-    Args:
-        network: what is trained, on the device.
-        config: the settings of the run.
-        processes: those that share the work.
-        total: the optimizer steps of the whole run, for the learning rate.
-        betas: of Adam.
+    ``network`` is what is trained, on the device; ``total``, the optimizer steps of the whole run, for the
+    learning rate; ``betas``, those of Adam.
 
     Attributes:
         replica: ``network``, compiled, and with gradients averaged over processes.

@@ -37,16 +37,9 @@ DROPOUT = (torch.nn.Dropout, torch.nn.Dropout1d, torch.nn.Dropout2d, torch.nn.Al
 
 
 class BridgeTask(TrainingTask):
-    """An optimizer step of a bridge's network.
+    """An optimizer step of a bridge's network, as :class:`~bbdm.training.trainer.Trainer` makes it.
 
-    Args:
-        unet: the network.
-        bridge: the bridge to train it on.
-        config: the settings of the run.
-        codec: encodes pictures into the space of the bridge; None in image space.
-        processes: those that share the work.
-        latents: whether batches are latents, not pictures.
-        total: the optimizer steps of the whole run, for the learning rate.
+    ``latents`` is whether batches are latents, not pictures.
     """
 
     network: Network

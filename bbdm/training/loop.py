@@ -51,11 +51,11 @@ class Training:
         train: pairs to learn from, or their latents; the last short batch of an epoch is dropped.
         validation: pairs for the validation loss and previews, or None.
         folder: the folder of metrics, previews and checkpoints.
-        callbacks: called after :class:`~bbdm.training.previews.Previews`.
+        callbacks: what is called after :class:`~bbdm.training.previews.Previews`.
 
     Attributes:
-        epoch: the epochs done.
-        step: the optimizer steps done.
+        epoch: the number of epochs done.
+        step: the number of optimizer steps done.
         best: the metrics of the epoch with the lowest validation loss, or None.
         resumed_from: the checkpoint of the last resume, or None.
     """

@@ -42,7 +42,7 @@ class RunFolder:
     """A run's folder, which need not exist yet.
 
     Args:
-        path: the folder.
+        path: the path of the folder.
         keep: the number of newest checkpoints to keep.
         read: the content of a checkpoint; a ValueError says that it is damaged.
         patience: seconds to wait for another run to leave the folder.
@@ -82,7 +82,7 @@ class RunFolder:
         Damaged ones that are newer are renamed to ``*.damaged``.
 
         Raises:
-            UnreadableRunError: all are damaged.
+            UnreadableRunError: all of them are damaged.
         """
         damaged: list[Path] = []
         for path in self.checkpoints().values():

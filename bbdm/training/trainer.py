@@ -26,13 +26,13 @@ class Trainer(Training):
     Args:
         unet: the network, on the device to train on; it is moved to that of ``processes``.
         bridge: the bridge to train it on.
-        config: the settings.
+        config: the settings of the run.
         train: pairs to learn from, or their latents.
         validation: pairs for the validation loss and previews, or None.
         folder: the folder of metrics, previews and checkpoints.
         codec: encodes pictures into the space of the bridge; None to train in image space.
         processes: the processes that share the work; None for this one alone. The first of them writes.
-        callbacks: called after :class:`~bbdm.training.previews.Previews`.
+        callbacks: what is called after :class:`~bbdm.training.previews.Previews`.
         task: what an optimizer step does: a :class:`~bbdm.training.bridge.BridgeTask`, or a subclass.
 
     Attributes:

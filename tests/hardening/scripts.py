@@ -29,15 +29,15 @@ PLATEAU = "--lr_schedule plateau --plateau_patience 2 --optimizer adamw --grad_c
 class Script:
     """``argv`` are the arguments that read the first folder and write below the second.
 
-    ``kills`` is how many every night. ``resumes`` is whether it trains for 3 epochs, and ``again`` are flags
-    with which a run may resume.
+    ``kills`` is how many every night. ``resumes`` is whether it trains for 3 epochs, and ``before`` are flags
+    of a run that is interrupted, without which it resumes.
     """
 
     main: Callable[[list[str]], None]
     argv: Callable[[Path, Path], list[str]]
     kills: int = 0
     resumes: bool = True
-    again: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
 
 
 def make_place(folder: Path, save: SavePicture) -> Path:
@@ -120,8 +120,8 @@ SCRIPTS: dict[str, Script] = {
     "train": Script(train.main, training, 40),
     "train_vqgan": Script(train_vqgan.main, autoencoder, 30),
     "distill": Script(distill.main, distilling, 10),
-    "train from shards": Script(train.main, from_shards, again=("--workers", "1")),
-    "train from shards elsewhere": Script(train.main, streaming, 20, again=("--workers", "0")),
+    "train from shards": Script(train.main, from_shards, before=("--workers", "1")),
+    "train from shards elsewhere": Script(train.main, streaming, 20, before=("--workers", "0")),
     "train, plateau": Script(train.main, with_flags(PLATEAU)),
     "train, checkpointing": Script(train.main, with_flags("--gradient_checkpointing")),
     "train, float32": Script(train.main, with_flags("--no-flip --precision fp32")),

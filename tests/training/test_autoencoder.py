@@ -280,7 +280,6 @@ def test_a_compiled_step_is_the_eager_one(
         ("kl_weight", math.nan, "kl_weight must be at least 0, got nan"),
         ("restarts", -1, "restarts must be at least 0, got -1"),
         ("discriminator_width", 0, "discriminator_width must be at least 1, got 0"),
-        ("epochs", 0, "epochs must be at least 1, got 0"),
     ],
 )
 def test_settings_that_are_refused(name: str, value: Any, reason: str):

@@ -23,18 +23,6 @@ from bbdm.training.writing import Writing
 from tests.conftest import MakePairs, MakeTrainer, tiny_unet
 
 
-def test_one_piece_of_work_at_a_time() -> None:
-    writing, gate, order = Writing(), threading.Event(), list[int]()
-    writing.start(lambda: (gate.wait(60), order.append(1)))
-    writing.check()  # it goes on
-    assert order == []
-    gate.set()
-    writing.start(order.append, 2)
-    assert order[0] == 1
-    writing.wait()
-    assert order == [1, 2]
-
-
 def test_errors_are_raised_once_in_the_thread_that_asks(caplog: pytest.LogCaptureFixture) -> None:
     def fail() -> None:
         raise OSError("of a test")
