@@ -75,7 +75,7 @@ def kl_divergence(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tenso
 class AutoencoderTask(TrainingTask):
     """An optimizer step of an autoencoder and its adversary.
 
-    ``perceptual`` is what :func:`perceptual_loss` makes; ``processes`` share the work, None is this one alone.
+    ``perceptual`` is what :func:`perceptual_loss` makes; ``processes`` share the work, None: this one alone.
 
     Raises:
         ValueError: fewer pairs than one batch, or pictures that the autoencoder or the discriminator cannot

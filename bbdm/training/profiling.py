@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from tqdm.auto import tqdm
 
@@ -18,74 +16,64 @@ from bbdm.training.run_folder import TRACE
 if TYPE_CHECKING:
     from bbdm.training.loop import Training
 
-WARMUP, TIMED = 5, 20  # optimizer steps: to warm up, and timed by phase
-TRACED = 3  # optimizer steps recorded by operator, of which the first warms up the recording
+WAIT, WARMUP, RECORDED = 15, 5, 8  # optimizer steps: before the recording, to warm it up, and in it
 OPERATORS = 12  # number of operators printed
 
 
 class Profile(Callback):
     """Prints the time of each phase of a step and the slowest operators, and writes a trace to the folder.
 
-    After some steps to warm up, the phases of the next ones are timed; then a few are recorded, which slows
-    them. On a GPU each phase waits for its work: nothing overlaps. Only the first process is measured.
+    Some steps are recorded, which slows them, after others to warm up. On a GPU, the time of a phase is that
+    of starting its work, beside which that of its kernels is shown. Only the first process is measured.
     """
 
     def __init__(self) -> None:
-        self.steps = 0  # since the run began
-        self.seconds: dict[str, float] = defaultdict(float)  # of each phase, over the timed steps
-        self.began = 0.0  # when the timed steps began
+        self.phases: dict[str, None] = {}  # their names in order
         self.recording: profile | None = None
 
     def begin(self, trainer: Training) -> None:
         """Raise ValueError where fewer steps are left than a profile needs."""
-        needed, left = WARMUP + TIMED + TRACED, trainer.total_steps - trainer.step
+        needed, left = WAIT + WARMUP + RECORDED, trainer.total_steps - trainer.step
         if left < needed:
             raise ValueError(f"a profile takes {needed} optimizer steps, and {left} are left")
         if trainer.processes.first:
-            path, device = trainer.folder / TRACE, trainer.device.type
-            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
-            steps = schedule(wait=WARMUP + TIMED, warmup=1, active=TRACED - 1, repeat=1)
-
-            def ready(recording: profile) -> None:
-                recording.export_chrome_trace(str(path))
-                tqdm.write(f"the slowest operators of {TRACED - 1} steps, while they are recorded:")
-                order = f"self_{device}_time_total"
-                tqdm.write(recording.key_averages().table(order, OPERATORS, max_name_column_width=60))
-                tqdm.write(f"{path} shows all of these steps in https://ui.perfetto.dev")
-
+            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if trainer.device.type == "cuda" else [])]
+            steps = schedule(wait=WAIT, warmup=WARMUP, active=RECORDED, repeat=1)
+            ready = partial(self._report, trainer)
             self.recording = profile(activities=activities, schedule=steps, on_trace_ready=ready)
             self.recording.start()
+            trainer.task.phase = self._phase
 
     def after_step(self, trainer: Training, loss: float) -> None:
-        """Begin and end what is timed and what is recorded."""
-        if self.recording is None:
-            return
-        self.steps += 1
-        if self.steps == WARMUP:
-            self.began = time.perf_counter()
-            trainer.task.phase = self._timed
-        elif self.steps == WARMUP + TIMED:
-            self._print_phases(time.perf_counter() - self.began, trainer.config.batch_size)
-            trainer.task.phase = record_function
-        elif self.steps == WARMUP + TIMED + TRACED:
-            trainer.task.phase = nullcontext
-        self.recording.step()
+        """Begin and end the recording."""
+        if self.recording is not None:
+            self.recording.step()
 
     def end(self, trainer: Training) -> None:
         """Stop recording, also if the run ends during it."""
         if self.recording is not None:
+            trainer.task.phase = nullcontext
             self.recording.stop()
 
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        self.seconds[name] += time.perf_counter() - began
+    def _phase(self, name: str) -> record_function:
+        self.phases[name] = None
+        return record_function(name)
 
-    def _print_phases(self, total: float, batch_size: int) -> None:
-        step = total / TIMED
-        tqdm.write(f"{TIMED} steps of {batch_size} pairs, {1e3 * step:.1f} ms each, {batch_size / step:.1f} images/s")
-        for name, seconds in [*self.seconds.items(), ("rest", total - sum(self.seconds.values()))]:
-            tqdm.write(f"{name:20} {1e3 * seconds / TIMED:8.1f} ms {100 * seconds / total:5.1f} %")
+    def _report(self, trainer: Training, recording: profile) -> None:
+        trainer.task.phase = nullcontext
+        path, gpu = trainer.folder / TRACE, trainer.device.type == "cuda"
+        recording.export_chrome_trace(str(path))
+        operators = recording.key_averages()
+        found = {each.key: each for each in operators if each.device_type == DeviceType.CPU}
+        steps = found["ProfilerStep*"]
+        step, pairs = steps.cpu_time_total / steps.count / 1e6, trainer.config.batch_size  # seconds
+        tqdm.write(f"{steps.count} steps of {pairs} pairs, {1e3 * step:.1f} ms each, {pairs / step:.1f} images/s")
+        times = {name: found[name].cpu_time_total / steps.count / 1e6 for name in self.phases if name in found}
+        for name, seconds in {**times, "rest": step - sum(times.values())}.items():
+            kernels = found[name].device_time_total / steps.count / 1e3 if gpu and name in found else 0
+            shown = f", {kernels:8.1f} ms on the GPU" if kernels else ""
+            tqdm.write(f"{name:20} {1e3 * seconds:8.1f} ms {100 * seconds / step:5.1f} %{shown}")
+        tqdm.write("the slowest operators:")
+        order = "self_cuda_time_total" if gpu else "self_cpu_time_total"
+        tqdm.write(operators.table(order, row_limit=OPERATORS, max_name_column_width=60))
+        tqdm.write(f"{path} shows all of these steps in https://ui.perfetto.dev")

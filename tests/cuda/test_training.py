@@ -124,15 +124,15 @@ def test_points_in_tensorboard(card: Card):
 
 
 class Profiled(BridgeTask):
-    """The time of each phase is measured."""
+    """The phases of each step are recorded."""
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self.phase = Profile()._timed
+        self.phase = Profile()._phase
 
 
-def test_a_profile_waits_for_each_phase(card: Card):
-    check(card, [*["training.profiling._timed: synchronize"] * 5, LOSS], kind=Profiled)
+def test_a_profile_does_not_wait(card: Card):
+    check(card, [LOSS], kind=Profiled)
 
 
 @pytest.mark.parametrize("bridge", [BrownianBridge(50, density="wide"), I2SB(50)], ids=["wide", "i2sb"])
