@@ -63,8 +63,8 @@ def test_two_processes_train_an_autoencoder_as_one(kind: str, data: Path, tmp_pa
         flags = ["--preset", "demo", "--kind", kind, "--image_size", "24", "-b", "20", "--device", "cpu", "--flip"]
         flags += ["--precision", "fp32", "--perceptual", "none", "--adversarial_start", "0"]
         flags += ["--lr_schedule", "constant", "-lr", "1e-6"]
-        command = ["tests.training.tiny_train_vqgan", "edge2shoes", str(data), str(tmp_path / f"{name}.pt"), *flags]
-        done = run([*launcher, *command, "-e", "2"])
+        command = [TRAIN, "edge2shoes", str(data), str(tmp_path / f"{name}.pt"), *flags, "-e", "2"]
+        done = run([*launcher, *command], COMMAND="train-vqgan")
         assert done.returncode == 0, done.stderr
         state = torch.load(tmp_path / f"{name}.run" / "step_00000002.pt", weights_only=True)["training"]
         optimizers = [each["optimizer"]["state"].values() for each in (state, state["adversary"])]
