@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 LOCK = ".lock"  # the file of a folder that is locked
-Write = Callable[[Path, Callable[[Path], Any]], Any]  # such as write_atomically
 
 
 def file_sha256(path: Path) -> str:

@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str | None, **settings: Any) -> None:
         super().__init__(description=description, formatter_class=_Help, **settings)
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  (its overloads)
         """Parse; or where a shell asks for completions, print them and exit."""
         if COMPLETION in os.environ:
             import argcomplete

@@ -11,7 +11,9 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 Settings = TypeVar("Settings")
 
 
-def setting(default: Any, help: str, *names: str, parse: Callable[[str], Any] | None = None) -> Any:
+def setting(
+    default: Any, help: str, *names: str, parse: Callable[[str], Any] | None = None, least: float | None = None
+) -> Any:
     """A field of a settings dataclass.
 
     Args:
@@ -19,8 +21,9 @@ def setting(default: Any, help: str, *names: str, parse: Callable[[str], Any] | 
         help: what it is, as a script's help prints it.
         names: other names of its flag, such as ``-b``; ``--FIELD`` is always one.
         parse: makes the value from a flag's text, or raises ValueError; None for the field's type.
+        least: the least value that :func:`check` lets pass; None for any.
     """
-    return field(default=default, metadata={"help": help, "names": names, "parse": parse})
+    return field(default=default, metadata={"help": help, "names": names, "parse": parse, "least": least})
 
 
 def add_flags(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
@@ -68,6 +71,16 @@ def check_least(settings: Any, least: float, *names: str) -> None:
         value = getattr(settings, name)
         if value is not None and not value >= least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check(settings: Any) -> None:
+    """Raise ValueError where a field is below its least value, or is no value of its ``Literal``."""
+    for name, kind in get_type_hints(type(settings)).items():
+        if get_origin(kind) is Literal and getattr(settings, name) not in get_args(kind):
+            raise ValueError(f"{name} must be one of {get_args(kind)}, got {getattr(settings, name)!r}")
+    for each in fields(settings):
+        if (least := each.metadata.get("least")) is not None:
+            check_least(settings, least, each.name)
 
 
 def from_values(settings: type[Settings], values: Mapping[str, Any]) -> Settings:

@@ -159,5 +159,5 @@ def finish(trainer: Training, args: argparse.Namespace, team: Processes) -> None
     trainer.save(args.output_model)
     if team.first:
         print(f"{args.output_model}: weights after epoch {trainer.epoch}; losses and checkpoints: {trainer.folder}")
-    trainer.update.release()
+    trainer.task.release()
     team.leave()

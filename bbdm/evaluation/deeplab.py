@@ -160,7 +160,8 @@ def save_deeplab(path: str | os.PathLike[str], model: DeepLab) -> None:
     Raises:
         ValueError: the name does not end in ``.pt`` or ``.safetensors``.
     """
-    weights.write(path, FORMAT, {"config": asdict(model.config)}, {"weights": model.state_dict()})
+    content = {"config": asdict(model.config)}, {"weights": model.state_dict()}
+    weights.write(path, weights.Snapshot.take(FORMAT, *content))
 
 
 def load_deeplab(path: str | os.PathLike[str], output_stride: int | None = None) -> DeepLab:

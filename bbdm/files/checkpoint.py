@@ -15,13 +15,12 @@ import torch
 
 from bbdm import bridges
 from bbdm import codec as codecs
-from bbdm.base.atomic import Write, write_atomically
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, VQGANCodec
 from bbdm.files import importers, weights
 from bbdm.files.content import FORMAT, Checkpoint, CodecState, UNetState, VQGANState
 from bbdm.files.hub import find_checkpoint
-from bbdm.files.weights import State
+from bbdm.files.weights import Snapshot, State
 from bbdm.networks.base import Network, check_network
 from bbdm.networks.restore import state_hash
 from bbdm.networks.vqgan import VQGAN
@@ -40,7 +39,6 @@ def save_checkpoint(
     image_size: Size | None = None,
     training: dict[str, Any] | None = None,
     calls: int | None = None,
-    write: Write = write_atomically,
 ) -> None:
     """Write a checkpoint, atomically: a reader sees the old file or the whole new one.
 
@@ -54,16 +52,24 @@ def save_checkpoint(
         image_size: side of the square pictures that it was trained on, or their (height, width).
         training: state to resume from, of plain containers and tensors; only in a ``.pt``.
         calls: the network calls that the network was distilled for; None for any number.
-        write: called with the path and a function that writes the content to a path. The content is a copy,
-            so this may be later, in another thread.
 
     Raises:
         ValueError: another suffix, or training state for a ``.safetensors``.
     """
+    weights.write(path, checkpoint_snapshot(unet, bridge, ema, codec, image_size, training, calls))
+
+
+def checkpoint_snapshot(
+    unet: Network,
+    bridge: Bridge,
+    ema: Network | None = None,
+    codec: Codec | None = None,
+    image_size: Size | None = None,
+    training: dict[str, Any] | None = None,
+    calls: int | None = None,
+) -> Snapshot:
+    """The content of a checkpoint, to be written later; see :func:`save_checkpoint`."""
     check_network(unet)
-    path = Path(path)
-    if path.suffix == ".safetensors" and training is not None:
-        raise ValueError(f"training state needs a .pt file, got {path}")
     states = {"weights": unet.state_dict()}
     states |= {} if ema is None else {"ema": ema.state_dict()}
     coded = None if codec is None else codec.config()
@@ -78,7 +84,7 @@ def save_checkpoint(
         "image_size": image_size,
         **({} if calls is None else {"calls": calls}),
     }
-    weights.write(path, FORMAT, settings, states, _placed, write, training=training)
+    return Snapshot.take(FORMAT, settings, states, _placed, training)
 
 
 def _placed(settings: dict[str, Any], states: dict[str, State]) -> dict[str, Any]:
@@ -96,7 +102,6 @@ def save_vqgan(
     *,
     ema: VQGAN | None = None,
     training: dict[str, Any] | None = None,
-    write: Write = write_atomically,
 ) -> None:
     """Write an autoencoder alone, atomically.
 
@@ -105,17 +110,17 @@ def save_vqgan(
         vqgan: the VQGAN, or KL autoencoder.
         ema: one with the moving average of the weights.
         training: state to resume from, of plain containers and tensors; only in a ``.pt``.
-        write: see ``write`` of :func:`save_checkpoint`.
 
     Raises:
         ValueError: another suffix, or training state for a ``.safetensors``.
     """
-    path = Path(path)
-    if path.suffix == ".safetensors" and training is not None:
-        raise ValueError(f"training state needs a .pt file, got {path}")
+    weights.write(path, vqgan_snapshot(vqgan, ema, training))
+
+
+def vqgan_snapshot(vqgan: VQGAN, ema: VQGAN | None = None, training: dict[str, Any] | None = None) -> Snapshot:
+    """The content of a file of :func:`save_vqgan`, to be written later."""
     states = {"weights": vqgan.state_dict(), **({} if ema is None else {"ema": ema.state_dict()})}
-    more = {} if training is None else {"training": training}
-    weights.write(path, VQGAN_FORMAT, {"config": asdict(vqgan.config)}, states, weights.beside, write, **more)
+    return Snapshot.take(VQGAN_FORMAT, {"config": asdict(vqgan.config)}, states, training=training)
 
 
 def load_checkpoint(

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from bbdm.base.atomic import Write, check_suffix, write_atomically
+from bbdm.base.atomic import check_suffix, write_atomically
 from bbdm.files import torchfile
-from bbdm.networks.base import is_shared
+from bbdm.networks.base import is_sharded
 from bbdm.networks.restore import state_hash
 
 VERSION = 1  # of all formats
@@ -39,44 +40,65 @@ def beside(settings: dict[str, Any], states: dict[str, State]) -> dict[str, Any]
     return {**settings, **states}
 
 
-def write(
-    path: str | os.PathLike[str],
-    name: str,
-    settings: dict[str, Any],
-    states: dict[str, State],
-    place: Place = beside,
-    by: Write = write_atomically,
-    **more: Any,
-) -> None:
+@dataclass(frozen=True)
+class Snapshot:
+    """The content of a file, copied to the memory of the CPU: it can be written later, in another thread."""
+
+    name: str  # of the format
+    settings: dict[str, Any]
+    states: dict[str, State]
+    place: Place
+    training: dict[str, Any] | None
+
+    @classmethod
+    def take(
+        cls,
+        name: str,
+        settings: dict[str, Any],
+        states: dict[str, State],
+        place: Place = beside,
+        training: dict[str, Any] | None = None,
+    ) -> Snapshot:
+        """Copy the content of a file.
+
+        Args:
+            name: the name of the format.
+            settings: plain values by their names.
+            states: state dicts by name.
+            place: makes the content of a ``.pt`` of settings and states.
+            training: state to resume from, of plain containers and tensors; only for a ``.pt``.
+        """
+        settings = {"format": name, "version": VERSION, **settings}
+        return cls(name, settings, copied(states, torch.contiguous_format), place, copied(training))
+
+
+def write(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
     """Write a file, atomically: a reader sees the old file or the whole new one.
 
-    A ``.pt`` has the content that ``place`` makes of plain settings and state dicts, and ``more``. A
-    ``.safetensors`` has the tensors, each named STATE.KEY, and the settings in its metadata.
-
-    ``by`` is called with the path and a function that writes the content to a path. The content is a copy in
-    the memory of the CPU, so this may be later.
+    A ``.safetensors`` has the tensors, each named STATE.KEY, and the settings in its metadata.
 
     Raises:
-        ValueError: the path has another suffix.
+        ValueError: the path has another suffix, or is a ``.safetensors`` and there is training state.
         OSError: the file cannot be written.
     """
     path = Path(path)
     check_suffix(path)
-    settings = {"format": name, "version": VERSION, **settings}
-    states = copied(states, torch.contiguous_format)
     if path.suffix == ".pt":
-        content = {**place(settings, states), **copied(more)}
-        by(path, lambda temporary: _save(content, temporary))
+        more = {} if snapshot.training is None else {"training": snapshot.training}
+        content = {**snapshot.place(snapshot.settings, snapshot.states), **more}
+        write_atomically(path, lambda temporary: _save(content, temporary))
+    elif snapshot.training is not None:
+        raise ValueError(f"training state needs a .pt file, got {path}")
     else:
-        tensors = {f"{kind}.{key}": v for kind, state in states.items() for key, v in state.items()}
-        metadata = described(name, settings, tensors)
-        by(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
+        tensors = {f"{kind}.{key}": v for kind, state in snapshot.states.items() for key, v in state.items()}
+        metadata = described(snapshot.name, snapshot.settings, tensors)
+        write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
 
 
 def copied(content: Any, layout: torch.memory_format = torch.preserve_format) -> Any:
     """Plain containers with copies of their tensors in the memory of the CPU."""
     if isinstance(content, torch.Tensor):
-        if is_shared(content):
+        if is_sharded(content):
             content = _gathered(content)
         return content.detach().to("cpu", copy=True, memory_format=layout)
     if isinstance(content, dict):
@@ -85,7 +107,7 @@ def copied(content: Any, layout: torch.memory_format = torch.preserve_format) ->
 
 
 def _gathered(shares: Any) -> torch.Tensor:
-    """A sharded tensor, whole in the first process, which writes; the others drop it."""
+    """A sharded tensor, all-gathered, in the first process, which writes; the others drop it."""
     whole = shares.full_tensor()
     return whole if shares.device_mesh.get_rank() == 0 else whole[:0]
 

@@ -75,8 +75,8 @@ class Network(nn.Module):
     def units(self) -> Iterator[list[nn.Module]]:
         """Groups of modules, inner ones first, whose weights are read only while they are called.
 
-        Where weights are sharded, those of a group are gathered for the time of its calls. The rest of the
-        network, by default all of it, is gathered for each call of the network.
+        Sharded weights of a group are all-gathered for the time of its calls. The rest of the network, by
+        default all of it, is all-gathered for each call of the network.
         """
         return iter(())
 
@@ -161,7 +161,7 @@ def check_network(network: Any) -> None:
         raise ValueError(f"a network must have parameters, got a {type(network).__name__} without any")
 
 
-def is_shared(tensor: torch.Tensor) -> bool:
+def is_sharded(tensor: torch.Tensor) -> bool:
     """Whether a weight is sharded over processes (a DTensor); see :mod:`bbdm.execution.sharing`."""
     return hasattr(tensor, "full_tensor")
 

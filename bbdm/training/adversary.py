@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from bbdm.execution.processes import Processes
-from bbdm.networks.discriminator import LEAST, PatchGAN
+from bbdm.networks.discriminator import PatchGAN
 from bbdm.training.config import RunConfig
 from bbdm.training.optimizers import make_optimizer
 
@@ -31,34 +31,17 @@ def adaptive_weight(reconstruction: torch.Tensor, adversarial: torch.Tensor) -> 
 
 
 class Adversary:
-    """A discriminator, its optimizer, and its own step.
+    """A discriminator with its optimizer, of the settings of a run, and its own step.
 
-    Args:
-        image_channels: of an image.
-        sides: height and width of the images.
-        width: see :class:`~bbdm.networks.discriminator.PatchGAN`.
-        config: the settings of the run, which its optimizer has too.
-        betas: of Adam.
-        processes: those that share the work, all on the same kind of device.
-
-    Raises:
-        ValueError: images are smaller than a patch, or ``width`` does not fit.
+    ``discriminator`` is on the device. Processes share the work.
     """
 
     def __init__(
-        self,
-        image_channels: int,
-        sides: tuple[int, int],
-        width: int,
-        config: RunConfig,
-        betas: tuple[float, float],
-        processes: Processes,
+        self, discriminator: PatchGAN, config: RunConfig, betas: tuple[float, float], processes: Processes
     ) -> None:
-        if min(sides) < LEAST:
-            raise ValueError(f"an adversary needs pictures of at least {LEAST} x {LEAST}, got {sides}")
-        self.discriminator = PatchGAN(image_channels, width).to(processes.device)
-        self.network = processes.parallel(self.discriminator)
-        self.optimizer = make_optimizer(self.discriminator, config, betas)
+        self.discriminator = discriminator
+        self.network = processes.parallel(discriminator)
+        self.optimizer = make_optimizer(discriminator, config, betas)
 
     def look(self, x: torch.Tensor, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The logits of real and of made images, float32; :meth:`learn` uses their graph."""

@@ -16,21 +16,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bbdm.base.atomic import Write, write_atomically
-from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.processes import Processes
-from bbdm.files.checkpoint import load_vqgan_state, save_vqgan
+from bbdm.files.checkpoint import load_vqgan_state, vqgan_snapshot
 from bbdm.files.content import VQGANState
+from bbdm.files.weights import Snapshot
 from bbdm.kernels import philox
+from bbdm.networks.discriminator import LEAST, PatchGAN
 from bbdm.networks.vqgan import VQGAN
 from bbdm.pictures.images import Size, sides
 from bbdm.training.adversary import Adversary, adaptive_weight
 from bbdm.training.augmentation import augment
-from bbdm.training.base import TrainingTask, mixed, sample_seeds
+from bbdm.training.base import TrainingTask, mixed
 from bbdm.training.codebook import CodebookUse
 from bbdm.training.config import AutoencoderConfig
-from bbdm.training.resume import check_batch, training_state
+from bbdm.training.resume import Stored, check_batch
 
 BETAS = (0.5, 0.9)  # of Adam, in both papers
 COMMITMENT = 0.25  # weight of the distance that moves latents to codes, against 1 of codes to latents
@@ -75,19 +75,14 @@ def kl_divergence(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tenso
 class AutoencoderTask(TrainingTask):
     """An optimizer step of an autoencoder and its adversary.
 
-    Args:
-        vqgan: the autoencoder, on the device.
-        config: the settings.
-        train: pairs to learn from.
-        processes: the processes that share the work; None for this one alone.
-        perceptual: see :func:`perceptual_loss`.
+    ``perceptual`` is what :func:`perceptual_loss` makes; ``processes`` share the work, None: this one alone.
 
     Raises:
         ValueError: fewer pairs than one batch, or pictures that the autoencoder or the discriminator cannot
             take.
     """
 
-    unet: VQGAN
+    network: VQGAN
     config: AutoencoderConfig
     read = staticmethod(load_vqgan_state)
 
@@ -117,61 +112,65 @@ class AutoencoderTask(TrainingTask):
         self.use = CodebookUse(settings.num_codes, processes) if settings.num_codes else None
         self.adversary: Adversary | None = None
         if config.adversarial_weight:
-            about = settings.image_channels, size, config.discriminator_width, config, BETAS
-            self.adversary = Adversary(*about, processes)
+            if min(size) < LEAST:
+                raise ValueError(f"an adversary needs pictures of at least {LEAST} x {LEAST}, got {size}")
+            discriminator = PatchGAN(settings.image_channels, config.discriminator_width).to(processes.device)
+            self.adversary = Adversary(discriminator, config, BETAS, processes)
         self.sums: Counter[str] = Counter()  # of each part of the loss, since the epoch began
         self.counted: Counter[str] = Counter()  # the steps that had it
 
     def __call__(self, y: torch.Tensor, x0: torch.Tensor, step: int) -> float:
         """See :meth:`TrainingTask.__call__`. The loss leaves out the adversary's, which is no distance."""
-        rate, vqgan = self.rate(step), self.unet
-        seeds = sample_seeds(self.config.seed, self.processes.rank * len(y), len(y), self.device)
-        with self.part("augment"):
+        seeds, decoder = self.seeds(len(y)), self.network.decoder
+        with self.phase("augment"):
             x = pictures(*augment(y, x0, seeds, step, self.config))
-        with self.part("forward"), self.autocast():
-            h, z, more = self.network(x, *self._noise(x, seeds, step))
-            image = vqgan.decoder.conv_out(h).float()
+        with self.phase("forward"), self.autocast():
+            h, z, more = self.replica(x, *self._noise(x, seeds, step))
+            image = decoder.conv_out(h).float()
         z = z.float()
-        with self.part("losses"):
+        with self.phase("losses"):
             latent, parts = self._latent_loss(z, more, x[0].numel())
             seen = image.detach().requires_grad_()
-            parts["l1"] = F.l1_loss(seen, x)
-            distance = parts["l1"]
-            if self.perceptual is not None:
-                parts["lpips"] = self.perceptual(seen, x)
-                distance = distance + self.config.perceptual_weight * parts["lpips"]
+            distance = self._distance(seen, x, parts)
             gradient = torch.autograd.grad(distance, seen)[0]
             parts["loss"] = distance + latent
         logits = None
         if self.adversary is not None and step >= self.config.adversarial_start:
-            with self.part("adversary"):
+            with self.phase("adversary"):
                 with self.autocast():
                     logits = self.adversary.look(x, seen)
                 parts["adversarial"] = -logits[1].mean()
                 against = torch.autograd.grad(parts["adversarial"], seen, retain_graph=True)[0]
                 parts["adversarial_weight"] = self._adversarial_weight(image, gradient, against)
                 gradient = gradient + parts["adversarial_weight"] * against
-        with self.part("backward"):
+        with self.phase("backward"):
             (image * gradient).sum().add(latent).backward()  # the gradient at the images is this one
-        with self.part("optimizer"):
-            norm = self.gradient_norm(step)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+        norm = self.move_weights(step)
         if self.adversary is not None and logits is not None:
-            with self.part("adversary"):
-                parts["discriminator"] = self.adversary.learn(*logits, rate)
-        with self.part("average of weights"):
-            self.ema.update(vqgan, step)
+            with self.phase("adversary"):
+                parts["discriminator"] = self.adversary.learn(*logits, self.rate(step))
         if self.use is not None:
             self.use.add(more)
             self._restart(z, step)
-        return self._record(parts, step, rate, norm)
+        own = torch.stack([part.detach().float() for part in parts.values()])
+        values = (self.processes.total(own) / self.processes.count).tolist()  # waits for the device
+        found = dict(zip(parts, values, strict=True))
+        self.sums.update(found)
+        self.counted.update(found.keys())
+        self.record(step, norm, **found)
+        return found["loss"]
+
+    def _distance(self, image: torch.Tensor, x: torch.Tensor, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The distance of images from pictures, of which ``parts`` gets L1 and LPIPS."""
+        distance = parts["l1"] = F.l1_loss(image, x)
+        if self.perceptual is not None:
+            parts["lpips"] = self.perceptual(image, x)
+            distance = distance + self.config.perceptual_weight * parts["lpips"]
+        return distance
 
     def _noise(self, x: torch.Tensor, seeds: torch.Tensor, step: int) -> tuple[torch.Tensor, ...]:
         """The noise of a KL autoencoder's latents, from seeds of pairs."""
-        config = self.unet.config
+        config = self.network.config
         if config.num_codes:
             return ()
         shape = (config.latent_channels, *(side // config.stride for side in x.shape[2:]))
@@ -181,16 +180,16 @@ class AutoencoderTask(TrainingTask):
         self, z: torch.Tensor, more: torch.Tensor, values: int
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The weighted loss of latents, of images with a number of values; and itself by its name."""
-        if not self.unet.config.num_codes:
+        if not self.network.config.num_codes:
             kl = kl_divergence(z, more)
             return self.config.kl_weight * kl / values, {"kl": kl}
-        codes = self.unet.quantize.look_up(more)
+        codes = self.network.quantize.look_up(more)
         loss = F.mse_loss(codes, z.detach()) + COMMITMENT * F.mse_loss(z, codes.detach())
         return self.config.codebook_weight * loss, {"codebook": loss}
 
     def _adversarial_weight(self, image: torch.Tensor, gradient: torch.Tensor, against: torch.Tensor) -> torch.Tensor:
         """The adversarial loss's weight, of the gradients of both losses at the images."""
-        last = self.unet.decoder.conv_out.weight
+        last = self.network.decoder.conv_out.weight
         both = [torch.autograd.grad(image, last, each, retain_graph=True)[0] for each in (gradient, against)]
         means = self.processes.total(torch.stack(both)) / self.processes.count
         return self.config.adversarial_weight * adaptive_weight(*means)
@@ -200,20 +199,8 @@ class AutoencoderTask(TrainingTask):
         assert self.use is not None
         times = 0 if self.config.decoder_only else self.config.restarts
         if times and step < self.total // 2 and step % max(1, self.total // (2 * times)) == 0:
-            codes = [vqgan.quantize.embedding.weight for vqgan in (self.unet, self.ema.unet)]
+            codes = [vqgan.quantize.embedding.weight for vqgan in (self.network, self.average)]
             self.use.restart(codes, z, mixed(self.config.seed, step))
-
-    def _record(self, parts: dict[str, torch.Tensor], step: int, rate: float, norm: torch.Tensor | None) -> float:
-        """Add the parts of a loss to those of the epoch; returns the loss."""
-        own = torch.stack([part.detach().float() for part in parts.values()])
-        values = (self.processes.total(own) / self.processes.count).tolist()  # waits for the device
-        found = dict(zip(parts, values, strict=True))
-        self.sums.update(found)
-        self.counted.update(found.keys())
-        self.plateau.update(found["loss"])
-        if (tracker := self.due(step)) is not None and norm is not None:
-            tracker.write(step + 1, **found, learning_rate=rate, gradient_norm=norm.item())
-        return found["loss"]
 
     def report(self) -> dict[str, float]:
         """The mean of each part of the loss over the epoch, and the use of codes."""
@@ -226,30 +213,29 @@ class AutoencoderTask(TrainingTask):
     def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
         """Pictures (B, C, H, W) through the averaged autoencoder and back."""
         with self.autocast():
-            return self.ema.unet.decode(self.ema.unet.encode(x)).float()
+            return self.average.decode(self.average.encode(x)).float()
 
     @torch.no_grad()
     def validation_loss(self, y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor) -> float:
         """The distance of reconstructions by the averaged weights, L1 and LPIPS; the sum over pairs."""
         x = pictures(y, x0)
-        image = self.reconstruct(x)
-        loss = F.l1_loss(image, x)
-        if self.perceptual is not None:
-            loss = loss + self.config.perceptual_weight * self.perceptual(image, x)
-        return loss.item() * len(y)
+        return self._distance(self.reconstruct(x), x, {}).item() * len(y)
+
+    def _parts(self) -> dict[str, CodebookUse | Adversary]:
+        """What has a state of its own."""
+        parts = {"use": self.use, "adversary": self.adversary}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def state(self) -> dict[str, Any]:
         """The state that :meth:`load` restores, besides the network and its average."""
-        parts = {"use": self.use, "adversary": self.adversary}
-        more = {name: part.state() for name, part in parts.items() if part is not None}
+        more = {name: part.state() for name, part in self._parts().items()}
         return {**super().state(), **more, "sums": dict(self.sums), "counted": dict(self.counted)}
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore a :meth:`state` of the same settings."""
         super().load(state)
-        for name, part in {"use": self.use, "adversary": self.adversary}.items():
-            if part is not None:
-                part.load(state[name])
+        for name, part in self._parts().items():
+            part.load(state[name])
         self.sums, self.counted = Counter(state["sums"]), Counter(state["counted"])
 
     def release(self) -> None:
@@ -260,36 +246,22 @@ class AutoencoderTask(TrainingTask):
 
     def description(self) -> dict[str, Any]:
         """The settings of the network."""
-        return {"vqgan": asdict(self.unet.config)}
+        return {"vqgan": asdict(self.network.config)}
 
-    def save(
-        self,
-        path: Path,
-        image_size: Size,
-        training: dict[str, Any] | None = None,
-        write: Write = write_atomically,
-    ) -> None:
-        """Write the averaged weights; with training state, the weights beside them."""
+    def snapshot(self, image_size: Size, training: dict[str, Any] | None = None) -> Snapshot:
+        """The averaged weights; with training state, the weights beside them."""
         if training is None:
-            save_vqgan(path, self.ema.unet, write=write)
-        else:
-            save_vqgan(path, self.unet, ema=self.ema.unet, training=training, write=write)
+            return vqgan_snapshot(self.average)
+        return vqgan_snapshot(self.network, self.average, training)
 
-    def resume(self, path: Path, checkpoint: VQGANState, train: PairedDataset | LatentDataset) -> dict[str, Any]:
-        """See :meth:`TrainingTask.resume`; only settings in :data:`~bbdm.training.config.FREE` may change."""
-        average = checkpoint.ema
-        whole = None if average is None else checkpoint.training
-        settings = asdict(checkpoint.config), asdict(self.unet.config)
-        state = training_state(path, whole, *settings, self.config, train)
-        self.unet.load_state_dict(checkpoint.weights)
-        self.ema.unet.load_state_dict(average)
-        self.load(state)
-        return state
+    def stored(self, checkpoint: VQGANState) -> Stored:
+        """See :meth:`TrainingTask.stored`."""
+        return Stored(checkpoint.weights, checkpoint.ema, asdict(checkpoint.config), asdict(self.network.config))
 
     def results(
         self, y: torch.Tensor, x0: torch.Tensor, seed: int | Sequence[int] = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reconstructions of sources and targets, and these."""
+        """Reconstructions of sources and targets, and both."""
         x = pictures(y, x0)
         return self.reconstruct(x), x
 

@@ -13,16 +13,18 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.amp import GradScaler
 
-from bbdm.base.atomic import Write, write_atomically
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset
+from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
-from bbdm.execution.sharing import own, restore_optimizer, whole
+from bbdm.files.weights import Snapshot
 from bbdm.pictures.images import Size
 from bbdm.training.config import Precision, RunConfig
 from bbdm.training.ema import EMA
 from bbdm.training.optimizers import Plateau, make_optimizer
+from bbdm.training.resume import Stored, training_state
 from bbdm.training.tracking import Tracker
 
 AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -41,40 +43,42 @@ def mixed(seed: int, number: int) -> int:
 class TrainingTask(ABC):
     """An optimizer step as a function of a batch, with the state that it changes.
 
-    Args:
-        unet: the network that is trained, on the device.
-        config: the settings of the run.
-        processes: those that share the work.
-        total: the optimizer steps of the whole run, for the learning rate.
-        betas: of Adam.
+    ``network`` is what is trained, on the device; ``total``, the optimizer steps of the whole run, for the
+    learning rate; ``betas``, those of Adam.
 
-    Attributes: the arguments; ``network``, which is ``unet`` compiled and with gradients averaged over
-    processes; ``ema``, its moving average; ``optimizer``; ``tracker``, TensorBoard or None; ``part``, a
-    context that is entered with the name of each part of a step; and ``shared``, whether processes share out
-    weights, average and optimizer. Then all must call what reads all weights, such as :meth:`save`.
+    Attributes:
+        replica: ``network``, compiled, and with gradients averaged over processes.
+        ema: the moving average of the network's weights.
+        average: the network with the averaged weights.
+        tracker: TensorBoard, where it is installed, during the run, in the process that writes; else None.
+        phase: a context that is entered with the name of each phase of a step.
+        sharded: whether weights, average and optimizer are sharded over processes. Then all must call what
+            reads all weights, such as :meth:`snapshot`.
     """
 
-    shared = False
+    sharded = False
 
     def __init__(
         self,
-        unet: Any,
+        network: Any,
         config: RunConfig,
         processes: Processes,
         total: int,
         betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
-        self.unet = unet.train()
+        self.network = network.train()
         self.config = config
         self.processes = processes
         self.total = total
-        self.ema: EMA[Any] = EMA(unet, config.ema_decay, config.ema_start, config.ema_every)
-        self.network = self.parallel(unet)
-        self.device: torch.device = next(unet.parameters()).device
-        self.optimizer = make_optimizer(unet, config, betas)
+        self.ema: EMA[Any] = EMA(network, config.ema_decay, config.ema_start, config.ema_every)
+        self.average = self.ema.unet
+        self.replica = self.parallel(network)
+        self.device: torch.device = next(network.parameters()).device
+        self.optimizer = make_optimizer(network, config, betas)
+        self.scaler = GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.plateau = Plateau(config.plateau_patience)
         self.tracker: Tracker | None = None
-        self.part: Callable[[str], AbstractContextManager[Any]] = nullcontext
+        self.phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
 
     def parallel(self, network: nn.Module) -> Any:
         """A network, compiled where the run is, with gradients averaged over processes."""
@@ -83,12 +87,16 @@ class TrainingTask(ABC):
 
     def release(self) -> None:
         """Let go of what :meth:`parallel` made, before the processes part."""
-        self.network = self.unet
+        self.replica = self.network
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of the network's arithmetic."""
         dtype = AUTOCAST.get(self.config.precision)
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
+    def seeds(self, pairs: int) -> torch.Tensor:
+        """The seeds of this process's share of a batch, a number of pairs."""
+        return sample_seeds(self.config.seed, self.processes.rank * pairs, pairs, self.device)
 
     def rate(self, step: int) -> float:
         """The learning rate of optimizer step ``step``."""
@@ -102,15 +110,36 @@ class TrainingTask(ABC):
     def gradient_norm(self, step: int) -> torch.Tensor | None:
         """The norm of all gradients before they are clipped, or None where nothing needs it."""
         if self.config.grad_clip:
-            return whole(torch.nn.utils.clip_grad_norm_(self.unet.parameters(), self.config.grad_clip))
-        if self.due(step) is not None or (self.shared and Tracker.due(step + 1)):
-            return whole(torch.nn.utils.get_total_norm([p.grad for p in self.unet.parameters() if p.grad is not None]))
+            return sharing.full(nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip))
+        if self.due(step) is not None or (self.sharded and Tracker.due(step + 1)):
+            gradients = [weight.grad for weight in self.network.parameters() if weight.grad is not None]
+            return sharing.full(nn.utils.get_total_norm(gradients))
         return None
+
+    def move_weights(self, step: int) -> torch.Tensor | None:
+        """Move weights and average by the gradients of step ``step``; returns :meth:`gradient_norm`."""
+        with self.phase("optimizer"):
+            norm = self.gradient_norm(step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate(step)
+            self.scaler.step(self.optimizer)  # skipped where a gradient overflows float16
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+        with self.phase("average of weights"):
+            self.ema.update(self.network, step)
+        return norm
+
+    def record(self, step: int, norm: torch.Tensor | None, loss: float, **more: float) -> None:
+        """Let the loss of optimizer step ``step`` lower later rates, and write a point where it is due."""
+        self.plateau.step(loss)
+        if (tracker := self.due(step)) is not None and norm is not None:
+            rate = self.optimizer.param_groups[0]["lr"]
+            tracker.write(step + 1, loss=loss, learning_rate=rate, gradient_norm=norm.item(), **more)
 
     def finite(self) -> bool:
         """Whether all weights are finite."""
-        finite = torch.stack([own(weight).isfinite().all() for weight in self.unet.parameters()]).all()
-        return not self.processes.sum(float(~finite)) if self.shared else bool(finite)
+        finite = torch.stack([sharing.local(weight).isfinite().all() for weight in self.network.parameters()]).all()
+        return not self.processes.sum(float(~finite)) if self.sharded else bool(finite)
 
     def averaged(self) -> AbstractContextManager[None]:
         """A context for what calls the averaged weights."""
@@ -133,46 +162,50 @@ class TrainingTask(ABC):
 
     def state(self) -> dict[str, Any]:
         """The state that :meth:`load` restores, besides the network and its average."""
-        return {"optimizer": self.optimizer.state_dict(), "plateau": self.plateau.state()}
+        parts = {"optimizer": self.optimizer, "scaler": self.scaler, "plateau": self.plateau}
+        return {name: part.state_dict() for name, part in parts.items()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore a :meth:`state` of the same settings."""
-        restore_optimizer(self.optimizer, state["optimizer"])
-        self.plateau = Plateau(self.config.plateau_patience, **state["plateau"])
+        sharing.load_optimizer(self.optimizer, state["optimizer"])
+        self.plateau.load_state_dict(state["plateau"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
 
     @abstractmethod
     def description(self) -> dict[str, Any]:
         """What is trained, as plain values, for the folder of the run."""
 
     @abstractmethod
-    def save(
-        self,
-        path: Path,
-        image_size: Size,
-        training: dict[str, Any] | None = None,
-        write: Write = write_atomically,
-    ) -> None:
-        """Write the weights; with training state, all that a run resumes from.
-
-        ``write`` may be called later than this returns: see :func:`~bbdm.files.checkpoint.save_checkpoint`.
-        """
+    def snapshot(self, image_size: Size, training: dict[str, Any] | None = None) -> Snapshot:
+        """The weights, to be written; with training state, all that a run resumes from."""
 
     @staticmethod
     @abstractmethod
     def read(path: Path) -> Any:
-        """The content of a file that :meth:`save` wrote.
+        """The content of a file of a :meth:`snapshot`.
 
         Raises:
             ValueError: it is another file, or is damaged.
         """
 
     @abstractmethod
+    def stored(self, checkpoint: Any) -> Stored:
+        """The weights in the content of a file, with its settings and those of this task."""
+
     def resume(self, path: Path, checkpoint: Any, train: PairedDataset | LatentDataset) -> dict[str, Any]:
         """Restore weights and state from the content of ``path``; returns the training state that it holds.
 
         Raises:
-            ValueError: it has none, or is of another run.
+            ValueError: it has none, or is of another run. Only the settings in
+                :data:`~bbdm.training.config.FREE` may change.
         """
+        stored = self.stored(checkpoint)
+        state = training_state(path, stored, checkpoint.training, self.config, train)
+        sharing.load_weights(self.network, stored.weights)
+        sharing.load_weights(self.average, stored.average)
+        self.load(state)
+        return state
 
     @abstractmethod
     def results(

@@ -10,12 +10,7 @@ from bbdm.execution.processes import Processes
 
 
 class CodebookUse:
-    """Counts the codes that batches take.
-
-    Args:
-        codes: their number.
-        processes: those that share a batch.
-    """
+    """Counts which of a number of codes batches take. Each of several processes has a share of a batch."""
 
     def __init__(self, codes: int, processes: Processes) -> None:
         self.processes = processes

@@ -67,27 +67,11 @@ class StudentTask(BridgeTask):
     def losses(
         self, network: Callable[..., torch.Tensor], y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Energy scores and times, both (B,), of the call whose turn it is."""
-        return self._scores(network, y, x0, seeds, step, step % self.config.calls)
+        """Energy scores and times, both (B,), of the call whose turn it is; in validation, of the last.
 
-    @torch.no_grad()
-    def validation_loss(self, y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor) -> float:
-        """The averaged weights' energy score after the last call, the sum over pairs of pictures."""
-        y, x0 = self.encode(y, "source"), self.encode(x0, "target")
-        last = self.config.calls - 1
-        scores = [self._scores(self.ema.unet, y, x0, seeds, step, last)[0].sum().item() for step in VALIDATION_STEPS]
-        return sum(scores) / len(scores)
-
-    def _scores(
-        self,
-        network: Callable[..., torch.Tensor],
-        y: torch.Tensor,
-        x0: torch.Tensor,
-        seeds: torch.Tensor,
-        step: int,
-        last: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Energy scores of call ``last``, through which alone gradients flow, and its time."""
+        Gradients flow through this call alone.
+        """
+        last = (-1 if step in VALIDATION_STEPS else step) % self.config.calls
         count, table = self.config.results, self.table
         sources = torch.cat([y] * count)
 
@@ -100,18 +84,19 @@ class StudentTask(BridgeTask):
         with torch.no_grad():
             for row in range(last):
                 _, c_y, c_0, _, c_z = table.coefficients[row].tolist()
-                x = c_y * sources + c_0 * self._estimate(network, table, row, x, sources) + c_z * noise(row)
-        made = [each.flatten(1) for each in self._estimate(network, table, last, x, sources).chunk(count)]
+                x = c_y * sources + c_0 * self._estimate(network, row, x, sources) + c_z * noise(row)
+        made = [each.flatten(1) for each in self._estimate(network, last, x, sources).chunk(count)]
         error = torch.stack([(each - x0.flatten(1)).norm(dim=1) for each in made]).mean(0)
         spread = torch.stack([(a - b).norm(dim=1) for a, b in combinations(made, 2)]).mean(0)
         return error - spread / 2, torch.full_like(error, float(table.timesteps[last])).detach()
 
     def _estimate(
-        self, network: Callable[..., torch.Tensor], table: StepTable, row: int, x: torch.Tensor, y: torch.Tensor
+        self, network: Callable[..., torch.Tensor], row: int, x: torch.Tensor, y: torch.Tensor
     ) -> torch.Tensor:
         """The estimate of x0 that a network makes of a state at a row's time, float32."""
+        table = self.table
         (i_x, i_y), (p_x, p_y, p_f) = table.inputs[row].tolist(), table.prediction[row].tolist()
         t = torch.full((len(x),), float(table.network_times[row]), device=x.device)
         with self.autocast():
-            prediction = network(i_x * x + i_y * y, t, y if self.unet.condition_channels else None)
+            prediction = network(i_x * x + i_y * y, t, y if self.network.condition_channels else None)
         return p_x * x + p_y * y + p_f * prediction.float()

@@ -1,4 +1,4 @@
-"""Training: the loop over epochs, and its checkpoints. One step, of whatever is trained, is of :mod:`.base`.
+"""Training: the loop over epochs, and its checkpoints. What is trained, and one step, is of :mod:`.base`.
 
 The order of an epoch is a function of (run seed, epoch), so a resumed run sees the pairs in the same order as
 an uninterrupted run.
@@ -19,12 +19,12 @@ from typing import Any
 import torch
 
 from bbdm.base import machine
-from bbdm.base.atomic import Write, write_atomically
 from bbdm.base.scripts import TERMINATED, StoppedError
 from bbdm.data.latents import LatentDataset
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.device import keep_freed_memory
+from bbdm.files import weights
 from bbdm.training.base import TrainingTask, mixed, sample_seeds
 from bbdm.training.callback import Callback
 from bbdm.training.previews import Previews
@@ -47,61 +47,67 @@ class Training:
     On a CPU it calls :func:`~bbdm.execution.device.keep_freed_memory`, which holds for the whole process.
 
     Args:
-        update: what an optimizer step does, and to what.
+        task: what an optimizer step does, and to what.
         train: pairs to learn from, or their latents; the last short batch of an epoch is dropped.
         validation: pairs for the validation loss and previews, or None.
         folder: the folder of metrics, previews and checkpoints.
-        callbacks: called after :class:`~bbdm.training.previews.Previews`.
+        callbacks: what is called after :class:`~bbdm.training.previews.Previews`.
+
+    Attributes:
+        epoch: the number of epochs done.
+        step: the number of optimizer steps done.
+        best: the metrics of the epoch with the lowest validation loss, or None.
+        resumed_from: the checkpoint of the last resume, or None.
     """
 
     def __init__(
         self,
-        update: TrainingTask,
+        task: TrainingTask,
         train: PairedDataset | LatentDataset,
         validation: PairedDataset | None,
         folder: Path,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        self.update = update
-        self.config = config = update.config
-        self.device = update.device
-        self.processes = update.processes
+        self.task = task
+        self.config = config = task.config
+        self.device = task.device
+        self.processes = task.processes
         self.train = train
         self.validation = validation
         self.folder = folder
-        self.run = RunFolder(folder, config.keep, update.read, LEASE if self.processes.count > 1 else 0)
+        self.run = RunFolder(folder, config.keep, task.read, LEASE if self.processes.count > 1 else 0)
         self.writing = Writing()
         self.callbacks: list[Callback] = [Previews(), *callbacks]
         if self.device.type == "cpu":
             keep_freed_memory()
         self.steps_per_epoch = len(train) // config.batch_size
         self.total_steps = config.total_steps(len(train))
-        self.epoch = 0  # epochs done
-        self.step = 0  # optimizer steps done
+        self.epoch = self.step = 0
         self.share = config.batch_size // self.processes.count  # pairs of a batch that this process has
         loading = (self.share, self.device, config.workers)
         self.train_batches = Batches(train, *loading)
         self.validation_batches = None if validation is None else Batches(validation, *loading)
         self._validation_names = None if validation is None else validation.names_digest()
-        self.resumed_from: Path | None = None  # the checkpoint of the last resume
-        self.best: dict[str, Any] | None = None  # metrics of the epoch with the lowest validation loss
+        self.resumed_from: Path | None = None
+        self.best: dict[str, Any] | None = None
         self._epoch_loss = 0.0  # sum over the steps of this epoch
         self._saved: int | None = None  # the step of the last checkpoint
         self._stop: Callable[[], bool] = lambda: False
 
     @property
-    def tracker(self) -> Tracker | None:
-        """TensorBoard, where it is installed, during the run, in the process that writes; None otherwise."""
-        return self.update.tracker
+    def previews_due(self) -> bool:
+        """Whether grids and scores are due: at each ``preview_every``-th epoch and after the last."""
+        return self.epoch % self.config.preview_every == 0 or self.epoch == self.config.epochs
 
     def resume(self, path: Path, checkpoint: Any = None) -> None:
         """Resume from a checkpoint of the same run; ``checkpoint`` is its content, where it is read already.
 
         Raises:
             ValueError: it has no training state, or is of another network, bridge, codec, number of pairs,
-                size, direction or settings; only those in :data:`~bbdm.training.config.FREE` may change.
+                size, direction or settings. Only the settings in :data:`~bbdm.training.config.FREE` may
+                change.
         """
-        state = self.update.resume(path, self.run.read(path) if checkpoint is None else checkpoint, self.train)
+        state = self.task.resume(path, self.run.read(path) if checkpoint is None else checkpoint, self.train)
         self.epoch, self.step = state["epoch"], state["step"]
         self._epoch_loss, self.best = state["epoch_loss"], state["best"]
         self._saved = self.step
@@ -114,7 +120,7 @@ class Training:
         """Resume from the newest undamaged checkpoint in the run's folder; returns False if there is none.
 
         Raises:
-            ValueError: as for :meth:`resume`, or all are damaged.
+            ValueError: all are damaged, or :meth:`resume` refuses it.
         """
         newest = self.run.newest()
         if newest is not None:
@@ -152,9 +158,9 @@ class Training:
                 self.run.begin(self.epoch, self._settings())
                 ends.callback(self.writing.settle)
                 with suppress(ImportError):  # without TensorBoard, no events are written
-                    self.update.tracker = Tracker(self.run.events, self.step)
-                    ends.callback(setattr, self.update, "tracker", None)
-                    ends.callback(self.update.tracker.close)
+                    self.task.tracker = Tracker(self.run.events, self.step)
+                    ends.callback(setattr, self.task, "tracker", None)
+                    ends.callback(self.task.tracker.close)
             for line in self.config.warnings(self.total_steps) if self.processes.first and not self.step else ():
                 log.warning(line)
             for callback in self.callbacks:
@@ -166,7 +172,7 @@ class Training:
         """The settings of the run, for its folder."""
         train, validation = self.train, 0 if self.validation is None else len(self.validation)
         pairs = {"training": len(train), "validation": validation, "channels": train.channels, **describe_pairs(train)}
-        return {"train": asdict(self.config), **self.update.description(), "pairs": pairs}
+        return {"train": asdict(self.config), **self.task.description(), "pairs": pairs}
 
     def _run_epochs(self) -> None:
         try:
@@ -184,30 +190,27 @@ class Training:
         self.writing.settle()
         return self.run.how_to_resume()
 
-    def save(self, path: Path, training: dict[str, Any] | None = None, write: Write = write_atomically) -> None:
-        """Write what is trained, in the first process: see :meth:`~bbdm.training.base.TrainingTask.save`.
-
-        The others need not call it, unless ``update.shared``.
-        """
-        if self.processes.first or self.update.shared:
-            write = write if self.processes.first else lambda *_: None
-            self.update.save(path, self.train.image_size, training, write)
+    def save(self, path: Path) -> None:
+        """Write the weights, in the first process. The others need not call this, unless ``task.sharded``."""
+        if self.processes.first or self.task.sharded:
+            snapshot = self.task.snapshot(self.train.image_size)
+            if self.processes.first:
+                weights.write(path, snapshot)
 
     def _save(self, best: bool = False) -> None:
         """Begin to write a checkpoint, and the best weights too, unless the weights have diverged."""
-        if not self.update.finite():
+        if not self.task.finite():
             raise self._diverged("weights are not finite")
         self._saved = self.step
-        if not (self.processes.first or self.update.shared):
+        if not (self.processes.first or self.task.sharded):
             return
         state = {"epoch": self.epoch, "step": self.step, "epoch_loss": self._epoch_loss, "best": self.best}
-        state |= {**self.update.state(), "config": asdict(self.config)}
+        state |= {**self.task.state(), "config": asdict(self.config)}
         state |= {"pairs": describe_pairs(self.train), "validation": self._validation_names}
         self.writing.wait()  # so that there is one copy of the state at a time
-        files: list[tuple[Path, Callable[[Path], Any]]] = []
-        if best:
-            self.save(self.run.best, None, lambda path, write: files.append((path, write)))
-        self.save(self.run.checkpoint(self.step), state, lambda path, write: files.append((path, write)))
+        size = self.train.image_size
+        files = {self.run.best: self.task.snapshot(size)} if best else {}
+        files[self.run.checkpoint(self.step)] = self.task.snapshot(size, state)
         if self.processes.first:
             self.writing.start(self.run.write, files)
 
@@ -239,20 +242,20 @@ class Training:
         record = {"epoch": self.epoch + 1, "step": self.step, "loss": self._epoch_loss / self.steps_per_epoch}
         if self.validation is not None and made:
             self._save()  # validation may take long
-        with self.update.averaged():
+        with self.task.averaged():
             if self.validation is not None:
                 record["validation_loss"] = self.validate()
-            record |= self.update.report()
+            record |= self.task.report()
             if made:
                 record["images_per_second"] = made * self.config.batch_size / seconds
-            record["learning_rate"] = self.update.optimizer.param_groups[0]["lr"]
+            record["learning_rate"] = self.task.optimizer.param_groups[0]["lr"]
             self._end_epoch(record)
 
     def _run_steps(self, done: int) -> None:
         """The steps of an epoch after the first ``done``."""
         batches = self._readable(self.train_batches(self._order(done)))
         while True:
-            with self.update.part("waiting for pairs"):
+            with self.task.phase("waiting for pairs"):
                 batch = next(batches, None)
             if batch is None:
                 break
@@ -281,8 +284,8 @@ class Training:
             self.best = {name: record[name] for name in ("epoch", "step", "validation_loss")}
         if self.processes.first:
             self.run.add_metrics(record)
-        if self.tracker is not None:
-            self.tracker.write_epoch(self.step, record)
+        if self.task.tracker is not None:
+            self.task.tracker.write_epoch(self.step, record)
         self._save(best)
 
     def _order(self, done: int) -> Iterator[int]:
@@ -303,13 +306,13 @@ class Training:
         try:
             yield from batches
         except (OSError, ValueError) as error:
-            if not self.update.shared:
+            if not self.task.sharded:
                 self._save()
             raise self._stopped(f"{error}", "Repair the file") from error
 
     def train_step(self, y: torch.Tensor, x0: torch.Tensor) -> float:
         """Do one optimizer step on sources and targets from the data set; returns the loss before it."""
-        loss = self.update(y, x0, self.step)
+        loss = self.task(y, x0, self.step)
         self.step += 1
         return loss
 
@@ -321,6 +324,6 @@ class Training:
         for y, x0 in self._readable(self.validation_batches(self.validation_share())):
             if self.processes.count == 1:  # several may have different numbers of batches
                 self.check_stop()
-            total += self.update.validation_loss(y, x0, sample_seeds(0, first, len(y), self.device))
+            total += self.task.validation_loss(y, x0, sample_seeds(0, first, len(y), self.device))
             first += self.config.batch_size
         return self.processes.sum(total) / len(self.validation)

@@ -38,8 +38,8 @@ def bridge_loss(
         noise: (B, C, H, W) standard normals, in place of ``seeds`` and ``step``.
         loss: ``l1`` (the papers'), ``l2`` or ``huber``, which is l2 for small errors and l1 for large ones.
         condition: (B, C, H, W) condition of the network, or None; in training, the source.
-        seeds: (B,) int64, one for each image; the noise is a function of the seed and
-        step: the optimizer step.
+        seeds: (B,) int64, one for each image; noise is a function of the seed and of ``step``.
+        step: the number of the optimizer step.
         per_image: return the mean over each image, (B,), in place of a scalar.
     """
     shown, target = bridge.add_noise(x0, y, t, noise, seeds=seeds, step=step)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from bbdm.training.config import RunConfig
 
-FACTOR = 0.5
-THRESHOLD = 1e-4  # relative decrease that counts as a lower loss
 LOWEST_RATE = 5e-7
 
 
@@ -31,36 +28,26 @@ def make_optimizer(
         return make(weights, config.learning_rate, betas, fused=False)
 
 
-@dataclass
-class Plateau:
-    """Halves the learning rate after ``patience`` optimizer steps without a lower loss, then rests as long.
+class Plateau(ReduceLROnPlateau):
+    """Halves a rate after ``patience`` optimizer steps without a lower loss, then rests as long.
 
-    It equals torch's ReduceLROnPlateau, called after each optimizer step with BBDM's numbers.
+    The rate is a scale of the learning rate, which also warms up and may change when a run resumes.
     """
 
-    patience: int
-    lowest: float = math.inf  # the lowest loss so far
-    waited: int = 0  # steps since then
-    resting: int = 0  # steps left of a rest
-    scale: float = 1.0
-
-    def update(self, loss: float) -> None:
-        """Update with the loss of an optimizer step."""
-        if loss < self.lowest * (1 - THRESHOLD):
-            self.lowest, self.waited = loss, 0
-        else:
-            self.waited += 1
-        if self.resting:
-            self.resting -= 1
-            self.waited = 0
-        if self.waited > self.patience:
-            self.scale *= FACTOR
-            self.waited, self.resting = 0, self.patience
+    def __init__(self, patience: int) -> None:
+        scale = torch.optim.SGD([torch.zeros(())], lr=1.0)
+        super().__init__(scale, factor=0.5, patience=patience, threshold=1e-4, cooldown=patience, eps=0)
 
     def rate(self, learning_rate: float) -> float:
         """The learning rate after the reductions so far; never above the given one."""
-        return min(learning_rate, max(LOWEST_RATE, learning_rate * self.scale))
+        return min(learning_rate, max(LOWEST_RATE, learning_rate * self.optimizer.param_groups[0]["lr"]))
 
-    def state(self) -> dict[str, Any]:
-        """Plain values from which a run resumes; ``patience`` is a setting."""
-        return {name: value for name, value in asdict(self).items() if name != "patience"}
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, by the names that files have."""
+        scale = self.optimizer.param_groups[0]["lr"]
+        return {"lowest": self.best, "waited": self.num_bad_epochs, "resting": self.cooldown_counter, "scale": scale}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a :meth:`state_dict`."""
+        self.best, self.num_bad_epochs = state_dict["lowest"], state_dict["waited"]
+        self.cooldown_counter, self.optimizer.param_groups[0]["lr"] = state_dict["resting"], state_dict["scale"]

@@ -10,10 +10,11 @@ import torch
 
 from bbdm.base.atomic import write_atomically
 from bbdm.pictures import images
-from bbdm.training.callback import Callback, Run, due
+from bbdm.training.callback import Callback
 
 if TYPE_CHECKING:
     from bbdm.evaluation.metrics import Scores
+    from bbdm.training.loop import Training
 
 log = logging.getLogger(__name__)
 PREVIEW_PAIRS = 8
@@ -26,20 +27,20 @@ class Previews(Callback):
     last, if there are validation pairs. The seed is 0.
     """
 
-    def after_epoch(self, trainer: Run, metrics: dict[str, Any]) -> None:
+    def after_epoch(self, trainer: Training, metrics: dict[str, Any]) -> None:
         """Write the grid of the epoch, if one is due."""
         pairs = trainer.validation
-        if pairs is None or not trainer.processes.first or not due(trainer):
+        if pairs is None or not trainer.processes.first or not trainer.previews_due:
             return
         examples = zip(*(pairs[i] for i in range(min(PREVIEW_PAIRS, len(pairs)))), strict=True)
         y, x0 = (torch.stack(side).to(trainer.device) for side in examples)
-        columns = trainer.update.columns(y, x0)
+        columns = trainer.task.columns(y, x0)
         sheet = images.grid([[images.to_pil(v) for v in row] for row in zip(*columns.values(), strict=True)])
         path = trainer.folder / f"epoch_{trainer.epoch:04d}.png"
         write_atomically(path, lambda temporary: sheet.save(temporary, "png"))
         log.info("grid: %s", path)
-        if trainer.tracker is not None:
-            trainer.tracker.write_image(trainer.step, ", ".join(columns), sheet)
+        if trainer.task.tracker is not None:
+            trainer.task.tracker.write_image(trainer.step, ", ".join(columns), sheet)
 
 
 class ValidationScores(Callback):
@@ -53,23 +54,23 @@ class ValidationScores(Callback):
     def __init__(self, scores: Scores) -> None:
         self.scores = scores
 
-    def begin(self, trainer: Run) -> None:
+    def begin(self, trainer: Training) -> None:
         """Raise ValueError where there are no validation pairs, or only one for FID."""
         least = 2 if "fid" in self.scores.metrics else 1
         count = 0 if trainer.validation is None else len(trainer.validation)
         if count < least:
             raise ValueError(f"{', '.join(self.scores.metrics)} need {least} validation pairs, and there are {count}")
 
-    def after_epoch(self, trainer: Run, metrics: dict[str, Any]) -> None:
+    def after_epoch(self, trainer: Training, metrics: dict[str, Any]) -> None:
         """Make results of this process's share; the first process adds the scores of all to the metrics."""
-        if trainer.validation_batches is None or not due(trainer):
+        if trainer.validation_batches is None or not trainer.previews_due:
             return
         self.scores.reset()
         share, done = trainer.validation_share(), 0
         for y, x0 in trainer.validation_batches(share):
             if trainer.processes.count == 1:  # several may have different numbers of batches
                 trainer.check_stop()
-            sides = trainer.update.results(y, x0, seed=share[done : done + len(y)])
+            sides = trainer.task.results(y, x0, seed=share[done : done + len(y)])
             done += len(y)
             pixels = (np.stack([images.to_pixels(images.to_pil(v)) for v in side]) for side in sides)
             found, wanted = map(torch.from_numpy, pixels)  # (B, 3, H, W) uint8

@@ -1,93 +1,79 @@
-"""A callback that measures the parts of a training step."""
+"""A callback that measures the phases of a training step."""
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
+from functools import partial
+from typing import TYPE_CHECKING
 
-import torch
-from torch.autograd.profiler_util import FunctionEventAvg
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from tqdm.auto import tqdm
 
-from bbdm.training.callback import Callback, Run
+from bbdm.training.callback import Callback
 from bbdm.training.run_folder import TRACE
 
-WARMUP, TIMED, TRACED = 5, 20, 3  # optimizer steps: to warm up, timed by part, recorded by operator
+if TYPE_CHECKING:
+    from bbdm.training.loop import Training
+
+WAIT, WARMUP, RECORDED = 15, 5, 8  # optimizer steps: before the recording, to warm it up, and in it
 OPERATORS = 12  # number of operators printed
 
 
 class Profile(Callback):
-    """Prints the time of each part of a step and the slowest operators, and writes a trace to the folder.
+    """Prints the time of each phase of a step and the slowest operators, and writes a trace to the folder.
 
-    After some steps to warm up, the parts of the next ones are timed; then a few are recorded, which slows
-    them. On a GPU each part waits for its work: nothing overlaps. Only the first process is measured.
+    Some steps are recorded, which slows them, after others to warm up. On a GPU, the time of a phase is that
+    of starting its work, beside which that of its kernels is shown. Only the first process is measured.
     """
 
     def __init__(self) -> None:
-        self.steps = 0  # since the run began
-        self.seconds: dict[str, float] = defaultdict(float)  # of each part, over the timed steps
-        self.began = 0.0  # when the timed steps began
+        self.phases: dict[str, None] = {}  # their names in order
         self.recording: profile | None = None
 
-    def begin(self, trainer: Run) -> None:
+    def begin(self, trainer: Training) -> None:
         """Raise ValueError where fewer steps are left than a profile needs."""
-        left = trainer.config.epochs * trainer.steps_per_epoch - trainer.step
-        if left < WARMUP + TIMED + TRACED:
-            raise ValueError(f"a profile takes {WARMUP + TIMED + TRACED} optimizer steps, and {left} are left")
-
-    def after_step(self, trainer: Run, loss: float) -> None:
-        """Start and stop timing and recording."""
-        if not trainer.processes.first:
-            return
-        self.steps += 1
-        if self.steps == WARMUP:
-            self.began = time.perf_counter()
-            trainer.update.part = self._timed
-        elif self.steps == WARMUP + TIMED:
-            self._print_parts(time.perf_counter() - self.began, trainer.config.batch_size)
-            trainer.update.part = record_function
-            gpu = [ProfilerActivity.CUDA] if trainer.device.type == "cuda" else []
-            self.recording = profile(activities=[ProfilerActivity.CPU, *gpu])
+        needed, left = WAIT + WARMUP + RECORDED, trainer.total_steps - trainer.step
+        if left < needed:
+            raise ValueError(f"a profile takes {needed} optimizer steps, and {left} are left")
+        if trainer.processes.first:
+            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if trainer.device.type == "cuda" else [])]
+            steps = schedule(wait=WAIT, warmup=WARMUP, active=RECORDED, repeat=1)
+            ready = partial(self._report, trainer)
+            self.recording = profile(activities=activities, schedule=steps, on_trace_ready=ready)
             self.recording.start()
-        elif self.recording is not None and self.steps == WARMUP + TIMED + TRACED:
-            trainer.update.part = nullcontext
-            self.recording.stop()
-            path = trainer.folder / TRACE
-            self.recording.export_chrome_trace(str(path))
-            self._print_operators(self.recording, trainer.device.type)
-            tqdm.write(f"{path} shows all of these steps in https://ui.perfetto.dev")
-            self.recording = None
+            trainer.task.phase = self._phase
 
-    def end(self, trainer: Run) -> None:
-        """Stop recording if the run ends during it."""
+    def after_step(self, trainer: Training, loss: float) -> None:
+        """Begin and end the recording."""
         if self.recording is not None:
+            self.recording.step()
+
+    def end(self, trainer: Training) -> None:
+        """Stop recording, also if the run ends during it."""
+        if self.recording is not None:
+            trainer.task.phase = nullcontext
             self.recording.stop()
 
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        self.seconds[name] += time.perf_counter() - began
+    def _phase(self, name: str) -> record_function:
+        self.phases[name] = None
+        return record_function(name)
 
-    def _print_parts(self, total: float, batch_size: int) -> None:
-        step = total / TIMED
-        tqdm.write(f"{TIMED} steps of {batch_size} pairs, {1e3 * step:.1f} ms each, {batch_size / step:.1f} images/s")
-        rest = {"rest": total - sum(self.seconds.values())}
-        for name, seconds in [*self.seconds.items(), *rest.items()]:
-            tqdm.write(f"{name:20} {1e3 * seconds / TIMED:8.1f} ms {100 * seconds / total:5.1f} %")
-
-    def _print_operators(self, recording: profile, device: str) -> None:
-        def own(operator: FunctionEventAvg) -> float:
-            return operator.self_device_time_total if device == "cuda" else operator.self_cpu_time_total
-
-        operators = sorted(recording.key_averages(), key=own, reverse=True)
-        total = sum(map(own, operators))
-        tqdm.write(f"the slowest operators, of {1e-3 * total / TRACED:.1f} ms a step while they are recorded:")
-        for operator in operators[:OPERATORS]:
-            part = f"{1e-3 * own(operator) / TRACED:8.1f} ms {100 * own(operator) / total:5.1f} %"
-            tqdm.write(f"{operator.key[:60]:60} {operator.count // TRACED:5} calls {part}")
+    def _report(self, trainer: Training, recording: profile) -> None:
+        trainer.task.phase = nullcontext
+        path, gpu = trainer.folder / TRACE, trainer.device.type == "cuda"
+        recording.export_chrome_trace(str(path))
+        operators = recording.key_averages()
+        found = {each.key: each for each in operators if each.device_type == DeviceType.CPU}
+        steps = found["ProfilerStep*"]
+        step, pairs = steps.cpu_time_total / steps.count / 1e6, trainer.config.batch_size  # seconds
+        tqdm.write(f"{steps.count} steps of {pairs} pairs, {1e3 * step:.1f} ms each, {pairs / step:.1f} images/s")
+        times = {name: found[name].cpu_time_total / steps.count / 1e6 for name in self.phases if name in found}
+        for name, seconds in {**times, "rest": step - sum(times.values())}.items():
+            kernels = found[name].device_time_total / steps.count / 1e3 if gpu and name in found else 0
+            shown = f", {kernels:8.1f} ms on the GPU" if kernels else ""
+            tqdm.write(f"{name:20} {1e3 * seconds:8.1f} ms {100 * seconds / step:5.1f} %{shown}")
+        tqdm.write("the slowest operators:")
+        order = "self_cuda_time_total" if gpu else "self_cpu_time_total"
+        tqdm.write(operators.table(order, row_limit=OPERATORS, max_name_column_width=60))
+        tqdm.write(f"{path} shows all of these steps in https://ui.perfetto.dev")

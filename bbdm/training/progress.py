@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
-from typing import Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bbdm.pictures import images
-from bbdm.training.callback import Callback, Run
+from bbdm.training.callback import Callback
+
+if TYPE_CHECKING:
+    from bbdm.training.loop import Training
 
 LOGGER = logging.getLogger("bbdm")
 NAMES = {"validation_loss": "validation", "images_per_second": "pairs/s"}
@@ -24,16 +28,16 @@ class Progress(Callback):
     checkpoint.
     """
 
-    def begin(self, trainer: Run) -> None:
+    def begin(self, trainer: Training) -> None:
         """Show the device, the sizes of what is trained on what, and the step where it begins."""
-        self._handler = _AboveBars()
-        self._level = LOGGER.level
-        LOGGER.addHandler(self._handler)
+        self._ends = ExitStack()
+        self._ends.callback(LOGGER.setLevel, LOGGER.level)
+        self._ends.enter_context(logging_redirect_tqdm([LOGGER], tqdm))
         LOGGER.setLevel(logging.INFO)
         self._started, self._first = time.perf_counter(), trainer.step
         for line in _described(trainer):
             LOGGER.info(line)
-        self._bar = tqdm(
+        bar = tqdm(
             total=trainer.total_steps,
             initial=trainer.step,
             unit=" pairs",
@@ -41,14 +45,15 @@ class Progress(Callback):
             leave=False,
             disable=None,  # on a terminal alone: in a file, lines are enough
         )
+        self._bar = self._ends.enter_context(bar)
 
-    def after_step(self, trainer: Run, loss: float) -> None:
+    def after_step(self, trainer: Training, loss: float) -> None:
         """Advance the bar."""
         self._bar.set_description(f"epoch {trainer.epoch + 1}/{trainer.config.epochs}", refresh=False)
         self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         self._bar.update()
 
-    def after_epoch(self, trainer: Run, metrics: dict[str, Any]) -> None:
+    def after_epoch(self, trainer: Training, metrics: dict[str, Any]) -> None:
         """Show the metrics of an epoch, and the time left for the run."""
         parts = [f"{NAMES.get(name, name)} {value:.4g}" for name, value in metrics.items() if name not in LEFT_OUT]
         done, left = trainer.step - self._first, trainer.total_steps - trainer.step
@@ -57,25 +62,16 @@ class Progress(Callback):
             parts.append(f"{tqdm.format_interval(seconds)} left")
         LOGGER.info("epoch %s/%s: %s", trainer.epoch, trainer.config.epochs, ", ".join(parts))
 
-    def end(self, trainer: Run) -> None:
+    def end(self, trainer: Training) -> None:
         """Close the bar."""
-        self._bar.close()
-        LOGGER.removeHandler(self._handler)
-        LOGGER.setLevel(self._level)
+        self._ends.close()
 
 
-class _AboveBars(logging.Handler):
-    """Writes records to standard error, above a bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
-
-
-def _described(trainer: Run) -> list[str]:
+def _described(trainer: Training) -> list[str]:
     """The lines about a run that begins."""
     config, validation = trainer.config, 0 if trainer.validation is None else len(trainer.validation)
     height, width = images.sides(trainer.train.image_size)
-    count = sum(parameter.numel() for parameter in trainer.update.unet.parameters())
+    count = sum(parameter.numel() for parameter in trainer.task.network.parameters())
     processes = "" if trainer.processes.count == 1 else f", {trainer.processes.count} processes"
     lines = [
         f"device {trainer.device}{processes}; network of {count / 1e6:.1f} M parameters, {config.precision}",

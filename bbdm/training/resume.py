@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from bbdm.base.atomic import short
 from bbdm.codec import Codec
@@ -23,6 +25,15 @@ class OtherRunError(ValueError):
 
 class OtherCodecError(ValueError):
     """A checkpoint was trained in another space."""
+
+
+class Stored(NamedTuple):
+    """What a checkpoint trained, beside what this run trains."""
+
+    weights: dict[str, torch.Tensor] | None
+    average: dict[str, torch.Tensor] | None
+    settings: dict[str, Any]
+    asked: dict[str, Any]  # the settings of this run
 
 
 def check_batch(config: RunConfig, train: PairedDataset | LatentDataset, processes: int, parts: int = 1) -> None:
@@ -79,31 +90,22 @@ def check_alike(starts: Sequence[dict[str, Any]]) -> None:
 
 def training_state(
     path: Path,
+    stored: Stored,
     state: dict[str, Any] | None,
-    stored: dict[str, Any],
-    asked: dict[str, Any],
     config: RunConfig,
     train: PairedDataset | LatentDataset,
 ) -> dict[str, Any]:
     """The training state in the file ``path``, where this run is the same.
 
-    Args:
-        path: the file.
-        state: its training state, or None.
-        stored: the settings of what it trained; those of the run are in the state.
-        asked: the settings of what this run trains.
-        config: the settings of this run.
-        train: its pairs.
-
     Raises:
         ValueError: it has no training state.
         OtherRunError: it is of another run; the message names the differences.
     """
-    if state is None:
+    if state is None or stored.weights is None or stored.average is None:
         raise ValueError(f"{path} holds no training state: a run resumes only from one of its step_*.pt files")
-    stored = {**stored, **asdict(type(config)()), **state["config"]}  # a file lacks settings that came later
-    asked = {**asked, **asdict(config)}
-    changed = [f"{k}={stored[k]}" for k, v in asked.items() if k not in FREE and stored.get(k, v) != v]
+    settings = {**stored.settings, **asdict(type(config)()), **state["config"]}  # a file lacks those that came later
+    asked = {**stored.asked, **asdict(config)}
+    changed = [f"{k}={settings[k]}" for k, v in asked.items() if k not in FREE and settings.get(k, v) != v]
     pairs = describe_pairs(train)
     old = {"degradation": None, **state["pairs"]}  # which older files leave out
     if not changed and old != pairs:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from bbdm.base import manifest
 from bbdm.base.atomic import LOCK, make_folder, remove_all_leftovers, write_atomically
-from bbdm.base.manifest import parsing
+from bbdm.files import weights
 from bbdm.files.checkpoint import load_checkpoint
+from bbdm.files.weights import Snapshot
 
 log = logging.getLogger(__name__)
 LEASE = 120  # seconds: a file server keeps the lock of a lost node for some 90
@@ -40,7 +42,7 @@ class RunFolder:
     """A run's folder, which need not exist yet.
 
     Args:
-        path: the folder.
+        path: the path of the folder.
         keep: the number of newest checkpoints to keep.
         read: the content of a checkpoint; a ValueError says that it is damaged.
         patience: seconds to wait for another run to leave the folder.
@@ -80,7 +82,7 @@ class RunFolder:
         Damaged ones that are newer are renamed to ``*.damaged``.
 
         Raises:
-            UnreadableRunError: all are damaged.
+            UnreadableRunError: all of them are damaged.
         """
         damaged: list[Path] = []
         for path in self.checkpoints().values():
@@ -135,7 +137,7 @@ class RunFolder:
         remove_all_leftovers(self.path)
         metrics = self.path / METRICS
         lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-        with parsing(metrics, "repair or delete it"):
+        with manifest.parsing(metrics, "repair or delete it"):
             known = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epochs]
         write_atomically(metrics, lambda temporary: temporary.write_text("".join(known)))
         for grid in self.path.glob("epoch_*.png"):
@@ -143,7 +145,7 @@ class RunFolder:
             if epoch.isdigit() and int(epoch) > epochs:
                 grid.unlink()
         (self.path / SUMMARY).unlink(missing_ok=True)
-        self._write(CONFIG, config)
+        manifest.write(self.path / CONFIG, config)
 
     def _lock_folder(self) -> None:
         """Keep other runs out of the folder."""
@@ -159,15 +161,12 @@ class RunFolder:
         """Let other runs use the folder."""
         self._lock.release()
 
-    def write(self, files: Sequence[tuple[Path, Callable[[Path], Any]]]) -> None:
-        """Write files, of which a checkpoint is the last, and delete the oldest beyond those to keep.
-
-        A file is its path, and a function that writes it to a path.
-        """
-        path, _ = files[-1]
+    def write(self, files: dict[Path, Snapshot]) -> None:
+        """Write files, of which a checkpoint is the last, and delete the oldest beyond those to keep."""
+        path = [*files][-1]
         again = path.exists()  # at the end of an epoch, the state is written before and after validation
-        for file in files:
-            write_atomically(*file)
+        for each, snapshot in files.items():
+            weights.write(each, snapshot)
         for old in list(self.checkpoints().values())[self.keep :]:
             old.unlink()
         if not again:
@@ -181,7 +180,4 @@ class RunFolder:
     def write_summary(self, about: dict[str, Any]) -> None:
         """Write the summary of the whole run: the metrics of its last epoch, and ``about``."""
         records = (self.path / METRICS).read_text().splitlines()
-        self._write(SUMMARY, {**(json.loads(records[-1]) if records else {}), **about})
-
-    def _write(self, name: str, content: dict[str, Any]) -> None:
-        write_atomically(self.path / name, lambda temporary: temporary.write_text(json.dumps(content, indent=2)))
+        manifest.write(self.path / SUMMARY, {**(json.loads(records[-1]) if records else {}), **about})

@@ -1,4 +1,4 @@
-"""The training run of a bridge. The loop over epochs is :mod:`.loop`, and an optimizer step :mod:`.step`."""
+"""The training run of a bridge. The loop over epochs is :mod:`.loop`, an optimizer step :mod:`.bridge`."""
 
 from __future__ import annotations
 
@@ -26,21 +26,24 @@ class Trainer(Training):
     Args:
         unet: the network, on the device to train on; it is moved to that of ``processes``.
         bridge: the bridge to train it on.
-        config: the settings.
-        train: see :class:`Training`, as for
-        validation: and
-        folder: and
-        callbacks: these.
+        config: the settings of the run.
+        train: pairs to learn from, or their latents.
+        validation: pairs for the validation loss and previews, or None.
+        folder: the folder of metrics, previews and checkpoints.
         codec: encodes pictures into the space of the bridge; None to train in image space.
         processes: the processes that share the work; None for this one alone. The first of them writes.
-        step: what an optimizer step does: a :class:`~bbdm.training.bridge.BridgeTask`, or a subclass.
+        callbacks: what is called after :class:`~bbdm.training.previews.Previews`.
+        task: what an optimizer step does: a :class:`~bbdm.training.bridge.BridgeTask`, or a subclass.
+
+    Attributes:
+        ema: the average of the network's weights; ``ema.unet`` is the network with them.
 
     Raises:
         ValueError: fewer pairs than one batch, pictures of a size that the network cannot take, a codec of
             another number of channels, or latents of another codec or another ``flip``.
     """
 
-    update: BridgeTask
+    task: BridgeTask
 
     def __init__(
         self,
@@ -53,19 +56,19 @@ class Trainer(Training):
         codec: Codec | None = None,
         processes: Processes | None = None,
         callbacks: Sequence[Callback] = (),
-        step: type[BridgeTask] = BridgeTask,
+        task: type[BridgeTask] = BridgeTask,
     ) -> None:
         processes = Processes(next(unet.parameters()).device) if processes is None else processes
         check_start(unet, config, train, codec, processes.count)
         codec = None if codec is None else codec.placed(processes.device, torch.float32)
         total = config.total_steps(len(train))
-        update = step(unet, bridge, config, codec, processes, isinstance(train, LatentDataset), total)
-        super().__init__(update, train, validation, folder, callbacks)
+        made = task(unet, bridge, config, codec, processes, isinstance(train, LatentDataset), total)
+        super().__init__(made, train, validation, folder, callbacks)
         self.unet = unet
         self.bridge = bridge
-        self.ema = update.ema
+        self.ema = made.ema
 
     @property
     def codec(self) -> Codec | None:
         """Encodes pictures into the space of the bridge, on the device; None in image space."""
-        return self.update.codec
+        return self.task.codec

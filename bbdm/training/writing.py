@@ -1,14 +1,14 @@
 """Files that are written in a thread while training goes on.
 
 torch.distributed.checkpoint.async_save does the same for its own format, a folder of files. A checkpoint here
-is one file, which each version reads, so it is written as before; only when is of this module.
+is one file, which each version reads.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -34,9 +34,10 @@ class Writing:
     def wait(self) -> None:
         """Wait until the work has ended; raises what it raised."""
         if self._work is not None:
-            wait([self._work])
-            work, self._work = self._work, None
-            work.result()
+            error = self._work.exception()
+            self._work = None
+            if error is not None:
+                raise error
 
     def settle(self) -> None:
         """Wait until the work has ended; what it raised is only logged, as something else ends the run."""

@@ -22,7 +22,7 @@ from tests.networks.test_vqgan import tiny_vqgan
 
 SIDE = 24
 STEPS = 3
-LOSS = "training.autoencoder._record: to the CPU"
+LOSS = "training.autoencoder.__call__: to the CPU"
 RESTART = [f"training.codebook.restart: {why}" for why in ("nonzero", "to the CPU", "to the card", "to the card")]
 CPU = torch.device("cpu")
 
@@ -144,7 +144,7 @@ def test_a_whole_run(card: Card, pairs: PairedDataset, tmp_path: Path):
     with off_the_card():
         saved = load_vqgan_state(newest(first))
     assert saved.ema is not None
-    for mine, theirs in zip(first.update.ema.unet.state_dict().values(), saved.ema.values(), strict=True):
+    for mine, theirs in zip(first.task.ema.unet.state_dict().values(), saved.ema.values(), strict=True):
         assert torch.equal(mine.cpu(), theirs)
     card.waits.clear()
     found = metrics_of(fit(DEVICE, "card", epochs=2))

@@ -18,8 +18,8 @@ from scipy.ndimage import gaussian_filter
 
 from bbdm.codec import VQGANCodec
 from bbdm.data import degradations
-from bbdm.data.degradations import DEGRADATIONS, Degradation, Kind
 from bbdm.data.cache import ImageCache
+from bbdm.data.degradations import DEGRADATIONS, Degradation, Kind
 from bbdm.data.latents import LatentDataset
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pair, PairedDataset, load_dataset

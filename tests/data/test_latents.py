@@ -14,9 +14,9 @@ from bbdm import ABridge, Callback
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.pairs import PairedDataset
-from bbdm.training import bridge
-from bbdm.training.callback import Run
+from bbdm.training import bridge as bridge_module
 from bbdm.training.config import TrainConfig
+from bbdm.training.loop import Training
 from bbdm.training.losses import bridge_loss
 from bbdm.training.trainer import Trainer
 from tests.conftest import SIZE, tiny_unet
@@ -113,7 +113,7 @@ def test_sources_and_targets_are_normalised_each_by_their_own(
         seen.append(torch.stack([y, x0]))
         return bridge_loss(unet, bridge, x0, y, *rest, **more)
 
-    monkeypatch.setattr(bridge, "bridge_loss", loss)
+    monkeypatch.setattr(bridge_module, "bridge_loss", loss)
     config = TrainConfig(batch_size=2)
     two = PairedDataset(pairs.pairs[:2], SIZE)
     normalising = codec.with_statistics(statistics)
@@ -121,7 +121,7 @@ def test_sources_and_targets_are_normalised_each_by_their_own(
     batch = [torch.stack(side) for side in zip(data[0], data[1], strict=True)]
     trainer.train_step(*batch)
     trainer.validate()
-    assert len(seen) == 1 + len(bridge.VALIDATION_STEPS)
+    assert len(seen) == 1 + len(bridge_module.VALIDATION_STEPS)
     for given in seen:
         torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)
 
@@ -166,7 +166,7 @@ def test_training_on_latents_resumes_within_an_epoch(pairs: PairedDataset, codec
     config = TrainConfig(epochs=3, batch_size=1, flip=True, save_every=2)
 
     class Killed(Callback):
-        def after_step(self, trainer: Run, loss: float) -> None:
+        def after_step(self, trainer: Training, loss: float) -> None:
             if trainer.step == 9:
                 raise KeyError("killed")
 

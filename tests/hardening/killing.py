@@ -11,8 +11,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -20,22 +20,13 @@ from typing import Any
 import torch
 
 from bbdm.base.atomic import file_sha256
+from tests.hardening import scripts
 
-Main = Callable[[list[str]], None]
 CHANGES = {"os.rename", "os.remove", "os.chmod", "os.mkdir"}  # audit events of what changes in a folder, and "open"
 TIMES = {"images_per_second", "seconds", "seconds_per_picture", "timing", "environment"}  # and where it ran
 TIMED = "quality_seconds.png"  # a plot of times
 AGAIN = re.compile(r".*/(step_\d+\.pt|best\.pt|epoch_\d+\.png|summary\.json)|.*\.jsonl?")  # what a run replaces
 LATER = 0.02  # the most seconds between a change and the kill that it causes
-
-
-@dataclass(frozen=True)
-class Script:
-    """What is killed. ``argv`` are the arguments that write below a folder; ``prepare`` is called before."""
-
-    main: Main
-    argv: Callable[[Path], list[str]]
-    prepare: Callable[[Path], None]
 
 
 @dataclass
@@ -47,42 +38,27 @@ class Kills:
     runs: int = 0
 
 
-def begin(script: Script, folder: Path, at: int = 0, later: float = 0, changes: Any = None) -> BaseProcess:
-    """The script in a process of its own, from when its imports are done.
+def begin(name: str, argv: list[str], folder: Path, at: int = 0, later: float = 0, changes: Any = None) -> BaseProcess:
+    """A script in a process of its own, from when its imports are done.
 
     Change number ``at`` of a file below the folder kills it, some seconds ``later``. ``changes`` counts them.
     Its output is appended to a file beside the folder.
     """
     context = multiprocessing.get_context("forkserver")  # which imports once, and forks for each
-    context.set_forkserver_preload([script.prepare.__module__])
+    context.set_forkserver_preload([scripts.__name__])
     started = context.Event()
-    arguments = script.main, script.argv(folder), script.prepare, folder, at, later, changes, started
-    process = context.Process(target=_run, args=arguments)
+    process = context.Process(target=_run, args=(name, argv, folder, at, later, changes, started))
     process.start()
     assert started.wait(120)
     return process
-
-
-def counter() -> Any:
-    """A number that a process counts up, and another reads."""
-    return multiprocessing.get_context("forkserver").Value("i", 0)
 
 
 def _log(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.log")
 
 
-def _run(
-    main: Main,
-    argv: list[str],
-    prepare: Callable[[Path], None],
-    folder: Path,
-    at: int,
-    later: float,
-    changes: Any,
-    started: Any,
-) -> None:
-    prepare(folder)
+def _run(name: str, argv: list[str], folder: Path, at: int, later: float, changes: Any, started: Any) -> None:
+    scripts.make_small(folder)
     output = os.open(_log(folder), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -100,7 +76,7 @@ def _run(
 
     sys.addaudithook(watch)
     started.set()
-    main(argv)
+    scripts.SCRIPTS[name].main(argv)
 
 
 def content(folder: Path) -> dict[str, Any]:
@@ -120,6 +96,14 @@ def content(folder: Path) -> dict[str, Any]:
         else:
             found[name] = file_sha256(path)
     return found
+
+
+def assert_content(folder: Path, wanted: dict[str, Any], but: str = "") -> None:
+    """The content of a folder is the one wanted, but for files of a name; and no temporary file is left."""
+    found = content(folder)
+    differing = [name for name in wanted | found if found.get(name) != wanted.get(name) and Path(name).name != but]
+    assert not differing, f"{differing} are not those of the undisturbed run"
+    assert not list(folder.rglob(".*.tmp"))
 
 
 def _comparable(value: Any) -> Any:
@@ -183,13 +167,14 @@ class Left:
         self.found = found
 
 
-def kill_at_random_moments(script: Script, kills: int, tmp_path: Path) -> Kills:
+def kill_at_random_moments(name: str, kills: int, place: Path, tmp_path: Path) -> Kills:
     """Runs that are killed, as often as asked for in all, and repeated, have the undisturbed run's files.
 
     Half of the kills come at a random time, and half just after a random change of a file.
     """
-    moments, changes = random.Random(kills), counter()
-    undisturbed, began = begin(script, tmp_path / "whole", changes=changes), time.monotonic()
+    moments, argv = random.Random(kills), partial(scripts.SCRIPTS[name].argv, place)
+    changes = multiprocessing.get_context("forkserver").Value("i", 0)
+    undisturbed, began = begin(name, argv(tmp_path / "whole"), tmp_path / "whole", changes=changes), time.monotonic()
     undisturbed.join()
     seconds = time.monotonic() - began
     assert undisturbed.exitcode == 0, _log(tmp_path / "whole").read_text()[-2000:]
@@ -200,7 +185,7 @@ def kill_at_random_moments(script: Script, kills: int, tmp_path: Path) -> Kills:
         left = Left(folder, whole)
         while True:
             at = moments.randint(1, changes.value) if moments.random() < 0.5 and count.done < kills else 0
-            process = begin(script, folder, at, moments.uniform(0, LATER))
+            process = begin(name, argv(folder), folder, at, moments.uniform(0, LATER))
             process.join(None if at or count.done >= kills else moments.uniform(0, seconds))
             if process.exitcode is None:
                 process.kill()
@@ -212,8 +197,5 @@ def kill_at_random_moments(script: Script, kills: int, tmp_path: Path) -> Kills:
             if not killed:
                 break
         assert process.exitcode == 0, _log(folder).read_text()[-2000:]
-        found = content(folder)
-        differing = [name for name in whole | found if found.get(name) != whole.get(name)]
-        assert not differing, f"{differing} are not those of the undisturbed run"
-        assert not list(folder.rglob(".*.tmp"))
+        assert_content(folder, whole)
     return count

@@ -7,9 +7,11 @@ import json
 import random
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from tests.hardening.watch import CANARY
+from tests.hardening.watch import CANARY, ROOM
 
 CALL = f"cbuiltins\nexec\n(S'import {CANARY}'\ntR.".encode()  # a pickle that calls code
 WORDS = [struct.pack(kind, value) for kind in ("<I", "<q", "<Q", ">I") for value in (0, 1, 2**31 - 1, 2**20)]
@@ -168,3 +170,19 @@ def _checked(header: bytearray) -> bytes:
     header[CHECKSUM] = b" " * 8
     header[CHECKSUM] = f"{sum(header):06o}\0 ".encode()
     return bytes(header)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A file in a folder of its own.
+
+    ``read`` returns what was read, which is right where it equals what the whole file gave. ``exact`` is
+    False where a change of values makes another valid file, or where a format has no checksums. ``room`` is
+    the memory besides twice the file's size: a small picture may say that it is a large white one.
+    """
+
+    path: Path
+    read: Callable[[], Any]
+    mutate: Mutate = of_bytes
+    exact: bool = True
+    room: int = ROOM

@@ -15,8 +15,7 @@ from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.data.sharding import write_shards
 from bbdm.data.tar import index
 from tests.conftest import SIZE
-from tests.hardening.mutations import of_json, of_tar
-from tests.hardening.subject import Subject
+from tests.hardening.mutations import Subject, of_json, of_tar
 
 KEYS = ["00", "01é", "02" + "long" * 40, "03", "04", "05"]  # two of them need extended headers
 IN_SHARD = 4  # pairs, so that the second shard has two

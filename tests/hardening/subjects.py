@@ -28,8 +28,7 @@ from tests.conftest import tiny_unet
 from tests.files.importers.common import save
 from tests.files.importers.test_original_bbdm import bbdm_file, bbdm_unet, bbdm_yaml
 from tests.hardening import shards
-from tests.hardening.mutations import Mutate, of_bytes, of_json, of_values
-from tests.hardening.subject import Subject
+from tests.hardening.mutations import Mutate, Subject, of_bytes, of_json, of_values
 from tests.onnx.exports import BRIDGE, SIZE, export, tiny_codec
 
 PICTURE = 2 * 2 * 3 * (Image.MAX_IMAGE_PIXELS or 0)  # bytes of the largest that Pillow opens, and of a copy

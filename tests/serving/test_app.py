@@ -94,7 +94,8 @@ def test_a_static_export_has_its_size_and_number(static: Path, sampler: BridgeSa
 
 
 def test_an_export_needs_no_torch():
-    code = "import sys; from examples.app import *; load(AppConfig(Path(sys.argv[1]))); print('torch' in sys.modules)"
+    load = "from pathlib import Path; from bbdm.serving.app import *; load(AppConfig(Path(sys.argv[1])))"
+    code = f"import sys; {load}; print('torch' in sys.modules)"
     command = [sys.executable, "-c", code, str(EXPORT)]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "False\n"
 

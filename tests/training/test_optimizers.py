@@ -10,48 +10,48 @@ import pytest
 import torch
 
 from bbdm.data.pairs import PairedDataset
+from bbdm.training import base
 from bbdm.training.config import TrainConfig
-from bbdm.training import bridge
 from bbdm.training.optimizers import Plateau, make_optimizer
 from bbdm.training.trainer import Trainer
 from tests.conftest import MakeTrainer, MakeUNet, metrics_of
 
 
 class TestOptimizers:
-    def test_plateau_is_torchs(self) -> None:
-        """With BBDM's numbers, on losses that fall, stay, fall a little, and stay for long."""
-        patience = 5
-        parameter = torch.nn.Parameter(torch.zeros(1))
-        sgd = torch.optim.SGD([parameter], lr=1e-4)
-        theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            sgd, factor=0.5, patience=patience, threshold=1e-4, cooldown=patience, min_lr=5e-7, eps=0
-        )
-        ours = Plateau(patience)
-        falling = [1 / (1 + i) for i in range(10)]
-        noise = torch.rand(200, generator=torch.Generator().manual_seed(0)).tolist()
-        rates = set()
-        for loss in [*falling, *[0.1] * 8, 0.0999999, 0.0998, *noise]:
-            sgd.step()
-            theirs.step(loss)
-            ours.update(loss)
-            rates.add(ours.rate(1e-4))
-            assert ours.rate(1e-4) == pytest.approx(sgd.param_groups[0]["lr"], rel=1e-12)
-        assert len(rates) > 5
-        assert min(rates) == 5e-7
+    def test_plateau(self) -> None:
+        """Losses stop falling, with a patience of 2: halved after 3 more, and after 2 of rest and 3."""
+        plateau = Plateau(2)
+        rates = []
+        for loss in [1.0, 0.5, *[0.49999] * 3, *[0.5] * 5, 0.4]:
+            plateau.step(loss)
+            rates.append(plateau.rate(1e-4))
+        assert rates == [1e-4] * 4 + [5e-5] * 5 + [2.5e-5] * 2
+        for _ in range(60):
+            plateau.step(1.0)
+        assert plateau.rate(1e-4) == 5e-7
+
+    def test_plateau_goes_on_from_the_state_of_any_file(self) -> None:
+        plateau = Plateau(2)
+        plateau.load_state_dict({"lowest": 0.5, "waited": 1, "resting": 0, "scale": 0.25})
+        plateau.step(0.6)
+        assert plateau.rate(1e-4) == 2.5e-5
+        plateau.step(0.6)
+        assert plateau.rate(1e-4) == 1.25e-5
+        assert plateau.state_dict() == {"lowest": 0.5, "waited": 0, "resting": 2, "scale": 0.125}
 
     def test_plateau_never_raises_a_rate(self) -> None:
         assert Plateau(5).rate(1e-7) == 1e-7
 
     def test_the_trainer_follows_the_plateau(self, make_trainer: MakeTrainer) -> None:
         trainer = make_trainer(lr_schedule="plateau", plateau_patience=1, learning_rate=1e-3, epochs=1, batch_size=1)
-        trainer.update.plateau.update(0.0)  # nothing will be lower
+        trainer.task.plateau.step(0.0)  # nothing will be lower
         trainer.fit()
         assert trainer.step == 4
         assert metrics_of(trainer)[-1]["learning_rate"] == 0.5e-3
 
     @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
     def test_kind(self, name: Any, kind: type, make_trainer: MakeTrainer) -> None:
-        optimizer = make_trainer(optimizer=name, weight_decay=0.25).update.optimizer
+        optimizer = make_trainer(optimizer=name, weight_decay=0.25).task.optimizer
         assert type(optimizer) is kind
         assert optimizer.defaults["fused"]
         assert optimizer.defaults["weight_decay"] == (0.25 if name == "adamw" else 0)
@@ -74,7 +74,7 @@ class TestOptimizers:
         def collect(*_: Any) -> None:
             found.append(torch.cat([p.grad.flatten() for p in trainer.unet.parameters() if p.grad is not None]))
 
-        trainer.update.optimizer.register_step_pre_hook(collect)
+        trainer.task.optimizer.register_step_pre_hook(collect)
 
     def test_parts_of_a_batch_make_the_same_step(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
         """All but for rounding: gradients of 4 pairs at once, and of 4 parts of one."""
@@ -128,7 +128,7 @@ class TestFloat16:
     def test_a_step_that_overflows_changes_no_weights(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
         y, x0 = (torch.stack(images) for images in zip(*(pairs[i] for i in range(2)), strict=True))
         trainer = make_trainer(precision="fp16")
-        scaler = trainer.update.scaler
+        scaler = trainer.task.scaler
         scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**60})
         before = [p.clone() for p in trainer.unet.parameters()]
         assert math.isfinite(trainer.train_step(y, x0))
@@ -143,7 +143,7 @@ class TestFloat16:
         self, make_trainer: MakeTrainer, make_unet: MakeUNet, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A scale that falls and rises within 6 steps, and bitwise the weights of the undisturbed run."""
-        monkeypatch.setattr(bridge, "GradScaler", partial(torch.amp.GradScaler, growth_interval=2))
+        monkeypatch.setattr(base, "GradScaler", partial(torch.amp.GradScaler, growth_interval=2))
         runs = {name: make_trainer(name, epochs=3, precision="fp16") for name in ("straight", "resumed")}
         make_trainer("resumed", epochs=1, precision="fp16").fit()
         assert runs["resumed"].resume_newest()
@@ -151,6 +151,6 @@ class TestFloat16:
             trainer.fit()
         weights = [torch.cat([p.flatten() for p in trainer.unet.parameters()]) for trainer in runs.values()]
         assert torch.equal(*weights)
-        scales = [trainer.update.scaler.state_dict() for trainer in runs.values()]
+        scales = [trainer.task.scaler.state_dict() for trainer in runs.values()]
         assert scales[0] == scales[1]
         assert scales[0]["scale"] != 65536

@@ -22,9 +22,9 @@ PARTS = ["waiting for pairs", "augment, encode", "forward", "backward", "optimiz
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling, "WAIT", 2)
     monkeypatch.setattr(profiling, "WARMUP", 2)
-    monkeypatch.setattr(profiling, "TIMED", 4)
-    monkeypatch.setattr(profiling, "TRACED", 2)
+    monkeypatch.setattr(profiling, "RECORDED", 4)
 
 
 def test_prints_where_the_time_goes(
@@ -58,11 +58,9 @@ def test_prints_where_the_time_goes(
         assert least <= milliseconds[name] < least + 2 * max(spent[name])  # on a busy machine, sleep takes longer
     assert sum(milliseconds.values()) == pytest.approx(float(first[1]), abs=1)
     assert sum(float(numbers[1]) for numbers in parts.values()) == pytest.approx(100, abs=1)
-    assert lines[8].startswith("the slowest operators, of ")
-    assert any(line.startswith("aten::mkldnn_convolution") or "convolution" in line for line in lines[9:-1])
-    shares = [float(line.split()[-2]) for line in lines[9:-1]]
-    assert shares == sorted(shares, reverse=True)
-    assert sum(shares) <= 101
+    assert lines[8] == "the slowest operators:"
+    rows = [line.split() for line in lines[9:] if "convolution" in line]
+    assert rows
     path = trainer.folder / "trace.json"
     assert lines[-1] == f"{path} shows all of these steps in https://ui.perfetto.dev"
     events = json.loads(path.read_text())["traceEvents"]

@@ -3,7 +3,6 @@
 import logging
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -70,25 +69,19 @@ def test_a_terminal_has_a_bar_of_the_whole_run(
     assert bool(re.search(r"\| +\d+/16 \[", capsys.readouterr().err)) == terminal  # pairs: 4 epochs of 4
 
 
-def test_nothing_is_shown_without_progress(make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]):
-    level = logging.getLogger("bbdm").level
-    make_trainer().fit()
-    assert capsys.readouterr().err == ""
-    make_trainer("other").fit(progress=True)
-    assert logging.getLogger("bbdm").level == level
-    assert logging.getLogger("bbdm").handlers == []
-
-
-def test_an_error_leaves_no_handler(make_trainer: MakeTrainer, tmp_path: Path):
-    trainer = make_trainer()
-
+def test_nothing_is_shown_without_progress_and_no_handler_is_left(
+    make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]
+):
     def stop() -> bool:
         raise KeyboardInterrupt
 
+    logger, trainer = logging.getLogger("bbdm"), make_trainer("other")
+    level = logger.level
+    make_trainer().fit()
+    assert capsys.readouterr().err == ""
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(progress=True, stop=stop)
-    assert logging.getLogger("bbdm").handlers == []
-    assert len(trainer.callbacks) == 1
+    assert (logger.level, logger.handlers, len(trainer.callbacks)) == (level, [], 1)
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(4, True), (3, False)])

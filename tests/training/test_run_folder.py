@@ -22,31 +22,26 @@ from bbdm.files.checkpoint import load_checkpoint
 from bbdm.networks.unet_config import UNetConfig
 from bbdm.pictures import images
 from bbdm.training import tracking
-from bbdm.training.callback import Run
 from bbdm.training.config import TrainConfig
+from bbdm.training.loop import Training
 from bbdm.training.run_folder import RunFolder
 from bbdm.training.trainer import Trainer
 from tests.conftest import BRIDGE, SIZE, MakeTrainer, metrics_of, newest
 
 
 class TestFiles:
-    def test_metrics(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
-        trainer = make_trainer(validation=pairs, learning_rate=1e-3, warmup_steps=8)
+    def test_metrics_and_summary(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        trainer = make_trainer(validation=pairs, epochs=3, learning_rate=1e-3, warmup_steps=8)
         trainer.fit()
         metrics = metrics_of(trainer)
-        assert [(record["epoch"], record["step"]) for record in metrics] == [(1, 2), (2, 4)]
-        # the rate of the epoch's last step: 2/8 and 4/8 of the way up
-        assert [record["learning_rate"] for record in metrics] == pytest.approx([0.25e-3, 0.5e-3])
+        assert [(record["epoch"], record["step"]) for record in metrics] == [(1, 2), (2, 4), (3, 6)]
+        # the rate of the epoch's last step: 2/8, 4/8 and 6/8 of the way up
+        assert [record["learning_rate"] for record in metrics] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3])
         assert metrics[-1]["validation_loss"] == trainer.validate()
         for record in metrics:
             assert record["loss"] > 0
             assert record["images_per_second"] > 0
-
-    def test_summary(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
-        trainer = make_trainer(validation=pairs, epochs=3)
-        trainer.fit()
         summary = json.loads((trainer.folder / "summary.json").read_text())
-        metrics = metrics_of(trainer)
         assert summary.items() >= metrics[-1].items()
         lowest = min(metrics, key=lambda record: record["validation_loss"])
         assert summary["best"] == {name: lowest[name] for name in ("epoch", "step", "validation_loss")}
@@ -69,14 +64,23 @@ class TestFiles:
     def test_tensorboard(
         self, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Points every 2 steps; a resumed run writes none twice."""
+        """Points every 2 steps. Killed after step 6, a run resumes from step 4; none is shown twice."""
         accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
         monkeypatch.setattr(tracking, "EVERY", 2)
-        for epochs in (1, 3):
-            trainer = make_trainer(validation=pairs, epochs=epochs, preview_every=1, batch_size=1, learning_rate=1e-3)
-            assert trainer.resume_newest() == (epochs == 3)
-            trainer.fit()
-            time.sleep(1.0)  # TensorBoard orders its files by the second
+
+        class Killed(Callback):
+            def after_step(self, trainer: Training, loss: float) -> None:
+                if trainer.step == 6:
+                    raise KeyboardInterrupt
+
+        settings = {"validation": pairs, "epochs": 3, "preview_every": 1, "batch_size": 1, "learning_rate": 1e-3}
+        killed, trainer = make_trainer(callbacks=[Killed()], **settings), make_trainer(**settings)
+        with pytest.raises(KeyboardInterrupt):
+            killed.fit()
+        time.sleep(1.0)  # TensorBoard orders its files by the second
+        assert trainer.resume_newest()
+        assert trainer.step == 4
+        trainer.fit()
         events = accumulators.EventAccumulator(str(trainer.run.events)).Reload()
         quarters = [f"loss by t/quarter {i}" for i in (1, 2, 3, 4)]
         scalars = {"loss", "gradient_norm", "learning_rate", "validation_loss", "images_per_second"}
@@ -89,18 +93,12 @@ class TestFiles:
         assert [point.value for point in events.Scalars("validation_loss")] == pytest.approx(wanted)
         assert [image.step for image in events.Images("source, result, target")] == [4, 8, 12]
 
-    def test_losses_by_quarter_of_t(self, tmp_path: Path) -> None:
+    def test_losses_by_quarter_of_t(self) -> None:
         """Of t in 1..8: 1 and 2, 3 and 4, and so on; a quarter without an image has no point."""
-        accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
         losses = tracking.LossesByTime((1, 8), torch.device("cpu"))
         losses.add(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([1, 2, 8]))
         losses.add(torch.tensor([6.0, 7.0]), torch.tensor([1, 5]))
-        tracker = tracking.Tracker(tmp_path, 0)
-        tracker.write(3, **losses.take())
-        tracker.close()
-        events = accumulators.EventAccumulator(str(tmp_path)).Reload()
-        values = {tag[-1]: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
-        assert values == {"1": 3.0, "3": 7.0, "4": 5.0}
+        assert losses.take() == {f"loss by t/quarter {i}": mean for i, mean in ((1, 3.0), (3, 7.0), (4, 5.0))}
         assert losses.take() == {}
 
     def test_without_tensorboard(self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,36 +144,25 @@ class TestFiles:
             make_trainer(epochs=1).fit()
         assert {file.name: file.read_bytes() for file in trainer.folder.glob("*.*")} == before
 
-    def test_a_half_written_metrics_line_is_dropped(self, make_trainer: MakeTrainer) -> None:
-        first = make_trainer(epochs=1)
-        first.fit()
-        with (first.folder / "metrics.jsonl").open("a") as file:
-            file.write('{"epoch": 2, "lo')
-        second = make_trainer(epochs=2)
-        second.resume(newest(first))
-        second.fit()
-        assert [record["epoch"] for record in metrics_of(second)] == [1, 2]
-
-    def test_damaged_metrics_are_named_and_the_folder_is_free_again(self, make_trainer: MakeTrainer) -> None:
-        first = make_trainer(epochs=1)
+    def test_damaged_metrics_are_named_and_a_half_written_line_is_dropped(self, make_trainer: MakeTrainer) -> None:
+        first, second, third = make_trainer(epochs=1), make_trainer(epochs=2), make_trainer(epochs=2)
         first.fit()
         metrics = first.folder / "metrics.jsonl"
         whole = metrics.read_text()
         metrics.write_text("damaged\n")
-        second = make_trainer(epochs=2)
-        second.resume(newest(first))
+        assert second.resume_newest()
         with pytest.raises(ValueError, match=r"cannot read .*metrics\.jsonl: repair or delete it"):
             second.fit()
-        metrics.write_text(whole)
-        third = make_trainer(epochs=2)
-        third.resume(newest(first))
-        third.fit()
+        metrics.write_text(whole + '{"epoch": 2, "lo')
+        assert third.resume_newest()
+        third.fit()  # the folder is free again
+        assert [record["epoch"] for record in metrics_of(third)] == [1, 2]
 
     def test_two_runs_in_one_folder_are_refused(self, make_trainer: MakeTrainer) -> None:
         other = make_trainer()
 
         class Second(Callback):
-            def begin(self, trainer: Run) -> None:
+            def begin(self, trainer: Training) -> None:
                 for begin in (other.fit, lambda: other.run.forget_after(0)):
                     with pytest.raises(ValueError, match=r"another run works in .*run: each needs a folder"):
                         begin()
@@ -196,59 +183,25 @@ class TestFiles:
         assert "run cannot be locked on its file system" in caplog.text
         assert newest(trainer).exists()
 
-    def test_metrics_of_a_run_that_begins_at_a_later_epoch(self, make_trainer: MakeTrainer) -> None:
-        """In a folder of its own: lines are cut by their epochs."""
+    def test_a_run_in_another_folder_than_before(self, make_trainer: MakeTrainer) -> None:
+        """Lines are cut by their epochs; a run that was at its end has none."""
         first = make_trainer("first", epochs=2)
         first.fit()
-        second = make_trainer("second", epochs=4)
-        second.resume(newest(first))
-        second.fit()
-        assert [record["epoch"] for record in metrics_of(second)] == [3, 4]
-        second.run.begin(3, {})
-        assert [record["epoch"] for record in metrics_of(second)] == [3]
-
-    def test_summary_of_a_finished_run_in_another_folder(self, make_trainer: MakeTrainer) -> None:
-        first = make_trainer("first", epochs=1)
-        first.fit()
-        second = make_trainer("second", epochs=1)
-        second.resume(newest(first))
-        second.fit()
-        summary = json.loads((second.folder / "summary.json").read_text())
-        assert summary.keys() == {"best", "machine"}
+        for epochs, expected in ((4, [3, 4]), (2, [])):
+            second = make_trainer(f"to {epochs}", epochs=epochs)
+            second.resume(newest(first))
+            second.fit()
+            assert [record["epoch"] for record in metrics_of(second)] == expected
+            second.run.begin(3, {})
+            assert [record["epoch"] for record in metrics_of(second)] == expected[:1]
 
     def test_numbers_alone_are_metrics(self, make_trainer: MakeTrainer) -> None:
         class Words(Callback):
-            def after_epoch(self, trainer: Run, metrics: dict[str, Any]) -> None:
+            def after_epoch(self, trainer: Training, metrics: dict[str, Any]) -> None:
                 metrics["note"] = "good"
 
         with pytest.raises(StoppedError, match=r"metrics must be numbers, and a callback made 'note' 'good'\."):
             make_trainer(callbacks=[Words()]).fit()
-
-    def test_points_after_the_checkpoint_of_a_killed_run_are_not_shown_twice(
-        self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Killed after step 6, it resumes from step 4, and writes points of steps 5 and 6 again."""
-        accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-        monkeypatch.setattr(tracking, "EVERY", 1)
-
-        class Killed(Callback):
-            def after_step(self, trainer: Run, loss: float) -> None:
-                if trainer.step == 6:
-                    raise KeyboardInterrupt
-
-        killed = make_trainer(batch_size=1, callbacks=[Killed()])
-        with pytest.raises(KeyboardInterrupt):
-            killed.fit()
-        events = accumulators.EventAccumulator(str(killed.run.events)).Reload()
-        assert [point.step for point in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
-        time.sleep(1.0)  # TensorBoard orders its files by the second
-        resumed = make_trainer(batch_size=1)
-        assert resumed.resume_newest()
-        assert resumed.step == 4
-        resumed.fit()
-        events = accumulators.EventAccumulator(str(resumed.run.events)).Reload()
-        for name in ("loss", "gradient_norm", "learning_rate"):
-            assert [point.step for point in events.Scalars(name)] == [1, 2, 3, 4, 5, 6, 7, 8]
 
     def test_forgets_later_checkpoints_and_from_step_0_the_best_one_too(self, tmp_path: Path) -> None:
         run = RunFolder(tmp_path, keep=2)

@@ -1,4 +1,4 @@
-"""Training in two processes on CPUs (gloo): the same run as in one."""
+"""Training in two processes on CPUs (gloo): the same run as in one, with whole weights or sharded ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,29 +15,40 @@ import torch
 from bbdm.cli import eval, eval_miou, train, translate
 from bbdm.execution.processes import Processes
 from bbdm.networks.unet_config import PRESETS, UNetConfig
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, SavePicture
+from tests.hardening.scripts import from_shards, make_place
 from tests.training.launching import ALONE, TORCHRUN, arguments, assert_close, metrics, run
 
 pytest.importorskip("accelerate")
+TRAIN = "tests.training.tiny_train"
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("flags", [[], ["--grad_accumulation", "2"]], ids=["", "parts"])
-def test_two_processes_are_one(flags: list[str], data: Path, alone: Path, tmp_path: Path) -> None:
-    done = run([*TORCHRUN, "tests.training.tiny_train", *arguments(data, tmp_path / "model.pt", *flags)])
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("weights after epoch 4") == 1
-    assert_close(tmp_path / "model.pt", alone)
-    names = [{path.name for path in output.with_suffix(".run").iterdir()} for output in (tmp_path / "model.pt", alone)]
-    assert names[0] == names[1]
-
-
-@pytest.mark.nightly
-def test_two_compiled_processes_are_one(data: Path, tmp_path: Path) -> None:
-    for name, command in {"one": ALONE, "two": TORCHRUN}.items():
-        done = run([*command, "tests.training.tiny_train", *arguments(data, tmp_path / f"{name}.pt", "--compile")])
+@pytest.mark.parametrize(
+    ("flags", "in_two"),
+    [
+        ("", "--grad_accumulation 2"),
+        ("--compile", ""),
+        ("--grad_clip 0.1", "--shard"),
+        ("", "--grad_accumulation 2 --shard"),
+        ("--gradient_checkpointing", "--shard"),
+        ("--workers 1", "shards"),
+    ],
+)
+def test_two_processes_are_one(flags: str, in_two: str, data: Path, tmp_path: Path, save_picture: SavePicture) -> None:
+    for name, launcher in {"one": ALONE, "two": TORCHRUN}.items():
+        argv = arguments(data, tmp_path / f"{name}.pt", *flags.split())
+        if in_two == "shards":
+            place = make_place(tmp_path / "place", save_picture) if name == "one" else tmp_path / "place"
+            argv[:2] = from_shards(place, tmp_path)[:2]
+        elif name == "two":
+            argv += in_two.split()
+        done = run([*launcher, TRAIN, *argv])
         assert done.returncode == 0, done.stderr
+        assert done.stdout.count("weights after epoch 4") == 1
     assert_close(tmp_path / "two.pt", tmp_path / "one.pt")
+    files = [{path.name for path in (tmp_path / f"{name}.run").iterdir()} for name in ("one", "two")]
+    assert files[0] == files[1]
 
 
 @pytest.mark.nightly
@@ -52,8 +63,8 @@ def test_two_processes_train_an_autoencoder_as_one(kind: str, data: Path, tmp_pa
         flags = ["--preset", "demo", "--kind", kind, "--image_size", "24", "-b", "20", "--device", "cpu", "--flip"]
         flags += ["--precision", "fp32", "--perceptual", "none", "--adversarial_start", "0"]
         flags += ["--lr_schedule", "constant", "-lr", "1e-6"]
-        command = ["tests.training.tiny_train_vqgan", "edge2shoes", str(data), str(tmp_path / f"{name}.pt"), *flags]
-        done = run([*launcher, *command, "-e", "2"])
+        command = [TRAIN, "edge2shoes", str(data), str(tmp_path / f"{name}.pt"), *flags, "-e", "2"]
+        done = run([*launcher, *command], COMMAND="train-vqgan")
         assert done.returncode == 0, done.stderr
         state = torch.load(tmp_path / f"{name}.run" / "step_00000002.pt", weights_only=True)["training"]
         optimizers = [each["optimizer"]["state"].values() for each in (state, state["adversary"])]
@@ -65,32 +76,44 @@ def test_two_processes_train_an_autoencoder_as_one(kind: str, data: Path, tmp_pa
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("again", [TORCHRUN, ALONE], ids=["in two", "in one"])
-def test_a_process_that_dies_takes_the_job_down_and_it_resumes(
-    again: list[str], data: Path, alone: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("launcher", "how", "again"),
+    [
+        pytest.param(TORCHRUN, {"DIE": "1,7"}, TORCHRUN, id="killed, in two"),
+        pytest.param(TORCHRUN, {"DIE": "1,7"}, ALONE, id="killed, in one"),
+        pytest.param(TORCHRUN, {"TERM_AT": "1,7"}, TORCHRUN, id="SIGTERM to one, in two"),
+        pytest.param(TORCHRUN, {"TERM_AT": "1,7"}, ALONE, id="SIGTERM to one, in one"),
+        pytest.param([*TORCHRUN, "--shard"], {"DIE": "1,7"}, ALONE, id="sharded, then not"),
+        pytest.param(ALONE, {"DIE": "0,7"}, [*TORCHRUN, "--shard"], id="not sharded, then so"),
+    ],
+)
+def test_it_resumes(
+    launcher: list[str], how: dict[str, str], again: list[str], data: Path, alone: Path, tmp_path: Path
 ) -> None:
-    command = ["tests.training.tiny_train", *arguments(data, tmp_path / "model.pt")]
+    """A process that dies, or is asked to end, ends all; the next run goes on from what was saved."""
+
+    def started(launcher: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+        shard = [flag for flag in launcher if flag == "--shard"]
+        command = [word for word in launcher if word not in shard]
+        return run([*command, TRAIN, *arguments(data, tmp_path / "model.pt", *shard)], **environment)
+
     began = time.monotonic()
-    done = run([*TORCHRUN, *command], DIE="1,7")
+    done = started(launcher, **how)
     assert done.returncode != 0
     assert time.monotonic() - began < 60
-    assert "Signal 9 (SIGKILL)" in done.stderr
-    assert (tmp_path / "model.run" / "step_00000006.pt").exists()
-    done = run([*again, *command])
+    saved = "step_00000008.pt" if "TERM_AT" in how else "step_00000006.pt"
+    assert (tmp_path / "model.run" / saved).exists()
+    done = started(again)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("weights after epoch 4") == 1
     assert_close(tmp_path / "model.pt", alone)
 
 
 @pytest.mark.nightly
 def test_sigterm_to_torchrun_saves(data: Path, alone: Path, tmp_path: Path) -> None:
-    command = ["tests.training.tiny_train", *arguments(data, tmp_path / "model.pt", "--save_every", "100")]
-    folder = tmp_path / "model.run"
-    with subprocess.Popen(
-        [*TORCHRUN, *command],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PAUSE": "0.3"},
-        stderr=subprocess.PIPE,
-    ) as process:
+    command = [*TORCHRUN, TRAIN, *arguments(data, tmp_path / "model.pt", "--save_every", "100")]
+    folder, variables = tmp_path / "model.run", {**os.environ, "OMP_NUM_THREADS": "1", "PAUSE": "0.3"}
+    with subprocess.Popen(command, cwd=ROOT, env=variables, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 120
         while not (folder / "step_00000005.pt").exists():
             assert time.monotonic() < deadline
@@ -99,48 +122,34 @@ def test_sigterm_to_torchrun_saves(data: Path, alone: Path, tmp_path: Path) -> N
         process.terminate()
         process.communicate(timeout=60)
     assert process.returncode != 0
-    steps = [int(path.stem.removeprefix("step_")) for path in folder.glob("step_*.pt")]
-    assert max(steps) > 5
-    assert max(steps) % 5 != 0  # within an epoch
-    done = run([*TORCHRUN, *command])
+    newest = max(int(path.stem.removeprefix("step_")) for path in folder.glob("step_*.pt"))
+    assert newest > 5
+    assert newest % 5 != 0  # within an epoch
+    done = run(command)
     assert done.returncode == 0, done.stderr
     assert_close(tmp_path / "model.pt", alone)
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("again", [1, 2])
-def test_sigterm_to_one_process_ends_and_saves_all(
-    again: int, data: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Resumed in one process or in two, the run has the weights and metrics of one process."""
-    command = ["tests.training.tiny_train", *arguments(data, tmp_path / "model.pt", "--save_every", "100")]
-    done = run([*TORCHRUN, *command], TERM_AT="1,7")
-    assert done.returncode != 0
-    assert (tmp_path / "model.run" / "step_00000008.pt").exists()
-    if again == 1:
-        monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
-        train.main(command[1:])
-    else:
-        done = run([*TORCHRUN, *command])
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("weights after epoch 4") == 1
-    assert_close(tmp_path / "model.pt", alone)
-
-
-def test_a_batch_must_split(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def tiny_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
+
+
+@pytest.mark.usefixtures("tiny_demo")
+def test_a_batch_must_split(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Processes, "join", lambda device: Processes(torch.device(device), count=2))
     message = "batch_size 3 does not split into equal parts for 2 processes with grad_accumulation=1"
     with pytest.raises(ValueError, match=message):
         train.main(arguments(data, tmp_path / "model.pt", "-b", "3"))
 
 
-SCRIPTS = {train: ["edge2shoes"], translate: ["edge2shoes"], eval: ["edge2shoes"], eval_miou: ["deeplab.pt"]}
+COMMANDS = {"train": (train, "edge2shoes"), "translate": (translate, "edge2shoes"), "eval": (eval, "edge2shoes")}
+COMMANDS["eval-miou"] = (eval_miou, "deeplab.pt")
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+@pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("flag", ["--use_multi_gpus", "-use_multi_gpus"])
-def test_each_gpu_gets_a_process(flag: str, script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_gpu_gets_a_process(flag: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[str]] = []
 
     def execv(program: str, command: list[str]) -> None:
@@ -148,18 +157,19 @@ def test_each_gpu_gets_a_process(flag: str, script: ModuleType, monkeypatch: pyt
         raise SystemExit
 
     monkeypatch.setattr(os, "execv", execv)
-    argv = [*SCRIPTS[script], "DATA", "model.pt", flag]
+    module, first = COMMANDS[name]
+    argv = [first, "DATA", "model.pt", flag]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     with pytest.raises(SystemExit):
-        script.main(argv)
+        module.main(argv)
     assert calls[0][1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
-    assert calls[0][6:] == ["-m", "bbdm", script.__name__.split(".")[-1].replace("_", "-"), *argv]
+    assert calls[0][6:] == ["-m", "bbdm", name, *argv]
 
 
+@pytest.mark.usefixtures("tiny_demo")
 def test_without_a_second_gpu_one_process_trains(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started anew"))
-    monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
     train.main([*arguments(data, tmp_path / "model.pt", "-e", "1"), "--use_multi_gpus"])
     assert (tmp_path / "model.pt").exists()
 

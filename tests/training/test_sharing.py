@@ -1,10 +1,9 @@
-"""Training with weights, average and optimizer shared out over processes (gloo), as without."""
+"""Weights, average and optimizer that are sharded over processes (gloo): the same as without."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,22 +16,20 @@ from bbdm import TrainConfig
 from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
 from bbdm.files.weights import copied
-from bbdm.networks.base import Network, is_shared
+from bbdm.networks.base import Network, is_sharded
 from bbdm.networks.dit import DiT
 from tests.conftest import tiny_unet
-from tests.training.launching import ALONE, TORCHRUN, arguments, assert_close, run
+from tests.training.launching import TORCHRUN, run
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-
-TRAIN = "tests.training.tiny_train"
 
 
 @pytest.fixture
 def mesh() -> Iterator[DeviceMesh]:
     """This process alone."""
     distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-    yield sharing.all_of(Processes(torch.device("cpu")))
+    yield sharing.mesh_of(Processes(torch.device("cpu")))
     distributed.destroy_process_group()
 
 
@@ -54,46 +51,46 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("units", [True, False])
-def test_a_network_that_is_shared_out(name: str, units: bool, mesh: DeviceMesh) -> None:
-    """Predictions, gradients and files are those of before; weights of units are apart between calls."""
+def test_a_network_that_is_sharded_out(name: str, units: bool, mesh: DeviceMesh) -> None:
+    """Predictions, gradients and files are those of before; weights of units are sharded between calls."""
     plain: Network = NETWORKS[name]()
     x, y, t = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.tensor([1.0, 2.0])
     shared = copy.deepcopy(plain)
-    sharing.share_out(shared, mesh, units)
-    assert all(is_shared(weight) for weight in shared.parameters())
+    sharing.shard(shared, mesh, units)
+    assert all(is_sharded(weight) for weight in shared.parameters())
     torch.testing.assert_close(shared(x, t, y), plain(x, t, y))
     for network in (shared, plain):
         network(x, t, y).square().mean().backward()
     for mine, theirs in zip(shared.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(sharing.whole(mine.grad), theirs.grad)
+        torch.testing.assert_close(sharing.full(mine.grad), theirs.grad)
     state = copied(shared.state_dict())
     assert list(state) == list(plain.state_dict())
     assert all(torch.equal(state[key], value) for key, value in plain.state_dict().items())
-    sharing.restore_weights(shared, {key: value + 1 for key, value in state.items()})
+    sharing.load_weights(shared, {key: value + 1 for key, value in state.items()})
     assert all(torch.equal(value, state[key] + 1) for key, value in copied(shared.state_dict()).items())
 
 
-def test_parts_are_put_together_for_a_while(mesh: DeviceMesh) -> None:
+def test_weights_are_all_gathered_for_a_while(mesh: DeviceMesh) -> None:
     plain = tiny_unet(condition_channels=3)
     shared: Any = copy.deepcopy(plain)
-    sharing.share_out(shared, mesh, units=False)
+    sharing.shard(shared, mesh, units=False)
     x, y, t = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.tensor([1.0, 2.0])
-    with sharing.together(shared), torch.no_grad():
-        assert not any(is_shared(weight) for weight in shared.parameters())
+    with sharing.all_gathered(shared), torch.no_grad():
+        assert not any(is_sharded(weight) for weight in shared.parameters())
         torch.testing.assert_close(shared.body(x, shared.embedder()(t), y), plain(x, t, y))  # as the sampler calls it
         shared(x, t, y)
-        assert not any(is_shared(weight) for weight in shared.parameters())
-    assert all(is_shared(weight) for weight in shared.parameters())
+        assert not any(is_sharded(weight) for weight in shared.parameters())
+    assert all(is_sharded(weight) for weight in shared.parameters())
 
 
 def test_moments_take_the_memory_format_of_the_weights() -> None:
-    """A file of a training that was shared out has contiguous moments; a UNet is channels_last."""
+    """A file of a sharded training has contiguous moments; a UNet is channels_last."""
     unet = tiny_unet()
     optimizer = torch.optim.Adam(unet.parameters(), fused=True)
     unet(torch.randn(1, 3, 8, 8), torch.ones(1)).sum().backward()
     optimizer.step()
     state = copied(optimizer.state_dict(), torch.contiguous_format)
-    sharing.restore_optimizer(optimizer, state)
+    sharing.load_optimizer(optimizer, state)
     for weight, of in optimizer.state.items():
         assert of["exp_avg"].stride() == weight.stride()
     for index, of in enumerate(optimizer.state.values()):
@@ -101,7 +98,7 @@ def test_moments_take_the_memory_format_of_the_weights() -> None:
         assert of["step"] == 1
 
 
-def test_one_graph_is_not_shared_out() -> None:
+def test_one_graph_is_not_sharded() -> None:
     with pytest.raises(ValueError, match="shard and compile exclude each other"):
         TrainConfig(shard=True, compile=True)
 
@@ -111,34 +108,3 @@ def test_what_two_processes_hold() -> None:
     pytest.importorskip("accelerate")
     done = run([*TORCHRUN, "tests.training.two_shares"])
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize(
-    "flags",
-    [["--grad_clip", "0.1"], ["--grad_accumulation", "2"], ["--gradient_checkpointing"]],
-    ids=" ".join,
-)
-def test_shared_out_it_trains_as_one(flags: list[str], data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("accelerate")
-    for name, command in {"one": [*ALONE, TRAIN], "two": [*TORCHRUN, TRAIN]}.items():
-        shard = ["--shard"] if name == "two" else []
-        done = run([*command, *arguments(data, tmp_path / f"{name}.pt", *flags, *shard)])
-        assert done.returncode == 0, done.stderr
-    assert_close(tmp_path / "two.pt", tmp_path / "one.pt")
-    files = [{path.name for path in (tmp_path / f"{name}.run").iterdir()} for name in ("one", "two")]
-    assert files[0] == files[1]
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("first", [True, False], ids=["shared out, then not", "not, then shared out"])
-def test_it_resumes_either_way(first: bool, data: Path, alone: Path, tmp_path: Path) -> None:
-    pytest.importorskip("accelerate")
-    command = ["tests.training.tiny_train", *arguments(data, tmp_path / "model.pt")]
-    parts = {True: [*TORCHRUN, *command, "--shard"], False: [*ALONE, *command]}
-    done = run(parts[first], DIE="1,7" if first else "0,7")
-    assert done.returncode != 0
-    assert (tmp_path / "model.run" / "step_00000006.pt").exists()
-    done = run(parts[not first])
-    assert done.returncode == 0, done.stderr
-    assert_close(tmp_path / "model.pt", alone)

@@ -15,23 +15,12 @@ import bbdm
 from bbdm.base import atomic
 from bbdm.base.scripts import StoppedError
 from bbdm.bridges import ABridge
+from bbdm.files import weights
+from bbdm.files.checkpoint import checkpoint_snapshot
 from bbdm.files.weights import copied
-from bbdm.training import run_folder
 from bbdm.training.trainer import Trainer
 from bbdm.training.writing import Writing
 from tests.conftest import MakePairs, MakeTrainer, tiny_unet
-
-
-def test_one_piece_of_work_at_a_time() -> None:
-    writing, gate, order = Writing(), threading.Event(), list[int]()
-    writing.start(lambda: (gate.wait(60), order.append(1)))
-    writing.check()  # it goes on
-    assert order == []
-    gate.set()
-    writing.start(order.append, 2)
-    assert order[0] == 1
-    writing.wait()
-    assert order == [1, 2]
 
 
 def test_errors_are_raised_once_in_the_thread_that_asks(caplog: pytest.LogCaptureFixture) -> None:
@@ -51,20 +40,17 @@ def test_errors_are_raised_once_in_the_thread_that_asks(caplog: pytest.LogCaptur
 
 
 def test_a_copy_is_of_before(tmp_path: Path) -> None:
-    """What changes after save_checkpoint has returned is not in a file that is written later."""
-    files: list[Any] = []
+    """What changes after a snapshot is not in a file that is written later."""
     unet, moment = tiny_unet(), torch.arange(4.0).view(2, 2).T
     wanted = {key: value.clone() for key, value in unet.state_dict().items()}
     training = {"moments": [moment], "step": 3}
-    bbdm.save_checkpoint(tmp_path / "a.pt", unet, ABridge(), training=training, write=lambda *file: files.append(file))
+    snapshot = checkpoint_snapshot(unet, ABridge(), training=training)
     with torch.no_grad():
         for value in (*unet.parameters(), moment):
             value.zero_()
     training["step"] = 4
-    ((path, write),) = files
-    assert not path.exists()
-    write(path)
-    found = bbdm.load_checkpoint(path)
+    weights.write(tmp_path / "a.pt", snapshot)
+    found = bbdm.load_checkpoint(tmp_path / "a.pt")
     assert found.unet.weights is not None
     assert found.training is not None
     for key, value in wanted.items():
@@ -113,7 +99,7 @@ def steps(run: Trainer) -> list[int]:
 def test_steps_go_on_while_a_file_is_written(run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The write of step 2 lasts until step 4 is done, and that of step 4 begins after it."""
     held = Held(2)
-    monkeypatch.setattr(run_folder, "write_atomically", held)
+    monkeypatch.setattr(weights, "write_atomically", held)
 
     def watched(self: Trainer, *pair: torch.Tensor) -> float:
         loss = original(self, *pair)
@@ -131,7 +117,7 @@ def test_steps_go_on_while_a_file_is_written(run: Trainer, monkeypatch: pytest.M
 
 def test_a_request_to_end_waits_for_the_file(run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held(3)
-    monkeypatch.setattr(run_folder, "write_atomically", held)
+    monkeypatch.setattr(weights, "write_atomically", held)
     threading.Timer(0.3, held.gate.set).start()
     with pytest.raises(StoppedError, match="asked to end; the same command resumes from step 3, "):
         run.fit(stop=lambda: run.step == 3)
@@ -142,7 +128,7 @@ def test_a_request_to_end_waits_for_the_file(run: Trainer, monkeypatch: pytest.M
 @pytest.mark.parametrize("failing", [2, 8], ids=["at a step", "at the end"])
 def test_an_error_of_the_thread_ends_the_run(failing: int, run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held(failing, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-    monkeypatch.setattr(run_folder, "write_atomically", held)
+    monkeypatch.setattr(weights, "write_atomically", held)
     saved = {2: "nothing is saved yet", 8: "the same command resumes from step 6"}[failing]
     with pytest.raises(StoppedError, match=rf"No space left on device\. Make room on the disk; {saved}"):
         run.fit()
@@ -152,7 +138,7 @@ def test_an_error_of_the_thread_ends_the_run(failing: int, run: Trainer, monkeyp
 def test_another_error_waits_for_the_file(run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss that is not finite: what is being written is saved before the message says what is."""
     held = Held(2)
-    monkeypatch.setattr(run_folder, "write_atomically", held)
+    monkeypatch.setattr(weights, "write_atomically", held)
     threading.Timer(0.3, held.gate.set).start()
     original = Trainer.train_step
     monkeypatch.setattr(

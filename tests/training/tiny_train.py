@@ -1,7 +1,8 @@
 """`bbdm train` with a tiny network for the demo preset, for tests that start processes of their own.
 
 In the environment, DIE=RANK,STEP ends the process of a rank by SIGKILL at an optimizer step, TERM_AT sends it
-SIGTERM there, FAIL raises an error, and PAUSE=SECONDS makes each step last longer."""
+SIGTERM there, FAIL raises an error, and PAUSE=SECONDS makes each step last longer. COMMAND is another
+subcommand that trains."""
 
 from __future__ import annotations
 
@@ -12,14 +13,16 @@ import time
 import torch
 
 from bbdm import cli
-from bbdm.networks.unet_config import PRESETS, UNetConfig
+from bbdm.networks import unet_config, vqgan_config
 from bbdm.training.trainer import Trainer
 from tests.conftest import TINY
+from tests.networks.test_vqgan import TINY as TINY_VQGAN
 
 
 def set_up() -> None:
     torch.set_num_threads(1)
-    PRESETS["demo"] = UNetConfig(condition_channels=3, **TINY)
+    unet_config.PRESETS["demo"] = unet_config.UNetConfig(condition_channels=3, **TINY)
+    vqgan_config.PRESETS["demo"] = vqgan_config.VQGANConfig(**TINY_VQGAN)
 
 
 def watch_steps() -> None:
@@ -43,4 +46,4 @@ def watch_steps() -> None:
 if __name__ == "__main__":
     set_up()
     watch_steps()
-    cli.run("train")
+    cli.run(os.environ.get("COMMAND", "train"))

@@ -1,4 +1,4 @@
-"""What two processes hold of a training whose weights they share out; an assertion that fails ends them."""
+"""What two processes hold of a training whose weights are sharded; an assertion that fails ends them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from bbdm.bridges import BrownianBridge
 from bbdm.execution.processes import Processes
-from bbdm.execution.sharing import own, whole
+from bbdm.execution.sharing import full, local
 from bbdm.files.weights import copied
 from bbdm.training.bridge import BridgeTask
 from bbdm.training.config import TrainConfig
@@ -33,11 +33,11 @@ def step_of(processes: Processes, done: int = 1, **settings: Any) -> BridgeTask:
 def check_parts(processes: Processes) -> None:
     """Each process holds half of what grows with the network. The first alone gets all, to write it."""
     step = step_of(processes, done=2)
-    weights, average = [*step.unet.parameters()], [*step.ema.unet.parameters()]
+    weights, average = [*step.network.parameters()], [*step.average.parameters()]
     moments = [value for of in step.optimizer.state.values() for key, value in of.items() if key != "step"]
     assert len(moments) == 2 * len(weights)
     for tensors in (weights, average, moments):
-        held = sum(own(tensor).untyped_storage().nbytes() for tensor in tensors)
+        held = sum(local(tensor).untyped_storage().nbytes() for tensor in tensors)
         assert held < 0.52 * sum(4 * tensor.numel() for tensor in tensors), held
     restored = step_of(processes)
     found = copied(step.state())
@@ -46,40 +46,40 @@ def check_parts(processes: Processes) -> None:
     state = {**step.state(), "optimizer": together(step.optimizer.state_dict())}
     restored.load(state)
     for mine, theirs in zip(restored.optimizer.state.values(), step.optimizer.state.values(), strict=True):
-        assert torch.equal(own(mine["exp_avg"]), own(theirs["exp_avg"]))
-        assert own(mine["exp_avg"]).untyped_storage().nbytes() == own(theirs["exp_avg"]).untyped_storage().nbytes()
+        assert torch.equal(local(mine["exp_avg"]), local(theirs["exp_avg"]))
+        assert local(mine["exp_avg"]).untyped_storage().nbytes() == local(theirs["exp_avg"]).untyped_storage().nbytes()
 
 
 def together(content: Any) -> Any:
     """Containers with whole tensors."""
     if isinstance(content, dict):
         return {name: together(each) for name, each in content.items()}
-    return whole(content) if isinstance(content, torch.Tensor) else content
+    return full(content) if isinstance(content, torch.Tensor) else content
 
 
 def check_overflow(processes: Processes) -> None:
     """A gradient that overflows float16 in one process alone is a step of neither."""
     step = step_of(processes, precision="fp16")
-    before, scale = [own(weight).clone() for weight in step.unet.parameters()], step.scaler.get_scale()
-    for weight in step.unet.parameters():
+    before, scale = [local(weight).clone() for weight in step.network.parameters()], step.scaler.get_scale()
+    for weight in step.network.parameters():
         weight.grad = torch.ones_like(weight)
     if processes.rank == 1:
-        own(next(step.unet.parameters()).grad).fill_(torch.inf)
+        local(next(step.network.parameters()).grad).fill_(torch.inf)
     step.scaler.unscale_(step.optimizer)
     step.scaler.step(step.optimizer)
     step.scaler.update()
     assert step.scaler.get_scale() == scale / 2
-    assert all(torch.equal(own(now), then) for now, then in zip(step.unet.parameters(), before, strict=True))
+    assert all(torch.equal(local(now), then) for now, then in zip(step.network.parameters(), before, strict=True))
 
 
 def check_norm(processes: Processes) -> None:
     """The norm of all gradients is known to both, at a step whose norm the first shows."""
     step = step_of(processes)
-    for weight in step.unet.parameters():
+    for weight in step.network.parameters():
         weight.grad = torch.ones_like(weight)
     norm = step.gradient_norm(49)
     assert norm is not None
-    assert abs(norm.item() - sum(weight.numel() for weight in step.unet.parameters()) ** 0.5) < 1e-3
+    assert abs(norm.item() - sum(weight.numel() for weight in step.network.parameters()) ** 0.5) < 1e-3
     assert step.gradient_norm(48) is None
 
 
@@ -93,8 +93,8 @@ def check_student(processes: Processes) -> None:
     for index in range(4):
         losses = [step(*pairs_of(processes), index) for step in steps]
         assert abs(losses[0] - losses[1]) < 1e-5 * losses[1]
-    for mine, theirs in zip(*(step.unet.parameters() for step in steps), strict=True):
-        torch.testing.assert_close(whole(mine), theirs, rtol=0, atol=1e-6)
+    for mine, theirs in zip(*(step.network.parameters() for step in steps), strict=True):
+        torch.testing.assert_close(full(mine), theirs, rtol=0, atol=1e-6)
 
 
 def check_finite(processes: Processes) -> None:
@@ -102,7 +102,7 @@ def check_finite(processes: Processes) -> None:
     step = step_of(processes)
     assert step.finite()
     if processes.rank == 1:
-        own(next(step.unet.parameters())).data.fill_(torch.nan)
+        local(next(step.network.parameters())).data.fill_(torch.nan)
     assert not step.finite()
 
 

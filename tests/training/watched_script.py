@@ -1,4 +1,4 @@
-"""A command of bbdm that records its work, for tests that start processes of their own.
+"""A subcommand that records its work, for tests that start processes of their own.
 
 In the environment, WATCH=FILE gets a line from a process for each file that it writes (RANK NAME) and for
 each batch that it scores (RANK scored NUMBER), and SLOW=RANK delays a process where lateness could matter:
@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 import bbdm
-from bbdm import cli
-from bbdm.base import atomic  # imports nothing that uses write_atomically
+from bbdm import cli  # imports nothing that uses write_atomically
+from bbdm.base import atomic
 
 RANK = os.environ.get("RANK", "0")
 
