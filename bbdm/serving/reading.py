@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from bbdm.base.places import Place
 from bbdm.pictures import images
 from bbdm.pictures.images import Resize, Size
-from bbdm.serving.places import Place
 from bbdm.serving.sources import Columns, Where, read_group
 
 
@@ -35,7 +35,7 @@ def read(block: Any, reading: Reading) -> Any:
     """Read those pictures of a block that have no result yet.
 
     Args:
-        block: a table of :meth:`~bbdm.serving.sources.Sources.blocks`.
+        block: a table of :func:`~bbdm.serving.sources.blocks`.
         reading: where, and how.
 
     Returns:
@@ -44,13 +44,12 @@ def read(block: Any, reading: Reading) -> Any:
     """
     import pyarrow as pa
 
-    asked = block.to_pylist()
-    there = reading.results.exist(result_of(row["name"]) for row in asked)
-    places = ((row["name"], Where(row["file"], row["group"])) for row in asked)
-    missing = [place for place, made in zip(places, there, strict=True) if not made]
     groups: dict[Where, dict[str, bytes]] = {}
     rows: list[dict[str, Any]] = []
-    for name, at in missing:
+    for given in block.to_pylist():
+        name, at = given["name"], Where(given["file"], given["group"])
+        if reading.results.exists(result_of(name)):
+            continue
         row = {"name": name, "pixels": b"", "height": 0, "width": 0, "reason": ""}
         try:
             if at.group is None:

@@ -10,36 +10,31 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from pathlib import PurePosixPath
 from typing import Any
 
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from bbdm.base import manifest
-from bbdm.base.atomic import file_sha256, is_temporary
+from bbdm.base.atomic import file_sha256
+from bbdm.base.places import Place
 from bbdm.base.scripts import StoppedError
 from bbdm.base.seeds import seed_of
 from bbdm.data.survey import BadPicturesError
-from bbdm.evaluation.results import ResultsError
+from bbdm.evaluation.results import Record, description
 from bbdm.files.hub import find_checkpoint
 from bbdm.pictures.images import to_png
-from bbdm.sampling.network_config import (
-    chosen_size,
-    described_size,
-)
+from bbdm.sampling.network_config import chosen_size
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.serving.config import ClusterConfig
 from bbdm.serving.connection import connected, room_for
-from bbdm.serving.places import Place
 from bbdm.serving.reading import Reading, read, result_of
-from bbdm.serving.sources import Columns, Sources
+from bbdm.serving.sources import Columns, Sources, blocks, find
 
-SETTINGS, MANIFEST = "settings.json", "manifest.jsonl"
+MANIFEST = "manifest.jsonl"
 READERS = 2  # tasks that read pictures, for each worker
 MOST_FRUITLESS = 3  # attempts in a row that make nothing: Ray notices a lost machine after some 10 seconds
 
@@ -74,63 +69,30 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
     model = find_checkpoint(config.model)
     sampler = replace(config, compile=False).sampler(model, "cpu")
     size, resize = chosen_size(config.image_size, sampler.image_size)
-    codec = sampler.codec
-    channels = sampler.unet.channels if codec is None else codec.image_channels
+    channels = sampler.unet.channels if sampler.codec is None else sampler.codec.image_channels
     sha256 = file_sha256(model)
-    settings = {
-        "image_size": described_size(size, resize),
-        "weights": sha256,
-        "unet": sampler.unet.description(),
-        "codec": None if codec is None else {**codec.description(), **codec.config()},
-        "bridge": sampler.bridge.config(),
-        "seed": config.seed,
-        "seeds": "by name",
-        "solver": sampler.solver,
-        "timesteps": sampler.table.timesteps.tolist(),
-        "dtype": str(sampler.dtype).removeprefix("torch."),
-    }
-    del sampler, codec  # the workers have their own
+    settings = {**description(sampler, sha256, size, resize), "seed": config.seed, "seeds": "by name"}
+    del sampler  # the workers have their own
     pictures, results = Place.of(config.sources), Place.of(config.results)
     if pictures.overlaps(results):
         raise ValueError(f"results must be outside of the sources, got {config.sources} and {config.results}")
     columns = Columns(config.name_column, config.image_column)
-    sources = Sources.find(pictures, columns)
-    before = _prepare(results, sources, manifest.as_json(settings), config.overwrite)
+    sources = find(pictures, columns)
+    record = Record(config.results, settings, [*map(result_of, sources)], config.overwrite)
+    before = _names(record.existing)
     task = Task(config, sha256, Reading(pictures, results, channels, size, resize, columns))
-    with connected(config.address), tqdm(total=len(sources.where), unit="image", disable=not progress) as bar:
+    with connected(config.address), tqdm(total=len(sources), unit="image", disable=not progress) as bar:
         bad = _make(task, sources, before, bar)
-    _write_manifest(results, sources, bad, config.seed)
-    made = len(sources.where) - len(before) - len(bad)
+    _write_manifest(task, sources, bad)
     if bad and not config.skip_bad:
         first = next(iter(bad.values()))
-        raise BadPicturesError(f"{first} ({len(bad)} of {len(sources.where)} pictures; the others are translated)")
-    return Outcome(made, len(before), bad)
+        raise BadPicturesError(f"{first} ({len(bad)} of {len(sources)} pictures; the others are translated)")
+    return Outcome(len(sources) - len(before) - len(bad), len(before), bad)
 
 
-def _prepare(results: Place, sources: Sources, settings: dict[str, Any], overwrite: bool) -> set[str]:
-    """Check what made the results that exist, note what makes them now, and return their names."""
-    there = results.list()
-    existing = _made(there, sources)
-    if overwrite:
-        results.remove(result_of(name) for name in existing)
-        existing = set()
-    elif SETTINGS in there:
-        try:
-            differing = manifest.differences(json.loads(results.read(SETTINGS)), settings)
-        except (ValueError, AttributeError, TypeError) as error:
-            raise ValueError(f"cannot read {results.path(SETTINGS)}: give another folder for results") from error
-        if differing:
-            raise ResultsError(f"{results.folder} holds results of other settings ({differing})")
-    elif existing:
-        raise ResultsError(f"{results.folder} holds results, but no {SETTINGS} with the settings that made them")
-    results.write(SETTINGS, json.dumps(settings, indent=1).encode())
-    return existing
-
-
-def _made(there: list[str], sources: Sources) -> set[str]:
-    """The names of the sources that have a result among files."""
-    files = set(there)
-    return {name for name in sources.where if result_of(name) in files}
+def _names(results: Iterable[str]) -> set[str]:
+    """The names of the pictures of results."""
+    return {file.removesuffix(result_of("")) for file in results}
 
 
 def _make(task: Task, sources: Sources, done: set[str], bar: Any) -> dict[str, str]:
@@ -140,7 +102,7 @@ def _make(task: Task, sources: Sources, done: set[str], bar: Any) -> dict[str, s
     bad: dict[str, str] = {}
     fruitless = 0  # attempts, one after the other
     bar.update(len(done))
-    while missing := [name for name in sources.where if name not in done and name not in bad]:
+    while missing := [name for name in sources if name not in done and name not in bad]:
         lost = ""
         try:
             for name, reason, failure in _outcomes(task, sources, missing):
@@ -153,7 +115,7 @@ def _make(task: Task, sources: Sources, done: set[str], bar: Any) -> dict[str, s
             raise
         except RayError as error:
             lost = str(error)  # not the error itself, which would keep the pipeline and its cores
-        done = _made(task.reading.results.list(), sources)
+        done = _names(task.reading.results.existing(map(result_of, sources)))
         bar.n = len(done) + len(bad)
         bar.refresh()
         fruitless = 0 if any(name in done or name in bad for name in missing) else fruitless + 1
@@ -185,7 +147,7 @@ def _outcomes(task: Task, sources: Sources, missing: list[str]) -> Iterator[tupl
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RayDeprecationWarning)  # of ``once``, until Ray 2.64
         made = (
-            ray.data.from_blocks(sources.blocks(missing, config.batch_size))
+            ray.data.from_blocks(blocks(sources, missing, config.batch_size))
             .map_batches(reader, batch_size=None, batch_format="pyarrow", compute=readers, num_cpus=0)
             .map_batches(
                 Worker,
@@ -246,15 +208,12 @@ class Worker:
             reading.results.write(result_of(row["name"]), to_png(result))
 
 
-def _write_manifest(results: Place, sources: Sources, bad: dict[str, str], seed: int) -> None:
-    """Write a line for each source, of what there is, and delete what lost workers left half written."""
-    there = results.list()
-    results.remove(name for name in there if is_temporary(PurePosixPath(name).name))
-    made = _made(there, sources)
-    lines = [
-        {"name": name, "seed": seed_of(name, seed), "result": result_of(name)}
-        if name in made
-        else {"name": name, "seed": seed_of(name, seed), "error": bad[name]}
-        for name in sorted(sources.where)
-    ]
-    results.write(MANIFEST, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
+def _write_manifest(task: Task, sources: Sources, bad: dict[str, str]) -> None:
+    """Write a line for each source, and delete what lost workers left half written."""
+    results = task.reading.results
+    results.remove_leftovers(map(result_of, sources))
+    lines: list[str] = []
+    for name in sorted(sources):
+        outcome = {"error": bad[name]} if name in bad else {"result": result_of(name)}
+        lines.append(json.dumps({"name": name, "seed": seed_of(name, task.config.seed), **outcome}))
+    results.write(MANIFEST, "".join(f"{line}\n" for line in lines).encode())

@@ -30,8 +30,8 @@ def test_attempts_that_make_nothing_are_repeated(lost: int, monkeypatch: pytest.
         yield from ((name, "", "") for name in missing)
 
     monkeypatch.setattr(translation, "_outcomes", outcomes)
-    task: Any = SimpleNamespace(reading=SimpleNamespace(results=SimpleNamespace(list=lambda: files)))
-    sources: Any = SimpleNamespace(where=dict.fromkeys(NAMES))
+    task: Any = SimpleNamespace(reading=SimpleNamespace(results=SimpleNamespace(existing=lambda _: files)))
+    sources: Any = dict.fromkeys(NAMES)
     bar = SimpleNamespace(update=lambda *_: None, refresh=lambda: None, n=0)
     if lost < MOST_FRUITLESS:
         assert translation._make(task, sources, set(), bar) == {}
