@@ -1,13 +1,10 @@
-"""The pictures of a cluster's run, each with a name: files of a folder, or rows of parquet files.
-
-Nothing here needs torch, so that the processes that read are small.
-"""
+"""The pictures of a cluster's run, each with a name: files of a folder, or rows of parquet files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bbdm.base.places import Place
 from bbdm.pictures.images import SUFFIXES
@@ -58,22 +55,13 @@ def find(place: Place, columns: Columns) -> Sources:
     return sources
 
 
-def blocks(sources: Sources, names: list[str], rows: int) -> list[Any]:
-    """Tables with ``name``, ``file`` and ``group`` of pictures with these names.
-
-    Each is of a number of picture files, or of one row group, so that a row group is read once.
-    """
-    import pyarrow as pa
-
-    whole: dict[Where | int, list[str]] = {}
+def blocks(sources: Sources, names: list[str], rows: int) -> list[Sources]:
+    """Pictures with these names, in parts: of a number of files, or of one row group, which is read once."""
+    parts: dict[Where | int, Sources] = {}
     for index, name in enumerate(names):
         at = sources[name]
-        whole.setdefault(index // rows if at.group is None else at, []).append(name)
-    schema = pa.schema({"name": pa.string(), "file": pa.string(), "group": pa.int32()})
-    return [
-        pa.Table.from_pylist([{"name": name, **sources[name]._asdict()} for name in block], schema=schema)
-        for block in whole.values()
-    ]
+        parts.setdefault(index // rows if at.group is None else at, {})[name] = at
+    return list(parts.values())
 
 
 def name_of(path: str) -> str:

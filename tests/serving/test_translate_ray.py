@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, save_checkpoint
 from bbdm.base import scripts
+from bbdm.base.atomic import file_sha256
 from bbdm.base.places import Place
 from bbdm.base.seeds import seed_of
 from bbdm.data.survey import BadPicturesError
 from bbdm.evaluation.results import ResultsError
 from bbdm.pictures.images import open_image
-from bbdm.serving.reading import Reading, read
 from bbdm.serving.sources import Columns, Where, blocks, find, name_of, read_group
+from bbdm.serving.translation import Task, Worker
 from examples import translate_ray
 from tests.conftest import tiny_unet
 
@@ -135,7 +137,7 @@ def test_rows_of_parquet_files_have_names(arrow: Any, tmp_path: Path):
     place = Place.of(str(tmp_path))
     sources = find(place, COLUMNS)
     assert sources == {"x/1": ("t.parquet", 0), "2": ("t.parquet", 0), "3": ("t.parquet", 1)}
-    assert [block["name"].to_pylist() for block in blocks(sources, ["x/1", "2", "3"], 1)] == [["x/1", "2"], ["3"]]
+    assert [list(block) for block in blocks(sources, ["x/1", "2", "3"], 1)] == [["x/1", "2"], ["3"]]
     assert read_group(place, Where("t.parquet", 0), COLUMNS) == {"x/1": b"one", "2": b"two"}
     assert read_group(place, Where("t.parquet", 1), COLUMNS) == {"3": b""}
     with pytest.raises(ValueError, match=r"t\.parquet has no column 'picture', but name, image"):
@@ -145,19 +147,34 @@ def test_rows_of_parquet_files_have_names(arrow: Any, tmp_path: Path):
         find(place, COLUMNS)
 
 
-def test_what_has_no_result_is_read(arrow: Any, tmp_path: Path):
-    make_sources(tmp_path / "in", 3)
+def test_a_worker_makes_what_has_no_result(arrow: Any, checkpoint: Path, tmp_path: Path):
+    """Of files and of a table, where the call of one process makes the same."""
+    from pyarrow import parquet
+
+    names = make_sources(tmp_path / "in", 3)
     (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
-    (tmp_path / "out" / "0").mkdir(parents=True)
-    (tmp_path / "out" / "0" / "0000.png").write_bytes(b"")
-    pictures = Place.of(str(tmp_path / "in"))
-    sources = find(pictures, COLUMNS)
-    (block,) = blocks(sources, list(sources), 8)
-    made = read(block, Reading(pictures, Place.of(str(tmp_path / "out")), 3, 8, "stretch", COLUMNS)).to_pylist()
-    assert [row["name"] for row in made] == ["1/0001", "2/0002", "bad"]
-    assert made[0]["pixels"] == noise(1).resize((8, 8), Image.Resampling.BILINEAR).tobytes()
-    assert [(row["height"], row["width"]) for row in made] == [(8, 8), (8, 8), (0, 0)]
-    assert [row["reason"] for row in made] == ["", "", "cannot read the picture bad.png: it is not a picture"]
+    (tmp_path / "tables").mkdir()
+    rows = {name: (tmp_path / "in" / f"{name}.png").read_bytes() for name in names}
+    columns = {"name": [*rows, "bad"], "image": [*rows.values(), None]}
+    parquet.write_table(arrow.table(columns), tmp_path / "tables" / "a.parquet")
+    alone = BridgeSampler.from_checkpoint(checkpoint, steps=2)
+    pictures = [noise(index).resize((8, 8), Image.Resampling.BILINEAR) for index in (1, 2)]
+    wanted = alone(pictures, seed=[seed_of(name, 0) for name in names[1:]])
+    for folder, file in (("in", "bad.png"), ("tables", "bad of a.parquet")):
+        results = tmp_path / f"made of {folder}"
+        (results / "0").mkdir(parents=True)
+        (results / "0" / "0000.png").write_bytes(b"")
+        config = translate_ray.parse([folder, "out", str(checkpoint), "--steps", "2", "-b", "2"])
+        place = Place.of(str(tmp_path / folder))
+        sha256 = file_sha256(checkpoint)
+        worker = Worker(Task(config, sha256, place, Place.of(str(results)), COLUMNS, 3, 8, "stretch"))
+        (block,) = blocks(find(place, COLUMNS), [*names, "bad"], 8)
+        assert worker.make(block) == {"bad": f"cannot read the picture {file}: it is not a picture"}
+        made = [open_image(results / f"{name}.png") for name in names[1:]]
+        assert [np.array_equal(*pair) for pair in zip(made, wanted, strict=True)] == [True, True]
+        assert (results / "0" / "0000.png").read_bytes() == b""
+    with pytest.raises(ValueError, match=r"c\.pt differs from machine to machine"):
+        Worker(replace(worker.task, sha256="", results=Place.of(str(tmp_path / "none")))).make(block)
 
 
 def test_results_are_outside_of_the_sources(arrow: Any, checkpoint: Path, tmp_path: Path):
