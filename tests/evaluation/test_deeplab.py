@@ -16,8 +16,8 @@ from torch import nn
 from torchvision.models import mobilenet_v2
 from torchvision.models.segmentation import deeplabv3_resnet101
 
+from bbdm.cli import convert_deeplab
 from bbdm.evaluation.deeplab import FORMAT, DeepLab, DeepLabConfig, from_state, load_deeplab, recognise, save_deeplab
-from examples import convert_deeplabv3
 from tests.nightly import sweep
 
 VARIANTS = [
@@ -187,7 +187,7 @@ def published(path: Path, head: str = "deeplabv3plus", backbone: str = "mobilene
 def test_converting(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]):
     model = published(tmp_path / "best.pth.tar")
     out = tmp_path / f"deeplab{suffix}"
-    convert_deeplabv3.main([str(tmp_path / "best.pth.tar"), str(out), "-n", "19"])
+    convert_deeplab.main([str(tmp_path / "best.pth.tar"), str(out), "-n", "19"])
     assert "deeplabv3plus on mobilenet, 19 classes" in capsys.readouterr().out
     loaded = load_deeplab(out)
     assert loaded.config == model.config
@@ -292,9 +292,9 @@ def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_what_convert_refuses(tmp_path: Path):
     published(tmp_path / "best.pth")
     with pytest.raises(ValueError, match=r"has 19 classes, got -n 21"):
-        convert_deeplabv3.main([str(tmp_path / "best.pth"), str(tmp_path / "out.pt"), "-n", "21"])
+        convert_deeplab.main([str(tmp_path / "best.pth"), str(tmp_path / "out.pt"), "-n", "21"])
     with pytest.raises(ValueError, match=r"ends in .pt or .safetensors, got .*out.pth"):
-        convert_deeplabv3.main([str(tmp_path / "best.pth"), str(tmp_path / "out.pth")])
+        convert_deeplab.main([str(tmp_path / "best.pth"), str(tmp_path / "out.pth")])
     assert not (tmp_path / "out.pt").exists()
 
 

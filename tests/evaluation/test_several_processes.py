@@ -14,9 +14,9 @@ import torchvision
 from PIL import Image
 
 from bbdm import ABridge, save_checkpoint
+from bbdm.cli import eval as eval_script
+from bbdm.cli import eval_miou, translate
 from bbdm.evaluation import metrics
-from examples import eval as eval_script
-from examples import eval_miou, generate
 from tests.cli.test_eval import make_city
 from tests.conftest import tiny_unet
 from tests.training.launching import TORCHRUN, run
@@ -100,7 +100,7 @@ def assert_same_report(mine: dict[str, Any], other: dict[str, Any]) -> None:
 def test_generate_makes_the_files_of_one_process(place: Path, two: Two, tmp_path: Path):
     """They replace existing ones."""
     common = ["edge2shoes", str(place / "data"), str(place / "c.pt")]
-    generate.main([*common, str(tmp_path / "one"), *FLAGS])
+    translate.main([*common, str(tmp_path / "one"), *FLAGS])
     (tmp_path / "two").mkdir()
     for name in NAMES:
         Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "two" / name)
@@ -114,10 +114,10 @@ def test_generate_makes_the_files_of_one_process(place: Path, two: Two, tmp_path
 def test_existing_results_are_not_made_again(place: Path, two: Two, tmp_path: Path):
     common = ["edge2shoes", str(place / "data"), str(place / "c.pt")]
     for folder in ("one", "two"):
-        generate.main([*common, str(tmp_path / folder), *FLAGS])
+        translate.main([*common, str(tmp_path / folder), *FLAGS])
         for name in ("a_1.png", "b_0.png", "c_0.png", "d_1.png", "e_0.png"):
             (tmp_path / folder / name).unlink()
-    generate.main([*common, str(tmp_path / "one"), *FLAGS])
+    translate.main([*common, str(tmp_path / "one"), *FLAGS])
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").glob("*_?.png")}
     out = two("generate", *common, str(tmp_path / "two"), *FLAGS)
     assert two.wrote("_0.png") | two.wrote("_1.png") == {

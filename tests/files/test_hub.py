@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 
 import bbdm
 from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
+from bbdm.cli import translate
 from bbdm.files.hub import HubError, find_checkpoint
 from bbdm.runtime import OnnxBridgeSampler
-from examples import generate
 from tests.conftest import ROOT, tiny_unet
 from tests.hub import Hub, Model, serving
 from tests.onnx.exports import tiny_codec
@@ -34,7 +34,7 @@ huggingface_hub = pytest.importorskip("huggingface_hub")
 BRIDGE = ABridge(num_steps=50)
 SOURCE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 NAME = "me/faces"
-DEMO = ROOT / "examples" / "demo"
+DEMO = bbdm.DEMO
 
 
 @pytest.fixture
@@ -313,7 +313,7 @@ class TestFetching:
 
     def test_a_script(self, hub: Hub, model: Model, tmp_path: Path, make_pairs: Any):
         make_pairs(tmp_path / "pairs", 2)
-        generate.main(["folder", f"{tmp_path}/pairs/A", NAME, str(tmp_path / "out"), "--steps", "1", "--quiet"])
+        translate.main(["folder", f"{tmp_path}/pairs/A", NAME, str(tmp_path / "out"), "--steps", "1", "--quiet"])
         assert (tmp_path / "out" / "0.png").is_file()
 
 

@@ -28,6 +28,8 @@ import torch
 from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, save_checkpoint
+from bbdm.cli import serve
+from bbdm.cli.translate import DEMO_WEIGHTS
 from bbdm.serving.batching import Item, Made, translate_together
 from bbdm.serving.requests import (
     FAILED,
@@ -39,8 +41,6 @@ from bbdm.serving.requests import (
     read_picture,
     read_query,
 )
-from examples import serve
-from examples.generate import DEMO, DEMO_WEIGHTS
 from tests.conftest import ROOT, tiny_unet
 
 SIZE = 16
@@ -370,7 +370,7 @@ def is_right(reply: Reply, wanted: np.ndarray[Any, Any]) -> bool:
 def test_clients_get_their_pictures(batch: int, start: Callable[..., Server], capsys: pytest.CaptureFixture[str]):
     """16 clients for a minute, with two kinds of requests, of the bundled network; times are printed."""
     server = start("--max_batch_size", str(batch), "--batch_wait_ms", "50", "--steps", "5", checkpoint=DEMO_WEIGHTS)
-    paths = sorted((DEMO / "drawings").glob("*.png"))
+    paths = sorted((DEMO_WEIGHTS.parent / "drawings").glob("*.png"))
     bodies = [path.read_bytes() for path in paths]
     kinds: list[tuple[str, dict[str, Any]]] = [("", {"steps": 5}), ("&steps=3", {"steps": 3})]
     alone = BridgeSampler.from_checkpoint(DEMO_WEIGHTS)

@@ -20,12 +20,12 @@ from bbdm.base import scripts
 from bbdm.base.atomic import file_sha256
 from bbdm.base.places import Place
 from bbdm.base.seeds import seed_of
+from bbdm.cli import HINTS, translate_ray
 from bbdm.data.survey import BadPicturesError
 from bbdm.evaluation.results import ResultsError
 from bbdm.pictures.images import open_image
 from bbdm.serving.sources import Columns, Where, blocks, find, name_of, read_group
 from bbdm.serving.translation import Task, Worker
-from examples import translate_ray
 from tests.conftest import tiny_unet
 
 SIZE = 16
@@ -270,7 +270,7 @@ def test_what_cannot_be_read_or_written(cluster: Any, checkpoint: Path, tmp_path
     (sources / "bad.png").write_bytes(b"no picture")
     with pytest.raises(BadPicturesError, match=r"bad\.png: .* \(1 of 22 pictures; the others are tr") as caught:
         translate_ray.main(command)
-    assert "--skip_bad" in scripts.hinted(caught.value, translate_ray.HINTS)
+    assert "--skip_bad" in scripts.hinted(caught.value, HINTS)
     assert all(path.stat().st_ino == number for path, number in before.items())
     translate_ray.main([*command, "--skip_bad"])
     assert {path.relative_to(results).with_suffix("").as_posix() for path in results.rglob("*.png")} == set(names)
