@@ -102,12 +102,11 @@ def test_what_is_no_good_picture_is_refused(name: str):
     assert caught.value.status == status, caught.value
 
 
-@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
-def test_pictures_are_read(kind: str):
-    image = Image.new("L", (SIZE, 2 * SIZE), 99)
-    read = read_picture(encoded(image, kind), SERVED)
-    assert (read.mode, read.size) == ("RGB", (SIZE, 2 * SIZE))
-    assert abs(int(np.asarray(read).mean()) - 99) <= 1
+def test_pictures_are_read():
+    for kind in ("png", "jpeg", "webp"):
+        read = read_picture(encoded(Image.new("L", (SIZE, 2 * SIZE), 99), kind), SERVED)
+        assert (read.mode, read.size) == ("RGB", (SIZE, 2 * SIZE))
+        assert abs(int(np.asarray(read).mean()) - 99) <= 1
 
 
 def test_a_bomb_is_not_decoded():
