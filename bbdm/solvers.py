@@ -43,7 +43,7 @@ def _unset() -> npt.NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class StepTable:
-    """The weights of every step of a sampling loop, one row for each network evaluation; float64."""
+    """The weights of every step of a sampling loop, one row for each network call; float64."""
 
     timesteps: npt.NDArray[Any]  # (K,) strictly decreasing; the times that the network is called at
     prediction: npt.NDArray[np.float64]  # (K, 3) x0hat as weights of x, y and the network's output
@@ -151,7 +151,7 @@ def build(
         timesteps: a name from :mod:`bbdm.bridges.timesteps`, or strictly decreasing times from
             ``bridge.top``. Times that begin below it start from noise, by
             :meth:`~bbdm.bridges.base.Bridge.start`.
-        steps: number of network evaluations, instead of ``timesteps``.
+        steps: the number of steps, each of which is one network call, instead of ``timesteps``.
 
     Raises:
         ValueError: an unknown solver; ``steps`` together with ``timesteps``; times that the bridge or the
@@ -179,21 +179,21 @@ def with_defaults(
 
     Args:
         calls: those that the network was distilled for: its solver takes as many. None for any network.
-        solver: as for :func:`build`, or None.
-        steps: as for :func:`build`, as are
-        timesteps: the times.
+        solver: the solver of :func:`build`, or None.
+        steps: the steps of :func:`build`, or None.
+        timesteps: the times of :func:`build`, or None.
     """
     solver = solver or (DEFAULT if calls is None else DISTILLED)
     return solver, calls if solver == DISTILLED and steps is timesteps is None else steps
 
 
 def choices(bridge: Bridge, calls: int | None = None, steps: int | None = None) -> dict[str, int]:
-    """The solvers that a bridge can be sampled with, and their network evaluations.
+    """The solvers that a bridge can be sampled with, and the network calls of each.
 
     Args:
-        bridge: as for :func:`build`.
+        bridge: the bridge to sample.
         calls: those that the network was distilled for, which has its own solver alone; None for any network.
-        steps: for which they are wanted; None for each solver's default.
+        steps: the number that is wanted; None for each solver's default.
     """
     if calls is not None:
         return {DISTILLED: calls}

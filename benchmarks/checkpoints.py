@@ -17,13 +17,13 @@ import torch
 from bbdm.base import scripts
 from bbdm.base.settings import from_values
 from bbdm.cli import setup
+from bbdm.cli import train as train_script
 from bbdm.data.pairs import load_dataset
 from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer
 from benchmarks.timing import seconds_of
-from examples import train as train_script
 
-EXAMPLES = "examples/demo"  # its 16 pairs
+EXAMPLES = "bbdm/demo"  # its 16 pairs
 
 
 def make_run(preset: str, batch_size: int, folder: Path) -> Trainer:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bbdm import DEMO
 from bbdm.base import scripts
 from bbdm.base.atomic import write_atomically
 from bbdm.data.pairs import load_dataset
@@ -30,7 +31,7 @@ from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampling.sampler import BridgeSampler
 from benchmarks.scores import closed_areas, energy_score, flatness, saturation
 
-DEMO_WEIGHTS = Path(__file__).parent.parent / "examples" / "demo" / "openmoji64.safetensors"
+DEMO_WEIGHTS = DEMO / "openmoji64.safetensors"
 RUNS = ["fast:199"] + [f"{solver}:{steps}" for solver in ("dpm2m", "sde-dpm2m") for steps in (5, 10, 20, 40)]
 Sampler = Callable[..., torch.Tensor]  # called with (B, C, H, W) sources, seed and batch_size
 

@@ -21,13 +21,13 @@ import torch
 
 from bbdm import BridgeSampler, UNet
 from bbdm.base.settings import from_values
+from bbdm.cli import train as train_script
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.networks.unet_config import PRESETS
 from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer
 from benchmarks import networks
 from benchmarks.timing import Row, interleaved, seconds_of
-from examples import train as train_script
 
 ROOT = Path(__file__).parent.parent
 BATCH = 16  # of the preset demo-residual
@@ -131,7 +131,7 @@ def bare_steps(data: str, device: str, compiled: bool) -> Any:
 
 
 def script_epochs(data: str, device: str, *flags: str, cached: bool = False) -> list[float]:
-    """Seconds a step of examples/train.py, the mean of each epoch after the first."""
+    """Seconds a step of `bbdm train`, the mean of each epoch after the first."""
     with tempfile.TemporaryDirectory() as folder:
         cache = ["--cache_images", f"{folder}/cache"] if cached else []
         common = [
@@ -146,7 +146,7 @@ def script_epochs(data: str, device: str, *flags: str, cached: bool = False) -> 
             *cache,
             *flags,
         ]
-        command = [sys.executable, "examples/train.py", "edge2shoes", data, f"{folder}/model.pt", *common]
+        command = [sys.executable, "-m", "bbdm", "train", "edge2shoes", data, f"{folder}/model.pt", *common]
         subprocess.run(command, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
         records = (Path(folder) / "model.run" / "metrics.jsonl").read_text().splitlines()
     return [BATCH / json.loads(record)["images_per_second"] for record in records[1:]]

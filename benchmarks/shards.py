@@ -1,6 +1,6 @@
 """Training from shards against training on one batch in memory: python -m benchmarks.shards SHARDS [flags].
 
-SHARDS is a folder that examples/shard.py made. An optimizer step of the preset demo, eager in bfloat16 at
+SHARDS is a folder that `bbdm shard` made. An optimizer step of the preset demo, eager in bfloat16 at
 64 x 64, is timed in turns: on a batch in memory, and on the next batch of an epoch's order, with the wait for
 it. The shards are dropped from the system's cache of files first.
 """
@@ -17,12 +17,12 @@ import torch
 from bbdm.base import scripts
 from bbdm.base.settings import from_values
 from bbdm.cli import setup
+from bbdm.cli import train as train_script
 from bbdm.data.pairs import load_dataset
 from bbdm.data.shards import Shards
 from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer
 from benchmarks.timing import seconds_of
-from examples import train as train_script
 
 
 def forget(pairs: Shards) -> None:

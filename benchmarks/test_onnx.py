@@ -1,6 +1,6 @@
 """Our ONNX export in ONNX Runtime on the CPU against PyTorch: a UNet call and a translation at 3 x 64 x 64.
 
-int8 is calibrated on translations of a few pictures, as in export/to_onnx.py. Its error in the image is
+int8 is calibrated on translations of a few pictures, as in `bbdm export`. Its error in the image is
 measured with the bundled network, which is trained: the mean difference to the float32 image over the bundled
 drawings, as a share of the range.
 """
@@ -19,7 +19,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm import BridgeSampler, UNet
+from bbdm import DEMO, BridgeSampler, UNet
+from bbdm.cli import export
 from bbdm.onnx import graphs
 from bbdm.onnx.quantize import quantized
 from bbdm.pictures.images import from_pil
@@ -28,7 +29,6 @@ from benchmarks.conftest import DEVICE, Record
 from benchmarks.machine import Peaks
 from benchmarks.networks import BRIDGE, STEPS, gflop, images, relative_error
 from benchmarks.timing import Comparison, interleaved
-from export import to_onnx
 
 pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="about the CPU provider")
 BASELINE = "sde-bbdm exported as it is, ONNX Runtime float32"
@@ -41,7 +41,6 @@ ROWS = [
     "compiled float32",
     "compiled, as compile=True chooses",
 ]
-DEMO = Path(__file__).parents[1] / "examples" / "demo"
 SIZE = 64  # of the demo's pictures
 OPSET = 23
 
@@ -133,7 +132,7 @@ def translated(tmp_path_factory: Any) -> Comparison:
     for row, flags in FORMS.items():
         if "int8" in row:
             flags = ["--quantize", "int8", "--calibrate", str(folder / "sources")]
-        to_onnx.main([str(file), str(folder / row), "--no-check", *solver, *flags])
+        export.main([str(file), str(folder / row), "--no-check", *solver, *flags])
         exported = OnnxBridgeSampler(folder / row, threads=torch.get_num_threads())
         calls[row] = lambda exported=exported: exported(source[:1].numpy(), seed=0)
         off = np.abs(exported(source.numpy(), seed=0) - wanted)

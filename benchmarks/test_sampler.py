@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from bbdm import BridgeSampler, UNet, save_checkpoint, solvers
+from bbdm.cli import export
 from bbdm.pictures.images import to_pil
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from benchmarks.conftest import Record
 from benchmarks.machine import Peaks
 from benchmarks.networks import BRIDGE, STEPS, gflop, images, relative_error
 from benchmarks.timing import Comparison, interleaved, seconds_of
-from export import to_onnx
 
 BASELINE = "sde-bbdm float32, 199 steps"
 AS_MANY = f"sde-bbdm float32, {STEPS} steps"  # compares code alone; its pictures are worse
@@ -65,7 +65,7 @@ def int8_export(unet: UNet, source: torch.Tensor, folder: Path) -> OnnxBridgeSam
     (folder / "pictures").mkdir()
     to_pil(source[0]).save(folder / "pictures" / "source.png")
     flags = ["--steps", str(STEPS), "--quantize", "int8", "--calibrate", str(folder / "pictures"), "--no-check"]
-    to_onnx.main([str(folder / "unet.pt"), str(folder / "export"), *flags])
+    export.main([str(folder / "unet.pt"), str(folder / "export"), *flags])
     return OnnxBridgeSampler(folder / "export", threads=torch.get_num_threads())
 
 

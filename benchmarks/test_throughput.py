@@ -1,4 +1,4 @@
-"""Training from files: images a second of examples/train.py, of sde-bbdm's manager, and of the bare step.
+"""Training from files: images a second of `bbdm train`, of sde-bbdm's manager, and of the bare step.
 
 The preset demo-residual without a condition (sde-bbdm's A-Bridge shows the network none), 64 x 64, batch 16,
 on the pairs of ``--pairs``: each row in its own processes, which take turns, A B C A B C. The first epoch of
@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from bbdm import DEMO
 from benchmarks import peers
 from benchmarks.conftest import DEVICE, Record
-from benchmarks.processes import BATCH, ROOT, bare_steps, peer_epochs, run, script_epochs
+from benchmarks.processes import BATCH, bare_steps, peer_epochs, run, script_epochs
 from benchmarks.timing import Comparison
 
 BASELINE = "sde-bbdm, from files"
@@ -36,7 +37,7 @@ ROWS: dict[str, Callable[[str], list[float]]] = {  # seconds of steps on a folde
 def pairs(request: pytest.FixtureRequest, quick: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder ``train`` of drawings side by side: those of --pairs, or the bundled ones over and over."""
     given = request.config.getoption("--pairs")
-    drawings = sorted((Path(given) / "train" if given else ROOT / "examples" / "demo" / "val").glob("*.png"))
+    drawings = sorted((Path(given) / "train" if given else DEMO / "val").glob("*.png"))
     folder = tmp_path_factory.mktemp("pairs") / "train"
     folder.mkdir()
     for index in range((2 if quick else 40) * BATCH):

@@ -137,12 +137,6 @@ def test_ancestral_brownian_rows():
         assert row @ [x, y, x0, 99.0, z] == pytest.approx(expected, rel=1e-12)
 
 
-def test_default_lengths():
-    lengths = {s: len(solvers.build(ABridge(), s)) for s in [*FAMILY, "ancestral"]}
-    assert lengths == {"dpm2m": 10, "sde-dpm2m": 10, "ddim": 10, "posterior": 200, "fast": 199, "ancestral": 1000}
-    assert len(solvers.build(BrownianBridge.bbdm(), "posterior")) == 200
-
-
 def test_choices():
     every = {"dpm2m": 10, "sde-dpm2m": 10, "ddim": 10, "posterior": 200, "fast": 199, "ancestral": 1000}
     assert solvers.choices(ABridge()) == every

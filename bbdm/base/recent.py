@@ -14,7 +14,7 @@ class Recent(Generic[Value]):
     """A cache of the values used last, each made once, under a lock.
 
     Args:
-        make: makes a value.
+        make: makes the value of a key.
         kept: number of values; beyond it the one that was not used for longest is dropped.
     """
 

@@ -6,6 +6,7 @@ An expected error and an interruption print one line, without a traceback.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ from bbdm.base import optional
 
 INTERRUPTED = 130  # a shell's exit status for Ctrl-C
 TERMINATED = 143  # and for SIGTERM
+COMPLETION = "_ARGCOMPLETE"  # set by argcomplete's shell function: the number of words that name the program
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -33,6 +35,14 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None, **settings: Any) -> None:
         super().__init__(description=description, formatter_class=_Help, **settings)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; or where a shell asks for completions, print them and exit."""
+        if COMPLETION in os.environ:
+            import argcomplete
+
+            argcomplete.autocomplete(self)
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""

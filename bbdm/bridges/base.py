@@ -50,9 +50,9 @@ class Bridge(ABC):
     num_steps: int
     objective: Any  # a name in OBJECTIVES, or of the bridge's own
     density: Density = "uniform"  # of training times
-    sigma_data: float = 0.5  # the standard deviation of targets, and
-    sigma_source: float = 0.5  # of sources, and
-    cov: float = 0.0  # their covariance, which preconditioning takes
+    sigma_data: float = 0.5  # the standard deviation of targets, for preconditioning
+    sigma_source: float = 0.5  # the standard deviation of sources, for the same
+    cov: float = 0.0  # the covariance of targets and sources, for the same
 
     @abstractmethod
     def marginal(self, t: npt.ArrayLike) -> Marginal:
@@ -255,9 +255,9 @@ class Bridge(ABC):
             x0: (B, C, H, W) target images.
             y: (B, C, H, W) source images.
             t: (B,) times in [``low``, ``top``], integers or, of a continuous bridge, reals.
-            noise: (B, C, H, W) standard normals; or
-            seeds: (B,) int64, one for each image, from which they are drawn, with
-            step: the optimizer step.
+            noise: (B, C, H, W) standard normals; None where there are seeds.
+            seeds: (B,) int64, one for each image, from which noise is drawn in its place.
+            step: the optimizer step, which the noise of seeds depends on.
 
         Returns:
             What the network is shown, which is x_t unless the objective scales it, and the training target,

@@ -24,7 +24,7 @@ class ABridge(Bridge):
         num_steps: T, at least 2.
         c_lambda: noise scale, above 0.
         objective: the quantity that the network predicts.
-        density: of training times.
+        density: the density of training times.
 
     Raises:
         ValueError: an argument is out of range.
@@ -96,7 +96,7 @@ class BrownianBridge(Bridge):
         objective: the quantity that the network predicts.
         schedule: ``exact`` is m = t / T on 1..T. ``linear`` and ``sin`` are the original code's schedules on
             the indices 0..T-1, which stop just short of both endpoints; see :meth:`bbdm`.
-        density: of training times.
+        density: the density of training times.
         cov: the covariance of targets and sources, which the objective ``preconditioned`` takes.
 
     Raises:

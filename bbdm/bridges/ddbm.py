@@ -27,15 +27,15 @@ class DDBM(RealTimeBridge):
     beta_min t / 2) and rho_t^2 = exp(beta_d t^2 / 2 + beta_min t) - 1. Times are real.
 
     Args:
-        kind: ``ve`` or ``vp``.
+        kind: ``ve`` explodes the variance, ``vp`` preserves it.
         t_min: the smallest time; None for the paper's, 0.002 or 1e-4.
         t_max: T; None for the paper's, 80 or 1.
-        beta_d: of ``vp``.
-        beta_min: of ``vp``.
+        beta_d: the growth of beta in ``vp``.
+        beta_min: the least beta in ``vp``.
         sigma_data: the standard deviation of targets.
         cov: the covariance of targets and sources.
         objective: the quantity that the network predicts.
-        density: of training times.
+        density: the density of training times.
         sigma_source: the standard deviation of sources.
 
     Raises:

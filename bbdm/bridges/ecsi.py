@@ -25,11 +25,11 @@ class ECSI(RealTimeBridge):
 
     Args:
         gamma_max: the noise in the middle; the paper's are 0.125 (edges2handbags) and 0.25 (DIODE).
-        t_min: the smallest time.
+        t_min: the smallest time, above 0.
         sigma_data: the standard deviation of targets.
         cov: the covariance of targets and sources; the code's is 0.125.
         objective: the quantity that the network predicts.
-        density: of training times.
+        density: the density of training times.
         sigma_source: the standard deviation of sources.
 
     Raises:

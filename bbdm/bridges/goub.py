@@ -28,11 +28,11 @@ class GOUB(Bridge):
     V_tT) / (1 + gamma V_T), beta = 1 - alpha, sigma^2 = V_t V_tT / V_T.
 
     Args:
-        num_steps: T.
+        num_steps: T, at least 2.
         noise_scale: lambda, in units of pictures in [-1, 1].
         gamma: how hard the end is pulled to the source; infinite is the bridge of GOUB. None is infinite.
         objective: the quantity that the network predicts.
-        density: of training times.
+        density: the density of training times.
 
     Raises:
         ValueError: an argument is out of range.

@@ -24,11 +24,11 @@ class I2SB(Bridge):
     R / (S + R), beta = S / (S + R), sigma^2 = S R / (S + R). Times are the indices 0..N-1.
 
     Args:
-        num_steps: N.
+        num_steps: N, at least 2.
         beta_max: the largest increment of variance, times N.
         deterministic: the ODE, without noise.
         objective: ``scaled`` is the paper's, (x_t - x0) / sqrt(S).
-        density: of training times.
+        density: the density of training times.
 
     Raises:
         ValueError: an argument is out of range.

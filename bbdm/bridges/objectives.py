@@ -84,9 +84,5 @@ def pinned(bridge: Bridge, t: npt.ArrayLike) -> Weights:
 
 
 OBJECTIVES: dict[str, Callable[[Bridge, npt.ArrayLike], Weights]] = {
-    "residual": residual,
-    "displacement": displacement,
-    "noise": noise,
-    "preconditioned": preconditioned,
-    "pinned": pinned,
+    objective.__name__: objective for objective in (residual, displacement, noise, preconditioned, pinned)
 }

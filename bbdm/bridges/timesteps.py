@@ -107,12 +107,7 @@ def bbdm(bridge: Bridge, steps: int | None = None) -> Timesteps:
 
 
 SKIPS: dict[str, Callable[[Bridge, int | None], Timesteps]] = {
-    "karras": karras,
-    "noise": noise,
-    "coarse": coarse,
-    "uniform": uniform,
-    "paper": paper,
-    "bbdm": bbdm,
+    skip.__name__: skip for skip in (karras, noise, coarse, uniform, paper, bbdm)
 }
 
 

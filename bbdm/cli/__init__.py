@@ -7,6 +7,7 @@ the flags were checked.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -79,6 +80,10 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command ``bbdm``."""
     words = sys.argv[1:] if argv is None else list(argv)
+    if scripts.COMPLETION in os.environ:
+        words = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])].split(" ")[1:]
+        words = words[:1] if words[1:] else []  # the last word is not complete
+        os.environ[scripts.COMPLETION] = str(1 + len(words))
     if words and words[0] in COMMANDS:
         return run(words[0], words[1:])
     width = max(map(len, COMMANDS))

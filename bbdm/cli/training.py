@@ -101,7 +101,7 @@ def cached_pictures(
     args: argparse.Namespace, pairs: PairedDataset, validation: PairedDataset | None, team: Processes
 ) -> tuple[PairedDataset, PairedDataset | None]:
     """The pairs from the cache of ``--cache_images``, which is made where it is missing."""
-    from bbdm.data.image_cache import ImageCache
+    from bbdm.data.cache import ImageCache
 
     if args.cache_images is None:
         return pairs, validation

@@ -70,8 +70,8 @@ class Codec(ABC):
 
     Args:
         module: the autoencoder, with all its weights. It is frozen and not copied.
-        image_channels: of an image.
-        channels: of a latent.
+        image_channels: the channels of an image.
+        channels: the channels of a latent.
         stride: image pixels along one side of a latent pixel.
 
     Attributes: the arguments; ``statistics`` that normalise latents, or None; ``encoder``, a function of a

@@ -14,7 +14,7 @@ from bbdm.codec.base import Codec, Make, State
 from bbdm.networks.checks import check_integers
 from bbdm.networks.restore import fitting
 
-Part = Callable[[Any, torch.Tensor], torch.Tensor]
+Transform = Callable[[Any, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class WrappedCodec(Codec):
 
     kind = "wrapped"
 
-    def __init__(self, module: nn.Module, settings: WrappedCodecConfig, encode: Part, decode: Part) -> None:
+    def __init__(self, module: nn.Module, settings: WrappedCodecConfig, encode: Transform, decode: Transform) -> None:
         super().__init__(module, settings.image_channels, settings.channels, settings.stride)
         self.settings = settings
         self.functions = encode, decode
@@ -55,7 +55,7 @@ class WrappedCodec(Codec):
 
 
 def wrap_codec(
-    module: nn.Module, encode: Part, decode: Part, channels: int, stride: int, image_channels: int = 3
+    module: nn.Module, encode: Transform, decode: Transform, channels: int, stride: int, image_channels: int = 3
 ) -> WrappedCodec:
     """Any autoencoder as a codec, for training, sampling, compiling, exporting and files.
 
@@ -67,9 +67,9 @@ def wrap_codec(
         encode: encode(module, image) gives the latents, (B, channels, H / stride, W / stride), of images
             (B, image_channels, H, W) in [-1, 1], without noise.
         decode: decode(module, latents) gives the images.
-        channels: of a latent.
+        channels: the channels of a latent.
         stride: image pixels along one side of a latent pixel.
-        image_channels: of an image.
+        image_channels: the channels of an image.
 
     Raises:
         ValueError: ``module`` is no module or has no weights, or a number is no integer or below 1.

@@ -1,4 +1,4 @@
-from bbdm.data.image_cache import ImageCache as ImageCache
+from bbdm.data.cache import ImageCache as ImageCache
 from bbdm.data.latents import LatentDataset as LatentDataset
 from bbdm.data.pairs import Pair as Pair
 from bbdm.data.pairs import PairedDataset as PairedDataset

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -76,26 +77,19 @@ def gray(picture: Image.Image, random: np.random.Generator) -> Image.Image:
     return picture.convert("L").convert(picture.mode)
 
 
-class Levels(NamedTuple):
-    """The numbers that a degradation takes, of the type of the default."""
-
-    default: float
-    lowest: float
-    highest: float
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A degradation: ``apply(picture, random)``, or ``apply(picture, random, level)`` if it has levels."""
+class Kind(NamedTuple):
+    """A degradation: ``apply(picture, random)``, or ``apply(picture, random, level)`` with a number."""
 
     apply: Callable[..., Image.Image]
-    levels: Levels | None = None
+    level: float | None = None  # unless given, and its type
+    lowest: float = 0
+    highest: float = 0
 
 
 DEGRADATIONS = {
     "sr4": Kind(sr4),
-    "jpeg": Kind(jpeg, Levels(10, 1, 95)),  # quality
-    "blur": Kind(blur, Levels(2.0, 0.1, 20.0)),  # standard deviation in pixels
+    "jpeg": Kind(jpeg, 10, 1, 95),  # quality
+    "blur": Kind(blur, 2.0, 0.1, 20.0),  # standard deviation in pixels
     "inpaint": Kind(inpaint),
     "gray": Kind(gray),
 }
@@ -119,14 +113,11 @@ class Degradation:
 
     What a picture gets is a function of the seed and the picture's name alone: the same in each epoch, in
     each process and after a resume.
-
-    Attributes: ``name``, in :data:`DEGRADATIONS`; ``level``, its number, None for one that takes none;
-    ``seed`` of its random numbers.
     """
 
-    name: str
-    level: float | None
-    seed: int
+    name: str  # in DEGRADATIONS
+    level: float | None  # its number; None for one that takes none
+    seed: int  # of its random numbers
 
     @classmethod
     def read(cls, text: str, seed: int = 0) -> Degradation:
@@ -138,19 +129,17 @@ class Degradation:
         name, colon, number = text.partition(":")
         if name not in DEGRADATIONS:
             raise ValueError(f"degrade must be one of {list(DEGRADATIONS)}, got {text!r}")
-        levels = DEGRADATIONS[name].levels
+        _, level, lowest, highest = DEGRADATIONS[name]
         if not colon:
-            return cls(name, None if levels is None else levels.default, seed)
-        if levels is None:
+            return cls(name, level, seed)
+        if level is None:
             raise ValueError(f"degrade {name!r} takes no number, got {text!r}")
-        kind = type(levels.default)
-        try:
+        kind, level = type(level), math.nan
+        with suppress(ValueError):
             level = kind(number)
-        except ValueError:
-            level = None
-        if level is None or not levels.lowest <= level <= levels.highest:
+        if not lowest <= level <= highest:
             of = "an integer" if kind is int else "a number"
-            raise ValueError(f"degrade {name!r} takes {of} from {levels.lowest:g} to {levels.highest:g}, got {text!r}")
+            raise ValueError(f"degrade {name!r} takes {of} from {lowest:g} to {highest:g}, got {text!r}")
         return cls(name, level, seed)
 
     def __call__(self, picture: Image.Image, name: str) -> Image.Image:

@@ -10,14 +10,13 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader
 
-from bbdm.data.latents import LatentDataset
-from bbdm.data.pairs import PairedDataset, Pixels
+from bbdm.data.collection import Example
+from bbdm.data.pairs import PairedDataset
 from bbdm.pictures import images
 
 Batch = TypeVar("Batch")
@@ -25,29 +24,24 @@ GRACE = 60  # seconds that a worker outlives SIGTERM
 
 
 def _begin_worker(_: int) -> None:
-    """Prepare a worker for the end of its trainer: by SIGTERM, or suddenly."""
-    _outlive_signals()
-    parent = multiprocessing.parent_process()
-    if parent is not None:  # torch watches the parent alone, which is another process where a server forks
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    """Prepare a worker for the end of its trainer: by SIGTERM, or suddenly.
 
-
-def _end_with(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def _outlive_signals() -> None:
-    """Have a worker outlive the first SIGTERM by a minute: the trainer gets it too, and handles it.
-
-    Not longer, since a trainer that ends with an error sends SIGTERM to its workers too, and waits for them.
+    It outlives the first SIGTERM by a minute, since the trainer gets it too, and handles it. Not longer: a
+    trainer that ends with an error sends SIGTERM to its workers too, and waits for them.
     """
 
     def outlive(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.alarm(GRACE)
 
+    def end_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
     signal.signal(signal.SIGTERM, outlive)
+    parent = multiprocessing.parent_process()  # torch watches another process where a server forks
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def with_short_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -76,32 +70,32 @@ class _Order:
 class Batches:
     """Batches of a data set on a device, the last one maybe smaller; workers persist from pass to pass."""
 
-    def __init__(
-        self, dataset: PairedDataset | LatentDataset, batch_size: int, device: torch.device, workers: int = 0
-    ) -> None:
-        pairs = Pixels(dataset) if isinstance(dataset, PairedDataset) else dataset
+    def __init__(self, dataset: PairedDataset, batch_size: int, device: torch.device, workers: int = 0) -> None:
         self.device = device
-        self._count = len(dataset)
         self._dataset = dataset
         self._order = _Order()
         self._loader = DataLoader(
-            pairs,
+            range(len(dataset)),  # pyright: ignore[reportArgumentType] of which a worker reads a batch at once
             batch_size,
             sampler=self._order,
             num_workers=workers,
+            collate_fn=dataset.batch,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
             worker_init_fn=_begin_worker,
         )
 
+    def stored(self, order: Iterable[int] | None = None) -> Iterator[Example]:
+        """Batches of the examples ``order``, None for all, as the data set has them: uint8, or latents."""
+        self._order.indices = self._dataset.prefetched(range(len(self._dataset)) if order is None else order)
+        for batch in with_short_errors(self._loader):
+            self._dataset.leave_out(batch.left_out)
+            yield batch
+
     def __call__(self, order: Iterable[int] | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(source, target) batches of the examples ``order``, None for all: floats in [-1, 1], or latents."""
-        order = range(self._count) if order is None else order
-        self._order.indices = self._dataset.ahead(order) if isinstance(self._dataset, PairedDataset) else order
-        for y, x0, *reasons in with_short_errors(self._loader):
-            if isinstance(self._dataset, PairedDataset):
-                self._dataset.leave_out(*reasons)
-            yield self._placed(y), self._placed(x0)
+        for batch in self.stored(order):
+            yield self._placed(batch.source), self._placed(batch.target)
 
     def close(self) -> None:
         """End the workers, which an error would wait for; the next call starts new ones."""

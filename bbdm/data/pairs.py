@@ -1,43 +1,28 @@
 """Paired datasets: folders, shards or tables in, (source, target) tensors in [-1, 1] out.
 
-A dataset is a collection of examples; one function for each layout finds them. Pictures are turned upright
-(EXIF), converted to RGB or grey, and resized with antialiased bilinear filtering.
+Pictures are turned upright (EXIF), converted to RGB or grey, and resized with antialiased bilinear filtering.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator
 from itertools import chain
-from pathlib import Path
-from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
-from bbdm.base.settings import setting
-from bbdm.data.collection import Example, Files, Order, Pair, Pairs
+from bbdm.data.collection import Entry, Example, Files, Order, Pairs
+from bbdm.data.collection import Pair as Pair
+from bbdm.data.config import COLUMNS, DATASETS, DIRECTIONS
 from bbdm.data.degradations import Degradation
-from bbdm.data.shards import Shards
-from bbdm.data.table import Table
 from bbdm.pictures import images
-from bbdm.pictures.images import SUFFIXES, Resize, Size
+from bbdm.pictures.images import Resize, Size
 from bbdm.pictures.images import open_image as open_image
 
 log = logging.getLogger(__name__)
-Direction = Literal["AtoB", "BtoA"]
-DIRECTIONS = get_args(Direction)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColumnsConfig:
-    """Where shards and tables have their pictures."""
-
-    columns: str | None = setting(
-        None, "SOURCE,TARGET: the endings of the pictures in shards, or the columns of a table; or a source alone"
-    )
 
 
 class NoTargetError(ValueError):
@@ -69,7 +54,7 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __init__(
         self,
-        pairs: Iterable[Example],
+        pairs: Iterable[Entry],
         image_size: Size,
         direction: str = "AtoB",
         channels: int = 3,
@@ -82,9 +67,9 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         if channels not in (1, 3):
             raise ValueError(f"channels of pictures must be 1 or 3, got {channels}")
         self.pairs = pairs if isinstance(pairs, Pairs) else Files(pairs)  # pyright: ignore[reportArgumentType]
-        paired = None if degradation is None else self.pairs.with_target()
-        if paired is not None:
-            raise ValueError(f"degrade is for pictures without targets (the data set 'folder'), {paired!r} has one")
+        if degradation is not None and self.pairs.has_targets:
+            name = self.pairs[0].name
+            raise ValueError(f"degrade is for pictures without targets (the data set 'folder'), {name!r} has one")
         self.image_size = images.as_size(image_size)
         self.direction = direction
         self.channels = channels
@@ -100,9 +85,9 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         """The order of an epoch; see :meth:`~bbdm.data.collection.Pairs.order`."""
         return self.pairs.order(seed)
 
-    def ahead(self, order: Iterable[int]) -> Iterator[int]:
-        """The same indices, while what they need comes near; see :mod:`bbdm.data.shards`."""
-        return self.pairs.ahead(order)
+    def prefetched(self, order: Iterable[int]) -> Iterator[int]:
+        """The same indices, while what they need is fetched; see :mod:`bbdm.data.shards`."""
+        return self.pairs.prefetched(order)
 
     def digest(self) -> str:
         """SHA-256 of all names, of the content of all files, and of the degradation."""
@@ -115,9 +100,9 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def names_digest(self) -> str:
         """SHA-256 of all names, or for shards and tables, of what names them."""
-        return self.pairs.names_digest()
+        return hashlib.sha256(self.pairs.names.encode()).hexdigest()
 
-    def _of(self, pairs: Iterable[Example], skip_bad: bool) -> PairedDataset:
+    def _of(self, pairs: Iterable[Entry], skip_bad: bool) -> PairedDataset:
         kind = self.image_size, self.direction, self.channels, self.resize, self.degradation
         return PairedDataset(pairs, *kind, skip_bad)
 
@@ -129,8 +114,8 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         """The data set with ``skip_bad``."""
         return self._of(self.pairs, True)
 
-    def leave_out(self, reasons: Iterable[str] = ()) -> None:
-        """Name and count pairs that cannot be read, by the lines that :meth:`read` returns; each once."""
+    def leave_out(self, reasons: Iterable[str]) -> None:
+        """Name and count pairs that cannot be read, each once, by the lines in :class:`Example`."""
         for reason in chain.from_iterable(map(str.splitlines, reasons)):
             if reason not in self.left_out:
                 self.left_out.add(reason)
@@ -138,154 +123,51 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def images(self, index: int) -> tuple[Image.Image, Image.Image | None]:
         """Source and target of example ``index`` as resized pictures, None for a missing target."""
-        source, target = self.pairs[index].load()
-        source, target = self._resized(source), None if target is None else self._resized(target)
+        pair = self.pairs[index]
+        sides = [self._resized(side) for side in pair.load()]
         if self.degradation is not None:
-            source, target = self.degradation(source, self.pairs[index].name), source
-        if self.direction == "BtoA":
-            if target is None:
-                raise ValueError("direction 'BtoA' needs a dataset with targets")
-            source, target = target, source
-        return source, target
+            sides.insert(0, self.degradation(sides[0], pair.name))
+        source, target = sides if len(sides) > 1 else (sides[0], None)
+        if self.direction == "AtoB":
+            return source, target
+        if target is None:
+            raise ValueError("direction 'BtoA' needs a dataset with targets")
+        return target, source
 
     def _resized(self, image: Image.Image) -> Image.Image:
         return images.resized(images.convert(image, self.channels), self.image_size, self.resize)
 
     def pixels(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Source and target of example ``index``, each (channels, height, width) uint8."""
-        source, target, *reasons = self.read(index)
-        self.leave_out(reasons)
-        return source, target
+        example = self.read(index)
+        self.leave_out([example.left_out])
+        return example.source, example.target
 
-    def read(self, index: int) -> tuple[Any, ...]:
-        """As :meth:`pixels`; with ``skip_bad``, then why pairs before it could not be read, by lines."""
+    def read(self, index: int) -> Example:
+        """Example ``index`` as uint8; with ``skip_bad``, the next one that can be read."""
         reasons: dict[str, None] = {}
         first = range(len(self))[index]  # an IndexError beyond the end, which is what ends an iteration
-        for place in range(first, first + len(self) if self.skip_bad else first + 1):
+        for number in range(first, first + len(self) if self.skip_bad else first + 1):
+            place = number % len(self)
             try:
-                return *self._pixels(place % len(self)), *(["\n".join(reasons)] if self.skip_bad else [])
+                source, target = self.images(place)
+                if target is None:
+                    raise NoTargetError(f"{self.pairs[place]} has no target: this dataset can only be translated")
+                sides = (torch.from_numpy(images.to_pixels(side, self.channels)) for side in (source, target))
+                return Example(*sides, "\n".join(reasons))
             except ValueError as error:  # not OSError: a network that fails says nothing about a picture
                 if not self.skip_bad or isinstance(error, NoTargetError):
                     raise
                 reasons[" ".join(str(error).split())] = None
         raise ValueError(f"none of {len(self)} pairs can be read; the first: {next(iter(reasons))}")
 
-    def _pixels(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        source, target = self.images(index)
-        if target is None:
-            raise NoTargetError(f"{self.pairs[index]} has no target: this dataset can only be translated")
-        first, second = (torch.from_numpy(images.to_pixels(each, self.channels)) for each in (source, target))
-        return first, second
+    def batch(self, indices: Iterable[int]) -> Example:
+        """A batch of examples, for a loader: uint8, a quarter of the bytes."""
+        return default_collate([self.read(index) for index in indices])
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         source, target = self.pixels(index)
         return images.scale(source), images.scale(target)
-
-
-class Pixels(Dataset[tuple[Any, ...]]):
-    """Pairs as :meth:`PairedDataset.read` returns them, for a loader: uint8, a quarter of the bytes."""
-
-    def __init__(self, pairs: PairedDataset) -> None:
-        self.pairs = pairs
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        return self.pairs.read(index)
-
-
-def _files(folder: Path) -> list[Path]:
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file, not a folder of pictures")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    files = [
-        path for path in folder.rglob("*") if path.is_file() and "/." not in f"/{path.relative_to(folder).as_posix()}"
-    ]
-    found = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
-    kinds = Image.registered_extensions().keys() - SUFFIXES
-    skipped = [path.suffix.lower() for path in files if path.suffix.lower() in kinds]
-    if skipped:
-        count = "1 picture is" if len(skipped) == 1 else f"{len(skipped)} pictures are"
-        log.warning("%s skipped in %s, of kinds that are not read (%s)", count, folder, ", ".join(sorted(set(skipped))))
-    if not found:
-        raise ValueError(f"there are no pictures in {folder} (looked for {', '.join(sorted(SUFFIXES))})")
-    return found
-
-
-def _by_stem(folder: Path, ending: str = "") -> dict[str, Path]:
-    """Files by their path below ``folder`` without suffix and ``ending``."""
-    stems: dict[str, Path] = {}
-    for path in _files(folder):
-        if not path.stem.endswith(ending):
-            continue
-        stem = path.relative_to(folder).with_name(path.stem.removesuffix(ending)).as_posix()
-        if stem in stems:
-            raise ValueError(f"{stems[stem]} and {path} have the same name: rename or remove one")
-        stems[stem] = path
-    if not stems:
-        raise ValueError(f"there are no pictures *{ending} in {folder}")
-    return stems
-
-
-def _match(sources: dict[str, Path], targets: dict[str, Path]) -> list[Pair]:
-    single = sorted(path for stem, path in {**sources, **targets}.items() if (stem in sources) != (stem in targets))
-    if single:
-        others = len(single) - 1
-        more = "" if not others else ", nor has 1 other" if others == 1 else f", nor have {others} others"
-        other = next(iter((targets if single[0] in sources.values() else sources).values())).parent
-        rule = "files are matched by name without suffix"
-        raise ValueError(f"{single[0]} has no counterpart in {other}{more}: {rule}")
-    return [Pair(stem, sources[stem], targets[stem]) for stem in sorted(sources)]
-
-
-def _side_by_side(data_dir: str, split: str) -> list[Pair]:
-    root = Path(data_dir) / split
-    if (root / "A").is_dir() and (root / "B").is_dir():
-        raise ValueError(
-            f"{root} has the folders A and B, which is the layout of 'celeba'; here a picture holds both sides"
-        )
-    return [Pair(stem, path, path) for stem, path in sorted(_by_stem(root).items())]
-
-
-def _folders_a_b(data_dir: str, split: str) -> list[Pair]:
-    root = Path(data_dir) / split
-    return _match(_by_stem(root / "A"), _by_stem(root / "B"))
-
-
-def _cityscapes(data_dir: str, split: str) -> list[Pair]:
-    root = Path(data_dir)
-    labels = _by_stem(root / "gtFine" / split, "_gtFine_color")
-    return _match(labels, _by_stem(root / "leftImg8bit" / split, "_leftImg8bit"))
-
-
-def _paired(data_dir: str, split: str) -> list[Pair]:
-    folders = data_dir.replace("{split}", split).split(",")
-    if len(folders) != 2:
-        raise ValueError(f"data_dir of 'paired' must be two folders, SOURCES,TARGETS; got {data_dir!r}")
-    return _match(_by_stem(Path(folders[0])), _by_stem(Path(folders[1])))
-
-
-def _folder(data_dir: str, split: str) -> list[Pair]:
-    root = Path(data_dir.replace("{split}", split))
-    if any((root / name).is_dir() for name in ("train", "val")):
-        root = root / split
-    return [Pair(stem, path, None) for stem, path in sorted(_by_stem(root).items())]
-
-
-DATASETS: dict[str, Callable[..., Iterable[Example]]] = {
-    "edge2shoes": _side_by_side,  # SPLIT/*.jpg, source left, target right
-    "edge2handbags": _side_by_side,
-    "celeba": _folders_a_b,  # SPLIT/A/*, SPLIT/B/*
-    "face2comics": _folders_a_b,
-    "cityscapes": _cityscapes,  # gtFine/SPLIT/*/*_gtFine_color.png -> leftImg8bit/SPLIT/*/*_leftImg8bit.png
-    "paired": _paired,  # SOURCES,TARGETS; {split} in a path is filled in
-    "folder": _folder,  # pictures alone: SPLIT/* where there is train/ or val/, else *; {split} is filled in
-    "shards": Shards.open,  # tars of NAME.source.png and NAME.target.png: a folder, paths or URLs with {0..9}
-    "hub": Table.open,  # a table of the Hugging Face datasets library: a name or a folder
-}
-COLUMNS = ("shards", "hub")  # those that take columns
 
 
 def load_dataset(
@@ -318,6 +200,5 @@ def load_dataset(
     degradation = None if degrade is None else Degradation.read(degrade, degrade_seed)
     if columns is not None and name not in COLUMNS:
         raise ValueError(f"columns are of the data sets {', '.join(COLUMNS)}, got {columns!r} for {name!r}")
-    given = {} if columns is None else {"columns": columns}
-    pairs = DATASETS[name](data_dir, split, **given)
+    pairs = DATASETS[name](data_dir, split, *([] if columns is None else [columns]))
     return PairedDataset(pairs, image_size, direction, channels, resize, degradation)

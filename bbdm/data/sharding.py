@@ -7,14 +7,14 @@ So an interrupted folder is completed shard by shard, and ends with the same byt
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from bbdm.base import manifest
@@ -38,39 +38,26 @@ class Encoded(NamedTuple):
     reason: str = ""
 
 
-class _Encoded(Dataset[Encoded]):
-    """The examples of a data set as samples; all pictures are decoded once, to see that they can be read."""
-
-    def __init__(self, dataset: PairedDataset, resized: bool) -> None:
-        self.dataset = dataset
-        self.resized = resized
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Encoded:
-        pair = self.dataset.pairs[index]
-        folder, _, name = pair.name.rpartition("/")
-        key = f"{folder}/{name.replace('.', '_')}".lstrip("/")  # a key ends at the first dot
-        try:
-            if not tar.is_inside(pair.name):
-                raise ValueError(f"{pair}: its name is no relative path")
-            if self.resized:
-                parts = [images.to_png(side) for side in self.dataset.images(index) if side is not None]
-            else:
-                parts = pair.encoded()
-            files = zip(("source", "target"), parts, strict=False)
-            return Encoded(key, {f"{column}.{_suffix(part, str(pair))}": part for column, part in files})
-        except (ValueError, FileNotFoundError) as error:
-            return Encoded(key, {}, " ".join(str(error).split()))
+def _encoded(dataset: PairedDataset, resized: bool, index: int) -> Encoded:
+    """An example as a sample; its pictures are decoded once, to see that they can be read."""
+    pair = dataset.pairs[index]
+    folder, _, name = pair.name.rpartition("/")
+    key = f"{folder}/{name.replace('.', '_')}".lstrip("/")  # a key ends at the first dot
+    try:
+        if not tar.is_inside(pair.name):
+            raise ValueError(f"{pair}: its name is no relative path")
+        if resized:
+            parts = [images.to_png(side) for side in dataset.images(index) if side is not None]
+        else:
+            parts = pair.encoded()
+        files = zip(("source", "target"), parts, strict=False)
+        return Encoded(key, {f"{column}.{_suffix(part, str(pair))}": part for column, part in files})
+    except (ValueError, FileNotFoundError) as error:
+        return Encoded(key, {}, " ".join(str(error).split()))
 
 
 def _suffix(data: bytes, name: str) -> str:
-    """The suffix of a picture's format.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
+    """The suffix of a picture's format. Raises ValueError where it cannot be read."""
     images.convert(images.decode(data, name, FORMATS))
     with Image.open(io.BytesIO(data)) as image:
         kind = str(image.format)
@@ -112,36 +99,38 @@ def write_shards(
         raise ValueError("shards hold pairs as they are: direction must be 'AtoB', and degradation None")
     about = {"pairs": len(dataset), "pairs_in_shard": pairs_in_shard, "names": dataset.names_digest()}
     about |= {"shards": -(-len(dataset) // pairs_in_shard), "image_size": dataset.image_size if resized else None}
-    made_of = manifest.as_json(about)
-    entries = _begun(folder, made_of)
+    index = {"__kind__": KIND, "wids_version": 1, "made_of": manifest.as_json(about), "shardlist": []}
+    entries = index["shardlist"] = _begun(folder, index)
     start = len(entries) * pairs_in_shard
-    order: Any = dataset.ahead(range(start, len(dataset)))
-    loader = DataLoader(_Encoded(dataset, resized), batch_size=None, sampler=order, num_workers=workers)
+    loader = DataLoader(
+        range(len(dataset)),  # pyright: ignore[reportArgumentType] of which a worker reads one at once
+        batch_size=None,
+        sampler=dataset.prefetched(range(start, len(dataset))),  # pyright: ignore[reportArgumentType]
+        num_workers=workers,
+        collate_fn=partial(_encoded, dataset, resized),
+    )
     with tqdm(total=len(dataset), initial=start, unit="pair", disable=not progress) as bar:
-        samples = _counted(with_short_errors(loader), bar)
-        for number in range(len(entries), made_of["shards"]):
+        samples = iter(with_short_errors(loader))
+        for number in range(len(entries), about["shards"]):
             path = folder / _name(number)
             entry: dict[str, Any] = {"url": path.name, "nsamples": 0, "left_out": {}}
-            write_atomically(path, partial(_write_tar, islice(samples, pairs_in_shard), entry, skip_bad))
+            write_atomically(path, partial(_write_tar, islice(samples, pairs_in_shard), entry, skip_bad, bar))
             for reason in entry["left_out"].values():
                 report(f"left out: {reason}")
             entries.append({**entry, "filesize": path.stat().st_size, "sha256": file_sha256(path)})
-            manifest.write(folder / INDEX, _content(made_of, entries))
+            manifest.write(folder / INDEX, index)
     return sum(entry["nsamples"] for entry in entries), sum(len(entry["left_out"]) for entry in entries)
 
 
-def _content(made_of: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"__kind__": KIND, "wids_version": 1, "made_of": made_of, "shardlist": entries}
-
-
-def _begun(folder: Path, made_of: dict[str, Any]) -> list[dict[str, Any]]:
+def _begun(folder: Path, index: dict[str, Any]) -> list[dict[str, Any]]:
     """The entries of the shards that are written, all checked; writes the index of a new folder."""
     make_folder(folder)
     remove_all_leftovers(folder)
+    made_of = index["made_of"]
     if not (folder / INDEX).exists():
         if any(folder.glob("*.tar")):
             raise ValueError(f"{folder} holds shards without {INDEX}: give another folder")
-        manifest.write(folder / INDEX, _content(made_of, []))
+        manifest.write(folder / INDEX, index)
         return []
     with manifest.reading(folder / INDEX, f"delete {folder}") as content:
         differing = manifest.differences(content["made_of"], made_of)
@@ -164,13 +153,7 @@ def _name(number: int) -> str:
     return f"{number:06d}.tar"
 
 
-def _counted(samples: Iterable[Encoded], bar: tqdm[Any]) -> Iterator[Encoded]:
-    for sample in samples:
-        yield sample
-        bar.update()
-
-
-def _write_tar(samples: Iterable[Encoded], entry: dict[str, Any], skip_bad: bool, path: Path) -> None:
+def _write_tar(samples: Iterator[Encoded], entry: dict[str, Any], skip_bad: bool, bar: tqdm[Any], path: Path) -> None:
     """Write a shard, and count its samples and name what is left out in its entry of the index."""
     from webdataset.writer import TarWriter
 
@@ -179,6 +162,7 @@ def _write_tar(samples: Iterable[Encoded], entry: dict[str, Any], skip_bad: bool
         for sample in samples:
             if sample.reason and not skip_bad:
                 raise BadPicturesError(sample.reason)
+            bar.update()
             if sample.reason:
                 entry["left_out"][sample.key] = sample.reason
                 continue

@@ -23,7 +23,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
 from bbdm.base import manifest
@@ -67,6 +66,8 @@ class Shards(Pairs):
     def __init__(self, shards: Iterable[Shard], columns: tuple[str, ...] = ("source", "target")) -> None:
         self.shards = list(shards)
         self.columns = columns
+        self.has_targets = len(columns) > 1
+        self.names = "\n".join([*(f"{shard.name} {shard.count}" for shard in self.shards), ",".join(columns)])
         self._ends = list(accumulate(shard.count for shard in self.shards))
         if not len(self):
             raise ValueError(f"there are no samples in {self.shards[0].url if self.shards else 'no shards'}")
@@ -95,11 +96,12 @@ class Shards(Pairs):
         own = f"{Path(shard.name).stem}-{place}"  # for a sample without a name that can be one of a result
         if place >= len(found.samples) or shard.count == place + 1 < len(found.samples):
             why = found.reason or f"{shard.url} has {len(found.samples)} samples, and {shard.count} are expected"
-            return EncodedPair(own, shard.url, partial(_fail, why))
+            return EncodedPair(own, shard.url, partial(self._read, number, place, why))
         sample = found.samples[place]
         where = f"{sample.name!r} of {shard.url}"
+        why = sample.reason and f"cannot read {where}: {sample.reason}"
         name = sample.name if tar.is_inside(sample.name) else own
-        return EncodedPair(name, where, partial(self._read, number, place, where))
+        return EncodedPair(name, where, partial(self._read, number, place, why))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Shards) and (self.shards, self.columns) == (other.shards, other.columns)
@@ -107,38 +109,39 @@ class Shards(Pairs):
     def _place(self, index: int) -> tuple[int, int]:
         """The number of a sample's shard, and its place in it."""
         number = bisect_right(self._ends, index)
-        return number, index - (self._ends[number - 1] if number else 0)
+        return number, index - (self._ends[number] - self.shards[number].count)
 
     def _opened(self, number: int) -> tuple[Path, tar.Tar]:
         """A shard as a file here, and its samples; those of the last few shards are kept as ``_tar``."""
         path = fetching.local(self.shards[number].url)
         return path, tar.index(path, self.columns)
 
-    def _read(self, number: int, place: int, where: str) -> list[bytes]:
-        path, found = self._tar(number)
-        if not path.exists():  # deleted from the cache of fetched files since
+    def _read(self, number: int, place: int, why: str) -> list[bytes]:
+        """The bytes of a sample's pictures; ValueError that says why there are none."""
+        if why:
+            raise ValueError(why)
+        if not self._tar(number)[0].exists():  # deleted from the cache of fetched files since
             self._tar.cache_clear()
-            path, found = self._tar(number)
-        sample = found.samples[place]
-        if sample.reason:
-            raise ValueError(f"cannot read {where}: {sample.reason}")
-        parts: list[bytes] = []
+        path, found = self._tar(number)
+        sample, parts = found.samples[place], list[bytes]()
         with path.open("rb") as file:
             for offset, size in sample.spans:
                 file.seek(offset)
                 parts.append(file.read(size))
                 if len(parts[-1]) < size:
-                    raise ValueError(f"cannot read {where}: the tar is cut off")
+                    raise ValueError(f"cannot read {sample.name!r} of {self.shards[number].url}: the tar is cut off")
         return parts
 
     def order(self, seed: int) -> Order:
         """The order of an epoch: shards in random order, and :data:`MIXED` of them at a time mixed."""
+        import torch
+
         shuffled = torch.randperm(len(self.shards), generator=torch.Generator().manual_seed(seed))
         groups: list[list[int]] = [group.tolist() for group in shuffled.split(MIXED)]
         ends = list(accumulate(sum(self.shards[i].count for i in group) for group in groups))
 
         @lru_cache(maxsize=2)
-        def mixed(number: int) -> torch.Tensor:
+        def mixed(number: int) -> Any:
             parts = [torch.arange(self._ends[i] - self.shards[i].count, self._ends[i]) for i in groups[number]]
             indices = torch.cat(parts)
             generator = torch.Generator().manual_seed(seed_of(f"group {number}", seed))
@@ -155,7 +158,7 @@ class Shards(Pairs):
 
         return order
 
-    def ahead(self, order: Iterable[int]) -> Iterator[int]:
+    def prefetched(self, order: Iterable[int]) -> Iterator[int]:
         """The same indices, while the shards of the next ones are fetched."""
         if all(fetching.is_local(shard.url) for shard in self.shards):
             yield from order
@@ -181,21 +184,8 @@ class Shards(Pairs):
         digest.update(",".join(self.columns).encode())
         return digest.hexdigest()
 
-    def names_digest(self) -> str:
-        """SHA-256 of the names and the counts of all shards, and of the columns."""
-        lines = [f"{shard.name} {shard.count}" for shard in self.shards]
-        return hashlib.sha256("\n".join([*lines, ",".join(self.columns)]).encode()).hexdigest()
-
-    def with_target(self) -> str | None:
-        """The first sample, where samples have two columns."""
-        return self[0].name if len(self.columns) > 1 else None
-
     def __reduce__(self) -> tuple[Any, ...]:
         return Shards, (self.shards, self.columns)  # each process reads the tars itself
-
-
-def _fail(reason: str) -> list[bytes]:
-    raise ValueError(reason)
 
 
 def find(place: str, split: str, columns: tuple[str, ...]) -> list[Shard]:
@@ -223,39 +213,35 @@ def find(place: str, split: str, columns: tuple[str, ...]) -> list[Shard]:
     for url in urls:
         if fetching.is_local(url) and not fetching.local(url).is_file():
             raise FileNotFoundError(f"there is no shard {url}")
-    indexes: dict[str, dict[str, Shard]] = {}
+    indexes: dict[str, Any] = {}
     found: list[Shard] = []
     for url in tqdm(urls, "looking at shards", unit="shard", leave=False, disable=None):
-        above = url.rpartition("/")[0]
+        above, _, name = url.rpartition("/")
         if above not in indexes:
             indexes[above] = _index(url)
-        known = indexes[above].get(url.rpartition("/")[2], Shard(url, 0))  # of 0, an index says nothing
-        found.append(Shard(url, _possible(url, known.count or _count(url, columns)), known.sha256))
+        count, digest = indexes[above].get(name, (0, None))
+        count = count or _count(url, columns)  # of 0, an index says nothing
+        room = fetching.local(url).stat().st_size // tar.BLOCK + 1 if fetching.is_local(url) else MOST
+        if not 0 <= count <= room:  # memory is asked for by this number
+            raise ValueError(f"{url} cannot have {count} samples: make its index again, or delete it")
+        found.append(Shard(url, count, digest))
     return found
 
 
-def _possible(url: str, count: int) -> int:
-    """The number of a shard's samples, where it has room for as many; memory is asked for by this number."""
-    room = fetching.local(url).stat().st_size // tar.BLOCK + 1 if fetching.is_local(url) else MOST
-    if not 0 <= count <= room:
-        raise ValueError(f"{url} cannot have {count} samples: make its index again, or delete it")
-    return count
-
-
-def _index(url: str) -> dict[str, Shard]:
-    """The shards by name in the index of a shard's folder; empty without an index."""
+def _index(url: str) -> dict[str, tuple[int, str | None]]:
+    """Counts and SHA-256 of shards by name, from the index in the folder of a shard; empty without one."""
     beside = fetching.read_beside(url, INDEX)
     if beside is None:
         return {}
     place, data = beside
-    found: dict[str, Shard] = {}
+    found: dict[str, tuple[int, str | None]] = {}
     with manifest.parsing(place, "make it again, or delete it"):
         content = json.loads(data)
         for entry in content["shardlist"]:
-            name, count, digest = str(entry["url"]).rpartition("/")[2], entry["nsamples"], entry.get("sha256")
+            count, digest = entry["nsamples"], entry.get("sha256")
             if type(count) is not int or count < 0 or not isinstance(digest, str | None):
                 raise ValueError("nsamples must be an integer of at least 0, and sha256 text")
-            found[name] = Shard(name, count, digest)
+            found[str(entry["url"]).rpartition("/")[2]] = count, digest
         missing = int(content.get("made_of", {}).get("shards", 0)) - len(found)
     if missing > 0:
         raise ValueError(f"{place} is not finished: {missing} shards are still to be written")
@@ -265,10 +251,10 @@ def _index(url: str) -> dict[str, Shard]:
 def _count(url: str, columns: tuple[str, ...]) -> int:
     """The number of a shard's samples, remembered for the file; what is damaged at the end counts as one."""
     path = fetching.local(url)
-    about = path.stat()
-    key = hashlib.sha256(f"{path.absolute()} {about.st_size} {about.st_mtime_ns}".encode()).hexdigest()
-    if not fetching.is_local(url):
-        key = path.stem  # it may be fetched again
+    key = path.stem  # of what may be fetched again
+    if fetching.is_local(url):
+        about = path.stat()
+        key = hashlib.sha256(f"{path.absolute()} {about.st_size} {about.st_mtime_ns}".encode()).hexdigest()
     kept = fetching.cache() / f"{key}.count.json"
     if kept.exists():
         with manifest.reading(kept, "delete it") as content:

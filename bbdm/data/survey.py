@@ -1,7 +1,4 @@
-"""A look at all pictures of a data set before work begins.
-
-It finds files that cannot be read, and pairs whose two sides have different shapes.
-"""
+"""A look at all pictures of a data set before work begins: which cannot be read, or differ in shape."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from bbdm.base import manifest
-from bbdm.data.collection import Example, Files
+from bbdm.data.collection import Entry, Files
 from bbdm.data.pairs import PairedDataset
 from bbdm.pictures import images
 
@@ -95,13 +92,10 @@ def readable(
     return dataset.without(found.bad) if found.bad else dataset
 
 
-def _look(pair: Example, channels: int, whole: bool) -> tuple[str, list[float]]:
+def _look(pair: Entry, channels: int, whole: bool) -> tuple[str, list[float]]:
     """Why a pair cannot be read, or the ratios of width to height of its sides."""
     try:
-        if whole:
-            sides = [images.convert(side, channels).size for side in pair.load() if side is not None]
-        else:
-            sides = pair.sizes()
+        sides = [images.convert(side, channels).size for side in pair.load()] if whole else pair.sizes()
     except (OSError, ValueError) as error:
         return str(error), []
     return "", [width / height for width, height in sides]

@@ -7,7 +7,6 @@ memory stays flat. A table can also be streamed: :func:`parts` are shards, one f
 
 from __future__ import annotations
 
-import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,17 +29,15 @@ class Table(Pairs):
     """
 
     def __init__(self, table: Any, columns: tuple[str, ...] | None = None) -> None:
-        from datasets import Image
-
-        pictures = [name for name, kind in table.features.items() if isinstance(kind, Image)]
+        pictures = _pictures(table)
         self.columns = tuple(pictures) if columns is None else columns
         known = set(self.columns) <= set(pictures) and len(set(self.columns)) == len(self.columns)
         if not known or len(self.columns) not in (1, 2) or (columns is None and len(pictures) != 2):
             wanted = "two columns of pictures" if columns is None else f"columns of pictures {', '.join(columns)}"
             raise ValueError(f"a table with {wanted} is needed; its columns of pictures are {pictures}: name two")
-        self._table = table.select_columns(list(self.columns))
-        for column in self.columns:
-            self._table = self._table.cast_column(column, Image(decode=False))
+        self._table = _encoded(table.select_columns(list(self.columns)))
+        self.has_targets = len(self.columns) > 1
+        self.names = f"{len(self)} {','.join(self.columns)}"
 
     @classmethod
     def open(cls, data_dir: str, split: str, columns: str | None = None) -> Table:
@@ -62,10 +59,8 @@ class Table(Pairs):
         return EncodedPair(f"{index:08d}", f"row {index}", partial(self._read, index))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Table) and self._key() == other._key()
-
-    def _key(self) -> tuple[Any, ...]:
-        return self.columns, self._table._fingerprint
+        alike = isinstance(other, Table) and self.columns == other.columns
+        return alike and self._table._fingerprint == other._table._fingerprint
 
     def _read(self, index: int) -> list[bytes]:
         row, parts = self._table[index], list[bytes]()
@@ -76,26 +71,37 @@ class Table(Pairs):
             parts.append(Path(cell["path"]).read_bytes() if cell["bytes"] is None else cell["bytes"])
         return parts
 
-    def names_digest(self) -> str:
-        """SHA-256 of the number of rows and of the columns."""
-        return hashlib.sha256(f"{len(self)} {','.join(self.columns)}".encode()).hexdigest()
 
-    def with_target(self) -> str | None:
-        """The first row, where rows have two columns."""
-        return self[0].name if len(self.columns) > 1 else None
+def _pictures(table: Any) -> list[str]:
+    """The columns of pictures."""
+    from datasets import Image
+
+    return [name for name, kind in (table.features or {}).items() if isinstance(kind, Image)]
 
 
-def _load(place: str, split: str) -> Any:
-    """A split of a data set by name, or of a folder: a saved data set, or files that the library reads."""
+def _encoded(table: Any) -> Any:
+    """The table with pictures as bytes of files."""
+    from datasets import Image
+
+    for name in _pictures(table):
+        table = table.cast_column(name, Image(decode=False))
+    return table
+
+
+def _load(place: str, split: str, streaming: bool = False) -> Any:
+    """A split of a data set of the Hub, or of a folder: a saved data set, or files that the library reads."""
     import datasets
 
     folder = Path(place)
-    if (folder / "state.json").exists():  # one split, by Dataset.save_to_disk
+    if not streaming and (folder / "state.json").exists():  # one split, by Dataset.save_to_disk
         return datasets.load_from_disk(place)
-    if (folder / "dataset_dict.json").exists():
+    if not streaming and (folder / "dataset_dict.json").exists():
         saved = datasets.load_from_disk(place)
         return saved[_chosen(place, split, list(saved))]
-    return _loaded(place, split)
+    name, _, revision = (place, "", "") if folder.exists() else place.partition("@")
+    names = datasets.get_dataset_split_names(name, revision=revision or None)
+    chosen = _chosen(place, split, names)
+    return datasets.load_dataset(name, split=chosen, revision=revision or None, streaming=streaming)
 
 
 def _chosen(place: str, split: str, names: list[Any]) -> Any:
@@ -106,15 +112,6 @@ def _chosen(place: str, split: str, names: list[Any]) -> Any:
     raise FileNotFoundError(f"{place} has no split {split!r}, but {', '.join(map(str, names))}")
 
 
-def _loaded(place: str, split: str, **how: Any) -> Any:
-    """A split of a data set on the Hub or of a folder, as the library loads it."""
-    import datasets
-
-    name, _, revision = (place, "", "") if Path(place).exists() else place.partition("@")
-    names = datasets.get_dataset_split_names(name, revision=revision or None)
-    return datasets.load_dataset(name, split=_chosen(place, split, names), revision=revision or None, **how)
-
-
 def parts(place: str, split: str) -> list[str]:
     """The parts of a split of a table, each of one of its files, as URLs ``hub:PLACE/SPLIT/NUMBER``.
 
@@ -122,19 +119,16 @@ def parts(place: str, split: str) -> list[str]:
         FileNotFoundError: there is no such data set or split.
         OSError: it cannot be reached.
     """
-    count = _loaded(place, split, streaming=True).num_shards
+    count = _load(place, split, streaming=True).num_shards
     return [f"{PREFIX}{place}/{split}/{number}" for number in range(count)]
 
 
 def write_part(url: str, path: Path) -> None:
     """Stream a part of a table into a tar, with the names of the columns of pictures as endings."""
-    from datasets import Image
     from webdataset.writer import TarWriter
 
     place, split, number = url.removeprefix(PREFIX).rsplit("/", 2)
-    table = _loaded(place, split, streaming=True)
-    for name in [name for name, kind in (table.features or {}).items() if isinstance(kind, Image)]:
-        table = table.cast_column(name, Image(decode=False))
+    table = _encoded(_load(place, split, streaming=True))
     rows = table.shard(num_shards=table.num_shards, index=int(number))
     with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as writer:
         for row, cells in enumerate(rows):

@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 from bbdm.pictures.images import SUFFIXES
 
-MEMBER = re.compile(r"(?P<key>(?:.*/|)[^./]+)\.(?P<ending>[^/]*)", re.DOTALL)
+MEMBER = re.compile(r"(?:\./)?(?P<key>(?:.*/|)[^./]+)\.(?P<ending>[^/]*)", re.DOTALL)
 BLOCK = 512  # bytes
 DAMAGED = (tarfile.TarError, ValueError, ArithmeticError, LookupError, EOFError, RecursionError, MemoryError)
 
@@ -28,6 +27,9 @@ class Span(NamedTuple):
     size: int
 
 
+Member = tuple[str, str, Span]  # key, ending, bytes
+
+
 class Sample(NamedTuple):
     """A sample: where the pictures of its columns are, or why they cannot be read."""
 
@@ -36,12 +38,11 @@ class Sample(NamedTuple):
     reason: str = ""
 
 
-@dataclass
-class Tar:
+class Tar(NamedTuple):
     """The samples of a tar, and why there are no more, if it is damaged."""
 
     samples: list[Sample]
-    reason: str = ""
+    reason: str
 
 
 def is_inside(name: str) -> bool:
@@ -51,43 +52,34 @@ def is_inside(name: str) -> bool:
     return not outside and name.isprintable()
 
 
-def column_of(ending: str, columns: tuple[str, ...]) -> str | None:
-    """The column of an ending: ``source.png`` and ``source`` are of the column ``source``."""
-    if ending in columns:
-        return ending
-    name, _, suffix = ending.rpartition(".")
-    return name if name in columns and f".{suffix.lower()}" in SUFFIXES else None
-
-
 def index(path: Path, columns: tuple[str, ...]) -> Tar:
     """The samples of a tar, in its order; of a damaged one, those before the damage.
 
     Raises:
         OSError: the file cannot be read.
     """
-    members: list[tuple[str, str, Span]] = []
+    members: list[Member] = []
     reason = ""
     try:
         for member in _members(path):
             members.append(member)
     except DAMAGED as error:
         reason = f"{path} is a damaged tar: {error}"
-    groups = groupby(members, key=lambda member: member[0])
-    samples = [_sample(key, list(group), columns) for key, group in groups if key]
+    samples = [_sample(key, list(group), columns) for key, group in groupby(members, lambda each: each[0]) if key]
     if reason and samples and samples[-1].reason:
         samples.pop()  # what is missing is behind the damage
     return Tar(samples, reason)
 
 
-def _sample(name: str, members: list[tuple[str, str, Span]], columns: tuple[str, ...]) -> Sample:
-    """A sample of its members: (key, ending, span)."""
+def _sample(name: str, members: list[Member], columns: tuple[str, ...]) -> Sample:
     spans: dict[str, Span] = {}
-    for _, ending, span in members:
-        column = column_of(ending, columns)
-        if column in spans:
+    for _, ending, span in members:  # source.png and source are of the column source
+        stem, _, suffix = ending.rpartition(".")
+        of_stem = ending not in columns and f".{suffix.lower()}" in SUFFIXES
+        column = stem if of_stem and stem in columns else ending
+        if column in columns and column in spans:
             return Sample(name, [], f"it has several {column}")
-        if column is not None:
-            spans[column] = span
+        spans[column] = span
     missing = [column for column in columns if column not in spans]
     if not is_inside(name):
         return Sample(name, [], "its name is no relative path")
@@ -97,8 +89,8 @@ def _sample(name: str, members: list[tuple[str, str, Span]], columns: tuple[str,
     return Sample(name, [spans[column] for column in columns])
 
 
-def _members(path: Path) -> Iterator[tuple[str, str, Span]]:
-    """(key, ending, span) of the regular files of an uncompressed tar; empty texts for a name without a dot.
+def _members(path: Path) -> Iterator[Member]:
+    """The regular files of an uncompressed tar; with an empty key those whose name has no dot.
 
     A tar without the blocks that end one is cut off. Sizes may be negative, and tarfile would then read the
     same members for ever.
@@ -114,7 +106,7 @@ def _members(path: Path) -> Iterator[tuple[str, str, Span]]:
             place = tar.offset
             if is_file:
                 found = MEMBER.fullmatch(member.name)
-                key, ending = ("", "") if found is None else (found["key"].removeprefix("./"), found["ending"])
+                key, ending = ("", "") if found is None else found.group("key", "ending")
                 yield key, ending, Span(member.offset_data, member.size)
         file.seek(tar.offset)
         if file.read(BLOCK) != bytes(BLOCK):

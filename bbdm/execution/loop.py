@@ -1,4 +1,4 @@
-"""The loop over a step table: each step is one network evaluation and one row."""
+"""The loop over a step table: each step is one network call and one row."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Loop:
         network: runs a network's body, in ``dtype`` on ``device``.
         embedder: the network's, with weights that are not rounded to ``dtype``.
         conditioned: whether the network sees the source.
-        table: the steps.
+        table: the rows of all steps.
         clamp: (low, high) for every estimate of the target, or None.
-        device: where to run.
+        device: where the loop runs.
         dtype: of the network's computation. The state is float32, or float64 with a float64 network.
     """
 
@@ -85,7 +85,7 @@ class Loop:
         self._step(state, state.unread, self.opening, len(self.rows) - 1)
 
     def advance(self, state: State, index: int) -> None:
-        """One step: one network evaluation and one row of the table, into the state's buffers."""
+        """One step: one network call and one row of the table, into the state's buffers."""
         pred = self.network(state.inputs, self.embedding[index : index + 1], state.condition)
         self._step(state, pred, self.rows, index)
 

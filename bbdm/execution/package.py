@@ -28,7 +28,7 @@ from bbdm.networks.restore import state_hash
 
 FORMAT = "bbdm compiled network"
 VERSION = 2
-TESTED = ("2.13",)  # versions of torch; packages use its private interfaces
+TESTED = ("2.13", "2.15")  # versions of torch; packages use its private interfaces
 CODE = "code"  # the AOTInductor archive
 CONSTANT = "constant."  # before the name of a constant
 
@@ -41,7 +41,7 @@ class PackagedNetwork:
     Args:
         path: a file that :func:`save_package` wrote.
         network: the one that it was made of, in a floating-point dtype at least as wide as the package's.
-        device: where to run.
+        device: where the network runs.
 
     Threads take turns. Attributes: ``shape`` is the only shape of x that it takes, ``dtype`` its dtype.
 

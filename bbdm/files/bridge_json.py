@@ -72,7 +72,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     path = folder / SETTINGS
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}: {folder} is not what export/to_onnx.py writes")
+        raise FileNotFoundError(f"there is no {path}: {folder} is no export of `bbdm export`")
     settings = _described(path)
     for name, digest in settings["files"].items():
         if name == PIPELINE:  # the runtime does not need it, so it may be left out

@@ -53,7 +53,7 @@ def save_checkpoint(
             weights, but a file with training state only their SHA-256.
         image_size: side of the square pictures that it was trained on, or their (height, width).
         training: state to resume from, of plain containers and tensors; only in a ``.pt``.
-        calls: the network evaluations that the network was distilled for; None for any number.
+        calls: the network calls that the network was distilled for; None for any number.
         write: called with the path and a function that writes the content to a path. The content is a copy,
             so this may be later, in another thread.
 
@@ -105,7 +105,7 @@ def save_vqgan(
         vqgan: the VQGAN, or KL autoencoder.
         ema: one with the moving average of the weights.
         training: state to resume from, of plain containers and tensors; only in a ``.pt``.
-        write: see :func:`save_checkpoint`.
+        write: see ``write`` of :func:`save_checkpoint`.
 
     Raises:
         ValueError: another suffix, or training state for a ``.safetensors``.
@@ -130,12 +130,12 @@ def load_checkpoint(
     Args:
         path: the file; or a folder or repository of :meth:`bbdm.BridgeSampler.save_pretrained`, the latter as
             OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face Hub.
-        num_steps: T,
-        c_lambda: the noise scale, and
-        codec: the autoencoder, for files that leave them out. An argument must agree with the file, since a
-            network works only with the bridge and the codec that it was trained on. Of a codec of
-            :func:`~bbdm.codec.wrap_codec`, a file holds all but the code: the file's weights replace those of
-            the given one.
+        num_steps: T, for files that leave it out. It must agree with a file that states it, since a network
+            works only with the bridge that it was trained on.
+        c_lambda: the noise scale, for files that leave it out. It must agree with a file that states it.
+        codec: the autoencoder, for files that leave it out. It must be the one that the network was trained
+            with. Of one of :func:`~bbdm.codec.wrap_codec` a file holds all but the code: the file's weights
+            replace those of the given one.
         config: the YAML file of a network of the original BBDM; for one of DDBM, DBIM, ECSI or I2SB, a name
             in :data:`bbdm.files.importers.adm_settings.NAMED`, or a file of the program's settings.
 

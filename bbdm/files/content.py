@@ -195,7 +195,7 @@ class Checkpoint:
     codec: CodecState | None = None  # of the space of the bridge; None for image space
     image_size: Size | None = None  # side or (height, width) of the pictures of training, where known
     training: dict[str, Any] | None = None
-    calls: int | None = None  # the network evaluations that the network was distilled for
+    calls: int | None = None  # the network calls that the network was distilled for
     format: str = FORMAT
     version: int = weights.VERSION
 
@@ -205,8 +205,8 @@ class Checkpoint:
         ``network`` is the one that a file of a wrapped network is of; it is copied.
 
         Raises:
-            IncompleteFileError: it is missing.
-            ValueError: it is another one.
+            IncompleteFileError: that network is missing.
+            ValueError: another network was given.
         """
         first, second = (self.unet.ema, self.unet.weights) if ema else (self.unet.weights, self.unet.ema)
         state = second if first is None else first

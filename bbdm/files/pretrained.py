@@ -86,7 +86,7 @@ def save_pretrained(
     Args:
         model: a sampler. Its weights are written in the dtype that they have.
         folder: is made where it is missing. Its files are replaced, but a ``README.md`` stays.
-        onnx: what ``export/to_onnx.py`` wrote of this model; it is copied to ``onnx/``.
+        onnx: an export of this model by ``bbdm export``; it is copied to ``onnx/``.
         license: of the weights, such as ``cc-by-sa-4.0``, for the card; None leaves it open.
         data: what the network was trained on, for the card: a checkpoint does not know it.
         name: what the card calls the model; the folder's name if None.

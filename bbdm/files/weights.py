@@ -85,7 +85,7 @@ def copied(content: Any, layout: torch.memory_format = torch.preserve_format) ->
 
 
 def _gathered(shares: Any) -> torch.Tensor:
-    """A tensor that processes share out, in the first of them, which writes; the others drop it."""
+    """A sharded tensor, whole in the first process, which writes; the others drop it."""
     whole = shares.full_tensor()
     return whole if shares.device_mesh.get_rank() == 0 else whole[:0]
 

@@ -41,17 +41,17 @@ def bridge_step(
 
     Args:
         x: (B, C, H, W) the state, float32 or float64, contiguous or channels_last; overwritten with x_next.
-        x0hat: as ``x``, the previous step's estimate; overwritten with this step's.
-        inputs: as ``x`` in any floating dtype; overwritten with what the network is shown next.
+        x0hat: (B, C, H, W) like ``x``, the previous step's estimate; overwritten with this step's.
+        inputs: (B, C, H, W) of any floating dtype; overwritten with what the network is shown next.
         pred: (B, C, H, W) the network's output, in any floating dtype. It is copied where its memory format
             is not that of ``x``, as is the noise.
-        y: as ``x``, the source.
+        y: (B, C, H, W) like ``x``, the source.
         rows: (K, 10) the weights p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z, i_x, i_y of every step, in the
             dtype of ``x``.
         step: (1,) integer in [0, K), the row to use and the step of the noise.
-        seeds: (B,) int64, from which z is drawn; or
-        noise: (B, C, H, W) z itself, in any floating dtype. Neither is needed where c_z is 0. Where it is not
-            0 and both are missing, the CPU raises, and a GPU gives NaN, since the host does not wait for it.
+        seeds: (B,) int64, from which z is drawn. Where c_z is 0, neither these nor noise are needed. Where it
+            is not and both are missing, the CPU raises, and a GPU gives NaN: the host does not wait for it.
+        noise: (B, C, H, W) z itself, in any floating dtype, in place of seeds.
         clamp: (low, high) for x0hat, or None.
         mask: (B, 1, H, W) in the dtype of ``x``, or None: x0hat becomes mask x0hat + (1 - mask) y.
 

@@ -32,9 +32,9 @@ def noise_step(
         t: (B,) integers, rows of ``table``. One outside it raises on the CPU and gives NaN on a GPU.
         table: (T + 1, 6) weights of x0, y, noise in x_t, then in the target, float32 or float64; the sums are
             made in that dtype.
-        noise: (B, C, H, W) standard normals; or
-        seeds: (B,) int64, one an image, from which they are drawn, with
-        step: the optimizer step, an integer or a (1,) tensor of one.
+        noise: (B, C, H, W) standard normals; None where there are seeds.
+        seeds: (B,) int64, one an image, from which noise is drawn in its place.
+        step: the optimizer step of noise from seeds, an integer or a (1,) tensor of one.
 
     Returns:
         x_t and target, each (B, C, H, W) in the dtype and memory format of ``x0``.

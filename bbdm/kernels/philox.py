@@ -31,7 +31,7 @@ def random_words(
         step: row of the step table when sampling, optimizer step when training; in [0, 2^32). A tensor of one
             integer where it is known only on the device.
         count: number of words for an image.
-        stream: ``SAMPLING`` or ``TRAINING``.
+        stream: one of ``SAMPLING`` and ``TRAINING``.
         lane: ``NOISE_LANE``, ``TIMESTEP_LANE``, ``FLIP_LANE`` or ``MOVE_LANE``.
     """
     # A product of two 32-bit words wraps in int64, but its bits are correct: mask after each shift.

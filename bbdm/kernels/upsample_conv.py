@@ -20,7 +20,7 @@ def upsample_conv3x3(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
     Args:
         x: (B, C, H, W).
         weight: (C', C, 3, 3).
-        bias: (C',) or None.
+        bias: (C',) numbers, or None.
 
     Returns:
         (B, C', 2 H, 2 W), in the memory format of x.

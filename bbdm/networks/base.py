@@ -11,6 +11,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
+from bbdm.networks.checks import check_images
+
 Call = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
@@ -37,13 +39,24 @@ class Network(nn.Module):
     stride: int
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        """The prediction.
+        """Predict the bridge's objective.
 
         Args:
             x: (B, channels, H, W) what the bridge shows of the state.
-            t: (B,) what the bridge says that the network sees of the times, or (1,) for all.
+            t: (B,) integers or reals, what the network sees of the times; or (1,) for all.
             condition: (B, condition_channels, H, W), where the network has one.
+
+        Returns:
+            (B, channels, H, W) the prediction of the bridge's objective.
+
+        Raises:
+            ValueError: x has other channels or a size that is no multiple of the stride, or a condition is
+                missing or not expected.
         """
+        check_images(x, self.channels, self.stride)
+        given = 0 if condition is None else condition.shape[1]
+        if given != self.condition_channels:
+            raise ValueError(f"condition must have {self.condition_channels} channels, got {given}")
         return self.body(x, self.embed(t), condition)
 
     def embed(self, t: torch.Tensor) -> torch.Tensor:
@@ -62,8 +75,8 @@ class Network(nn.Module):
     def units(self) -> Iterator[list[nn.Module]]:
         """Groups of modules, inner ones first, whose weights are read only while they are called.
 
-        Where weights are shared out, those of a group are put together for the time of its calls. The rest of
-        the network, by default all of it, is put together for each call of the network.
+        Where weights are sharded, those of a group are gathered for the time of its calls. The rest of the
+        network, by default all of it, is gathered for each call of the network.
         """
         return iter(())
 
@@ -149,7 +162,7 @@ def check_network(network: Any) -> None:
 
 
 def is_shared(tensor: torch.Tensor) -> bool:
-    """Whether a weight is shared out over processes (a DTensor); see :mod:`bbdm.execution.sharing`."""
+    """Whether a weight is sharded over processes (a DTensor); see :mod:`bbdm.execution.sharing`."""
     return hasattr(tensor, "full_tensor")
 
 

@@ -20,7 +20,7 @@ class PatchGAN(nn.Module):
     """Convolutions with kernels of 4 x 4: three that halve the size, and two that do not.
 
     Args:
-        image_channels: of an image.
+        image_channels: the channels of an image.
         width: channels of the first layer, a multiple of 4; each of the next three has twice as many.
 
     Raises:

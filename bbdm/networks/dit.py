@@ -7,7 +7,6 @@ source is shown as further channels or as further tokens. Any size that the patc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
 
@@ -17,7 +16,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bbdm.networks.base import Network
-from bbdm.networks.checks import check_images
 from bbdm.networks.dit_config import PRESETS, DiTConfig
 from bbdm.networks.restore import ConfiguredNetwork
 from bbdm.networks.unet import frequencies, sinusoids
@@ -80,10 +78,6 @@ class DiT(ConfiguredNetwork, Network):
                 nn.init.zeros_(cast(nn.Parameter, module.bias))
                 nn.init.zeros_(module.weight) if module in zeroed else _xavier(module.weight)
 
-    def description(self) -> dict[str, Any]:
-        """Its settings."""
-        return asdict(self.config)
-
     def embed(self, t: torch.Tensor) -> torch.Tensor:
         """(B, M) shifts, scales and gates of all layers at (B,) times: t's only influence."""
         return self.embedder()(t)
@@ -98,18 +92,6 @@ class DiT(ConfiguredNetwork, Network):
         for block in self.blocks:
             yield [cast(Block, block).modulation]
             yield [block]
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        """Predict the bridge's objective; see :meth:`bbdm.networks.base.Network.forward`.
-
-        Raises:
-            ValueError: wrong channels or size, or a condition that is missing or not expected.
-        """
-        check_images(x, self.channels, self.stride)
-        given = 0 if condition is None else condition.shape[1]
-        if given != self.condition_channels:
-            raise ValueError(f"condition must have {self.condition_channels} channels, got {given}")
-        return self.body(x, self.embed(t), condition)
 
     def body(self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """The network after :meth:`embed`."""

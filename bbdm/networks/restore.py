@@ -18,6 +18,11 @@ class ConfiguredNetwork(nn.Module):
     """A network whose arguments are the fields of a settings dataclass, its attribute ``config``."""
 
     presets: ClassVar[Mapping[str, Any]]  # settings by name
+    config: Any
+
+    def description(self) -> dict[str, Any]:
+        """Its settings, as plain values."""
+        return asdict(self.config)
 
     @classmethod
     def from_config(cls: type[Configured], config: Any) -> Configured:

@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
 from bbdm.networks.base import Network
-from bbdm.networks.checks import check_images
 from bbdm.networks.layers import Downsample, Upsample, conv3x3, frequencies, norm_silu, sinusoids, zeroed
 from bbdm.networks.restore import ConfiguredNetwork
 from bbdm.networks.unet_config import PRESETS, UNetConfig
@@ -230,26 +229,6 @@ class UNet(ConfiguredNetwork, Network):
         for module in self.modules():
             if isinstance(module, AttentionBlock):
                 yield [module]
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        """Predict the bridge's objective.
-
-        Args:
-            x: (B, in_channels, H, W) state; H and W multiples of ``config.stride``.
-            t: (B,) times, integer or float.
-            condition: (B, condition_channels, H, W), where the network has one.
-
-        Returns:
-            (B, out_channels, H, W).
-
-        Raises:
-            ValueError: wrong channels or size, or a condition that is missing or not expected.
-        """
-        check_images(x, self.config.in_channels, self.config.stride)
-        given = 0 if condition is None else condition.shape[1]
-        if given != self.config.condition_channels:
-            raise ValueError(f"condition must have {self.config.condition_channels} channels, got {given}")
-        return self.body(x, self.embed(t), condition)
 
     def body(self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """The network after :meth:`embed`."""

@@ -185,7 +185,7 @@ class VQGAN(ConfiguredNetwork):
     """An autoencoder with a codebook or, with ``num_codes=0``, a KL autoencoder.
 
     Args:
-        **settings: fields of :class:`VQGANConfig`.
+        **settings: the fields of :class:`VQGANConfig`.
 
     ``VQGAN()`` is LDM's VQ-f4, 55.3 M parameters. Attribute: ``config``.
     """

@@ -158,13 +158,10 @@ def decode(
     formats: tuple[str, ...] | None = None,
     check_size: Callable[[int, int], None] | None = None,
 ) -> Image.Image:
-    """A fully read, upright picture from a file's bytes.
+    """A fully read, upright picture from the bytes of a file, which has a ``name`` in messages.
 
-    Args:
-        data: the file.
-        name: for messages.
-        formats: Pillow's names of the formats that are read; None for all.
-        check_size: called with width and height before pixels are decoded; what it raises is raised.
+    ``formats`` are Pillow's names of those that are read, None for all. ``check_size`` is called with width and
+    height before pixels are decoded; what it raises is raised.
 
     Raises:
         UnknownFormatError: it is not a picture of these formats.

@@ -18,14 +18,14 @@ with scripts.imports():
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = scripts.Parser(__doc__, prog="python -m bbdm.runtime")
-    parser.add_argument("folder", type=Path, help="what export/to_onnx.py wrote, or a name on the Hub")
+    parser.add_argument("folder", type=Path, help="an export of `bbdm export`, or a name on the Hub")
     parser.add_argument("pictures", type=Path, nargs="+", help="sources")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help="folder for the results; files of the same names are replaced"
     )
     parser.add_argument("-b", "--batch_size", type=int, default=16, help="pictures at once")
     parser.add_argument("--seed", type=int, help="picture i gets SEED + i; drawn and printed if unset")
-    parser.add_argument("--steps", type=int, help="network evaluations; as exported, or --solver's default, if unset")
+    parser.add_argument("--steps", type=int, help="network calls; as exported, or --solver's default, if unset")
     parser.add_argument("--solver", help="as exported if unset")
     parser.add_argument(
         "--provider", help="such as CUDAExecutionProvider; CUDA where there is one, else the CPU, if unset"

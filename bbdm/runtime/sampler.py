@@ -45,13 +45,13 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
     A seed gives the image that :class:`bbdm.BridgeSampler` returns for it. Results are float32.
 
     Args:
-        folder: what ``export/to_onnx.py`` wrote.
+        folder: an export of ``bbdm export``.
         providers: execution providers of ONNX Runtime, the preferred first, with or without options; None for
             CUDA where this ONNX Runtime has it, and else the CPU.
         threads: of the CPU provider; None for one a core.
-        solver: another solver than the one exported, as for
-        steps: another number of network evaluations, and
-        timesteps: other times; see :func:`bbdm.solvers.build`.
+        solver: another solver than the one exported; see :func:`bbdm.solvers.build`.
+        steps: another number of steps, each of which is one network call.
+        timesteps: other times, in place of ``steps``.
 
     On CUDA the state stays on the device between steps. Threads may share a sampler. Attributes, which are
     fixed: ``settings``, the content of ``bridge.json``; ``image_size``, the side or (height, width) of its
@@ -154,9 +154,9 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
     def _progress(self, total: int) -> Iterator[Advance]:
         done = 0
 
-        def advance(evaluations: int) -> None:
+        def advance(steps: int) -> None:
             nonlocal done
-            done += evaluations
+            done += steps
             print(f"\rstep {done} of {total}", end="", file=sys.stderr, flush=True)
 
         try:

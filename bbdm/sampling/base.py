@@ -31,13 +31,16 @@ if TYPE_CHECKING:
 PLANS_KEPT = 4  # solvers with their times: tables, and what a network computes of the time alone
 Seed = int | Sequence[int] | None
 Timesteps = str | Iterable[float] | None
-Advance = Callable[[int], Any]  # reports a number of network evaluations as done
+Advance = Callable[[int], Any]  # reports a number of network calls as done
 Picture = Image.Image | str | os.PathLike[str]
 
 
 class CallSettings(TypedDict, total=False):
-    """The keywords of a call besides its source, seed, noise, batch size and progress."""
+    """The arguments of a call besides its source and seed."""
 
+    noise: Any
+    batch_size: int | None
+    progress: bool
     solver: str | None
     steps: int | None
     timesteps: Timesteps
@@ -56,11 +59,11 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
     Public attributes cannot be set, except ``image_size``.
 
     Args:
-        solver: as for ``_make_plan``, as are
-        steps: and
-        timesteps: the settings of calls that give none.
-        image_channels: channels of pictures.
-        channels: channels of the bridge's space.
+        solver: the solver of calls that give none.
+        steps: the number of steps of calls that give none.
+        timesteps: the times of calls that give none.
+        image_channels: the channels of pictures.
+        channels: the channels of the bridge's space.
         stride: the height and width of pictures are padded to multiples of it.
         latent_stride: pixels of a picture along one of the bridge's space.
         batch: the only number of images that the network takes, or None.
@@ -69,6 +72,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
 
     backend: ArrayBackend
     image_size: images.Size | None = None  # of training pictures
+    _fixed = False  # whether public attributes refuse to be set
 
     def __init__(
         self,
@@ -94,14 +98,15 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         self._replan()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not name.startswith("_") and "_own" in vars(self) and name != "image_size":
+        if self._fixed and not name.startswith("_") and name != "image_size":
             raise AttributeError(f"{name} cannot be set: give solver and steps to a call, or build another sampler")
         super().__setattr__(name, value)
 
     def _replan(self) -> None:
-        """Plan anew for the sampler's own settings, and forget all other plans."""
+        """Plan anew for the sampler's own settings, forget all other plans, and fix the attributes."""
         self._plans = Recent(self._make_plan, PLANS_KEPT)
         self._own = self._make_plan(*self._settings)
+        self._fixed = True
 
     def _plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> AnyPlan:
         """The plan of a call's arguments; what the call leaves out is the sampler's own."""
@@ -119,34 +124,14 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         return getattr(self._thread, "seeds", ())
 
     @overload
-    def __call__(
-        self,
-        source: Array,
-        seed: Seed = None,
-        noise: Array | None = None,
-        batch_size: int | None = None,
-        progress: bool = False,
-        **settings: Unpack[CallSettings],
-    ) -> Array: ...
+    def __call__(self, source: Array, seed: Seed = None, **settings: Unpack[CallSettings]) -> Array: ...
     @overload
     def __call__(
-        self,
-        source: Picture | list[Any],
-        seed: Seed = None,
-        noise: Array | None = None,
-        batch_size: int | None = None,
-        progress: bool = False,
-        **settings: Unpack[CallSettings],
+        self, source: Picture | list[Any], seed: Seed = None, **settings: Unpack[CallSettings]
     ) -> list[Any]: ...
     @overload
     def __call__(
-        self,
-        source: npt.NDArray[Any],
-        seed: Seed = None,
-        noise: Array | None = None,
-        batch_size: int | None = None,
-        progress: bool = False,
-        **settings: Unpack[CallSettings],
+        self, source: npt.NDArray[Any], seed: Seed = None, **settings: Unpack[CallSettings]
     ) -> npt.NDArray[Any]: ...
     def __call__(
         self,
@@ -174,10 +159,11 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
             batch_size: the largest number of images at once; None for all. A compiled sampler repeats the
                 last image where fewer are left, so calls with one ``batch_size`` compile once for each size
                 of picture.
-            progress: show the network evaluations that are done on standard error.
-            solver: for this call; None for the sampler's own, as for
-            steps: network evaluations, and
-            timesteps: in place of ``steps``. Tables of the last few solvers and steps are kept.
+            progress: show on standard error how many network calls are done.
+            solver: for this call; None for the sampler's own.
+            steps: for this call; each is one network call. None for the sampler's own. Tables of the last few
+                solvers and steps are kept.
+            timesteps: the times of this call, in place of ``steps``.
             range: of floats in arrays and tensors, such as (0, 1); results have it too.
             mask: where the target is made, for inpainting; elsewhere the source stays. A picture, a path, an
                 (H, W) array, white or 1 where it is made, or (B, 1, H, W) floats in [0, 1]. The images have
@@ -195,17 +181,17 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         self._check_batch_size(batch_size)
         plan = self._plan(solver, steps, timesteps)
         given, batches = self._batches(plan, source, seed, noise, range, mask)
-        parts = [p for b in batches for p in b.parts(self._batch or batch_size or len(b.indices), self._fill)]
+        batches = [b for whole in batches for b in whole.split(self._batch or batch_size, self._fill)]
         made: list[tuple[list[int], Any]] = []
-        with self._evaluations(plan, parts, progress) as advance:
-            for part in parts:
-                height, width = part.source.shape[2:]
-                result: Any = self._run(plan, part, advance, callback)
-                result = result[: len(part.indices), :, :height, :width].clip(-1, 1)
-                if part.mask is not None:  # also what a codec lost
-                    kept = part.mask[: len(part.indices)]
-                    result = kept * result + (1 - kept) * part.source[: len(part.indices)]
-                made.append((part.indices, result))
+        with self._progress_of(plan, batches, progress) as advance:
+            for batch in batches:
+                count, (height, width) = len(batch.indices), batch.source.shape[2:]
+                result: Any = self._run(plan, batch, advance, callback)
+                result = result[:count, :, :height, :width].clip(-1, 1)
+                if batch.mask is not None:  # also what a codec lost
+                    kept = batch.mask[:count]
+                    result = kept * result + (1 - kept) * batch.source[:count]
+                made.append((batch.indices, result))
         return given.restore(made)
 
     def stream(
@@ -235,7 +221,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         return self._stream(plan, batches[0], progress)
 
     def _stream(self, plan: AnyPlan, batch: Batch, progress: bool) -> Iterator[Step]:
-        with self._evaluations(plan, [batch], progress) as advance:
+        with self._progress_of(plan, [batch], progress) as advance:
             for index, state in enumerate(self._states(plan, batch)):
                 yield self._step(plan, index, state, batch)
                 advance(1)
@@ -261,7 +247,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         """A step in memory of its own, without padding and repeated images."""
         height, width = batch.source.shape[2:]
         crop = (slice(height), slice(width)) if self._latent_stride == 1 else ()
-        x, x0hat = (self._copied(part)[(slice(len(batch.indices)), slice(None), *crop)] for part in state)
+        x, x0hat = (self._copied(array)[(slice(len(batch.indices)), slice(None), *crop)] for array in state)
 
         def pictures(estimate: Any) -> list[Image.Image]:
             made = self.backend.to_numpy(self._decoded(estimate))
@@ -270,7 +256,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         return Step(index, plan.times[index], x, x0hat, batch.indices, pictures)
 
     def _run(self, plan: AnyPlan, batch: Batch, advance: Advance, callback: Callback | None) -> Array:
-        """The padded result of a batch, like its source; reports network evaluations."""
+        """The padded result of a batch, like its source; reports network calls."""
         state: Any = None
         for index, state in enumerate(self._states(plan, batch)):
             if callback is not None:
@@ -279,8 +265,8 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         return self._decoded(state[0])
 
     @contextmanager
-    def _evaluations(self, plan: AnyPlan, batches: list[Batch], progress: bool) -> Iterator[Advance]:
-        """Prepare for batches, then show the progress of their network evaluations."""
+    def _progress_of(self, plan: AnyPlan, batches: list[Batch], progress: bool) -> Iterator[Advance]:
+        """Prepare for batches, then show the progress of their network calls."""
         for shape in sorted({tuple(batch.source.shape) for batch in batches}):
             if self.image_size is not None:
                 images.warn_of_scale(self.image_size, *shape[2:])
@@ -321,7 +307,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
 
     @abstractmethod
     def _progress(self, total: int) -> AbstractContextManager[Advance]:
-        """A display of a number of network evaluations, and the function that advances it."""
+        """A display of a number of network calls, and the function that advances it."""
 
     def _prepare(self, plan: AnyPlan, shape: tuple[int, ...], progress: bool) -> None:
         """Do what is due once for sources of a shape, such as compiling."""

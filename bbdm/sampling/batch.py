@@ -24,8 +24,9 @@ class Batch(NamedTuple):
     noise: Any  # (K, B, C, H, W) in place of seeds, or None
     mask: Any = None  # (B, 1, H, W), 1 where the target is made, or None
 
-    def parts(self, size: int, fill: bool) -> Iterator[Batch]:
+    def split(self, size: int | None, fill: bool) -> Iterator[Batch]:
         """Batches of at most a size; with ``fill``, the last image is repeated where one is short."""
+        size = size or len(self.indices)
         for start in range(0, len(self.indices), size):
             indices, seeds = self.indices[start : start + size], self.seeds[start : start + size]
             place: slice | list[int] = slice(start, start + size)  # not a list, which would be copied to a GPU

@@ -73,7 +73,7 @@ class NetworkConfig(FileConfig):
     solver: solvers.Solver | None = setting(
         None, f"of the bridge's equation; {solvers.DEFAULT}, or the distilled network's, if unset"
     )
-    steps: int | None = setting(None, "network evaluations for each result; the solver's default if unset")
+    steps: int | None = setting(None, "network calls for each result; the solver's default if unset")
     fast_sampling: bool = setting(False, "the paper's 199 steps: the solver 'fast'")
     compile: bool = setting(False, "faster results after a minute or two of compiling")
     dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the file's if unset")

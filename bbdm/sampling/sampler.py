@@ -53,12 +53,12 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             in evaluation mode, and copied otherwise; the one given is never changed. Do not change its
             weights later: what depends on the time alone is computed here, once.
         bridge: what it was trained on.
-        solver: see :func:`bbdm.solvers.build`; None for ``dpm2m``, or ``consistency`` with ``calls``. As for
-        steps: number of network evaluations, and
-        timesteps: the times themselves or a named list.
+        solver: see :func:`bbdm.solvers.build`; None for ``dpm2m``, or ``consistency`` with ``calls``.
+        steps: the number of steps, each of which is one network call; None for the solver's default.
+        timesteps: the times themselves, or a named list, in place of ``steps``.
         codec: between pictures and the space that the network was trained in; None for image space. Sources
             and results are pictures in both cases. Used or copied as ``unet`` is.
-        calls: the network evaluations that the network was distilled for, which become the default; other
+        calls: the network calls that the network was distilled for, which become the default; other
             settings give a warning. None for any number.
         clamp: None, or (low, high) for every estimate of the target.
         device: where to run; None for the network's own.
@@ -81,8 +81,6 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
     """
 
     backend = TENSORS
-    unet: Network
-    codec: Codec | None
 
     def __init__(
         self,
@@ -162,7 +160,8 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             if self.package is not None:
                 raise ValueError(f"{self.package.path} was saved for {self.device}, and cannot move to {found}")
             check_compilation(found, self.compile, None)
-            vars(self)["device"] = found
+            self._fixed = False  # until it is planned anew
+            self.device = found
             self._place(self.unet, self.codec)
             self._replan()
         return self
@@ -173,7 +172,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         if codec is not None:
             codec = codec.placed(self.device, self.dtype if self.dtype == torch.bfloat16 else torch.float32)
             codec = codec.compiled(partial(Compiled, device=self.device)) if self.compile else codec
-        vars(self).update(unet=network, codec=codec)
+        self.unet, self.codec = network, codec
         self._network = self.package or (Compiled(network.body, self.device) if self.compile else network.body)
 
     def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> TorchSolverPlan:

@@ -38,7 +38,7 @@ def tables(settings: dict[str, Any], words: list[str]) -> Iterator[dict[str, Any
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = scripts.Parser(__doc__)
-    parser.add_argument("folder", type=Path, help="what export/to_onnx.py wrote")
+    parser.add_argument("folder", type=Path, help="an export of `bbdm export`")
     default = f"{' '.join(PAIRS)}; for a distilled network, {solvers.DISTILLED} with each number up to its own"
     parser.add_argument("tables", nargs="*", metavar="SOLVER:CALLS,CALLS", help=f"({default})")
     args = parser.parse_args(argv)

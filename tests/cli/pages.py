@@ -1,4 +1,4 @@
-"""What the tests of examples/app.py share: a small model, pictures, and a browser on the page."""
+"""What the tests of `bbdm app` share: a small model, pictures, and a browser on the page."""
 
 from __future__ import annotations
 

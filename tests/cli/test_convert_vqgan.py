@@ -1,4 +1,4 @@
-"""examples/convert_vqgan.py on a small state dict of latent diffusion."""
+"""`bbdm convert-vqgan` on a small state dict of latent diffusion."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from bbdm.cli.convert_vqgan import main
 from bbdm.files.checkpoint import load_vqgan
 from bbdm.networks.vqgan import VQGAN
-from examples.convert_vqgan import main
 from tests.conftest import ROOT
 
 

@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 
 import bbdm
+from bbdm import cli
 from bbdm.base import scripts
+from bbdm.cli import eval as eval_script
+from bbdm.cli import train, translate
 from bbdm.data.degradations import Degradation
 from bbdm.evaluation.results import ResultsError
 from bbdm.networks.unet_config import PRESETS, UNetConfig
 from bbdm.training.resume import OtherRunError
-from examples import eval as eval_script
-from examples import generate, train
 from tests.conftest import TINY, SavePicture, tiny_unet
 
 SIZE = 16
@@ -57,7 +58,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 
 def run(*flags: str, degrade: str = "gray") -> None:
-    generate.main(["folder", "data", "c.pt", "results", "--steps", "2", "--degrade", degrade, *flags])
+    translate.main(["folder", "data", "c.pt", "results", "--steps", "2", "--degrade", degrade, *flags])
 
 
 class TestTrain:
@@ -99,7 +100,7 @@ class TestTrain:
     )
     def test_one_line_for_what_cannot_be(self, words: list[str], message: str, place: Path) -> None:
         with pytest.raises(SystemExit) as caught:
-            scripts.run(lambda: train.main([*words, "--preset", "demo", "--device", "cpu"]), hints=train.HINTS)
+            scripts.run(lambda: train.main([*words, "--preset", "demo", "--device", "cpu"]), hints=cli.HINTS)
         assert str(caught.value).startswith(f"error: {message}")
 
 

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from bbdm import BridgeSampler, load_checkpoint
+from bbdm import DEMO, BridgeSampler, load_checkpoint
+from bbdm.cli import translate
+from bbdm.cli.translate import DEMO_WEIGHTS
 from bbdm.data.pairs import load_dataset
 from bbdm.pictures.images import from_pil, open_image
-from examples import generate
-from examples.generate import DEMO, DEMO_WEIGHTS
+from tests.conftest import ROOT
 
 PAIRS = 16
 
@@ -23,7 +24,7 @@ def pairs() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
     folder = tmp_path_factory.mktemp("demo")
-    generate.main(["demo", str(folder), "--solver", "sde-dpm2m", "--steps", "5"])
+    translate.main(["demo", str(folder), "--solver", "sde-dpm2m", "--steps", "5"])
     names = sorted(path.name for path in (DEMO / "val").glob("*.png"))
     assert sorted(path.name for path in folder.glob("*.png")) == sorted([*names, "grid.png"])
     return torch.stack([from_pil(open_image(folder / name)) for name in names])
@@ -70,7 +71,7 @@ def test_a_seed_is_the_picture_of_the_command(pairs: tuple[torch.Tensor, torch.T
 
 def test_the_student_of_two_calls(pairs: tuple[torch.Tensor, torch.Tensor]):
     """Its file brings its calls. Lines stay; the colour is half to one and a half of the artists'."""
-    file = DEMO / "openmoji64-two.safetensors"
+    file = ROOT / "examples/demo/openmoji64-two.safetensors"
     assert file.stat().st_size <= 20e6
     sampler = BridgeSampler.from_checkpoint(file)
     assert (sampler.solver, len(sampler.table)) == ("consistency", 2)

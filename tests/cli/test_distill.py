@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import bbdm
+from bbdm import cli
 from bbdm.base import scripts
 from bbdm.bridges import BrownianBridge
+from bbdm.cli import distill, export, translate
 from bbdm.training.loop import DivergedError
-from examples import distill, generate
-from export import to_onnx
 from tests.conftest import SavePicture, save_random_pairs, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 from tests.training.launching import ALONE, TORCHRUN, run
@@ -42,7 +42,7 @@ def words(teacher: Path, data: Path, *flags: Any) -> list[str]:
 
 def refusal(arguments: list[str]) -> str:
     with pytest.raises(SystemExit) as error:
-        scripts.run(lambda: distill.main(arguments), hints=distill.HINTS)
+        scripts.run(lambda: distill.main(arguments), hints=cli.HINTS)
     return str(error.value)
 
 
@@ -53,13 +53,13 @@ def test_a_student_is_sampled_with_its_calls_by_every_program(calls: int, teache
     loaded = bbdm.load_checkpoint(student)
     assert (loaded.calls, loaded.bridge, loaded.image_size, loaded.training) == (calls, BRIDGE, 16, None)
     results = tmp_path / "results"
-    generate.main(["edge2shoes", str(data), str(student), str(results), "--device", "cpu"])
+    translate.main(["edge2shoes", str(data), str(student), str(results), "--device", "cpu"])
     made = (results / "04.png").read_bytes()
     again = tmp_path / "again"
     explicit = ["--solver", "consistency", "--steps", str(calls)]
-    generate.main(["edge2shoes", str(data), str(student), str(again), "--device", "cpu", *explicit])
+    translate.main(["edge2shoes", str(data), str(student), str(again), "--device", "cpu", *explicit])
     assert (again / "04.png").read_bytes() == made
-    to_onnx.main([str(student), str(tmp_path / "onnx"), "--pipeline"])  # which compares it with PyTorch
+    export.main([str(student), str(tmp_path / "onnx"), "--pipeline"])  # which compares it with PyTorch
     from bbdm.runtime import OnnxBridgeSampler
 
     exported = OnnxBridgeSampler(tmp_path / "onnx")
@@ -127,7 +127,7 @@ def test_what_is_refused(teacher: Path, data: Path, tmp_path: Path):
 def test_a_loss_that_is_not_finite_ends_the_run(teacher: Path, data: Path):
     arguments = words(teacher, data, "-lr", "1e30", "-e", "3", "--lr_schedule", "constant")
     with pytest.raises(SystemExit) as error:
-        scripts.run(lambda: distill.main(arguments), hints=distill.HINTS)
+        scripts.run(lambda: distill.main(arguments), hints=cli.HINTS)
     assert error.value.code == 1
     assert isinstance(error.value.__cause__, DivergedError)
 

@@ -1,4 +1,4 @@
-"""examples/eval.py and eval_miou.py as a user runs them, with networks too small to be good."""
+"""`bbdm eval` and `bbdm eval-miou` as a user runs them, with networks too small to be good."""
 
 import dataclasses
 import json
@@ -14,17 +14,18 @@ from PIL import Image
 from torch import nn
 
 import bbdm
-from bbdm import ABridge, BridgeSampler, VQGANCodec, load_checkpoint, save_checkpoint, save_vqgan
+from bbdm import ABridge, BridgeSampler, VQGANCodec, cli, load_checkpoint, save_checkpoint, save_vqgan
 from bbdm.base import scripts
+from bbdm.cli import eval as eval_script
+from bbdm.cli import eval_miou, translate
 from bbdm.evaluation import metrics
 from bbdm.evaluation import translate as translate_module
 from bbdm.evaluation.deeplab import DeepLab, DeepLabConfig, save_deeplab
 from bbdm.evaluation.results import ResultsError
+from bbdm.evaluation.segmentation import read_labels
 from bbdm.execution.compiled import Compiled
 from bbdm.files.content import Checkpoint, CodecState
 from bbdm.sampling import network_config
-from examples import eval as eval_script
-from examples import eval_miou, generate
 from tests.conftest import MakeUNet, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 
@@ -95,7 +96,7 @@ def test_the_report_says_what_was_done(place: Path):
 
 def test_pictures_are_those_of_generate(place: Path):
     run("--seed", "3")
-    generate.main(["edge2shoes", "data", "c.pt", "other", "--steps", "3", "--seed", "3", "-b", "2"])
+    translate.main(["edge2shoes", "data", "c.pt", "other", "--steps", "3", "--seed", "3", "-b", "2"])
     for name in "abcde":
         assert Path(f"results/{name}.png").read_bytes() == Path(f"other/{name}.png").read_bytes()
 
@@ -147,9 +148,8 @@ def test_results_of_other_settings_are_not_mixed(place: Path, count: list[int], 
     ):
         with pytest.raises(ResultsError, match=rf"results holds results of other settings \({difference}\)") as caught:
             run(*flags)
-        for script in (eval_script, eval_miou):
-            message = scripts.hinted(caught.value, script.HINTS)
-            assert message.endswith("); give another output_dir, or --overwrite to make all results again")
+        message = scripts.hinted(caught.value, cli.HINTS)
+        assert message.endswith("); give another folder for results, or --overwrite to make all results again")
     with pytest.raises(ValueError, match=r"nfe 3, now 2, timesteps"):
         run(steps="2")
     save_checkpoint("c.pt", make_unet(seed=1), ABridge(num_steps=100), image_size=SIZE)
@@ -245,7 +245,7 @@ def test_an_interrupted_overwrite_leaves_nothing_old(place: Path, monkeypatch: p
 
 
 def test_pictures_of_unknown_settings_are_refused(place: Path):
-    generate.main(["edge2shoes", "data", "c.pt", "results", "--steps", "3"])
+    translate.main(["edge2shoes", "data", "c.pt", "results", "--steps", "3"])
     Path("results/settings.json").unlink()
     with pytest.raises(ValueError, match=r"a.png exists, but no results/settings.json with the settings that made it"):
         run()
@@ -285,7 +285,7 @@ def test_a_folder_is_compiled_for_once(script: str, place: Path, monkeypatch: py
 
     monkeypatch.setattr(Compiled, "_compile", compile_nothing)
     flags = ["edge2shoes", "data", "c.pt", "results", "-b", "2", "--steps", "3", "--compile"]
-    eval_script.main([*flags, "--metrics", "psnr"]) if script == "eval" else generate.main(flags)
+    eval_script.main([*flags, "--metrics", "psnr"]) if script == "eval" else translate.main(flags)
     assert shapes == [torch.Size((2, 3, SIZE, SIZE))]
 
 
@@ -511,7 +511,7 @@ def test_an_interrupted_scoring_resumes(city: Path, monkeypatch: pytest.MonkeyPa
 def test_a_perfect_network_scores_one(city: Path, monkeypatch: pytest.MonkeyPatch):
     """A network that returns each picture's labels: the wiring of pictures, labels and classes."""
     folders = sorted(Path("city/gtFine/val").rglob("*_labelIds.png"))
-    labels = iter([eval_miou.read_labels(path) for path in folders])
+    labels = iter([read_labels(path) for path in folders])
 
     class Perfect(nn.Module):
         config = DeepLabConfig("deeplabv3plus", "mobilenet")

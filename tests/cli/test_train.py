@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 import bbdm
+from bbdm import cli
 from bbdm.base import scripts
 from bbdm.bridges import Bridge
-from bbdm.cli import setup
+from bbdm.cli import presets, setup, train, translate
 from bbdm.data.survey import BadPicturesError
 from bbdm.files.content import UNetState
 from bbdm.networks.unet_config import PRESETS, UNetConfig
@@ -26,7 +27,6 @@ from bbdm.training.config import TrainConfig
 from bbdm.training.fine_tuning import FIRST
 from bbdm.training.run_folder import RunFolder
 from bbdm.training.trainer import Trainer
-from examples import generate, train
 from tests.conftest import TINY, SavePicture, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 
@@ -119,9 +119,9 @@ class TestParse:
         assert build_bridge(args) == bbdm.ABridge()
 
     def test_every_network_has_a_preset_of_flags(self) -> None:
-        assert setup.PRESET_SETTINGS.keys() == setup.PRESETS.keys()
+        assert presets.PRESET_SETTINGS.keys() == presets.PRESETS.keys()
         names = vars(train.parse(DATA)).keys()
-        for flags in setup.PRESET_SETTINGS.values():
+        for flags in presets.PRESET_SETTINGS.values():
             assert flags.keys() <= names
 
     @pytest.mark.parametrize("preset", ["bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"])
@@ -273,11 +273,12 @@ class TestMain:
         flags = ["--cache_images", str(cache)]
         for name in "abc":
             train.main(self.arguments(data, tmp_path / f"{name}.pt", *(flags if name != "a" else [])))
-        assert {path.name for path in cache.glob("[!.]*")} == {"train.npy", "train.json", "val.npy", "val.json"}
+        blocks = {"train-00000.safetensors", "val-00000.safetensors"}
+        assert {path.name for path in cache.glob("[!.]*")} == {"train.json", "val.json", *blocks}
         states = [bbdm.load_checkpoint(tmp_path / f"{name}.pt").build_unet().state_dict() for name in "abc"]
         for state in states[1:]:
             assert all(torch.equal(value, states[0][key]) for key, value in state.items())
-        with pytest.raises(ValueError, match=r"train\.npy is of other pictures \(image_size 16, now 32\)"):
+        with pytest.raises(ValueError, match=r"train\.json is of other pictures \(image_size 16, now 32\)"):
             train.main(self.arguments(data, tmp_path / "d.pt", *flags, "--image_size", "32"))
 
     def test_cached_latents_need_no_cached_pictures(self, data: Path, tmp_path: Path) -> None:
@@ -330,7 +331,7 @@ class TestMain:
         assert bbdm.load_checkpoint(tmp_path / "model.pt").image_size == (16, 24)
         with Image.open(tmp_path / "model.run" / "epoch_0001.png") as preview:
             assert preview.size == (3 * (24 + 2) + 2, 16 + 2 * 2)
-        generate.main(["edge2shoes", str(data), str(tmp_path / "model.pt"), str(tmp_path / "results"), "--steps", "2"])
+        translate.main(["edge2shoes", str(data), str(tmp_path / "model.pt"), str(tmp_path / "results"), "--steps", "2"])
         with Image.open(tmp_path / "results" / "3.png") as result:
             assert (result.size, result.mode) == ((24, 16), "L")
 
@@ -381,7 +382,7 @@ class TestMain:
         (pictures / "train" / "1.jpg").write_bytes(b"")
         with pytest.raises(BadPicturesError, match=r"train/1\.jpg") as caught:
             train.main(self.arguments(pictures, tmp_path / "model.pt"))
-        assert "--skip_bad" in scripts.hinted(caught.value, train.HINTS)
+        assert "--skip_bad" in scripts.hinted(caught.value, cli.HINTS)
         train.main(self.arguments(pictures, tmp_path / "model.pt", "--skip_bad", "-b", "1"))
         assert "left out: cannot read the picture" in capsys.readouterr().out
 
@@ -471,7 +472,7 @@ class TestHints:
         common = ["-e", "3", "--lr_schedule", "constant"]
         with pytest.raises(SystemExit) as caught:
             scripts.run(
-                lambda: train.main(TestMain.arguments(data, place / "model.pt", *common, *flags)), hints=train.HINTS
+                lambda: train.main(TestMain.arguments(data, place / "model.pt", *common, *flags)), hints=cli.HINTS
             )
         return f"{capsys.readouterr().err}{caught.value.code}"
 

@@ -1,4 +1,4 @@
-"""examples/train_vqgan.py as a user runs it, and the commands of a latent bridge after it."""
+"""`bbdm train-vqgan` as a user runs it, and the commands of a latent bridge after it."""
 
 import json
 import os
@@ -13,11 +13,11 @@ from PIL import Image
 
 from bbdm import load_checkpoint, load_vqgan
 from bbdm.base.scripts import TERMINATED, StoppedError
+from bbdm.cli import train, train_vqgan, translate
 from bbdm.codec import LatentStatistics
 from bbdm.data.pairs import load_dataset
 from bbdm.networks import unet_config, vqgan
 from bbdm.training.loop import Training
-from examples import generate, train, train_vqgan
 from tests.conftest import TINY, SavePicture
 from tests.networks.test_vqgan import TINY as TINY_VQGAN
 
@@ -109,7 +109,7 @@ def test_a_latent_bridge_on_a_kl_autoencoder(place: Path):
     latent = ["-vq", "vqgan.pt", "--cache_latents", "latents", "--normalize_latents"]
     train.main(["edge2shoes", "data", "model.pt", *flags, *latent])
     Path("vqgan.pt").unlink()
-    generate.main(["edge2shoes", "data", "model.pt", "results", "--steps", "2"])
+    translate.main(["edge2shoes", "data", "model.pt", "results", "--steps", "2"])
     assert Image.open("results/5.png").size == (16, 16)
     codec = load_checkpoint("model.pt").build_codec()
     assert codec is not None
@@ -125,7 +125,7 @@ def test_a_latent_bridge_by_the_commands_of_the_readme(place: Path):
     assert codec is not None
     assert codec.statistics is not None
     Path("vqgan.pt").rename("moved.pt")
-    generate.main(["edge2shoes", "data", "model.pt", "results", "--steps", "2"])
+    translate.main(["edge2shoes", "data", "model.pt", "results", "--steps", "2"])
     Path("moved.pt").rename("vqgan.pt")
     assert Image.open("results/5.png").size == (16, 16)
     with pytest.raises(ValueError, match="need -vq"):

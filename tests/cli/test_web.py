@@ -19,10 +19,11 @@ import onnx
 import pytest
 from PIL import Image
 
+from bbdm import DEMO
 from bbdm.base.atomic import file_sha256
+from bbdm.cli.translate import DEMO_WEIGHTS
 from bbdm.pictures.images import to_array
 from bbdm.runtime import OnnxBridgeSampler
-from examples.generate import DEMO, DEMO_WEIGHTS
 from examples.web import tables
 from tests.conftest import ROOT
 from tests.onnx.exports import SIZE, checkpoint, export, tiny_codec
@@ -38,6 +39,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from tests.cli.browser import PATIENCE, Page, Site
 
 WEB = ROOT / "examples" / "web"
+EXPORT = ROOT / "examples" / "demo" / "onnx"
 DIST = WEB / "dist"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -351,13 +353,13 @@ def test_every_control_has_a_name(page: Page):
 @pytest.mark.nightly
 @in_browser
 def test_the_bundled_export(start: Callable[..., Any]):
-    settings = [folder / "bridge.json" for folder in (DIST / "model", DEMO / "onnx")]
+    settings = [folder / "bridge.json" for folder in (DIST / "model", EXPORT)]
     assert settings[0].read_text() == settings[1].read_text(), "build the page again: the export was replaced"
     site = Site(DIST)
     drawing = DEMO / "drawings/1F383.png"
     try:
         page = Page(start(), site).open("?solver=dpm2m&calls=3&pictures=1").give(drawing).translate()
-        off = abs(page.results - made(DEMO / "onnx", drawing, 0, 1, solver="dpm2m", steps=3))
+        off = abs(page.results - made(EXPORT, drawing, 0, 1, solver="dpm2m", steps=3))
     finally:
         site.stop()
     assert off.mean() < 0.5  # of 255: a trained network amplifies rounding at the edges of colours
@@ -397,7 +399,7 @@ def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
         case(fixed, 16, 24),
         case(latent, 16, 16),
         case(export(DEMO_WEIGHTS, tmp_path / "bundled", "--steps", "5"), 16, 16),
-        case(DEMO / "onnx", 16, 16, "dpm2m", 3, within=2e-2),
+        case(EXPORT, 16, 16, "dpm2m", 3, within=2e-2),
     ]
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     environment = {**os.environ, "BBDM_CASES": str(tmp_path / "cases.json")}
@@ -410,7 +412,9 @@ def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
 @pytest.mark.skipif(NPM is None, reason="needs npm")
 def test_the_page_is_built_from_its_lock_file(tmp_path: Path):
     web = Path(shutil.copytree(WEB, tmp_path / "examples/web", ignore=shutil.ignore_patterns("node_modules", "dist")))
-    (tmp_path / "examples/demo").symlink_to(DEMO)
+    for folder in ("examples/demo", "bbdm/demo"):
+        (tmp_path / folder).parent.mkdir(exist_ok=True)
+        (tmp_path / folder).symlink_to(ROOT / folder)
     assert '"resolved"' not in (web / "package-lock.json").read_text()
     for command in ("npm ci", "npm run build"):
         done = subprocess.run(command.split(), cwd=web, capture_output=True, text=True, check=False)

@@ -11,13 +11,12 @@ import pytest
 import torch
 
 from bbdm import ABridge, BridgeSampler, DiffusersCodec, TrainConfig, Trainer, load_checkpoint, save_checkpoint
-from bbdm.cli import setup
+from bbdm.cli import setup, train, translate
 from bbdm.codec import Codec, LatentStatistics, Tiling, VQGANCodec
 from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.compiled import Compiled
 from bbdm.runtime import OnnxBridgeSampler
-from examples import generate, train
 from tests.codec.autoencoders import own_codec, tiny_kl
 from tests.conftest import MakePairs, newest, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
@@ -82,7 +81,7 @@ def test_scripts_take_a_folder_of_diffusers(make_pairs: MakePairs, tmp_path: Pat
     assert setup.codec_for("vae", "demo", torch.device("cpu")).digest() == codec.digest()
     save_checkpoint("step.pt", tiny_unet(in_channels=4, out_channels=4), BRIDGE, codec=codec, training={}, image_size=8)
     flags: list[Any] = ["--steps", "1", "--device", "cpu", "--quiet", "-vq", "vae"]
-    generate.main(["folder", "pairs/A", "step.pt", "results", *flags])
+    translate.main(["folder", "pairs/A", "step.pt", "results", *flags])
     assert {path.name for path in Path("results").glob("[0-9]*.png")} == {"0.png", "1.png"}
     assert json.loads(Path("results/settings.json").read_text())["settings"]["codec"]["kind"] == "kl"
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from bbdm import ABridge, BridgeSampler, load_checkpoint, load_vqgan, save_checkpoint, save_vqgan
@@ -69,13 +68,8 @@ def test_a_kl_autoencoder():
 def test_images_that_have_no_latents(shape: tuple[int, ...], before: bool):
     with pytest.raises(ValueError, match=r"image must be \(B, 3, H, W\), with height and width multiples of 2, got"):
         VQGANCodec(tiny_vqgan(), before).latents(torch.zeros(shape))
-
-
-@pytest.mark.parametrize("before", [False, True])
-@pytest.mark.parametrize("shape", [(1, 5, 4, 4), (3, 4, 4)], ids=str)
-def test_latents_that_have_no_image(shape: tuple[int, ...], before: bool):
     with pytest.raises(ValueError, match=r"latents must be \(B, 3, H, W\), got"):
-        VQGANCodec(tiny_vqgan(), before).image(torch.zeros(shape))
+        VQGANCodec(tiny_vqgan(), before).image(torch.zeros(shape)[:, :, :, :0])
 
 
 def relative_gap(a: Tensor, b: Tensor) -> float:
@@ -213,17 +207,6 @@ def test_a_checkpoint_of_a_damaged_codec_is_refused(
         load_checkpoint(tmp_path / "a.pt")
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_damaged_vqgan_is_refused(suffix: str, tmp_path: Path):
-    save_vqgan(tmp_path / f"a{suffix}", tiny_vqgan())
-    content = bytearray((tmp_path / f"a{suffix}").read_bytes())
-    weight = tiny_vqgan().encoder.conv_in.weight.detach().contiguous().numpy().tobytes()
-    content[content.index(weight) + 3] ^= 0x40
-    (tmp_path / f"a{suffix}").write_bytes(content)
-    with pytest.raises(ValueError, match=r"CRC-32|SHA-256"):
-        load_vqgan(tmp_path / f"a{suffix}")
-
-
 def test_a_network_of_image_space_takes_no_codec(tmp_path: Path):
     save_checkpoint(tmp_path / "bridge.pt", tiny_unet(), ABridge())
     assert load_checkpoint(tmp_path / "bridge.pt").build_codec() is None
@@ -282,18 +265,6 @@ def test_sizes_are_padded_and_cropped():
         sampler(source, noise=torch.randn(4, 2, 3, 9, 6))
 
 
-def test_a_seed_is_one_image_at_every_batch_size():
-    sampler = latent_sampler()
-    together = sampler(SOURCE, seed=3)
-    torch.testing.assert_close(sampler(SOURCE, seed=3, batch_size=2), together, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(sampler(SOURCE[1:2], seed=4), together[1:2], rtol=1e-4, atol=1e-4)
-
-
-def test_pictures():
-    picture = Image.new("RGB", (9, 6), "red")
-    assert latent_sampler()(picture, seed=0)[0].size == (9, 6)
-
-
 def test_a_compiled_codec_is_the_eager_one():
     codec = VQGANCodec(tiny_vqgan())
     compiled = codec.compiled(lambda function: torch.compile(function, fullgraph=True, backend="aot_eager"))
@@ -319,10 +290,3 @@ def test_channels_must_be_the_networks():
     assert sampler(SOURCE, seed=0).shape == SOURCE.shape
     with pytest.raises(ValueError, match=r"\(B, 3, H, W\)"):
         sampler(torch.zeros(1, 4, 8, 8), seed=0)
-
-
-def test_from_checkpoint(tmp_path: Path):
-    sampler = latent_sampler()
-    save_checkpoint(tmp_path / "bridge.pt", tiny_unet(), ABridge(), codec=sampler.codec)
-    loaded = BridgeSampler.from_checkpoint(tmp_path / "bridge.pt", solver="sde-dpm2m", steps=4)
-    torch.testing.assert_close(loaded(SOURCE, seed=1), sampler(SOURCE, seed=1))

@@ -36,6 +36,7 @@ DEVICE = torch.device("cuda", 0)
 HOST = torch.device("cpu", 0)  # where someone asks for the CPU; C++ asks for "cpu" where it means the same device
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 PACKAGE = str(Path(__file__).parents[2] / "bbdm")
+VIEW = aten._unsafe_view.default  # one whose schema does not say so
 COPIES = (aten._to_copy.default, aten.copy_.default)
 WAITS = {  # operators whose result the host must see, by the name in ``waits``
     aten._local_scalar_dense.default: "item",
@@ -265,7 +266,7 @@ class Card(TorchDispatchMode):
     def _launch(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         """Run an operator as a kernel of the current stream, or record it in a capture."""
         known = {storage_of(tensor) for tensor in tensors}
-        inside = None if func.is_view or not self.capturing else self.capture
+        inside = None if func.is_view or func is VIEW or not self.capturing else self.capture
         if inside is not None:
             made, returned = inside.record(func, args, kwargs)
         else:

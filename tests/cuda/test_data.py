@@ -78,7 +78,7 @@ def test_caches_of_latents(card: Card, pairs: PairedDataset, tmp_path: Path, fli
     card.waits.clear()
     found = LatentDataset(pairs, mine, tmp_path / "card", flip)
     rest = [wait for wait in card.waits if not wait.startswith("networks.restore")]  # hashes of weights
-    assert rest == ["codec.base.latents: to the card", "data.latents._write: to the CPU"]
+    assert rest == ["codec.base.latents: to the card", "data.latents.encode: to the CPU"]
     for i in range(len(pairs)):
         for ours, theirs in zip(found[i], wanted[i], strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)

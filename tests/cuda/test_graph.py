@@ -143,7 +143,7 @@ def test_finds_an_item_in_the_loop(card: Card, monkeypatch: pytest.MonkeyPatch):
     eager = sampler("cuda")
     card.waits.clear()
     eager(SOURCE, seed=0)
-    assert card.waits == [*CALL[:2], *["sampler._states: item"] * STEPS, CALL[2]]
+    assert card.waits == [*CALL[:2], *["sampling.sampler._states: item"] * STEPS, CALL[2]]
     graphed = sampler("cuda", **GRAPHED)
     with pytest.raises(CaptureError, match="waits during a capture: item"):
         graphed(SOURCE, seed=0)

@@ -23,7 +23,11 @@ SOURCE = torch.rand(3, 3, 7, 5, generator=torch.Generator().manual_seed(0)) * 2 
 PICTURES = SOURCE[:2].repeat(1, 1, 2, 3)[..., :8, :8]
 MASK = torch.zeros(3, 1, 7, 5)
 MASK[..., 2:5] = 1
-CALL = ["sampler._to_device: to the card", "sampler._keys: to the card", "sampler._run: to the CPU"]
+CALL = [
+    "sampling.sampler._to_device: to the card",
+    "sampling.sampler._keys: to the card",
+    "sampling.sampler._run: to the CPU",
+]
 ROUNDING = 1e-5
 GRAPHED = {"compile": True, "dtype": "fp32"}
 
@@ -97,16 +101,16 @@ def test_bfloat16(card: Card, settings: dict[str, Any]):
 def test_what_no_graph_takes(card: Card):
     """A compiled network without a graph: a mask, noise that is given, and each step."""
     noise = torch.randn(3, 3, 3, 8, 6, generator=torch.Generator().manual_seed(1))
-    mask = [*CALL[:2], "sampler._mask: to the card", CALL[2]]
+    mask = [*CALL[:2], "sampling.sampler._mask: to the card", CALL[2]]
     check(card, lambda s: s(SOURCE, seed=1, mask=MASK), mask, **GRAPHED)
-    check(card, lambda s: s(SOURCE, noise=noise), ["sampler._states: to the card", *CALL], **GRAPHED)
+    check(card, lambda s: s(SOURCE, noise=noise), ["sampling.sampler._states: to the card", *CALL], **GRAPHED)
     each = [*CALL[:2], "test: to the CPU"]
     check(card, lambda s: [step.x for step in s.stream(SOURCE, seed=1)][-1].cpu(), each, **GRAPHED)
     assert card.graphs == []
 
 
 def test_inpainting(card: Card):
-    waits = [*CALL[:2], "sampler._mask: to the card", CALL[2]]
+    waits = [*CALL[:2], "sampling.sampler._mask: to the card", CALL[2]]
     check(card, lambda s: s(SOURCE, seed=1, mask=MASK), waits)
 
 
@@ -132,13 +136,13 @@ def test_a_source_on_the_card(card: Card):
     source = SOURCE.to("cuda")
     card.waits.clear()
     made(source, seed=1)
-    checks = ["base.images.check: item", "base.sources._warn_if_positive: item"]  # of the range of values
+    checks = ["pictures.images.check: item", "sampling.sources._warn_if_positive: item"]  # of the range of values
     assert card.waits == [*checks, CALL[1]]
 
 
 def test_noise_in_place_of_seeds(card: Card):
     noise = torch.randn(3, 3, 3, 8, 6, generator=torch.Generator().manual_seed(1))
-    waits = ["sampler._states: to the card", *CALL]
+    waits = ["sampling.sampler._states: to the card", *CALL]
     check(card, lambda s: s(SOURCE, noise=noise), waits)
 
 
@@ -147,4 +151,4 @@ def test_previews_of_each_step(card: Card):
         pictures = [step.preview()[0].tobytes() for step in sampler.stream(SOURCE, seed=1)]
         return torch.tensor([[*picture] for picture in pictures]) / 255
 
-    check(card, call, [*CALL[:2], *["base.tensors._to_numpy: to the CPU"] * 3])
+    check(card, call, [*CALL[:2], *["sampling.tensors._to_numpy: to the CPU"] * 3])

@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
-from torch.utils.data import DataLoader
 
 from bbdm.codec import VQGANCodec
 from bbdm.data import degradations
+from bbdm.data.cache import ImageCache
 from bbdm.data.degradations import DEGRADATIONS, Degradation, Kind
-from bbdm.data.image_cache import ImageCache
 from bbdm.data.latents import LatentDataset
-from bbdm.data.pairs import Pair, PairedDataset, Pixels, load_dataset
+from bbdm.data.loading import Batches
+from bbdm.data.pairs import Pair, PairedDataset, load_dataset
 from bbdm.data.survey import survey
 from tests.conftest import ROOT, SavePicture
 from tests.networks.test_vqgan import tiny_vqgan
@@ -210,8 +210,8 @@ class TestDataSet:
         again = load(pictures)
         assert torch.equal(again.pixels(2)[0], wanted["deep/c"])
         assert torch.equal(again.without({"a"}).pixels(0)[0], wanted["b"])
-        for (source, _), name in zip(DataLoader(Pixels(again), None, num_workers=1), wanted, strict=True):
-            assert torch.equal(source, wanted[name])
+        for batch, name in zip(Batches(again, 1, torch.device("cpu"), 1).stored(), wanted, strict=True):
+            assert torch.equal(batch.source[0], wanted[name])
 
     def test_a_new_one_is_one_row(self, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         negative = Kind(lambda picture, _: Image.eval(picture, lambda value: 255 - value))

@@ -1,195 +1,38 @@
-"""Cached latents equal computed ones, are completed after an interruption, and are refused if they differ."""
+"""Statistics of latents, and training on latents that are cached or computed."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import pickle
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
-from PIL import Image
 
 from bbdm import ABridge, Callback
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
-from bbdm.data import latents
 from bbdm.data.latents import LatentDataset, measure
-from bbdm.data.pairs import PairedDataset, load_dataset
-from bbdm.training import step
+from bbdm.data.pairs import PairedDataset
+from bbdm.training import bridge
 from bbdm.training.callback import Run
 from bbdm.training.config import TrainConfig
 from bbdm.training.losses import bridge_loss
 from bbdm.training.trainer import Trainer
-from tests.conftest import SIZE, SavePicture, tiny_unet
+from tests.conftest import SIZE, tiny_unet
 from tests.data.conftest import COUNT
 from tests.networks.test_vqgan import tiny_vqgan
 
 
 @pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latents, "SHARD", 2)
-    monkeypatch.setattr(latents, "PAIRS_AT_ONCE", 2)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LatentDataset, "in_block", 2)
+    monkeypatch.setattr(LatentDataset, "at_once", 2)
 
 
 @pytest.fixture
 def codec() -> VQGANCodec:
     return VQGANCodec(tiny_vqgan())
-
-
-@pytest.mark.parametrize("flip", [False, True])
-def test_latents_are_those_of_the_pictures(flip: bool, pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
-    cached = LatentDataset(pairs, codec, tmp_path / "cache", flip)
-    assert len(cached) == COUNT
-    assert cached.image_size == SIZE
-    for i in range(COUNT):
-        for picture, made in zip(pairs[i], cached[i], strict=True):
-            views = torch.stack([picture, picture.flip(-1)] if flip else [picture])
-            expected = codec.latents(views)
-            torch.testing.assert_close(made, expected if flip else expected[0], rtol=1e-4, atol=1e-5)
-
-
-def test_indices_are_those_of_a_list(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
-    cached = LatentDataset(pairs, codec, tmp_path / "cache")
-    assert all(torch.equal(a, b) for a, b in zip(cached[-1], cached[COUNT - 1], strict=True))
-    for index in (COUNT, -COUNT - 1):
-        with pytest.raises(IndexError):
-            cached[index]
-
-
-def test_the_encoder_runs_once(
-    pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    first = LatentDataset(pairs, codec, tmp_path / "cache")
-    expected = [first[i] for i in range(COUNT)]
-    monkeypatch.setattr(codec, "latents", lambda image: pytest.fail("encoded again"))
-    again = LatentDataset(pairs, codec, tmp_path / "cache")
-    copied = pickle.loads(pickle.dumps(first))
-    for dataset in (again, copied):
-        for i, pair in enumerate(expected):
-            assert all(torch.equal(a, b) for a, b in zip(dataset[i], pair, strict=True))
-
-
-def test_two_runs_make_a_cache_once(
-    pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    encoded: list[int] = []
-    encode = VQGANCodec.latents
-
-    def slow(self: VQGANCodec, image: torch.Tensor) -> torch.Tensor:
-        time.sleep(0.05)
-        encoded.append(len(image))
-        return encode(self, image)
-
-    monkeypatch.setattr(VQGANCodec, "latents", slow)
-    with ThreadPoolExecutor(2) as both:
-        one, other = both.map(lambda _: LatentDataset(pairs, codec, tmp_path / "cache"), range(2))
-    assert sum(encoded) == 2 * COUNT
-    assert all(torch.equal(a, b) for i in range(COUNT) for a, b in zip(one[i], other[i], strict=True))
-
-
-def test_an_interrupted_cache_is_completed(
-    pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    encode, calls = codec.latents, []
-
-    def interrupted(image: torch.Tensor) -> torch.Tensor:
-        calls.append(len(image))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return encode(image)
-
-    monkeypatch.setattr(codec, "latents", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        LatentDataset(pairs, codec, tmp_path / "cache")
-    LatentDataset(pairs, codec, tmp_path / "cache")
-    assert calls == [4, 4, 4, 2]  # of two pairs, two pairs (interrupted), then those again and the last
-    monkeypatch.undo()
-    monkeypatch.setattr(latents, "SHARD", 2)
-    whole = LatentDataset(pairs, codec, tmp_path / "cache")
-    torch.testing.assert_close(whole[4][1], encode(pairs[4][1][None])[0], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("change", ["codec", "image_size", "direction", "flip", "pictures"])
-def test_latents_of_something_else_are_refused(
-    change: str, pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path, save_picture: SavePicture
-):
-    LatentDataset(pairs, codec, tmp_path / "cache")
-    flip = change == "flip"
-    if change == "codec":
-        codec = VQGANCodec(tiny_vqgan(seed=1))
-    elif change == "image_size":
-        pairs = PairedDataset(pairs.pairs, 2 * SIZE)
-    elif change == "direction":
-        pairs = PairedDataset(pairs.pairs, SIZE, "BtoA")
-    elif change == "pictures":
-        save_picture(tmp_path / "A" / "0.png", Image.new("RGB", (SIZE, SIZE), "red"))
-    with pytest.raises(ValueError, match=rf"holds other latents \({change}[. ].*, now .*\): give another folder"):
-        LatentDataset(pairs, codec, tmp_path / "cache", flip)
-
-
-def test_copied_pictures_have_the_same_latents(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
-    LatentDataset(pairs, codec, tmp_path / "cache")
-    for folder in "AB":
-        (tmp_path / "copy" / folder).mkdir(parents=True)
-        for path in (tmp_path / folder).iterdir():
-            (tmp_path / "copy" / folder / path.name).write_bytes(path.read_bytes())
-    copied = load_dataset("paired", f"{tmp_path}/copy/A,{tmp_path}/copy/B", image_size=SIZE)
-    LatentDataset(copied, codec, tmp_path / "cache")
-
-
-def test_a_changed_file_is_refused(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
-    LatentDataset(pairs, codec, tmp_path / "cache")
-    shard = tmp_path / "cache" / "00001.safetensors"
-    content = bytearray(shard.read_bytes())
-    content[-1] ^= 1
-    shard.write_bytes(content)
-    with pytest.raises(ValueError, match=r"00001\.safetensors has changed"):
-        LatentDataset(pairs, codec, tmp_path / "cache")
-
-
-def test_a_folder_of_something_else_is_refused(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
-    with pytest.raises(ValueError, match="holds no latents"):
-        LatentDataset(pairs, codec, tmp_path / "A")
-
-
-@pytest.mark.parametrize("content", ["{", "[]", "{}"])
-def test_a_damaged_manifest_is_refused(content: str, pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
-    LatentDataset(pairs, codec, tmp_path / "cache")
-    (tmp_path / "cache" / "manifest.json").write_text(content)
-    with pytest.raises(ValueError, match=r"cannot read .*manifest\.json: delete .*cache$"):
-        LatentDataset(pairs, codec, tmp_path / "cache")
-
-
-def test_a_cache_of_an_earlier_version_is_read(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
-    """Its files, written by hand in the layout of version 1: numbers that no encoder would give."""
-    folder = tmp_path / "cache"
-    folder.mkdir()
-    numbers = torch.arange(COUNT * 2 * 3 * 16, dtype=torch.float32).reshape(COUNT, 2, 1, 3, 4, 4)
-    shards = {}
-    for index, part in enumerate(numbers.split(2)):
-        path = folder / f"0000{index}.safetensors"
-        source, target = (v.contiguous() for v in part.unbind(1))
-        safetensors.torch.save_file({"source": source, "target": target}, path)
-        shards[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    content = {
-        "version": 1,
-        "pictures": {"count": COUNT, "files": pairs.digest()},
-        "image_size": SIZE,
-        "direction": "AtoB",
-        "flip": False,
-        "codec": codec.description(),
-        "shards": shards,
-    }
-    (folder / "manifest.json").write_text(json.dumps(content, indent=2))
-    cached = LatentDataset(pairs, codec, folder)
-    for i in range(COUNT):
-        assert torch.equal(torch.stack(cached[i]), numbers[i, :, 0])
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -270,7 +113,7 @@ def test_sources_and_targets_are_normalised_each_by_their_own(
         seen.append(torch.stack([y, x0]))
         return bridge_loss(unet, bridge, x0, y, *rest, **more)
 
-    monkeypatch.setattr(step, "bridge_loss", loss)
+    monkeypatch.setattr(bridge, "bridge_loss", loss)
     config = TrainConfig(batch_size=2)
     two = PairedDataset(pairs.pairs[:2], SIZE)
     normalising = codec.with_statistics(statistics)
@@ -278,7 +121,7 @@ def test_sources_and_targets_are_normalised_each_by_their_own(
     batch = [torch.stack(side) for side in zip(data[0], data[1], strict=True)]
     trainer.train_step(*batch)
     trainer.validate()
-    assert len(seen) == 1 + len(step.VALIDATION_STEPS)
+    assert len(seen) == 1 + len(bridge.VALIDATION_STEPS)
     for given in seen:
         torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from bbdm.data import loading
+from bbdm.data.collection import Example
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset
 from tests.conftest import ROOT
@@ -43,15 +43,15 @@ def test_pictures_travel_as_uint8(workers: int, pairs: PairedDataset, monkeypatc
     assert made[0][0].dtype == torch.float32
 
 
-def test_workers_persist_from_pass_to_pass(pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch):
-    """A stand-in for the pictures returns the worker's process id."""
+class ProcessIds(PairedDataset):
+    """A stand-in for the pictures is the worker's process id."""
 
-    class ProcessIds(loading.Pixels):
-        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-            return torch.tensor(os.getpid()), torch.tensor(index)
+    def read(self, index: int) -> Example:
+        return Example(torch.tensor(os.getpid()), torch.tensor(index))
 
-    monkeypatch.setattr(loading, "Pixels", ProcessIds)
-    batches = Batches(pairs, 1, CPU, workers=1)
+
+def test_workers_persist_from_pass_to_pass(pairs: PairedDataset):
+    batches = Batches(ProcessIds(pairs.pairs, 8), 1, CPU, workers=1)
     first, second = ({int(pid) for pid, _ in batches()} for _ in range(2))
     assert first == second
     assert first != {os.getpid()}
@@ -59,17 +59,14 @@ def test_workers_persist_from_pass_to_pass(pairs: PairedDataset, monkeypatch: py
 
 READ_AND_DIE = """
 import multiprocessing, os, signal, sys, torch
-from bbdm.data import loading
+from bbdm.data.loading import Batches
 from bbdm.data.pairs import load_dataset
-
-class ProcessIds(loading.Pixels):
-    def __getitem__(self, index):
-        return torch.tensor(os.getpid()), torch.tensor(index)
+from tests.data.test_loading import ProcessIds
 
 if __name__ == "__main__":
     multiprocessing.set_start_method(sys.argv[1])
-    loading.Pixels = ProcessIds
-    batches = loading.Batches(load_dataset("paired", sys.argv[2]), 1, torch.device("cpu"), workers=2)
+    pairs = ProcessIds(load_dataset("paired", sys.argv[2]).pairs, 8)
+    batches = Batches(pairs, 1, torch.device("cpu"), workers=2)
     print(*{int(pid) for pid, _ in batches()}, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """

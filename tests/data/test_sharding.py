@@ -17,10 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
+from bbdm.cli import shard
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.data.sharding import write_shards
 from bbdm.data.survey import BadPicturesError
-from examples import shard
 from tests.conftest import SIZE, SavePicture
 from tests.data.conftest import COUNT
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from bbdm.codec import VQGANCodec
 from bbdm.data import fetching, shards
-from bbdm.data.image_cache import ImageCache
+from bbdm.data.cache import ImageCache
 from bbdm.data.latents import LatentDataset
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset, load_dataset
@@ -261,7 +261,7 @@ class TestOrder:
         asked: list[str] = []
         pairs._ahead = SimpleNamespace(fetch=asked.extend)  # pyright: ignore[reportAttributeAccessIssue]
         order = pairs.order(2)(0, PAIRS)
-        coming = pairs.ahead(order)
+        coming = pairs.prefetched(order)
         first = next(coming)
         assert len(asked) > 3  # all of a group, and more
         assert [first, *coming] == order

@@ -1,4 +1,4 @@
-"""generate.py, eval.py and eval_miou.py in two processes on CPUs (gloo): the files and the scores of one."""
+"""translate, eval and eval-miou in two processes on CPUs (gloo): the files and the scores of one."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_generate_makes_the_files_of_one_process(place: Path, two: Two, tmp_path
     (tmp_path / "two").mkdir()
     for name in NAMES:
         Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "two" / name)
-    out = two("generate", *common, str(tmp_path / "two"), *FLAGS, "--overwrite")
+    out = two("translate", *common, str(tmp_path / "two"), *FLAGS, "--overwrite")
     assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
     assert two.wrote(".png") == {**SHARES, "grid.png": "0"}
     assert out.splitlines() == [f"10 results in {tmp_path}/two", f"to look at: {tmp_path}/two/grid.png"]
@@ -114,7 +114,7 @@ def test_generate_makes_the_files_of_one_process(place: Path, two: Two, tmp_path
         (tmp_path / "two" / name).unlink()
     translate.main([*common, str(tmp_path / "one"), *FLAGS])
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").glob("*_?.png")}
-    out = two("generate", *common, str(tmp_path / "two"), *FLAGS)
+    out = two("translate", *common, str(tmp_path / "two"), *FLAGS)
     assert two.wrote("_0.png") | two.wrote("_1.png") == shares
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert pictures(tmp_path / "two") == pictures(tmp_path / "one")

@@ -22,7 +22,6 @@ from torch._inductor.codecache import PyCodeCache
 from bbdm import ABridge, BridgeSampler, UNet
 from bbdm.execution import compiled
 from bbdm.execution import device as device_module
-from bbdm.kernels import philox
 from bbdm.networks.unet import Modulation
 from tests.conftest import ROOT, TINY, tiny_unet
 
@@ -148,25 +147,6 @@ def test_compiled_is_eager_with_every_unet(dtype: torch.dtype, condition_channel
     check_whole_unet(ODD[:batch], dtype, condition_channels)
 
 
-def test_compiled_takes_noise_in_place_of_the_seed():
-    noise = torch.stack([philox.normal(torch.arange(3), k, (3, 8, 6)) for k in range(STEPS)])
-    made = build()(ODD, noise=noise)
-    assert torch.equal(made, build()(ODD, seed=0))
-    assert not torch.equal(made, build()(ODD, noise=-noise))
-    torch.testing.assert_close(made, build(compile=False)(ODD, noise=noise), rtol=0, atol=FLOAT32)
-
-
-@pytest.mark.parametrize(("solver", "clamp"), SOLVERS[:2])
-def test_compiled_stream_is_the_eager_one(solver: str, clamp: Clamp):
-    made = list(build(solver, clamp=clamp).stream(ODD, seed=3))
-    expected = list(build(solver, compile=False, clamp=clamp).stream(ODD, seed=3))
-    assert [(step.index, step.t) for step in made] == [(step.index, step.t) for step in expected]
-    for step, wanted in zip(made, expected, strict=True):
-        torch.testing.assert_close(step.x, wanted.x, rtol=1e-5, atol=FLOAT32)
-        torch.testing.assert_close(step.x0hat, wanted.x0hat, rtol=1e-5, atol=FLOAT32)
-    assert torch.equal(made[-1].x.clamp(-1, 1), build(solver, clamp=clamp)(ODD, seed=3))
-
-
 # The loop
 
 
@@ -227,14 +207,6 @@ def test_compiling_has_a_bar_of_its_own(compilations: list[weakref.ref[object]],
     list(sampler.stream(ODD[:2], seed=0, progress=True))
     assert "compiling for 2 x 7 x 5" in capsys.readouterr().err
     assert len(compilations) == 2
-
-
-def test_other_solvers_and_steps_compile_nothing(compilations: list[weakref.ref[object]]):
-    sampler = new_sampler(compile=True)
-    for steps in (2, 3, 4):
-        sampler(ODD, seed=0, steps=steps)
-        sampler(ODD, seed=0, solver="ddim", steps=steps)
-    assert len(compilations) == 1
 
 
 # What is kept
@@ -327,20 +299,6 @@ def test_calls_leave_no_tensors():
         gc.collect()
         counts.append(sum(issubclass(type(each), Tensor) for each in gc.get_objects()))
     assert counts[1] == counts[2]  # the first calls may compile
-
-
-@pytest.mark.nightly
-@needs_statm
-@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
-def test_memory_does_not_grow_with_calls(compile: bool):
-    sampler = build(compile=compile)
-    memory: list[float] = []
-    for i in range(500):
-        images = (SOURCE[:3, :, :7, :5], SOURCE[:1], SOURCE[:1, :, :7])[i % 3]
-        sampler(images, seed=i)
-        if i in (100, 499):
-            memory.append(resident())
-    assert memory[1] - memory[0] < 20
 
 
 class Heavy(Short):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import json
@@ -17,8 +16,6 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors import safe_open
 
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
@@ -75,33 +72,14 @@ class TestRoundTrip:
         ],
         ids=["abridge", "brownian", "bbdm"],
     )
-    def test_bridge(self, suffix: str, bridge: Bridge, make_unet: MakeUNet, tmp_path: Path) -> None:
-        save_checkpoint(tmp_path / f"a{suffix}", make_unet(), bridge)
-        assert load_checkpoint(tmp_path / f"a{suffix}").bridge == bridge
-
-    @pytest.mark.parametrize("suffix", SUFFIXES)
-    def test_config(self, suffix: str, make_unet: MakeUNet, tmp_path: Path) -> None:
-        unet = make_unet(in_channels=4, out_channels=2, condition_channels=1, dropout=0.1)
-        save_checkpoint(tmp_path / f"a{suffix}", unet, BRIDGE)
-        config = load_checkpoint(tmp_path / f"a{suffix}").unet.config
-        assert config == unet.config
-        assert (config.channel_mult, config.attention_resolutions) == ((1, 2), (2,))  # tuples again, not lists
-
-    @pytest.mark.parametrize("suffix", SUFFIXES)
     @pytest.mark.parametrize("size", [None, 8, (8, 16)])
-    def test_image_size(self, size: Any, suffix: str, make_unet: MakeUNet, tmp_path: Path) -> None:
-        save_checkpoint(tmp_path / f"a{suffix}", make_unet(), BRIDGE, image_size=size)
-        assert load_checkpoint(tmp_path / f"a{suffix}").image_size == size
-
-    @pytest.mark.parametrize("suffix", SUFFIXES)
-    def test_network_predicts_the_same(self, suffix: str, make_unet: MakeUNet, tmp_path: Path) -> None:
-        unet = make_unet().eval()
-        save_checkpoint(tmp_path / f"a{suffix}", unet, BRIDGE)
-        built = load_checkpoint(tmp_path / f"a{suffix}").build_unet()
-        assert not built.training
-        x, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 40])
-        with torch.no_grad():
-            assert torch.equal(built(x, t), unet(x, t))
+    def test_settings(self, suffix: str, bridge: Bridge, size: Any, make_unet: MakeUNet, tmp_path: Path) -> None:
+        unet = make_unet(in_channels=4, out_channels=2, condition_channels=1, dropout=0.1)
+        save_checkpoint(tmp_path / f"a{suffix}", unet, bridge, image_size=size)
+        loaded = load_checkpoint(tmp_path / f"a{suffix}")
+        assert (loaded.bridge, loaded.image_size, loaded.unet.config) == (bridge, size, unet.config)
+        assert loaded.unet.config.channel_mult == (1, 2)  # a tuple again, not a list
+        assert not loaded.build_unet().training
 
     @pytest.mark.parametrize("suffix", SUFFIXES)
     def test_half_weights_stay_half_on_disk_and_load_into_float32(
@@ -130,20 +108,6 @@ class TestRoundTrip:
         assert weights.unet.ema is None
         assert_same_state(weights.build_unet(ema=True).state_dict(), unet.state_dict())
         assert_same_state(averaged.build_unet(ema=False).state_dict(), ema.state_dict())
-
-    def test_training_state(self, make_unet: MakeUNet, tmp_path: Path) -> None:
-        unet = make_unet()
-        optimizer = torch.optim.Adam(unet.parameters())
-        unet(torch.ones(1, 3, 8, 8), torch.ones(1)).sum().backward()
-        optimizer.step()
-        training = {"optimizer": optimizer.state_dict(), "epoch": 3, "step": 7}
-        save_checkpoint(tmp_path / "a.pt", unet, BRIDGE, training=training)
-        loaded = load_checkpoint(tmp_path / "a.pt").training
-        assert loaded is not None
-        assert (loaded["epoch"], loaded["step"]) == (3, 7)
-        assert loaded["optimizer"]["param_groups"] == training["optimizer"]["param_groups"]
-        for index, moments in training["optimizer"]["state"].items():
-            assert_same_state(loaded["optimizer"]["state"][index], moments)
 
     def test_training_state_of_plain_values(self, make_unet: MakeUNet, tmp_path: Path) -> None:
         training: dict[str, Any] = {
@@ -215,14 +179,6 @@ class TestCodecReference:
         content["codec"]["sha256"] = value
         torch.save(content, path)
         check_refused(path, "the codec's sha256 must be text, got")
-
-    def test_final_weights_hold_the_codec(self, codec: Codec, make_unet: MakeUNet, tmp_path: Path) -> None:
-        for suffix in SUFFIXES:
-            save_checkpoint(tmp_path / f"a{suffix}", make_unet(), BRIDGE, codec=codec)
-            built = load_checkpoint(tmp_path / f"a{suffix}").build_codec()
-            assert built is not None
-            assert built.config() == codec.config()
-            assert_same_state(built.state_dict(), codec.state_dict())
 
 
 class TestSaveRefuses:
@@ -356,25 +312,6 @@ class TestDamagedFile:
         if kind != "pickle":  # the payload would have run
             torch.load(path, weights_only=False)
             assert marker.exists()
-
-    @pytest.mark.nightly
-    @settings(max_examples=150, deadline=None, derandomize=True)
-    @given(data=st.data(), suffix=st.sampled_from(SUFFIXES))
-    def test_any_damage_is_a_value_error_or_does_not_matter(
-        self, files: Path, data: st.DataObject, suffix: str
-    ) -> None:
-        wanted = load_checkpoint(files / f"good{suffix}")
-        content = bytearray((files / f"good{suffix}").read_bytes())
-        anywhere = st.integers(0, len(content) - 1)
-        header = st.integers(0, 9000)  # pickle or JSON, where damage does most
-        for place in data.draw(st.lists(st.one_of(header, anywhere), max_size=4)):
-            content[place] ^= 1 << data.draw(st.integers(0, 7))
-        kept = data.draw(st.one_of(st.just(len(content)), anywhere))
-        path = files / f"damaged{suffix}"
-        path.write_bytes(content[:kept])
-        with warnings.catch_warnings(), contextlib.suppress(ValueError):
-            warnings.simplefilter("ignore")
-            assert_same_checkpoint(load_checkpoint(path), wanted)
 
     @pytest.mark.parametrize("suffix", SUFFIXES)
     @pytest.mark.parametrize("count", [50, pytest.param(400, marks=pytest.mark.nightly)])
@@ -527,10 +464,6 @@ class TestBadContent:
         safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
         check_refused(tmp_path / "a.safetensors", "metadata has no 'bbdm' entry")
 
-    def test_whole_network_pickled(self, make_unet: MakeUNet, tmp_path: Path) -> None:
-        torch.save(make_unet(), tmp_path / "a.pt")
-        check_refused(tmp_path / "a.pt", ".")
-
     def test_tensors_that_share_their_storage(self, files: Path, tmp_path: Path) -> None:
         """A small file that would build a network many times its size."""
         content = torch.load(files / "good.pt", weights_only=True)
@@ -584,11 +517,6 @@ class TestArguments:
         with pytest.raises(ValueError, match=rf"good{suffix} .*{reason}"):
             load_checkpoint(files / f"good{suffix}", **argument)
 
-    def test_c_lambda_of_a_bridge_without_one(self, make_unet: MakeUNet, tmp_path: Path) -> None:
-        save_checkpoint(tmp_path / "a.pt", make_unet(), BrownianBridge(50))
-        with pytest.raises(ValueError, match=r"c_lambda=2\.0"):
-            load_checkpoint(tmp_path / "a.pt", c_lambda=2.0)
-
     @pytest.mark.parametrize("name", ["gone.pt", "gone.safetensors"])
     def test_missing_file(self, name: str, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=f"no checkpoint {tmp_path}"):
@@ -597,16 +525,6 @@ class TestArguments:
     def test_a_folder(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"{tmp_path} is a folder, and a checkpoint is a file"):
             load_checkpoint(tmp_path)
-
-    def test_content_is_the_callers(self, files: Path) -> None:
-        """Two loads share nothing."""
-        first, second = load_checkpoint(files / "good.pt"), load_checkpoint(files / "good.pt")
-        assert first.unet.weights is not None
-        before = copy.deepcopy(second.unet.weights)
-        for value in first.unet.weights.values():
-            value.zero_()
-        assert before is not None
-        assert_same_state(second.unet.weights, before)
 
 
 def test_saving_does_not_touch_the_network(make_unet: MakeUNet, tmp_path: Path) -> None:

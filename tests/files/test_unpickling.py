@@ -21,8 +21,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from bbdm.files import torchfile, unpickling
@@ -213,7 +211,7 @@ def traps(marker: Path) -> dict[str, tuple[Any, str]]:
         "within-a-module": (nn.Sequential(nn.Linear(1, 1)).append(HoldsTrap(system)), r"(posix|nt)\.system"),
         "eval": (Runs(eval, code), r"builtins\.eval"),
         "exec": (Runs(exec, code), r"builtins\.exec"),
-        "open": (Runs(open, str(marker), "w"), r"io\.open|builtins\.open"),
+        "open": (Runs(open, str(marker), "w"), r"_?io\.open|builtins\.open"),
         "import": (Runs(__import__, "os"), r"builtins\.__import__"),
         "subprocess": (Runs(subprocess.call, ["touch", str(marker)]), r"subprocess\.call"),
         "popen": (Runs(subprocess.Popen, ["touch", str(marker)]), r"subprocess\.Popen"),
@@ -443,31 +441,6 @@ def network(zipped: bool) -> tuple[bytes, dict[str, torch.Tensor]]:
 
 
 FILES = {zipped: network(zipped) for zipped in (True, False)}
-
-
-@FORMATS
-@pytest.mark.parametrize("count", sweep([15, 150], daily=[15]))
-def test_any_damage_is_a_value_error_or_unnoticed(count: int, zipped: bool, tmp_path: Path):
-    """After flipped bits or a cut: a ValueError or, in a zip, the right weights; legacy has no checksums."""
-    original, wanted = FILES[zipped]
-    anywhere = st.integers(0, len(original) - 1)
-    path = tmp_path / "damaged.pt"
-
-    @settings(max_examples=count, deadline=None, derandomize=True)
-    @given(data=st.data())
-    def check(data: st.DataObject) -> None:
-        content = bytearray(original)
-        for place in data.draw(st.lists(st.one_of(anywhere, st.integers(0, 1000)), max_size=4)):
-            content[place] ^= 1 << data.draw(st.integers(0, 7))
-        path.write_bytes(content[: data.draw(st.one_of(st.just(len(content)), anywhere))])
-        with contextlib.suppress(ValueError), opened(path) as got:
-            if isinstance(got, dict) and isinstance(got.get("model"), dict):
-                loaded = {key: value.load() for key, value in got["model"].items() if isinstance(value, StoredTensor)}
-                if zipped:
-                    assert loaded.keys() == wanted.keys()
-                    assert all(torch.equal(loaded[key], value) for key, value in wanted.items())
-
-    check()
 
 
 @FORMATS

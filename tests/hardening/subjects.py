@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from safetensors import safe_open
 
-from bbdm.data.image_cache import ImageCache
+from bbdm.data.cache import ImageCache
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import load_dataset
 from bbdm.evaluation import reports
@@ -163,14 +163,15 @@ def _pairs(folder: Path) -> Any:
 def image_cache(folder: Path) -> Subject:
     pairs = _pairs(folder)
     ImageCache(pairs, folder / "cache")
-    kept = (folder / "cache" / "train.npy").read_bytes()
+    (block,) = (folder / "cache").glob("*.safetensors")
+    kept = block.read_bytes()
 
     def read() -> Any:
         cache = ImageCache(pairs, folder / "cache")
         return [[v.tolist() for v in cache.pixels(i)] for i in range(2)]
 
     def mutate(data: bytes, rng: random.Random) -> bytes:
-        (folder / "cache" / "train.npy").write_bytes(kept)
+        block.write_bytes(kept)
         return of_json(data, rng)
 
     return Subject(folder / "cache" / "train.json", read, mutate)
@@ -179,14 +180,14 @@ def image_cache(folder: Path) -> Subject:
 def latent_cache(folder: Path) -> Subject:
     pairs, codec = _pairs(folder), tiny_codec()
     LatentDataset(pairs, codec, folder / "cache")
-    shard = next((folder / "cache").glob("*.safetensors"))
-    kept = shard.read_bytes()
+    (block,) = (folder / "cache").glob("*.safetensors")
+    kept = block.read_bytes()
 
     def read() -> Any:
         return [v.tolist() for v in LatentDataset(pairs, codec, folder / "cache")[1]]
 
     def mutate(data: bytes, rng: random.Random) -> bytes:
-        shard.write_bytes(kept)
+        block.write_bytes(kept)
         return of_json(data, rng)
 
     return Subject(next((folder / "cache").glob("*.json")), read, mutate)

@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 
 from bbdm import save_checkpoint
-from bbdm.data import image_cache, latents
+from bbdm.cli import distill, eval, shard, train, train_vqgan, translate
+from bbdm.data.cache import ImageCache
+from bbdm.data.latents import LatentDataset
 from bbdm.files.checkpoint import save_vqgan
 from bbdm.networks import vqgan
-from examples import distill, eval, generate, shard, train, train_vqgan
 from tests.conftest import BRIDGE, SavePicture, tiny_unet
 from tests.hardening.killing import Left, Script, content, kill_at_random_moments
 from tests.networks.test_vqgan import TINY, tiny_vqgan
@@ -50,7 +51,7 @@ def small(folder: Path) -> None:
     os.environ["BBDM_SHARDS"] = str(folder.with_name(f"{folder.name}.fetched"))
     tiny_train.set_up()
     vqgan.PRESETS["demo"] = vqgan.VQGANConfig(**TINY)
-    image_cache.PAIRS_AT_ONCE = latents.SHARD = latents.PAIRS_AT_ONCE = 2
+    ImageCache.in_block = ImageCache.at_once = LatentDataset.in_block = LatentDataset.at_once = 2
 
 
 def training(place: Path, output: Path, *flags: str) -> list[str]:
@@ -104,7 +105,7 @@ SCRIPTS: dict[str, tuple[Callable[[list[str]], None], Callable[[Path, Path], lis
     "a cache of latents": (train.main, cached_latents, 25),
     "distill": (distill.main, distilling, 10),
     "eval": (eval.main, evaluating, 20),
-    "generate": (generate.main, generating, 15),
+    "generate": (translate.main, generating, 15),
     "shard": (shard.main, sharding, 20),
 }
 

@@ -135,16 +135,6 @@ def test_sizes_of_1_fit_either_format(shape: tuple[int, ...]):
     check_steps(bridge_step, shape, channels_last=True, clamp=(-0.8, 0.9))
 
 
-def test_noise_of_an_image_does_not_depend_on_the_batch():
-    seeds = torch.tensor(SEEDS)
-    batch, alone = (
-        arguments(**{n: torch.zeros(b, 3, 4, 5) for n in ("x", "x0hat", "inputs", "pred", "y")}) for b in (3, 1)
-    )
-    bridge_step(**{**batch, "seeds": seeds})
-    bridge_step(**{**alone, "seeds": seeds[1:2]})
-    assert torch.equal(batch["x"][1], alone["x"][0])
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -318,16 +318,6 @@ def interpreted_kernels_take_several_small_tiles(monkeypatch: pytest.MonkeyPatch
     case.check(kernels(case))
 
 
-@pytest.mark.nightly
-@pytest.mark.usefixtures("poisoned")
-def interpreted_kernels_take_several_tiles_chunks_and_blocks():
-    """61 x 61 rows are 30 chunks of 2 tiles, the last short; 5 groups are 3 blocks, the last not full."""
-    case = Case((1, 100, 61, 61), 5, mean=30.0)
-    blocks, chunks, plan = tiling.plan(100, 5, 61 * 61, tiling.TILE)
-    assert (blocks, chunks, plan["GROUPS"], plan["SPAN"] // plan["ROWS"]) == (3, 30, 2, 2)
-    case.check(kernels(case))
-
-
 def interpreted_kernels_give_an_image_the_same_in_any_batch():
     x, dy, weight, bias = Case((3, 24, 9, 9), 3, mean=1.0).inputs()
 

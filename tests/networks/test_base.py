@@ -19,7 +19,6 @@ from bbdm.networks.base import Network
 from bbdm.networks.dit import DiT
 from bbdm.networks.unet import UNet
 from bbdm.runtime import OnnxBridgeSampler
-from bbdm.training.fine_tuning import begin_from, load_trained
 from tests.conftest import TINY, MakeTrainer, newest
 from tests.nightly import sweep
 from tests.onnx.exports import export
@@ -227,15 +226,6 @@ def test_a_file_of_a_wrapped_network_needs_it(tmp_path: Path):
     save_checkpoint(tmp_path / "d.pt", dit(), BRIDGE)
     with pytest.raises(ValueError, match="a network was given, and the file describes its own, a DiT"):
         BridgeSampler.from_checkpoint(tmp_path / "d.pt", network=plain())
-
-
-@every_network
-def test_training_may_begin_with_its_weights(make: Callable[[], Network], tmp_path: Path):
-    trained, new = randomised(make()), make()
-    save_checkpoint(tmp_path / "c.pt", trained, BRIDGE)
-    begin_from(load_trained(tmp_path / "c.pt", 50, 2.0, None), tmp_path / "c.pt", new, BRIDGE, None)
-    for one, other in zip(new.parameters(), trained.parameters(), strict=True):
-        assert torch.equal(one, other)
 
 
 @daily_networks

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from bbdm import VQGAN, ABridge, VQGANCodec, save_checkpoint
+from bbdm.cli.export import main
 from bbdm.codec import LatentStatistics
 from bbdm.networks.base import Network
-from export import to_onnx
 from tests.conftest import tiny_unet
 
 BRIDGE = ABridge(num_steps=100)
@@ -36,6 +36,6 @@ def checkpoint(path: Path, condition_channels: int = 3, codec: VQGANCodec | None
 
 
 def export(file: Path, folder: Path, *flags: str, network: Network | None = None) -> Path:
-    """Run export/to_onnx.py, without its check unless ``flags`` have it."""
-    to_onnx.main([str(file), str(folder), *([] if "--check" in flags else ["--no-check"]), *flags], network)
+    """Run `bbdm export`, without its check unless ``flags`` have it."""
+    main([str(file), str(folder), *([] if "--check" in flags else ["--no-check"]), *flags], network)
     return folder

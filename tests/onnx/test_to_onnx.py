@@ -1,4 +1,4 @@
-"""export/to_onnx.py: graphs that agree with PyTorch at any batch and size, its flags, and its errors."""
+"""`bbdm export`: graphs that agree with PyTorch at any batch and size, its flags, and its errors."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import torch
 from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, load_checkpoint, save_checkpoint, solvers, wrap
+from bbdm.cli.export import parse
 from bbdm.files.bridge_json import read_settings
 from bbdm.networks.unet import AttentionBlock
 from bbdm.onnx import check, graphs, pipeline, quantize
 from bbdm.pictures.images import from_pil, open_image, to_pil
 from bbdm.runtime.sampler import OnnxBridgeSampler
-from export import to_onnx
 from tests.conftest import ROOT
 from tests.onnx.exports import BRIDGE, SIZE, checkpoint, export, tiny_codec
 
 STEPS = 10
-DEMO = ROOT / "examples" / "demo"
+DEMO = ROOT / "bbdm" / "demo"
 SHAPES = [(1, 16, 16), (2, 16, 16), (5, 16, 16), (2, 24, 32)]
 
 
@@ -387,4 +387,4 @@ def test_a_pipeline_with_a_mask(file: Path, tmp_path: Path, capsys: pytest.Captu
     assert {value.name for value in inputs} == {"source", "noise", "mask"}
     assert "image, pipeline.onnx" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        to_onnx.parse([str(file), "--mask"])
+        parse([str(file), "--mask"])

@@ -20,7 +20,7 @@ from bbdm.bridges import Bridge
 from bbdm.kernels.bridge_step import bridge_step
 from bbdm.networks.base import Network
 
-sde_bbdm = pytest.importorskip("sde_bbdm")
+sde_bbdm = pytest.importorskip("sde_bbdm", exc_type=ImportError)
 diffusion = pytest.importorskip("diffusion")
 
 T = 1000

@@ -14,7 +14,7 @@ from torch import nn
 
 from bbdm import UNet
 
-networks = pytest.importorskip("sde_bbdm").networks
+networks = pytest.importorskip("sde_bbdm", exc_type=ImportError).networks
 
 Case = tuple[tuple[int, ...], tuple[int, ...]]
 

@@ -24,7 +24,8 @@ from bbdm.runtime.sampler import OnnxBridgeSampler
 from tests.conftest import ROOT
 from tests.onnx.exports import checkpoint, export, tiny_codec
 
-DEMO = ROOT / "examples" / "demo"
+DEMO = ROOT / "bbdm" / "demo"
+EXPORT = ROOT / "examples" / "demo" / "onnx"
 SOURCE = np.random.default_rng(0).uniform(-1, 1, (5, 3, 16, 16)).astype(np.float32)
 
 
@@ -264,7 +265,7 @@ def drawing(tmp_path: Path) -> Path:
 
 def check_command(python: Path | str, drawing: Path, start: Sequence[str]) -> None:
     """The bundled export translates a drawing with the command line as PyTorch does."""
-    command = [python, *start, DEMO / "onnx", drawing, "-o", drawing.parent / "out", "--seed", "0"]
+    command = [python, *start, EXPORT, drawing, "-o", drawing.parent / "out", "--seed", "0"]
     subprocess.run(command, check=True, cwd=drawing.parent, env={**os.environ, "PYTHONPATH": ""})
     weights = DEMO / "openmoji64.safetensors"
     wanted = BridgeSampler.from_checkpoint(weights, solver="sde-dpm2m", steps=5)(Image.open(drawing), seed=0)

@@ -1,4 +1,4 @@
-"""examples/app.py without a browser, with a network too small to be good."""
+"""`bbdm app` without a browser, with a network too small to be good."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from PIL import Image
 
 from bbdm import BridgeSampler
 from bbdm.runtime import OnnxBridgeSampler
-from examples import app
-from examples.app import AppConfig, Model, Source
+from bbdm.serving import app
+from bbdm.serving.app import Model, Source
+from bbdm.serving.config import AppConfig
 from tests.cli.pages import EXPORT, model_file, noise, same
 from tests.conftest import ROOT
 from tests.onnx.exports import SIZE, export

@@ -1,4 +1,4 @@
-"""examples/app.py as visitors use it, in Chromium."""
+"""`bbdm app` as visitors use it, in Chromium."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def serve() -> Iterator[Callable[..., str]]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = [sys.executable, "examples/app.py", str(model), "--port", str(port), *flags]
+        command = [sys.executable, "-m", "bbdm", "app", str(model), "--port", str(port), *flags]
         running.append(process := subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}))
 
         def answers() -> bool:

@@ -1,4 +1,4 @@
-"""examples/serve.py: checks of requests every day, a server on this machine every night."""
+"""`bbdm serve`: checks of requests every day, a server on this machine every night."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ class Reply:
 
 @dataclass
 class Server:
-    """examples/serve.py in a process of its own."""
+    """`bbdm serve` in a process of its own."""
 
     process: subprocess.Popen[str]
     port: int
@@ -326,8 +326,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def launch(checkpoint: Path, *flags: str, stderr: int | None = None) -> subprocess.Popen[str]:
-    """examples/serve.py in a process of its own."""
-    command = [sys.executable, "examples/serve.py", str(checkpoint), "--port", "0", "--threads", "1", *flags]
+    """`bbdm serve` in a process of its own."""
+    command = [sys.executable, "-m", "bbdm", "serve", str(checkpoint), "--port", "0", "--threads", "1", *flags]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True)
 

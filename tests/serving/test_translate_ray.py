@@ -1,4 +1,4 @@
-"""examples/translate_ray.py: names, seeds and checks every day, clusters on this machine every night."""
+"""`bbdm translate-ray`: names, seeds and checks every day, clusters on this machine every night."""
 
 from __future__ import annotations
 

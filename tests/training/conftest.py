@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from bbdm.cli import train
 from bbdm.networks.unet_config import PRESETS, UNetConfig
-from examples import train
 from tests.conftest import TINY, SavePicture, save_random_pairs
 from tests.training.launching import arguments
 

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bbdm import ABridge, UNet
+from bbdm import DEMO, ABridge, UNet
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer
-from examples.generate import DEMO
 from tests.conftest import OPENMOJI64
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bbdm.data.pairs import PairedDataset
-from bbdm.training import step
+from bbdm.training import bridge
 from bbdm.training.config import TrainConfig
 from bbdm.training.optimizers import Plateau, make_optimizer
 from bbdm.training.trainer import Trainer
@@ -143,7 +143,7 @@ class TestFloat16:
         self, make_trainer: MakeTrainer, make_unet: MakeUNet, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A scale that falls and rises within 6 steps, and bitwise the weights of the undisturbed run."""
-        monkeypatch.setattr(step, "GradScaler", partial(torch.amp.GradScaler, growth_interval=2))
+        monkeypatch.setattr(bridge, "GradScaler", partial(torch.amp.GradScaler, growth_interval=2))
         runs = {name: make_trainer(name, epochs=3, precision="fp16") for name in ("straight", "resumed")}
         make_trainer("resumed", epochs=1, precision="fp16").fit()
         assert runs["resumed"].resume_newest()

@@ -17,7 +17,7 @@ from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.codec import VQGANCodec
 from bbdm.data.pairs import PairedDataset
 from bbdm.files.checkpoint import load_checkpoint, save_checkpoint
-from bbdm.training import step as step_module
+from bbdm.training import bridge as step_module
 from bbdm.training.config import TrainConfig
 from bbdm.training.losses import bridge_loss
 from bbdm.training.resume import OtherCodecError

@@ -12,9 +12,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+from bbdm.cli import eval, eval_miou, train, translate
 from bbdm.execution.processes import Processes
 from bbdm.networks.unet_config import PRESETS, UNetConfig
-from examples import eval, eval_miou, generate, train
 from tests.conftest import ROOT, TINY
 from tests.training.launching import ALONE, TORCHRUN, arguments, assert_close, metrics, run
 
@@ -135,7 +135,7 @@ def test_a_batch_must_split(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
         train.main(arguments(data, tmp_path / "model.pt", "-b", "3"))
 
 
-SCRIPTS = {train: ["edge2shoes"], generate: ["edge2shoes"], eval: ["edge2shoes"], eval_miou: ["deeplab.pt"]}
+SCRIPTS = {train: ["edge2shoes"], translate: ["edge2shoes"], eval: ["edge2shoes"], eval_miou: ["deeplab.pt"]}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
@@ -153,7 +153,7 @@ def test_each_gpu_gets_a_process(flag: str, script: ModuleType, monkeypatch: pyt
     with pytest.raises(SystemExit):
         script.main(argv)
     assert calls[0][1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
-    assert calls[0][6:] == [script.__file__, *argv]
+    assert calls[0][6:] == ["-m", "bbdm", script.__name__.split(".")[-1].replace("_", "-"), *argv]
 
 
 def test_without_a_second_gpu_one_process_trains(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

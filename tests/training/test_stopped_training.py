@@ -21,10 +21,10 @@ import torch
 
 import bbdm
 from bbdm.base.scripts import TERMINATED, StoppedError
+from bbdm.cli import train
 from bbdm.networks.unet_config import PRESETS, UNetConfig
 from bbdm.training.bridge import BridgeTask
 from bbdm.training.trainer import Trainer
-from examples import train
 from tests.cli.test_train import assert_same
 from tests.conftest import ROOT, TINY, SavePicture, save_random_pairs
 from tests.hardening.killing import Script, begin

@@ -12,8 +12,8 @@ import pytest
 
 import bbdm
 from bbdm.base.scripts import StoppedError
+from bbdm.cli import distill, eval, shard, train
 from bbdm.training.trainer import Trainer
-from examples import distill, eval, shard, train
 from tests.cli.test_train import assert_same
 from tests.conftest import ROOT, SavePicture
 from tests.training import test_stopped_training as stopped

@@ -18,7 +18,7 @@ from bbdm.files.checkpoint import load_checkpoint
 from bbdm.kernels import philox_numpy
 from bbdm.kernels.noise_step import noise_step
 from bbdm.networks.unet import UNet
-from bbdm.training import step as step_module
+from bbdm.training import bridge as step_module
 from bbdm.training.losses import bridge_loss
 from bbdm.training.trainer import Trainer
 from tests.conftest import SIZE, MakeTrainer, MakeUNet, metrics_of, newest

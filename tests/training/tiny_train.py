@@ -1,4 +1,4 @@
-"""examples/train.py with a tiny network for the demo preset, for tests that start processes of their own.
+"""`bbdm train` with a tiny network for the demo preset, for tests that start processes of their own.
 
 In the environment, DIE=RANK,STEP ends the process of a rank by SIGKILL at an optimizer step, TERM_AT sends it
 SIGTERM there, FAIL raises an error, and PAUSE=SECONDS makes each step last longer."""
@@ -11,10 +11,9 @@ import time
 
 import torch
 
-from bbdm.base import scripts
+from bbdm import cli
 from bbdm.networks.unet_config import PRESETS, UNetConfig
 from bbdm.training.trainer import Trainer
-from examples import train
 from tests.conftest import TINY
 
 
@@ -44,4 +43,4 @@ def watch_steps() -> None:
 if __name__ == "__main__":
     set_up()
     watch_steps()
-    scripts.run(train.main)
+    cli.run("train")

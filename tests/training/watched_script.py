@@ -1,4 +1,4 @@
-"""A script of examples/ that records its work, for tests that start processes of their own.
+"""A command of bbdm that records its work, for tests that start processes of their own.
 
 In the environment, WATCH=FILE gets a line from a process for each file that it writes (RANK NAME) and for
 each batch that it scores (RANK scored NUMBER), and SLOW=RANK delays a process where lateness could matter:
@@ -19,10 +19,8 @@ import torch
 from torch import nn
 
 import bbdm
-from bbdm.base import (
-    atomic,
-    scripts,  # imports nothing that uses write_atomically
-)
+from bbdm import cli
+from bbdm.base import atomic  # imports nothing that uses write_atomically
 
 RANK = os.environ.get("RANK", "0")
 
@@ -93,4 +91,4 @@ if __name__ == "__main__":
         watch_scores()
     if os.environ.get("SLOW") == RANK:
         be_slow()
-    scripts.run(import_module(f"examples.{name}").main)
+    cli.run(name)

@@ -32,8 +32,8 @@ def read(content: Any, config: str | os.PathLike[str] | None) -> Checkpoint:
     """The network, its moving average where the file has both, and the bridge of the settings.
 
     Args:
-        content: the file's.
-        config: see :func:`bbdm.files.importers.adm_settings.read`.
+        content: the content of the file.
+        config: the settings, for :func:`bbdm.files.importers.adm_settings.read`.
 
     Raises:
         IncompleteFileError: there is no ``config``.

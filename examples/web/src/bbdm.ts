@@ -1,5 +1,5 @@
 /**
- * Translates pictures with what export/to_onnx.py wrote: bridge.json, unet.onnx, and of a latent bridge
+ * Translates pictures with what `bbdm export` wrote: bridge.json, unet.onnx, and of a latent bridge
  * encoder.onnx and decoder.onnx. Needs ONNX Runtime, which the caller passes in, and no DOM: it runs in a
  * page, in a worker and in Node. A seed gives the picture that bbdm.BridgeSampler gives for it.
  */

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from bbdm.files.checkpoint import load_checkpoint, load_vqgan
+from bbdm.files.checkpoint import load_vqgan
 from bbdm.networks.unet import UNet
 from bbdm.networks.unet_config import UNetConfig
 from bbdm.networks.vqgan import PRESETS as VQGANS
 from bbdm.networks.vqgan import VQGAN
 from tests.files.importers.common import (
-    SeedVQGAN,
     expected,
     refused,
     save,
@@ -60,22 +58,3 @@ def test_tensors_that_share_their_storage(tmp_path: Path):
     shared = torch.zeros(max(value.numel() for value in wanted.values()))
     path = save({k: shared[: v.numel()].view(v.shape) for k, v in wanted.items()}, tmp_path / "a.pt")
     refused(path, r"its tensors are of \d+ numbers, and only \d+ are stored", load_vqgan)
-
-
-class Trap:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.marker}",)
-
-
-@pytest.mark.parametrize("reader", [load_checkpoint, load_vqgan])
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_code_in_it_does_not_run_and_is_named(reader: Any, zipped: bool, tmp_path: Path):
-    good = {**UNet(channel_mult=(2,), model_channels=32).state_dict(), **SeedVQGAN().state_dict()}
-    path = save({"state_dict": good, "optimizer": [{"state": Trap(tmp_path / "marker")}]}, tmp_path / "a.pt", zipped)
-    refused(path, r"asks for the forbidden global (posix|nt)\.system$", reader)
-    assert not (tmp_path / "marker").exists()

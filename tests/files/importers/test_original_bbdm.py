@@ -250,12 +250,6 @@ class TestOriginalBbdm:
         path, _, _ = bbdm_file(tmp_path / "a.pth", condition_channels=3)
         refused(path, message, config=bbdm_yaml(tmp_path / "a.yaml", **changes))
 
-    def test_a_model_of_pixels_ignores_normalize_latent(self, tmp_path: Path):
-        """As its own code does."""
-        path, _, _ = bbdm_file(tmp_path / "a.pth", condition_channels=3)
-        config = bbdm_yaml(tmp_path / "a.yaml", model__normalize_latent=True)
-        assert load(path, config=config).codec is None
-
     def test_yaml_that_asks_for_code(self, tmp_path: Path):
         path, _, _ = bbdm_file(tmp_path / "a.pth", condition_channels=3)
         (tmp_path / "a.yaml").write_text(f"a: !!python/object/apply:os.system ['touch {tmp_path}/marker']\n")

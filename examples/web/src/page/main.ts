@@ -6,7 +6,7 @@ import { Options } from "./options";
 import { Results } from "./results";
 import "./style.css";
 
-const DRAWINGS = import.meta.glob<string>("../../../demo/drawings/*.png", { query: "?url", import: "default", eager: true });
+const DRAWINGS = import.meta.glob<string>("../../../../bbdm/demo/drawings/*.png", { query: "?url", import: "default", eager: true });
 const NAMES: Record<string, string> = { "1F36D": "lollipop", "1F383": "pumpkin", "1F427": "penguin", "1F980": "crab" };
 const MODEL = "model/"; // beside the page
 

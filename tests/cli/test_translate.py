@@ -1,4 +1,4 @@
-"""examples/generate.py as a user runs it, with a network too small to be good."""
+"""`bbdm translate` as a user runs it, with a network too small to be good."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm import ABridge, BridgeSampler, UNet, VQGANCodec, save_checkpoint, save_vqgan
+from bbdm import ABridge, BridgeSampler, UNet, VQGANCodec, cli, save_checkpoint, save_vqgan
 from bbdm.base import scripts
+from bbdm.cli import translate
 from bbdm.evaluation.results import ResultsError
 from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
 from bbdm.execution import package as package_module
 from bbdm.execution.processes import Processes
 from bbdm.pictures import images
-from examples import generate
 from tests.conftest import tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 
@@ -39,7 +39,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*flags: str) -> None:
-    generate.main(["edge2shoes", "data", "c.pt", "results", "--steps", "3", *flags])
+    translate.main(["edge2shoes", "data", "c.pt", "results", "--steps", "3", *flags])
 
 
 def made() -> list[str]:
@@ -73,7 +73,7 @@ def test_processes_compile_in_one_dtype(place: Path, monkeypatch: pytest.MonkeyP
     """Each process chooses by timing, and all take the first's choice."""
     monkeypatch.setattr(package_module, "best_dtype", lambda _: torch.float32)
     monkeypatch.setattr(Processes, "gather", lambda _, value: [torch.bfloat16, value])
-    translator = Translator(generate.parse(["edge2shoes", "data", "c.pt", "--compile"]))
+    translator = Translator(translate.parse(["edge2shoes", "data", "c.pt", "--compile"]))
     assert translator.sampler("dpm2m", 3).dtype == torch.bfloat16
 
 
@@ -118,7 +118,7 @@ def test_results_of_other_settings_are_not_shown_as_new(place: Path):
     run("--seed", "1")
     with pytest.raises(ResultsError, match=r"results holds results of other settings \(seed 1, now 2\)") as caught:
         run("--seed", "2")
-    assert "--overwrite" in scripts.hinted(caught.value, generate.HINTS)
+    assert "--overwrite" in scripts.hinted(caught.value, cli.HINTS)
     Path("results/settings.json").unlink()  # as versions without manifests left it
     with pytest.raises(ResultsError, match=r"results/a\.png exists, but no results/settings\.json"):
         run("--seed", "1")
@@ -130,7 +130,7 @@ def sizes(*flags: str) -> list[tuple[int, int]]:
     for name, size in (("wide", (40, 20)), ("high", (12, 25)), ("same", (16, 16))):
         Path("own").mkdir(exist_ok=True)
         Image.new("RGB", size, "navy").save(f"own/{name}.png")
-    generate.main(["folder", "own", "c.pt", "out", "--steps", "2", "--overwrite", *flags])
+    translate.main(["folder", "own", "c.pt", "out", "--steps", "2", "--overwrite", *flags])
     return [Image.open(f"out/{name}.png").size for name in ("wide", "high", "same")]
 
 
@@ -166,17 +166,17 @@ def test_a_place_that_cannot_be_written_is_found_first(place: Path, monkeypatch:
     Path("file").write_text("")
     monkeypatch.setattr("bbdm.sampling.network_config.load_checkpoint", lambda *_: pytest.fail("loaded"))
     with pytest.raises(ValueError, match="file is a file, and a folder is needed there"):
-        generate.main(["edge2shoes", "data", "c.pt", "file/results"])
+        translate.main(["edge2shoes", "data", "c.pt", "file/results"])
 
 
 def test_sources_alone(place: Path):
-    generate.main(["folder", "data/val", "c.pt", "results", "--steps", "2"])
+    translate.main(["folder", "data/val", "c.pt", "results", "--steps", "2"])
     assert made() == ["a.png", "b.png", "c.png", "grid.png", "settings.json"]
     assert Image.open("results/grid.png").width == 2 * (SIZE + 2) + 2
 
 
 def test_fast_sampling_is_the_papers_solver(place: Path):
-    assert generate.parse(["edge2shoes", "data", "c.pt", "--fast_sampling"]).chosen_solver == "fast"
+    assert translate.parse(["edge2shoes", "data", "c.pt", "--fast_sampling"]).chosen_solver == "fast"
     run("--fast_sampling")
     fast = Path("results/a.png").read_bytes()
     run("--overwrite", "--solver", "fast")
@@ -214,9 +214,9 @@ def test_pictures_are_of_the_averaged_weights(place: Path, suffix: str):
     results: dict[str, bytes] = {}
     for name, unet in {"weights": weights, "average": average}.items():
         save_checkpoint(f"{name}.pt", unet, ABridge(num_steps=100), image_size=SIZE)
-        generate.main(["edge2shoes", "data", f"{name}.pt", name, "--steps", "3"])
+        translate.main(["edge2shoes", "data", f"{name}.pt", name, "--steps", "3"])
         results[name] = Path(name, "a.png").read_bytes()
-    generate.main(["edge2shoes", "data", f"both{suffix}", "both", "--steps", "3"])
+    translate.main(["edge2shoes", "data", f"both{suffix}", "both", "--steps", "3"])
     assert Path("both/a.png").read_bytes() == results["average"] != results["weights"]
 
 
@@ -228,10 +228,10 @@ def test_a_pickled_network_with_everything_from_flags(place: Path):
     results = Path("results/a.png").read_bytes()
     torch.save(tiny_unet(), "bare.model")
     flags = ["--steps", "3", "--image_size", str(SIZE)]
-    generate.main(["edge2shoes", "data", "bare.model", "bare", *flags, "-t", "100", "-l", "1.5", "-vq", "vqgan.pt"])
+    translate.main(["edge2shoes", "data", "bare.model", "bare", *flags, "-t", "100", "-l", "1.5", "-vq", "vqgan.pt"])
     assert Path("bare/a.png").read_bytes() == results
     with pytest.raises(ValueError, match=r"cannot read bare.model"):
-        generate.main(["edge2shoes", "data", "bare.model", "bare", *flags])
+        translate.main(["edge2shoes", "data", "bare.model", "bare", *flags])
 
 
 def test_an_interrupted_write_leaves_no_half_picture(place: Path, monkeypatch: pytest.MonkeyPatch):
@@ -262,7 +262,7 @@ def test_out_of_memory_says_what_to_lower(place: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(BridgeSampler, "__call__", fail)
     with pytest.raises(TooLargeError, match="out of memory at batch_size 64 and image_size 16") as caught:
         run()
-    assert scripts.hinted(caught.value, generate.HINTS).endswith("16; lower -b or --size")
+    assert scripts.hinted(caught.value, cli.HINTS).endswith("16; lower -b or --size")
 
 
 def test_other_errors_are_not_taken_for_memory(place: Path, monkeypatch: pytest.MonkeyPatch):
@@ -280,7 +280,7 @@ def test_no_picture_of_the_user_is_overwritten(place: Path, name: str, output_di
     Image.new("RGB", (SIZE, SIZE), "red").save(f"pictures/{name}")
     before = Path(f"pictures/{name}").read_bytes()
     with pytest.raises(ValueError, match=f"{name} would replace another picture"):
-        generate.main(["folder", "pictures", "c.pt", output_dir, "--steps", "2", "--overwrite"])
+        translate.main(["folder", "pictures", "c.pt", output_dir, "--steps", "2", "--overwrite"])
     assert Path(f"pictures/{name}").read_bytes() == before
 
 
@@ -293,21 +293,21 @@ def test_what_the_command_line_refuses(place: Path, capsys: pytest.CaptureFixtur
         (["edge2shoes", "data", "c.pt", "--dtype", "fp16"], "invalid choice"),
     ):
         with pytest.raises(SystemExit):
-            generate.parse(flags)
+            translate.parse(flags)
         assert message in capsys.readouterr().err
     for flags, message in (
         (["-b", "0"], "batch_size must be at least 1, got 0"),
         (["--fast_sampling", "--solver", "ddim"], "fast_sampling means the solver 'fast', got solver 'ddim' too"),
     ):
         with pytest.raises(ValueError, match=message):
-            generate.parse(["edge2shoes", "data", "c.pt", *flags])
+            translate.parse(["edge2shoes", "data", "c.pt", *flags])
 
 
 def test_all_flags_of_a_translation(place: Path):
     """Each name of each flag, and the defaults."""
     given = ["folder", "data", "c.pt", "out"]
     defaults = TranslateConfig("folder", "data", Path("c.pt"), Path("out"))
-    assert generate.parse(given) == defaults
+    assert translate.parse(given) == defaults
     assert (defaults.split, defaults.batch_size, defaults.num_samples, defaults.seed) == ("val", 64, 1, 0)
     assert (defaults.chosen_solver, defaults.steps, defaults.direction) == (None, None, "AtoB")
     for field, flags, value in (
@@ -340,14 +340,14 @@ def test_all_flags_of_a_translation(place: Path):
         ("use_multi_gpus", ["-use_multi_gpus"], True),
         ("show_verbose", ["--show_verbose"], True),
     ):
-        assert generate.parse([*given, *flags]) == replace(defaults, **{field: value})
+        assert translate.parse([*given, *flags]) == replace(defaults, **{field: value})
 
 
 def test_the_size_of_files_that_do_not_hold_it(place: Path, capsys: pytest.CaptureFixture[str]):
     save_checkpoint("c.pt", tiny_unet(attention_resolutions=()), ABridge(num_steps=100))
     for name in "bc":
         Path(f"data/val/{name}.jpg").unlink()
-    generate.main(["edge2shoes", "data", "c.pt", "results", "--steps", "1"])
+    translate.main(["edge2shoes", "data", "c.pt", "results", "--steps", "1"])
     assert "c.pt does not hold the size of its pictures: image_size is 256\n" in capsys.readouterr().out
     assert Image.open("results/a.png").size == (256, 256)
     with pytest.raises(ValueError, match="image_size must be at least 1, got 0"):
@@ -356,7 +356,7 @@ def test_the_size_of_files_that_do_not_hold_it(place: Path, capsys: pytest.Captu
 
 def test_a_folder_where_a_file_belongs(place: Path):
     with pytest.raises(ValueError, match="data is a folder, and a checkpoint is a file"):
-        generate.main(["edge2shoes", "data", "data", "results"])
+        translate.main(["edge2shoes", "data", "data", "results"])
     with pytest.raises(FileNotFoundError, match=r"there is no config\.json of an autoencoder in data"):
         run("-vq", "data")
 

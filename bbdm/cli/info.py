@@ -1,0 +1,129 @@
+"""What a file, a folder or a name on the Hub holds: bbdm info FILE [flags].
+
+FILE is a checkpoint or an autoencoder, of bbdm or of another program; an ONNX export; a folder that
+save_pretrained wrote; or the folder of a training run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bbdm.base.scripts import Parser
+from bbdm.base.settings import add_flags, from_values
+from bbdm.pictures.images import sides
+from bbdm.sampling.network_config import FileConfig
+from bbdm.solvers import StepTable
+
+if TYPE_CHECKING:
+    from bbdm.codec import Codec
+    from bbdm.files.content import Checkpoint, CodecState
+
+Row = tuple[str, object]
+ANY_CALLS = "any number"
+
+
+def of_checkpoint(checkpoint: Checkpoint) -> Iterator[Row]:
+    """Rows of a network with its bridge."""
+    unet, bridge, size = checkpoint.unet, checkpoint.bridge, checkpoint.image_size
+    state = unet.ema or unet.weights or {}
+    dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})
+    both = ", and their moving average" if unet.ema and unet.weights else ""
+    yield "network", f"{unet.kind}, {millions(state)} M parameters in {', '.join(dtypes)}{both}"
+    yield "settings", unet.config
+    yield "bridge", bridge
+    yield "objective", bridge.objective
+    yield "image size", "not stated" if size is None else "{} x {}".format(*sides(size))
+    yield "codec", "none: it works on pictures" if checkpoint.codec is None else of_codec(checkpoint.codec)
+    yield "network calls", checkpoint.calls or ANY_CALLS
+    if checkpoint.training is not None:
+        yield "training", f"{checkpoint.training['step']} optimizer steps, to resume from"
+
+
+def of_codec(codec: CodecState) -> str:
+    """A codec in one line."""
+    kind = codec.config.get("kind", "vqgan")
+    return f"{kind}, by its hash alone" if codec.weights is None else f"{kind}, {millions(codec.weights)} M parameters"
+
+
+def of_autoencoder(codec: Codec) -> Iterator[Row]:
+    """Rows of an autoencoder alone."""
+    yield "autoencoder", f"{type(codec.module).__name__}, {millions(codec.module.state_dict())} M parameters"
+    yield "latents", f"{codec.channels} channels, one position for {codec.stride} x {codec.stride} pixels"
+    yield "settings", codec.config()["config"]
+
+
+def of_export(settings: dict[str, Any]) -> Iterator[Row]:
+    """Rows of an ONNX export."""
+    size, static = settings.get("image_size"), settings["static"]
+    yield "graphs", ", ".join(settings["files"])
+    yield "dtype", settings["dtype"]
+    yield "bridge", ", ".join(f"{key}={value}" for key, value in settings["bridge"].items())
+    yield "solver", f"{settings['solver']}, {len(StepTable.from_description(settings))} steps"
+    yield "image size", "not stated" if size is None else "{} x {}".format(*sides(size))
+    yield "takes", "any number of pictures of any size" if static is None else "{} x {} x {} alone".format(*static)
+    yield "network calls", settings.get("calls") or ANY_CALLS
+    yield "made by", ", ".join(f"{name} {version}" for name, version in settings.get("versions", {}).items())
+
+
+def millions(state: dict[str, Any]) -> str:
+    """The number of elements of tensors in millions."""
+    return f"{sum(value.numel() for value in state.values()) / 1e6:.1f}"
+
+
+def is_own(file: Path) -> bool:
+    """Whether a file of weights is of bbdm."""
+    from bbdm.files import checkpoint, weights
+
+    for name in (checkpoint.FORMAT, checkpoint.VQGAN_FORMAT):
+        with suppress(ValueError), weights.opened(file, name, "checkpoint") as (_, own):
+            return own
+    return False
+
+
+def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
+    """What a path or a name on the Hub is, and its rows.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        IncompleteFileError: the file of another program needs a flag.
+        ValueError: it is nothing that bbdm reads, or is damaged.
+    """
+    from bbdm.files import bridge_json
+    from bbdm.files.checkpoint import load_codec
+    from bbdm.files.hub import find_checkpoint
+    from bbdm.files.weights import IncompleteFileError
+    from bbdm.training.run_folder import RunFolder
+
+    if (path / bridge_json.SETTINGS).is_file():
+        return "an ONNX export", list(of_export(bridge_json.read_settings(path)))
+    run = RunFolder(path, keep=1)
+    if newest := next(iter(run.checkpoints().values()), run.best if run.best.is_file() else None):
+        return f"a training run; its {newest.name}", list(of_checkpoint(config.load(newest)))
+    file = find_checkpoint(path)
+    kind = "of bbdm" if is_own(file) else "of another program"
+    try:
+        rows = list(of_checkpoint(config.load(file)))
+    except IncompleteFileError:
+        raise
+    except ValueError as error:
+        try:
+            return f"an autoencoder {kind}", list(of_autoencoder(load_codec(file)))
+        except ValueError:
+            raise error from None
+    exported = (path / "onnx" / bridge_json.SETTINGS).is_file()
+    return f"a checkpoint {kind}" + (", with an ONNX export" if exported else ""), rows
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module."""
+    parser = Parser(__doc__, prog="bbdm info")
+    parser.add_argument("file", type=Path, help="a file, a folder, or a name on the Hub")
+    add_flags(parser, FileConfig)
+    args = parser.parse_args(argv)
+    title, rows = describe(args.file, from_values(FileConfig, vars(args)))
+    print(f"{args.file}: {title}")
+    for name, value in rows:
+        print(f"  {name:14}{value}")

@@ -1,0 +1,159 @@
+"""Tensors of pairs, made once and stored on disk: decoded pictures, or their latents.
+
+A cache is a folder of safetensors blocks, each of some pairs, and a manifest with the SHA-256 of each block.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from tqdm.auto import tqdm
+
+from bbdm.base import manifest
+from bbdm.base.atomic import LOCK, file_sha256, locked, remove_all_leftovers, write_atomically
+from bbdm.data.collection import Example
+from bbdm.data.loading import Batches
+from bbdm.data.pairs import PairedDataset
+
+VERSION = 1
+Sides = tuple[torch.Tensor, torch.Tensor]  # sources and targets
+
+
+class TensorCache(PairedDataset):
+    """Pairs whose tensors are read from a cache. Attributes: ``dataset``, ``folder`` and the data set's."""
+
+    what: str  # is stored, for messages
+    in_block = 256  # pairs
+    at_once = 64  # pairs that are read and made at a time
+
+    def __init__(
+        self,
+        dataset: PairedDataset,
+        path: Path,  # of the manifest
+        make: Callable[[Example], Sides],  # of a batch of pictures, uint8
+        settings: dict[str, Any],  # what decides the tensors, besides the pictures
+        prefix: str = "",  # of the names of the blocks
+        workers: int = 0,
+        progress: bool = False,
+    ) -> None:
+        vars(self).update(vars(dataset))
+        self.dataset = dataset
+        self.folder = path.parent
+        self.in_block = type(self).in_block
+        self._names = [f"{prefix}{i:05d}.safetensors" for i in range(-(-len(self) // self.in_block))]
+        self._mapped: dict[int, Sides] = {}
+        pictures = {"count": len(self), **self.description()}
+        kind = {"version": VERSION, "pictures": pictures, "image_size": self.image_size, "direction": self.direction}
+        made_of = manifest.as_json({**kind, **settings})
+        with locked(self.folder):
+            blocks = self._checked(path, made_of, prefix)
+            starts = {name: number * self.in_block for number, name in enumerate(self._names) if name not in blocks}
+            missing = {name: range(len(self))[first : first + self.in_block] for name, first in starts.items()}
+            order = list(chain.from_iterable(missing.values()))
+            bar = tqdm(total=len(order), desc=self.what, unit="pair", disable=not progress or not missing)
+            with bar, closing(Batches(dataset, self.at_once, torch.device("cpu"), workers)) as batches:
+                stored = batches.stored(order)
+                for name, indices in missing.items():
+                    made: list[Sides] = []
+                    for batch in islice(stored, -(-len(indices) // self.at_once)):
+                        made.append(make(batch))
+                        bar.update(len(batch.source))
+                    self._write(self.folder / name, *(torch.cat(side) for side in zip(*made, strict=True)))
+                    blocks[name] = file_sha256(self.folder / name)
+                    manifest.write(path, {**made_of, "blocks": blocks})
+
+    def _checked(self, path: Path, made_of: dict[str, Any], prefix: str) -> dict[str, str]:
+        """SHA-256 of the blocks that exist, by name, all checked; writes the manifest of a new cache."""
+        remove_all_leftovers(self.folder)
+        if not path.exists():
+            for other in self.folder.glob(f"{prefix}*"):
+                if other.name != LOCK:
+                    raise ValueError(f"{other} is of no cache of {self.what}, without {path}: give another folder")
+            manifest.write(path, {**made_of, "blocks": {}})
+            return {}
+        with manifest.reading(path, f"delete {self.folder}") as content:
+            (key,) = content.keys() & {"blocks", "shards", "sha256"}  # the last two in earlier versions
+            known = content.pop(key)
+            if key == "sha256":  # one file of all pictures
+                whole = path.with_suffix(".npy")
+                known = {whole.name: known} if known and whole.exists() else {}
+                if known:
+                    self._names, self.in_block = [whole.name], len(self)
+            blocks = {name: known[name] for name in self._names if name in known and (self.folder / name).exists()}
+            differing = manifest.differences(content, made_of)
+        if differing:
+            raise ValueError(f"{path} is of other {self.what} ({differing}): give another folder, or delete this one")
+        for name, digest in blocks.items():
+            if file_sha256(self.folder / name) != digest:
+                raise ValueError(f"{self.folder / name} has changed since it was written: delete it")
+        return blocks
+
+    def _write(self, path: Path, source: torch.Tensor, target: torch.Tensor) -> None:
+        content = safetensors.torch.save({"source": source, "target": target})
+        try:
+            write_atomically(path, lambda temporary: temporary.write_bytes(content))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            size = f"{len(self) * len(content) / len(source) / 2**20:.0f} MiB"
+            reason = f"no room for {size} of {self.what}: make some, or give another folder"
+            raise OSError(error.errno, reason, str(path)) from error
+
+    def prefetched(self, order: Iterable[int]) -> Iterator[int]:
+        """The same indices: nothing else is needed."""
+        return iter(order)
+
+    def read(self, index: int) -> Example:
+        """Example ``index`` as it is stored."""
+        block, place = divmod(range(len(self))[index], self.in_block)
+        if block not in self._mapped:
+            path = self.folder / self._names[block]
+            if path.suffix == ".npy":
+                source, target = torch.from_numpy(np.load(path, mmap_mode="c")).unbind(1)
+            else:
+                with safe_open(path, framework="pt") as file:
+                    source, target = file.get_tensor("source"), file.get_tensor("target")
+            self._mapped[block] = source, target
+        source, target = self._mapped[block]
+        return Example(source[place].clone(), target[place].clone())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_mapped": {}}  # each process opens the files itself
+
+
+class ImageCache(TensorCache):
+    """Pairs from a cache: the same tensors as the data set's, bit for bit.
+
+    Args:
+        dataset: the pairs.
+        folder: the cache, which is made if it does not exist. An interrupted one is completed.
+        split: the beginning of the names of its files.
+        workers: processes that read pictures while it is made.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: the folder holds other pictures under this name, or a file that has changed; or a picture
+            cannot be read.
+        OSError: the disk is full.
+    """
+
+    what = "pictures"
+    in_block = TensorCache.at_once
+
+    def __init__(
+        self, dataset: PairedDataset, folder: Path, split: str = "train", workers: int = 0, progress: bool = False
+    ) -> None:
+        def stored(batch: Example) -> Sides:
+            return batch.source, batch.target
+
+        settings = {"channels": dataset.channels}
+        super().__init__(dataset, folder / f"{split}.json", stored, settings, f"{split}-", workers, progress)

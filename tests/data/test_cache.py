@@ -1,0 +1,330 @@
+"""Caches of pictures and of latents: the data set's tensors, made once, completed, refused if they differ."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import pickle
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from bbdm import ABridge
+from bbdm.base import atomic, manifest
+from bbdm.base.atomic import LOCK
+from bbdm.codec import VQGANCodec
+from bbdm.data import cache
+from bbdm.data.cache import ImageCache, TensorCache
+from bbdm.data.latents import LatentDataset
+from bbdm.data.pairs import PairedDataset, load_dataset
+from bbdm.files.checkpoint import load_checkpoint
+from bbdm.training.config import TrainConfig
+from bbdm.training.trainer import Trainer
+from tests.conftest import SIZE, SavePicture, tiny_unet
+from tests.data.conftest import COUNT
+from tests.networks.test_vqgan import tiny_vqgan
+
+Make = Callable[..., TensorCache]  # of pairs, in the folder "cache"
+BLOCKS = {"pictures": "train-{:05d}.safetensors", "latents": "{:05d}.safetensors"}
+MANIFESTS = {"pictures": "train.json", "latents": "manifest.json"}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in (ImageCache, LatentDataset):
+        monkeypatch.setattr(kind, "in_block", 2)
+        monkeypatch.setattr(kind, "at_once", 2)
+
+
+@pytest.fixture
+def codec() -> VQGANCodec:
+    return VQGANCodec(tiny_vqgan())
+
+
+@pytest.fixture(params=[*BLOCKS])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def make(kind: str, codec: VQGANCodec, tmp_path: Path) -> Make:
+    if kind == "pictures":
+        return lambda pairs: ImageCache(pairs, tmp_path / "cache")
+    return lambda pairs, **given: LatentDataset(pairs, **{"codec": codec, "folder": tmp_path / "cache", **given})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def assert_same(cached: PairedDataset, pairs: PairedDataset) -> None:
+    """Bit for bit, as floats and as they are stored."""
+    assert len(cached) == len(pairs)
+    for i in range(len(pairs)):
+        for made, wanted in zip((*cached[i], *cached.pixels(i)), (*pairs[i], *pairs.pixels(i)), strict=True):
+            assert made.dtype == wanted.dtype
+            assert torch.equal(made, wanted)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {LOCK}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_are_those_of_the_data_set(workers: int, pairs: PairedDataset, folder: Path) -> None:
+    cached = ImageCache(pairs, folder, workers=workers)
+    assert_same(cached, pairs)
+    assert (cached.image_size, cached.direction, cached.digest()) == (SIZE, "AtoB", pairs.digest())
+
+
+def test_grey_pictures_that_are_not_square(pairs: PairedDataset, folder: Path) -> None:
+    grey = PairedDataset(pairs.pairs, (SIZE, 2 * SIZE), "BtoA", channels=1)
+    for _ in range(2):
+        assert_same(ImageCache(grey, folder), grey)
+    with pytest.raises(ValueError, match=r"train\.json is of other pictures \(channels 1, now 3\)"):
+        ImageCache(PairedDataset(pairs.pairs, (SIZE, 2 * SIZE), "BtoA"), folder)
+
+
+def test_splits_share_a_folder(pairs: PairedDataset, folder: Path) -> None:
+    few = PairedDataset(pairs.pairs[:2], SIZE)
+    for _ in range(2):
+        assert_same(ImageCache(pairs, folder), pairs)
+        assert_same(ImageCache(few, folder, "val"), few)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_latents_are_those_of_the_pictures(flip: bool, pairs: PairedDataset, codec: VQGANCodec, folder: Path) -> None:
+    cached = LatentDataset(pairs, codec, folder, flip)
+    assert (len(cached), cached.image_size) == (COUNT, SIZE)
+    for i in range(COUNT):
+        for picture, made in zip(pairs[i], cached[i], strict=True):
+            expected = codec.latents(torch.stack([picture, picture.flip(-1)] if flip else [picture]))
+            torch.testing.assert_close(made, expected if flip else expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_indices_are_those_of_a_list(make: Make, pairs: PairedDataset) -> None:
+    cached = make(pairs)
+    assert all(torch.equal(a, b) for a, b in zip(cached[-1], cached[COUNT - 1], strict=True))
+    for index in (COUNT, -COUNT - 1):
+        with pytest.raises(IndexError):
+            cached[index]
+
+
+def test_tensors_are_made_once(make: Make, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make(pairs)
+    sent = pickle.dumps(first)
+    expected = [first[i] for i in range(COUNT)]
+    assert len(pickle.dumps(first)) == len(sent)  # a worker's copy holds no tensors
+    monkeypatch.setattr(PairedDataset, "images", lambda *_: pytest.fail("decoded again"))
+    for cached in (make(pairs), pickle.loads(sent)):
+        for i, pair in enumerate(expected):
+            assert all(torch.equal(made, wanted) for made, wanted in zip(cached[i], pair, strict=True))
+
+
+def test_two_runs_make_a_cache_once(make: Make, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+
+    def slow(path: Path, content: Any) -> None:
+        written.append(path)
+        time.sleep(0.05)
+        atomic.write_atomically(path, content)
+
+    monkeypatch.setattr(cache, "write_atomically", slow)
+    with ThreadPoolExecutor(2) as both:
+        one, other = both.map(lambda _: make(pairs), range(2))
+    assert len(written) == len(set(written)) == 3
+    assert all(torch.equal(a, b) for i in range(COUNT) for a, b in zip(one[i], other[i], strict=True))
+
+
+@pytest.mark.parametrize("during", ["write_atomically", "file_sha256"])
+def test_an_interrupted_cache_is_completed(
+    during: str, kind: str, make: Make, pairs: PairedDataset, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second block: the pictures of the first are not read again."""
+    whole, calls = getattr(cache, during), []
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, during, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make(pairs)
+    written = [BLOCKS[kind].format(number) for number in range(1 if during == "write_atomically" else 2)]
+    assert names(folder) == {MANIFESTS[kind], *written}
+    leftover = folder / ".00001.safetensors.0123abcd.tmp"  # of a killed process
+    leftover.touch()
+    read: list[int] = []
+    images = PairedDataset.images
+    monkeypatch.setattr(PairedDataset, "images", lambda self, index: read.append(index) or images(self, index))
+    cached = make(pairs)
+    assert read == [2, 3, 4]
+    assert names(folder) == {MANIFESTS[kind], *(BLOCKS[kind].format(number) for number in range(3))}
+    (folder / MANIFESTS[kind]).unlink()
+    for number in range(3):
+        (folder / BLOCKS[kind].format(number)).unlink()
+    again = make(pairs)
+    assert all(torch.equal(a, b) for i in range(COUNT) for a, b in zip(cached[i], again[i], strict=True))
+
+
+def test_a_full_disk_leaves_no_part(
+    kind: str, make: Make, pairs: PairedDataset, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """5 pairs of 2 x 3 x 512 x 512 bytes are 7.5 MiB, and of 2 x 3 x 32 x 32 floats 0.12 MiB."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache, "write_atomically", full)
+    size, room = (512, "8") if kind == "pictures" else (64, "0")
+    with pytest.raises(OSError, match=rf"no room for {room} MiB of {kind}: make some.*00000\.safetensors"):
+        make(PairedDataset(pairs.pairs, size))
+    assert names(folder) == {MANIFESTS[kind]}
+
+
+@pytest.mark.parametrize("change", ["image_size", "direction", "pictures", "codec", "flip"])
+def test_a_cache_of_something_else_is_refused(
+    change: str, kind: str, make: Make, pairs: PairedDataset, tmp_path: Path, save_picture: SavePicture
+) -> None:
+    if kind == "pictures" and change in ("codec", "flip"):
+        pytest.skip("only of latents")
+    make(pairs)
+    given: dict[str, Any] = {"codec": {"codec": VQGANCodec(tiny_vqgan(seed=1))}, "flip": {"flip": True}}.get(change, {})
+    if change == "image_size":
+        pairs = PairedDataset(pairs.pairs, 2 * SIZE)
+    elif change == "direction":
+        pairs = PairedDataset(pairs.pairs, SIZE, "BtoA")
+    elif change == "pictures":
+        save_picture(tmp_path / "A" / "0.png", Image.new("RGB", (SIZE, SIZE), "red"))
+    message = rf"{MANIFESTS[kind]} is of other {kind} \({change}[. ].*, now .*\): give another folder, or delete this"
+    with pytest.raises(ValueError, match=message):
+        make(pairs, **given)
+
+
+def test_copied_pictures_have_the_same_cache(
+    make: Make, pairs: PairedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(pairs)
+    for side in "AB":
+        (tmp_path / "copy" / side).mkdir(parents=True)
+        for path in (tmp_path / side).iterdir():
+            (tmp_path / "copy" / side / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(PairedDataset, "images", lambda *_: pytest.fail("decoded again"))
+    make(load_dataset("paired", f"{tmp_path}/copy/A,{tmp_path}/copy/B", image_size=SIZE))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda content: bytes([*content[:-1], content[-1] ^ 1]), lambda content: content[:-1]]
+)
+def test_a_changed_file_is_refused(change: Any, kind: str, make: Make, pairs: PairedDataset, folder: Path) -> None:
+    whole = make(pairs)
+    path = folder / BLOCKS[kind].format(1)
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"{path} has changed since it was written: delete it"):
+        make(pairs)
+    path.unlink()
+    again = make(pairs)
+    assert all(torch.equal(a, b) for i in range(COUNT) for a, b in zip(whole[i], again[i], strict=True))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "my own text"])
+def test_a_damaged_manifest_is_refused(content: str, kind: str, make: Make, pairs: PairedDataset, folder: Path) -> None:
+    make(pairs)
+    (folder / MANIFESTS[kind]).write_text(content)
+    with pytest.raises(ValueError, match=rf"cannot read .*{MANIFESTS[kind]}: delete .*cache$"):
+        make(pairs)
+
+
+def test_files_of_something_else_are_kept(kind: str, make: Make, pairs: PairedDataset, folder: Path) -> None:
+    folder.mkdir()
+    path = folder / BLOCKS[kind].format(0)
+    path.write_bytes(b"my own numbers")
+    message = rf"{path} is of no cache of {kind}, without .*{MANIFESTS[kind]}: give another folder"
+    with pytest.raises(ValueError, match=message):
+        make(pairs)
+    assert path.read_bytes() == b"my own numbers"
+
+
+def test_latents_have_a_folder_of_their_own(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is of no cache of latents"):
+        LatentDataset(pairs, codec, tmp_path / "A")
+
+
+@pytest.mark.parametrize("digest", [None, "0" * 64], ids=["interrupted", "deleted"])
+def test_pictures_of_an_earlier_version_are_read(
+    digest: str | None, pairs: PairedDataset, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files, written by hand: one of all pictures, and a manifest alone, from which blocks are made."""
+    folder.mkdir()
+    np.save(folder / "train.npy", np.stack([np.stack([v.numpy() for v in pairs.pixels(i)]) for i in range(COUNT)]))
+    content = {
+        "version": 1,
+        "pictures": {"count": COUNT, "files": pairs.digest()},
+        "direction": "AtoB",
+        "image_size": SIZE,
+        "channels": 3,
+        "sha256": hashlib.sha256((folder / "train.npy").read_bytes()).hexdigest(),
+    }
+    manifest.write(folder / "train.json", content)
+    expected = [pairs[i] for i in range(COUNT)]
+    with monkeypatch.context() as patch:
+        patch.setattr(PairedDataset, "images", lambda *_: pytest.fail("decoded again"))
+        cached = pickle.loads(pickle.dumps(ImageCache(pairs, folder)))
+        for i, pair in enumerate(expected):
+            assert all(torch.equal(made, wanted) for made, wanted in zip(cached[i], pair, strict=True))
+    (folder / "train.npy").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match=r"train\.npy has changed since it was written: delete it"):
+        ImageCache(pairs, folder)
+    manifest.write(folder / "train.json", {**content, "sha256": digest})
+    (folder / "train.npy").unlink(missing_ok=digest is None)
+    for _ in range(2):
+        assert_same(ImageCache(pairs, folder), pairs)
+    assert names(folder) == {"train.json", *(BLOCKS["pictures"].format(number) for number in range(3))}
+
+
+def test_latents_of_an_earlier_version_are_read(pairs: PairedDataset, codec: VQGANCodec, folder: Path) -> None:
+    """Its files, written by hand: numbers that no encoder would give."""
+    folder.mkdir()
+    numbers = torch.arange(COUNT * 2 * 3 * 16, dtype=torch.float32).reshape(COUNT, 2, 1, 3, 4, 4)
+    shards = {}
+    for index, part in enumerate(numbers.split(2)):
+        path = folder / f"0000{index}.safetensors"
+        source, target = (v.contiguous() for v in part.unbind(1))
+        safetensors.torch.save_file({"source": source, "target": target}, path)
+        shards[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    content = {"version": 1, "pictures": {"count": COUNT, "files": pairs.digest()}, "image_size": SIZE}
+    content |= {"direction": "AtoB", "flip": False, "codec": codec.description(), "shards": shards}
+    manifest.write(folder / "manifest.json", content)
+    cached = LatentDataset(pairs, codec, folder)
+    for i in range(COUNT):
+        assert torch.equal(torch.stack(cached[i]), numbers[i, :, 0])
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.nightly)])
+def test_training_on_pictures_of_a_cache(workers: int, pairs: PairedDataset, tmp_path: Path) -> None:
+    config = TrainConfig(epochs=2, batch_size=2, flip=True, workers=workers)
+    states, metrics = [], []
+    for name, data in {"pictures": pairs, "cache": ImageCache(pairs, tmp_path / "cache")}.items():
+        trainer = Trainer(tiny_unet(), ABridge(), config, data, data, tmp_path / f"on {name}")
+        trainer.fit()
+        states.append(load_checkpoint(trainer.run.checkpoint(trainer.step)).unet.ema)
+        lines = (trainer.folder / "metrics.jsonl").read_text().splitlines()
+        metrics.append([{**json.loads(line), "images_per_second": 0} for line in lines])
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert metrics[0] == metrics[1]
+    previews = [(tmp_path / f"on {name}" / "epoch_0002.png").read_bytes() for name in ("pictures", "cache")]
+    assert previews[0] == previews[1]

@@ -1,0 +1,74 @@
+"""What a release would break in silence: its version, the files in it, and the package index's page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import bbdm
+from tests.conftest import ROOT
+
+pytest.importorskip("hatchling")
+pytest.importorskip("hatch_fancy_pypi_readme")
+
+from hatchling.builders.sdist import SdistBuilder
+from hatchling.builders.wheel import WheelBuilder
+
+LINK = re.compile(r'(?:\]\(|(?:src|srcset|href)=")([^)"\s]+)')
+CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+
+
+def files_of(builder: Any) -> set[str]:
+    return {Path(file.distribution_path).as_posix() for file in builder.recurse_included_files()}
+
+
+@pytest.fixture(scope="module")
+def wheel() -> WheelBuilder:
+    return WheelBuilder(str(ROOT))
+
+
+def test_one_version(wheel: WheelBuilder):
+    newest = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)[0]
+    assert {bbdm.__version__, wheel.metadata.version, CITATION["version"], newest} == {bbdm.__version__}
+
+
+def test_the_wheel_has_each_file_of_the_package(wheel: WheelBuilder):
+    """Data too. A line of .gitignore would leave out what it matches."""
+    package = [path for path in (ROOT / "bbdm").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert files_of(wheel) == {path.relative_to(ROOT).as_posix() for path in package}
+    assert "bbdm/py.typed" in files_of(wheel)
+
+
+def test_the_source_distribution_has_what_its_tests_need_and_nothing_built():
+    names = files_of(SdistBuilder(str(ROOT)))
+    assert {"README.md", "CITATION.cff", "LICENSE", "tests/conftest.py"} <= names
+    assert {"examples/web/package-lock.json", "examples/demo/README.md", "mkdocs.yml"} <= names
+    assert not [name for name in names if re.search(r"(^|/)(node_modules|dist|site|out|__pycache__|[^/]*\.run)/", name)]
+    assert sum((ROOT / name).stat().st_size for name in names) < 80e6  # the package index takes 100 MB
+
+
+def test_links_of_the_package_indexs_page_are_absolute(wheel: WheelBuilder):
+    repository = wheel.metadata.core.urls["Homepage"]
+    readme, page = (ROOT / "README.md").read_text("utf-8"), wheel.metadata.core.readme
+    assert CODE.findall(page) == CODE.findall(readme)
+    links, pictures = LINK.findall(CODE.sub("", page)), re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page)
+    assert len(links) == len(LINK.findall(CODE.sub("", readme)))
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+    tag = f"v{bbdm.__version__}/"
+    own = [link.removeprefix(repository) for link in links if link.startswith(repository)]
+    places = [re.fullmatch(rf"/(?:blob|raw)/{re.escape(tag)}([^#]+)(#.*)?", link) for link in own]
+    assert [match[1] for match in places if match and not (ROOT / match[1]).exists()] == []
+    assert len(places) > 10
+    assert None not in places
+    assert [picture for picture in pictures if "/blob/" in picture] == []
+
+
+def test_one_address(wheel: WheelBuilder):
+    urls = wheel.metadata.core.urls
+    assert [url for url in urls.values() if not url.startswith(urls["Homepage"])] == []
+    assert CITATION["repository-code"] == urls["Homepage"]
