@@ -10,19 +10,19 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from threading import Thread
 
 from filelock import FileLock
 
 from bbdm.base.atomic import remove_leftovers, write_atomically
+from bbdm.base.places import file_system
 from bbdm.data import table
 
 KEPT = 24  # files in the cache
-BUFFER = 2**20  # bytes
 PIPE = "pipe:"
 OTHERS = (PIPE, table.PREFIX)  # what fsspec does not know
 
@@ -37,24 +37,19 @@ def cache() -> Path:
     return Path(os.environ.get("BBDM_SHARDS") or Path.home() / ".cache" / "bbdm" / "shards")
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs
-
-    return url_to_fs(url)
-
-
 def local(url: str) -> Path:
     """The file, which is fetched where it is not on a disk here.
 
     Raises:
-        OSError: it cannot be fetched; FileNotFoundError: it does not exist.
+        FileNotFoundError: it does not exist.
+        OSError: it cannot be fetched.
     """
     if is_local(url):
-        return Path(_filesystem(url)[1] if url.startswith("file://") else url)
+        return Path(file_system(url)[1] if url.startswith("file://") else url)
     with _as_os_error(url):
         about = url
         if not url.startswith(OTHERS):
-            system, path = _filesystem(url)
+            system, path = file_system(url)
             about = f"{url} {system.ukey(path)}"  # another one once the file has changed
         place = cache() / f"{hashlib.sha256(about.encode()).hexdigest()}.tar"
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -83,17 +78,15 @@ def _copy(url: str, place: Path) -> None:
     if url.startswith(table.PREFIX):
         table.write_part(url, place)
         return
-    with _opened(url) as source, place.open("wb") as file:
-        shutil.copyfileobj(source, file, BUFFER)
-
-
-def _opened(url: str) -> Any:
     if url.startswith(PIPE):
         from webdataset.gopen import gopen
 
-        return gopen(url)
-    system, path = _filesystem(url)
-    return system.open(path, "rb")
+        source = gopen(url)
+    else:
+        system, path = file_system(url)
+        source = system.open(path, "rb")
+    with source, place.open("wb") as file:
+        shutil.copyfileobj(source, file, 2**20)
 
 
 def _forget(newest: Path) -> None:
@@ -112,9 +105,7 @@ def read_beside(url: str, name: str) -> tuple[str, bytes] | None:
         return None
     place = f"{url.rpartition('/')[0]}/{name}" if "/" in url else name
     with suppress(FileNotFoundError), _as_os_error(place):
-        if is_local(place):
-            return place, local(place).read_bytes()
-        system, path = _filesystem(place)
+        system, path = file_system(place)
         return place, system.cat_file(path)
     return None
 
@@ -123,24 +114,18 @@ class Ahead:
     """Fetches files one after the other in a thread. An error is left for who needs the file."""
 
     def __init__(self) -> None:
-        self._wanted: list[str] = []
-        self._lock = threading.Lock()
-        self._works = False
+        self._wanted: SimpleQueue[str] = SimpleQueue()
+        self._thread: Thread | None = None
 
     def fetch(self, urls: Iterable[str]) -> None:
         """Fetch these after those that were asked for before."""
-        with self._lock:
-            self._wanted += urls
-            if self._wanted and not self._works:
-                self._works = True
-                threading.Thread(target=self._run, daemon=True).start()
+        for url in urls:
+            self._wanted.put(url)
+        if self._thread is None or not self._thread.is_alive():  # a process that was forked has none
+            self._thread = Thread(target=self._run, daemon=True)
+            self._thread.start()
 
     def _run(self) -> None:
         while True:
-            with self._lock:
-                if not self._wanted:
-                    self._works = False
-                    return
-                url = self._wanted.pop(0)
             with suppress(OSError):
-                local(url)
+                local(self._wanted.get())

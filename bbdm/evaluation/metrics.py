@@ -15,7 +15,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
@@ -32,32 +32,6 @@ State = tuple[int, dict[str, dict[str, Counted]]]  # the number of sources, and 
 BACKBONES: dict[LPIPSNet, str] = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # in torchvision
 _ALONE: dict[str, Any] = {"sync_on_compute": False, "compute_with_cache": False}  # Scores.add sums over processes
 _CONSTANT = ("data_range",)  # a state of PSNR
-
-
-class Diversity(Metric):
-    """Diversity of several results of one source (Li et al., BBDM, CVPR 2023).
-
-    The standard deviation over a source's results, without Bessel's correction, on a scale of 0 to 255,
-    averaged over pixels, channels and sources.
-    """
-
-    full_state_update = False
-    total: torch.Tensor
-    count: torch.Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, results: torch.Tensor) -> None:
-        """(B, S, 3, H, W) uint8: S results of each of B sources."""
-        self.total += results.double().std(dim=1, correction=0).mean((1, 2, 3)).sum()
-        self.count += len(results)
-
-    def compute(self) -> torch.Tensor:
-        """The mean over all sources so far."""
-        return self.total / self.count
 
 
 class Inception(nn.Module):
@@ -138,7 +112,9 @@ class Scores:
     """Several metrics over one data set.
 
     FID compares all results with all targets; its statistics are float64. LPIPS, PSNR and SSIM compare each
-    result with its source's target, and are means over results.
+    result with its source's target, and are means over results. Diversity (Li et al., BBDM, CVPR 2023) is the
+    standard deviation over a source's results, without Bessel's correction, on a scale of 0 to 255, averaged
+    over pixels, channels and sources.
 
     :meth:`collect` adds the pictures of other processes. (The synchronisation of torchmetrics hangs or fails
     when processes have different numbers of batches.)
@@ -147,9 +123,9 @@ class Scores:
         names: of ``fid``, ``lpips``, ``psnr``, ``ssim``, ``diversity``.
         samples: results of each source. Diversity needs at least 2.
         features: the network of FID, (B, 3, H, W) uint8 to (B, D); None for Inception.
-        fid_weights: see :class:`Inception`.
-        lpips_net: see :func:`lpips`.
-        lpips_weights: see :func:`lpips`.
+        fid_weights: file of the weights that torch-fidelity publishes; None downloads them.
+        lpips_net: the network of LPIPS.
+        lpips_weights: file of torchvision's ImageNet weights for that network; None downloads them.
         device: where to compute.
 
     Raises:
@@ -180,11 +156,13 @@ class Scores:
             "lpips": lambda: lpips(lpips_net, lpips_weights),
             "psnr": lambda: PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3), **_ALONE),
             "ssim": lambda: StructuralSimilarityIndexMeasure(data_range=1.0, **_ALONE),
-            "diversity": lambda: Diversity(**_ALONE),
+            "diversity": lambda: MeanMetric("disable", **_ALONE),
         }
         self.samples = samples
         self.device = torch.device(device)
         self.metrics = {name: build[name]().to(self.device) for name in names}
+        if "diversity" in names:
+            self.metrics["diversity"].set_dtype(torch.float64)  # which Metric.to forgets
         self._pictures = 0
 
     @torch.inference_mode()
@@ -211,7 +189,7 @@ class Scores:
                 metric.update(flat, real=False)
                 metric.update(targets, real=True)
             elif name == "diversity":
-                metric.update(results)
+                metric.update(results.double().std(dim=1, correction=0).mean((1, 2, 3)))
             else:
                 metric.update(one, other)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,14 @@ from typing import Any
 from PIL import Image
 
 from bbdm.base import manifest
-from bbdm.base.atomic import remove_all_leftovers, write_atomically
+from bbdm.base.atomic import write_atomically
+from bbdm.base.places import Place
 from bbdm.data.pairs import PairedDataset
+from bbdm.pictures.images import Resize, Size
+from bbdm.sampling.network_config import described_size
+from bbdm.sampling.sampler import BridgeSampler
+
+SETTINGS = "settings.json"
 
 
 class ResultsError(ValueError):
@@ -49,46 +57,65 @@ def save(image: Image.Image, path: Path) -> None:
     write_atomically(path, lambda temporary: image.save(temporary, "png"))
 
 
+def description(sampler: BridgeSampler, weights: str, size: Size, resize: Resize) -> dict[str, Any]:
+    """What of a sampler, of the SHA-256 of its weights and of the size of pictures decides the results."""
+    codec = sampler.codec
+    return {
+        "image_size": described_size(size, resize),
+        "weights": weights,
+        "unet": sampler.unet.description(),
+        "codec": None if codec is None else {**codec.description(), **codec.config()},
+        "bridge": sampler.bridge.config(),
+        "solver": sampler.solver,
+        "timesteps": sampler.table.timesteps.tolist(),
+        "dtype": str(sampler.dtype).removeprefix("torch."),
+    }
+
+
 class Record:
     """``settings.json``, the manifest of results: what made them and how long it took. One process writes it.
 
-    Temporary files that a killed process left in the folders of results are deleted.
+    Temporary files that a killed process left beside results are deleted.
 
     Args:
-        folder: of the results.
+        folder: of the results, a path or an address.
         settings: all that decides the results.
-        jobs: all results.
+        names: the files of all results, as paths below the folder.
         overwrite: delete the results that exist, and start again.
+
+    Attributes:
+        existing: the files of the results that there are, and that stay.
 
     Raises:
         ResultsError: there are results of other settings, or without a manifest.
         ValueError: the manifest is damaged.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], jobs: list[Job], overwrite: bool) -> None:
-        self.path = folder / "settings.json"
-        self.settings = settings
+    def __init__(self, folder: str | Path, settings: dict[str, Any], names: Collection[str], overwrite: bool) -> None:
+        self.place = Place.of(str(folder))
+        self.settings = manifest.as_json(settings)
         self.pictures, self.seconds = 0, 0.0  # timed ones
-        for place in {folder, *(job.path.parent for job in jobs)}:
-            remove_all_leftovers(place)
-        existing = [job.path for job in jobs if job.path.exists()]
+        self.place.remove_leftovers(names)
+        self.existing = self.place.existing(names)
         if overwrite:
-            for path in existing:
-                path.unlink()
-        elif self.path.exists():
-            self._resume()
-        elif existing:
-            raise ResultsError(f"{existing[0]} exists, but no {self.path} with the settings that made it")
+            self.place.remove(self.existing)
+            self.existing = set()
+        elif self.place.exists(SETTINGS):
+            self._resume(str(folder))
+        elif self.existing:
+            first = f"{folder}/{min(self.existing)}"
+            raise ResultsError(f"{first} exists, but no {folder}/{SETTINGS} with the settings that made it")
         self._write()
 
-    def _resume(self) -> None:
-        remedy = f"give another output_dir, or delete {self.path.parent}"
-        with manifest.reading(self.path, remedy) as content:
-            differing = manifest.differences(content["settings"], self.settings)
-            timing = content["timing"]
+    def _resume(self, folder: str) -> None:
+        with manifest.parsing(f"{folder}/{SETTINGS}", f"give another output_dir, or delete {folder}"):
+            content = json.loads(self.place.read(SETTINGS))
+            before = content.get("settings", content)  # those of clusters were alone once
+            differing = manifest.differences(before, self.settings)
+            timing = content.get("timing", {"pictures": 0, "seconds": 0})
             self.pictures, self.seconds = int(timing["pictures"]), float(timing["seconds"])
         if differing:
-            raise ResultsError(f"{self.path.parent} holds results of other settings ({differing})")
+            raise ResultsError(f"{folder} holds results of other settings ({differing})")
 
     def add(self, pictures: int, seconds: float) -> None:
         """Count pictures, and the seconds that they took."""
@@ -98,4 +125,5 @@ class Record:
 
     def _write(self) -> None:
         timing = {"pictures": self.pictures, "seconds": self.seconds}
-        manifest.write(self.path, {"settings": self.settings, "timing": timing})
+        content = json.dumps({"settings": self.settings, "timing": timing}, indent=1)
+        self.place.write(SETTINGS, f"{content}\n".encode())

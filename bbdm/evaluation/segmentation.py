@@ -10,31 +10,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
+from torchvision.datasets import Cityscapes
 
 from bbdm.data.pairs import open_image
 from bbdm.networks.windows import Windows, blend
 
-CITYSCAPES = {  # label ids of the 19 evaluated classes, in the order of their training ids
-    "road": 7,
-    "sidewalk": 8,
-    "building": 11,
-    "wall": 12,
-    "fence": 13,
-    "pole": 17,
-    "traffic light": 19,
-    "traffic sign": 20,
-    "vegetation": 21,
-    "terrain": 22,
-    "sky": 23,
-    "person": 24,
-    "rider": 25,
-    "car": 26,
-    "truck": 27,
-    "bus": 28,
-    "train": 31,
-    "motorcycle": 32,
-    "bicycle": 33,
-}
+# label ids of the 19 evaluated classes, in the order of their training ids
+CITYSCAPES = {each.name: each.id for each in Cityscapes.classes if not each.ignore_in_eval}
 IGNORED = 255
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -10,9 +10,9 @@ same. All call the same methods in the same order; the first alone prints and wr
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from bbdm import solvers
-from bbdm.base import machine, manifest, scripts
+from bbdm.base import machine, scripts
 from bbdm.base.atomic import check_folder, file_sha256, make_folder
 from bbdm.data.pairs import load_dataset, open_image
 from bbdm.data.survey import survey
 from bbdm.evaluation.config import TranslateConfig
-from bbdm.evaluation.results import Job, Record, check_places, plan, save
+from bbdm.evaluation.results import Job, Record, check_places, description, plan, save
 from bbdm.execution.device import find_dtype
 from bbdm.execution.processes import Processes
 from bbdm.files.hub import find_checkpoint
@@ -80,13 +80,12 @@ class Translator:
 
     def _size(self) -> tuple[Size, images.Resize]:
         """The size of pictures, and what it means."""
-        wanted = self.config.image_size
+        trained, wanted = self.checkpoint.image_size, self.config.image_size
         if wanted is None:
             wanted = "fit" if self.config.dataset == "folder" else "train"
-        size = self.checkpoint.image_size
-        if size is None and wanted in ("train", "fit"):
+        if trained is None and wanted in ("train", "fit"):
             self._report(f"{self.config.model} does not hold the size of its pictures: image_size is {DEFAULT_SIZE}")
-        return chosen_size(wanted, size)
+        return chosen_size(wanted, trained)
 
     @cached_property
     def network(self) -> Network:
@@ -99,38 +98,41 @@ class Translator:
         Raises:
             TooLargeError: out of memory.
         """
-        dtype = None if self.config.dtype is None else find_dtype(self.config.dtype)
+
+        def build(dtype: torch.dtype | None) -> BridgeSampler:
+            return BridgeSampler(
+                self.network,
+                self.bridge,
+                solver,
+                steps,
+                codec=self.codec,
+                calls=self.checkpoint.calls,
+                device=self.processes.device,
+                dtype=dtype,
+                compile=self.config.compile,
+            )
+
         with self._memory():
-            build = partial(BridgeSampler, self.network, self.bridge, solver, steps, codec=self.codec)
-            build = partial(build, calls=self.checkpoint.calls)
-            build = partial(build, device=self.processes.device, compile=self.config.compile)
-            sampler = build(dtype=dtype)
+            sampler = build(None if self.config.dtype is None else find_dtype(self.config.dtype))
             chosen = self.processes.gather(sampler.dtype)[0]  # with compile, each process chooses one by timing
-            return sampler if sampler.dtype == chosen else build(dtype=chosen)
+            return sampler if sampler.dtype == chosen else build(chosen)
 
     def plan(self, folder: Path) -> list[Job]:
         """See :func:`bbdm.evaluation.results.plan`; without the pictures that were left out."""
         jobs = plan(self.dataset, folder, self.config.num_samples, self.config.seed)
         return [job for job in jobs if job.index not in self._bad]
 
-    def _translate(
-        self, sampler: BridgeSampler, jobs: list[Job], timed: Callable[[int, float], None] | None, warm_up: bool
-    ) -> None:
+    def _translate(self, sampler: BridgeSampler, jobs: list[Job], record: Record | None, warm_up: bool) -> None:
         """Make and write results: batch i in process i modulo their number. Returns when all are written.
 
-        ``timed`` gets the pictures and the seconds of each full batch of this process, except the first, in
-        which the device warms up and networks are compiled; with ``warm_up``, a call before it does so.
-
-        Raises:
-            TooLargeError: out of memory.
+        The record counts full batches of this process, except the first, in which the device warms up and
+        networks are compiled; with ``warm_up``, a call before it does so.
         """
         size = min(self.config.batch_size, max(1, len(jobs)))
         batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
         share = batches[self.processes.rank :: self.processes.count]
         self.processes.wait()  # until all have looked which results exist
-        total = sum(map(len, share))
-        untimed = 0 if warm_up else 1  # batches at the start
-        with self._memory(), tqdm(total=total, unit="image", disable=not self.verbose) as bar:
+        with self._memory(), tqdm(total=sum(map(len, share)), unit="image", disable=not self.verbose) as bar:
             for number, batch in enumerate(share):
                 sources = [self.dataset.images(job.index)[0] for job in batch]
                 if warm_up and number == 0:
@@ -140,8 +142,8 @@ class Translator:
                 seconds = time.perf_counter() - began
                 for job, result in zip(batch, results, strict=True):
                     save(result, job.path)
-                if timed is not None and number >= untimed and len(batch) == size:
-                    timed(len(batch), seconds)
+                if record is not None and (warm_up or number > 0) and len(batch) == size:
+                    record.add(len(batch), seconds)
                 bar.update(len(batch))
         self.processes.wait()
 
@@ -154,40 +156,26 @@ class Translator:
             known = isinstance(error, MemoryError | torch.OutOfMemoryError)
             if not known and not any(s in str(error) for s in ("out of memory", "allocate memory", "ALLOC_FAILED")):
                 raise
+            size = described_size(self.dataset.image_size, self.dataset.resize)
             raise TooLargeError(
-                f"out of memory at batch_size {self.config.batch_size} and image_size {self._size_setting}"
+                f"out of memory at batch_size {self.config.batch_size} and image_size {size}"
             ) from error
 
-    @property
-    def _size_setting(self) -> Any:
-        """The size of pictures, for people and manifests."""
-        return described_size(self.dataset.image_size, self.dataset.resize)
-
     @cached_property
-    def _fixed_settings(self) -> dict[str, Any]:
-        config, unet, codec = self.config, self.network, self.codec
-        given = config.config
+    def _settings(self) -> dict[str, Any]:
+        """What decides the results, whatever the solver."""
+        config, given = self.config, self.config.config
         return {
             "dataset": config.dataset,
             "split": config.split,
             "direction": config.direction,
-            "image_size": self._size_setting,
             "sources": len(self.dataset),
             **self.dataset.description(),
             "weights": file_sha256(self._model),
             "config": None if given is None else file_sha256(given) if given.is_file() else str(given),
-            "unet": unet.description(),
-            "codec": None if codec is None else {**codec.description(), **codec.config()},
-            "bridge": self.bridge.config(),
             "num_samples": config.num_samples,
             "seed": config.seed,
         }
-
-    def settings(self, sampler: BridgeSampler) -> dict[str, Any]:
-        """All that decides the results."""
-        dtype, table = str(sampler.dtype).removeprefix("torch."), sampler.table
-        chosen = {"solver": sampler.solver, "nfe": len(table), "dtype": dtype, "timesteps": table.timesteps.tolist()}
-        return manifest.as_json({**self._fixed_settings, **chosen})
 
     def run(self, solver: str | None, steps: int | None, folder: Path) -> tuple[list[Job], dict[str, Any]]:
         """Make the results that do not exist yet, and describe all.
@@ -205,18 +193,20 @@ class Translator:
         check_places(self.dataset, [job.path for job in jobs])
         record = None
         sampler = self.sampler(solver, steps)
+        about = {"solver": sampler.solver, "nfe": len(sampler.table)}
         with self.processes.first_before_others():
             if self.processes.first:
-                record = Record(folder, self.settings(sampler), jobs, self.config.overwrite)
+                of = description(sampler, self._settings["weights"], self.dataset.image_size, self.dataset.resize)
+                names = [job.path.relative_to(folder).as_posix() for job in jobs]
+                record = Record(folder, {**self._settings, **about, **of}, names, self.config.overwrite)
             todo = [job for job in jobs if not job.path.exists()]
         small = len(todo) == len(jobs) <= self.config.batch_size  # one batch, which is to be timed
-        self._translate(sampler, todo, None if record is None else record.add, warm_up=small)
+        self._translate(sampler, todo, record, warm_up=small)
         if record is None:
             return jobs, {}
         environment = {**machine.versions(["bbdm"]), "processes": self.processes.count}
         return jobs, {
-            "solver": sampler.solver,
-            "nfe": len(sampler.table),
+            **about,
             "pictures": len(jobs),
             "seconds_per_picture": record.seconds / record.pictures if record.pictures else None,
             "settings": record.settings,
@@ -241,6 +231,6 @@ class Translator:
 
 
 def _warm_up(sampler: BridgeSampler, sources: list[Image.Image], batch_size: int) -> None:
-    """Compile and warm up for a batch: by one network evaluation, or on CUDA by all that a graph captures."""
+    """Compile and warm up for a batch: by one network call, or on CUDA by all that a graph captures."""
     short = {} if sampler.device.type == "cuda" else {"solver": solvers.with_defaults(sampler.calls)[0], "steps": 1}
     sampler(sources, seed=0, batch_size=batch_size, **short)

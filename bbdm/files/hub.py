@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from bbdm.base import optional
@@ -32,28 +33,15 @@ class HubError(OSError):
     """A file of a repository cannot be fetched, or a model cannot be pushed; the message says why."""
 
 
+@dataclass
 class Repository:
-    """A repository at a commit: the one at which its first file is found.
+    """A repository at a commit: the one at which its first file is found."""
 
-    Args:
-        name: OWNER/NAME.
-        revision: a branch, a tag or a commit; None for the main branch.
-        token: for what is not public; None for the one of ``HF_TOKEN`` or of a login.
-        cache_dir: None for the cache of huggingface_hub.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        revision: str | None = None,
-        token: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-    ) -> None:
-        self.name = name
-        self.revision = revision
-        self._token = token
-        self._cache_dir = cache_dir
-        self._commit: str | None = None
+    name: str  # OWNER/NAME
+    revision: str | None = None  # a branch, a tag or a commit; None for the main branch
+    token: str | None = None  # for what is not public; None for the one of HF_TOKEN or of a login
+    cache_dir: str | os.PathLike[str] | None = None  # None for the cache of huggingface_hub
+    commit: str | None = None
 
     def __str__(self) -> str:
         return self.name if self.revision is None else f"{self.name}@{self.revision}"
@@ -67,22 +55,22 @@ class Repository:
         """
         tried = f"there is no path {self}, and"
         hub = optional.package("huggingface_hub", f"{tried} a name on the Hugging Face Hub")
-        place = {"cache_dir": self._cache_dir, "revision": self._commit or self.revision}
+        place = {"cache_dir": self.cache_dir, "revision": self.commit or self.revision}
         with plain_errors(f"{tried} on the Hugging Face Hub", file):
             before = hub.try_to_load_from_cache(self.name, file, **place)
-            path = Path(hub.hf_hub_download(self.name, file, token=self._token, **place))
+            path = Path(hub.hf_hub_download(self.name, file, token=self.token, **place))
         if str(path) != before and _is_damaged(path):
             (path.parent / os.readlink(path)).unlink()
             path.unlink()
             raise HubError(f"{file} of {self} arrived damaged: its hash is another. The same call fetches it anew")
-        self._commit = path.parents[file.count("/")].name
+        self.commit = path.parents[file.count("/")].name
         return path
 
     def holds(self) -> str:
         """The first files of the repository, for a message."""
         with plain_errors(f"{self}:", "the list of its files"):
-            api = optional.package("huggingface_hub", "the Hub").HfApi(token=self._token)
-            files = api.list_repo_files(self.name, revision=self._commit)
+            api = optional.package("huggingface_hub", "the Hub").HfApi(token=self.token)
+            files = api.list_repo_files(self.name, revision=self.commit)
         return ", ".join(sorted(files)[:SHOWN]) + (", ..." if len(files) > SHOWN else "")
 
 
@@ -129,19 +117,13 @@ def find_checkpoint(
     if found is None:
         path = Path(name_or_path)
         return path / WEIGHTS if (path / WEIGHTS).is_file() else path
-    config = found.fetch(CONFIG)
-    if not _is_ours(config):
+    try:
+        config = json.loads(found.fetch(CONFIG).read_text())
+    except ValueError:
+        config = None
+    if not isinstance(config, dict) or config.get("format") != "bbdm":
         raise ValueError(f"{found} is no model of bbdm: its {CONFIG} is of something else; it holds {found.holds()}")
     return found.fetch(WEIGHTS)
-
-
-def _is_ours(config: Path) -> bool:
-    """Whether a config.json is of a checkpoint of this library."""
-    try:
-        content = json.loads(config.read_text())
-    except ValueError:
-        return False
-    return isinstance(content, dict) and content.get("format") == "bbdm"
 
 
 def _is_damaged(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """A model as a folder or as a repository on the Hugging Face Hub: its checkpoint, settings, export and card.
 
-:mod:`bbdm.files.hub` has the names of the files, and reads what is written here.
+:mod:`bbdm.files.hub` has the names of the files, and reads what is written here. A model is a
+:class:`~bbdm.BridgeSampler`, which this module must not import.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 from safetensors import safe_open
@@ -18,16 +19,28 @@ from safetensors import safe_open
 from bbdm import solvers
 from bbdm.base import manifest, optional
 from bbdm.base.atomic import check_folder, make_folder, write_atomically
-from bbdm.bridges import Bridge
-from bbdm.codec import Codec, WrappedCodec
+from bbdm.codec import WrappedCodec
 from bbdm.files import hub
 from bbdm.files.bridge_json import SETTINGS, read_settings
 from bbdm.files.checkpoint import save_checkpoint
 from bbdm.files.content import FORMAT
-from bbdm.networks.base import Network, Wrapped
+from bbdm.networks.base import Wrapped
 from bbdm.pictures import images
 
-USE = """\
+CARD = """\
+---
+{front}---
+
+# {title}
+
+An image-to-image diffusion bridge, for `bbdm`.
+
+| | |
+|---|---|
+{facts}
+
+## Use
+
 ```bash
 pip install 'bbdm[hub]'
 ```
@@ -39,6 +52,14 @@ sampler = bbdm.BridgeSampler.from_pretrained({arguments})
 result = sampler("source.png", seed=0)[0]
 result.save("result.png")
 ```
+{onnx}
+## Solvers
+
+`solver` and `steps`, the number of network calls, may change at each call. The first is used above.
+
+| solver | network calls |
+|---|---|
+{solvers}
 """
 USE_ONNX = """
 Without PyTorch, on ONNX Runtime:
@@ -51,28 +72,8 @@ result = OnnxBridgeSampler.from_pretrained("{name}")("source.png", seed=0)[0]
 """
 
 
-class Model(Protocol):
-    """What is saved of a :class:`~bbdm.BridgeSampler`."""
-
-    unet: Network
-    codec: Codec | None
-    bridge: Bridge
-    calls: int | None
-    image_size: images.Size | None
-
-    @property
-    def table(self) -> solvers.StepTable:
-        """The steps of its calls."""
-        ...
-
-    @property
-    def solver(self) -> str:
-        """The solver of its calls."""
-        ...
-
-
 def save_pretrained(
-    model: Model,
+    model: Any,
     folder: str | os.PathLike[str],
     *,
     onnx: str | os.PathLike[str] | None = None,
@@ -101,7 +102,8 @@ def save_pretrained(
     inside = folder / hub.ONNX
     if inside.exists() and (export is None or inside.resolve() != export.resolve()):
         raise ValueError(f"{inside} exists, and may be of other weights: delete it, or give it as onnx")
-    if export is not None and read_settings(export)["bridge"] != manifest.as_json(model.bridge.config()):
+    settings = None if export is None else read_settings(export)
+    if settings is not None and settings["bridge"] != manifest.as_json(model.bridge.config()):
         raise ValueError(f"{export} is of another bridge than the model's {model.bridge}")
     make_folder(folder)
     file = folder / hub.WEIGHTS
@@ -109,9 +111,9 @@ def save_pretrained(
     save_checkpoint(file, model.unet, model.bridge, **about)
     with safe_open(file, framework="numpy") as written:
         manifest.write(folder / hub.CONFIG, json.loads(written.metadata()[FORMAT]))
-    if export is not None and not inside.exists():
+    if export is not None and settings is not None and not inside.exists():
         inside.mkdir()
-        for each in (*read_settings(export)["files"], SETTINGS):
+        for each in (*settings["files"], SETTINGS):
             if (export / each).is_file():
                 shutil.copyfile(export / each, inside / each)
     if not (folder / hub.CARD).exists():
@@ -120,7 +122,7 @@ def save_pretrained(
 
 
 def push_to_hub(
-    model: Model,
+    model: Any,
     name: str,
     *,
     onnx: str | os.PathLike[str] | None = None,
@@ -131,14 +133,14 @@ def push_to_hub(
     token: str | None = None,
     message: str = "A model of bbdm",
 ) -> str:
-    """Push what :func:`save_pretrained` writes to the Hugging Face Hub, as one commit.
+    """Push what :func:`save_pretrained` writes to the Hugging Face Hub, as one commit. Other files stay.
 
     Args:
-        model: as for :func:`save_pretrained`, as are ``onnx``, ``license`` and ``data``.
+        model: a sampler.
         name: OWNER/NAME; the repository is made where there is none.
         onnx: an export, which takes the place of the repository's; without one, that is deleted.
-        license: for the card. A card that the repository has already stays as it is, as does
-        data: with it.
+        license: of the weights, for a new card; a card that the repository has stays as it is.
+        data: what the network was trained on, for a new card.
         private: whether a repository that is made can be seen by its owner alone.
         revision: the branch; None for the main one.
         token: with write access; None for the one of ``HF_TOKEN`` or of a login.
@@ -155,63 +157,52 @@ def push_to_hub(
     match = hub.NAME.fullmatch(name)
     if match is None or match["revision"] is not None:
         raise ValueError(f"name must be OWNER/NAME, got {name!r}")
-    package = optional.package("huggingface_hub", "push_to_hub")
-    api = package.HfApi(token=token)
+    api = optional.package("huggingface_hub", "push_to_hub").HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder, onnx=onnx, license=license, data=data, name=name)
-        files = {path.relative_to(folder).as_posix(): path for path in Path(folder).rglob("*") if path.is_file()}
         with hub.plain_errors(f"{name} cannot be pushed:", "it"):
             api.create_repo(name, private=private, exist_ok=True)
-            held = api.list_repo_files(name, revision=revision)
-            gone = [each for each in held if each.startswith(f"{hub.ONNX}/") and each not in files]
-            operations = [
-                *(package.CommitOperationDelete(each) for each in gone),
-                *(
-                    package.CommitOperationAdd(each, path)
-                    for each, path in files.items()
-                    if each != hub.CARD or each not in held
-                ),
-            ]
-            return api.create_commit(name, operations, commit_message=message, revision=revision).oid
+            kept = [hub.CARD] if api.file_exists(name, hub.CARD, revision=revision) else []
+            made = api.upload_folder(
+                repo_id=name,
+                folder_path=folder,
+                revision=revision,
+                commit_message=message,
+                ignore_patterns=kept,
+                delete_patterns=f"{hub.ONNX}/*",  # but not what takes its place
+            )
+            return made.oid
 
 
-def card(model: Model, name: str, license: str | None, data: str | None, has_export: bool) -> str:
+def card(model: Any, name: str, license: str | None, data: str | None, has_export: bool) -> str:
     """The model card: Markdown, with the front matter that the Hub reads."""
     front = {"library_name": "bbdm", "pipeline_tag": "image-to-image", "tags": ["diffusion-bridge"]}
     front |= {} if license is None else {"license": license}
-    network, codec, bridge = model.unet, model.codec, model.bridge
+    network, codec, bridge, size = model.unet, model.codec, model.bridge, model.image_size
     kind = type(network.module if isinstance(network, Wrapped) else network).__name__
-    rows = {
+    space = "pictures" if codec is None else f"latents of a {type(codec.module).__name__}, {_millions(codec.module)}"
+    facts = {
         "data": data or "not stated",
         "licence of the weights": license or "not stated",
-        "image size": "not stated" if model.image_size is None else "{} x {}".format(*images.sides(model.image_size)),
-        "network": f"{kind}, {_millions(network)} M parameters",
-        "space": "pictures"
-        if codec is None
-        else f"latents of a {type(codec.module).__name__}, {_millions(codec.module)} M parameters",
+        "image size": "not stated" if size is None else "{} x {}".format(*images.sides(size)),
+        "network": f"{kind}, {_millions(network)}",
+        "space": space,
         "bridge": f"`{bridge}`",
         "objective": bridge.objective,
     }
-    arguments = ", ".join([f'"{name}"', *_arguments(model)])
-    return "\n".join(
-        [
-            f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
-            f"# {name.rpartition('/')[2]}\n",
-            "An image-to-image diffusion bridge, for `bbdm`.\n",
-            "| | |\n|---|---|",
-            *(f"| {key} | {_cell(value)} |" for key, value in rows.items()),
-            "\n## Use\n",
-            USE.format(arguments=arguments) + (USE_ONNX.format(name=name) if has_export else ""),
-            "## Solvers\n",
-            "`solver` and `steps`, the number of network calls, may change at each call. The first is used above.\n",
-            "| solver | network calls |\n|---|---|",
-            *(f"| `{solver}` | {calls} |" for solver, calls in _solvers(model).items()),
-            "",
-        ]
+    own = {model.solver: len(model.table)}  # before the others
+    calls = {**own, **solvers.choices(bridge, model.calls), **own}
+    return CARD.format(
+        front=yaml.safe_dump(front, sort_keys=False),
+        title=name.rpartition("/")[2],
+        facts="\n".join(f"| {key} | {_cell(value)} |" for key, value in facts.items()),
+        arguments=", ".join([f'"{name}"', *_arguments(model)]),
+        onnx=USE_ONNX.format(name=name) if has_export else "",
+        solvers="\n".join(f"| `{solver}` | {count} |" for solver, count in calls.items()),
     )
 
 
-def _arguments(model: Model) -> list[str]:
+def _arguments(model: Any) -> list[str]:
     """What ``from_pretrained`` needs for this model and its solver, besides the name."""
     default, _ = solvers.with_defaults(model.calls)
     _, steps = solvers.with_defaults(model.calls, model.solver)
@@ -224,14 +215,8 @@ def _arguments(model: Model) -> list[str]:
     ]
 
 
-def _solvers(model: Model) -> dict[str, int]:
-    """Solvers with their calls, the model's own first."""
-    own = {model.solver: len(model.table)}
-    return {**own, **solvers.choices(model.bridge, model.calls), **own}
-
-
 def _millions(module: Any) -> str:
-    return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.1f}"
+    return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.1f} M parameters"
 
 
 def _cell(value: str) -> str:

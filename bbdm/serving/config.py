@@ -68,7 +68,7 @@ class ServeConfig(NetworkConfig):
     max_queued: int = setting(64, "requests that wait for a replica; one more gets the status 503")
     max_bytes: int = setting(8 * 2**20, "of a picture's file; a larger one gets the status 413")
     max_pixels: int = setting(2**20, "of a picture, padded for the network; a larger one gets the status 422")
-    max_steps: int = setting(50, "network evaluations for a picture; for more, a request gets the status 422")
+    max_steps: int = setting(50, "network calls for a picture; for more, a request gets the status 422")
     address: str | None = setting(None, "of a running cluster, such as auto; one on this machine if unset")
 
     def __post_init__(self) -> None:

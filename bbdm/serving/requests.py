@@ -20,14 +20,18 @@ from bbdm.serving.config import ServeConfig
 FORMATS = ("PNG", "JPEG", "WEBP")
 HEADER_BYTES = 16 * 2**10  # at most, names and values together
 QUERY = ("solver", "steps", "seed")
+FAILED = "the picture could not be translated"
 
 
 class RequestError(ValueError):
     """A request is refused; ``status`` is that of HTTP."""
 
     def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
+        super().__init__(status, message)  # both, so that it can be sent to another process
         self.status = status
+
+    def __str__(self) -> str:
+        return self.args[1]
 
 
 @dataclass(frozen=True)
@@ -57,17 +61,10 @@ def facts(config: ServeConfig) -> Served:
     return Served(config, channels, stride, sampler.solver, steps)
 
 
-@dataclass(frozen=True)
-class Query:
-    """How a picture is translated; solver and steps are None where a request names neither."""
+def read_query(given: Iterable[tuple[str, str]], served: Served) -> tuple[str | None, int | None, int]:
+    """Solver, steps and seed of a query, each named once at most; a seed is drawn if unset.
 
-    solver: str | None
-    steps: int | None
-    seed: int
-
-
-def read_query(given: Iterable[tuple[str, str]], served: Served) -> Query:
-    """The query of a request: ``solver``, ``steps``, ``seed``, each once at most. A seed is drawn if unset.
+    Solver and steps are both None where neither is named.
 
     Raises:
         RequestError: 422, an unknown name or a value out of range.
@@ -84,7 +81,7 @@ def read_query(given: Iterable[tuple[str, str]], served: Served) -> Query:
     seed = _number("seed", values.get("seed"), 0, 2**63 - 1)
     if solver is not None or steps is not None:
         solver, steps = solver or served.solver, steps or served.steps
-    return Query(solver, steps, secrets.randbelow(2**32) if seed is None else seed)
+    return solver, steps, secrets.randbelow(2**32) if seed is None else seed
 
 
 def _number(name: str, text: str | None, low: int, high: int) -> int | None:
@@ -109,13 +106,13 @@ def check_headers(headers: Iterable[tuple[str, str]], served: Served) -> None:
     length = next((value for name, value in pairs if name.lower() == "content-length"), "0")
     if not (length.isascii() and length.isdigit()):
         raise RequestError(400, f"content-length must be a number, got {length[:20]!r}")
-    if len(length) > 18 or int(length) > served.config.max_bytes:
-        raise too_large(served)
+    check_bytes(int(length[:18]), served)  # more digits are more bytes than anybody takes
 
 
-def too_large(served: Served) -> RequestError:
-    """The error of a body with more bytes than are taken."""
-    return RequestError(413, f"a picture's file must be at most {served.config.max_bytes} bytes")
+def check_bytes(count: int, served: Served) -> None:
+    """Raise RequestError with the status 413 if a body has more bytes than are taken."""
+    if count > served.config.max_bytes:
+        raise RequestError(413, f"a picture's file must be at most {served.config.max_bytes} bytes")
 
 
 def read_picture(data: bytes, served: Served) -> Image.Image:
@@ -129,21 +126,17 @@ def read_picture(data: bytes, served: Served) -> Image.Image:
     def check_size(width: int, height: int) -> None:
         padded = (height + -height % served.stride) * (width + -width % served.stride)
         if padded > served.config.max_pixels:
-            raise RequestError(
-                422,
-                f"a picture must have at most {served.config.max_pixels} pixels, with sides padded to multiples of "
-                f"{served.stride}; got {width} x {height}",
-            )
+            bound = f"at most {served.config.max_pixels} pixels, with sides padded to multiples of {served.stride}"
+            raise RequestError(422, f"a picture must have {bound}; got {width} x {height}")
 
+    status = 400
     try:
         image = images.decode(data, "of the request", FORMATS, check_size)
+        status = 422
+        return images.convert(image, served.channels)
     except RequestError:
         raise
     except UnknownFormatError as error:
         raise RequestError(415, str(error)) from error
     except ValueError as error:
-        raise RequestError(400, str(error)) from error
-    try:
-        return images.convert(image, served.channels)
-    except ValueError as error:
-        raise RequestError(422, str(error)) from error
+        raise RequestError(status, str(error)) from error

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -28,16 +28,17 @@ from starlette.responses import PlainTextResponse, Response
 
 from bbdm.base.scripts import termination
 from bbdm.pictures.images import to_png
-from bbdm.serving.batching import FAILED, Item, Made, translate_together
+from bbdm.serving.batching import Item, Made, translate_together
 from bbdm.serving.connection import room_for, threads_for
 from bbdm.serving.requests import (
+    FAILED,
     RequestError,
     ServeConfig,
     Served,
+    check_bytes,
     check_headers,
     read_picture,
     read_query,
-    too_large,
 )
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Replica:
         batching.set_batch_wait_timeout_s(config.batch_wait_ms / 1000)
 
     @serve.batch
-    async def translate(self, items: list[Item]) -> list[Made]:
+    async def translate(self, items: list[Item]) -> list[Made | RequestError]:
         """Translate pictures that arrived together, of any solvers, steps and sizes."""
         return await asyncio.to_thread(translate_together, self.sampler, items, self.batch_size)
 
@@ -76,11 +77,6 @@ class Door:
         self.served = served
         self.closing = False
         self.open = 0  # translations that were begun and not answered
-        self.routes: dict[str, tuple[str, Callable[[Request], Awaitable[Response]]]] = {
-            "/": ("POST", self.translate),
-            "/health": ("GET", self.health),
-            "/metrics": ("GET", self.metrics),
-        }
         self.registry = prometheus_client.CollectorRegistry()
         here: Any = {"registry": self.registry}
         self.requests = prometheus_client.Counter("bbdm_requests", "Requests to translate.", ["status"], **here)
@@ -94,9 +90,10 @@ class Door:
 
     async def __call__(self, request: Request) -> Response:
         """The response to a request."""
-        method, route = self.routes.get(request.url.path, ("", None))
-        if route is None:
+        routes = {"/": ("POST", self.translate), "/health": ("GET", self.health), "/metrics": ("GET", self.metrics)}
+        if request.url.path not in routes:
             return PlainTextResponse("POST a picture to /; see also /health and /metrics\n", 404)
+        method, route = routes[request.url.path]
         if request.method != method:
             return PlainTextResponse(f"{request.url.path} takes {method}\n", 405, {"Allow": method})
         return await route(request)
@@ -116,8 +113,7 @@ class Door:
         try:
             response = await self._translated(request)
         except RequestError as error:
-            retry = RETRY_AFTER if error.status == 503 else None
-            response = PlainTextResponse(f"{error}\n", error.status, retry)
+            response = PlainTextResponse(f"{error}\n", error.status, RETRY_AFTER if error.status == 503 else None)
         except Exception:
             log.exception(FAILED)
             response = PlainTextResponse(f"{FAILED}\n", 500)
@@ -132,38 +128,39 @@ class Door:
         if self.closing:
             raise RequestError(503, "the server is closing")
         check_headers(request.headers.items(), self.served)
-        query = read_query(request.query_params.multi_items(), self.served)
+        solver, steps, seed = read_query(request.query_params.multi_items(), self.served)
         try:
             data = await asyncio.wait_for(self._body(request), BODY_SECONDS)
         except asyncio.TimeoutError as error:
             raise RequestError(408, f"the picture did not arrive within {BODY_SECONDS} seconds") from error
         image = await asyncio.to_thread(read_picture, data, self.served)
-        made = await self._made(Item(np.asarray(image), query.solver, query.steps, query.seed))
-        if made.pixels is None:
-            raise RequestError(made.status, made.error)
+        made = await self._made(Item(np.asarray(image), solver, steps, seed))
         self.batches.observe(made.batch)
         file = await asyncio.to_thread(lambda pixels: to_png(Image.fromarray(pixels)), made.pixels)
-        return Response(file, media_type="image/png", headers={"X-Seed": str(query.seed)})
+        return Response(file, media_type="image/png", headers={"X-Seed": str(seed)})
 
     async def _body(self, request: Request) -> bytes:
         """A request's body, of which no more is read than is taken."""
         data = bytearray()
         async for chunk in request.stream():
             data += chunk
-            if len(data) > self.served.config.max_bytes:
-                raise too_large(self.served)
+            check_bytes(len(data), self.served)
         return bytes(data)
 
     async def _made(self, item: Item) -> Made:
         """The result of a replica, or of another where it dies."""
-        for attempt in range(1, MOST_ATTEMPTS + 1):
+        for left in reversed(range(MOST_ATTEMPTS)):
             try:
-                return await self.replicas.translate.remote(item)
+                made = await self.replicas.translate.remote(item)
             except BackPressureError as error:
                 raise RequestError(503, "all replicas are busy, and the queue is full") from error
             except RayActorError:
-                if attempt == MOST_ATTEMPTS:
+                if not left:
                     raise
+                continue
+            if isinstance(made, RequestError):
+                raise made
+            return made
         raise AssertionError("unreachable")
 
     async def close(self) -> None:

@@ -1,17 +1,13 @@
-"""The pictures of a cluster's run, each with a name: files of a folder, or rows of parquet files.
-
-Nothing here needs torch, so that the processes that read are small.
-"""
+"""The pictures of a cluster's run, each with a name: files of a folder, or rows of parquet files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from bbdm.base.places import Place
 from bbdm.pictures.images import SUFFIXES
-from bbdm.serving.places import Place
 
 PARQUET = ".parquet"
 
@@ -30,60 +26,46 @@ class Where(NamedTuple):
     group: int | None = None
 
 
-@dataclass(frozen=True)
-class Sources:
-    """All pictures of a place: where each is, by its name.
+Sources = dict[str, Where]  # all pictures, by name
 
-    A name is the path below the folder, or the text of a parquet file's column, without a picture's suffix.
+
+def find(place: Place, columns: Columns) -> Sources:
+    """Where each picture of a place is, by its name; see :func:`name_of`.
+
+    Files whose path has a part that begins with a dot are left out.
+
+    Raises:
+        ValueError: there are none, there are both pictures and parquet files, two have one name, or a name is
+            not a relative path.
     """
+    visible = [path for path in place.list() if "/." not in f"/{path}"]
+    pictures = [path for path in visible if _suffix(path) in SUFFIXES]
+    tables = [path for path in visible if _suffix(path) == PARQUET]
+    if bool(pictures) == bool(tables):
+        found = "both" if pictures else "neither"
+        raise ValueError(f"{place.folder} must hold pictures ({', '.join(sorted(SUFFIXES))}) or {PARQUET}: {found}")
+    rows = (row for path in tables for row in _rows(place, path, columns))
+    sources: Sources = {}
+    for given, at in rows if tables else ((path, Where(path)) for path in pictures):
+        name = name_of(given)
+        if name in sources:
+            both = f"{sources[name].file} and {at.file}"
+            raise ValueError(f"{both} both have a picture named {name!r}: rename or remove one")
+        sources[name] = at
+    return sources
 
-    where: dict[str, Where]
 
-    @classmethod
-    def find(cls, place: Place, columns: Columns) -> Sources:
-        """The pictures of a place. Files whose path has a part that begins with a dot are left out.
-
-        Raises:
-            ValueError: there are none, there are both pictures and parquet files, two have one name, or a
-                name is not a relative path.
-        """
-        visible = [path for path in place.list() if "/." not in f"/{path}"]
-        pictures = [path for path in visible if _suffix(path) in SUFFIXES]
-        tables = [path for path in visible if _suffix(path) == PARQUET]
-        if bool(pictures) == bool(tables):
-            found = "both" if pictures else "neither"
-            raise ValueError(f"{place.folder} must hold pictures ({', '.join(sorted(SUFFIXES))}) or {PARQUET}: {found}")
-        files = ((path, Where(path)) for path in pictures)
-        rows = (row for path in tables for row in _rows(place, path, columns))
-        where: dict[str, Where] = {}
-        for given, at in rows if tables else files:
-            name = name_of(given)
-            if name in where:
-                both = f"{where[name].file} and {at.file}"
-                raise ValueError(f"{both} both have a picture named {name!r}: rename or remove one")
-            where[name] = at
-        return cls(where)
-
-    def blocks(self, names: list[str], rows: int) -> list[Any]:
-        """Tables with ``name``, ``file`` and ``group`` of pictures with these names.
-
-        Each is of a number of picture files, or of one row group, so that a row group is read once.
-        """
-        import pyarrow as pa
-
-        whole: dict[Where | int, list[str]] = {}
-        for index, name in enumerate(names):
-            at = self.where[name]
-            whole.setdefault(index // rows if at.group is None else at, []).append(name)
-        schema = pa.schema({"name": pa.string(), "file": pa.string(), "group": pa.int32()})
-        return [
-            pa.Table.from_pylist([{"name": name, **self.where[name]._asdict()} for name in block], schema=schema)
-            for block in whole.values()
-        ]
+def blocks(sources: Sources, names: list[str], rows: int) -> list[Sources]:
+    """Pictures with these names, in parts: of a number of files, or of one row group, which is read once."""
+    parts: dict[Where | int, Sources] = {}
+    for index, name in enumerate(names):
+        at = sources[name]
+        parts.setdefault(index // rows if at.group is None else at, {})[name] = at
+    return list(parts.values())
 
 
 def name_of(path: str) -> str:
-    """The name of a picture from its path below its folder.
+    """The name of a picture: its path below its folder, or the text of a column, without a picture's suffix.
 
     Raises:
         ValueError: a part is empty or begins with a dot, so that a result could lie elsewhere.
@@ -100,13 +82,12 @@ def read_group(place: Place, at: Where, columns: Columns) -> dict[str, bytes]:
     Raises:
         OSError, ValueError: the parquet file cannot be read.
     """
-    from pyarrow import parquet
+    from pyarrow.parquet import ParquetFile
 
-    with place.files.open_input_file(place.path(at.file)) as file:
-        table = parquet.ParquetFile(file).read_row_group(at.group, columns=list(columns))
-    contents = (image.get("bytes") if isinstance(image, dict) else image for image in table[columns.image].to_pylist())
-    names = (name_of(str(name)) for name in table[columns.name].to_pylist())
-    return {name: content or b"" for name, content in zip(names, contents, strict=True)}
+    with ParquetFile(place.path(at.file), filesystem=place.files) as file:
+        table = file.read_row_group(at.group, columns=list(columns))
+    cells = zip(table[columns.name].to_pylist(), table[columns.image].to_pylist(), strict=True)
+    return {name_of(str(name)): (cell.get("bytes") if isinstance(cell, dict) else cell) or b"" for name, cell in cells}
 
 
 def _suffix(path: str) -> str:
@@ -115,11 +96,11 @@ def _suffix(path: str) -> str:
 
 def _rows(place: Place, path: str, columns: Columns) -> Iterator[tuple[str, Where]]:
     """The names in a parquet file, each with its place."""
-    from pyarrow import ArrowException, parquet
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
 
     try:
-        with place.files.open_input_file(place.path(path)) as file:
-            table = parquet.ParquetFile(file)
+        with ParquetFile(place.path(path), filesystem=place.files) as table:
             missing = set(columns) - set(table.schema_arrow.names)
             if missing:
                 raise ValueError(f"{path} has no column {min(missing)!r}, but {', '.join(table.schema_arrow.names)}")

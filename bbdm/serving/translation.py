@@ -1,56 +1,60 @@
-"""Translating a large set of pictures on a cluster: Ray Data reads, samplers in actors make and write.
+"""Translating a large set of pictures on a cluster of Ray, by samplers in actors.
 
-The driver lists sources and results, and sends what is missing through the cluster. A result is written whole
-or not at all, and its seed follows from its name. So what a lost machine had made is there, and what it had
-not made is found missing and sent again. The driver alone writes the manifest, from what it finds at the end.
+The driver lists sources and results, and sends what is missing to the actors. A result is written whole or
+not at all, and its seed follows from its name. So what a lost machine had made is there, and what it had not
+made is found missing and sent again. The driver alone writes the manifest, from what it finds at the end.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from pathlib import PurePosixPath
+from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from bbdm.base import manifest
-from bbdm.base.atomic import file_sha256, is_temporary
+from bbdm.base.atomic import file_sha256
+from bbdm.base.places import Place
 from bbdm.base.scripts import StoppedError
 from bbdm.base.seeds import seed_of
 from bbdm.data.survey import BadPicturesError
-from bbdm.evaluation.results import ResultsError
+from bbdm.evaluation.results import Record, description
 from bbdm.files.hub import find_checkpoint
-from bbdm.pictures.images import to_png
-from bbdm.sampling.network_config import (
-    chosen_size,
-    described_size,
-)
+from bbdm.pictures import images
+from bbdm.pictures.images import Resize, Size
+from bbdm.sampling.network_config import chosen_size
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.serving.config import ClusterConfig
 from bbdm.serving.connection import connected, room_for
-from bbdm.serving.places import Place
-from bbdm.serving.reading import Reading, read, result_of
-from bbdm.serving.sources import Columns, Sources
+from bbdm.serving.sources import Columns, Sources, blocks, find, read_group
 
-SETTINGS, MANIFEST = "settings.json", "manifest.jsonl"
-READERS = 2  # tasks that read pictures, for each worker
+MANIFEST = "manifest.jsonl"
+CALLS = 2  # of each worker at a time: one reads and writes while the other translates
 MOST_FRUITLESS = 3  # attempts in a row that make nothing: Ray notices a lost machine after some 10 seconds
 
 
 @dataclass(frozen=True)
 class Task:
-    """What each worker needs to know."""
+    """What each worker needs to know: the network, where pictures and results are, what pictures become."""
 
     config: ClusterConfig
     sha256: str  # of the network's file
-    reading: Reading
+    pictures: Place
+    results: Place
+    columns: Columns  # of parquet files
+    channels: int
+    size: Size
+    resize: Resize
+
+
+def result_of(name: str) -> str:
+    """The file of a picture's result."""
+    return f"{name}.png"
 
 
 @dataclass
@@ -74,86 +78,52 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
     model = find_checkpoint(config.model)
     sampler = replace(config, compile=False).sampler(model, "cpu")
     size, resize = chosen_size(config.image_size, sampler.image_size)
-    codec = sampler.codec
-    channels = sampler.unet.channels if codec is None else codec.image_channels
+    channels = sampler.unet.channels if sampler.codec is None else sampler.codec.image_channels
     sha256 = file_sha256(model)
-    settings = {
-        "image_size": described_size(size, resize),
-        "weights": sha256,
-        "unet": sampler.unet.description(),
-        "codec": None if codec is None else {**codec.description(), **codec.config()},
-        "bridge": sampler.bridge.config(),
-        "seed": config.seed,
-        "seeds": "by name",
-        "solver": sampler.solver,
-        "timesteps": sampler.table.timesteps.tolist(),
-        "dtype": str(sampler.dtype).removeprefix("torch."),
-    }
-    del sampler, codec  # the workers have their own
+    settings = {**description(sampler, sha256, size, resize), "seed": config.seed, "seeds": "by name"}
+    del sampler  # the workers have their own
     pictures, results = Place.of(config.sources), Place.of(config.results)
     if pictures.overlaps(results):
         raise ValueError(f"results must be outside of the sources, got {config.sources} and {config.results}")
     columns = Columns(config.name_column, config.image_column)
-    sources = Sources.find(pictures, columns)
-    before = _prepare(results, sources, manifest.as_json(settings), config.overwrite)
-    task = Task(config, sha256, Reading(pictures, results, channels, size, resize, columns))
-    with connected(config.address), tqdm(total=len(sources.where), unit="image", disable=not progress) as bar:
+    sources = find(pictures, columns)
+    record = Record(config.results, settings, [*map(result_of, sources)], config.overwrite)
+    before = _names(record.existing)
+    task = Task(config, sha256, pictures, results, columns, channels, size, resize)
+    with connected(config.address), tqdm(total=len(sources), unit="image", disable=not progress) as bar:
         bad = _make(task, sources, before, bar)
-    _write_manifest(results, sources, bad, config.seed)
-    made = len(sources.where) - len(before) - len(bad)
+    _write_manifest(task, sources, bad)
     if bad and not config.skip_bad:
         first = next(iter(bad.values()))
-        raise BadPicturesError(f"{first} ({len(bad)} of {len(sources.where)} pictures; the others are translated)")
-    return Outcome(made, len(before), bad)
+        raise BadPicturesError(f"{first} ({len(bad)} of {len(sources)} pictures; the others are translated)")
+    return Outcome(len(sources) - len(before) - len(bad), len(before), bad)
 
 
-def _prepare(results: Place, sources: Sources, settings: dict[str, Any], overwrite: bool) -> set[str]:
-    """Check what made the results that exist, note what makes them now, and return their names."""
-    there = results.list()
-    existing = _made(there, sources)
-    if overwrite:
-        results.remove(result_of(name) for name in existing)
-        existing = set()
-    elif SETTINGS in there:
-        try:
-            differing = manifest.differences(json.loads(results.read(SETTINGS)), settings)
-        except (ValueError, AttributeError, TypeError) as error:
-            raise ValueError(f"cannot read {results.path(SETTINGS)}: give another folder for results") from error
-        if differing:
-            raise ResultsError(f"{results.folder} holds results of other settings ({differing})")
-    elif existing:
-        raise ResultsError(f"{results.folder} holds results, but no {SETTINGS} with the settings that made them")
-    results.write(SETTINGS, json.dumps(settings, indent=1).encode())
-    return existing
-
-
-def _made(there: list[str], sources: Sources) -> set[str]:
-    """The names of the sources that have a result among files."""
-    files = set(there)
-    return {name for name in sources.where if result_of(name) in files}
+def _names(results: Iterable[str]) -> set[str]:
+    """The names of the pictures of results."""
+    return {file.removesuffix(result_of("")) for file in results}
 
 
 def _make(task: Task, sources: Sources, done: set[str], bar: Any) -> dict[str, str]:
     """Make what is missing, however often machines are lost; returns why pictures cannot be read, by name."""
-    from ray.exceptions import RayError, UserCodeException
+    from ray.exceptions import RayError, RayTaskError
 
     bad: dict[str, str] = {}
     fruitless = 0  # attempts, one after the other
     bar.update(len(done))
-    while missing := [name for name in sources.where if name not in done and name not in bad]:
+    while missing := [name for name in sources if name not in done and name not in bad]:
         lost = ""
         try:
-            for name, reason, failure in _outcomes(task, sources, missing):
-                if failure:
-                    raise StoppedError(f"{failure}; results that were made are kept")
-                if reason:
-                    bad[name] = reason
-                bar.update()
-        except UserCodeException:  # a defect, which would come again
-            raise
+            for count, unreadable in _outcomes(task, blocks(sources, missing, task.config.batch_size)):
+                bad |= unreadable
+                bar.update(count)
+        except RayTaskError as error:
+            if isinstance(error.cause, ValueError | OSError):  # of the network's file, or of a disk
+                raise StoppedError(f"{error.cause}; results that were made are kept") from error
+            raise  # a defect, which would come again
         except RayError as error:
-            lost = str(error)  # not the error itself, which would keep the pipeline and its cores
-        done = _made(task.reading.results.list(), sources)
+            lost = str(error)
+        done = _names(task.results.existing(map(result_of, sources)))
         bar.n = len(done) + len(bad)
         bar.refresh()
         fruitless = 0 if any(name in done or name in bad for name in missing) else fruitless + 1
@@ -162,68 +132,88 @@ def _make(task: Task, sources: Sources, done: set[str], bar: Any) -> dict[str, s
     return bad
 
 
-def _outcomes(task: Task, sources: Sources, missing: list[str]) -> Iterator[tuple[str, str, str]]:
-    """Send missing pictures through the cluster.
+def _outcomes(task: Task, waiting: list[Sources]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Send pictures to workers. One that is lost is not started again: its machine may never come back.
 
     Yields:
-        The name of each, why it cannot be read, and why the work cannot go on; empty where it was made.
-    """
-    import ray.data
-    from ray.util.annotations import RayDeprecationWarning
+        A number of pictures, and what :meth:`Worker.make` returned of them.
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    Raises:
+        RayError: workers were lost with their pictures; the others have made theirs.
+    """
+    import ray
+    from ray.exceptions import RayActorError
+
     config = task.config
     count, gpu = room_for(config.threads)
-    count = min(count, config.workers or count)
-    reader = partial(read, reading=task.reading)
-    # Reading waits for the disk or the network, and workers may take all cores: it asks for none.
-    readers = ray.data.TaskPoolStrategy(size=READERS * count)
-    samplers = ray.data.ActorPoolStrategy(size=count)
-    # A worker that is lost is not started again: it could wait for a machine that never comes back.
-    once: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RayDeprecationWarning)  # of ``once``, until Ray 2.64
-        made = (
-            ray.data.from_blocks(sources.blocks(missing, config.batch_size))
-            .map_batches(reader, batch_size=None, batch_format="pyarrow", compute=readers, num_cpus=0)
-            .map_batches(
-                Worker,
-                fn_constructor_args=(task,),
-                compute=samplers,
-                num_cpus=config.threads,
-                num_gpus=int(gpu),
-                batch_size=config.batch_size,
-                batch_format="pyarrow",
-                **once,
-            )
-        )
-    batch: Any
-    for batch in made.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield from zip(*(batch[name].to_pylist() for name in ("name", "reason", "failure")), strict=True)
+    actor: Any = ray.remote(Worker)
+    actor = actor.options(num_cpus=config.threads, num_gpus=int(gpu), max_concurrency=CALLS)
+    workers = [actor.remote(task) for _ in range(min(count, config.workers or count))]
+    # One that waits for its machine gets no pictures yet: others may be done with all before
+    calls: dict[Any, tuple[Any, Sources]] = {worker.make.remote({}): (worker, {}) for worker in workers * CALLS}
+    lost: RayActorError | None = None
+    try:
+        while calls and (waiting or any(block for _, block in calls.values())):
+            (call,), _ = ray.wait([*calls])
+            worker, block = calls.pop(call)
+            try:
+                yield len(block), ray.get(call)
+            except RayActorError as error:
+                lost = error
+                continue
+            if waiting:
+                block = waiting.pop()
+                calls[worker.make.remote(block)] = worker, block
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+    if lost is not None:
+        raise lost
 
 
 class Worker:
-    """A sampler in a process of its own, which translates what was read, and writes the results."""
+    """A sampler in a process of its own, which reads pictures, translates them, and writes the results."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        self._lock = Lock()
 
-    def __call__(self, batch: Any) -> Any:
-        """Translate a table of :func:`~bbdm.serving.reading.read`.
+    def make(self, block: Sources) -> dict[str, str]:
+        """Make those results of some pictures that do not exist yet.
 
         Returns:
-            Its ``name`` and ``reason``, and ``failure``: why the work cannot go on, or empty.
-        """
-        import pyarrow as pa
+            Why pictures cannot be read, by name.
 
-        failure = ""
-        try:
-            self._translate([row for row in batch.to_pylist() if not row["reason"]])
-        except (ValueError, OSError) as error:  # of the network's file, or of a disk
-            failure = str(error)
-        failures = pa.array([failure] * len(batch), pa.string())
-        return batch.select(["name", "reason"]).append_column("failure", failures)
+        Raises:
+            OSError: a result cannot be written.
+            ValueError: the network is not the driver's.
+        """
+        task, size, bad = self.task, self.task.config.batch_size, dict[str, str]()
+        pictures = list(self._read(block, bad))
+        for batch in (pictures[start : start + size] for start in range(0, len(pictures), size)):
+            seeds = [seed_of(name, task.config.seed) for name, _ in batch]
+            with self._lock:
+                made = self._sampler([picture for _, picture in batch], seed=seeds, batch_size=size)
+            for (name, _), result in zip(batch, made, strict=True):
+                task.results.write(result_of(name), images.to_png(result))
+        return bad
+
+    def _read(self, block: Sources, bad: dict[str, str]) -> Iterator[tuple[str, Image.Image]]:
+        """The pictures without a result, as the network takes them; notes why others cannot be read."""
+        task = self.task
+        group: dict[str, bytes] = {}
+        for name, at in block.items():
+            if task.results.exists(result_of(name)):
+                continue
+            try:
+                if at.group is None:
+                    picture = images.decode(task.pictures.read(at.file), at.file)
+                else:
+                    group = group or read_group(task.pictures, at, task.columns)
+                    picture = images.decode(group[name], f"{name} of {at.file}")
+                yield name, images.resized(images.convert(picture, task.channels), task.size, task.resize)
+            except (OSError, ValueError) as error:
+                bad[name] = str(error)
 
     @cached_property
     def _sampler(self) -> BridgeSampler:
@@ -236,25 +226,13 @@ class Worker:
             torch.set_num_threads(config.threads)
         return config.sampler(model, device)
 
-    def _translate(self, rows: list[dict[str, Any]]) -> None:
-        config, reading = self.task.config, self.task.reading
-        mode = "L" if reading.channels == 1 else "RGB"
-        sources = [Image.frombytes(mode, (row["width"], row["height"]), row["pixels"]) for row in rows]
-        seeds = [seed_of(row["name"], config.seed) for row in rows]
-        made = self._sampler(sources, seed=seeds, batch_size=config.batch_size) if rows else []
-        for row, result in zip(rows, made, strict=True):
-            reading.results.write(result_of(row["name"]), to_png(result))
 
-
-def _write_manifest(results: Place, sources: Sources, bad: dict[str, str], seed: int) -> None:
-    """Write a line for each source, of what there is, and delete what lost workers left half written."""
-    there = results.list()
-    results.remove(name for name in there if is_temporary(PurePosixPath(name).name))
-    made = _made(there, sources)
-    lines = [
-        {"name": name, "seed": seed_of(name, seed), "result": result_of(name)}
-        if name in made
-        else {"name": name, "seed": seed_of(name, seed), "error": bad[name]}
-        for name in sorted(sources.where)
-    ]
-    results.write(MANIFEST, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
+def _write_manifest(task: Task, sources: Sources, bad: dict[str, str]) -> None:
+    """Write a line for each source, and delete what lost workers left half written."""
+    results = task.results
+    results.remove_leftovers(map(result_of, sources))
+    lines: list[str] = []
+    for name in sorted(sources):
+        outcome = {"error": bad[name]} if name in bad else {"result": result_of(name)}
+        lines.append(json.dumps({"name": name, "seed": seed_of(name, task.config.seed), **outcome}))
+    results.write(MANIFEST, "".join(f"{line}\n" for line in lines).encode())

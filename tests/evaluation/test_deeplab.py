@@ -192,40 +192,31 @@ def test_converting(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[s
     loaded = load_deeplab(out)
     assert loaded.config == model.config
     assert not loaded.training
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
+    assert same(loaded, model)
     with torch.no_grad():
         torch.testing.assert_close(loaded(picture()), model(picture()))
 
 
-def test_the_published_file_itself(tmp_path: Path):
-    """Read without converting; in torch.save's old format too, as some of the files are."""
+def same(loaded: DeepLab, model: DeepLab) -> bool:
+    state = model.state_dict()
+    return all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
+
+
+def test_files_that_are_not_converted(tmp_path: Path):
+    """In torch.save's old format too; a bare state dict, with the criterion's weights; and a whole network,
+    which the public A-Bridge code's converter pickles, of a class that cannot be imported here."""
     model = published(tmp_path / "best.pth")
-    torch.save(
-        torch.load(tmp_path / "best.pth", weights_only=False),
-        tmp_path / "old.pth",
-        _use_new_zipfile_serialization=False,
-    )
-    for name in ("best.pth", "old.pth"):
-        loaded = load_deeplab(tmp_path / name)
-        assert all(
-            torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True)
-        )
+    content = torch.load(tmp_path / "best.pth", weights_only=False)
+    torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    torch.save({**model.state_dict(), "loss.weight": torch.ones(19)}, tmp_path / "bare.pth")
+    for name in ("best.pth", "old.pth", "bare.pth"):
+        assert same(load_deeplab(tmp_path / name), model)
     assert load_deeplab(tmp_path / "best.pth", output_stride=8).config.output_stride == 8
-
-
-def test_a_whole_pickled_network(tmp_path: Path):
-    """The public A-Bridge code's converter pickles the network, of a class that cannot be imported here."""
-    model = network("deeplabv3", "resnet50")
-    torch.save(model, tmp_path / "whole.pt")
+    whole = network("deeplabv3", "resnet50")
+    torch.save(whole, tmp_path / "whole.pt")
     loaded = load_deeplab(tmp_path / "whole.pt")
     assert (loaded.config.head, loaded.config.backbone) == ("deeplabv3", "resnet50")
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
-
-
-def test_a_bare_state_dict_and_criterion_weights(tmp_path: Path):
-    state = network("deeplabv3plus", "mobilenet").state_dict()
-    torch.save({**state, "loss.weight": torch.ones(19)}, tmp_path / "bare.pth")
-    assert load_deeplab(tmp_path / "bare.pth").config.head == "deeplabv3plus"
+    assert same(loaded, whole)
 
 
 class Trap:
@@ -268,12 +259,8 @@ def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("complex", {**good, first: good[first].cfloat()}, f"{first} is of torch.complex64; weights must be floating"),
         ("shared", {key: good[first].view(-1)[:1] for key in good}, "of another shape"),
         ("bbdm", {"format": "bbdm", "version": 1}, "it is a 'bbdm', not a segmentation network"),
-        ("huge", {**own, "config": {**own["config"], "num_classes": 2**60}}, "no network of such sizes"),
-        (
-            "fraction",
-            {**own, "config": {**own["config"], "num_classes": 1.5}},
-            "num_classes must be of integers, got 1.5",
-        ),
+        ("huge", {**own, "config": {**settings, "num_classes": 2**60}}, "no network of such sizes"),
+        ("fraction", {**own, "config": {**settings, "num_classes": 1.5}}, "num_classes must be of integers, got 1.5"),
         ("new", {"format": FORMAT, "version": 9}, "version 9 is newer than this library reads"),
     ):
         torch.save(content, tmp_path / f"{name}.pth")
@@ -298,27 +285,20 @@ def test_what_convert_refuses(tmp_path: Path):
     assert not (tmp_path / "out.pt").exists()
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_what_a_config_refuses():
+    for settings, message in (
         ({"head": "fcn"}, "head must be one of .* got 'fcn'"),
         ({"backbone": "vgg"}, "backbone must be one of .* got 'vgg'"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"output_stride": 32}, r"output_stride must be one of \(8, 16\), got 32"),
-    ],
-)
-def test_what_a_config_refuses(settings: dict[str, Any], message: str):
-    with pytest.raises(ValueError, match=message):
-        DeepLabConfig(**{"head": "deeplabv3", "backbone": "resnet101", **settings})
+    ):
+        with pytest.raises(ValueError, match=message):
+            DeepLabConfig(**{"head": "deeplabv3", "backbone": "resnet101", **settings})
 
 
 def test_metadata_is_readable(tmp_path: Path):
     save_deeplab(tmp_path / "x.safetensors", network("deeplabv3plus", "mobilenet"))
     with safetensors.safe_open(tmp_path / "x.safetensors", "pt") as file:
         metadata = json.loads(file.metadata()[FORMAT])
-    assert metadata["config"] == {
-        "head": "deeplabv3plus",
-        "backbone": "mobilenet",
-        "num_classes": 19,
-        "output_stride": 16,
-    }
+    settings = {"head": "deeplabv3plus", "backbone": "mobilenet", "num_classes": 19, "output_stride": 16}
+    assert metadata["config"] == settings

@@ -34,8 +34,6 @@ huggingface_hub = pytest.importorskip("huggingface_hub")
 BRIDGE = ABridge(num_steps=50)
 SOURCE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 NAME = "me/faces"
-DEMO = ROOT / "bbdm" / "demo"
-EXPORT = ROOT / "examples" / "demo" / "onnx"
 
 
 @pytest.fixture
@@ -149,33 +147,23 @@ class TestFolder:
         assert "network=bbdm.wrap(...)" in (tmp_path / "own" / "README.md").read_text()
 
     def test_the_card(self, sampler: BridgeSampler, tmp_path: Path):
+        """No licence is assumed, and a card that is there stays."""
+        path = tmp_path / "faces" / "README.md"
+        sampler.save_pretrained(tmp_path / "faces")
+        assert "license" not in yaml.safe_load(path.read_text().split("---")[1])
+        assert "| licence of the weights | not stated |" in path.read_text()
+        path.unlink()
         sampler.save_pretrained(tmp_path / "faces", license="cc-by-4.0", data="40 | pairs")
-        text = (tmp_path / "faces" / "README.md").read_text()
-        card = huggingface_hub.ModelCard(text)
-        assert card.data.library_name == "bbdm"
-        assert card.data.pipeline_tag == "image-to-image"
-        assert card.data.license == "cc-by-4.0"
-        count = sum(parameter.numel() for parameter in sampler.unet.parameters()) / 1e6
-        for part in (
-            "40 \\| pairs",
-            "16 x 16",
-            f"{count:.1f} M",
-            "ABridge(num_steps=50",
-            "residual",
-            "| `dpm2m` | 3 |",
-        ):
-            assert part in text
-        assert "| `ancestral` | 50 |" in text
-        assert 'from_pretrained("faces", steps=3)' in text
-        (tmp_path / "faces" / "README.md").write_text("mine")
+        text = path.read_text()
+        data = huggingface_hub.ModelCard(text).data
+        assert (data.library_name, data.pipeline_tag, data.license) == ("bbdm", "image-to-image", "cc-by-4.0")
+        size = f"{sum(parameter.numel() for parameter in sampler.unet.parameters()) / 1e6:.1f} M"
+        parts = ["40 \\| pairs", "16 x 16", size, "ABridge(num_steps=50", "residual", "| `dpm2m` | 3 |"]
+        parts += ["| `ancestral` | 50 |", 'from_pretrained("faces", steps=3)']
+        assert [part for part in parts if part not in text] == []
+        path.write_text("mine")
         sampler.save_pretrained(tmp_path / "faces")
-        assert (tmp_path / "faces" / "README.md").read_text() == "mine"
-
-    def test_no_licence_is_assumed(self, sampler: BridgeSampler, tmp_path: Path):
-        sampler.save_pretrained(tmp_path / "faces")
-        text = (tmp_path / "faces" / "README.md").read_text()
-        assert "license" not in yaml.safe_load(text.split("---")[1])
-        assert "| licence of the weights | not stated |" in text
+        assert path.read_text() == "mine"
 
     def test_what_is_no_model(self, tmp_path: Path):
         with pytest.raises(ValueError, match=f"{tmp_path} is a folder, and a checkpoint is a file"):
@@ -209,26 +197,25 @@ class TestFetching:
             BridgeSampler.from_pretrained(f"{NAME}@v2", revision="v1")
 
     def test_offline(self, hub: Hub, model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+        """The Hub is down, nothing may be asked, there is no connection: the cache serves."""
         first = BridgeSampler.from_pretrained(NAME)
         hub.status = 503
         assert same(BridgeSampler.from_pretrained(NAME), first)
-        unreached = r"cannot be reached, and config\.json is not in the cache: .*503"
-        with pytest.raises(HubError, match=f"there is no path {NAME}, and on the Hugging Face Hub .*{unreached}"):
+        unreached = r"cannot be reached, and config\.json is not in the cache"
+        with pytest.raises(HubError, match=f"no path {NAME}, and on the Hugging Face Hub .*{unreached}: .*503"):
             BridgeSampler.from_pretrained(NAME, cache_dir=tmp_path / "empty")
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        hub.requests.clear()
-        assert same(BridgeSampler.from_pretrained(NAME), first)
-        with pytest.raises(HubError, match=r"is not in the cache: .*offline mode"):
-            BridgeSampler.from_pretrained("me/other")
-        assert not hub.requests
-
-    def test_no_connection(self, hub: Hub, model: Model, monkeypatch: pytest.MonkeyPatch):
-        first = BridgeSampler.from_pretrained(NAME)
+        with monkeypatch.context() as patch:
+            patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+            hub.requests.clear()
+            assert same(BridgeSampler.from_pretrained(NAME), first)
+            with pytest.raises(HubError, match=r"is not in the cache: .*offline mode"):
+                BridgeSampler.from_pretrained("me/other")
+            assert not hub.requests
         gone = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
         for module in (huggingface_hub.constants, huggingface_hub.file_download):
             monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", gone, raising=False)
         assert same(BridgeSampler.from_pretrained(NAME), first)
-        with pytest.raises(HubError, match=r"cannot be reached, and config\.json is not in the cache"):
+        with pytest.raises(HubError, match=unreached):
             BridgeSampler.from_pretrained("me/other")
 
     def test_a_private_repository(self, hub: Hub, model: Model, monkeypatch: pytest.MonkeyPatch):
@@ -265,19 +252,19 @@ class TestFetching:
             load_checkpoint(NAME)
         assert hub.downloads() == ["config.json"]
 
-    @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
-    def test_a_download_with_another_hash(self, file: str, hub: Hub, model: Model):
-        """huggingface_hub does not see it."""
-        hub.faults[file] = "changed"
-        with pytest.raises(HubError, match=f"{re.escape(file)} of {NAME} arrived damaged: its hash is another"):
-            load_checkpoint(NAME)
-        hub.faults.clear()
-        load_checkpoint(NAME)
-
-    @pytest.mark.parametrize(("fault", "reason"), [("cut", "received"), ("short", "should be of size")])
-    def test_a_broken_download(self, fault: Any, reason: str, hub: Hub, model: Model):
-        hub.faults["model.safetensors"] = fault
-        with pytest.raises(HubError, match=rf"model\.safetensors cannot be transferred: .*{reason}"):
+    @pytest.mark.parametrize(
+        ("file", "fault", "reason"),
+        [
+            ("config.json", "changed", "of me/faces arrived damaged: its hash is another"),  # only we see it
+            ("model.safetensors", "changed", "of me/faces arrived damaged: its hash is another"),
+            ("model.safetensors", "cut", "cannot be transferred: .*received"),
+            ("model.safetensors", "short", "cannot be transferred: .*should be of size"),
+        ],
+    )
+    def test_a_broken_download(self, file: str, fault: Any, reason: str, hub: Hub, model: Model):
+        """The next one is whole."""
+        hub.faults[file] = fault
+        with pytest.raises(HubError, match=f"{re.escape(file)} {reason}"):
             load_checkpoint(NAME)
         hub.faults.clear()
         load_checkpoint(NAME)
@@ -348,7 +335,7 @@ class TestPushing:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled export, with its weights in a second file."""
-    folder = shutil.copytree(EXPORT, tmp_path_factory.mktemp("export") / "onnx")
+    folder = shutil.copytree(ROOT / "examples" / "demo" / "onnx", tmp_path_factory.mktemp("export") / "onnx")
     graph = onnx.load(folder / "unet.onnx")
     (folder / "unet.onnx").unlink()
     onnx.save_model(graph, folder / "unet.onnx", save_as_external_data=True, location="unet.onnx.data")
@@ -361,7 +348,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestExport:
     def test_pushed_and_fetched(self, exported: Path, hub: Hub, tmp_path: Path):
-        sampler = BridgeSampler.from_checkpoint(DEMO / "openmoji64.safetensors", steps=2)
+        sampler = BridgeSampler.from_checkpoint(bbdm.DEMO / "openmoji64.safetensors", steps=2)
         sampler.push_to_hub(NAME, onnx=exported, token=hub.token)
         hub.requests.clear()
         runtime = OnnxBridgeSampler.from_pretrained(NAME, solver="dpm2m", steps=2, threads=1)
@@ -377,7 +364,7 @@ class TestExport:
         hub.models[NAME] = Model()
         hub.models[NAME].commit({f"onnx/{name}": content for name, content in files_of(exported).items()})
         code = "import sys; sys.modules['torch'] = None; from bbdm.runtime.__main__ import main; main()"
-        picture = DEMO / "drawings" / "1F383.png"
+        picture = bbdm.DEMO / "drawings" / "1F383.png"
         command = [sys.executable, "-c", code, NAME, str(picture), "-o", str(tmp_path / "out"), "--steps", "1"]
         settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
         for offline in "01":

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bbdm import ABridge, BridgeSampler, cli, save_checkpoint
+from bbdm import ABridge, BridgeSampler, save_checkpoint
 from bbdm.base import scripts
+from bbdm.base.atomic import file_sha256
+from bbdm.base.places import Place
 from bbdm.base.seeds import seed_of
-from bbdm.cli import translate_ray
+from bbdm.cli import HINTS, translate_ray
 from bbdm.data.survey import BadPicturesError
 from bbdm.evaluation.results import ResultsError
 from bbdm.pictures.images import open_image
-from bbdm.serving.places import Place
-from bbdm.serving.reading import Reading, read
-from bbdm.serving.sources import Columns, Sources, Where, name_of, read_group
+from bbdm.serving.sources import Columns, Where, blocks, find, name_of, read_group
+from bbdm.serving.translation import Task, Worker
 from tests.conftest import tiny_unet
 
 SIZE = 16
@@ -114,41 +116,17 @@ def arrow() -> Any:
     return pytest.importorskip("pyarrow", reason="the extra ray is not installed")
 
 
-def test_a_file_is_whole_or_absent(arrow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    place = Place.of(str(tmp_path / "out"))
-    assert place.list() == []
-    place.write("a/b.png", b"first")
-    place.write("a/b.png", b"second")
-    assert (tmp_path / "out" / "a" / "b.png").read_bytes() == place.read("a/b.png") == b"second"
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space left on device")))
-    for name in ("a/b.png", "c.png"):
-        with pytest.raises(OSError, match="no space left"):
-            place.write(name, b"third")
-    assert place.list() == ["a/b.png"]
-    assert place.read("a/b.png") == b"second"
-    assert place.exist(["a/b.png", "c.png"]) == [True, False]
-
-
-def test_other_file_systems_are_those_of_fsspec(arrow: Any):
-    place = Place.of("memory://bucket/results")
-    place.write("a/b.png", b"whole")
-    assert place.list() == ["a/b.png"]
-    assert Place.of("memory://bucket/results").read("a/b.png") == b"whole"
-    with pytest.raises(ValueError, match="cannot open nothing://x"):
-        Place.of("nothing://x")
-
-
 def test_sources_are_found_by_name(arrow: Any, tmp_path: Path):
     for path in ("b.png", "a/c.jpg", ".thumbnails/d.png", "notes.txt"):
         (tmp_path / "in" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / path).write_bytes(b"")
     place = Place.of(str(tmp_path / "in"))
-    assert Sources.find(place, COLUMNS).where == {"a/c": ("a/c.jpg", None), "b": ("b.png", None)}
+    assert find(place, COLUMNS) == {"a/c": ("a/c.jpg", None), "b": ("b.png", None)}
     (tmp_path / "in" / "b.webp").write_bytes(b"")
     with pytest.raises(ValueError, match=r"b\.png and b\.webp both have a picture named 'b'"):
-        Sources.find(place, COLUMNS)
+        find(place, COLUMNS)
     with pytest.raises(ValueError, match=r"must hold pictures .* or \.parquet: neither"):
-        Sources.find(Place.of(str(tmp_path / "nowhere")), COLUMNS)
+        find(Place.of(str(tmp_path / "nowhere")), COLUMNS)
 
 
 def test_rows_of_parquet_files_have_names(arrow: Any, tmp_path: Path):
@@ -157,31 +135,46 @@ def test_rows_of_parquet_files_have_names(arrow: Any, tmp_path: Path):
     table = arrow.table({"name": ["x/1.png", "2", "3"], "image": [b"one", b"two", None]})
     parquet.write_table(table, tmp_path / "t.parquet", row_group_size=2)
     place = Place.of(str(tmp_path))
-    sources = Sources.find(place, COLUMNS)
-    assert sources.where == {"x/1": ("t.parquet", 0), "2": ("t.parquet", 0), "3": ("t.parquet", 1)}
-    assert [block["name"].to_pylist() for block in sources.blocks(["x/1", "2", "3"], 1)] == [["x/1", "2"], ["3"]]
+    sources = find(place, COLUMNS)
+    assert sources == {"x/1": ("t.parquet", 0), "2": ("t.parquet", 0), "3": ("t.parquet", 1)}
+    assert [list(block) for block in blocks(sources, ["x/1", "2", "3"], 1)] == [["x/1", "2"], ["3"]]
     assert read_group(place, Where("t.parquet", 0), COLUMNS) == {"x/1": b"one", "2": b"two"}
     assert read_group(place, Where("t.parquet", 1), COLUMNS) == {"3": b""}
     with pytest.raises(ValueError, match=r"t\.parquet has no column 'picture', but name, image"):
-        Sources.find(place, Columns("name", "picture"))
+        find(place, Columns("name", "picture"))
     parquet.write_table(arrow.table({"name": ["../../x"], "image": [b""]}), tmp_path / "t.parquet")
     with pytest.raises(ValueError, match="must be a relative path"):
-        Sources.find(place, COLUMNS)
+        find(place, COLUMNS)
 
 
-def test_what_has_no_result_is_read(arrow: Any, tmp_path: Path):
-    make_sources(tmp_path / "in", 3)
+def test_a_worker_makes_what_has_no_result(arrow: Any, checkpoint: Path, tmp_path: Path):
+    """Of files and of a table, where the call of one process makes the same."""
+    from pyarrow import parquet
+
+    names = make_sources(tmp_path / "in", 3)
     (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
-    (tmp_path / "out" / "0").mkdir(parents=True)
-    (tmp_path / "out" / "0" / "0000.png").write_bytes(b"")
-    pictures = Place.of(str(tmp_path / "in"))
-    sources = Sources.find(pictures, COLUMNS)
-    (block,) = sources.blocks(list(sources.where), 8)
-    made = read(block, Reading(pictures, Place.of(str(tmp_path / "out")), 3, 8, "stretch", COLUMNS)).to_pylist()
-    assert [row["name"] for row in made] == ["1/0001", "2/0002", "bad"]
-    assert made[0]["pixels"] == noise(1).resize((8, 8), Image.Resampling.BILINEAR).tobytes()
-    assert [(row["height"], row["width"]) for row in made] == [(8, 8), (8, 8), (0, 0)]
-    assert [row["reason"] for row in made] == ["", "", "cannot read the picture bad.png: it is not a picture"]
+    (tmp_path / "tables").mkdir()
+    rows = {name: (tmp_path / "in" / f"{name}.png").read_bytes() for name in names}
+    columns = {"name": [*rows, "bad"], "image": [*rows.values(), None]}
+    parquet.write_table(arrow.table(columns), tmp_path / "tables" / "a.parquet")
+    alone = BridgeSampler.from_checkpoint(checkpoint, steps=2)
+    pictures = [noise(index).resize((8, 8), Image.Resampling.BILINEAR) for index in (1, 2)]
+    wanted = alone(pictures, seed=[seed_of(name, 0) for name in names[1:]])
+    for folder, file in (("in", "bad.png"), ("tables", "bad of a.parquet")):
+        results = tmp_path / f"made of {folder}"
+        (results / "0").mkdir(parents=True)
+        (results / "0" / "0000.png").write_bytes(b"")
+        config = translate_ray.parse([folder, "out", str(checkpoint), "--steps", "2", "-b", "2"])
+        place = Place.of(str(tmp_path / folder))
+        sha256 = file_sha256(checkpoint)
+        worker = Worker(Task(config, sha256, place, Place.of(str(results)), COLUMNS, 3, 8, "stretch"))
+        (block,) = blocks(find(place, COLUMNS), [*names, "bad"], 8)
+        assert worker.make(block) == {"bad": f"cannot read the picture {file}: it is not a picture"}
+        made = [open_image(results / f"{name}.png") for name in names[1:]]
+        assert [np.array_equal(*pair) for pair in zip(made, wanted, strict=True)] == [True, True]
+        assert (results / "0" / "0000.png").read_bytes() == b""
+    with pytest.raises(ValueError, match=r"c\.pt differs from machine to machine"):
+        Worker(replace(worker.task, sha256="", results=Place.of(str(tmp_path / "none")))).make(block)
 
 
 def test_results_are_outside_of_the_sources(arrow: Any, checkpoint: Path, tmp_path: Path):
@@ -277,7 +270,7 @@ def test_what_cannot_be_read_or_written(cluster: Any, checkpoint: Path, tmp_path
     (sources / "bad.png").write_bytes(b"no picture")
     with pytest.raises(BadPicturesError, match=r"bad\.png: .* \(1 of 22 pictures; the others are tr") as caught:
         translate_ray.main(command)
-    assert "--skip_bad" in scripts.hinted(caught.value, cli.HINTS)
+    assert "--skip_bad" in scripts.hinted(caught.value, HINTS)
     assert all(path.stat().st_ino == number for path, number in before.items())
     translate_ray.main([*command, "--skip_bad"])
     assert {path.relative_to(results).with_suffix("").as_posix() for path in results.rglob("*.png")} == set(names)

@@ -10,6 +10,7 @@ import pytest
 
 from bbdm.base.scripts import StoppedError
 from bbdm.serving import translation
+from bbdm.serving.sources import Sources, Where
 from bbdm.serving.translation import MOST_FRUITLESS
 
 NAMES = ["a", "b"]
@@ -22,16 +23,18 @@ def test_attempts_that_make_nothing_are_repeated(lost: int, monkeypatch: pytest.
     attempts: list[list[str]] = []
     files: list[str] = []
 
-    def outcomes(task: Any, sources: Any, missing: list[str]) -> Iterator[tuple[str, str, str]]:
+    def outcomes(task: Any, blocks: list[Sources]) -> Iterator[tuple[int, dict[str, str]]]:
+        missing = [name for block in blocks for name in block]
         attempts.append(missing)
         if len(attempts) <= lost:
             raise exceptions.RayError("a machine is lost")
         files.extend(map(translation.result_of, missing))
-        yield from ((name, "", "") for name in missing)
+        yield len(missing), {}
 
     monkeypatch.setattr(translation, "_outcomes", outcomes)
-    task: Any = SimpleNamespace(reading=SimpleNamespace(results=SimpleNamespace(list=lambda: files)))
-    sources: Any = SimpleNamespace(where=dict.fromkeys(NAMES))
+    config, results = SimpleNamespace(batch_size=8), SimpleNamespace(existing=lambda _: files)
+    task: Any = SimpleNamespace(config=config, results=results)
+    sources = {name: Where(f"{name}.png") for name in NAMES}
     bar = SimpleNamespace(update=lambda *_: None, refresh=lambda: None, n=0)
     if lost < MOST_FRUITLESS:
         assert translation._make(task, sources, set(), bar) == {}
