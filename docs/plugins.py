@@ -1,11 +1,14 @@
-"""The site's own plugins: files from outside docs/, formulas as MathML, and cross-references of docstrings.
+"""The site's own plugins: files from outside docs/, formulas as MathML, and more from docstrings and settings.
 
 Formulas become MathML when the site is built, so a browser needs no script and no network for them.
 """
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import html
+import importlib
 import logging
 import posixpath
 import re
@@ -36,6 +39,7 @@ SHOWN = f"""<iframe class="demo" src="{DEMO_PLACE}/index.html" title="The page">
 FIGURES = ("benchmarks/*.png", "benchmarks/*.svg", "examples/demo/*.png")
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#:\s]+)(#[^)]*)?\)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', re.DOTALL)
+COMMENT = re.compile(r"  # (.*)$")  # after a field
 ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):`(~?)([\w.]+)`")
 
 
@@ -108,3 +112,33 @@ class Roles(griffe.Extension):
             return f'<autoref identifier="{target}" optional><code>{shown}</code></autoref>'
 
         obj.docstring.value = ROLE.sub(link, obj.docstring.value)
+
+
+class Fields(griffe.Extension):
+    """Lists the fields of a dataclass with what is said of them: a setting's help, or the comment after a field."""
+
+    def on_attribute_instance(self, *, node: ast.AST, attr: griffe.Attribute, agent: Any, **_: Any) -> None:
+        """Keeps the comment after a field, and shows a setting's default in place of the call."""
+        if isinstance(attr.value, griffe.ExprCall) and str(attr.value.function) == "setting":
+            attr.value = attr.value.arguments[0]  # pyright: ignore[reportAttributeAccessIssue]
+            attr.labels.add("setting")
+        if isinstance(node, ast.AnnAssign) and (comment := COMMENT.search(agent.code.splitlines()[node.end_lineno - 1])):
+            attr.extra["bbdm"]["comment"] = comment[1]
+
+    def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
+        """Adds the list to the docstring of a dataclass that has none."""
+        if "dataclass" not in cls.labels or not cls.docstring or "Args:" in cls.docstring.value:
+            return
+        said: dict[str, str] = {}
+        for each in (*reversed(cls.mro()), cls):
+            found = {name: attr for name, attr in each.attributes.items() if "instance-attribute" in attr.labels}
+            if any("setting" in attr.labels for attr in found.values()):
+                settings = dataclasses.fields(getattr(importlib.import_module(each.module.path), each.name))
+                said |= {field.name: field.metadata["help"] for field in settings if "help" in field.metadata}
+            said |= {name: attr.extra["bbdm"]["comment"] for name, attr in found.items() if "comment" in attr.extra["bbdm"]}
+            if missing := [name for name in found if name not in said and cls.name.endswith("Config")]:
+                log.warning("%s: no explanation of %s", cls.path, ", ".join(missing))
+        if said:
+            text, _, errors = cls.docstring.value.partition("\n\nRaises:\n")
+            entries = "".join(f"\n    {name}: {what}" for name, what in said.items())
+            cls.docstring.value = f"{text}\n\nArgs:{entries}" + (f"\n\nRaises:\n{errors}" if errors else "")
