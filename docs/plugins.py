@@ -23,7 +23,7 @@ from mkdocs.structure.files import File, Files
 log = logging.getLogger("mkdocs.plugins")
 ROOT = Path(__file__).parent.parent
 PAGES = {  # a page of the site: its file in the repository
-    "demo.md": "examples/demo/README.md",
+    "demo.md": "bbdm/demo/README.md",
     "results.md": "benchmarks/RESULTS.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
