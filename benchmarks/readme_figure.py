@@ -1,7 +1,7 @@
 """The picture at the top of the README: python -m benchmarks.readme_figure OUT.png.
 
-Each row has a drawing of the bundled validation pairs, the mean of its answers, three results, and the artist's
-colours. The mean is the estimate of the first network call, which sees no noise: what a regression network
+Each row has a drawing of the bundled validation pairs, the mean of its answers, three results, and the
+artist's colours. The mean is the estimate of the first network call, which sees no noise: what a regression network
 learns. It takes every second of the 16 pairs; result k of drawing i has the seed 3 i + k.
 """
 
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
         for column, picture in enumerate(pictures):
             left = place // ROWS * width + column * step
             sheet.paste(picture, (left, TITLE + place % ROWS * step))
-    sheet.save(out)
+    sheet.save(out, optimize=True)
 
 
 if __name__ == "__main__":

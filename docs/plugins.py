@@ -1,12 +1,10 @@
-"""The site's own plugins: files from outside docs/, formulas as MathML, and more from docstrings and settings.
+"""The site's own plugins: files from outside docs/, formulas as MathML, and what docstrings lack: links and fields.
 
 Formulas become MathML when the site is built, so a browser needs no script and no network for them.
 """
 
 from __future__ import annotations
 
-import ast
-import dataclasses
 import html
 import importlib
 import logging
@@ -115,29 +113,29 @@ class Roles(griffe.Extension):
 
 
 class Fields(griffe.Extension):
-    """Lists the fields of a dataclass with what is said of them: a setting's help, or the comment after a field."""
+    """Lists a dataclass's fields with what is said of them: a setting's help, or the comment after a field."""
 
-    def on_attribute_instance(self, *, node: ast.AST, attr: griffe.Attribute, agent: Any, **_: Any) -> None:
+    def on_attribute_instance(self, *, node: Any, attr: griffe.Attribute, agent: Any, **_: Any) -> None:
         """Keeps the comment after a field, and shows a setting's default in place of the call."""
         if isinstance(attr.value, griffe.ExprCall) and str(attr.value.function) == "setting":
             attr.value = attr.value.arguments[0]  # pyright: ignore[reportAttributeAccessIssue]
             attr.labels.add("setting")
-        if isinstance(node, ast.AnnAssign) and (comment := COMMENT.search(agent.code.splitlines()[node.end_lineno - 1])):
+        elif comment := COMMENT.search(agent.code.splitlines()[node.end_lineno - 1]):
             attr.extra["bbdm"]["comment"] = comment[1]
 
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
-        """Adds the list to the docstring of a dataclass that has none."""
+        """Adds the list to the docstring of a dataclass that has none; a Config has to explain all fields."""
         if "dataclass" not in cls.labels or not cls.docstring or "Args:" in cls.docstring.value:
             return
         said: dict[str, str] = {}
-        for each in (*reversed(cls.mro()), cls):
-            found = {name: attr for name, attr in each.attributes.items() if "instance-attribute" in attr.labels}
-            if any("setting" in attr.labels for attr in found.values()):
-                settings = dataclasses.fields(getattr(importlib.import_module(each.module.path), each.name))
-                said |= {field.name: field.metadata["help"] for field in settings if "help" in field.metadata}
-            said |= {name: attr.extra["bbdm"]["comment"] for name, attr in found.items() if "comment" in attr.extra["bbdm"]}
-            if missing := [name for name in found if name not in said and cls.name.endswith("Config")]:
-                log.warning("%s: no explanation of %s", cls.path, ", ".join(missing))
+        for attr in (attr for each in (*reversed(cls.mro()), cls) for attr in each.attributes.values()):
+            if "setting" in attr.labels:
+                fields = getattr(importlib.import_module(cls.module.path), cls.name).__dataclass_fields__
+                said[attr.name] = fields[attr.name].metadata["help"]
+            elif "comment" in attr.extra["bbdm"]:
+                said[attr.name] = attr.extra["bbdm"]["comment"]
+            elif "instance-attribute" in attr.labels and cls.name.endswith("Config"):
+                log.warning("%s: no explanation of %s", cls.path, attr.name)
         if said:
             text, _, errors = cls.docstring.value.partition("\n\nRaises:\n")
             entries = "".join(f"\n    {name}: {what}" for name, what in said.items())
