@@ -1,8 +1,8 @@
 """The picture at the top of the README: python -m benchmarks.readme_figure OUT.png.
 
 Each row has a drawing of the bundled validation pairs, the mean of its answers, three results, and the
-artist's colours. The mean is the estimate of the first network call, which sees no noise: what a regression network
-learns. It takes every second of the 16 pairs; result k of drawing i has the seed 3 i + k.
+artist's colours. The mean is the estimate of the first network call, which sees no noise: what a regression
+network learns. It takes every second of the 16 pairs; result k of drawing i has the seed 3 i + k.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The site's own plugins: files from outside docs/, formulas as MathML, and what docstrings lack: links and fields.
+"""The site's own plugins: files from outside docs/, formulas as MathML, links and fields in docstrings.
 
 Formulas become MathML when the site is built, so a browser needs no script and no network for them.
 """
@@ -113,7 +113,7 @@ class Roles(griffe.Extension):
 
 
 class Fields(griffe.Extension):
-    """Lists a dataclass's fields with what is said of them: a setting's help, or the comment after a field."""
+    """Lists a dataclass's fields with what is said of each: a setting's help, or the comment after it."""
 
     def on_attribute_instance(self, *, node: Any, attr: griffe.Attribute, agent: Any, **_: Any) -> None:
         """Keeps the comment after a field, and shows a setting's default in place of the call."""

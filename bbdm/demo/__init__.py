@@ -1,4 +1,4 @@
-"""The bundled weights and drawings, from OpenMoji, under CC BY-SA 4.0: README.md beside this file says more."""
+"""The bundled weights and drawings, from OpenMoji, under CC BY-SA 4.0; README.md here says more."""
 
 from __future__ import annotations
 
