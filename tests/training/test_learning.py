@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bbdm import DEMO, ABridge, UNet
+from bbdm import ABridge, UNet, demo
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer
@@ -17,7 +17,7 @@ from tests.conftest import OPENMOJI64
 @pytest.mark.parametrize(
     ("data_dir", "split"),
     [
-        pytest.param(DEMO, "val", id="bundled pairs"),
+        pytest.param(demo.FOLDER, "val", id="bundled pairs"),
         pytest.param(
             OPENMOJI64, "train", id="openmoji64", marks=pytest.mark.skipif(not OPENMOJI64.is_dir(), reason="no data")
         ),
