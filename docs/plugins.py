@@ -38,6 +38,7 @@ FIGURES = ("benchmarks/*.png", "benchmarks/*.svg", "examples/demo/*.png")
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#:\s]+)(#[^)]*)?\)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', re.DOTALL)
 COMMENT = re.compile(r"  # (.*)$")  # after a field
+LISTED = re.compile(r"^(Args|Attributes):\n", re.MULTILINE)
 ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):`(~?)([\w.]+)`")
 
 
@@ -125,7 +126,7 @@ class Fields(griffe.Extension):
 
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
         """Adds the list to the docstring of a dataclass that has none; a Config has to explain all fields."""
-        if "dataclass" not in cls.labels or not cls.docstring or "Args:" in cls.docstring.value:
+        if "dataclass" not in cls.labels or not cls.docstring or LISTED.search(cls.docstring.value):
             return
         said: dict[str, str] = {}
         for attr in (attr for each in (*reversed(cls.mro()), cls) for attr in each.attributes.values()):

@@ -31,7 +31,7 @@ def share_out(network: Network, mesh: DeviceMesh, units: bool) -> None:
 
     Args:
         network: the network, which is equal in all processes. A call puts its weights together for a while.
-        mesh: the processes.
+        mesh: the processes that share the weights.
         units: all-gather one group of :meth:`~bbdm.networks.base.Network.units` at a time, not all at once.
     """
     from torch.distributed.fsdp import fully_shard
