@@ -1,5 +1,4 @@
-import pathlib
-
+from bbdm.base import demo as demo
 from bbdm.bridges import DDBM as DDBM
 from bbdm.bridges import ECSI as ECSI
 from bbdm.bridges import GOUB as GOUB
@@ -27,5 +26,4 @@ from bbdm.training.config import TrainConfig as TrainConfig
 from bbdm.training.losses import bridge_loss as bridge_loss
 from bbdm.training.trainer import Trainer as Trainer
 
-DEMO: pathlib.Path
 __version__: str

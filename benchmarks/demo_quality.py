@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bbdm import DEMO
+from bbdm import demo
 from bbdm.base import scripts
 from bbdm.base.atomic import write_atomically
 from bbdm.data.pairs import load_dataset
@@ -31,7 +31,6 @@ from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampling.sampler import BridgeSampler
 from benchmarks.scores import closed_areas, energy_score, flatness, saturation
 
-DEMO_WEIGHTS = DEMO / "openmoji64.safetensors"
 RUNS = ["fast:199"] + [f"{solver}:{steps}" for solver in ("dpm2m", "sde-dpm2m") for steps in (5, 10, 20, 40)]
 Sampler = Callable[..., torch.Tensor]  # called with (B, C, H, W) sources, seed and batch_size
 
@@ -98,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("data_dir", help="a folder with val/, source left and target right in each picture")
     parser.add_argument("output", type=Path)
     parser.add_argument(
-        "--checkpoint", type=Path, default=DEMO_WEIGHTS, help="or an export's folder, which runs on ONNX Runtime"
+        "--checkpoint", type=Path, default=demo.WEIGHTS, help="or an export's folder, which runs on ONNX Runtime"
     )
     parser.add_argument("--base", type=Path, metavar="OTHER.json", help="of the same pairs, by other weights")
     parser.add_argument("--runs", nargs="+", default=RUNS, metavar="SOLVER:NFE[:N]")

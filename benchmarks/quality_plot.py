@@ -19,7 +19,7 @@ from bbdm.base import scripts
 
 @dataclass(frozen=True)
 class Point:
-    """A run: seconds an image, energy score with its standard error, and network evaluations."""
+    """A run: seconds an image, energy score with its standard error, and network calls."""
 
     seconds: float
     energy: float

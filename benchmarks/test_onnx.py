@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm import DEMO, BridgeSampler, UNet
+from bbdm import BridgeSampler, UNet, demo
 from bbdm.cli import export
 from bbdm.onnx import graphs
 from bbdm.onnx.quantize import quantized
@@ -120,10 +120,10 @@ def translated(tmp_path_factory: Any) -> Comparison:
     """The bundled network, one picture at a time, the solver and steps of the README."""
     folder: Path = tmp_path_factory.mktemp("demo")
     (folder / "sources").mkdir()
-    drawings = [Image.open(path).crop((0, 0, SIZE, SIZE)) for path in sorted((DEMO / "val").glob("*.png"))]
+    drawings = [Image.open(path).crop((0, 0, SIZE, SIZE)) for path in sorted((demo.FOLDER / "val").glob("*.png"))]
     for i, drawing in enumerate(drawings[::2]):  # half for calibration, the other half for the error
         drawing.save(folder / "sources" / f"{i}.png")
-    file, solver = DEMO / "openmoji64.safetensors", ["--solver", "sde-dpm2m", "--steps", "5"]  # as the README
+    file, solver = demo.WEIGHTS, ["--solver", "sde-dpm2m", "--steps", "5"]  # as the README
     reference = BridgeSampler.from_checkpoint(file, solver="sde-dpm2m", steps=5)
     source = torch.stack([from_pil(drawing) for drawing in drawings[1::2]])
     wanted = reference(source, seed=0).numpy()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bbdm import DEMO
+from bbdm import demo
 from benchmarks import peers
 from benchmarks.conftest import DEVICE, Record
 from benchmarks.processes import BATCH, bare_steps, peer_epochs, run, script_epochs
@@ -37,7 +37,7 @@ ROWS: dict[str, Callable[[str], list[float]]] = {  # seconds of steps on a folde
 def pairs(request: pytest.FixtureRequest, quick: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder ``train`` of drawings side by side: those of --pairs, or the bundled ones over and over."""
     given = request.config.getoption("--pairs")
-    drawings = sorted((Path(given) / "train" if given else DEMO / "val").glob("*.png"))
+    drawings = sorted((Path(given) / "train" if given else demo.FOLDER / "val").glob("*.png"))
     folder = tmp_path_factory.mktemp("pairs") / "train"
     folder.mkdir()
     for index in range((2 if quick else 40) * BATCH):

@@ -1,4 +1,4 @@
-"""The site's own plugins: files from outside docs/, formulas as MathML, and cross-references of docstrings.
+"""The site's own plugins: files from outside docs/, formulas as MathML, links and fields in docstrings.
 
 Formulas become MathML when the site is built, so a browser needs no script and no network for them.
 """
@@ -6,6 +6,7 @@ Formulas become MathML when the site is built, so a browser needs no script and 
 from __future__ import annotations
 
 import html
+import importlib
 import logging
 import posixpath
 import re
@@ -20,7 +21,7 @@ from mkdocs.structure.files import File, Files
 log = logging.getLogger("mkdocs.plugins")
 ROOT = Path(__file__).parent.parent
 PAGES = {  # a page of the site: its file in the repository
-    "demo.md": "examples/demo/README.md",
+    "demo.md": "bbdm/demo/README.md",
     "results.md": "benchmarks/RESULTS.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
@@ -36,6 +37,8 @@ SHOWN = f"""<iframe class="demo" src="{DEMO_PLACE}/index.html" title="The page">
 FIGURES = ("benchmarks/*.png", "benchmarks/*.svg", "examples/demo/*.png")
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#:\s]+)(#[^)]*)?\)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', re.DOTALL)
+COMMENT = re.compile(r"  # (.*)$")  # after a field
+LISTED = re.compile(r"^(Args|Attributes):\n", re.MULTILINE)
 ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):`(~?)([\w.]+)`")
 
 
@@ -108,3 +111,33 @@ class Roles(griffe.Extension):
             return f'<autoref identifier="{target}" optional><code>{shown}</code></autoref>'
 
         obj.docstring.value = ROLE.sub(link, obj.docstring.value)
+
+
+class Fields(griffe.Extension):
+    """Lists a dataclass's fields with what is said of each: a setting's help, or the comment after it."""
+
+    def on_attribute_instance(self, *, node: Any, attr: griffe.Attribute, agent: Any, **_: Any) -> None:
+        """Keeps the comment after a field, and shows a setting's default in place of the call."""
+        if isinstance(attr.value, griffe.ExprCall) and str(attr.value.function) == "setting":
+            attr.value = attr.value.arguments[0]  # pyright: ignore[reportAttributeAccessIssue]
+            attr.labels.add("setting")
+        elif comment := COMMENT.search(agent.code.splitlines()[node.end_lineno - 1]):
+            attr.extra["bbdm"]["comment"] = comment[1]
+
+    def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
+        """Adds the list to the docstring of a dataclass that has none; a Config has to explain all fields."""
+        if "dataclass" not in cls.labels or not cls.docstring or LISTED.search(cls.docstring.value):
+            return
+        said: dict[str, str] = {}
+        for attr in (attr for each in (*reversed(cls.mro()), cls) for attr in each.attributes.values()):
+            if "setting" in attr.labels:
+                fields = getattr(importlib.import_module(cls.module.path), cls.name).__dataclass_fields__
+                said[attr.name] = fields[attr.name].metadata["help"]
+            elif "comment" in attr.extra["bbdm"]:
+                said[attr.name] = attr.extra["bbdm"]["comment"]
+            elif "instance-attribute" in attr.labels and cls.name.endswith("Config"):
+                log.warning("%s: no explanation of %s", cls.path, attr.name)
+        if said:
+            text, _, errors = cls.docstring.value.partition("\n\nRaises:\n")
+            entries = "".join(f"\n    {name}: {what}" for name, what in said.items())
+            cls.docstring.value = f"{text}\n\nArgs:{entries}" + (f"\n\nRaises:\n{errors}" if errors else "")

@@ -19,8 +19,10 @@ from unittest import mock
 
 import pytest
 
+from bbdm.cli import COMMANDS
+
 ROOT = Path(__file__).parent.parent
-OTHERS = ["CONTRIBUTING.md", "CHANGELOG.md", "examples/demo/README.md", "benchmarks/RESULTS.md"]
+OTHERS = ["CONTRIBUTING.md", "CHANGELOG.md", "bbdm/demo/README.md", "benchmarks/RESULTS.md"]
 PAGES = [ROOT / "README.md", *(ROOT / name for name in OTHERS), *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"(?:<!-- (nightly|compile only): [^>]+ -->\n)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -59,11 +61,13 @@ def snippets() -> list[Any]:
 
 
 @cache
-def flags(script: str) -> set[str]:
-    """The flags in a script's help."""
+def flags(program: str) -> set[str]:
+    """The flags in a program's help: of a script, of a module, or of ``bbdm COMMAND``."""
     text = io.StringIO()
-    run = partial(runpy.run_path, str(ROOT / script)) if script.endswith(".py") else partial(runpy.run_module, script)
-    with mock.patch.object(sys, "argv", [script, "-h"]), contextlib.redirect_stdout(text), suppress(SystemExit):
+    name, *command = program.split()
+    run = partial(runpy.run_path, str(ROOT / name)) if name.endswith(".py") else partial(runpy.run_module, name)
+    argv = [name, *command, "-h"]
+    with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(text), suppress(SystemExit):
         run(run_name="__main__")
     return set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", text.getvalue()))
 
@@ -91,30 +95,48 @@ def test_snippets_and_commands_are_found():
     assert len(commands()) >= 40
 
 
-def test_scripts_and_flags_of_commands_exist():
+def program(words: list[str]) -> tuple[str, list[str]] | None:
+    """What a command runs of this repository, such as ``bbdm train``, and the words after that."""
+    for i, word in enumerate(words):
+        if Path(word).name == "bbdm" and (i == 0 or words[i - 1] == "-m"):
+            return f"bbdm {words[i + 1]}", words[i + 2 :]
+        if word == "bbdm.runtime" or word.endswith(".py") or word.startswith("benchmarks/"):
+            return word, words[i + 1 :]
+    return None
+
+
+def test_programs_and_flags_of_commands_exist():
     for words in commands():
-        scripts = [i for i, word in enumerate(words) if word.endswith(".py") or word.startswith("benchmarks/")]
-        at = words.index("-m") + 1 if "-m" in words and "bbdm.runtime" in words else (scripts or [None])[0]
-        if at is None:
+        if (found := program(words)) is None:
             continue
-        script, used = words[at], {word.split("=")[0] for word in words[at + 1 :] if re.match(r"--?[A-Za-z]", word)}
-        assert script == "bbdm.runtime" or (ROOT / script).exists(), " ".join(words)
+        run, used = found[0], {word.split("=")[0] for word in found[1] if re.match(r"--?[A-Za-z]", word)}
+        assert run.startswith("bbdm") or (ROOT / run).exists(), " ".join(words)
         if "pytest" in words[0]:
             known = PYTEST | set(re.findall(r'"(--\w+)"', (ROOT / "benchmarks/conftest.py").read_text()))
-        elif script == "tests/gaussian.py":  # takes no flags
+        elif run == "tests/gaussian.py":  # takes no flags
             known = set()
         else:
-            known = flags(script)
+            known = flags(run)
         assert used <= known, f"{used - known} in: {' '.join(words)}"
 
 
+def test_each_command_is_shown():
+    shown = {found[0] for words in commands() if (found := program(words))}
+    assert {f"bbdm {command}" for command in COMMANDS} <= shown
+
+
 def test_flags_in_the_text_exist():
-    scripts = [*(ROOT / "examples").glob("*.py"), ROOT / "export/to_onnx.py"]
-    known = PYTEST.union(*(flags(name(script)) for script in scripts), {"--pairs", "--logdir"})
+    known = PYTEST.union(*(flags(f"bbdm {command}") for command in COMMANDS), {"--pairs", "--logdir", "--help"})
     for page in PAGES:
         for code in re.findall(r"`([^`\n]+)`", prose(page)):
             used = {word for word in code.split() if re.fullmatch(r"--?[a-z][a-z_-]*", word)}
             assert used <= known, f"{name(page)}: {used - known}"
+
+
+def test_files_in_the_text_exist():
+    for page in PAGES:
+        for file in re.findall(r"`(?:python )?(\w[\w/]*/\w+\.py)\b", prose(page)):
+            assert (ROOT / file).is_file() or (ROOT / "bbdm" / file).is_file(), f"{name(page)}: {file}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

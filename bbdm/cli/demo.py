@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import bbdm
+from bbdm import demo
 from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, from_values
-from bbdm.cli.translate import DEMO_WEIGHTS, translate
+from bbdm.cli.translate import translate
 from bbdm.evaluation.config import TranslateConfig
 
 
@@ -21,5 +21,5 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("output_dir", type=Path, nargs="?", default=Path("out/demo"), help="where results are written")
     add_flags(parser, TranslateConfig)
     parser.set_defaults(solver="sde-dpm2m", steps=5)  # what the weights were trained for
-    given = {"dataset": "edge2shoes", "data_dir": str(bbdm.DEMO), "model": DEMO_WEIGHTS}
+    given = {"dataset": "edge2shoes", "data_dir": str(demo.FOLDER), "model": demo.WEIGHTS}
     translate(from_values(TranslateConfig, {**vars(parser.parse_args(argv)), **given}), ["demo", *argv])

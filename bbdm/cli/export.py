@@ -27,7 +27,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("checkpoint", type=Path, help="a file that bbdm.load_checkpoint reads")
     parser.add_argument("folder", type=Path, nargs="?", help="where to write (out/CHECKPOINT-onnx)")
     parser.add_argument("--solver", choices=get_args(solvers.Solver), help="the checkpoint's default if unset")
-    parser.add_argument("--steps", type=int, help="network evaluations; the solver's default if unset")
+    parser.add_argument("--steps", type=int, help="network calls; the solver's default if unset")
     parser.add_argument("--dtype", choices=["fp16", "fp32"], default="fp32", help="of weights and products")
     parser.add_argument("--static", type=_static, metavar="B,H,W", help="take this batch and size only; any if unset")
     parser.add_argument("--opset", type=int, default=23, help=f"{OPSETS[0]} to {OPSETS[-1]}")

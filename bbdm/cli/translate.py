@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-import bbdm
+from bbdm import demo
 from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, from_values
 from bbdm.data.config import DATASETS
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from bbdm.data.pairs import PairedDataset
     from bbdm.evaluation.results import Job
 
-DEMO_WEIGHTS = bbdm.DEMO / "openmoji64.safetensors"
 GRID_PAIRS = 16  # at most
 
 
@@ -42,7 +41,7 @@ def parse(argv: Sequence[str]) -> TranslateConfig:
         if args.model is not None:
             parser.error("'demo' brings its own data and weights: bbdm translate demo [OUTPUT_DIR]")
         args.output_dir = Path(args.data_dir or "out/demo")
-        args.dataset, args.data_dir, args.model = "edge2shoes", str(bbdm.DEMO), DEMO_WEIGHTS
+        args.dataset, args.data_dir, args.model = "edge2shoes", str(demo.FOLDER), demo.WEIGHTS
     if args.data_dir is None or args.model is None:
         parser.error(f"{args.dataset} needs data_dir and checkpoint")
     args.output_dir = args.output_dir or Path("out") / args.model.stem

@@ -25,10 +25,10 @@ class WrappedCodecConfig:
         ValueError: a number is no integer, or below 1.
     """
 
-    module: str  # the class
-    channels: int
-    stride: int
-    image_channels: int
+    module: str  # the name of its class
+    channels: int  # channels of a latent
+    stride: int  # pixels along a side of a latent's cell
+    image_channels: int  # channels of an image
 
     def __post_init__(self) -> None:
         check_integers(self, "channels", "stride", "image_channels")

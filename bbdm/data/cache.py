@@ -134,7 +134,7 @@ class ImageCache(TensorCache):
     """Pairs from a cache: the same tensors as the data set's, bit for bit.
 
     Args:
-        dataset: the pairs.
+        dataset: the pairs of pictures.
         folder: the cache, which is made if it does not exist. An interrupted one is completed.
         split: the beginning of the names of its files.
         workers: processes that read pictures while it is made.

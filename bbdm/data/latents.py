@@ -24,8 +24,8 @@ class LatentDataset(TensorCache):
     Item i is (source, target), each (C, H, W) float32; with ``flip``, each is (2, C, H, W): plain, mirrored.
 
     Args:
-        dataset: the pairs.
-        codec: encodes them.
+        dataset: the pairs of pictures.
+        codec: encodes pictures as latents.
         folder: the cache, which is made if it does not exist. An interrupted one is completed.
         flip: store the latents of mirrored pairs too, which differ from mirrored latents.
         progress: show a progress bar.

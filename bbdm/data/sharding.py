@@ -83,7 +83,7 @@ def write_shards(
         resized: write the pictures as the data set makes them, as PNG; otherwise their files as they are.
         skip_bad: leave out pairs that cannot be read. The index names them, and ``report`` is called.
         workers: processes that read pictures.
-        progress: show a bar.
+        progress: show a progress bar.
         report: called with what is left out.
 
     Returns:

@@ -41,7 +41,7 @@ def survey(dataset: PairedDataset, whole: bool = False, kept: Path | None = None
         dataset: the pairs, or sources alone.
         whole: decode the pictures; otherwise only their headers are read.
         kept: a JSON file. Where it is of the same unchanged files, its content is returned.
-        progress: show a bar.
+        progress: show a progress bar.
     """
     about = {"files": "" if kept is None else _digest(dataset), "whole": whole}
     if kept is not None:

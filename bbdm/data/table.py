@@ -21,7 +21,7 @@ class Table(Pairs):
     """The rows of a table.
 
     Args:
-        table: a ``datasets.Dataset``.
+        table: an object of the class ``datasets.Dataset``.
         columns: of source and target, or of sources alone; None for the two columns of pictures.
 
     Raises:
@@ -45,7 +45,7 @@ class Table(Pairs):
 
         Raises:
             FileNotFoundError: there is no such data set or split.
-            ValueError: see :class:`Table`.
+            ValueError: the table has no such columns, or they hold no pictures.
             OSError: it cannot be fetched or read.
         """
         table = _load(data_dir.replace("{split}", split), split)

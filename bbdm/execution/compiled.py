@@ -1,6 +1,6 @@
 """Functions compiled by torch.compile, once for each shape.
 
-The private interfaces of torch that this needs are imported here alone; torch 2.9 to 2.13 have them.
+The private interfaces of torch that this needs are imported here alone; torch 2.9 to 2.15 have them.
 """
 
 from __future__ import annotations

@@ -90,10 +90,10 @@ class Network(nn.Module):
 class WrappedConfig:
     """What a file says of a network that its user has to give: see :func:`wrap`."""
 
-    module: str  # the class
-    channels: int
-    condition_channels: int
-    stride: int
+    module: str  # the name of its class
+    channels: int  # channels of the state, and of the prediction
+    condition_channels: int  # channels of the source; 0 where it is not shown
+    stride: int  # height and width are multiples of it
 
 
 class Wrapped(Network):

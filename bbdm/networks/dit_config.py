@@ -22,9 +22,9 @@ class DiTConfig:
     condition_channels: int = 3  # of the source; 0 where it is not shown
     condition: Condition = "channels"  # how the source is shown
     patch: int = 4  # side of a token, in pixels
-    width: int = 384
+    width: int = 384  # channels of a token
     depth: int = 12  # blocks
-    heads: int = 6
+    heads: int = 6  # heads of every attention
     mlp_ratio: int = 4  # width of the MLP, in ``width``
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ class VQGANConfig:
         ValueError: no network can be built from a value.
     """
 
-    image_channels: int = 3
+    image_channels: int = 3  # channels of an image
     latent_channels: int = 3  # also the length of a code
     num_codes: int = 8192  # 0: no codebook, a KL autoencoder
     model_channels: int = 128  # width of the first level

@@ -39,7 +39,7 @@ def differences(folder: Path, sampler: BridgeSampler, size: int) -> Iterator[Dif
     """Differences of a folder's graphs, of the loop's image and of ``pipeline.onnx`` from a float32 sampler.
 
     Args:
-        folder: the export.
+        folder: the folder of the export.
         sampler: has the same checkpoint, solver and steps.
         size: side of the smallest pictures, a multiple of the network's stride.
     """

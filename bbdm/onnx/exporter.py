@@ -142,7 +142,7 @@ def export(args: argparse.Namespace, network: Network | None = None) -> None:
     """Write the folder that the flags of :mod:`bbdm.cli.export` describe, check it, and print what it holds.
 
     Args:
-        args: the flags.
+        args: the flags of the command.
         network: the network that a file of a wrapped network is of.
 
     Raises:

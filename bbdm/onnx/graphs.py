@@ -92,7 +92,7 @@ def network_graph(network: Network, static: tuple[int, int, int] | None, opset: 
     Args:
         network: in float32 or float16.
         static: the only (B, H, W) that the graph takes, or None for any batch, height and width.
-        opset: one of ``OPSETS``.
+        opset: the ONNX operator set, one of ``OPSETS``.
     """
     batch, height, width = static or (2, 8 * network.stride, 10 * network.stride)
     inputs = {"x": torch.zeros(batch, network.channels, height, width), "t": torch.ones(1)}

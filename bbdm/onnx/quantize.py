@@ -50,7 +50,7 @@ def quantized(
     """The graph of ``sampler``'s network with int8 weights and activations (QDQ nodes).
 
     Args:
-        model: its float32 graph.
+        model: the float32 graph of the network.
         sampler: computes the states from which activations' ranges are measured.
         sources: (1, C, H, W) each, of a size that the network takes.
         folder: for temporary files, as large as the graph.

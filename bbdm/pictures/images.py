@@ -160,8 +160,8 @@ def decode(
 ) -> Image.Image:
     """A fully read, upright picture from the bytes of a file, which has a ``name`` in messages.
 
-    ``formats`` are Pillow's names of those that are read, None for all. ``check_size`` is called with width and
-    height before pixels are decoded; what it raises is raised.
+    ``formats`` are Pillow's names of those that are read, None for all. ``check_size`` is called with width
+    and height before pixels are decoded; what it raises is raised.
 
     Raises:
         UnknownFormatError: it is not a picture of these formats.

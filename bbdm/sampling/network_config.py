@@ -42,8 +42,8 @@ def described_size(size: Size, resize: Resize) -> Any:
 class FileConfig:
     """What a trained network's file leaves out."""
 
-    time_steps: int | None = setting(None, "for files that leave it out", "-t", "--t")
-    c_lambda: float | None = setting(None, "for files that leave it out", "-l")
+    time_steps: int | None = setting(None, "number of times of the bridge, for files that leave it out", "-t", "--t")
+    c_lambda: float | None = setting(None, "noise scale of the A-Bridge, for files that leave it out", "-l")
     vqgan_path: Path | None = setting(
         None, "the autoencoder, for files that leave it out: a VQGAN, or a folder of diffusers", "-vq"
     )
@@ -71,10 +71,10 @@ class NetworkConfig(FileConfig):
     """
 
     solver: solvers.Solver | None = setting(
-        None, f"of the bridge's equation; {solvers.DEFAULT}, or the distilled network's, if unset"
+        None, f"solver of the bridge's equation; {solvers.DEFAULT}, or the distilled network's, if unset"
     )
     steps: int | None = setting(None, "network calls for each result; the solver's default if unset")
-    fast_sampling: bool = setting(False, "the paper's 199 steps: the solver 'fast'")
+    fast_sampling: bool = setting(False, "the paper's 199 network calls: the solver 'fast'")
     compile: bool = setting(False, "faster results after a minute or two of compiling")
     dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the file's if unset")
 

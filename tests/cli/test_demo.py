@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from bbdm import DEMO, BridgeSampler, load_checkpoint
+from bbdm import BridgeSampler, demo, load_checkpoint
 from bbdm.cli import translate
-from bbdm.cli.translate import DEMO_WEIGHTS
 from bbdm.data.pairs import load_dataset
 from bbdm.pictures.images import from_pil, open_image
 from tests.conftest import ROOT
@@ -15,7 +14,7 @@ PAIRS = 16
 
 @pytest.fixture(scope="module")
 def pairs() -> tuple[torch.Tensor, torch.Tensor]:
-    dataset = load_dataset("edge2shoes", str(DEMO), "val", 64)
+    dataset = load_dataset("edge2shoes", str(demo.FOLDER), "val", 64)
     assert len(dataset) == PAIRS
     sources, targets = zip(*(dataset[i] for i in range(PAIRS)), strict=True)
     return torch.stack(sources), torch.stack(targets)
@@ -25,14 +24,14 @@ def pairs() -> tuple[torch.Tensor, torch.Tensor]:
 def results(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
     folder = tmp_path_factory.mktemp("demo")
     translate.main(["demo", str(folder), "--solver", "sde-dpm2m", "--steps", "5"])
-    names = sorted(path.name for path in (DEMO / "val").glob("*.png"))
+    names = sorted(path.name for path in (demo.FOLDER / "val").glob("*.png"))
     assert sorted(path.name for path in folder.glob("*.png")) == sorted([*names, "grid.png"])
     return torch.stack([from_pil(open_image(folder / name)) for name in names])
 
 
 def test_the_file_is_small_and_complete():
-    assert DEMO_WEIGHTS.stat().st_size <= 20e6
-    checkpoint = load_checkpoint(DEMO_WEIGHTS)
+    assert demo.WEIGHTS.stat().st_size <= 20e6
+    checkpoint = load_checkpoint(demo.WEIGHTS)
     assert checkpoint.image_size == 64
     assert checkpoint.unet.config.condition_channels == 3
 
@@ -59,13 +58,13 @@ def test_results_are_coloured(pairs: tuple[torch.Tensor, torch.Tensor], results:
 
 
 def test_seeds_give_other_colours(pairs: tuple[torch.Tensor, torch.Tensor], results: torch.Tensor):
-    sampler = BridgeSampler.from_checkpoint(DEMO_WEIGHTS, solver="sde-dpm2m", steps=5)
+    sampler = BridgeSampler.from_checkpoint(demo.WEIGHTS, solver="sde-dpm2m", steps=5)
     assert (sampler(pairs[0][:1], seed=100) - results[:1]).abs().mean() > 0.01
 
 
 def test_a_seed_is_the_picture_of_the_command(pairs: tuple[torch.Tensor, torch.Tensor], results: torch.Tensor):
     """Source i has the seed i at any batch size; 8 bits and rounding at edges are what differs."""
-    sampler = BridgeSampler.from_checkpoint(DEMO_WEIGHTS, solver="sde-dpm2m", steps=5)
+    sampler = BridgeSampler.from_checkpoint(demo.WEIGHTS, solver="sde-dpm2m", steps=5)
     assert (sampler(pairs[0][3:4], seed=3) - results[3:4]).abs().mean() < 0.01
 
 

@@ -19,9 +19,8 @@ import onnx
 import pytest
 from PIL import Image
 
-from bbdm import DEMO
+from bbdm import demo
 from bbdm.base.atomic import file_sha256
-from bbdm.cli.translate import DEMO_WEIGHTS
 from bbdm.pictures.images import to_array
 from bbdm.runtime import OnnxBridgeSampler
 from examples.web import tables
@@ -356,7 +355,7 @@ def test_the_bundled_export(start: Callable[..., Any]):
     settings = [folder / "bridge.json" for folder in (DIST / "model", EXPORT)]
     assert settings[0].read_text() == settings[1].read_text(), "build the page again: the export was replaced"
     site = Site(DIST)
-    drawing = DEMO / "drawings/1F383.png"
+    drawing = demo.DRAWINGS / "1F383.png"
     try:
         page = Page(start(), site).open("?solver=dpm2m&calls=3&pictures=1").give(drawing).translate()
         off = abs(page.results - made(EXPORT, drawing, 0, 1, solver="dpm2m", steps=3))
@@ -398,7 +397,7 @@ def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
         case(tiny, 16, 16, "consistency", 2),
         case(fixed, 16, 24),
         case(latent, 16, 16),
-        case(export(DEMO_WEIGHTS, tmp_path / "bundled", "--steps", "5"), 16, 16),
+        case(export(demo.WEIGHTS, tmp_path / "bundled", "--steps", "5"), 16, 16),
         case(EXPORT, 16, 16, "dpm2m", 3, within=2e-2),
     ]
     (tmp_path / "cases.json").write_text(json.dumps(cases))

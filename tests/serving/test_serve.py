@@ -27,9 +27,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm import ABridge, BridgeSampler, save_checkpoint
+from bbdm import ABridge, BridgeSampler, demo, save_checkpoint
 from bbdm.cli import serve
-from bbdm.cli.translate import DEMO_WEIGHTS
 from bbdm.serving.batching import Item, Made, translate_together
 from bbdm.serving.requests import (
     FAILED,
@@ -368,11 +367,11 @@ def is_right(reply: Reply, wanted: np.ndarray[Any, Any]) -> bool:
 @pytest.mark.parametrize("batch", [1, 8])
 def test_clients_get_their_pictures(batch: int, start: Callable[..., Server], capsys: pytest.CaptureFixture[str]):
     """16 clients for a minute, with two kinds of requests, of the bundled network; times are printed."""
-    server = start("--max_batch_size", str(batch), "--batch_wait_ms", "50", "--steps", "5", checkpoint=DEMO_WEIGHTS)
-    paths = sorted((DEMO_WEIGHTS.parent / "drawings").glob("*.png"))
+    server = start("--max_batch_size", str(batch), "--batch_wait_ms", "50", "--steps", "5", checkpoint=demo.WEIGHTS)
+    paths = sorted(demo.DRAWINGS.glob("*.png"))
     bodies = [path.read_bytes() for path in paths]
     kinds: list[tuple[str, dict[str, Any]]] = [("", {"steps": 5}), ("&steps=3", {"steps": 3})]
-    alone = BridgeSampler.from_checkpoint(DEMO_WEIGHTS)
+    alone = BridgeSampler.from_checkpoint(demo.WEIGHTS)
     wanted = [
         [np.asarray(alone(path, seed=i, **call)[0], dtype=int) for i, path in enumerate(paths)] for _, call in kinds
     ]

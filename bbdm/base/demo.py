@@ -1,0 +1,9 @@
+"""The bundled weights and drawings, from OpenMoji, under CC BY-SA 4.0; ``README.md`` beside them says more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[1] / "demo"  # val/ has 16 pairs, in the layout of edge2shoes
+WEIGHTS = FOLDER / "openmoji64.safetensors"
+DRAWINGS = FOLDER / "drawings"  # four of the sources
