@@ -1,4 +1,4 @@
-"""The bundled weights and drawings, from OpenMoji, under CC BY-SA 4.0; ``README.md`` beside them says more."""
+"""The bundled weights and drawings, from OpenMoji, under CC BY-SA 4.0; see ``README.md`` beside them."""
 
 from __future__ import annotations
 

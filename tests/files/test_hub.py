@@ -22,7 +22,7 @@ import yaml
 from safetensors.torch import save_file
 
 import bbdm
-from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
+from bbdm import ABridge, BridgeSampler, demo, load_checkpoint, save_checkpoint
 from bbdm.cli import translate
 from bbdm.files.hub import HubError, find_checkpoint
 from bbdm.runtime import OnnxBridgeSampler
@@ -348,7 +348,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestExport:
     def test_pushed_and_fetched(self, exported: Path, hub: Hub, tmp_path: Path):
-        sampler = BridgeSampler.from_checkpoint(bbdm.DEMO / "openmoji64.safetensors", steps=2)
+        sampler = BridgeSampler.from_checkpoint(demo.WEIGHTS, steps=2)
         sampler.push_to_hub(NAME, onnx=exported, token=hub.token)
         hub.requests.clear()
         runtime = OnnxBridgeSampler.from_pretrained(NAME, solver="dpm2m", steps=2, threads=1)
@@ -364,7 +364,7 @@ class TestExport:
         hub.models[NAME] = Model()
         hub.models[NAME].commit({f"onnx/{name}": content for name, content in files_of(exported).items()})
         code = "import sys; sys.modules['torch'] = None; from bbdm.runtime.__main__ import main; main()"
-        picture = bbdm.DEMO / "drawings" / "1F383.png"
+        picture = demo.DRAWINGS / "1F383.png"
         command = [sys.executable, "-c", code, NAME, str(picture), "-o", str(tmp_path / "out"), "--steps", "1"]
         settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
         for offline in "01":
