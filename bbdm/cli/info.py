@@ -73,14 +73,14 @@ def millions(state: dict[str, Any]) -> str:
     return f"{sum(value.numel() for value in state.values()) / 1e6:.1f}"
 
 
-def is_own(file: Path) -> bool:
-    """Whether a file of weights is of bbdm."""
-    from bbdm.files import checkpoint, weights
+def program(file: Path, config: FileConfig) -> str:
+    """What wrote a file of weights."""
+    from bbdm.files import checkpoint, importers, weights
 
     for name in (checkpoint.FORMAT, checkpoint.VQGAN_FORMAT):
-        with suppress(ValueError), weights.opened(file, name, "checkpoint") as (_, own):
-            return own
-    return False
+        with suppress(ValueError), weights.opened(file, name, "checkpoint") as (content, own):
+            return "bbdm" if own else importers.program(content, config.config)
+    return "another program"
 
 
 def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
@@ -103,7 +103,7 @@ def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
     if newest := next(iter(run.checkpoints().values()), run.best if run.best.is_file() else None):
         return f"a training run; its {newest.name}", list(of_checkpoint(config.load(newest)))
     file = find_checkpoint(path)
-    kind = "of bbdm" if is_own(file) else "of another program"
+    kind = f"of {program(file, config)}"
     try:
         rows = list(of_checkpoint(config.load(file)))
     except IncompleteFileError:

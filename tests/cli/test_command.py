@@ -11,10 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from bbdm import VQGAN, __version__, cli, demo, save_checkpoint, save_vqgan
 from bbdm.cli import info
 from bbdm.files.checkpoint import load_checkpoint
+from bbdm.files.weights import IncompleteFileError
 from tests.conftest import BRIDGE, ROOT, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 
@@ -156,6 +158,15 @@ class TestInfo:
         title, rows = self.rows(tmp_path, capsys)
         assert title == "a training run; its step_00000010.pt"
         assert rows["training"] == "10 optimizer steps, to resume from"
+
+    def test_a_file_of_another_program(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+        torch.save(tiny_unet(condition_channels=3).state_dict(), tmp_path / "a.pth")
+        with pytest.raises(IncompleteFileError):
+            self.rows(tmp_path / "a.pth", capsys)
+        with pytest.warns(UserWarning, match="assumed"):
+            title, rows = self.rows(tmp_path / "a.pth", capsys, "-t", "50", "-l", "3")
+        assert title == "a checkpoint of sde-bbdm"
+        assert rows["bridge"].startswith("ABridge(num_steps=50, c_lambda=3.0")
 
     def test_what_is_no_model_is_refused(self, tmp_path: Path):
         (tmp_path / "a.pt").write_text("text")

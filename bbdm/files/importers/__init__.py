@@ -15,6 +15,8 @@ from bbdm.files.content import Checkpoint
 from bbdm.files.importers import adm, diffusers_autoencoder, original_bbdm, sde_bbdm, states
 from bbdm.networks.vqgan import VQGAN
 
+BBDM, ADM, SDE_BBDM = "BBDM", "guided diffusion (DDBM, DBIM, ECSI or I2SB)", "sde-bbdm"
+
 
 def read_checkpoint(
     content: Any,
@@ -24,12 +26,19 @@ def read_checkpoint(
     config: str | os.PathLike[str] | None,
 ) -> Checkpoint:
     """A network and its bridge from a foreign file; see :func:`bbdm.files.checkpoint.load_checkpoint`."""
-    state = states.find(content)
-    if original_bbdm.SCHEDULE in state:
-        return original_bbdm.read(content, state, config)
-    if config is not None or adm.recognised(content):
+    written_by = program(content, config)
+    if written_by == BBDM:
+        return original_bbdm.read(content, states.find(content), config)
+    if written_by == ADM:
         return adm.read(content, config)
     return sde_bbdm.read(content, num_steps, c_lambda, codec)
+
+
+def program(content: Any, config: str | os.PathLike[str] | None) -> str:
+    """The program that wrote a foreign file of a network. ``config`` is given for those of guided diffusion."""
+    if original_bbdm.SCHEDULE in states.find(content):
+        return BBDM
+    return ADM if config is not None or adm.recognised(content) else SDE_BBDM
 
 
 def read_vqgan(content: Any) -> VQGAN:
