@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bbdm import VQGAN, __version__, cli, demo, save_checkpoint, save_vqgan
+from bbdm import VQGAN, UNet, __version__, cli, demo, save_checkpoint, save_vqgan
 from bbdm.cli import info
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.weights import IncompleteFileError
@@ -160,7 +160,7 @@ class TestInfo:
         assert rows["training"] == "10 optimizer steps, to resume from"
 
     def test_a_file_of_another_program(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-        torch.save(tiny_unet(condition_channels=3).state_dict(), tmp_path / "a.pth")
+        torch.save(UNet(3, 3, model_channels=64, channel_mult=(1,), num_res_blocks=1).state_dict(), tmp_path / "a.pth")
         with pytest.raises(IncompleteFileError):
             self.rows(tmp_path / "a.pth", capsys)
         with pytest.warns(UserWarning, match="assumed"):
