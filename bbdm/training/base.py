@@ -202,8 +202,9 @@ class TrainingTask(ABC):
         """
         stored = self.stored(checkpoint)
         state = training_state(path, stored, checkpoint.training, self.config, train)
-        sharing.load_weights(self.network, stored.weights)
-        sharing.load_weights(self.average, stored.average)
+        for network, weights in ((self.network, stored.weights), (self.average, stored.average)):
+            assert weights is not None  # checked with the state
+            sharing.load_weights(network, weights)
         self.load(state)
         return state
 

@@ -43,7 +43,6 @@ class BridgeTask(TrainingTask):
     """
 
     network: Network
-    config: TrainConfig
     read = staticmethod(load_checkpoint)
 
     def __init__(
@@ -58,6 +57,7 @@ class BridgeTask(TrainingTask):
     ) -> None:
         self.sharded = config.shard and processes.count > 1
         super().__init__(unet if self.sharded else unet.to(processes.device), config, processes, total)
+        self.config = config
         self.bridge = bridge
         self.codec = codec
         self.latents = latents
