@@ -33,7 +33,6 @@ State = tuple[onnxruntime.OrtValue, onnxruntime.OrtValue]  # the state and the e
 class OnnxSolverPlan(SolverPlan):
     """A solver with its table, its rows and times on the device."""
 
-    table: solvers.StepTable
     rows: list[onnxruntime.OrtValue]
     opening: onnxruntime.OrtValue  # the row that makes the first state
     inputs: list[onnxruntime.OrtValue]  # the times as the network takes them
@@ -120,15 +119,10 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
         """
         return cls(find_export(name_or_folder, revision, token, cache_dir), **settings)
 
-    @property
-    def table(self) -> solvers.StepTable:
-        """The steps of calls that give no solver, steps or timesteps."""
-        return self._own.table
-
     def __repr__(self) -> str:
         parts = [
             repr(bridges.from_config(self.settings["bridge"])),
-            f"solver={self._own.solver!r}",
+            f"solver={self.solver!r}",
             f"steps={len(self.table)}",
             f"dtype={self.settings['dtype']!r}",
             f"providers={[name for name, _ in self.providers]}",
@@ -148,7 +142,7 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
         rows = [self._put(row[:columns]) for row in table.rows.astype(np.float32)]
         inputs = [self._put(np.array([t], times)) for t in np.asarray(table.network_times)]
         opening = self._put(table.opening[-1, :columns].astype(np.float32))
-        return OnnxSolverPlan(solver or exported, table.timesteps.tolist(), table, rows, opening, inputs)
+        return OnnxSolverPlan(solver or exported, table, rows, opening, inputs)
 
     @contextmanager
     def _progress(self, total: int) -> Iterator[Advance]:

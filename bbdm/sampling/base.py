@@ -24,6 +24,7 @@ from bbdm.sampling import sources
 from bbdm.sampling.batch import Batch, SolverPlan
 from bbdm.sampling.sources import UNIT, ArrayBackend, Range
 from bbdm.sampling.step import Callback, Step
+from bbdm.solvers import StepTable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -117,6 +118,16 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
             steps, timesteps = own_steps, own_timesteps
         key = solver or own_solver, steps, _hashable(timesteps)
         return self._own if key == self._settings else self._plans.get(key, *key)
+
+    @property
+    def table(self) -> StepTable:
+        """The steps of calls that give no solver, steps or timesteps."""
+        return self._own.table
+
+    @property
+    def solver(self) -> str:
+        """The solver of calls that give none."""
+        return self._own.solver
 
     @property
     def last_seeds(self) -> tuple[int, ...]:

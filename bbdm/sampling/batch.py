@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
+
+from bbdm.solvers import StepTable
 
 
 @dataclass(frozen=True)
 class SolverPlan:
-    """A solver with its times, ready to run."""
+    """A solver with its table, ready to run."""
 
     solver: str
-    times: list[float]
+    table: StepTable
+
+    @cached_property
+    def times(self) -> list[float]:
+        """The times that the network is called at."""
+        return self.table.timesteps.tolist()
 
 
 class Batch(NamedTuple):

@@ -39,7 +39,6 @@ from bbdm.sampling.tensors import TENSORS
 class TorchSolverPlan(SolverPlan):
     """A solver with its table, and the loops that run it."""
 
-    table: solvers.StepTable
     loop: Loop
     graphed: GraphedLoop | None
 
@@ -125,16 +124,6 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             fill=compile or self.package is not None,  # cheaper than to compile for a short batch
         )
 
-    @property
-    def table(self) -> solvers.StepTable:
-        """The steps of calls that give no solver, steps or timesteps."""
-        return self._own.table
-
-    @property
-    def solver(self) -> str:
-        """The solver of calls that give none."""
-        return self._own.solver
-
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.unet.parameters())
         parts = [
@@ -182,7 +171,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         conditioned = self.unet.condition_channels > 0
         loop = Loop(self._network, self._embedder, conditioned, table, self.clamp, self.device, self.dtype)
         graphed = GraphedLoop(loop) if self._fill and self.device.type == "cuda" else None
-        return TorchSolverPlan(solver, table.timesteps.tolist(), table, loop, graphed)
+        return TorchSolverPlan(solver, table, loop, graphed)
 
     @classmethod
     def from_checkpoint(

@@ -26,13 +26,12 @@ from bbdm.networks.discriminator import LEAST, PatchGAN
 from bbdm.networks.vqgan import VQGAN
 from bbdm.pictures.images import Size, sides
 from bbdm.training.adversary import Adversary, adaptive_weight
-from bbdm.training.augmentation import augment
+from bbdm.training.augmentation import Pair, augment
 from bbdm.training.base import TrainingTask, mixed
 from bbdm.training.codebook import CodebookUse
 from bbdm.training.config import AutoencoderConfig
 from bbdm.training.resume import Stored, check_batch
 
-BETAS = (0.5, 0.9)  # of Adam, in both papers
 COMMITMENT = 0.25  # weight of the distance that moves latents to codes, against 1 of codes to latents
 STREAMS = (2, 3)  # of noise, of sources and of targets
 Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -82,6 +81,7 @@ class AutoencoderTask(TrainingTask):
             take.
     """
 
+    betas = (0.5, 0.9)  # in both papers
     network: VQGAN
     config: AutoencoderConfig
     read = staticmethod(load_vqgan_state)
@@ -107,7 +107,7 @@ class AutoencoderTask(TrainingTask):
             vqgan.requires_grad_(False)
             vqgan.decoder.requires_grad_(True)
             vqgan.post_quant_conv.requires_grad_(True)
-        super().__init__(vqgan, config, processes, config.total_steps(len(train)), BETAS)
+        super().__init__(vqgan, config, processes, config.total_steps(len(train)))
         self.perceptual = perceptual
         self.use = CodebookUse(settings.num_codes, processes) if settings.num_codes else None
         self.adversary: Adversary | None = None
@@ -115,7 +115,7 @@ class AutoencoderTask(TrainingTask):
             if min(size) < LEAST:
                 raise ValueError(f"an adversary needs pictures of at least {LEAST} x {LEAST}, got {size}")
             discriminator = PatchGAN(settings.image_channels, config.discriminator_width).to(processes.device)
-            self.adversary = Adversary(discriminator, config, BETAS, processes)
+            self.adversary = Adversary(discriminator, config, self.betas, processes)
         self.sums: Counter[str] = Counter()  # of each part of the loss, since the epoch began
         self.counted: Counter[str] = Counter()  # the steps that had it
 
@@ -258,9 +258,7 @@ class AutoencoderTask(TrainingTask):
         """See :meth:`TrainingTask.stored`."""
         return Stored(checkpoint.weights, checkpoint.ema, asdict(checkpoint.config), asdict(self.network.config))
 
-    def results(
-        self, y: torch.Tensor, x0: torch.Tensor, seed: int | Sequence[int] = 0
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def results(self, y: torch.Tensor, x0: torch.Tensor, seed: int | Sequence[int] = 0) -> Pair:
         """Reconstructions of sources and targets, and both."""
         x = pictures(y, x0)
         return self.reconstruct(x), x

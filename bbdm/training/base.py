@@ -21,6 +21,7 @@ from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
 from bbdm.files.weights import Snapshot
 from bbdm.pictures.images import Size
+from bbdm.training.augmentation import Pair
 from bbdm.training.config import Precision, RunConfig
 from bbdm.training.ema import EMA
 from bbdm.training.optimizers import Plateau, make_optimizer
@@ -44,9 +45,10 @@ class TrainingTask(ABC):
     """An optimizer step as a function of a batch, with the state that it changes.
 
     ``network`` is what is trained, on the device; ``total``, the optimizer steps of the whole run, for the
-    learning rate; ``betas``, those of Adam.
+    learning rate.
 
     Attributes:
+        betas: the two decays of Adam's moments.
         replica: ``network``, compiled, and with gradients averaged over processes.
         ema: the moving average of the network's weights.
         average: the network with the averaged weights.
@@ -56,16 +58,10 @@ class TrainingTask(ABC):
             reads all weights, such as :meth:`snapshot`.
     """
 
+    betas = (0.9, 0.999)
     sharded = False
 
-    def __init__(
-        self,
-        network: Any,
-        config: RunConfig,
-        processes: Processes,
-        total: int,
-        betas: tuple[float, float] = (0.9, 0.999),
-    ) -> None:
+    def __init__(self, network: Any, config: RunConfig, processes: Processes, total: int) -> None:
         self.network = network.train()
         self.config = config
         self.processes = processes
@@ -74,7 +70,7 @@ class TrainingTask(ABC):
         self.average = self.ema.unet
         self.replica = self.parallel(network)
         self.device: torch.device = next(network.parameters()).device
-        self.optimizer = make_optimizer(network, config, betas)
+        self.optimizer = make_optimizer(network, config, self.betas)
         self.scaler = GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.plateau = Plateau(config.plateau_patience)
         self.tracker: Tracker | None = None
@@ -202,15 +198,14 @@ class TrainingTask(ABC):
         """
         stored = self.stored(checkpoint)
         state = training_state(path, stored, checkpoint.training, self.config, train)
-        sharing.load_weights(self.network, stored.weights)
-        sharing.load_weights(self.average, stored.average)
+        for network, weights in ((self.network, stored.weights), (self.average, stored.average)):
+            assert weights is not None  # checked with the state
+            sharing.load_weights(network, weights)
         self.load(state)
         return state
 
     @abstractmethod
-    def results(
-        self, y: torch.Tensor, x0: torch.Tensor, seed: int | Sequence[int] = 0
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def results(self, y: torch.Tensor, x0: torch.Tensor, seed: int | Sequence[int] = 0) -> Pair:
         """What the averaged weights make of pairs, and what that should be: both (N, C, H, W) in [-1, 1]."""
 
     @abstractmethod

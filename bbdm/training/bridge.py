@@ -25,7 +25,7 @@ from bbdm.files.weights import Snapshot
 from bbdm.networks.base import Network
 from bbdm.pictures.images import Size
 from bbdm.sampling.sampler import BridgeSampler
-from bbdm.training.augmentation import augment
+from bbdm.training.augmentation import Pair, augment
 from bbdm.training.base import TrainingTask, mixed
 from bbdm.training.config import TrainConfig
 from bbdm.training.losses import bridge_loss
@@ -33,6 +33,7 @@ from bbdm.training.resume import Stored, resumed_codec
 from bbdm.training.tracking import LossesByTime
 
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values above those of optimizer steps
+Forward = Callable[..., torch.Tensor]  # of a network
 DROPOUT = (torch.nn.Dropout, torch.nn.Dropout1d, torch.nn.Dropout2d, torch.nn.AlphaDropout)
 
 
@@ -43,7 +44,6 @@ class BridgeTask(TrainingTask):
     """
 
     network: Network
-    config: TrainConfig
     read = staticmethod(load_checkpoint)
 
     def __init__(
@@ -58,6 +58,7 @@ class BridgeTask(TrainingTask):
     ) -> None:
         self.sharded = config.shard and processes.count > 1
         super().__init__(unet if self.sharded else unet.to(processes.device), config, processes, total)
+        self.config = config
         self.bridge = bridge
         self.codec = codec
         self.latents = latents
@@ -102,9 +103,7 @@ class BridgeTask(TrainingTask):
         self.codec = codec
         return state
 
-    def results(
-        self, y: torch.Tensor, x0: torch.Tensor, seed: int | Sequence[int] = 0
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def results(self, y: torch.Tensor, x0: torch.Tensor, seed: int | Sequence[int] = 0) -> Pair:
         """Translations of sources by the sampler's default solver and steps, and targets."""
         return BridgeSampler(self.average, self.bridge, codec=self.codec, calls=self.calls)(y, seed=seed), x0
 
@@ -162,9 +161,7 @@ class BridgeTask(TrainingTask):
         losses = [self.losses(self.average, y, x0, seeds, step)[0].sum().item() for step in VALIDATION_STEPS]
         return sum(losses) / len(losses)
 
-    def losses(
-        self, network: Callable[..., torch.Tensor], y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def losses(self, network: Forward, y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int) -> Pair:
         """Losses and times, both (B,), of pairs in the space of the bridge, drawn from seeds and step."""
         t = self.bridge.draw_times(seeds, step)
         condition = y if self.network.condition_channels else None

@@ -12,7 +12,6 @@ which is lowest for results with the distribution of the targets.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 from itertools import combinations
 from typing import Any
@@ -24,7 +23,8 @@ from bbdm.files.content import Checkpoint
 from bbdm.kernels import philox
 from bbdm.networks.base import Network
 from bbdm.solvers import StepTable
-from bbdm.training.bridge import DROPOUT, VALIDATION_STEPS, BridgeTask
+from bbdm.training.augmentation import Pair
+from bbdm.training.bridge import DROPOUT, VALIDATION_STEPS, BridgeTask, Forward
 from bbdm.training.config import DistillConfig
 
 FIRST_STREAM = 2  # of noise; each result and each of its calls has a stream of its own
@@ -64,9 +64,7 @@ class StudentTask(BridgeTask):
         """The student's steps, as samplers take them by default."""
         return solvers.build(self.bridge, solvers.DISTILLED, steps=self.config.calls)
 
-    def losses(
-        self, network: Callable[..., torch.Tensor], y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def losses(self, network: Forward, y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int) -> Pair:
         """Energy scores and times, both (B,), of the call whose turn it is; in validation, of the last.
 
         Gradients flow through this call alone.
@@ -90,9 +88,7 @@ class StudentTask(BridgeTask):
         spread = torch.stack([(a - b).norm(dim=1) for a, b in combinations(made, 2)]).mean(0)
         return error - spread / 2, torch.full_like(error, float(table.timesteps[last])).detach()
 
-    def _estimate(
-        self, network: Callable[..., torch.Tensor], row: int, x: torch.Tensor, y: torch.Tensor
-    ) -> torch.Tensor:
+    def _estimate(self, network: Forward, row: int, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The estimate of x0 that a network makes of a state at a row's time, float32."""
         table = self.table
         (i_x, i_y), (p_x, p_y, p_f) = table.inputs[row].tolist(), table.prediction[row].tolist()

@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from tqdm.auto import tqdm
 
@@ -64,7 +63,7 @@ class Profile(Callback):
         path, gpu = trainer.folder / TRACE, trainer.device.type == "cuda"
         recording.export_chrome_trace(str(path))
         operators = recording.key_averages()
-        found = {each.key: each for each in operators if each.device_type == DeviceType.CPU}
+        found = {each.key: each for each in operators if each.device_type.name == "CPU"}
         steps = found["ProfilerStep*"]
         step, pairs = steps.cpu_time_total / steps.count / 1e6, trainer.config.batch_size  # seconds
         tqdm.write(f"{steps.count} steps of {pairs} pairs, {1e3 * step:.1f} ms each, {pairs / step:.1f} images/s")

@@ -38,18 +38,26 @@ def test_paper_list():
     assert len(expected) == 199
 
 
-def test_paper_list_scales_with_num_steps():
-    assert timesteps.paper(ABridge(num_steps=2000)).tolist()[:3] == [2000, 1996, 1992]
-    assert timesteps.paper(ABridge(num_steps=100)).tolist() == list(range(100, 0, -1))  # many fall on one time
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (timesteps.paper(ABridge(num_steps=2000))[:3], [2000, 1996, 1992]),
+        (timesteps.paper(ABridge(num_steps=100)), list(range(100, 0, -1))),  # many fall on one time
+        (timesteps.uniform(ABridge(num_steps=10), 4), [10, 7, 4, 1]),
+        (timesteps.coarse(ABridge(), 1), [1000]),
+        (timesteps.karras(BrownianBridge.bbdm(), 10)[[0, -1]], [999, 0]),
+        (timesteps.karras(ABridge(num_steps=5), 5), [5, 4, 3, 2, 1]),  # a duplicate moves to the nearest free time
+        (timesteps.karras(ABridge(num_steps=4)), [4, 3, 2, 1]),
+    ],
+    ids=lambda value: str(value) if isinstance(value, list) and len(value) < 6 else "",
+)
+def test_lists_by_hand(times: timesteps.Timesteps, expected: list[int]):
+    assert times.tolist() == expected
 
 
 def test_bbdm_skip_is_the_original_list():
     expected = [int(999 - k * 999 / 198) for k in range(198)] + [1, 0]
     assert timesteps.bbdm(BrownianBridge.bbdm()).tolist() == expected
-
-
-def test_uniform_is_rounded():
-    assert timesteps.uniform(ABridge(num_steps=10), 4).tolist() == [10, 7, 4, 1]
 
 
 def test_karras_levels_are_equally_spaced_in_the_seventh_root():
@@ -100,23 +108,6 @@ def test_noise_of_a_continuous_bridge_begins_where_nothing_can_be_seen():
 )
 def test_coarse_falls_by_one_factor_to_a_level_of_two_fifths(bridge: Bridge, levels: list[float]):
     assert bridge.nu(timesteps.coarse(bridge)) == pytest.approx(levels, rel=0.01)
-
-
-def test_coarse_of_one_call_is_the_top():
-    assert timesteps.coarse(ABridge(), 1).tolist() == [1000]
-
-
-def test_karras_of_bbdm_runs_over_its_own_indices():
-    times = timesteps.karras(BrownianBridge.bbdm(), 10)
-    assert (times[0], times[-1]) == (999, 0)
-
-
-def test_a_duplicate_moves_to_the_nearest_free_time():
-    assert timesteps.karras(ABridge(num_steps=5), 5).tolist() == [5, 4, 3, 2, 1]
-
-
-def test_defaults_shrink_with_a_short_bridge():
-    assert timesteps.karras(ABridge(num_steps=4)).tolist() == [4, 3, 2, 1]
 
 
 @pytest.mark.parametrize("bridge", BRIDGES, ids=repr)

@@ -73,16 +73,6 @@ def test_other_sizes_and_channels():
 
 
 @both
-def test_latents_are_normalised(make: Callable[[], nn.Module]):
-    plain = DiffusersCodec(make())
-    codec = plain.with_statistics(STATISTICS)
-    latents = plain.encode(IMAGE, "source")
-    torch.testing.assert_close(codec.encode(IMAGE, "source")[:, 1], (latents[:, 1] - 0.2) / 2)
-    torch.testing.assert_close(codec.encode(IMAGE, "target")[:, 0], (latents[:, 0] - 0.5) / 2)
-    torch.testing.assert_close(codec.decode(codec.encode(IMAGE, "target")), plain.decode(latents))
-
-
-@both
 def test_placed_in_bfloat16(make: Callable[[], nn.Module]):
     codec = DiffusersCodec(make())
     assert codec.placed(CPU, torch.float32) is codec

@@ -69,7 +69,7 @@ def test_images_that_have_no_latents(shape: tuple[int, ...], before: bool):
     with pytest.raises(ValueError, match=r"image must be \(B, 3, H, W\), with height and width multiples of 2, got"):
         VQGANCodec(tiny_vqgan(), before).latents(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"latents must be \(B, 3, H, W\), got"):
-        VQGANCodec(tiny_vqgan(), before).image(torch.zeros(shape)[:, :, :, :0])
+        VQGANCodec(tiny_vqgan(), before).image(torch.zeros(shape)[..., :0])
 
 
 def relative_gap(a: Tensor, b: Tensor) -> float:

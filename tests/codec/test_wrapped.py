@@ -77,16 +77,6 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path):
         load_checkpoint(tmp_path / "a.pt", codec=own_codec())
 
 
-def test_a_training_checkpoint_needs_the_same_weights(tmp_path: Path):
-    path = tmp_path / "step.pt"
-    save_checkpoint(path, tiny_unet(in_channels=5, out_channels=5), ABridge(), codec=own_codec(), training={})
-    with pytest.raises(IncompleteFileError, match="pass the codec"):
-        load_checkpoint(path).build_codec()
-    assert load_checkpoint(path, codec=own_codec()).build_codec() is not None
-    with pytest.raises(ValueError, match="another codec was given"):
-        load_checkpoint(path, codec=own_codec(seed=1))
-
-
 @pytest.mark.parametrize(
     ("module", "changes", "message"),
     [

@@ -58,14 +58,6 @@ def test_eager_is_the_formula(op: Op, shape: tuple[int, int, int, int], bias: bo
     assert_exact(op(*contiguous), formula(*given))
 
 
-@pytest.mark.parametrize("op", [_phases, upsample_conv3x3], ids=["phases", "public"])
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-def test_gradients_are_the_formulas(op: Op, bias: bool):
-    given = inputs(bias=bias)
-    for made, wanted in zip(gradients(op, given), gradients(formula, given), strict=True):
-        assert_exact(made, wanted)
-
-
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 def test_compiled_for_inference_is_the_formula(compiled: Op, bias: bool):
     given = inputs(bias=bias)

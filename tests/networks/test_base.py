@@ -120,6 +120,28 @@ def dit_tokens() -> Network:
     return dit("tokens")
 
 
+class Own(Network):
+    """A user's class, with weights for the time."""
+
+    channels, condition_channels, stride = 3, 3, 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time, self.layer = nn.Linear(1, 3), nn.Conv2d(6, 3, 1)
+
+    def embed(self, t: torch.Tensor) -> torch.Tensor:
+        return self.time(t[:, None] / 1000)
+
+    def body(self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        assert condition is not None
+        return self.layer(torch.cat([x, condition], 1)) + embedding[:, :, None, None]
+
+
+def own() -> Network:
+    torch.manual_seed(0)
+    return Own()
+
+
 def patched_unet() -> Network:
     torch.manual_seed(0)
     return UNet(**{**TINY, "condition_channels": 3, "patch": 2, "channel_mult": (1, 1)})
@@ -133,6 +155,7 @@ NETWORKS: dict[str, Callable[[], Network]] = {
     "dit": dit,
     "dit, tokens": dit_tokens,
     "unet, patch": patched_unet,
+    "own class": own,
 }
 no_diffusers = pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="needs diffusers")
 CASES = [
@@ -268,37 +291,3 @@ def test_it_is_exported_and_runs_without_torch(make: Callable[[], Network], tmp_
 def test_bad_arguments(settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         bbdm.wrap(**{"module": Plain(), **settings})
-
-
-class Own(Network):
-    """A user's class, with weights for the time."""
-
-    channels, condition_channels, stride = 3, 3, 1
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.time, self.layer = nn.Linear(1, 3), nn.Conv2d(6, 3, 1)
-
-    def embed(self, t: torch.Tensor) -> torch.Tensor:
-        return self.time(t[:, None] / 1000)
-
-    def body(self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        assert condition is not None
-        return self.layer(torch.cat([x, condition], 1)) + embedding[:, :, None, None]
-
-
-def test_a_class_of_one_s_own_is_trained_resumed_and_read(make_trainer: MakeTrainer):
-    whole, half = make_trainer("whole", unet=Own()), make_trainer("half", unet=Own(), epochs=1)
-    half.unet.load_state_dict(whole.unet.state_dict())
-    half.ema.unet.load_state_dict(whole.ema.unet.state_dict())
-    whole.fit()
-    half.fit()
-    resumed = make_trainer("half", unet=Own())
-    assert resumed.resume_newest()
-    resumed.fit()
-    for one, other in zip(whole.unet.parameters(), resumed.unet.parameters(), strict=True):
-        assert torch.equal(one, other)
-    source = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    wanted = BridgeSampler(resumed.ema.unet, resumed.bridge, steps=2)(source, seed=0)
-    read = BridgeSampler.from_checkpoint(newest(resumed), network=Own(), steps=2)
-    assert torch.equal(read(source, seed=0), wanted)

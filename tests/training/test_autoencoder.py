@@ -271,22 +271,6 @@ def test_a_compiled_step_is_the_eager_one(
 # Bad input
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "reason"),
-    [
-        ("perceptual", "resnet", r"perceptual must be one of \('vgg', 'alex', 'squeeze', 'none'\), got 'resnet'"),
-        ("precision", "fp16", r"precision must be one of \('fp32', 'bf16'\), got 'fp16'"),
-        ("adversarial_weight", -1.0, "adversarial_weight must be at least 0, got -1.0"),
-        ("kl_weight", math.nan, "kl_weight must be at least 0, got nan"),
-        ("restarts", -1, "restarts must be at least 0, got -1"),
-        ("discriminator_width", 0, "discriminator_width must be at least 1, got 0"),
-    ],
-)
-def test_settings_that_are_refused(name: str, value: Any, reason: str):
-    with pytest.raises(ValueError, match=reason):
-        AutoencoderConfig(**{name: value})
-
-
 def test_pairs_that_do_not_fit_are_refused(make: Make, pairs: PairedDataset):
     with pytest.raises(ValueError, match="batch_size must be at most the 4 training pairs, got 5"):
         make(batch_size=5)

@@ -8,42 +8,61 @@ from typing import Any
 
 import pytest
 
-from bbdm.training.config import TrainConfig
+from bbdm.training.config import AutoencoderConfig, DistillConfig, RunConfig, TrainConfig
+
+LEAST = {
+    (TrainConfig, 1): "epochs batch_size preview_every save_every keep grad_accumulation plateau_patience ema_every",
+    (TrainConfig, 0): "warmup_steps seed workers ema_start weight_decay grad_clip",
+    (DistillConfig, 1): "calls epochs",
+    (DistillConfig, 2): "results",
+    (AutoencoderConfig, 1): "discriminator_width",
+    (AutoencoderConfig, 0): "perceptual_weight codebook_weight kl_weight restarts adversarial_weight adversarial_start",
+}
+
+
+@pytest.mark.parametrize("value", ["below", "nan"])
+@pytest.mark.parametrize(
+    ("config", "least", "name"), [(*key, name) for key, names in LEAST.items() for name in names.split()]
+)
+def test_least_values(config: type[RunConfig], least: int, name: str, value: str) -> None:
+    number = math.nan if value == "nan" else least - 1
+    with pytest.raises(ValueError, match=f"^{name} must be at least {least}, got {number}$"):
+        config(**{name: number})
+    if name != "batch_size":
+        config(**{name: least})
 
 
 class TestTrainConfig:
     @pytest.mark.parametrize(
-        ("name", "value", "reason"),
+        ("config", "name", "value", "reason"),
         [
-            ("epochs", 0, "epochs must be at least 1, got 0"),
-            ("batch_size", 0, "batch_size must be at least 1, got 0"),
-            ("preview_every", 0, "preview_every must be at least 1, got 0"),
-            ("save_every", 0, "save_every must be at least 1, got 0"),
-            ("keep", 0, "keep must be at least 1, got 0"),
-            ("warmup_steps", -1, "warmup_steps must be at least 0, got -1"),
-            ("seed", -1, "seed must be at least 0, got -1"),
-            ("workers", -2, "workers must be at least 0, got -2"),
-            ("learning_rate", 0.0, "learning_rate must be positive, got 0.0"),
-            ("learning_rate", math.nan, "learning_rate must be positive, got nan"),
-            ("ema_decay", 1.0, r"ema_decay must be in \[0, 1\), got 1.0"),
-            ("ema_decay", -0.1, r"ema_decay must be in \[0, 1\), got -0.1"),
-            ("grad_accumulation", 0, "grad_accumulation must be at least 1, got 0"),
-            ("grad_accumulation", 3, "batch_size 64 does not split into grad_accumulation=3 equal parts"),
-            ("plateau_patience", 0, "plateau_patience must be at least 1, got 0"),
-            ("ema_every", 0, "ema_every must be at least 1, got 0"),
-            ("ema_start", -1, "ema_start must be at least 0, got -1"),
-            ("weight_decay", -0.1, "weight_decay must be at least 0, got -0.1"),
-            ("grad_clip", math.nan, "grad_clip must be at least 0, got nan"),
-            ("optimizer", "sgd", r"optimizer must be one of \('adam', 'adamw'\), got 'sgd'"),
-            ("loss", "l3", r"loss must be one of \('l1', 'l2', 'huber'\), got 'l3'"),
-            ("lr_schedule", "step", r"lr_schedule must be one of \('constant', 'cosine', 'plateau'\), got 'step'"),
-            ("precision", "fp8", r"precision must be one of \('fp32', 'bf16', 'fp16'\), got 'fp8'"),
+            (TrainConfig, "seed", 2**32, r"seed must be below 2\^32, got 4294967296"),
+            (TrainConfig, "learning_rate", 0.0, "learning_rate must be positive, got 0.0"),
+            (TrainConfig, "learning_rate", math.nan, "learning_rate must be positive, got nan"),
+            (TrainConfig, "ema_decay", 1.0, r"ema_decay must be in \[0, 1\), got 1.0"),
+            (TrainConfig, "ema_decay", -0.1, r"ema_decay must be in \[0, 1\), got -0.1"),
+            *(
+                (TrainConfig, name, value, rf"{name} must be in \[0, 0.5\], got {value}")
+                for name in ("shift", "zoom")
+                for value in (-0.1, 0.6, math.nan)
+            ),
+            (TrainConfig, "grad_accumulation", 3, "batch_size 64 does not split into grad_accumulation=3 equal parts"),
+            (TrainConfig, "optimizer", "sgd", r"optimizer must be one of \('adam', 'adamw'\), got 'sgd'"),
+            (TrainConfig, "loss", "l3", r"loss must be one of \('l1', 'l2', 'huber'\), got 'l3'"),
+            (TrainConfig, "lr_schedule", "step", r"must be one of \('constant', 'cosine', 'plateau'\), got 'step'"),
+            (TrainConfig, "precision", "fp8", r"precision must be one of \('fp32', 'bf16', 'fp16'\), got 'fp8'"),
+            (AutoencoderConfig, "perceptual", "resnet", r"must be one of \('vgg', 'alex', 'squeeze', 'none'\), got 'r"),
+            (AutoencoderConfig, "precision", "fp16", r"precision must be one of \('fp32', 'bf16'\), got 'fp16'"),
         ],
-        ids=lambda value: "" if isinstance(value, str) and " " in value else str(value),
+        ids=lambda value: str(value) if isinstance(value, str) and " " not in value else "",
     )
-    def test_refuses(self, name: str, value: Any, reason: str) -> None:
+    def test_refuses(self, config: type[RunConfig], name: str, value: Any, reason: str) -> None:
         with pytest.raises(ValueError, match=reason):
-            TrainConfig(**{name: value})
+            config(**{name: value})
+
+    def test_one_graph_is_not_sharded(self) -> None:
+        with pytest.raises(ValueError, match="shard and compile exclude each other"):
+            TrainConfig(shard=True, compile=True)
 
     def test_is_frozen(self) -> None:
         with pytest.raises(FrozenInstanceError):

@@ -169,9 +169,3 @@ class TestStudentOf:
         _, teacher = self.checkpoint(tmp_path, bridge)
         with pytest.raises(ValueError, match=r"a student starts from noise, and .* has too little at its top"):
             student_of(teacher, 1)
-
-
-@pytest.mark.parametrize(("name", "value"), [("calls", 0), ("results", 1)])
-def test_bad_settings(name: str, value: int):
-    with pytest.raises(ValueError, match=f"{name} must be at least {value + 1}, got {value}"):
-        DistillConfig(**{name: value})  # pyright: ignore[reportArgumentType]

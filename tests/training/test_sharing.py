@@ -12,7 +12,6 @@ from torch import distributed, nn
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 import bbdm
-from bbdm import TrainConfig
 from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
 from bbdm.files.weights import copied
@@ -96,11 +95,6 @@ def test_moments_take_the_memory_format_of_the_weights() -> None:
     for index, of in enumerate(optimizer.state.values()):
         assert torch.equal(of["exp_avg"], state["state"][index]["exp_avg"])
         assert of["step"] == 1
-
-
-def test_one_graph_is_not_sharded() -> None:
-    with pytest.raises(ValueError, match="shard and compile exclude each other"):
-        TrainConfig(shard=True, compile=True)
 
 
 @pytest.mark.nightly

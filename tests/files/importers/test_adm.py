@@ -139,18 +139,6 @@ class TestDDBM:
             wanted = denoised(network, scalings(*marginal(t)), X, Y, t)
             assert close(estimate(unet, loaded.bridge, X, Y, t), wanted)
 
-    def test_sampler(self, tmp_path: Path):
-        network = ddbm()
-        path = save(network.state_dict(), tmp_path / "model_000100.pt")
-        config = settings(tmp_path / "a.yaml", FLASH, VP)
-        times: Any = [1.0, 0.5]
-        sampler = BridgeSampler.from_checkpoint(path, config=config, timesteps=times, solver="ddim")
-        assert sampler.image_size == 16
-        first, second = sampler.stream(Y)
-        wanted = denoised(network, scalings(*vp(1.0)), Y, Y, 1.0)  # the state is the source
-        assert close(first.x0hat, wanted)
-        assert close(second.x0hat, denoised(network, scalings(*vp(0.5)), first.x, Y, 0.5))
-
     def test_file_that_dbim_converts(self, tmp_path: Path):
         """Its attention is of 1D convolutions, in the same order."""
         network = reference(first="qkv")
