@@ -4,7 +4,7 @@ A bridge is three functions of time, x_t = alpha(t) x0 + beta(t) y + sigma(t) ep
 shown and predicts. :class:`~bbdm.bridges.base.Bridge` says what a bridge of your own has to have.
 """
 
-from bbdm.bridges.base import Bridge, Marginal
+from bbdm.bridges.base import Bridge
 from bbdm.bridges.brownian import ABridge, BrownianBridge
 from bbdm.bridges.ddbm import DDBM
 from bbdm.bridges.densities import Density
@@ -12,6 +12,7 @@ from bbdm.bridges.ecsi import ECSI
 from bbdm.bridges.goub import GOUB
 from bbdm.bridges.i2sb import I2SB
 from bbdm.bridges.objectives import Objective
+from bbdm.bridges.path import Marginal
 from bbdm.bridges.registry import BRIDGES, from_config, register
 
 __all__ = [

@@ -9,9 +9,9 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.bridges.base import Array, Marginal
 from bbdm.bridges.densities import Density
 from bbdm.bridges.objectives import Objective
+from bbdm.bridges.path import Array, Marginal
 from bbdm.bridges.real_time import RealTimeBridge
 from bbdm.bridges.registry import BRIDGES
 

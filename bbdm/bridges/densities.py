@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from bbdm.bridges.base import Bridge
+from bbdm.bridges.path import Array, Path
 
 Density = Literal["uniform", "log-normal", "wide", "high"]
 POINTS = 2**16  # quantiles; a drawn time is one of them
@@ -18,46 +16,44 @@ UNIFORM = 0.05  # the share of these that is uniform
 TOP = 0.02  # the share of the top, where a network of the pinned objective is shown nothing of the state
 GRID = 4096  # times at which a continuous density is tabulated, of each kind
 
-Array = npt.NDArray[np.float64]
 
-
-def quantiles(bridge: Bridge) -> Array:
-    """(POINTS,) increasing times that are equally likely under a bridge's density.
+def quantiles(path: Path, density: Density) -> Array:
+    """(POINTS,) increasing times that are equally likely under a density.
 
     ``log-normal`` is ln nu ~ N(-0.9, 1.2^2) carried over to t, ``wide`` N(-0.4, 1.6^2) and ``high``
     N(1.0, 1.4^2), with 5 % of it uniform (as Karras et al. 2022 for diffusion models). A discrete time has
     the probability between the midpoints to its neighbours. Where nu is infinite at the top, 2 % of the times
     of the objective ``pinned`` are the top.
     """
-    low, high = bridge.train_range
-    if bridge.objective == "pinned" and np.isinf(bridge.nu(bridge.top)):
-        count, below = round(POINTS * TOP), high if bridge.continuous else min(high, bridge.top - 1)
-        return np.concatenate([_quantiles(bridge, low, below, POINTS - count), np.full(count, float(bridge.top))])
-    return _quantiles(bridge, low, high, POINTS)
+    low, high = path.train_range
+    if path.objective == "pinned" and np.isinf(path.nu(path.top)):
+        count, below = round(POINTS * TOP), high if path.continuous else min(high, path.top - 1)
+        return np.concatenate([_quantiles(path, density, low, below, POINTS - count), np.full(count, float(path.top))])
+    return _quantiles(path, density, low, high, POINTS)
 
 
-def _quantiles(bridge: Bridge, low: float, high: float, points: int) -> Array:
+def _quantiles(path: Path, density: Density, low: float, high: float, points: int) -> Array:
     shares = (np.arange(points) + 0.5) / points
-    if bridge.continuous and bridge.density == "uniform":
+    if path.continuous and density == "uniform":
         return low + shares * (high - low)
-    if bridge.continuous:
-        level, spread = LEVELS[bridge.density]
+    if path.continuous:
+        level, spread = LEVELS[density]
         levels = np.exp(level + spread * np.linspace(-6, 6, GRID))
-        inside = bridge.time_at(np.clip(levels, *bridge.nu([low, high])))
+        inside = path.time_at(np.clip(levels, *path.nu([low, high])))
         edges = np.unique(np.concatenate([np.linspace(low, high, GRID), inside]).clip(low, high))
-        return np.interp(shares, _cumulative(bridge, edges), edges)
+        return np.interp(shares, _cumulative(path, density, edges), edges)
     times = np.arange(low, high + 1)
-    if bridge.density == "uniform":
+    if density == "uniform":
         return times[(shares * len(times)).astype(int)].astype(np.float64)
     edges = np.concatenate([[low], times[:-1] + 0.5, [high]])
-    return times[np.searchsorted(_cumulative(bridge, edges)[1:-1], shares)].astype(np.float64)
+    return times[np.searchsorted(_cumulative(path, density, edges)[1:-1], shares)].astype(np.float64)
 
 
-def _cumulative(bridge: Bridge, times: Array) -> Array:
+def _cumulative(path: Path, density: Density, times: Array) -> Array:
     """The probability of a time up to each of ``times``, from 0 at the first to 1 at the last."""
-    level, spread = LEVELS[bridge.density]
+    level, spread = LEVELS[density]
     uniform = (times - times[0]) / (times[-1] - times[0])
     with np.errstate(divide="ignore"):
-        scaled = (np.log(bridge.nu(times)) - level) / spread
+        scaled = (np.log(path.nu(times)) - level) / spread
     normal = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in scaled])
     return UNIFORM * uniform + (1 - UNIFORM) * (normal - normal[0]) / (normal[-1] - normal[0])

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.bridges.base import Array, Bridge, Marginal
+from bbdm.bridges.base import Bridge
 from bbdm.bridges.densities import Density
 from bbdm.bridges.objectives import Objective
+from bbdm.bridges.path import Array, Marginal
 from bbdm.bridges.registry import register
 
 LEFT = 0.005  # of the target at T, before the bridge pulls it to the source: exp(-theta_T)

@@ -7,13 +7,12 @@ from these: see :meth:`bbdm.bridges.base.Bridge.training_weights`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from bbdm.bridges.base import Bridge
+from bbdm.bridges.path import Path
 
 Objective = Literal["residual", "displacement", "noise", "preconditioned", "pinned"]
 PINNED_SPREAD = 0.5  # of x0 - y, for pictures in [-1, 1]
@@ -29,34 +28,34 @@ class Weights(NamedTuple):
     p_f: Any
 
 
-def residual(bridge: Bridge, t: npt.ArrayLike) -> Weights:
+def residual(path: Path, t: npt.ArrayLike) -> Weights:
     """F = x_t - x0; BBDM's ``grad``."""
-    one = np.ones_like(bridge.marginal(t).alpha)
+    one = np.ones_like(path.marginal(t).alpha)
     return Weights(one, 0 * one, one, 0 * one, -one)
 
 
-def displacement(bridge: Bridge, t: npt.ArrayLike) -> Weights:
+def displacement(path: Path, t: npt.ArrayLike) -> Weights:
     """F = y - x0; BBDM's ``ysubx``, and the velocity of flows."""
-    one = np.ones_like(bridge.marginal(t).alpha)
+    one = np.ones_like(path.marginal(t).alpha)
     return Weights(one, 0 * one, 0 * one, one, -one)
 
 
-def noise(bridge: Bridge, t: npt.ArrayLike) -> Weights:
+def noise(path: Path, t: npt.ArrayLike) -> Weights:
     """F = eps.
 
     Raises:
         ValueError: alpha is 0 at a time.
     """
-    alpha, beta, sigma = bridge.marginal(t)
+    alpha, beta, sigma = path.marginal(t)
     if np.any(alpha == 0):
-        raise ValueError(f"objective 'noise' has no x0hat at t = {bridge.end}; use t <= {bridge.top}")
+        raise ValueError(f"objective 'noise' has no x0hat at t = {path.end}; use t <= {path.top}")
     return Weights(np.ones_like(alpha), np.zeros_like(alpha), 1 / alpha, -beta / alpha, -sigma / alpha)
 
 
-def preconditioned(bridge: Bridge, t: npt.ArrayLike) -> Weights:
+def preconditioned(path: Path, t: npt.ArrayLike) -> Weights:
     """Unit variance of input and target (Karras et al. 2022; for bridges Zhou et al. 2024, DDBM, eq. 13)."""
-    alpha, beta, sigma = bridge.marginal(t)
-    x0, y, both = bridge.sigma_data**2, bridge.sigma_source**2, bridge.cov
+    alpha, beta, sigma = path.marginal(t)
+    x0, y, both = path.sigma_data**2, path.sigma_source**2, path.cov
     total = alpha**2 * x0 + beta**2 * y + 2 * alpha * beta * both + sigma**2
     c_in = total**-0.5
     c_out = c_in * np.sqrt(beta**2 * (x0 * y - both**2) + x0 * sigma**2)
@@ -64,13 +63,13 @@ def preconditioned(bridge: Bridge, t: npt.ArrayLike) -> Weights:
     return Weights(c_in, zero, (alpha * x0 + beta * both) / total, zero, c_out)
 
 
-def pinned(bridge: Bridge, t: npt.ArrayLike) -> Weights:
+def pinned(path: Path, t: npt.ArrayLike) -> Weights:
     """Preconditioning of u = (x_t - beta y) / alpha - y = (x0 - y) + nu eps, in which the source is gone.
 
     Where nu is infinite the network is shown nothing of the state, and predicts x0 - y at unit variance.
     """
-    alpha, beta, _ = bridge.marginal(t)
-    spread, nu = PINNED_SPREAD, bridge.nu(t)
+    alpha, beta, _ = path.marginal(t)
+    spread, nu = PINNED_SPREAD, path.nu(t)
     finite = np.isfinite(nu)
     with np.errstate(divide="ignore", invalid="ignore"):
         c_in = 1 / np.hypot(nu, spread)
@@ -83,6 +82,6 @@ def pinned(bridge: Bridge, t: npt.ArrayLike) -> Weights:
     return Weights(c_in * state, i_y, c_skip * state, p_y, c_out)
 
 
-OBJECTIVES: dict[str, Callable[[Bridge, npt.ArrayLike], Weights]] = {
+OBJECTIVES: dict[str, Callable[[Path, npt.ArrayLike], Weights]] = {
     objective.__name__: objective for objective in (residual, displacement, noise, preconditioned, pinned)
 }

@@ -7,7 +7,8 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.bridges.base import Array, Bridge
+from bbdm.bridges.base import Bridge
+from bbdm.bridges.path import Array
 
 
 class RealTimeBridge(Bridge):

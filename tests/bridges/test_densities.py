@@ -22,7 +22,7 @@ SEEDS = torch.arange(20_000) * 7919
 def test_log_normal_of_real_times(kind: Any, density: Any, mean: float, spread: float):
     """95 % of ln nu is N(mean, spread^2), cut to the bridge's range, and 5 % of t is uniform."""
     bridge = DDBM(kind, density=density)
-    times = quantiles(bridge)
+    times = quantiles(bridge, bridge.density)
     low, high = np.log(bridge.nu(bridge.low)), np.inf
 
     def cumulative(t: np.ndarray) -> np.ndarray:
@@ -36,7 +36,7 @@ def test_log_normal_of_real_times(kind: Any, density: Any, mean: float, spread: 
 
 def test_log_normal_of_integers_has_the_mass_between_midpoints():
     bridge = ABridge(100, density="log-normal")
-    times, counts = np.unique(quantiles(bridge), return_counts=True)
+    times, counts = np.unique(quantiles(bridge, bridge.density), return_counts=True)
     assert np.array_equal(times, np.arange(1, 101))
     edges = np.log(bridge.nu(np.array([1, *np.arange(1.5, 100), 100])))
     mass = norm.cdf(edges, -0.9, 1.2)
@@ -56,7 +56,7 @@ def test_drawn_times_follow_the_density(bridge: Bridge):
     assert drawn.is_floating_point() == bridge.continuous
     assert low <= drawn.min()
     assert drawn.max() <= high
-    wanted = quantiles(bridge) if bridge.density != "uniform" or bridge.continuous else np.arange(low, high + 1)
+    wanted = quantiles(bridge, bridge.density) if bridge.density != "uniform" or bridge.continuous else np.arange(low, high + 1)
     mean, spread = wanted.mean(), wanted.std()
     assert abs(drawn.double().mean() - mean) < 4 * spread / len(SEEDS) ** 0.5
     assert torch.equal(drawn, bridge.draw_times(SEEDS, 3))

@@ -35,7 +35,7 @@ def read_checkpoint(
 
 
 def program(content: Any, config: str | os.PathLike[str] | None) -> str:
-    """The program that wrote a foreign file of a network. ``config`` is given for those of guided diffusion."""
+    """The program that wrote a foreign file of a network; ``config`` is given for guided diffusion's."""
     if original_bbdm.SCHEDULE in states.find(content):
         return BBDM
     return ADM if config is not None or adm.recognised(content) else SDE_BBDM

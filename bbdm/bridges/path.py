@@ -1,0 +1,111 @@
+"""The path of a bridge, three functions of time: x_t = alpha(t) x0 + beta(t) y + sigma(t) eps, in float64."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+class Marginal(NamedTuple):
+    """Weights of x0, y and noise in x_t, each the shape of t."""
+
+    alpha: Array
+    beta: Array
+    sigma: Array
+
+
+class Path(ABC):
+    """A Gaussian path from a target x0 to a source y.
+
+    Times are the integers ``low``..``top``, or with ``continuous`` the reals from ``low`` to ``top``.
+    Sampling starts at ``top``, where the state is the source.
+    """
+
+    continuous: ClassVar[bool] = False
+    deterministic: bool = False  # sigma is 0 everywhere
+    num_steps: int
+    objective: Any  # a name in OBJECTIVES, or of the bridge's own
+    sigma_data: float = 0.5  # the standard deviation of targets, for preconditioning
+    sigma_source: float = 0.5  # the standard deviation of sources, for the same
+    cov: float = 0.0  # the covariance of targets and sources, for the same
+
+    @abstractmethod
+    def marginal(self, t: npt.ArrayLike) -> Marginal:
+        """alpha, beta and sigma at real times t in [0, ``end``], float64.
+
+        Raises:
+            ValueError: a time outside the bridge.
+        """
+
+    @property
+    def end(self) -> float:
+        """The largest time that the bridge has; sampling may start below it."""
+        return self.num_steps if self.low else self.top
+
+    @property
+    def low(self) -> float:
+        """The smallest time in training and sampling."""
+        return 1
+
+    @property
+    def top(self) -> float:
+        """The time at which sampling starts: T, or T - 1 for the noise objective, which has no x0hat at T."""
+        return self.num_steps - (self.objective == "noise")
+
+    @property
+    def train_range(self) -> tuple[float, float]:
+        """The first and the last time that training draws, both included."""
+        return self.low, self.top
+
+    @property
+    def train_interval(self) -> tuple[float, float]:
+        """:attr:`train_range` as an interval that is open at its end."""
+        low, high = self.train_range
+        return low, high if self.continuous else high + 1
+
+    def alpha(self, t: npt.ArrayLike) -> Array:
+        """Weight of x0 in x_t."""
+        return self.marginal(t).alpha
+
+    def beta(self, t: npt.ArrayLike) -> Array:
+        """Weight of y in x_t."""
+        return self.marginal(t).beta
+
+    def sigma(self, t: npt.ArrayLike) -> Array:
+        """Standard deviation of x_t given x0 and y."""
+        return self.marginal(t).sigma
+
+    def nu(self, t: npt.ArrayLike) -> Array:
+        """Noise level sigma / alpha of (x_t - beta y) / alpha; increasing, and infinite where alpha is 0.
+
+        Without noise it is beta / alpha: the source is what is removed.
+        """
+        alpha, beta, sigma = self.marginal(t)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(alpha > 0, (beta if self.deterministic else sigma) / alpha, np.inf)
+
+    def network_time(self, t: npt.ArrayLike) -> Array:
+        """What the network sees of a time, float64: the time itself unless a subclass says otherwise."""
+        return np.asarray(t, dtype=np.float64)
+
+    def _time(self, t: npt.ArrayLike) -> Array:
+        """Times as float64; ValueError where one lies outside the bridge."""
+        time = np.asarray(t, dtype=np.float64)
+        if not np.all((time >= 0) & (time <= self.end)):
+            raise ValueError(f"t must be in [0, {self.end}], got {t!r}")
+        return time
+
+    def time_at(self, nu: npt.ArrayLike) -> Array:
+        """The real time in [``low``, ``top``] of noise level ``nu``, by bisection of the increasing nu(t)."""
+        level = np.asarray(nu, dtype=np.float64)
+        left, right = np.full_like(level, self.low), np.full_like(level, self.top)
+        for _ in range(64):
+            middle = (left + right) / 2
+            below = self.nu(middle) < level
+            left, right = np.where(below, middle, left), np.where(below, right, middle)
+        return (left + right) / 2
