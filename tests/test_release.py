@@ -41,13 +41,13 @@ def test_the_wheel_has_each_file_of_the_package(wheel: WheelBuilder):
     """Data too. A line of .gitignore would leave out what it matches."""
     package = [path for path in (ROOT / "bbdm").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert files_of(wheel) == {path.relative_to(ROOT).as_posix() for path in package}
-    assert "bbdm/py.typed" in files_of(wheel)
+    assert {"bbdm/py.typed", "bbdm/demo/openmoji64.safetensors", "bbdm/demo/LICENSE"} <= files_of(wheel)
 
 
 def test_the_source_distribution_has_what_its_tests_need_and_nothing_built():
     names = files_of(SdistBuilder(str(ROOT)))
     assert {"README.md", "CITATION.cff", "LICENSE", "tests/conftest.py"} <= names
-    assert {"examples/web/package-lock.json", "examples/demo/README.md", "mkdocs.yml"} <= names
+    assert {"examples/web/package-lock.json", "examples/demo/metrics.jsonl", "mkdocs.yml"} <= names
     assert not [name for name in names if re.search(r"(^|/)(node_modules|dist|site|out|__pycache__|[^/]*\.run)/", name)]
     assert sum((ROOT / name).stat().st_size for name in names) < 80e6  # the package index takes 100 MB
 
