@@ -20,6 +20,7 @@ from tests.hardening.mutations import CALL
 from tests.hardening.subjects import FILES, PICTURES
 from tests.hardening.watch import ROOM, Outcome, Watch, judge
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 SEED = 1
 EVERY_NIGHT = [(kind, count) for kind, (_, count) in {**FILES, **PICTURES}.items()]
 DAILY = [("our .pt", 30), ("our .safetensors, settings", 20), ("PNG", 50)]

@@ -24,6 +24,8 @@ from tests.conftest import ROOT
 from tests.training.launching import ALONE, arguments, assert_close
 
 pytest.importorskip("accelerate")
+if sys.platform != "linux":
+    pytest.skip("needs /proc", allow_module_level=True)
 Agent = subprocess.Popen[str]
 
 
@@ -86,8 +88,6 @@ def ended(agents: list[Agent]) -> str:
 @pytest.fixture
 def nodes(request: pytest.FixtureRequest, data: Path, tmp_path: Path) -> Iterator[Nodes]:
     """Nodes to train on 20 steps, as many as the parameter says."""
-    if sys.platform != "linux":
-        pytest.skip("needs /proc")
     found = Nodes(["tests.training.tiny_train", *arguments(data, tmp_path / "model.pt")], request.param)
     yield found
     for agent in found.agents:
