@@ -11,7 +11,7 @@ import platform
 
 import pytest
 
-from benchmarks import processes
+from benchmarks import peers, processes
 from benchmarks.conftest import DEVICE, Record
 from benchmarks.timing import Comparison
 
@@ -26,7 +26,8 @@ def measured(request: pytest.FixtureRequest, quick: bool) -> Comparison:
     isa: str = request.param
     if quick:
         pytest.skip("only without --quick")
-    pytest.importorskip("benchmarks.peers.sde_bbdm", reason="needs the extra peers", exc_type=ImportError)
+    if missing := peers.why_missing("sde_bbdm"):
+        pytest.skip(missing)
     done = processes.run(processes.unet_call, {"ONEDNN_MAX_CPU_ISA": isa}, rounds=5)
     assert done["relative_error"] < 0.1, done
     info = {BASELINE: {}, "compiled": {"dtype": done["dtype"], "relative_error": done["relative_error"]}}

@@ -22,7 +22,7 @@ import pytest
 from bbdm.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
-OTHERS = ["CONTRIBUTING.md", "CHANGELOG.md", "bbdm/demo/README.md", "benchmarks/RESULTS.md"]
+OTHERS = ["CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "bbdm/demo/README.md", "benchmarks/RESULTS.md"]
 PAGES = [ROOT / "README.md", *(ROOT / name for name in OTHERS), *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"(?:<!-- (nightly|compile only): [^>]+ -->\n)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
