@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import subprocess
 import sys
 import zipfile
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bbdm import BridgeSampler
+from bbdm import BridgeSampler, demo
 from bbdm.runtime import OnnxBridgeSampler
 from bbdm.serving import app
 from bbdm.serving.app import Model, Source
@@ -152,11 +151,10 @@ def test_a_folder_of_save_pretrained_is_a_checkpoint(sampler: BridgeSampler, tmp
 
 
 def test_examples_lie_beside_the_model(file: Path, tmp_path: Path):
-    wanted = ["0.png", "1.png"]
-    assert [path.name for path in app.example_pictures(AppConfig(file))] == wanted
-    assert [path.name for path in app.example_pictures(AppConfig(EXPORT))] == sorted(
-        os.listdir(EXPORT.parent / "drawings")
-    )
+    beside = [file.parent / "drawings" / name for name in ("0.png", "1.png")]
+    assert app.example_pictures(AppConfig(file)) == beside
+    assert app.example_pictures(AppConfig(file.parent / "onnx")) == beside  # an export
+    assert app.example_pictures(AppConfig(demo.WEIGHTS)) == sorted((demo.FOLDER / "drawings").iterdir())
     assert app.example_pictures(AppConfig(file, examples=tmp_path)) == []
 
 
