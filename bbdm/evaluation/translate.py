@@ -130,8 +130,9 @@ class Translator:
             for number, batch in enumerate(share):
                 sources = [self.dataset.images(job.index)[0] for job in batch]
                 if warm_up and number == 0:  # by one network call, or on CUDA by all that a graph captures
-                    one = {"solver": solvers.with_defaults(sampler.calls)[0], "steps": 1}
-                    sampler(sources, seed=0, batch_size=size, **({} if sampler.device.type == "cuda" else one))
+                    solver, _ = solvers.with_defaults(sampler.calls)
+                    one = (None, None) if sampler.device.type == "cuda" else (solver, 1)
+                    sampler(sources, seed=0, batch_size=size, solver=one[0], steps=one[1])
                 began = time.perf_counter()
                 results = sampler(sources, seed=[job.seed for job in batch], batch_size=size)
                 seconds = time.perf_counter() - began

@@ -513,10 +513,8 @@ def test_sigterm_finishes_what_was_accepted(start: Callable[..., Server], checkp
 
 def listening() -> set[Any]:
     """Addresses and ports on which this machine listens for others."""
-    sockets = psutil.net_connections("tcp")
-    return {
-        each.laddr for each in sockets if each.status == "LISTEN" and not each.laddr[0].endswith(("127.0.0.1", "::1"))
-    }
+    here: list[Any] = [each.laddr for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+    return {place for place in here if not place.ip.endswith(("127.0.0.1", "::1"))}
 
 
 @pytest.mark.nightly
