@@ -73,14 +73,14 @@ class DeepLab(nn.Module):
         low, high = CHANNELS[config.backbone]
         rates = (6, 12, 18) if config.output_stride == 16 else (12, 24, 36)
         if config.head == "deeplabv3":
-            self.classifier = _Head(high, config.num_classes, rates)
+            self.classifier = nn.ModuleDict({"classifier": DeepLabHead(high, config.num_classes, rates)})
         else:
             self.classifier = _PlusHead(low, high, config.num_classes, rates)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) to (B, num_classes, H, W)."""
-        features = self.backbone(image)
-        logits = self.classifier(features["low"], features["high"])
+        features, head = self.backbone(image), self.classifier
+        logits = head(**features) if isinstance(head, _PlusHead) else head["classifier"](features["high"])
         return F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
 
 
@@ -124,15 +124,6 @@ def _mobilenet(output_stride: int) -> nn.Module:
             stride *= step
     parts = nn.ModuleDict({"low_level_features": features[:4], "high_level_features": features[4:-1]})
     return IntermediateLayerGetter(parts, {"low_level_features": "low", "high_level_features": "high"})
-
-
-class _Head(nn.Module):
-    def __init__(self, high: int, num_classes: int, rates: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.classifier = DeepLabHead(high, num_classes, rates)
-
-    def forward(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-        return self.classifier(high)
 
 
 class _PlusHead(nn.Module):

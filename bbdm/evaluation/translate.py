@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
 
 from bbdm import solvers
@@ -31,7 +30,6 @@ from bbdm.evaluation.results import Job, Record, check_places, description, plan
 from bbdm.execution.device import find_dtype
 from bbdm.execution.processes import Processes
 from bbdm.files.hub import find_checkpoint
-from bbdm.networks.base import Network
 from bbdm.pictures import images
 from bbdm.pictures.images import Size
 from bbdm.sampling.network_config import (
@@ -72,6 +70,7 @@ class Translator:
         bad = survey(self.dataset, whole=True, progress=self.verbose).bad if config.skip_bad else {}
         self._bad = {i for i, pair in enumerate(self.dataset.pairs) if pair.name in bad}
         self._report(*(f"left out: {reason}" for reason in bad.values()))
+        self._network = self.checkpoint.build_unet()
 
     def _report(self, *lines: str) -> None:
         """Print lines in the first process."""
@@ -87,11 +86,6 @@ class Translator:
             self._report(f"{self.config.model} does not hold the size of its pictures: image_size is {DEFAULT_SIZE}")
         return chosen_size(wanted, trained)
 
-    @cached_property
-    def network(self) -> Network:
-        """The network, built once."""
-        return self.checkpoint.build_unet()
-
     def sampler(self, solver: str | None, steps: int | None) -> BridgeSampler:
         """The sampler with this solver, of the same dtype in all processes.
 
@@ -101,7 +95,7 @@ class Translator:
 
         def build(dtype: torch.dtype | None) -> BridgeSampler:
             return BridgeSampler(
-                self.network,
+                self._network,
                 self.bridge,
                 solver,
                 steps,
@@ -135,8 +129,10 @@ class Translator:
         with self._memory(), tqdm(total=sum(map(len, share)), unit="image", disable=not self.verbose) as bar:
             for number, batch in enumerate(share):
                 sources = [self.dataset.images(job.index)[0] for job in batch]
-                if warm_up and number == 0:
-                    _warm_up(sampler, sources, size)
+                if warm_up and number == 0:  # by one network call, or on CUDA by all that a graph captures
+                    solver, _ = solvers.with_defaults(sampler.calls)
+                    one = (None, None) if sampler.device.type == "cuda" else (solver, 1)
+                    sampler(sources, seed=0, batch_size=size, solver=one[0], steps=one[1])
                 began = time.perf_counter()
                 results = sampler(sources, seed=[job.seed for job in batch], batch_size=size)
                 seconds = time.perf_counter() - began
@@ -228,9 +224,3 @@ class Translator:
                     raise ValueError(f"{self.dataset.pairs[job.index]} has no target to compare with")
                 targets.append(images.to_pixels(target))  # RGB, of grey pictures too
             yield results.unflatten(0, (-1, samples)), torch.from_numpy(np.stack(targets))
-
-
-def _warm_up(sampler: BridgeSampler, sources: list[Image.Image], batch_size: int) -> None:
-    """Compile and warm up for a batch: by one network call, or on CUDA by all that a graph captures."""
-    short = {} if sampler.device.type == "cuda" else {"solver": solvers.with_defaults(sampler.calls)[0], "steps": 1}
-    sampler(sources, seed=0, batch_size=batch_size, **short)

@@ -61,6 +61,7 @@ result.save("result.png")
 |---|---|
 {solvers}
 """
+BAR = "\\|"  # in a cell of a table
 USE_ONNX = """
 Without PyTorch, on ONNX Runtime:
 
@@ -195,7 +196,7 @@ def card(model: Any, name: str, license: str | None, data: str | None, has_expor
     return CARD.format(
         front=yaml.safe_dump(front, sort_keys=False),
         title=name.rpartition("/")[2],
-        facts="\n".join(f"| {key} | {_cell(value)} |" for key, value in facts.items()),
+        facts="\n".join(f"| {key} | {' '.join(value.split()).replace('|', BAR)} |" for key, value in facts.items()),
         arguments=", ".join([f'"{name}"', *_arguments(model)]),
         onnx=USE_ONNX.format(name=name) if has_export else "",
         solvers="\n".join(f"| `{solver}` | {count} |" for solver, count in calls.items()),
@@ -217,8 +218,3 @@ def _arguments(model: Any) -> list[str]:
 
 def _millions(module: Any) -> str:
     return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.1f} M parameters"
-
-
-def _cell(value: str) -> str:
-    """Text for a cell of a table."""
-    return " ".join(value.split()).replace("|", "\\|")

@@ -147,21 +147,19 @@ class Door:
             check_bytes(len(data), self.served)
         return bytes(data)
 
-    async def _made(self, item: Item) -> Made:
+    async def _made(self, item: Item, attempts: int = MOST_ATTEMPTS) -> Made:
         """The result of a replica, or of another where it dies."""
-        for left in reversed(range(MOST_ATTEMPTS)):
-            try:
-                made = await self.replicas.translate.remote(item)
-            except BackPressureError as error:
-                raise RequestError(503, "all replicas are busy, and the queue is full") from error
-            except RayActorError:
-                if not left:
-                    raise
-                continue
-            if isinstance(made, RequestError):
-                raise made
-            return made
-        raise AssertionError("unreachable")
+        try:
+            made = await self.replicas.translate.remote(item)
+        except BackPressureError as error:
+            raise RequestError(503, "all replicas are busy, and the queue is full") from error
+        except RayActorError:
+            if attempts == 1:
+                raise
+            return await self._made(item, attempts - 1)
+        if isinstance(made, RequestError):
+            raise made
+        return made
 
     async def close(self) -> None:
         """Accept nothing more, and wait until all that was accepted is answered."""

@@ -8,7 +8,7 @@ made is found missing and sent again. The driver alone writes the manifest, from
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from threading import Lock
@@ -88,7 +88,7 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
     columns = Columns(config.name_column, config.image_column)
     sources = find(pictures, columns)
     record = Record(config.results, settings, [*map(result_of, sources)], config.overwrite)
-    before = _names(record.existing)
+    before = record.existing
     task = Task(config, sha256, pictures, results, columns, channels, size, resize)
     with connected(config.address), tqdm(total=len(sources), unit="image", disable=not progress) as bar:
         bad = _make(task, sources, before, bar)
@@ -99,20 +99,19 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
     return Outcome(len(sources) - len(before) - len(bad), len(before), bad)
 
 
-def _names(results: Iterable[str]) -> set[str]:
-    """The names of the pictures of results."""
-    return {file.removesuffix(result_of("")) for file in results}
-
-
 def _make(task: Task, sources: Sources, done: set[str], bar: Any) -> dict[str, str]:
-    """Make what is missing, however often machines are lost; returns why pictures cannot be read, by name."""
+    """Make the results that are not done, however often machines are lost.
+
+    Returns:
+        Why pictures cannot be read, by name.
+    """
     from ray.exceptions import RayError, RayTaskError
 
     bad: dict[str, str] = {}
     fruitless = 0  # attempts, one after the other
     bar.update(len(done))
-    while missing := [name for name in sources if name not in done and name not in bad]:
-        lost = ""
+    while missing := [name for name in sources if result_of(name) not in done and name not in bad]:
+        before, lost = len(done) + len(bad), ""
         try:
             for count, unreadable in _outcomes(task, blocks(sources, missing, task.config.batch_size)):
                 bad |= unreadable
@@ -123,10 +122,10 @@ def _make(task: Task, sources: Sources, done: set[str], bar: Any) -> dict[str, s
             raise  # a defect, which would come again
         except RayError as error:
             lost = str(error)
-        done = _names(task.results.existing(map(result_of, sources)))
+        done = task.results.existing(map(result_of, sources))
         bar.n = len(done) + len(bad)
         bar.refresh()
-        fruitless = 0 if any(name in done or name in bad for name in missing) else fruitless + 1
+        fruitless = 0 if len(done) + len(bad) > before else fruitless + 1
         if fruitless == MOST_FRUITLESS:
             raise StoppedError(f"the cluster makes no more results, {len(missing)} are missing: {lost}")
     return bad

@@ -49,6 +49,10 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "Inception", Features)
 
 
+def words(place: Path, output: Path) -> list[str]:
+    return ["edge2shoes", str(place / "data"), str(place / "c.pt"), str(output)]
+
+
 class Two:
     """A script in two processes, of which the second is slow."""
 
@@ -99,12 +103,11 @@ def assert_same_report(mine: dict[str, Any], other: dict[str, Any]) -> None:
 @pytest.mark.nightly
 def test_generate_makes_the_files_of_one_process(place: Path, two: Two, tmp_path: Path):
     """They replace existing ones, or those that exist are not made again."""
-    common = ["edge2shoes", str(place / "data"), str(place / "c.pt")]
-    translate.main([*common, str(tmp_path / "one"), *FLAGS])
+    translate.main([*words(place, tmp_path / "one"), *FLAGS])
     (tmp_path / "two").mkdir()
     for name in NAMES:
         Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "two" / name)
-    out = two("translate", *common, str(tmp_path / "two"), *FLAGS, "--overwrite")
+    out = two("translate", *words(place, tmp_path / "two"), *FLAGS, "--overwrite")
     assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
     assert two.wrote(".png") == {**SHARES, "grid.png": "0"}
     assert out.splitlines() == [f"10 results in {tmp_path}/two", f"to look at: {tmp_path}/two/grid.png"]
@@ -112,9 +115,9 @@ def test_generate_makes_the_files_of_one_process(place: Path, two: Two, tmp_path
     for name in shares:
         (tmp_path / "one" / name).unlink()
         (tmp_path / "two" / name).unlink()
-    translate.main([*common, str(tmp_path / "one"), *FLAGS])
+    translate.main([*words(place, tmp_path / "one"), *FLAGS])
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").glob("*_?.png")}
-    out = two("translate", *common, str(tmp_path / "two"), *FLAGS)
+    out = two("translate", *words(place, tmp_path / "two"), *FLAGS)
     assert two.wrote("_0.png") | two.wrote("_1.png") == shares
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
@@ -124,11 +127,10 @@ def test_generate_makes_the_files_of_one_process(place: Path, two: Two, tmp_path
 @pytest.mark.nightly
 def test_eval_has_the_scores_of_one_process(place: Path, two: Two, tmp_path: Path):
     """In a folder of other results, which --overwrite deletes."""
-    common = ["edge2shoes", str(place / "data"), str(place / "c.pt")]
     flags = [*FLAGS, *METRICS, "--lpips_weights", str(place / "squeeze.pth"), "--overwrite"]
-    eval_script.main([*common, str(tmp_path / "one"), *flags])
-    eval_script.main([*common, str(tmp_path / "two"), *flags, "--seed", "7"])
-    out = two("eval", *common, str(tmp_path / "two"), *flags)
+    eval_script.main([*words(place, tmp_path / "one"), *flags])
+    eval_script.main([*words(place, tmp_path / "two"), *flags, "--seed", "7"])
+    out = two("eval", *words(place, tmp_path / "two"), *flags)
     assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
     assert two.wrote(".png") == SHARES
     assert [line for line in two.lines() if "scored" in line[1]] == [("0", "scored 1")] * 3 + [("1", "scored 1")] * 2
@@ -145,7 +147,7 @@ def test_eval_has_the_scores_of_one_process(place: Path, two: Two, tmp_path: Pat
 
 @pytest.mark.nightly
 def test_results_of_other_settings_are_refused(place: Path, two: Two, tmp_path: Path):
-    flags = ["edge2shoes", str(place / "data"), str(place / "c.pt"), str(tmp_path / "two"), *FLAGS, "--metrics", "psnr"]
+    flags = [*words(place, tmp_path / "two"), *FLAGS, "--metrics", "psnr"]
     eval_script.main(flags)
     before = {path: path.read_bytes() for path in (tmp_path / "two").iterdir()}
     done = run([*TORCHRUN, "tests.training.watched_script", "eval", *flags, "--seed", "1"], WATCH=str(two.log))
@@ -158,11 +160,10 @@ def test_results_of_other_settings_are_refused(place: Path, two: Two, tmp_path: 
 @pytest.mark.nightly
 def test_a_sweep_with_nothing_to_do_for_the_second(place: Path, two: Two, tmp_path: Path):
     """One batch of results and one to score; the second process waits for both."""
-    common = ["edge2shoes", str(place / "data"), str(place / "c.pt")]
     flags = [*METRICS, "--lpips_weights", str(place / "squeeze.pth"), "-r", "2", "--device", "cpu"]
     flags += ["--sweep", "dpm2m:2", "ddim:2"]
-    eval_script.main([*common, str(tmp_path / "one"), *flags])
-    out = two("eval", *common, str(tmp_path / "two"), *flags)
+    eval_script.main([*words(place, tmp_path / "one"), *flags])
+    out = two("eval", *words(place, tmp_path / "two"), *flags)
     for mine, other in zip(read(tmp_path / "two" / "sweep.json"), read(tmp_path / "one" / "sweep.json"), strict=True):
         assert_same_report(mine, other)
         folder = f"{mine['solver']}-{mine['nfe']}"
@@ -183,7 +184,7 @@ def test_miou_is_that_of_one_process(place: Path, two: Two, tmp_path: Path):
     common = [str(tmp_path / "deeplab.pt"), str(tmp_path / "city"), str(place / "c.pt")]
     flags = ["--steps", "2", "-r", "3", "-b", "2", "--device", "cpu"]
     eval_miou.main([*common, str(tmp_path / "one"), *flags])
-    out = two("eval_miou", *common, str(tmp_path / "two"), *flags)
+    out = two("eval-miou", *common, str(tmp_path / "two"), *flags)
     mine, other = (read(tmp_path / folder / "scores.json") for folder in ("two", "one"))
     assert mine["scores"] == other["scores"]
     assert_same_report({**mine, "scores": {}}, {**other, "scores": {}})

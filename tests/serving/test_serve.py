@@ -23,6 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -299,22 +300,19 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(120)
 
-    def family(self) -> list[tuple[int, int, str]]:
-        """(process, resident bytes, title) of the process and all that it started."""
-        listing = subprocess.run(["ps", "-eo", "pid,ppid,rss,args"], capture_output=True, text=True, check=True).stdout
-        rows = [line.split(maxsplit=3) for line in listing.splitlines()[1:]]
-        family = {str(self.process.pid)}
-        while more := {pid for pid, parent, *_ in rows if parent in family} - family:
-            family |= more
-        return [(int(pid), 1024 * int(size), title) for pid, _, size, title in rows if pid in family]
+    def family(self) -> list[psutil.Process]:
+        """The process, and all that it started."""
+        parent = psutil.Process(self.process.pid)
+        return [parent, *parent.children(recursive=True)]
 
     def memory(self) -> int:
         """Resident bytes of the family."""
-        return sum(size for _, size, _ in self.family())
+        return sum(each.memory_info().rss for each in self.family())
 
     def replicas(self) -> set[int]:
         """The processes that hold a sampler."""
-        return {pid for pid, _, title in self.family() if re.search(r"ServeReplica:\w+:Replica\b", title)}
+        titles = {each.pid: " ".join(each.cmdline()) for each in self.family()}
+        return {pid for pid, title in titles.items() if re.search(r"ServeReplica:\w+:Replica\b", title)}
 
 
 @pytest.fixture(scope="module")
@@ -513,19 +511,13 @@ def test_sigterm_finishes_what_was_accepted(start: Callable[..., Server], checkp
         server.ask("GET", "/health")
 
 
-def listening() -> set[str]:
-    """Addresses and ports, in hexadecimal, on which this machine listens for others."""
-    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
-    every = {place for _, place, _, state, *_ in lines[1:] if state == "0A"}
-    return {place for place in every if place.partition(":")[0][-8:] not in ("0100007F", "01000000")}
-
-
 @pytest.mark.nightly
 def test_ray_listens_on_the_loopback(start: Callable[..., Server]):
     """All but a port of each of the two deployments, for which Ray Serve has no setting."""
-    before = listening()
-    start()
-    assert len(listening() - before) <= 2
+    every: list[Any] = [each for process in start().family() for each in process.net_connections("tcp")]
+    here = {each.laddr for each in every if each.status == psutil.CONN_LISTEN}
+    assert len(here) > 2
+    assert len([place for place in here if not place.ip.endswith(("127.0.0.1", "::1"))]) <= 2
 
 
 SHARED = """

@@ -171,7 +171,7 @@ def test_a_worker_makes_what_has_no_result(arrow: Any, checkpoint: Path, tmp_pat
         (block,) = blocks(find(place, COLUMNS), [*names, "bad"], 8)
         assert worker.make(block) == {"bad": f"cannot read the picture {file}: it is not a picture"}
         made = [open_image(results / f"{name}.png") for name in names[1:]]
-        assert [np.array_equal(*pair) for pair in zip(made, wanted, strict=True)] == [True, True]
+        assert [np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(made, wanted, strict=True)] == [True, True]
         assert (results / "0" / "0000.png").read_bytes() == b""
     with pytest.raises(ValueError, match=r"c\.pt differs from machine to machine"):
         Worker(replace(worker.task, sha256="", results=Place.of(str(tmp_path / "none")))).make(block)
