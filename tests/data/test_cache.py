@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import pickle
 import time
 from collections.abc import Callable
@@ -18,7 +17,6 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from bbdm import ABridge
 from bbdm.base import atomic, manifest
 from bbdm.base.atomic import LOCK
 from bbdm.codec import VQGANCodec
@@ -26,10 +24,7 @@ from bbdm.data import cache
 from bbdm.data.cache import ImageCache, TensorCache
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset, load_dataset
-from bbdm.files.checkpoint import load_checkpoint
-from bbdm.training.config import TrainConfig
-from bbdm.training.trainer import Trainer
-from tests.conftest import SIZE, SavePicture, tiny_unet
+from tests.conftest import SIZE, SavePicture
 from tests.data.conftest import COUNT
 from tests.networks.test_vqgan import tiny_vqgan
 
@@ -311,20 +306,3 @@ def test_latents_of_an_earlier_version_are_read(pairs: PairedDataset, codec: VQG
     cached = LatentDataset(pairs, codec, folder)
     for i in range(COUNT):
         assert torch.equal(torch.stack(cached[i]), numbers[i, :, 0])
-
-
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.nightly)])
-def test_training_on_pictures_of_a_cache(workers: int, pairs: PairedDataset, tmp_path: Path) -> None:
-    config = TrainConfig(epochs=2, batch_size=2, flip=True, workers=workers)
-    states, metrics = [], []
-    for name, data in {"pictures": pairs, "cache": ImageCache(pairs, tmp_path / "cache")}.items():
-        trainer = Trainer(tiny_unet(), ABridge(), config, data, data, tmp_path / f"on {name}")
-        trainer.fit()
-        states.append(load_checkpoint(trainer.run.checkpoint(trainer.step)).unet.ema)
-        lines = (trainer.folder / "metrics.jsonl").read_text().splitlines()
-        metrics.append([{**json.loads(line), "images_per_second": 0} for line in lines])
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
-    assert metrics[0] == metrics[1]
-    previews = [(tmp_path / f"on {name}" / "epoch_0002.png").read_bytes() for name in ("pictures", "cache")]
-    assert previews[0] == previews[1]

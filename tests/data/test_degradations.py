@@ -241,23 +241,18 @@ class TestCaches:
         assert len({plain.digest(), *digests}) == 6
         assert load(pictures, "jpeg").digest() == load(pictures, "jpeg:10").digest()
 
-    def test_cached_pictures(self, pictures: Path, tmp_path: Path) -> None:
-        pairs = load(pictures)
+    def test_they_hold_degraded_sources(self, pictures: Path, tmp_path: Path) -> None:
+        pairs, codec = load(pictures), VQGANCodec(tiny_vqgan())
         for _ in range(2):  # written, then read
-            cached = ImageCache(pairs, tmp_path / "cache")
+            cached = ImageCache(pairs, tmp_path / "pictures")
             for i in range(3):
                 assert all(torch.equal(a, b) for a, b in zip(cached.pixels(i), pairs.pixels(i), strict=True))
-        for degrade, seed in OTHERS:
-            message = f"pictures.degradation inpaint with seed 0, now {load(pictures, degrade, seed).degradation}"
-            with pytest.raises(ValueError, match=message):
-                ImageCache(load(pictures, degrade, seed), tmp_path / "cache")
-
-    def test_cached_latents(self, pictures: Path, tmp_path: Path) -> None:
-        pairs, codec = load(pictures), VQGANCodec(tiny_vqgan())
-        cached = LatentDataset(pairs, codec, tmp_path / "cache")
-        for made, picture in zip(cached[1], pairs[1], strict=True):
+        for made, picture in zip(LatentDataset(pairs, codec, tmp_path / "latents")[1], pairs[1], strict=True):
             torch.testing.assert_close(made, codec.latents(picture[None])[0], rtol=1e-4, atol=1e-5)
         for degrade, seed in OTHERS:
-            message = f"pictures.degradation inpaint with seed 0, now {load(pictures, degrade, seed).degradation}"
+            other = load(pictures, degrade, seed)
+            message = f"pictures.degradation inpaint with seed 0, now {other.degradation}"
             with pytest.raises(ValueError, match=message):
-                LatentDataset(load(pictures, degrade, seed), codec, tmp_path / "cache")
+                ImageCache(other, tmp_path / "pictures")
+            with pytest.raises(ValueError, match=message):
+                LatentDataset(other, codec, tmp_path / "latents")
