@@ -23,7 +23,7 @@ from bbdm.codec import VQGANCodec
 from bbdm.data import cache
 from bbdm.data.cache import ImageCache, TensorCache
 from bbdm.data.latents import LatentDataset
-from bbdm.data.pairs import PairedDataset, load_dataset
+from bbdm.data.pairs import PairedDataset
 from tests.conftest import SIZE, SavePicture
 from tests.data.conftest import COUNT
 from tests.networks.test_vqgan import tiny_vqgan
@@ -207,18 +207,6 @@ def test_a_cache_of_something_else_is_refused(
     message = rf"{MANIFESTS[kind]} is of other {kind} \({change}[. ].*, now .*\): give another folder, or delete this"
     with pytest.raises(ValueError, match=message):
         make(pairs, **given)
-
-
-def test_copied_pictures_have_the_same_cache(
-    make: Make, pairs: PairedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make(pairs)
-    for side in "AB":
-        (tmp_path / "copy" / side).mkdir(parents=True)
-        for path in (tmp_path / side).iterdir():
-            (tmp_path / "copy" / side / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(PairedDataset, "images", lambda *_: pytest.fail("decoded again"))
-    make(load_dataset("paired", f"{tmp_path}/copy/A,{tmp_path}/copy/B", image_size=SIZE))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from bbdm.data.degradations import DEGRADATIONS, Degradation, Kind
 from bbdm.data.latents import LatentDataset
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pair, PairedDataset, load_dataset
-from bbdm.data.survey import survey
 from tests.conftest import ROOT, SavePicture
 from tests.networks.test_vqgan import tiny_vqgan
 
@@ -223,12 +222,6 @@ class TestDataSet:
         pair = Pair("a", pictures / "train" / "a.png", pictures / "train" / "b.png")
         with pytest.raises(ValueError, match=r"without targets \(the data set 'folder'\), 'a' has one"):
             PairedDataset([pair], SIDE, degradation=Degradation.read("sr4"))
-
-    def test_pictures_that_cannot_be_read_are_found(self, pictures: Path) -> None:
-        (pictures / "train" / "b.png").write_bytes(b"no picture")
-        found = survey(load(pictures), whole=True)
-        assert list(found.bad) == ["b"]
-        assert found.stretched == []
 
 
 OTHERS = [("blur", 0), ("inpaint", 1)]
