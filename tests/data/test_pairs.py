@@ -240,8 +240,10 @@ class TestPictures:
 
     def test_odd_width_cannot_be_halved(self, tmp_path: Path, save_picture: SavePicture) -> None:
         save_picture(tmp_path / "train" / "7.png", flat(RED, (7, 4)))
-        with pytest.raises(ValueError, match=r"7\.png is 7 pixels wide"):
-            load_dataset("edge2shoes", str(tmp_path))[0]
+        dataset = load_dataset("edge2shoes", str(tmp_path))
+        for read in (dataset.images, lambda index: dataset.pairs[index].sizes()):
+            with pytest.raises(ValueError, match=r"7\.png is 7 pixels wide"):
+                read(0)
 
 
 class TestDamagedPicture:

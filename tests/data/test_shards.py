@@ -293,9 +293,7 @@ class TestBroken:
             with pytest.raises(ValueError, match=message):
                 pairs.pixels(index)
         batches = Batches(pairs, 5, CPU, 1)
-        with pytest.raises(
-            ValueError, match=r"^cannot read the picture '006' of .*000002\.tar.*"
-        ):
+        with pytest.raises(ValueError, match=r"^cannot read the picture '006' of .*000002\.tar.*"):
             list(batches())
         batches.close()
 

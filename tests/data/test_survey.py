@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import Image
 
 from bbdm.data import survey as survey_module
 from bbdm.data.pairs import PairedDataset, load_dataset
@@ -69,24 +69,6 @@ def test_pairs_of_different_shapes_are_named_once(tmp_path: Path):
     lines: list[str] = []
     assert readable(dataset, False, lines.append) is dataset
     assert lines == ["2 pairs have sides of different shapes, first 'd': each side is stretched to one size"]
-
-
-def test_a_turned_picture_has_its_upright_shape(tmp_path: Path):
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    for side, size, turn in (("A", (20, 10), exif), ("B", (10, 20), Image.Exif())):
-        (tmp_path / side).mkdir()
-        Image.new("RGB", size).save(tmp_path / side / "a.jpg", exif=turn)
-    dataset = load_dataset("paired", f"{tmp_path}/A,{tmp_path}/B")
-    assert dataset.pairs[0].sizes() == [(10, 20), (10, 20)]
-    assert survey(dataset).stretched == []
-
-
-def test_side_by_side_needs_an_even_width(tmp_path: Path):
-    (tmp_path / "val").mkdir()
-    Image.new("RGB", (9, 4)).save(tmp_path / "val" / "a.png")
-    (reason,) = survey(load_dataset("edge2shoes", str(tmp_path), "val")).bad.values()
-    assert "9 pixels wide" in reason
 
 
 class TestKept:

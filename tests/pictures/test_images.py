@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import struct
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +11,6 @@ import torch
 from PIL import Image
 
 from bbdm.pictures import images
-from tests.conftest import ROOT
 
 
 def level(*values: int) -> list[float]:
@@ -207,21 +204,6 @@ def test_an_error_of_pillow_has_the_files_name(read: Callable[[Path], object], t
     path.write_bytes(content[:8] + chunk + content[33:])
     with pytest.raises(ValueError, match=rf"cannot read the picture {path}: Truncated IHDR chunk"):
         read(path)
-
-
-def test_images_need_no_torch() -> None:
-    """Arrays and pictures go in and out in a process where torch cannot be imported."""
-    script = """
-import sys
-sys.modules["torch"] = None
-import numpy as np
-from PIL import Image
-from bbdm.base import seeds
-from bbdm.pictures import images
-picture = Image.new("RGB", (3, 2), (255, 0, 51))
-assert np.array_equal(np.asarray(images.from_array(images.to_array(picture))), np.asarray(picture))
-"""
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("tag", [0x0128, 0x0213, 0x011A], ids=["unit", "positioning", "resolution"])
