@@ -195,13 +195,11 @@ class TestDataSet:
         folder = pictures.parent / place
         assert [pair.name for pair in load(folder).pairs] == ["a", "b", "deep/c"]
         assert [pair.name for pair in load(folder, split="val").pairs] == ["d"]
+        assert load(pictures / "train", split="val").pairs == load(folder).pairs  # which has none
         (pictures / "val" / "d.png").unlink()
         (pictures / "val").rmdir()
         with pytest.raises(FileNotFoundError, match=r"there is no folder .*DATA/val"):  # and not those of train
             load(folder, split="val")
-
-    def test_a_folder_without_splits_is_all_of_it(self, pictures: Path) -> None:
-        assert [pair.name for pair in load(pictures / "train", split="val").pairs] == ["a", "b", "deep/c"]
 
     def test_order_workers_and_neighbours_do_not_matter(self, pictures: Path) -> None:
         pairs = load(pictures)

@@ -172,10 +172,8 @@ class TestGrid:
         expected[8, 2] = 0
         np.testing.assert_array_equal(np.asarray(sheet), expected)
 
-    def test_gap(self) -> None:
+    def test_gaps_are_wider_between_groups(self) -> None:
         assert images.grid([[Image.new("RGB", (5, 4))] * 3], gap=0).size == (15, 4)
-
-    def test_a_wider_gap_between_groups(self) -> None:
         red = Image.new("RGB", (4, 4), "red")
         sheet = images.grid([[red] * 5, [red]], gap=1, group=2)
         columns = [x for x in range(sheet.width) if sheet.getpixel((x, 2)) == (255, 0, 0)]
