@@ -48,7 +48,7 @@ class TensorCache(PairedDataset):
         vars(self).update(vars(dataset))
         self.dataset = dataset
         self.folder = path.parent
-        self.in_block = type(self).in_block
+        self.in_block = type(self).in_block  # not that of a cache as the data set
         self._names = [f"{prefix}{i:05d}.safetensors" for i in range(-(-len(self) // self.in_block))]
         self._mapped: dict[int, Sides] = {}
         pictures = {"count": len(self), **self.description()}
@@ -147,7 +147,6 @@ class ImageCache(TensorCache):
     """
 
     what = "pictures"
-    in_block = TensorCache.at_once
 
     def __init__(
         self, dataset: PairedDataset, folder: Path, split: str = "train", workers: int = 0, progress: bool = False

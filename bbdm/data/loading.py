@@ -54,7 +54,8 @@ def with_short_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
         yield from batches
         return
     except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[-1].removeprefix(f"{type(error).__name__}: ")
+        kind, line = type(error), str(error).strip().split("\n")[-1]
+        reason = line.removeprefix(f"{kind.__module__}.").removeprefix(f"{kind.__name__}: ")
     raise ValueError(reason)  # not from the error: its traceback would keep the workers alive
 
 

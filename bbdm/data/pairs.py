@@ -146,15 +146,15 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def read(self, index: int) -> Example:
         """Example ``index`` as uint8; with ``skip_bad``, the next one that can be read."""
         reasons: dict[str, None] = {}
-        first = range(len(self))[index]  # an IndexError beyond the end, which is what ends an iteration
-        for number in range(first, first + len(self) if self.skip_bad else first + 1):
+        start = range(len(self))[index]  # an IndexError beyond the end, which is what ends an iteration
+        for number in range(start, start + len(self) if self.skip_bad else start + 1):
             place = number % len(self)
             try:
                 source, target = self.images(place)
                 if target is None:
                     raise NoTargetError(f"{self.pairs[place]} has no target: this dataset can only be translated")
-                sides = (torch.from_numpy(images.to_pixels(side, self.channels)) for side in (source, target))
-                return Example(*sides, "\n".join(reasons))
+                first, second = (torch.from_numpy(images.to_pixels(v, self.channels)) for v in (source, target))
+                return Example(first, second, "\n".join(reasons))
             except ValueError as error:  # not OSError: a network that fails says nothing about a picture
                 if not self.skip_bad or isinstance(error, NoTargetError):
                     raise

@@ -102,13 +102,9 @@ def write_shards(
     index = {"__kind__": KIND, "wids_version": 1, "made_of": manifest.as_json(about), "shardlist": []}
     entries = index["shardlist"] = _begun(folder, index)
     start = len(entries) * pairs_in_shard
-    loader = DataLoader(
-        range(len(dataset)),  # pyright: ignore[reportArgumentType] of which a worker reads one at once
-        batch_size=None,
-        sampler=dataset.prefetched(range(start, len(dataset))),  # pyright: ignore[reportArgumentType]
-        num_workers=workers,
-        collate_fn=partial(_encoded, dataset, resized),
-    )
+    order, every = dataset.prefetched(range(start, len(dataset))), range(len(dataset))
+    how: Any = {"sampler": order, "num_workers": workers, "collate_fn": partial(_encoded, dataset, resized)}
+    loader = DataLoader(every, batch_size=None, **how)  # pyright: ignore[reportArgumentType] a sequence is enough
     with tqdm(total=len(dataset), initial=start, unit="pair", disable=not progress) as bar:
         samples = iter(with_short_errors(loader))
         for number in range(len(entries), about["shards"]):

@@ -59,8 +59,10 @@ class Table(Pairs):
         return EncodedPair(f"{index:08d}", f"row {index}", partial(self._read, index))
 
     def __eq__(self, other: object) -> bool:
-        alike = isinstance(other, Table) and self.columns == other.columns
-        return alike and self._table._fingerprint == other._table._fingerprint
+        return isinstance(other, Table) and self._key() == other._key()
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.columns, self._table._fingerprint
 
     def _read(self, index: int) -> list[bytes]:
         row, parts = self._table[index], list[bytes]()

@@ -23,7 +23,6 @@ from bbdm.data.degradations import DEGRADATIONS, Degradation, Kind
 from bbdm.data.latents import LatentDataset
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pair, PairedDataset, load_dataset
-from bbdm.data.survey import survey
 from tests.conftest import ROOT, SavePicture
 from tests.networks.test_vqgan import tiny_vqgan
 
@@ -196,13 +195,11 @@ class TestDataSet:
         folder = pictures.parent / place
         assert [pair.name for pair in load(folder).pairs] == ["a", "b", "deep/c"]
         assert [pair.name for pair in load(folder, split="val").pairs] == ["d"]
+        assert load(pictures / "train", split="val").pairs == load(folder).pairs  # which has none
         (pictures / "val" / "d.png").unlink()
         (pictures / "val").rmdir()
         with pytest.raises(FileNotFoundError, match=r"there is no folder .*DATA/val"):  # and not those of train
             load(folder, split="val")
-
-    def test_a_folder_without_splits_is_all_of_it(self, pictures: Path) -> None:
-        assert [pair.name for pair in load(pictures / "train", split="val").pairs] == ["a", "b", "deep/c"]
 
     def test_order_workers_and_neighbours_do_not_matter(self, pictures: Path) -> None:
         pairs = load(pictures)
@@ -224,12 +221,6 @@ class TestDataSet:
         with pytest.raises(ValueError, match=r"without targets \(the data set 'folder'\), 'a' has one"):
             PairedDataset([pair], SIDE, degradation=Degradation.read("sr4"))
 
-    def test_pictures_that_cannot_be_read_are_found(self, pictures: Path) -> None:
-        (pictures / "train" / "b.png").write_bytes(b"no picture")
-        found = survey(load(pictures), whole=True)
-        assert list(found.bad) == ["b"]
-        assert found.stretched == []
-
 
 OTHERS = [("blur", 0), ("inpaint", 1)]
 
@@ -241,23 +232,18 @@ class TestCaches:
         assert len({plain.digest(), *digests}) == 6
         assert load(pictures, "jpeg").digest() == load(pictures, "jpeg:10").digest()
 
-    def test_cached_pictures(self, pictures: Path, tmp_path: Path) -> None:
-        pairs = load(pictures)
+    def test_they_hold_degraded_sources(self, pictures: Path, tmp_path: Path) -> None:
+        pairs, codec = load(pictures), VQGANCodec(tiny_vqgan())
         for _ in range(2):  # written, then read
-            cached = ImageCache(pairs, tmp_path / "cache")
+            cached = ImageCache(pairs, tmp_path / "pictures")
             for i in range(3):
                 assert all(torch.equal(a, b) for a, b in zip(cached.pixels(i), pairs.pixels(i), strict=True))
-        for degrade, seed in OTHERS:
-            message = f"pictures.degradation inpaint with seed 0, now {load(pictures, degrade, seed).degradation}"
-            with pytest.raises(ValueError, match=message):
-                ImageCache(load(pictures, degrade, seed), tmp_path / "cache")
-
-    def test_cached_latents(self, pictures: Path, tmp_path: Path) -> None:
-        pairs, codec = load(pictures), VQGANCodec(tiny_vqgan())
-        cached = LatentDataset(pairs, codec, tmp_path / "cache")
-        for made, picture in zip(cached[1], pairs[1], strict=True):
+        for made, picture in zip(LatentDataset(pairs, codec, tmp_path / "latents")[1], pairs[1], strict=True):
             torch.testing.assert_close(made, codec.latents(picture[None])[0], rtol=1e-4, atol=1e-5)
         for degrade, seed in OTHERS:
-            message = f"pictures.degradation inpaint with seed 0, now {load(pictures, degrade, seed).degradation}"
+            other = load(pictures, degrade, seed)
+            message = f"pictures.degradation inpaint with seed 0, now {other.degradation}"
             with pytest.raises(ValueError, match=message):
-                LatentDataset(load(pictures, degrade, seed), codec, tmp_path / "cache")
+                ImageCache(other, tmp_path / "pictures")
+            with pytest.raises(ValueError, match=message):
+                LatentDataset(other, codec, tmp_path / "latents")

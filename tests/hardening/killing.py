@@ -128,11 +128,8 @@ def reported(folder: Path) -> dict[Path, str]:
         listed = json.loads(path.read_text())
         if not isinstance(listed, dict):
             continue
-        if isinstance(listed.get("shards"), dict):  # of latents
-            found |= {path.with_name(name): digest for name, digest in listed["shards"].items()}
+        found |= {path.with_name(name): digest for name, digest in listed.get("blocks", {}).items()}
         found |= {path.with_name(entry["url"]): entry["sha256"] for entry in listed.get("shardlist", [])}
-        if isinstance(listed.get("sha256"), str):  # of pictures
-            found[path.with_suffix(".npy")] = listed["sha256"]
     return found
 
 

@@ -29,7 +29,7 @@ def test_as_many_as_are_claimed() -> None:
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "torn": (lambda folder: (folder / "a.png").write_bytes(b"pic"), "a.png is another one"),
-    "torn JSON": (lambda folder: (folder / "manifest.json").write_text('{"shards": {'), "Expecting property name"),
+    "torn JSON": (lambda folder: (folder / "manifest.json").write_text('{"blocks": {'), "Expecting property name"),
     "torn weights": (lambda folder: (folder / "m.run" / "step_00000002.pt").write_bytes(b"PK"), "Weights only load"),
     "lost": (lambda folder: (folder / "a.png").unlink(), "a.png'. are lost"),
     "lost step": (lambda folder: (folder / "m.run" / "step_00000002.pt").unlink(), "the newest checkpoint is lost"),
@@ -49,7 +49,7 @@ def test_faults_are_found(fault: str, tmp_path: Path) -> None:
     for name in ("a.png", "0.bin"):
         (folder / name).write_bytes(b"picture")
     digest = hashlib.sha256(b"picture").hexdigest()
-    (folder / "manifest.json").write_text(json.dumps({"shards": {"0.bin": digest}}))
+    (folder / "manifest.json").write_text(json.dumps({"blocks": {"0.bin": digest}}))
     torch.save({"weights": torch.zeros(3)}, folder / "m.run" / "step_00000002.pt")
     (tmp_path / "run.log").write_text("checkpoint: m.run/step_00000002.pt\n")
     whole = {name: each for name, each in content(folder).items() if name != "0.bin"}

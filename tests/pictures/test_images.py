@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import struct
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +11,6 @@ import torch
 from PIL import Image
 
 from bbdm.pictures import images
-from tests.conftest import ROOT
 
 
 def level(*values: int) -> list[float]:
@@ -175,10 +172,8 @@ class TestGrid:
         expected[8, 2] = 0
         np.testing.assert_array_equal(np.asarray(sheet), expected)
 
-    def test_gap(self) -> None:
+    def test_gaps_are_wider_between_groups(self) -> None:
         assert images.grid([[Image.new("RGB", (5, 4))] * 3], gap=0).size == (15, 4)
-
-    def test_a_wider_gap_between_groups(self) -> None:
         red = Image.new("RGB", (4, 4), "red")
         sheet = images.grid([[red] * 5, [red]], gap=1, group=2)
         columns = [x for x in range(sheet.width) if sheet.getpixel((x, 2)) == (255, 0, 0)]
@@ -207,21 +202,6 @@ def test_an_error_of_pillow_has_the_files_name(read: Callable[[Path], object], t
     path.write_bytes(content[:8] + chunk + content[33:])
     with pytest.raises(ValueError, match=rf"cannot read the picture {path}: Truncated IHDR chunk"):
         read(path)
-
-
-def test_images_need_no_torch() -> None:
-    """Arrays and pictures go in and out in a process where torch cannot be imported."""
-    script = """
-import sys
-sys.modules["torch"] = None
-import numpy as np
-from PIL import Image
-from bbdm.base import seeds
-from bbdm.pictures import images
-picture = Image.new("RGB", (3, 2), (255, 0, 51))
-assert np.array_equal(np.asarray(images.from_array(images.to_array(picture))), np.asarray(picture))
-"""
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("tag", [0x0128, 0x0213, 0x011A], ids=["unit", "positioning", "resolution"])
