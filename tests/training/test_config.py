@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bbdm.training.config import AutoencoderConfig, DistillConfig, RunConfig, TrainConfig
+from bbdm.training.config import AutoencoderConfig, DistillConfig, TrainConfig
 
 LEAST = {
     (TrainConfig, 1): "epochs batch_size preview_every save_every keep grad_accumulation plateau_patience ema_every",
@@ -24,7 +24,7 @@ LEAST = {
 @pytest.mark.parametrize(
     ("config", "least", "name"), [(*key, name) for key, names in LEAST.items() for name in names.split()]
 )
-def test_least_values(config: type[RunConfig], least: int, name: str, value: str) -> None:
+def test_least_values(config: Any, least: int, name: str, value: str) -> None:
     number = math.nan if value == "nan" else least - 1
     with pytest.raises(ValueError, match=f"^{name} must be at least {least}, got {number}$"):
         config(**{name: number})
@@ -56,7 +56,7 @@ class TestTrainConfig:
         ],
         ids=lambda value: str(value) if isinstance(value, str) and " " not in value else "",
     )
-    def test_refuses(self, config: type[RunConfig], name: str, value: Any, reason: str) -> None:
+    def test_refuses(self, config: Any, name: str, value: Any, reason: str) -> None:
         with pytest.raises(ValueError, match=reason):
             config(**{name: value})
 
