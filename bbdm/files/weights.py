@@ -117,8 +117,8 @@ def opened(path: str | os.PathLike[str], name: str, kind: str, place: Place = be
     """The content of a file, and whether it is our own; every error in the ``with`` block names the file.
 
     Tensors of our own files are on the CPU. The content of a foreign file is that of
-    :func:`bbdm.files.torchfile.opened`. ``name`` and ``place`` are those of :func:`write`; ``kind`` is what
-    errors call the file, such as "checkpoint".
+    :func:`bbdm.files.torchfile.opened`. ``name`` and ``place`` are those of :meth:`Snapshot.take`; ``kind``
+    is what errors call the file, such as "checkpoint".
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -22,7 +22,7 @@ from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.files import checkpoint
 from bbdm.files.checkpoint import load_checkpoint, save_checkpoint
 from bbdm.files.content import Checkpoint
-from bbdm.files.weights import IncompleteFileError, write
+from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.restore import state_hash
 from bbdm.networks.unet import UNet
 from tests.conftest import MakeUNet
@@ -222,11 +222,13 @@ class TestAtomicity:
         assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
-    def test_a_full_disk_gets_its_room_back(self, make_unet: MakeUNet, tmp_path: Path) -> None:
+    def test_a_full_disk_gets_its_room_back(
+        self, make_unet: MakeUNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """The half-written file is closed while the error is still held."""
-        states = {"model": make_unet().state_dict()}
+        monkeypatch.setattr("bbdm.files.weights.write_atomically", lambda _, content: content(Path("/dev/full")))
         with pytest.raises(OSError, match="No space left on device") as caught:
-            write(tmp_path / "a.pt", "bbdm", {}, states, by=lambda _, content: content(Path("/dev/full")))
+            save_checkpoint(tmp_path / "a.pt", make_unet(), BRIDGE)
         assert caught.value.filename == "/dev/full"
         opened = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
         assert "/dev/full" not in opened

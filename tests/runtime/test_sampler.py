@@ -132,15 +132,9 @@ def test_threads_share_a_sampler(sampler: OnnxBridgeSampler):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"source": SOURCE[:, :2]}, r"non-empty \(B, 3, H, W\) batch, got shape \(5, 2, 16, 16\)"),
         ({"source": SOURCE.astype(np.uint8)}, r"floats in \[-1, 1\], got uint8"),
-        ({"source": SOURCE * np.nan}, "must be finite"),
-        ({"source": SOURCE * 100}, r"in \[-1, 1\], got values up to"),
         ({"source": None}, "an array, a picture, a path, a NumPy array or a list of them, got NoneType"),
         ({"source": [SOURCE[0].transpose(1, 2, 0), SOURCE]}, r"source\[1\]: an array of floats must be \(H, W\) or"),
-        ({"source": []}, "at least one picture"),
-        ({"source": SOURCE, "batch_size": 0}, "batch_size must be at least 1"),
-        ({"source": SOURCE, "seed": [1, 2]}, "one for each of 5 images, got 2"),
         ({"source": SOURCE, "noise": SOURCE[None]}, r"noise must have shape \(4, 5, 3, 16, 16\), got"),
         ({"source": SOURCE, "noise": [1]}, "noise must be an array, got list"),
         ({"source": SOURCE, "noise": np.full((4, 5, 3, 16, 16), np.nan)}, "noise must be finite, got NaN or infinity"),
