@@ -15,7 +15,7 @@ from bbdm.base.atomic import write_atomically
 from bbdm.evaluation.metrics import HIGHER_IS_BETTER
 
 Report = dict[str, Any]
-LABELS = {"nfe": "network evaluations", "seconds_per_picture": "seconds a picture"}
+LABELS = {"nfe": "network calls", "seconds_per_picture": "seconds a picture"}
 SAME_PLACE = 1.05  # ratio of values whose ticks overlap
 DIGITS = {"fid": 2, "psnr": 2, "diversity": 2}  # others have 4
 
