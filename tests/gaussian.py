@@ -148,7 +148,7 @@ def main(path: Path) -> None:
             table = solvers.build(bridge, solver)
             label = f"{solver} as published ({len(table)})"
             axis.loglog(len(table), w2(bridge, table, mu, s), marker, color="black", markersize=9, label=label)
-        axis.set(title=f"x0 ~ N({mu}, {s}²), y = {SOURCE:g}", xlabel="network evaluations")
+        axis.set(title=f"x0 ~ N({mu}, {s}²), y = {SOURCE:g}", xlabel="network calls")
         axis.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("W2 to the true conditional")
     axes[1].legend(fontsize=8, loc="lower left")
@@ -181,7 +181,7 @@ def draw_bridges(path: Path) -> None:
         axis.set(title=name)
         axis.grid(alpha=0.3, which="both")
     for axis in axes[-1]:
-        axis.set_xlabel("network evaluations")
+        axis.set_xlabel("network calls")
     for axis in axes[:, 0]:
         axis.set_ylabel("W2, mean of three cases")
     axes[0, 0].legend(fontsize=8)

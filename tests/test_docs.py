@@ -12,6 +12,7 @@ import runpy
 import shlex
 import sys
 from contextlib import suppress
+from dataclasses import fields
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from unittest import mock
 
 import pytest
 
+from bbdm import TrainConfig, UNetConfig
 from bbdm.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -160,3 +162,18 @@ def test_the_readme_is_one_page_with_the_test_command():
     readme = (ROOT / "README.md").read_text()
     assert len(readme.splitlines()) <= 150
     assert re.search(r"^python3? -m venv .*pytest", readme, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("settings", [UNetConfig, TrainConfig], ids=lambda settings: settings.__name__)
+def test_api_pages_explain_each_field_of_settings(settings: type[Any]):
+    """By the comment after it, and by its help; the site's strict build demands it of all settings."""
+    griffe, pages = pytest.importorskip("griffe"), (ROOT / "docs/api").glob("*.md")
+    assert any(f"::: {settings.__module__}\n" in page.read_text() for page in pages)
+    plugins = griffe.load_extensions(str(ROOT / "docs/plugins.py"))
+    package = griffe.load("bbdm", search_paths=[str(ROOT)], extensions=plugins)
+    sections = package[f"{settings.__module__}.{settings.__name__}"[len("bbdm.") :]].docstring.parse("google")
+    (shown,) = (section.value for section in sections if section.kind.value == "parameters")
+    assert [each.name for each in shown] == [field.name for field in fields(settings)]
+    explained = {each.name: (each.default, each.description) for each in shown}
+    written = {"epochs": ("100", "passes over the pairs"), "model_channels": ("128", "width of the first level")}
+    assert explained.items() & written.items()

@@ -22,10 +22,10 @@ class TranslateConfig(DegradeConfig, ColumnsConfig, NetworkConfig):
         ValueError: a number below 1, or settings that contradict each other.
     """
 
-    dataset: str
-    data_dir: str
-    model: Path
-    output_dir: Path
+    dataset: str  # the name of the layout
+    data_dir: str  # the folder of the data set, or what else the layout takes
+    model: Path  # the checkpoint, or its name on the Hub
+    output_dir: Path  # the folder of the results
     split: str = setting("val", "the part of the data set to translate")
     batch_size: int = setting(64, "results in a batch", "-b")
     num_samples: int = setting(1, "results of each source", "-r", "--repeat")

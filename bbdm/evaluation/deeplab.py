@@ -44,8 +44,8 @@ class DeepLabConfig:
 
     Attributes:
         head: DeepLabV3, or DeepLabV3+ with its decoder.
-        backbone: ``mobilenet`` is MobileNetV2.
-        num_classes: 19 for Cityscapes.
+        backbone: the network of the features; ``mobilenet`` is MobileNetV2.
+        num_classes: the number of classes, 19 for Cityscapes.
         output_stride: of the last features, 8 or 16. The weights fit both; the published ones were trained
             and tested with 16.
     """

@@ -126,7 +126,7 @@ class Scores:
         fid_weights: file of the weights that torch-fidelity publishes; None downloads them.
         lpips_net: the network of LPIPS.
         lpips_weights: file of torchvision's ImageNet weights for that network; None downloads them.
-        device: where to compute.
+        device: where the metrics are computed.
 
     Raises:
         FileNotFoundError: there is no such file of weights.

@@ -90,7 +90,7 @@ class Translator:
         """The sampler with this solver, of the same dtype in all processes.
 
         Raises:
-            TooLargeError: out of memory.
+            TooLargeError: the device is out of memory.
         """
 
         def build(dtype: torch.dtype | None) -> BridgeSampler:
@@ -182,7 +182,7 @@ class Translator:
 
         Raises:
             ResultsError: the folder holds results of other settings, in the first process.
-            TooLargeError: out of memory.
+            TooLargeError: the device is out of memory.
         """
         make_folder(folder)
         jobs = self.plan(folder)

@@ -137,7 +137,7 @@ def push_to_hub(
     """Push what :func:`save_pretrained` writes to the Hugging Face Hub, as one commit. Other files stay.
 
     Args:
-        model: a sampler.
+        model: the sampler to push.
         name: OWNER/NAME; the repository is made where there is none.
         onnx: an export, which takes the place of the repository's; without one, that is deleted.
         license: of the weights, for a new card; a card that the repository has stays as it is.
@@ -145,7 +145,7 @@ def push_to_hub(
         private: whether a repository that is made can be seen by its owner alone.
         revision: the branch; None for the main one.
         token: with write access; None for the one of ``HF_TOKEN`` or of a login.
-        message: of the commit.
+        message: the message of the commit.
 
     Returns:
         The hash of the commit: ``from_pretrained(name, revision=hash)`` is this model for ever.

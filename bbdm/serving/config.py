@@ -21,9 +21,9 @@ class ClusterConfig(NetworkConfig):
         ValueError: a number below 1, or settings that contradict each other.
     """
 
-    sources: str
-    results: str
-    model: Path
+    sources: str  # a folder of pictures or of parquet files, or its address
+    results: str  # the folder of the results, or its address
+    model: Path  # the checkpoint, or its name on the Hub
     batch_size: int = setting(64, "pictures in a batch", "-b")
     workers: int | None = setting(None, "samplers; one for each GPU, or for as many cores as threads, if unset")
     threads: int = setting(1, "cores of a worker")
@@ -58,7 +58,7 @@ class ServeConfig(NetworkConfig):
         ValueError: a number is out of range, or settings contradict each other.
     """
 
-    model: Path
+    model: Path  # the checkpoint, or its name on the Hub
     host: str = setting(LOOPBACK, "address to listen on; 0.0.0.0 for all")
     port: int = setting(8000, "port to listen on; 0 for a free one")
     replicas: int = setting(1, "samplers, with a GPU each where there are GPUs")
@@ -88,7 +88,7 @@ class AppConfig:
         ValueError: a number out of range, or a setting of checkpoints for an ONNX export.
     """
 
-    model: Path
+    model: Path  # a checkpoint, an export, or a name on the Hub
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for other machines")
     port: int = setting(7860, "port to listen on")
     device: str | None = setting(None, "where a checkpoint computes; cuda if unset and there is one, else cpu")
