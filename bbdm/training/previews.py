@@ -14,7 +14,6 @@ from bbdm.training.callback import Callback
 
 if TYPE_CHECKING:
     from bbdm.evaluation.metrics import Scores
-    from bbdm.training.loop import Training
 
 log = logging.getLogger(__name__)
 PREVIEW_PAIRS = 8
@@ -27,7 +26,7 @@ class Previews(Callback):
     last, if there are validation pairs. The seed is 0.
     """
 
-    def after_epoch(self, trainer: Training, metrics: dict[str, Any]) -> None:
+    def after_epoch(self, trainer: Any, metrics: dict[str, Any]) -> None:
         """Write the grid of the epoch, if one is due."""
         pairs = trainer.validation
         if pairs is None or not trainer.processes.first or not trainer.previews_due:
@@ -54,14 +53,14 @@ class ValidationScores(Callback):
     def __init__(self, scores: Scores) -> None:
         self.scores = scores
 
-    def begin(self, trainer: Training) -> None:
+    def begin(self, trainer: Any) -> None:
         """Raise ValueError where there are no validation pairs, or only one for FID."""
         least = 2 if "fid" in self.scores.metrics else 1
         count = 0 if trainer.validation is None else len(trainer.validation)
         if count < least:
             raise ValueError(f"{', '.join(self.scores.metrics)} need {least} validation pairs, and there are {count}")
 
-    def after_epoch(self, trainer: Training, metrics: dict[str, Any]) -> None:
+    def after_epoch(self, trainer: Any, metrics: dict[str, Any]) -> None:
         """Make results of this process's share; the first process adds the scores of all to the metrics."""
         if trainer.validation_batches is None or not trainer.previews_due:
             return

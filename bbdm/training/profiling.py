@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from tqdm.auto import tqdm
 
 from bbdm.training.callback import Callback
 from bbdm.training.run_folder import TRACE
-
-if TYPE_CHECKING:
-    from bbdm.training.loop import Training
 
 WAIT, WARMUP, RECORDED = 15, 5, 8  # optimizer steps: before the recording, to warm it up, and in it
 OPERATORS = 12  # number of operators printed
@@ -30,7 +27,7 @@ class Profile(Callback):
         self.phases: dict[str, None] = {}  # their names in order
         self.recording: profile | None = None
 
-    def begin(self, trainer: Training) -> None:
+    def begin(self, trainer: Any) -> None:
         """Raise ValueError where fewer steps are left than a profile needs."""
         needed, left = WAIT + WARMUP + RECORDED, trainer.total_steps - trainer.step
         if left < needed:
@@ -43,12 +40,12 @@ class Profile(Callback):
             self.recording.start()
             trainer.task.phase = self._phase
 
-    def after_step(self, trainer: Training, loss: float) -> None:
+    def after_step(self, trainer: Any, loss: float) -> None:
         """Begin and end the recording."""
         if self.recording is not None:
             self.recording.step()
 
-    def end(self, trainer: Training) -> None:
+    def end(self, trainer: Any) -> None:
         """Stop recording, also if the run ends during it."""
         if self.recording is not None:
             trainer.task.phase = nullcontext
@@ -58,7 +55,7 @@ class Profile(Callback):
         self.phases[name] = None
         return record_function(name)
 
-    def _report(self, trainer: Training, recording: profile) -> None:
+    def _report(self, trainer: Any, recording: profile) -> None:
         trainer.task.phase = nullcontext
         path, gpu = trainer.folder / TRACE, trainer.device.type == "cuda"
         recording.export_chrome_trace(str(path))

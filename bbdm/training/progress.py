@@ -5,16 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bbdm.pictures import images
 from bbdm.training.callback import Callback
-
-if TYPE_CHECKING:
-    from bbdm.training.loop import Training
 
 LOGGER = logging.getLogger("bbdm")
 NAMES = {"validation_loss": "validation", "images_per_second": "pairs/s"}
@@ -28,7 +25,7 @@ class Progress(Callback):
     checkpoint.
     """
 
-    def begin(self, trainer: Training) -> None:
+    def begin(self, trainer: Any) -> None:
         """Show the device, the sizes of what is trained on what, and the step where it begins."""
         self._ends = ExitStack()
         self._ends.callback(LOGGER.setLevel, LOGGER.level)
@@ -47,13 +44,13 @@ class Progress(Callback):
         )
         self._bar = self._ends.enter_context(bar)
 
-    def after_step(self, trainer: Training, loss: float) -> None:
+    def after_step(self, trainer: Any, loss: float) -> None:
         """Advance the bar."""
         self._bar.set_description(f"epoch {trainer.epoch + 1}/{trainer.config.epochs}", refresh=False)
         self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         self._bar.update()
 
-    def after_epoch(self, trainer: Training, metrics: dict[str, Any]) -> None:
+    def after_epoch(self, trainer: Any, metrics: dict[str, Any]) -> None:
         """Show the metrics of an epoch, and the time left for the run."""
         parts = [f"{NAMES.get(name, name)} {value:.4g}" for name, value in metrics.items() if name not in LEFT_OUT]
         done, left = trainer.step - self._first, trainer.total_steps - trainer.step
@@ -62,12 +59,12 @@ class Progress(Callback):
             parts.append(f"{tqdm.format_interval(seconds)} left")
         LOGGER.info("epoch %s/%s: %s", trainer.epoch, trainer.config.epochs, ", ".join(parts))
 
-    def end(self, trainer: Training) -> None:
+    def end(self, trainer: Any) -> None:
         """Close the bar."""
         self._ends.close()
 
 
-def _described(trainer: Training) -> list[str]:
+def _described(trainer: Any) -> list[str]:
     """The lines about a run that begins."""
     config, validation = trainer.config, 0 if trainer.validation is None else len(trainer.validation)
     height, width = images.sides(trainer.train.image_size)
