@@ -8,8 +8,8 @@ from typing import Any
 class Callback:
     """Base class of the callbacks of a :class:`~bbdm.training.loop.Training`: override what is needed.
 
-    ``trainer`` is the run, a :class:`~bbdm.training.trainer.Trainer` where a bridge is trained; it is typed as
-    Any, so that a callback may name its class. Each of several processes calls its own callbacks;
+    ``trainer`` is the run, a :class:`~bbdm.training.trainer.Trainer` for a bridge; it has the type
+    Any, so that a callback may name its own. Each of several processes calls its own callbacks;
     ``trainer.processes.first`` is true in the one that writes files. A callback ends the run by raising
     :class:`~bbdm.base.scripts.StoppedError`. A resumed run calls :meth:`begin` again; the state of a callback
     is not in the checkpoint.
