@@ -16,8 +16,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 
-from filelock import FileLock
-
 from bbdm.base.atomic import remove_leftovers, write_atomically
 from bbdm.base.places import file_system
 from bbdm.data import table
@@ -44,6 +42,8 @@ def local(url: str) -> Path:
         FileNotFoundError: it does not exist.
         OSError: it cannot be fetched.
     """
+    from filelock import FileLock
+
     if is_local(url):
         return Path(file_system(url)[1] if url.startswith("file://") else url)
     with _as_os_error(url):

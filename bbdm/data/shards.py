@@ -23,8 +23,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from bbdm.base import manifest
 from bbdm.base.atomic import file_sha256
 from bbdm.base.seeds import seed_of
@@ -198,6 +196,7 @@ def find(place: str, split: str, columns: tuple[str, ...]) -> list[Shard]:
         OSError: a shard cannot be fetched.
     """
     from braceexpand import braceexpand
+    from tqdm.auto import tqdm  # here, since the names of data sets are read at each start of a command
 
     hub = place.startswith(table.PREFIX)
     urls = table.parts(place.removeprefix(table.PREFIX), split) if hub else list(braceexpand(place, escape=False))
