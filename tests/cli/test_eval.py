@@ -25,7 +25,6 @@ from bbdm.evaluation.results import ResultsError
 from bbdm.evaluation.segmentation import read_labels
 from bbdm.execution.compiled import Compiled
 from bbdm.files.content import Checkpoint, CodecState
-from bbdm.sampling import network_config
 from tests.conftest import MakeUNet, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 
@@ -217,7 +216,7 @@ def test_a_network_of_the_original_bbdm_with_another_yaml_is_another(
         return dataclasses.replace(stored, codec=codec)
 
     stored = load_checkpoint("c.pt")
-    monkeypatch.setattr(network_config, "load_checkpoint", loaded)
+    monkeypatch.setattr("bbdm.files.checkpoint.load_checkpoint", loaded)
     Path("bbdm.yaml").write_text("latent_before_quant_conv: false")
     run("--config", "bbdm.yaml")
     Path("bbdm.yaml").write_text("latent_before_quant_conv: true")
@@ -228,7 +227,7 @@ def test_a_network_of_the_original_bbdm_with_another_yaml_is_another(
 def test_settings_of_another_program_by_name(place: Path, monkeypatch: pytest.MonkeyPatch):
     """The name is in the report, where a file would have its hash."""
     stored = load_checkpoint("c.pt")
-    monkeypatch.setattr(network_config, "load_checkpoint", lambda *_: stored)
+    monkeypatch.setattr("bbdm.files.checkpoint.load_checkpoint", lambda *_: stored)
     assert run("--config", "ddbm-diode-256")["settings"]["config"] == "ddbm-diode-256"
 
 
@@ -520,7 +519,7 @@ def test_a_perfect_network_scores_one(city: Path, monkeypatch: pytest.MonkeyPatc
             right = next(labels).clamp(max=18)
             return nn.functional.one_hot(right, 19).permute(2, 0, 1)[None].float()
 
-    monkeypatch.setattr(eval_miou, "load_deeplab", lambda *_: Perfect())
+    monkeypatch.setattr("bbdm.evaluation.deeplab.load_deeplab", lambda *_: Perfect())
     assert run_miou()["scores"]["miou"] == 1
 
 

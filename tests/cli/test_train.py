@@ -131,8 +131,9 @@ class TestParse:
         assert (args.batch_size, args.optimizer, args.learning_rate, args.loss) == (8, "adam", 1e-4, "l1")
         assert (args.ema_decay, args.ema_start, args.ema_every) == (0.995, 30000, 8)
         assert (args.lr_schedule, args.plateau_patience) == ("plateau", 3000)
-        plateau = optimizers.Plateau(args.plateau_patience)
-        assert (plateau.factor, plateau.threshold, optimizers.LOWEST_RATE) == (0.5, 1e-4, 5e-7)
+        plateau = optimizers.Plateau(3000)
+        assert (plateau.factor, plateau.threshold, plateau.cooldown) == (0.5, 1e-4, 3000)
+        assert optimizers.LOWEST_RATE == 5e-7
 
     @pytest.mark.parametrize("first", [True, False], ids=["preset-first", "preset-last"])
     def test_preset_sets_defaults_and_flags_win(self, first: bool) -> None:

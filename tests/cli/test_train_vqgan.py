@@ -153,7 +153,7 @@ def test_statistics_are_measured_once_and_of_what_is_trained_on(place: Path, mon
     assert found["cache"] is not None
     assert found["pictures"].source_mean == pytest.approx(found["cache"].source_mean, rel=1e-4, abs=1e-5)
     assert found["pictures"].target_std == pytest.approx(found["cache"].target_std, rel=1e-4)
-    monkeypatch.setattr(train, "measure", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr("bbdm.data.latents.measure", lambda *_, **__: pytest.fail("measured again"))
     resume = ["-e", "2", "--normalize_latents"]
     train.main(["edge2shoes", "data", "pictures.pt", *flags, *resume])
     codec = load_checkpoint("pictures.pt").build_codec()

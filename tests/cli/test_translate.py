@@ -164,7 +164,7 @@ def test_bad_pictures_are_skipped_and_listed(place: Path, capsys: pytest.Capture
 
 def test_a_place_that_cannot_be_written_is_found_first(place: Path, monkeypatch: pytest.MonkeyPatch):
     Path("file").write_text("")
-    monkeypatch.setattr("bbdm.sampling.network_config.load_checkpoint", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("bbdm.files.checkpoint.load_checkpoint", lambda *_: pytest.fail("loaded"))
     with pytest.raises(ValueError, match="file is a file, and a folder is needed there"):
         translate.main(["edge2shoes", "data", "c.pt", "file/results"])
 
