@@ -41,6 +41,7 @@ def test_the_wheel_has_each_file_of_the_package(wheel: WheelBuilder):
     """Data too. A line of .gitignore would leave out what it matches."""
     package = [path for path in (ROOT / "bbdm").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert files_of(wheel) == {path.relative_to(ROOT).as_posix() for path in package}
+    assert wheel.metadata.core.scripts == {"bbdm": "bbdm.cli:main"}
     assert {"bbdm/py.typed", "bbdm/demo/openmoji64.safetensors", "bbdm/demo/LICENSE"} <= files_of(wheel)
 
 

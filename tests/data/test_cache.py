@@ -195,7 +195,7 @@ def test_a_cache_of_something_else_is_refused(
     change: str, kind: str, make: Make, pairs: PairedDataset, tmp_path: Path, save_picture: SavePicture
 ) -> None:
     if kind == "pictures" and change in ("codec", "flip"):
-        pytest.skip("only of latents")
+        return  # there is none in a cache of pictures
     make(pairs)
     given: dict[str, Any] = {"codec": {"codec": VQGANCodec(tiny_vqgan(seed=1))}, "flip": {"flip": True}}.get(change, {})
     if change == "image_size":
