@@ -184,12 +184,7 @@ def to_png(image: Image.Image) -> bytes:
 
 
 def open_size(path: Path) -> tuple[int, int]:
-    """(width, height) of a picture, upright, from its header.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a picture.
-    """
+    """(width, height) of a picture, upright, from its header. Raises ValueError where it is none."""
     with _reading(path), Image.open(path) as image:
         decodes = image.format == "PNG" and "exif" not in image.info  # getexif would decode it to look behind
         turned = not decodes and image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from torch.amp import GradScaler
 
-from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
@@ -189,7 +188,7 @@ class TrainingTask(ABC):
     def stored(self, checkpoint: Any) -> Stored:
         """The weights in the content of a file, with its settings and those of this task."""
 
-    def resume(self, path: Path, checkpoint: Any, train: PairedDataset | LatentDataset) -> dict[str, Any]:
+    def resume(self, path: Path, checkpoint: Any, train: PairedDataset) -> dict[str, Any]:
         """Restore weights and state from the content of ``path``; returns the training state that it holds.
 
         Raises:

@@ -15,7 +15,6 @@ import torch
 
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, Role
-from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
@@ -96,7 +95,7 @@ class BridgeTask(TrainingTask):
         asked = {**network_settings(self.network), **self.bridge.settings()}
         return Stored(unet.weights, unet.ema, settings, asked)
 
-    def resume(self, path: Path, checkpoint: Checkpoint, train: PairedDataset | LatentDataset) -> dict[str, Any]:
+    def resume(self, path: Path, checkpoint: Checkpoint, train: PairedDataset) -> dict[str, Any]:
         """See :meth:`TrainingTask.resume`; a codec takes the stored statistics."""
         codec = resumed_codec(checkpoint.codec, self.codec)
         state = super().resume(path, checkpoint, train)

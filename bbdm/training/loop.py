@@ -20,7 +20,6 @@ import torch
 
 from bbdm.base import machine
 from bbdm.base.scripts import TERMINATED, StoppedError
-from bbdm.data.latents import LatentDataset
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.device import keep_freed_memory
@@ -63,7 +62,7 @@ class Training:
     def __init__(
         self,
         task: TrainingTask,
-        train: PairedDataset | LatentDataset,
+        train: PairedDataset,
         validation: PairedDataset | None,
         folder: Path,
         callbacks: Sequence[Callback] = (),

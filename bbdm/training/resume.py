@@ -36,7 +36,7 @@ class Stored(NamedTuple):
     asked: dict[str, Any]  # the settings of this run
 
 
-def check_batch(config: RunConfig, train: PairedDataset | LatentDataset, processes: int, parts: int = 1) -> None:
+def check_batch(config: RunConfig, train: PairedDataset, processes: int, parts: int = 1) -> None:
     """Raise ValueError where pairs do not fill a batch, or processes and parts do not share it equally."""
     if len(train) < config.batch_size:
         raise ValueError(f"batch_size must be at most the {len(train)} training pairs, got {config.batch_size}")
@@ -47,9 +47,7 @@ def check_batch(config: RunConfig, train: PairedDataset | LatentDataset, process
         )
 
 
-def check_start(
-    unet: Network, config: TrainConfig, train: PairedDataset | LatentDataset, codec: Codec | None, processes: int
-) -> None:
+def check_start(unet: Network, config: TrainConfig, train: PairedDataset, codec: Codec | None, processes: int) -> None:
     """Raise ValueError where a network cannot be trained on pairs or their latents."""
     check_batch(config, train, processes, config.grad_accumulation)
     channels, stride = (train.channels, 1) if codec is None else (codec.channels, codec.stride)
@@ -71,12 +69,11 @@ def check_start(
             raise ValueError("shift and zoom change pictures, and must be 0 with latents that are computed once")
 
 
-def describe_pairs(train: PairedDataset | LatentDataset) -> dict[str, Any]:
+def describe_pairs(train: PairedDataset) -> dict[str, Any]:
     """The properties of the training pairs that must stay the same when a run resumes."""
-    pairs = train.dataset if isinstance(train, LatentDataset) else train
-    kind = {"image_size": pairs.image_size, "direction": pairs.direction}
-    kind |= {"degradation": pairs.degradation and str(pairs.degradation)}
-    return {**kind, "number": len(train), "names": pairs.names_digest()}
+    kind = {"image_size": train.image_size, "direction": train.direction}
+    kind |= {"degradation": train.degradation and str(train.degradation)}
+    return {**kind, "number": len(train), "names": train.names_digest()}
 
 
 def check_alike(starts: Sequence[dict[str, Any]]) -> None:
@@ -93,7 +90,7 @@ def training_state(
     stored: Stored,
     state: dict[str, Any] | None,
     config: RunConfig,
-    train: PairedDataset | LatentDataset,
+    train: PairedDataset,
 ) -> dict[str, Any]:
     """The training state in the file ``path``, where this run is the same.
 

@@ -50,7 +50,7 @@ class Trainer(Training):
         unet: Network,
         bridge: Bridge,
         config: TrainConfig,
-        train: PairedDataset | LatentDataset,
+        train: PairedDataset,
         validation: PairedDataset | None,
         folder: Path,
         codec: Codec | None = None,

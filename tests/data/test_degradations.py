@@ -84,11 +84,8 @@ class TestEach:
         assert (difference < 4).mean() > 0.995  # a few are halfway between two multiples
         assert (wanted != 0).sum() > 10
         assert (difference[wanted != 0] < 4).mean() > 0.9
-
-    def test_jpeg_of_colours_is_a_file_of_that_quality(self) -> None:
-        file = io.BytesIO()
-        Image.fromarray(NOISE).save(file, "jpeg", quality=10)
-        assert np.array_equal(degraded("jpeg", NOISE), np.asarray(Image.open(file)))
+        Image.fromarray(NOISE).save(file := io.BytesIO(), "jpeg", quality=quality)  # of colours
+        assert np.array_equal(degraded(text, NOISE), np.asarray(Image.open(file)))
 
     @pytest.mark.parametrize(("text", "sigma"), [("blur", 2.0), ("blur:0.7", 0.7), ("blur:5", 5.0)])
     def test_blur_is_gaussian(self, text: str, sigma: float) -> None:
