@@ -56,7 +56,11 @@ def test_drawn_times_follow_the_density(bridge: Bridge):
     assert drawn.is_floating_point() == bridge.continuous
     assert low <= drawn.min()
     assert drawn.max() <= high
-    wanted = quantiles(bridge, bridge.density) if bridge.density != "uniform" or bridge.continuous else np.arange(low, high + 1)
+    wanted = (
+        quantiles(bridge, bridge.density)
+        if bridge.density != "uniform" or bridge.continuous
+        else np.arange(low, high + 1)
+    )
     mean, spread = wanted.mean(), wanted.std()
     assert abs(drawn.double().mean() - mean) < 4 * spread / len(SEEDS) ** 0.5
     assert torch.equal(drawn, bridge.draw_times(SEEDS, 3))
