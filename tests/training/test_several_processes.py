@@ -97,10 +97,9 @@ def test_it_resumes(
         command = [word for word in launcher if word not in shard]
         return run([*command, TRAIN, *arguments(data, tmp_path / "model.pt", *shard)], **environment)
 
-    began = time.monotonic()
     done = started(launcher, **how)
     assert done.returncode != 0
-    assert time.monotonic() - began < 60
+    assert launcher is ALONE or "DIE" not in how or "Signal 9 (SIGKILL)" in done.stderr
     saved = "step_00000008.pt" if "TERM_AT" in how else "step_00000006.pt"
     assert (tmp_path / "model.run" / saved).exists()
     done = started(again)
