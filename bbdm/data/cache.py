@@ -147,6 +147,7 @@ class ImageCache(TensorCache):
     """
 
     what = "pictures"
+    in_block = 64  # pairs; at 512 x 512 a block has 100 MB, and some are in memory while it is made
 
     def __init__(
         self, dataset: PairedDataset, folder: Path, split: str = "train", workers: int = 0, progress: bool = False
