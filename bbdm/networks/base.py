@@ -134,8 +134,8 @@ def wrap(
         channels: of the state, and of the prediction.
         condition_channels: channels of the source, where the module sees it; otherwise 0.
         stride: height and width must be multiples of it. Pictures are padded to that.
-        call: call(module, x, t, condition) gives the prediction, (B, channels, H, W). The time t is (B,)
-            float, and the condition is None without ``condition_channels``. By default module(x, t, condition).
+        call: call(module, x, t, condition) gives the prediction, (B, channels, H, W). The time is (B,)
+            float, and the condition None without ``condition_channels``. By default module(x, t, condition).
 
     Raises:
         ValueError: a size is out of range, or ``module`` is no module.
