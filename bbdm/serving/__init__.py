@@ -1,1 +1,1 @@
-"""Many machines, on Ray: translating large sets of pictures, and serving over HTTP."""
+"""Many machines, a server and a page: Ray, HTTP, and Gradio."""
