@@ -9,8 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from bbdm import ABridge, BridgeSampler, DiffusersCodec, TrainConfig, Trainer, load_checkpoint, save_checkpoint
+from bbdm import (
+    ABridge,
+    BridgeSampler,
+    DiffusersCodec,
+    TrainConfig,
+    Trainer,
+    load_checkpoint,
+    save_checkpoint,
+    wrap,
+)
 from bbdm.cli import setup, train, translate
 from bbdm.codec import Codec, LatentStatistics, Tiling, VQGANCodec
 from bbdm.data.latents import LatentDataset, measure
@@ -111,3 +121,40 @@ def test_only_tiles_are_compiled_for_large_pictures(monkeypatch: pytest.MonkeyPa
     sampler = BridgeSampler(tiny_unet(), BRIDGE, steps=1, codec=codec, compile=True, dtype=torch.float32)
     sampler(-torch.ones(1, 3, 32, 24), seed=0)
     assert sorted(shapes) == [(1, 3, 8, 8), (1, 3, 16, 12), (1, 3, 16, 16)]
+
+
+class Pointwise(nn.Module):
+    """A network of which each position sees itself alone."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mixed = nn.Conv2d(2 * channels, channels, 1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        return self.mixed(torch.cat([x, condition], dim=1))
+
+
+@pytest.mark.parametrize("runtime", [False, True], ids=["torch", "onnx"])
+def test_a_mask_makes_each_latent_that_it_touches(runtime: bool, tmp_path: Path):
+    """One pixel of a mask makes its latent as without a mask, and leaves the others as the source's."""
+    torch.manual_seed(0)
+    codec = VQGANCodec(tiny_vqgan())
+    network = wrap(Pointwise(codec.channels), codec.channels, codec.channels)
+    sampler = BridgeSampler(network, ABridge(50), "sde-dpm2m", 4, codec=codec)
+    y = torch.rand(1, 3, 16, 16) * 2 - 1
+    source = codec.encode(y, "source")
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[:, :, 5, 6] = 1
+    run = sampler
+    given: list[Any] = [y, mask]
+    if runtime:
+        save_checkpoint(tmp_path / "c.pt", network, ABridge(50), codec=codec)
+        flags = ["--solver", "sde-dpm2m", "--steps", "4"]
+        run = OnnxBridgeSampler(export(tmp_path / "c.pt", tmp_path / "e", *flags, network=network))
+        given = [y.numpy(), mask.numpy()]
+    (*_, whole), (*_, part) = (run.stream(given[0], seed=1, mask=each) for each in (None, given[1]))
+    row, column = 5 // codec.stride, 6 // codec.stride
+    wanted = source.clone()
+    wanted[..., row, column] = torch.as_tensor(whole.x)[..., row, column]
+    assert not torch.equal(wanted, source)
+    torch.testing.assert_close(torch.as_tensor(part.x), wanted, rtol=1e-4, atol=1e-4)
