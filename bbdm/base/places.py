@@ -121,7 +121,8 @@ class Place:
         temporary = str(path.with_name(temporary_name(path.name)))
         self.files.makedirs(str(path.parent), exist_ok=True)
         self.files.pipe_file(temporary, content)
-        self.files.mv(temporary, str(path))
+        self.files.cp_file(temporary, str(path))  # mv would take brackets in a name for a pattern
+        self.files.rm_file(temporary)
 
     def remove(self, names: Iterable[str]) -> None:
         """Delete files."""

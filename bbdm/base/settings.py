@@ -47,12 +47,6 @@ def add_flags(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
         parser.add_argument(*each.metadata["names"], f"--{each.name}", **options)
 
 
-def flag_names(settings: type[Any]) -> str:
-    """The flags that :func:`add_flags` adds, each by its first name: ``-t, -l and --config``."""
-    found = [(*each.metadata["names"], f"--{each.name}")[0] for each in fields(settings) if "help" in each.metadata]
-    return " and ".join([", ".join(found[:-1]), found[-1]] if found[1:] else found)
-
-
 def flag_type(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     """A parser of text as an argparse ``type``: the message of its ValueError becomes the script's."""
 

@@ -10,7 +10,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from functools import partial
 from importlib import import_module
 from typing import NamedTuple
 
@@ -26,19 +25,20 @@ class Command(NamedTuple):
 
     summary: str
     interrupted: str = STARTS_ANEW  # the state after Ctrl-C, and how to go on
+    without: tuple[str, ...] = ()  # errors whose hint names flags that it lacks
 
 
 COMMANDS = {  # a module each; - in a name is _ in the module's
     "demo": Command("translate the bundled drawings with the bundled weights", RESUMES),
-    "train": Command("train a bridge on pairs"),
+    "train": Command("train a bridge on pairs", without=("IncompleteFileError",)),
     "translate": Command("translate pictures or a data set", RESUMES),
     "eval": Command("score a network on a data set", RESUMES),
     "eval-miou": Command("mIoU of translated street scenes", RESUMES),
-    "distill": Command("distil a network into one of few calls"),
+    "distill": Command("distil a network into one of few calls", without=("OtherCodecError",)),
     "train-vqgan": Command("train an autoencoder"),
     "info": Command("what a file, a folder or a name on the Hub holds"),
     "export": Command("write ONNX graphs, which run without PyTorch"),
-    "app": Command("translate in the browser"),
+    "app": Command("translate in the browser", without=("IncompleteFileError",)),
     "serve": Command("serve a network over HTTP"),
     "translate-ray": Command(
         "translate pictures on many machines", "results are kept, and the same command makes what is missing"
@@ -72,9 +72,10 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
         command: a key of :data:`COMMANDS`.
         argv: its words; None for those of this process.
     """
-    module = import_module(f"{__name__}.{command.replace('-', '_')}")
     words = sys.argv[1:] if argv is None else list(argv)
-    scripts.run(partial(module.main, words), COMMANDS[command].interrupted, HINTS)
+    _, interrupted, without = COMMANDS[command]
+    hints = {error: hint for error, hint in HINTS.items() if error not in without}
+    scripts.run(lambda: import_module(f"{__name__}.{command.replace('-', '_')}").main(words), interrupted, hints)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

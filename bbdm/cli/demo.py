@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bbdm import demo
+from bbdm.base import demo
 from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, from_values
 from bbdm.cli.translate import translate
@@ -20,6 +20,8 @@ def main(argv: Sequence[str]) -> None:
     parser = Parser(__doc__, prog="bbdm demo")
     parser.add_argument("output_dir", type=Path, nargs="?", default=Path("out/demo"), help="where results are written")
     add_flags(parser, TranslateConfig)
-    parser.set_defaults(solver="sde-dpm2m", steps=5)  # what the weights were trained for
     given = {"dataset": "edge2shoes", "data_dir": str(demo.FOLDER), "model": demo.WEIGHTS}
-    translate(from_values(TranslateConfig, {**vars(parser.parse_args(argv)), **given}), ["demo", *argv])
+    args = vars(parser.parse_args(argv))
+    if not (args["solver"] or args["steps"] or args["fast_sampling"]):
+        args |= {"solver": "sde-dpm2m", "steps": 5}  # what the weights were trained for
+    translate(from_values(TranslateConfig, {**args, **given}), ["demo", *argv])

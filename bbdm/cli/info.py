@@ -100,10 +100,9 @@ def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
     if (path / bridge_json.SETTINGS).is_file():
         return "an ONNX export", list(of_export(bridge_json.read_settings(path)))
     run = RunFolder(path, keep=1)
-    if newest := next(iter(run.checkpoints().values()), run.best if run.best.is_file() else None):
-        return f"a training run; its {newest.name}", list(of_checkpoint(config.load(newest)))
-    file = find_checkpoint(path)
-    kind = f"of {program(file, config)}"
+    newest = next(iter(run.checkpoints().values()), run.best if run.best.is_file() else None)
+    file = newest or find_checkpoint(path)
+    kind = f"of {program(file, config)}" + (f", {newest.name} of a training run" if newest else "")
     try:
         rows = list(of_checkpoint(config.load(file)))
     except IncompleteFileError:

@@ -25,6 +25,7 @@ from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset
 
 VERSION = 1
+EARLIER = 256  # pairs in a block of a cache whose manifest does not say it
 Sides = tuple[torch.Tensor, torch.Tensor]  # sources and targets
 
 
@@ -49,13 +50,13 @@ class TensorCache(PairedDataset):
         self.dataset = dataset
         self.folder = path.parent
         self.in_block = type(self).in_block  # not that of a cache as the data set
-        self._names = [f"{prefix}{i:05d}.safetensors" for i in range(-(-len(self) // self.in_block))]
+        self._prefix, self._whole = prefix, ""
         self._mapped: dict[int, Sides] = {}
         pictures = {"count": len(self), **self.description()}
         kind = {"version": VERSION, "pictures": pictures, "image_size": self.image_size, "direction": self.direction}
         made_of = manifest.as_json({**kind, **settings})
         with locked(self.folder):
-            blocks = self._checked(path, made_of, prefix)
+            blocks = self._checked(path, made_of)
             starts = {name: number * self.in_block for number, name in enumerate(self._names) if name not in blocks}
             missing = {name: range(len(self))[first : first + self.in_block] for name, first in starts.items()}
             order = list(chain.from_iterable(missing.values()))
@@ -69,25 +70,33 @@ class TensorCache(PairedDataset):
                         bar.update(len(batch.source))
                     self._write(self.folder / name, *(torch.cat(side) for side in zip(*made, strict=True)))
                     blocks[name] = file_sha256(self.folder / name)
-                    manifest.write(path, {**made_of, "blocks": blocks})
+                    manifest.write(path, {**made_of, "in_block": self.in_block, "blocks": blocks})
 
-    def _checked(self, path: Path, made_of: dict[str, Any], prefix: str) -> dict[str, str]:
+    @property
+    def _names(self) -> list[str]:
+        """The files of the blocks; an earlier version had one of all pictures."""
+        count = -(-len(self) // self.in_block)
+        return [self._whole] if self._whole else [f"{self._prefix}{i:05d}.safetensors" for i in range(count)]
+
+    def _checked(self, path: Path, made_of: dict[str, Any]) -> dict[str, str]:
         """SHA-256 of the blocks that exist, by name, all checked; writes the manifest of a new cache."""
         remove_all_leftovers(self.folder)
         if not path.exists():
-            for other in self.folder.glob(f"{prefix}*"):
+            for other in self.folder.glob(f"{self._prefix}*"):
                 if other.name != LOCK:
                     raise ValueError(f"{other} is of no cache of {self.what}, without {path}: give another folder")
-            manifest.write(path, {**made_of, "blocks": {}})
+            manifest.write(path, {**made_of, "in_block": self.in_block, "blocks": {}})
             return {}
         with manifest.reading(path, f"delete {self.folder}") as content:
             (key,) = content.keys() & {"blocks", "shards", "sha256"}  # the last two in earlier versions
             known = content.pop(key)
+            if key != "sha256":
+                self.in_block = content.pop("in_block", EARLIER)
             if key == "sha256":  # one file of all pictures
                 whole = path.with_suffix(".npy")
                 known = {whole.name: known} if known and whole.exists() else {}
                 if known:
-                    self._names, self.in_block = [whole.name], len(self)
+                    self._whole, self.in_block = whole.name, len(self)
             blocks = {name: known[name] for name in self._names if name in known and (self.folder / name).exists()}
             differing = manifest.differences(content, made_of)
         if differing:

@@ -106,7 +106,7 @@ def check_headers(headers: Iterable[tuple[str, str]], served: Served) -> None:
     length = next((value for name, value in pairs if name.lower() == "content-length"), "0")
     if not (length.isascii() and length.isdigit()):
         raise RequestError(400, f"content-length must be a number, got {length[:20]!r}")
-    check_bytes(int(length[:18]), served)  # more digits are more bytes than anybody takes
+    check_bytes(int(length.lstrip("0")[:18] or "0"), served)  # more digits are more bytes than anybody takes
 
 
 def check_bytes(count: int, served: Served) -> None:

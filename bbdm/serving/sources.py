@@ -10,6 +10,7 @@ from bbdm.base.places import Place
 from bbdm.pictures.images import SUFFIXES
 
 PARQUET = ".parquet"
+OF_GROUP = 16  # batches of a row group that one worker gets at a time
 
 
 class Columns(NamedTuple):
@@ -57,10 +58,11 @@ def find(place: Place, columns: Columns) -> Sources:
 
 def blocks(sources: Sources, names: list[str], rows: int) -> list[Sources]:
     """Pictures with these names, in parts: of a number of files, or of one row group, which is read once."""
-    parts: dict[Where | int, Sources] = {}
+    parts: dict[tuple[Where | None, int], Sources] = {}
     for index, name in enumerate(names):
         at = sources[name]
-        parts.setdefault(index // rows if at.group is None else at, {})[name] = at
+        part = (None, index // rows) if at.group is None else (at, index // (rows * OF_GROUP))
+        parts.setdefault(part, {})[name] = at
     return list(parts.values())
 
 

@@ -8,9 +8,11 @@ made is found missing and sent again. The driver alone writes the manifest, from
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from threading import Lock
 from typing import Any
 
@@ -113,9 +115,10 @@ def _make(task: Task, sources: Sources, done: set[str], bar: Any) -> dict[str, s
     while missing := [name for name in sources if result_of(name) not in done and name not in bad]:
         before, lost = len(done) + len(bad), ""
         try:
-            for count, unreadable in _outcomes(task, blocks(sources, missing, task.config.batch_size)):
-                bad |= unreadable
-                bar.update(count)
+            with closing(_outcomes(task, blocks(sources, missing, task.config.batch_size))) as outcomes:
+                for count, unreadable in outcomes:
+                    bad |= unreadable
+                    bar.update(count)
         except RayTaskError as error:
             if isinstance(error.cause, ValueError | OSError):  # of the network's file, or of a disk
                 raise StoppedError(f"{error.cause}; results that were made are kept") from error
@@ -131,7 +134,7 @@ def _make(task: Task, sources: Sources, done: set[str], bar: Any) -> dict[str, s
     return bad
 
 
-def _outcomes(task: Task, waiting: list[Sources]) -> Iterator[tuple[int, dict[str, str]]]:
+def _outcomes(task: Task, waiting: list[Sources]) -> Generator[tuple[int, dict[str, str]]]:
     """Send pictures to workers. One that is lost is not started again: its machine may never come back.
 
     Yields:
@@ -188,8 +191,8 @@ class Worker:
             ValueError: the network is not the driver's.
         """
         task, size, bad = self.task, self.task.config.batch_size, dict[str, str]()
-        pictures = list(self._read(block, bad))
-        for batch in (pictures[start : start + size] for start in range(0, len(pictures), size)):
+        pictures = self._read(block, bad)
+        while batch := list(islice(pictures, size)):
             seeds = [seed_of(name, task.config.seed) for name, _ in batch]
             with self._lock:
                 made = self._sampler([picture for _, picture in batch], seed=seeds, batch_size=size)

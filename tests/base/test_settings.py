@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 import pytest
 
-from bbdm.base.settings import add_flags, flag_names, from_values, setting
+from bbdm.base.settings import add_flags, from_values, setting
 from bbdm.pictures.images import Size, read_size
-from bbdm.sampling.network_config import FileConfig
 
 
 @dataclass
@@ -52,10 +51,6 @@ def test_defaults_are_those_of_the_fields():
 )
 def test_flags(argv: list[str], name: str, value: Any):
     assert getattr(parse(*argv), name) == value
-
-
-def test_flags_are_named_by_their_first_name():
-    assert flag_names(FileConfig) == "-t, -l, -vq and --config"
 
 
 def test_other_defaults():

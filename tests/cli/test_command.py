@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from bbdm import VQGAN, UNet, __version__, cli, demo, save_checkpoint, save_vqgan
+from bbdm.cli import demo as demo_command
 from bbdm.cli import info
+from bbdm.evaluation.config import TranslateConfig
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.weights import IncompleteFileError
 from tests.conftest import BRIDGE, ROOT, tiny_unet
@@ -156,8 +160,14 @@ class TestInfo:
             path = tmp_path / f"step_{step:08d}.pt"
             save_checkpoint(path, tiny_unet(), BRIDGE, image_size=16, training={"step": step, "epoch": 1})
         title, rows = self.rows(tmp_path, capsys)
-        assert title == "a training run; its step_00000010.pt"
+        assert title == "a checkpoint of bbdm, step_00000010.pt of a training run"
         assert rows["training"] == "10 optimizer steps, to resume from"
+
+    def test_the_folder_of_an_autoencoders_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+        save_vqgan(tmp_path / "step_00000004.pt", tiny_vqgan(), training={"step": 4})
+        title, rows = self.rows(tmp_path, capsys)
+        assert title == "an autoencoder of bbdm, step_00000004.pt of a training run"
+        assert rows["autoencoder"].startswith("VQGAN, ")
 
     def test_a_file_of_another_program(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         torch.save(UNet(3, 3, model_channels=64, channel_mult=(1,), num_res_blocks=1).state_dict(), tmp_path / "a.pth")
@@ -174,3 +184,35 @@ class TestInfo:
             info.describe(tmp_path / "a.pt", info.FileConfig())
         with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*b\.pt"):
             info.describe(tmp_path / "b.pt", info.FileConfig())
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ([], ("sde-dpm2m", 5, False)),
+        (["--solver", "dpm2m"], ("dpm2m", None, False)),
+        (["--steps", "3"], (None, 3, False)),
+        (["--fast_sampling"], (None, None, True)),
+    ],
+)
+def test_the_demo_has_a_solver_of_its_own(flags: list[str], wanted: Any, monkeypatch: pytest.MonkeyPatch):
+    made: list[TranslateConfig] = []
+    monkeypatch.setattr(demo_command, "translate", lambda config, words: made.append(config))
+    demo_command.main(flags)
+    assert (made[0].solver, made[0].steps, made[0].fast_sampling) == wanted
+    assert made[0].model == demo.WEIGHTS
+
+
+def test_a_hint_names_flags_that_the_command_has(monkeypatch: pytest.MonkeyPatch):
+    def fail(words: list[str]) -> None:
+        raise IncompleteFileError("it leaves something out")
+
+    ends: dict[str, Any] = {}
+    for name in ("app", "translate"):
+        module = importlib.import_module(f"bbdm.cli.{name}")
+        monkeypatch.setattr(module, "main", fail)
+        with pytest.raises(SystemExit) as end:
+            cli.run(name, [])
+        ends[name] = end.value.code
+    assert ends["app"] == "error: it leaves something out"
+    assert ends["translate"] == "error: it leaves something out; the flags are -t, -l, -vq and --config"

@@ -35,6 +35,7 @@ MANIFESTS = {"pictures": "train.json", "latents": "manifest.json"}
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bbdm.data.cache.EARLIER", 2)
     for kind in (ImageCache, LatentDataset):
         monkeypatch.setattr(kind, "in_block", 2)
         monkeypatch.setattr(kind, "at_once", 2)
@@ -88,6 +89,18 @@ def test_grey_pictures_that_are_not_square(pairs: PairedDataset, folder: Path) -
         assert_same(ImageCache(grey, folder), grey)
     with pytest.raises(ValueError, match=r"train\.json is of other pictures \(channels 1, now 3\)"):
         ImageCache(PairedDataset(pairs.pairs, (SIZE, 2 * SIZE), "BtoA"), folder)
+
+
+def test_the_size_of_blocks_is_that_of_the_cache(
+    kind: str, make: Make, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version may have larger blocks: one that is missing is made in the old size."""
+    first = make(pairs)
+    wanted = [first[i] for i in range(COUNT)]
+    monkeypatch.setattr(type(first), "in_block", 3)
+    (first.folder / BLOCKS[kind].format(0)).unlink()
+    again = make(pairs)
+    assert all(torch.equal(*each) for i in range(COUNT) for each in zip(again[i], wanted[i], strict=True))
 
 
 def test_splits_share_a_folder(pairs: PairedDataset, folder: Path) -> None:
