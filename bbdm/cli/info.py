@@ -91,9 +91,8 @@ def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
         IncompleteFileError: the file of another program needs a flag.
         ValueError: it is nothing that bbdm reads, or is damaged.
     """
-    from bbdm.files import bridge_json
+    from bbdm.files import bridge_json, hub
     from bbdm.files.checkpoint import load_codec
-    from bbdm.files.hub import find_checkpoint
     from bbdm.files.weights import IncompleteFileError
     from bbdm.training.run_folder import RunFolder
 
@@ -101,7 +100,7 @@ def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
         return "an ONNX export", list(of_export(bridge_json.read_settings(path)))
     run = RunFolder(path, keep=1)
     newest = next(iter(run.checkpoints().values()), run.best if run.best.is_file() else None)
-    file = newest or find_checkpoint(path)
+    file = newest or hub.find_checkpoint(path)
     kind = f"of {program(file, config)}" + (f", {newest.name} of a training run" if newest else "")
     try:
         rows = list(of_checkpoint(config.load(file)))
@@ -112,7 +111,7 @@ def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
             return f"an autoencoder {kind}", list(of_autoencoder(load_codec(file)))
         except ValueError:
             raise error from None
-    exported = (path / "onnx" / bridge_json.SETTINGS).is_file()
+    exported = (path / hub.ONNX / bridge_json.SETTINGS).is_file()
     return f"a checkpoint {kind}" + (", with an ONNX export" if exported else ""), rows
 
 

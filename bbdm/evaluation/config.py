@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bbdm.base.settings import check_least, setting
+from bbdm.base.settings import setting
 from bbdm.data.config import ColumnsConfig, DegradeConfig, Direction
 from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
 
@@ -27,8 +27,8 @@ class TranslateConfig(DegradeConfig, ColumnsConfig, NetworkConfig):
     model: Path  # the checkpoint, or its name on the Hub
     output_dir: Path  # the folder of the results
     split: str = setting("val", "the part of the data set to translate")
-    batch_size: int = setting(64, "results in a batch", "-b")
-    num_samples: int = setting(1, "results of each source", "-r", "--repeat")
+    batch_size: int = setting(64, "results in a batch", "-b", least=1)
+    num_samples: int = setting(1, "results of each source", "-r", "--repeat", least=1)
     seed: int = setting(0, "source i gets this seed + i")
     image_size: SizeSetting | None = setting(
         None,
@@ -44,7 +44,3 @@ class TranslateConfig(DegradeConfig, ColumnsConfig, NetworkConfig):
     use_multi_gpus: bool = setting(False, "a process for each GPU here", "-use_multi_gpus")
     show_verbose: bool = setting(False, "a progress bar, as on a terminal")
     quiet: bool = setting(False, "no progress bar")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_least(self, 1, "num_samples", "batch_size")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bbdm import solvers
-from bbdm.base.settings import setting
+from bbdm.base.settings import check, setting
 from bbdm.pictures.images import Resize, Size, read_size
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class NetworkConfig(FileConfig):
     def __post_init__(self) -> None:
         if self.fast_sampling and self.solver not in (None, "fast"):
             raise ValueError(f"fast_sampling means the solver 'fast', got solver {self.solver!r} too")
+        check(self)
 
     @property
     def chosen_solver(self) -> str | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bbdm.base.settings import check_least, setting
+from bbdm.base.settings import check, setting
 from bbdm.files.hub import WEIGHTS
 from bbdm.pictures import images
 from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
@@ -24,9 +24,11 @@ class ClusterConfig(NetworkConfig):
     sources: str  # a folder of pictures or of parquet files, or its address
     results: str  # the folder of the results, or its address
     model: Path  # the checkpoint, or its name on the Hub
-    batch_size: int = setting(64, "pictures in a batch", "-b")
-    workers: int | None = setting(None, "samplers; one for each GPU, or for as many cores as threads, if unset")
-    threads: int = setting(1, "cores of a worker")
+    batch_size: int = setting(64, "pictures in a batch", "-b", least=1)
+    workers: int | None = setting(
+        None, "samplers; one for each GPU, or for as many cores as threads, if unset", least=1
+    )
+    threads: int = setting(1, "cores of a worker", least=1)
     seed: int = setting(0, "a picture's seed is a function of this and of its name")
     image_size: SizeSetting = setting(
         "fit",
@@ -45,7 +47,6 @@ class ClusterConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, 1, "batch_size", "threads", "workers")
         if self.compile and self.dtype is None:
             raise ValueError("compile needs dtype: workers that chose one by timing could choose different ones")
 
@@ -60,22 +61,19 @@ class ServeConfig(NetworkConfig):
 
     model: Path  # the checkpoint, or its name on the Hub
     host: str = setting(LOOPBACK, "address to listen on; 0.0.0.0 for all")
-    port: int = setting(8000, "port to listen on; 0 for a free one")
-    replicas: int = setting(1, "samplers, with a GPU each where there are GPUs")
-    threads: int | None = setting(None, "cores of a replica; as many as each can have if unset")
-    max_batch_size: int = setting(8, "pictures in a batch")
-    batch_wait_ms: float = setting(10.0, "how long a batch that is not full waits for more, in milliseconds")
-    max_queued: int = setting(64, "requests that wait for a replica; one more gets the status 503")
-    max_bytes: int = setting(8 * 2**20, "of a picture's file; a larger one gets the status 413")
-    max_pixels: int = setting(2**20, "of a picture, padded for the network; a larger one gets the status 422")
-    max_steps: int = setting(50, "network calls for a picture; for more, a request gets the status 422")
+    port: int = setting(8000, "port to listen on; 0 for a free one", least=0)
+    replicas: int = setting(1, "samplers, with a GPU each where there are GPUs", least=1)
+    threads: int | None = setting(None, "cores of a replica; as many as each can have if unset", least=1)
+    max_batch_size: int = setting(8, "pictures in a batch", least=1)
+    batch_wait_ms: float = setting(10.0, "how long a batch that is not full waits for more, in milliseconds", least=0)
+    max_queued: int = setting(64, "requests that wait for a replica; one more gets the status 503", least=1)
+    max_bytes: int = setting(8 * 2**20, "of a picture's file; a larger one gets the status 413", least=1)
+    max_pixels: int = setting(2**20, "of a picture, padded for the network; a larger one gets the status 422", least=1)
+    max_steps: int = setting(50, "network calls for a picture; for more, a request gets the status 422", least=1)
     address: str | None = setting(None, "of a running cluster, such as auto; one on this machine if unset")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, 1, "replicas", "threads", "max_batch_size", "max_queued", "max_bytes", "max_pixels")
-        check_least(self, 1, "max_steps")
-        check_least(self, 0, "port", "batch_wait_ms")
         if self.port > 65535:
             raise ValueError(f"port must be at most 65535, got {self.port}")
 
@@ -90,7 +88,7 @@ class AppConfig:
 
     model: Path  # a checkpoint, an export, or a name on the Hub
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for other machines")
-    port: int = setting(7860, "port to listen on")
+    port: int = setting(7860, "port to listen on", least=1)
     device: str | None = setting(None, "where a checkpoint computes; cuda if unset and there is one, else cpu")
     dtype: Literal["bf16", "fp16", "fp32"] | None = setting(None, "of a checkpoint's arithmetic; the file's if unset")
     compile: bool = setting(False, "faster after a minute of compiling for each new size and number of results")
@@ -98,16 +96,14 @@ class AppConfig:
         None, "side, or HxW, that sources are made to fit inside; as in training if unset", parse=images.read_size
     )
     examples: Path | None = setting(None, "folder of example pictures; drawings/ or examples/ beside model if unset")
-    visitors: int = setting(2, "translations at once; other visitors wait")
-    max_results: int = setting(8, "results of one source")
-    max_steps: int = setting(200, "network calls for one result")
-    max_files: int = setting(50, "sources in one batch")
-    max_pixels: int = setting(2**20, "height x width of a source, after it was made to fit")
+    visitors: int = setting(2, "translations at once; other visitors wait", least=1)
+    max_results: int = setting(8, "results of one source", least=1)
+    max_steps: int = setting(200, "network calls for one result", least=1)
+    max_files: int = setting(50, "sources in one batch", least=1)
+    max_pixels: int = setting(2**20, "height x width of a source, after it was made to fit", least=1)
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            if each.type == "int" and getattr(self, each.name) < 1:
-                raise ValueError(f"{each.name} must be at least 1, got {getattr(self, each.name)}")
+        check(self)
         if self.port > 65535:
             raise ValueError(f"port must be at most 65535, got {self.port}")
         if self.exported and (self.device or self.dtype or self.compile):
