@@ -1,0 +1,236 @@
+"""Values: which stored values of a picture are -1 and 1, their unit, and the type that results are stored in.
+
+Nothing here imports torch; the functions take NumPy arrays and tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+EXACT = 2**24  # integers up to here are exact in float32
+LARGEST_SAMPLE = 2**22  # values of which percentiles are taken; of larger pictures, an even share
+Level = float | tuple[float, ...]  # of all channels, or one for each
+
+
+@dataclass(frozen=True)
+class Values:
+    """A range of stored values: ``low`` becomes -1 and ``high`` 1, linearly, and back.
+
+    Values outside the range are clipped to it.
+
+    Args:
+        low: the stored value of -1, or one for each channel.
+        high: the stored value of 1, or one for each channel.
+        unit: of stored values, such as ``HU``; for messages, metrics and files.
+        dtype: the NumPy type that results are stored in.
+
+    Raises:
+        ValueError: low is not below high, they are not finite or have other counts, or the type is not one of
+            real numbers; or an integer type has more levels in the range than float32 can tell apart.
+    """
+
+    low: Level
+    high: Level
+    unit: str = ""
+    dtype: str = "uint8"
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            object.__setattr__(self, name, _level(getattr(self, name), name))
+        low, high = (np.atleast_1d(level) for level in (self.low, self.high))
+        if len({len(low), len(high)} - {1}) > 1:
+            raise ValueError(f"values must have as many low as high levels, got {len(low)} and {len(high)}")
+        if not (low < high).all():
+            raise ValueError(f"values must have low below high, got {self}")
+        kind = np.dtype(self.dtype)
+        if kind.kind not in "uif":
+            raise ValueError(f"values must be stored as real numbers, got {kind}")
+        object.__setattr__(self, "dtype", kind.name)
+        if kind.kind != "f":
+            if (high - low).max() > EXACT:
+                raise ValueError(
+                    f"values {self} of {kind} have more than {EXACT} levels, and a network's float32 tells no more "
+                    "apart: give a narrower range"
+                )
+            limits = np.iinfo(kind)
+            if low.min() < limits.min or high.max() > limits.max:
+                raise ValueError(f"values {self} do not fit into {kind}, which ends at {limits.min} and {limits.max}")
+
+    @classmethod
+    def percentiles(cls, low: float, high: float) -> Percentiles:
+        """The range between two percentiles of each picture's own values; see :class:`Percentiles`."""
+        return Percentiles(low, high)
+
+    @property
+    def channels(self) -> int | None:
+        """The number of channels where each has its own range, else None."""
+        return max((len(level) for level in (self.low, self.high) if isinstance(level, tuple)), default=None)
+
+    def of(self, array: npt.NDArray[Any]) -> Values:
+        """The values of one picture (C, *S): these."""
+        return self
+
+    def scaled(self, array: Any, axes: int = 2) -> Any:
+        """(..., C, *S) of stored values as float32 in [-1, 1]; ``axes`` is the number of axes of S."""
+        low, half = self._levels(array, axes)
+        values = array.astype(np.float32) if isinstance(array, np.ndarray) else array.float()
+        return ((values - low) / half - 1).clip(-1, 1)
+
+    def stored(self, array: Any, axes: int = 2) -> npt.NDArray[Any]:
+        """The inverse of :meth:`scaled`: an array of ``dtype``, integers rounded to the nearest."""
+        values = array if isinstance(array, np.ndarray) else array.detach().float().cpu().numpy()
+        low, half = self._levels(values, axes)
+        made = (values.astype(np.float32).clip(-1, 1) + 1) * half + low
+        kind = np.dtype(self.dtype)
+        return made.astype(kind) if kind.kind == "f" else np.rint(made).astype(kind)
+
+    def _levels(self, array: Any, axes: int) -> tuple[Any, Any]:
+        """The low level and half the range, as they broadcast against an array or tensor (..., C, *S)."""
+        low = np.asarray(self.low, dtype=np.float64)
+        half = (np.asarray(self.high, dtype=np.float64) - low) / 2
+        levels = [np.float32(level) if level.ndim == 0 else _columns(level, axes) for level in (low, half)]
+        if isinstance(array, np.ndarray):
+            return levels[0], levels[1]
+        import torch
+
+        # tensors: CUDA multiplies by the reciprocal of a number
+        return tuple(torch.as_tensor(level, device=array.device) for level in levels)  # pyright: ignore[reportReturnType]
+
+    def config(self) -> dict[str, Any]:
+        """Plain values, of which :func:`from_config` makes these again."""
+        low, high = (list(level) if isinstance(level, tuple) else level for level in (self.low, self.high))
+        return {"low": low, "high": high, "unit": self.unit, "dtype": self.dtype}
+
+    def __str__(self) -> str:
+        """What :func:`read_values` reads, without the type."""
+        pairs = zip(*np.broadcast_arrays(np.atleast_1d(self.low), np.atleast_1d(self.high)), strict=True)
+        ranges = ",".join(f"{low:g}:{high:g}" for low, high in pairs)
+        return f"{ranges}:{self.unit}" if self.unit else ranges
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """The range of each picture's own values, channel by channel, for sources without a unit, such as MR.
+
+    Args:
+        low: the percentile that becomes -1.
+        high: the percentile that becomes 1.
+
+    Raises:
+        ValueError: they are not in 0 <= low < high <= 100.
+    """
+
+    low: float = 0.5
+    high: float = 99.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high <= 100:
+            raise ValueError(f"percentiles must be in 0 <= low < high <= 100, got {self.low:g} and {self.high:g}")
+
+    def of(self, array: npt.NDArray[Any]) -> Values:
+        """The values of one picture (C, *S). A channel of one value alone gets a range of 1 around it."""
+        flat = array.reshape(len(array), -1)
+        flat = flat[:, :: -(-flat.size // LARGEST_SAMPLE)].astype(np.float64)
+        low, high = np.percentile(flat, [self.low, self.high], axis=1)
+        same = low >= high
+        low, high = np.where(same, low - 0.5, low), np.where(same, high + 0.5, high)
+        return Values(tuple(low.tolist()), tuple(high.tolist()), dtype="float32")
+
+    def config(self) -> dict[str, Any]:
+        """Plain values, of which :func:`from_config` makes these again."""
+        return {"percentiles": [self.low, self.high]}
+
+    def __str__(self) -> str:
+        """What :func:`read_values` reads."""
+        return f"p{self.low:g}:{self.high:g}"
+
+
+EIGHT_BIT = Values(0, 255)
+AnyValues = Values | Percentiles
+
+
+def read_values(text: str) -> AnyValues:
+    """Values from text: ``0:4095``, ``-1024:3071:HU``, ``0:3000,0:1`` for two channels, or ``p0.5:99.5``.
+
+    Results are stored as int16 where the levels are integers that fit, else as uint16, int32 or float32.
+
+    Raises:
+        ValueError: the text has another form, or what :class:`Values` refuses.
+    """
+    wanted = f"values are written as LOW:HIGH, LOW:HIGH:UNIT or pLOW:HIGH for percentiles, got {text!r}"
+    if text.startswith("p"):
+        low, *rest = _numbers(text[1:].split(":"), wanted)
+        if len(rest) != 1:
+            raise ValueError(wanted)
+        return Percentiles(low, rest[0])
+    unit = ""
+    lows, highs = [], []
+    for part in text.split(","):
+        low, *rest = part.split(":", 2)
+        if not rest:
+            raise ValueError(wanted)
+        unit = rest[1] if len(rest) == 2 else unit
+        for levels, number in zip((lows, highs), _numbers([low, rest[0]], wanted), strict=True):
+            levels.append(number)
+    low, high = (levels[0] if len(levels) == 1 else tuple(levels) for levels in (lows, highs))
+    return Values(low, high, unit, _narrowest(lows + highs))
+
+
+def from_config(config: Mapping[str, Any]) -> AnyValues:
+    """Values from :meth:`Values.config` or :meth:`Percentiles.config`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        if "percentiles" in config:
+            return Percentiles(*config["percentiles"])
+        low, high = (tuple(each) if isinstance(each, list) else each for each in (config["low"], config["high"]))
+        return Values(low, high, config["unit"], config["dtype"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"values must have low, high, unit and dtype, or percentiles, got {dict(config)}") from error
+
+
+def check_finite(array: npt.NDArray[Any], name: str) -> None:
+    """Raise ValueError where a picture (C, *S) of floats has NaN or infinity, which is named with its place."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        channel, *place = (int(axis[0]) for axis in np.nonzero(~np.isfinite(array)))
+        value = array[(channel, *place)]
+        raise ValueError(f"{name} has {value} in channel {channel} at {tuple(place)}: mask it, or write a number there")
+
+
+def _level(value: Any, name: str) -> Level:
+    """A level as a float, or a tuple of floats."""
+    try:
+        level = tuple(float(each) for each in value) if isinstance(value, Sequence) else float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a number, or one for each channel, got {value!r}") from error
+    if not np.isfinite(level).all() or level == ():
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return level
+
+
+def _columns(levels: npt.NDArray[np.float64], axes: int) -> npt.NDArray[np.float32]:
+    return levels.astype(np.float32).reshape(-1, *[1] * axes)
+
+
+def _numbers(texts: Sequence[str], wanted: str) -> list[float]:
+    try:
+        return [float(text) for text in texts]
+    except ValueError as error:
+        raise ValueError(wanted) from error
+
+
+def _narrowest(levels: Sequence[float]) -> str:
+    """The first of some types that holds all levels."""
+    if all(level == int(level) for level in levels if np.isfinite(level)):
+        for kind in ("uint8", "int16", "uint16", "int32"):
+            limits = np.iinfo(kind)
+            if all(limits.min <= level <= limits.max for level in levels):
+                return kind
+    return "float32"
