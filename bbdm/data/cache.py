@@ -20,17 +20,25 @@ from tqdm.auto import tqdm
 
 from bbdm.base import manifest
 from bbdm.base.atomic import LOCK, file_sha256, locked, remove_all_leftovers, write_atomically
-from bbdm.data.collection import Example
+from bbdm.data.collection import Example, Order
+from bbdm.data.examples import Examples
 from bbdm.data.loading import Batches
-from bbdm.data.pairs import PairedDataset
 
 VERSION = 1
 EARLIER = 256  # pairs in a block of a cache whose manifest does not say it
-Sides = tuple[torch.Tensor, torch.Tensor]  # sources and targets
+CONDITION = "condition."  # before the name of a condition in a block
+Tensors = dict[str, torch.Tensor]  # of examples, by what they are
 
 
-class TensorCache(PairedDataset):
-    """Pairs whose tensors are read from a cache. Attributes: ``dataset``, ``folder`` and the data set's."""
+def tensors_of(batch: Example) -> Tensors:
+    """What is stored of a batch: source, target, conditions, and the mask if there is one."""
+    conditions = {f"{CONDITION}{name}": value for name, value in batch.conditions.items()}
+    masked = {} if batch.mask is None else {"mask": batch.mask}
+    return {"source": batch.source, "target": batch.target, **conditions, **masked}
+
+
+class TensorCache(Examples):
+    """Examples whose tensors are read from a cache. Attributes: ``dataset``, ``folder``, the data set's."""
 
     what: str  # is stored, for messages
     in_block = 256  # pairs
@@ -38,9 +46,9 @@ class TensorCache(PairedDataset):
 
     def __init__(
         self,
-        dataset: PairedDataset,
+        dataset: Examples,
         path: Path,  # of the manifest
-        make: Callable[[Example], Sides],  # of a batch of pictures, uint8
+        make: Callable[[Example], Tensors],  # of a batch of pictures
         settings: dict[str, Any],  # what decides the tensors, besides the pictures
         prefix: str = "",  # of the names of the blocks
         workers: int = 0,
@@ -51,7 +59,7 @@ class TensorCache(PairedDataset):
         self.folder = path.parent
         self.in_block = type(self).in_block  # not that of a cache as the data set
         self._prefix, self._whole = prefix, ""
-        self._mapped: dict[int, Sides] = {}
+        self._mapped: dict[int, Tensors] = {}
         pictures = {"count": len(self), **self.description()}
         kind = {"version": VERSION, "pictures": pictures, "image_size": self.image_size, "direction": self.direction}
         made_of = manifest.as_json({**kind, **settings})
@@ -64,13 +72,28 @@ class TensorCache(PairedDataset):
             with bar, closing(Batches(dataset, self.at_once, torch.device("cpu"), workers)) as batches:
                 stored = batches.stored(order)
                 for name, indices in missing.items():
-                    made: list[Sides] = []
+                    made: list[Tensors] = []
                     for batch in islice(stored, -(-len(indices) // self.at_once)):
                         made.append(make(batch))
                         bar.update(len(batch.source))
-                    self._write(self.folder / name, *(torch.cat(side) for side in zip(*made, strict=True)))
+                    self._write(self.folder / name, {key: torch.cat([part[key] for part in made]) for key in made[0]})
                     blocks[name] = file_sha256(self.folder / name)
                     manifest.write(path, {**made_of, "in_block": self.in_block, "blocks": blocks})
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def digest(self) -> str:
+        """The data set's."""
+        return self.dataset.digest()
+
+    def names_digest(self) -> str:
+        """The data set's."""
+        return self.dataset.names_digest()
+
+    def order(self, seed: int) -> Order:
+        """The data set's."""
+        return self.dataset.order(seed)
 
     @property
     def _names(self) -> list[str]:
@@ -106,14 +129,14 @@ class TensorCache(PairedDataset):
                 raise ValueError(f"{self.folder / name} has changed since it was written: delete it")
         return blocks
 
-    def _write(self, path: Path, source: torch.Tensor, target: torch.Tensor) -> None:
-        content = safetensors.torch.save({"source": source, "target": target})
+    def _write(self, path: Path, tensors: Tensors) -> None:
+        content = safetensors.torch.save(tensors)
         try:
             write_atomically(path, lambda temporary: temporary.write_bytes(content))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            size = f"{len(self) * len(content) / len(source) / 2**20:.0f} MiB"
+            size = f"{len(self) * len(content) / len(tensors['source']) / 2**20:.0f} MiB"
             reason = f"no room for {size} of {self.what}: make some, or give another folder"
             raise OSError(error.errno, reason, str(path)) from error
 
@@ -121,19 +144,20 @@ class TensorCache(PairedDataset):
         """The same indices: nothing else is needed."""
         return iter(order)
 
-    def read(self, index: int) -> Example:
+    def read(self, index: int, seed: int = 0) -> Example:
         """Example ``index`` as it is stored."""
         block, place = divmod(range(len(self))[index], self.in_block)
         if block not in self._mapped:
             path = self.folder / self._names[block]
             if path.suffix == ".npy":
                 source, target = torch.from_numpy(np.load(path, mmap_mode="c")).unbind(1)
+                self._mapped[block] = {"source": source, "target": target}
             else:
                 with safe_open(path, framework="pt") as file:
-                    source, target = file.get_tensor("source"), file.get_tensor("target")
-            self._mapped[block] = source, target
-        source, target = self._mapped[block]
-        return Example(source[place].clone(), target[place].clone())
+                    self._mapped[block] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        parts = {key: tensor[place].clone() for key, tensor in self._mapped[block].items()}
+        conditions = {key.removeprefix(CONDITION): v for key, v in parts.items() if key.startswith(CONDITION)}
+        return Example(parts["source"], parts["target"], conditions, parts.get("mask"))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_mapped": {}}  # each process opens the files itself
@@ -159,10 +183,7 @@ class ImageCache(TensorCache):
     in_block = 64  # pairs; at 512 x 512 a block has 100 MB, and some are in memory while it is made
 
     def __init__(
-        self, dataset: PairedDataset, folder: Path, split: str = "train", workers: int = 0, progress: bool = False
+        self, dataset: Examples, folder: Path, split: str = "train", workers: int = 0, progress: bool = False
     ) -> None:
-        def stored(batch: Example) -> Sides:
-            return batch.source, batch.target
-
         settings = {"channels": dataset.channels}
-        super().__init__(dataset, folder / f"{split}.json", stored, settings, f"{split}-", workers, progress)
+        super().__init__(dataset, folder / f"{split}.json", tensors_of, settings, f"{split}-", workers, progress)

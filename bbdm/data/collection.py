@@ -8,27 +8,47 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 
 from bbdm.base.atomic import file_sha256
-from bbdm.pictures import images
+from bbdm.pictures import formats, images
 from bbdm.pictures.images import open_image
+from bbdm.pictures.picture import LazyPicture, LoadedPicture
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # of pictures inside larger files: those of SUFFIXES
 Order = Callable[[int, int], list[int]]  # the examples at the positions start to end of an epoch
 
 
 class Example(NamedTuple):
-    """An example as tensors, or a batch of examples, on its way from a data set to the device."""
+    """An example as tensors, or a batch of examples, from the data set to the network."""
 
-    source: Any  # (C, H, W), uint8 of pictures or float32 of latents
+    source: Any  # (C, *S), uint8 of 8-bit pictures, float32 in [-1, 1] of others, or latents
     target: Any
+    conditions: Mapping[str, Any] = {}  # what the network is told besides, by name
+    mask: Any = None  # (1, *S) float32, 1 where pixels count
+    name: Any = ""
     left_out: Any = ""  # why examples before it could not be read, by lines; of a batch, a list
+
+
+class Sides(NamedTuple):
+    """The pictures of an example, of which parts are read."""
+
+    sources: tuple[LazyPicture, ...]  # whose channels, one after another, are the source's
+    target: LazyPicture | None = None
+    mask: LazyPicture | None = None
+    plane: tuple[int, int] | None = None  # of a slice: the axis across it, and its place along that
+
+    @classmethod
+    def of(cls, pictures: Sequence[LazyPicture]) -> Sides:
+        """A source and its target, or a source alone."""
+        return cls(tuple(pictures[:1]), *pictures[1:])
 
 
 class Entry(ABC):
@@ -49,6 +69,10 @@ class Entry(ABC):
         """Source and target, or the source alone, as upright pictures of the files' sizes."""
         return [images.decode(data, str(self), FORMATS) for data in self.encoded()]
 
+    def opened(self) -> Sides:
+        """The pictures as arrays, of which parts are read."""
+        return Sides.of([LoadedPicture(images.as_pixels(side), Path(str(self))) for side in self.load()])
+
     def sizes(self) -> list[tuple[int, int]]:
         """(width, height) of the sides, upright. Raises ValueError where one is not a picture."""
         return [side.size for side in self.load()]
@@ -65,11 +89,14 @@ class Pair(Entry):
     name: str
     source: Path
     target: Path | None
+    further: tuple[Path, ...] = ()  # files whose channels follow those of the source
+    mask: Path | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The files, each once."""
-        return tuple(dict.fromkeys(path for path in (self.source, self.target) if path))
+        paths = (self.source, *self.further, self.target, self.mask)
+        return tuple(dict.fromkeys(path for path in paths if path))
 
     def __str__(self) -> str:
         return str(self.source)
@@ -79,6 +106,14 @@ class Pair(Entry):
         if self.target != self.source:
             return [path.read_bytes() for path in self.files]
         return [images.to_png(side) for side in self.load()]
+
+    def opened(self) -> Sides:
+        """The pictures as arrays, of which parts are read."""
+        mask = None if self.mask is None else formats.open(self.mask)
+        if self.target == self.source:
+            return super().opened()._replace(mask=mask)
+        sources = tuple(formats.open(path) for path in (self.source, *self.further))
+        return Sides(sources, None if self.target is None else formats.open(self.target), mask)
 
     def load(self) -> list[Image.Image]:
         """Source and target, or the source alone, as upright pictures of the files' sizes."""
@@ -99,7 +134,7 @@ class Pair(Entry):
 
     def hashes(self) -> list[str]:
         """SHA-256 of the files."""
-        return [file_sha256(path) for path in self.files]
+        return [file_sha256(file) for path in self.files for file in formats.files_of(path)]
 
 
 @dataclass(frozen=True)
@@ -172,3 +207,63 @@ class Files(Pairs):
     def at(self, index: int) -> Pair:
         """The pair at an index."""
         return self._pairs[index]
+
+
+@dataclass(frozen=True)
+class Slice(Entry):
+    """A slice of an example of volumes: at a place along an axis."""
+
+    volume: Entry
+    axis: int
+    place: int
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The volume's name and the place."""
+        return f"{self.volume.name}/{self.place:04d}"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Those of the volume."""
+        return self.volume.files
+
+    def __str__(self) -> str:
+        return f"slice {self.place} of {self.volume}"
+
+    def encoded(self) -> list[bytes]:
+        """Raise ValueError: a slice is no file."""
+        raise ValueError(f"{self} is no picture file of its own, which a shard needs")
+
+    def opened(self) -> Sides:
+        """The volumes, with the plane of the slice."""
+        return self.volume.opened()._replace(plane=(self.axis, self.place))
+
+
+class Slices(Pairs):
+    """The slices of examples of volumes, across an axis, one after another."""
+
+    def __init__(self, volumes: Pairs, axis: int) -> None:
+        self.volumes = volumes
+        self.axis = axis
+        self.has_targets = volumes.has_targets
+        self.ends = list(accumulate(self._count(volume) for volume in volumes))
+        self.names = f"{volumes.names}\n{axis} {self.ends}"
+
+    def _count(self, volume: Entry) -> int:
+        size = volume.opened().sources[0].size
+        if len(size) != 3:
+            raise ValueError(f"{volume} has {len(size)} axes, and slices are of volumes, which have 3")
+        return size[self.axis]
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def at(self, index: int) -> Slice:
+        """The slice at an index."""
+        number = bisect_right(self.ends, index)
+        before = self.ends[number - 1] if number else 0
+        return Slice(self.volumes[number], self.axis, index - before)
+
+    def digest(self, before: str = "") -> str:
+        """SHA-256 of a text, and of the names and files of the volumes."""
+        return self.volumes.digest(f"{before}slices {self.axis}\n")

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from PIL import Image
 
-from bbdm.base.settings import setting
+from bbdm.base.settings import check, setting
 from bbdm.data.collection import Entry, Pair
+from bbdm.data.crops import Crops
 from bbdm.data.degradations import DegradeConfig as DegradeConfig
 from bbdm.data.shards import Shards
 from bbdm.data.table import Table
-from bbdm.pictures.images import SUFFIXES
+from bbdm.pictures import formats
+from bbdm.pictures.images import Size, read_size
+from bbdm.pictures.kind import Plane
+from bbdm.pictures.values import AnyValues, read_values
 
 log = logging.getLogger(__name__)
 Direction = Literal["AtoB", "BtoA"]
@@ -34,26 +38,62 @@ class ColumnsConfig:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PicturesConfig:
+    """What the pictures of a data set are, and which parts of them are examples.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    source_values: AnyValues | None = setting(
+        None,
+        "range of the sources' values, LOW:HIGH or LOW:HIGH:UNIT, or pLOW:HIGH for percentiles of each picture; "
+        "of several channels, ranges with commas; 0:255 if unset",
+        parse=read_values,
+    )
+    target_values: AnyValues | None = setting(None, "range of the targets' values, LOW:HIGH:UNIT", parse=read_values)
+    crop: Size | None = setting(None, "train on crops of this side, or HxW, not on resized pictures", parse=read_size)
+    crops_per_picture: int = setting(1, "crops of a picture in an epoch", least=1)
+    crops_in_mask: float = setting(0.0, "share of crops that are centred in the mask", least=0)
+    masks: Path | None = setting(None, "folder of masks by the pictures' names, not 0 where pixels count")
+    slices: Plane | None = setting(None, "train on the slices of volumes in this plane")
+    resample: bool = setting(False, "resample sources and masks to the targets' grid, where it differs")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.crops_in_mask and self.masks is None:
+            raise ValueError("crops_in_mask needs masks")
+        if (self.crops_per_picture > 1 or self.crops_in_mask) and self.crop is None:
+            raise ValueError("crops_per_picture and crops_in_mask need crop")
+
+    @property
+    def crops(self) -> Crops | None:
+        """Which crops are examples."""
+        return None if self.crop is None else Crops(self.crop, self.crops_per_picture, self.crops_in_mask)
+
+
 def _pictures(folder: Path, ending: str = "") -> dict[str, Path]:
     """Pictures by their path below ``folder`` without suffix and ``ending``, in the order of these paths."""
     if folder.is_file():
         raise ValueError(f"{folder} is a file, not a folder of pictures")
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    below = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    below = sorted(path.relative_to(folder) for path in formats.pictures_in(folder))
     below = [path for path in below if not any(part.startswith(".") for part in path.parts)]
-    others = Image.registered_extensions().keys() - SUFFIXES
-    skipped = [path.suffix.lower() for path in below if path.suffix.lower() in others]
+    found = [path for path in below if formats.suffix_of(path) in formats.SUFFIXES]
+    others = Image.registered_extensions().keys() - set(formats.SUFFIXES)
+    skipped = [path.suffix.lower() for path in below if path not in found and path.suffix.lower() in others]
     if skipped:
         count = "1 picture is" if len(skipped) == 1 else f"{len(skipped)} pictures are"
         log.warning("%s skipped in %s, of kinds that are not read (%s)", count, folder, ", ".join(sorted(set(skipped))))
-    found = [path for path in below if path.suffix.lower() in SUFFIXES]
     if not found:
-        raise ValueError(f"there are no pictures in {folder} (looked for {', '.join(sorted(SUFFIXES))})")
+        raise ValueError(f"there are no pictures in {folder} (looked for {', '.join(sorted(formats.SUFFIXES))})")
     stems: dict[str, Path] = {}
     for path in found:
-        if path.stem.endswith(ending):
-            stem = path.with_name(path.stem.removesuffix(ending)).as_posix()
+        whole = formats.stem_of(path)
+        if whole.endswith(ending):
+            stem = path.with_name(whole.removesuffix(ending)).as_posix()
             if stem in stems:
                 raise ValueError(f"{stems[stem]} and {folder / path} have the same name: rename or remove one")
             stems[stem] = folder / path
@@ -62,7 +102,8 @@ def _pictures(folder: Path, ending: str = "") -> dict[str, Path]:
     return dict(sorted(stems.items()))
 
 
-def _match(sources: dict[str, Path], targets: dict[str, Path]) -> list[Pair]:
+def _check_counterparts(sources: dict[str, Path], targets: dict[str, Path]) -> None:
+    """Raise ValueError where a file of one folder has none in the other."""
     single = sorted({**sources, **targets}[stem] for stem in sources.keys() ^ targets.keys())
     if single:
         others = len(single) - 1
@@ -70,6 +111,10 @@ def _match(sources: dict[str, Path], targets: dict[str, Path]) -> list[Pair]:
         other = next(iter((targets if single[0] in sources.values() else sources).values())).parent
         rule = "files are matched by name without suffix"
         raise ValueError(f"{single[0]} has no counterpart in {other}{more}: {rule}")
+
+
+def _match(sources: dict[str, Path], targets: dict[str, Path]) -> list[Pair]:
+    _check_counterparts(sources, targets)
     return [Pair(stem, path, targets[stem]) for stem, path in sources.items()]
 
 
@@ -93,10 +138,29 @@ def _cityscapes(data_dir: str, split: str) -> list[Pair]:
 
 
 def _paired(data_dir: str, split: str) -> list[Pair]:
-    folders = data_dir.replace("{split}", split).split(",")
-    if len(folders) != 2:
-        raise ValueError(f"data_dir of 'paired' must be two folders, SOURCES,TARGETS; got {data_dir!r}")
-    return _match(*(_pictures(Path(folder)) for folder in folders))
+    sources, semicolon, target = data_dir.replace("{split}", split).rpartition(";" if ";" in data_dir else ",")
+    folders = sources.split(",")
+    if not all([*folders, target]) or (len(folders) > 1 and semicolon != ";"):
+        wanted = "two folders, SOURCES,TARGETS, or several of sources, FIRST,SECOND;TARGETS"
+        raise ValueError(f"data_dir of 'paired' must be {wanted}; got {data_dir!r}")
+    first, *further = (_pictures(Path(folder)) for folder in folders)
+    for each in further:
+        _check_counterparts(first, each)
+    pairs = _match(first, _pictures(Path(target)))
+    return [replace(pair, further=tuple(each[pair.name] for each in further)) for pair in pairs]
+
+
+def with_masks(pairs: Iterable[Pair], folder: Path, split: str) -> list[Pair]:
+    """The pairs, each with its mask in a folder, in which ``{split}`` is filled in.
+
+    Raises:
+        ValueError: a pair has no mask.
+    """
+    masks = _pictures(Path(str(folder).replace("{split}", split)))
+    missing = next((pair for pair in pairs if pair.name not in masks), None)
+    if missing is not None:
+        raise ValueError(f"{missing} has no mask in {folder}: files are matched by name without suffix")
+    return [replace(pair, mask=masks[pair.name]) for pair in pairs]
 
 
 def _folder(data_dir: str, split: str) -> list[Pair]:

@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from bbdm.codec import Codec, LatentStatistics
-from bbdm.data.cache import Sides, TensorCache
+from bbdm.data.cache import TensorCache, Tensors, tensors_of
 from bbdm.data.collection import Example
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.examples import Examples
 from bbdm.pictures import images
 
 PAIRS_IN_STATISTICS = 16  # in a batch
@@ -43,35 +43,32 @@ class LatentDataset(TensorCache):
     at_once = 8
 
     def __init__(
-        self, dataset: PairedDataset, codec: Codec, folder: Path, flip: bool = False, progress: bool = False
+        self, dataset: Examples, codec: Codec, folder: Path, flip: bool = False, progress: bool = False
     ) -> None:
         self.flip = flip
         self.codec = codec.description()
 
-        def encode(batch: Example) -> Sides:
+        def encode(batch: Example) -> Tensors:
             pictures = images.scale(torch.stack([batch.source, batch.target], dim=1))[:, :, None]
             if flip:
                 pictures = torch.cat([pictures, pictures.flip(-1)], dim=2)
             latents = codec.latents(pictures.flatten(0, 2)).cpu()
             source, target = latents.unflatten(0, pictures.shape[:3]).unbind(1)
-            return source, target
+            return {**tensors_of(batch), "source": source, "target": target}
 
         settings = {"flip": flip, "codec": self.codec}
         super().__init__(dataset, folder / "manifest.json", encode, settings, progress=progress)
 
-    def read(self, index: int) -> Example:
+    def read(self, index: int, seed: int = 0) -> Example:
         """The latents of example ``index``."""
         stored = super().read(index)
-        return stored if self.flip else Example(stored.source[0], stored.target[0])
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.pixels(index)
+        return stored if self.flip else stored._replace(source=stored.source[0], target=stored.target[0])
 
 
-def measure(dataset: PairedDataset, codec: Codec, flip: bool = False, progress: bool = False) -> LatentStatistics:
+def measure(dataset: Examples, codec: Codec, flip: bool = False, progress: bool = False) -> LatentStatistics:
     """Mean and spread of latents. ``flip`` adds mirrored pictures, unless the data set is of latents."""
 
-    def batches() -> Iterator[Sides]:
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for pair in tqdm(DataLoader(dataset, PAIRS_IN_STATISTICS), desc="statistics", disable=not progress):
             if isinstance(dataset, LatentDataset):
                 source, target = (v.flatten(0, 1) if dataset.flip else v for v in pair)

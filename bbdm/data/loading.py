@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from bbdm.data.collection import Example
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.examples import Examples, Place
 from bbdm.pictures import images
 
 Batch = TypeVar("Batch")
@@ -60,18 +60,18 @@ def with_short_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 class _Order:
-    """Indices for a loader, which keeps it from pass to pass."""
+    """Places for a loader, which keeps it from pass to pass."""
 
-    indices: Iterable[int] = ()
+    places: Iterable[Place] = ()
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
+    def __iter__(self) -> Iterator[Place]:
+        return iter(self.places)
 
 
 class Batches:
     """Batches of a data set on a device, the last one maybe smaller; workers persist from pass to pass."""
 
-    def __init__(self, dataset: PairedDataset, batch_size: int, device: torch.device, workers: int = 0) -> None:
+    def __init__(self, dataset: Examples, batch_size: int, device: torch.device, workers: int = 0) -> None:
         self.device = device
         self._dataset = dataset
         self._order = _Order()
@@ -86,17 +86,24 @@ class Batches:
             worker_init_fn=_begin_worker,
         )
 
-    def stored(self, order: Iterable[int] | None = None) -> Iterator[Example]:
-        """Batches of the examples ``order``, None for all, as the data set has them: uint8, or latents."""
-        self._order.indices = self._dataset.prefetched(range(len(self._dataset)) if order is None else order)
+    def stored(self, order: Iterable[int] | None = None, seed: int = 0) -> Iterator[Example]:
+        """Batches of the examples ``order``, None for all, as the data set has them.
+
+        Pictures are uint8 or floats in [-1, 1]. ``seed`` is of what is drawn for each example.
+        """
+        order = self._dataset.prefetched(range(len(self._dataset)) if order is None else order)
+        self._order.places = ((index, seed) for index in order)
         for batch in with_short_errors(self._loader):
             self._dataset.leave_out(batch.left_out)
             yield batch
 
-    def __call__(self, order: Iterable[int] | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(source, target) batches of the examples ``order``, None for all: floats in [-1, 1], or latents."""
-        for batch in self.stored(order):
-            yield self._placed(batch.source), self._placed(batch.target)
+    def __call__(self, order: Iterable[int] | None = None, seed: int = 0) -> Iterator[Example]:
+        """The batches of :meth:`stored` on the device: floats in [-1, 1], or latents."""
+        for batch in self.stored(order, seed):
+            conditions = {name: self._placed(value) for name, value in batch.conditions.items()}
+            mask = None if batch.mask is None else self._placed(batch.mask)
+            source, target = self._placed(batch.source), self._placed(batch.target)
+            yield batch._replace(source=source, target=target, conditions=conditions, mask=mask)
 
     def close(self) -> None:
         """End the workers, which an error would wait for; the next call starts new ones."""

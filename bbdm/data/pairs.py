@@ -5,32 +5,33 @@ Pictures are turned upright (EXIF), converted to RGB or grey, and resized with a
 
 from __future__ import annotations
 
-import hashlib
-import logging
-from collections.abc import Container, Iterable, Iterator
-from itertools import chain
+from collections.abc import Container, Iterable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, default_collate
 
-from bbdm.data.collection import Entry, Example, Files, Order, Pairs
+from bbdm.data.collection import Entry, Example, Files, Pairs, Slices
 from bbdm.data.collection import Pair as Pair
-from bbdm.data.config import COLUMNS, DATASETS, DIRECTIONS
+from bbdm.data.config import COLUMNS, DATASETS, PicturesConfig, with_masks
 from bbdm.data.degradations import Degradation
+from bbdm.data.examples import NoTargetError, PairExamples
+from bbdm.data.reading import Reader
+from bbdm.data.valued import ValuedDataset
 from bbdm.pictures import images
 from bbdm.pictures.images import Resize, Size
 from bbdm.pictures.images import open_image as open_image
+from bbdm.pictures.kind import AXES, PictureKind
+from bbdm.pictures.picture import LazyPicture
+from bbdm.pictures.values import EIGHT_BIT
 
-log = logging.getLogger(__name__)
+PLAIN = PicturesConfig()
 
 
-class NoTargetError(ValueError):
-    """A data set is of sources alone, and targets are needed."""
-
-
-class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Pairs as tensors.
+class PairedDataset(PairExamples):
+    """Pairs of 8-bit pictures, each resized, as tensors.
 
     Args:
         pairs: the examples, as :func:`load_dataset` finds them, or a list of :class:`Pair`.
@@ -62,45 +63,17 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         degradation: Degradation | None = None,
         skip_bad: bool = False,
     ) -> None:
-        if direction not in DIRECTIONS:
-            raise ValueError(f"direction must be one of {DIRECTIONS}, got {direction!r}")
         if channels not in (1, 3):
             raise ValueError(f"channels of pictures must be 1 or 3, got {channels}")
-        self.pairs = pairs if isinstance(pairs, Pairs) else Files(pairs)  # pyright: ignore[reportArgumentType]
-        if degradation is not None and self.pairs.has_targets:
-            name = self.pairs[0].name
-            raise ValueError(f"degrade is for pictures without targets (the data set 'folder'), {name!r} has one")
+        pairs = pairs if isinstance(pairs, Pairs) else Files(pairs)  # pyright: ignore[reportArgumentType]
+        super().__init__(pairs, direction, degradation)
         self.image_size = images.as_size(image_size)
-        self.direction = direction
-        self.channels = channels
+        self.channels = self.source_channels = channels
         self.resize: Resize = resize
-        self.degradation = degradation
         self.skip_bad = skip_bad
-        self.left_out: set[str] = set()  # why pairs could not be read, as far as this process knows
 
     def __len__(self) -> int:
         return len(self.pairs)
-
-    def order(self, seed: int) -> Order:
-        """The order of an epoch; see :meth:`~bbdm.data.collection.Pairs.order`."""
-        return self.pairs.order(seed)
-
-    def prefetched(self, order: Iterable[int]) -> Iterator[int]:
-        """The same indices, while what they need is fetched; see :mod:`bbdm.data.shards`."""
-        return self.pairs.prefetched(order)
-
-    def digest(self) -> str:
-        """SHA-256 of all names, of the content of all files, and of the degradation."""
-        return self.pairs.digest("" if self.degradation is None else f"{self.degradation}\n")
-
-    def description(self) -> dict[str, str]:
-        """What decides the pictures, for manifests: the digest, and the degradation if there is one."""
-        degraded = {} if self.degradation is None else {"degradation": str(self.degradation)}
-        return {"files": self.digest(), **degraded}
-
-    def names_digest(self) -> str:
-        """SHA-256 of all names, or for shards and tables, of what names them."""
-        return hashlib.sha256(self.pairs.names.encode()).hexdigest()
 
     def _of(self, pairs: Iterable[Entry], skip_bad: bool) -> PairedDataset:
         kind = self.image_size, self.direction, self.channels, self.resize, self.degradation
@@ -113,13 +86,6 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def skipping(self) -> PairedDataset:
         """The data set with ``skip_bad``."""
         return self._of(self.pairs, True)
-
-    def leave_out(self, reasons: Iterable[str]) -> None:
-        """Name and count pairs that cannot be read, each once, by the lines in :class:`Example`."""
-        for reason in chain.from_iterable(map(str.splitlines, reasons)):
-            if reason not in self.left_out:
-                self.left_out.add(reason)
-                log.warning("left out: %s (%d so far)", reason, len(self.left_out))
 
     def images(self, index: int) -> tuple[Image.Image, Image.Image | None]:
         """Source and target of example ``index`` as resized pictures, None for a missing target."""
@@ -137,13 +103,7 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def _resized(self, image: Image.Image) -> Image.Image:
         return images.resized(images.convert(image, self.channels), self.image_size, self.resize)
 
-    def pixels(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Source and target of example ``index``, each (channels, height, width) uint8."""
-        example = self.read(index)
-        self.leave_out([example.left_out])
-        return example.source, example.target
-
-    def read(self, index: int) -> Example:
+    def read(self, index: int, seed: int = 0) -> Example:
         """Example ``index`` as uint8; with ``skip_bad``, the next one that can be read."""
         reasons: dict[str, None] = {}
         start = range(len(self))[index]  # an IndexError beyond the end, which is what ends an iteration
@@ -154,20 +114,12 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 if target is None:
                     raise NoTargetError(f"{self.pairs[place]} has no target: this dataset can only be translated")
                 first, second = (torch.from_numpy(images.to_pixels(v, self.channels)) for v in (source, target))
-                return Example(first, second, "\n".join(reasons))
+                return Example(first, second, name=self.pairs[place].name, left_out="\n".join(reasons))
             except ValueError as error:  # not OSError: a network that fails says nothing about a picture
                 if not self.skip_bad or isinstance(error, NoTargetError):
                     raise
                 reasons[" ".join(str(error).split())] = None
         raise ValueError(f"none of {len(self)} pairs can be read; the first: {next(iter(reasons))}")
-
-    def batch(self, indices: Iterable[int]) -> Example:
-        """A batch of examples, for a loader: uint8, a quarter of the bytes."""
-        return default_collate([self.read(index) for index in indices])
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        source, target = self.pixels(index)
-        return images.scale(source), images.scale(target)
 
 
 def load_dataset(
@@ -181,17 +133,30 @@ def load_dataset(
     degrade: str | None = None,
     degrade_seed: int = 0,
     columns: str | None = None,
-) -> PairedDataset:
-    """The dataset of a name in :data:`DATASETS`.
+    pictures: PicturesConfig = PLAIN,
+    cache: Path | None = None,
+) -> PairExamples:
+    """The data set of a name in :data:`~bbdm.data.config.DATASETS`.
 
-    Files of two folders are matched by their path without suffix (A/3.png with B/3.jpg). ``degrade``, such as
-    ``sr4`` or ``jpeg:5``, makes the sources from the pictures of ``folder``:
-    see :class:`~bbdm.data.degradations.Degradation`. ``columns``, ``SOURCE,TARGET`` or ``SOURCE``, says where
-    shards and tables have their pictures.
+    Args:
+        name: of the data set.
+        data_dir: its folder or folders. Files of two folders are matched by their path without suffix,
+            A/3.png with B/3.jpg.
+        split: ``train``, ``val`` or ``test``.
+        image_size: the side that pictures are resized to, or (height, width).
+        direction: ``AtoB`` translates A into B; ``BtoA`` swaps source and target.
+        channels: 3 or 1, which 8-bit pictures are converted to.
+        resize: what the size means; see :class:`PairedDataset`. ``fit`` is of 8-bit pictures alone.
+        degrade: makes the sources from the pictures of ``folder``, such as ``sr4`` or ``jpeg:5``: see
+            :class:`~bbdm.data.degradations.Degradation`.
+        degrade_seed: of its random numbers.
+        columns: ``SOURCE,TARGET`` or ``SOURCE``, where shards and tables have their pictures.
+        pictures: values, crops, masks and slices.
+        cache: folder of decoded pictures, for crops; None to decode them again.
 
     Raises:
         ValueError: an unknown name, no pictures, a file without a counterpart, which is named, an unknown
-            degradation or one of pairs with targets, or columns of another data set.
+            degradation or one of pairs with targets, columns of another data set, or values that nobody gave.
         FileNotFoundError: a folder or a split does not exist.
         OSError: a shard cannot be fetched.
     """
@@ -200,5 +165,48 @@ def load_dataset(
     degradation = None if degrade is None else Degradation.read(degrade, degrade_seed)
     if columns is not None and name not in COLUMNS:
         raise ValueError(f"columns are of the data sets {', '.join(COLUMNS)}, got {columns!r} for {name!r}")
-    pairs = DATASETS[name](data_dir, split, *([] if columns is None else [columns]))
-    return PairedDataset(pairs, image_size, direction, channels, resize, degradation)
+    found = DATASETS[name](data_dir, split, *([] if columns is None else [columns]))
+    pairs = found if isinstance(found, Pairs) else Files(found)  # pyright: ignore[reportArgumentType]
+    if pictures.masks is not None:
+        pairs = Files(with_masks(pairs, pictures.masks, split))
+    if pictures.slices is not None:
+        pairs = Slices(pairs, AXES[pictures.slices])
+    if pictures == PLAIN and _is_plain(pairs):
+        return PairedDataset(pairs, image_size, direction, channels, resize, degradation)
+    kind = _kind(pairs, direction, pictures)
+    size = None if resize == "keep" or pictures.crop is not None else image_size
+    return ValuedDataset(pairs, kind, pictures.crops, size, direction, channels, degradation, pictures.resample, cache)
+
+
+def _is_plain(pairs: Pairs) -> bool:
+    """Whether the first pair is of pictures that Pillow makes 8 bits of."""
+    if not isinstance(pairs, Files):
+        return True
+    first = pairs[0]
+    if first.further or not all(path.suffix.lower() in images.SUFFIXES for path in first.files):
+        return False
+    try:
+        sides = first.opened()
+    except ValueError:  # a survey says so, with the other pictures that cannot be read
+        return True
+    return all(_is_colour(side) for side in (*sides.sources, sides.target) if side is not None)
+
+
+def _is_colour(picture: LazyPicture) -> bool:
+    return picture.dtype == np.uint8 and picture.shape[0] in (1, 3) and len(picture.size) == 2
+
+
+def _kind(pairs: Pairs, direction: str, pictures: PicturesConfig) -> PictureKind:
+    """The values of both sides: those given, or of 8-bit files 0 to 255.
+
+    Raises:
+        ValueError: a file has more bits, and no values are given.
+    """
+    sides = Reader(None, False, False, None).open(pairs[0], direction == "BtoA")
+    given: dict[str, Any] = {"source": pictures.source_values, "target": pictures.target_values}
+    for name, of in {"source": sides.sources, "target": (sides.target,)}.items():
+        for each in of:
+            if given[name] is None and each is not None and each.dtype != np.uint8:
+                raise ValueError(f"{each.path}: {images.more_than_8_bits(each[()])}")
+    values = {name: EIGHT_BIT if value is None else value for name, value in given.items()}
+    return PictureKind(**values, crop=pictures.crop, slices=pictures.slices)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}  # of pictures in folders
 EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"}
-SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 TURNS = {  # what makes a picture of an EXIF orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -93,28 +92,29 @@ def resized(image: Image.Image, size: Size, resize: Resize = "stretch") -> Image
 
 
 def convert(image: Image.Image, channels: int = 3) -> Image.Image:
-    """The picture as 8-bit grey (1 channel) or RGB (3 channels).
-
-    Transparent pixels are blended with white, and 16-bit grey is scaled to 8 bits.
+    """The picture as 8-bit grey (1 channel) or RGB (3 channels). Transparent pixels are blended with white.
 
     Raises:
-        ValueError: a mode that has no agreed range (32-bit integers and floats), or another number of
+        ValueError: the picture has more than 8 bits, which have no agreed range; or another number of
             channels.
     """
     if channels not in (1, 3):
         raise ValueError(f"a picture can become 1 or 3 channels, not {channels}: pass a tensor to this network")
-    if image.mode in SIXTEEN_BIT:
-        wide = np.asarray(image, dtype=np.uint16).astype(np.uint32)
-        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
-    elif image.mode not in EIGHT_BIT:
-        raise ValueError(
-            f"a picture of mode {image.mode!r} has no agreed range of values: "
-            "convert it to 8 bits (L, RGB, RGBA, P) or 16-bit grey (I;16) first"
-        )
+    if image.mode not in EIGHT_BIT:
+        raise more_than_8_bits(np.asarray(image))
     if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def more_than_8_bits(array: npt.NDArray[Any]) -> ValueError:
+    """The error for pictures of more than 8 bits of which nobody said what black and white are."""
+    found = f"{array.min():g} to {array.max():g}" if array.size else "none"
+    return ValueError(
+        f"pictures of {array.dtype} have no agreed range of values, and this one has {found}: give the range, "
+        "such as --source_values 0:4095 --target_values 0:4095, source_values= and target_values= in Python"
+    )
 
 
 class UnknownFormatError(ValueError):
@@ -134,6 +134,11 @@ def _reading(name: Path | str, wanted: str = "") -> Iterator[None]:
         raise ValueError(f"cannot read the picture {name}: {error}") from error
 
 
+def is_narrowed(image: Image.Image) -> bool:
+    """Whether Pillow, when it decodes an opened file, would make 8 bits of more: of 16-bit colour it does."""
+    return image.mode in EIGHT_BIT and any(";16" in str(tile[3]) for tile in image.tile)
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """A copy, turned as EXIF says. The rest of EXIF is not read: cameras write values of wrong types."""
     turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -148,6 +153,7 @@ def open_image(path: Path) -> Image.Image:
         ValueError: the file cannot be decoded.
     """
     with _reading(path), Image.open(path) as image:
+        _check_bits(image)
         image.load()
         return _upright(image)
 
@@ -172,8 +178,14 @@ def decode(
     if check_size is not None:
         check_size(*image.size)
     with _reading(name), image:
+        _check_bits(image)
         image.load()
         return _upright(image)
+
+
+def _check_bits(image: Image.Image) -> None:
+    if is_narrowed(image):
+        raise ValueError("it has 16 bits in each colour: give the range of values, such as --source_values 0:65535")
 
 
 def to_png(image: Image.Image) -> bytes:
@@ -191,6 +203,11 @@ def open_size(path: Path) -> tuple[int, int]:
         return (image.height, image.width) if turned else image.size
 
 
+def as_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """(1, H, W) uint8 of a grey picture, (3, H, W) of another; see :func:`convert`."""
+    return to_pixels(image, 1 if image.mode in ("1", "L", "LA") else 3)
+
+
 def to_pixels(image: Image.Image, channels: int = 3) -> npt.NDArray[np.uint8]:
     """(channels, H, W) uint8 of a picture, in memory of its own; see :func:`convert`."""
     pixels = np.asarray(convert(image, channels), dtype=np.uint8).reshape(image.height, image.width, channels)
@@ -203,17 +220,23 @@ def to_array(image: Image.Image, channels: int = 3) -> npt.NDArray[np.float32]:
 
 
 def scale(pixels: torch.Tensor) -> torch.Tensor:
-    """float32 in [-1, 1] of uint8, on its device; bit for bit the values of :func:`to_array`."""
+    """float32 in [-1, 1] of uint8, on its device; bit for bit the values of :func:`to_array`. Floats stay."""
     import torch
 
+    if pixels.is_floating_point():
+        return pixels
     whole = torch.full((), 127.5, device=pixels.device)  # a tensor: CUDA multiplies by the reciprocal of a number
     return pixels.float() / whole - 1
 
 
 def from_array(array: npt.NDArray[np.floating]) -> Image.Image:
-    """A picture from a (1 or 3, H, W) array in [-1, 1]; values outside are clipped."""
-    if array.ndim != 3 or array.shape[0] not in (1, 3):
-        raise ValueError(f"a picture needs a (1 or 3, H, W) tensor, got {tuple(array.shape)}")
+    """A picture from a (C, H, W) array in [-1, 1]; values outside are clipped.
+
+    One channel is grey and three are RGB. Two stand side by side, and of more the first three are shown.
+    """
+    if array.ndim != 3 or not array.size:
+        raise ValueError(f"a picture needs a (C, H, W) tensor, got {tuple(array.shape)}")
+    array = np.concatenate(np.split(array, 2), axis=2) if len(array) == 2 else array[:3]
     pixels = np.rint((array.astype(np.float32).clip(-1, 1) + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 

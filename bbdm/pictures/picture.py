@@ -1,4 +1,4 @@
-"""What a picture is: its values, where its pixels lie in the world, and how a file of one is read in parts."""
+"""What a picture is: its values, where its pixels lie in the world, and how a file is read in parts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 Affine = tuple[tuple[float, ...], ...]
 Window = tuple[slice, ...]  # of the spatial axes
+SAME_PLACE = 1e-3  # pixels that two grids may differ by
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Picture(np.ndarray[Any, Any]):
     unit: str
     name: str
 
-    def __new__(
+    def __new__(  # noqa: D102
         cls, array: npt.ArrayLike, geometry: Geometry | None = None, unit: str = "", name: str = ""
     ) -> Picture:
         made = np.asarray(array).view(cls)
@@ -75,6 +76,7 @@ class LazyPicture(ABC):
         dtype: of the stored values.
         geometry: see :class:`Geometry`.
         nodata: the stored value of pixels without a value, or None.
+        windowed: whether a window costs less to read than the whole.
     """
 
     path: Path
@@ -82,6 +84,7 @@ class LazyPicture(ABC):
     dtype: np.dtype[Any]
     geometry: Geometry
     nodata: float | None = None
+    windowed: bool = False
 
     @abstractmethod
     def __getitem__(self, window: Window) -> npt.NDArray[Any]:
@@ -97,6 +100,32 @@ class LazyPicture(ABC):
         return self.shape[1:]
 
     @property
-    def windowed(self) -> bool:
-        """Whether a window costs less to read than the whole."""
-        return False
+    def grid(self) -> str:
+        """The size and the affine, for messages."""
+        affine = self.geometry.affine
+        placed = "" if affine is None else f" at {tuple(tuple(round(v, 6) for v in row) for row in affine[:-1])}"
+        return f"{' x '.join(map(str, self.size))}{placed}"
+
+
+class LoadedPicture(LazyPicture):
+    """A picture that is in memory."""
+
+    windowed = True
+
+    def __init__(self, array: npt.NDArray[Any], path: Path, geometry: Geometry | None = None) -> None:
+        self._array = array
+        self.path, self.geometry = path, geometry or Geometry()
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def __getitem__(self, window: Window) -> npt.NDArray[Any]:
+        return self._array[(slice(None), *window)]
+
+
+def same_grid(one: LazyPicture, other: LazyPicture) -> bool:
+    """Whether two pictures have one size and, where both say it, one place in the world."""
+    affines = one.geometry.affine, other.geometry.affine
+    if one.size != other.size or None in affines:
+        return one.size == other.size
+    first, second = (np.asarray(affine, dtype=np.float64) for affine in affines)
+    pixel = np.abs(second[:-1, :-1]).max()  # the length of a pixel's longest side, about
+    return bool(np.allclose(first, second, rtol=0, atol=SAME_PLACE * pixel))

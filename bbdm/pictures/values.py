@@ -196,12 +196,12 @@ def from_config(config: Mapping[str, Any]) -> AnyValues:
         raise ValueError(f"values must have low, high, unit and dtype, or percentiles, got {dict(config)}") from error
 
 
-def check_finite(array: npt.NDArray[Any], name: str) -> None:
-    """Raise ValueError where a picture (C, *S) of floats has NaN or infinity, which is named with its place."""
+def check_finite(array: npt.NDArray[Any]) -> None:
+    """Raise ValueError where a picture (C, *S) of floats has NaN or infinity; its place is named."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         channel, *place = (int(axis[0]) for axis in np.nonzero(~np.isfinite(array)))
         value = array[(channel, *place)]
-        raise ValueError(f"{name} has {value} in channel {channel} at {tuple(place)}: mask it, or write a number there")
+        raise ValueError(f"{value} stands in channel {channel} at {tuple(place)}, where a finite number is needed")
 
 
 def _level(value: Any, name: str) -> Level:

@@ -1,0 +1,153 @@
+"""What a run trains on: examples by index, whatever they are made of."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, default_collate
+
+from bbdm.data.collection import Example, Order, Pairs
+from bbdm.data.config import DIRECTIONS
+from bbdm.data.degradations import Degradation
+from bbdm.pictures import images
+from bbdm.pictures.images import Size
+from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
+
+log = logging.getLogger(__name__)
+Place = tuple[int, int]  # an example's index, and the seed of what is drawn for it
+
+
+class NoTargetError(ValueError):
+    """A data set is of sources alone, and targets are needed."""
+
+
+class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
+    """Examples by index, of which a run trains.
+
+    Attributes:
+        image_size: the size of the pictures that examples have.
+        channels: of targets.
+        source_channels: of sources.
+        kind: what the pictures are besides.
+        direction: ``AtoB``, or ``BtoA`` where the sides are swapped.
+        degradation: what makes sources, or None.
+        left_out: why examples could not be read, as far as this process knows.
+
+    Item i is (source, target), each (C, *S) float32 in [-1, 1].
+    """
+
+    image_size: Size
+    channels: int
+    source_channels: int
+    kind: PictureKind = EIGHT_BIT_PICTURES
+    direction: str = "AtoB"
+    degradation: Degradation | None = None
+    left_out: set[str]
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, index: int, seed: int = 0) -> Example:
+        """Example ``index``; ``seed`` is of what is drawn anew for each epoch, such as the place of a crop.
+
+        Raises:
+            ValueError: it cannot be read; the message names it.
+        """
+
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 of all that decides the examples."""
+
+    @abstractmethod
+    def names_digest(self) -> str:
+        """SHA-256 of what names the examples, which stays the same when a run resumes."""
+
+    def description(self) -> dict[str, Any]:
+        """What decides the pictures, for manifests: the digest, the degradation and the kind if there are."""
+        degraded = {} if self.degradation is None else {"degradation": str(self.degradation)}
+        return {"files": self.digest(), **degraded, **self.kind.config()}
+
+    def order(self, seed: int) -> Order:
+        """The examples of an epoch, a function of the seed: here a permutation of all."""
+        indices = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return lambda start, end: indices[start:end].tolist()
+
+    def prefetched(self, order: Iterable[int]) -> Iterator[int]:
+        """The same indices, while what they need is fetched."""
+        return iter(order)
+
+    def leave_out(self, reasons: Iterable[str]) -> None:
+        """Name and count examples that cannot be read, each once, by the lines in :class:`Example`."""
+        for reason in chain.from_iterable(map(str.splitlines, reasons)):
+            if reason not in self.left_out:
+                self.left_out.add(reason)
+                log.warning("left out: %s (%d so far)", reason, len(self.left_out))
+
+    def batch(self, places: Iterable[Place]) -> Example:
+        """A batch of examples, for a loader."""
+        return collate([self.read(index, seed) for index, seed in places])
+
+    def pixels(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Source and target of example ``index`` as :meth:`read` gives them: of 8-bit pictures uint8."""
+        example = self.read(index)
+        self.leave_out([example.left_out])
+        return example.source, example.target
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        source, target = self.pixels(index)
+        return images.scale(source), images.scale(target)
+
+
+class PairExamples(Examples):
+    """Examples that are pairs of pictures in files. Attributes: ``pairs``, and those of :class:`Examples`.
+
+    Raises:
+        ValueError: an unknown direction, or a degradation of pairs with targets.
+    """
+
+    def __init__(self, pairs: Pairs, direction: str, degradation: Degradation | None) -> None:
+        if direction not in DIRECTIONS:
+            raise ValueError(f"direction must be one of {DIRECTIONS}, got {direction!r}")
+        if degradation is not None and pairs.has_targets:
+            name = pairs[0].name
+            raise ValueError(f"degrade is for pictures without targets (the data set 'folder'), {name!r} has one")
+        self.pairs = pairs
+        self.direction = direction
+        self.degradation = degradation
+        self.left_out = set()
+
+    @abstractmethod
+    def images(self, index: int) -> tuple[Any, Any]:
+        """Source and target of pair ``index`` as pictures; None for a missing target."""
+
+    def order(self, seed: int) -> Order:
+        """The order of an epoch; see :meth:`~bbdm.data.collection.Pairs.order`."""
+        return self.pairs.order(seed)
+
+    def prefetched(self, order: Iterable[int]) -> Iterator[int]:
+        """The same indices, while what they need is fetched; see :mod:`bbdm.data.shards`."""
+        return self.pairs.prefetched(order)
+
+    def digest(self) -> str:
+        """SHA-256 of all names, of the content of all files, and of the degradation."""
+        return self.pairs.digest("" if self.degradation is None else f"{self.degradation}\n")
+
+    def names_digest(self) -> str:
+        """SHA-256 of all names, or for shards and tables, of what names them."""
+        return hashlib.sha256(self.pairs.names.encode()).hexdigest()
+
+
+def collate(examples: Sequence[Example]) -> Example:
+    """Examples as a batch: tensors stacked, names and reasons as lists."""
+    first = examples[0]
+    conditions = {name: default_collate([each.conditions[name] for each in examples]) for name in first.conditions}
+    mask = None if first.mask is None else default_collate([each.mask for each in examples])
+    source, target = (default_collate([each[side] for each in examples]) for side in (0, 1))
+    return Example(source, target, conditions, mask, [each.name for each in examples], [e.left_out for e in examples])

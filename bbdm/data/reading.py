@@ -1,0 +1,166 @@
+"""Reading parts of the pictures of an example, in stored values."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from bbdm.base.atomic import write_atomically
+from bbdm.data.collection import Entry, Sides
+from bbdm.pictures import formats, images
+from bbdm.pictures.picture import LazyPicture, LoadedPicture, Window, same_grid
+
+KEPT = 4  # decoded pictures, of files of which no part can be read alone
+OPENED = 8  # examples whose files stay open
+SAMPLED = 2**24  # pixels of a picture from which percentiles are those of an even share of its rows
+Array = npt.NDArray[Any]
+
+
+class Reader:
+    """Opens the pictures of examples, and reads parts of them.
+
+    Args:
+        channels: 1 or 3, which 8-bit pictures are converted to; None for those of the files.
+        same_size: whether the pictures of an example must lie on one grid.
+        resample: resample sources and masks that lie on another grid than the target.
+        cache: folder of decoded pictures, where no part of a file can be read alone; None for none.
+    """
+
+    def __init__(self, channels: int | None, same_size: bool, resample: bool, cache: Path | None) -> None:
+        self._channels, self._same_size, self._resample, self._cache = channels, same_size, resample, cache
+        self._keep()
+
+    def _keep(self) -> None:
+        self._whole = lru_cache(KEPT)(_decoded)
+        self.open = lru_cache(OPENED)(self._open)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_whole", "open")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._keep()  # each process keeps its own
+
+    def _open(self, entry: Entry, swapped: bool = False) -> Sides:
+        """The pictures of an example, on one grid; ``swapped`` makes the target the source.
+
+        Raises:
+            ValueError: a file cannot be read, or the grids differ.
+        """
+        sides = entry.opened()
+        if swapped:
+            if sides.target is None or len(sides.sources) != 1:
+                raise ValueError(f"{entry}: direction 'BtoA' needs one source and one target")
+            sides = sides._replace(sources=(sides.target,), target=sides.sources[0])
+        like = sides.target or sides.sources[0]
+        return sides._replace(
+            sources=tuple(self._placed(each, like) for each in sides.sources),
+            target=None if sides.target is None else self._placed(sides.target, like),
+            mask=None if sides.mask is None else self._placed(sides.mask, like),
+        )
+
+    def _placed(self, picture: LazyPicture, like: LazyPicture) -> LazyPicture:
+        """A picture on the grid of another, from the cache where no part of its file can be read alone."""
+        if self._cache is not None and not picture.windowed:
+            picture = _from_cache(picture, self._cache)
+        if not self._same_size or same_grid(picture, like):
+            return picture
+        if self._resample:
+            return formats.resampled(picture, like)
+        raise ValueError(
+            f"{picture.path} and {like.path} lie on different grids, {picture.grid} and {like.grid}: "
+            "resample the first to the second by --resample"
+        )
+
+    def channels(self, pictures: Sequence[LazyPicture]) -> int:
+        """The channels that :meth:`part` gives."""
+        return sum(self._channels if self._is_converted(each) else each.shape[0] for each in pictures)  # pyright: ignore[reportReturnType, reportArgumentType]
+
+    def _is_converted(self, picture: LazyPicture) -> bool:
+        return self._channels is not None and picture.dtype == np.uint8 and picture.shape[0] in (1, 3)
+
+    def part(self, pictures: Sequence[LazyPicture], sides: Sides, window: Window = ()) -> Array:
+        """(C, *W) of all channels in a window of the plane; () for all of it."""
+        parts: list[Array] = []
+        for picture in pictures:
+            whole = _in_volume(window, sides, picture)
+            alone = picture.windowed or not whole
+            array = picture[whole] if alone else self._whole(picture)[(slice(None), *whole)]
+            array = array if sides.plane is None else array.take(0, 1 + sides.plane[0])
+            parts.append(_converted(array, self._channels) if self._is_converted(picture) else array)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def sample(self, pictures: Sequence[LazyPicture]) -> Array:
+        """(C, N) pixels of whole pictures without those that have no value, for percentiles."""
+        parts: list[Array] = []
+        for picture in pictures:
+            rows, step = picture.size[0], -(-int(np.prod(picture.size)) // SAMPLED)
+            if picture.windowed and step > 1:
+                strips = [
+                    picture[(slice(row, row + 1), *[slice(None)] * (len(picture.size) - 1))]
+                    for row in range(0, rows, step)
+                ]
+                array = np.concatenate(strips, axis=1)
+            else:
+                array = self._whole(picture)
+            parts.append(array.reshape(len(array), -1))
+        values = np.concatenate(parts)
+        absent = [without_data(part, picture.nodata) for part, picture in zip(parts, pictures, strict=True)]
+        return values[:, ~np.any(absent, axis=0)]
+
+
+def without_data(array: Array, nodata: float | None) -> npt.NDArray[np.bool_]:
+    """(*S) whether a pixel of (C, *S) has the value that stands for none, in a channel."""
+    if nodata is None:
+        return np.zeros(array.shape[1:], dtype=bool)
+    return (np.isnan(array) if np.isnan(nodata) else array == nodata).any(axis=0)
+
+
+def in_plane(size: Sequence[int], sides: Sides) -> tuple[int, ...]:
+    """The size of an example of a picture's: without the axis across the plane of a slice."""
+    return tuple(side for axis, side in enumerate(size) if sides.plane is None or axis != sides.plane[0])
+
+
+def _in_volume(window: Window, sides: Sides, picture: LazyPicture) -> Window:
+    """A window of the plane as one of the picture."""
+    if sides.plane is None:
+        return window
+    axis, place = sides.plane
+    flat = list(window) or [slice(None)] * (len(picture.size) - 1)
+    return (*flat[:axis], slice(place, place + 1), *flat[axis:])
+
+
+def _converted(array: Array, channels: int | None) -> Array:
+    """8-bit grey as colour, or the other way round."""
+    image = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+    return images.to_pixels(image, channels or len(array))
+
+
+def _decoded(picture: LazyPicture) -> Array:
+    return picture[()]
+
+
+def _from_cache(picture: LazyPicture, folder: Path) -> LazyPicture:
+    """A picture as a file of an array, which is made where it does not exist."""
+    about = picture.path.stat()
+    key = f"{picture.path.absolute()} {about.st_size} {about.st_mtime_ns}"
+    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                np.save(file, picture[()])
+
+        write_atomically(path, write)
+    mapped = np.load(path, mmap_mode="r")
+    made = LoadedPicture(mapped, picture.path, picture.geometry)
+    made.nodata = picture.nodata
+    return made

@@ -1,0 +1,199 @@
+"""Pairs of pictures of any channels and values: whole, in crops, or as slices of volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import tee
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from bbdm.data.collection import Example, Order, Pairs, Sides
+from bbdm.data.crops import Crops
+from bbdm.data.degradations import Degradation
+from bbdm.data.examples import NoTargetError, PairExamples
+from bbdm.data.reading import Reader, in_plane, without_data
+from bbdm.pictures import images
+from bbdm.pictures.images import Size
+from bbdm.pictures.kind import PictureKind
+from bbdm.pictures.picture import LazyPicture, Picture, Window
+from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, check_finite
+
+Array = npt.NDArray[Any]
+
+
+class ValuedDataset(PairExamples):
+    """Pairs of pictures as tensors in [-1, 1], scaled by the values of their side; 8 bits stay uint8.
+
+    Args:
+        pairs: the examples.
+        kind: the values of both sides.
+        crops: which crops are examples; None for whole pictures.
+        image_size: the size that whole pictures are resized to; None to keep their size.
+        direction: ``AtoB`` translates A into B; ``BtoA`` swaps source and target.
+        channels: 1 or 3, which 8-bit pictures are converted to; None for those of the files.
+        degradation: makes the sources of 8-bit pictures without targets, on the crop. With crops, a random
+            one is drawn anew in each epoch.
+        resample: resample sources and masks that lie on another grid than the target.
+        cache: folder of decoded pictures, where no part of a file can be read alone; None for none.
+
+    Raises:
+        ValueError: the first pair cannot be read, or does not fit its values.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        kind: PictureKind,
+        crops: Crops | None = None,
+        image_size: Size | None = None,
+        direction: str = "AtoB",
+        channels: int | None = None,
+        degradation: Degradation | None = None,
+        resample: bool = False,
+        cache: Path | None = None,
+    ) -> None:
+        super().__init__(pairs, direction, degradation)
+        self.kind = kind
+        self.crops = crops
+        self._resized_to = None if image_size is None or crops is not None else images.sides(image_size)
+        self._reader = Reader(channels, self._resized_to is None, resample, cache)
+        self._ranges: dict[tuple[Path, ...], Values] = {}  # of percentiles
+        sides = self._opened(0)
+        plane = in_plane(sides.sources[0].size, sides)
+        if len(plane) != 2:
+            raise ValueError(f"{pairs[0]} is a volume: say which slices of it are meant, such as --slices axial")
+        self.image_size = images.as_size(crops.size if crops else self._resized_to or plane)
+        self._masked = sides.mask is not None or any(each.nodata is not None for each in _pictures(sides))
+        self.source_channels, self.channels = map(self._reader.channels, _by_role(sides))
+        self.channels = self.channels or self.source_channels
+        for count, values in ((self.source_channels, kind.source), (self.channels, kind.target)):
+            if isinstance(values, Values) and values.channels not in (None, count):
+                raise ValueError(f"{pairs[0]} has {count} channels, and there are values of {values.channels}")
+
+    @property
+    def _each(self) -> int:
+        """The examples of a pair."""
+        return self.crops.per_picture if self.crops else 1
+
+    def __len__(self) -> int:
+        return self._each * len(self.pairs)
+
+    def order(self, seed: int) -> Order:
+        """The order of the pairs in an epoch; the crops of one follow each other."""
+        order, each = super().order(seed), self._each
+
+        def crops(start: int, end: int) -> list[int]:
+            pairs = order(start // each, -(-end // each))
+            return [each * pair + crop for pair in pairs for crop in range(each)][start % each :][: end - start]
+
+        return crops
+
+    def prefetched(self, order: Iterable[int]) -> Iterator[int]:
+        """The same indices, while what they need is fetched."""
+        order, ahead = tee(order)
+        for index, _ in zip(order, super().prefetched(index // self._each for index in ahead), strict=True):
+            yield index
+
+    def _opened(self, place: int) -> Sides:
+        return self._reader.open(self.pairs[place], self.direction == "BtoA")
+
+    def images(self, index: int) -> tuple[Picture, Picture | None]:
+        """Source and target of pair ``index``, whole, in stored values; None for a missing target."""
+        sides, name = self._opened(index), self.pairs[index].name
+        made = [
+            Picture(self._reader.part(each, sides), each[0].geometry, getattr(values, "unit", ""), name)
+            for each, values in zip(_by_role(sides), (self.kind.source, self.kind.target), strict=True)
+            if each
+        ]
+        return (made[0], made[1]) if len(made) > 1 else (made[0], None)
+
+    def read(self, index: int, seed: int = 0) -> Example:
+        """Example ``index``: uint8 of 8-bit pictures, else float32; pixels without a value are -1, or 0."""
+        place, number = divmod(range(len(self))[index], self._each)
+        pair = self.pairs[place]
+        sides = self._opened(place)
+        if sides.target is None and self.degradation is None:
+            raise NoTargetError(f"{pair} has no target: this dataset can only be translated")
+        try:
+            return self._example(pair.name, sides, f"{pair.name} {number}", seed)
+        except ValueError as error:
+            raise ValueError(f"{pair}: {error}") from error
+
+    def _example(self, name: str, sides: Sides, key: str, seed: int) -> Example:
+        """The example of opened pictures; ``key`` names its crop."""
+        window: Window = ()
+        if self.crops is not None:
+            mask = None if sides.mask is None else lambda: self._mask(sides, ())
+            window = self.crops.window(in_plane(sides.sources[0].size, sides), key, seed, mask)
+        valid = self._mask(sides, window) if sides.mask else np.True_
+        made: list[torch.Tensor] = []
+        for pictures, values in zip(_by_role(sides), (self.kind.source, self.kind.target), strict=True):
+            if pictures:
+                array = self._reader.part(pictures, sides, window)
+                absent = without_data(array, pictures[0].nodata)
+                valid = valid & ~absent
+                made.append(self._tensor(array, absent, self._values(values, pictures)))
+        if self.degradation is not None:
+            drawn = f"{key} {seed}" if self.crops else name
+            made.insert(0, _degraded(made[0], self.degradation, drawn))
+        mask = torch.from_numpy(self._fitted(valid[None].astype(np.float32))) if self._masked else None
+        return Example(made[0], made[1], mask=mask, name=name)
+
+    def _mask(self, sides: Sides, window: Window) -> npt.NDArray[np.bool_]:
+        """(H, W) whether pixels are in the mask."""
+        assert sides.mask is not None
+        return (self._reader.part((sides.mask,), sides, window) != 0).any(axis=0)
+
+    def _values(self, values: AnyValues, pictures: Sequence[LazyPicture]) -> Values:
+        """The values of pictures: those of percentiles are measured once on the whole ones."""
+        if isinstance(values, Values):
+            return values
+        key = tuple(picture.path for picture in pictures)
+        if key not in self._ranges:
+            self._ranges[key] = values.of(self._reader.sample(pictures))
+        return self._ranges[key]
+
+    def _tensor(self, array: Array, absent: npt.NDArray[np.bool_], values: Values) -> torch.Tensor:
+        """(C, *S) of stored values as a tensor."""
+        if values == EIGHT_BIT:
+            if array.dtype != np.uint8:
+                raise images.more_than_8_bits(array)
+            made = array
+        else:
+            array = np.where(absent, array.dtype.type(0), array) if absent.any() else array
+            check_finite(array)
+            made = values.scaled(array)
+        if absent.any():
+            made = np.where(absent, made.dtype.type(0 if made.dtype == np.uint8 else -1), made)
+        return torch.from_numpy(self._fitted(made))
+
+    def _fitted(self, array: Array) -> Array:
+        """The array at the size that whole pictures are resized to, each channel for itself."""
+        height, width = self._resized_to or array.shape[1:]
+        if array.shape[1:] == (height, width):
+            return np.ascontiguousarray(array)
+        channels = [images.resized(Image.fromarray(channel), (height, width)) for channel in array]
+        return np.stack([np.asarray(channel) for channel in channels])
+
+
+def _pictures(sides: Sides) -> tuple[LazyPicture, ...]:
+    return (*sides.sources, *([] if sides.target is None else [sides.target]))
+
+
+def _by_role(sides: Sides) -> tuple[tuple[LazyPicture, ...], tuple[LazyPicture, ...]]:
+    """The pictures of the source, and of the target."""
+    return sides.sources, () if sides.target is None else (sides.target,)
+
+
+def _degraded(target: torch.Tensor, degradation: Degradation, name: str) -> torch.Tensor:
+    """The source of a target (1 or 3, H, W) of 8 bits."""
+    if target.dtype != torch.uint8 or len(target) not in (1, 3):
+        raise ValueError(f"degrade is for grey and colour of 8 bits, got {len(target)} channels of {target.dtype}")
+    pixels = target.permute(1, 2, 0).numpy()
+    image = Image.fromarray(pixels[:, :, 0] if len(target) == 1 else np.ascontiguousarray(pixels))
+    return torch.from_numpy(images.to_pixels(degradation(image, name), len(target)))

@@ -1,0 +1,66 @@
+"""What kind of pictures a network was trained on; it is part of its file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from bbdm.pictures import values
+from bbdm.pictures.images import Size, as_size
+from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values
+
+Plane = Literal["axial", "coronal", "sagittal"]
+AXES: dict[str, int] = dict(zip(get_args(Plane), range(3), strict=True))  # of a volume (D, H, W), across the plane
+
+
+@dataclass(frozen=True)
+class PictureKind:
+    """What the pictures of a network are, besides their channels.
+
+    Args:
+        source: the values of sources.
+        target: the values of targets, and so of results.
+        crop: the size of the crops that it was trained on; None for whole pictures.
+        slices: the plane of the slices of volumes that it was trained on; None for other pictures.
+
+    Raises:
+        ValueError: targets have percentiles, which results cannot be turned back from; or an unknown plane.
+    """
+
+    source: AnyValues = EIGHT_BIT
+    target: Values = EIGHT_BIT
+    crop: Size | None = None
+    slices: Plane | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.target, Values):
+            raise ValueError(f"target values must be LOW:HIGH, so that results have a unit; got {self.target}")
+        if self.slices not in (None, *AXES):
+            raise ValueError(f"slices must be one of {', '.join(AXES)}, got {self.slices!r}")
+
+    def config(self) -> dict[str, Any]:
+        """Plain values, of which :meth:`from_config` makes it again: what is not of whole 8-bit pictures."""
+        made: dict[str, Any] = {}
+        for name in ("source", "target"):
+            if getattr(self, name) != EIGHT_BIT:
+                made[f"{name}_values"] = getattr(self, name).config()
+        return made | {name: getattr(self, name) for name in ("crop", "slices") if getattr(self, name) is not None}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> PictureKind:
+        """The kind that a file describes; further entries are of others.
+
+        Raises:
+            ValueError: an entry is wrong.
+        """
+        sides: dict[str, Any] = {
+            name: values.from_config(config[f"{name}_values"])
+            for name in ("source", "target")
+            if config.get(f"{name}_values") is not None
+        }
+        crop = config.get("crop")
+        return cls(**sides, crop=None if crop is None else as_size(crop), slices=config.get("slices"))
+
+
+EIGHT_BIT_PICTURES = PictureKind()
