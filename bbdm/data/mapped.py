@@ -1,4 +1,4 @@
-"""Any map-style data set as examples: what ``torch.utils.data`` calls one, of one's own or of another library."""
+"""Any map-style data set of ``torch.utils.data`` as examples: one's own, or of another library."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ class MappedDataset(Examples):
     """The items of a map-style data set as examples.
 
     Args:
-        dataset: has ``__len__`` and ``__getitem__``. An item is (source, target), or a mapping with ``source``,
-            ``target``, and maybe ``conditions`` (a mapping of tensors), ``mask`` (1, H, W) and ``name``.
+        dataset: has ``__len__`` and ``__getitem__``. An item is (source, target), or a mapping with
+            ``source``, ``target``, and maybe ``conditions`` (a mapping of tensors), ``mask`` (1, H, W) and
+            ``name``.
         item: makes such an item of what the data set has; None where it has such items.
         source_values: the values of sources. None for 0 to 255 of uint8, and for floats that are in [-1, 1].
         target_values: the values of targets, with the same default.
