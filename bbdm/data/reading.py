@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from bbdm.base.atomic import write_atomically
 from bbdm.data.collection import Entry, Sides
@@ -94,7 +93,7 @@ class Reader:
             alone = picture.windowed or not whole
             array = picture[whole] if alone else self._whole(picture)[(slice(None), *whole)]
             array = array if sides.plane is None else array.take(0, 1 + sides.plane[0])
-            parts.append(_converted(array, self._channels) if self._is_converted(picture) else array)
+            parts.append(images.recoloured(array, self._channels) if self._is_converted(picture) else array)  # pyright: ignore[reportArgumentType]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def sample(self, pictures: Sequence[LazyPicture]) -> Array:
@@ -135,12 +134,6 @@ def _in_volume(window: Window, sides: Sides, picture: LazyPicture) -> Window:
     axis, place = sides.plane
     flat = list(window) or [slice(None)] * (len(picture.size) - 1)
     return (*flat[:axis], slice(place, place + 1), *flat[axis:])
-
-
-def _converted(array: Array, channels: int | None) -> Array:
-    """8-bit grey as colour, or the other way round."""
-    image = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
-    return images.to_pixels(image, channels or len(array))
 
 
 def _decoded(picture: LazyPicture) -> Array:

@@ -11,6 +11,7 @@ from typing import Any
 from bbdm.base.atomic import file_sha256, short
 from bbdm.files import hub
 from bbdm.pictures.images import as_size
+from bbdm.pictures.kind import PictureKind
 from bbdm.solvers import StepTable
 
 FORMAT = "bbdm onnx"
@@ -108,6 +109,7 @@ def _described(path: Path) -> dict[str, Any]:
                 raise ValueError(f"{name} must be {wanted}, got {short(settings[name])}")
         if settings.get("image_size") is not None:
             as_size(settings["image_size"])
+        PictureKind.from_config(settings)
         StepTable.from_description(settings)
     except (ValueError, KeyError, TypeError) as error:
         reason = f"missing entry {error}" if isinstance(error, KeyError) else error

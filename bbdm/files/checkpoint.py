@@ -25,6 +25,7 @@ from bbdm.networks.base import Network, check_network
 from bbdm.networks.restore import state_hash
 from bbdm.networks.vqgan import VQGAN
 from bbdm.pictures.images import Size, as_size
+from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
 
 VQGAN_FORMAT = "bbdm vqgan"
 
@@ -39,6 +40,7 @@ def save_checkpoint(
     image_size: Size | None = None,
     training: dict[str, Any] | None = None,
     calls: int | None = None,
+    pictures: PictureKind = EIGHT_BIT_PICTURES,
 ) -> None:
     """Write a checkpoint, atomically: a reader sees the old file or the whole new one.
 
@@ -52,11 +54,12 @@ def save_checkpoint(
         image_size: side of the square pictures that it was trained on, or their (height, width).
         training: state to resume from, of plain containers and tensors; only in a ``.pt``.
         calls: the network calls that the network was distilled for; None for any number.
+        pictures: the values of the pictures that it was trained on, and the size of crops.
 
     Raises:
         ValueError: another suffix, or training state for a ``.safetensors``.
     """
-    weights.write(path, checkpoint_snapshot(unet, bridge, ema, codec, image_size, training, calls))
+    weights.write(path, checkpoint_snapshot(unet, bridge, ema, codec, image_size, training, calls, pictures))
 
 
 def checkpoint_snapshot(
@@ -67,6 +70,7 @@ def checkpoint_snapshot(
     image_size: Size | None = None,
     training: dict[str, Any] | None = None,
     calls: int | None = None,
+    pictures: PictureKind = EIGHT_BIT_PICTURES,
 ) -> Snapshot:
     """The content of a checkpoint, to be written later; see :func:`save_checkpoint`."""
     check_network(unet)
@@ -83,6 +87,7 @@ def checkpoint_snapshot(
         "codec": coded,
         "image_size": image_size,
         **({} if calls is None else {"calls": calls}),
+        **pictures.config(),
     }
     return Snapshot.take(FORMAT, settings, states, _placed, training)
 
@@ -170,7 +175,7 @@ def _read(content: dict[str, Any], given: Codec | None) -> Checkpoint:
     calls = content.get("calls")
     if calls is not None and (isinstance(calls, bool) or not isinstance(calls, int) or calls < 1):
         raise ValueError(f"calls must be a positive integer, got {calls!r}")
-    about = content.get("training"), calls, content["format"], content["version"]
+    about = content.get("training"), calls, PictureKind.from_config(content), content["format"], content["version"]
     return Checkpoint(state, bridge, codec, image_size, *about)
 
 

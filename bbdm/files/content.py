@@ -21,6 +21,7 @@ from bbdm.networks.unet import UNet
 from bbdm.networks.unet_config import UNetConfig
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 from bbdm.pictures.images import Size
+from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
 
 FORMAT = "bbdm"
 
@@ -196,6 +197,7 @@ class Checkpoint:
     image_size: Size | None = None  # side or (height, width) of the pictures of training, where known
     training: dict[str, Any] | None = None
     calls: int | None = None  # the network calls that the network was distilled for
+    pictures: PictureKind = EIGHT_BIT_PICTURES
     format: str = FORMAT
     version: int = weights.VERSION
 

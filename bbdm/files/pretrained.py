@@ -108,7 +108,7 @@ def save_pretrained(
         raise ValueError(f"{export} is of another bridge than the model's {model.bridge}")
     make_folder(folder)
     file = folder / hub.WEIGHTS
-    about = {"codec": model.codec, "image_size": model.image_size, "calls": model.calls}
+    about = {"codec": model.codec, "image_size": model.image_size, "calls": model.calls, "pictures": model.pictures}
     save_checkpoint(file, model.unet, model.bridge, **about)
     with safe_open(file, framework="numpy") as written:
         manifest.write(folder / hub.CONFIG, json.loads(written.metadata()[FORMAT]))

@@ -46,7 +46,7 @@ class Exporter:
         )
         self.latent_stride = 1 if codec is None else codec.stride
         self.stride = self.unet.stride * self.latent_stride
-        self.image_size = checkpoint.image_size
+        self.image_size, self.pictures = checkpoint.image_size, checkpoint.pictures
         if args.static and (args.static[1] % self.stride or args.static[2] % self.stride):
             raise ValueError(f"--static needs height and width that are multiples of {self.stride}, got {args.static}")
 
@@ -96,6 +96,7 @@ class Exporter:
             "conditioned": network.condition_channels > 0,
             "image_channels": network.channels if self.codec is None else self.codec.image_channels,
             "image_size": self.image_size,
+            **self.pictures.config(),
             "value_range": [-1, 1],
             "stride": self.stride,
             "latent_stride": self.latent_stride,

@@ -208,6 +208,12 @@ def as_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
     return to_pixels(image, 1 if image.mode in ("1", "L", "LA") else 3)
 
 
+def recoloured(pixels: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np.uint8]:
+    """(channels, H, W) of (1 or 3, H, W): grey as colour, or colour as grey; see :func:`convert`."""
+    image = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    return to_pixels(Image.fromarray(image), channels)
+
+
 def to_pixels(image: Image.Image, channels: int = 3) -> npt.NDArray[np.uint8]:
     """(channels, H, W) uint8 of a picture, in memory of its own; see :func:`convert`."""
     pixels = np.asarray(convert(image, channels), dtype=np.uint8).reshape(image.height, image.width, channels)

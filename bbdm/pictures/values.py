@@ -152,6 +152,7 @@ class Percentiles:
 
 EIGHT_BIT = Values(0, 255)
 AnyValues = Values | Percentiles
+ValuesLike = AnyValues | str | tuple[float, float] | None
 
 
 def read_values(text: str) -> AnyValues:
@@ -179,6 +180,13 @@ def read_values(text: str) -> AnyValues:
             levels.append(number)
     low, high = (levels[0] if len(levels) == 1 else tuple(levels) for levels in (lows, highs))
     return Values(low, high, unit, _narrowest(lows + highs))
+
+
+def as_values(given: ValuesLike) -> Any:
+    """Values of themselves, of text for :func:`read_values`, or of (low, high); None of None."""
+    if isinstance(given, tuple):
+        return Values(*given, dtype="float32")
+    return read_values(given) if isinstance(given, str) else given
 
 
 def from_config(config: Mapping[str, Any]) -> AnyValues:

@@ -18,6 +18,7 @@ from bbdm import bridges, solvers
 from bbdm.files.bridge_json import PIPELINE, find_export, read_settings
 from bbdm.kernels.philox_numpy import normal
 from bbdm.pictures import images
+from bbdm.pictures.kind import PictureKind
 from bbdm.runtime.session import Provider, Session, with_options
 from bbdm.sampling import sources
 from bbdm.sampling.base import Advance, BaseSampler, Timesteps
@@ -81,6 +82,7 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
         static = self.settings["static"]
         known = self.settings.get("image_size")
         self.image_size = None if known is None else images.as_size(known)
+        self.pictures = PictureKind.from_config(self.settings)
         self.static = None if static is None else cast(tuple[int, int, int], tuple(static))
         self.graphs = {
             name.removesuffix(".onnx"): Session(folder / name, self.providers, threads)

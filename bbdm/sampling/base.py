@@ -11,6 +11,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, overload
 
 import numpy as np
@@ -20,9 +21,11 @@ from PIL import Image
 from bbdm.base.recent import Recent
 from bbdm.base.seeds import resolve_seeds
 from bbdm.pictures import images
+from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
+from bbdm.pictures.values import ValuesLike, as_values
 from bbdm.sampling import sources
 from bbdm.sampling.batch import Batch, SolverPlan
-from bbdm.sampling.sources import UNIT, ArrayBackend, Range
+from bbdm.sampling.sources import UNIT, ArrayBackend, Range, Scale
 from bbdm.sampling.step import Callback, Step
 from bbdm.solvers import StepTable
 
@@ -46,6 +49,8 @@ class CallSettings(TypedDict, total=False):
     steps: int | None
     timesteps: Timesteps
     range: Range
+    source_values: ValuesLike
+    target_values: ValuesLike
     mask: Any
     callback: Callback | None
 
@@ -57,7 +62,7 @@ AnyPlan = TypeVar("AnyPlan", bound=SolverPlan)
 class BaseSampler(ABC, Generic[Array, AnyPlan]):
     """A sampler that calls a network on batches of ``Array``; a subclass says what that is and runs a batch.
 
-    Public attributes cannot be set, except ``image_size``.
+    Public attributes cannot be set, except ``image_size`` and ``pictures``.
 
     Args:
         solver: the solver of calls that give none.
@@ -73,6 +78,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
 
     backend: ArrayBackend
     image_size: images.Size | None = None  # of training pictures
+    pictures: PictureKind = EIGHT_BIT_PICTURES
     _fixed = False  # whether public attributes refuse to be set
 
     def __init__(
@@ -99,7 +105,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         self._replan()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if self._fixed and not name.startswith("_") and name != "image_size":
+        if self._fixed and not name.startswith("_") and name not in ("image_size", "pictures"):
             raise AttributeError(f"{name} cannot be set: give solver and steps to a call, or build another sampler")
         super().__setattr__(name, value)
 
@@ -156,14 +162,17 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         steps: int | None = None,
         timesteps: Timesteps = None,
         range: Range = UNIT,
+        source_values: ValuesLike = None,
+        target_values: ValuesLike = None,
         mask: Any = None,
         callback: Callback | None = None,
     ) -> Any:
         """Translate images.
 
         Args:
-            source: a (B, C, H, W) batch of floats; a NumPy array, (H, W) or (H, W, 3) of uint8 or floats; a
-                picture; a path; or a list of these, mixed, of any sizes, in which tensors are (C, H, W).
+            source: a (B, C, H, W) batch of floats; a NumPy array, (H, W) or (H, W, C), of uint8 or of floats
+                in ``range``; a picture; a path; or a list of these, mixed, of any sizes, in which tensors are
+                (C, H, W). A file of a volume is translated by its slices, which share a seed.
             seed: image i gets the seed ``seed + i``, or one each from a list. The same seed gives the same
                 image at every batch size. None draws one; see ``last_seeds``.
             noise: (K, B, C, H, W) standard normals in place of a seed, on the grid that the network sees.
@@ -176,14 +185,19 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
                 solvers and steps are kept.
             timesteps: the times of this call, in place of ``steps``.
             range: of floats in arrays and tensors, such as (0, 1); results have it too.
+            source_values: the :class:`~bbdm.pictures.values.Values` of sources, or text such as ``0:4095``.
+                Then arrays and tensors hold such values. None for those of training, which files have.
+            target_values: the values of results, in place of those of training.
             mask: where the target is made, for inpainting; elsewhere the source stays. A picture, a path, an
                 (H, W) array, white or 1 where it is made, or (B, 1, H, W) floats in [0, 1]. The images have
                 one size.
             callback: called with each :class:`Step` of each batch.
 
         Returns:
-            Each result has the type of its source, its floats clamped to ``range``. A path gives a picture. A
-            single picture or path gives a list of one.
+            Each result has the type of its source, its floats clamped to ``range``. A path gives a picture. It
+            is Pillow's where the network knows 8-bit pictures, else a :class:`~bbdm.pictures.picture.Picture`,
+            an array (C, H, W) of the target's values with the source's geometry. A single picture or path gives
+            a list of one.
 
         Raises:
             FileNotFoundError: a path leads to no file.
@@ -191,7 +205,8 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         """
         self._check_batch_size(batch_size)
         plan = self._plan(solver, steps, timesteps)
-        given, batches = self._batches(plan, source, seed, noise, range, mask)
+        scale = self._scale(range, source_values, target_values)
+        given, batches = self._batches(plan, source, seed, noise, scale, mask)
         batches = [b for whole in batches for b in whole.split(self._batch or batch_size, self._fill)]
         made: list[tuple[list[int], Any]] = []
         with self._progress_of(plan, batches, progress) as advance:
@@ -224,7 +239,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         [-1, 1]. With a codec, steps are latents, of which :meth:`Step.preview` makes pictures.
         """
         plan = self._plan(solver, steps, timesteps)
-        _, batches = self._batches(plan, source, seed, noise, range, mask)
+        _, batches = self._batches(plan, source, seed, noise, self._scale(range, None, None), mask)
         if len(batches) > 1:
             raise ValueError("stream needs sources of one size, got several")
         if self._batch not in (None, len(batches[0].indices)):
@@ -237,11 +252,17 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
                 yield self._step(plan, index, state, batch)
                 advance(1)
 
+    def _scale(self, range: Range, source_values: ValuesLike, target_values: ValuesLike) -> Scale:
+        """What the values of a call are."""
+        source, target = as_values(source_values), as_values(target_values)
+        kind = replace(self.pictures, source=source or self.pictures.source, target=target or self.pictures.target)
+        return Scale(sources.check_range(range), kind, given=not source is target is None)
+
     def _batches(
-        self, plan: AnyPlan, source: Any, seed: Seed, noise: Any, range: Range, mask: Any
+        self, plan: AnyPlan, source: Any, seed: Seed, noise: Any, scale: Scale, mask: Any
     ) -> tuple[sources.Given, list[Batch]]:
         """What a call is given, and its images as one batch for each size, all checked."""
-        given = sources.given(source, self.backend, self._image_channels, sources.check_range(range))
+        given = sources.given(source, self.backend, self._image_channels, scale)
         for name, value in {"noise": noise, "mask": mask}.items():
             if value is not None and len(given.groups) > 1:
                 raise ValueError(f"{name} needs pictures of one size, got several")
@@ -250,9 +271,10 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
             self._check_noise(plan, noise, first.shape)
         if mask is not None:
             mask = sources.read_mask(mask, self.backend, first)
-        seeds = resolve_seeds(seed, given.count)
+        seeds = resolve_seeds(seed, given.owners[-1] + 1)
         self._thread.seeds = tuple(seeds)
-        return given, [Batch(i, array, [seeds[k] for k in i], noise, mask) for i, array in given.groups]
+        own = [seeds[owner] for owner in given.owners]
+        return given, [Batch(i, array, [own[k] for k in i], noise, mask) for i, array in given.groups]
 
     def _step(self, plan: AnyPlan, index: int, state: tuple[Any, Any], batch: Batch) -> Step:
         """A step in memory of its own, without padding and repeated images."""

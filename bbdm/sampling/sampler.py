@@ -72,7 +72,8 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
 
     Threads may share a sampler. Attributes: ``unet``, ``bridge``, ``codec``, ``device``, ``dtype``, and
     ``image_size``, the side or (height, width) of its training pictures, or None where no checkpoint gives
-    it. They are fixed, except ``image_size``; solver and steps may change at each call.
+    it; ``pictures``, their values. They are fixed, except the last two; solver and steps may change at each
+    call.
 
     Raises:
         FileNotFoundError: there is no such package.
@@ -215,7 +216,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             compile=compile,
             compiled=compiled,
         )
-        sampler.image_size = checkpoint.image_size
+        sampler.image_size, sampler.pictures = checkpoint.image_size, checkpoint.pictures
         return sampler
 
     @classmethod

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bbdm.pictures import images
+from bbdm.pictures import formats, images
+from bbdm.pictures.kind import AXES, EIGHT_BIT_PICTURES, PictureKind
+from bbdm.pictures.picture import Picture
+from bbdm.pictures.values import EIGHT_BIT, check_finite
 
 Range = tuple[float, float]  # the values of black and white in arrays of floats
 UNIT: Range = (-1.0, 1.0)
@@ -24,10 +28,31 @@ WHITE_PAPER = 0.9  # the mean of a source that may be bright everywhere: a drawi
 
 
 class Item(NamedTuple):
-    """One source, and how its result gets the source's type."""
+    """One source, and how its result gets the source's type. A volume is of several images, its slices."""
 
-    array: npt.NDArray[np.float32]  # (C, H, W) in [-1, 1]
-    restore: Callable[[npt.NDArray[np.float32]], Any]
+    arrays: list[npt.NDArray[np.float32]]  # (C, H, W) in [-1, 1]
+    restore: Callable[[list[npt.NDArray[np.float32]]], Any]
+
+    @classmethod
+    def of(cls, array: npt.NDArray[np.float32], restore: Callable[[npt.NDArray[np.float32]], Any]) -> Item:
+        """A source of one image."""
+        return cls([array], lambda made: restore(made[0]))
+
+
+class Scale(NamedTuple):
+    """What the values of a call's sources and results are."""
+
+    range: Range = UNIT  # of floats in arrays and tensors
+    kind: PictureKind = EIGHT_BIT_PICTURES  # of files and pictures
+    given: bool = False  # whether arrays and tensors have the values of ``kind`` too, not those of ``range``
+
+    def scaled(self, array: Any) -> Any:
+        """(..., C, H, W) in [-1, 1] of an array or a tensor."""
+        return self.kind.source.of(array).scaled(array) if self.given else scaled(array, self.range)
+
+    def unscaled(self, array: Any) -> Any:
+        """The result of an array or a tensor."""
+        return self.kind.target.stored(array) if self.given else unscaled(array, self.range)
 
 
 @dataclass(frozen=True)
@@ -39,7 +64,7 @@ class ArrayBackend:
     from_numpy: Callable[[npt.NDArray[Any]], Any]
     to_numpy: Callable[[Any], npt.NDArray[Any]]  # of an array on any device
     concatenate: Callable[[list[Any]], Any]
-    read: Callable[[Any, int, Range], Item | None]  # one (C, H, W) array of this kind in a list, or None
+    read: Callable[[Any, int, Scale], Item | None]  # one (C, H, W) array of this kind in a list, or None
     like: Callable[[Any, Any], Any]  # the first array with the dtype and on the device of the second
 
 
@@ -47,7 +72,7 @@ class ArrayBackend:
 class Given:
     """The images of a call."""
 
-    count: int
+    owners: list[int]  # of each image, the number of the source that it is of
     groups: list[tuple[list[int], Any]]  # images of one size: their indices, and a (B, C, H, W) array in [-1, 1]
     restore: Callable[[list[tuple[list[int], Any]]], Any]  # of parts of the groups to what the call returns
 
@@ -58,51 +83,53 @@ NUMPY = ArrayBackend(
     np.asarray,
     np.asarray,
     np.concatenate,
-    lambda array, channels, range: None,
+    lambda array, channels, scale: None,
     lambda array, other: array.astype(other.dtype),
 )
 
 
-def given(source: Any, backend: ArrayBackend, channels: int, range: Range) -> Given:
+def given(source: Any, backend: ArrayBackend, channels: int, scale: Scale) -> Given:
     """What a call is given, checked.
 
     Raises:
         FileNotFoundError: a path leads to no file.
         ValueError: a source is refused; the message names its place in a list.
     """
-    if isinstance(source, np.ndarray) and source.ndim in (2, 3):
-        return _items(source, [source], backend, channels, range)
+    if isinstance(source, Picture) or (isinstance(source, np.ndarray) and source.ndim in (2, 3)):
+        return _items(source, [source], backend, channels, scale)
     if isinstance(source, backend.type | np.ndarray):
-        return _batch(source, backend, channels, range)
+        return _batch(source, backend, channels, scale)
     if isinstance(source, list | tuple):
         if not source:
             raise ValueError("source must hold at least one picture, got an empty list")
-        return _items(source, source, backend, channels, range)
-    return _items(source, [source], backend, channels, range)
+        return _items(source, source, backend, channels, scale)
+    return _items(source, [source], backend, channels, scale)
 
 
-def _batch(source: Any, backend: ArrayBackend, channels: int, range: Range) -> Given:
+def _batch(source: Any, backend: ArrayBackend, channels: int, scale: Scale) -> Given:
     """A (B, C, H, W) array."""
     array = source if isinstance(source, backend.type) else backend.from_numpy(source)
-    array = scaled(array, range) if "float" in str(array.dtype) else array
+    array = scale.scaled(array) if scale.given or "float" in str(array.dtype) else array
     images.check(array, channels)
-    if range == UNIT:
+    if scale.range == UNIT and not scale.given:
         _warn_if_positive(array)
 
     def restore(parts: list[tuple[list[int], Any]]) -> Any:
-        result = unscaled(backend.concatenate([made for _, made in parts]), range)
-        return result if isinstance(source, backend.type) else np.asarray(result)
+        result = scale.unscaled(backend.concatenate([made for _, made in parts]))
+        if isinstance(source, backend.type):
+            return backend.from_numpy(result) if isinstance(result, np.ndarray) else result
+        return np.asarray(result)
 
     indices = [i for i, _ in enumerate(array)]
-    return Given(len(indices), [(indices, array)], restore)
+    return Given(indices, [(indices, array)], restore)
 
 
-def _items(source: Any, elements: Sequence[Any], backend: ArrayBackend, channels: int, range: Range) -> Given:
+def _items(source: Any, elements: Sequence[Any], backend: ArrayBackend, channels: int, scale: Scale) -> Given:
     """Single images, of any types and sizes."""
     items: list[Item] = []
     for i, element in enumerate(elements):
         try:
-            item = backend.read(element, channels, range) or read(element, channels, range)
+            item = backend.read(element, channels, scale) or read(element, channels, scale)
             if item is None:
                 wanted = f"{backend.noun}, a picture, a path, a NumPy array or a list of them"
                 raise ValueError(f"source must be {wanted}, got {type(element).__name__}")
@@ -111,42 +138,97 @@ def _items(source: Any, elements: Sequence[Any], backend: ArrayBackend, channels
                 raise
             raise ValueError(f"source[{i}]: {str(error).removeprefix('source ')}") from error
         items.append(item)
-    floats = [item.array for item, e in zip(items, elements, strict=True) if "float" in str(getattr(e, "dtype", ""))]
-    for array in floats if range == UNIT else []:
+    is_float = ["float" in str(getattr(e, "dtype", "")) and not isinstance(e, Picture) for e in elements]
+    floats = [item.arrays[0] for item, known in zip(items, is_float, strict=True) if known]
+    for array in floats if scale.range == UNIT and not scale.given else []:
         if _warn_if_positive(array):
             break
+    arrays = [array for item in items for array in item.arrays]
+    owners = [i for i, item in enumerate(items) for _ in item.arrays]
 
     def restore(parts: list[tuple[list[int], Any]]) -> Any:
         made = {i: array for indices, arrays in parts for i, array in zip(indices, np.asarray(arrays), strict=True)}
-        results = [item.restore(made[i]) for i, item in enumerate(items)]
+        images = iter(made[i] for i in sorted(made))
+        results = [item.restore(list(islice(images, len(item.arrays)))) for item in items]
         return results[0] if isinstance(source, np.ndarray) else results
 
-    groups = images.by_size([item.array for item in items])
-    arrays = [backend.from_numpy(np.stack([items[i].array for i in indices])) for indices in groups]
-    return Given(len(items), list(zip(groups, arrays, strict=True)), restore)
+    groups = images.by_size(arrays)
+    stacked = [backend.from_numpy(np.stack([arrays[i] for i in indices])) for indices in groups]
+    return Given(owners, list(zip(groups, stacked, strict=True)), restore)
 
 
-def read(source: Any, channels: int, range: Range) -> Item | None:
+def read(source: Any, channels: int, scale: Scale) -> Item | None:
     """A picture, a path or an array as an item; None for anything else.
 
     An array is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, or (H, W) or (H, W, channels) of floats
-    in ``range``.
+    in the scale's range, or of any values where these are given.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the source cannot become a picture of ``channels``.
     """
+    plain = scale.kind.source == scale.kind.target == EIGHT_BIT
     if isinstance(source, str | os.PathLike):
-        source = images.open_image(Path(source))
+        path = Path(source)
+        if plain and path.suffix.lower() in images.SUFFIXES:
+            source = images.open_image(path)
+        else:
+            opened = formats.open(path)
+            source = Picture(opened[()], opened.geometry, name=path.name)
+    if isinstance(source, Image.Image) and not plain:
+        source = Picture(images.to_pixels(source, channels) if channels in (1, 3) else images.as_pixels(source))
+    if isinstance(source, Picture):
+        return _values(source, channels, scale.kind)
     if isinstance(source, Image.Image):
-        return Item(images.to_array(source, channels), images.from_array)
+        return Item.of(images.to_array(source, channels), images.from_array)
     if not isinstance(source, np.ndarray):
         return None
+    if scale.given:
+        return _valued(source, channels, scale.kind)
     if source.dtype == np.uint8:
         array = images.to_array(_picture(source), channels)
     else:
-        array = _floats(source, channels, range)
-    return Item(array, lambda made: _restored(made, source, range))
+        array = _floats(source, channels, scale.range)
+    return Item.of(array, lambda made: _restored(made, source, scale.range))
+
+
+def _values(picture: Picture, channels: int, kind: PictureKind) -> Item:
+    """A picture (C, H, W), or a volume (C, D, H, W) by its slices, of stored values."""
+    array = np.asarray(picture)
+    if kind.source == EIGHT_BIT and array.dtype == np.uint8 and {len(array), channels} == {1, 3} and array.ndim == 3:
+        array = images.recoloured(array, channels)
+    axis = None if kind.slices is None else 1 + AXES[kind.slices]
+    wanted = f"({channels}, D, H, W), a volume" if axis else f"({channels}, H, W)"
+    if array.ndim != (3 if axis is None else 4) or len(array) != channels or 0 in array.shape:
+        raise ValueError(f"source must be {wanted}, as in training; {picture.name or 'it'} has shape {array.shape}")
+    if kind.source == EIGHT_BIT and array.dtype != np.uint8:
+        raise ValueError(
+            f"source must have 8 bits, as in training, and {picture.name or 'it'} has {array.dtype} from "
+            f"{array.min():g} to {array.max():g}: give source_values"
+        )
+    check_finite(array)
+    made = kind.source.of(array).scaled(array, axes=array.ndim - 1)
+    slices = [made] if axis is None else list(np.moveaxis(made, axis, 0))
+
+    def restore(results: list[npt.NDArray[np.float32]]) -> Picture:
+        whole = results[0] if axis is None else np.stack(results, axis)
+        stored = kind.target.stored(whole, axes=whole.ndim - 1)
+        return Picture(stored, picture.geometry, kind.target.unit, picture.name)
+
+    return Item(slices, restore)
+
+
+def _valued(array: npt.NDArray[Any], channels: int, kind: PictureKind) -> Item:
+    """An array (H, W) or (H, W, C) of stored values."""
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise ValueError(f"an array of values must be (H, W) or (H, W, {channels}), got shape {array.shape}")
+    item = _values(Picture(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)), channels, kind)
+
+    def restore(results: list[npt.NDArray[np.float32]]) -> npt.NDArray[Any]:
+        made = np.ascontiguousarray(np.asarray(item.restore(results)).transpose(1, 2, 0))
+        return made[:, :, 0] if array.ndim == 2 and made.shape[2] == 1 else made
+
+    return Item(item.arrays, restore)
 
 
 def read_mask(mask: Any, backend: ArrayBackend, source: Any) -> Any:

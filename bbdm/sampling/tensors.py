@@ -12,19 +12,20 @@ from bbdm.pictures import images
 from bbdm.sampling import sources
 
 
-def _read_tensor(tensor: Any, channels: int, range: sources.Range) -> sources.Item | None:
+def _read_tensor(tensor: Any, channels: int, scale: sources.Scale) -> sources.Item | None:
     """One (C, H, W) tensor of a list."""
     if not isinstance(tensor, torch.Tensor):
         return None
     if tensor.ndim != 3:
         raise ValueError(f"a tensor in a list must be ({channels}, H, W), got shape {tuple(tensor.shape)}")
-    values = sources.scaled(tensor.detach(), range) if tensor.is_floating_point() else tensor
+    values = scale.scaled(tensor.detach()) if scale.given or tensor.is_floating_point() else tensor
     images.check(values[None], channels)
 
     def restore(made: npt.NDArray[np.float32]) -> torch.Tensor:
-        return sources.unscaled(torch.from_numpy(made), range).to(tensor.device, tensor.dtype)
+        result = scale.unscaled(torch.from_numpy(made))
+        return torch.as_tensor(result).to(tensor.device) if scale.given else result.to(tensor.device, tensor.dtype)
 
-    return sources.Item(values.float().cpu().numpy(), restore)
+    return sources.Item.of(values.float().cpu().numpy(), restore)
 
 
 def _to_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
