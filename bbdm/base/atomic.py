@@ -124,7 +124,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_named_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call ``write`` on a file of the same name in a temporary folder beside ``path``, and move it to ``path``.
+    """Call ``write`` on a file of the same name in a temporary folder, flush it, and move it to ``path``.
 
     This is for writers that look at the suffix, or that write further files, which are moved before it.
     """

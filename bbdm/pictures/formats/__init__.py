@@ -31,7 +31,6 @@ SUFFIXES = {  # the module of each, the longest suffix first; that of a TIFF is 
     ".png": "pillow",
     ".tif": "tiff",
 }
-DICOM = (128, b"DICM")  # where a file of DICOM has which bytes
 LOOKED_AT = 8  # files of a folder, to see whether it is one of DICOM
 
 
@@ -74,7 +73,7 @@ def open(path: str | Path) -> LazyPicture:
 def write(path: str | Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
     """Write an array (C, *S) in the format of the path's suffix, whole or not at all.
 
-    What the format can hold of the geometry is written; a TIFF is a GeoTIFF where the geometry is that of one.
+    What the format can hold of the geometry is written. A TIFF is a GeoTIFF where the geometry is of one.
 
     Raises:
         ModuleNotFoundError: the format's package is not installed. The message says how to install it.
@@ -100,7 +99,7 @@ def _module(name: str) -> Any:
 
 
 def _of_tiff(path: Path) -> str:
-    """The module that reads a TIFF: all bits, bands and places are kept, where a package for them is there."""
+    """The module that reads a TIFF. Without rasterio, Pillow reads one of 8 bits that has a place."""
     found = tags.pages(path)
     plain = tags.is_plain(found)
     if found and tags.has_place(found[0]) and (find_spec("rasterio") or not plain):
@@ -109,11 +108,4 @@ def _of_tiff(path: Path) -> str:
 
 
 def _holds_dicom(folder: Path) -> bool:
-    place, wanted = DICOM
-    for _, file in zip(range(LOOKED_AT), sorted(folder.iterdir()), strict=False):
-        if file.is_file():
-            with file.open("rb") as opened:
-                opened.seek(place)
-                if opened.read(len(wanted)) == wanted:
-                    return True
-    return False
+    return bool(import_module("bbdm.pictures.formats.dicom").dicom_files(folder, LOOKED_AT))

@@ -1,4 +1,4 @@
-"""What all formats do alike: name the file in errors, and ask for memory only after looking at the file's size."""
+"""What all formats share: errors name the file, and memory is spent only on what the file can hold."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def _named(what: str, path: Path, error: Exception) -> ValueError:
     if isinstance(error, ValueError) and str(path) in str(error):
         return error
     kind = UnknownFormatError if isinstance(error, UnknownFormatError) else ValueError
-    return kind(f"{what}: {str(error).strip() or type(error).__name__}")
+    said = str(error).strip().splitlines()[-1:] or [type(error).__name__]  # ITK says first where in its code it was
+    return kind(f"{what}: {said[0]}")
 
 
 def bounds(window: Window, size: Sequence[int]) -> tuple[slice, ...]:
@@ -98,7 +99,7 @@ def check_cost(shape: Sequence[int], dtype: np.dtype[Any], stored: int, ratio: i
 
 
 def check_held(suffix: str, array: npt.NDArray[Any], types: Sequence[str], axes: Sequence[int]) -> None:
-    """Raise ValueError unless a format can hold the type and the number of spatial axes of an array (C, *S)."""
+    """Raise ValueError unless a format can hold the type and the number of axes of an array (C, *S)."""
     if array.dtype.name not in types:
         raise ValueError(f"{suffix} cannot hold {array.dtype}, but {', '.join(types)}")
     if array.ndim - 1 not in axes:
@@ -107,7 +108,7 @@ def check_held(suffix: str, array: npt.NDArray[Any], types: Sequence[str], axes:
 
 
 def from_spacing(spacing: Sequence[float]) -> Affine:
-    """The affine of axes (..., y, x) with these distances of pixels, to places (x, y, ...), 0 at the first pixel."""
+    """The affine of axes (..., y, x) with these distances of pixels: the first one lies at 0."""
     count = len(spacing)
     made = np.zeros((count + 1, count + 1))
     made[np.arange(count)[::-1], np.arange(count)] = spacing

@@ -13,6 +13,7 @@ from bbdm.pictures.formats import common, medical
 from bbdm.pictures.picture import Geometry
 
 POSITION = "0020|0032"  # of the first pixel, in mm
+PREAMBLE, MARK = 128, b"DICM"  # where a file of DICOM has which bytes
 TOLERANCE = 0.01  # of the distance of slices: more is unequal
 
 
@@ -24,7 +25,8 @@ class Series(common.FilePicture):
         package: SimpleITK.
 
     Raises:
-        ValueError: there are several series, slices of several sizes, a slice is missing, or their distances differ.
+        ValueError: there are several series, or slices of several sizes; a slice is missing or cannot be read, or
+            distances differ.
     """
 
     def __init__(self, path: Path, package: Any) -> None:
@@ -34,10 +36,12 @@ class Series(common.FilePicture):
         if len(series) != 1:
             raise ValueError(f"it has {len(series)} series, {', '.join(series)}: put each into a folder of its own")
         self._files = finder.GetGDCMSeriesFileNames(str(path), series[0])
-        readers = [_header(package, name) for name in self._files]
+        others = dicom_files(path) - {Path(name).name for name in self._files}
+        if others:
+            raise ValueError(f"{', '.join(sorted(others)[:9])} cannot be read as one of its slices")
+        readers = [medical.header(package, name) for name in self._files]
         first = readers[0]
-        kinds = {(each.GetSize(), medical.type_of(package, each), each.GetDirection()) for each in readers}
-        if len(kinds) != 1:
+        if len({(each.GetSize(), medical.type_of(package, each), _turn(each)) for each in readers}) != 1:
             raise ValueError("its slices have several sizes, types or directions")
         width, height, depth = (*first.GetSize(), 1)[:3]
         if depth > 1 and len(readers) > 1:
@@ -55,6 +59,7 @@ class Series(common.FilePicture):
 
     @property
     def windowed(self) -> bool:
+        """Files of slices outside are not read."""
         return len(self._files) > 1
 
     def _read(self, window: tuple[slice, ...]) -> npt.NDArray[Any]:
@@ -72,11 +77,19 @@ class Series(common.FilePicture):
         return np.ascontiguousarray(whole[:, slices, rows, columns])
 
 
-def _header(package: Any, name: str) -> Any:
-    reader = package.ImageFileReader()
-    reader.SetFileName(name)
-    reader.ReadImageInformation()
-    return reader
+def dicom_files(folder: Path, most: int | None = None) -> set[str]:
+    """The names of the files of DICOM in a folder, of the first ``most`` of its files."""
+    found = set()
+    for path in sorted(folder.iterdir())[:most]:
+        if path.is_file() and path.name != "DICOMDIR":
+            with path.open("rb") as file:
+                file.seek(PREAMBLE)
+                found |= {path.name} if file.read(len(MARK)) == MARK else set()
+    return found
+
+
+def _turn(reader: Any) -> tuple[float, ...]:
+    return tuple(round(value, 4) for value in reader.GetDirection())
 
 
 def _position(reader: Any, name: str) -> npt.NDArray[np.float64]:

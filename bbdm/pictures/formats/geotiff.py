@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from bbdm.base import optional
@@ -92,6 +91,7 @@ class _Picture(common.FilePicture):
 
     @property
     def windowed(self) -> bool:
+        """Strips and tiles outside are not read."""
         return any(block != self.size for block in self._blocks)
 
     @contextmanager

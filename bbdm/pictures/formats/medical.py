@@ -31,7 +31,7 @@ def open(path: Path) -> LazyPicture:
 
     Raises:
         ModuleNotFoundError: SimpleITK is not installed.
-        ValueError: it is damaged, has complex numbers or several times; or the folder has several series, lacks
+        ValueError: it is damaged, or has complex numbers or several times; the folder has several series, lacks
             a slice, or has slices at unequal distances.
     """
     package = _simpleitk()
@@ -68,7 +68,7 @@ class _Picture(common.FilePicture):
     def __init__(self, path: Path, package: Any) -> None:
         self.path = path
         self._packed = medical_headers.check(path)
-        reader = self._reader(package)
+        reader = header(package, path)
         size = reader.GetSize()
         if any(length != 1 for length in size[3:]):
             what = " x ".join(map(str, size))
@@ -82,26 +82,21 @@ class _Picture(common.FilePicture):
             "origin": reader.GetOrigin()[:count],
             "direction": tuple(direction.ravel().tolist()),
         }
-        self.geometry = Geometry(
-            affine(**place), NAME, {**place, "suffix": _family(path), "entries": _entries(reader)}
-        )
+        self.geometry = Geometry(affine(**place), NAME, {**place, "suffix": _family(path), "entries": _entries(reader)})
         self._axes = len(size)
 
     @property
     def windowed(self) -> bool:
-        return not self._packed and self.shape[0] == 1  # ITK misreads windows of vectors
-
-    def _reader(self, package: Any) -> Any:
-        reader = package.ImageFileReader()
-        reader.SetFileName(str(self.path))
-        reader.ReadImageInformation()
-        return reader
+        """ITK reads parts of NIfTI and MetaImage alone, and misreads parts of vectors."""
+        return not self._packed and self.shape[0] == 1 and _family(self.path) != "nrrd"
 
     def _read(self, window: tuple[slice, ...]) -> npt.NDArray[Any]:
         package = _simpleitk()
         medical_headers.check(self.path)
-        reader = self._reader(package)
+        reader = package.ImageFileReader()
+        reader.SetFileName(str(self.path))
         if not self.windowed:
+            common.check_cost(self.shape, self.dtype, common.LARGEST)
             whole = channels_first(package.GetArrayFromImage(reader.Execute()), self.shape)
             return np.ascontiguousarray(whole[(slice(None), *window)])
         reader.SetExtractIndex([part.start for part in window[::-1]] + [0] * (self._axes - len(window)))
@@ -113,6 +108,14 @@ def _simpleitk() -> Any:
     package = optional.package("SimpleITK", "a medical picture")
     package.ProcessObject.SetGlobalWarningDisplay(False)
     return package
+
+
+def header(package: Any, path: str | Path) -> Any:
+    """SimpleITK's reader of a file, of which the header is read."""
+    reader = package.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return reader
 
 
 def type_of(package: Any, reader: Any) -> np.dtype[Any]:
@@ -129,7 +132,7 @@ def type_of(package: Any, reader: Any) -> np.dtype[Any]:
 
 
 def channels_first(array: npt.NDArray[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
-    """(C, *S), the wanted shape, of SimpleITK's array: of components last, and perhaps of further axes of length 1.
+    """(C, *S), the wanted shape, of SimpleITK's array, with components last, perhaps with axes of length 1.
 
     Raises:
         ValueError: it has another number of values.

@@ -1,16 +1,16 @@
-"""What the headers of NIfTI, MetaImage and NRRD say of the size of their values, before a library trusts them.
+"""The sizes in headers of NIfTI, MetaImage and NRRD, checked before a library trusts them.
 
-A file that is shorter than its header says is refused before memory is spent, and no other file is read but the
-one beside an mhd.
+A file that is shorter than its header says is refused before memory is spent. No other file is read but the one
+beside an mhd.
 """
 
 from __future__ import annotations
 
 import gzip
 import struct
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -43,8 +43,7 @@ def _nifti(path: Path) -> bool:
         packed = file.read(2) == b"\x1f\x8b"
     if packed != path.name.lower().endswith(".gz"):
         raise ValueError(f"it is {'' if packed else 'not '}compressed by gzip, which its suffix does not say")
-    opened: IO[bytes] = gzip.open(path) if packed else path.open("rb")  # pyright: ignore[reportAssignmentType]
-    with opened as file:
+    with gzip.open(path) if packed else path.open("rb") as file:
         head = file.read(540)
     order = next((order for order in "<>" if head[:4] and struct.unpack(order + "i", head[:4])[0] in NIFTI), None)
     if order is None or len(head) < struct.unpack(order + "i", head[:4])[0]:
@@ -56,7 +55,7 @@ def _nifti(path: Path) -> bool:
     if head[magic : magic + 2] not in (b"n+",):
         raise ValueError("its values are in another file, or it is no NIfTI")
     if not 1 <= count <= 7 or min(dims[:count]) < 1:
-        raise ValueError(f"its header says axes of {dims[:max(0, count)]}")
+        raise ValueError(f"its header says axes of {dims[: max(0, count)]}")
     if kind not in BITS:
         raise ValueError(f"its values are of NIfTI's type {kind}, and real numbers are wanted")
     _cost(path, list(dims[:count]), BITS[kind] // 8, int(offset), packed)
@@ -72,7 +71,7 @@ def _meta(path: Path) -> bool:
         raise ValueError(f"its header has dimensions {dims} and values of {kind or 'no type'}, or they are text")
     packed = said.get("CompressedData", "False") == "True"
     data, where = path, _words(lines, "ElementDataFile", "=")
-    if where != ["LOCAL"]:
+    if [each.upper() for each in where] != ["LOCAL"]:
         data, offset = path.with_name(" ".join(where)), 0
         if len(where) != 1 or data.parent != path.parent or "%" in where[0] or not data.is_file():
             raise ValueError(f"its values are in {' '.join(where)!r}, and one file beside it is wanted")
@@ -87,8 +86,7 @@ def _nrrd(path: Path) -> bool:
     if not lines[0].startswith("NRRD") or {"data file", "datafile"} & said.keys():
         raise ValueError("it is no NRRD, or its values are in another file")
     kind = said.get("type", "").removeprefix("unsigned ").removeprefix("signed ").removesuffix("_t")
-    kind = kind.removesuffix(" int").replace("long long", "longlong").replace("uchar", "char")
-    kind = kind if kind in NRRD else kind.removeprefix("u")
+    kind = kind.removesuffix(" int").replace(" ", "").removeprefix("u")
     encoding = said.get("encoding", "")
     if kind not in NRRD or encoding not in ("raw", "gzip", "gz"):
         raise ValueError(f"its header has type {said.get('type')!r} and encoding {encoding!r}, which are not read")
@@ -97,8 +95,8 @@ def _nrrd(path: Path) -> bool:
     return encoding != "raw"
 
 
-def _lines(path: Path, last) -> tuple[list[str], int]:  # type: ignore[no-untyped-def]
-    """The lines of a header, and where its values begin."""
+def _lines(path: Path, last: Callable[[str], bool]) -> tuple[list[str], int]:
+    """The lines of a header up to the last, and where its values begin."""
     lines: list[str] = []
     with path.open("rb") as file:
         while file.tell() < MOST and (line := file.readline(MOST)):

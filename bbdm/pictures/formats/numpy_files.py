@@ -25,8 +25,8 @@ def open(path: Path) -> LazyPicture:
     """A picture of an npy or npz.
 
     Raises:
-        ValueError: it is damaged, or has objects, complex numbers, or other than 2 to 4 axes; or several arrays,
-            of which none is named "array".
+        ValueError: it is damaged; it has objects, complex numbers, or other than 2 to 4 axes; it has several
+            arrays, and none is named "array".
     """
     with common.reading(path):
         return _Zipped(path) if path.suffix.lower() == ".npz" else _Mapped(path)
@@ -58,6 +58,7 @@ class _Mapped(common.FilePicture):
 
     @property
     def windowed(self) -> bool:
+        """Pages of memory outside are not read."""
         return True
 
     def _read(self, window: tuple[slice, ...]) -> npt.NDArray[Any]:

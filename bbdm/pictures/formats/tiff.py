@@ -30,15 +30,15 @@ PALETTE, YCBCR = 3, 6  # what values mean
 def open(path: Path) -> LazyPicture:
     """A picture (C, H, W) or (C, D, H, W).
 
-    ``geometry.kept`` has resolution and resolutionunit, and ome: pixel sizes, their units and channels' names.
+    ``geometry.kept`` has resolution, resolutionunit, and ome: pixel sizes, their units and channels' names.
 
     Raises:
         ModuleNotFoundError: tifffile is not installed.
-        ValueError: it is damaged; it has complex numbers, a palette, several times, or pages of several sizes.
+        ValueError: it is damaged, or has complex numbers, a palette, several times, or pages of several sizes.
     """
-    package = optional.package("tifffile", "this TIFF")
+    optional.package("tifffile", "this TIFF")
     with common.reading(path):
-        return _Picture(path, package)
+        return _Picture(path)
 
 
 def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
@@ -71,8 +71,8 @@ def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
 
 
 class _Picture(common.FilePicture):
-    def __init__(self, path: Path, package: Any) -> None:
-        self.path, self._package = path, package.__name__
+    def __init__(self, path: Path) -> None:
+        self.path = path
         with self._opened() as file:
             series = _series(file)
             page = series.keyframe
@@ -95,6 +95,7 @@ class _Picture(common.FilePicture):
 
     @property
     def windowed(self) -> bool:
+        """Strips and tiles outside are not read."""
         return self._place is not None or self._segments > 1
 
     def _opened(self) -> Any:
@@ -176,9 +177,7 @@ def _page(page: Any, first: Any, rows: slice, columns: slice, size: int) -> npt.
         down, across = min(first.rowsperstrip, height), width
     common.check_cost((down, across, samples), np.dtype(first.dtype), size)
     options = {"jpegtables": page.jpegtables, "jpegheader": first.jpegheader} if first.compression in JPEG else {}
-    made = np.full(
-        (planes, rows.stop - rows.start, columns.stop - columns.start, samples), first.nodata, first.dtype
-    )
+    made = np.full((planes, rows.stop - rows.start, columns.stop - columns.start, samples), first.nodata, first.dtype)
     grid = -(-height // down), -(-width // across)
     touched = product(
         range(planes),
