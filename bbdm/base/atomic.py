@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -102,7 +103,7 @@ def remove_all_leftovers(folder: Path) -> None:
     """Delete the temporary files that killed processes left in a folder. No process may be writing there."""
     for leftover in folder.glob(".*.tmp"):
         if is_temporary(leftover.name):
-            leftover.unlink(missing_ok=True)
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -120,3 +121,22 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_named_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call ``write`` on a file of the same name in a temporary folder, flush it, and move it to ``path``.
+
+    This is for writers that look at the suffix, or that write further files, which are moved before it.
+    """
+    path = path.resolve()
+    make_folder(path.parent)
+    folder = path.with_name(temporary_name(path.name))
+    folder.mkdir()
+    try:
+        write(folder / path.name)
+        for made in sorted(folder.iterdir(), key=lambda each: each.name == path.name):
+            with made.open("rb+") as file:
+                os.fsync(file.fileno())
+            made.replace(path.with_name(made.name))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

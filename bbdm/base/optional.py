@@ -13,6 +13,9 @@ EXTRAS = {
     "hub": ("huggingface_hub",),
     "data": ("webdataset", "braceexpand", "datasets", "fsspec"),
     "app": ("gradio",),
+    "tiff": ("tifffile", "imagecodecs"),
+    "medical": ("SimpleITK",),
+    "geo": ("rasterio",),
     "ray": ("ray", "pyarrow", "fsspec", "starlette", "prometheus_client"),
 }
 

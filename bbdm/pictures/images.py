@@ -139,10 +139,15 @@ def is_narrowed(image: Image.Image) -> bool:
     return image.mode in EIGHT_BIT and any(";16" in str(tile[3]) for tile in image.tile)
 
 
+def turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes a picture upright. The rest of EXIF is not read: cameras write values of wrong types."""
+    return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
 def _upright(image: Image.Image) -> Image.Image:
-    """A copy, turned as EXIF says. The rest of EXIF is not read: cameras write values of wrong types."""
-    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    return image.copy() if turn is None else image.transpose(turn)
+    """A copy, turned as EXIF says."""
+    turned = turn(image)
+    return image.copy() if turned is None else image.transpose(turned)
 
 
 def open_image(path: Path) -> Image.Image:

@@ -194,10 +194,10 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
             callback: called with each :class:`Step` of each batch.
 
         Returns:
-            Each result has the type of its source, its floats clamped to ``range``. A path gives a picture. It
-            is Pillow's where the network knows 8-bit pictures, else a :class:`~bbdm.pictures.picture.Picture`,
-            an array (C, H, W) of the target's values with the source's geometry. A single picture or path gives
-            a list of one.
+            Each result has the type of its source, its floats clamped to ``range``. A path gives a picture:
+            Pillow's where the network knows 8 bits, else a :class:`~bbdm.pictures.picture.Picture`, an array
+            (C, H, W) of the target's values with the source's geometry. A single picture or path gives a list
+            of one.
 
         Raises:
             FileNotFoundError: a path leads to no file.

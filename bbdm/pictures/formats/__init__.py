@@ -1,0 +1,111 @@
+"""Formats of pictures: which module reads and writes a suffix. Modules are loaded when they are needed."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bbdm.base.atomic import write_named_atomically
+from bbdm.pictures.formats import common, tags
+from bbdm.pictures.images import UnknownFormatError
+from bbdm.pictures.picture import Geometry, LazyPicture
+
+SUFFIXES = {  # the module of each, the longest suffix first; that of a TIFF is chosen by its header
+    ".nii.gz": "medical",
+    ".jpeg": "pillow",
+    ".tiff": "tiff",
+    ".webp": "pillow",
+    ".nrrd": "medical",
+    ".bmp": "pillow",
+    ".jpg": "pillow",
+    ".mha": "medical",
+    ".mhd": "medical",
+    ".nii": "medical",
+    ".npy": "numpy_files",
+    ".npz": "numpy_files",
+    ".png": "pillow",
+    ".tif": "tiff",
+}
+LOOKED_AT = 8  # files of a folder, to see whether it is one of DICOM
+
+
+def suffix_of(path: str | Path) -> str:
+    """The longest suffix of those that are read, in lower case, or "" where the name has none."""
+    name = Path(path).name.lower()
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+
+
+def is_picture(path: str | Path) -> bool:
+    """Whether it is a file with a suffix that is read, or a folder with files of DICOM."""
+    path = Path(path)
+    return _holds_dicom(path) if path.is_dir() else path.is_file() and bool(suffix_of(path))
+
+
+def open(path: str | Path) -> LazyPicture:
+    """The picture of a file, or of a folder of DICOM; its header is read, and nothing else.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ModuleNotFoundError: the format's package is not installed. The message says how to install it.
+        UnknownFormatError: it is none of the formats.
+        ValueError: it is damaged, or has what the format's module refuses.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no picture {path}")
+    if path.is_dir():
+        if not _holds_dicom(path):
+            raise UnknownFormatError(f"cannot read the picture {path}: it is a folder, and has no files of DICOM")
+        return _module("medical").open(path)
+    module = SUFFIXES.get(suffix_of(path))
+    if module is None:
+        raise UnknownFormatError(f"cannot read the picture {path}: its name has none of {', '.join(SUFFIXES)}")
+    if module in ("pillow", "tiff") and tags.is_tiff(path):
+        return _module(_of_tiff(path)).open(path)
+    return _module("pillow" if module == "tiff" else module).open(path)
+
+
+def write(path: str | Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
+    """Write an array (C, *S) in the format of the path's suffix, whole or not at all.
+
+    What the format can hold of the geometry is written. A TIFF is a GeoTIFF where the geometry is of one.
+
+    Raises:
+        ModuleNotFoundError: the format's package is not installed. The message says how to install it.
+        ValueError: the suffix is none of those, or the format cannot hold the type, channels or axes.
+    """
+    path, array = Path(path), np.asarray(array)
+    module = SUFFIXES.get(suffix_of(path))
+    if module is None:
+        raise ValueError(f"cannot write the picture {path}: its name must end in one of {', '.join(SUFFIXES)}")
+    if module == "tiff" and geometry.format == "geotiff":
+        module = "geotiff"
+    elif module == "tiff" and array.dtype == np.uint8 and array.ndim == 3 and len(array) in (1, 3):
+        module = "tiff" if geometry.format == "tiff" else "pillow"
+    if array.ndim < 3 or 0 in array.shape:
+        raise ValueError(f"cannot write the picture {path}: it must be (C, H, W) or (C, D, H, W), got {array.shape}")
+    writer = _module(module)
+    with common.writing(path):
+        write_named_atomically(path, lambda named: writer.write(named, array, geometry))
+
+
+def _module(name: str) -> Any:
+    return import_module(f"bbdm.pictures.formats.{name}")
+
+
+def _of_tiff(path: Path) -> str:
+    """The module that reads a TIFF. Without rasterio, Pillow reads one of 8 bits that has a place."""
+    found = tags.pages(path)
+    plain = tags.is_plain(found)
+    if found and tags.has_place(found[0]) and (find_spec("rasterio") or not plain):
+        return "geotiff"
+    return "pillow" if plain else "tiff"
+
+
+def _holds_dicom(folder: Path) -> bool:
+    return bool(import_module("bbdm.pictures.formats.dicom").dicom_files(folder, LOOKED_AT))

@@ -1,0 +1,125 @@
+"""A folder of DICOM as one volume: its slices in order, at equal distances."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bbdm.base import optional
+from bbdm.pictures.formats import common, medical
+from bbdm.pictures.picture import Geometry
+
+POSITION = "0020|0032"  # of the first pixel, in mm
+PREAMBLE, MARK = 128, b"DICM"  # where a file of DICOM has which bytes
+TOLERANCE = 0.01  # of the distance of slices: more is unequal
+
+
+class Series(common.FilePicture):
+    """The only series of a folder, (C, D, H, W). A window reads the files of its slices.
+
+    Args:
+        path: the folder.
+        package: SimpleITK.
+
+    Raises:
+        ValueError: there are several series, or slices of several sizes; a slice is missing or cannot be read, or
+            distances differ.
+    """
+
+    def __init__(self, path: Path, package: Any) -> None:
+        self.path = path
+        finder = package.ImageSeriesReader
+        series = finder.GetGDCMSeriesIDs(str(path))
+        if len(series) != 1:
+            raise ValueError(f"it has {len(series)} series, {', '.join(series)}: put each into a folder of its own")
+        self._files = finder.GetGDCMSeriesFileNames(str(path), series[0])
+        others = dicom_files(path) - {Path(name).name for name in self._files}
+        if others:
+            raise ValueError(f"{', '.join(sorted(others)[:9])} cannot be read as one of its slices")
+        readers = [medical.header(package, name) for name in self._files]
+        first = readers[0]
+        if len({(each.GetSize(), medical.type_of(package, each), _turn(each)) for each in readers}) != 1:
+            raise ValueError("its slices have several sizes, types or directions")
+        width, height, depth = (*first.GetSize(), 1)[:3]
+        if depth > 1 and len(readers) > 1:
+            raise ValueError("it has several files of several slices: put each into a folder of its own")
+        self.dtype = medical.type_of(package, first)
+        self.shape = (first.GetNumberOfComponents(), depth * len(readers), height, width)
+        place = {name: getattr(first, f"Get{name.capitalize()}")() for name in ("spacing", "origin", "direction")}
+        if len(readers) > 1:
+            step = _step([_position(each, name) for each, name in zip(readers, self._files, strict=True)])
+            length = float(np.linalg.norm(step))
+            turn = np.reshape(place["direction"], (3, 3)).copy()
+            turn[:, 2] = step / length
+            place |= {"spacing": (*place["spacing"][:2], length), "direction": tuple(turn.ravel().tolist())}
+        self.geometry = Geometry(medical.affine(**place), medical.NAME, place)
+
+    @property
+    def windowed(self) -> bool:
+        """Files of slices outside are not read."""
+        return len(self._files) > 1
+
+    def _read(self, window: tuple[slice, ...]) -> npt.NDArray[Any]:
+        package = optional.package("SimpleITK", "a folder of DICOM")
+        slices, rows, columns = window
+        shape = list(self.shape)
+        if len(self._files) > 1:
+            reader = package.ImageSeriesReader()
+            reader.SetFileNames(self._files[slices])
+            shape[1], slices = slices.stop - slices.start, slice(None)
+        else:
+            reader = package.ImageFileReader()
+            reader.SetFileName(self._files[0])
+        whole = medical.channels_first(package.GetArrayFromImage(reader.Execute()), shape)
+        return np.ascontiguousarray(whole[:, slices, rows, columns])
+
+
+def dicom_files(folder: Path, most: int | None = None) -> set[str]:
+    """The names of the files of DICOM in a folder, of the first ``most`` of its files."""
+    found = set()
+    for path in sorted(folder.iterdir())[:most]:
+        if path.is_file() and path.name != "DICOMDIR":
+            with path.open("rb") as file:
+                file.seek(PREAMBLE)
+                found |= {path.name} if file.read(len(MARK)) == MARK else set()
+    return found
+
+
+def _turn(reader: Any) -> tuple[float, ...]:
+    return tuple(round(value, 4) for value in reader.GetDirection())
+
+
+def _position(reader: Any, name: str) -> npt.NDArray[np.float64]:
+    try:
+        return np.array([float(number) for number in reader.GetMetaData(POSITION).split("\\")])
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{Path(name).name} does not say where its slice lies") from error
+
+
+def _step(places: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    """From a slice to the next.
+
+    Raises:
+        ValueError: they are not on a line, two are at one place, one is missing, or distances differ.
+    """
+    steps = np.diff(places, axis=0)
+    gaps = np.linalg.norm(steps, axis=1)
+    usual = float(np.median(gaps))
+    for i, gap in enumerate(gaps):
+        where = f"between slices {i + 1} and {i + 2}, at {_text(places[i])} and {_text(places[i + 1])} mm"
+        if gap < 1e-6:
+            raise ValueError(f"two slices are at one place, {_text(places[i])} mm")
+        if abs(gap - usual) <= TOLERANCE * usual:
+            continue
+        times = round(gap / usual)
+        if times > 1 and abs(gap - times * usual) <= TOLERANCE * gap:
+            raise ValueError(f"{times - 1} slice{'s are' if times > 2 else ' is'} missing {where}")
+        raise ValueError(f"slices are {usual:g} mm apart, but {gap:g} mm {where}")
+    return (places[-1] - places[0]) / (len(places) - 1)
+
+
+def _text(place: npt.NDArray[np.float64]) -> str:
+    return f"({', '.join(f'{number:g}' for number in place)})"

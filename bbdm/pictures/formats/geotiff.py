@@ -1,0 +1,128 @@
+"""TIFF with a place on Earth, by rasterio: windows, bands, coordinate reference system, affine, nodata, tags.
+
+The affine maps (row, column) to the world's (x, y). As in GDAL, (0, 0) is the corner of the first pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from bbdm.base import optional
+from bbdm.pictures.formats import common
+from bbdm.pictures.picture import Affine, Geometry, LazyPicture
+
+NAME = "geotiff"
+TILE = 256  # the side of written tiles
+TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
+ENVIRONMENT = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}  # the file alone says what it is
+
+
+def open(path: Path) -> LazyPicture:
+    """A picture (bands, H, W), of which windows are read.
+
+    ``geometry.kept`` has crs (WKT), nodata, tags, band_tags, descriptions, colors, scales, offsets and units.
+
+    Raises:
+        ModuleNotFoundError: rasterio is not installed.
+        ValueError: it is damaged, or its values are complex.
+    """
+    rasterio = optional.package("rasterio", "a GeoTIFF")
+    with common.reading(path):
+        return _Picture(path, rasterio)
+
+
+def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
+    """Write (C, H, W) as a GeoTIFF in compressed tiles, with what ``geometry`` has of one.
+
+    What is of each band is written where the number of bands is that of the file that was read.
+
+    Raises:
+        ModuleNotFoundError: rasterio is not installed.
+        ValueError: the format cannot hold the array.
+    """
+    rasterio = optional.package("rasterio", "a GeoTIFF")
+    common.check_held("a GeoTIFF", array, TYPES, (2,))
+    kept = geometry.kept if geometry.format == NAME else {}
+    channels, height, width = array.shape
+    profile: dict[str, Any] = {
+        "driver": "GTiff",
+        **{"count": channels, "height": height, "width": width, "dtype": array.dtype.name},
+        **{"tiled": True, "blockxsize": TILE, "blockysize": TILE, "compress": "deflate", "bigtiff": "if_safer"},
+        **({"photometric": "minisblack"} if channels != 3 else {}),
+        **{name: kept[name] for name in ("crs", "nodata") if kept.get(name) is not None},
+    }
+    if geometry.affine is not None and len(geometry.affine) == 3:
+        profile["transform"] = _transform(geometry.affine)
+    with _quiet(rasterio), rasterio.open(path, "w", **profile) as file:
+        file.update_tags(**kept.get("tags", {}))
+        if len(kept.get("colors", ())) == channels:
+            file.colorinterp = [rasterio.enums.ColorInterp[name] for name in kept["colors"]]
+            for name in ("descriptions", "scales", "offsets", "units"):
+                setattr(file, name, kept[name])
+            for band, tags in enumerate(kept["band_tags"], start=1):
+                file.update_tags(band, **tags)
+        file.write(array)
+
+
+class _Picture(common.FilePicture):
+    def __init__(self, path: Path, rasterio: Any) -> None:
+        self.path = path
+        with self._opened(rasterio) as file:
+            (self.dtype,) = {common.real(kind) for kind in file.dtypes}
+            self.shape = (file.count, file.height, file.width)
+            self.nodata = file.nodata
+            self._blocks = file.block_shapes
+            kept = {
+                "crs": file.crs.to_wkt() if file.crs else None,
+                "nodata": file.nodata,
+                "tags": file.tags(),
+                "band_tags": [file.tags(band) for band in file.indexes],
+                "descriptions": file.descriptions,
+                "colors": tuple(color.name for color in file.colorinterp),
+                **{name: getattr(file, name) for name in ("scales", "offsets", "units")},
+            }
+            affine = None if file.transform.is_identity else _affine(file.transform)
+        self.geometry = Geometry(affine, NAME, kept)
+
+    @property
+    def windowed(self) -> bool:
+        """Strips and tiles outside are not read."""
+        return any(block != self.size for block in self._blocks)
+
+    @contextmanager
+    def _opened(self, rasterio: Any) -> Iterator[Any]:
+        with _quiet(rasterio), rasterio.open(self.path, driver="GTiff") as file:
+            yield file
+
+    def _read(self, window: tuple[slice, ...]) -> npt.NDArray[Any]:
+        rows, columns = window
+        shape = (self.shape[0], *common.lengths(window))
+        with self._opened(optional.package("rasterio", "a GeoTIFF")) as file:
+            common.check_cost(shape, self.dtype, self.path.stat().st_size)
+            return file.read(window=((rows.start, rows.stop), (columns.start, columns.stop)))
+
+
+@contextmanager
+def _quiet(rasterio: Any) -> Iterator[None]:
+    """GDAL looks at no other file. That a picture has no place is no news."""
+    import warnings
+
+    with rasterio.Env(**ENVIRONMENT), warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        yield
+
+
+def _affine(transform: Any) -> Affine:
+    """From (row, column, 1) to (x, y, 1), of one from (column, row, 1)."""
+    a, b, c, d, e, f = tuple(transform)[:6]
+    return common.as_affine([[b, a, c], [e, d, f], [0, 0, 1]])
+
+
+def _transform(affine: Affine) -> Any:
+    (b, a, c), (e, d, f), _ = affine
+    return optional.package("affine", "a GeoTIFF").Affine(a, b, c, d, e, f)

@@ -1,0 +1,121 @@
+"""The sizes in headers of NIfTI, MetaImage and NRRD, checked before a library trusts them.
+
+A file that is shorter than its header says is refused before memory is spent. No other file is read but the one
+beside an mhd.
+"""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from bbdm.pictures.formats.common import check_cost
+
+MOST = 2**16  # bytes of a header that are looked at
+NIFTI = {348: ("h", 40, 70, "f", 108, 344), 540: ("q", 16, 12, "q", 168, 4)}  # dims, their place; type; offset; magic
+BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 128: 24, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64, 2304: 32}
+META = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 4, "ULONG": 4}
+META |= {"LONG_LONG": 8, "ULONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
+NRRD = {"char": 1, "short": 2, "int": 4, "float": 4, "double": 8, "longlong": 8, "int8": 1, "int16": 2, "int32": 4}
+NRRD |= {"int64": 8}
+GZIP = 1100  # deflate makes at most 1032 bytes of one
+
+
+def check(path: Path) -> bool:
+    """Whether the values of a file are compressed.
+
+    Raises:
+        ValueError: the file is shorter than its header says, or has what is not read.
+    """
+    name = path.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        return _nifti(path)
+    return _nrrd(path) if name.endswith(".nrrd") else _meta(path)
+
+
+def _nifti(path: Path) -> bool:
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    if packed != path.name.lower().endswith(".gz"):
+        raise ValueError(f"it is {'' if packed else 'not '}compressed by gzip, which its suffix does not say")
+    with gzip.open(path) if packed else path.open("rb") as file:
+        head = file.read(540)
+    order = next((order for order in "<>" if head[:4] and struct.unpack(order + "i", head[:4])[0] in NIFTI), None)
+    if order is None or len(head) < struct.unpack(order + "i", head[:4])[0]:
+        raise ValueError("it is no NIfTI, or its header is cut off")
+    length, at, kind_at, real, offset_at, magic = NIFTI[struct.unpack(order + "i", head[:4])[0]]
+    count, *dims = struct.unpack_from(f"{order}8{length}", head, at)
+    (kind,) = struct.unpack_from(order + "h", head, kind_at)
+    (offset,) = struct.unpack_from(order + real, head, offset_at)
+    if head[magic : magic + 2] not in (b"n+",):
+        raise ValueError("its values are in another file, or it is no NIfTI")
+    if not 1 <= count <= 7 or min(dims[:count]) < 1:
+        raise ValueError(f"its header says axes of {dims[: max(0, count)]}")
+    if kind not in BITS:
+        raise ValueError(f"its values are of NIfTI's type {kind}, and real numbers are wanted")
+    _cost(path, list(dims[:count]), BITS[kind] // 8, int(offset), packed)
+    return packed
+
+
+def _meta(path: Path) -> bool:
+    lines, offset = _lines(path, lambda line: line.startswith("ElementDataFile"))
+    said = dict(line.replace(" ", "").split("=", 1) for line in lines if "=" in line)
+    dims = [int(number) for number in _words(lines, "DimSize", "=")]
+    kind = said.get("ElementType", "").removeprefix("MET_").removesuffix("_ARRAY")
+    if kind not in META or not dims or said.get("BinaryData", "True") != "True":
+        raise ValueError(f"its header has dimensions {dims} and values of {kind or 'no type'}, or they are text")
+    packed = said.get("CompressedData", "False") == "True"
+    data, where = path, _words(lines, "ElementDataFile", "=")
+    if [each.upper() for each in where] != ["LOCAL"]:
+        data, offset = path.with_name(" ".join(where)), 0
+        if len(where) != 1 or data.parent != path.parent or "%" in where[0] or not data.is_file():
+            raise ValueError(f"its values are in {' '.join(where)!r}, and one file beside it is wanted")
+    offset = max(offset, int(said.get("HeaderSize", 0)))
+    _cost(data, [*dims, int(said.get("ElementNumberOfChannels", 1))], META[kind], offset, packed)
+    return packed
+
+
+def _nrrd(path: Path) -> bool:
+    lines, offset = _lines(path, lambda line: line == "")
+    said = {key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if not lines[0].startswith("NRRD") or {"data file", "datafile"} & said.keys():
+        raise ValueError("it is no NRRD, or its values are in another file")
+    kind = said.get("type", "").removeprefix("unsigned ").removeprefix("signed ").removesuffix("_t")
+    kind = kind.removesuffix(" int").replace(" ", "").removeprefix("u")
+    encoding = said.get("encoding", "")
+    if kind not in NRRD or encoding not in ("raw", "gzip", "gz"):
+        raise ValueError(f"its header has type {said.get('type')!r} and encoding {encoding!r}, which are not read")
+    sizes = [int(number) for number in said.get("sizes", "").split()]
+    _cost(path, sizes, NRRD[kind], offset, encoding != "raw")
+    return encoding != "raw"
+
+
+def _lines(path: Path, last: Callable[[str], bool]) -> tuple[list[str], int]:
+    """The lines of a header up to the last, and where its values begin."""
+    lines: list[str] = []
+    with path.open("rb") as file:
+        while file.tell() < MOST and (line := file.readline(MOST)):
+            lines.append(line.decode("latin-1").rstrip("\r\n"))
+            if last(lines[-1]):
+                return lines, file.tell()
+    raise ValueError("its header does not end")
+
+
+def _words(lines: list[str], key: str, mark: str) -> list[str]:
+    found = [line.partition(mark)[2].split() for line in lines if line.partition(mark)[0].strip() == key]
+    return found[-1] if found else []
+
+
+def _cost(path: Path, sizes: list[int], width: int, offset: int, packed: bool) -> None:
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"its header says axes of {sizes}")
+    stored = path.stat().st_size - (0 if packed else offset)
+    if prod(sizes) * width > stored * (GZIP if packed else 1):
+        check_cost(sizes, np.dtype(f"V{width}"), stored, GZIP if packed else 1)
+    if packed:
+        check_cost(sizes, np.dtype(f"V{width}"), stored, GZIP)

@@ -1,0 +1,101 @@
+"""PNG, JPEG, WebP, BMP and 8-bit TIFF: upright, alpha over white; PNG of 16 bits too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from bbdm.base import optional
+from bbdm.pictures import images
+from bbdm.pictures.formats import common
+from bbdm.pictures.picture import Geometry, LazyPicture
+
+NAME = "pillow"
+GREY = {"1", "L", "LA", *images.SIXTEEN_BIT, "I"}  # modes that become one channel
+PNG = b"\x89PNG\r\n\x1a\n"
+WIDE = 16  # bits of a PNG's values that Pillow would cut to 8 in colour
+
+
+def open(path: Path) -> LazyPicture:
+    """A picture that Pillow reads, 8-bit grey or RGB, or 16-bit in a PNG: 1 or 3 channels.
+
+    Raises:
+        ModuleNotFoundError: imagecodecs is not installed, for a PNG of 16-bit colours.
+        ValueError: it cannot be read, or has values of more bits in another format.
+    """
+    with common.reading(path):
+        return _Picture(path)
+
+
+def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
+    """Write a (1 or 3, H, W) array of uint8, or of uint16 as PNG, with the resolution.
+
+    Raises:
+        ModuleNotFoundError: imagecodecs is not installed, for a PNG of 16-bit colours.
+        ValueError: the format cannot hold the array.
+    """
+    suffix = path.suffix.lower()
+    common.check_held(suffix, array, ("uint8", "uint16") if suffix == ".png" else ("uint8",), (2,))
+    if len(array) not in (1, 3):
+        raise ValueError(f"{suffix} holds 1 or 3 channels, got {len(array)}")
+    pixels = np.ascontiguousarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
+    if pixels.ndim == 3 and array.dtype == np.uint16:
+        path.write_bytes(_imagecodecs().png_encode(pixels))
+    else:
+        dpi = {"dpi": geometry.kept["dpi"]} if geometry.format == NAME and "dpi" in geometry.kept else {}
+        Image.fromarray(pixels).save(path, **dpi)
+
+
+class _Picture(common.FilePicture):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            start = file.read(26)
+        self._wide = start[:8] == PNG and start[24:25] == bytes([WIDE])
+        with Image.open(path) as image:
+            grey = image.mode in GREY
+            if image.mode not in images.EIGHT_BIT and not self._wide:
+                images.convert(image)  # says what is wrong with the mode, or scales 16 bits
+                raise ValueError(f"its {image.format} has values of 16 bits, which are read of PNG and TIFF")
+            dpi = image.info.get("dpi")
+        width, height = images.open_size(path)
+        self._colours = self._wide and start[25:26] != b"\0"
+        if self._colours:
+            grey = start[25:26] == b"\x04"
+            _imagecodecs()
+        self.shape = (1 if grey else 3, height, width)
+        self.dtype = np.dtype(np.uint16 if self._wide else np.uint8)
+        self.geometry = Geometry(None, NAME, {"dpi": dpi} if dpi else {})
+
+    def _read(self, window: tuple[slice, ...]) -> npt.NDArray[Any]:
+        if not self._wide:
+            whole = images.to_pixels(images.open_image(self.path), self.shape[0])
+        elif self._colours:
+            whole = self._wide_colours()
+        else:
+            whole = np.asarray(images.open_image(self.path)).astype(np.uint16)[None]
+        return np.ascontiguousarray(whole[(slice(None), *window)])
+
+    def _wide_colours(self) -> npt.NDArray[np.uint16]:
+        """16-bit colours, alpha blended with white, upright."""
+        common.check_cost((4, *self.size), self.dtype, self.path.stat().st_size)
+        pixels = _imagecodecs().png_decode(self.path.read_bytes())
+        if pixels.dtype != np.uint16 or pixels.ndim != 3:
+            raise ValueError(f"its colours are {pixels.shape} of {pixels.dtype}, and 16 bits are in its header")
+        if pixels.shape[2] in (2, 4):
+            colours, alpha = pixels[:, :, :-1].astype(np.uint64), pixels[:, :, -1:].astype(np.uint64)
+            pixels = ((colours * alpha + (65535 - alpha) * 65535 + 32767) // 65535).astype(np.uint16)
+        with Image.open(self.path) as image:
+            turn = images.turn(image) if "exif" in image.info else None
+        planes = pixels.transpose(2, 0, 1)
+        if turn is not None:
+            planes = np.stack([np.asarray(Image.fromarray(plane.copy()).transpose(turn)) for plane in planes])
+        return planes
+
+
+def _imagecodecs() -> Any:
+    return optional.package("imagecodecs", "a PNG of 16-bit colours")
