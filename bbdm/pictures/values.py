@@ -150,7 +150,6 @@ class Percentiles:
         return f"p{self.low:g}:{self.high:g}"
 
 
-EIGHT_BIT = Values(0, 255)
 AnyValues = Values | Percentiles
 ValuesLike = AnyValues | str | tuple[float, float] | None
 
@@ -242,3 +241,6 @@ def _narrowest(levels: Sequence[float]) -> str:
             if all(limits.min <= level <= limits.max for level in levels):
                 return kind
     return "float32"
+
+
+EIGHT_BIT = Values(0, 255)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from bbdm.base.atomic import write_named_atomically
 from bbdm.pictures.formats import common, tags
 from bbdm.pictures.images import UnknownFormatError
-from bbdm.pictures.picture import Geometry, LazyPicture
+from bbdm.pictures.picture import Geometry, LazyPicture, LoadedPicture
 
 SUFFIXES = {  # the module of each, the longest suffix first; that of a TIFF is chosen by its header
     ".nii.gz": "medical",
@@ -38,6 +38,24 @@ def suffix_of(path: str | Path) -> str:
     """The longest suffix of those that are read, in lower case, or "" where the name has none."""
     name = Path(path).name.lower()
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+
+
+def stem_of(path: Path) -> str:
+    """The name without its suffix; of a folder of DICOM, its name."""
+    return path.name if path.is_dir() else path.name[: -len(suffix_of(path) or path.suffix) or None]
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """All files below a folder, whatever they are; one of DICOM in place of its slices."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    parents = {path.parent for path in files if path.suffix.lower() in ("", ".dcm")}
+    series = {parent for parent in parents if parent != folder and _holds_dicom(parent)}
+    return [*series, *(path for path in files if path.parent not in series)]
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a picture: one, or all in a folder of DICOM."""
+    return sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
 
 
 def is_picture(path: str | Path) -> bool:
@@ -92,6 +110,21 @@ def write(path: str | Path, array: npt.NDArray[Any], geometry: Geometry) -> None
     writer = _module(module)
     with common.writing(path):
         write_named_atomically(path, lambda named: writer.write(named, array, geometry))
+
+
+def resampled(picture: LazyPicture, like: LazyPicture) -> LazyPicture:
+    """A picture on the grid of another, linearly interpolated, in memory. Outside it has its least value.
+
+    Raises:
+        ValueError: a file does not say where its pixels lie, or they are of different formats.
+    """
+    sides = picture.geometry, like.geometry
+    kinds = {"" if side.affine is None else side.format for side in sides}
+    if kinds not in ({"medical"}, {"geotiff"}):
+        raise ValueError(f"{picture.path} cannot be resampled to {like.path}: two medical files or GeoTIFFs can")
+    made = LoadedPicture(_module(kinds.pop()).resampled(picture, like), picture.path, like.geometry)
+    made.nodata = picture.nodata
+    return made
 
 
 def _module(name: str) -> Any:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from bbdm.base import optional
@@ -67,6 +68,29 @@ def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
             for band, tags in enumerate(kept["band_tags"], start=1):
                 file.update_tags(band, **tags)
         file.write(array)
+
+
+def resampled(picture: LazyPicture, like: LazyPicture) -> npt.NDArray[Any]:
+    """(C, H, W) of a picture at the pixels of another, by rasterio."""
+    optional.package("rasterio", "a GeoTIFF")
+    from rasterio.enums import Resampling
+    from rasterio.warp import reproject
+
+    array = picture[()]
+    least = array.min() if picture.nodata is None else picture.nodata
+    made = np.full((len(array), *like.size), least, array.dtype)
+    reproject(
+        array,
+        made,
+        src_transform=_transform(picture.geometry.affine),  # pyright: ignore[reportArgumentType]
+        dst_transform=_transform(like.geometry.affine),  # pyright: ignore[reportArgumentType]
+        src_crs=picture.geometry.kept["crs"],
+        dst_crs=like.geometry.kept["crs"],
+        src_nodata=picture.nodata,
+        dst_nodata=least,
+        resampling=Resampling.bilinear,
+    )
+    return made
 
 
 class _Picture(common.FilePicture):

@@ -64,6 +64,25 @@ def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
     package.WriteImage(image, str(path))
 
 
+def resampled(picture: LazyPicture, like: LazyPicture) -> npt.NDArray[Any]:
+    """(C, *S) of a picture at the pixels of another, by SimpleITK."""
+    package = _simpleitk()
+    images = [_image(package, each.shape[0], each[()], each.geometry.kept) for each in (picture, like)]
+    least = float(picture[()].min())
+    made = package.Resample(*images, package.Transform(), package.sitkLinear, least)
+    return channels_first(package.GetArrayFromImage(made), (picture.shape[0], *like.size))
+
+
+def _image(package: Any, channels: int, array: npt.NDArray[Any], place: Mapping[str, Any]) -> Any:
+    """SimpleITK's image of (C, *S), at its place."""
+    pixels = array[0] if channels == 1 else np.moveaxis(array, 0, -1)
+    image = package.GetImageFromArray(np.ascontiguousarray(pixels), isVector=channels > 1)
+    image.SetSpacing(place["spacing"])
+    image.SetOrigin(place["origin"])
+    image.SetDirection(place["direction"])
+    return image
+
+
 class _Picture(common.FilePicture):
     def __init__(self, path: Path, package: Any) -> None:
         self.path = path
