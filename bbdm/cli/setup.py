@@ -13,7 +13,9 @@ import torch
 from bbdm.bridges import BRIDGES, Bridge, Density
 from bbdm.cli.presets import PRESETS, BridgeName, Condition
 from bbdm.codec import Codec
-from bbdm.data.pairs import PairedDataset, load_dataset
+from bbdm.data.config import PicturesConfig
+from bbdm.data.examples import PairExamples
+from bbdm.data.pairs import PLAIN, load_dataset
 from bbdm.data.survey import readable
 from bbdm.files.checkpoint import load_codec
 from bbdm.networks.dit import DiT, DiTConfig
@@ -50,15 +52,22 @@ def build_bridge(
     return BRIDGES[kind](**{key: value for key, value in given.items() if value is not None})
 
 
-def build_network(preset: str, channels: int, condition: Condition | None = None) -> UNet | DiT:
-    """The network of a preset for a number of channels; ``condition`` None is the preset's choice.
+def build_network(
+    preset: str, channels: int, condition: Condition | None = None, source_channels: int | None = None
+) -> UNet | DiT:
+    """The network of a preset for targets of a number of channels, and sources of as many unless given.
+
+    ``condition`` None is the preset's choice, and a network always sees a source of other channels.
 
     Raises:
         ValueError: ``condition`` is not of this preset's network.
     """
     config = PRESETS[preset]
+    source_channels = source_channels or channels
+    if source_channels != channels and condition == "none":
+        raise ValueError(f"condition 'none' needs sources of {channels} channels as targets, got {source_channels}")
     shown = config.condition_channels if condition is None else condition != "none"
-    seen = {"condition_channels": channels if shown else 0}
+    seen = {"condition_channels": source_channels if shown or source_channels != channels else 0}
     if isinstance(config, DiTConfig):
         how = {"tokens": "tokens", "concat": "channels"}.get(condition or "", config.condition)
         return DiT.from_config(replace(config, channels=channels, condition=how, **seen))
@@ -94,16 +103,18 @@ def load_splits(
     degrade: str | None = None,
     degrade_seed: int = 0,
     columns: str | None = None,
+    pictures: PicturesConfig = PLAIN,
+    cache: Path | None = None,
     skip_bad: bool = False,
     kept: Path | None = None,
     progress: bool = False,
     report: Callable[[str], object] = print,
-) -> tuple[PairedDataset, PairedDataset | None]:
+) -> tuple[PairExamples, PairExamples | None]:
     """The training pairs and the validation pairs of a data set, whose pictures were all looked at.
 
-    For ``degrade`` and ``columns`` see :func:`~bbdm.data.pairs.load_dataset`. Without
-    validation pairs of its own the data set has None. ``report`` is called with the reason, and with what
-    :func:`~bbdm.data.survey.readable` reports. What was found is kept in the folder ``kept``, so that a run
+    For ``degrade``, ``columns``, ``pictures`` and ``cache`` see :func:`~bbdm.data.pairs.load_dataset`.
+    Without validation pairs of its own the data set has None. ``report`` is called with the reason, and with
+    what :func:`~bbdm.data.survey.readable` reports. What was found is kept in the folder ``kept``, so that a run
     that resumes does not look again.
 
     Raises:
@@ -111,11 +122,11 @@ def load_splits(
             :func:`~bbdm.data.pairs.load_dataset`.
     """
 
-    def looked_at(pairs: PairedDataset, split: str) -> PairedDataset:
+    def looked_at(pairs: PairExamples, split: str) -> PairExamples:
         file = None if kept is None else kept / f"pictures_{split}.json"
         return readable(pairs, skip_bad, report, file, progress)
 
-    settings = image_size, direction, channels, "stretch", degrade, degrade_seed, columns
+    settings = image_size, direction, channels, "stretch", degrade, degrade_seed, columns, pictures, cache
     train = load_dataset(name, data_dir, "train", *settings)
     try:
         validation = load_dataset(name, data_dir, "val", *settings)

@@ -97,7 +97,8 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
     pairs, validation = training.load_pairs(args, args.image_size, channels, folder, team)
 
     torch.manual_seed(args.seed)
-    unet = setup.build_network(args.preset, channels if codec is None else codec.channels, args.condition)
+    channels = (pairs.channels, pairs.source_channels) if codec is None else (codec.channels, codec.channels)
+    unet = setup.build_network(args.preset, channels[0], args.condition, channels[1])
     unet.gradient_checkpointing = args.gradient_checkpointing
     bridge = setup.build_bridge(args.bridge, args.time_steps, args.c_lambda, args.objective, args.density)
     if args.init_from is not None and resumed is None:

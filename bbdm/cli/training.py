@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bbdm.base import scripts
 from bbdm.base.atomic import check_suffix, remove_leftovers
-from bbdm.base.settings import add_flags, flag_type
-from bbdm.data.config import DIRECTIONS, ColumnsConfig, DegradeConfig
+from bbdm.base.settings import add_flags, flag_type, from_values
+from bbdm.data.config import DIRECTIONS, ColumnsConfig, DegradeConfig, PicturesConfig
 from bbdm.pictures.images import read_size
+from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
 
 if TYPE_CHECKING:
-    from bbdm.data.pairs import PairedDataset
+    from bbdm.data.examples import Examples, PairExamples
     from bbdm.execution.processes import Processes
     from bbdm.training.callback import Callback
     from bbdm.training.loop import Training
@@ -31,6 +32,7 @@ def add_data_flags(parser: argparse.ArgumentParser, image_size: int | None, unse
     flag("--image_size", type=flag_type(read_size), default=image_size, help=f"side, or HxW, {unset}")
     add_flags(parser, DegradeConfig)
     add_flags(parser, ColumnsConfig)
+    add_flags(parser, PicturesConfig)
     flag("--direction", choices=DIRECTIONS, default="AtoB", help="AtoB translates A into B")
 
 
@@ -79,17 +81,28 @@ def find_resumed(args: argparse.Namespace, folder: RunFolder, team: Processes) -
 
 
 def load_pairs(
-    args: argparse.Namespace, size: Any, channels: int, folder: RunFolder, team: Processes
-) -> tuple[PairedDataset, PairedDataset | None]:
-    """The training pairs, and the validation pairs if there are any, of pictures that were all looked at."""
+    args: argparse.Namespace,
+    size: Any,
+    channels: int,
+    folder: RunFolder,
+    team: Processes,
+    kind: PictureKind = EIGHT_BIT_PICTURES,
+) -> tuple[PairExamples, PairExamples | None]:
+    """The training pairs, and the validation pairs if there are any, of pictures that were all looked at.
+
+    What the flags leave out of the pictures' values is of ``kind``.
+    """
     from bbdm.cli.setup import load_splits
 
+    pictures = from_values(PicturesConfig, vars(args)).of_kind(kind)
     with team.first_before_others():  # the others find what the first has seen
         return load_splits(
             *(args.dataset, args.data_dir, size, args.direction, channels),
             degrade=args.degrade,
             degrade_seed=args.degrade_seed,
             columns=args.columns,
+            pictures=pictures,
+            cache=vars(args).get("cache_images") if pictures.crop or pictures.slices else None,
             skip_bad=args.skip_bad,
             kept=folder.path,
             progress=shown(args) and team.first,
@@ -98,12 +111,15 @@ def load_pairs(
 
 
 def cached_pictures(
-    args: argparse.Namespace, pairs: PairedDataset, validation: PairedDataset | None, team: Processes
-) -> tuple[PairedDataset, PairedDataset | None]:
-    """The pairs from the cache of ``--cache_images``, which is made where it is missing."""
+    args: argparse.Namespace, pairs: PairExamples, validation: PairExamples | None, team: Processes
+) -> tuple[Examples, Examples | None]:
+    """The pairs from the cache of ``--cache_images``, which is made where it is missing.
+
+    Crops and slices have a cache of the decoded files.
+    """
     from bbdm.data.cache import ImageCache
 
-    if args.cache_images is None:
+    if args.cache_images is None or pairs.kind.crop or pairs.kind.slices:
         return pairs, validation
     how = args.workers, shown(args) and team.first
     with team.first_before_others():  # the others find what the first caches

@@ -21,8 +21,8 @@ from bbdm.data.shards import Shards
 from bbdm.data.table import Table
 from bbdm.pictures import formats
 from bbdm.pictures.images import Size, read_size
-from bbdm.pictures.kind import Plane
-from bbdm.pictures.values import AnyValues, read_values
+from bbdm.pictures.kind import PictureKind, Plane
+from bbdm.pictures.values import EIGHT_BIT, AnyValues, read_values
 
 log = logging.getLogger(__name__)
 Direction = Literal["AtoB", "BtoA"]
@@ -66,6 +66,13 @@ class PicturesConfig:
             raise ValueError("crops_in_mask needs masks")
         if (self.crops_per_picture > 1 or self.crops_in_mask) and self.crop is None:
             raise ValueError("crops_per_picture and crops_in_mask need crop")
+
+    def of_kind(self, kind: PictureKind) -> PicturesConfig:
+        """These settings; those that are left out are of a trained network's pictures."""
+        values = self.source_values or kind.source, self.target_values or kind.target
+        given = (None if each == EIGHT_BIT else each for each in values)
+        own = dict(zip(("source_values", "target_values"), given, strict=True))
+        return replace(self, **own, crop=self.crop or kind.crop, slices=self.slices or kind.slices)
 
     @property
     def crops(self) -> Crops | None:
@@ -138,11 +145,11 @@ def _cityscapes(data_dir: str, split: str) -> list[Pair]:
 
 
 def _paired(data_dir: str, split: str) -> list[Pair]:
-    sources, semicolon, target = data_dir.replace("{split}", split).rpartition(";" if ";" in data_dir else ",")
+    sources, mark, target = data_dir.replace("{split}", split).rpartition(";" if ";" in data_dir else ",")
     folders = sources.split(",")
-    if not all([*folders, target]) or (len(folders) > 1 and semicolon != ";"):
-        wanted = "two folders, SOURCES,TARGETS, or several of sources, FIRST,SECOND;TARGETS"
-        raise ValueError(f"data_dir of 'paired' must be {wanted}; got {data_dir!r}")
+    if not all([*folders, target]) or (len(folders) > 1 and mark != ";"):
+        also = "; of several sources, FIRST,SECOND;TARGETS"
+        raise ValueError(f"data_dir of 'paired' must be two folders, SOURCES,TARGETS; got {data_dir!r}{also}")
     first, *further = (_pictures(Path(folder)) for folder in folders)
     for each in further:
         _check_counterparts(first, each)

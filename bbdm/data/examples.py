@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import Dataset, default_collate
@@ -18,6 +18,9 @@ from bbdm.data.degradations import Degradation
 from bbdm.pictures import images
 from bbdm.pictures.images import Size
 from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 log = logging.getLogger(__name__)
 Place = tuple[int, int]  # an example's index, and the seed of what is drawn for it
@@ -112,7 +115,7 @@ class PairExamples(Examples):
         ValueError: an unknown direction, or a degradation of pairs with targets.
     """
 
-    def __init__(self, pairs: Pairs, direction: str, degradation: Degradation | None) -> None:
+    def __init__(self, pairs: Pairs, direction: str, degradation: Degradation | None, skip_bad: bool) -> None:
         if direction not in DIRECTIONS:
             raise ValueError(f"direction must be one of {DIRECTIONS}, got {direction!r}")
         if degradation is not None and pairs.has_targets:
@@ -121,11 +124,45 @@ class PairExamples(Examples):
         self.pairs = pairs
         self.direction = direction
         self.degradation = degradation
+        self.skip_bad = skip_bad
         self.left_out = set()
 
     @abstractmethod
     def images(self, index: int) -> tuple[Any, Any]:
         """Source and target of pair ``index`` as pictures; None for a missing target."""
+
+    @abstractmethod
+    def look(self, place: int, whole: bool) -> list[tuple[int, int]]:
+        """(width, height) of the files of pair ``place`` from their headers; ``whole`` decodes them.
+
+        Raises:
+            ValueError: one cannot be read, or does not fit.
+        """
+
+    @abstractmethod
+    def without(self, names: Container[str]) -> Self:
+        """The data set without the pairs of some names."""
+
+    @abstractmethod
+    def skipping(self) -> Self:
+        """The data set, in which the next pair takes the place of one that cannot be read."""
+
+    def read(self, index: int, seed: int = 0) -> Example:
+        """Example ``index``; with ``skip_bad``, the next one that can be read."""
+        reasons: dict[str, None] = {}
+        start = range(len(self))[index]  # an IndexError beyond the end, which is what ends an iteration
+        for number in range(start, start + len(self) if self.skip_bad else start + 1):
+            try:
+                return self._read(number % len(self), seed)._replace(left_out="\n".join(reasons))
+            except ValueError as error:  # not OSError: a network that fails says nothing about a picture
+                if not self.skip_bad or isinstance(error, NoTargetError):
+                    raise
+                reasons[" ".join(str(error).split())] = None
+        raise ValueError(f"none of {len(self)} pairs can be read; the first: {next(iter(reasons))}")
+
+    @abstractmethod
+    def _read(self, index: int, seed: int) -> Example:
+        """Example ``index``, from 0 to less than the length."""
 
     def order(self, seed: int) -> Order:
         """The order of an epoch; see :meth:`~bbdm.data.collection.Pairs.order`."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from bbdm.data.collection import Example
 from bbdm.data.examples import Examples, Place
@@ -59,6 +59,13 @@ def with_short_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
     raise ValueError(reason)  # not from the error: its traceback would keep the workers alive
 
 
+class _Places(Dataset[Place]):
+    """Places as they are."""
+
+    def __getitem__(self, place: Place) -> Place:
+        return place
+
+
 class _Order:
     """Places for a loader, which keeps it from pass to pass."""
 
@@ -76,7 +83,7 @@ class Batches:
         self._dataset = dataset
         self._order = _Order()
         self._loader = DataLoader(
-            range(len(dataset)),  # pyright: ignore[reportArgumentType] of which a worker reads a batch at once
+            _Places(),  # of which a worker reads a batch at once
             batch_size,
             sampler=self._order,
             num_workers=workers,

@@ -66,11 +66,10 @@ class PairedDataset(PairExamples):
         if channels not in (1, 3):
             raise ValueError(f"channels of pictures must be 1 or 3, got {channels}")
         pairs = pairs if isinstance(pairs, Pairs) else Files(pairs)  # pyright: ignore[reportArgumentType]
-        super().__init__(pairs, direction, degradation)
+        super().__init__(pairs, direction, degradation, skip_bad)
         self.image_size = images.as_size(image_size)
         self.channels = self.source_channels = channels
         self.resize: Resize = resize
-        self.skip_bad = skip_bad
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -103,23 +102,18 @@ class PairedDataset(PairExamples):
     def _resized(self, image: Image.Image) -> Image.Image:
         return images.resized(images.convert(image, self.channels), self.image_size, self.resize)
 
-    def read(self, index: int, seed: int = 0) -> Example:
-        """Example ``index`` as uint8; with ``skip_bad``, the next one that can be read."""
-        reasons: dict[str, None] = {}
-        start = range(len(self))[index]  # an IndexError beyond the end, which is what ends an iteration
-        for number in range(start, start + len(self) if self.skip_bad else start + 1):
-            place = number % len(self)
-            try:
-                source, target = self.images(place)
-                if target is None:
-                    raise NoTargetError(f"{self.pairs[place]} has no target: this dataset can only be translated")
-                first, second = (torch.from_numpy(images.to_pixels(v, self.channels)) for v in (source, target))
-                return Example(first, second, name=self.pairs[place].name, left_out="\n".join(reasons))
-            except ValueError as error:  # not OSError: a network that fails says nothing about a picture
-                if not self.skip_bad or isinstance(error, NoTargetError):
-                    raise
-                reasons[" ".join(str(error).split())] = None
-        raise ValueError(f"none of {len(self)} pairs can be read; the first: {next(iter(reasons))}")
+    def look(self, place: int, whole: bool) -> list[tuple[int, int]]:
+        """(width, height) of the files of pair ``place``; see :meth:`PairExamples.look`."""
+        pair = self.pairs[place]
+        return [images.convert(side, self.channels).size for side in pair.load()] if whole else pair.sizes()
+
+    def _read(self, index: int, seed: int) -> Example:
+        """Example ``index`` as uint8."""
+        source, target = self.images(index)
+        if target is None:
+            raise NoTargetError(f"{self.pairs[index]} has no target: this dataset can only be translated")
+        first, second = (torch.from_numpy(images.to_pixels(v, self.channels)) for v in (source, target))
+        return Example(first, second, name=self.pairs[index].name)
 
 
 def load_dataset(

@@ -83,7 +83,9 @@ class Reader:
         return sum(self._channels if self._is_converted(each) else each.shape[0] for each in pictures)  # pyright: ignore[reportReturnType, reportArgumentType]
 
     def _is_converted(self, picture: LazyPicture) -> bool:
-        return self._channels is not None and picture.dtype == np.uint8 and picture.shape[0] in (1, 3)
+        """Grey and colour of photographs become one another; the bands of other files stay."""
+        plain = picture.geometry.format in ("", "pillow") and picture.dtype == np.uint8
+        return self._channels is not None and plain and picture.shape[0] in (1, 3)
 
     def part(self, pictures: Sequence[LazyPicture], sides: Sides, window: Window = ()) -> Array:
         """(C, *W) of all channels in a window of the plane; () for all of it."""

@@ -14,9 +14,8 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from bbdm.base import manifest
-from bbdm.data.collection import Entry, Files
-from bbdm.data.pairs import PairedDataset
-from bbdm.pictures import images
+from bbdm.data.collection import Files
+from bbdm.data.examples import PairExamples
 
 SHAPES_DIFFER = 1.1  # ratio of the sides' widths over heights
 THREADS = 4 * (os.cpu_count() or 1)  # they wait for the disk
@@ -34,7 +33,7 @@ class Survey:
     stretched: list[str] = field(default_factory=list)  # pairs whose sides' shapes differ by more than a tenth
 
 
-def survey(dataset: PairedDataset, whole: bool = False, kept: Path | None = None, progress: bool = False) -> Survey:
+def survey(dataset: PairExamples, whole: bool = False, kept: Path | None = None, progress: bool = False) -> Survey:
     """Look at all pictures of a data set, in parallel.
 
     Args:
@@ -51,12 +50,13 @@ def survey(dataset: PairedDataset, whole: bool = False, kept: Path | None = None
                 return Survey(dict(content["bad"]), list(content["stretched"]))
     found = Survey()
     with ThreadPoolExecutor(THREADS) as pool:
-        looks = pool.map(lambda pair: _look(pair, dataset.channels, whole), dataset.pairs)
-        bar = tqdm(looks, "looking at pictures", len(dataset), unit="pair", leave=False, disable=not progress)
+        count = len(dataset.pairs)
+        looks = pool.map(lambda place: _look(dataset, place, whole), range(count))
+        bar = tqdm(looks, "looking at pictures", count, unit="pair", leave=False, disable=not progress)
         for pair, (reason, shapes) in zip(dataset.pairs, bar, strict=True):
             if reason:
                 found.bad[pair.name] = reason
-            elif max(shapes) > SHAPES_DIFFER * min(shapes):
+            elif shapes and max(shapes) > SHAPES_DIFFER * min(shapes):
                 found.stretched.append(pair.name)
     if kept is not None:
         manifest.write(kept, {**about, **asdict(found)})
@@ -64,12 +64,12 @@ def survey(dataset: PairedDataset, whole: bool = False, kept: Path | None = None
 
 
 def readable(
-    dataset: PairedDataset,
+    dataset: PairExamples,
     skip_bad: bool,
     report: Callable[[str], object],
     kept: Path | None = None,
     progress: bool = False,
-) -> PairedDataset:
+) -> PairExamples:
     """The data set, of which all pictures were looked at; with ``skip_bad``, decoded, and bad ones left out.
 
     ``report`` is called with what is left out or stretched. For ``kept`` and ``progress`` see :func:`survey`.
@@ -82,8 +82,10 @@ def readable(
         return dataset.skipping() if skip_bad else dataset
     found = survey(dataset, skip_bad, kept, progress)
     reasons = list(found.bad.values())
-    if reasons and (not skip_bad or len(reasons) == len(dataset)):
-        raise BadPicturesError(reasons[0] + (f" ({len(reasons)} of {len(dataset)} pairs)" if len(reasons) > 1 else ""))
+    if reasons and (not skip_bad or len(reasons) == len(dataset.pairs)):
+        raise BadPicturesError(
+            reasons[0] + (f" ({len(reasons)} of {len(dataset.pairs)} pairs)" if len(reasons) > 1 else "")
+        )
     for reason in reasons:
         report(f"left out: {reason}")
     if found.stretched:
@@ -92,16 +94,16 @@ def readable(
     return dataset.without(found.bad) if found.bad else dataset
 
 
-def _look(pair: Entry, channels: int, whole: bool) -> tuple[str, list[float]]:
+def _look(dataset: PairExamples, place: int, whole: bool) -> tuple[str, list[float]]:
     """Why a pair cannot be read, or the ratios of width to height of its sides."""
     try:
-        sides = [images.convert(side, channels).size for side in pair.load()] if whole else pair.sizes()
+        sides = dataset.look(place, whole)
     except (OSError, ValueError) as error:
         return str(error), []
     return "", [width / height for width, height in sides]
 
 
-def _digest(dataset: PairedDataset) -> str:
+def _digest(dataset: PairExamples) -> str:
     """SHA-256 of the names, sizes and times of all files."""
     digest = hashlib.sha256(f"{dataset.channels}\n".encode())
     for pair in dataset.pairs:

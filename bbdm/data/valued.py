@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import tee
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from bbdm.data.collection import Example, Order, Pairs, Sides
+from bbdm.data.collection import Example, Files, Order, Pairs, Sides
 from bbdm.data.crops import Crops
 from bbdm.data.degradations import Degradation
 from bbdm.data.examples import NoTargetError, PairExamples
@@ -40,6 +40,7 @@ class ValuedDataset(PairExamples):
             one is drawn anew in each epoch.
         resample: resample sources and masks that lie on another grid than the target.
         cache: folder of decoded pictures, where no part of a file can be read alone; None for none.
+        skip_bad: the place of a pair that cannot be read is taken by the next one that can.
 
     Raises:
         ValueError: the first pair cannot be read, or does not fit its values.
@@ -56,19 +57,22 @@ class ValuedDataset(PairExamples):
         degradation: Degradation | None = None,
         resample: bool = False,
         cache: Path | None = None,
+        skip_bad: bool = False,
     ) -> None:
-        super().__init__(pairs, direction, degradation)
+        super().__init__(pairs, direction, degradation, skip_bad)
+        self._settings = kind, crops, image_size, direction, channels, degradation, resample, cache
         self.kind = kind
         self.crops = crops
         self._resized_to = None if image_size is None or crops is not None else images.sides(image_size)
-        self._reader = Reader(channels, self._resized_to is None, resample, cache)
+        sides = pairs[0].opened()
+        self._masked = sides.mask is not None or any(each.nodata is not None for each in _pictures(sides))
+        self._reader = Reader(channels, self._masked or self._resized_to is None, resample, cache)
         self._ranges: dict[tuple[Path, ...], Values] = {}  # of percentiles
         sides = self._opened(0)
         plane = in_plane(sides.sources[0].size, sides)
         if len(plane) != 2:
             raise ValueError(f"{pairs[0]} is a volume: say which slices of it are meant, such as --slices axial")
         self.image_size = images.as_size(crops.size if crops else self._resized_to or plane)
-        self._masked = sides.mask is not None or any(each.nodata is not None for each in _pictures(sides))
         self.source_channels, self.channels = map(self._reader.channels, _by_role(sides))
         self.channels = self.channels or self.source_channels
         for count, values in ((self.source_channels, kind.source), (self.channels, kind.target)):
@@ -112,9 +116,30 @@ class ValuedDataset(PairExamples):
         ]
         return (made[0], made[1]) if len(made) > 1 else (made[0], None)
 
-    def read(self, index: int, seed: int = 0) -> Example:
+    def look(self, place: int, whole: bool) -> list[tuple[int, int]]:
+        """Nothing; see :meth:`PairExamples.look`. The pair's grids, channels and types are compared."""
+        sides = self._opened(place)
+        channels = [self._reader.channels(each) for each in _by_role(sides) if each]
+        if channels != [self.source_channels, self.channels][: len(channels)]:
+            raise ValueError(f"{self.pairs[place]} has {channels} channels, and {self.pairs[0]} others")
+        if whole:
+            for side in self.images(place):
+                if side is not None:
+                    check_finite(side)
+        return []
+
+    def without(self, names: Container[str]) -> ValuedDataset:
+        """The data set without the pairs of some names."""
+        pairs = Files(pair for pair in self.pairs if pair.name not in names)
+        return ValuedDataset(pairs, *self._settings, self.skip_bad)
+
+    def skipping(self) -> ValuedDataset:
+        """The data set with ``skip_bad``."""
+        return ValuedDataset(self.pairs, *self._settings, True)
+
+    def _read(self, index: int, seed: int) -> Example:
         """Example ``index``: uint8 of 8-bit pictures, else float32; pixels without a value are -1, or 0."""
-        place, number = divmod(range(len(self))[index], self._each)
+        place, number = divmod(index, self._each)
         pair = self.pairs[place]
         sides = self._opened(place)
         if sides.target is None and self.degradation is None:
@@ -136,7 +161,7 @@ class ValuedDataset(PairExamples):
             if pictures:
                 array = self._reader.part(pictures, sides, window)
                 absent = without_data(array, pictures[0].nodata)
-                valid = valid & ~absent
+                valid = valid & ~absent if self._masked else valid
                 made.append(self._tensor(array, absent, self._values(values, pictures)))
         if self.degradation is not None:
             drawn = f"{key} {seed}" if self.crops else name

@@ -73,14 +73,14 @@ def test_pairs_of_different_shapes_are_named_once(tmp_path: Path):
 
 class TestKept:
     @pytest.fixture
-    def looks(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """The names of pairs that were looked at."""
-        seen: list[str] = []
+    def looks(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """The pairs that were looked at."""
+        seen: list[int] = []
         look = survey_module._look
-        monkeypatch.setattr(survey_module, "_look", lambda pair, *rest: seen.append(pair.name) or look(pair, *rest))
+        monkeypatch.setattr(survey_module, "_look", lambda pairs, i, *rest: seen.append(i) or look(pairs, i, *rest))
         return seen
 
-    def test_changed_files_alone_are_looked_at_again(self, five: PairedDataset, tmp_path: Path, looks: list[str]):
+    def test_changed_files_alone_are_looked_at_again(self, five: PairedDataset, tmp_path: Path, looks: list[int]):
         """They have another time, or another size."""
         kept, file = tmp_path / "run" / "pictures.json", five.pairs[1].source
         first = survey(five, kept=kept)

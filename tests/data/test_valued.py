@@ -1,0 +1,340 @@
+"""Pictures of any channels and values: whole, in crops, as slices of volumes."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bbdm.data.config import PicturesConfig
+from bbdm.data.crops import Crops
+from bbdm.data.examples import PairExamples
+from bbdm.data.loading import Batches
+from bbdm.data.pairs import PairedDataset, load_dataset
+from bbdm.data.survey import BadPicturesError, readable
+from bbdm.data.valued import ValuedDataset
+from bbdm.pictures.formats.common import FilePicture
+from bbdm.pictures.picture import Geometry, Picture
+from bbdm.pictures.values import Values, read_values
+from tests.conftest import SavePicture
+
+HEIGHT, WIDTH, CROP = 20, 24, 8
+CPU = torch.device("cpu")
+PLACE = ((1.0, 0.0, 0.0, 5.0), (0.0, 1.0, 0.0, 6.0), (0.0, 0.0, 2.0, 7.0), (0.0, 0.0, 0.0, 1.0))
+
+
+def place_of(number: int, shape: tuple[int, ...], dtype: str = "int16") -> np.ndarray[Any, Any]:
+    """A picture in which each pixel says where it is: 1000 times the number, and its index."""
+    return (1000 * number + np.arange(np.prod(shape))).reshape(shape).astype(dtype)
+
+
+def folders(root: Path, suffix: str = ".npy", count: int = 3, size: tuple[int, ...] = (HEIGHT, WIDTH)) -> str:
+    """SOURCES,TARGETS, where the target of a pixel is 1 more than the source."""
+    for side in "AB":
+        (root / side).mkdir(parents=True)
+        for number in range(count):
+            array = place_of(number, (1, *size)) + (side == "B")
+            Picture(array, Geometry(PLACE) if len(size) == 3 else None).save(root / side / f"{number}{suffix}")
+    return f"{root}/A,{root}/B"
+
+
+def load(data_dir: str, **settings: Any) -> PairExamples:
+    values = {"source_values": read_values("0:4000"), "target_values": read_values("1:4001:u")}
+    return load_dataset("paired", data_dir, resize="keep", pictures=PicturesConfig(**{**values, **settings}))
+
+
+def numbers(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The stored values of a source."""
+    return Values(0, 4000, dtype="int16").stored(tensor)[0]
+
+
+def test_values_of_both_sides_become_the_unit_range(tmp_path: Path) -> None:
+    pairs = load(folders(tmp_path))
+    assert isinstance(pairs, ValuedDataset)
+    source, target = pairs[1]
+    wanted = 2 * place_of(1, (1, HEIGHT, WIDTH)).astype(float) / 4000 - 1
+    np.testing.assert_allclose(source.numpy(), wanted, atol=1e-6)
+    assert torch.equal(source, target)  # each in its own range
+    assert pairs.image_size == (HEIGHT, WIDTH)
+    made = pairs.images(1)
+    assert made[1] is not None
+    assert (made[1].unit, made[1].dtype, made[1].name) == ("u", np.int16, "1")
+    assert (made[1] == made[0] + 1).all()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".tif", ".png", ".nii"])
+def test_without_values_more_than_8_bits_are_an_error_with_their_range(suffix: str, tmp_path: Path) -> None:
+    size = (2, HEIGHT, WIDTH) if suffix == ".nii" else (HEIGHT, WIDTH)
+    kind = "uint16" if suffix == ".png" else "int16"
+    for side in "AB":
+        (tmp_path / side).mkdir()
+        Picture(place_of(1, (1, *size), kind)).save(tmp_path / side / f"a{suffix}")
+    highest = 999 + np.prod(size)
+    with pytest.raises(
+        ValueError, match=rf"A/a{suffix}: pictures of {kind} .*has 1000 to {highest}: .*--source_values"
+    ):
+        load_dataset("paired", f"{tmp_path}/A,{tmp_path}/B")
+
+
+def test_a_crop_is_a_part_of_the_picture_where_the_seed_says(tmp_path: Path) -> None:
+    pairs = load(folders(tmp_path), crop=(CROP, CROP + 2), crops_per_picture=2)
+    assert (len(pairs), pairs.image_size) == (6, (CROP, CROP + 2))
+    corners: set[Any] = set()
+    for seed in range(40):
+        example = pairs.read(3, seed)
+        array = numbers(example.source)
+        top, left = divmod(int(array[0, 0]) - 1000, WIDTH)  # of picture 1
+        assert (array == place_of(1, (HEIGHT, WIDTH))[top : top + CROP, left : left + CROP + 2]).all()
+        assert torch.equal(example.source, example.target)
+        assert torch.equal(example.source, pairs.read(3, seed).source)
+        corners.add((top, left))
+    assert min(top for top, _ in corners) == 0
+    assert max(top for top, _ in corners) == HEIGHT - CROP
+    assert {left for _, left in corners} >= {0, WIDTH - CROP - 2}
+    assert numbers(pairs.read(2, 0).source)[0, 0] != numbers(pairs.read(3, 0).source)[0, 0]
+
+
+def test_crops_of_a_picture_follow_each_other_in_an_epoch(tmp_path: Path) -> None:
+    order = load(folders(tmp_path), crop=CROP, crops_per_picture=3).order(5)
+    whole = order(0, 9)
+    assert sorted(whole) == list(range(9))
+    assert [index // 3 for index in whole[::3]] == [index // 3 for index in whole[2::3]]
+    assert [order(start, start + 2) for start in range(7)] == [whole[start : start + 2] for start in range(7)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_crops_of_a_batch_are_those_of_its_seed(workers: int, tmp_path: Path) -> None:
+    pairs = load(folders(tmp_path), crop=CROP)
+    (batch,) = Batches(pairs, 3, CPU, workers)([2, 0, 1], seed=9)
+    for place, index in enumerate([2, 0, 1]):
+        assert torch.equal(batch.source[place], pairs.read(index, 9).source)
+    assert batch.name == ["2", "0", "1"]
+
+
+def test_crops_in_the_mask_are_centred_there(tmp_path: Path) -> None:
+    data_dir = folders(tmp_path, count=1)
+    (tmp_path / "M").mkdir()
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[9, 11] = 255
+    Image.fromarray(mask).save(tmp_path / "M" / "0.png")
+    pairs = load(data_dir, crop=CROP, masks=tmp_path / "M", crops_in_mask=1.0)
+    for seed in range(5):
+        example = pairs.read(0, seed)
+        assert numbers(example.source)[CROP // 2, CROP // 2] == 9 * WIDTH + 11
+        assert example.mask is not None
+        assert example.mask.nonzero().tolist() == [[0, CROP // 2, CROP // 2]]
+    half = load(data_dir, crop=CROP, masks=tmp_path / "M", crops_in_mask=0.5)
+    share = np.mean([numbers(half.read(0, seed).source)[CROP // 2, CROP // 2] == 9 * WIDTH + 11 for seed in range(200)])
+    assert 0.4 < share < 0.6  # binomial, 3 sigma
+
+
+@pytest.mark.parametrize("slices", ["axial", "coronal", "sagittal"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".npy"])
+def test_slices_of_volumes_are_examples(slices: str, suffix: str, tmp_path: Path) -> None:
+    pytest.importorskip("SimpleITK")
+    size = (4, 5, 6)
+    pairs = load(folders(tmp_path, suffix, 2, size), slices=slices)
+    axis = ["axial", "coronal", "sagittal"].index(slices)
+    assert len(pairs) == 2 * size[axis]
+    volume = place_of(1, size)
+    for number in range(size[axis]):
+        example = pairs.read(size[axis] + number)
+        assert (numbers(example.source) == volume.take(number, axis)).all()
+        assert example.name == f"1/{number:04d}"
+
+
+def test_channels_of_several_files_follow_each_other(tmp_path: Path) -> None:
+    folders(tmp_path, count=1)
+    (tmp_path / "C").mkdir()
+    Picture(place_of(2, (2, HEIGHT, WIDTH), "uint16")).save(tmp_path / "C" / "0.tif")
+    pairs = load(f"{tmp_path}/C,{tmp_path}/A;{tmp_path}/B")
+    assert (pairs.source_channels, pairs.channels) == (3, 1)
+    source, _ = pairs[0]
+    scaled = Values(0, 4000, dtype="int16").stored(source)
+    assert [int(channel[0, 0]) for channel in scaled] == [2000, 2000 + HEIGHT * WIDTH, 0]
+    (tmp_path / "C" / "0.tif").rename(tmp_path / "C" / "1.tif")
+    with pytest.raises(ValueError, match=r"A/0.npy has no counterpart in .*C"):
+        load(f"{tmp_path}/C,{tmp_path}/A;{tmp_path}/B")
+
+
+def test_percentiles_are_of_the_whole_source_of_each_crop(tmp_path: Path) -> None:
+    pairs = load(folders(tmp_path), source_values=read_values("p10:90"), crop=CROP)
+    example = pairs.read(2, 3)
+    low, high = np.percentile(place_of(2, (HEIGHT * WIDTH,)), [10, 90])
+    first = round((float(example.target[0, 0, 0]) + 1) * 2000)
+    assert float(example.source[0, 0, 0]) == pytest.approx(
+        np.clip(2 * (first - low) / (high - low) - 1, -1, 1), abs=1e-5
+    )
+
+
+def test_pixels_without_a_value_are_least_and_not_in_the_mask(tmp_path: Path) -> None:
+    pytest.importorskip("rasterio")
+    for side in "AB":
+        (tmp_path / side).mkdir()
+        array = place_of(1, (1, HEIGHT, WIDTH))
+        array[0, 3, 4] = -9999
+        place = Geometry(((0.0, 1.0, 5.0), (-1.0, 0.0, 9.0), (0.0, 0.0, 1.0)), "geotiff", {"nodata": -9999})
+        Picture(array, place).save(tmp_path / side / "0.tif")
+    example = load(f"{tmp_path}/A,{tmp_path}/B").read(0)
+    assert example.mask is not None
+    assert (example.mask == 0).nonzero().tolist() == [[0, 3, 4]]
+    assert float(example.source[0, 3, 4]) == -1
+
+
+def test_decoded_files_are_kept_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("SimpleITK")
+    data_dir = folders(tmp_path / "pairs", ".nii.gz", 2, (4, 9, 9))
+    settings = {"source_values": read_values("0:4000"), "target_values": read_values("1:4001"), "slices": "axial"}
+    config = PicturesConfig(**settings, crop=CROP)  # pyright: ignore[reportArgumentType]
+    plain = load_dataset("paired", data_dir, pictures=config)
+    cached = load_dataset("paired", data_dir, pictures=config, cache=tmp_path / "cache")
+    for index in range(8):
+        assert torch.equal(cached.read(index, 1).source, plain.read(index, 1).source)
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 4
+    wanted = plain.read(3, 1).source
+    monkeypatch.setattr(FilePicture, "__getitem__", lambda *_: pytest.fail("decoded again"))
+    again = load_dataset("paired", data_dir, pictures=config, cache=tmp_path / "cache")
+    assert torch.equal(again.read(3, 1).source, wanted)
+
+
+def test_8_bits_in_crops_are_those_of_the_pictures(tmp_path: Path, save_picture: SavePicture) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    for side in "AB":
+        save_picture(tmp_path / side / "0.png", Image.fromarray(pixels))
+    pairs = load_dataset("paired", f"{tmp_path}/A,{tmp_path}/B", pictures=PicturesConfig(crop=CROP))
+    example = pairs.read(0, 4)
+    assert example.source.dtype == torch.uint8
+    windows = np.lib.stride_tricks.sliding_window_view(pixels, (CROP, CROP), axis=(0, 1))  # H', W', C, h, w
+    assert (windows == example.source.numpy()).all(axis=(2, 3, 4)).sum() == 1
+    grey = load_dataset("paired", f"{tmp_path}/A,{tmp_path}/B", channels=1, pictures=PicturesConfig(crop=CROP))
+    assert grey.read(0).source.shape == (1, CROP, CROP)
+
+
+def test_degradations_are_of_the_crop_and_random_ones_anew_each_epoch(
+    tmp_path: Path, save_picture: SavePicture
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 120, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    save_picture(tmp_path / "0.png", Image.fromarray(pixels))
+    crop = PicturesConfig(crop=16)
+    pairs = load_dataset("folder", str(tmp_path), degrade="inpaint", pictures=crop)
+    masks: list[torch.Tensor] = []
+    for seed in range(3):
+        example = pairs.read(0, seed)
+        masks.append((example.source != example.target).any(dim=0))
+        assert 0.2 <= float(masks[-1].float().mean()) < 0.5  # of the crop's own pixels
+    assert not torch.equal(masks[0], masks[1])
+    assert torch.equal(pairs.read(0, 2).source, example.source)
+
+
+def test_pairs_travel_to_other_processes(tmp_path: Path) -> None:
+    pairs = load(folders(tmp_path), crop=CROP)
+    assert torch.equal(pickle.loads(pickle.dumps(pairs)).read(1, 2).source, pairs.read(1, 2).source)
+
+
+def test_bad_pictures_are_named_or_left_out(tmp_path: Path) -> None:
+    data_dir = folders(tmp_path)
+    (tmp_path / "A" / "1.npy").write_bytes(b"no array")
+    with pytest.raises(BadPicturesError, match=r"A/1.npy"):
+        readable(load(data_dir), False, pytest.fail)
+    lines: list[str] = []
+    assert [pair.name for pair in readable(load(data_dir), True, lines.append).pairs] == ["0", "2"]
+    assert len(lines) == 1
+    assert "1.npy" in lines[0]
+    assert (numbers(load(data_dir).skipping().read(1).source) == numbers(load(data_dir).read(2).source)).all()
+
+
+def _grow(root: Path) -> None:
+    Picture(place_of(0, (1, HEIGHT + 1, WIDTH))).save(root / "B" / "0.npy")
+
+
+def _spoil(root: Path) -> None:
+    array = np.zeros((1, HEIGHT, WIDTH), np.float32)
+    array[0, 2, 3] = np.nan
+    Picture(array).save(root / "B" / "0.npy")
+
+
+def _more_channels(root: Path) -> None:
+    Picture(place_of(0, (2, HEIGHT, WIDTH))).save(root / "B" / "1.npy")
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "message"),
+    [
+        (_grow, {}, r"A/0.npy and .*B/0.npy lie on different grids, 20 x 24 and 21 x 24: .*--resample"),
+        (_spoil, {}, r"A/0.npy: nan stands in channel 0 at \(2, 3\)"),
+        (None, {"crop": 30}, r"A/0.npy: it has 20 x 24 pixels, and crops have 30 x 30"),
+        (None, {"source_values": read_values("0:1,0:1")}, "has 1 channels, and there are values of 2"),
+        (None, {"slices": "axial"}, "has 2 axes, and slices are of volumes"),
+        (_grow, {"resample": True}, "cannot be resampled .*: two medical files or GeoTIFFs can"),
+    ],
+)
+def test_refusals_name_the_file(change: Any, settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    data_dir = folders(tmp_path)
+    if change is not None:
+        change(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load(data_dir, **settings).read(0)
+
+
+def test_a_pair_of_other_channels_is_named_by_the_survey(tmp_path: Path) -> None:
+    data_dir = folders(tmp_path)
+    _more_channels(tmp_path)
+    with pytest.raises(BadPicturesError, match=r"A/1.npy has \[1, 2\] channels"):
+        readable(load(data_dir), False, pytest.fail)
+
+
+def test_a_source_on_another_grid_is_resampled(tmp_path: Path) -> None:
+    """A linear ramp at half the distance of pixels, by SimpleITK."""
+    pytest.importorskip("SimpleITK")
+    for side, step in (("A", 2.0), ("B", 1.0)):
+        (tmp_path / side).mkdir()
+        ramp = np.broadcast_to(100 * step * np.arange(10 / step), (1, 4, 4, int(10 / step))).astype(np.int16)
+        place = ((0.0, 0.0, step, 0.0), (0.0, 1.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+        Picture(ramp, Geometry(place)).save(tmp_path / side / "0.nii")
+    data_dir = f"{tmp_path}/A,{tmp_path}/B"
+    with pytest.raises(ValueError, match=r"A/0.nii and .*B/0.nii lie on different grids, 4 x 4 x 5 at .* --resample"):
+        load(data_dir, slices="axial").read(0)
+    example = load(data_dir, slices="axial", resample=True).read(0)
+    assert numbers(example.source)[0, :9].tolist() == [100 * i for i in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"crops_per_picture": 0, "crop": 8}, "crops_per_picture must be at least 1, got 0"),
+        ({"crops_per_picture": 2}, "crops_per_picture and crops_in_mask need crop"),
+        ({"crops_in_mask": 0.5, "crop": 8}, "crops_in_mask needs masks"),
+        ({"crops_in_mask": 2.0, "crop": 8, "masks": Path("M")}, "crops_in_mask must be from 0 to 1, got 2"),
+    ],
+)
+def test_refuses_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        assert PicturesConfig(**settings).crops
+
+
+def test_whole_pictures_are_resized_as_pillow_does(tmp_path: Path) -> None:
+    """Each channel by itself, in the unit range."""
+    values = {"source_values": read_values("0:4000"), "target_values": read_values("1:4001")}
+    pairs = load_dataset("paired", folders(tmp_path), image_size=(10, 12), pictures=PicturesConfig(**values))  # pyright: ignore[reportArgumentType]
+    stored = Image.fromarray(place_of(1, (HEIGHT, WIDTH)).astype(np.float32)).resize(
+        (12, 10), Image.Resampling.BILINEAR
+    )
+    np.testing.assert_allclose(pairs[1][0][0].numpy(), np.asarray(stored) / 2000 - 1, atol=1e-5)
+
+
+def test_8_bit_pictures_stay_with_pillow(tmp_path: Path, save_picture: SavePicture) -> None:
+    for side in "AB":
+        save_picture(tmp_path / side / "0.tif", Image.new("RGB", (8, 8)))
+    assert isinstance(load_dataset("paired", f"{tmp_path}/A,{tmp_path}/B"), PairedDataset)
+
+
+def test_the_place_of_a_crop_depends_on_all_of_its_key() -> None:
+    crops = Crops(4)
+    places = {
+        crops.window((400, 400), key, seed) == crops.window((400, 400), "a 0", 0)
+        for key, seed in [("a 1", 0), ("b 0", 0), ("a 0", 1)]
+    }
+    assert places == {False}

@@ -1,0 +1,126 @@
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bbdm.pictures import values
+from bbdm.pictures.kind import PictureKind
+from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite, read_values
+
+
+@pytest.mark.parametrize(
+    ("levels", "dtype"),
+    [((0, 255), "uint8"), ((0, 65535), "uint16"), ((-1024, 3071), "int16"), ((-(2**23), 2**23), "int32")],
+    ids=str,
+)
+def test_every_level_of_an_integer_type_comes_back(levels: tuple[int, int], dtype: str) -> None:
+    made = Values(*levels, dtype=dtype)
+    step = max(1, (levels[1] - levels[0]) // 100_000)
+    stored = np.arange(levels[0], levels[1] + 1, step, dtype=dtype).reshape(1, 1, -1)
+    scaled = made.scaled(stored)
+    assert scaled.dtype == np.float32
+    assert scaled[0, 0, 0] == -1
+    np.testing.assert_allclose(scaled, 2 * (stored.astype(float) - levels[0]) / (levels[1] - levels[0]) - 1, atol=1e-6)
+    np.testing.assert_array_equal(made.stored(scaled), stored)
+    np.testing.assert_array_equal(made.stored(torch.from_numpy(scaled)), stored)
+    assert torch.equal(made.scaled(torch.from_numpy(stored.astype(np.int32))), torch.from_numpy(scaled))
+
+
+def test_values_outside_are_clipped() -> None:
+    assert Values(0, 4).scaled(np.array([[[-9, 0, 2, 4, 9]]])).tolist() == [[[-1, -1, 0, 1, 1]]]
+    assert Values(0, 4).stored(np.array([[[-3.0, 0.5, 3.0]]], np.float32)).tolist() == [[[0, 3, 4]]]
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_each_channel_has_its_own_range(axes: int) -> None:
+    made = Values((0, -10), (4, 10), dtype="float32")
+    array = np.array([2.0, 5.0], np.float32).reshape(2, *[1] * axes)
+    assert made.scaled(array, axes).flatten().tolist() == [0, 0.5]
+    assert made.scaled(np.stack([array, array]), axes).flatten().tolist() == [0, 0.5] * 2
+    assert made.stored(made.scaled(array, axes), axes).flatten().tolist() == [2, 5]
+
+
+def test_percentiles_are_those_of_numpy_channel_by_channel() -> None:
+    array = np.random.default_rng(0).normal(size=(2, 30, 40)) * [[[1]], [[50]]]
+    made = Values.percentiles(1, 90).of(array)
+    np.testing.assert_allclose(made.low, np.percentile(array.reshape(2, -1), 1, axis=1))
+    np.testing.assert_allclose(made.high, np.percentile(array.reshape(2, -1), 90, axis=1))
+
+
+def test_a_picture_of_one_value_is_in_the_middle() -> None:
+    flat = np.full((1, 4, 4), 7.0)
+    assert (Percentiles().of(flat).scaled(flat) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("0:4095", Values(0, 4095, dtype="int16")),
+        ("0:65535", Values(0, 65535, dtype="uint16")),
+        ("-1024:3071:HU", Values(-1024, 3071, "HU", "int16")),
+        ("0:255", EIGHT_BIT),
+        ("0:0.5", Values(0, 0.5, dtype="float32")),
+        ("0:3000,-1:1:reflectance", Values((0, -1), (3000, 1), "reflectance", "int16")),
+        ("p0.5:99.5", Percentiles(0.5, 99.5)),
+    ],
+)
+def test_values_of_text_and_of_plain_values(text: str, wanted: Any) -> None:
+    assert read_values(text) == wanted
+    assert read_values(str(wanted)) == wanted
+    assert values.from_config(json.loads(json.dumps(wanted.config()))) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("4095", "written as LOW:HIGH, LOW:HIGH:UNIT or pLOW:HIGH"),
+        ("a:b", "written as LOW:HIGH"),
+        ("p5", "written as LOW:HIGH"),
+        ("5:5", "must have low below high, got 5:5"),
+        ("0:inf", "high must be finite"),
+        ("p-1:50", "0 <= low < high <= 100, got -1 and 50"),
+        ("0:100000000", "more than 16777216 levels"),
+    ],
+)
+def test_refuses_text(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_values(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"low": (0, 1), "high": (2, 3, 4)}, "as many low as high levels, got 2 and 3"),
+        ({"low": -1, "high": 255}, "do not fit into uint8, which ends at 0 and 255"),
+        ({"low": 0, "high": 1, "dtype": "complex64"}, "stored as real numbers, got complex64"),
+        ({"low": "a", "high": 1}, "low must be a number, or one for each channel, got 'a'"),
+    ],
+)
+def test_refuses_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Values(**arguments)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_is_named_with_its_place(bad: float) -> None:
+    array = np.zeros((2, 3, 4))
+    array[1, 2, 3] = bad
+    with pytest.raises(ValueError, match=rf"{bad} stands in channel 1 at \(2, 3\)"):
+        check_finite(array)
+
+
+def test_a_kind_of_8_bits_leaves_files_as_they_were() -> None:
+    assert PictureKind().config() == {}
+    made = PictureKind(Percentiles(), Values(-1, 1, "HU", "int16"), (96, 64), "axial")
+    assert PictureKind.from_config({**json.loads(json.dumps(made.config())), "other": 1}) == made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"target": Percentiles()}, "so that results have a unit; got p0.5:99.5"), ({"slices": "top"}, "got 'top'")],
+)
+def test_refuses_kinds(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PictureKind(**arguments)
