@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +24,13 @@ Order = Callable[[int, int], list[int]]  # the examples at the positions start t
 
 
 class Example(NamedTuple):
-    """An example as tensors, or a batch of examples, on its way from a data set to the device."""
+    """An example as tensors, or a batch of examples, from the data set to the network."""
 
     source: Any  # (C, H, W), uint8 of pictures or float32 of latents
     target: Any
+    conditions: Mapping[str, Any] = {}  # what the network is told besides, by name
+    mask: Any = None  # (1, H, W) float32, 1 where pixels count
+    name: Any = ""
     left_out: Any = ""  # why examples before it could not be read, by lines; of a batch, a list
 
 

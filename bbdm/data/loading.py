@@ -93,10 +93,17 @@ class Batches:
             self._dataset.leave_out(batch.left_out)
             yield batch
 
-    def __call__(self, order: Iterable[int] | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(source, target) batches of the examples ``order``, None for all: floats in [-1, 1], or latents."""
+    def __call__(self, order: Iterable[int] | None = None) -> Iterator[Example]:
+        """The batches of :meth:`stored` on the device: floats in [-1, 1], or latents."""
         for batch in self.stored(order):
-            yield self._placed(batch.source), self._placed(batch.target)
+            yield self.placed(batch)
+
+    def placed(self, batch: Example) -> Example:
+        """A batch on the device: floats in [-1, 1], or latents."""
+        conditions = {name: self._placed(value) for name, value in batch.conditions.items()}
+        mask = None if batch.mask is None else self._placed(batch.mask)
+        source, target = self._placed(batch.source), self._placed(batch.target)
+        return batch._replace(source=source, target=target, conditions=conditions, mask=mask)
 
     def close(self) -> None:
         """End the workers, which an error would wait for; the next call starts new ones."""

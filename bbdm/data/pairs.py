@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import chain
 
 import torch
@@ -72,7 +72,7 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             raise ValueError(f"degrade is for pictures without targets (the data set 'folder'), {name!r} has one")
         self.image_size = images.as_size(image_size)
         self.direction = direction
-        self.channels = channels
+        self.channels = self.source_channels = channels
         self.resize: Resize = resize
         self.degradation = degradation
         self.skip_bad = skip_bad
@@ -154,7 +154,7 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 if target is None:
                     raise NoTargetError(f"{self.pairs[place]} has no target: this dataset can only be translated")
                 first, second = (torch.from_numpy(images.to_pixels(v, self.channels)) for v in (source, target))
-                return Example(first, second, "\n".join(reasons))
+                return Example(first, second, name=self.pairs[place].name, left_out="\n".join(reasons))
             except ValueError as error:  # not OSError: a network that fails says nothing about a picture
                 if not self.skip_bad or isinstance(error, NoTargetError):
                     raise
@@ -163,11 +163,20 @@ class PairedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def batch(self, indices: Iterable[int]) -> Example:
         """A batch of examples, for a loader: uint8, a quarter of the bytes."""
-        return default_collate([self.read(index) for index in indices])
+        return collate([self.read(index) for index in indices])
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         source, target = self.pixels(index)
         return images.scale(source), images.scale(target)
+
+
+def collate(examples: Sequence[Example]) -> Example:
+    """Examples as a batch: tensors stacked, names and reasons as lists."""
+    first = examples[0]
+    conditions = {name: default_collate([each.conditions[name] for each in examples]) for name in first.conditions}
+    mask = None if first.mask is None else default_collate([each.mask for each in examples])
+    source, target = (default_collate([each[side] for each in examples]) for side in (0, 1))
+    return Example(source, target, conditions, mask, [each.name for each in examples], [e.left_out for e in examples])
 
 
 def load_dataset(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, overload
 
@@ -19,6 +19,7 @@ from PIL import Image
 
 from bbdm.base.recent import Recent
 from bbdm.base.seeds import resolve_seeds
+from bbdm.networks.endpoint import in_channels
 from bbdm.pictures import images
 from bbdm.sampling import sources
 from bbdm.sampling.batch import Batch, SolverPlan
@@ -47,6 +48,7 @@ class CallSettings(TypedDict, total=False):
     timesteps: Timesteps
     range: Range
     mask: Any
+    conditions: Mapping[str, Any] | None
     callback: Callback | None
 
 
@@ -63,8 +65,12 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         solver: the solver of calls that give none.
         steps: the number of steps of calls that give none.
         timesteps: the times of calls that give none.
-        image_channels: the channels of pictures.
+        source_channels: the channels of sources.
+        image_channels: the channels of results.
         channels: the channels of the bridge's space.
+        endpoint: the source channel for each channel of a result; see
+            :attr:`bbdm.networks.base.Network.endpoint_channels`.
+        images: the channels of further condition images by name.
         stride: the height and width of pictures are padded to multiples of it.
         latent_stride: pixels of a picture along one of the bridge's space.
         batch: the only number of images that the network takes, or None.
@@ -81,15 +87,21 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         steps: int | None,
         timesteps: Timesteps,
         *,
+        source_channels: int,
         image_channels: int,
         channels: int,
+        endpoint: Sequence[int] | None,
+        images: Mapping[str, int],
         stride: int,
         latent_stride: int,
         batch: int | None,
         fill: bool,
     ) -> None:
+        self._source_channels = source_channels
         self._image_channels = image_channels
         self._channels = channels
+        self._endpoint = endpoint
+        self._images = images
         self._stride = stride
         self._latent_stride = latent_stride
         self._batch = batch
@@ -157,13 +169,15 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         timesteps: Timesteps = None,
         range: Range = UNIT,
         mask: Any = None,
+        conditions: Mapping[str, Any] | None = None,
         callback: Callback | None = None,
     ) -> Any:
         """Translate images.
 
         Args:
             source: a (B, C, H, W) batch of floats; a NumPy array, (H, W) or (H, W, 3) of uint8 or floats; a
-                picture; a path; or a list of these, mixed, of any sizes, in which tensors are (C, H, W).
+                picture; a path; or a list of these, mixed, of any sizes, in which tensors are (C, H, W). It
+                has the source's channels, which may be others than the result's.
             seed: image i gets the seed ``seed + i``, or one each from a list. The same seed gives the same
                 image at every batch size. None draws one; see ``last_seeds``.
             noise: (K, B, C, H, W) standard normals in place of a seed, on the grid that the network sees.
@@ -176,9 +190,11 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
                 solvers and steps are kept.
             timesteps: the times of this call, in place of ``steps``.
             range: of floats in arrays and tensors, such as (0, 1); results have it too.
-            mask: where the target is made, for inpainting; elsewhere the source stays. A picture, a path, an
-                (H, W) array, white or 1 where it is made, or (B, 1, H, W) floats in [0, 1]. The images have
-                one size.
+            mask: where the target is made, for inpainting; elsewhere the source stays, in the target's
+                channels where it has others. A picture, a path, an (H, W) array, white or 1 where it is made,
+                or (B, 1, H, W) floats in [0, 1]. The images have one size.
+            conditions: the further images that the network sees, by name: tensors or arrays (B, C, H, W) in
+                [-1, 1], or (1, C, H, W) for all, of the source's size. The images have one size.
             callback: called with each :class:`Step` of each batch.
 
         Returns:
@@ -191,7 +207,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         """
         self._check_batch_size(batch_size)
         plan = self._plan(solver, steps, timesteps)
-        given, batches = self._batches(plan, source, seed, noise, range, mask)
+        given, batches = self._batches(plan, source, seed, noise, range, mask, conditions)
         batches = [b for whole in batches for b in whole.split(self._batch or batch_size, self._fill)]
         made: list[tuple[list[int], Any]] = []
         with self._progress_of(plan, batches, progress) as advance:
@@ -200,8 +216,8 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
                 result: Any = self._run(plan, batch, advance, callback)
                 result = result[:count, :, :height, :width].clip(-1, 1)
                 if batch.mask is not None:  # also what a codec lost
-                    kept = batch.mask[:count]
-                    result = kept * result + (1 - kept) * batch.source[:count]
+                    made_there, y = batch.mask[:count], self._ended(batch.source[:count])
+                    result = made_there * result + (1 - made_there) * y
                 made.append((batch.indices, result))
         return given.restore(made)
 
@@ -217,6 +233,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         timesteps: Timesteps = None,
         range: Range = UNIT,
         mask: Any = None,
+        conditions: Mapping[str, Any] | None = None,
     ) -> Iterator[Step]:
         """The same translation one step at a time, for progress and previews; arguments as for a call.
 
@@ -224,7 +241,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         [-1, 1]. With a codec, steps are latents, of which :meth:`Step.preview` makes pictures.
         """
         plan = self._plan(solver, steps, timesteps)
-        _, batches = self._batches(plan, source, seed, noise, range, mask)
+        _, batches = self._batches(plan, source, seed, noise, range, mask, conditions)
         if len(batches) > 1:
             raise ValueError("stream needs sources of one size, got several")
         if self._batch not in (None, len(batches[0].indices)):
@@ -238,11 +255,18 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
                 advance(1)
 
     def _batches(
-        self, plan: AnyPlan, source: Any, seed: Seed, noise: Any, range: Range, mask: Any
+        self,
+        plan: AnyPlan,
+        source: Any,
+        seed: Seed,
+        noise: Any,
+        range: Range,
+        mask: Any,
+        conditions: Mapping[str, Any] | None,
     ) -> tuple[sources.Given, list[Batch]]:
         """What a call is given, and its images as one batch for each size, all checked."""
-        given = sources.given(source, self.backend, self._image_channels, sources.check_range(range))
-        for name, value in {"noise": noise, "mask": mask}.items():
+        given = sources.given(source, self.backend, self._source_channels, sources.check_range(range))
+        for name, value in {"noise": noise, "mask": mask, "conditions": conditions if self._images else None}.items():
             if value is not None and len(given.groups) > 1:
                 raise ValueError(f"{name} needs pictures of one size, got several")
         first = given.groups[0][1]
@@ -250,9 +274,14 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
             self._check_noise(plan, noise, first.shape)
         if mask is not None:
             mask = sources.read_mask(mask, self.backend, first)
+        seen = sources.read_conditions(conditions, self._images, self.backend, first)
         seeds = resolve_seeds(seed, given.count)
         self._thread.seeds = tuple(seeds)
-        return given, [Batch(i, array, [seeds[k] for k in i], noise, mask) for i, array in given.groups]
+        return given, [Batch(i, array, [seeds[k] for k in i], noise, mask, seen) for i, array in given.groups]
+
+    def _ended(self, source: Any) -> Any:
+        """Pictures of sources in the target's channels."""
+        return in_channels(source, self._image_channels, self._endpoint)
 
     def _step(self, plan: AnyPlan, index: int, state: tuple[Any, Any], batch: Batch) -> Step:
         """A step in memory of its own, without padding and repeated images."""
