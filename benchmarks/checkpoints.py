@@ -49,25 +49,25 @@ def main(argv: list[str] | None = None) -> None:
     batch = next(run.train_batches(range(args.batch_size)))
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(2):
-        run.train_step(*batch)
+        run.train_step(batch)
     for _ in range(args.rounds):
-        seconds["a step"].append(seconds_of(partial(run.train_step, *batch)))
+        seconds["a step"].append(seconds_of(partial(run.train_step, batch)))
         file, began = run.run.checkpoint(run.step), time.perf_counter()
         seconds["wait, with the thread"].append(seconds_of(run._save))
         beside: list[float] = []
         while not file.exists():
-            beside.append(seconds_of(partial(run.train_step, *batch)))
+            beside.append(seconds_of(partial(run.train_step, batch)))
         run.writing.wait()
         seconds["until the thread has written"].append(time.perf_counter() - began)
         seconds["a step beside the thread"].append(statistics.fmean(beside))
-        run.train_step(*batch)
+        run.train_step(batch)
         seconds["wait, in line"].append(seconds_of(lambda: (run._save(), run.writing.wait())))
     size = run.run.checkpoint(run.step).stat().st_size
     print(f"{args.preset}, batch {args.batch_size}, a file of {size / 1e9:.2f} GB")
     for _ in range(3):
         run = make_run(args.preset, args.batch_size, args.folder)
         seconds["resume"].append(seconds_of(run.resume_newest))
-        seconds["first step of the resumed run"].append(seconds_of(partial(run.train_step, *batch)))
+        seconds["first step of the resumed run"].append(seconds_of(partial(run.train_step, batch)))
     for name, each in seconds.items():
         print(f"{name}: {statistics.median(each):.2f} s ({min(each):.2f} to {max(each):.2f})")
 

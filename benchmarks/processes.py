@@ -22,6 +22,7 @@ import torch
 from bbdm import BridgeSampler, UNet
 from bbdm.base.settings import from_values
 from bbdm.cli import train as train_script
+from bbdm.data.collection import Example
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.networks.unet_config import PRESETS
 from bbdm.training.config import TrainConfig
@@ -65,7 +66,8 @@ class Pairs:
     """A stand-in for a data set on disk."""
 
     def __init__(self, y: torch.Tensor, x0: torch.Tensor) -> None:
-        self.y, self.x0, self.channels, self.image_size = y, x0, y.shape[1], y.shape[-1]
+        self.y, self.x0, self.image_size = y, x0, y.shape[-1]
+        self.channels = self.source_channels = y.shape[1]
 
     def __len__(self) -> int:
         return len(self.y)
@@ -81,7 +83,7 @@ def _our_step(device: str, quick: bool, y: torch.Tensor, x0: torch.Tensor, setti
     trainer = Trainer(networks.build(device, quick), networks.BRIDGE, config, pairs, None, folder)
 
     def step() -> None:
-        loss = trainer.train_step(y, x0)
+        loss = trainer.train_step(Example(y, x0))
         assert math.isfinite(loss), loss
 
     return step
@@ -125,8 +127,8 @@ def bare_steps(data: str, device: str, compiled: bool) -> Any:
     flags = ["edge2shoes", data, "model.pt", "--preset", "demo-residual", *(["--compile"] * compiled)]
     config = from_values(TrainConfig, vars(train_script.parse(flags)))
     trainer = Trainer(_demo_network(device), networks.BRIDGE, config, pairs, None, Path(tempfile.gettempdir()))
-    y, x0 = next(trainer.train_batches(range(BATCH)))
-    seconds = [seconds_of(lambda: trainer.train_step(y, x0)) for _ in range(len(pairs) // BATCH + 2)]
+    batch = next(trainer.train_batches(range(BATCH)))
+    seconds = [seconds_of(lambda: trainer.train_step(batch)) for _ in range(len(pairs) // BATCH + 2)]
     return seconds[2:]
 
 

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     bridge = setup.build_bridge(flags.bridge, None, flags.c_lambda, flags.objective, flags.density)
     config = from_values(TrainConfig, vars(flags))
     trainer = Trainer(setup.build_network("demo", 3), bridge, config, pairs, None, Path(tempfile.gettempdir()))
-    y, x0 = next(trainer.train_batches(range(config.batch_size)))
+    kept = next(trainer.train_batches(range(config.batch_size)))
     forget(pairs.pairs)
     batches = iter(())
 
@@ -55,14 +55,14 @@ def main(argv: list[str] | None = None) -> None:
         if batch is None:
             batches = trainer.train_batches(trainer._order(0))
             batch = next(batches)
-        trainer.train_step(*batch)
+        trainer.train_step(batch)
 
     for _ in range(3):
-        trainer.train_step(y, x0)
+        trainer.train_step(kept)
         from_shards()
     seconds: dict[str, list[float]] = {"in memory": [], "from shards": []}
     for _ in range(args.steps):
-        seconds["in memory"].append(seconds_of(lambda: trainer.train_step(y, x0)))
+        seconds["in memory"].append(seconds_of(lambda: trainer.train_step(kept)))
         seconds["from shards"].append(seconds_of(from_shards))
     trainer.train_batches.close()
     medians = {name: statistics.median(each) for name, each in seconds.items()}

@@ -87,8 +87,8 @@ def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool, tmp_
     with torch.inference_mode():
         modulation = unet.embed(t)
         float32 = BridgeSampler(unet, BRIDGE, steps=STEPS, compile=True, dtype=torch.float32)
-        calls["eager float32"] = lambda: unet.body(x, modulation)
-        calls["compiled float32"] = lambda: float32._own.loop.network(x, modulation)
+        calls["eager float32"] = lambda: unet.body(x, modulation, {})
+        calls["compiled float32"] = lambda: float32._own.loop.network(x, modulation, {})
         chosen = x.to(sampler.dtype)
         calls["compiled, as compile=True chooses"] = lambda: sampler._own.loop.network(
             chosen, modulation.to(torch.float32)

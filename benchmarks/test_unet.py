@@ -87,11 +87,11 @@ def ours(unet: UNet, sampler: BridgeSampler, x: torch.Tensor, t: torch.Tensor) -
 
     def compiled(network: UNet, dtype: torch.dtype) -> Call:
         call = sampler._own.loop.network if sampler.dtype == dtype else Compiled(network.body, x.device)
-        return lambda: call(inputs[dtype], modulation)
+        return lambda: call(inputs[dtype], modulation, {})
 
     return {
-        "eager float32": lambda: lambda: unet.body(x, modulation),
-        "eager bfloat16": lambda: lambda: rounded.body(inputs[torch.bfloat16], modulation),
+        "eager float32": lambda: lambda: unet.body(x, modulation, {}),
+        "eager bfloat16": lambda: lambda: rounded.body(inputs[torch.bfloat16], modulation, {}),
         "compiled float32": lambda: compiled(unet, torch.float32),
         "compiled bfloat16": lambda: compiled(rounded, torch.bfloat16),
     }

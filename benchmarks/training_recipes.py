@@ -24,6 +24,7 @@ from bbdm.base import machine, scripts
 from bbdm.base.atomic import write_atomically
 from bbdm.bridges import Bridge
 from bbdm.cli.setup import build_bridge
+from bbdm.data.collection import Example
 from bbdm.data.pairs import load_dataset
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
@@ -130,7 +131,7 @@ def step_seconds(recipes: list[Recipe], y: torch.Tensor, x0: torch.Tensor, round
         for step, into in zip(steps, times, strict=True):
             batch = slice(0, step.config.batch_size)
             started = time.perf_counter()
-            step(y[batch], x0[batch], index)
+            step(Example(y[batch], x0[batch]), index)
             into.append(time.perf_counter() - started)
     return [statistics.median(each[1:]) for each in times]
 
@@ -143,7 +144,7 @@ def train(recipe: Recipe, y: torch.Tensor, x0: torch.Tensor, steps: int, seed: i
         if len(order) < step.config.batch_size:
             order.extend(rng.permutation(len(y)).tolist())
         batch, order = order[: step.config.batch_size], order[step.config.batch_size :]
-        step(y[batch], x0[batch], index)
+        step(Example(y[batch], x0[batch]), index)
     return step
 
 

@@ -67,7 +67,7 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
         raise ValueError(f"{args.teacher} does not hold the size of its pictures: give --image_size")
     folder = training.run_folder(args)
     resumed = training.find_resumed(args, folder, team)
-    channels = teacher.unet.config.channels if codec is None else codec.image_channels
+    channels = teacher.unet.source_channels if codec is None else codec.image_channels
     pairs, validation = training.load_pairs(args, size, channels, folder, team, teacher.pictures)
     torch.manual_seed(args.seed)
     parts = student, teacher.bridge, config, pairs, validation, folder.path, codec, team, training.callbacks(args)

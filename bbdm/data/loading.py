@@ -107,10 +107,14 @@ class Batches:
     def __call__(self, order: Iterable[int] | None = None, seed: int = 0) -> Iterator[Example]:
         """The batches of :meth:`stored` on the device: floats in [-1, 1], or latents."""
         for batch in self.stored(order, seed):
-            conditions = {name: self._placed(value) for name, value in batch.conditions.items()}
-            mask = None if batch.mask is None else self._placed(batch.mask)
-            source, target = self._placed(batch.source), self._placed(batch.target)
-            yield batch._replace(source=source, target=target, conditions=conditions, mask=mask)
+            yield self.placed(batch)
+
+    def placed(self, batch: Example) -> Example:
+        """A batch on the device: floats in [-1, 1], or latents."""
+        conditions = {name: self._placed(value) for name, value in batch.conditions.items()}
+        mask = None if batch.mask is None else self._placed(batch.mask)
+        source, target = self._placed(batch.source), self._placed(batch.target)
+        return batch._replace(source=source, target=target, conditions=conditions, mask=mask)
 
     def close(self) -> None:
         """End the workers, which an error would wait for; the next call starts new ones."""

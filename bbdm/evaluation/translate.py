@@ -63,7 +63,7 @@ class Translator:
         self.checkpoint = config.load(self._model)
         self.bridge = self.checkpoint.bridge
         self.codec = self.checkpoint.build_codec()
-        channels = self.checkpoint.unet.config.channels if self.codec is None else self.codec.image_channels
+        channels = self.checkpoint.unet.source_channels if self.codec is None else self.codec.image_channels
         size, resize = self._size()
         pictures = config.dataset, config.data_dir, config.split, size, config.direction, channels, resize
         self.dataset = load_dataset(*pictures, config.degrade, config.degrade_seed, config.columns)

@@ -59,14 +59,14 @@ def load(code: bytes, constants: Constants, device: torch.device) -> AOTIModelPa
 
 
 class _Body(nn.Module):
-    """A network's body as a module, which is what torch.export takes."""
+    """A network's body as a module, which is what torch.export takes. Conditions are given in their order."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, x: torch.Tensor, embedding: torch.Tensor, *condition: torch.Tensor) -> torch.Tensor:
-        return self.network.body(x, embedding, *condition)
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
+        return self.network.body(x, embedding, dict(zip(self.network.conditions, conditions, strict=True)))
 
 
 class _FrozenConstants(CustomGraphPass):

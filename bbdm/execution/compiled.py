@@ -25,6 +25,7 @@ SHAPES_KEPT = 8  # of compiled networks and captured graphs
 class Compiled:
     """A function compiled by torch.compile, once for each shape of its first argument.
 
+    Its other arguments are tensors or mappings of names to tensors, whose shapes follow from the first one's.
     Its weights are constants to the compiler, which packs and folds them. A failure to compile is raised.
     """
 
@@ -33,7 +34,7 @@ class Compiled:
         self.device = device
         self._compiled: Recent[Callable[..., torch.Tensor]] = Recent(self._compile, SHAPES_KEPT)
 
-    def __call__(self, x: torch.Tensor, /, *others: torch.Tensor | None) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, /, *others: Any) -> torch.Tensor:
         """The function's result."""
         return self.at(x, *others)(x, *others)
 
@@ -41,14 +42,14 @@ class Compiled:
         """Whether a first argument of a shape would be compiled for."""
         return shape not in self._compiled
 
-    def at(self, x: torch.Tensor, /, *others: torch.Tensor | None) -> Callable[..., torch.Tensor]:
+    def at(self, x: torch.Tensor, /, *others: Any) -> Callable[..., torch.Tensor]:
         """The function compiled for the shape of x."""
         return self._compiled.get(x.shape, x, *others)
 
-    def _compile(self, *arguments: torch.Tensor | None) -> Callable[..., torch.Tensor]:
+    def _compile(self, *arguments: Any) -> Callable[..., torch.Tensor]:
         function = self.function
 
-        def forward(*arguments: torch.Tensor | None) -> torch.Tensor:
+        def forward(*arguments: Any) -> torch.Tensor:
             return function(*arguments)
 
         # The compiler stores its results with the code object and the globals. With a copy of both for each

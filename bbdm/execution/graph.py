@@ -7,7 +7,7 @@ import torch
 from bbdm.base.recent import Recent
 from bbdm.execution.compiled import SHAPES_KEPT, Compiled
 from bbdm.execution.loop import Loop, State
-from bbdm.networks.base import Body
+from bbdm.networks.base import Body, Conditions
 
 
 class GraphedLoop:
@@ -22,22 +22,27 @@ class GraphedLoop:
         self._captured: Recent[tuple[torch.cuda.CUDAGraph, State, Body]] = Recent(self._capture, SHAPES_KEPT)
         self._done = torch.cuda.Event()
 
-    def __call__(self, y: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-        """The last state, for a source and its seeds on the device."""
+    def __call__(self, y: torch.Tensor, seeds: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        """The last state, for y, seeds and the network's conditions on the device."""
         with self._captured.lock, torch.cuda.device(y.device):
             stream = torch.cuda.current_stream()
             stream.wait_event(self._done)  # another thread's replay may run on another stream
-            graph, state, _ = self._captured.get(y.shape, y, seeds)
+            graph, state, _ = self._captured.get(y.shape, y, seeds, conditions)
             state.y.copy_(y)
             state.seeds.copy_(seeds)
+            for name, buffer in state.conditions.items():
+                buffer.copy_(conditions[name])
             graph.replay()
             result = state.x.clone()
             self._done.record(stream)
             return result
 
-    def _capture(self, y: torch.Tensor, seeds: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, State, Body]:
+    def _capture(
+        self, y: torch.Tensor, seeds: torch.Tensor, conditions: Conditions
+    ) -> tuple[torch.cuda.CUDAGraph, State, Body]:
         """The graph, its buffers, and the network whose weights it reads and which must outlive it."""
-        state = self._loop.start(y.clone(), seeds.clone())
+        own = {name: value.clone() for name, value in conditions.items()}
+        state = self._loop.start(y.clone(), seeds.clone(), conditions=own)
         stream = torch.cuda.Stream()  # a new one, so that samplers may capture at the same time
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # compile, tune and load kernels before the capture
@@ -45,7 +50,7 @@ class GraphedLoop:
         torch.cuda.current_stream().wait_stream(stream)
         network = self._loop.network
         if isinstance(network, Compiled):
-            network = network.at(state.inputs, self._loop.embedding[:1], state.condition)
+            network = network.at(state.inputs, self._loop.embedding[:1], state.conditions)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
             self._loop.restart(state)

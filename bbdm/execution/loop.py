@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from bbdm.kernels.bridge_step import bridge_step
-from bbdm.networks.base import Body
+from bbdm.networks.base import Body, Conditions
 from bbdm.solvers import StepTable
+
+Shape = tuple[int, ...]
 
 
 @dataclass
 class State:
     """The buffers of one run, which each step overwrites; images are (B, C, H, W), channels_last."""
 
-    y: torch.Tensor  # the source, in the state's dtype
+    y: torch.Tensor  # the source in the target's channels, in the state's dtype
     x: torch.Tensor  # the state
     x0hat: torch.Tensor  # the estimate of the target
     inputs: torch.Tensor  # the state in the network's dtype
     unread: torch.Tensor  # in place of a prediction when the first state is made
-    condition: torch.Tensor | None  # the source in the network's dtype, where the network is conditioned on it
+    conditions: dict[str, torch.Tensor]  # what the network sees besides, in its dtype
     seeds: torch.Tensor  # (B,) int64
     noise: torch.Tensor | None  # (K, B, C, H, W) normals in place of seeds
-    mask: torch.Tensor | None  # (B, 1, H, W), 1 where the target is made, 0 where the source stays
+    mask: torch.Tensor | None  # (B, 1, H, W), 1 where the target is made, 0 where y stays
     step: torch.Tensor  # (1,) int64, the row of the table
 
 
@@ -34,7 +36,6 @@ class Loop:
     Args:
         network: runs a network's body, in ``dtype`` on ``device``.
         embedder: the network's, with weights that are not rounded to ``dtype``.
-        conditioned: whether the network sees the source.
         table: the rows of all steps.
         clamp: (low, high) for every estimate of the target, or None.
         device: where the loop runs.
@@ -45,7 +46,6 @@ class Loop:
         self,
         network: Body,
         embedder: Callable[[torch.Tensor], torch.Tensor],
-        conditioned: bool,
         table: StepTable,
         clamp: tuple[float, float] | None,
         device: torch.device,
@@ -56,7 +56,6 @@ class Loop:
         self.state_dtype = state_dtype(dtype)
         self.device = device
         self.clamp = clamp
-        self._conditioned = conditioned
         self.rows = torch.from_numpy(table.rows).to(device, self.state_dtype)
         with torch.no_grad():
             seen = torch.tensor(table.network_times, dtype=torch.float32)
@@ -69,24 +68,23 @@ class Loop:
         seeds: torch.Tensor,
         noise: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
+        conditions: Conditions | None = None,
     ) -> State:
-        """New buffers for a source, seeds, explicit noise and a mask on the device."""
+        """New buffers for y, seeds, explicit noise, a mask and the network's conditions on the device."""
         x, x0hat, inputs, unread = (torch.empty_like(y, dtype=d) for d in (y.dtype, y.dtype, self.dtype, self.dtype))
-        condition = torch.empty_like(inputs) if self._conditioned else None
+        seen = {name: value.to(self.dtype) for name, value in (conditions or {}).items()}
         step = torch.zeros(1, dtype=torch.int64, device=self.device)
-        state = State(y, x, x0hat, inputs, unread, condition, seeds, noise, mask, step)
+        state = State(y, x, x0hat, inputs, unread, seen, seeds, noise, mask, step)
         self.restart(state)
         return state
 
     def restart(self, state: State) -> None:
         """Make the first state, in the same buffers."""
-        if state.condition is not None:
-            state.condition.copy_(state.y)
         self._step(state, state.unread, self.opening, len(self.rows) - 1)
 
     def advance(self, state: State, index: int) -> None:
         """One step: one network call and one row of the table, into the state's buffers."""
-        pred = self.network(state.inputs, self.embedding[index : index + 1], state.condition)
+        pred = self.network(state.inputs, self.embedding[index : index + 1], state.conditions)
         self._step(state, pred, self.rows, index)
 
     def _step(self, state: State, pred: torch.Tensor, rows: torch.Tensor, index: int) -> None:
@@ -96,11 +94,15 @@ class Loop:
         bridge_step(*images, rows, state.step, seeds, noise, clamp=self.clamp, mask=state.mask)
 
     @torch.inference_mode()
-    def warm_up(self, shape: Sequence[int]) -> None:
-        """Call the network once for a source of a shape, (B, C, H, W)."""
-        y = torch.zeros(*shape, dtype=self.state_dtype, device=self.device).to(memory_format=torch.channels_last)
-        state = self.start(y, torch.zeros(len(y), dtype=torch.int64, device=self.device))
-        self.network(state.inputs, self.embedding[:1], state.condition)
+    def warm_up(self, shape: Shape, conditions: Mapping[str, Shape]) -> None:
+        """Call the network once for y and conditions of shapes (B, C, H, W)."""
+        y, *others = (
+            torch.zeros(*each, dtype=self.state_dtype, device=self.device).to(memory_format=torch.channels_last)
+            for each in (shape, *conditions.values())
+        )
+        seeds = torch.zeros(len(y), dtype=torch.int64, device=self.device)
+        state = self.start(y, seeds, conditions=dict(zip(conditions, others, strict=True)))
+        self.network(state.inputs, self.embedding[:1], state.conditions)
 
     def run(self, state: State) -> None:
         """All steps."""

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 
 from bbdm.base.atomic import short, write_atomically
 from bbdm.execution.device import best_dtype, find_dtype
-from bbdm.execution.loop import state_dtype
+from bbdm.execution.loop import Shape, state_dtype
 from bbdm.files.weights import described, intact
-from bbdm.networks.base import Network
+from bbdm.networks.base import Conditions, Network
 from bbdm.networks.restore import state_hash
 
 FORMAT = "bbdm compiled network"
@@ -66,10 +66,9 @@ class PackagedNetwork:
         self._constants = {name: aoti.constant_on(self._memory[name], **layouts[name]) for name in layouts}
         self._loader = aoti.load(tensors[CODE].numpy().tobytes(), self._constants, device)
         self._lock = threading.Lock()
+        self._names = list(network.conditions)
 
-    def __call__(
-        self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None, /
-    ) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions, /) -> torch.Tensor:
         """See :class:`bbdm.networks.base.Body`.
 
         Raises:
@@ -78,7 +77,7 @@ class PackagedNetwork:
         if x.shape != self.shape:
             raise ValueError(f"{self.path} was saved for shape {tuple(self.shape)}, got {tuple(x.shape)}")
         with self._lock:  # on CUDA the code is built for one thread at a time
-            return self._loader.boxed_run([x, embedding] if condition is None else [x, embedding, condition])[0]
+            return self._loader.boxed_run([x, embedding, *(conditions[name] for name in self._names)])[0]
 
 
 def choose_dtype(
@@ -103,8 +102,12 @@ def choose_dtype(
     return best_dtype(device) if compile and own == torch.float32 else own
 
 
-def save_package(path: str | os.PathLike[str], network: Network, shape: Iterable[int]) -> None:
+def save_package(
+    path: str | os.PathLike[str], network: Network, shape: Iterable[int], conditions: Mapping[str, Shape]
+) -> None:
     """Compile a network's body in its dtype, on its device, for one shape of x, and write it atomically.
+
+    ``conditions`` are the shapes of the network's conditions.
 
     Raises:
         ValueError: packages were not tested with this torch.
@@ -113,7 +116,7 @@ def save_package(path: str | os.PathLike[str], network: Network, shape: Iterable
     from bbdm.execution import aoti
 
     shape = tuple(shape)
-    code, constants = aoti.compile_body(network, _example(network, shape))
+    code, constants = aoti.compile_body(network, _example(network, shape, conditions))
     tensors = {CODE: torch.frombuffer(bytearray(code), dtype=torch.uint8)}
     tensors |= {CONSTANT + name: aoti.memory_of(constant) for name, constant in constants.items()}
     weight = next(network.parameters())
@@ -186,13 +189,13 @@ def _check_fingerprint(path: str | os.PathLike[str], saved: dict[str, Any], here
             raise ValueError(message)
 
 
-def _example(network: Network, shape: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
-    """Arguments of a network's body, for an x of a shape."""
+def _example(network: Network, shape: Shape, conditions: Mapping[str, Shape]) -> tuple[torch.Tensor, ...]:
+    """Arguments of a network's body, for an x and conditions of shapes; conditions are in their order."""
     weight = next(network.parameters())
-    x = torch.zeros(shape, dtype=weight.dtype, device=weight.device).to(memory_format=torch.channels_last)
+    x, *others = (
+        torch.zeros(each, dtype=weight.dtype, device=weight.device).to(memory_format=torch.channels_last)
+        for each in (shape, *(conditions[name] for name in network.conditions))
+    )
     with torch.no_grad():
         embedding = network.embed(torch.ones(1, device=weight.device)).to(state_dtype(weight.dtype))
-    channels = network.condition_channels
-    if not channels:
-        return x, embedding
-    return x, embedding, x[:, :1].expand(-1, channels, -1, -1).clone(memory_format=torch.channels_last)
+    return x, embedding, *others

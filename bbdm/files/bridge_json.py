@@ -10,12 +10,16 @@ from typing import Any
 
 from bbdm.base.atomic import file_sha256, short
 from bbdm.files import hub
+from bbdm.networks.endpoint import check_endpoint
 from bbdm.pictures.images import as_size
 from bbdm.pictures.kind import PictureKind
 from bbdm.solvers import StepTable
 
 FORMAT = "bbdm onnx"
-VERSION = 3  # since 2, steps show the network weights of x and y, and times are float32; since 3, noise may start
+SOURCES_AS_TARGETS = 3  # the version of exports whose sources have the target's channels, and no images beside
+# Since 2, steps show the network weights of x and y, and times are float32. Since 3, noise may start.
+# Since 4, sources have other channels, or images beside them.
+VERSION = 4
 SETTINGS = "bridge.json"
 PIPELINE = "pipeline.onnx"  # a whole translation as one graph, for other programs
 
@@ -34,6 +38,11 @@ VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "null or [number, height, width]",
     ),
     **dict.fromkeys(["channels", "image_channels", "stride", "latent_stride"], COUNT),
+}
+LATER: dict[str, tuple[Callable[[Any], bool], str]] = {  # left out where sources are as targets
+    "source_channels": COUNT,
+    "endpoint": (lambda value: isinstance(value, list), "a list of channels"),
+    "images": (lambda value: isinstance(value, dict) and all(map(_is_count, value.values())), "channels by name"),
 }
 
 
@@ -104,9 +113,12 @@ def _described(path: Path) -> dict[str, Any]:
         for name in files:
             if Path(name).name != name or not name.endswith((".onnx", ".onnx.data")):
                 raise ValueError(f"it lists {name}, which is no graph in its folder")
-        for name, (fits, wanted) in VALUES.items():
+        for name, (fits, wanted) in {**VALUES, **{k: v for k, v in LATER.items() if k in settings}}.items():
             if not fits(settings[name]):
                 raise ValueError(f"{name} must be {wanted}, got {short(settings[name])}")
+        if "endpoint" in settings:
+            channels = settings["channels"], settings.get("source_channels", settings["channels"])
+            check_endpoint(tuple(settings["endpoint"]), *channels)
         if settings.get("image_size") is not None:
             as_size(settings["image_size"])
         PictureKind.from_config(settings)

@@ -16,6 +16,7 @@ from bbdm.files import weights
 from bbdm.files.weights import IncompleteFileError, State
 from bbdm.networks.base import Network, Wrapped, WrappedConfig
 from bbdm.networks.dit import DiT, DiTConfig
+from bbdm.networks.endpoint import source_channels
 from bbdm.networks.restore import ConfiguredNetwork, fitting, restore, state_hash
 from bbdm.networks.unet import UNet
 from bbdm.networks.unet_config import UNetConfig
@@ -47,6 +48,11 @@ class UNetState:
     weights: State | None
     ema: State | None
     kind: str = "unet"
+
+    @property
+    def source_channels(self) -> int:
+        """The channels of sources."""
+        return source_channels(self.config.channels, self.config.condition_channels, self.config.endpoint)
 
     @classmethod
     def read(cls, content: dict[str, Any]) -> UNetState:
@@ -87,7 +93,8 @@ class UNetState:
                 "BridgeSampler.from_checkpoint(path, network=bbdm.wrap(module, ...))"
             )
         sizes, given = (
-            {k: v for k, v in each.items() if k != "module"} for each in (vars(self.config), network.description())
+            {k: v for k, v in each.items() if k != "module"}
+            for each in (self.config.description(), network.description())
         )
         if network.kind != self.kind or sizes != given:  # a class may have moved; weights are compared by key and shape
             raise ValueError(f"the file holds weights {wanted}, wrapped with {sizes}; the one given has {given}")

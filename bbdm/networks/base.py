@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from bbdm.networks.checks import check_images
+from bbdm.networks.endpoint import check_endpoint, in_channels, source_channels
 
-Call = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+SOURCE = "source"  # the name of the source among the conditions
+TAKEN = (SOURCE, "condition", "target", "x", "t", "mask", "noise", "image")  # names of other inputs, in exports
+Conditions = Mapping[str, torch.Tensor]
+Call = Callable[[Any, torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
 
 
 class Body(Protocol):
     """The part of a network that the loop calls, eager, compiled or packaged; see :meth:`Network.body`."""
 
-    def __call__(
-        self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None, /
-    ) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions, /) -> torch.Tensor:
         """The prediction, (B, C, H, W) in the dtype of x."""
         ...
 
@@ -29,43 +31,113 @@ class Body(Protocol):
 class Network(nn.Module):
     """The base class of networks. :func:`wrap` makes one of any module.
 
-    Attributes: ``channels`` of the state and of the prediction; ``condition_channels``, 0 where it does not
-    see the source; ``stride``, of which height and width must be multiples.
+    Attributes:
+        channels: of the state and of the prediction: the target's.
+        condition_channels: of the source, 0 where the network does not see it.
+        stride: height and width must be multiples of it.
+        images: the channels of further condition images, by name.
+        endpoint_channels: the source channels that the bridge ends in, one for each target channel; None for
+            the source itself or, where the target has another number of channels, the mean over channels.
     """
 
     kind: str = "wrapped"  # its name in files, which hold the weights of a class of one's own, and not the class
     channels: int
     condition_channels: int
     stride: int
+    images: Mapping[str, int] = {}
+    endpoint_channels: tuple[int, ...] | None = None
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+    @property
+    def conditions(self) -> dict[str, int]:
+        """Channels of all conditions by name: ``source``, where the network sees it, then others, sorted."""
+        source = {SOURCE: self.condition_channels} if self.condition_channels else {}
+        return {**source, **dict(sorted(self.images.items()))}
+
+    @property
+    def source_channels(self) -> int:
+        """The channels of sources.
+
+        A network that does not see them has sources with the target's channels or, with an endpoint, with
+        the channels up to the last that it names.
+        """
+        return source_channels(self.channels, self.condition_channels, self.endpoint_channels)
+
+    def endpoint(self, source: torch.Tensor) -> torch.Tensor:
+        """y, the source in the target's channels: where the bridge begins to sample.
+
+        Args:
+            source: (B, source_channels, H, W).
+
+        Returns:
+            (B, channels, H, W): the source itself, not a copy, where it has the target's channels; the
+            channels ``endpoint_channels`` where there are any; else the mean over channels, repeated.
+
+        Raises:
+            ValueError: the source has other channels.
+        """
+        if source.shape[1] != self.source_channels:
+            raise ValueError(f"the source must have {self.source_channels} channels, got {source.shape[1]}")
+        y = in_channels(source, self.channels, self.endpoint_channels)
+        return y if y is source else y.contiguous(memory_format=torch.channels_last)
+
+    def given(self, source: torch.Tensor, others: Conditions | None = None) -> dict[str, torch.Tensor]:
+        """What the network is called with as conditions: the source, where it sees it, and others by name.
+
+        Raises:
+            ValueError: a condition is missing or unknown, or has other channels.
+        """
+        seen = {SOURCE: source} if self.condition_channels else {}
+        return self.checked({**seen, **(others or {})})
+
+    def checked(self, conditions: Conditions | None) -> dict[str, torch.Tensor]:
+        """Conditions in the order of :attr:`conditions`.
+
+        Raises:
+            ValueError: they are no mapping, or one is missing or unknown, or has other channels.
+        """
+        conditions = {} if conditions is None else conditions
+        if not isinstance(conditions, Mapping):
+            kind = type(conditions).__name__
+            raise ValueError(f"conditions must be a mapping of names to tensors, got a {kind}: write {{'source': y}}")
+        wanted = self.conditions
+        if unknown := [name for name in conditions if name not in wanted]:
+            raise ValueError(f"conditions of this network are {_listed(wanted)}, got {', '.join(map(repr, unknown))}")
+        for name, channels in wanted.items():
+            if name not in conditions:
+                raise ValueError(f"condition {name!r} is missing: it must have {channels} channels")
+            if conditions[name].shape[1] != channels:
+                raise ValueError(f"condition {name!r} must have {channels} channels, got {conditions[name].shape[1]}")
+        return {name: conditions[name] for name in wanted}
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions | None = None) -> torch.Tensor:
         """Predict the bridge's objective.
 
         Args:
             x: (B, channels, H, W) what the bridge shows of the state.
             t: (B,) integers or reals, what the network sees of the times; or (1,) for all.
-            condition: (B, condition_channels, H, W), where the network has one.
+            conditions: by name; ``source``, (B, condition_channels, H, W), where the network sees it, and
+                what ``images`` names. None where there are none.
 
         Returns:
             (B, channels, H, W) the prediction of the bridge's objective.
 
         Raises:
-            ValueError: x has other channels or a size that is no multiple of the stride, or a condition is
-                missing or not expected.
+            ValueError: x has other channels or a size that is no multiple of the stride; or a condition is
+                missing or unknown, or has other channels.
         """
         check_images(x, self.channels, self.stride)
-        given = 0 if condition is None else condition.shape[1]
-        if given != self.condition_channels:
-            raise ValueError(f"condition must have {self.condition_channels} channels, got {given}")
-        return self.body(x, self.embed(t), condition)
+        return self.body(x, self.embed(t), self.checked(conditions))
 
     def embed(self, t: torch.Tensor) -> torch.Tensor:
         """What depends on the time alone, computed once a table; the time itself by default."""
         return t
 
     @abstractmethod
-    def body(self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        """The rest of the network; ``embedding`` has a row for each image, or one for all."""
+    def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        """The rest of the network; ``embedding`` has a row for each image, or one for all.
+
+        ``conditions`` has all of :attr:`conditions`, and is empty where there are none.
+        """
 
     def embedder(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """:meth:`embed` of times on any device, without keeping weights that it does not need."""
@@ -82,8 +154,8 @@ class Network(nn.Module):
 
     def description(self) -> dict[str, Any]:
         """Plain values by which a checkpoint names it: by default the class and the sizes."""
-        sizes = {name: getattr(self, name) for name in ("channels", "condition_channels", "stride")}
-        return {"module": type(self).__qualname__, **sizes}
+        sizes = self.channels, self.condition_channels, self.stride, dict(self.images), self.endpoint_channels
+        return WrappedConfig(type(self).__qualname__, *sizes).description()
 
 
 @dataclass(frozen=True)
@@ -94,6 +166,17 @@ class WrappedConfig:
     channels: int  # channels of the state, and of the prediction
     condition_channels: int  # channels of the source; 0 where it is not shown
     stride: int  # height and width are multiples of it
+    images: dict[str, int] = field(default_factory=dict)  # channels of further condition images by name
+    endpoint: tuple[int, ...] | None = None  # source channels that the bridge ends in; None: itself, or the mean
+
+    def __post_init__(self) -> None:
+        if self.endpoint is not None:
+            object.__setattr__(self, "endpoint", tuple(self.endpoint))
+        check_endpoint(self.endpoint, self.channels, self.condition_channels)
+
+    def description(self) -> dict[str, Any]:
+        """Plain values, of ``images`` and ``endpoint`` only where there are any."""
+        return {k: v for k, v in vars(self).items() if v or k not in ("images", "endpoint")}
 
 
 class Wrapped(Network):
@@ -106,18 +189,22 @@ class Wrapped(Network):
         self.channels = config.channels
         self.condition_channels = config.condition_channels
         self.stride = config.stride
+        self.images = config.images
+        self.endpoint_channels = config.endpoint
         self._call = call
 
-    def body(self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+    def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The module's prediction; the embedding is the time."""
         t = embedding.expand(len(x))
         if self._call is not None:
-            return self._call(self.module, x, t, condition)
-        return self.module(x, t) if condition is None else self.module(x, t, condition)
+            return self._call(self.module, x, t, conditions)
+        if self.images:
+            return self.module(x, t, conditions)
+        return self.module(x, t, conditions[SOURCE]) if conditions else self.module(x, t)
 
     def description(self) -> dict[str, Any]:
         """The class and the sizes."""
-        return dict(vars(self.config))
+        return self.config.description()
 
 
 def wrap(
@@ -126,31 +213,49 @@ def wrap(
     condition_channels: int = 0,
     stride: int = 1,
     call: Call | None = None,
+    *,
+    images: Mapping[str, int] | None = None,
+    endpoint: tuple[int, ...] | None = None,
 ) -> Wrapped:
     """Any module as a network that can be trained, sampled, compiled, exported and saved.
 
     Args:
         module: the module, which is used, not copied.
-        channels: of the state, and of the prediction.
+        channels: of the state, and of the prediction: the target's.
         condition_channels: channels of the source, where the module sees it; otherwise 0.
         stride: height and width must be multiples of it. Pictures are padded to that.
-        call: call(module, x, t, condition) gives the prediction, (B, channels, H, W). The time is (B,)
-            float, and the condition None without ``condition_channels``. By default module(x, t, condition).
+        call: call(module, x, t, conditions) gives the prediction, (B, channels, H, W). The time is (B,)
+            float, and conditions are tensors by name, of which ``source`` is the source. By default
+            module(x, t), module(x, t, source) where it sees the source, and module(x, t, conditions) with
+            ``images``.
+        images: the channels of further condition images by name, such as ``{"sar": 2}``: (B, 2, H, W) each.
+        endpoint: the source channels that the bridge ends in, one for each target channel; None for the
+            source itself or, where the target has another number of channels, the mean over channels.
 
     Raises:
-        ValueError: a size is out of range, or ``module`` is no module.
+        ValueError: a size or a name is out of range, or ``module`` is no module.
     """
     if not isinstance(module, nn.Module):
         raise ValueError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    images = dict(images or {})
     for name, value, least in (
         ("channels", channels, 1),
         ("condition_channels", condition_channels, 0),
         ("stride", stride, 1),
+        *((f"images[{name!r}]", value, 1) for name, value in images.items()),
     ):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    for name in images:
+        if not isinstance(name, str) or not name.isidentifier() or name in TAKEN:
+            raise ValueError(f"a name of images must be an identifier, and none of {', '.join(TAKEN)}, got {name!r}")
     name = f"{type(module).__module__}.{type(module).__qualname__}"
-    return Wrapped(module, WrappedConfig(name, channels, condition_channels, stride), call)
+    return Wrapped(module, WrappedConfig(name, channels, condition_channels, stride, images, endpoint), call)
+
+
+def _listed(channels: Mapping[str, int]) -> str:
+    """Names of conditions with their channels, for messages."""
+    return ", ".join(f"{name!r} ({count} channels)" for name, count in channels.items()) or "none"
 
 
 def check_network(network: Any) -> None:

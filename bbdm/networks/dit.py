@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from bbdm.networks.base import Network
+from bbdm.networks.base import SOURCE, Conditions, Network
 from bbdm.networks.dit_config import PRESETS, DiTConfig
 from bbdm.networks.restore import ConfiguredNetwork
 from bbdm.networks.unet import frequencies, sinusoids
@@ -46,7 +46,7 @@ class Block(nn.Module):
 
 
 class DiT(ConfiguredNetwork, Network):
-    """The network of a bridge: ``dit(x, t, condition)`` predicts the bridge's objective.
+    """The network of a bridge: ``dit(x, t, conditions)`` predicts the bridge's objective.
 
     Args:
         **settings: the fields of :class:`DiTConfig`.
@@ -62,6 +62,7 @@ class DiT(ConfiguredNetwork, Network):
         config = DiTConfig(**settings)
         self.config = config
         self.channels, self.condition_channels, self.stride = config.channels, config.condition_channels, config.stride
+        self.endpoint_channels = config.endpoint
         self.gradient_checkpointing = False
         width, patch = config.width, config.patch
         tokens = config.condition == "tokens" and config.condition_channels > 0
@@ -78,6 +79,10 @@ class DiT(ConfiguredNetwork, Network):
                 nn.init.zeros_(cast(nn.Parameter, module.bias))
                 nn.init.zeros_(module.weight) if module in zeroed else _xavier(module.weight)
 
+    def description(self) -> dict[str, Any]:
+        """Its settings."""
+        return self.config.description()
+
     def embed(self, t: torch.Tensor) -> torch.Tensor:
         """(B, M) shifts, scales and gates of all layers at (B,) times: t's only influence."""
         return self.embedder()(t)
@@ -93,15 +98,15 @@ class DiT(ConfiguredNetwork, Network):
             yield [cast(Block, block).modulation]
             yield [block]
 
-    def body(self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+    def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The network after :meth:`embed`."""
         height, width = x.shape[2] // self.stride, x.shape[3] // self.stride
-        if condition is not None and self.embed_source is None:
-            x = torch.cat([x, condition], dim=1)
+        if SOURCE in conditions and self.embed_source is None:
+            x = torch.cat([x, conditions[SOURCE]], dim=1)
         places = _places(height, width, self.config.width, x)
         h = self.embed_patches(x).flatten(2).transpose(1, 2) + places
-        if condition is not None and self.embed_source is not None:
-            h = torch.cat([h, self.embed_source(condition).flatten(2).transpose(1, 2) + places], dim=1)
+        if self.embed_source is not None:
+            h = torch.cat([h, self.embed_source(conditions[SOURCE]).flatten(2).transpose(1, 2) + places], dim=1)
         parts = embedding.split([6 * self.config.width] * len(self.blocks) + [2 * self.config.width], dim=1)
         for block, part in zip(self.blocks, parts[:-1], strict=True):
             h = self._run(block, h, part)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 from bbdm.networks.checks import check_integers
+from bbdm.networks.endpoint import check_endpoint
 
 Condition = Literal["channels", "tokens"]
 
@@ -26,14 +27,22 @@ class DiTConfig:
     depth: int = 12  # blocks
     heads: int = 6  # heads of every attention
     mlp_ratio: int = 4  # width of the MLP, in ``width``
+    endpoint: tuple[int, ...] | None = None  # source channels that the bridge ends in; None: itself, or the mean
 
     def __post_init__(self) -> None:
         check_integers(self, "channels", "patch", "width", "depth", "heads", "mlp_ratio")
         check_integers(self, "condition_channels", least=0)
+        if self.endpoint is not None:
+            object.__setattr__(self, "endpoint", tuple(self.endpoint))
+        check_endpoint(self.endpoint, self.channels, self.condition_channels)
         if self.condition not in get_args(Condition):
             raise ValueError(f"condition must be one of {get_args(Condition)}, got {self.condition!r}")
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"width must be a multiple of heads={self.heads} and of 4, got {self.width}")
+
+    def description(self) -> dict[str, Any]:
+        """Plain values from which a file builds it, the endpoint only where there is one."""
+        return {name: value for name, value in asdict(self).items() if name != "endpoint" or value is not None}
 
     @property
     def stride(self) -> int:

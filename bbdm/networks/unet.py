@@ -1,7 +1,7 @@
 """The UNet of guided diffusion (ADM, Dhariwal and Nichol 2021), with the released weights' state-dict keys.
 
 A-Bridge, BBDM, DDBM and I2SB all use it. Attention has the legacy order of q, k and v: importers sort the
-weights of another. channels_last throughout. It knows no bridge: it maps (x, t, condition) to a prediction.
+weights of another. channels_last throughout. It knows no bridge: it maps (x, t, conditions) to a prediction.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
-from bbdm.networks.base import Network
+from bbdm.networks.base import SOURCE, Conditions, Network
 from bbdm.networks.layers import Downsample, Upsample, conv3x3, frequencies, norm_silu, sinusoids, zeroed
 from bbdm.networks.restore import ConfiguredNetwork
 from bbdm.networks.unet_config import PRESETS, UNetConfig
@@ -142,10 +142,10 @@ class Modulation:
 
 
 class UNet(ConfiguredNetwork, Network):
-    """The network of a bridge: ``unet(x, t, condition)`` predicts the bridge's objective.
+    """The network of a bridge: ``unet(x, t, conditions)`` predicts the bridge's objective.
 
     Args:
-        in_channels: channels of the state x.
+        in_channels: channels of the state x: the target's.
         out_channels: channels of the prediction.
         **settings: the other fields of :class:`UNetConfig`.
 
@@ -161,6 +161,7 @@ class UNet(ConfiguredNetwork, Network):
         config = UNetConfig(in_channels, out_channels, **settings)
         self.config = config
         self.channels, self.condition_channels, self.stride = in_channels, config.condition_channels, config.stride
+        self.endpoint_channels = config.endpoint
         self.gradient_checkpointing = False
         width = config.model_channels
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
@@ -230,10 +231,10 @@ class UNet(ConfiguredNetwork, Network):
             if isinstance(module, AttentionBlock):
                 yield [module]
 
-    def body(self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+    def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The network after :meth:`embed`."""
         modulation = embedding
-        h = x if condition is None else torch.cat([x, condition], dim=1)
+        h = torch.cat([x, conditions[SOURCE]], dim=1) if SOURCE in conditions else x
         if self.config.patch > 1:
             h = F.pixel_unshuffle(h, self.config.patch)
         h = h.to(memory_format=torch.channels_last)

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bbdm.networks.checks import check_integers
+from bbdm.networks.endpoint import check_endpoint
 
 # Settings that older files lack; left out of files at these values, which every older network has.
-LATER = {"num_heads": None, "scale_shift": True, "residual_resampling": True, "patch": 1}
+LATER = {"num_heads": None, "scale_shift": True, "residual_resampling": True, "patch": 1, "endpoint": None}
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class UNetConfig:
 
     in_channels: int = 3  # channels of the state x
     out_channels: int = 3  # channels of the prediction
-    condition_channels: int = 0  # channels of the condition, concatenated to x
+    condition_channels: int = 0  # channels of the source, concatenated to x; 0 where it is not shown
     model_channels: int = 128  # width of the first level
     channel_mult: tuple[int, ...] = (1, 4, 8)  # width of each level, in model_channels; each level halves the size
     num_res_blocks: int = 2  # residual blocks a level on the way down, one more on the way up
@@ -33,6 +34,7 @@ class UNetConfig:
     scale_shift: bool = True  # the time scales and shifts the second norm of a block; False: it is added before it
     residual_resampling: bool = True  # residual blocks change the size; False: single convolutions
     patch: int = 1  # side of the square of pixels that is one position of the first level
+    endpoint: tuple[int, ...] | None = None  # source channels that the bridge ends in; None: itself, or the mean
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
@@ -40,6 +42,9 @@ class UNetConfig:
         counts = ("in_channels", "out_channels", "model_channels", "num_res_blocks", "head_channels", "num_groups")
         check_integers(self, *counts, "channel_mult", "attention_resolutions", "patch")
         check_integers(self, "condition_channels", least=0)
+        if self.endpoint is not None:
+            object.__setattr__(self, "endpoint", tuple(self.endpoint))
+        check_endpoint(self.endpoint, self.in_channels, self.condition_channels)
         if self.num_heads is not None:
             check_integers(self, "num_heads")
         if self.model_channels % 2:

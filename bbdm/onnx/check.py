@@ -11,6 +11,7 @@ import onnxruntime
 import torch
 
 from bbdm.files.bridge_json import PIPELINE
+from bbdm.onnx.graphs import input_names
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampling.sampler import BridgeSampler
 
@@ -52,28 +53,36 @@ def differences(folder: Path, sampler: BridgeSampler, size: int) -> Iterator[Dif
     pipeline = folder / PIPELINE
     whole = onnxruntime.InferenceSession(pipeline, providers=["CPUExecutionProvider"]) if pipeline.exists() else None
     for batch, height, width in shapes:
-        image = torch.rand(batch, exported.settings["image_channels"], height, width, generator=generator) * 2 - 1
+
+        def drawn(channels: int, size: tuple[int, ...] = (batch, height, width)) -> torch.Tensor:
+            return torch.rand(size[0], channels, *size[1:], generator=generator) * 2 - 1
+
+        image = drawn(unet.source_channels if codec is None else codec.image_channels)
         y = image
         if codec is not None:
             y = codec.encode(image, "source")
             yield Difference.of("encoder.onnx", image.shape, _run(exported, "encoder", image=image), y)
             yield Difference.of("decoder.onnx", y.shape, _run(exported, "decoder", latent=y), codec.decode(y))
         t = torch.tensor(sampler.table.network_times[len(sampler.table) // 2 :][:1], dtype=torch.float32)
-        inputs = {"x": y, "t": t} | ({"condition": y} if unet.condition_channels else {})
-        prediction = unet.body(y, unet.embed(t), inputs.get("condition"))
+        others = {name: drawn(channels) for name, channels in sorted(unet.images.items())}
+        arrays = {name: value.numpy() for name, value in others.items()}
+        conditions, y = unet.given(y, others), unet.endpoint(y)
+        names = input_names(unet)
+        inputs = {"x": y, "t": t} | {names[name]: value for name, value in conditions.items()}
+        prediction = unet.body(y, unet.embed(t), conditions)
         yield Difference.of("unet.onnx", y.shape, _run(exported, "unet", **inputs), prediction)
-        wanted = sampler(image, seed=0)
-        yield Difference.of("image, step by step", image.shape, exported(image.numpy(), seed=0), wanted)
+        wanted, made = sampler(image, seed=0, conditions=others), exported(image.numpy(), seed=0, conditions=arrays)
+        yield Difference.of("image, step by step", image.shape, made, wanted)
         if whole is not None:
             noise = torch.randn(len(sampler.table), *y.shape, generator=generator)
-            feeds = {"source": image.numpy()}
+            feeds = {"source": image.numpy(), **arrays}
             if sampler.table.noisy:
                 feeds["noise"] = noise.numpy()[sampler.table.noisy]
             mask = (torch.rand(batch, 1, height, width, generator=generator) > 0.5).float()
             if "mask" in [each.name for each in whole.get_inputs()]:
                 feeds["mask"] = mask.numpy()
             (made,) = whole.run(None, feeds)
-            wanted = sampler(image, noise=noise, mask=mask if "mask" in feeds else None)
+            wanted = sampler(image, noise=noise, mask=mask if "mask" in feeds else None, conditions=others)
             yield Difference.of("image, pipeline.onnx", image.shape, np.asarray(made), wanted)
 
 

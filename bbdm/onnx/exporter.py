@@ -18,7 +18,7 @@ from bbdm.base import machine
 from bbdm.base.atomic import file_sha256
 from bbdm.base.settings import from_values
 from bbdm.data.pairs import load_dataset
-from bbdm.files.bridge_json import FORMAT, PIPELINE, SETTINGS, VERSION
+from bbdm.files.bridge_json import FORMAT, PIPELINE, SETTINGS, SOURCES_AS_TARGETS, VERSION
 from bbdm.networks.base import Network
 from bbdm.onnx import check, graphs, pipeline
 from bbdm.pictures.images import from_pil
@@ -49,6 +49,9 @@ class Exporter:
         self.image_size, self.pictures = checkpoint.image_size, checkpoint.pictures
         if args.static and (args.static[1] % self.stride or args.static[2] % self.stride):
             raise ValueError(f"--static needs height and width that are multiples of {self.stride}, got {args.static}")
+        if self.unet.images and (args.quantize or codec is not None):
+            what = "int8 is calibrated on sources alone" if args.quantize else "exports with a codec have sources alone"
+            raise ValueError(f"{what}, and this network sees {', '.join(self.unet.images)} too")
 
     def graphs(self, scratch: Path) -> dict[str, onnx.ModelProto]:
         """The graphs by file name."""
@@ -69,14 +72,25 @@ class Exporter:
         if args.pipeline:
             ends = made.get("encoder.onnx"), made.get("decoder.onnx")
             made[PIPELINE] = pipeline.pipeline_graph(
-                made["unet.onnx"], *ends, self.sampler.table, args.mask, self.latent_stride
+                made["unet.onnx"],
+                *ends,
+                self.sampler.table,
+                args.mask,
+                self.latent_stride,
+                self.source_channels,
+                self.unet.endpoint_channels,
             )
         return made
+
+    @property
+    def source_channels(self) -> int:
+        """The channels of sources."""
+        return self.unet.source_channels if self.codec is None else self.codec.image_channels
 
     def calibration(self) -> list[torch.Tensor]:
         """Up to ``CALIBRATION`` of the user's pictures, spread over the folder."""
         size = self.args.static[1:] if self.args.static else self.image_size or 64 * self.stride
-        channels = self.sampler.unet.channels if self.codec is None else self.codec.image_channels
+        channels = self.source_channels
         pictures = load_dataset("folder", str(self.args.calibrate), "val", size, channels=channels)
         chosen = range(0, len(pictures), math.ceil(len(pictures) / CALIBRATION))
         return [from_pil(pictures.images(i)[0], channels)[None] for i in chosen]
@@ -84,9 +98,17 @@ class Exporter:
     def settings(self, folder: Path) -> dict[str, Any]:
         """The content of bridge.json for the files in a folder."""
         args, table, network = self.args, self.sampler.table, self.unet
+        channels = network.channels if self.codec is None else self.codec.image_channels
+        further: dict[str, Any] = {}
+        if self.source_channels != channels:
+            further["source_channels"] = self.source_channels
+        if network.endpoint_channels is not None:
+            further["endpoint"] = list(network.endpoint_channels)
+        if network.images:
+            further["images"] = dict(sorted(network.images.items()))
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSION if further else SOURCES_AS_TARGETS,
             "bridge": self.bridge.config(),
             "solver": self.sampler.solver,
             "calls": self.sampler.calls,
@@ -94,7 +116,8 @@ class Exporter:
             "noise_rows": table.noisy,
             "channels": network.channels,
             "conditioned": network.condition_channels > 0,
-            "image_channels": network.channels if self.codec is None else self.codec.image_channels,
+            "image_channels": channels,
+            **further,
             "image_size": self.image_size,
             **self.pictures.config(),
             "value_range": [-1, 1],

@@ -18,7 +18,7 @@ from onnxscript import opset21, optimizer
 from torch import nn
 
 from bbdm.codec import Codec
-from bbdm.networks.base import Network
+from bbdm.networks.base import SOURCE, Network
 from bbdm.networks.layers import frequencies, sinusoids
 from bbdm.networks.unet import UNet
 from bbdm.onnx.opsets import IR_VERSIONS, OPSETS
@@ -27,10 +27,11 @@ from bbdm.onnx.opsets import IR_VERSIONS, OPSETS
 logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 FOLDED = 2**31  # numbers: constants of any size
 GRID = ("batch", "channels", "height", "width")
+CONDITION = "condition"  # the name of the source as an input; others have their own
 
 
 class NetworkGraph(nn.Module):
-    """A network: what it is shown of the state, the time and the condition, if any, to the prediction."""
+    """A network: what it is shown of the state, the time and its conditions to the prediction."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -40,11 +41,11 @@ class NetworkGraph(nn.Module):
         """What depends on the time alone."""
         return self.network.embed(t)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, C, H, W), (1,) and (B, C, H, W) to (B, C, H, W), all float32."""
+    def forward(self, x: torch.Tensor, t: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W), (1,) and conditions in their order to (B, C, H, W), all float32."""
         dtype = next(self.network.parameters()).dtype
-        condition = None if condition is None else condition.to(dtype)
-        return self.network.body(x.to(dtype), self.embed(t), condition).float()
+        seen = {name: v.to(dtype) for name, v in zip(self.network.conditions, conditions, strict=True)}
+        return self.network.body(x.to(dtype), self.embed(t), seen).float()
 
 
 class UNetGraph(NetworkGraph):
@@ -86,8 +87,15 @@ class DecoderGraph(nn.Module):
         return self.codec.decoder(self.codec.denormalize(latent))
 
 
+def input_names(network: Network) -> dict[str, str]:
+    """The names of a network's conditions as inputs of its graph."""
+    return {name: CONDITION if name == SOURCE else name for name in network.conditions}
+
+
 def network_graph(network: Network, static: tuple[int, int, int] | None, opset: int) -> onnx.ModelProto:
-    """The graph of a network: inputs ``x``, ``t`` and ``condition``, output ``prediction``.
+    """The graph of a network: inputs ``x``, ``t`` and conditions, output ``prediction``.
+
+    The source is the input ``condition``, other conditions have their own names.
 
     Args:
         network: in float32 or float16.
@@ -96,10 +104,10 @@ def network_graph(network: Network, static: tuple[int, int, int] | None, opset: 
     """
     batch, height, width = static or (2, 8 * network.stride, 10 * network.stride)
     inputs = {"x": torch.zeros(batch, network.channels, height, width), "t": torch.ones(1)}
-    if network.condition_channels:
-        inputs["condition"] = torch.zeros(batch, network.condition_channels, height, width)
+    names = input_names(network)
+    inputs |= {names[name]: torch.zeros(batch, count, height, width) for name, count in network.conditions.items()}
     graph = UNetGraph(network) if isinstance(network, UNet) else NetworkGraph(network)
-    return _export(graph, inputs, ("prediction", GRID), static is None, opset)
+    return _export(graph, inputs, ("prediction", GRID), static is None, opset, fixed=2)
 
 
 def encoder_graph(codec: Codec, static: tuple[int, int, int] | None, opset: int) -> onnx.ModelProto:
@@ -128,21 +136,29 @@ def _nearest_code(z: Any, codes: Any) -> Any:
 
 @torch.no_grad()
 def _export(
-    network: nn.Module, inputs: dict[str, torch.Tensor], output: tuple[str, tuple[str, ...]], dynamic: bool, opset: int
+    network: nn.Module,
+    inputs: dict[str, torch.Tensor],
+    output: tuple[str, tuple[str, ...]],
+    dynamic: bool,
+    opset: int,
+    fixed: int = 1,  # arguments of forward before *arguments
 ) -> onnx.ModelProto:
     if opset not in OPSETS:
         raise ValueError(f"opset must be one of {list(OPSETS)}, got {opset}")
     any_size = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    values = list(inputs.values())
+    shapes = [any_size if value.ndim == 4 else {} for value in values]
+    shapes[fixed:] = [tuple(shapes[fixed:])] if values[fixed:] else []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations
         program = torch.onnx.export(
             network.eval().requires_grad_(False),
-            tuple(inputs.values()),
+            tuple(values),
             dynamo=True,
             opset_version=opset,
             input_names=list(inputs),
             output_names=[output[0]],
-            dynamic_shapes=[any_size if value.ndim == 4 else {} for value in inputs.values()] if dynamic else None,
+            dynamic_shapes=shapes if dynamic else None,
             custom_translation_table={torch.ops.bbdm.nearest_code.default: _nearest_code},
             verbose=False,
         )

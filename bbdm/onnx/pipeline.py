@@ -5,14 +5,14 @@ Both take the table's rows as numbers, so neither depends on the bridge or the s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper, parser
 
-from bbdm.onnx.graphs import GRID, name_dims
+from bbdm.onnx.graphs import CONDITION, GRID, name_dims
 from bbdm.onnx.opsets import IR_VERSIONS
 from bbdm.solvers import StepTable
 
@@ -38,10 +38,10 @@ STEP = """
   inputs_next = Sum (shown_x, shown_y)
 """
 KEEP = """
-keep (float[n] clipped, float[n] mask, float[n] source, float high) => (float[n] image) {
+keep (float[n] clipped, float[n] mask, float[n] stays, float high) => (float[n] image) {
   made_part = Mul (mask, clipped)
   kept_share = Sub (high, mask)
-  kept_part = Mul (kept_share, source)
+  kept_part = Mul (kept_share, stays)
   image = Add (made_part, kept_part)
 }"""
 Proto = TypeVar("Proto", onnx.NodeProto, onnx.TensorProto, onnx.ValueInfoProto)
@@ -72,13 +72,18 @@ def pipeline_graph(
     table: StepTable,
     masked: bool = False,
     latent_stride: int = 1,
+    source_channels: int | None = None,
+    endpoint: Sequence[int] | None = None,
 ) -> onnx.ModelProto:
     """A translation in one graph: ``source`` (B, C, H, W) in [-1, 1] and ``noise`` to ``image``.
+
+    Further conditions of the network are inputs by their names. A source of ``source_channels`` that are
+    others than the target's becomes y by ``endpoint``: :func:`bbdm.networks.endpoint.in_channels`.
 
     The steps are a Loop around one copy of the network. ``noise``, (S, B, C', H', W'), is standard normal, in
     the space of the bridge: one slot for each row of the table that needs it, in the table's order, and the
     last for a start from noise. Where none is needed the graph has no such input. With ``masked`` there is an
-    input ``mask``, (B, 1, H, W) in [0, 1]: 0 where the source stays.
+    input ``mask``, (B, 1, H, W) in [0, 1]: 0 where the source stays, in the target's channels.
     """
     noisy = table.noisy
     slots = np.zeros(len(table), np.int64)
@@ -100,8 +105,10 @@ def pipeline_graph(
         _include(graph, encoder.graph, {"image": "source", "latent": "y"}, "encoder/")
         graph.initializer.extend(_weights(encoder.graph, "encoder/"))
     else:
-        graph.node.append(helper.make_node("Identity", ["source"], ["y"]))
-    body = _loop_body(unet.graph, bool(noisy))
+        channels = unet.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+        graph.node.extend(_ended(source_channels or channels, channels, endpoint))
+    seen = {CONDITION: "source" if encoder is None else "y"}
+    body = _loop_body(unet.graph, bool(noisy), seen)
     graph.node.extend(_first_state(bool(table.start[1])))
     carried = ["x_last", "x0hat_last", "inputs_last"]
     graph.node.append(helper.make_node("Loop", ["steps", "", "x_first", "y", "inputs_first"], carried, body=body))
@@ -119,9 +126,16 @@ def pipeline_graph(
         last = "decoded"
     graph.node.append(helper.make_node("Clip", [last, "low", "high"], ["clipped" if masked else "image"]))
     if masked:  # also what a codec lost
+        graph.node.append(helper.make_node("Identity", ["y" if encoder is None else "source"], ["stays"]))
         graph.node.extend(parser.parse_graph(KEEP).node)
 
-    graph.input.append(_like((encoder or unet).graph.input[0], "source", GRID))
+    source = _like((encoder or unet).graph.input[0], "source", GRID)
+    if source_channels is not None:
+        source.type.tensor_type.shape.dim[1].dim_value = source_channels
+    graph.input.append(source)
+    graph.input.extend(
+        _like(value, value.name, GRID) for value in unet.graph.input if value.name not in ("x", "t", CONDITION)
+    )
     if noisy:
         names = GRID if encoder is None else ("batch", "channels", "latent_height", "latent_width")
         grid = unet.graph.input[0].type.tensor_type.shape.dim
@@ -132,8 +146,31 @@ def pipeline_graph(
     return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSIONS[opset.version])
 
 
-def _loop_body(unet: onnx.GraphProto, noisy: bool) -> onnx.GraphProto:
-    """One step of the Loop: the network, then :data:`STEP` with the row of the step's index."""
+def _ended(count: int, channels: int, endpoint: Sequence[int] | None) -> Iterable[onnx.NodeProto]:
+    """Nodes that make ``y``, of some channels, from ``source``, of ``count``."""
+    if count == channels and endpoint is None:
+        return [helper.make_node("Identity", ["source"], ["y"])]
+    chosen = ", ".join(map(str, [0] * channels if endpoint is None else endpoint))
+    mean = "all_channels = Identity (source)"
+    if endpoint is None:
+        mean = (
+            "mean_axis = Constant <value_ints = [1]> ()\n all_channels = ReduceMean <keepdims = 1> (source, mean_axis)"
+        )
+    return parser.parse_graph(
+        f"""
+        ended ({IMAGE} source) => ({IMAGE} y) {{
+          {mean}
+          chosen_channels = Constant <value_ints = [{chosen}]> ()
+          y = Gather <axis = 1> (all_channels, chosen_channels)
+        }}"""
+    ).node
+
+
+def _loop_body(unet: onnx.GraphProto, noisy: bool, seen: dict[str, str]) -> onnx.GraphProto:
+    """One step of the Loop: the network, then :data:`STEP` with the row of the step's index.
+
+    ``seen`` are names outside the loop of the network's conditions that have others there.
+    """
     draw = "z = Gather (noise, slot)" if noisy else "z = Constant <value_floats = [0.0]> ()"
     body = parser.parse_graph(
         f"""
@@ -149,7 +186,8 @@ def _loop_body(unet: onnx.GraphProto, noisy: bool) -> onnx.GraphProto:
           {STEP.replace("mask", "grid_mask")}
         }}"""
     )
-    inner = {"x": "inputs", "t": "t", "prediction": "prediction", "condition": "y"}
+    inner = {value.name: value.name for value in unet.input} | seen
+    inner |= {"x": "inputs", "t": "t", "prediction": "prediction"}
     before = next(i for i, node in enumerate(body.node) if node.op_type == "Split")
     after = list(body.node[before:])
     del body.node[before:]

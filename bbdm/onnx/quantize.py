@@ -32,7 +32,8 @@ class _Trajectory(CalibrationDataReader):
     @staticmethod
     def _states(sampler: BridgeSampler, sources: list[torch.Tensor]) -> Iterator[dict[str, Any]]:
         for seed, source in enumerate(sources):
-            y = source if sampler.codec is None else sampler.codec.encode(source, "source")
+            seen = source if sampler.codec is None else sampler.codec.encode(source, "source")
+            y = sampler.unet.endpoint(seen)
             table = sampler.table
             of_y, of_z = table.start
             x = of_y * y + of_z * philox.normal(torch.tensor([seed]), len(table) - 1, tuple(y.shape[1:]))
@@ -40,7 +41,7 @@ class _Trajectory(CalibrationDataReader):
                 i_x, i_y = table.inputs[step.index].tolist()
                 t = table.network_times[step.index : step.index + 1].astype(np.float32)
                 feed = {"x": (i_x * x + i_y * y).numpy(), "t": t}
-                yield feed | ({"condition": y.numpy()} if sampler.unet.condition_channels else {})
+                yield feed | ({"condition": seen.numpy()} if sampler.unet.condition_channels else {})
                 x = step.x
 
 

@@ -96,8 +96,11 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
             solver,
             steps,
             timesteps,
+            source_channels=self.settings.get("source_channels", self.settings["image_channels"]),
             image_channels=self.settings["image_channels"],
             channels=self.settings["channels"],
+            endpoint=self.settings.get("endpoint"),
+            images=dict(sorted(self.settings.get("images", {}).items())),
             stride=self.settings["stride"],
             latent_stride=self.settings["latent_stride"],
             batch=self.static[0] if self.static else None,
@@ -162,7 +165,7 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
 
     def _states(self, plan: OnnxSolverPlan, batch: Batch) -> Iterator[State]:
         """State and estimate after each step, on the device."""
-        y = self._start(batch.source)
+        y, conditions = self._given(batch)
         version = self.settings["version"]
         if batch.mask is not None and version < MASKED:
             raise ValueError("this export was made before masks: export the checkpoint again")
@@ -173,8 +176,7 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
         z = self._noise(batch, last, y) if plan.table.start[1] else self._no_noise
         x, x0hat, inputs = self._advance(plan.opening, {"x": y, "x0hat": y, "prediction": y, "y": y, "z": z} | masked)
         for index, (row, time) in enumerate(zip(plan.rows, plan.inputs, strict=True)):
-            given = {"x": inputs, "t": time} | ({"condition": y} if self.settings["conditioned"] else {})
-            (prediction,) = self.graphs["unet"].run(given)
+            (prediction,) = self.graphs["unet"].run({"x": inputs, "t": time, **conditions})
             z = self._noise(batch, index, y) if plan.table.coefficients[index, 4] else self._no_noise
             state = {"x": x, "x0hat": x0hat, "prediction": prediction, "y": y, "z": z}
             x, x0hat, inputs = self._advance(row, state | masked)
@@ -208,13 +210,24 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
             (state,) = self.graphs["decoder"].run({"latent": value})
         return state if isinstance(state, np.ndarray) else state.numpy()
 
-    def _start(self, source: Array) -> onnxruntime.OrtValue:
-        """The source in the space of the bridge, padded below and to the right."""
+    def _given(self, batch: Batch) -> tuple[onnxruntime.OrtValue, dict[str, onnxruntime.OrtValue]]:
+        """The source in the target's channels, and the network's conditions, in the space of the bridge."""
+        image = self._picture(batch.source)
+        source = self._put(image)
+        if "encoder" in self.graphs:
+            source = y = self.graphs["encoder"].run({"image": source})[0]
+        else:
+            ended = self._ended(image)
+            y = source if ended is image else self._put(ended)
+        seen = {"condition": source} if self.settings["conditioned"] else {}
+        return y, seen | {name: self._put(self._picture(value)) for name, value in batch.conditions.items()}
+
+    def _picture(self, source: Array) -> Array:
+        """Pictures in float32, padded below and to the right."""
         height, width = source.shape[2:]
         padded = self._padded(height, width)
         if self.static is not None and padded != self.static[1:]:
             sizes = f"{self.static[1]} x {self.static[2]} only, got {height} x {width}"
             raise ValueError(f"this export takes pictures of height x width {sizes}")
         padding = ((0, 0), (0, 0), (0, padded[0] - height), (0, padded[1] - width))
-        image = self._put(np.pad(source.astype(np.float32), padding, mode="edge"))
-        return self.graphs["encoder"].run({"image": image})[0] if "encoder" in self.graphs else image
+        return np.pad(source.astype(np.float32), padding, mode="edge")

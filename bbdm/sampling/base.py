@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, overload
@@ -20,6 +20,7 @@ from PIL import Image
 
 from bbdm.base.recent import Recent
 from bbdm.base.seeds import resolve_seeds
+from bbdm.networks.endpoint import in_channels
 from bbdm.pictures import images
 from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
 from bbdm.pictures.values import ValuesLike, as_values
@@ -52,6 +53,7 @@ class CallSettings(TypedDict, total=False):
     source_values: ValuesLike
     target_values: ValuesLike
     mask: Any
+    conditions: Mapping[str, Any] | None
     callback: Callback | None
 
 
@@ -68,8 +70,12 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         solver: the solver of calls that give none.
         steps: the number of steps of calls that give none.
         timesteps: the times of calls that give none.
-        image_channels: the channels of pictures.
+        source_channels: the channels of sources.
+        image_channels: the channels of results.
         channels: the channels of the bridge's space.
+        endpoint: the source channel for each channel of a result; see
+            :attr:`bbdm.networks.base.Network.endpoint_channels`.
+        images: the channels of further condition images by name.
         stride: the height and width of pictures are padded to multiples of it.
         latent_stride: pixels of a picture along one of the bridge's space.
         batch: the only number of images that the network takes, or None.
@@ -87,15 +93,21 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         steps: int | None,
         timesteps: Timesteps,
         *,
+        source_channels: int,
         image_channels: int,
         channels: int,
+        endpoint: Sequence[int] | None,
+        images: Mapping[str, int],
         stride: int,
         latent_stride: int,
         batch: int | None,
         fill: bool,
     ) -> None:
+        self._source_channels = source_channels
         self._image_channels = image_channels
         self._channels = channels
+        self._endpoint = endpoint
+        self._images = images
         self._stride = stride
         self._latent_stride = latent_stride
         self._batch = batch
@@ -165,6 +177,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         source_values: ValuesLike = None,
         target_values: ValuesLike = None,
         mask: Any = None,
+        conditions: Mapping[str, Any] | None = None,
         callback: Callback | None = None,
     ) -> Any:
         """Translate images.
@@ -172,7 +185,8 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         Args:
             source: a (B, C, H, W) batch of floats; a NumPy array, (H, W) or (H, W, C), of uint8 or of floats
                 in ``range``; a picture; a path; or a list of these, mixed, of any sizes, in which tensors are
-                (C, H, W). A file of a volume is translated by its slices, which share a seed.
+                (C, H, W). It has the source's channels, which may be others than the result's. A file of a
+                volume is translated by its slices, which share a seed.
             seed: image i gets the seed ``seed + i``, or one each from a list. The same seed gives the same
                 image at every batch size. None draws one; see ``last_seeds``.
             noise: (K, B, C, H, W) standard normals in place of a seed, on the grid that the network sees.
@@ -188,9 +202,11 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
             source_values: the :class:`~bbdm.pictures.values.Values` of sources, or text such as ``0:4095``.
                 Then arrays and tensors hold such values. None for those of training, which files have.
             target_values: the values of results, in place of those of training.
-            mask: where the target is made, for inpainting; elsewhere the source stays. A picture, a path, an
-                (H, W) array, white or 1 where it is made, or (B, 1, H, W) floats in [0, 1]. The images have
-                one size.
+            mask: where the target is made, for inpainting; elsewhere the source stays, in the target's
+                channels where it has others. A picture, a path, an (H, W) array, white or 1 where it is made,
+                or (B, 1, H, W) floats in [0, 1]. The images have one size.
+            conditions: the further images that the network sees, by name: tensors or arrays (B, C, H, W) in
+                [-1, 1], or (1, C, H, W) for all, of the source's size. The images have one size.
             callback: called with each :class:`Step` of each batch.
 
         Returns:
@@ -206,7 +222,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         self._check_batch_size(batch_size)
         plan = self._plan(solver, steps, timesteps)
         scale = self._scale(range, source_values, target_values)
-        given, batches = self._batches(plan, source, seed, noise, scale, mask)
+        given, batches = self._batches(plan, source, seed, noise, scale, mask, conditions)
         batches = [b for whole in batches for b in whole.split(self._batch or batch_size, self._fill)]
         made: list[tuple[list[int], Any]] = []
         with self._progress_of(plan, batches, progress) as advance:
@@ -215,8 +231,8 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
                 result: Any = self._run(plan, batch, advance, callback)
                 result = result[:count, :, :height, :width].clip(-1, 1)
                 if batch.mask is not None:  # also what a codec lost
-                    kept = batch.mask[:count]
-                    result = kept * result + (1 - kept) * batch.source[:count]
+                    made_there, y = batch.mask[:count], self._ended(batch.source[:count])
+                    result = made_there * result + (1 - made_there) * y
                 made.append((batch.indices, result))
         return given.restore(made)
 
@@ -232,6 +248,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         timesteps: Timesteps = None,
         range: Range = UNIT,
         mask: Any = None,
+        conditions: Mapping[str, Any] | None = None,
     ) -> Iterator[Step]:
         """The same translation one step at a time, for progress and previews; arguments as for a call.
 
@@ -239,7 +256,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         [-1, 1]. With a codec, steps are latents, of which :meth:`Step.preview` makes pictures.
         """
         plan = self._plan(solver, steps, timesteps)
-        _, batches = self._batches(plan, source, seed, noise, self._scale(range, None, None), mask)
+        _, batches = self._batches(plan, source, seed, noise, self._scale(range, None, None), mask, conditions)
         if len(batches) > 1:
             raise ValueError("stream needs sources of one size, got several")
         if self._batch not in (None, len(batches[0].indices)):
@@ -259,11 +276,18 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         return Scale(sources.check_range(range), kind, given=not source is target is None)
 
     def _batches(
-        self, plan: AnyPlan, source: Any, seed: Seed, noise: Any, scale: Scale, mask: Any
+        self,
+        plan: AnyPlan,
+        source: Any,
+        seed: Seed,
+        noise: Any,
+        scale: Scale,
+        mask: Any,
+        conditions: Mapping[str, Any] | None,
     ) -> tuple[sources.Given, list[Batch]]:
         """What a call is given, and its images as one batch for each size, all checked."""
-        given = sources.given(source, self.backend, self._image_channels, scale)
-        for name, value in {"noise": noise, "mask": mask}.items():
+        given = sources.given(source, self.backend, self._source_channels, scale)
+        for name, value in {"noise": noise, "mask": mask, "conditions": conditions if self._images else None}.items():
             if value is not None and len(given.groups) > 1:
                 raise ValueError(f"{name} needs pictures of one size, got several")
         first = given.groups[0][1]
@@ -271,10 +295,15 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
             self._check_noise(plan, noise, first.shape)
         if mask is not None:
             mask = sources.read_mask(mask, self.backend, first)
+        seen = sources.read_conditions(conditions, self._images, self.backend, first)
         seeds = resolve_seeds(seed, given.owners[-1] + 1)
         self._thread.seeds = tuple(seeds)
         own = [seeds[owner] for owner in given.owners]
-        return given, [Batch(i, array, [own[k] for k in i], noise, mask) for i, array in given.groups]
+        return given, [Batch(i, array, [own[k] for k in i], noise, mask, seen) for i, array in given.groups]
+
+    def _ended(self, source: Any) -> Any:
+        """Pictures of sources in the target's channels."""
+        return in_channels(source, self._image_channels, self._endpoint)
 
     def _step(self, plan: AnyPlan, index: int, state: tuple[Any, Any], batch: Batch) -> Step:
         """A step in memory of its own, without padding and repeated images."""

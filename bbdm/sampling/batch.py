@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ class Batch(NamedTuple):
     seeds: list[int]
     noise: Any  # (K, B, C, H, W) in place of seeds, or None
     mask: Any = None  # (B, 1, H, W), 1 where the target is made, or None
+    conditions: Mapping[str, Any] = {}  # (B, C, H, W) each, besides the source
 
     def split(self, size: int | None, fill: bool) -> Iterator[Batch]:
         """Batches of at most a size; with ``fill``, the last image is repeated where one is short."""
@@ -43,4 +44,5 @@ class Batch(NamedTuple):
                 seeds = [self.seeds[i] for i in place]
             noise = None if self.noise is None else self.noise[:, place]
             mask = None if self.mask is None else self.mask[place]
-            yield Batch(indices, self.source[place], seeds, noise, mask)
+            conditions = {name: value[place] for name, value in self.conditions.items()}
+            yield Batch(indices, self.source[place], seeds, noise, mask, conditions)

@@ -26,7 +26,7 @@ from bbdm.execution.package import PackagedNetwork, choose_dtype, save_package
 from bbdm.files import pretrained
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.hub import find_checkpoint
-from bbdm.networks.base import Network, Wrapped, check_network, placed
+from bbdm.networks.base import SOURCE, Network, Wrapped, check_network, placed
 from bbdm.pictures import images
 from bbdm.sampling.base import Advance, BaseSampler, Timesteps
 from bbdm.sampling.batch import Batch, SolverPlan
@@ -117,8 +117,11 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             solver,
             steps,
             timesteps,
+            source_channels=unet.source_channels if codec is None else codec.image_channels,
             image_channels=channels if codec is None else codec.image_channels,
             channels=channels,
+            endpoint=unet.endpoint_channels,
+            images=unet.images,
             stride=unet.stride * latent_stride,
             latent_stride=latent_stride,
             batch=self.package.shape[0] if self.package else None,
@@ -169,8 +172,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         solver, steps = solvers.with_defaults(self.calls, solver, steps, timesteps)
         table = solvers.build(self.bridge, solver, timesteps, steps)
         solvers.check_calls(self.calls, solver, table)
-        conditioned = self.unet.condition_channels > 0
-        loop = Loop(self._network, self._embedder, conditioned, table, self.clamp, self.device, self.dtype)
+        loop = Loop(self._network, self._embedder, table, self.clamp, self.device, self.dtype)
         graphed = GraphedLoop(loop) if self._fill and self.device.type == "cuda" else None
         return TorchSolverPlan(solver, table, loop, graphed)
 
@@ -277,14 +279,14 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
                 raise ValueError("size must be given as (height, width): the sampler has no image_size")
             size = images.sides(self.image_size)
         check_place(Path(path))  # before minutes of compiling
-        save_package(path, self.unet, self._grid(batch_size, *size))
+        save_package(path, self.unet, self._grid(batch_size, *size), self._condition_shapes(batch_size, *size))
 
     def _prepare(self, plan: TorchSolverPlan, shape: tuple[int, ...], progress: bool) -> None:
         """Compile what was not compiled for sources of a shape, with a bar of its own on a terminal."""
-        image = shape[0], self._image_channels, *self._padded(*shape[2:])
-        grid = self._grid(shape[0], *shape[2:])
+        image = shape[0], self._source_channels, *self._padded(*shape[2:])
+        grid, seen = self._grid(shape[0], *shape[2:]), self._condition_shapes(shape[0], *shape[2:])
         stages: list[tuple[Any, Callable[[], Any], list[torch.Size]]] = [
-            (plan.loop.network, lambda: plan.loop.warm_up(grid), [torch.Size(grid)])
+            (plan.loop.network, lambda: plan.loop.warm_up(grid, seen), [torch.Size(grid)])
         ]
         if self.codec is not None:
             codec, stride = self.codec, self.codec.stride
@@ -307,7 +309,8 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         if plan.graphed is None or batch.noise is not None or batch.mask is not None or callback is not None:
             result = super()._run(plan, batch, advance, callback)
         else:
-            x = plan.graphed(self._to_device(batch.source), self._keys(batch.seeds))
+            y, conditions = self._given(batch)
+            x = plan.graphed(y, self._keys(batch.seeds), conditions)
             advance(len(plan.times))
             result = self._decoded(x)
         return result.to(batch.source.device, batch.source.dtype)
@@ -315,7 +318,8 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
     @torch.inference_mode()
     def _states(self, plan: TorchSolverPlan, batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         noise = None if batch.noise is None else batch.noise.to(self.device, plan.loop.state_dtype)
-        state = plan.loop.start(self._to_device(batch.source), self._keys(batch.seeds), noise, self._mask(batch))
+        y, conditions = self._given(batch)
+        state = plan.loop.start(y, self._keys(batch.seeds), noise, self._mask(batch), conditions)
         for index in range(len(plan.times)):
             plan.loop.advance(state, index)
             yield state.x, state.x0hat
@@ -339,20 +343,36 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
     def _keys(self, seeds: Sequence[int]) -> torch.Tensor:
         return torch.tensor(seeds, dtype=torch.int64, device=self.device)
 
-    def _to_device(self, source: torch.Tensor) -> torch.Tensor:
-        """The source in the space of the bridge, padded, in memory of its own.
+    def _condition_shapes(self, batch: int, height: int, width: int) -> dict[str, tuple[int, ...]]:
+        """Of the network's conditions, for sources of a size: with a codec, further images stay pictures."""
+        padded, grid = self._padded(height, width), self._grid(batch, height, width)[2:]
+        return {
+            name: (batch, channels, *(grid if name == SOURCE else padded))
+            for name, channels in self.unet.conditions.items()
+        }
 
-        Pictures are padded below and to the right, where the edge is repeated.
-        """
-        height, width = source.shape[-2:]
-        padded = self._padded(height, width)
-        padding = (0, padded[1] - width, 0, padded[0] - height)
+    def _given(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The source in the target's channels, and the network's conditions, in the space of the bridge."""
+        source = self._to_device(batch.source)
+        others = {name: self._picture(value) for name, value in batch.conditions.items()}
+        return self.unet.endpoint(source), self.unet.given(source, others)
+
+    def _to_device(self, source: torch.Tensor) -> torch.Tensor:
+        """The source in the space of the bridge, padded, in memory of its own."""
         if self.codec is None:
-            y = F.pad(source.to(self.device, state_dtype(self.dtype)), padding, mode="replicate")
-            return y.clone(memory_format=torch.channels_last)
-        image = F.pad(source.to(self.device, torch.float32), padding, mode="replicate")
-        y = self.codec.encode(image, "source")
+            return self._picture(source)
+        y = self.codec.encode(self._padded_picture(source, torch.float32), "source")
         return y.to(state_dtype(self.dtype)).contiguous(memory_format=torch.channels_last)
+
+    def _picture(self, image: torch.Tensor) -> torch.Tensor:
+        """Pictures on the device in the state's dtype, padded, in memory of their own."""
+        return self._padded_picture(image, state_dtype(self.dtype)).clone(memory_format=torch.channels_last)
+
+    def _padded_picture(self, image: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Pictures on the device, padded below and to the right, where the edge is repeated."""
+        height, width = image.shape[-2:]
+        padded = self._padded(height, width)
+        return F.pad(image.to(self.device, dtype), (0, padded[1] - width, 0, padded[0] - height), mode="replicate")
 
 
 def _name(network: Network) -> str:
@@ -364,3 +384,8 @@ def _check_arguments(unet: Network, codec: Codec | None, clamp: tuple[float, flo
         raise ValueError(f"clamp must be None or (low, high) with low < high, got {clamp}")
     if codec is not None and codec.channels != unet.channels:
         raise ValueError(f"codec must have the network's {unet.channels} channels, got {codec.channels}")
+    if codec is not None and (unet.source_channels != unet.channels or unet.endpoint_channels is not None):
+        raise ValueError(
+            f"with a codec, source and target have the same channels; the network takes {unet.source_channels} "
+            f"channels for {unet.channels}, endpoint={unet.endpoint_channels}"
+        )

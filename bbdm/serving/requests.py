@@ -55,7 +55,7 @@ def facts(config: ServeConfig) -> Served:
     steps = len(sampler.table)
     if steps > config.max_steps:
         raise ValueError(f"max_steps must be at least the {steps} steps of {sampler.solver!r}, got {config.max_steps}")
-    channels, stride = sampler.unet.channels, sampler.unet.stride
+    channels, stride = sampler.unet.source_channels, sampler.unet.stride
     if sampler.codec is not None:
         channels, stride = sampler.codec.image_channels, stride * sampler.codec.stride
     return Served(config, channels, stride, sampler.solver, steps)

@@ -80,7 +80,7 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
     model = find_checkpoint(config.model)
     sampler = replace(config, compile=False).sampler(model, "cpu")
     size, resize = chosen_size(config.image_size, sampler.image_size)
-    channels = sampler.unet.channels if sampler.codec is None else sampler.codec.image_channels
+    channels = sampler.unet.source_channels if sampler.codec is None else sampler.codec.image_channels
     sha256 = file_sha256(model)
     settings = {**description(sampler, sha256, size, resize), "seed": config.seed, "seeds": "by name"}
     del sampler  # the workers have their own

@@ -1,31 +1,43 @@
-"""Random changes of a training pair, the same for source and target: mirrored, moved, another size.
+"""Random changes of an example, the same for all its images: mirrored, moved, another size.
 
 They are a function of (seed, optimizer step), like times and noise, and are made on the training device.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
+from bbdm.data.collection import Example
 from bbdm.kernels import philox
 from bbdm.training.config import RunConfig
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-def augment(y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int, config: RunConfig) -> Pair:
-    """Sources and targets (B, C, H, W), changed as the settings ``flip``, ``shift`` and ``zoom`` say.
+def augment(batch: Example, seeds: torch.Tensor, step: int, config: RunConfig) -> Example:
+    """A batch whose images (B, C, H, W) are changed as the settings ``flip``, ``shift`` and ``zoom`` say.
 
-    Latents of plain and mirrored pictures are (B, 2, C, H, W), of which ``flip`` chooses.
+    They are sources, targets, masks, and of the conditions those with four axes. Latents of plain and
+    mirrored pictures are (B, 2, C, H, W), of which ``flip`` chooses.
     """
     if config.flip:
         mirrored = philox.flips(seeds, step)[:, None, None, None]
-        y, x0 = (torch.where(mirrored, *_mirrored_and_plain(v)) for v in (y, x0))
+        batch = _changed(batch, lambda v, smooth: torch.where(mirrored, *_mirrored_and_plain(v)))
     if config.shift or config.zoom:
-        grid = _grid(y, seeds, step, config)
-        y, x0 = (_resampled(v, grid, smooth=config.zoom > 0) for v in (y, x0))
-    return y, x0
+        grid = _grid(batch.source, seeds, step, config)
+        batch = _changed(batch, lambda v, smooth: _resampled(v, grid, smooth and config.zoom > 0))
+    return batch
+
+
+def _changed(batch: Example, change: Callable[[torch.Tensor, bool], torch.Tensor]) -> Example:
+    """A batch whose images are changed, by a function of each and of whether it may have values between."""
+    conditions = {name: change(v, True) if v.ndim >= 4 else v for name, v in batch.conditions.items()}
+    mask = None if batch.mask is None else change(batch.mask, False)
+    source, target = change(batch.source, True), change(batch.target, True)
+    return batch._replace(source=source, target=target, conditions=conditions, mask=mask)
 
 
 def _mirrored_and_plain(v: torch.Tensor) -> Pair:

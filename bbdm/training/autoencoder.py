@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from bbdm.data.collection import Example
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_vqgan_state, vqgan_snapshot
@@ -119,11 +120,12 @@ class AutoencoderTask(TrainingTask):
         self.sums: Counter[str] = Counter()  # of each part of the loss, since the epoch began
         self.counted: Counter[str] = Counter()  # the steps that had it
 
-    def __call__(self, y: torch.Tensor, x0: torch.Tensor, step: int) -> float:
+    def __call__(self, batch: Example, step: int) -> float:
         """See :meth:`TrainingTask.__call__`. The loss leaves out the adversary's, which is no distance."""
-        seeds, decoder = self.seeds(len(y)), self.network.decoder
+        seeds, decoder = self.seeds(len(batch.source)), self.network.decoder
         with self.phase("augment"):
-            x = pictures(*augment(y, x0, seeds, step, self.config))
+            changed = augment(batch, seeds, step, self.config)
+            x = pictures(changed.source, changed.target)
         with self.phase("forward"), self.autocast():
             h, z, more = self.replica(x, *self._noise(x, seeds, step))
             image = decoder.conv_out(h).float()
@@ -216,10 +218,10 @@ class AutoencoderTask(TrainingTask):
             return self.average.decode(self.average.encode(x)).float()
 
     @torch.no_grad()
-    def validation_loss(self, y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor) -> float:
+    def validation_loss(self, batch: Example, seeds: torch.Tensor) -> float:
         """The distance of reconstructions by the averaged weights, L1 and LPIPS; the sum over pairs."""
-        x = pictures(y, x0)
-        return self._distance(self.reconstruct(x), x, {}).item() * len(y)
+        x = pictures(batch.source, batch.target)
+        return self._distance(self.reconstruct(x), x, {}).item() * len(batch.source)
 
     def _parts(self) -> dict[str, CodebookUse | Adversary]:
         """What has a state of its own."""
@@ -258,12 +260,13 @@ class AutoencoderTask(TrainingTask):
         """See :meth:`TrainingTask.stored`."""
         return Stored(checkpoint.weights, checkpoint.ema, asdict(checkpoint.config), asdict(self.network.config))
 
-    def results(self, y: torch.Tensor, x0: torch.Tensor, seed: int | Sequence[int] = 0) -> Pair:
+    def results(self, batch: Example, seed: int | Sequence[int] = 0) -> Pair:
         """Reconstructions of sources and targets, and both."""
-        x = pictures(y, x0)
+        x = pictures(batch.source, batch.target)
         return self.reconstruct(x), x
 
-    def columns(self, y: torch.Tensor, x0: torch.Tensor) -> dict[str, torch.Tensor]:
+    def columns(self, batch: Example) -> dict[str, torch.Tensor]:
         """Sources and targets, each before its reconstruction."""
+        y, x0 = batch.source, batch.target
         sources, targets = self.reconstruct(pictures(y, x0)).unflatten(0, (-1, 2)).unbind(1)
         return {"source": y, "its reconstruction": sources, "target": x0, "the target's": targets}

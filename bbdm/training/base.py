@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.amp import GradScaler
 
+from bbdm.data.collection import Example
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
@@ -141,14 +142,14 @@ class TrainingTask(ABC):
         return nullcontext()
 
     @abstractmethod
-    def __call__(self, y: torch.Tensor, x0: torch.Tensor, step: int) -> float:
-        """Do optimizer step ``step`` on a batch of sources and targets from the data set.
+    def __call__(self, batch: Example, step: int) -> float:
+        """Do optimizer step ``step`` on a batch from the data set.
 
         Each process passes its share of the batch; all return the loss of the whole batch before the step.
         """
 
     @abstractmethod
-    def validation_loss(self, y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor) -> float:
+    def validation_loss(self, batch: Example, seeds: torch.Tensor) -> float:
         """The loss of the averaged weights, the sum over pairs of pictures."""
 
     def report(self) -> dict[str, float]:
@@ -204,9 +205,9 @@ class TrainingTask(ABC):
         return state
 
     @abstractmethod
-    def results(self, y: torch.Tensor, x0: torch.Tensor, seed: int | Sequence[int] = 0) -> Pair:
+    def results(self, batch: Example, seed: int | Sequence[int] = 0) -> Pair:
         """What the averaged weights make of pairs, and what that should be: both (N, C, H, W) in [-1, 1]."""
 
     @abstractmethod
-    def columns(self, y: torch.Tensor, x0: torch.Tensor) -> dict[str, torch.Tensor]:
+    def columns(self, batch: Example) -> dict[str, torch.Tensor]:
         """The columns of a grid of pairs by their names, each (B, C, H, W)."""

@@ -6,7 +6,7 @@ resumed run draws the same ones as an uninterrupted run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from bbdm.bridges import Bridge
-from bbdm.codec import Codec, Role
+from bbdm.codec import Codec
+from bbdm.data.collection import Example
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
@@ -102,30 +103,31 @@ class BridgeTask(TrainingTask):
         self.codec = codec
         return state
 
-    def results(self, y: torch.Tensor, x0: torch.Tensor, seed: int | Sequence[int] = 0) -> Pair:
+    def results(self, batch: Example, seed: int | Sequence[int] = 0) -> Pair:
         """Translations of sources by the sampler's default solver and steps, and targets."""
-        return BridgeSampler(self.average, self.bridge, codec=self.codec, calls=self.calls)(y, seed=seed), x0
+        sampler = BridgeSampler(self.average, self.bridge, codec=self.codec, calls=self.calls)
+        return sampler(batch.source, seed=seed, conditions=batch.conditions), batch.target
 
-    def columns(self, y: torch.Tensor, x0: torch.Tensor) -> dict[str, torch.Tensor]:
+    def columns(self, batch: Example) -> dict[str, torch.Tensor]:
         """Sources, translations and targets."""
-        return {"source": y, "result": self.results(y, x0)[0], "target": x0}
+        return {"source": batch.source, "result": self.results(batch)[0], "target": batch.target}
 
-    def __call__(self, y: torch.Tensor, x0: torch.Tensor, step: int) -> float:
+    def __call__(self, batch: Example, step: int) -> float:
         """See :meth:`TrainingTask.__call__`."""
         if self.random:
             torch.manual_seed(mixed(self.config.seed, step * self.processes.count + self.processes.rank))
-        loss = self._gradients(y, x0, step)
+        loss = self._gradients(batch, step)
         norm = self.move_weights(step)
         mean = self.processes.total(loss).item() / self.processes.count  # waits for the device
         by_time = {} if self.due(step) is None else self.by_time.take()
         self.record(step, norm, mean, **by_time)
         return mean
 
-    def _gradients(self, y: torch.Tensor, x0: torch.Tensor, step: int) -> torch.Tensor:
+    def _gradients(self, batch: Example, step: int) -> torch.Tensor:
         """Compute the gradients of the batch, part by part; returns the loss of this process's share."""
         parts = self.config.grad_accumulation
         total = torch.zeros((), device=self.device)
-        chunks = zip(y.chunk(parts), x0.chunk(parts), self.seeds(len(y)).chunk(parts), strict=True)
+        chunks = zip(_chunks(batch, parts), self.seeds(len(batch.source)).chunk(parts), strict=True)
         for index, chunk in enumerate(chunks, start=1):
             with nullcontext() if index == parts or self.sharded else self.processes.alone(self.replica):
                 loss = self._loss(*chunk, step) / parts
@@ -135,35 +137,51 @@ class BridgeTask(TrainingTask):
         self.scaler.unscale_(self.optimizer)
         return total
 
-    def _loss(self, y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int) -> torch.Tensor:
-        """The loss of pairs from the data set, one seed for each."""
+    def _loss(self, batch: Example, seeds: torch.Tensor, step: int) -> torch.Tensor:
+        """The loss of a batch from the data set, one seed for each example."""
         with self.phase("augment, encode"):
-            y, x0 = augment(y, x0, seeds, step, self.config)
-            y, x0 = self.encode(y, "source", self.latents), self.encode(x0, "target", self.latents)
+            batch = self.encode(augment(batch, seeds, step, self.config), self.latents)
         with self.phase("forward"):
-            losses, t = self.losses(self.replica, y, x0, seeds, step)
+            losses, t = self.losses(self.replica, batch, seeds, step)
         if self.tracker is not None:
             self.by_time.add(losses, t)
         return losses.mean()
 
-    def encode(self, v: torch.Tensor, role: Role, latents: bool = False) -> torch.Tensor:
-        """A batch of pictures, or of latents from a cache, in the space of the bridge."""
+    def encode(self, batch: Example, latents: bool = False) -> Example:
+        """A batch of pictures, or of latents from a cache, in the space of the bridge. Conditions stay."""
         if self.codec is None:
-            return v
-        v = self.codec.normalize(v, role) if latents else self.codec.encode(v, role)
-        return v.contiguous(memory_format=torch.channels_last)
+            return batch
+        coded = self.codec.normalize if latents else self.codec.encode
+        source, target = (
+            coded(v, role).contiguous(memory_format=torch.channels_last)
+            for v, role in ((batch.source, "source"), (batch.target, "target"))
+        )
+        return batch._replace(source=source, target=target)
 
     @torch.no_grad()
-    def validation_loss(self, y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor) -> float:
+    def validation_loss(self, batch: Example, seeds: torch.Tensor) -> float:
         """The averaged weights' loss, the mean over VALIDATION_STEPS and the sum over pairs of pictures."""
-        y, x0 = self.encode(y, "source"), self.encode(x0, "target")
-        losses = [self.losses(self.average, y, x0, seeds, step)[0].sum().item() for step in VALIDATION_STEPS]
+        batch = self.encode(batch)
+        losses = [self.losses(self.average, batch, seeds, step)[0].sum().item() for step in VALIDATION_STEPS]
         return sum(losses) / len(losses)
 
-    def losses(self, network: Forward, y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int) -> Pair:
-        """Losses and times, both (B,), of pairs in the space of the bridge, drawn from seeds and step."""
+    def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Pair:
+        """Losses and times, both (B,), of a batch in the space of the bridge, drawn from seeds and step."""
         t = self.bridge.draw_times(seeds, step)
-        condition = y if self.network.condition_channels else None
-        drawn: dict[str, Any] = {"condition": condition, "seeds": seeds, "step": step}
+        y, conditions = self.network.endpoint(batch.source), self.network.given(batch.source, batch.conditions)
+        drawn: dict[str, Any] = {"conditions": conditions, "seeds": seeds, "step": step}
         with self.autocast():
-            return bridge_loss(network, self.bridge, x0, y, t, loss=self.config.loss, per_image=True, **drawn), t
+            losses = bridge_loss(
+                network, self.bridge, batch.target, y, t, loss=self.config.loss, per_image=True, **drawn
+            )
+        return losses, t
+
+
+def _chunks(batch: Example, parts: int) -> Iterator[Example]:
+    """Parts of a batch, as ``torch.chunk`` makes them."""
+    size = -(-len(batch.source) // parts)
+    for start in range(0, len(batch.source), size):
+        place = slice(start, start + size)
+        conditions = {name: value[place] for name, value in batch.conditions.items()}
+        mask = None if batch.mask is None else batch.mask[place]
+        yield batch._replace(source=batch.source[place], target=batch.target[place], conditions=conditions, mask=mask)

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 
 from bbdm import solvers
+from bbdm.data.collection import Example
 from bbdm.files.content import Checkpoint
 from bbdm.kernels import philox
-from bbdm.networks.base import Network
+from bbdm.networks.base import Conditions, Network
 from bbdm.solvers import StepTable
 from bbdm.training.augmentation import Pair
 from bbdm.training.bridge import DROPOUT, VALIDATION_STEPS, BridgeTask, Forward
@@ -64,35 +65,39 @@ class StudentTask(BridgeTask):
         """The student's steps, as samplers take them by default."""
         return solvers.build(self.bridge, solvers.DISTILLED, steps=self.config.calls)
 
-    def losses(self, network: Forward, y: torch.Tensor, x0: torch.Tensor, seeds: torch.Tensor, step: int) -> Pair:
+    def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Pair:
         """Energy scores and times, both (B,), of the call whose turn it is; in validation, of the last.
 
         Gradients flow through this call alone.
         """
         last = (-1 if step in VALIDATION_STEPS else step) % self.config.calls
         count, table = self.config.results, self.table
-        sources = torch.cat([y] * count)
+        y, given = self.network.endpoint(batch.source), self.network.given(batch.source, batch.conditions)
+        ends = torch.cat([y] * count)
+        conditions = {name: torch.cat([value] * count) for name, value in given.items()}
 
         def noise(row: int) -> torch.Tensor:
             streams = [FIRST_STREAM + row + j * len(table) for j in range(count)]
             return torch.cat([philox.normal(seeds, step, tuple(y.shape[1:]), stream) for stream in streams])
 
         of_y, of_z = table.start
-        x = of_y * sources + of_z * noise(len(table) - 1)
+        x = of_y * ends + of_z * noise(len(table) - 1)
         with torch.no_grad():
             for row in range(last):
                 _, c_y, c_0, _, c_z = table.coefficients[row].tolist()
-                x = c_y * sources + c_0 * self._estimate(network, row, x, sources) + c_z * noise(row)
-        made = [each.flatten(1) for each in self._estimate(network, last, x, sources).chunk(count)]
-        error = torch.stack([(each - x0.flatten(1)).norm(dim=1) for each in made]).mean(0)
+                x = c_y * ends + c_0 * self._estimate(network, row, x, ends, conditions) + c_z * noise(row)
+        made = [each.flatten(1) for each in self._estimate(network, last, x, ends, conditions).chunk(count)]
+        error = torch.stack([(each - batch.target.flatten(1)).norm(dim=1) for each in made]).mean(0)
         spread = torch.stack([(a - b).norm(dim=1) for a, b in combinations(made, 2)]).mean(0)
         return error - spread / 2, torch.full_like(error, float(table.timesteps[last])).detach()
 
-    def _estimate(self, network: Forward, row: int, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def _estimate(
+        self, network: Forward, row: int, x: torch.Tensor, y: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
         """The estimate of x0 that a network makes of a state at a row's time, float32."""
         table = self.table
         (i_x, i_y), (p_x, p_y, p_f) = table.inputs[row].tolist(), table.prediction[row].tolist()
         t = torch.full((len(x),), float(table.network_times[row]), device=x.device)
         with self.autocast():
-            prediction = network(i_x * x + i_y * y, t, y if self.network.condition_channels else None)
+            prediction = network(i_x * x + i_y * y, t, conditions)
         return p_x * x + p_y * y + p_f * prediction.float()

@@ -16,10 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bbdm.base import machine
 from bbdm.base.scripts import TERMINATED, StoppedError
+from bbdm.data.collection import Example
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.device import keep_freed_memory
@@ -258,7 +257,7 @@ class Training:
                 batch = next(batches, None)
             if batch is None:
                 break
-            loss = self.train_step(*batch)
+            loss = self.train_step(batch)
             if not math.isfinite(loss):
                 raise self._diverged(f"the loss is {loss}")
             self._epoch_loss += loss
@@ -300,7 +299,7 @@ class Training:
         rank, count = self.processes.rank, self.processes.count
         return [i for i in range(len(self.validation)) if i // self.share % count == rank]
 
-    def _readable(self, batches: Iterable[tuple[torch.Tensor, ...]]) -> Iterator[tuple[torch.Tensor, ...]]:
+    def _readable(self, batches: Iterable[Example]) -> Iterator[Example]:
         """The batches; where one cannot be read, the run ends, saved if this process alone can save it."""
         try:
             yield from batches
@@ -309,9 +308,9 @@ class Training:
                 self._save()
             raise self._stopped(f"{error}", "Repair the file") from error
 
-    def train_step(self, y: torch.Tensor, x0: torch.Tensor) -> float:
-        """Do one optimizer step on sources and targets from the data set; returns the loss before it."""
-        loss = self.task(y, x0, self.step)
+    def train_step(self, batch: Example) -> float:
+        """Do one optimizer step on a batch from the data set; returns the loss before it."""
+        loss = self.task(batch, self.step)
         self.step += 1
         return loss
 
@@ -320,9 +319,10 @@ class Training:
         assert self.validation is not None
         assert self.validation_batches is not None
         total, first = 0.0, self.processes.rank * self.share
-        for y, x0 in self._readable(self.validation_batches(self.validation_share())):
+        for batch in self._readable(self.validation_batches(self.validation_share())):
             if self.processes.count == 1:  # several may have different numbers of batches
                 self.check_stop()
-            total += self.task.validation_loss(y, x0, sample_seeds(0, first, len(y), self.device))
+            seeds = sample_seeds(0, first, len(batch.source), self.device)
+            total += self.task.validation_loss(batch, seeds)
             first += self.config.batch_size
         return self.processes.sum(total) / len(self.validation)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from bbdm.bridges import Bridge
+from bbdm.networks.base import Conditions
 from bbdm.training.config import Loss
 
 HUBER_DELTA = 0.1  # errors below it are squared; predictions are on the scale of pictures in [-1, 1]
@@ -21,7 +22,7 @@ def bridge_loss(
     t: torch.Tensor,
     noise: torch.Tensor | None = None,
     loss: Loss = "l1",
-    condition: torch.Tensor | None = None,
+    conditions: Conditions | None = None,
     *,
     seeds: torch.Tensor | None = None,
     step: int | None = None,
@@ -30,20 +31,20 @@ def bridge_loss(
     """Distance between the network's prediction and the bridge's target, the mean over a batch.
 
     Args:
-        unet: called with what the bridge shows of x_t and t, and the condition.
+        unet: called with what the bridge shows of x_t and t, and the conditions.
         bridge: defines x_t, what is shown of it, and the target.
         x0: (B, C, H, W) target images.
-        y: (B, C, H, W) source images.
+        y: (B, C, H, W) source images in the target's channels: ``unet.endpoint(source)``.
         t: (B,) times: integers or, of a continuous bridge, reals.
         noise: (B, C, H, W) standard normals, in place of ``seeds`` and ``step``.
         loss: ``l1`` (the papers'), ``l2`` or ``huber``, which is l2 for small errors and l1 for large ones.
-        condition: (B, C, H, W) condition of the network, or None; in training, the source.
+        conditions: tensors by name that the network sees, such as ``{"source": source}``; None for none.
         seeds: (B,) int64, one for each image; noise is a function of the seed and of ``step``.
         step: the number of the optimizer step.
         per_image: return the mean over each image, (B,), in place of a scalar.
     """
     shown, target = bridge.add_noise(x0, y, t, noise, seeds=seeds, step=step)
-    prediction = unet(shown, bridge.seen(t), condition).to(target.dtype)
+    prediction = unet(shown, bridge.seen(t), conditions).to(target.dtype)
     if loss == "huber":
         errors = F.huber_loss(prediction, target, reduction="none", delta=HUBER_DELTA)
     else:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from bbdm.base.atomic import write_atomically
+from bbdm.data.pairs import collate
 from bbdm.pictures import images
 from bbdm.training.callback import Callback
 
@@ -31,9 +32,8 @@ class Previews(Callback):
         pairs = trainer.validation
         if pairs is None or not trainer.processes.first or not trainer.previews_due:
             return
-        examples = zip(*(pairs[i] for i in range(min(PREVIEW_PAIRS, len(pairs)))), strict=True)
-        y, x0 = (torch.stack(side).to(trainer.device) for side in examples)
-        columns = trainer.task.columns(y, x0)
+        examples = [pairs.read(i) for i in range(min(PREVIEW_PAIRS, len(pairs)))]
+        columns = trainer.task.columns(trainer.validation_batches.placed(collate(examples)))
         sheet = images.grid([[images.to_pil(v) for v in row] for row in zip(*columns.values(), strict=True)])
         path = trainer.folder / f"epoch_{trainer.epoch:04d}.png"
         write_atomically(path, lambda temporary: sheet.save(temporary, "png"))
@@ -66,11 +66,12 @@ class ValidationScores(Callback):
             return
         self.scores.reset()
         share, done = trainer.validation_share(), 0
-        for y, x0 in trainer.validation_batches(share):
+        for batch in trainer.validation_batches(share):
             if trainer.processes.count == 1:  # several may have different numbers of batches
                 trainer.check_stop()
-            sides = trainer.task.results(y, x0, seed=share[done : done + len(y)])
-            done += len(y)
+            count = len(batch.source)
+            sides = trainer.task.results(batch, seed=share[done : done + count])
+            done += count
             pixels = (np.stack([images.to_pixels(images.to_pil(v)) for v in side]) for side in sides)
             found, wanted = map(torch.from_numpy, pixels)  # (B, 3, H, W) uint8
             self.scores.update(found[:, None], wanted)

@@ -50,10 +50,15 @@ def check_batch(config: RunConfig, train: PairedDataset, processes: int, parts: 
 def check_start(unet: Network, config: TrainConfig, train: PairedDataset, codec: Codec | None, processes: int) -> None:
     """Raise ValueError where a network cannot be trained on pairs or their latents."""
     check_batch(config, train, processes, config.grad_accumulation)
-    channels, stride = (train.channels, 1) if codec is None else (codec.channels, codec.stride)
-    if unet.channels != channels:
+    stride = 1 if codec is None else codec.stride
+    sides = (train.source_channels, train.channels) if codec is None else (codec.channels, codec.channels)
+    if (unet.source_channels, unet.channels) != sides:
         kind = "pairs" if codec is None else "latents"
-        raise ValueError(f"the network takes {unet.channels} channels, and the {kind} have {channels}")
+        takes, have = (
+            f"{target} channels" if source == target else f"sources of {source} and targets of {target} channels"
+            for source, target in ((unet.source_channels, unet.channels), sides)
+        )
+        raise ValueError(f"the network takes {takes}, and the {kind} have {have}")
     if any(side % (unet.stride * stride) for side in images.sides(train.image_size)):
         factors = f"the network's {unet.stride}"
         if codec is not None:

@@ -19,6 +19,7 @@ from bbdm import cli
 from bbdm.base import scripts
 from bbdm.bridges import Bridge
 from bbdm.cli import presets, setup, train, translate
+from bbdm.data.collection import Example
 from bbdm.data.survey import BadPicturesError
 from bbdm.files.content import UNetState
 from bbdm.networks.unet_config import PRESETS, UNetConfig
@@ -430,10 +431,10 @@ class TestMain:
     ) -> None:
         step = Trainer.train_step
 
-        def interrupted(self: Trainer, *pair: torch.Tensor) -> float:
+        def interrupted(self: Trainer, batch: Example) -> float:
             if self.epoch == epoch:
                 raise KeyboardInterrupt
-            return step(self, *pair)
+            return step(self, batch)
 
         monkeypatch.setattr(Trainer, "train_step", interrupted)
         with pytest.raises(KeyboardInterrupt, match=message):

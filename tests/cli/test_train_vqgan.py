@@ -15,6 +15,7 @@ from bbdm import load_checkpoint, load_vqgan
 from bbdm.base.scripts import TERMINATED, StoppedError
 from bbdm.cli import train, train_vqgan, translate
 from bbdm.codec import LatentStatistics
+from bbdm.data.collection import Example
 from bbdm.data.pairs import load_dataset
 from bbdm.networks import unet_config, vqgan
 from bbdm.training.loop import Training
@@ -68,10 +69,10 @@ def test_the_same_command_resumes_after_sigterm(place: Path, monkeypatch: pytest
     train_vqgan.main(["edge2shoes", "data", "whole.pt", *flags])
     original = Training.train_step
 
-    def terminated(self: Training, *batch: torch.Tensor) -> float:
+    def terminated(self: Training, batch: Example) -> float:
         if self.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *batch)
+        return original(self, batch)
 
     with monkeypatch.context() as patched:
         patched.setattr(Training, "train_step", terminated)

@@ -136,7 +136,7 @@ class _Body(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self.network.body(x, embedding)
+        return self.network.body(x, embedding, {})
 
 
 def code_of(network: Network, batch: int, size: int) -> Code:

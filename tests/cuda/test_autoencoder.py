@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bbdm.data.collection import Example
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_vqgan_state
@@ -64,8 +65,9 @@ def step_of(
 
 
 def run(step: AutoencoderTask, pairs: PairedDataset) -> list[float]:
-    y, x0 = (torch.stack(side).to(step.device) for side in zip(*(pairs[i] for i in range(2)), strict=True))
-    return [step(y, x0, index) for index in range(STEPS)]
+    sides = zip(*(pairs[i] for i in range(2)), strict=True)
+    batch = Example(*(torch.stack(side).to(step.device) for side in sides))
+    return [step(batch, index) for index in range(STEPS)]
 
 
 def check(

@@ -33,10 +33,10 @@ def on_the_card(codec: Codec, dtype: torch.dtype = torch.float32) -> Codec:
 
 
 def test_batches_come_from_pinned_memory(card: Card, pairs: PairedDataset):
-    for y, x0 in Batches(pairs, 2, DEVICE)():
-        assert isinstance(y, CardTensor)
-        assert isinstance(x0, CardTensor)
-        assert y.is_contiguous(memory_format=torch.channels_last)
+    for batch in Batches(pairs, 2, DEVICE)():
+        assert isinstance(batch.source, CardTensor)
+        assert isinstance(batch.target, CardTensor)
+        assert batch.source.is_contiguous(memory_format=torch.channels_last)
     assert card.waits == []
 
 

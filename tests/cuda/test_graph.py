@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bbdm.execution.graph import GraphedLoop
 from bbdm.execution.loop import Loop, State
+from bbdm.networks.base import Conditions
 from tests.cuda.card import CaptureError, Card, CardTensor, MissingWaitError, aten, off_the_card
 from tests.cuda.test_sampler import CALL, GRAPHED, PICTURES, ROUNDING, SOURCE, check, sampler, uncompiled, vqgan_codec
 
@@ -178,8 +179,8 @@ def test_finds_a_capture_without_a_warm_up(card: Card, monkeypatch: pytest.Monke
 class StaleSource(GraphedLoop):
     """Replays without copying the source."""
 
-    def __call__(self, y: Tensor, seeds: Tensor) -> Tensor:
-        graph, state, _ = self._captured.get(y.shape, y, seeds)
+    def __call__(self, y: Tensor, seeds: Tensor, conditions: Conditions) -> Tensor:
+        graph, state, _ = self._captured.get(y.shape, y, seeds, conditions)
         state.seeds.copy_(seeds)
         graph.replay()
         return state.x.clone()
@@ -188,9 +189,9 @@ class StaleSource(GraphedLoop):
 class SharedResult(GraphedLoop):
     """Returns the buffer itself."""
 
-    def __call__(self, y: Tensor, seeds: Tensor) -> Tensor:
-        super().__call__(y, seeds)
-        return self._captured.get(y.shape, y, seeds)[1].x
+    def __call__(self, y: Tensor, seeds: Tensor, conditions: Conditions) -> Tensor:
+        super().__call__(y, seeds, conditions)
+        return self._captured.get(y.shape, y, seeds, conditions)[1].x
 
 
 def test_finds_a_replay_with_a_stale_source(card: Card, monkeypatch: pytest.MonkeyPatch):
@@ -204,9 +205,9 @@ def test_finds_a_result_that_the_next_replay_overwrites(card: Card, monkeypatch:
     monkeypatch.setattr("bbdm.sampling.sampler.GraphedLoop", SharedResult)
     made, given = sampler("cuda", **GRAPHED)._own.graphed, torch.zeros(1, 3, 8, 6).to("cuda")
     with torch.inference_mode():
-        first = made(given, torch.tensor([1], device="cuda"))
+        first = made(given, torch.tensor([1], device="cuda"), {"source": given})
         kept = first.clone()
-        made(given, torch.tensor([2], device="cuda"))
+        made(given, torch.tensor([2], device="cuda"), {"source": given})
     assert not torch.equal(first, kept)
 
 

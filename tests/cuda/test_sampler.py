@@ -24,7 +24,7 @@ PICTURES = SOURCE[:2].repeat(1, 1, 2, 3)[..., :8, :8]
 MASK = torch.zeros(3, 1, 7, 5)
 MASK[..., 2:5] = 1
 CALL = [
-    "sampling.sampler._to_device: to the card",
+    "sampling.sampler._padded_picture: to the card",
     "sampling.sampler._keys: to the card",
     "sampling.sampler._run: to the CPU",
 ]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bbdm.bridges import DDBM, I2SB, ABridge, BrownianBridge
+from bbdm.data.collection import Example
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint
@@ -40,8 +41,8 @@ def losses(device: str, kind: type[BridgeTask], config: TrainConfig, bridge: Any
     codec = None if codec is None else codec.placed(torch.device(device), torch.float32)
     processes = given.get("processes") or Processes(torch.device(device))
     step = kind(unet, bridge, config, codec, processes, given.get("latents", False), 10)
-    y, x0 = (v.to(device) for v in (given.get("y", Y), given.get("x0", X0)))
-    return step, [step(y, x0, index) for index in range(STEPS)]
+    batch = Example(*(v.to(device) for v in (given.get("y", Y), given.get("x0", X0))))
+    return step, [step(batch, index) for index in range(STEPS)]
 
 
 def check(card: Card, waits: list[str], tolerance: float = 1e-5, kind: type[BridgeTask] = BridgeTask, **given: Any):
@@ -102,9 +103,9 @@ def test_distillation(card: Card, precision: str, tolerance: float):
     bridge = BrownianBridge(num_steps=50, objective="pinned")
     settings: dict[str, Any] = {"kind": StudentTask, "calls": 2, "bridge": bridge, "precision": precision}
     step = check(card, [LOSS], tolerance, **settings)
-    y, x0, seeds = Y.to(DEVICE), X0.to(DEVICE), torch.arange(len(Y)).to(DEVICE)
+    batch, seeds = Example(Y.to(DEVICE), X0.to(DEVICE)), torch.arange(len(Y)).to(DEVICE)
     card.waits.clear()
-    assert step.validation_loss(y, x0, seeds) > 0
+    assert step.validation_loss(batch, seeds) > 0
     assert [wait.split(": ")[1] for wait in card.waits] == ["item"] * len(VALIDATION_STEPS)
 
 

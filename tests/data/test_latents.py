@@ -11,6 +11,7 @@ import torch
 
 from bbdm import ABridge, Callback
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
+from bbdm.data.collection import Example
 from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.pairs import PairedDataset
 from bbdm.training import bridge as bridge_module
@@ -129,8 +130,7 @@ def test_sources_and_targets_are_normalised_each_by_their_own(
     two = PairedDataset(pairs.pairs[:2], SIZE)
     normalising = codec.with_statistics(statistics)
     trainer = Trainer(tiny_unet(), ABridge(), config, data, two, tmp_path / "run", normalising)
-    batch = [torch.stack(side) for side in zip(data[0], data[1], strict=True)]
-    trainer.train_step(*batch)
+    trainer.train_step(Example(*(torch.stack(side) for side in zip(data[0], data[1], strict=True))))
     trainer.validate()
     assert len(seen) == 1 + len(bridge_module.VALIDATION_STEPS)
     for given in seen:

@@ -27,10 +27,11 @@ def test_batches_are_the_examples_in_the_order(workers: int, pairs: PairedDatase
     for order in ([4, 0, 3, 1], [2], None, [1, 1, 2]):
         wanted = [pairs[i] for i in (range(COUNT) if order is None else order)]
         found = list(batches(order))
-        assert [len(y) for y, _ in found] == [2] * (len(wanted) // 2) + [1] * (len(wanted) % 2)
-        for side, parts in enumerate(zip(*found, strict=True)):
+        assert [len(batch.source) for batch in found] == [2] * (len(wanted) // 2) + [1] * (len(wanted) % 2)
+        for side in (0, 1):
+            parts = [batch[side] for batch in found]
             assert torch.equal(torch.cat(parts), torch.stack([pair[side] for pair in wanted]))
-        assert all(v.is_contiguous(memory_format=torch.channels_last) for pair in found for v in pair)
+            assert all(v.is_contiguous(memory_format=torch.channels_last) for v in parts)
         assert {batch.source.dtype for batch in batches.stored(order)} == {torch.uint8}  # what is copied
 
 
@@ -43,7 +44,7 @@ class ProcessIds(PairedDataset):
 
 def test_workers_persist_from_pass_to_pass(pairs: PairedDataset):
     batches = Batches(ProcessIds(pairs.pairs, 8), 1, CPU, workers=1)
-    first, second = ({int(pid) for pid, _ in batches()} for _ in range(2))
+    first, second = ({int(batch.source) for batch in batches()} for _ in range(2))
     assert first == second
     assert first != {os.getpid()}
 
@@ -58,7 +59,7 @@ if __name__ == "__main__":
     multiprocessing.set_start_method(sys.argv[1])
     pairs = ProcessIds(load_dataset("paired", sys.argv[2]).pairs, 8)
     batches = Batches(pairs, 1, torch.device("cpu"), workers=2)
-    print(*{int(pid) for pid, _ in batches()}, flush=True)
+    print(*{int(batch.source) for batch in batches()}, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -90,7 +91,7 @@ def test_an_abandoned_pass_leaves_nothing(pairs: PairedDataset):
         left: Any = batches([4, 3, 2, 1])
         next(left)
         left.close()
-        again = [y for y, _ in batches([0, 2])]
+        again = [batch.source for batch in batches([0, 2])]
         assert torch.equal(torch.cat(again), torch.stack([pairs[0][0], pairs[2][0]]))
 
 
@@ -98,7 +99,7 @@ def test_an_abandoned_pass_leaves_nothing(pairs: PairedDataset):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_the_floats_are_the_same(pairs: PairedDataset):
     for workers in (0, 1):
-        for y, x0 in Batches(pairs, COUNT, torch.device("cuda"), workers)():
-            assert y.device.type == "cuda"
-            for side, v in enumerate((y, x0)):
+        for batch in Batches(pairs, COUNT, torch.device("cuda"), workers)():
+            assert batch.source.device.type == "cuda"
+            for side, v in enumerate((batch.source, batch.target)):
                 assert torch.equal(v.cpu(), torch.stack([pairs[i][side] for i in range(COUNT)]))

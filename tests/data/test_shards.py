@@ -237,8 +237,8 @@ class TestOrder:
                 run: Any = SimpleNamespace(train=pairs, config=config, processes=team, share=6 // count)
                 run.epoch, run.steps_per_epoch = 1, 4
                 batches = Batches(pairs, run.share, CPU, workers)
-                made = [first_value(y) for y, _ in batches(Trainer._order(run, 0))]
-                again = [first_value(y) for y, _ in batches(Trainer._order(run, 3))]
+                made = [first_value(y) for y, *_ in batches(Trainer._order(run, 0))]
+                again = [first_value(y) for y, *_ in batches(Trainer._order(run, 3))]
                 batches.close()
                 assert again == made[3:]
                 parts.append([value for batch in made for value in batch])
@@ -303,7 +303,7 @@ class TestBroken:
         batches = Batches(pairs, 5, CPU, workers)
         with caplog.at_level(logging.WARNING):
             list(batches())
-            made = [value for y, _ in batches() for value in first_value(y)]  # named once
+            made = [value for y, *_ in batches() for value in first_value(y)]  # named once
         batches.close()
         numbers = [*range(6), 7, 7, 8, 9, 10, 12, *range(12, 19), 22, 22, *range(22, 28)]
         assert made == numbers

@@ -22,7 +22,9 @@ from torch._inductor.codecache import PyCodeCache
 from bbdm import ABridge, BridgeSampler, UNet
 from bbdm.execution import compiled
 from bbdm.execution import device as device_module
+from bbdm.networks.base import Conditions
 from bbdm.networks.unet import Modulation
+from bbdm.sampling.batch import Batch
 from tests.conftest import ROOT, TINY, tiny_unet
 
 STEPS = 5
@@ -44,8 +46,8 @@ Clamp = tuple[float, float] | None
 class Short(UNet):
     """A network that compiles in a second: one residual block between two convolutions."""
 
-    def body(self, x: Tensor, embedding: Tensor, condition: Tensor | None = None) -> Tensor:
-        h = x if condition is None else torch.cat([x, condition], dim=1)
+    def body(self, x: Tensor, embedding: Tensor, conditions: Conditions) -> Tensor:
+        h = torch.cat([x, conditions["source"]], dim=1) if conditions else x
         h = self.middle_block[0](self.input_blocks[0](h, embedding), embedding)
         return self.out[2](h)
 
@@ -133,7 +135,7 @@ def check_whole_unet(source: Tensor, dtype: torch.dtype, condition_channels: int
 def test_a_whole_unet_is_one_graph():
     """For torch's tracer; the compiler's code for it is a nightly test."""
     unet = tiny_unet(condition_channels=3).eval()
-    arguments = SOURCE, unet.embed(torch.tensor([3])), SOURCE
+    arguments = SOURCE, unet.embed(torch.tensor([3])), {"source": SOURCE}
     with torch.no_grad():
         traced = torch.compile(unet.body, fullgraph=True, dynamic=False, backend="aot_eager")(*arguments)
         torch.testing.assert_close(traced, unet.body(*arguments), rtol=0, atol=FLOAT32)
@@ -180,9 +182,10 @@ def test_modulation_is_that_of_the_weights_before_they_are_rounded():
 def test_steps_work_in_place(noise: bool, compile: bool):
     sampler = build(compile=compile)
     given = torch.randn(STEPS, 3, 3, 8, 6) if noise else None
-    state = sampler._own.loop.start(sampler._to_device(ODD), sampler._keys([0, 1, 2]), given)
+    y, conditions = sampler._given(Batch([0, 1, 2], ODD, [0, 1, 2], None))
+    state = sampler._own.loop.start(y, sampler._keys([0, 1, 2]), given, conditions=conditions)
     before = {name: value.data_ptr() for name, value in vars(state).items() if isinstance(value, Tensor)}
-    assert len(set(before.values())) == len(before) == 9 - (not noise)
+    assert len(set(before.values())) == len(before) == 8 - (not noise)
     with torch.inference_mode():
         for index in range(STEPS):
             sampler._own.loop.advance(state, index)
@@ -213,9 +216,9 @@ def test_compiling_has_a_bar_of_its_own(compilations: list[weakref.ref[object]],
 
 
 class Broken(Short):
-    def body(self, x: Tensor, embedding: Tensor, condition: Tensor | None = None) -> Tensor:
+    def body(self, x: Tensor, embedding: Tensor, conditions: Conditions) -> Tensor:
         torch._dynamo.graph_break()
-        return super().body(x, embedding, condition)
+        return super().body(x, embedding, conditions)
 
 
 def test_a_failure_to_compile_is_raised_at_every_call():
@@ -308,7 +311,7 @@ class Heavy(Short):
         super().__init__(*args, **settings)
         self.heavy = nn.Sequential(nn.Conv2d(3, 2048, 1), nn.Conv2d(2048, 2048, 1), nn.Conv2d(2048, 3, 1))
 
-    def body(self, x: Tensor, embedding: Tensor, condition: Tensor | None = None) -> Tensor:
+    def body(self, x: Tensor, embedding: Tensor, conditions: Conditions) -> Tensor:
         return self.heavy(x)
 
 

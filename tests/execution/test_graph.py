@@ -16,6 +16,7 @@ from torch import Tensor
 from bbdm import BridgeSampler
 from bbdm.execution import compiled
 from bbdm.execution.graph import GraphedLoop
+from bbdm.sampling.batch import Batch
 from tests.execution.test_compiled import ODD, SOLVERS, SOURCE, Clamp, build, largest, new_sampler
 
 TOLERANCE = 1e-3  # of a GPU's float32: other algorithms for convolutions, other orders of sums
@@ -35,11 +36,18 @@ def whole_float32() -> Iterator[None]:
         yield
 
 
+def given(sampler: BridgeSampler, source: Tensor, seed: int = 0) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """What a graph is called with."""
+    seeds = list(range(seed, seed + len(source)))
+    y, conditions = sampler._given(Batch(seeds, source, seeds, None))
+    return y, sampler._keys(seeds), conditions
+
+
 def replay(sampler: BridgeSampler, source: Tensor, seed: int) -> Tensor:
     """The captured graph's result, on the GPU."""
     assert sampler._own.graphed is not None
     with torch.inference_mode():
-        return sampler._own.graphed(sampler._to_device(source), sampler._keys(range(seed, seed + len(source))))
+        return sampler._own.graphed(*given(sampler, source, seed))
 
 
 @pytest.mark.parametrize(("solver", "clamp"), SOLVERS)
@@ -71,11 +79,11 @@ def test_gpu_replay_does_not_make_the_host_wait():
     sampler = gpu()
     assert sampler._own.graphed is not None
     with torch.inference_mode():
-        given = sampler._to_device(SOURCE[:1]), sampler._keys([0])
-        first = sampler._own.graphed(*given)
+        arguments = given(sampler, SOURCE[:1])
+        first = sampler._own.graphed(*arguments)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            second = sampler._own.graphed(*given)
+            second = sampler._own.graphed(*arguments)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(first, second)
@@ -83,7 +91,8 @@ def test_gpu_replay_does_not_make_the_host_wait():
 
 def test_gpu_steps_allocate_nothing():
     sampler = new_sampler(clamp=(-1, 1), device="cuda")
-    state = sampler._own.loop.start(sampler._to_device(SOURCE), sampler._keys(range(5)))
+    y, seeds, conditions = given(sampler, SOURCE)
+    state = sampler._own.loop.start(y, seeds, conditions=conditions)
     pred = torch.randn_like(state.x)
     sampler._own.loop.network = lambda *_: pred
     with torch.inference_mode():
@@ -98,8 +107,8 @@ def test_gpu_graphs_used_least_recently_are_dropped(monkeypatch: pytest.MonkeyPa
     captures: list[weakref.ref[torch.cuda.CUDAGraph]] = []
     original = GraphedLoop._capture
 
-    def counting(self: GraphedLoop, *given: Tensor) -> Any:
-        captured = original(self, *given)
+    def counting(self: GraphedLoop, *arguments: Any) -> Any:
+        captured = original(self, *arguments)
         captures.append(weakref.ref(captured[0]))
         return captured
 

@@ -343,7 +343,7 @@ def test_arguments_of_save_compiled(loaded: BridgeSampler, tmp_path: Path):
 
 def test_the_size_of_the_checkpoint_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     shapes: list[tuple[int, ...]] = []
-    monkeypatch.setattr("bbdm.sampling.sampler.save_package", lambda path, unet, shape: shapes.append(shape))
+    monkeypatch.setattr("bbdm.sampling.sampler.save_package", lambda path, unet, shape, _: shapes.append(shape))
     save_checkpoint(tmp_path / "unet.safetensors", short(), ABridge(), image_size=7)
     sampler = BridgeSampler.from_checkpoint(tmp_path / "unet.safetensors", compile=True, dtype=torch.float32)
     sampler.save_compiled(tmp_path / "package")

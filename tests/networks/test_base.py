@@ -15,7 +15,7 @@ from torch import nn
 import bbdm
 from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
 from bbdm.files.weights import IncompleteFileError
-from bbdm.networks.base import Network
+from bbdm.networks.base import Conditions, Network
 from bbdm.networks.dit import DiT
 from bbdm.networks.unet import UNet
 from bbdm.runtime import OnnxBridgeSampler
@@ -83,7 +83,7 @@ def diffusers_unet() -> Network:
         model,
         condition_channels=3,
         stride=2,
-        call=lambda m, x, t, c: m(torch.cat([x, c], dim=1), t).sample,  # pyright: ignore
+        call=lambda m, x, t, c: m(torch.cat([x, c["source"]], dim=1), t).sample,
     )
 
 
@@ -104,9 +104,8 @@ def diffusers_conditional() -> Network:
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )
 
-    def call(m: Any, x: torch.Tensor, t: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
-        assert c is not None
-        return m(torch.cat([x, c], dim=1), t, x.new_zeros(len(x), 1, 8)).sample
+    def call(m: Any, x: torch.Tensor, t: torch.Tensor, c: Conditions) -> torch.Tensor:
+        return m(torch.cat([x, c["source"]], dim=1), t, x.new_zeros(len(x), 1, 8)).sample
 
     return bbdm.wrap(model, condition_channels=3, stride=2, call=call)
 
@@ -132,9 +131,8 @@ class Own(Network):
     def embed(self, t: torch.Tensor) -> torch.Tensor:
         return self.time(t[:, None] / 1000)
 
-    def body(self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        assert condition is not None
-        return self.layer(torch.cat([x, condition], 1)) + embedding[:, :, None, None]
+    def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        return self.layer(torch.cat([x, conditions["source"]], 1)) + embedding[:, :, None, None]
 
 
 def own() -> Network:
@@ -176,9 +174,9 @@ def test_the_sampler_calls_it_as_its_user_does(make: Callable[[], Network]):
     sampler = BridgeSampler(network, BRIDGE, "ddim", steps=2)
     (first, second) = sampler.stream(SOURCE, seed=0)
     with torch.no_grad():
-        prediction = network(SOURCE, torch.full((2,), 50.0), SOURCE).float()
+        prediction = network(SOURCE, torch.full((2,), 50.0), {"source": SOURCE}).float()
         torch.testing.assert_close(first.x0hat, SOURCE - prediction, rtol=1e-4, atol=1e-4)
-        prediction = network(first.x, torch.full((2,), float(second.t)), SOURCE).float()
+        prediction = network(first.x, torch.full((2,), float(second.t)), {"source": SOURCE}).float()
     torch.testing.assert_close(second.x0hat, first.x - prediction, rtol=1e-3, atol=1e-2)
     assert sampler(SOURCE[:, :, :7, :5], seed=0).shape == (2, 3, 7, 5)
 

@@ -64,29 +64,29 @@ def test_it_is_the_paper_s():
     dit = small()
     x, y = torch.randn(2, 2, 3, 8, 8)
     t = torch.tensor([3.0, 40.0])
-    torch.testing.assert_close(dit(x, t, y), reference(dit, x, t, y), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dit(x, t, {"source": y}), reference(dit, x, t, y), rtol=1e-4, atol=1e-5)
 
 
 def test_an_untrained_one_predicts_zero():
     torch.manual_seed(0)
     x = torch.randn(1, 3, 8, 8)
-    assert not DiT(width=16, depth=2, heads=2, patch=2)(x, torch.tensor([3.0]), x).any()
+    assert not DiT(width=16, depth=2, heads=2, patch=2)(x, torch.tensor([3.0]), {"source": x}).any()
 
 
 @pytest.mark.parametrize("condition", ["channels", "tokens"])
 def test_every_input_matters_at_every_size(condition: str):
     dit = small(condition=condition)
     x, y, t = torch.randn(1, 3, 4, 10), torch.randn(1, 3, 4, 10), torch.tensor([3.0])
-    made = dit(x, t, y)
+    made = dit(x, t, {"source": y})
     assert made.shape == x.shape
-    for others in ((x + 0.1, t, y), (x, t + 1, y), (x, t, y + 0.1)):
-        assert not torch.allclose(dit(*others), made, atol=1e-4)
+    for x_other, t_other, y_other in ((x + 0.1, t, y), (x, t + 1, y), (x, t, y + 0.1)):
+        assert not torch.allclose(dit(x_other, t_other, {"source": y_other}), made, atol=1e-4)
 
 
 def test_what_depends_on_the_time_is_computed_once():
     dit = small()
     x, y, t = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.tensor([3.0])
-    torch.testing.assert_close(dit.body(x, dit.embed(t), y), dit(x, t, y))
+    torch.testing.assert_close(dit.body(x, dit.embed(t), {"source": y}), dit(x, t, {"source": y}))
     assert dit.embed(torch.arange(5.0)).shape == (5, 2 * 6 * 16 + 2 * 16)
 
 
@@ -97,7 +97,7 @@ def test_checkpointing_changes_no_gradient():
         dit.gradient_checkpointing = checkpointing
         torch.manual_seed(2)
         x = torch.randn(2, 3, 8, 8)
-        dit(x, torch.tensor([3.0, 4.0]), x).square().mean().backward()
+        dit(x, torch.tensor([3.0, 4.0]), {"source": x}).square().mean().backward()
         gradients.append([p.grad for p in dit.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
@@ -126,6 +126,6 @@ def test_bad_settings(settings: dict[str, Any], message: str):
 def test_bad_inputs():
     dit, t = small(), torch.tensor([1.0])
     with pytest.raises(ValueError, match="multiples of 2"):
-        dit(torch.zeros(1, 3, 7, 8), t, torch.zeros(1, 3, 7, 8))
-    with pytest.raises(ValueError, match="condition must have 3 channels, got 0"):
+        dit(torch.zeros(1, 3, 7, 8), t, {"source": torch.zeros(1, 3, 7, 8)})
+    with pytest.raises(ValueError, match="condition 'source' is missing: it must have 3 channels"):
         dit(torch.zeros(1, 3, 8, 8), t)

@@ -157,7 +157,7 @@ class TestForward:
     def test_shape(self, batch: int, height: int, width: int, make_unet: MakeUNet) -> None:
         unet = make_unet(in_channels=4, out_channels=2, condition_channels=1)
         condition = state(batch, 1, height, width)
-        out = unet(state(batch, 4, height, width), torch.ones(batch), condition)
+        out = unet(state(batch, 4, height, width), torch.ones(batch), {"source": condition})
         assert out.shape == (batch, 2, height, width)
 
     @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
@@ -178,24 +178,26 @@ class TestForward:
         plain = make_unet(in_channels=12, out_channels=12, condition_channels=4)
         plain.load_state_dict(patched.state_dict())
         x, condition, t = state(), state(channels=1, seed=1), torch.tensor([1, 20])
-        out = patched(x, t, condition)
+        out = patched(x, t, {"source": condition})
         assert out.shape == x.shape
-        torch.testing.assert_close(channels(out), plain(channels(x), t, channels(condition)))
+        torch.testing.assert_close(channels(out), plain(channels(x), t, {"source": channels(condition)}))
 
     @pytest.mark.parametrize(
-        ("expected", "x", "condition", "reason"),
+        ("expected", "x", "conditions", "reason"),
         [
-            (3, state(), None, "condition must have 3 channels, got 0"),
-            (0, state(), state(), "condition must have 0 channels, got 3"),
-            (3, state(), state(channels=1), "condition must have 3 channels, got 1"),
+            (3, state(), None, "condition 'source' is missing: it must have 3 channels"),
+            (0, state(), {"source": state()}, "conditions of this network are none, got 'source'"),
+            (3, state(), {"source": state(channels=1)}, "condition 'source' must have 3 channels, got 1"),
+            (3, state(), {"source": state(), "sar": state()}, r"are 'source' \(3 channels\), got 'sar'"),
+            (3, state(), state(), "must be a mapping of names to tensors, got a Tensor: write {'source': y}"),
             (0, state(channels=4), None, "x must have 3 channels, got 4"),
             (0, state(height=7), None, "multiples of 2, got 7 x 8"),
             (0, state(width=7), None, "multiples of 2, got 8 x 7"),
         ],
     )
-    def test_refuses(self, expected: int, x: Any, condition: Any, reason: str, make_unet: MakeUNet) -> None:
+    def test_refuses(self, expected: int, x: Any, conditions: Any, reason: str, make_unet: MakeUNet) -> None:
         with pytest.raises(ValueError, match=reason):
-            make_unet(condition_channels=expected)(x, torch.tensor([1, 7]), condition)
+            make_unet(condition_channels=expected)(x, torch.tensor([1, 7]), conditions)
 
 
 class TestTime:
@@ -248,18 +250,19 @@ class TestTraining:
 class TestGraphs:
     @pytest.mark.nightly
     def test_compiles_into_one_graph(self, make_unet: MakeUNet) -> None:
-        unet, x, t, condition = make_unet(condition_channels=3).eval(), state(), torch.tensor([5, 40]), state(seed=1)
+        unet, x, t = make_unet(condition_channels=3).eval(), state(), torch.tensor([5, 40])
+        conditions = {"source": state(seed=1)}
         torch.compiler.reset()
         compiled = torch.compile(unet, fullgraph=True, backend="aot_eager")
         with torch.no_grad():
-            torch.testing.assert_close(compiled(x, t, condition), unet(x, t, condition))
+            torch.testing.assert_close(compiled(x, t, conditions), unet(x, t, conditions))
 
     @pytest.mark.parametrize("strict", sweep([False, True], daily=[]))
     def test_exports_with_any_batch(self, strict: bool, make_unet: MakeUNet) -> None:
         unet = make_unet(condition_channels=3).eval()
         batch = {0: torch.export.Dim("batch", min=1, max=64)}
-        traced = state(), torch.tensor([5, 40]), state(seed=1)
-        program = torch.export.export(unet, traced, dynamic_shapes=(batch, batch, batch), strict=strict)
+        traced = state(), torch.tensor([5, 40]), {"source": state(seed=1)}
+        program = torch.export.export(unet, traced, dynamic_shapes=(batch, batch, {"source": batch}), strict=strict)
         for count in (1, 3):
-            others = state(count, seed=2), torch.arange(count) + 900, state(count, seed=3)
+            others = state(count, seed=2), torch.arange(count) + 900, {"source": state(count, seed=3)}
             torch.testing.assert_close(program.module()(*others), unet(*others))

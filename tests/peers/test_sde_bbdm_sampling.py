@@ -18,7 +18,7 @@ from torch import nn
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, solvers
 from bbdm.bridges import Bridge
 from bbdm.kernels.bridge_step import bridge_step
-from bbdm.networks.base import Network
+from bbdm.networks.base import Conditions, Network
 
 sde_bbdm = pytest.importorskip("sde_bbdm", exc_type=ImportError)
 diffusion = pytest.importorskip("diffusion")
@@ -302,7 +302,7 @@ class Contraction(Network):
     def embed(self, t: torch.Tensor) -> torch.Tensor:
         return t[:, None].to(self.conv.weight.dtype) / T
 
-    def body(self, x: torch.Tensor, embedding: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+    def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         return x - 0.5 * torch.tanh(self.conv(x) + embedding[:, :, None, None])
 
     def description(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Zero-initialised layers would hide the layers before them, so they get random va
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -87,7 +87,8 @@ def assert_same_function(pair: Pair, size: int, tolerance: float, condition: boo
     gradients: list[dict[str, torch.Tensor | None]] = []
     for network in pair:
         inputs = {"x": x.clone().requires_grad_(), "condition": y.clone().requires_grad_() if condition else None}
-        output = network(inputs["x"], t, inputs["condition"])
+        seen: Any = inputs["condition"]
+        output = network(inputs["x"], t, {"source": seen} if condition and isinstance(network, UNet) else seen)
         (output * weight).sum().backward()
         outputs.append(output.detach())
         named = dict(network.named_parameters())

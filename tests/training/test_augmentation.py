@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from bbdm.data.collection import Example
 from bbdm.training.augmentation import augment
 from bbdm.training.base import sample_seeds
 from bbdm.training.config import TrainConfig
@@ -26,13 +27,13 @@ def places(pictures: torch.Tensor) -> torch.Tensor:
 
 def test_without_settings_pairs_stay() -> None:
     y, x0 = dots(), torch.rand(64, 3, 16, 12)
-    same = augment(y, x0, SEEDS, 0, TrainConfig())
+    same = augment(Example(y, x0), SEEDS, 0, TrainConfig())
     assert same[0] is y
     assert same[1] is x0
 
 
 def test_shift_moves_source_and_target_together_by_whole_pixels() -> None:
-    y, x0 = augment(dots(), dots(), SEEDS, 0, TrainConfig(shift=0.25))
+    y, x0, *_ = augment(Example(dots(), dots()), SEEDS, 0, TrainConfig(shift=0.25))
     assert torch.equal(y, x0)
     assert y.unique().tolist() == [-1.0, 1.0]
     assert ((y == 1).sum(dim=(1, 2, 3)) == 3).all()  # the pixel is there once, in three channels
@@ -43,14 +44,14 @@ def test_shift_moves_source_and_target_together_by_whole_pixels() -> None:
 
 def test_beyond_a_side_pictures_go_on_as_at_it() -> None:
     white = torch.ones(64, 3, 8, 8)
-    y, _ = augment(white, white, SEEDS, 0, TrainConfig(shift=0.5, zoom=0.5))
+    y = augment(Example(white, white), SEEDS, 0, TrainConfig(shift=0.5, zoom=0.5)).source
     torch.testing.assert_close(y, white)
 
 
 def test_zoom_keeps_the_middle_and_changes_areas() -> None:
     pictures = torch.full((64, 3, 32, 32), -1.0)
     pictures[:, :, 8:24, 8:24] = 1.0  # a quarter of the area
-    y, x0 = augment(pictures, pictures, SEEDS, 0, TrainConfig(zoom=0.5))
+    y, x0, *_ = augment(Example(pictures, pictures), SEEDS, 0, TrainConfig(zoom=0.5))
     assert torch.equal(y, x0)
     assert (y[:, :, 15:17, 15:17] > 0.99).all()
     share = ((y[:, 0] + 1) / 2).mean((1, 2))
@@ -60,7 +61,8 @@ def test_zoom_keeps_the_middle_and_changes_areas() -> None:
 
 def test_is_a_function_of_seed_and_step() -> None:
     config = TrainConfig(shift=0.3, zoom=0.2, flip=True)
-    whole, _ = augment(dots(), dots(), SEEDS, 5, config)
-    part, _ = augment(dots()[32:], dots()[32:], SEEDS[32:], 5, config)
+    pairs = Example(dots(), dots())
+    whole = augment(pairs, SEEDS, 5, config).source
+    part = augment(Example(dots()[32:], dots()[32:]), SEEDS[32:], 5, config).source
     assert torch.equal(whole[32:], part)
-    assert not torch.equal(whole, augment(dots(), dots(), SEEDS, 6, config)[0])
+    assert not torch.equal(whole, augment(pairs, SEEDS, 6, config).source)

@@ -18,6 +18,7 @@ from torch.distributions import kl_divergence as torchs_kl_divergence
 
 from bbdm import load_codec, load_vqgan, save_vqgan
 from bbdm.codec import VQGANCodec
+from bbdm.data.collection import Example
 from bbdm.data.pairs import PairedDataset
 from bbdm.kernels import philox
 from bbdm.training import autoencoder
@@ -59,9 +60,8 @@ def make(pairs: PairedDataset, tmp_path: Path) -> Make:
     return make
 
 
-def batch(pairs: PairedDataset) -> tuple[torch.Tensor, torch.Tensor]:
-    y, x0 = (torch.stack(side) for side in zip(*(pairs[i] for i in range(2)), strict=True))
-    return y, x0
+def batch(pairs: PairedDataset) -> Example:
+    return Example(*(torch.stack(side) for side in zip(*(pairs[i] for i in range(2)), strict=True)))
 
 
 def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -95,7 +95,7 @@ def test_gradients_are_those_of_the_whole_loss(num_codes: int, make: Make, pairs
     assert isinstance(update, AutoencoderTask)
     assert isinstance(update.adversary, Adversary)
     vqgan, discriminator = copy.deepcopy(update.network), copy.deepcopy(update.adversary.discriminator)
-    y, x0 = batch(pairs)
+    y, x0, *_ = batch(pairs)
     x = torch.stack([y[0], x0[0], y[1], x0[1]])
     z = vqgan.quant_conv(vqgan.encoder(x))
     if num_codes:
@@ -119,7 +119,7 @@ def test_gradients_are_those_of_the_whole_loss(num_codes: int, make: Make, pairs
     update.optimizer.register_step_pre_hook(
         lambda *_: found.update({k: p.grad.clone() for k, p in update.network.named_parameters() if p.grad is not None})
     )
-    loss = training.train_step(y, x0)
+    loss = training.train_step(Example(y, x0))
     assert loss == pytest.approx((distance + latent).item(), rel=1e-5)
     wanted = {key: p.grad for key, p in vqgan.named_parameters() if p.grad is not None}
     assert found.keys() == wanted.keys() == dict(vqgan.named_parameters()).keys()
@@ -141,10 +141,10 @@ def test_the_adversary_begins_at_its_step(make: Make, pairs: PairedDataset):
     assert isinstance(training.task, AutoencoderTask)
     assert training.task.adversary is not None
     before = weights_of(training.task.adversary.discriminator)
-    training.train_step(*batch(pairs))
+    training.train_step(batch(pairs))
     assert "adversarial" not in training.task.sums
     assert_equal(weights_of(training.task.adversary.discriminator), before)
-    training.train_step(*batch(pairs))
+    training.train_step(batch(pairs))
     assert training.task.counted["adversarial"] == 1
     after = weights_of(training.task.adversary.discriminator)
     assert not any(torch.equal(after[key], value) for key, value in before.items() if key.endswith("weight"))
@@ -183,15 +183,15 @@ def test_lpips_by_a_file_is_part_of_the_loss(pairs: PairedDataset, tmp_path: Pat
     vqgan = tiny_vqgan(num_codes=0)
     vqgan.decoder.conv_out.weight.data *= 0.1
     step = AutoencoderTask(vqgan, config, wide, perceptual=perceptual)
-    y, x0 = batch(wide)
+    y, x0, *_ = batch(wide)
     x = torch.stack([y[0], x0[0], y[1], x0[1]])
     with torch.no_grad():
         image = step.ema.unet.decode(step.ema.unet.encode(x))
         assert image.abs().max() <= 1  # as the metric wants
         metric = metrics.lpips("squeeze", tmp_path / "squeeze.pth")
         wanted = (image - x).abs().mean() + 3 * metric((image + 1) / 2, (x + 1) / 2)
-    assert step.validation_loss(y, x0, torch.arange(2)) == pytest.approx(2 * wanted.item(), rel=1e-4)
-    assert math.isfinite(step(y, x0, 0))
+    assert step.validation_loss(Example(y, x0), torch.arange(2)) == pytest.approx(2 * wanted.item(), rel=1e-4)
+    assert math.isfinite(step(Example(y, x0), 0))
     assert step.report()["lpips"] > 0
     grey = torch.rand(1, 1, 64, 64) * 2 - 1
     assert perceptual(grey, grey) == 0
@@ -264,7 +264,7 @@ def test_a_compiled_step_is_the_eager_one(
 ):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     runs = [make(str(compile), num_codes=num_codes, compile=compile) for compile in (False, True)]
-    losses = [[run.train_step(*batch(pairs)) for _ in range(2)] for run in runs]
+    losses = [[run.train_step(batch(pairs)) for _ in range(2)] for run in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from bbdm import BridgeSampler, load_checkpoint, save_checkpoint
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
+from bbdm.data.collection import Example
 from bbdm.data.pairs import PairedDataset
 from bbdm.execution.processes import Processes
 from bbdm.kernels import philox
@@ -31,10 +32,9 @@ def make_step(unet: UNet, bridge: Bridge = BRIDGE, **config: Any) -> StudentTask
     return StudentTask(unet, bridge, settings, None, Processes(CPU), False, 10)
 
 
-def pairs_of(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pairs_of(seed: int) -> Example:
     generator = torch.Generator().manual_seed(seed)
-    y, x0 = (torch.rand(3, 3, 8, 8, generator=generator) * 2 - 1 for _ in range(2))
-    return y, x0
+    return Example(*(torch.rand(3, 3, 8, 8, generator=generator) * 2 - 1 for _ in range(2)))
 
 
 @pytest.mark.parametrize("calls", [1, 2, 4])
@@ -42,20 +42,20 @@ def pairs_of(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_loss_is_the_energy_score_of_what_the_sampler_makes(calls: int, results: int):
     """The sampler with the same noise makes the same pictures, whose score is written out here."""
     unet = tiny_unet(condition_channels=3).eval()
-    y, x0 = pairs_of(0)
+    pairs = pairs_of(0)
     step = 5 * calls + calls - 1  # the turn of the last call
-    losses, times = make_step(unet, calls=calls, results=results).losses(unet, y, x0, SEEDS, step)
+    losses, times = make_step(unet, calls=calls, results=results).losses(unet, pairs, SEEDS, step)
     sampler = BridgeSampler(unet, BRIDGE, calls=calls)
     made = []
     for j in range(results):
         streams = [distillation.FIRST_STREAM + row + j * calls for row in range(calls)]
         noise = torch.stack([philox.normal(SEEDS, step, (3, 8, 8), stream) for stream in streams])
-        made.append(list(sampler.stream(y, noise=noise))[-1].x.flatten(1))
-    flat = x0.flatten(1)
+        made.append(list(sampler.stream(pairs.source, noise=noise))[-1].x.flatten(1))
+    flat = pairs.target.flatten(1)
     for i in range(3):
         error = sum(float((m[i] - flat[i]).norm()) for m in made) / results
-        pairs = [float((a[i] - b[i]).norm()) for a in made for b in made]
-        expected = error - sum(pairs) / (2 * results * (results - 1))
+        spread = [float((a[i] - b[i]).norm()) for a in made for b in made]
+        expected = error - sum(spread) / (2 * results * (results - 1))
         assert losses[i].item() == pytest.approx(expected, rel=1e-4)
     assert times.tolist() == [sampler.table.timesteps[-1]] * 3
 
@@ -63,16 +63,15 @@ def test_loss_is_the_energy_score_of_what_the_sampler_makes(calls: int, results:
 def test_calls_take_turns_and_only_one_is_differentiated():
     unet = tiny_unet(condition_channels=3)
     step = make_step(unet, calls=2)
-    y, x0 = pairs_of(0)
     grads = []
 
-    def network(*inputs: torch.Tensor) -> torch.Tensor:
+    def network(*inputs: Any) -> torch.Tensor:
         grads.append(torch.is_grad_enabled())
         return unet(*inputs)
 
     for turn, expected in ((0, [True]), (1, [False, True])):
         grads.clear()
-        losses, times = step.losses(network, y, x0, SEEDS, turn)
+        losses, times = step.losses(network, pairs_of(0), SEEDS, turn)
         assert grads == expected
         assert times.tolist() == [step.table.timesteps[turn]] * 3
         losses.sum().backward()
@@ -82,11 +81,11 @@ def test_results_of_a_pair_have_noise_of_their_own_and_no_other():
     """So a batch in parts, or on several processes, has the losses of the whole."""
     unet = tiny_unet(condition_channels=3).eval()
     step = make_step(unet)
-    y, x0 = pairs_of(0)
-    whole, _ = step.losses(unet, y, x0, SEEDS, 3)
-    part, _ = step.losses(unet, y[1:], x0[1:], SEEDS[1:], 3)
+    pairs = pairs_of(0)
+    whole, _ = step.losses(unet, pairs, SEEDS, 3)
+    part, _ = step.losses(unet, Example(pairs.source[1:], pairs.target[1:]), SEEDS[1:], 3)
     torch.testing.assert_close(whole[1:], part, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(whole, step.losses(unet, y, x0, SEEDS, 5)[0])
+    assert not torch.allclose(whole, step.losses(unet, pairs, SEEDS, 5)[0])
 
 
 @pytest.mark.nightly
@@ -98,13 +97,14 @@ def test_a_student_learns_the_spread_of_its_targets(tmp_path: Path):
     step = make_step(unet, calls=1, batch_size=16, learning_rate=2e-3)
     y = torch.full((16, 3, 8, 8), -0.1)
     x0 = torch.where(torch.arange(16)[:, None, None, None] % 2 == 0, 0.8, -0.8).expand_as(y).contiguous()
-    before = step.validation_loss(y, x0, sample_seeds(0, 0, 16, CPU))
+    pairs = Example(y, x0)
+    before = step.validation_loss(pairs, sample_seeds(0, 0, 16, CPU))
     for index in range(400):
-        step(y, x0, index)
+        step(pairs, index)
     made = BridgeSampler(step.ema.unet.eval(), BRIDGE, calls=1)(y.repeat(4, 1, 1, 1), seed=0).mean((1, 2, 3))
     assert made.abs().mean() > 0.6
     assert min((made > 0.5).sum(), (made < -0.5).sum()) >= 6
-    assert step.validation_loss(y, x0, sample_seeds(0, 0, 16, CPU)) < 0.7 * before  # 0.5 at best
+    assert step.validation_loss(pairs, sample_seeds(0, 0, 16, CPU)) < 0.7 * before  # 0.5 at best
 
 
 class TestRun:

@@ -9,6 +9,7 @@ import torch
 
 from bbdm import bridges
 from bbdm.bridges import BrownianBridge
+from bbdm.networks.base import Conditions
 from bbdm.training.config import Loss
 from bbdm.training.losses import bridge_loss
 
@@ -20,8 +21,8 @@ class StandIn(torch.nn.Module):
         super().__init__()
         self.dtype = dtype
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
-        self.t, self.condition = t, condition
+    def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions | None) -> torch.Tensor:
+        self.t, self.conditions = t, conditions
         return (2 * x - 0.9).to(self.dtype)
 
 
@@ -37,7 +38,7 @@ class TestBridgeLoss:
     def loss(self, unet: torch.nn.Module, t: list[int], objective: bridges.Objective, loss: Loss) -> torch.Tensor:
         bridge = BrownianBridge(4, objective=objective)
         x0, y, noise = (torch.full(self.shape, value) for value in (0.2, 0.6, self.eps))
-        return bridge_loss(unet, bridge, x0, y, torch.tensor(t), noise, loss, condition=y)
+        return bridge_loss(unet, bridge, x0, y, torch.tensor(t), noise, loss, conditions={"source": y})
 
     @pytest.mark.parametrize(
         ("objective", "t", "l1", "l2"),
@@ -71,12 +72,12 @@ class TestBridgeLoss:
             alone = bridge_loss(unet, bridge, x0[i : i + 1], y[i : i + 1], t[i : i + 1], noise[i : i + 1], loss)
             assert each[i].item() == pytest.approx(alone.item(), rel=1e-6)
 
-    def test_network_sees_t_and_condition(self) -> None:
+    def test_network_sees_t_and_conditions(self) -> None:
         unet = StandIn()
         self.loss(unet, [1, 3], "residual", "l1")
         assert unet.t.tolist() == [1, 3]
-        assert unet.condition is not None
-        assert torch.equal(unet.condition, torch.full(self.shape, 0.6))
+        assert unet.conditions is not None
+        assert torch.equal(unet.conditions["source"], torch.full(self.shape, 0.6))
 
     def test_half_prediction_is_compared_in_float32(self) -> None:
         loss = self.loss(StandIn(torch.bfloat16), [2, 4], "residual", "l2")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from bbdm.data.collection import Example
 from bbdm.data.pairs import PairedDataset
 from bbdm.training import base
 from bbdm.training.config import TrainConfig
@@ -83,8 +84,8 @@ class TestOptimizers:
             trainer = make_trainer(str(parts), batch_size=4, flip=True, grad_accumulation=parts, grad_clip=1e9)
             found: list[torch.Tensor] = []
             self.watch(trainer, found)
-            y, x0 = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
-            weights.append((trainer.train_step(y, x0), found[0]))
+            batch = Example(*(torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True)))
+            weights.append((trainer.train_step(batch), found[0]))
         assert weights[0][0] == pytest.approx(weights[1][0], rel=1e-5)
         torch.testing.assert_close(weights[0][1], weights[1][1], rtol=1e-4, atol=1e-6)
 
@@ -92,8 +93,8 @@ class TestOptimizers:
         trainer = make_trainer(batch_size=4, grad_clip=0.01)
         found: list[torch.Tensor] = []
         self.watch(trainer, found)
-        y, x0 = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
-        trainer.train_step(y, x0)
+        batch = Example(*(torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True)))
+        trainer.train_step(batch)
         assert found[0].norm().item() == pytest.approx(0.01, rel=1e-3)
 
     def test_dropout_is_the_same_after_a_resume(self, make_trainer: MakeTrainer, make_unet: MakeUNet) -> None:
@@ -113,29 +114,29 @@ class TestFloat16:
     """Losses are scaled, since gradients in float16 end at 65504 above and 6e-8 below."""
 
     def test_the_step_is_that_of_float32(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
-        y, x0 = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
+        batch = Example(*(torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True)))
         losses, norms = [], []
         for precision in ("fp32", "fp16"):
             trainer = make_trainer(precision, batch_size=4, precision=precision, grad_clip=1e9)
             found: list[torch.Tensor] = []
             TestOptimizers.watch(trainer, found)
-            losses.append(trainer.train_step(y, x0))
+            losses.append(trainer.train_step(batch))
             norms.append(found[0].norm().item())
         assert losses[1] == pytest.approx(losses[0], rel=1e-2)
         assert losses[1] != losses[0]
         assert norms[1] == pytest.approx(norms[0], rel=2e-2)
 
     def test_a_step_that_overflows_changes_no_weights(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
-        y, x0 = (torch.stack(images) for images in zip(*(pairs[i] for i in range(2)), strict=True))
+        batch = Example(*(torch.stack(images) for images in zip(*(pairs[i] for i in range(2)), strict=True)))
         trainer = make_trainer(precision="fp16")
         scaler = trainer.task.scaler
         scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**60})
         before = [p.clone() for p in trainer.unet.parameters()]
-        assert math.isfinite(trainer.train_step(y, x0))
+        assert math.isfinite(trainer.train_step(batch))
         assert all(torch.equal(*pair) for pair in zip(before, trainer.unet.parameters(), strict=True))
         assert scaler.get_scale() == 2.0**59
         scaler.load_state_dict({**scaler.state_dict(), "scale": 1024.0})
-        trainer.train_step(y, x0)
+        trainer.train_step(batch)
         assert not all(torch.equal(*pair) for pair in zip(before, trainer.unet.parameters(), strict=True))
         assert {p.dtype for p in trainer.unet.parameters()} == {torch.float32}
 

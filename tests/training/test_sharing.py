@@ -44,7 +44,7 @@ NETWORKS = {
     "unet": lambda: tiny_unet(condition_channels=3, scale_shift=False),
     "unet, scaled and resampled": lambda: tiny_unet(condition_channels=3, scale_shift=True, residual_resampling=True),
     "dit": tiny_dit,
-    "any": lambda: bbdm.wrap(nn.Conv2d(3, 3, 3, padding=1), condition_channels=3, call=lambda f, x, t, y: f(x) * t[0]),
+    "any": lambda: bbdm.wrap(nn.Conv2d(3, 3, 3, padding=1), condition_channels=3, call=lambda f, x, t, c: f(x) * t[0]),
 }
 
 
@@ -57,9 +57,9 @@ def test_a_network_that_is_sharded_out(name: str, units: bool, mesh: DeviceMesh)
     shared = copy.deepcopy(plain)
     sharing.shard(shared, mesh, units)
     assert all(is_sharded(weight) for weight in shared.parameters())
-    torch.testing.assert_close(shared(x, t, y), plain(x, t, y))
+    torch.testing.assert_close(shared(x, t, {"source": y}), plain(x, t, {"source": y}))
     for network in (shared, plain):
-        network(x, t, y).square().mean().backward()
+        network(x, t, {"source": y}).square().mean().backward()
     for mine, theirs in zip(shared.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(sharing.full(mine.grad), theirs.grad)
     state = copied(shared.state_dict())
@@ -76,8 +76,10 @@ def test_weights_are_all_gathered_for_a_while(mesh: DeviceMesh) -> None:
     x, y, t = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.tensor([1.0, 2.0])
     with sharing.all_gathered(shared), torch.no_grad():
         assert not any(is_sharded(weight) for weight in shared.parameters())
-        torch.testing.assert_close(shared.body(x, shared.embedder()(t), y), plain(x, t, y))  # as the sampler calls it
-        shared(x, t, y)
+        torch.testing.assert_close(
+            shared.body(x, shared.embedder()(t), {"source": y}), plain(x, t, {"source": y})
+        )  # as the sampler calls it
+        shared(x, t, {"source": y})
         assert not any(is_sharded(weight) for weight in shared.parameters())
     assert all(is_sharded(weight) for weight in shared.parameters())
 

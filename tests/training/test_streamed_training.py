@@ -76,7 +76,8 @@ def rss():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 seen, total, sizes = 0, 0, []
 batches = Batches(pairs, 500, torch.device("cpu"))
-for y, x0 in batches(i for start in range(0, wanted, 500) for i in order(start, start + 500)):
+for batch in batches(i for start in range(0, wanted, 500) for i in order(start, start + 500)):
+    y = batch.source
     seen, total = seen + len(y), total + int(((y[:, 0, 0, 0] + 1) * 127.5).round().sum())
     if seen % (wanted // 10) == 0:
         sizes.append(rss())

@@ -13,6 +13,7 @@ from torch._dynamo.exc import Unsupported
 
 from bbdm.base.scripts import StoppedError
 from bbdm.bridges import Bridge
+from bbdm.data.collection import Example
 from bbdm.data.pairs import PairedDataset
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.kernels import philox_numpy
@@ -223,18 +224,18 @@ class TestTrainer:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-        y, x0 = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
+        batch = Example(*(torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True)))
         seeds = torch.arange(4)
         losses: list[torch.Tensor] = []
         gradients: list[dict[str, torch.Tensor]] = []
         for compile in (False, True):
             unet = make_unet(condition_channels=3, channel_mult=levels, attention_resolutions=())
             trainer = make_trainer(f"compile {compile}", unet, compile=compile)
-            losses.append(trainer.task.losses(trainer.task.replica, y, x0, seeds, 0)[0].mean())
+            losses.append(trainer.task.losses(trainer.task.replica, batch, seeds, 0)[0].mean())
             losses[-1].backward()
             gradients.append({name: p.grad for name, p in unet.named_parameters() if p.grad is not None})
             assert len(gradients[-1]) == len(list(unet.parameters()))
-            assert math.isfinite(trainer.train_step(y, x0))
+            assert math.isfinite(trainer.train_step(batch))
         torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
         for name, expected in gradients[0].items():
             assert (gradients[1][name] - expected).norm() <= 1e-4 * expected.norm(), name

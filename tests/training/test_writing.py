@@ -15,6 +15,7 @@ import bbdm
 from bbdm.base import atomic
 from bbdm.base.scripts import StoppedError
 from bbdm.bridges import ABridge
+from bbdm.data.collection import Example
 from bbdm.files import weights
 from bbdm.files.checkpoint import checkpoint_snapshot
 from bbdm.files.weights import copied
@@ -101,8 +102,8 @@ def test_steps_go_on_while_a_file_is_written(run: Trainer, monkeypatch: pytest.M
     held = Held(2)
     monkeypatch.setattr(weights, "write_atomically", held)
 
-    def watched(self: Trainer, *pair: torch.Tensor) -> float:
-        loss = original(self, *pair)
+    def watched(self: Trainer, batch: Example) -> float:
+        loss = original(self, batch)
         if self.step == 4:
             assert steps(run) == []
             held.gate.set()
@@ -142,7 +143,7 @@ def test_another_error_waits_for_the_file(run: Trainer, monkeypatch: pytest.Monk
     threading.Timer(0.3, held.gate.set).start()
     original = Trainer.train_step
     monkeypatch.setattr(
-        Trainer, "train_step", lambda self, *pair: torch.nan if self.step == 2 else original(self, *pair)
+        Trainer, "train_step", lambda self, batch: torch.nan if self.step == 2 else original(self, batch)
     )
     with pytest.raises(StoppedError, match=r"the loss is nan .* resumes from step 2, "):
         run.fit()

@@ -13,6 +13,7 @@ import time
 import torch
 
 from bbdm import cli
+from bbdm.data.collection import Example
 from bbdm.networks import unet_config, vqgan_config
 from bbdm.training.trainer import Trainer
 from tests.conftest import TINY
@@ -29,7 +30,7 @@ def watch_steps() -> None:
     """Act on the environment before each step."""
     original, pause = Trainer.train_step, float(os.environ.get("PAUSE", "0"))
 
-    def train_step(self: Trainer, y: torch.Tensor, x0: torch.Tensor) -> float:
+    def train_step(self: Trainer, batch: Example) -> float:
         here = f"{self.processes.rank},{self.step}"
         if here == os.environ.get("DIE"):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -38,7 +39,7 @@ def watch_steps() -> None:
         if here == os.environ.get("FAIL"):
             raise RuntimeError("of a test")
         time.sleep(pause)
-        return original(self, y, x0)
+        return original(self, batch)
 
     Trainer.train_step = train_step
 

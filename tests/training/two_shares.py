@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from bbdm.bridges import BrownianBridge
+from bbdm.data.collection import Example
 from bbdm.execution.processes import Processes
 from bbdm.execution.sharing import full, local
 from bbdm.files.weights import copied
@@ -16,9 +17,8 @@ from bbdm.training.distillation import DistillConfig, StudentTask
 from tests.conftest import BRIDGE, SIZE, tiny_unet
 
 
-def pairs_of(processes: Processes) -> tuple[torch.Tensor, torch.Tensor]:
-    y, x0 = torch.rand(2, 2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(processes.rank)) * 2 - 1
-    return y, x0
+def pairs_of(processes: Processes) -> Example:
+    return Example(*torch.rand(2, 2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(processes.rank)) * 2 - 1)
 
 
 def step_of(processes: Processes, done: int = 1, **settings: Any) -> BridgeTask:
@@ -26,7 +26,7 @@ def step_of(processes: Processes, done: int = 1, **settings: Any) -> BridgeTask:
     config = TrainConfig(batch_size=4, shard=True, **settings)
     step = BridgeTask(tiny_unet(condition_channels=3), BRIDGE, config, None, processes, latents=False, total=10)
     for index in range(done):
-        step(*pairs_of(processes), index)
+        step(pairs_of(processes), index)
     return step
 
 
@@ -91,7 +91,7 @@ def check_student(processes: Processes) -> None:
         config = DistillConfig(batch_size=4, shard=shard)
         steps.append(StudentTask(tiny_unet(condition_channels=3), bridge, config, None, processes, False, 10))
     for index in range(4):
-        losses = [step(*pairs_of(processes), index) for step in steps]
+        losses = [step(pairs_of(processes), index) for step in steps]
         assert abs(losses[0] - losses[1]) < 1e-5 * losses[1]
     for mine, theirs in zip(*(step.network.parameters() for step in steps), strict=True):
         torch.testing.assert_close(full(mine), theirs, rtol=0, atol=1e-6)

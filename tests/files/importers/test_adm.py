@@ -76,9 +76,9 @@ def estimate(unet: Any, bridge: Bridge, x: Tensor, y: Tensor, t: float) -> Tenso
     i_x, i_y = bridge.input(t)
     p_x, p_y, p_f = bridge.prediction(t)
     seen = torch.tensor([float(bridge.network_time(t))])
-    condition = y if unet.condition_channels else None
+    conditions = {"source": y} if unet.condition_channels else None
     with torch.no_grad():
-        return p_x * x + p_y * y + p_f * unet((i_x * x + i_y * y).float(), seen, condition)
+        return p_x * x + p_y * y + p_f * unet((i_x * x + i_y * y).float(), seen, conditions)
 
 
 def scalings(alpha: float, beta: float, variance: float, cov: float = 0.0) -> tuple[float, float, float]:
@@ -167,7 +167,7 @@ class TestDDBM:
         t = torch.tensor([3.0, 700.0])
         x, y = images(2, 3, 16, 16), images(2, 3, 16, 16, seed=9)
         with torch.no_grad():  # each image at its own time
-            assert close(unet(x, t, y), network(torch.cat([x, y], 1), t))
+            assert close(unet(x, t, {"source": y}), network(torch.cat([x, y], 1), t))
 
         half = BridgeSampler(unet, loaded.bridge, steps=1, dtype="bf16")(Y)
         assert (half - BridgeSampler(unet, loaded.bridge, steps=1)(Y)).abs().max() < 0.2

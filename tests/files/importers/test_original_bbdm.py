@@ -124,8 +124,8 @@ class TestOriginalBbdm:
         assert loaded.unet.config == network.config
         x, y, t = images(2, 3, 16, 16), images(2, 3, 16, 16, seed=2), torch.tensor([0, 150])
         with torch.no_grad():
-            assert torch.equal(loaded.build_unet(ema=False)(x, t, y), network(x, t, y))
-            assert torch.equal(loaded.build_unet()(x, t, y), average(x, t, y))
+            assert torch.equal(loaded.build_unet(ema=False)(x, t, {"source": y}), network(x, t, {"source": y}))
+            assert torch.equal(loaded.build_unet()(x, t, {"source": y}), average(x, t, {"source": y}))
 
     @pytest.mark.parametrize("name", LATENT)
     @pytest.mark.parametrize("before", [True, False], ids=["before-quant-conv", "after"])

@@ -71,7 +71,7 @@ def assert_same_network(loaded: Checkpoint, unet: Any, condition: bool = False) 
     x, y, t = images(2, 3, 16, 24), images(2, 3, 16, 24, seed=2), torch.tensor([1, 700])
     with torch.no_grad():
         public = type(unet).forward(unet, x, t, y if condition else None)
-        assert relative(ours(x, t, y if condition else None), public) < 1e-5
+        assert relative(ours(x, t, {"source": y} if condition else None), public) < 1e-5
 
 
 class TestSdeBbdm:

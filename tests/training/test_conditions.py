@@ -1,0 +1,165 @@
+"""A further condition image, and sources of other channels, in a whole run: by a data set and a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bbdm
+from bbdm import ABridge, BridgeSampler, BrownianBridge
+from bbdm.data.collection import Example, Pair
+from bbdm.data.pairs import PairedDataset
+from bbdm.execution.processes import Processes
+from bbdm.networks.base import Conditions, Network
+from bbdm.runtime import OnnxBridgeSampler
+from bbdm.training.augmentation import augment
+from bbdm.training.base import sample_seeds
+from bbdm.training.bridge import BridgeTask
+from bbdm.training.config import DistillConfig, TrainConfig
+from bbdm.training.distillation import StudentTask
+from bbdm.training.trainer import Trainer
+from tests.conftest import TINY, newest, tiny_unet
+from tests.onnx.exports import export
+
+CPU = torch.device("cpu")
+COUNT, SIZE = 16, 8
+
+
+class Radar(PairedDataset):
+    """Pictures of 3 channels that say nothing of the target, and radar of 2, whose second is half of it."""
+
+    def __init__(self) -> None:
+        super().__init__([Pair(str(i), Path(f"{i}.png"), Path(f"{i}.png")) for i in range(COUNT)], SIZE, channels=1)
+        self.source_channels = 3
+
+    def read(self, index: int, seed: int = 0) -> Example:
+        place = range(COUNT)[index]
+        images = torch.rand(5, SIZE, SIZE, generator=torch.Generator().manual_seed(place)) - 0.5
+        return Example(images[:3], 2 * images[4:], {"sar": images[3:]}, name=str(place))
+
+
+class Reader(nn.Module):
+    """A network that sees all of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1 + 3 + 2, 1, 1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        return self.layer(torch.cat([x, conditions["source"], conditions["sar"]], 1))
+
+
+def reader() -> Network:
+    torch.manual_seed(0)
+    return bbdm.wrap(Reader(), channels=1, condition_channels=3, images={"sar": 2})
+
+
+def batch_of(data: PairedDataset, count: int) -> Example:
+    examples = [data.read(i) for i in range(count)]
+    source, target, sar = (
+        torch.stack(v) for v in zip(*((e.source, e.target, e.conditions["sar"]) for e in examples), strict=True)
+    )
+    return Example(source, target, {"sar": sar})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """100 steps, with previews, validation, workers' batches and a checkpoint."""
+    config = TrainConfig(epochs=25, batch_size=4, learning_rate=0.05, loss="l2", flip=True, ema_start=0, ema_decay=0.9,
+                         preview_every=25, save_every=1000)  # fmt: skip
+    trainer = Trainer(reader(), ABridge(50), config, Radar(), Radar(), tmp_path_factory.mktemp("run") / "run")
+    trainer.fit()
+    return trainer
+
+
+def test_the_network_learns_from_it(trained: Trainer):
+    """The target is the radar's second channel twice, whatever the picture."""
+    batch = batch_of(Radar(), 4)
+    sampler = BridgeSampler(trained.ema.unet, trained.bridge, steps=5)
+    made = sampler(batch.source, seed=0, conditions=batch.conditions)
+    assert (made - batch.target).abs().max() < 0.1
+    other = sampler(batch.source, seed=0, conditions={"sar": batch.conditions["sar"].flip(0)})
+    assert (other - batch.target.flip(0)).abs().max() < 0.1
+    assert (trained.folder / "epoch_0025.png").is_file()
+    assert trained.best is not None
+    assert trained.best["validation_loss"] < 1e-2
+
+
+def test_a_run_resumes_exactly(trained: Trainer, tmp_path: Path):
+    weights = []
+    for parts in ((2,), (1, 2)):
+        for epochs in parts:
+            config = TrainConfig(epochs=epochs, batch_size=4, shift=0.1, grad_accumulation=2)
+            trainer = Trainer(reader(), ABridge(50), config, Radar(), None, tmp_path / str(len(parts)))
+            trainer.resume_newest()
+            trainer.fit()
+        weights.append(torch.cat([p.flatten() for p in trainer.unet.parameters()]))
+    assert torch.equal(*weights)
+
+
+def test_it_is_exported_and_runs_without_torch(trained: Trainer, tmp_path: Path):
+    folder = export(newest(trained), tmp_path / "onnx", "--steps", "3", "--check", network=reader())
+    batch = batch_of(Radar(), 4)
+    arrays = {name: value.numpy() for name, value in batch.conditions.items()}
+    made = OnnxBridgeSampler(folder)(batch.source.numpy(), seed=0, conditions=arrays)
+    assert np.abs(made - batch.target.numpy()).max() < 0.1
+
+
+def test_a_condition_that_the_network_does_not_know_is_named():
+    network = tiny_unet(in_channels=1, out_channels=1, condition_channels=3)
+    task = BridgeTask(network, ABridge(50), TrainConfig(batch_size=4), None, Processes(CPU), False, 10)
+    with pytest.raises(ValueError, match=r"conditions of this network are 'source' \(3 channels\), got 'sar'"):
+        task(batch_of(Radar(), 4), 0)
+
+
+def test_a_network_of_other_sides_than_the_pairs_is_refused(tmp_path: Path):
+    message = "takes 1 channels, and the pairs have sources of 3 and targets of 1 channels"
+    with pytest.raises(ValueError, match=message):
+        Trainer(tiny_unet(in_channels=1, out_channels=1, condition_channels=1), ABridge(50),
+                TrainConfig(batch_size=4), Radar(), None, tmp_path)  # fmt: skip
+
+
+@pytest.mark.parametrize("channels", [(3, 1), (2, 3)], ids=["3 to 1", "2 to 3"])
+def test_sources_of_other_channels_are_trained_and_distilled(channels: tuple[int, int]):
+    """The loss of a step is that of the batch by hand, with y in the target's channels."""
+    seen, made = channels
+    generator = torch.Generator().manual_seed(0)
+    source, target = (torch.rand(4, count, 8, 8, generator=generator) * 2 - 1 for count in channels)
+    settings: dict[str, Any] = {**TINY, "in_channels": made, "out_channels": made, "condition_channels": seen}
+    network = tiny_unet(**settings)
+    bridge, seeds = ABridge(50), sample_seeds(0, 0, 4, CPU)
+    task = BridgeTask(network, bridge, TrainConfig(batch_size=4), None, Processes(CPU), False, 10)
+    t = bridge.draw_times(seeds, 0)
+    y = source.mean(1, keepdim=True).expand(-1, made, -1, -1)
+    shown, wanted = bridge.add_noise(target, y.contiguous(), t, seeds=seeds, step=0)
+    with torch.no_grad():
+        expected = (network(shown, bridge.seen(t), {"source": source}) - wanted).abs().mean().item()
+    assert task(Example(source, target), 0) == pytest.approx(expected, rel=1e-4)
+    assert task.columns(Example(source, target))["result"].shape == target.shape
+
+    student = StudentTask(tiny_unet(**settings), BrownianBridge(objective="pinned"), DistillConfig(batch_size=4),
+                          None, Processes(CPU), False, 10)  # fmt: skip
+    before = torch.cat([p.detach().flatten() for p in student.network.parameters()])
+    assert student(Example(source, target), 0) > 0
+    assert not torch.equal(torch.cat([p.detach().flatten() for p in student.network.parameters()]), before)
+    assert student.results(Example(source, target))[0].shape == target.shape
+
+
+def test_conditions_and_masks_are_changed_with_the_pair():
+    """Columns are numbered, so that each image says where its pixels were."""
+    ramp = torch.linspace(-1, 1, 12).expand(32, 1, 16, 12).contiguous()
+    batch = Example(ramp, ramp.expand(-1, 3, -1, -1).contiguous(), {"sar": ramp, "season": torch.arange(32)}, ramp)
+    seeds = sample_seeds(0, 0, 32, CPU)
+    made = augment(batch, seeds, 0, TrainConfig(flip=True, shift=0.25))
+    assert not torch.equal(made.source, ramp)
+    for image in (made.target[:, :1], made.conditions["sar"], made.mask):
+        assert torch.equal(image, made.source)
+    assert made.conditions["season"] is batch.conditions["season"]
+    zoomed = augment(batch._replace(mask=(ramp > 0).float()), seeds, 0, TrainConfig(zoom=0.5))
+    assert torch.equal(zoomed.conditions["sar"], zoomed.source)
+    assert zoomed.mask.unique().tolist() == [0.0, 1.0]  # never between
