@@ -114,8 +114,8 @@ def load_splits(
 
     For ``degrade``, ``columns``, ``pictures`` and ``cache`` see :func:`~bbdm.data.pairs.load_dataset`.
     Without validation pairs of its own the data set has None. ``report`` is called with the reason, and with
-    what :func:`~bbdm.data.survey.readable` reports. What was found is kept in the folder ``kept``, so that a run
-    that resumes does not look again.
+    what :func:`~bbdm.data.survey.readable` reports. What was found is kept in the folder ``kept``, so that a
+    run that resumes does not look again.
 
     Raises:
         BadPicturesError, FileNotFoundError, ValueError: see :func:`~bbdm.data.survey.readable` and

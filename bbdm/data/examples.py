@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, default_collate
 
 from bbdm.data.collection import Example, Order, Pairs
 from bbdm.data.config import DIRECTIONS
+from bbdm.data.crops import Crops
 from bbdm.data.degradations import Degradation
 from bbdm.pictures import images
 from bbdm.pictures.images import Size
@@ -40,6 +41,7 @@ class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
         kind: what the pictures are besides.
         direction: ``AtoB``, or ``BtoA`` where the sides are swapped.
         degradation: what makes sources, or None.
+        crops: which crops of pictures the examples are, or None.
         left_out: why examples could not be read, as far as this process knows.
 
     Item i is (source, target), each (C, *S) float32 in [-1, 1].
@@ -51,6 +53,7 @@ class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
     kind: PictureKind = EIGHT_BIT_PICTURES
     direction: str = "AtoB"
     degradation: Degradation | None = None
+    crops: Crops | None = None
     left_out: set[str]
 
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,14 @@ from bbdm.data.examples import Examples
 from bbdm.pictures import images
 from bbdm.pictures.kind import PictureKind
 from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, check_finite
+
+
+class MapStyle(Protocol):
+    """What ``torch.utils.data`` calls a map-style data set."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
 
 KEYS = ("source", "target", "conditions", "mask", "name")
 WANTED = f"(source, target), or a mapping with source and target, and maybe {', '.join(KEYS[2:])}"
@@ -41,7 +49,7 @@ class MappedDataset(Examples):
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: MapStyle,
         item: Callable[[Any], Any] | None = None,
         source_values: AnyValues | None = None,
         target_values: Values | None = None,
@@ -127,6 +135,6 @@ class MappedDataset(Examples):
         return self.names_digest()
 
 
-def as_examples(dataset: Any) -> Examples:
+def as_examples(dataset: Examples | MapStyle) -> Examples:
     """A data set as it is where it is one of this library, else the items of a map-style one."""
     return dataset if isinstance(dataset, Examples) else MappedDataset(dataset)

@@ -137,7 +137,7 @@ def _reading(name: Path | str, wanted: str = "") -> Iterator[None]:
 
 def is_narrowed(image: Image.Image) -> bool:
     """Whether Pillow, when it decodes an opened file, would make 8 bits of more: of 16-bit colour it does."""
-    return image.mode in EIGHT_BIT and any(";16" in str(tile[3]) for tile in image.tile)
+    return image.mode in EIGHT_BIT and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
 def turn(image: Image.Image) -> Image.Transpose | None:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from bbdm.data.collection import Example
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.examples import Examples
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_vqgan_state, vqgan_snapshot
 from bbdm.files.content import VQGANState
@@ -25,7 +25,7 @@ from bbdm.files.weights import Snapshot
 from bbdm.kernels import philox
 from bbdm.networks.discriminator import LEAST, PatchGAN
 from bbdm.networks.vqgan import VQGAN
-from bbdm.pictures.images import Size, sides
+from bbdm.pictures.images import sides
 from bbdm.training.adversary import Adversary, adaptive_weight
 from bbdm.training.augmentation import Pair, augment
 from bbdm.training.base import TrainingTask, mixed
@@ -91,14 +91,14 @@ class AutoencoderTask(TrainingTask):
         self,
         vqgan: VQGAN,
         config: AutoencoderConfig,
-        train: PairedDataset,
+        train: Examples,
         processes: Processes | None = None,
         perceptual: Perceptual | None = None,
     ) -> None:
         processes = Processes(next(vqgan.parameters()).device) if processes is None else processes
         settings, size = vqgan.config, sides(train.image_size)
         check_batch(config, train, processes.count)
-        if train.channels != settings.image_channels:
+        if not train.source_channels == train.channels == settings.image_channels:
             raise ValueError(
                 f"the autoencoder takes {settings.image_channels} channels, and pairs have {train.channels}"
             )
@@ -250,7 +250,7 @@ class AutoencoderTask(TrainingTask):
         """The settings of the network."""
         return {"vqgan": asdict(self.network.config)}
 
-    def snapshot(self, image_size: Size, training: dict[str, Any] | None = None) -> Snapshot:
+    def snapshot(self, train: Examples, training: dict[str, Any] | None = None) -> Snapshot:
         """The averaged weights; with training state, the weights beside them."""
         if training is None:
             return vqgan_snapshot(self.average)

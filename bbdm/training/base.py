@@ -16,11 +16,10 @@ from torch import nn
 from torch.amp import GradScaler
 
 from bbdm.data.collection import Example
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.examples import Examples
 from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
 from bbdm.files.weights import Snapshot
-from bbdm.pictures.images import Size
 from bbdm.training.augmentation import Pair
 from bbdm.training.config import Precision, RunConfig
 from bbdm.training.ema import EMA
@@ -173,8 +172,8 @@ class TrainingTask(ABC):
         """What is trained, as plain values, for the folder of the run."""
 
     @abstractmethod
-    def snapshot(self, image_size: Size, training: dict[str, Any] | None = None) -> Snapshot:
-        """The weights, to be written; with training state, all that a run resumes from."""
+    def snapshot(self, train: Examples, training: dict[str, Any] | None = None) -> Snapshot:
+        """The weights, trained on ``train``, to be written; with training state, all to resume from."""
 
     @staticmethod
     @abstractmethod
@@ -189,7 +188,7 @@ class TrainingTask(ABC):
     def stored(self, checkpoint: Any) -> Stored:
         """The weights in the content of a file, with its settings and those of this task."""
 
-    def resume(self, path: Path, checkpoint: Any, train: PairedDataset) -> dict[str, Any]:
+    def resume(self, path: Path, checkpoint: Any, train: Examples) -> dict[str, Any]:
         """Restore weights and state from the content of ``path``; returns the training state that it holds.
 
         Raises:

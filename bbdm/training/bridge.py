@@ -16,14 +16,13 @@ import torch
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
 from bbdm.data.collection import Example
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.examples import Examples
 from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import checkpoint_snapshot, load_checkpoint
 from bbdm.files.content import Checkpoint, network_settings
 from bbdm.files.weights import Snapshot
 from bbdm.networks.base import Network
-from bbdm.pictures.images import Size
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.training.augmentation import Pair, augment
 from bbdm.training.base import TrainingTask, mixed
@@ -84,9 +83,9 @@ class BridgeTask(TrainingTask):
         coded = {} if self.codec is None else {"codec": self.codec.config()}
         return {"unet": self.network.description(), "bridge": self.bridge.config(), **coded}
 
-    def snapshot(self, image_size: Size, training: dict[str, Any] | None = None) -> Snapshot:
+    def snapshot(self, train: Examples, training: dict[str, Any] | None = None) -> Snapshot:
         """The weights, their average and the codec; with training state, only the hash of the codec."""
-        about = self.codec, image_size, training, self.calls
+        about = self.codec, train.image_size, training, self.calls, train.kind
         return checkpoint_snapshot(self.network, self.bridge, self.average, *about)
 
     def stored(self, checkpoint: Checkpoint) -> Stored:
@@ -96,7 +95,7 @@ class BridgeTask(TrainingTask):
         asked = {**network_settings(self.network), **self.bridge.settings()}
         return Stored(unet.weights, unet.ema, settings, asked)
 
-    def resume(self, path: Path, checkpoint: Checkpoint, train: PairedDataset) -> dict[str, Any]:
+    def resume(self, path: Path, checkpoint: Checkpoint, train: Examples) -> dict[str, Any]:
         """See :meth:`TrainingTask.resume`; a codec takes the stored statistics."""
         codec = resumed_codec(checkpoint.codec, self.codec)
         state = super().resume(path, checkpoint, train)

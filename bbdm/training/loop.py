@@ -19,8 +19,8 @@ from typing import Any
 from bbdm.base import machine
 from bbdm.base.scripts import TERMINATED, StoppedError
 from bbdm.data.collection import Example
+from bbdm.data.examples import Examples
 from bbdm.data.loading import Batches
-from bbdm.data.pairs import PairedDataset
 from bbdm.execution.device import keep_freed_memory
 from bbdm.files import weights
 from bbdm.training.base import TrainingTask, mixed, sample_seeds
@@ -61,8 +61,8 @@ class Training:
     def __init__(
         self,
         task: TrainingTask,
-        train: PairedDataset,
-        validation: PairedDataset | None,
+        train: Examples,
+        validation: Examples | None,
         folder: Path,
         callbacks: Sequence[Callback] = (),
     ) -> None:
@@ -191,7 +191,7 @@ class Training:
     def save(self, path: Path) -> None:
         """Write the weights, in the first process. The others need not call this, unless ``task.sharded``."""
         if self.processes.first or self.task.sharded:
-            snapshot = self.task.snapshot(self.train.image_size)
+            snapshot = self.task.snapshot(self.train)
             if self.processes.first:
                 weights.write(path, snapshot)
 
@@ -206,9 +206,8 @@ class Training:
         state |= {**self.task.state(), "config": asdict(self.config)}
         state |= {"pairs": describe_pairs(self.train), "validation": self._validation_names}
         self.writing.wait()  # so that there is one copy of the state at a time
-        size = self.train.image_size
-        files = {self.run.best: self.task.snapshot(size)} if best else {}
-        files[self.run.checkpoint(self.step)] = self.task.snapshot(size, state)
+        files = {self.run.best: self.task.snapshot(self.train)} if best else {}
+        files[self.run.checkpoint(self.step)] = self.task.snapshot(self.train, state)
         if self.processes.first:
             self.writing.start(self.run.write, files)
 
@@ -251,7 +250,8 @@ class Training:
 
     def _run_steps(self, done: int) -> None:
         """The steps of an epoch after the first ``done``."""
-        batches = self._readable(self.train_batches(self._order(done)))
+        seed = mixed(self.config.seed, self.epoch)
+        batches = self._readable(self.train_batches(self._order(seed, done), seed))
         while True:
             with self.task.phase("waiting for pairs"):
                 batch = next(batches, None)
@@ -286,9 +286,9 @@ class Training:
             self.task.tracker.write_epoch(self.step, record)
         self._save(best)
 
-    def _order(self, done: int) -> Iterator[int]:
+    def _order(self, seed: int, done: int) -> Iterator[int]:
         """This process's pairs of this epoch's whole batches after the first ``done``."""
-        order = self.train.order(mixed(self.config.seed, self.epoch))
+        order = self.train.order(seed)
         for step in range(done, self.steps_per_epoch):
             first = step * self.config.batch_size + self.processes.rank * self.share
             yield from order(first, first + self.share)

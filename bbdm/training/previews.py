@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from bbdm.base.atomic import write_atomically
-from bbdm.data.pairs import collate
+from bbdm.data.examples import collate
 from bbdm.pictures import images
 from bbdm.training.callback import Callback
 

@@ -11,8 +11,8 @@ import torch
 
 from bbdm.base.atomic import short
 from bbdm.codec import Codec
+from bbdm.data.examples import Examples
 from bbdm.data.latents import LatentDataset
-from bbdm.data.pairs import PairedDataset
 from bbdm.files.content import CodecState
 from bbdm.networks.base import Network
 from bbdm.pictures import images
@@ -36,7 +36,7 @@ class Stored(NamedTuple):
     asked: dict[str, Any]  # the settings of this run
 
 
-def check_batch(config: RunConfig, train: PairedDataset, processes: int, parts: int = 1) -> None:
+def check_batch(config: RunConfig, train: Examples, processes: int, parts: int = 1) -> None:
     """Raise ValueError where pairs do not fill a batch, or processes and parts do not share it equally."""
     if len(train) < config.batch_size:
         raise ValueError(f"batch_size must be at most the {len(train)} training pairs, got {config.batch_size}")
@@ -47,7 +47,7 @@ def check_batch(config: RunConfig, train: PairedDataset, processes: int, parts: 
         )
 
 
-def check_start(unet: Network, config: TrainConfig, train: PairedDataset, codec: Codec | None, processes: int) -> None:
+def check_start(unet: Network, config: TrainConfig, train: Examples, codec: Codec | None, processes: int) -> None:
     """Raise ValueError where a network cannot be trained on pairs or their latents."""
     check_batch(config, train, processes, config.grad_accumulation)
     stride = 1 if codec is None else codec.stride
@@ -74,10 +74,11 @@ def check_start(unet: Network, config: TrainConfig, train: PairedDataset, codec:
             raise ValueError("shift and zoom change pictures, and must be 0 with latents that are computed once")
 
 
-def describe_pairs(train: PairedDataset) -> dict[str, Any]:
+def describe_pairs(train: Examples) -> dict[str, Any]:
     """The properties of the training pairs that must stay the same when a run resumes."""
     kind = {"image_size": train.image_size, "direction": train.direction}
-    kind |= {"degradation": train.degradation and str(train.degradation)}
+    kind |= {"degradation": train.degradation and str(train.degradation), **train.kind.config()}
+    kind |= {"crops": str(train.crops)} if train.crops else {}
     return {**kind, "number": len(train), "names": train.names_digest()}
 
 
@@ -95,7 +96,7 @@ def training_state(
     stored: Stored,
     state: dict[str, Any] | None,
     config: RunConfig,
-    train: PairedDataset,
+    train: Examples,
 ) -> dict[str, Any]:
     """The training state in the file ``path``, where this run is the same.
 
@@ -111,7 +112,8 @@ def training_state(
     pairs = describe_pairs(train)
     old = {"degradation": None, **state["pairs"]}  # which older files leave out
     if not changed and old != pairs:
-        changed = [f"{k}={old[k]} of the pairs, not {v}" for k, v in pairs.items() if k != "names" and old[k] != v]
+        both = {name: (old.get(name), pairs.get(name)) for name in {**pairs, **old} if name != "names"}
+        changed = [f"{name}={was} of the pairs, not {is_now}" for name, (was, is_now) in both.items() if was != is_now]
         changed = changed or ["pairs of other names"]
     if changed:
         raise OtherRunError(

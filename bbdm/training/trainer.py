@@ -9,8 +9,9 @@ import torch
 
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
+from bbdm.data.examples import Examples
 from bbdm.data.latents import LatentDataset
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.mapped import MapStyle, as_examples
 from bbdm.execution.processes import Processes
 from bbdm.networks.base import Network
 from bbdm.training.bridge import BridgeTask
@@ -27,7 +28,8 @@ class Trainer(Training):
         unet: the network, on the device to train on; it is moved to that of ``processes``.
         bridge: the bridge to train it on.
         config: the settings of the run.
-        train: pairs to learn from, or their latents.
+        train: pairs to learn from, or their latents; or any map-style data set of
+            :class:`~bbdm.data.mapped.MappedDataset`'s items.
         validation: pairs for the validation loss and previews, or None.
         folder: the folder of metrics, previews and checkpoints.
         codec: encodes pictures into the space of the bridge; None to train in image space.
@@ -50,8 +52,8 @@ class Trainer(Training):
         unet: Network,
         bridge: Bridge,
         config: TrainConfig,
-        train: PairedDataset,
-        validation: PairedDataset | None,
+        train: Examples | MapStyle,
+        validation: Examples | MapStyle | None,
         folder: Path,
         codec: Codec | None = None,
         processes: Processes | None = None,
@@ -59,6 +61,7 @@ class Trainer(Training):
         task: type[BridgeTask] = BridgeTask,
     ) -> None:
         processes = Processes(next(unet.parameters()).device) if processes is None else processes
+        train, validation = as_examples(train), None if validation is None else as_examples(validation)
         check_start(unet, config, train, codec, processes.count)
         codec = None if codec is None else codec.placed(processes.device, torch.float32)
         total = config.total_steps(len(train))
