@@ -100,7 +100,7 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
             image_channels=self.settings["image_channels"],
             channels=self.settings["channels"],
             endpoint=self.settings.get("endpoint"),
-            images=dict(sorted(self.settings.get("images", {}).items())),
+            images=self.settings.get("images", {}),
             stride=self.settings["stride"],
             latent_stride=self.settings["latent_stride"],
             batch=self.static[0] if self.static else None,

@@ -107,7 +107,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         self._image_channels = image_channels
         self._channels = channels
         self._endpoint = endpoint
-        self._images = images
+        self._images = dict(sorted(images.items()))
         self._stride = stride
         self._latent_stride = latent_stride
         self._batch = batch

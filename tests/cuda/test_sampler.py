@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bbdm import ABridge, BridgeSampler
+from bbdm import ABridge, BridgeSampler, wrap
 from bbdm.codec import LatentStatistics, VQGANCodec
 from bbdm.execution.compiled import Compiled
 from tests.conftest import TINY, tiny_unet
@@ -83,6 +83,34 @@ def test_a_whole_unet(card: Card, settings: dict[str, Any]):
     captured = ["execution.graph._capture: synchronize"] if settings else []
     waits = [*CALL[:2], *captured, CALL[2]]
     check(card, lambda s: s(SOURCE, seed=1), waits, unet=tiny_unet(condition_channels=3).eval(), **settings)
+
+
+@pytest.mark.parametrize("settings", [{}, GRAPHED], ids=["eager", "graphed"])
+def test_a_source_of_other_channels(card: Card, settings: dict[str, Any]):
+    """Three channels in, one out: the mean is taken on the card."""
+    captured = ["execution.graph._capture: synchronize"] if settings else []
+    unet = Short(**{**TINY, "channel_mult": (1, 1), "in_channels": 1, "out_channels": 1, "condition_channels": 3})
+    check(card, lambda s: s(SOURCE, seed=1), [*CALL[:2], *captured, CALL[2]], unet=unet.eval(), **settings)
+
+
+@pytest.mark.parametrize("settings", [{}, GRAPHED], ids=["eager", "graphed"])
+def test_a_further_image(card: Card, settings: dict[str, Any]):
+    """It is copied once a call, and each replay of a graph has its own."""
+    captured = ["execution.graph._capture: synchronize"] if settings else []
+    network = wrap(
+        nn.Conv2d(3 + 3 + 2, 3, 3, padding=1),
+        condition_channels=3,
+        images={"sar": 2},
+        call=lambda conv, x, t, conditions: conv(torch.cat([x, conditions["source"], conditions["sar"]], 1)),
+    )
+    sar = torch.rand(len(SOURCE), 2, *SOURCE.shape[2:], generator=torch.Generator().manual_seed(1))
+    waits = [CALL[0], CALL[0], CALL[1], *captured, CALL[2]]
+    check(card, lambda s: s(SOURCE, seed=1, conditions={"sar": sar}), waits, unet=network.eval(), **settings)
+    with off_the_card():
+        wanted = sampler(unet=network, **settings)(SOURCE, seed=1, conditions={"sar": -sar})
+    made = sampler("cuda", unet=network, **settings)
+    made(SOURCE, seed=1, conditions={"sar": sar})
+    torch.testing.assert_close(made(SOURCE, seed=1, conditions={"sar": -sar}), wanted, rtol=0, atol=ROUNDING)
 
 
 def test_a_transformer(card: Card):

@@ -52,7 +52,7 @@ def test_the_loop_is_the_table(unet: UNet, source: torch.Tensor):
     x, x0hat = source, torch.zeros_like(source)
     with torch.no_grad():
         for k, t in enumerate(table.timesteps.tolist()):
-            pred = unet(x, torch.full((5,), t), source)
+            pred = unet(x, torch.full((5,), t), {"source": source})
             x0hat = x - pred
             c_x, c_y, c_0, _, c_z = table.coefficients[k].tolist()
             x = c_x * x + c_y * source + c_0 * x0hat + c_z * philox.normal(seeds, k, (3, 8, 8)).double()

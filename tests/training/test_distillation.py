@@ -156,8 +156,9 @@ class TestStudentOf:
         student = student_of(teacher, 2).train()
         x, t = torch.rand(1, 3, 8, 8), torch.full((1,), 500.0)
         with torch.no_grad():
-            assert torch.equal(student(x, t, x), copy.deepcopy(unet).eval()(x, t, x))
-            assert torch.equal(student(x, t, x), student(x, t, x))
+            seen = {"source": x}
+            assert torch.equal(student(x, t, seen), copy.deepcopy(unet).eval()(x, t, seen))
+            assert torch.equal(student(x, t, seen), student(x, t, seen))
 
     def test_a_teacher_of_fewer_calls_is_refused(self, tmp_path: Path):
         _, teacher = self.checkpoint(tmp_path, calls=1)
