@@ -250,7 +250,8 @@ class Training:
 
     def _run_steps(self, done: int) -> None:
         """The steps of an epoch after the first ``done``."""
-        batches = self._readable(self.train_batches(self._order(done), self._epoch_seed))
+        drawn = mixed(self.config.seed, self.epoch)  # of crops
+        batches = self._readable(self.train_batches(self._order(done), drawn))
         while True:
             with self.task.phase("waiting for pairs"):
                 batch = next(batches, None)
@@ -285,14 +286,9 @@ class Training:
             self.task.tracker.write_epoch(self.step, record)
         self._save(best)
 
-    @property
-    def _epoch_seed(self) -> int:
-        """The seed of the epoch's order and of what is drawn for its examples."""
-        return mixed(self.config.seed, self.epoch)
-
     def _order(self, done: int) -> Iterator[int]:
         """This process's pairs of this epoch's whole batches after the first ``done``."""
-        order = self.train.order(self._epoch_seed)
+        order = self.train.order(mixed(self.config.seed, self.epoch))
         for step in range(done, self.steps_per_epoch):
             first = step * self.config.batch_size + self.processes.rank * self.share
             yield from order(first, first + self.share)

@@ -38,7 +38,7 @@ def test_batches_are_the_examples_in_the_order(workers: int, pairs: PairedDatase
 class ProcessIds(PairedDataset):
     """A stand-in for the pictures is the worker's process id."""
 
-    def read(self, index: int) -> Example:
+    def read(self, index: int, seed: int = 0) -> Example:
         return Example(torch.tensor(os.getpid()), torch.tensor(index))
 
 

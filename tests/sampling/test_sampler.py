@@ -348,7 +348,7 @@ GOOD = torch.full((2, 3, 8, 8), -0.5)
         ({"source": GOOD, "noise": torch.zeros(2, 2, 3, 8, 8)}, r"noise must have shape \(3, 2, 3, 8, 8\)"),
         ({"source": GOOD, "noise": [1]}, "noise must be a tensor, got list"),
         ({"source": GOOD, "noise": torch.full((3, 2, 3, 8, 8), float("nan"))}, "noise must be finite"),
-        ({"source": Image.new("F", (8, 8))}, "mode 'F'"),
+        ({"source": Image.new("F", (8, 8))}, "pictures of float32 have no agreed range"),
         (
             {"source": np.zeros((1, 8, 8, 3))},
             r"source must be a non-empty \(B, 3, H, W\) batch, got shape \(1, 8, 8, 3\)",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm.sampling.sources import NUMPY, UNIT, ArrayBackend, given
+from bbdm.sampling.sources import NUMPY, UNIT, ArrayBackend, Scale, given
 from bbdm.sampling.tensors import TENSORS
 
 RNG = np.random.default_rng(0)
@@ -20,7 +20,7 @@ BACKENDS = pytest.mark.parametrize("backend", [NUMPY, TENSORS], ids=["numpy", "t
 
 def echo(source: Any, backend: ArrayBackend, channels: int = 3, range: tuple[float, float] = UNIT) -> Any:
     """What a sampler that changes nothing returns."""
-    got = given(source, backend, channels, range)
+    got = given(source, backend, channels, Scale(range))
     return got.restore(got.groups)
 
 
@@ -39,7 +39,7 @@ def test_an_array_comes_back(backend: ArrayBackend, array: np.ndarray):
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 255), (-3, 5)])
 def test_floats_of_another_range(backend: ArrayBackend, low: float, high: float):
     values = (FLOATS + 1) / 2 * (high - low) + low
-    got = given(values, backend, 3, (low, high))
+    got = given(values, backend, 3, Scale((low, high)))
     np.testing.assert_allclose(np.asarray(got.groups[0][1])[0], FLOATS.transpose(2, 0, 1), rtol=0, atol=1e-5)
     np.testing.assert_allclose(echo(values, backend, range=(low, high)), values, rtol=1e-5, atol=1e-4)
     batch = values.transpose(2, 0, 1)[None]
@@ -88,10 +88,10 @@ def test_a_single_picture_or_path_gives_a_list(tmp_path: Path):
 
 def test_missing_and_broken_files_are_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"there is no picture .*none\.png"):
-        given([COLOUR, tmp_path / "none.png"], NUMPY, 3, UNIT)
+        given([COLOUR, tmp_path / "none.png"], NUMPY, 3, Scale())
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"source\[1\]: cannot read the picture .*bad\.png"):
-        given([COLOUR, tmp_path / "bad.png"], NUMPY, 3, UNIT)
+        given([COLOUR, tmp_path / "bad.png"], NUMPY, 3, Scale())
 
 
 @BACKENDS
@@ -99,11 +99,11 @@ def test_floats_that_look_like_zero_to_one_are_warned_of(backend: ArrayBackend):
     unit = (FLOATS + 1) / 2
     for source in (unit, unit.transpose(2, 0, 1)[None], [unit, unit]):
         with pytest.warns(UserWarning, match=r"pass range=\(0, 1\)") as record:
-            given(source, backend, 3, UNIT)
+            given(source, backend, 3, Scale())
         assert len(record) == 1
     paper = np.full((6, 8, 3), 0.97, np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for fine in (FLOATS, paper, COLOUR, [FLOATS, Image.fromarray(COLOUR)]):
-            given(fine, backend, 3, UNIT)
-        given(unit, backend, 3, (0, 1))
+            given(fine, backend, 3, Scale())
+        given(unit, backend, 3, Scale((0, 1)))

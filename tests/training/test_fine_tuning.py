@@ -34,7 +34,7 @@ def test_a_condition_that_is_new_changes_nothing_at_first(tmp_path: Path):
     lines = copy_weights(unet, checkpoint(tmp_path / "a.pt", trained))
     assert lines == [f"{FIRST} begins at zero for 3 new input channels"]
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 500])
-    torch.testing.assert_close(unet(x, t, torch.randn(2, 3, 8, 8)), trained(x, t))
+    torch.testing.assert_close(unet(x, t, {"source": torch.randn(2, 3, 8, 8)}), trained(x, t))
 
 
 @pytest.mark.parametrize(
