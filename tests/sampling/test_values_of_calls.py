@@ -1,0 +1,128 @@
+"""Sources and results in values of their own, whatever runs the network."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
+from bbdm.cli import export
+from bbdm.pictures.kind import PictureKind
+from bbdm.pictures.picture import Geometry, Picture
+from bbdm.pictures.values import Percentiles, Values
+from bbdm.runtime import OnnxBridgeSampler
+from tests.conftest import tiny_unet
+
+MR, HU = Values(0, 4095, dtype="uint16"), Values(-1024, 3071, "HU", "int16")
+CALL: dict[str, Any] = {"seed": 5, "solver": "dpm2m", "steps": 2}
+PLACE = ((0.0, 2.0, 5.0), (2.0, 0.0, 6.0), (0.0, 0.0, 1.0))
+STORED = np.random.default_rng(0).integers(0, 4096, (1, 8, 10), dtype=np.uint16)
+
+
+def made_of(source: np.ndarray[Any, Any], network: Any) -> np.ndarray[Any, Any]:
+    """What a sampler without values makes of the source in [-1, 1], in HU by the formula."""
+    scaled = torch.from_numpy(source.astype(np.float32) / 2047.5 - 1)[None]
+    plain = BridgeSampler(network, ABridge())(scaled, **CALL)[0]
+    return np.rint((plain.double().numpy() + 1) / 2 * 4095 - 1024)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("values") / "c.pt"
+    unet = tiny_unet(in_channels=1, out_channels=1, condition_channels=1)
+    save_checkpoint(path, unet, ABridge(), image_size=8, pictures=PictureKind(MR, HU))
+    return path
+
+
+@pytest.fixture(scope="module", params=["torch", pytest.param("onnx", marks=pytest.mark.nightly)])
+def sampler(request: pytest.FixtureRequest, checkpoint: Path) -> Any:
+    if request.param == "torch":
+        return BridgeSampler.from_checkpoint(checkpoint)
+    pytest.importorskip("onnxscript")
+    export.main([str(checkpoint), str(checkpoint.parent / "onnx")])
+    return OnnxBridgeSampler(checkpoint.parent / "onnx")
+
+
+@pytest.fixture(scope="module")
+def wanted(checkpoint: Path) -> np.ndarray[Any, Any]:
+    return made_of(STORED, load_checkpoint(checkpoint).build_unet())
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".png", ".tif", ".nii"])
+def test_a_file_gives_the_targets_values_at_its_place(
+    suffix: str, sampler: Any, wanted: np.ndarray[Any, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    Picture(STORED, Geometry(PLACE) if suffix == ".nii" else None).save(path)
+    (result,) = sampler(str(path), **CALL)
+    assert (type(result), result.dtype, result.unit, result.shape) == (Picture, np.int16, "HU", STORED.shape)
+    assert np.abs(result - wanted).max() <= 1  # float32 at half a level, and ONNX Runtime's order of sums
+    assert result.geometry.affine == (PLACE if suffix == ".nii" else result.geometry.affine)
+    result.save(tmp_path / "b.nii")
+    again = sampler(Picture(STORED), **CALL)
+    np.testing.assert_array_equal(again, result)
+
+
+def test_arrays_have_values_where_the_call_says_so(sampler: Any, wanted: np.ndarray[Any, Any]) -> None:
+    grey = sampler(STORED[0], source_values=MR, **CALL)
+    assert (grey.dtype, grey.shape) == (np.int16, STORED.shape[1:])
+    assert np.abs(grey - wanted[0]).max() <= 1
+    batch = sampler(STORED[None].astype(np.float32), source_values="0:4095", target_values=(0, 1), **CALL)
+    np.testing.assert_allclose(batch[0], (wanted + 1024) / 4095, atol=1 / 4095)
+    unit = sampler(STORED[None].astype(np.float32) / 2047.5 - 1, **CALL)
+    np.testing.assert_allclose((unit[0] + 1) / 2 * 4095 - 1024, wanted, atol=1)
+
+
+def test_tensors_in_a_list_too(checkpoint: Path, wanted: np.ndarray[Any, Any]) -> None:
+    sampler = BridgeSampler.from_checkpoint(checkpoint)
+    (result,) = sampler([torch.from_numpy(STORED.astype(np.int32))], source_values=MR, **CALL)
+    assert (type(result), result.dtype) == (torch.Tensor, torch.int16)
+    assert np.abs(result.numpy() - wanted).max() <= 1
+
+
+def test_percentiles_are_of_each_picture(checkpoint: Path) -> None:
+    sampler = BridgeSampler.from_checkpoint(checkpoint)
+    sampler.pictures = PictureKind(Percentiles(0, 100), HU)
+    first, second = sampler([Picture(STORED), Picture(STORED // 2)], **{**CALL, "seed": [5, 5]})
+    assert np.abs(first.astype(int) - second).max() <= 8  # // 2 rounds 1 in 4095
+
+
+def test_a_volume_is_translated_by_its_slices_which_share_a_seed(checkpoint: Path, tmp_path: Path) -> None:
+    sampler = BridgeSampler.from_checkpoint(checkpoint)
+    volume = np.random.default_rng(1).integers(0, 4096, (1, 8, 3, 10), dtype=np.uint16)
+    Picture(volume).save(tmp_path / "v.npy")
+    sampler.pictures = PictureKind(MR, HU, slices="coronal")
+    first, result = sampler([tmp_path / "v.npy", tmp_path / "v.npy"], **{**CALL, "seed": 4}, batch_size=2)
+    assert (result.shape, sampler.last_seeds) == (volume.shape, (4, 5))
+    assert not np.array_equal(first, result)
+    network = load_checkpoint(checkpoint).build_unet()
+    for place in range(3):
+        assert np.abs(result[:, :, place] - made_of(volume[:, :, place], network)).max() <= 1
+
+
+def test_other_pictures_than_those_of_training_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    sampler = BridgeSampler.from_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match=r"source must be \(1, H, W\), as in training; a has shape \(2, 8, 10\)"):
+        sampler(Picture(np.concatenate([STORED, STORED]), name="a"), **CALL)
+    eight = BridgeSampler(tiny_unet(), ABridge())
+    Picture(STORED).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"uint16 have no agreed range.*source_values="):
+        eight(tmp_path / "a.png", **CALL)
+    Picture(STORED).save(tmp_path / "a.npy")
+    with pytest.raises(ValueError, match=r"source must be \(3, H, W\)"):
+        eight(tmp_path / "a.npy", **CALL)
+
+
+def test_an_8_bit_source_gives_another_targets_values(checkpoint: Path) -> None:
+    sampler = BridgeSampler.from_checkpoint(checkpoint)
+    sampler.pictures = PictureKind(target=HU)
+    (result,) = sampler(Image.new("L", (10, 8), 200), **CALL)
+    assert (result.dtype, result.unit, result.shape) == (np.int16, "HU", (1, 8, 10))
+
+
+def test_a_saved_folder_keeps_the_values(checkpoint: Path, tmp_path: Path) -> None:
+    BridgeSampler.from_checkpoint(checkpoint).save_pretrained(tmp_path / "model")
+    assert BridgeSampler.from_pretrained(tmp_path / "model").pictures == PictureKind(MR, HU)
