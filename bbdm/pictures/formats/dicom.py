@@ -25,8 +25,8 @@ class Series(common.FilePicture):
         package: SimpleITK.
 
     Raises:
-        ValueError: there are several series, or slices of several sizes; a slice is missing or cannot be read, or
-            distances differ.
+        ValueError: there are several series, or slices of several sizes; a slice is missing or cannot be
+            read, or distances differ.
     """
 
     def __init__(self, path: Path, package: Any) -> None:

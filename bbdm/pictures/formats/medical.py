@@ -31,8 +31,8 @@ def open(path: Path) -> LazyPicture:
 
     Raises:
         ModuleNotFoundError: SimpleITK is not installed.
-        ValueError: it is damaged, or has complex numbers or several times; the folder has several series, lacks
-            a slice, or has slices at unequal distances.
+        ValueError: it is damaged, or has complex numbers or several times; the folder has several series,
+            lacks a slice, or has slices at unequal distances.
     """
     package = _simpleitk()
     with common.reading(path):
@@ -52,8 +52,8 @@ def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
     image = package.GetImageFromArray(np.ascontiguousarray(pixels), isVector=len(array) > 1)
     kept = geometry.kept if geometry.format == NAME else {}
     if geometry.affine is not None and len(geometry.affine) == array.ndim:
-        place = {name: kept.get(name) for name in ("spacing", "origin", "direction")}
-        if None in place.values() or affine(**place) != geometry.affine:
+        place = {name: kept[name] for name in ("spacing", "origin", "direction") if name in kept}
+        if not place or affine(**place) != geometry.affine:
             place = _place_of(geometry.affine)
         image.SetSpacing(place["spacing"])
         image.SetOrigin(place["origin"])

@@ -1,7 +1,7 @@
 """The sizes in headers of NIfTI, MetaImage and NRRD, checked before a library trusts them.
 
-A file that is shorter than its header says is refused before memory is spent. No other file is read but the one
-beside an mhd.
+A file that is shorter than its header says is refused before memory is spent. No other file is read but the
+one beside an mhd.
 """
 
 from __future__ import annotations

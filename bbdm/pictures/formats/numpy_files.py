@@ -41,7 +41,7 @@ def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
     common.check_held(path.suffix, array, TYPES, (2, 3))
     plain = np.ascontiguousarray(array)
     if path.suffix.lower() == ".npz":
-        np.savez_compressed(path, **{KEY: plain})
+        np.savez_compressed(path, array=plain)  # the name is KEY
     else:
         np.save(path, plain, allow_pickle=False)
 

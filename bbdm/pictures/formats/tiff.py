@@ -34,7 +34,8 @@ def open(path: Path) -> LazyPicture:
 
     Raises:
         ModuleNotFoundError: tifffile is not installed.
-        ValueError: it is damaged, or has complex numbers, a palette, several times, or pages of several sizes.
+        ValueError: it is damaged, or has complex numbers, a palette, several times, or pages of several
+            sizes.
     """
     optional.package("tifffile", "this TIFF")
     with common.reading(path):
