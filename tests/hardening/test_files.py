@@ -1,4 +1,4 @@
-"""100,000 mutated files, 10,000 mutated pictures, and 5,000 of each further format: the right content or a ValueError, and nothing else.
+"""Mutated files, pictures, and further formats: the right content or a ValueError, and nothing else.
 
 No code of a file runs, no read takes more than twice the file's size and 200 MB of memory, and none hangs. A
 picture may take what the largest takes that Pillow opens.
