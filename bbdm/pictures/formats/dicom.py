@@ -49,6 +49,7 @@ class Series(common.FilePicture):
         width, height, depth = (*first.GetSize(), 1)[:3]
         if depth > 1 and len(readers) > 1:
             raise ValueError("it has several files of several slices: put each into a folder of its own")
+        self.windowed = len(self._files) > 1  # files of slices outside are not read
         self.dtype = medical.type_of(package, first)
         self.shape = (first.GetNumberOfComponents(), depth * len(readers), height, width)
         common.check_cost(self.shape, self.dtype, sum(file.stat().st_size for file in files))
@@ -60,11 +61,6 @@ class Series(common.FilePicture):
             turn[:, 2] = step / length
             place |= {"spacing": (*place["spacing"][:2], length), "direction": tuple(turn.ravel().tolist())}
         self.geometry = Geometry(medical.affine(**place), medical.NAME, place)
-
-    @property
-    def windowed(self) -> bool:
-        """Files of slices outside are not read."""
-        return len(self._files) > 1
 
     def _read(self, window: tuple[slice, ...]) -> npt.NDArray[Any]:
         package = optional.package("SimpleITK", "a folder of DICOM")

@@ -39,8 +39,8 @@ def check(path: Path) -> None:
             if explicit and tag[0] != ITEM[0]:
                 if kind not in SHORT | LONG:
                     raise ValueError(f"{path.name} is damaged at byte {file.tell() - 8}")
-                long = kind in LONG and len(rest := file.read(4)) == 4
-                length = struct.unpack(order + "I", rest)[0] if long else struct.unpack_from(order + "H", head, 6)[0]
+                wide = file.read(4) if kind in LONG else b""
+                length = struct.unpack(*((order + "I", wide) if wide else (order + "H", head[6:])))[0]
             if length == UNDEFINED and explicit and kind == b"UN" and tag[0] != ITEM[0]:
                 return  # what follows is implicit
             fragments = (fragments and tag != LAST) or (tag == PIXELS and length == UNDEFINED)

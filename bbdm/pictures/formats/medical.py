@@ -86,7 +86,7 @@ def _image(package: Any, channels: int, array: npt.NDArray[Any], place: Mapping[
 class _Picture(common.FilePicture):
     def __init__(self, path: Path, package: Any) -> None:
         self.path = path
-        self._packed = medical_headers.check(path)
+        packed = medical_headers.check(path)
         reader = header(package, path)
         size = reader.GetSize()
         if any(length != 1 for length in size[3:]):
@@ -103,11 +103,8 @@ class _Picture(common.FilePicture):
         }
         self.geometry = Geometry(affine(**place), NAME, {**place, "suffix": _family(path), "entries": _entries(reader)})
         self._axes = len(size)
-
-    @property
-    def windowed(self) -> bool:
-        """ITK reads parts of NIfTI and MetaImage alone, and misreads parts of vectors."""
-        return not self._packed and self.shape[0] == 1 and _family(self.path) != "nrrd"
+        # ITK reads parts of NIfTI and MetaImage alone, and misreads parts of vectors
+        self.windowed = not packed and self.shape[0] == 1 and _family(path) != "nrrd"
 
     def _read(self, window: tuple[slice, ...]) -> npt.NDArray[Any]:
         package = _simpleitk()

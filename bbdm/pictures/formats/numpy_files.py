@@ -47,6 +47,8 @@ def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
 
 
 class _Mapped(common.FilePicture):
+    windowed = True
+
     def __init__(self, path: Path) -> None:
         self.path, self.geometry = path, Geometry()
         with path.open("rb") as file:
@@ -55,11 +57,6 @@ class _Mapped(common.FilePicture):
         self.shape, self.dtype = _channels(self._stored), common.real(self._type)
         if self._offset + math.prod(self._stored) * self._type.itemsize > path.stat().st_size:
             raise ValueError(f"its header says {self._stored} of {self._type}, and the file is shorter")
-
-    @property
-    def windowed(self) -> bool:
-        """Pages of memory outside are not read."""
-        return True
 
     def _read(self, window: tuple[slice, ...]) -> npt.NDArray[Any]:
         common.check_cost((self.shape[0], *common.lengths(window)), self.dtype, self.path.stat().st_size, ratio=1)
