@@ -86,7 +86,7 @@ def _image(package: Any, channels: int, array: npt.NDArray[Any], place: Mapping[
 class _Picture(common.FilePicture):
     def __init__(self, path: Path, package: Any) -> None:
         self.path = path
-        packed = medical_headers.check(path)
+        packed = medical_headers.stored(path).packed
         reader = header(package, path)
         size = reader.GetSize()
         if any(length != 1 for length in size[3:]):
@@ -108,7 +108,7 @@ class _Picture(common.FilePicture):
 
     def _read(self, window: tuple[slice, ...]) -> npt.NDArray[Any]:
         package = _simpleitk()
-        medical_headers.check(self.path)
+        medical_headers.stored(self.path).check_whole()
         reader = package.ImageFileReader()
         reader.SetFileName(str(self.path))
         if not self.windowed:
