@@ -1,4 +1,4 @@
-"""100,000 mutated files and 10,000 mutated pictures: the right content or a ValueError, and nothing else.
+"""Mutated files, pictures, and further formats: the right content or a ValueError, and nothing else.
 
 No code of a file runs, no read takes more than twice the file's size and 200 MB of memory, and none hangs. A
 picture may take what the largest takes that Pillow opens.
@@ -17,14 +17,15 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
+from tests.hardening.formats import FORMATS, NEEDED
 from tests.hardening.mutations import CALL
 from tests.hardening.subjects import FILES, PICTURES
 from tests.hardening.watch import ROOM, Outcome, Watch, judge
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 SEED = 1
-EVERY_NIGHT = [(kind, count) for kind, (_, count) in {**FILES, **PICTURES}.items()]
-DAILY = [("our .pt", 30), ("our .safetensors, settings", 20), ("PNG", 50)]
+EVERY_NIGHT = [(kind, count) for kind, (_, count) in {**FILES, **PICTURES, **FORMATS}.items()]
+DAILY = [("our .pt", 30), ("our .safetensors, settings", 20), ("PNG", 50), ("NIfTI", 200), ("npz", 200)]
 
 
 def mutated(kind: str, count: int, folder: Path) -> dict[str, Any]:
@@ -37,12 +38,15 @@ def mutated(kind: str, count: int, folder: Path) -> dict[str, Any]:
 def test_as_many_as_are_claimed() -> None:
     assert sum(count for _, count in FILES.values()) == 100_000
     assert sum(count for _, count in PICTURES.values()) == 10_000
+    assert {count for _, count in FORMATS.values()} == {5_000}
 
 
 @pytest.mark.parametrize(
     ("kind", "count"), [*DAILY, *(pytest.param(*each, marks=pytest.mark.nightly) for each in EVERY_NIGHT)]
 )
 def test_mutated(kind: str, count: int, tmp_path: Path) -> None:
+    for package in NEEDED.get(kind, ()):
+        pytest.importorskip(package)
     found = mutated(kind, count, tmp_path / "file")
     print(kind, {name: value for name, value in found.items() if name != "faults"})
     assert not found["faults"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import UnidentifiedImageError
 
 from bbdm.pictures.images import UnknownFormatError
 from bbdm.pictures.picture import Affine, LazyPicture, Window
@@ -45,7 +46,7 @@ def writing(path: Path) -> Iterator[None]:
 def _named(what: str, path: Path, error: Exception) -> ValueError:
     if isinstance(error, ValueError) and str(path) in str(error):
         return error
-    kind = UnknownFormatError if isinstance(error, UnknownFormatError) else ValueError
+    kind = UnknownFormatError if isinstance(error, UnknownFormatError | UnidentifiedImageError) else ValueError
     said = str(error).strip().splitlines()[-1:] or [type(error).__name__]  # ITK says first where in its code it was
     return kind(f"{what}: {said[0]}")
 

@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from bbdm.base import optional
 from bbdm.pictures.formats import common, medical
+from bbdm.pictures.formats.dicom_header import check, is_dicom
 from bbdm.pictures.picture import Geometry
 
 POSITION = "0020|0032"  # of the first pixel, in mm
-PREAMBLE, MARK = 128, b"DICM"  # where a file of DICOM has which bytes
 TOLERANCE = 0.01  # of the distance of slices: more is unequal
 
 
@@ -25,18 +25,21 @@ class Series(common.FilePicture):
         package: SimpleITK.
 
     Raises:
-        ValueError: there are several series, or slices of several sizes; a slice is missing or cannot be read, or
-            distances differ.
+        ValueError: there are several series, or slices of several sizes; a slice is missing or cannot be
+            read, or distances differ.
     """
 
     def __init__(self, path: Path, package: Any) -> None:
         self.path = path
+        files = dicom_files(path)
+        for file in files:
+            check(file)
         finder = package.ImageSeriesReader
         series = finder.GetGDCMSeriesIDs(str(path))
         if len(series) != 1:
             raise ValueError(f"it has {len(series)} series, {', '.join(series)}: put each into a folder of its own")
         self._files = finder.GetGDCMSeriesFileNames(str(path), series[0])
-        others = dicom_files(path) - {Path(name).name for name in self._files}
+        others = {file.name for file in files} - {Path(name).name for name in self._files}
         if others:
             raise ValueError(f"{', '.join(sorted(others)[:9])} cannot be read as one of its slices")
         readers = [medical.header(package, name) for name in self._files]
@@ -46,8 +49,10 @@ class Series(common.FilePicture):
         width, height, depth = (*first.GetSize(), 1)[:3]
         if depth > 1 and len(readers) > 1:
             raise ValueError("it has several files of several slices: put each into a folder of its own")
+        self.windowed = len(self._files) > 1  # files of slices outside are not read
         self.dtype = medical.type_of(package, first)
         self.shape = (first.GetNumberOfComponents(), depth * len(readers), height, width)
+        common.check_cost(self.shape, self.dtype, sum(file.stat().st_size for file in files))
         place = {name: getattr(first, f"Get{name.capitalize()}")() for name in ("spacing", "origin", "direction")}
         if len(readers) > 1:
             step = _step([_position(each, name) for each, name in zip(readers, self._files, strict=True)])
@@ -56,11 +61,6 @@ class Series(common.FilePicture):
             turn[:, 2] = step / length
             place |= {"spacing": (*place["spacing"][:2], length), "direction": tuple(turn.ravel().tolist())}
         self.geometry = Geometry(medical.affine(**place), medical.NAME, place)
-
-    @property
-    def windowed(self) -> bool:
-        """Files of slices outside are not read."""
-        return len(self._files) > 1
 
     def _read(self, window: tuple[slice, ...]) -> npt.NDArray[Any]:
         package = optional.package("SimpleITK", "a folder of DICOM")
@@ -77,15 +77,10 @@ class Series(common.FilePicture):
         return np.ascontiguousarray(whole[:, slices, rows, columns])
 
 
-def dicom_files(folder: Path, most: int | None = None) -> set[str]:
-    """The names of the files of DICOM in a folder, of the first ``most`` of its files."""
-    found = set()
-    for path in sorted(folder.iterdir())[:most]:
-        if path.is_file() and path.name != "DICOMDIR":
-            with path.open("rb") as file:
-                file.seek(PREAMBLE)
-                found |= {path.name} if file.read(len(MARK)) == MARK else set()
-    return found
+def dicom_files(folder: Path, most: int | None = None) -> list[Path]:
+    """The files of DICOM in a folder, of the first ``most`` of its files."""
+    files = (path for path in sorted(folder.iterdir())[:most] if path.is_file() and path.name != "DICOMDIR")
+    return [path for path in files if is_dicom(path)]
 
 
 def _turn(reader: Any) -> tuple[float, ...]:

@@ -100,7 +100,7 @@ class _Picture(common.FilePicture):
             (self.dtype,) = {common.real(kind) for kind in file.dtypes}
             self.shape = (file.count, file.height, file.width)
             self.nodata = file.nodata
-            self._blocks = file.block_shapes
+            self.windowed = any(block != self.size for block in file.block_shapes)
             kept = {
                 "crs": file.crs.to_wkt() if file.crs else None,
                 "nodata": file.nodata,
@@ -112,11 +112,6 @@ class _Picture(common.FilePicture):
             }
             affine = None if file.transform.is_identity else _affine(file.transform)
         self.geometry = Geometry(affine, NAME, kept)
-
-    @property
-    def windowed(self) -> bool:
-        """Strips and tiles outside are not read."""
-        return any(block != self.size for block in self._blocks)
 
     @contextmanager
     def _opened(self, rasterio: Any) -> Iterator[Any]:

@@ -31,8 +31,8 @@ def open(path: Path) -> LazyPicture:
 
     Raises:
         ModuleNotFoundError: SimpleITK is not installed.
-        ValueError: it is damaged, or has complex numbers or several times; the folder has several series, lacks
-            a slice, or has slices at unequal distances.
+        ValueError: it is damaged, or has complex numbers or several times; the folder has several series,
+            lacks a slice, or has slices at unequal distances.
     """
     package = _simpleitk()
     with common.reading(path):
@@ -52,8 +52,8 @@ def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
     image = package.GetImageFromArray(np.ascontiguousarray(pixels), isVector=len(array) > 1)
     kept = geometry.kept if geometry.format == NAME else {}
     if geometry.affine is not None and len(geometry.affine) == array.ndim:
-        place = {name: kept.get(name) for name in ("spacing", "origin", "direction")}
-        if None in place.values() or affine(**place) != geometry.affine:
+        place = {name: kept[name] for name in ("spacing", "origin", "direction") if name in kept}
+        if not place or affine(**place) != geometry.affine:
             place = _place_of(geometry.affine)
         image.SetSpacing(place["spacing"])
         image.SetOrigin(place["origin"])
@@ -86,7 +86,7 @@ def _image(package: Any, channels: int, array: npt.NDArray[Any], place: Mapping[
 class _Picture(common.FilePicture):
     def __init__(self, path: Path, package: Any) -> None:
         self.path = path
-        self._packed = medical_headers.check(path)
+        packed = medical_headers.stored(path).packed
         reader = header(package, path)
         size = reader.GetSize()
         if any(length != 1 for length in size[3:]):
@@ -103,15 +103,12 @@ class _Picture(common.FilePicture):
         }
         self.geometry = Geometry(affine(**place), NAME, {**place, "suffix": _family(path), "entries": _entries(reader)})
         self._axes = len(size)
-
-    @property
-    def windowed(self) -> bool:
-        """ITK reads parts of NIfTI and MetaImage alone, and misreads parts of vectors."""
-        return not self._packed and self.shape[0] == 1 and _family(self.path) != "nrrd"
+        # ITK reads parts of NIfTI and MetaImage alone, and misreads parts of vectors
+        self.windowed = not packed and self.shape[0] == 1 and _family(path) != "nrrd"
 
     def _read(self, window: tuple[slice, ...]) -> npt.NDArray[Any]:
         package = _simpleitk()
-        medical_headers.check(self.path)
+        medical_headers.stored(self.path).check_whole()
         reader = package.ImageFileReader()
         reader.SetFileName(str(self.path))
         if not self.windowed:

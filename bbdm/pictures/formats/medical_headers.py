@@ -1,14 +1,16 @@
 """The sizes in headers of NIfTI, MetaImage and NRRD, checked before a library trusts them.
 
-A file that is shorter than its header says is refused before memory is spent. No other file is read but the one
-beside an mhd.
+A file that is shorter than its header says is refused before memory is spent. No other file is read but the
+one beside an mhd.
 """
 
 from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import numpy as np
 
 from bbdm.pictures.formats.common import check_cost
 
+CHUNK = 2**20  # bytes that are decompressed at once
 MOST = 2**16  # bytes of a header that are looked at
 NIFTI = {348: ("h", 40, 70, "f", 108, 344), 540: ("q", 16, 12, "q", 168, 4)}  # dims, their place; type; offset; magic
 BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 128: 24, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64, 2304: 32}
@@ -26,8 +29,34 @@ NRRD |= {"int64": 8}
 GZIP = 1100  # deflate makes at most 1032 bytes of one
 
 
-def check(path: Path) -> bool:
-    """Whether the values of a file are compressed.
+@dataclass(frozen=True)
+class Stored:
+    """Where the values of a picture lie: ``size`` bytes, from ``offset`` of a file on."""
+
+    path: Path
+    offset: int
+    size: int
+    packed: bool
+
+    def check_whole(self) -> None:
+        """Raise ValueError where compressed values end early or do not fit their checksum: ITK reads them."""
+        if not self.packed:
+            return
+        found, stream = 0, zlib.decompressobj(47)  # zlib or gzip
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            data = file.read(CHUNK)
+            while data and not (stream.eof and found >= self.size):
+                if stream.eof:
+                    stream = zlib.decompressobj(47)  # a further member of gzip
+                found += len(stream.decompress(data, CHUNK))
+                data = (stream.unused_data if stream.eof else stream.unconsumed_tail) or file.read(CHUNK)
+        if not stream.eof or found < self.size:
+            raise ValueError(f"its compressed values end after {found} of {self.size} bytes: it is truncated")
+
+
+def stored(path: Path) -> Stored:
+    """Where the values of a file lie.
 
     Raises:
         ValueError: the file is shorter than its header says, or has what is not read.
@@ -38,7 +67,7 @@ def check(path: Path) -> bool:
     return _nrrd(path) if name.endswith(".nrrd") else _meta(path)
 
 
-def _nifti(path: Path) -> bool:
+def _nifti(path: Path) -> Stored:
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     if packed != path.name.lower().endswith(".gz"):
@@ -58,11 +87,11 @@ def _nifti(path: Path) -> bool:
         raise ValueError(f"its header says axes of {dims[: max(0, count)]}")
     if kind not in BITS:
         raise ValueError(f"its values are of NIfTI's type {kind}, and real numbers are wanted")
-    _cost(path, list(dims[:count]), BITS[kind] // 8, int(offset), packed)
-    return packed
+    found = _stored(path, list(dims[:count]), BITS[kind] // 8, int(offset), packed)
+    return replace(found, offset=0, size=found.size + int(offset)) if packed else found
 
 
-def _meta(path: Path) -> bool:
+def _meta(path: Path) -> Stored:
     lines, offset = _lines(path, lambda line: line.startswith("ElementDataFile"))
     said = dict(line.replace(" ", "").split("=", 1) for line in lines if "=" in line)
     dims = [int(number) for number in _words(lines, "DimSize", "=")]
@@ -76,11 +105,10 @@ def _meta(path: Path) -> bool:
         if len(where) != 1 or data.parent != path.parent or "%" in where[0] or not data.is_file():
             raise ValueError(f"its values are in {' '.join(where)!r}, and one file beside it is wanted")
     offset = max(offset, int(said.get("HeaderSize", 0)))
-    _cost(data, [*dims, int(said.get("ElementNumberOfChannels", 1))], META[kind], offset, packed)
-    return packed
+    return _stored(data, [*dims, int(said.get("ElementNumberOfChannels", 1))], META[kind], offset, packed)
 
 
-def _nrrd(path: Path) -> bool:
+def _nrrd(path: Path) -> Stored:
     lines, offset = _lines(path, lambda line: line == "")
     said = {key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     if not lines[0].startswith("NRRD") or {"data file", "datafile"} & said.keys():
@@ -91,8 +119,7 @@ def _nrrd(path: Path) -> bool:
     if kind not in NRRD or encoding not in ("raw", "gzip", "gz"):
         raise ValueError(f"its header has type {said.get('type')!r} and encoding {encoding!r}, which are not read")
     sizes = [int(number) for number in said.get("sizes", "").split()]
-    _cost(path, sizes, NRRD[kind], offset, encoding != "raw")
-    return encoding != "raw"
+    return _stored(path, sizes, NRRD[kind], offset, encoding != "raw")
 
 
 def _lines(path: Path, last: Callable[[str], bool]) -> tuple[list[str], int]:
@@ -111,11 +138,10 @@ def _words(lines: list[str], key: str, mark: str) -> list[str]:
     return found[-1] if found else []
 
 
-def _cost(path: Path, sizes: list[int], width: int, offset: int, packed: bool) -> None:
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"its header says axes of {sizes}")
-    stored = path.stat().st_size - (0 if packed else offset)
-    if prod(sizes) * width > stored * (GZIP if packed else 1):
-        check_cost(sizes, np.dtype(f"V{width}"), stored, GZIP if packed else 1)
-    if packed:
-        check_cost(sizes, np.dtype(f"V{width}"), stored, GZIP)
+def _stored(path: Path, sizes: list[int], width: int, offset: int, packed: bool) -> Stored:
+    if not sizes or min(sizes) < 1 or offset < 0:
+        raise ValueError(f"its header says axes of {sizes}, from byte {offset} on")
+    held, size = path.stat().st_size - (0 if packed else offset), prod(sizes) * width
+    if packed or size > held:
+        check_cost(sizes, np.dtype(f"V{width}"), held, GZIP if packed else 1)
+    return Stored(path, offset, size, packed)

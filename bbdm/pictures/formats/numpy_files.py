@@ -41,12 +41,14 @@ def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
     common.check_held(path.suffix, array, TYPES, (2, 3))
     plain = np.ascontiguousarray(array)
     if path.suffix.lower() == ".npz":
-        np.savez_compressed(path, **{KEY: plain})
+        np.savez_compressed(path, array=plain)  # the name is KEY
     else:
         np.save(path, plain, allow_pickle=False)
 
 
 class _Mapped(common.FilePicture):
+    windowed = True
+
     def __init__(self, path: Path) -> None:
         self.path, self.geometry = path, Geometry()
         with path.open("rb") as file:
@@ -55,11 +57,6 @@ class _Mapped(common.FilePicture):
         self.shape, self.dtype = _channels(self._stored), common.real(self._type)
         if self._offset + math.prod(self._stored) * self._type.itemsize > path.stat().st_size:
             raise ValueError(f"its header says {self._stored} of {self._type}, and the file is shorter")
-
-    @property
-    def windowed(self) -> bool:
-        """Pages of memory outside are not read."""
-        return True
 
     def _read(self, window: tuple[slice, ...]) -> npt.NDArray[Any]:
         common.check_cost((self.shape[0], *common.lengths(window)), self.dtype, self.path.stat().st_size, ratio=1)

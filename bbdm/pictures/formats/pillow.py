@@ -15,7 +15,7 @@ from bbdm.pictures.formats import common
 from bbdm.pictures.picture import Geometry, LazyPicture
 
 NAME = "pillow"
-GREY = {"1", "L", "LA", *images.SIXTEEN_BIT, "I"}  # modes that become one channel
+GREY = {"1", "L", "LA", "I;16", "I"}  # modes that become one channel, the last two of 16-bit PNG
 PNG = b"\x89PNG\r\n\x1a\n"
 WIDE = 16  # bits of a PNG's values that Pillow would cut to 8 in colour
 
@@ -59,8 +59,7 @@ class _Picture(common.FilePicture):
         with Image.open(path) as image:
             grey = image.mode in GREY
             if image.mode not in images.EIGHT_BIT and not self._wide:
-                images.convert(image)  # says what is wrong with the mode, or scales 16 bits
-                raise ValueError(f"its {image.format} has values of 16 bits, which are read of PNG and TIFF")
+                raise ValueError(f"its mode {image.mode} in {image.format} has more than 8 bits: save it as TIFF")
             dpi = image.info.get("dpi")
         width, height = images.open_size(path)
         self._colours = self._wide and start[25:26] != b"\0"

@@ -50,17 +50,21 @@ def is_plain(found: list[Tags]) -> bool:
     """Whether Pillow reads all that is there: one page of 8 bits or fewer, grey or colours, perhaps alpha."""
     if not found:
         return True  # Pillow says what is wrong
-    whole = [page for page in found if not page.get(SUBFILE, (0,))[0] & SIDE_FILES]
+    whole = [page for page in found if not _first(page, SUBFILE, 0) & SIDE_FILES]
     page = found[0]
-    pixels = page.get(WIDTH, (0,))[0] * page.get(HEIGHT, (0,))[0]
+    pixels = _first(page, WIDTH, 0) * _first(page, HEIGHT, 0)
     return (
         len(whole) <= 1
-        and max(page.get(BITS, (1,))) <= 8
-        and set(page.get(SIGNS, (1,))) == {1}
-        and page.get(CHANNELS, (1,))[0] <= 4
+        and max(page.get(BITS) or (1,)) <= 8
+        and set(page.get(SIGNS) or (1,)) == {1}
+        and _first(page, CHANNELS, 1) <= 4
         and 0 not in page.get(EXTRA, ())
         and pixels <= 2 * (Image.MAX_IMAGE_PIXELS or pixels)
     )
+
+
+def _first(page: Tags, tag: int, default: int) -> int:
+    return (page.get(tag) or (default,))[0]
 
 
 def _page(file: IO[bytes], place: int, order: str, big: bool) -> tuple[Tags, int]:

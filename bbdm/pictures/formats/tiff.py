@@ -34,7 +34,8 @@ def open(path: Path) -> LazyPicture:
 
     Raises:
         ModuleNotFoundError: tifffile is not installed.
-        ValueError: it is damaged, or has complex numbers, a palette, several times, or pages of several sizes.
+        ValueError: it is damaged, or has complex numbers, a palette, several times, or pages of several
+            sizes.
     """
     optional.package("tifffile", "this TIFF")
     with common.reading(path):
@@ -86,17 +87,12 @@ class _Picture(common.FilePicture):
             self.nodata = float(page.nodata) if 42113 in page.tags else None
             self._place = series.dataoffset  # of all values, where they lie as in memory
             self._type = np.dtype(page.dtype).newbyteorder(file.byteorder)
-            self._segments = math.prod(page.chunked) * len(series)
+            self.windowed = self._place is not None or math.prod(page.chunked) * len(series) > 1
             self.geometry = _geometry(file, page, self.size)
         if self._place is not None:
             end = self._place + math.prod(self._stored) * self._type.itemsize
             if end > path.stat().st_size:
                 raise ValueError(f"its header says {self._stored} of {self._type}, and the file is shorter")
-
-    @property
-    def windowed(self) -> bool:
-        """Strips and tiles outside are not read."""
-        return self._place is not None or self._segments > 1
 
     def _opened(self) -> Any:
         """Without the further files that OME can name."""

@@ -1,0 +1,110 @@
+"""Pictures of further formats that are mutated: a row for each kind. Their libraries are optional."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import random
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bbdm.pictures import formats
+from bbdm.pictures.picture import Geometry
+from tests.hardening.mutations import Mutate, Subject, of_bytes
+from tests.pictures.formats import numbers, write_dicom
+
+Make = Callable[[Path], Any]
+
+
+def _subject(name: str, make: Make, mutate: Mutate = of_bytes) -> Callable[[Path], Subject]:
+    """``make`` writes a file of that ``name``, which is read in part and whole."""
+
+    def made(folder: Path) -> Subject:
+        make(path := folder / name)
+        whole = path.parent if path.suffix == ".dcm" else path
+
+        def read() -> bytes:
+            picture = formats.open(whole)
+            window = tuple(slice(0, -(-length // 2)) for length in picture.size)
+            return picture[window].tobytes() + picture[()].tobytes()
+
+        return Subject(path, read, mutate, exact=False)
+
+    return made
+
+
+def _written(shape: tuple[int, ...], kind: str) -> Make:
+    return lambda path: formats.write(path, numbers(shape, kind), Geometry())
+
+
+def _tiff(shape: tuple[int, ...], kind: str, **options: Any) -> Make:
+    def make(path: Path) -> None:
+        import tifffile
+
+        tifffile.imwrite(path, numbers(shape, kind), photometric="minisblack", **options)
+
+    return make
+
+
+def _geotiff(path: Path) -> None:
+    affine = ((0.0, 10.0, 5e5), (-10.0, 0.0, 4e6), (0.0, 0.0, 1.0))
+    kept = {"crs": "EPSG:32632", "nodata": 7.0, "tags": {"SENSOR": "S2"}}
+    formats.write(path, numbers((5, 24, 24), "uint16"), Geometry(affine, "geotiff", kept))
+
+
+def _nrrd(path: Path) -> None:
+    import SimpleITK as sitk  # noqa: N813
+
+    sitk.WriteImage(sitk.GetImageFromArray(numbers((5, 7, 9), "int16")), str(path), useCompression=True)
+
+
+def _dicom(path: Path) -> None:
+    write_dicom(path.parent, numbers((3, 8, 8), "uint8").astype(np.int16), [0, 2, 4])
+
+
+def _zipped(data: bytes, rng: random.Random) -> bytes:
+    """A gzip with other bytes or, as often, with other bytes inside and the checksum that fits them."""
+    return of_bytes(data, rng) if rng.random() < 0.5 else gzip.compress(of_bytes(gzip.decompress(data), rng))
+
+
+def _npz(data: bytes, rng: random.Random) -> bytes:
+    """A zip with other bytes or, as often, with other bytes in its member."""
+    if rng.random() < 0.5:
+        return of_bytes(data, rng)
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        content = of_bytes(file.read("array.npy"), rng)
+    with zipfile.ZipFile(made := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("array.npy", content)
+    return made.getvalue()
+
+
+_ROWS: dict[str, tuple[Callable[[Path], Subject], tuple[str, ...]]] = {  # of each, the packages that it needs
+    "PNG of 16-bit colours": (_subject("a.png", _written((3, 16, 24), "uint16")), ("imagecodecs",)),
+    "TIFF of bands": (_subject("a.tif", _written((5, 16, 24), "uint16")), ("tifffile",)),
+    "TIFF in tiles": (
+        _subject("a.tif", _tiff((40, 40), "float32", tile=(16, 16), compression="zlib", predictor=True)),
+        ("tifffile", "imagecodecs"),
+    ),
+    "TIFF of pages, LZW": (
+        _subject("a.tif", _tiff((4, 16, 24), "uint16", rowsperstrip=8, compression="lzw")),
+        ("tifffile", "imagecodecs"),
+    ),
+    "OME-TIFF": (_subject("a.tif", _written((2, 3, 16, 24), "uint16")), ("tifffile",)),
+    "GeoTIFF": (_subject("a.tif", _geotiff), ("rasterio",)),
+    "NIfTI": (_subject("a.nii", _written((1, 5, 7, 9), "int16")), ("SimpleITK",)),
+    "NIfTI, compressed": (_subject("a.nii.gz", _written((1, 5, 7, 9), "int16"), _zipped), ("SimpleITK",)),
+    "NIfTI of vectors": (_subject("a.nii", _written((3, 5, 7, 9), "float32")), ("SimpleITK",)),
+    "MetaImage": (_subject("a.mha", _written((1, 5, 7, 9), "int16")), ("SimpleITK",)),
+    "MetaImage, header": (_subject("a.mhd", _written((2, 5, 7, 9), "float32")), ("SimpleITK",)),
+    "NRRD": (_subject("a.nrrd", _written((2, 5, 7, 9), "int16")), ("SimpleITK",)),
+    "NRRD, compressed": (_subject("a.nrrd", _nrrd), ("SimpleITK",)),
+    "DICOM": (_subject("07.dcm", _dicom), ("SimpleITK",)),
+    "npy": (_subject("a.npy", _written((2, 5, 7, 9), "float32")), ()),
+    "npz": (_subject("a.npz", _written((1, 5, 7, 9), "int16"), _npz), ()),
+}
+FORMATS = {kind: (made, 5_000) for kind, (made, _) in _ROWS.items()}
+NEEDED = {kind: needed for kind, (_, needed) in _ROWS.items()}
