@@ -1,17 +1,13 @@
-"""The settings of a translation, and the names of metrics. Nothing here needs torch."""
+"""The settings of a translation. Nothing here needs torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from bbdm.base.settings import setting
 from bbdm.data.config import ColumnsConfig, DegradeConfig, Direction
 from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
-
-MetricName = Literal["fid", "lpips", "psnr", "ssim", "diversity"]
-LPIPSNet = Literal["alex", "vgg", "squeeze"]
 
 
 @dataclass(frozen=True)
