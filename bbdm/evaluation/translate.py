@@ -261,15 +261,8 @@ class Translator:
             of = [batch[i : i + samples] for i in range(0, len(batch), samples)]
             made = [self.files.compared(same[0].index, [job.path for job in same]) for same in of]
             results, targets, masks = zip(*made, strict=True)
-            masked = [
-                torch.ones_like(t[:1], dtype=torch.bool) if m is None else m
-                for m, t in zip(masks, targets, strict=True)
-            ]
-            yield (
-                torch.stack(results),
-                torch.stack(targets),
-                torch.stack(masked) if any(m is not None for m in masks) else None,
-            )
+            valid = None if masks[0] is None else torch.stack(masks)  # of all pictures of a batch, or of none
+            yield torch.stack(results), torch.stack(targets), valid
 
 
 def _plain(value: Any) -> Any:
