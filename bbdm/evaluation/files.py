@@ -241,7 +241,7 @@ class Valued(Files):
         formats.write(path, array, geometry)
 
     def compared(self, index: int, paths: Sequence[Path]) -> Compared:
-        """Stored values: uint8 of 8-bit pictures, else float32. Slices are along the first axis of volumes."""
+        """Stored values: uint8 of 8-bit pictures, else float32. A volume's slices come first."""
         entry = self.entries[index] if self._masked is None else self._masked[index]
         target = self.dataset.whole(entry, "target")
         if target is None:

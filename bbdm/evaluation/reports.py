@@ -115,7 +115,7 @@ def _ticks(values: Sequence[float]) -> list[float]:
 
 
 def _title(name: str, report: Report) -> str:
-    """A score's name, its unit, and which way is better, as far as this is known of another program's metric."""
+    """A score's name, its unit, and which way is better; of a metric that is not registered, the name."""
     metric = metric_of(name)
     kind = METRICS.get(metric)
     title = name.replace(metric, metric.upper()) if metric in ACRONYMS else name
