@@ -28,7 +28,7 @@ from bbdm.data.valued import ValuedDataset
 from bbdm.pictures import formats, images
 from bbdm.pictures.kind import AXES, PictureKind
 from bbdm.pictures.picture import Geometry, Picture
-from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values
+from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite
 
 SCALED = Values(-1, 1, dtype="float32")  # of sources that are scaled already
 LOSSY = ("", ".png", ".jpg", ".jpeg", ".webp", ".bmp")  # suffixes of sources whose results are PNG where that holds
@@ -151,13 +151,15 @@ class EightBit(Files):
         if target is None:
             raise self._missing(index)
         results = np.stack([images.to_pixels(open_image(path)) for path in paths])
-        mask = None if self._masked is None else self._mask(self._masked[index], results.shape[2:])
+        height, width = results.shape[2:]
+        mask = None if self._masked is None else self._mask(self._masked[index], (width, height))
         return torch.from_numpy(results), torch.from_numpy(images.to_pixels(target)), mask
 
-    def _mask(self, pair: Pair, size: tuple[int, ...]) -> torch.Tensor:
+    def _mask(self, pair: Pair, size: tuple[int, int]) -> torch.Tensor:
+        """(1, H, W) at a size (width, height)."""
         assert pair.mask is not None
         inside = Image.fromarray((formats.open(pair.mask)[()] != 0).any(axis=0))
-        return torch.from_numpy(np.array(inside.resize(size[::-1], Image.Resampling.NEAREST)))[None]
+        return torch.from_numpy(np.array(inside.resize(size, Image.Resampling.NEAREST)))[None]
 
     def shown(self, index: int, paths: Sequence[Path]) -> list[Image.Image]:
         """As they are."""
@@ -198,9 +200,11 @@ class Valued(Files):
     def bad(self, progress: bool) -> dict[str, str]:
         """Of sources and targets."""
         found: dict[str, str] = {}
-        for entry in tqdm(self.entries, "looking at pictures", unit="pair", leave=False, disable=not progress):
+        bar = tqdm(self.entries, "looking at pictures", unit="pair", leave=False, disable=not progress)
+        for index, entry in enumerate(bar):
             try:
-                self.dataset.whole(entry, "source"), self.dataset.whole(entry, "target")
+                check_finite(self.source(index).given)
+                self.dataset.whole(entry, "target")
             except (OSError, ValueError) as error:
                 found[entry.name] = str(error)
         return found
@@ -266,7 +270,7 @@ class Valued(Files):
     def shown(self, index: int, paths: Sequence[Path]) -> list[Image.Image]:
         """Their ranges as black to white; of a volume, the slice in the middle."""
         entry = self.entries[index]
-        source, target = (self.dataset.whole(entry, side) for side in ("source", "target"))
+        source, target = self.dataset.whole(entry, "source"), self.dataset.whole(entry, "target")
         sides = [(source.array, source.values), *((formats.open(path)[()], self.kind.target) for path in paths)]
         sides += [] if target is None else [(target.array, self.kind.target)]
         return [self._picture(*side) for side in sides]

@@ -121,6 +121,9 @@ class PictureMean(Metric):
         compare: (N, C, H, W) results and targets to (N,) scores.
     """
 
+    total: torch.Tensor
+    count: torch.Tensor
+
     def __init__(self, compare: Compare) -> None:
         super().__init__(**_ALONE)
         self._compare = compare
