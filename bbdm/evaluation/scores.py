@@ -79,8 +79,9 @@ class Scores:
         per_channel: bool = False,
     ) -> None:
         self._setup = Setup(values, channels, samples, features, fid_weights, lpips_net, lpips_weights)
+        self._masked = masked
         for name in names:
-            self._check(name, masked)
+            self._check(name)
         if not names:
             raise ValueError(f"metrics must be among {', '.join(METRICS)}, got none")
         self.device = torch.device(device)
@@ -96,7 +97,7 @@ class Scores:
         }
         self._pictures = 0
 
-    def _check(self, name: str, masked: bool) -> None:
+    def _check(self, name: str) -> None:
         """Raise ValueError where there is no such metric, or these pictures do not have it."""
         setup = self._setup
         if name not in METRICS:
@@ -104,9 +105,9 @@ class Scores:
         if METRICS[name].colour and not setup.colour:
             raise ValueError(
                 f"{name} is of 8-bit grey or RGB pictures, and these have {setup.channels} channels of "
-                f"{setup.values}: take others, such as {', '.join(('mae', 'psnr', 'ssim'))}"
+                f"{setup.values}: take others, such as mae, psnr, ssim"
             )
-        if masked and METRICS[name].masks is None:
+        if self._masked and METRICS[name].masks is None:
             able = ", ".join(name for name, kind in METRICS.items() if kind.masks)
             raise ValueError(f"{name} is of whole pictures, and these have masks: take others, such as {able}")
         if name == "diversity" and setup.samples < 2:
@@ -200,7 +201,8 @@ class Scores:
             ValueError: there are none, or too few for FID.
         """
         if self._pictures < (2 if "fid" in self.metrics else 1):
-            raise ValueError(f"scores need pictures, FID at least 2; got {self._pictures}")
+            inside = " with pixels in their masks" if self._masked else ""
+            raise ValueError(f"scores need pictures{inside}, FID at least 2; got {self._pictures}")
         return {name: metric.compute().item() for name, metric in self.metrics.items()}
 
 
