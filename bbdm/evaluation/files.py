@@ -206,7 +206,7 @@ class Valued(Files):
                 check_finite(self.source(index).given)
                 self.dataset.whole(entry, "target")
             except (OSError, ValueError) as error:
-                found[entry.name] = str(error)
+                found[entry.name] = str(error) if str(entry) in str(error) else f"{entry}: {error}"
         return found
 
     def suffix(self, entry: Entry) -> str:
@@ -235,11 +235,10 @@ class Valued(Files):
     def save(self, result: Picture, source: Source, path: Path) -> None:
         """Write the result with the source's geometry; a pixel without a value in the source gets none."""
         array, geometry = np.array(result), result.geometry
-        if source.nodata is not None:
-            if _holds(array.dtype, source.nodata):
-                array[:, source.absent] = source.nodata
-            else:
-                geometry = _without(geometry, "nodata")
+        if source.nodata is not None and not _holds(array.dtype, source.nodata):
+            geometry = _without(geometry, "nodata")
+        elif source.absent is not None:
+            array[:, source.absent] = source.nodata
         if self.kind.source != self.kind.target:  # what is said of each band is of other values
             geometry = _without(geometry, "colors")
         formats.write(path, array, geometry)

@@ -38,6 +38,7 @@ from bbdm.files.weights import readable
 
 Compare = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (N, C, H, W) results and targets to (N,) scores
 BACKBONES: dict[LPIPSNet, str] = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # in torchvision
+SSIM_SIDE = 6  # at least, of pictures that its window is reflected in
 SLICES = 32  # of a volume, whose similarity is computed at once
 _ALONE: dict[str, Any] = {"sync_on_compute": False, "compute_with_cache": False}  # Scores.add sums over processes
 
@@ -179,6 +180,8 @@ class _SSIM(StructuralSimilarityIndexMeasure):
     """In the plane of the last two axes; within a mask, the mean of the map over it."""
 
     def update(self, results: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if min(results.shape[-2:]) < SSIM_SIDE:
+            raise ValueError(f"ssim needs at least {SSIM_SIDE} pixels a side, got {tuple(results.shape[-2:])}")
         if masks is None and results.ndim == 4:
             super().update(results, targets)
             return
