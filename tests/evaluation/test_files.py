@@ -280,7 +280,7 @@ def test_what_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             run("folder", "mr", "c.pt", "out", *flags)
-    run("folder", "mr", "c.pt", "out", "--target_values=-1024:3071:HU", "--slices", "coronal")
+    run("folder", "mr", "c.pt", "out", "--target_values", "-1024:3071:HU", "--slices", "coronal")
     with pytest.raises(ValueError, match=r"a.nii.gz would replace another picture"):
         run("folder", "mr", "c.pt", "mr")
     with pytest.raises(ValueError, match="fid is of 8-bit grey or RGB pictures"):

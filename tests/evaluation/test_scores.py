@@ -35,14 +35,20 @@ def masks_of(targets: Array) -> npt.NDArray[np.bool_]:
     return masks
 
 
+def tensor(array: Array, i: int) -> torch.Tensor:
+    """Of one picture."""
+    return torch.from_numpy(array[i : i + 1].astype(np.float32))
+
+
 def score(
     names: list[str], results: Array, targets: Array, masks: npt.NDArray[np.bool_] | None = None, **settings: object
 ) -> dict[str, float]:
     """The scores of pictures, each added by itself."""
     scores = Scores(names, results.shape[1], channels=targets.shape[1], masked=masks is not None, **settings)  # pyright: ignore[reportArgumentType]
     for i in range(len(targets)):
-        mask = None if masks is None else torch.from_numpy(masks[i : i + 1])
-        scores.update(*(torch.from_numpy(v[i : i + 1].astype(np.float32)) for v in (results, targets)), mask)
+        scores.update(
+            tensor(results, i), tensor(targets, i), None if masks is None else torch.from_numpy(masks[i : i + 1])
+        )
     return scores.compute()
 
 
@@ -125,8 +131,8 @@ def test_ssim_is_its_formula(shape: tuple[int, ...], masked: bool):
     expected: list[float] = []
     for samples, target, mask in zip(results, targets, masks, strict=True):
         for result in samples:
-            planes = [v.reshape(-1, *v.shape[-2:]) + 1024 for v in (result, target)]
-            found = np.stack([similarity(*plane, 4095) for plane in zip(*planes, strict=True)]).reshape(result.shape)
+            planes = zip(*(v.reshape(-1, *v.shape[-2:]) + 1024 for v in (result, target)), strict=True)
+            found = np.stack([similarity(one, other, 4095) for one, other in planes]).reshape(result.shape)
             expected.append(float(found.mean(0)[mask[0]].mean()))
     score_of = score(["ssim"], results, targets, masks if masked else None, values=HU)
     assert score_of["ssim"] == pytest.approx(np.mean(expected), abs=2e-5)
@@ -196,8 +202,7 @@ def test_parts_in_masks_add_up():
     names = ["mae", "rmse", "psnr", "ssim", "diversity"]
     parts = [Scores(names, 2, values=HU, channels=1, masked=True) for _ in range(2)]
     for i in range(5):
-        tensors = [torch.from_numpy(v[i : i + 1].astype(np.float32)) for v in (results, targets)]
-        parts[i % 2].update(*tensors, torch.from_numpy(masks[i : i + 1]))
+        parts[i % 2].update(tensor(results, i), tensor(targets, i), torch.from_numpy(masks[i : i + 1]))
     parts[0].add(pickle.loads(pickle.dumps(parts[1].state())))
     assert parts[0].compute() == pytest.approx(score(names, results, targets, masks, values=HU), rel=1e-6)
 
