@@ -135,4 +135,5 @@ class Place:
             with suppress(FileNotFoundError):
                 for path in self.files.ls(self.path(above).rstrip("/"), detail=False):
                     if is_temporary(path.rpartition("/")[2]):
-                        self.files.rm_file(path)
+                        folder = self.files.isdir(path)  # some formats are written in one
+                        self.files.rm(path, recursive=True) if folder else self.files.rm_file(path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import threading
@@ -35,6 +36,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None, **settings: Any) -> None:
         super().__init__(description=description, formatter_class=_Help, **settings)
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # values such as -1024:3071:HU are no flags
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  (its overloads)
         """Parse; or where a shell asks for completions, print them and exit."""

@@ -23,7 +23,8 @@ from bbdm.base.settings import add_flags, from_values
 from bbdm.bridges import Bridge
 from bbdm.cli.training import DATA_DIR
 from bbdm.data.config import DATASETS
-from bbdm.evaluation.config import LPIPSNet, MetricName, TranslateConfig
+from bbdm.evaluation.config import TranslateConfig
+from bbdm.evaluation.table import METRICS, LPIPSNet, defaults
 
 if TYPE_CHECKING:
     from bbdm.evaluation.translate import Translator
@@ -40,8 +41,13 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, TranslateConfig]:
     parser.add_argument("model", type=Path, help="a file, or a name on the Hub")
     parser.add_argument("output_dir", type=Path, nargs="?", help="out/MODEL-eval if left out")
     parser.add_argument(
-        "--metrics", nargs="+", choices=get_args(MetricName), help="(default: fid lpips, diversity where possible)"
+        "--metrics",
+        nargs="+",
+        choices=[*METRICS],
+        help="(default: fid lpips, of other pictures than 8-bit grey and RGB mae psnr ssim; diversity where possible)",
     )
+    parser.add_argument("--masks", type=Path, help="folder of masks by the pictures' names, not 0 where pixels count")
+    parser.add_argument("--per_channel", action="store_true", help="scores of each channel too, such as mae[3]")
     parser.add_argument("--sweep", nargs="+", metavar="SOLVER:NFE,NFE", help="such as dpm2m:5,10,20 fast:199")
     parser.add_argument("--fid_weights", type=Path, help="Inception's weights, if they cannot be downloaded")
     parser.add_argument("--lpips_net", choices=get_args(LPIPSNet), default="alex", help="the network of LPIPS")
@@ -55,7 +61,6 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, TranslateConfig]:
         parser.error("--sweep names solvers and steps: leave out --solver, --steps and --fast_sampling")
     if args.image_size in ("fit", "keep"):
         parser.error(f"scores need pictures of one size: --size {args.image_size} is for bbdm translate")
-    args.metrics = args.metrics or ["fid", "lpips", *(["diversity"] if args.num_samples > 1 else [])]
     args.output_dir = args.output_dir or Path("out") / f"{args.model.stem}-eval"
     return args, from_values(TranslateConfig, vars(args))
 
@@ -87,14 +92,19 @@ def evaluate(translator: Translator, args: argparse.Namespace, run: Run, folder:
             lpips_net=args.lpips_net,
             lpips_weights=args.lpips_weights,
             device=processes.device,
+            values=translator.setup.values,
+            channels=translator.setup.channels,
+            masked=translator.files.masked,
+            per_channel=args.per_channel,
         )
     jobs, report = translator.run(*run, folder)
-    for results, targets in translator.pictures(jobs):
-        scores.update(results, targets)
+    for batch in translator.pictures(jobs):
+        scores.update(*batch)
     scores.collect(processes)
     if processes.first:
         net = args.lpips_net if "lpips" in args.metrics else None
-        report = {"scores": scores.compute(), "lpips_net": net, **report}
+        masks = {} if args.masks is None else {"masks": translator.files.masks_digest}
+        report = {"scores": scores.compute(), "lpips_net": net, **masks, **report}
         if not args.overwrite:
             report = reports.with_earlier_scores(report, folder / "scores.json")
         manifest.write(folder / "scores.json", report)
@@ -143,6 +153,7 @@ def main(argv: Sequence[str]) -> None:
     if config.use_multi_gpus:
         start_on_each_gpu(["eval", *argv])
     translator = Translator(config)
+    args.metrics = args.metrics or defaults(translator.setup)
     if args.sweep:
         sweep(translator, args)
     else:

@@ -116,7 +116,8 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
             from bbdm.evaluation.metrics import Scores  # needs torchmetrics
 
             weights = {"fid_weights": args.fid_weights, "lpips_weights": args.lpips_weights}
-            callbacks.append(ValidationScores(Scores(args.score, **weights, device=team.device)))
+            of = {"values": pairs.kind.target, "channels": pairs.channels, "masked": pairs.masked}
+            callbacks.append(ValidationScores(Scores(args.score, **weights, **of, device=team.device)))
     if codec is not None and args.normalize_latents:
         stored = resumed and resumed[1].codec and resumed[1].codec.statistics
         codec = codec.with_statistics(stored or measure(pairs, codec, args.flip, progress=verbose))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from bbdm.base import demo
+from bbdm.base.atomic import write_atomically
 from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, from_values
 from bbdm.data.config import DATASETS
@@ -22,7 +23,7 @@ from bbdm.evaluation.config import TranslateConfig
 from bbdm.pictures import images
 
 if TYPE_CHECKING:
-    from bbdm.data.pairs import PairedDataset
+    from bbdm.evaluation.files import Files
     from bbdm.evaluation.results import Job
 
 GRID_PAIRS = 16  # at most
@@ -48,13 +49,11 @@ def parse(argv: Sequence[str]) -> TranslateConfig:
     return from_values(TranslateConfig, vars(args))
 
 
-def draw_grid(dataset: PairedDataset, jobs: list[Job]) -> Image.Image:
+def draw_grid(files: Files, jobs: list[Job]) -> Image.Image:
     """(source | results | target) of the first sources, in a sheet about as high as wide."""
     examples: list[list[Image.Image]] = []
     for index in list(dict.fromkeys(job.index for job in jobs))[:GRID_PAIRS]:
-        source, target = dataset.images(index)
-        results = [images.open_image(job.path) for job in jobs if job.index == index]
-        examples.append([source, *results, *([] if target is None else [target])])
+        examples.append(files.shown(index, [job.path for job in jobs if job.index == index]))
     across = max(1, round(math.sqrt(len(examples) / len(examples[0]))))
     rows = [list(chain(*examples[i : i + across])) for i in range(0, len(examples), across)]
     return images.grid(rows, group=len(examples[0]))
@@ -62,7 +61,7 @@ def draw_grid(dataset: PairedDataset, jobs: list[Job]) -> Image.Image:
 
 def translate(config: TranslateConfig, words: Sequence[str]) -> None:
     """Translate, and draw the grid; ``words`` are the command's, to start it again for each GPU."""
-    from bbdm.evaluation.results import check_places, save
+    from bbdm.evaluation.results import check_places
     from bbdm.evaluation.translate import Translator
     from bbdm.execution.processes import start_on_each_gpu
 
@@ -72,11 +71,12 @@ def translate(config: TranslateConfig, words: Sequence[str]) -> None:
     folder = config.output_dir
     grid = folder / "grid.png"
     planned = [job.path for job in translator.plan(folder)]
-    check_places(translator.dataset, [grid, *planned])
+    check_places(translator.files, [grid, *planned])
     kept = 0 if config.overwrite else sum(path.exists() for path in planned)
     jobs, _ = translator.run(config.chosen_solver, config.steps, folder)
     if translator.processes.first:
-        save(draw_grid(translator.dataset, jobs), grid)
+        sheet = draw_grid(translator.files, jobs)
+        write_atomically(grid, lambda temporary: sheet.save(temporary, "png"))
         print(f"{len(jobs) - kept} results in {folder}" + (f", and {kept} that were there" if kept else ""))
         print(f"to look at: {grid}")
     translator.processes.leave()

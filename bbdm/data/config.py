@@ -39,26 +39,32 @@ class ColumnsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PicturesConfig:
+class ValuesConfig:
+    """What the pictures of a data set are."""
+
+    source_values: AnyValues | None = setting(
+        None,
+        "range of the sources' values, LOW:HIGH or LOW:HIGH:UNIT, or pLOW:HIGH for percentiles of each picture; "
+        "of several channels, ranges with commas; the network's if unset, or 0:255",
+        parse=read_values,
+    )
+    target_values: AnyValues | None = setting(None, "range of the targets' values, LOW:HIGH:UNIT", parse=read_values)
+    slices: Plane | None = setting(None, "the plane of the slices that volumes are read in")
+    resample: bool = setting(False, "resample sources and masks to the targets' grid, where it differs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PicturesConfig(ValuesConfig):
     """What the pictures of a data set are, and which parts of them are examples.
 
     Raises:
         ValueError: a setting is out of range.
     """
 
-    source_values: AnyValues | None = setting(
-        None,
-        "range of the sources' values, LOW:HIGH or LOW:HIGH:UNIT, or pLOW:HIGH for percentiles of each picture; "
-        "of several channels, ranges with commas; 0:255 if unset",
-        parse=read_values,
-    )
-    target_values: AnyValues | None = setting(None, "range of the targets' values, LOW:HIGH:UNIT", parse=read_values)
     crop: Size | None = setting(None, "train on crops of this side, or HxW, not on resized pictures", parse=read_size)
     crops_per_picture: int = setting(1, "crops of a picture in an epoch", least=1)
     crops_in_mask: float = setting(0.0, "share of crops that are centred in the mask", least=0)
     masks: Path | None = setting(None, "folder of masks by the pictures' names, not 0 where pixels count")
-    slices: Plane | None = setting(None, "train on the slices of volumes in this plane")
-    resample: bool = setting(False, "resample sources and masks to the targets' grid, where it differs")
 
     def __post_init__(self) -> None:
         check(self)

@@ -39,6 +39,7 @@ class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
         channels: of targets.
         source_channels: of sources.
         kind: what the pictures are besides.
+        masked: whether examples have masks.
         direction: ``AtoB``, or ``BtoA`` where the sides are swapped.
         degradation: what makes sources, or None.
         crops: which crops of pictures the examples are, or None.
@@ -51,6 +52,7 @@ class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
     channels: int
     source_channels: int
     kind: PictureKind = EIGHT_BIT_PICTURES
+    masked: bool = False
     direction: str = "AtoB"
     degradation: Degradation | None = None
     crops: Crops | None = None

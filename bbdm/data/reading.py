@@ -95,7 +95,8 @@ class Reader:
             alone = picture.windowed or not whole
             array = picture[whole] if alone else self._whole(picture)[(slice(None), *whole)]
             array = array if sides.plane is None else array.take(0, 1 + sides.plane[0])
-            parts.append(images.recoloured(array, self._channels) if self._is_converted(picture) else array)  # pyright: ignore[reportArgumentType]
+            converted = array.ndim == 3 and self._is_converted(picture)  # volumes by their slices alone
+            parts.append(images.recoloured(array, self._channels) if converted else array)  # pyright: ignore[reportArgumentType]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def sample(self, pictures: Sequence[LazyPicture]) -> Array:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import tee
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 
-from bbdm.data.collection import Example, Files, Order, Pairs, Sides
+from bbdm.data.collection import Entry, Example, Files, Order, Pairs, Sides
 from bbdm.data.crops import Crops
 from bbdm.data.degradations import Degradation
 from bbdm.data.examples import NoTargetError, PairExamples
@@ -20,10 +20,20 @@ from bbdm.data.reading import Reader, in_plane, without_data
 from bbdm.pictures import images
 from bbdm.pictures.images import Size
 from bbdm.pictures.kind import PictureKind
-from bbdm.pictures.picture import LazyPicture, Picture, Window
+from bbdm.pictures.picture import Geometry, LazyPicture, Picture, Window
 from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, check_finite
 
 Array = npt.NDArray[Any]
+
+
+class Whole(NamedTuple):
+    """A side of an example in stored values: whole, and of a slice the volume."""
+
+    array: Array  # (C, *S)
+    geometry: Geometry
+    values: Values
+    absent: npt.NDArray[np.bool_] | None  # (*S), pixels without a value; None where all have one
+    nodata: float | None
 
 
 class ValuedDataset(PairExamples):
@@ -65,8 +75,8 @@ class ValuedDataset(PairExamples):
         self.crops = crops
         self._resized_to = None if image_size is None or crops is not None else images.sides(image_size)
         sides = pairs[0].opened()
-        self._masked = sides.mask is not None or any(each.nodata is not None for each in _pictures(sides))
-        self._reader = Reader(channels, self._masked or self._resized_to is None, resample, cache)
+        self.masked = sides.mask is not None or any(each.nodata is not None for each in _pictures(sides))
+        self._reader = Reader(channels, self.masked or self._resized_to is None, resample, cache)
         self._ranges: dict[tuple[Path, ...], Values] = {}  # of percentiles
         sides = self._opened(0)
         plane = in_plane(sides.sources[0].size, sides)
@@ -116,6 +126,26 @@ class ValuedDataset(PairExamples):
         ]
         return (made[0], made[1]) if len(made) > 1 else (made[0], None)
 
+    @overload
+    def whole(self, entry: Entry, side: Literal["source"]) -> Whole: ...
+    @overload
+    def whole(self, entry: Entry, side: str) -> Whole | None: ...
+    def whole(self, entry: Entry, side: str) -> Whole | None:
+        """The source or the target of an entry, a pair of files; None for a missing target."""
+        sides = self._reader.open(entry, self.direction == "BtoA")
+        pictures = _by_role(sides)[side == "target"]
+        if not pictures:
+            return None
+        array = self._reader.part(pictures, sides)
+        absent = without_data(array, pictures[0].nodata)
+        values = self._values(self.kind.target if side == "target" else self.kind.source, pictures)
+        return Whole(array, pictures[0].geometry, values, absent if absent.any() else None, pictures[0].nodata)
+
+    def whole_mask(self, entry: Entry) -> npt.NDArray[np.bool_] | None:
+        """(*S) whether pixels of an entry are in its mask; None without one."""
+        sides = self._reader.open(entry, self.direction == "BtoA")
+        return None if sides.mask is None else self._mask(sides, ())
+
     def look(self, place: int, whole: bool) -> list[tuple[int, int]]:
         """Nothing; see :meth:`PairExamples.look`. The pair's grids, channels and types are compared."""
         sides = self._opened(place)
@@ -161,12 +191,12 @@ class ValuedDataset(PairExamples):
             if pictures:
                 array = self._reader.part(pictures, sides, window)
                 absent = without_data(array, pictures[0].nodata)
-                valid = valid & ~absent if self._masked else valid
+                valid = valid & ~absent if self.masked else valid
                 made.append(self._tensor(array, absent, self._values(values, pictures)))
         if self.degradation is not None:
             drawn = f"{key} {seed}" if self.crops else name
             made.insert(0, _degraded(made[0], self.degradation, drawn))
-        mask = torch.from_numpy(self._fitted(valid[None].astype(np.float32))) if self._masked else None
+        mask = torch.from_numpy(self._fitted(valid[None].astype(np.float32))) if self.masked else None
         return Example(made[0], made[1], mask=mask, name=name)
 
     def _mask(self, sides: Sides, window: Window) -> npt.NDArray[np.bool_]:

@@ -1,21 +1,17 @@
-"""The settings of a translation, and the names of metrics. Nothing here needs torch."""
+"""The settings of a translation. Nothing here needs torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from bbdm.base.settings import setting
-from bbdm.data.config import ColumnsConfig, DegradeConfig, Direction
+from bbdm.data.config import ColumnsConfig, DegradeConfig, Direction, ValuesConfig
 from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
-
-MetricName = Literal["fid", "lpips", "psnr", "ssim", "diversity"]
-LPIPSNet = Literal["alex", "vgg", "squeeze"]
 
 
 @dataclass(frozen=True)
-class TranslateConfig(DegradeConfig, ColumnsConfig, NetworkConfig):
+class TranslateConfig(DegradeConfig, ColumnsConfig, ValuesConfig, NetworkConfig):
     """Which data set is translated, by which network, and how.
 
     Raises:
@@ -26,6 +22,7 @@ class TranslateConfig(DegradeConfig, ColumnsConfig, NetworkConfig):
     data_dir: str  # the folder of the data set, or what else the layout takes
     model: Path  # the checkpoint, or its name on the Hub
     output_dir: Path  # the folder of the results
+    masks: Path | None = None  # folder of masks by the sources' names, not 0 where pixels count in scores
     split: str = setting("val", "the part of the data set to translate")
     batch_size: int = setting(64, "results in a batch", "-b", least=1)
     num_samples: int = setting(1, "results of each source", "-r", "--repeat", least=1)

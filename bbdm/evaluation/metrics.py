@@ -1,13 +1,16 @@
-"""Scores of translated pictures, on torchmetrics: FID, LPIPS, PSNR, SSIM and diversity.
+"""The metrics: FID, LPIPS, PSNR, SSIM, MAE, RMSE, SAM, ERGAS and diversity, and those that a user adds.
 
-Pictures have 8 bits, as in their files, and the size at which they were made. mIoU is in
-:mod:`bbdm.evaluation.segmentation`.
+They are rows of :data:`METRICS`, to which a statement adds one:
+
+    METRICS["dice"] = Kind(mean_of(dice), higher_is_better=True, masks="pixels")
+
+mIoU is in :mod:`bbdm.evaluation.segmentation`.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -15,23 +18,29 @@ from typing import Any, get_args
 import torch
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
+from torchmetrics.functional.image import (
+    error_relative_global_dimensionless_synthesis,
+    spectral_angle_mapper,
+    structural_similarity_index_measure,
+)
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchvision.models import get_model_weights
 
-from bbdm.evaluation.config import LPIPSNet, MetricName
-from bbdm.execution.processes import Processes
+from bbdm.evaluation.scores import Scores as Scores
+from bbdm.evaluation.table import METRICS as METRICS
+from bbdm.evaluation.table import Kind as Kind
+from bbdm.evaluation.table import LPIPSNet, Setup
 from bbdm.files import torchfile
 from bbdm.files.weights import readable
 
-HIGHER_IS_BETTER = {"fid": False, "lpips": False, "psnr": True, "ssim": True, "diversity": True}
-Counted = torch.Tensor | list[torch.Tensor]  # a list has a tensor for each batch
-State = tuple[int, dict[str, dict[str, Counted]]]  # the number of sources, and the states of the metrics
+Compare = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (N, C, H, W) results and targets to (N,) scores
 BACKBONES: dict[LPIPSNet, str] = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # in torchvision
+SSIM_SIDE = 6  # at least, of pictures that its window is reflected in
+SLICES = 32  # of a volume, whose similarity is computed at once
 _ALONE: dict[str, Any] = {"sync_on_compute": False, "compute_with_cache": False}  # Scores.add sums over processes
-_CONSTANT = ("data_range",)  # a state of PSNR
 
 
 class Inception(nn.Module):
@@ -78,10 +87,6 @@ def lpips(net: LPIPSNet = "alex", weights: Path | None = None) -> LearnedPercept
     return _with_weights(build, weights, url, "lpips_weights", BACKBONES[net])
 
 
-def _moved(value: Counted, device: str | torch.device) -> Any:
-    return value.to(device) if isinstance(value, torch.Tensor) else [item.to(device) for item in value]
-
-
 def _with_weights(build: Callable[[], Any], weights: Path | None, url: str, argument: str, name: str) -> Any:
     """``build()``, in which torch.hub finds a local file or downloads; errors say what to do."""
     if weights is None:
@@ -108,134 +113,122 @@ def _with_weights(build: Callable[[], Any], weights: Path | None, url: str, argu
             torch.hub.set_dir(before)
 
 
-class Scores:
-    """Several metrics over one data set.
+class PictureMean(Metric):
+    """The mean of a function's scores of pictures.
 
-    FID compares all results with all targets; its statistics are float64. LPIPS, PSNR and SSIM compare each
-    result with its source's target, and are means over results. Diversity (Li et al., BBDM, CVPR 2023) is the
-    standard deviation over a source's results, without Bessel's correction, on a scale of 0 to 255, averaged
-    over pixels, channels and sources.
-
-    :meth:`collect` adds the pictures of other processes. (The synchronisation of torchmetrics hangs or fails
-    when processes have different numbers of batches.)
+    A score of NaN is of a picture without one, and does not count.
 
     Args:
-        names: of ``fid``, ``lpips``, ``psnr``, ``ssim``, ``diversity``.
-        samples: results of each source. Diversity needs at least 2.
-        features: the network of FID, (B, 3, H, W) uint8 to (B, D); None for Inception.
-        fid_weights: file of the weights that torch-fidelity publishes; None downloads them.
-        lpips_net: the network of LPIPS.
-        lpips_weights: file of torchvision's ImageNet weights for that network; None downloads them.
-        device: where the metrics are computed.
-
-    Raises:
-        FileNotFoundError: there is no such file of weights.
-        ValueError: an unknown name, too few samples, damaged weights, or a failed download.
+        compare: (N, C, H, W) results and targets to (N,) scores.
     """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        samples: int = 1,
-        *,
-        features: nn.Module | None = None,
-        fid_weights: Path | None = None,
-        lpips_net: LPIPSNet = "alex",
-        lpips_weights: Path | None = None,
-        device: str | torch.device = "cpu",
-    ) -> None:
-        unknown = [name for name in names if name not in get_args(MetricName)]
-        if unknown or not names:
-            raise ValueError(
-                f"metrics must be among {', '.join(get_args(MetricName))}, got {', '.join(unknown) or 'none'}"
-            )
-        if "diversity" in names and samples < 2:
-            raise ValueError(f"diversity needs at least 2 results of each source, got {samples}")
-        build: dict[str, Callable[[], Metric]] = {
-            "fid": lambda: FrechetInceptionDistance(features or Inception(fid_weights), **_ALONE),
-            "lpips": lambda: lpips(lpips_net, lpips_weights),
-            "psnr": lambda: PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3), **_ALONE),
-            "ssim": lambda: StructuralSimilarityIndexMeasure(data_range=1.0, **_ALONE),
-            "diversity": lambda: MeanMetric("disable", **_ALONE),
-        }
-        self.samples = samples
-        self.device = torch.device(device)
-        self.metrics = {name: build[name]().to(self.device) for name in names}
-        if "diversity" in names:
-            self.metrics["diversity"].set_dtype(torch.float64)  # which Metric.to forgets
-        self._pictures = 0
+    total: torch.Tensor
+    count: torch.Tensor
 
-    @torch.inference_mode()
+    def __init__(self, compare: Compare) -> None:
+        super().__init__(**_ALONE)
+        self._compare = compare
+        for name in ("total", "count"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), "sum")
+        self.set_dtype(torch.float64)
+
     def update(self, results: torch.Tensor, targets: torch.Tensor) -> None:
-        """Add (B, S, 3, H, W) uint8 results, and their (B, 3, H, W) uint8 targets.
+        """Add pictures: (N, C, H, W), or what else the function takes."""
+        scores = self._compare(results, targets).double()
+        self.total += scores.nansum()
+        self.count += (~scores.isnan()).sum()
 
-        Raises:
-            ValueError: other shapes or types.
-        """
-        fits = results.ndim == 5 and results.shape[0] == len(targets) and results.shape[2:] == targets.shape[1:]
-        if not fits or results.shape[1:3] != (self.samples, 3):
-            raise ValueError(
-                f"results must be (B, {self.samples}, 3, H, W) and targets (B, 3, H, W), "
-                f"got {tuple(results.shape)} and {tuple(targets.shape)}"
-            )
-        if results.dtype != torch.uint8 or targets.dtype != torch.uint8:
-            raise ValueError(f"pictures must be uint8, got {results.dtype} and {targets.dtype}")
-        results, targets = results.to(self.device), targets.to(self.device)
-        flat = results.flatten(0, 1)
-        one, other = flat / 255, targets.repeat_interleave(self.samples, dim=0) / 255
-        self._pictures += len(targets)
-        for name, metric in self.metrics.items():
-            if name == "fid":
-                metric.update(flat, real=False)
-                metric.update(targets, real=True)
-            elif name == "diversity":
-                metric.update(results.double().std(dim=1, correction=0).mean((1, 2, 3)))
-            else:
-                metric.update(one, other)
+    def compute(self) -> torch.Tensor:
+        """The mean; NaN of no picture."""
+        return self.total / self.count
 
-    def reset(self) -> None:
-        """Forget all pictures."""
-        self._pictures = 0
-        for metric in self.metrics.values():
-            metric.reset()
 
-    def state(self) -> State:
-        """The argument of :meth:`add` in another process, on the CPU."""
-        counted = {
-            name: {key: _moved(value, "cpu") for key, value in metric.metric_state.items() if key not in _CONSTANT}
-            for name, metric in self.metrics.items()
-        }
-        return self._pictures, counted
+def mean_of(compare: Compare) -> Callable[[Setup], PictureMean]:
+    """What builds the metric that is the mean of a function's scores; see :class:`PictureMean`."""
+    return lambda setup: PictureMean(compare)
 
-    @torch.inference_mode()
-    def add(self, state: State) -> None:
-        """Add the pictures of other scores with the same metrics.
 
-        Raises:
-            ValueError: these scores have no pictures yet, which FID cannot start from.
-        """
-        pictures, counted = state
-        if not pictures:
+def _mae(results: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return (results - targets).abs().mean((1, 2, 3), dtype=torch.float64)
+
+
+def _rmse(results: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return (results - targets).square().mean((1, 2, 3), dtype=torch.float64).sqrt()
+
+
+def _sam(results: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Radians. A pixel of zeros has no angle, and does not count."""
+    return spectral_angle_mapper(results.double(), targets.double(), reduction="none").nanmean((1, 2))
+
+
+def _ergas(results: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """With 4 pixels of the target along one of the source, torchmetrics' default."""
+    return error_relative_global_dimensionless_synthesis(results.double(), targets.double(), reduction="none")
+
+
+def _diversity(results: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return results.double().std(dim=1, correction=0).mean((1, 2, 3))
+
+
+class _FID(FrechetInceptionDistance):
+    def update(self, results: torch.Tensor, targets: torch.Tensor) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().update(results.flatten(0, 1), real=False)
+        super().update(targets, real=True)
+
+
+class _SSIM(StructuralSimilarityIndexMeasure):
+    """In the plane of the last two axes; within a mask, the mean of the map over it."""
+
+    def update(self, results: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if min(results.shape[-2:]) < SSIM_SIDE:
+            raise ValueError(f"ssim needs at least {SSIM_SIDE} pixels a side, got {tuple(results.shape[-2:])}")
+        if masks is None and results.ndim == 4:
+            super().update(results, targets)
             return
-        if not self._pictures:
-            raise ValueError("scores need pictures of their own before those of others are added, got none")
-        self._pictures += pictures
-        for name, metric in self.metrics.items():
-            for key, value in counted[name].items():  # Metric.merge_state reverses lists: other last bits of means
-                setattr(metric, key, getattr(metric, key) + _moved(value, self.device))
+        for number, pair in enumerate(zip(results, targets, strict=True)):
+            self.similarity += _similarity(*pair, None if masks is None else masks[number])
+            self.total += 1
 
-    def collect(self, processes: Processes) -> None:
-        """Add the pictures of all other processes to the first's; every process calls it."""
-        _, *others = processes.gather(self.state())
-        for state in others if processes.first else []:
-            self.add(state)
 
-    def compute(self) -> dict[str, float]:
-        """The scores of all pictures so far.
+def _similarity(result: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The mean of the map over the mask (1, *S) of a picture (C, *S)."""
+    planes = [(v[:, None] if v.ndim == 3 else v).transpose(0, 1) for v in (result, target)]  # (D, C, H, W)
+    weights = torch.ones_like(planes[0][:, :1]) if mask is None else mask.reshape(planes[0][:, :1].shape).float()
+    total = planes[0].new_zeros(())
+    for part in zip(*(v.split(SLICES) for v in (*planes, weights)), strict=True):
+        _, found = structural_similarity_index_measure(part[0], part[1], data_range=1.0, return_full_image=True)
+        total += (found.mean(1, keepdim=True) * part[2]).sum()
+    return total / weights.sum()
 
-        Raises:
-            ValueError: there are none, or too few for FID.
-        """
-        if self._pictures < (2 if "fid" in self.metrics else 1):
-            raise ValueError(f"scores need pictures, FID at least 2; got {self._pictures}")
-        return {name: metric.compute().item() for name, metric in self.metrics.items()}
+
+def build_fid(setup: Setup) -> Metric:
+    """FID between all results and all targets; its statistics are float64."""
+    return _FID(setup.features or Inception(setup.fid_weights), **_ALONE)
+
+
+def build_lpips(setup: Setup) -> Metric:
+    """LPIPS; see :func:`lpips`."""
+    return lpips(setup.lpips_net, setup.lpips_weights)
+
+
+def build_psnr(setup: Setup) -> Metric:
+    """PSNR in dB, of the range of the values."""
+    return PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3), **_ALONE)
+
+
+def build_ssim(setup: Setup) -> Metric:
+    """SSIM (Wang et al. 2004) of the range of the values, with a Gaussian window of 11 pixels."""
+    return _SSIM(data_range=1.0, **_ALONE)
+
+
+def build_sam(setup: Setup) -> Metric:
+    """The spectral angle (Yuhas et al. 1992) in radians; ValueError for one channel."""
+    if setup.channels < 2:
+        raise ValueError("sam compares channels with each other, and there is one")
+    return PictureMean(_sam)
+
+
+build_mae = mean_of(_mae)
+build_rmse = mean_of(_rmse)
+build_ergas = mean_of(_ergas)
+build_diversity = mean_of(_diversity)

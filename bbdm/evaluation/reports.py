@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 from bbdm.base import manifest
 from bbdm.base.atomic import write_atomically
-from bbdm.evaluation.metrics import HIGHER_IS_BETTER
+from bbdm.evaluation.table import METRICS, metric_of
 
 Report = dict[str, Any]
 LABELS = {"nfe": "network calls", "seconds_per_picture": "seconds a picture"}
 SAME_PLACE = 1.05  # ratio of values whose ticks overlap
-DIGITS = {"fid": 2, "psnr": 2, "diversity": 2}  # others have 4
+ACRONYMS = ("fid", "lpips", "psnr", "ssim", "mae", "rmse", "sam", "ergas")  # which titles have in capitals
 
 
 def read(path: Path) -> list[Report]:
@@ -36,9 +36,9 @@ def read(path: Path) -> list[Report]:
 
 
 def with_earlier_scores(report: Report, path: Path) -> Report:
-    """A report with the scores of other metrics that ``path`` has for the same settings."""
+    """A report with the scores of other metrics that ``path`` has for the same settings and masks."""
     for before in read(path):
-        if before["settings"] == report["settings"]:
+        if before["settings"] == report["settings"] and before.get("masks") == report.get("masks"):
             net = report["lpips_net"] or before.get("lpips_net")
             report = {**report, "scores": {**before["scores"], **report["scores"]}, "lpips_net": net}
     return report
@@ -53,17 +53,20 @@ def merge(before: Sequence[Report], reports: Sequence[Report]) -> list[Report]:
     """Reports of a sweep after those earlier ones that differ in solver and times alone."""
 
     def common(report: Report) -> dict[str, Any]:
-        return {k: v for k, v in report["settings"].items() if k not in ("solver", "nfe", "timesteps")}
+        settings = {k: v for k, v in report["settings"].items() if k not in ("solver", "nfe", "timesteps")}
+        return {"settings": settings, "masks": report.get("masks")}
 
     made = {run_of(report) for report in reports}
     return [*(r for r in before if common(r) == common(reports[0]) and run_of(r) not in made), *reports]
 
 
-def table(reports: Sequence[Report], names: Sequence[str]) -> str:
-    """Markdown, a row for each report, of the metrics with these names."""
-    rows = [["solver", "NFE", "pictures", *map(_title, names), "s / picture"], ["---"] * (len(names) + 4)]
+def table(reports: Sequence[Report], metrics: Sequence[str]) -> str:
+    """Markdown, a row for each report, of the scores of these metrics: of all channels, and of each alone."""
+    names = [name for metric in metrics for name in reports[0]["scores"] if metric_of(name) == metric]
+    titles = [_title(name, reports[0]) for name in names]
+    rows = [["solver", "NFE", "pictures", *titles, "s / picture"], ["---"] * (len(names) + 4)]
     for report in reports:
-        scores = [f"{report['scores'][name]:.{DIGITS.get(name, 4)}f}" for name in names]
+        scores = [f"{report['scores'][name]:{METRICS[metric_of(name)].form}}" for name in names]
         solver, nfe, pictures = report["solver"], str(report["nfe"]), str(report["pictures"])
         rows.append([solver, nfe, pictures, *scores, seconds(report, 4)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -90,7 +93,7 @@ def draw(reports: Sequence[Report], over: Literal["nfe", "seconds_per_picture"],
             of = [report for report in measured if report["solver"] == solver and name in report["scores"]]
             points = sorted((report[over], report["scores"][name]) for report in of)
             panel.plot([x for x, _ in points], [y for _, y in points], marker="o", label=solver)
-        panel.set(xscale="log", xlabel=LABELS[over], ylabel=_title(name))
+        panel.set(xscale="log", xlabel=LABELS[over], ylabel=_title(name, measured[0]))
         panel.xaxis.set_major_locator(FixedLocator(_ticks([report[over] for report in measured])))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}" if over != "nfe" else f"{value:.0f}")
@@ -111,5 +114,11 @@ def _ticks(values: Sequence[float]) -> list[float]:
     return ticks
 
 
-def _title(name: str) -> str:
-    return f"{name if name == 'diversity' else name.upper()} {'↑' if HIGHER_IS_BETTER[name] else '↓'}"
+def _title(name: str, report: Report) -> str:
+    """A score's name, its unit, and which way is better; of a metric that is not registered, the name."""
+    metric = metric_of(name)
+    kind = METRICS.get(metric)
+    title = name.replace(metric, metric.upper()) if metric in ACRONYMS else name
+    unit = report["settings"].get("target_values", {}).get("unit", "") if kind and kind.unit else ""
+    better = "" if kind is None else "↑" if kind.higher_is_better else "↓"
+    return " ".join(filter(None, (title, unit, better)))

@@ -8,14 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from bbdm.base import manifest
-from bbdm.base.atomic import write_atomically
 from bbdm.base.places import Place
-from bbdm.data.pairs import PairedDataset
-from bbdm.pictures.images import Resize, Size
-from bbdm.sampling.network_config import described_size
+from bbdm.evaluation.files import Files
 from bbdm.sampling.sampler import BridgeSampler
 
 SETTINGS = "settings.json"
@@ -29,39 +24,34 @@ class ResultsError(ValueError):
 class Job:
     """One result to make."""
 
-    index: int  # of the source in the sorted data set
+    index: int  # of the source among the entries of the data set
     seed: int
     path: Path
 
 
-def plan(dataset: PairedDataset, folder: Path, num_samples: int, seed: int) -> list[Job]:
+def plan(files: Files, folder: Path, num_samples: int, seed: int) -> list[Job]:
     """All results of a data set. Sample j of source i has the seed seed + i + j * (number of sources)."""
+    count = len(files.entries)
     return [
-        Job(i, seed + i + j * len(dataset), folder / f"{pair.name}{f'_{j}' if num_samples > 1 else ''}.png")
-        for i, pair in enumerate(dataset.pairs)
+        Job(i, seed + i + j * count, folder / f"{entry.name}{f'_{j}' if num_samples > 1 else ''}{files.suffix(entry)}")
+        for i, entry in enumerate(files.entries)
         for j in range(num_samples)
     ]
 
 
-def check_places(dataset: PairedDataset, paths: list[Path]) -> None:
+def check_places(files: Files, paths: list[Path]) -> None:
     """Raise ValueError if one of ``paths`` is a source or a target of the data set, or occurs twice."""
-    taken = {path.resolve() for pair in dataset.pairs for path in pair.files}
+    taken = {path.resolve() for entry in files.entries for path in entry.files}
     for path in paths:
         if path.resolve() in taken:
             raise ValueError(f"{path} would replace another picture: give another output_dir")
         taken.add(path.resolve())
 
 
-def save(image: Image.Image, path: Path) -> None:
-    """Write a PNG, atomically."""
-    write_atomically(path, lambda temporary: image.save(temporary, "png"))
-
-
-def description(sampler: BridgeSampler, weights: str, size: Size, resize: Resize) -> dict[str, Any]:
-    """What of a sampler, of the SHA-256 of its weights and of the size of pictures decides the results."""
+def description(sampler: BridgeSampler, weights: str) -> dict[str, Any]:
+    """What of a sampler and of the SHA-256 of its weights decides the results."""
     codec = sampler.codec
     return {
-        "image_size": described_size(size, resize),
         "weights": weights,
         "unet": sampler.unet.description(),
         "codec": None if codec is None else {**codec.description(), **codec.config()},

@@ -1,4 +1,4 @@
-"""Translating a whole data set into a folder of PNG files named after their sources.
+"""Translating a whole data set into a folder of files named after their sources, PNG or of the sources' kind.
 
 Results that exist are kept, so that an interrupted command can be repeated. :meth:`Translator.run` writes a
 :class:`~bbdm.evaluation.results.Record` beside them and refuses results of other settings.
@@ -16,22 +16,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from bbdm import solvers
 from bbdm.base import machine, scripts
 from bbdm.base.atomic import check_folder, file_sha256, make_folder
-from bbdm.data.pairs import load_dataset, open_image
-from bbdm.data.survey import survey
+from bbdm.data.config import PicturesConfig
+from bbdm.data.pairs import load_dataset
+from bbdm.data.valued import ValuedDataset
 from bbdm.evaluation.config import TranslateConfig
-from bbdm.evaluation.results import Job, Record, check_places, description, plan, save
+from bbdm.evaluation.files import files_of
+from bbdm.evaluation.results import Job, Record, check_places, description, plan
+from bbdm.evaluation.table import Setup
 from bbdm.execution.device import find_dtype
 from bbdm.execution.processes import Processes
 from bbdm.files.hub import find_checkpoint
-from bbdm.pictures import images
-from bbdm.pictures.images import Size
+from bbdm.pictures.images import Resize, Size
+from bbdm.pictures.values import EIGHT_BIT
 from bbdm.sampling.network_config import (
     DEFAULT_SIZE,
     chosen_size,
@@ -66,9 +68,14 @@ class Translator:
         channels = self.checkpoint.unet.source_channels if self.codec is None else self.codec.image_channels
         size, resize = self._size()
         pictures = config.dataset, config.data_dir, config.split, size, config.direction, channels, resize
-        self.dataset = load_dataset(*pictures, config.degrade, config.degrade_seed, config.columns)
-        bad = survey(self.dataset, whole=True, progress=self.verbose).bad if config.skip_bad else {}
-        self._bad = {i for i, pair in enumerate(self.dataset.pairs) if pair.name in bad}
+        degrade = config.degrade, config.degrade_seed
+        self.dataset = load_dataset(*pictures, *degrade, config.columns, self._pictures)
+        if isinstance(self.dataset, ValuedDataset) and config.image_size not in (None, "train", "keep"):
+            raise ValueError("image_size is of 8-bit pictures: those of other values keep their size")
+        self._described = described_size(size, "keep" if isinstance(self.dataset, ValuedDataset) else resize)
+        self.files = files_of(self.dataset, config.masks, config.split)
+        bad = self.files.bad(self.verbose) if config.skip_bad else {}
+        self._bad = {i for i, entry in enumerate(self.files.entries) if entry.name in bad}
         self._report(*(f"left out: {reason}" for reason in bad.values()))
         self._network = self.checkpoint.build_unet()
 
@@ -77,14 +84,33 @@ class Translator:
         for line in lines if self.processes.first else ():
             print(line)
 
-    def _size(self) -> tuple[Size, images.Resize]:
-        """The size of pictures, and what it means."""
+    def _size(self) -> tuple[Size, Resize]:
+        """The size of pictures, and what it means: their own, where the network was trained on crops."""
         trained, wanted = self.checkpoint.image_size, self.config.image_size
         if wanted is None:
             wanted = "fit" if self.config.dataset == "folder" else "train"
+        if wanted != "keep" and (self.checkpoint.pictures.crop is not None or self._pictures != PicturesConfig()):
+            wanted = "keep" if isinstance(wanted, str) else wanted
         if trained is None and wanted in ("train", "fit"):
             self._report(f"{self.config.model} does not hold the size of its pictures: image_size is {DEFAULT_SIZE}")
         return chosen_size(wanted, trained)
+
+    @cached_property
+    def _pictures(self) -> PicturesConfig:
+        """The values of both sides: the network's or, where its file has none, those given.
+
+        Raises:
+            ValueError: others are given than the network was trained on.
+        """
+        config, kind = self.config, self.checkpoint.pictures
+        chosen: dict[str, Any] = {}
+        for name, trained in (("source_values", kind.source), ("target_values", kind.target), ("slices", kind.slices)):
+            given = getattr(config, name)
+            known = None if trained == EIGHT_BIT else trained
+            if given is not None and known is not None and _plain(given) != _plain(known):
+                raise ValueError(f"{name} {given} is given, and the network was trained on {known}")
+            chosen[name] = given if known is None else known
+        return PicturesConfig(**chosen, resample=config.resample)
 
     def sampler(self, solver: str | None, steps: int | None) -> BridgeSampler:
         """The sampler with this solver, of the same dtype in all processes.
@@ -109,12 +135,18 @@ class Translator:
         with self._memory():
             sampler = build(None if self.config.dtype is None else find_dtype(self.config.dtype))
             chosen = self.processes.gather(sampler.dtype)[0]  # with compile, each process chooses one by timing
-            return sampler if sampler.dtype == chosen else build(chosen)
+            sampler = sampler if sampler.dtype == chosen else build(chosen)
+            sampler.pictures = self.dataset.kind
+            return sampler
 
     def plan(self, folder: Path) -> list[Job]:
         """See :func:`bbdm.evaluation.results.plan`; without the pictures that were left out."""
-        jobs = plan(self.dataset, folder, self.config.num_samples, self.config.seed)
+        jobs = plan(self.files, folder, self.config.num_samples, self.config.seed)
         return [job for job in jobs if job.index not in self._bad]
+
+    def _at_once(self, jobs: list[Job]) -> int:
+        """The number of jobs of a batch: of volumes one, whose slices are translated in batches."""
+        return self.files.at_once or min(self.config.batch_size, max(1, len(jobs)))
 
     def _translate(self, sampler: BridgeSampler, jobs: list[Job], record: Record | None, warm_up: bool) -> None:
         """Make and write results: batch i in process i modulo their number. Returns when all are written.
@@ -122,23 +154,25 @@ class Translator:
         The record counts full batches of this process, except the first, in which the device warms up and
         networks are compiled; with ``warm_up``, a call before it does so.
         """
-        size = min(self.config.batch_size, max(1, len(jobs)))
-        batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
+        count = self._at_once(jobs)
+        size = self.config.batch_size if self.files.at_once else count
+        batches = [jobs[start : start + count] for start in range(0, len(jobs), count)]
         share = batches[self.processes.rank :: self.processes.count]
         self.processes.wait()  # until all have looked which results exist
         with self._memory(), tqdm(total=sum(map(len, share)), unit="image", disable=not self.verbose) as bar:
             for number, batch in enumerate(share):
-                sources = [self.dataset.images(job.index)[0] for job in batch]
+                sources = [self.files.source(job.index) for job in batch]
+                given, settings = [source.given for source in sources], self.files.settings
                 if warm_up and number == 0:  # by one network call, or on CUDA by all that a graph captures
                     solver, _ = solvers.with_defaults(sampler.calls)
                     one = (None, None) if sampler.device.type == "cuda" else (solver, 1)
-                    sampler(sources, seed=0, batch_size=size, solver=one[0], steps=one[1])
+                    sampler(given, seed=0, batch_size=size, solver=one[0], steps=one[1], **settings)
                 began = time.perf_counter()
-                results = sampler(sources, seed=[job.seed for job in batch], batch_size=size)
+                results = sampler(given, seed=[job.seed for job in batch], batch_size=size, **settings)
                 seconds = time.perf_counter() - began
-                for job, result in zip(batch, results, strict=True):
-                    save(result, job.path)
-                if record is not None and (warm_up or number > 0) and len(batch) == size:
+                for job, source, result in zip(batch, sources, results, strict=True):
+                    self.files.save(result, source, job.path)
+                if record is not None and (warm_up or number > 0) and len(batch) == count:
                     record.add(len(batch), seconds)
                 bar.update(len(batch))
         self.processes.wait()
@@ -152,9 +186,8 @@ class Translator:
             known = isinstance(error, MemoryError | torch.OutOfMemoryError)
             if not known and not any(s in str(error) for s in ("out of memory", "allocate memory", "ALLOC_FAILED")):
                 raise
-            size = described_size(self.dataset.image_size, self.dataset.resize)
             raise TooLargeError(
-                f"out of memory at batch_size {self.config.batch_size} and image_size {size}"
+                f"out of memory at batch_size {self.config.batch_size} and image_size {self._described}"
             ) from error
 
     @cached_property
@@ -165,7 +198,7 @@ class Translator:
             "dataset": config.dataset,
             "split": config.split,
             "direction": config.direction,
-            "sources": len(self.dataset),
+            "sources": len(self.files.entries),
             **self.dataset.description(),
             "weights": file_sha256(self._model),
             "config": None if given is None else file_sha256(given) if given.is_file() else str(given),
@@ -186,17 +219,17 @@ class Translator:
         """
         make_folder(folder)
         jobs = self.plan(folder)
-        check_places(self.dataset, [job.path for job in jobs])
+        check_places(self.files, [job.path for job in jobs])
         record = None
         sampler = self.sampler(solver, steps)
         about = {"solver": sampler.solver, "nfe": len(sampler.table)}
         with self.processes.first_before_others():
             if self.processes.first:
-                of = description(sampler, self._settings["weights"], self.dataset.image_size, self.dataset.resize)
+                of = {**description(sampler, self._settings["weights"]), "image_size": self._described}
                 names = [job.path.relative_to(folder).as_posix() for job in jobs]
                 record = Record(folder, {**self._settings, **about, **of}, names, self.config.overwrite)
             todo = [job for job in jobs if not job.path.exists()]
-        small = len(todo) == len(jobs) <= self.config.batch_size  # one batch, which is to be timed
+        small = len(todo) == len(jobs) <= self._at_once(jobs)  # one batch, which is to be timed
         self._translate(sampler, todo, record, warm_up=small)
         if record is None:
             return jobs, {}
@@ -209,18 +242,29 @@ class Translator:
             "environment": {**environment, **machine.describe(sampler.device, PACKAGES)},
         }
 
-    def pictures(self, jobs: list[Job]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Batches of (B, S, 3, H, W) results and (B, 3, H, W) targets, uint8: this process's share."""
+    @property
+    def setup(self) -> Setup:
+        """What scores of the results are built for."""
+        channels = self.checkpoint.unet.config.channels if self.codec is None else self.codec.image_channels
+        return Setup(self.dataset.kind.target, channels, self.config.num_samples)
+
+    def pictures(self, jobs: list[Job]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+        """Batches for :meth:`bbdm.evaluation.scores.Scores.update`: this process's share of the results.
+
+        Pictures that keep their size are batches of one.
+        """
         samples = self.config.num_samples
-        size = max(1, self.config.batch_size // samples) * samples
-        starts = range(0, len(jobs), size)[self.processes.rank :: self.processes.count]
+        count = 1 if self._described == "keep" else max(1, self.config.batch_size // samples)
+        starts = range(0, len(jobs), count * samples)[self.processes.rank :: self.processes.count]
         for start in tqdm(starts, unit="batch", disable=not self.verbose):
-            batch = jobs[start : start + size]
-            results = torch.from_numpy(np.stack([images.to_pixels(open_image(job.path)) for job in batch]))
-            targets = []
-            for job in batch[::samples]:
-                _, target = self.dataset.images(job.index)
-                if target is None:
-                    raise ValueError(f"{self.dataset.pairs[job.index]} has no target to compare with")
-                targets.append(images.to_pixels(target))  # RGB, of grey pictures too
-            yield results.unflatten(0, (-1, samples)), torch.from_numpy(np.stack(targets))
+            batch = jobs[start : start + count * samples]
+            of = [batch[i : i + samples] for i in range(0, len(batch), samples)]
+            made = [self.files.compared(same[0].index, [job.path for job in same]) for same in of]
+            results, targets, masks = zip(*made, strict=True)
+            valid = None if masks[0] is None else torch.stack(masks)  # of all pictures of a batch, or of none
+            yield torch.stack(results), torch.stack(targets), valid
+
+
+def _plain(value: Any) -> Any:
+    """Values as they are compared: without the type that results are stored in."""
+    return {**value.config(), "dtype": ""} if hasattr(value, "config") else value

@@ -29,7 +29,7 @@ from bbdm.evaluation.results import Record, description
 from bbdm.files.hub import find_checkpoint
 from bbdm.pictures import images
 from bbdm.pictures.images import Resize, Size
-from bbdm.sampling.network_config import chosen_size
+from bbdm.sampling.network_config import chosen_size, described_size
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.serving.config import ClusterConfig
 from bbdm.serving.connection import connected, room_for
@@ -82,7 +82,8 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
     size, resize = chosen_size(config.image_size, sampler.image_size)
     channels = sampler.unet.source_channels if sampler.codec is None else sampler.codec.image_channels
     sha256 = file_sha256(model)
-    settings = {**description(sampler, sha256, size, resize), "seed": config.seed, "seeds": "by name"}
+    about = {**description(sampler, sha256), "image_size": described_size(size, resize)}
+    settings = {**about, "seed": config.seed, "seeds": "by name"}
     del sampler  # the workers have their own
     pictures, results = Place.of(config.sources), Place.of(config.results)
     if pictures.overlaps(results):

@@ -6,11 +6,13 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from bbdm.base.atomic import write_atomically
 from bbdm.data.examples import collate
 from bbdm.pictures import images
+from bbdm.pictures.values import EIGHT_BIT, Values
 from bbdm.training.callback import Callback
 
 if TYPE_CHECKING:
@@ -40,6 +42,12 @@ class Previews(Callback):
         log.info("grid: %s", path)
         if trainer.task.tracker is not None:
             trainer.task.tracker.write_image(trainer.step, ", ".join(columns), sheet)
+
+
+def stored(side: torch.Tensor, values: Values) -> npt.NDArray[Any]:
+    """(B, C, H, W) in [-1, 1] as stored values: uint8 of 8-bit pictures, else float32."""
+    made = values.stored(side)
+    return made if values == EIGHT_BIT else made.astype(np.float32)
 
 
 class ValidationScores(Callback):
@@ -72,9 +80,9 @@ class ValidationScores(Callback):
             count = len(batch.source)
             sides = trainer.task.results(batch, seed=share[done : done + count])
             done += count
-            pixels = (np.stack([images.to_pixels(images.to_pil(v)) for v in side]) for side in sides)
-            found, wanted = map(torch.from_numpy, pixels)  # (B, 3, H, W) uint8
-            self.scores.update(found[:, None], wanted)
+            values = trainer.validation.kind.target
+            found, wanted = (torch.from_numpy(stored(side, values)) for side in sides)
+            self.scores.update(found[:, None], wanted, batch.mask)
         self.scores.collect(trainer.processes)
         if trainer.processes.first:
             metrics.update(self.scores.compute())

@@ -132,6 +132,13 @@ def test_help_shows_defaults(monkeypatch: pytest.MonkeyPatch):
     assert text.endswith("unset if unset\n")
 
 
+def test_a_value_may_begin_with_a_minus():
+    parser = scripts.Parser(None)
+    parser.add_argument("--values")
+    for value in ("-1024:3071:HU", "-1", "-.5:1"):
+        assert parser.parse_args(["--values", value]).values == value
+
+
 def test_a_wrong_flag_is_one_line(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as caught:
         parser().parse_args(["--nonsense"])

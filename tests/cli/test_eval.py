@@ -23,6 +23,7 @@ from bbdm.evaluation import translate as translate_module
 from bbdm.evaluation.deeplab import DeepLab, DeepLabConfig, save_deeplab
 from bbdm.evaluation.results import ResultsError
 from bbdm.evaluation.segmentation import read_labels
+from bbdm.evaluation.table import Setup, defaults
 from bbdm.execution.compiled import Compiled
 from bbdm.files.content import Checkpoint, CodecState
 from tests.conftest import MakeUNet, tiny_unet
@@ -408,7 +409,8 @@ def test_flags_of_the_public_code(place: Path):
     args, config = eval_script.parse([*flags, "-vq", "vqgan.pt", "--show_verbose"])
     assert (config.chosen_solver, config.time_steps, config.num_samples, config.c_lambda) == ("fast", 1000, 2, 2.0)
     assert config.vqgan_path == Path("vqgan.pt")
-    assert args.metrics == ["fid", "lpips", "diversity"]
+    assert args.metrics is None
+    assert defaults(Setup(samples=2)) == ["fid", "lpips", "diversity"]
     assert config.output_dir == Path("out/c-eval")
     _, config = eval_miou.parse(["deeplab.pt", "data", "c.pt", "--fast_sampling", "-t", "1000"])
     assert (config.chosen_solver, config.dataset, config.output_dir) == ("fast", "cityscapes", Path("out/c-miou"))

@@ -23,8 +23,8 @@ from tests.evaluation.test_metrics import backbone_file
 
 RESULTS = torch.randint(0, 256, (6, 2, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 TARGETS = torch.randint(0, 256, (6, 3, 16, 16), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-MOVED = ["evaluation.metrics.update: to the card"] * 2
-OF_TORCHMETRICS = ["evaluation.metrics.update: to the card", "evaluation.metrics.update: an index on the CPU"]
+MOVED = ["evaluation.scores.update: to the card"] * 2
+OF_TORCHMETRICS = ["evaluation.scores.update: to the card", "evaluation.scores.update: an index on the CPU"]
 
 
 class Features(nn.Module):
@@ -50,7 +50,7 @@ def test_lpips(card: Card, tmp_path: Path):
     found = Scores(["lpips"], 2, lpips_net="squeeze", lpips_weights=weights, device="cuda:0")
     card.waits.clear()
     found.update(*large)
-    assert card.waits == MOVED + ["evaluation.metrics.update: item"] * 4  # torchmetrics checks the ranges of both
+    assert card.waits == MOVED + ["evaluation.scores.update: item"] * 4  # torchmetrics checks the ranges of both
     assert found.compute() == pytest.approx(wanted.compute(), rel=1e-4)
 
 

@@ -228,7 +228,7 @@ def test_bad_weights_files(tmp_path: Path):
 
 
 def test_what_scores_refuse():
-    with pytest.raises(ValueError, match=r"metrics must be among fid, lpips, psnr, ssim, diversity, got kid"):
+    with pytest.raises(ValueError, match=r"metrics must be among fid, lpips, psnr, .*, got kid"):
         Scores(["psnr", "kid"])
     with pytest.raises(ValueError, match="got none"):
         Scores([])

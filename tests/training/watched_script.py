@@ -57,8 +57,8 @@ def watch_scores() -> None:
     metrics: Any = import_module("bbdm.evaluation.metrics")
     original = metrics.Scores.update
 
-    def update(self: Any, results: torch.Tensor, targets: torch.Tensor) -> None:
-        original(self, results, targets)
+    def update(self: Any, results: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor | None = None) -> None:
+        original(self, results, targets, masks)
         record(f"scored {len(targets)}")
 
     metrics.Scores.update = update

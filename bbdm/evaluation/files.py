@@ -1,0 +1,299 @@
+"""What a translation reads of a data set and writes: 8-bit pictures by Pillow, or pictures of any values.
+
+Both kinds have the same methods. An entry is a pair of files; of a data set of slices, a pair of volumes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from bbdm.base.atomic import file_sha256, write_atomically
+from bbdm.data.collection import Entry, Pair, Slices
+from bbdm.data.config import with_masks
+from bbdm.data.pairs import PairedDataset, open_image
+from bbdm.data.survey import survey
+from bbdm.data.valued import ValuedDataset
+from bbdm.pictures import formats, images
+from bbdm.pictures.kind import AXES, PictureKind
+from bbdm.pictures.picture import Geometry, Picture
+from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite
+
+SCALED = Values(-1, 1, dtype="float32")  # of sources that are scaled already
+LOSSY = ("", ".png", ".jpg", ".jpeg", ".webp", ".bmp")  # suffixes of sources whose results are PNG where that holds
+SHOWN = 512  # pixels of the longest side in a grid
+Array = npt.NDArray[Any]
+Compared = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+
+class Source(NamedTuple):
+    """A source as the sampler takes it."""
+
+    given: Any
+    absent: npt.NDArray[np.bool_] | None = None  # (*S), pixels without a value; None for none
+    nodata: float | None = None  # what stands for no value in its file
+
+
+class Files(ABC):
+    """The pictures of a data set by entry, and the files of their results.
+
+    Args:
+        dataset: the pairs, or sources alone.
+        masks: folder of masks, not 0 where pixels count in scores, in which ``{split}`` is filled in.
+        split: of the data set.
+
+    Raises:
+        ValueError: an entry has no mask.
+    """
+
+    dataset: Any
+
+    def __init__(self, dataset: Any, masks: Path | None, split: str) -> None:
+        self.dataset = dataset
+        self.entries: Sequence[Entry] = dataset.pairs.volumes if isinstance(dataset.pairs, Slices) else dataset.pairs
+        self._masked = None if masks is None else with_masks(self.entries, masks, split)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def at_once(self) -> int | None:
+        """The most entries of a batch; None for any number."""
+        return 1 if isinstance(self.dataset.pairs, Slices) else None
+
+    @property
+    def masked(self) -> bool:
+        """Whether pixels are left out of scores."""
+        return self._masked is not None
+
+    @cached_property
+    def masks_digest(self) -> str | None:
+        """SHA-256 of the masks; None for none."""
+        if self._masked is None:
+            return None
+        hashes = [file_sha256(file) for pair in self._masked if pair.mask for file in formats.files_of(pair.mask)]
+        return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The arguments of the sampler that say what values the sources have."""
+
+    @abstractmethod
+    def bad(self, progress: bool) -> dict[str, str]:
+        """Why entries cannot be read, by name; all are decoded."""
+
+    @abstractmethod
+    def suffix(self, entry: Entry) -> str:
+        """Of the result's file."""
+
+    @abstractmethod
+    def source(self, index: int) -> Source:
+        """The source of an entry."""
+
+    @abstractmethod
+    def save(self, result: Any, source: Source, path: Path) -> None:
+        """Write the sampler's result of a source, whole or not at all."""
+
+    @abstractmethod
+    def compared(self, index: int, paths: Sequence[Path]) -> Compared:
+        """(S, C, *S) results and (C, *S) target of an entry for scores, and (1, *S) mask.
+
+        Raises:
+            ValueError: there is no target.
+        """
+
+    @abstractmethod
+    def shown(self, index: int, paths: Sequence[Path]) -> list[Image.Image]:
+        """Source, results and target, if there is one, for a grid."""
+
+    def _missing(self, index: int) -> ValueError:
+        return ValueError(f"{self.entries[index]} has no target to compare with")
+
+
+class EightBit(Files):
+    """8-bit grey or RGB, in PNG files, as :class:`~bbdm.data.pairs.PairedDataset` gives them."""
+
+    dataset: PairedDataset
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def bad(self, progress: bool) -> dict[str, str]:
+        """See :func:`~bbdm.data.survey.survey`."""
+        return survey(self.dataset, whole=True, progress=progress).bad
+
+    def suffix(self, entry: Entry) -> str:
+        """PNG."""
+        return ".png"
+
+    def source(self, index: int) -> Source:
+        """The resized picture."""
+        return Source(self.dataset.images(index)[0])
+
+    def save(self, result: Image.Image, source: Source, path: Path) -> None:
+        """Write a PNG."""
+        write_atomically(path, lambda temporary: result.save(temporary, "png"))
+
+    def compared(self, index: int, paths: Sequence[Path]) -> Compared:
+        """uint8 as RGB; the mask is resized to the results."""
+        target = self.dataset.images(index)[1]
+        if target is None:
+            raise self._missing(index)
+        results = np.stack([images.to_pixels(open_image(path)) for path in paths])
+        height, width = results.shape[2:]
+        mask = None if self._masked is None else self._mask(self._masked[index], (width, height))
+        return torch.from_numpy(results), torch.from_numpy(images.to_pixels(target)), mask
+
+    def _mask(self, pair: Pair, size: tuple[int, int]) -> torch.Tensor:
+        """(1, H, W) at a size (width, height)."""
+        assert pair.mask is not None
+        inside = Image.fromarray((formats.open(pair.mask)[()] != 0).any(axis=0))
+        return torch.from_numpy(np.array(inside.resize(size, Image.Resampling.NEAREST)))[None]
+
+    def shown(self, index: int, paths: Sequence[Path]) -> list[Image.Image]:
+        """As they are."""
+        source, target = self.dataset.images(index)
+        return [source, *map(open_image, paths), *([] if target is None else [target])]
+
+
+class Valued(Files):
+    """Pictures of any values, in files of the source's kind, on its grid.
+
+    Raises:
+        ValueError: the data set is degraded.
+    """
+
+    dataset: ValuedDataset
+
+    def __init__(self, dataset: ValuedDataset, masks: Path | None, split: str) -> None:
+        super().__init__(dataset, masks, split)
+        if dataset.degradation is not None:
+            raise ValueError("degrade is for translating grey and RGB pictures of 8 bits, and these are others")
+        self._axis = None if dataset.kind.slices is None else 1 + AXES[dataset.kind.slices]
+
+    @property
+    def kind(self) -> PictureKind:
+        """The values of both sides."""
+        return self.dataset.kind
+
+    @property
+    def masked(self) -> bool:
+        """Whether there are masks, or pixels without a value."""
+        return super().masked or self.dataset.masked
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Values of percentiles are those of a whole picture without the pixels that have none."""
+        return {"source_values": SCALED} if isinstance(self.kind.source, Percentiles) else {}
+
+    def bad(self, progress: bool) -> dict[str, str]:
+        """Of sources and targets."""
+        found: dict[str, str] = {}
+        bar = tqdm(self.entries, "looking at pictures", unit="pair", leave=False, disable=not progress)
+        for index, entry in enumerate(bar):
+            try:
+                check_finite(self.source(index).given)
+                self.dataset.whole(entry, "target")
+            except (OSError, ValueError) as error:
+                found[entry.name] = str(error) if str(entry) in str(error) else f"{entry}: {error}"
+        return found
+
+    def suffix(self, entry: Entry) -> str:
+        """The source's, where its format holds the result; else .tif, and for a folder of DICOM .nii.gz."""
+        path = next(iter(entry.files), None)
+        if isinstance(entry, Pair) and self.dataset.direction == "BtoA":
+            path = entry.target
+        if path is not None and path.is_dir():
+            return ".nii.gz"
+        suffix = "" if path is None else formats.suffix_of(path)
+        if suffix in LOSSY:
+            held = self.dataset.channels in (1, 3) and self.kind.target.dtype in ("uint8", "uint16")
+            return ".png" if held else ".tif"
+        return suffix
+
+    def source(self, index: int) -> Source:
+        """The whole picture; pixels without a value have the lowest of the range."""
+        array, geometry, values, absent, nodata = self.dataset.whole(self.entries[index], "source")
+        if absent is not None:
+            low = np.reshape(values.low, (-1, *[1] * absent.ndim))
+            array = np.where(absent, low, array).astype(array.dtype if values == EIGHT_BIT else np.float32)
+        if isinstance(self.kind.source, Percentiles):
+            array = values.scaled(array, axes=array.ndim - 1)
+        return Source(Picture(array, geometry, values.unit, str(self.entries[index])), absent, nodata)
+
+    def save(self, result: Picture, source: Source, path: Path) -> None:
+        """Write the result with the source's geometry; a pixel without a value in the source gets none."""
+        array, geometry = np.array(result), result.geometry
+        if source.nodata is not None and not _holds(array.dtype, source.nodata):
+            geometry = _without(geometry, "nodata")
+        elif source.absent is not None:
+            array[:, source.absent] = source.nodata
+        if self.kind.source != self.kind.target:  # what is said of each band is of other values
+            geometry = _without(geometry, "colors")
+        formats.write(path, array, geometry)
+
+    def compared(self, index: int, paths: Sequence[Path]) -> Compared:
+        """Stored values: uint8 of 8-bit pictures, else float32. A volume's slices come first."""
+        entry = self.entries[index] if self._masked is None else self._masked[index]
+        target = self.dataset.whole(entry, "target")
+        if target is None:
+            raise self._missing(index)
+        absent = [target.absent, self.dataset.whole(entry, "source").absent]
+        mask = self.dataset.whole_mask(entry)
+        if mask is not None or any(each is not None for each in absent):
+            mask = np.ones(target.array.shape[1:], dtype=bool) if mask is None else mask
+            for each in absent:
+                mask = mask if each is None else mask & ~each
+        results = [self._stored(formats.open(path)[()]) for path in paths]
+        valid = None if mask is None else torch.from_numpy(self._planes(mask[None]))
+        return torch.stack(results), self._stored(target.array), valid
+
+    def _stored(self, array: Array) -> torch.Tensor:
+        made = array if self.kind.target == EIGHT_BIT else array.astype(np.float32)
+        return torch.from_numpy(self._planes(made))
+
+    def _planes(self, array: Array) -> Array:
+        return np.ascontiguousarray(array if self._axis is None else np.moveaxis(array, self._axis, 1))
+
+    def shown(self, index: int, paths: Sequence[Path]) -> list[Image.Image]:
+        """Their ranges as black to white; of a volume, the slice in the middle."""
+        entry = self.entries[index]
+        source, target = self.dataset.whole(entry, "source"), self.dataset.whole(entry, "target")
+        sides = [(source.array, source.values), *((formats.open(path)[()], self.kind.target) for path in paths)]
+        sides += [] if target is None else [(target.array, self.kind.target)]
+        return [self._picture(*side) for side in sides]
+
+    def _picture(self, array: Array, values: Values) -> Image.Image:
+        if self._axis is not None:
+            array = array.take(array.shape[self._axis] // 2, self._axis)
+        image = images.from_array(values.scaled(np.nan_to_num(array)))
+        image.thumbnail((SHOWN, SHOWN))
+        return image
+
+
+def files_of(dataset: Any, masks: Path | None, split: str) -> Files:
+    """The files of a data set; see :class:`Files`."""
+    return (Valued if isinstance(dataset, ValuedDataset) else EightBit)(dataset, masks, split)
+
+
+def _holds(dtype: np.dtype[Any], value: float) -> bool:
+    """Whether a type has a value exactly."""
+    if dtype.kind == "f":
+        return True
+    limits = np.iinfo(dtype)
+    return float(value).is_integer() and limits.min <= value <= limits.max
+
+
+def _without(geometry: Geometry, name: str) -> Geometry:
+    return replace(geometry, kept={key: value for key, value in geometry.kept.items() if key != name})

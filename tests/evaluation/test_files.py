@@ -1,0 +1,304 @@
+"""translate and eval of pictures of any values: results of the sources' kind, and scores in units."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from bbdm import ABridge, BridgeSampler, save_checkpoint
+from bbdm.cli import eval as eval_script
+from bbdm.cli import translate
+from bbdm.evaluation.results import ResultsError
+from bbdm.pictures import formats
+from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
+from bbdm.pictures.picture import Geometry
+from bbdm.pictures.values import Percentiles, Values
+from tests.conftest import tiny_unet
+
+SIZE = 16
+HU = Values(-1024, 3071, "HU", "int16")
+BANDS = Values(0, 10000, dtype="uint16")
+MR_TO_CT = PictureKind(Percentiles(0.5, 99.5), HU, SIZE, "coronal")
+PLACE = ((-0.5, 0.0, 2.0, -10.0), (0.0, 1.5, 0.0, 5.0), (3.0, 0.0, 0.25, 7.0), (0.0, 0.0, 0.0, 1.0))
+ON_EARTH = ((0.0, 10.0, 499980.0), (-10.0, 0.0, 4600020.0), (0.0, 0.0, 1.0))
+Array = npt.NDArray[Any]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def network(channels: int, kind: PictureKind = EIGHT_BIT_PICTURES, **settings: Any) -> None:
+    """The checkpoint c.pt, of a network with random weights."""
+    unet = tiny_unet(in_channels=channels, out_channels=channels, **settings)
+    save_checkpoint("c.pt", unet, ABridge(num_steps=50), image_size=SIZE, pictures=kind)
+
+
+def write(path: str, array: Array, geometry: Geometry | None = None) -> None:
+    formats.write(path, array, geometry or Geometry())
+
+
+def volumes() -> None:
+    """MR of two patients, CT on the same grid, and masks of the body."""
+    random = np.random.default_rng(0)
+    for name in ("a", "ward/b"):
+        size = (7, 3, 20) if name == "a" else (6, 4, 17)
+        mask = random.random((1, *size)) < 0.5
+        write(f"mr/{name}.nii.gz", random.normal(300, 80, (1, *size)).astype(np.float32), Geometry(PLACE))
+        write(f"ct/{name}.nii.gz", random.integers(-1100, 3200, (1, *size)).astype(np.int16), Geometry(PLACE))
+        write(f"body/{name}.nii.gz", mask.astype(np.uint8), Geometry(PLACE))
+
+
+def run(*words: str) -> None:
+    translate.main([*words, "--steps", "2", "--quiet"])
+
+
+def read(path: str) -> Array:
+    return formats.open(path)[()]
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two files have the same values, with the same type."""
+    first, second = read(one), read(other)
+    return first.dtype == second.dtype and np.array_equal(first, second)
+
+
+def test_a_folder_of_nifti_becomes_one():
+    """Names, grid and type; values are those of the sampler, in HU."""
+    pytest.importorskip("SimpleITK")
+    volumes()
+    network(1, MR_TO_CT)
+    run("folder", "mr", "c.pt", "out", "--seed", "4")
+    found = sorted(path.relative_to("out").as_posix() for path in Path("out").rglob("*.*"))
+    assert found == ["a.nii.gz", "grid.png", "settings.json", "ward/b.nii.gz"]
+    sampler = BridgeSampler.from_checkpoint("c.pt", steps=2)
+    for number, name in enumerate(("a", "ward/b")):
+        source, result = (formats.open(f"{folder}/{name}.nii.gz") for folder in ("mr", "out"))
+        assert (result.shape, result.dtype) == (source.shape, np.int16)
+        assert np.allclose(result.geometry.affine, source.geometry.affine)  # pyright: ignore[reportArgumentType]
+        (expected,) = sampler(f"mr/{name}.nii.gz", seed=4 + number)
+        assert expected.unit == "HU"
+        difference = np.abs(np.asarray(expected, dtype=int) - result[()])
+        assert difference.max() <= 1, "sources of percentiles are scaled twice, in float32"
+        assert np.ptp(result[()]) > 500
+    slices = read("out/a.nii.gz")[0].transpose(1, 0, 2)
+    assert len({part.tobytes() for part in slices}) == 3, "slices differ, as their sources do"
+
+
+def test_geotiff_keeps_place_bands_and_nodata():
+    pytest.importorskip("rasterio")
+    random = np.random.default_rng(0)
+    kept = {"crs": "EPSG:32633", "nodata": 0}
+    for name in ("x", "y"):
+        pixels = random.integers(1, 10000, (13, 24, 20)).astype(np.uint16)
+        pixels[:, 3:6, 4:9] = 0 if name == "x" else 6000
+        write(f"s2/{name}.tif", pixels, Geometry(ON_EARTH, "geotiff", kept))
+    network(13, PictureKind(BANDS, BANDS, SIZE))
+    run("folder", "s2", "c.pt", "out")
+    for name in ("x", "y"):
+        source, result = (formats.open(f"{folder}/{name}.tif") for folder in ("s2", "out"))
+        assert (result.shape, result.dtype, result.nodata) == ((13, 24, 20), np.uint16, 0)
+        assert result.geometry.affine == source.geometry.affine == ON_EARTH
+        assert result.geometry.kept["crs"] == source.geometry.kept["crs"]
+        values = result[()]
+        assert (values[:, 3:6, 4:9] == 0).all() == (name == "x")
+        assert np.median(values) > 0
+    sampler = BridgeSampler.from_checkpoint("c.pt", steps=2)
+    assert np.array_equal(np.asarray(sampler("s2/y.tif", seed=1)[0]), read("out/y.tif"))
+
+
+def test_nodata_that_the_result_cannot_hold_is_left_out():
+    pytest.importorskip("rasterio")
+    pixels = np.random.default_rng(0).random((2, 18, 18)).astype(np.float32)
+    pixels[:, 2:5] = np.nan
+    write("s/x.tif", pixels, Geometry(ON_EARTH, "geotiff", {"crs": "EPSG:32633", "nodata": float("nan")}))
+    network(2, PictureKind(Values(0, 1, dtype="float32"), BANDS, SIZE))
+    run("folder", "s", "c.pt", "out")
+    result = formats.open("out/x.tif")
+    assert (result.dtype, result.nodata, result.geometry.affine) == (np.uint16, None, ON_EARTH)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".npy", ".npz"])
+def test_16_bit_pictures(suffix: str):
+    pytest.importorskip("tifffile")
+    random = np.random.default_rng(0)
+    for name, size in (("x", (18, 30)), ("y", (20, 17))):
+        write(f"in/{name}{suffix}", random.integers(0, 65536, (2, *size)).astype(np.uint16))
+    network(2, PictureKind(Values(0, 65535, dtype="uint16"), Values(-1, 1, "mV", "float32"), SIZE))
+    run("folder", "in", "c.pt", "out")
+    for number, (name, size) in enumerate((("x", (18, 30)), ("y", (20, 17)))):
+        result = read(f"out/{name}{suffix}")
+        assert (result.shape, result.dtype) == ((2, *size), np.float32)
+        expected = BridgeSampler.from_checkpoint("c.pt", steps=2)(f"in/{name}{suffix}", seed=number)[0]
+        assert np.allclose(result, expected, atol=1e-6)
+
+
+def test_a_format_that_cannot_hold_the_result_becomes_another():
+    """16-bit grey of a PNG stays one; HU are in a TIFF."""
+    pytest.importorskip("tifffile")
+    write("in/x.png", np.random.default_rng(0).integers(0, 65536, (1, 18, 20)).astype(np.uint16))
+    sixteen = Values(0, 65535, dtype="uint16")
+    network(1, PictureKind(sixteen, sixteen, SIZE))
+    run("folder", "in", "c.pt", "out")
+    assert read("out/x.png").dtype == np.uint16
+    network(1, PictureKind(sixteen, HU, SIZE))
+    run("folder", "in", "c.pt", "hu")
+    assert read("hu/x.tif").dtype == np.int16
+
+
+def test_other_channels_than_the_source():
+    """13 bands to one, of 8 bits in a PNG where the source is no GeoTIFF."""
+    random = np.random.default_rng(0)
+    write("in/x.npy", random.integers(0, 10000, (13, 18, 20)).astype(np.uint16))
+    network(1, PictureKind(BANDS, HU, SIZE), condition_channels=13)
+    run("folder", "in", "c.pt", "out")
+    assert (read("out/x.npy").shape, read("out/x.npy").dtype) == ((1, 18, 20), np.int16)
+
+
+def test_results_are_kept_and_do_not_depend_on_the_batch():
+    pytest.importorskip("SimpleITK")
+    volumes()
+    network(1, MR_TO_CT)
+    run("folder", "mr", "c.pt", "out", "-b", "2", "-r", "2")
+    names = ["a_0", "a_1", "ward/b_0", "ward/b_1"]
+    assert all(Path(f"out/{name}.nii.gz").is_file() for name in names)
+    run("folder", "mr", "c.pt", "other", "-r", "2", "-b", "64")
+    for name in names:
+        one, other = (read(f"{folder}/{name}.nii.gz").astype(int) for folder in ("out", "other"))
+        assert np.abs(one - other).max() <= 1
+    assert not same("out/a_0.nii.gz", "out/a_1.nii.gz")
+    before = Path("out/a_0.nii.gz").stat().st_mtime_ns
+    Path("out/ward/b_1.nii.gz").unlink()
+    leftover = Path("out/.a_0.nii.gz.0123abcd.tmp")  # of a killed process: a format is written in a folder
+    leftover.mkdir()
+    (leftover / "a_0.nii.gz").touch()
+    run("folder", "mr", "c.pt", "out", "-b", "2", "-r", "2")
+    assert Path("out/a_0.nii.gz").stat().st_mtime_ns == before
+    assert not leftover.exists()
+    assert same("out/ward/b_1.nii.gz", "other/ward/b_1.nii.gz")
+    with pytest.raises(ResultsError, match="seed 0, now 1"):
+        run("folder", "mr", "c.pt", "out", "-b", "2", "-r", "2", "--seed", "1")
+
+
+def scores(*words: str) -> dict[str, float]:
+    eval_script.main(["paired", "mr,ct", "c.pt", "ev", "--steps", "2", "--quiet", *words])
+    return json.loads(Path("ev/scores.json").read_text())["scores"]
+
+
+def test_scores_are_in_hu_within_masks(capsys: pytest.CaptureFixture[str]):
+    """Of the files; those with masks are no others' scores, and need no results of their own."""
+    pytest.importorskip("SimpleITK")
+    volumes()
+    network(1, MR_TO_CT)
+    whole, masked = scores("--metrics", "mae", "rmse"), scores("--masks", "body")
+    printed = capsys.readouterr().out
+    assert "| MAE HU ↓ | RMSE HU ↓ |" in printed
+    assert "| MAE HU ↓ | PSNR ↑ | SSIM ↑ |" in printed
+    assert list(masked) == ["mae", "psnr", "ssim"]
+    of_all: list[float] = []
+    of_bodies: list[float] = []
+    for name in ("a", "ward/b"):
+        error = np.abs(read(f"ev/{name}.nii.gz").astype(float) - read(f"ct/{name}.nii.gz"))
+        of_all.append(error.mean())
+        of_bodies.append(error[read(f"body/{name}.nii.gz") != 0].mean())
+    assert whole["mae"] == pytest.approx(np.mean(of_all), rel=1e-6)
+    assert masked["mae"] == pytest.approx(np.mean(of_bodies), rel=1e-6)
+    assert list(scores("--metrics", "ssim", "--masks", "body")) == ["mae", "psnr", "ssim"]
+
+
+def test_pixels_without_a_value_do_not_count():
+    pytest.importorskip("rasterio")
+    random = np.random.default_rng(0)
+    kept = {"crs": "EPSG:32633", "nodata": 0}
+    for folder in ("mr", "ct"):
+        pixels = random.integers(1, 10000, (3, 18, 18)).astype(np.uint16)
+        pixels[:, slice(0, 4) if folder == "mr" else slice(10, 13)] = 0
+        write(f"{folder}/x.tif", pixels, Geometry(ON_EARTH, "geotiff", kept))
+    network(3, PictureKind(BANDS, BANDS, SIZE))
+    found = scores("--metrics", "mae", "sam", "--per_channel")
+    error = np.abs(read("ev/x.tif").astype(float) - read("ct/x.tif"))[:, [*range(4, 10), *range(13, 18)]]
+    assert found["mae"] == pytest.approx(error.mean(), rel=1e-6)
+    assert [found[f"mae[{band}]"] for band in range(3)] == pytest.approx(error.mean((1, 2)).tolist(), rel=1e-6)
+
+
+def test_masks_of_8_bit_pictures():
+    """The mask is resized with them."""
+    random = np.random.default_rng(0)
+    for folder in ("mr", "ct"):
+        Path(folder).mkdir()
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(f"{folder}/x.png")
+    Path("masks").mkdir()
+    mask = np.zeros((32, 32), dtype=np.uint8)
+    mask[8:20, 4:30] = 255
+    Image.fromarray(mask).save("masks/x.png")
+    network(3)
+    found = scores("--metrics", "mae", "--masks", "masks")
+    target = np.asarray(Image.open("ct/x.png").resize((SIZE, SIZE), Image.Resampling.BILINEAR)).astype(float)
+    error = np.abs(np.asarray(Image.open("ev/x.png")).astype(float) - target)
+    assert found["mae"] == pytest.approx(error[4:10, 2:15].mean(), rel=1e-6)
+
+
+def test_crops_are_of_pictures_at_their_own_size():
+    Path("in").mkdir()
+    Image.new("RGB", (40, 24), "navy").save("in/x.jpg")
+    network(3, PictureKind(crop=SIZE))
+    run("folder", "in", "c.pt", "out")
+    assert Image.open("out/x.png").size == (40, 24)
+
+
+def test_values_are_given_where_the_file_has_none():
+    """A network of 8-bit pictures, and one of another range."""
+    write("in/x.npy", np.random.default_rng(0).integers(0, 4096, (3, 18, 18)).astype(np.uint16))
+    network(3)
+    with pytest.raises(ValueError, match=r"uint16 have no agreed range .* such as --source_values 0:4095"):
+        run("folder", "in", "c.pt", "out")
+    run("folder", "in", "c.pt", "out", "--source_values", "0:4095")
+    assert read("out/x.npy").dtype == np.uint8
+    run("folder", "in", "c.pt", "other", "--source_values", "0:4095", "--target_values", "0:4095")
+    assert read("other/x.npy").max() > 255
+    with pytest.raises(ResultsError, match="source_values"):
+        run("folder", "in", "c.pt", "out", "--source_values", "0:8191")
+
+
+def test_what_is_refused():
+    pytest.importorskip("SimpleITK")
+    volumes()
+    network(1, MR_TO_CT)
+    for flags, message in (
+        (["--target_values", "0:3071:HU"], "target_values 0:3071:HU is given, .* trained on -1024:3071:HU"),
+        (["--source_values", "p1:99"], r"source_values p1:99 is given, .* trained on p0\.5:99\.5"),
+        (["--slices", "axial"], "slices axial is given, and the network was trained on coronal"),
+        (["--size", "32"], "image_size is of 8-bit pictures"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run("folder", "mr", "c.pt", "out", *flags)
+    run("folder", "mr", "c.pt", "out", "--target_values", "-1024:3071:HU", "--slices", "coronal")
+    with pytest.raises(ValueError, match=r"a.nii.gz would replace another picture"):
+        run("folder", "mr", "c.pt", "mr")
+    with pytest.raises(ValueError, match="fid is of 8-bit grey or RGB pictures"):
+        scores("--metrics", "fid")
+    shutil.rmtree("body/ward")
+    with pytest.raises(ValueError, match=r"b.nii.gz has no mask in body"):
+        scores("--masks", "body")
+
+
+def test_bad_files_are_left_out(capsys: pytest.CaptureFixture[str]):
+    pixels = np.random.default_rng(0).random((1, 18, 18)).astype(np.float32)
+    write("in/b.npy", pixels)
+    pixels[0, 2, 3] = np.nan
+    write("in/a.npy", pixels)
+    network(1, PictureKind(Values(0, 1, dtype="float32"), HU, SIZE))
+    with pytest.raises(ValueError, match=r"nan stands in channel 0 at \(2, 3\)"):
+        run("folder", "in", "c.pt", "out")
+    run("folder", "in", "c.pt", "out", "--skip_bad", "--overwrite")
+    assert "left out: in/a.npy: nan stands in channel 0 at (2, 3)" in capsys.readouterr().out
+    assert not Path("out/a.npy").exists()
+    assert Path("out/b.npy").exists()
