@@ -76,6 +76,7 @@ class LazyPicture(ABC):
         dtype: of the stored values.
         geometry: see :class:`Geometry`.
         nodata: the stored value of pixels without a value, or None.
+        windowed: whether a window costs less to read than the whole.
     """
 
     path: Path
@@ -83,6 +84,7 @@ class LazyPicture(ABC):
     dtype: np.dtype[Any]
     geometry: Geometry
     nodata: float | None = None
+    windowed: bool = False
 
     @abstractmethod
     def __getitem__(self, window: Window) -> npt.NDArray[Any]:
@@ -98,11 +100,6 @@ class LazyPicture(ABC):
         return self.shape[1:]
 
     @property
-    def windowed(self) -> bool:
-        """Whether a window costs less to read than the whole."""
-        return False
-
-    @property
     def grid(self) -> str:
         """The size and the affine, for messages."""
         affine = self.geometry.affine
@@ -113,15 +110,12 @@ class LazyPicture(ABC):
 class LoadedPicture(LazyPicture):
     """A picture that is in memory, or mapped there."""
 
+    windowed = True
+
     def __init__(self, array: npt.NDArray[Any], path: Path, geometry: Geometry | None = None) -> None:
         self._array = array
         self.path, self.geometry = path, geometry or Geometry()
         self.shape, self.dtype = array.shape, array.dtype
-
-    @property
-    def windowed(self) -> bool:
-        """It is."""
-        return True
 
     def __getitem__(self, window: Window) -> npt.NDArray[Any]:
         return self._array[(slice(None), *window)]
