@@ -20,7 +20,7 @@ from PIL import Image
 from bbdm.base.atomic import file_sha256
 from bbdm.pictures import formats, images
 from bbdm.pictures.images import open_image
-from bbdm.pictures.picture import LazyPicture, LoadedPicture
+from bbdm.pictures.lazy import LazyPicture, LoadedPicture
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # of pictures inside larger files: those of SUFFIXES
 Order = Callable[[int, int], list[int]]  # the examples at the positions start to end of an epoch
@@ -48,7 +48,9 @@ class Sides(NamedTuple):
     @classmethod
     def of(cls, pictures: Sequence[LazyPicture]) -> Sides:
         """A source and its target, or a source alone."""
-        return cls(tuple(pictures[:1]), *pictures[1:])
+        source, target = (*pictures, None)[:2]
+        assert source is not None
+        return cls((source,), target)
 
 
 class Entry(ABC):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from bbdm.base.seeds import keyed
 from bbdm.pictures.images import Size, sides
-from bbdm.pictures.picture import Window
+from bbdm.pictures.lazy import Window
 
 
 @dataclass(frozen=True)

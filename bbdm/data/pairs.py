@@ -24,7 +24,7 @@ from bbdm.pictures import images
 from bbdm.pictures.images import Resize, Size
 from bbdm.pictures.images import open_image as open_image
 from bbdm.pictures.kind import AXES, PictureKind
-from bbdm.pictures.picture import LazyPicture
+from bbdm.pictures.lazy import LazyPicture
 from bbdm.pictures.values import EIGHT_BIT
 
 PLAIN = PicturesConfig()

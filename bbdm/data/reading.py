@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bbdm.base.atomic import write_atomically
 from bbdm.data.collection import Entry, Sides
 from bbdm.pictures import formats, images
-from bbdm.pictures.picture import LazyPicture, LoadedPicture, Window, same_grid
+from bbdm.pictures.lazy import LazyPicture, LoadedPicture, Window, same_grid
 
 KEPT = 4  # decoded pictures, of files of which no part can be read alone
 OPENED = 8  # examples whose files stay open
@@ -80,7 +80,7 @@ class Reader:
 
     def channels(self, pictures: Sequence[LazyPicture]) -> int:
         """The channels that :meth:`part` gives."""
-        return sum(self._channels if self._is_converted(each) else each.shape[0] for each in pictures)  # pyright: ignore[reportReturnType, reportArgumentType]
+        return sum((self._channels or 0) if self._is_converted(each) else each.shape[0] for each in pictures)
 
     def _is_converted(self, picture: LazyPicture) -> bool:
         """Grey and colour of photographs become one another; the bands of other files stay."""
@@ -118,7 +118,7 @@ class Reader:
         return values[:, ~np.any(absent, axis=0)]
 
 
-def without_data(array: Array, nodata: float | None) -> npt.NDArray[np.bool_]:
+def without_data(array: Array, nodata: float | None) -> Array:
     """(*S) whether a pixel of (C, *S) has the value that stands for none, in a channel."""
     if nodata is None:
         return np.zeros(array.shape[1:], dtype=bool)

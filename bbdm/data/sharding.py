@@ -21,6 +21,7 @@ from bbdm.base import manifest
 from bbdm.base.atomic import file_sha256, make_folder, remove_all_leftovers, write_atomically
 from bbdm.data import tar
 from bbdm.data.collection import FORMATS
+from bbdm.data.examples import PairExamples
 from bbdm.data.loading import with_short_errors
 from bbdm.data.pairs import PairedDataset
 from bbdm.data.shards import INDEX, KIND
@@ -65,7 +66,7 @@ def _suffix(data: bytes, name: str) -> str:
 
 
 def write_shards(
-    dataset: PairedDataset,
+    dataset: PairExamples,
     folder: Path,
     pairs_in_shard: int = 1000,
     resized: bool = False,
@@ -95,6 +96,8 @@ def write_shards(
     """
     if pairs_in_shard < 1:
         raise ValueError(f"pairs_in_shard must be at least 1, got {pairs_in_shard}")
+    if not isinstance(dataset, PairedDataset):
+        raise ValueError(f"shards hold pictures of 8 bits, and {dataset.pairs[0]} has other values")
     if dataset.direction != "AtoB" or dataset.degradation is not None:
         raise ValueError("shards hold pairs as they are: direction must be 'AtoB', and degradation None")
     about = {"pairs": len(dataset), "pairs_in_shard": pairs_in_shard, "names": dataset.names_digest()}

@@ -20,7 +20,8 @@ from bbdm.data.reading import Reader, in_plane, without_data
 from bbdm.pictures import images
 from bbdm.pictures.images import Size
 from bbdm.pictures.kind import PictureKind
-from bbdm.pictures.picture import Geometry, LazyPicture, Picture, Window
+from bbdm.pictures.lazy import Geometry, LazyPicture, Window
+from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, check_finite
 
 Array = npt.NDArray[Any]
@@ -185,7 +186,7 @@ class ValuedDataset(PairExamples):
         if self.crops is not None:
             mask = None if sides.mask is None else lambda: self._mask(sides, ())
             window = self.crops.window(in_plane(sides.sources[0].size, sides), key, seed, mask)
-        valid = self._mask(sides, window) if sides.mask else np.True_
+        valid: Any = self._mask(sides, window) if sides.mask else np.True_
         made: list[torch.Tensor] = []
         for pictures, values in zip(_by_role(sides), (self.kind.source, self.kind.target), strict=True):
             if pictures:

@@ -27,7 +27,8 @@ from bbdm.data.survey import survey
 from bbdm.data.valued import ValuedDataset
 from bbdm.pictures import formats, images
 from bbdm.pictures.kind import AXES, PictureKind
-from bbdm.pictures.picture import Geometry, Picture
+from bbdm.pictures.lazy import Geometry
+from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite
 
 SCALED = Values(-1, 1, dtype="float32")  # of sources that are scaled already

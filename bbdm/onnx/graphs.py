@@ -147,7 +147,7 @@ def _export(
         raise ValueError(f"opset must be one of {list(OPSETS)}, got {opset}")
     any_size = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     values = list(inputs.values())
-    shapes = [any_size if value.ndim == 4 else {} for value in values]
+    shapes: list[Any] = [any_size if value.ndim == 4 else {} for value in values]
     shapes[fixed:] = [tuple(shapes[fixed:])] if values[fixed:] else []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations

@@ -1,36 +1,16 @@
-"""What a picture is: its values, where its pixels lie in the world, and how a file is read in parts."""
+"""A picture: an array of stored values that knows its unit, and where its pixels lie in the world."""
 
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Affine = tuple[tuple[float, ...], ...]
-Window = tuple[slice, ...]  # of the spatial axes
-SAME_PLACE = 1e-3  # pixels that two grids may differ by
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Where the pixels of a picture lie, and what its file says besides: opaque, and kept.
-
-    Args:
-        affine: (n + 1, n + 1) from an index of the n spatial axes, in their order, to a place in the world;
-            None where the file says nothing of it.
-        format: the name of the format that ``kept`` is of.
-        kept: what the writer of that format writes again.
-    """
-
-    affine: Affine | None = None
-    format: str = ""
-    kept: Mapping[str, Any] = field(default_factory=dict)
+from bbdm.pictures import formats
+from bbdm.pictures.lazy import Geometry
 
 
 class Picture(np.ndarray[Any, Any]):
@@ -62,70 +42,4 @@ class Picture(np.ndarray[Any, Any]):
             ModuleNotFoundError: the format's package is not installed.
             ValueError: the format cannot hold the values, the channels or the number of axes.
         """
-        from bbdm.pictures import formats
-
         formats.write(Path(path), self, self.geometry)
-
-
-class LazyPicture(ABC):
-    """A picture in a file, of which only what is asked for is read.
-
-    Attributes:
-        path: the file, or the folder of DICOM.
-        shape: (C, *S).
-        dtype: of the stored values.
-        geometry: see :class:`Geometry`.
-        nodata: the stored value of pixels without a value, or None.
-        windowed: whether a window costs less to read than the whole.
-    """
-
-    path: Path
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    geometry: Geometry
-    nodata: float | None = None
-    windowed: bool = False
-
-    @abstractmethod
-    def __getitem__(self, window: Window) -> npt.NDArray[Any]:
-        """(C, *W) of a window of the spatial axes, () for all of them.
-
-        Raises:
-            ValueError: the file is damaged.
-        """
-
-    @property
-    def size(self) -> tuple[int, ...]:
-        """The spatial axes' lengths, S."""
-        return self.shape[1:]
-
-    @property
-    def grid(self) -> str:
-        """The size and the affine, for messages."""
-        affine = self.geometry.affine
-        placed = "" if affine is None else f" at {tuple(tuple(round(v, 6) for v in row) for row in affine[:-1])}"
-        return f"{' x '.join(map(str, self.size))}{placed}"
-
-
-class LoadedPicture(LazyPicture):
-    """A picture that is in memory, or mapped there."""
-
-    windowed = True
-
-    def __init__(self, array: npt.NDArray[Any], path: Path, geometry: Geometry | None = None) -> None:
-        self._array = array
-        self.path, self.geometry = path, geometry or Geometry()
-        self.shape, self.dtype = array.shape, array.dtype
-
-    def __getitem__(self, window: Window) -> npt.NDArray[Any]:
-        return self._array[(slice(None), *window)]
-
-
-def same_grid(one: LazyPicture, other: LazyPicture) -> bool:
-    """Whether two pictures have one size and, where both say it, one place in the world."""
-    affines = one.geometry.affine, other.geometry.affine
-    if one.size != other.size or None in affines:
-        return one.size == other.size
-    first, second = (np.asarray(affine, dtype=np.float64) for affine in affines)
-    pixel = np.abs(second[:-1, :-1]).max()  # the length of a pixel's longest side, about
-    return bool(np.allclose(first, second, rtol=0, atol=SAME_PLACE * pixel))

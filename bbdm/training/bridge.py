@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bbdm.bridges import Bridge
-from bbdm.codec import Codec
+from bbdm.codec import Codec, Role
 from bbdm.data.collection import Example
 from bbdm.data.examples import Examples
 from bbdm.execution import sharing
@@ -151,10 +151,8 @@ class BridgeTask(TrainingTask):
         if self.codec is None:
             return batch
         coded = self.codec.normalize if latents else self.codec.encode
-        source, target = (
-            coded(v, role).contiguous(memory_format=torch.channels_last)
-            for v, role in ((batch.source, "source"), (batch.target, "target"))
-        )
+        roles: dict[Role, torch.Tensor] = {"source": batch.source, "target": batch.target}
+        source, target = (coded(v, r).contiguous(memory_format=torch.channels_last) for r, v in roles.items())
         return batch._replace(source=source, target=target)
 
     @torch.no_grad()

@@ -17,7 +17,8 @@ from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.data.survey import BadPicturesError, readable
 from bbdm.data.valued import ValuedDataset
 from bbdm.pictures.formats.common import FilePicture
-from bbdm.pictures.picture import Geometry, Picture
+from bbdm.pictures.lazy import Geometry
+from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import Values, read_values
 from tests.conftest import SavePicture
 

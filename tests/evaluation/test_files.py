@@ -18,7 +18,7 @@ from bbdm.cli import translate
 from bbdm.evaluation.results import ResultsError
 from bbdm.pictures import formats
 from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
-from bbdm.pictures.picture import Geometry
+from bbdm.pictures.lazy import Geometry
 from bbdm.pictures.values import Percentiles, Values
 from tests.conftest import tiny_unet
 

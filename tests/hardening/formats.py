@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bbdm.pictures import formats
-from bbdm.pictures.picture import Geometry
+from bbdm.pictures.lazy import Geometry
 from tests.hardening.mutations import Mutate, Subject, of_bytes
 from tests.pictures.formats import numbers, write_dicom
 

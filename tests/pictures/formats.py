@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.pictures.picture import Geometry
+from bbdm.pictures.lazy import Geometry
 
 OBLIQUE = np.array([[0.8, -0.6, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])  # a turn about z by atan(3/4)
 

@@ -19,7 +19,7 @@ from bbdm.base import optional
 from bbdm.pictures import formats
 from bbdm.pictures.formats import common
 from bbdm.pictures.images import UnknownFormatError
-from bbdm.pictures.picture import Geometry
+from bbdm.pictures.lazy import Geometry
 from tests.hardening.watch import forget_peak, memory
 from tests.pictures.formats import numbers, write_dicom
 

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from bbdm.pictures import formats, images
-from bbdm.pictures.picture import Geometry, Picture
+from bbdm.pictures.lazy import Geometry
+from bbdm.pictures.picture import Picture
 from tests.pictures.formats import OBLIQUE, affine_of, bytes_read, numbers
 
 tifffile = pytest.importorskip("tifffile")

@@ -11,7 +11,8 @@ from PIL import Image
 from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
 from bbdm.cli import export
 from bbdm.pictures.kind import PictureKind
-from bbdm.pictures.picture import Geometry, Picture
+from bbdm.pictures.lazy import Geometry
+from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import Percentiles, Values
 from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import tiny_unet

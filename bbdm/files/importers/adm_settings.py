@@ -168,7 +168,9 @@ def network(settings: Settings, seen: int) -> UNetConfig:
     width, heads = (settings.integer(name, -1) for name in ("num_head_channels", "num_heads"))
     if width == -1 and settings.get("num_heads_upsample", -1) not in (-1, heads):
         raise ValueError(f"{settings.source} has another num_heads_upsample than num_heads; wanted one for all")
-    attention = {"head_channels": width} if width != -1 else {"num_heads": settings.integer("num_heads")}
+    attention: dict[str, Any] = (
+        {"head_channels": width} if width != -1 else {"num_heads": settings.integer("num_heads")}
+    )
     return UNetConfig(
         in_channels=channels,
         out_channels=channels,

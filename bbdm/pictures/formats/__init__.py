@@ -13,7 +13,7 @@ import numpy.typing as npt
 from bbdm.base.atomic import write_named_atomically
 from bbdm.pictures.formats import common, tags
 from bbdm.pictures.images import UnknownFormatError
-from bbdm.pictures.picture import Geometry, LazyPicture, LoadedPicture
+from bbdm.pictures.lazy import Geometry, LazyPicture, LoadedPicture
 
 SUFFIXES = {  # the module of each, the longest suffix first; that of a TIFF is chosen by its header
     ".nii.gz": "medical",
@@ -79,7 +79,7 @@ def open(path: str | Path) -> LazyPicture:
     if path.is_dir():
         if not _holds_dicom(path):
             raise UnknownFormatError(f"cannot read the picture {path}: it is a folder, and has no files of DICOM")
-        return _module("medical").open(path)
+        return _module("dicom").open(path)
     module = SUFFIXES.get(suffix_of(path))
     if module is None:
         raise UnknownFormatError(f"cannot read the picture {path}: its name has none of {', '.join(SUFFIXES)}")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import UnidentifiedImageError
 
 from bbdm.pictures.images import UnknownFormatError
-from bbdm.pictures.picture import Affine, LazyPicture, Window
+from bbdm.pictures.lazy import Affine, LazyPicture, Window
 
 LARGEST = 2**33  # bytes of what is read at once: 8 GiB
 RATIO = 4096  # bytes that a byte of a file can become at most: of deflate 1032, of LZW fewer than 4096
@@ -126,7 +126,7 @@ class FilePicture(LazyPicture):
     """A picture of which ``shape``, ``dtype`` and the rest were read from the header."""
 
     def __getitem__(self, window: Window) -> npt.NDArray[Any]:
-        """See :meth:`bbdm.pictures.picture.LazyPicture.__getitem__`."""
+        """See :meth:`bbdm.pictures.lazy.LazyPicture.__getitem__`."""
         with reading(self.path):
             part = bounds(window, self.size)
             made = self._read(part)

@@ -11,10 +11,22 @@ import numpy.typing as npt
 from bbdm.base import optional
 from bbdm.pictures.formats import common, medical
 from bbdm.pictures.formats.dicom_header import check, is_dicom
-from bbdm.pictures.picture import Geometry
+from bbdm.pictures.lazy import Geometry, LazyPicture
 
 POSITION = "0020|0032"  # of the first pixel, in mm
 TOLERANCE = 0.01  # of the distance of slices: more is unequal
+
+
+def open(path: Path) -> LazyPicture:
+    """The volume of a folder.
+
+    Raises:
+        ModuleNotFoundError: SimpleITK is not installed.
+        ValueError: the folder has several series, lacks a slice, or has slices at unequal distances.
+    """
+    package = medical.simpleitk()
+    with common.reading(path):
+        return Series(path, package)
 
 
 class Series(common.FilePicture):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bbdm.base import optional
 from bbdm.pictures.formats import common
-from bbdm.pictures.picture import Affine, Geometry, LazyPicture
+from bbdm.pictures.lazy import Affine, Geometry, LazyPicture
 
 NAME = "geotiff"
 TILE = 256  # the side of written tiles

@@ -1,4 +1,4 @@
-"""NIfTI, MetaImage, NRRD, and folders of DICOM, by SimpleITK: volumes (C, D, H, W) and pictures (C, H, W).
+"""NIfTI, MetaImage, NRRD, by SimpleITK: volumes (C, D, H, W) and pictures (C, H, W).
 
 The axes are SimpleITK's, reversed: D, H, W are z, y, x of the file. The affine maps (d, h, w) to ITK's world,
 (x, y, z) in mm toward the patient's left, back and head. Components of vectors are channels.
@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.base import optional
-from bbdm.pictures.formats import common, dicom, medical_headers
-from bbdm.pictures.picture import Affine, Geometry, LazyPicture
+from bbdm.pictures.formats import common, medical_headers
+from bbdm.pictures.lazy import Affine, Geometry, LazyPicture
 
 NAME = "medical"
 TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
@@ -25,18 +25,17 @@ NOT_KEPT = ("ITK_InputFilterName", "NRRD_")  # beginnings of entries that Simple
 
 
 def open(path: Path) -> LazyPicture:
-    """A volume or picture of a file, or a volume of a folder of DICOM.
+    """A volume or picture of a file.
 
     ``geometry.kept`` has spacing, origin and direction, and the other entries of the header as texts.
 
     Raises:
         ModuleNotFoundError: SimpleITK is not installed.
-        ValueError: it is damaged, or has complex numbers or several times; the folder has several series,
-            lacks a slice, or has slices at unequal distances.
+        ValueError: it is damaged, or has complex numbers or several times.
     """
-    package = _simpleitk()
+    package = simpleitk()
     with common.reading(path):
-        return dicom.Series(path, package) if path.is_dir() else _Picture(path, package)
+        return _Picture(path, package)
 
 
 def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
@@ -46,7 +45,7 @@ def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
         ModuleNotFoundError: SimpleITK is not installed.
         ValueError: the format cannot hold the array.
     """
-    package = _simpleitk()
+    package = simpleitk()
     common.check_held(path.suffix, array, TYPES, (2, 3))
     pixels = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
     image = package.GetImageFromArray(np.ascontiguousarray(pixels), isVector=len(array) > 1)
@@ -66,7 +65,7 @@ def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
 
 def resampled(picture: LazyPicture, like: LazyPicture) -> npt.NDArray[Any]:
     """(C, *S) of a picture at the pixels of another, by SimpleITK."""
-    package = _simpleitk()
+    package = simpleitk()
     images = [_image(package, each.shape[0], each[()], each.geometry.kept) for each in (picture, like)]
     least = float(picture[()].min())
     made = package.Resample(*images, package.Transform(), package.sitkLinear, least)
@@ -107,7 +106,7 @@ class _Picture(common.FilePicture):
         self.windowed = not packed and self.shape[0] == 1 and _family(path) != "nrrd"
 
     def _read(self, window: tuple[slice, ...]) -> npt.NDArray[Any]:
-        package = _simpleitk()
+        package = simpleitk()
         medical_headers.stored(self.path).check_whole()
         reader = package.ImageFileReader()
         reader.SetFileName(str(self.path))
@@ -120,7 +119,8 @@ class _Picture(common.FilePicture):
         return package.GetArrayFromImage(reader.Execute())[None]
 
 
-def _simpleitk() -> Any:
+def simpleitk() -> Any:
+    """The package, which is told to keep quiet."""
     package = optional.package("SimpleITK", "a medical picture")
     package.ProcessObject.SetGlobalWarningDisplay(False)
     return package

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.pictures.formats import common
-from bbdm.pictures.picture import Geometry, LazyPicture
+from bbdm.pictures.lazy import Geometry, LazyPicture
 
 KEY = "array"  # of an npz with several arrays
 MAGIC = b"\x93NUMPY"

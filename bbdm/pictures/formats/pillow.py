@@ -12,7 +12,7 @@ from PIL import Image
 from bbdm.base import optional
 from bbdm.pictures import images
 from bbdm.pictures.formats import common
-from bbdm.pictures.picture import Geometry, LazyPicture
+from bbdm.pictures.lazy import Geometry, LazyPicture
 
 NAME = "pillow"
 GREY = {"1", "L", "LA", "I;16", "I"}  # modes that become one channel, the last two of 16-bit PNG

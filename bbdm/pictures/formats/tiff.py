@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from bbdm.base import optional
 from bbdm.pictures.formats import common, tags
-from bbdm.pictures.picture import Affine, Geometry, LazyPicture
+from bbdm.pictures.lazy import Affine, Geometry, LazyPicture
 
 NAME = "tiff"
 TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64")
