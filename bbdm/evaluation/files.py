@@ -53,7 +53,7 @@ class Files(ABC):
         dataset: the pairs, or sources alone.
         masks: folder of masks, not 0 where pixels count in scores, in which ``{split}`` is filled in.
         split: of the data set.
-        channels: of results.
+        channels: the number that results have.
 
     Raises:
         ValueError: an entry has no mask, or is no pair of files.
