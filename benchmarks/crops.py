@@ -1,0 +1,137 @@
+"""Training on crops of large pictures against a batch in memory: python -m benchmarks.crops [flags].
+
+Pictures of 512 x 512 in 16 bits are made in a temporary folder, one of each format. An optimizer step of the
+preset demo, eager in bfloat16 on crops of 96 x 96, is timed in turns: on a batch in memory, and on the next
+batch of each format, with the wait for it. MONAI's CacheDataset and PersistentDataset, where MONAI is
+installed, give the same crops through PyTorch's loader.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from bbdm.base import scripts
+from bbdm.base.settings import from_values
+from bbdm.cli import setup
+from bbdm.cli import train as train_script
+from bbdm.data.collection import Example
+from bbdm.data.config import PicturesConfig
+from bbdm.data.loading import Batches
+from bbdm.data.pairs import load_dataset
+from bbdm.pictures.picture import Picture
+from bbdm.pictures.values import Values
+from bbdm.training.config import TrainConfig
+from bbdm.training.trainer import Trainer
+from benchmarks.timing import seconds_of
+
+SIDE, CROP, PICTURES, EACH = 512, 96, 32, 4
+VALUES = Values(0, 4095, dtype="uint16")
+FORMATS = {".tif": None, ".npy": None, ".nii": None, ".nii.gz": "cache"}
+
+
+def write(folder: Path, suffix: str) -> str:
+    """Pairs of random pictures; returns SOURCES,TARGETS."""
+    random = np.random.default_rng(0)
+    for side in "AB":
+        (folder / side).mkdir(parents=True)
+        for number in range(PICTURES):
+            Picture(random.integers(0, 4096, (1, SIDE, SIDE), dtype=np.uint16)).save(
+                folder / side / f"{number}{suffix}"
+            )
+    return f"{folder}/A,{folder}/B"
+
+
+def epochs(batches: Callable[[int], Any]) -> Iterator[Any]:
+    """The batches of one epoch after the other."""
+    epoch = 0
+    while True:
+        yield from batches(epoch)
+        epoch += 1
+
+
+def of_files(suffix: str, folder: Path, batch_size: int, workers: int) -> Iterator[Example]:
+    """Batches of crops of files."""
+    config = PicturesConfig(source_values=VALUES, target_values=VALUES, crop=CROP, crops_per_picture=EACH)
+    cache = FORMATS[suffix] and folder / "cache"
+    pairs = load_dataset("paired", write(folder, suffix), pictures=config, cache=cache or None)
+    batches = Batches(pairs, batch_size, torch.device("cpu"), workers)
+    return epochs(lambda epoch: batches(pairs.order(epoch)(0, len(pairs)), epoch))
+
+
+def of_monai(kind: str, folder: Path, batch_size: int, workers: int) -> Iterator[Example]:
+    """Batches of the same crops by MONAI."""
+    import monai.data
+    from monai.transforms import Compose, RandSpatialCropSamplesd  # pyright: ignore[reportPrivateImportUsage]
+
+    random = np.random.default_rng(0)
+
+    def picture() -> Any:
+        return VALUES.scaled(random.integers(0, 4096, (1, SIDE, SIDE), dtype=np.uint16))
+
+    data = [{"source": picture(), "target": picture()} for _ in range(PICTURES)]
+    crops = Compose([RandSpatialCropSamplesd(["source", "target"], [CROP, CROP], EACH, random_size=False)])
+    made = {
+        "CacheDataset": lambda: monai.data.CacheDataset(data, crops, progress=False),
+        "PersistentDataset": lambda: monai.data.PersistentDataset(data, crops, folder),
+    }[kind]()
+    loader = DataLoader(
+        made,
+        batch_size // EACH,
+        shuffle=True,
+        num_workers=workers,
+        collate_fn=monai.data.utils.list_data_collate,
+        persistent_workers=workers > 0,
+    )
+
+    def batches(_: int) -> Iterator[Example]:
+        for batch in loader:
+            yield Example(*(batch[side].as_tensor() for side in ("source", "target")))
+
+    return epochs(batches)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = scripts.Parser(__doc__)
+    parser.add_argument("--steps", type=int, default=30, help="of each kind")
+    parser.add_argument("--workers", type=int, default=1, help="processes that read pictures")
+    args = parser.parse_args(argv)
+    flags = train_script.parse(["paired", "A,B", "x.pt", "--preset", "demo", "-b", "8"])
+    torch.manual_seed(0)
+    config = from_values(TrainConfig, vars(flags))
+    bridge = setup.build_bridge(flags.bridge, None, flags.c_lambda, flags.objective, flags.density)
+    shape = config.batch_size, 1, CROP, CROP
+    kept = Example(torch.rand(shape) * 2 - 1, torch.rand(shape) * 2 - 1)
+    with tempfile.TemporaryDirectory() as root:
+        loading = config.batch_size, args.workers
+        rows: dict[str, Iterator[Example]] = {"in memory": iter(lambda: kept, None)}
+        for suffix in FORMATS:
+            rows[suffix] = of_files(suffix, Path(root, suffix[1:]), *loading)
+        for kind in ("CacheDataset", "PersistentDataset"):
+            try:
+                rows[f"MONAI {kind}"] = of_monai(kind, Path(root, kind), *loading)
+            except ModuleNotFoundError:
+                print(f"MONAI {kind}: not installed")
+        pairs = [(kept.source[0], kept.target[0])] * config.batch_size
+        trainer = Trainer(setup.build_network("demo", 1), bridge, config, pairs, None, Path(root, "run"))
+        seconds: dict[str, list[float]] = {name: [] for name in rows}
+        for step in range(args.steps + 2):
+            for name, batches in rows.items():
+                took = seconds_of(lambda batches=batches: trainer.train_step(next(batches)))
+                if step >= 2:
+                    seconds[name].append(took)
+    for name, each in seconds.items():
+        median, of_whole = (f(seconds["in memory"]) / f(each) * 100 for f in (statistics.median, statistics.fmean))
+        rate = config.batch_size / statistics.median(each)
+        print(f"{name:24}{rate:8.2f} crops/s {median:6.1f} %, by means {of_whole:6.1f} %")
+
+
+if __name__ == "__main__":
+    main()
