@@ -1,7 +1,5 @@
 """Small things that several test files build: pictures on disk, and networks small enough for a CPU."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Sequence

@@ -5,8 +5,6 @@ For x0 ~ N(mu, s^2) and one source y, every state is Gaussian: the table maps th
 distance against NFE, for the A-Bridge and for all bridges.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

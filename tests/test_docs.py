@@ -3,8 +3,6 @@
 A comment above a snippet, `<!-- nightly: why -->` or `<!-- compile only: why -->`, says how it is tested.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re

@@ -1,7 +1,5 @@
 """Packages whose public names are imported at their first use."""
 
-from __future__ import annotations
-
 import importlib
 import subprocess
 import sys

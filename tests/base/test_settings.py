@@ -1,7 +1,5 @@
 """Settings that become flags."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """What the tests of `bbdm app` share: a small model, pictures, and a browser on the page."""
 
-from __future__ import annotations
-
 import io
 import shutil
 import time

@@ -1,7 +1,5 @@
 """The command ``bbdm``: its subcommands, what they cost at the start, completion, and ``bbdm info``."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import json

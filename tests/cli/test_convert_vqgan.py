@@ -1,7 +1,5 @@
 """`bbdm convert-vqgan` on a small state dict of latent diffusion."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Restoration as a user runs it: training, translating and scoring from pictures alone."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

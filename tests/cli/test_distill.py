@@ -1,7 +1,5 @@
 """The script that distils."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 At the paper's size they need a GPU, so ``--preset demo --image_size 64 -b 2 -e 1`` is added.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

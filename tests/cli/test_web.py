@@ -4,8 +4,6 @@ Chromium and its driver come from the system, Selenium from PyPI, and the page f
 in examples/web. Tests are skipped where one of them is missing.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

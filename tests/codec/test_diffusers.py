@@ -1,7 +1,5 @@
 """Autoencoders of diffusers as codecs: latents and images against diffusers itself, files and graphs."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """Bridges in latents of diffusers' and users' own autoencoders: trained, resumed, used, exported."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """VQGANs as codecs: image space and back, normalisation, in a file and in a sampler."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

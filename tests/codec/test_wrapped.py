@@ -1,7 +1,5 @@
 """Any autoencoder as a codec."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -8,8 +8,6 @@ floor of a kind of kernels is their bytes, each number read and written once by 
 bandwidth, or their products and sums over the peak of bfloat16, whichever takes longer.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Training an autoencoder and its adversary on a card: the CPU's losses and weights, one wait a step."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any

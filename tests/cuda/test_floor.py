@@ -1,7 +1,5 @@
 """Inductor's code for an H100: whole, without the CPU, and with our kernels where a card has them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Sampling on a card: the CPU's pictures, and the host waits where it must."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Training on a card: the CPU's losses and weights, and the host waits once a step."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any

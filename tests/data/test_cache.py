@@ -1,7 +1,5 @@
 """Caches of pictures and of latents: the data set's tensors, made once, completed, refused if they differ."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import pickle

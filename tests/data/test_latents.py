@@ -1,7 +1,5 @@
 """Statistics of latents, and training on latents that are cached or computed."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import struct
 from itertools import islice
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Pairs in shards: the pictures, their order for any ranks, readers and place, and what is broken."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -1,7 +1,5 @@
 """Samples of tars: WebDataset's own grouping, and what is damaged, missing or a trick."""
 
-from __future__ import annotations
-
 import gzip
 import tarfile
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """translate, eval and eval-miou in two processes on CPUs (gloo): the files and the scores of one."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

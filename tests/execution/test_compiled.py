@@ -1,7 +1,5 @@
 """Compiled runs against eager ones, what is kept from call to call, and on CUDA the captured graph."""
 
-from __future__ import annotations
-
 import gc
 import os
 import subprocess

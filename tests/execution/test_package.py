@@ -1,7 +1,5 @@
 """Packages: the images are those of the saved sampler; a package that does not fit is refused."""
 
-from __future__ import annotations
-
 import gc
 import json
 import os

@@ -1,7 +1,5 @@
 """Models as folders and on a Hub: what is written and fetched, what is never fetched, and what goes wrong."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The unpickler that runs no code, and the files of torch.save that it reads."""
 
-from __future__ import annotations
-
 import argparse
 import collections
 import contextlib

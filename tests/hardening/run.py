@@ -4,8 +4,6 @@ python -m tests.hardening.run KIND COUNT SEED FOLDER [FIRST] prints an Outcome a
 the same files. The name of a fault has its number: with it as FIRST and COUNT 1, the file is left in FOLDER.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import shutil

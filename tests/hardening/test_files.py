@@ -4,8 +4,6 @@ No code of a file runs, no read takes more than twice the file's size and 200 MB
 picture may take what the largest takes that Pillow opens.
 """
 
-from __future__ import annotations
-
 import json
 import mmap
 import pickle

@@ -3,8 +3,6 @@
 A row is a script, a moment, and what happens there. What ends by SIGKILL is in :mod:`.test_kills`.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import re

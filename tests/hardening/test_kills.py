@@ -1,7 +1,5 @@
 """200 SIGKILLs over the scripts that write: nothing torn, nothing lost, bitwise the undisturbed result."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The step of every solver: reference and Triton kernel against the formula in float64 NumPy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

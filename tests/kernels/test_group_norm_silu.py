@@ -1,7 +1,5 @@
 """GroupNorm, affine map and SiLU: PyTorch and Triton against F.group_norm and F.silu in float64."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any

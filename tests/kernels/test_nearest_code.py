@@ -1,7 +1,5 @@
 """The nearest code: reference and Triton against all distances in float64."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Forward diffusion and the noise of kernels: reference and Triton against the formulas in float64 NumPy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

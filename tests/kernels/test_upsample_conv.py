@@ -1,7 +1,5 @@
 """Upsampling and convolution by four phases against F.interpolate and F.conv2d in float64."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

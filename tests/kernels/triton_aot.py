@@ -21,8 +21,6 @@ alone: ``TRITON_INTERPRET=1 pytest -o 'python_functions=interpreted_*' tests/ker
 The interpreter truncates float32 to bfloat16, where a GPU rounds to nearest: ``conftest.py`` makes it round.
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 import tempfile

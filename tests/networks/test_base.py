@@ -1,7 +1,5 @@
 """Any network: transformers, UNets, and modules with buffers, tied weights or another dtype."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The PatchGAN: its patches, and that it looks at each image alone."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

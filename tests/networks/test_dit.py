@@ -1,7 +1,5 @@
 """The transformer against its paper, written out with torch's own modules."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The VQGAN against diffusers' VQModel on the same weights, and its own behaviour."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Small checkpoints to export, and the script that exports them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """`bbdm export`: graphs that agree with PyTorch at any batch and size, its flags, and its errors."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

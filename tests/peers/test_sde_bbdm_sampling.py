@@ -4,8 +4,6 @@ The public code computes its schedules in torch's default dtype, so rows are com
 float64. It draws its noise with ``torch.randn_like``, which is replaced here by known noise. Where the public
 code cannot run or is wrong, a test shows that, and the comparison is with its formula instead."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise

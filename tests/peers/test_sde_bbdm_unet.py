@@ -3,8 +3,6 @@
 Zero-initialised layers would hide the layers before them, so they get random values first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """`bbdm app` without a browser, with a network too small to be good."""
 
-from __future__ import annotations
-
 import io
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """`bbdm serve`: checks of requests every day, a server on this machine every night."""
 
-from __future__ import annotations
-
 import asyncio
 import http.client
 import io

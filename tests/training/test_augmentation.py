@@ -1,7 +1,5 @@
 """Random changes of training pairs."""
 
-from __future__ import annotations
-
 import torch
 
 from bbdm.training.augmentation import augment

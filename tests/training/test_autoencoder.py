@@ -1,7 +1,5 @@
 """Training an autoencoder: its step against plain autograd, and a run that resumes bit for bit."""
 
-from __future__ import annotations
-
 import copy
 import json
 import math

@@ -1,7 +1,5 @@
 """The settings of a training run: what they refuse, and the learning rate."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import FrozenInstanceError
 from typing import Any

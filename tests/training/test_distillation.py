@@ -1,7 +1,5 @@
 """Distillation: the loss of a student's own calls."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any

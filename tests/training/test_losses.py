@@ -1,7 +1,5 @@
 """The loss of a bridge, against its formulas."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Optimizers, schedules, and gradients computed in parts."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """Resuming from a checkpoint: bit for bit the undisturbed run, and refused for another run."""
 
-from __future__ import annotations
-
 import copy
 import json
 from dataclasses import replace

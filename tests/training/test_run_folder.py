@@ -1,7 +1,5 @@
 """The folder of a run: its files, and when a run may use it."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys

@@ -1,7 +1,5 @@
 """Training in two processes on CPUs (gloo): the same run as in one, with whole weights or sharded ones."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Training from shards; that any readers give one run, stopped or not, is in tests/hardening."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

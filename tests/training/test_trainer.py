@@ -1,7 +1,5 @@
 """The training loop: learning, randomness, and a loss that is not finite."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """The VQGAN of the A-Bridge scripts, with its own keys."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Files of DDBM, DBIM, ECSI and I2SB in the layouts of their programs, against the formulas of the papers."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

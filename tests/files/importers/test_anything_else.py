@@ -1,7 +1,5 @@
 """Files that no importer knows, or that would fill memory or run code."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Latent diffusion's VQGAN, whose keys are ours."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

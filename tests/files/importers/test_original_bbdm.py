@@ -1,7 +1,5 @@
 """Files of the original BBDM, in the layout of its runner."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """State dicts, whose shapes do not determine all settings."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
