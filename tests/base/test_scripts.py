@@ -19,8 +19,7 @@ def test_an_error_of_the_user_is_one_line(kind: type[Exception]):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [("torchmetrics.image", r"error: none: pip install 'bbdm\[eval\]'"), ("other", "error: none")],
+    ("name", "message"), [("torchmetrics.image", r"error: none: pip install 'bbdm\[eval\]'"), ("other", "error: none")]
 )
 def test_a_missing_package_names_its_extra(name: str, message: str):
     def main() -> None:

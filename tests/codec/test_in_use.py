@@ -9,16 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bbdm import (
-    ABridge,
-    BridgeSampler,
-    DiffusersCodec,
-    TrainConfig,
-    Trainer,
-    load_checkpoint,
-    save_checkpoint,
-    wrap,
-)
+from bbdm import ABridge, BridgeSampler, DiffusersCodec, TrainConfig, Trainer, load_checkpoint, save_checkpoint, wrap
 from bbdm.cli import setup, train, translate
 from bbdm.codec import Codec, LatentStatistics, Tiling, VQGANCodec
 from bbdm.data.latents import LatentDataset, measure

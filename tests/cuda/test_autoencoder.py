@@ -48,11 +48,7 @@ def edges(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def step_of(
-    device: torch.device,
-    pairs: PairedDataset,
-    num_codes: int = 40,
-    processes: Processes | None = None,
-    **settings: Any,
+    device: torch.device, pairs: PairedDataset, num_codes: int = 40, processes: Processes | None = None, **settings: Any
 ) -> AutoencoderTask:
     """A step whose adversary is there from the second on."""
     given = {"epochs": 2, "adversarial_start": 1, "discriminator_width": 4, **settings}

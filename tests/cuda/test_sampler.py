@@ -47,11 +47,7 @@ def vqgan_codec() -> VQGANCodec:
 
 
 def sampler(
-    device: str = "cpu",
-    solver: str = "sde-dpm2m",
-    condition_channels: int = 3,
-    unet: Any = None,
-    **settings: Any,
+    device: str = "cpu", solver: str = "sde-dpm2m", condition_channels: int = 3, unet: Any = None, **settings: Any
 ) -> Any:
     """A sampler of 3 steps, by default of the short network."""
     torch.manual_seed(0)

@@ -25,13 +25,7 @@ from tests.conftest import ROOT, TINY, tiny_unet
 
 STEPS = 5
 FLOAT32 = 1e-4  # rounding of values up to 1, times the weights of up to 33 that dpm2m gives x near T
-SOLVERS = [
-    ("dpm2m", None),
-    ("sde-dpm2m", None),
-    ("ddim", None),
-    ("posterior", (-0.3, 0.4)),
-    ("fast", None),
-]
+SOLVERS = [("dpm2m", None), ("sde-dpm2m", None), ("ddim", None), ("posterior", (-0.3, 0.4)), ("fast", None)]
 
 SOURCE = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(1)) - 0.5
 ODD = SOURCE[:3, :, :7, :5]  # off the stride

@@ -179,11 +179,7 @@ def test_a_command_gives_the_run_of_the_folder(place: Path, undisturbed: Undistu
 
 @pytest.mark.parametrize("damage", ["a bit", pytest.param("the end", marks=pytest.mark.nightly)])
 def test_a_damaged_newest_checkpoint_is_skipped(
-    damage: str,
-    place: Path,
-    undisturbed: Undisturbed,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    damage: str, place: Path, undisturbed: Undisturbed, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     interrupt("train", place, tmp_path, Moment("train_step", 14, kill, KilledError))
     newer = tmp_path / "model.run" / "step_00000012.pt"

@@ -7,14 +7,7 @@ import torch
 
 from bbdm.files.checkpoint import load_vqgan
 from bbdm.networks.vqgan import VQGAN
-from tests.files.importers.common import (
-    SeedVQGAN,
-    assert_same_autoencoder,
-    images,
-    refused,
-    relative,
-    save,
-)
+from tests.files.importers.common import SeedVQGAN, assert_same_autoencoder, images, refused, relative, save
 
 
 class TestSeedVQGAN:

@@ -121,10 +121,7 @@ X, Y = images(1, 3, 16, 16, seed=3), images(1, 3, 16, 16, seed=4)
 class TestDDBM:
     @pytest.mark.parametrize(
         ("kind", "marginal", "bridge", "times"),
-        [
-            (VP, vp, DDBM("vp"), (1.0, 0.6, 0.003)),
-            (VE, ve, DDBM("ve", 0.0005, 20.0), (20.0, 7.0, 0.01)),
-        ],
+        [(VP, vp, DDBM("vp"), (1.0, 0.6, 0.003)), (VE, ve, DDBM("ve", 0.0005, 20.0), (20.0, 7.0, 0.01))],
         ids=["vp", "ve"],
     )
     def test_prediction(self, kind: Any, marginal: Callable[..., Any], bridge: DDBM, times: Any, tmp_path: Path):

@@ -13,11 +13,7 @@ from bbdm.networks.unet import UNet
 from bbdm.networks.unet_config import UNetConfig
 from bbdm.networks.vqgan import PRESETS as VQGANS
 from bbdm.networks.vqgan import VQGAN
-from tests.files.importers.common import (
-    expected,
-    refused,
-    save,
-)
+from tests.files.importers.common import expected, refused, save
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,7 @@ from bbdm.files.checkpoint import load_vqgan
 from bbdm.files.importers import shapes
 from bbdm.networks.vqgan import PRESETS as VQGANS
 from bbdm.networks.vqgan import VQGAN
-from tests.files.importers.common import (
-    LATENT,
-    expected,
-    peers_blocked,
-    refused,
-    save,
-    small_vqgan,
-)
+from tests.files.importers.common import LATENT, expected, peers_blocked, refused, save, small_vqgan
 
 
 class TestLatentDiffusion:

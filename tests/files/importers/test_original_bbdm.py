@@ -14,16 +14,7 @@ from bbdm import BrownianBridge
 from bbdm.codec import VQGANCodec
 from bbdm.networks.unet import UNet
 from bbdm.networks.vqgan import VQGAN
-from tests.files.importers.common import (
-    LATENT,
-    SMALL,
-    fill,
-    images,
-    load,
-    refused,
-    save,
-    small_vqgan,
-)
+from tests.files.importers.common import LATENT, SMALL, fill, images, load, refused, save, small_vqgan
 
 STEPS = 200
 
@@ -233,10 +224,7 @@ class TestOriginalBbdm:
             ({"params__mt_type": "sin"}, r"has model\.BB\.params\.mt_type 'sin', but .* with 'linear'$"),
             ({"params__max_var": 2.0}, r"has model\.BB\.params\.max_var 2\.0, but .* with 1\.0$"),
             ({"model__model_type": "LBBDM"}, r"has model\.model_type 'LBBDM', but .* with 'BBDM'$"),
-            (
-                {"params__objective": "x0"},
-                r"objective must be one of \['grad', 'noise', 'ysubx'\], got 'x0' from ",
-            ),
+            ({"params__objective": "x0"}, r"objective must be one of \['grad', 'noise', 'ysubx'\], got 'x0' from "),
             ({"params__objective": None}, r"a\.yaml does not have model\.BB\.params\.objective"),
             ({"unet__condition_key": "nocond"}, r"3 channels of condition, but .*a\.yaml has condition_key nocond"),
             ({"unet__condition_key": None}, r"does not have model\.BB\.params\.UNetParams\.condition_key"),
