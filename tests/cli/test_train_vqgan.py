@@ -167,4 +167,4 @@ def test_bad_input(place: Path):
         train_vqgan.main(["folder", "data", "vqgan.pt", *ALONE])
     with pytest.raises(ValueError, match=r"ends in \.pt or \.safetensors"):
         train_vqgan.main(["edge2shoes", "data", "vqgan.bin"])
-    assert not [*place.glob("vqgan.*")]
+    assert not Path("vqgan.pt").exists()
