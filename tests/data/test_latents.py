@@ -153,9 +153,10 @@ def test_a_run_resumes_with_its_codec(pairs: PairedDataset, codec: VQGANCodec, t
 
 def test_sizes_and_channels_must_fit(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
     multiples = "image_size 8 is not a multiple of 16, the network's 8 times the autoencoder's 2"
-    for settings, message in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"channel_mult": (1, 1, 1, 1)}, multiples),
         ({"in_channels": 4, "out_channels": 4}, "takes 4 channels, and the latents have 3"),
-    ):
+    ]
+    for settings, message in wrong:
         with pytest.raises(ValueError, match=message):
             Trainer(tiny_unet(**settings), ABridge(), TrainConfig(batch_size=2), pairs, None, tmp_path, codec)

@@ -189,7 +189,7 @@ class TestAtomicity:
             Path(file if isinstance(file, Path) else file.name).write_bytes(b"half of a file")
             raise OSError(28, "No space left on device")
 
-        path = tmp_path / f"a{suffix}"
+        path, before = tmp_path / f"a{suffix}", {}
         for _ in range(2):
             before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
             with monkeypatch.context() as patch:

@@ -261,7 +261,8 @@ class TestFetching:
         with monkeypatch.context() as patch:
             if fault == "full":
                 patch.setattr(huggingface_hub.file_download, "http_get", full)
-            hub.faults[file] = fault
+            else:
+                hub.faults[file] = fault
             with pytest.raises(HubError, match=f"{re.escape(file)} {reason}"):
                 load_checkpoint(NAME)
         hub.faults.clear()
