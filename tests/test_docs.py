@@ -113,8 +113,6 @@ def test_programs_and_flags_of_commands_exist():
         assert run.startswith("bbdm") or (ROOT / run).exists(), " ".join(words)
         if "pytest" in words[0]:
             known = PYTEST | set(re.findall(r'"(--\w+)"', (ROOT / "benchmarks/conftest.py").read_text()))
-        elif run == "tests/gaussian.py":  # takes no flags
-            known = set()
         else:
             known = flags(run)
         assert used <= known, f"{used - known} in: {' '.join(words)}"

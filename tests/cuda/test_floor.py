@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bbdm.networks.unet import UNet
+from benchmarks.floor import code_of
 from tests.conftest import TINY
-from tests.cuda.floor import code_of
 from tests.kernels.triton_aot import needs_compiler
 
 pytestmark = [pytest.mark.nightly, needs_compiler]
