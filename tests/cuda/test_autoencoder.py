@@ -74,18 +74,8 @@ def check(
     with off_the_card():
         wanted = step_of(CPU, pairs, **settings)
         losses = run(wanted, pairs)
-    seen: list[list[str]] = []
-    call = AutoencoderTask.__call__
-
-    class Watched(AutoencoderTask):
-        def __call__(self, *arguments: Any) -> float:
-            card.waits.clear()
-            loss = call(self, *arguments)
-            seen.append([*card.waits])
-            return loss
-
     found = step_of(DEVICE, pairs, processes=processes, **settings)
-    found.__class__ = Watched
+    found.__class__, seen = card.watched(AutoencoderTask)
     assert run(found, pairs) == pytest.approx(losses, abs=tolerance)
     assert seen == waits
     assert found.adversary is not None
