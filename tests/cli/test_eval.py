@@ -403,9 +403,6 @@ def test_what_the_command_lines_refuse(place: Path, capsys: pytest.CaptureFixtur
         run("--t", "50")
 
 
-# mIoU
-
-
 def make_city(place: Path) -> None:
     """Cityscapes' layout with two streets in two towns, and a DeepLab with random weights."""
     generator = np.random.default_rng(0)

@@ -453,9 +453,7 @@ class TestHints:
         assert re.search(r"other\.pt: only \d+ of \d+ weights fit", line)
         assert line.endswith("; --preset names the network of this run")
 
-    def test_divergence(
-        self, data: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_divergence(self, data: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any):
         monkeypatch.setattr(Trainer, "train_step", lambda *_: math.nan)
         line = self.last_line(data, place, capsys, "-e", "4")
         assert re.search(r"Lower learning_rate or set grad_clip; .* resumes from step 3, which is saved in ", line)

@@ -179,9 +179,7 @@ def test_an_interrupted_cache_is_completed(
     assert same(cached, make(pairs))
 
 
-def test_a_full_disk_leaves_no_part(
-    kind: str, make: Make, pairs: PairedDataset, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_no_part(kind: str, make: Make, pairs: PairedDataset, folder: Path, monkeypatch: Any):
     """5 pairs of 2 x 3 x 512 x 512 bytes are 7.5 MiB, and of 2 x 3 x 32 x 32 floats 0.12 MiB."""
 
     def full(*_: Any) -> None:

@@ -201,9 +201,7 @@ class TestAtomicity:
         assert [*before] == [path.name]
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
-    def test_a_full_disk_gets_its_room_back(
-        self, make_unet: MakeUNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_full_disk_gets_its_room_back(self, make_unet: MakeUNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         """The half-written file is closed while the error is still held."""
         monkeypatch.setattr("bbdm.files.weights.write_atomically", lambda _, content: content(Path("/dev/full")))
         with pytest.raises(OSError, match="No space left on device") as caught:

@@ -42,9 +42,6 @@ def error_of(path: Path) -> str:
     return str(caught.value)
 
 
-# Tensors and containers
-
-
 def tensors() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(6, 4, generator=generator)
@@ -103,9 +100,6 @@ def test_one_object_twice_is_one(tmp_path: Path):
     with opened(save(cycle, tmp_path / "a.pt")) as got:
         assert got[0] is got[1]
         assert got[2] is got
-
-
-# Objects that are not rebuilt
 
 
 class Thing:
@@ -175,9 +169,6 @@ def test_modules_within_themselves_are_refused(tmp_path: Path):
         torchfile.state_dict(got)
     with opened(save(Thing(), tmp_path / "a.pt")) as got, pytest.raises(ValueError, match=r"a .*Thing was found where"):
         torchfile.state_dict(got)
-
-
-# Malicious files
 
 
 class Runs:
@@ -384,9 +375,6 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert "data.pkl is compressed" in error_of(tmp_path / "c.pt")
     (tmp_path / "d.pt").write_bytes(pickle.dumps(torchfile.LEGACY_MAGIC, 2) + b"\x80\x02\x8e" + b"\xff" * 7 + b"\x7f")
     assert "expected 9223372036854775807 bytes" in error_of(tmp_path / "d.pt")
-
-
-# Damage
 
 
 @pytest.mark.parametrize(

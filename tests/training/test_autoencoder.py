@@ -81,9 +81,6 @@ def assert_equal(ours: Any, theirs: Any) -> None:
         assert ours == theirs
 
 
-# One step
-
-
 @pytest.mark.parametrize("num_codes", [40, 0], ids=["vq", "kl"])
 def test_gradients_are_those_of_the_whole_loss(num_codes: int, make: Make, pairs: PairedDataset):
     """L1 + codebook or KL + weight G, with the weight of gradients at the last layer, by autograd alone."""
@@ -181,9 +178,6 @@ def test_lpips_by_a_file_is_part_of_the_loss(pairs: PairedDataset, tmp_path: Pat
         perceptual_loss(AutoencoderConfig(), tmp_path / "vgg.pth", torch.device("cpu"))
 
 
-# A run
-
-
 def test_other_settings_and_losses_that_are_no_number(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make(epochs=1).fit()
     with pytest.raises(ValueError, match=r"was trained with perceptual_weight=1.0: resume with the same"):
@@ -233,16 +227,11 @@ def test_a_run_without_an_adversary(make: Make, pairs: PairedDataset, tmp_path: 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("num_codes", [40, 0], ids=["vq", "kl"])
-def test_a_compiled_step_is_the_eager_one(
-    num_codes: int, make: Make, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_compiled_step_is_the_eager_one(num_codes: int, make: Make, pairs: PairedDataset, monkeypatch: Any):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     runs = [make(str(compile), num_codes=num_codes, compile=compile) for compile in (False, True)]
     losses = [[run.train_step(*batch(pairs)) for _ in range(2)] for run in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
-# Bad input
 
 
 def test_pairs_that_do_not_fit_are_refused(make: Make, pairs: PairedDataset):

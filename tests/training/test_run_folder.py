@@ -53,9 +53,7 @@ class TestFiles:
                     cell = images.from_pil(sheet.crop((left, top, left + SIZE, top + SIZE)))
                     torch.testing.assert_close(cell, wanted)
 
-    def test_tensorboard(
-        self, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_tensorboard(self, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch):
         """Points every 2 steps. Killed after step 6, a run resumes from step 4; none is shown twice."""
         accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
         monkeypatch.setattr(tracking, "EVERY", 2)

@@ -188,9 +188,7 @@ class TestTrainer:
             make_trainer(batch_size=5)
 
     @pytest.mark.parametrize("size", [2, 3, 4])
-    def test_validation_loss_is_the_mean_over_pairs(
-        self, size: int, make_trainer: MakeTrainer, pairs: PairedDataset
-    ) -> None:
+    def test_validation_loss_is_the_mean_over_pairs(self, size: int, make_trainer: MakeTrainer, pairs: PairedDataset):
         """Whatever the batch: a last short batch counts for as many pairs as it has."""
         whole = make_trainer("a", validation=pairs, batch_size=1).validate()
         assert make_trainer("b", validation=pairs, batch_size=size).validate() == pytest.approx(whole, rel=1e-5)
