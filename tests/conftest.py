@@ -41,6 +41,14 @@ TINY: dict[str, Any] = {
 SIZE = 8  # of small pictures
 BRIDGE = ABridge(num_steps=50)
 
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A folder that all processes of a session share, in the variable BBDM_TESTS."""
+    folder = tmp_path_factory.getbasetemp()
+    os.environ["BBDM_TESTS"] = str(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+
+
 MakePairs = Callable[..., PairedDataset]
 MakeTrainer = Callable[..., Trainer]
 MakeUNet = Callable[..., UNet]
