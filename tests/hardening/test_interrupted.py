@@ -91,7 +91,7 @@ MOMENTS: dict[str, Moment] = {
     "not finite": Moment("_save", 4, diverge, message="not finite at step 10.*grad_clip; " + resumes(6)),
     "a full disk": Moment("train_step", 8, fill_disk, message=FULL),
 }
-DAILY = {*((name, "SIGTERM in a step") for name in RESUMED[:6]), *(("train", moment) for moment in MOMENTS)}
+DAILY = {*((name, "SIGTERM in a step") for name in RESUMED[:4]), *(("train", moment) for moment in MOMENTS)}
 
 
 def interrupt(script: str, place: Path, folder: Path, moment: Moment) -> pytest.ExceptionInfo[BaseException]:
@@ -172,9 +172,6 @@ def test_a_command_gives_the_run_of_the_folder(place: Path, undisturbed: Undistu
     """Fetched while it trains, by two readers."""
     train.main(["shards", str(place / "shards" / "train"), *training(place, tmp_path)[2:]])
     assert content(tmp_path)["model.pt"] == undisturbed("train from shards elsewhere")["model.pt"]
-
-
-# Files of a run
 
 
 @pytest.mark.parametrize("damage", ["a bit", pytest.param("the end", marks=pytest.mark.nightly)])
@@ -285,6 +282,7 @@ def test_an_error_ends_the_process_and_its_readers(place: Path, tmp_path: Path) 
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "RuntimeError: of a test")
 
 
+@pytest.mark.nightly
 def test_a_broken_validation_picture_is_one_line(place: Path, tmp_path: Path) -> None:
     picture = next((Path(shutil.copytree(place / "data", tmp_path / "data")) / "val").iterdir())
     picture.write_bytes(b"no picture")
