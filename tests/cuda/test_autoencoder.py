@@ -1,7 +1,5 @@
 """Training an autoencoder and its adversary on a card: the CPU's losses and weights, one wait a step."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,11 +49,7 @@ def edges(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def step_of(
-    device: torch.device,
-    pairs: PairedDataset,
-    num_codes: int = 40,
-    processes: Processes | None = None,
-    **settings: Any,
+    device: torch.device, pairs: PairedDataset, num_codes: int = 40, processes: Processes | None = None, **settings: Any
 ) -> AutoencoderTask:
     """A step whose adversary is there from the second on."""
     given = {"epochs": 2, "adversarial_start": 1, "discriminator_width": 4, **settings}
@@ -82,18 +76,8 @@ def check(
     with off_the_card():
         wanted = step_of(CPU, pairs, **settings)
         losses = run(wanted, pairs)
-    seen: list[list[str]] = []
-    call = AutoencoderTask.__call__
-
-    class Watched(AutoencoderTask):
-        def __call__(self, *arguments: Any) -> float:
-            card.waits.clear()
-            loss = call(self, *arguments)
-            seen.append([*card.waits])
-            return loss
-
     found = step_of(DEVICE, pairs, processes=processes, **settings)
-    found.__class__ = Watched
+    found.__class__, seen = card.watched(AutoencoderTask)
     assert run(found, pairs) == pytest.approx(losses, abs=tolerance)
     assert seen == waits
     assert found.adversary is not None

@@ -1,7 +1,5 @@
 """Degradations, each against its definition; data sets of degraded pictures, and what keeps them apart."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import subprocess

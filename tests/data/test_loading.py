@@ -1,7 +1,5 @@
 """Batches on a device: copied as uint8, with the same floats as the data set."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

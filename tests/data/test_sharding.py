@@ -1,7 +1,5 @@
 """Shards that are written: read by WebDataset and by us, completed, without what is broken."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tables that the datasets library made: the same pictures, with columns and splits by name."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Shards among the mutated files: a tar, and the JSON files that say what is in it."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

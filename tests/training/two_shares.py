@@ -1,7 +1,5 @@
 """What two processes hold of a training whose weights are sharded; an assertion that fails ends them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
