@@ -20,6 +20,7 @@ from bbdm.networks.unet import UNet as UNet
 from bbdm.networks.unet_config import UNetConfig as UNetConfig
 from bbdm.networks.vqgan import VQGAN as VQGAN
 from bbdm.networks.vqgan_config import VQGANConfig as VQGANConfig
+from bbdm.pictures.values import Values as Values
 from bbdm.sampling.sampler import BridgeSampler as BridgeSampler
 from bbdm.training.callback import Callback as Callback
 from bbdm.training.config import TrainConfig as TrainConfig

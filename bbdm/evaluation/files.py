@@ -24,7 +24,7 @@ from bbdm.data.collection import Entry, Pair, Slices
 from bbdm.data.config import with_masks
 from bbdm.data.pairs import PairedDataset, open_image
 from bbdm.data.survey import survey
-from bbdm.data.valued import ValuedDataset
+from bbdm.data.valued import ValuedDataset, Whole
 from bbdm.pictures import formats, images
 from bbdm.pictures.kind import AXES, PictureKind
 from bbdm.pictures.lazy import Geometry
@@ -53,17 +53,22 @@ class Files(ABC):
         dataset: the pairs, or sources alone.
         masks: folder of masks, not 0 where pixels count in scores, in which ``{split}`` is filled in.
         split: of the data set.
+        channels: the number that results have.
 
     Raises:
-        ValueError: an entry has no mask.
+        ValueError: an entry has no mask, or is no pair of files.
     """
 
     dataset: Any
 
-    def __init__(self, dataset: Any, masks: Path | None, split: str) -> None:
+    def __init__(self, dataset: Any, masks: Path | None, split: str, channels: int) -> None:
         self.dataset = dataset
+        self.channels = channels
         self.entries: Sequence[Entry] = dataset.pairs.volumes if isinstance(dataset.pairs, Slices) else dataset.pairs
-        self._masked = None if masks is None else with_masks(self.entries, masks, split)  # pyright: ignore[reportArgumentType]
+        pairs = [entry for entry in self.entries if isinstance(entry, Pair)] if masks is not None else []
+        if masks is not None and not pairs:
+            raise ValueError("masks are of data sets of files, and these are shards or a table")
+        self._masked = None if masks is None else with_masks(pairs, masks, split)
 
     @property
     def at_once(self) -> int | None:
@@ -177,8 +182,8 @@ class Valued(Files):
 
     dataset: ValuedDataset
 
-    def __init__(self, dataset: ValuedDataset, masks: Path | None, split: str) -> None:
-        super().__init__(dataset, masks, split)
+    def __init__(self, dataset: ValuedDataset, masks: Path | None, split: str, channels: int) -> None:
+        super().__init__(dataset, masks, split, channels)
         if dataset.degradation is not None:
             raise ValueError("degrade is for translating grey and RGB pictures of 8 bits, and these are others")
         self._axis = None if dataset.kind.slices is None else 1 + AXES[dataset.kind.slices]
@@ -205,7 +210,7 @@ class Valued(Files):
         for index, entry in enumerate(bar):
             try:
                 check_finite(self.source(index).given)
-                self.dataset.whole(entry, "target")
+                self._target(entry)
             except (OSError, ValueError) as error:
                 found[entry.name] = str(error) if str(entry) in str(error) else f"{entry}: {error}"
         return found
@@ -219,7 +224,7 @@ class Valued(Files):
             return ".nii.gz"
         suffix = "" if path is None else formats.suffix_of(path)
         if suffix in LOSSY:
-            held = self.dataset.channels in (1, 3) and self.kind.target.dtype in ("uint8", "uint16")
+            held = self.channels in (1, 3) and self.kind.target.dtype in ("uint8", "uint16")
             return ".png" if held else ".tif"
         return suffix
 
@@ -247,7 +252,7 @@ class Valued(Files):
     def compared(self, index: int, paths: Sequence[Path]) -> Compared:
         """Stored values: uint8 of 8-bit pictures, else float32. A volume's slices come first."""
         entry = self.entries[index] if self._masked is None else self._masked[index]
-        target = self.dataset.whole(entry, "target")
+        target = self._target(entry)
         if target is None:
             raise self._missing(index)
         absent = [target.absent, self.dataset.whole(entry, "source").absent]
@@ -259,6 +264,16 @@ class Valued(Files):
         results = [self._stored(formats.open(path)[()]) for path in paths]
         valid = None if mask is None else torch.from_numpy(self._planes(mask[None]))
         return torch.stack(results), self._stored(target.array), valid
+
+    def _target(self, entry: Entry) -> Whole | None:
+        """The target; ValueError where a pixel that has a value is not finite, which no score would show."""
+        target = self.dataset.whole(entry, "target")
+        if target is not None:
+            try:
+                check_finite(target.array if target.absent is None else np.where(target.absent, 0, target.array))
+            except ValueError as error:
+                raise ValueError(f"the target of {entry}: {error}") from error
+        return target
 
     def _stored(self, array: Array) -> torch.Tensor:
         made = array if self.kind.target == EIGHT_BIT else array.astype(np.float32)
@@ -283,9 +298,9 @@ class Valued(Files):
         return image
 
 
-def files_of(dataset: Any, masks: Path | None, split: str) -> Files:
+def files_of(dataset: Any, masks: Path | None, split: str, channels: int) -> Files:
     """The files of a data set; see :class:`Files`."""
-    return (Valued if isinstance(dataset, ValuedDataset) else EightBit)(dataset, masks, split)
+    return (Valued if isinstance(dataset, ValuedDataset) else EightBit)(dataset, masks, split, channels)
 
 
 def _holds(dtype: np.dtype[Any], value: float) -> bool:

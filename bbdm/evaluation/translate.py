@@ -73,7 +73,8 @@ class Translator:
         if isinstance(self.dataset, ValuedDataset) and config.image_size not in (None, "train", "keep"):
             raise ValueError("image_size is of 8-bit pictures: those of other values keep their size")
         self._described = described_size(size, "keep" if isinstance(self.dataset, ValuedDataset) else resize)
-        self.files = files_of(self.dataset, config.masks, config.split)
+        self._channels = self.checkpoint.unet.config.channels if self.codec is None else self.codec.image_channels
+        self.files = files_of(self.dataset, config.masks, config.split, self._channels)
         bad = self.files.bad(self.verbose) if config.skip_bad else {}
         self._bad = {i for i, entry in enumerate(self.files.entries) if entry.name in bad}
         self._report(*(f"left out: {reason}" for reason in bad.values()))
@@ -137,6 +138,8 @@ class Translator:
             chosen = self.processes.gather(sampler.dtype)[0]  # with compile, each process chooses one by timing
             sampler = sampler if sampler.dtype == chosen else build(chosen)
             sampler.pictures = self.dataset.kind
+            if isinstance(self.dataset, ValuedDataset) and self.checkpoint.pictures.crop is None:
+                sampler.image_size = self.checkpoint.image_size  # to warn of pictures of other sizes, which stay
             return sampler
 
     def plan(self, folder: Path) -> list[Job]:
@@ -245,8 +248,7 @@ class Translator:
     @property
     def setup(self) -> Setup:
         """What scores of the results are built for."""
-        channels = self.checkpoint.unet.config.channels if self.codec is None else self.codec.image_channels
-        return Setup(self.dataset.kind.target, channels, self.config.num_samples)
+        return Setup(self.dataset.kind.target, self._channels, self.config.num_samples)
 
     def pictures(self, jobs: list[Job]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
         """Batches for :meth:`bbdm.evaluation.scores.Scores.update`: this process's share of the results.

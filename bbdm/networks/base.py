@@ -77,7 +77,7 @@ class Network(nn.Module):
         """
         if source.shape[1] != self.source_channels:
             raise ValueError(f"the source must have {self.source_channels} channels, got {source.shape[1]}")
-        y = in_channels(source, self.channels, self.endpoint_channels)
+        y = in_channels(source, self.channels, self.endpoint_channels, torch.cat)
         return y if y is source else y.contiguous(memory_format=torch.channels_last)
 
     def given(self, source: torch.Tensor, others: Conditions | None = None) -> dict[str, torch.Tensor]:

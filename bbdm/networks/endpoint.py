@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 Images = TypeVar("Images", bound=Any)
@@ -32,7 +32,9 @@ def source_channels(channels: int, condition_channels: int, endpoint: Sequence[i
     return condition_channels or (channels if endpoint is None else max(endpoint) + 1)
 
 
-def in_channels(source: Images, channels: int, endpoint: Sequence[int] | None) -> Images:
+def in_channels(
+    source: Images, channels: int, endpoint: Sequence[int] | None, concatenate: Callable[[list[Images], int], Images]
+) -> Images:
     """The source, a tensor or an array (B, C, *S), in the target's channels: (B, channels, *S).
 
     Args:
@@ -40,13 +42,15 @@ def in_channels(source: Images, channels: int, endpoint: Sequence[int] | None) -
         channels: the target's number of channels.
         endpoint: the source channel for each of them. None takes a source of as many channels as it is, and
             otherwise the mean over its channels, repeated.
+        concatenate: tensors or arrays along an axis.
     """
     count = source.shape[1]
     if list(range(count)) == (list(range(channels)) if endpoint is None else list(endpoint)):
         return source
-    if endpoint is not None:
-        return source[:, list(endpoint)]
-    total = source[:, :1]
-    for channel in range(1, count):  # in this order, so that tensors and arrays have the same bits
-        total = total + source[:, channel : channel + 1]
-    return (total / count)[:, [0] * channels]
+    single = [source[:, channel : channel + 1] for channel in range(count)]
+    if endpoint is not None:  # not by a list as an index, which would be copied to a GPU
+        return concatenate([single[channel] for channel in endpoint], 1)
+    total = single[0]
+    for other in single[1:]:  # in this order, so that tensors and arrays have the same bits
+        total = total + other
+    return concatenate([total / count] * channels, 1)

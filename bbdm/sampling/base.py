@@ -303,7 +303,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
 
     def _ended(self, source: Any) -> Any:
         """Pictures of sources in the target's channels."""
-        return in_channels(source, self._image_channels, self._endpoint)
+        return in_channels(source, self._image_channels, self._endpoint, self.backend.concatenate)
 
     def _step(self, plan: AnyPlan, index: int, state: tuple[Any, Any], batch: Batch) -> Step:
         """A step in memory of its own, without padding and repeated images."""

@@ -63,7 +63,7 @@ class ArrayBackend:
     noun: str  # for messages: "a tensor"
     from_numpy: Callable[[npt.NDArray[Any]], Any]
     to_numpy: Callable[[Any], npt.NDArray[Any]]  # of an array on any device
-    concatenate: Callable[[list[Any]], Any]
+    concatenate: Callable[..., Any]  # of arrays, along an axis or the first
     read: Callable[[Any, int, Scale], Item | None]  # one (C, H, W) array of this kind in a list, or None
     like: Callable[[Any, Any], Any]  # the first array with the dtype and on the device of the second
 

@@ -162,5 +162,6 @@ def test_a_whole_run(card: Card, pairs: PairedDataset, tmp_path: Path):
     for mine, theirs in zip(found, wanted, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
         assert mine["validation_loss"] == pytest.approx(theirs["validation_loss"], abs=1e-5)
-    assert not any("not pinned" in wait or "_placed" in wait for wait in card.waits)
+    unpinned = [wait for wait in card.waits if "not pinned" in wait or "_placed" in wait]
+    assert unpinned == ["data.loading._placed: to the card from memory that is not pinned"] * 2  # the preview's sides
     assert card.waits.count(LOSS) == 2

@@ -19,6 +19,7 @@ from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.data.shards import Shard, Shards
 from bbdm.data.survey import readable, survey
+from bbdm.evaluation.files import files_of
 from bbdm.evaluation.results import plan
 from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer
@@ -322,7 +323,7 @@ class TestBroken:
         bad = survey(pairs, whole=True).bad
         assert list(bad) == ["0-0", "0-1"]
         assert all("its name is no relative path" in reason for reason in bad.values())
-        paths = [job.path for job in plan(pairs, tmp_path / "results", 1, 0)]
+        paths = [job.path for job in plan(files_of(pairs, None, "train", 3), tmp_path / "results", 1, 0)]
         assert [path.parent for path in paths] == [tmp_path / "results"] * 3
         write_members(tmp_path / "none" / "0.tar", [("a.source.png", b"x"), ("b.target.png", b"y")])
         with pytest.raises(ValueError, match="none of 2 pairs can be read; the first: cannot read 'a' of"):

@@ -302,3 +302,15 @@ def test_bad_files_are_left_out(capsys: pytest.CaptureFixture[str]):
     assert "left out: in/a.npy: nan stands in channel 0 at (2, 3)" in capsys.readouterr().out
     assert not Path("out/a.npy").exists()
     assert Path("out/b.npy").exists()
+
+
+def test_a_target_that_is_not_finite_is_no_score():
+    """Which would be left out of a mean."""
+    pixels = np.random.default_rng(0).random((1, 18, 18)).astype(np.float32)
+    write("mr/x.npy", pixels)
+    pixels[0, 2, 3] = np.inf
+    write("ct/x.npy", pixels)
+    values = Values(0, 1, dtype="float32")
+    network(1, PictureKind(values, values, SIZE))
+    with pytest.raises(ValueError, match=r"the target of mr/x.npy: inf stands in channel 0 at \(2, 3\)"):
+        scores("--metrics", "mae")

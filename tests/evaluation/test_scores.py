@@ -181,6 +181,9 @@ def test_pictures_outside_of_their_masks_do_not_count():
     names = ["mae", "psnr", "ssim"]
     found = score(names, results, targets, masks, values=HU)
     assert found == pytest.approx(score(names, results[::2], targets[::2], masks[::2], values=HU))
+    batch = Scores(names, values=HU, channels=1, masked=True)
+    batch.update(*(torch.from_numpy(v.astype(np.float32)) for v in (results, targets, masks)))
+    assert batch.compute() == pytest.approx(found, rel=1e-6)
     with pytest.raises(ValueError, match=r"scores need pictures with pixels in their masks.* got 0"):
         score(names, results[1:2], targets[1:2], masks[1:2], values=HU)
 

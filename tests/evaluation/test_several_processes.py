@@ -15,6 +15,8 @@ from bbdm import ABridge, save_checkpoint
 from bbdm.cli import eval as eval_script
 from bbdm.cli import eval_miou, translate
 from bbdm.evaluation import metrics
+from bbdm.pictures.kind import PictureKind
+from bbdm.pictures.values import Values
 from tests.cli.test_eval import make_city
 from tests.conftest import tiny_unet
 from tests.training.launching import TORCHRUN, run
@@ -138,6 +140,28 @@ def test_eval_has_the_scores_of_one_process(place: Path, two: Two, tmp_path: Pat
     assert read(tmp_path / "two" / "settings.json")["timing"]["pictures"] == 3  # the first's second batch
     assert report["seconds_per_picture"] < 0.2  # not of the second process, which is slow
     assert out.count("| dpm2m |") == out.count("results and scores.json") == 1
+
+
+@pytest.mark.nightly
+def test_volumes_are_shared_too(two: Two, tmp_path: Path):
+    """Three volumes in two processes, scored within masks."""
+    random = np.random.default_rng(0)
+    for folder, low, high in (("mr", 0, 4096), ("ct", -1024, 3072), ("body", 0, 2)):
+        (tmp_path / folder).mkdir()
+        for name in "abc":
+            np.save(tmp_path / folder / f"{name}.npy", random.integers(low, high, (1, 4, 16, 16)).astype(np.int16))
+    kind = PictureKind(Values(0, 4095, dtype="int16"), Values(-1024, 3071, "HU", "int16"), 16, "axial")
+    unet = tiny_unet(in_channels=1, out_channels=1)
+    save_checkpoint(tmp_path / "c.pt", unet, ABridge(num_steps=100), image_size=16, pictures=kind)
+    given = ["paired", f"{tmp_path}/mr,{tmp_path}/ct", str(tmp_path / "c.pt")]
+    flags = ["--masks", str(tmp_path / "body"), "--steps", "2", "-b", "3", "--device", "cpu"]
+    eval_script.main([*given, str(tmp_path / "one"), *flags])
+    out = two("eval", *given, str(tmp_path / "two"), *flags)
+    for name in "abc":
+        assert (tmp_path / "two" / f"{name}.npy").read_bytes() == (tmp_path / "one" / f"{name}.npy").read_bytes()
+    assert [line for line in two.lines() if "scored" in line[1]] == [("0", "scored 1")] * 2 + [("1", "scored 1")]
+    assert_same_report(*(read(tmp_path / folder / "scores.json") for folder in ("two", "one")))
+    assert out.count("| MAE HU ↓ | PSNR ↑ | SSIM ↑ |") == 1
 
 
 @pytest.mark.nightly

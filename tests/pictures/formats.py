@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bbdm.pictures import formats
 from bbdm.pictures.lazy import Geometry
 
+NO_PLACE = Geometry()
 OBLIQUE = np.array([[0.8, -0.6, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])  # a turn about z by atan(3/4)
 
 
@@ -63,3 +66,27 @@ def write_dicom(
 def bytes_read() -> int:
     """Of this process, by system calls."""
     return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def matrix(geometry: Geometry) -> npt.NDArray[np.float64]:
+    return np.array(geometry.affine, dtype=np.float64)
+
+
+def part(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """Some inner window."""
+    return tuple(slice(1, length - 1) for length in shape[1:])
+
+
+def read_back(path: Path, array: npt.NDArray[Any], geometry: Geometry = NO_PLACE) -> Any:
+    """The picture of what was written, after a look at whole, window and type."""
+    formats.write(path, array, geometry)
+    picture = formats.open(path)
+    assert picture.shape == array.shape
+    assert picture.dtype == array.dtype
+    whole, window = picture[()], part(array.shape)
+    assert whole.dtype == array.dtype
+    assert whole.flags.c_contiguous
+    assert whole.tobytes() == array.tobytes()
+    assert picture[window].tobytes() == array[(slice(None), *window)].tobytes()
+    assert pickle.loads(pickle.dumps(picture))[window].tobytes() == picture[window].tobytes()
+    return picture

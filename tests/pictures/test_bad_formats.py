@@ -21,13 +21,12 @@ from bbdm.pictures.formats import common
 from bbdm.pictures.images import UnknownFormatError
 from bbdm.pictures.lazy import Geometry
 from tests.hardening.watch import forget_peak, memory
-from tests.pictures.formats import numbers, write_dicom
+from tests.pictures.formats import NO_PLACE, numbers, write_dicom
 
 tifffile = pytest.importorskip("tifffile")
 pytest.importorskip("imagecodecs")
 sitk = pytest.importorskip("SimpleITK")
 rasterio = pytest.importorskip("rasterio")
-NO_PLACE = Geometry()
 
 
 def refused(path: Path, message: str) -> None:

@@ -1,5 +1,6 @@
 """Callbacks: when they are called, and that they change no weights."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,14 @@ import torch
 
 from bbdm import BridgeSampler, Callback
 from bbdm.base.scripts import StoppedError
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.config import PicturesConfig
+from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.evaluation.metrics import Scores
+from bbdm.pictures.values import Values
 from bbdm.training.loop import Training
 from bbdm.training.previews import ValidationScores
 from bbdm.training.trainer import Trainer
-from tests.conftest import BRIDGE, MakeTrainer, metrics_of
+from tests.conftest import BRIDGE, MakeTrainer, metrics_of, tiny_unet
 
 
 class Diary(Callback):
@@ -96,6 +99,31 @@ class TestValidationScores:
             error = np.asarray(result) / 255 - np.asarray(pairs.images(i)[1]) / 255
             wanted.append(10 * np.log10(1 / np.square(error).mean()))
         assert metrics_of(trainer)[-1]["psnr"] == pytest.approx(np.mean(wanted), rel=1e-3)
+
+    def test_are_in_the_unit_of_the_values(self, make_trainer: MakeTrainer, tmp_path: Path) -> None:
+        """MAE in HU within masks, of arrays of 16 bits."""
+        random = np.random.default_rng(0)
+        for folder, low, high in (("mr", 0, 4096), ("ct", -1024, 3072), ("body", 0, 2)):
+            (tmp_path / folder).mkdir()
+            for i in range(3):
+                np.save(tmp_path / folder / f"{i}.npy", random.integers(low, high, (16, 16)).astype(np.int16))
+        hu = Values(-1024, 3071, "HU", "int16")
+        pictures = PicturesConfig(
+            source_values=Values(0, 4095, dtype="int16"), target_values=hu, masks=tmp_path / "body"
+        )
+        pairs = load_dataset("paired", f"{tmp_path}/mr,{tmp_path}/ct", image_size=16, channels=1, pictures=pictures)
+        scores = ValidationScores(Scores(["mae"], values=hu, channels=1, masked=True))
+        unet = tiny_unet(in_channels=1, out_channels=1)
+        trainer = make_trainer("hu", unet, train=pairs, validation=pairs, callbacks=[scores], epochs=1)
+        trainer.fit()
+        sampler = BridgeSampler(trainer.ema.unet, BRIDGE)
+        sampler.pictures = pairs.kind
+        wanted = []
+        for i in range(3):
+            (result,) = sampler(str(tmp_path / "mr" / f"{i}.npy"), seed=i)
+            ct, body = (np.load(tmp_path / folder / f"{i}.npy") for folder in ("ct", "body"))
+            wanted.append(np.abs(np.asarray(result, dtype=float)[0] - ct)[body != 0].mean())
+        assert metrics_of(trainer)[-1]["mae"] == pytest.approx(np.mean(wanted), rel=1e-3)
 
     def test_come_with_the_grids_of_all_pictures_anew(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
         found: list[list[dict[str, float]]] = []

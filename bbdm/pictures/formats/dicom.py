@@ -14,6 +14,7 @@ from bbdm.pictures.formats.dicom_header import check, is_dicom
 from bbdm.pictures.lazy import Geometry, LazyPicture
 
 POSITION = "0020|0032"  # of the first pixel, in mm
+SERIES = "0020|000e"  # the identifier of its series
 TOLERANCE = 0.01  # of the distance of slices: more is unequal
 
 
@@ -44,17 +45,19 @@ class Series(common.FilePicture):
     def __init__(self, path: Path, package: Any) -> None:
         self.path = path
         files = dicom_files(path)
+        damaged = [each.name for each in path.glob("*.dcm") if each not in files]
+        if damaged:
+            raise ValueError(f"{', '.join(sorted(damaged)[:9])} cannot be read as DICOM")
         for file in files:
             check(file)
-        finder = package.ImageSeriesReader
-        series = finder.GetGDCMSeriesIDs(str(path))
+        found = [(file, medical.header(package, file)) for file in files]
+        series = sorted({_text_of(reader, SERIES) for _, reader in found})
         if len(series) != 1:
             raise ValueError(f"it has {len(series)} series, {', '.join(series)}: put each into a folder of its own")
-        self._files = finder.GetGDCMSeriesFileNames(str(path), series[0])
-        others = {file.name for file in files} - {Path(name).name for name in self._files}
-        if others:
-            raise ValueError(f"{', '.join(sorted(others)[:9])} cannot be read as one of its slices")
-        readers = [medical.header(package, name) for name in self._files]
+        if len(found) > 1:
+            across = np.reshape(found[0][1].GetDirection(), (3, 3))[:, 2]
+            found.sort(key=lambda each: float(_position(each[1], each[0]) @ across))
+        self._files, readers = [str(file) for file, _ in found], [reader for _, reader in found]
         first = readers[0]
         if len({(each.GetSize(), medical.type_of(package, each), _turn(each)) for each in readers}) != 1:
             raise ValueError("its slices have several sizes, types or directions")
@@ -67,7 +70,7 @@ class Series(common.FilePicture):
         common.check_cost(self.shape, self.dtype, sum(file.stat().st_size for file in files))
         place = {name: getattr(first, f"Get{name.capitalize()}")() for name in ("spacing", "origin", "direction")}
         if len(readers) > 1:
-            step = _step([_position(each, name) for each, name in zip(readers, self._files, strict=True)])
+            step = _step([_position(reader, file) for file, reader in found])
             length = float(np.linalg.norm(step))
             turn = np.reshape(place["direction"], (3, 3)).copy()
             turn[:, 2] = step / length
@@ -99,18 +102,23 @@ def _turn(reader: Any) -> tuple[float, ...]:
     return tuple(round(value, 4) for value in reader.GetDirection())
 
 
-def _position(reader: Any, name: str) -> npt.NDArray[np.float64]:
+def _text_of(reader: Any, key: str) -> str:
+    return reader.GetMetaData(key).strip() if reader.HasMetaDataKey(key) else ""
+
+
+def _position(reader: Any, file: Path) -> npt.NDArray[np.float64]:
     try:
-        return np.array([float(number) for number in reader.GetMetaData(POSITION).split("\\")])
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{Path(name).name} does not say where its slice lies") from error
+        x, y, z = _text_of(reader, POSITION).split("\\")
+        return np.array([float(x), float(y), float(z)])
+    except ValueError as error:
+        raise ValueError(f"{file.name} does not say where its slice lies") from error
 
 
 def _step(places: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
     """From a slice to the next.
 
     Raises:
-        ValueError: they are not on a line, two are at one place, one is missing, or distances differ.
+        ValueError: two are at one place, one is missing, or distances differ.
     """
     steps = np.diff(places, axis=0)
     gaps = np.linalg.norm(steps, axis=1)

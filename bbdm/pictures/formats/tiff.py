@@ -81,7 +81,7 @@ class _Picture(common.FilePicture):
                 raise ValueError("its values are indices of a palette: save it with colours")
             if page.photometric == YCBCR and page.compression not in JPEG:
                 raise ValueError("its values are luminance and colour difference: save it as RGB")
-            self._axes, self._stored = series.get_axes(squeeze=False), series.get_shape(squeeze=False)
+            self._axes, self._stored = series.axes, series.shape
             self.dtype = common.real(page.dtype)
             self.shape = _channels(self._axes, self._stored, series.kind)
             self.nodata = float(page.nodata) if 42113 in page.tags else None
@@ -132,7 +132,7 @@ def _series(file: Any) -> Any:
 
 def _channels(axes: str, stored: Sequence[int], kind: str) -> tuple[int, ...]:
     """(C, *S) of a file's axes."""
-    spatial = "ZYX" if "Z" in axes and kind in ("ome", "imagej") and stored[axes.index("Z")] > 1 else "YX"
+    spatial = "ZYX" if "Z" in axes and kind in ("ome", "imagej") else "YX"
     if any(axis not in axes for axis in spatial):
         raise ValueError(f"its axes are {axes}, and Y and X are wanted")
     count = 1
@@ -148,11 +148,11 @@ def _channels(axes: str, stored: Sequence[int], kind: str) -> tuple[int, ...]:
 
 def _decoded(series: Any, window: dict[str, slice], size: int) -> tuple[str, npt.NDArray[Any]]:
     """Axes and values of a window, of pages that are cut into strips or tiles."""
-    axes = series.get_axes(squeeze=False)
+    axes, stored = series.axes, series.shape
     leading = [i for i, axis in enumerate(axes) if axis not in "SYX"]
-    counts = [series.get_shape(squeeze=False)[i] for i in leading]
+    counts = [stored[i] for i in leading]
     if math.prod(counts) != len(series):
-        raise ValueError(f"it has {len(series)} pages, and axes {axes} of {series.get_shape(squeeze=False)}")
+        raise ValueError(f"it has {len(series)} pages, and axes {axes} of {stored}")
     numbers = np.arange(len(series)).reshape(counts)
     numbers = numbers[tuple(window.get(axes[i], slice(None)) for i in leading)]
     pages = [_page(series[int(number)], series.keyframe, window["Y"], window["X"], size) for number in numbers.flat]
