@@ -16,7 +16,8 @@ from PIL import Image
 from torch import nn
 
 from bbdm.bridges import ABridge, Bridge
-from bbdm.data.pairs import PairedDataset, load_dataset
+from bbdm.data.examples import Examples, PairExamples
+from bbdm.data.pairs import load_dataset
 from bbdm.networks.unet import UNet
 from bbdm.networks.unet_config import PRESETS, UNetConfig
 from bbdm.training.callback import Callback
@@ -49,7 +50,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["BBDM_TESTS"] = str(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
 
 
-MakePairs = Callable[..., PairedDataset]
+MakePairs = Callable[..., PairExamples]
 MakeTrainer = Callable[..., Trainer]
 MakeUNet = Callable[..., UNet]
 SavePicture = Callable[..., Path]
@@ -107,7 +108,7 @@ def save_picture() -> SavePicture:
 def make_pairs(save_picture: SavePicture) -> MakePairs:
     """make_pairs(folder, count, height=SIZE): pairs of noise, and the same turned upside down in negative."""
 
-    def make(folder: Path, count: int, height: int = SIZE) -> PairedDataset:
+    def make(folder: Path, count: int, height: int = SIZE) -> PairExamples:
         generator = np.random.default_rng(0)
         for index in range(count):
             source = generator.integers(0, 256, (height, SIZE, 3), dtype=np.uint8)
@@ -131,8 +132,8 @@ def make_trainer(make_unet: MakeUNet, make_pairs: MakePairs, tmp_path: Path) -> 
         folder: str = "run",
         unet: UNet | None = None,
         bridge: Bridge = BRIDGE,
-        validation: PairedDataset | None = None,
-        train: PairedDataset | None = None,
+        validation: Examples | None = None,
+        train: Examples | None = None,
         callbacks: Sequence[Callback] = (),
         **config: Any,
     ) -> Trainer:
@@ -145,7 +146,7 @@ def make_trainer(make_unet: MakeUNet, make_pairs: MakePairs, tmp_path: Path) -> 
 
 
 @pytest.fixture
-def pairs(make_pairs: MakePairs, tmp_path: Path) -> PairedDataset:
+def pairs(make_pairs: MakePairs, tmp_path: Path) -> PairExamples:
     """Those of make_trainer."""
     return make_pairs(tmp_path / "pairs", 4)
 

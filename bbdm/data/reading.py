@@ -122,7 +122,7 @@ def without_data(array: Array, nodata: float | None) -> Array:
     """(*S) whether a pixel of (C, *S) has the value that stands for none, in a channel."""
     if nodata is None:
         return np.zeros(array.shape[1:], dtype=bool)
-    return (np.isnan(array) if np.isnan(nodata) else array == nodata).any(axis=0)
+    return np.any(np.isnan(array) if np.isnan(nodata) else array == nodata, axis=0)
 
 
 def in_plane(size: Sequence[int], sides: Sides) -> tuple[int, ...]:

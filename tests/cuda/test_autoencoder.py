@@ -60,7 +60,8 @@ def step_of(
 
 def run(step: AutoencoderTask, pairs: PairedDataset) -> list[float]:
     sides = zip(*(pairs[i] for i in range(2)), strict=True)
-    batch = Example(*(torch.stack(side).to(step.device) for side in sides))
+    source, target = (torch.stack(side).to(step.device) for side in sides)
+    batch = Example(source, target)
     return [step(batch, index) for index in range(STEPS)]
 
 
@@ -142,5 +143,6 @@ def test_a_whole_run(card: Card, pairs: PairedDataset, tmp_path: Path):
         assert {k: v for k, v in mine.items() if k not in of_the_clock} == pytest.approx(
             {k: v for k, v in theirs.items() if k not in of_the_clock}, rel=1e-4 if mine["epoch"] == 1 else 0.02
         )
-    assert not [wait for wait in card.waits if "not pinned" in wait or "_placed" in wait]
+    unpinned = [wait for wait in card.waits if "not pinned" in wait or "_placed" in wait]
+    assert unpinned == ["data.loading._placed: to the card from memory that is not pinned"] * 2  # the preview's sides
     assert card.waits.count(LOSS) == 2

@@ -39,7 +39,7 @@ def losses(device: str, kind: type[BridgeTask], config: TrainConfig, bridge: Any
     codec = None if codec is None else codec.placed(torch.device(device), torch.float32)
     processes = given.get("processes") or Processes(torch.device(device))
     step = kind(unet, bridge, config, codec, processes, given.get("latents", False), 10)
-    batch = Example(*(v.to(device) for v in (given.get("y", Y), given.get("x0", X0))))
+    batch = Example(given.get("y", Y).to(device), given.get("x0", X0).to(device))
     return step, [step(batch, index) for index in range(STEPS)]
 
 

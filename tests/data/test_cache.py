@@ -20,6 +20,7 @@ from bbdm.base.atomic import LOCK
 from bbdm.codec import VQGANCodec
 from bbdm.data import cache
 from bbdm.data.cache import ImageCache, TensorCache
+from bbdm.data.examples import Examples
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset
 from tests.conftest import SIZE, SavePicture
@@ -61,7 +62,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def assert_same(cached: PairedDataset, pairs: PairedDataset) -> None:
+def assert_same(cached: Examples, pairs: PairedDataset) -> None:
     """Bit for bit, as floats and as they are stored."""
     assert len(cached) == len(pairs)
     for i in range(len(pairs)):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bbdm.data.examples import PairExamples
 from bbdm.data.pairs import Pair, PairedDataset, load_dataset
 from tests.conftest import SavePicture, noise
 
@@ -55,7 +56,7 @@ LAYOUTS = {  # dataset, data_dir, files
 }
 
 
-def build(root: Path, layout: str, save_picture: SavePicture, direction: str = "AtoB") -> PairedDataset:
+def build(root: Path, layout: str, save_picture: SavePicture, direction: str = "AtoB") -> PairExamples:
     name, data_dir, files = LAYOUTS[layout]
     for file, content in files.items():
         save_picture(root / file, PICTURES[content])

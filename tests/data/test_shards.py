@@ -15,8 +15,9 @@ from PIL import Image
 
 from bbdm.data import fetching, shards
 from bbdm.data.cache import ImageCache
+from bbdm.data.examples import PairExamples
 from bbdm.data.loading import Batches
-from bbdm.data.pairs import PairedDataset, load_dataset
+from bbdm.data.pairs import load_dataset
 from bbdm.data.shards import Shard, Shards
 from bbdm.data.survey import readable, survey
 from bbdm.evaluation.files import files_of
@@ -46,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def load(place: Path | str, **settings: Any) -> PairedDataset:
+def load(place: Path | str, **settings: Any) -> PairExamples:
     return load_dataset("shards", str(place), image_size=SIDE, **settings)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from bbdm.data.examples import PairExamples
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.data.shards import Shards
 from tests.conftest import SIZE
@@ -32,7 +33,7 @@ def table(pairs: PairedDataset) -> Any:
     return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
 
 
-def load(folder: Path, split: str = "train", columns: str | None = "drawing,photo") -> PairedDataset:
+def load(folder: Path, split: str = "train", columns: str | None = "drawing,photo") -> PairExamples:
     return load_dataset("hub", str(folder), split, SIZE, columns=columns)
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, load_checkpoint, save_checkpoint, solvers, wrap
 from bbdm.cli.export import parse
 from bbdm.files.bridge_json import read_settings
+from bbdm.networks.base import Conditions
 from bbdm.networks.unet import AttentionBlock
 from bbdm.onnx import check, graphs, pipeline, quantize
 from bbdm.pictures.images import from_pil, open_image, to_pil
@@ -222,7 +223,7 @@ def test_int8_is_small_and_near(file: Path, tmp_path: Path):
 def test_int8_is_calibrated_on_what_the_network_sees(calls: int | None):
     seen: list[np.ndarray] = []
 
-    def call(module: torch.nn.Module, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None):
+    def call(module: torch.nn.Module, x: torch.Tensor, t: torch.Tensor, conditions: Conditions):
         seen.append(x.numpy().copy())
         return module(x)
 

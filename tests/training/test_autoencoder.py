@@ -58,7 +58,8 @@ def make(pairs: PairedDataset, tmp_path: Path) -> Make:
 
 
 def batch(pairs: PairedDataset) -> Example:
-    return Example(*(torch.stack(side) for side in zip(*(pairs[i] for i in range(2)), strict=True)))
+    source, target = (torch.stack(side) for side in zip(*(pairs[i] for i in range(2)), strict=True))
+    return Example(source, target)
 
 
 def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -32,7 +32,8 @@ def make_step(unet: UNet, bridge: Bridge = BRIDGE, **config: Any) -> StudentTask
 
 def pairs_of(seed: int) -> Example:
     generator = torch.Generator().manual_seed(seed)
-    return Example(*(torch.rand(3, 3, 8, 8, generator=generator) * 2 - 1 for _ in range(2)))
+    source, target = (torch.rand(3, 3, 8, 8, generator=generator) * 2 - 1 for _ in range(2))
+    return Example(source, target)
 
 
 @pytest.mark.parametrize("calls", [1, 2, 4])

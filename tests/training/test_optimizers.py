@@ -104,7 +104,8 @@ class TestFloat16:
     """Losses are scaled, since gradients in float16 end at 65504 above and 6e-8 below."""
 
     def test_the_step_is_that_of_float32(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
-        batch = Example(*(torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True)))
+        source, target = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
+        batch = Example(source, target)
         losses, norms = [], []
         for precision in ("fp32", "fp16"):
             trainer = make_trainer(precision, batch_size=4, precision=precision, grad_clip=1e9)
@@ -117,7 +118,8 @@ class TestFloat16:
         assert norms[1] == pytest.approx(norms[0], rel=2e-2)
 
     def test_a_step_that_overflows_changes_no_weights(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
-        batch = Example(*(torch.stack(images) for images in zip(*(pairs[i] for i in range(2)), strict=True)))
+        source, target = (torch.stack(images) for images in zip(*(pairs[i] for i in range(2)), strict=True))
+        batch = Example(source, target)
         trainer = make_trainer(precision="fp16")
         scaler = trainer.task.scaler
         scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**60})

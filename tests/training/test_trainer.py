@@ -207,7 +207,8 @@ class TestTrainer:
         self, backend: str, levels: Any, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: Any
     ) -> None:
         monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-        batch = Example(*(torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True)))
+        source, target = (torch.stack(images) for images in zip(*(pairs[i] for i in range(4)), strict=True))
+        batch = Example(source, target)
         seeds = torch.arange(4)
         losses: list[torch.Tensor] = []
         gradients: list[dict[str, torch.Tensor]] = []
