@@ -92,7 +92,7 @@ class TestFromPil:
     )
     def test_refuses_more_than_8_bits_and_other_channels(self, mode: str, channels: int, message: str) -> None:
         image = Image.new(mode, (2, 2), 7)
-        image.paste(1096, (1, 1, 2, 2))
+        image.putpixel((1, 1), 1096)
         with pytest.raises(ValueError, match=message):
             images.from_pil(image, channels)
 
