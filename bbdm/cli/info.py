@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, from_values
 from bbdm.pictures.images import sides
+from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
 from bbdm.sampling.network_config import FileConfig
 from bbdm.solvers import StepTable
 
@@ -36,10 +37,22 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[Row]:
     yield "bridge", bridge
     yield "objective", bridge.objective
     yield "image size", "not stated" if size is None else "{} x {}".format(*sides(size))
+    yield from of_pictures(checkpoint.pictures)
     yield "codec", "none: it works on pictures" if checkpoint.codec is None else of_codec(checkpoint.codec)
     yield "network calls", checkpoint.calls or ANY_CALLS
     if checkpoint.training is not None:
         yield "training", f"{checkpoint.training['step']} optimizer steps, to resume from"
+
+
+def of_pictures(kind: PictureKind) -> Iterator[Row]:
+    """Rows of the pictures that a network was trained on, where they are not whole ones of 8 bits."""
+    if kind != EIGHT_BIT_PICTURES:
+        yield "source values", kind.source
+        yield "target values", f"{kind.target}, stored as {kind.target.dtype}"
+    if kind.crop is not None:
+        yield "crops", "{} x {}".format(*sides(kind.crop))
+    if kind.slices is not None:
+        yield "slices", kind.slices
 
 
 def of_codec(codec: CodecState) -> str:
@@ -63,6 +76,7 @@ def of_export(settings: dict[str, Any]) -> Iterator[Row]:
     yield "bridge", ", ".join(f"{key}={value}" for key, value in settings["bridge"].items())
     yield "solver", f"{settings['solver']}, {len(StepTable.from_description(settings))} steps"
     yield "image size", "not stated" if size is None else "{} x {}".format(*sides(size))
+    yield from of_pictures(PictureKind.from_config(settings))
     yield "takes", "any number of pictures of any size" if static is None else "{} x {} x {} alone".format(*static)
     yield "network calls", settings.get("calls") or ANY_CALLS
     yield "made by", ", ".join(f"{name} {version}" for name, version in settings.get("versions", {}).items())

@@ -187,7 +187,7 @@ def _is_plain(pairs: Pairs) -> bool:
 
 
 def _is_colour(picture: LazyPicture) -> bool:
-    return picture.dtype == np.uint8 and picture.shape[0] in (1, 3) and len(picture.size) == 2
+    return picture.geometry.format in ("", "pillow") and picture.dtype == np.uint8 and picture.shape[0] in (1, 3)
 
 
 def _kind(pairs: Pairs, direction: str, pictures: PicturesConfig) -> PictureKind:

@@ -15,6 +15,7 @@ from bbdm.base.atomic import write_atomically
 from bbdm.data.collection import Entry, Sides
 from bbdm.pictures import formats, images
 from bbdm.pictures.lazy import LazyPicture, LoadedPicture, Window, same_grid
+from bbdm.pictures.values import without_data
 
 KEPT = 4  # decoded pictures, of files of which no part can be read alone
 OPENED = 8  # examples whose files stay open
@@ -116,13 +117,6 @@ class Reader:
         values = np.concatenate(parts)
         absent = [without_data(part, picture.nodata) for part, picture in zip(parts, pictures, strict=True)]
         return values[:, ~np.any(absent, axis=0)]
-
-
-def without_data(array: Array, nodata: float | None) -> Array:
-    """(*S) whether a pixel of (C, *S) has the value that stands for none, in a channel."""
-    if nodata is None:
-        return np.zeros(array.shape[1:], dtype=bool)
-    return np.any(np.isnan(array) if np.isnan(nodata) else array == nodata, axis=0)
 
 
 def in_plane(size: Sequence[int], sides: Sides) -> tuple[int, ...]:

@@ -16,13 +16,13 @@ from bbdm.data.collection import Entry, Example, Files, Order, Pairs, Sides
 from bbdm.data.crops import Crops
 from bbdm.data.degradations import Degradation
 from bbdm.data.examples import NoTargetError, PairExamples
-from bbdm.data.reading import Reader, in_plane, without_data
+from bbdm.data.reading import Reader, in_plane
 from bbdm.pictures import images
 from bbdm.pictures.images import Size
 from bbdm.pictures.kind import PictureKind
 from bbdm.pictures.lazy import Geometry, LazyPicture, Window
 from bbdm.pictures.picture import Picture
-from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, check_finite
+from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, check_finite, without_data
 
 Array = npt.NDArray[Any]
 
@@ -35,6 +35,10 @@ class Whole(NamedTuple):
     values: Values
     absent: npt.NDArray[np.bool_] | None  # (*S), pixels without a value; None where all have one
     nodata: float | None
+
+    def check(self) -> None:
+        """Raise ValueError where a pixel that has a value is not finite."""
+        check_finite(self.array if self.absent is None else np.where(self.absent, 0, self.array))
 
 
 class ValuedDataset(PairExamples):
@@ -154,9 +158,9 @@ class ValuedDataset(PairExamples):
         if channels != [self.source_channels, self.channels][: len(channels)]:
             raise ValueError(f"{self.pairs[place]} has {channels} channels, and {self.pairs[0]} others")
         if whole:
-            for side in self.images(place):
-                if side is not None:
-                    check_finite(side)
+            for role in ("source", "target"):
+                if (side := self.whole(self.pairs[place], role)) is not None:
+                    side.check()
         return []
 
     def without(self, names: Container[str]) -> ValuedDataset:

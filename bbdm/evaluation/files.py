@@ -29,7 +29,7 @@ from bbdm.pictures import formats, images
 from bbdm.pictures.kind import AXES, PictureKind
 from bbdm.pictures.lazy import Geometry
 from bbdm.pictures.picture import Picture
-from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite
+from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite, holds
 
 SCALED = Values(-1, 1, dtype="float32")  # of sources that are scaled already
 LOSSY = ("", ".png", ".jpg", ".jpeg", ".webp", ".bmp")  # suffixes of sources whose results are PNG where that holds
@@ -241,7 +241,7 @@ class Valued(Files):
     def save(self, result: Picture, source: Source, path: Path) -> None:
         """Write the result with the source's geometry; a pixel without a value in the source gets none."""
         array, geometry = np.array(result), result.geometry
-        if source.nodata is not None and not _holds(array.dtype, source.nodata):
+        if source.nodata is not None and not holds(array.dtype, source.nodata):
             geometry = _without(geometry, "nodata")
         elif source.absent is not None:
             array[:, source.absent] = source.nodata
@@ -270,7 +270,7 @@ class Valued(Files):
         target = self.dataset.whole(entry, "target")
         if target is not None:
             try:
-                check_finite(target.array if target.absent is None else np.where(target.absent, 0, target.array))
+                target.check()
             except ValueError as error:
                 raise ValueError(f"the target of {entry}: {error}") from error
         return target
@@ -301,14 +301,6 @@ class Valued(Files):
 def files_of(dataset: Any, masks: Path | None, split: str, channels: int) -> Files:
     """The files of a data set; see :class:`Files`."""
     return (Valued if isinstance(dataset, ValuedDataset) else EightBit)(dataset, masks, split, channels)
-
-
-def _holds(dtype: np.dtype[Any], value: float) -> bool:
-    """Whether a type has a value exactly."""
-    if dtype.kind == "f":
-        return True
-    limits = np.iinfo(dtype)
-    return float(value).is_integer() and limits.min <= value <= limits.max
 
 
 def _without(geometry: Geometry, name: str) -> Geometry:

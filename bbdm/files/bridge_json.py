@@ -16,9 +16,9 @@ from bbdm.pictures.kind import PictureKind
 from bbdm.solvers import StepTable
 
 FORMAT = "bbdm onnx"
-SOURCES_AS_TARGETS = 3  # the version of exports whose sources have the target's channels, and no images beside
+PLAIN = 3  # the version of exports of whole 8-bit pictures, whose sources have the target's channels, and no others
 # Since 2, steps show the network weights of x and y, and times are float32. Since 3, noise may start.
-# Since 4, sources have other channels, or images beside them.
+# Since 4, sources have other channels, or images beside them, and pictures other values.
 VERSION = 4
 SETTINGS = "bridge.json"
 PIPELINE = "pipeline.onnx"  # a whole translation as one graph, for other programs

@@ -18,7 +18,7 @@ from bbdm.base import machine
 from bbdm.base.atomic import file_sha256
 from bbdm.base.settings import from_values
 from bbdm.data.pairs import load_dataset
-from bbdm.files.bridge_json import FORMAT, PIPELINE, SETTINGS, SOURCES_AS_TARGETS, VERSION
+from bbdm.files.bridge_json import FORMAT, PIPELINE, PLAIN, SETTINGS, VERSION
 from bbdm.networks.base import Network
 from bbdm.onnx import check, graphs, pipeline
 from bbdm.pictures.images import from_pil
@@ -99,7 +99,7 @@ class Exporter:
         """The content of bridge.json for the files in a folder."""
         args, table, network = self.args, self.sampler.table, self.unet
         channels = network.channels if self.codec is None else self.codec.image_channels
-        further: dict[str, Any] = {}
+        further = self.pictures.config()
         if self.source_channels != channels:
             further["source_channels"] = self.source_channels
         if network.endpoint_channels is not None:
@@ -108,7 +108,7 @@ class Exporter:
             further["images"] = dict(sorted(network.images.items()))
         return {
             "format": FORMAT,
-            "version": VERSION if further else SOURCES_AS_TARGETS,
+            "version": VERSION if further else PLAIN,
             "bridge": self.bridge.config(),
             "solver": self.sampler.solver,
             "calls": self.sampler.calls,
@@ -119,7 +119,6 @@ class Exporter:
             "image_channels": channels,
             **further,
             "image_size": self.image_size,
-            **self.pictures.config(),
             "value_range": [-1, 1],
             "stride": self.stride,
             "latent_stride": self.latent_stride,

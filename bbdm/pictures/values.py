@@ -211,6 +211,21 @@ def check_finite(array: npt.NDArray[Any]) -> None:
         raise ValueError(f"{value} stands in channel {channel} at {tuple(place)}, where a finite number is needed")
 
 
+def without_data(array: npt.NDArray[Any], nodata: float | None) -> npt.NDArray[Any]:
+    """(*S) whether a pixel of (C, *S) has the value that stands for none, in a channel."""
+    if nodata is None:
+        return np.zeros(array.shape[1:], dtype=bool)
+    return (np.isnan(array) if np.isnan(nodata) else array == nodata).any(axis=0)
+
+
+def holds(dtype: np.dtype[Any], value: float) -> bool:
+    """Whether a type has a value exactly."""
+    if dtype.kind == "f":
+        return True
+    limits = np.iinfo(dtype)
+    return float(value).is_integer() and limits.min <= value <= limits.max
+
+
 def _level(value: Any, name: str) -> Level:
     """A level as a float, or a tuple of floats."""
     try:

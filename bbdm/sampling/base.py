@@ -330,7 +330,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
     def _progress_of(self, plan: AnyPlan, batches: list[Batch], progress: bool) -> Iterator[Advance]:
         """Prepare for batches, then show the progress of their network calls."""
         for shape in sorted({tuple(batch.source.shape) for batch in batches}):
-            if self.image_size is not None:
+            if self.image_size is not None and self.pictures.crop is None:
                 images.warn_of_scale(self.image_size, *shape[2:])
             self._prepare(plan, shape, progress)
         if progress:

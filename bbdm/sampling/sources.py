@@ -20,7 +20,7 @@ from PIL import Image
 from bbdm.pictures import formats, images
 from bbdm.pictures.kind import AXES, EIGHT_BIT_PICTURES, PictureKind
 from bbdm.pictures.picture import Picture
-from bbdm.pictures.values import EIGHT_BIT, check_finite
+from bbdm.pictures.values import EIGHT_BIT, check_finite, holds, without_data
 
 Range = tuple[float, float]  # the values of black and white in arrays of floats
 UNIT: Range = (-1.0, 1.0)
@@ -193,7 +193,10 @@ def read(source: Any, channels: int, scale: Scale) -> Item | None:
 
 
 def _values(picture: Picture, channels: int, kind: PictureKind) -> Item:
-    """A picture (C, H, W), or a volume (C, D, H, W) by its slices, of stored values."""
+    """A picture (C, H, W), or a volume (C, D, H, W) by its slices, of stored values.
+
+    Pixels without a value are -1, and get none in the result.
+    """
     array = np.asarray(picture)
     if kind.source == EIGHT_BIT and array.dtype == np.uint8 and {len(array), channels} == {1, 3} and array.ndim == 3:
         array = images.recoloured(array, channels)
@@ -206,13 +209,19 @@ def _values(picture: Picture, channels: int, kind: PictureKind) -> Item:
             f"source must have 8 bits, as in training, and {picture.name or 'it'} has {array.dtype} from "
             f"{array.min():g} to {array.max():g}: give source_values"
         )
+    nodata = picture.geometry.kept.get("nodata")
+    absent = without_data(array, nodata)
+    values = kind.source.of(array[:, ~absent, None] if absent.any() else array)
+    array = np.where(absent, array.dtype.type(0), array) if absent.any() else array
     check_finite(array)
-    made = kind.source.of(array).scaled(array, axes=array.ndim - 1)
+    made = np.where(absent, np.float32(-1), values.scaled(array, axes=array.ndim - 1))
     slices = [made] if axis is None else list(np.moveaxis(made, axis, 0))
 
     def restore(results: list[npt.NDArray[np.float32]]) -> Picture:
         whole = results[0] if axis is None else np.stack(results, axis)
         stored = kind.target.stored(whole, axes=whole.ndim - 1)
+        if absent.any() and holds(stored.dtype, nodata):
+            stored[:, absent] = nodata
         return Picture(stored, picture.geometry, kind.target.unit, picture.name)
 
     return Item(slices, restore)
