@@ -91,7 +91,7 @@ def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool, tmp_
         calls["compiled float32"] = lambda: float32._own.loop.network(x, modulation, {})
         chosen = x.to(sampler.dtype)
         calls["compiled, as compile=True chooses"] = lambda: sampler._own.loop.network(
-            chosen, modulation.to(torch.float32)
+            chosen, modulation.to(torch.float32), {}
         )
         reference = unet(x, t)
         for row, call in calls.items():

@@ -1,7 +1,5 @@
 """Small things that several test files build: pictures on disk, and networks small enough for a CPU."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -18,8 +16,10 @@ from PIL import Image
 from torch import nn
 
 from bbdm.bridges import ABridge, Bridge
-from bbdm.data.pairs import PairedDataset, load_dataset
+from bbdm.data.examples import Examples, PairExamples
+from bbdm.data.pairs import load_dataset
 from bbdm.networks.unet import UNet
+from bbdm.networks.unet_config import PRESETS, UNetConfig
 from bbdm.training.callback import Callback
 from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer, Training
@@ -42,7 +42,15 @@ TINY: dict[str, Any] = {
 SIZE = 8  # of small pictures
 BRIDGE = ABridge(num_steps=50)
 
-MakePairs = Callable[..., PairedDataset]
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A folder that all processes of a session share, in the variable BBDM_TESTS."""
+    folder = tmp_path_factory.getbasetemp()
+    os.environ["BBDM_TESTS"] = str(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+
+
+MakePairs = Callable[..., PairExamples]
 MakeTrainer = Callable[..., Trainer]
 MakeUNet = Callable[..., UNet]
 SavePicture = Callable[..., Path]
@@ -64,12 +72,22 @@ def make_unet() -> MakeUNet:
     return tiny_unet
 
 
-def save_random_pairs(folder: Path, train: int, validation: int, save: SavePicture) -> Path:
-    """A data set edge2shoes of random pairs, 16 x 16 each; returns the folder."""
-    generator = np.random.default_rng(0)
+@pytest.fixture
+def tiny_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo preset with a network of a few thousand parameters."""
+    monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
+
+
+def noise(seed: int, width: int = 16, height: int = 16) -> Image.Image:
+    """A picture of random colours."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def save_random_pairs(folder: Path, train: int, validation: int, save: SavePicture, size: int = 16) -> Path:
+    """A data set edge2shoes of random pairs; returns the folder."""
     for index in range(train + validation):
-        pixels = generator.integers(0, 256, (16, 32, 3), dtype=np.uint8)
-        save(folder / ("train" if index < train else "val") / f"{index:02d}.png", Image.fromarray(pixels))
+        place = folder / ("train" if index < train else "val") / f"{index:02d}.png"
+        save(place, noise(index, 2 * size, size))
     return folder
 
 
@@ -90,7 +108,7 @@ def save_picture() -> SavePicture:
 def make_pairs(save_picture: SavePicture) -> MakePairs:
     """make_pairs(folder, count, height=SIZE): pairs of noise, and the same turned upside down in negative."""
 
-    def make(folder: Path, count: int, height: int = SIZE) -> PairedDataset:
+    def make(folder: Path, count: int, height: int = SIZE) -> PairExamples:
         generator = np.random.default_rng(0)
         for index in range(count):
             source = generator.integers(0, 256, (height, SIZE, 3), dtype=np.uint8)
@@ -114,8 +132,8 @@ def make_trainer(make_unet: MakeUNet, make_pairs: MakePairs, tmp_path: Path) -> 
         folder: str = "run",
         unet: UNet | None = None,
         bridge: Bridge = BRIDGE,
-        validation: PairedDataset | None = None,
-        train: PairedDataset | None = None,
+        validation: Examples | None = None,
+        train: Examples | None = None,
         callbacks: Sequence[Callback] = (),
         **config: Any,
     ) -> Trainer:
@@ -128,7 +146,7 @@ def make_trainer(make_unet: MakeUNet, make_pairs: MakePairs, tmp_path: Path) -> 
 
 
 @pytest.fixture
-def pairs(make_pairs: MakePairs, tmp_path: Path) -> PairedDataset:
+def pairs(make_pairs: MakePairs, tmp_path: Path) -> PairExamples:
     """Those of make_trainer."""
     return make_pairs(tmp_path / "pairs", 4)
 

@@ -1,7 +1,5 @@
 """A small Hugging Face Hub in a thread: the part of its protocol by which models are fetched and pushed."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Parameters of which a few are tested with every change, and all every night."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -12,8 +10,7 @@ def sweep(values: Iterable[Any], daily: Collection[Any]) -> list[Any]:
     """Values for ``parametrize``, marked nightly unless ``daily``; a tuple has a value for each name."""
     return [
         pytest.param(
-            *(value if isinstance(value, tuple) else (value,)),
-            marks=() if value in daily else pytest.mark.nightly,
+            *(value if isinstance(value, tuple) else (value,)), marks=() if value in daily else pytest.mark.nightly
         )
         for value in values
     ]

@@ -4,8 +4,6 @@ Their updates are linear in the state, the source and the estimates x0hat, so ea
 is. Times may repeat: Heun's method looks at the end of a step and again at the start of the next.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 A comment above a snippet, `<!-- nightly: why -->` or `<!-- compile only: why -->`, says how it is tested.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re
@@ -115,8 +113,6 @@ def test_programs_and_flags_of_commands_exist():
         assert run.startswith("bbdm") or (ROOT / run).exists(), " ".join(words)
         if "pytest" in words[0]:
             known = PYTEST | set(re.findall(r'"(--\w+)"', (ROOT / "benchmarks/conftest.py").read_text()))
-        elif run == "tests/gaussian.py":  # takes no flags
-            known = set()
         else:
             known = flags(run)
         assert used <= known, f"{used - known} in: {' '.join(words)}"

@@ -3,8 +3,6 @@
 That public modules, classes and functions have a docstring is checked by ruff (D100 to D104).
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

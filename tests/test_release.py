@@ -1,7 +1,5 @@
 """What a release would break in silence: its version, the files in it, and the package index's page."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from bbdm import solvers
-from bbdm.base import manifest
+from bbdm.base import manifest, optional
 from bbdm.base.atomic import remove_all_leftovers
 from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, from_values
@@ -150,6 +150,7 @@ def main(argv: Sequence[str]) -> None:
     from bbdm.evaluation.translate import Translator
     from bbdm.execution.processes import start_on_each_gpu
 
+    optional.package("torchmetrics", "bbdm eval")  # before a network is loaded
     if config.use_multi_gpus:
         start_on_each_gpu(["eval", *argv])
     translator = Translator(config)

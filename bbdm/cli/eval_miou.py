@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bbdm.base import manifest
+from bbdm.base import manifest, optional
 from bbdm.base.atomic import file_sha256
 from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, from_values
@@ -118,6 +118,7 @@ def main(argv: Sequence[str]) -> None:
     from bbdm.evaluation.translate import Translator
     from bbdm.execution.processes import start_on_each_gpu
 
+    optional.package("torchmetrics", "bbdm eval-miou")  # before a network is loaded
     if config.use_multi_gpus:
         start_on_each_gpu(["eval-miou", *argv])
     translator = Translator(config)

@@ -18,7 +18,7 @@ from bbdm.base import machine
 from bbdm.base.atomic import file_sha256
 from bbdm.base.settings import from_values
 from bbdm.data.pairs import load_dataset
-from bbdm.files.bridge_json import FORMAT, PIPELINE, SETTINGS, PLAIN, VERSION
+from bbdm.files.bridge_json import FORMAT, PIPELINE, PLAIN, SETTINGS, VERSION
 from bbdm.networks.base import Network
 from bbdm.onnx import check, graphs, pipeline
 from bbdm.pictures.images import from_pil

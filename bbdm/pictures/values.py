@@ -215,7 +215,7 @@ def without_data(array: npt.NDArray[Any], nodata: float | None) -> npt.NDArray[A
     """(*S) whether a pixel of (C, *S) has the value that stands for none, in a channel."""
     if nodata is None:
         return np.zeros(array.shape[1:], dtype=bool)
-    return (np.isnan(array) if np.isnan(nodata) else array == nodata).any(axis=0)
+    return np.any(np.isnan(array) if np.isnan(nodata) else array == nodata, axis=0)
 
 
 def holds(dtype: np.dtype[Any], value: float) -> bool:

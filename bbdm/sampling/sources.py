@@ -220,7 +220,7 @@ def _values(picture: Picture, channels: int, kind: PictureKind) -> Item:
     def restore(results: list[npt.NDArray[np.float32]]) -> Picture:
         whole = results[0] if axis is None else np.stack(results, axis)
         stored = kind.target.stored(whole, axes=whole.ndim - 1)
-        if absent.any() and holds(stored.dtype, nodata):
+        if nodata is not None and absent.any() and holds(stored.dtype, nodata):
             stored[:, absent] = nodata
         return Picture(stored, picture.geometry, kind.target.unit, picture.name)
 

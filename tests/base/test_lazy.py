@@ -1,7 +1,5 @@
 """Packages whose public names are imported at their first use."""
 
-from __future__ import annotations
-
 import importlib
 import subprocess
 import sys
@@ -38,27 +36,21 @@ def test_submodules_are_attributes_and_other_names_are_not():
         _ = bbdm.Unknown  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_a_name_that_needs_an_extra_says_which():
-    script = """
+@pytest.mark.parametrize(
+    ("hidden", "name", "message"),
+    [
+        ("torchmetrics", "evaluation.Scores", "torchmetrics, which is not installed: pip install 'bbdm[eval]'"),
+        ("torch", "UNet", "PyTorch, which is not installed; bbdm.runtime runs without it"),
+    ],
+)
+def test_a_name_says_what_it_needs(hidden: str, name: str, message: str):
+    script = f"""
 import sys
-sys.modules["torchmetrics"] = None
+sys.modules[{hidden!r}] = None
 import bbdm.evaluation
 try:
-    bbdm.evaluation.Scores
+    bbdm.{name}
 except ModuleNotFoundError as error:
     print(error)
 """
-    assert "Scores needs torchmetrics, which is not installed: pip install 'bbdm[eval]'" in run(script)
-
-
-def test_a_name_that_needs_torch_says_so():
-    script = """
-import sys
-sys.modules["torch"] = None
-import bbdm
-try:
-    bbdm.UNet
-except ModuleNotFoundError as error:
-    print(error)
-"""
-    assert "UNet needs PyTorch, which is not installed; bbdm.runtime runs without it" in run(script)
+    assert f"{name.split('.')[-1]} needs {message}" in run(script)

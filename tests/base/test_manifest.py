@@ -1,7 +1,5 @@
 """Manifests: written and read back, damaged ones named, and differences listed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

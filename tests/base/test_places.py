@@ -1,7 +1,5 @@
 """Folders here and on fsspec's and pyarrow's file systems."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

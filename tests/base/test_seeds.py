@@ -1,7 +1,5 @@
 """Seeds: the forms that are accepted and those that are refused."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

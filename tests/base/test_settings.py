@@ -1,7 +1,5 @@
 """Settings that become flags."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,8 +28,16 @@ def parse(*argv: str, **defaults: Any) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def test_defaults_are_those_of_the_fields():
+def test_defaults_are_those_of_the_fields(capsys: pytest.CaptureFixture[str]):
     assert from_values(Settings, vars(parse())) == Settings()
+    args = parse("--rate", "0.1", number=4, rate=2.0, flip=True)
+    assert (args.number, args.rate, args.flip) == (4, 0.1, True)
+    assert from_values(Settings, {"number": 4, "unknown": 1}) == Settings(number=4)
+    with pytest.raises(SystemExit):
+        parse("-h", rate=2.0)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "a count (default: 3)" in text
+    assert "a rate (default: 2.0)" in text
 
 
 @pytest.mark.parametrize(
@@ -53,11 +59,6 @@ def test_flags(argv: list[str], name: str, value: Any):
     assert getattr(parse(*argv), name) == value
 
 
-def test_other_defaults():
-    args = parse("--rate", "0.1", number=4, rate=2.0, flip=True)
-    assert (args.number, args.rate, args.flip) == (4, 0.1, True)
-
-
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -72,15 +73,3 @@ def test_refuses(argv: list[str], message: str, capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         parse(*argv)
     assert message in capsys.readouterr().err
-
-
-def test_help_has_each_setting_and_its_default(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit):
-        parse("-h", rate=2.0)
-    text = " ".join(capsys.readouterr().out.split())
-    assert "a count (default: 3)" in text
-    assert "a rate (default: 2.0)" in text
-
-
-def test_values_of_other_settings_are_ignored():
-    assert from_values(Settings, {"number": 4, "unknown": 1}) == Settings(number=4)

@@ -1,7 +1,5 @@
 """Scores of a network's results, by PyTorch and by its export."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

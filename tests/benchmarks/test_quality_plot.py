@@ -1,7 +1,5 @@
 """The plot of quality against seconds, of files as benchmarks/demo_quality.py writes them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

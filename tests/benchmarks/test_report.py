@@ -76,43 +76,19 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "benchmarks/report.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 def test_tables_begin_with_the_hardware_and_the_main_comparison(results: Path, capsys: pytest.CaptureFixture[str]):
     report.main([str(results)])
     assert capsys.readouterr().out == f"{HARDWARE}\n\n{UNET}\n\n{KERNEL}\n"
-
-
-def test_hardware_names_the_gpu_first_and_tells_of_quick():
     line = report.describe({**MACHINE, "gpu": "Some GPU", "flags": [], "quick": True}, PEAKS)
     assert line.startswith("Some GPU; Some CPU, 8 cores, ")
     assert line.endswith("; --quick: a small network, 3 x 32 x 32")
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (163.4, "163 s"),
-        (99.96, "100 s"),
-        (4.0, "4.00 s"),
-        (0.99951, "1.00 s"),
-        (0.9994, "999 ms"),
-        (0.0199, "19.9 ms"),
-        (9.996e-3, "10.0 ms"),
-        (1.5e-3, "1.50 ms"),
-        (4.2e-8, "0.04 µs"),
-    ],
-)
-def test_durations_have_three_digits(seconds: float, text: str):
-    assert report.duration(seconds) == text
-
-
-@pytest.mark.parametrize(("share", "text"), [(1.734, "173 %"), (0.7, "70 %"), (0.0996, "10 %"), (0.0994, "9.9 %")])
-def test_small_shares_keep_a_decimal(share: float, text: str):
-    assert report.percent(share) == text
+def test_durations_have_three_digits_and_small_shares_a_decimal():
+    seconds = [163.4, 99.96, 4.0, 0.99951, 0.9994, 0.0199, 9.996e-3, 1.5e-3, 4.2e-8]
+    wanted = ["163 s", "100 s", "4.00 s", "1.00 s", "999 ms", "19.9 ms", "10.0 ms", "1.50 ms", "0.04 µs"]
+    assert [report.duration(each) for each in seconds] == wanted
+    assert [report.percent(each) for each in (1.734, 0.7, 0.0996, 0.0994)] == ["173 %", "70 %", "10 %", "9.9 %"]
 
 
 def test_plot_shows_the_main_comparisons_slowest_first(tmp_path: Path):
@@ -138,13 +114,19 @@ def test_plot_shows_the_main_comparisons_slowest_first(tmp_path: Path):
     theirs, ours = (to_hex(bar.get_facecolor()) for bar in unet.patches)
     assert theirs != ours
     assert to_hex(figure.get_facecolor()) == "#ffffff"
+    path = write(path, {"machine_info": {"bbdm": MACHINE}, "benchmarks": BENCHMARKS[:2]})
+    with pytest.raises(ValueError, match=r"nothing to plot: want one of .*'UNet call'.*, got \('noise_step, seeds',\)"):
+        report.plot(report.read(path))
 
 
 def test_svg_stays_the_same_for_the_same_results(results: Path, tmp_path: Path):
+    """In a process of its own, where an error is one line."""
     first, second = tmp_path / "first.svg", tmp_path / "second.svg"
-    done = run(results, "--svg", first)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert run(results, "--svg", second).returncode == 0
+    report.main([str(results), "--svg", str(first)])
+    command = [sys.executable, "benchmarks/report.py", str(results), "--svg"]
+    for path, end in ((second, ""), (tmp_path / "no" / "c.svg", r"error: .*no/c\.svg'\n")):
+        done = subprocess.run([*command, str(path)], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert re.fullmatch(end, done.stderr)
     assert re.search(r"<svg [^>]*>", first.read_text())
     assert first.read_bytes() == second.read_bytes()
 
@@ -161,20 +143,7 @@ def test_svg_stays_the_same_for_the_same_results(results: Path, tmp_path: Path):
 def test_other_files_are_refused(tmp_path: Path, content: str, message: str):
     path = tmp_path / "other.json"
     path.write_text(content)
-    done = run(path)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.startswith(f"error: {path} {message}")
-    assert len(done.stderr.splitlines()) == 1
-
-
-def test_missing_file_is_one_line(tmp_path: Path):
-    done = run(tmp_path / "none.json")
-    assert done.returncode == 1
-    assert re.fullmatch(r"error: .*none\.json'\n", done.stderr)
-
-
-def test_nothing_to_plot_is_told(tmp_path: Path):
-    path = write(tmp_path / "results.json", {"machine_info": {"bbdm": MACHINE}, "benchmarks": BENCHMARKS[:2]})
-    with pytest.raises(ValueError, match=r"nothing to plot: want one of .*'UNet call'.*, got \('noise_step, seeds',\)"):
-        report.plot(report.read(path))
+    with pytest.raises(ValueError, match=f"^{path} {message}[^\n]*$"):
+        report.main([str(path)])
+    with pytest.raises(FileNotFoundError, match=r"none\.json"):
+        report.main([str(tmp_path / "none.json")])

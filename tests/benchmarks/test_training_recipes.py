@@ -1,7 +1,5 @@
 """Recipes of training are trained for equal seconds and compared, by the commands of docs/calls.md."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

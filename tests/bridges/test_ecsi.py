@@ -1,7 +1,5 @@
 """ECSI's bridge against its formulas."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """DDBM, I2SB, GOUB and flows against their papers' formulas, written out here."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

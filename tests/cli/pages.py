@@ -1,7 +1,5 @@
 """What the tests of `bbdm app` share: a small model, pictures, and a browser on the page."""
 
-from __future__ import annotations
-
 import io
 import shutil
 import time
@@ -13,8 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from tests.conftest import ROOT
-from tests.onnx.exports import SIZE, checkpoint
+from tests.conftest import ROOT, noise
+from tests.onnx.exports import checkpoint
 
 EXPORT = ROOT / "examples" / "demo" / "onnx"  # 20 calls of sde-dpm2m, in float16
 SECONDS = 180  # for the page to do anything, on a busy machine
@@ -39,10 +37,6 @@ new MutationObserver(() => {
 }).observe(document.body, {subtree: true, childList: true, characterData: true});
 """
 Found = TypeVar("Found")
-
-
-def noise(seed: int, width: int = SIZE, height: int = SIZE) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def same(made: Image.Image, wanted: Image.Image) -> bool:

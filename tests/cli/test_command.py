@@ -1,7 +1,5 @@
 """The command ``bbdm``: its subcommands, what they cost at the start, completion, and ``bbdm info``."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import json
@@ -15,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from bbdm import VQGAN, UNet, __version__, cli, demo, save_checkpoint, save_vqgan
+from bbdm import VQGAN, BridgeSampler, UNet, VQGANCodec, __version__, cli, demo, save_checkpoint, save_vqgan
 from bbdm.cli import demo as demo_command
 from bbdm.cli import info
 from bbdm.evaluation.config import TranslateConfig
@@ -137,15 +135,11 @@ class TestInfo:
         assert f"torch {settings['versions']['torch']}" in rows["made by"]
 
     def test_a_student_of_latents_in_a_folder(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-        from bbdm import BridgeSampler, VQGANCodec
-
         sampler = BridgeSampler(tiny_unet(), BRIDGE, codec=VQGANCodec(tiny_vqgan()), calls=2)
         sampler.save_pretrained(tmp_path / "model")
         title, rows = self.rows(tmp_path / "model", capsys)
-        assert title == "a checkpoint of bbdm"
-        assert rows["network calls"] == "2"
+        assert (title, rows["network calls"], rows["image size"]) == ("a checkpoint of bbdm", "2", "not stated")
         assert rows["codec"].startswith("vqgan, ")
-        assert rows["image size"] == "not stated"
 
     @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
     def test_an_autoencoder(self, suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -162,10 +156,8 @@ class TestInfo:
         title, rows = self.rows(tmp_path, capsys)
         assert title == "a checkpoint of bbdm, step_00000010.pt of a training run"
         assert rows["training"] == "10 optimizer steps, to resume from"
-
-    def test_the_folder_of_an_autoencoders_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-        save_vqgan(tmp_path / "step_00000004.pt", tiny_vqgan(), training={"step": 4})
-        title, rows = self.rows(tmp_path, capsys)
+        save_vqgan(tmp_path / "v" / "step_00000004.pt", tiny_vqgan(), training={"step": 4})
+        title, rows = self.rows(tmp_path / "v", capsys)
         assert title == "an autoencoder of bbdm, step_00000004.pt of a training run"
         assert rows["autoencoder"].startswith("VQGAN, ")
 

@@ -1,18 +1,14 @@
 """`bbdm convert-vqgan` on a small state dict of latent diffusion."""
 
-from __future__ import annotations
-
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from bbdm import cli
 from bbdm.cli.convert_vqgan import main
 from bbdm.files.checkpoint import load_vqgan
 from bbdm.networks.vqgan import VQGAN
-from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +44,5 @@ def test_refuses(state_dict: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"missing: quant_conv\.bias"):
         main([str(state_dict), str(out)])
     assert not out.exists()
-
-
-def test_error_on_the_command_line(tmp_path: Path):
-    script = ROOT / "examples" / "convert_vqgan.py"
-    done = subprocess.run(
-        [sys.executable, script, tmp_path / "gone", tmp_path / "out.pt"], capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert done.stderr.strip() == f"error: there is no VQGAN {tmp_path / 'gone'}"
+    with pytest.raises(SystemExit, match=f"^error: there is no VQGAN {tmp_path / 'gone'}$"):
+        cli.run("convert-vqgan", [str(tmp_path / "gone"), str(out)])

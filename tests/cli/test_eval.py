@@ -26,29 +26,25 @@ from bbdm.evaluation.segmentation import read_labels
 from bbdm.evaluation.table import Setup, defaults
 from bbdm.execution.compiled import Compiled
 from bbdm.files.content import Checkpoint, CodecState
-from tests.conftest import MakeUNet, tiny_unet
+from tests.conftest import SavePicture, noise, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 
 SIZE = 16
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_unet: MakeUNet) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_picture: SavePicture) -> Path:
     """Five pairs in the layout of edge2shoes, and a checkpoint; the working directory."""
-    (tmp_path / "data" / "val").mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    for name in "abcde":
-        pixels = generator.integers(0, 256, (SIZE, 2 * SIZE, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "data" / "val" / f"{name}.png")
-    save_checkpoint(tmp_path / "c.pt", make_unet(), ABridge(num_steps=100), image_size=SIZE)
+    for index, name in enumerate("abcde"):
+        save_picture(tmp_path / "data" / "val" / f"{name}.png", noise(index, 2 * SIZE, SIZE))
+    save_checkpoint(tmp_path / "c.pt", tiny_unet(), ABridge(num_steps=100), image_size=SIZE)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def run(*flags: str, steps: str = "3", scores: tuple[str, ...] = ("psnr", "ssim")) -> dict[str, Any]:
-    eval_script.main(
-        ["edge2shoes", "data", "c.pt", "results", "-b", "2", "--steps", steps, *flags, "--metrics", *scores]
-    )
+    given = ["edge2shoes", "data", "c.pt", "results", "-b", "2", "--steps", steps, *flags]
+    eval_script.main([*given, "--metrics", *scores])
     return json.loads(Path("results/scores.json").read_text())
 
 
@@ -113,15 +109,16 @@ def test_diversity_needs_and_gets_several_samples(place: Path, capsys: pytest.Ca
 
 
 def test_an_interrupted_evaluation_resumes(place: Path, count: list[int], monkeypatch: pytest.MonkeyPatch):
+    """And where it overwrites, it leaves nothing old."""
     whole = run()
     assert count == [2, 2, 1]
     for name in "abcde":
         Path(f"results/{name}.png").unlink()
     Path("results/settings.json").unlink()
-    counted = BridgeSampler.__call__
+    counted, last = BridgeSampler.__call__, 5
 
     def interrupted(self: BridgeSampler, *args: Any, **settings: Any) -> Any:
-        if len(count) == 5:
+        if len(count) == last:
             raise KeyboardInterrupt
         return counted(self, *args, **settings)
 
@@ -135,9 +132,14 @@ def test_an_interrupted_evaluation_resumes(place: Path, count: list[int], monkey
     assert count == [1]
     assert run()["seconds_per_picture"] > 0  # though nothing was left to time
     assert count == [1]
+    last = 1
+    monkeypatch.setattr(BridgeSampler, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("--overwrite", "--seed", "1")
+    assert list(Path("results").glob("*.png")) == []
 
 
-def test_results_of_other_settings_are_not_mixed(place: Path, count: list[int], make_unet: MakeUNet):
+def test_results_of_other_settings_are_not_mixed(place: Path, count: list[int]):
     run()
     before = Path("results/a.png").read_bytes()
     for flags, difference in (
@@ -152,7 +154,7 @@ def test_results_of_other_settings_are_not_mixed(place: Path, count: list[int], 
         assert message.endswith("); give another folder for results, or --overwrite to make all results again")
     with pytest.raises(ValueError, match=r"nfe 3, now 2, timesteps"):
         run(steps="2")
-    save_checkpoint("c.pt", make_unet(seed=1), ABridge(num_steps=100), image_size=SIZE)
+    save_checkpoint("c.pt", tiny_unet(1), ABridge(num_steps=100), image_size=SIZE)
     with pytest.raises(ValueError, match=r"other settings \(weights "):
         run()
     assert Path("results/a.png").read_bytes() == before
@@ -206,10 +208,11 @@ def test_the_codec_counts_and_not_its_file(place: Path, count: list[int]):
     assert settings["codec"]["config"]["latent_channels"] == settings["unet"]["in_channels"] == 3
 
 
-def test_a_network_of_the_original_bbdm_with_another_yaml_is_another(
-    place: Path, monkeypatch: pytest.MonkeyPatch, count: list[int]
-):
-    """A setting of the YAML beside the weights decides results too: here, where latents are taken."""
+def test_a_network_of_the_original_bbdm_with_another_yaml_is_another(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """A setting of the YAML beside the weights decides results too: here, where latents are taken.
+
+    Settings by name are in the report by it, where a file would have its hash.
+    """
 
     def loaded(*_: Any) -> Checkpoint:
         before = Path("bbdm.yaml").read_text() == "latent_before_quant_conv: true"
@@ -217,31 +220,15 @@ def test_a_network_of_the_original_bbdm_with_another_yaml_is_another(
         return dataclasses.replace(stored, codec=codec)
 
     stored = load_checkpoint("c.pt")
-    monkeypatch.setattr("bbdm.files.checkpoint.load_checkpoint", loaded)
-    Path("bbdm.yaml").write_text("latent_before_quant_conv: false")
-    run("--config", "bbdm.yaml")
-    Path("bbdm.yaml").write_text("latent_before_quant_conv: true")
-    with pytest.raises(ValueError, match=r"other settings \(config .*, codec\.before_quant_conv False, now True\)"):
+    with monkeypatch.context() as patch:
+        patch.setattr("bbdm.files.checkpoint.load_checkpoint", loaded)
+        Path("bbdm.yaml").write_text("latent_before_quant_conv: false")
         run("--config", "bbdm.yaml")
-
-
-def test_settings_of_another_program_by_name(place: Path, monkeypatch: pytest.MonkeyPatch):
-    """The name is in the report, where a file would have its hash."""
-    stored = load_checkpoint("c.pt")
+        Path("bbdm.yaml").write_text("latent_before_quant_conv: true")
+        with pytest.raises(ValueError, match=r"other settings \(config .*, codec\.before_quant_conv False, now True\)"):
+            run("--config", "bbdm.yaml")
     monkeypatch.setattr("bbdm.files.checkpoint.load_checkpoint", lambda *_: stored)
-    assert run("--config", "ddbm-diode-256")["settings"]["config"] == "ddbm-diode-256"
-
-
-def test_an_interrupted_overwrite_leaves_nothing_old(place: Path, monkeypatch: pytest.MonkeyPatch):
-    run()
-
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(BridgeSampler, "__call__", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run("--overwrite", "--seed", "1")
-    assert list(Path("results").glob("*.png")) == []
+    assert run("--config", "ddbm-diode-256", "--overwrite")["settings"]["config"] == "ddbm-diode-256"
 
 
 def test_pictures_of_unknown_settings_are_refused(place: Path):
@@ -312,55 +299,37 @@ class Features(nn.Module):
         return images.float().unfold(2, 8, 8).unfold(3, 8, 8).mean((-1, -2)).flatten(1)
 
 
-def test_fid_end_to_end(place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_fid_end_to_end(place: Path, count: list[int], monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(FileNotFoundError, match=r"there is no file none.pth of Inception weights"):
+        run("--fid_weights", "none.pth", scores=("fid",))
+    assert count == []
     monkeypatch.setattr(metrics, "Inception", Features)
     report = run("--fid_weights", "inception.pth", scores=("fid",))
     assert report["scores"]["fid"] > 0
 
 
-def test_missing_weights_are_an_error_before_anything_is_made(place: Path, count: list[int]):
-    with pytest.raises(FileNotFoundError, match=r"there is no file none.pth of Inception weights"):
-        run("--fid_weights", "none.pth", scores=("fid",))
-    assert count == []
-
-
 def test_sweep(place: Path, count: list[int], capsys: pytest.CaptureFixture[str]):
-    flags = [
-        "edge2shoes",
-        "data",
-        "c.pt",
-        "sweep",
-        "-b",
-        "2",
-        "--metrics",
-        "psnr",
-        "ssim",
-        "--sweep",
-        "dpm2m:3,5",
-        "fast",
-        "ddim:2",
-    ]
-    eval_script.main(flags)
+    flags = ["edge2shoes", "data", "c.pt", "sweep", "-b", "2", "--metrics", "psnr", "ssim", "--sweep", "dpm2m:3,5"]
+    eval_script.main([*flags, "fast", "ddim:2"])
     reports = json.loads(Path("sweep/sweep.json").read_text())
     found = [(report["solver"], report["nfe"]) for report in reports]
     assert found[:2] + found[3:] == [("dpm2m", 3), ("dpm2m", 5), ("ddim", 2)]
     solver, nfe = found[2]
     assert solver == "fast"
     assert nfe > 10
-    assert sorted(path.name for path in Path("sweep").iterdir() if path.is_dir()) == sorted(
-        ["ddim-2", "dpm2m-3", "dpm2m-5", f"fast-{nfe}"]
-    )
+    folders = sorted(path.name for path in Path("sweep").iterdir() if path.is_dir())
+    assert folders == sorted(["ddim-2", "dpm2m-3", "dpm2m-5", f"fast-{nfe}"])
     assert json.loads(Path("sweep/dpm2m-5/scores.json").read_text()) == reports[1]
     for name in ("quality_nfe.png", "quality_seconds.png"):
         assert min(Image.open(f"sweep/{name}").size) > 200
     rows = capsys.readouterr().out.splitlines()
     assert [row.count("|") for row in rows[:6]] == [7] * 6
     count.clear()
-    eval_script.main([*flags[:-2], f"fast:{nfe}", "ddim:2"])  # the published list by its number; all kept
+    eval_script.main([*flags, f"fast:{nfe}", "ddim:2"])  # the published list by its number; all kept
     assert count == []
 
 
-def test_a_second_sweep_keeps_the_first(place: Path, make_unet: MakeUNet, capsys: pytest.CaptureFixture[str]):
+def test_a_second_sweep_keeps_the_first(place: Path, capsys: pytest.CaptureFixture[str]):
     def sweep(*flags: str) -> dict[tuple[str, int], list[str]]:
         eval_script.main(["edge2shoes", "data", "c.pt", "sweep", *flags])
         reports = json.loads(Path("sweep/sweep.json").read_text())
@@ -374,7 +343,7 @@ def test_a_second_sweep_keeps_the_first(place: Path, make_unet: MakeUNet, capsys
     assert not leftover.exists()
     assert found == {("ddim", 2): both, ("dpm2m", 2): both, ("dpm2m", 3): ["psnr"]}
     shutil.rmtree("sweep/dpm2m-2")
-    save_checkpoint("c.pt", make_unet(seed=1), ABridge(num_steps=100), image_size=SIZE)
+    save_checkpoint("c.pt", tiny_unet(1), ABridge(num_steps=100), image_size=SIZE)
     capsys.readouterr()
     assert sweep("--metrics", "psnr", "--sweep", "dpm2m:2") == {("dpm2m", 2): ["psnr"]}
     message = "left out of sweep.json, since other settings made them: ddim:2, dpm2m:3"
@@ -434,9 +403,6 @@ def test_what_the_command_lines_refuse(place: Path, capsys: pytest.CaptureFixtur
         run("-r", "0")
     with pytest.raises(ValueError, match="num_steps=50 was given, but the network was trained with num_steps=100"):
         run("--t", "50")
-
-
-# mIoU
 
 
 def make_city(place: Path) -> None:

@@ -3,51 +3,33 @@
 At the paper's size they need a GPU, so ``--preset demo --image_size 64 -b 2 -e 1`` is added.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 import bbdm
-from tests.conftest import ROOT, SavePicture
+from tests.conftest import ROOT, SavePicture, save_random_pairs
 
 SMALL = ["--preset", "demo", "--image_size", "64", "-b", "2", "-e", "1"]
 
 
 def run(script: str, *arguments: str | Path) -> str:
-    done = subprocess.run(
-        [sys.executable, script, *map(str, arguments)],
-        cwd=ROOT / "examples",
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    command = [sys.executable, script, *map(str, arguments)]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, cwd=ROOT / "examples", env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, save_picture: SavePicture) -> Path:
-    folder = tmp_path_factory.mktemp("edges2shoes")
-    generator = np.random.default_rng(0)
-    for name in ("train/1.jpg", "train/2.jpg", "train/3.jpg", "train/4.jpg", "val/5.jpg"):
-        pixels = generator.integers(0, 256, (80, 160, 3), dtype=np.uint8)
-        save_picture(folder / name, Image.fromarray(pixels))
-    return folder
-
-
 @pytest.mark.nightly
 @pytest.mark.parametrize("space", ["image", "latent"])
-def test_train_and_generate(space: str, data: Path, tmp_path: Path) -> None:
+def test_train_and_generate(space: str, save_picture: SavePicture, tmp_path: Path) -> None:
+    data = save_random_pairs(tmp_path / "edges2shoes", 4, 1, save_picture, 80)
     model, vqgan = tmp_path / "model.pt", tmp_path / "vqgan.pt"
     latent: list[str | Path] = []
     if space == "latent":
@@ -59,5 +41,5 @@ def test_train_and_generate(space: str, data: Path, tmp_path: Path) -> None:
     assert (checkpoint.codec is not None) == (space == "latent")
     assert checkpoint.image_size == 64
     run("generate.py", "edge2shoes", data, model, tmp_path / "results", "--fast_sampling")
-    with Image.open(tmp_path / "results" / "5.png") as result:
+    with Image.open(tmp_path / "results" / "04.png") as result:
         assert result.size == (64, 64)

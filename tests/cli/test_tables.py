@@ -1,7 +1,5 @@
 """The tables that a page offers besides an export's own."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

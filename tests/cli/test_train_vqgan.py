@@ -17,27 +17,35 @@ from bbdm.cli import train, train_vqgan, translate
 from bbdm.codec import LatentStatistics
 from bbdm.data.collection import Example
 from bbdm.data.pairs import load_dataset
-from bbdm.networks import unet_config, vqgan
+from bbdm.networks import vqgan
 from bbdm.training.loop import Training
-from tests.conftest import TINY, SavePicture
+from tests.conftest import SavePicture
 from tests.networks.test_vqgan import TINY as TINY_VQGAN
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_picture: SavePicture) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_picture: SavePicture, tiny_demo: None) -> Path:
     """Pairs in the layout of edge2shoes, and tiny networks as the demo's."""
     generator = np.random.default_rng(0)
     for name in ("train/1.png", "train/2.png", "train/3.png", "train/4.png", "val/5.png"):
         coarse = generator.integers(0, 256, (2, 4, 3), dtype=np.uint8)
         save_picture(tmp_path / "data" / name, Image.fromarray(coarse).resize((32, 16), Image.Resampling.NEAREST))
     monkeypatch.setitem(vqgan.PRESETS, "demo", vqgan.VQGANConfig(**TINY_VQGAN))
-    monkeypatch.setitem(unet_config.PRESETS, "demo", unet_config.UNetConfig(condition_channels=3, **TINY))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 TINY_RUN = ["--preset", "demo", "--image_size", "16", "-b", "2", "--perceptual", "none"]  # below an adversary's patch
 ALONE = [*TINY_RUN, "--adversarial_weight", "0"]
+BRIDGE_RUN = ["--preset", "demo", "--image_size", "16", "-b", "2", "--precision", "fp32"]
+
+
+def statistics_of(file: str) -> LatentStatistics:
+    """Those of the autoencoder in a bridge's file."""
+    codec = load_checkpoint(file).build_codec()
+    assert codec is not None
+    assert codec.statistics is not None
+    return codec.statistics
 
 
 def train_tiny_vqgan(epochs: int, *flags: str) -> torch.Tensor:
@@ -98,68 +106,52 @@ def test_the_decoder_of_a_trained_autoencoder(place: Path):
     assert not Path("other.pt").exists()
 
 
-def test_grey_pictures(place: Path):
+def test_grey_pictures_without_validation(place: Path, capsys: pytest.CaptureFixture[str]):
+    shutil.rmtree("data/val")
     train_vqgan.main(["edge2shoes", "data", "grey.pt", *ALONE, "-e", "1", "--channels", "1", "--cache_images", "cache"])
     assert load_vqgan("grey.pt").config.image_channels == 1
+    assert "without validation pairs, no validation loss, grids and best.pt" in capsys.readouterr().out
 
 
-def test_a_latent_bridge_on_a_kl_autoencoder(place: Path):
+@pytest.mark.parametrize("kind", ["vq", "kl"])
+def test_a_latent_bridge_by_the_commands_of_the_readme(kind: str, place: Path):
     """Cached and normalised latents, and the autoencoder in the bridge's file."""
-    train_tiny_vqgan(1, "--kind", "kl")
-    flags = ["--preset", "demo", "--image_size", "16", "-b", "2", "-e", "1", "--precision", "fp32"]
+    train_tiny_vqgan(1, "--kind", kind)
     latent = ["-vq", "vqgan.pt", "--cache_latents", "latents", "--normalize_latents"]
-    train.main(["edge2shoes", "data", "model.pt", *flags, *latent])
-    Path("vqgan.pt").unlink()
-    translate.main(["edge2shoes", "data", "model.pt", "results", "--steps", "2"])
-    assert Image.open("results/5.png").size == (16, 16)
-    codec = load_checkpoint("model.pt").build_codec()
-    assert codec is not None
-    assert codec.statistics is not None
-
-
-def test_a_latent_bridge_by_the_commands_of_the_readme(place: Path):
-    train_tiny_vqgan(1)
-    flags = ["--preset", "demo", "--image_size", "16", "-b", "2", "-e", "2", "--precision", "fp32"]
-    latent = ["-vq", "vqgan.pt", "--cache_latents", "latents", "--normalize_latents"]
-    train.main(["edge2shoes", "data", "model.pt", *flags, *latent])
-    codec = load_checkpoint("model.pt").build_codec()
-    assert codec is not None
-    assert codec.statistics is not None
+    train.main(["edge2shoes", "data", "model.pt", *BRIDGE_RUN, "-e", "2", *latent])
+    assert statistics_of("model.pt")
     Path("vqgan.pt").rename("moved.pt")
     translate.main(["edge2shoes", "data", "model.pt", "results", "--steps", "2"])
-    Path("moved.pt").rename("vqgan.pt")
     assert Image.open("results/5.png").size == (16, 16)
-    with pytest.raises(ValueError, match="need -vq"):
-        train.main(["edge2shoes", "data", "model.pt", "--cache_latents", "latents"])
-    with pytest.raises(ValueError, match="--preset lbbdm-f4 is of latents: it needs -vq"):
-        train.main(["edge2shoes", "data", "other.pt", "--preset", "lbbdm-f4"])
-    message = "lbbdm-f8 takes 4 channels, and this autoencoder's latents have 3; presets for it: paper, paper-pinned"
-    with pytest.raises(ValueError, match=message):
-        train.main(["edge2shoes", "data", "other.pt", "--preset", "lbbdm-f8", "-vq", "vqgan.pt"])
-    with pytest.raises(ValueError, match="where it began: with the same codec, with normalised latents"):
-        train.main(["edge2shoes", "data", "model.pt", *flags])
+
+
+def test_what_a_latent_bridge_is_refused_for(place: Path):
+    train_tiny_vqgan(1)
+    train.main(["edge2shoes", "data", "model.pt", *BRIDGE_RUN, "-e", "1", "-vq", "vqgan.pt", "--normalize_latents"])
+    channels = "lbbdm-f8 takes 4 channels, and this autoencoder's latents have 3; presets for it: paper, paper-pinned"
+    for output, flags, message in (
+        ("other.pt", ["--cache_latents", "latents"], "need -vq"),
+        ("other.pt", ["--preset", "lbbdm-f4"], "--preset lbbdm-f4 is of latents: it needs -vq"),
+        ("other.pt", ["--preset", "lbbdm-f8", "-vq", "vqgan.pt"], channels),
+        ("model.pt", BRIDGE_RUN, "where it began: with the same codec, with normalised latents"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train.main(["edge2shoes", "data", output, *flags])
     assert not Path("other.pt").exists()
 
 
 def test_statistics_are_measured_once_and_of_what_is_trained_on(place: Path, monkeypatch: pytest.MonkeyPatch):
     """With flips, of mirrored pictures too, cached or not; a resumed run keeps its own."""
     train_tiny_vqgan(1)
-    flags = ["--preset", "demo", "--image_size", "16", "-b", "2", "--precision", "fp32", "--flip", "-vq", "vqgan.pt"]
-    found: dict[str, LatentStatistics | None] = {}
+    flags = [*BRIDGE_RUN, "--flip", "-vq", "vqgan.pt", "--normalize_latents"]
     for name, more in {"pictures": [], "cache": ["--cache_latents", "latents"]}.items():
-        train.main(["edge2shoes", "data", f"{name}.pt", *flags, *more, "-e", "1", "--normalize_latents"])
-        codec = load_checkpoint(f"{name}.pt").build_codec()
-        found[name] = None if codec is None else codec.statistics
-    assert found["pictures"] is not None
-    assert found["cache"] is not None
-    assert found["pictures"].source_mean == pytest.approx(found["cache"].source_mean, rel=1e-4, abs=1e-5)
-    assert found["pictures"].target_std == pytest.approx(found["cache"].target_std, rel=1e-4)
+        train.main(["edge2shoes", "data", f"{name}.pt", *flags, *more, "-e", "1"])
+    pictures, cache = statistics_of("pictures.pt"), statistics_of("cache.pt")
+    assert pictures.source_mean == pytest.approx(cache.source_mean, rel=1e-4, abs=1e-5)
+    assert pictures.target_std == pytest.approx(cache.target_std, rel=1e-4)
     monkeypatch.setattr("bbdm.data.latents.measure", lambda *_, **__: pytest.fail("measured again"))
-    resume = ["-e", "2", "--normalize_latents"]
-    train.main(["edge2shoes", "data", "pictures.pt", *flags, *resume])
-    codec = load_checkpoint("pictures.pt").build_codec()
-    assert codec is not None
-    assert codec.statistics == found["pictures"]
+    train.main(["edge2shoes", "data", "pictures.pt", *flags, "-e", "2"])
+    assert statistics_of("pictures.pt") == pictures
 
 
 def test_bad_input(place: Path):
@@ -174,15 +166,6 @@ def test_bad_input(place: Path):
             train_vqgan.main(["edge2shoes", "data", "vqgan.pt", *ALONE, *flags])
     with pytest.raises(ValueError, match="'folder' has no targets"):
         train_vqgan.main(["folder", "data", "vqgan.pt", *ALONE])
-    assert not Path("vqgan.pt").exists()
-
-
-def test_without_validation_pictures(place: Path, capsys: pytest.CaptureFixture[str]):
-    shutil.rmtree("data/val")
-    train_tiny_vqgan(1)
-    assert "without validation pairs, no validation loss, grids and best.pt" in capsys.readouterr().out
-
-
-def test_other_suffixes_are_refused_before_training(place: Path):
     with pytest.raises(ValueError, match=r"ends in \.pt or \.safetensors"):
         train_vqgan.main(["edge2shoes", "data", "vqgan.bin"])
+    assert not Path("vqgan.pt").exists()

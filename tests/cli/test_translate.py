@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,11 +47,18 @@ def made() -> list[str]:
     return sorted(path.name for path in Path("results").iterdir())
 
 
-def test_files_carry_their_sources_names(place: Path, capsys: pytest.CaptureFixture[str]):
+def test_files_carry_their_sources_names_and_a_grid_is_source_result_target(place: Path, capsys: Any):
     run()
     assert made() == ["a.png", "b.png", "c.png", "grid.png", "settings.json"]
     assert Image.open("results/a.png").size == (SIZE, SIZE)
     assert "3 results in results" in capsys.readouterr().out
+    grid = Image.open("results/grid.png")
+    assert grid.size == (3 * (SIZE + 2) + 2, 3 * (SIZE + 2) + 2)
+    row = [grid.getpixel((2 + SIZE // 2 + i * (SIZE + 2), 2 + SIZE // 2)) for i in range(3)]
+    assert row[0] == (255, 255, 255)
+    assert row[1] == Image.open("results/a.png").getpixel((SIZE // 2, SIZE // 2))
+    red, green, blue = row[2]  # pyright: ignore[reportGeneralTypeIssues]
+    assert green > 100 > max(red, blue)
 
 
 def test_image_i_has_the_seed_plus_i(place: Path):
@@ -75,17 +83,6 @@ def test_processes_compile_in_one_dtype(place: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Processes, "gather", lambda _, value: [torch.bfloat16, value])
     translator = Translator(translate.parse(["edge2shoes", "data", "c.pt", "--compile"]))
     assert translator.sampler("dpm2m", 3).dtype == torch.bfloat16
-
-
-def test_grid_is_source_result_target(place: Path):
-    run()
-    grid = Image.open("results/grid.png")
-    assert grid.size == (3 * (SIZE + 2) + 2, 3 * (SIZE + 2) + 2)
-    row = [grid.getpixel((2 + SIZE // 2 + i * (SIZE + 2), 2 + SIZE // 2)) for i in range(3)]
-    assert row[0] == (255, 255, 255)
-    assert row[1] == Image.open("results/a.png").getpixel((SIZE // 2, SIZE // 2))
-    red, green, blue = row[2]  # pyright: ignore[reportGeneralTypeIssues]
-    assert green > 100 > max(red, blue)
 
 
 def test_several_samples_differ(place: Path):
@@ -162,20 +159,13 @@ def test_bad_pictures_are_skipped_and_listed(place: Path, capsys: pytest.Capture
     assert Path("results/c.png").read_bytes() == expected, "the seed depends on what was skipped"
 
 
-def test_a_place_that_cannot_be_written_is_found_first(place: Path, monkeypatch: pytest.MonkeyPatch):
-    Path("file").write_text("")
-    monkeypatch.setattr("bbdm.files.checkpoint.load_checkpoint", lambda *_: pytest.fail("loaded"))
-    with pytest.raises(ValueError, match="file is a file, and a folder is needed there"):
-        translate.main(["edge2shoes", "data", "c.pt", "file/results"])
-
-
 def test_sources_alone(place: Path):
     translate.main(["folder", "data/val", "c.pt", "results", "--steps", "2"])
     assert made() == ["a.png", "b.png", "c.png", "grid.png", "settings.json"]
     assert Image.open("results/grid.png").width == 2 * (SIZE + 2) + 2
 
 
-def test_fast_sampling_is_the_papers_solver(place: Path):
+def test_fast_sampling_is_the_papers_solver_and_bfloat16_is_near(place: Path):
     assert translate.parse(["edge2shoes", "data", "c.pt", "--fast_sampling"]).chosen_solver == "fast"
     run("--fast_sampling")
     fast = Path("results/a.png").read_bytes()
@@ -183,14 +173,9 @@ def test_fast_sampling_is_the_papers_solver(place: Path):
     assert Path("results/a.png").read_bytes() == fast
     run("--overwrite")
     assert Path("results/a.png").read_bytes() != fast
-
-
-def test_bfloat16(place: Path):
-    run("--dtype", "bf16")
-    fast = np.asarray(Image.open("results/a.png"), dtype=int)
-    run("--overwrite")
-    difference = np.abs(np.asarray(Image.open("results/a.png"), dtype=int) - fast)
-    assert 0 < difference.max() <= 4
+    wanted = np.asarray(Image.open("results/a.png"), dtype=int)
+    run("--overwrite", "--dtype", "bf16")
+    assert 0 < np.abs(np.asarray(Image.open("results/a.png"), dtype=int) - wanted).max() <= 4
 
 
 def test_latents(place: Path):
@@ -246,32 +231,26 @@ def test_an_interrupted_write_leaves_no_half_picture(place: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "kind", "message"),
     [
-        torch.OutOfMemoryError("CUDA"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-        RuntimeError("MPS backend out of memory"),
-        MemoryError(),
+        (torch.OutOfMemoryError("CUDA"), TooLargeError, "out of memory at batch_size 64 and image_size 16"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), TooLargeError, "out of memory at batch_size 64"),
+        (RuntimeError("MPS backend out of memory"), TooLargeError, "out of memory at batch_size 64 and image_size 16"),
+        (MemoryError(), TooLargeError, "out of memory at batch_size 64 and image_size 16"),
+        (RuntimeError("a wrong shape"), RuntimeError, "^a wrong shape$"),
     ],
-    ids=["cuda", "cpu", "mps", "python"],
+    ids=["cuda", "cpu", "mps", "python", "another error"],
 )
-def test_out_of_memory_says_what_to_lower(place: Path, monkeypatch: pytest.MonkeyPatch, error: Exception):
+def test_out_of_memory_says_what_to_lower(
+    place: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], message: str
+):
     def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(BridgeSampler, "__call__", fail)
-    with pytest.raises(TooLargeError, match="out of memory at batch_size 64 and image_size 16") as caught:
+    with pytest.raises(kind, match=message) as caught:
         run()
-    assert scripts.hinted(caught.value, cli.HINTS).endswith("16; lower -b or --size")
-
-
-def test_other_errors_are_not_taken_for_memory(place: Path, monkeypatch: pytest.MonkeyPatch):
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("a wrong shape")
-
-    monkeypatch.setattr(BridgeSampler, "__call__", fail)
-    with pytest.raises(RuntimeError, match="a wrong shape"):
-        run()
+    assert scripts.hinted(caught.value, cli.HINTS).endswith("16; lower -b or --size") == (kind is TooLargeError)
 
 
 @pytest.mark.parametrize(("name", "output_dir"), [("a.png", "pictures"), ("grid.png", "results")])
@@ -310,37 +289,31 @@ def test_all_flags_of_a_translation(place: Path):
     assert translate.parse(given) == defaults
     assert (defaults.split, defaults.batch_size, defaults.num_samples, defaults.seed) == ("val", 64, 1, 0)
     assert (defaults.chosen_solver, defaults.steps, defaults.direction) == (None, None, "AtoB")
-    for field, flags, value in (
-        ("split", ["--split", "test"], "test"),
-        ("solver", ["--solver", "sde-dpm2m"], "sde-dpm2m"),
-        ("steps", ["--steps", "5"], 5),
-        ("fast_sampling", ["--fast_sampling"], True),
-        ("batch_size", ["-b", "8"], 8),
-        ("batch_size", ["--batch_size", "8"], 8),
-        ("num_samples", ["-r", "2"], 2),
-        ("num_samples", ["--repeat", "2"], 2),
-        ("num_samples", ["--num_samples", "2"], 2),
-        ("seed", ["--seed", "7"], 7),
-        ("image_size", ["--image_size", "64"], 64),
-        ("image_size", ["--image_size", "64x128"], (64, 128)),
-        ("direction", ["--direction", "BtoA"], "BtoA"),
-        ("time_steps", ["-t", "9"], 9),
-        ("time_steps", ["--t", "9"], 9),
-        ("time_steps", ["--time_steps", "9"], 9),
-        ("c_lambda", ["-l", "1.5"], 1.5),
-        ("c_lambda", ["--c_lambda", "1.5"], 1.5),
-        ("vqgan_path", ["-vq", "v.pt"], Path("v.pt")),
-        ("vqgan_path", ["--vqgan_path", "v.pt"], Path("v.pt")),
-        ("config", ["--config", "b.yaml"], Path("b.yaml")),
-        ("overwrite", ["--overwrite"], True),
-        ("compile", ["--compile"], True),
-        ("dtype", ["--dtype", "bf16"], "bf16"),
-        ("device", ["--device", "cpu"], "cpu"),
-        ("use_multi_gpus", ["--use_multi_gpus"], True),
-        ("use_multi_gpus", ["-use_multi_gpus"], True),
-        ("show_verbose", ["--show_verbose"], True),
-    ):
-        assert translate.parse([*given, *flags]) == replace(defaults, **{field: value})
+    flags: dict[str, tuple[str, Any]] = {
+        "split": ("--split test", "test"),
+        "solver": ("--solver sde-dpm2m", "sde-dpm2m"),
+        "steps": ("--steps 5", 5),
+        "fast_sampling": ("--fast_sampling", True),
+        "batch_size": ("-b 8; --batch_size 8", 8),
+        "num_samples": ("-r 2; --repeat 2; --num_samples 2", 2),
+        "seed": ("--seed 7", 7),
+        "image_size": ("--image_size 64x128", (64, 128)),
+        "direction": ("--direction BtoA", "BtoA"),
+        "time_steps": ("-t 9; --t 9; --time_steps 9", 9),
+        "c_lambda": ("-l 1.5; --c_lambda 1.5", 1.5),
+        "vqgan_path": ("-vq v.pt; --vqgan_path v.pt", Path("v.pt")),
+        "config": ("--config b.yaml", Path("b.yaml")),
+        "overwrite": ("--overwrite", True),
+        "compile": ("--compile", True),
+        "dtype": ("--dtype bf16", "bf16"),
+        "device": ("--device cpu", "cpu"),
+        "use_multi_gpus": ("--use_multi_gpus; -use_multi_gpus", True),
+        "show_verbose": ("--show_verbose", True),
+    }
+    for field, (written, value) in flags.items():
+        for words in written.split("; "):
+            assert translate.parse([*given, *words.split()]) == replace(defaults, **{field: value})
+    assert translate.parse([*given, "--image_size", "64"]).image_size == 64
 
 
 def test_the_size_of_files_that_do_not_hold_it(place: Path, capsys: pytest.CaptureFixture[str]):
@@ -354,17 +327,16 @@ def test_the_size_of_files_that_do_not_hold_it(place: Path, capsys: pytest.Captu
         run("--image_size", "0", "--overwrite")
 
 
-def test_a_folder_where_a_file_belongs(place: Path):
+def test_files_and_folders_where_the_other_belongs(place: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ValueError, match="data is a folder, and a checkpoint is a file"):
         translate.main(["edge2shoes", "data", "data", "results"])
     with pytest.raises(FileNotFoundError, match=r"there is no config\.json of an autoencoder in data"):
         run("-vq", "data")
-
-
-def test_a_file_where_the_results_belong(place: Path):
-    Path("results").touch()
-    with pytest.raises(ValueError, match="results is a file, and a folder is needed there"):
-        run()
+    Path("file").touch()
+    monkeypatch.setattr("bbdm.files.checkpoint.load_checkpoint", lambda *_: pytest.fail("loaded"))
+    for results in ("file", "file/results"):
+        with pytest.raises(ValueError, match="file is a file, and a folder is needed there"):
+            translate.main(["edge2shoes", "data", "c.pt", results])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")

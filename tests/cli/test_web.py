@@ -4,8 +4,6 @@ Chromium and its driver come from the system, Selenium from PyPI, and the page f
 in examples/web. Tests are skipped where one of them is missing.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -24,7 +22,7 @@ from bbdm.base.atomic import file_sha256
 from bbdm.pictures.images import to_array
 from bbdm.runtime import OnnxBridgeSampler
 from examples.web import tables
-from tests.conftest import ROOT
+from tests.conftest import ROOT, noise
 from tests.onnx.exports import SIZE, checkpoint, export, tiny_codec
 
 pytest.importorskip("selenium", reason="needs Selenium")
@@ -106,10 +104,9 @@ def page(site: Site, start: Callable[..., Any]) -> Page:
 
 
 @pytest.fixture
-def noise(tmp_path: Path) -> Path:
+def picture(tmp_path: Path) -> Path:
     """A picture of random colours."""
-    pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "noise.png")
+    noise(0).save(tmp_path / "noise.png")
     return tmp_path / "noise.png"
 
 
@@ -119,13 +116,13 @@ def made(folder: Path, source: Path, seed: int, count: int, **settings: Any) -> 
 
 
 @in_browser
-def test_a_seed_is_the_picture_of_python(page: Page, tiny: Path, noise: Path):
+def test_a_seed_is_the_picture_of_python(page: Page, tiny: Path, picture: Path):
     """Three seeds of the export's own table, and another solver; 8 bits round differences."""
-    page.open("?pictures=3&seed=7").give(noise).translate()
+    page.open("?pictures=3&seed=7").give(picture).translate()
     assert page.results.shape == (3, SIZE, SIZE, 3)
-    assert abs(page.results - made(tiny, noise, 7, 3)).max() <= 1
+    assert abs(page.results - made(tiny, picture, 7, 3)).max() <= 1
     page.choose(solver="dpm2m", calls=3, pictures=1).translate()
-    assert abs(page.results - made(tiny, noise, 7, 1, solver="dpm2m", steps=3)).max() <= 1
+    assert abs(page.results - made(tiny, picture, 7, 1, solver="dpm2m", steps=3)).max() <= 1
     assert "solver=dpm2m&calls=3" in page.driver.current_url
 
 
@@ -179,7 +176,10 @@ def test_the_network_is_downloaded_once_and_again_when_it_changed(page: Page, si
 
 @pytest.mark.nightly
 @in_browser
-def test_a_damaged_network_gives_a_message(page: Page, site: Site):
+def test_a_model_that_cannot_be_read_gives_a_message(page: Page, site: Site):
+    page.driver.get(f"{site.address}?model=other")
+    assert page.until_warned() == f"{site.address}other/bridge.json cannot be read: the server says 404."
+    assert not page.by_id("translate").is_enabled()
     unet = site.folder / "model/unet.onnx"
     unet.write_bytes(unet.read_bytes()[:-1])
     page.driver.get(site.address)
@@ -188,23 +188,15 @@ def test_a_damaged_network_gives_a_message(page: Page, site: Site):
 
 @pytest.mark.nightly
 @in_browser
-def test_a_model_that_is_not_there_gives_a_message(page: Page, site: Site):
-    page.driver.get(f"{site.address}?model=other")
-    assert page.until_warned() == f"{site.address}other/bridge.json cannot be read: the server says 404."
-    assert not page.by_id("translate").is_enabled()
-
-
-@pytest.mark.nightly
-@in_browser
-def test_the_page_works_and_opens_without_its_server(page: Page, site: Site, noise: Path):
+def test_the_page_works_and_opens_without_its_server(page: Page, site: Site, picture: Path):
     page.open("?pictures=1")
     ready = "navigator.serviceWorker.ready.then(arguments[0])"  # all files are kept by then
     page.driver.set_script_timeout(PATIENCE)
     page.driver.execute_async_script(ready)
     site.stop()
-    page.give(noise).translate()
+    page.give(picture).translate()
     online = page.results
-    page.open("?pictures=1").give(noise).translate()
+    page.open("?pictures=1").give(picture).translate()
     assert abs(page.results - online).max() <= 1
     assert page.driver.execute_script("return crossOriginIsolated")
 
@@ -252,45 +244,43 @@ def test_a_phone_shows_all_without_scrolling_sideways(page: Page):
     outside = """return [...document.querySelectorAll("button, select, input, canvas")].filter(
         (each) => each.getBoundingClientRect().right > innerWidth).map((each) => each.id)"""
     assert page.driver.execute_script(outside) == []
+    for element in page.driver.find_elements(By.CSS_SELECTOR, "button, select, input, canvas, progress"):
+        assert element.accessible_name or not element.is_displayed(), element.get_attribute("outerHTML")
 
 
 @pytest.mark.nightly
 @in_browser
-def test_webgpu_that_is_not_there_gives_a_message_and_wasm_goes_on(page: Page, tiny: Path, noise: Path):
-    page.open("?device=webgpu&pictures=1").give(noise).translate()
+def test_webgpu_that_is_not_there_gives_a_message_and_wasm_goes_on(page: Page, tiny: Path, picture: Path):
+    page.open("?device=webgpu&pictures=1").give(picture).translate()
     assert page.text("warning") == "WebGPU is not used: this browser offers no WebGPU. WASM goes on."
     assert page.by_id("device").get_attribute("value") == "wasm"
-    assert abs(page.results - made(tiny, noise, 0, 1)).max() <= 1
+    assert abs(page.results - made(tiny, picture, 0, 1)).max() <= 1
 
 
 @pytest.mark.nightly
 @in_browser
 def test_the_picture_is_right_whether_webgpu_agrees_or_not(
-    site: Site, start: Callable[..., Any], tiny: Path, noise: Path
+    site: Site, start: Callable[..., Any], tiny: Path, picture: Path
 ):
     """On Chromium's software adapter, where there is one."""
-    page = Page(start(*SOFTWARE_WEBGPU), site).open("?device=webgpu&pictures=1").give(noise).translate()
+    page = Page(start(*SOFTWARE_WEBGPU), site).open("?device=webgpu&pictures=1").give(picture).translate()
     refused, device = page.text("warning"), page.by_id("device").get_attribute("value")
     if "offers no WebGPU" in refused:
         pytest.skip("this Chromium has no software adapter for WebGPU")
     assert (device, refused) == ("webgpu", "") or (device == "wasm" and "one call differs from WASM by" in refused)
-    assert abs(page.results - made(tiny, noise, 0, 1)).max() <= 2
+    assert abs(page.results - made(tiny, picture, 0, 1)).max() <= 2
 
 
 @pytest.mark.nightly
 @in_browser
-def test_a_file_that_is_no_picture_gives_a_message(page: Page, tmp_path: Path, noise: Path):
+def test_a_file_that_is_no_picture_and_a_seed_that_is_no_number_give_messages(
+    page: Page, tmp_path: Path, picture: Path
+):
     (tmp_path / "letter.png").write_text("no picture")
     page.open("?pictures=1").give(tmp_path / "letter.png")
     assert page.until_warned() == "letter.png is not a picture that this browser can read."
-    page.give(noise).translate()
+    page.give(picture).translate()
     assert page.text("warning") == ""
-
-
-@pytest.mark.nightly
-@in_browser
-def test_a_seed_that_is_no_number_gives_a_message(page: Page):
-    page.open().draw()
     page.by_id("seed").send_keys("x")
     page.by_id("translate").click()
     assert page.until_warned() == "Seed must be a whole number from 0 to 9223372036854775807."
@@ -298,10 +288,10 @@ def test_a_seed_that_is_no_number_gives_a_message(page: Page):
 
 @pytest.mark.nightly
 @in_browser
-def test_a_result_is_saved_as_png(page: Page, tmp_path: Path, noise: Path):
+def test_a_result_is_saved_as_png(page: Page, tmp_path: Path, picture: Path):
     folder = tmp_path / "downloads"
     page.driver.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
-    page.open("?pictures=1&seed=3").give(noise).translate()
+    page.open("?pictures=1&seed=3").give(picture).translate()
     page.driver.find_element(By.CSS_SELECTOR, "figure button").click()
     WebDriverWait(page.driver, PATIENCE).until(lambda _: (folder / "seed-3.png").exists())
     with Image.open(folder / "seed-3.png") as saved:
@@ -339,14 +329,6 @@ def test_all_is_done_with_the_keyboard(page: Page):
     first = page.results
     page.driver.find_element(By.CSS_SELECTOR, "#drawings button").send_keys(Keys.ENTER)
     WebDriverWait(page.driver, PATIENCE).until(lambda _: page.finished() and (page.results != first).any())
-
-
-@pytest.mark.nightly
-@in_browser
-def test_every_control_has_a_name(page: Page):
-    page.open().draw().translate()
-    for element in page.driver.find_elements(By.CSS_SELECTOR, "button, select, input, canvas, progress"):
-        assert element.accessible_name or not element.is_displayed(), element.get_attribute("outerHTML")
 
 
 @pytest.mark.nightly

@@ -1,7 +1,5 @@
 """Tiny autoencoders of diffusers, and of a user."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,11 +1,10 @@
 """Autoencoders of diffusers as codecs: latents and images against diffusers itself, files and graphs."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from bbdm.onnx import graphs
 from tests.codec.autoencoders import tiny_kl, tiny_tiny
 from tests.conftest import tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
+from tests.nightly import sweep
 
 IMAGE = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
 STATISTICS = LatentStatistics((0.1, 0.2, 0.3, 0.4), (1.0, 2.0, 3.0, 4.0), (0.5, 0.0, 0.0, 0.0), (2.0, 1.0, 1.0, 1.0))
@@ -39,28 +39,22 @@ def relative_gap(a: Tensor, b: Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
-@pytest.mark.parametrize(("scale", "shift"), [(0.18215, None), (0.5, 0.25)])
+@pytest.mark.parametrize(
+    ("kind", "scale", "shift"), [("kl", 0.18215, None), ("kl", 0.5, 0.25), ("tiny", 1.5, 0.25)], ids=str
+)
 @torch.no_grad()
-def test_kl_latents_are_the_scaled_mean(scale: float, shift: float | None):
-    network = tiny_kl(scaling_factor=scale, shift_factor=shift).eval()
+def test_latents_are_scaled(kind: str, scale: float, shift: float | None):
+    """The mean of a KL autoencoder, and a tiny one's own."""
+    network: Any = BOTH[kind](scaling_factor=scale, shift_factor=shift).eval()
     codec = DiffusersCodec(network)
-    assert (codec.image_channels, codec.channels, codec.stride, codec.kind) == (3, 4, 2, "kl")
-    mean = network.encode(IMAGE).latent_dist.mean  # pyright: ignore[reportAttributeAccessIssue]
+    assert (codec.image_channels, codec.channels, codec.kind) == (3, 4, kind)
+    assert codec.stride == {"kl": 2, "tiny": 4}[kind]
+    encoded = network.encode(IMAGE)
+    own = encoded.latent_dist.mean if kind == "kl" else encoded.latents
     latents = codec.encode(IMAGE, "source")
-    torch.testing.assert_close(latents, (mean - (shift or 0)) * scale)
-    torch.testing.assert_close(codec.decode(latents), network.decode(mean).sample)  # pyright: ignore[reportAttributeAccessIssue]
+    torch.testing.assert_close(latents, (own - (shift or 0)) * scale)
+    torch.testing.assert_close(codec.decode(latents), network.decode(own).sample)
     assert not any(parameter.requires_grad for parameter in network.parameters())
-
-
-@torch.no_grad()
-def test_tiny_latents_are_its_own():
-    network = tiny_tiny(scaling_factor=1.5, shift_factor=0.25).eval()
-    codec = DiffusersCodec(network)
-    assert (codec.image_channels, codec.channels, codec.stride, codec.kind) == (3, 4, 4, "tiny")
-    own = network.encode(IMAGE).latents  # pyright: ignore[reportAttributeAccessIssue]
-    latents = codec.encode(IMAGE, "target")
-    torch.testing.assert_close(latents, (own - 0.25) * 1.5)
-    torch.testing.assert_close(codec.decode(latents), network.decode(own).sample)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_other_sizes_and_channels():
@@ -90,19 +84,13 @@ def test_a_network_that_overflows_in_float16_stays_in_float32():
     assert DiffusersCodec(tiny_kl(force_upcast=False)).placed(CPU, torch.float16).dtype == torch.float16
 
 
-def test_compiles_as_one_graph():
-    codec = DiffusersCodec(tiny_kl())
-    compiled = codec.compiled(lambda function: torch.compile(function, fullgraph=True, backend="aot_eager"))
-    latents = codec.latents(IMAGE)
-    torch.testing.assert_close(compiled.latents(IMAGE), latents, rtol=0, atol=1e-5)
-    torch.testing.assert_close(compiled.image(latents), codec.image(latents), rtol=0, atol=1e-5)
-
-
-@pytest.mark.nightly
+@pytest.mark.parametrize("backend", sweep(["aot_eager", "inductor"], daily=["aot_eager"]))
 @both
-def test_compiled_is_eager(make: Callable[[], nn.Module]):
+def test_compiled_is_eager(make: Callable[[], nn.Module], backend: str):
+    """As one graph."""
     codec = DiffusersCodec(make())
-    compiled = codec.compiled(lambda function: Compiled(function, CPU))
+    traced = partial(torch.compile, fullgraph=True, backend=backend)
+    compiled = codec.compiled(lambda function: Compiled(function, CPU) if backend == "inductor" else traced(function))
     latents = codec.latents(IMAGE)
     torch.testing.assert_close(compiled.latents(IMAGE), latents, rtol=0, atol=1e-4)
     torch.testing.assert_close(compiled.image(latents), codec.image(latents), rtol=0, atol=1e-4)
@@ -119,9 +107,6 @@ def test_graphs_are_torchs(make: Callable[[], nn.Module]):
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         (made,) = session.run(None, {name: value.contiguous().numpy() for name, value in given.items()})
         assert np.abs(np.asarray(made) - wanted.numpy()).max() < 1e-4 * wanted.abs().max()
-
-
-# Files
 
 
 @pytest.fixture
@@ -154,16 +139,6 @@ def test_weights_in_float16_and_of_old_versions(folder: Path):
     codec = load_codec(folder / "vae.fp16.safetensors")
     assert codec.dtype == torch.float32
     torch.testing.assert_close(codec.latents(IMAGE), wanted.latents(IMAGE), rtol=0, atol=0)
-
-
-def test_other_codec_files_are_vqgans(tmp_path: Path):
-    for suffix in SUFFIXES:
-        save_vqgan(tmp_path / f"vqgan{suffix}", tiny_vqgan())
-        codec = load_codec(tmp_path / f"vqgan{suffix}")
-        assert isinstance(codec, VQGANCodec)
-        assert codec.digest() == VQGANCodec(tiny_vqgan()).digest()
-    with pytest.raises(FileNotFoundError, match="there is no VQGAN"):
-        load_codec(tmp_path / "none.safetensors")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -227,6 +202,13 @@ def test_folders_that_hold_no_autoencoder(folder: Path, tmp_path: Path):
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="it holds a pipeline, whose autoencoder is the folder vae"):
         load_codec(tmp_path)
+    for suffix in SUFFIXES:  # other files are VQGANs
+        save_vqgan(tmp_path / f"vqgan{suffix}", tiny_vqgan())
+        codec = load_codec(tmp_path / f"vqgan{suffix}")
+        assert isinstance(codec, VQGANCodec)
+        assert codec.digest() == VQGANCodec(tiny_vqgan()).digest()
+    with pytest.raises(FileNotFoundError, match="there is no VQGAN"):
+        load_codec(tmp_path / "none.safetensors")
 
 
 def test_modules_that_are_no_codec():

@@ -1,7 +1,5 @@
 """Bridges in latents of diffusers' and users' own autoencoders: trained, resumed, used, exported."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -11,16 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bbdm import (
-    ABridge,
-    BridgeSampler,
-    DiffusersCodec,
-    TrainConfig,
-    Trainer,
-    load_checkpoint,
-    save_checkpoint,
-    wrap,
-)
+from bbdm import ABridge, BridgeSampler, DiffusersCodec, TrainConfig, Trainer, load_checkpoint, save_checkpoint, wrap
 from bbdm.cli import setup, train, translate
 from bbdm.codec import Codec, LatentStatistics, Tiling, VQGANCodec
 from bbdm.data.latents import LatentDataset, measure
@@ -96,31 +85,26 @@ def test_scripts_take_a_folder_of_diffusers(make_pairs: MakePairs, tmp_path: Pat
     assert json.loads(Path("results/settings.json").read_text())["settings"]["codec"]["kind"] == "kl"
 
 
-def test_a_sampler_takes_large_pictures_in_tiles():
+def test_a_sampler_takes_and_compiles_tiles_of_large_pictures(monkeypatch: pytest.MonkeyPatch):
     codec = VQGANCodec(tiny_vqgan()).with_statistics(LatentStatistics((0.0,) * 3, (1.0,) * 3, (0.0,) * 3, (1.0,) * 3))
     codec.tiling = Tiling(whole=16 * 16, side=16, overlap=8)
     shapes: set[tuple[int, ...]] = set()
+
+    def compile(compiled: Compiled, x: torch.Tensor, *others: torch.Tensor | None) -> Any:
+        shapes.add(tuple(x.shape))
+        return compiled.function
+
+    monkeypatch.setattr(Compiled, "_compile", compile)
+    sampler = BridgeSampler(tiny_unet(), BRIDGE, steps=1, codec=codec, compile=True, dtype=torch.float32)
+    sampler(-torch.ones(1, 3, 32, 24), seed=0)
+    assert shapes == {(1, 3, 8, 8), (1, 3, 16, 12), (1, 3, 16, 16)}
+    shapes.clear()
     encoder, decoder = codec.encoder, codec.decoder
     codec.encoder = lambda image: shapes.add(tuple(image.shape)) or encoder(image)
     codec.decoder = lambda latents: shapes.add(tuple(latents.shape)) or decoder(latents)
     made = BridgeSampler(tiny_unet(), BRIDGE, steps=2, codec=codec)(-torch.ones(1, 3, 30, 20), seed=0)
     assert made.shape == (1, 3, 30, 20)
     assert shapes == {(1, 3, 16, 16), (1, 3, 8, 8)}
-
-
-def test_only_tiles_are_compiled_for_large_pictures(monkeypatch: pytest.MonkeyPatch):
-    shapes: list[tuple[int, ...]] = []
-
-    def compile(compiled: Compiled, x: torch.Tensor, *others: torch.Tensor | None) -> Any:
-        shapes.append(tuple(x.shape))
-        return compiled.function
-
-    monkeypatch.setattr(Compiled, "_compile", compile)
-    codec = VQGANCodec(tiny_vqgan())
-    codec.tiling = Tiling(whole=16 * 16, side=16, overlap=8)
-    sampler = BridgeSampler(tiny_unet(), BRIDGE, steps=1, codec=codec, compile=True, dtype=torch.float32)
-    sampler(-torch.ones(1, 3, 32, 24), seed=0)
-    assert sorted(shapes) == [(1, 3, 8, 8), (1, 3, 16, 12), (1, 3, 16, 16)]
 
 
 class Pointwise(nn.Module):

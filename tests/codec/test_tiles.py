@@ -1,7 +1,5 @@
 """Large images in tiles: exact where the network sees single values, and without seams where it sees more."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

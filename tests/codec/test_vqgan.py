@@ -1,7 +1,5 @@
 """VQGANs as codecs: image space and back, normalisation, in a file and in a sampler."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,24 +24,16 @@ def per_channel(values: tuple[float, ...]) -> Tensor:
     return torch.tensor(values).view(1, 3, 1, 1)
 
 
-# Latents and images
-
-
-def test_latents_are_those_before_quantisation():
+@pytest.mark.parametrize("before", [False, True], ids=["quant_conv", "before it"])
+def test_latents_are_those_before_quantisation(before: bool):
     vqgan = tiny_vqgan()
-    codec = VQGANCodec(vqgan)
+    codec = VQGANCodec(vqgan, before)
     assert (codec.image_channels, codec.channels, codec.stride) == (3, 3, 2)
-    torch.testing.assert_close(codec.encode(SOURCE, "source"), vqgan.encode(SOURCE))
-    torch.testing.assert_close(codec.decode(vqgan.encode(SOURCE)), vqgan.decode(vqgan.encode(SOURCE)))
-
-
-def test_latents_before_quant_conv():
-    vqgan = tiny_vqgan()
-    codec = VQGANCodec(vqgan, before_quant_conv=True)
-    before = vqgan.encoder(SOURCE)
-    torch.testing.assert_close(codec.encode(SOURCE, "target"), before)
-    torch.testing.assert_close(codec.decode(before), vqgan.decode(vqgan.quant_conv(before)))
-    assert relative_gap(before, vqgan.encode(SOURCE)) > 0.1
+    latents = vqgan.encoder(SOURCE) if before else vqgan.encode(SOURCE)
+    torch.testing.assert_close(codec.encode(SOURCE, "target"), latents)
+    decoded = vqgan.decode(vqgan.quant_conv(latents) if before else latents)
+    torch.testing.assert_close(codec.decode(latents), decoded)
+    assert relative_gap(vqgan.encoder(SOURCE), vqgan.encode(SOURCE)) > 0.1
 
 
 def test_a_kl_autoencoder():
@@ -150,9 +140,6 @@ def test_codes_stay_in_float32_when_placed_in_bfloat16():
     assert relative_gap(made, codec.decode(codec.encode(SOURCE, "target"))) < 0.05
 
 
-# Files
-
-
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_vqgan_round_trip(suffix: str, tmp_path: Path):
     vqgan = tiny_vqgan(eps=1e-5, projects_attention=False)
@@ -175,10 +162,9 @@ def test_checkpoint_round_trip(suffix: str, normalised: bool, tmp_path: Path):
     assert loaded.config() == codec.config()
     torch.testing.assert_close(loaded.encode(SOURCE, "target"), codec.encode(SOURCE, "target"), rtol=0, atol=0)
     load_checkpoint(path, codec=VQGANCodec(tiny_vqgan()))
-    with pytest.raises(ValueError, match="another codec was given"):
-        load_checkpoint(path, codec=VQGANCodec(tiny_vqgan(seed=1)))
-    with pytest.raises(ValueError, match="another codec was given"):
-        load_checkpoint(path, codec=VQGANCodec(tiny_vqgan(projects_attention=False)))
+    for other in (tiny_vqgan(seed=1), tiny_vqgan(projects_attention=False)):
+        with pytest.raises(ValueError, match="another codec was given"):
+            load_checkpoint(path, codec=VQGANCodec(other))
 
 
 CODEC_EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
@@ -207,28 +193,22 @@ def test_a_checkpoint_of_a_damaged_codec_is_refused(
         load_checkpoint(tmp_path / "a.pt")
 
 
-def test_a_network_of_image_space_takes_no_codec(tmp_path: Path):
-    save_checkpoint(tmp_path / "bridge.pt", tiny_unet(), ABridge())
-    assert load_checkpoint(tmp_path / "bridge.pt").build_codec() is None
-    with pytest.raises(ValueError, match="trained in image space"):
-        load_checkpoint(tmp_path / "bridge.pt", codec=VQGANCodec(tiny_vqgan()))
-
-
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_one_kind_of_file_is_not_the_other(suffix: str, tmp_path: Path):
-    save_checkpoint(tmp_path / f"bridge{suffix}", tiny_unet(), ABridge())
-    save_vqgan(tmp_path / f"vqgan{suffix}", tiny_vqgan())
+    bridge, vqgan = tmp_path / f"bridge{suffix}", tmp_path / f"vqgan{suffix}"
+    save_checkpoint(bridge, tiny_unet(), ABridge())
+    assert load_checkpoint(bridge).build_codec() is None
+    save_vqgan(vqgan, tiny_vqgan())
+    with pytest.raises(ValueError, match="trained in image space"):
+        load_checkpoint(bridge, codec=VQGANCodec(tiny_vqgan()))
     with pytest.raises(ValueError, match=r"cannot read .* as a VQGAN"):
-        load_vqgan(tmp_path / f"bridge{suffix}")
+        load_vqgan(bridge)
     with pytest.raises(ValueError, match=r"cannot read .* as a checkpoint"):
-        load_checkpoint(tmp_path / f"vqgan{suffix}")
+        load_checkpoint(vqgan)
     with pytest.raises(FileNotFoundError, match="there is no VQGAN"):
         load_vqgan(tmp_path / "none.pt")
     with pytest.raises(ValueError, match=r"ends in \.pt or \.safetensors"):
         save_vqgan(tmp_path / "vqgan.bin", tiny_vqgan())
-
-
-# Sampling
 
 
 def latent_sampler(normalised: bool = True, **settings: object) -> BridgeSampler:

@@ -202,6 +202,20 @@ class Card(TorchDispatchMode):
             raise CaptureError(f"{place()} waits during a capture: {why}")
         self.waits.append(f"{place()}: {why}")
 
+    def watched(self, task: Any) -> tuple[Any, list[list[str]]]:
+        """A training task's class, and a list that gets the waits of each of its steps."""
+        seen: list[list[str]] = []
+
+        class Watched(task):
+            def __call__(self, *arguments: Any) -> float:
+                card.waits.clear()
+                loss = super().__call__(*arguments)
+                seen.append([*card.waits])
+                return loss
+
+        card = self
+        return Watched, seen
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE.name):

@@ -1,7 +1,5 @@
 """The card as a fixture, and a group of one process on it."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from typing import Any

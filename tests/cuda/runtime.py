@@ -1,7 +1,5 @@
 """Streams, events and graphs of the card that isn't there, and the names of torch.cuda in their place."""
 
-from __future__ import annotations
-
 import ctypes
 import itertools
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Training an autoencoder and its adversary on a card: the CPU's losses and weights, one wait a step."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,11 +49,7 @@ def edges(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def step_of(
-    device: torch.device,
-    pairs: PairedDataset,
-    num_codes: int = 40,
-    processes: Processes | None = None,
-    **settings: Any,
+    device: torch.device, pairs: PairedDataset, num_codes: int = 40, processes: Processes | None = None, **settings: Any
 ) -> AutoencoderTask:
     """A step whose adversary is there from the second on."""
     given = {"epochs": 2, "adversarial_start": 1, "discriminator_width": 4, **settings}
@@ -66,7 +60,8 @@ def step_of(
 
 def run(step: AutoencoderTask, pairs: PairedDataset) -> list[float]:
     sides = zip(*(pairs[i] for i in range(2)), strict=True)
-    batch = Example(*(torch.stack(side).to(step.device) for side in sides))
+    source, target = (torch.stack(side).to(step.device) for side in sides)
+    batch = Example(source, target)
     return [step(batch, index) for index in range(STEPS)]
 
 
@@ -82,18 +77,8 @@ def check(
     with off_the_card():
         wanted = step_of(CPU, pairs, **settings)
         losses = run(wanted, pairs)
-    seen: list[list[str]] = []
-    call = AutoencoderTask.__call__
-
-    class Watched(AutoencoderTask):
-        def __call__(self, *arguments: Any) -> float:
-            card.waits.clear()
-            loss = call(self, *arguments)
-            seen.append([*card.waits])
-            return loss
-
     found = step_of(DEVICE, pairs, processes=processes, **settings)
-    found.__class__ = Watched
+    found.__class__, seen = card.watched(AutoencoderTask)
     assert run(found, pairs) == pytest.approx(losses, abs=tolerance)
     assert seen == waits
     assert found.adversary is not None
@@ -158,5 +143,6 @@ def test_a_whole_run(card: Card, pairs: PairedDataset, tmp_path: Path):
         assert {k: v for k, v in mine.items() if k not in of_the_clock} == pytest.approx(
             {k: v for k, v in theirs.items() if k not in of_the_clock}, rel=1e-4 if mine["epoch"] == 1 else 0.02
         )
-    assert not any("not pinned" in wait or "_placed" in wait for wait in card.waits)
+    unpinned = [wait for wait in card.waits if "not pinned" in wait or "_placed" in wait]
+    assert unpinned == ["data.loading._placed: to the card from memory that is not pinned"] * 2  # the preview's sides
     assert card.waits.count(LOSS) == 2

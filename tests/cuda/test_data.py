@@ -1,7 +1,5 @@
 """Batches, caches and codecs on a card: pinned memory, and nothing left on the CPU."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

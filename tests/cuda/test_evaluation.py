@@ -1,7 +1,5 @@
 """Metrics on a card: the CPU's scores; pictures go there, and bbdm waits for nothing more until the end."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,15 +1,13 @@
 """Inductor's code for an H100: whole, without the CPU, and with our kernels where a card has them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
 import torch
 
 from bbdm.networks.unet import UNet
+from benchmarks.floor import code_of
 from tests.conftest import TINY
-from tests.cuda.floor import code_of
 from tests.kernels.triton_aot import needs_compiler
 
 pytestmark = [pytest.mark.nightly, needs_compiler]

@@ -1,7 +1,5 @@
 """The loop as a CUDA graph: what is captured, what waits for what, and what each replay reads and gives."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """ONNX Runtime on a card: a stand-in for its sessions, whose values say where they are."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any

@@ -1,7 +1,5 @@
 """Training on a card: the CPU's losses and weights, and the host waits once a step."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +39,7 @@ def losses(device: str, kind: type[BridgeTask], config: TrainConfig, bridge: Any
     codec = None if codec is None else codec.placed(torch.device(device), torch.float32)
     processes = given.get("processes") or Processes(torch.device(device))
     step = kind(unet, bridge, config, codec, processes, given.get("latents", False), 10)
-    batch = Example(*(v.to(device) for v in (given.get("y", Y), given.get("x0", X0))))
+    batch = Example(given.get("y", Y).to(device), given.get("x0", X0).to(device))
     return step, [step(batch, index) for index in range(STEPS)]
 
 
@@ -52,17 +50,8 @@ def check(card: Card, waits: list[str], tolerance: float = 1e-5, kind: type[Brid
     config = (DistillConfig if kind is StudentTask else TrainConfig)(batch_size=4, epochs=1, **given)
     with off_the_card():
         wanted = losses("cpu", kind, config, bridge, **{k: v for k, v in more.items() if k != "processes"})
-    seen: list[list[str]] = []
-    call = kind.__call__
-
-    class Watched(kind):  # pyright: ignore[reportGeneralTypeIssues]
-        def __call__(self, *arguments: Any) -> float:
-            card.waits.clear()
-            loss = call(self, *arguments)
-            seen.append([*card.waits])
-            return loss
-
-    found = losses("cuda:0", Watched, config, bridge, **more)
+    watched, seen = card.watched(kind)
+    found = losses("cuda:0", watched, config, bridge, **more)
     torch.testing.assert_close(found[1], wanted[1], rtol=0, atol=tolerance)
     for mine, theirs in zip(found[0].ema.unet.parameters(), wanted[0].ema.unet.parameters(), strict=True):
         assert isinstance(mine, CardTensor)
@@ -132,13 +121,11 @@ class Profiled(BridgeTask):
         self.phase = Profile()._phase
 
 
-def test_a_profile_does_not_wait(card: Card):
-    check(card, [LOSS], kind=Profiled)
-
-
-@pytest.mark.parametrize("bridge", [BrownianBridge(50, density="wide"), I2SB(50)], ids=["wide", "i2sb"])
-def test_bridges_with_tables_of_times(card: Card, bridge: Any):
-    check(card, [LOSS], bridge=bridge)
+@pytest.mark.parametrize(
+    "given", [{"kind": Profiled}, {"bridge": BrownianBridge(50, density="wide")}, {"bridge": I2SB(50)}]
+)
+def test_profiles_and_tables_of_times_do_not_wait(card: Card, given: dict[str, Any]):
+    check(card, [LOSS], **given)
 
 
 def test_times_that_are_real_come_to_the_host(card: Card):

@@ -1,7 +1,5 @@
 """Tars for the tests of this folder, written by WebDataset itself or member by member."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 from collections.abc import Sequence

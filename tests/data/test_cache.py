@@ -1,7 +1,5 @@
 """Caches of pictures and of latents: the data set's tensors, made once, completed, refused if they differ."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import pickle
@@ -22,6 +20,7 @@ from bbdm.base.atomic import LOCK
 from bbdm.codec import VQGANCodec
 from bbdm.data import cache
 from bbdm.data.cache import ImageCache, TensorCache
+from bbdm.data.examples import Examples
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import PairedDataset
 from tests.conftest import SIZE, SavePicture
@@ -52,10 +51,10 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def make(kind: str, codec: VQGANCodec, tmp_path: Path) -> Make:
+def make(kind: str, codec: VQGANCodec, folder: Path) -> Make:
     if kind == "pictures":
-        return lambda pairs: ImageCache(pairs, tmp_path / "cache")
-    return lambda pairs, **given: LatentDataset(pairs, **{"codec": codec, "folder": tmp_path / "cache", **given})
+        return lambda pairs: ImageCache(pairs, folder)
+    return lambda pairs, **given: LatentDataset(pairs, **{"codec": codec, "folder": folder, **given})
 
 
 @pytest.fixture
@@ -63,13 +62,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def assert_same(cached: PairedDataset, pairs: PairedDataset) -> None:
+def assert_same(cached: Examples, pairs: PairedDataset) -> None:
     """Bit for bit, as floats and as they are stored."""
     assert len(cached) == len(pairs)
     for i in range(len(pairs)):
         for made, wanted in zip((*cached[i], *cached.pixels(i)), (*pairs[i], *pairs.pixels(i)), strict=True):
             assert made.dtype == wanted.dtype
             assert torch.equal(made, wanted)
+
+
+def same(one: TensorCache, other: Any) -> bool:
+    """Whether the tensors of all pairs are equal, of two caches or of a cache and a list."""
+    return all(torch.equal(a, b) for i in range(COUNT) for a, b in zip(one[i], other[i], strict=True))
 
 
 def names(folder: Path) -> set[str]:
@@ -81,6 +85,10 @@ def test_pictures_are_those_of_the_data_set(workers: int, pairs: PairedDataset, 
     cached = ImageCache(pairs, folder, workers=workers)
     assert_same(cached, pairs)
     assert (cached.image_size, cached.direction, cached.digest()) == (SIZE, "AtoB", pairs.digest())
+    few = PairedDataset(pairs.pairs[:2], SIZE)
+    for _ in range(2):  # splits share a folder
+        assert_same(ImageCache(few, folder, "val"), few)
+        assert_same(ImageCache(pairs, folder), pairs)
 
 
 def test_grey_pictures_that_are_not_square(pairs: PairedDataset, folder: Path) -> None:
@@ -91,23 +99,13 @@ def test_grey_pictures_that_are_not_square(pairs: PairedDataset, folder: Path) -
         ImageCache(PairedDataset(pairs.pairs, (SIZE, 2 * SIZE), "BtoA"), folder)
 
 
-def test_the_size_of_blocks_is_that_of_the_cache(
-    kind: str, make: Make, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_size_of_blocks_is_that_of_the_cache(kind: str, make: Make, pairs: PairedDataset, monkeypatch: Any) -> None:
     """Another version may have larger blocks: one that is missing is made in the old size."""
     first = make(pairs)
     wanted = [first[i] for i in range(COUNT)]
     monkeypatch.setattr(type(first), "in_block", 3)
     (first.folder / BLOCKS[kind].format(0)).unlink()
-    again = make(pairs)
-    assert all(torch.equal(*each) for i in range(COUNT) for each in zip(again[i], wanted[i], strict=True))
-
-
-def test_splits_share_a_folder(pairs: PairedDataset, folder: Path) -> None:
-    few = PairedDataset(pairs.pairs[:2], SIZE)
-    for _ in range(2):
-        assert_same(ImageCache(pairs, folder), pairs)
-        assert_same(ImageCache(few, folder, "val"), few)
+    assert same(make(pairs), wanted)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -120,14 +118,6 @@ def test_latents_are_those_of_the_pictures(flip: bool, pairs: PairedDataset, cod
             torch.testing.assert_close(made, expected if flip else expected[0], rtol=1e-4, atol=1e-5)
 
 
-def test_indices_are_those_of_a_list(make: Make, pairs: PairedDataset) -> None:
-    cached = make(pairs)
-    assert all(torch.equal(a, b) for a, b in zip(cached[-1], cached[COUNT - 1], strict=True))
-    for index in (COUNT, -COUNT - 1):
-        with pytest.raises(IndexError):
-            cached[index]
-
-
 def test_tensors_are_made_once(make: Make, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     first = make(pairs)
     sent = pickle.dumps(first)
@@ -135,8 +125,11 @@ def test_tensors_are_made_once(make: Make, pairs: PairedDataset, monkeypatch: py
     assert len(pickle.dumps(first)) == len(sent)  # a worker's copy holds no tensors
     monkeypatch.setattr(PairedDataset, "images", lambda *_: pytest.fail("decoded again"))
     for cached in (make(pairs), pickle.loads(sent)):
-        for i, pair in enumerate(expected):
-            assert all(torch.equal(made, wanted) for made, wanted in zip(cached[i], pair, strict=True))
+        assert same(cached, expected)
+    assert all(torch.equal(a, b) for a, b in zip(first[-1], first[COUNT - 1], strict=True))  # as in a list
+    for index in (COUNT, -COUNT - 1):
+        with pytest.raises(IndexError):
+            first[index]
 
 
 def test_two_runs_make_a_cache_once(make: Make, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +144,7 @@ def test_two_runs_make_a_cache_once(make: Make, pairs: PairedDataset, monkeypatc
     with ThreadPoolExecutor(2) as both:
         one, other = both.map(lambda _: make(pairs), range(2))
     assert len(written) == len(set(written)) == 3
-    assert all(torch.equal(a, b) for i in range(COUNT) for a, b in zip(one[i], other[i], strict=True))
+    assert same(one, other)
 
 
 @pytest.mark.parametrize("during", ["write_atomically", "file_sha256"])
@@ -184,13 +177,10 @@ def test_an_interrupted_cache_is_completed(
     (folder / MANIFESTS[kind]).unlink()
     for number in range(3):
         (folder / BLOCKS[kind].format(number)).unlink()
-    again = make(pairs)
-    assert all(torch.equal(a, b) for i in range(COUNT) for a, b in zip(cached[i], again[i], strict=True))
+    assert same(cached, make(pairs))
 
 
-def test_a_full_disk_leaves_no_part(
-    kind: str, make: Make, pairs: PairedDataset, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_no_part(kind: str, make: Make, pairs: PairedDataset, folder: Path, monkeypatch: Any):
     """5 pairs of 2 x 3 x 512 x 512 bytes are 7.5 MiB, and of 2 x 3 x 32 x 32 floats 0.12 MiB."""
 
     def full(*_: Any) -> None:
@@ -232,8 +222,7 @@ def test_a_changed_file_is_refused(change: Any, kind: str, make: Make, pairs: Pa
     with pytest.raises(ValueError, match=rf"{path} has changed since it was written: delete it"):
         make(pairs)
     path.unlink()
-    again = make(pairs)
-    assert all(torch.equal(a, b) for i in range(COUNT) for a, b in zip(whole[i], again[i], strict=True))
+    assert same(whole, make(pairs))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", "my own text"])
@@ -278,8 +267,7 @@ def test_pictures_of_an_earlier_version_are_read(
     with monkeypatch.context() as patch:
         patch.setattr(PairedDataset, "images", lambda *_: pytest.fail("decoded again"))
         cached = pickle.loads(pickle.dumps(ImageCache(pairs, folder)))
-        for i, pair in enumerate(expected):
-            assert all(torch.equal(made, wanted) for made, wanted in zip(cached[i], pair, strict=True))
+        assert same(cached, expected)
     (folder / "train.npy").write_bytes(b"cut off")
     with pytest.raises(ValueError, match=r"train\.npy has changed since it was written: delete it"):
         ImageCache(pairs, folder)

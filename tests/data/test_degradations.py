@@ -1,7 +1,5 @@
 """Degradations, each against its definition; data sets of degraded pictures, and what keeps them apart."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import subprocess
@@ -20,6 +18,7 @@ from bbdm.codec import VQGANCodec
 from bbdm.data import degradations
 from bbdm.data.cache import ImageCache
 from bbdm.data.degradations import DEGRADATIONS, Degradation, Kind
+from bbdm.data.examples import PairExamples
 from bbdm.data.latents import LatentDataset
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pair, PairedDataset, load_dataset
@@ -166,7 +165,7 @@ def pictures(tmp_path: Path, save_picture: SavePicture) -> Path:
     return tmp_path / "DATA"
 
 
-def load(folder: Path, degrade: str = "inpaint", seed: int = 0, split: str = "train", **settings: str) -> PairedDataset:
+def load(folder: Path, degrade: str = "inpaint", seed: int = 0, split: str = "train", **settings: str) -> PairExamples:
     return load_dataset("folder", str(folder), split, SIDE, degrade=degrade, degrade_seed=seed, **settings)  # pyright: ignore[reportArgumentType]
 
 

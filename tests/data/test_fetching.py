@@ -1,7 +1,5 @@
 """Files from commands and from fsspec: the same bytes, fetched once, with errors of one kind."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterator

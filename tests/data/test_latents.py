@@ -1,7 +1,5 @@
 """Statistics of latents, and training on latents that are cached or computed."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -111,9 +109,7 @@ def test_sources_and_targets_are_normalised_each_by_their_own(
     cached: bool, pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The inputs of the loss in a training step and in validation, against latents normalised by hand."""
-    latents = [
-        torch.cat([codec.latents(pair[side][None]) for pair in map(pairs.__getitem__, (0, 1))]) for side in (0, 1)
-    ]
+    latents = [torch.cat([codec.latents(pairs[i][side][None]) for i in (0, 1)]) for side in (0, 1)]
     data = LatentDataset(pairs, codec, tmp_path / "cache") if cached else pairs
     statistics = LatentStatistics((0.1, 0.2, 0.3), (2.0, 3.0, 4.0), (-0.1, -0.2, -0.3), (0.5, 0.25, 0.125))
     means = torch.tensor([[0.1, 0.2, 0.3], [-0.1, -0.2, -0.3]])[:, None, :, None, None]
@@ -126,11 +122,10 @@ def test_sources_and_targets_are_normalised_each_by_their_own(
         return bridge_loss(unet, bridge, x0, y, *rest, **more)
 
     monkeypatch.setattr(bridge_module, "bridge_loss", loss)
-    config = TrainConfig(batch_size=2)
-    two = PairedDataset(pairs.pairs[:2], SIZE)
-    normalising = codec.with_statistics(statistics)
-    trainer = Trainer(tiny_unet(), ABridge(), config, data, two, tmp_path / "run", normalising)
-    trainer.train_step(Example(*(torch.stack(side) for side in zip(data[0], data[1], strict=True))))
+    two, codec = PairedDataset(pairs.pairs[:2], SIZE), codec.with_statistics(statistics)
+    trainer = Trainer(tiny_unet(), ABridge(), TrainConfig(batch_size=2), data, two, tmp_path / "run", codec)
+    source, target = (torch.stack(side) for side in zip(data[0], data[1], strict=True))
+    trainer.train_step(Example(source, target))
     trainer.validate()
     assert len(seen) == 1 + len(bridge_module.VALIDATION_STEPS)
     for given in seen:
@@ -152,20 +147,18 @@ def test_a_run_resumes_with_its_codec(pairs: PairedDataset, codec: VQGANCodec, t
     taken = resumed(codec.with_statistics(near)).codec
     assert taken is not None
     assert taken.statistics == statistics
-    with pytest.raises(ValueError, match="in the space where it began"):
-        resumed(codec)
-    with pytest.raises(ValueError, match="in the space where it began"):
-        resumed(None)
-    for other in (VQGANCodec(tiny_vqgan(seed=1)), VQGANCodec(tiny_vqgan(), before_quant_conv=True)):
+    others = VQGANCodec(tiny_vqgan(seed=1)), VQGANCodec(tiny_vqgan(), before_quant_conv=True)
+    for other in (codec, None, *(each.with_statistics(statistics) for each in others)):
         with pytest.raises(ValueError, match="in the space where it began"):
-            resumed(other.with_statistics(statistics))
+            resumed(other)
 
 
 def test_sizes_and_channels_must_fit(pairs: PairedDataset, codec: VQGANCodec, tmp_path: Path):
-    config = TrainConfig(batch_size=2)
-    with pytest.raises(
-        ValueError, match="image_size 8 is not a multiple of 16, the network's 8 times the autoencoder's 2"
-    ):
-        Trainer(tiny_unet(channel_mult=(1, 1, 1, 1)), ABridge(), config, pairs, None, tmp_path, codec)
-    with pytest.raises(ValueError, match="takes 4 channels, and the latents have 3"):
-        Trainer(tiny_unet(in_channels=4, out_channels=4), ABridge(), config, pairs, None, tmp_path, codec)
+    multiples = "image_size 8 is not a multiple of 16, the network's 8 times the autoencoder's 2"
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"channel_mult": (1, 1, 1, 1)}, multiples),
+        ({"in_channels": 4, "out_channels": 4}, "takes 4 channels, and the latents have 3"),
+    ]
+    for settings, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            Trainer(tiny_unet(**settings), ABridge(), TrainConfig(batch_size=2), pairs, None, tmp_path, codec)

@@ -1,7 +1,5 @@
 """Batches on a device: copied as uint8, with the same floats as the data set."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -29,7 +27,7 @@ def test_batches_are_the_examples_in_the_order(workers: int, pairs: PairedDatase
         found = list(batches(order))
         assert [len(batch.source) for batch in found] == [2] * (len(wanted) // 2) + [1] * (len(wanted) % 2)
         for side in (0, 1):
-            parts = [batch[side] for batch in found]
+            parts = [(batch.source, batch.target)[side] for batch in found]
             assert torch.equal(torch.cat(parts), torch.stack([pair[side] for pair in wanted]))
             assert all(v.is_contiguous(memory_format=torch.channels_last) for v in parts)
         assert {batch.source.dtype for batch in batches.stored(order)} == {torch.uint8}  # what is copied

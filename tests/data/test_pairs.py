@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import struct
 from itertools import islice
 from pathlib import Path
@@ -10,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from bbdm.data.examples import PairExamples
 from bbdm.data.pairs import Pair, PairedDataset, load_dataset
-from tests.conftest import SavePicture
+from tests.conftest import SavePicture, noise
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 COLOURS = {RED: (1.0, -1.0, -1.0), BLUE: (-1.0, -1.0, 1.0)}  # as they must come out
@@ -57,7 +56,7 @@ LAYOUTS = {  # dataset, data_dir, files
 }
 
 
-def build(root: Path, layout: str, save_picture: SavePicture, direction: str = "AtoB") -> PairedDataset:
+def build(root: Path, layout: str, save_picture: SavePicture, direction: str = "AtoB") -> PairExamples:
     name, data_dir, files = LAYOUTS[layout]
     for file, content in files.items():
         save_picture(root / file, PICTURES[content])
@@ -99,16 +98,19 @@ def test_an_iteration_ends_after_the_last_pair(skip_bad: bool, tmp_path: Path, s
         dataset[3]
 
 
-class TestFolder:
-    def test_has_sources_alone(self, tmp_path: Path, save_picture: SavePicture) -> None:
-        save_picture(tmp_path / "7.png", flat(RED, (20, 10)))
-        dataset = load_dataset("folder", str(tmp_path), image_size=SIDE)
-        source, target = dataset.images(0)
-        assert (source.size, source.mode, target) == ((SIDE, SIDE), "RGB", None)
-        with pytest.raises(ValueError, match=r"7\.png has no target"):
-            dataset[0]
-        with pytest.raises(ValueError, match="'BtoA' needs a dataset with targets"):
-            load_dataset("folder", str(tmp_path), direction="BtoA").images(0)
+def test_a_folder_has_sources_alone(tmp_path: Path, save_picture: SavePicture) -> None:
+    """Hidden files, and those of no picture, are passed over."""
+    save_picture(tmp_path / "7.png", flat(RED, (20, 10)))
+    for name in ("._3.png", "Thumbs.db", "README.md"):
+        (tmp_path / name).write_text("no picture")
+    dataset = load_dataset("folder", str(tmp_path), image_size=SIDE)
+    assert [pair.name for pair in dataset.pairs] == ["7"]
+    source, target = dataset.images(0)
+    assert (source.size, source.mode, target) == ((SIDE, SIDE), "RGB", None)
+    with pytest.raises(ValueError, match=r"7\.png has no target"):
+        dataset[0]
+    with pytest.raises(ValueError, match="'BtoA' needs a dataset with targets"):
+        load_dataset("folder", str(tmp_path), direction="BtoA").images(0)
 
 
 class TestMatching:
@@ -130,27 +132,7 @@ class TestMatching:
             assert_colour(source, RED)
             assert_colour(target, BLUE)
 
-    @pytest.mark.parametrize(
-        ("more", "message"),
-        [
-            ("A/5.png", r"A/5\.png has no counterpart in .*/B: files are matched by name"),
-            ("B/5.png", r"B/5\.png has no counterpart in .*/A: files are matched by name"),
-            ("A/5.png B/6.png", r"A/5\.png has no counterpart in .*/B, nor has 1 other: files are matched"),
-            ("A/5.png B/6.png B/7.png", r"A/5\.png has no counterpart in .*/B, nor have 2 others: files are matched"),
-            ("A/3.jpg", r"A/3\.jpg and .*A/3\.png have the same name"),
-        ],
-    )
-    def test_files_that_make_no_pairs_are_named(
-        self, more: str, message: str, tmp_path: Path, save_picture: SavePicture
-    ) -> None:
-        for file in ("A/3.png", "B/3.png", *more.split()):
-            save_picture(tmp_path / "train" / file, flat(RED))
-        with pytest.raises(ValueError, match=message):
-            load_dataset("celeba", str(tmp_path))
-
-    def test_pictures_of_kinds_that_are_not_read_are_counted(
-        self, tmp_path: Path, save_picture: SavePicture, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_pictures_of_kinds_that_are_not_read_are_counted(self, tmp_path: Path, save_picture: Any, caplog: Any):
         for file in ("1.png", "2.gif", "3.GIF"):
             save_picture(tmp_path / file, flat(RED))
         (tmp_path / "notes.txt").touch()
@@ -158,25 +140,30 @@ class TestMatching:
         warning = f"2 pictures are skipped in {tmp_path}, of kinds that are not read (.gif)"
         assert [record.getMessage() for record in caplog.records] == [warning]
 
-    def test_the_layout_of_two_folders_is_not_taken_for_pictures_of_both_sides(
-        self, tmp_path: Path, save_picture: SavePicture
+    @pytest.mark.parametrize(
+        ("dataset", "more", "message"),
+        [
+            ("celeba", "A/5.png", r"A/5\.png has no counterpart in .*/B: files are matched by name"),
+            ("celeba", "B/5.png", r"B/5\.png has no counterpart in .*/A: files are matched by name"),
+            ("celeba", "A/5.png B/6.png", r"A/5\.png has no counterpart in .*/B, nor has 1 other: files are matched"),
+            ("celeba", "A/5.png B/6.png B/7.png", r"A/5\.png has no counterpart in .*/B, nor have 2 others: files are"),
+            ("celeba", "A/3.jpg", r"A/3\.jpg and .*A/3\.png have the same name"),
+            ("edge2shoes", "", r"train has the folders A and B, which is the layout of 'celeba'"),
+        ],
+    )
+    def test_files_that_make_no_pairs_are_named(
+        self, dataset: str, more: str, message: str, tmp_path: Path, save_picture: SavePicture
     ) -> None:
-        for side in ("A", "B"):
-            save_picture(tmp_path / "train" / side / "3.png", flat(RED))
-        with pytest.raises(ValueError, match=r"train has the folders A and B, which is the layout of 'celeba'"):
-            load_dataset("edge2shoes", str(tmp_path))
+        for file in ("A/3.png", "B/3.png", *more.split()):
+            save_picture(tmp_path / "train" / file, flat(RED))
+        with pytest.raises(ValueError, match=message):
+            load_dataset(dataset, str(tmp_path))
 
     def test_one_name_in_two_cities_is_two_pairs(self, tmp_path: Path, save_picture: SavePicture) -> None:
         for city in ("bonn", "ulm"):
             save_picture(tmp_path / f"gtFine/train/{city}/1_gtFine_color.png", flat(RED))
             save_picture(tmp_path / f"leftImg8bit/train/{city}/1_leftImg8bit.png", flat(BLUE))
         assert [pair.name for pair in load_dataset("cityscapes", str(tmp_path)).pairs] == ["bonn/1", "ulm/1"]
-
-    def test_hidden_and_other_files_are_passed_over(self, tmp_path: Path, save_picture: SavePicture) -> None:
-        save_picture(tmp_path / "3.png", flat(RED))
-        for name in ("._3.png", "Thumbs.db", "README.md"):
-            (tmp_path / name).write_text("no picture")
-        assert [pair.name for pair in load_dataset("folder", str(tmp_path)).pairs] == ["3"]
 
 
 class TestPictures:
@@ -203,15 +190,15 @@ class TestPictures:
         away = (source - expected).abs().amax(0) > 0.1
         assert away.sum() <= 2 * SIDE  # the seam, one pixel on each side
 
-    def test_shrinking_averages(self, tmp_path: Path, save_picture: SavePicture) -> None:
-        """Alternating pixels cancel in a filter as wide as the reduction, not in subsampling."""
+    def test_shrinking_averages_and_enlarging_is_bilinear(self, tmp_path: Path, save_picture: SavePicture) -> None:
+        """Alternating pixels cancel in a filter as wide as the reduction, not in subsampling.
+
+        Two pixels 0, 255 are seen at 1/4, 3/4, 5/4 and 7/4 of a pixel from the left.
+        """
         board = np.indices((4 * SIDE, 4 * SIDE)).sum(0) % 2 * 255
         save_picture(tmp_path / "7.png", Image.fromarray(board.astype(np.uint8)))
         source, _ = load_dataset("folder", str(tmp_path), image_size=SIDE).images(0)
         assert np.abs(np.asarray(source, dtype=float) - 127.5).max() <= 1.5
-
-    def test_enlarging_is_bilinear(self, tmp_path: Path, save_picture: SavePicture) -> None:
-        """Two pixels 0, 255 seen at 1/4, 3/4, 5/4 and 7/4 of a pixel from the left."""
         save_picture(tmp_path / "7.png", Image.fromarray(np.array([[0, 255]], dtype=np.uint8)))
         source, _ = load_dataset("folder", str(tmp_path), image_size=4).images(0)
         assert np.asarray(source)[:, :, 0].tolist() == [[0, 64, 191, 255]] * 4
@@ -252,16 +239,11 @@ class TestDamagedPicture:
 
     @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp"])
     def test_truncated(self, suffix: str, tmp_path: Path, save_picture: SavePicture) -> None:
-        noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-        path = save_picture(tmp_path / f"7{suffix}", Image.fromarray(noise))
-        path.write_bytes(path.read_bytes()[:-200])
-        self.check_named(path)
-
-    @pytest.mark.parametrize("content", [b"", b"this is text"], ids=["empty", "text"])
-    def test_no_picture_at_all(self, content: bytes, tmp_path: Path) -> None:
-        path = tmp_path / "7.png"
-        path.write_bytes(content)
-        self.check_named(path)
+        path = save_picture(tmp_path / f"7{suffix}", noise(0, SIDE, SIDE))
+        whole = path.read_bytes()
+        for content in (whole[:-200], b"", b"this is text"):
+            path.write_bytes(content)
+            self.check_named(path)
 
     def test_header_of_absurd_size(self, tmp_path: Path, save_picture: SavePicture) -> None:
         path = save_picture(tmp_path / "7.bmp", flat(RED, (2, 2)))
@@ -271,49 +253,39 @@ class TestDamagedPicture:
         self.check_named(path)
 
 
-class TestWrongArguments:
-    @pytest.mark.parametrize("dataset", ["edge2shoes", "celeba", "cityscapes", "folder"])
-    def test_folder_that_is_not_there(self, dataset: str, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=rf"no folder {tmp_path}/gone"):
-            load_dataset(dataset, f"{tmp_path}/gone")
+@pytest.mark.parametrize(
+    ("dataset", "data_dir", "message"),
+    [
+        *((name, "gone", "no folder gone") for name in ("edge2shoes", "celeba", "cityscapes", "folder")),
+        ("edge2shoes", ".", r"no pictures in train .*\.png"),
+        ("cityscapes", ".", "no pictures .*_gtFine_color"),
+        ("folder", "train/notes.txt", "notes.txt is a file, not a folder of pictures"),
+        ("edges", ".", r"dataset must be one of .*'edge2shoes'.*, got 'edges'"),
+        ("paired", "x", "two folders, SOURCES,TARGETS; got 'x'"),
+        ("paired", "x,y,z", "two folders, SOURCES,TARGETS; got 'x,y,z'"),
+    ],
+)
+def test_what_is_no_data_set(
+    dataset: str, data_dir: str, message: str, tmp_path: Path, save_picture: SavePicture, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "notes.txt").touch()
+    for file in ("gtFine/train/ulm/1_gtFine_labelIds.png", "leftImg8bit/train/ulm/1.png"):
+        save_picture(tmp_path / file, flat(RED))
+    with pytest.raises(FileNotFoundError if data_dir == "gone" else ValueError, match=message):
+        load_dataset(dataset, data_dir)
 
-    @pytest.mark.parametrize(
-        ("dataset", "data_dir", "message"),
-        [
-            ("edge2shoes", ".", r"no pictures in train .*\.png"),
-            ("cityscapes", ".", "no pictures .*_gtFine_color"),
-            ("folder", "train/notes.txt", "notes.txt is a file, not a folder of pictures"),
-            ("edges", ".", r"dataset must be one of .*'edge2shoes'.*, got 'edges'"),
-            ("paired", "x", "two folders, SOURCES,TARGETS; got 'x'"),
-            ("paired", "x,y,z", "two folders, SOURCES,TARGETS; got 'x,y,z'"),
-        ],
-    )
-    def test_what_is_no_data_set(
-        self,
-        dataset: str,
-        data_dir: str,
-        message: str,
-        tmp_path: Path,
-        save_picture: SavePicture,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.chdir(tmp_path)
-        (tmp_path / "train").mkdir()
-        (tmp_path / "train" / "notes.txt").touch()
-        for file in ("gtFine/train/ulm/1_gtFine_labelIds.png", "leftImg8bit/train/ulm/1.png"):
-            save_picture(tmp_path / file, flat(RED))
-        with pytest.raises(ValueError, match=message):
-            load_dataset(dataset, data_dir)
 
-    @pytest.mark.parametrize(
-        ("given", "message"),
-        [
-            ({"image_size": 8, "direction": "AB"}, r"direction must be one of .*, got 'AB'"),
-            ({"image_size": 8, "channels": 2}, "channels of pictures must be 1 or 3, got 2"),
-            ({"image_size": (4, 0)}, r"image_size must be at least 1, got \(4, 0\)"),
-            ({"image_size": 0}, "image_size must be at least 1, got 0"),
-        ],
-    )
-    def test_settings(self, given: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            PairedDataset([], **given)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"image_size": 8, "direction": "AB"}, r"direction must be one of .*, got 'AB'"),
+        ({"image_size": 8, "channels": 2}, "channels of pictures must be 1 or 3, got 2"),
+        ({"image_size": (4, 0)}, r"image_size must be at least 1, got \(4, 0\)"),
+        ({"image_size": 0}, "image_size must be at least 1, got 0"),
+    ],
+)
+def test_settings_that_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PairedDataset([], **given)

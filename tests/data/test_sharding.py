@@ -1,7 +1,5 @@
 """Shards that are written: read by WebDataset and by us, completed, without what is broken."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path
@@ -13,6 +11,7 @@ import torch
 from PIL import Image
 
 from bbdm.cli import shard
+from bbdm.data.examples import PairExamples
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.data.sharding import write_shards
 from bbdm.data.survey import BadPicturesError
@@ -26,7 +25,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def load(folder: Path, **settings: Any) -> PairedDataset:
+def load(folder: Path, **settings: Any) -> PairExamples:
     return load_dataset("shards", str(folder), image_size=SIZE, **settings)
 
 

@@ -1,7 +1,5 @@
 """Pairs in shards: the pictures, their order for any ranks, readers and place, and what is broken."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math
@@ -17,8 +15,9 @@ from PIL import Image
 
 from bbdm.data import fetching, shards
 from bbdm.data.cache import ImageCache
+from bbdm.data.examples import PairExamples
 from bbdm.data.loading import Batches
-from bbdm.data.pairs import PairedDataset, load_dataset
+from bbdm.data.pairs import load_dataset
 from bbdm.data.shards import Shard, Shards
 from bbdm.data.survey import readable, survey
 from bbdm.evaluation.files import files_of
@@ -48,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def load(place: Path | str, **settings: Any) -> PairedDataset:
+def load(place: Path | str, **settings: Any) -> PairExamples:
     return load_dataset("shards", str(place), image_size=SIDE, **settings)
 
 
@@ -83,18 +82,15 @@ class TestPictures:
         assert copied[3].encoded() == pairs.pairs[3].encoded()
 
     def test_splits(self, folder: Path, tmp_path: Path) -> None:
+        place = tmp_path / "splits"
         for split, number in (("train", 1), ("val", 2)):
-            write(tmp_path / "splits" / split / "0.tar", [sample(number)])
-        for place in (
-            tmp_path / "splits",
-            tmp_path / "splits" / "{split}",
-            f"{tmp_path}/splits/{{split}}/{{0..0}}.tar",
-        ):
+            write(place / split / "0.tar", [sample(number)])
+        for address in (place, place / "{split}", f"{place}/{{split}}/{{0..0}}.tar"):
             for split, number in (("train", 1), ("val", 2)):
-                pairs = load(place, split=split)
+                pairs = load(address, split=split)
                 assert [int(pairs.pixels(i)[0][0, 0, 0]) for i in range(len(pairs))] == [number]
             with pytest.raises(FileNotFoundError, match="there is no"):
-                load(place, split="test")
+                load(address, split="test")
         assert load(folder).pairs == load(folder, split="val").pairs  # a run says that it has no validation pairs
 
     def test_sources_alone_are_degraded(self, folder: Path) -> None:
@@ -146,14 +142,21 @@ class TestIndex:
         write(folder / "000002.tar", [sample(1)])
         assert len(load(folder)) == PAIRS - COUNTS[2] + 1
 
-    def test_damaged(self, folder: Path) -> None:
+    def test_damaged_unfinished_or_a_trick(self, folder: Path) -> None:
         for counts in ([-1], [1.5], ["1"], [True], [None], COUNTS):
             self.write_index(folder, counts, made_of={"shards": math.inf if counts is COUNTS else 1})
             with pytest.raises(ValueError, match=r"cannot read .*index\.json: make it again, or delete it"):
                 load(folder)
+        self.write_index(folder, COUNTS[:5], made_of={"shards": 7})
+        with pytest.raises(ValueError, match=r"index\.json is not finished: 2 shards are still to be written"):
+            load(folder)
         (folder / "index.json").write_text("[")
         with pytest.raises(ValueError, match=r"cannot read .*index\.json"):
             load(folder)
+        entry = {"url": f"pipe:touch {folder}/ran; cat {folder}/000000.tar", "nsamples": 5}
+        (folder / "index.json").write_text(json.dumps({"shardlist": [entry]}))
+        assert len(load(folder)) == PAIRS
+        assert not (folder / "ran").exists()  # a command in it is never run
 
     @pytest.mark.parametrize("count", [1000, 10**9, 10**30])
     def test_more_samples_than_a_shard_has_room_for(self, count: int, folder: Path) -> None:
@@ -183,17 +186,6 @@ class TestIndex:
         with pytest.raises(ValueError, match=r"000000\.tar cannot have|cannot read .*count\.json: delete it"):
             load(folder)
 
-    def test_unfinished(self, folder: Path) -> None:
-        self.write_index(folder, COUNTS[:5], made_of={"shards": 7})
-        with pytest.raises(ValueError, match=r"index\.json is not finished: 2 shards are still to be written"):
-            load(folder)
-
-    def test_a_command_in_it_is_never_run(self, folder: Path) -> None:
-        entry = {"url": f"pipe:touch {folder}/ran; cat {folder}/000000.tar", "nsamples": 5}
-        (folder / "index.json").write_text(json.dumps({"shardlist": [entry]}))
-        assert len(load(folder)) == PAIRS
-        assert not (folder / "ran").exists()
-
 
 def of_counts(counts: list[int]) -> Shards:
     return Shards(Shard(f"{i}.tar", count) for i, count in enumerate(counts))
@@ -209,10 +201,6 @@ class TestOrder:
             for end in {start, start + 1, (start + total) // 2, total, total + 9}:
                 assert of_counts(counts).order(7)(start, end) == whole[start:end]
 
-    def test_it_is_a_function_of_the_seed(self) -> None:
-        orders = {seed: tuple(of_counts(COUNTS).order(seed)(0, PAIRS)) for seed in range(50)}
-        assert len(set(orders.values())) == 50
-
     def test_few_shards_are_open_at_a_time(self) -> None:
         """In random order, three at a time, whose pairs are mixed."""
         counts = [100] * 30
@@ -225,6 +213,8 @@ class TestOrder:
         for part in np.split(order, 10):  # of 300 pairs, those of a shard are everywhere: 5 sigma
             places = np.flatnonzero(part == part[0])
             assert abs(places.mean() - 149.5) < 5 * 300 / np.sqrt(12 * 100)  # false alarm 6e-6 in all
+        orders = {seed: tuple(of_counts(COUNTS).order(seed)(0, PAIRS)) for seed in range(50)}
+        assert len(set(orders.values())) == 50  # it is a function of the seed
 
     @pytest.mark.parametrize("workers", [0, 1, 2])
     def test_ranks_and_readers_share_the_batches_of_one(self, workers: int, folder: Path) -> None:
@@ -312,11 +302,6 @@ class TestBroken:
         assert len(lines) == len(pairs.left_out) == 4
         assert all(line.startswith("left out: ") and f"({i + 1} so far)" in line for i, line in enumerate(lines))
 
-    def test_nothing_is_left(self, tmp_path: Path) -> None:
-        write_members(tmp_path / "0.tar", [("a.source.png", b"x"), ("b.target.png", b"y")])
-        with pytest.raises(ValueError, match="none of 2 pairs can be read; the first: cannot read 'a' of"):
-            load(tmp_path).skipping().pixels(0)
-
     def test_a_shard_shorter_than_its_index(self, folder: Path) -> None:
         entries = [{"url": f"{i:06d}.tar", "nsamples": count + (i == 1)} for i, count in enumerate(COUNTS)]
         (folder / "index.json").write_text(json.dumps({"shardlist": entries}))
@@ -341,21 +326,21 @@ class TestBroken:
         assert all("its name is no relative path" in reason for reason in bad.values())
         paths = [job.path for job in plan(files_of(pairs, None, "train", 3), tmp_path / "results", 1, 0)]
         assert [path.parent for path in paths] == [tmp_path / "results"] * 3
+        write_members(tmp_path / "none" / "0.tar", [("a.source.png", b"x"), ("b.target.png", b"y")])
+        with pytest.raises(ValueError, match="none of 2 pairs can be read; the first: cannot read 'a' of"):
+            load(tmp_path / "none").skipping().pixels(0)
 
 
-class TestCaches:
-    def test_other_shards_are_refused(self, folder: Path, tmp_path: Path) -> None:
-        cached = ImageCache(load(folder), tmp_path / "pictures")
-        assert cached.order(3)(0, PAIRS) == load(folder).order(3)(0, PAIRS)
-        write(folder / "000006.tar", [sample(i) for i in range(6)])
-        with pytest.raises(ValueError, match="is of other pictures"):
-            ImageCache(load(folder), tmp_path / "pictures")
-
-    def test_a_bad_pair_is_left_out(self, broken: Path, tmp_path: Path) -> None:
-        pairs = load(broken).skipping()
-        cached = ImageCache(pairs, tmp_path / "pictures", workers=1)
-        assert len(pairs.left_out) == 4
-        assert int(cached.pixels(6)[0][0, 0, 0]) == 7
+def test_caches(folder: Path, broken: Path, tmp_path: Path) -> None:
+    """A bad pair is left out, and other shards are refused."""
+    pairs = load(broken).skipping()
+    cached = ImageCache(pairs, tmp_path / "pictures", workers=1)
+    assert len(pairs.left_out) == 4
+    assert int(cached.pixels(6)[0][0, 0, 0]) == 7
+    assert cached.order(3)(0, PAIRS - 1) == pairs.order(3)(0, PAIRS - 1)
+    write(folder / "000006.tar", [sample(i) for i in range(6)])
+    with pytest.raises(ValueError, match="is of other pictures"):
+        ImageCache(load(folder), tmp_path / "pictures")
 
 
 def test_no_shards(tmp_path: Path) -> None:

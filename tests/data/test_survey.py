@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from bbdm.data import survey as survey_module
+from bbdm.data.examples import PairExamples
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.data.survey import BadPicturesError, readable, survey
 from tests.conftest import MakePairs
@@ -16,7 +17,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
 
 
 @pytest.fixture
-def five(make_pairs: MakePairs, tmp_path: Path) -> PairedDataset:
+def five(make_pairs: MakePairs, tmp_path: Path) -> PairExamples:
     return make_pairs(tmp_path / "data", 5)
 
 

@@ -1,13 +1,12 @@
 """Tables that the datasets library made: the same pictures, with columns and splits by name."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from bbdm.data.examples import PairExamples
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.data.shards import Shards
 from tests.conftest import SIZE
@@ -34,7 +33,7 @@ def table(pairs: PairedDataset) -> Any:
     return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
 
 
-def load(folder: Path, split: str = "train", columns: str | None = "drawing,photo") -> PairedDataset:
+def load(folder: Path, split: str = "train", columns: str | None = "drawing,photo") -> PairExamples:
     return load_dataset("hub", str(folder), split, SIZE, columns=columns)
 
 

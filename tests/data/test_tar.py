@@ -1,7 +1,5 @@
 """Samples of tars: WebDataset's own grouping, and what is damaged, missing or a trick."""
 
-from __future__ import annotations
-
 import gzip
 import tarfile
 from collections.abc import Callable
@@ -33,11 +31,7 @@ def test_samples_and_bytes_are_those_that_webdataset_reads(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("columns", "wanted"),
-    [
-        (("jpg", "edges.png"), ["photo", "edges"]),
-        (("edges", "jpg"), ["edges", "photo"]),
-        (("jpg",), ["photo"]),
-    ],
+    [(("jpg", "edges.png"), ["photo", "edges"]), (("edges", "jpg"), ["edges", "photo"]), (("jpg",), ["photo"])],
 )
 def test_columns_are_endings(columns: tuple[str, ...], wanted: list[str], tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", [{"__key__": "1", "jpg": b"photo", "edges.png": b"edges", "txt": b"no"}])

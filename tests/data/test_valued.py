@@ -221,13 +221,11 @@ def test_degradations_are_of_the_crop_and_random_ones_anew_each_epoch(
     save_picture(tmp_path / "0.png", Image.fromarray(pixels))
     crop = PicturesConfig(crop=16)
     pairs = load_dataset("folder", str(tmp_path), degrade="inpaint", pictures=crop)
-    masks: list[torch.Tensor] = []
-    for seed in range(3):
-        example = pairs.read(0, seed)
-        masks.append((example.source != example.target).any(dim=0))
-        assert 0.2 <= float(masks[-1].float().mean()) < 0.5  # of the crop's own pixels
+    examples = [pairs.read(0, seed) for seed in range(3)]
+    masks = [(example.source != example.target).any(dim=0) for example in examples]
+    assert all(0.2 <= float(mask.float().mean()) < 0.5 for mask in masks)  # of the crop's own pixels
     assert not torch.equal(masks[0], masks[1])
-    assert torch.equal(pairs.read(0, 2).source, example.source)
+    assert torch.equal(pairs.read(0, 2).source, examples[2].source)
 
 
 def test_pairs_travel_to_other_processes(tmp_path: Path) -> None:

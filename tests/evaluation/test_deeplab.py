@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,10 @@ from torchvision.models.segmentation import deeplabv3_resnet101
 
 from bbdm.cli import convert_deeplab
 from bbdm.evaluation.deeplab import FORMAT, DeepLab, DeepLabConfig, from_state, load_deeplab, recognise, save_deeplab
+from tests.files.test_unpickling import Runs
 from tests.nightly import sweep
+
+SETTINGS = {"head": "deeplabv3plus", "backbone": "mobilenet", "num_classes": 19, "output_stride": 16}
 
 VARIANTS = [
     ("deeplabv3", "resnet101"),
@@ -183,6 +185,11 @@ def published(path: Path, head: str = "deeplabv3plus", backbone: str = "mobilene
 def test_converting(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]):
     model = published(tmp_path / "best.pth.tar")
     out = tmp_path / f"deeplab{suffix}"
+    with pytest.raises(ValueError, match=r"has 19 classes, got -n 21"):
+        convert_deeplab.main([str(tmp_path / "best.pth.tar"), str(out), "-n", "21"])
+    with pytest.raises(ValueError, match=r"ends in .pt or .safetensors, got .*out.pth"):
+        convert_deeplab.main([str(tmp_path / "best.pth.tar"), str(tmp_path / "out.pth")])
+    assert not out.exists()
     convert_deeplab.main([str(tmp_path / "best.pth.tar"), str(out), "-n", "19"])
     assert "deeplabv3plus on mobilenet, 19 classes" in capsys.readouterr().out
     loaded = load_deeplab(out)
@@ -191,6 +198,10 @@ def test_converting(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[s
     assert same(loaded, model)
     with torch.no_grad():
         torch.testing.assert_close(loaded(picture()), model(picture()))
+    save_deeplab(tmp_path / "x.safetensors", model)
+    with safetensors.safe_open(tmp_path / "x.safetensors", "pt") as file:
+        metadata = json.loads(file.metadata()[FORMAT])
+    assert metadata["config"] == SETTINGS
 
 
 def same(loaded: DeepLab, model: DeepLab) -> bool:
@@ -215,18 +226,8 @@ def test_files_that_are_not_converted(tmp_path: Path):
     assert same(loaded, whole)
 
 
-class Trap:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-        return os.system, (f"touch {self.path}",)
-
-
 def test_files_run_nothing(tmp_path: Path):
-    published(tmp_path / "trap.pth", more=Trap(tmp_path / "ran"))
+    published(tmp_path / "trap.pth", more=Runs(os.system, f"touch {tmp_path / 'ran'}"))
     with contextlib.suppress(ValueError):  # an error or the network, as long as nothing ran
         load_deeplab(tmp_path / "trap.pth")
     assert not (tmp_path / "ran").exists()
@@ -235,8 +236,7 @@ def test_files_run_nothing(tmp_path: Path):
 def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     good = network("deeplabv3plus", "mobilenet").state_dict()
     first = "backbone.low_level_features.0.0.weight"
-    settings = {"head": "deeplabv3plus", "backbone": "mobilenet", "num_classes": 19, "output_stride": 16}
-    own = {"format": FORMAT, "version": 1, "config": settings, "weights": good}
+    own = {"format": FORMAT, "version": 1, "config": SETTINGS, "weights": good}
     missing = {key: value for key, value in good.items() if "aspp.project" not in key}
     separable = {key.replace("aspp.convs.1.0.weight", "aspp.convs.1.0.body.0.weight"): v for key, v in good.items()}
     small = {k: v for k, v in network("deeplabv3", "resnet50").state_dict().items() if "layer3.5" not in k}
@@ -255,8 +255,8 @@ def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("complex", {**good, first: good[first].cfloat()}, f"{first} is of torch.complex64; weights must be floating"),
         ("shared", {key: good[first].view(-1)[:1] for key in good}, "of another shape"),
         ("bbdm", {"format": "bbdm", "version": 1}, "it is a 'bbdm', not a segmentation network"),
-        ("huge", {**own, "config": {**settings, "num_classes": 2**60}}, "no network of such sizes"),
-        ("fraction", {**own, "config": {**settings, "num_classes": 1.5}}, "num_classes must be of integers, got 1.5"),
+        ("huge", {**own, "config": {**SETTINGS, "num_classes": 2**60}}, "no network of such sizes"),
+        ("fraction", {**own, "config": {**SETTINGS, "num_classes": 1.5}}, "num_classes must be of integers, got 1.5"),
         ("new", {"format": FORMAT, "version": 9}, "version 9 is newer than this library reads"),
     ):
         torch.save(content, tmp_path / f"{name}.pth")
@@ -272,15 +272,6 @@ def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         load_deeplab(tmp_path / "other.safetensors")
 
 
-def test_what_convert_refuses(tmp_path: Path):
-    published(tmp_path / "best.pth")
-    with pytest.raises(ValueError, match=r"has 19 classes, got -n 21"):
-        convert_deeplab.main([str(tmp_path / "best.pth"), str(tmp_path / "out.pt"), "-n", "21"])
-    with pytest.raises(ValueError, match=r"ends in .pt or .safetensors, got .*out.pth"):
-        convert_deeplab.main([str(tmp_path / "best.pth"), str(tmp_path / "out.pth")])
-    assert not (tmp_path / "out.pt").exists()
-
-
 def test_what_a_config_refuses():
     for settings, message in (
         ({"head": "fcn"}, "head must be one of .* got 'fcn'"),
@@ -290,11 +281,3 @@ def test_what_a_config_refuses():
     ):
         with pytest.raises(ValueError, match=message):
             DeepLabConfig(**{"head": "deeplabv3", "backbone": "resnet101", **settings})
-
-
-def test_metadata_is_readable(tmp_path: Path):
-    save_deeplab(tmp_path / "x.safetensors", network("deeplabv3plus", "mobilenet"))
-    with safetensors.safe_open(tmp_path / "x.safetensors", "pt") as file:
-        metadata = json.loads(file.metadata()[FORMAT])
-    settings = {"head": "deeplabv3plus", "backbone": "mobilenet", "num_classes": 19, "output_stride": 16}
-    assert metadata["config"] == settings

@@ -21,6 +21,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from bbdm.evaluation import metrics, segmentation
 from bbdm.evaluation.metrics import Scores
 from bbdm.evaluation.segmentation import CITYSCAPES, IGNORED, SegmentationScore, sliding_logits
+from tests.files.test_unpickling import Runs
 
 
 class Features(nn.Module):
@@ -75,6 +76,7 @@ def test_fid_is_scipys(count: int, samples: int, build: Callable[[], Features]):
 
 
 def test_psnr_and_ssim_are_means_over_pictures():
+    """SSIM of the same is one, and falls with noise."""
     targets = pictures(2, 3, 16, 16, low=20, high=200)
     results = torch.stack([targets[0] + 10, targets[1] + 5])[:, None]
     scores = Scores(["psnr", "ssim"])
@@ -83,9 +85,6 @@ def test_psnr_and_ssim_are_means_over_pictures():
     found = scores.compute()
     assert found["psnr"] == pytest.approx(np.mean([20 * np.log10(255 / 10), 20 * np.log10(255 / 5)]), abs=1e-4)
     assert 0.9 < found["ssim"] < 1
-
-
-def test_ssim_of_the_same_is_one_and_falls_with_noise():
     targets = pictures(3, 3, 32, 32, low=60, high=190)
     values: list[float] = []
     for noise in (1, 20, 60):
@@ -197,22 +196,12 @@ def test_inception_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert network(pictures(2, 3, 40, 40)).shape == (2, 2048)
 
 
-class Trap:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-        return os.system, (f"touch {self.path}",)
-
-
 def test_bad_weights_files(tmp_path: Path):
     """They are refused, and run nothing."""
     with pytest.raises(FileNotFoundError, match=r"there is no file .*none.pth of Inception weights"):
         Scores(["fid"], fid_weights=tmp_path / "none.pth")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    torch.save({"a": Trap(tmp_path / "ran")}, tmp_path / "trap.pth")
+    torch.save({"a": Runs(os.system, f"touch {tmp_path / 'ran'}")}, tmp_path / "trap.pth")
     content = bytearray(backbone_file("squeeze", tmp_path / "damaged.pth").read_bytes())
     content[len(content) // 2] ^= 0x40
     (tmp_path / "damaged.pth").write_bytes(content)
@@ -245,9 +234,6 @@ def test_what_scores_refuse():
         scores.update(torch.zeros(4, 2, 3, 8, 8), pictures(4, 3, 8, 8))
     with pytest.raises(ValueError, match="scores need pictures, FID at least 2; got 0"):
         scores.compute()
-
-
-# Segmentation
 
 
 def test_the_classes_are_the_official_ones():

@@ -1,7 +1,5 @@
 """translate, eval and eval-miou in two processes on CPUs (gloo): the files and the scores of one."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path
@@ -136,10 +134,7 @@ def test_eval_has_the_scores_of_one_process(place: Path, two: Two, tmp_path: Pat
     assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
     assert two.wrote(".png") == SHARES
     assert [line for line in two.lines() if "scored" in line[1]] == [("0", "scored 1")] * 3 + [("1", "scored 1")] * 2
-    assert {line for line in two.lines() if line[1].endswith(".json")} == {
-        ("0", "settings.json"),
-        ("0", "scores.json"),
-    }
+    assert {line for line in two.lines() if line[1].endswith(".json")} == {("0", "settings.json"), ("0", "scores.json")}
     report = read(tmp_path / "two" / "scores.json")
     assert_same_report(report, read(tmp_path / "one" / "scores.json"))
     assert read(tmp_path / "two" / "settings.json")["timing"]["pictures"] == 3  # the first's second batch

@@ -1,7 +1,5 @@
 """Compiled runs against eager ones, what is kept from call to call, and on CUDA the captured graph."""
 
-from __future__ import annotations
-
 import gc
 import os
 import subprocess
@@ -26,16 +24,11 @@ from bbdm.networks.base import Conditions
 from bbdm.networks.unet import Modulation
 from bbdm.sampling.batch import Batch
 from tests.conftest import ROOT, TINY, tiny_unet
+from tests.networks.test_dit import small
 
 STEPS = 5
 FLOAT32 = 1e-4  # rounding of values up to 1, times the weights of up to 33 that dpm2m gives x near T
-SOLVERS = [
-    ("dpm2m", None),
-    ("sde-dpm2m", None),
-    ("ddim", None),
-    ("posterior", (-0.3, 0.4)),
-    ("fast", None),
-]
+SOLVERS = [("dpm2m", None), ("sde-dpm2m", None), ("ddim", None), ("posterior", (-0.3, 0.4)), ("fast", None)]
 
 SOURCE = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(1)) - 0.5
 ODD = SOURCE[:3, :, :7, :5]  # off the stride
@@ -100,9 +93,6 @@ def largest(difference: Tensor) -> float:
     return difference.abs().max().item()
 
 
-# Compiled is eager
-
-
 @pytest.mark.parametrize(("solver", "clamp"), SOLVERS)
 def test_compiled_is_eager_in_float32(solver: str, clamp: Clamp):
     expected = build(solver, compile=False, clamp=clamp)(ODD, seed=3)
@@ -110,6 +100,7 @@ def test_compiled_is_eager_in_float32(solver: str, clamp: Clamp):
     torch.testing.assert_close(build(solver, clamp=clamp)(ODD, seed=3), expected, rtol=0, atol=FLOAT32)
 
 
+@pytest.mark.nightly
 def test_compiled_is_eager_in_float64():
     expected = build(dtype=torch.float64, compile=False)(ODD.double(), seed=3)
     torch.testing.assert_close(build(dtype=torch.float64)(ODD.double(), seed=3), expected, rtol=0, atol=1e-11)
@@ -124,21 +115,14 @@ def test_compiled_in_bfloat16_is_as_near_to_float32_as_eager_is(solver: str):
     assert largest(made(ODD, seed=3) - exact) <= 2 * rival
 
 
-def check_whole_unet(source: Tensor, dtype: torch.dtype, condition_channels: int) -> None:
-    unet = tiny_unet(condition_channels=condition_channels).eval()
-    exact = BridgeSampler(unet, ABridge(), steps=STEPS)(source, seed=0)
-    eager = BridgeSampler(unet, ABridge(), steps=STEPS, dtype=dtype)(source, seed=0)
-    made = BridgeSampler(unet, ABridge(), steps=STEPS, dtype=dtype, compile=True)(source, seed=0)
-    assert largest(made - exact) <= FLOAT32 + 2 * largest(eager - exact)
-
-
-def test_a_whole_unet_is_one_graph():
+@pytest.mark.parametrize("make", [tiny_unet, small], ids=["unet", "dit"])
+def test_a_whole_network_is_one_graph(make: Callable[..., Any]):
     """For torch's tracer; the compiler's code for it is a nightly test."""
-    unet = tiny_unet(condition_channels=3).eval()
-    arguments = SOURCE, unet.embed(torch.tensor([3])), {"source": SOURCE}
+    network = make(condition_channels=3).eval()
+    arguments = SOURCE, network.embed(torch.tensor([3.0])), {"source": SOURCE}
     with torch.no_grad():
-        traced = torch.compile(unet.body, fullgraph=True, dynamic=False, backend="aot_eager")(*arguments)
-        torch.testing.assert_close(traced, unet.body(*arguments), rtol=0, atol=FLOAT32)
+        traced = torch.compile(network.body, fullgraph=True, dynamic=False, backend="aot_eager")(*arguments)
+        torch.testing.assert_close(traced, network.body(*arguments), rtol=0, atol=FLOAT32)
 
 
 @pytest.mark.nightly
@@ -146,10 +130,11 @@ def test_a_whole_unet_is_one_graph():
 @pytest.mark.parametrize("condition_channels", [0, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 def test_compiled_is_eager_with_every_unet(dtype: torch.dtype, condition_channels: int, batch: int):
-    check_whole_unet(ODD[:batch], dtype, condition_channels)
-
-
-# The loop
+    unet, source = tiny_unet(condition_channels=condition_channels).eval(), ODD[:batch]
+    exact = BridgeSampler(unet, ABridge(), steps=STEPS)(source, seed=0)
+    eager = BridgeSampler(unet, ABridge(), steps=STEPS, dtype=dtype)(source, seed=0)
+    made = BridgeSampler(unet, ABridge(), steps=STEPS, dtype=dtype, compile=True)(source, seed=0)
+    assert largest(made - exact) <= FLOAT32 + 2 * largest(eager - exact)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
@@ -194,9 +179,6 @@ def test_steps_work_in_place(noise: bool, compile: bool):
             } == before
 
 
-# What is shown
-
-
 def test_compiling_has_a_bar_of_its_own(compilations: list[weakref.ref[object]], capsys: pytest.CaptureFixture[str]):
     sampler = new_sampler(compile=True)
     sampler(ODD, seed=0, progress=True)
@@ -210,9 +192,6 @@ def test_compiling_has_a_bar_of_its_own(compilations: list[weakref.ref[object]],
     list(sampler.stream(ODD[:2], seed=0, progress=True))
     assert "compiling for 2 x 7 x 5" in capsys.readouterr().err
     assert len(compilations) == 2
-
-
-# What is kept
 
 
 class Broken(Short):
@@ -231,9 +210,7 @@ def test_a_failure_to_compile_is_raised_at_every_call():
     new_sampler(kind=Broken)(SOURCE, seed=0)
 
 
-def test_shapes_used_least_recently_are_dropped(
-    compilations: list[weakref.ref[object]], monkeypatch: pytest.MonkeyPatch
-):
+def test_shapes_used_least_recently_are_dropped(compilations: list[weakref.ref[object]], monkeypatch: Any):
     monkeypatch.setattr(compiled, "SHAPES_KEPT", 2)
     sampler = new_sampler(compile=True)
     counts: list[int] = []
@@ -327,13 +304,8 @@ def test_a_dropped_shape_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch):
     assert memory[-1] - memory[2] < 34  # of four copies less than two
 
 
-# The dtype
-
-
 @pytest.mark.parametrize(("pays", "best"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_compiled_float32_networks_run_in_the_best_dtype(
-    pays: bool, best: torch.dtype, monkeypatch: pytest.MonkeyPatch
-):
+def test_compiled_float32_networks_run_in_the_best_dtype(pays: bool, best: torch.dtype, monkeypatch: Any):
     monkeypatch.setattr(device_module, "bfloat16_pays", lambda threads: pays)
     unet = short_unet()
     assert BridgeSampler(unet, ABridge(), compile=True).dtype == best

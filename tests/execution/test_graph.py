@@ -1,7 +1,5 @@
 """The loop as a CUDA graph: results, shapes that are kept, threads."""
 
-from __future__ import annotations
-
 import gc
 import weakref
 from collections.abc import Iterator

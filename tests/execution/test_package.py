@@ -1,7 +1,5 @@
 """Packages: the images are those of the saved sampler; a package that does not fit is refused."""
 
-from __future__ import annotations
-
 import gc
 import json
 import os
@@ -109,9 +107,6 @@ def test_threads_take_turns(loaded: BridgeSampler, monkeypatch: pytest.MonkeyPat
     assert most == 1
 
 
-# The same image
-
-
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_loaded_sampler_gives_the_image_of_the_saved_one(dtype: torch.dtype, count: int, package: Package):
@@ -140,10 +135,7 @@ def test_stream(loaded: BridgeSampler):
     assert [step.t for step in steps] == [step.t for step in wanted]
     assert all(torch.equal(a.x, b.x) and torch.equal(a.x0hat, b.x0hat) for a, b in zip(steps, wanted, strict=True))
     assert torch.equal(steps[-1].x.clamp(-1, 1), expected(torch.bfloat16)[:BATCH])
-
-
-def test_noise_in_place_of_the_seed(loaded: BridgeSampler):
-    noise = torch.randn(STEPS, 3, 3, 8, 6)
+    noise = torch.randn(STEPS, 3, 3, 8, 6)  # in place of the seed
     assert torch.equal(loaded(ODD, noise=noise), saving(torch.bfloat16)(ODD, noise=noise, batch_size=BATCH))
 
 
@@ -158,8 +150,6 @@ def test_constants_are_aligned(dtype: torch.dtype, package: Package):
     if dtype == torch.float32:
         assert bool(packed) == torch.backends.mkldnn.is_available()
 
-
-# A fresh process
 
 USER = """
 import torch
@@ -197,8 +187,6 @@ def test_a_fresh_process_needs_no_compiler(package: Package, tmp_path: Path):
     assert torch.equal(made, expected(torch.bfloat16))
 
 
-# What a package is refused for
-
 CAPABILITIES = getattr(torch.cpu, "get_capabilities", dict)()  # packages are not tested where it is missing
 ELSEWHERE: dict[str, tuple[str, object]] = {
     "package version": ("bbdm.execution.package.VERSION", package_module.VERSION - 1),  # the file is newer
@@ -221,9 +209,8 @@ def test_refused_elsewhere(part: str, package: Package, monkeypatch: pytest.Monk
     monkeypatch.setattr(*ELSEWHERE[part])
     refused(path, short(), part)
     if part == "threads":
-        with pytest.raises(
-            ValueError, match=r"save it anew, or set OMP_NUM_THREADS=1 or call torch.set_num_threads\(1"
-        ):
+        message = r"save it anew, or set OMP_NUM_THREADS=1 or call torch.set_num_threads\(1"
+        with pytest.raises(ValueError, match=message):
             package_module.PackagedNetwork(path, short(), torch.device("cpu"))
 
 
@@ -231,13 +218,13 @@ def test_refused_with_a_torch_that_packages_were_not_tested_with(package: Packag
     path = package(torch.bfloat16)
     monkeypatch.setattr("torch.__version__", "2.9.1+cpu")
     tested = re.escape(", ".join(package_module.TESTED))
-    message = (
-        rf"packages .* were tested with torch {tested} only, and this is 2\.9\.1\+cpu; the rest of bbdm works with it"
-    )
-    with pytest.raises(ValueError, match=message):
-        build(torch.bfloat16, compiled=path)
-    with pytest.raises(ValueError, match=message):
-        saving(torch.bfloat16).save_compiled(path, size=(8, 8))
+    this = r"and this is 2\.9\.1\+cpu; the rest of bbdm works with it"
+    for call in (
+        lambda: build(torch.bfloat16, compiled=path),
+        lambda: saving(torch.bfloat16).save_compiled(path, size=(8, 8)),
+    ):
+        with pytest.raises(ValueError, match=rf"packages .* were tested with torch {tested} only, {this}"):
+            call()
 
 
 def test_the_sampler_does_not_import_what_only_packages_need():
@@ -292,31 +279,22 @@ def test_a_damaged_package_is_refused(part: str, package: Package, tmp_path: Pat
     start = 8 + int.from_bytes(whole[:8], "little")
     header = json.loads(whole[8:start])
     spans = {name: header[name]["data_offsets"] for name in header if name != "__metadata__"}
-    name = (
-        package_module.CODE
-        if part == "code"
-        else max(spans.keys() - {package_module.CODE}, key=lambda n: spans[n][1] - spans[n][0])
-    )
-    place = whole.index(b"offset") + 10 if part == "settings" else start + sum(spans[name]) // 2
+    code = spans.pop(package_module.CODE)
+    span = code if part == "code" else max(spans.values(), key=lambda span: span[1] - span[0])
+    place = whole.index(b"offset") + 10 if part == "settings" else start + sum(span) // 2
     whole[place] ^= 0x04
     (tmp_path / "a").write_bytes(whole)
     with pytest.raises(ValueError, match="has changed since save_compiled wrote it: save it anew"):
         build(torch.bfloat16, compiled=tmp_path / "a")
 
 
-# Arguments
-
-
-def test_arguments_of_the_constructor(package: Package):
+def test_arguments_of_the_constructor_and_of_a_call(loaded: BridgeSampler, package: Package):
     path = package(torch.bfloat16)
     with pytest.raises(ValueError, match="compile and compiled exclude each other"):
         build(torch.bfloat16, compile=True, compiled=path)
     for dtype in (torch.float32, torch.float64, torch.float16):
         with pytest.raises(ValueError, match=f"dtype must be that of .*, torch.bfloat16, got {dtype}"):
             build(torch.bfloat16, compiled=path, dtype=dtype)
-
-
-def test_arguments_of_a_call(loaded: BridgeSampler):
     with pytest.raises(ValueError, match=r"was saved for shape \(2, 3, 8, 6\), got \(2, 3, 8, 8\)"):
         loaded(SOURCE, seed=0)
     with pytest.raises(ValueError, match="source must hold 2 images for this network, got 3"):
@@ -351,13 +329,8 @@ def test_the_size_of_the_checkpoint_is_the_default(monkeypatch: pytest.MonkeyPat
     assert shapes == [(1, 3, 8, 8), (2, 3, 6, 4)]
 
 
-# What is left behind
-
-
 @pytest.mark.parametrize("before", [None, b"before"])
-def test_a_failure_to_compile_leaves_what_was_there(
-    before: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_failure_to_compile_leaves_what_was_there(before: bytes | None, tmp_path: Path, monkeypatch: Any):
     def fail(*_: object, package_path: str, **settings: object) -> None:
         Path(package_path).write_bytes(b"half")
         raise RuntimeError("no compiler")

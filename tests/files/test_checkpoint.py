@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import copy
 import functools
 import json
@@ -26,6 +24,7 @@ from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.restore import state_hash
 from bbdm.networks.unet import UNet
 from tests.conftest import MakeUNet
+from tests.files.test_unpickling import Runs
 from tests.networks.test_vqgan import tiny_vqgan
 
 SUFFIXES = [".pt", ".safetensors"]
@@ -54,12 +53,14 @@ def assert_same_state(got: dict[str, torch.Tensor] | None, wanted: dict[str, tor
 class TestRoundTrip:
     @pytest.mark.parametrize("suffix", SUFFIXES)
     def test_weights_and_ema_are_bit_exact(self, suffix: str, make_unet: MakeUNet, tmp_path: Path) -> None:
-        unet, ema = make_unet(0), make_unet(1)
-        save_checkpoint(tmp_path / f"a{suffix}", unet, BRIDGE, ema=ema)
-        loaded = load_checkpoint(tmp_path / f"a{suffix}")
-        assert_same_state(loaded.unet.weights, unet.state_dict())
-        assert_same_state(loaded.unet.ema, ema.state_dict())
-        assert (loaded.format, loaded.version, loaded.training) == ("bbdm", 1, None)
+        """Of one network as both too, as before the first update of the average."""
+        unet = make_unet(0)
+        for ema in (unet, make_unet(1)):
+            save_checkpoint(tmp_path / f"a{suffix}", unet, BRIDGE, ema=ema)
+            loaded = load_checkpoint(tmp_path / f"a{suffix}")
+            assert_same_state(loaded.unet.weights, unet.state_dict())
+            assert_same_state(loaded.unet.ema, ema.state_dict())
+            assert (loaded.format, loaded.version, loaded.training) == ("bbdm", 1, None)
 
     @pytest.mark.parametrize("suffix", SUFFIXES)
     @pytest.mark.parametrize(
@@ -81,16 +82,12 @@ class TestRoundTrip:
         assert not loaded.build_unet().training
 
     @pytest.mark.parametrize("suffix", SUFFIXES)
-    def test_half_weights_stay_half_on_disk_and_load_into_float32(
-        self, suffix: str, make_unet: MakeUNet, tmp_path: Path
-    ) -> None:
+    def test_half_weights_stay_half_on_disk_and_load_into_float32(self, suffix: str, make_unet: Any, tmp_path: Path):
         unet = make_unet().half()
         save_checkpoint(tmp_path / f"a{suffix}", unet, BRIDGE)
         loaded = load_checkpoint(tmp_path / f"a{suffix}")
         assert_same_state(loaded.unet.weights, unet.state_dict())
-        assert_same_state(
-            loaded.build_unet().state_dict(), {key: value.float() for key, value in unet.state_dict().items()}
-        )
+        assert_same_state(loaded.build_unet().state_dict(), unet.float().state_dict())
 
     def test_build_unet_picks_and_falls_back(self, make_unet: MakeUNet, tmp_path: Path) -> None:
         unet, ema = make_unet(0), make_unet(1)
@@ -121,13 +118,6 @@ class TestRoundTrip:
         assert_same_state({"random": loaded["random"]}, {"random": training["random"]})
         assert_same_state(loaded["nested"][7], training["nested"][7])
 
-    def test_one_network_as_weights_and_ema(self, make_unet: MakeUNet, tmp_path: Path) -> None:
-        """As before the first update of the average."""
-        unet = make_unet()
-        for suffix in SUFFIXES:
-            save_checkpoint(tmp_path / f"a{suffix}", unet, BRIDGE, ema=unet)
-            assert_same_state(load_checkpoint(tmp_path / f"a{suffix}").unet.ema, unet.state_dict())
-
 
 class TestCodecReference:
     """A file with training state refers to its codec by the SHA-256 of the weights."""
@@ -152,14 +142,8 @@ class TestCodecReference:
         stored = torch.load(path, weights_only=True)["codec"]
         assert stored == {**codec.config(), "sha256": state_hash(codec.state_dict())}
 
-    def test_builds_the_codec_that_is_given(self, codec: Codec, path: Path) -> None:
-        """With the statistics of the file."""
-        built = load_checkpoint(path, codec=VQGANCodec(tiny_vqgan())).build_codec()
-        assert built is not None
-        assert built.statistics == codec.statistics
-        assert_same_state(built.state_dict(), codec.state_dict())
-
-    def test_needs_the_codec(self, path: Path, make_unet: MakeUNet) -> None:
+    def test_needs_the_codec(self, codec: Codec, path: Path, make_unet: MakeUNet) -> None:
+        """The one given is built with the statistics of the file."""
         loaded = load_checkpoint(path)
         assert_same_state(loaded.build_unet().state_dict(), make_unet().state_dict())
         assert loaded.codec is not None
@@ -167,8 +151,10 @@ class TestCodecReference:
         message = rf"only the SHA-256 of its codec's weights, {digest}\.\.\.: pass the codec, load_checkpoint\("
         with pytest.raises(IncompleteFileError, match=message):
             loaded.build_codec()
-
-    def test_another_codec_is_refused(self, path: Path) -> None:
+        built = load_checkpoint(path, codec=VQGANCodec(tiny_vqgan())).build_codec()
+        assert built is not None
+        assert built.statistics == codec.statistics
+        assert_same_state(built.state_dict(), codec.state_dict())
         with pytest.raises(ValueError, match=r"another codec was given than .*, which the file refers to"):
             load_checkpoint(path, codec=VQGANCodec(tiny_vqgan(seed=1)))
 
@@ -180,51 +166,42 @@ class TestCodecReference:
         check_refused(path, "the codec's sha256 must be text, got")
 
 
-class TestSaveRefuses:
-    def test_training_state_in_safetensors(self, make_unet: MakeUNet, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"training state needs a \.pt file, got .*a\.safetensors"):
-            save_checkpoint(tmp_path / "a.safetensors", make_unet(), BRIDGE, training={"epoch": 1})
-        assert list(tmp_path.iterdir()) == []
-
-    @pytest.mark.parametrize("name", ["a.ckpt", "a", "a.pt.bak"])
-    def test_other_suffixes(self, name: str, make_unet: MakeUNet, tmp_path: Path) -> None:
+def test_what_is_not_saved(make_unet: MakeUNet, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"training state needs a \.pt file, got .*a\.safetensors"):
+        save_checkpoint(tmp_path / "a.safetensors", make_unet(), BRIDGE, training={"epoch": 1})
+    for name in ("a.ckpt", "a", "a.pt.bak"):
         with pytest.raises(ValueError, match=rf"ends in \.pt or \.safetensors, got .*{name}"):
             save_checkpoint(tmp_path / name, make_unet(), BRIDGE)
+    assert list(tmp_path.iterdir()) == []
 
 
 class TestAtomicity:
     @pytest.mark.parametrize(
         ("suffix", "writer"), [(".pt", "torch.save"), (".safetensors", "safetensors.torch.save_file")]
     )
-    @pytest.mark.parametrize("existing", [True, False], ids=["over-an-old-file", "new-file"])
     def test_failed_write_changes_nothing(
-        self,
-        suffix: str,
-        writer: str,
-        existing: bool,
-        make_unet: MakeUNet,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
+        self, suffix: str, writer: str, make_unet: MakeUNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        path = tmp_path / f"a{suffix}"
-        if existing:
-            save_checkpoint(path, make_unet(0), BRIDGE)
-        before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+        """Where there was no file, and over an old one."""
 
         def fill_the_disk(*arguments: Any, **_: Any) -> None:
             file = arguments[1]
             Path(file if isinstance(file, Path) else file.name).write_bytes(b"half of a file")
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(writer, fill_the_disk)
-        with pytest.raises(OSError, match="No space left"):
-            save_checkpoint(path, make_unet(1), BRIDGE)
-        assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+        path, before = tmp_path / f"a{suffix}", {}
+        for _ in range(2):
+            before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+            with monkeypatch.context() as patch:
+                patch.setattr(writer, fill_the_disk)
+                with pytest.raises(OSError, match="No space left"):
+                    save_checkpoint(path, make_unet(1), BRIDGE)
+            assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+            save_checkpoint(path, make_unet(0), BRIDGE)
+        assert [*before] == [path.name]
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
-    def test_a_full_disk_gets_its_room_back(
-        self, make_unet: MakeUNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_full_disk_gets_its_room_back(self, make_unet: MakeUNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         """The half-written file is closed while the error is still held."""
         monkeypatch.setattr("bbdm.files.weights.write_atomically", lambda _, content: content(Path("/dev/full")))
         with pytest.raises(OSError, match="No space left on device") as caught:
@@ -237,16 +214,6 @@ class TestAtomicity:
         for _ in range(2):
             save_checkpoint(tmp_path / "new" / "a.pt", make_unet(), BRIDGE)
         assert [file.name for file in (tmp_path / "new").iterdir()] == ["a.pt"]
-
-
-class OpensAFile:
-    """Pickled as a call of open(path, "w"): unpickling it makes the file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open, (str(self.path), "w")
 
 
 def check_refused(path: Path, reason: str) -> None:
@@ -270,6 +237,9 @@ class TestDamagedFile:
         path = tmp_path / f"a{suffix}"
         path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
         check_refused(path, ".")
+        other = tmp_path / f"a{SUFFIXES[suffix == SUFFIXES[0]]}"
+        other.write_bytes(content)
+        check_refused(other, ".")
 
     @pytest.mark.parametrize("suffix", SUFFIXES)
     @pytest.mark.parametrize(
@@ -289,18 +259,10 @@ class TestDamagedFile:
         path.write_bytes(content)
         check_refused(path, r": (?!missing entry \d)")  # a byte of the file is not an entry
 
-    @pytest.mark.parametrize(
-        ("suffix", "other"), [SUFFIXES, SUFFIXES[::-1]], ids=["pt-as-safetensors", "safetensors-as-pt"]
-    )
-    def test_wrong_suffix(self, suffix: str, other: str, files: Path, tmp_path: Path) -> None:
-        path = tmp_path / f"a{other}"
-        path.write_bytes((files / f"good{suffix}").read_bytes())
-        check_refused(path, ".")
-
     @pytest.mark.parametrize("kind", ["pickle", "zip", "legacy", "inside-a-good-file"])
     def test_code_in_it_does_not_run(self, kind: str, files: Path, tmp_path: Path) -> None:
         marker, path = tmp_path / "marker", tmp_path / "a.pt"
-        payload = OpensAFile(marker)
+        payload = Runs(open, str(marker), "w")
         if kind == "pickle":
             path.write_bytes(pickle.dumps(payload, protocol=2))
         elif kind == "inside-a-good-file":
@@ -425,24 +387,10 @@ class TestBadContent:
         safetensors.torch.save_file(tensors, tmp_path / "a.safetensors", {"bbdm": json.dumps(content)})
         check_refused(tmp_path / "a.safetensors", reason)
 
-    def test_neither_weights_nor_ema(self, files: Path, tmp_path: Path) -> None:
-        content = torch.load(files / "good.pt", weights_only=True)
-        content["unet"] |= {"weights": None, "ema": None}
-        torch.save(content, tmp_path / "a.pt")
-        check_refused(tmp_path / "a.pt", "neither weights nor their moving average")
-        with safe_open(files / "good.safetensors", framework="pt") as file:
-            metadata = {"bbdm": file.metadata()["bbdm"]}
-        safetensors.torch.save_file({}, tmp_path / "a.safetensors", metadata)
-        check_refused(tmp_path / "a.safetensors", "neither weights nor their moving average")
-
-    @pytest.mark.parametrize(
-        "content", [[1, 2], {"a": torch.ones(2)}, torch.ones(2), None], ids=lambda c: type(c).__name__
-    )
-    def test_something_else_saved_by_torch(self, content: Any, tmp_path: Path) -> None:
-        torch.save(content, tmp_path / "a.pt")
-        check_refused(tmp_path / "a.pt", "wanted: a checkpoint, module or network of sde-bbdm")
-
-    def test_safetensors_of_someone_else(self, tmp_path: Path) -> None:
+    def test_files_of_someone_else(self, tmp_path: Path) -> None:
+        for content in ([1, 2], {"a": torch.ones(2)}, torch.ones(2), None):
+            torch.save(content, tmp_path / "a.pt")
+            check_refused(tmp_path / "a.pt", "wanted: a checkpoint, module or network of sde-bbdm")
         safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
         check_refused(tmp_path / "a.safetensors", "metadata has no 'bbdm' entry")
 
@@ -475,38 +423,38 @@ class TestBadContent:
         with pytest.raises(ValueError, match=r"checkpoint's weights do not fit the network: missing: out\.2\.bias$"):
             loaded.build_unet()
 
-    @pytest.mark.parametrize("weights", [[1, 2], {"out.2.bias": 3.0}], ids=["list", "numbers"])
-    def test_weights_that_are_no_tensors(self, weights: Any, files: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("weights", "message"),
+        [
+            ([1, 2], "weights"),
+            ({"out.2.bias": 3.0}, "weights"),
+            (None, "neither weights nor their moving average"),
+        ],
+        ids=["list", "numbers", "none"],
+    )
+    def test_weights_that_are_no_tensors(self, weights: Any, message: str, files: Path, tmp_path: Path) -> None:
         content = torch.load(files / "good.pt", weights_only=True)
         content["unet"] |= {"weights": weights, "ema": None}
         torch.save(content, tmp_path / "a.pt")
-        with pytest.raises(ValueError, match="weights"):
+        with pytest.raises(ValueError, match=message):
             load_checkpoint(tmp_path / "a.pt").build_unet()
+        with safe_open(files / "good.safetensors", framework="pt") as file:
+            metadata = {"bbdm": file.metadata()["bbdm"]}
+        safetensors.torch.save_file({}, tmp_path / "a.safetensors", metadata)
+        check_refused(tmp_path / "a.safetensors", "neither weights nor their moving average")
 
 
-class TestArguments:
-    @pytest.mark.parametrize("suffix", SUFFIXES)
-    def test_that_agree_are_fine(self, suffix: str, files: Path) -> None:
-        assert load_checkpoint(files / f"good{suffix}", num_steps=50, c_lambda=1.5).bridge == BRIDGE
-
-    @pytest.mark.parametrize("suffix", SUFFIXES)
-    @pytest.mark.parametrize(
-        ("argument", "reason"),
-        [({"num_steps": 60}, "num_steps=60 .* num_steps=50"), ({"c_lambda": 2.0}, r"c_lambda=2\.0 .* c_lambda=1\.5")],
-        ids=["num_steps", "c_lambda"],
-    )
-    def test_that_disagree_are_refused(self, suffix: str, argument: dict[str, Any], reason: str, files: Path) -> None:
-        with pytest.raises(ValueError, match=rf"good{suffix} .*{reason}"):
-            load_checkpoint(files / f"good{suffix}", **argument)
-
-    @pytest.mark.parametrize("name", ["gone.pt", "gone.safetensors"])
-    def test_missing_file(self, name: str, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=f"no checkpoint {tmp_path}"):
-            load_checkpoint(tmp_path / name)
-
-    def test_a_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=f"{tmp_path} is a folder, and a checkpoint is a file"):
-            load_checkpoint(tmp_path)
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_arguments_that_agree_are_fine_and_others_are_refused(suffix: str, files: Path, tmp_path: Path) -> None:
+    assert load_checkpoint(files / f"good{suffix}", num_steps=50, c_lambda=1.5).bridge == BRIDGE
+    with pytest.raises(ValueError, match=rf"good{suffix} .*num_steps=60 .* num_steps=50"):
+        load_checkpoint(files / f"good{suffix}", num_steps=60)
+    with pytest.raises(ValueError, match=rf"good{suffix} .*c_lambda=2\.0 .* c_lambda=1\.5"):
+        load_checkpoint(files / f"good{suffix}", c_lambda=2.0)
+    with pytest.raises(FileNotFoundError, match=f"no checkpoint {tmp_path}"):
+        load_checkpoint(tmp_path / f"gone{suffix}")
+    with pytest.raises(ValueError, match=f"{tmp_path} is a folder, and a checkpoint is a file"):
+        load_checkpoint(tmp_path)
 
 
 def test_saving_does_not_touch_the_network(make_unet: MakeUNet, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Models as folders and on a Hub: what is written and fetched, what is never fetched, and what goes wrong."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -165,14 +163,6 @@ class TestFolder:
         sampler.save_pretrained(tmp_path / "faces")
         assert path.read_text() == "mine"
 
-    def test_what_is_no_model(self, tmp_path: Path):
-        with pytest.raises(ValueError, match=f"{tmp_path} is a folder, and a checkpoint is a file"):
-            BridgeSampler.from_pretrained(tmp_path)
-        with pytest.raises(FileNotFoundError, match=r"there is no checkpoint out/gone\.pt"):
-            BridgeSampler.from_pretrained("out/gone.pt")
-        with pytest.raises(ValueError, match=r"revision='v1' is of a repository OWNER/NAME, and .* is a path"):
-            BridgeSampler.from_pretrained(tmp_path, revision="v1")
-
 
 class TestFetching:
     def test_only_what_is_needed(self, hub: Hub, model: Model):
@@ -259,23 +249,24 @@ class TestFetching:
             ("model.safetensors", "changed", "of me/faces arrived damaged: its hash is another"),
             ("model.safetensors", "cut", "cannot be transferred: .*received"),
             ("model.safetensors", "short", "cannot be transferred: .*should be of size"),
+            ("config.json", "full", "cannot be transferred: .*No space left on device"),
         ],
     )
-    def test_a_broken_download(self, file: str, fault: Any, reason: str, hub: Hub, model: Model):
+    def test_a_broken_download(self, file: str, fault: Any, reason: str, hub: Hub, model: Model, monkeypatch: Any):
         """The next one is whole."""
-        hub.faults[file] = fault
-        with pytest.raises(HubError, match=f"{re.escape(file)} {reason}"):
-            load_checkpoint(NAME)
-        hub.faults.clear()
-        load_checkpoint(NAME)
 
-    def test_a_full_disk(self, hub: Hub, model: Model, monkeypatch: pytest.MonkeyPatch):
         def full(*_: Any, **__: Any) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(huggingface_hub.file_download, "http_get", full)
-        with pytest.raises(HubError, match=r"config\.json cannot be transferred: .*No space left on device"):
-            load_checkpoint(NAME)
+        with monkeypatch.context() as patch:
+            if fault == "full":
+                patch.setattr(huggingface_hub.file_download, "http_get", full)
+            else:
+                hub.faults[file] = fault
+            with pytest.raises(HubError, match=f"{re.escape(file)} {reason}"):
+                load_checkpoint(NAME)
+        hub.faults.clear()
+        load_checkpoint(NAME)
 
     def test_damage_in_the_cache(self, hub: Hub, model: Model, sampler: BridgeSampler, tmp_path: Path):
         """What changes after the download is found by the hash in the file itself."""
@@ -292,8 +283,17 @@ class TestFetching:
         shutil.move(tmp_path / "faces", tmp_path / "me" / "faces")
         load_checkpoint(NAME)
         assert not hub.requests
+        save_checkpoint(tmp_path / "a.pt", tiny_unet(), BRIDGE)
+        assert find_checkpoint(tmp_path / "a.pt") == tmp_path / "a.pt"
+        assert find_checkpoint("some/where/else") == Path("some/where/else")
 
-    def test_without_the_package(self, monkeypatch: pytest.MonkeyPatch):
+    def test_what_is_no_model(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        with pytest.raises(ValueError, match=f"{tmp_path} is a folder, and a checkpoint is a file"):
+            BridgeSampler.from_pretrained(tmp_path)
+        with pytest.raises(FileNotFoundError, match=r"there is no checkpoint out/gone\.pt"):
+            BridgeSampler.from_pretrained("out/gone.pt")
+        with pytest.raises(ValueError, match=r"revision='v1' is of a repository OWNER/NAME, and .* is a path"):
+            BridgeSampler.from_pretrained(tmp_path, revision="v1")
         monkeypatch.setitem(sys.modules, "huggingface_hub", None)
         message = r"there is no path me/faces, and .* huggingface_hub, .*: pip install 'bbdm\[hub\]'"
         with pytest.raises(ModuleNotFoundError, match=message):
@@ -306,20 +306,15 @@ class TestFetching:
 
 
 class TestPushing:
-    def test_a_model(self, hub: Hub, sampler: BridgeSampler):
-        commit = sampler.push_to_hub(NAME, license="mit", token=hub.token)
-        files = hub.models[NAME].commits[commit]
-        assert sorted(files) == ["README.md", "config.json", "model.safetensors"]
-        assert f'from_pretrained("{NAME}", steps=3)' in files["README.md"].decode()
-        assert same(BridgeSampler.from_pretrained(NAME, revision=commit), sampler)
-
-    def test_again(self, hub: Hub, sampler: BridgeSampler):
+    def test_a_model_and_again(self, hub: Hub, sampler: BridgeSampler):
         """The card stays, and an export of other weights goes."""
-        sampler.push_to_hub(NAME, token=hub.token)
+        commit = sampler.push_to_hub(NAME, license="mit", token=hub.token)
         model = hub.models[NAME]
+        assert sorted(model.commits[commit]) == ["README.md", "config.json", "model.safetensors"]
+        assert f'from_pretrained("{NAME}", steps=3)' in model.commits[commit]["README.md"].decode()
+        assert same(BridgeSampler.from_pretrained(NAME, revision=commit), sampler)
         model.commit({**changed(model), "README.md": b"mine", "onnx/unet.onnx": b"old", "other.txt": b"kept"})
-        commit = sampler.push_to_hub(NAME, token=hub.token)
-        files = model.commits[commit]
+        files = model.commits[sampler.push_to_hub(NAME, token=hub.token)]
         assert sorted(files) == ["README.md", "config.json", "model.safetensors", "other.txt"]
         assert files["README.md"] == b"mine"
         assert same(BridgeSampler.from_pretrained(NAME), sampler)
@@ -388,9 +383,3 @@ class TestExport:
         (tmp_path / "faces" / "onnx").mkdir(parents=True)
         with pytest.raises(ValueError, match="onnx exists, and may be of other weights"):
             sampler.save_pretrained(tmp_path / "faces")
-
-
-def test_a_checkpoint_of_one_file_is_as_before(tmp_path: Path):
-    save_checkpoint(tmp_path / "a.pt", tiny_unet(), BRIDGE)
-    assert find_checkpoint(tmp_path / "a.pt") == tmp_path / "a.pt"
-    assert find_checkpoint("some/where/else") == Path("some/where/else")

@@ -1,7 +1,5 @@
 """The unpickler that runs no code, and the files of torch.save that it reads."""
 
-from __future__ import annotations
-
 import argparse
 import collections
 import contextlib
@@ -12,7 +10,6 @@ import re
 import struct
 import subprocess
 import tracemalloc
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -26,16 +23,10 @@ from torch import nn
 from bbdm.files import torchfile, unpickling
 from bbdm.files.records import Global, Record, StoredTensor
 from bbdm.files.torchfile import opened
+from tests.files.importers.common import save
 from tests.nightly import sweep
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-
-
-def save(content: Any, path: Path, zipped: bool = True) -> Path:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the source of a class is not found
-        torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    return path
 
 
 def read(path: Path) -> None:
@@ -49,9 +40,6 @@ def error_of(path: Path) -> str:
     with pytest.raises(ValueError) as caught:  # noqa: PT011  (the callers look)
         read(path)
     return str(caught.value)
-
-
-# Tensors and containers
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -112,9 +100,6 @@ def test_one_object_twice_is_one(tmp_path: Path):
     with opened(save(cycle, tmp_path / "a.pt")) as got:
         assert got[0] is got[1]
         assert got[2] is got
-
-
-# Objects that are not rebuilt
 
 
 class Thing:
@@ -184,9 +169,6 @@ def test_modules_within_themselves_are_refused(tmp_path: Path):
         torchfile.state_dict(got)
     with opened(save(Thing(), tmp_path / "a.pt")) as got, pytest.raises(ValueError, match=r"a .*Thing was found where"):
         torchfile.state_dict(got)
-
-
-# Malicious files
 
 
 class Runs:
@@ -327,8 +309,7 @@ HANDMADE = {
 @pytest.mark.parametrize("name", list(HANDMADE))
 def test_handmade_files_are_refused(name: str, tmp_path: Path):
     pickled, message = HANDMADE[name]
-    with pytest.raises(ValueError, match=message), opened(handmade(tmp_path / "a.pt", pickled + b".", k=FLOATS)):
-        pass
+    assert re.search(message, error_of(handmade(tmp_path / "a.pt", pickled + b".", k=FLOATS)))
 
 
 def test_keys_that_honest_files_have(tmp_path: Path):
@@ -353,13 +334,17 @@ def test_keys_that_take_for_ever_to_compare_are_refused(within: bytes, tmp_path:
     assert "as a key that is long, nested or no key at all" in error_of(path)
 
 
-def test_an_entry_that_is_shorter_than_it_says(tmp_path: Path):
+def test_an_entry_that_is_shorter_than_it_says_or_damaged(tmp_path: Path):
     path = handmade(tmp_path / "a.pt", b"\x80\x02}K\x01" + GOOD + b"s.", k=FLOATS)
     content = bytearray(path.read_bytes())
     place = content.rindex(b"PK\x01\x02", 0, content.rindex(b"archive/data/k"))
     struct.pack_into("<III", content, place + 16, zlib.crc32(FLOATS[:8]), 8, 16)
     path.write_bytes(content)
     assert re.search(r"data/k (is damaged|should be 16 bytes, got 8)", error_of(path))
+    content = bytearray(save({"a": torch.ones(1000)}, path).read_bytes())
+    content[content.index(struct.pack("<f", 1.0) * 10) + 100] ^= 1
+    path.write_bytes(content)
+    assert "CRC-32" in error_of(path)
 
 
 def test_harmless_standard_library_stays_inert(tmp_path: Path):
@@ -380,23 +365,16 @@ def test_memory_of_many_instructions_is_bounded(bound: int, tmp_path: Path, monk
 
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(unpickling, "MAX_OPCODES", 1000)
-    with pytest.raises(ValueError, match="longer than 1000 instructions"), opened(save([[]] * 2000, tmp_path / "a.pt")):
-        pass
+    assert "longer than 1000 instructions" in error_of(save([[]] * 2000, tmp_path / "a.pt"))
     with zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"]" * 10_000_000 + b".")
-    with pytest.raises(ValueError, match="entries that overlap"), opened(tmp_path / "b.pt"):
-        pass
+    assert "entries that overlap" in error_of(tmp_path / "b.pt")
     with zipfile.ZipFile(tmp_path / "c.pt", "w") as archive:
         archive.writestr("archive/data.pkl", b"].", zipfile.ZIP_DEFLATED)
         archive.writestr("archive/data/0", bytes(100))
-    with pytest.raises(ValueError, match=r"data\.pkl is compressed"), opened(tmp_path / "c.pt"):
-        pass
+    assert "data.pkl is compressed" in error_of(tmp_path / "c.pt")
     (tmp_path / "d.pt").write_bytes(pickle.dumps(torchfile.LEGACY_MAGIC, 2) + b"\x80\x02\x8e" + b"\xff" * 7 + b"\x7f")
-    with pytest.raises(ValueError, match="expected 9223372036854775807 bytes"), opened(tmp_path / "d.pt"):
-        pass
-
-
-# Damage
+    assert "expected 9223372036854775807 bytes" in error_of(tmp_path / "d.pt")
 
 
 @pytest.mark.parametrize(
@@ -415,21 +393,11 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_other_files(content: bytes, message: str, tmp_path: Path):
     (tmp_path / "a.pt").write_bytes(content)
     assert re.search(message, error_of(tmp_path / "a.pt"))
-
-
-def test_other_archives(tmp_path: Path):
-    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+    with zipfile.ZipFile(tmp_path / "b.pt", "w") as archive:
         archive.writestr("model.json", "{}")
-    assert "a zip archive without a data.pkl" in error_of(tmp_path / "a.pt")
-    torch.jit.script(nn.Linear(1, 1)).save(str(tmp_path / "b.pt"))  # pyright: ignore[reportAttributeAccessIssue]
-    assert "a TorchScript program" in error_of(tmp_path / "b.pt")
-
-
-def test_a_damaged_tensor_is_found_by_its_checksum(tmp_path: Path):
-    content = bytearray(save({"a": torch.ones(1000)}, tmp_path / "a.pt").read_bytes())
-    content[content.index(struct.pack("<f", 1.0) * 10) + 100] ^= 1
-    (tmp_path / "a.pt").write_bytes(content)
-    assert "CRC-32" in error_of(tmp_path / "a.pt")
+    assert "a zip archive without a data.pkl" in error_of(tmp_path / "b.pt")
+    torch.jit.script(nn.Linear(1, 1)).save(str(tmp_path / "c.pt"))  # pyright: ignore[reportAttributeAccessIssue]
+    assert "a TorchScript program" in error_of(tmp_path / "c.pt")
 
 
 def network(zipped: bool) -> tuple[bytes, dict[str, torch.Tensor]]:

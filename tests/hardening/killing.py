@@ -1,7 +1,5 @@
 """Scripts that are killed at random moments, run again until they end, and what they leave each time."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

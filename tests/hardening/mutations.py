@@ -1,7 +1,5 @@
 """What can happen to a file: bytes that change, move, vanish or come in, and JSON of other values."""
 
-from __future__ import annotations
-
 import copy
 import json
 import random

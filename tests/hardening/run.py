@@ -1,10 +1,9 @@
 """Mutated files of one kind, in a process of their own.
 
-python -m tests.hardening.run KIND COUNT SEED FOLDER [FIRST] prints an Outcome as JSON. The same seed makes
-the same files. The name of a fault has its number: with it as FIRST and COUNT 1, the file is left in FOLDER.
+python -m tests.hardening.run KIND COUNT SEED FOLDER [FIRST] prints an Outcome as JSON, or one for each of
+several kinds and counts with semicolons between. The same seed makes the same files. The name of a fault has
+its number: with it as FIRST and COUNT 1, the file is left in FOLDER.
 """
-
-from __future__ import annotations
 
 import json
 import random
@@ -44,5 +43,6 @@ def run(kind: str, count: int, seed: int, folder: Path, first: int = 0) -> Outco
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # odd settings are as good as none here
-    kind, count, seed, folder, *first = sys.argv[1:]
-    print(json.dumps(asdict(run(kind, int(count), int(seed), Path(folder), *map(int, first)))))
+    kinds, counts, seed, folder, *first = sys.argv[1:]
+    for kind, count in zip(kinds.split(";"), counts.split(";"), strict=True):
+        print(json.dumps(asdict(run(kind, int(count), int(seed), Path(folder), *map(int, first)))))

@@ -1,7 +1,5 @@
 """The scripts that write, with small networks and pictures: what is interrupted, killed and compared."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

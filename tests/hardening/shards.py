@@ -1,7 +1,5 @@
 """Shards among the mutated files: a tar, and the JSON files that say what is in it."""
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -11,7 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from bbdm.data.pairs import PairedDataset, load_dataset
+from bbdm.data.examples import PairExamples
+from bbdm.data.pairs import load_dataset
 from bbdm.data.sharding import write_shards
 from bbdm.data.tar import index
 from tests.conftest import SIZE
@@ -23,7 +22,7 @@ MOST = 100  # pairs that are read, whatever number a file claims
 Pair = tuple[int, int]  # source and target, each of one grey
 
 
-def _written(folder: Path, in_shard: int = IN_SHARD) -> tuple[PairedDataset, Path]:
+def _written(folder: Path, in_shard: int = IN_SHARD) -> tuple[PairExamples, Path]:
     """Pairs, and the folder of their shards; counts of shards are remembered in another folder."""
     os.environ["BBDM_SHARDS"] = str(folder / "counts")
     for side, first in (("A", 0), ("B", 128)):
@@ -35,7 +34,7 @@ def _written(folder: Path, in_shard: int = IN_SHARD) -> tuple[PairedDataset, Pat
     return pairs, folder / "shards"
 
 
-def _greys(pairs: PairedDataset, number: int) -> Pair:
+def _greys(pairs: PairExamples, number: int) -> Pair:
     source, target, *_ = pairs.read(number)
     return int(source[0, 0, 0]), int(target[0, 0, 0])
 

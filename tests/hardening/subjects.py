@@ -1,7 +1,5 @@
 """The files that are mutated, and how each is read: a row for each kind."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable

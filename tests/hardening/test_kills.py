@@ -1,7 +1,5 @@
 """200 SIGKILLs over the scripts that write: nothing torn, nothing lost, bitwise the undisturbed result."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -63,7 +61,7 @@ def test_faults_are_found(fault: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kills"), [("train", 3), *(pytest.param(*each, marks=pytest.mark.nightly) for each in EVERY_NIGHT)]
+    ("name", "kills"), [("shard", 3), *(pytest.param(*each, marks=pytest.mark.nightly) for each in EVERY_NIGHT)]
 )
 def test_killed_at_random_moments(name: str, kills: int, tmp_path: Path, save_picture: SavePicture) -> None:
     """A few kills every day; so many every night that some fall into a write."""

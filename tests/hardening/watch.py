@@ -1,7 +1,5 @@
 """What reading a file may cost and do: its memory, its time, and the calls that it makes."""
 
-from __future__ import annotations
-
 import re
 import sys
 import time

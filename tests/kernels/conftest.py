@@ -1,7 +1,5 @@
 """The interpreter with a GPU's rounding."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from typing import Any

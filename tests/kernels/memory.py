@@ -4,8 +4,6 @@ A GPU does not tell of a mask that lets too much through, of a grid that writes 
 reads what another one writes. Here each is an error.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """The step of every solver: reference and Triton kernel against the formula in float64 NumPy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +12,15 @@ from bbdm.kernels import bridge_step as module
 from bbdm.kernels import philox_numpy
 from bbdm.kernels.bridge_step import bridge_step
 from bbdm.kernels.elementwise import BLOCK
-from tests.kernels.triton_aot import compile_kernel, every_target, needs_compiler
+from tests.kernels.triton_aot import (
+    DTYPES,
+    compile_kernel,
+    every_dtype,
+    every_target,
+    layouts,
+    needs_compiler,
+    on_a_gpu,
+)
 from tests.nightly import sweep
 
 # p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z, i_x, i_y: from a first row that ignores x and x0hat to a last one
@@ -28,8 +34,19 @@ ROWS = [
 ]
 SEEDS = [2**63 - 1, 2**32 + 7, 5]
 
+# Sizes, of which those of 1 fit either format, then a mask and float64.
+OTHERS: list[dict[str, Any]] = [
+    {"shape": shape, "channels_last": channels_last, "clamp": (-0.8, 0.9), "masked": masked}
+    for shapes, masked in (
+        ([(1, 4, 16, 16), (3, 1, 5, 7), (1, 3, 1, 1), (2, 8, 9, 9)], False),
+        ([(3, 3, 5, 7), (2, 1, 4, 4)], True),
+    )
+    for shape in shapes
+    for channels_last in (False, True)
+]
+OTHERS += [{"dtype": torch.float64, "state": torch.float64, "noise": "noise", "clamp": (-0.5, 0.5)}]
+
 Apply = Callable[..., None]
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "f64": torch.float64}
 daily_dtypes = pytest.mark.parametrize("dtype", sweep(DTYPES.values(), [torch.float32, torch.bfloat16]), ids=[*DTYPES])
 
 
@@ -110,29 +127,16 @@ def arguments(**changes: Any) -> dict[str, Any]:
     return {**tensors, "rows": rows, "step": step, "seeds": torch.tensor([1, 2]), **changes}
 
 
-# Reference
-
-
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@layouts
 @pytest.mark.parametrize("noise", ["seeds", "noise"])
-@pytest.mark.parametrize("dtype", [*DTYPES.values()], ids=[*DTYPES])
+@every_dtype
 def test_step_is_the_formula(dtype: torch.dtype, noise: str, channels_last: bool):
     check_steps(bridge_step, dtype=dtype, noise=noise, channels_last=channels_last)
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("shape", [(3, 3, 5, 7), (2, 1, 4, 4)])
-def test_step_with_a_mask_is_the_formula(shape: tuple[int, ...], channels_last: bool):
-    check_steps(bridge_step, shape, channels_last, clamp=(-0.8, 0.9), masked=True)
-
-
-def test_step_in_float64_is_the_formula():
-    check_steps(bridge_step, dtype=torch.float64, state=torch.float64, noise="noise", clamp=(-0.5, 0.5))
-
-
-@pytest.mark.parametrize("shape", [(1, 4, 8, 8), (3, 1, 5, 7), (1, 3, 1, 1)])
-def test_sizes_of_1_fit_either_format(shape: tuple[int, ...]):
-    check_steps(bridge_step, shape, channels_last=True, clamp=(-0.8, 0.9))
+@pytest.mark.parametrize("given", OTHERS, ids=str)
+def test_steps_of_other_kinds_are_the_formula(given: dict[str, Any]):
+    check_steps(bridge_step, **given)
 
 
 @pytest.mark.parametrize(
@@ -170,9 +174,6 @@ def test_shared_memory_is_refused(other: str):
     given = arguments()
     with pytest.raises(ValueError, match="two that share their memory"):
         bridge_step(**{**given, other: given["x"]})
-
-
-# Compilers
 
 
 def operator_arguments() -> tuple[Any, ...]:
@@ -224,8 +225,6 @@ def test_compiled_step_works_in_place():
         assert torch.equal(made, wanted)
 
 
-# Triton, compiled
-
 SPEC: dict[str, str] = dict.fromkeys(["x_ptr", "x0hat_ptr", "y_ptr", "rows_ptr"], "*fp32") | {
     "step_ptr": "*i64",
     "size": "i32",
@@ -265,35 +264,22 @@ def test_kernel_compiles_for_float64_and_without_noise(target: str):
     assert compile_kernel(module._bridge_step_kernel, signature, constexprs, target).spills == 0
 
 
-# Triton, interpreted
-
-
 def launch(*args: Any) -> None:
     """The kernel in place of the operator."""
     *tensors, clamp, mask = args
     module._launch(*[*tensors, mask, *(clamp or (None, None))])
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@layouts
 @pytest.mark.parametrize("noise", ["seeds", "noise"])
 @daily_dtypes
 def interpreted_kernel_is_the_formula(dtype: torch.dtype, noise: str, channels_last: bool):
     check_steps(launch, dtype=dtype, noise=noise, channels_last=channels_last)
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 16, 16), (3, 1, 5, 7), (1, 3, 1, 1), (2, 8, 9, 9)])
-def interpreted_kernel_takes_every_size(shape: tuple[int, ...]):
-    for channels_last in (False, True):
-        check_steps(launch, shape, channels_last, clamp=(-0.8, 0.9))
-
-
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
-def interpreted_kernel_takes_a_mask(channels_last: bool):
-    check_steps(launch, (2, 3, 5, 7), channels_last, clamp=(-0.8, 0.9), masked=True)
-
-
-def interpreted_kernel_computes_in_float64():
-    check_steps(launch, dtype=torch.float64, state=torch.float64, noise="noise", clamp=(-0.5, 0.5))
+@pytest.mark.parametrize("given", OTHERS, ids=str)
+def interpreted_kernel_takes_other_kinds(given: dict[str, Any]):
+    check_steps(launch, **given)
 
 
 def interpreted_kernel_copies_what_has_another_format():
@@ -312,23 +298,16 @@ def interpreted_kernel_shows_that_noise_is_missing():
     assert not given["x0hat"].isnan().any()
 
 
-# Triton, on a GPU
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@pytest.mark.gpu
-@needs_gpu
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@on_a_gpu
+@layouts
 @pytest.mark.parametrize("noise", ["seeds", "noise"])
-@pytest.mark.parametrize("dtype", [*DTYPES.values()], ids=[*DTYPES])
+@every_dtype
 @pytest.mark.parametrize("shape", [(3, 3, 5, 7), (2, 4, 64, 64)], ids=["odd", "even"])
 def test_gpu_step_is_the_formula(shape: tuple[int, ...], dtype: torch.dtype, noise: str, channels_last: bool):
     check_steps(bridge_step, shape, channels_last, dtype, noise=noise, clamp=(-0.8, 0.9), device="cuda")
 
 
-@pytest.mark.gpu
-@needs_gpu
+@on_a_gpu
 def test_gpu_step_is_the_cpu_one_from_a_captured_graph():
     """One capture serves every row."""
     cpu = [tensor.contiguous() for tensor in operator_arguments()]

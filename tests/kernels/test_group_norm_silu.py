@@ -1,7 +1,5 @@
 """GroupNorm, affine map and SiLU: PyTorch and Triton against F.group_norm and F.silu in float64."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bbdm.kernels import group_norm_silu as module
 from bbdm.kernels import group_norm_tiling as tiling
 from bbdm.kernels.group_norm_silu import group_norm_silu
-from tests.kernels.triton_aot import compile_kernel, every_target, needs_compiler
+from tests.kernels.triton_aot import compile_kernel, every_target, needs_compiler, on_a_gpu
 from tests.nightly import sweep
 
 EPS = 1e-5
@@ -99,9 +97,6 @@ def _id(case: Case) -> str:
     return "-".join(["x".join(map(str, case.shape)), f"g{case.num_groups}", *(str(f) for f in flags if f)])
 
 
-# Plain PyTorch
-
-
 @pytest.mark.parametrize("forward", [module.decomposed, op], ids=["decomposed", "op"])
 @pytest.mark.parametrize("dtype", [*DTYPES.values()], ids=[*DTYPES])
 @pytest.mark.parametrize("case", SMALL, ids=_id)
@@ -155,9 +150,6 @@ def test_contiguous_input_gives_the_same():
 def test_wrong_shapes_are_named(num_groups: int, weight: tuple[int, ...], bias: tuple[int, ...], message: str):
     with pytest.raises(ValueError, match=message):
         group_norm_silu(torch.zeros(2, 8, 3, 3), num_groups, torch.zeros(weight), torch.zeros(bias))
-
-
-# The operator
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
@@ -229,9 +221,6 @@ def test_a_gpu_takes_the_operator_for_channels_last(monkeypatch: pytest.MonkeyPa
             group_norm_silu(wide, 1, rows, rows)  # 512 channels a group don't fit a block
 
 
-# Triton, compiled
-
-
 @needs_compiler
 @pytest.mark.parametrize(("channels", "size"), [*UNET_SHAPES, (24, 5), (32, 64), (96, 16), (384, 16), (256, 256)])
 def test_plan_covers_an_image_once(channels: int, size: int):
@@ -279,9 +268,6 @@ def test_compiled_kernel_is_wide_and_lean(name: str, dtype: str, target: str):
     assert compiled.stores(32) == 2  # statistics or sums
     assert compiled.spills == 0
     assert compiled.registers <= 128
-
-
-# Triton, interpreted
 
 
 @pytest.fixture
@@ -342,15 +328,11 @@ def interpreted_kernels_take_rows_of_any_stride():
         assert all(map(torch.equal, results, expected))
 
 
-# Triton, on a GPU
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 GPU_CASES = [Case((2, channels, size, size), 32, device="cuda") for channels, size in UNET_SHAPES]
 GPU_CASES += [Case(**{**vars(case), "device": "cuda"}) for case in SMALL]
 
 
-@pytest.mark.gpu
-@needs_gpu
+@on_a_gpu
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("dtype", [*DTYPES.values()], ids=[*DTYPES])
 @pytest.mark.parametrize("case", GPU_CASES, ids=_id)
@@ -359,8 +341,7 @@ def test_gpu_kernels_are_the_formula(case: Case, dtype: torch.dtype):
     case.check(case.differentiated(group_norm_silu))
 
 
-@pytest.mark.gpu
-@needs_gpu
+@on_a_gpu
 def test_gpu_kernels_repeat_themselves_and_compile_whole():
     case = Case((3, 128, 64, 64), 32, torch.bfloat16, device="cuda")
     first = case.differentiated(group_norm_silu)

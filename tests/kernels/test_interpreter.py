@@ -1,7 +1,5 @@
 """Runs the ``interpreted_*`` tests of this folder in a second process; see ``triton_aot.py``."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

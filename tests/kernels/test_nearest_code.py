@@ -1,14 +1,12 @@
 """The nearest code: reference and Triton against all distances in float64."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor
 
 from bbdm.kernels import nearest_code as module
 from bbdm.kernels.nearest_code import nearest_code
-from tests.kernels.triton_aot import compile_kernel, every_target, needs_compiler
+from tests.kernels.triton_aot import compile_kernel, every_target, needs_compiler, on_a_gpu
 
 SHAPES = [(1, 1, 1), (5, 3, 7), (300, 3, 512), (257, 4, 65), (64, 8, 1000)]  # vectors, channels, codes
 
@@ -72,9 +70,6 @@ def test_operator_is_registered_in_full():
     torch.library.opcheck(torch.ops.bbdm.nearest_code.default, given(10, 3, 70))
 
 
-# Triton
-
-
 @needs_compiler
 @every_target
 @pytest.mark.parametrize("channels", [3, 4, 8])
@@ -97,8 +92,7 @@ def interpreted_ties_go_to_the_first():
     assert torch.equal(module._launch(codes[:3], codes), torch.arange(3))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@on_a_gpu
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_gpu_no_code_is_nearer(shape: tuple[int, int, int]):
     z, codes = (v.cuda() for v in given(*shape))

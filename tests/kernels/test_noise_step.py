@@ -1,7 +1,5 @@
 """Forward diffusion and the noise of kernels: reference and Triton against the formulas in float64 NumPy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -14,14 +12,21 @@ from bbdm.kernels import philox, philox_numpy
 from bbdm.kernels.elementwise import BLOCK
 from bbdm.kernels.jit import jit, tl
 from bbdm.kernels.noise_step import noise_step
-from tests.kernels.triton_aot import compile_kernel, every_target, needs_compiler
+from tests.kernels.triton_aot import (
+    DTYPES,
+    compile_kernel,
+    every_dtype,
+    every_target,
+    layouts,
+    needs_compiler,
+    on_a_gpu,
+)
 from tests.nightly import sweep
 
 SEEDS = [2**63 - 1, 2**32 + 7, 5]
 STEP = 2**31 + 3
 NORMAL_BOUND = 2e-6  # |normal - exact|, for the float32 normals of any backend
 TABLE = np.random.default_rng(0).normal(size=(11, 6))
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "f64": torch.float64}
 daily_dtypes = pytest.mark.parametrize("dtype", sweep(DTYPES.values(), [torch.float32, torch.bfloat16]), ids=[*DTYPES])
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float64: 1e-12}
 
@@ -68,12 +73,9 @@ def arguments(**changes: Any) -> dict[str, Any]:
     return {**given, "seeds": None, "step": None, **changes}
 
 
-# Reference
-
-
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@layouts
 @pytest.mark.parametrize("drawn", [True, False], ids=["seeds", "noise"])
-@pytest.mark.parametrize("dtype", [*DTYPES.values()], ids=[*DTYPES])
+@every_dtype
 def test_step_is_the_formula(dtype: torch.dtype, drawn: bool, channels_last: bool):
     check(noise_step, dtype=dtype, drawn=drawn, channels_last=channels_last)
 
@@ -114,10 +116,7 @@ def test_wrong_arguments_are_named(changes: dict[str, Any], message: str):
         noise_step(**arguments(**changes))
 
 
-# Compilers
-
-
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@layouts
 def test_operator_is_registered_in_full(channels_last: bool):
     given = arguments(noise=None, seeds=torch.tensor([1, 2]), step=torch.tensor([3]))
     if channels_last:
@@ -129,9 +128,6 @@ def test_compiled_step_is_the_eager_one():
     given = arguments(noise=None, seeds=torch.tensor([1, 2]), step=3)
     compiled = torch.compile(noise_step, fullgraph=True, backend="aot_eager")
     assert all(torch.equal(a, b) for a, b in zip(compiled(**given), noise_step(**given), strict=True))
-
-
-# Triton, compiled
 
 
 @needs_compiler
@@ -158,10 +154,7 @@ def test_compiled_kernel_is_wide_and_lean(target: str, channels: int, drawn: boo
     assert kernel.registers <= 56
 
 
-# Triton, interpreted
-
-
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@layouts
 @pytest.mark.parametrize("drawn", [True, False], ids=["seeds", "noise"])
 @daily_dtypes
 def interpreted_kernel_is_the_formula(dtype: torch.dtype, drawn: bool, channels_last: bool):
@@ -179,9 +172,6 @@ def interpreted_kernel_shows_a_time_outside_its_table():
     for made in module._launch(*given.values()):
         assert made[1].isnan().all()
         assert not made[0].isnan().any()
-
-
-# Noise in Triton, interpreted
 
 
 @jit
@@ -230,14 +220,10 @@ def interpreted_normals_are_exact_to_rounding(first: int, stride: int):
     assert exact.max() * (1.2e-7 + 1e-7 + 2.0**-24) < NORMAL_BOUND
 
 
-# Triton, on a GPU
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@on_a_gpu
+@layouts
 @pytest.mark.parametrize("drawn", [True, False], ids=["seeds", "noise"])
-@pytest.mark.parametrize("dtype", [*DTYPES.values()], ids=[*DTYPES])
+@every_dtype
 @pytest.mark.parametrize("shape", [(3, 3, 5, 7), (2, 4, 64, 64)], ids=["odd", "even"])
 def test_gpu_step_is_the_formula(shape: tuple[int, ...], dtype: torch.dtype, drawn: bool, channels_last: bool):
     check(noise_step, shape, channels_last, dtype, drawn, device="cuda")

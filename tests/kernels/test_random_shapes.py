@@ -4,8 +4,6 @@ Grids, strides and masks: the results are the formulas', nothing outside of the 
 result depends on the order of programs.
 """
 
-from __future__ import annotations
-
 import random
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Upsampling and convolution by four phases against F.interpolate and F.conv2d in float64."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from bbdm.kernels.upsample_conv import _phases, upsample_conv3x3
+from tests.nightly import sweep
 
 Op = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Given = tuple[Tensor, Tensor, Tensor | None]
@@ -43,9 +42,9 @@ def assert_exact(made: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(made, wanted, rtol=1e-12, atol=1e-12)
 
 
-@pytest.fixture(scope="module")
-def compiled() -> Op:
-    return torch.compile(upsample_conv3x3, fullgraph=True, dynamic=False)
+@pytest.fixture(scope="module", params=sweep(["aot_eager", "inductor"], daily=["aot_eager"]))
+def compiled(request: pytest.FixtureRequest) -> Op:
+    return torch.compile(upsample_conv3x3, fullgraph=True, dynamic=False, backend=request.param)
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])

@@ -1,27 +1,13 @@
 """Triton kernels without a GPU: compiled ahead of time for NVIDIA and AMD, or interpreted on the CPU.
 
-Compile in any process, without a device, and read the code::
+:func:`compile_kernel` needs no device, and shows the code. Pointers are assumed to be aligned to 16 bytes, as
+those of PyTorch's tensors are.
 
-    @needs_compiler
-    @every_target
-    def test_kernel_reads_wide(target: str):
-        signature = {"x": "*fp32", "size": "i32"}
-        kernel = compile_kernel(my_kernel, signature, {"BLOCK": 1024}, target, divisible=("size",))
-        assert kernel.spills == 0
-        assert kernel.loads(128) >= 1
-
-``signature`` holds the arguments of run time, ``constexprs`` the others (``None`` for a pointer that is not
-given). Pointers are assumed to be aligned to 16 bytes, as those of PyTorch's tensors are; the integers named
-in ``divisible`` are assumed to be multiples of 16, which Triton finds out by itself at a launch.
-
-Interpret: Triton decides at import, by TRITON_INTERPRET=1, whether kernels are compiled or run line by line
-in NumPy, so one process can't do both. A test file names its interpreter tests ``interpreted_*``, with
-fixtures and parameters as usual, and ``test_interpreter.py`` runs them in a second process. To run one file's
-alone: ``TRITON_INTERPRET=1 pytest -o 'python_functions=interpreted_*' tests/kernels/test_bridge_step.py``.
+Triton decides at import, by TRITON_INTERPRET=1, whether kernels run line by line in NumPy. Such tests are
+named ``interpreted_*``, and ``test_interpreter.py`` runs them in a second process. To run one file's alone:
+``TRITON_INTERPRET=1 pytest -o 'python_functions=interpreted_*' tests/kernels/test_bridge_step.py``.
 The interpreter truncates float32 to bfloat16, where a GPU rounds to nearest: ``conftest.py`` makes it round.
 """
-
-from __future__ import annotations
 
 import re
 import subprocess
@@ -31,17 +17,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 
 from bbdm.kernels.jit import AVAILABLE, triton
 from tests.nightly import sweep
 
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
 
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "f64": torch.float64}
+layouts = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+every_dtype = pytest.mark.parametrize("dtype", [*DTYPES.values()], ids=[*DTYPES])
 every_target = pytest.mark.parametrize("target", sweep(TARGETS, daily=["sm_90"]))
 needs_compiler = pytest.mark.skipif(
     not AVAILABLE or triton.knobs.runtime.interpret,  # pyright: ignore[reportAttributeAccessIssue]
     reason="needs Triton, and TRITON_INTERPRET not set",
 )
+
+
+def on_a_gpu(test: Any) -> Any:
+    """A test that needs a CUDA device."""
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")(test))
+
 
 # The two assemblers' accesses to global memory: PTX ld.global.v4.b32, AMD global_load_dwordx4.
 PTX_ACCESS = re.compile(r"\b(ld|st)\.global(?:\.[a-uw-z]\w*(?:::\w+)*)*?(?:\.v(\d))?\.[bfsu](\d+)\b")
@@ -84,14 +80,9 @@ def compile_kernel(
 ) -> CompiledKernel:
     """Compile a ``@jit`` kernel for a GPU, which this machine may lack.
 
-    Args:
-        kernel: the function as decorated.
-        signature: type of every run-time argument by name: ``"*fp32"``, ``"*bf16"``, ``"*i64"``, ``"i32"``,
-            ``"fp32"``.
-        constexprs: value of every other argument.
-        target: one of ``TARGETS``.
-        num_warps: warps of a block, of 32 threads on NVIDIA and of 64 on AMD.
-        divisible: integer arguments that are multiples of 16.
+    ``signature`` has types of arguments at run time, such as ``"*fp32"`` and ``"i32"``, ``constexprs`` the
+    values of others; ``divisible`` are integers that are multiples of 16. A warp has 32 threads on NVIDIA,
+    64 on AMD.
     """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

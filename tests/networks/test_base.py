@@ -1,7 +1,5 @@
 """Any network: transformers, UNets, and modules with buffers, tied weights or another dtype."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -54,37 +52,37 @@ def randomised(network: Network) -> Network:
     return network.eval()
 
 
-def plain() -> Network:
+def plain(dtype: torch.dtype = torch.float32) -> Network:
     torch.manual_seed(0)
-    return bbdm.wrap(Plain(), condition_channels=3)
+    return bbdm.wrap(Plain(dtype), condition_channels=3)
 
 
 def bfloat16() -> Network:
     """It returns bfloat16, whatever it is given."""
-    torch.manual_seed(0)
-    return bbdm.wrap(Plain(torch.bfloat16), condition_channels=3)
+    return plain(torch.bfloat16)
+
+
+SIZES: dict[str, Any] = {  # of networks of diffusers
+    "in_channels": 6,
+    "out_channels": 3,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": 8,
+}
 
 
 def diffusers_unet() -> Network:
     from diffusers import UNet2DModel  # pyright: ignore[reportPrivateImportUsage]
 
     torch.manual_seed(0)
-    model = UNet2DModel(
-        in_channels=6,
-        out_channels=3,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
-    )
-    return bbdm.wrap(
-        model,
-        condition_channels=3,
-        stride=2,
-        call=lambda m, x, t, c: m(torch.cat([x, c["source"]], dim=1), t).sample,
-    )
+    blocks = ("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D")
+    model = UNet2DModel(**SIZES, down_block_types=blocks[0], up_block_types=blocks[1])
+
+    def call(m: Any, x: torch.Tensor, t: torch.Tensor, c: Conditions) -> torch.Tensor:
+        return m(torch.cat([x, c["source"]], dim=1), t).sample
+
+    return bbdm.wrap(model, condition_channels=3, stride=2, call=call)
 
 
 def diffusers_conditional() -> Network:
@@ -92,17 +90,9 @@ def diffusers_conditional() -> Network:
     from diffusers import UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
 
     torch.manual_seed(0)
-    model = UNet2DConditionModel(
-        in_channels=6,
-        out_channels=3,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=8,
-        attention_head_dim=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )
+    blocks = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
+    settings = {"down_block_types": blocks[0], "up_block_types": blocks[1], "cross_attention_dim": 8}
+    model = UNet2DConditionModel(**SIZES, **settings)
 
     def call(m: Any, x: torch.Tensor, t: torch.Tensor, c: Conditions) -> torch.Tensor:
         return m(torch.cat([x, c["source"]], dim=1), t, x.new_zeros(len(x), 1, 8)).sample
@@ -213,26 +203,6 @@ def test_a_file_holds_it(make: Callable[[], Network], suffix: str, tmp_path: Pat
         assert torch.equal(loaded.state_dict()[key], value)
 
 
-def test_the_class_may_have_moved(tmp_path: Path):
-    class Moved(Plain):
-        pass
-
-    save_checkpoint(tmp_path / "c.pt", plain(), BRIDGE)
-    assert load_checkpoint(tmp_path / "c.pt").build_unet(network=bbdm.wrap(Moved(), condition_channels=3))
-
-
-def test_a_bare_module_is_refused():
-    for build in (lambda: BridgeSampler(Plain(), BRIDGE), lambda: save_checkpoint("c.pt", Plain(), BRIDGE)):  # pyright: ignore
-        with pytest.raises(ValueError, match=r"must be a network, got Plain: bbdm\.wrap makes one of any module"):
-            build()
-
-
-def test_tied_weights_stay_tied(tmp_path: Path):
-    save_checkpoint(tmp_path / "c.pt", plain(), BRIDGE)
-    loaded: Any = load_checkpoint(tmp_path / "c.pt").build_unet(network=plain())
-    assert loaded.module.again.weight is loaded.module.middle.weight
-
-
 def test_a_file_of_a_wrapped_network_needs_it(tmp_path: Path):
     save_checkpoint(tmp_path / "c.pt", plain(), BRIDGE)
     with pytest.raises(IncompleteFileError, match=r"weights of a tests.networks.test_base.Plain .* network=bbdm.wrap"):
@@ -248,8 +218,15 @@ def test_a_file_of_a_wrapped_network_needs_it(tmp_path: Path):
     with pytest.raises(ValueError, match="a network was given, and the file describes its own, a DiT"):
         BridgeSampler.from_checkpoint(tmp_path / "d.pt", network=plain())
 
+    class Moved(Plain):
+        pass
 
-@daily_networks
+    loaded: Any = load_checkpoint(tmp_path / "c.pt").build_unet(network=bbdm.wrap(Moved(), condition_channels=3))
+    assert loaded.module.again.weight is loaded.module.middle.weight  # tied weights stay tied
+
+
+@pytest.mark.nightly
+@every_network
 def test_it_is_compiled(make: Callable[[], Network]):
     network = randomised(make())
     eager = BridgeSampler(network, BRIDGE, steps=2)(SOURCE, seed=0)
@@ -289,3 +266,6 @@ def test_it_is_exported_and_runs_without_torch(make: Callable[[], Network], tmp_
 def test_bad_arguments(settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         bbdm.wrap(**{"module": Plain(), **settings})
+    for build in (lambda: BridgeSampler(Plain(), BRIDGE), lambda: save_checkpoint("c.pt", Plain(), BRIDGE)):  # pyright: ignore
+        with pytest.raises(ValueError, match=r"must be a network, got Plain: bbdm\.wrap makes one of any module"):
+            build()

@@ -1,7 +1,5 @@
 """The PatchGAN: its patches, and that it looks at each image alone."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -20,31 +18,20 @@ def test_a_logit_sees_70_by_70_pixels():
     assert (int(rows.max() - rows.min()) + 1, int(columns.max() - columns.min()) + 1) == (70, 70)
 
 
-def test_it_has_the_widths_of_the_paper():
-    convolutions = [m for m in PatchGAN(3).layers if isinstance(m, torch.nn.Conv2d)]
-    assert [(m.in_channels, m.out_channels, m.stride[0]) for m in convolutions] == [
-        (3, 64, 2),
-        (64, 128, 2),
-        (128, 256, 2),
-        (256, 512, 1),
-        (512, 1, 1),
-    ]
-
-
 def test_an_image_has_the_same_logits_in_any_batch():
     x = torch.randn(3, 1, 32, 40)
     network = PatchGAN(1, 4)
     torch.testing.assert_close(network(x)[1:2], network(x[1:2]))
 
 
-def test_the_least_size_leaves_one_patch():
+def test_widths_and_sizes():
+    convolutions = [m for m in PatchGAN(3).layers if isinstance(m, torch.nn.Conv2d)]
+    widths = [(3, 64, 2), (64, 128, 2), (128, 256, 2), (256, 512, 1), (512, 1, 1)]  # of the paper
+    assert [(m.in_channels, m.out_channels, m.stride[0]) for m in convolutions] == widths
     network = PatchGAN(3, 4)
     assert network(torch.randn(1, 3, LEAST, LEAST)).shape == (1, 1, 1, 1)
     with pytest.raises(RuntimeError):
         network(torch.randn(1, 3, LEAST - 1, LEAST))
-
-
-@pytest.mark.parametrize("width", [0, 6])
-def test_widths_that_no_network_has(width: int):
-    with pytest.raises(ValueError, match=f"width must be a multiple of 4, got {width}"):
-        PatchGAN(3, width)
+    for width in (0, 6):
+        with pytest.raises(ValueError, match=f"width must be a multiple of 4, got {width}"):
+            PatchGAN(3, width)

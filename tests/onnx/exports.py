@@ -1,16 +1,24 @@
-"""Small checkpoints to export, and the script that exports them."""
+"""Small checkpoints to export, and the script that exports them, each graph once a session."""
 
-from __future__ import annotations
-
+import hashlib
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import onnx
+import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 from bbdm import VQGAN, ABridge, VQGANCodec, save_checkpoint
 from bbdm.cli.export import main
 from bbdm.codec import LatentStatistics
 from bbdm.networks.base import Network
+from bbdm.networks.restore import state_hash
+from bbdm.networks.unet import UNet
+from bbdm.onnx import graphs
 from tests.conftest import tiny_unet
 
 BRIDGE = ABridge(num_steps=100)
@@ -35,7 +43,31 @@ def checkpoint(path: Path, condition_channels: int = 3, codec: VQGANCodec | None
     return path
 
 
+def once(function: Callable[..., onnx.ModelProto]) -> Callable[..., onnx.ModelProto]:
+    """A function of ``graphs`` whose results the processes of a session share, by weights and settings.
+
+    An export takes ten seconds, and many tests export one small network. A user's network is always exported.
+    """
+
+    def made(source: Any, *rest: Any) -> onnx.ModelProto:
+        if not isinstance(source, UNet | VQGANCodec) or "BBDM_TESTS" not in os.environ:
+            return function(source, *rest)
+        settings = source.description() if isinstance(source, UNet) else source.config()
+        named = repr([function.__name__, settings, state_hash(source.state_dict()), rest])
+        path = Path(os.environ["BBDM_TESTS"]) / f"{hashlib.sha256(named.encode()).hexdigest()}.onnx"
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                onnx.save(function(source, *rest), path)
+            return onnx.load(path)
+
+    return made
+
+
 def export(file: Path, folder: Path, *flags: str, network: Network | None = None) -> Path:
     """Run `bbdm export`, without its check unless ``flags`` have it."""
-    main([str(file), str(folder), *([] if "--check" in flags else ["--no-check"]), *flags], network)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("network_graph", "encoder_graph", "decoder_graph"):
+            if (function := getattr(graphs, name)).__module__ == graphs.__name__:  # no test's own
+                patch.setattr(graphs, name, once(function))
+        main([str(file), str(folder), *([] if "--check" in flags else ["--no-check"]), *flags], network)
     return folder

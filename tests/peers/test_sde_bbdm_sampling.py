@@ -4,8 +4,6 @@ The public code computes its schedules in torch's default dtype, so rows are com
 float64. It draws its noise with ``torch.randn_like``, which is replaced here by known noise. Where the public
 code cannot run or is wrong, a test shows that, and the comparison is with its formula instead."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -95,9 +93,6 @@ def paper_times() -> list[int]:
     return torch.arange(1000, 904, -2).tolist() + torch.arange(902, 1, -6).tolist()
 
 
-# Forward diffusion
-
-
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("c_lambda", C_LAMBDAS)
 def test_abridge_forward_diffusion(draw: Draw, c_lambda: float) -> None:
@@ -124,9 +119,6 @@ def test_brownian_forward_diffusion(draw: Draw) -> None:
 
     torch.testing.assert_close(x_t, public.x, rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(target, objective, rtol=0, atol=TOLERANCE)
-
-
-# Rows of ABridge
 
 
 @pytest.mark.usefixtures("float64")
@@ -171,9 +163,6 @@ def test_abridge_fast_rows(draw: Draw, c_lambda: float) -> None:
         state = y[row] if t == T else x[row]
         differences[t] = (public - our_step(table, row, state, y[row], pred[row], z[row])).abs()
     assert_rows_agree(differences, 199)
-
-
-# Rows of BrownianBridge
 
 
 @pytest.mark.usefixtures("float64")
@@ -222,28 +211,6 @@ class TakesCondition(nn.Module):
         return torch.zeros_like(x)
 
 
-def test_bbdm_fast_steps_index_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From each time it goes to the one before it in the list, and from the first to the last."""
-    times = [1000, 600, 300, 1]
-    module = sde_bbdm.nn.BBDMModule(TakesCondition(), T)
-    module.fast_sampling_steps = times
-    visited: list[tuple[int, int]] = []
-    monkeypatch.setattr(module, "fast_sampling_step", lambda _data, s, r, **_settings: visited.append((s, r)))
-    image = torch.zeros(2, 3, 4, 4)
-    for row, t in enumerate(times):
-        module.sampling_step(public_data(image, t, image), len(times) - row, predicted_obj=image)
-    assert visited == [(1000, 1), (600, 1000), (300, 600), (1, 300)]
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-def test_bbdm_fast_step_takes_two_images_only(batch: int) -> None:
-    """It unpacks the network's output into two, which only a batch of two survives."""
-    image = torch.zeros(batch, 3, 4, 4)
-    module = sde_bbdm.nn.BBDMModule(TakesCondition(), T)
-    with pytest.raises(ValueError, match="unpack"):
-        module.fast_sampling_step(public_data(image, 600, image), 600, 300, predicted_obj=image)
-
-
 @pytest.mark.usefixtures("float64")
 def test_brownian_posterior_rows_with_skips(draw: Draw) -> None:
     """The public fast step, given the right pair of times, is our default ``posterior`` table."""
@@ -277,18 +244,6 @@ def test_sde_bbdm_fast_noise_is_half_the_variance(draw: Draw) -> None:
     sigma = float(bridge.sigma(300))
     torch.testing.assert_close(public, 0.5 * sigma**2 * one, rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(ours, 0.5 * sigma * one, rtol=0, atol=TOLERANCE)
-
-
-def test_sde_bbdm_fast_steps_run_off_their_list() -> None:
-    """After the last time it reads another one."""
-    image = torch.zeros(2, 3, 4, 4)
-    module = sde_bbdm.nn.SDEBBDMModule(TakesCondition(), T)
-    module.fast_sampling_steps = [1000, 1]
-    with pytest.raises(IndexError):
-        module.sampling_step(public_data(image, 1, image), 1, predicted_obj=image)
-
-
-# The whole sampler
 
 
 class Contraction(Network):
@@ -346,7 +301,7 @@ def public_states(
     return states
 
 
-# The public full sampling takes one image only; see the last test.
+# The public full sampling takes one image only: it takes the truth value of a tensor of times.
 SAMPLERS = [pytest.param("fast", 2, id="fast"), pytest.param("ancestral", 1, id="ancestral")]
 
 
@@ -390,12 +345,3 @@ def test_sampler_walks_the_public_path_in_float64(solver: str, batch: int, monke
     # 2.7e-6.
     atol = TOLERANCE if solver == "fast" else 1e-5
     torch.testing.assert_close(torch.stack(states), torch.stack(public), rtol=0, atol=atol)
-
-
-def test_public_full_sampling_takes_one_image_only() -> None:
-    """It takes the truth value of a tensor of times; ours has no such limit."""
-    manager = diffusion.Manager(sde_bbdm.nn.ABridgeModule(contraction(), T, c_lambda=2))
-    source = torch.zeros(2, 3, 8, 8)
-    with pytest.raises(RuntimeError, match="Boolean value of Tensor with more than one value is ambiguous"):
-        manager.sampling(2, source, condition=source)
-    assert BridgeSampler(contraction(), ABridge(T, 2.0), "ancestral")(source, seed=0).shape == source.shape

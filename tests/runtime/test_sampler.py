@@ -1,7 +1,5 @@
 """OnnxBridgeSampler: the same call as BridgeSampler, without torch, and what it refuses."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

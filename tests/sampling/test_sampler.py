@@ -108,18 +108,11 @@ def test_dtype_of_network_and_output(unet: UNet, source: torch.Tensor):
     assert next(unet.parameters()).dtype == torch.float32, "the network given was changed"
     torch.testing.assert_close(out, BridgeSampler(unet, ABridge(), steps=3)(source, seed=0), rtol=0, atol=0.1)
     assert half(source.double(), seed=0).dtype == torch.float64
-
-
-def test_a_network_in_training_mode_stays_in_it(source: torch.Tensor):
-    unet = small_unet().train()
-    BridgeSampler(unet, ABridge(), steps=2)(source, seed=0)
-    assert unet.training
-
-
-def test_results_can_be_used_in_training(unet: UNet, source: torch.Tensor):
-    out = BridgeSampler(unet, ABridge(), steps=2)(source, seed=0)
+    training = small_unet().train()
+    out = BridgeSampler(training, ABridge(), steps=2)(source, seed=0)
+    assert training.training, "its mode was changed"
     weight = torch.ones(1, requires_grad=True)
-    (weight * out).sum().backward()
+    (weight * out).sum().backward()  # results can be used in training
     assert weight.grad is not None
 
 
@@ -130,11 +123,6 @@ def picture(mode: str, size: tuple[int, int] = (8, 6)) -> Image.Image:
     return Image.fromarray(pixels).convert(mode)
 
 
-def test_grey_networks_take_and_make_grey_pictures():
-    (result,) = BridgeSampler(small_unet(1, 1), ABridge(), steps=2)([picture("RGB")], seed=0)
-    assert result.mode == "L"
-
-
 def test_a_list_of_pictures_of_several_sizes_keeps_its_order_and_seeds(unet: UNet):
     sampler = BridgeSampler(unet, ABridge(), steps=2)
     pictures = [picture("RGB", size) for size in ((8, 6), (4, 4), (8, 6), (7, 5))]
@@ -143,24 +131,32 @@ def test_a_list_of_pictures_of_several_sizes_keeps_its_order_and_seeds(unet: UNe
     for i, (given, made) in enumerate(zip(pictures, results, strict=True)):
         alone = np.asarray(sampler(given, seed=20 + i)[0], dtype=int)
         assert np.abs(np.asarray(made, dtype=int) - alone).max() <= 1  # float32 rounding may cross half a level
-
-
-def test_last_seeds_are_those_of_the_whole_call(unet: UNet):
-    sampler = BridgeSampler(unet, ABridge(), steps=2)
-    sampler([picture("RGB", size) for size in ((8, 6), (4, 4), (8, 6))], seed=5)
-    assert sampler.last_seeds == (5, 6, 7)
+    sampler(pictures, seed=5)
+    assert sampler.last_seeds == (5, 6, 7, 8)
+    (grey,) = BridgeSampler(small_unet(1, 1), ABridge(), steps=2)([picture("RGB")], seed=0)
+    assert grey.mode == "L"
 
 
 def test_from_checkpoint(tmp_path: Path, source: torch.Tensor):
-    first, second = small_unet(), small_unet()
+    """Arguments fill in what a file leaves out."""
+    first, second, bridge = small_unet(), small_unet(), ABridge(num_steps=50)
     torch.nn.init.normal_(second.out[2].weight, std=0.3)  # pyright: ignore[reportArgumentType]
-    save_checkpoint(tmp_path / "c.pt", first, ABridge(num_steps=50), ema=second)
+    save_checkpoint(tmp_path / "c.pt", first, bridge, ema=second)
     for ema, unet in ((True, second), (False, first)):
         sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt", ema=ema, solver="ddim", steps=3)
-        assert sampler.bridge == ABridge(num_steps=50)
-        assert torch.equal(
-            sampler(source, seed=0), BridgeSampler(unet, ABridge(num_steps=50), "ddim", 3)(source, seed=0)
-        )
+        assert sampler.bridge == bridge
+        assert torch.equal(sampler(source, seed=0), BridgeSampler(unet, bridge, "ddim", 3)(source, seed=0))
+    with pytest.raises(ValueError, match="num_steps=60 was given, but the network was trained with num_steps=50"):
+        BridgeSampler.from_checkpoint(tmp_path / "c.pt", num_steps=60)
+    with pytest.raises(ValueError, match=r"config=a\.yaml was given, but the file describes its network itself"):
+        BridgeSampler.from_checkpoint(tmp_path / "c.pt", config="a.yaml")
+    torch.save(tiny_unet(head_channels=8), tmp_path / "bare.model")
+    sampler = BridgeSampler.from_checkpoint(tmp_path / "bare.model", num_steps=90, c_lambda=1.5, steps=2)
+    assert sampler.bridge == ABridge(90, 1.5)
+    named = inspect.signature(BridgeSampler.from_checkpoint).parameters
+    own = inspect.signature(BridgeSampler).parameters
+    assert named.keys() >= own.keys() - {"unet", "bridge", "calls"}  # which the file says
+    assert not any(p.kind is p.VAR_KEYWORD for p in named.values())
 
 
 def test_threads_share_a_sampler(unet: UNet, source: torch.Tensor):
@@ -182,9 +178,6 @@ def test_progress_bar_counts_network_calls(unet: UNet, source: torch.Tensor, cap
     assert capsys.readouterr().err == ""
 
 
-# At a call
-
-
 @pytest.mark.parametrize(
     "settings",
     [{"steps": 5}, {"solver": "sde-dpm2m"}, {"solver": "ddim", "steps": 2}, {"timesteps": [1000, 300, 4]}],
@@ -193,11 +186,8 @@ def test_progress_bar_counts_network_calls(unet: UNet, source: torch.Tensor, cap
 def test_solver_and_steps_at_a_call(unet: UNet, source: torch.Tensor, settings: dict[str, Any]):
     sampler = BridgeSampler(unet, ABridge(), "dpm2m", steps=3, dtype="bf16")
     own = sampler(source, seed=0)
-    wanted = BridgeSampler(
-        unet,
-        ABridge(),
-        **{"solver": "dpm2m", "steps": 3 if settings.keys() == {"solver"} else None, "dtype": "bf16"} | settings,
-    )
+    steps = 3 if settings.keys() == {"solver"} else None
+    wanted = BridgeSampler(unet, ABridge(), **{"solver": "dpm2m", "steps": steps, "dtype": "bf16", **settings})
     assert torch.equal(sampler(source, seed=0, **settings), wanted(source, seed=0))
     assert [s.t for s in sampler.stream(source, seed=0, **settings)] == wanted.table.timesteps.tolist()
     assert torch.equal(sampler(source, seed=0), own), "a call changed the sampler"
@@ -267,8 +257,8 @@ def test_previews_are_pictures_of_the_source_s_size(unet: UNet):
 
 
 def test_a_sampler_says_what_it_is(unet: UNet):
-    sampler = BridgeSampler(unet, ABridge(c_lambda=1.5), "ddim", 4, dtype="bf16")
-    for part in (
+    shown = repr(BridgeSampler(unet, ABridge(c_lambda=1.5), "ddim", 4, dtype="bf16"))
+    parts = [
         "UNet of 0.1 M parameters",
         "c_lambda=1.5",
         "solver='ddim'",
@@ -276,8 +266,8 @@ def test_a_sampler_says_what_it_is(unet: UNet):
         "'cpu'",
         "'bfloat16'",
         "codec=None",
-    ):
-        assert part in repr(sampler)
+    ]
+    assert [part for part in parts if part not in shown] == []
 
 
 @pytest.mark.parametrize(
@@ -314,16 +304,6 @@ def test_to_a_device(unet: UNet, source: torch.Tensor):
     assert next(unet.parameters()).device.type == "cpu", "the network given was moved"
     with pytest.raises(ValueError, match="device 'nowhere' cannot be used here"):
         sampler.to("nowhere")
-
-
-def test_from_checkpoint_names_its_settings():
-    named = inspect.signature(BridgeSampler.from_checkpoint).parameters
-    own = inspect.signature(BridgeSampler).parameters
-    assert named.keys() >= own.keys() - {"unet", "bridge", "calls"}  # which the file says
-    assert not any(p.kind is p.VAR_KEYWORD for p in named.values())
-
-
-# What is refused
 
 
 GOOD = torch.full((2, 3, 8, 8), -0.5)
@@ -377,13 +357,6 @@ def test_bad_calls(unet: UNet, call: dict[str, Any], message: str):
         BridgeSampler(unet, ABridge(), steps=3)(**call)
 
 
-def test_stream_checks_at_the_call(unet: UNet):
-    with pytest.raises(ValueError, match="non-empty"):
-        BridgeSampler(unet, ABridge()).stream(torch.zeros(3, 8, 8))
-    with pytest.raises(ValueError, match="stream needs sources of one size, got several"):
-        BridgeSampler(unet, ABridge()).stream([picture("RGB"), picture("RGB").resize((9, 8))])
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -398,6 +371,10 @@ def test_stream_checks_at_the_call(unet: UNet):
 def test_bad_settings(unet: UNet, settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         BridgeSampler(unet, ABridge(), **settings)
+    with pytest.raises(ValueError, match="non-empty"):  # a stream checks at the call
+        BridgeSampler(unet, ABridge()).stream(torch.zeros(3, 8, 8))
+    with pytest.raises(ValueError, match="stream needs sources of one size, got several"):
+        BridgeSampler(unet, ABridge()).stream([picture("RGB"), picture("RGB").resize((9, 8))])
 
 
 @pytest.mark.gpu
@@ -406,20 +383,6 @@ def test_one_seed_is_one_image_on_every_device(unet: UNet, source: torch.Tensor)
     here = BridgeSampler(unet, ABridge(), "sde-dpm2m", steps=5)(source, seed=0)
     there = BridgeSampler(unet, ABridge(), "sde-dpm2m", steps=5, device="cuda")(source, seed=0)
     torch.testing.assert_close(there, here, rtol=0, atol=1e-3)
-
-
-def test_arguments_fill_in_what_a_file_leaves_out(unet: UNet, tmp_path: Path):
-    save_checkpoint(tmp_path / "ours.pt", unet, ABridge(num_steps=100))
-    with pytest.raises(ValueError, match="num_steps=50 was given, but the network was trained with num_steps=100"):
-        BridgeSampler.from_checkpoint(tmp_path / "ours.pt", num_steps=50)
-    with pytest.raises(ValueError, match=r"config=a\.yaml was given, but the file describes its network itself"):
-        BridgeSampler.from_checkpoint(tmp_path / "ours.pt", config="a.yaml")
-    torch.save(tiny_unet(head_channels=8), tmp_path / "bare.model")
-    sampler = BridgeSampler.from_checkpoint(tmp_path / "bare.model", num_steps=90, c_lambda=1.5, steps=2)
-    assert sampler.bridge == ABridge(90, 1.5)
-
-
-# Masks
 
 
 def test_a_mask_keeps_the_source_elsewhere(unet: UNet, source: torch.Tensor):

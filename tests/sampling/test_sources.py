@@ -51,47 +51,28 @@ def test_grey_networks():
     assert echo(COLOUR[:, :, 0], NUMPY, 1).shape == (6, 8)
     np.testing.assert_array_equal(echo(COLOUR[:, :, :1], NUMPY, 1), COLOUR[:, :, :1])
     np.testing.assert_allclose(echo(FLOATS[:, :, 1], NUMPY, 1), FLOATS[:, :, 1], atol=1e-6)
-
-
-def test_transparent_pixels_of_an_array_are_white():
-    clear = np.dstack([COLOUR, np.zeros((6, 8), np.uint8)])
+    clear = np.dstack([COLOUR, np.zeros((6, 8), np.uint8)])  # transparent pixels are white
     np.testing.assert_array_equal(echo(clear, NUMPY), np.full((6, 8, 3), 255))
 
 
 def test_a_mixed_list_keeps_order_and_types(tmp_path: Path):
-    picture = Image.fromarray(COLOUR)
-    picture.resize((4, 4)).save(tmp_path / "a.png")
+    picture, file = Image.fromarray(COLOUR), tmp_path / "a.png"
+    picture.save(file)
     tensor = torch.from_numpy(FLOATS.transpose(2, 0, 1).copy()).double()
-    made = echo([FLOATS, tmp_path / "a.png", picture, tensor, str(tmp_path / "a.png"), COLOUR], TENSORS)
-    assert [type(result) for result in made] == [
-        np.ndarray,
-        Image.Image,
-        Image.Image,
-        torch.Tensor,
-        Image.Image,
-        np.ndarray,
-    ]
+    made = echo([FLOATS, file, picture.resize((4, 4)), tensor, str(file), COLOUR], TENSORS)
+    kinds = [np.ndarray, Image.Image, Image.Image, torch.Tensor, Image.Image, np.ndarray]
+    assert [type(result) for result in made] == kinds
     np.testing.assert_allclose(made[0], FLOATS, atol=1e-6)
-    assert made[1].size == made[4].size == (4, 4)
-    np.testing.assert_array_equal(np.asarray(made[2]), COLOUR)
+    assert made[2].size == (4, 4)
+    for result in (made[1], made[4], *(echo(source, NUMPY)[0] for source in (file, str(file), picture)), made[5]):
+        np.testing.assert_array_equal(np.asarray(result), COLOUR)
     assert made[3].dtype == torch.float64
     torch.testing.assert_close(made[3], tensor, rtol=0, atol=1e-6)
-    np.testing.assert_array_equal(made[5], COLOUR)
-
-
-def test_a_single_picture_or_path_gives_a_list(tmp_path: Path):
-    Image.fromarray(COLOUR).save(tmp_path / "a.png")
-    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(COLOUR)):
-        (made,) = echo(source, NUMPY)
-        np.testing.assert_array_equal(np.asarray(made), COLOUR)
-
-
-def test_missing_and_broken_files_are_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"there is no picture .*none\.png"):
         given([COLOUR, tmp_path / "none.png"], NUMPY, 3, Scale())
-    (tmp_path / "bad.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"source\[1\]: cannot read the picture .*bad\.png"):
-        given([COLOUR, tmp_path / "bad.png"], NUMPY, 3, Scale())
+    file.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"source\[1\]: cannot read the picture .*a\.png"):
+        given([COLOUR, file], NUMPY, 3, Scale())
 
 
 @BACKENDS

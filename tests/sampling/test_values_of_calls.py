@@ -87,7 +87,8 @@ def test_tensors_in_a_list_too(checkpoint: Path, wanted: np.ndarray[Any, Any]) -
 def test_percentiles_are_of_each_picture(checkpoint: Path) -> None:
     sampler = BridgeSampler.from_checkpoint(checkpoint)
     sampler.pictures = PictureKind(Percentiles(0, 100), HU)
-    first, second = sampler([Picture(STORED), Picture(STORED // 2)], **{**CALL, "seed": [5, 5]})
+    settings: dict[str, Any] = {**CALL, "seed": [5, 5]}
+    first, second = sampler([Picture(STORED), Picture(STORED // 2)], **settings)
     assert np.abs(first.astype(int) - second).max() <= 8  # // 2 rounds 1 in 4095
 
 
@@ -96,7 +97,8 @@ def test_a_volume_is_translated_by_its_slices_which_share_a_seed(checkpoint: Pat
     volume = np.random.default_rng(1).integers(0, 4096, (1, 8, 3, 10), dtype=np.uint16)
     Picture(volume).save(tmp_path / "v.npy")
     sampler.pictures = PictureKind(MR, HU, slices="coronal")
-    first, result = sampler([tmp_path / "v.npy", tmp_path / "v.npy"], **{**CALL, "seed": 4}, batch_size=2)
+    settings: dict[str, Any] = {**CALL, "seed": 4}
+    first, result = sampler([tmp_path / "v.npy", tmp_path / "v.npy"], **settings, batch_size=2)
     assert (result.shape, sampler.last_seeds) == (volume.shape, (4, 5))
     assert not np.array_equal(first, result)
     network = load_checkpoint(checkpoint).build_unet()

@@ -1,7 +1,5 @@
 """`bbdm app` without a browser, with a network too small to be good."""
 
-from __future__ import annotations
-
 import io
 import subprocess
 import sys
@@ -47,9 +45,6 @@ def last(*arguments: Any) -> app.Progress:
     return list(app.translate(*arguments))[-1]
 
 
-# Functions
-
-
 @pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "fast", "posterior", "ddim", "consistency"])
 def test_the_last_preview_is_what_the_sampler_returns(solver: str, model: Model, sampler: BridgeSampler):
     sources = [Source("a", noise(0)), Source("b", noise(1, 24, 8))]
@@ -63,11 +58,6 @@ def test_the_last_preview_is_what_the_sampler_returns(solver: str, model: Model,
     assert all(same(each.picture, picture) for each, picture in zip(results, wanted, strict=True))
     assert not same(results[0].picture, results[1].picture)
     assert not same(progress[0].results[0].picture, results[0].picture)
-
-
-def test_no_seed_draws_one(model: Model):
-    first, second = (last(model, [Source("a", noise(0))], "dpm2m", 2, None, 1).results[0] for _ in range(2))
-    assert first.seed != second.seed
 
 
 def test_an_export_takes_any_solver_and_steps():
@@ -100,14 +90,12 @@ def test_an_export_needs_no_torch():
 
 
 def test_sources_are_made_to_fit(file: Path, model: Model, tmp_path: Path):
+    """A drawing is laid on white."""
     noise(2, 64, 32).save(tmp_path / "wide.png")
     source = app.read(str(tmp_path / "wide.png"), model, SIZE**2)
     assert (source.name, source.picture.size) == ("wide", (SIZE, SIZE // 2))
     larger = app.load(AppConfig(file, device="cpu", size=(20, 48)))
     assert app.read(noise(2, 64, 32), larger, 1000).picture.size == (40, 20)
-
-
-def test_a_drawing_is_laid_on_white(model: Model):
     drawn = Image.new("RGBA", (512, 512), (0, 0, 0, 0))
     drawn.paste((255, 0, 0, 255), (0, 0, 512, 256))
     name, picture = app.read(drawn, model, SIZE**2)
@@ -129,17 +117,15 @@ def test_what_a_visitor_gives_is_limited(model: Model, tmp_path: Path):
     }.items():
         with pytest.raises(ValueError, match=text):
             app.check(config, *numbers)
-
-
-def test_settings_are_checked():
-    with pytest.raises(ValueError, match="max_results must be at least 1, got 0"):
-        AppConfig(Path("c.pt"), max_results=0)
-    with pytest.raises(ValueError, match="port must be at most 65535, got 65536"):
-        AppConfig(Path("c.pt"), port=65536)
-    with pytest.raises(
-        ValueError, match=r"device, dtype and compile are for checkpoints, and .*onnx is an ONNX export"
+    for settings, text in (
+        ({"model": Path("c.pt"), "max_results": 0}, "max_results must be at least 1, got 0"),
+        ({"model": Path("c.pt"), "port": 65536}, "port must be at most 65535, got 65536"),
+        ({"model": EXPORT, "device": "cpu"}, "device, dtype and compile are for checkpoints, and .*onnx is an ONNX ex"),
     ):
-        AppConfig(EXPORT, device="cpu")
+        with pytest.raises(ValueError, match=text):
+            AppConfig(**settings)
+    first, second = (last(model, [Source("a", noise(0))], "dpm2m", 2, None, 1).results[0] for _ in range(2))
+    assert first.seed != second.seed  # no seed draws one
 
 
 def test_a_folder_of_save_pretrained_is_a_checkpoint(sampler: BridgeSampler, tmp_path: Path):
@@ -165,9 +151,6 @@ def test_the_archive_holds_each_result(model: Model):
         for result in results:
             picture = Image.open(io.BytesIO(made.read(f"a_{result.seed}.png")))
             assert np.array_equal(np.asarray(picture), np.asarray(result.picture))
-
-
-# The page without a browser
 
 
 def controls(page: Any) -> dict[str, dict[str, Any]]:

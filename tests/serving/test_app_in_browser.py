@@ -1,7 +1,5 @@
 """`bbdm app` as visitors use it, in Chromium."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

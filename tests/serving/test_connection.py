@@ -1,7 +1,5 @@
 """Room for workers on a cluster's machines; no Ray is started."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

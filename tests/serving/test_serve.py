@@ -1,7 +1,5 @@
 """`bbdm serve`: checks of requests every day, a server on this machine every night."""
 
-from __future__ import annotations
-
 import asyncio
 import http.client
 import io
@@ -41,7 +39,7 @@ from bbdm.serving.requests import (
     read_picture,
     read_query,
 )
-from tests.conftest import ROOT, tiny_unet
+from tests.conftest import ROOT, noise, tiny_unet
 
 SIZE = 16
 STRIDE = 8
@@ -51,7 +49,7 @@ SERVED = Served(
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    return noise(seed, *size)
 
 
 def encoded(image: Image.Image, kind: str = "png", **options: Any) -> bytes:
@@ -91,9 +89,6 @@ HOSTILE: dict[str, tuple[bytes, int]] = {
 }
 
 
-# every day
-
-
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_is_no_good_picture_is_refused(name: str):
     data, status = HOSTILE[name]
@@ -102,15 +97,12 @@ def test_what_is_no_good_picture_is_refused(name: str):
     assert caught.value.status == status, caught.value
 
 
-def test_pictures_are_read():
+def test_pictures_are_read_and_a_bomb_is_not():
+    """10 MB of zeros in 10 KB."""
     for kind in ("png", "jpeg", "webp"):
         read = read_picture(encoded(Image.new("L", (SIZE, 2 * SIZE), 99), kind), SERVED)
         assert (read.mode, read.size) == ("RGB", (SIZE, 2 * SIZE))
         assert abs(int(np.asarray(read).mean()) - 99) <= 1
-
-
-def test_a_bomb_is_not_decoded():
-    """10 MB of zeros in 10 KB."""
     began = time.process_time()
     with pytest.raises(RequestError, match=r"at most 4096 pixels, .* multiples of 8; got 4000 x 2500"):
         read_picture(png_of(4000, 2500, bytes(10**7)), SERVED)
@@ -223,27 +215,18 @@ def test_the_door_answers_with_the_status_of_a_picture(status: int, serving: Any
 
 
 @pytest.mark.parametrize(("address", "ended"), [(None, "shutdown"), ("auto", "delete bbdm")])
-def test_an_error_leaves_nothing_and_spares_others(
-    address: str | None, ended: str, serving: Any, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_error_leaves_nothing_and_spares_others(address: Any, ended: str, serving: Any, monkeypatch: Any):
     calls: list[str] = []
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("no replica started")
 
-    ray_serve = SimpleNamespace(
-        start=lambda **_: None,
-        run=fail,
-        shutdown=lambda: calls.append("shutdown"),
-        delete=lambda name: calls.append(f"delete {name}"),
-    )
-    for name, value in {
-        "_port": lambda _: 8000,
-        "room_for": lambda _: (1, False),
-        "application": lambda *_: None,
-        "serve": ray_serve,
-    }.items():
-        monkeypatch.setattr(serving, name, value)
+    ends = {"shutdown": lambda: calls.append("shutdown"), "delete": lambda name: calls.append(f"delete {name}")}
+    ray_serve = SimpleNamespace(start=lambda **_: None, run=fail, **ends)
+    monkeypatch.setattr(serving, "_port", lambda _: 8000)
+    monkeypatch.setattr(serving, "room_for", lambda _: (1, False))
+    monkeypatch.setattr(serving, "application", lambda *_: None)
+    monkeypatch.setattr(serving, "serve", ray_serve)
     with pytest.raises(RuntimeError, match="no replica started"):
         serving.run(replace(SERVED, config=ServeConfig(model=Path("c.pt"), threads=1, address=address)))
     assert calls == [ended]
@@ -267,9 +250,6 @@ def test_a_cluster_that_serves_keeps_its_address_and_applications(serving: Any, 
         with pytest.raises(ValueError, match=f"no application 'bbdm' or at the route /, got '{name}' there"):
             port(port=0)
         del applications[name]
-
-
-# every night
 
 
 @dataclass
@@ -544,9 +524,7 @@ with connected(None):
 
 
 @pytest.mark.nightly
-def test_a_shared_cluster_keeps_what_others_serve(
-    start: Callable[..., Server], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_shared_cluster_keeps_what_others_serve(start: Callable[..., Server], checkpoint: Path, monkeypatch: Any):
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray replaces the loopback's address
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     command = [sys.executable, "-c", SHARED]  # threads of Ray Serve would stay in this process

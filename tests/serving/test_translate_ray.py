@@ -26,7 +26,7 @@ from bbdm.evaluation.results import ResultsError
 from bbdm.pictures.images import open_image
 from bbdm.serving.sources import Columns, Where, blocks, find, name_of, read_group
 from bbdm.serving.translation import Task, Worker
-from tests.conftest import tiny_unet
+from tests.conftest import noise, tiny_unet
 
 SIZE = 16
 COLUMNS = Columns("name", "image")
@@ -37,11 +37,6 @@ def checkpoint(tmp_path: Path) -> Path:
     path = tmp_path / "c.pt"
     save_checkpoint(path, tiny_unet(condition_channels=3), ABridge(num_steps=50), image_size=SIZE)
     return path
-
-
-def noise(index: int) -> Image.Image:
-    pixels = np.random.default_rng(index).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
 
 
 def make_sources(folder: Path, count: int) -> list[str]:
@@ -82,17 +77,9 @@ class Watch:
             self.seen.setdefault(name, set()).add((about.st_ino, about.st_mtime_ns))
 
 
-# every day
-
-
 def test_names_are_paths_without_a_pictures_suffix():
-    assert [name_of(path) for path in ("a.png", "a/b.JPG", "a/b.c.webp", "x", "x.txt")] == [
-        "a",
-        "a/b",
-        "a/b.c",
-        "x",
-        "x.txt",
-    ]
+    paths, names = ("a.png", "a/b.JPG", "a/b.c.webp", "x", "x.txt"), ["a", "a/b", "a/b.c", "x", "x.txt"]
+    assert [name_of(path) for path in paths] == names
     for path in ("../a.png", "/etc/passwd", "a//b", "a/../../b.png", ".hidden.png", "a\\..\\b", "", "a/\0"):
         with pytest.raises(ValueError, match="must be a relative path without parts that begin with a dot"):
             name_of(path)
@@ -184,9 +171,6 @@ def test_results_are_outside_of_the_sources(arrow: Any, checkpoint: Path, tmp_pa
             translate_ray.main([str(tmp_path / "in"), str(tmp_path / results), str(checkpoint)])
 
 
-# every night
-
-
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head with one core and another node with one, on the loopback."""
@@ -222,9 +206,7 @@ def check_results(folder: Path, sources: Path, names: list[str], checkpoint: Pat
 
 
 @pytest.mark.nightly
-def test_a_node_is_lost_half_way(
-    cluster: Any, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_node_is_lost_half_way(cluster: Any, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     count = int(os.environ.get("PICTURES", "2000"))
     sources, results = tmp_path / "in", tmp_path / "out"
     names = make_sources(sources, count)

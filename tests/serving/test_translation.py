@@ -1,7 +1,5 @@
 """What a translation does when its workers are lost; no Ray is started."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any

@@ -1,7 +1,5 @@
 """The data of runs in several processes, and the same run in one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Runs of train.py in processes of their own, and what they have in common with a run in one."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The losses of an adversary against numbers worked out by hand."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Training an autoencoder: its step against plain autograd, and a run that resumes bit for bit."""
 
-from __future__ import annotations
-
 import copy
 import json
 import math
@@ -27,7 +25,6 @@ from bbdm.training.autoencoder import (
     AutoencoderConfig,
     AutoencoderTask,
     PerceptualError,
-    kl_divergence,
     perceptual_loss,
     pictures,
 )
@@ -61,7 +58,8 @@ def make(pairs: PairedDataset, tmp_path: Path) -> Make:
 
 
 def batch(pairs: PairedDataset) -> Example:
-    return Example(*(torch.stack(side) for side in zip(*(pairs[i] for i in range(2)), strict=True)))
+    source, target = (torch.stack(side) for side in zip(*(pairs[i] for i in range(2)), strict=True))
+    return Example(source, target)
 
 
 def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -82,9 +80,6 @@ def assert_equal(ours: Any, theirs: Any) -> None:
             assert_equal(mine, other)
     else:
         assert ours == theirs
-
-
-# One step
 
 
 @pytest.mark.parametrize("num_codes", [40, 0], ids=["vq", "kl"])
@@ -129,13 +124,6 @@ def test_gradients_are_those_of_the_whole_loss(num_codes: int, make: Make, pairs
     assert report["adversarial_weight"] == pytest.approx(0.5 * (norms[0] / (norms[1] + 1e-4)).item(), rel=1e-4)
 
 
-def test_kl_divergence_is_torchs():
-    mean, log_variance = torch.randn(3, 2, 4, 5), torch.randn(3, 2, 4, 5)
-    posterior = Normal(mean, log_variance.exp().sqrt())
-    wanted = torchs_kl_divergence(posterior, Normal(0.0, 1.0)).sum() / 3
-    torch.testing.assert_close(kl_divergence(mean, log_variance), wanted)
-
-
 def test_the_adversary_begins_at_its_step(make: Make, pairs: PairedDataset):
     training = make(adversarial_start=1)
     assert isinstance(training.task, AutoencoderTask)
@@ -148,14 +136,6 @@ def test_the_adversary_begins_at_its_step(make: Make, pairs: PairedDataset):
     assert training.task.counted["adversarial"] == 1
     after = weights_of(training.task.adversary.discriminator)
     assert not any(torch.equal(after[key], value) for key, value in before.items() if key.endswith("weight"))
-
-
-def test_without_an_adversary(make: Make):
-    training = make(adversarial_weight=0.0)
-    assert isinstance(training.task, AutoencoderTask)
-    assert training.task.adversary is None
-    training.fit()
-    assert "discriminator" not in (training.folder / "metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize("num_codes", [40, 0], ids=["vq", "kl"])
@@ -195,18 +175,11 @@ def test_lpips_by_a_file_is_part_of_the_loss(pairs: PairedDataset, tmp_path: Pat
     assert step.report()["lpips"] > 0
     grey = torch.rand(1, 1, 64, 64) * 2 - 1
     assert perceptual(grey, grey) == 0
-
-
-def test_lpips_without_weights_says_so(tmp_path: Path):
-    pytest.importorskip("bbdm.evaluation.metrics", exc_type=ImportError)
     with pytest.raises(PerceptualError, match=r"network of perceptual='vgg', LPIPS: there is no file .*vgg\.pth"):
         perceptual_loss(AutoencoderConfig(), tmp_path / "vgg.pth", torch.device("cpu"))
 
 
-# A run
-
-
-def test_other_settings_and_other_files_are_refused(make: Make, tmp_path: Path):
+def test_other_settings_and_losses_that_are_no_number(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make(epochs=1).fit()
     with pytest.raises(ValueError, match=r"was trained with perceptual_weight=1.0: resume with the same"):
         make(perceptual_weight=2.0).resume_newest()
@@ -215,16 +188,9 @@ def test_other_settings_and_other_files_are_refused(make: Make, tmp_path: Path):
     save_vqgan(tmp_path / "alone.pt", tiny_vqgan())
     with pytest.raises(ValueError, match=r"alone\.pt holds no training state"):
         make().resume(tmp_path / "alone.pt")
-
-
-def test_a_checkpoint_of_a_run_is_a_codec_with_the_averaged_weights(make: Make, tmp_path: Path):
-    training = make(epochs=1)
-    training.fit()
-    training.save(tmp_path / "final.safetensors")
-    for path in (training.folder / "step_00000002.pt", training.run.best, tmp_path / "final.safetensors"):
-        codec = load_codec(path)
-        assert isinstance(codec, VQGANCodec)
-        assert_equal(weights_of(codec.vqgan), weights_of(training.task.ema.unet))
+    monkeypatch.setattr(autoencoder.F, "l1_loss", lambda a, b: (a - b).mean() * math.nan)
+    with pytest.raises(DivergedError, match="the loss is nan at step 1"):
+        make("other").fit()
 
 
 def test_the_best_epoch_is_of_the_averaged_weights_on_validation_pairs(make: Make, pairs: PairedDataset):
@@ -238,37 +204,35 @@ def test_the_best_epoch_is_of_the_averaged_weights_on_validation_pairs(make: Mak
     assert training.best["validation_loss"] == pytest.approx(wanted, rel=1e-5)
 
 
-def test_scores_are_of_reconstructions(make: Make, pairs: PairedDataset):
+def test_a_run_without_an_adversary(make: Make, pairs: PairedDataset, tmp_path: Path):
+    """A checkpoint is a codec with the averaged weights, whose reconstructions are scored."""
     metrics = pytest.importorskip("bbdm.evaluation.metrics", exc_type=ImportError)
-    training = make(epochs=1)
+    training = make(epochs=1, adversarial_weight=0.0)
+    assert isinstance(training.task, AutoencoderTask)
+    assert training.task.adversary is None
     training.callbacks.append(ValidationScores(metrics.Scores(["psnr"])))
     training.fit()
     record = json.loads((training.folder / "metrics.jsonl").read_text())
+    assert "discriminator" not in record
     x = pictures(*(torch.stack(side) for side in zip(*(pairs[i] for i in range(4)), strict=True)))
     made, wanted = training.task.ema.unet.decode(training.task.ema.unet.encode(x)), (x + 1) / 2
     made = (((made + 1) / 2).clamp(0, 1) * 255).round() / 255
     psnr = -10 * (made - wanted).square().mean((1, 2, 3)).log10()
     assert record["psnr"] == pytest.approx(psnr.mean().item(), rel=1e-3)
-
-
-def test_a_loss_that_is_no_number_ends_the_run(make: Make, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(autoencoder.F, "l1_loss", lambda a, b: (a - b).mean() * math.nan)
-    with pytest.raises(DivergedError, match="the loss is nan at step 1"):
-        make().fit()
+    training.save(tmp_path / "final.safetensors")
+    for path in (training.folder / "step_00000002.pt", training.run.best, tmp_path / "final.safetensors"):
+        codec = load_codec(path)
+        assert isinstance(codec, VQGANCodec)
+        assert_equal(weights_of(codec.vqgan), weights_of(training.task.ema.unet))
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("num_codes", [40, 0], ids=["vq", "kl"])
-def test_a_compiled_step_is_the_eager_one(
-    num_codes: int, make: Make, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_compiled_step_is_the_eager_one(num_codes: int, make: Make, pairs: PairedDataset, monkeypatch: Any):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     runs = [make(str(compile), num_codes=num_codes, compile=compile) for compile in (False, True)]
     losses = [[run.train_step(batch(pairs)) for _ in range(2)] for run in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
-# Bad input
 
 
 def test_pairs_that_do_not_fit_are_refused(make: Make, pairs: PairedDataset):

@@ -1,7 +1,5 @@
 """Callbacks: when they are called, and that they change no weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

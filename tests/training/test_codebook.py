@@ -1,7 +1,5 @@
 """The use of codes in an epoch, against counts and perplexities worked out by hand."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

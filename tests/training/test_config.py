@@ -1,7 +1,5 @@
 """The settings of a training run: what they refuse, and the learning rate."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import FrozenInstanceError
 from typing import Any
@@ -60,28 +58,26 @@ class TestTrainConfig:
         with pytest.raises(ValueError, match=reason):
             config(**{name: value})
 
-    def test_one_graph_is_not_sharded(self) -> None:
+    @pytest.mark.parametrize(
+        ("schedule", "warmup", "total", "rates"),
+        [
+            ("constant", 4, 100, {0: 2.0, 1: 4.0, 2: 6.0, 3: 8.0, 4: 8.0, 5: 8.0}),
+            ("constant", 0, 100, dict.fromkeys((0, 1, 50, 99, 100), 8.0)),
+            (
+                "cosine",
+                0,
+                12,
+                {0: 8.0, 4: 6.0, 6: 4.0, 8: 2.0, 12: 0.0},
+            ),  # (1 + cos) / 2 of 0, 60, 90, 120, 180 degrees
+            ("cosine", 10, 12, {4: 8 * 0.5 * 0.75}),  # they multiply
+        ],
+    )
+    def test_learning_rates(self, schedule: Any, warmup: int, total: int, rates: dict[int, float]) -> None:
+        config = TrainConfig(learning_rate=8.0, lr_schedule=schedule, warmup_steps=warmup)
+        assert {step: config.lr_at(step, total) for step in rates} == pytest.approx(rates, abs=1e-12)
+
+    def test_settings_that_exclude_each_other_or_change(self) -> None:
         with pytest.raises(ValueError, match="shard and compile exclude each other"):
             TrainConfig(shard=True, compile=True)
-
-    def test_is_frozen(self) -> None:
         with pytest.raises(FrozenInstanceError):
             TrainConfig().epochs = 3  # pyright: ignore[reportAttributeAccessIssue]
-
-    def test_warmup_rises_to_the_learning_rate(self) -> None:
-        config = TrainConfig(learning_rate=8.0, warmup_steps=4)
-        assert [config.lr_at(step, 100) for step in range(6)] == [2.0, 4.0, 6.0, 8.0, 8.0, 8.0]
-
-    def test_constant_without_warmup(self) -> None:
-        config = TrainConfig(learning_rate=8.0)
-        assert {config.lr_at(step, 100) for step in (0, 1, 50, 99, 100)} == {8.0}
-
-    def test_cosine_falls_to_zero(self) -> None:
-        """Half of 1 + cos at 0, 60, 90, 120 and 180 degrees."""
-        config = TrainConfig(learning_rate=8.0, lr_schedule="cosine")
-        rates = [config.lr_at(step, 12) for step in (0, 4, 6, 8, 12)]
-        assert rates == pytest.approx([8.0, 6.0, 4.0, 2.0, 0.0], abs=1e-12)
-
-    def test_warmup_and_cosine_multiply(self) -> None:
-        config = TrainConfig(learning_rate=8.0, lr_schedule="cosine", warmup_steps=10)
-        assert config.lr_at(4, 12) == pytest.approx(8 * 0.5 * 0.75)

@@ -1,7 +1,5 @@
 """Distillation: the loss of a student's own calls."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,8 @@ def make_step(unet: UNet, bridge: Bridge = BRIDGE, **config: Any) -> StudentTask
 
 def pairs_of(seed: int) -> Example:
     generator = torch.Generator().manual_seed(seed)
-    return Example(*(torch.rand(3, 3, 8, 8, generator=generator) * 2 - 1 for _ in range(2)))
+    source, target = (torch.rand(3, 3, 8, 8, generator=generator) * 2 - 1 for _ in range(2))
+    return Example(source, target)
 
 
 @pytest.mark.parametrize("calls", [1, 2, 4])
@@ -107,25 +106,21 @@ def test_a_student_learns_the_spread_of_its_targets(tmp_path: Path):
     assert step.validation_loss(pairs, sample_seeds(0, 0, 16, CPU)) < 0.7 * before  # 0.5 at best
 
 
-class TestRun:
-    def trainer(self, folder: Path, pairs: PairedDataset, unet: UNet | None = None, **config: Any) -> Trainer:
-        settings = DistillConfig(**{"epochs": 3, "batch_size": 2, "precision": "bf16", "flip": True, **config})
-        unet = tiny_unet(condition_channels=3) if unet is None else unet
-        return Trainer(unet, BRIDGE, settings, pairs, pairs, folder, task=StudentTask)
+def test_files_say_for_how_many_calls(pairs: PairedDataset, tmp_path: Path):
+    def trainer(calls: int) -> Trainer:
+        config = DistillConfig(epochs=1, batch_size=2, precision="bf16", flip=True, calls=calls)
+        unet = tiny_unet(condition_channels=3)
+        return Trainer(unet, BRIDGE, config, pairs, pairs, tmp_path / "run", task=StudentTask)
 
-    def test_files_say_for_how_many_calls(self, pairs: PairedDataset, tmp_path: Path):
-        trainer = self.trainer(tmp_path / "run", pairs, calls=2, epochs=1)
-        trainer.fit()
-        trainer.save(tmp_path / "student.safetensors")
-        for path in (tmp_path / "student.safetensors", newest(trainer), trainer.run.best):
-            assert load_checkpoint(path).calls == 2
-        sampler = BridgeSampler.from_checkpoint(tmp_path / "student.safetensors")
-        assert (sampler.solver, len(sampler.table), sampler.table.start[1] > 0) == ("consistency", 2, True)
-
-    def test_other_settings_do_not_resume(self, pairs: PairedDataset, tmp_path: Path):
-        self.trainer(tmp_path / "run", pairs, epochs=1).fit()
-        with pytest.raises(ValueError, match="was trained with calls=2"):
-            self.trainer(tmp_path / "run", pairs, calls=1).resume_newest()
+    made = trainer(2)
+    made.fit()
+    made.save(tmp_path / "student.safetensors")
+    for path in (tmp_path / "student.safetensors", newest(made), made.run.best):
+        assert load_checkpoint(path).calls == 2
+    sampler = BridgeSampler.from_checkpoint(tmp_path / "student.safetensors")
+    assert (sampler.solver, len(sampler.table), sampler.table.start[1] > 0) == ("consistency", 2, True)
+    with pytest.raises(ValueError, match="was trained with calls=2"):
+        trainer(1).resume_newest()
 
 
 def test_other_calls_or_solvers_give_a_warning(tmp_path: Path):
@@ -145,28 +140,26 @@ def test_other_calls_or_solvers_give_a_warning(tmp_path: Path):
     BridgeSampler.from_checkpoint(tmp_path / "student.pt", steps=1)(source, seed=0)  # fewer are no surprise
 
 
-class TestStudentOf:
-    def checkpoint(self, folder: Path, bridge: Bridge = BRIDGE, **settings: Any) -> Any:
-        unet = tiny_unet(condition_channels=3, dropout=0.1)
-        save_checkpoint(folder / "teacher.pt", unet, bridge, **settings)
-        return unet, load_checkpoint(folder / "teacher.pt")
+def test_a_student_has_the_teachers_weights_and_no_dropout(tmp_path: Path):
+    unet = tiny_unet(condition_channels=3, dropout=0.1)
+    save_checkpoint(tmp_path / "teacher.pt", unet, BRIDGE)
+    student = student_of(load_checkpoint(tmp_path / "teacher.pt"), 2).train()
+    x, t = torch.rand(1, 3, 8, 8), torch.full((1,), 500.0)
+    with torch.no_grad():
+        seen = {"source": x}
+        assert torch.equal(student(x, t, seen), copy.deepcopy(unet).eval()(x, t, seen))
+        assert torch.equal(student(x, t, seen), student(x, t, seen))
 
-    def test_has_the_teachers_weights_and_no_dropout(self, tmp_path: Path):
-        unet, teacher = self.checkpoint(tmp_path)
-        student = student_of(teacher, 2).train()
-        x, t = torch.rand(1, 3, 8, 8), torch.full((1,), 500.0)
-        with torch.no_grad():
-            seen = {"source": x}
-            assert torch.equal(student(x, t, seen), copy.deepcopy(unet).eval()(x, t, seen))
-            assert torch.equal(student(x, t, seen), student(x, t, seen))
 
-    def test_a_teacher_of_fewer_calls_is_refused(self, tmp_path: Path):
-        _, teacher = self.checkpoint(tmp_path, calls=1)
-        with pytest.raises(ValueError, match="at most those that the teacher was distilled for, 1, got 2"):
-            student_of(teacher, 2)
-
-    @pytest.mark.parametrize("bridge", [BrownianBridge(max_variance=0.0, objective="residual"), ABridge(c_lambda=0.1)])
-    def test_a_bridge_without_noise_at_its_top_is_refused(self, bridge: Bridge, tmp_path: Path):
-        _, teacher = self.checkpoint(tmp_path, bridge)
-        with pytest.raises(ValueError, match=r"a student starts from noise, and .* has too little at its top"):
-            student_of(teacher, 1)
+@pytest.mark.parametrize(
+    ("bridge", "calls", "message"),
+    [
+        (BRIDGE, 1, "at most those that the teacher was distilled for, 1, got 2"),
+        (BrownianBridge(max_variance=0.0, objective="residual"), None, "from noise, and .* has too little at its top"),
+        (ABridge(c_lambda=0.1), None, r"a student starts from noise, and .* has too little at its top"),
+    ],
+)
+def test_teachers_that_are_refused(bridge: Bridge, calls: int | None, message: str, tmp_path: Path):
+    save_checkpoint(tmp_path / "teacher.pt", tiny_unet(condition_channels=3), bridge, calls=calls)
+    with pytest.raises(ValueError, match=message):
+        student_of(load_checkpoint(tmp_path / "teacher.pt"), 2)

@@ -1,7 +1,5 @@
 """The moving average of weights, against numbers worked out by hand."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -78,10 +76,7 @@ class WeightsOfSteps(Callback):
 
 @pytest.mark.parametrize(
     ("start", "every", "decays"),
-    [
-        (0, 1, {0: 1 / 10, 1: 2 / 11, 2: 3 / 12, 3: 0.3, 4: 0.3, 5: 0.3}),
-        (3, 2, {1: 0.0, 3: 0.3, 5: 0.3}),
-    ],
+    [(0, 1, {0: 1 / 10, 1: 2 / 11, 2: 3 / 12, 3: 0.3, 4: 0.3, 5: 0.3}), (3, 2, {1: 0.0, 3: 0.3, 5: 0.3})],
 )
 def test_training_averages_the_weights_of_its_steps(
     start: int, every: int, decays: dict[int, float], make_trainer: MakeTrainer

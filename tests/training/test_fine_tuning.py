@@ -1,7 +1,5 @@
 """Copying the weights of a trained network into another."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

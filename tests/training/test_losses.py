@@ -1,7 +1,5 @@
 """The loss of a bridge, against its formulas."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -41,24 +39,21 @@ class TestBridgeLoss:
         return bridge_loss(unet, bridge, x0, y, torch.tensor(t), noise, loss, conditions={"source": y})
 
     @pytest.mark.parametrize(
-        ("objective", "t", "l1", "l2"),
+        ("objective", "t", "losses"),
         [
-            # residual: targets 0.5 - 0.2 and 0.6 - 0.2, errors 0.2 and 0.1
-            ("residual", [2, 4], 0.15, 0.025),
+            # residual: targets 0.5 - 0.2 and 0.6 - 0.2, errors 0.2 and 0.1; Huber's with delta 0.1 are
+            # 0.1 (0.2 - 0.05) and 0.1^2 / 2
+            ("residual", [2, 4], {"l1": 0.15, "l2": 0.025, "huber": (0.015 + 0.005) / 2}),
             # displacement: target 0.6 - 0.2 at both, errors 0.3 and 0.1
-            ("displacement", [2, 4], 0.2, 0.05),
+            ("displacement", [2, 4], {"l1": 0.2, "l2": 0.05}),
             # noise: target eps = 0.1414, error 0.0414
-            ("noise", [2, 2], eps - 0.1, (eps - 0.1) ** 2),
+            ("noise", [2, 2], {"l1": eps - 0.1, "l2": (eps - 0.1) ** 2}),
         ],
         ids=["residual", "displacement", "noise"],
     )
-    def test_by_hand(self, objective: bridges.Objective, t: list[int], l1: float, l2: float) -> None:
-        assert self.loss(StandIn(), t, objective, "l1").item() == pytest.approx(l1, rel=1e-5)
-        assert self.loss(StandIn(), t, objective, "l2").item() == pytest.approx(l2, rel=1e-5)
-
-    def test_huber_by_hand(self) -> None:
-        """Errors 0.2 and 0.1 with delta 0.1: 0.1 (0.2 - 0.05) and 0.1^2 / 2."""
-        assert self.loss(StandIn(), [2, 4], "residual", "huber").item() == pytest.approx((0.015 + 0.005) / 2, rel=1e-5)
+    def test_by_hand(self, objective: bridges.Objective, t: list[int], losses: dict[Loss, float]) -> None:
+        for kind, wanted in losses.items():
+            assert self.loss(StandIn(), t, objective, kind).item() == pytest.approx(wanted, rel=1e-5)
 
     @pytest.mark.parametrize("loss", ["l1", "l2", "huber"])
     def test_per_image(self, loss: Loss) -> None:
@@ -72,14 +67,12 @@ class TestBridgeLoss:
             alone = bridge_loss(unet, bridge, x0[i : i + 1], y[i : i + 1], t[i : i + 1], noise[i : i + 1], loss)
             assert each[i].item() == pytest.approx(alone.item(), rel=1e-6)
 
-    def test_network_sees_t_and_conditions(self) -> None:
-        unet = StandIn()
-        self.loss(unet, [1, 3], "residual", "l1")
-        assert unet.t.tolist() == [1, 3]
-        assert unet.conditions is not None
-        assert torch.equal(unet.conditions["source"], torch.full(self.shape, 0.6))
-
     def test_half_prediction_is_compared_in_float32(self) -> None:
-        loss = self.loss(StandIn(torch.bfloat16), [2, 4], "residual", "l2")
+        """Of a network that sees t and the conditions."""
+        unet = StandIn(torch.bfloat16)
+        loss = self.loss(unet, [2, 4], "residual", "l2")
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(0.025, rel=0.02)
+        assert unet.t.tolist() == [2, 4]
+        assert unet.conditions is not None
+        assert torch.equal(unet.conditions["source"], torch.full(self.shape, 0.6))

@@ -1,7 +1,5 @@
 """The output of a profile and its trace."""
 
-from __future__ import annotations
-
 import json
 import re
 import time

@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+from typing import Any
 
 import pytest
 
@@ -39,30 +40,27 @@ def test_a_run_shows_what_it_trains_and_writes(
     assert re.fullmatch(r"epoch 2/2: loss \S+, validation \S+, pairs/s \S+", last)
 
 
-def test_the_time_left_is_that_of_the_steps_left(
-    make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    """2 of 6 steps took 100 seconds: 200 are left."""
-    trainer = make_trainer(epochs=3)
+def test_the_time_left_is_that_of_the_steps_left(make_trainer: MakeTrainer, capsys: Any, monkeypatch: Any):
+    """2 of 6 steps took 100 seconds: 200 are left. A run that resumes from there says so."""
+    first = make_trainer(epochs=1)
+    first.fit()
+    file = newest(first)
+    trainer = make_trainer("other", epochs=3)
     monkeypatch.setattr(progress.time, "perf_counter", lambda: 50.0 * trainer.step)
     trainer.fit(progress=True)
     lines = [line for line in shown(capsys) if re.match(r"epoch \d/\d: loss", line)]
     assert [line.rsplit(", ", 1)[-1] for line in lines[:2]] == ["03:20 left", "01:40 left"]
     assert "left" not in lines[2]
-
-
-def test_a_resumed_run_says_from_where(make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]):
-    make_trainer(epochs=1).fit()
-    trainer = make_trainer(epochs=3)
-    trainer.resume_newest()
-    file = newest(trainer)
-    trainer.fit(progress=True)
+    monkeypatch.undo()
+    resumed = make_trainer(epochs=3)
+    resumed.resume_newest()
+    resumed.fit(progress=True)
     assert f"resumed from {file}: step 2 of 6" in shown(capsys)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_terminal_has_a_bar_of_the_whole_run(
-    terminal: bool, make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    terminal: bool, make_trainer: MakeTrainer, capsys: Any, monkeypatch: Any
 ):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     make_trainer(epochs=4).fit(progress=True)

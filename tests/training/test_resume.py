@@ -1,7 +1,5 @@
 """Resuming from a checkpoint: bit for bit the undisturbed run, and refused for another run."""
 
-from __future__ import annotations
-
 import copy
 import json
 from dataclasses import replace
@@ -16,11 +14,11 @@ from bbdm.base.scripts import StoppedError
 from bbdm.bridges import ABridge, BrownianBridge
 from bbdm.codec import VQGANCodec
 from bbdm.data.pairs import PairedDataset
-from bbdm.files.checkpoint import load_checkpoint, save_checkpoint
+from bbdm.files.checkpoint import load_checkpoint
 from bbdm.training.config import TrainConfig
 from bbdm.training.resume import OtherCodecError
 from bbdm.training.trainer import Trainer
-from tests.conftest import BRIDGE, SIZE, MakeTrainer, MakeUNet, metrics_of, newest, tiny_unet
+from tests.conftest import BRIDGE, SIZE, MakeTrainer, metrics_of, newest, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 
 
@@ -71,18 +69,12 @@ class TestResume:
         ids=lambda value: value if isinstance(value, str) else "",
     )
     def test_refuses_another_run(
-        self,
-        before: dict[str, Any],
-        after: dict[str, Any],
-        reason: str,
-        make_trainer: MakeTrainer,
-        make_unet: MakeUNet,
-        pairs: PairedDataset,
+        self, before: Any, after: Any, reason: str, make_trainer: MakeTrainer, pairs: PairedDataset, tmp_path: Path
     ) -> None:
         def trainer(size: int = SIZE, direction: Any = "AtoB", suffix: str = "", channels: int = 3,
                     num_heads: int | None = None, **settings: Any) -> Trainer:  # fmt: skip
             train = PairedDataset([replace(pair, name=pair.name + suffix) for pair in pairs.pairs], size, direction)
-            unet = make_unet(condition_channels=channels, num_heads=num_heads)
+            unet = tiny_unet(condition_channels=channels, num_heads=num_heads)
             return make_trainer(unet=unet, train=train, epochs=1, **settings)
 
         trained = trainer(**before)
@@ -93,12 +85,9 @@ class TestResume:
         with pytest.raises(ValueError, match=message):
             other.resume(newest(trained))
         assert all(torch.equal(value, weights[key]) for key, value in other.unet.state_dict().items())
-
-    def test_needs_training_state(self, make_trainer: MakeTrainer, make_unet: MakeUNet, tmp_path: Path) -> None:
-        unet = make_unet(condition_channels=3)
-        save_checkpoint(tmp_path / "a.pt", unet, BRIDGE, ema=unet)
+        trained.save(tmp_path / "a.pt")
         with pytest.raises(ValueError, match=r"a\.pt holds no training state"):
-            make_trainer().resume(tmp_path / "a.pt")
+            trained.resume(tmp_path / "a.pt")
 
     def test_other_validation_pairs_begin_a_new_best(
         self, make_trainer: MakeTrainer, pairs: PairedDataset, caplog: pytest.LogCaptureFixture
@@ -110,22 +99,31 @@ class TestResume:
             assert (None if trainer.best is None else trainer.best["epoch"]) == best
         assert "the validation pairs have changed" in caplog.text
 
-    def test_keeps_the_best_epoch_of_before(
-        self, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("stopped", [5, None], ids=["stopped", "undisturbed"])
+    def test_the_best_epoch_is_kept_with_its_averaged_weights(
+        self, stopped: int | None, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         losses = iter([3.0, 1.0, 2.0, 2.0])
         monkeypatch.setattr(Trainer, "validate", lambda self: next(losses))
-        broken = make_trainer(validation=pairs, epochs=4)
-        with pytest.raises(StoppedError, match="asked to end"):
-            broken.fit(stop=lambda: broken.step == 5)
-        best = broken.run.best.read_bytes()
-        resumed = make_trainer(validation=pairs, epochs=4)
-        assert resumed.resume_newest()
-        resumed.fit()
-        assert [record["validation_loss"] for record in metrics_of(resumed)] == [3.0, 1.0, 2.0, 2.0]
-        summary = json.loads((resumed.folder / "summary.json").read_text())
-        assert summary["best"] == {"epoch": 2, "step": 4, "validation_loss": 1.0}
-        assert resumed.run.best.read_bytes() == best
+        run = make_trainer(validation=pairs, epochs=4, keep=4)
+        if stopped:
+            with pytest.raises(StoppedError, match="asked to end"):
+                run.fit(stop=lambda: run.step == stopped)
+            before = run.run.best.read_bytes()
+            run = make_trainer(validation=pairs, epochs=4, keep=4)
+            assert run.resume_newest()
+            run.fit()
+            assert run.run.best.read_bytes() == before
+        else:
+            run.fit()
+        assert [record["validation_loss"] for record in metrics_of(run)] == [3.0, 1.0, 2.0, 2.0]
+        summary = json.loads((run.folder / "summary.json").read_text())
+        assert summary["best"] == run.best == {"epoch": 2, "step": 4, "validation_loss": 1.0}
+        best, second = (load_checkpoint(path) for path in (run.run.best, run.run.checkpoint(4)))
+        assert best.training is None
+        assert best.unet.ema is not None
+        assert second.unet.ema is not None
+        assert all(torch.equal(value, second.unet.ema[key]) for key, value in best.unet.ema.items())
 
 
 class TestCodec:
@@ -156,9 +154,6 @@ class TestCodec:
             for loaded in (final, load_checkpoint(newest(trainer), codec=VQGANCodec(tiny_vqgan())))
         ]
         assert torch.equal(*results)
-
-    def test_another_codec_is_refused(self, make: MakeTrainer) -> None:
-        make().fit()
         with pytest.raises(OtherCodecError, match="only in the space where it began: with the same codec, without"):
             make(seed=1, epochs=2).resume_newest()
 

@@ -1,7 +1,5 @@
 """The folder of a run: its files, and when a run may use it."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys
@@ -18,20 +16,18 @@ from PIL import Image
 from bbdm import Callback, bridges
 from bbdm.base.scripts import StoppedError
 from bbdm.data.pairs import PairedDataset
-from bbdm.files.checkpoint import load_checkpoint
 from bbdm.networks.unet_config import UNetConfig
 from bbdm.pictures import images
 from bbdm.training import tracking
 from bbdm.training.config import TrainConfig
 from bbdm.training.loop import Training
 from bbdm.training.run_folder import RunFolder
-from bbdm.training.trainer import Trainer
 from tests.conftest import BRIDGE, SIZE, MakeTrainer, metrics_of, newest
 
 
 class TestFiles:
-    def test_metrics_and_summary(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
-        trainer = make_trainer(validation=pairs, epochs=3, learning_rate=1e-3, warmup_steps=8)
+    def test_metrics_summary_and_previews(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+        trainer = make_trainer(validation=pairs, epochs=3, learning_rate=1e-3, warmup_steps=8, preview_every=2)
         trainer.fit()
         metrics = metrics_of(trainer)
         assert [(record["epoch"], record["step"]) for record in metrics] == [(1, 2), (2, 4), (3, 6)]
@@ -46,24 +42,18 @@ class TestFiles:
         lowest = min(metrics, key=lambda record: record["validation_loss"])
         assert summary["best"] == {name: lowest[name] for name in ("epoch", "step", "validation_loss")}
         assert summary["machine"]["versions"]["torch"] == metadata.version("torch")
+        assert sorted(file.name for file in trainer.folder.glob("*.png")) == ["epoch_0002.png", "epoch_0003.png"]
+        with Image.open(trainer.folder / "epoch_0003.png") as sheet:
+            assert sheet.size == (3 * (SIZE + 2) + 2, 4 * (SIZE + 2) + 2)
+            for row in range(4):
+                source, target = pairs[row]
+                top = 2 + row * (SIZE + 2)
+                for column, wanted in ((0, source), (2, target)):
+                    left = 2 + column * (SIZE + 2)
+                    cell = images.from_pil(sheet.crop((left, top, left + SIZE, top + SIZE)))
+                    torch.testing.assert_close(cell, wanted)
 
-    def test_best_weights_are_those_of_the_lowest_validation_loss(
-        self, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        losses = iter([3.0, 1.0, 2.0])
-        monkeypatch.setattr(Trainer, "validate", lambda self: next(losses))
-        trainer = make_trainer(validation=pairs, epochs=3, keep=3)
-        trainer.fit()
-        assert trainer.best == {"epoch": 2, "step": 4, "validation_loss": 1.0}
-        best, second = (load_checkpoint(path) for path in (trainer.run.best, trainer.run.checkpoint(4)))
-        assert best.training is None
-        assert best.unet.ema is not None
-        assert second.unet.ema is not None
-        assert all(torch.equal(value, second.unet.ema[key]) for key, value in best.unet.ema.items())
-
-    def test_tensorboard(
-        self, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_tensorboard(self, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch):
         """Points every 2 steps. Killed after step 6, a run resumes from step 4; none is shown twice."""
         accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
         monkeypatch.setattr(tracking, "EVERY", 2)
@@ -101,48 +91,18 @@ class TestFiles:
         assert losses.take() == {f"loss by t/quarter {i}": mean for i, mean in ((1, 3.0), (3, 7.0), (4, 5.0))}
         assert losses.take() == {}
 
-    def test_without_tensorboard(self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_validation(self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """And without TensorBoard."""
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-        trainer = make_trainer(epochs=1)
+        trainer = make_trainer(epochs=1, preview_every=1, flip=True)
         trainer.fit()
-        assert not trainer.run.events.exists()
-
-    def test_config_rebuilds_the_settings(self, make_trainer: MakeTrainer) -> None:
-        trainer = make_trainer(epochs=1, flip=True)
-        trainer.fit()
-        content = json.loads((trainer.folder / "config.json").read_text())
+        written = {".lock", "config.json", "metrics.jsonl", "step_00000002.pt", "summary.json"}
+        assert {file.name for file in trainer.folder.iterdir()} == written
+        assert "validation_loss" not in metrics_of(trainer)[0]
+        content = json.loads((trainer.folder / "config.json").read_text())  # from which the settings come back
         assert TrainConfig(**content["train"]) == trainer.config
         assert UNetConfig(**content["unet"]) == trainer.unet.config
         assert bridges.from_config(content["bridge"]) == BRIDGE
-
-    def test_previews_are_source_result_target(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
-        trainer = make_trainer(validation=pairs, epochs=3, preview_every=2)
-        trainer.fit()
-        assert sorted(file.name for file in trainer.folder.glob("*.png")) == ["epoch_0002.png", "epoch_0003.png"]
-        with Image.open(trainer.folder / "epoch_0003.png") as sheet:
-            assert sheet.size == (3 * (SIZE + 2) + 2, 4 * (SIZE + 2) + 2)
-            for row in range(4):
-                source, target = pairs[row]
-                top = 2 + row * (SIZE + 2)
-                for column, wanted in ((0, source), (2, target)):
-                    left = 2 + column * (SIZE + 2)
-                    cell = images.from_pil(sheet.crop((left, top, left + SIZE, top + SIZE)))
-                    torch.testing.assert_close(cell, wanted)
-
-    def test_without_validation(self, make_trainer: MakeTrainer) -> None:
-        trainer = make_trainer(epochs=1, preview_every=1)
-        trainer.fit()
-        written = {".lock", "config.json", "metrics.jsonl", "step_00000002.pt", "summary.json"}
-        assert {file.name for file in trainer.folder.iterdir()} - {"tensorboard"} == written
-        assert "validation_loss" not in metrics_of(trainer)[0]
-
-    def test_new_run_in_an_old_folder_is_refused(self, make_trainer: MakeTrainer) -> None:
-        trainer = make_trainer(epochs=1)
-        trainer.fit()
-        before = {file.name: file.read_bytes() for file in trainer.folder.glob("*.*")}
-        with pytest.raises(ValueError, match=r"run holds a run of 2 steps already, .* begin at 0: Trainer\.resume"):
-            make_trainer(epochs=1).fit()
-        assert {file.name: file.read_bytes() for file in trainer.folder.glob("*.*")} == before
 
     def test_damaged_metrics_are_named_and_a_half_written_line_is_dropped(self, make_trainer: MakeTrainer) -> None:
         first, second, third = make_trainer(epochs=1), make_trainer(epochs=2), make_trainer(epochs=2)
@@ -168,8 +128,10 @@ class TestFiles:
                         begin()
 
         make_trainer(callbacks=[Second()]).fit()
-        with pytest.raises(ValueError, match="holds a run of 4 steps already"):
+        before = {file.name: file.read_bytes() for file in other.folder.glob("*.*")}
+        with pytest.raises(ValueError, match=r"run holds a run of 4 steps already, .* begin at 0: Trainer\.resume"):
             other.fit()  # which is free again
+        assert {file.name: file.read_bytes() for file in other.folder.glob("*.*")} == before
 
     def test_a_file_system_without_locks(
         self, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -1,7 +1,5 @@
 """Training on two nodes: two agents of torchrun on this machine, with a process each (gloo)."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

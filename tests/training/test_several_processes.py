@@ -1,7 +1,5 @@
 """Training in two processes on CPUs (gloo): the same run as in one, with whole weights or sharded ones."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -14,8 +12,7 @@ import torch
 
 from bbdm.cli import eval, eval_miou, train, translate
 from bbdm.execution.processes import Processes
-from bbdm.networks.unet_config import PRESETS, UNetConfig
-from tests.conftest import ROOT, TINY, SavePicture
+from tests.conftest import ROOT, SavePicture
 from tests.hardening.scripts import from_shards, make_place
 from tests.training.launching import ALONE, TORCHRUN, arguments, assert_close, metrics, run
 
@@ -127,11 +124,6 @@ def test_sigterm_to_torchrun_saves(data: Path, alone: Path, tmp_path: Path) -> N
     done = run(command)
     assert done.returncode == 0, done.stderr
     assert_close(tmp_path / "model.pt", alone)
-
-
-@pytest.fixture
-def tiny_demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PRESETS, "demo", UNetConfig(condition_channels=3, **TINY))
 
 
 @pytest.mark.usefixtures("tiny_demo")

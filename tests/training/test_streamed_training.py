@@ -1,7 +1,5 @@
 """Training from shards; that any readers give one run, stopped or not, is in tests/hardening."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -33,9 +31,7 @@ def test_shards_that_changed_are_another_run(place: Path, tmp_path: Path) -> Non
         train.main(from_shards(tmp_path / "other", tmp_path))
 
 
-def test_a_bad_sample_stops_the_run_or_is_skipped(
-    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_bad_sample_stops_the_run_or_is_skipped(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     victim = place / "shards" / "train" / "000007.tar"
     whole = victim.read_bytes()
     victim.write_bytes(whole[: len(whole) // 2])

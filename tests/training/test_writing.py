@@ -1,7 +1,5 @@
 """Checkpoints that are written while training goes on."""
 
-from __future__ import annotations
-
 import errno
 import os
 import threading
@@ -59,14 +57,10 @@ def test_a_copy_is_of_before(tmp_path: Path) -> None:
     assert found.training["moments"][0].tolist() == [[0, 2], [1, 3]]
     assert found.training["moments"][0].stride() == (1, 2)
     assert found.training["step"] == 3
-
-
-def test_plain_values_are_kept() -> None:
-    content = {"a": (1, [torch.ones(2, requires_grad=True)]), "b": None, "c": "text"}
-    found = copied(content)
-    assert found["a"][0] == 1
-    assert not found["a"][1][0].requires_grad
-    assert (found["b"], found["c"]) == (None, "text")
+    plain = copied({"a": (1, [torch.ones(2, requires_grad=True)]), "b": None, "c": "text"})
+    assert plain["a"][0] == 1
+    assert not plain["a"][1][0].requires_grad
+    assert (plain["b"], plain["c"]) == (None, "text")
 
 
 class Held:
@@ -116,14 +110,27 @@ def test_steps_go_on_while_a_file_is_written(run: Trainer, monkeypatch: pytest.M
     assert held.most == 1
 
 
-def test_a_request_to_end_waits_for_the_file(run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = Held(3)
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (3, "asked to end; the same command resumes from step 3, "),
+        (2, r"the loss is nan .* resumes from step 2, "),
+    ],
+)
+def test_the_end_of_a_run_waits_for_the_file(step: int, message: str, run: Trainer, monkeypatch: Any) -> None:
+    """A request to end, and a loss that is not finite: what is being written is saved before the message."""
+    held = Held(step)
     monkeypatch.setattr(weights, "write_atomically", held)
     threading.Timer(0.3, held.gate.set).start()
-    with pytest.raises(StoppedError, match="asked to end; the same command resumes from step 3, "):
+    original = Trainer.train_step
+    if step == 2:
+        monkeypatch.setattr(
+            Trainer, "train_step", lambda self, batch: torch.nan if self.step == 2 else original(self, batch)
+        )
+    with pytest.raises(StoppedError, match=message):
         run.fit(stop=lambda: run.step == 3)
     assert held.gate.is_set()
-    assert steps(run)[-1] == 3
+    assert steps(run)[-1] == step
 
 
 @pytest.mark.parametrize("failing", [2, 8], ids=["at a step", "at the end"])
@@ -134,16 +141,3 @@ def test_an_error_of_the_thread_ends_the_run(failing: int, run: Trainer, monkeyp
     with pytest.raises(StoppedError, match=rf"No space left on device\. Make room on the disk; {saved}"):
         run.fit()
     assert run.step <= {2: 4, 8: 8}[failing]
-
-
-def test_another_error_waits_for_the_file(run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loss that is not finite: what is being written is saved before the message says what is."""
-    held = Held(2)
-    monkeypatch.setattr(weights, "write_atomically", held)
-    threading.Timer(0.3, held.gate.set).start()
-    original = Trainer.train_step
-    monkeypatch.setattr(
-        Trainer, "train_step", lambda self, batch: torch.nan if self.step == 2 else original(self, batch)
-    )
-    with pytest.raises(StoppedError, match=r"the loss is nan .* resumes from step 2, "):
-        run.fit()

@@ -4,8 +4,6 @@ In the environment, DIE=RANK,STEP ends the process of a rank by SIGKILL at an op
 SIGTERM there, FAIL raises an error, and PAUSE=SECONDS makes each step last longer. COMMAND is another
 subcommand that trains."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """What two processes hold of a training whose weights are sharded; an assertion that fails ends them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -18,7 +16,9 @@ from tests.conftest import BRIDGE, SIZE, tiny_unet
 
 
 def pairs_of(processes: Processes) -> Example:
-    return Example(*torch.rand(2, 2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(processes.rank)) * 2 - 1)
+    generator = torch.Generator().manual_seed(processes.rank)
+    source, target = torch.rand(2, 2, 3, SIZE, SIZE, generator=generator) * 2 - 1
+    return Example(source, target)
 
 
 def step_of(processes: Processes, done: int = 1, **settings: Any) -> BridgeTask:

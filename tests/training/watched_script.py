@@ -4,8 +4,6 @@ In the environment, WATCH=FILE gets a line from a process for each file that it 
 each batch that it scores (RANK scored NUMBER), and SLOW=RANK delays a process where lateness could matter:
 after the first has looked at a folder, and before each batch of results. Inception is a stand-in."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time

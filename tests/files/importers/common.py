@@ -1,7 +1,5 @@
 """Shared by the importers' tests: networks, files of them, checks, and the A-Bridge scripts' VQGAN."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import warnings

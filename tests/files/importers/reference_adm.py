@@ -3,8 +3,6 @@
 It shares nothing with ``bbdm.networks`` but the tree of names, which published files have.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

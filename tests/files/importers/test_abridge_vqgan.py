@@ -1,7 +1,5 @@
 """The VQGAN of the A-Bridge scripts, with its own keys."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -9,14 +7,7 @@ import torch
 
 from bbdm.files.checkpoint import load_vqgan
 from bbdm.networks.vqgan import VQGAN
-from tests.files.importers.common import (
-    SeedVQGAN,
-    assert_same_autoencoder,
-    images,
-    refused,
-    relative,
-    save,
-)
+from tests.files.importers.common import SeedVQGAN, assert_same_autoencoder, images, refused, relative, save
 
 
 class TestSeedVQGAN:

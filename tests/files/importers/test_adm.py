@@ -1,7 +1,5 @@
 """Files of DDBM, DBIM, ECSI and I2SB in the layouts of their programs, against the formulas of the papers."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -123,10 +121,7 @@ X, Y = images(1, 3, 16, 16, seed=3), images(1, 3, 16, 16, seed=4)
 class TestDDBM:
     @pytest.mark.parametrize(
         ("kind", "marginal", "bridge", "times"),
-        [
-            (VP, vp, DDBM("vp"), (1.0, 0.6, 0.003)),
-            (VE, ve, DDBM("ve", 0.0005, 20.0), (20.0, 7.0, 0.01)),
-        ],
+        [(VP, vp, DDBM("vp"), (1.0, 0.6, 0.003)), (VE, ve, DDBM("ve", 0.0005, 20.0), (20.0, 7.0, 0.01))],
         ids=["vp", "ve"],
     )
     def test_prediction(self, kind: Any, marginal: Callable[..., Any], bridge: DDBM, times: Any, tmp_path: Path):
@@ -177,8 +172,8 @@ class TestDDBM:
         assert again.bridge == loaded.bridge
         assert close(estimate(again.build_unet(), again.bridge, X, Y, 0.3), wanted)
 
-    def test_named(self):
-        """Against the settings in the programs' scripts."""
+    def test_named(self, tmp_path: Path):
+        """Against the settings in the programs' scripts. The documentation leaves training's dropout out."""
         wanted: dict[str, Bridge] = {
             "ddbm-edges2handbags-64": DDBM("vp", 1e-4, 1.0, 2.0, 0.1),
             "ddbm-edges2handbags-64-ve": DDBM("ve", 0.002, 80.0),
@@ -191,9 +186,8 @@ class TestDDBM:
         }
         found = {name: adm_settings.read(name) for name in adm_settings.NAMED}
         assert {name: adm_settings.bridge(values) for name, values in found.items()} == wanted
-        assert {name for name, values in found.items() if adm_settings.heads_last(values, True)} == {
-            name for name in wanted if not name.startswith("i2sb")
-        }
+        last = {name for name, values in found.items() if adm_settings.heads_last(values, True)}
+        assert last == {name for name in wanted if not name.startswith("i2sb")}
         sizes: dict[int, dict[str, Any]] = {
             64: {"width": 192, "mults": (1, 2, 3, 4), "blocks": 3, "attention": (2, 4, 8)},
             256: {"width": 256, "mults": (1, 1, 2, 2, 4, 4), "blocks": 2, "attention": (8, 16, 32)},
@@ -205,18 +199,13 @@ class TestDDBM:
             made = skeleton(UNet.from_config, config).state_dict()
             assert {k: v.shape for k, v in made.items()} == {k: v.shape for k, v in published.items()}, name
             assert (config.heads(512), config.num_groups) == (8, 32)
-        unconditioned = adm_settings.network(found["i2sb-256"], 3)
-        assert unconditioned.condition_channels == 0
-
-
-def test_settings_in_the_documentation(tmp_path: Path):
-    """They are those of DDBM's scripts, written out; training's dropout is left out."""
-    page = (ROOT / "docs" / "weights.md").read_text()
-    (tmp_path / "a.yaml").write_text(page.split("```yaml")[1].split("```")[0])
-    found, named = adm_settings.read(tmp_path / "a.yaml"), adm_settings.read("ddbm-edges2handbags-64")
-    assert adm_settings.bridge(found) == adm_settings.bridge(named)
-    assert replace(adm_settings.network(found, 6), dropout=0.1) == adm_settings.network(named, 6)
-    assert adm_settings.heads_last(found, False)
+        assert adm_settings.network(found["i2sb-256"], 3).condition_channels == 0
+        page = (ROOT / "docs" / "weights.md").read_text()
+        (tmp_path / "a.yaml").write_text(page.split("```yaml")[1].split("```")[0])
+        shown, named = adm_settings.read(tmp_path / "a.yaml"), found["ddbm-edges2handbags-64"]
+        assert adm_settings.bridge(shown) == adm_settings.bridge(named)
+        assert replace(adm_settings.network(shown, 6), dropout=0.1) == adm_settings.network(named, 6)
+        assert adm_settings.heads_last(shown, False)
 
 
 def test_ecsi(tmp_path: Path):
@@ -268,22 +257,20 @@ class TestI2SB:
         assert close(first.x0hat, wanted)
 
     def test_its_options(self, tmp_path: Path):
-        """options.pkl is a pickled argparse.Namespace with paths, beside latest.pt."""
-        options = argparse.Namespace(**OPTIONS, ckpt_path=Path("results"), cond_x1=False, t0=1e-4, T=1.0)
-        (tmp_path / "options.pkl").write_bytes(pickle.dumps(options))
-        path = i2sb_file(tmp_path / "latest.pt", reference(3), None)
-        loaded = load(path, config=tmp_path / "options.pkl")
-        assert loaded.bridge == I2SB(100, 0.3)
-        assert loaded.unet.ema is None
+        """options.pkl is a pickled argparse.Namespace with paths, beside latest.pt; no code of it runs."""
 
-    def test_options_that_run_code(self, tmp_path: Path):
         class Trap:
             def __reduce__(self) -> Any:
                 return os.system, (f"touch {tmp_path / 'marker'}",)
 
-        (tmp_path / "options.pkl").write_bytes(pickle.dumps(argparse.Namespace(beta_max=0.3, a=Trap())))
-        path = i2sb_file(tmp_path / "latest.pt", reference(3), None)
-        refused(path, r"options\.pkl holds no settings: .*forbidden global", config=tmp_path / "options.pkl")
+        path, file = i2sb_file(tmp_path / "latest.pt", reference(3), None), tmp_path / "options.pkl"
+        options = argparse.Namespace(**OPTIONS, ckpt_path=Path("results"), cond_x1=False, t0=1e-4, T=1.0)
+        file.write_bytes(pickle.dumps(options))
+        loaded = load(path, config=file)
+        assert loaded.bridge == I2SB(100, 0.3)
+        assert loaded.unet.ema is None
+        file.write_bytes(pickle.dumps(argparse.Namespace(beta_max=0.3, a=Trap())))
+        refused(path, r"options\.pkl holds no settings: .*forbidden global", config=file)
         assert not (tmp_path / "marker").exists()
 
     def test_averages_that_do_not_fit(self, tmp_path: Path):

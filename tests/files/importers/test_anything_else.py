@@ -1,7 +1,5 @@
 """Files that no importer knows, or that would fill memory or run code."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any
@@ -10,16 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from bbdm.files.checkpoint import load_vqgan
+from bbdm.files.checkpoint import load_checkpoint, load_vqgan
 from bbdm.networks.unet import UNet
 from bbdm.networks.unet_config import UNetConfig
 from bbdm.networks.vqgan import PRESETS as VQGANS
 from bbdm.networks.vqgan import VQGAN
-from tests.files.importers.common import (
-    expected,
-    refused,
-    save,
-)
+from tests.files.importers.common import expected, refused, save
 
 
 @pytest.mark.parametrize(
@@ -48,13 +42,12 @@ def test_weights_that_are_not_floating_point(tmp_path: Path):
     refused(save(state, tmp_path / "a.pt"), "weights must be floating point", num_steps=100, c_lambda=1.0)
 
 
-def test_tensors_that_share_their_storage(tmp_path: Path):
+@pytest.mark.parametrize("reader", [load_checkpoint, load_vqgan])
+def test_tensors_that_share_their_storage(reader: Any, tmp_path: Path):
     """A small file that would build a network many times its size."""
-    wanted = expected(UNet, UNetConfig(model_channels=64, channel_mult=(1,), num_res_blocks=50))
+    unet = UNet, UNetConfig(model_channels=64, channel_mult=(1,), num_res_blocks=50)
+    wanted = expected(*(unet if reader is load_checkpoint else (VQGAN, VQGANS["demo"])))
     shared = torch.zeros(max(value.numel() for value in wanted.values()))
     path = save({k: shared[: v.numel()].view(v.shape) for k, v in wanted.items()}, tmp_path / "a.pt")
-    refused(path, r"its tensors are of \d+ numbers, and only \d+ are stored", num_steps=100, c_lambda=1.0)
-    wanted = expected(VQGAN, VQGANS["demo"])
-    shared = torch.zeros(max(value.numel() for value in wanted.values()))
-    path = save({k: shared[: v.numel()].view(v.shape) for k, v in wanted.items()}, tmp_path / "a.pt")
-    refused(path, r"its tensors are of \d+ numbers, and only \d+ are stored", load_vqgan)
+    arguments = {"num_steps": 100, "c_lambda": 1.0} if reader is load_checkpoint else {}
+    refused(path, r"its tensors are of \d+ numbers, and only \d+ are stored", reader, **arguments)

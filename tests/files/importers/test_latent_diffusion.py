@@ -1,7 +1,5 @@
 """Latent diffusion's VQGAN, whose keys are ours."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,7 @@ from bbdm.files.checkpoint import load_vqgan
 from bbdm.files.importers import shapes
 from bbdm.networks.vqgan import PRESETS as VQGANS
 from bbdm.networks.vqgan import VQGAN
-from tests.files.importers.common import (
-    LATENT,
-    expected,
-    peers_blocked,
-    refused,
-    save,
-    small_vqgan,
-)
+from tests.files.importers.common import LATENT, expected, peers_blocked, refused, save, small_vqgan
 
 
 class TestLatentDiffusion:

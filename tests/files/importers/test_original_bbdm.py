@@ -1,8 +1,7 @@
 """Files of the original BBDM, in the layout of its runner."""
 
-from __future__ import annotations
-
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,7 @@ from bbdm import BrownianBridge
 from bbdm.codec import VQGANCodec
 from bbdm.networks.unet import UNet
 from bbdm.networks.vqgan import VQGAN
-from tests.files.importers.common import (
-    LATENT,
-    SMALL,
-    fill,
-    images,
-    load,
-    refused,
-    save,
-    small_vqgan,
-)
+from tests.files.importers.common import LATENT, SMALL, fill, images, load, refused, save, small_vqgan
 
 STEPS = 200
 
@@ -117,10 +107,12 @@ def bbdm_yaml(path: Path, latent: bool = False, **changes: Any) -> Path:
 
 
 class TestOriginalBbdm:
-    def test_pixel_model(self, tmp_path: Path):
+    @pytest.mark.parametrize(("theirs", "ours"), [("grad", "residual"), ("noise", "noise"), ("ysubx", "displacement")])
+    def test_pixel_model(self, theirs: str, ours: Any, tmp_path: Path):
         path, network, average = bbdm_file(tmp_path / "last_model.pth", condition_channels=3)
-        loaded = load(path, config=bbdm_yaml(tmp_path / "a.yaml"))
-        assert (loaded.bridge, loaded.codec, loaded.image_size) == (BrownianBridge.bbdm(STEPS), None, 16)
+        loaded = load(path, config=bbdm_yaml(tmp_path / "a.yaml", params__objective=theirs))
+        bridge = replace(BrownianBridge.bbdm(STEPS), objective=ours)
+        assert (loaded.bridge, loaded.codec, loaded.image_size) == (bridge, None, 16)
         assert loaded.unet.config == network.config
         x, y, t = images(2, 3, 16, 16), images(2, 3, 16, 16, seed=2), torch.tensor([0, 150])
         with torch.no_grad():
@@ -177,12 +169,6 @@ class TestOriginalBbdm:
         loaded = load(path, config=bbdm_yaml(tmp_path / "a.yaml", **changes))
         assert loaded.bridge == BrownianBridge.bbdm(300, max_var, schedule)
 
-    @pytest.mark.parametrize(("theirs", "ours"), [("grad", "residual"), ("noise", "noise"), ("ysubx", "displacement")])
-    def test_objective(self, theirs: str, ours: str, tmp_path: Path):
-        path, _, _ = bbdm_file(tmp_path / "a.pth", condition_channels=3)
-        loaded = load(path, config=bbdm_yaml(tmp_path / "a.yaml", params__objective=theirs))
-        assert loaded.bridge.objective == ours
-
     def test_settings_as_its_runner_saves_them(self, tmp_path: Path):
         path, network, _ = bbdm_file(tmp_path / "a.pth", condition_channels=3)
 
@@ -209,16 +195,14 @@ class TestOriginalBbdm:
             assert loaded.unet.weights is not None
             assert all(torch.equal(loaded.unet.weights[k], v) for k, v in network.state_dict().items())
 
-    def test_head_width_from_the_number_of_heads(self, tmp_path: Path):
-        path, _, _ = bbdm_file(tmp_path / "a.pth", condition_channels=3)
-        config = bbdm_yaml(tmp_path / "a.yaml", unet__num_head_channels=-1, unet__num_heads=4)
-        assert load(path, config=config).unet.config.head_channels == 16
-
     def test_config_is_needed(self, tmp_path: Path):
+        """Which may have the number of heads in place of their width."""
         path, _, _ = bbdm_file(tmp_path / "a.pth", condition_channels=3)
         refused(path, r"does not state its objective and condition: give config=, the YAML file")
         with pytest.raises(FileNotFoundError):
             load(path, config=tmp_path / "gone.yaml")
+        config = bbdm_yaml(tmp_path / "a.yaml", unet__num_head_channels=-1, unet__num_heads=4)
+        assert load(path, config=config).unet.config.head_channels == 16
 
     def test_spatial_rescaler_is_refused_by_name(self, tmp_path: Path):
         path, _, _ = bbdm_file(tmp_path / "a.pth", small_vqgan(), condition_channels=3)
@@ -235,10 +219,7 @@ class TestOriginalBbdm:
             ({"params__mt_type": "sin"}, r"has model\.BB\.params\.mt_type 'sin', but .* with 'linear'$"),
             ({"params__max_var": 2.0}, r"has model\.BB\.params\.max_var 2\.0, but .* with 1\.0$"),
             ({"model__model_type": "LBBDM"}, r"has model\.model_type 'LBBDM', but .* with 'BBDM'$"),
-            (
-                {"params__objective": "x0"},
-                r"objective must be one of \['grad', 'noise', 'ysubx'\], got 'x0' from ",
-            ),
+            ({"params__objective": "x0"}, r"objective must be one of \['grad', 'noise', 'ysubx'\], got 'x0' from "),
             ({"params__objective": None}, r"a\.yaml does not have model\.BB\.params\.objective"),
             ({"unet__condition_key": "nocond"}, r"3 channels of condition, but .*a\.yaml has condition_key nocond"),
             ({"unet__condition_key": None}, r"does not have model\.BB\.params\.UNetParams\.condition_key"),
@@ -250,17 +231,20 @@ class TestOriginalBbdm:
         path, _, _ = bbdm_file(tmp_path / "a.pth", condition_channels=3)
         refused(path, message, config=bbdm_yaml(tmp_path / "a.yaml", **changes))
 
-    def test_yaml_that_asks_for_code(self, tmp_path: Path):
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("a: !!python/object/apply:os.system ['touch PLACE/marker']\n", r": .*os\.system"),
+            ("a: !!python/tuple foo", ""),
+            ("[" * 3000 + "]" * 3000, ""),
+        ],
+        ids=["code", "tuple", "deep"],
+    )
+    def test_yaml_that_is_none(self, content: str, message: str, tmp_path: Path):
         path, _, _ = bbdm_file(tmp_path / "a.pth", condition_channels=3)
-        (tmp_path / "a.yaml").write_text(f"a: !!python/object/apply:os.system ['touch {tmp_path}/marker']\n")
-        refused(path, r"a\.yaml is no YAML of the original BBDM: .*os\.system", config=tmp_path / "a.yaml")
+        (tmp_path / "a.yaml").write_text(content.replace("PLACE", str(tmp_path)))
+        refused(path, rf"a\.yaml is no YAML of the original BBDM{message}", config=tmp_path / "a.yaml")
         assert not (tmp_path / "marker").exists()
-
-    @pytest.mark.parametrize("content", ["a: !!python/tuple foo", "[" * 3000 + "]" * 3000], ids=["tuple", "deep"])
-    def test_yaml_that_is_damaged(self, content: str, tmp_path: Path):
-        path, _, _ = bbdm_file(tmp_path / "a.pth", condition_channels=3)
-        (tmp_path / "a.yaml").write_text(content)
-        refused(path, r"a\.yaml is no YAML of the original BBDM", config=tmp_path / "a.yaml")
 
     @pytest.mark.parametrize(("steps", "variances"), [(0, 0), (200, 3), (1, 1)])
     def test_buffers_of_other_lengths(self, steps: int, variances: int, tmp_path: Path):

@@ -1,7 +1,5 @@
 """Files that sde-bbdm and torchmanager write here."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """State dicts, whose shapes do not determine all settings."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,13 +13,7 @@ from bbdm.files.importers import shapes
 from bbdm.networks.unet import UNet
 from bbdm.networks.unet_config import PRESETS as UNETS
 from bbdm.networks.vqgan import VQGAN
-from tests.files.importers.common import (
-    expected,
-    fill,
-    images,
-    save,
-    small_vqgan,
-)
+from tests.files.importers.common import expected, fill, images, save, small_vqgan
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """Inductor's code for an H100, written without one, and the least time that a step of sampling takes there.
 
-    python -m tests.cuda.floor --size 256 --batch 1
+    python -m benchmarks.floor --size 256 --batch 1
 
 The network is traced on fake tensors of a card whose properties are those of an H100. cuDNN is taken to run
 convolutions in channels_last, and flash attention to run attention, as they do there. Nothing is timed: the
 floor of a kind of kernels is their bytes, each number read and written once by each, over the memory's
 bandwidth, or their products and sums over the peak of bfloat16, whichever takes longer.
 """
-
-from __future__ import annotations
 
 import argparse
 import re
