@@ -45,7 +45,7 @@ class Crops:
         Args:
             shape: (height, width) of the picture.
             key: of the crop: another one has another place.
-            seed: of the epoch.
+            seed: of the epoch: another one has other places.
             mask: gives (height, width), not 0 where crops may be centred; None for no mask.
 
         Raises:

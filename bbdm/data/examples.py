@@ -36,8 +36,8 @@ class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
 
     Attributes:
         image_size: the size of the pictures that examples have.
-        channels: of targets.
-        source_channels: of sources.
+        channels: the number of channels of targets.
+        source_channels: the number of channels of sources.
         kind: what the pictures are besides.
         masked: whether examples have masks.
         direction: ``AtoB``, or ``BtoA`` where the sides are swapped.

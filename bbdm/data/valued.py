@@ -45,7 +45,7 @@ class ValuedDataset(PairExamples):
     """Pairs of pictures as tensors in [-1, 1], scaled by the values of their side; 8 bits stay uint8.
 
     Args:
-        pairs: the examples.
+        pairs: where the examples lie, such as a list of files.
         kind: the values of both sides.
         crops: which crops are examples; None for whole pictures.
         image_size: the size that whole pictures are resized to; None to keep their size.

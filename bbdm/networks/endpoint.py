@@ -12,7 +12,7 @@ def check_endpoint(endpoint: tuple[int, ...] | None, channels: int, condition_ch
     """Raise ValueError unless an endpoint is None, or has a source channel for each of the target's channels.
 
     Args:
-        endpoint: the source channels.
+        endpoint: the source channels, counted from 0.
         channels: the target's number of channels.
         condition_channels: the source's number of channels, or 0 where it is not known.
     """
@@ -38,7 +38,7 @@ def in_channels(
     """The source, a tensor or an array (B, C, *S), in the target's channels: (B, channels, *S).
 
     Args:
-        source: the source.
+        source: (B, C, *S) in its own channels.
         channels: the target's number of channels.
         endpoint: the source channel for each of them. None takes a source of as many channels as it is, and
             otherwise the mean over its channels, repeated.

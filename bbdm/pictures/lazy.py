@@ -37,9 +37,9 @@ class LazyPicture(ABC):
 
     Attributes:
         path: the file, or the folder of DICOM.
-        shape: (C, *S).
+        shape: (C, *S) of the whole picture.
         dtype: of the stored values.
-        geometry: see :class:`Geometry`.
+        geometry: where it lies, see :class:`Geometry`.
         nodata: the stored value of pixels without a value, or None.
         windowed: whether a window costs less to read than the whole.
     """

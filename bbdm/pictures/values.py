@@ -192,7 +192,7 @@ def from_config(config: Mapping[str, Any]) -> AnyValues:
     """Values from :meth:`Values.config` or :meth:`Percentiles.config`.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the mapping is of neither.
     """
     try:
         if "percentiles" in config:

@@ -42,7 +42,7 @@ def test_prints_where_the_time_goes(
         return call
 
     monkeypatch.setattr(Batches, "_placed", delayed("waiting for pairs", 0.02, Batches._placed))  # of two sides
-    monkeypatch.setattr(BridgeTask, "encode", delayed("augment, encode", 0.01, BridgeTask.encode))
+    monkeypatch.setattr(BridgeTask, "encode", delayed("augment, encode", 0.02, BridgeTask.encode))  # of both
     trainer = make_trainer(epochs=5, callbacks=[Profile()])
     trainer.fit()
     lines = capsys.readouterr().out.splitlines()

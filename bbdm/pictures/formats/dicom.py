@@ -34,8 +34,8 @@ class Series(common.FilePicture):
     """The only series of a folder, (C, D, H, W). A window reads the files of its slices.
 
     Args:
-        path: the folder.
-        package: SimpleITK.
+        path: the folder of its files.
+        package: SimpleITK, which reads the files.
 
     Raises:
         ValueError: there are several series, or slices of several sizes; a slice is missing or cannot be
