@@ -68,7 +68,8 @@ def of_files(suffix: str, folder: Path, batch_size: int, workers: int) -> Iterat
 
 def of_monai(kind: str, folder: Path, batch_size: int, workers: int) -> Iterator[Example]:
     """Batches of the same crops by MONAI."""
-    import monai.data
+    from monai.data import CacheDataset, PersistentDataset  # pyright: ignore[reportPrivateImportUsage]
+    from monai.data.utils import list_data_collate
     from monai.transforms import Compose, RandSpatialCropSamplesd  # pyright: ignore[reportPrivateImportUsage]
 
     random = np.random.default_rng(0)
@@ -79,15 +80,15 @@ def of_monai(kind: str, folder: Path, batch_size: int, workers: int) -> Iterator
     data = [{"source": picture(), "target": picture()} for _ in range(PICTURES)]
     crops = Compose([RandSpatialCropSamplesd(["source", "target"], [CROP, CROP], EACH, random_size=False)])
     made = {
-        "CacheDataset": lambda: monai.data.CacheDataset(data, crops, progress=False),
-        "PersistentDataset": lambda: monai.data.PersistentDataset(data, crops, folder),
+        "CacheDataset": lambda: CacheDataset(data, crops, progress=False),
+        "PersistentDataset": lambda: PersistentDataset(data, crops, folder),
     }[kind]()
     loader = DataLoader(
         made,
         batch_size // EACH,
         shuffle=True,
         num_workers=workers,
-        collate_fn=monai.data.utils.list_data_collate,
+        collate_fn=list_data_collate,
         persistent_workers=workers > 0,
     )
 
