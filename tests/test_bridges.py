@@ -92,6 +92,11 @@ def test_noise_objective_lives_below_t_equal_to_num_steps():
         bridge.prediction(10)
 
 
+def test_sampling_starts_from_noise_of_level_1_or_more():
+    bridge = BrownianBridge(max_variance=0.5)  # nu = sqrt(m / (1 - m)), which is 1 in the middle
+    assert bridge.start(500) == (1.0, pytest.approx(np.hypot(0.5, 0.25)))
+
+
 def test_train_ranges():
     assert ABridge(num_steps=10).train_range == (1, 10)
     assert BrownianBridge(num_steps=10).train_range == (1, 9)
@@ -161,6 +166,7 @@ def test_shapes_must_agree():
     image = torch.zeros(2, 3, 4, 4)
     with pytest.raises(ValueError, match="x0, y and noise must have one shape"):
         ABridge().add_noise(image, image[:, :1], torch.tensor([1, 2]), image)
+    assert len(ABridge().add_noise(*[image[:0]] * 2, torch.tensor([1, 2])[:0], image[:0])[0]) == 0  # none is a batch
 
 
 @pytest.mark.parametrize("bridge", ALL, ids=repr)

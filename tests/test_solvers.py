@@ -167,6 +167,17 @@ def test_one_step_is_the_first_guess():
     assert solvers.build(ABridge(), "dpm2m", steps=1).coefficients.tolist() == [CLEAN]
 
 
+def test_a_table_comes_back_from_its_description_and_older_ones_say_less():
+    table = solvers.build(DDBM("ve"), "consistency", steps=3)  # from noise; its network is shown more than x and t
+    described = table.description()
+    assert solvers.StepTable.from_description(described).description() == described
+    older = solvers.StepTable.from_description({k: described[k] for k in ("timesteps", "prediction", "coefficients")})
+    assert (older.start, older.inputs.tolist()) == ((1.0, 0.0), [[1.0, 0.0]] * 3)
+    assert older.network_times.tolist() == described["timesteps"]
+    with pytest.raises(ValueError, match=r"start of a table must be finite numbers of shape \(2,\), got \(2,\)"):
+        solvers.StepTable.from_description({**described, "start": [np.nan, 0.0]})
+
+
 def test_tables_cannot_be_written_to():
     with pytest.raises(ValueError, match="read-only"):
         solvers.build(ABridge()).coefficients[0, 0] = 1.0
@@ -216,7 +227,7 @@ def test_which_tables_start_from_noise_by_default():
         tables = {n: solvers.build(bridge, solver, steps=n) for n in range(1, 12)}
         return [n for n, table in tables.items() if table.timesteps[0] != bridge.top]
 
-    for bridge in NOISY:
+    for bridge in [*NOISY, ABridge(c_lambda=0.5)]:  # whose highest level is 0.5 sqrt(ln 1000) = 1.3
         assert from_noise(bridge, "consistency") == list(range(1, 12))
         high = [] if isinstance(bridge, ABridge) else [1, 2, 3, 4]
         assert from_noise(bridge, "dpm2m") == from_noise(bridge, "sde-dpm2m") == from_noise(bridge, "ddim") == high

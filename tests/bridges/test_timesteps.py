@@ -44,6 +44,7 @@ def test_paper_list():
         (timesteps.paper(ABridge(num_steps=2000))[:3], [2000, 1996, 1992]),
         (timesteps.paper(ABridge(num_steps=100)), list(range(100, 0, -1))),  # many fall on one time
         (timesteps.uniform(ABridge(num_steps=10), 4), [10, 7, 4, 1]),
+        (timesteps.bbdm(BrownianBridge.bbdm(), 3), [999, 1, 0]),
         (timesteps.coarse(ABridge(), 1), [1000]),
         (timesteps.karras(BrownianBridge.bbdm(), 10)[[0, -1]], [999, 0]),
         (timesteps.karras(ABridge(num_steps=5), 5), [5, 4, 3, 2, 1]),  # a duplicate moves to the nearest free time
@@ -135,6 +136,11 @@ def test_bad_lists(bridge: Bridge, given_times: Any, message: str):
         given_times = [bridge.top, bridge.low - 1]
     with pytest.raises(ValueError, match=message):
         timesteps.resolve(bridge, given_times)
+
+
+def test_real_times_are_finite():
+    with pytest.raises(ValueError, match="timesteps must be a non-empty list of numbers, got"):
+        timesteps.resolve(DDBM(), [1.0, np.nan])
 
 
 @pytest.mark.parametrize("name", ["paper", "bbdm"])

@@ -315,6 +315,13 @@ def test_compiled_float32_networks_run_in_the_best_dtype(pays: bool, best: torch
     assert BridgeSampler(short_unet().double(), ABridge(), compile=True).dtype == torch.float64
 
 
+@pytest.mark.parametrize(("float32", "pays"), [(2.6, True), (2.2, False)])
+def test_bfloat16_pays_where_it_saves_a_sixth_of_the_time(float32: float, pays: bool, monkeypatch: pytest.MonkeyPatch):
+    seconds = {torch.float32: float32, torch.bfloat16: 2.0}  # 1.2 times that is 2.4
+    monkeypatch.setattr(device_module, "timeit", lambda call, number: seconds[call().dtype])
+    assert device_module.bfloat16_pays.__wrapped__(1) == pays
+
+
 def cpu_flags() -> set[str]:
     path = Path("/proc/cpuinfo")
     return set(path.read_text().split()) if path.exists() else set()

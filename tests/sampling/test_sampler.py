@@ -251,6 +251,7 @@ def test_previews_are_pictures_of_the_source_s_size(unet: UNet):
     sampler = BridgeSampler(unet, ABridge(), steps=3)
     odd = picture("RGB", (7, 5))
     steps = list(sampler.stream([odd, odd], seed=0))
+    assert steps[0].x.shape == steps[0].x0hat.shape == (2, 3, 5, 7), "with padding"
     assert [p.size for p in steps[0].preview()] == [(7, 5)] * 2
     for shown, made in zip(steps[-1].preview(), sampler([odd, odd], seed=0), strict=True):
         np.testing.assert_array_equal(np.asarray(shown), np.asarray(made))

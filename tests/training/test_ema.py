@@ -45,8 +45,8 @@ class TestEMA:
         unet = make_unet()
         unet.register_buffer("mean", torch.zeros(3))
         unet.register_buffer("count", torch.tensor(0))
-        ema = EMA(unet, decay=0.9, every=2)
-        for step, expected in enumerate([0, 2, 2, 4]):
+        ema = EMA(unet, decay=0.9, every=3)
+        for step, expected in enumerate([0, 0, 3, 3, 3, 6]):
             unet.get_buffer("mean").fill_(step + 1.0)
             unet.get_buffer("count").fill_(step + 1)
             ema.update(unet, step)

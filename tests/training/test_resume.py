@@ -99,6 +99,11 @@ class TestResume:
             assert (None if trainer.best is None else trainer.best["epoch"]) == best
         assert "the validation pairs have changed" in caplog.text
 
+    def test_a_run_that_ends_before_its_first_checkpoint_writes_one(self, make_trainer: MakeTrainer) -> None:
+        run = make_trainer()
+        with pytest.raises(StoppedError, match="asked to end; the same command resumes from step 1, "):
+            run.fit(stop=lambda: True)
+
     @pytest.mark.parametrize("stopped", [5, None], ids=["stopped", "undisturbed"])
     def test_the_best_epoch_is_kept_with_its_averaged_weights(
         self, stopped: int | None, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch

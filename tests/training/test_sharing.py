@@ -17,7 +17,7 @@ from bbdm.execution.processes import Processes
 from bbdm.files.weights import copied
 from bbdm.networks.base import Network, is_sharded
 from bbdm.networks.dit import DiT
-from tests.conftest import tiny_unet
+from tests.conftest import MakeTrainer, tiny_unet
 from tests.training.launching import TORCHRUN, run
 
 if TYPE_CHECKING:
@@ -97,6 +97,18 @@ def test_moments_take_the_memory_format_of_the_weights() -> None:
     for index, of in enumerate(optimizer.state.values()):
         assert torch.equal(of["exp_avg"], state["state"][index]["exp_avg"])
         assert of["step"] == 1
+
+
+def test_what_sharded_processes_decide_alike(make_trainer: MakeTrainer) -> None:
+    """Without a tracker, as all but the first are: each joins the norm that the first writes, every 50th."""
+    assert not make_trainer(shard=True).task.sharded, "one process has nobody to share with"
+    task = make_trainer("sharded").task
+    task.sharded = True
+    assert [step for step in range(200) if task.gradient_norm(step) is not None] == [49, 99, 149, 199]
+    assert task.finite()
+    with torch.no_grad():
+        next(iter(task.network.parameters())).fill_(torch.nan)
+    assert not task.finite()
 
 
 @pytest.mark.nightly
