@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import pickle
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def write_dicom(
     import SimpleITK as sitk  # noqa: N813
 
     folder.mkdir(exist_ok=True)
+    before = locale.setlocale(locale.LC_ALL)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     for i, (pixels, height) in enumerate(zip(array, heights, strict=True)):
@@ -61,6 +63,7 @@ def write_dicom(
             image.SetMetaData(key, value)
         writer.SetFileName(str(folder / f"{first + (i * 7) % 100:02d}.dcm"))
         writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, before)  # which GDCM sets to C
 
 
 def bytes_read() -> int:

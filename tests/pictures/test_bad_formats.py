@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import locale
 import pickle
 import struct
 import sys
@@ -159,9 +160,11 @@ class TestDicom:
         """Slices by position, of whatever name; values in HU; the place as DICOM says it."""
         write_dicom(tmp_path / "ct", self.ARRAY[[3, 0, 4, 1, 2]], [self.HEIGHTS[i] for i in (3, 0, 4, 1, 2)])
         assert formats.is_picture(tmp_path / "ct")
+        before = locale.setlocale(locale.LC_ALL)
         found = formats.open(tmp_path / "ct")
         assert (found.shape, found.dtype.kind) == ((1, 5, 8, 8), "i")
         assert (found[()] == self.ARRAY).all()
+        assert locale.setlocale(locale.LC_ALL) == before  # text files would be read in another encoding
         assert (found[1:2, 3:5, 6:] == self.ARRAY[None, 1:2, 3:5, 6:]).all()
         assert found.geometry.affine == ((0, 0, 0.5, -10), (0, 0.25, 0, 5), (2.5, 0, 0, -4), (0, 0, 0, 1))
         formats.write(tmp_path / "a.nii", found[()], found.geometry)

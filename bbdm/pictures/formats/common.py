@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -21,15 +22,19 @@ RATIO = 4096  # bytes that a byte of a file can become at most: of deflate 1032,
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Errors of reading a picture become a ValueError with its name."""
+    """Errors of reading a picture become a ValueError with its name, and the locale stays: GDCM sets C."""
     if not path.exists():
         raise FileNotFoundError(f"there is no picture {path}")
+    before = locale.setlocale(locale.LC_ALL)
     try:
         yield
     except ModuleNotFoundError:
         raise
     except Exception as error:  # libraries raise errors of many kinds on damaged files
         raise _named(f"cannot read the picture {path}", path, error) from error
+    finally:
+        if locale.setlocale(locale.LC_ALL) != before:
+            locale.setlocale(locale.LC_ALL, before)
 
 
 @contextmanager
