@@ -92,7 +92,7 @@ def test_the_loop_is_what_the_bridge_says(bridge: Bridge, solver: str):
         for t, coefficients, z in zip(sampler.table.timesteps, sampler.table.coefficients, noise, strict=True):
             i_x, i_y, p_x, p_y, p_f = (float(weight) for weight in bridge.weights(t))
             seen = torch.full((2,), float(bridge.network_time(t)))
-            x0hat = p_x * x + p_y * source + p_f * unet(i_x * x + i_y * source, seen, source)
+            x0hat = p_x * x + p_y * source + p_f * unet(i_x * x + i_y * source, seen, {"source": source})
             terms = zip(coefficients.tolist(), (x, source, x0hat, before, z), strict=True)
             x, before = sum(weight * term for weight, term in terms if weight), x0hat
     made = list(sampler.stream(source, noise=noise))[-1].x
