@@ -1,9 +1,9 @@
 """Training on crops of large pictures against a batch in memory: python -m benchmarks.crops [flags].
 
 Pictures of 512 x 512 in 16 bits are made in a temporary folder, one of each format. An optimizer step of the
-preset demo, eager in bfloat16 on crops of 96 x 96, is timed in turns: on a batch in memory, and on the next
-batch of each format, with the wait for it. MONAI's CacheDataset and PersistentDataset, where MONAI is
-installed, give the same crops through PyTorch's loader.
+preset demo, eager in bfloat16 on crops of 96 x 96, is timed in turns of some steps: on a batch in memory, and
+on the next batches of each format, with the wait for them. MONAI's CacheDataset and PersistentDataset give
+the same crops through PyTorch's loader, where MONAI is installed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from bbdm.training.trainer import Trainer
 from benchmarks.timing import seconds_of
 
 SIDE, CROP, PICTURES, EACH = 512, 96, 32, 4
+TURN = 6  # steps of a kind that are timed one after the other
 VALUES = Values(0, 4095, dtype="uint16")
 FORMATS = {".tif": None, ".npy": None, ".nii": None, ".nii.gz": "cache"}
 
@@ -123,11 +124,10 @@ def main(argv: list[str] | None = None) -> None:
         pairs = [(kept.source[0], kept.target[0])] * config.batch_size
         trainer = Trainer(setup.build_network("demo", 1), bridge, config, pairs, None, Path(root, "run"))
         seconds: dict[str, list[float]] = {name: [] for name in rows}
-        for step in range(args.steps + 2):
+        for turn in range(-1, -(-args.steps // TURN)):  # the first turn warms up
             for name, batches in rows.items():
-                took = seconds_of(lambda batches=batches: trainer.train_step(next(batches)))
-                if step >= 2:
-                    seconds[name].append(took)
+                took = [seconds_of(lambda batches=batches: trainer.train_step(next(batches))) for _ in range(TURN + 1)]
+                seconds[name] += took[1:] if turn >= 0 else []  # before the first, the last row's worker was busy
     for name, each in seconds.items():
         median, of_whole = (f(seconds["in memory"]) / f(each) * 100 for f in (statistics.median, statistics.fmean))
         rate = config.batch_size / statistics.median(each)

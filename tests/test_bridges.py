@@ -166,7 +166,8 @@ def test_shapes_must_agree():
     image = torch.zeros(2, 3, 4, 4)
     with pytest.raises(ValueError, match="x0, y and noise must have one shape"):
         ABridge().add_noise(image, image[:, :1], torch.tensor([1, 2]), image)
-    assert len(ABridge().add_noise(*[image[:0]] * 2, torch.tensor([1, 2])[:0], image[:0])[0]) == 0  # none is a batch
+    none = image[:0]
+    assert len(ABridge().add_noise(none, none, torch.tensor([1, 2])[:0], none)[0]) == 0  # none is a batch
 
 
 @pytest.mark.parametrize("bridge", ALL, ids=repr)

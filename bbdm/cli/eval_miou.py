@@ -21,6 +21,7 @@ from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, from_values
 from bbdm.evaluation.config import TranslateConfig
 from bbdm.pictures import images
+from bbdm.pictures.kind import check_eight_bit
 
 if TYPE_CHECKING:
     import torch
@@ -80,6 +81,7 @@ def evaluate(translator: Translator, deeplab_path: Path, output_stride: int | No
     """Make and segment the results; the report is empty in all processes but the first."""
     from tqdm.auto import tqdm
 
+    check_eight_bit(translator.checkpoint.pictures, "eval-miou")
     from bbdm.evaluation.deeplab import load_deeplab
     from bbdm.evaluation.segmentation import CITYSCAPES, SegmentationScore, read_labels
 

@@ -54,6 +54,10 @@ class TensorCache(Examples):
         workers: int = 0,
         progress: bool = False,
     ) -> None:
+        if dataset.crops is not None:
+            raise ValueError(
+                f"crops are others in each epoch, and a cache of {self.what} would keep those of the first"
+            )
         vars(self).update(vars(dataset))
         self.dataset = dataset
         self.folder = path.parent

@@ -20,7 +20,7 @@ from PIL import Image
 from bbdm.base.atomic import file_sha256
 from bbdm.pictures import formats, images
 from bbdm.pictures.images import open_image
-from bbdm.pictures.lazy import LazyPicture, LoadedPicture
+from bbdm.pictures.lazy import Geometry, LazyPicture, LoadedPicture
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # of pictures inside larger files: those of SUFFIXES
 Order = Callable[[int, int], list[int]]  # the examples at the positions start to end of an epoch
@@ -52,11 +52,22 @@ class Sides(NamedTuple):
         assert source is not None
         return cls((source,), target)
 
+    def swapped(self) -> Sides:
+        """The target as the source. Raises ValueError unless there is one of each."""
+        if self.target is None or len(self.sources) != 1:
+            raise ValueError(f"{self.sources[0].path}: direction 'BtoA' needs one source and one target")
+        return self._replace(sources=(self.target,), target=self.sources[0])
+
 
 class Entry(ABC):
     """An example where it lies: a source and its target, or a source alone."""
 
     name: str  # in the data set, a relative path without suffix
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether :meth:`opened` decodes the pictures."""
+        return True
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -73,7 +84,9 @@ class Entry(ABC):
 
     def opened(self) -> Sides:
         """The pictures as arrays, of which parts are read."""
-        return Sides.of([LoadedPicture(images.as_pixels(side), Path(str(self))) for side in self.load()])
+        return Sides.of(
+            [LoadedPicture(images.as_pixels(side), Path(str(self)), Geometry(format="pillow")) for side in self.load()]
+        )
 
     def sizes(self) -> list[tuple[int, int]]:
         """(width, height) of the sides, upright. Raises ValueError where one is not a picture."""
@@ -99,6 +112,11 @@ class Pair(Entry):
         """The files, each once."""
         paths = (self.source, *self.further, self.target, self.mask)
         return tuple(dict.fromkeys(path for path in paths if path))
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether one file holds both sides."""
+        return self.target == self.source
 
     def __str__(self) -> str:
         return str(self.source)
@@ -229,6 +247,11 @@ class Slice(Entry):
         """Those of the volume."""
         return self.volume.files
 
+    @property
+    def in_memory(self) -> bool:
+        """That of the volume."""
+        return self.volume.in_memory
+
     def __str__(self) -> str:
         return f"slice {self.place} of {self.volume}"
 
@@ -252,7 +275,8 @@ class Slices(Pairs):
         self.names = f"{volumes.names}\n{axis} {self.ends}"
 
     def _count(self, volume: Entry) -> int:
-        size = volume.opened().sources[0].size
+        sides = volume.opened()
+        size = (sides.target or sides.sources[0]).size  # the grid that sources are resampled to
         if len(size) != 3:
             raise ValueError(f"{volume} has {len(size)} axes, and slices are of volumes, which have 3")
         return size[self.axis]

@@ -21,7 +21,7 @@ from bbdm.data.shards import Shards
 from bbdm.data.table import Table
 from bbdm.pictures import formats
 from bbdm.pictures.images import Size, read_size
-from bbdm.pictures.kind import PictureKind, Plane
+from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind, Plane
 from bbdm.pictures.values import EIGHT_BIT, AnyValues, read_values
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,10 @@ class PicturesConfig(ValuesConfig):
 
     def of_kind(self, kind: PictureKind) -> PicturesConfig:
         """These settings; those that are left out are of a trained network's pictures."""
+        for name, trained in {"source": kind.source, "target": kind.target}.items():
+            own = getattr(self, f"{name}_values")
+            if kind != EIGHT_BIT_PICTURES and own is not None and str(own) != str(trained):
+                raise ValueError(f"{name}_values must be those of the network, {trained}, got {own}")
         values = self.source_values or kind.source, self.target_values or kind.target
         given = (None if each == EIGHT_BIT else each for each in values)
         own = dict(zip(("source_values", "target_values"), given, strict=True))
@@ -94,7 +98,7 @@ def _pictures(folder: Path, ending: str = "") -> dict[str, Path]:
         raise FileNotFoundError(f"there is no folder {folder}")
     below = sorted(path.relative_to(folder) for path in formats.pictures_in(folder))
     below = [path for path in below if not any(part.startswith(".") for part in path.parts)]
-    found = [path for path in below if formats.suffix_of(path) in formats.SUFFIXES]
+    found = [path for path in below if formats.is_picture(folder / path)]
     others = Image.registered_extensions().keys() - set(formats.SUFFIXES)
     skipped = [path.suffix.lower() for path in below if path not in found and path.suffix.lower() in others]
     if skipped:

@@ -132,6 +132,8 @@ class PairExamples(Examples):
         self.skip_bad = skip_bad
         self.left_out = set()
 
+    settings: str = ""  # what else decides whether a pair can be read
+
     @abstractmethod
     def images(self, index: int) -> tuple[Any, Any]:
         """Source and target of pair ``index`` as pictures; None for a missing target."""

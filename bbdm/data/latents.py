@@ -49,7 +49,7 @@ class LatentDataset(TensorCache):
         self.codec = codec.description()
 
         def encode(batch: Example) -> Tensors:
-            pictures = images.scale(torch.stack([batch.source, batch.target], dim=1))[:, :, None]
+            pictures = torch.stack([images.scale(batch.source), images.scale(batch.target)], dim=1)[:, :, None]
             if flip:
                 pictures = torch.cat([pictures, pictures.flip(-1)], dim=2)
             latents = codec.latents(pictures.flatten(0, 2)).cpu()

@@ -65,6 +65,7 @@ class MappedDataset(Examples):
         first = self.read(0)
         sides = {"source": first.source, "target": first.target, **first.conditions}
         self._shapes = {name: tuple(value.shape) for name, value in sides.items()}
+        self.masked = first.mask is not None
         self.source_channels, self.channels = len(first.source), len(first.target)
         self.image_size = images.as_size(tuple(first.target.shape[1:]))
 
@@ -95,6 +96,8 @@ class MappedDataset(Examples):
                 raise ValueError(f"{name} is {found}, and that of item 0 is of shape {shape}")
         if source.shape[1:] != target.shape[1:]:
             raise ValueError(f"source {tuple(source.shape)} and target {tuple(target.shape)} have different sizes")
+        if self._shapes and (mask is not None) != self.masked:
+            raise ValueError(f"mask is {'missing' if self.masked else 'there'}, other than in item 0")
         if mask is not None and tuple(mask.shape) != (1, *target.shape[1:]):
             raise ValueError(f"mask must be {(1, *target.shape[1:])}, got {tuple(mask.shape)}")
         return Example(source, target, conditions, mask, str(item.get("name", "")))
@@ -108,6 +111,8 @@ class MappedDataset(Examples):
             raise ValueError(f"{name} must be (C, H, W), got shape {array.shape}")
         check_finite(array)
         values = self._given[name]
+        if isinstance(values, Values) and values.channels not in (None, len(array)):
+            raise ValueError(f"{name} has {len(array)} channels, and there are values of {values.channels}")
         if values is not None:
             return torch.from_numpy(values.of(array).scaled(array))
         if array.dtype == np.uint8:

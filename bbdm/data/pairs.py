@@ -18,14 +18,13 @@ from bbdm.data.collection import Pair as Pair
 from bbdm.data.config import COLUMNS, DATASETS, PicturesConfig, with_masks
 from bbdm.data.degradations import Degradation
 from bbdm.data.examples import NoTargetError, PairExamples
-from bbdm.data.reading import Reader
 from bbdm.data.valued import ValuedDataset
 from bbdm.pictures import images
 from bbdm.pictures.images import Resize, Size
 from bbdm.pictures.images import open_image as open_image
 from bbdm.pictures.kind import AXES, PictureKind
 from bbdm.pictures.lazy import LazyPicture
-from bbdm.pictures.values import EIGHT_BIT
+from bbdm.pictures.values import EIGHT_BIT, Values
 
 PLAIN = PicturesConfig()
 
@@ -187,7 +186,7 @@ def _is_plain(pairs: Pairs) -> bool:
 
 
 def _is_colour(picture: LazyPicture) -> bool:
-    return picture.geometry.format in ("", "pillow") and picture.dtype == np.uint8 and picture.shape[0] in (1, 3)
+    return picture.dtype == np.uint8 and picture.shape[0] in (1, 3) and len(picture.size) == 2
 
 
 def _kind(pairs: Pairs, direction: str, pictures: PicturesConfig) -> PictureKind:
@@ -196,11 +195,13 @@ def _kind(pairs: Pairs, direction: str, pictures: PicturesConfig) -> PictureKind
     Raises:
         ValueError: a file has more bits, and no values are given.
     """
-    sides = Reader(None, False, False, None).open(pairs[0], direction == "BtoA")
+    sides = pairs[0].opened().swapped() if direction == "BtoA" else pairs[0].opened()
     given: dict[str, Any] = {"source": pictures.source_values, "target": pictures.target_values}
     for name, of in {"source": sides.sources, "target": (sides.target,)}.items():
         for each in of:
             if given[name] is None and each is not None and each.dtype != np.uint8:
                 raise ValueError(f"{each.path}: {images.more_than_8_bits(each[()])}")
     values = {name: EIGHT_BIT if value is None else value for name, value in given.items()}
+    if sides.target is not None and isinstance(given["target"], Values):
+        values["target"] = given["target"].stored_like(sides.target.dtype)
     return PictureKind(**values, crop=pictures.crop, slices=pictures.slices)

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.base.atomic import write_atomically
-from bbdm.data.collection import Entry, Sides
+from bbdm.data.collection import Entry, Sides, Slice
 from bbdm.pictures import formats, images
-from bbdm.pictures.lazy import LazyPicture, LoadedPicture, Window, same_grid
+from bbdm.pictures.lazy import LazyPicture, Window, same_grid
 from bbdm.pictures.values import without_data
 
-KEPT = 4  # decoded pictures, of files of which no part can be read alone
-OPENED = 8  # examples whose files stay open
+KEPT = 6  # decoded pictures, of files of which no part can be read alone
+OPENED = 4096  # examples whose headers are kept
 SAMPLED = 2**24  # pixels of a picture from which percentiles are those of an even share of its rows
 Array = npt.NDArray[Any]
 
@@ -39,26 +39,27 @@ class Reader:
 
     def _keep(self) -> None:
         self._whole = lru_cache(KEPT)(_decoded)
-        self.open = lru_cache(OPENED)(self._open)
+        self._few, self._many = lru_cache(KEPT)(self._open), lru_cache(OPENED)(self._open)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_whole", "open")}
+        return {name: value for name, value in vars(self).items() if name not in ("_whole", "_few", "_many")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._keep()  # each process keeps its own
 
-    def _open(self, entry: Entry, swapped: bool = False) -> Sides:
+    def open(self, entry: Entry, swapped: bool = False) -> Sides:
         """The pictures of an example, on one grid; ``swapped`` makes the target the source.
 
         Raises:
             ValueError: a file cannot be read, or the grids differ.
         """
-        sides = entry.opened()
-        if swapped:
-            if sides.target is None or len(sides.sources) != 1:
-                raise ValueError(f"{entry}: direction 'BtoA' needs one source and one target")
-            sides = sides._replace(sources=(sides.target,), target=sides.sources[0])
+        return (self._few if entry.in_memory or self._resample else self._many)(entry, swapped)
+
+    def _open(self, entry: Entry, swapped: bool) -> Sides:
+        if isinstance(entry, Slice):
+            return self.open(entry.volume, swapped)._replace(plane=(entry.axis, entry.place))
+        sides = entry.opened().swapped() if swapped else entry.opened()
         like = sides.target or sides.sources[0]
         return sides._replace(
             sources=tuple(self._placed(each, like) for each in sides.sources),
@@ -68,16 +69,15 @@ class Reader:
 
     def _placed(self, picture: LazyPicture, like: LazyPicture) -> LazyPicture:
         """A picture on the grid of another, from the cache where no part of its file can be read alone."""
-        if self._cache is not None and not picture.windowed:
-            picture = _from_cache(picture, self._cache)
-        if not self._same_size or same_grid(picture, like):
-            return picture
-        if self._resample:
-            return formats.resampled(picture, like)
-        raise ValueError(
-            f"{picture.path} and {like.path} lie on different grids, {picture.grid} and {like.grid}: "
-            "resample the first to the second by --resample"
-        )
+        placed = None not in (picture.geometry.affine, like.geometry.affine)
+        if (self._same_size or placed) and not same_grid(picture, like):
+            if self._resample:
+                return formats.resampled(picture, like)
+            raise ValueError(
+                f"{picture.path} and {like.path} lie on different grids, {picture.grid} and {like.grid}: "
+                "resample the first to the second by --resample"
+            )
+        return picture if self._cache is None or picture.windowed else _from_cache(picture, self._cache)
 
     def channels(self, pictures: Sequence[LazyPicture]) -> int:
         """The channels that :meth:`part` gives."""
@@ -85,23 +85,24 @@ class Reader:
 
     def _is_converted(self, picture: LazyPicture) -> bool:
         """Grey and colour of photographs become one another; the bands of other files stay."""
-        plain = picture.geometry.format in ("", "pillow") and picture.dtype == np.uint8
+        plain = picture.geometry.format == "pillow" and picture.dtype == np.uint8
         return self._channels is not None and plain and picture.shape[0] in (1, 3)
 
-    def part(self, pictures: Sequence[LazyPicture], sides: Sides, window: Window = ()) -> Array:
-        """(C, *W) of all channels in a window of the plane; () for all of it."""
+    def part(self, pictures: Sequence[LazyPicture], sides: Sides, window: Window = ()) -> tuple[Array, Array]:
+        """(C, *W) of all channels in a window of the plane, and (*W) where one has no value; () is all."""
         parts: list[Array] = []
+        absent: Any = False
         for picture in pictures:
             whole = _in_volume(window, sides, picture)
-            alone = picture.windowed or not whole
-            array = picture[whole] if alone else self._whole(picture)[(slice(None), *whole)]
+            array = picture[whole] if picture.windowed else self._whole(picture)[(slice(None), *whole)]
             array = array if sides.plane is None else array.take(0, 1 + sides.plane[0])
+            absent = absent | without_data(array, picture.nodata)
             converted = array.ndim == 3 and self._is_converted(picture)  # volumes by their slices alone
             parts.append(images.recoloured(array, self._channels) if converted else array)  # pyright: ignore[reportArgumentType]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts)), absent
 
     def sample(self, pictures: Sequence[LazyPicture]) -> Array:
-        """(C, N) pixels of whole pictures without those that have no value, for percentiles."""
+        """(C, N) pixels of whole pictures without those that have no value; of large ones, of some rows."""
         parts: list[Array] = []
         for picture in pictures:
             rows, step = picture.size[0], -(-int(np.prod(picture.size)) // SAMPLED)
@@ -112,7 +113,7 @@ class Reader:
                 ]
                 array = np.concatenate(strips, axis=1)
             else:
-                array = self._whole(picture)
+                array = self._whole(picture)[:, ::step]
             parts.append(array.reshape(len(array), -1))
         values = np.concatenate(parts)
         absent = [without_data(part, picture.nodata) for part, picture in zip(parts, pictures, strict=True)]
@@ -150,7 +151,6 @@ def _from_cache(picture: LazyPicture, folder: Path) -> LazyPicture:
                 np.save(file, picture[()])
 
         write_atomically(path, write)
-    mapped = np.load(path, mmap_mode="r")
-    made = LoadedPicture(mapped, picture.path, picture.geometry)
-    made.nodata = picture.nodata
+    made = formats.open(path)
+    made.geometry, made.nodata = picture.geometry, picture.nodata
     return made

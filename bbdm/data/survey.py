@@ -105,7 +105,7 @@ def _look(dataset: PairExamples, place: int, whole: bool) -> tuple[str, list[flo
 
 def _digest(dataset: PairExamples) -> str:
     """SHA-256 of the names, sizes and times of all files."""
-    digest = hashlib.sha256(f"{dataset.channels}\n".encode())
+    digest = hashlib.sha256(f"{dataset.channels}{dataset.settings}\n".encode())
     for pair in dataset.pairs:
         for path in pair.files:
             about = path.stat()

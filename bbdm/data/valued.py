@@ -22,7 +22,7 @@ from bbdm.pictures.images import Size
 from bbdm.pictures.kind import PictureKind
 from bbdm.pictures.lazy import Geometry, LazyPicture, Window
 from bbdm.pictures.picture import Picture
-from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, check_finite, without_data
+from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, check_finite
 
 Array = npt.NDArray[Any]
 
@@ -76,6 +76,7 @@ class ValuedDataset(PairExamples):
     ) -> None:
         super().__init__(pairs, direction, degradation, skip_bad)
         self._settings = kind, crops, image_size, direction, channels, degradation, resample, cache
+        self.settings = str(self._settings)
         self.kind = kind
         self.crops = crops
         self._resized_to = None if image_size is None or crops is not None else images.sides(image_size)
@@ -125,7 +126,7 @@ class ValuedDataset(PairExamples):
         """Source and target of pair ``index``, whole, in stored values; None for a missing target."""
         sides, name = self._opened(index), self.pairs[index].name
         made = [
-            Picture(self._reader.part(each, sides), each[0].geometry, getattr(values, "unit", ""), name)
+            Picture(self._reader.part(each, sides)[0], each[0].geometry, getattr(values, "unit", ""), name)
             for each, values in zip(_by_role(sides), (self.kind.source, self.kind.target), strict=True)
             if each
         ]
@@ -141,8 +142,7 @@ class ValuedDataset(PairExamples):
         pictures = _by_role(sides)[side == "target"]
         if not pictures:
             return None
-        array = self._reader.part(pictures, sides)
-        absent = without_data(array, pictures[0].nodata)
+        array, absent = self._reader.part(pictures, sides)
         values = self._values(self.kind.target if side == "target" else self.kind.source, pictures)
         return Whole(array, pictures[0].geometry, values, absent if absent.any() else None, pictures[0].nodata)
 
@@ -194,10 +194,10 @@ class ValuedDataset(PairExamples):
         made: list[torch.Tensor] = []
         for pictures, values in zip(_by_role(sides), (self.kind.source, self.kind.target), strict=True):
             if pictures:
-                array = self._reader.part(pictures, sides, window)
-                absent = without_data(array, pictures[0].nodata)
+                array, absent = self._reader.part(pictures, sides, window)
                 valid = valid & ~absent if self.masked else valid
-                made.append(self._tensor(array, absent, self._values(values, pictures)))
+                first = [part.start or 0 for part in window]
+                made.append(self._tensor(array, absent, self._values(values, pictures), first))
         if self.degradation is not None:
             drawn = f"{key} {seed}" if self.crops else name
             made.insert(0, _degraded(made[0], self.degradation, drawn))
@@ -207,7 +207,7 @@ class ValuedDataset(PairExamples):
     def _mask(self, sides: Sides, window: Window) -> npt.NDArray[np.bool_]:
         """(H, W) whether pixels are in the mask."""
         assert sides.mask is not None
-        return (self._reader.part((sides.mask,), sides, window) != 0).any(axis=0)
+        return (self._reader.part((sides.mask,), sides, window)[0] != 0).any(axis=0)
 
     def _values(self, values: AnyValues, pictures: Sequence[LazyPicture]) -> Values:
         """The values of pictures: those of percentiles are measured once on the whole ones."""
@@ -218,15 +218,15 @@ class ValuedDataset(PairExamples):
             self._ranges[key] = values.of(self._reader.sample(pictures))
         return self._ranges[key]
 
-    def _tensor(self, array: Array, absent: npt.NDArray[np.bool_], values: Values) -> torch.Tensor:
-        """(C, *S) of stored values as a tensor."""
+    def _tensor(self, array: Array, absent: Array, values: Values, first: Sequence[int]) -> torch.Tensor:
+        """(C, *S) of stored values as a tensor; ``first`` is the place of its first pixel in the picture."""
         if values == EIGHT_BIT:
             if array.dtype != np.uint8:
                 raise images.more_than_8_bits(array)
             made = array
         else:
             array = np.where(absent, array.dtype.type(0), array) if absent.any() else array
-            check_finite(array)
+            check_finite(array, first)
             made = values.scaled(array)
         if absent.any():
             made = np.where(absent, made.dtype.type(0 if made.dtype == np.uint8 else -1), made)

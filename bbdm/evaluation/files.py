@@ -27,7 +27,6 @@ from bbdm.data.survey import survey
 from bbdm.data.valued import ValuedDataset, Whole
 from bbdm.pictures import formats, images
 from bbdm.pictures.kind import AXES, PictureKind
-from bbdm.pictures.lazy import Geometry
 from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite, holds
 
@@ -236,17 +235,18 @@ class Valued(Files):
             array = np.where(absent, low, array).astype(array.dtype if values == EIGHT_BIT else np.float32)
         if isinstance(self.kind.source, Percentiles):
             array = values.scaled(array, axes=array.ndim - 1)
-        return Source(Picture(array, geometry, values.unit, str(self.entries[index])), absent, nodata)
+        made = Picture(array, geometry.without("nodata"), values.unit, str(self.entries[index]))
+        return Source(made, absent, nodata)
 
     def save(self, result: Picture, source: Source, path: Path) -> None:
         """Write the result with the source's geometry; a pixel without a value in the source gets none."""
         array, geometry = np.array(result), result.geometry
-        if source.nodata is not None and not holds(array.dtype, source.nodata):
-            geometry = _without(geometry, "nodata")
-        elif source.absent is not None:
-            array[:, source.absent] = source.nodata
+        if source.nodata is not None and holds(array.dtype, source.nodata):
+            geometry = replace(geometry, kept={**geometry.kept, "nodata": source.nodata})
+            if source.absent is not None:
+                array[:, source.absent] = source.nodata
         if self.kind.source != self.kind.target:  # what is said of each band is of other values
-            geometry = _without(geometry, "colors")
+            geometry = geometry.without("colors")
         formats.write(path, array, geometry)
 
     def compared(self, index: int, paths: Sequence[Path]) -> Compared:
@@ -301,7 +301,3 @@ class Valued(Files):
 def files_of(dataset: Any, masks: Path | None, split: str, channels: int) -> Files:
     """The files of a data set; see :class:`Files`."""
     return (Valued if isinstance(dataset, ValuedDataset) else EightBit)(dataset, masks, split, channels)
-
-
-def _without(geometry: Geometry, name: str) -> Geometry:
-    return replace(geometry, kept={key: value for key, value in geometry.kept.items() if key != name})

@@ -64,3 +64,12 @@ class PictureKind:
 
 
 EIGHT_BIT_PICTURES = PictureKind()
+
+
+def check_eight_bit(kind: PictureKind, what: str) -> None:
+    """Raise ValueError unless pictures have 8 bits; ``what`` begins the message."""
+    if not kind.source == kind.target == EIGHT_BIT or kind.slices is not None:
+        raise ValueError(
+            f"{what} is for pictures of 8 bits, and this network knows values {kind.source} to {kind.target}: "
+            "use bbdm translate"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ class Geometry:
     affine: Affine | None = None
     format: str = ""
     kept: Mapping[str, Any] = field(default_factory=dict)
+
+    def without(self, *names: str) -> Geometry:
+        """The geometry without some entries of ``kept``."""
+        return replace(self, kept={name: value for name, value in self.kept.items() if name not in names})
 
 
 class LazyPicture(ABC):
@@ -89,6 +93,9 @@ class LoadedPicture(LazyPicture):
 def same_grid(one: LazyPicture, other: LazyPicture) -> bool:
     """Whether two pictures have one size and, where both say it, one place in the world."""
     affines = one.geometry.affine, other.geometry.affine
+    systems = one.geometry.kept.get("crs"), other.geometry.kept.get("crs")
+    if None not in systems and systems[0] != systems[1]:
+        return False
     if one.size != other.size or None in affines:
         return one.size == other.size
     first, second = (np.asarray(affine, dtype=np.float64) for affine in affines)

@@ -6,7 +6,7 @@ Nothing here imports torch; the functions take NumPy arrays and tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,10 +52,10 @@ class Values:
             raise ValueError(f"values must be stored as real numbers, got {kind}")
         object.__setattr__(self, "dtype", kind.name)
         if kind.kind != "f":
-            if (high - low).max() > EXACT:
+            if max((high - low).max(), abs(low).max(), abs(high).max()) > EXACT:
                 raise ValueError(
-                    f"values {self} of {kind} have more than {EXACT} levels, and a network's float32 tells no more "
-                    "apart: give a narrower range"
+                    f"values {self} of {kind} need more than {EXACT} levels, and a network's float32 tells no more "
+                    "apart: give a narrower range around 0"
                 )
             limits = np.iinfo(kind)
             if low.min() < limits.min or high.max() > limits.max:
@@ -65,6 +65,13 @@ class Values:
     def percentiles(cls, low: float, high: float) -> Percentiles:
         """The range between two percentiles of each picture's own values; see :class:`Percentiles`."""
         return Percentiles(low, high)
+
+    def stored_like(self, dtype: np.dtype[Any]) -> Values:
+        """These values with results of a file's type, where it holds the levels; of floats float32."""
+        levels = [*np.atleast_1d(self.low), *np.atleast_1d(self.high)]
+        if dtype.kind == "f":
+            return replace(self, dtype="float32")
+        return replace(self, dtype=dtype.name) if all(holds(dtype, level) for level in levels) else self
 
     @property
     def channels(self) -> int | None:
@@ -135,6 +142,8 @@ class Percentiles:
     def of(self, array: npt.NDArray[Any]) -> Values:
         """The values of one picture (C, *S). A channel of one value alone gets a range of 1 around it."""
         flat = array.reshape(len(array), -1)
+        if not flat.size:
+            raise ValueError("no pixel has a value, of which percentiles could be taken")
         flat = flat[:, :: -(-flat.size // LARGEST_SAMPLE)].astype(np.float64)
         low, high = np.percentile(flat, [self.low, self.high], axis=1)
         same = low >= high
@@ -157,7 +166,8 @@ ValuesLike = AnyValues | str | tuple[float, float] | None
 def read_values(text: str) -> AnyValues:
     """Values from text: ``0:4095``, ``-1024:3071:HU``, ``0:3000,0:1`` for two channels, or ``p0.5:99.5``.
 
-    Results are stored as int16 where the levels are integers that fit, else as uint16, int32 or float32.
+    Results have the type of the targets' files. Without files it is the first of uint8, int16, uint16, int32
+    and float32 that holds the levels.
 
     Raises:
         ValueError: the text has another form, or what :class:`Values` refuses.
@@ -183,7 +193,7 @@ def read_values(text: str) -> AnyValues:
 
 def as_values(given: ValuesLike) -> Any:
     """Values of themselves, of text for :func:`read_values`, or of (low, high); None of None."""
-    if isinstance(given, tuple):
+    if isinstance(given, tuple | list):
         return Values(*given, dtype="float32")
     return read_values(given) if isinstance(given, str) else given
 
@@ -203,11 +213,15 @@ def from_config(config: Mapping[str, Any]) -> AnyValues:
         raise ValueError(f"values must have low, high, unit and dtype, or percentiles, got {dict(config)}") from error
 
 
-def check_finite(array: npt.NDArray[Any]) -> None:
-    """Raise ValueError where a picture (C, *S) of floats has NaN or infinity; its place is named."""
+def check_finite(array: npt.NDArray[Any], first: Sequence[int] = ()) -> None:
+    """Raise ValueError where a picture (C, *S) of floats has NaN or infinity; its place is named.
+
+    ``first`` is the place of the array's first pixel, () for 0.
+    """
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         channel, *place = (int(axis[0]) for axis in np.nonzero(~np.isfinite(array)))
         value = array[(channel, *place)]
+        place = [at + start for at, start in zip(place, first or [0] * len(place), strict=True)]
         raise ValueError(f"{value} stands in channel {channel} at {tuple(place)}, where a finite number is needed")
 
 

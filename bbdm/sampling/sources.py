@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from PIL import Image
 from bbdm.pictures import formats, images
 from bbdm.pictures.kind import AXES, EIGHT_BIT_PICTURES, PictureKind
 from bbdm.pictures.picture import Picture
-from bbdm.pictures.values import EIGHT_BIT, check_finite, holds, without_data
+from bbdm.pictures.values import EIGHT_BIT, Values, check_finite, holds, without_data
 
 Range = tuple[float, float]  # the values of black and white in arrays of floats
 UNIT: Range = (-1.0, 1.0)
@@ -48,7 +48,11 @@ class Scale(NamedTuple):
 
     def scaled(self, array: Any) -> Any:
         """(..., C, H, W) in [-1, 1] of an array or a tensor."""
-        return self.kind.source.of(array).scaled(array) if self.given else scaled(array, self.range)
+        if not self.given:
+            return scaled(array, self.range)
+        if isinstance(self.kind.source, Values):
+            return self.kind.source.scaled(array)
+        raise ValueError("percentiles are of pictures: give (H, W) or (H, W, C) arrays, pictures or paths in a list")
 
     def unscaled(self, array: Any) -> Any:
         """The result of an array or a tensor."""
@@ -231,7 +235,9 @@ def _valued(array: npt.NDArray[Any], channels: int, kind: PictureKind) -> Item:
     """An array (H, W) or (H, W, C) of stored values."""
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise ValueError(f"an array of values must be (H, W) or (H, W, {channels}), got shape {array.shape}")
-    item = _values(Picture(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)), channels, kind)
+    item = _values(
+        Picture(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)), channels, replace(kind, slices=None)
+    )
 
     def restore(results: list[npt.NDArray[np.float32]]) -> npt.NDArray[Any]:
         made = np.ascontiguousarray(np.asarray(item.restore(results)).transpose(1, 2, 0))

@@ -15,6 +15,7 @@ from PIL import Image
 from bbdm import bridges, solvers
 from bbdm.base.seeds import resolve_seeds
 from bbdm.pictures import images
+from bbdm.pictures.kind import check_eight_bit
 from bbdm.serving.config import AppConfig
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def load(config: AppConfig) -> Model:
         from bbdm.runtime import OnnxBridgeSampler
 
         sampler = OnnxBridgeSampler(config.model)
+        check_eight_bit(sampler.pictures, "the app")
         solver, calls = sampler.settings["solver"], sampler.settings.get("calls")
         offered = list(solvers.choices(bridges.from_config(sampler.settings["bridge"]), calls, len(sampler.table)))
         if sampler.static is not None:
@@ -109,6 +111,7 @@ def load(config: AppConfig) -> Model:
 
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     sampler = BridgeSampler.from_pretrained(config.model, device=device, dtype=config.dtype, compile=config.compile)
+    check_eight_bit(sampler.pictures, "the app")
     offered = list(solvers.choices(sampler.bridge, sampler.calls, len(sampler.table)))
     return Model(sampler, sampler.solver, offered, config.size or sampler.image_size, "fit", None)
 

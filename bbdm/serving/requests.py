@@ -15,6 +15,7 @@ from PIL import Image
 from bbdm import solvers
 from bbdm.pictures import images
 from bbdm.pictures.images import UnknownFormatError
+from bbdm.pictures.kind import check_eight_bit
 from bbdm.serving.config import ServeConfig
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -52,6 +53,7 @@ def facts(config: ServeConfig) -> Served:
         ValueError: the network cannot be used, or requests that name no steps would take too many.
     """
     sampler = replace(config, compile=False).sampler(config.model, "cpu")
+    check_eight_bit(sampler.pictures, "the server")
     steps = len(sampler.table)
     if steps > config.max_steps:
         raise ValueError(f"max_steps must be at least the {steps} steps of {sampler.solver!r}, got {config.max_steps}")

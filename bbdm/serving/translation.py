@@ -29,6 +29,7 @@ from bbdm.evaluation.results import Record, description
 from bbdm.files.hub import find_checkpoint
 from bbdm.pictures import images
 from bbdm.pictures.images import Resize, Size
+from bbdm.pictures.kind import check_eight_bit
 from bbdm.sampling.network_config import chosen_size, described_size
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.serving.config import ClusterConfig
@@ -79,6 +80,7 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
     """
     model = find_checkpoint(config.model)
     sampler = replace(config, compile=False).sampler(model, "cpu")
+    check_eight_bit(sampler.pictures, "translate-ray")
     size, resize = chosen_size(config.image_size, sampler.image_size)
     channels = sampler.unet.source_channels if sampler.codec is None else sampler.codec.image_channels
     sha256 = file_sha256(model)

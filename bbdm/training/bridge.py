@@ -162,11 +162,15 @@ class BridgeTask(TrainingTask):
         losses = [self.losses(self.average, batch, seeds, step)[0].sum().item() for step in VALIDATION_STEPS]
         return sum(losses) / len(losses)
 
+    def counted(self, batch: Example) -> torch.Tensor | None:
+        """The batch's mask, where pixels are those of the bridge's space."""
+        return batch.mask if self.codec is None else None
+
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Pair:
         """Losses and times, both (B,), of a batch in the space of the bridge, drawn from seeds and step."""
         t = self.bridge.draw_times(seeds, step)
         y, conditions = self.network.endpoint(batch.source), self.network.given(batch.source, batch.conditions)
-        drawn: dict[str, Any] = {"conditions": conditions, "seeds": seeds, "step": step}
+        drawn: dict[str, Any] = {"conditions": conditions, "seeds": seeds, "step": step, "mask": self.counted(batch)}
         with self.autocast():
             losses = bridge_loss(
                 network, self.bridge, batch.target, y, t, loss=self.config.loss, per_image=True, **drawn

@@ -86,8 +86,10 @@ class StudentTask(BridgeTask):
             for row in range(last):
                 _, c_y, c_0, _, c_z = table.coefficients[row].tolist()
                 x = c_y * ends + c_0 * self._estimate(network, row, x, ends, conditions) + c_z * noise(row)
-        made = [each.flatten(1) for each in self._estimate(network, last, x, ends, conditions).chunk(count)]
-        error = torch.stack([(each - batch.target.flatten(1)).norm(dim=1) for each in made]).mean(0)
+        mask = self.counted(batch)
+        results = (*self._estimate(network, last, x, ends, conditions).chunk(count), batch.target)
+        *made, wanted = ((each if mask is None else each * mask).flatten(1) for each in results)
+        error = torch.stack([(each - wanted).norm(dim=1) for each in made]).mean(0)
         spread = torch.stack([(a - b).norm(dim=1) for a, b in combinations(made, 2)]).mean(0)
         return error - spread / 2, torch.full_like(error, float(table.timesteps[last])).detach()
 

@@ -26,6 +26,7 @@ def bridge_loss(
     *,
     seeds: torch.Tensor | None = None,
     step: int | None = None,
+    mask: torch.Tensor | None = None,
     per_image: bool = False,
 ) -> torch.Tensor:
     """Distance between the network's prediction and the bridge's target, the mean over a batch.
@@ -41,6 +42,7 @@ def bridge_loss(
         conditions: tensors by name that the network sees, such as ``{"source": source}``; None for none.
         seeds: (B,) int64, one for each image; noise is a function of the seed and of ``step``.
         step: the number of the optimizer step.
+        mask: (B, 1, H, W), 1 where pixels count, 0 where they do not; None where all do.
         per_image: return the mean over each image, (B,), in place of a scalar.
     """
     shown, target = bridge.add_noise(x0, y, t, noise, seeds=seeds, step=step)
@@ -49,4 +51,8 @@ def bridge_loss(
         errors = F.huber_loss(prediction, target, reduction="none", delta=HUBER_DELTA)
     else:
         errors = (F.l1_loss if loss == "l1" else F.mse_loss)(prediction, target, reduction="none")
+    if mask is not None:
+        counted = mask.sum(dim=(1, 2, 3)).clamp(min=1) * errors.shape[1]
+        losses = (errors * mask).sum(dim=(1, 2, 3)) / counted
+        return losses if per_image else losses.mean()
     return errors.mean(dim=(1, 2, 3)) if per_image else errors.mean()

@@ -43,7 +43,7 @@ KINDS: dict[str, tuple[str, str, Any, list[str], list[str], tuple[int, ...], str
         ["--crops_per_picture", "2", "--source_values", "-25:0:dB,-32:-5:dB", "--target_values", "0:10000"],
         ["mae", "sam"],
         (13, 24, 20),
-        "int16",
+        "uint16",
     ),
 }
 

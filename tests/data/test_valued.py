@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bbdm.data.cache import ImageCache
 from bbdm.data.config import PicturesConfig
 from bbdm.data.crops import Crops
 from bbdm.data.examples import PairExamples
@@ -16,7 +17,7 @@ from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.data.survey import BadPicturesError, readable
 from bbdm.data.valued import ValuedDataset
-from bbdm.pictures.formats.common import FilePicture
+from bbdm.pictures.formats import medical
 from bbdm.pictures.lazy import Geometry
 from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import Values, read_values
@@ -196,7 +197,7 @@ def test_decoded_files_are_kept_in_the_cache(tmp_path: Path, monkeypatch: pytest
         assert torch.equal(cached.read(index, 1).source, plain.read(index, 1).source)
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 4
     wanted = plain.read(3, 1).source
-    monkeypatch.setattr(FilePicture, "__getitem__", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(medical._Picture, "_read", lambda *_: pytest.fail("decoded again"))
     again = load_dataset("paired", data_dir, pictures=config, cache=tmp_path / "cache")
     assert torch.equal(again.read(3, 1).source, wanted)
 
@@ -337,3 +338,27 @@ def test_the_place_of_a_crop_depends_on_all_of_its_key() -> None:
         for key, seed in [("a 1", 0), ("b 0", 0), ("a 0", 1)]
     }
     assert places == {False}
+
+
+def test_results_have_the_type_of_the_targets_files(tmp_path: Path) -> None:
+    assert load(folders(tmp_path)).kind.target.dtype == "int16"
+    for number in range(3):
+        Picture(np.zeros((1, HEIGHT, WIDTH), np.float32)).save(tmp_path / "B" / f"{number}.npy")
+    assert load(f"{tmp_path}/A,{tmp_path}/B", target_values=read_values("0:1")).kind.target.dtype == "float32"
+
+
+def test_each_source_has_pixels_without_a_value_of_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("rasterio")
+    place = ((0.0, 1.0, 5.0), (-1.0, 0.0, 9.0), (0.0, 0.0, 1.0))
+    for side, nodata, at in (("A", -1, 3), ("C", -2, 4), ("B", None, 0)):
+        (tmp_path / side).mkdir()
+        array = np.ones((1, HEIGHT, WIDTH), np.int16)
+        array[0, at, at] = nodata or 1
+        Picture(array, Geometry(place, "geotiff", {"nodata": nodata})).save(tmp_path / side / "0.tif")
+    mask = load(f"{tmp_path}/A,{tmp_path}/C;{tmp_path}/B").read(0).mask
+    assert (mask == 0).nonzero().tolist() == [[0, 3, 3], [0, 4, 4]]
+
+
+def test_crops_are_not_frozen_in_a_cache(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="crops are others in each epoch"):
+        ImageCache(load(folders(tmp_path), crop=CROP), tmp_path / "cache")

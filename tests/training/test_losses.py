@@ -76,3 +76,16 @@ class TestBridgeLoss:
         assert unet.t.tolist() == [2, 4]
         assert unet.conditions is not None
         assert torch.equal(unet.conditions["source"], torch.full(self.shape, 0.6))
+
+
+def test_pixels_outside_the_mask_do_not_count() -> None:
+    """Errors of 0.2 everywhere but in a corner; an image without any pixel has the loss 0."""
+    x0, y, noise = (torch.full((3, 1, 2, 2), value) for value in (0.2, 0.6, 0.1 * math.sqrt(2)))
+    x0[:, :, 0, 0] = 5
+    mask = torch.ones(3, 1, 2, 2)
+    mask[:, :, 0, 0] = 0
+    mask[2] = 0
+    arguments = StandIn(), BrownianBridge(4, objective="residual"), x0, y, torch.tensor([2, 2, 2]), noise
+    losses = bridge_loss(*arguments, "l1", mask=mask, per_image=True)
+    torch.testing.assert_close(losses, torch.tensor([0.2, 0.2, 0.0]))
+    assert float(bridge_loss(*arguments, "l1", per_image=True)[0]) > 0.3

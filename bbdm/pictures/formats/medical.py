@@ -68,8 +68,10 @@ def resampled(picture: LazyPicture, like: LazyPicture) -> npt.NDArray[Any]:
     package = simpleitk()
     images = [_image(package, each.shape[0], each[()], each.geometry.kept) for each in (picture, like)]
     least = float(picture[()].min())
-    made = package.Resample(*images, package.Transform(), package.sitkLinear, least)
-    return channels_first(package.GetArrayFromImage(made), (picture.shape[0], *like.size))
+    kind = package.sitkVectorFloat32 if picture.shape[0] > 1 else package.sitkFloat32
+    made = package.Resample(*images, package.Transform(), package.sitkLinear, least, kind)
+    array = channels_first(package.GetArrayFromImage(made), (picture.shape[0], *like.size))
+    return (array if picture.dtype.kind == "f" else np.rint(array)).astype(picture.dtype)
 
 
 def _image(package: Any, channels: int, array: npt.NDArray[Any], place: Mapping[str, Any]) -> Any:
