@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,17 @@ def of_monai(kind: str, folder: Path, batch_size: int, workers: int) -> Iterator
     return epochs(batches)
 
 
+def cost(batches: Iterator[Example]) -> float:
+    """Seconds of the processor for a batch, made in this process: the least of some means."""
+    means: list[float] = []
+    for _ in range(TURN):
+        began = time.process_time()
+        for _ in range(TURN):
+            next(batches)
+        means.append((time.process_time() - began) / TURN)
+    return min(means[1:])
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = scripts.Parser(__doc__)
     parser.add_argument("--steps", type=int, default=30, help="of each kind")
@@ -112,15 +125,16 @@ def main(argv: list[str] | None = None) -> None:
     shape = config.batch_size, 1, CROP, CROP
     kept = Example(torch.rand(shape) * 2 - 1, torch.rand(shape) * 2 - 1)
     with tempfile.TemporaryDirectory() as root:
-        loading = config.batch_size, args.workers
         rows: dict[str, Iterator[Example]] = {"in memory": iter(lambda: kept, None)}
-        for suffix in FORMATS:
-            rows[suffix] = of_files(suffix, Path(root, suffix[1:]), *loading)
-        for kind in ("CacheDataset", "PersistentDataset"):
+        costs = {"in memory": 0.0}
+        kinds: dict[str, Any] = {suffix: partial(of_files, suffix) for suffix in FORMATS}
+        kinds |= {f"MONAI {kind}": partial(of_monai, kind) for kind in ("CacheDataset", "PersistentDataset")}
+        for name, made in kinds.items():
             try:
-                rows[f"MONAI {kind}"] = of_monai(kind, Path(root, kind), *loading)
+                costs[name] = cost(made(Path(root, name), config.batch_size, 0))
+                rows[name] = made(Path(root, f"{name} by workers"), config.batch_size, args.workers)
             except ModuleNotFoundError:
-                print(f"MONAI {kind}: not installed")
+                print(f"{name}: not installed")
         pairs = [(kept.source[0], kept.target[0])] * config.batch_size
         trainer = Trainer(setup.build_network("demo", 1), bridge, config, pairs, None, Path(root, "run"))
         seconds: dict[str, list[float]] = {name: [] for name in rows}
@@ -131,7 +145,8 @@ def main(argv: list[str] | None = None) -> None:
     for name, each in seconds.items():
         median, of_whole = (f(seconds["in memory"]) / f(each) * 100 for f in (statistics.median, statistics.fmean))
         rate = config.batch_size / statistics.median(each)
-        print(f"{name:24}{rate:8.2f} crops/s {median:6.1f} %, by means {of_whole:6.1f} %")
+        loaded = f"{costs[name] * 1000:6.1f} ms of a processor to load a batch"
+        print(f"{name:24}{rate:8.2f} crops/s {median:6.1f} %, by means {of_whole:6.1f} %, {loaded}")
 
 
 if __name__ == "__main__":
