@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from bbdm import ABridge, TrainConfig, Trainer, load_checkpoint
+from bbdm.base.scripts import StoppedError
 from bbdm.data.cache import ImageCache
 from bbdm.data.config import PicturesConfig
 from bbdm.data.crops import Crops
@@ -21,7 +23,7 @@ from bbdm.pictures.formats import medical
 from bbdm.pictures.lazy import Geometry
 from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import Values, read_values
-from tests.conftest import SavePicture
+from tests.conftest import SavePicture, newest, tiny_unet
 
 HEIGHT, WIDTH, CROP = 20, 24, 8
 CPU = torch.device("cpu")
@@ -362,3 +364,26 @@ def test_each_source_has_pixels_without_a_value_of_its_own(tmp_path: Path) -> No
 def test_crops_are_not_frozen_in_a_cache(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="crops are others in each epoch"):
         ImageCache(load(folders(tmp_path), crop=CROP), tmp_path / "cache")
+
+
+def test_a_run_on_crops_resumes_exactly_within_an_epoch(tmp_path: Path) -> None:
+    pairs = load(folders(tmp_path, count=4), crop=CROP, crops_per_picture=2)
+
+    def run(folder: str, stop: int | None = None) -> Trainer:
+        unet = tiny_unet(in_channels=1, out_channels=1, condition_channels=1)
+        config = TrainConfig(epochs=2, batch_size=2, save_every=1)
+        trainer = Trainer(unet, ABridge(), config, pairs, None, tmp_path / folder)
+        if trainer.resume_newest() or stop is None:
+            trainer.fit()
+        else:
+            with pytest.raises(StoppedError):
+                trainer.fit(stop=lambda: trainer.step == stop)
+        return trainer
+
+    whole = run("whole")
+    assert run("parts", stop=6).step == 6  # of 4 in an epoch
+    resumed = run("parts")
+    assert resumed.step == whole.step == 8
+    for name, weight in whole.unet.state_dict().items():
+        assert torch.equal(weight, resumed.unet.state_dict()[name]), name
+    assert load_checkpoint(newest(resumed)).pictures == pairs.kind
