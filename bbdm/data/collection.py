@@ -233,14 +233,10 @@ class Files(Pairs):
 class Slice(Entry):
     """A slice of an example of volumes: at a place along an axis."""
 
+    name: str  # the volume's, and the place
     volume: Entry
-    axis: int
-    place: int
-
-    @property
-    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The volume's name and the place."""
-        return f"{self.volume.name}/{self.place:04d}"
+    axis: int  # across the slice
+    place: int  # along the axis
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -288,7 +284,8 @@ class Slices(Pairs):
         """The slice at an index."""
         number = bisect_right(self.ends, index)
         before = self.ends[number - 1] if number else 0
-        return Slice(self.volumes[number], self.axis, index - before)
+        volume, place = self.volumes[number], index - before
+        return Slice(f"{volume.name}/{place:04d}", volume, self.axis, place)
 
     def digest(self, before: str = "") -> str:
         """SHA-256 of a text, and of the names and files of the volumes."""
