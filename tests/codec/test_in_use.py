@@ -118,7 +118,7 @@ class Pointwise(nn.Module):
         return self.mixed(torch.cat([x, condition], dim=1))
 
 
-@pytest.mark.parametrize("runtime", [False, True], ids=["torch", "onnx"])
+@pytest.mark.parametrize("runtime", [False, pytest.param(True, marks=pytest.mark.nightly)], ids=["torch", "onnx"])
 def test_a_mask_makes_each_latent_that_it_touches(runtime: bool, tmp_path: Path):
     """One pixel of a mask makes its latent as without a mask, and leaves the others as the source's."""
     torch.manual_seed(0)

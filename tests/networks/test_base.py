@@ -244,6 +244,7 @@ def test_it_is_packaged(make: Callable[[], Network], tmp_path: Path):
     torch.testing.assert_close(packaged(SOURCE, seed=0), sampler(SOURCE, seed=0), rtol=0, atol=1e-2)
 
 
+@pytest.mark.nightly
 @daily_networks
 def test_it_is_exported_and_runs_without_torch(make: Callable[[], Network], tmp_path: Path):
     network = randomised(make())

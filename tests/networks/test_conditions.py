@@ -224,6 +224,7 @@ def test_a_network_with_other_images_is_refused(tmp_path: Path):
         BridgeSampler.from_checkpoint(tmp_path / "c.pt", network=other)
 
 
+@pytest.mark.nightly
 @daily_networks
 def test_it_is_compiled(make: Callable[[], Network]):
     network = make().eval()

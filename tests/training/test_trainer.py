@@ -23,6 +23,7 @@ from bbdm.training.trainer import Trainer
 from tests.conftest import SIZE, MakeTrainer, metrics_of, newest, tiny_unet
 
 
+@pytest.mark.nightly
 def test_200_steps_halve_the_loss(make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
     """The averaged weights' loss on the same pairs, against the untrained network's."""
     unet = tiny_unet(condition_channels=3, model_channels=16, attention_resolutions=(), head_channels=16)
