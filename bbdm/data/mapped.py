@@ -14,7 +14,7 @@ from bbdm.data.collection import Example
 from bbdm.data.examples import Examples
 from bbdm.pictures import images
 from bbdm.pictures.kind import PictureKind
-from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, check_finite
+from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, check_channels, check_finite
 
 
 class MapStyle(Protocol):
@@ -111,9 +111,8 @@ class MappedDataset(Examples):
             raise ValueError(f"{name} must be (C, H, W), got shape {array.shape}")
         check_finite(array)
         values = self._given[name]
-        if isinstance(values, Values) and values.channels not in (None, len(array)):
-            raise ValueError(f"{name} has {len(array)} channels, and there are values of {values.channels}")
         if values is not None:
+            check_channels(values, len(array), name)
             return torch.from_numpy(values.of(array).scaled(array))
         if array.dtype == np.uint8:
             return torch.from_numpy(np.ascontiguousarray(array))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence
-from itertools import tee
+from itertools import chain, tee
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
@@ -22,7 +22,7 @@ from bbdm.pictures.images import Size
 from bbdm.pictures.kind import PictureKind
 from bbdm.pictures.lazy import Geometry, LazyPicture, Window
 from bbdm.pictures.picture import Picture
-from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, check_finite
+from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, check_channels, check_finite
 
 Array = npt.NDArray[Any]
 
@@ -81,7 +81,8 @@ class ValuedDataset(PairExamples):
         self.crops = crops
         self._resized_to = None if image_size is None or crops is not None else images.sides(image_size)
         sides = pairs[0].opened()
-        self.masked = sides.mask is not None or any(each.nodata is not None for each in _pictures(sides))
+        pictures = chain(*_by_role(sides))
+        self.masked = sides.mask is not None or any(each.nodata is not None for each in pictures)
         self._reader = Reader(channels, self.masked or self._resized_to is None, resample, cache)
         self._ranges: dict[tuple[Path, ...], Values] = {}  # of percentiles
         sides = self._opened(0)
@@ -92,8 +93,7 @@ class ValuedDataset(PairExamples):
         self.source_channels, self.channels = map(self._reader.channels, _by_role(sides))
         self.channels = self.channels or self.source_channels
         for count, values in ((self.source_channels, kind.source), (self.channels, kind.target)):
-            if isinstance(values, Values) and values.channels not in (None, count):
-                raise ValueError(f"{pairs[0]} has {count} channels, and there are values of {values.channels}")
+            check_channels(values, count, str(pairs[0]))
 
     @property
     def _each(self) -> int:
@@ -124,13 +124,13 @@ class ValuedDataset(PairExamples):
 
     def images(self, index: int) -> tuple[Picture, Picture | None]:
         """Source and target of pair ``index``, whole, in stored values; None for a missing target."""
-        sides, name = self._opened(index), self.pairs[index].name
-        made = [
-            Picture(self._reader.part(each, sides)[0], each[0].geometry, getattr(values, "unit", ""), name)
-            for each, values in zip(_by_role(sides), (self.kind.source, self.kind.target), strict=True)
-            if each
-        ]
-        return (made[0], made[1]) if len(made) > 1 else (made[0], None)
+        entry = self.pairs[index]
+
+        def picture(side: Whole) -> Picture:
+            return Picture(side.array, side.geometry, side.values.unit, entry.name)
+
+        target = self.whole(entry, "target")
+        return picture(self.whole(entry, "source")), None if target is None else picture(target)
 
     @overload
     def whole(self, entry: Entry, side: Literal["source"]) -> Whole: ...
@@ -239,10 +239,6 @@ class ValuedDataset(PairExamples):
             return np.ascontiguousarray(array)
         channels = [images.resized(Image.fromarray(channel), (height, width)) for channel in array]
         return np.stack([np.asarray(channel) for channel in channels])
-
-
-def _pictures(sides: Sides) -> tuple[LazyPicture, ...]:
-    return (*sides.sources, *([] if sides.target is None else [sides.target]))
 
 
 def _by_role(sides: Sides) -> tuple[tuple[LazyPicture, ...], tuple[LazyPicture, ...]]:

@@ -115,8 +115,8 @@ class Network(nn.Module):
         Args:
             x: (B, channels, H, W) what the bridge shows of the state.
             t: (B,) integers or reals, what the network sees of the times; or (1,) for all.
-            conditions: by name; ``source``, (B, condition_channels, H, W), where the network sees it, and
-                what ``images`` names. None where there are none.
+            conditions: tensors by name, those that :attr:`conditions` lists, such as ``source``, which is
+                (B, condition_channels, H, W). None where there are none.
 
         Returns:
             (B, channels, H, W) the prediction of the bridge's objective.

@@ -40,8 +40,8 @@ def in_channels(
     Args:
         source: (B, C, *S) in its own channels.
         channels: the target's number of channels.
-        endpoint: the source channel for each of them. None takes a source of as many channels as it is, and
-            otherwise the mean over its channels, repeated.
+        endpoint: the source channel for each of them. None takes a source of as many channels as it is; of
+            other numbers it takes the mean over the source's channels, repeated.
         concatenate: tensors or arrays along an axis.
     """
     count = source.shape[1]

@@ -213,6 +213,12 @@ def from_config(config: Mapping[str, Any]) -> AnyValues:
         raise ValueError(f"values must have low, high, unit and dtype, or percentiles, got {dict(config)}") from error
 
 
+def check_channels(values: AnyValues, count: int, name: str) -> None:
+    """Raise ValueError where there are ranges for another number of channels than a picture has."""
+    if isinstance(values, Values) and values.channels not in (None, count):
+        raise ValueError(f"{name} has {count} channels, and there are values of {values.channels}")
+
+
 def check_finite(array: npt.NDArray[Any], first: Sequence[int] = ()) -> None:
     """Raise ValueError where a picture (C, *S) of floats has NaN or infinity; its place is named.
 
