@@ -245,8 +245,6 @@ class Valued(Files):
             geometry = replace(geometry, kept={**geometry.kept, "nodata": source.nodata})
             if source.absent is not None:
                 array[:, source.absent] = source.nodata
-        if self.kind.source != self.kind.target:  # what is said of each band is of other values
-            geometry = geometry.without("colors")
         formats.write(path, array, geometry)
 
     def compared(self, index: int, paths: Sequence[Path]) -> Compared:

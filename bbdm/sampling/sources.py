@@ -224,9 +224,14 @@ def _values(picture: Picture, channels: int, kind: PictureKind) -> Item:
     def restore(results: list[npt.NDArray[np.float32]]) -> Picture:
         whole = results[0] if axis is None else np.stack(results, axis)
         stored = kind.target.stored(whole, axes=whole.ndim - 1)
-        if nodata is not None and absent.any() and holds(stored.dtype, nodata):
+        geometry = picture.geometry
+        if nodata is not None and not holds(stored.dtype, nodata):
+            geometry = geometry.without("nodata")
+        elif absent.any():
             stored[:, absent] = nodata
-        return Picture(stored, picture.geometry, kind.target.unit, picture.name)
+        if kind.source != kind.target:  # what is said of each band is of other values
+            geometry = geometry.without("colors")
+        return Picture(stored, geometry, kind.target.unit, picture.name)
 
     return Item(slices, restore)
 
