@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from bbdm.base.settings import check_least
-from bbdm.networks.windows import Function, Windows, blend
+from bbdm.networks.windowed import TENSORS
+from bbdm.networks.windows import Spans, Windows, blend
+
+Function = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -62,18 +65,19 @@ class Tiling:
         sides = self._sides(batch.shape, cell, max(cell, made))
         at_once = self._at_once(sides)
         size = tuple(side.length // made for side in sides)
+        tiled = any(len(side.starts) > 1 for side in sides)
 
-        def taken(tile: torch.Tensor) -> torch.Tensor:
-            tile = tile if tile is batch else tile.clone(memory_format=torch.channels_last)
+        def taken(spans: list[Spans]) -> torch.Tensor:
+            tile = batch[(..., *spans[0])].clone(memory_format=torch.channels_last) if tiled else batch
             result = torch.cat([function(part) for part in tile.split(at_once)])
             if result.shape[2:] != size:
                 raise ValueError(f"{tuple(tile.shape)} must become {size} values, got {tuple(result.shape[2:])}")
             return result
 
-        if all(len(side.starts) == 1 for side in sides):
-            return taken(batch)
-        weights = [side.ramps(made, batch.device) for side in sides]
-        return blend(taken, batch, sides, weights, cell, made)
+        if not tiled:
+            return taken([])
+        weights = [torch.from_numpy(side.ramps(made)).to(batch.device) for side in sides]
+        return blend(taken, sides, weights, TENSORS, cell=cell, made=made)
 
     def part_shapes(self, shape: Sequence[int], cell: int = 1, stride: int = 1) -> list[torch.Size]:
         """The shapes of the parts in which a codec of a stride takes a batch; see :meth:`map`."""
@@ -85,7 +89,8 @@ class Tiling:
         sizes = [size * cell for size in shape[2:]]
         if math.prod(sizes) <= self.whole:
             return [Windows(size, size) for size in sizes]
-        return [Windows.spread(size, self.side, self.overlap, unit) for size in sizes]
+        overlap = min(self.overlap, self.side // unit // 2 * unit)  # no three tiles overlap
+        return [Windows.spread(size, self.side, overlap, unit) for size in sizes]
 
     def _at_once(self, sides: Sequence[Windows]) -> int:
         """The number of images or tiles that are taken together."""

@@ -13,6 +13,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchvision.datasets import Cityscapes
 
 from bbdm.data.pairs import open_image
+from bbdm.networks.windowed import TENSORS
 from bbdm.networks.windows import Windows, blend
 
 # label ids of the 19 evaluated classes, in the order of their training ids
@@ -53,7 +54,8 @@ def sliding_logits(
     if not 1 <= stride <= window:
         raise ValueError(f"stride must be from 1 to the window's {window}, got {stride}")
     sides = [Windows.stepped(side, window, stride) for side in image.shape[-2:]]
-    return blend(network, image, sides, [side.means(image) for side in sides])
+    weights = [torch.from_numpy(side.means()).to(image) for side in sides]
+    return blend(lambda spans: network(image[(..., *spans[0])]), sides, weights, TENSORS)
 
 
 class SegmentationScore:

@@ -88,6 +88,8 @@ class Translator:
     def _size(self) -> tuple[Size, Resize]:
         """The size of pictures, and what it means: their own, where the network was trained on crops."""
         trained, wanted = self.checkpoint.image_size, self.config.image_size
+        if wanted is None and not isinstance(self.config.window, str):
+            wanted = "keep"
         if wanted is None:
             wanted = "fit" if self.config.dataset == "folder" else "train"
         if wanted != "keep" and (self.checkpoint.pictures.crop is not None or self._pictures != PicturesConfig()):
@@ -161,6 +163,7 @@ class Translator:
         size = self.config.batch_size if self.files.at_once else count
         batches = [jobs[start : start + count] for start in range(0, len(jobs), count)]
         share = batches[self.processes.rank :: self.processes.count]
+        windows = self.config.windows
         self.processes.wait()  # until all have looked which results exist
         with self._memory(), tqdm(total=sum(map(len, share)), unit="image", disable=not self.verbose) as bar:
             for number, batch in enumerate(share):
@@ -169,9 +172,9 @@ class Translator:
                 if warm_up and number == 0:  # by one network call, or on CUDA by all that a graph captures
                     solver, _ = solvers.with_defaults(sampler.calls)
                     one = (None, None) if sampler.device.type == "cuda" else (solver, 1)
-                    sampler(given, seed=0, batch_size=size, solver=one[0], steps=one[1], **settings)
+                    sampler(given, seed=0, batch_size=size, solver=one[0], steps=one[1], **settings, **windows)
                 began = time.perf_counter()
-                results = sampler(given, seed=[job.seed for job in batch], batch_size=size, **settings)
+                results = sampler(given, seed=[job.seed for job in batch], batch_size=size, **settings, **windows)
                 seconds = time.perf_counter() - began
                 for job, source, result in zip(batch, sources, results, strict=True):
                     self.files.save(result, source, job.path)
@@ -207,6 +210,7 @@ class Translator:
             "config": None if given is None else file_sha256(given) if given.is_file() else str(given),
             "num_samples": config.num_samples,
             "seed": config.seed,
+            **_chosen(config.windows, window="auto", overlap=0.25, margin=0),
         }
 
     def run(self, solver: str | None, steps: int | None, folder: Path) -> tuple[list[Job], dict[str, Any]]:
@@ -265,6 +269,11 @@ class Translator:
             results, targets, masks = zip(*made, strict=True)
             valid = None if masks[0] is None else torch.stack(masks)  # of all pictures of a batch, or of none
             yield torch.stack(results), torch.stack(targets), valid
+
+
+def _chosen(settings: dict[str, Any], **usual: Any) -> dict[str, Any]:
+    """Settings that are not as usual: folders of results of earlier versions have none of them."""
+    return {name: value for name, value in settings.items() if value != usual[name]}
 
 
 def _plain(value: Any) -> Any:

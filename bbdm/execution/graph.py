@@ -7,7 +7,8 @@ import torch
 from bbdm.base.recent import Recent
 from bbdm.execution.compiled import SHAPES_KEPT, Compiled
 from bbdm.execution.loop import Loop, State
-from bbdm.networks.base import Body, Conditions
+from bbdm.networks.base import Conditions
+from bbdm.networks.windows import Windowing
 
 
 class GraphedLoop:
@@ -19,15 +20,17 @@ class GraphedLoop:
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._pool = torch.cuda.graph_pool_handle()
-        self._captured: Recent[tuple[torch.cuda.CUDAGraph, State, Body]] = Recent(self._capture, SHAPES_KEPT)
+        self._captured: Recent[tuple[torch.cuda.CUDAGraph, State, object]] = Recent(self._capture, SHAPES_KEPT)
         self._done = torch.cuda.Event()
 
-    def __call__(self, y: torch.Tensor, seeds: torch.Tensor, conditions: Conditions) -> torch.Tensor:
-        """The last state, for y, seeds and the network's conditions on the device."""
+    def __call__(
+        self, y: torch.Tensor, seeds: torch.Tensor, conditions: Conditions, windows: Windowing | None = None
+    ) -> torch.Tensor:
+        """The last state, for y, seeds and the network's conditions on the device; by windows, if any."""
         with self._captured.lock, torch.cuda.device(y.device):
             stream = torch.cuda.current_stream()
             stream.wait_event(self._done)  # another thread's replay may run on another stream
-            graph, state, _ = self._captured.get(y.shape, y, seeds, conditions)
+            graph, state, _ = self._captured.get((y.shape, windows), y, seeds, conditions, windows)
             state.y.copy_(y)
             state.seeds.copy_(seeds)
             for name, buffer in state.conditions.items():
@@ -38,21 +41,22 @@ class GraphedLoop:
             return result
 
     def _capture(
-        self, y: torch.Tensor, seeds: torch.Tensor, conditions: Conditions
-    ) -> tuple[torch.cuda.CUDAGraph, State, Body]:
-        """The graph, its buffers, and the network whose weights it reads and which must outlive it."""
+        self, y: torch.Tensor, seeds: torch.Tensor, conditions: Conditions, windows: Windowing | None
+    ) -> tuple[torch.cuda.CUDAGraph, State, object]:
+        """The graph, its buffers, and what else it reads, which must outlive it: all weights."""
         own = {name: value.clone() for name, value in conditions.items()}
-        state = self._loop.start(y.clone(), seeds.clone(), conditions=own)
+        network = self._loop.network
+        loop = self._loop.over(windows)
+        state = loop.start(y.clone(), seeds.clone(), conditions=own)
         stream = torch.cuda.Stream()  # a new one, so that samplers may capture at the same time
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # compile, tune and load kernels before the capture
-            self._loop.advance(state, 0)
+            loop.advance(state, 0)
         torch.cuda.current_stream().wait_stream(stream)
-        network = self._loop.network
         if isinstance(network, Compiled):
-            network = network.at(state.inputs, self._loop.embedding[:1], state.conditions)
+            network = network.at(*loop.first_call(state))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-            self._loop.restart(state)
-            self._loop.run(state)
-        return graph, state, network
+            loop.restart(state)
+            loop.run(state)
+        return graph, state, (loop, network)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from bbdm.kernels.bridge_step import bridge_step
 from bbdm.networks.base import Body, Conditions
+from bbdm.networks.windowed import Windowed
+from bbdm.networks.windows import Windowing
 from bbdm.solvers import StepTable
 
 Shape = tuple[int, ...]
@@ -61,6 +65,22 @@ class Loop:
             seen = torch.tensor(table.network_times, dtype=torch.float32)
             self.embedding = embedder(seen).to(device, self.state_dtype)
         self.opening = torch.from_numpy(table.opening).to(device, self.state_dtype)
+
+    def over(self, windows: Windowing | None, report: Callable[[int], Any] = lambda _: None) -> Loop:
+        """The loop with its network on windows; itself where there are none.
+
+        ``report`` is called after each call of the network with 1.
+        """
+        if windows is None:
+            return self
+        loop = copy.copy(self)
+        loop.network = Windowed(self.network, windows, report)
+        return loop
+
+    def first_call(self, state: State) -> tuple[torch.Tensor, torch.Tensor, Conditions]:
+        """What the network itself is called with first."""
+        given = state.inputs, self.embedding[:1], state.conditions
+        return self.network.first(*given) if isinstance(self.network, Windowed) else given
 
     def start(
         self,

@@ -22,7 +22,12 @@ NOISE_LANE, TIMESTEP_LANE, FLIP_LANE, MOVE_LANE = 0, 1, 2, 3  # last word of the
 
 
 def random_words(
-    seeds: torch.Tensor, step: int | torch.Tensor, count: int, stream: int = SAMPLING, lane: int = NOISE_LANE
+    seeds: torch.Tensor,
+    step: int | torch.Tensor,
+    count: int,
+    stream: int = SAMPLING,
+    lane: int = NOISE_LANE,
+    first: int = 0,
 ) -> torch.Tensor:
     """(B, 4 * ceil(count / 4)) random 32-bit words, held in int64.
 
@@ -33,10 +38,11 @@ def random_words(
         count: number of words for an image.
         stream: one of ``SAMPLING`` and ``TRAINING``.
         lane: ``NOISE_LANE``, ``TIMESTEP_LANE``, ``FLIP_LANE`` or ``MOVE_LANE``.
+        first: where to begin, a multiple of 4.
     """
     # A product of two 32-bit words wraps in int64, but its bits are correct: mask after each shift.
     k0, k1 = seeds[:, None] & MASK, (seeds[:, None] >> 32) & MASK
-    c0 = torch.arange(-(-count // 4), device=seeds.device)[None]
+    c0 = torch.arange(first // 4, first // 4 + -(-count // 4), device=seeds.device)[None]
     c1, c2, c3 = (torch.zeros_like(c0) + value for value in (step, stream, lane))
     for _ in range(ROUNDS):
         p0, p1 = MULTIPLIERS[0] * c0, MULTIPLIERS[1] * c2
@@ -54,12 +60,30 @@ def normal(
     Seeds, step and stream are those of :func:`random_words`.
     """
     count = math.prod(shape)
-    words = random_words(seeds, step, count, stream)
+    return _normals(random_words(seeds, step, count, stream))[:, :count].reshape(-1, *shape)
+
+
+def normal_rows(
+    seeds: torch.Tensor, step: int, shape: tuple[int, ...], rows: slice, stream: int = SAMPLING
+) -> torch.Tensor:
+    """(B, C, rows, *S) of :func:`normal` for images of a logical ``shape`` (C, H, *S)."""
+    each, across = math.prod(shape[1:]), math.prod(shape[2:])
+    count = (rows.stop - rows.start) * across
+    made: list[torch.Tensor] = []
+    for channel in range(shape[0]):
+        start = channel * each + rows.start * across
+        first = start - start % 4
+        normals = _normals(random_words(seeds, step, start - first + count, stream, first=first))
+        made.append(normals[:, start - first : start - first + count].reshape(len(seeds), -1, *shape[2:]))
+    return torch.stack(made, dim=1)
+
+
+def _normals(words: torch.Tensor) -> torch.Tensor:
+    """(B, N) normals of (B, N) words, by Box-Muller."""
     u = ((words >> 9).float() + 0.5) * 2.0**-23
     radius = torch.sqrt(-2.0 * torch.log(u[:, 0::2]))
     angle = (2.0 * math.pi) * u[:, 1::2]
-    pairs = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
-    return pairs.flatten(1)[:, :count].reshape(-1, *shape)
+    return torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1).flatten(1)
 
 
 def timesteps(seeds: torch.Tensor, step: int, low: int, high: int) -> torch.Tensor:

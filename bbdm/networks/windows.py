@@ -1,18 +1,25 @@
-"""A function of images, called on windows of a large image: where they are, and how results are blended.
+"""A function of images, called on windows of larger ones: where they are, and how results are blended.
 
 Places are a function of sizes alone, and weights one of places. Both are of one side, so an image may have
-any number of sides.
+any number of sides. Nothing here needs torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
-Function = Callable[[torch.Tensor], torch.Tensor]
+Weights = npt.NDArray[np.floating[Any]]  # (windows, length) of a side
+Spans = tuple[slice, ...]  # the place of a window, a slice for each side
+SPREAD = 0.125  # of the Gaussian weights, as a share of a window's side
+LEAST = 1e-3  # Gaussian weight, as a share of the largest
+LARGEST_OVERLAP = 0.9
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Windows:
 
     @classmethod
     def spread(cls, size: int, length: int, overlap: int, unit: int = 1) -> Windows:
-        """Windows spread evenly that overlap by at least a number, at most half; all in multiples of a unit.
+        """Windows spread evenly that overlap by at least a number; all in multiples of a unit.
 
         A side that is no longer than a window is one.
         """
@@ -33,7 +40,7 @@ class Windows:
         if size <= longest * unit:
             return cls(size, size)
         free = size // unit - longest
-        gaps = -(-free // (longest - min(-(-overlap // unit), longest // 2)))
+        gaps = -(-free // max(1, longest - -(-overlap // unit)))
         return cls(size, longest * unit, tuple(i * free // gaps * unit for i in range(gaps + 1)))
 
     @classmethod
@@ -42,61 +49,229 @@ class Windows:
         last = max(size - length, 0)
         return cls(size, min(length, size), (*range(0, last, step), last))
 
-    def ramps(self, cell: int, device: torch.device) -> torch.Tensor:
-        """(windows, size / cell) weights that fall linearly to 0 at the edges of a window inside the image.
+    def ramps(self, cell: int) -> Weights:
+        """(windows, length / cell) weights that fall linearly to 0 at the edges of a window inside the image.
 
-        Those of a value, which is ``cell`` pixels wide, add up to 1.
+        Those of a value, which is ``cell`` pixels wide, add up to 1. No three windows overlap.
         """
-        at = (torch.arange(self.size // cell, device=device) + 0.5) * cell
-        weights = torch.ones(len(self.starts), len(at), device=device)
+        at = (np.arange(self.length // cell, dtype=np.float32) + np.float32(0.5)) * np.float32(cell)
+        weights = np.ones((len(self.starts), len(at)), np.float32)
         for i, start in enumerate(self.starts[1:], 1):
-            end = self.starts[i - 1] + self.length  # of the window before
-            rising = ((at - start) / (end - start)).clamp(0, 1)
-            weights[i] *= rising
-            weights[i - 1] *= 1 - rising
-        return weights / weights.sum(0)
+            before = self.starts[i - 1]
+            width = np.float32(before + self.length - start)
+            if not width:
+                continue
+            weights[i] *= np.clip(at / width, 0, 1)
+            weights[i - 1] *= 1 - np.clip((at + np.float32(before - start)) / width, 0, 1)
+        return self._shares(weights, cell)
 
-    def means(self, like: torch.Tensor) -> torch.Tensor:
-        """(windows, size) weights of a mean over the windows that a pixel is in, of the kind of ``like``."""
-        starts, at = (torch.as_tensor(places, device=like.device) for places in (self.starts, range(self.size)))
-        inside = (at >= starts[:, None]) & (at < starts[:, None] + self.length)
-        return inside.sum(0).to(like.dtype).reciprocal().expand(len(self.starts), -1)
+    def means(self) -> Weights:
+        """(windows, length) weights of a mean over the windows that a pixel is in."""
+        return self._shares(np.ones((len(self.starts), self.length)))
 
-    def span(self, index: int, cell: int) -> slice:
+    def gaussians(self, margin: int = 0) -> Weights:
+        """(windows, length) weights that fall from the middle of a window; those of a pixel add up to 1.
+
+        They are a Gaussian of 0.125 of the length, not below 1e-3 of its peak (as in MONAI), and 0 within
+        ``margin`` pixels of an edge of the window inside the image.
+        """
+        at = np.arange(self.length) - (self.length - 1) / 2
+        bell = np.maximum(np.exp(-0.5 * (at / (SPREAD * self.length)) ** 2), LEAST)
+        weights = np.tile(bell, (len(self.starts), 1))
+        for weight, start in zip(weights, self.starts, strict=True):
+            weight[: margin if start > 0 else 0] = 0
+            weight[self.length - (margin if start + self.length < self.size else 0) :] = 0
+        return self._shares(weights)
+
+    def _shares(self, weights: Weights, cell: int = 1) -> Weights:
+        """Weights divided by their sum over windows."""
+        total = np.zeros(self.size // cell, weights.dtype)
+        for i, weight in enumerate(weights):
+            total[self.span(i, cell)] += weight
+        return np.stack([weight / total[self.span(i, cell)] for i, weight in enumerate(weights)])
+
+    def around(self, rows: slice) -> slice:
+        """The pixels of all windows that touch some."""
+        touching = [start for start in self.starts if start < rows.stop and start + self.length > rows.start]
+        return slice(touching[0], touching[-1] + self.length)
+
+    def span(self, index: int, cell: int = 1) -> slice:
         """A window's place among values that are ``cell`` pixels wide."""
         return slice(self.starts[index] // cell, (self.starts[index] + self.length) // cell)
 
 
-def blend(
-    function: Function,
-    batch: torch.Tensor,
-    sides: Sequence[Windows],
-    weights: Sequence[torch.Tensor],
-    cell: int = 1,
-    made: int = 1,
-) -> torch.Tensor:
-    """The results of a function on windows, each times the weights of its place, added up.
+@dataclass(frozen=True)
+class Arrays:
+    """What blending needs of arrays of a kind."""
+
+    zeros: Callable[[tuple[int, ...], Any], Any]  # of a shape, in the type, memory and place of another
+    concatenate: Callable[[list[Any], int], Any]  # along an axis
+
+
+NUMPY = Arrays(
+    lambda shape, like: np.zeros(shape, like.dtype),
+    lambda arrays, axis: arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis),
+)
+
+
+@dataclass(frozen=True)
+class Windowing:
+    """How a network is called on windows of the state.
 
     Args:
-        function: (B, C, h, w) to (B, C', h cell / made, w cell / made).
-        batch: (B, C, H, W).
-        sides: the windows of each side.
-        weights: of each side, (windows, size / made).
-        cell: pixels along a side of one value of the batch.
-        made: pixels along a side of one value of the result.
-
-    Returns:
-        (B, C', H cell / made, W cell / made).
+        lengths: of a window's sides, in values of the state; a shorter side of the state is one window.
+        overlap: of neighbouring windows at least, as a share of a window.
+        margin: values at the edges of a window inside the image that count for nothing.
+        unit: windows begin at multiples of it: the network's stride.
+        at_once: windows in a call of the network.
+        fill: whether the last call of a step is filled up to ``at_once``, so that all have one shape.
     """
-    whole: torch.Tensor | None = None
-    for place in product(*(range(len(side.starts)) for side in sides)):
-        each = list(zip(place, sides, strict=True))
-        result = function(batch[(..., *(side.span(i, cell) for i, side in each))])
-        if whole is None:
-            whole = result.new_zeros(*result.shape[:2], *(side.size // made for side in sides))
-        spans = [side.span(i, made) for i, side in each]
-        for axis, (i, span, weight) in enumerate(zip(place, spans, weights, strict=True)):
-            result = result * weight[i, span].view(-1, *[1] * (len(sides) - 1 - axis))
-        whole[(..., *spans)] += result
-    assert whole is not None
-    return whole
+
+    lengths: tuple[int, ...]
+    overlap: float
+    margin: int
+    unit: int
+    at_once: int
+    fill: bool
+
+    def sides(self, size: Sequence[int]) -> list[Windows]:
+        """The windows of each side of a state."""
+        return [
+            Windows.spread(n, length, max(math.ceil(self.overlap * length), 2 * self.margin), self.unit)
+            for n, length in zip(size, self.lengths, strict=True)
+        ]
+
+    def together(self, images: int) -> int:
+        """The number of places that a call takes from each of some images."""
+        return max(1, self.at_once // images)
+
+    def weights(self, sides: Sequence[Windows]) -> list[Weights]:
+        """The weights of windows of each side."""
+        return [side.gaussians(self.margin) for side in sides]
+
+    def batches(self, images: Sequence[Any], spans: Sequence[Spans], arrays: Arrays) -> Iterator[tuple[int, list[Any]]]:
+        """Windows of images in batches of a call's size, and how many of each count.
+
+        Args:
+            images: (B, C, *S) each, the state first. Others may be some times larger along each side.
+            spans: places of windows in the state; of each, all images come one after the other.
+            arrays: the kind of the images.
+        """
+        cut: list[Any] = []
+        for each in images:
+            cell = each.shape[2] // images[0].shape[2]
+            places = [(..., *(slice(s.start * cell, s.stop * cell) for s in span)) for span in spans]
+            cut.append(arrays.concatenate([each[place] for place in places], 0))
+        for start in range(0, len(cut[0]), self.at_once):
+            parts = [each[start : start + self.at_once] for each in cut]
+            count = len(parts[0])
+            if self.fill and count < self.at_once:
+                parts = [arrays.concatenate([part, *[part[-1:]] * (self.at_once - count)], 0) for part in parts]
+            yield count, parts
+
+    def calls(self, images: int, size: Sequence[int]) -> int:
+        """The number of network calls for one step of some images."""
+        places = math.prod(len(side.starts) for side in self.sides(size))
+        whole, rest = divmod(places, self.together(images))
+        each = self.together(images) * images
+        return sum(-(-count * images // self.at_once) for count in [each // images] * whole + [rest] * (rest > 0))
+
+
+def check_windows(
+    window: int | Sequence[int] | None, overlap: float, margin: int, stride: int
+) -> tuple[int, int] | None:
+    """The (height, width) of windows of pictures, or None for whole pictures.
+
+    Args:
+        window: the side of a window, or its (height, width), in pixels; None for whole pictures.
+        overlap: of neighbouring windows at least, as a share of a window.
+        margin: pixels at the edges of a window that count for nothing.
+        stride: the network's.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    if isinstance(overlap, bool) or not isinstance(overlap, int | float) or not 0 < overlap <= LARGEST_OVERLAP:
+        raise ValueError(f"overlap must be above 0 and at most {LARGEST_OVERLAP}, got {overlap!r}")
+    if isinstance(margin, bool) or not isinstance(margin, int) or margin < 0:
+        raise ValueError(f"margin must be an integer of at least 0, got {margin!r}")
+    if window is None:
+        return None
+    sides = (window, window) if isinstance(window, int) else tuple(window) if isinstance(window, list | tuple) else ()
+    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
+        raise ValueError(f"window must be a side, (height, width), 'auto' or None, got {window!r}")
+    if min(sides) < 1 or any(side % stride for side in sides):
+        raise ValueError(f"window must be a multiple of the network's stride {stride}, got {window!r}")
+    if 2 * margin + stride > min(sides):
+        raise ValueError(f"margin must leave at least {stride} pixels of a window of {window!r}, got {margin}")
+    return sides
+
+
+def sweep(
+    function: Callable[[list[Spans]], Any],
+    sides: Sequence[Windows],
+    weights: Sequence[Any],
+    arrays: Arrays,
+    together: int = 1,
+    cell: int = 1,
+    made: int = 1,
+    rows: slice | None = None,
+) -> Iterator[tuple[slice, Any]]:
+    """The results of a function on windows, each times the weights of its place, added up; by rows.
+
+    Args:
+        function: of the places of some windows, in values that are ``cell`` pixels wide, in the order of the
+            first side. It returns their results one after the other, (windows B, C, h / made, w / made).
+        sides: the windows of each side.
+        weights: of each side, an array of :class:`Windows`'s as ``arrays`` has them.
+        arrays: the kind of the results.
+        together: windows that the function gets at once.
+        cell: pixels along a side of one value of what the function reads.
+        made: pixels along a side of one value of its results.
+        rows: those of the results that are wanted; None for all. Windows that touch them are computed.
+
+    Yields:
+        Rows of the first side, and their results (B, C, rows, W / made), in memory that is not used again.
+        No later window touches them.
+    """
+    rows = slice(0, sides[0].size // made) if rows is None else rows
+    spans = [sides[0].span(i, made) for i in range(len(sides[0].starts))]
+    touching = [i for i, span in enumerate(spans) if span.start < rows.stop and span.stop > rows.start]
+    places = list(product(touching, *(range(len(side.starts)) for side in sides[1:])))
+    top, band = spans[touching[0]].start, None
+    for first in range(0, len(places), together):
+        group = places[first : first + together]
+        results = function([tuple(s.span(i, cell) for i, s in zip(place, sides, strict=True)) for place in group])
+        count = len(results) // len(group)
+        bottom = sides[0].span(group[-1][0], made).stop
+        shape = *results.shape[1:2], *(side.size // made for side in sides[1:])
+        lacking = bottom - top - (0 if band is None else band.shape[2])
+        if lacking:
+            more = arrays.zeros((count, shape[0], lacking, *shape[1:]), results)
+            band = more if band is None or not band.shape[2] else arrays.concatenate([band, more], 2)
+        assert band is not None
+        for k, place in enumerate(group):
+            result = results[k * count : (k + 1) * count]
+            for axis, (i, weight) in enumerate(zip(place, weights, strict=True)):
+                result = result * weight[i].reshape(-1, *[1] * (len(sides) - 1 - axis))
+            down, *across = (side.span(i, made) for i, side in zip(place, sides, strict=True))
+            band[(..., slice(down.start - top, down.stop - top), *across)] += result
+        following = first + together
+        done = spans[places[following][0]].start if following < len(places) else bottom
+        wanted = slice(max(top, rows.start), min(done, rows.stop))
+        if wanted.stop > wanted.start:
+            yield wanted, band[:, :, wanted.start - top : wanted.stop - top]
+        band, top = band[:, :, done - top :], done
+
+
+def blend(
+    function: Callable[[list[Spans]], Any],
+    sides: Sequence[Windows],
+    weights: Sequence[Any],
+    arrays: Arrays,
+    together: int = 1,
+    cell: int = 1,
+    made: int = 1,
+) -> Any:
+    """All rows of :func:`sweep`, (B, C, H / made, W / made)."""
+    return arrays.concatenate([rows for _, rows in sweep(function, sides, weights, arrays, together, cell, made)], 2)

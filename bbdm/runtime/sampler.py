@@ -17,6 +17,7 @@ import onnxruntime
 from bbdm import bridges, solvers
 from bbdm.files.bridge_json import PIPELINE, find_export, read_settings
 from bbdm.kernels.philox_numpy import normal
+from bbdm.networks.windows import NUMPY, Spans, Windowing, blend
 from bbdm.pictures import images
 from bbdm.pictures.kind import PictureKind
 from bbdm.runtime.session import Provider, Session, with_options
@@ -104,6 +105,7 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
             stride=self.settings["stride"],
             latent_stride=self.settings["latent_stride"],
             batch=self.static[0] if self.static else None,
+            size=self.static[1:] if self.static else None,
             fill=self.static is not None,
         )
 
@@ -163,7 +165,7 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
         finally:
             print(file=sys.stderr)
 
-    def _states(self, plan: OnnxSolverPlan, batch: Batch) -> Iterator[State]:
+    def _states(self, plan: OnnxSolverPlan, batch: Batch, advance: Advance) -> Iterator[State]:
         """State and estimate after each step, on the device."""
         y, conditions = self._given(batch)
         version = self.settings["version"]
@@ -176,11 +178,40 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
         z = self._noise(batch, last, y) if plan.table.start[1] else self._no_noise
         x, x0hat, inputs = self._advance(plan.opening, {"x": y, "x0hat": y, "prediction": y, "y": y, "z": z} | masked)
         for index, (row, time) in enumerate(zip(plan.rows, plan.inputs, strict=True)):
-            (prediction,) = self.graphs["unet"].run({"x": inputs, "t": time, **conditions})
+            prediction = self._predict(inputs, time, conditions, batch.windows, advance)
             z = self._noise(batch, index, y) if plan.table.coefficients[index, 4] else self._no_noise
             state = {"x": x, "x0hat": x0hat, "prediction": prediction, "y": y, "z": z}
             x, x0hat, inputs = self._advance(row, state | masked)
             yield x, x0hat
+
+    def _predict(
+        self,
+        inputs: onnxruntime.OrtValue,
+        time: onnxruntime.OrtValue,
+        conditions: dict[str, onnxruntime.OrtValue],
+        windows: Windowing | None,
+        advance: Advance,
+    ) -> onnxruntime.OrtValue:
+        """The network's prediction, by windows, if any; reports calls."""
+        network = self.graphs["unet"]
+        if windows is None:
+            (prediction,) = network.run({"x": inputs, "t": time, **conditions})
+            advance(1)
+            return prediction
+        whole = [value.numpy() for value in (inputs, *conditions.values())]
+        sides = windows.sides(whole[0].shape[2:])
+
+        def predictions(spans: list[Spans]) -> Array:
+            made: list[Array] = []
+            for count, (x, *seen) in windows.batches(whole, spans, NUMPY):
+                others = {name: self._put(value) for name, value in zip(conditions, seen, strict=True)}
+                (prediction,) = network.run({"x": self._put(x), "t": time, **others})
+                made.append(prediction.numpy()[:count])
+                advance(1)
+            return NUMPY.concatenate(made, 0)
+
+        weights = [each.astype(whole[0].dtype) for each in windows.weights(sides)]
+        return self._put(blend(predictions, sides, weights, NUMPY, windows.together(len(whole[0]))))
 
     def _advance(self, row: onnxruntime.OrtValue, given: dict[str, onnxruntime.OrtValue]) -> list[onnxruntime.OrtValue]:
         """The next state, its estimate, and what the network is shown: in exports of version 1, the state."""
@@ -213,6 +244,7 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
     def _given(self, batch: Batch) -> tuple[onnxruntime.OrtValue, dict[str, onnxruntime.OrtValue]]:
         """The source in the target's channels, and the network's conditions, in the space of the bridge."""
         image = self._picture(batch.source)
+        self._check_size(batch, image.shape[2:])
         source = self._put(image)
         if "encoder" in self.graphs:
             source = y = self.graphs["encoder"].run({"image": source})[0]
@@ -226,8 +258,19 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
         """Pictures in float32, padded below and to the right."""
         height, width = source.shape[2:]
         padded = self._padded(height, width)
-        if self.static is not None and padded != self.static[1:]:
-            sizes = f"{self.static[1]} x {self.static[2]} only, got {height} x {width}"
-            raise ValueError(f"this export takes pictures of height x width {sizes}")
         padding = ((0, 0), (0, 0), (0, padded[0] - height), (0, padded[1] - width))
         return np.pad(source.astype(np.float32), padding, mode="edge")
+
+    def _check_size(self, batch: Batch, padded: tuple[int, ...]) -> None:
+        """Raise ValueError where an export of one size is given another, and it is not called on windows."""
+        if self.static is None or padded == self.static[1:]:
+            return
+        height, width = self.static[1:]
+        if batch.windows is not None and "encoder" in self.graphs:
+            raise ValueError(
+                f"this export's autoencoder takes pictures of {height} x {width} only: export it without --static"
+            )
+        if batch.windows is None:
+            got = " x ".join(map(str, batch.source.shape[2:]))
+            hint = "" if "encoder" in self.graphs else f"; window=({height}, {width}) translates larger ones"
+            raise ValueError(f"this export takes pictures of height x width {height} x {width} only, got {got}{hint}")

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from PIL import Image
 from bbdm.base.recent import Recent
 from bbdm.base.seeds import resolve_seeds
 from bbdm.networks.endpoint import in_channels
+from bbdm.networks.windows import Windowing, check_windows
 from bbdm.pictures import images
 from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
 from bbdm.pictures.values import ValuesLike, as_values
@@ -33,10 +34,13 @@ from bbdm.solvers import StepTable
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+WINDOWS_AT_ONCE = 16  # in a network call, where no batch_size is given
 PLANS_KEPT = 4  # solvers with their times: tables, and what a network computes of the time alone
 Seed = int | Sequence[int] | None
 Timesteps = str | Iterable[float] | None
 Advance = Callable[[int], Any]  # reports a number of network calls as done
+Progress = bool | Callable[[int, int], Any]
+Window = images.Size | Literal["auto"] | None
 Picture = Image.Image | str | os.PathLike[str]
 
 
@@ -45,7 +49,7 @@ class CallSettings(TypedDict, total=False):
 
     noise: Any
     batch_size: int | None
-    progress: bool
+    progress: Progress
     solver: str | None
     steps: int | None
     timesteps: Timesteps
@@ -54,6 +58,9 @@ class CallSettings(TypedDict, total=False):
     target_values: ValuesLike
     mask: Any
     conditions: Mapping[str, Any] | None
+    window: Window
+    overlap: float
+    margin: int
     callback: Callback | None
 
 
@@ -78,7 +85,8 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         images: the channels of further condition images by name.
         stride: the height and width of pictures are padded to multiples of it.
         latent_stride: pixels of a picture along one of the bridge's space.
-        batch: the only number of images that the network takes, or None.
+        batch: the only number of images or windows that the network takes, or None.
+        size: the only (height, width) of pictures or windows that the network takes, or None.
         fill: repeat the last image where a batch is short, so that all batches have one size.
     """
 
@@ -101,6 +109,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         stride: int,
         latent_stride: int,
         batch: int | None,
+        size: tuple[int, int] | None,
         fill: bool,
     ) -> None:
         self._source_channels = source_channels
@@ -111,6 +120,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         self._stride = stride
         self._latent_stride = latent_stride
         self._batch = batch
+        self._size = size
         self._fill = fill
         self._thread = threading.local()
         self._settings = solver, steps, _hashable(timesteps)
@@ -168,7 +178,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         seed: Seed = None,
         noise: Array | None = None,
         batch_size: int | None = None,
-        progress: bool = False,
+        progress: Progress = False,
         *,
         solver: str | None = None,
         steps: int | None = None,
@@ -178,6 +188,9 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         target_values: ValuesLike = None,
         mask: Any = None,
         conditions: Mapping[str, Any] | None = None,
+        window: Window = "auto",
+        overlap: float = 0.25,
+        margin: int = 0,
         callback: Callback | None = None,
     ) -> Any:
         """Translate images.
@@ -190,10 +203,12 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
             seed: image i gets the seed ``seed + i``, or one each from a list. The same seed gives the same
                 image at every batch size. None draws one; see ``last_seeds``.
             noise: (K, B, C, H, W) standard normals in place of a seed, on the grid that the network sees.
-            batch_size: the largest number of images at once; None for all. A compiled sampler repeats the
+            batch_size: the largest number of images at once; None for all. With windows, also that of windows
+                in a network call, where None is 16. A compiled sampler repeats the
                 last image where fewer are left, so calls with one ``batch_size`` compile once for each size
                 of picture.
-            progress: show on standard error how many network calls are done.
+            progress: show on standard error how many network calls are done; or a function that is called
+                with their number and that of all, after each.
             solver: for this call; None for the sampler's own.
             steps: for this call; each is one network call. None for the sampler's own. Tables of the last few
                 solvers and steps are kept.
@@ -207,6 +222,14 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
                 or (B, 1, H, W) floats in [0, 1]. The images have one size.
             conditions: the further images that the network sees, by name: tensors or arrays (B, C, H, W) in
                 [-1, 1], or (1, C, H, W) for all, of the source's size. The images have one size.
+            window: the side or (height, width) of windows that the network is called on, where a picture is
+                larger: a multiple of the network's stride. Each step is one of the whole picture, made of the
+                predictions of all windows. None calls the network on whole pictures. ``"auto"`` takes the
+                size of training crops, where the network was trained on crops; else None.
+            overlap: of neighbouring windows at least, as a share of a window, above 0 and at most 0.9.
+            margin: pixels at the edges of windows inside the picture whose predictions count for nothing.
+                With the reach of a network that knows no statistics of the picture, such as attention or
+                GroupNorm, the result is that of whole pictures.
             callback: called with each :class:`Step` of each batch.
 
         Returns:
@@ -222,8 +245,12 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         self._check_batch_size(batch_size)
         plan = self._plan(solver, steps, timesteps)
         scale = self._scale(range, source_values, target_values)
-        given, batches = self._batches(plan, source, seed, noise, scale, mask, conditions)
-        batches = [b for whole in batches for b in whole.split(self._batch or batch_size, self._fill)]
+        given, whole = self._batches(plan, source, seed, noise, scale, mask, conditions)
+        batches: list[Batch] = []
+        for each in whole:
+            each = self._windowed(each, window, overlap, margin, batch_size)
+            free = each.windows is not None  # of the network's number of images
+            batches += each.split(batch_size if free else self._batch or batch_size, self._fill and not free)
         made: list[tuple[list[int], Any]] = []
         with self._progress_of(plan, batches, progress) as advance:
             for batch in batches:
@@ -241,7 +268,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         source: Any,
         seed: Seed = None,
         noise: Array | None = None,
-        progress: bool = False,
+        progress: Progress = False,
         *,
         solver: str | None = None,
         steps: int | None = None,
@@ -249,6 +276,9 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         range: Range = UNIT,
         mask: Any = None,
         conditions: Mapping[str, Any] | None = None,
+        window: Window = "auto",
+        overlap: float = 0.25,
+        margin: int = 0,
     ) -> Iterator[Step]:
         """The same translation one step at a time, for progress and previews; arguments as for a call.
 
@@ -259,15 +289,15 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         _, batches = self._batches(plan, source, seed, noise, self._scale(range, None, None), mask, conditions)
         if len(batches) > 1:
             raise ValueError("stream needs sources of one size, got several")
-        if self._batch not in (None, len(batches[0].indices)):
-            raise ValueError(f"source must hold {self._batch} images for this network, got {len(batches[0].indices)}")
-        return self._stream(plan, batches[0], progress)
+        batch = self._windowed(batches[0], window, overlap, margin, None)
+        if batch.windows is None and self._batch not in (None, len(batch.indices)):
+            raise ValueError(f"source must hold {self._batch} images for this network, got {len(batch.indices)}")
+        return self._stream(plan, batch, progress)
 
-    def _stream(self, plan: AnyPlan, batch: Batch, progress: bool) -> Iterator[Step]:
+    def _stream(self, plan: AnyPlan, batch: Batch, progress: Progress) -> Iterator[Step]:
         with self._progress_of(plan, [batch], progress) as advance:
-            for index, state in enumerate(self._states(plan, batch)):
+            for index, state in enumerate(self._states(plan, batch, advance)):
                 yield self._step(plan, index, state, batch)
-                advance(1)
 
     def _scale(self, range: Range, source_values: ValuesLike, target_values: ValuesLike) -> Scale:
         """What the values of a call are."""
@@ -301,6 +331,28 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         own = [seeds[owner] for owner in given.owners]
         return given, [Batch(i, array, [own[k] for k in i], noise, mask, seen) for i, array in given.groups]
 
+    def _windowed(self, batch: Batch, window: Window, overlap: float, margin: int, batch_size: int | None) -> Batch:
+        """The batch with the windows that the network is called on, where its images are larger.
+
+        Raises:
+            ValueError: window, overlap or margin is out of range, or the network takes another size alone.
+        """
+        lengths = check_windows(self.pictures.crop if window == "auto" else window, overlap, margin, self._stride)
+        if lengths is None or all(n <= length for n, length in zip(batch.source.shape[2:], lengths, strict=True)):
+            return batch
+        if self._size not in (None, lengths):
+            raise ValueError(f"window must be {self._size}, which this network takes alone, got {window}")
+        cell, at_once = self._latent_stride, self._batch or batch_size or WINDOWS_AT_ONCE
+        sides = tuple(length // cell for length in lengths)
+        made = Windowing(sides, overlap, -(-margin // cell), self._stride // cell, at_once, self._fill)
+        return batch._replace(windows=made)
+
+    def _calls(self, batch: Batch) -> int:
+        """The network calls of a step."""
+        if batch.windows is None:
+            return 1
+        return batch.windows.calls(len(batch.source), self._grid(*batch.source.shape[:1], *batch.source.shape[2:])[2:])
+
     def _ended(self, source: Any) -> Any:
         """Pictures of sources in the target's channels."""
         return in_channels(source, self._image_channels, self._endpoint, self.backend.concatenate)
@@ -320,21 +372,23 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
     def _run(self, plan: AnyPlan, batch: Batch, advance: Advance, callback: Callback | None) -> Array:
         """The padded result of a batch, like its source; reports network calls."""
         state: Any = None
-        for index, state in enumerate(self._states(plan, batch)):
+        for index, state in enumerate(self._states(plan, batch, advance)):
             if callback is not None:
                 callback(self._step(plan, index, state, batch))
-            advance(1)
         return self._decoded(state[0])
 
     @contextmanager
-    def _progress_of(self, plan: AnyPlan, batches: list[Batch], progress: bool) -> Iterator[Advance]:
+    def _progress_of(self, plan: AnyPlan, batches: list[Batch], progress: Progress) -> Iterator[Advance]:
         """Prepare for batches, then show the progress of their network calls."""
-        for shape in sorted({tuple(batch.source.shape) for batch in batches}):
-            if self.image_size is not None and self.pictures.crop is None:
-                images.warn_of_scale(self.image_size, *shape[2:])
-            self._prepare(plan, shape, progress)
-        if progress:
-            with self._progress(len(batches) * len(plan.times)) as advance:
+        for batch in {(*batch.source.shape, batch.windows): batch for batch in batches}.values():
+            if self.image_size is not None and self.pictures.crop is None and batch.windows is None:
+                images.warn_of_scale(self.image_size, *batch.source.shape[2:])
+            self._prepare(plan, batch, progress is True)
+        total = len(plan.times) * sum(map(self._calls, batches))
+        if callable(progress):
+            yield _counted(progress, total)
+        elif progress:
+            with self._progress(total) as advance:
                 yield advance
         else:
             yield lambda _: None
@@ -371,12 +425,12 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
     def _progress(self, total: int) -> AbstractContextManager[Advance]:
         """A display of a number of network calls, and the function that advances it."""
 
-    def _prepare(self, plan: AnyPlan, shape: tuple[int, ...], progress: bool) -> None:
-        """Do what is due once for sources of a shape, such as compiling."""
+    def _prepare(self, plan: AnyPlan, batch: Batch, progress: bool) -> None:
+        """Do what is due once for batches of a shape, such as compiling."""
 
     @abstractmethod
-    def _states(self, plan: AnyPlan, batch: Batch) -> Iterator[tuple[Any, Any]]:
-        """State and estimate after each step, padded, which the next step may overwrite."""
+    def _states(self, plan: AnyPlan, batch: Batch, advance: Advance) -> Iterator[tuple[Any, Any]]:
+        """State and estimate after each step, padded, which the next step may overwrite; reports calls."""
 
     @abstractmethod
     def _copied(self, state: Any) -> Any:
@@ -385,6 +439,18 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
     @abstractmethod
     def _decoded(self, state: Any) -> Array:
         """The pictures of a state, a copied state or an estimate, about [-1, 1]."""
+
+
+def _counted(report: Callable[[int, int], Any], total: int) -> Advance:
+    """Calls a function with how many of all calls are done."""
+    done = 0
+
+    def advance(calls: int) -> None:
+        nonlocal done
+        done += calls
+        report(done, total)
+
+    return advance
 
 
 def _hashable(timesteps: Timesteps) -> str | tuple[float, ...] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from bbdm.networks.windows import Windowing
 from bbdm.solvers import StepTable
 
 
@@ -32,6 +33,7 @@ class Batch(NamedTuple):
     noise: Any  # (K, B, C, H, W) in place of seeds, or None
     mask: Any = None  # (B, 1, H, W), 1 where the target is made, or None
     conditions: Mapping[str, Any] = {}  # (B, C, H, W) each, besides the source
+    windows: Windowing | None = None  # None where the network sees whole images
 
     def split(self, size: int | None, fill: bool) -> Iterator[Batch]:
         """Batches of at most a size; with ``fill``, the last image is repeated where one is short."""
@@ -45,4 +47,4 @@ class Batch(NamedTuple):
             noise = None if self.noise is None else self.noise[:, place]
             mask = None if self.mask is None else self.mask[place]
             conditions = {name: value[place] for name, value in self.conditions.items()}
-            yield Batch(indices, self.source[place], seeds, noise, mask, conditions)
+            yield Batch(indices, self.source[place], seeds, noise, mask, conditions, self.windows)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bbdm import solvers
 from bbdm.base.settings import check, setting
+from bbdm.networks.windows import check_windows
 from bbdm.pictures.images import Resize, Size, read_size
 
 if TYPE_CHECKING:
@@ -19,11 +20,17 @@ if TYPE_CHECKING:
 
 DEFAULT_SIZE = 256  # for checkpoints without the size of their pictures
 SizeSetting = Size | Literal["train", "fit", "keep"]
+WindowSetting = Size | Literal["auto", "none"]
 
 
 def read_size_setting(text: str) -> Any:
     """A size from text, or the name of a way to choose one."""
     return text if text in ("train", "fit", "keep") else read_size(text)
+
+
+def read_window_setting(text: str) -> Any:
+    """The size of windows from text, or the name of a way to choose one."""
+    return text if text in ("auto", "none") else read_size(text)
 
 
 def chosen_size(wanted: SizeSetting, trained: Size | None) -> tuple[Size, Resize]:
@@ -77,11 +84,26 @@ class NetworkConfig(FileConfig):
     fast_sampling: bool = setting(False, "the paper's 199 network calls: the solver 'fast'")
     compile: bool = setting(False, "faster results after a minute or two of compiling")
     dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the file's if unset")
+    window: WindowSetting = setting(
+        "auto",
+        "side, or HxW, of the windows of larger pictures that the network is called on; auto: the size of training "
+        "crops, if any; none: whole pictures",
+        parse=read_window_setting,
+    )
+    overlap: float = setting(0.25, "of neighbouring windows at least, as a share of a window")
+    margin: int = setting(0, "pixels at the edges of windows whose predictions count for nothing", least=0)
 
     def __post_init__(self) -> None:
         if self.fast_sampling and self.solver not in (None, "fast"):
             raise ValueError(f"fast_sampling means the solver 'fast', got solver {self.solver!r} too")
         check(self)
+        check_windows(None, self.overlap, self.margin, 1)
+
+    @property
+    def windows(self) -> dict[str, Any]:
+        """The arguments of a sampler's call that say which windows the network is called on."""
+        window = None if self.window == "none" else self.window
+        return {"window": window, "overlap": self.overlap, "margin": self.margin}
 
     @property
     def chosen_solver(self) -> str | None:

@@ -27,6 +27,7 @@ from bbdm.files import pretrained
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.hub import find_checkpoint
 from bbdm.networks.base import SOURCE, Network, Wrapped, check_network, placed
+from bbdm.networks.windows import Windowing
 from bbdm.pictures import images
 from bbdm.sampling.base import Advance, BaseSampler, Timesteps
 from bbdm.sampling.batch import Batch, SolverPlan
@@ -125,6 +126,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             stride=unet.stride * latent_stride,
             latent_stride=latent_stride,
             batch=self.package.shape[0] if self.package else None,
+            size=self._package_size(latent_stride),
             fill=compile or self.package is not None,  # cheaper than to compile for a short batch
         )
 
@@ -167,6 +169,13 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             codec = codec.compiled(partial(Compiled, device=self.device)) if self.compile else codec
         self.unet, self.codec = network, codec
         self._network = self.package or (Compiled(network.body, self.device) if self.compile else network.body)
+
+    def _package_size(self, latent_stride: int) -> tuple[int, int] | None:
+        """The (height, width) of pictures that a package takes."""
+        if self.package is None:
+            return None
+        height, width = (side * latent_stride for side in self.package.shape[2:])
+        return height, width
 
     def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> TorchSolverPlan:
         solver, steps = solvers.with_defaults(self.calls, solver, steps, timesteps)
@@ -281,12 +290,15 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         check_place(Path(path))  # before minutes of compiling
         save_package(path, self.unet, self._grid(batch_size, *size), self._condition_shapes(batch_size, *size))
 
-    def _prepare(self, plan: TorchSolverPlan, shape: tuple[int, ...], progress: bool) -> None:
-        """Compile what was not compiled for sources of a shape, with a bar of its own on a terminal."""
+    def _prepare(self, plan: TorchSolverPlan, batch: Batch, progress: bool) -> None:
+        """Compile what was not compiled for batches of a shape, with a bar of its own on a terminal."""
+        shape = batch.source.shape
         image = shape[0], self._source_channels, *self._padded(*shape[2:])
-        grid, seen = self._grid(shape[0], *shape[2:]), self._condition_shapes(shape[0], *shape[2:])
+        grid = self._grid(shape[0], *shape[2:])
+        part = shape if batch.windows is None else self._window_shape(batch.windows, grid)
+        called, seen = self._grid(part[0], *part[2:]), self._condition_shapes(part[0], *part[2:])
         stages: list[tuple[Any, Callable[[], Any], list[torch.Size]]] = [
-            (plan.loop.network, lambda: plan.loop.warm_up(grid, seen), [torch.Size(grid)])
+            (plan.loop.network, lambda: plan.loop.warm_up(called, seen), [torch.Size(called)])
         ]
         if self.codec is not None:
             codec, stride = self.codec, self.codec.stride
@@ -299,6 +311,11 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         for call in tqdm(due, name, unit="graph", disable=False if progress else None) if due else ():
             call()
 
+    def _window_shape(self, windows: Windowing, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of pictures whose state is a call's windows."""
+        height, width = (side.length * self._latent_stride for side in windows.sides(grid[2:]))
+        return windows.at_once, self._source_channels, height, width
+
     @contextmanager
     def _progress(self, total: int) -> Iterator[Advance]:
         with tqdm(total=total, unit="step") as bar:
@@ -310,18 +327,23 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             result = super()._run(plan, batch, advance, callback)
         else:
             y, conditions = self._given(batch)
-            x = plan.graphed(y, self._keys(batch.seeds), conditions)
-            advance(len(plan.times))
+            x = plan.graphed(y, self._keys(batch.seeds), conditions, batch.windows)
+            advance(len(plan.times) * self._calls(batch))
             result = self._decoded(x)
         return result.to(batch.source.device, batch.source.dtype)
 
     @torch.inference_mode()
-    def _states(self, plan: TorchSolverPlan, batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _states(
+        self, plan: TorchSolverPlan, batch: Batch, advance: Advance
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         noise = None if batch.noise is None else batch.noise.to(self.device, plan.loop.state_dtype)
         y, conditions = self._given(batch)
-        state = plan.loop.start(y, self._keys(batch.seeds), noise, self._mask(batch), conditions)
+        loop = plan.loop.over(batch.windows, advance)
+        state = loop.start(y, self._keys(batch.seeds), noise, self._mask(batch), conditions)
         for index in range(len(plan.times)):
-            plan.loop.advance(state, index)
+            loop.advance(state, index)
+            if batch.windows is None:
+                advance(1)
             yield state.x, state.x0hat
 
     def _mask(self, batch: Batch) -> torch.Tensor | None:

@@ -223,7 +223,7 @@ def test_a_latent_sampler_is_encode_sample_decode(normalised: bool):
     codec = sampler.codec
     assert codec is not None
     plain = BridgeSampler(tiny_unet(), ABridge(), "sde-dpm2m", 4)
-    *_, (last, _) = plain._states(plain._own, Batch([0, 1, 2], codec.encode(SOURCE, "source"), [3, 4, 5], None))
+    *_, (last, _) = plain._states(plain._own, Batch([0, 1, 2], codec.encode(SOURCE, "source"), [3, 4, 5], None), print)
     expected = codec.decode(last)
     made = sampler(SOURCE, seed=3)
     torch.testing.assert_close(made, expected.clamp(-1, 1), rtol=1e-4, atol=1e-4)
