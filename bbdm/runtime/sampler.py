@@ -24,6 +24,7 @@ from bbdm.runtime.session import Provider, Session, with_options
 from bbdm.sampling import sources
 from bbdm.sampling.base import Advance, BaseSampler, Timesteps
 from bbdm.sampling.batch import Batch, SolverPlan
+from bbdm.sampling.shapes import Shapes
 from bbdm.sampling.step import Step as Step
 
 MASKED = 2  # the version of exports since which steps take a mask
@@ -97,16 +98,18 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
             solver,
             steps,
             timesteps,
-            source_channels=self.settings.get("source_channels", self.settings["image_channels"]),
-            image_channels=self.settings["image_channels"],
-            channels=self.settings["channels"],
-            endpoint=self.settings.get("endpoint"),
-            images=self.settings.get("images", {}),
-            stride=self.settings["stride"],
-            latent_stride=self.settings["latent_stride"],
-            batch=self.static[0] if self.static else None,
-            size=self.static[1:] if self.static else None,
-            fill=self.static is not None,
+            shapes=Shapes(
+                source_channels=self.settings.get("source_channels", self.settings["image_channels"]),
+                image_channels=self.settings["image_channels"],
+                channels=self.settings["channels"],
+                endpoint=self.settings.get("endpoint"),
+                images=dict(sorted(self.settings.get("images", {}).items())),
+                stride=self.settings["stride"],
+                latent_stride=self.settings["latent_stride"],
+                batch=self.static[0] if self.static else None,
+                size=self.static[1:] if self.static else None,
+                fill=self.static is not None,
+            ),
         )
 
     @classmethod
@@ -226,7 +229,7 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
     def _mask(self, batch: Batch) -> Array:
         """The batch's mask on the grid that the network sees: of a latent, whatever it covers is made."""
         height, width = batch.source.shape[2:]
-        padded, side = self._padded(height, width), self._latent_stride
+        padded, side = self._shapes.padded(height, width), self._shapes.latent_stride
         mask = np.pad(batch.mask, ((0, 0), (0, 0), (0, padded[0] - height), (0, padded[1] - width)))
         return (
             mask.reshape(len(mask), 1, padded[0] // side, side, padded[1] // side, side).max((3, 5)).astype(np.float32)
@@ -257,7 +260,7 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
     def _picture(self, source: Array) -> Array:
         """Pictures in float32, padded below and to the right."""
         height, width = source.shape[2:]
-        padded = self._padded(height, width)
+        padded = self._shapes.padded(height, width)
         padding = ((0, 0), (0, 0), (0, padded[0] - height), (0, padded[1] - width))
         return np.pad(source.astype(np.float32), padding, mode="edge")
 

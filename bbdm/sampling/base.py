@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,13 @@ from PIL import Image
 from bbdm.base.recent import Recent
 from bbdm.base.seeds import resolve_seeds
 from bbdm.networks.endpoint import in_channels
-from bbdm.networks.windows import Windowing, check_windows
+from bbdm.networks.windows import Windowing
 from bbdm.pictures import images
 from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
 from bbdm.pictures.values import ValuesLike, as_values
 from bbdm.sampling import sources
 from bbdm.sampling.batch import Batch, SolverPlan
+from bbdm.sampling.shapes import Shapes, Window
 from bbdm.sampling.sources import UNIT, ArrayBackend, Range, Scale
 from bbdm.sampling.step import Callback, Step
 from bbdm.solvers import StepTable
@@ -34,13 +35,11 @@ from bbdm.solvers import StepTable
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-WINDOWS_AT_ONCE = 16  # in a network call, where no batch_size is given
 PLANS_KEPT = 4  # solvers with their times: tables, and what a network computes of the time alone
 Seed = int | Sequence[int] | None
 Timesteps = str | Iterable[float] | None
 Advance = Callable[[int], Any]  # reports a number of network calls as done
 Progress = bool | Callable[[int, int], Any]
-Window = images.Size | Literal["auto"] | None
 Picture = Image.Image | str | os.PathLike[str]
 
 
@@ -77,17 +76,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         solver: the solver of calls that give none.
         steps: the number of steps of calls that give none.
         timesteps: the times of calls that give none.
-        source_channels: the channels of sources.
-        image_channels: the channels of results.
-        channels: the channels of the bridge's space.
-        endpoint: the source channel for each channel of a result; see
-            :attr:`bbdm.networks.base.Network.endpoint_channels`.
-        images: the channels of further condition images by name.
-        stride: the height and width of pictures are padded to multiples of it.
-        latent_stride: pixels of a picture along one of the bridge's space.
-        batch: the only number of images or windows that the network takes, or None.
-        size: the only (height, width) of pictures or windows that the network takes, or None.
-        fill: repeat the last image where a batch is short, so that all batches have one size.
+        shapes: what the network takes.
     """
 
     backend: ArrayBackend
@@ -100,28 +89,9 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         solver: str | None,
         steps: int | None,
         timesteps: Timesteps,
-        *,
-        source_channels: int,
-        image_channels: int,
-        channels: int,
-        endpoint: Sequence[int] | None,
-        images: Mapping[str, int],
-        stride: int,
-        latent_stride: int,
-        batch: int | None,
-        size: tuple[int, int] | None,
-        fill: bool,
+        shapes: Shapes,
     ) -> None:
-        self._source_channels = source_channels
-        self._image_channels = image_channels
-        self._channels = channels
-        self._endpoint = endpoint
-        self._images = dict(sorted(images.items()))
-        self._stride = stride
-        self._latent_stride = latent_stride
-        self._batch = batch
-        self._size = size
-        self._fill = fill
+        self._shapes = shapes
         self._thread = threading.local()
         self._settings = solver, steps, _hashable(timesteps)
         self._replan()
@@ -242,15 +212,17 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
             FileNotFoundError: a path leads to no file.
             ValueError: an argument is refused; the message says what was got and what is wanted.
         """
-        self._check_batch_size(batch_size)
+        self._shapes.check_batch_size(batch_size)
         plan = self._plan(solver, steps, timesteps)
         scale = self._scale(range, source_values, target_values)
         given, whole = self._batches(plan, source, seed, noise, scale, mask, conditions)
         batches: list[Batch] = []
         for each in whole:
-            each = self._windowed(each, window, overlap, margin, batch_size)
-            free = each.windows is not None  # of the network's number of images
-            batches += each.split(batch_size if free else self._batch or batch_size, self._fill and not free)
+            windows = self._windows(each, window, overlap, margin, batch_size)
+            if windows is None:
+                batches += each.split(self._shapes.batch or batch_size, self._shapes.fill)
+            else:
+                batches += each._replace(windows=windows).split(batch_size, fill=False)
         made: list[tuple[list[int], Any]] = []
         with self._progress_of(plan, batches, progress) as advance:
             for batch in batches:
@@ -289,9 +261,10 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         _, batches = self._batches(plan, source, seed, noise, self._scale(range, None, None), mask, conditions)
         if len(batches) > 1:
             raise ValueError("stream needs sources of one size, got several")
-        batch = self._windowed(batches[0], window, overlap, margin, None)
-        if batch.windows is None and self._batch not in (None, len(batch.indices)):
-            raise ValueError(f"source must hold {self._batch} images for this network, got {len(batch.indices)}")
+        windows = self._windows(batches[0], window, overlap, margin, None)
+        batch, only = batches[0]._replace(windows=windows), self._shapes.batch
+        if windows is None and only not in (None, len(batch.indices)):
+            raise ValueError(f"source must hold {only} images for this network, got {len(batch.indices)}")
         return self._stream(plan, batch, progress)
 
     def _stream(self, plan: AnyPlan, batch: Batch, progress: Progress) -> Iterator[Step]:
@@ -316,8 +289,12 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         conditions: Mapping[str, Any] | None,
     ) -> tuple[sources.Given, list[Batch]]:
         """What a call is given, and its images as one batch for each size, all checked."""
-        given = sources.given(source, self.backend, self._source_channels, scale)
-        for name, value in {"noise": noise, "mask": mask, "conditions": conditions if self._images else None}.items():
+        given = sources.given(source, self.backend, self._shapes.source_channels, scale)
+        for name, value in {
+            "noise": noise,
+            "mask": mask,
+            "conditions": conditions if self._shapes.images else None,
+        }.items():
             if value is not None and len(given.groups) > 1:
                 raise ValueError(f"{name} needs pictures of one size, got several")
         first = given.groups[0][1]
@@ -325,42 +302,32 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
             self._check_noise(plan, noise, first.shape)
         if mask is not None:
             mask = sources.read_mask(mask, self.backend, first)
-        seen = sources.read_conditions(conditions, self._images, self.backend, first)
+        seen = sources.read_conditions(conditions, self._shapes.images, self.backend, first)
         seeds = resolve_seeds(seed, given.owners[-1] + 1)
         self._thread.seeds = tuple(seeds)
         own = [seeds[owner] for owner in given.owners]
         return given, [Batch(i, array, [own[k] for k in i], noise, mask, seen) for i, array in given.groups]
 
-    def _windowed(self, batch: Batch, window: Window, overlap: float, margin: int, batch_size: int | None) -> Batch:
-        """The batch with the windows that the network is called on, where its images are larger.
-
-        Raises:
-            ValueError: window, overlap or margin is out of range, or the network takes another size alone.
-        """
-        lengths = check_windows(self.pictures.crop if window == "auto" else window, overlap, margin, self._stride)
-        if lengths is None or all(n <= length for n, length in zip(batch.source.shape[2:], lengths, strict=True)):
-            return batch
-        if self._size not in (None, lengths):
-            raise ValueError(f"window must be {self._size}, which this network takes alone, got {window}")
-        cell, at_once = self._latent_stride, self._batch or batch_size or WINDOWS_AT_ONCE
-        sides = tuple(length // cell for length in lengths)
-        made = Windowing(sides, overlap, -(-margin // cell), self._stride // cell, at_once, self._fill)
-        return batch._replace(windows=made)
+    def _windows(
+        self, batch: Batch, window: Window, overlap: float, margin: int, batch_size: int | None
+    ) -> Windowing | None:
+        """The windows that the network is called on for a batch; see :meth:`Shapes.windows`."""
+        size, crop = batch.source.shape[2:], self.pictures.crop
+        return self._shapes.windows(size, window, overlap, margin, crop, batch_size)
 
     def _calls(self, batch: Batch) -> int:
         """The network calls of a step."""
-        if batch.windows is None:
-            return 1
-        return batch.windows.calls(len(batch.source), self._grid(*batch.source.shape[:1], *batch.source.shape[2:])[2:])
+        count, _, *size = batch.source.shape
+        return 1 if batch.windows is None else batch.windows.calls(count, self._shapes.grid(count, *size)[2:])
 
     def _ended(self, source: Any) -> Any:
         """Pictures of sources in the target's channels."""
-        return in_channels(source, self._image_channels, self._endpoint, self.backend.concatenate)
+        return in_channels(source, self._shapes.image_channels, self._shapes.endpoint, self.backend.concatenate)
 
     def _step(self, plan: AnyPlan, index: int, state: tuple[Any, Any], batch: Batch) -> Step:
         """A step in memory of its own, without padding and repeated images."""
         height, width = batch.source.shape[2:]
-        crop = (slice(height), slice(width)) if self._latent_stride == 1 else ()
+        crop = (slice(height), slice(width)) if self._shapes.latent_stride == 1 else ()
         x, x0hat = (self._copied(array)[(slice(len(batch.indices)), slice(None), *crop)] for array in state)
 
         def pictures(estimate: Any) -> list[Image.Image]:
@@ -393,29 +360,15 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         else:
             yield lambda _: None
 
-    def _check_batch_size(self, batch_size: int | None) -> None:
-        if batch_size is not None and batch_size < (self._batch or 1):
-            which = f"{self._batch}, which the network takes alone" if self._batch else "1"
-            raise ValueError(f"batch_size must be at least {which}, got {batch_size}")
-
     def _check_noise(self, plan: AnyPlan, noise: Any, shape: Sequence[int]) -> None:
         """Raise ValueError unless noise is finite normals for a source of a shape."""
         if not isinstance(noise, self.backend.type):
             raise ValueError(f"noise must be {self.backend.noun}, got {type(noise).__name__}")
-        wanted = (len(plan.times), *self._grid(shape[0], shape[2], shape[3]))
+        wanted = (len(plan.times), *self._shapes.grid(shape[0], shape[2], shape[3]))
         if tuple(noise.shape) != wanted:
             raise ValueError(f"noise must have shape {wanted}, got {tuple(noise.shape)}")
         if not np.isfinite(float(abs(noise).max())):
             raise ValueError("noise must be finite, got NaN or infinity")
-
-    def _padded(self, height: int, width: int) -> tuple[int, int]:
-        """The size of pictures after padding."""
-        return height + -height % self._stride, width + -width % self._stride
-
-    def _grid(self, batch: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(B, C, H, W) of the bridge's space for pictures of a size."""
-        height, width = (side // self._latent_stride for side in self._padded(height, width))
-        return batch, self._channels, height, width
 
     @abstractmethod
     def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> AnyPlan:

@@ -31,6 +31,7 @@ from bbdm.networks.windows import Windowing
 from bbdm.pictures import images
 from bbdm.sampling.base import Advance, BaseSampler, Timesteps
 from bbdm.sampling.batch import Batch, SolverPlan
+from bbdm.sampling.shapes import Shapes
 from bbdm.sampling.step import Callback
 from bbdm.sampling.step import Step as Step
 from bbdm.sampling.tensors import TENSORS
@@ -118,16 +119,18 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             solver,
             steps,
             timesteps,
-            source_channels=unet.source_channels if codec is None else codec.image_channels,
-            image_channels=channels if codec is None else codec.image_channels,
-            channels=channels,
-            endpoint=unet.endpoint_channels,
-            images=unet.images,
-            stride=unet.stride * latent_stride,
-            latent_stride=latent_stride,
-            batch=self.package.shape[0] if self.package else None,
-            size=self._package_size(latent_stride),
-            fill=compile or self.package is not None,  # cheaper than to compile for a short batch
+            shapes=Shapes(
+                source_channels=unet.source_channels if codec is None else codec.image_channels,
+                image_channels=channels if codec is None else codec.image_channels,
+                channels=channels,
+                endpoint=unet.endpoint_channels,
+                images=dict(sorted(unet.images.items())),
+                stride=unet.stride * latent_stride,
+                latent_stride=latent_stride,
+                batch=self.package.shape[0] if self.package else None,
+                size=self._package_size(latent_stride),
+                fill=compile or self.package is not None,  # cheaper than to compile for a short batch
+            ),
         )
 
     def __repr__(self) -> str:
@@ -182,7 +185,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         table = solvers.build(self.bridge, solver, timesteps, steps)
         solvers.check_calls(self.calls, solver, table)
         loop = Loop(self._network, self._embedder, table, self.clamp, self.device, self.dtype)
-        graphed = GraphedLoop(loop) if self._fill and self.device.type == "cuda" else None
+        graphed = GraphedLoop(loop) if self._shapes.fill and self.device.type == "cuda" else None
         return TorchSolverPlan(solver, table, loop, graphed)
 
     @classmethod
@@ -288,15 +291,15 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
                 raise ValueError("size must be given as (height, width): the sampler has no image_size")
             size = images.sides(self.image_size)
         check_place(Path(path))  # before minutes of compiling
-        save_package(path, self.unet, self._grid(batch_size, *size), self._condition_shapes(batch_size, *size))
+        save_package(path, self.unet, self._shapes.grid(batch_size, *size), self._condition_shapes(batch_size, *size))
 
     def _prepare(self, plan: TorchSolverPlan, batch: Batch, progress: bool) -> None:
         """Compile what was not compiled for batches of a shape, with a bar of its own on a terminal."""
         shape = batch.source.shape
-        image = shape[0], self._source_channels, *self._padded(*shape[2:])
-        grid = self._grid(shape[0], *shape[2:])
+        image = shape[0], self._shapes.source_channels, *self._shapes.padded(*shape[2:])
+        grid = self._shapes.grid(shape[0], *shape[2:])
         part = shape if batch.windows is None else self._window_shape(batch.windows, grid)
-        called, seen = self._grid(part[0], *part[2:]), self._condition_shapes(part[0], *part[2:])
+        called, seen = self._shapes.grid(part[0], *part[2:]), self._condition_shapes(part[0], *part[2:])
         stages: list[tuple[Any, Callable[[], Any], list[torch.Size]]] = [
             (plan.loop.network, lambda: plan.loop.warm_up(called, seen), [torch.Size(called)])
         ]
@@ -313,8 +316,8 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
 
     def _window_shape(self, windows: Windowing, grid: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of pictures whose state is a call's windows."""
-        height, width = (side.length * self._latent_stride for side in windows.sides(grid[2:]))
-        return windows.at_once, self._source_channels, height, width
+        height, width = (side.length * self._shapes.latent_stride for side in windows.sides(grid[2:]))
+        return windows.at_once, self._shapes.source_channels, height, width
 
     @contextmanager
     def _progress(self, total: int) -> Iterator[Advance]:
@@ -351,9 +354,9 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         if batch.mask is None:
             return None
         height, width = batch.source.shape[-2:]
-        padded = self._padded(height, width)
+        padded = self._shapes.padded(height, width)
         mask = F.pad(batch.mask.to(self.device, state_dtype(self.dtype)), (0, padded[1] - width, 0, padded[0] - height))
-        return F.max_pool2d(mask, self._latent_stride).contiguous()
+        return F.max_pool2d(mask, self._shapes.latent_stride).contiguous()
 
     def _copied(self, state: torch.Tensor) -> torch.Tensor:
         return state.clone()
@@ -367,7 +370,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
 
     def _condition_shapes(self, batch: int, height: int, width: int) -> dict[str, tuple[int, ...]]:
         """Of the network's conditions, for sources of a size: with a codec, further images stay pictures."""
-        padded, grid = self._padded(height, width), self._grid(batch, height, width)[2:]
+        padded, grid = self._shapes.padded(height, width), self._shapes.grid(batch, height, width)[2:]
         return {
             name: (batch, channels, *(grid if name == SOURCE else padded))
             for name, channels in self.unet.conditions.items()
@@ -393,7 +396,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
     def _padded_picture(self, image: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Pictures on the device, padded below and to the right, where the edge is repeated."""
         height, width = image.shape[-2:]
-        padded = self._padded(height, width)
+        padded = self._shapes.padded(height, width)
         return F.pad(image.to(self.device, dtype), (0, padded[1] - width, 0, padded[0] - height), mode="replicate")
 
 
