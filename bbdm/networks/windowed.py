@@ -103,9 +103,10 @@ class Windowed:
         """The weights of windows, on the device once: a captured graph cannot copy them."""
         key = *sides, like.dtype, like.device
         if key not in self._weights:
-            weights = map(torch.from_numpy, self.windowing.weights(sides))
+            self._weights[key] = []
             with torch.inference_mode(False):
-                self._weights[key] = [each.to(like.device, _summed(like.dtype)) for each in weights]
+                for weights in self.windowing.weights(sides):
+                    self._weights[key].append(torch.from_numpy(weights).to(like.device, _summed(like.dtype)))
         return self._weights[key]
 
 

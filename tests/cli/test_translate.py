@@ -1,5 +1,6 @@
 """`bbdm translate` as a user runs it, with a network too small to be good."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,23 @@ def run(*flags: str) -> None:
 
 def made() -> list[str]:
     return sorted(path.name for path in Path("results").iterdir())
+
+
+def test_pictures_keep_their_size_with_windows(place: Path):
+    """The results of a call by windows; settings name the windows, and others are refused."""
+    Path("large").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 27, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("large/one.png")
+    flags = ["folder", "large", "c.pt", "results", "--steps", "3"]
+    translate.main([*flags, "--window", "16", "--overlap", "0.5"])
+    sampler = BridgeSampler.from_checkpoint("c.pt", steps=3)
+    (wanted,) = sampler([pixels], seed=0, window=16, overlap=0.5)
+    found = np.asarray(Image.open("results/one.png"), dtype=int)
+    assert np.abs(found - np.asarray(wanted, dtype=int)).max() <= 1
+    kept = json.loads(Path("results/settings.json").read_text())
+    assert (kept["settings"]["window"], kept["settings"]["overlap"]) == (16, 0.5)
+    with pytest.raises(ResultsError, match="overlap"):
+        translate.main([*flags, "--window", "16", "--overlap", "0.25"])
 
 
 def test_files_carry_their_sources_names_and_a_grid_is_source_result_target(place: Path, capsys: Any):

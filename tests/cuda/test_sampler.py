@@ -112,6 +112,22 @@ def test_a_further_image(card: Card, settings: dict[str, Any]):
     torch.testing.assert_close(made(SOURCE, seed=1, conditions={"sar": -sar}), wanted, rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.parametrize("settings", [{}, GRAPHED], ids=["eager", "graphed"])
+def test_windows(card: Card, settings: dict[str, Any]):
+    """All windows of all steps are in one graph; their weights are copied to the card before it is captured."""
+    large = torch.rand(2, 3, 14, 11, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    weights = ["networks.windowed._weights_of: to the card"] * 2
+    captured = ["execution.graph._capture: synchronize"] if settings else []
+    waits = [*CALL[:2], *weights, *captured, CALL[2]]
+    check(card, lambda s: s(large, seed=1, window=8, batch_size=3), waits, **settings)
+    assert len(card.graphs) == len(captured)
+    with off_the_card():
+        wanted = sampler(**settings)(-large, seed=2, window=8, batch_size=3)
+    made = sampler("cuda", **settings)
+    made(large, seed=1, window=8, batch_size=3)
+    torch.testing.assert_close(made(-large, seed=2, window=8, batch_size=3), wanted, rtol=0, atol=ROUNDING)
+
+
 def test_a_transformer(card: Card):
     check(card, lambda s: s(SOURCE, seed=1), CALL, unet=small(condition_channels=3))
 

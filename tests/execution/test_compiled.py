@@ -93,6 +93,16 @@ def largest(difference: Tensor) -> float:
     return difference.abs().max().item()
 
 
+def test_windows_of_any_picture_are_one_shape(compilations: list[weakref.ref[object]]):
+    sampler = new_sampler(compile=True)
+    for height, width in ((20, 31), (9, 16), (40, 8)):
+        source = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(1)) - 0.5
+        made = sampler(source, seed=3, window=8, batch_size=4)
+        wanted = build(compile=False)(source, seed=3, window=8, batch_size=4)
+        torch.testing.assert_close(made, wanted, rtol=0, atol=FLOAT32)
+    assert len(compilations) == 1
+
+
 @pytest.mark.parametrize(("solver", "clamp"), SOLVERS)
 def test_compiled_is_eager_in_float32(solver: str, clamp: Clamp):
     expected = build(solver, compile=False, clamp=clamp)(ODD, seed=3)

@@ -95,6 +95,30 @@ def test_stream(sampler: OnnxBridgeSampler, reference: BridgeSampler):
         near(one.x0hat, other.x0hat)
 
 
+LARGE = np.random.default_rng(2).uniform(-1, 1, (2, 3, 29, 45)).astype(np.float32)
+
+
+def test_windows(sampler: OnnxBridgeSampler, reference: BridgeSampler):
+    """The places, weights and noise of the other sampler; the calls are reported."""
+    seen: list[tuple[int, int]] = []
+    settings: dict[str, Any] = {"seed": 3, "window": 16, "overlap": 0.4, "margin": 2, "batch_size": 4}
+    made = sampler(LARGE, **settings, progress=lambda *each: seen.append(each))
+    near(made, reference(torch.from_numpy(LARGE), **settings))
+    # 30 x 46 pixels by cells of 2, windows of 8 cells that overlap by 4 (0.4 of 16 is 6.4): 3 x 5 of 2 images, 4 at once
+    assert seen == [(done, 32) for done in range(1, 33)]
+    assert np.abs(made - sampler(LARGE, seed=3)).max() > 1e-2
+
+
+def test_windows_of_a_static_export(file: Path, tmp_path: Path, reference: BridgeSampler):
+    flags = "--solver", "sde-dpm2m", "--steps", "4", "--static", "3,16,16", "--no-check"
+    static = OnnxBridgeSampler(export(file, tmp_path / "static", *flags))
+    near(static(LARGE, seed=3, window=16), reference(torch.from_numpy(LARGE), seed=3, window=16))
+    with pytest.raises(ValueError, match=r"window must be \(16, 16\), which this network takes alone, got 24"):
+        static(LARGE, seed=3, window=24)
+    with pytest.raises(ValueError, match=r"16 x 16 only, got 29 x 45; window=\(16, 16\) translates larger ones"):
+        static(np.concatenate([LARGE, LARGE[:1]]), seed=3)
+
+
 @pytest.mark.nightly
 def test_latent_space(tmp_path: Path):
     """The export takes long; tests/onnx compares the images of another latent export each day."""

@@ -1,0 +1,88 @@
+"""Seams of pictures that are translated by windows: python -m benchmarks.seams CHECKPOINT PICTURES [FOLDER].
+
+Each picture is translated by windows, and as independent tiles, which are translated alone and blended. The
+mean step between neighbouring pixels across the edges of windows is divided by that at the other multiples of
+8, since a JPEG has steps of its own there. The ratio is 1 where windows leave no seam.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bbdm import BridgeSampler
+from bbdm.base import scripts
+from bbdm.networks.windowed import TENSORS
+from bbdm.networks.windows import Windowing, blend
+
+OVERLAP, AT_ONCE = 0.25, 16
+GRID = 8
+
+
+def independent(sampler: BridgeSampler, source: Tensor, windowing: Windowing) -> Tensor:
+    """Each window translated alone, with its own seed, then blended."""
+    sides = windowing.sides(source.shape[2:])
+    places = list(product(*(range(len(each.starts)) for each in sides)))
+    cut = torch.cat([source[(..., *(s.span(i) for i, s in zip(place, sides, strict=True)))] for place in places])
+    made = iter(sampler(cut, seed=0, batch_size=AT_ONCE, window=None))
+    weights = [torch.from_numpy(each).float() for each in windowing.weights(sides)]
+    return blend(lambda spans: torch.stack([next(made) for _ in spans]), sides, weights, TENSORS)
+
+
+def seam(image: Tensor, windowing: Windowing) -> tuple[float, float]:
+    """Sums of the steps across edges of windows, and across the other multiples of 8: their means."""
+    at, elsewhere = [], []
+    for axis, side in enumerate(windowing.sides(image.shape[2:])):
+        steps = image.diff(dim=2 + axis).abs().mean((0, 1, 3 - axis)).numpy()  # steps[i]: from i to i + 1
+        edges = {edge for start in side.starts for edge in (start, start + side.length)} - {0, side.size}
+        others = set(range(GRID, side.size, GRID)) - edges
+        at += [steps[edge - 1] for edge in edges]
+        elsewhere += [steps[edge - 1] for edge in others]
+    return float(np.mean(at)), float(np.mean(elsewhere))
+
+
+def seams(args: Any) -> None:
+    """Prints the table, and writes results where a folder is given."""
+    sampler = BridgeSampler.from_checkpoint(args.checkpoint, solver=args.solver, steps=args.steps, dtype="bf16")
+    crop: Any = sampler.pictures.crop or sampler.image_size
+    ratios: dict[str, list[tuple[float, float]]] = {}
+    for path in sorted(args.pictures.iterdir()):
+        with Image.open(path) as opened:
+            pixels = np.asarray(opened.convert("RGB")).transpose(2, 0, 1).copy()
+        source = torch.from_numpy(pixels).float()[None] / 127.5 - 1
+        windowing = sampler._shapes.windows(source.shape[2:], crop, OVERLAP, 0, None, AT_ONCE)
+        assert windowing is not None
+        made = {
+            "source": source,
+            "windows": sampler(source, seed=0, window=crop, overlap=OVERLAP, batch_size=AT_ONCE),
+            "independent tiles": independent(sampler, source, windowing),
+        }
+        for name, image in made.items():
+            ratios.setdefault(name, []).append(seam(image, windowing))
+            if args.folder is not None:
+                args.folder.mkdir(exist_ok=True, parents=True)
+                array = ((image[0].clamp(-1, 1) + 1) * 127.5).round().byte().numpy().transpose(1, 2, 0)
+                Image.fromarray(array).save(args.folder / f"{path.stem}_{name.replace(' ', '_')}.png")
+    for name, each in ratios.items():
+        at, elsewhere = np.array(each).T
+        print(f"{name:18} {at.sum() / elsewhere.sum():.4f} ({', '.join(f'{one / other:.3f}' for one, other in each)})")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = scripts.Parser(__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("pictures", type=Path, help="sources, a folder")
+    parser.add_argument("folder", type=Path, nargs="?", help="for the results")
+    parser.add_argument("--solver", default="sde-dpm2m")
+    parser.add_argument("--steps", type=int, default=5)
+    seams(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    main()

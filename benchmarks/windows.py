@@ -1,0 +1,142 @@
+"""What windows of large pictures cost: python -m benchmarks.windows [flags].
+
+One step of a square picture is timed in turns: by windows, the network's calls alone on as many windows that
+are there already, and MONAI's SlidingWindowInferer around the same network in the same loop, where MONAI is
+installed. Then each row runs once in a process of its own, for its peak of resident memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import resource
+import statistics
+from collections.abc import Callable
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bbdm import BridgeSampler
+from bbdm.base import machine, scripts
+from bbdm.cli import setup
+from bbdm.networks.base import Conditions
+from bbdm.networks.windowed import Windowed
+from bbdm.networks.windows import Windowing
+from benchmarks.timing import interleaved
+
+OVERLAP, AT_ONCE = 0.25, 16
+NETWORKS = {"demo": 64, "paper": 64}  # presets, and the side of windows
+
+
+def sampler_of(network: str, dtype: str) -> BridgeSampler:
+    """A preset's network, with its first weights: what it costs does not depend on them."""
+    torch.manual_seed(0)
+    unet = setup.build_network(network, 3).eval()
+    bridge = setup.build_bridge("abridge", None, 2.0, "pinned", "uniform")
+    return BridgeSampler(unet, bridge, "ddim", steps=1, dtype=dtype)
+
+
+def windowing_of(sampler: BridgeSampler, side: int, window: int) -> Windowing:
+    """The windows of a call."""
+    made = sampler._shapes.windows((side, side), window, OVERLAP, 0, None, AT_ONCE)
+    assert made is not None
+    return made
+
+
+def of_monai(sampler: BridgeSampler, window: int) -> Callable[..., Tensor]:
+    """The network's body inside MONAI's inferer."""
+    from monai.inferers import SlidingWindowInferer  # pyright: ignore[reportPrivateImportUsage]
+
+    infer = SlidingWindowInferer((window, window), AT_ONCE, OVERLAP, mode="gaussian")
+    body = sampler._network
+
+    def network(x: Tensor, embedding: Tensor, conditions: Conditions) -> Tensor:
+        names = list(conditions)
+        together = torch.cat([x, *conditions.values()], 1)
+
+        def predict(part: Tensor) -> Tensor:
+            each = part.split([x.shape[1], *(conditions[name].shape[1] for name in names)], 1)
+            given, *seen = (part.contiguous(memory_format=torch.channels_last) for part in each)
+            return body(given, embedding, dict(zip(names, seen, strict=True))).float()
+
+        return infer(together, predict).contiguous(memory_format=torch.channels_last)  # pyright: ignore
+
+    return network
+
+
+def rows_of(network: str, dtype: str, side: int) -> dict[str, Callable[[], object]]:
+    """What is timed."""
+    window = NETWORKS[network]
+    sampler = sampler_of(network, dtype)
+    source = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    loop, windowing = sampler._own.loop, windowing_of(sampler, side, window)
+
+    @torch.inference_mode()
+    def alone() -> None:
+        """The calls of the network on batches that are there."""
+        state = loop.start(*given())
+        wrapped = Windowed(loop.network, windowing)
+        arguments = wrapped.first(state.inputs, loop.embedding[:1], state.conditions)
+        places = windowing.calls(1, (side, side))
+        for _ in range(places):
+            loop.network(*arguments)
+
+    def given() -> tuple[Tensor, Tensor, None, None, dict[str, Tensor]]:
+        y = source.contiguous(memory_format=torch.channels_last)
+        return y, torch.zeros(1, dtype=torch.int64), None, None, sampler.unet.given(y)
+
+    @torch.inference_mode()
+    def by_monai() -> None:
+        inferred = copy.copy(loop)
+        inferred.network = of_monai(sampler, window)
+        state = inferred.start(*given())
+        inferred.run(state)
+
+    @torch.inference_mode()
+    def by_windows() -> None:
+        windows = loop.over(windowing)
+        windows.run(windows.start(*given()))
+
+    return {"calls alone": alone, "windows": by_windows, "MONAI": by_monai}
+
+
+def peak(network: str, dtype: str, side: int, row: str, threads: int) -> float:
+    """MB of resident memory at most, in a process of its own."""
+    torch.set_num_threads(threads)
+    made = rows_of(network, dtype, side)[row]
+    made()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def cost(args: Any) -> None:
+    """Prints the table."""
+    rows = rows_of(args.network, args.dtype, args.side)
+    try:
+        import monai  # noqa: F401
+    except ModuleNotFoundError:
+        del rows["MONAI"]
+    seconds = interleaved(rows, args.rounds, settle=False)
+    print(
+        f"{args.network}, {args.dtype}, {args.side} x {args.side}, one step, on {machine.processor(torch.device('cpu'))}"
+    )
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for name, each in seconds.items():
+            memory = pool.apply(peak, (args.network, args.dtype, args.side, name, torch.get_num_threads()))
+            ratios = [one / other for one, other in zip(seconds["windows"], each, strict=True)]
+            median, spread = statistics.median(each), f"{min(each):.2f} to {max(each):.2f}"
+            ratio = statistics.median(ratios)
+            print(f"{name:12} {median:8.2f} s ({spread}), windows take {ratio:.3f} of it, peak {memory:.0f} MB")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = scripts.Parser(__doc__)
+    parser.add_argument("--network", choices=NETWORKS, default="demo")
+    parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--side", type=int, default=2048, help="of the picture")
+    parser.add_argument("--rounds", type=int, default=3)
+    cost(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    main()

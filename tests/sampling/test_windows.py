@@ -1,0 +1,288 @@
+"""Translations by windows: the whole picture's where that can be, each pixel once, and what is refused."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from bbdm import ABridge, BridgeSampler, Network, wrap
+from bbdm.codec import wrap_codec
+from bbdm.networks.windowed import TENSORS, Windowed
+from bbdm.networks.windows import NUMPY, Windowing, Windows, blend, sweep
+from bbdm.pictures.kind import PictureKind
+from bbdm.sampling.bands import Bands
+from bbdm.sampling.shapes import Shapes
+
+REACH = 3  # pixels around one that three convolutions of 3 x 3 see
+SOURCE = torch.rand(2, 3, 50, 77, generator=torch.Generator().manual_seed(1)) * 2 - 1
+MASK = (torch.rand(2, 1, 50, 77, generator=torch.Generator().manual_seed(2)) > 0.5).float()
+
+
+class Convolutions(nn.Module):
+    """Three convolutions, which know nothing of a picture but what is near; with a stride, on cells of pixels."""
+
+    def __init__(self, stride: int = 1, width: int = 8) -> None:
+        super().__init__()
+        cell = 6 * stride**2
+        self.layers = nn.ModuleList(
+            nn.Conv2d(*channels, 3, padding=1) for channels in ((cell, width), (width, width), (width, cell // 2))
+        )
+        self.stride = stride
+
+    def forward(self, x: Tensor, t: Tensor, source: Tensor) -> Tensor:
+        h = torch.cat([x, source], 1)
+        h = nn.functional.pixel_unshuffle(h, self.stride)
+        for layer in self.layers:
+            h = layer(torch.tanh(h)) + t.view(-1, 1, 1, 1) / 1000
+        return nn.functional.pixel_shuffle(h, self.stride)
+
+
+def network(stride: int = 1) -> Network:
+    torch.manual_seed(0)
+    return wrap(Convolutions(stride), condition_channels=3, stride=stride).eval()
+
+
+def sampler(solver: str = "sde-dpm2m", stride: int = 1, **settings: Any) -> BridgeSampler:
+    return BridgeSampler(network(stride), ABridge(), solver, steps=4, **settings)
+
+
+@given(
+    size=st.integers(1, 300),
+    length=st.integers(1, 60),
+    overlap=st.integers(0, 59),
+    unit=st.integers(1, 8),
+)
+def test_windows_cover_a_side_and_overlap_by_what_is_asked(size: int, length: int, overlap: int, unit: int):
+    size *= unit
+    windows = Windows.spread(size, length, overlap, unit)
+    assert windows.starts[0] == 0
+    assert windows.starts[-1] + windows.length == size
+    assert all(start % unit == 0 for start in windows.starts)
+    least = min(-(-overlap // unit) * unit, windows.length - unit)
+    for one, other in zip(windows.starts, windows.starts[1:], strict=False):
+        assert 0 < other - one <= windows.length - max(least, 0)
+
+
+@pytest.mark.parametrize(("size", "length", "overlap"), [(512, 96, 0.25), (10980, 256, 0.5), (97, 96, 0.25)])
+def test_the_number_of_windows_is_that_of_nnunet(size: int, length: int, overlap: float):
+    """Isensee et al. 2021: ceil((I - P) / (P (1 - overlap))) + 1, equally spread."""
+    starts = Windows.spread(size, length, math.ceil(overlap * length)).starts
+    count = math.ceil((size - length) / (length * (1 - overlap))) + 1
+    assert len(starts) == count
+    assert np.abs(np.array(starts) - np.linspace(0, size - length, count)).max() < 1
+
+
+@pytest.mark.parametrize("margin", [0, 7])
+def test_weights_of_a_pixel_add_up_to_1_and_margins_count_for_nothing(margin: int):
+    windows = Windows.spread(200, 64, 20)
+    weights = windows.gaussians(margin)
+    total = np.zeros(200)
+    for i, weight in enumerate(weights):
+        total[windows.span(i)] += weight
+    np.testing.assert_allclose(total, 1, atol=1e-12)
+    inside = slice(margin, 64 - margin)
+    assert all((weight[inside] > 0).all() for weight in weights)
+    assert all((weight[:margin] == 0).all() for weight in weights[1:])
+    assert all((weight[64 - margin :] == 0).all() for weight in weights[:-1])
+    assert (weights[0][:margin] == 1).all() and (weights[-1][64 - margin :] == 1).all()
+
+
+def test_weights_are_a_gaussian_of_an_eighth_of_the_side():
+    """That of MONAI's sliding windows: where two overlap, their shares are as the Gaussians, above a floor."""
+    first, second = Windows(96, 64, (0, 32)).gaussians()
+    at = np.arange(32, 64)
+    bells = [np.maximum(np.exp(-((at - shift - 31.5) ** 2) / (2 * 8**2)), 1e-3) for shift in (0, 32)]
+    np.testing.assert_allclose(first[32:] / second[:32], bells[0] / bells[1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("arrays", [NUMPY, TENSORS], ids=["numpy", "torch"])
+@pytest.mark.parametrize("together", [1, 3, 100])
+def test_blending_of_values_is_the_values(arrays: Any, together: int):
+    """A function of single pixels gives the same on windows; its rows come in order, each once."""
+    image = np.random.default_rng(0).random((2, 3, 40, 33), dtype=np.float32)
+    image = image if arrays is NUMPY else torch.from_numpy(image)
+    sides = [Windows.spread(40, 12, 3), Windows.spread(33, 10, 6)]
+    weights: list[Any] = [side.gaussians().astype(np.float32) for side in sides]
+    weights = weights if arrays is NUMPY else [torch.from_numpy(each) for each in weights]
+
+    def squares(spans: list[Any]) -> Any:
+        return arrays.concatenate([image[(..., *span)] ** 2 for span in spans], 0)
+
+    whole = blend(squares, sides, weights, arrays, together)
+    np.testing.assert_allclose(np.asarray(whole), np.asarray(image) ** 2, atol=1e-6)
+    rows = [each for each, _ in sweep(squares, sides, weights, arrays, together, rows=slice(7, 31))]
+    assert [rows[0].start, rows[-1].stop] == [7, 31]
+    assert all(one.stop == other.start for one, other in zip(rows, rows[1:], strict=False))
+
+
+@pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast", "consistency"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_with_the_networks_reach_as_margin_windows_are_the_whole(solver: str, masked: bool):
+    made = sampler(solver)
+    settings: dict[str, Any] = {"seed": 3, "mask": MASK if masked else None}
+    whole = made(SOURCE, **settings)
+    windows = made(SOURCE, window=(24, 32), margin=REACH, **settings)
+    torch.testing.assert_close(windows, whole, rtol=0, atol=1e-5)
+    assert (made(SOURCE, window=(24, 32), **settings) - whole).abs().max() > 1e-4  # a window's edge is seen
+
+
+def test_a_network_of_a_stride_on_a_picture_off_it():
+    """Cells of 4 pixels, a picture of 50 x 77, which is padded; given noise."""
+    made = sampler(stride=4)
+    noise = torch.randn(4, 2, 3, 52, 80, generator=torch.Generator().manual_seed(4))
+    whole, windows = made(SOURCE, noise=noise), made(SOURCE, noise=noise, window=32, margin=4 * REACH)
+    torch.testing.assert_close(windows, whole, rtol=0, atol=1e-5)
+
+
+def test_batch_size_changes_nothing():
+    made = sampler()
+    first = made(SOURCE, seed=3, window=24)
+    for batch_size in (1, 3, 64):
+        torch.testing.assert_close(made(SOURCE, seed=3, window=24, batch_size=batch_size), first, rtol=0, atol=1e-6)
+
+
+def test_every_step_is_one_of_the_whole_picture():
+    """Noise has no seams: a network that predicts nothing leaves the state what it is without windows."""
+    nothing = wrap(nn.Conv2d(3, 3, 1), call=lambda conv, x, t, conditions: 0 * conv(x))
+    made = BridgeSampler(nothing, ABridge(), "posterior", steps=5)
+    steps = zip(made.stream(SOURCE, 1), made.stream(SOURCE, 1, window=16, overlap=0.5), strict=True)
+    assert all(torch.equal(whole.x, windows.x) for whole, windows in steps)
+
+
+class Recorder(nn.Module):
+    """Predicts its input, and notes what it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.shapes.append(tuple(x.shape))
+        return x * self.weight
+
+
+def test_calls_and_progress():
+    """1 image of 100 x 40 in windows of 32 at overlap 0.25: 4 x 2, at most 3 at once, so 3 calls a step."""
+    recorder = Recorder()
+    made = BridgeSampler(wrap(recorder).eval(), ABridge(), "ddim", steps=2)
+    seen: list[tuple[int, int]] = []
+    made(torch.full((1, 3, 100, 40), -0.5), seed=0, window=32, batch_size=3, progress=lambda *each: seen.append(each))
+    assert recorder.shapes == [(3, 3, 32, 32), (3, 3, 32, 32), (2, 3, 32, 32)] * 2
+    assert seen == [(done, 6) for done in range(1, 7)]
+    recorder.shapes.clear()
+    seen.clear()
+    made(torch.full((2, 3, 100, 40), -0.5), seed=0, window=32, batch_size=5, progress=lambda *each: seen.append(each))
+    assert [shape[0] for shape in recorder.shapes] == [4] * 8
+    assert seen[-1] == (8, 8)
+
+
+def test_a_network_of_one_shape_gets_full_batches(monkeypatch: pytest.MonkeyPatch):
+    """As a compiled one does."""
+    recorder = Recorder()
+    made = BridgeSampler(wrap(recorder).eval(), ABridge(), "ddim", steps=1)
+    monkeypatch.setattr(made, "_shapes", Shapes(**{**vars(made._shapes), "fill": True}))
+    made(torch.full((3, 3, 100, 40), -0.5), seed=0, window=32, batch_size=5)
+    made(torch.full((1, 3, 64, 70), -0.5), seed=0, window=32, batch_size=5)
+    assert set(recorder.shapes) == {(5, 3, 32, 32)}
+
+
+def test_windows_are_those_of_training_crops():
+    recorder = Recorder()
+    made = BridgeSampler(wrap(recorder).eval(), ABridge(), "ddim", steps=1)
+    made.pictures = PictureKind(crop=(16, 24))
+    made(torch.full((1, 3, 40, 40), -0.5), seed=0)
+    assert {shape[2:] for shape in recorder.shapes} == {(16, 24)}
+    for source, settings in (
+        (torch.full((1, 3, 40, 40), -0.5), {"window": None}),
+        (torch.full((1, 3, 12, 20), -0.5), {}),
+    ):
+        recorder.shapes.clear()
+        made(source, seed=0, **settings)
+        assert recorder.shapes == [tuple(source.shape)]
+
+
+def test_a_side_that_is_shorter_than_a_window_is_one():
+    recorder = Recorder()
+    BridgeSampler(wrap(recorder).eval(), ABridge(), "ddim", steps=1)(
+        torch.full((1, 3, 20, 90), -0.5), seed=0, window=32
+    )
+    assert {shape[2:] for shape in recorder.shapes} == {(20, 32)}
+
+
+def test_latents_are_seen_by_windows():
+    """A codec of single cells of 4 x 4 pixels: windows of 32 pixels are 8 x 8 latents."""
+    down, up = nn.PixelUnshuffle(4), nn.PixelShuffle(4)
+    recorder = Recorder()
+    holder = nn.ModuleList([nn.Conv2d(1, 1, 1)])
+    codec = wrap_codec(
+        holder, channels=48, stride=4, encode=lambda module, image: down(image), decode=lambda module, z: up(z)
+    )
+    made = BridgeSampler(wrap(recorder, channels=48).eval(), ABridge(), "sde-dpm2m", steps=2, codec=codec)
+    whole = made(SOURCE, seed=1)
+    recorder.shapes.clear()
+    torch.testing.assert_close(made(SOURCE, seed=1, window=32), whole, rtol=0, atol=1e-5)
+    assert {shape[1:] for shape in recorder.shapes} == {(48, 8, 8)}
+
+
+def test_bfloat16_is_blended_in_float32():
+    """A third of a prediction of 1/2 cannot be written in bfloat16: sums of such would be off by 1 %."""
+    windowing = Windowing((16, 16), overlap=0.8, margin=0, unit=1, at_once=4, fill=False)
+    half = Windowed(lambda x, embedding, conditions: torch.full_like(x, 0.5), windowing)
+    made = half(SOURCE.bfloat16(), torch.zeros(1, 1), {})
+    torch.testing.assert_close(made, torch.full_like(SOURCE, 0.5), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "fast"])
+@pytest.mark.parametrize("cuts", [(23,), (10, 20, 40)])
+def test_bands_are_the_whole_call(solver: str, cuts: tuple[int, ...]):
+    """Bands of rows, each from the rows that its windows see, with a mask."""
+    made = sampler(solver)
+    source, mask = SOURCE[:1], MASK[:1]
+    wanted = made(source, seed=9, window=24, mask=mask)
+    batch = 16
+    windows = made._shapes.windows(source.shape[2:], 24, 0.25, 0, None, batch)
+    assert windows is not None
+    bands = Bands(made.unet, made._own.loop, windows, (3, 50, 77), seed=9, masked=True)
+    rows = [slice(a, b) for a, b in zip((0, *cuts), (*cuts, 50), strict=True)]
+    state = {"source": source, "mask": mask}
+
+    def read(name: str, wanted: slice) -> Tensor:
+        return state[name][:, :, wanted]
+
+    with torch.inference_mode():
+        for index in range(-1, bands.steps):
+            made_now: dict[str, list[Tensor]] = {"x": [], "x0hat": []}
+            for band in rows:
+                parts = [(band, *bands.start(band, read))] if index < 0 else bands.step(index, band, read)
+                for _, x, x0hat in parts:
+                    made_now["x"].append(x)
+                    made_now["x0hat"].append(x0hat)
+            state |= {name: torch.cat(each, 2) for name, each in made_now.items()}
+    result = mask * state["x"].clamp(-1, 1) + (1 - mask) * source
+    torch.testing.assert_close(result, wanted, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"window": 30}, "multiple of the network's stride 4, got 30"),
+        ({"window": 0}, "multiple of the network's stride 4, got 0"),
+        ({"window": "32"}, "must be a side, .height, width., 'auto' or None, got '32'"),
+        ({"window": (32, 32, 32)}, "must be a side"),
+        ({"window": True}, "must be a side"),
+        ({"window": 32, "overlap": 0}, "overlap must be above 0 and at most 0.9, got 0"),
+        ({"window": 32, "overlap": 0.95}, "overlap must be above 0 and at most 0.9, got 0.95"),
+        ({"window": 32, "overlap": "a quarter"}, "overlap must be"),
+        ({"window": 32, "margin": -1}, "margin must be an integer of at least 0, got -1"),
+        ({"window": 32, "margin": 15}, "margin must leave at least 4 pixels of a window of 32, got 15"),
+    ],
+)
+def test_what_is_refused(settings: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        sampler(stride=4)(SOURCE, **settings)
