@@ -117,9 +117,8 @@ def cost(args: Any) -> None:
     except ModuleNotFoundError:
         del rows["MONAI"]
     seconds = interleaved(rows, args.rounds, settle=False)
-    print(
-        f"{args.network}, {args.dtype}, {args.side} x {args.side}, one step, on {machine.processor(torch.device('cpu'))}"
-    )
+    on = machine.processor(torch.device("cpu"))
+    print(f"{args.network}, {args.dtype}, {args.side} x {args.side}, one step, on {on}")
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for name, each in seconds.items():
             memory = pool.apply(peak, (args.network, args.dtype, args.side, name, torch.get_num_threads()))

@@ -114,7 +114,7 @@ def test_a_further_image(card: Card, settings: dict[str, Any]):
 
 @pytest.mark.parametrize("settings", [{}, GRAPHED], ids=["eager", "graphed"])
 def test_windows(card: Card, settings: dict[str, Any]):
-    """All windows of all steps are in one graph; their weights are copied to the card before it is captured."""
+    """All windows of all steps are in one graph; their weights are copied to the card before."""
     large = torch.rand(2, 3, 14, 11, generator=torch.Generator().manual_seed(1)) * 2 - 1
     weights = ["networks.windowed._weights_of: to the card"] * 2
     captured = ["execution.graph._capture: synchronize"] if settings else []
