@@ -104,7 +104,7 @@ def test_windows(sampler: OnnxBridgeSampler, reference: BridgeSampler):
     settings: dict[str, Any] = {"seed": 3, "window": 16, "overlap": 0.4, "margin": 2, "batch_size": 4}
     made = sampler(LARGE, **settings, progress=lambda *each: seen.append(each))
     near(made, reference(torch.from_numpy(LARGE), **settings))
-    # 15 x 23 cells of 2 pixels, windows of 8 that overlap by 4 (0.4 of 16 is 6.4): 3 x 5, 2 of 2 images at once
+    # 15 x 23 cells of 2 pixels, windows of 8 that overlap by 4, as 0.4 of 16 is 6.4: 3 x 5
     assert seen == [(done, 32) for done in range(1, 33)]
     assert np.abs(made - sampler(LARGE, seed=3)).max() > 1e-2
 

@@ -1,6 +1,7 @@
 """Translations by windows: the whole picture's where that can be, each pixel once, and what is refused."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ MASK = (torch.rand(2, 1, 50, 77, generator=torch.Generator().manual_seed(2)) > 0
 
 
 class Convolutions(nn.Module):
-    """Three convolutions, which know nothing of a picture but what is near; with a stride, on cells of pixels."""
+    """Three convolutions, which know nothing but what is near; with a stride, on cells of pixels."""
 
     def __init__(self, stride: int = 1, width: int = 8) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ def test_windows_cover_a_side_and_overlap_by_what_is_asked(size: int, length: in
     assert windows.starts[-1] + windows.length == size
     assert all(start % unit == 0 for start in windows.starts)
     least = min(-(-overlap // unit) * unit, windows.length - unit)
-    for one, other in zip(windows.starts, windows.starts[1:], strict=False):
+    for one, other in pairwise(windows.starts):
         assert 0 < other - one <= windows.length - max(least, 0)
 
 
@@ -89,11 +90,12 @@ def test_weights_of_a_pixel_add_up_to_1_and_margins_count_for_nothing(margin: in
     assert all((weight[inside] > 0).all() for weight in weights)
     assert all((weight[:margin] == 0).all() for weight in weights[1:])
     assert all((weight[64 - margin :] == 0).all() for weight in weights[:-1])
-    assert (weights[0][:margin] == 1).all() and (weights[-1][64 - margin :] == 1).all()
+    assert (weights[0][:margin] == 1).all()
+    assert (weights[-1][64 - margin :] == 1).all()
 
 
 def test_weights_are_a_gaussian_of_an_eighth_of_the_side():
-    """That of MONAI's sliding windows: where two overlap, their shares are as the Gaussians, above a floor."""
+    """That of MONAI's sliding windows: where two overlap, shares are as the Gaussians, above a floor."""
     first, second = Windows(96, 64, (0, 32)).gaussians()
     at = np.arange(32, 64)
     bells = [np.maximum(np.exp(-((at - shift - 31.5) ** 2) / (2 * 8**2)), 1e-3) for shift in (0, 32)]
@@ -117,7 +119,7 @@ def test_blending_of_values_is_the_values(arrays: Any, together: int):
     np.testing.assert_allclose(np.asarray(whole), np.asarray(image) ** 2, atol=1e-6)
     rows = [each for each, _ in sweep(squares, sides, weights, arrays, together, rows=slice(7, 31))]
     assert [rows[0].start, rows[-1].stop] == [7, 31]
-    assert all(one.stop == other.start for one, other in zip(rows, rows[1:], strict=False))
+    assert all(one.stop == other.start for one, other in pairwise(rows))
 
 
 @pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast", "consistency"])
@@ -198,20 +200,17 @@ def test_windows_are_those_of_training_crops():
     made.pictures = PictureKind(crop=(16, 24))
     made(torch.full((1, 3, 40, 40), -0.5), seed=0)
     assert {shape[2:] for shape in recorder.shapes} == {(16, 24)}
-    for source, settings in (
-        (torch.full((1, 3, 40, 40), -0.5), {"window": None}),
-        (torch.full((1, 3, 12, 20), -0.5), {}),
-    ):
+    whole: list[tuple[tuple[int, int], dict[str, Any]]] = [((40, 40), {"window": None}), ((12, 20), {})]
+    for size, settings in whole:
         recorder.shapes.clear()
-        made(source, seed=0, **settings)
-        assert recorder.shapes == [tuple(source.shape)]
+        made(torch.full((1, 3, *size), -0.5), seed=0, **settings)
+        assert recorder.shapes == [(1, 3, *size)]
 
 
 def test_a_side_that_is_shorter_than_a_window_is_one():
     recorder = Recorder()
-    BridgeSampler(wrap(recorder).eval(), ABridge(), "ddim", steps=1)(
-        torch.full((1, 3, 20, 90), -0.5), seed=0, window=32
-    )
+    made = BridgeSampler(wrap(recorder).eval(), ABridge(), "ddim", steps=1)
+    made(torch.full((1, 3, 20, 90), -0.5), seed=0, window=32)
     assert {shape[2:] for shape in recorder.shapes} == {(20, 32)}
 
 
