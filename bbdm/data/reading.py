@@ -64,15 +64,15 @@ class Reader:
         return sides._replace(
             sources=tuple(self._placed(each, like) for each in sides.sources),
             target=None if sides.target is None else self._placed(sides.target, like),
-            mask=None if sides.mask is None else self._placed(sides.mask, like),
+            mask=None if sides.mask is None else self._placed(sides.mask, like, nearest=True),
         )
 
-    def _placed(self, picture: LazyPicture, like: LazyPicture) -> LazyPicture:
+    def _placed(self, picture: LazyPicture, like: LazyPicture, nearest: bool = False) -> LazyPicture:
         """A picture on the grid of another, from the cache where no part of its file can be read alone."""
         placed = None not in (picture.geometry.affine, like.geometry.affine)
         if (self._same_size or placed) and not same_grid(picture, like):
             if self._resample:
-                return formats.resampled(picture, like)
+                return formats.resampled(picture, like, nearest)
             raise ValueError(
                 f"{picture.path} and {like.path} lie on different grids, {picture.grid} and {like.grid}: "
                 "resample the first to the second by --resample"

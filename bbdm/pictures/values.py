@@ -227,8 +227,15 @@ def check_finite(array: npt.NDArray[Any], first: Sequence[int] = ()) -> None:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         channel, *place = (int(axis[0]) for axis in np.nonzero(~np.isfinite(array)))
         value = array[(channel, *place)]
-        place = [at + start for at, start in zip(place, first or [0] * len(place), strict=True)]
-        raise ValueError(f"{value} stands in channel {channel} at {tuple(place)}, where a finite number is needed")
+        raise not_finite(
+            value, channel, [at + start for at, start in zip(place, first or [0] * len(place), strict=True)]
+        )
+
+
+def not_finite(value: Any, channel: int, place: Sequence[int]) -> ValueError:
+    """The error for a value at a place (*S) that is NaN or infinite."""
+    at = tuple(map(int, place))
+    return ValueError(f"{value} stands in channel {channel} at {at}, where a finite number is needed")
 
 
 def without_data(array: npt.NDArray[Any], nodata: float | None) -> npt.NDArray[Any]:

@@ -303,6 +303,20 @@ def test_a_source_on_another_grid_is_resampled(tmp_path: Path) -> None:
     assert numbers(example.source)[0, :9].tolist() == [100 * i for i in range(9)]
 
 
+def test_a_mask_on_another_grid_takes_the_nearest(tmp_path: Path) -> None:
+    """Voxels of 3 mm, seen by targets of 1 mm: the two inside reach from 2 to 7 mm, a voxel's third around."""
+    pytest.importorskip("SimpleITK")
+    outside, inside = np.zeros((1, 4, 4, 12), np.int16), np.zeros((1, 4, 4, 4), np.uint8)
+    inside[..., 1:3] = 100
+    for side, array, step in (("A", outside, 1.0), ("B", outside, 1.0), ("M", inside, 3.0)):
+        (tmp_path / side).mkdir()
+        place = ((0.0, 0.0, step, 0.0), (0.0, 1.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+        Picture(array, Geometry(place)).save(tmp_path / side / "0.nii")
+    example = load(f"{tmp_path}/A,{tmp_path}/B", slices="axial", resample=True, masks=tmp_path / "M").read(0)
+    assert example.mask is not None
+    assert np.flatnonzero(example.mask[0, 0].numpy()).tolist() == [2, 3, 4, 5, 6, 7]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

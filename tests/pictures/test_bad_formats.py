@@ -121,6 +121,24 @@ class TestValuesThatAreNotHeld:
 
 
 class TestMedical:
+    @pytest.mark.parametrize("value", [np.nan, -np.inf])
+    @pytest.mark.parametrize("kind", ["float32", "float64"])
+    @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+    def test_what_itk_reads_as_0(self, suffix: str, kind: str, value: float, tmp_path: Path) -> None:
+        """NIfTI's library replaces NaN and infinity; more values than are decompressed at once."""
+        array = np.zeros((1, 70, 80, 90), kind)
+        formats.write(tmp_path / "a.nii", array, Geometry())
+        data = bytearray((tmp_path / "a.nii").read_bytes())
+        width = array.dtype.itemsize
+        at = (len(data) - array.nbytes) + ((65 * 80 + 7) * 90 + 8) * width
+        data[at : at + width] = np.array(value, kind).tobytes()
+        path = tmp_path / f"b{suffix}"
+        path.write_bytes(gzip.compress(data) if suffix == ".nii.gz" else data)
+        with pytest.raises(ValueError, match=rf"{value} stands in channel 0 at \(65, 7, 8\), where a finite number"):
+            formats.open(path)[()]
+        if suffix == ".nii":
+            assert (formats.open(path)[slice(0, 65), slice(None), slice(None)] == 0).all()
+
     def test_times(self, tmp_path: Path) -> None:
         image = sitk.JoinSeries([sitk.GetImageFromArray(numbers((3, 4, 5), "int16"))] * 2)
         sitk.WriteImage(image, str(tmp_path / "a.nii"))

@@ -112,8 +112,10 @@ def write(path: str | Path, array: npt.NDArray[Any], geometry: Geometry) -> None
         write_named_atomically(path, lambda named: writer.write(named, array, geometry))
 
 
-def resampled(picture: LazyPicture, like: LazyPicture) -> LazyPicture:
+def resampled(picture: LazyPicture, like: LazyPicture, nearest: bool = False) -> LazyPicture:
     """A picture on the grid of another, linearly interpolated, in memory. Outside it has its least value.
+
+    With ``nearest``, as labels and masks need it, each pixel is that of the nearest one.
 
     Raises:
         ValueError: a file does not say where its pixels lie, or they are of different formats.
@@ -122,7 +124,7 @@ def resampled(picture: LazyPicture, like: LazyPicture) -> LazyPicture:
     kinds = {"" if side.affine is None else side.format for side in sides}
     if kinds not in ({"medical"}, {"geotiff"}):
         raise ValueError(f"{picture.path} cannot be resampled to {like.path}: two medical files or GeoTIFFs can")
-    made = LoadedPicture(_module(kinds.pop()).resampled(picture, like), picture.path, like.geometry)
+    made = LoadedPicture(_module(kinds.pop()).resampled(picture, like, nearest), picture.path, like.geometry)
     made.nodata = picture.nodata
     return made
 

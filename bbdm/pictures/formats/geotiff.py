@@ -70,7 +70,7 @@ def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
         file.write(array)
 
 
-def resampled(picture: LazyPicture, like: LazyPicture) -> npt.NDArray[Any]:
+def resampled(picture: LazyPicture, like: LazyPicture, nearest: bool) -> npt.NDArray[Any]:
     """(C, H, W) of a picture at the pixels of another, by rasterio."""
     optional.package("rasterio", "a GeoTIFF")
     from rasterio.enums import Resampling
@@ -88,7 +88,7 @@ def resampled(picture: LazyPicture, like: LazyPicture) -> npt.NDArray[Any]:
         dst_crs=like.geometry.kept["crs"],
         src_nodata=picture.nodata,
         dst_nodata=least,
-        resampling=Resampling.bilinear,
+        resampling=Resampling.nearest if nearest else Resampling.bilinear,
     )
     return made
 

@@ -63,13 +63,14 @@ def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
     package.WriteImage(image, str(path))
 
 
-def resampled(picture: LazyPicture, like: LazyPicture) -> npt.NDArray[Any]:
+def resampled(picture: LazyPicture, like: LazyPicture, nearest: bool) -> npt.NDArray[Any]:
     """(C, *S) of a picture at the pixels of another, by SimpleITK."""
     package = simpleitk()
     images = [_image(package, each.shape[0], each[()], each.geometry.kept) for each in (picture, like)]
     least = float(picture[()].min())
     kind = package.sitkVectorFloat32 if picture.shape[0] > 1 else package.sitkFloat32
-    made = package.Resample(*images, package.Transform(), package.sitkLinear, least, kind)
+    interpolator = package.sitkNearestNeighbor if nearest else package.sitkLinear
+    made = package.Resample(*images, package.Transform(), interpolator, least, kind)
     array = channels_first(package.GetArrayFromImage(made), (picture.shape[0], *like.size))
     return (array if picture.dtype.kind == "f" else np.rint(array)).astype(picture.dtype)
 
@@ -109,7 +110,7 @@ class _Picture(common.FilePicture):
 
     def _read(self, window: tuple[slice, ...]) -> npt.NDArray[Any]:
         package = simpleitk()
-        medical_headers.stored(self.path).check_whole()
+        medical_headers.stored(self.path).check(self.shape, window)
         reader = package.ImageFileReader()
         reader.SetFileName(str(self.path))
         if not self.windowed:

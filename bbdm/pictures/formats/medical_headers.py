@@ -9,19 +9,22 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bbdm.pictures.formats.common import check_cost
+from bbdm.pictures.values import check_finite, not_finite
 
 CHUNK = 2**20  # bytes that are decompressed at once
 MOST = 2**16  # bytes of a header that are looked at
 NIFTI = {348: ("h", 40, 70, "f", 108, 344), 540: ("q", 16, 12, "q", 168, 4)}  # dims, their place; type; offset; magic
 BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 128: 24, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64, 2304: 32}
+FLOATS = {16: 4, 64: 8}  # bytes
 META = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 4, "ULONG": 4}
 META |= {"LONG_LONG": 8, "ULONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
 NRRD = {"char": 1, "short": 2, "int": 4, "float": 4, "double": 8, "longlong": 8, "int8": 1, "int16": 2, "int32": 4}
@@ -31,25 +34,51 @@ GZIP = 1100  # deflate makes at most 1032 bytes of one
 
 @dataclass(frozen=True)
 class Stored:
-    """Where the values of a picture lie: ``size`` bytes, from ``offset`` of a file on."""
+    """Where the values of a picture lie: ``size`` bytes, from ``offset`` of a file on.
+
+    Of NIfTI with floats there is their type, since ITK reads NaN and infinity as 0; they begin ``head`` bytes
+    later where they are packed.
+    """
 
     path: Path
     offset: int
     size: int
     packed: bool
+    floats: np.dtype[Any] | None = None
+    head: int = 0
 
-    def check_whole(self) -> None:
-        """Raise ValueError where compressed values end early or do not fit their checksum: ITK reads them."""
-        if not self.packed:
-            return
+    def check(self, shape: Sequence[int], window: Sequence[slice]) -> None:
+        """Raise ValueError for what ITK reads in silence.
+
+        That is values that end early or do not fit their checksum, which are looked at as a whole, and NaN or
+        infinity in a window of a picture (C, *S), or anywhere where values are packed.
+        """
+        if self.packed:
+            self._check_packed(shape)
+        elif self.floats is not None:
+            whole = np.memmap(self.path, self.floats, "r", self.offset, tuple(shape))
+            check_finite(whole[(slice(None), *window)], [part.start for part in window])
+
+    def _check_packed(self, shape: Sequence[int]) -> None:
         found, stream = 0, zlib.decompressobj(47)  # zlib or gzip
+        rest, index, skipped = b"", 0, 0
         with self.path.open("rb") as file:
             file.seek(self.offset)
             data = file.read(CHUNK)
             while data and not (stream.eof and found >= self.size):
                 if stream.eof:
                     stream = zlib.decompressobj(47)  # a further member of gzip
-                found += len(stream.decompress(data, CHUNK))
+                made = stream.decompress(data, CHUNK)
+                found += len(made)
+                if self.floats is not None:
+                    drop = min(self.head - skipped, len(made))
+                    skipped, made = skipped + drop, rest + made[drop:]
+                    whole = len(made) // self.floats.itemsize
+                    values = np.frombuffer(made, self.floats, whole)[: prod(shape) - index]
+                    if not np.isfinite(values).all():
+                        (first, *_) = np.flatnonzero(~np.isfinite(values))
+                        raise not_finite(values[first], *_place(int(first) + index, shape))
+                    rest, index = made[whole * self.floats.itemsize :], index + whole
                 data = (stream.unused_data if stream.eof else stream.unconsumed_tail) or file.read(CHUNK)
         if not stream.eof or found < self.size:
             raise ValueError(f"its compressed values end after {found} of {self.size} bytes: it is truncated")
@@ -88,7 +117,15 @@ def _nifti(path: Path) -> Stored:
     if kind not in BITS:
         raise ValueError(f"its values are of NIfTI's type {kind}, and real numbers are wanted")
     found = _stored(path, list(dims[:count]), BITS[kind] // 8, int(offset), packed)
-    return replace(found, offset=0, size=found.size + int(offset)) if packed else found
+    if kind in FLOATS:
+        found = replace(found, floats=np.dtype(f"{order}f{FLOATS[kind]}"))
+    return replace(found, offset=0, size=found.size + int(offset), head=int(offset)) if packed else found
+
+
+def _place(index: int, shape: Sequence[int]) -> tuple[int, Sequence[int]]:
+    """The channel and the place of a value of (C, *S)."""
+    channel, *place = np.unravel_index(index, tuple(shape))
+    return int(channel), [int(at) for at in place]
 
 
 def _meta(path: Path) -> Stored:
