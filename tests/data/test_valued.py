@@ -304,7 +304,7 @@ def test_a_source_on_another_grid_is_resampled(tmp_path: Path) -> None:
 
 
 def test_a_mask_on_another_grid_takes_the_nearest(tmp_path: Path) -> None:
-    """Voxels of 3 mm, seen by targets of 1 mm: the two inside reach from 2 to 7 mm, a voxel's third around."""
+    """Voxels of 3 mm, seen by targets of 1 mm: the two inside reach from 2 to 7 mm."""
     pytest.importorskip("SimpleITK")
     outside, inside = np.zeros((1, 4, 4, 12), np.int16), np.zeros((1, 4, 4, 4), np.uint8)
     inside[..., 1:3] = 100
