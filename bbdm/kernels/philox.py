@@ -18,6 +18,7 @@ from bbdm.kernels.jit import constexpr, jit, tl
 from bbdm.kernels.philox_numpy import MASK, MULTIPLIERS, ROUNDS, WEYL
 
 SAMPLING, TRAINING = 0, 1  # streams
+AT_ONCE = 2**17  # normals of an image: what is computed of them fits into a processor's caches
 NOISE_LANE, TIMESTEP_LANE, FLIP_LANE, MOVE_LANE = 0, 1, 2, 3  # last word of the counter
 
 
@@ -59,8 +60,7 @@ def normal(
 
     Seeds, step and stream are those of :func:`random_words`.
     """
-    count = math.prod(shape)
-    return _normals(random_words(seeds, step, count, stream))[:, :count].reshape(-1, *shape)
+    return _normals(seeds, step, 0, math.prod(shape), stream).reshape(-1, *shape)
 
 
 def normal_rows(
@@ -71,19 +71,23 @@ def normal_rows(
     count = (rows.stop - rows.start) * across
     made: list[torch.Tensor] = []
     for channel in range(shape[0]):
-        start = channel * each + rows.start * across
-        first = start - start % 4
-        normals = _normals(random_words(seeds, step, start - first + count, stream, first=first))
-        made.append(normals[:, start - first : start - first + count].reshape(len(seeds), -1, *shape[2:]))
+        normals = _normals(seeds, step, channel * each + rows.start * across, count, stream)
+        made.append(normals.reshape(len(seeds), -1, *shape[2:]))
     return torch.stack(made, dim=1)
 
 
-def _normals(words: torch.Tensor) -> torch.Tensor:
-    """(B, N) normals of (B, N) words, by Box-Muller."""
-    u = ((words >> 9).float() + 0.5) * 2.0**-23
-    radius = torch.sqrt(-2.0 * torch.log(u[:, 0::2]))
-    angle = (2.0 * math.pi) * u[:, 1::2]
-    return torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1).flatten(1)
+def _normals(seeds: torch.Tensor, step: int | torch.Tensor, first: int, count: int, stream: int) -> torch.Tensor:
+    """(B, count) normals of the elements from ``first`` on, by Box-Muller, in parts that fit into caches."""
+    begin, end = first - first % 4, first + count
+    made: list[torch.Tensor] = []
+    for start in range(begin, end, AT_ONCE):
+        words = random_words(seeds, step, min(AT_ONCE, end - start), stream, first=start)
+        u = ((words >> 9).float() + 0.5) * 2.0**-23
+        radius = torch.sqrt(-2.0 * torch.log(u[:, 0::2]))
+        angle = (2.0 * math.pi) * u[:, 1::2]
+        made.append(torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1).flatten(1))
+    whole = made[0] if len(made) == 1 else torch.cat(made, dim=1)
+    return whole[:, first - begin : first - begin + count]
 
 
 def timesteps(seeds: torch.Tensor, step: int, low: int, high: int) -> torch.Tensor:
