@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from bbdm.base.settings import check_least
-from bbdm.networks.windowed import TENSORS
+from bbdm.networks.windowed import TENSORS, on_device
 from bbdm.networks.windows import Spans, Windows, blend
 
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -76,8 +76,9 @@ class Tiling:
 
         if not tiled:
             return taken([])
-        weights = [torch.from_numpy(side.ramps(made)).to(batch.device) for side in sides]
-        return blend(taken, sides, weights, TENSORS, cell=cell, made=made)
+        return blend(
+            taken, sides, on_device([side.ramps(made) for side in sides], batch), TENSORS, cell=cell, made=made
+        )
 
     def part_shapes(self, shape: Sequence[int], cell: int = 1, stride: int = 1) -> list[torch.Size]:
         """The shapes of the parts in which a codec of a stride takes a batch; see :meth:`map`."""

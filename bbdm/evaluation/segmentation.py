@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchvision.datasets import Cityscapes
 
 from bbdm.data.pairs import open_image
-from bbdm.networks.windowed import TENSORS
+from bbdm.networks.windowed import TENSORS, on_device
 from bbdm.networks.windows import Windows, blend
 
 # label ids of the 19 evaluated classes, in the order of their training ids
@@ -54,7 +54,7 @@ def sliding_logits(
     if not 1 <= stride <= window:
         raise ValueError(f"stride must be from 1 to the window's {window}, got {stride}")
     sides = [Windows.stepped(side, window, stride) for side in image.shape[-2:]]
-    weights = [torch.from_numpy(side.means()).to(image) for side in sides]
+    weights = on_device([side.means() for side in sides], image)
     return blend(lambda spans: network(image[(..., *spans[0])]), sides, weights, TENSORS)
 
 

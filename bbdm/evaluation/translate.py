@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ class Translator:
             sampler = build(None if self.config.dtype is None else find_dtype(self.config.dtype))
             chosen = self.processes.gather(sampler.dtype)[0]  # with compile, each process chooses one by timing
             sampler = sampler if sampler.dtype == chosen else build(chosen)
-            sampler.pictures = self.dataset.kind
+            sampler.pictures = replace(self.dataset.kind, crop=self.checkpoint.pictures.crop)
             if isinstance(self.dataset, ValuedDataset) and self.checkpoint.pictures.crop is None:
                 sampler.image_size = self.checkpoint.image_size  # to warn of pictures of other sizes, which stay
             return sampler

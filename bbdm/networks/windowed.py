@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from bbdm.networks.base import Body, Conditions
-from bbdm.networks.windows import Arrays, Spans, Windowing, Windows, blend, sweep
+from bbdm.networks.windows import Arrays, Spans, Weights, Windowing, Windows, blend, sweep
 
 
 def _zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
@@ -31,8 +31,8 @@ class Windowed:
     noise has no seams, and the variance of the state is kept, which blending steps of windows would lower.
 
     Args:
-        network: takes windows.
-        windowing: where they are.
+        network: the network's body, which takes windows.
+        windowing: which windows it is called on.
         report: called after each call of the network with 1.
     """
 
@@ -103,11 +103,17 @@ class Windowed:
         """The weights of windows, on the device once: a captured graph cannot copy them."""
         key = *sides, like.dtype, like.device
         if key not in self._weights:
-            self._weights[key] = []
             with torch.inference_mode(False):
-                for weights in self.windowing.weights(sides):
-                    self._weights[key].append(torch.from_numpy(weights).to(like.device, _summed(like.dtype)))
+                self._weights[key] = on_device(self.windowing.weights(sides), like)
         return self._weights[key]
+
+
+def on_device(weights: Sequence[Weights], like: torch.Tensor) -> list[torch.Tensor]:
+    """Weights of windows as tensors where another is, in the dtype that its kind is summed in: a GPU waits."""
+    made: list[torch.Tensor] = []
+    for each in weights:
+        made.append(torch.from_numpy(each).to(like.device, _summed(like.dtype)))
+    return made
 
 
 def _summed(dtype: torch.dtype) -> torch.dtype:

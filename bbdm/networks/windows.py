@@ -186,7 +186,7 @@ def check_windows(
         window: the side of a window, or its (height, width), in pixels; None for whole pictures.
         overlap: of neighbouring windows at least, as a share of a window.
         margin: pixels at the edges of a window that count for nothing.
-        stride: the network's.
+        stride: the network's stride in pixels.
 
     Raises:
         ValueError: a value is out of range.

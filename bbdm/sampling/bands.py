@@ -30,7 +30,7 @@ class Bands:
         loop: the rows of the table, and the network.
         windows: what the network is called on.
         shape: (C, H, W) of the state.
-        seed: of the picture.
+        seed: the seed of the picture.
         masked: whether there is a mask.
         report: called after each call of the network with 1.
 

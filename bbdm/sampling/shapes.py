@@ -63,7 +63,7 @@ class Shapes:
         """The windows of pictures of a size (height, width); None where the network sees them whole.
 
         Args:
-            size: of the pictures.
+            size: the (height, width) of pictures.
             window: the side or (height, width) of windows; None for whole pictures; ``"auto"`` for ``crop``.
             overlap: of neighbouring windows at least, as a share of a window.
             margin: pixels at the edges of windows inside the picture that count for nothing.

@@ -9,6 +9,7 @@ from torch import Tensor
 from bbdm.execution.graph import GraphedLoop
 from bbdm.execution.loop import Loop, State
 from bbdm.networks.base import Conditions
+from bbdm.networks.windows import Windowing
 from tests.cuda.card import CaptureError, Card, CardTensor, MissingWaitError, aten, off_the_card
 from tests.cuda.test_sampler import CALL, GRAPHED, PICTURES, ROUNDING, SOURCE, check, sampler, uncompiled, vqgan_codec
 
@@ -177,8 +178,8 @@ def test_finds_a_capture_without_a_warm_up(card: Card, monkeypatch: pytest.Monke
 class StaleSource(GraphedLoop):
     """Replays without copying the source."""
 
-    def __call__(self, y: Tensor, seeds: Tensor, conditions: Conditions) -> Tensor:
-        graph, state, _ = self._captured.get(y.shape, y, seeds, conditions)
+    def __call__(self, y: Tensor, seeds: Tensor, conditions: Conditions, windows: Windowing | None = None) -> Tensor:
+        graph, state, _ = self._captured.get((y.shape, windows), y, seeds, conditions, windows)
         state.seeds.copy_(seeds)
         graph.replay()
         return state.x.clone()
@@ -187,9 +188,9 @@ class StaleSource(GraphedLoop):
 class SharedResult(GraphedLoop):
     """Returns the buffer itself."""
 
-    def __call__(self, y: Tensor, seeds: Tensor, conditions: Conditions) -> Tensor:
-        super().__call__(y, seeds, conditions)
-        return self._captured.get(y.shape, y, seeds, conditions)[1].x
+    def __call__(self, y: Tensor, seeds: Tensor, conditions: Conditions, windows: Windowing | None = None) -> Tensor:
+        super().__call__(y, seeds, conditions, windows)
+        return self._captured.get((y.shape, windows), y, seeds, conditions, windows)[1].x
 
 
 def test_finds_a_replay_with_a_stale_source(card: Card, monkeypatch: pytest.MonkeyPatch):
