@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -70,10 +71,15 @@ def test_help_and_wrong_flags_import_nothing_heavy():
         (["translate", "folder", "nowhere", "nothing.pt"], 1, "error: there is no checkpoint nothing.pt\n"),
     ],
 )
-def test_the_end_of_a_command(words: list[str], status: int, message: str):
-    done = bbdm(*words)
-    assert done.returncode == status
-    assert (done.stdout + done.stderr).startswith(message)
+def test_the_end_of_a_command(words: list[str], status: int, message: str, monkeypatch: Any, capsys: Any):
+    """Of `python -m bbdm`. The interpreter prints an end that is a text, and its status is then 1."""
+    monkeypatch.setattr(sys, "argv", ["bbdm", *words])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("bbdm", run_name="__main__")
+    code = end.value.code or 0
+    assert (1 if isinstance(code, str) else code) == status
+    printed = capsys.readouterr()
+    assert (printed.out + printed.err + (f"{code}\n" if isinstance(code, str) else "")).startswith(message)
 
 
 @pytest.mark.parametrize(("script", "command"), SCRIPTS.items(), ids=SCRIPTS)

@@ -85,7 +85,7 @@ def test_a_network_that_overflows_in_float16_stays_in_float32():
 
 
 @pytest.mark.parametrize("backend", sweep(["aot_eager", "inductor"], daily=["aot_eager"]))
-@both
+@pytest.mark.parametrize("make", sweep([tiny_kl, tiny_tiny], daily=[tiny_tiny]), ids=BOTH)
 def test_compiled_is_eager(make: Callable[[], nn.Module], backend: str):
     """As one graph."""
     codec = DiffusersCodec(make())
@@ -96,7 +96,7 @@ def test_compiled_is_eager(make: Callable[[], nn.Module], backend: str):
     torch.testing.assert_close(compiled.image(latents), codec.image(latents), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("make", [pytest.param(tiny_kl, marks=pytest.mark.nightly), tiny_tiny], ids=BOTH)
+@pytest.mark.parametrize("make", sweep([tiny_kl, tiny_tiny], daily=[tiny_tiny]), ids=BOTH)
 def test_graphs_are_torchs(make: Callable[[], nn.Module]):
     codec = DiffusersCodec(make()).with_statistics(STATISTICS)
     latents = codec.encode(IMAGE, "source")

@@ -91,7 +91,8 @@ MOMENTS: dict[str, Moment] = {
     "not finite": Moment("_save", 4, diverge, message="not finite at step 10.*grad_clip; " + resumes(6)),
     "a full disk": Moment("train_step", 8, fill_disk, message=FULL),
 }
-DAILY = {*((name, "SIGTERM in a step") for name in RESUMED[:2]), *(("train", moment) for moment in MOMENTS)}
+EVERY_NIGHT = {"killed in validation"}  # "before an epoch is saved" leaves the same files
+DAILY = {*((name, "SIGTERM in a step") for name in RESUMED[:2]), *(("train", m) for m in {*MOMENTS} - EVERY_NIGHT)}
 
 
 def interrupt(script: str, place: Path, folder: Path, moment: Moment) -> pytest.ExceptionInfo[BaseException]:

@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 @pytest.mark.parametrize("marks", ["not nightly", pytest.param("nightly", marks=pytest.mark.nightly)])
 def test_kernels_in_the_interpreter(marks: str):
     folder = str(Path(__file__).parent)
-    options = ["-q", "-p", "no:cacheprovider", "-m", marks, "-o", "python_functions=interpreted_*"]
+    options = ["-q", "-n", "0", "-p", "no:cacheprovider", "-m", marks, "-o", "python_functions=interpreted_*"]
     command = [sys.executable, "-m", "pytest", *options, folder]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

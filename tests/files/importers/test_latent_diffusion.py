@@ -1,6 +1,7 @@
 """Latent diffusion's VQGAN, whose keys are ours."""
 
 import argparse
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from bbdm.files.importers import shapes
 from bbdm.networks.vqgan import PRESETS as VQGANS
 from bbdm.networks.vqgan import VQGAN
 from tests.files.importers.common import LATENT, expected, peers_blocked, refused, save, small_vqgan
+from tests.nightly import sweep
+
+PREFIXES = ["", "first_stage_model.", "vqgan."]
 
 
 class TestLatentDiffusion:
@@ -20,8 +24,9 @@ class TestLatentDiffusion:
     def test_settings_from_shapes(self, name: str):
         assert shapes.vqgan_config(expected(VQGAN, VQGANS[name])) == VQGANS[name]
 
-    @pytest.mark.parametrize("name", LATENT)
-    @pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vqgan."])
+    @pytest.mark.parametrize(
+        ("prefix", "name"), sweep(product(PREFIXES, LATENT), [*zip(PREFIXES, LATENT, strict=True)])
+    )
     def test_full_checkpoint(self, name: str, prefix: str, tmp_path: Path):
         vqgan = small_vqgan(**LATENT[name])
         state = {f"{prefix}{key}": value for key, value in vqgan.state_dict().items()}
