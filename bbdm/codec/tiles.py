@@ -76,9 +76,8 @@ class Tiling:
 
         if not tiled:
             return taken([])
-        return blend(
-            taken, sides, on_device([side.ramps(made) for side in sides], batch), TENSORS, cell=cell, made=made
-        )
+        weights = on_device([side.ramps(made) for side in sides], batch)
+        return blend(taken, sides, weights, TENSORS, cell=cell, made=made)
 
     def part_shapes(self, shape: Sequence[int], cell: int = 1, stride: int = 1) -> list[torch.Size]:
         """The shapes of the parts in which a codec of a stride takes a batch; see :meth:`map`."""

@@ -109,7 +109,7 @@ class Windowed:
 
 
 def on_device(weights: Sequence[Weights], like: torch.Tensor) -> list[torch.Tensor]:
-    """Weights of windows as tensors where another is, in the dtype that its kind is summed in: a GPU waits."""
+    """Weights of windows as tensors where another is, in the dtype that its kind is summed in."""
     made: list[torch.Tensor] = []
     for each in weights:
         made.append(torch.from_numpy(each).to(like.device, _summed(like.dtype)))

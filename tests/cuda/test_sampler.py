@@ -116,7 +116,7 @@ def test_a_further_image(card: Card, settings: dict[str, Any]):
 def test_windows(card: Card, settings: dict[str, Any]):
     """All windows of all steps are in one graph; their weights are copied to the card before."""
     large = torch.rand(2, 3, 14, 11, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    weights = ["networks.windowed._weights_of: to the card"] * 2
+    weights = ["networks.windowed.on_device: to the card"] * 2
     captured = ["execution.graph._capture: synchronize"] if settings else []
     waits = [*CALL[:2], *weights, *captured, CALL[2]]
     check(card, lambda s: s(large, seed=1, window=8, batch_size=3), waits, **settings)
