@@ -9,7 +9,9 @@ from pathlib import Path
 from bbdm.base import scripts
 from bbdm.base.atomic import check_folder, write_atomically
 from bbdm.base.seeds import resolve_seeds
+from bbdm.base.settings import add_flags, from_values
 from bbdm.pictures import images
+from bbdm.sampling.network_config import WindowConfig
 
 with scripts.imports():
     from bbdm.runtime.sampler import OnnxBridgeSampler
@@ -23,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help="folder for the results; files of the same names are replaced"
     )
-    parser.add_argument("-b", "--batch_size", type=int, default=16, help="pictures at once")
+    parser.add_argument("-b", "--batch_size", type=int, default=16, help="pictures at once, or windows of one")
     parser.add_argument("--seed", type=int, help="picture i gets SEED + i; drawn and printed if unset")
     parser.add_argument("--steps", type=int, help="network calls; as exported, or --solver's default, if unset")
     parser.add_argument("--solver", help="as exported if unset")
@@ -31,9 +33,11 @@ def main(argv: list[str] | None = None) -> None:
         "--provider", help="such as CUDAExecutionProvider; CUDA where there is one, else the CPU, if unset"
     )
     parser.add_argument("--threads", type=int, help="threads of the CPU provider; one a core if unset")
+    add_flags(parser, WindowConfig)
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         parser.error(f"--batch_size must be at least 1, got {args.batch_size}")
+    config = from_values(WindowConfig, vars(args))
     check_folder(args.output)
     providers = None if args.provider is None else [args.provider]
     results = [args.output / f"{path.stem}.png" for path in args.pictures]
@@ -52,9 +56,12 @@ def main(argv: list[str] | None = None) -> None:
         args.folder, providers=providers, threads=args.threads, solver=args.solver, steps=args.steps
     )
     seeds = resolve_seeds(args.seed, len(results))
-    for start in range(0, len(results), args.batch_size):
-        batch = slice(start, start + args.batch_size)
-        made = sampler(args.pictures[batch], seeds[batch], progress=sys.stderr.isatty())
+    count, windows = args.batch_size, config.windows
+    if config.of_windows(sampler.pictures):  # pictures may be large
+        count, windows = 1, windows | {"batch_size": None if sampler.static else count}
+    for start in range(0, len(results), count):
+        batch = slice(start, start + count)
+        made = sampler(args.pictures[batch], seeds[batch], progress=sys.stderr.isatty(), **windows)
         for path, picture in zip(results[batch], made, strict=True):
             write_atomically(path, lambda temporary, picture=picture: picture.save(temporary, "png"))
     print(f"{len(results)} results in {args.output}, seeds {seeds[0]} to {seeds[-1]}")

@@ -158,10 +158,10 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
     def _progress(self, total: int) -> Iterator[Advance]:
         done = 0
 
-        def advance(steps: int) -> None:
+        def advance(calls: int) -> None:
             nonlocal done
-            done += steps
-            print(f"\rstep {done} of {total}", end="", file=sys.stderr, flush=True)
+            done += calls
+            print(f"\rnetwork call {done} of {total}", end="", file=sys.stderr, flush=True)
 
         try:
             yield advance

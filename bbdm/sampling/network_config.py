@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from bbdm.codec import Codec
     from bbdm.files.content import Checkpoint
+    from bbdm.pictures.kind import PictureKind
     from bbdm.sampling.sampler import BridgeSampler
 
 DEFAULT_SIZE = 256  # for checkpoints without the size of their pictures
@@ -70,7 +71,39 @@ class FileConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig(FileConfig):
+class WindowConfig:
+    """On which windows of larger pictures a network is called.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    window: WindowSetting = setting(
+        "auto",
+        "side, or HxW, of the windows of larger pictures that the network is called on; auto: the size of training "
+        "crops, if any; none: whole pictures",
+        parse=read_window_setting,
+    )
+    overlap: float = setting(0.25, "of neighbouring windows at least, as a share of a window")
+    margin: int = setting(0, "pixels at the edges of windows whose predictions count for nothing", least=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+        check_windows(None, self.overlap, self.margin, 1)
+
+    @property
+    def windows(self) -> dict[str, Any]:
+        """The arguments of a sampler's call that say which windows the network is called on."""
+        window = None if self.window == "none" else self.window
+        return {"window": window, "overlap": self.overlap, "margin": self.margin}
+
+    def of_windows(self, pictures: PictureKind) -> bool:
+        """Whether a network that was trained on pictures of a kind is called on windows of larger ones."""
+        return pictures.crop is not None if self.window == "auto" else self.window != "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(WindowConfig, FileConfig):
     """How a trained network samples, and what its file leaves out.
 
     Raises:
@@ -84,26 +117,11 @@ class NetworkConfig(FileConfig):
     fast_sampling: bool = setting(False, "the paper's 199 network calls: the solver 'fast'")
     compile: bool = setting(False, "faster results after a minute or two of compiling")
     dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the file's if unset")
-    window: WindowSetting = setting(
-        "auto",
-        "side, or HxW, of the windows of larger pictures that the network is called on; auto: the size of training "
-        "crops, if any; none: whole pictures",
-        parse=read_window_setting,
-    )
-    overlap: float = setting(0.25, "of neighbouring windows at least, as a share of a window")
-    margin: int = setting(0, "pixels at the edges of windows whose predictions count for nothing", least=0)
 
     def __post_init__(self) -> None:
         if self.fast_sampling and self.solver not in (None, "fast"):
             raise ValueError(f"fast_sampling means the solver 'fast', got solver {self.solver!r} too")
-        check(self)
-        check_windows(None, self.overlap, self.margin, 1)
-
-    @property
-    def windows(self) -> dict[str, Any]:
-        """The arguments of a sampler's call that say which windows the network is called on."""
-        window = None if self.window == "none" else self.window
-        return {"window": window, "overlap": self.overlap, "margin": self.margin}
+        super().__post_init__()
 
     @property
     def chosen_solver(self) -> str | None:

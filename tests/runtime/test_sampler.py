@@ -19,7 +19,7 @@ from PIL import Image
 from bbdm import BridgeSampler
 from bbdm.runtime.__main__ import main
 from bbdm.runtime.sampler import OnnxBridgeSampler
-from tests.conftest import ROOT
+from tests.conftest import ROOT, noise
 from tests.onnx.exports import checkpoint, export, tiny_codec
 
 DEMO = ROOT / "bbdm" / "demo"
@@ -292,6 +292,46 @@ def check_command(python: Path | str, drawing: Path, start: Sequence[str]) -> No
 def test_a_folder_in_place_of_pictures(folder: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"is a folder: give pictures, such as .*/\*\.png"):
         main([str(folder), str(tmp_path), "-o", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("flag", [[], ["--window", "none"]])
+def test_without_windows_the_command_calls_the_network_on_whole_pictures(folder: Path, tmp_path: Path, flag: list[str]):
+    wide = tmp_path / "wide.png"
+    noise(0, 28, 16).save(wide)
+    main([str(folder), str(wide), "-o", str(tmp_path / "out"), "--seed", "3", *flag])
+    made = Image.open(tmp_path / "out" / "wide.png")
+    assert np.array_equal(np.asarray(made), np.asarray(OnnxBridgeSampler(folder)(wide, seed=3)[0]))
+
+
+def test_the_command_by_windows(
+    folder: Path, reference: BridgeSampler, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The pictures of PyTorch, of several sizes; 40 x 24 has 4 x 2 windows that overlap by a half, in 3 calls."""
+    large, small = tmp_path / "large.png", tmp_path / "small.png"
+    noise(0, 40, 24).save(large)
+    noise(1, 12, 12).save(small)
+    flags = ["--window", "16", "--overlap", "0.5", "--margin", "2", "-b", "3", "--seed", "4"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stderr.isatty", lambda: True)
+        main([str(folder), str(large), str(small), "-o", str(tmp_path / "out"), *flags])
+    assert "\rnetwork call 11 of 12\rnetwork call 12 of 12\n" in capsys.readouterr().err
+    wanted = reference([large, small], seed=4, window=16, overlap=0.5, margin=2)
+    for path, picture in zip((large, small), wanted, strict=True):
+        made = np.asarray(Image.open(tmp_path / "out" / path.name), dtype=int)
+        assert np.abs(made - np.asarray(picture, dtype=int)).max() <= 1
+
+
+def test_windows_that_a_static_export_does_not_take(folder: Path, tmp_path: Path):
+    copy = copy_of(folder, tmp_path)
+    edit(copy, static=[2, 16, 16])
+    noise(0, 40, 24).save(tmp_path / "large.png")
+    command = [str(copy), str(tmp_path / "large.png"), "-o", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match=r"window must be \(16, 16\), which this network takes alone, got 24"):
+        main([*command, "--window", "24"])
+    with pytest.raises(ValueError, match=r"16 x 16 only, got 24 x 40; window=\(16, 16\) translates larger ones"):
+        main(command)
+    main([*command, "--window", "16"])
+    assert Image.open(tmp_path / "out" / "large.png").size == (40, 24)
 
 
 def test_without_torch(drawing: Path):
