@@ -56,12 +56,12 @@ def main(argv: list[str] | None = None) -> None:
         args.folder, providers=providers, threads=args.threads, solver=args.solver, steps=args.steps
     )
     seeds = resolve_seeds(args.seed, len(results))
-    count, windows = args.batch_size, config.windows
-    if config.of_windows(sampler.pictures):  # pictures may be large
-        count, windows = 1, windows | {"batch_size": None if sampler.static else count}
+    count, settings = args.batch_size, config.windows
+    if config.window_of(sampler.pictures) is not None:  # pictures may be large
+        count, settings["batch_size"] = 1, None if sampler.static else count
     for start in range(0, len(results), count):
         batch = slice(start, start + count)
-        made = sampler(args.pictures[batch], seeds[batch], progress=sys.stderr.isatty(), **windows)
+        made = sampler(args.pictures[batch], seeds[batch], progress=sys.stderr.isatty(), **settings)
         for path, picture in zip(results[batch], made, strict=True):
             write_atomically(path, lambda temporary, picture=picture: picture.save(temporary, "png"))
     print(f"{len(results)} results in {args.output}, seeds {seeds[0]} to {seeds[-1]}")

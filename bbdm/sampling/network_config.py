@@ -97,9 +97,9 @@ class WindowConfig:
         window = None if self.window == "none" else self.window
         return {"window": window, "overlap": self.overlap, "margin": self.margin}
 
-    def of_windows(self, pictures: PictureKind) -> bool:
-        """Whether a network that was trained on pictures of a kind is called on windows of larger ones."""
-        return pictures.crop is not None if self.window == "auto" else self.window != "none"
+    def window_of(self, pictures: PictureKind) -> Size | None:
+        """The window for a network that was trained on pictures of a kind, or None for whole pictures."""
+        return pictures.crop if self.window == "auto" else None if self.window == "none" else self.window
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,28 +6,24 @@ import os
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from bbdm import bridges, solvers
-from bbdm.base.seeds import resolve_seeds
 from bbdm.pictures import images
-from bbdm.pictures.kind import check_eight_bit
+from bbdm.serving.app_model import Model, Progress, Result, load, read, translate
 from bbdm.serving.config import AppConfig
 
 if TYPE_CHECKING:
     import gradio as gr
 
-    from bbdm import BridgeSampler
-    from bbdm.runtime import OnnxBridgeSampler
-
 EXAMPLES = ("drawings", "examples")  # folders beside a checkpoint
 PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 PREVIEW_SECONDS = 0.2  # at least, between two previews
 CANVAS = 512  # pixels along the longer side of a drawing
+SHOWN = 1600  # pixels along the longer side of what the page shows; the zip has all
 WAITING = 100  # visitors in the queue
 UPLOAD = "50mb"  # of one file, at most
 COLOURS: list[str | tuple[str, float]] = [
@@ -57,110 +53,12 @@ footer { display: none !important }
 """
 
 
-class Model(NamedTuple):
-    """A sampler and what the page must know of it."""
-
-    sampler: BridgeSampler | OnnxBridgeSampler
-    solver: str
-    solvers: list[str]  # others that take the sampler's number of network calls
-    size: images.Size | None  # that sources are made to fit; None: they stay as they are
-    resize: images.Resize
-    results: int | None  # the only number that the network takes
-
-
-class Source(NamedTuple):
-    """A picture to translate, and the name of its results."""
-
-    name: str
-    picture: Image.Image
-
-
-class Result(NamedTuple):
-    """A translated picture, or a preview of one."""
-
-    source: Source
-    seed: int
-    picture: Image.Image
-
-
-class Progress(NamedTuple):
-    """What is there after a network call: finished results, then previews of the source in work."""
-
-    done: int
-    total: int  # network calls
-    results: list[Result]
-
-
-def load(config: AppConfig) -> Model:
-    """The sampler of a checkpoint, of a model's folder or name on the Hub, or of an ONNX export."""
-    if config.exported:
-        from bbdm.runtime import OnnxBridgeSampler
-
-        sampler = OnnxBridgeSampler(config.model)
-        check_eight_bit(sampler.pictures, "the app")
-        solver, calls = sampler.settings["solver"], sampler.settings.get("calls")
-        offered = list(solvers.choices(bridges.from_config(sampler.settings["bridge"]), calls, len(sampler.table)))
-        if sampler.static is not None:
-            if config.size is not None:
-                raise ValueError(f"size is fixed: {config.model} takes height x width {sampler.static[1:]} alone")
-            return Model(sampler, solver, offered, sampler.static[1:], "stretch", sampler.static[0])
-        return Model(sampler, solver, offered, config.size or sampler.image_size, "fit", None)
-    import torch
-
-    from bbdm import BridgeSampler
-
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    sampler = BridgeSampler.from_pretrained(config.model, device=device, dtype=config.dtype, compile=config.compile)
-    check_eight_bit(sampler.pictures, "the app")
-    offered = list(solvers.choices(sampler.bridge, sampler.calls, len(sampler.table)))
-    return Model(sampler, sampler.solver, offered, config.size or sampler.image_size, "fit", None)
-
-
 def example_pictures(config: AppConfig) -> list[Path]:
     """The example pictures that came with a model: of the first folder that has any."""
     beside = [folder / name for folder in (config.model, config.model.parent) for name in EXAMPLES]
     folders = beside if config.examples is None else [config.examples]
     found = (sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES) for folder in folders)
     return next(filter(None, found), [])
-
-
-def read(given: str | Image.Image, model: Model, max_pixels: int) -> Source:
-    """An uploaded file or a drawing as the network takes it.
-
-    Raises:
-        ValueError: the file cannot be read, or the picture has more than ``max_pixels``.
-    """
-    name, place = ("drawing", "") if isinstance(given, Image.Image) else (Path(given).stem, given)
-    try:
-        picture = given if isinstance(given, Image.Image) else images.open_image(Path(given))
-    except ValueError as error:  # a visitor knows the file by its name alone
-        raise ValueError(str(error).replace(place, Path(place).name)) from error
-    picture = images.convert(picture)
-    picture = picture if model.size is None else images.resized(picture, model.size, model.resize)
-    if picture.width * picture.height > max_pixels:
-        size = f"{picture.height} x {picture.width}"
-        raise ValueError(f"a picture may have at most {max_pixels} pixels, got {name} of height x width {size}")
-    return Source(name, picture)
-
-
-def translate(
-    model: Model, sources: Sequence[Source], solver: str, steps: int, seed: int | None, count: int
-) -> Iterator[Progress]:
-    """Translate each source ``count`` times, one source after the other, and report after each network call.
-
-    Result i of all has the seed ``seed + i``; None draws one. The last report has the results that a call of
-    the sampler gives.
-    """
-    seeds = resolve_seeds(seed, len(sources) * count)
-    total = len(sources) * steps
-    finished: list[Result] = []
-    for i, source in enumerate(sources):
-        own = seeds[i * count : (i + 1) * count]
-        results: list[Result] = []
-        for step in model.sampler.stream([source.picture] * count, own, solver=solver, steps=steps):
-            results = [Result(source, *each) for each in zip(own, step.preview(), strict=True)]
-            yield Progress(i * total // len(sources) + step.index + 1, total, finished + results)
-        finished += results
 
 
 def archive(results: Sequence[Result], folder: str | None = None) -> str:
@@ -187,16 +85,21 @@ def caption(result: Result, named: bool) -> str:
 
 def status(progress: Progress) -> str:
     """The progress as HTML."""
-    done, total, results = progress
+    done, total, results, _ = progress
     if done == total:
         several = f"{len(results)} results, seeds {results[0].seed} to {results[-1].seed}"
         return several if len(results) > 1 else f"1 result, seed {results[0].seed}"
     return f'network call {done} of {total}<progress value="{done}" max="{total}"></progress>'
 
 
+def shown(picture: Image.Image) -> Image.Image:
+    """A picture as the page shows it, which takes no long time of larger ones."""
+    return images.resized(picture, SHOWN, "fit") if max(picture.size) > SHOWN else picture
+
+
 def pair(result: Result) -> tuple[Image.Image, Image.Image]:
     """What the slider compares."""
-    return result.source.picture, result.picture
+    return shown(result.source.picture), shown(result.picture)
 
 
 def canvas(size: images.Size | None) -> tuple[int, int]:
@@ -222,17 +125,20 @@ def build(model: Model, config: AppConfig) -> gr.Blocks:
             given = [each for each in given if each is not None]
             steps, count = int(steps), int(count)
             check(config, steps, count, len(given))
-            sources = [read(each, model, config.max_pixels) for each in given]
-            shown = 0.0
+            sources = [read(each, model, model.max_pixels) for each in given]
+            seen = {True: 0.0, False: 0.0}  # when the page was last told of a step, and of a call within one
             for progress in translate(model, sources, solver, steps, seed, count):
-                done, total, results = progress
-                if done < total and time.monotonic() - shown < PREVIEW_SECONDS:
+                done, total, results, first = progress
+                if done < total and time.monotonic() - seen[bool(results)] < PREVIEW_SECONDS:
                     continue
-                shown = time.monotonic()
-                gallery = [(each.picture, caption(each, len(sources) > 1)) for each in results]
+                seen[bool(results)] = time.monotonic()
+                if not results:
+                    yield status(progress), *[gr.skip()] * 4
+                    continue
+                gallery = [(shown(each.picture), caption(each, len(sources) > 1)) for each in results]
                 path = archive(results, os.environ.get("GRADIO_TEMP_DIR")) if done == total else None
                 button = gr.DownloadButton(value=path, interactive=path is not None)
-                yield status(progress), pair(results[-count]), gallery, results, button
+                yield status(progress), pair(results[first]), gallery, results, button
         except (ValueError, OSError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bbdm.base.settings import check, setting
+from bbdm.base.settings import setting
 from bbdm.files.hub import WEIGHTS
 from bbdm.pictures import images
-from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
+from bbdm.sampling.network_config import NetworkConfig, SizeSetting, WindowConfig, read_size_setting
 from bbdm.serving.connection import LOOPBACK
 
 
@@ -79,7 +79,7 @@ class ServeConfig(NetworkConfig):
 
 
 @dataclass(frozen=True)
-class AppConfig:
+class AppConfig(WindowConfig):
     """Which network is shown where, and what a visitor may ask for.
 
     Raises:
@@ -93,17 +93,21 @@ class AppConfig:
     dtype: Literal["bf16", "fp16", "fp32"] | None = setting(None, "of a checkpoint's arithmetic; the file's if unset")
     compile: bool = setting(False, "faster after a minute of compiling for each new size and number of results")
     size: images.Size | None = setting(
-        None, "side, or HxW, that sources are made to fit inside; as in training if unset", parse=images.read_size
+        None,
+        "side, or HxW, that sources are made to fit inside; if unset, as in training, and with windows as they are",
+        parse=images.read_size,
     )
     examples: Path | None = setting(None, "folder of example pictures; drawings/ or examples/ beside model if unset")
     visitors: int = setting(2, "translations at once; other visitors wait", least=1)
     max_results: int = setting(8, "results of one source", least=1)
     max_steps: int = setting(200, "network calls for one result", least=1)
     max_files: int = setting(50, "sources in one batch", least=1)
-    max_pixels: int = setting(2**20, "height x width of a source, after it was made to fit", least=1)
+    max_pixels: int | None = setting(
+        None, "height x width of a source, after it was made to fit; if unset, 2^20, and 2^24 with windows", least=1
+    )
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if self.port > 65535:
             raise ValueError(f"port must be at most 65535, got {self.port}")
         if self.exported and (self.device or self.dtype or self.compile):

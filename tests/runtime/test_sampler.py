@@ -306,7 +306,7 @@ def test_without_windows_the_command_calls_the_network_on_whole_pictures(folder:
 def test_the_command_by_windows(
     folder: Path, reference: BridgeSampler, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """The pictures of PyTorch, of several sizes; 40 x 24 has 4 x 2 windows that overlap by a half, in 3 calls."""
+    """The pictures of PyTorch, of two sizes; 40 x 24 has 4 x 2 windows that overlap by a half, in 3 calls."""
     large, small = tmp_path / "large.png", tmp_path / "small.png"
     noise(0, 40, 24).save(large)
     noise(1, 12, 12).save(small)

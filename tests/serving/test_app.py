@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bbdm import BridgeSampler, demo
+from bbdm import BridgeSampler, demo, save_checkpoint
+from bbdm.pictures.kind import PictureKind
 from bbdm.runtime import OnnxBridgeSampler
 from bbdm.serving import app
-from bbdm.serving.app import Model, Source
+from bbdm.serving.app_model import Model, Source
 from bbdm.serving.config import AppConfig
 from tests.cli.pages import EXPORT, model_file, noise, same
-from tests.conftest import ROOT
-from tests.onnx.exports import SIZE, export
+from tests.conftest import ROOT, tiny_unet
+from tests.onnx.exports import BRIDGE, SIZE, export
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,60 @@ def test_a_static_export_has_its_size_and_number(static: Path, sampler: BridgeSa
     assert all(same(each.picture, picture) for each, picture in zip(results, wanted, strict=True))
     with pytest.raises(ValueError, match=r"size is fixed: .*static takes height x width \(16, 16\) alone"):
         app.load(AppConfig(static, size=32))
+
+
+@pytest.mark.parametrize("exported", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_a_larger_picture_by_windows(exported: bool, file: Path, sampler: BridgeSampler, tmp_path: Path):
+    """72 x 40 has 8 x 4 windows that overlap by a half: 2 calls of 16 a step, results one after the other."""
+    noise(2, 72, 40).save(tmp_path / "large.png")
+    if exported:
+        config = AppConfig(export(file, tmp_path / "onnx"), window=SIZE, overlap=0.5)
+    else:
+        config = AppConfig(file, device="cpu", window=SIZE, overlap=0.5)
+    model = app.load(config)
+    source = app.read(str(tmp_path / "large.png"), model, model.max_pixels)
+    assert source.picture.size == (72, 40)
+    progress = list(app.translate(model, [source], "sde-dpm2m", 3, 5, 2))
+    assert [(each.done, each.total) for each in progress] == [(i + 1, 12) for i in range(12)]
+    assert [len(each.results) for each in progress] == [0, 1, 0, 1, 0, 1, 0, 2, 0, 2, 0, 2]
+    assert [each.first for each in progress] == [0] * 6 + [1] * 6
+    assert app.status(progress[2]) == 'network call 3 of 12<progress value="3" max="12"></progress>'
+    wanted = sampler([source.picture] * 2, 5, solver="sde-dpm2m", steps=3, window=SIZE, overlap=0.5)
+    assert all(same(each.picture, picture) for each, picture in zip(progress[-1].results, wanted, strict=True))
+    whole = sampler(source.picture, 5, solver="sde-dpm2m", steps=3)
+    assert not same(progress[-1].results[0].picture, whole[0])
+
+
+def test_windows_are_for_pictures_larger_than_the_network_knows(file: Path):
+    """Drawings fit as before; with windows 12 megapixels are taken."""
+    model = app.load(AppConfig(file, device="cpu", window=SIZE))
+    assert app.read(noise(2, 64, 32), model, model.max_pixels).picture.size == (SIZE, SIZE // 2)
+    assert (model.max_pixels, app.load(AppConfig(file, device="cpu")).max_pixels) == (2**24, 2**20)
+    assert app.load(AppConfig(EXPORT, max_pixels=99, window=64)).max_pixels == 99
+    assert app.shown(noise(0, 2 * app.SHOWN, 8)).size == (app.SHOWN, 4)
+    with pytest.raises(ValueError, match="window must be a multiple of the network's stride 8, got 60"):
+        app.load(AppConfig(EXPORT, window=60))
+    with pytest.raises(ValueError, match=r"overlap must be above 0 and at most 0\.9, got 1"):
+        AppConfig(EXPORT, overlap=1)
+
+
+def test_a_network_trained_on_crops_is_called_on_windows(tmp_path: Path):
+    network, pictures = tiny_unet(0, condition_channels=3), PictureKind(crop=SIZE)
+    save_checkpoint(tmp_path / "crops.pt", network, BRIDGE, image_size=SIZE, pictures=pictures)
+    noise(2, 40, 24).save(tmp_path / "large.png")
+    for settings, size in (({}, (40, 24)), ({"size": 32}, (32, 19)), ({"window": "none"}, (16, 10))):
+        model = app.load(AppConfig(tmp_path / "crops.pt", device="cpu", **settings))
+        assert app.read(str(tmp_path / "large.png"), model, model.max_pixels).picture.size == size
+
+
+def test_a_translation_that_nobody_waits_for_ends(model: Model):
+    progress = app.translate(model, [Source("a", noise(0))], "ancestral", 100, 0, 1)
+    before = set(threading.enumerate())
+    next(progress)
+    (thread,) = set(threading.enumerate()) - before
+    progress.close()
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 def test_an_export_needs_no_torch():

@@ -239,3 +239,20 @@ def test_an_export_is_translated_with(visit: Visit, serve: Callable[..., str]):
     made = page.translate("1 result, seed 5")
     drawing = sorted((EXPORT.parent / "drawings").glob("*.png"))[0]
     assert same(made["seed 5"], OnnxBridgeSampler(EXPORT)(drawing, 5)[0])
+
+
+def test_a_larger_picture_by_windows(
+    visit: Visit, serve: Callable[..., str], file: Path, sampler: BridgeSampler, tmp_path: Path
+):
+    page = visit(serve(file, "--device", "cpu", "--window", str(SIZE)))
+    large = noise(9, 400, 300)
+    large.save(tmp_path / "large.png")
+    page.upload(tmp_path / "large.png")
+    page.enter(calls=3, seed=6, results=2)
+    made = page.translate("2 results, seeds 6 to 7")
+    wanted = sampler([large] * 2, 6, steps=3, window=SIZE)
+    assert list(made) == ["seed 6", "seed 7"]
+    assert all(same(picture, other) for picture, other in zip(made.values(), wanted, strict=True))
+    calls = [text for text in page.driver.execute_script("return seen") if text.startswith("network call ")]
+    assert len({text.split()[2] for text in calls}) > 6  # within steps too: there are 3 for each result
+    assert len({text.split()[4] for text in calls}) == 1

@@ -1,0 +1,183 @@
+"""What the app translates, and how: nothing here knows of Gradio, nor needs torch for an export."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from PIL import Image
+
+from bbdm import bridges, solvers
+from bbdm.base.seeds import resolve_seeds
+from bbdm.pictures import images
+from bbdm.pictures.kind import check_eight_bit
+from bbdm.serving.config import AppConfig
+
+if TYPE_CHECKING:
+    from bbdm import BridgeSampler
+    from bbdm.runtime import OnnxBridgeSampler
+
+MAX_PIXELS = {False: 2**20, True: 2**24}  # of a source, by whether the network is called on windows of larger ones
+
+
+class Model(NamedTuple):
+    """A sampler and what the page must know of it."""
+
+    sampler: BridgeSampler | OnnxBridgeSampler
+    solver: str
+    solvers: list[str]  # others that take the sampler's number of network calls
+    size: images.Size | None  # that sources are made to fit; None: they stay as they are
+    resize: images.Resize
+    results: int | None  # the only number that the network takes
+    kept: bool  # whether sources other than drawings stay as they are all the same
+    windows: dict[str, Any]  # the arguments of a call that say which windows of a source the network sees
+    max_pixels: int  # of a source
+
+    def windowed(self, picture: Image.Image) -> bool:
+        """Whether the network is called on windows of a picture."""
+        window = self.windows["window"]
+        return window is not None and any(map(int.__gt__, picture.size[::-1], images.sides(window)))
+
+
+class Source(NamedTuple):
+    """A picture to translate, and the name of its results."""
+
+    name: str
+    picture: Image.Image
+
+
+class Result(NamedTuple):
+    """A translated picture, or a preview of one."""
+
+    source: Source
+    seed: int
+    picture: Image.Image
+
+
+class Progress(NamedTuple):
+    """What is there after a network call: finished results, then previews of those in work."""
+
+    done: int
+    total: int  # network calls, as if all pictures had the size of the one in work
+    results: list[Result]  # none within a step
+    first: int  # of the results in work
+
+
+def load(config: AppConfig) -> Model:
+    """The sampler of a checkpoint, of a model's folder or name on the Hub, or of an ONNX export.
+
+    Raises:
+        ValueError: the model cannot be read, or a setting is not for it.
+    """
+    static = None
+    if config.exported:
+        from bbdm.runtime import OnnxBridgeSampler
+
+        sampler = OnnxBridgeSampler(config.model)
+        bridge, calls = bridges.from_config(sampler.settings["bridge"]), sampler.settings.get("calls")
+        static = sampler.static
+    else:
+        import torch
+
+        from bbdm import BridgeSampler
+
+        device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        sampler = BridgeSampler.from_pretrained(config.model, device=device, dtype=config.dtype, compile=config.compile)
+        bridge, calls = sampler.bridge, sampler.calls
+    check_eight_bit(sampler.pictures, "the app")
+    offered = list(solvers.choices(bridge, calls, len(sampler.table)))
+    window = config.window_of(sampler.pictures)
+    windows = {**config.windows, "window": window}
+    if window is not None:  # refused now, and not when a visitor comes
+        height, width = images.sides(window)
+        sampler.stream(Image.new("RGB", (width + 1, height + 1)), 0, **windows)
+    kept, most = window is not None and config.size is None, config.max_pixels or MAX_PIXELS[window is not None]
+    if static is None:
+        size = config.size or sampler.image_size
+        return Model(sampler, sampler.solver, offered, size, "fit", None, kept, windows, most)
+    if config.size is not None:
+        raise ValueError(f"size is fixed: {config.model} takes height x width {static[1:]} alone")
+    return Model(sampler, sampler.solver, offered, static[1:], "stretch", static[0], kept, windows, most)
+
+
+def read(given: str | Image.Image, model: Model, max_pixels: int) -> Source:
+    """An uploaded file or a drawing as the network takes it.
+
+    Raises:
+        ValueError: the file cannot be read, or the picture has more than ``max_pixels``.
+    """
+    name, place = ("drawing", "") if isinstance(given, Image.Image) else (Path(given).stem, given)
+    try:
+        picture = given if isinstance(given, Image.Image) else images.open_image(Path(given))
+    except ValueError as error:  # a visitor knows the file by its name alone
+        raise ValueError(str(error).replace(place, Path(place).name)) from error
+    picture = images.convert(picture)
+    if model.size is not None and not (model.kept and place):
+        picture = images.resized(picture, model.size, model.resize)
+    if picture.width * picture.height > max_pixels:
+        size = f"{picture.height} x {picture.width}"
+        raise ValueError(f"a picture may have at most {max_pixels} pixels, got {name} of height x width {size}")
+    return Source(name, picture)
+
+
+def translate(
+    model: Model, sources: Sequence[Source], solver: str, steps: int, seed: int | None, count: int
+) -> Iterator[Progress]:
+    """Translate each source ``count`` times, one source after the other, and report after each network call.
+
+    Result i of all has the seed ``seed + i``; None draws one. The last report has the results that a call of
+    the sampler gives. Results by windows are made one after the other, since they may be large.
+    """
+    seeds = resolve_seeds(seed, len(sources) * count)
+    groups: list[tuple[Source, list[int]]] = []
+    for i, source in enumerate(sources):
+        own, each = seeds[i * count : (i + 1) * count], 1 if model.windowed(source.picture) else count
+        groups += [(source, own[start : start + each]) for start in range(0, count, each)]
+    finished: list[Result] = []
+    before = 0
+    for i, (source, own) in enumerate(groups):
+        done, results = before, []
+        for calls, of, previews in _calls(model, source, own, solver=solver, steps=steps):
+            results = [Result(source, *each) for each in zip(own, previews, strict=True)] if previews else []
+            done, total = before + calls, before + of * (len(groups) - i)
+            yield Progress(done, total, finished + results if results else [], len(finished))
+        before, finished = done, finished + results
+
+
+def _calls(
+    model: Model, source: Source, seeds: list[int], **settings: Any
+) -> Iterator[tuple[int, int, list[Image.Image]]]:
+    """After each network call: how many are done, of how many, and at the end of a step its previews.
+
+    They come from a thread, which ends at its next call once nobody waits for them.
+    """
+    made: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    left = threading.Event()
+    last = 0, 0
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        if left.is_set():
+            raise CancelledError
+        last = done, total
+        if done % (total // settings["steps"]):
+            made.put((done, total, []))
+
+    def work() -> None:
+        given = [source.picture] * len(seeds)
+        for step in model.sampler.stream(given, seeds, progress=report, **settings, **model.windows):
+            made.put((*last, step.preview()))
+
+    pool = ThreadPoolExecutor(1)
+    working = pool.submit(work)
+    working.add_done_callback(lambda _: made.put(None))
+    try:
+        yield from iter(made.get, None)
+        working.result()
+    finally:
+        left.set()
+        pool.shutdown(wait=False)
