@@ -71,6 +71,17 @@ class Page:
         WebDriverWait(self.driver, PATIENCE, 0.02).until(lambda _: self.text("status") != "" and self.finished())
         return self.until("Done")
 
+    def watch(self) -> Page:
+        """Keeps what the status says from now on in ``seen``."""
+        script = """window.seen = []; const status = document.getElementById("status");
+            new MutationObserver(() => seen.push(status.textContent)).observe(status, { childList: true })"""
+        self.driver.execute_script(script)
+        return self
+
+    @property
+    def seen(self) -> list[str]:
+        return self.driver.execute_script("return seen")
+
     def finished(self) -> bool:
         return self.by_id("results").get_attribute("aria-busy") == "false"
 

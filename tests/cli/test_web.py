@@ -19,6 +19,7 @@ from PIL import Image
 
 from bbdm import demo
 from bbdm.base.atomic import file_sha256
+from bbdm.networks.windows import Windowing
 from bbdm.pictures.images import to_array
 from bbdm.runtime import OnnxBridgeSampler
 from examples.web import tables
@@ -124,6 +125,35 @@ def test_a_seed_is_the_picture_of_python(page: Page, tiny: Path, picture: Path):
     page.choose(solver="dpm2m", calls=3, pictures=1).translate()
     assert abs(page.results - made(tiny, picture, 7, 1, solver="dpm2m", steps=3)).max() <= 1
     assert "solver=dpm2m&calls=3" in page.driver.current_url
+
+
+@pytest.mark.nightly
+@in_browser
+def test_a_dropped_picture_at_its_own_size(page: Page, tiny: Path, tmp_path: Path):
+    """By windows, and saved whole; the sheet is what is translated otherwise, and after a change of it."""
+    large = tmp_path / "large.png"
+    noise(5, 60, 41).save(large)
+    page.driver.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    page.open("?pictures=2&seed=3").give(large)
+    assert page.text("own-text") == "At its own size, 60 x 41: 20 windows in each call"
+    page.translate()
+    assert page.results.shape == (2, SIZE, SIZE, 3)
+    page.by_id("own-size").click()
+    page.watch().translate()
+    assert abs(page.results - made(tiny, large, 3, 2, window=SIZE)).max() <= 1
+    said = [text for text in page.seen if text.startswith("Picture")]
+    assert said[:2] == ["Picture 1 of 2, call 1 of 4, window 4 of 20.", "Picture 1 of 2, call 1 of 4, window 8 of 20."]
+    assert "Picture 2 of 2, call 4 of 4, window 20 of 20." in said
+    page.driver.find_elements(By.CSS_SELECTOR, "figure button")[1].click()
+    WebDriverWait(page.driver, PATIENCE).until(lambda _: (tmp_path / "seed-4.png").exists())
+    with Image.open(tmp_path / "seed-4.png") as saved:
+        np.testing.assert_array_equal(np.asarray(saved.convert("RGB")), page.results[1])
+    page.draw()
+    assert not page.by_id("own").is_displayed()
+    assert page.translate().results.shape == (2, SIZE, SIZE, 3)
+    noise(6, SIZE, SIZE).save(tmp_path / "small.png")
+    page.give(tmp_path / "small.png")
+    assert not page.by_id("own").is_displayed()
 
 
 @pytest.mark.nightly
@@ -348,18 +378,25 @@ def test_the_bundled_export(start: Callable[..., Any]):
 
 
 def case(
-    folder: Path, height: int, width: int, solver: str | None = None, steps: int | None = None, within: float = 1e-3
+    folder: Path,
+    height: int,
+    width: int,
+    solver: str | None = None,
+    steps: int | None = None,
+    within: float = 1e-3,
+    window: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Python's results for a random source, for tests/onnx.test.ts."""
+    """Python's results for a random source, for tests/export.test.ts."""
     sampler = OnnxBridgeSampler(folder, solver=solver, steps=steps)
     source = to_array(Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)))
     seeds = [0, 2**40 + 5, 2**63 - 1]
-    results = sampler(np.stack([source] * len(seeds)), seed=seeds)
+    results = sampler(np.stack([source] * len(seeds)), seed=seeds, window=window)
     settings = json.loads((folder / "bridge.json").read_text())
     word = f"{solver}:{steps}"
     return {
         "folder": str(folder),
         "table": None if solver is None else next(tables.tables(settings, [word])),
+        "window": window,
         "source": {"data": source.flatten().tolist(), "channels": 3, "height": height, "width": width},
         "seeds": [str(seed) for seed in seeds],
         "results": [result.flatten().tolist() for result in results],
@@ -367,10 +404,17 @@ def case(
     }
 
 
+def side(size: int, length: int, overlap: float, unit: int) -> dict[str, Any]:
+    """Python's windows of a side, for tests/export.test.ts."""
+    (made,) = Windowing((length,), overlap, 0, unit, 1, False).sides((size,))
+    given = [size, length, overlap, unit]
+    return {"given": given, "starts": made.starts, "weights": made.gaussians().tolist()}
+
+
 @pytest.mark.nightly
 @in_node
 def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
-    """float32 within 1e-3, float16 within 2e-2: padding, noise at the start, a fixed size, a codec, ours."""
+    """float32 within 1e-3, float16 within 2e-2: padding, noise at the start, a size, codec, windows, ours."""
     fixed = export(tiny.parent / "tiny.pt", tmp_path / "fixed", "--static", "2,16,24", "--steps", "3")
     latent = export(checkpoint(tmp_path / "latent.pt", 0, tiny_codec()), tmp_path / "latent", "--steps", "3")
     cases = [
@@ -381,8 +425,14 @@ def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
         case(latent, 16, 16),
         case(export(demo.WEIGHTS, tmp_path / "bundled", "--steps", "5"), 16, 16),
         case(EXPORT, 16, 16, "dpm2m", 3, within=2e-2),
+        case(tiny, 16, 12, window=(16, 16)),  # no larger than a window
+        case(tiny, 37, 18, window=(16, 24)),
+        case(fixed, 30, 51, window=(16, 24)),
+        case(latent, 30, 44, window=(16, 16)),
+        case(EXPORT, 72, 16, "dpm2m", 3, within=2e-2, window=(64, 64)),
     ]
-    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    sides = [side(64, 64, 0.25, 8), side(752, 64, 0.25, 8), side(4000, 96, 0.3, 4), side(51, 17, 0.9, 1)]
+    (tmp_path / "cases.json").write_text(json.dumps({"cases": cases, "sides": sides}))
     environment = {**os.environ, "BBDM_CASES": str(tmp_path / "cases.json")}
     done = subprocess.run(["npm", "test"], cwd=WEB, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -123,13 +123,18 @@ def test_a_network_trained_on_crops_is_called_on_windows(tmp_path: Path):
     network, pictures = tiny_unet(0, condition_channels=3), PictureKind(crop=SIZE)
     save_checkpoint(tmp_path / "crops.pt", network, BRIDGE, image_size=SIZE, pictures=pictures)
     noise(2, 40, 24).save(tmp_path / "large.png")
-    for settings, size in (({}, (40, 24)), ({"size": 32}, (32, 19)), ({"window": "none"}, (16, 10))):
+    several: list[tuple[dict[str, Any], tuple[int, int]]] = [
+        ({}, (40, 24)),
+        ({"size": 32}, (32, 19)),
+        ({"window": "none"}, (16, 10)),
+    ]
+    for settings, size in several:
         model = app.load(AppConfig(tmp_path / "crops.pt", device="cpu", **settings))
         assert app.read(str(tmp_path / "large.png"), model, model.max_pixels).picture.size == size
 
 
 def test_a_translation_that_nobody_waits_for_ends(model: Model):
-    progress = app.translate(model, [Source("a", noise(0))], "ancestral", 100, 0, 1)
+    progress: Any = app.translate(model, [Source("a", noise(0))], "ancestral", 100, 0, 1)
     before = set(threading.enumerate())
     next(progress)
     (thread,) = set(threading.enumerate()) - before

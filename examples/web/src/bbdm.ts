@@ -5,10 +5,17 @@
  */
 import type { InferenceSession, Tensor } from "onnxruntime-web";
 import { normal } from "./philox";
+import { crop, pad, up, type Picture } from "./pictures";
+import { blend, spread, type Shape, type Side } from "./windows";
+
+export { fromPixels, toPixels, type Picture, type Pixels } from "./pictures";
 
 const FORMAT = "bbdm onnx";
 const VERSION = 3; // of bridge.json: the newest that is read
 const FLOAT_TIMES = 2; // the version since which the network takes times as float32
+const BAND = 2 ** 16; // elements whose noise is made at once, a multiple of 4
+const WINDOWS_AT_ONCE = 4; // in a network call
+const OVERLAP = 0.25; // of neighbouring windows at least, as a share of a window
 
 /** What is used of ONNX Runtime: onnxruntime-web, onnxruntime-node, or onnxruntime-web/webgpu. */
 export type Runtime = Pick<typeof import("onnxruntime-web"), "InferenceSession" | "Tensor">;
@@ -32,6 +39,7 @@ export interface Settings extends Table {
   conditioned: boolean; // whether the network sees the source
   image_channels: number;
   image_size?: number | [number, number] | null; // the side, or height and width, of the training pictures
+  crop?: number | [number, number]; // and of the crops of pictures that it was trained on, if any
   stride: number; // height and width are padded to multiples of it
   latent_stride: number; // pixels along one of the bridge's space
   static?: [number, number, number] | null; // the only batch, height and width that the graphs take
@@ -39,19 +47,17 @@ export interface Settings extends Table {
   files: Record<string, string>; // SHA-256 of each file
 }
 
-/** A picture: (channels, height, width) values in [-1, 1]. */
-export interface Picture {
-  data: Float32Array;
-  channels: number;
-  height: number;
-  width: number;
-}
-
-/** The state of all images after a step, and the estimate of their targets: (B, C, H, W). */
+/** The state of all images after a step, and the estimate of their targets: (B, C, H, W). The next step overwrites them. */
 export interface State {
   index: number;
   x: Float32Array;
   x0hat: Float32Array;
+}
+
+/** Windows of pictures larger than them, on which the network is called. */
+export interface Windows {
+  size: [height: number, width: number]; // multiples of the network's stride
+  report?: (done: number, total: number) => Promise<void>; // called after each call with windows of the step, and all
 }
 
 /** A network: what it is shown, (B, C, H, W), and the time that it sees, to its output of the same shape. */
@@ -100,6 +106,28 @@ export function pictureSize(settings: Settings): [height: number, width: number]
   return typeof size === "number" ? [size, size] : size;
 }
 
+/** Height and width of windows: of what it was trained on, rounded to the stride, or the only size of the graphs. */
+export function windowSize(settings: Settings): [height: number, width: number] {
+  const { crop: side, stride } = settings;
+  const known = settings.static || !side ? pictureSize(settings) : typeof side === "number" ? [side, side] : side;
+  return known.map((side) => Math.max(1, Math.floor(side / stride)) * stride) as [number, number];
+}
+
+/** The windows of a picture that the network is called on in each step; 0 where it has a window's size, or cannot. */
+export function windowCount(settings: Settings, height: number, width: number): number {
+  const size = windowSize(settings);
+  const fixed = settings.static && (height < size[0] || width < size[1] || "encoder.onnx" in settings.files);
+  if (fixed || (height <= size[0] && width <= size[1])) return 0;
+  const [down, across] = sidesOf(settings, size, up(height, settings.stride), up(width, settings.stride));
+  return down.starts.length * across.starts.length;
+}
+
+/** The windows of the sides of a padded picture, in values of the bridge's space. */
+function sidesOf(settings: Settings, size: [number, number], height: number, width: number): [Side, Side] {
+  const [unit, cell] = [settings.stride / settings.latent_stride, settings.latent_stride];
+  return [spread(height / cell, size[0] / cell, OVERLAP, unit), spread(width / cell, size[1] / cell, OVERLAP, unit)];
+}
+
 /**
  * The sampling loop. Nothing here knows the bridge or the solver.
  *
@@ -107,37 +135,43 @@ export function pictureSize(settings: Settings): [height: number, width: number]
  */
 export async function* sample(table: Table, y: Float32Array, seeds: bigint[], network: Network): AsyncGenerator<State> {
   const each = y.length / seeds.length;
-  const last = table.timesteps.length - 1;
-  const noise = (row: number): Float32Array => {
-    const made = new Float32Array(y.length);
-    seeds.forEach((seed, i) => made.set(normal(seed, row, each), i * each));
-    return made;
-  };
-  const [ofSource = 1, ofNoise = 0] = table.start ?? [];
-  let x = sum([ofSource, y], [ofNoise, () => noise(last)]);
-  let before = y;
-  for (let index = 0; index <= last; index++) {
-    const [shownX = 1, shownY = 0] = table.inputs?.[index] ?? [];
-    const output = await network(sum([shownX, x], [shownY, y]), (table.network_times ?? table.timesteps)[index]!);
-    const [pX, pY, pOutput] = table.prediction[index] as [number, number, number];
-    const [cX, cY, cEstimate, cBefore, cNoise] = table.coefficients[index] as [number, number, number, number, number];
-    const x0hat = sum([pX, x], [pY, y], [pOutput, output]);
-    x = sum([cX, x], [cY, y], [cEstimate, x0hat], [cBefore, before], [cNoise, () => noise(index)]);
-    before = x0hat;
+  const none = new Float32Array(BAND);
+  /** Where bands of all images begin, and their noise of a row, which is not made where its weight is 0. */
+  function* noise(row: number, weight: number): Generator<[begin: number, noise: Float32Array]> {
+    for (const [i, seed] of seeds.entries()) {
+      for (let first = 0; first < each; first += BAND) {
+        const count = Math.min(BAND, each - first);
+        yield [i * each + first, weight ? normal(seed, row, count, first) : none.subarray(0, count)];
+      }
+    }
+  }
+  const [x, x0hat, shown] = [new Float32Array(y.length), y.slice(), new Float32Array(y.length)];
+  const [ofSource, ofNoise] = weights(table.start ?? [1, 0]) as [number, number];
+  for (const [begin, z] of noise(table.timesteps.length - 1, ofNoise)) {
+    for (let k = 0; k < z.length; k++) x[begin + k] = ofSource * y[begin + k]! + ofNoise * z[k]!;
+  }
+  for (const index of table.timesteps.keys()) {
+    const [shownX, shownY] = weights(table.inputs?.[index] ?? [1, 0]) as [number, number];
+    for (let i = 0; i < y.length; i++) shown[i] = shownX * x[i]! + shownY * y[i]!;
+    const output = await network(shown, (table.network_times ?? table.timesteps)[index]!);
+    const [pX, pY, pOutput] = weights(table.prediction[index]!) as [number, number, number];
+    const [cX, cY, cEstimate, cBefore, cNoise] = weights(table.coefficients[index]!) as Row;
+    for (const [begin, z] of noise(index, cNoise)) {
+      for (let k = 0, i = begin; k < z.length; k++, i++) {
+        const before = x0hat[i]!;
+        x0hat[i] = pX * x[i]! + pY * y[i]! + pOutput * output[i]!;
+        x[i] = cX * x[i]! + cY * y[i]! + cEstimate * x0hat[i]! + cBefore * before + cNoise * z[k]!;
+      }
+    }
     yield { index, x, x0hat };
   }
 }
 
-/** The weighted sum of arrays; those of weight 0 are left out, and not made. */
-function sum(...terms: [number, Float32Array | (() => Float32Array)][]): Float32Array {
-  const used = terms.filter(([weight]) => weight !== 0);
-  const first = terms[0]![1] as Float32Array;
-  const total = new Float64Array(first.length);
-  for (const [weight, term] of used) {
-    const [values, factor] = [typeof term === "function" ? term() : term, Math.fround(weight)];
-    for (let i = 0; i < total.length; i++) total[i]! += factor * values[i]!;
-  }
-  return Float32Array.from(total);
+type Row = [number, number, number, number, number];
+
+/** Weights of a table in float32, as in Python. */
+function weights(row: number[]): number[] {
+  return row.map(Math.fround);
 }
 
 /** An export that is loaded. */
@@ -176,15 +210,24 @@ export class Bridge {
     for (const session of this.sessions.values()) await session.release();
   }
 
-  /** The pictures of one source, one for each seed. */
-  async translate(source: Picture, seeds: bigint[], table: Table = this.settings): Promise<Picture[]> {
+  /** The pictures of one source, one for each seed; see {@link stream}. */
+  async translate(source: Picture, seeds: bigint[], table?: Table, windows?: Windows): Promise<Picture[]> {
     let state: State | undefined;
-    for await (state of this.stream(source, seeds, table));
+    for await (state of this.stream(source, seeds, table, windows));
     return this.pictures(state!.x, source);
   }
 
-  /** The same translation, one step at a time; {@link pictures} shows a step. Leave the loop to stop. */
-  async *stream(source: Picture, seeds: bigint[], table: Table = this.settings): AsyncGenerator<State> {
+  /**
+   * The same translation, one step at a time; {@link pictures} shows a step. Leave the loop to stop.
+   *
+   * @param windows on which the network is called, where the source is larger; without them it sees the whole source
+   */
+  async *stream(
+    source: Picture,
+    seeds: bigint[],
+    table: Table = this.settings,
+    windows?: Windows,
+  ): AsyncGenerator<State> {
     const { image_channels, stride, latent_stride, channels } = this.settings;
     if (!seeds.length) throw new Error("seeds must hold at least one");
     if (source.channels !== image_channels) {
@@ -192,10 +235,33 @@ export class Bridge {
     }
     const padded = pad(source, stride);
     const latent = await this.convert("encoder.onnx", "image", padded.data, [1, image_channels, padded.height, padded.width]);
-    const y = new Float32Array(seeds.length * latent.length);
-    seeds.forEach((_, i) => y.set(latent, i * latent.length));
-    const shape = [channels, padded.height / latent_stride, padded.width / latent_stride];
-    yield* sample(readTable(table), y, seeds, (shown, time) => this.predict(shown, time, y, shape));
+    const y = seeds.length === 1 ? latent : new Float32Array(seeds.length * latent.length);
+    if (y !== latent) seeds.forEach((_, i) => y.set(latent, i * latent.length));
+    const shape: Shape = [channels, padded.height / latent_stride, padded.width / latent_stride];
+    const larger = windows && (source.height > windows.size[0] || source.width > windows.size[1]);
+    const network = larger ? this.windowed(y, shape, windows) : undefined;
+    yield* sample(readTable(table), y, seeds, network ?? ((shown, time) => this.predict(shown, time, y, shape)));
+  }
+
+  /** The network on windows of images, (B, C, H, W), which sees their part of y. */
+  private windowed(y: Float32Array, shape: Shape, { size, report = async () => undefined }: Windows): Network {
+    const { stride, latent_stride } = this.settings;
+    if (size.some((side) => side < stride || side % stride)) {
+      throw new Error(`windows must be multiples of the network's stride ${stride}, got ${size.join(" x ")}`);
+    }
+    const sides = sidesOf(this.settings, size, shape[1] * latent_stride, shape[2] * latent_stride);
+    const each = shape[0] * shape[1] * shape[2];
+    const atOnce = this.settings.static?.[0] ?? WINDOWS_AT_ONCE;
+    const output = new Float32Array(y.length);
+    return async (shown, time) => {
+      output.fill(0);
+      for (let at = 0; at < y.length; at += each) {
+        const images = [shown, y].map((values) => values.subarray(at, at + each));
+        const call = ([x, seen]: Float32Array[], part: Shape) => this.predict(x!, time, seen!, part);
+        await blend(images, shape, sides, atOnce, call, output.subarray(at, at + each), report);
+      }
+      return output;
+    };
   }
 
   /** The pictures of states or estimates of a stream, cropped to their source's size and clamped to [-1, 1]. */
@@ -266,55 +332,4 @@ export class Bridge {
     const outputs = await session.run(inputs);
     return outputs[session.outputNames[0]!]!.data as Float32Array;
   }
-}
-
-/** A picture of opaque RGBA pixels, grey (by ITU-R 601, as PIL has it) for one channel. */
-export function fromPixels(pixels: Uint8ClampedArray, height: number, width: number, channels: number): Picture {
-  if (channels !== 1 && channels !== 3) throw new Error(`a picture can become 1 or 3 channels, not ${channels}`);
-  const data = new Float32Array(channels * height * width);
-  for (let i = 0; i < height * width; i++) {
-    const [red, green, blue] = pixels.subarray(4 * i, 4 * i + 3) as unknown as [number, number, number];
-    const grey = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16;
-    const values = channels === 1 ? [grey] : [red, green, blue];
-    values.forEach((value, c) => (data[c * height * width + i] = Math.fround(value / 127.5) - 1));
-  }
-  return { data, channels, height, width };
-}
-
-/** Opaque RGBA pixels of a picture of 1 or 3 channels. */
-export function toPixels({ data, channels, height, width }: Picture): Uint8ClampedArray<ArrayBuffer> {
-  const pixels = new Uint8ClampedArray(4 * height * width).fill(255); // rounds, and half to even as NumPy
-  for (let i = 0; i < height * width; i++) {
-    for (let c = 0; c < 3; c++) {
-      pixels[4 * i + c] = Math.fround(Math.fround(data[(channels === 1 ? 0 : c) * height * width + i]! + 1) * 127.5);
-    }
-  }
-  return pixels;
-}
-
-/** The next multiple of a stride. */
-function up(side: number, stride: number): number {
-  return Math.ceil(side / stride) * stride;
-}
-
-/** The picture with its last row and column repeated up to multiples of a stride. */
-function pad(picture: Picture, stride: number): Picture {
-  const [height, width] = [up(picture.height, stride), up(picture.width, stride)];
-  return window(picture, height, width);
-}
-
-/** The first rows and columns, clamped to [-1, 1]. */
-function crop(picture: Picture, { height, width }: { height: number; width: number }): Picture {
-  const cropped = window(picture, height, width);
-  return { ...cropped, data: cropped.data.map((value) => Math.max(-1, Math.min(1, value))) };
-}
-
-/** The first rows and columns of a picture; beyond its edges the last ones are repeated. */
-function window({ data, channels, height: rows, width: columns }: Picture, height: number, width: number): Picture {
-  const made = new Float32Array(channels * height * width);
-  for (let i = 0; i < made.length; i++) {
-    const [c, row, column] = [Math.floor(i / (height * width)), Math.floor(i / width) % height, i % width];
-    made[i] = data[(c * rows + Math.min(row, rows - 1)) * columns + Math.min(column, columns - 1)]!;
-  }
-  return { data: made, channels, height, width };
 }

@@ -30,18 +30,19 @@ export function philox4x32(counter: Words, key: [number, number]): Words {
 }
 
 /**
- * Standard normals for one image: element i has the index i in (C, H, W).
+ * Standard normals for elements of one image: element i has the index i in (C, H, W) of the grid that the network sees.
  *
  * @param seed in [0, 2^63)
  * @param step the row of the table
- * @param count C H W of the grid that the network sees
+ * @param count of elements
+ * @param first element, a multiple of 4
  */
-export function normal(seed: bigint, step: number, count: number): Float32Array {
+export function normal(seed: bigint, step: number, count: number, first = 0): Float32Array {
   if (seed < 0n || seed >= SEEDS) throw new RangeError(`seed must be in [0, 2^63), got ${seed}`);
   const key: [number, number] = [Number(seed & 0xffffffffn), Number(seed >> 32n)];
   const made = new Float32Array(4 * Math.ceil(count / 4));
   for (let block = 0; 4 * block < count; block++) {
-    const words = philox4x32([block, step, 0, 0], key);
+    const words = philox4x32([first / 4 + block, step, 0, 0], key);
     for (const pair of [0, 2] as const) {
       const radius = Math.fround(Math.sqrt(Math.fround(-2 * Math.fround(Math.log(uniform(words[pair]))))));
       const angle = Math.fround(TWO_PI * uniform(words[pair === 0 ? 1 : 3]));

@@ -1,11 +1,19 @@
 /** What the page and its worker tell each other. */
-import type { Picture, Settings, Table } from "./bbdm";
+import type { Pixels, Settings, Table } from "./bbdm";
 
 export type Device = "wasm" | "webgpu";
 
 export type Request =
   | { kind: "open"; model: string }
-  | { kind: "translate"; id: number; source: Picture; seeds: bigint[]; table: Table; device: Device }
+  | {
+      kind: "translate";
+      id: number;
+      source: Pixels;
+      byWindows: boolean; // whether the network is called on windows of the source, for one seed after the other
+      seeds: bigint[];
+      table: Table;
+      device: Device;
+    }
   | { kind: "stop" };
 
 export type Reply =
@@ -14,6 +22,7 @@ export type Reply =
   | { kind: "starting"; device: Device }
   | { kind: "ready"; device: Device; threads: number }
   | { kind: "refused"; reason: string } // WebGPU, so that WASM goes on
-  | { kind: "step"; id: number; calls: number; pictures: Picture[] }
+  | { kind: "windows"; id: number; first: number; calls: number; done: number; total: number } // done of this call's
+  | { kind: "step"; id: number; first: number; calls: number; pictures: Pixels[] } // first: the seed of pictures[0]
   | { kind: "done"; id: number; seconds: number }
   | { kind: "failed"; id?: number; reason: string }; // without an id, what all translations need

@@ -49,6 +49,13 @@ describe("sample", () => {
       expect(first![i]).toBeCloseTo(4 + 0.25 * normal(seed, 1, 1)[0]! + 2 * normal(seed, 0, 1)[0]!, 5);
     });
   });
+
+  it("numbers the noise of large images through", async () => {
+    const table = { solver: "by hand", timesteps: [1], prediction: [[0, 0, 1]], coefficients: [[0, 0, 0, 0, 1]] };
+    const size = 2 ** 16 + 5;
+    const [made] = await states(table, Array(2 * size).fill(0), [3n, 5n], (x) => x);
+    expect(made).toEqual([...normal(3n, 0, size), ...normal(5n, 0, size)]);
+  });
 });
 
 describe("readSettings", () => {

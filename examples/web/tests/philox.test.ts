@@ -47,6 +47,10 @@ describe("normal", () => {
     expect([...normal(3n, 1, 6)]).toEqual([...normal(3n, 1, 101)].slice(0, 6));
   });
 
+  it("gives any of an image's numbers alone", () => {
+    expect([...normal(3n, 1, 7, 40)]).toEqual([...normal(3n, 1, 101)].slice(40, 47));
+  });
+
   it("refuses a seed outside [0, 2^63)", () => {
     expect(() => normal(2n ** 63n, 0, 4)).toThrow("seed must be in [0, 2^63), got 9223372036854775808");
     expect(() => normal(-1n, 0, 4)).toThrow("got -1");

@@ -1,5 +1,5 @@
 /** The sheet one draws on: a canvas some times finer than the picture, with a pen, an eraser and undo. */
-import { fromPixels, type Picture } from "../bbdm";
+import type { Pixels } from "../bbdm";
 
 const FINENESS = 512; // the canvas has about so many pixels along a side
 const UNDO = 30; // steps kept
@@ -22,7 +22,7 @@ export class Drawing {
   /**
    * @param canvas the sheet
    * @param cross shown where keys draw
-   * @param changed called when there is more or less to undo
+   * @param changed called with whether anything can be undone, before each change and after an undo
    */
   constructor(
     private readonly canvas: HTMLCanvasElement,
@@ -50,7 +50,7 @@ export class Drawing {
   }
 
   get empty(): boolean {
-    return !new Uint32Array(this.pixels().data.buffer).some((pixel) => pixel !== 0xffffffff);
+    return !new Uint32Array(this.content().data.buffer).some((pixel) => pixel !== 0xffffffff);
   }
 
   clear(): void {
@@ -76,9 +76,9 @@ export class Drawing {
   }
 
   /** The drawing at the picture's size: each pixel is the mean of the canvas's. */
-  picture(channels: number): Picture {
+  pixels(): Pixels {
     const { height, width, scale } = this;
-    const { data } = this.pixels();
+    const { data } = this.content();
     const shrunk = new Uint8ClampedArray(4 * height * width);
     for (let row = 0; row < height; row++) {
       for (let column = 0; column < width; column++) {
@@ -92,10 +92,10 @@ export class Drawing {
         }
       }
     }
-    return fromPixels(shrunk, height, width, channels);
+    return { data: shrunk, height, width };
   }
 
-  private pixels(): ImageData {
+  private content(): ImageData {
     return this.context.getImageData(0, 0, this.canvas.width, this.canvas.height);
   }
 
@@ -105,7 +105,7 @@ export class Drawing {
   }
 
   private remember(): void {
-    this.undone.push(this.pixels());
+    this.undone.push(this.content());
     if (this.undone.length > UNDO) this.undone.shift();
     this.changed(true);
   }

@@ -3,6 +3,7 @@ import { pictureSize, type Settings } from "../bbdm";
 import type { Reply, Request } from "../protocol";
 import { Drawing, type Tool } from "./drawing";
 import { Options } from "./options";
+import { Photo } from "./photo";
 import { Results } from "./results";
 import "./style.css";
 
@@ -16,7 +17,11 @@ function element<T extends HTMLElement>(id: string): T {
 
 const worker = new Worker(new URL("../worker/worker.ts", import.meta.url), { type: "module" });
 const undo = element<HTMLButtonElement>("undo");
-const drawing = new Drawing(element("sheet"), element("cross"), (undoable) => (undo.disabled = !undoable));
+const photo = new Photo(element("own"), element("own-size"), element("own-text"));
+const drawing = new Drawing(element("sheet"), element("cross"), (undoable) => {
+  undo.disabled = !undoable;
+  photo.forget(); // the sheet shows something else
+});
 const results = new Results(element("results"));
 const options = new Options({
   solver: element("solver"),
@@ -32,9 +37,10 @@ let settings: Settings | null = null;
 let running = 0; // the number of the translation that goes on, or 0
 let count = 0; // of translations
 let steps = 0; // of the translation that goes on
+let rounds = 1; // of steps: one for all its pictures, or one for each
 
-function send(message: Request): void {
-  worker.postMessage(message);
+function send(message: Request, given: Transferable[] = []): void {
+  worker.postMessage(message, given);
 }
 
 /** Tells everybody what happens; screen readers wait for a pause. */
@@ -64,6 +70,11 @@ function show(share: number | undefined | null): void {
   else bar.removeAttribute("value");
 }
 
+/** Which call goes on. */
+function place(first: number, call: number): string {
+  return `${rounds > 1 ? `Picture ${first + 1} of ${rounds}, call` : "Call"} ${call} of ${steps}`;
+}
+
 function start(): void {
   warn("");
   const seeds = options.seeds;
@@ -71,15 +82,16 @@ function start(): void {
   if (!seeds) return warn("Seed must be a whole number from 0 to 9223372036854775807.");
   if (drawing.empty) return warn("The sheet is empty: draw something, or choose a drawing.");
   const table = options.table;
-  [running, steps] = [++count, table.timesteps.length];
+  const byWindows = photo.chosen;
+  const source = byWindows ? photo.pixels() : drawing.pixels();
+  [running, steps, rounds] = [++count, table.timesteps.length, byWindows ? seeds.length : 1];
   options.keep();
-  results.begin(seeds, ...pictureSize(settings));
+  results.begin(seeds, source.height, source.width);
   element("results").scrollIntoView({ block: "nearest" }); // on a phone they are below the drawing
   translate.textContent = "Stop";
   say("Waiting for the network.");
   show(undefined);
-  const source = drawing.picture(settings.image_channels);
-  send({ kind: "translate", id: running, source, seeds, table, device: options.device });
+  send({ kind: "translate", id: running, source, byWindows, seeds, table, device: options.device }, [source.data.buffer]);
 }
 
 function finish(finished: boolean): void {
@@ -103,6 +115,7 @@ const replies: { [Kind in Reply["kind"]]: (reply: Reply & { kind: Kind }) => voi
       return replies.failed({ kind: "failed", reason: `pictures of ${settings.image_channels} channels cannot be drawn` });
     }
     options.offer(settings, reply.tables);
+    element<HTMLInputElement>("own-size").checked = settings.crop !== undefined; // as Python's window="auto"
     translate.disabled = false;
     element("drawing").inert = false; // nothing is drawn before its size is known
   },
@@ -126,11 +139,16 @@ const replies: { [Kind in Reply["kind"]]: (reply: Reply & { kind: Kind }) => voi
     options.device = "wasm";
     warn(`WebGPU is not used: ${sentence(reason)} WASM goes on.`);
   },
-  step({ id, calls, pictures }) {
+  windows({ id, first, calls, done, total }) {
     if (id !== running) return;
-    results.show(pictures);
-    show(calls / steps);
-    say(`Call ${calls} of ${steps}.`);
+    show((first * steps + calls + done / total) / (rounds * steps));
+    say(`${place(first, calls + 1)}, window ${done} of ${total}.`);
+  },
+  step({ id, first, calls, pictures }) {
+    if (id !== running) return;
+    results.show(pictures, first);
+    show((first * steps + calls) / (rounds * steps));
+    say(`${place(first, calls)}.`);
   },
   done({ id, seconds }) {
     if (id !== running) return;
@@ -161,6 +179,7 @@ async function openPicture(file: Blob, name: string): Promise<boolean> {
     return false;
   }
   drawing.show(image);
+  photo.offer(image, settings!);
   say(`${name} is on the sheet.`);
   return true;
 }

@@ -1,5 +1,7 @@
 /** The pictures that are being made, side by side, one for each seed. */
-import { toPixels, type Picture } from "../bbdm";
+import type { Pixels } from "../bbdm";
+
+const SHARP = 512; // pixels along a side, up to which a picture is shown with sharp pixels, beside others
 
 export class Results {
   private canvases: HTMLCanvasElement[] = [];
@@ -8,10 +10,12 @@ export class Results {
 
   /** An empty frame for each seed. */
   begin(seeds: bigint[], height: number, width: number): void {
+    const large = Math.max(height, width) > SHARP;
     this.canvases = seeds.map((seed) => {
       const canvas = document.createElement("canvas");
       [canvas.height, canvas.width] = [height, width];
       canvas.style.aspectRatio = `${width} / ${height}`;
+      canvas.classList.toggle("large", large);
       canvas.setAttribute("role", "img");
       canvas.setAttribute("aria-label", `Result of seed ${seed}`);
       canvas.dataset.seed = String(seed);
@@ -30,15 +34,15 @@ export class Results {
       figure.append(canvas, caption);
       return figure;
     });
-    this.list.style.setProperty("--columns", String(seeds.length === 4 ? 2 : seeds.length));
+    this.list.style.setProperty("--columns", String(large ? 1 : seeds.length === 4 ? 2 : seeds.length));
     this.list.replaceChildren(...figures);
     this.list.setAttribute("aria-busy", "true");
   }
 
-  show(pictures: Picture[]): void {
-    pictures.forEach((picture, i) => {
-      const image = new ImageData(toPixels(picture), picture.width, picture.height);
-      this.canvases[i]?.getContext("2d")!.putImageData(image, 0, 0);
+  /** Pictures in the frames from the first on. */
+  show(pictures: Pixels[], first: number): void {
+    pictures.forEach(({ data, width, height }, i) => {
+      this.canvases[first + i]?.getContext("2d")!.putImageData(new ImageData(data, width, height), 0, 0);
     });
   }
 

@@ -1,5 +1,5 @@
 /** Loads an export and translates, beside the page, so that the page never waits. */
-import { Bridge, type Settings } from "../bbdm";
+import { Bridge, fromPixels, toPixels, windowSize, type Picture, type Pixels, type Settings } from "../bbdm";
 import type { Device, Reply, Request } from "../protocol";
 import { download, readExport } from "./download";
 import { runtime, threads } from "./runtime";
@@ -12,8 +12,13 @@ let running: number | undefined; // the translation that goes on; others stop
 let work = Promise.resolve(); // translations, one after the other: a session takes one call at a time
 const bridges = { wasm: once(() => start("wasm")), webgpu: once(() => start("webgpu")) };
 
-function reply(message: Reply): void {
-  self.postMessage(message);
+function reply(message: Reply, given: Transferable[] = []): void {
+  self.postMessage(message, { transfer: given });
+}
+
+/** Lets a request to stop be heard. */
+function pause(): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve));
 }
 
 async function open(model: string): Promise<void> {
@@ -63,20 +68,36 @@ async function chosen(device: Device): Promise<Bridge> {
   }
 }
 
-async function translate({ id, source, seeds, table, device }: Request & { kind: "translate" }): Promise<void> {
-  const used = await chosen(device);
+async function translate(request: Request & { kind: "translate" }): Promise<void> {
+  const { id, byWindows, seeds, table } = request;
+  const used = await chosen(request.device);
   if (id !== running) return;
   const begun = performance.now();
+  const source = fromPixels(request.source.data, request.source.height, request.source.width, settings.image_channels);
   const latent = settings.latent_stride > 1; // a decoder costs more than a step: only the result is shown
-  for await (const { index, x, x0hat } of used.stream(source, seeds, table)) {
-    const last = index === table.timesteps.length - 1;
-    const pictures = latent && !last ? [] : await used.pictures(last ? x : x0hat, source);
-    if (id !== running) return;
-    reply({ kind: "step", id, calls: index + 1, pictures });
-    await new Promise((resolve) => setTimeout(resolve)); // a request to stop is heard here
-    if (id !== running) return;
+  for (const [first, group] of (byWindows ? seeds.map((seed) => [seed]) : [seeds]).entries()) {
+    let calls = 0;
+    const report = async (done: number, total: number): Promise<void> => {
+      reply({ kind: "windows", id, first, calls, done, total });
+      await pause();
+      if (id !== running) throw new Error("stopped");
+    };
+    const windows = byWindows ? { size: windowSize(settings), report } : undefined;
+    for await (const { index, x, x0hat } of used.stream(source, group, table, windows)) {
+      const last = index === table.timesteps.length - 1;
+      const pictures = latent && !last ? [] : (await used.pictures(last ? x : x0hat, source)).map(pixels);
+      if (id !== running) return;
+      calls = index + 1;
+      reply({ kind: "step", id, first, calls, pictures }, pictures.map(({ data }) => data.buffer));
+      await pause();
+      if (id !== running) return;
+    }
   }
   reply({ kind: "done", id, seconds: (performance.now() - begun) / 1000 });
+}
+
+function pixels(picture: Picture): Pixels {
+  return { data: toPixels(picture), height: picture.height, width: picture.width };
 }
 
 function text(error: unknown): string {
@@ -88,5 +109,9 @@ self.addEventListener("message", ({ data }: MessageEvent<Request>) => {
   const failed = (error: unknown): void => reply({ kind: "failed", id, reason: text(error) });
   running = id;
   if (data.kind === "open") open(data.model).catch(failed);
-  if (data.kind === "translate") work = work.then(() => translate(data)).catch(failed);
+  if (data.kind === "translate") {
+    work = work.then(() => translate(data)).catch((error) => {
+      if (id === running) failed(error); // not of one that was stopped
+    });
+  }
 });

@@ -1,12 +1,12 @@
 /** The worker, with a page, a host and an ONNX Runtime that are stubs. */
 import { beforeEach, expect, it, vi } from "vitest";
-import { readSettings, type Picture } from "../../src/bbdm";
+import { readSettings, type Pixels } from "../../src/bbdm";
 import type { Reply, Request } from "../../src/protocol";
 import { SETTINGS } from "../settings";
 
 const PATIENCE = 4000; // ms: the machine may be busy
 const settings = readSettings(SETTINGS);
-const source: Picture = { data: new Float32Array(3 * 8 * 8), channels: 3, height: 8, width: 8 };
+const source: Pixels = { data: new Uint8ClampedArray(4 * 8 * 8), height: 8, width: 8 };
 const { download, runtime } = vi.hoisted(() => ({ download: vi.fn(), runtime: vi.fn() }));
 vi.mock("../../src/worker/download", () => ({
   download,
@@ -28,7 +28,7 @@ function open(): void {
 }
 
 function translate(id: number, device: "wasm" | "webgpu" = "wasm"): void {
-  send({ kind: "translate", id, source, seeds: [0n], table: settings, device });
+  send({ kind: "translate", id, source, byWindows: false, seeds: [0n], table: settings, device });
 }
 
 /** A network that gives back what it is shown, and takes one call at a time. */
@@ -66,6 +66,28 @@ it("begins a translation when the one before has ended, and none that was stoppe
   await vi.waitFor(() => expect(run).toHaveBeenCalledOnce(), PATIENCE);
   send({ kind: "stop" });
   translate(2);
+  translate(3);
+  await until({ kind: "done", id: 3 });
+  expect(run).toHaveBeenCalledTimes(2);
+  expect(replies.filter(({ kind }) => kind === "failed")).toEqual([]);
+});
+
+it("calls the network on windows, for one seed after the other, and stops between calls", async () => {
+  open();
+  await until({ kind: "ready" });
+  const [height, width] = [64, 300]; // 6 windows, in 2 calls
+  const large: Pixels = { data: new Uint8ClampedArray(4 * height * width), height, width };
+  const seeds = [0n, 1n];
+  const request = { kind: "translate", source: large, byWindows: true, seeds, table: settings } as const;
+  send({ ...request, id: 1, device: "wasm" });
+  await until({ kind: "done", id: 1 });
+  const windows = (first: number) => [4, 6].map((done) => ({ kind: "windows", id: 1, first, calls: 0, done, total: 6 }));
+  const step = (first: number) => ({ kind: "step", id: 1, first, calls: 1, pictures: [expect.objectContaining({ width })] });
+  expect(replies.slice(-7)).toEqual([0, 1].flatMap((i) => [...windows(i), step(i)]).concat([replies.at(-1) as never]));
+  run.mockClear();
+  send({ ...request, id: 2, device: "wasm" });
+  await until({ kind: "windows", id: 2 });
+  send({ kind: "stop" });
   translate(3);
   await until({ kind: "done", id: 3 });
   expect(run).toHaveBeenCalledTimes(2);
