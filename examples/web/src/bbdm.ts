@@ -57,7 +57,7 @@ export interface State {
 /** Windows of pictures larger than them, on which the network is called. */
 export interface Windows {
   size: [height: number, width: number]; // multiples of the network's stride
-  report?: (done: number, total: number) => Promise<void>; // called after each call with windows of the step, and all
+  report?: (done: number, total: number) => Promise<void>; // after each call: windows of an image in a step, and all
 }
 
 /** A network: what it is shown, (B, C, H, W), and the time that it sees, to its output of the same shape. */
