@@ -135,7 +135,7 @@ def test_a_dropped_picture_at_its_own_size(page: Page, tiny: Path, tmp_path: Pat
     noise(5, 60, 41).save(large)
     page.driver.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     page.open("?pictures=2&seed=3").give(large)
-    assert page.text("own-text") == "At its own size, 60 x 41: 20 windows in each call"
+    assert page.text("own-text") == "At its own size, 60 x 41: 20 windows a call"
     page.translate()
     assert page.results.shape == (2, SIZE, SIZE, 3)
     page.by_id("own-size").click()

@@ -25,7 +25,7 @@ export class Photo {
     this.field.hidden = windows === 0;
     this.image = windows && taken ? image : null;
     this.box.disabled = !taken;
-    const means = taken ? `${windows} windows in each call` : `at most ${(LARGEST / 1e6).toFixed(1)} megapixels`;
+    const means = taken ? `${windows} windows a call` : `at most ${(LARGEST / 1e6).toFixed(1)} megapixels`;
     this.text.textContent = `At its own size, ${width} x ${height}: ${means}`;
   }
 

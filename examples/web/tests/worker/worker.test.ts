@@ -84,10 +84,12 @@ it("calls the network on windows, for one seed after the other, and stops betwee
   const windows = (first: number) => [4, 6].map((done) => ({ kind: "windows", id: 1, first, calls: 0, done, total: 6 }));
   const step = (first: number) => ({ kind: "step", id: 1, first, calls: 1, pictures: [expect.objectContaining({ width })] });
   expect(replies.slice(-7)).toEqual([0, 1].flatMap((i) => [...windows(i), step(i)]).concat([replies.at(-1) as never]));
-  run.mockClear();
+  run.mockClear().mockImplementationOnce(async ({ x }) => {
+    send({ kind: "stop" });
+    return { output: x };
+  });
   send({ ...request, id: 2, device: "wasm" });
   await until({ kind: "windows", id: 2 });
-  send({ kind: "stop" });
   translate(3);
   await until({ kind: "done", id: 3 });
   expect(run).toHaveBeenCalledTimes(2);
