@@ -52,6 +52,7 @@ HINTS = {  # what a user can do about an error of the library, by the error's cl
     "DivergedError": "the flags of learning_rate and grad_clip are -lr and --grad_clip",
     "FolderInUseError": "--experiment gives another folder",
     "IncompleteFileError": "the flags are -t, -l, -vq and --config",
+    "LargePictureError": "--window gives the side of windows, and --memory more memory",
     "LaterStepsError": "so does the command without --ckpt_path; --overwrite deletes it, --experiment gives another "
     "folder",
     "OtherCodecError": "-vq gives the autoencoder, and --normalize_latents normalises its latents",

@@ -75,10 +75,11 @@ def translate(config: TranslateConfig, words: Sequence[str]) -> None:
     kept = 0 if config.overwrite else sum(path.exists() for path in planned)
     jobs, _ = translator.run(config.chosen_solver, config.steps, folder)
     if translator.processes.first:
-        sheet = draw_grid(translator.files, jobs)
-        write_atomically(grid, lambda temporary: sheet.save(temporary, "png"))
         print(f"{len(jobs) - kept} results in {folder}" + (f", and {kept} that were there" if kept else ""))
-        print(f"to look at: {grid}")
+        if small := translator.shown(jobs):
+            sheet = draw_grid(translator.files, small)
+            write_atomically(grid, lambda temporary: sheet.save(temporary, "png"))
+            print(f"to look at: {grid}")
     translator.processes.leave()
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,39 @@ import numpy.typing as npt
 from bbdm.base.atomic import write_atomically
 from bbdm.data.collection import Entry, Sides, Slice
 from bbdm.pictures import formats, images
-from bbdm.pictures.lazy import LazyPicture, Window, same_grid
-from bbdm.pictures.values import without_data
+from bbdm.pictures.lazy import Geometry, LazyPicture, Window, same_grid
+from bbdm.pictures.values import Values, without_data
 
 KEPT = 6  # decoded pictures, of files of which no part can be read alone
 OPENED = 4096  # examples whose headers are kept
+DECODING = 4  # times the bytes of a picture that decoding it whole takes
 SAMPLED = 2**24  # pixels of a picture from which percentiles are those of an even share of its rows
 Array = npt.NDArray[Any]
+
+
+class Strips(NamedTuple):
+    """A source of which rows are read, in stored values."""
+
+    shape: tuple[int, ...]  # (C, H, W)
+    dtype: np.dtype[Any]
+    decoded: int  # bytes that decoding takes of files of which no part can be read alone
+    nodata: float | None  # what stands for no value in the first file
+    masked: bool  # whether a pixel may have no value
+    geometry: Geometry
+    values: Callable[[], Values]  # of the whole picture
+    read: Callable[[slice], tuple[Array, Array]]  # (C, rows, W), and (rows, W) where a pixel has no value
+    forget: Callable[[], Any]  # what is decoded
+
+
+class Decoded(LazyPicture):
+    """A picture that a function reads whole."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], read: Callable[[], Array]) -> None:
+        self.path, self.shape, self.dtype, self.geometry = path, shape, dtype, Geometry()
+        self._read = read
+
+    def __getitem__(self, window: Window) -> Array:
+        return self._read()[(slice(None), *window)]
 
 
 class Reader:
@@ -38,6 +64,7 @@ class Reader:
         self._keep()
 
     def _keep(self) -> None:
+        """Keep what will be opened and decoded; forget what was."""
         self._whole = lru_cache(KEPT)(_decoded)
         self._few, self._many = lru_cache(KEPT)(self._open), lru_cache(OPENED)(self._open)
 
@@ -100,6 +127,23 @@ class Reader:
             converted = array.ndim == 3 and self._is_converted(picture)  # volumes by their slices alone
             parts.append(images.recoloured(array, self._channels) if converted else array)  # pyright: ignore[reportArgumentType]
         return (parts[0] if len(parts) == 1 else np.concatenate(parts)), absent
+
+    def strips(self, pictures: Sequence[LazyPicture], sides: Sides, values: Callable[[], Values]) -> Strips:
+        """The pictures of a source, of which rows are read."""
+        height, width = pictures[0].size
+        dtype = np.result_type(*(picture.dtype for picture in pictures))
+        whole = [picture for picture in pictures if not picture.windowed]
+        return Strips(
+            shape=(self.channels(pictures), height, width),
+            dtype=dtype,
+            decoded=DECODING * sum(int(np.prod(picture.shape)) * picture.dtype.itemsize for picture in whole),
+            nodata=pictures[0].nodata,
+            masked=any(picture.nodata is not None for picture in pictures),
+            geometry=pictures[0].geometry,
+            values=values,
+            read=lambda rows: self.part(pictures, sides, (rows, slice(None))),
+            forget=self._keep,
+        )
 
     def sample(self, pictures: Sequence[LazyPicture]) -> Array:
         """(C, N) pixels of whole pictures without those that have no value; of large ones, of some rows."""

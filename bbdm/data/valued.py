@@ -16,7 +16,7 @@ from bbdm.data.collection import Entry, Example, Files, Order, Pairs, Sides
 from bbdm.data.crops import Crops
 from bbdm.data.degradations import Degradation
 from bbdm.data.examples import NoTargetError, PairExamples
-from bbdm.data.reading import Reader, in_plane
+from bbdm.data.reading import Reader, Strips, in_plane
 from bbdm.pictures import images
 from bbdm.pictures.images import Size
 from bbdm.pictures.kind import PictureKind
@@ -145,6 +145,12 @@ class ValuedDataset(PairExamples):
         array, absent = self._reader.part(pictures, sides)
         values = self._values(self.kind.target if side == "target" else self.kind.source, pictures)
         return Whole(array, pictures[0].geometry, values, absent if absent.any() else None, pictures[0].nodata)
+
+    def strips(self, entry: Entry) -> Strips:
+        """The source of an entry, of which rows are read."""
+        sides = self._reader.open(entry, self.direction == "BtoA")
+        pictures = _by_role(sides)[0]
+        return self._reader.strips(pictures, sides, lambda: self._values(self.kind.source, pictures))
 
     def whole_mask(self, entry: Entry) -> npt.NDArray[np.bool_] | None:
         """(*S) whether pixels of an entry are in its mask; None without one."""

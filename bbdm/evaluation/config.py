@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from bbdm.base.memory import read_memory
 from bbdm.base.settings import setting
 from bbdm.data.config import ColumnsConfig, DegradeConfig, Direction, ValuesConfig
 from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
@@ -25,6 +26,13 @@ class TranslateConfig(DegradeConfig, ColumnsConfig, ValuesConfig, NetworkConfig)
     masks: Path | None = None  # folder of masks by the sources' names, not 0 where pixels count in scores
     split: str = setting("val", "the part of the data set to translate")
     batch_size: int = setting(64, "results in a batch", "-b", least=1)
+    memory: int | None = setting(
+        None,
+        "memory for pictures, such as 4G or 500M; larger ones are translated by windows, with their steps in files "
+        "beside the result; half of what is free if unset",
+        parse=read_memory,
+        least=1,
+    )
     num_samples: int = setting(1, "results of each source", "-r", "--repeat", least=1)
     seed: int = setting(0, "source i gets this seed + i")
     image_size: SizeSetting | None = setting(

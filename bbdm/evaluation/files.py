@@ -20,13 +20,15 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from bbdm.base.atomic import file_sha256, write_atomically
-from bbdm.data.collection import Entry, Pair, Slices
+from bbdm.data.collection import Entry, Pair, Sides, Slices
 from bbdm.data.config import with_masks
 from bbdm.data.pairs import PairedDataset, open_image
+from bbdm.data.reading import Decoded, Reader, Strips
 from bbdm.data.survey import survey
 from bbdm.data.valued import ValuedDataset, Whole
 from bbdm.pictures import formats, images
 from bbdm.pictures.kind import AXES, PictureKind
+from bbdm.pictures.lazy import LazyPicture, LoadedPicture
 from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite, holds
 
@@ -105,6 +107,14 @@ class Files(ABC):
         """The source of an entry."""
 
     @abstractmethod
+    def size(self, index: int) -> tuple[int, int] | None:
+        """About the (height, width) of a source; None of volumes, and where headers do not say it."""
+
+    @abstractmethod
+    def strips(self, index: int) -> Strips:
+        """The source of an entry, of which rows are read."""
+
+    @abstractmethod
     def save(self, result: Any, source: Source, path: Path) -> None:
         """Write the sampler's result of a source, whole or not at all."""
 
@@ -145,6 +155,38 @@ class EightBit(Files):
     def source(self, index: int) -> Source:
         """The resized picture."""
         return Source(self.dataset.images(index)[0])
+
+    def size(self, index: int) -> tuple[int, int] | None:
+        """That of the file, or the one that pictures are resized to."""
+        entry = self.entries[index]
+        if self.dataset.resize != "keep":
+            return images.sides(self.dataset.image_size)
+        if not isinstance(entry, Pair):
+            return None
+        height, width = self._opened(entry).size
+        return height, width // 2 if entry.in_memory else width
+
+    def _opened(self, entry: Pair) -> LazyPicture:
+        turned = self.dataset.direction == "BtoA" and entry.target is not None
+        return formats.open_parts(entry.target if turned else entry.source)  # pyright: ignore[reportArgumentType]
+
+    def strips(self, index: int) -> Strips:
+        """By windows of files that have the channels and keep their size; others are decoded whole."""
+        entry, channels = self.entries[index], self.dataset.channels
+
+        def whole() -> Array:
+            return images.to_pixels(self.dataset.images(index)[0], channels)
+
+        if self.dataset.resize != "keep" or not isinstance(entry, Pair):
+            picture = LoadedPicture(whole(), Path(str(entry)))
+        else:
+            picture = self._opened(entry)
+            cut = picture.windowed and picture.shape[0] == channels and not entry.in_memory
+            if not cut or self.dataset.degradation is not None:
+                picture = Decoded(picture.path, (channels, *(self.size(index) or ())), np.dtype(np.uint8), whole)
+        reader = Reader(channels, same_size=False, resample=False, cache=None)
+        made = reader.strips([picture], Sides((picture,)), lambda: EIGHT_BIT)
+        return made._replace(nodata=None, masked=False)  # as Pillow sees it
 
     def save(self, result: Image.Image, source: Source, path: Path) -> None:
         """Write a PNG."""
@@ -237,6 +279,14 @@ class Valued(Files):
             array = values.scaled(array, axes=array.ndim - 1)
         made = Picture(array, geometry.without("nodata"), values.unit, str(self.entries[index]))
         return Source(made, absent, nodata)
+
+    def size(self, index: int) -> tuple[int, int] | None:
+        """That of the files; None of volumes."""
+        return None if self._axis is not None else self.strips(index).shape[1:]  # pyright: ignore[reportReturnType]
+
+    def strips(self, index: int) -> Strips:
+        """By windows where the files can be read so."""
+        return self.dataset.strips(self.entries[index])
 
     def save(self, result: Picture, source: Source, path: Path) -> None:
         """Write the result with the source's geometry; a pixel without a value in the source gets none."""

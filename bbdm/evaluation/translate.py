@@ -28,6 +28,7 @@ from bbdm.data.pairs import load_dataset
 from bbdm.data.valued import ValuedDataset
 from bbdm.evaluation.config import TranslateConfig
 from bbdm.evaluation.files import files_of
+from bbdm.evaluation.large import LargePictures
 from bbdm.evaluation.results import Job, Record, check_places, description, plan
 from bbdm.evaluation.table import Setup
 from bbdm.execution.device import find_dtype
@@ -79,6 +80,7 @@ class Translator:
         bad = self.files.bad(self.verbose) if config.skip_bad else {}
         self._bad = {i for i, entry in enumerate(self.files.entries) if entry.name in bad}
         self._report(*(f"left out: {reason}" for reason in bad.values()))
+        self._large = LargePictures(self.files, config, self.processes)
         self._network = self.checkpoint.build_unet()
 
     def _report(self, *lines: str) -> None:
@@ -154,11 +156,14 @@ class Translator:
         """The number of jobs of a batch: of volumes one, whose slices are translated in batches."""
         return self.files.at_once or min(self.config.batch_size, max(1, len(jobs)))
 
-    def _translate(self, sampler: BridgeSampler, jobs: list[Job], record: Record | None, warm_up: bool) -> None:
+    def _translate(
+        self, sampler: BridgeSampler, jobs: list[Job], record: Record | None, warm_up: bool, about: dict[str, Any]
+    ) -> None:
         """Make and write results: batch i in process i modulo their number. Returns when all are written.
 
         The record counts full batches of this process, except the first, in which the device warms up and
-        networks are compiled; with ``warm_up``, a call before it does so.
+        networks are compiled; with ``warm_up``, a call before it does so. Batches with pictures that are
+        larger than memory are not counted. Their states are those of settings ``about``.
         """
         count = self._at_once(jobs)
         size = self.config.batch_size if self.files.at_once else count
@@ -168,20 +173,26 @@ class Translator:
         self.processes.wait()  # until all have looked which results exist
         with self._memory(), tqdm(total=sum(map(len, share)), unit="image", disable=not self.verbose) as bar:
             for number, batch in enumerate(share):
-                sources = [self.files.source(job.index) for job in batch]
-                given, settings = [source.given for source in sources], self.files.settings
-                if warm_up and number == 0:  # by one network call, or on CUDA by all that a graph captures
-                    solver, _ = solvers.with_defaults(sampler.calls)
-                    one = (None, None) if sampler.device.type == "cuda" else (solver, 1)
-                    sampler(given, seed=0, batch_size=size, solver=one[0], steps=one[1], **settings, **windows)
-                began = time.perf_counter()
-                results = sampler(given, seed=[job.seed for job in batch], batch_size=size, **settings, **windows)
-                seconds = time.perf_counter() - began
-                for job, source, result in zip(batch, sources, results, strict=True):
-                    self.files.save(result, source, job.path)
-                if record is not None and (warm_up or number > 0) and len(batch) == count:
+                groups, large = self._large.split(sampler, batch)
+                seconds = 0.0
+                for group in groups:
+                    sources = [self.files.source(job.index) for job in group]
+                    given, settings = [source.given for source in sources], self.files.settings
+                    if warm_up and number == 0:  # by one network call, or on CUDA by all that a graph captures
+                        solver, _ = solvers.with_defaults(sampler.calls)
+                        one = (None, None) if sampler.device.type == "cuda" else (solver, 1)
+                        sampler(given, seed=0, batch_size=size, solver=one[0], steps=one[1], **settings, **windows)
+                    began = time.perf_counter()
+                    results = sampler(given, seed=[job.seed for job in group], batch_size=size, **settings, **windows)
+                    seconds += time.perf_counter() - began
+                    for job, source, result in zip(group, sources, results, strict=True):
+                        self.files.save(result, source, job.path)
+                    bar.update(len(group))
+                if record is not None and (warm_up or number > 0) and len(batch) == count and not large:
                     record.add(len(batch), seconds)
-                bar.update(len(batch))
+                for job in large:
+                    self._large.translate(sampler, job, about)
+                    bar.update(1)
         self.processes.wait()
 
     @contextmanager
@@ -222,6 +233,7 @@ class Translator:
             batches; None if unknown), settings, environment. The report is empty in the other processes.
 
         Raises:
+            LargePictureError: a picture is larger than memory, and there are no windows.
             ResultsError: the folder holds results of other settings, in the first process.
             TooLargeError: the device is out of memory.
         """
@@ -231,14 +243,15 @@ class Translator:
         record = None
         sampler = self.sampler(solver, steps)
         about = {"solver": sampler.solver, "nfe": len(sampler.table)}
+        of = {**description(sampler, self._settings["weights"]), "image_size": self._described}
+        settings = {**self._settings, **about, **of}
         with self.processes.first_before_others():
             if self.processes.first:
-                of = {**description(sampler, self._settings["weights"]), "image_size": self._described}
                 names = [job.path.relative_to(folder).as_posix() for job in jobs]
-                record = Record(folder, {**self._settings, **about, **of}, names, self.config.overwrite)
+                record = Record(folder, settings, names, self.config.overwrite)
             todo = [job for job in jobs if not job.path.exists()]
         small = len(todo) == len(jobs) <= self._at_once(jobs)  # one batch, which is to be timed
-        self._translate(sampler, todo, record, warm_up=small)
+        self._translate(sampler, todo, record, small, settings)
         if record is None:
             return jobs, {}
         environment = {**machine.versions(["bbdm"]), "processes": self.processes.count}
@@ -249,6 +262,10 @@ class Translator:
             "settings": record.settings,
             "environment": {**environment, **machine.describe(sampler.device, PACKAGES)},
         }
+
+    def shown(self, jobs: list[Job]) -> list[Job]:
+        """Those whose pictures fit into the memory, to be looked at."""
+        return self._large.small(jobs)
 
     @property
     def setup(self) -> Setup:

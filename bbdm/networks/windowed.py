@@ -53,12 +53,12 @@ class Windowed:
 
     def rows(
         self,
-        read: Callable[[slice], tuple[torch.Tensor, dict[str, torch.Tensor]]],
+        read: Callable[[Spans], tuple[torch.Tensor, dict[str, torch.Tensor]]],
         embedding: torch.Tensor,
         size: Sequence[int],
         rows: slice,
     ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Rows of the prediction for one image of a size, of which ``read`` gives rows of x and conditions.
+        """Rows of the prediction for one image of a size; ``read`` gives a place of x and of conditions.
 
         Yields:
             Rows, and the prediction there, one after the other. No later window touches them.
@@ -66,12 +66,12 @@ class Windowed:
         sides = self.windowing.sides(size)
 
         def predictions(spans: list[Spans]) -> torch.Tensor:
-            top = spans[0][0].start
-            x, conditions = read(slice(top, spans[-1][0].stop))
-            below = [(slice(down.start - top, down.stop - top), *across) for down, *across in spans]
-            return self._predictions(x, embedding, conditions, below)
+            windows, seen = zip(*map(read, spans), strict=True)
+            conditions = {name: torch.cat([each[name] for each in seen]) for name in seen[0]}
+            whole = tuple(slice(0, side.length) for side in sides)
+            return self._predictions(torch.cat(windows), embedding, conditions, [whole])
 
-        x, _ = read(slice(rows.start, rows.start + 1))
+        x, _ = read(tuple(slice(0, 1) for _ in sides))
         yield from sweep(predictions, sides, self._weights_of(sides, x), TENSORS, self.windowing.at_once, rows=rows)
 
     def _predictions(

@@ -244,11 +244,13 @@ def sweep(
         results = function([tuple(s.span(i, cell) for i, s in zip(place, sides, strict=True)) for place in group])
         count = len(results) // len(group)
         bottom = sides[0].span(group[-1][0], made).stop
-        shape = *results.shape[1:2], *(side.size // made for side in sides[1:])
-        lacking = bottom - top - (0 if band is None else band.shape[2])
-        if lacking:
-            more = arrays.zeros((count, shape[0], lacking, *shape[1:]), results)
-            band = more if band is None or not band.shape[2] else arrays.concatenate([band, more], 2)
+        known = 0 if band is None else band.shape[2]
+        if known < bottom - top:
+            across = (side.size // made for side in sides[1:])
+            longer = arrays.zeros((count, results.shape[1], bottom - top, *across), results)
+            if known:
+                longer[:, :, :known] = band
+            band = longer
         assert band is not None
         for k, place in enumerate(group):
             result = results[k * count : (k + 1) * count]
@@ -261,7 +263,10 @@ def sweep(
         wanted = slice(max(top, rows.start), min(done, rows.stop))
         if wanted.stop > wanted.start:
             yield wanted, band[:, :, wanted.start - top : wanted.stop - top]
-        band, top = band[:, :, done - top :], done
+        if done > top:  # what was yielded may be forgotten: the rest is copied
+            rest = arrays.zeros((*band.shape[:2], bottom - done, *band.shape[3:]), results)
+            rest[:] = band[:, :, done - top :]
+            band, top = rest, done
 
 
 def blend(

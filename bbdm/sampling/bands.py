@@ -16,10 +16,10 @@ from bbdm.kernels.bridge_step import bridge_step
 from bbdm.kernels.philox import normal_rows
 from bbdm.networks.base import Network
 from bbdm.networks.windowed import Windowed
-from bbdm.networks.windows import Windowing
+from bbdm.networks.windows import Spans, Windowing
 
-C_Z = 7  # the column of the noise's weight
-Read = Callable[[str, slice], torch.Tensor]  # rows (1, C, rows, W) of "x", "x0hat", "source" or "mask"
+C_H, C_Z = 6, 7  # the columns of the weights of the estimate before, and of the noise
+Read = Callable[[str, Spans], torch.Tensor]  # (1, C, rows, columns) of "x", "x0hat", "source" or "mask"
 
 
 class Bands:
@@ -33,6 +33,7 @@ class Bands:
         seed: the seed of the picture.
         masked: whether there is a mask.
         report: called after each call of the network with 1.
+        at_once: rows that are stepped at once, for which there is memory; None for all that are ready.
 
     Attributes: ``steps``, their number; ``first_rows``, the rows at which windows begin.
     """
@@ -46,6 +47,7 @@ class Bands:
         seed: int,
         masked: bool = False,
         report: Callable[[int], Any] = lambda _: None,
+        at_once: int | None = None,
     ) -> None:
         self._network = network
         self._loop = loop
@@ -54,12 +56,17 @@ class Bands:
         self._shape = shape
         self._seeds = torch.tensor([seed], dtype=torch.int64, device=loop.device)
         self._masked = masked
+        self._at_once = at_once or shape[1]
         self.steps = len(loop.rows)
         self.first_rows = self._sides[0].starts
 
     def seen(self, rows: slice) -> slice:
         """The rows that windows see which touch some rows."""
         return self._sides[0].around(rows)
+
+    def reads_estimate(self, index: int) -> bool:
+        """Whether a step needs the estimate of the step before, "x0hat"."""
+        return float(self._loop.rows[index, C_H]) != 0
 
     def start(self, rows: slice, read: Read) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of the first state, and of an estimate that no step uses."""
@@ -71,24 +78,38 @@ class Bands:
     def step(self, index: int, rows: slice, read: Read) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
         """Rows after a step: their state, and the estimate of the target.
 
-        ``read`` gives those before the step, of the state in :meth:`seen`, and they may be overwritten only
-        where they were yielded before the last rows.
+        ``read`` gives places of what there was before the step: of the state in :meth:`seen`, of all else in
+        ``rows``. They may be overwritten only where they were yielded before the last rows.
         """
         before = self._loop.rows[index - 1] if index else self._loop.opening[-1]
         embedding = self._loop.embedding[index : index + 1]
 
-        def shown(rows: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            source = self._read(read, "source", rows)
-            x, y = self._read(read, "x", rows), self._network.endpoint(source)
+        def shown(place: Spans) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            source = self._read(read, "source", place)
             i_x, i_y = before[8:].tolist()
-            inputs = x if (i_x, i_y) == (1.0, 0.0) else i_x * x + i_y * y
+            x = self._read(read, "x", place)
+            inputs = x if (i_x, i_y) == (1.0, 0.0) else i_x * x + i_y * self._network.endpoint(source)
             seen = {name: value.to(self._loop.dtype) for name, value in self._network.given(source).items()}
             return inputs.to(self._loop.dtype), seen
 
         for done, pred in self._windowed.rows(shown, embedding, self._shape[1:], rows):
-            x, x0hat, y = self._read(read, "x", done), self._read(read, "x0hat", done), self._y(read, done)
-            self._step(x, x0hat, pred, y, self._loop.rows, index, done, read)
-            yield done, x, x0hat
+            for part in self._parts(done):
+                y, place = self._y(read, part), self._across(part)
+                x = self._read(read, "x", place).clone()
+                x0hat = self._read(read, "x0hat", place).clone() if self.reads_estimate(index) else torch.zeros_like(x)
+                made = pred[:, :, part.start - done.start : part.stop - done.start]
+                self._step(x, x0hat, made, y, self._loop.rows, index, part, read)
+                yield part, x, x0hat
+                del made
+            del pred  # the memory of rows that are done
+
+    def _parts(self, rows: slice) -> Iterator[slice]:
+        """Rows in parts that are stepped at once."""
+        for start in range(rows.start, rows.stop, self._at_once):
+            yield slice(start, min(start + self._at_once, rows.stop))
+
+    def _across(self, rows: slice) -> Spans:
+        return rows, *(slice(0, side) for side in self._shape[2:])
 
     def _step(
         self,
@@ -103,12 +124,12 @@ class Bands:
     ) -> None:
         noisy = float(table[index, C_Z]) != 0
         noise = normal_rows(self._seeds, index, self._shape, rows) if noisy else None
-        mask = self._read(read, "mask", rows) if self._masked else None
+        mask = self._read(read, "mask", self._across(rows)) if self._masked else None
         place = torch.full((1,), index, dtype=torch.int64, device=x.device)
         bridge_step(x, x0hat, torch.empty_like(x), pred, y, table, place, None, noise, self._loop.clamp, mask)
 
     def _y(self, read: Read, rows: slice) -> torch.Tensor:
-        return self._network.endpoint(self._read(read, "source", rows)).contiguous().clone()
+        return self._network.endpoint(self._read(read, "source", self._across(rows))).contiguous()
 
-    def _read(self, read: Read, name: str, rows: slice) -> torch.Tensor:
-        return read(name, rows).to(self._loop.device, self._loop.state_dtype, copy=True).contiguous()
+    def _read(self, read: Read, name: str, place: Spans) -> torch.Tensor:
+        return read(name, place).to(self._loop.device, self._loop.state_dtype).contiguous()

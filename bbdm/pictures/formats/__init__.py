@@ -31,6 +31,7 @@ SUFFIXES = {  # the module of each, the longest suffix first; that of a TIFF is 
     ".png": "pillow",
     ".tif": "tiff",
 }
+BY_ROWS = (".npy", ".png", ".tif", ".tiff")  # suffixes of pictures that are written by rows
 LOOKED_AT = 8  # files of a folder, to see whether it is one of DICOM
 
 
@@ -88,6 +89,14 @@ def open(path: str | Path) -> LazyPicture:
     return _module("pillow" if module == "tiff" else module).open(path)
 
 
+def open_parts(path: str | Path) -> LazyPicture:
+    """As :func:`open`; a TIFF that Pillow reads whole is read by tifffile where both see the same picture."""
+    picture = open(path)
+    plain = picture.geometry.format == "pillow" and tags.is_tiff(picture.path)
+    known = plain and any(map(tags.is_as_stored, tags.pages(picture.path, 1)))
+    return _module("tiff").open(picture.path) if known and find_spec("tifffile") else picture
+
+
 def write(path: str | Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
     """Write an array (C, *S) in the format of the path's suffix, whole or not at all.
 
@@ -98,18 +107,49 @@ def write(path: str | Path, array: npt.NDArray[Any], geometry: Geometry) -> None
         ValueError: the suffix is none of those, or the format cannot hold the type, channels or axes.
     """
     path, array = Path(path), np.asarray(array)
-    module = SUFFIXES.get(suffix_of(path))
-    if module is None:
-        raise ValueError(f"cannot write the picture {path}: its name must end in one of {', '.join(SUFFIXES)}")
-    if module == "tiff" and geometry.format == "geotiff":
-        module = "geotiff"
-    elif module == "tiff" and array.dtype == np.uint8 and array.ndim == 3 and len(array) in (1, 3):
+    module = _written_by(path, geometry)
+    if module == "tiff" and array.dtype == np.uint8 and array.ndim == 3 and len(array) in (1, 3):
         module = "tiff" if geometry.format == "tiff" else "pillow"
     if array.ndim < 3 or 0 in array.shape:
         raise ValueError(f"cannot write the picture {path}: it must be (C, H, W) or (C, D, H, W), got {array.shape}")
     writer = _module(module)
     with common.writing(path):
         write_named_atomically(path, lambda named: writer.write(named, array, geometry))
+
+
+def write_rows(path: str | Path, picture: LazyPicture) -> None:
+    """Write a picture (C, H, W), of which parts are in memory, as :func:`write` does, whole or not at all.
+
+    What of the picture's geometry the format can hold is written.
+
+    Raises:
+        ModuleNotFoundError: the format's package is not installed. The message says how to install it.
+        ValueError: the format is not one that is written by rows, or cannot hold the picture.
+    """
+    path = Path(path)
+    writer = _writer_of_rows(path, picture.geometry)
+    with common.writing(path):
+        write_named_atomically(path, lambda named: writer.write_rows(named, picture))
+
+
+def check_rows(path: Path, geometry: Geometry) -> None:
+    """Raise ValueError unless a picture can be written to a file of this name by rows."""
+    _writer_of_rows(path, geometry)
+
+
+def _writer_of_rows(path: Path, geometry: Geometry) -> Any:
+    writer = _module(_written_by(path, geometry))
+    if suffix_of(path) not in BY_ROWS:
+        raise ValueError(f"cannot write the picture {path} by rows: {', '.join(BY_ROWS)} can be written so")
+    return writer
+
+
+def _written_by(path: Path, geometry: Geometry) -> str:
+    """The module that writes a file of values. Raises ValueError where the suffix is none of those."""
+    module = SUFFIXES.get(suffix_of(path))
+    if module is None:
+        raise ValueError(f"cannot write the picture {path}: its name must end in one of {', '.join(SUFFIXES)}")
+    return "geotiff" if module == "tiff" and geometry.format == "geotiff" else module
 
 
 def resampled(picture: LazyPicture, like: LazyPicture, nearest: bool = False) -> LazyPicture:

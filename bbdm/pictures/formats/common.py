@@ -13,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import UnidentifiedImageError
 
+from bbdm.base.scripts import StoppedError
 from bbdm.pictures.images import UnknownFormatError
 from bbdm.pictures.lazy import Affine, LazyPicture, Window
 
 LARGEST = 2**33  # bytes of what is read at once: 8 GiB
+STRIP = 2**22  # values that are written at once of a picture that is written by parts
 RATIO = 4096  # bytes that a byte of a file can become at most: of deflate 1032, of LZW fewer than 4096
 
 
@@ -42,7 +44,7 @@ def writing(path: Path) -> Iterator[None]:
     """Errors of a library that cannot write a picture become a ValueError with its name."""
     try:
         yield
-    except (ModuleNotFoundError, OSError):
+    except (ModuleNotFoundError, OSError, StoppedError):
         raise
     except Exception as error:
         raise _named(f"cannot write the picture {path}", path, error) from error
@@ -104,13 +106,25 @@ def check_cost(shape: Sequence[int], dtype: np.dtype[Any], stored: int, ratio: i
         raise ValueError(f"{size} are {wanted / 2**30:.1f} GiB, and at most {LARGEST >> 30} GiB are read at once")
 
 
-def check_held(suffix: str, array: npt.NDArray[Any], types: Sequence[str], axes: Sequence[int]) -> None:
-    """Raise ValueError unless a format can hold the type and the number of axes of an array (C, *S)."""
+def check_held(suffix: str, array: Any, types: Sequence[str], axes: Sequence[int]) -> None:
+    """Raise ValueError unless a format can hold the type and the axes of an array or a picture (C, *S)."""
     if array.dtype.name not in types:
         raise ValueError(f"{suffix} cannot hold {array.dtype}, but {', '.join(types)}")
-    if array.ndim - 1 not in axes:
+    if len(array.shape) - 1 not in axes:
         wanted = " or ".join(map(str, axes))
         raise ValueError(f"{suffix} holds pictures of {wanted} axes besides the channels, got {array.shape}")
+
+
+def strips(size: Sequence[int], values: int) -> Iterator[tuple[slice, slice]]:
+    """Windows of whole rows of a picture (H, W), of about ``STRIP`` values; a pixel has some."""
+    return windows(size, max(1, STRIP // (size[1] * values)), size[1])
+
+
+def windows(size: Sequence[int], rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
+    """A picture (H, W) in windows, from left to right and then down; the last ones are smaller."""
+    for top in range(0, size[0], rows):
+        for left in range(0, size[1], columns):
+            yield slice(top, min(top + rows, size[0])), slice(left, min(left + columns, size[1]))
 
 
 def from_spacing(spacing: Sequence[float]) -> Affine:

@@ -15,10 +15,12 @@ import numpy.typing as npt
 
 from bbdm.base import optional
 from bbdm.pictures.formats import common
-from bbdm.pictures.lazy import Affine, Geometry, LazyPicture
+from bbdm.pictures.lazy import Affine, Geometry, LazyPicture, LoadedPicture
 
 NAME = "geotiff"
 TILE = 256  # the side of written tiles
+ACROSS = 16 * TILE  # columns that are written at once
+CACHE = 2**26  # bytes of written tiles that GDAL keeps; a share of all memory if unset
 TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
 ENVIRONMENT = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}  # the file alone says what it is
 
@@ -46,20 +48,31 @@ def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
         ModuleNotFoundError: rasterio is not installed.
         ValueError: the format cannot hold the array.
     """
+    write_rows(path, LoadedPicture(array, path, geometry))
+
+
+def write_rows(path: Path, picture: LazyPicture) -> None:
+    """Write a picture (C, H, W) as :func:`write` does, some tiles after the other.
+
+    Raises:
+        ModuleNotFoundError: rasterio is not installed.
+        ValueError: the format cannot hold the picture.
+    """
     rasterio = optional.package("rasterio", "a GeoTIFF")
-    common.check_held("a GeoTIFF", array, TYPES, (2,))
+    common.check_held("a GeoTIFF", picture, TYPES, (2,))
+    geometry = picture.geometry
     kept = geometry.kept if geometry.format == NAME else {}
-    channels, height, width = array.shape
+    channels, height, width = picture.shape
     profile: dict[str, Any] = {
         "driver": "GTiff",
-        **{"count": channels, "height": height, "width": width, "dtype": array.dtype.name},
+        **{"count": channels, "height": height, "width": width, "dtype": picture.dtype.name},
         **{"tiled": True, "blockxsize": TILE, "blockysize": TILE, "compress": "deflate", "bigtiff": "if_safer"},
         **({"photometric": "minisblack"} if channels != 3 else {}),
         **{name: kept[name] for name in ("crs", "nodata") if kept.get(name) is not None},
     }
     if geometry.affine is not None and len(geometry.affine) == 3:
         profile["transform"] = _transform(geometry.affine)
-    with _quiet(rasterio), rasterio.open(path, "w", **profile) as file:
+    with _quiet(rasterio, GDAL_CACHEMAX=CACHE), rasterio.open(path, "w", **profile) as file:
         file.update_tags(**kept.get("tags", {}))
         if len(kept.get("colors", ())) == channels:
             file.colorinterp = [rasterio.enums.ColorInterp[name] for name in kept["colors"]]
@@ -67,7 +80,8 @@ def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
                 setattr(file, name, kept[name])
             for band, tags in enumerate(kept["band_tags"], start=1):
                 file.update_tags(band, **tags)
-        file.write(array)
+        for rows, columns in common.windows((height, width), TILE, ACROSS):
+            file.write(picture[rows, columns], window=((rows.start, rows.stop), (columns.start, columns.stop)))
 
 
 def resampled(picture: LazyPicture, like: LazyPicture, nearest: bool) -> npt.NDArray[Any]:
@@ -127,11 +141,11 @@ class _Picture(common.FilePicture):
 
 
 @contextmanager
-def _quiet(rasterio: Any) -> Iterator[None]:
+def _quiet(rasterio: Any, **settings: Any) -> Iterator[None]:
     """GDAL looks at no other file. That a picture has no place is no news."""
     import warnings
 
-    with rasterio.Env(**ENVIRONMENT), warnings.catch_warnings():
+    with rasterio.Env(**ENVIRONMENT, **settings), warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         yield
 

@@ -46,6 +46,24 @@ def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
         np.save(path, plain, allow_pickle=False)
 
 
+def write_rows(path: Path, picture: LazyPicture) -> None:
+    """Write a picture (C, H, W) as an npy, some rows after the other.
+
+    Raises:
+        ValueError: the picture has values other than real numbers.
+    """
+    common.check_held(path.suffix, picture, TYPES, (2,))
+    channels, height, width = picture.shape
+    about = {"descr": np.lib.format.dtype_to_descr(picture.dtype), "fortran_order": False, "shape": picture.shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, about)
+        start = file.tell()
+        for rows, columns in common.strips((height, width), channels):
+            for channel, plane in enumerate(picture[rows, columns]):
+                file.seek(start + (channel * height + rows.start) * width * picture.dtype.itemsize)
+                file.write(np.ascontiguousarray(plane).data)
+
+
 class _Mapped(common.FilePicture):
     windowed = True
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from bbdm.pictures.lazy import Geometry, LazyPicture
 NAME = "pillow"
 GREY = {"1", "L", "LA", "I;16", "I"}  # modes that become one channel, the last two of 16-bit PNG
 PNG = b"\x89PNG\r\n\x1a\n"
+LEVEL = 6  # of compression, zlib's own
 WIDE = 16  # bits of a PNG's values that Pillow would cut to 8 in colour
 
 
@@ -48,6 +51,37 @@ def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
     else:
         dpi = {"dpi": geometry.kept["dpi"]} if geometry.format == NAME and "dpi" in geometry.kept else {}
         Image.fromarray(pixels).save(path, **dpi)
+
+
+def write_rows(path: Path, picture: LazyPicture) -> None:
+    """Write a picture (1 or 3, H, W) of uint8 or uint16 as PNG, some rows after the other.
+
+    Raises:
+        ValueError: PNG cannot hold the picture.
+    """
+    suffix = path.suffix.lower()
+    common.check_held(suffix, picture, ("uint8", "uint16"), (2,))
+    channels, height, width = picture.shape
+    if channels not in (1, 3):
+        raise ValueError(f"{suffix} holds 1 or 3 channels, got {channels}")
+    size = picture.dtype.itemsize
+    with path.open("wb") as file:
+
+        def chunk(kind: bytes, data: bytes) -> None:
+            file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+
+        file.write(PNG)
+        chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8 * size, 0 if channels == 1 else 2, 0, 0, 0))
+        packer = zlib.compressobj(LEVEL)
+        for rows, columns in common.strips((height, width), channels):
+            pixels = picture[rows, columns].transpose(1, 2, 0).astype(f">u{size}", order="C")
+            lines = pixels.reshape(len(pixels), -1).view(np.uint8)
+            coded = np.ones((len(lines), 1 + lines.shape[1]), np.uint8)  # each line begins with 1, for the filter Sub
+            coded[:, 1:] = lines
+            coded[:, 1 + channels * size :] -= lines[:, : -channels * size]
+            chunk(b"IDAT", packer.compress(coded.data))
+        chunk(b"IDAT", packer.flush())
+        chunk(b"IEND", b"")
 
 
 class _Picture(common.FilePicture):

@@ -11,6 +11,7 @@ from PIL import Image
 STARTS = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}
 SIZES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of the types of the tags that are looked at
 SUBFILE, WIDTH, HEIGHT, BITS, CHANNELS, EXTRA, SIGNS = 254, 256, 257, 258, 277, 338, 339
+MEANING, ORIENTATION = 262, 274
 GEO = {33550, 33922, 34264, 34735}  # pixel scale, tie points, matrix, keys
 FIRST = 64  # values of a tag that are looked at
 SIDE_FILES = 1 | 4  # kinds of pages besides the picture: reduced copies, masks
@@ -60,6 +61,15 @@ def is_plain(found: list[Tags]) -> bool:
         and _first(page, CHANNELS, 1) <= 4
         and 0 not in page.get(EXTRA, ())
         and pixels <= 2 * (Image.MAX_IMAGE_PIXELS or pixels)
+    )
+
+
+def is_as_stored(page: Tags) -> bool:
+    """Whether the values of 8 bits are grey from black to white or RGB, from the top left, without alpha."""
+    return (
+        set(page.get(BITS) or (1,)) == {8}
+        and (_first(page, MEANING, 0), _first(page, CHANNELS, 1)) in ((1, 1), (2, 3))
+        and _first(page, ORIENTATION, 1) == 1
     )
 
 

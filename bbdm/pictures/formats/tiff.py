@@ -7,7 +7,7 @@ channels and other pages of one shape are channels, in the file's order. Several
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,10 @@ TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64
 CHANNELS = "CSIQ"  # axes that become channels: channels, samples, pages, and those without a name
 JPEG = (6, 7, 33007, 34892)  # compressions whose segments need the tables of the page
 SIZES = ("PhysicalSizeX", "PhysicalSizeY", "PhysicalSizeZ")  # of a pixel, in OME
+TILE = 256  # the side of written tiles
+ACROSS = 16 * TILE  # columns that are written at once
+CLASSIC = 2**32 - 2**25  # bytes of values that a classic TIFF holds
+NODATA = 42113  # the tag of the value that stands for none
 PALETTE, YCBCR = 3, 6  # what values mean
 
 
@@ -51,24 +55,58 @@ def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
     """
     package = optional.package("tifffile", "this TIFF")
     common.check_held("a TIFF", array, TYPES, (2, 3))
+    options = _options(array.shape, array.dtype, geometry)
+    if "ome" not in options:
+        array = array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0))
+    package.imwrite(path, array, **options)
+
+
+def write_rows(path: Path, picture: LazyPicture) -> None:
+    """Write a picture (C, H, W) in tiles with what :func:`write` says of it; BigTIFF where 4 GiB need it.
+
+    Raises:
+        ModuleNotFoundError: tifffile is not installed.
+        ValueError: the format cannot hold the picture.
+    """
+    package = optional.package("tifffile", "this TIFF")
+    common.check_held("a TIFF", picture, TYPES, (2,))
+    options = _options(picture.shape, picture.dtype, picture.geometry)
+    channels, *size = picture.shape
+    pages: list[Any] = [*range(channels)] if "ome" in options or channels == 1 else [slice(None)]
+
+    def tiles() -> Iterator[npt.NDArray[Any]]:
+        for page in pages:
+            for rows, columns in common.windows(size, TILE, ACROSS):
+                block = picture[rows, columns][page]
+                whole = np.zeros((*block.shape[:-2], TILE, -(-block.shape[-1] // TILE) * TILE), picture.dtype)
+                whole[..., : block.shape[-2], : block.shape[-1]] = block
+                for left in range(0, whole.shape[-1], TILE):
+                    tile = whole[..., left : left + TILE]
+                    yield np.ascontiguousarray(tile if tile.ndim == 2 else tile.transpose(1, 2, 0))
+
+    shape = picture.shape if "ome" in options else (*size, channels) if channels > 1 else tuple(size)
+    big = math.prod(shape) * picture.dtype.itemsize > CLASSIC
+    package.imwrite(path, tiles(), shape=shape, dtype=picture.dtype, tile=(TILE, TILE), bigtiff=big, **options)
+
+
+def _options(shape: Sequence[int], dtype: np.dtype[Any], geometry: Geometry) -> dict[str, Any]:
+    """How tifffile writes a picture (C, *S): with ``ome`` as it is, else with interleaved bands."""
     kept = geometry.kept if geometry.format == NAME else {}
     options = {name: kept[name] for name in ("resolution", "resolutionunit") if name in kept}
-    ome = kept.get("ome", {})
-    if array.ndim == 4 or ome:
-        ome = dict(ome) or _sizes_of(geometry.affine)
-        if len(ome.get("Channel", {}).get("Name", ())) != len(array):
+    if kept.get("nodata") is not None:
+        options["extratags"] = [(NODATA, 2, 0, f"{kept['nodata']:.17g}", True)]
+    ome, channels = dict(kept.get("ome", {})), shape[0]
+    if len(shape) == 4 or ome:
+        ome = ome or _sizes_of(geometry.affine)
+        if len(ome.get("Channel", {}).get("Name", ())) != channels:
             ome.pop("Channel", None)
-        axes = "CZYX" if array.ndim == 4 else "CYX"
-        options |= {"ome": True, "photometric": "minisblack", "metadata": {**ome, "axes": axes}}
-        pixels = array
-    else:
-        pixels = array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0))
-        colours = len(array) == 3 and array.dtype.kind == "u"
-        extra = len(array) - (3 if colours else 1)
-        options |= {"metadata": None, "photometric": "rgb" if colours else "minisblack"}
-        if len(array) > 1:
-            options |= {"planarconfig": "contig", "extrasamples": ["unspecified"] * extra}
-    package.imwrite(path, pixels, **options)
+        axes = "CZYX" if len(shape) == 4 else "CYX"
+        return {**options, "ome": True, "photometric": "minisblack", "metadata": {**ome, "axes": axes}}
+    colours = channels == 3 and dtype.kind == "u"
+    options |= {"metadata": None, "photometric": "rgb" if colours else "minisblack"}
+    if channels > 1:
+        options |= {"planarconfig": "contig", "extrasamples": ["unspecified"] * (channels - (3 if colours else 1))}
+    return options
 
 
 class _Picture(common.FilePicture):
@@ -84,7 +122,7 @@ class _Picture(common.FilePicture):
             self._axes, self._stored = series.axes, series.shape
             self.dtype = common.real(page.dtype)
             self.shape = _channels(self._axes, self._stored, series.kind)
-            self.nodata = float(page.nodata) if 42113 in page.tags else None
+            self.nodata = float(page.nodata) if NODATA in page.tags else None
             self._place = series.dataoffset  # of all values, where they lie as in memory
             self._type = np.dtype(page.dtype).newbyteorder(file.byteorder)
             self.windowed = self._place is not None or math.prod(page.chunked) * len(series) > 1

@@ -1,0 +1,175 @@
+"""The state of one large picture in files: arrays of which parts are read, in a folder beside the result.
+
+The folder is of one process at a time. It says which step is done, so that the same work goes on after it was
+killed. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import BufferedWriter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock, Timeout
+
+from bbdm.base import manifest
+from bbdm.base.atomic import LOCK, make_folder
+from bbdm.base.memory import shown
+
+MARKER = "done.json"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class ResultInUseError(ValueError):
+    """Another process makes the same result."""
+
+
+class DiskFullError(OSError):
+    """The disk of a folder is full."""
+
+
+class Plane:
+    """An array (C, H, W) in a file, row by row; a row has all channels. Only what is read is in memory.
+
+    Args:
+        path: of the file.
+        shape: (C, H, W) of the array.
+        dtype: of the values.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+        self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    @contextmanager
+    def written(self) -> Iterator[BufferedWriter]:
+        """The file anew, for :meth:`append`; on the disk when the context ends."""
+        with self.path.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+
+    def append(self, file: BufferedWriter, rows: npt.NDArray[Any]) -> None:
+        """Write the next rows, (C, rows, W)."""
+        file.write(np.ascontiguousarray(rows.transpose(1, 0, 2), self.dtype).data)
+
+    def read(self, rows: slice, columns: slice) -> npt.NDArray[Any]:
+        """(C, rows, columns). Past the edge, the last row and the last column are repeated."""
+        channels, height, width = self.shape
+        down = slice(min(rows.start, height - 1), min(rows.stop, height))
+        across = slice(min(columns.start, width - 1), min(columns.stop, width))
+        made = np.empty((down.stop - down.start, channels, across.stop - across.start), self.dtype)
+        size, line = self.dtype.itemsize, width * self.dtype.itemsize
+        with self.path.open("rb", buffering=0) as file:
+            if made.shape[2] == width:
+                file.seek(down.start * channels * line)
+                _fill(file, made)
+            else:
+                for row, lines in enumerate(made, down.start):
+                    for channel, values in enumerate(lines):
+                        file.seek((row * channels + channel) * line + across.start * size)
+                        _fill(file, values)
+        lacking = [(0, rows.stop - rows.start - len(made)), (0, 0), (0, columns.stop - columns.start - made.shape[2])]
+        made = np.pad(made, lacking, mode="edge") if any(after for _, after in lacking) else made
+        return np.ascontiguousarray(made.transpose(1, 0, 2))
+
+
+def _fill(file: Any, values: npt.NDArray[Any]) -> None:
+    view = memoryview(values.data).cast("B")
+    while view.nbytes:
+        count = file.readinto(view)
+        if not count:
+            raise ValueError(f"{file.name} is shorter than it was: repeat the command")
+        view = view[count:]
+
+
+class StateFolder:
+    """The states of a picture between steps, and how many steps are done.
+
+    Args:
+        path: of the folder, which exists.
+        about: plain values, all that decides the states.
+
+    Attributes: ``done``, the number of steps that are done, or None where not even the first state is there.
+    What there is of other work is deleted.
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+        self.path = path
+        self._about = manifest.as_json(about)
+        self.done: int | None = None
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            found = json.loads((path / MARKER).read_text())
+            self.done = int(found["done"]) if found["about"] == self._about else None
+        if self.done is None:
+            self._delete(lambda name: True)
+
+    def finish(self, done: int, names: Collection[str]) -> None:
+        """Say that a number of steps is done, and delete all files but those of some names."""
+        manifest.write(self.path / MARKER, {"about": self._about, "done": done})
+        self.done = done
+        self._delete(lambda name: name not in (MARKER, *names))
+
+    def _delete(self, unwanted: Callable[[str], bool]) -> None:
+        for file in self.path.iterdir():
+            if file.name != LOCK and unwanted(file.name):
+                file.unlink()
+
+    def check_free(self, needed: int, what: str) -> None:
+        """Raise DiskFullError where the disk has less than some bytes besides the files of the folder."""
+        free = shutil.disk_usage(self.path).free + sum(file.stat().st_size for file in self.path.iterdir())
+        if needed > free:
+            raise DiskFullError(
+                f"{what} in {self.path} needs {shown(needed)}, and the disk has {shown(free)}: "
+                f"free {shown(needed - free)} there, or give another output_dir"
+            )
+
+
+def folder_of(result: Path) -> Path:
+    """The folder of the states of a result."""
+    return result.with_name(f".{result.name}.steps")
+
+
+@contextmanager
+def state_folder(result: Path, about: Mapping[str, Any]) -> Iterator[StateFolder]:
+    """The folder of states of a result, beside it; deleted when the context ends, in whatever way.
+
+    A process that is killed at once leaves it, and the next one with the same ``about`` goes on.
+
+    Raises:
+        DiskFullError: the disk became full.
+        ResultInUseError: another process has the folder.
+    """
+    path = folder_of(result)
+    make_folder(path)
+    lock = FileLock(path / LOCK)
+    try:
+        with suppress(NotImplementedError):  # a file system without locks
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise ResultInUseError(f"another process makes {result}: wait for it, or give another output_dir") from None
+    try:
+        yield StateFolder(path, about)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        used = sum(file.stat().st_size for file in path.iterdir())
+        raise DiskFullError(
+            f"the disk of {path} became full, when {shown(used)} were in this folder, which is deleted: "
+            "free more than that, or give another output_dir"
+        ) from error
+    finally:
+        lock.release()
+        shutil.rmtree(path, ignore_errors=True)

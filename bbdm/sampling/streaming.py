@@ -1,0 +1,262 @@
+"""One picture that is larger than memory: its state is in files, of which parts are read and written.
+
+A step calls the network on windows of the state before it, and writes the state after it from top to bottom,
+see :class:`~bbdm.sampling.bands.Bands`. So memory holds some windows, and the rows that they touch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bbdm.base.memory import shown
+from bbdm.data.reading import Strips
+from bbdm.networks.windows import Spans, Windowing
+from bbdm.pictures import formats
+from bbdm.pictures.lazy import LazyPicture, Window
+from bbdm.pictures.values import Values, check_finite, holds
+from bbdm.sampling.bands import Bands
+from bbdm.sampling.sampler import BridgeSampler
+from bbdm.sampling.state import Plane, state_folder
+
+# Bytes of memory for each value of float32. In a call: arrays of sources; state, estimate, predictions, noise
+# and results. In windows: copies, and what the network makes of them, if its layers are about as wide.
+SOURCE, STATE, WINDOW = 24, 100, 48
+TALL = 256  # rows are read in multiples of it where there is memory: those of tiles
+
+
+def in_memory(sampler: BridgeSampler, size: tuple[int, int], windows: Windowing | None = None) -> int:
+    """About the bytes that a call of a sampler takes for a picture of a (height, width)."""
+    _, channels, height, width = sampler._shapes.grid(1, *size)
+    source = sampler._shapes.source_channels if sampler.codec is None else 2 * sampler._shapes.source_channels  # and the result
+    values = size[0] * size[1] * SOURCE * source + height * width * STATE * channels
+    if windows is None:
+        return values
+    places = math.prod(len(side.starts) for side in windows.sides((height, width)))
+    return values + min(places, windows.at_once) * _window_bytes(sampler, windows)
+
+
+def _window_bytes(sampler: BridgeSampler, windows: Windowing) -> int:
+    """About the bytes that a window takes."""
+    seen = sampler.unet.channels + sum(sampler.unet.conditions.values())
+    return math.prod(windows.lengths) * WINDOW * seen
+
+
+class Stream:
+    """The translation of one picture in image space, of which parts are in memory.
+
+    Args:
+        sampler: with its own solver and steps.
+        source: the picture.
+        windows: what the network is called on; fewer at once where memory is short.
+        seed: of the picture.
+        memory: about the bytes that may be used.
+        report: called with the number of network calls that are done, and of all, after each and while files
+            are written. What it raises ends the work.
+
+    Attributes: ``disk``, the bytes of files between two steps.
+
+    Raises:
+        ValueError: the source must be decoded whole, or windows do not fit into the memory; or the bridge is
+            of latents.
+    """
+
+    def __init__(
+        self,
+        sampler: BridgeSampler,
+        source: Strips,
+        windows: Windowing,
+        seed: int,
+        memory: int,
+        report: Callable[[int, int], Any] = lambda done, total: None,
+    ) -> None:
+        if sampler.codec is not None:
+            raise ValueError(
+                "pictures larger than memory are translated by networks of image space, and this has latents"
+            )
+        if source.decoded > memory // 2:
+            raise ValueError(
+                f"it must be decoded whole, which needs {shown(source.decoded)}, and half of the {shown(memory)} of "
+                "memory are for that: save it as GeoTIFF, tiled TIFF or npy, of which parts are read"
+            )
+        self._source, self._seed, self._report = source, seed, report
+        self._target: Values = sampler.pictures.target
+        self._recoloured = sampler.pictures.source != sampler.pictures.target
+        self._shape = sampler._shapes.grid(1, *source.shape[1:])[1:]
+        plan = sampler._plan(None, None, None)
+        self._loop, self._about = plan.loop, {"table": plan.table.description(), "seed": seed}
+        windows = self._fitting(sampler, windows, memory)
+        self._done, self._calls = 0, windows.calls(1, self._shape[1:])
+        self._about["windows"] = {"lengths": windows.lengths, "overlap": windows.overlap, "margin": windows.margin}
+        self._bands = Bands(
+            sampler.unet, self._loop, windows, self._shape, seed, report=self._advance, at_once=self._rows
+        )
+        history = any(map(self._bands.reads_estimate, range(self._bands.steps)))
+        state = math.prod(self._shape) * self._loop.state_dtype.itemsize
+        pixels = source.shape[1] * source.shape[2]
+        self.disk = 2 * state * (2 if history else 1) + pixels * (
+            source.shape[0] * source.dtype.itemsize + source.masked
+        )
+
+    def _fitting(self, sampler: BridgeSampler, windows: Windowing, memory: int) -> Windowing:
+        """The windows, as many at once as memory allows; sets the rows that are handled at once."""
+        channels, _, width = self._shape
+        band = 2 * windows.lengths[0] * width * channels * 4  # the rows that predictions are added up in
+        window, row = _window_bytes(sampler, windows), width * (STATE * channels + SOURCE * self._source.shape[0])
+        least = band + 2 * window + 4 * row
+        if memory < least:
+            lengths = " x ".join(map(str, windows.lengths))
+            raise ValueError(
+                f"memory must be at least {shown(least)} for windows of {lengths} of a picture {width} wide, got "
+                f"{shown(memory)}: or give smaller windows"
+            )
+        rows = (memory - band) // 4 // row
+        self._rows = rows - rows % TALL or rows
+        return replace(windows, at_once=max(1, min(windows.at_once, (memory - band) // 2 // window)))
+
+    def _advance(self, calls: int) -> None:
+        self._done += calls
+        self._report(self._done, self._calls * self._bands.steps)
+
+    @torch.inference_mode()
+    def run(self, path: Path, about: Mapping[str, Any]) -> None:
+        """Make the result, whole or not at all; go on after the steps that a killed process did.
+
+        Args:
+            path: of the result's file.
+            about: plain values that name the network and the source: states of others are not used.
+
+        Raises:
+            DiskFullError: the disk is too small, or became full.
+            ResultInUseError: another process makes this result.
+            ValueError: the source is damaged or not finite, or no file of this name can be written by parts.
+        """
+        formats.check_rows(path, self._source.geometry)
+        with state_folder(path, {**about, **self._about}) as folder:
+            folder.check_free(self.disk, "the state of this picture")
+            files = _Files(folder.path, self._source, self._shape, self._loop.state_dtype)
+            if folder.done is None:
+                self._begin(files)
+                folder.finish(0, files.names(0))
+            assert folder.done is not None
+            self._done = folder.done * self._calls
+            for index in range(folder.done, self._bands.steps):
+                self._step(files, index)
+                folder.finish(index + 1, files.names(index + 1))
+            last = files.state(self._bands.steps)
+            result = _Result(path, files, last, self._target, self._recoloured, lambda: self._advance(0))
+            size = math.prod(result.shape) * result.dtype.itemsize
+            folder.check_free(last.nbytes + size, "the result of this picture and its state")
+            formats.write_rows(path, result)
+
+    def _begin(self, files: _Files) -> None:
+        """Copy the source, which is checked, and write the first state."""
+        source = self._source
+        marked = files.absent.written() if source.masked else nullcontext()
+        with files.source.written() as values, marked as holes:
+            for rows in _parts(source.shape[1], self._rows):
+                self._advance(0)
+                array, absent = source.read(rows)
+                check_finite(np.where(absent, array.dtype.type(0), array) if absent.any() else array, (rows.start, 0))
+                files.source.append(values, array)
+                if holes is not None:
+                    files.absent.append(holes, absent[None])
+        files.values = source.values()
+        source.forget()
+        with files.state(0).written() as file:
+            for rows in _parts(self._shape[1], self._rows):
+                x, _ = self._bands.start(rows, files.reader(0))
+                files.state(0).append(file, x[0].cpu().numpy())
+
+    def _step(self, files: _Files, index: int) -> None:
+        """Write the state after a step, and the estimate where the next one reads it."""
+        following = index + 1
+        state, estimate = files.state(following), files.estimate(following)
+        kept = following < self._bands.steps and self._bands.reads_estimate(following)
+        with state.written() as x_file, estimate.written() if kept else nullcontext() as x0hat_file:
+            for _, x, x0hat in self._bands.step(index, slice(0, self._shape[1]), files.reader(index)):
+                state.append(x_file, x[0].cpu().numpy())
+                if x0hat_file is not None:
+                    estimate.append(x0hat_file, x0hat[0].cpu().numpy())
+
+
+class _Files:
+    """The files of a picture: the source in stored values, where it has none, states and estimates."""
+
+    def __init__(self, folder: Path, given: Strips, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+        self.given = given
+        self.source = Plane(folder / "source", given.shape, given.dtype)
+        self.absent = Plane(folder / "absent", (1, *given.shape[1:]), np.bool_)
+        self._folder, self._shape = folder, shape
+        self._dtype = str(dtype).removeprefix("torch.")
+
+    @cached_property
+    def values(self) -> Values:
+        """The values of the source."""
+        return self.given.values()
+
+    def state(self, done: int) -> Plane:
+        """The state after a number of steps."""
+        return Plane(self._folder / f"x.{done}", self._shape, self._dtype)
+
+    def estimate(self, done: int) -> Plane:
+        """The estimate of the last of a number of steps."""
+        return Plane(self._folder / f"x0hat.{done}", self._shape, self._dtype)
+
+    def names(self, done: int) -> list[str]:
+        """The files that are needed after a number of steps."""
+        return [each.path.name for each in (self.source, self.absent, self.state(done), self.estimate(done))]
+
+    def reader(self, done: int) -> Callable[[str, Spans], torch.Tensor]:
+        """What steps read after a number of steps; see :class:`bbdm.sampling.bands.Bands`."""
+        of = {"source": self._scaled, "x": self.state(done).read, "x0hat": self.estimate(done).read}
+        return lambda name, place: torch.from_numpy(of[name](*place))[None]
+
+    def _scaled(self, rows: slice, columns: slice) -> npt.NDArray[np.float32]:
+        """The source in [-1, 1]; pixels without a value are -1."""
+        made = self.values.scaled(self.source.read(rows, columns))
+        if self.given.masked:
+            made[:, self.absent.read(rows, columns)[0]] = -1
+        return made
+
+
+class _Result(LazyPicture):
+    """The result in stored values, of the last state."""
+
+    windowed = True
+
+    def __init__(
+        self, path: Path, files: _Files, state: Plane, values: Values, recoloured: bool, read: Callable[[], Any]
+    ) -> None:
+        self.path, self.dtype = path, np.dtype(values.dtype)
+        self._files, self._state, self._values, self._read = files, state, values, read
+        self.shape = (self._state.shape[0], *files.given.shape[1:])
+        geometry, nodata = files.given.geometry.without("nodata"), files.given.nodata
+        if recoloured:  # what is said of each band is of other values
+            geometry = geometry.without("colors")
+        if nodata is not None and holds(self.dtype, nodata):
+            geometry = replace(geometry, kept={**geometry.kept, "nodata": nodata})
+            self.nodata = nodata
+        self.geometry = geometry
+
+    def __getitem__(self, window: Window) -> npt.NDArray[Any]:
+        rows, columns = window
+        self._read()
+        made = self._values.stored(self._state.read(rows, columns))
+        if self.nodata is not None:
+            made[:, self._files.absent.read(rows, columns)[0]] = self.nodata
+        return made
+
+
+def _parts(height: int, rows: int) -> Iterator[slice]:
+    """All rows, some at a time."""
+    return (slice(start, min(start + rows, height)) for start in range(0, height, rows))

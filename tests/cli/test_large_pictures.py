@@ -1,0 +1,227 @@
+"""`bbdm translate --memory`: pictures that are larger than memory, and what is left of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bbdm import ABridge, cli, save_checkpoint
+from bbdm.base import scripts
+from bbdm.cli import translate
+from bbdm.data.degradations import Degradation
+from bbdm.evaluation import large
+from bbdm.evaluation.large import LargePictureError
+from bbdm.pictures import formats
+from bbdm.pictures.kind import PictureKind
+from bbdm.pictures.lazy import Geometry, LoadedPicture
+from bbdm.pictures.values import Values
+from bbdm.sampling.streaming import Stream
+from tests.conftest import tiny_unet
+
+HEIGHT, WIDTH, LITTLE = 46, 62, "600K"
+PLACE = Geometry(((0.0, 10.0, 5.0), (-10.0, 0.0, 9.0), (0.0, 0.0, 1.0)), "geotiff", {"nodata": 7.0})
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for sources, and a checkpoint."""
+    (tmp_path / "own").mkdir()
+    save_checkpoint(tmp_path / "c.pt", tiny_unet(condition_channels=3), ABridge(num_steps=50), image_size=16)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    return tmp_path
+
+
+def pixels(kind: str = "uint8") -> np.ndarray[Any, Any]:
+    most = 256 if kind == "uint8" else 4000
+    return np.random.default_rng(0).integers(0, most, (3, HEIGHT, WIDTH)).astype(kind)
+
+
+def run(output: str, *flags: str) -> dict[str, Any]:
+    """The settings of the results."""
+    translate.main(
+        ["folder", "own", "c.pt", output, "--steps", "2", "--window", "16", "--size", "keep", "-b", "4", *flags]
+    )
+    assert not [*Path(output).glob(".*")]
+    return json.loads(Path(output, "settings.json").read_text())["settings"]
+
+
+def compare(name: str, flags: tuple[str, ...] = ()) -> None:
+    """The results of little and of much memory are equal to a level, and their settings are the same."""
+    assert run("little", "--memory", LITTLE, *flags) == run("much", "--memory", "1G", *flags)
+    little, much = (formats.open(Path(folder, name)) for folder in ("little", "much"))
+    assert little.geometry == much.geometry
+    assert little.nodata == much.nodata
+    first, second = little[()], much[()]
+    assert first.dtype == second.dtype
+    assert first.std() > 1
+    assert np.abs(first.astype(float) - second).max() <= 1
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_pictures_of_8_bits(
+    suffix: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(large, "DRAWN", 1000)
+    array = pixels()
+    if suffix == ".tif":
+        formats.write_rows(place / "own" / "a.tif", LoadedPicture(array, place))
+    else:
+        exif = Image.Exif()
+        exif[274] = 6  # the camera was turned
+        Image.fromarray(array.transpose(1, 2, 0)).save(place / "own" / f"a{suffix}", exif=exif)
+    run("little", "--memory", LITTLE)
+    shown = capsys.readouterr().out
+    assert "a.png: its steps take up to" in shown
+    assert "in little/.a.png.steps" in shown
+    assert "grid.png" not in shown
+    compare("a.png")
+    assert "to look at: much/grid.png" in capsys.readouterr().out
+
+
+def test_degraded_sources_are_those_of_the_whole_picture(place: Path):
+    Image.fromarray(pixels().transpose(1, 2, 0)).save(place / "own" / "a.png")
+    assert Degradation.read("jpeg:5")
+    compare("a.png", ("--degrade", "jpeg:5"))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.tif", "float32"), ("a.tif", "uint16"), ("a.npy", "uint16")])
+def test_pictures_of_other_values(name: str, kind: str, place: Path):
+    values = Values(0, 4000, "u", kind)
+    unet, pictures = tiny_unet(condition_channels=3), PictureKind(values, values, crop=16)
+    save_checkpoint(place / "c.pt", unet, ABridge(num_steps=50), image_size=16, pictures=pictures)
+    array = pixels(kind)
+    array[1, 3:20, 5] = 7
+    formats.write(place / "own" / name, array, PLACE)
+    compare(name, ("--window", "auto"))
+    made = formats.open(Path("little", name))
+    if name == "a.tif":
+        assert made.nodata == 7
+        assert (made[()][:, (array == 7).any(axis=0)] == 7).all()
+
+
+def test_pictures_that_fit_one_by_one_are_not_written_to_files(place: Path, capsys: pytest.CaptureFixture[str]):
+    for i in range(5):
+        Image.fromarray(np.roll(pixels(), i, 1).transpose(1, 2, 0)).save(place / "own" / f"{i}.png")
+    run("some", "--memory", "4M")  # two at once
+    run("all", "--memory", "1G")
+    assert "steps" not in capsys.readouterr().out
+    for i in range(5):
+        some, whole = (np.asarray(Image.open(Path(folder, f"{i}.png")), int) for folder in ("some", "all"))
+        assert np.abs(some - whole).max() <= 1
+
+
+def test_without_windows_a_large_picture_is_refused(place: Path):
+    Image.fromarray(pixels().transpose(1, 2, 0)).save(place / "own" / "a.png")
+    with pytest.raises(
+        LargePictureError, match=r"own/a\.png of 46 x 62 needs about .* MB of memory, more than 600"
+    ) as e:
+        run("out", "--memory", LITTLE, "--window", "none")
+    assert scripts.hinted(e.value, cli.HINTS).endswith("; --window gives the side of windows, and --memory more memory")
+
+
+def test_sigterm_leaves_nothing_of_a_picture(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    Image.fromarray(pixels().transpose(1, 2, 0)).save(place / "own" / "a.png")
+    advance = Stream._advance
+
+    def stop(self: Stream, calls: int) -> None:
+        if self._done == 3:
+            assert Path("out/.a.png.steps/x.0").exists()
+            os.kill(os.getpid(), signal.SIGTERM)
+        advance(self, calls)
+
+    monkeypatch.setattr(large.Stream, "_advance", stop)
+    words = ["folder", "own", "c.pt", "out", "--steps", "2", "--window", "16", "--size", "keep", "--memory", LITTLE]
+    with pytest.raises(SystemExit) as caught:
+        cli.run("translate", words)
+    assert caught.value.code == scripts.TERMINATED
+    assert "stopped: SIGTERM came while a.png was made" in capsys.readouterr().err
+    assert [path.name for path in Path("out").iterdir()] == ["settings.json"]
+
+
+KILLED = """
+import os, signal, sys
+from bbdm.cli import translate
+from bbdm.sampling.streaming import Stream
+advance = Stream._advance
+def report(self, calls):
+    advance(self, calls)
+    print("call", self._done, flush=True)
+    if self._done == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+Stream._advance = report
+translate.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.nightly
+def test_a_command_that_was_killed_goes_on_at_the_next_step(place: Path):
+    Image.fromarray(pixels().transpose(1, 2, 0)).save(place / "own" / "a.png")
+    run("whole", "--memory", LITTLE, "--solver", "sde-dpm2m")
+    words = ["--steps", "2", "--window", "16", "--size", "keep", "-b", "4", "--memory", LITTLE, "--solver", "sde-dpm2m"]
+    seen: list[list[int]] = []
+    for at, code in ((9, -signal.SIGKILL), (1000, 0)):
+        command = [sys.executable, "-c", KILLED, str(at), "folder", "own", "c.pt", "out", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        seen.append([int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("call")])
+        assert Path("out/.a.png.steps").exists() == (at == 9)
+        assert Path("out/a.png").exists() == (at != 9)
+    calls = max(seen[1]) // 2
+    assert calls < 9 < 2 * calls
+    assert min(seen[1]) == calls + 1
+    assert Path("out/a.png").read_bytes() == Path("whole/a.png").read_bytes()
+
+
+PEAK = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from torch import nn
+from bbdm import ABridge, BridgeSampler, wrap
+from bbdm.data.collection import Sides
+from bbdm.data.reading import Reader
+from bbdm.pictures import formats
+from bbdm.pictures.lazy import LoadedPicture
+from bbdm.pictures.values import EIGHT_BIT
+from bbdm.sampling.streaming import Stream
+path, side, memory = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+    def forward(self, x, t, source):
+        return self.conv(x) + source
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def make(side, name):
+    row = np.arange(side, dtype=np.uint8)
+    array = LoadedPicture(np.broadcast_to(row, (3, side, side)), Path(name))
+    formats.write_rows(name + ".tif", array)
+    sampler = BridgeSampler(wrap(Net(), 3, 3), ABridge(num_steps=100), "sde-dpm2m", 2)
+    picture = formats.open_parts(name + ".tif")
+    reader = Reader(None, True, False, None)
+    strips = reader.strips([picture], Sides((picture,)), lambda: EIGHT_BIT)
+    Stream(sampler, strips, sampler._shapes.windows((side, side), 256, 0.25, 0, None, 16), 0, memory).run(Path(name + ".npy"), {})
+make(300, path + "/small")
+before = peak()
+make(side, path + "/large")
+print(peak() - before)
+"""
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(not Path("/proc").exists(), reason="the unit of the peak is another on other systems")
+def test_the_peak_of_memory_follows_the_limit(tmp_path: Path):
+    """6 million values, of which a call would take 2 GB."""
+    memory = 100 * 2**20
+    command = [sys.executable, "-c", PEAK, str(tmp_path), "2400", str(memory)]
+    grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert grown < memory

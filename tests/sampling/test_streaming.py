@@ -1,0 +1,331 @@
+"""Pictures larger than memory: the result is that of a call, whatever memory there is and what happens."""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from torch import nn
+
+from bbdm import ABridge, BridgeSampler, VQGANCodec, wrap
+from bbdm.base.atomic import LOCK
+from bbdm.base.scripts import StoppedError
+from bbdm.data.collection import Sides
+from bbdm.data.reading import Reader, Strips
+from bbdm.pictures import formats
+from bbdm.pictures.kind import PictureKind
+from bbdm.pictures.lazy import Geometry, LazyPicture
+from bbdm.pictures.picture import Picture
+from bbdm.pictures.values import AnyValues, Percentiles, Values
+from bbdm.sampling import state
+from bbdm.sampling.state import DiskFullError, Plane, ResultInUseError, folder_of
+from bbdm.sampling.streaming import Stream, in_memory
+from tests.networks.test_vqgan import tiny_vqgan
+
+HEIGHT, WIDTH, WINDOW = 53, 46, 16  # no multiples of the stride
+SETTINGS: dict[str, Any] = {"window": WINDOW, "overlap": 0.3}
+LITTLE, MUCH = 500_000, 2**30  # bytes, that are enough for three rows of windows, and for all
+U16 = Values(0, 4000, dtype="uint16")
+PLACE = Geometry(((0.0, 10.0, 5.0), (-10.0, 0.0, 9.0), (0.0, 0.0, 1.0)), "geotiff")
+
+
+class Net(nn.Module):
+    """Sees its source, the time and three pixels around."""
+
+    def __init__(self, channels: int, source_channels: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(channels + source_channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.conv(torch.cat([x, source], 1)) * (1 + t.reshape(-1, 1, 1, 1) / 100))
+
+
+def make(
+    solver: str = "dpm2m", channels: int = 3, source_channels: int = 3, source: AnyValues = U16, target: Values = U16
+) -> BridgeSampler:
+    network = wrap(Net(channels, source_channels), channels, source_channels, stride=4)
+    sampler = BridgeSampler(network, ABridge(num_steps=100), solver, 3)
+    sampler.pictures = PictureKind(source, target)
+    return sampler
+
+
+def numbers(channels: int = 3, kind: str = "uint16") -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).integers(0, 4000, (channels, HEIGHT, WIDTH)).astype(kind)
+
+
+def strips_of(sampler: BridgeSampler, *pictures: LazyPicture) -> Strips:
+    reader = Reader(None, same_size=True, resample=False, cache=None)
+    return reader.strips(pictures, Sides(pictures), lambda: sampler.pictures.source.of(reader.sample(pictures)))
+
+
+@pytest.fixture(autouse=True)
+def fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    np.save(tmp_path / "source.npy", numbers())
+    return tmp_path / "source.npy"
+
+
+def stream(
+    sampler: BridgeSampler,
+    source: Path,
+    result: Path,
+    memory: int = LITTLE,
+    report: Callable[[int, int], Any] = lambda done, total: None,
+    batch_size: int | None = 4,
+    seed: int = 5,
+    **settings: Any,
+) -> Any:
+    """The values of the result that is made of a source."""
+    strips = strips_of(sampler, formats.open(source))
+    asked = {"margin": 0, "crop": None, "batch_size": batch_size, **SETTINGS, **settings}
+    windows = sampler._shapes.windows(strips.shape[1:], **asked)
+    assert windows is not None
+    Stream(sampler, strips, windows, seed, memory, report).run(result, {"of": "a test"})
+    assert not folder_of(result).exists()
+    return formats.open(result)[()]
+
+
+def called(sampler: BridgeSampler, picture: Picture, **settings: Any) -> Any:
+    return np.asarray(sampler(picture, seed=5, **{**SETTINGS, **settings}))
+
+
+def same(one: Any, other: Any) -> None:
+    """Equal to one level: sums of batches of other sizes may be rounded otherwise."""
+    assert one.dtype == other.dtype
+    assert np.abs(one.astype(np.float64) - other).max() <= 1
+
+
+@pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "posterior"])  # which read the estimate, noise, both
+def test_the_result_is_that_of_a_call_at_every_memory_and_batch_size(solver: str, source: Path, tmp_path: Path):
+    sampler, result = make(solver), tmp_path / "result.npy"
+    expected = called(sampler, Picture(numbers()))
+    assert expected.std() > 100
+    same(stream(sampler, source, result), expected)
+    for memory, batch_size in ((MUCH, 4), (LITTLE, 1), (MUCH, None)):
+        same(stream(sampler, source, result, memory, batch_size=batch_size), expected)
+
+
+def test_with_a_margin_of_the_networks_reach_it_is_the_whole_picture(source: Path, tmp_path: Path):
+    sampler = make("sde-dpm2m")
+    whole = np.asarray(sampler(Picture(numbers()), seed=5, window=None))
+    same(stream(sampler, source, tmp_path / "result.npy", margin=1), whole)
+
+
+def test_pixels_without_a_value_have_none_in_the_result(tmp_path: Path):
+    sampler = make(source=U16, target=Values(-1, 1, dtype="float32"))
+    array = numbers(kind="float32")
+    array[1, 20:40, 7] = np.nan
+    array[:, -1, -1] = np.nan
+    geometry = Geometry(PLACE.affine, "geotiff", {"nodata": float("nan")})
+    formats.write(tmp_path / "source.tif", array, geometry)
+    made = stream(sampler, tmp_path / "source.tif", tmp_path / "result.tif")
+    absent = np.isnan(array).any(axis=0)
+    assert (np.isnan(made) == absent).all()
+    expected = called(sampler, Picture(array, geometry))
+    np.testing.assert_allclose(made[:, ~absent], expected[:, ~absent], atol=1e-5)
+    written = formats.open(tmp_path / "result.tif")
+    assert written.geometry.affine == PLACE.affine
+    assert np.isnan(written.nodata or 0)
+
+
+@pytest.mark.parametrize(("channels", "source_channels"), [(1, 1), (2, 5)])
+def test_channels_of_two_files_and_percentiles_of_the_whole(channels: int, source_channels: int, tmp_path: Path):
+    sampler = make(channels=channels, source_channels=source_channels, source=Percentiles(1, 99))
+    array = numbers(source_channels)
+    parts = [array] if source_channels == 1 else [array[:2], array[2:]]
+    for i, part in enumerate(parts):
+        np.save(tmp_path / f"{i}.npy", part)
+    strips = strips_of(sampler, *(formats.open(tmp_path / f"{i}.npy") for i, _ in enumerate(parts)))
+    windows = sampler._shapes.windows((HEIGHT, WIDTH), WINDOW, 0.3, 0, None, 4)
+    assert windows is not None
+    Stream(sampler, strips, windows, 5, LITTLE).run(tmp_path / "result.npy", {})
+    same(np.load(tmp_path / "result.npy"), called(sampler, Picture(array)))
+
+
+class Counted:
+    """A report that raises at a call, or does something else."""
+
+    def __init__(self, at: int | None = None, act: Callable[[], Any] | None = None) -> None:
+        self.at, self.act, self.seen = at, act, [0]
+
+    def __call__(self, done: int, total: int) -> None:
+        self.total = total
+        self.seen += [done] if done > self.seen[-1] else []
+        if self.at is not None and done >= self.at:
+            if self.act is None:
+                raise StoppedError("as asked")
+            self.act()
+
+
+def killed(sampler: BridgeSampler, source: Path, result: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Stop at a network call, and leave the folder as a killed process does."""
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(StoppedError, match="as asked"):
+            stream(sampler, source, result, report=Counted(at))
+    assert folder_of(result).is_dir()
+    assert not result.exists()
+
+
+def test_a_killed_run_goes_on_at_the_next_step(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sampler, result, whole = make("sde-dpm2m"), tmp_path / "result.npy", Counted()
+    stream(sampler, source, result, report=whole)
+    expected, calls = result.read_bytes(), whole.total // 3
+    assert whole.seen == [*range(3 * calls + 1)]
+    result.unlink()
+    killed(sampler, source, result, monkeypatch, 2 * calls + 1)
+    (folder_of(result) / "x.3").write_bytes(b"half of a file")
+    again = Counted()
+    stream(sampler, source, result, report=again)
+    assert result.read_bytes() == expected
+    assert again.seen == [0, *range(2 * calls + 1, 3 * calls + 1)]  # the first two steps are not made again
+
+
+@pytest.mark.parametrize("change", ["seed", "solver", "window", "marker"])
+def test_states_of_other_work_are_not_used(change: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sampler, result = make(), tmp_path / "result.npy"
+    killed(sampler, source, result, monkeypatch, 15)
+    settings: dict[str, Any] = {"seed": {"seed": 6}, "window": {"overlap": 0.5}}.get(change, {})
+    if change == "marker":
+        (folder_of(result) / state.MARKER).write_text("{")
+    sampler = make("sde-dpm2m") if change == "solver" else sampler
+    report = Counted()
+    made = stream(sampler, source, result, report=report, **settings)
+    assert report.seen == [*range(report.total + 1)]
+    assert (made == stream(sampler, source, tmp_path / "anew.npy", **settings)).all()
+
+
+def test_an_error_leaves_nothing(source: Path, tmp_path: Path):
+    result = tmp_path / "result.npy"
+    for at in (0, 1, 15):
+        with pytest.raises(StoppedError, match="as asked"):
+            stream(make(), source, result, report=Counted(at))
+        assert [path.name for path in tmp_path.iterdir()] == ["source.npy"]
+
+
+def test_an_error_while_the_result_is_written_leaves_nothing(source: Path, tmp_path: Path):
+    calls: list[int] = []
+
+    def stop(done: int, total: int) -> None:
+        calls.append(done)
+        if calls.count(total) == 2:  # the last call, and a part of the result
+            raise StoppedError("as asked")
+
+    with pytest.raises(StoppedError, match="as asked"):
+        stream(make(), source, tmp_path / "result.npy", report=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["source.npy"]
+
+
+def test_a_second_run_is_refused_and_the_first_one_goes_on(source: Path, tmp_path: Path):
+    result, refused = tmp_path / "result.npy", []
+
+    def second() -> None:
+        with pytest.raises(ResultInUseError, match=r"another process makes .*result\.npy: wait for it, or give"):
+            stream(make(), source, result)
+        refused.append(True)
+
+    first = stream(make(), source, result, report=Counted(1, second))
+    assert refused
+    assert (first == stream(make(), source, tmp_path / "alone.npy")).all()
+    with FileLock(tmp_path / LOCK):  # of another folder
+        stream(make(), source, result)
+
+
+def test_a_disk_that_is_too_small_is_named_before(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=50_000))
+    wanted = (
+        r"the state of this picture in .*\.result\.npy\.steps needs .* KB, and the disk has .* KB: free .* KB there"
+    )
+    with pytest.raises(DiskFullError, match=wanted):
+        stream(make(), source, tmp_path / "result.npy")
+    assert [path.name for path in tmp_path.iterdir()] == ["source.npy"]
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+def test_a_disk_that_becomes_full_is_named(rows: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    append, left = Plane.append, [rows]
+
+    def full(self: Plane, *args: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(self, *args)
+
+    monkeypatch.setattr(Plane, "append", full)
+    with pytest.raises(DiskFullError, match=r"the disk of .*\.result\.npy\.steps became full, when .* were in this"):
+        stream(make(), source, tmp_path / "result.npy")
+    assert [path.name for path in tmp_path.iterdir()] == ["source.npy"]
+
+
+def test_a_value_that_is_not_finite_is_named_with_its_place(tmp_path: Path):
+    array = numbers(kind="float32")
+    array[2, 50, 3] = np.inf
+    np.save(tmp_path / "source.npy", array)
+    with pytest.raises(ValueError, match=r"inf stands in channel 2 at \(50, 3\), where a finite number is needed"):
+        stream(make(), tmp_path / "source.npy", tmp_path / "result.npy")
+
+
+@pytest.mark.parametrize(
+    ("memory", "name", "message"),
+    [
+        (
+            50_000,
+            "result.npy",
+            r"memory must be at least .* KB for windows of 16 x 16 of a picture 48 wide, got 48.8 KB",
+        ),
+        (LITTLE, "result.npz", r"cannot write the picture .* by rows: \.npy, \.png, \.tif, \.tiff can be written so"),
+    ],
+)
+def test_refusals(memory: int, name: str, message: str, source: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=message):
+        stream(make(), source, tmp_path / name, memory)
+
+
+def test_a_file_without_parts_must_fit(tmp_path: Path):
+    formats.write(tmp_path / "source.npz", numbers(), Geometry())
+    with pytest.raises(
+        ValueError, match=r"must be decoded whole, which needs 57.1 KB, and half of the 97.7 KB of memory"
+    ):
+        stream(make(), tmp_path / "source.npz", tmp_path / "result.npy", 100_000)
+    same(stream(make(), tmp_path / "source.npz", tmp_path / "result.npy"), called(make(), Picture(numbers())))
+
+
+def test_latents_are_refused(source: Path, tmp_path: Path):
+    codec = VQGANCodec(tiny_vqgan())
+    network = wrap(Net(codec.channels, codec.channels), codec.channels, codec.channels, stride=1)
+    sampler = BridgeSampler(network, ABridge(num_steps=100), codec=codec)
+    with pytest.raises(ValueError, match="larger than memory are translated by networks of image space"):
+        stream(sampler, source, tmp_path / "result.npy", MUCH)
+
+
+def test_what_a_call_needs_grows_with_the_picture():
+    sampler = make()
+    assert in_memory(sampler, (2000, 3000)) == pytest.approx(6 * in_memory(sampler, (1000, 1000)), rel=0.01)
+
+
+def test_parts_of_a_file_are_those_of_an_array(tmp_path: Path):
+    array = numbers()
+    plane = Plane(tmp_path / "x", array.shape, array.dtype)
+    with plane.written() as file:
+        plane.append(file, array[:, :20])
+        plane.append(file, array[:, 20:])
+    assert plane.path.stat().st_size == plane.nbytes == array.nbytes
+    padded = np.pad(array, ((0, 0), (0, 8), (0, 8)), mode="edge")
+    for rows, columns in ((slice(0, 53), slice(0, 46)), (slice(5, 9), slice(3, 17)), (slice(50, 61), slice(40, 54))):
+        assert (plane.read(rows, columns) == padded[:, rows, columns]).all()
+    assert (plane.read(slice(54, 56), slice(48, 50)) == padded[:, 54:56, 48:50]).all()
+    plane.path.write_bytes(plane.path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="is shorter than it was"):
+        plane.read(slice(0, 53), slice(0, 46))
