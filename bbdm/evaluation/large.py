@@ -29,7 +29,7 @@ class LargePictures:
     """Divides the pictures of a data set by the memory that they need.
 
     Args:
-        files: the pictures.
+        files: the pictures of the data set.
         config: how they are translated; ``memory`` is for the pictures of this process.
         processes: those that translate; the default of ``memory``, half of what is free, is for all of them.
     """
@@ -72,7 +72,7 @@ class LargePictures:
             DiskFullError: the disk is too small, or became full.
             LargePictureError: there are no windows.
             ResultInUseError: another process makes this result.
-            StoppedError: SIGTERM came.
+            StoppedError: SIGTERM came while it was made.
             ValueError: the picture is damaged or not finite, or it cannot be read or written by parts.
         """
         entry, strips = self._files.entries[job.index], self._files.strips(job.index)

@@ -40,9 +40,9 @@ class Plane:
     """An array (C, H, W) in a file, row by row; a row has all channels. Only what is read is in memory.
 
     Args:
-        path: of the file.
+        path: where the file is, or will be.
         shape: (C, H, W) of the array.
-        dtype: of the values.
+        dtype: the type of the values.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:

@@ -28,16 +28,19 @@ from bbdm.sampling.bands import Bands
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.sampling.state import Plane, state_folder
 
-# Bytes of memory for each value of float32. In a call: arrays of sources; state, estimate, predictions, noise
-# and results. In windows: copies, and what the network makes of them, if its layers are about as wide.
-SOURCE, STATE, WINDOW = 24, 100, 48
+# Bytes of memory for each value, of which float32 takes 4. In a call: arrays of sources; state, estimate, noise,
+# predictions and results, as measured. In windows: copies, and what a network of few channels makes of them. In
+# rows that are stepped or scaled: all of that.
+SOURCE, STATE, WINDOW, ROW = 12, 36, 48, 64
 TALL = 256  # rows are read in multiples of it where there is memory: those of tiles
 
 
 def in_memory(sampler: BridgeSampler, size: tuple[int, int], windows: Windowing | None = None) -> int:
     """About the bytes that a call of a sampler takes for a picture of a (height, width)."""
     _, channels, height, width = sampler._shapes.grid(1, *size)
-    source = sampler._shapes.source_channels if sampler.codec is None else 2 * sampler._shapes.source_channels  # and the result
+    source = (
+        sampler._shapes.source_channels if sampler.codec is None else 2 * sampler._shapes.source_channels
+    )  # and the result
     values = size[0] * size[1] * SOURCE * source + height * width * STATE * channels
     if windows is None:
         return values
@@ -56,9 +59,9 @@ class Stream:
 
     Args:
         sampler: with its own solver and steps.
-        source: the picture.
+        source: the picture, of which rows are read.
         windows: what the network is called on; fewer at once where memory is short.
-        seed: of the picture.
+        seed: the seed of the picture.
         memory: about the bytes that may be used.
         report: called with the number of network calls that are done, and of all, after each and while files
             are written. What it raises ends the work.
@@ -111,7 +114,7 @@ class Stream:
         """The windows, as many at once as memory allows; sets the rows that are handled at once."""
         channels, _, width = self._shape
         band = 2 * windows.lengths[0] * width * channels * 4  # the rows that predictions are added up in
-        window, row = _window_bytes(sampler, windows), width * (STATE * channels + SOURCE * self._source.shape[0])
+        window, row = _window_bytes(sampler, windows), width * ROW * (channels + self._source.shape[0])
         least = band + 2 * window + 4 * row
         if memory < least:
             lengths = " x ".join(map(str, windows.lengths))

@@ -110,7 +110,7 @@ def test_pictures_of_other_values(name: str, kind: str, place: Path):
 def test_pictures_that_fit_one_by_one_are_not_written_to_files(place: Path, capsys: pytest.CaptureFixture[str]):
     for i in range(5):
         Image.fromarray(np.roll(pixels(), i, 1).transpose(1, 2, 0)).save(place / "own" / f"{i}.png")
-    run("some", "--memory", "4M")  # two at once
+    run("some", "--memory", "1.6M")  # two at once
     run("all", "--memory", "1G")
     assert "steps" not in capsys.readouterr().out
     for i in range(5):
@@ -121,9 +121,9 @@ def test_pictures_that_fit_one_by_one_are_not_written_to_files(place: Path, caps
 def test_without_windows_a_large_picture_is_refused(place: Path):
     Image.fromarray(pixels().transpose(1, 2, 0)).save(place / "own" / "a.png")
     with pytest.raises(
-        LargePictureError, match=r"own/a\.png of 46 x 62 needs about .* MB of memory, more than 600"
+        LargePictureError, match=r"own/a\.png of 46 x 62 needs about .* KB of memory, more than 400"
     ) as e:
-        run("out", "--memory", LITTLE, "--window", "none")
+        run("out", "--memory", "400K", "--window", "none")
     assert scripts.hinted(e.value, cli.HINTS).endswith("; --window gives the side of windows, and --memory more memory")
 
 
@@ -209,7 +209,8 @@ def make(side, name):
     picture = formats.open_parts(name + ".tif")
     reader = Reader(None, True, False, None)
     strips = reader.strips([picture], Sides((picture,)), lambda: EIGHT_BIT)
-    Stream(sampler, strips, sampler._shapes.windows((side, side), 256, 0.25, 0, None, 16), 0, memory).run(Path(name + ".npy"), {})
+    windows = sampler._shapes.windows((side, side), 256, 0.25, 0, None, 16)
+    Stream(sampler, strips, windows, 0, memory).run(Path(name + ".npy"), {})
 make(300, path + "/small")
 before = peak()
 make(side, path + "/large")
@@ -220,7 +221,7 @@ print(peak() - before)
 @pytest.mark.nightly
 @pytest.mark.skipif(not Path("/proc").exists(), reason="the unit of the peak is another on other systems")
 def test_the_peak_of_memory_follows_the_limit(tmp_path: Path):
-    """6 million values, of which a call would take 2 GB."""
+    """6 million values, of which a call would take 800 MB."""
     memory = 100 * 2**20
     command = [sys.executable, "-c", PEAK, str(tmp_path), "2400", str(memory)]
     grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bbdm import ABridge, BridgeSampler, Network, wrap
 from bbdm.codec import wrap_codec
 from bbdm.networks.windowed import TENSORS, Windowed
-from bbdm.networks.windows import NUMPY, Windowing, Windows, blend, sweep
+from bbdm.networks.windows import NUMPY, Spans, Windowing, Windows, blend, sweep
 from bbdm.pictures.kind import PictureKind
 from bbdm.sampling.bands import Bands
 from bbdm.sampling.shapes import Shapes
@@ -251,8 +251,8 @@ def test_bands_are_the_whole_call(solver: str, cuts: tuple[int, ...]):
     rows = [slice(a, b) for a, b in zip((0, *cuts), (*cuts, 50), strict=True)]
     state = {"source": source, "mask": mask}
 
-    def read(name: str, wanted: slice) -> Tensor:
-        return state[name][:, :, wanted]
+    def read(name: str, place: Spans) -> Tensor:
+        return state[name][(..., *place)]
 
     with torch.inference_mode():
         for index in range(-1, bands.steps):
