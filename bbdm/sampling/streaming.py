@@ -28,9 +28,9 @@ from bbdm.sampling.bands import Bands
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.sampling.state import Plane, state_folder
 
-# Bytes of memory for each value, of which float32 takes 4. In a call: arrays of sources; state, estimate, noise,
-# predictions and results, as measured. In windows: copies, and what a network of few channels makes of them. In
-# rows that are stepped or scaled: all of that.
+# Bytes of memory for each value, of which float32 takes 4. In a call, as measured: arrays of sources; state,
+# estimate, noise, predictions and results. In windows: copies, and what a network of few channels makes of
+# them. In rows that are stepped or scaled: all of that.
 SOURCE, STATE, WINDOW, ROW = 12, 36, 48, 64
 TALL = 256  # rows are read in multiples of it where there is memory: those of tiles
 
