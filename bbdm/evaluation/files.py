@@ -9,7 +9,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,26 +166,24 @@ class EightBit(Files):
         height, width = self._opened(entry).size
         return height, width // 2 if entry.in_memory else width
 
+    def _whole(self, index: int) -> Array:
+        return images.to_pixels(self.dataset.images(index)[0], self.dataset.channels)
+
     def _opened(self, entry: Pair) -> LazyPicture:
-        turned = self.dataset.direction == "BtoA" and entry.target is not None
-        return formats.open_parts(entry.target if turned else entry.source)  # pyright: ignore[reportArgumentType]
+        return formats.open_parts(entry.source if self.dataset.direction == "AtoB" else entry.target or entry.source)
 
     def strips(self, index: int) -> Strips:
         """By windows of files that have the channels and keep their size; others are decoded whole."""
         entry, channels = self.entries[index], self.dataset.channels
-
-        def whole() -> Array:
-            return images.to_pixels(self.dataset.images(index)[0], channels)
-
         if self.dataset.resize != "keep" or not isinstance(entry, Pair):
-            picture = LoadedPicture(whole(), Path(str(entry)))
+            picture = LoadedPicture(self._whole(index), Path(str(entry)))
         else:
             picture = self._opened(entry)
             cut = picture.windowed and picture.shape[0] == channels and not entry.in_memory
             if not cut or self.dataset.degradation is not None:
-                picture = Decoded(picture.path, (channels, *(self.size(index) or ())), np.dtype(np.uint8), whole)
-        reader = Reader(channels, same_size=False, resample=False, cache=None)
-        made = reader.strips([picture], Sides((picture,)), lambda: EIGHT_BIT)
+                shape = channels, *(self.size(index) or ())
+                picture = Decoded(picture.path, shape, np.dtype(np.uint8), partial(self._whole, index))
+        made = Reader(channels, False, False, None).strips([picture], Sides((picture,)), lambda: EIGHT_BIT)
         return made._replace(nodata=None, masked=False)  # as Pillow sees it
 
     def save(self, result: Image.Image, source: Source, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -15,7 +16,7 @@ from bbdm.evaluation.results import Job
 from bbdm.execution.processes import Processes
 from bbdm.networks.windows import Windowing
 from bbdm.sampling.sampler import BridgeSampler
-from bbdm.sampling.state import folder_of
+from bbdm.sampling.state import ResultInUseError, folder_of, state_folder
 from bbdm.sampling.streaming import Stream, in_memory
 
 DRAWN = 32  # bytes of memory for each value of a picture that is drawn in a grid
@@ -60,6 +61,13 @@ class LargePictures:
             groups[-1].append(job)
             used += needed
         return groups, large
+
+    def remove_left(self, jobs: list[Job]) -> None:
+        """Delete the states of results that exist: a process was killed when it had made one."""
+        for job in jobs:
+            if job.path.exists() and folder_of(job.path).is_dir():
+                with suppress(ResultInUseError), state_folder(job.path, {}):
+                    pass
 
     def _windows(self, sampler: BridgeSampler, size: tuple[int, int]) -> Windowing | None:
         settings = {**self._config.windows, "crop": sampler.pictures.crop, "batch_size": self._config.batch_size}

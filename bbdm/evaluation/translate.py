@@ -249,6 +249,7 @@ class Translator:
             if self.processes.first:
                 names = [job.path.relative_to(folder).as_posix() for job in jobs]
                 record = Record(folder, settings, names, self.config.overwrite)
+                self._large.remove_left(jobs)
             todo = [job for job in jobs if not job.path.exists()]
         small = len(todo) == len(jobs) <= self._at_once(jobs)  # one batch, which is to be timed
         self._translate(sampler, todo, record, small, settings)

@@ -173,8 +173,6 @@ class Stream:
                 files.source.append(values, array)
                 if holes is not None:
                     files.absent.append(holes, absent[None])
-        files.values = source.values()
-        source.forget()
         with files.state(0).written() as file:
             for rows in _parts(self._shape[1], self._rows):
                 x, _ = self._bands.start(rows, files.reader(0))
@@ -204,8 +202,10 @@ class _Files:
 
     @cached_property
     def values(self) -> Values:
-        """The values of the source."""
-        return self.given.values()
+        """The values of the source, which is not decoded again."""
+        values = self.given.values()
+        self.given.forget()
+        return values
 
     def state(self, done: int) -> Plane:
         """The state after a number of steps."""

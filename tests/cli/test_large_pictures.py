@@ -82,6 +82,9 @@ def test_pictures_of_8_bits(
     assert "a.png: its steps take up to" in shown
     assert "in little/.a.png.steps" in shown
     assert "grid.png" not in shown
+    Path("little/.a.png.steps").mkdir()  # of a process that was killed after it had made the result
+    Path("little/.a.png.steps/x.2").touch()
+    run("little", "--memory", LITTLE)
     compare("a.png")
     assert "to look at: much/grid.png" in capsys.readouterr().out
 
