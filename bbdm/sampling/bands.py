@@ -34,7 +34,8 @@ class Bands:
         masked: whether there is a mask.
         report: called after each call of the network with 1.
 
-    Attributes: ``steps``, their number; ``first_rows``, the rows at which windows begin.
+    Attributes: ``steps``, their number; ``size``, (height, width) of the state; ``first_rows``, the rows at
+    which windows begin.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Bands:
         self._seeds = torch.tensor([seed], dtype=torch.int64, device=loop.device)
         self._masked = masked
         self.steps = len(loop.rows)
+        self.size = shape[1:]
         self.first_rows = self._sides[0].starts
 
     def seen(self, rows: slice) -> slice:

@@ -106,6 +106,12 @@ class NetworkConfig(FileConfig):
         return {"window": window, "overlap": self.overlap, "margin": self.margin}
 
     @property
+    def described_windows(self) -> dict[str, Any]:
+        """Those of :attr:`windows` that are not as usual, for manifests: earlier versions wrote none."""
+        usual = {"window": "auto", "overlap": 0.25, "margin": 0}
+        return {name: value for name, value in self.windows.items() if value != usual[name]}
+
+    @property
     def chosen_solver(self) -> str | None:
         """The solver, or None for the network's default."""
         return "fast" if self.fast_sampling else self.solver
