@@ -177,7 +177,7 @@ class BandWorker:
             held |= {"x": (seen.start, torch.from_numpy(np.concatenate(parts, axis=2)))}
             held |= {"x0hat": (rows.start, torch.tensor(x0hat))}
         made = [(x.cpu(), x0hat.cpu()) for _, x, x0hat in bands.step(index, rows, read)]
-        x, x0hat = (np.concatenate(parts, axis=2) for parts in zip(*made, strict=True))
+        x, x0hat = (torch.cat(parts, dim=2).numpy() for parts in zip(*made, strict=True))
         if index == bands.steps - 1:
             return [source.stored(x[0], rows), None]
         return [*(x[:, :, start - cuts[0] : stop - cuts[0]].copy() for start, stop in pairwise(cuts)), x0hat, None]

@@ -1,4 +1,4 @@
-"""Translating a large set of pictures on a cluster of Ray, by samplers in actors.
+"""Translating a large set of pictures on a cluster of Ray, by samplers in actors; or one large picture.
 
 The driver lists sources and results, and sends what is missing to the actors. A result is written whole or
 not at all, and its seed follows from its name. So what a lost machine had made is there, and what it had not

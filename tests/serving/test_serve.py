@@ -400,6 +400,15 @@ def test_clients_get_their_pictures(batch: int, start: Callable[..., Server], ca
 
 
 @pytest.mark.nightly
+def test_a_server_by_windows(start: Callable[..., Server], checkpoint: Path):
+    server = start("--window", "8", "--steps", "2")
+    reply = server.ask("POST", "/?seed=0", encoded(picture(0)))
+    by_windows, whole = (expected(checkpoint, 1, steps=2, window=window)[0] for window in (8, None))
+    assert is_right(reply, by_windows)
+    assert not is_right(reply, whole)
+
+
+@pytest.mark.nightly
 def test_overload_is_answered_and_nothing_accepted_is_lost(start: Callable[..., Server], checkpoint: Path):
     server = start("--max_batch_size", "2", "--max_queued", "4")
     wanted = expected(checkpoint, 8, steps=40)

@@ -166,7 +166,7 @@ def test_a_worker_makes_what_has_no_result(arrow: Any, checkpoint: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("flags", "size"), [(["--window", "8"], (20, 12)), (["--window", "8", "--size", "6"], (6, 6)), ([], (16, 10))]
+    ("flags", "size"), [(["--window", "8"], (20, 12)), (["--window", "8", "--size", "10"], (10, 10)), ([], (16, 10))]
 )
 def test_pictures_of_a_folder_keep_their_size_with_windows(
     flags: list[str], size: tuple[int, int], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -187,7 +187,8 @@ def test_pictures_of_a_folder_keep_their_size_with_windows(
     translate_ray.main(command)
     assert [list(block) for block in sent] == ([["a"], ["b"]] if flags else [["a", "b"]])
     alone = BridgeSampler.from_checkpoint(checkpoint, steps=2)
-    source = open_image(tmp_path / "in" / "b.png").resize(size[::-1], Image.Resampling.BILINEAR)
+    height, width = size
+    source = open_image(tmp_path / "in" / "b.png").resize((width, height), Image.Resampling.BILINEAR)
     expected = alone(source, seed_of("b"), window=8 if flags else None)[0]
     result = open_image(tmp_path / "out" / "b.png")
     assert (result.height, result.width) == size
