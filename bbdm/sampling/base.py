@@ -312,7 +312,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
     def windowing(
         self, window: Window = "auto", overlap: float = 0.25, margin: int = 0, batch_size: int | None = None
     ) -> Windowing | None:
-        """How a call with these arguments cuts a picture that is larger than a window; None where it does not.
+        """How a call with these arguments cuts pictures larger than a window; None where it does not.
 
         Raises:
             ValueError: window, overlap or margin is out of range, or the network takes another size alone.

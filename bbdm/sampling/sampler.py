@@ -299,8 +299,8 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
 
         Args:
             size: (height, width) of the picture. Rows are those of the picture padded below and to the right.
-            seed: of the picture.
-            windows: arguments of :meth:`windowing`.
+            seed: that of the picture's noise.
+            windows: the arguments of :meth:`windowing`.
 
         Raises:
             ValueError: there are no windows, or the network is one of latents; or as for :meth:`windowing`.

@@ -149,8 +149,8 @@ class BandWorker:
         """Make a step of a band.
 
         Args:
-            index: of the step.
-            rows: of the band.
+            index: of the step, from 0.
+            rows: those of the band.
             cuts: where the new state is cut, from the first row to the last.
             state: x before the step, one after the other in the rows that the windows see, and the estimate
                 of the target in the band's rows; nothing before the first step.

@@ -23,9 +23,9 @@ class SourceRows:
     """A picture in a file, of which a network takes rows.
 
     Args:
-        picture: the file.
-        kind: what the network knows.
-        channels: of sources.
+        picture: the file, whose header is read.
+        kind: what the network was trained on.
+        channels: the network's number for sources.
 
     Attributes: ``size``, (height, width) of the picture.
 
