@@ -24,6 +24,7 @@ from bbdm.cli import HINTS, translate_ray
 from bbdm.data.survey import BadPicturesError
 from bbdm.evaluation.results import ResultsError
 from bbdm.pictures.images import open_image
+from bbdm.pictures.kind import PictureKind
 from bbdm.serving import translation
 from bbdm.serving.sources import Columns, Sources, Where, blocks, find, name_of, read_group
 from bbdm.serving.translation import Task, Worker
@@ -166,11 +167,20 @@ def test_a_worker_makes_what_has_no_result(arrow: Any, checkpoint: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("flags", "size"), [(["--window", "8"], (20, 12)), (["--window", "8", "--size", "10"], (10, 10)), ([], (16, 10))]
+    ("crop", "flags", "size"),
+    [
+        (None, ["--window", "8"], (20, 12)),
+        (8, [], (20, 12)),
+        (None, ["--window", "8", "--size", "10"], (10, 10)),
+        (None, [], (16, 10)),
+    ],
 )
 def test_pictures_of_a_folder_keep_their_size_with_windows(
-    flags: list[str], size: tuple[int, int], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    crop: int | None, flags: list[str], size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    checkpoint, kind = tmp_path / "c.pt", PictureKind(crop=crop)
+    unet = tiny_unet(condition_channels=3)
+    save_checkpoint(checkpoint, unet, ABridge(num_steps=50), image_size=crop or SIZE, pictures=kind)
     (tmp_path / "in").mkdir()
     noise(0, 12, 20).save(tmp_path / "in" / "a.png")
     noise(1, 12, 20).save(tmp_path / "in" / "b.png")
@@ -185,15 +195,16 @@ def test_pictures_of_a_folder_keep_their_size_with_windows(
     monkeypatch.setattr(translation, "_outcomes", outcomes)
     command = [str(tmp_path / "in"), str(tmp_path / "out"), str(checkpoint), "--steps", "2", *flags]
     translate_ray.main(command)
-    assert [list(block) for block in sent] == ([["a"], ["b"]] if flags else [["a", "b"]])
+    windows = crop or flags
+    assert [list(block) for block in sent] == ([["a"], ["b"]] if windows else [["a", "b"]])
     alone = BridgeSampler.from_checkpoint(checkpoint, steps=2)
     height, width = size
     source = open_image(tmp_path / "in" / "b.png").resize((width, height), Image.Resampling.BILINEAR)
-    expected = alone(source, seed_of("b"), window=8 if flags else None)[0]
+    expected = alone(source, seed_of("b"), window=8 if windows else None)[0]
     result = open_image(tmp_path / "out" / "b.png")
     assert (result.height, result.width) == size
     assert np.abs(np.asarray(result, int) - np.asarray(expected, int)).max() <= 1
-    if flags == ["--window", "8"]:
+    if size == (20, 12):
         whole = alone(source, seed_of("b"), window=None)[0]
         assert np.abs(np.asarray(result, int) - np.asarray(whole, int)).max() > 1
         monkeypatch.setattr(translation, "connected", None)
