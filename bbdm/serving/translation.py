@@ -8,7 +8,7 @@ made is found missing and sent again. The driver alone writes the manifest, from
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -119,8 +119,8 @@ def _translate_one(config: ClusterConfig, sampler: BridgeSampler, sha256: str, p
     if config.image_size not in (None, "keep"):
         raise ValueError(f"image_size is of folders: one picture keeps its size, got {config.image_size}")
     results = Place.of(config.results)
-    if not results.is_here:
-        raise ValueError(f"the result of one picture is written to a path, got {config.results}")
+    if not (Place.of(config.sources).is_here and results.is_here):
+        raise ValueError(f"one picture and its results are paths, got {config.sources} and {config.results}")
     path = Path(config.sources)
     name = formats.stem_of(path)
     task = PictureTask(config, sha256, path.resolve(), seed_of(name, config.seed))
@@ -132,7 +132,9 @@ def _translate_one(config: ClusterConfig, sampler: BridgeSampler, sha256: str, p
         with connected(config.address):
             made = make_picture(task, bands, progress)
         formats.write(results.path(file), made, source.geometry)
-    _write_manifest(results, {name: file}, config.seed, {})
+    lines = results.read(MANIFEST).decode().splitlines() if results.exists(MANIFEST) else []
+    others = [line for line in lines if json.loads(line)["name"] != name]  # of pictures before
+    _write_manifest(results, {name: file}, config.seed, {}, others)
     return Outcome(1 - len(record.existing), len(record.existing))
 
 
@@ -236,10 +238,12 @@ class Worker:
         return load_sampler(self.task.config, self.task.sha256)
 
 
-def _write_manifest(results: Place, files: dict[str, str], seed: int, bad: dict[str, str]) -> None:
-    """Write a line for each source's file, and delete what lost workers left half written."""
+def _write_manifest(
+    results: Place, files: dict[str, str], seed: int, bad: dict[str, str], others: Sequence[str] = ()
+) -> None:
+    """Write a line for each source, beside ``others``, and delete what lost workers left half written."""
     results.remove_leftovers(files.values())
-    lines: list[str] = []
+    lines = [*others]
     for name, file in sorted(files.items()):
         outcome = {"error": bad[name]} if name in bad else {"result": file}
         lines.append(json.dumps({"name": name, "seed": seed_of(name, seed), **outcome}))

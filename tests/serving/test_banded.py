@@ -220,12 +220,15 @@ def test_a_result_that_exists_is_kept(checkpoint: Path, tmp_path: Path, monkeypa
     expected = BridgeSampler.from_checkpoint(checkpoint, steps=2)(tmp_path / "p.jpg", seed_of("p"), window=16)[0]
     with Image.open(out / "p.png") as made:
         assert np.abs(np.asarray(made, int) - np.asarray(expected, int)).max() <= 1
-    line = {"name": "p", "seed": seed_of("p"), "result": "p.png"}
-    assert [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()] == [line]
     before = (out / "p.png").stat().st_ino
+    noise(1, 12, 12).save(tmp_path / "q.png")
+    translate_ray.main([str(tmp_path / "q.png"), *command[1:]])
     monkeypatch.setattr(translation, "connected", None)
     translate_ray.main(command)
     assert (out / "p.png").stat().st_ino == before
+    lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    wanted = [{"name": name, "seed": seed_of(name), "result": f"{name}.png"} for name in ("p", "q")]
+    assert sorted(lines, key=lambda line: line["name"]) == wanted
     with pytest.raises(ResultsError, match="window 16, now 8"):
         translate_ray.main([*command, "--window", "8"])
     for flags, message in (
