@@ -59,10 +59,16 @@ class Place:
         return cls(files, folder.rstrip("/"))
 
     @property
-    def _is_here(self) -> bool:
+    def is_here(self) -> bool:
+        """Whether it is a path, not an address."""
         from fsspec.implementations.local import LocalFileSystem
 
         return isinstance(self.files, LocalFileSystem)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file in place of a folder."""
+        return self.files.isfile(self.folder)
 
     def overlaps(self, other: Place) -> bool:
         """Whether one of two places is inside the other, or they are the same."""
@@ -82,7 +88,7 @@ class Place:
         if self.files.isfile(self.folder):
             raise ValueError(f"{self.folder} is a file, and a folder is needed there")
         self.files.invalidate_cache()  # others write there too
-        if self._is_here:  # fsspec does not look behind links
+        if self.is_here:  # fsspec does not look behind links
             walk = os.walk(self.folder, followlinks=True)
             found = (Path(above, name).as_posix() for above, _, names in walk for name in names)
             found = filter(os.path.isfile, found)
@@ -92,7 +98,7 @@ class Place:
 
     def existing(self, names: Iterable[str]) -> set[str]:
         """Those of some names of files that there are."""
-        if self._is_here:
+        if self.is_here:
             return {name for name in names if os.path.isfile(self.path(name))}
         return set(names).intersection(self.list())
 
@@ -115,7 +121,7 @@ class Place:
             OSError: it cannot be written.
         """
         path = PurePosixPath(self.path(name))
-        if self._is_here:
+        if self.is_here:
             write_atomically(Path(path), lambda temporary: temporary.write_bytes(content))
             return
         temporary = str(path.with_name(temporary_name(path.name)))

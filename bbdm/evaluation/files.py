@@ -261,11 +261,7 @@ class Valued(Files):
             path = entry.target
         if path is not None and path.is_dir():
             return ".nii.gz"
-        suffix = "" if path is None else formats.suffix_of(path)
-        if suffix in LOSSY:
-            held = self.channels in (1, 3) and self.kind.target.dtype in ("uint8", "uint16")
-            return ".png" if held else ".tif"
-        return suffix
+        return suffix_of_result("" if path is None else formats.suffix_of(path), self.channels, self.kind.target)
 
     def source(self, index: int) -> Source:
         """The whole picture; pixels without a value have the lowest of the range."""
@@ -342,6 +338,13 @@ class Valued(Files):
         image = images.from_array(values.scaled(np.nan_to_num(array)))
         image.thumbnail((SHOWN, SHOWN))
         return image
+
+
+def suffix_of_result(source: str, channels: int, values: Values) -> str:
+    """A source's suffix where its format holds a result of some channels and values; else PNG's or TIFF's."""
+    if source in LOSSY:
+        return ".png" if channels in (1, 3) and values.dtype in ("uint8", "uint16") else ".tif"
+    return source
 
 
 def files_of(dataset: Any, masks: Path | None, split: str, channels: int) -> Files:

@@ -222,7 +222,7 @@ class Translator:
             "config": None if given is None else file_sha256(given) if given.is_file() else str(given),
             "num_samples": config.num_samples,
             "seed": config.seed,
-            **_chosen(config.windows, window="auto", overlap=0.25, margin=0),
+            **config.described_windows,
         }
 
     def run(self, solver: str | None, steps: int | None, folder: Path) -> tuple[list[Job], dict[str, Any]]:
@@ -288,11 +288,6 @@ class Translator:
             results, targets, masks = zip(*made, strict=True)
             valid = None if masks[0] is None else torch.stack(masks)  # of all pictures of a batch, or of none
             yield torch.stack(results), torch.stack(targets), valid
-
-
-def _chosen(settings: dict[str, Any], **usual: Any) -> dict[str, Any]:
-    """Settings that are not as usual: folders of results of earlier versions have none of them."""
-    return {name: value for name, value in settings.items() if value != usual[name]}
 
 
 def _plain(value: Any) -> Any:

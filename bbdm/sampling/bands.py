@@ -35,7 +35,8 @@ class Bands:
         report: called after each call of the network with 1.
         at_once: rows that are stepped at once, for which there is memory; None for all that are ready.
 
-    Attributes: ``steps``, their number; ``first_rows``, the rows at which windows begin.
+    Attributes: ``steps``, their number; ``size``, (height, width) of the state; ``first_rows``, the rows at
+    which windows begin.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Bands:
         self._masked = masked
         self._at_once = at_once or shape[1]
         self.steps = len(loop.rows)
+        self.size = shape[1:]
         self.first_rows = self._sides[0].starts
 
     def seen(self, rows: slice) -> slice:

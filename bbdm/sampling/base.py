@@ -7,6 +7,7 @@ run a batch. All else is here, and needs neither PyTorch nor ONNX Runtime.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -307,6 +308,17 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         self._thread.seeds = tuple(seeds)
         own = [seeds[owner] for owner in given.owners]
         return given, [Batch(i, array, [own[k] for k in i], noise, mask, seen) for i, array in given.groups]
+
+    def windowing(
+        self, window: Window = "auto", overlap: float = 0.25, margin: int = 0, batch_size: int | None = None
+    ) -> Windowing | None:
+        """How a call with these arguments cuts pictures larger than a window; None where it does not.
+
+        Raises:
+            ValueError: window, overlap or margin is out of range, or the network takes another size alone.
+        """
+        larger = sys.maxsize, sys.maxsize
+        return self._shapes.windows(larger, window, overlap, margin, self.pictures.crop, batch_size)
 
     def _windows(
         self, batch: Batch, window: Window, overlap: float, margin: int, batch_size: int | None

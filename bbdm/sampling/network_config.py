@@ -97,6 +97,12 @@ class WindowConfig:
         window = None if self.window == "none" else self.window
         return {"window": window, "overlap": self.overlap, "margin": self.margin}
 
+    @property
+    def described_windows(self) -> dict[str, Any]:
+        """Those of :attr:`windows` that are not as usual, for manifests: earlier versions wrote none."""
+        usual = {"window": "auto", "overlap": 0.25, "margin": 0}
+        return {name: value for name, value in self.windows.items() if value != usual[name]}
+
     def window_of(self, pictures: PictureKind) -> Size | None:
         """The window for a network that was trained on pictures of a kind, or None for whole pictures."""
         return pictures.crop if self.window == "auto" else None if self.window == "none" else self.window

@@ -29,6 +29,7 @@ from bbdm.files.hub import find_checkpoint
 from bbdm.networks.base import SOURCE, Network, Wrapped, check_network, placed
 from bbdm.networks.windows import Windowing
 from bbdm.pictures import images
+from bbdm.sampling.bands import Bands
 from bbdm.sampling.base import Advance, BaseSampler, Timesteps
 from bbdm.sampling.batch import Batch, SolverPlan
 from bbdm.sampling.shapes import Shapes
@@ -292,6 +293,24 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             size = images.sides(self.image_size)
         check_place(Path(path))  # before minutes of compiling
         save_package(path, self.unet, self._shapes.grid(batch_size, *size), self._condition_shapes(batch_size, *size))
+
+    def bands(self, size: tuple[int, int], seed: int, **windows: Any) -> Bands:
+        """The sampler's own steps on rows of one picture, which need not be in memory.
+
+        Args:
+            size: (height, width) of the picture. Rows are those of the picture padded below and to the right.
+            seed: that of the picture's noise.
+            windows: the arguments of :meth:`windowing`.
+
+        Raises:
+            ValueError: there are no windows, or the network is one of latents; or as for :meth:`windowing`.
+        """
+        made = self.windowing(**windows)
+        if self.codec is not None:
+            raise ValueError("bands are of the pixels of pictures, and this network is of an autoencoder's latents")
+        if made is None:
+            raise ValueError("a picture is translated by bands of windows: give the size of a window")
+        return Bands(self.unet, self._own.loop, made, self._shapes.grid(1, *size)[1:], seed)
 
     def _prepare(self, plan: TorchSolverPlan, batch: Batch, progress: bool) -> None:
         """Compile what was not compiled for batches of a shape, with a bar of its own on a terminal."""

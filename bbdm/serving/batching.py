@@ -29,9 +29,10 @@ class Made(NamedTuple):
     batch: int
 
 
-def translate_together(sampler: Any, items: list[Item], batch_size: int) -> list[Made | RequestError]:
+def translate_together(sampler: Any, items: list[Item], batch_size: int, **settings: Any) -> list[Made | RequestError]:
     """Translate pictures: those of one solver, number of steps and size in one batch, the others apart.
 
+    ``settings`` are further arguments of the sampler's calls.
     An error of some is theirs alone: a ValueError with the status 422, any other with 500, and logged.
     """
     groups: dict[tuple[Any, ...], list[int]] = {}
@@ -41,7 +42,7 @@ def translate_together(sampler: Any, items: list[Item], batch_size: int) -> list
     for (solver, steps, _), indices in groups.items():
         sources, seeds = [items[i].pixels for i in indices], [items[i].seed for i in indices]
         try:
-            results = sampler(sources, seed=seeds, batch_size=batch_size, solver=solver, steps=steps)
+            results = sampler(sources, seed=seeds, batch_size=batch_size, solver=solver, steps=steps, **settings)
             made |= {i: Made(result, len(indices)) for i, result in zip(indices, results, strict=True)}
         except ValueError as error:
             made |= dict.fromkeys(indices, RequestError(422, str(error)))

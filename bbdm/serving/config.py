@@ -21,19 +21,19 @@ class ClusterConfig(NetworkConfig):
         ValueError: a number below 1, or settings that contradict each other.
     """
 
-    sources: str  # a folder of pictures or of parquet files, or its address
+    sources: str  # a folder of pictures or of parquet files, or its address; or the file of one large picture
     results: str  # the folder of the results, or its address
     model: Path  # the checkpoint, or its name on the Hub
-    batch_size: int = setting(64, "pictures in a batch", "-b", least=1)
+    batch_size: int = setting(64, "pictures in a batch, or windows in a network call", "-b", least=1)
     workers: int | None = setting(
         None, "samplers; one for each GPU, or for as many cores as threads, if unset", least=1
     )
     threads: int = setting(1, "cores of a worker", least=1)
     seed: int = setting(0, "a picture's seed is a function of this and of its name")
-    image_size: SizeSetting = setting(
-        "fit",
+    image_size: SizeSetting | None = setting(
+        None,
         "side, or HxW, that sources are resized to; train: as in training; fit: inside that, keeping their shape; "
-        "keep: as they are",
+        "keep: as they are. With windows keep, else fit, if unset",
         "--size",
         parse=read_size_setting,
     )
@@ -69,7 +69,7 @@ class ServeConfig(NetworkConfig):
     max_queued: int = setting(64, "requests that wait for a replica; one more gets the status 503", least=1)
     max_bytes: int = setting(8 * 2**20, "of a picture's file; a larger one gets the status 413", least=1)
     max_pixels: int = setting(2**20, "of a picture, padded for the network; a larger one gets the status 422", least=1)
-    max_steps: int = setting(50, "network calls for a picture; for more, a request gets the status 422", least=1)
+    max_steps: int = setting(50, "steps of a picture; for more, a request gets the status 422", least=1)
     address: str | None = setting(None, "of a running cluster, such as auto; one on this machine if unset")
 
     def __post_init__(self) -> None:

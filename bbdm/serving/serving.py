@@ -58,7 +58,7 @@ class Replica:
         if device == "cpu":
             torch.set_num_threads(threads)
         self.sampler = config.sampler(config.model, device)
-        self.batch_size = config.max_batch_size
+        self.settings = {"batch_size": config.max_batch_size, **config.windows}
         batching: Any = self.translate  # with the methods that serve.batch gave it
         batching.set_max_batch_size(config.max_batch_size)
         batching.set_batch_wait_timeout_s(config.batch_wait_ms / 1000)
@@ -66,7 +66,7 @@ class Replica:
     @serve.batch
     async def translate(self, items: list[Item]) -> list[Made | RequestError]:
         """Translate pictures that arrived together, of any solvers, steps and sizes."""
-        return await asyncio.to_thread(translate_together, self.sampler, items, self.batch_size)
+        return await asyncio.to_thread(translate_together, self.sampler, items, **self.settings)
 
 
 class Door:

@@ -1,4 +1,4 @@
-"""Translating a large set of pictures on a cluster of Ray, by samplers in actors.
+"""Translating a large set of pictures on a cluster of Ray, by samplers in actors; or one large picture.
 
 The driver lists sources and results, and sends what is missing to the actors. A result is written whole or
 not at all, and its seed follows from its name. So what a lost machine had made is there, and what it had not
@@ -8,15 +8,15 @@ made is found missing and sent again. The driver alone writes the manifest, from
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -25,20 +25,22 @@ from bbdm.base.places import Place
 from bbdm.base.scripts import StoppedError
 from bbdm.base.seeds import seed_of
 from bbdm.data.survey import BadPicturesError
+from bbdm.evaluation.files import suffix_of_result
 from bbdm.evaluation.results import Record, description
 from bbdm.files.hub import find_checkpoint
-from bbdm.pictures import images
+from bbdm.pictures import formats, images
 from bbdm.pictures.images import Resize, Size
 from bbdm.pictures.kind import check_eight_bit
 from bbdm.sampling.network_config import chosen_size, described_size
 from bbdm.sampling.sampler import BridgeSampler
+from bbdm.serving.banded import PictureTask, make_picture
 from bbdm.serving.config import ClusterConfig
-from bbdm.serving.connection import connected, room_for
+from bbdm.serving.connection import connected
 from bbdm.serving.sources import Columns, Sources, blocks, find, read_group
+from bbdm.serving.workers import MOST_FRUITLESS, Call, Workers, load_sampler, what_was_lost
 
 MANIFEST = "manifest.jsonl"
 CALLS = 2  # of each worker at a time: one reads and writes while the other translates
-MOST_FRUITLESS = 3  # attempts in a row that make nothing: Ray notices a lost machine after some 10 seconds
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Task:
     channels: int
     size: Size
     resize: Resize
+    at_once: int  # pictures of a call: one where the network is called on its windows
 
 
 def result_of(name: str) -> str:
@@ -80,28 +83,65 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
     """
     model = find_checkpoint(config.model)
     sampler = replace(config, compile=False).sampler(model, "cpu")
-    check_eight_bit(sampler.pictures, "translate-ray")
-    size, resize = chosen_size(config.image_size, sampler.image_size)
-    channels = sampler.unet.source_channels if sampler.codec is None else sampler.codec.image_channels
     sha256 = file_sha256(model)
-    about = {**description(sampler, sha256), "image_size": described_size(size, resize)}
-    settings = {**about, "seed": config.seed, "seeds": "by name"}
-    del sampler  # the workers have their own
     pictures, results = Place.of(config.sources), Place.of(config.results)
     if pictures.overlaps(results):
         raise ValueError(f"results must be outside of the sources, got {config.sources} and {config.results}")
+    if pictures.is_file:
+        return _translate_one(config, sampler, sha256, progress)
+    check_eight_bit(sampler.pictures, "translate-ray of a folder")
+    windows = sampler.windowing(**config.windows)
+    wanted = config.image_size or ("fit" if windows is None else "keep")
+    size, resize = chosen_size(wanted, sampler.image_size)
+    channels = sampler.unet.source_channels if sampler.codec is None else sampler.codec.image_channels
+    settings = _settings(config, sampler, sha256, described_size(size, resize))
+    del sampler  # the workers have their own
     columns = Columns(config.name_column, config.image_column)
     sources = find(pictures, columns)
-    record = Record(config.results, settings, [*map(result_of, sources)], config.overwrite)
+    files = {name: result_of(name) for name in sources}
+    record = Record(config.results, settings, [*files.values()], config.overwrite)
     before = record.existing
-    task = Task(config, sha256, pictures, results, columns, channels, size, resize)
-    with connected(config.address), tqdm(total=len(sources), unit="image", disable=not progress) as bar:
-        bad = _make(task, sources, before, bar)
-    _write_manifest(task, sources, bad)
+    at_once = config.batch_size if windows is None else 1
+    task = Task(config, sha256, pictures, results, columns, channels, size, resize, at_once)
+    bad: dict[str, str] = {}
+    if len(before) < len(sources):
+        with connected(config.address), tqdm(total=len(sources), unit="image", disable=not progress) as bar:
+            bad = _make(task, sources, before, bar)
+    _write_manifest(results, files, config.seed, bad)
     if bad and not config.skip_bad:
         first = next(iter(bad.values()))
         raise BadPicturesError(f"{first} ({len(bad)} of {len(sources)} pictures; the others are translated)")
     return Outcome(len(sources) - len(before) - len(bad), len(before), bad)
+
+
+def _translate_one(config: ClusterConfig, sampler: BridgeSampler, sha256: str, progress: bool) -> Outcome:
+    """Make the result of one picture by bands, if it does not exist yet; see :func:`translate`."""
+    if config.image_size not in (None, "keep"):
+        raise ValueError(f"image_size is of folders: one picture keeps its size, got {config.image_size}")
+    results = Place.of(config.results)
+    if not (Place.of(config.sources).is_here and results.is_here):
+        raise ValueError(f"one picture and its results are paths, got {config.sources} and {config.results}")
+    path = Path(config.sources)
+    name = formats.stem_of(path)
+    task = PictureTask(config, sha256, path.resolve(), seed_of(name, config.seed))
+    source, bands = task.opened(sampler)
+    target = sampler.pictures.target
+    file = name + suffix_of_result(formats.suffix_of(path), sampler.unet.channels, target)
+    record = Record(config.results, _settings(config, sampler, sha256, "keep"), [file], config.overwrite)
+    if not record.existing:
+        with connected(config.address):
+            made = make_picture(task, bands, progress)
+        formats.write(results.path(file), made, source.geometry)
+    lines = results.read(MANIFEST).decode().splitlines() if results.exists(MANIFEST) else []
+    others = [line for line in lines if json.loads(line)["name"] != name]  # of pictures before
+    _write_manifest(results, {name: file}, config.seed, {}, others)
+    return Outcome(1 - len(record.existing), len(record.existing))
+
+
+def _settings(config: ClusterConfig, sampler: BridgeSampler, sha256: str, size: Any) -> dict[str, Any]:
+    """What decides the results."""
+    about = {**description(sampler, sha256), "image_size": size, "seed": config.seed, "seeds": "by name"}
+    return {**about, **config.described_windows}
 
 
 def _make(task: Task, sources: Sources, done: set[str], bar: Any) -> dict[str, str]:
@@ -110,7 +150,7 @@ def _make(task: Task, sources: Sources, done: set[str], bar: Any) -> dict[str, s
     Returns:
         Why pictures cannot be read, by name.
     """
-    from ray.exceptions import RayError, RayTaskError
+    from ray.exceptions import RayError
 
     bad: dict[str, str] = {}
     fruitless = 0  # attempts, one after the other
@@ -118,16 +158,12 @@ def _make(task: Task, sources: Sources, done: set[str], bar: Any) -> dict[str, s
     while missing := [name for name in sources if result_of(name) not in done and name not in bad]:
         before, lost = len(done) + len(bad), ""
         try:
-            with closing(_outcomes(task, blocks(sources, missing, task.config.batch_size))) as outcomes:
+            with closing(_outcomes(task, blocks(sources, missing, task.at_once))) as outcomes:
                 for count, unreadable in outcomes:
                     bad |= unreadable
                     bar.update(count)
-        except RayTaskError as error:
-            if isinstance(error.cause, ValueError | OSError):  # of the network's file, or of a disk
-                raise StoppedError(f"{error.cause}; results that were made are kept") from error
-            raise  # a defect, which would come again
         except RayError as error:
-            lost = str(error)
+            lost = what_was_lost(error)
         done = task.results.existing(map(result_of, sources))
         bar.n = len(done) + len(bad)
         bar.refresh()
@@ -138,42 +174,18 @@ def _make(task: Task, sources: Sources, done: set[str], bar: Any) -> dict[str, s
 
 
 def _outcomes(task: Task, waiting: list[Sources]) -> Generator[tuple[int, dict[str, str]]]:
-    """Send pictures to workers. One that is lost is not started again: its machine may never come back.
+    """Send pictures to workers.
 
     Yields:
         A number of pictures, and what :meth:`Worker.make` returned of them.
 
     Raises:
-        RayError: workers were lost with their pictures; the others have made theirs.
+        RayError: all workers were lost, or a call failed.
     """
-    import ray
-    from ray.exceptions import RayActorError
-
-    config = task.config
-    count, gpu = room_for(config.threads)
-    actor: Any = ray.remote(Worker)
-    actor = actor.options(num_cpus=config.threads, num_gpus=int(gpu), max_concurrency=CALLS)
-    workers = [actor.remote(task) for _ in range(min(count, config.workers or count))]
-    # One that waits for its machine gets no pictures yet: others may be done with all before
-    calls: dict[Any, tuple[Any, Sources]] = {worker.make.remote({}): (worker, {}) for worker in workers * CALLS}
-    lost: RayActorError | None = None
-    try:
-        while calls and (waiting or any(block for _, block in calls.values())):
-            (call,), _ = ray.wait([*calls])
-            worker, block = calls.pop(call)
-            try:
-                yield len(block), ray.get(call)
-            except RayActorError as error:
-                lost = error
-                continue
-            if waiting:
-                block = waiting.pop()
-                calls[worker.make.remote(block)] = worker, block
-    finally:
-        for worker in workers:
-            ray.kill(worker)
-    if lost is not None:
-        raise lost
+    with closing(Workers(Worker, task, task.config, CALLS)) as workers:
+        calls = {index: Call((block,)) for index, block in enumerate(waiting)}
+        for index, _, bad in workers.run("make", calls):
+            yield len(waiting[index]), bad
 
 
 class Worker:
@@ -193,12 +205,13 @@ class Worker:
             OSError: a result cannot be written.
             ValueError: the network is not the driver's.
         """
-        task, size, bad = self.task, self.task.config.batch_size, dict[str, str]()
+        task, config, bad = self.task, self.task.config, dict[str, str]()
+        settings = {"batch_size": config.batch_size, **config.windows}
         pictures = self._read(block, bad)
-        while batch := list(islice(pictures, size)):
-            seeds = [seed_of(name, task.config.seed) for name, _ in batch]
+        while batch := list(islice(pictures, task.at_once)):
+            seeds = [seed_of(name, config.seed) for name, _ in batch]
             with self._lock:
-                made = self._sampler([picture for _, picture in batch], seed=seeds, batch_size=size)
+                made = self._sampler([picture for _, picture in batch], seed=seeds, **settings)
             for (name, _), result in zip(batch, made, strict=True):
                 task.results.write(result_of(name), images.to_png(result))
         return bad
@@ -222,22 +235,16 @@ class Worker:
 
     @cached_property
     def _sampler(self) -> BridgeSampler:
-        config = self.task.config
-        model = find_checkpoint(config.model)
-        if file_sha256(model) != self.task.sha256:
-            raise ValueError(f"{config.model} differs from machine to machine")
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cpu":
-            torch.set_num_threads(config.threads)
-        return config.sampler(model, device)
+        return load_sampler(self.task.config, self.task.sha256)
 
 
-def _write_manifest(task: Task, sources: Sources, bad: dict[str, str]) -> None:
-    """Write a line for each source, and delete what lost workers left half written."""
-    results = task.results
-    results.remove_leftovers(map(result_of, sources))
-    lines: list[str] = []
-    for name in sorted(sources):
-        outcome = {"error": bad[name]} if name in bad else {"result": result_of(name)}
-        lines.append(json.dumps({"name": name, "seed": seed_of(name, task.config.seed), **outcome}))
+def _write_manifest(
+    results: Place, files: dict[str, str], seed: int, bad: dict[str, str], others: Sequence[str] = ()
+) -> None:
+    """Write a line for each source, beside ``others``, and delete what lost workers left half written."""
+    results.remove_leftovers(files.values())
+    lines = [*others]
+    for name, file in sorted(files.items()):
+        outcome = {"error": bad[name]} if name in bad else {"result": file}
+        lines.append(json.dumps({"name": name, "seed": seed_of(name, seed), **outcome}))
     results.write(MANIFEST, "".join(f"{line}\n" for line in lines).encode())

@@ -106,7 +106,7 @@ def test_every_hint_is_of_an_error_of_the_library():
         ("bbdm tr", {"train", "train-vqgan", "translate", "translate-ray"}),
         ("bbdm train --warm", {"--warmup_steps"}),
         ("bbdm eval cel", {"celeba"}),
-        ("bbdm translate-ray A B c.pt --overw", {"--overwrite"}),
+        ("bbdm translate-ray A B c.pt --over", {"--overlap", "--overwrite"}),
     ],
 )
 def test_completion(line: str, wanted: set[str], tmp_path: Path):

@@ -444,6 +444,13 @@ def test_miou_end_to_end(city: Path, count: list[int], capsys: pytest.CaptureFix
     assert count == [2, 2]  # to warm up, and the one that is timed
 
 
+def test_miou_of_pictures_that_keep_their_size_with_windows(city: Path):
+    report = run_miou("--window", "16")
+    assert report["settings"]["window"] == 16
+    with Image.open("streets/bonn/bonn_000001_000019.png") as made:
+        assert made.size == (64, 32)
+
+
 def test_an_interrupted_scoring_resumes(city: Path, monkeypatch: pytest.MonkeyPatch):
     """A picture is segmented once, and again by another network, at another stride, or with other labels."""
     seen: list[int] = []

@@ -36,6 +36,7 @@ from bbdm.serving.requests import (
     ServeConfig,
     Served,
     check_headers,
+    facts,
     read_picture,
     read_query,
 )
@@ -172,6 +173,21 @@ def test_requests_of_several_kinds_are_not_mixed():
         assert np.abs(result.pixels.astype(int) - alone.astype(int)).max() <= 1
         batches.append(result.batch)
     assert batches == [4, 2, 2, 4, 2] * 2
+
+
+def test_pictures_by_windows_are_those_of_the_sampler(tmp_path: Path):
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, tiny_unet(condition_channels=3), ABridge(num_steps=50))
+    config = serve.parse([str(path), "--window", "16", "--margin", "2", "--steps", "2"])
+    sampler = config.sampler(path, "cpu")
+    source = picture(0, (24, 40))
+    (made,) = translate_together(sampler, [Item(np.asarray(source), None, None, 5)], 8, **config.windows)
+    assert isinstance(made, Made)
+    for window, same in ((16, True), (None, False)):
+        alone = sampler(source, seed=5, window=window, margin=2)[0]
+        assert (np.abs(made.pixels.astype(int) - np.asarray(alone, int)).max() <= 1) == same
+    with pytest.raises(ValueError, match="window must be a multiple of the network's stride 2, got 15"):
+        facts(serve.parse([str(path), "--window", "15"]))
 
 
 def test_a_lack_of_memory_fails_the_pictures_of_one_size(caplog: pytest.LogCaptureFixture):
@@ -381,6 +397,15 @@ def test_clients_get_their_pictures(batch: int, start: Callable[..., Server], ca
     assert single is not None
     assert (float(single[1]) < len(seconds)) == (batch > 1)
     assert server.ask("GET", "/health").body == b"ok\n"
+
+
+@pytest.mark.nightly
+def test_a_server_by_windows(start: Callable[..., Server], checkpoint: Path):
+    server = start("--window", "8", "--steps", "2")
+    reply = server.ask("POST", "/?seed=0", encoded(picture(0)))
+    by_windows, whole = (expected(checkpoint, 1, steps=2, window=window)[0] for window in (8, None))
+    assert is_right(reply, by_windows)
+    assert not is_right(reply, whole)
 
 
 @pytest.mark.nightly

@@ -24,7 +24,9 @@ from bbdm.cli import HINTS, translate_ray
 from bbdm.data.survey import BadPicturesError
 from bbdm.evaluation.results import ResultsError
 from bbdm.pictures.images import open_image
-from bbdm.serving.sources import Columns, Where, blocks, find, name_of, read_group
+from bbdm.pictures.kind import PictureKind
+from bbdm.serving import translation
+from bbdm.serving.sources import Columns, Sources, Where, blocks, find, name_of, read_group
 from bbdm.serving.translation import Task, Worker
 from tests.conftest import noise, tiny_unet
 
@@ -87,7 +89,7 @@ def test_names_are_paths_without_a_pictures_suffix():
 
 def test_settings_are_checked():
     places = ["in", "out", "c.pt"]
-    assert translate_ray.parse(places).image_size == "fit"
+    assert translate_ray.parse(places).image_size is None
     assert translate_ray.parse([*places, "--size", "20x8", "--workers", "3"]).image_size == (20, 8)
     for flag in ("-b", "--workers", "--threads"):
         with pytest.raises(ValueError, match="must be at least 1, got 0"):
@@ -154,7 +156,7 @@ def test_a_worker_makes_what_has_no_result(arrow: Any, checkpoint: Path, tmp_pat
         config = translate_ray.parse([folder, "out", str(checkpoint), "--steps", "2", "-b", "2"])
         place = Place.of(str(tmp_path / folder))
         sha256 = file_sha256(checkpoint)
-        worker = Worker(Task(config, sha256, place, Place.of(str(results)), COLUMNS, 3, 8, "stretch"))
+        worker = Worker(Task(config, sha256, place, Place.of(str(results)), COLUMNS, 3, 8, "stretch", 2))
         (block,) = blocks(find(place, COLUMNS), [*names, "bad"], 8)
         assert worker.make(block) == {"bad": f"cannot read the picture {file}: it is not a picture"}
         made = [open_image(results / f"{name}.png") for name in names[1:]]
@@ -164,28 +166,56 @@ def test_a_worker_makes_what_has_no_result(arrow: Any, checkpoint: Path, tmp_pat
         Worker(replace(worker.task, sha256="", results=Place.of(str(tmp_path / "none")))).make(block)
 
 
+@pytest.mark.parametrize(
+    ("crop", "flags", "size"),
+    [
+        (None, ["--window", "8"], (20, 12)),
+        (8, [], (20, 12)),
+        (None, ["--window", "8", "--size", "10"], (10, 10)),
+        (None, [], (16, 10)),
+    ],
+)
+def test_pictures_of_a_folder_keep_their_size_with_windows(
+    crop: int | None, flags: list[str], size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    checkpoint, kind = tmp_path / "c.pt", PictureKind(crop=crop)
+    unet = tiny_unet(condition_channels=3)
+    save_checkpoint(checkpoint, unet, ABridge(num_steps=50), image_size=crop or SIZE, pictures=kind)
+    (tmp_path / "in").mkdir()
+    noise(0, 12, 20).save(tmp_path / "in" / "a.png")
+    noise(1, 12, 20).save(tmp_path / "in" / "b.png")
+    sent: list[Sources] = []
+
+    def outcomes(task: Task, waiting: list[Sources]) -> Iterator[tuple[int, dict[str, str]]]:
+        sent.extend(waiting)
+        for block in waiting:
+            yield len(block), Worker(task).make(block)
+
+    monkeypatch.setattr(translation, "connected", lambda _: threading.Lock())
+    monkeypatch.setattr(translation, "_outcomes", outcomes)
+    command = [str(tmp_path / "in"), str(tmp_path / "out"), str(checkpoint), "--steps", "2", *flags]
+    translate_ray.main(command)
+    windows = crop or flags
+    assert [list(block) for block in sent] == ([["a"], ["b"]] if windows else [["a", "b"]])
+    alone = BridgeSampler.from_checkpoint(checkpoint, steps=2)
+    height, width = size
+    source = open_image(tmp_path / "in" / "b.png").resize((width, height), Image.Resampling.BILINEAR)
+    expected = alone(source, seed_of("b"), window=8 if windows else None)[0]
+    result = open_image(tmp_path / "out" / "b.png")
+    assert (result.height, result.width) == size
+    assert np.abs(np.asarray(result, int) - np.asarray(expected, int)).max() <= 1
+    if size == (20, 12):
+        whole = alone(source, seed_of("b"), window=None)[0]
+        assert np.abs(np.asarray(result, int) - np.asarray(whole, int)).max() > 1
+        monkeypatch.setattr(translation, "connected", None)
+        translate_ray.main(command)  # makes nothing, without a cluster
+
+
 def test_results_are_outside_of_the_sources(arrow: Any, checkpoint: Path, tmp_path: Path):
     make_sources(tmp_path / "in", 1)
     for results in ("in", "in/out", "."):
         with pytest.raises(ValueError, match="results must be outside of the sources"):
             translate_ray.main([str(tmp_path / "in"), str(tmp_path / results), str(checkpoint)])
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head with one core and another node with one, on the loopback."""
-    pytest.importorskip("ray", reason="the extra ray is not installed")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    from ray._private import ray_constants
-    from ray.cluster_utils import Cluster
-
-    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)  # else it replaces the loopback's address
-
-    node = {"num_cpus": 1, "object_store_memory": 200 * 2**20, "node_ip_address": "127.0.0.1"}
-    made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    made.add_node(**node)
-    yield made
-    made.shutdown()
 
 
 def check_results(folder: Path, sources: Path, names: list[str], checkpoint: Path, seed: int, **call: Any) -> None:
@@ -282,3 +312,14 @@ def test_pictures_in_parquet_files(arrow: Any, cluster: Any, checkpoint: Path, t
         translate_ray.main(command)
     assert {name for name, files in watch.seen.items() if len(files) > 1} == set()
     check_results(results, sources, names, checkpoint, 0, steps=2)
+
+
+@pytest.mark.nightly
+def test_a_folder_by_windows(cluster: Any, checkpoint: Path, tmp_path: Path) -> None:
+    names = [str(index) for index in range(5)]
+    (tmp_path / "in").mkdir()
+    for index, name in enumerate(names):
+        noise(index, 40, 24 + 4 * index).save(tmp_path / "in" / f"{name}.png")
+    command = [str(tmp_path / "in"), str(tmp_path / "out"), str(checkpoint), "--steps", "2", "--window", "16"]
+    translate_ray.main([*command, "--overlap", "0.5", "--margin", "2", "--address", cluster.address])
+    check_results(tmp_path / "out", tmp_path / "in", names, checkpoint, 0, steps=2, window=16, overlap=0.5, margin=2)

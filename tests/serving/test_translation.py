@@ -30,8 +30,7 @@ def test_attempts_that_make_nothing_are_repeated(lost: int, monkeypatch: pytest.
         yield len(missing), {}
 
     monkeypatch.setattr(translation, "_outcomes", outcomes)
-    config, results = SimpleNamespace(batch_size=8), SimpleNamespace(existing=lambda _: files)
-    task: Any = SimpleNamespace(config=config, results=results)
+    task: Any = SimpleNamespace(at_once=8, results=SimpleNamespace(existing=lambda _: files))
     sources = {name: Where(f"{name}.png") for name in NAMES}
     bar = SimpleNamespace(update=lambda *_: None, refresh=lambda: None, n=0)
     if lost < MOST_FRUITLESS:
