@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from bbdm.base.scripts import StoppedError
 from bbdm.networks.windows import Spans
 from bbdm.pictures import formats
+from bbdm.pictures.lazy import Geometry, LazyPicture, Window
 from bbdm.sampling.bands import Bands
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.serving.config import ClusterConfig
@@ -110,8 +111,39 @@ def translate_bands(layout: Layout, workers: Sender, advance: Callable[[], Any] 
     return x0hat
 
 
-def make_picture(task: PictureTask, bands: Bands, progress: bool) -> Array:
-    """The result (C, H, W) of a picture, in stored values. Ray is connected.
+class BandedResult(LazyPicture):
+    """A result whose bands are objects elsewhere.
+
+    Args:
+        path: the file that it becomes.
+        geometry: that of the result.
+        rows: those of each band.
+        made: the bands' references.
+        get: returns the stored values (C, rows, W) of a reference.
+    """
+
+    windowed = True
+
+    def __init__(
+        self, path: Path, geometry: Geometry, rows: Sequence[slice], made: Sequence[Any], get: Callable[[Any], Array]
+    ) -> None:
+        self.path, self.geometry, self.nodata = path, geometry, geometry.kept.get("nodata")
+        self._rows, self._made, self._get = rows, made, get
+        first, last = get(made[0]), get(made[-1])
+        self.shape = (len(first), rows[-1].start + last.shape[1], first.shape[2])
+        self.dtype = first.dtype
+
+    def __getitem__(self, window: Window) -> Array:
+        down, across = window
+        parts: list[Array] = []
+        for rows, made in zip(self._rows, self._made, strict=True):
+            if rows.start < down.stop and rows.stop > down.start:
+                parts.append(self._get(made)[:, max(down.start - rows.start, 0) : down.stop - rows.start, across])
+        return np.concatenate(parts, axis=1)
+
+
+def make_picture(task: PictureTask, bands: Bands, path: Path, geometry: Geometry, progress: bool) -> None:
+    """Make and write the result of a picture. Ray is connected.
 
     A lost worker's bands are sent to others. If objects of the step before were lost too, or all workers, the
     picture is started again.
@@ -129,7 +161,7 @@ def make_picture(task: PictureTask, bands: Bands, progress: bool) -> Array:
                 layout = Layout(bands, workers.count)
                 with tqdm(total=layout.steps * len(layout.rows), unit="band", disable=not progress) as bar:
                     made = translate_bands(layout, workers, bar.update)
-                return np.concatenate([ray.get(each) for each in made], axis=1)
+                return formats.write_rows(path, BandedResult(path, geometry, layout.rows, made, ray.get))
         except RayError as error:
             lost = what_was_lost(error)
     raise StoppedError(f"the cluster lost the picture {MOST_FRUITLESS} times: {lost}")

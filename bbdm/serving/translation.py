@@ -129,9 +129,10 @@ def _translate_one(config: ClusterConfig, sampler: BridgeSampler, sha256: str, p
     file = name + suffix_of_result(formats.suffix_of(path), sampler.unet.channels, target)
     record = Record(config.results, _settings(config, sampler, sha256, "keep"), [file], config.overwrite)
     if not record.existing:
+        path = Path(results.path(file))
+        formats.check_rows(path, source.geometry)
         with connected(config.address):
-            made = make_picture(task, bands, progress)
-        formats.write(results.path(file), made, source.geometry)
+            make_picture(task, bands, path, source.geometry, progress)
     lines = results.read(MANIFEST).decode().splitlines() if results.exists(MANIFEST) else []
     others = [line for line in lines if json.loads(line)["name"] != name]  # of pictures before
     _write_manifest(results, {name: file}, config.seed, {}, others)

@@ -24,9 +24,10 @@ from bbdm.cli import translate_ray
 from bbdm.evaluation.results import ResultsError
 from bbdm.pictures import formats
 from bbdm.pictures.kind import PictureKind
+from bbdm.pictures.lazy import Geometry
 from bbdm.pictures.values import Values
 from bbdm.serving import banded, translation
-from bbdm.serving.banded import BandWorker, Layout, PictureTask, translate_bands
+from bbdm.serving.banded import BandedResult, BandWorker, Layout, PictureTask, translate_bands
 from bbdm.serving.workers import Call, Workers
 from tests.conftest import noise, tiny_unet
 
@@ -215,7 +216,12 @@ def test_a_result_that_exists_is_kept(checkpoint: Path, tmp_path: Path, monkeypa
     out = tmp_path / "out"
     command = [str(tmp_path / "p.jpg"), str(out), str(checkpoint), "--steps", "2", *WINDOW]
     monkeypatch.setattr(translation, "connected", lambda _: threading.Lock())
-    monkeypatch.setattr(translation, "make_picture", lambda task, *_: by_bands(task, 2)[0])
+
+    def make(task: PictureTask, bands: Any, path: Path, geometry: Geometry, progress: bool) -> None:
+        result, layout = by_bands(task, 2)
+        formats.write_rows(path, BandedResult(path, geometry, layout.rows, layout.rows, lambda rows: result[:, rows]))
+
+    monkeypatch.setattr(translation, "make_picture", make)
     translate_ray.main(command)
     expected = BridgeSampler.from_checkpoint(checkpoint, steps=2)(tmp_path / "p.jpg", seed_of("p"), window=16)[0]
     with Image.open(out / "p.png") as made:
