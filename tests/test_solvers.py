@@ -138,7 +138,7 @@ def test_ancestral_brownian_rows():
 
 
 def test_choices():
-    every = {"dpm2m": 10, "sde-dpm2m": 10, "ddim": 10, "posterior": 200, "fast": 199, "ancestral": 1000}
+    every = {"dpm2m": 10, "sde-dpm2m": 10, "midpoint": 10, "ddim": 10, "posterior": 200, "fast": 199, "ancestral": 1000}
     assert solvers.choices(ABridge()) == every
     assert solvers.choices(ABridge(), steps=5) == dict.fromkeys(FAMILY, 5)
     assert solvers.choices(BrownianBridge.bbdm()).keys() == set(FAMILY)  # whose ancestral sampler is another
