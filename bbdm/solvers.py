@@ -269,7 +269,7 @@ def _family_rows(bridge: Bridge, times: skips.Timesteps, settings: _Settings) ->
         rows[i] = kappa, beta[i + 1] - kappa * beta[i], gain * (1 + w), -gain * w, eta
     rows[-1, 2] = 1.0  # the clean image
     if settings.midpoint and not bridge.deterministic:
-        for i in range(1 + int(np.isinf(nu[0])), len(times) - 1, 2):
+        for i in range(1 + int(at_source), len(times) - 1, 2):
             rows[i] = _midpoint_row(bridge, times[i - 1 : i + 2])
     return rows
 

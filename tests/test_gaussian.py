@@ -97,8 +97,7 @@ def test_midpoint_integrates_a_linear_estimate(bridge: Bridge):
     def level(nu: float) -> float:
         return 0.5 * np.log(nu**-2 + timesteps.REFERENCE**-2)
 
-    top = 1 + int(np.isinf(nu[0]))
-    for i in range(top, 11, 2):
+    for i in range(2, 11, 2):
         first, middle, last = nu[i - 1 : i + 2]
         alpha = float(bridge.alpha(table.timesteps[i + 1]))
         grown = quad(lambda q: level(1 / q), 1 / first, 1 / last)[0] - level(first) * (1 / last - 1 / first)

@@ -59,23 +59,20 @@ def coarse(bridge: Bridge, steps: int | None = None) -> Timesteps:
 
 
 def midpoint(bridge: Bridge, steps: int | None = None) -> Timesteps:
-    """Pairs of calls for the solver ``midpoint``; 10 by default.
+    """The top, then pairs of calls for the solver ``midpoint``; 10 by default.
 
     The first of each pair is equally spaced in rho^(1/7), with rho^-2 = nu^-2 + 2.6^-2, and the second lies
-    midway to the next in ln rho. Where nu is infinite at the top, the list begins with the top. The last call
-    has no second; where the number of calls does not fit, nor has the one before.
+    midway to the next in ln rho. The last call has no second; with an odd number, nor has the one before.
     """
     steps = _count(bridge, steps, 10)
-    infinite = bool(np.isinf(bridge.nu(bridge.top)))
-    first, high = ([bridge.top], highest(bridge)) if infinite else ([], bridge.top)
-    count = (steps - len(first)) // 2 + 1  # pairs, of which the last has one call
-    if steps == len(first):
-        return _distinct(first, bridge)
-    most, least = (reference_noise(bridge.nu([high, bridge.low])).clip(LOWEST) ** (1 / RHO)).tolist()
-    rho = np.linspace(most, least, count) ** RHO
-    middles = np.sqrt(rho[:-1] * rho[1:])[: steps - len(first) - count]
+    if steps == 1:
+        return _distinct([bridge.top], bridge)
+    count = (steps + 1) // 2  # pairs, of which the last has one call
+    most, least = reference_noise(bridge.nu([highest(bridge), bridge.low])).clip(LOWEST).tolist()
+    rho = np.linspace(most ** (1 / RHO), least ** (1 / RHO), count) ** RHO
+    middles = np.sqrt(rho[:-1] * rho[1:])[: steps - 1 - count]
     levels = 1 / np.sqrt(np.append(rho, middles) ** -2 - REFERENCE**-2)
-    return _distinct([*first, *bridge.time_at(levels)], bridge)
+    return _distinct([bridge.top, *bridge.time_at(levels)], bridge)
 
 
 def reference_noise(nu: npt.ArrayLike) -> npt.NDArray[np.float64]:
