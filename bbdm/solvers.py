@@ -4,8 +4,8 @@ Each step of each solver is one row of weights, x_r = c_x x_s + c_y y + c_0 x0ha
 the sampling loop does not know the bridge, the objective or the solver. All tables are float64.
 
 Rows come from the non-Markovian step of DDIM (Song et al. 2021, eq. 12) in a bridge's marginals, with the
-noise scale eta_r that a solver chooses, and from DPM-Solver++(2M) (Lu et al. 2022) in pinned coordinates, as
-a weight w on the previous x0hat.
+noise scale eta_r that a solver chooses, from DPM-Solver++(2M) (Lu et al. 2022) in pinned coordinates, as a
+weight w on the previous x0hat, and from the midpoint rule of DBMSolver (CVPR 2026).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.bridges import timesteps as skips
 
-Solver = Literal["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast", "consistency", "ancestral"]
+Solver = Literal["dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast", "consistency", "ancestral"]
 DEFAULT: Solver = "dpm2m"
 DISTILLED: Solver = "consistency"  # of networks that were distilled for a number of calls
 FEW = 8  # calls, up to which networks of the density "high" end at a level that they learned much of
@@ -128,12 +128,14 @@ class _Settings:
     noise: Noise
     first: Noise | None = None  # on the first row; None: the general row is valid at the top too
     multistep: bool = False
+    midpoint: bool = False
 
 
 _FAMILY = {
     "ddim": _Settings(NONE, ALL),
     "dpm2m": _Settings(NONE, ALL, multistep=True),
     "sde-dpm2m": _Settings(POSTERIOR, multistep=True),
+    "midpoint": _Settings(NONE, ALL, midpoint=True),
     "posterior": _Settings(POSTERIOR),
     "fast": _Settings(HALF, HALF),
     "consistency": _Settings(ALL, ALL),
@@ -147,7 +149,8 @@ def build(
 
     Args:
         bridge: the bridge to sample.
-        solver: ``dpm2m``, ``sde-dpm2m``, ``ddim``, ``posterior``, ``fast``, ``consistency`` or ``ancestral``.
+        solver: ``dpm2m``, ``sde-dpm2m``, ``midpoint``, ``ddim``, ``posterior``, ``fast``, ``consistency`` or
+            ``ancestral``.
         timesteps: a name from :mod:`bbdm.bridges.timesteps`, or strictly decreasing times from
             ``bridge.top``. Times that begin below it start from noise, by
             :meth:`~bbdm.bridges.base.Bridge.start`.
@@ -226,6 +229,8 @@ def _default_timesteps(bridge: Bridge, solver: str, steps: int | None) -> skips.
     if solver == "fast":
         published = isinstance(bridge, ABridge | BrownianBridge) and steps in (None, len(skips.paper(bridge)))
         return "paper" if published else "karras"
+    if solver == "midpoint" and not bridge.deterministic:
+        return "midpoint"
     if _from_noise(bridge, solver, 10 if steps is None else steps):
         return "noise"
     return "coarse" if bridge.density == "high" and steps is not None and steps <= FEW else "karras"
@@ -263,4 +268,22 @@ def _family_rows(bridge: Bridge, times: skips.Timesteps, settings: _Settings) ->
         gain = alpha[i + 1] - kappa * alpha[i]
         rows[i] = kappa, beta[i + 1] - kappa * beta[i], gain * (1 + w), -gain * w, eta
     rows[-1, 2] = 1.0  # the clean image
+    if settings.midpoint and not bridge.deterministic:
+        for i in range(1 + int(at_source), len(times) - 1, 2):
+            rows[i] = _midpoint_row(bridge, times[i - 1 : i + 2])
     return rows
+
+
+def _midpoint_row(bridge: Bridge, times: skips.Timesteps) -> list[float]:
+    """The second row of a step from times[0] by times[1] to times[2] (DBMSolver, CVPR 2026).
+
+    The state comes to times[1] by the row of ddim. x0hat is linear in -ln rho through both calls, and is
+    integrated exactly along the probability flow.
+    """
+    alpha, beta, sigma = (weights.tolist() for weights in bridge.marginal(times))
+    nu = bridge.nu(times)
+    level, q = -np.log(skips.reference_noise(nu)), skips.REFERENCE / nu
+    integral = level[2] - level[0] - 1 + (q[0] + np.arctan(q[2]) - np.arctan(q[0])) / q[2]
+    gain = alpha[2] * integral / (level[1] - level[0])
+    kept = sigma[2] / sigma[1]
+    return [kept, beta[2] - kept * beta[1], gain, alpha[2] * (1 - nu[2] / nu[1]) - gain, 0.0]

@@ -17,7 +17,7 @@ BRIDGES: list[Bridge] = [
     BrownianBridge.bbdm(),
     BrownianBridge.bbdm(schedule="sin"),
 ]
-FAMILY = ["dpm2m", "sde-dpm2m", "ddim", "posterior", "fast"]
+FAMILY = ["dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast"]
 CLEAN = [0.0, 0.0, 1.0, 0.0, 0.0]
 
 
@@ -49,7 +49,7 @@ def test_first_row_draws_its_noise(bridge: Bridge, solver: str):
     sigma = bridge.sigma(table.timesteps)
     kappa, _, _, c_h, c_z = table.coefficients[0]
     assert c_h == 0
-    if solver in ("dpm2m", "ddim"):
+    if solver in ("dpm2m", "midpoint", "ddim"):
         assert (kappa, c_z) == (0, pytest.approx(sigma[1]))
     elif solver == "fast":
         assert (kappa, c_z) == (0, pytest.approx(sigma[1] / 2))
@@ -138,7 +138,7 @@ def test_ancestral_brownian_rows():
 
 
 def test_choices():
-    every = {"dpm2m": 10, "sde-dpm2m": 10, "ddim": 10, "posterior": 200, "fast": 199, "ancestral": 1000}
+    every = {"dpm2m": 10, "sde-dpm2m": 10, "midpoint": 10, "ddim": 10, "posterior": 200, "fast": 199, "ancestral": 1000}
     assert solvers.choices(ABridge()) == every
     assert solvers.choices(ABridge(), steps=5) == dict.fromkeys(FAMILY, 5)
     assert solvers.choices(BrownianBridge.bbdm()).keys() == set(FAMILY)  # whose ancestral sampler is another

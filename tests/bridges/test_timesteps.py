@@ -98,6 +98,20 @@ def test_noise_of_a_continuous_bridge_begins_where_nothing_can_be_seen():
     assert bridge.nu(timesteps.noise(bridge, 3)) == pytest.approx([50, 2.4, 0.01], rel=0.01)  # equal steps in nu^(1/7)
 
 
+@pytest.mark.parametrize("steps", [4, 5, 12])
+@pytest.mark.parametrize("bridge", [DDBM("vp"), I2SB()], ids=["ddbm", "i2sb"])
+def test_midpoint_is_every_second_time_midway(bridge: Bridge, steps: int):
+    """Midway in ln rho; the others are equally spaced in rho^(1/7), but for rounding of integers."""
+    times = timesteps.midpoint(bridge, steps)
+    assert len(times) == steps
+    rho = (bridge.nu(times) ** -2.0 + 2.6**-2) ** -0.5
+    pairs = rho[1:]
+    firsts = pairs[::2] if len(pairs) % 2 else [*pairs[:-1:2], pairs[-1]]
+    assert np.diff(np.array(firsts) ** (1 / 7), 2) == pytest.approx(0, abs=2e-3)
+    for i in range(1, len(pairs) - 1, 2):
+        assert pairs[i] == pytest.approx(np.sqrt(pairs[i - 1] * pairs[i + 1]), rel=1e-9 if bridge.continuous else 0.1)
+
+
 @pytest.mark.parametrize(
     ("bridge", "levels"),
     [
