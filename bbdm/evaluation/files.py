@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -286,7 +285,7 @@ class Valued(Files):
         """Write the result with the source's geometry; a pixel without a value in the source gets none."""
         array, geometry = np.array(result), result.geometry
         if source.nodata is not None and holds(array.dtype, source.nodata):
-            geometry = replace(geometry, kept={**geometry.kept, "nodata": source.nodata})
+            geometry = geometry.with_nodata(source.nodata)
             if source.absent is not None:
                 array[:, source.absent] = source.nodata
         formats.write(path, array, geometry)

@@ -35,6 +35,10 @@ class Geometry:
         """The geometry without some entries of ``kept``."""
         return replace(self, kept={name: value for name, value in self.kept.items() if name not in names})
 
+    def with_nodata(self, value: float | None) -> Geometry:
+        """The geometry with the stored value of pixels that have none; itself without such a value."""
+        return self if value is None else replace(self, kept={**self.kept, "nodata": value})
+
 
 class LazyPicture(ABC):
     """A picture in a file, of which only what is asked for is read.

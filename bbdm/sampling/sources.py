@@ -178,7 +178,7 @@ def read(source: Any, channels: int, scale: Scale) -> Item | None:
             source = images.open_image(path)
         else:
             opened = formats.open(path)
-            source = Picture(opened[()], opened.geometry, name=path.name)
+            source = Picture(opened[()], opened.geometry.with_nodata(opened.nodata), name=path.name)
     if isinstance(source, Image.Image) and not plain:
         source = Picture(images.to_pixels(source, channels) if channels in (1, 3) else images.as_pixels(source))
     if isinstance(source, Picture):

@@ -247,7 +247,7 @@ class _Result(LazyPicture):
         if recoloured:  # what is said of each band is of other values
             geometry = geometry.without("colors")
         if nodata is not None and holds(self.dtype, nodata):
-            geometry = replace(geometry, kept={**geometry.kept, "nodata": nodata})
+            geometry = geometry.with_nodata(nodata)
             self.nodata = nodata
         self.geometry = geometry
 

@@ -118,7 +118,7 @@ class BandedResult(LazyPicture):
         path: the file that it becomes.
         geometry: that of the result.
         rows: those of each band.
-        made: the bands' references.
+        made: the references of the bands' results.
         get: returns the stored values (C, rows, W) of a reference.
     """
 

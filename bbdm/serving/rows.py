@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -50,7 +49,7 @@ class SourceRows:
     def geometry(self) -> Geometry:
         """The geometry of the result."""
         made = self._picture.geometry.without("nodata", *(["colors"] if self._kind.source != self._kind.target else []))
-        return made if self._nodata is None else replace(made, kept={**made.kept, "nodata": self._nodata})
+        return made.with_nodata(self._nodata)
 
     @property
     def _nodata(self) -> float | None:

@@ -148,3 +148,20 @@ def test_a_result_can_be_saved_where_its_type_has_no_room_for_the_source_s_nodat
         assert found.nodata == nodata
         assert (found[()] == result).all()
     assert result[0, 2, 3] == -9999
+
+
+def test_a_plain_tiff_s_nodata_is_no_value(checkpoint: Path, tmp_path: Path) -> None:
+    """It changes no other pixel, and has none in the result."""
+    tifffile = pytest.importorskip("tifffile")
+    sampler = BridgeSampler.from_checkpoint(checkpoint)
+    stored = STORED.astype(np.int16)
+    results: list[Picture] = []
+    for value in (-9999, -32000):
+        stored[0, 2, 3] = value
+        tag = (42113, 2, 0, str(value), True)  # GDAL_NODATA
+        tifffile.imwrite(tmp_path / "a.tif", stored[0], photometric="minisblack", extratags=[tag])
+        (result,) = sampler(tmp_path / "a.tif", **CALL)
+        assert result[0, 2, 3] == value
+        results.append(result)
+    stored[0, 2, 3] = results[0][0, 2, 3] = results[1][0, 2, 3]
+    assert (results[0] == results[1]).all()
