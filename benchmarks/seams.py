@@ -1,13 +1,15 @@
 """Seams of pictures that are translated by windows: python -m benchmarks.seams CHECKPOINT PICTURES [FOLDER].
 
 Each picture is translated by windows, and as independent tiles, which are translated alone and blended. The
-mean step between neighbouring pixels across the edges of windows is divided by that at the other multiples of
-8, since a JPEG has steps of its own there. The ratio is 1 where windows leave no seam.
+mean step between neighbouring pixels across those edges of windows that are multiples of 8 is divided by that
+at the other multiples of 8, since a JPEG has steps of its own there. The ratio is that of the source where
+windows leave no seam. In the same way, the mean step in the middle of what neighbouring windows share is
+divided by that in the middle of windows: it falls where blending takes variance.
 """
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +37,33 @@ def independent(sampler: BridgeSampler, source: Tensor, windowing: Windowing) ->
     return blend(lambda spans: torch.stack([next(made) for _ in spans]), sides, weights, TENSORS)
 
 
-def seam(image: Tensor, windowing: Windowing) -> tuple[float, float]:
-    """Sums of the steps across edges of windows, and across the other multiples of 8: their means."""
-    at, elsewhere = [], []
+def seam(image: Tensor, windowing: Windowing) -> tuple[float, float, float, float]:
+    """Mean steps between neighbours.
+
+    Returns:
+        Those across edges of windows at multiples of 8, across the other multiples of 8, in the middle
+        of what neighbouring windows share, and in the middle of windows.
+    """
+    found: list[list[float]] = [[], [], [], []]
     for axis, side in enumerate(windowing.sides(image.shape[2:])):
         steps = image.diff(dim=2 + axis).abs().mean((0, 1, 3 - axis)).numpy()  # steps[i]: from i to i + 1
-        edges = {edge for start in side.starts for edge in (start, start + side.length)} - {0, side.size}
-        others = set(range(GRID, side.size, GRID)) - edges
-        at += [steps[edge - 1] for edge in edges]
-        elsewhere += [steps[edge - 1] for edge in others]
-    return float(np.mean(at)), float(np.mean(elsewhere))
+        grid = set(range(GRID, side.size, GRID))
+        edges = {edge for start in side.starts for edge in (start, start + side.length)} & grid
+        shared = [(start + before + side.length) // 2 for before, start in pairwise(side.starts)]
+        middles = [start + side.length // 2 for start in side.starts]
+        found[0] += [steps[edge - 1] for edge in edges]
+        found[1] += [steps[edge - 1] for edge in grid - edges]
+        found[2] += [steps[at - GRID // 2 : at + GRID // 2].mean() for at in shared]
+        found[3] += [steps[at - GRID // 2 : at + GRID // 2].mean() for at in middles]
+    at, elsewhere, shared, middle = (float(np.mean(each)) for each in found)
+    return at, elsewhere, shared, middle
 
 
 def seams(args: Any) -> None:
     """Prints the table, and writes results where a folder is given."""
     sampler = BridgeSampler.from_checkpoint(args.checkpoint, solver=args.solver, steps=args.steps, dtype="bf16")
     crop: Any = sampler.pictures.crop or sampler.image_size
-    ratios: dict[str, list[tuple[float, float]]] = {}
+    ratios: dict[str, list[tuple[float, ...]]] = {}
     for path in sorted(args.pictures.iterdir()):
         with Image.open(path) as opened:
             pixels = np.asarray(opened.convert("RGB")).transpose(2, 0, 1).copy()
@@ -69,9 +81,10 @@ def seams(args: Any) -> None:
                 args.folder.mkdir(exist_ok=True, parents=True)
                 array = ((image[0].clamp(-1, 1) + 1) * 127.5).round().byte().numpy().transpose(1, 2, 0)
                 Image.fromarray(array).save(args.folder / f"{path.stem}_{name.replace(' ', '_')}.png")
+    print(f"{'':18} edges  shared")
     for name, each in ratios.items():
-        at, elsewhere = np.array(each).T
-        print(f"{name:18} {at.sum() / elsewhere.sum():.4f} ({', '.join(f'{one / other:.3f}' for one, other in each)})")
+        at, elsewhere, shared, middle = np.array(each).sum(0)
+        print(f"{name:18} {at / elsewhere:.3f}  {shared / middle:.3f}")
 
 
 def main(argv: list[str] | None = None) -> None:
