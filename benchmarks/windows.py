@@ -8,6 +8,7 @@ installed. Then each row runs once in a process of its own, for its peak of resi
 from __future__ import annotations
 
 import copy
+import math
 import resource
 import statistics
 from collections.abc import Callable
@@ -77,10 +78,13 @@ def rows_of(network: str, dtype: str, side: int) -> dict[str, Callable[[], objec
         """The calls of the network on batches that are there."""
         state = loop.start(*given())
         wrapped = Windowed(loop.network, windowing)
-        arguments = wrapped.first(state.inputs, loop.embedding[:1], state.conditions)
-        places = windowing.calls(1, (side, side))
-        for _ in range(places):
-            loop.network(*arguments)
+        x, embedding, conditions = wrapped.first(state.inputs, loop.embedding[:1], state.conditions)
+        left = math.prod(len(each.starts) for each in windowing.sides((side, side)))
+        while left > 0:
+            if left < AT_ONCE:
+                x, conditions = x[:left].clone(), {name: value[:left].clone() for name, value in conditions.items()}
+            loop.network(x, embedding, conditions)
+            left -= AT_ONCE
 
     def given() -> tuple[Tensor, Tensor, None, None, dict[str, Tensor]]:
         y = source.contiguous(memory_format=torch.channels_last)
