@@ -26,7 +26,7 @@ OTHERS = ["CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "bbdm/demo/README.md
 PAGES = [ROOT / "README.md", *(ROOT / name for name in OTHERS), *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"(?:<!-- (nightly|compile only): [^>]+ -->\n)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-LONG = ("|", "python3 -m venv .venv")  # tables, and the two commands that do everything
+LONG = ("|", "python3 -m venv")  # tables, and the two commands that do everything
 PYTEST = {"--benchmark-only", "--benchmark-json", "-m", "-k", "-n"}  # options that are not of benchmarks/conftest.py
 
 

@@ -166,7 +166,8 @@ class Translator:
         larger than memory are not counted. Their states are those of settings ``about``.
         """
         count = self._at_once(jobs)
-        size = self.config.batch_size if self.files.at_once else count
+        windowed = sampler.windowing(**self.config.windows) is not None
+        size = self.config.batch_size if self.files.at_once or windowed else count
         batches = [jobs[start : start + count] for start in range(0, len(jobs), count)]
         share = batches[self.processes.rank :: self.processes.count]
         windows = self.config.windows
@@ -178,7 +179,7 @@ class Translator:
                 for group in groups:
                     sources = [self.files.source(job.index) for job in group]
                     given, settings = [source.given for source in sources], self.files.settings
-                    if warm_up and number == 0:  # by one network call, or on CUDA by all that a graph captures
+                    if warm_up and number == 0 and not windowed:  # by one call, on CUDA by all that a graph captures
                         solver, _ = solvers.with_defaults(sampler.calls)
                         one = (None, None) if sampler.device.type == "cuda" else (solver, 1)
                         sampler(given, seed=0, batch_size=size, solver=one[0], steps=one[1], **settings, **windows)

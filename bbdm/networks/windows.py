@@ -171,10 +171,9 @@ class Windowing:
 
     def calls(self, images: int, size: Sequence[int]) -> int:
         """The number of network calls for one step of some images."""
-        places = math.prod(len(side.starts) for side in self.sides(size))
-        whole, rest = divmod(places, self.together(images))
-        each = self.together(images) * images
-        return sum(-(-count * images // self.at_once) for count in [each // images] * whole + [rest] * (rest > 0))
+        together = self.together(images)
+        whole, rest = divmod(math.prod(len(side.starts) for side in self.sides(size)), together)
+        return whole * math.ceil(together * images / self.at_once) + math.ceil(rest * images / self.at_once)
 
 
 def check_windows(

@@ -175,9 +175,9 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
                 image at every batch size. None draws one; see ``last_seeds``.
             noise: (K, B, C, H, W) standard normals in place of a seed, on the grid that the network sees.
             batch_size: the largest number of images at once; None for all. With windows, also that of windows
-                in a network call, where None is 16. A compiled sampler repeats the
-                last image where fewer are left, so calls with one ``batch_size`` compile once for each size
-                of picture.
+                in a network call, where None is 16; together they have at most 2^20 pixels. A compiled
+                sampler repeats the last image where fewer are left, so calls with one ``batch_size`` compile
+                once for each size of picture.
             progress: show on standard error how many network calls are done; or a function that is called
                 with their number and that of all, after each.
             solver: for this call; None for the sampler's own.

@@ -10,6 +10,7 @@ from bbdm.networks.windows import Windowing, check_windows
 from bbdm.pictures.images import Size
 
 WINDOWS_AT_ONCE = 16  # in a network call, where no batch_size is given
+PIXELS_AT_ONCE = 2**20  # of windows in a network call, but for one that is larger
 Window = Size | Literal["auto"] | None
 
 
@@ -68,7 +69,8 @@ class Shapes:
             overlap: of neighbouring windows at least, as a share of a window.
             margin: pixels at the edges of windows inside the picture that count for nothing.
             crop: the size of training crops, if any.
-            batch_size: windows in a network call; None for the network's number, or 16.
+            batch_size: windows in a network call at most, which have no more than 2^20 pixels together; None
+                for the network's number, or 16.
 
         Raises:
             ValueError: window, overlap or margin is out of range, or the network takes another size alone.
@@ -78,7 +80,8 @@ class Shapes:
             return None
         if self.size not in (None, lengths):
             raise ValueError(f"window must be {self.size}, which this network takes alone, got {window}")
-        cell, at_once = self.latent_stride, self.batch or batch_size or WINDOWS_AT_ONCE
+        most = max(1, PIXELS_AT_ONCE // (lengths[0] * lengths[1]))
+        cell, at_once = self.latent_stride, self.batch or min(batch_size or WINDOWS_AT_ONCE, most)
         sides = tuple(length // cell for length in lengths)
         return Windowing(sides, overlap, -(-margin // cell), self.stride // cell, at_once, self.fill)
 

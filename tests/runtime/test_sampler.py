@@ -109,7 +109,9 @@ def test_windows(sampler: OnnxBridgeSampler, reference: BridgeSampler):
     assert np.abs(made - sampler(LARGE, seed=3)).max() > 1e-2
 
 
+@pytest.mark.nightly
 def test_windows_of_a_static_export(file: Path, tmp_path: Path, reference: BridgeSampler):
+    """The export takes long; windows of another export, and full batches, are shown each day."""
     flags = "--solver", "sde-dpm2m", "--steps", "4", "--static", "3,16,16", "--no-check"
     static = OnnxBridgeSampler(export(file, tmp_path / "static", *flags))
     near(static(LARGE, seed=3, window=16), reference(torch.from_numpy(LARGE), seed=3, window=16))
