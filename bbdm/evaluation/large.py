@@ -70,8 +70,7 @@ class LargePictures:
                     pass
 
     def _windows(self, sampler: BridgeSampler, size: tuple[int, int]) -> Windowing | None:
-        settings = {**self._config.windows, "crop": sampler.pictures.crop, "batch_size": self._config.batch_size}
-        return sampler._shapes.windows(size, **settings)
+        return sampler.windowing(**self._config.windows, batch_size=self._config.batch_size, size=size)
 
     def translate(self, sampler: BridgeSampler, job: Job, about: dict[str, Any]) -> None:
         """Make and write the result of a picture by windows. Its states are those of settings ``about``.

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from bbdm.pictures import values
 from bbdm.pictures.images import Size, as_size
-from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values
+from bbdm.pictures.lazy import Geometry
+from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, holds
 
 Plane = Literal["axial", "coronal", "sagittal"]
 AXES: dict[str, int] = dict(zip(get_args(Plane), range(3), strict=True))  # of a volume (D, H, W), across the plane
@@ -38,6 +41,17 @@ class PictureKind:
             raise ValueError(f"target values must be LOW:HIGH, so that results have a unit; got {self.target}")
         if self.slices not in (None, *AXES):
             raise ValueError(f"slices must be one of {', '.join(AXES)}, got {self.slices!r}")
+
+    def geometry_of_result(self, geometry: Geometry, nodata: float | None) -> Geometry:
+        """A source's geometry as its result has it.
+
+        ``nodata``, the source's value of pixels that have none, is the result's too where its type holds it.
+        What is said of each band is left out where it is of other values.
+        """
+        if nodata is not None:
+            held = holds(np.dtype(self.target.dtype), nodata)
+            geometry = geometry.with_nodata(nodata) if held else geometry.without("nodata")
+        return geometry if self.source == self.target else geometry.without("colors")
 
     def config(self) -> dict[str, Any]:
         """Plain values, of which :meth:`from_config` makes it again: what is not of whole 8-bit pictures."""

@@ -219,7 +219,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         given, whole = self._batches(plan, source, seed, noise, scale, mask, conditions)
         batches: list[Batch] = []
         for each in whole:
-            windows = self._windows(each, window, overlap, margin, batch_size)
+            windows = self.windowing(window, overlap, margin, batch_size, each.source.shape[2:])
             if windows is None:
                 batches += each.split(self._shapes.batch or batch_size, self._shapes.fill)
             else:
@@ -262,7 +262,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         _, batches = self._batches(plan, source, seed, noise, self._scale(range, None, None), mask, conditions)
         if len(batches) > 1:
             raise ValueError("stream needs sources of one size, got several")
-        windows = self._windows(batches[0], window, overlap, margin, None)
+        windows = self.windowing(window, overlap, margin, None, batches[0].source.shape[2:])
         batch, only = batches[0]._replace(windows=windows), self._shapes.batch
         if windows is None and only not in (None, len(batch.indices)):
             raise ValueError(f"source must hold {only} images for this network, got {len(batch.indices)}")
@@ -310,22 +310,19 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         return given, [Batch(i, array, [own[k] for k in i], noise, mask, seen) for i, array in given.groups]
 
     def windowing(
-        self, window: Window = "auto", overlap: float = 0.25, margin: int = 0, batch_size: int | None = None
+        self,
+        window: Window = "auto",
+        overlap: float = 0.25,
+        margin: int = 0,
+        batch_size: int | None = None,
+        size: Sequence[int] = (sys.maxsize, sys.maxsize),
     ) -> Windowing | None:
-        """How a call with these arguments cuts pictures larger than a window; None where it does not.
+        """How a call cuts pictures of a size, or any that are larger than a window; None where it does not.
 
         Raises:
             ValueError: window, overlap or margin is out of range, or the network takes another size alone.
         """
-        larger = sys.maxsize, sys.maxsize
-        return self._shapes.windows(larger, window, overlap, margin, self.pictures.crop, batch_size)
-
-    def _windows(
-        self, batch: Batch, window: Window, overlap: float, margin: int, batch_size: int | None
-    ) -> Windowing | None:
-        """The windows that the network is called on for a batch; see :meth:`Shapes.windows`."""
-        size, crop = batch.source.shape[2:], self.pictures.crop
-        return self._shapes.windows(size, window, overlap, margin, crop, batch_size)
+        return self._shapes.windows(size, window, overlap, margin, self.pictures.crop, batch_size)
 
     def _calls(self, batch: Batch) -> int:
         """The network calls of a step."""

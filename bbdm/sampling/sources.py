@@ -20,7 +20,7 @@ from PIL import Image
 from bbdm.pictures import formats, images
 from bbdm.pictures.kind import AXES, EIGHT_BIT_PICTURES, PictureKind
 from bbdm.pictures.picture import Picture
-from bbdm.pictures.values import EIGHT_BIT, Values, check_finite, holds, without_data
+from bbdm.pictures.values import EIGHT_BIT, Values, check_finite, without_data
 
 Range = tuple[float, float]  # the values of black and white in arrays of floats
 UNIT: Range = (-1.0, 1.0)
@@ -224,13 +224,9 @@ def _values(picture: Picture, channels: int, kind: PictureKind) -> Item:
     def restore(results: list[npt.NDArray[np.float32]]) -> Picture:
         whole = results[0] if axis is None else np.stack(results, axis)
         stored = kind.target.stored(whole, axes=whole.ndim - 1)
-        geometry = picture.geometry
-        if nodata is not None and not holds(stored.dtype, nodata):
-            geometry = geometry.without("nodata")
-        elif absent.any():
+        geometry = kind.geometry_of_result(picture.geometry, nodata)
+        if absent.any() and geometry.kept.get("nodata") is not None:
             stored[:, absent] = nodata
-        if kind.source != kind.target:  # what is said of each band is of other values
-            geometry = geometry.without("colors")
         return Picture(stored, geometry, kind.target.unit, picture.name)
 
     return Item(slices, restore)

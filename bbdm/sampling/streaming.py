@@ -22,8 +22,9 @@ from bbdm.base.memory import shown
 from bbdm.data.reading import Strips
 from bbdm.networks.windows import Spans, Windowing
 from bbdm.pictures import formats
+from bbdm.pictures.kind import PictureKind
 from bbdm.pictures.lazy import LazyPicture, Window
-from bbdm.pictures.values import Values, check_finite, holds
+from bbdm.pictures.values import Values, check_finite
 from bbdm.sampling.bands import Bands
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.sampling.state import Plane, state_folder
@@ -92,8 +93,7 @@ class Stream:
                 "memory are for that: save it as GeoTIFF, tiled TIFF or npy, of which parts are read"
             )
         self._source, self._seed, self._report = source, seed, report
-        self._target: Values = sampler.pictures.target
-        self._recoloured = sampler.pictures.source != sampler.pictures.target
+        self._kind = sampler.pictures
         self._shape = sampler._shapes.grid(1, *source.shape[1:])[1:]
         plan = sampler._plan(None, None, None)
         self._loop, self._about = plan.loop, {"table": plan.table.description(), "seed": seed}
@@ -156,7 +156,7 @@ class Stream:
                 self._step(files, index)
                 folder.finish(index + 1, files.names(index + 1))
             last = files.state(self._bands.steps)
-            result = _Result(path, files, last, self._target, self._recoloured, lambda: self._advance(0))
+            result = _Result(path, files, last, self._kind, lambda: self._advance(0))
             size = math.prod(result.shape) * result.dtype.itemsize
             folder.check_free(last.nbytes + size, "the result of this picture and its state")
             formats.write_rows(path, result)
@@ -237,19 +237,12 @@ class _Result(LazyPicture):
 
     windowed = True
 
-    def __init__(
-        self, path: Path, files: _Files, state: Plane, values: Values, recoloured: bool, read: Callable[[], Any]
-    ) -> None:
-        self.path, self.dtype = path, np.dtype(values.dtype)
-        self._files, self._state, self._values, self._read = files, state, values, read
+    def __init__(self, path: Path, files: _Files, state: Plane, kind: PictureKind, read: Callable[[], Any]) -> None:
+        self.path, self.dtype = path, np.dtype(kind.target.dtype)
+        self._files, self._state, self._values, self._read = files, state, kind.target, read
         self.shape = (self._state.shape[0], *files.given.shape[1:])
-        geometry, nodata = files.given.geometry.without("nodata"), files.given.nodata
-        if recoloured:  # what is said of each band is of other values
-            geometry = geometry.without("colors")
-        if nodata is not None and holds(self.dtype, nodata):
-            geometry = geometry.with_nodata(nodata)
-            self.nodata = nodata
-        self.geometry = geometry
+        self.geometry = kind.geometry_of_result(files.given.geometry.without("nodata"), files.given.nodata)
+        self.nodata = self.geometry.kept.get("nodata")
 
     def __getitem__(self, window: Window) -> npt.NDArray[Any]:
         rows, columns = window

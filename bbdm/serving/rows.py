@@ -13,7 +13,7 @@ from bbdm.data.collection import Sides
 from bbdm.data.reading import Reader
 from bbdm.pictures.kind import PictureKind
 from bbdm.pictures.lazy import Geometry, LazyPicture
-from bbdm.pictures.values import EIGHT_BIT, Values, check_channels, check_finite, holds
+from bbdm.pictures.values import EIGHT_BIT, Values, check_channels, check_finite
 
 Array = npt.NDArray[Any]
 
@@ -48,14 +48,7 @@ class SourceRows:
     @property
     def geometry(self) -> Geometry:
         """The geometry of the result."""
-        made = self._picture.geometry.without("nodata", *(["colors"] if self._kind.source != self._kind.target else []))
-        return made.with_nodata(self._nodata)
-
-    @property
-    def _nodata(self) -> float | None:
-        """The value of pixels of the result that have none in the source, where its type holds that."""
-        value = self._picture.nodata
-        return value if value is not None and holds(np.dtype(self._kind.target.dtype), value) else None
+        return self._kind.geometry_of_result(self._picture.geometry, self._picture.nodata)
 
     @cached_property
     def _values(self) -> Values:
@@ -82,8 +75,9 @@ class SourceRows:
         """(C, rows, W) stored values of a result in [-1, 1], (C, rows, W) of the padded picture."""
         inside = slice(rows.start, min(rows.stop, self.size[0]))
         result = self._kind.target.stored(made[:, : inside.stop - inside.start, : self.size[1]])
-        if self._nodata is not None:
-            result[:, self._read(inside)[1]] = self._nodata
+        nodata = self.geometry.kept.get("nodata")
+        if nodata is not None:
+            result[:, self._read(inside)[1]] = nodata
         return result
 
     def _read(self, rows: slice) -> tuple[Array, Array]:
