@@ -240,11 +240,12 @@ def _from_noise(bridge: Bridge, solver: str, steps: int) -> bool:
     """Whether sampling starts from noise by default.
 
     Networks that were distilled are trained for it. For others it saves a call, which counts up to 4, and is
-    wrong by 1 / nu of a pixel's spread, which does not count where nu is 40: see ``tests/gaussian.py``.
+    wrong by 1 / nu of a pixel's spread, which does not count where nu is 40 (of pairs of spread 0.5): see
+    ``tests/gaussian.py``.
     """
     if bridge.deterministic or not np.isinf(bridge.nu(bridge.top)):
         return False
-    level = float(bridge.nu(skips.highest(bridge)))
+    level = float(bridge.nu(skips.highest(bridge))) / bridge.scale
     return level >= 1 if solver == DISTILLED else level >= 40 and steps <= 4
 
 
@@ -281,7 +282,7 @@ def _midpoint_row(bridge: Bridge, times: skips.Timesteps) -> list[float]:
     integrated exactly along the probability flow.
     """
     alpha, beta, sigma = (weights.tolist() for weights in bridge.marginal(times))
-    nu = bridge.nu(times)
+    nu = bridge.nu(times) / bridge.scale
     level, q = -np.log(skips.reference_noise(nu)), skips.REFERENCE / nu
     integral = level[2] - level[0] - 1 + (q[0] + np.arctan(q[2]) - np.arctan(q[0])) / q[2]
     gain = alpha[2] * integral / (level[1] - level[0])

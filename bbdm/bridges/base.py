@@ -15,14 +15,15 @@ import numpy.typing as npt
 
 from bbdm.bridges import densities
 from bbdm.bridges.densities import Density
-from bbdm.bridges.objectives import OBJECTIVES, PINNED_SPREAD, Weights
+from bbdm.bridges.objectives import OBJECTIVES, Weights
 from bbdm.bridges.path import Array, Path
+from bbdm.bridges.statistics import Statistics
 
 if TYPE_CHECKING:
     import torch
 
 ROUNDING = 1e-13  # of weights that cancel
-LATER = {"density": "uniform", "cov": 0.0}  # settings that older files lack; left out at these values
+LATER = {"density": "uniform", **Statistics().statistics}  # settings that older files lack; left out at these values
 
 
 class Bridge(Path):
@@ -46,19 +47,20 @@ class Bridge(Path):
     def start(self, t: float) -> tuple[float, float]:
         """Weights of y and noise in the state that sampling starts with at a time.
 
-        At ``top`` it is the source. Below, x_t is drawn as if x0 - y had mean 0 and spread 0.5: at a high
+        At ``top`` it is the source. Below, x_t is drawn as if x0 - y had mean 0 and its ``spread``: at a high
         noise level that is as good as an estimate of x0.
 
         Raises:
-            ValueError: the time is below the top, and the noise level there is below 1, or 0 everywhere.
+            ValueError: the time is below the top, and the noise level there is below twice the spread, or 0
+                everywhere.
         """
         if t == self.top:
             return 1.0, 0.0
-        if self.deterministic or not self.nu(t) >= 1:
-            wanted = f"the bridge's top {self.top}, or where the noise level is at least 1"
+        if self.deterministic or not self.nu(t) >= self.scale:
+            wanted = f"the bridge's top {self.top}, or where the noise level is at least {self.scale:g}"
             raise ValueError(f"timesteps must start at {wanted}, got {t}")
         alpha, beta, sigma = (float(weight) for weight in self.marginal(t))
-        return alpha + beta, float(np.hypot(sigma, alpha * PINNED_SPREAD))
+        return alpha + beta, float(np.hypot(sigma, alpha * self.spread))
 
     def input(self, t: npt.ArrayLike) -> Array:
         """(..., 2) weights of x_t and y in what the network is shown."""
@@ -231,6 +233,7 @@ class Bridge(Path):
             raise ValueError(f"objective must be one of {known}, got {self.objective!r}")
         if self.density not in get_args(Density):
             raise ValueError(f"density must be one of {get_args(Density)}, got {self.density!r}")
+        self._check_positive("spread", "sigma_data", "sigma_source")
         if not abs(self.cov) < self.sigma_data * self.sigma_source:
             limit = self.sigma_data * self.sigma_source
             raise ValueError(f"cov must be below {limit:g} in size, the product of the spreads, got {self.cov!r}")

@@ -98,7 +98,6 @@ class BrownianBridge(Bridge):
         schedule: ``exact`` is m = t / T on 1..T. ``linear`` and ``sin`` are the original code's schedules on
             the indices 0..T-1, which stop just short of both endpoints; see :meth:`bbdm`.
         density: the density of training times.
-        cov: the covariance of targets and sources, which the objective ``preconditioned`` takes.
 
     Raises:
         ValueError: an argument is out of range.
@@ -109,7 +108,6 @@ class BrownianBridge(Bridge):
     objective: Objective = "residual"
     schedule: Literal["exact", "linear", "sin"] = "exact"
     density: Density = "uniform"
-    cov: float = 0.0
 
     def __post_init__(self) -> None:
         self._check_common()

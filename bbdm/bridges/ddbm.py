@@ -32,11 +32,8 @@ class DDBM(RealTimeBridge):
         t_max: T; None for the paper's, 80 or 1.
         beta_d: the growth of beta in ``vp``.
         beta_min: the least beta in ``vp``.
-        sigma_data: the standard deviation of targets.
-        cov: the covariance of targets and sources.
         objective: the quantity that the network predicts.
         density: the density of training times.
-        sigma_source: the standard deviation of sources.
 
     Raises:
         ValueError: an argument is out of range.
@@ -47,11 +44,8 @@ class DDBM(RealTimeBridge):
     t_max: float | None = None
     beta_d: float = 2.0
     beta_min: float = 0.1
-    sigma_data: float = 0.5
-    cov: float = 0.0
     objective: Objective = "preconditioned"
     density: Density = "uniform"
-    sigma_source: float = 0.5
 
     def __post_init__(self) -> None:
         if self.kind not in TIMES:
@@ -62,7 +56,7 @@ class DDBM(RealTimeBridge):
         self._check_common()
         if not 0 < self.low < self.end < np.inf:
             raise ValueError(f"t_min and t_max must be 0 < t_min < t_max, got {self.t_min} and {self.t_max}")
-        self._check_positive("beta_d", "beta_min", "sigma_data", "sigma_source")
+        self._check_positive("beta_d", "beta_min")
 
     @property
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]

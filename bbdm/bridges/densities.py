@@ -21,9 +21,10 @@ def quantiles(path: Path, density: Density) -> Array:
     """(POINTS,) increasing times that are equally likely under a density.
 
     ``log-normal`` is ln nu ~ N(-0.9, 1.2^2) carried over to t, ``wide`` N(-0.4, 1.6^2) and ``high``
-    N(1.0, 1.4^2), with 5 % of it uniform (as Karras et al. 2022 for diffusion models). A discrete time has
-    the probability between the midpoints to its neighbours. Where nu is infinite at the top, 2 % of the times
-    of the objective ``pinned`` are the top.
+    N(1.0, 1.4^2), with 5 % of it uniform (as Karras et al. 2022 for diffusion models). These are for pairs of
+    spread 0.5: for a spread s the means are larger by ln(s / 0.5). A discrete time has the probability
+    between the midpoints to its neighbours. Where nu is infinite at the top, 2 % of the times of the
+    objective ``pinned`` are the top.
     """
     low, high = path.train_range
     if path.objective == "pinned" and np.isinf(path.nu(path.top)):
@@ -38,7 +39,7 @@ def _quantiles(path: Path, density: Density, low: float, high: float, points: in
         return low + shares * (high - low)
     if path.continuous:
         level, spread = LEVELS[density]
-        levels = np.exp(level + spread * np.linspace(-6, 6, GRID))
+        levels = path.scale * np.exp(level + spread * np.linspace(-6, 6, GRID))
         inside = path.time_at(np.clip(levels, *path.nu([low, high])))
         edges = np.unique(np.concatenate([np.linspace(low, high, GRID), inside]).clip(low, high))
         return np.interp(shares, _cumulative(path, density, edges), edges)
@@ -54,6 +55,6 @@ def _cumulative(path: Path, density: Density, times: Array) -> Array:
     level, spread = LEVELS[density]
     uniform = (times - times[0]) / (times[-1] - times[0])
     with np.errstate(divide="ignore"):
-        scaled = (np.log(path.nu(times)) - level) / spread
+        scaled = (np.log(path.nu(times) / path.scale) - level) / spread
     normal = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in scaled])
     return UNIFORM * uniform + (1 - UNIFORM) * (normal - normal[0]) / (normal[-1] - normal[0])

@@ -26,11 +26,8 @@ class ECSI(RealTimeBridge):
     Args:
         gamma_max: the noise in the middle; the paper's are 0.125 (edges2handbags) and 0.25 (DIODE).
         t_min: the smallest time, above 0.
-        sigma_data: the standard deviation of targets.
-        cov: the covariance of targets and sources; the code's is 0.125.
         objective: the quantity that the network predicts.
         density: the density of training times.
-        sigma_source: the standard deviation of sources.
 
     Raises:
         ValueError: an argument is out of range.
@@ -38,16 +35,13 @@ class ECSI(RealTimeBridge):
 
     gamma_max: float = 0.125
     t_min: float = 1e-4
-    sigma_data: float = 0.5
-    cov: float = 0.0
     objective: Objective = "preconditioned"
     density: Density = "uniform"
-    sigma_source: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 < self.t_min < 1:
             raise ValueError(f"t_min must be in (0, 1), got {self.t_min!r}")
-        self._check_positive("gamma_max", "sigma_data", "sigma_source")
+        self._check_positive("gamma_max")
         self._check_common()
 
     @property

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from bbdm.bridges.path import Path
 
 Objective = Literal["residual", "displacement", "noise", "preconditioned", "pinned"]
-PINNED_SPREAD = 0.5  # of x0 - y, for pictures in [-1, 1]
 
 
 class Weights(NamedTuple):
@@ -69,7 +68,7 @@ def pinned(path: Path, t: npt.ArrayLike) -> Weights:
     Where nu is infinite the network is shown nothing of the state, and predicts x0 - y at unit variance.
     """
     alpha, beta, _ = path.marginal(t)
-    spread, nu = PINNED_SPREAD, path.nu(t)
+    spread, nu = path.spread, path.nu(t)
     finite = np.isfinite(nu)
     with np.errstate(divide="ignore", invalid="ignore"):
         c_in = 1 / np.hypot(nu, spread)

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bbdm.bridges.statistics import PICTURES, Statistics
+
 Array = npt.NDArray[np.float64]
 
 
@@ -19,7 +21,7 @@ class Marginal(NamedTuple):
     sigma: Array
 
 
-class Path(ABC):
+class Path(Statistics, ABC):
     """A Gaussian path from a target x0 to a source y.
 
     Times are the integers ``low``..``top``, or with ``continuous`` the reals from ``low`` to ``top``.
@@ -30,9 +32,6 @@ class Path(ABC):
     deterministic: bool = False  # sigma is 0 everywhere
     num_steps: int
     objective: Any  # a name in OBJECTIVES, or of the bridge's own
-    sigma_data: float = 0.5  # the standard deviation of targets, for preconditioning
-    sigma_source: float = 0.5  # the standard deviation of sources, for the same
-    cov: float = 0.0  # the covariance of targets and sources, for the same
 
     @abstractmethod
     def marginal(self, t: npt.ArrayLike) -> Marginal:
@@ -88,6 +87,11 @@ class Path(ABC):
         alpha, beta, sigma = self.marginal(t)
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(alpha > 0, (beta if self.deterministic else sigma) / alpha, np.inf)
+
+    @property
+    def scale(self) -> float:
+        """What noise levels of pictures are multiplied by for this data; 1 without noise."""
+        return 1.0 if self.deterministic else self.spread / PICTURES
 
     def network_time(self, t: npt.ArrayLike) -> Array:
         """What the network sees of a time, float64: the time itself unless a subclass says otherwise."""

@@ -16,10 +16,10 @@ Timesteps = npt.NDArray[Any]  # (K,) int64, or float64 for a continuous bridge
 
 RHO = 7  # Karras et al. 2022 (EDM), eq. 5
 MOST = 10_000  # times of a continuous bridge
-HIGHEST = 50.0  # noise level below a continuous top: of pictures in [-1, 1], nothing can be seen there
+HIGHEST = 50.0  # noise level below a continuous top, of pairs of spread 0.5: nothing can be seen there
 LOWEST = 0.01  # noise level of the last call: a step of 8 bits is 0.008, and less costs long steps in ln nu
-COARSE = 0.4  # noise level of the last call of coarse
-REFERENCE = 2.6  # total noise of the process that midpoint measures steps in: that of DDBM's vp
+COARSE = 0.4  # noise level of the last call of coarse, of pairs of spread 0.5
+REFERENCE = 2.6  # total noise of the process that midpoint measures steps in, that of DDBM's vp; of spread 0.5
 
 
 def karras(bridge: Bridge, steps: int | None = None) -> Timesteps:
@@ -54,7 +54,9 @@ def coarse(bridge: Bridge, steps: int | None = None) -> Timesteps:
     steps = _count(bridge, steps, 5)
     infinite = bool(np.isinf(bridge.nu(bridge.top)))
     first, high = ([bridge.top], highest(bridge)) if infinite else ([], bridge.top)
-    levels = np.geomspace(float(bridge.nu(high)), min(COARSE, float(bridge.nu(high))), steps - len(first))
+    levels = np.geomspace(
+        float(bridge.nu(high)), min(bridge.scale * COARSE, float(bridge.nu(high))), steps - len(first)
+    )
     return _distinct([*first, *bridge.time_at(levels)], bridge)
 
 
@@ -68,22 +70,29 @@ def midpoint(bridge: Bridge, steps: int | None = None) -> Timesteps:
     if steps == 1:
         return _distinct([bridge.top], bridge)
     count = (steps + 1) // 2  # pairs, of which the last has one call
-    most, least = reference_noise(bridge.nu([highest(bridge), bridge.low])).clip(LOWEST).tolist()
+    noise = reference_noise(bridge.nu([highest(bridge), bridge.low]) / bridge.scale)
+    most, least = noise.clip(LOWEST / bridge.scale).tolist()
     rho = np.linspace(most ** (1 / RHO), least ** (1 / RHO), count) ** RHO
     middles = np.sqrt(rho[:-1] * rho[1:])[: steps - 1 - count]
     levels = 1 / np.sqrt(np.append(rho, middles) ** -2 - REFERENCE**-2)
-    return _distinct([bridge.top, *bridge.time_at(levels)], bridge)
+    return _distinct([bridge.top, *bridge.time_at(bridge.scale * levels)], bridge)
 
 
 def reference_noise(nu: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """The noise rho of the process whose bridge has the levels nu: rho^-2 = nu^-2 + 2.6^-2."""
+    """The noise rho of the process whose bridge has the levels nu, of spread 0.5: rho^-2 = nu^-2 + 2.6^-2."""
     with np.errstate(divide="ignore"):
         return (np.asarray(nu, dtype=np.float64) ** -2.0 + REFERENCE**-2) ** -0.5
 
 
 def highest(bridge: Bridge) -> float:
-    """The highest time below the top: of integers the next, of reals that of the noise level 50."""
-    return float(bridge.time_at(HIGHEST)) if bridge.continuous else bridge.top - 1
+    """The highest time below the top: of reals that of the noise level 50, for a spread s of 50 s / 0.5.
+
+    Of integers it is the next, or for a spread that is not 0.5, the nearest to that level.
+    """
+    if bridge.scale == 1 and not bridge.continuous:
+        return bridge.top - 1
+    time = float(bridge.time_at(bridge.scale * HIGHEST))
+    return time if bridge.continuous else min(bridge.top - 1, round(time))
 
 
 def _levels(bridge: Bridge, high: float, shares: npt.NDArray[np.float64], first: Iterable[float] = ()) -> Timesteps:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -40,6 +41,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     flag("--bridge", choices=get_args(BridgeName), default="abridge", help="the path from source to target")
     flag("--objective", choices=OBJECTIVES, help="what the network predicts; the bridge's own if unset")
     flag("--density", choices=get_args(Density), default="uniform", help="of training times")
+    flag("--spread", type=float, help="of targets less sources, in [-1, 1]; measured if unset and it counts")
     training.add_data_flags(parser, 256, "that pictures are resized to")
     flag("--channels", type=int, choices=[1, 3], help="1 for grey pictures; 3 if unset, or the autoencoder's")
     flag("--condition", choices=get_args(Condition), help="how the network sees the source; the preset's if unset")
@@ -84,7 +86,7 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
 
     from bbdm.cli import setup
     from bbdm.data.latents import LatentDataset, measure
-    from bbdm.training import fine_tuning
+    from bbdm.training import fine_tuning, statistics
     from bbdm.training.previews import ValidationScores
     from bbdm.training.trainer import Trainer
 
@@ -101,9 +103,12 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
     unet = setup.build_network(args.preset, channels[0], args.condition, channels[1])
     unet.gradient_checkpointing = args.gradient_checkpointing
     bridge = setup.build_bridge(args.bridge, args.time_steps, args.c_lambda, args.objective, args.density)
+    given = {} if args.spread is None else {"spread": args.spread}
+    known = {} if resumed is None else resumed[1].bridge.statistics
     if args.init_from is not None and resumed is None:
         trained = fine_tuning.load_trained(args.init_from, args.time_steps or 1000, args.c_lambda, args.config)
-        for line in fine_tuning.begin_from(trained, args.init_from, unet, bridge, codec):
+        known = trained.bridge.statistics
+        for line in fine_tuning.begin_from(trained, args.init_from, unet, replace(bridge, **known | given), codec):
             if team.first:
                 print(line)
 
@@ -122,6 +127,11 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
         stored = resumed and resumed[1].codec and resumed[1].codec.statistics
         codec = codec.with_statistics(stored or measure(pairs, codec, args.flip, progress=verbose))
 
+    bridge = replace(bridge, **known | given)
+    if statistics.used(bridge) and not known | given:
+        bridge = statistics.fitted(bridge, unet, pairs, codec, team.device)
+        if team.first:
+            print(f"measured: {', '.join(f'{name} {value:g}' for name, value in bridge.statistics.items())}")
     trainer = Trainer(unet, bridge, config, pairs, validation, folder.path, codec, team, callbacks)
     return training.resume(trainer, args, resumed, team)
 

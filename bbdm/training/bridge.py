@@ -139,26 +139,17 @@ class BridgeTask(TrainingTask):
     def _loss(self, batch: Example, seeds: torch.Tensor, step: int) -> torch.Tensor:
         """The loss of a batch from the data set, one seed for each example."""
         with self.phase("augment, encode"):
-            batch = self.encode(augment(batch, seeds, step, self.config), self.latents)
+            batch = encode(augment(batch, seeds, step, self.config), self.codec, self.latents)
         with self.phase("forward"):
             losses, t = self.losses(self.replica, batch, seeds, step)
         if self.tracker is not None:
             self.by_time.add(losses, t)
         return losses.mean()
 
-    def encode(self, batch: Example, latents: bool = False) -> Example:
-        """A batch of pictures, or of latents from a cache, in the space of the bridge. Conditions stay."""
-        if self.codec is None:
-            return batch
-        coded = self.codec.normalize if latents else self.codec.encode
-        roles: dict[Role, torch.Tensor] = {"source": batch.source, "target": batch.target}
-        source, target = (coded(v, r).contiguous(memory_format=torch.channels_last) for r, v in roles.items())
-        return batch._replace(source=source, target=target)
-
     @torch.no_grad()
     def validation_loss(self, batch: Example, seeds: torch.Tensor) -> float:
         """The averaged weights' loss, the mean over VALIDATION_STEPS and the sum over pairs of pictures."""
-        batch = self.encode(batch)
+        batch = encode(batch, self.codec)
         losses = [self.losses(self.average, batch, seeds, step)[0].sum().item() for step in VALIDATION_STEPS]
         return sum(losses) / len(losses)
 
@@ -176,6 +167,16 @@ class BridgeTask(TrainingTask):
                 network, self.bridge, batch.target, y, t, loss=self.config.loss, per_image=True, **drawn
             )
         return losses, t
+
+
+def encode(batch: Example, codec: Codec | None, latents: bool = False) -> Example:
+    """A batch of pictures, or of latents from a cache, in the space of the bridge. Conditions stay."""
+    if codec is None:
+        return batch
+    coded = codec.normalize if latents else codec.encode
+    roles: dict[Role, torch.Tensor] = {"source": batch.source, "target": batch.target}
+    source, target = (coded(v, r).contiguous(memory_format=torch.channels_last) for r, v in roles.items())
+    return batch._replace(source=source, target=target)
 
 
 def _chunks(batch: Example, parts: int) -> Iterator[Example]:

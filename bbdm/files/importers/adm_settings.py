@@ -207,11 +207,12 @@ def bridge(settings: Settings) -> Bridge:
     kind = settings.get(key)
     if key == "noise_schedule" and str(kind).startswith("i2sb"):
         return I2SB(1000, settings.number("beta_max", 1.0))
-    spread, cov = settings.number("sigma_data", 0.5), settings.number("cov_xy", 0.0)
+    spread = settings.number("sigma_data", 0.5)
+    spreads: dict[str, Any] = {"sigma_data": spread, "sigma_source": spread, "cov": settings.number("cov_xy", 0.0)}
     if kind in ROUTES:
-        return ECSI(ROUTES[kind], settings.number("sigma_min"), spread, cov, sigma_source=spread)
+        return ECSI(ROUTES[kind], settings.number("sigma_min"), **spreads)
     if kind not in ("ve", "vp"):
         raise ValueError(f"{settings.source} has {key} {kind!r}; wanted one of {['ve', 'vp', *ROUTES]}")
     times = settings.number("sigma_min"), settings.number("sigma_max")
     speed = settings.number("beta_d", 2.0), settings.number("beta_min", 0.1)
-    return DDBM(kind, *times, *speed, spread, cov, sigma_source=spread)
+    return DDBM(kind, *times, *speed, **spreads)
