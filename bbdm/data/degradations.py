@@ -23,6 +23,11 @@ FACTOR = 4  # of sr4
 GREY = 128  # of masked pixels
 LEAST_MASKED = 0.2  # share of the pixels; at most one stroke more
 LONGEST_STROKE, THICKEST_STROKE = 1 / 2, 1 / 8  # of a picture's shorter side
+BLOCK = 8  # side of the squares of JPEG
+ONLY_JPEG, ENDS_AS_JPEG, EACH = 0.4, 0.9, 0.5  # probabilities, in photo
+QUALITIES = 5, 95  # of JPEG in photo; these and the next are the strengths of the first round
+LARGEST_BLUR, LARGEST_NOISE, SMALLEST = 2.0, 25.0, 1 / 3  # in pixels, in steps of 8 bits, of the side
+FILTERS = Image.Resampling.BOX, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
 
 
 def sr4(picture: Image.Image, random: np.random.Generator) -> Image.Image:
@@ -31,10 +36,10 @@ def sr4(picture: Image.Image, random: np.random.Generator) -> Image.Image:
     return picture.resize((small[0], small[1]), Image.Resampling.BICUBIC).resize(picture.size, Image.Resampling.BICUBIC)
 
 
-def jpeg(picture: Image.Image, random: np.random.Generator, quality: int) -> Image.Image:
-    """Written as JPEG of a quality, with colour of half the resolution (4:2:0), and read back."""
+def jpeg(picture: Image.Image, random: np.random.Generator, quality: int, subsampling: str = "4:2:0") -> Image.Image:
+    """Written as JPEG of a quality, with colour of half the resolution unless given, and read back."""
     file = io.BytesIO()
-    picture.save(file, "jpeg", quality=quality, subsampling="4:2:0")
+    picture.save(file, "jpeg", quality=quality, subsampling=subsampling)
     with Image.open(file) as decoded:
         return decoded.convert(picture.mode)
 
@@ -77,6 +82,59 @@ def gray(picture: Image.Image, random: np.random.Generator) -> Image.Image:
     return picture.convert("L").convert(picture.mode)
 
 
+def photo(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """What happens to photographs: blur, a small scale, noise and JPEG, in random order and strengths.
+
+    After Wang et al. 2021 (Real-ESRGAN), section 3: there are two rounds, of which the second has half the
+    strength. Two of five pictures are JPEGs alone. JPEG's squares begin at a random pixel, as in a part of a
+    photograph.
+    """
+    before = random.integers(BLOCK, size=2)
+    sides = [(int(first), int(BLOCK - first)) for first in before]
+    channels = [(0, 0)] if picture.mode == "RGB" else []
+    degraded = Image.fromarray(np.pad(np.asarray(picture), [*sides, *channels], mode="symmetric"))
+    if random.random() >= ONLY_JPEG:
+        for strength in (1.0, 0.5):
+            for index in random.permutation(len(STEPS)):
+                if random.random() < EACH:
+                    degraded = STEPS[index](degraded, random, strength)
+        if random.random() < ENDS_AS_JPEG:
+            degraded = _compressed(degraded, random, 1.0)
+    else:
+        degraded = _compressed(degraded, random, 1.0)
+    top, left = (int(first) for first in before)
+    return degraded.crop((left, top, left + picture.width, top + picture.height))
+
+
+def _blurred(picture: Image.Image, random: np.random.Generator, strength: float) -> Image.Image:
+    return blur(picture, random, max(0.1, random.random() * strength * LARGEST_BLUR))
+
+
+def _smaller(picture: Image.Image, random: np.random.Generator, strength: float) -> Image.Image:
+    scale = SMALLEST ** (strength * random.random())
+    width, height = (max(1, round(scale * side)) for side in picture.size)
+    down, up = (FILTERS[index] for index in random.integers(len(FILTERS), size=2))
+    return picture.resize((width, height), down).resize(picture.size, up)
+
+
+def _noisy(picture: Image.Image, random: np.random.Generator, strength: float) -> Image.Image:
+    """Gaussian noise, of all channels alike or of each."""
+    values = np.asarray(picture, dtype=np.float32)
+    shape = values.shape if random.random() < 1 / 2 else (*values.shape[:2], *[1] * (values.ndim - 2))
+    noise = strength * LARGEST_NOISE ** random.random() * random.standard_normal(shape, dtype=np.float32)
+    return Image.fromarray(np.rint(values + noise).clip(0, 255).astype(np.uint8))
+
+
+def _compressed(picture: Image.Image, random: np.random.Generator, strength: float) -> Image.Image:
+    """JPEG of a quality that is even in its logarithm."""
+    least, most = QUALITIES
+    quality = round(most * (least / most) ** (strength * random.random()))
+    return jpeg(picture, random, quality, ("4:2:0", "4:4:4")[int(random.integers(2))])
+
+
+STEPS = _blurred, _smaller, _noisy, _compressed
+
+
 class Kind(NamedTuple):
     """A degradation: ``apply(picture, random)``, or ``apply(picture, random, level)`` with a number."""
 
@@ -92,6 +150,7 @@ DEGRADATIONS = {
     "blur": Kind(blur, 2.0, 0.1, 20.0),  # standard deviation in pixels
     "inpaint": Kind(inpaint),
     "gray": Kind(gray),
+    "photo": Kind(photo),
 }
 
 
@@ -104,7 +163,7 @@ class DegradeConfig:
         f"make the sources from the pictures of the data set 'folder': {', '.join(DEGRADATIONS)}; "
         "jpeg:QUALITY and blur:SIGMA set the strength",
     )
-    degrade_seed: int = setting(0, "of the masks of inpaint")
+    degrade_seed: int = setting(0, "of the masks of inpaint, and of photo")
 
 
 @dataclass(frozen=True)

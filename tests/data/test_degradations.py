@@ -110,6 +110,27 @@ class TestEach:
         assert len({mask.tobytes() for mask in masks}) == len(masks)
         assert np.any(masks, axis=0).mean() > 0.7  # they are everywhere
 
+    def test_photo_is_sometimes_weak_and_sometimes_strong_and_keeps_the_mean(self) -> None:
+        pixels = np.rint(gaussian_filter(NOISE.astype(float), (3, 3, 0))).astype(np.uint8)
+        made = np.stack([degraded("photo", pixels, str(index)) for index in range(100)])
+        errors = np.sqrt(np.square(made - pixels).mean(axis=(1, 2, 3)))
+        assert np.quantile(errors, 0.1) < 3
+        assert np.quantile(errors, 0.9) > 6
+        assert np.abs(made.mean(axis=(1, 2)) - pixels.mean(axis=(0, 1))).max() < 4
+        assert len({each.tobytes() for each in made}) == len(made)
+
+    def test_squares_of_jpeg_begin_anywhere_in_photo(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(degradations, "ONLY_JPEG", 1.0)
+        monkeypatch.setattr(degradations, "QUALITIES", (5, 5))
+        pixels = np.repeat(np.linspace(100, 150, 64, dtype=np.uint8)[None], 64, axis=0)
+        begins = set()
+        for name in range(80):
+            steps = np.abs(np.diff(degraded("photo", pixels, str(name)), axis=1)).mean(axis=0)  # between columns
+            of_each = [steps[phase::8].mean() for phase in range(8)]
+            assert max(of_each) > 2 * sorted(of_each)[-2]  # squares of one value
+            begins.add(int(np.argmax(of_each)))
+        assert begins == set(range(8))
+
 
 class TestSeed:
     def test_a_picture_gets_what_its_name_and_the_seed_decide(self) -> None:
@@ -141,7 +162,7 @@ class TestRead:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("fog", r"degrade must be one of \['sr4', 'jpeg', 'blur', 'inpaint', 'gray'\], got 'fog'"),
+            ("fog", r"degrade must be one of \['sr4', 'jpeg', 'blur', 'inpaint', 'gray', 'photo'\], got 'fog'"),
             ("", "degrade must be one of .*, got ''"),
             ("sr4:2", "degrade 'sr4' takes no number, got 'sr4:2'"),
             ("jpeg:0", "degrade 'jpeg' takes an integer from 1 to 95, got 'jpeg:0'"),
