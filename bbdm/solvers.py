@@ -22,7 +22,7 @@ import numpy.typing as npt
 from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.bridges import timesteps as skips
 
-Solver = Literal["dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast", "consistency", "ancestral"]
+Solver = Literal["dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast", "consistency", "ancestral", "mean"]
 DEFAULT: Solver = "dpm2m"
 DISTILLED: Solver = "consistency"  # of networks that were distilled for a number of calls
 FEW = 8  # calls, up to which networks of the density "high" end at a level that they learned much of
@@ -139,6 +139,7 @@ _FAMILY = {
     "posterior": _Settings(POSTERIOR),
     "fast": _Settings(HALF, HALF),
     "consistency": _Settings(ALL, ALL),
+    "mean": _Settings(NONE, ALL),
 }
 
 
@@ -149,8 +150,8 @@ def build(
 
     Args:
         bridge: the bridge to sample.
-        solver: ``dpm2m``, ``sde-dpm2m``, ``midpoint``, ``ddim``, ``posterior``, ``fast``, ``consistency`` or
-            ``ancestral``.
+        solver: ``dpm2m``, ``sde-dpm2m``, ``midpoint``, ``ddim``, ``posterior``, ``fast``, ``consistency``,
+            ``ancestral``, or ``mean``: one call at the top, the mean of all results.
         timesteps: a name from :mod:`bbdm.bridges.timesteps`, or strictly decreasing times from
             ``bridge.top``. Times that begin below it start from noise, by
             :meth:`~bbdm.bridges.base.Bridge.start`.
@@ -169,9 +170,12 @@ def build(
         times = skips.resolve(bridge, published if timesteps is None else timesteps)
         return _table(bridge, times, bridge.ancestral(times))
     if timesteps is None:
+        steps = 1 if solver == "mean" and steps is None else steps
         timesteps = _default_timesteps(bridge, solver, steps)
         steps = None if timesteps == "paper" else steps
     times = skips.resolve(bridge, timesteps, steps)
+    if solver == "mean" and (len(times) > 1 or times[0] != bridge.top):
+        raise ValueError(f"solver 'mean' is one network call at the bridge's top, got timesteps {times.tolist()}")
     return _table(bridge, times, _family_rows(bridge, times, _FAMILY[solver]))
 
 
@@ -224,6 +228,8 @@ def _table(bridge: Bridge, times: skips.Timesteps, rows: npt.NDArray[np.float64]
 
 
 def _default_timesteps(bridge: Bridge, solver: str, steps: int | None) -> skips.Name:
+    if solver == "mean":
+        return "uniform"
     if solver == "posterior":
         return "bbdm" if isinstance(bridge, BrownianBridge) and bridge.schedule != "exact" else "uniform"
     if solver == "fast":

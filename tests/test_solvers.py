@@ -139,9 +139,9 @@ def test_ancestral_brownian_rows():
 
 def test_choices():
     every = {"dpm2m": 10, "sde-dpm2m": 10, "midpoint": 10, "ddim": 10, "posterior": 200, "fast": 199, "ancestral": 1000}
-    assert solvers.choices(ABridge()) == every
+    assert solvers.choices(ABridge()) == {**every, "mean": 1}
     assert solvers.choices(ABridge(), steps=5) == dict.fromkeys(FAMILY, 5)
-    assert solvers.choices(BrownianBridge.bbdm()).keys() == set(FAMILY)  # whose ancestral sampler is another
+    assert solvers.choices(BrownianBridge.bbdm()).keys() == {*FAMILY, "mean"}  # whose ancestral sampler is another
     assert solvers.choices(ABridge(), calls=2) == {"consistency": 2}
 
 
@@ -165,6 +165,20 @@ def test_tables_are_finite_and_as_long_as_asked(solver: str, bridge: Bridge, dat
 
 def test_one_step_is_the_first_guess():
     assert solvers.build(ABridge(), "dpm2m", steps=1).coefficients.tolist() == [CLEAN]
+
+
+@pytest.mark.parametrize("bridge", BRIDGES, ids=repr)
+def test_mean_is_one_call_at_the_top(bridge: Bridge):
+    table = solvers.build(bridge, "mean")
+    assert table.timesteps.tolist() == [bridge.top]
+    assert table.coefficients.tolist() == [CLEAN]
+    assert not table.noisy
+    message = "solver 'mean' is one network call at the bridge's top"
+    with pytest.raises(ValueError, match=message):
+        solvers.build(bridge, "mean", steps=2)
+    for timesteps in ("karras", [bridge.top, bridge.low]):
+        with pytest.raises(ValueError, match=message):
+            solvers.build(bridge, "mean", timesteps)
 
 
 def test_a_table_comes_back_from_its_description_and_older_ones_say_less():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 PICTURES = 0.5  # the spread that levels of densities and timesteps are written for, of pictures in [-1, 1]
 
@@ -24,10 +24,10 @@ class Statistics:
         ValueError: a spread is not a positive number, or the covariance is too large for the spreads.
     """
 
-    spread: float = PICTURES
-    sigma_data: float = PICTURES
-    sigma_source: float = PICTURES
-    cov: float = 0.0
+    spread: float = field(default=PICTURES, repr=False)
+    sigma_data: float = field(default=PICTURES, repr=False)
+    sigma_source: float = field(default=PICTURES, repr=False)
+    cov: float = field(default=0.0, repr=False)
 
     @property
     def statistics(self) -> dict[str, float]:

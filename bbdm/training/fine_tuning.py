@@ -84,7 +84,9 @@ def begin_from(trained: Checkpoint, path: Path, unet: Network, bridge: Bridge, c
     except OtherNetworkError as error:
         raise OtherNetworkError(f"{path}: {error}") from error
     if trained.bridge != bridge:
-        differences.append(f"it was trained as {trained.bridge}, and this run is {bridge}")
+        before, now = trained.bridge.settings(), bridge.settings()
+        changed = [f"{name} {before.get(name)} is {now.get(name)}" for name in now if before.get(name) != now[name]]
+        differences.append(f"it was trained as {trained.bridge}, and this run is {bridge}: {', '.join(changed)}")
     stored = trained.codec
     if (stored is None) != (codec is None) or (stored and codec and not stored.same_latents(codec)):
         differences.append("it was trained in another space: of pictures, or of another autoencoder's latents")

@@ -229,7 +229,7 @@ def test_the_page_offers_what_a_checkpoint_takes(gradio: Any, file: Path, model:
     found = controls(app.build(model, AppConfig(file, max_steps=30, max_results=6)))
     assert found["Solver"]["value"] == "dpm2m"
     offered = [value for _, value in found["Solver"]["choices"]]
-    assert offered == ["dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast"]  # not each takes 10 calls
+    assert offered == ["dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast", "mean"]  # not each takes 10 calls
     assert (found["Network calls"]["value"], found["Network calls"]["maximum"]) == (10, 30)
     assert (found["Results"]["value"], found["Results"]["maximum"]) == (4, 6)
 
