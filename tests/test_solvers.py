@@ -176,9 +176,9 @@ def test_mean_is_one_call_at_the_top(bridge: Bridge):
     message = "solver 'mean' is one network call at the bridge's top"
     with pytest.raises(ValueError, match=message):
         solvers.build(bridge, "mean", steps=2)
-    for given in ("karras", [bridge.top, bridge.low]):
+    for times in ("karras", [bridge.top, bridge.low]):
         with pytest.raises(ValueError, match=message):
-            solvers.build(bridge, "mean", given)
+            solvers.build(bridge, "mean", times)
 
 
 def test_a_table_comes_back_from_its_description_and_older_ones_say_less():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from bbdm.base import demo
 from bbdm.base.memory import read_memory
 from bbdm.base.settings import setting
 from bbdm.data.config import ColumnsConfig, DegradeConfig, Direction, ValuesConfig
-from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
+from bbdm.sampling.network_config import NetworkConfig, SizeSetting, WindowConfig, read_size_setting
 
 
 @dataclass(frozen=True)
@@ -49,3 +51,37 @@ class TranslateConfig(DegradeConfig, ColumnsConfig, ValuesConfig, NetworkConfig)
     use_multi_gpus: bool = setting(False, "a process for each GPU here", "-use_multi_gpus")
     show_verbose: bool = setting(False, "a progress bar, as on a terminal")
     quiet: bool = setting(False, "no progress bar")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreConfig(WindowConfig):
+    """Which photographs are restored, by which network, and how.
+
+    Raises:
+        ValueError: a number is out of range, or settings contradict each other.
+    """
+
+    photographs: tuple[Path, ...]  # files, or folders of them
+    output_dir: Path  # the folder of the results
+    model: Path = setting(demo.PHOTOGRAPHS, "a network that restores, a file or a name on the Hub")
+    mean: bool = setting(False, "the expected picture, in one network call: the least error, and no grain")
+    samples: int = setting(1, "results of each photograph", least=1)
+    seed: int = setting(0, "of the first result", least=0)
+    steps: int | None = setting(None, "network calls for each result; those of the network's file if unset", least=1)
+    memory: int | None = setting(
+        None,
+        "memory for a photograph, such as 4G or 500M; larger ones are restored from file to file; half of what is "
+        "free if unset",
+        parse=read_memory,
+        least=1,
+    )
+    dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the faster here if unset")
+    overwrite: bool = setting(False, "make existing results again")
+    device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
+    show_verbose: bool = setting(False, "a progress bar, as on a terminal")
+    quiet: bool = setting(False, "no progress bar")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mean and (self.samples > 1 or self.steps is not None):
+            raise ValueError("mean is one picture of one network call: samples and steps are of random results")

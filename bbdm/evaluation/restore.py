@@ -1,0 +1,156 @@
+"""Restoring photographs, each at its own size, by windows; those larger than memory from file to file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from bbdm.base import scripts
+from bbdm.base.atomic import check_folder
+from bbdm.base.memory import free_memory, shown
+from bbdm.base.seeds import seed_of
+from bbdm.data.collection import Pair
+from bbdm.data.reading import Reader
+from bbdm.evaluation.config import RestoreConfig
+from bbdm.evaluation.photographs import Photograph
+from bbdm.execution.device import best_dtype, find_device
+from bbdm.files.hub import find_checkpoint
+from bbdm.networks.windows import Windowing
+from bbdm.pictures import formats
+from bbdm.pictures.values import EIGHT_BIT
+from bbdm.sampling.sampler import BridgeSampler
+from bbdm.sampling.streaming import Stream, in_memory
+
+SUFFIX = ".png"  # of results: they lose nothing
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a photograph."""
+
+    photograph: Path
+    written: tuple[Path, ...] = ()
+    kept: tuple[Path, ...] = ()  # results that were there
+    error: Exception | None = None  # why there is none
+
+
+class Restorer:
+    """A network that restores photographs.
+
+    Raises:
+        FileNotFoundError, ValueError: the network cannot be read.
+    """
+
+    def __init__(self, config: RestoreConfig) -> None:
+        self.config = config
+        check_folder(config.output_dir)
+        self._limit = config.memory or free_memory() // 2
+        self._verbose = scripts.is_shown(config.show_verbose, config.quiet)
+
+    @cached_property
+    def sampler(self) -> BridgeSampler:
+        """The sampler of the network's file, which is read when it is needed."""
+        config = self.config
+        device = find_device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        solver = "mean" if config.mean else None
+        return BridgeSampler.from_checkpoint(
+            find_checkpoint(config.model),
+            solver=solver,
+            steps=config.steps,
+            device=device,
+            dtype=config.dtype or best_dtype(device),
+        )
+
+    def __call__(self) -> Iterator[Outcome]:
+        """Restore all photographs, one after the other; what is wrong with one is its outcome.
+
+        Raises:
+            DiskFullError: the disk is full.
+            ValueError: two photographs would have one result, or one would replace a photograph.
+        """
+        for photograph, results in self._plan().items():
+            kept = [] if self.config.overwrite else [path for path in results if path.exists()]
+            missing = {path: number for number, path in enumerate(results) if path not in kept}
+            try:
+                if missing:
+                    self._restore(photograph, missing)
+            except (ValueError, FileNotFoundError, PermissionError) as error:
+                yield Outcome(photograph, (), tuple(kept), error)
+            else:
+                yield Outcome(photograph, tuple(missing), tuple(kept))
+
+    def _plan(self) -> dict[Path, list[Path]]:
+        """The results of each photograph."""
+        planned: dict[Path, list[Path]] = {}
+        owners: dict[Path, Path] = {}
+        given = list(_files(self.config.photographs))
+        originals = {path.resolve() for path in given}
+        for photograph in given:
+            numbers = [f"_{number}" for number in range(self.config.samples)] if self.config.samples > 1 else [""]
+            stem = formats.stem_of(photograph)
+            planned[photograph] = [self.config.output_dir / f"{stem}{number}{SUFFIX}" for number in numbers]
+            for result in planned[photograph]:
+                if owners.setdefault(result, photograph) != photograph:
+                    raise ValueError(f"{owners[result]} and {photograph} would both become {result}: rename one")
+                if result.resolve() in originals:
+                    raise ValueError(f"the result of {photograph} would replace {result}: give another output_dir")
+        return planned
+
+    def _restore(self, path: Path, results: dict[Path, int]) -> None:
+        """Write results, each with a number, of a photograph."""
+        height, width = size = formats.open_parts(path).size[-2:]
+        windows = self.sampler.windowing(**self.config.windows, size=size)
+        needed = in_memory(self.sampler, (height, width), windows)
+        if needed > self._limit and windows is None:
+            raise ValueError(f"{path} needs about {shown(needed)} of memory, more than {shown(self._limit)}")
+        photograph = None if needed > self._limit else Photograph.read(path)
+        for result, number in results.items():
+            seed = seed_of(path.name, self.config.seed + number)
+            with tqdm(desc=result.name, unit="call", leave=False, disable=not self._verbose) as bar:
+                if photograph is None:
+                    assert windows is not None
+                    self._stream(path, result, windows, seed, _progress(bar))
+                    continue
+                source = torch.from_numpy(photograph.pixels.copy())[None]
+                made = self.sampler(source, seed=seed, progress=_progress(bar), **self.config.windows)
+                photograph.with_pixels(made[0].cpu().numpy()).save(result)
+
+    def _stream(
+        self, path: Path, result: Path, windows: Windowing, seed: int, report: Callable[[int, int], None]
+    ) -> None:
+        """Write the result of a photograph of 8-bit colours that is larger than memory."""
+        reader = Reader(self.sampler.unet.channels, same_size=False, resample=False, cache=None)
+        sides = reader.open(Pair(path.name, path, None))
+        strips = reader.strips(sides.sources, sides, lambda: EIGHT_BIT)
+        if strips.dtype != EIGHT_BIT.dtype:
+            raise ValueError(f"{path} is larger than memory and has {strips.dtype} values: give more --memory")
+        about: dict[str, Any] = {"model": str(self.config.model), "photograph": str(path.resolve())}
+        try:
+            Stream(self.sampler, strips, windows, seed, self._limit, report).run(result, about)
+        except ValueError as error:
+            raise type(error)(f"{path}: {error}") from error
+
+
+def _files(given: Iterable[Path]) -> Iterator[Path]:
+    """Files, and the pictures of folders."""
+    for path in given:
+        if path.is_dir():
+            yield from sorted(each for each in formats.pictures_in(path) if formats.is_picture(each))
+        else:
+            yield path
+
+
+def _progress(bar: Any) -> Callable[[int, int], None]:
+    """What shows network calls in a bar."""
+
+    def report(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return report
