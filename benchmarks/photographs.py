@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ def non_local_means(source: Tensor, seed: int) -> Tensor:
     return images.from_pil(Image.fromarray(np.ascontiguousarray(made[:, :, ::-1])))[None]
 
 
+def has_opencv() -> bool:
+    """Whether OpenCV is installed."""
+    return find_spec("cv2") is not None
+
+
 def methods(checkpoint: Path, steps: list[int], other: Path | None) -> dict[str, Restore]:
     """What restores, by name."""
     dtype = best_dtype(torch.device("cpu"))
@@ -64,7 +70,7 @@ def methods(checkpoint: Path, steps: list[int], other: Path | None) -> dict[str,
     found |= {f"sde-dpm2m {count}": of(solver="sde-dpm2m", steps=count) for count in steps}
     if other is not None:
         found["L1 regression"] = of(other, solver="mean")
-    return {**found, "non-local means": non_local_means}
+    return {**found, "non-local means": non_local_means} if has_opencv() else found
 
 
 def squares(image: Tensor) -> Tensor:
