@@ -98,35 +98,34 @@ def random_field(points: int, spread: float, size: int, random: np.random.Genera
     return np.stack([np.asarray(v) for v in smooth])
 
 
-def displaced(image: Image.Image, field: Field) -> Image.Image:
-    """An image whose pixels are read at places that the field moves."""
-    pixels = np.asarray(image, dtype=np.float32)
-    places = np.indices(pixels.shape[:2]) + field * len(pixels)
-    channels = [ndimage.map_coordinates(v, places, order=1, mode="nearest") for v in np.moveaxis(pixels, -1, 0)]
-    return Image.fromarray(np.rint(np.stack(channels, -1)).astype(np.uint8))
+def render_moved(svg: ElementTree.Element, size: int, field: Field) -> Image.Image:
+    """A picture whose pixels are read at places that the field, of four times the size, moves.
+
+    It is rendered at twice the size, or at four times if the field moves it, and reduced by Lanczos' filter.
+    """
+    if not field.any():
+        image = render(svg, 2 * size)
+    else:
+        pixels = np.asarray(render(svg, 4 * size), dtype=np.float32)
+        places = np.indices(pixels.shape[:2]) + field * len(pixels)
+        channels = [ndimage.map_coordinates(v, places, order=1, mode="nearest") for v in np.moveaxis(pixels, -1, 0)]
+        image = Image.fromarray(np.rint(np.stack(channels, -1)).astype(np.uint8)).reduce(2)
+    return image.resize((size, size), Image.Resampling.LANCZOS)
 
 
 def pair(package: Path, name: str, size: int, style: Style, random: np.random.Generator) -> Image.Image:
-    """The drawing and the picture of an emoji side by side, each ``size`` pixels a side.
-
-    They are rendered at twice the size, or at four times if displaced, and reduced by Lanczos' filter.
-    """
+    """The drawing and the picture of an emoji side by side, each ``size`` pixels a side."""
     files = (package / kind / "svg" / f"{name}.svg" for kind in ("black", "color"))
     source, target = (ElementTree.parse(file).getroot() for file in files)
     if style != Style():
         restyle(source, style, random)
     dots = random_dots(style, random)
-    for svg in (source, target):
-        svg.extend(dots)
-    moved = style.wobble > 0 or style.bend > 0
-    images = [render(svg, size * (4 if moved else 2)) for svg in (source, target)]
-    if moved:
-        bend = random_field(4, style.bend, size * 4, random)
-        wobble = random_field(12, style.wobble, size * 4, random)
-        images = [displaced(v, field).reduce(2) for v, field in zip(images, (bend + wobble, bend), strict=True)]
+    bend = random_field(4, style.bend, 4 * size, random)
+    wobble = random_field(12, style.wobble, 4 * size, random)
     both = Image.new("RGB", (2 * size, size))
-    for i, image in enumerate(images):
-        both.paste(image.resize((size, size), Image.Resampling.LANCZOS), (i * size, 0))
+    for i, (svg, field) in enumerate(((source, bend + wobble), (target, bend))):
+        svg.extend(dots)
+        both.paste(render_moved(svg, size, field), (i * size, 0))
     return both
 
 
