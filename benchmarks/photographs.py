@@ -31,7 +31,7 @@ from benchmarks.scores import energy_score
 
 LONGEST = 1280
 SQUARE = 64
-DAMAGES = ["jpeg:10", "jpeg:20", "jpeg:40", "photo"]
+DAMAGES = ["jpeg:10", "jpeg:20", "jpeg:40", "photo", "sr4"]
 Restore = Callable[[Tensor, int], Tensor]  # (1, 3, H, W) in [-1, 1] and a seed
 
 

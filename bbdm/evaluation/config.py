@@ -76,6 +76,7 @@ class RestoreConfig(WindowConfig):
         least=1,
     )
     dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the faster here if unset")
+    compile: bool = setting(False, "faster results after a minute or two of compiling, for many photographs")
     overwrite: bool = setting(False, "make existing results again")
     device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
     show_verbose: bool = setting(False, "a progress bar, as on a terminal")

@@ -65,6 +65,7 @@ class Restorer:
             steps=config.steps,
             device=device,
             dtype=config.dtype or best_dtype(device),
+            compile=config.compile,
         )
 
     def __call__(self) -> Iterator[Outcome]:
