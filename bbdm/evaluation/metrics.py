@@ -1,4 +1,4 @@
-"""The metrics: FID, LPIPS, PSNR, SSIM, MAE, RMSE, SAM, ERGAS and diversity, and those that a user adds.
+"""The metrics: FID, LPIPS, PSNR, SSIM, MS-SSIM, MAE, RMSE, SAM, ERGAS, diversity, and those that a user adds.
 
 They are rows of :data:`METRICS`, to which a statement adds one:
 
@@ -33,6 +33,9 @@ from bbdm.evaluation.scores import Scores as Scores
 from bbdm.evaluation.table import METRICS as METRICS
 from bbdm.evaluation.table import Kind as Kind
 from bbdm.evaluation.table import LPIPSNet, Setup
+from bbdm.evaluation.volumes import dice as dice
+from bbdm.evaluation.volumes import ms_ssim
+from bbdm.evaluation.volumes import volume_scores as volume_scores
 from bbdm.files import torchfile
 from bbdm.files.weights import readable
 
@@ -190,6 +193,23 @@ class _SSIM(StructuralSimilarityIndexMeasure):
             self.total += 1
 
 
+class _MSSSIM(PictureMean):
+    """Of volumes, within masks; see :func:`bbdm.evaluation.volumes.ms_ssim`."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda results, targets: results.new_tensor([]))
+
+    def update(self, results: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if results.ndim != 5:
+            raise ValueError(f"ms_ssim is of volumes, got pictures of {tuple(results.shape[2:])}: take ssim")
+        inside = torch.ones_like(targets[:, :1], dtype=torch.bool) if masks is None else masks
+        for result, target, mask in zip(results, targets, inside, strict=True):
+            for pair in zip(result, target, strict=True):  # channels
+                x, y = (each.double().cpu().numpy() for each in pair)
+                self.total += ms_ssim(x, y, mask[0].cpu().numpy()) / len(result)
+            self.count += 1
+
+
 def _similarity(result: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """The mean of the map over the mask (1, *S) of a picture (C, *S)."""
     planes = [(v[:, None] if v.ndim == 3 else v).transpose(0, 1) for v in (result, target)]  # (D, C, H, W)
@@ -226,6 +246,11 @@ def build_sam(setup: Setup) -> Metric:
     if setup.channels < 2:
         raise ValueError("sam compares channels with each other, and there is one")
     return PictureMean(_sam)
+
+
+def build_ms_ssim(setup: Setup) -> Metric:
+    """MS-SSIM of volumes (SynthRAD 2025), of the range of the values."""
+    return _MSSSIM()
 
 
 build_mae = mean_of(_mae)

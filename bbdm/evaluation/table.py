@@ -88,6 +88,7 @@ METRICS: dict[str, Kind] = {
     "lpips": Kind(_built_in("lpips"), False, takes="unit", joint=True, colour=True),
     "psnr": Kind(_built_in("psnr"), True, takes="unit", masks="pixels", form=".2f"),
     "ssim": Kind(_built_in("ssim"), True, takes="unit", masks="map"),
+    "ms_ssim": Kind(_built_in("ms_ssim"), True, takes="unit", masks="map"),
     "mae": Kind(_built_in("mae"), False, masks="pixels", unit=True, form=".5g"),
     "rmse": Kind(_built_in("rmse"), False, masks="pixels", unit=True, form=".5g"),
     "sam": Kind(_built_in("sam"), False, masks="pixels", joint=True),

@@ -1,0 +1,107 @@
+"""Scores of volumes, against the definitions written out with scikit-image, SciPy and loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from scipy.signal import fftconvolve
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from bbdm.evaluation.metrics import METRICS, Scores, dice, volume_scores
+from bbdm.evaluation.volumes import WEIGHTS, ms_ssim
+from bbdm.pictures.values import Values
+
+Array = npt.NDArray[np.float64]
+RANDOM = np.random.default_rng(0)
+
+
+def volume(shape: tuple[int, ...], contrast: float = 600) -> Array:
+    smooth = gaussian_filter(RANDOM.standard_normal(shape), 2)
+    return smooth / smooth.std() * contrast
+
+
+def ball(shape: tuple[int, ...], radius: float = 0.95) -> npt.NDArray[np.bool_]:
+    places = np.stack(np.meshgrid(*(np.linspace(-1, 1, side) for side in shape), indexing="ij"))
+    return np.square(places).sum(axis=0) < radius**2
+
+
+def test_mae_and_psnr_are_of_the_mask() -> None:
+    truth, mask = volume((20, 24, 28)), ball((20, 24, 28))
+    result = truth + 50 * RANDOM.standard_normal(truth.shape)
+    truth[10, 10, 10] = 5000  # MAE is not clipped, PSNR is
+    found = volume_scores(truth, result, mask)
+    assert found["mae"] == pytest.approx(np.abs(truth - result)[mask].mean(), rel=1e-12)
+    clipped = (each.clip(-1024, 3071)[mask] for each in (truth, result))
+    assert found["psnr"] == pytest.approx(peak_signal_noise_ratio(*clipped, data_range=4095), abs=1e-9)
+    result[~mask] = 1e6
+    assert volume_scores(truth, result, mask) == found
+
+
+def test_one_level_is_scikit_images_ssim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a weight of 1, contrast times structure is SSIM's second factor where structures agree in sign."""
+    monkeypatch.setattr("bbdm.evaluation.volumes.WEIGHTS", (1.0,))
+    x = (volume((97, 100, 98), 0.1) + 0.5).clip(0, 1)
+    y = (x + 0.01 * RANDOM.standard_normal(x.shape)).clip(0, 1)
+    wanted = structural_similarity(x, y, win_size=7, data_range=1.0)
+    assert ms_ssim(x, y, np.ones(x.shape, bool)) == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(97, 97, 97), (30, 98, 101)], ids=str)
+def test_all_levels(shape: tuple[int, int, int]) -> None:
+    """The definition once more: SSIM's three factors by scikit-image's filter, levels by a convolution."""
+    x, mask = volume(shape), ball(shape, 0.2)
+    y = x + 100 * RANDOM.standard_normal(shape)
+    wanted = 1.0
+    a, b = (np.where(mask, each.clip(-1024, 3071), -1024) + 1024 for each in (x, y))
+    missing = [max(0, 97 - side) for side in shape]
+    pads = [(n // 2, n - n // 2) for n in missing]
+    a, b, inside = (np.pad(each, pads, mode="edge") for each in (a, b, mask))
+    for weight in WEIGHTS:
+        windows = [
+            np.lib.stride_tricks.sliding_window_view(each, (7, 7, 7))[inside[3:-3, 3:-3, 3:-3]] for each in (a, b)
+        ]
+        of_a, of_b = (each.reshape(len(each), -1) for each in windows)
+        mean_a, mean_b = of_a.mean(1), of_b.mean(1)
+        std_a, std_b = of_a.std(1, ddof=1), of_b.std(1, ddof=1)
+        cov = ((of_a - mean_a[:, None]) * (of_b - mean_b[:, None])).sum(1) / 342
+        c1, c2 = (0.01 * 4095) ** 2, (0.03 * 4095) ** 2
+        luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+        contrast = (2 * std_a * std_b + c2) / (std_a**2 + std_b**2 + c2)
+        structure = ((cov + c2 / 2) / (std_a * std_b + c2 / 2)).clip(0)
+        wanted *= ((luminance * contrast * structure) ** weight).mean()
+        a, b = (fftconvolve(each, np.full((2, 2, 2), 1 / 8), mode="same")[::2, ::2, ::2] for each in (a, b))
+        inside = inside[::2, ::2, ::2]
+    assert volume_scores(x, y, mask)["ms_ssim"] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_the_metric_is_the_function() -> None:
+    truth, mask = volume((12, 40, 36)), ball((12, 40, 36))
+    results = [truth + 80 * RANDOM.standard_normal(truth.shape) for _ in range(2)]
+    scores = Scores(["mae", "psnr", "ms_ssim"], values=Values(-1024, 3071, "HU", "int16"), channels=1, masked=True)
+    for result in results:
+        stored = [torch.from_numpy(each).float()[None, None] for each in (result, truth)]
+        scores.update(stored[0][None], stored[1], torch.from_numpy(mask)[None, None])
+    wanted = [volume_scores(truth, result, mask) for result in results]
+    for name, found in scores.compute().items():
+        assert found == pytest.approx(np.mean([each[name] for each in wanted]), rel=1e-4)
+    assert METRICS["ms_ssim"].higher_is_better
+
+
+def test_dice_of_a_threshold() -> None:
+    truth, result = np.array([300.0, 300, 0, 0]), np.array([300.0, 0, 300, 0])
+    assert dice(truth, result, 200) == 0.5
+    assert dice(truth, result, 200, mask=[1, 1, 0, 1]) == pytest.approx(2 / 3)
+    assert np.isnan(dice(truth, result, 1000))
+
+
+def test_bad_volumes() -> None:
+    with pytest.raises(ValueError, match="must be"):
+        volume_scores(np.zeros((4, 4)), np.zeros((4, 4)))
+    with pytest.raises(ValueError, match="no voxel is in the mask"):
+        volume_scores(np.zeros((4, 4, 4)), np.zeros((4, 4, 4)), np.zeros((4, 4, 4)))
+    scores = Scores(["ms_ssim"], values=Values(-1024, 3071, "HU", "int16"), channels=1)
+    with pytest.raises(ValueError, match="ms_ssim is of volumes"):
+        scores.update(torch.zeros(1, 1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
