@@ -135,7 +135,8 @@ class Card:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "license", hub_license(self.license, self.license_name))
-        if self.base_model is not None and not hub.NAME.fullmatch(self.base_model):
+        named = self.base_model and hub.NAME.fullmatch(self.base_model)
+        if self.base_model is not None and (not named or named["revision"] is not None):
             raise ValueError(f"base_model must be OWNER/NAME on the Hub, got {self.base_model!r}")
         if self.metrics is not None:
             self._index("of this card")
@@ -163,7 +164,7 @@ class Card:
             return None
         check_eight_bit(model.pictures, "examples of a model card")
         sources = [each if isinstance(each, Image.Image) else images.open_image(Path(each)) for each in self.examples]
-        return images.grid([*zip(sources, model(sources, seed=0, batch_size=1), strict=True)])
+        return images.sheet([*zip(sources, model(sources, seed=0, batch_size=1), strict=True)])
 
     def text(self, model: Any, name: str, has_export: bool) -> str:
         """The card of a sampler that is called ``name``."""

@@ -134,6 +134,7 @@ def test_the_picture_has_each_source_beside_its_result(sampler: BridgeSampler, t
     ("about", "error", "message"),
     [
         ({"base_model": "teacher"}, ValueError, "base_model must be OWNER/NAME on the Hub, got 'teacher'"),
+        ({"base_model": "me/teacher@v1"}, ValueError, "base_model must be OWNER/NAME on the Hub, got 'me/teacher@v1'"),
         ({"metrics": "gone"}, FileNotFoundError, "gone"),
         ({"metrics": "other.json"}, ValueError, r"cannot read other\.json: metrics must be scores\.json or sweep"),
         ({"examples": ["gone.png"]}, FileNotFoundError, r"gone\.png"),
