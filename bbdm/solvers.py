@@ -221,7 +221,7 @@ class Defaults:
             return self
         solver, steps, timesteps = self.fill(solver, steps, timesteps)
         times = timesteps if timesteps is None or isinstance(timesteps, str) else np.asarray([*timesteps]).tolist()
-        return Defaults(solver, None if steps is None else int(steps), times, self.calls)
+        return Defaults(solver, None if steps is None else np.asarray(steps).item(), times, self.calls)
 
     def table(self, bridge: Bridge) -> StepTable:
         """The steps of a bridge; ValueError where it cannot take them."""

@@ -72,7 +72,8 @@ def save_checkpoint(
             cannot take, or weights beyond the range of ``dtype``.
     """
     defaults = Defaults(calls=calls).over(solver, steps, timesteps)
-    defaults.table(bridge)
+    if defaults.solver is not None:
+        defaults.table(bridge)  # or the bridge cannot take its steps
     about = ema, codec, image_size, training, defaults, pictures, None if dtype is None else find_dtype(dtype)
     weights.write(path, checkpoint_snapshot(unet, bridge, *about))
 

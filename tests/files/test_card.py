@@ -10,10 +10,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from bbdm import BridgeSampler, BrownianBridge, Values
+from bbdm import BridgeSampler, BrownianBridge, Values, demo
 from bbdm.files.card import hub_license
 from bbdm.pictures.kind import PictureKind
-from tests.conftest import noise, tiny_unet
+from tests.conftest import ROOT, noise, tiny_unet
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 BRIDGE = BrownianBridge(objective="pinned")
@@ -172,3 +172,23 @@ def test_its_lines_run(values: bool, sampler: BridgeSampler, tmp_path: Path, mon
     else:
         with Image.open("result.png") as made:
             assert (np.asarray(made) == np.asarray(sampler(source, seed=0))).all()
+
+
+@pytest.mark.nightly
+def test_its_lines_for_onnx_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Those of the bundled network and its export, each after the other on one drawing."""
+    pytest.importorskip("onnxruntime")
+    source = demo.DRAWINGS / "1F383.png"
+    (tmp_path / "source.png").write_bytes(source.read_bytes())
+    sampler = BridgeSampler.from_checkpoint(demo.WEIGHTS, solver="sde-dpm2m", steps=5)
+    text = written(sampler, tmp_path / "colours", onnx=ROOT / "examples" / "demo" / "onnx")
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(lines) == 2
+    found: list[Any] = []
+    for each in lines:
+        names: dict[str, Any] = {}
+        exec(compile(each, "card", "exec"), names)
+        found.append(np.asarray(names["result"], dtype=float))
+    assert (found[0] == np.asarray(sampler(source, seed=0)[0])).all()
+    assert np.abs(found[0] - found[1]).max() <= 5  # float16

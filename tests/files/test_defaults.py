@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -99,7 +100,7 @@ def test_what_was_chosen_last_is_kept(path: Path, tmp_path: Path):
     times = [1000, 600, 20]
     for settings, wanted in [
         ({}, Defaults("sde-dpm2m", 5)),
-        ({"steps": 7}, Defaults("sde-dpm2m", 7)),
+        ({"steps": np.int64(7)}, Defaults("sde-dpm2m", 7)),
         ({"solver": "ddim"}, Defaults("ddim")),
         ({"solver": "dpm2m", "timesteps": times}, Defaults("dpm2m", timesteps=times)),
         ({"timesteps": "uniform"}, Defaults("sde-dpm2m", timesteps="uniform")),
