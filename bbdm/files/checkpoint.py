@@ -52,7 +52,7 @@ def save_checkpoint(
 
     Args:
         path: ends in ``.pt`` or ``.safetensors``.
-        unet: the network.
+        unet: the network whose weights are stored.
         bridge: the bridge that the network was trained on.
         ema: a network with the moving average of the weights.
         codec: the codec of the space that it was trained in; None for image space. The file holds its
