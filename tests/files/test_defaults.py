@@ -24,7 +24,7 @@ from tests.conftest import tiny_unet
 
 BRIDGE = BrownianBridge(objective="pinned")
 SOURCE = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-CHOSEN = {"solver": "sde-dpm2m", "steps": 5}
+CHOSEN: dict[str, Any] = {"solver": "sde-dpm2m", "steps": 5}
 Found = tuple[str, int]
 
 
@@ -54,10 +54,14 @@ def test_samplers_take_them_and_a_call_may_differ(name: str, tmp_path: Path):
     assert found(sampler) == ("sde-dpm2m", 5)
     same = BridgeSampler(tiny_unet(condition_channels=3), BRIDGE, **CHOSEN)
     assert torch.equal(sampler(SOURCE, seed=1), same(SOURCE, seed=1))
-    given = {"steps": ("sde-dpm2m", 7), "solver": ("ddim", 10), "timesteps": ("sde-dpm2m", 2)}
-    for (setting, wanted), value in zip(given.items(), (7, "ddim", [1000, 500]), strict=True):
-        assert found(BridgeSampler.from_pretrained(path, **{setting: value})) == wanted
-        assert len(list(sampler.stream(SOURCE, seed=0, **{setting: value}))) == wanted[1]
+    given: list[tuple[dict[str, Any], Found]] = [
+        ({"steps": 7}, ("sde-dpm2m", 7)),
+        ({"solver": "ddim"}, ("ddim", 10)),
+        ({"timesteps": [1000, 500]}, ("sde-dpm2m", 2)),
+    ]
+    for settings, wanted in given:
+        assert found(BridgeSampler.from_pretrained(path, **settings)) == wanted
+        assert len(list(sampler.stream(SOURCE, seed=0, **settings))) == wanted[1]
 
 
 def commands() -> dict[str, Callable[[Path], Found]]:
@@ -151,10 +155,11 @@ def test_a_file_with_what_cannot_be(stored: dict[str, Any], message: str, tmp_pa
 
 
 def test_a_maker_who_chooses_what_cannot_be(tmp_path: Path):
-    for settings, message in (
+    asked: list[tuple[dict[str, Any], str]] = [
         ({"solver": "euler"}, "solver must be one of"),
         ({"steps": 2000}, r"steps must be an integer in \[1, 1000\]"),
-    ):
+    ]
+    for settings, message in asked:
         with pytest.raises(ValueError, match=message):
             save_checkpoint(tmp_path / "a.pt", tiny_unet(), ABridge(), **settings)
     assert not [*tmp_path.iterdir()]
