@@ -27,7 +27,6 @@ DEFAULT: Solver = "dpm2m"
 DISTILLED: Solver = "consistency"  # of networks that were distilled for a number of calls
 FEW = 8  # calls, up to which networks of the density "high" end at a level that they learned much of
 
-
 ARRAYS: dict[str, tuple[int, ...]] = {  # of a table, and the columns of each
     "timesteps": (),
     "prediction": (3,),
