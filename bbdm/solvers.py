@@ -11,9 +11,9 @@ weight w on the previous x0hat, and from the midpoint rule of DBMSolver (CVPR 20
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -26,7 +26,6 @@ Solver = Literal["dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast", 
 DEFAULT: Solver = "dpm2m"
 DISTILLED: Solver = "consistency"  # of networks that were distilled for a number of calls
 FEW = 8  # calls, up to which networks of the density "high" end at a level that they learned much of
-
 
 ARRAYS: dict[str, tuple[int, ...]] = {  # of a table, and the columns of each
     "timesteps": (),
@@ -161,10 +160,7 @@ def build(
         ValueError: an unknown solver; ``steps`` together with ``timesteps``; times that the bridge or the
             solver cannot take.
     """
-    if solver not in get_args(Solver):
-        raise ValueError(f"solver must be one of {get_args(Solver)}, got {solver!r}")
-    if steps is not None and timesteps is not None:
-        raise ValueError(f"give steps or timesteps, not both; got steps={steps} and timesteps={timesteps!r}")
+    _check_choice(solver, timesteps, steps)
     if solver == "ancestral":
         published = bridge.ancestral_times(steps)
         times = skips.resolve(bridge, published if timesteps is None else timesteps)
@@ -179,19 +175,69 @@ def build(
     return _table(bridge, times, _family_rows(bridge, times, _FAMILY[solver]))
 
 
-def with_defaults(
-    calls: int | None, solver: str | None = None, steps: int | None = None, timesteps: Any = None
-) -> tuple[str, int | None]:
-    """The solver and steps that a network is sampled with, where they are left out.
+@dataclass(frozen=True)
+class Defaults:
+    """What a network is sampled with where it is left out: what the maker of its file chose.
 
-    Args:
-        calls: those that the network was distilled for: its solver takes as many. None for any network.
-        solver: the solver of :func:`build`, or None.
-        steps: the steps of :func:`build`, or None.
-        timesteps: the times of :func:`build`, or None.
+    Attributes:
+        solver: of :func:`build`. If None, it is ``dpm2m``, or ``consistency`` with ``calls``.
+        steps: of that solver; another solver takes its own default.
+        timesteps: of that solver, in place of ``steps``.
+        calls: those that the network was distilled for: ``consistency`` takes as many. None for any network.
+
+    Raises:
+        ValueError: steps and timesteps, or one of them without a solver; or a value of another kind.
     """
-    solver = solver or (DEFAULT if calls is None else DISTILLED)
-    return solver, calls if solver == DISTILLED and steps is timesteps is None else steps
+
+    solver: str | None = None
+    steps: int | None = None
+    timesteps: str | Sequence[float] | None = None
+    calls: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, count in (("calls", self.calls), ("steps", self.steps)):
+            if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+                raise ValueError(f"{name} must be a positive integer, got {count!r}")
+        if self.solver is not None:
+            _check_choice(self.solver, self.timesteps, self.steps)
+        elif self.steps is not None or self.timesteps is not None:
+            raise ValueError("steps and timesteps of a network are those of its solver: give the solver too")
+
+    def fill(
+        self, solver: str | None = None, steps: int | None = None, timesteps: str | Iterable[float] | None = None
+    ) -> tuple[str, int | None, str | Iterable[float] | None]:
+        """Solver, steps and timesteps for :func:`build`: those that are given, or else these."""
+        chosen = solver or self.solver or (DEFAULT if self.calls is None else DISTILLED)
+        if steps is timesteps is None and chosen == self.solver:
+            steps, timesteps = self.steps, self.timesteps
+        if steps is timesteps is None and chosen == DISTILLED:
+            steps = self.calls
+        return chosen, steps, timesteps
+
+    def over(self, solver: str | None, steps: int | None, timesteps: Any) -> Defaults:
+        """These, with others that were chosen."""
+        if solver is steps is timesteps is None:
+            return self
+        solver, steps, timesteps = self.fill(solver, steps, timesteps)
+        times = timesteps if timesteps is None or isinstance(timesteps, str) else np.asarray([*timesteps]).tolist()
+        return Defaults(solver, None if steps is None else np.asarray(steps).item(), times, self.calls)
+
+    def table(self, bridge: Bridge) -> StepTable:
+        """The steps of a bridge; ValueError where it cannot take them."""
+        solver, steps, timesteps = self.fill()
+        return build(bridge, solver, timesteps, steps)
+
+    def config(self) -> dict[str, Any]:
+        """Plain values as in a file, without those that are None."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    @classmethod
+    def from_config(cls, content: Mapping[str, Any]) -> Defaults:
+        """Those of a file's content; older files have ``calls`` alone, or nothing."""
+        return cls(**{each.name: content.get(each.name) for each in fields(cls)})
+
+
+USUAL = Defaults()  # of networks whose maker chose nothing
 
 
 def choices(bridge: Bridge, calls: int | None = None, steps: int | None = None) -> dict[str, int]:
@@ -220,6 +266,13 @@ def check_calls(calls: int | None, solver: str, table: StepTable) -> None:
             f"of {solver!r}: results may be worse",
             stacklevel=2,
         )
+
+
+def _check_choice(solver: str, timesteps: Any, steps: int | None) -> None:
+    if solver not in get_args(Solver):
+        raise ValueError(f"solver must be one of {get_args(Solver)}, got {solver!r}")
+    if steps is not None and timesteps is not None:
+        raise ValueError(f"give steps or timesteps, not both; got steps={steps} and timesteps={timesteps!r}")
 
 
 def _table(bridge: Bridge, times: skips.Timesteps, rows: npt.NDArray[np.float64]) -> StepTable:

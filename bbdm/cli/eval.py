@@ -65,7 +65,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, TranslateConfig]:
     return args, from_values(TranslateConfig, vars(args))
 
 
-def read_sweep(words: list[str], bridge: Bridge, calls: int | None = None) -> list[tuple[str, int | None]]:
+def read_sweep(words: list[str], bridge: Bridge, defaults: solvers.Defaults) -> list[tuple[str, int | None]]:
     """The runs of ``SOLVER`` and ``SOLVER:NFE,NFE``, all checked, so that none fails hours later."""
     runs: list[tuple[str, int | None]] = []
     for word in words:
@@ -73,9 +73,8 @@ def read_sweep(words: list[str], bridge: Bridge, calls: int | None = None) -> li
         if colon and not all(number.isdecimal() for number in numbers.split(",")):
             raise ValueError(f"--sweep takes SOLVER:NFE,NFE, got {word!r}")
         for nfe in map(int, numbers.split(",")) if colon else [None]:
-            _, steps = solvers.with_defaults(calls, solver, nfe)
-            solvers.build(bridge, solver, steps=steps)
-            runs.append((solver, steps))
+            defaults.over(solver, nfe, None).table(bridge)
+            runs.append((solver, defaults.fill(solver, nfe)[1]))
     return list(dict.fromkeys(runs))
 
 
@@ -120,8 +119,9 @@ def sweep(translator: Translator, args: argparse.Namespace) -> None:
         remove_all_leftovers(folder)
     before = reports.read(folder / "sweep.json")
     made: list[Report] = []
-    for solver, steps in read_sweep(args.sweep, translator.bridge, translator.checkpoint.calls):
-        nfe = steps or len(solvers.build(translator.bridge, solver))
+    defaults = translator.checkpoint.defaults
+    for solver, steps in read_sweep(args.sweep, translator.bridge, defaults):
+        nfe = steps or len(defaults.over(solver, None, None).table(translator.bridge))
         made.append(evaluate(translator, args, (solver, steps), folder / f"{solver}-{nfe}"))
         if first:
             rows = reports.table(made[-1:], args.metrics)

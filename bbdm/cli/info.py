@@ -39,6 +39,7 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[Row]:
     yield "image size", "not stated" if size is None else "{} x {}".format(*sides(size))
     yield from of_pictures(checkpoint.pictures)
     yield "codec", "none: it works on pictures" if checkpoint.codec is None else of_codec(checkpoint.codec)
+    yield "solver", f"{checkpoint.defaults.fill()[0]}, {len(checkpoint.defaults.table(bridge))} steps"
     yield "network calls", checkpoint.calls or ANY_CALLS
     if checkpoint.training is not None:
         yield "training", f"{checkpoint.training['step']} optimizer steps, to resume from"

@@ -6,9 +6,7 @@ which share the work, add --use_multi_gpus, or start it by torchrun --nproc_per_
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,9 +52,7 @@ def draw_grid(files: Files, jobs: list[Job]) -> Image.Image:
     examples: list[list[Image.Image]] = []
     for index in list(dict.fromkeys(job.index for job in jobs))[:GRID_PAIRS]:
         examples.append(files.shown(index, [job.path for job in jobs if job.index == index]))
-    across = max(1, round(math.sqrt(len(examples) / len(examples[0]))))
-    rows = [list(chain(*examples[i : i + across])) for i in range(0, len(examples), across)]
-    return images.grid(rows, group=len(examples[0]))
+    return images.sheet(examples)
 
 
 def translate(config: TranslateConfig, words: Sequence[str]) -> None:

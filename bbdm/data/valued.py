@@ -22,7 +22,7 @@ from bbdm.pictures.images import Size
 from bbdm.pictures.kind import PictureKind
 from bbdm.pictures.lazy import Geometry, LazyPicture, Window
 from bbdm.pictures.picture import Picture
-from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, check_channels, check_finite
+from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, check_channels, check_finite, scaled_present
 
 Array = npt.NDArray[Any]
 
@@ -229,13 +229,9 @@ class ValuedDataset(PairExamples):
         if values == EIGHT_BIT:
             if array.dtype != np.uint8:
                 raise images.more_than_8_bits(array)
-            made = array
+            made = np.where(absent, np.uint8(0), array) if absent.any() else array
         else:
-            array = np.where(absent, array.dtype.type(0), array) if absent.any() else array
-            check_finite(array, first)
-            made = values.scaled(array)
-        if absent.any():
-            made = np.where(absent, made.dtype.type(0 if made.dtype == np.uint8 else -1), made)
+            made = scaled_present(values, array, absent, first)
         return torch.from_numpy(self._fitted(made))
 
     def _fitted(self, array: Array) -> Array:

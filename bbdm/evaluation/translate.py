@@ -31,9 +31,9 @@ from bbdm.evaluation.files import files_of
 from bbdm.evaluation.large import LargePictures
 from bbdm.evaluation.results import Job, Record, check_places, description, plan
 from bbdm.evaluation.table import Setup
-from bbdm.execution.device import find_dtype
 from bbdm.execution.processes import Processes
 from bbdm.files.hub import find_checkpoint
+from bbdm.networks.restore import find_dtype
 from bbdm.pictures.images import Resize, Size
 from bbdm.pictures.values import EIGHT_BIT
 from bbdm.sampling.network_config import (
@@ -132,7 +132,7 @@ class Translator:
                 solver,
                 steps,
                 codec=self.codec,
-                calls=self.checkpoint.calls,
+                defaults=self.checkpoint.defaults,
                 device=self.processes.device,
                 dtype=dtype,
                 compile=self.config.compile,
@@ -180,7 +180,7 @@ class Translator:
                     sources = [self.files.source(job.index) for job in group]
                     given, settings = [source.given for source in sources], self.files.settings
                     if warm_up and number == 0 and not windowed:  # by one call, on CUDA by all that a graph captures
-                        solver, _ = solvers.with_defaults(sampler.calls)
+                        solver, *_ = solvers.Defaults(calls=sampler.calls).fill()
                         one = (None, None) if sampler.device.type == "cuda" else (solver, 1)
                         sampler(given, seed=0, batch_size=size, solver=one[0], steps=one[1], **settings, **windows)
                     began = time.perf_counter()

@@ -11,7 +11,6 @@ from timeit import timeit
 import torch
 import torch.nn.functional as F
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 BFLOAT16_PAYS = 1.2  # bfloat16 is chosen where its convolution is faster than float32's by this factor
 
@@ -27,18 +26,6 @@ def find_device(name: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # which one depends on torch's build
         reason = str(error).split("\n")[0]
         raise ValueError(f"device {str(name)!r} cannot be used here: {reason}") from error
-
-
-def find_dtype(name: str | torch.dtype) -> torch.dtype:
-    """A floating-point dtype, or that of a name: ``bf16``, ``fp16``, ``fp32``, or torch's own, ``bfloat16``.
-
-    Raises:
-        ValueError: the name is unknown, or the dtype is not one of floating-point numbers.
-    """
-    dtype = DTYPES.get(name, getattr(torch, name, None)) if isinstance(name, str) else name
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating-point dtype such as {', '.join(DTYPES)}, got {name!r}")
-    return dtype
 
 
 @cache

@@ -20,11 +20,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from bbdm.base.atomic import short, write_atomically
-from bbdm.execution.device import best_dtype, find_dtype
+from bbdm.execution.device import best_dtype
 from bbdm.execution.loop import Shape, state_dtype
 from bbdm.files.weights import described, intact
 from bbdm.networks.base import Conditions, Network
-from bbdm.networks.restore import state_hash
+from bbdm.networks.restore import find_dtype, state_hash
 
 FORMAT = "bbdm compiled network"
 VERSION = 2

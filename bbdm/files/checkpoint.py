@@ -7,6 +7,7 @@ VQGAN alone is a file of the same two kinds. :mod:`bbdm.files.importers` reads t
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from bbdm.files.content import FORMAT, Checkpoint, CodecState, UNetState, VQGANS
 from bbdm.files.hub import find_checkpoint
 from bbdm.files.weights import Snapshot, State
 from bbdm.networks.base import Network, check_network
-from bbdm.networks.restore import state_hash
+from bbdm.networks.restore import converted, find_dtype, state_hash
 from bbdm.networks.vqgan import VQGAN
 from bbdm.pictures.images import Size, as_size
 from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
+from bbdm.solvers import USUAL, Defaults
 
 VQGAN_FORMAT = "bbdm vqgan"
 
@@ -41,12 +43,16 @@ def save_checkpoint(
     training: dict[str, Any] | None = None,
     calls: int | None = None,
     pictures: PictureKind = EIGHT_BIT_PICTURES,
+    solver: str | None = None,
+    steps: int | None = None,
+    timesteps: Iterable[float] | str | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> None:
     """Write a checkpoint, atomically: a reader sees the old file or the whole new one.
 
     Args:
         path: ends in ``.pt`` or ``.safetensors``.
-        unet: the network; its weights are stored in the dtype that they have.
+        unet: the network whose weights are stored.
         bridge: the bridge that the network was trained on.
         ema: a network with the moving average of the weights.
         codec: the codec of the space that it was trained in; None for image space. The file holds its
@@ -55,11 +61,21 @@ def save_checkpoint(
         training: state to resume from, of plain containers and tensors; only in a ``.pt``.
         calls: the network calls that the network was distilled for; None for any number.
         pictures: the values of the pictures that it was trained on, and the size of crops.
+        solver: the solver that samplers and commands take where none is given; None leaves it open.
+        steps: the steps of this solver that they take; None for the solver's default.
+        timesteps: the times of this solver that they take, in place of ``steps``.
+        dtype: in which the network's weights are stored, such as ``"fp16"``; None for the one that they have.
+            A codec's weights keep theirs.
 
     Raises:
-        ValueError: another suffix, or training state for a ``.safetensors``.
+        ValueError: another suffix, training state for a ``.safetensors``, steps that the solver or the bridge
+            cannot take, or weights beyond the range of ``dtype``.
     """
-    weights.write(path, checkpoint_snapshot(unet, bridge, ema, codec, image_size, training, calls, pictures))
+    defaults = Defaults(calls=calls).over(solver, steps, timesteps)
+    if defaults.solver is not None:
+        defaults.table(bridge)  # or the bridge cannot take its steps
+    about = ema, codec, image_size, training, defaults, pictures, None if dtype is None else find_dtype(dtype)
+    weights.write(path, checkpoint_snapshot(unet, bridge, *about))
 
 
 def checkpoint_snapshot(
@@ -69,13 +85,15 @@ def checkpoint_snapshot(
     codec: Codec | None = None,
     image_size: Size | None = None,
     training: dict[str, Any] | None = None,
-    calls: int | None = None,
+    defaults: Defaults = USUAL,
     pictures: PictureKind = EIGHT_BIT_PICTURES,
+    dtype: torch.dtype | None = None,
 ) -> Snapshot:
     """The content of a checkpoint, to be written later; see :func:`save_checkpoint`."""
     check_network(unet)
     states = {"weights": unet.state_dict()}
     states |= {} if ema is None else {"ema": ema.state_dict()}
+    states = states if dtype is None else {name: converted(state, dtype) for name, state in states.items()}
     coded = None if codec is None else codec.config()
     if codec is not None and training is None:
         states["codec"] = codec.state_dict()
@@ -86,7 +104,7 @@ def checkpoint_snapshot(
         "bridge": bridge.config(),
         "codec": coded,
         "image_size": image_size,
-        **({} if calls is None else {"calls": calls}),
+        **defaults.config(),
         **pictures.config(),
     }
     return Snapshot.take(FORMAT, settings, states, _placed, training)
@@ -172,11 +190,11 @@ def _read(content: dict[str, Any], given: Codec | None) -> Checkpoint:
     codec = None if content["codec"] is None else _codec_state(content["codec"], given)
     image_size = content.get("image_size")
     image_size = None if image_size is None else as_size(image_size)
-    calls = content.get("calls")
-    if calls is not None and (isinstance(calls, bool) or not isinstance(calls, int) or calls < 1):
-        raise ValueError(f"calls must be a positive integer, got {calls!r}")
-    about = content.get("training"), calls, PictureKind.from_config(content), content["format"], content["version"]
-    return Checkpoint(state, bridge, codec, image_size, *about)
+    defaults = Defaults.from_config(content)
+    if defaults.solver is not None:
+        defaults.table(bridge)  # or the bridge cannot take its steps
+    about = content.get("training"), defaults, PictureKind.from_config(content)
+    return Checkpoint(state, bridge, codec, image_size, *about, content["format"], content["version"])
 
 
 def _codec_state(content: dict[str, Any], given: Codec | None) -> CodecState:

@@ -23,6 +23,7 @@ from bbdm.networks.unet_config import UNetConfig
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 from bbdm.pictures.images import Size
 from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
+from bbdm.solvers import USUAL, Defaults
 
 FORMAT = "bbdm"
 
@@ -203,10 +204,26 @@ class Checkpoint:
     codec: CodecState | None = None  # of the space of the bridge; None for image space
     image_size: Size | None = None  # side or (height, width) of the pictures of training, where known
     training: dict[str, Any] | None = None
-    calls: int | None = None  # the network calls that the network was distilled for
+    defaults: Defaults = USUAL  # what samplers take where solver and steps are left out
     pictures: PictureKind = EIGHT_BIT_PICTURES
     format: str = FORMAT
     version: int = weights.VERSION
+
+    @property
+    def calls(self) -> int | None:
+        """The network calls that the network was distilled for, or None."""
+        return self.defaults.calls
+
+    def half(self, ema: bool = True) -> torch.dtype | None:
+        """The dtype of the weights of :meth:`build_unet`, where all are stored in one of 16 bits."""
+        found = {value.dtype for value in self._state(ema).values() if value.is_floating_point()}
+        return found.pop() if len(found) == 1 and found <= {torch.float16, torch.bfloat16} else None
+
+    def _state(self, ema: bool) -> State:
+        first, second = (self.unet.ema, self.unet.weights) if ema else (self.unet.weights, self.unet.ema)
+        state = second if first is None else first
+        assert state is not None  # checked when the file was read
+        return state
 
     def build_unet(self, ema: bool = True, network: Network | None = None) -> Network:
         """The network in float32 and evaluation mode; ``ema`` picks if the file has both kinds of weights.
@@ -217,10 +234,7 @@ class Checkpoint:
             IncompleteFileError: that network is missing.
             ValueError: another network was given.
         """
-        first, second = (self.unet.ema, self.unet.weights) if ema else (self.unet.weights, self.unet.ema)
-        state = second if first is None else first
-        assert state is not None  # checked when the file was read
-        return self.unet.build(state, network)
+        return self.unet.build(self._state(ema), network)
 
     def build_codec(self) -> Codec | None:
         """The codec in float32, or None for a network of image space.

@@ -12,6 +12,7 @@ from torch import nn
 
 Network = TypeVar("Network", bound=nn.Module)
 Configured = TypeVar("Configured", bound="ConfiguredNetwork")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 
 
 class ConfiguredNetwork(nn.Module):
@@ -90,6 +91,27 @@ def restore(
     network.to_empty(device="cpu")  # initial values would take longer to draw than the file takes to read
     network.load_state_dict(state)
     return network.eval()
+
+
+def find_dtype(name: str | torch.dtype) -> torch.dtype:
+    """A floating-point dtype, or that of a name: ``bf16``, ``fp16``, ``fp32``, or torch's own, ``bfloat16``.
+
+    Raises:
+        ValueError: the name is unknown, or the dtype is not one of floating-point numbers.
+    """
+    dtype = DTYPES.get(name, getattr(torch, name, None)) if isinstance(name, str) else name
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point dtype such as {', '.join(DTYPES)}, got {name!r}")
+    return dtype
+
+
+def converted(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """A state dict whose floating-point numbers are of a dtype; ValueError where they leave its range."""
+    made = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
+    for key, value in made.items():
+        if bool((value.isfinite() != state[key].isfinite()).any()):
+            raise ValueError(f"{key} has values beyond the range of {dtype}")
+    return made
 
 
 def state_hash(state: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> str:

@@ -41,9 +41,8 @@ class Exporter:
         codec = checkpoint.build_codec()
         self.codec = codec
         self.bridge = checkpoint.bridge
-        self.sampler = BridgeSampler(
-            self.unet, self.bridge, args.solver, args.steps, codec=codec, calls=checkpoint.calls
-        )
+        settings = args.solver, args.steps
+        self.sampler = BridgeSampler(self.unet, self.bridge, *settings, codec=codec, defaults=checkpoint.defaults)
         self.latent_stride = 1 if codec is None else codec.stride
         self.stride = self.unet.stride * self.latent_stride
         self.image_size, self.pictures = checkpoint.image_size, checkpoint.pictures

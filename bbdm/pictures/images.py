@@ -6,9 +6,11 @@ Only the functions of tensors import torch.
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -303,3 +305,11 @@ def grid(rows: Sequence[Sequence[Image.Image]], gap: int = 2, group: int | None 
         for j, image in enumerate(row):
             sheet.paste(image, (left[j], gap + i * (height + gap)))
     return sheet
+
+
+def sheet(examples: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """A grid of examples, each of as many pictures side by side, about as high as wide."""
+    each = len(examples[0])
+    across = max(1, round(math.sqrt(len(examples) / each)))
+    rows = [[*chain(*examples[start : start + across])] for start in range(0, len(examples), across)]
+    return grid(rows, group=each)

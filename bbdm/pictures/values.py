@@ -245,6 +245,22 @@ def without_data(array: npt.NDArray[Any], nodata: float | None) -> npt.NDArray[A
     return np.any(np.isnan(array) if np.isnan(nodata) else array == nodata, axis=0)
 
 
+def scaled_present(
+    values: Values, array: npt.NDArray[Any], absent: npt.NDArray[np.bool_], first: Sequence[int] = ()
+) -> npt.NDArray[np.float32]:
+    """(C, *S) of stored values as float32 in [-1, 1]; pixels without a value, (*S) ``absent``, are -1.
+
+    Raises:
+        ValueError: another is NaN or infinite; ``first`` is the place of the array's first pixel.
+    """
+    if not absent.any():
+        check_finite(array, first)
+        return values.scaled(array, axes=array.ndim - 1)
+    array = np.where(absent, array.dtype.type(0), array)
+    check_finite(array, first)
+    return np.where(absent, np.float32(-1), values.scaled(array, axes=array.ndim - 1))
+
+
 def holds(dtype: np.dtype[Any], value: float) -> bool:
     """Whether a type has a value exactly."""
     if dtype.kind == "f":

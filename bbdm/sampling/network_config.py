@@ -117,9 +117,11 @@ class NetworkConfig(WindowConfig, FileConfig):
     """
 
     solver: solvers.Solver | None = setting(
-        None, f"solver of the bridge's equation; {solvers.DEFAULT}, or the distilled network's, if unset"
+        None, f"solver of the bridge's equation; the file's own, or {solvers.DEFAULT}, if unset"
     )
-    steps: int | None = setting(None, "network calls for each result; the solver's default if unset")
+    steps: int | None = setting(
+        None, "network calls for each result; if unset, the file's with its own solver, else the solver's default"
+    )
     fast_sampling: bool = setting(False, "the paper's 199 network calls: the solver 'fast'")
     compile: bool = setting(False, "faster results after a minute or two of compiling")
     dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the file's if unset")

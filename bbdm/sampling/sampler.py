@@ -55,13 +55,16 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             in evaluation mode, and copied otherwise; the one given is never changed. Do not change its
             weights later: what depends on the time alone is computed here, once.
         bridge: what it was trained on.
-        solver: see :func:`bbdm.solvers.build`; None for ``dpm2m``, or ``consistency`` with ``calls``.
-        steps: the number of steps, each of which is one network call; None for the solver's default.
+        solver: see :func:`bbdm.solvers.build`; None for that of ``defaults``, or ``dpm2m``, or
+            ``consistency`` with ``calls``.
+        steps: the number of steps, each of which is one network call; None for that of ``defaults`` where
+            the solver is theirs, or the solver's default.
         timesteps: the times themselves, or a named list, in place of ``steps``.
         codec: between pictures and the space that the network was trained in; None for image space. Sources
             and results are pictures in both cases. Used or copied as ``unet`` is.
         calls: the network calls that the network was distilled for, which become the default; other
             settings give a warning. None for any number.
+        defaults: what the network's file says of solver, steps and calls, in place of ``calls``.
         clamp: None, or (low, high) for every estimate of the target.
         device: where to run; None for the network's own.
         dtype: of the network's computation, such as ``"bf16"`` or ``torch.bfloat16``; None for its own, or
@@ -84,6 +87,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
     """
 
     backend = TENSORS
+    _half: torch.dtype | None = None  # of the weights in the file, where it has 16 bits
 
     def __init__(
         self,
@@ -95,6 +99,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         *,
         codec: Codec | None = None,
         calls: int | None = None,
+        defaults: solvers.Defaults | None = None,
         clamp: tuple[float, float] | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
@@ -111,7 +116,8 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         self.bridge = bridge
         self.clamp = clamp
         self.compile = compile
-        self.calls = calls
+        self._defaults = defaults or solvers.Defaults(calls=calls)
+        self.calls = self._defaults.calls
         self._embedder = unet.embedder()  # of the weights as given, before they are rounded to dtype
         self._place(unet, codec)
         channels = unet.channels
@@ -182,7 +188,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         return height, width
 
     def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> TorchSolverPlan:
-        solver, steps = solvers.with_defaults(self.calls, solver, steps, timesteps)
+        solver, steps, timesteps = self._defaults.fill(solver, steps, timesteps)
         table = solvers.build(self.bridge, solver, timesteps, steps)
         solvers.check_calls(self.calls, solver, table)
         loop = Loop(self._network, self._embedder, table, self.clamp, self.device, self.dtype)
@@ -224,7 +230,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             steps,
             timesteps,
             codec=checkpoint.build_codec(),
-            calls=checkpoint.calls,
+            defaults=checkpoint.defaults,
             clamp=clamp,
             device=device,
             dtype=dtype,
@@ -232,7 +238,21 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             compiled=compiled,
         )
         sampler.image_size, sampler.pictures = checkpoint.image_size, checkpoint.pictures
+        sampler._half = checkpoint.half(ema)
         return sampler
+
+    @property
+    def defaults(self) -> solvers.Defaults:
+        """What a file of this sampler keeps of solver, steps and calls; empty where nothing was chosen."""
+        return self._defaults.over(*self._settings)
+
+    @property
+    def stored_dtype(self) -> torch.dtype | None:
+        """The dtype in which the weights were stored, where it has 16 bits and they are the same yet.
+
+        None where weights are stored as they are.
+        """
+        return self._half if next(self.unet.parameters()).dtype == torch.float32 else None
 
     @classmethod
     def from_pretrained(
@@ -251,16 +271,9 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         """
         return cls.from_checkpoint(find_checkpoint(name_or_path, revision, token, cache_dir), **settings)
 
-    def save_pretrained(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        onnx: str | os.PathLike[str] | None = None,
-        license: str | None = None,
-        data: str | None = None,
-    ) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], **settings: Any) -> None:
         """Write a folder for :meth:`from_pretrained`; see :func:`bbdm.files.pretrained.save_pretrained`."""
-        pretrained.save_pretrained(self, folder, onnx=onnx, license=license, data=data)
+        pretrained.save_pretrained(self, folder, **settings)
 
     def push_to_hub(self, name: str, **settings: Any) -> str:
         """Push to the Hugging Face Hub; see :func:`bbdm.files.pretrained.push_to_hub`. Returns the commit."""

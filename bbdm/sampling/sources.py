@@ -20,7 +20,7 @@ from PIL import Image
 from bbdm.pictures import formats, images
 from bbdm.pictures.kind import AXES, EIGHT_BIT_PICTURES, PictureKind
 from bbdm.pictures.picture import Picture
-from bbdm.pictures.values import EIGHT_BIT, Values, check_finite, without_data
+from bbdm.pictures.values import EIGHT_BIT, Values, scaled_present, without_data
 
 Range = tuple[float, float]  # the values of black and white in arrays of floats
 UNIT: Range = (-1.0, 1.0)
@@ -216,9 +216,7 @@ def _values(picture: Picture, channels: int, kind: PictureKind) -> Item:
     nodata = picture.geometry.kept.get("nodata")
     absent = without_data(array, nodata)
     values = kind.source.of(array[:, ~absent, None] if absent.any() else array)
-    array = np.where(absent, array.dtype.type(0), array) if absent.any() else array
-    check_finite(array)
-    made = np.where(absent, np.float32(-1), values.scaled(array, axes=array.ndim - 1))
+    made = scaled_present(values, array, absent)
     slices = [made] if axis is None else list(np.moveaxis(made, axis, 0))
 
     def restore(results: list[npt.NDArray[np.float32]]) -> Picture:

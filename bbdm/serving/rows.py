@@ -12,8 +12,8 @@ import torch
 from bbdm.data.collection import Sides
 from bbdm.data.reading import Reader
 from bbdm.pictures.kind import PictureKind
-from bbdm.pictures.lazy import Geometry, LazyPicture
-from bbdm.pictures.values import EIGHT_BIT, Values, check_channels, check_finite
+from bbdm.pictures.lazy import LazyPicture
+from bbdm.pictures.values import EIGHT_BIT, Values, check_channels, scaled_present
 
 Array = npt.NDArray[Any]
 
@@ -26,16 +26,16 @@ class SourceRows:
         kind: what the network was trained on.
         channels: the network's number for sources.
 
-    Attributes: ``size``, (height, width) of the picture.
+    Attributes: ``size``, (height, width) of the picture; ``geometry``, that of the result.
 
     Raises:
         ValueError: the picture is not of this kind.
     """
 
     def __init__(self, picture: LazyPicture, kind: PictureKind, channels: int) -> None:
-        self._picture, self._kind, self._sides = picture, kind, Sides.of([picture])
-        self._reader = Reader(channels if channels in (1, 3) else None, same_size=True, resample=False, cache=None)
-        found = self._reader.channels(self._sides.sources)
+        sides = Sides.of([picture])
+        reader = Reader(channels if channels in (1, 3) else None, same_size=True, resample=False, cache=None)
+        found = reader.channels(sides.sources)
         if len(picture.size) != 2 or kind.slices is not None:
             raise ValueError(f"bands are of pictures, and {picture.path} or what the network knows is a volume")
         if found != channels:
@@ -43,17 +43,13 @@ class SourceRows:
         if kind.source == EIGHT_BIT and picture.dtype != np.uint8:
             raise ValueError(f"{picture.path} must have 8 bits, as in training, got {picture.dtype}")
         check_channels(kind.source, channels, str(picture.path))
-        self.size = picture.size[0], picture.size[1]
-
-    @property
-    def geometry(self) -> Geometry:
-        """The geometry of the result."""
-        return self._kind.geometry_of_result(self._picture.geometry, self._picture.nodata)
+        self._kind, self.size = kind, (picture.size[0], picture.size[1])
+        self._source = reader.strips([picture], sides, lambda: kind.source.of(reader.sample(sides.sources)))
+        self.geometry = kind.geometry_of_result(picture.geometry, picture.nodata)
 
     @cached_property
     def _values(self) -> Values:
-        values = self._kind.source
-        return values if isinstance(values, Values) else values.of(self._reader.sample(self._sides.sources))
+        return self._kind.source if isinstance(self._kind.source, Values) else self._source.values()
 
     def scaled(self, rows: slice, size: tuple[int, int]) -> torch.Tensor:
         """(1, C, rows, W) float32 in [-1, 1] of the picture padded below and to the right to a size.
@@ -64,10 +60,7 @@ class SourceRows:
             ValueError: the file is damaged, or has a value that is not finite.
         """
         inside = slice(rows.start, min(rows.stop, self.size[0]))
-        array, absent = self._read(inside)
-        array = np.where(absent, array.dtype.type(0), array)
-        check_finite(array, (inside.start, 0))
-        made = np.where(absent, np.float32(-1), self._values.scaled(array))
+        made = scaled_present(self._values, *self._source.read(inside), (inside.start, 0))
         beyond = (0, rows.stop - inside.stop), (0, size[1] - self.size[1])
         return torch.from_numpy(np.pad(made, ((0, 0), *beyond), mode="edge")[None])
 
@@ -77,9 +70,5 @@ class SourceRows:
         result = self._kind.target.stored(made[:, : inside.stop - inside.start, : self.size[1]])
         nodata = self.geometry.kept.get("nodata")
         if nodata is not None:
-            result[:, self._read(inside)[1]] = nodata
+            result[:, self._source.read(inside)[1]] = nodata
         return result
-
-    def _read(self, rows: slice) -> tuple[Array, Array]:
-        """(C, rows, W) stored values, and (rows, W) where there is none."""
-        return self._reader.part(self._sides.sources, self._sides, (rows, slice(None)))

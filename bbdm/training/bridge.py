@@ -24,6 +24,7 @@ from bbdm.files.content import Checkpoint, network_settings
 from bbdm.files.weights import Snapshot
 from bbdm.networks.base import Network
 from bbdm.sampling.sampler import BridgeSampler
+from bbdm.solvers import Defaults
 from bbdm.training.augmentation import Pair, augment
 from bbdm.training.base import TrainingTask, mixed
 from bbdm.training.config import TrainConfig
@@ -85,7 +86,7 @@ class BridgeTask(TrainingTask):
 
     def snapshot(self, train: Examples, training: dict[str, Any] | None = None) -> Snapshot:
         """The weights, their average and the codec; with training state, only the hash of the codec."""
-        about = self.codec, train.image_size, training, self.calls, train.kind
+        about = self.codec, train.image_size, training, Defaults(calls=self.calls), train.kind
         return checkpoint_snapshot(self.network, self.bridge, self.average, *about)
 
     def stored(self, checkpoint: Checkpoint) -> Stored:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from bbdm.pictures import formats, images
+from bbdm.pictures.formats import medical
 from bbdm.pictures.picture import Picture
 from tests.pictures.formats import NO_PLACE, OBLIQUE, affine_of, bytes_read, matrix, numbers, read_back
 
@@ -111,6 +113,39 @@ def test_nifti_with_a_slope_and_a_fourth_axis_of_one(tmp_path: Path) -> None:
     assert found.dtype.kind == "f"
     assert (found[()] == array * 0.5 - 1024).all()
     assert (found[2:4, :, 1:3] == found[()][:, 2:4, :, 1:3]).all()
+
+
+NIFTI = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("code", NIFTI)
+def test_nifti_is_as_simpleitk_reads_it(code: int, order: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every type, byte order, slope and intercept; what is plain is read without SimpleITK."""
+    array = numbers((3, 4, 5), np.dtype(NIFTI[code]).name).astype(order + NIFTI[code])
+    head = bytearray(352)
+    for at, form, *values in [
+        (0, "i", 348),
+        (40, "8h", 3, 5, 4, 3, 1, 1, 1, 1),
+        (70, "2h", code, 8 * array.itemsize),
+        (76, "8f", 1, 0.5, 2, 3, 0, 0, 0, 0),
+        (108, "f", 352),
+        (344, "4s", b"n+1"),
+    ]:
+        struct.pack_into(order + form, head, at, *values)
+    path, within = tmp_path / "a.nii", (slice(1, 3), slice(0, 2), slice(2, 5))
+    for scale in [(0, 0), (1, 0), (2.5, -7.3), (1, -1024), (-1e-3, 0), (0, 5), (np.nan, 0), (1, np.inf)]:
+        struct.pack_into(f"{order}2f", head, 112, *scale)
+        path.write_bytes(head + array.tobytes())
+        wanted = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        found = formats.open(path)
+        with monkeypatch.context() as patch:
+            if scale[0] and np.isfinite(scale).all():
+                patch.setattr(medical, "simpleitk", None)
+            whole, part = found[()], found[within]
+        assert (whole.dtype, whole.shape) == (wanted.dtype, (1, *wanted.shape))
+        assert (whole[0] == wanted).all()
+        assert (part[0] == wanted[within]).all()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bytes are counted in /proc")

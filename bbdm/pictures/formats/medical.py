@@ -109,8 +109,11 @@ class _Picture(common.FilePicture):
         self.windowed = not packed and self.shape[0] == 1 and _family(path) != "nrrd"
 
     def _read(self, window: tuple[slice, ...]) -> npt.NDArray[Any]:
+        stored = medical_headers.stored(self.path)
+        if self.windowed and stored.mapped(self.dtype):
+            return stored.read(self.shape, window, self.dtype)
         package = simpleitk()
-        medical_headers.stored(self.path).check(self.shape, window)
+        stored.check(self.shape, window)
         reader = package.ImageFileReader()
         reader.SetFileName(str(self.path))
         if not self.windowed:

@@ -16,15 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bbdm.pictures.formats.common import check_cost
 from bbdm.pictures.values import check_finite, not_finite
 
 CHUNK = 2**20  # bytes that are decompressed at once
 MOST = 2**16  # bytes of a header that are looked at
-NIFTI = {348: ("h", 40, 70, "f", 108, 344), 540: ("q", 16, 12, "q", 168, 4)}  # dims, their place; type; offset; magic
+NIFTI = {  # dims, their place; type; offset; magic; slope and intercept
+    348: ("h", 40, 70, "f", 108, 344, "2f", 112),
+    540: ("q", 16, 12, "q", 168, 4, "2d", 176),
+}
 BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 128: 24, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64, 2304: 32}
-FLOATS = {16: 4, 64: 8}  # bytes
+KINDS = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 META = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 4, "ULONG": 4}
 META |= {"LONG_LONG": 8, "ULONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
 NRRD = {"char": 1, "short": 2, "int": 4, "float": 4, "double": 8, "longlong": 8, "int8": 1, "int16": 2, "int32": 4}
@@ -36,16 +40,46 @@ GZIP = 1100  # deflate makes at most 1032 bytes of one
 class Stored:
     """Where the values of a picture lie: ``size`` bytes, from ``offset`` of a file on.
 
-    Of NIfTI with floats there is their type, since ITK reads NaN and infinity as 0; they begin ``head`` bytes
-    later where they are packed.
+    Of NIfTI there is the values' ``kind``, and what they are multiplied by, and then added. ITK reads NaN and
+    infinity as 0. Packed values begin ``head`` bytes later.
     """
 
     path: Path
     offset: int
     size: int
     packed: bool
-    floats: np.dtype[Any] | None = None
+    kind: np.dtype[Any] | None = None
+    scale: tuple[float, float] = (1.0, 0.0)
     head: int = 0
+
+    @property
+    def floats(self) -> np.dtype[Any] | None:
+        """The type of floats of a NIfTI, which may be NaN or infinite."""
+        return self.kind if self.kind is not None and self.kind.kind == "f" else None
+
+    def mapped(self, dtype: np.dtype[Any]) -> bool:
+        """Whether :meth:`read` gives what ITK does, whose values are of a type."""
+        if self.packed or self.kind is None:
+            return False
+        if self.scale == (1, 0):
+            return self.kind.newbyteorder("=") == dtype
+        return dtype.kind == "f" and self.scale[0] != 0 and bool(np.isfinite(self.scale).all())  # ITK has its own way
+
+    def read(self, shape: Sequence[int], window: Sequence[slice], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Values in a window of a picture (C, *S), of a type; no others are read.
+
+        Raises:
+            ValueError: the file is shorter by now, or floats are not finite.
+        """
+        assert self.kind is not None
+        values = np.memmap(self.path, self.kind, "r", self.offset, tuple(shape))[(slice(None), *window)]
+        if self.floats is not None:
+            check_finite(values, [part.start for part in window])
+        made = np.asarray(values.astype(dtype))
+        if self.scale == (1, 0):
+            return made
+        with np.errstate(over="ignore"):  # as ITK does it
+            return (made.astype(np.float64) * self.scale[0] + self.scale[1]).astype(dtype)
 
     def check(self, shape: Sequence[int], window: Sequence[slice]) -> None:
         """Raise ValueError for what ITK reads in silence.
@@ -106,7 +140,7 @@ def _nifti(path: Path) -> Stored:
     order = next((order for order in "<>" if head[:4] and struct.unpack(order + "i", head[:4])[0] in NIFTI), None)
     if order is None or len(head) < struct.unpack(order + "i", head[:4])[0]:
         raise ValueError("it is no NIfTI, or its header is cut off")
-    length, at, kind_at, real, offset_at, magic = NIFTI[struct.unpack(order + "i", head[:4])[0]]
+    length, at, kind_at, real, offset_at, magic, scales, scales_at = NIFTI[struct.unpack(order + "i", head[:4])[0]]
     count, *dims = struct.unpack_from(f"{order}8{length}", head, at)
     (kind,) = struct.unpack_from(order + "h", head, kind_at)
     (offset,) = struct.unpack_from(order + real, head, offset_at)
@@ -117,8 +151,10 @@ def _nifti(path: Path) -> Stored:
     if kind not in BITS:
         raise ValueError(f"its values are of NIfTI's type {kind}, and real numbers are wanted")
     found = _stored(path, list(dims[:count]), BITS[kind] // 8, int(offset), packed)
-    if kind in FLOATS:
-        found = replace(found, floats=np.dtype(f"{order}f{FLOATS[kind]}"))
+    if kind in KINDS:
+        slope, intercept = struct.unpack_from(order + scales, head, scales_at)
+        scale = (slope, intercept) if slope or intercept else (1.0, 0.0)
+        found = replace(found, kind=np.dtype(order + KINDS[kind]), scale=scale)
     return replace(found, offset=0, size=found.size + int(offset), head=int(offset)) if packed else found
 
 

@@ -1,0 +1,194 @@
+"""The model card: what the Hub reads of it, its picture, its scores, and its lines, which run."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from bbdm import BridgeSampler, BrownianBridge, Values, demo
+from bbdm.files.card import hub_license
+from bbdm.pictures.kind import PictureKind
+from tests.conftest import ROOT, noise, tiny_unet
+
+huggingface_hub = pytest.importorskip("huggingface_hub")
+BRIDGE = BrownianBridge(objective="pinned")
+REPORT = {  # as bbdm eval writes it
+    "scores": {"fid": 12.5, "lpips": 0.21},
+    "solver": "sde-dpm2m",
+    "nfe": 5,
+    "pictures": 154,
+    "settings": {"dataset": "edge2shoes", "split": "val", "weights": "0" * 64},
+}
+
+
+@pytest.fixture
+def sampler() -> BridgeSampler:
+    made = BridgeSampler(tiny_unet(condition_channels=3), BRIDGE, "sde-dpm2m", 3)
+    made.image_size = 16
+    return made
+
+
+def written(sampler: BridgeSampler, folder: Path, **about: Any) -> str:
+    sampler.save_pretrained(folder, **about)
+    return (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("CC-BY-SA-4.0", "cc-by-sa-4.0"),
+        ("CC BY-SA 4.0", "cc-by-sa-4.0"),
+        ("mit", "mit"),
+        ("Apache-2.0", "apache-2.0"),
+        ("unknown", "unknown"),
+        (None, None),
+    ],
+)
+def test_licences(given: str | None, wanted: str | None):
+    assert hub_license(given) == wanted
+
+
+@pytest.mark.parametrize(
+    ("license", "license_name", "message"),
+    [
+        ("cc-by-sa", None, r"license 'cc-by-sa' is unknown: the nearest of the Hub's list are cc-by-sa-[34]\.0, "),
+        ("GPLv3", None, r"'GPLv3' is unknown: .* gpl-3\.0"),
+        ("%%", None, "'%%' is unknown: the Hub's list has none like it; for any other, 'other' with license_name"),
+        ("other", None, "license 'other' and license_name need each other, got 'other' and None"),
+        ("mit", "Mine", "license 'other' and license_name need each other, got 'mit' and 'Mine'"),
+    ],
+)
+def test_licences_that_are_refused(
+    license: str, license_name: str | None, message: str, sampler: BridgeSampler, tmp_path: Path
+):
+    """Before anything is written."""
+    with pytest.raises(ValueError, match=message):
+        sampler.save_pretrained(tmp_path / "a", license=license, license_name=license_name)
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_the_hub_reads(sampler: BridgeSampler, tmp_path: Path):
+    """By its own library, which refuses a card of another form."""
+    (tmp_path / "scores.json").write_text(json.dumps(REPORT))
+    about = {"license": "other", "license_name": "Mine", "base_model": "me/teacher", "data": "12 | pairs: no faces"}
+    text = written(sampler, tmp_path / "a", metrics=tmp_path, limits="Grey alone.", **about)
+    data = huggingface_hub.ModelCard(text).data
+    assert (data.library_name, data.pipeline_tag, data.base_model) == ("bbdm", "image-to-image", "me/teacher")
+    assert (data.license, data.license_name, data.model_name) == ("other", "Mine", "a")
+    shared = {"task_type": "image-to-image", "dataset_type": "edge2shoes", "dataset_name": about["data"]}
+    wanted = [
+        huggingface_hub.EvalResult(
+            **shared,
+            dataset_split="val",
+            metric_type=k,
+            metric_value=v,
+            metric_args={"solver": "sde-dpm2m", "steps": 5},
+        )
+        for k, v in REPORT["scores"].items()
+    ]
+    assert data.eval_results == wanted
+    rows = [
+        "| fid | 12.5 | `sde-dpm2m` | 5 | 12 \\| pairs: no faces, val, 154 pictures |",
+        "| licence of the weights | Mine |",
+    ]
+    rows += ["| `sde-dpm2m` | 3 |", "| trained from | me/teacher |", "Grey alone.", "than 16 x 16 it knows little"]
+    assert [row for row in rows if row not in text] == []
+
+
+def test_a_sweep_has_a_result_for_each_solver(sampler: BridgeSampler, tmp_path: Path):
+    (tmp_path / "sweep.json").write_text(json.dumps([REPORT, {**REPORT, "nfe": 20}]))
+    found = huggingface_hub.ModelCard(written(sampler, tmp_path / "a", metrics=tmp_path / "sweep.json")).data
+    steps = [(each.metric_type, each.metric_args["steps"]) for each in found.eval_results]
+    assert steps == [("fid", 5), ("lpips", 5), ("fid", 20), ("lpips", 20)]
+
+
+def test_nothing_is_assumed(sampler: BridgeSampler, tmp_path: Path):
+    text = written(sampler, tmp_path / "a")
+    assert sorted(yaml.safe_load(text.split("---")[1])) == ["library_name", "pipeline_tag", "tags"]
+    assert [part for part in ("## Scores", "examples.png", "trained from") if part in text] == []
+    assert text.count("not stated") == 2  # data and licence
+    assert not (tmp_path / "a" / "examples.png").exists()
+
+
+def test_the_picture_has_each_source_beside_its_result(sampler: BridgeSampler, tmp_path: Path):
+    sources = [noise(0), noise(1), noise(2)]
+    sources[1].save(tmp_path / "b.png")
+    text = written(sampler, tmp_path / "a", examples=[sources[0], tmp_path / "b.png", sources[2]])
+    assert "](examples.png)" in text
+    with Image.open(tmp_path / "a" / "examples.png") as image:
+        sheet = np.asarray(image)
+    results = sampler(sources, seed=0, batch_size=1)
+    pitch = 16 + (sheet.shape[0] - 3 * 16) // 4
+    for i, (source, result) in enumerate(zip(sources, results, strict=True)):
+        top = pitch * i + pitch - 16
+        assert (sheet[top : top + 16, pitch - 16 : pitch] == np.asarray(source)).all()
+        assert (sheet[top : top + 16, -pitch : 16 - pitch or None] == np.asarray(result)).all()
+
+
+@pytest.mark.parametrize(
+    ("about", "error", "message"),
+    [
+        ({"base_model": "teacher"}, ValueError, "base_model must be OWNER/NAME on the Hub, got 'teacher'"),
+        ({"base_model": "me/teacher@v1"}, ValueError, "base_model must be OWNER/NAME on the Hub, got 'me/teacher@v1'"),
+        ({"metrics": "gone"}, FileNotFoundError, "gone"),
+        ({"metrics": "other.json"}, ValueError, r"cannot read other\.json: metrics must be scores\.json or sweep"),
+        ({"examples": ["gone.png"]}, FileNotFoundError, r"gone\.png"),
+        ({"licence": "mit"}, TypeError, "licence"),
+    ],
+)
+def test_what_is_refused(
+    about: Any, error: Any, message: str, sampler: BridgeSampler, tmp_path: Path, monkeypatch: Any
+):
+    monkeypatch.chdir(tmp_path)
+    Path("other.json").write_text("{}")
+    with pytest.raises(error, match=message):
+        sampler.save_pretrained("a", **about)
+    assert not Path("a").exists()
+
+
+@pytest.mark.parametrize("values", [False, True], ids=["8 bits", "values"])
+def test_its_lines_run(values: bool, sampler: BridgeSampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Those of Python, beside the folder, and give the sampler's own result."""
+    source: Any = noise(3)
+    if values:
+        sampler.pictures = PictureKind(Values(0, 3000, dtype="uint16"), Values(-1000, 1000, dtype="int16"))
+        source = np.random.default_rng(0).integers(0, 3000, (3, 16, 16)).astype("uint16")
+        np.save(tmp_path / "source.npy", source)
+        with pytest.raises(ValueError, match="examples of a model card is for pictures of 8 bits"):
+            sampler.save_pretrained(tmp_path / "faces", examples=[noise(0)])
+    else:
+        source.save(tmp_path / "source.png")
+    text = written(sampler, tmp_path / "faces")
+    monkeypatch.chdir(tmp_path)
+    (lines,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(compile(lines, "card", "exec"), {})
+    if values:
+        assert (np.load("result.npy") == np.asarray(sampler("source.npy", seed=0)[0])).all()
+    else:
+        with Image.open("result.png") as made:
+            assert (np.asarray(made) == np.asarray(sampler(source, seed=0))).all()
+
+
+@pytest.mark.nightly
+def test_its_lines_for_onnx_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Those of the bundled network and its export, each after the other on one drawing."""
+    pytest.importorskip("onnxruntime")
+    source = demo.DRAWINGS / "1F383.png"
+    (tmp_path / "source.png").write_bytes(source.read_bytes())
+    sampler = BridgeSampler.from_checkpoint(demo.WEIGHTS, solver="sde-dpm2m", steps=5)
+    text = written(sampler, tmp_path / "colours", onnx=ROOT / "examples" / "demo" / "onnx")
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(lines) == 2
+    found: list[Any] = []
+    for each in lines:
+        names: dict[str, Any] = {}
+        exec(compile(each, "card", "exec"), names)
+        found.append(np.asarray(names["result"], dtype=float))
+    assert (found[0] == np.asarray(sampler(source, seed=0)[0])).all()
+    assert np.abs(found[0] - found[1]).max() <= 5  # float16
