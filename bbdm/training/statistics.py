@@ -49,7 +49,7 @@ def fitted(
         device: where the codec is; the CPU if None.
 
     Raises:
-        ValueError: sources equal targets.
+        ValueError: sources equal targets in all pairs.
     """
     train = as_examples(dataset)
     batches = Batches(train, AT_ONCE, device or torch.device("cpu"))
