@@ -24,9 +24,9 @@ GREY = 128  # of masked pixels
 LEAST_MASKED = 0.2  # share of the pixels; at most one stroke more
 LONGEST_STROKE, THICKEST_STROKE = 1 / 2, 1 / 8  # of a picture's shorter side
 BLOCK = 8  # side of the squares of JPEG
-ONLY_JPEG, ENDS_AS_JPEG, EACH = 0.4, 0.9, 0.5  # probabilities, in photo
+ONLY_JPEG, ENDS_AS_JPEG, EACH = 0.5, 0.9, 0.4  # probabilities, in photo
 QUALITIES = 5, 95  # of JPEG in photo; these and the next are the strengths of the first round
-LARGEST_BLUR, LARGEST_NOISE, SMALLEST = 2.0, 25.0, 1 / 3  # in pixels, in steps of 8 bits, of the side
+LARGEST_BLUR, LARGEST_NOISE, SMALLEST = 1.5, 15.0, 0.4  # in pixels, in steps of 8 bits, of the side
 FILTERS = Image.Resampling.BOX, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
 
 
@@ -86,7 +86,7 @@ def photo(picture: Image.Image, random: np.random.Generator) -> Image.Image:
     """What happens to photographs: blur, a small scale, noise and JPEG, in random order and strengths.
 
     After Wang et al. 2021 (Real-ESRGAN), section 3: there are two rounds, of which the second has half the
-    strength. Two of five pictures are JPEGs alone. JPEG's squares begin at a random pixel, as in a part of a
+    strength. Half of the pictures are JPEGs alone. JPEG's squares begin at a random pixel, as in a part of a
     photograph.
     """
     before = random.integers(BLOCK, size=2)
