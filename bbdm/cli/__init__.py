@@ -30,7 +30,7 @@ class Command(NamedTuple):
 
 COMMANDS = {  # a module each; - in a name is _ in the module's
     "demo": Command("translate the bundled drawings with the bundled weights", RESUMES),
-    "restore": Command("restore photographs with the bundled weights", RESUMES),
+    "restore": Command("restore photographs of any size", RESUMES),
     "train": Command("train a bridge on pairs", without=("IncompleteFileError",)),
     "translate": Command("translate pictures or a data set", RESUMES),
     "eval": Command("score a network on a data set", RESUMES),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from bbdm import BridgeSampler, BrownianBridge, UNet, cli, save_checkpoint
+from bbdm import BridgeSampler, BrownianBridge, UNet, cli, demo, save_checkpoint
 from bbdm.base.scripts import StoppedError
 from bbdm.base.seeds import seed_of
 from bbdm.cli import restore
@@ -166,6 +166,12 @@ def test_larger_than_memory_is_the_same_from_file_to_file(place: Path) -> None:
     np.save("b.npy", np.zeros((3, 300, 200), np.uint16))
     with pytest.raises(StoppedError):
         run("b.npy", "--memory", "3M")
+
+
+def test_without_weights_it_says_what_to_do(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "PHOTOGRAPHS", place / "none.safetensors")
+    with pytest.raises(FileNotFoundError, match="this version has no weights for photographs: --model names"):
+        restore.main(["a.png", "--model", str(demo.PHOTOGRAPHS)])
 
 
 def test_values_of_other_kinds_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
