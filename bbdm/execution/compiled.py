@@ -1,6 +1,7 @@
 """Functions compiled by torch.compile, once for each shape.
 
-The private interfaces of torch that this needs are imported here alone; torch 2.9 to 2.15 have them.
+The private interfaces of torch that this needs are imported here alone; torch 2.9 to 2.15 have them. The
+compiler takes two seconds to import, and is imported where it is used.
 """
 
 from __future__ import annotations
@@ -13,9 +14,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
-import torch._inductor.config as inductor_config
 from torch._C._dynamo.eval_frame import reset_code
-from torch._inductor.codecache import PyCodeCache
 
 from bbdm.base.recent import Recent
 
@@ -47,6 +46,9 @@ class Compiled:
         return self._compiled.get(x.shape, x, *others)
 
     def _compile(self, *arguments: Any) -> Callable[..., torch.Tensor]:
+        import torch._inductor.config as inductor_config
+        from torch._inductor.codecache import PyCodeCache
+
         function = self.function
 
         def forward(*arguments: Any) -> torch.Tensor:

@@ -36,7 +36,7 @@ from bbdm.sampling.sampler import BridgeSampler
 from bbdm.serving.banded import PictureTask, make_picture
 from bbdm.serving.config import ClusterConfig
 from bbdm.serving.connection import connected
-from bbdm.serving.sources import Columns, Sources, blocks, find, read_group
+from bbdm.serving.sources import Columns, Sources, Where, blocks, find, read_group
 from bbdm.serving.workers import MOST_FRUITLESS, Call, Workers, load_sampler, what_was_lost
 
 MANIFEST = "manifest.jsonl"
@@ -103,10 +103,10 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
     before = record.existing
     at_once = config.batch_size if windows is None else 1
     task = Task(config, sha256, pictures, results, columns, channels, size, resize, at_once)
-    bad: dict[str, str] = {}
-    if len(before) < len(sources):
+    bad = _still_bad(task, sources)
+    if len(before) + len(bad) < len(sources):
         with connected(config.address), tqdm(total=len(sources), unit="image", disable=not progress) as bar:
-            bad = _make(task, sources, before, bar)
+            bad = _make(task, sources, before, bad, bar)
     _write_manifest(results, files, config.seed, bad)
     if bad and not config.skip_bad:
         first = next(iter(bad.values()))
@@ -145,17 +145,28 @@ def _settings(config: ClusterConfig, sampler: BridgeSampler, sha256: str, size: 
     return {**about, **config.described_windows}
 
 
-def _make(task: Task, sources: Sources, done: set[str], bar: Any) -> dict[str, str]:
-    """Make the results that are not done, however often machines are lost.
+def _still_bad(task: Task, sources: Sources) -> dict[str, str]:
+    """Why pictures that could not be read before still cannot, by name; no cluster is started to see that."""
+    bad: dict[str, str] = {}
+    if task.results.exists(MANIFEST):
+        lines = map(json.loads, task.results.read(MANIFEST).decode().splitlines())
+        before = {line["name"]: sources[line["name"]] for line in lines if "error" in line and line["name"] in sources}
+        for _ in _read(task, before, bad):
+            pass
+    return bad
+
+
+def _make(task: Task, sources: Sources, done: set[str], bad: dict[str, str], bar: Any) -> dict[str, str]:
+    """Make the results that are not done, however often machines are lost. ``bad`` are left out.
 
     Returns:
         Why pictures cannot be read, by name.
     """
     from ray.exceptions import RayError
 
-    bad: dict[str, str] = {}
+    bad = dict(bad)
     fruitless = 0  # attempts, one after the other
-    bar.update(len(done))
+    bar.update(len(done) + len(bad))
     while missing := [name for name in sources if result_of(name) not in done and name not in bad]:
         before, lost = len(done) + len(bad), ""
         try:
@@ -208,7 +219,7 @@ class Worker:
         """
         task, config, bad = self.task, self.task.config, dict[str, str]()
         settings = {"batch_size": config.batch_size, **config.windows}
-        pictures = self._read(block, bad)
+        pictures = _read(task, block, bad)
         while batch := list(islice(pictures, task.at_once)):
             seeds = [seed_of(name, config.seed) for name, _ in batch]
             with self._lock:
@@ -217,26 +228,27 @@ class Worker:
                 task.results.write(result_of(name), images.to_png(result))
         return bad
 
-    def _read(self, block: Sources, bad: dict[str, str]) -> Iterator[tuple[str, Image.Image]]:
-        """The pictures without a result, as the network takes them; notes why others cannot be read."""
-        task = self.task
-        group: dict[str, bytes] = {}
-        for name, at in block.items():
-            if task.results.exists(result_of(name)):
-                continue
-            try:
-                if at.group is None:
-                    picture = images.decode(task.pictures.read(at.file), at.file)
-                else:
-                    group = group or read_group(task.pictures, at, task.columns)
-                    picture = images.decode(group[name], f"{name} of {at.file}")
-                yield name, images.resized(images.convert(picture, task.channels), task.size, task.resize)
-            except (OSError, ValueError) as error:
-                bad[name] = str(error)
-
     @cached_property
     def _sampler(self) -> BridgeSampler:
         return load_sampler(self.task.config, self.task.sha256)
+
+
+def _read(task: Task, pictures: Sources, bad: dict[str, str]) -> Iterator[tuple[str, Image.Image]]:
+    """The pictures without a result, as the network takes them; notes why others cannot be read."""
+    groups: dict[Where, dict[str, bytes]] = {}  # the last
+    for name, at in pictures.items():
+        if task.results.exists(result_of(name)):
+            continue
+        try:
+            if at.group is None:
+                picture = images.decode(task.pictures.read(at.file), at.file)
+            else:
+                if at not in groups:
+                    groups = {at: read_group(task.pictures, at, task.columns)}
+                picture = images.decode(groups[at][name], f"{name} of {at.file}")
+            yield name, images.resized(images.convert(picture, task.channels), task.size, task.resize)
+        except (OSError, ValueError) as error:
+            bad[name] = str(error)
 
 
 def _write_manifest(

@@ -211,6 +211,38 @@ def test_pictures_of_a_folder_keep_their_size_with_windows(
         translate_ray.main(command)  # makes nothing, without a cluster
 
 
+def test_a_picture_that_stays_bad_needs_no_cluster(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    make_sources(tmp_path / "in", 1)
+    (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
+    monkeypatch.setattr(translation, "connected", lambda _: threading.Lock())
+    sent: list[list[str]] = []
+
+    def outcomes(task: Task, waiting: list[Sources]) -> Iterator[tuple[int, dict[str, str]]]:
+        for block in waiting:
+            sent.append(list(block))
+            yield len(block), Worker(task).make(block)
+
+    monkeypatch.setattr(translation, "_outcomes", outcomes)
+    command = [str(tmp_path / "in"), str(tmp_path / "out"), str(checkpoint), "--steps", "2", "--skip_bad"]
+    translate_ray.main(command)
+    manifest = (tmp_path / "out" / "manifest.jsonl").read_text()
+    monkeypatch.setattr(translation, "connected", None)
+    capsys.readouterr()
+    translate_ray.main(command)
+    reason = "cannot read the picture bad.png: it is not a picture"
+    assert capsys.readouterr().out == f"left out: {reason}\n0 results in {tmp_path / 'out'}, and 1 that were there\n"
+    assert (tmp_path / "out" / "manifest.jsonl").read_text() == manifest
+    with pytest.raises(BadPicturesError, match=r"bad\.png: .* \(1 of 2 pictures; the others are translated"):
+        translate_ray.main(command[:-1])
+    monkeypatch.setattr(translation, "connected", lambda _: threading.Lock())
+    noise(3).save(tmp_path / "in" / "bad.png")
+    translate_ray.main(command)
+    assert sent == [["0/0000", "bad"], ["bad"]]
+    assert "1 results in" in capsys.readouterr().out
+
+
 def test_results_are_outside_of_the_sources(arrow: Any, checkpoint: Path, tmp_path: Path):
     make_sources(tmp_path / "in", 1)
     for results in ("in", "in/out", "."):

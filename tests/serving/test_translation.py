@@ -34,8 +34,8 @@ def test_attempts_that_make_nothing_are_repeated(lost: int, monkeypatch: pytest.
     sources = {name: Where(f"{name}.png") for name in NAMES}
     bar = SimpleNamespace(update=lambda *_: None, refresh=lambda: None, n=0)
     if lost < MOST_FRUITLESS:
-        assert translation._make(task, sources, set(), bar) == {}
+        assert translation._make(task, sources, set(), {}, bar) == {}
         assert attempts == [NAMES] * (lost + 1)
     else:
         with pytest.raises(StoppedError, match="makes no more results, 2 are missing: a machine is lost"):
-            translation._make(task, sources, set(), bar)
+            translation._make(task, sources, set(), {}, bar)
