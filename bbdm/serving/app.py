@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import html
 import os
 import tempfile
 import time
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
+from bbdm.base import demo
 from bbdm.pictures import images
-from bbdm.serving.app_model import Model, Progress, Result, load, read, translate
+from bbdm.serving.app_model import Model, Result, load, translate
+from bbdm.serving.app_visit import (
+    MISSING,
+    archive,
+    caption,
+    check,
+    given_pictures,
+    pair,
+    read_all,
+    shown,
+    status,
+    stopped,
+)
 from bbdm.serving.config import AppConfig
+from bbdm.serving.requests import integer
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -23,7 +38,7 @@ EXAMPLES = ("drawings", "examples")  # folders beside a checkpoint
 PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 PREVIEW_SECONDS = 0.2  # at least, between two previews
 CANVAS = 512  # pixels along the longer side of a drawing
-SHOWN = 1600  # pixels along the longer side of what the page shows; the zip has all
+LINE = CANVAS // 64  # radius of the brush: the bundled network knows lines of about 2 pixels of 64
 WAITING = 100  # visitors in the queue
 UPLOAD = "50mb"  # of one file, at most
 COLOURS: list[str | tuple[str, float]] = [
@@ -36,6 +51,30 @@ COLOURS: list[str | tuple[str, float]] = [
     "blue",
     "purple",
 ]  # of the brush
+METHODS = {  # solvers in words
+    "dpm2m": "second order, noise at the first call alone",
+    "sde-dpm2m": "second order, noise at each call",
+    "midpoint": "second order, two calls a step",
+    "ddim": "first order",
+    "posterior": "the original BBDM's",
+    "fast": "the paper's, fewer times",
+    "ancestral": "the paper's, every time",
+    "consistency": "a few calls, as distilled",
+}
+BUNDLED = (  # networks: name, weights, what the page says, tabs
+    (
+        "Drawings",
+        demo.WEIGHTS,
+        "Draw something in black lines, and the network colours it. It knows drawings like OpenMoji's.",
+        ("Drawing", "Picture", "Files"),
+    ),
+    (
+        "Photographs",
+        demo.PHOTOGRAPHS,
+        "Give a photograph, and the network restores it at its own size: blocks of JPEG, noise and blur.",
+        ("Picture", "Files"),
+    ),
+)
 KEPT = 3600  # seconds that uploads and results stay on the disk and in memory
 CSS = """
 .gradio-container, .gradio-container .fillable { width: 100%; max-width: 1100px !important; margin: auto !important }
@@ -46,11 +85,50 @@ footer { display: none !important }
 .status progress, .status ::-webkit-progress-bar { background: var(--border-color-primary); border-radius: .3em }
 .status ::-webkit-progress-value { background: var(--color-accent); border-radius: .3em }
 .status ::-moz-progress-bar { background: var(--color-accent); border-radius: .3em }
-.results .grid-wrap { min-height: 7.5em; max-height: 30em; overflow-y: auto }
-.results .grid-container { grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)) !important }
-.results .caption-label { font-size: .75em; max-width: 100%; padding: 0 .4em }
-.about { font-size: .8em; overflow-wrap: anywhere; opacity: .7 }
+.gallery .grid-wrap { min-height: 7.5em; max-height: 40em; overflow-y: auto }
+.gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(var(--cell, 180px), 1fr)) !important }
+.gallery .caption-label { font-size: .75em; max-width: 100%; padding: 0 .4em }
+.examples { --cell: 84px }
+body:not(.dark) [role=tab][aria-selected=true] { color: var(--primary-600) }
+.about { font-size: .8em; overflow-wrap: anywhere }
 """
+NAMES = """<script>
+new MutationObserver(() => {  // Gradio names a result "Thumbnail 1 of 4", and what can have no name
+    document.querySelectorAll("div.empty[aria-label]").forEach((each) => each.removeAttribute("aria-label"));
+    for (const result of document.querySelectorAll(".results button[aria-label^=Thumbnail]")) {
+        result.removeAttribute("aria-label");
+        result.querySelector("img")?.setAttribute("alt", "");
+    }
+}).observe(document, {subtree: true, childList: true});
+</script>"""
+
+
+class Panel(NamedTuple):
+    """A network on the page, and what visitors read of it."""
+
+    name: str
+    about: str
+    model: Model
+    config: AppConfig
+    examples: Sequence[Path] = ()  # pictures that a visitor can take
+    tabs: Sequence[str] = tuple(MISSING)  # the first is open
+
+
+def panels(config: AppConfig) -> list[Panel]:
+    """The network of the settings, or the bundled ones.
+
+    Raises:
+        ValueError: a network cannot be read, or a setting is not for it.
+    """
+    if not config.bundled:
+        return [Panel(config.model.stem, "", load(config), config, example_pictures(config))]
+    found: list[Panel] = []
+    for name, path, about, tabs in BUNDLED:
+        own = replace(config, model=path)
+        if path.is_file():
+            examples = example_pictures(own) if "Drawing" in tabs else []
+            found.append(Panel(name, about, load(own), own, examples, tabs))
+    return found
 
 
 def example_pictures(config: AppConfig) -> list[Path]:
@@ -61,47 +139,6 @@ def example_pictures(config: AppConfig) -> list[Path]:
     return next(filter(None, found), [])
 
 
-def archive(results: Sequence[Result], folder: str | None = None) -> str:
-    """A zip of results as PNG files, NAME_SEED.png, in a new folder below ``folder``."""
-    path = Path(tempfile.mkdtemp(dir=folder)) / "results.zip"
-    with zipfile.ZipFile(path, "w") as file:
-        for result in results:
-            file.writestr(f"{result.source.name}_{result.seed}.png", images.to_png(result.picture))
-    return str(path)
-
-
-def check(config: AppConfig, steps: int, count: int, files: int) -> None:
-    """Raise ValueError unless a visitor's numbers are within the limits."""
-    limits = {"network calls": (steps, config.max_steps), "results": (count, config.max_results)}
-    for name, (value, most) in {**limits, "pictures": (files, config.max_files)}.items():
-        if not 1 <= value <= most:
-            raise ValueError(f"the number of {name} must be from 1 to {most}, got {value}")
-
-
-def caption(result: Result, named: bool) -> str:
-    """What the gallery says below a result."""
-    return f"{result.source.name}, seed {result.seed}" if named else f"seed {result.seed}"
-
-
-def status(progress: Progress) -> str:
-    """The progress as HTML."""
-    done, total, results, _ = progress
-    if done == total:
-        several = f"{len(results)} results, seeds {results[0].seed} to {results[-1].seed}"
-        return several if len(results) > 1 else f"1 result, seed {results[0].seed}"
-    return f'network call {done} of {total}<progress value="{done}" max="{total}"></progress>'
-
-
-def shown(picture: Image.Image) -> Image.Image:
-    """A picture as the page shows it, which takes no long time of larger ones."""
-    return images.resized(picture, SHOWN, "fit") if max(picture.size) > SHOWN else picture
-
-
-def pair(result: Result) -> tuple[Image.Image, Image.Image]:
-    """What the slider compares."""
-    return shown(result.source.picture), shown(result.picture)
-
-
 def canvas(size: images.Size | None) -> tuple[int, int]:
     """(width, height) of a drawing that becomes a picture of a size."""
     height, width = images.sides(size or CANVAS)
@@ -109,123 +146,183 @@ def canvas(size: images.Size | None) -> tuple[int, int]:
     return round(CANVAS * width / longer), round(CANVAS * height / longer)
 
 
-def build(model: Model, config: AppConfig) -> gr.Blocks:
-    """The page.
+def run(
+    panel: Panel, tab: str, picture: Any, drawing: Any, files: Any, solver: str, steps: float, seed: str, count: float
+) -> Iterator[tuple[Any, ...]]:
+    """Translate what a visitor gave: status, slider, gallery, results and zip, whenever they are shown."""
+    import gradio as gr
+
+    model, config = panel.model, panel.config
+    try:
+        given = given_pictures(tab, picture, drawing, files)
+        check(config, steps, count, len(given))
+        first_seed = integer("seed", (seed or "").strip() or None, 0, 2**63 - 1)
+        sources, bad = read_all(given, model)
+        if bad:
+            gr.Warning(html.escape("; ".join(bad), quote=False))
+        seen = {True: 0.0, False: 0.0}  # when the page was last told of a step, and of a call within one
+        for progress in translate(model, sources, solver, int(steps), first_seed, int(count)):
+            done, total, results, first = progress
+            if done < total and time.monotonic() - seen[bool(results)] < PREVIEW_SECONDS:
+                continue
+            seen[bool(results)] = time.monotonic()
+            if not results:
+                yield status(progress), *[gr.skip()] * 4
+                continue
+            gallery = [(shown(each.picture), caption(each, len(given) > 1)) for each in results]
+            path = archive(results, os.environ.get("GRADIO_TEMP_DIR")) if done == total else None
+            button = gr.DownloadButton(value=path, interactive=path is not None)
+            yield status(progress, bad), pair(results[first]), gallery, results, button
+    except (ValueError, OSError) as error:
+        raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from error
+
+
+def add(panel: Panel) -> None:
+    """Put a network's panel on the page that is being built.
 
     Raises:
         ValueError: the network's own number of calls or of results is above the limit.
     """
     import gradio as gr
 
+    model, config = panel.model, panel.config
     check(config, len(model.sampler.table), model.results or 1, 1)
 
-    def run(tab, picture, drawing, files, solver, steps, seed, count):
-        try:
-            given = {"Picture": [picture], "Drawing": [drawing and drawing["composite"]], "Files": files or []}[tab]
-            given = [each for each in given if each is not None]
-            steps, count = int(steps), int(count)
-            check(config, steps, count, len(given))
-            sources = [read(each, model, model.max_pixels) for each in given]
-            seen = {True: 0.0, False: 0.0}  # when the page was last told of a step, and of a call within one
-            for progress in translate(model, sources, solver, steps, seed, count):
-                done, total, results, first = progress
-                if done < total and time.monotonic() - seen[bool(results)] < PREVIEW_SECONDS:
-                    continue
-                seen[bool(results)] = time.monotonic()
-                if not results:
-                    yield status(progress), *[gr.skip()] * 4
-                    continue
-                gallery = [(shown(each.picture), caption(each, len(sources) > 1)) for each in results]
-                path = archive(results, os.environ.get("GRADIO_TEMP_DIR")) if done == total else None
-                button = gr.DownloadButton(value=path, interactive=path is not None)
-                yield status(progress), pair(results[first]), gallery, results, button
-        except (ValueError, OSError) as error:
-            raise gr.Error(str(error), print_exception=False) from error
-
-    def choose(results, event):
+    def choose(results: list[Result], event: Any) -> Any:
         return pair(results[event.index]) if event.index < len(results) else gr.skip()
 
-    choose.__annotations__["event"] = gr.SelectData  # gradio looks for the class, not for its name
+    def take(event: Any) -> Any:
+        return str(panel.examples[event.index]), "Picture", gr.Tabs(selected="Picture")
 
-    with gr.Blocks(title=f"bbdm: {config.model.stem}", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as app:
-        gr.Markdown(f"# {config.model.stem}")
-        results = gr.State([], time_to_live=KEPT)
-        tab = gr.State("Picture")
-        with gr.Row():
-            with gr.Column():
-                with gr.Tab("Picture") as uploading:
-                    picture = gr.Image(
-                        type="filepath",
-                        image_mode=None,
-                        sources=["upload", "webcam", "clipboard"],
-                        height=300,
-                        show_label=False,
-                        elem_classes="source",
-                    )
-                    if found := example_pictures(config):
-                        gr.Examples([[str(path)] for path in found], picture, label="Examples")
-                with gr.Tab("Drawing") as drawing_tab:
-                    drawing = gr.ImageEditor(
-                        {"background": Image.new("RGB", canvas(model.size), "white"), "layers": [], "composite": None},
-                        type="pil",
-                        sources=(),
-                        height=480,
-                        canvas_size=canvas(model.size),
-                        fixed_canvas=True,
-                        layers=False,
-                        brush=gr.Brush(default_size=CANVAS // 32, colors=COLOURS),
-                        show_label=False,
-                    )
-                with gr.Tab("Files") as batch:
-                    files = gr.File(file_count="multiple", file_types=["image"], show_label=False)
-                with gr.Row():
-                    solver = gr.Dropdown(
-                        list(dict.fromkeys([model.solver, *model.solvers])), value=model.solver, label="Solver"
-                    )
-                    steps = gr.Slider(
-                        1,
-                        config.max_steps,
-                        len(model.sampler.table),
-                        step=1,
-                        label="Network calls",
-                    )
-                with gr.Row():
-                    seed = gr.Number(0, label="Seed, or empty", precision=0, minimum=0)
-                    count = gr.Slider(
-                        1,
-                        model.results or config.max_results,
-                        model.results or min(4, config.max_results),
-                        step=1,
-                        label="Results (as exported)" if model.results else "Results",
-                        interactive=not model.results,
-                    )
-                with gr.Row():
-                    start = gr.Button("Translate", variant="primary", min_width=120)
-                    stop = gr.Button("Stop", min_width=80, scale=0)
-            with gr.Column():
-                slider = gr.ImageSlider(
-                    label="Source and result", format="png", interactive=False, elem_classes="compared"
-                )
-                state = gr.HTML(elem_classes="status")
-                gallery = gr.Gallery(
-                    show_label=False,
-                    format="png",
-                    columns=4,
-                    height="auto",
+    def translated(*values: Any) -> Any:
+        yield from run(panel, *values)
+
+    for function in (choose, take):
+        function.__annotations__["event"] = gr.SelectData  # gradio looks for the class, not for its name
+
+    results = gr.State([], time_to_live=KEPT)
+    tab = gr.State(panel.tabs[0])
+    inputs: dict[str, Any] = {}
+
+    def add_picture() -> None:
+        inputs["Picture"] = made = gr.Image(
+            type="filepath",
+            image_mode=None,
+            sources=["upload", "webcam", "clipboard"],
+            height=300,
+            show_label=False,
+            elem_classes="source",
+        )
+        # Gradio's own opens the file, and shows a visitor the error and the server's path of a damaged one
+        made.preprocess = lambda payload: payload and payload.path
+
+    def add_drawing() -> None:
+        inputs["Drawing"] = gr.ImageEditor(
+            {"background": Image.new("RGB", canvas(model.size), "white"), "layers": [], "composite": None},
+            type="pil",
+            sources=(),
+            height=480,
+            canvas_size=canvas(model.size),
+            fixed_canvas=True,
+            layers=False,
+            brush=gr.Brush(default_size=LINE, colors=COLOURS),
+            show_label=False,
+        )
+
+    def add_files() -> None:
+        inputs["Files"] = gr.File(file_count="multiple", file_types=["image"], show_label=False)
+
+    ways = {"Picture": add_picture, "Drawing": add_drawing, "Files": add_files}
+    with gr.Row():
+        with gr.Column():
+            with gr.Tabs() as tabs:
+                for name in panel.tabs:
+                    with gr.Tab(name, id=name) as each:
+                        ways[name]()
+                    each.select(lambda name=name: name, None, tab, queue=False)
+            if panel.examples:
+                examples = gr.Gallery(
+                    [str(path) for path in panel.examples],
+                    label="Examples",
                     object_fit="contain",
+                    height="auto",
                     allow_preview=False,
                     buttons=[],
                     interactive=False,
-                    elem_classes="results",
+                    elem_classes=["examples", "gallery"],
                 )
-                download = gr.DownloadButton("Download as zip", interactive=False)
-        gr.HTML(repr(model.sampler), elem_classes="about")
-        for each in (uploading, drawing_tab, batch):
-            each.select(lambda name=each.label: name, None, tab, queue=False)
-        inputs = [tab, picture, drawing, files, solver, steps, seed, count]
-        running = start.click(run, inputs, [state, slider, gallery, results, download], show_progress_on=state)
-        stop.click(None, cancels=[running])
-        gallery.select(choose, results, slider, queue=False)
+                examples.select(take, None, [inputs["Picture"], tab, tabs], queue=False)
+            count = gr.Slider(
+                1,
+                model.results or config.max_results,
+                model.results or (min(4, config.max_results) if model.windows["window"] is None else 1),
+                step=1,
+                label="Results (as exported)" if model.results else "Results",
+                interactive=not model.results,
+            )
+            with gr.Row():
+                start = gr.Button("Translate", variant="primary", min_width=120)
+                stop = gr.Button("Stop", min_width=80, scale=0)
+            with gr.Accordion("Advanced", open=False):
+                solver = gr.Dropdown(
+                    [(f"{METHODS[each]} ({each})", each) for each in dict.fromkeys([model.solver, *model.solvers])],
+                    value=model.solver,
+                    label="Solver",
+                )
+                steps = gr.Slider(
+                    1,
+                    config.max_steps,
+                    len(model.sampler.table),
+                    step=1,
+                    label="Network calls",
+                )
+                seed = gr.Textbox(
+                    "0", label="Seed", info="A seed is one result. Empty: another each time.", elem_classes="seed"
+                )
+                gr.HTML(html.escape(repr(model.sampler), quote=False), elem_classes="about")
+        with gr.Column():
+            slider = gr.ImageSlider(label="Before and after", format="png", interactive=False, elem_classes="compared")
+            state = gr.HTML(elem_classes="status")
+            gallery = gr.Gallery(
+                show_label=False,
+                format="png",
+                columns=4,
+                height="auto",
+                object_fit="contain",
+                allow_preview=False,
+                buttons=[],
+                interactive=False,
+                elem_classes=["results", "gallery"],
+            )
+            download = gr.DownloadButton("Download as zip", interactive=False)
+    given = [inputs[name] if name in inputs else gr.State() for name in MISSING]
+    running = start.click(
+        translated,
+        [tab, *given, solver, steps, seed, count],
+        [state, slider, gallery, results, download],
+        show_progress_on=state,
+        concurrency_id="translations",
+        concurrency_limit=config.visitors,
+    )
+    stop.click(stopped, state, state, cancels=[running], queue=False, show_progress="hidden")
+    gallery.select(choose, results, slider, queue=False)
+
+
+def build(shown: Sequence[Panel]) -> gr.Blocks:
+    """The page: a tab for each network where there are several.
+
+    Raises:
+        ValueError: a network's own number of calls or of results is above the limit.
+    """
+    import gradio as gr
+
+    title = "bbdm" if len(shown) > 1 else f"bbdm: {shown[0].name}"
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as app:
+        gr.Markdown(f"# {title}")
+        for panel in shown:
+            with gr.Tab(panel.name) if len(shown) > 1 else gr.Column():
+                gr.Markdown(panel.about, visible=bool(panel.about))
+                add(panel)
     return app
 
 
@@ -235,15 +332,26 @@ def launch(config: AppConfig) -> None:
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False", GRADIO_TEMP_DIR=folder)
         from gradio.themes import Default
 
-        app = build(load(config), config)
-        app.queue(default_concurrency_limit=config.visitors, max_size=WAITING).launch(
+        found = panels(config)
+        app = build(found)
+        _, address, _ = app.queue(max_size=WAITING).launch(
             server_name=config.host,
             server_port=config.port,
             share=False,
+            quiet=True,  # its message advertises a public link
+            prevent_thread_lock=True,
             show_error=True,
             max_file_size=UPLOAD,
+            allowed_paths=[str(path) for panel in found for path in panel.examples],
             theme=Default(
                 primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+            ).set(
+                body_text_color_subdued="*neutral_600",
+                button_primary_background_fill="*primary_600",
+                button_primary_background_fill_hover="*primary_700",
             ),
             css=CSS,
+            head=NAMES,
         )
+        print(f"the app is at {address}; Ctrl-C ends it", flush=True)
+        app.block_thread()

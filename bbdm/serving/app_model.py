@@ -108,20 +108,29 @@ def read(given: str | Image.Image, model: Model, max_pixels: int) -> Source:
     """An uploaded file or a drawing as the network takes it.
 
     Raises:
-        ValueError: the file cannot be read, or the picture has more than ``max_pixels``.
+        ValueError: the file cannot be read, or the picture has more than ``max_pixels``. It is known by its
+            name alone.
     """
-    name, place = ("drawing", "") if isinstance(given, Image.Image) else (Path(given).stem, given)
+    name, drawn = ("drawing", True) if isinstance(given, Image.Image) else (Path(given).stem, False)
+    picture = given if isinstance(given, Image.Image) else _opened(Path(given))
     try:
-        picture = given if isinstance(given, Image.Image) else images.open_image(Path(given))
-    except ValueError as error:  # a visitor knows the file by its name alone
-        raise ValueError(str(error).replace(place, Path(place).name)) from error
-    picture = images.convert(picture)
-    if model.size is not None and not (model.kept and place):
+        picture = images.convert(picture)
+    except ValueError as error:
+        raise ValueError(f"cannot take the picture {name}: {error}") from error
+    if model.size is not None and (drawn or not model.kept):
         picture = images.resized(picture, model.size, model.resize)
     if picture.width * picture.height > max_pixels:
         size = f"{picture.height} x {picture.width}"
         raise ValueError(f"a picture may have at most {max_pixels} pixels, got {name} of height x width {size}")
     return Source(name, picture)
+
+
+def _opened(path: Path) -> Image.Image:
+    """A visitor's file, which messages call by its name: where the server keeps it is nobody's business."""
+    try:
+        return images.decode(path.read_bytes(), path.name)
+    except OSError as error:
+        raise ValueError(f"{path.name} is no longer there: upload it again") from error
 
 
 def translate(

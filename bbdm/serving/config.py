@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from bbdm.base import demo
 from bbdm.base.settings import setting
 from bbdm.files.hub import WEIGHTS
 from bbdm.pictures import images
@@ -80,13 +81,13 @@ class ServeConfig(NetworkConfig):
 
 @dataclass(frozen=True)
 class AppConfig(WindowConfig):
-    """Which network is shown where, and what a visitor may ask for.
+    """Which networks are shown where, and what a visitor may ask for.
 
     Raises:
         ValueError: a number out of range, or a setting of checkpoints for an ONNX export.
     """
 
-    model: Path  # a checkpoint, an export, or a name on the Hub
+    model: Path = demo.FOLDER  # a checkpoint, an export, or a name on the Hub; or the bundled networks
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for other machines")
     port: int = setting(7860, "port to listen on", least=1)
     device: str | None = setting(None, "where a checkpoint computes; cuda if unset and there is one, else cpu")
@@ -116,4 +117,9 @@ class AppConfig(WindowConfig):
     @property
     def exported(self) -> bool:
         """Whether the model is an ONNX export."""
-        return self.model.is_dir() and not (self.model / WEIGHTS).is_file()
+        return self.model.is_dir() and not (self.bundled or (self.model / WEIGHTS).is_file())
+
+    @property
+    def bundled(self) -> bool:
+        """Whether the bundled networks are shown."""
+        return self.model == demo.FOLDER

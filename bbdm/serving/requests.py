@@ -80,15 +80,15 @@ def read_query(given: Iterable[tuple[str, str]], served: Served) -> tuple[str | 
     solver, known = values.get("solver"), get_args(solvers.Solver)
     if solver is not None and solver not in known:
         raise RequestError(422, f"solver must be one of {', '.join(known)}; got {solver[:20]!r}")
-    steps = _number("steps", values.get("steps"), 1, served.config.max_steps)
-    seed = _number("seed", values.get("seed"), 0, 2**63 - 1)
+    steps = integer("steps", values.get("steps"), 1, served.config.max_steps)
+    seed = integer("seed", values.get("seed"), 0, 2**63 - 1)
     if solver is not None or steps is not None:
         solver, steps = solver or served.solver, steps or served.steps
     return solver, steps, secrets.randbelow(2**32) if seed is None else seed
 
 
-def _number(name: str, text: str | None, low: int, high: int) -> int | None:
-    """A whole number in a range, or None where none is given."""
+def integer(name: str, text: str | None, low: int, high: int) -> int | None:
+    """An integer in a range from text, or None for None. Raises RequestError with the status 422."""
     if text is None:
         return None
     plain = text.isascii() and text.isdigit() and len(text) <= len(str(high))

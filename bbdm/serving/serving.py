@@ -1,7 +1,8 @@
 """Serving a network over HTTP: Ray Serve runs replicas of a sampler, and gathers requests into batches.
 
 A request passes two deployments. :class:`Door`, of which there is one, checks it, decodes the picture, and
-waits for the result. :class:`Replica` translates batches. Between them, Ray Serve holds a bounded queue.
+waits for the result. :class:`Replica` translates batches. Ray Serve holds the queue between them, which the
+door bounds: what it does not accept it refuses at once, so that nobody waits to be refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from PIL import Image
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.context import _get_global_client
-from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -46,7 +46,8 @@ NAME = "bbdm"
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
 BODY_SECONDS = 30  # for a request's body to arrive
 MOST_ATTEMPTS = 3  # at a picture whose replica died; the result is the same
-SPARE = 32  # requests that may be at the door beyond those that are accepted, to be refused
+BATCHES = 2  # of each replica: one that runs, and the next
+AT_THE_DOOR = 10_000  # requests at a time: more would wait, also those that are refused and those for the health
 FLUSH_SECONDS = 1.0  # for the last responses to pass the proxy
 
 
@@ -75,6 +76,8 @@ class Door:
     def __init__(self, replicas: DeploymentHandle, served: Served) -> None:
         self.replicas = replicas
         self.served = served
+        config = served.config
+        self.most = config.replicas * BATCHES * config.max_batch_size + config.max_queued  # that may be open
         self.closing = False
         self.open = 0  # translations that were begun and not answered
         self.registry = prometheus_client.CollectorRegistry()
@@ -127,6 +130,8 @@ class Door:
     async def _translated(self, request: Request) -> Response:
         if self.closing:
             raise RequestError(503, "the server is closing")
+        if self.open > self.most:
+            raise RequestError(503, "all replicas are busy, and the queue is full")
         check_headers(request.headers.items(), self.served)
         solver, steps, seed = read_query(request.query_params.multi_items(), self.served)
         try:
@@ -151,8 +156,6 @@ class Door:
         """The result of a replica, or of another where it dies."""
         try:
             made = await self.replicas.translate.remote(item)
-        except BackPressureError as error:
-            raise RequestError(503, "all replicas are busy, and the queue is full") from error
         except RayActorError:
             if attempts == 1:
                 raise
@@ -171,17 +174,12 @@ class Door:
 def application(served: Served, threads: int, gpu: bool) -> serve.Application:
     """The two deployments."""
     config = served.config
-    running = 2 * config.max_batch_size  # for each replica: a batch that runs, and the next
     replica = serve.deployment(
         num_replicas=config.replicas,
-        max_ongoing_requests=running,
-        max_queued_requests=config.max_queued,
+        max_ongoing_requests=BATCHES * config.max_batch_size,
         ray_actor_options={"num_cpus": threads, "num_gpus": int(gpu)},
     )(Replica)
-    door = serve.deployment(
-        max_ongoing_requests=config.replicas * running + config.max_queued + SPARE,
-        ray_actor_options={"num_cpus": 0},
-    )(Door)
+    door = serve.deployment(max_ongoing_requests=AT_THE_DOOR, ray_actor_options={"num_cpus": 0})(Door)
     return door.bind(replica.bind(config, threads), served)
 
 

@@ -31,8 +31,9 @@ BROWSER_FLAGS = [
 ]
 WATCH = """
 window.seen = [];
+window.shownStatus = () => [...document.querySelectorAll(".status .prose")].find((each) => each.offsetParent)?.innerText;
 new MutationObserver(() => {
-    const text = document.querySelector(".status .prose")?.innerText;
+    const text = shownStatus();
     if (text && text !== seen.at(-1)) seen.push(text);
 }).observe(document.body, {subtree: true, childList: true, characterData: true});
 """
@@ -106,26 +107,54 @@ class Visitor:
 
     def upload(self, *paths: Path) -> None:
         """Give files to the open tab."""
-        (field,) = self.driver.find_elements("css selector", "[role=tabpanel][style*='flex'] input[type=file]")
+        fields = self.driver.find_elements("css selector", "input[type=file]")
+        is_open = "return arguments[0].closest('[role=tabpanel]').offsetParent !== null"
+        (field,) = [each for each in fields if self.driver.execute_script(is_open, each)]
         field.send_keys("\n".join(map(str, paths)))
         until(lambda: self.all(".source img") or len(self.all("tr.file")) == len(paths), "the upload")
 
     def enter(self, **numbers: int) -> None:
         from selenium.webdriver.common.keys import Keys
 
-        labels = {"calls": "number input for Network calls", "results": "number input for Results"}
+        fields = {
+            "calls": "input[aria-label='number input for Network calls']",
+            "results": "input[aria-label='number input for Results']",
+            "seed": ".seed :is(input, textarea)",
+        }
+        self.open_advanced()
         for name, number in numbers.items():
-            (field,) = self.all(f"input[aria-label='{labels.get(name, 'Seed, or empty')}']")
+            (field,) = self.all(fields[name])
             field.send_keys(Keys.CONTROL, "a")
             field.send_keys(str(number), Keys.TAB)
 
+    def open_advanced(self) -> None:
+        if not self.all(".seed"):
+            until(lambda: self.all("button.label-wrap"), "Advanced")[0].click()
+            until(lambda: self.all(".seed"), "the settings")
+
     def choose(self, solver: str) -> None:
+        self.open_advanced()
         (field,) = self.all("input[aria-label='Solver']")
         field.click()
-        self.click(solver, "[role=option]")
+        until(lambda: [each for each in self.all("[role=option]") if each.text.endswith(f"({solver})")], solver)[
+            0
+        ].click()
 
     def status(self) -> str:
-        return self.driver.execute_script("return document.querySelector('.status .prose')?.innerText || ''")
+        return self.driver.execute_script("return shownStatus() || ''")
+
+    def draw_line(self) -> None:
+        """Draw a line through the middle of the sheet."""
+        from selenium.webdriver import ActionChains
+
+        canvas = until(lambda: self.all("canvas"), "the canvas")[0]
+        time.sleep(2)  # the brush is there a little later
+        chain = ActionChains(self.driver).move_to_element_with_offset(canvas, -150, 0).click_and_hold()
+        chain.move_by_offset(300, 0).release().perform()
+
+    def said(self) -> str:
+        """The page's messages."""
+        return " ".join(each.text for each in self.all(".toast-body"))
 
     def translate(self, end: str) -> dict[str, Image.Image]:
         """The gallery of a translation that ends with a status, by caption."""

@@ -6,17 +6,17 @@ import sys
 import threading
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from bbdm import BridgeSampler, demo, save_checkpoint
+from bbdm import BridgeSampler, demo, save_checkpoint, solvers
 from bbdm.pictures.kind import PictureKind
 from bbdm.runtime import OnnxBridgeSampler
-from bbdm.serving import app
-from bbdm.serving.app_model import Model, Source
+from bbdm.serving import app, app_visit
+from bbdm.serving.app_model import Model, Progress, Source, read, translate
 from bbdm.serving.config import AppConfig
 from tests.cli.pages import EXPORT, model_file, noise, same
 from tests.conftest import ROOT, tiny_unet
@@ -43,14 +43,14 @@ def sampler(file: Path) -> BridgeSampler:
     return BridgeSampler.from_checkpoint(file)
 
 
-def last(*arguments: Any) -> app.Progress:
-    return list(app.translate(*arguments))[-1]
+def last(*arguments: Any) -> Progress:
+    return list(translate(*arguments))[-1]
 
 
 @pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "fast", "posterior", "ddim", "consistency"])
 def test_the_last_preview_is_what_the_sampler_returns(solver: str, model: Model, sampler: BridgeSampler):
     sources = [Source("a", noise(0)), Source("b", noise(1, 24, 8))]
-    progress = list(app.translate(model, sources, solver, 3, 5, 2))
+    progress = list(translate(model, sources, solver, 3, 5, 2))
     assert [each.done for each in progress] == [1, 2, 3, 4, 5, 6]
     assert {each.total for each in progress} == {6}
     assert [len(each.results) for each in progress] == [2, 2, 2, 4, 4, 4]
@@ -75,7 +75,7 @@ def test_an_export_takes_any_solver_and_steps():
 def test_a_static_export_has_its_size_and_number(static: Path, sampler: BridgeSampler):
     model = app.load(AppConfig(static))
     assert (model.size, model.resize, model.results) == ((SIZE, SIZE), "stretch", 2)
-    source = app.read(noise(0, 40, 8), model, SIZE**2)
+    source = read(noise(0, 40, 8), model, SIZE**2)
     assert source.picture.size == (SIZE, SIZE)
     results = last(model, [source], "dpm2m", 3, 4, 2).results
     wanted = sampler([source.picture] * 2, seed=4, steps=3)
@@ -93,13 +93,13 @@ def test_a_larger_picture_by_windows(exported: bool, file: Path, sampler: Bridge
     else:
         config = AppConfig(file, device="cpu", window=SIZE, overlap=0.5)
     model = app.load(config)
-    source = app.read(str(tmp_path / "large.png"), model, model.max_pixels)
+    source = read(str(tmp_path / "large.png"), model, model.max_pixels)
     assert source.picture.size == (72, 40)
-    progress = list(app.translate(model, [source], "sde-dpm2m", 3, 5, 2))
+    progress = list(translate(model, [source], "sde-dpm2m", 3, 5, 2))
     assert [(each.done, each.total) for each in progress] == [(i + 1, 12) for i in range(12)]
     assert [len(each.results) for each in progress] == [0, 1, 0, 1, 0, 1, 0, 2, 0, 2, 0, 2]
     assert [each.first for each in progress] == [0] * 6 + [1] * 6
-    assert app.status(progress[2]) == 'network call 3 of 12<progress value="3" max="12"></progress>'
+    assert app_visit.status(progress[2]) == 'network call 3 of 12<progress value="3" max="12"></progress>'
     wanted = sampler([source.picture] * 2, 5, solver="sde-dpm2m", steps=3, window=SIZE, overlap=0.5)
     assert all(same(each.picture, picture) for each, picture in zip(progress[-1].results, wanted, strict=True))
     whole = sampler(source.picture, 5, solver="sde-dpm2m", steps=3)
@@ -109,10 +109,10 @@ def test_a_larger_picture_by_windows(exported: bool, file: Path, sampler: Bridge
 def test_windows_are_for_pictures_larger_than_the_network_knows(file: Path):
     """Drawings fit as before; with windows 12 megapixels are taken."""
     model = app.load(AppConfig(file, device="cpu", window=SIZE))
-    assert app.read(noise(2, 64, 32), model, model.max_pixels).picture.size == (SIZE, SIZE // 2)
+    assert read(noise(2, 64, 32), model, model.max_pixels).picture.size == (SIZE, SIZE // 2)
     assert (model.max_pixels, app.load(AppConfig(file, device="cpu")).max_pixels) == (2**24, 2**20)
     assert app.load(AppConfig(EXPORT, max_pixels=99, window=64)).max_pixels == 99
-    assert app.shown(noise(0, 2 * app.SHOWN, 8)).size == (app.SHOWN, 4)
+    assert app_visit.shown(noise(0, 2 * app_visit.SHOWN, 8)).size == (app_visit.SHOWN, 4)
     with pytest.raises(ValueError, match="window must be a multiple of the network's stride 8, got 60"):
         app.load(AppConfig(EXPORT, window=60))
     with pytest.raises(ValueError, match=r"overlap must be above 0 and at most 0\.9, got 1"):
@@ -130,11 +130,11 @@ def test_a_network_trained_on_crops_is_called_on_windows(tmp_path: Path):
     ]
     for settings, size in several:
         model = app.load(AppConfig(tmp_path / "crops.pt", device="cpu", **settings))
-        assert app.read(str(tmp_path / "large.png"), model, model.max_pixels).picture.size == size
+        assert read(str(tmp_path / "large.png"), model, model.max_pixels).picture.size == size
 
 
 def test_a_translation_that_nobody_waits_for_ends(model: Model):
-    progress: Any = app.translate(model, [Source("a", noise(0))], "ancestral", 100, 0, 1)
+    progress: Any = translate(model, [Source("a", noise(0))], "ancestral", 100, 0, 1)
     before = set(threading.enumerate())
     next(progress)
     (thread,) = set(threading.enumerate()) - before
@@ -153,31 +153,32 @@ def test_an_export_needs_no_torch():
 def test_sources_are_made_to_fit(file: Path, model: Model, tmp_path: Path):
     """A drawing is laid on white."""
     noise(2, 64, 32).save(tmp_path / "wide.png")
-    source = app.read(str(tmp_path / "wide.png"), model, SIZE**2)
+    source = read(str(tmp_path / "wide.png"), model, SIZE**2)
     assert (source.name, source.picture.size) == ("wide", (SIZE, SIZE // 2))
     larger = app.load(AppConfig(file, device="cpu", size=(20, 48)))
-    assert app.read(noise(2, 64, 32), larger, 1000).picture.size == (40, 20)
+    assert read(noise(2, 64, 32), larger, 1000).picture.size == (40, 20)
     drawn = Image.new("RGBA", (512, 512), (0, 0, 0, 0))
     drawn.paste((255, 0, 0, 255), (0, 0, 512, 256))
-    name, picture = app.read(drawn, model, SIZE**2)
+    name, picture = read(drawn, model, SIZE**2)
     assert (name, picture.getpixel((8, 2)), picture.getpixel((8, 13))) == ("drawing", (255, 0, 0), (255, 255, 255))
 
 
 def test_what_a_visitor_gives_is_limited(model: Model, tmp_path: Path):
     with pytest.raises(ValueError, match="at most 255 pixels, got drawing of height x width 16 x 16"):
-        app.read(noise(0), model, SIZE**2 - 1)
+        read(noise(0), model, SIZE**2 - 1)
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"^cannot read the picture text\.png: .*[^/]text\.png"):
-        app.read(str(tmp_path / "text.png"), model, SIZE**2)
+    with pytest.raises(ValueError, match=r"^cannot read the picture text\.png: it is not a picture$"):
+        read(str(tmp_path / "text.png"), model, SIZE**2)
     config = AppConfig(Path("c.pt"), max_steps=9, max_results=3, max_files=2)
-    app.check(config, 9, 3, 2)
+    app_visit.check(config, 9, 3, 2)
     for numbers, text in {
-        (10, 3, 2): "network calls must be from 1 to 9, got 10",
-        (9, 0, 2): "results must be from 1 to 3, got 0",
-        (9, 3, 0): "pictures must be from 1 to 2, got 0",
+        (10, 3, 2): "network calls must be a whole number from 1 to 9, got 10",
+        (9, 1.5, 2): "results must be a whole number from 1 to 3, got 1.5",
+        (9, 0, 2): "results must be a whole number from 1 to 3, got 0",
+        (9, 3, 3): "pictures must be a whole number from 1 to 2, got 3",
     }.items():
         with pytest.raises(ValueError, match=text):
-            app.check(config, *numbers)
+            app_visit.check(config, *numbers)
     for settings, text in (
         ({"model": Path("c.pt"), "max_results": 0}, "max_results must be at least 1, got 0"),
         ({"model": Path("c.pt"), "port": 65536}, "port must be at most 65535, got 65536"),
@@ -207,7 +208,7 @@ def test_examples_lie_beside_the_model(file: Path, tmp_path: Path):
 
 def test_the_archive_holds_each_result(model: Model):
     results = last(model, [Source("a", noise(0)), Source("a", noise(1))], "dpm2m", 1, 3, 2).results
-    with zipfile.ZipFile(app.archive(results)) as made:
+    with zipfile.ZipFile(app_visit.archive(results)) as made:
         assert made.namelist() == ["a_3.png", "a_4.png", "a_5.png", "a_6.png"]
         for result in results:
             picture = Image.open(io.BytesIO(made.read(f"a_{result.seed}.png")))
@@ -220,13 +221,17 @@ def controls(page: Any) -> dict[str, dict[str, Any]]:
     return {each["label"]: each for each in properties if each.get("label")}
 
 
+def page(model: Model, config: AppConfig) -> Any:
+    return app.build([app.Panel("tiny", "", model, config, app.example_pictures(config))])
+
+
 @pytest.fixture(scope="module")
 def gradio() -> Any:
     return pytest.importorskip("gradio", reason="the extra 'app' is not installed")
 
 
 def test_the_page_offers_what_a_checkpoint_takes(gradio: Any, file: Path, model: Model):
-    found = controls(app.build(model, AppConfig(file, max_steps=30, max_results=6)))
+    found = controls(page(model, AppConfig(file, max_steps=30, max_results=6)))
     assert found["Solver"]["value"] == "dpm2m"
     offered = [value for _, value in found["Solver"]["choices"]]
     assert offered == ["dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast", "mean"]  # not each takes 10 calls
@@ -236,25 +241,106 @@ def test_the_page_offers_what_a_checkpoint_takes(gradio: Any, file: Path, model:
 
 def test_the_page_begins_with_the_solver_of_an_export(gradio: Any):
     model = app.load(AppConfig(EXPORT))
-    found = controls(app.build(model, AppConfig(EXPORT)))
+    found = controls(page(model, AppConfig(EXPORT)))
     assert (found["Solver"]["value"], found["Network calls"]["value"]) == ("sde-dpm2m", 5)
-    with pytest.raises(ValueError, match="network calls must be from 1 to 4, got 5"):
-        app.build(model, AppConfig(EXPORT, max_steps=4))
+    with pytest.raises(ValueError, match="network calls must be a whole number from 1 to 4, got 5"):
+        page(model, AppConfig(EXPORT, max_steps=4))
 
 
 @pytest.mark.nightly
 def test_the_page_fixes_the_results_of_a_static_export(gradio: Any, static: Path):
-    found = controls(app.build(app.load(AppConfig(static)), AppConfig(static)))
+    found = controls(page(app.load(AppConfig(static)), AppConfig(static)))
     assert (found["Results (as exported)"]["value"], found["Results (as exported)"]["interactive"]) == (2, False)
 
 
-def test_errors_of_the_library_are_messages(gradio: Any, file: Path, model: Model):
-    page: Any = app.build(model, AppConfig(file))
-    (run,) = (function.fn for function in page.fns.values() if getattr(function.fn, "__name__", "") == "run")
+@pytest.fixture
+def run(gradio: Any, file: Path, model: Model) -> Any:
+    """run(tab, picture, drawing, files, solver, steps, seed, count): all that the page shows."""
+    made = page(model, AppConfig(file))
+    names = {getattr(function.fn, "__name__", ""): function.fn for function in made.fns.values()}
+    return lambda *values: list(names["translated"](*values))
+
+
+def test_errors_of_the_library_are_messages(gradio: Any, file: Path, run: Any):
     picture = str(file.parent / "drawings" / "0.png")
     with pytest.raises(gradio.Error, match="'ancestral' takes every time, steps=100; got steps=5"):
-        list(run("Picture", picture, None, None, "ancestral", 5, 0, 1))
-    with pytest.raises(gradio.Error, match="the number of pictures must be from 1 to 50, got 0"):
-        list(run("Picture", None, None, None, "dpm2m", 5, 0, 1))
-    with pytest.raises(gradio.Error, match="seed must be in"):
-        list(run("Picture", picture, None, None, "dpm2m", 5, 2**63, 1))
+        run("Picture", picture, None, None, "ancestral", 5, "0", 1)
+    for seed, message in (
+        ("1.5", r"seed must be an integer from 0 to 9223372036854775807, got '1\.5'"),
+        (str(2**63), "seed must be an integer from 0"),
+        (str(2**63 - 1), "seed must be in"),  # of the second result
+    ):
+        with pytest.raises(gradio.Error, match=message):
+            run("Picture", picture, None, None, "dpm2m", 5, seed, 2)
+    assert run("Picture", picture, None, None, "dpm2m", 1, f" {2**53 + 1} ", 1)[-1][0] == f"1 result, seed {2**53 + 1}"
+
+
+def test_a_tab_without_a_picture_says_so(gradio: Any, run: Any):
+    sheet = {"composite": Image.new("RGBA", (512, 512), "white")}
+    for tab, given, message in (
+        ("Picture", [None, None, None], "a picture is missing: upload one"),
+        ("Drawing", [None, None, None], "the sheet is empty: draw something"),
+        ("Drawing", [None, sheet, None], "the sheet is empty: draw something"),
+        ("Files", [None, None, []], "pictures are missing: choose files"),
+    ):
+        with pytest.raises(gradio.Error, match=message):
+            run(tab, *given, "dpm2m", 1, "0", 1)
+    sheet["composite"].putpixel((100, 100), (0, 0, 0, 255))
+    assert run("Drawing", None, sheet, None, "dpm2m", 1, "0", 1)[-1][0] == "1 result, seed 0"
+
+
+def test_a_damaged_file_is_left_out_and_named(
+    gradio: Any, file: Path, run: Any, sampler: BridgeSampler, tmp_path: Path
+):
+    good = [str(file.parent / "drawings" / name) for name in ("0.png", "1.png")]
+    (tmp_path / "<b>.png").write_bytes(b"")
+    bad = str(tmp_path / "<b>.png")
+    status, _, gallery, results, button = run("Files", None, None, [good[0], bad, good[1]], "dpm2m", 2, "3", 1)[-1]
+    reason = "cannot read the picture &lt;b&gt;.png: it is not a picture"
+    assert status == f"2 results, seeds 3 to 4; left out: {reason}"
+    wanted = sampler([noise(0), noise(1)], 3, steps=2)
+    assert [text for _, text in gallery] == ["0, seed 3", "1, seed 4"]
+    assert all(same(each.picture, picture) for each, picture in zip(results, wanted, strict=True))
+    with zipfile.ZipFile(button.value["path"] if isinstance(button.value, dict) else button.value) as archive:
+        assert archive.namelist() == ["0_3.png", "1_4.png"]
+    for tab, given in (("Files", [None, None, [bad]]), ("Picture", [bad, None, None])):
+        with pytest.raises(gradio.Error) as caught:
+            run(tab, *given, "dpm2m", 2, "0", 1)
+        assert caught.value.message == reason
+
+
+def test_an_uploaded_file_is_not_opened_by_gradio(gradio: Any, file: Path, model: Model, tmp_path: Path):
+    """It would show visitors where the server keeps a file that it cannot open."""
+    from gradio.data_classes import ImageData
+
+    (tmp_path / "empty.png").write_bytes(b"")
+    (field,) = [each for each in page(model, AppConfig(file)).blocks.values() if isinstance(each, gradio.Image)]
+    given = ImageData(path=str(tmp_path / "empty.png"), orig_name="empty.png")
+    assert field.preprocess(given) == str(tmp_path / "empty.png")
+    assert field.preprocess(None) is None
+
+
+def test_a_stopped_translation_says_so(model: Model):
+    running = app_visit.status(Progress(8, 200, [], 0))
+    assert app_visit.stopped(running) == "stopped at network call 8 of 200"
+    ended = app_visit.status(last(model, [Source("a", noise(0))], "dpm2m", 1, 0, 1))
+    assert app_visit.stopped(ended) == ended == "1 result, seed 0"
+
+
+def test_each_bundled_network_has_a_tab(gradio: Any, monkeypatch: pytest.MonkeyPatch):
+    """With the network of drawings in the place of that of photographs."""
+    assert app.panels(AppConfig(device="cpu"))[0].name == "Drawings"
+    several = [(name, demo.WEIGHTS, about, tabs) for name, _, about, tabs in app.BUNDLED]
+    monkeypatch.setattr(app, "BUNDLED", several)
+    drawings, photographs = app.panels(AppConfig(device="cpu", window=64))
+    assert (drawings.tabs[0], len(drawings.examples)) == ("Drawing", 4)
+    assert (photographs.tabs, list(photographs.examples)) == (("Picture", "Files"), [])
+    config = app.build([drawings, photographs]).get_config_file()
+    tabs = [each["props"]["label"] for each in config["components"] if each["type"] == "tabitem"]
+    assert tabs == ["Drawings", "Drawing", "Picture", "Files", "Photographs", "Picture", "Files"]
+    (sheet,) = [each["props"] for each in config["components"] if each["type"] == "imageeditor"]
+    assert (sheet["canvas_size"], sheet["brush"]["default_size"]) == ([512, 512], 8)  # a radius: 2 pixels of 64
+
+
+def test_each_solver_has_words():
+    assert set(app.METHODS) == set(get_args(solvers.Solver))

@@ -214,20 +214,50 @@ def serving() -> Any:
     return serving
 
 
-@pytest.mark.parametrize("status", [422, 500])
-def test_the_door_answers_with_the_status_of_a_picture(status: int, serving: Any):
+def posted() -> Any:
+    """A request with a good picture."""
     from starlette.requests import Request
-
-    async def translate(_: Item) -> RequestError:
-        return pickle.loads(pickle.dumps(RequestError(status, "why")))
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": GOOD}
 
-    replicas: Any = SimpleNamespace(translate=SimpleNamespace(remote=translate))
     scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": [(b"host", b"x")]}
-    response = asyncio.run(serving.Door(replicas, SERVED)(Request(scope, receive)))
+    return Request(scope, receive)
+
+
+@pytest.mark.parametrize("status", [422, 500])
+def test_the_door_answers_with_the_status_of_a_picture(status: int, serving: Any):
+    async def translate(_: Item) -> RequestError:
+        return pickle.loads(pickle.dumps(RequestError(status, "why")))
+
+    replicas: Any = SimpleNamespace(translate=SimpleNamespace(remote=translate))
+    response = asyncio.run(serving.Door(replicas, SERVED)(posted()))
     assert (response.status_code, response.body) == (status, b"why\n")
+
+
+def test_the_door_refuses_more_than_it_accepts_at_once(serving: Any):
+    """While all that it accepted wait: two batches of each replica, and the queue."""
+    config = ServeConfig(model=Path("c.pt"), replicas=2, max_batch_size=2, max_queued=3)
+
+    async def visits() -> tuple[list[Any], Any]:
+        waiting = asyncio.Event()
+
+        async def translate(item: Item) -> Made:
+            await waiting.wait()
+            return Made(item.pixels, 1)
+
+        replicas: Any = SimpleNamespace(translate=SimpleNamespace(remote=translate))
+        door = serving.Door(replicas, replace(SERVED, config=config))
+        accepted = [asyncio.ensure_future(door(posted())) for _ in range(2 * 2 * 2 + 3)]
+        await asyncio.sleep(0)  # until each has begun
+        refused = await door(posted())
+        waiting.set()
+        return await asyncio.gather(*accepted), refused
+
+    accepted, refused = asyncio.run(visits())
+    assert [response.status_code for response in accepted] == [200] * 11
+    assert (refused.status_code, refused.body) == (503, b"all replicas are busy, and the queue is full\n")
+    assert int(refused.headers["retry-after"]) >= 1
 
 
 @pytest.mark.parametrize(("address", "ended"), [(None, "shutdown"), ("auto", "delete bbdm")])
@@ -423,6 +453,53 @@ def test_overload_is_answered_and_nothing_accepted_is_lost(start: Callable[..., 
     assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
     assert all(is_right(reply, wanted[i % 8]) for i, reply in enumerate(replies) if reply.status == 200)
     assert server.ask("POST", "/", encoded(picture())).status == 200
+
+
+async def asked(port: int, request: str, body: bytes = b"") -> tuple[int, float]:
+    """The status of a request, and its seconds; without a thread for each client."""
+    began = time.monotonic()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"{request} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    status = int((await reader.readline()).split()[1])
+    writer.close()
+    return status, time.monotonic() - began
+
+
+@pytest.mark.nightly
+def test_refusals_and_health_with_200_clients(start: Callable[..., Server], capsys: pytest.CaptureFixture[str]):
+    """While a network runs for many seconds. Who is refused asks again after a second, as the answer says."""
+    server = start("--max_steps", "1000")
+    size = (128, 128)
+    body = encoded(picture(0, size))
+    until = time.monotonic() + float(os.environ.get("SECONDS_OF_LOAD", "20"))
+    refused: list[float] = []
+    healthy: list[float] = []
+
+    async def client(number: int) -> None:
+        while time.monotonic() < until:
+            status, seconds = await asked(server.port, f"POST /?seed={number}&steps=49", body)
+            assert status in (200, 503)
+            if status == 503:
+                refused.append(seconds)
+                await asyncio.sleep(1)
+
+    async def watch() -> None:
+        while time.monotonic() < until:
+            status, seconds = await asked(server.port, "GET /health")
+            assert status == 200
+            healthy.append(seconds)
+            await asyncio.sleep(0.1)
+
+    async def load() -> None:
+        await asyncio.gather(watch(), *map(client, range(200)))
+
+    asyncio.run(load())
+    with capsys.disabled():
+        for name, each in (("refusals", sorted(refused)), ("health", sorted(healthy))):
+            print(f"\n{len(each)} {name}: median {each[len(each) // 2]:.3f} s, latest {each[-1]:.3f} s")
+    assert len(refused) >= 200 - 2 * 8 - 64
+    assert max(refused) < 1
+    assert max(healthy) < 0.2
 
 
 @pytest.mark.nightly
