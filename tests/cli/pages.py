@@ -31,7 +31,8 @@ BROWSER_FLAGS = [
 ]
 WATCH = """
 window.seen = [];
-window.shownStatus = () => [...document.querySelectorAll(".status .prose")].find((each) => each.offsetParent)?.innerText;
+const texts = document.getElementsByClassName("prose");
+window.shownStatus = () => [...texts].find((each) => each.closest(".status") && each.offsetParent)?.innerText;
 new MutationObserver(() => {
     const text = shownStatus();
     if (text && text !== seen.at(-1)) seen.push(text);
