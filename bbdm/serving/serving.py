@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import socket
 import time
 from collections.abc import Callable
@@ -43,7 +44,7 @@ from bbdm.serving.requests import (
 
 log = logging.getLogger(__name__)
 NAME = "bbdm"
-RETRY_AFTER = {"Retry-After": "1"}  # seconds
+RETRY_AFTER = range(3, 9)  # seconds, drawn, so that all who were refused do not come back at once
 BODY_SECONDS = 30  # for a request's body to arrive
 MOST_ATTEMPTS = 3  # at a picture whose replica died; the result is the same
 BATCHES = 2  # of each replica: one that runs, and the next
@@ -116,7 +117,8 @@ class Door:
         try:
             response = await self._translated(request)
         except RequestError as error:
-            response = PlainTextResponse(f"{error}\n", error.status, RETRY_AFTER if error.status == 503 else None)
+            later = {"Retry-After": str(random.choice(RETRY_AFTER))} if error.status == 503 else None
+            response = PlainTextResponse(f"{error}\n", error.status, later)
         except Exception:
             log.exception(FAILED)
             response = PlainTextResponse(f"{FAILED}\n", 500)
