@@ -51,27 +51,30 @@ COLOURS: list[str | tuple[str, float]] = [
     "blue",
     "purple",
 ]  # of the brush
-METHODS = {  # solvers in words
-    "dpm2m": "second order, noise at the first call alone",
-    "sde-dpm2m": "second order, noise at each call",
-    "midpoint": "second order, two calls a step",
-    "ddim": "first order",
-    "posterior": "the original BBDM's",
-    "fast": "the paper's, fewer times",
-    "ancestral": "the paper's, every time",
-    "consistency": "a few calls, as distilled",
+METHODS = {  # solvers in words, those of the page in examples/web
+    "dpm2m": "Noise at the start only",
+    "sde-dpm2m": "Fresh noise in each step",
+    "midpoint": "Two looks a step",
+    "ddim": "Plain steps",
+    "posterior": "Many small steps",
+    "fast": "The paper's fewer steps",
+    "ancestral": "The paper's every step",
+    "consistency": "The few steps it was taught",
+    "mean": "The average of all answers",
 }
 BUNDLED = (  # networks: name, weights, what the page says, tabs
     (
         "Drawings",
         demo.WEIGHTS,
-        "Draw something in black lines, and the network colours it. It knows drawings like OpenMoji's.",
+        "Draw, and watch the colours come. The network knows emoji and other simple things, drawn in black lines on "
+        "white.",
         ("Drawing", "Picture", "Files"),
     ),
     (
         "Photographs",
         demo.PHOTOGRAPHS,
-        "Give a photograph, and the network restores it at its own size: blocks of JPEG, noise and blur.",
+        "Bring a photograph's detail back. The network knows photographs that were blurred, noisy or saved as small "
+        "JPEG files, and no drawings.",
         ("Picture", "Files"),
     ),
 )
@@ -267,17 +270,17 @@ def add(panel: Panel) -> None:
                 solver = gr.Dropdown(
                     [(f"{METHODS[each]} ({each})", each) for each in dict.fromkeys([model.solver, *model.solvers])],
                     value=model.solver,
-                    label="Solver",
+                    label="How it answers",
                 )
                 steps = gr.Slider(
                     1,
                     config.max_steps,
                     len(model.sampler.table),
                     step=1,
-                    label="Network calls",
+                    label="Network calls: more are finer and slower",
                 )
                 seed = gr.Textbox(
-                    "0", label="Seed", info="A seed is one result. Empty: another each time.", elem_classes="seed"
+                    "0", label="Seed: one number, one picture", info="Empty: another each time.", elem_classes="seed"
                 )
                 gr.HTML(html.escape(repr(model.sampler), quote=False), elem_classes="about")
         with gr.Column():

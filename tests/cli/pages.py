@@ -118,7 +118,7 @@ class Visitor:
         from selenium.webdriver.common.keys import Keys
 
         fields = {
-            "calls": "input[aria-label='number input for Network calls']",
+            "calls": "input[aria-label^='number input for Network calls']",
             "results": "input[aria-label='number input for Results']",
             "seed": ".seed :is(input, textarea)",
         }
@@ -135,7 +135,7 @@ class Visitor:
 
     def choose(self, solver: str) -> None:
         self.open_advanced()
-        (field,) = self.all("input[aria-label='Solver']")
+        (field,) = self.all("input[aria-label='How it answers']")
         field.click()
         until(lambda: [each for each in self.all("[role=option]") if each.text.endswith(f"({solver})")], solver)[
             0

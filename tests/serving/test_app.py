@@ -232,17 +232,21 @@ def gradio() -> Any:
 
 def test_the_page_offers_what_a_checkpoint_takes(gradio: Any, file: Path, model: Model):
     found = controls(page(model, AppConfig(file, max_steps=30, max_results=6)))
-    assert found["Solver"]["value"] == "dpm2m"
-    offered = [value for _, value in found["Solver"]["choices"]]
+    assert found["How it answers"]["value"] == "dpm2m"
+    offered = [value for _, value in found["How it answers"]["choices"]]
     assert offered == ["dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast", "mean"]  # not each takes 10 calls
-    assert (found["Network calls"]["value"], found["Network calls"]["maximum"]) == (10, 30)
+    calls = found["Network calls: more are finer and slower"]
+    assert (calls["value"], calls["maximum"]) == (10, 30)
     assert (found["Results"]["value"], found["Results"]["maximum"]) == (4, 6)
 
 
 def test_the_page_begins_with_the_solver_of_an_export(gradio: Any):
     model = app.load(AppConfig(EXPORT))
     found = controls(page(model, AppConfig(EXPORT)))
-    assert (found["Solver"]["value"], found["Network calls"]["value"]) == ("sde-dpm2m", 5)
+    assert (found["How it answers"]["value"], found["Network calls: more are finer and slower"]["value"]) == (
+        "sde-dpm2m",
+        5,
+    )
     with pytest.raises(ValueError, match="network calls must be a whole number from 1 to 4, got 5"):
         page(model, AppConfig(EXPORT, max_steps=4))
 

@@ -469,10 +469,9 @@ async def asked(port: int, request: str, body: bytes = b"") -> tuple[int, float,
 
 @pytest.mark.nightly
 def test_refusals_and_health_with_200_clients(start: Callable[..., Server], capsys: pytest.CaptureFixture[str]):
-    """While a network runs for long. They come within 3 seconds; who is refused asks again when he was told to."""
+    """While a network runs for long. They come within 3 seconds, and ask again when they were told to."""
     server = start("--max_steps", "1000")
-    size = (128, 128)
-    body = encoded(picture(0, size))
+    body = encoded(picture(0, (128, 128)))
     until = time.monotonic() + float(os.environ.get("SECONDS_OF_LOAD", "20"))
     refused: list[float] = []
     healthy: list[float] = []
