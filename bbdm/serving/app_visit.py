@@ -46,7 +46,7 @@ def given_pictures(tab: str, picture: str | None, drawing: dict[str, Any] | None
     Raises:
         ValueError: nothing.
     """
-    drawn = drawing and drawing["composite"]
+    drawn: Image.Image | None = drawing["composite"] if drawing else None
     if drawn and not ImageOps.invert(images.convert(drawn)).getbbox():  # all white
         drawn = None
     given = {"Picture": [picture], "Drawing": [drawn], "Files": files or []}[tab]
