@@ -307,7 +307,8 @@ def add(panel: Panel) -> None:
         concurrency_id="translations",
         concurrency_limit=config.visitors,
     )
-    stop.click(stopped, state, state, cancels=[running], queue=False, show_progress="hidden")
+    stop.click(None, cancels=[running])  # in one listener with the next, it would come after it
+    stop.click(stopped, state, state, queue=False, show_progress="hidden")
     gallery.select(choose, results, slider, queue=False)
 
 
