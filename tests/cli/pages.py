@@ -114,7 +114,7 @@ class Visitor:
         field.send_keys("\n".join(map(str, paths)))
         until(lambda: self.all(".source img") or len(self.all("tr.file")) == len(paths), "the upload")
 
-    def enter(self, **numbers: int) -> None:
+    def enter(self, **numbers: int | str) -> None:
         from selenium.webdriver.common.keys import Keys
 
         fields = {

@@ -234,7 +234,7 @@ def test_the_page_offers_what_a_checkpoint_takes(gradio: Any, file: Path, model:
     found = controls(page(model, AppConfig(file, max_steps=30, max_results=6)))
     assert found["How it answers"]["value"] == "dpm2m"
     offered = [value for _, value in found["How it answers"]["choices"]]
-    assert offered == ["dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast", "mean"]  # not each takes 10 calls
+    assert offered == ["dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast"]  # not each takes 10 calls
     calls = found["Network calls: more are finer and slower"]
     assert (calls["value"], calls["maximum"]) == (10, 30)
     assert (found["Results"]["value"], found["Results"]["maximum"]) == (4, 6)
