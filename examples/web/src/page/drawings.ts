@@ -60,7 +60,7 @@ export class Drawings extends Tab {
     const choices = new URLSearchParams({ seed: String(OPENING.seed), ...Object.fromEntries(given ?? []) });
     for (const [name, value] of address) choices.set(name, value);
     this.options.read(choices);
-    this.sheet.shape(1, 1, this.options.line);
+    this.shape();
     this.results.begin(Array.from({ length: OPENING.count }, (_, i) => BigInt(OPENING.seed + i)), 1, 1);
     if (given) return void this.load(choices);
     this.sheet.begin({ strokes: decode(EXAMPLES[0]!.drawing), base: null });
@@ -83,6 +83,7 @@ export class Drawings extends Tab {
         base = fit(image, ...pictureSize(await this.opened));
       }
       this.options.read(address);
+      this.shape();
       this.sheet.show({ strokes, base });
     } catch (error) {
       this.results.end(false);
@@ -105,7 +106,7 @@ export class Drawings extends Tab {
   }
 
   protected chosen(): void {
-    if (this.settings) this.sheet.shape(...pictureSize(this.settings), this.options.line);
+    this.shape();
     this.changed(false);
   }
 
@@ -128,8 +129,14 @@ export class Drawings extends Tab {
   /** The size of the network's pictures is known. */
   private known(settings: Settings): void {
     const [height, width] = pictureSize(settings);
-    this.sheet.shape(height, width);
+    this.shape();
     this.element("size").textContent = this.own ? "" : ` This one is of another export, for ${width} x ${height} pixels.`;
+  }
+
+  /** The sheet has the shape of the network's pictures, where it is known, and the lines that it sees. */
+  private shape(): void {
+    const [height, width] = this.settings ? pictureSize(this.settings) : ([1, 1] as const);
+    this.sheet.shape(height, width, this.options.line);
   }
 
   /** The drawing changed, or an option: it is kept, and coloured after a pause. */

@@ -60,6 +60,7 @@ export class Photographs extends Tab {
     await this.restore();
   }
 
+  /** Another result is to be had: it takes long, so it is not made without being asked for. */
   protected chosen(): void {
     this.element<HTMLButtonElement>("again").disabled = this.photograph === null || this.running > 0;
   }
@@ -84,8 +85,8 @@ export class Photographs extends Tab {
     this.element<HTMLButtonElement>("save").disabled = seconds === null;
     this.element("stop").hidden = true;
     this.busy(false);
-    this.chosen();
-    if (seconds !== null) this.say(`Done in ${duration(seconds)}.`);
+    if (seconds === null) this.chosen(); // what failed or was stopped can be tried again
+    else this.say(`Done in ${duration(seconds)}.`);
   }
 
   private busy(busy: boolean): void {

@@ -1,6 +1,7 @@
 /** The sheet one draws on: a pen, an eraser and undo. It keeps strokes; its canvas only shows them. */
 import { ERASER, GRID, LINE, type Sketch, type Stroke } from "../strokes";
 
+const FINENESS = 720; // pixels of the canvas along its longer side
 const STEP = GRID / 64; // that an arrow key moves the cross
 const EMPTY: Sketch = { strokes: [], base: null };
 
@@ -8,7 +9,7 @@ export class Sheet {
   erases = false; // what the next stroke does
   sketch: Sketch = EMPTY;
   private line = LINE;
-  private height = GRID; // in units of the grid, which are pixels of the canvas
+  private height = GRID; // in units of the grid
   private width = GRID;
   private readonly context: CanvasRenderingContext2D;
   private readonly past: Sketch[] = [];
@@ -51,7 +52,8 @@ export class Sheet {
   shape(height: number, width: number, line = this.line): void {
     const longer = Math.max(height, width);
     [this.height, this.width, this.line] = [(GRID * height) / longer, (GRID * width) / longer, line];
-    [this.canvas.height, this.canvas.width] = [this.height, this.width];
+    [this.canvas.height, this.canvas.width] = [height, width].map((side) => Math.round((FINENESS * side) / longer)) as [number, number];
+    this.context.scale(FINENESS / GRID, FINENESS / GRID);
     this.canvas.style.aspectRatio = `${width} / ${height}`;
     this.paint();
   }
@@ -125,7 +127,7 @@ export class Sheet {
 
   private place(event: PointerEvent): [number, number] {
     const box = this.canvas.getBoundingClientRect();
-    const scale = this.canvas.width / this.canvas.clientWidth;
+    const scale = this.width / this.canvas.clientWidth;
     return [
       (event.clientX - box.left - this.canvas.clientLeft) * scale,
       (event.clientY - box.top - this.canvas.clientTop) * scale,
@@ -154,8 +156,7 @@ export class Sheet {
     this.cross.classList.remove("down");
     if (stroke) {
       this.past.push(this.sketch);
-      this.sketch = { ...this.sketch, strokes: [...this.sketch.strokes, stroke] };
-      this.changed();
+      this.put({ ...this.sketch, strokes: [...this.sketch.strokes, stroke] });
     }
   }
 

@@ -45,7 +45,7 @@ export abstract class Tab {
   /** A file is given to the tab. */
   abstract give(file: File): Promise<void>;
 
-  /** An option was chosen. */
+  /** An option was chosen, or the network is there after all. */
   protected abstract chosen(): void;
 
   protected abstract step(reply: Answer<"step">): void;
