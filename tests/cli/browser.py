@@ -89,8 +89,8 @@ class Page:
 
     def watch(self) -> Page:
         """Keeps what the status says from now on in ``seen``."""
-        script = """window.seen = [];
-            new MutationObserver(() => seen.push(arguments[0].textContent)).observe(arguments[0], { childList: true })"""
+        script = """window.seen = []; const [status] = arguments;
+            new MutationObserver(() => seen.push(status.textContent)).observe(status, { childList: true })"""
         self.driver.execute_script(script, self.by_id("status"))
         return self
 
@@ -129,7 +129,10 @@ class Page:
     @property
     def ink(self) -> int:
         """The number of black pixels on the sheet."""
-        return int((self.pixels("#drawings-sheet") == 0).all(-1).sum())
+        script = """const { height, width } = arguments[0];
+            const pixels = new Uint32Array(arguments[0].getContext("2d").getImageData(0, 0, width, height).data.buffer);
+            return pixels.filter((pixel) => pixel === 0xff000000).length"""
+        return self.driver.execute_script(script, self.by_id("sheet"))
 
     def draw(self, kind: str = interaction.POINTER_PEN) -> Page:
         """A stroke across the middle of the sheet."""
