@@ -17,7 +17,10 @@ export async function runtime(device: Device): Promise<Runtime> {
   const ort = device === "webgpu" ? await import("onnxruntime-web/webgpu") : await import("onnxruntime-web/wasm");
   const [mjs, binary] = device === "webgpu" ? [webgpuModule, webgpuBinary] : [wasmModule, wasmBinary];
   ort.env.wasm.wasmPaths = { mjs: new URL(mjs, self.location.href).href };
-  ort.env.wasm.wasmBinary = await (await fetchPacked(new URL(binary, self.location.href))).arrayBuffer();
+  const packed = await fetchPacked(new URL(binary, self.location.href));
+  ort.env.wasm.wasmBinary = await packed.arrayBuffer().catch(() => {
+    throw new Error("The download of ONNX Runtime was cut: the connection is gone, or the server stopped");
+  });
   ort.env.wasm.numThreads = threads;
   ort.env.logLevel = "error";
   return ort;
