@@ -127,6 +127,7 @@ class Exporter:
             "opset": args.opset,
             "versions": machine.versions(PACKAGES),
             "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
+            "sizes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
         }
 
     def write(self, folder: Path) -> None:

@@ -1,27 +1,55 @@
-/** npm run build: the page, the bundled export beside it, and the list of files that the service worker keeps. */
+/** npm run build: the page, the exports beside it, its opening pictures, and what the service worker keeps. */
 import { createHash } from "node:crypto";
-import { cpSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { cpSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import { defaultClientConditions, defineConfig, type Plugin } from "vite";
+import { gzipSync } from "node:zlib";
+import { defaultClientConditions, defineConfig, runnerImport, type Plugin } from "vite";
 
-const MODEL = fileURLToPath(new URL("../demo/onnx", import.meta.url));
+const EXPORTS = { drawings: "../demo/onnx", photographs: "../demo/onnx" }; // the second until there is one for them
 const ISOLATED = { "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp" };
+
+/** The files of dist/. */
+function written(): string[] {
+  return (readdirSync("dist", { recursive: true }) as string[]).map((name) => name.replaceAll("\\", "/"));
+}
+
+/** Compresses a file, since many hosts compress none of its type; src/worker/download.ts unpacks it. */
+function pack(name: string): void {
+  writeFileSync(`${name}.gzip`, gzipSync(readFileSync(name), { level: 9 }));
+  rmSync(name);
+}
+
+/** Puts the graphs that the page needs of an export beside it. */
+function copy(from: string, to: string): void {
+  cpSync(from, to, { recursive: true, filter: (path) => !/(step|pipeline)\.onnx$/.test(path) });
+  const settings = JSON.parse(readFileSync(`${to}/bridge.json`, "utf8"));
+  writeFileSync(`${to}/bridge.json`, JSON.stringify({ ...settings, packed: true }));
+}
+
+/** Tells the service worker which files there are, without networks and what only WebGPU or photographs need. */
+function list(): void {
+  const files = written()
+    .filter((name) => /\.\w+$/.test(name) && !/^sw\.js$|^photographs|webgpu|asyncify|\.onnx\.|\.map$/.test(name))
+    .sort();
+  const hash = createHash("sha256");
+  for (const name of files) hash.update(name).update(readFileSync(`dist/${name}`));
+  const build = JSON.stringify(hash.digest("hex").slice(0, 16));
+  const worker = readFileSync("dist/sw.js", "utf8").replace("__BUILD__", build);
+  writeFileSync("dist/sw.js", worker.replace("__FILES__", JSON.stringify(["./", ...files])));
+}
 
 function beside(): Plugin {
   return {
     name: "beside",
     apply: "build", // not where vitest reads this file
-    closeBundle() {
-      cpSync(MODEL, "dist/model", { recursive: true, filter: (path) => !/(step|pipeline)\.onnx$/.test(path) });
-      const files = (readdirSync("dist", { recursive: true }) as string[])
-        .map((name) => name.replaceAll("\\", "/"))
-        .filter((name) => /\.\w+$/.test(name) && !/^sw\.js$|webgpu|asyncify|\.onnx$|\.map$/.test(name))
-        .sort();
-      const hash = createHash("sha256");
-      for (const name of files) hash.update(name).update(readFileSync(`dist/${name}`));
-      const build = JSON.stringify(hash.digest("hex").slice(0, 16));
-      const worker = readFileSync("dist/sw.js", "utf8").replace("__BUILD__", build);
-      writeFileSync("dist/sw.js", worker.replace("__FILES__", JSON.stringify(["./", ...files])));
+    async closeBundle() {
+      for (const [name, folder] of Object.entries(EXPORTS)) {
+        copy(fileURLToPath(new URL(folder, import.meta.url)), `dist/${name}`);
+      }
+      const { module } = await runnerImport<typeof import("./opening")>("./opening.ts");
+      writeFileSync("dist/opening.png", await module.openingPicture("dist/drawings"));
+      for (const name of written().filter((each) => /\.(wasm|onnx)$/.test(each))) pack(`dist/${name}`);
+      list();
     },
   };
 }

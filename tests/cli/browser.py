@@ -19,16 +19,23 @@ PATIENCE = 120  # seconds: the machine may be busy
 
 
 class Site:
-    """A server of the built page with an export of its own as ``model/``."""
+    """A server of the built page with exports beside it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.asked: list[str] = []  # the paths of requests
-        asked = self.asked
+        self.cut: dict[str, int] = {}  # how many bytes of a file, by its path, are sent before the connection ends
+        self.sent = 0  # bytes
+        site = self
 
         class Handler(http.server.SimpleHTTPRequestHandler):
             def log_message(self, format: str, *args: Any) -> None:
-                asked.append(self.path.split("?")[0])
+                site.asked.append(self.path.split("?")[0])
+
+            def copyfile(self, source: Any, outputfile: Any) -> None:
+                content = source.read(site.cut.get(self.path.split("?")[0], -1))
+                outputfile.write(content)
+                site.sent += len(content)
 
         handler = functools.partial(Handler, directory=str(folder))
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -45,37 +52,46 @@ class Page:
 
     def __init__(self, driver: Any, site: Site) -> None:
         self.driver, self.site = driver, site
+        self.tab = "drawings"
 
     def open(self, query: str = "") -> Page:
+        """Opens the page; what it begins with is finished then."""
         self.driver.get(self.site.address + query)
-        return self.until("Ready")
+        return self.until("Ready", "Done")
+
+    def show(self, tab: str) -> Page:
+        self.tab = tab
+        self.by_id("tab").click()
+        return self
 
     def by_id(self, name: str) -> Any:
-        return self.driver.find_element(By.ID, name)
+        """What has an id in the tab that is shown."""
+        return self.driver.find_element(By.ID, f"{self.tab}-{name}")
 
     def text(self, name: str) -> str:
         return self.by_id(name).text
 
-    def until(self, status: str) -> Page:
-        """Waits until the status starts with a text."""
-        message = f"wanted the status {status!r}, {self.driver.get_log('browser')}"
-        WebDriverWait(self.driver, PATIENCE, 0.05).until(lambda _: self.text("status").startswith(status), message)
+    def until(self, *status: str) -> Page:
+        """Waits until the status starts with a text, and no pictures are being made."""
+        message = f"wanted the status {status}, {self.driver.get_log('browser')}"
+        wait = WebDriverWait(self.driver, PATIENCE, 0.05)
+        wait.until(lambda _: self.text("status").startswith(status) and self.finished(), message)
         return self
 
     def until_warned(self) -> str:
         WebDriverWait(self.driver, PATIENCE, 0.05).until(lambda _: self.text("warning"))
         return self.text("warning")
 
-    def translate(self) -> Page:
-        self.by_id("translate").click()
-        WebDriverWait(self.driver, PATIENCE, 0.02).until(lambda _: self.text("status") != "" and self.finished())
-        return self.until("Done")
+    def forget(self) -> Page:
+        """Empties the status, so that what it says next is new."""
+        self.driver.execute_script("arguments[0].textContent = ''", self.by_id("status"))
+        return self
 
     def watch(self) -> Page:
         """Keeps what the status says from now on in ``seen``."""
-        script = """window.seen = []; const status = document.getElementById("status");
+        script = """window.seen = []; const [status] = arguments;
             new MutationObserver(() => seen.push(status.textContent)).observe(status, { childList: true })"""
-        self.driver.execute_script(script)
+        self.driver.execute_script(script, self.by_id("status"))
         return self
 
     @property
@@ -83,17 +99,20 @@ class Page:
         return self.driver.execute_script("return seen")
 
     def finished(self) -> bool:
-        return self.by_id("results").get_attribute("aria-busy") == "false"
+        return not self.driver.find_elements(By.CSS_SELECTOR, f"#{self.tab} [aria-busy=true]")
 
     def choose(self, **values: Any) -> Page:
+        """Options under "Advanced", after each of which drawings are coloured."""
+        self.driver.execute_script("arguments[0].open = true", self.by_id("advanced"))
         for name, value in values.items():
-            Select(self.by_id(name)).select_by_value(str(value))
+            Select(self.by_id(f"advanced-{name}")).select_by_value(str(value))
         return self
 
     def give(self, file: Path) -> Page:
-        self.by_id("file").send_keys(str(file))
+        """A picture, until it is translated, or refused."""
+        self.forget().by_id("file").send_keys(str(file))
         said = WebDriverWait(self.driver, PATIENCE, 0.05)
-        said.until(lambda _: file.name in self.text("status") + self.text("warning"))
+        said.until(lambda _: self.text("status").startswith("Done") or file.name in self.text("warning"))
         return self
 
     def pixels(self, selector: str) -> np.ndarray:
@@ -105,12 +124,15 @@ class Page:
 
     @property
     def results(self) -> np.ndarray:
-        return self.pixels("#results canvas")
+        return self.pixels("#drawings-results canvas")
 
     @property
     def ink(self) -> int:
         """The number of black pixels on the sheet."""
-        return int((self.pixels("#sheet") == 0).all(-1).sum())
+        script = """const { height, width } = arguments[0];
+            const pixels = new Uint32Array(arguments[0].getContext("2d").getImageData(0, 0, width, height).data.buffer);
+            return pixels.filter((pixel) => pixel === 0xff000000).length"""
+        return self.driver.execute_script(script, self.by_id("sheet"))
 
     def draw(self, kind: str = interaction.POINTER_PEN) -> Page:
         """A stroke across the middle of the sheet."""

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ from tests.cli.browser import PATIENCE, Page, Site
 WEB = ROOT / "examples" / "web"
 EXPORT = ROOT / "examples" / "demo" / "onnx"
 DIST = WEB / "dist"
+TABS = ("drawings", "photographs")  # and the folders of their exports
+AXE = WEB / "node_modules/axe-core/axe.min.js"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 NPM = shutil.which("npm")
@@ -71,9 +74,10 @@ def site(tiny: Path, tmp_path: Path) -> Iterator[Site]:
     folder = tmp_path / "site"
     folder.mkdir()
     for path in DIST.iterdir():
-        if path.name != "model":
+        if path.name not in TABS:
             (folder / path.name).symlink_to(path)
-    shutil.copytree(tiny, folder / "model")
+    for name in TABS:
+        shutil.copytree(tiny, folder / name)
     site = Site(folder)
     yield site
     site.stop()
@@ -119,79 +123,169 @@ def made(folder: Path, source: Path, seed: int, count: int, **settings: Any) -> 
 @in_browser
 def test_a_seed_is_the_picture_of_python(page: Page, tiny: Path, picture: Path):
     """Three seeds of the export's own table, and another solver; 8 bits round differences."""
-    page.open("?pictures=3&seed=7").give(picture).translate()
+    page.open("?pictures=3&seed=7").give(picture).until("Done")
     assert page.results.shape == (3, SIZE, SIZE, 3)
     assert abs(page.results - made(tiny, picture, 7, 3)).max() <= 1
-    page.choose(solver="dpm2m", calls=3, pictures=1).translate()
+    page.choose(solver="dpm2m", calls=3, pictures=1).until("Done")
     assert abs(page.results - made(tiny, picture, 7, 1, solver="dpm2m", steps=3)).max() <= 1
-    assert "solver=dpm2m&calls=3" in page.driver.current_url
 
 
 @pytest.mark.nightly
 @in_browser
-def test_a_dropped_picture_at_its_own_size(page: Page, tiny: Path, tmp_path: Path):
-    """By windows, and saved whole; the sheet is what is translated otherwise, and after a change of it."""
+def test_a_photograph_is_restored_at_its_own_size(page: Page, site: Site, tiny: Path, tmp_path: Path):
+    """By windows, with the time left, and saved whole; its network is fetched when its tab is shown."""
     large = tmp_path / "large.png"
     noise(5, 60, 41).save(large)
     page.driver.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
-    page.open("?pictures=2&seed=3").give(large)
-    assert page.text("own-text") == "At its own size, 60 x 41: 20 windows a call"
-    page.translate()
-    assert page.results.shape == (2, SIZE, SIZE, 3)
-    page.by_id("own-size").click()
-    page.watch().translate()
-    assert abs(page.results - made(tiny, large, 3, 2, window=SIZE)).max() <= 1
-    said = [text for text in page.seen if text.startswith("Picture")]
-    assert said[:2] == ["Picture 1 of 2, call 1 of 4, window 4 of 20.", "Picture 1 of 2, call 1 of 4, window 8 of 20."]
-    assert "Picture 2 of 2, call 4 of 4, window 20 of 20." in said
-    page.driver.find_elements(By.CSS_SELECTOR, "figure button")[1].click()
-    WebDriverWait(page.driver, PATIENCE).until(lambda _: (tmp_path / "seed-4.png").exists())
-    with Image.open(tmp_path / "seed-4.png") as saved:
-        np.testing.assert_array_equal(np.asarray(saved.convert("RGB")), page.results[1])
-    page.draw()
-    assert not page.by_id("own").is_displayed()
-    assert page.translate().results.shape == (2, SIZE, SIZE, 3)
-    noise(6, SIZE, SIZE).save(tmp_path / "small.png")
-    page.give(tmp_path / "small.png")
-    assert not page.by_id("own").is_displayed()
+    page.open("?seed=3")
+    assert "/photographs/bridge.json" not in site.asked
+    page.show("photographs").until("Ready")
+    page.watch().give(large).until("Done")
+    results = page.pixels("#photographs-compare canvas")
+    assert abs(results[1] - made(tiny, large, 3, 1, window=SIZE)).max() <= 1
+    with Image.open(large) as before:
+        np.testing.assert_array_equal(results[0], np.asarray(before))
+    said = [text for text in page.seen if text.startswith("Step")]
+    assert said[0] == "Step 1 of 4, window 4 of 20."
+    assert said[-1].startswith("Step 4 of 4, window 20 of 20: ")
+    assert all(text.endswith(" s left.") for text in said[1:])
+    page.by_id("save").click()
+    WebDriverWait(page.driver, PATIENCE).until(lambda _: (tmp_path / "large-restored.png").exists())
+    with Image.open(tmp_path / "large-restored.png") as saved:
+        np.testing.assert_array_equal(np.asarray(saved.convert("RGB")), results[1])
+    clip = "return getComputedStyle(document.querySelectorAll('#photographs-compare canvas')[1]).clipPath"
+    assert "50%" in page.driver.execute_script(clip)
+    page.driver.find_element(By.CSS_SELECTOR, "#photographs-compare input").send_keys(Keys.HOME)
+    assert "50%" not in page.driver.execute_script(clip)
+
+
+@pytest.mark.nightly
+@in_browser
+def test_photographs_keep_transparency_and_may_be_tiny_or_of_graphs_of_one_size(
+    page: Page, site: Site, tiny: Path, tmp_path: Path
+):
+    shutil.rmtree(site.folder / "photographs")
+    fixed = ("--static", "2,16,24", "--steps", "3")
+    export(tiny.parent / "tiny.pt", site.folder / "photographs", *fixed)
+    small = noise(5, 9, 7)
+    small.putalpha(Image.fromarray(np.arange(63, dtype=np.uint8).reshape(9, 7)))
+    small.save(tmp_path / "small.png")
+    page.open().show("photographs").until("Ready").give(tmp_path / "small.png").until("Done")
+    alpha = """const c = document.querySelectorAll("#photographs-compare canvas")[1];
+        return [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data].filter((_, i) => i % 4 === 3)"""
+    assert page.driver.execute_script(alpha) == list(range(63))
 
 
 @pytest.mark.nightly
 @in_browser
 @pytest.mark.parametrize("kind", [interaction.POINTER_MOUSE, interaction.POINTER_TOUCH, interaction.POINTER_PEN])
-def test_draw_undo_erase_and_translate(page: Page, kind: str):
-    page.open()
+def test_draw_undo_erase_and_clear(page: Page, kind: str):
+    """Each stroke is coloured by itself, and a click draws a dot."""
+    page.open().by_id("clear").click()
+    assert page.text("status") == "The sheet is empty: draw something."
+    assert not page.by_id("other").is_enabled()
     assert page.ink == 0
-    page.by_id("translate").click()
-    assert page.until_warned() == "The sheet is empty: draw something, or choose a drawing."
-    drawn = page.draw(kind).ink
+    drawn = page.forget().draw(kind).until("Done").ink
     assert drawn > 1000
+    assert page.results.shape == (4, SIZE, SIZE, 3)
+    assert page.results.std() > 0
     page.by_id("undo").click()
     assert page.ink == 0
-    assert not page.by_id("undo").is_enabled()
     page.draw(kind)
-    page.driver.execute_script("document.getElementById('eraser').click()")
+    page.driver.execute_script("document.getElementById('drawings-eraser').click()")
     assert page.draw(kind).ink == 0
     page.by_id("undo").click()
     assert page.ink == drawn
-    page.translate()
-    assert page.results.shape == (2, SIZE, SIZE, 3)
-    assert page.results.std() > 0
     page.by_id("clear").click()
-    assert page.ink == 0
+    page.driver.execute_script("document.getElementById('drawings-pen').click()")
+    page.forget()
+    ActionChains(page.driver).click(page.by_id("sheet")).perform()
+    assert page.until("Done").ink > 100
+
+
+@pytest.mark.nightly
+@in_browser
+def test_other_colours_are_of_other_seeds_and_a_double_click_stops_nothing(page: Page):
+    page.open("?seed=1")
+    before = page.results
+    page.watch().forget()
+    ActionChains(page.driver).double_click(page.by_id("other")).perform()
+    page.until("Done")
+    assert (page.results != before).any()
+    assert not any("Stopped" in text for text in page.seen)
+    assert page.text("warning") == ""
+
+
+@pytest.mark.nightly
+@in_browser
+def test_a_drawing_comes_back_after_a_reload_by_its_link_and_from_a_saved_picture(
+    site: Site, start: Callable[..., Any], page: Page, tmp_path: Path
+):
+    """Strokes and a picture below them, with the same pictures, also of another visitor."""
+    page.driver.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    noise(3, SIZE, SIZE).save(tmp_path / "below.png")
+    page.open("?seed=5").give(tmp_path / "below.png").until("Done")
+    page.forget().draw().until("Done")
+    page.choose(line=3, solver="dpm2m", calls=3).until("Done")
+    drawn, results = page.pixels("#drawings-sheet"), page.results
+    page.driver.execute_script("navigator.clipboard.writeText = async (text) => { window.copied = text }")
+    page.by_id("link").click()
+    page.until("The link is copied")
+    link = page.driver.execute_script("return copied")
+    page.driver.find_elements(By.CSS_SELECTOR, "#drawings-results button")[2].click()
+    WebDriverWait(page.driver, PATIENCE).until(lambda _: (tmp_path / "seed-7.png").exists())
+
+    def same(opened: Page, first: int = 0) -> None:
+        np.testing.assert_array_equal(opened.pixels("#drawings-sheet"), drawn)
+        np.testing.assert_array_equal(opened.results[: 4 - first], results[first:])
+
+    same(page.open())
+    with Image.open(tmp_path / "seed-7.png") as saved:
+        text = saved.text["bbdm"]  # pyright: ignore[reportAttributeAccessIssue]
+        assert "seed=7" in text
+        assert "drawing=" in text
+    page.driver.execute_script("localStorage.clear()")
+    page.open().forget().by_id("file").send_keys(str(tmp_path / "seed-7.png"))
+    same(page.until("Done"), 2)
+    page.driver.execute_script("localStorage.clear()")
+    page.driver.get("about:blank")
+    same(page.open(link.removeprefix(site.address)))
+    page.driver.get(site.address + "#drawing=BAAA")
+    assert page.until_warned() == "The drawing cannot be read: the drawing is cut short."
+
+
+@pytest.mark.nightly
+@in_browser
+def test_an_svg_is_drawn_and_other_kinds_of_pictures_are_named(page: Page, tmp_path: Path):
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72"><path d="M9 36h54" stroke="#000" {}/></svg>'
+    (tmp_path / "lines.svg").write_text(svg.format('stroke-width="4"'))
+    page.open().give(tmp_path / "lines.svg").until("Done")
+    assert page.text("warning") == ""
+    columns = page.pixels("#drawings-sheet")[0].min(axis=(0, 2))
+    assert columns[len(columns) // 4 : -len(columns) // 4].max() < 200  # a line across
+    (tmp_path / "dark.svg").write_text(svg.format('stroke-width="60"'))
+    assert page.give(tmp_path / "dark.svg").text("warning").startswith("dark.svg has colours or dark areas.")
+    noise(1).save(tmp_path / "noise.png")
+    assert page.give(tmp_path / "noise.png").text("warning").startswith("noise.png looks like a photograph.")
+    page.driver.find_element(By.CSS_SELECTOR, "#drawings-warning button").click()
+    page.tab = "photographs"
+    page.until("Done")
+    assert page.text("warning") == ""
+    warned = page.give(tmp_path / "lines.svg").text("warning")
+    assert warned.startswith("lines.svg looks like a drawing. This network knows photographs alone.")
 
 
 @pytest.mark.nightly
 @in_browser
 def test_the_network_is_downloaded_once_and_again_when_it_changed(page: Page, site: Site):
     def downloads() -> int:
-        return site.asked.count("/model/unet.onnx")
+        return site.asked.count("/drawings/unet.onnx")
 
     page.open()
     assert downloads() == 1
     page.open()
     assert downloads() == 1
-    unet, settings = site.folder / "model/unet.onnx", site.folder / "model/bridge.json"
+    unet, settings = site.folder / "drawings/unet.onnx", site.folder / "drawings/bridge.json"
     graph = onnx.load(unet)
     graph.doc_string = "changed"
     onnx.save(graph, unet)
@@ -206,14 +300,33 @@ def test_the_network_is_downloaded_once_and_again_when_it_changed(page: Page, si
 
 @pytest.mark.nightly
 @in_browser
-def test_a_model_that_cannot_be_read_gives_a_message(page: Page, site: Site):
+def test_a_model_that_cannot_be_read_gives_a_message_and_is_tried_again(page: Page, site: Site):
     page.driver.get(f"{site.address}?model=other")
-    assert page.until_warned() == f"{site.address}other/bridge.json cannot be read: the server says 404."
-    assert not page.by_id("translate").is_enabled()
-    unet = site.folder / "model/unet.onnx"
-    unet.write_bytes(unet.read_bytes()[:-1])
+    wanted = f"{site.address}other/bridge.json cannot be read: the server says 404. Try again"
+    assert page.until_warned() == wanted
+    page.draw()
+    assert page.text("warning") == wanted
+    shutil.copytree(site.folder / "drawings", site.folder / "other")
+    page.driver.find_element(By.CSS_SELECTOR, "#drawings-warning button").click()
+    assert page.until("Done").text("warning") == ""
+    unet = site.folder / "drawings/unet.onnx"
+    unet.write_bytes(unet.read_bytes()[:-1] + b"x")
     page.driver.get(site.address)
-    assert page.until_warned() == "unet.onnx is not what bridge.json describes: it is damaged, or of another export."
+    wanted = "unet.onnx is not what bridge.json describes: it is damaged, or of another export. Try again"
+    assert page.until_warned() == wanted
+
+
+@pytest.mark.nightly
+@in_browser
+def test_a_download_that_is_cut_says_how_far_it_came_and_goes_on_when_asked(page: Page, site: Site):
+    site.cut["/drawings/unet.onnx"] = 100_000
+    size = (site.folder / "drawings/unet.onnx").stat().st_size
+    page.driver.get(site.address)
+    said = f"The download of unet.onnx was cut after 0.1 of {size / 1e6:.1f} MB: "
+    assert page.until_warned() == f"{said}the connection is gone, or the server stopped. Try again"
+    site.cut.clear()
+    page.driver.find_element(By.CSS_SELECTOR, "#drawings-warning button").click()
+    assert page.until("Ready", "Done").text("warning") == ""
 
 
 @pytest.mark.nightly
@@ -224,66 +337,97 @@ def test_the_page_works_and_opens_without_its_server(page: Page, site: Site, pic
     page.driver.set_script_timeout(PATIENCE)
     page.driver.execute_async_script(ready)
     site.stop()
-    page.give(picture).translate()
-    online = page.results
-    page.open("?pictures=1").give(picture).translate()
-    assert abs(page.results - online).max() <= 1
+    online = page.give(picture).until("Done").results
+    page.open("?pictures=1")
+    assert abs(page.give(picture).until("Done").results - online).max() <= 1
     assert page.driver.execute_script("return crossOriginIsolated")
 
 
 @pytest.mark.nightly
 @in_browser
-def test_an_error_of_a_stopped_translation_does_not_end_the_next(page: Page):
+def test_an_error_of_a_replaced_translation_does_not_end_the_next(page: Page):
     worker = "window.Worker = class extends Worker { constructor(...given) { super(...given); window.worker = this } }"
     page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": worker})
-    page.open().draw()
-    begin_stop_begin_and_fail = """for (let i = 0; i < 3; i++) document.getElementById("translate").click();
+    page.open("?seed=1").forget().by_id("other").click()
+    begin_and_fail = """setTimeout(() => {
         const data = { kind: "failed", id: 1, reason: "an error of the first" };
-        worker.dispatchEvent(new MessageEvent("message", { data }))"""
-    page.driver.execute_script(begin_stop_begin_and_fail)
+        worker.dispatchEvent(new MessageEvent("message", { data })) }, 20)"""
+    page.driver.execute_script(begin_and_fail)
     page.until("Done")
     assert page.text("warning") == ""
 
 
 @pytest.mark.nightly
 @in_browser
-def test_nothing_is_drawn_or_dropped_before_the_size_is_known(page: Page):
+def test_what_is_drawn_before_the_network_is_there_is_coloured_then(page: Page):
     held = """window.Worker = class extends Worker {
-        postMessage(message) { window.send = () => super.postMessage(message) } }"""  # the request for the export
+        postMessage(message, given) {
+            if (message.kind === "open") window.send = () => super.postMessage(message);
+            else super.postMessage(message, given);
+        } }"""  # the request for the export
     page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": held})
     page.driver.get(page.site.address)
-    assert page.draw().ink == 0
-    drop = """const done = arguments[0], dataTransfer = new DataTransfer();
-        fetch(document.querySelector("#drawings img").src).then((response) => response.blob()).then((blob) => {
-            dataTransfer.items.add(new File([blob], "drawing.png", { type: blob.type }));
-            document.dispatchEvent(new DragEvent("drop", { dataTransfer }));
-            createImageBitmap(blob).then(() => setTimeout(done)) })"""  # as the page reads it
-    page.driver.execute_async_script(drop)
-    assert page.ink == 0
+    before = page.ink
+    assert page.draw().ink > before + 1000
     page.driver.execute_script("send()")
-    assert page.until("Ready").draw().ink > 1000
+    assert page.until("Done").results.shape == (4, SIZE, SIZE, 3)
 
 
 @pytest.mark.nightly
 @in_browser
-def test_a_phone_shows_all_without_scrolling_sideways(page: Page):
-    size = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+def test_a_phone_shows_sheet_and_button_at_once_and_nothing_outside(page: Page):
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    page.open("?pictures=4").draw(interaction.POINTER_TOUCH).translate()
-    assert page.driver.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [360, 360]
-    outside = """return [...document.querySelectorAll("button, select, input, canvas")].filter(
-        (each) => each.getBoundingClientRect().right > innerWidth).map((each) => each.id)"""
-    assert page.driver.execute_script(outside) == []
-    for element in page.driver.find_elements(By.CSS_SELECTOR, "button, select, input, canvas, progress"):
-        assert element.accessible_name or not element.is_displayed(), element.get_attribute("outerHTML")
+    page.open().forget().draw(interaction.POINTER_TOUCH).until("Done")
+    assert page.driver.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [390, 390]
+    bottoms = """return ["drawings-sheet", "drawings-other"].map(
+        (id) => document.getElementById(id).getBoundingClientRect().bottom)"""
+    assert max(page.driver.execute_script(bottoms)) < 844 * 0.7  # the first pictures are seen too
+    every = "button, select, input, canvas, progress"
+    for tab in ("drawings", "photographs"):
+        page.show(tab).until("Ready", "Done")
+        outside = """return [...document.querySelectorAll(arguments[0])].filter(
+            (each) => each.getBoundingClientRect().right > innerWidth).map((each) => each.id)"""
+        assert page.driver.execute_script(outside, every) == []
+
+
+@pytest.mark.nightly
+@in_browser
+@pytest.mark.skipif(not AXE.exists(), reason="needs npm ci in examples/web")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_violations(page: Page, picture: Path, scheme: str):
+    colours = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", colours)
+    page.driver.set_script_timeout(PATIENCE)
+    page.open()
+
+    def violations() -> list[str]:
+        page.driver.execute_script("for (const each of document.querySelectorAll('details')) each.open = true")
+        run = """axe.run().then(({ passes, violations }) => arguments[0]([passes.length,
+            violations.map(({ id, nodes }) => [id, nodes.map(({ html }) => html)])]))"""
+        page.driver.execute_script(AXE.read_text())
+        passed, violated = page.driver.execute_async_script(run)
+        assert passed > 10
+        return violated
+
+    assert violations() == []
+    page.give(picture).until("Done")
+    assert page.text("warning")
+    assert violations() == []
+    page.show("photographs").until("Ready")
+    assert violations() == []
+    page.give(picture).until("Done")
+    assert violations() == []
 
 
 @pytest.mark.nightly
 @in_browser
 def test_webgpu_that_is_not_there_gives_a_message_and_wasm_goes_on(page: Page, tiny: Path, picture: Path):
-    page.open("?device=webgpu&pictures=1").give(picture).translate()
-    assert page.text("warning") == "WebGPU is not used: this browser offers no WebGPU. WASM goes on."
-    assert page.by_id("device").get_attribute("value") == "wasm"
+    page.open("?device=webgpu&pictures=1&seed=0")
+    said = "The graphics card is not used: this browser offers no WebGPU. The processor goes on."
+    assert page.text("warning") == said
+    assert page.by_id("advanced-device").get_attribute("value") == "wasm"
+    page.give(picture).until("Done")
     assert abs(page.results - made(tiny, picture, 0, 1)).max() <= 1
 
 
@@ -293,83 +437,84 @@ def test_the_picture_is_right_whether_webgpu_agrees_or_not(
     site: Site, start: Callable[..., Any], tiny: Path, picture: Path
 ):
     """On Chromium's software adapter, where there is one."""
-    page = Page(start(*SOFTWARE_WEBGPU), site).open("?device=webgpu&pictures=1").give(picture).translate()
-    refused, device = page.text("warning"), page.by_id("device").get_attribute("value")
+    page = Page(start(*SOFTWARE_WEBGPU), site).open("?device=webgpu&pictures=1&seed=0")
+    refused, device = page.text("warning"), page.by_id("advanced-device").get_attribute("value")
     if "offers no WebGPU" in refused:
         pytest.skip("this Chromium has no software adapter for WebGPU")
     assert (device, refused) == ("webgpu", "") or (device == "wasm" and "one call differs from WASM by" in refused)
+    page.give(picture).until("Done")
     assert abs(page.results - made(tiny, picture, 0, 1)).max() <= 2
 
 
 @pytest.mark.nightly
 @in_browser
-def test_a_file_that_is_no_picture_and_a_seed_that_is_no_number_give_messages(
-    page: Page, tmp_path: Path, picture: Path
-):
+def test_a_file_that_is_no_picture_and_a_seed_that_is_none_give_messages(page: Page, tmp_path: Path):
     (tmp_path / "letter.png").write_text("no picture")
     page.open("?pictures=1").give(tmp_path / "letter.png")
-    assert page.until_warned() == "letter.png is not a picture that this browser can read."
-    page.give(picture).translate()
-    assert page.text("warning") == ""
-    page.by_id("seed").send_keys("x")
-    page.by_id("translate").click()
-    assert page.until_warned() == "Seed must be a whole number from 0 to 9223372036854775807."
-
-
-@pytest.mark.nightly
-@in_browser
-def test_a_result_is_saved_as_png(page: Page, tmp_path: Path, picture: Path):
-    folder = tmp_path / "downloads"
-    page.driver.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
-    page.open("?pictures=1&seed=3").give(picture).translate()
-    page.driver.find_element(By.CSS_SELECTOR, "figure button").click()
-    WebDriverWait(page.driver, PATIENCE).until(lambda _: (folder / "seed-3.png").exists())
-    with Image.open(folder / "seed-3.png") as saved:
-        np.testing.assert_array_equal(np.asarray(saved.convert("RGB")), page.results[0])
+    assert page.text("warning") == "letter.png is not a picture that this browser can read."
+    page.choose(pictures=4).until("Done")
+    for seed in ("1.5", "9223372036854775805", ""):
+        page.by_id("advanced-seed").clear()
+        page.by_id("advanced-seed").send_keys(seed, Keys.TAB)
+        said = "The seed must be a whole number from 0 to 9223372036854775804"
+        assert page.until_warned() == f"{said}; 4 pictures take it and the next 3."
+    page.by_id("advanced-seed").clear()
+    page.forget().by_id("advanced-seed").send_keys("9223372036854775804", Keys.TAB)
+    assert page.until("Done").text("warning") == ""
 
 
 @pytest.mark.nightly
 @in_browser
 def test_all_is_done_with_the_keyboard(page: Page):
-    """Tab reaches every control and shows where it is; keys draw, choose a drawing and translate."""
-    page.open("?pictures=1")
+    """Tab reaches every control and shows where it is; keys draw, choose an example and change tabs."""
+    page.open("?pictures=1&seed=0")
 
     def press(*keys: str) -> None:
         ActionChains(page.driver).send_keys(*keys).perform()
 
     outlined = """const focused = document.activeElement;
-        return [focused, focused.closest(".button, .switch label")].some((x) => x
+        return [focused, focused.closest(".button, .switch label, .sheet")].some((x) => x
             && getComputedStyle(x).outlineStyle === "solid")"""
     reached: list[str] = []
-    for _ in range(20):
+    for _ in range(30):
         press(Keys.TAB)
         focused = page.driver.switch_to.active_element
         if focused.tag_name == "body":
             break
-        reached.append(focused.get_attribute("id") or focused.find_element(By.TAG_NAME, "img").get_attribute("alt"))
+        reached.append(focused.get_attribute("id").removeprefix("drawings-") or focused.accessible_name)
         assert page.driver.execute_script(outlined), reached[-1]
-    drawings = [f"Translate the {name}" for name in ("lollipop", "pumpkin", "penguin", "crab")]
-    tools, choices = ["file", "pen", "width", "clear", "sheet"], ["solver", "calls", "pictures", "device", "seed"]
-    assert reached == [*drawings, *tools, *choices, "new-seed", "translate"]
+    examples = [f"Colour the {name}" for name in ("pumpkin", "crab", "shirt", "face")]
+    tools = ["tab", "sheet", "pen", "clear", "other", "Save this picture as PNG"]
+    assert reached == [*tools, *examples, "file", "link", "Advanced"]
 
-    page.by_id("sheet").send_keys(" ", *[Keys.ARROW_RIGHT] * 3, " ", *[Keys.ARROW_DOWN] * 3)
-    assert page.ink > 1000
-    page.by_id("seed").send_keys(Keys.ENTER)
-    page.until("Done")
+    page.by_id("clear").click()
+    page.forget().by_id("sheet").send_keys(" ", *[Keys.ARROW_RIGHT] * 3, " ", *[Keys.ARROW_DOWN] * 3)
+    assert page.until("Done").ink > 1000
     first = page.results
-    page.driver.find_element(By.CSS_SELECTOR, "#drawings button").send_keys(Keys.ENTER)
-    WebDriverWait(page.driver, PATIENCE).until(lambda _: page.finished() and (page.results != first).any())
+    page.forget().driver.find_element(By.CSS_SELECTOR, "#drawings-examples button").send_keys(Keys.ENTER)
+    assert (page.until("Done").results != first).any()
+    page.by_id("tab").send_keys(Keys.ARROW_RIGHT)
+    page.tab = "photographs"
+    assert page.until("Ready").by_id("tab").get_attribute("aria-selected") == "true"
 
 
 @pytest.mark.nightly
 @in_browser
 def test_the_bundled_export(start: Callable[..., Any]):
-    settings = [folder / "bridge.json" for folder in (DIST / "model", EXPORT)]
-    assert settings[0].read_text() == settings[1].read_text(), "build the page again: the export was replaced"
+    """The page opens with pictures of it, before it is there; a cold load is of at most 22 MB."""
+    built, bundled = (json.loads((folder / "bridge.json").read_text()) for folder in (DIST / "drawings", EXPORT))
+    assert built == {**bundled, "packed": True}, "build the page again: the export was replaced"
     site = Site(DIST)
     drawing = demo.DRAWINGS / "1F383.png"
     try:
-        page = Page(start(), site).open("?solver=dpm2m&calls=3&pictures=1").give(drawing).translate()
+        page = Page(start(), site).open()
+        page.driver.execute_async_script("navigator.serviceWorker.ready.then(arguments[0])")
+        assert site.sent <= 22e6
+        opening = page.results
+        page.forget().choose(pictures=3)  # of the same drawing and seeds, made here
+        off = abs(page.until("Done").results.astype(int) - opening[:3])
+        assert off.mean() < 0.5
+        page.open("?solver=dpm2m&calls=3&pictures=1&seed=0").give(drawing).until("Done")
         off = abs(page.results - made(EXPORT, drawing, 0, 1, solver="dpm2m", steps=3))
     finally:
         site.stop()
@@ -411,6 +556,21 @@ def side(size: int, length: int, overlap: float, unit: int) -> dict[str, Any]:
     return {"given": given, "starts": made.starts, "weights": made.gaussians().tolist()}
 
 
+def kinds() -> Iterator[dict[str, Any]]:
+    """Pictures whose kind is known, for tests/kind.test.ts."""
+    for path in sorted((demo.FOLDER / "val").glob("*.png")):
+        pair = Image.open(path).convert("RGBA")
+        coloured = "lines" if path.stem == "1F427" else "filled"  # the penguin is grey
+        for name, kind, left in ((f"lines of {path.name}", "lines", 0), (path.name, coloured, pair.height)):
+            picture = pair.crop((left, 0, left + pair.height, pair.height))
+            yield {"name": name, "kind": kind, "data": list(picture.tobytes())}
+    for package, folder in (("matplotlib", "mpl-data/sample_data"), ("gradio", "media_assets/images")):
+        spec = find_spec(package)
+        for path in sorted(Path(spec.origin).parent.glob(f"{folder}/*.jpg")) if spec and spec.origin else []:
+            photograph = Image.open(path).convert("RGBA").resize((200, 200))
+            yield {"name": path.name, "kind": "photograph", "data": list(photograph.tobytes())}
+
+
 @pytest.mark.nightly
 @in_node
 def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
@@ -432,7 +592,8 @@ def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
         case(EXPORT, 72, 16, "dpm2m", 3, within=2e-2, window=(64, 64)),
     ]
     sides = [side(64, 64, 0.25, 8), side(752, 64, 0.25, 8), side(4000, 96, 0.3, 4), side(51, 17, 0.9, 1)]
-    (tmp_path / "cases.json").write_text(json.dumps({"cases": cases, "sides": sides}))
+    written = {"cases": cases, "sides": sides, "kinds": [*kinds()]}
+    (tmp_path / "cases.json").write_text(json.dumps(written))
     environment = {**os.environ, "BBDM_CASES": str(tmp_path / "cases.json")}
     done = subprocess.run(["npm", "test"], cwd=WEB, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -443,15 +604,13 @@ def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
 @pytest.mark.skipif(NPM is None, reason="needs npm")
 def test_the_page_is_built_from_its_lock_file(tmp_path: Path):
     web = Path(shutil.copytree(WEB, tmp_path / "examples/web", ignore=shutil.ignore_patterns("node_modules", "dist")))
-    for folder in ("examples/demo", "bbdm/demo"):
-        (tmp_path / folder).parent.mkdir(exist_ok=True)
-        (tmp_path / folder).symlink_to(ROOT / folder)
+    (tmp_path / "examples/demo").symlink_to(ROOT / "examples/demo")
     assert '"resolved"' not in (web / "package-lock.json").read_text()
     for command in ("npm ci", "npm run build"):
         done = subprocess.run(command.split(), cwd=web, capture_output=True, text=True, check=False)
         if "npm error network" in done.stderr:
             pytest.skip("npm reaches no registry")
         assert done.returncode == 0, done.stdout + done.stderr
-    bundled = json.loads((web / "dist/model/bridge.json").read_text())
-    assert file_sha256(web / "dist/model/unet.onnx") == bundled["files"]["unet.onnx"]
+    bundled = json.loads((web / "dist/drawings/bridge.json").read_text())
+    assert file_sha256(web / "dist/drawings/unet.onnx") == bundled["files"]["unet.onnx"]
     assert "https://" not in (web / "dist/index.html").read_text()

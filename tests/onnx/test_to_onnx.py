@@ -244,6 +244,7 @@ def test_settings_describe_the_export(folder: Path, latent_folder: Path):
     assert latent["latent_statistics"]["source_mean"] == [0.1, -0.2, 0.3]
     assert (latent["stride"], latent["latent_stride"]) == (4, 2)
     assert set(latent["files"]) == {"unet.onnx", "step.onnx", "encoder.onnx", "decoder.onnx", "pipeline.onnx"}
+    assert latent["sizes"] == {name: (latent_folder / name).stat().st_size for name in latent["files"]}
 
 
 def test_the_check_prints_differences_and_fails(

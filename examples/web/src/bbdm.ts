@@ -11,7 +11,8 @@ import { blend, spread, type Shape, type Side } from "./windows";
 export { fromPixels, toPixels, type Picture, type Pixels } from "./pictures";
 
 const FORMAT = "bbdm onnx";
-const VERSION = 3; // of bridge.json: the newest that is read
+const VERSION = 4; // of bridge.json: the newest that is read
+const OTHERS = ["source_values", "target_values", "source_channels", "endpoint", "images", "slices"]; // of version 4
 const FLOAT_TIMES = 2; // the version since which the network takes times as float32
 const BAND = 2 ** 16; // elements whose noise is made at once, a multiple of 4
 const WINDOWS_AT_ONCE = 4; // in a network call
@@ -45,6 +46,8 @@ export interface Settings extends Table {
   static?: [number, number, number] | null; // the only batch, height and width that the graphs take
   dtype: string;
   files: Record<string, string>; // SHA-256 of each file
+  sizes?: Record<string, number>; // and its bytes
+  packed?: boolean; // whether files lie there compressed, as NAME.gzip
 }
 
 /** The state of all images after a step, and the estimate of their targets: (B, C, H, W). The next step overwrites them. */
@@ -73,6 +76,8 @@ export function readSettings(value: unknown): Settings {
     throw new Error(`bridge.json is of version ${settings.version}; this library reads up to ${VERSION}`);
   }
   const needed = ["solver", "channels", "image_channels", "stride", "latent_stride", "files"] as const;
+  const other = OTHERS.find((name) => (settings as object as Record<string, unknown>)[name] !== undefined);
+  if (other) throw new Error(`bridge.json has ${other}: this library is for pictures of 8 bits to pictures of as many channels`);
   const missing = needed.filter((name) => settings[name] === undefined);
   if (missing.length) throw new Error(`bridge.json lacks ${missing.join(", ")}`);
   if (!settings.files["unet.onnx"]) throw new Error("bridge.json lists no unet.onnx");

@@ -52,6 +52,11 @@ export function pad(picture: Picture, stride: number): Picture {
   return height === picture.height && width === picture.width ? picture : window(picture, height, width);
 }
 
+/** The picture with its last row and column repeated up to a size. */
+export function atLeast(picture: Picture, [height, width]: [number, number]): Picture {
+  return window(picture, Math.max(height, picture.height), Math.max(width, picture.width));
+}
+
 /** The first rows and columns, clamped to [-1, 1]. */
 export function crop(picture: Picture, { height, width }: { height: number; width: number }): Picture {
   const cropped = window(picture, height, width);

@@ -59,14 +59,15 @@ describe("sample", () => {
 });
 
 describe("readSettings", () => {
-  it.each([1, 2, 3])("reads version %i", (version) => {
+  it.each([1, 2, 3, 4])("reads version %i", (version) => {
     expect(readSettings({ ...SETTINGS, version }).solver).toBe("dpm2m");
   });
 
   it.each([
     [null, "bridge.json has the format undefined"],
     [{ ...SETTINGS, format: "other" }, 'bridge.json has the format "other", not "bbdm onnx"'],
-    [{ ...SETTINGS, version: 4 }, "bridge.json is of version 4; this library reads up to 3"],
+    [{ ...SETTINGS, version: 5 }, "bridge.json is of version 5; this library reads up to 4"],
+    [{ ...SETTINGS, version: 4, source_channels: 1 }, "bridge.json has source_channels: this library is for"],
     [{ ...SETTINGS, stride: undefined }, "bridge.json lacks stride"],
     [{ ...SETTINGS, files: {} }, "bridge.json lists no unet.onnx"],
     [{ ...SETTINGS, files: { "unet.onnx": "", "unet.onnx.data": "" } }, "bridge.json lists no unet.onnx"],

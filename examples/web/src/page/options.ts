@@ -1,19 +1,50 @@
-/** Solver, calls, seed, pictures and device: from the address, in the form, and back into the address. */
+/** What is under "Advanced": method, steps, seed, and what computes, in a visitor's words. */
 import { SEEDS } from "../philox";
 import type { Settings, Table } from "../bbdm";
 import type { Device } from "../protocol";
 
-const NAMES = ["solver", "calls", "seed", "pictures", "device"] as const;
-type Name = (typeof NAMES)[number];
-const DRAWN = 2 ** 32; // seeds that "New seed" draws are below
+const NAMES = ["solver", "calls", "seed", "pictures", "line", "device"] as const;
+export type Name = (typeof NAMES)[number];
+type Field = HTMLInputElement | HTMLSelectElement;
+
+const DRAWN = 2 ** 32; // seeds that are drawn are below
+const METHODS: Record<string, string> = {
+  "sde-dpm2m": "Fresh noise in each step",
+  dpm2m: "Noise at the start only",
+  midpoint: "Two looks a step",
+  ddim: "Plain steps",
+  posterior: "Many small steps",
+  consistency: "The few steps it was taught",
+  mean: "The average of all answers",
+};
 
 export class Options {
+  private readonly fields = new Map<Name, Field>();
   private tables: Table[] = []; // the export's own first
+  private wanted = new URLSearchParams(); // what was asked for before there were tables
 
-  constructor(private readonly fields: Record<Name, HTMLInputElement | HTMLSelectElement>) {
-    fields.solver.addEventListener("change", () => this.fillCalls());
-    const address = new URLSearchParams(location.search);
-    for (const name of ["seed", "pictures", "device"] as const) this.choose(name, address.get(name));
+  /**
+   * @param root a details element, filled from a template
+   * @param names of the fields that are offered
+   * @param changed called when a visitor chose something
+   */
+  constructor(
+    root: HTMLElement,
+    private readonly names: readonly Name[],
+    changed: () => void,
+  ) {
+    root.append((document.getElementById("advanced") as HTMLTemplateElement).content.cloneNode(true));
+    for (const name of NAMES) {
+      const field = root.querySelector<Field>(`[name=${name}]`)!;
+      field.id = `${root.id}-${name}`;
+      this.fields.set(name, field);
+      field.closest("label")!.hidden = !names.includes(name);
+    }
+    if (!names.includes("pictures")) this.field("pictures").value = "1";
+    root.addEventListener("change", (event) => {
+      if (event.target === this.field("solver")) this.fillCalls();
+      changed();
+    });
   }
 
   /** Offers the tables of an export; its own is the default. */
@@ -21,57 +52,81 @@ export class Options {
     const own = key(settings);
     this.tables = [settings, ...tables.filter((table) => key(table) !== own)];
     const solvers = [...new Set(this.tables.map(({ solver }) => solver))];
-    fill(this.fields.solver, solvers, settings.solver, settings.solver);
-    const address = new URLSearchParams(location.search);
-    this.choose("solver", address.get("solver"));
+    const named = (solver: string): string => (METHODS[solver] ? `${METHODS[solver]} (${solver})` : solver);
+    fill(this.field("solver"), solvers, named, settings.solver, settings.solver);
+    this.choose("solver", this.wanted.get("solver"));
     this.fillCalls();
-    this.choose("calls", address.get("calls"));
+    this.choose("calls", this.wanted.get("calls"));
   }
 
   get table(): Table {
-    const wanted = `${this.fields.solver.value}:${this.fields.calls.value}`;
+    const wanted = `${this.value("solver")}:${this.value("calls")}`;
     return this.tables.find((table) => key(table) === wanted)!;
   }
 
-  /** One seed for each picture: as in Python, picture i has the seed SEED + i. Null where the field has none. */
-  get seeds(): bigint[] | null {
-    const count = BigInt(this.fields.pictures.value);
-    if (!/^\d{1,19}$/.test(this.fields.seed.value.trim())) return null;
-    const first = BigInt(this.fields.seed.value.trim());
-    return first + count > SEEDS ? null : Array.from({ length: Number(count) }, (_, i) => first + BigInt(i));
+  /** One seed for each picture: as in Python, picture i has the seed SEED + i. Throws an Error where there is none. */
+  get seeds(): bigint[] {
+    const [text, count] = [this.value("seed").trim(), BigInt(this.value("pictures"))];
+    if (!/^\d{1,19}$/.test(text) || BigInt(text) + count > SEEDS) {
+      const taken = count > 1n ? `; ${count} pictures take it and the next ${count - 1n}` : "";
+      throw new Error(`The seed must be a whole number from 0 to ${SEEDS - count}${taken}.`);
+    }
+    return Array.from({ length: Number(count) }, (_, i) => BigInt(text) + BigInt(i));
   }
 
   get device(): Device {
-    return this.fields.device.value as Device;
+    return this.value("device") as Device;
   }
 
   set device(device: Device) {
-    this.fields.device.value = device;
+    this.field("device").value = device;
+  }
+
+  /** The width of lines as the network sees them, in pixels of 64. */
+  get line(): number {
+    return Number(this.value("line"));
   }
 
   drawSeed(): void {
-    this.fields.seed.value = String(Math.floor(Math.random() * DRAWN));
+    this.field("seed").value = String(Math.floor(Math.random() * DRAWN));
   }
 
-  /** Writes the choices into the address, so that it leads back to them. */
-  keep(): void {
-    const address = new URL(location.href);
-    for (const name of NAMES) address.searchParams.set(name, this.fields[name].value);
-    history.replaceState(null, "", address);
+  /** Takes the choices of an address, of which each may be missing. */
+  read(address: URLSearchParams): void {
+    this.wanted = address;
+    for (const name of this.names) this.choose(name, address.get(name));
+    if (this.tables.length) this.offer(this.tables[0] as Settings, this.tables.slice(1));
+  }
+
+  /** Adds what makes the same pictures to an address. */
+  write(address: URLSearchParams): void {
+    for (const name of ["seed", "pictures", "line"] as const) address.set(name, this.value(name));
+    if (this.tables.length && key(this.table) !== key(this.tables[0]!)) {
+      for (const name of ["solver", "calls"] as const) address.set(name, this.value(name));
+    }
+  }
+
+  private field(name: Name): Field {
+    return this.fields.get(name)!;
+  }
+
+  private value(name: Name): string {
+    return this.field(name).value;
   }
 
   private fillCalls(): void {
-    const { solver, calls } = this.fields;
     const own = this.tables[0]!;
-    const counts = this.tables.filter((table) => table.solver === solver.value).map((table) => table.timesteps.length);
+    const [solver, before] = [this.value("solver"), this.value("calls")];
+    const counts = this.tables.filter((table) => table.solver === solver).map((table) => table.timesteps.length);
     const sorted = [...new Set(counts)].sort((a, b) => a - b).map(String);
-    const exported = own.solver === solver.value ? String(own.timesteps.length) : undefined;
-    fill(calls, sorted, exported, sorted.includes(calls.value) ? calls.value : (exported ?? sorted[0]!));
+    const exported = own.solver === solver ? String(own.timesteps.length) : undefined;
+    const chosen = sorted.includes(before) ? before : (exported ?? sorted[0]!);
+    fill(this.field("calls"), sorted, String, exported, chosen);
   }
 
   /** Sets a field to a value that it takes. */
   private choose(name: Name, value: string | null): void {
-    const field = this.fields[name];
+    const field = this.field(name);
     const taken = field instanceof HTMLInputElement || [...field.options].some((option) => option.value === value);
     if (value !== null && taken) field.value = value;
   }
@@ -82,7 +137,14 @@ function key(table: Table): string {
 }
 
 /** Options of a select; the default says that it is. */
-function fill(field: HTMLInputElement | HTMLSelectElement, values: string[], own: string | undefined, chosen: string): void {
-  field.replaceChildren(...values.map((value) => new Option(value === own ? `${value} (default)` : value, value)));
+function fill(
+  field: Field,
+  values: string[],
+  named: (value: string) => string,
+  own: string | undefined,
+  chosen: string,
+): void {
+  const text = (value: string): string => named(value) + (value === own ? ", the default" : "");
+  field.replaceChildren(...values.map((value) => new Option(text(value), value)));
   field.value = chosen;
 }

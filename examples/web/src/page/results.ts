@@ -1,42 +1,37 @@
-/** The pictures that are being made, side by side, one for each seed. */
-import type { Pixels } from "../bbdm";
-
-const SHARP = 512; // pixels along a side, up to which a picture is shown with sharp pixels, beside others
+/** The pictures that are being made, one for each seed. */
+import type { Pixels } from "../pictures";
 
 export class Results {
   private canvases: HTMLCanvasElement[] = [];
 
-  constructor(private readonly list: HTMLElement) {}
+  /**
+   * @param list of the frames
+   * @param save called with a finished picture and its number
+   */
+  constructor(
+    private readonly list: HTMLElement,
+    private readonly save: (canvas: HTMLCanvasElement, seed: bigint) => void,
+  ) {}
 
-  /** An empty frame for each seed. */
+  /** Other pictures will come. */
+  wait(): void {
+    this.busy(true);
+  }
+
+  /** A frame for each seed; frames that are there keep their pictures until others come. */
   begin(seeds: bigint[], height: number, width: number): void {
-    const large = Math.max(height, width) > SHARP;
-    this.canvases = seeds.map((seed) => {
-      const canvas = document.createElement("canvas");
-      [canvas.height, canvas.width] = [height, width];
+    if (seeds.length !== this.canvases.length) {
+      const figures = seeds.map(() => this.frame());
+      this.canvases = figures.map((figure) => figure.querySelector("canvas")!);
+      this.list.replaceChildren(...figures);
+    }
+    this.canvases.forEach((canvas, i) => {
+      if (canvas.height !== height || canvas.width !== width) [canvas.height, canvas.width] = [height, width];
       canvas.style.aspectRatio = `${width} / ${height}`;
-      canvas.classList.toggle("large", large);
-      canvas.setAttribute("role", "img");
-      canvas.setAttribute("aria-label", `Result of seed ${seed}`);
-      canvas.dataset.seed = String(seed);
-      return canvas;
+      canvas.setAttribute("aria-label", `Picture ${i + 1}, of seed ${seeds[i]}`);
+      canvas.dataset.seed = String(seeds[i]);
     });
-    const figures = this.canvases.map((canvas, i) => {
-      const figure = document.createElement("figure");
-      const caption = document.createElement("figcaption");
-      const save = document.createElement("button");
-      save.type = "button";
-      save.textContent = "Save";
-      save.disabled = true;
-      save.setAttribute("aria-label", `Save the result of seed ${seeds[i]} as PNG`);
-      save.addEventListener("click", () => download(canvas, `seed-${seeds[i]}.png`));
-      caption.append(`seed ${seeds[i]}`, save);
-      figure.append(canvas, caption);
-      return figure;
-    });
-    this.list.style.setProperty("--columns", String(large ? 1 : seeds.length === 4 ? 2 : seeds.length));
-    this.list.replaceChildren(...figures);
-    this.list.setAttribute("aria-busy", "true");
+    this.busy(true);
   }
 
   /** Pictures in the frames from the first on. */
@@ -48,17 +43,25 @@ export class Results {
 
   /** No more steps come; the pictures can be saved unless they are unfinished. */
   end(finished: boolean): void {
-    this.list.setAttribute("aria-busy", "false");
-    for (const save of this.list.querySelectorAll("button")) save.disabled = !finished;
+    this.busy(false);
+    for (const button of this.list.querySelectorAll("button")) button.disabled = !finished;
   }
-}
 
-function download(canvas: HTMLCanvasElement, name: string): void {
-  canvas.toBlob((blob) => {
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(blob!);
-    link.download = name;
-    link.click();
-    URL.revokeObjectURL(link.href);
-  }, "image/png");
+  /** Empty frames. */
+  clear(): void {
+    for (const canvas of this.canvases) canvas.getContext("2d")!.clearRect(0, 0, canvas.width, canvas.height);
+    this.end(false);
+  }
+
+  private busy(busy: boolean): void {
+    this.list.setAttribute("aria-busy", String(busy));
+    for (const button of busy ? this.list.querySelectorAll("button") : []) button.disabled = true;
+  }
+
+  private frame(): HTMLElement {
+    const made = (document.getElementById("frame") as HTMLTemplateElement).content.cloneNode(true) as DocumentFragment;
+    const [canvas, button] = [made.querySelector("canvas")!, made.querySelector("button")!];
+    button.addEventListener("click", () => this.save(canvas, BigInt(canvas.dataset.seed!)));
+    return made.firstElementChild as HTMLElement;
+  }
 }

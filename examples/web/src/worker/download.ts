@@ -36,16 +36,19 @@ export async function download(
 ): Promise<Map<string, Uint8Array>> {
   const names = graphs(settings);
   const responses = await Promise.all(
-    names.map((name) => open(new URL(`${name}?sha256=${settings.files[name]}`, folder))),
+    names.map((name) => open(new URL(`${name}?sha256=${settings.files[name]}`, folder), settings.packed)),
   );
-  const sizes = responses.map(({ response }) => Number(response.headers.get("content-length")));
+  const sizes = responses.map(({ response }, i) => settings.sizes?.[names[i]!] ?? sizeOf(response));
   const total = sizes.every((size) => size > 0) ? sizes.reduce((a, b) => a + b) : 0;
   const cached = responses.every((each) => each.cached);
   const files = new Map<string, Uint8Array>();
   let loaded = 0;
   for (const [i, { url, response, cached: kept }] of responses.entries()) {
     const name = names[i]!;
-    const content = await read(response, (count) => progress((loaded += count), total, cached));
+    const content = await read(response, (count) => progress((loaded += count), total, cached)).catch(() => {
+      const of = total ? `${(loaded / 1e6).toFixed(1)} of ${(total / 1e6).toFixed(1)}` : (loaded / 1e6).toFixed(1);
+      throw new Error(`The download of ${name} was cut after ${of} MB: the connection is gone, or the server stopped`);
+    });
     if (!(await matches(content, settings.files[name]!))) {
       if (kept && (await (await caches.open(CACHE)).delete(url))) return download(folder, settings, progress);
       throw new Error(`${name} is not what bridge.json describes: it is damaged, or of another export`);
@@ -57,9 +60,16 @@ export async function download(
 }
 
 /** A response for a file; browsers have a cache on https and localhost only. */
-async function open(url: URL): Promise<{ url: URL; response: Response; cached: boolean }> {
+async function open(url: URL, packed = false): Promise<{ url: URL; response: Response; cached: boolean }> {
   const kept = "caches" in self ? await (await caches.open(CACHE)).match(url) : undefined;
-  return kept ? { url, response: kept, cached: true } : { url, response: await fetchFile(url), cached: false };
+  if (kept) return { url, response: kept, cached: true };
+  return { url, response: await (packed ? fetchPacked : fetchFile)(url), cached: false };
+}
+
+/** A file that the build compressed, since many hosts do not: see vite.config.ts. */
+export async function fetchPacked(url: URL): Promise<Response> {
+  const { body } = await fetchFile(new URL(`${url.origin}${url.pathname}.gzip${url.search}`));
+  return new Response(body!.pipeThrough(new DecompressionStream("gzip")));
 }
 
 async function fetchFile(url: URL, options?: RequestInit): Promise<Response> {
@@ -69,6 +79,11 @@ async function fetchFile(url: URL, options?: RequestInit): Promise<Response> {
     throw new Error(`${url.origin}${url.pathname} cannot be read: ${reason}`);
   }
   return response;
+}
+
+/** The size of a file, where its response says it: a compressed one says another. */
+function sizeOf(response: Response): number {
+  return response.headers.has("content-encoding") ? 0 : Number(response.headers.get("content-length"));
 }
 
 /** The bytes of a response; calls progress with the size of each part. */

@@ -5,6 +5,7 @@ import webgpuModule from "onnxruntime-web/ort-wasm-simd-threaded.asyncify.mjs?ur
 import webgpuBinary from "onnxruntime-web/ort-wasm-simd-threaded.asyncify.wasm?url";
 import type { Runtime } from "../bbdm";
 import type { Device } from "../protocol";
+import { fetchPacked } from "./download";
 
 const THREADS = 4; // at most: more gain little on a network of this size
 
@@ -14,8 +15,12 @@ export const threads = self.crossOriginIsolated ? Math.min(THREADS, navigator.ha
 export async function runtime(device: Device): Promise<Runtime> {
   if (device === "webgpu" && !(await navigator.gpu?.requestAdapter())) throw new Error("this browser offers no WebGPU");
   const ort = device === "webgpu" ? await import("onnxruntime-web/webgpu") : await import("onnxruntime-web/wasm");
-  const [mjs, wasm] = device === "webgpu" ? [webgpuModule, webgpuBinary] : [wasmModule, wasmBinary];
-  ort.env.wasm.wasmPaths = { mjs: new URL(mjs, self.location.href).href, wasm: new URL(wasm, self.location.href).href };
+  const [mjs, binary] = device === "webgpu" ? [webgpuModule, webgpuBinary] : [wasmModule, wasmBinary];
+  ort.env.wasm.wasmPaths = { mjs: new URL(mjs, self.location.href).href };
+  const packed = await fetchPacked(new URL(binary, self.location.href));
+  ort.env.wasm.wasmBinary = await packed.arrayBuffer().catch(() => {
+    throw new Error("The download of ONNX Runtime was cut: the connection is gone, or the server stopped");
+  });
   ort.env.wasm.numThreads = threads;
   ort.env.logLevel = "error";
   return ort;

@@ -25,7 +25,7 @@ worker.addEventListener("activate", (event) => {
 
 worker.addEventListener("fetch", (event) => {
   const { method, url } = event.request;
-  if (method === "GET" && !new URL(url).pathname.endsWith(".onnx")) event.respondWith(answer(event.request));
+  if (method === "GET" && !/\.onnx(\.gzip)?$/.test(new URL(url).pathname)) event.respondWith(answer(event.request));
 });
 
 /** Files named by their content come from the cache first, others from the network first. */

@@ -1,9 +1,11 @@
 /** Loads an export and translates, beside the page, so that the page never waits. */
 import { Bridge, fromPixels, toPixels, windowSize, type Picture, type Pixels, type Settings } from "../bbdm";
+import { atLeast, crop } from "../pictures";
 import type { Device, Reply, Request } from "../protocol";
 import { download, readExport } from "./download";
 import { runtime, threads } from "./runtime";
 
+const TOGETHER = 2; // pictures in a network call
 const AGREES = { fp32: 1e-3, other: 2e-2 }; // a difference of the largest value, by the type of the weights
 
 let settings: Settings;
@@ -43,9 +45,11 @@ function once<T>(make: () => Promise<T>): () => Promise<T> {
 }
 
 async function start(device: Device): Promise<Bridge> {
+  const fetched = runtime(device); // beside the files
+  fetched.catch(() => undefined); // it is awaited below
   const content = await files();
   reply({ kind: "starting", device });
-  const made = await Bridge.load(settings, content, await runtime(device), [device]);
+  const made = await Bridge.load(settings, content, await fetched, [device]);
   if (device === "webgpu") {
     const off = await (await bridges.wasm()).difference(made);
     if (off > (settings.dtype === "fp32" ? AGREES.fp32 : AGREES.other)) {
@@ -73,9 +77,13 @@ async function translate(request: Request & { kind: "translate" }): Promise<void
   const used = await chosen(request.device);
   if (id !== running) return;
   const begun = performance.now();
-  const source = fromPixels(request.source.data, request.source.height, request.source.width, settings.image_channels);
+  const { data, height, width } = request.source;
+  const given = fromPixels(data, height, width, settings.image_channels);
+  const source = byWindows && settings.static ? atLeast(given, windowSize(settings)) : given;
   const latent = settings.latent_stride > 1; // a decoder costs more than a step: only the result is shown
-  for (const [first, group] of (byWindows ? seeds.map((seed) => [seed]) : [seeds]).entries()) {
+  const together = byWindows ? 1 : TOGETHER;
+  for (let first = 0; first < seeds.length; first += together) {
+    const group = seeds.slice(first, first + together);
     let calls = 0;
     const report = async (done: number, total: number): Promise<void> => {
       reply({ kind: "windows", id, first, calls, done, total });
@@ -85,7 +93,8 @@ async function translate(request: Request & { kind: "translate" }): Promise<void
     const windows = byWindows ? { size: windowSize(settings), report } : undefined;
     for await (const { index, x, x0hat } of used.stream(source, group, table, windows)) {
       const last = index === table.timesteps.length - 1;
-      const pictures = latent && !last ? [] : (await used.pictures(last ? x : x0hat, source)).map(pixels);
+      const shown = latent && !last ? [] : await used.pictures(last ? x : x0hat, source);
+      const pictures = shown.map((picture) => pixels(crop(picture, given)));
       if (id !== running) return;
       calls = index + 1;
       reply({ kind: "step", id, first, calls, pictures }, pictures.map(({ data }) => data.buffer));

@@ -96,6 +96,27 @@ it("calls the network on windows, for one seed after the other, and stops betwee
   expect(replies.filter(({ kind }) => kind === "failed")).toEqual([]);
 });
 
+it("makes two pictures at a time, so that the first come early", async () => {
+  open();
+  await until({ kind: "ready" });
+  send({ kind: "translate", id: 1, source, byWindows: false, seeds: [0n, 1n, 2n], table: settings, device: "wasm" });
+  await until({ kind: "done", id: 1 });
+  const steps = replies.filter((reply) => reply.kind === "step").map(({ first, pictures }) => [first, pictures.length]);
+  expect(steps).toEqual([[0, 2], [2, 1]]);
+});
+
+it("repeats the edge of a picture that is smaller than graphs of one size take", async () => {
+  settings.static = [1, 16, 24];
+  open();
+  await until({ kind: "ready" });
+  send({ kind: "translate", id: 1, source, byWindows: true, seeds: [0n], table: settings, device: "wasm" });
+  await until({ kind: "done", id: 1 });
+  settings.static = null;
+  expect(run.mock.calls[0]![0].x.data.length).toBe(3 * 16 * 24);
+  const picture = expect.objectContaining({ height: 8, width: 8 });
+  expect(replies).toContainEqual(expect.objectContaining({ kind: "step", pictures: [picture] }));
+});
+
 it("says which translation failed, and goes on", async () => {
   open();
   await until({ kind: "ready" });
