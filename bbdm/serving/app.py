@@ -96,8 +96,9 @@ body:not(.dark) [role=tab][aria-selected=true] { color: var(--primary-600) }
 .about { font-size: .8em; overflow-wrap: anywhere }
 """
 NAMES = """<script>
-new MutationObserver(() => {  // Gradio names a result "Thumbnail 1 of 4", and what can have no name
-    document.querySelectorAll("div.empty[aria-label]").forEach((each) => each.removeAttribute("aria-label"));
+new MutationObserver(() => {  // Gradio names a result "Thumbnail 1 of 4", and others unlike their text
+    const wrong = "div.empty[aria-label], button.upload-container[aria-label]";
+    document.querySelectorAll(wrong).forEach((each) => each.removeAttribute("aria-label"));
     for (const result of document.querySelectorAll(".results button[aria-label^=Thumbnail]")) {
         result.removeAttribute("aria-label");
         result.querySelector("img")?.setAttribute("alt", "");
