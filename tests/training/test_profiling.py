@@ -10,8 +10,7 @@ import pytest
 
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset
-from bbdm.training import profiling
-from bbdm.training.bridge import BridgeTask
+from bbdm.training import bridge, profiling
 from bbdm.training.profiling import Profile
 from tests.conftest import MakeTrainer
 
@@ -42,7 +41,7 @@ def test_prints_where_the_time_goes(
         return call
 
     monkeypatch.setattr(Batches, "_placed", delayed("waiting for pairs", 0.02, Batches._placed))  # of two sides
-    monkeypatch.setattr(BridgeTask, "encode", delayed("augment, encode", 0.02, BridgeTask.encode))  # of both
+    monkeypatch.setattr(bridge, "encode", delayed("augment, encode", 0.02, bridge.encode))  # of both
     trainer = make_trainer(epochs=5, callbacks=[Profile()])
     trainer.fit()
     lines = capsys.readouterr().out.splitlines()
