@@ -44,7 +44,7 @@ def given_pictures(tab: str, picture: str | None, drawing: dict[str, Any] | None
     """What a visitor gives in a tab.
 
     Raises:
-        ValueError: nothing.
+        ValueError: the visitor gives nothing there.
     """
     drawn: Image.Image | None = drawing["composite"] if drawing else None
     if drawn and not ImageOps.invert(images.convert(drawn)).getbbox():  # all white

@@ -17,6 +17,7 @@ from bbdm.base import scripts
 from bbdm.bridges import Bridge
 from bbdm.cli import presets, setup, train, translate
 from bbdm.data.collection import Example
+from bbdm.data.pairs import load_dataset
 from bbdm.data.survey import BadPicturesError
 from bbdm.files.content import UNetState
 from bbdm.networks.unet_config import PRESETS, UNetConfig
@@ -191,7 +192,11 @@ class TestMain:
         output = tmp_path / "model.safetensors"
         train.main(self.arguments(data, output))
         loaded = bbdm.load_checkpoint(output)
-        assert loaded.bridge == bbdm.BrownianBridge(50, objective="pinned", density="high")
+        pairs = load_dataset("edge2shoes", str(data), image_size=16)
+        differences = torch.stack([target - source for source, target in (pairs[i] for i in range(len(pairs)))])
+        assert loaded.bridge.spread == pytest.approx(differences.square().mean().sqrt().item(), rel=1e-4)
+        known = loaded.bridge.statistics
+        assert loaded.bridge == bbdm.BrownianBridge(50, objective="pinned", density="high", **known)
         assert loaded.unet.config == PRESETS["demo"]
         assert loaded.unet.weights
         assert loaded.unet.ema

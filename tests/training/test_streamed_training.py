@@ -35,14 +35,17 @@ def test_a_bad_sample_stops_the_run_or_is_skipped(place: Path, tmp_path: Path, c
     victim = place / "shards" / "train" / "000007.tar"
     whole = victim.read_bytes()
     victim.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"000007\.tar is a damaged tar"):  # before the run, when pairs are measured
+        train.main(from_shards(place, tmp_path / "measured", "-e", "1"))
+    known = "-e", "1", "--spread", "0.5"
     with pytest.raises(StoppedError, match=r"000007\.tar is a damaged tar.*Repair the file; "):
-        train.main(from_shards(place, tmp_path / "stopped", "-e", "1"))
+        train.main(from_shards(place, tmp_path / "stopped", *known))
     train.main(from_shards(place, tmp_path / "skipped", "-e", "1", "--skip_bad", "--workers", "1"))
     assert "left out: " in caplog.text
     assert "000007.tar is a damaged tar" in caplog.text
     victim.write_bytes(whole)
-    train.main(from_shards(place, tmp_path / "stopped", "-e", "1"))  # from where it was
-    train.main(from_shards(place, tmp_path / "whole", "-e", "1"))
+    train.main(from_shards(place, tmp_path / "stopped", *known))  # from where it was
+    train.main(from_shards(place, tmp_path / "whole", *known))
     assert_content(tmp_path / "stopped", content(tmp_path / "whole"))
 
 
