@@ -195,7 +195,7 @@ class TestMain:
         pairs = load_dataset("edge2shoes", str(data), image_size=16)
         differences = torch.stack([target - source for source, target in (pairs[i] for i in range(len(pairs)))])
         assert loaded.bridge.spread == pytest.approx(differences.square().mean().sqrt().item(), rel=1e-4)
-        known = loaded.bridge.statistics
+        known: dict[str, Any] = loaded.bridge.statistics
         assert loaded.bridge == bbdm.BrownianBridge(50, objective="pinned", density="high", **known)
         assert loaded.unet.config == PRESETS["demo"]
         assert loaded.unet.weights
