@@ -5,7 +5,7 @@ import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
 import { defaultClientConditions, defineConfig, runnerImport, type Plugin } from "vite";
 
-const EXPORTS = { drawings: "../demo/onnx", photographs: "../demo/onnx" }; // the second until there is one for them
+const EXPORTS = { drawings: "../demo/onnx" }; // and photographs: a tab without an export beside the page is not shown
 const ISOLATED = { "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp" };
 
 /** The files of dist/. */
@@ -42,6 +42,7 @@ function beside(): Plugin {
   return {
     name: "beside",
     apply: "build", // not where vitest reads this file
+    transformIndexHtml: (html) => html.replace("<body>", `<body data-exports="${Object.keys(EXPORTS).join(" ")}">`),
     async closeBundle() {
       for (const [name, folder] of Object.entries(EXPORTS)) {
         copy(fileURLToPath(new URL(folder, import.meta.url)), `dist/${name}`);

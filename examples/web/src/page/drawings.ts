@@ -21,13 +21,13 @@ export class Drawings extends Tab {
 
   /**
    * @param own whether the export is the page's own, of which the opening pictures are
-   * @param photograph called with a file that is one
+   * @param photograph called with a file that is one, where there is a tab for it
    */
   constructor(
     root: HTMLElement,
     model: string,
     private readonly own: boolean,
-    private readonly photograph: (file: File) => void,
+    private readonly photograph?: (file: File) => void,
   ) {
     super(root, model, ["solver", "calls", "seed", "pictures", "line", "device"]);
     this.results = new Results(this.element("results"), (canvas, seed) => void this.save(canvas, seed));
@@ -102,7 +102,8 @@ export class Drawings extends Tab {
     if (!this.own || kind === "lines") return;
     const knows = "This network knows black lines on white alone, so its colours will be off.";
     if (kind === "filled") return this.warn(`${file.name} has colours or dark areas. ${knows}`);
-    this.warn(`${file.name} looks like a photograph. ${knows}`, "Open it as a photograph", () => this.photograph(file));
+    const action = this.photograph && "Open it as a photograph";
+    this.warn(`${file.name} looks like a photograph. ${knows}`, action, () => this.photograph?.(file));
   }
 
   protected chosen(): void {

@@ -17,10 +17,20 @@ function model(name: string, folder: string): string {
   return new URL(given.endsWith("/") ? given : `${given}/`, document.baseURI).href;
 }
 
-const drawings = new Drawings(element("drawings"), model("model", "drawings/"), !query.has("model"), (file) => {
+const beside = document.body.dataset.exports?.split(" ") ?? ["drawings", "photographs"]; // folders of exports
+const restores = query.has("photographs") || beside.includes("photographs");
+
+function asPhotograph(file: File): void {
   select("photographs");
   void photographs.give(file);
-});
+}
+
+const drawings = new Drawings(
+  element("drawings"),
+  model("model", "drawings/"),
+  !query.has("model"),
+  restores ? asPhotograph : undefined,
+);
 const own = !query.has("photographs");
 const photographs = new Photographs(element("photographs"), model("photographs", "photographs/"), own, (file) => {
   select("drawings");
@@ -48,6 +58,7 @@ async function give(file: File): Promise<void> {
   await drawings.load(new URLSearchParams(text));
 }
 
+element("tabs").hidden = !restores;
 for (const name of Object.keys(tabs)) {
   const button = element(`${name}-tab`);
   button.addEventListener("click", () => select(name));
@@ -79,6 +90,6 @@ window.addEventListener("hashchange", () => {
 const address = new URLSearchParams(location.hash.slice(1));
 for (const [name, value] of query) if (!address.has(name)) address.set(name, value);
 drawings.begin(address);
-photographs.begin(query);
-select(address.get("tab") === "photographs" ? "photographs" : "drawings");
+if (restores) photographs.begin(query);
+select(restores && address.get("tab") === "photographs" ? "photographs" : "drawings");
 void navigator.serviceWorker?.register("sw.js").catch(() => undefined); // without it, all works but offline and threads
