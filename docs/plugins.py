@@ -126,7 +126,8 @@ class Fields(griffe.Extension):
 
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
         """Adds the list to the docstring of a dataclass that has none; a Config has to explain all fields."""
-        if "dataclass" not in cls.labels or not cls.docstring or LISTED.search(cls.docstring.value):
+        own = any("dataclass" in str(decorator.value) for decorator in cls.decorators)  # the label is inherited
+        if not own or not cls.docstring or LISTED.search(cls.docstring.value):
             return
         said: dict[str, str] = {}
         for attr in (attr for each in (*reversed(cls.mro()), cls) for attr in each.attributes.values()):
