@@ -172,7 +172,7 @@ def test_photographs_keep_transparency_and_may_be_tiny_or_of_graphs_of_one_size(
     fixed = ("--static", "2,16,24", "--steps", "3")
     export(tiny.parent / "tiny.pt", site.folder / "photographs", *fixed)
     small = noise(5, 9, 7)
-    small.putalpha(Image.fromarray(np.arange(63, dtype=np.uint8).reshape(9, 7)))
+    small.putalpha(Image.fromarray(np.arange(63, dtype=np.uint8).reshape(7, 9)))
     small.save(tmp_path / "small.png")
     page.open().show("photographs").until("Ready").give(tmp_path / "small.png").until("Done")
     alpha = """const c = document.querySelectorAll("#photographs-compare canvas")[1];
