@@ -493,15 +493,23 @@ def test_refusals_and_health_with_200_clients(start: Callable[..., Server], caps
             await asyncio.sleep(0.1)
 
     async def load() -> None:
-        await asyncio.gather(watch(), *map(client, range(200)))
+        clients = [asyncio.create_task(client(number)) for number in range(200)]
+        await watch()
+        for each in clients:  # those that were accepted wait for long
+            each.cancel()
+        for ended in await asyncio.gather(*clients, return_exceptions=True):
+            if isinstance(ended, Exception):  # not CancelledError
+                raise ended
 
     asyncio.run(load())
     with capsys.disabled():
         for name, each in (("refusals", sorted(refused)), ("health", sorted(healthy))):
-            print(f"\n{len(each)} {name}: median {each[len(each) // 2]:.3f} s, latest {each[-1]:.3f} s")
+            shares = ", ".join(f"{share:.0%} {each[int(share * len(each))]:.3f} s" for share in (0.5, 0.95))
+            print(f"\n{len(each)} {name}: {shares}, latest {each[-1]:.3f} s")
     assert len(refused) >= 200 - 2 * 8 - 64
     assert max(refused) < 1
-    assert max(healthy) < 0.2
+    assert sorted(healthy)[int(0.95 * len(healthy))] < 0.2
+    assert max(healthy) < 1  # as all arrive
 
 
 @pytest.mark.nightly
