@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from bbdm.base import scripts
 from bbdm.base.memory import free_memory, shown
+from bbdm.data.reading import Strips
 from bbdm.evaluation.config import TranslateConfig
 from bbdm.evaluation.files import Files
 from bbdm.evaluation.results import Job
@@ -90,21 +92,50 @@ class LargePictures:
                 f"{entry} of {height} x {width} needs about {shown(in_memory(sampler, size))} of memory, more than "
                 f"{shown(self._limit)}, and the network is called on whole pictures"
             )
-        name, first = job.path.name, self._processes.first
+        first = self._processes.first
         verbose = scripts.is_shown(self._config.show_verbose, self._config.quiet) and first
-        with scripts.termination() as asked, tqdm(desc=name, unit="call", leave=False, disable=not verbose) as bar:
+        stream = sampler, strips, windows, job.seed, self._limit
+        translate_by_parts(stream, job.path, {**about, "source": entry.name}, str(entry), verbose, first)
 
-            def report(done: int, total: int) -> None:
-                if asked():
-                    raise scripts.StoppedError(f"SIGTERM came while {name} was made", scripts.TERMINATED)
-                if bar.total is None:
-                    bar.total, bar.initial, bar.n = total, done, done
-                bar.update(done - bar.n)
 
-            try:
-                stream = Stream(sampler, strips, windows, job.seed, self._limit, report)
-                if first:
-                    print(f"{name}: its steps take up to {shown(stream.disk)} of the disk, in {folder_of(job.path)}")
-                stream.run(job.path, {**about, "source": entry.name})
-            except ValueError as error:
-                raise type(error)(f"{entry}: {error}") from error
+def translate_by_parts(
+    stream: tuple[BridgeSampler, Strips, Windowing, int, int],
+    path: Path,
+    about: dict[str, Any],
+    source: str,
+    verbose: bool,
+    first: bool = True,
+) -> None:
+    """Make and write the result of a picture that is larger than memory.
+
+    Args:
+        stream: the arguments of :class:`~bbdm.sampling.streaming.Stream`, without ``report``.
+        path: the file of the result.
+        about: names the network and the source; states of others are not used.
+        source: what messages call the picture.
+        verbose: show the network calls.
+        first: say how much of the disk is used.
+
+    Raises:
+        DiskFullError: the disk is too small, or became full.
+        ResultInUseError: another process makes this result.
+        StoppedError: SIGTERM came while it was made.
+        ValueError: the picture is damaged or not finite, or it cannot be read or written by parts.
+    """
+    name = path.name
+    with scripts.termination() as asked, tqdm(desc=name, unit="call", leave=False, disable=not verbose) as bar:
+
+        def report(done: int, total: int) -> None:
+            if asked():
+                raise scripts.StoppedError(f"SIGTERM came while {name} was made", scripts.TERMINATED)
+            if bar.total is None:
+                bar.total, bar.initial, bar.n = total, done, done
+            bar.update(done - bar.n)
+
+        try:
+            made = Stream(*stream, report)
+            if first:
+                print(f"{name}: its steps take up to {shown(made.disk)} of the disk, in {folder_of(path)}")
+            made.run(path, about)
+        except ValueError as error:
+            raise type(error)(f"{source}: {error}") from error

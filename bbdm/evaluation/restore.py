@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from bbdm.base import demo, scripts
 from bbdm.base.atomic import check_folder
@@ -18,6 +17,7 @@ from bbdm.base.seeds import seed_of
 from bbdm.data.collection import Pair
 from bbdm.data.reading import Reader
 from bbdm.evaluation.config import RestoreConfig
+from bbdm.evaluation.large import translate_by_parts
 from bbdm.evaluation.photographs import Photograph
 from bbdm.execution.device import best_dtype, find_device
 from bbdm.files.hub import find_checkpoint
@@ -25,7 +25,7 @@ from bbdm.networks.windows import Windowing
 from bbdm.pictures import formats
 from bbdm.pictures.values import EIGHT_BIT
 from bbdm.sampling.sampler import BridgeSampler
-from bbdm.sampling.streaming import Stream, in_memory
+from bbdm.sampling.streaming import in_memory
 
 SUFFIX = ".png"  # of results: they lose nothing
 
@@ -115,18 +115,15 @@ class Restorer:
         photograph = None if needed > self._limit else Photograph.read(path)
         for result, number in results.items():
             seed = seed_of(path.name, self.config.seed + number)
-            with tqdm(desc=result.name, unit="call", leave=False, disable=not self._verbose) as bar:
-                if photograph is None:
-                    assert windows is not None
-                    self._stream(path, result, windows, seed, _progress(bar))
-                    continue
-                source = torch.from_numpy(photograph.pixels.copy())[None]
-                made = self.sampler(source, seed=seed, progress=_progress(bar), **self.config.windows)
-                photograph.with_pixels(made[0].cpu().numpy()).save(result)
+            if photograph is None:
+                assert windows is not None
+                self._stream(path, result, windows, seed)
+                continue
+            source = torch.from_numpy(photograph.pixels.copy())[None]
+            made = self.sampler(source, seed=seed, progress=self._verbose, **self.config.windows)
+            photograph.with_pixels(made[0].cpu().numpy()).save(result)
 
-    def _stream(
-        self, path: Path, result: Path, windows: Windowing, seed: int, report: Callable[[int, int], None]
-    ) -> None:
+    def _stream(self, path: Path, result: Path, windows: Windowing, seed: int) -> None:
         """Write the result of a photograph of 8-bit colours that is larger than memory."""
         reader = Reader(self.sampler.unet.channels, same_size=False, resample=False, cache=None)
         sides = reader.open(Pair(path.name, path, None))
@@ -134,10 +131,8 @@ class Restorer:
         if strips.dtype != EIGHT_BIT.dtype:
             raise ValueError(f"{path} is larger than memory and has {strips.dtype} values: give more --memory")
         about: dict[str, Any] = {"model": str(self.config.model), "photograph": str(path.resolve())}
-        try:
-            Stream(self.sampler, strips, windows, seed, self._limit, report).run(result, about)
-        except ValueError as error:
-            raise type(error)(f"{path}: {error}") from error
+        stream = self.sampler, strips, windows, seed, self._limit
+        translate_by_parts(stream, result, about, str(path), self._verbose)
 
 
 def _files(given: Iterable[Path]) -> Iterator[Path]:
@@ -147,13 +142,3 @@ def _files(given: Iterable[Path]) -> Iterator[Path]:
             yield from sorted(each for each in formats.pictures_in(path) if formats.is_picture(each))
         else:
             yield path
-
-
-def _progress(bar: Any) -> Callable[[int, int], None]:
-    """What shows network calls in a bar."""
-
-    def report(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-
-    return report
