@@ -78,6 +78,13 @@ BUNDLED = (  # networks: name, weights, what the page says, tabs
         ("Picture", "Files"),
     ),
 )
+GALLERY: dict[str, Any] = {  # shows pictures whole, and selects one
+    "height": "auto",
+    "object_fit": "contain",
+    "allow_preview": False,
+    "buttons": [],
+    "interactive": False,
+}
 KEPT = 3600  # seconds that uploads and results stay on the disk and in memory
 CSS = """
 .gradio-container, .gradio-container .fillable { width: 100%; max-width: 1100px !important; margin: auto !important }
@@ -248,12 +255,8 @@ def add(panel: Panel) -> None:
                 examples = gr.Gallery(
                     [str(path) for path in panel.examples],
                     label="Examples",
-                    object_fit="contain",
-                    height="auto",
-                    allow_preview=False,
-                    buttons=[],
-                    interactive=False,
                     elem_classes=["examples", "gallery"],
+                    **GALLERY,
                 )
                 examples.select(take, None, [inputs["Picture"], tab, tabs], queue=False)
             count = gr.Slider(
@@ -291,12 +294,8 @@ def add(panel: Panel) -> None:
                 show_label=False,
                 format="png",
                 columns=4,
-                height="auto",
-                object_fit="contain",
-                allow_preview=False,
-                buttons=[],
-                interactive=False,
                 elem_classes=["results", "gallery"],
+                **GALLERY,
             )
             download = gr.DownloadButton("Download as zip", interactive=False)
     given = [inputs[name] if name in inputs else gr.State() for name in MISSING]
