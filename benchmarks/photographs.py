@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--checkpoint", type=Path, default=demo.PHOTOGRAPHS)
-    parser.add_argument("--regression", type=Path, help="weights of benchmarks/peers/regression.py")
+    parser.add_argument("--regression", type=Path, help="weights of the same training with --density top --loss l1")
     parser.add_argument("--damages", nargs="+", default=DAMAGES, metavar="DEGRADATION")
     parser.add_argument("--steps", nargs="+", type=int, default=[2, 5])
     parser.add_argument("--seeds", type=int, default=2, help="results of samples")

@@ -233,6 +233,8 @@ class Bridge(Path):
             raise ValueError(f"objective must be one of {known}, got {self.objective!r}")
         if self.density not in get_args(Density):
             raise ValueError(f"density must be one of {get_args(Density)}, got {self.density!r}")
+        if self.density == "top" and self.objective != "pinned":
+            raise ValueError(f"density 'top' is of the objective 'pinned', got {self.objective!r}")
         self._check_positive("spread", "sigma_data", "sigma_source")
         if not abs(self.cov) < self.sigma_data * self.sigma_source:
             limit = self.sigma_data * self.sigma_source

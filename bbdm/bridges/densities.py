@@ -9,7 +9,7 @@ import numpy as np
 
 from bbdm.bridges.path import Array, Path
 
-Density = Literal["uniform", "log-normal", "wide", "high"]
+Density = Literal["uniform", "log-normal", "wide", "high", "top"]
 POINTS = 2**16  # quantiles; a drawn time is one of them
 LEVELS = {"log-normal": (-0.9, 1.2), "wide": (-0.4, 1.6), "high": (1.0, 1.4)}  # mean, standard deviation of ln nu
 UNIFORM = 0.05  # the share of these that is uniform
@@ -24,8 +24,10 @@ def quantiles(path: Path, density: Density) -> Array:
     N(1.0, 1.4^2), with 5 % of it uniform (as Karras et al. 2022 for diffusion models). These are for pairs of
     spread 0.5: for a spread s the means are larger by ln(s / 0.5). A discrete time has the probability
     between the midpoints to its neighbours. Where nu is infinite at the top, 2 % of the times of the
-    objective ``pinned`` are the top.
+    objective ``pinned`` are the top. ``top`` is no other time: the network learns to regress targets.
     """
+    if density == "top":
+        return np.full(POINTS, float(path.top))
     low, high = path.train_range
     if path.objective == "pinned" and np.isinf(path.nu(path.top)):
         count, below = round(POINTS * TOP), high if path.continuous else min(high, path.top - 1)

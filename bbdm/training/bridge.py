@@ -64,7 +64,8 @@ class BridgeTask(TrainingTask):
         self.latents = latents
         self.random = any(isinstance(module, DROPOUT) and module.p for module in unet.modules())
         self.by_time = LossesByTime(bridge.train_interval, self.device)
-        self.calls: int | None = None  # the network calls that results are made for, where they are fixed
+        # The network calls that results are made for, where they are fixed
+        self.calls: int | None = 1 if bridge.density == "top" else None
 
     def parallel(self, network: Any) -> Any:
         """See :meth:`TrainingTask.parallel`; with ``shard``, the weights and their average are sharded."""

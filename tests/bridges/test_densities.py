@@ -79,3 +79,12 @@ def test_the_pinned_objective_learns_at_the_top(make: Any, density: Any):
     drawn = bridge.draw_times(SEEDS, 0)
     assert 0.015 < (drawn == bridge.top).double().mean() < 0.025
     assert drawn.min() < bridge.low + 0.1 * (bridge.top - bridge.low)
+
+
+@pytest.mark.parametrize("make", [ABridge, BrownianBridge, partial(DDBM, "ve"), GOUB])
+def test_the_density_top_is_a_regression(make: Any):
+    """The network is shown the source alone: the prediction at the top is of any noise the same."""
+    bridge = make(objective="pinned", density="top")
+    assert (bridge.draw_times(SEEDS, 3) == bridge.top).all()
+    with pytest.raises(ValueError, match="density 'top' is of the objective 'pinned', got 'residual'"):
+        make(objective="residual", density="top")

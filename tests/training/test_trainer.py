@@ -10,13 +10,14 @@ import torch
 from torch._dynamo.exc import Unsupported
 
 from bbdm.base.scripts import StoppedError
-from bbdm.bridges import Bridge
+from bbdm.bridges import Bridge, BrownianBridge
 from bbdm.data.collection import Example
 from bbdm.data.pairs import PairedDataset
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.kernels import philox_numpy
 from bbdm.kernels.noise_step import noise_step
 from bbdm.networks.unet import UNet
+from bbdm.sampling.sampler import BridgeSampler
 from bbdm.training import bridge as bridge_module
 from bbdm.training.losses import bridge_loss
 from bbdm.training.trainer import Trainer
@@ -243,3 +244,14 @@ class TestTrainer:
                 for parameter in unet.parameters():
                     parameter.zero_()
             assert (trainer.validate() == first) == same
+
+
+def test_a_network_trained_at_the_top_is_called_once(make_trainer: MakeTrainer) -> None:
+    """Its file says so: what reads it makes no other calls."""
+    bridge = BrownianBridge(20, objective="pinned", density="top")
+    trainer = make_trainer(bridge=bridge, epochs=1)
+    trainer.fit()
+    checkpoint = load_checkpoint(newest(trainer))
+    assert checkpoint.calls == 1
+    made = BridgeSampler.from_checkpoint(newest(trainer))
+    assert len(list(made.stream(-torch.ones(1, 3, SIZE, SIZE)))) == 1
