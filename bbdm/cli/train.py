@@ -52,6 +52,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_flags(parser, TrainConfig)
     flag("--gradient_checkpointing", action="store_true", help="less memory for a third more compute")
     flag("--init_from", type=Path, help="begin with the weights of this checkpoint")
+    flag("--whiten", action="store_true", help="begin with filters that see fine detail, for restoration")
     flag("--config", type=Path, help="its settings, a file or a name, if it is of another program")
     flag("--score", nargs="+", metavar="METRIC", help="scores of validation pairs, by eval's names, such as fid")
     flag("--fid_weights", type=Path, help="Inception's weights, if they cannot be downloaded")
@@ -70,6 +71,8 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ValueError(f"--preset {args.preset} is of latents: it needs -vq")
     if args.channels and args.vqgan_path:
         raise ValueError("--channels is of pictures that are trained on: with -vq, it is the autoencoder's")
+    if args.whiten and args.init_from:
+        raise ValueError("--whiten is of networks that are not trained: leave it or --init_from out")
     if args.cache_images and args.cache_latents:
         raise ValueError("--cache_images and --cache_latents exclude each other: cached latents need no pictures")
     if (args.fid_weights or args.lpips_weights) and not args.score:
@@ -89,6 +92,7 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
     from bbdm.training import fine_tuning, statistics
     from bbdm.training.previews import ValidationScores
     from bbdm.training.trainer import Trainer
+    from bbdm.training.whitening import whiten
 
     config = from_values(TrainConfig, vars(args))
     verbose = training.shown(args) and team.first
@@ -127,6 +131,8 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
         stored = resumed and resumed[1].codec and resumed[1].codec.statistics
         codec = codec.with_statistics(stored or measure(pairs, codec, args.flip, progress=verbose))
 
+    if args.whiten and resumed is None:
+        whiten(unet, pairs, codec, team.device)
     bridge = replace(bridge, **known | given)
     if statistics.used(bridge) and not known | given:
         bridge = statistics.fitted(bridge, unet, pairs, codec, team.device)

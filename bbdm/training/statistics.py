@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TypeVar, cast
 
@@ -10,6 +11,7 @@ import torch
 
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
+from bbdm.data.collection import Example
 from bbdm.data.examples import Examples
 from bbdm.data.latents import LatentDataset
 from bbdm.data.loading import Batches
@@ -51,13 +53,8 @@ def fitted(
     Raises:
         ValueError: sources equal targets in all pairs.
     """
-    train = as_examples(dataset)
-    batches = Batches(train, AT_ONCE, device or torch.device("cpu"))
     sums = torch.zeros(6, dtype=torch.float64)
-    for stored in batches(train.order(0)(0, min(PAIRS, len(train)))):
-        if isinstance(train, LatentDataset) and train.flip:
-            stored = stored._replace(source=stored.source.flatten(0, 1), target=stored.target.flatten(0, 1))
-        batch = encode(stored, codec, isinstance(train, LatentDataset))
+    for batch in first_batches(dataset, codec, device):
         x, y = batch.target.double(), network.endpoint(batch.source).double()
         counted = torch.ones_like(x) if batch.mask is None or codec is not None else batch.mask.double().expand_as(x)
         moments = (torch.ones_like(x), x, y, x * x, y * y, x * y)
@@ -70,5 +67,18 @@ def fitted(
         "cov": xy - mean_x * mean_y,
     }
     if found["spread"] < LEAST:
-        raise ValueError(f"sources equal targets in {len(train)} training pairs: there is nothing to learn")
+        raise ValueError(f"sources equal targets in {len(dataset)} training pairs: there is nothing to learn")
     return cast(Fitted, replace(bridge, **{name: float(f"{value:.{DIGITS}g}") for name, value in found.items()}))
+
+
+def first_batches(
+    dataset: Examples | MapStyle, codec: Codec | None = None, device: torch.device | None = None
+) -> Iterator[Example]:
+    """The first 256 training examples of an epoch, in the space of the bridge."""
+    train = as_examples(dataset)
+    latents = isinstance(train, LatentDataset)
+    batches = Batches(train, AT_ONCE, device or torch.device("cpu"))
+    for stored in batches(train.order(0)(0, min(PAIRS, len(train)))):
+        if latents and train.flip:
+            stored = stored._replace(source=stored.source.flatten(0, 1), target=stored.target.flatten(0, 1))
+        yield encode(stored, codec, latents)
