@@ -28,7 +28,7 @@ PLACES = 64  # along an axis, at most, of which patches are taken
 def whiten(
     network: Network, dataset: Examples | MapStyle, codec: Codec | None = None, device: torch.device | None = None
 ) -> None:
-    """Make the responses of an untrained UNet's first filters to sources white.
+    """Make the responses of an untrained UNet's first filters to sources white, with a mean square of 1.
 
     Args:
         network: the UNet, whose first convolution is changed.
@@ -41,7 +41,7 @@ def whiten(
     """
     if not isinstance(network, UNet) or not network.condition_channels:
         raise ValueError("filters are whitened of a UNet that sees the source")
-    products, count = 0.0, 0
+    products, count = torch.zeros(()), 0
     for batch in first_batches(dataset, codec, device):
         found = _patches(F.pixel_unshuffle(batch.source.cpu(), network.config.patch)).double()
         products, count = products + found.T @ found, count + len(found)
@@ -50,7 +50,9 @@ def whiten(
     filters = cast(nn.Conv2d, cast(nn.Sequential, network.input_blocks[0])[0]).weight
     channels = network.condition_channels * network.config.patch**2
     of_source = filters[:, -channels:]
-    of_source.copy_((of_source.flatten(1).double() @ whitening.to(filters.device)).view_as(of_source))
+    drawn = of_source.flatten(1).double().cpu() @ whitening
+    power = (drawn @ (products / count) * drawn).sum(dim=1).mean()  # of the responses
+    of_source.copy_((drawn / power.sqrt()).view_as(of_source))
 
 
 def _patches(x: torch.Tensor) -> torch.Tensor:

@@ -48,8 +48,9 @@ def test_filters_are_random_ones_in_white_coordinates(patch: int):
     seen = torch.nn.functional.pixel_unshuffle(sources, patch).double().numpy()
     views = np.lib.stride_tricks.sliding_window_view(seen, (3, 3), axis=(2, 3))  # (B, C, H, W, 3, 3)
     patches = views.transpose(0, 2, 3, 1, 4, 5).reshape(-1, random.shape[1])
-    moments = patches.T @ patches / len(patches) + FLOOR**2 * np.eye(random.shape[1])
-    wanted = random @ np.linalg.inv(sqrtm(moments).real)
+    moments = patches.T @ patches / len(patches)
+    wanted = random @ np.linalg.inv(np.real(sqrtm(moments + FLOOR**2 * np.eye(len(moments)))))
+    wanted /= np.sqrt(np.mean((patches @ wanted.T) ** 2))  # responses have a mean square of 1
     np.testing.assert_allclose(of_source(unet).flatten(1).numpy(), wanted, rtol=1e-4, atol=1e-4)
     changed = {name for name, weight in unet.state_dict().items() if not weight.equal(before[name])}
     assert changed == {"input_blocks.0.0.weight"}
