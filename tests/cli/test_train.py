@@ -26,6 +26,7 @@ from bbdm.training.config import TrainConfig
 from bbdm.training.fine_tuning import FIRST
 from bbdm.training.run_folder import RunFolder
 from bbdm.training.trainer import Trainer
+from bbdm.training.whitening import whiten
 from tests.conftest import TINY, SavePicture, save_random_pairs, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 
@@ -211,6 +212,18 @@ class TestMain:
         assert bbdm.load_checkpoint(run / "step_00000001.pt").training is not None
 
     @pytest.mark.usefixtures("tiny_demo")
+    def test_whitened_filters_are_where_training_begins(self, data: Path, tmp_path: Path) -> None:
+        """With a learning rate of next to nothing, the weights are those at the beginning."""
+        firsts = []
+        for name, flags in (("plain", []), ("white", ["--whiten"])):
+            output = tmp_path / f"{name}.pt"
+            train.main(self.arguments(data, output, "-lr", "1e-12", "--warmup_steps", "0", *flags))
+            firsts.append(bbdm.load_checkpoint(output).build_unet(ema=False))
+        plain, white = firsts
+        whiten(plain, load_dataset("edge2shoes", str(data), image_size=16))
+        torch.testing.assert_close(plain.state_dict(), white.state_dict())
+
+    @pytest.mark.usefixtures("tiny_demo")
     @pytest.mark.parametrize("named", [False, True], ids=["the same command", "--ckpt_path"])
     def test_resumes_from_a_checkpoint(self, named: bool, data: Path, tmp_path: Path) -> None:
         for name, cut in (("straight", False), ("resumed", True)):
@@ -273,6 +286,7 @@ class TestMain:
         [
             ("--init_from a.pt --ckpt_path b.pt", "--init_from and --ckpt_path exclude each other"),
             ("--config a.yaml", "--config is of the network that --init_from names"),
+            ("--init_from a.pt --whiten", "--whiten is of networks that are not trained"),
             ("-vq v.pt --cache_latents a --cache_images b", "--cache_images and --cache_latents exclude each other"),
             ("--channels 1 -vq vqgan.pt", "with -vq, it is the autoencoder's"),
             ("--image_size 15", r"15.* multiple.* 2"),  # the tiny network halves once
