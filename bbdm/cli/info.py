@@ -54,6 +54,8 @@ def of_pictures(kind: PictureKind) -> Iterator[Row]:
         yield "crops", "{} x {}".format(*sides(kind.crop))
     if kind.slices is not None:
         yield "slices", kind.slices
+    if kind.neighbours:
+        yield "neighbours", f"{kind.neighbours} on each side, as channels of the source"
 
 
 def of_codec(codec: CodecState) -> str:

@@ -53,11 +53,16 @@ def build_bridge(
 
 
 def build_network(
-    preset: str, channels: int, condition: Condition | None = None, source_channels: int | None = None
+    preset: str,
+    channels: int,
+    condition: Condition | None = None,
+    source_channels: int | None = None,
+    endpoint: tuple[int, ...] | None = None,
 ) -> UNet | DiT:
     """The network of a preset for targets of a number of channels, and sources of as many unless given.
 
     ``condition`` None is the preset's choice, and a network always sees a source of other channels.
+    ``endpoint`` are the source channels that the bridge ends in.
 
     Raises:
         ValueError: ``condition`` is not of this preset's network.
@@ -67,7 +72,8 @@ def build_network(
     if source_channels != channels and condition == "none":
         raise ValueError(f"condition 'none' needs sources of {channels} channels as targets, got {source_channels}")
     shown = config.condition_channels if condition is None else condition != "none"
-    seen = {"condition_channels": source_channels if shown or source_channels != channels else 0}
+    seen: dict[str, Any] = {"endpoint": endpoint}
+    seen |= {"condition_channels": source_channels if shown or source_channels != channels else 0}
     if isinstance(config, DiTConfig):
         how = {"tokens": "tokens", "concat": "channels"}.get(condition or "", config.condition)
         return DiT.from_config(replace(config, channels=channels, condition=how, **seen))

@@ -73,6 +73,8 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ValueError("--channels is of pictures that are trained on: with -vq, it is the autoencoder's")
     if args.whiten and args.init_from:
         raise ValueError("--whiten is of networks that are not trained: leave it or --init_from out")
+    if args.vqgan_path and args.neighbours:
+        raise ValueError("--neighbours is of pictures that are trained on, and -vq of latents: leave one out")
     if args.cache_images and args.cache_latents:
         raise ValueError("--cache_images and --cache_latents exclude each other: cached latents need no pictures")
     if (args.fid_weights or args.lpips_weights) and not args.score:
@@ -104,7 +106,8 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
 
     torch.manual_seed(args.seed)
     channels = (pairs.channels, pairs.source_channels) if codec is None else (codec.channels, codec.channels)
-    unet = setup.build_network(args.preset, channels[0], args.condition, channels[1])
+    endpoint = pairs.kind.endpoint(pairs.source_channels, pairs.channels)
+    unet = setup.build_network(args.preset, channels[0], args.condition, channels[1], endpoint)
     unet.gradient_checkpointing = args.gradient_checkpointing
     bridge = setup.build_bridge(args.bridge, args.time_steps, args.c_lambda, args.objective, args.density)
     given = {} if args.spread is None else {"spread": args.spread}

@@ -261,14 +261,26 @@ class Slice(Entry):
 
 
 class Slices(Pairs):
-    """The slices of examples of volumes, across an axis, one after another."""
+    """The slices of examples of volumes, across an axis, one after another.
 
-    def __init__(self, volumes: Pairs, axis: int) -> None:
+    Args:
+        volumes: the examples.
+        axis: across the slices.
+        inside: gives the places of a volume's slices that are examples; None for all.
+
+    Raises:
+        ValueError: a picture is no volume, or there are no slices.
+    """
+
+    def __init__(self, volumes: Pairs, axis: int, inside: Callable[[Entry], Sequence[int]] | None = None) -> None:
         self.volumes = volumes
         self.axis = axis
         self.has_targets = volumes.has_targets
-        self.ends = list(accumulate(self._count(volume) for volume in volumes))
+        self._places = [range(self._count(each)) if inside is None else inside(each) for each in volumes]
+        self.ends = list(accumulate(map(len, self._places)))
         self.names = f"{volumes.names}\n{axis} {self.ends}"
+        if not len(self):
+            raise ValueError("no slice has anything in its mask")
 
     def _count(self, volume: Entry) -> int:
         sides = volume.opened()
@@ -284,7 +296,7 @@ class Slices(Pairs):
         """The slice at an index."""
         number = bisect_right(self.ends, index)
         before = self.ends[number - 1] if number else 0
-        volume, place = self.volumes[number], index - before
+        volume, place = self.volumes[number], self._places[number][index - before]
         return Slice(f"{volume.name}/{place:04d}", volume, self.axis, place)
 
     def digest(self, before: str = "") -> str:

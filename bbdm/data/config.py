@@ -64,12 +64,18 @@ class PicturesConfig(ValuesConfig):
     crop: Size | None = setting(None, "train on crops of this side, or HxW, not on resized pictures", parse=read_size)
     crops_per_picture: int = setting(1, "crops of a picture in an epoch", least=1)
     crops_in_mask: float = setting(0.0, "share of crops that are centred in the mask", least=0)
-    masks: Path | None = setting(None, "folder of masks by the pictures' names, not 0 where pixels count")
+    masks: Path | None = setting(
+        None,
+        "folder of masks by the pictures' names, not 0 where pixels count; slices of which nothing counts are left out",
+    )
+    neighbours: int = setting(0, "slices on each side that the network sees too, as channels of the source", least=0)
 
     def __post_init__(self) -> None:
         check(self)
         if self.crops_in_mask and self.masks is None:
             raise ValueError("crops_in_mask needs masks")
+        if self.neighbours and self.slices is None:
+            raise ValueError("neighbours needs slices")
         if (self.crops_per_picture > 1 or self.crops_in_mask) and self.crop is None:
             raise ValueError("crops_per_picture and crops_in_mask need crop")
 
@@ -82,7 +88,10 @@ class PicturesConfig(ValuesConfig):
         values = self.source_values or kind.source, self.target_values or kind.target
         given = (None if each == EIGHT_BIT else each for each in values)
         own = dict(zip(("source_values", "target_values"), given, strict=True))
-        return replace(self, **own, crop=self.crop or kind.crop, slices=self.slices or kind.slices)
+        if kind.slices is not None and self.neighbours not in (0, kind.neighbours):
+            raise ValueError(f"neighbours must be those of the network, {kind.neighbours}, got {self.neighbours}")
+        planes = {"slices": self.slices or kind.slices, "neighbours": self.neighbours or kind.neighbours}
+        return replace(self, **own, crop=self.crop or kind.crop, **planes)
 
     @property
     def crops(self) -> Crops | None:

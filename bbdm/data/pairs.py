@@ -5,7 +5,7 @@ Pictures are turned upright (EXIF), converted to RGB or grey, and resized with a
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from bbdm.data.collection import Pair as Pair
 from bbdm.data.config import COLUMNS, DATASETS, PicturesConfig, with_masks
 from bbdm.data.degradations import Degradation
 from bbdm.data.examples import NoTargetError, PairExamples
+from bbdm.data.reading import Reader
 from bbdm.data.valued import ValuedDataset
 from bbdm.pictures import images
 from bbdm.pictures.images import Resize, Size
@@ -163,12 +164,30 @@ def load_dataset(
     if pictures.masks is not None:
         pairs = Files(with_masks(pairs, pictures.masks, split))
     if pictures.slices is not None:
-        pairs = Slices(pairs, AXES[pictures.slices])
+        pairs = Slices(pairs, AXES[pictures.slices], _inside(pairs, AXES[pictures.slices], pictures, direction, cache))
     if pictures == PLAIN and _is_plain(pairs):
         return PairedDataset(pairs, image_size, direction, channels, resize, degradation)
     kind = _kind(pairs, direction, pictures)
     size = None if resize == "keep" or pictures.crop is not None else image_size
     return ValuedDataset(pairs, kind, pictures.crops, size, direction, channels, degradation, pictures.resample, cache)
+
+
+def _inside(
+    pairs: Pairs, axis: int, pictures: PicturesConfig, direction: str, cache: Path | None
+) -> Callable[[Entry], list[int]] | None:
+    """What gives the places of slices of which something lies in the mask; None where pairs have no masks."""
+    if not isinstance(pairs[0], Pair) or pairs[0].mask is None:
+        return None
+    reader = Reader(None, True, pictures.resample, cache)
+
+    def inside(entry: Entry) -> list[int]:
+        sides = reader.open(entry, direction == "BtoA")
+        assert sides.mask is not None
+        mask, _ = reader.part((sides.mask,), sides)
+        others = tuple(other for other in range(mask.ndim) if other != 1 + axis)
+        return np.flatnonzero((mask != 0).any(axis=others)).tolist()
+
+    return inside
 
 
 def _is_plain(pairs: Pairs) -> bool:
@@ -204,4 +223,4 @@ def _kind(pairs: Pairs, direction: str, pictures: PicturesConfig) -> PictureKind
     values = {name: EIGHT_BIT if value is None else value for name, value in given.items()}
     if sides.target is not None and isinstance(given["target"], Values):
         values["target"] = given["target"].stored_like(sides.target.dtype)
-    return PictureKind(**values, crop=pictures.crop, slices=pictures.slices)
+    return PictureKind(**values, crop=pictures.crop, slices=pictures.slices, neighbours=pictures.neighbours)

@@ -90,10 +90,11 @@ class ValuedDataset(PairExamples):
         if len(plane) != 2:
             raise ValueError(f"{pairs[0]} is a volume: say which slices of it are meant, such as --slices axial")
         self.image_size = images.as_size(crops.size if crops else self._resized_to or plane)
-        self.source_channels, self.channels = map(self._reader.channels, _by_role(sides))
-        self.channels = self.channels or self.source_channels
-        for count, values in ((self.source_channels, kind.source), (self.channels, kind.target)):
-            check_channels(values, count, str(pairs[0]))
+        count, self.channels = map(self._reader.channels, _by_role(sides))
+        self.channels = self.channels or count
+        self.source_channels = kind.planes * count
+        for each, values in ((count, kind.source), (self.channels, kind.target)):
+            check_channels(values, each, str(pairs[0]))
 
     @property
     def _each(self) -> int:
@@ -161,7 +162,7 @@ class ValuedDataset(PairExamples):
         """Nothing; see :meth:`PairExamples.look`. The pair's grids, channels and types are compared."""
         sides = self._opened(place)
         channels = [self._reader.channels(each) for each in _by_role(sides) if each]
-        if channels != [self.source_channels, self.channels][: len(channels)]:
+        if channels != [self.source_channels // self.kind.planes, self.channels][: len(channels)]:
             raise ValueError(f"{self.pairs[place]} has {channels} channels, and {self.pairs[0]} others")
         if whole:
             for role in ("source", "target"):
@@ -198,17 +199,28 @@ class ValuedDataset(PairExamples):
             window = self.crops.window(in_plane(sides.sources[0].size, sides), key, seed, mask)
         valid: Any = self._mask(sides, window) if sides.mask else np.True_
         made: list[torch.Tensor] = []
+        first = [part.start or 0 for part in window]
         for pictures, values in zip(_by_role(sides), (self.kind.source, self.kind.target), strict=True):
-            if pictures:
-                array, absent = self._reader.part(pictures, sides, window)
-                valid = valid & ~absent if self.masked else valid
-                first = [part.start or 0 for part in window]
-                made.append(self._tensor(array, absent, self._values(values, pictures), first))
+            parts: list[torch.Tensor] = []
+            for own, each in self._around(sides) if pictures is sides.sources else [(True, sides)]:
+                if pictures:
+                    array, absent = self._reader.part(pictures, each, window)
+                    valid = valid & ~absent if self.masked and own else valid
+                    parts.append(self._tensor(array, absent, self._values(values, pictures), first))
+            made += [torch.cat(parts)] if len(parts) > 1 else parts
         if self.degradation is not None:
             drawn = f"{key} {seed}" if self.crops else name
             made.insert(0, _degraded(made[0], self.degradation, drawn))
         mask = torch.from_numpy(self._fitted(valid[None].astype(np.float32))) if self.masked else None
         return Example(made[0], made[1], mask=mask, name=name)
+
+    def _around(self, sides: Sides) -> list[tuple[bool, Sides]]:
+        """The slices of a source from low to high places, and whether each is the example's own."""
+        if sides.plane is None:
+            return [(True, sides)]
+        axis, place = sides.plane
+        places = self.kind.places(place, sides.sources[0].size[axis])
+        return [(i == self.kind.neighbours, sides._replace(plane=(axis, each))) for i, each in enumerate(places)]
 
     def _mask(self, sides: Sides, window: Window) -> npt.NDArray[np.bool_]:
         """(H, W) whether pixels are in the mask."""

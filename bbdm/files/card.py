@@ -195,6 +195,9 @@ class Card:
         network_name = type(network.module if isinstance(network, Wrapped) else network).__name__
         of = "pictures" if codec is None else f"latents of a {type(codec.module).__name__}, {_millions(codec.module)}"
         valued = {} if kind == EIGHT_BIT_PICTURES else {"values": f"{kind.source} to {kind.target}"}
+        if kind.slices is not None:
+            beside = f", each with {kind.neighbours} on each side as channels of the source" if kind.neighbours else ""
+            valued["slices of volumes"] = f"{kind.slices}{beside}"
         return {
             "data": self.data or "not stated",
             "licence of the weights": self.license_name or self.license or "not stated",

@@ -26,21 +26,48 @@ class PictureKind:
         target: the values of targets, and so of results.
         crop: the size of the crops that it was trained on; None for whole pictures.
         slices: the plane of the slices of volumes that it was trained on; None for other pictures.
+        neighbours: the slices on each side whose channels a source has besides its own, from low to high
+            places. Beyond the first and the last slice, these are repeated.
 
     Raises:
-        ValueError: targets have percentiles, which results cannot be turned back from; or an unknown plane.
+        ValueError: targets have percentiles, which results cannot be turned back from; an unknown plane, or
+            neighbours of no slice.
     """
 
     source: AnyValues = EIGHT_BIT
     target: Values = EIGHT_BIT
     crop: Size | None = None
     slices: Plane | None = None
+    neighbours: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, Values):
             raise ValueError(f"target values must be LOW:HIGH, so that results have a unit; got {self.target}")
         if self.slices not in (None, *AXES):
             raise ValueError(f"slices must be one of {', '.join(AXES)}, got {self.slices!r}")
+        if type(self.neighbours) is not int or self.neighbours < 0 or (self.neighbours and self.slices is None):
+            raise ValueError(
+                f"neighbours must be a number of slices, at least 0, and need slices; got {self.neighbours}"
+            )
+
+    @property
+    def planes(self) -> int:
+        """The slices, or the pictures, whose channels a source has."""
+        return 1 + 2 * self.neighbours
+
+    def places(self, place: int, count: int) -> list[int]:
+        """The places of the slices that a source has, of the slice at a place along an axis of a length."""
+        around = range(place - self.neighbours, place + self.neighbours + 1)
+        return [min(max(each, 0), count - 1) for each in around]
+
+    def endpoint(self, source_channels: int, channels: int) -> tuple[int, ...] | None:
+        """The channels of a source that lie in its own slice, where they are as many as the target's.
+
+        None without neighbours, or where they are not: the bridge then ends in the mean of all.
+        """
+        if not self.neighbours or source_channels != self.planes * channels:
+            return None
+        return tuple(range(self.neighbours * channels, (self.neighbours + 1) * channels))
 
     def geometry_of_result(self, geometry: Geometry, nodata: float | None) -> Geometry:
         """A source's geometry as its result has it.
@@ -59,7 +86,7 @@ class PictureKind:
         for name in ("source", "target"):
             if getattr(self, name) != EIGHT_BIT:
                 made[f"{name}_values"] = getattr(self, name).config()
-        return made | {name: getattr(self, name) for name in ("crop", "slices") if getattr(self, name) is not None}
+        return made | {name: getattr(self, name) for name in ("crop", "slices", "neighbours") if getattr(self, name)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> PictureKind:
@@ -74,7 +101,8 @@ class PictureKind:
             if config.get(f"{name}_values") is not None
         }
         crop = config.get("crop")
-        return cls(**sides, crop=None if crop is None else as_size(crop), slices=config.get("slices"))
+        volumes = {name: config[name] for name in ("slices", "neighbours") if config.get(name) is not None}
+        return cls(**sides, crop=None if crop is None else as_size(crop), **volumes)
 
 
 EIGHT_BIT_PICTURES = PictureKind()

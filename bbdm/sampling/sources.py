@@ -205,6 +205,7 @@ def _values(picture: Picture, channels: int, kind: PictureKind) -> Item:
     if kind.source == EIGHT_BIT and array.dtype == np.uint8 and {len(array), channels} == {1, 3} and array.ndim == 3:
         array = images.recoloured(array, channels)
     axis = None if kind.slices is None else 1 + AXES[kind.slices]
+    channels //= kind.planes
     wanted = f"({channels}, D, H, W), a volume" if axis else f"({channels}, H, W)"
     if array.ndim != (3 if axis is None else 4) or len(array) != channels or 0 in array.shape:
         raise ValueError(f"source must be {wanted}, as in training; {picture.name or 'it'} has shape {array.shape}")
@@ -218,6 +219,9 @@ def _values(picture: Picture, channels: int, kind: PictureKind) -> Item:
     values = kind.source.of(array[:, ~absent, None] if absent.any() else array)
     made = scaled_present(values, array, absent)
     slices = [made] if axis is None else list(np.moveaxis(made, axis, 0))
+    if kind.neighbours:
+        around = [kind.places(place, len(slices)) for place in range(len(slices))]
+        slices = [np.concatenate([slices[place] for place in places]) for places in around]
 
     def restore(results: list[npt.NDArray[np.float32]]) -> Picture:
         whole = results[0] if axis is None else np.stack(results, axis)
@@ -235,7 +239,9 @@ def _valued(array: npt.NDArray[Any], channels: int, kind: PictureKind) -> Item:
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise ValueError(f"an array of values must be (H, W) or (H, W, {channels}), got shape {array.shape}")
     item = _values(
-        Picture(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)), channels, replace(kind, slices=None)
+        Picture(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)),
+        channels,
+        replace(kind, slices=None, neighbours=0),
     )
 
     def restore(results: list[npt.NDArray[np.float32]]) -> npt.NDArray[Any]:

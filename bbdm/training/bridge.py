@@ -111,7 +111,9 @@ class BridgeTask(TrainingTask):
 
     def columns(self, batch: Example) -> dict[str, torch.Tensor]:
         """Sources, translations and targets."""
-        return {"source": batch.source, "result": self.results(batch)[0], "target": batch.target}
+        own = self.network.endpoint_channels is None  # of a slice with neighbours, its own channels are shown
+        source = batch.source if own else self.network.endpoint(batch.source)
+        return {"source": source, "result": self.results(batch)[0], "target": batch.target}
 
     def __call__(self, batch: Example, step: int) -> float:
         """See :meth:`TrainingTask.__call__`."""

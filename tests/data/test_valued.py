@@ -150,6 +150,43 @@ def test_slices_of_volumes_are_examples(slices: str, suffix: str, tmp_path: Path
         assert example.name == f"1/{number:04d}"
 
 
+def test_neighbours_are_channels_from_low_to_high_places(tmp_path: Path) -> None:
+    """Those beyond an end are the last slice again; the target stays one slice."""
+    pairs = load(folders(tmp_path, count=2, size=(3, 5, 6)), slices="coronal", neighbours=2)
+    volume = place_of(1, (3, 5, 6))
+    assert (len(pairs), pairs.source_channels, pairs.channels) == (10, 5, 1)
+    for place, wanted in enumerate(
+        [[0, 0, 0, 1, 2], [0, 0, 1, 2, 3], [0, 1, 2, 3, 4], [1, 2, 3, 4, 4], [2, 3, 4, 4, 4]]
+    ):
+        example = pairs.read(5 + place)
+        stored = Values(0, 4000, dtype="int16").stored(example.source)
+        assert (stored == volume[:, wanted].transpose(1, 0, 2)).all()
+        assert (numbers(example.target) == volume[:, place]).all()
+    crops = load(f"{tmp_path}/A,{tmp_path}/B", slices="coronal", neighbours=1, crop=(2, 3)).read(7, 3)
+    middle = Values(0, 4000, dtype="int16").stored(crops.source)
+    assert (np.diff(middle.astype(int), axis=0) == 6).all()  # the next slice's values are a row further
+
+
+def test_slices_of_which_nothing_is_in_the_mask_are_left_out(tmp_path: Path) -> None:
+    data_dir = folders(tmp_path, count=2, size=(4, 5, 6))
+    (tmp_path / "M").mkdir()
+    for number, inside in enumerate([(1, 3), (2,)]):
+        mask = np.zeros((1, 4, 5, 6), np.uint8)
+        mask[0, list(inside), 2, 3] = 1
+        Picture(mask).save(tmp_path / "M" / f"{number}.npy")
+    pairs = load(data_dir, slices="axial", neighbours=1, masks=tmp_path / "M")
+    examples = [pairs.read(index) for index in range(len(pairs))]
+    assert [example.name for example in examples] == ["0/0001", "0/0003", "1/0002"]
+    source = Values(0, 4000, dtype="int16").stored(examples[0].source)
+    assert (source == place_of(0, (4, 5, 6))[:3]).all()  # neighbours outside the mask are seen
+    assert examples[2].mask is not None
+    assert examples[2].mask.nonzero().tolist() == [[0, 2, 3]]
+    for number in range(2):
+        Picture(np.zeros((1, 4, 5, 6), np.uint8)).save(tmp_path / "M" / f"{number}.npy")
+    with pytest.raises(ValueError, match="no slice has anything in its mask"):
+        load(data_dir, slices="axial", masks=tmp_path / "M")
+
+
 def test_channels_of_several_files_follow_each_other(tmp_path: Path) -> None:
     folders(tmp_path, count=1)
     (tmp_path / "C").mkdir()
@@ -322,6 +359,8 @@ def test_a_mask_on_another_grid_takes_the_nearest(tmp_path: Path) -> None:
     [
         ({"crops_per_picture": 0, "crop": 8}, "crops_per_picture must be at least 1, got 0"),
         ({"crops_per_picture": 2}, "crops_per_picture and crops_in_mask need crop"),
+        ({"neighbours": 1}, "neighbours needs slices"),
+        ({"neighbours": -1, "slices": "axial"}, "neighbours must be at least 0, got -1"),
         ({"crops_in_mask": 0.5, "crop": 8}, "crops_in_mask needs masks"),
         ({"crops_in_mask": 2.0, "crop": 8, "masks": Path("M")}, "crops_in_mask must be from 0 to 1, got 2"),
     ],

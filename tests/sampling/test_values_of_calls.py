@@ -107,6 +107,30 @@ def test_a_volume_is_translated_by_its_slices_which_share_a_seed(checkpoint: Pat
         assert np.abs(result[:, :, place] - made_of(volume[:, :, place], network)).max() <= 1
 
 
+@pytest.mark.parametrize("backend", ["torch", pytest.param("onnx", marks=pytest.mark.nightly)])
+def test_slices_with_neighbours_become_a_volume(backend: str, tmp_path: Path) -> None:
+    """The bridge begins at the slice itself; the slices of a volume share their noise."""
+    kind = PictureKind(MR, HU, slices="sagittal", neighbours=1)
+    endpoint = kind.endpoint(3, 1)
+    assert (endpoint, kind.endpoint(6, 1)) == ((1,), None)
+    network = tiny_unet(in_channels=1, out_channels=1, condition_channels=3, endpoint=endpoint)
+    save_checkpoint(tmp_path / "c.pt", network, ABridge(), pictures=kind)
+    sampler: Any = BridgeSampler.from_checkpoint(tmp_path / "c.pt")
+    if backend == "onnx":
+        pytest.importorskip("onnxscript")
+        export.main([str(tmp_path / "c.pt"), str(tmp_path / "onnx")])
+        sampler = OnnxBridgeSampler(tmp_path / "onnx")
+    assert sampler.pictures == kind
+    volume = np.random.default_rng(2).integers(0, 4096, (1, 8, 10, 4), dtype=np.uint16)
+    (result,) = sampler(Picture(volume, name="v"), **CALL, batch_size=3)
+    padded = np.pad(volume[0], ((0, 0), (0, 0), (1, 1)), mode="edge")
+    for place in range(4):
+        stack = padded[:, :, place : place + 3].transpose(2, 0, 1)
+        assert np.abs(result[..., place] - made_of(stack, network)).max() <= 1
+    with pytest.raises(ValueError, match=r"source must be \(1, D, H, W\), a volume, as in training; b has shape"):
+        sampler(Picture(np.concatenate([volume] * 3), name="b"), **CALL)
+
+
 def test_other_pictures_than_those_of_training_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     sampler = BridgeSampler.from_checkpoint(checkpoint)
     with pytest.raises(ValueError, match=r"source must be \(1, H, W\), as in training; a has shape \(2, 8, 10\)"):
