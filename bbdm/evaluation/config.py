@@ -45,6 +45,9 @@ class TranslateConfig(DegradeConfig, ColumnsConfig, ValuesConfig, NetworkConfig)
         parse=read_size_setting,
     )
     skip_bad: bool = setting(False, "leave out pictures that cannot be read")
+    orientations: Literal[1, 3] = setting(
+        1, "3: the mean of the results by axial, coronal and sagittal slices, for three times the network calls"
+    )
     direction: Direction = setting("AtoB", "BtoA translates targets into sources")
     overwrite: bool = setting(False, "make existing results again")
     device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")

@@ -10,13 +10,14 @@ same. All call the same methods in the same order; the first alone prints and wr
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -35,7 +36,9 @@ from bbdm.execution.processes import Processes
 from bbdm.files.hub import find_checkpoint
 from bbdm.networks.restore import find_dtype
 from bbdm.pictures.images import Resize, Size
-from bbdm.pictures.values import EIGHT_BIT
+from bbdm.pictures.kind import AXES
+from bbdm.pictures.picture import Picture
+from bbdm.pictures.values import EIGHT_BIT, Values
 from bbdm.sampling.network_config import (
     DEFAULT_SIZE,
     chosen_size,
@@ -74,6 +77,8 @@ class Translator:
         self.dataset = load_dataset(*pictures, *degrade, config.columns, self._pictures)
         if isinstance(self.dataset, ValuedDataset) and config.image_size not in (None, "train", "keep"):
             raise ValueError("image_size is of 8-bit pictures: those of other values keep their size")
+        if config.orientations != 1 and self.dataset.kind.slices is None:
+            raise ValueError("orientations are of networks of slices of volumes, and this one is of none")
         self._described = described_size(size, "keep" if isinstance(self.dataset, ValuedDataset) else resize)
         self._channels = self.checkpoint.unet.config.channels if self.codec is None else self.codec.image_channels
         self.files = files_of(self.dataset, config.masks, config.split, self._channels)
@@ -184,7 +189,9 @@ class Translator:
                         one = (None, None) if sampler.device.type == "cuda" else (solver, 1)
                         sampler(given, seed=0, batch_size=size, solver=one[0], steps=one[1], **settings, **windows)
                     began = time.perf_counter()
-                    results = sampler(given, seed=[job.seed for job in group], batch_size=size, **settings, **windows)
+                    results = self._results(
+                        sampler, given, seed=[job.seed for job in group], batch_size=size, **settings, **windows
+                    )
                     seconds += time.perf_counter() - began
                     for job, source, result in zip(group, sources, results, strict=True):
                         self.files.save(result, source, job.path)
@@ -195,6 +202,20 @@ class Translator:
                     self._large.translate(sampler, job, about)
                     bar.update(1)
         self.processes.wait()
+
+    def _results(self, sampler: BridgeSampler, given: list[Any], **settings: Any) -> list[Any]:
+        """The sampler's results; of three orientations, their mean."""
+        if self.config.orientations == 1:
+            return sampler(given, **settings)
+        kind, made = sampler.pictures, []
+        floats = replace(kind.target, dtype="float32")  # the mean is rounded, and not what it is of
+        try:
+            for plane in AXES:
+                sampler.pictures = replace(kind, slices=plane)
+                made.append(sampler(given, target_values=floats, **settings))
+        finally:
+            sampler.pictures = kind
+        return [mean_of(results, kind.target) for results in zip(*made, strict=True)]
 
     @contextmanager
     def _memory(self) -> Iterator[None]:
@@ -223,6 +244,7 @@ class Translator:
             "config": None if given is None else file_sha256(given) if given.is_file() else str(given),
             "num_samples": config.num_samples,
             "seed": config.seed,
+            **({} if config.orientations == 1 else {"orientations": config.orientations}),
             **config.described_windows,
         }
 
@@ -289,6 +311,13 @@ class Translator:
             results, targets, masks = zip(*made, strict=True)
             valid = None if masks[0] is None else torch.stack(masks)  # of all pictures of a batch, or of none
             yield torch.stack(results), torch.stack(targets), valid
+
+
+def mean_of(results: Sequence[Picture], values: Values) -> Picture:
+    """The mean of volumes (C, D, H, W) in stored values, as values of a type are stored."""
+    mean, kind = np.mean(results, axis=0, dtype=np.float64), np.dtype(values.dtype)
+    first = results[0]
+    return Picture((mean if kind.kind == "f" else np.rint(mean)).astype(kind), first.geometry, first.unit, first.name)
 
 
 def _plain(value: Any) -> Any:

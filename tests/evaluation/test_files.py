@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,31 @@ def test_a_folder_of_nifti_becomes_one():
         assert np.ptp(result[()]) > 500
     slices = read("out/a.nii.gz")[0].transpose(1, 0, 2)
     assert len({part.tobytes() for part in slices}) == 3, "slices differ, as their sources do"
+
+
+def test_three_orientations_are_the_mean_of_three_results():
+    """Each by the same network, of its slices and their neighbours."""
+    pytest.importorskip("SimpleITK")
+    size, kind = (6, 7, 8), PictureKind(Values(0, 600, dtype="float32"), HU, SIZE, "axial", 1)
+    write("mr/a.nii", np.random.default_rng(0).uniform(0, 600, (1, *size)).astype(np.float32), Geometry(PLACE))
+    network(1, kind, condition_channels=3, endpoint=kind.endpoint(3, 1))
+    run("folder", "mr", "c.pt", "out", "--orientations", "3", "--seed", "4", "-b", "3")
+    result = formats.open("out/a.nii")
+    assert (result.shape, result.dtype) == ((1, *size), np.int16)
+    assert np.allclose(result.geometry.affine, formats.open("mr/a.nii").geometry.affine)  # pyright: ignore[reportArgumentType]
+    sampler = BridgeSampler.from_checkpoint("c.pt", steps=2)
+    results: list[Array] = []
+    for plane in ("axial", "coronal", "sagittal"):
+        sampler.pictures = replace(kind, slices=plane)
+        results.append(np.asarray(sampler("mr/a.nii", seed=4)[0], dtype=float))
+    assert all(np.abs(results[0] - each).max() > 5 for each in results[1:])
+    assert np.abs(result[()] - np.mean(results, axis=0)).max() <= 1
+    with pytest.raises(ResultsError, match="orientations"):
+        run("folder", "mr", "c.pt", "out", "--seed", "4", "-b", "3")
+    network(1, PictureKind(BANDS, BANDS, SIZE))
+    write("in/x.npy", np.zeros((1, 18, 18), np.uint16))
+    with pytest.raises(ValueError, match="orientations are of networks of slices"):
+        run("folder", "in", "c.pt", "other", "--orientations", "3")
 
 
 def test_geotiff_keeps_place_bands_and_nodata():
