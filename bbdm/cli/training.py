@@ -102,7 +102,7 @@ def load_pairs(
             degrade_seed=args.degrade_seed,
             columns=args.columns,
             pictures=pictures,
-            cache=vars(args).get("cache_images") if pictures.crop or pictures.slices else None,
+            cache=vars(args).get("cache_images"),
             skip_bad=args.skip_bad,
             kept=folder.path,
             progress=shown(args) and team.first,

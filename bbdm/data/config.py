@@ -18,6 +18,7 @@ from bbdm.data.collection import Entry, Pair
 from bbdm.data.crops import Crops
 from bbdm.data.degradations import DegradeConfig as DegradeConfig
 from bbdm.data.shards import Shards
+from bbdm.data.synthrad import patients
 from bbdm.data.table import Table
 from bbdm.pictures import formats
 from bbdm.pictures.images import Size, read_size
@@ -68,12 +69,11 @@ class PicturesConfig(ValuesConfig):
         None,
         "folder of masks by the pictures' names, not 0 where pixels count; slices of which nothing counts are left out",
     )
+    axes: Literal[2, 3] = 2  # of an example: those of the network
     neighbours: int = setting(0, "slices on each side that the network sees too, as channels of the source", least=0)
 
     def __post_init__(self) -> None:
         check(self)
-        if self.crops_in_mask and self.masks is None:
-            raise ValueError("crops_in_mask needs masks")
         if self.neighbours and self.slices is None:
             raise ValueError("neighbours needs slices")
         if (self.crops_per_picture > 1 or self.crops_in_mask) and self.crop is None:
@@ -205,6 +205,7 @@ DATASETS: dict[str, Callable[..., Iterable[Entry]]] = {
     "paired": _paired,  # SOURCES,TARGETS; {split} in a path is filled in
     "folder": _folder,  # pictures alone: SPLIT/* where there is train/ or val/, else *; {split} is filled in
     "shards": Shards.open,  # tars of NAME.source.png and NAME.target.png: a folder, paths or URLs with {0..9}
+    "synthrad": patients,  # a folder a patient: mr.mha or cbct.mha, ct.mha, mask.mha
     "hub": Table.open,  # a table of the Hugging Face datasets library: a name or a folder
 }
 COLUMNS = ("shards", "hub")  # those that take columns

@@ -19,6 +19,7 @@ from bbdm.data.config import COLUMNS, DATASETS, PicturesConfig, with_masks
 from bbdm.data.degradations import Degradation
 from bbdm.data.examples import NoTargetError, PairExamples
 from bbdm.data.reading import Reader
+from bbdm.data.synthrad import filled
 from bbdm.data.valued import ValuedDataset
 from bbdm.pictures import images
 from bbdm.pictures.images import Resize, Size
@@ -146,7 +147,7 @@ def load_dataset(
         degrade_seed: of its random numbers.
         columns: ``SOURCE,TARGET`` or ``SOURCE``, where shards and tables have their pictures.
         pictures: values, crops, masks and slices.
-        cache: folder of decoded pictures, for crops; None to decode them again.
+        cache: folder of decoded pictures, for crops and slices; None to decode them again.
 
     Raises:
         ValueError: an unknown name, no pictures, a file without a counterpart, which is named, an unknown
@@ -161,14 +162,19 @@ def load_dataset(
         raise ValueError(f"columns are of the data sets {', '.join(COLUMNS)}, got {columns!r} for {name!r}")
     found = DATASETS[name](data_dir, split, *([] if columns is None else [columns]))
     pairs = found if isinstance(found, Pairs) else Files(found)  # pyright: ignore[reportArgumentType]
+    if name == "synthrad":
+        pictures = filled(pictures, pairs[0], direction)
     if pictures.masks is not None:
         pairs = Files(with_masks(pairs, pictures.masks, split))
+    if pictures.crops_in_mask and getattr(pairs[0], "mask", None) is None:
+        raise ValueError("crops_in_mask needs masks")
     if pictures.slices is not None:
         pairs = Slices(pairs, AXES[pictures.slices], _inside(pairs, AXES[pictures.slices], pictures, direction, cache))
     if pictures == PLAIN and _is_plain(pairs):
         return PairedDataset(pairs, image_size, direction, channels, resize, degradation)
     kind = _kind(pairs, direction, pictures)
     size = None if resize == "keep" or pictures.crop is not None else image_size
+    cache = None if kind.crop is None and kind.slices is None else cache  # whole pictures are cached as they are made
     return ValuedDataset(pairs, kind, pictures.crops, size, direction, channels, degradation, pictures.resample, cache)
 
 
