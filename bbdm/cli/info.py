@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, from_values
-from bbdm.pictures.images import sides
+from bbdm.pictures.images import shown
 from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
 from bbdm.sampling.network_config import FileConfig
 from bbdm.solvers import StepTable
@@ -36,7 +36,7 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[Row]:
     yield "settings", unet.config
     yield "bridge", bridge
     yield "objective", bridge.objective
-    yield "image size", "not stated" if size is None else "{} x {}".format(*sides(size))
+    yield "image size", "not stated" if size is None else shown(size)
     yield from of_pictures(checkpoint.pictures)
     yield "codec", "none: it works on pictures" if checkpoint.codec is None else of_codec(checkpoint.codec)
     yield "solver", f"{checkpoint.defaults.fill()[0]}, {len(checkpoint.defaults.table(bridge))} steps"
@@ -51,7 +51,7 @@ def of_pictures(kind: PictureKind) -> Iterator[Row]:
         yield "source values", kind.source
         yield "target values", f"{kind.target}, stored as {kind.target.dtype}"
     if kind.crop is not None:
-        yield "crops", "{} x {}".format(*sides(kind.crop))
+        yield "crops", shown(kind.crop)
     if kind.slices is not None:
         yield "slices", kind.slices
     if kind.neighbours:
@@ -78,7 +78,7 @@ def of_export(settings: dict[str, Any]) -> Iterator[Row]:
     yield "dtype", settings["dtype"]
     yield "bridge", ", ".join(f"{key}={value}" for key, value in settings["bridge"].items())
     yield "solver", f"{settings['solver']}, {len(StepTable.from_description(settings))} steps"
-    yield "image size", "not stated" if size is None else "{} x {}".format(*sides(size))
+    yield "image size", "not stated" if size is None else shown(size)
     yield from of_pictures(PictureKind.from_config(settings))
     yield "takes", "any number of pictures of any size" if static is None else "{} x {} x {} alone".format(*static)
     yield "network calls", settings.get("calls") or ANY_CALLS

@@ -21,7 +21,7 @@ from bbdm.data.shards import Shards
 from bbdm.data.synthrad import patients
 from bbdm.data.table import Table
 from bbdm.pictures import formats
-from bbdm.pictures.images import Size, read_size
+from bbdm.pictures.images import Size, as_size, read_sides
 from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind, Plane
 from bbdm.pictures.values import EIGHT_BIT, AnyValues, read_values
 
@@ -62,7 +62,9 @@ class PicturesConfig(ValuesConfig):
         ValueError: a setting is out of range.
     """
 
-    crop: Size | None = setting(None, "train on crops of this side, or HxW, not on resized pictures", parse=read_size)
+    crop: Size | None = setting(
+        None, "train on crops of this side, HxW or DxHxW, not on resized pictures", parse=read_sides
+    )
     crops_per_picture: int = setting(1, "crops of a picture in an epoch", least=1)
     crops_in_mask: float = setting(0.0, "share of crops that are centred in the mask", least=0)
     masks: Path | None = setting(
@@ -76,6 +78,8 @@ class PicturesConfig(ValuesConfig):
         check(self)
         if self.neighbours and self.slices is None:
             raise ValueError("neighbours needs slices")
+        if self.axes == 3 and self.slices is not None:
+            raise ValueError(f"slices are of networks of 2 axes, and this one has 3; got {self.slices}")
         if (self.crops_per_picture > 1 or self.crops_in_mask) and self.crop is None:
             raise ValueError("crops_per_picture and crops_in_mask need crop")
 
@@ -96,7 +100,9 @@ class PicturesConfig(ValuesConfig):
     @property
     def crops(self) -> Crops | None:
         """Which crops are examples."""
-        return None if self.crop is None else Crops(self.crop, self.crops_per_picture, self.crops_in_mask)
+        if self.crop is None:
+            return None
+        return Crops(as_size(self.crop, self.axes), self.crops_per_picture, self.crops_in_mask)
 
 
 def _pictures(folder: Path, ending: str = "") -> dict[str, Path]:

@@ -19,7 +19,7 @@ class Crops:
     """Which crops of pictures are examples.
 
     Args:
-        size: the side of the square, or (height, width).
+        size: the side of the square, (height, width), or (depth, height, width).
         per_picture: the crops of each picture in an epoch, which follow each other.
         in_mask: the share of crops that are centred on a random pixel of the mask.
 
@@ -43,16 +43,16 @@ class Crops:
         """The window of a crop in a picture.
 
         Args:
-            shape: (height, width) of the picture.
+            shape: of the picture, its spatial axes.
             key: of the crop: another one has another place.
             seed: of the epoch: another one has other places.
-            mask: gives (height, width), not 0 where crops may be centred; None for no mask.
+            mask: gives an array of the shape, not 0 where crops may be centred; None for no mask.
 
         Raises:
-            ValueError: the picture is smaller than the crop.
+            ValueError: the picture is smaller than the crop, or has other axes.
         """
         size = sides(self.size)
-        if any(side < wanted for side, wanted in zip(shape, size, strict=True)):
+        if len(shape) != len(size) or any(side < wanted for side, wanted in zip(shape, size, strict=True)):
             found, wanted = (" x ".join(map(str, each)) for each in (shape, size))
             raise ValueError(f"it has {found} pixels, and crops have {wanted}")
         random = np.random.Generator(np.random.PCG64(keyed(seed, key)))

@@ -43,6 +43,7 @@ class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
         direction: ``AtoB``, or ``BtoA`` where the sides are swapped.
         degradation: what makes sources, or None.
         crops: which crops of pictures the examples are, or None.
+        axes: the number of spatial axes of an example.
         left_out: why examples could not be read, as far as this process knows.
 
     Item i is (source, target), each (C, *S) float32 in [-1, 1].
@@ -56,6 +57,7 @@ class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
     direction: str = "AtoB"
     degradation: Degradation | None = None
     crops: Crops | None = None
+    axes: int = 2
     left_out: set[str]
 
     @abstractmethod

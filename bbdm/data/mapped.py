@@ -40,7 +40,8 @@ class MappedDataset(Examples):
         source_values: the values of sources. None for 0 to 255 of uint8, and for floats that are in [-1, 1].
         target_values: the values of targets, with the same default.
 
-    Sources and targets are tensors, arrays (C, H, W), or 8-bit pictures of Pillow, all of one size. A
+    Sources and targets are tensors, arrays (C, H, W), of volumes (C, D, H, W), or 8-bit pictures of Pillow,
+    all of one size. A
     ``digest()`` of the data set names it when a run resumes; without one, its length and some items do.
 
     Raises:
@@ -67,7 +68,8 @@ class MappedDataset(Examples):
         self._shapes = {name: tuple(value.shape) for name, value in sides.items()}
         self.masked = first.mask is not None
         self.source_channels, self.channels = len(first.source), len(first.target)
-        self.image_size = images.as_size(tuple(first.target.shape[1:]))
+        self.image_size = images.as_size(tuple(first.target.shape[1:]), first.target.ndim - 1)
+        self.axes = first.target.ndim - 1
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -107,13 +109,13 @@ class MappedDataset(Examples):
         if isinstance(value, Image.Image):
             value = images.as_pixels(value)
         array = value.numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-        if array.ndim != 3 or 0 in array.shape:
-            raise ValueError(f"{name} must be (C, H, W), got shape {array.shape}")
+        if array.ndim not in (3, 4) or 0 in array.shape:
+            raise ValueError(f"{name} must be (C, H, W), got shape {array.shape}; of volumes, (C, D, H, W)")
         check_finite(array)
         values = self._given[name]
         if values is not None:
             check_channels(values, len(array), name)
-            return torch.from_numpy(values.of(array).scaled(array))
+            return torch.from_numpy(values.of(array).scaled(array, axes=array.ndim - 1))
         if array.dtype == np.uint8:
             return torch.from_numpy(np.ascontiguousarray(array))
         if array.dtype.kind != "f" or abs(array).max() > images.RANGE_LIMIT:

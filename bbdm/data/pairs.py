@@ -173,9 +173,11 @@ def load_dataset(
     if pictures == PLAIN and _is_plain(pairs):
         return PairedDataset(pairs, image_size, direction, channels, resize, degradation)
     kind = _kind(pairs, direction, pictures)
-    size = None if resize == "keep" or pictures.crop is not None else image_size
-    cache = None if kind.crop is None and kind.slices is None else cache  # whole pictures are cached as they are made
-    return ValuedDataset(pairs, kind, pictures.crops, size, direction, channels, degradation, pictures.resample, cache)
+    size = None if resize == "keep" or pictures.crop is not None or pictures.axes == 3 else image_size
+    if kind.crop is None and kind.slices is None:
+        cache = None  # whole pictures are cached as they are made
+    parts = pictures.crops, size, direction, channels, degradation, pictures.resample, cache, pictures.axes
+    return ValuedDataset(pairs, kind, *parts)
 
 
 def _inside(
@@ -229,4 +231,5 @@ def _kind(pairs: Pairs, direction: str, pictures: PicturesConfig) -> PictureKind
     values = {name: EIGHT_BIT if value is None else value for name, value in given.items()}
     if sides.target is not None and isinstance(given["target"], Values):
         values["target"] = given["target"].stored_like(sides.target.dtype)
-    return PictureKind(**values, crop=pictures.crop, slices=pictures.slices, neighbours=pictures.neighbours)
+    crop = None if pictures.crops is None else pictures.crops.size
+    return PictureKind(**values, crop=crop, slices=pictures.slices, neighbours=pictures.neighbours)

@@ -1,4 +1,4 @@
-"""Pairs of pictures of any channels and values: whole, in crops, or as slices of volumes."""
+"""Pairs of pictures or volumes of any channels and values: whole, in crops, or as slices of volumes."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ class ValuedDataset(PairExamples):
             one is drawn anew in each epoch.
         resample: resample sources and masks that lie on another grid than the target.
         cache: folder of decoded pictures, where no part of a file can be read alone; None for none.
+        axes: of an example: 2 for pictures and slices, 3 for volumes.
         skip_bad: the place of a pair that cannot be read is taken by the next one that can.
 
     Raises:
@@ -72,14 +73,18 @@ class ValuedDataset(PairExamples):
         degradation: Degradation | None = None,
         resample: bool = False,
         cache: Path | None = None,
+        axes: int = 2,
         skip_bad: bool = False,
     ) -> None:
         super().__init__(pairs, direction, degradation, skip_bad)
-        self._settings = kind, crops, image_size, direction, channels, degradation, resample, cache
+        if axes == 3 and degradation is not None:
+            raise ValueError("degrade is for pictures, and this network is of volumes")
+        self._settings = kind, crops, image_size, direction, channels, degradation, resample, cache, axes
         self.settings = str(self._settings)
         self.kind = kind
         self.crops = crops
         self._resized_to = None if image_size is None or crops is not None else images.sides(image_size)
+        self.axes = axes
         sides = pairs[0].opened()
         pictures = chain(*_by_role(sides))
         self.masked = sides.mask is not None or any(each.nodata is not None for each in pictures)
@@ -87,9 +92,11 @@ class ValuedDataset(PairExamples):
         self._ranges: dict[tuple[Path, ...], Values] = {}  # of percentiles
         sides = self._opened(0)
         plane = in_plane(sides.sources[0].size, sides)
-        if len(plane) != 2:
+        if axes == 2 and len(plane) != 2:
             raise ValueError(f"{pairs[0]} is a volume: say which slices of it are meant, such as --slices axial")
-        self.image_size = images.as_size(crops.size if crops else self._resized_to or plane)
+        if axes != len(plane):
+            raise ValueError(f"{pairs[0]} has {len(plane)} axes, and this network is of volumes, which have {axes}")
+        self.image_size = images.as_size(crops.size if crops else self._resized_to or plane, axes)
         count, self.channels = map(self._reader.channels, _by_role(sides))
         self.channels = self.channels or count
         self.source_channels = kind.planes * count
@@ -164,6 +171,13 @@ class ValuedDataset(PairExamples):
         channels = [self._reader.channels(each) for each in _by_role(sides) if each]
         if channels != [self.source_channels // self.kind.planes, self.channels][: len(channels)]:
             raise ValueError(f"{self.pairs[place]} has {channels} channels, and {self.pairs[0]} others")
+        size = in_plane(sides.sources[0].size, sides)
+        if self.axes == 3 and self.crops is None and size != self.image_size:
+            found, wanted = (" x ".join(map(str, each)) for each in (size, images.sides(self.image_size)))
+            raise ValueError(
+                f"{self.pairs[place]} has {found} voxels, and {self.pairs[0]} has {wanted}: train on crops, "
+                "such as --crop 64x96x96"
+            )
         if whole:
             for role in ("source", "target"):
                 if (side := self.whole(self.pairs[place], role)) is not None:
@@ -248,9 +262,9 @@ class ValuedDataset(PairExamples):
 
     def _fitted(self, array: Array) -> Array:
         """The array at the size that whole pictures are resized to, each channel for itself."""
-        height, width = self._resized_to or array.shape[1:]
-        if array.shape[1:] == (height, width):
+        if self._resized_to is None or array.shape[1:] == self._resized_to:
             return np.ascontiguousarray(array)
+        height, width = self._resized_to
         channels = [images.resized(Image.fromarray(channel), (height, width)) for channel in array]
         return np.stack([np.asarray(channel) for channel in channels])
 

@@ -73,7 +73,7 @@ class Files(ABC):
     @property
     def at_once(self) -> int | None:
         """The most entries of a batch; None for any number."""
-        return 1 if isinstance(self.dataset.pairs, Slices) else None
+        return 1 if isinstance(self.dataset.pairs, Slices) or self.dataset.axes == 3 else None
 
     @property
     def masked(self) -> bool:
@@ -275,7 +275,7 @@ class Valued(Files):
 
     def size(self, index: int) -> tuple[int, int] | None:
         """That of the files; None of volumes."""
-        return None if self._axis is not None else self.strips(index).shape[1:]  # pyright: ignore[reportReturnType]
+        return None if self.at_once == 1 else self.strips(index).shape[1:]  # pyright: ignore[reportReturnType]
 
     def strips(self, index: int) -> Strips:
         """By windows where the files can be read so."""
@@ -332,8 +332,9 @@ class Valued(Files):
         return [self._picture(*side) for side in sides]
 
     def _picture(self, array: Array, values: Values) -> Image.Image:
-        if self._axis is not None:
-            array = array.take(array.shape[self._axis] // 2, self._axis)
+        if array.ndim == 4:
+            axis = self._axis or 1
+            array = array.take(array.shape[axis] // 2, axis)
         image = images.from_array(values.scaled(np.nan_to_num(array)))
         image.thumbnail((SHOWN, SHOWN))
         return image

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -34,14 +34,23 @@ TURNS = {  # what makes a picture of an EXIF orientation upright
 }
 SIDEWAYS = range(5, 9)  # EXIF orientations that swap width and height
 GROUP_GAP = 6  # between groups in a grid, in gaps
-Size = int | tuple[int, int]  # the side of a square, or (height, width)
+Size = int | tuple[int, int] | tuple[int, int, int]  # a side, (height, width), or (depth, height, width)
 Resize = Literal["stretch", "fit", "keep"]  # what a size means: exactly this, at most this, or nothing
 RANGE_LIMIT = 1.5  # refuses images in [0, 255] and standardised ones, accepts an overshooting filter
 
 
-def sides(size: Size) -> tuple[int, int]:
-    """(height, width) of a size."""
-    return (size, size) if isinstance(size, int) else size
+@overload
+def sides(size: Size, axes: Literal[2] = 2) -> tuple[int, int]: ...
+@overload
+def sides(size: Size, axes: int) -> tuple[int, ...]: ...
+def sides(size: Size, axes: int = 2) -> tuple[int, ...]:
+    """The length of each axis: of a side, as many as there are ``axes``."""
+    return (size,) * axes if isinstance(size, int) else size
+
+
+def shown(size: Size) -> str:
+    """A size for people, such as 256 x 256."""
+    return " x ".join(str(side) for side in sides(size))
 
 
 def warn_of_scale(trained: Size, height: int, width: int) -> None:
@@ -55,31 +64,37 @@ def warn_of_scale(trained: Size, height: int, width: int) -> None:
         )
 
 
-def as_size(value: Any) -> Size:
-    """A size in its one form: an integer for a square, (height, width) otherwise.
+def as_size(value: Any, axes: int = 2) -> Size:
+    """A size in its one form: an integer for a square, (height, width) otherwise; of 3 axes, 3 integers.
 
     Raises:
-        ValueError: it is neither an integer nor two, or below 1.
+        ValueError: it is neither an integer nor one for each axis, or below 1.
     """
-    whole = (value, value) if isinstance(value, int) else value
-    if not isinstance(whole, list | tuple) or len(whole) != 2 or not all(isinstance(side, int) for side in whole):
-        raise ValueError(f"image_size must be an integer or (height, width), got {value!r}")
-    height, width = whole
-    if min(height, width) < 1:
+    whole = (value,) * axes if isinstance(value, int) else value
+    if not isinstance(whole, list | tuple) or len(whole) != axes or not all(isinstance(v, int) for v in whole):
+        names = "(height, width)" if axes == 2 else "(depth, height, width)"
+        raise ValueError(f"image_size must be an integer or {names}, got {value!r}")
+    if min(whole) < 1:
         raise ValueError(f"image_size must be at least 1, got {value}")
-    return height if height == width else (height, width)
+    return whole[0] if axes == 2 and whole[0] == whole[1] else tuple(whole)  # pyright: ignore[reportReturnType]
 
 
-def read_size(text: str) -> Size:
-    """A size from text: ``256``, or ``256x512`` for height x width.
+def read_size(text: str, axes: int = 2) -> Size:
+    """A size from text: ``256``, ``256x512`` for height x width; of 3 axes, ``64x96x96`` too.
 
     Raises:
         ValueError: the text has another form.
     """
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-        raise ValueError(f"a size is written as 256, or as 256x512 for height x width, got {text!r}")
-    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+    if len(parts) > axes or not all(part.isdecimal() for part in parts):
+        deep = "" if axes == 2 else ", or as 64x96x96 for depth x height x width"
+        raise ValueError(f"a size is written as 256, or as 256x512 for height x width{deep}, got {text!r}")
+    return int(parts[0]) if len(parts) == 1 else tuple(map(int, parts))  # pyright: ignore[reportReturnType]
+
+
+def read_sides(text: str) -> Size:
+    """A size of pictures or volumes from text; see :func:`read_size`."""
+    return read_size(text, axes=3)
 
 
 def resized(image: Image.Image, size: Size, resize: Resize = "stretch") -> Image.Image:

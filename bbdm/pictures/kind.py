@@ -102,7 +102,8 @@ class PictureKind:
         }
         crop = config.get("crop")
         volumes = {name: config[name] for name in ("slices", "neighbours") if config.get(name) is not None}
-        return cls(**sides, crop=None if crop is None else as_size(crop), **volumes)
+        axes = 3 if isinstance(crop, list | tuple) and len(crop) == 3 else 2
+        return cls(**sides, crop=None if crop is None else as_size(crop, axes), **volumes)
 
 
 EIGHT_BIT_PICTURES = PictureKind()

@@ -58,6 +58,26 @@ def test_values_make_the_unit_range() -> None:
     assert (example.source.min(), example.source.max()) == (-1, 1)
 
 
+def test_volumes_have_three_axes() -> None:
+    stored = np.arange(-4, 4).reshape(1, 2, 2, 2) * 250
+    pairs = MappedDataset(
+        items(
+            (
+                stored,
+                stored,
+            )
+        ),
+        None,
+        HU,
+        HU,
+    )
+    assert (pairs.axes, pairs.image_size) == (3, (2, 2, 2))
+    assert torch.equal(pairs[0][1], torch.arange(-4, 4).reshape(1, 2, 2, 2) / 4)
+    mask = {"source": stored, "target": stored, "mask": np.ones((1, 2, 2))}
+    with pytest.raises(ValueError, match=r"mask must be \(1, 2, 2, 2\), got \(1, 2, 2\)"):
+        MappedDataset(items(mask), None, HU, HU)
+
+
 def test_an_item_of_another_library_needs_one_line() -> None:
     pairs = MappedDataset(items({"mr": np.zeros((1, 4, 4)), "ct": np.ones((1, 4, 4))}), lambda i: (i["mr"], i["ct"]))
     assert pairs[0][1].unique().tolist() == [1]

@@ -1,4 +1,4 @@
-"""The folders of SynthRAD: which patients, values and masks they give, and what is said where one is missing."""
+"""The folders of SynthRAD: which patients, values and masks they give, and what is said where one lacks."""
 
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,6 @@
 """Pictures of any channels and values: whole, in crops, as slices of volumes."""
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.data.survey import BadPicturesError, readable
 from bbdm.data.valued import ValuedDataset
 from bbdm.pictures.formats import medical
+from bbdm.pictures.kind import PictureKind
 from bbdm.pictures.lazy import Geometry
 from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import Values, read_values
@@ -187,6 +189,47 @@ def test_slices_of_which_nothing_is_in_the_mask_are_left_out(tmp_path: Path) -> 
         load(data_dir, slices="axial", masks=tmp_path / "M")
 
 
+def test_crops_of_volumes_are_examples_of_three_axes(tmp_path: Path) -> None:
+    """Anywhere in the volume; those in the mask are centred there; a side alone is of a cube."""
+    size = (9, 10, 11)
+    data_dir = folders(tmp_path, count=1, size=size)
+    (tmp_path / "M").mkdir()
+    mask = np.zeros((1, *size), np.uint8)
+    mask[0, 4, 5, 6] = 1
+    Picture(mask).save(tmp_path / "M" / "0.npy")
+    settings: dict[str, Any] = {"crop": (3, 4, 5), "axes": 3, "masks": tmp_path / "M"}
+    pairs = load(data_dir, **settings)
+    assert (pairs.image_size, pairs.axes, pairs.kind.crop) == ((3, 4, 5), 3, (3, 4, 5))
+    assert PictureKind.from_config(json.loads(json.dumps(pairs.kind.config()))) == pairs.kind
+    volume, places = place_of(0, size), set[tuple[int, ...]]()
+    for seed in range(20):
+        example = pairs.read(0, seed)
+        crop = numbers(example.source)
+        first = tuple(map(int, np.unravel_index(crop[0, 0, 0], size)))
+        assert (crop == volume[tuple(slice(at, at + side) for at, side in zip(first, (3, 4, 5), strict=True))]).all()
+        assert (numbers(example.target) == crop).all()
+        assert example.mask is not None
+        assert int(example.mask.sum()) == int((crop == volume[4, 5, 6]).sum())
+        places.add(first)
+    assert len(places) > 10
+    inside = load(data_dir, **settings, crops_in_mask=1.0)
+    assert {int(numbers(inside.read(0, seed).source)[1, 2, 2]) for seed in range(5)} == {int(volume[4, 5, 6])}
+    assert load(data_dir, crop=4, axes=3).read(0).source.shape == (1, 4, 4, 4)
+    whole = load(data_dir, axes=3).read(0)
+    assert (numbers(whole.source) == volume).all()
+
+
+def test_volumes_of_several_sizes_need_crops(tmp_path: Path) -> None:
+    data_dir = folders(tmp_path, count=2, size=(4, 5, 6))
+    for side in "AB":
+        Picture(place_of(0, (1, 4, 5, 7))).save(tmp_path / side / "1.npy")
+    with pytest.raises(
+        BadPicturesError, match=r"1.npy has 4 x 5 x 7 voxels, and .*0.npy has 4 x 5 x 6: train on crops"
+    ):
+        readable(load(data_dir, axes=3), False, pytest.fail)
+    readable(load(data_dir, axes=3, crop=4), False, pytest.fail)
+
+
 def test_channels_of_several_files_follow_each_other(tmp_path: Path) -> None:
     folders(tmp_path, count=1)
     (tmp_path / "C").mkdir()
@@ -266,6 +309,8 @@ def test_degradations_are_of_the_crop_and_random_ones_anew_each_epoch(
     assert all(0.2 <= float(mask.float().mean()) < 0.5 for mask in masks)  # of the crop's own pixels
     assert not torch.equal(masks[0], masks[1])
     assert torch.equal(pairs.read(0, 2).source, examples[2].source)
+    with pytest.raises(ValueError, match="degrade is for pictures, and this network is of volumes"):
+        load_dataset("folder", str(tmp_path), degrade="inpaint", pictures=PicturesConfig(crop=16, axes=3))
 
 
 def test_pairs_travel_to_other_processes(tmp_path: Path) -> None:
@@ -308,6 +353,8 @@ def _more_channels(root: Path) -> None:
         (None, {"source_values": read_values("0:1,0:1")}, "has 1 channels, and there are values of 2"),
         (None, {"crops_in_mask": 0.5, "crop": 8}, "crops_in_mask needs masks"),
         (None, {"slices": "axial"}, "has 2 axes, and slices are of volumes"),
+        (None, {"axes": 3}, r"A/0.npy has 2 axes, and this network is of volumes, which have 3"),
+        (None, {"axes": 3, "crop": (8, 8)}, r"must be an integer or \(depth, height, width\), got \(8, 8\)"),
         (_grow, {"resample": True}, "cannot be resampled .*: two medical files or GeoTIFFs can"),
     ],
 )
@@ -361,6 +408,7 @@ def test_a_mask_on_another_grid_takes_the_nearest(tmp_path: Path) -> None:
         ({"crops_per_picture": 0, "crop": 8}, "crops_per_picture must be at least 1, got 0"),
         ({"crops_per_picture": 2}, "crops_per_picture and crops_in_mask need crop"),
         ({"neighbours": 1}, "neighbours needs slices"),
+        ({"axes": 3, "slices": "axial"}, "slices are of networks of 2 axes, and this one has 3"),
         ({"neighbours": -1, "slices": "axial"}, "neighbours must be at least 0, got -1"),
         ({"crops_in_mask": 2.0, "crop": 8, "masks": Path("M")}, "crops_in_mask must be from 0 to 1, got 2"),
     ],

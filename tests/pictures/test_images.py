@@ -123,6 +123,19 @@ def test_sizes(text: str, size: images.Size, sides: tuple[int, int]) -> None:
     assert images.sides(size) == sides
 
 
+def test_sizes_of_volumes() -> None:
+    """Three integers, also of a cube."""
+    assert images.as_size(images.read_sides("8"), axes=3) == (8, 8, 8)
+    assert images.as_size(images.read_sides("4x8x16"), axes=3) == images.as_size([4, 8, 16], axes=3) == (4, 8, 16)
+    assert images.read_sides("8x16") == (8, 16)
+    assert (images.sides(8, 3), images.shown((4, 8, 16)), images.shown(8)) == ((8, 8, 8), "4 x 8 x 16", "8 x 8")
+    for wrong in ((8, 8), (0, 8, 8), "8"):
+        with pytest.raises(ValueError, match="image_size must be"):
+            images.as_size(wrong, axes=3)
+    with pytest.raises(ValueError, match="or as 64x96x96 for depth x height x width, got '8x8x8x8'"):
+        images.read_sides("8x8x8x8")
+
+
 @pytest.mark.parametrize("text", ["", "x", "8x", "8x8x8", "-8", "8.5", "wide"])
 def test_refuses_other_sizes(text: str) -> None:
     with pytest.raises(ValueError, match=f"a size is written as 256, or as 256x512 for height x width, got '{text}'"):
