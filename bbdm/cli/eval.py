@@ -1,8 +1,9 @@
 """Score a network on a data set: bbdm eval edge2shoes DATA MODEL [OUTPUT_DIR] [flags].
 
-OUTPUT_DIR gets the results, settings.json and scores.json. After an interruption, the same command resumes.
-Existing scores of other metrics are kept. With --sweep, OUTPUT_DIR gets a folder for each solver and number
-of steps; sweep.json and two plots compare them, and those of earlier sweeps of the same settings.
+OUTPUT_DIR gets the results, settings.json and scores.json; of volumes, with the scores of each. After an
+interruption, the same command resumes. Existing scores of other metrics are kept. With --sweep, OUTPUT_DIR
+gets a folder for each solver and number of steps; sweep.json and two plots compare them, and those of earlier
+sweeps of the same settings.
 
 For several processes, one for each GPU, which share the work, add --use_multi_gpus, or start it by
 torchrun --nproc_per_node N -m bbdm eval ...
@@ -24,7 +25,7 @@ from bbdm.bridges import Bridge
 from bbdm.cli.training import DATA_DIR
 from bbdm.data.config import DATASETS
 from bbdm.evaluation.config import TranslateConfig
-from bbdm.evaluation.table import METRICS, LPIPSNet, defaults
+from bbdm.evaluation.table import BONE, METRICS, LPIPSNet, defaults
 
 if TYPE_CHECKING:
     from bbdm.evaluation.translate import Translator
@@ -47,6 +48,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, TranslateConfig]:
         help="(default: fid lpips, of other pictures than 8-bit grey and RGB mae psnr ssim; diversity where possible)",
     )
     parser.add_argument("--masks", type=Path, help="folder of masks by the pictures' names, not 0 where pixels count")
+    parser.add_argument("--dice_above", type=float, default=BONE, help="dice is of values above it")
     parser.add_argument("--per_channel", action="store_true", help="scores of each channel too, such as mae[3]")
     parser.add_argument("--sweep", nargs="+", metavar="SOLVER:NFE,NFE", help="such as dpm2m:5,10,20 fast:199")
     parser.add_argument("--fid_weights", type=Path, help="Inception's weights, if they cannot be downloaded")
@@ -80,7 +82,7 @@ def read_sweep(words: list[str], bridge: Bridge, defaults: solvers.Defaults) -> 
 
 def evaluate(translator: Translator, args: argparse.Namespace, run: Run, folder: Path) -> Report:
     """Make and score the results of one solver; the report is empty in all processes but the first."""
-    from bbdm.evaluation import metrics, reports
+    from bbdm.evaluation import metrics, patients, reports
 
     processes = translator.processes
     with processes.first_before_others():  # the others find what it downloads
@@ -94,16 +96,24 @@ def evaluate(translator: Translator, args: argparse.Namespace, run: Run, folder:
             values=translator.setup.values,
             channels=translator.setup.channels,
             masked=translator.files.masked,
+            dice_above=args.dice_above,
             per_channel=args.per_channel,
         )
     jobs, report = translator.run(*run, folder)
-    for batch in translator.pictures(jobs):
-        scores.update(*batch)
-    scores.collect(processes)
+    each: dict[str, dict[str, float]] = {}
+    if translator.files.volumes and all(METRICS[name].masks for name in args.metrics):
+        each = patients.score(scores, translator, jobs)
+    else:
+        for _, batch in translator.pictures(jobs):
+            scores.update(*batch)
+        scores.collect(processes)
     if processes.first:
         net = args.lpips_net if "lpips" in args.metrics else None
+        above = {"dice_above": args.dice_above} if "dice" in args.metrics else {}
+        of = {name: patients.summary(name, values) for name, values in each.items()}
+        found = {name: found["mean"] for name, found in of.items()} if of else scores.compute()
         masks = {} if args.masks is None else {"masks": translator.files.masks_digest}
-        report = {"scores": scores.compute(), "lpips_net": net, **masks, **report}
+        report = {"scores": found, "by_patient": of, "lpips_net": net, **above, **masks, **report}
         if not args.overwrite:
             report = reports.with_earlier_scores(report, folder / "scores.json")
         manifest.write(folder / "scores.json", report)
@@ -146,7 +156,7 @@ def sweep(translator: Translator, args: argparse.Namespace) -> None:
 def main(argv: Sequence[str]) -> None:
     """The command; see the module."""
     args, config = parse(argv)
-    from bbdm.evaluation import reports
+    from bbdm.evaluation import patients, reports
     from bbdm.evaluation.translate import Translator
     from bbdm.execution.processes import start_on_each_gpu
 
@@ -161,5 +171,7 @@ def main(argv: Sequence[str]) -> None:
         report = evaluate(translator, args, (config.chosen_solver, config.steps), config.output_dir)
         if translator.processes.first:
             print(reports.table([report], args.metrics))
+            if report["by_patient"]:
+                print("\n" + patients.table(report, args.metrics))
             print(f"results and scores.json: {config.output_dir}")
     translator.processes.leave()

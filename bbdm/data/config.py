@@ -76,8 +76,6 @@ class PicturesConfig(ValuesConfig):
 
     def __post_init__(self) -> None:
         check(self)
-        if self.neighbours and self.slices is None:
-            raise ValueError("neighbours needs slices")
         if self.axes == 3 and self.slices is not None:
             raise ValueError(f"slices are of networks of 2 axes, and this one has 3; got {self.slices}")
         if (self.crops_per_picture > 1 or self.crops_in_mask) and self.crop is None:

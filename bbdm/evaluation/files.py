@@ -71,9 +71,9 @@ class Files(ABC):
         self._masked = None if masks is None else with_masks(pairs, masks, split)
 
     @property
-    def at_once(self) -> int | None:
-        """The most entries of a batch; None for any number."""
-        return 1 if isinstance(self.dataset.pairs, Slices) or self.dataset.axes == 3 else None
+    def volumes(self) -> bool:
+        """Whether an entry is a volume, and a batch."""
+        return isinstance(self.dataset.pairs, Slices) or self.dataset.axes == 3
 
     @property
     def masked(self) -> bool:
@@ -275,7 +275,7 @@ class Valued(Files):
 
     def size(self, index: int) -> tuple[int, int] | None:
         """That of the files; None of volumes."""
-        return None if self.at_once == 1 else self.strips(index).shape[1:]  # pyright: ignore[reportReturnType]
+        return None if self.volumes else self.strips(index).shape[1:]  # pyright: ignore[reportReturnType]
 
     def strips(self, index: int) -> Strips:
         """By windows where the files can be read so."""

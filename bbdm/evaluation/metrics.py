@@ -1,8 +1,8 @@
-"""The metrics: FID, LPIPS, PSNR, SSIM, MS-SSIM, MAE, RMSE, SAM, ERGAS, diversity, and those that a user adds.
+"""The metrics: FID, LPIPS, PSNR, SSIM, MS-SSIM, Dice, MAE, RMSE, SAM, ERGAS, diversity, and those of a user.
 
 They are rows of :data:`METRICS`, to which a statement adds one:
 
-    METRICS["dice"] = Kind(mean_of(dice), higher_is_better=True, masks="pixels")
+    METRICS["bias"] = Kind(mean_of(bias), higher_is_better=False, masks="pixels")
 
 mIoU is in :mod:`bbdm.evaluation.segmentation`.
 """
@@ -251,6 +251,17 @@ def build_sam(setup: Setup) -> Metric:
 def build_ms_ssim(setup: Setup) -> Metric:
     """MS-SSIM of volumes (SynthRAD 2025), of the range of the values."""
     return _MSSSIM()
+
+
+def build_dice(setup: Setup) -> Metric:
+    """The Dice coefficient of values above a threshold; a picture in which neither has any does not count."""
+
+    def compare(results: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        one, other = results > setup.dice_above, targets > setup.dice_above
+        both = (one & other).sum((1, 2, 3), dtype=torch.float64)
+        return 2 * both / (one.sum((1, 2, 3)) + other.sum((1, 2, 3)))  # 0 / 0 is NaN, which has no score
+
+    return PictureMean(compare)
 
 
 build_mae = mean_of(_mae)

@@ -39,8 +39,10 @@ def with_earlier_scores(report: Report, path: Path) -> Report:
     """A report with the scores of other metrics that ``path`` has for the same settings and masks."""
     for before in read(path):
         if before["settings"] == report["settings"] and before.get("masks") == report.get("masks"):
-            net = report["lpips_net"] or before.get("lpips_net")
-            report = {**report, "scores": {**before["scores"], **report["scores"]}, "lpips_net": net}
+            for name in ("lpips_net", "dice_above"):
+                report = {**report, name: before.get(name) if report.get(name) is None else report[name]}
+            for name in ("scores", "by_patient"):
+                report = {**report, name: {**before.get(name, {}), **report.get(name, {})}}
     return report
 
 
@@ -63,7 +65,7 @@ def merge(before: Sequence[Report], reports: Sequence[Report]) -> list[Report]:
 def table(reports: Sequence[Report], metrics: Sequence[str]) -> str:
     """Markdown, a row for each report, of the scores of these metrics: of all channels, and of each alone."""
     names = [name for metric in metrics for name in reports[0]["scores"] if metric_of(name) == metric]
-    titles = [_title(name, reports[0]) for name in names]
+    titles = [title(name, reports[0]) for name in names]
     rows = [["solver", "NFE", "pictures", *titles, "s / picture"], ["---"] * (len(names) + 4)]
     for report in reports:
         scores = [f"{report['scores'][name]:{METRICS[metric_of(name)].form}}" for name in names]
@@ -93,7 +95,7 @@ def draw(reports: Sequence[Report], over: Literal["nfe", "seconds_per_picture"],
             of = [report for report in measured if report["solver"] == solver and name in report["scores"]]
             points = sorted((report[over], report["scores"][name]) for report in of)
             panel.plot([x for x, _ in points], [y for _, y in points], marker="o", label=solver)
-        panel.set(xscale="log", xlabel=LABELS[over], ylabel=_title(name, measured[0]))
+        panel.set(xscale="log", xlabel=LABELS[over], ylabel=title(name, measured[0]))
         panel.xaxis.set_major_locator(FixedLocator(_ticks([report[over] for report in measured])))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}" if over != "nfe" else f"{value:.0f}")
@@ -114,7 +116,7 @@ def _ticks(values: Sequence[float]) -> list[float]:
     return ticks
 
 
-def _title(name: str, report: Report) -> str:
+def title(name: str, report: Report) -> str:
     """A score's name, its unit, and which way is better; of a metric that is not registered, the name."""
     metric = metric_of(name)
     kind = METRICS.get(metric)

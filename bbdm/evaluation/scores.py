@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torchmetrics import Metric
 
-from bbdm.evaluation.table import METRICS, Kind, LPIPSNet, Setup
+from bbdm.evaluation.table import BONE, METRICS, Kind, LPIPSNet, Setup
 from bbdm.execution.processes import Processes
 from bbdm.pictures.values import EIGHT_BIT, Values
 
@@ -32,10 +32,10 @@ class _Compared(NamedTuple):
 class Scores:
     """Several metrics over one data set.
 
-    FID compares all results with all targets; its statistics are float64. LPIPS, PSNR, SSIM, MAE, RMSE, SAM
-    and ERGAS compare each result with its source's target, and are means over results. Diversity (Li et al.,
-    BBDM, CVPR 2023) is the standard deviation over a source's results, without Bessel's correction, averaged
-    over pixels, channels and sources.
+    FID compares all results with all targets; its statistics are float64. LPIPS, PSNR, SSIM, Dice, MAE, RMSE,
+    SAM and ERGAS compare each result with its source's target, and are means over results. Diversity (Li et
+    al., BBDM, CVPR 2023) is the standard deviation over a source's results, without Bessel's correction,
+    averaged over pixels, channels and sources.
 
     MAE, RMSE and diversity have the unit of the values, and PSNR and SSIM their range. SAM is in radians.
     With masks, only pixels inside count; a picture with none does not. A volume (C, D, H, W) is one picture,
@@ -55,6 +55,7 @@ class Scores:
         values: of targets and results.
         channels: of targets and results; 8-bit grey is compared as RGB.
         masked: whether pictures have masks.
+        dice_above: values above it are compared by the Dice coefficient; bone is above 200 HU.
         per_channel: add a score ``NAME[i]`` of each channel i, from 0, of the metrics that channels have.
 
     Raises:
@@ -76,9 +77,10 @@ class Scores:
         values: Values = EIGHT_BIT,
         channels: int = 3,
         masked: bool = False,
+        dice_above: float = BONE,
         per_channel: bool = False,
     ) -> None:
-        self._setup = Setup(values, channels, samples, features, fid_weights, lpips_net, lpips_weights)
+        self._setup = Setup(values, channels, samples, features, fid_weights, lpips_net, lpips_weights, dice_above)
         self._masked = masked
         for name in names:
             self._check(name)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from bbdm.pictures.values import EIGHT_BIT, Values
 
+BONE = 200.0  # HU
 LPIPSNet = Literal["alex", "vgg", "squeeze"]
 
 
@@ -25,6 +26,7 @@ class Setup:
         fid_weights: file of the weights that torch-fidelity publishes; None downloads them.
         lpips_net: the network of LPIPS.
         lpips_weights: file of torchvision's ImageNet weights for that network; None downloads them.
+        dice_above: values above it are compared by the Dice coefficient; bone is above 200 HU.
     """
 
     values: Values = EIGHT_BIT
@@ -34,6 +36,7 @@ class Setup:
     fid_weights: Path | None = None
     lpips_net: LPIPSNet = "alex"
     lpips_weights: Path | None = None
+    dice_above: float = BONE
 
     @property
     def colour(self) -> bool:
@@ -89,6 +92,7 @@ METRICS: dict[str, Kind] = {
     "psnr": Kind(_built_in("psnr"), True, takes="unit", masks="pixels", form=".2f"),
     "ssim": Kind(_built_in("ssim"), True, takes="unit", masks="map"),
     "ms_ssim": Kind(_built_in("ms_ssim"), True, takes="unit", masks="map"),
+    "dice": Kind(_built_in("dice"), True, masks="pixels"),
     "mae": Kind(_built_in("mae"), False, masks="pixels", unit=True, form=".5g"),
     "rmse": Kind(_built_in("rmse"), False, masks="pixels", unit=True, form=".5g"),
     "sam": Kind(_built_in("sam"), False, masks="pixels", joint=True),

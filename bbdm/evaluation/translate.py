@@ -160,7 +160,7 @@ class Translator:
 
     def _at_once(self, jobs: list[Job]) -> int:
         """The number of jobs of a batch: of volumes one, whose slices are translated in batches."""
-        return self.files.at_once or min(self.config.batch_size, max(1, len(jobs)))
+        return 1 if self.files.volumes else min(self.config.batch_size, max(1, len(jobs)))
 
     def _translate(
         self, sampler: BridgeSampler, jobs: list[Job], record: Record | None, warm_up: bool, about: dict[str, Any]
@@ -173,7 +173,7 @@ class Translator:
         """
         count = self._at_once(jobs)
         windowed = sampler.windowing(**self.config.windows) is not None
-        size = self.config.batch_size if self.files.at_once or windowed else count
+        size = self.config.batch_size if self.files.volumes or windowed else count
         batches = [jobs[start : start + count] for start in range(0, len(jobs), count)]
         share = batches[self.processes.rank :: self.processes.count]
         windows = self.config.windows
@@ -297,8 +297,12 @@ class Translator:
         """What scores of the results are built for."""
         return Setup(self.dataset.kind.target, self._channels, self.config.num_samples)
 
-    def pictures(self, jobs: list[Job]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-        """Batches for :meth:`bbdm.evaluation.scores.Scores.update`: this process's share of the results.
+    def pictures(
+        self, jobs: list[Job]
+    ) -> Iterator[tuple[list[str], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]]:
+        """The names of sources, and arguments of :meth:`bbdm.evaluation.scores.Scores.update`.
+
+        They are of this process's share of the results.
 
         Pictures that keep their size are batches of one.
         """
@@ -311,7 +315,8 @@ class Translator:
             made = [self.files.compared(same[0].index, [job.path for job in same]) for same in of]
             results, targets, masks = zip(*made, strict=True)
             valid = None if masks[0] is None else torch.stack(masks)  # of all pictures of a batch, or of none
-            yield torch.stack(results), torch.stack(targets), valid
+            names = [self.files.entries[same[0].index].name for same in of]
+            yield names, (torch.stack(results), torch.stack(targets), valid)
 
 
 def mean_of(results: Sequence[Picture], values: Values) -> Picture:

@@ -1,13 +1,16 @@
 """The commands of the guide to one's own data, on small volumes and scenes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from bbdm import load_checkpoint
 from bbdm.cli import eval as eval_command
-from bbdm.cli import presets, train, translate
+from bbdm.cli import info, presets, train, translate
+from bbdm.evaluation.metrics import dice, volume_scores
 from bbdm.pictures import formats
 from bbdm.pictures.lazy import Geometry
 from bbdm.pictures.picture import Picture
@@ -48,19 +51,73 @@ KINDS: dict[str, tuple[str, str, Any, list[str], list[str], tuple[int, ...], str
 }
 
 
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preset demo with a network of a few thousand parameters, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    network = presets.PRESETS["demo"].__class__(3, 3, condition_channels=3, **TINY)
+    monkeypatch.setitem(presets.PRESETS.maps[-1], "demo", network)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def synthrad_patient(folder: Path, size: tuple[int, ...] = (6, 20, 24)) -> None:
+    """MR, CT and a mask that leaves out the first and the last slice."""
+    mask = np.zeros((1, *size), np.uint8)
+    mask[:, 1:-1, 4:16, 4:20] = 1
+    folder.mkdir(parents=True)
+    place = Geometry(VOLUME)
+    Picture(RANDOM.normal(300, 80, (1, *size)).astype(np.float32), place).save(folder / "mr.mha")
+    Picture(RANDOM.integers(-1024, 1500, (1, *size)).astype(np.int16), place).save(folder / "ct.mha")
+    Picture(mask, place).save(folder / "mask.mha")
+
+
+def test_synthrad_in_2_5_d(tiny: None, capsys: Any) -> None:
+    """From the challenge's folders to scores by patient, which are those of the definitions."""
+    pytest.importorskip("SimpleITK")
+    for name in ("train/AB/1ABA001", "train/AB/1ABA002", "val/AB/1ABA003", "val/HN/1HNA001"):
+        synthrad_patient(Path("data") / name)
+    flags = ["--preset", "demo", "--crop", "16", "--neighbours", "1", "-b", "2", "-e", "1", "--crops_in_mask", "0.5"]
+    train.main(["synthrad", "data", "OUT.pt", *flags])
+    assert load_checkpoint("OUT.pt").unet.config.endpoint == (1,)
+    info.main(["OUT.pt"])
+    out = capsys.readouterr().out
+    assert "1 on each side, as channels of the source" in out
+    assert "-1024:3071:HU, stored as int16" in out
+    metrics = ["mae", "psnr", "ms_ssim", "dice"]
+    eval_command.main(["synthrad", "data", "OUT.pt", "SCORES", "--metrics", *metrics, "--steps", "2"])
+    report = json.loads(Path("SCORES/scores.json").read_text())
+    wanted: dict[str, dict[str, float]] = {}
+    for name in ("AB/1ABA003", "HN/1HNA001"):
+        result = formats.open(Path("SCORES", f"{name}.mha"))
+        truth, mask = (formats.open(Path("data/val", name, f"{each}.mha")) for each in ("ct", "mask"))
+        assert result.grid == truth.grid
+        arrays = [each[()][0] for each in (truth, result, mask)]
+        wanted[name] = volume_scores(*arrays) | {"dice": dice(arrays[0], arrays[1], 200, arrays[2])}
+    for metric in metrics:
+        found = report["by_patient"][metric]
+        values = [wanted[name][metric] for name in found["patients"]]
+        assert list(found["patients"].values()) == pytest.approx(values, rel=1e-5)
+        assert (found["mean"], found["std"]) == pytest.approx((np.mean(values), np.std(values, ddof=1)), rel=1e-4)
+        assert report["scores"][metric] == found["mean"]
+        worst = (max if metric == "mae" else min)(wanted, key=lambda name: wanted[name][metric])
+        assert found["worst"] == worst
+    printed = capsys.readouterr().out
+    mae = report["by_patient"]["mae"]
+    row = [f"{mae[name]:.5g}" for name in ("mean", "std")] + [f"{mae['patients'][mae['worst']]:.5g}", mae["worst"]]
+    assert f"| MAE HU ↓ | {' | '.join(row)} |" in printed
+    eval_command.main(["synthrad", "data", "OUT.pt", "SCORES", "--metrics", "rmse", "--steps", "2"])
+    assert [*json.loads(Path("SCORES/scores.json").read_text())["by_patient"]] == [*metrics, "rmse"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_three_commands(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_three_commands(kind: str, tmp_path: Path, tiny: None, capsys: Any) -> None:
     package, suffix, make, flags, metrics, shape, dtype = KINDS[kind]
     pytest.importorskip(package)
-    monkeypatch.chdir(tmp_path)
     for split in ("train", "val"):
         for side in "AB":
             (tmp_path / side / split).mkdir(parents=True)
             for number in range(2):
                 array, geometry = make(side)
                 Picture(array, geometry).save(tmp_path / side / split / f"{number}{suffix}")
-    tiny = presets.PRESETS["demo"].__class__(3, 3, condition_channels=3, **TINY)
-    monkeypatch.setitem(presets.PRESETS.maps[-1], "demo", tiny)  # pyright: ignore[reportAttributeAccessIssue]
     pairs = ["paired", "A/{split},B/{split}"]
     train.main([*pairs, "OUT.pt", "--preset", "demo", "--crop", "16", *flags, "-b", "2", "-e", "1"])
     translate.main(["folder", "A/val", "OUT.pt", "RESULTS", "--steps", "2"])

@@ -351,6 +351,7 @@ def _more_channels(root: Path) -> None:
         (_spoil, {}, r"A/0.npy: nan stands in channel 0 at \(2, 3\)"),
         (None, {"crop": 30}, r"A/0.npy: it has 20 x 24 pixels, and crops have 30 x 30"),
         (None, {"source_values": read_values("0:1,0:1")}, "has 1 channels, and there are values of 2"),
+        (None, {"neighbours": 1}, "neighbours must be a number of slices, at least 0, and need slices; got 1"),
         (None, {"crops_in_mask": 0.5, "crop": 8}, "crops_in_mask needs masks"),
         (None, {"slices": "axial"}, "has 2 axes, and slices are of volumes"),
         (None, {"axes": 3}, r"A/0.npy has 2 axes, and this network is of volumes, which have 3"),
@@ -407,7 +408,6 @@ def test_a_mask_on_another_grid_takes_the_nearest(tmp_path: Path) -> None:
     [
         ({"crops_per_picture": 0, "crop": 8}, "crops_per_picture must be at least 1, got 0"),
         ({"crops_per_picture": 2}, "crops_per_picture and crops_in_mask need crop"),
-        ({"neighbours": 1}, "neighbours needs slices"),
         ({"axes": 3, "slices": "axial"}, "slices are of networks of 2 axes, and this one has 3"),
         ({"neighbours": -1, "slices": "axial"}, "neighbours must be at least 0, got -1"),
         ({"crops_in_mask": 2.0, "crop": 8, "masks": Path("M")}, "crops_in_mask must be from 0 to 1, got 2"),

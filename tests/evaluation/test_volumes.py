@@ -90,6 +90,19 @@ def test_the_metric_is_the_function() -> None:
     assert METRICS["ms_ssim"].higher_is_better
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_dice_is_a_metric_within_masks(masked: bool) -> None:
+    truth, mask = volume((12, 14, 16)), ball((12, 14, 16))
+    results = [truth + 300 * RANDOM.standard_normal(truth.shape) for _ in range(2)]
+    scores = Scores(["dice"], values=Values(-1024, 3071, "HU", "int16"), channels=1, masked=masked, dice_above=450.5)
+    for result in [*results, None]:  # the last has no bone, and no score
+        pair = (np.zeros_like(truth),) * 2 if result is None else (result, truth)
+        stored = [torch.from_numpy(each).float()[None, None] for each in pair]
+        scores.update(stored[0][None], stored[1], torch.from_numpy(mask)[None, None] if masked else None)
+    wanted = [dice(truth, result, 450.5, mask if masked else None) for result in results]
+    assert scores.compute()["dice"] == pytest.approx(np.mean(wanted), rel=1e-9)
+
+
 def test_dice_of_a_threshold() -> None:
     truth, result = np.array([300.0, 300, 0, 0]), np.array([300.0, 0, 300, 0])
     assert dice(truth, result, 200) == 0.5
