@@ -54,6 +54,8 @@ def of_pictures(kind: PictureKind) -> Iterator[Row]:
         yield "crops", shown(kind.crop)
     if kind.slices is not None:
         yield "slices", kind.slices
+    if kind.spacing is not None:
+        yield "voxels", " x ".join(f"{length:g}" for length in kind.spacing)
     if kind.neighbours:
         yield "neighbours", f"{kind.neighbours} on each side, as channels of the source"
 

@@ -95,6 +95,11 @@ class TensorCache(Examples):
         """The data set's."""
         return self.dataset.names_digest()
 
+    @property
+    def spacing(self) -> tuple[float, ...] | None:
+        """The data set's."""
+        return self.dataset.spacing
+
     def order(self, seed: int) -> Order:
         """The data set's."""
         return self.dataset.order(seed)

@@ -60,6 +60,11 @@ class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
     axes: int = 2
     left_out: set[str]
 
+    @property
+    def spacing(self) -> tuple[float, ...] | None:
+        """The spacing of the voxels of volumes, the median along each axis; None where it is not known."""
+        return None
+
     @abstractmethod
     def __len__(self) -> int: ...
 

@@ -228,7 +228,7 @@ def _kind(pairs: Pairs, direction: str, pictures: PicturesConfig) -> PictureKind
         for each in of:
             if given[name] is None and each is not None and each.dtype != np.uint8:
                 raise ValueError(f"{each.path}: {images.more_than_8_bits(each[()])}")
-    values = {name: EIGHT_BIT if value is None else value for name, value in given.items()}
+    values: dict[str, Any] = {name: EIGHT_BIT if value is None else value for name, value in given.items()}
     if sides.target is not None and isinstance(given["target"], Values):
         values["target"] = given["target"].stored_like(sides.target.dtype)
     crop = None if pictures.crops is None else pictures.crops.size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import chain, tee
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from bbdm.data.collection import Entry, Example, Files, Order, Pairs, Sides
+from bbdm.data.collection import Entry, Example, Files, Order, Pairs, Sides, Slices
 from bbdm.data.crops import Crops
 from bbdm.data.degradations import Degradation
 from bbdm.data.examples import NoTargetError, PairExamples
@@ -102,6 +103,14 @@ class ValuedDataset(PairExamples):
         self.source_channels = kind.planes * count
         for each, values in ((count, kind.source), (self.channels, kind.target)):
             check_channels(values, each, str(pairs[0]))
+
+    @cached_property
+    def spacing(self) -> tuple[float, ...] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The spacing of the voxels of targets; see :class:`Examples`."""
+        entries = self.pairs.volumes if isinstance(self.pairs, Slices) else self.pairs if self.axes == 3 else []
+        found = [(sides.target or sides.sources[0]).geometry.spacing for sides in (entry.opened() for entry in entries)]
+        known = [spacing for spacing in found if spacing is not None]
+        return tuple(np.median(known, axis=0).round(6).tolist()) if known else None
 
     @property
     def _each(self) -> int:

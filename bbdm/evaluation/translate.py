@@ -148,7 +148,8 @@ class Translator:
             sampler = build(None if self.config.dtype is None else find_dtype(self.config.dtype))
             chosen = self.processes.gather(sampler.dtype)[0]  # with compile, each process chooses one by timing
             sampler = sampler if sampler.dtype == chosen else build(chosen)
-            sampler.pictures = replace(self.dataset.kind, crop=self.checkpoint.pictures.crop)
+            trained = self.checkpoint.pictures
+            sampler.pictures = replace(self.dataset.kind, crop=trained.crop, spacing=trained.spacing)
             if isinstance(self.dataset, ValuedDataset) and self.checkpoint.pictures.crop is None:
                 sampler.image_size = self.checkpoint.image_size  # to warn of pictures of other sizes, which stay
             return sampler

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,6 +15,7 @@ from bbdm.pictures.lazy import Geometry
 from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, holds
 
 Plane = Literal["axial", "coronal", "sagittal"]
+SPACING_DIFFERS = 1.1  # ratio of lengths of voxels
 AXES: dict[str, int] = dict(zip(get_args(Plane), range(3), strict=True))  # of a volume (D, H, W), across the plane
 
 
@@ -28,10 +30,12 @@ class PictureKind:
         slices: the plane of the slices of volumes that it was trained on; None for other pictures.
         neighbours: the slices on each side whose channels a source has besides its own, from low to high
             places. Beyond the first and the last slice, these are repeated.
+        spacing: of the voxels that it was trained on, along each axis; None where files did not say it. Kinds
+            that differ in it alone are equal.
 
     Raises:
-        ValueError: targets have percentiles, which results cannot be turned back from; an unknown plane, or
-            neighbours of no slice.
+        ValueError: targets have percentiles, which results cannot be turned back from; an unknown plane,
+            neighbours of no slice, or a spacing that is none of volumes.
     """
 
     source: AnyValues = EIGHT_BIT
@@ -39,6 +43,7 @@ class PictureKind:
     crop: Size | None = None
     slices: Plane | None = None
     neighbours: int = 0
+    spacing: tuple[float, ...] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, Values):
@@ -48,6 +53,20 @@ class PictureKind:
         if type(self.neighbours) is not int or self.neighbours < 0 or (self.neighbours and self.slices is None):
             raise ValueError(
                 f"neighbours must be a number of slices, at least 0, and need slices; got {self.neighbours}"
+            )
+        if self.spacing is not None and not (len(self.spacing) == 3 and all(0 < each < 1e9 for each in self.spacing)):
+            raise ValueError(f"spacing must be 3 lengths, got {self.spacing}")
+
+    def warn_of_spacing(self, spacing: tuple[float, ...] | None, name: str) -> None:
+        """Warn where a volume's spacing differs by more than a tenth from that of training."""
+        if self.spacing is None or spacing is None or len(spacing) != 3:
+            return
+        if any(max(pair) > SPACING_DIFFERS * min(pair) for pair in zip(spacing, self.spacing, strict=True)):
+            found, trained = (" x ".join(f"{length:.4g}" for length in each) for each in (spacing, self.spacing))
+            warnings.warn(
+                f"{name or 'the source'} has voxels of {found}, and the network was trained on {trained}: "
+                "it knows things at that scale, so resample the source",
+                stacklevel=2,
             )
 
     @property
@@ -86,7 +105,9 @@ class PictureKind:
         for name in ("source", "target"):
             if getattr(self, name) != EIGHT_BIT:
                 made[f"{name}_values"] = getattr(self, name).config()
-        return made | {name: getattr(self, name) for name in ("crop", "slices", "neighbours") if getattr(self, name)}
+        return made | {
+            name: getattr(self, name) for name in ("crop", "slices", "neighbours", "spacing") if getattr(self, name)
+        }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> PictureKind:
@@ -102,6 +123,8 @@ class PictureKind:
         }
         crop = config.get("crop")
         volumes = {name: config[name] for name in ("slices", "neighbours") if config.get(name) is not None}
+        if config.get("spacing") is not None:
+            volumes["spacing"] = tuple(map(float, config["spacing"]))
         axes = 3 if isinstance(crop, list | tuple) and len(crop) == 3 else 2
         return cls(**sides, crop=None if crop is None else as_size(crop, axes), **volumes)
 

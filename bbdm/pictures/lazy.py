@@ -31,6 +31,23 @@ class Geometry:
     format: str = ""
     kept: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def spacing(self) -> tuple[float, ...] | None:
+        """The length of a pixel along each axis, in the world's unit; None where a file does not say it."""
+        if self.affine is None:
+            return None
+        columns = np.asarray(self.affine, dtype=np.float64)[:-1, :-1]
+        return tuple(float(length) for length in np.linalg.norm(columns, axis=0))
+
+    @property
+    def orientation(self) -> str:
+        """The sides of a patient to which the axes of a medical volume point, such as SPL; else ""."""
+        if self.affine is None or self.format != "medical" or len(self.affine) != 4:
+            return ""
+        columns = np.asarray(self.affine, dtype=np.float64)[:-1, :-1].T
+        most = [int(np.abs(column).argmax()) for column in columns]
+        return "".join("RLAPIS"[2 * at + (column[at] > 0)] for at, column in zip(most, columns, strict=True))
+
     def without(self, *names: str) -> Geometry:
         """The geometry without some entries of ``kept``."""
         return replace(self, kept={name: value for name, value in self.kept.items() if name not in names})
@@ -74,10 +91,11 @@ class LazyPicture(ABC):
 
     @property
     def grid(self) -> str:
-        """The size and the affine, for messages."""
+        """The size, the affine and the orientation, for messages."""
         affine = self.geometry.affine
         placed = "" if affine is None else f" at {tuple(tuple(round(v, 6) for v in row) for row in affine[:-1])}"
-        return f"{' x '.join(map(str, self.size))}{placed}"
+        toward = f" toward {self.geometry.orientation}" if self.geometry.orientation else ""
+        return f"{' x '.join(map(str, self.size))}{placed}{toward}"
 
 
 class LoadedPicture(LazyPicture):

@@ -214,6 +214,7 @@ def _values(picture: Picture, channels: int, kind: PictureKind) -> Item:
             f"source must have 8 bits, as in training, and {picture.name or 'it'} has {array.dtype} from "
             f"{array.min():g} to {array.max():g}: give source_values"
         )
+    kind.warn_of_spacing(picture.geometry.spacing, picture.name)
     nodata = picture.geometry.kept.get("nodata")
     absent = without_data(array, nodata)
     values = kind.source.of(array[:, ~absent, None] if absent.any() else array)

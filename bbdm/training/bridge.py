@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ class BridgeTask(TrainingTask):
 
     def snapshot(self, train: Examples, training: dict[str, Any] | None = None) -> Snapshot:
         """The weights, their average and the codec; with training state, only the hash of the codec."""
-        about = self.codec, train.image_size, training, Defaults(calls=self.calls), train.kind
+        kind = replace(train.kind, spacing=train.spacing)
+        about = self.codec, train.image_size, training, Defaults(calls=self.calls), kind
         return checkpoint_snapshot(self.network, self.bridge, self.average, *about)
 
     def stored(self, checkpoint: Checkpoint) -> Stored:

@@ -82,6 +82,7 @@ def test_synthrad_in_2_5_d(tiny: None, capsys: Any) -> None:
     out = capsys.readouterr().out
     assert "1 on each side, as channels of the source" in out
     assert "-1024:3071:HU, stored as int16" in out
+    assert "3 x 1 x 1" in out
     metrics = ["mae", "psnr", "ms_ssim", "dice"]
     eval_command.main(["synthrad", "data", "OUT.pt", "SCORES", "--metrics", *metrics, "--steps", "2"])
     report = json.loads(Path("SCORES/scores.json").read_text())

@@ -389,6 +389,44 @@ def test_a_source_on_another_grid_is_resampled(tmp_path: Path) -> None:
     assert numbers(example.source)[0, :9].tolist() == [100 * i for i in range(9)]
 
 
+def test_a_source_of_another_orientation_is_turned_where_asked(tmp_path: Path) -> None:
+    """The same voxels, in files whose axes point to other sides of the patient."""
+    pytest.importorskip("SimpleITK")
+    volume = place_of(1, (1, 3, 4, 5))
+    toward_head = ((0.0, 0.0, 1.0, 0.0), (0.0, 1.0, 0.0, 0.0), (2.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+    toward_feet = ((0.0, 0.0, -1.0, 4.0), (0.0, 1.0, 0.0, 0.0), (-2.0, 0.0, 0.0, 4.0), (0.0, 0.0, 0.0, 1.0))
+    for side, array, place in (("A", volume[:, ::-1, :, ::-1], toward_feet), ("B", volume + 1, toward_head)):
+        (tmp_path / side).mkdir()
+        Picture(array, Geometry(place)).save(tmp_path / side / "0.mha")
+    data_dir = f"{tmp_path}/A,{tmp_path}/B"
+    message = r"A/0.mha and .*B/0.mha lie on different grids, .* toward IPR and .* toward SPL: .* --resample"
+    with pytest.raises(ValueError, match=message):
+        load(data_dir, slices="axial")
+    pairs = load(data_dir, slices="axial", resample=True)
+    for place in range(3):
+        assert (numbers(pairs.read(place).source) == volume[0, place]).all()
+        assert torch.equal(*pairs[place])
+
+
+def test_a_volume_of_one_slice_is_its_own_neighbour(tmp_path: Path) -> None:
+    pairs = load(folders(tmp_path, ".npy", 1, (1, 5, 6)), slices="axial", neighbours=2)
+    assert len(pairs) == 1
+    stored = Values(0, 4000, dtype="int16").stored(pairs.read(0).source)
+    assert (stored == np.repeat(place_of(0, (1, 5, 6)), 5, axis=0)).all()
+
+
+def test_the_spacing_of_volumes_is_the_median(tmp_path: Path) -> None:
+    pytest.importorskip("SimpleITK")
+    data_dir = folders(tmp_path, ".nii", 3, (3, 4, 5))
+    for side in "AB":
+        place = ((0.0, 0.0, 2.0, 0.0), (0.0, 1.5, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+        Picture(place_of(0, (1, 3, 4, 5)), Geometry(place)).save(tmp_path / side / "0.nii")
+    pairs = load(data_dir, slices="coronal")
+    assert (pairs.spacing, load(data_dir, axes=3).spacing) == ((1, 1, 2), (1, 1, 2))  # of 1, 1.5, 2 and PLACE twice
+    assert load(data_dir, slices="coronal").kind.spacing is None  # of files alone, which runs made before lack
+    assert load(folders(tmp_path / "flat")).spacing is None
+
+
 def test_a_mask_on_another_grid_takes_the_nearest(tmp_path: Path) -> None:
     """Voxels of 3 mm, seen by targets of 1 mm: the two inside reach from 2 to 7 mm."""
     pytest.importorskip("SimpleITK")

@@ -1,5 +1,6 @@
 """Sources and results in values of their own, whatever runs the network."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,27 @@ def test_slices_with_neighbours_become_a_volume(backend: str, tmp_path: Path) ->
         assert np.abs(result[..., place] - made_of(stack, network)).max() <= 1
     with pytest.raises(ValueError, match=r"source must be \(1, D, H, W\), a volume, as in training; b has shape"):
         sampler(Picture(np.concatenate([volume] * 3), name="b"), **CALL)
+
+
+def test_voxels_of_another_size_are_warned_of(checkpoint: Path, tmp_path: Path) -> None:
+    network = load_checkpoint(checkpoint).build_unet()
+    kind = PictureKind(MR, HU, slices="axial", spacing=(3.0, 1.0, 1.0))
+    save_checkpoint(tmp_path / "c.pt", network, ABridge(), pictures=kind)
+    sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt")
+    assert sampler.pictures.spacing == (3.0, 1.0, 1.0)
+    volume = np.zeros((1, 2, 8, 8), np.uint16)
+    for third, message in (
+        (1.09, None),
+        (1.11, r"^v has voxels of 3 x 1 x 1.11, and .* trained on 3 x 1 x 1: it knows"),
+    ):
+        place = ((0.0, 0.0, third, 0.0), (0.0, 1.0, 0.0, 0.0), (3.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+        with warnings.catch_warnings() if message is None else pytest.warns(UserWarning, match=message):
+            if message is None:
+                warnings.simplefilter("error")
+            sampler(Picture(volume, Geometry(place), name="v"), **CALL)
+    for wrong in ((1.0, 1.0), (1.0, 0.0, 1.0), (1.0, float("nan"), 1.0)):
+        with pytest.raises(ValueError, match="spacing must be 3 lengths"):
+            PictureKind.from_config({"spacing": list(wrong)})
 
 
 def test_other_pictures_than_those_of_training_are_refused(checkpoint: Path, tmp_path: Path) -> None:
