@@ -264,8 +264,8 @@ class Slices(Pairs):
     """The slices of examples of volumes, across an axis, one after another.
 
     Args:
-        volumes: the examples.
-        axis: across the slices.
+        volumes: the examples, each of whole volumes.
+        axis: the axis across the slices, counted from 0.
         inside: gives the places of a volume's slices that are examples; None for all.
 
     Raises:

@@ -100,7 +100,8 @@ class PicturesConfig(ValuesConfig):
         """Which crops are examples."""
         if self.crop is None:
             return None
-        return Crops(as_size(self.crop, self.axes), self.crops_per_picture, self.crops_in_mask)
+        size = self.crop if self.axes == 2 else as_size(self.crop, self.axes)
+        return Crops(size, self.crops_per_picture, self.crops_in_mask)
 
 
 def _pictures(folder: Path, ending: str = "") -> dict[str, Path]:

@@ -123,8 +123,10 @@ class PictureKind:
         }
         crop = config.get("crop")
         volumes = {name: config[name] for name in ("slices", "neighbours") if config.get(name) is not None}
-        if config.get("spacing") is not None:
-            volumes["spacing"] = tuple(map(float, config["spacing"]))
+        if (spacing := config.get("spacing")) is not None:
+            if not isinstance(spacing, list | tuple) or not all(isinstance(each, float | int) for each in spacing):
+                raise ValueError(f"spacing must be 3 lengths, got {spacing!r}")
+            volumes["spacing"] = tuple(map(float, spacing))
         axes = 3 if isinstance(crop, list | tuple) and len(crop) == 3 else 2
         return cls(**sides, crop=None if crop is None else as_size(crop, axes), **volumes)
 

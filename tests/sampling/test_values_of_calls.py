@@ -148,9 +148,9 @@ def test_voxels_of_another_size_are_warned_of(checkpoint: Path, tmp_path: Path) 
             if message is None:
                 warnings.simplefilter("error")
             sampler(Picture(volume, Geometry(place), name="v"), **CALL)
-    for wrong in ((1.0, 1.0), (1.0, 0.0, 1.0), (1.0, float("nan"), 1.0)):
+    for wrong in ([1.0, 1.0], [1.0, 0.0, 1.0], [1.0, float("nan"), 1.0], 1.0, "1 1 1"):
         with pytest.raises(ValueError, match="spacing must be 3 lengths"):
-            PictureKind.from_config({"spacing": list(wrong)})
+            PictureKind.from_config({"spacing": wrong})
 
 
 def test_other_pictures_than_those_of_training_are_refused(checkpoint: Path, tmp_path: Path) -> None:
