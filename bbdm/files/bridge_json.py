@@ -120,7 +120,7 @@ def _described(path: Path) -> dict[str, Any]:
             channels = settings["channels"], settings.get("source_channels", settings["channels"])
             check_endpoint(tuple(settings["endpoint"]), *channels)
         if settings.get("image_size") is not None:
-            as_size(settings["image_size"])
+            as_size(settings["image_size"], settings.get("axes", 2))
         PictureKind.from_config(settings)
         StepTable.from_description(settings)
     except (ValueError, KeyError, TypeError) as error:

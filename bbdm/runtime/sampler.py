@@ -83,7 +83,7 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
         self.providers = with_options(providers)
         static = self.settings["static"]
         known = self.settings.get("image_size")
-        self.image_size = None if known is None else images.as_size(known)
+        self.image_size = None if known is None else images.as_size(known, self.settings.get("axes", 2))
         self.pictures = PictureKind.from_config(self.settings)
         self.static = None if static is None else cast(tuple[int, int, int], tuple(static))
         self.graphs = {
