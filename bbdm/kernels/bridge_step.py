@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bbdm.kernels.elementwise import addresses, check_devices, check_seeds, launch, memory_format_of
+from bbdm.kernels.elementwise import CHANNELS_LAST, addresses, check_devices, check_seeds, launch, memory_format_of
 from bbdm.kernels.jit import AVAILABLE, constexpr, jit, tl
 from bbdm.kernels.philox import SAMPLING, draw_normals, normal
 
@@ -41,6 +41,7 @@ def bridge_step(
 
     Args:
         x: (B, C, H, W) the state, float32 or float64, contiguous or channels_last; overwritten with x_next.
+            For volumes, here and below, H, W is D, H, W.
         x0hat: (B, C, H, W) like ``x``, the previous step's estimate; overwritten with this step's.
         inputs: (B, C, H, W) of any floating dtype; overwritten with what the network is shown next.
         pred: (B, C, H, W) the network's output, in any floating dtype. It is copied where its memory format
@@ -71,7 +72,7 @@ def bridge_step(
 
 def _check(x: Tensor, images: Mapping[str, Tensor], rows: Tensor, step: Tensor, seeds: Tensor | None) -> None:
     """Checks shapes, dtypes, devices and memory; reads no value, so the device is not synchronised."""
-    if x.ndim != 4 or x.numel() == 0 or x.dtype not in (torch.float32, torch.float64):
+    if x.ndim not in CHANNELS_LAST or x.numel() == 0 or x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"x must be a float32 or float64 (B, C, H, W) tensor, got {tuple(x.shape)} of {x.dtype}")
     if seeds is not None and "noise" in images:
         raise ValueError("bridge_step takes seeds or noise, got both")

@@ -16,6 +16,7 @@ from torch import Tensor
 from bbdm.kernels.jit import jit, tl
 
 BLOCK = 512  # elements of a program
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by axes: of images, and of volumes
 WARPS = 2 if torch.version.hip else 4  # so 4 elements a thread: 128 bits of float32
 
 
@@ -34,10 +35,11 @@ def check_seeds(seeds: Tensor | None, batch: int) -> None:
 
 
 def memory_format_of(images: Tensor) -> torch.memory_format:
-    """channels_last where that alone fits, contiguous for everything else."""
-    alone = images.ndim == 4 and not images.is_contiguous()
-    fits = alone and images.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if fits else torch.contiguous_format
+    """That of :data:`CHANNELS_LAST` where it alone fits, contiguous for everything else."""
+    last = CHANNELS_LAST.get(images.ndim)
+    if last is None or images.is_contiguous() or not images.is_contiguous(memory_format=last):
+        return torch.contiguous_format
+    return last
 
 
 def launch(kernel: Any, images: Tensor, *arguments: Any, **constants: Any) -> None:
@@ -55,7 +57,7 @@ def launch(kernel: Any, images: Tensor, *arguments: Any, **constants: Any) -> No
         return value.contiguous(memory_format=memory_format if alike else torch.contiguous_format)
 
     size, pixels = math.prod(images.shape[1:]), math.prod(images.shape[2:])
-    channels = images.shape[1] if memory_format == torch.channels_last else 0
+    channels = 0 if memory_format == torch.contiguous_format else images.shape[1]
     constants |= {"CHANNELS": channels, "BLOCK": BLOCK, "num_warps": WARPS}
     with torch.cuda.device_of(images):
         kernel[-(-size // BLOCK), len(images)](*map(fitting, arguments), size, pixels, **constants)

@@ -28,7 +28,8 @@ def group_norm_silu(
     bias = beta (1 + scale) + shift.
 
     Args:
-        x: (B, C, H, W); channels_last for the GPU kernels, other layouts take plain PyTorch.
+        x: (B, C, H, W), or (B, C, D, H, W); channels_last for the GPU kernels, other layouts take plain
+            PyTorch.
         num_groups: G, a divisor of C.
         weight: (B, C) or (1, C), any floating dtype.
         bias: (B, C) or (1, C), any floating dtype.
@@ -36,7 +37,7 @@ def group_norm_silu(
         activation: whether there is a SiLU.
 
     Returns:
-        (B, C, H, W) in the dtype of ``x``, channels_last. The GPU kernels and compiled code compute in
+        x's shape in the dtype of ``x``, channels_last. The GPU kernels and compiled code compute in
         float32 (float64 where ``x`` is), with errors below 2^-23 (8 + |mean| / std) times the largest output.
         Eager mode elsewhere is PyTorch's group_norm: faster there, but float32 on the CPU loses digits where
         |mean| is much larger than std.
@@ -44,12 +45,15 @@ def group_norm_silu(
     Raises:
         ValueError: a shape does not fit.
     """
-    batch, channels, _, _ = x.shape
+    batch, channels, *sides = x.shape
     if num_groups < 1 or channels % num_groups:
         raise ValueError(f"channels must be a multiple of num_groups={num_groups}, got {channels}")
     for name, rows in (("weight", weight), ("bias", bias)):
         if rows.ndim != 2 or rows.shape[1] != channels or rows.shape[0] not in (1, batch):
             raise ValueError(f"{name} must be ({batch} or 1, {channels}), got {tuple(rows.shape)}")
+    if len(sides) == 3 and not torch.onnx.is_in_onnx_export():  # of a volume, planes are rows: both are (B, HW, C)
+        planes = group_norm_silu(x.flatten(2, 3), num_groups, weight, bias, eps, activation)
+        return planes.unflatten(2, sides[:2])
     fits = x.is_contiguous(memory_format=torch.channels_last) and channels // num_groups <= WIDTHS[-1]
     if x.is_cuda and AVAILABLE and fits and x.dtype != torch.float64:
         return torch.ops.bbdm.group_norm_silu(x, num_groups, weight, bias, eps, activation)[0]
@@ -66,7 +70,8 @@ def reference(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: flo
     if len(weight) == len(bias) == 1:
         z = F.group_norm(x, num_groups, weight[0], bias[0], eps)
     else:
-        z = torch.addcmul(bias[:, :, None, None], F.group_norm(x, num_groups, eps=eps), weight[:, :, None, None])
+        one = (..., *[None] * (x.ndim - 2))  # for each channel, whatever the position
+        z = torch.addcmul(bias[one], F.group_norm(x, num_groups, eps=eps), weight[one])
     return F.silu(z) if activation else z
 
 

@@ -1,4 +1,4 @@
-"""Nearest-neighbour upsampling followed by a 3 x 3 convolution, at 4/9 of its multiplications.
+"""Nearest-neighbour upsampling followed by a 3 x 3 convolution, for pictures at 4/9 of its multiplications.
 
 The nine pixels of an upsampled image under the kernel have only four different values, two by two. So each
 of the four phases (even or odd row and column) of the output is a 2 x 2 convolution of the small image, whose
@@ -7,39 +7,48 @@ weights are sums of the nine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
 
-def upsample_conv3x3(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Double the size of x by nearest neighbours, then convolve with padding 1.
+def upsample_conv3x3(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, factors: Sequence[int] = (2, 2)
+) -> torch.Tensor:
+    """Enlarge x by nearest neighbours, then convolve with padding 1.
 
-    Compiled for inference, the four phases replace the two steps: weights are constants there, and their sums
-    are computed once. Anywhere else the sums cost as much as they save.
+    Compiled for inference, where both sides of a picture double, the four phases replace the two steps:
+    weights are constants there, and their sums are computed once. Anywhere else the sums cost as much as they
+    save.
 
     Args:
-        x: (B, C, H, W).
-        weight: (C', C, 3, 3).
+        x: (B, C, H, W), or (B, C, D, H, W).
+        weight: (C', C, 3, 3), or (C', C, 3, 3, 3).
         bias: (C',) numbers, or None.
+        factors: a number for each side, by which it grows.
 
     Returns:
-        (B, C', 2 H, 2 W), in the memory format of x.
+        (B, C', 2 H, 2 W), or each side times its factor, in the memory format of x.
     """
-    if not torch.compiler.is_compiling() or torch.is_grad_enabled():
-        return F.conv2d(upsample(x), weight, bias, padding=1)
+    if not torch.compiler.is_compiling() or torch.is_grad_enabled() or tuple(factors) != (2, 2):
+        convolve = F.conv3d if x.ndim == 5 else F.conv2d
+        return convolve(upsample(x, factors), weight, bias, padding=1)
     return _phases(x, weight, bias)
 
 
-def upsample(x: torch.Tensor) -> torch.Tensor:
-    """Double the size of x (B, C, H, W) by nearest neighbours.
+def upsample(x: torch.Tensor, factors: Sequence[int] = (2, 2)) -> torch.Tensor:
+    """Enlarge x (B, C, *S) by nearest neighbours, each side by its factor.
 
     Compiled for training, by operators whose gradient is a sum, not a scatter of single numbers.
     """
     if not torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return F.interpolate(x, scale_factor=2.0, mode="nearest")
-    b, c, height, width = x.shape
-    doubled = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(b, height, 2, width, 2, c)
-    return doubled.reshape(b, 2 * height, 2 * width, c).permute(0, 3, 1, 2)
+        return F.interpolate(x, scale_factor=[float(factor) for factor in factors], mode="nearest")
+    b, c, *sides = x.shape
+    pairs = [n for pair in zip(sides, factors, strict=True) for n in pair]
+    repeated = x.movedim(1, -1)[(slice(None), *[slice(None), None] * len(sides))].expand(b, *pairs, c)
+    larger = [n * factor for n, factor in zip(sides, factors, strict=True)]
+    return repeated.reshape(b, *larger, c).movedim(-1, 1)
 
 
 def _phases(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

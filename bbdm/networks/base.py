@@ -11,7 +11,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
-from bbdm.networks.checks import check_images
+from bbdm.kernels.elementwise import CHANNELS_LAST
+from bbdm.networks.checks import Stride, along, check_images
 from bbdm.networks.endpoint import check_endpoint, in_channels, source_channels
 
 SOURCE = "source"  # the name of the source among the conditions
@@ -34,7 +35,9 @@ class Network(nn.Module):
     Attributes:
         channels: of the state and of the prediction: the target's.
         condition_channels: of the source, 0 where the network does not see it.
-        stride: height and width must be multiples of it.
+        axes: spatial, 2 for pictures and 3 for volumes. Shapes below are of pictures; of volumes, H, W is
+            D, H, W.
+        stride: sides must be multiples of it: a number, or one for each axis.
         images: the channels of further condition images, by name.
         endpoint_channels: the source channels that the bridge ends in, one for each target channel; None for
             the source itself or, where the target has another number of channels, the mean over channels.
@@ -43,9 +46,15 @@ class Network(nn.Module):
     kind: str = "wrapped"  # its name in files, which hold the weights of a class of one's own, and not the class
     channels: int
     condition_channels: int
-    stride: int
+    axes: int = 2
+    stride: Stride
     images: Mapping[str, int] = {}
     endpoint_channels: tuple[int, ...] | None = None
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The stride of each axis."""
+        return along(self.stride, self.axes)
 
     @property
     def conditions(self) -> dict[str, int]:
@@ -78,7 +87,7 @@ class Network(nn.Module):
         if source.shape[1] != self.source_channels:
             raise ValueError(f"the source must have {self.source_channels} channels, got {source.shape[1]}")
         y = in_channels(source, self.channels, self.endpoint_channels, torch.cat)
-        return y if y is source else y.contiguous(memory_format=torch.channels_last)
+        return y if y is source else y.contiguous(memory_format=CHANNELS_LAST[y.ndim])
 
     def given(self, source: torch.Tensor, others: Conditions | None = None) -> dict[str, torch.Tensor]:
         """What the network is called with as conditions: the source, where it sees it, and others by name.
@@ -122,10 +131,10 @@ class Network(nn.Module):
             (B, channels, H, W) the prediction of the bridge's objective.
 
         Raises:
-            ValueError: x has other channels or a size that is no multiple of the stride; or a condition is
-                missing or unknown, or has other channels.
+            ValueError: x has other axes or channels, or a size that is no multiple of the stride; or a
+                condition is missing or unknown, or has other channels.
         """
-        check_images(x, self.channels, self.stride)
+        check_images(x, self.channels, self.stride, self.axes)
         return self.body(x, self.embed(t), self.checked(conditions))
 
     def embed(self, t: torch.Tensor) -> torch.Tensor:
@@ -155,7 +164,7 @@ class Network(nn.Module):
     def description(self) -> dict[str, Any]:
         """Plain values by which a checkpoint names it: by default the class and the sizes."""
         sizes = self.channels, self.condition_channels, self.stride, dict(self.images), self.endpoint_channels
-        return WrappedConfig(type(self).__qualname__, *sizes).description()
+        return WrappedConfig(type(self).__qualname__, *sizes, self.axes).description()
 
 
 @dataclass(frozen=True)
@@ -165,18 +174,21 @@ class WrappedConfig:
     module: str  # the name of its class
     channels: int  # channels of the state, and of the prediction
     condition_channels: int  # channels of the source; 0 where it is not shown
-    stride: int  # height and width are multiples of it
+    stride: Stride  # sides are multiples of it: a number, or one for each axis
     images: dict[str, int] = field(default_factory=dict)  # channels of further condition images by name
     endpoint: tuple[int, ...] | None = None  # source channels that the bridge ends in; None: itself, or the mean
+    axes: int = 2  # spatial: 2 for pictures, 3 for volumes
 
     def __post_init__(self) -> None:
         if self.endpoint is not None:
             object.__setattr__(self, "endpoint", tuple(self.endpoint))
+        object.__setattr__(self, "stride", self.stride if isinstance(self.stride, int) else tuple(self.stride))
         check_endpoint(self.endpoint, self.channels, self.condition_channels)
 
     def description(self) -> dict[str, Any]:
-        """Plain values, of ``images`` and ``endpoint`` only where there are any."""
-        return {k: v for k, v in vars(self).items() if v or k not in ("images", "endpoint")}
+        """Plain values, of ``images`` and ``endpoint`` only where there are any, of ``axes`` only 3."""
+        usual = {"images": {}, "endpoint": None, "axes": 2}
+        return {k: v for k, v in vars(self).items() if k not in usual or v != usual[k]}
 
 
 class Wrapped(Network):
@@ -188,7 +200,7 @@ class Wrapped(Network):
         self.config = config
         self.channels = config.channels
         self.condition_channels = config.condition_channels
-        self.stride = config.stride
+        self.stride, self.axes = config.stride, config.axes
         self.images = config.images
         self.endpoint_channels = config.endpoint
         self._call = call
@@ -211,11 +223,12 @@ def wrap(
     module: nn.Module,
     channels: int = 3,
     condition_channels: int = 0,
-    stride: int = 1,
+    stride: Stride = 1,
     call: Call | None = None,
     *,
     images: Mapping[str, int] | None = None,
     endpoint: tuple[int, ...] | None = None,
+    axes: int = 2,
 ) -> Wrapped:
     """Any module as a network that can be trained, sampled, compiled, exported and saved.
 
@@ -223,7 +236,7 @@ def wrap(
         module: the module, which is used, not copied.
         channels: of the state, and of the prediction: the target's.
         condition_channels: channels of the source, where the module sees it; otherwise 0.
-        stride: height and width must be multiples of it. Pictures are padded to that.
+        stride: sides must be multiples of it: a number, or one for each axis. Pictures are padded to that.
         call: call(module, x, t, conditions) gives the prediction, (B, channels, H, W). The time is (B,)
             float, and conditions are tensors by name, of which ``source`` is the source. By default
             module(x, t), module(x, t, source) where it sees the source, and module(x, t, conditions) with
@@ -231,6 +244,7 @@ def wrap(
         images: the channels of further condition images by name, such as ``{"sar": 2}``: (B, 2, H, W) each.
         endpoint: the source channels that the bridge ends in, one for each target channel; None for the
             source itself or, where the target has another number of channels, the mean over channels.
+        axes: 2 for a module of pictures, 3 for one of volumes (B, C, D, H, W).
 
     Raises:
         ValueError: a size or a name is out of range, or ``module`` is no module.
@@ -241,7 +255,7 @@ def wrap(
     for name, value, least in (
         ("channels", channels, 1),
         ("condition_channels", condition_channels, 0),
-        ("stride", stride, 1),
+        *(("stride", each, 1) for each in along(stride, axes)),
         *((f"images[{name!r}]", value, 1) for name, value in images.items()),
     ):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -249,8 +263,10 @@ def wrap(
     for name in images:
         if not isinstance(name, str) or not name.isidentifier() or name in TAKEN:
             raise ValueError(f"a name of images must be an identifier, and none of {', '.join(TAKEN)}, got {name!r}")
+    if axes not in (2, 3) or len(along(stride, axes)) != axes:
+        raise ValueError(f"axes must be 2 or 3, and stride a number or one for each, got {axes!r} and {stride!r}")
     name = f"{type(module).__module__}.{type(module).__qualname__}"
-    return Wrapped(module, WrappedConfig(name, channels, condition_channels, stride, images, endpoint), call)
+    return Wrapped(module, WrappedConfig(name, channels, condition_channels, stride, images, endpoint, axes), call)
 
 
 def _listed(channels: Mapping[str, int]) -> str:

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+Stride = int | tuple[int, ...]  # of all axes, or one of each
+SIDES = {2: "H, W", 3: "D, H, W"}  # by the number of spatial axes
+NAMES = {2: ("height", "width"), 3: ("depth", "height", "width")}
+
+
+def along(number: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    """A number for each axis, of one for all."""
+    return (number,) * axes if not isinstance(number, Sequence) else tuple(number)
+
+
+def listed(axes: int) -> str:
+    """The names of sides, for messages."""
+    *first, last = NAMES[axes]
+    return f"{', '.join(first)} and {last}"
+
+
+def of_size(sides: Sequence[int]) -> str:
+    """A size for people, such as 64 x 96 x 96."""
+    return " x ".join(map(str, sides))
 
 
 def check_integers(config: Any, *names: str, least: int = 1) -> None:
@@ -19,10 +40,11 @@ def check_integers(config: Any, *names: str, least: int = 1) -> None:
                 raise ValueError(f"{name} must be at least {least}, got {value!r}")
 
 
-def check_images(x: torch.Tensor, channels: int, stride: int) -> None:
-    """Raise ValueError where x has other channels, or a side that is not a multiple of the stride."""
+def check_images(x: torch.Tensor, channels: int, stride: Stride, axes: int = 2) -> None:
+    """Raise ValueError where x has other axes or channels, or a side that is not a multiple of the stride."""
+    if x.ndim != 2 + axes:
+        raise ValueError(f"x must be (B, {channels}, {SIDES[axes]}), got shape {tuple(x.shape)}")
     if x.shape[1] != channels:
         raise ValueError(f"x must have {channels} channels, got {x.shape[1]}")
-    if x.shape[2] % stride or x.shape[3] % stride:
-        size = f"{x.shape[2]} x {x.shape[3]}"
-        raise ValueError(f"x must have height and width that are multiples of {stride}, got {size}")
+    if any(side % step for side, step in zip(x.shape[2:], along(stride, axes), strict=True)):
+        raise ValueError(f"x must have {listed(axes)} that are multiples of {stride}, got {of_size(x.shape[2:])}")

@@ -100,7 +100,7 @@ class DiT(ConfiguredNetwork, Network):
 
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The network after :meth:`embed`."""
-        height, width = x.shape[2] // self.stride, x.shape[3] // self.stride
+        height, width = x.shape[2] // self.config.patch, x.shape[3] // self.config.patch
         if SOURCE in conditions and self.embed_source is None:
             x = torch.cat([x, conditions[SOURCE]], dim=1)
         places = _places(height, width, self.config.width, x)
@@ -112,9 +112,9 @@ class DiT(ConfiguredNetwork, Network):
             h = self._run(block, h, part)
         shift, scale = parts[-1].to(h.dtype)[:, None].chunk(2, dim=-1)
         h = self.out(_norm(h[:, : height * width], shift, scale))
-        h = h.unflatten(1, (height, width)).unflatten(-1, (self.stride, self.stride, self.channels))
+        h = h.unflatten(1, (height, width)).unflatten(-1, (self.config.patch, self.config.patch, self.channels))
         h = h.permute(0, 5, 1, 3, 2, 4)  # (B, C, H / p, p, W / p, p)
-        return h.reshape(len(x), self.channels, height * self.stride, width * self.stride)
+        return h.reshape(len(x), self.channels, height * self.config.patch, width * self.config.patch)
 
     def _run(self, block: nn.Module, h: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

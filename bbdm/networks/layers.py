@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from bbdm.kernels.group_norm_silu import group_norm_silu
 from bbdm.kernels.upsample_conv import upsample_conv3x3
 
-Conv = TypeVar("Conv", nn.Conv1d, nn.Conv2d)
+Conv = TypeVar("Conv", bound=nn.Module)
+CONVOLUTIONS: dict[int, type[Any]] = {2: nn.Conv2d, 3: nn.Conv3d}  # by the number of spatial axes
+POOLS: dict[int, Callable[..., torch.Tensor]] = {2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 def frequencies(channels: int, device: torch.device | None = None) -> torch.Tensor:
@@ -38,9 +42,9 @@ def norm_silu(
     return group_norm_silu(x, norm.num_groups, weight, bias, norm.eps, activation)
 
 
-def conv3x3(channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution with a kernel of 3 x 3 that keeps the size, or divides it by ``stride``."""
-    return nn.Conv2d(channels, out_channels, 3, stride, padding=1)
+def conv3x3(channels: int, out_channels: int, stride: int | Sequence[int] = 1, axes: int = 2) -> Any:
+    """A convolution with a kernel of 3 along each axis that keeps the size, or divides it by ``stride``."""
+    return CONVOLUTIONS[axes](channels, out_channels, 3, stride, padding=1)
 
 
 def zeroed(module: Conv) -> Conv:
@@ -51,11 +55,11 @@ def zeroed(module: Conv) -> Conv:
 
 
 class Downsample(nn.Module):
-    """Halve the size by a convolution."""
+    """Halve the size by a convolution, or divide each side by its stride."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, strides: Sequence[int] = (2, 2)) -> None:
         super().__init__()
-        self.op = conv3x3(channels, channels, stride=2)
+        self.op = conv3x3(channels, channels, strides, len(strides))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) to (B, C, H / 2, W / 2)."""
@@ -63,12 +67,34 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the size by nearest neighbours, then convolve."""
+    """Double the size by nearest neighbours, or multiply each side by its stride, then convolve."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, strides: Sequence[int] = (2, 2)) -> None:
         super().__init__()
-        self.conv = conv3x3(channels, channels)
+        self.strides = strides
+        self.conv = conv3x3(channels, channels, axes=len(strides))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) to (B, C, 2 H, 2 W)."""
-        return upsample_conv3x3(x, self.conv.weight, self.conv.bias)
+        return upsample_conv3x3(x, self.conv.weight, self.conv.bias, self.strides)
+
+
+def unshuffled(x: torch.Tensor, patch: int) -> torch.Tensor:
+    """(B, C, *S) with each cell of ``patch`` positions along an axis as channels of one."""
+    if x.ndim == 4:
+        return F.pixel_unshuffle(x, patch)
+    b, c, *sides = x.shape
+    cells = x.reshape(b, c, *(n for side in sides for n in (side // patch, patch)))
+    axes = range(len(sides))
+    cells = cells.permute(0, 1, *(3 + 2 * axis for axis in axes), *(2 + 2 * axis for axis in axes))
+    return cells.flatten(1, 1 + len(sides))
+
+
+def shuffled(x: torch.Tensor, patch: int) -> torch.Tensor:
+    """The inverse of :func:`unshuffled`."""
+    if x.ndim == 4:
+        return F.pixel_shuffle(x, patch)
+    b, _, *sides = x.shape
+    cells = x.reshape(b, -1, *[patch] * len(sides), *sides)
+    order = [n for axis in range(len(sides)) for n in (2 + len(sides) + axis, 2 + axis)]
+    return cells.permute(0, 1, *order).reshape(b, cells.shape[1], *(side * patch for side in sides))

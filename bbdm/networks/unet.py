@@ -1,12 +1,14 @@
 """The UNet of guided diffusion (ADM, Dhariwal and Nichol 2021), with the released weights' state-dict keys.
 
-A-Bridge, BBDM, DDBM and I2SB all use it. Attention has the legacy order of q, k and v: importers sort the
-weights of another. channels_last throughout. It knows no bridge: it maps (x, t, conditions) to a prediction.
+A-Bridge, BBDM, DDBM and I2SB all use it; for volumes it has one axis more. Attention has the legacy order of
+q, k and v: importers sort the weights of another. channels_last throughout. It knows no bridge: it maps
+(x, t, conditions) to a prediction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,9 +16,22 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
 from bbdm.networks.base import SOURCE, Conditions, Network
-from bbdm.networks.layers import Downsample, Upsample, conv3x3, frequencies, norm_silu, sinusoids, zeroed
+from bbdm.networks.layers import (
+    CONVOLUTIONS,
+    POOLS,
+    Downsample,
+    Upsample,
+    conv3x3,
+    frequencies,
+    norm_silu,
+    shuffled,
+    sinusoids,
+    unshuffled,
+    zeroed,
+)
 from bbdm.networks.restore import ConfiguredNetwork
 from bbdm.networks.unet_config import PRESETS, UNetConfig
 
@@ -26,51 +41,61 @@ def _norm(channels: int, config: UNetConfig) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """Residual block, modulated by the time; ``up`` doubles and ``down`` halves the size."""
+    """Residual block, modulated by the time; ``up`` multiplies and ``down`` divides each side, if given."""
 
     def __init__(
-        self, channels: int, out_channels: int, config: UNetConfig, *, up: bool = False, down: bool = False
+        self,
+        channels: int,
+        out_channels: int,
+        config: UNetConfig,
+        *,
+        up: Sequence[int] = (),
+        down: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.up, self.down, self.scale_shift = up, down, config.scale_shift
         width = 2 * out_channels if config.scale_shift else out_channels
-        self.in_layers = nn.Sequential(_norm(channels, config), nn.SiLU(), conv3x3(channels, out_channels))
+        conv = conv3x3(channels, out_channels, axes=config.axes)
+        self.in_layers = nn.Sequential(_norm(channels, config), nn.SiLU(), conv)
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * config.model_channels, width))
         self.out_layers = nn.Sequential(
             _norm(out_channels, config),
             nn.SiLU(),
             nn.Dropout(config.dropout),
-            zeroed(conv3x3(out_channels, out_channels)),
+            zeroed(conv3x3(out_channels, out_channels, axes=config.axes)),
         )
-        self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        single = CONVOLUTIONS[config.axes]
+        self.skip_connection = nn.Identity() if channels == out_channels else single(channels, out_channels, 1)
         self.modulated = slice(0, 0)  # this block's columns of the modulation; the UNet sets it
 
     def resample(self, x: torch.Tensor) -> torch.Tensor:
-        """Double or halve the size, in a block that does."""
+        """Change the size, in a block that does."""
         if self.up:
-            return upsample(x)
-        return F.avg_pool2d(x, 2) if self.down else x
+            return upsample(x, self.up)
+        return POOLS[len(self.down)](x, self.down) if self.down else x
 
     def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) and the modulation of all blocks to the next (B, C', H', W')."""
         norm, _, conv = self.in_layers
         conv = cast(nn.Conv2d, conv)
         h = norm_silu(norm, x)
-        h = upsample_conv3x3(h, conv.weight, conv.bias) if self.up else conv(self.resample(h))
+        h = upsample_conv3x3(h, conv.weight, conv.bias, self.up) if self.up else conv(self.resample(h))
         norm, _, dropout, conv = self.out_layers
         columns = modulation[:, self.modulated]
         if not self.scale_shift:
-            h, columns = h + columns[:, :, None, None].to(h.dtype), None
+            h, columns = h + columns[(..., *[None] * (h.ndim - 2))].to(h.dtype), None
         h = conv(dropout(norm_silu(norm, h, columns)))
         return self.skip_connection(self.resample(x)) + h
 
 
-def _downsample(channels: int, config: UNetConfig) -> nn.Module:
-    return ResBlock(channels, channels, config, down=True) if config.residual_resampling else Downsample(channels)
+def _downsample(channels: int, config: UNetConfig, strides: Sequence[int]) -> nn.Module:
+    residual = config.residual_resampling
+    return ResBlock(channels, channels, config, down=strides) if residual else Downsample(channels, strides)
 
 
-def _upsample(channels: int, config: UNetConfig) -> nn.Module:
-    return ResBlock(channels, channels, config, up=True) if config.residual_resampling else Upsample(channels)
+def _upsample(channels: int, config: UNetConfig, strides: Sequence[int]) -> nn.Module:
+    residual = config.residual_resampling
+    return ResBlock(channels, channels, config, up=strides) if residual else Upsample(channels, strides)
 
 
 class AttentionBlock(nn.Module):
@@ -85,13 +110,14 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) and the modulation of all blocks to the next (B, C', H', W')."""
-        b, c, height, width = x.shape
-        tokens = norm_silu(self.norm, x, activation=False).permute(0, 2, 3, 1).reshape(b, height * width, c)
+        b, c, *sides = x.shape
+        positions = math.prod(sides)
+        tokens = norm_silu(self.norm, x, activation=False).movedim(1, -1).reshape(b, positions, c)
         qkv = F.linear(tokens, self.qkv.weight.squeeze(-1), self.qkv.bias)
-        q, k, v = qkv.view(b, height * width, self.heads, 3, c // self.heads).permute(3, 0, 2, 1, 4)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, height * width, c)
+        q, k, v = qkv.view(b, positions, self.heads, 3, c // self.heads).permute(3, 0, 2, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, positions, c)
         h = F.linear(h, self.proj_out.weight.squeeze(-1), self.proj_out.bias)
-        return x + h.view(b, height, width, c).permute(0, 3, 1, 2)
+        return x + h.view(b, *sides, c).movedim(-1, 1)
 
 
 class Stage(nn.Sequential):
@@ -149,7 +175,8 @@ class UNet(ConfiguredNetwork, Network):
         out_channels: channels of the prediction.
         **settings: the other fields of :class:`UNetConfig`.
 
-    ``UNet(3, 3)`` is the A-Bridge paper's network. Attributes: ``config``; ``gradient_checkpointing``, off
+    ``UNet(3, 3)`` is the A-Bridge paper's network, and ``UNet(1, 1, axes=3)`` one of volumes (B, 1, D, H, W),
+    see :class:`UNetConfig`. Attributes: ``config``; ``gradient_checkpointing``, off
     unless set, trades a third more compute in training for activations of one stage at a time.
     """
 
@@ -161,14 +188,14 @@ class UNet(ConfiguredNetwork, Network):
         config = UNetConfig(in_channels, out_channels, **settings)
         self.config = config
         self.channels, self.condition_channels, self.stride = in_channels, config.condition_channels, config.stride
-        self.endpoint_channels = config.endpoint
+        self.endpoint_channels, self.axes = config.endpoint, config.axes
         self.gradient_checkpointing = False
         width = config.model_channels
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
 
-        cell = config.patch**2  # pixels of a position
+        cell = config.patch**config.axes  # pixels of a position
         shown = cell * (in_channels + config.condition_channels)
-        self.input_blocks = nn.ModuleList([Stage(conv3x3(shown, width))])
+        self.input_blocks = nn.ModuleList([Stage(conv3x3(shown, width, axes=config.axes))])
         channels, skips = width, [width]
         for level, mult in enumerate(config.channel_mult):
             for _ in range(config.num_res_blocks):
@@ -176,7 +203,7 @@ class UNet(ConfiguredNetwork, Network):
                 channels = width * mult
                 skips.append(channels)
             if level < len(config.channel_mult) - 1:
-                self.input_blocks.append(Stage(_downsample(channels, config)))
+                self.input_blocks.append(Stage(_downsample(channels, config, config.level_strides[level])))
                 skips.append(channels)
 
         self.middle_block = Stage(
@@ -189,15 +216,16 @@ class UNet(ConfiguredNetwork, Network):
                 stage = self._stage(channels + skips.pop(), width * mult, level)
                 channels = width * mult
                 if level and block == config.num_res_blocks:
-                    stage.append(_upsample(channels, config))
+                    stage.append(_upsample(channels, config, config.level_strides[level - 1]))
                 self.output_blocks.append(stage)
 
-        self.out = nn.Sequential(_norm(channels, config), nn.SiLU(), zeroed(conv3x3(channels, cell * out_channels)))
+        last = conv3x3(channels, cell * out_channels, axes=config.axes)
+        self.out = nn.Sequential(_norm(channels, config), nn.SiLU(), zeroed(last))
         first = 0
         for block in self.res_blocks():
             block.modulated = slice(first, first + cast(nn.Linear, block.emb_layers[1]).out_features)
             first = block.modulated.stop
-        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.to(memory_format=CHANNELS_LAST[2 + config.axes])  # pyright: ignore[reportCallIssue]
 
     def _stage(self, channels: int, out_channels: int, level: int) -> Stage:
         stage = Stage(ResBlock(channels, out_channels, self.config))
@@ -226,7 +254,9 @@ class UNet(ConfiguredNetwork, Network):
         for block in self.res_blocks():
             yield [block.emb_layers]
             convs = [block.in_layers[2], block.out_layers[3], block.skip_connection]
-            yield [conv for conv in convs[block.up :] if isinstance(conv, nn.Conv2d)]  # not called where it enlarges
+            yield [
+                conv for conv in convs[bool(block.up) :] if not isinstance(conv, nn.Identity)
+            ]  # enlarging: not called
         for module in self.modules():
             if isinstance(module, AttentionBlock):
                 yield [module]
@@ -236,8 +266,8 @@ class UNet(ConfiguredNetwork, Network):
         modulation = embedding
         h = torch.cat([x, conditions[SOURCE]], dim=1) if SOURCE in conditions else x
         if self.config.patch > 1:
-            h = F.pixel_unshuffle(h, self.config.patch)
-        h = h.to(memory_format=torch.channels_last)
+            h = unshuffled(h, self.config.patch)
+        h = h.to(memory_format=CHANNELS_LAST[h.ndim])
         skips: list[torch.Tensor] = []
         for stage in self.input_blocks:
             h = self._run(stage, h, modulation)
@@ -247,7 +277,7 @@ class UNet(ConfiguredNetwork, Network):
             h = self._run(stage, torch.cat([h, skips.pop()], dim=1), modulation)
         norm, _, conv = self.out
         h = conv(norm_silu(norm, h))
-        return F.pixel_shuffle(h, self.config.patch) if self.config.patch > 1 else h
+        return shuffled(h, self.config.patch) if self.config.patch > 1 else h
 
     def _run(self, stage: nn.Module, h: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

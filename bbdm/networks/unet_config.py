@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bbdm.networks.checks import check_integers
+from bbdm.networks.checks import Stride, check_integers
 from bbdm.networks.endpoint import check_endpoint
 
 # Settings that older files lack; left out of files at these values, which every older network has.
-LATER = {"num_heads": None, "scale_shift": True, "residual_resampling": True, "patch": 1, "endpoint": None}
+LATER = {
+    "num_heads": None,
+    "scale_shift": True,
+    "residual_resampling": True,
+    "patch": 1,
+    "endpoint": None,
+    "axes": 2,
+    "strides": None,
+}
 
 
 @dataclass(frozen=True)
@@ -33,8 +42,10 @@ class UNetConfig:
     num_heads: int | None = None  # of every attention, in place of head_channels
     scale_shift: bool = True  # the time scales and shifts the second norm of a block; False: it is added before it
     residual_resampling: bool = True  # residual blocks change the size; False: single convolutions
-    patch: int = 1  # side of the square of pixels that is one position of the first level
+    patch: int = 1  # side of the square of pixels, or cube of voxels, that is one position of the first level
     endpoint: tuple[int, ...] | None = None  # source channels that the bridge ends in; None: itself, or the mean
+    axes: int = 2  # spatial: 2 for pictures (H, W), 3 for volumes (D, H, W)
+    strides: tuple[tuple[int, ...], ...] | None = None  # of each axis from a level to the next, 1 or 2; None: all 2
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
@@ -45,6 +56,7 @@ class UNetConfig:
         if self.endpoint is not None:
             object.__setattr__(self, "endpoint", tuple(self.endpoint))
         check_endpoint(self.endpoint, self.in_channels, self.condition_channels)
+        self._check_strides()
         if self.num_heads is not None:
             check_integers(self, "num_heads")
         if self.model_channels % 2:
@@ -64,6 +76,17 @@ class UNetConfig:
             if self.num_heads is None and width % self.head_channels:
                 raise ValueError(f"attention on {width} channels does not split into heads of {self.head_channels}")
 
+    def _check_strides(self) -> None:
+        if self.axes not in (2, 3):
+            raise ValueError(f"axes must be 2, of pictures, or 3, of volumes, got {self.axes!r}")
+        if self.strides is None:
+            return
+        object.__setattr__(self, "strides", tuple(tuple(each) for each in self.strides))
+        shapes = {len(self.strides) + 1 == len(self.channel_mult), *(len(each) == self.axes for each in self.strides)}
+        if shapes != {True} or not {n for each in self.strides for n in each} <= {1, 2}:
+            wanted = f"{len(self.channel_mult) - 1} tuples of {self.axes} numbers, each 1 or 2"
+            raise ValueError(f"strides must be {wanted}, got {self.strides!r}")
+
     def heads(self, channels: int) -> int:
         """The number of heads of attention on so many channels."""
         return self.num_heads or channels // self.head_channels
@@ -78,9 +101,15 @@ class UNetConfig:
         return self.in_channels
 
     @property
-    def stride(self) -> int:
-        """Height and width must be multiples of this."""
-        return self.patch * 2 ** (len(self.channel_mult) - 1)
+    def level_strides(self) -> tuple[tuple[int, ...], ...]:
+        """Of each axis, from each level to the next."""
+        return self.strides or ((2,) * self.axes,) * (len(self.channel_mult) - 1)
+
+    @property
+    def stride(self) -> Stride:
+        """Sides must be multiples of this: a number for all, or one for each axis."""
+        made = tuple(self.patch * math.prod(each[axis] for each in self.level_strides) for axis in range(self.axes))
+        return made[0] if len(set(made)) == 1 else made
 
 
 PRESETS: dict[str, UNetConfig] = {
@@ -90,6 +119,19 @@ PRESETS: dict[str, UNetConfig] = {
     "lbbdm-f4": UNetConfig(),  # the original BBDM on VQ-f4 latents
     "lbbdm-f8": UNetConfig(in_channels=4, out_channels=4),
     "lbbdm-f16": UNetConfig(in_channels=8, out_channels=8, attention_resolutions=(16, 8, 4)),
+    "volume": UNetConfig(  # CT and MR, for crops of 64 x 96 x 96 voxels, slices farther apart; 17.2 M parameters
+        in_channels=1,
+        out_channels=1,
+        condition_channels=1,
+        model_channels=32,
+        channel_mult=(1, 2, 4, 5),
+        num_res_blocks=1,
+        attention_resolutions=(8,),
+        head_channels=32,
+        num_groups=8,
+        axes=3,
+        strides=((1, 2, 2), (2, 2, 2), (2, 2, 2)),
+    ),
     "demo": UNetConfig(
         condition_channels=3,
         model_channels=64,
