@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from bbdm.kernels.bridge_step import bridge_step
+from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.networks.base import Body, Conditions
 from bbdm.networks.windowed import Windowed
 from bbdm.networks.windows import Windowing
@@ -117,7 +118,7 @@ class Loop:
     def warm_up(self, shape: Shape, conditions: Mapping[str, Shape]) -> None:
         """Call the network once for y and conditions of shapes (B, C, H, W)."""
         y, *others = (
-            torch.zeros(*each, dtype=self.state_dtype, device=self.device).to(memory_format=torch.channels_last)
+            torch.zeros(*each, dtype=self.state_dtype, device=self.device).to(memory_format=CHANNELS_LAST[len(each)])
             for each in (shape, *conditions.values())
         )
         seeds = torch.zeros(len(y), dtype=torch.int64, device=self.device)

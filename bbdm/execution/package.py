@@ -23,6 +23,7 @@ from bbdm.base.atomic import short, write_atomically
 from bbdm.execution.device import best_dtype
 from bbdm.execution.loop import Shape, state_dtype
 from bbdm.files.weights import described, intact
+from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.networks.base import Conditions, Network
 from bbdm.networks.restore import find_dtype, state_hash
 
@@ -193,7 +194,7 @@ def _example(network: Network, shape: Shape, conditions: Mapping[str, Shape]) ->
     """Arguments of a network's body, for an x and conditions of shapes; conditions are in their order."""
     weight = next(network.parameters())
     x, *others = (
-        torch.zeros(each, dtype=weight.dtype, device=weight.device).to(memory_format=torch.channels_last)
+        torch.zeros(each, dtype=weight.dtype, device=weight.device).to(memory_format=CHANNELS_LAST[len(each)])
         for each in (shape, *(conditions[name] for name in network.conditions))
     )
     with torch.no_grad():

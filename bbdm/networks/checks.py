@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from bbdm.pictures.images import SIDES, shown
+
 if TYPE_CHECKING:
     import torch
 
 Stride = int | tuple[int, ...]  # of all axes, or one of each
-SIDES = {2: "H, W", 3: "D, H, W"}  # by the number of spatial axes
 NAMES = {2: ("height", "width"), 3: ("depth", "height", "width")}
 
 
@@ -22,11 +23,6 @@ def listed(axes: int) -> str:
     """The names of sides, for messages."""
     *first, last = NAMES[axes]
     return f"{', '.join(first)} and {last}"
-
-
-def of_size(sides: Sequence[int]) -> str:
-    """A size for people, such as 64 x 96 x 96."""
-    return " x ".join(map(str, sides))
 
 
 def check_integers(config: Any, *names: str, least: int = 1) -> None:
@@ -47,4 +43,10 @@ def check_images(x: torch.Tensor, channels: int, stride: Stride, axes: int = 2) 
     if x.shape[1] != channels:
         raise ValueError(f"x must have {channels} channels, got {x.shape[1]}")
     if any(side % step for side, step in zip(x.shape[2:], along(stride, axes), strict=True)):
-        raise ValueError(f"x must have {listed(axes)} that are multiples of {stride}, got {of_size(x.shape[2:])}")
+        raise ValueError(f"x must have {listed(axes)} that are multiples of {stride}, got {shown(x.shape[2:])}")
+
+
+def check_pictures(axes: int, what: str) -> None:
+    """Raise ValueError for a network of volumes, by its axes; ``what`` begins the message."""
+    if axes != 2:
+        raise ValueError(f"{what} is for pictures (B, C, H, W), and this network is of volumes (B, C, D, H, W)")

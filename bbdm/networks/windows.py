@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bbdm.networks.checks import NAMES, along
+
 Weights = npt.NDArray[np.floating[Any]]  # (windows, length) of a side
 Spans = tuple[slice, ...]  # the place of a window, a slice for each side
 SPREAD = 0.125  # of the Gaussian weights, as a share of a window's side
@@ -122,7 +124,7 @@ class Windowing:
         lengths: of a window's sides, in values of the state; a shorter side of the state is one window.
         overlap: of neighbouring windows at least, as a share of a window.
         margin: values at the edges of a window inside the image that count for nothing.
-        unit: windows begin at multiples of it: the network's stride.
+        unit: windows begin at multiples of it: the network's stride, a number or one for each side.
         at_once: windows in a call of the network.
         fill: whether the last call of a step is filled up to ``at_once``, so that all have one shape.
     """
@@ -130,15 +132,16 @@ class Windowing:
     lengths: tuple[int, ...]
     overlap: float
     margin: int
-    unit: int
+    unit: int | tuple[int, ...]
     at_once: int
     fill: bool
 
     def sides(self, size: Sequence[int]) -> list[Windows]:
         """The windows of each side of a state."""
+        units = along(self.unit, len(self.lengths))
         return [
-            Windows.spread(n, length, max(math.ceil(self.overlap * length), 2 * self.margin), self.unit)
-            for n, length in zip(size, self.lengths, strict=True)
+            Windows.spread(n, length, max(math.ceil(self.overlap * length), 2 * self.margin), unit)
+            for n, length, unit in zip(size, self.lengths, units, strict=True)
         ]
 
     def together(self, images: int) -> int:
@@ -177,15 +180,15 @@ class Windowing:
 
 
 def check_windows(
-    window: int | Sequence[int] | None, overlap: float, margin: int, stride: int
-) -> tuple[int, int] | None:
-    """The (height, width) of windows of pictures, or None for whole pictures.
+    window: int | Sequence[int] | None, overlap: float, margin: int, stride: Sequence[int]
+) -> tuple[int, ...] | None:
+    """The sides of windows of pictures, (height, width), or (depth, height, width); None for whole pictures.
 
     Args:
         window: the side of a window, or its (height, width), in pixels; None for whole pictures.
         overlap: of neighbouring windows at least, as a share of a window.
         margin: pixels at the edges of a window that count for nothing.
-        stride: the network's stride in pixels.
+        stride: the network's stride along each axis, in pixels.
 
     Raises:
         ValueError: a value is out of range.
@@ -196,13 +199,15 @@ def check_windows(
         raise ValueError(f"margin must be an integer of at least 0, got {margin!r}")
     if window is None:
         return None
-    sides = (window, window) if isinstance(window, int) else tuple(window) if isinstance(window, list | tuple) else ()
-    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
-        raise ValueError(f"window must be a side, (height, width), 'auto' or None, got {window!r}")
-    if min(sides) < 1 or any(side % stride for side in sides):
-        raise ValueError(f"window must be a multiple of the network's stride {stride}, got {window!r}")
-    if 2 * margin + stride > min(sides):
-        raise ValueError(f"margin must leave at least {stride} pixels of a window of {window!r}, got {margin}")
+    axes, least = len(stride), stride[0] if len(set(stride)) == 1 else tuple(stride)
+    sides = along(window, axes) if isinstance(window, int | list | tuple) else ()
+    if len(sides) != axes or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
+        names = ", ".join(NAMES[axes])
+        raise ValueError(f"window must be a side, ({names}), 'auto' or None, got {window!r}")
+    if min(sides) < 1 or any(side % step for side, step in zip(sides, stride, strict=True)):
+        raise ValueError(f"window must be a multiple of the network's stride {least}, got {window!r}")
+    if any(2 * margin + step > side for side, step in zip(sides, stride, strict=True)):
+        raise ValueError(f"margin must leave at least {least} pixels of a window of {window!r}, got {margin}")
     return sides
 
 

@@ -36,6 +36,7 @@ SIDEWAYS = range(5, 9)  # EXIF orientations that swap width and height
 GROUP_GAP = 6  # between groups in a grid, in gaps
 Size = int | tuple[int, int] | tuple[int, int, int]  # a side, (height, width), or (depth, height, width)
 Resize = Literal["stretch", "fit", "keep"]  # what a size means: exactly this, at most this, or nothing
+SIDES = {2: "H, W", 3: "D, H, W"}  # by the number of spatial axes, for messages
 RANGE_LIMIT = 1.5  # refuses images in [0, 255] and standardised ones, accepts an overshooting filter
 
 
@@ -48,17 +49,17 @@ def sides(size: Size, axes: int = 2) -> tuple[int, ...]:
     return (size,) * axes if isinstance(size, int) else size
 
 
-def shown(size: Size) -> str:
+def shown(size: int | Sequence[int]) -> str:
     """A size for people, such as 256 x 256."""
-    return " x ".join(str(side) for side in sides(size))
+    return " x ".join(map(str, (size, size) if isinstance(size, int) else size))
 
 
-def warn_of_scale(trained: Size, height: int, width: int) -> None:
+def warn_of_scale(trained: Size, *size: int) -> None:
     """Warn where a side of pictures is at least twice, or at most half, that of the training pictures."""
     wanted = sides(trained)
-    if any(max(pair) >= 2 * min(pair) for pair in zip((height, width), wanted, strict=True)):
+    if any(max(pair) >= 2 * min(pair) for pair in zip(size, wanted, strict=True)):
         warnings.warn(
-            f"the network was trained on pictures of {wanted[0]} x {wanted[1]}, and is given {height} x {width}: "
+            f"the network was trained on pictures of {shown(trained)}, and is given {shown(size)}: "
             "it may know nothing of them, so resize them",
             stacklevel=2,
         )
@@ -269,6 +270,17 @@ def from_array(array: npt.NDArray[np.floating]) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
+def preview(array: npt.NDArray[np.floating]) -> Image.Image:
+    """A picture of an image (C, H, W) or a volume (C, D, H, W) in [-1, 1]; see :func:`from_array`.
+
+    Of a volume, the slices through its middle stand side by side: axial, coronal and sagittal.
+    """
+    if array.ndim == 3:
+        return from_array(array)
+    middle = [array.take(side // 2, axis) for axis, side in enumerate(array.shape[1:], 1)]
+    return grid([[from_array(plane) for plane in middle]], gap=0)
+
+
 def from_pil(image: Image.Image, channels: int = 3) -> torch.Tensor:
     """A tensor from a picture: see :func:`to_array`."""
     import torch
@@ -281,10 +293,14 @@ def to_pil(tensor: torch.Tensor) -> Image.Image:
     return from_array(tensor.detach().float().cpu().numpy())
 
 
-def check(source: torch.Tensor | npt.NDArray[Any], channels: int) -> None:
-    """Raise ValueError unless ``source`` is a non-empty (B, channels, H, W) of finite floats near [-1, 1]."""
-    if source.ndim != 4 or source.shape[1] != channels or 0 in source.shape:
-        raise ValueError(f"source must be a non-empty (B, {channels}, H, W) batch, got shape {tuple(source.shape)}")
+def check(source: torch.Tensor | npt.NDArray[Any], channels: int, axes: int = 2) -> None:
+    """Raise ValueError unless ``source`` is a non-empty (B, channels, H, W) of finite floats near [-1, 1].
+
+    ``axes`` are the spatial ones: of 3, it is (B, channels, D, H, W).
+    """
+    if source.ndim != 2 + axes or source.shape[1] != channels or 0 in source.shape:
+        wanted = f"(B, {channels}, {SIDES[axes]})"
+        raise ValueError(f"source must be a non-empty {wanted} batch, got shape {tuple(source.shape)}")
     if "float" not in str(source.dtype):
         raise ValueError(f"source must be floats in [-1, 1], got {source.dtype}")
     largest = float(abs(source).max())

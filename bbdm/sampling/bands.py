@@ -44,7 +44,7 @@ class Bands:
         network: Network,
         loop: Loop,
         windows: Windowing,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         seed: int,
         masked: bool = False,
         report: Callable[[int], Any] = lambda _: None,

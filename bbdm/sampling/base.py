@@ -129,6 +129,11 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         return self._own.solver
 
     @property
+    def axes(self) -> int:
+        """The spatial axes of what is translated: 2 of pictures, 3 of volumes."""
+        return self._shapes.axes
+
+    @property
     def last_seeds(self) -> tuple[int, ...]:
         """The seed of each image in this thread's last call, drawn or given. Empty before the first call."""
         return getattr(self._thread, "seeds", ())
@@ -170,7 +175,8 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
             source: a (B, C, H, W) batch of floats; a NumPy array, (H, W) or (H, W, C), of uint8 or of floats
                 in ``range``; a picture; a path; or a list of these, mixed, of any sizes, in which tensors are
                 (C, H, W). It has the source's channels, which may be others than the result's. A file of a
-                volume is translated by its slices, which share a seed.
+                volume is translated by its slices, which share a seed. Where the network has three axes, H, W
+                is D, H, W here and below; a NumPy array is (D, H, W) or (C, D, H, W).
             seed: image i gets the seed ``seed + i``, or one each from a list. The same seed gives the same
                 image at every batch size. None draws one; see ``last_seeds``.
             noise: (K, B, C, H, W) standard normals in place of a seed, on the grid that the network sees.
@@ -227,9 +233,9 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         made: list[tuple[list[int], Any]] = []
         with self._progress_of(plan, batches, progress) as advance:
             for batch in batches:
-                count, (height, width) = len(batch.indices), batch.source.shape[2:]
+                count = len(batch.indices)
                 result: Any = self._run(plan, batch, advance, callback)
-                result = result[:count, :, :height, :width].clip(-1, 1)
+                result = result[(slice(count), ..., *map(slice, batch.source.shape[2:]))].clip(-1, 1)
                 if batch.mask is not None:  # also what a codec lost
                     made_there, y = batch.mask[:count], self._ended(batch.source[:count])
                     result = made_there * result + (1 - made_there) * y
@@ -277,7 +283,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         """What the values of a call are."""
         source, target = as_values(source_values), as_values(target_values)
         kind = replace(self.pictures, source=source or self.pictures.source, target=target or self.pictures.target)
-        return Scale(sources.check_range(range), kind, given=not source is target is None)
+        return Scale(sources.check_range(range), kind, not source is target is None, self._shapes.axes)
 
     def _batches(
         self,
@@ -315,13 +321,16 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         overlap: float = 0.25,
         margin: int = 0,
         batch_size: int | None = None,
-        size: Sequence[int] = (sys.maxsize, sys.maxsize),
+        size: Sequence[int] | None = None,
     ) -> Windowing | None:
         """How a call cuts pictures of a size, or any that are larger than a window; None where it does not.
+
+        ``size`` None is of pictures that are larger.
 
         Raises:
             ValueError: window, overlap or margin is out of range, or the network takes another size alone.
         """
+        size = (sys.maxsize,) * self._shapes.axes if size is None else size
         return self._shapes.windows(size, window, overlap, margin, self.pictures.crop, batch_size)
 
     def _calls(self, batch: Batch) -> int:
@@ -335,13 +344,13 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
 
     def _step(self, plan: AnyPlan, index: int, state: tuple[Any, Any], batch: Batch) -> Step:
         """A step in memory of its own, without padding and repeated images."""
-        height, width = batch.source.shape[2:]
-        crop = (slice(height), slice(width)) if self._shapes.latent_stride == 1 else ()
-        x, x0hat = (self._copied(array)[(slice(len(batch.indices)), slice(None), *crop)] for array in state)
+        crop = [slice(side) for side in batch.source.shape[2:]]
+        kept = (slice(len(batch.indices)), ..., *(crop if self._shapes.latent_stride == 1 else ()))
+        x, x0hat = (self._copied(array)[kept] for array in state)
 
         def pictures(estimate: Any) -> list[Image.Image]:
             made = self.backend.to_numpy(self._decoded(estimate))
-            return [images.from_array(image[:, :height, :width]) for image in made]
+            return [images.preview(image[(..., *crop)]) for image in made]
 
         return Step(index, plan.times[index], x, x0hat, batch.indices, pictures)
 
@@ -373,7 +382,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         """Raise ValueError unless noise is finite normals for a source of a shape."""
         if not isinstance(noise, self.backend.type):
             raise ValueError(f"noise must be {self.backend.noun}, got {type(noise).__name__}")
-        wanted = (len(plan.times), *self._shapes.grid(shape[0], shape[2], shape[3]))
+        wanted = (len(plan.times), *self._shapes.grid(shape[0], *shape[2:]))
         if tuple(noise.shape) != wanted:
             raise ValueError(f"noise must have shape {wanted}, got {tuple(noise.shape)}")
         if not np.isfinite(float(abs(noise).max())):

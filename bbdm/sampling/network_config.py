@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bbdm import solvers
 from bbdm.base.settings import check, setting
 from bbdm.networks.windows import check_windows
-from bbdm.pictures.images import Resize, Size, read_size
+from bbdm.pictures.images import Resize, Size, read_sides, read_size
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ def read_size_setting(text: str) -> Any:
 
 def read_window_setting(text: str) -> Any:
     """The size of windows from text, or the name of a way to choose one."""
-    return text if text in ("auto", "none") else read_size(text)
+    return text if text in ("auto", "none") else read_sides(text)
 
 
 def chosen_size(wanted: SizeSetting, trained: Size | None) -> tuple[Size, Resize]:
@@ -80,8 +80,8 @@ class WindowConfig:
 
     window: WindowSetting = setting(
         "auto",
-        "side, or HxW, of the windows of larger pictures that the network is called on; auto: the size of training "
-        "crops, if any; none: whole pictures",
+        "side, HxW or DxHxW, of the windows of larger pictures that the network is called on; auto: the size of "
+        "training crops, if any; none: whole pictures",
         parse=read_window_setting,
     )
     overlap: float = setting(0.25, "of neighbouring windows at least, as a share of a window")
@@ -89,7 +89,7 @@ class WindowConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        check_windows(None, self.overlap, self.margin, 1)
+        check_windows(None, self.overlap, self.margin, (1, 1))
 
     @property
     def windows(self) -> dict[str, Any]:

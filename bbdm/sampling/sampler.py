@@ -26,7 +26,9 @@ from bbdm.execution.package import PackagedNetwork, choose_dtype, save_package
 from bbdm.files import pretrained
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.hub import find_checkpoint
+from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.networks.base import SOURCE, Network, Wrapped, check_network, placed
+from bbdm.networks.checks import check_pictures
 from bbdm.networks.windows import Windowing
 from bbdm.pictures import images
 from bbdm.sampling.bands import Bands
@@ -132,7 +134,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
                 channels=channels,
                 endpoint=unet.endpoint_channels,
                 images=dict(sorted(unet.images.items())),
-                stride=unet.stride * latent_stride,
+                stride=tuple(step * latent_stride for step in unet.strides),
                 latent_stride=latent_stride,
                 batch=self.package.shape[0] if self.package else None,
                 size=self._package_size(latent_stride),
@@ -180,12 +182,9 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         self.unet, self.codec = network, codec
         self._network = self.package or (Compiled(network.body, self.device) if self.compile else network.body)
 
-    def _package_size(self, latent_stride: int) -> tuple[int, int] | None:
+    def _package_size(self, latent_stride: int) -> tuple[int, ...] | None:
         """The (height, width) of pictures that a package takes."""
-        if self.package is None:
-            return None
-        height, width = (side * latent_stride for side in self.package.shape[2:])
-        return height, width
+        return None if self.package is None else tuple(side * latent_stride for side in self.package.shape[2:])
 
     def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> TorchSolverPlan:
         solver, steps, timesteps = self._defaults.fill(solver, steps, timesteps)
@@ -280,7 +279,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         return pretrained.push_to_hub(self, name, **settings)
 
     def save_compiled(
-        self, path: str | os.PathLike[str], batch_size: int = 1, size: tuple[int, int] | None = None
+        self, path: str | os.PathLike[str], batch_size: int = 1, size: tuple[int, ...] | None = None
     ) -> None:
         """Compile the network into a package, from which a new process starts in seconds.
 
@@ -303,11 +302,11 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         if size is None:
             if self.image_size is None:
                 raise ValueError("size must be given as (height, width): the sampler has no image_size")
-            size = images.sides(self.image_size)
+            size = images.sides(self.image_size, self._shapes.axes)
         check_place(Path(path))  # before minutes of compiling
         save_package(path, self.unet, self._shapes.grid(batch_size, *size), self._condition_shapes(batch_size, *size))
 
-    def bands(self, size: tuple[int, int], seed: int, **windows: Any) -> Bands:
+    def bands(self, size: tuple[int, ...], seed: int, **windows: Any) -> Bands:
         """The sampler's own steps on rows of one picture, which need not be in memory.
 
         Args:
@@ -330,7 +329,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         shape = batch.source.shape
         image = shape[0], self._shapes.source_channels, *self._shapes.padded(*shape[2:])
         grid = self._shapes.grid(shape[0], *shape[2:])
-        part = shape if batch.windows is None else self._window_shape(batch.windows, grid)
+        part = tuple(shape) if batch.windows is None else self._window_shape(batch.windows, grid)
         called, seen = self._shapes.grid(part[0], *part[2:]), self._condition_shapes(part[0], *part[2:])
         stages: list[tuple[Any, Callable[[], Any], list[torch.Size]]] = [
             (plan.loop.network, lambda: plan.loop.warm_up(called, seen), [torch.Size(called)])
@@ -342,14 +341,14 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             stages.append((codec.encoder, lambda: [codec.latents(torch.zeros(part)) for part in {*pictures}], pictures))
             stages.append((codec.decoder, lambda: [codec.image(torch.zeros(part)) for part in {*grids}], grids))
         due = [call for f, call, shapes in stages if isinstance(f, Compiled) and any(map(f.lacks, shapes))]
-        name = f"compiling for {shape[0]} x {shape[2]} x {shape[3]}"
+        name = f"compiling for {images.shown([shape[0], *shape[2:]])}"
         for call in tqdm(due, name, unit="graph", disable=False if progress else None) if due else ():
             call()
 
     def _window_shape(self, windows: Windowing, grid: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of pictures whose state is a call's windows."""
-        height, width = (side.length * self._shapes.latent_stride for side in windows.sides(grid[2:]))
-        return windows.at_once, self._shapes.source_channels, height, width
+        sides = (side.length * self._shapes.latent_stride for side in windows.sides(grid[2:]))
+        return windows.at_once, self._shapes.source_channels, *sides
 
     @contextmanager
     def _progress(self, total: int) -> Iterator[Advance]:
@@ -385,10 +384,13 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         """The batch's mask on the grid that the network sees: of a latent, whatever it covers is made."""
         if batch.mask is None:
             return None
-        height, width = batch.source.shape[-2:]
-        padded = self._shapes.padded(height, width)
-        mask = F.pad(batch.mask.to(self.device, state_dtype(self.dtype)), (0, padded[1] - width, 0, padded[0] - height))
-        return F.max_pool2d(mask, self._shapes.latent_stride).contiguous()
+        mask = F.pad(batch.mask.to(self.device, state_dtype(self.dtype)), self._padding(batch.mask))
+        cell = self._shapes.latent_stride
+        return (mask if cell == 1 else F.max_pool2d(mask, cell)).contiguous()
+
+    def _padding(self, image: torch.Tensor) -> list[int]:
+        """What pads images, as F.pad takes it: the last side first."""
+        return [n for lacking in reversed(self._shapes.lacking(image.shape[2:])) for n in (0, lacking)]
 
     def _copied(self, state: torch.Tensor) -> torch.Tensor:
         return state.clone()
@@ -400,9 +402,9 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
     def _keys(self, seeds: Sequence[int]) -> torch.Tensor:
         return torch.tensor(seeds, dtype=torch.int64, device=self.device)
 
-    def _condition_shapes(self, batch: int, height: int, width: int) -> dict[str, tuple[int, ...]]:
+    def _condition_shapes(self, batch: int, *size: int) -> dict[str, tuple[int, ...]]:
         """Of the network's conditions, for sources of a size: with a codec, further images stay pictures."""
-        padded, grid = self._shapes.padded(height, width), self._shapes.grid(batch, height, width)[2:]
+        padded, grid = self._shapes.padded(*size), self._shapes.grid(batch, *size)[2:]
         return {
             name: (batch, channels, *(grid if name == SOURCE else padded))
             for name, channels in self.unet.conditions.items()
@@ -423,13 +425,11 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
 
     def _picture(self, image: torch.Tensor) -> torch.Tensor:
         """Pictures on the device in the state's dtype, padded, in memory of their own."""
-        return self._padded_picture(image, state_dtype(self.dtype)).clone(memory_format=torch.channels_last)
+        return self._padded_picture(image, state_dtype(self.dtype)).clone(memory_format=CHANNELS_LAST[image.ndim])
 
     def _padded_picture(self, image: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Pictures on the device, padded below and to the right, where the edge is repeated."""
-        height, width = image.shape[-2:]
-        padded = self._shapes.padded(height, width)
-        return F.pad(image.to(self.device, dtype), (0, padded[1] - width, 0, padded[0] - height), mode="replicate")
+        return F.pad(image.to(self.device, dtype), self._padding(image), mode="replicate")
 
 
 def _name(network: Network) -> str:
@@ -439,6 +439,8 @@ def _name(network: Network) -> str:
 def _check_arguments(unet: Network, codec: Codec | None, clamp: tuple[float, float] | None) -> None:
     if clamp is not None and not (len(clamp) == 2 and clamp[0] < clamp[1]):
         raise ValueError(f"clamp must be None or (low, high) with low < high, got {clamp}")
+    if codec is not None:
+        check_pictures(unet.axes, "a codec")
     if codec is not None and codec.channels != unet.channels:
         raise ValueError(f"codec must have the network's {unet.channels} channels, got {codec.channels}")
     if codec is not None and (unet.source_channels != unet.channels or unet.endpoint_channels is not None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,10 +26,11 @@ class Shapes:
         endpoint: the source channel for each channel of a result; see
             :attr:`bbdm.networks.base.Network.endpoint_channels`.
         images: the channels of further condition images by name.
-        stride: the height and width of pictures are padded to multiples of it.
+        stride: of each axis; the sides of pictures are padded to multiples of it.
         latent_stride: pixels of a picture along one of the bridge's space.
         batch: the only number of images or windows that the network takes, or None.
-        size: the only (height, width) of pictures or windows that the network takes, or None.
+        size: the only (height, width) of pictures or windows that the network takes, or None. Of volumes,
+            here and below, (height, width) is (depth, height, width).
         fill: repeat the last image where a batch is short, so that all batches have one size.
     """
 
@@ -37,20 +39,28 @@ class Shapes:
     channels: int
     endpoint: Sequence[int] | None
     images: Mapping[str, int]
-    stride: int
+    stride: tuple[int, ...]
     latent_stride: int
     batch: int | None
-    size: tuple[int, int] | None
+    size: tuple[int, ...] | None
     fill: bool
 
-    def padded(self, height: int, width: int) -> tuple[int, int]:
-        """The size of pictures after padding."""
-        return height + -height % self.stride, width + -width % self.stride
+    @property
+    def axes(self) -> int:
+        """The number of spatial axes."""
+        return len(self.stride)
 
-    def grid(self, batch: int, height: int, width: int) -> tuple[int, int, int, int]:
+    def padded(self, *size: int) -> tuple[int, ...]:
+        """The size of pictures after padding."""
+        return tuple(side + -side % step for side, step in zip(size, self.stride, strict=True))
+
+    def lacking(self, size: Sequence[int]) -> list[int]:
+        """What each side of pictures lacks."""
+        return [side - before for side, before in zip(self.padded(*size), size, strict=True)]
+
+    def grid(self, batch: int, *size: int) -> tuple[int, ...]:
         """(B, C, H, W) of the bridge's space for pictures of a size."""
-        height, width = (side // self.latent_stride for side in self.padded(height, width))
-        return batch, self.channels, height, width
+        return batch, self.channels, *(side // self.latent_stride for side in self.padded(*size))
 
     def windows(
         self,
@@ -80,10 +90,11 @@ class Shapes:
             return None
         if self.size not in (None, lengths):
             raise ValueError(f"window must be {self.size}, which this network takes alone, got {window}")
-        most = max(1, PIXELS_AT_ONCE // (lengths[0] * lengths[1]))
+        most = max(1, PIXELS_AT_ONCE // math.prod(lengths))
         cell, at_once = self.latent_stride, self.batch or min(batch_size or WINDOWS_AT_ONCE, most)
         sides = tuple(length // cell for length in lengths)
-        return Windowing(sides, overlap, -(-margin // cell), self.stride // cell, at_once, self.fill)
+        unit = tuple(step // cell for step in self.stride)
+        return Windowing(sides, overlap, -(-margin // cell), unit, at_once, self.fill)
 
     def check_batch_size(self, batch_size: int | None) -> None:
         """Raise ValueError where a batch size is below the least."""

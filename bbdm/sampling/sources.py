@@ -40,11 +40,12 @@ class Item(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """What the values of a call's sources and results are."""
+    """What a call's sources and results are: their values and axes."""
 
     range: Range = UNIT  # of floats in arrays and tensors
     kind: PictureKind = EIGHT_BIT_PICTURES  # of files and pictures
     given: bool = False  # whether arrays and tensors have the values of ``kind`` too, not those of ``range``
+    axes: int = 2  # spatial, of pictures; of volumes 3: (D, H, W) where (H, W) is written below
 
     def scaled(self, array: Any) -> Any:
         """(..., C, H, W) in [-1, 1] of an array or a tensor."""
@@ -99,7 +100,7 @@ def given(source: Any, backend: ArrayBackend, channels: int, scale: Scale) -> Gi
         FileNotFoundError: a path leads to no file.
         ValueError: a source is refused; the message names its place in a list.
     """
-    if isinstance(source, Picture) or (isinstance(source, np.ndarray) and source.ndim in (2, 3)):
+    if isinstance(source, Picture) or (isinstance(source, np.ndarray) and source.ndim in (scale.axes, scale.axes + 1)):
         return _items(source, [source], backend, channels, scale)
     if isinstance(source, backend.type | np.ndarray):
         return _batch(source, backend, channels, scale)
@@ -114,7 +115,7 @@ def _batch(source: Any, backend: ArrayBackend, channels: int, scale: Scale) -> G
     """A (B, C, H, W) array."""
     array = source if isinstance(source, backend.type) else backend.from_numpy(source)
     array = scale.scaled(array) if scale.given or "float" in str(array.dtype) else array
-    images.check(array, channels)
+    images.check(array, channels, scale.axes)
     if scale.range == UNIT and not scale.given:
         _warn_if_positive(array)
 
@@ -165,7 +166,8 @@ def read(source: Any, channels: int, scale: Scale) -> Item | None:
     """A picture, a path or an array as an item; None for anything else.
 
     An array is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, or (H, W) or (H, W, channels) of floats
-    in the scale's range, or of any values where these are given.
+    in the scale's range, or of any values where these are given. That of a volume is (D, H, W) or
+    (channels, D, H, W).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -174,19 +176,21 @@ def read(source: Any, channels: int, scale: Scale) -> Item | None:
     plain = scale.kind.source == scale.kind.target == EIGHT_BIT
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        if plain and path.suffix.lower() in images.SUFFIXES:
+        if plain and scale.axes == 2 and path.suffix.lower() in images.SUFFIXES:
             source = images.open_image(path)
         else:
             opened = formats.open(path)
             source = Picture(opened[()], opened.geometry.with_nodata(opened.nodata), name=path.name)
-    if isinstance(source, Image.Image) and not plain:
+    if isinstance(source, Image.Image) and (not plain or scale.axes == 3):
         source = Picture(images.to_pixels(source, channels) if channels in (1, 3) else images.as_pixels(source))
     if isinstance(source, Picture):
-        return _values(source, channels, scale.kind)
+        return _values(source, channels, scale.kind, scale.axes)
     if isinstance(source, Image.Image):
         return Item.of(images.to_array(source, channels), images.from_array)
     if not isinstance(source, np.ndarray):
         return None
+    if scale.axes == 3:
+        return _volume(source, channels, scale)
     if scale.given:
         return _valued(source, channels, scale.kind)
     if source.dtype == np.uint8:
@@ -196,7 +200,7 @@ def read(source: Any, channels: int, scale: Scale) -> Item | None:
     return Item.of(array, lambda made: _restored(made, source, scale.range))
 
 
-def _values(picture: Picture, channels: int, kind: PictureKind) -> Item:
+def _values(picture: Picture, channels: int, kind: PictureKind, axes: int = 2) -> Item:
     """A picture (C, H, W), or a volume (C, D, H, W) by its slices, of stored values.
 
     Pixels without a value are -1, and get none in the result.
@@ -206,8 +210,9 @@ def _values(picture: Picture, channels: int, kind: PictureKind) -> Item:
         array = images.recoloured(array, channels)
     axis = None if kind.slices is None else 1 + AXES[kind.slices]
     channels //= kind.planes
-    wanted = f"({channels}, D, H, W), a volume" if axis else f"({channels}, H, W)"
-    if array.ndim != (3 if axis is None else 4) or len(array) != channels or 0 in array.shape:
+    volume = axis is not None or axes == 3
+    wanted = f"({channels}, D, H, W), a volume" if volume else f"({channels}, H, W)"
+    if array.ndim != (4 if volume else 3) or len(array) != channels or 0 in array.shape:
         raise ValueError(f"source must be {wanted}, as in training; {picture.name or 'it'} has shape {array.shape}")
     if kind.source == EIGHT_BIT and array.dtype != np.uint8:
         raise ValueError(
@@ -233,6 +238,23 @@ def _values(picture: Picture, channels: int, kind: PictureKind) -> Item:
         return Picture(stored, geometry, kind.target.unit, picture.name)
 
     return Item(slices, restore)
+
+
+def _volume(array: npt.NDArray[Any], channels: int, scale: Scale) -> Item:
+    """An array (D, H, W) or (C, D, H, W) of floats in the scale's range, of stored values or of uint8."""
+    whole = array[None] if array.ndim == 3 else array
+    if scale.given or array.dtype == np.uint8:
+        item = _values(Picture(whole), channels, scale.kind, axes=3)
+    else:
+        values = scale.scaled(whole).astype(np.float32)
+        images.check(values[None], channels, axes=3)
+        item = Item.of(values, lambda made: scale.unscaled(made).astype(array.dtype))
+
+    def restore(results: list[npt.NDArray[np.float32]]) -> npt.NDArray[Any]:
+        made = np.asarray(item.restore(results))
+        return made[0] if array.ndim == 3 else made
+
+    return Item(item.arrays, restore)
 
 
 def _valued(array: npt.NDArray[Any], channels: int, kind: PictureKind) -> Item:
@@ -265,7 +287,7 @@ def read_mask(mask: Any, backend: ArrayBackend, source: Any) -> Any:
         mask = np.asarray(images.convert(mask, 1))
     if isinstance(mask, np.ndarray):
         mask = mask.astype(np.float32) / (255 if mask.dtype == np.uint8 else 1)
-        mask = backend.from_numpy(mask[None, None] if mask.ndim == 2 else mask)
+        mask = backend.from_numpy(mask[None, None] if mask.ndim == source.ndim - 2 else mask)
     if not isinstance(mask, backend.type):
         wanted = f"{backend.noun}, a picture, a path or an (H, W) array"
         raise ValueError(f"mask must be {wanted}, got {type(mask).__name__}")

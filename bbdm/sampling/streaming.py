@@ -7,7 +7,7 @@ see :class:`~bbdm.sampling.bands.Bands`. So memory holds some windows, and the r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -36,16 +36,16 @@ SOURCE, STATE, WINDOW, ROW = 12, 36, 48, 64
 TALL = 256  # rows are read in multiples of it where there is memory: those of tiles
 
 
-def in_memory(sampler: BridgeSampler, size: tuple[int, int], windows: Windowing | None = None) -> int:
+def in_memory(sampler: BridgeSampler, size: Sequence[int], windows: Windowing | None = None) -> int:
     """About the bytes that a call of a sampler takes for a picture of a (height, width)."""
-    _, channels, height, width = sampler._shapes.grid(1, *size)
+    _, channels, *grid = sampler._shapes.grid(1, *size)
     source = (
         sampler._shapes.source_channels if sampler.codec is None else 2 * sampler._shapes.source_channels
     )  # and the result
-    values = size[0] * size[1] * SOURCE * source + height * width * STATE * channels
+    values = math.prod(size) * SOURCE * source + math.prod(grid) * STATE * channels
     if windows is None:
         return values
-    places = math.prod(len(side.starts) for side in windows.sides((height, width)))
+    places = math.prod(len(side.starts) for side in windows.sides(grid))
     return values + min(places, windows.at_once) * _window_bytes(sampler, windows)
 
 
@@ -193,7 +193,7 @@ class Stream:
 class _Files:
     """The files of a picture: the source in stored values, where it has none, states and estimates."""
 
-    def __init__(self, folder: Path, given: Strips, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, given: Strips, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.given = given
         self.source = Plane(folder / "source", given.shape, given.dtype)
         self.absent = Plane(folder / "absent", (1, *given.shape[1:]), np.bool_)

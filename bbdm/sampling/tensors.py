@@ -16,10 +16,11 @@ def _read_tensor(tensor: Any, channels: int, scale: sources.Scale) -> sources.It
     """One (C, H, W) tensor of a list."""
     if not isinstance(tensor, torch.Tensor):
         return None
-    if tensor.ndim != 3:
-        raise ValueError(f"a tensor in a list must be ({channels}, H, W), got shape {tuple(tensor.shape)}")
+    if tensor.ndim != 1 + scale.axes:
+        sides = images.SIDES[scale.axes]
+        raise ValueError(f"a tensor in a list must be ({channels}, {sides}), got shape {tuple(tensor.shape)}")
     values = scale.scaled(tensor.detach()) if scale.given or tensor.is_floating_point() else tensor
-    images.check(values[None], channels)
+    images.check(values[None], channels, scale.axes)
 
     def restore(made: npt.NDArray[np.float32]) -> torch.Tensor:
         result = scale.unscaled(torch.from_numpy(made))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from bbdm import bridges, solvers
 from bbdm.base.seeds import resolve_seeds
+from bbdm.networks.checks import check_pictures
 from bbdm.pictures import images
 from bbdm.pictures.kind import check_eight_bit
 from bbdm.serving.config import AppConfig
@@ -89,6 +90,7 @@ def load(config: AppConfig) -> Model:
         sampler = BridgeSampler.from_pretrained(config.model, device=device, dtype=config.dtype, compile=config.compile)
         bridge, calls = sampler.bridge, sampler.calls
     check_eight_bit(sampler.pictures, "the app")
+    check_pictures(sampler.axes, "the app")
     offered = list(solvers.choices(bridge, calls, len(sampler.table)))
     window = config.window_of(sampler.pictures)
     windows = {**config.windows, "window": window}

@@ -196,7 +196,7 @@ class BandWorker:
         """
         source, bands = self._opened
         seen = bands.seen(rows)
-        held = {"source": (seen.start, source.scaled(seen, bands.size))}
+        held = {"source": (seen.start, source.scaled(seen, (bands.size[0], bands.size[1])))}
 
         def read(name: str, place: Spans) -> torch.Tensor:
             down, across = place

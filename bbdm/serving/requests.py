@@ -13,6 +13,7 @@ from typing import get_args
 from PIL import Image
 
 from bbdm import solvers
+from bbdm.networks.checks import check_pictures
 from bbdm.pictures import images
 from bbdm.pictures.images import UnknownFormatError
 from bbdm.pictures.kind import check_eight_bit
@@ -54,11 +55,12 @@ def facts(config: ServeConfig) -> Served:
     """
     sampler = replace(config, compile=False).sampler(config.model, "cpu")
     check_eight_bit(sampler.pictures, "the server")
+    check_pictures(sampler.axes, "the server")
     sampler.windowing(**config.windows)  # before a request fails
     steps = len(sampler.table)
     if steps > config.max_steps:
         raise ValueError(f"max_steps must be at least the {steps} steps of {sampler.solver!r}, got {config.max_steps}")
-    channels, stride = sampler.unet.source_channels, sampler.unet.stride
+    channels, stride = sampler.unet.source_channels, max(sampler.unet.strides)
     if sampler.codec is not None:
         channels, stride = sampler.codec.image_channels, stride * sampler.codec.stride
     return Served(config, channels, stride, sampler.solver, steps)

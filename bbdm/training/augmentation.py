@@ -12,20 +12,27 @@ import torch.nn.functional as F
 
 from bbdm.data.collection import Example
 from bbdm.kernels import philox
+from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.training.config import RunConfig
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-def augment(batch: Example, seeds: torch.Tensor, step: int, config: RunConfig) -> Example:
-    """A batch whose images (B, C, H, W) are changed as the settings ``flip``, ``shift`` and ``zoom`` say.
+def augment(batch: Example, seeds: torch.Tensor, step: int, config: RunConfig, latents: bool = False) -> Example:
+    """A batch whose images (B, C, *S) are changed as the settings ``flip``, ``shift`` and ``zoom`` say.
 
-    They are sources, targets, masks, and of the conditions those with four axes. Latents of plain and
-    mirrored pictures are (B, 2, C, H, W), of which ``flip`` chooses.
+    They are sources, targets, masks, and of the conditions those with four axes or more. Pictures (H, W) and
+    volumes (D, H, W) are mirrored along W. Latents of plain and mirrored pictures are (B, 2, C, H, W), of
+    which ``flip`` chooses.
     """
     if config.flip:
-        mirrored = philox.flips(seeds, step)[:, None, None, None]
-        batch = _changed(batch, lambda v, smooth: torch.where(mirrored, *_mirrored_and_plain(v)))
+        mirrored = philox.flips(seeds, step)
+
+        def flipped(v: torch.Tensor, _: bool) -> torch.Tensor:
+            pair = (v[:, 1], v[:, 0]) if latents else (v.flip(-1), v)
+            return torch.where(mirrored[(..., *[None] * (pair[0].ndim - 1))], *pair)
+
+        batch = _changed(batch, flipped)
     if config.shift or config.zoom:
         grid = _grid(batch.source, seeds, step, config)
         batch = _changed(batch, lambda v, smooth: _resampled(v, grid, smooth and config.zoom > 0))
@@ -40,24 +47,21 @@ def _changed(batch: Example, change: Callable[[torch.Tensor, bool], torch.Tensor
     return batch._replace(source=source, target=target, conditions=conditions, mask=mask)
 
 
-def _mirrored_and_plain(v: torch.Tensor) -> Pair:
-    return (v[:, 1], v[:, 0]) if v.ndim == 5 else (v.flip(-1), v)
-
-
 def _grid(v: torch.Tensor, seeds: torch.Tensor, step: int, config: RunConfig) -> torch.Tensor:
-    """(B, H, W, 2) places in [-1, 1] where the pixels of moved pictures are read."""
-    height, width = v.shape[-2:]
-    drawn = philox.uniforms(seeds, step, 3) * 2 - 1  # across, down, size
-    across, down = (torch.round(drawn[:, i] * config.shift * n) * 2 / n for i, n in enumerate((width, height)))
-    scale = (1 + config.zoom) ** drawn[:, 2]
-    theta = torch.zeros(len(v), 2, 3, device=v.device)
-    theta[:, 0, 0] = theta[:, 1, 1] = scale
-    theta[:, 0, 2], theta[:, 1, 2] = across, down  # by whole pixels
-    return F.affine_grid(theta, [len(v), 1, height, width], align_corners=False)
+    """(B, *S, axes) places in [-1, 1] where the pixels of moved pictures are read, the last side first."""
+    sides = v.shape[2:]
+    axes = len(sides)
+    drawn = philox.uniforms(seeds, step, axes + 1) * 2 - 1  # across, down, of volumes deep, size
+    scale = (1 + config.zoom) ** drawn[:, axes]
+    theta = torch.zeros(len(v), axes, axes + 1, device=v.device)
+    for axis, side in enumerate(reversed(sides)):
+        theta[:, axis, axis] = scale
+        theta[:, axis, axes] = torch.round(drawn[:, axis] * config.shift * side) * 2 / side  # by whole pixels
+    return F.affine_grid(theta, [len(v), 1, *sides], align_corners=False)
 
 
 def _resampled(v: torch.Tensor, grid: torch.Tensor, smooth: bool) -> torch.Tensor:
     """Pictures read at the places of a grid; beyond a side they go on as at it."""
-    mode = "bicubic" if smooth else "nearest"
+    mode = ("bicubic" if v.ndim == 4 else "bilinear") if smooth else "nearest"  # of volumes there is no bicubic
     moved = F.grid_sample(v.float(), grid, mode=mode, padding_mode="border", align_corners=False)
-    return moved.clamp(-1, 1).to(v.dtype).contiguous(memory_format=torch.channels_last)
+    return moved.clamp(-1, 1).to(v.dtype).contiguous(memory_format=CHANNELS_LAST[v.ndim])

@@ -145,7 +145,7 @@ class BridgeTask(TrainingTask):
     def _loss(self, batch: Example, seeds: torch.Tensor, step: int) -> torch.Tensor:
         """The loss of a batch from the data set, one seed for each example."""
         with self.phase("augment, encode"):
-            batch = encode(augment(batch, seeds, step, self.config), self.codec, self.latents)
+            batch = encode(augment(batch, seeds, step, self.config, self.latents), self.codec, self.latents)
         with self.phase("forward"):
             losses, t = self.losses(self.replica, batch, seeds, step)
         if self.tracker is not None:

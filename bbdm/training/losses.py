@@ -34,7 +34,7 @@ def bridge_loss(
     Args:
         unet: called with what the bridge shows of x_t and t, and the conditions.
         bridge: defines x_t, what is shown of it, and the target.
-        x0: (B, C, H, W) target images.
+        x0: (B, C, H, W) target images; for volumes, here and below, H, W is D, H, W.
         y: (B, C, H, W) source images in the target's channels: ``unet.endpoint(source)``.
         t: (B,) times: integers or, of a continuous bridge, reals.
         noise: (B, C, H, W) standard normals, in place of ``seeds`` and ``step``.
@@ -51,8 +51,9 @@ def bridge_loss(
         errors = F.huber_loss(prediction, target, reduction="none", delta=HUBER_DELTA)
     else:
         errors = (F.l1_loss if loss == "l1" else F.mse_loss)(prediction, target, reduction="none")
+    whole = tuple(range(1, errors.ndim))  # all of an image
     if mask is not None:
-        counted = mask.sum(dim=(1, 2, 3)).clamp(min=1) * errors.shape[1]
-        losses = (errors * mask).sum(dim=(1, 2, 3)) / counted
+        counted = mask.sum(dim=whole).clamp(min=1) * errors.shape[1]
+        losses = (errors * mask).sum(dim=whole) / counted
         return losses if per_image else losses.mean()
-    return errors.mean(dim=(1, 2, 3)) if per_image else errors.mean()
+    return errors.mean(dim=whole) if per_image else errors.mean()

@@ -26,7 +26,7 @@ class Previews(Callback):
     """Writes grids of the first validation pairs: of a bridge (source, result, target).
 
     A grid is ``epoch_N.png`` and an image in TensorBoard, written each ``preview_every`` epochs and after the
-    last, if there are validation pairs. The seed is 0.
+    last, if there are validation pairs. The seed is 0. Of volumes, three planes through the middle are shown.
     """
 
     def after_epoch(self, trainer: Any, metrics: dict[str, Any]) -> None:
@@ -36,7 +36,8 @@ class Previews(Callback):
             return
         examples = [pairs.read(i) for i in range(min(PREVIEW_PAIRS, len(pairs)))]
         columns = trainer.task.columns(trainer.validation_batches.placed(collate(examples)))
-        sheet = images.grid([[images.to_pil(v) for v in row] for row in zip(*columns.values(), strict=True)])
+        arrays = [column.float().cpu().numpy() for column in columns.values()]
+        sheet = images.grid([[images.preview(v) for v in row] for row in zip(*arrays, strict=True)])
         path = trainer.folder / f"epoch_{trainer.epoch:04d}.png"
         write_atomically(path, lambda temporary: sheet.save(temporary, "png"))
         log.info("grid: %s", path)

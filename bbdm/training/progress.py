@@ -67,12 +67,11 @@ class Progress(Callback):
 def _described(trainer: Any) -> list[str]:
     """The lines about a run that begins."""
     config, validation = trainer.config, 0 if trainer.validation is None else len(trainer.validation)
-    height, width = images.sides(trainer.train.image_size)
     count = sum(parameter.numel() for parameter in trainer.task.network.parameters())
     processes = "" if trainer.processes.count == 1 else f", {trainer.processes.count} processes"
     lines = [
         f"device {trainer.device}{processes}; network of {count / 1e6:.1f} M parameters, {config.precision}",
-        f"{len(trainer.train)} training pairs of {height} x {width}, {validation} for validation",
+        f"{len(trainer.train)} training pairs of {images.shown(trainer.train.image_size)}, {validation} for validation",
         f"{config.epochs} epochs of {trainer.steps_per_epoch} steps, batch {config.batch_size}",
         f"losses, grids and checkpoints: {trainer.folder}",
     ]

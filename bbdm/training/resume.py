@@ -15,6 +15,7 @@ from bbdm.data.examples import Examples
 from bbdm.data.latents import LatentDataset
 from bbdm.files.content import CodecState
 from bbdm.networks.base import Network
+from bbdm.networks.checks import check_pictures
 from bbdm.pictures import images
 from bbdm.training.config import FREE, RunConfig, TrainConfig
 
@@ -59,10 +60,16 @@ def check_start(unet: Network, config: TrainConfig, train: Examples, codec: Code
             for source, target in ((unet.source_channels, unet.channels), sides)
         )
         raise ValueError(f"the network takes {takes}, and the {kind} have {have}")
-    if any(side % (unet.stride * stride) for side in images.sides(train.image_size)):
+    if codec is not None:
+        check_pictures(unet.axes, "a codec")
+    size = images.sides(train.image_size, train.axes)
+    if len(size) != unet.axes:
+        shapes = [f"(B, C, {images.SIDES[axes]})" for axes in (unet.axes, len(size))]
+        raise ValueError(f"the network takes {shapes[0]}, and the pairs are {shapes[1]}, of {images.shown(size)}")
+    if any(side % (each * stride) for side, each in zip(size, unet.strides, strict=True)):
         factors = f"the network's {unet.stride}"
         if codec is not None:
-            factors = f"{unet.stride * stride}, {factors} times the autoencoder's {stride}"
+            factors = f"{unet.strides[0] * stride}, {factors} times the autoencoder's {stride}"
         raise ValueError(f"image_size {train.image_size} is not a multiple of {factors}")
     if isinstance(train, LatentDataset):
         if codec is None or train.codec != codec.description():

@@ -1,0 +1,196 @@
+"""Volumes (B, C, D, H, W) through a sampler: noise, windows, masks, files, and what is refused."""
+
+import copy
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, Values, wrap
+from bbdm.kernels.philox_numpy import normal
+from bbdm.networks.windowed import TENSORS
+from bbdm.networks.windows import Windows, blend
+from bbdm.pictures.images import preview
+from bbdm.pictures.kind import PictureKind
+from bbdm.pictures.lazy import Geometry
+from bbdm.pictures.picture import Picture
+from tests.conftest import tiny_unet
+
+SOURCE = torch.rand(2, 1, 5, 10, 7, generator=torch.Generator().manual_seed(1)) * 2 - 1
+VOLUME: dict[str, Any] = {"in_channels": 1, "out_channels": 1, "axes": 3, "strides": ((1, 2, 2),)}
+
+
+def unet(**settings: Any) -> UNet:
+    return tiny_unet(**{**VOLUME, "condition_channels": 1, **settings}).eval()
+
+
+class Pointwise(nn.Module):
+    """A function of single voxels, which notes the shapes that it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.3))
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, x: Tensor, t: Tensor, source: Tensor) -> Tensor:
+        self.shapes.append(tuple(x.shape))
+        return torch.tanh(self.weight * x + source)
+
+
+def pointwise(solver: str = "sde-dpm2m", **settings: Any) -> tuple[Pointwise, BridgeSampler]:
+    module = Pointwise()
+    made = BridgeSampler(wrap(module, 1, 1, axes=3, **settings).eval(), ABridge(), solver, steps=3)
+    return module, made
+
+
+def test_noise_is_of_the_voxel() -> None:
+    """A network that predicts nothing: the first state's noise is the numbers of element and seed alone."""
+    nothing = wrap(nn.Conv3d(1, 1, 1), 1, axes=3, call=lambda conv, x, t, conditions: 0 * conv(x))
+    sampler = BridgeSampler(nothing.eval(), BrownianBridge(), "posterior", steps=2)
+    (first, _) = sampler.stream(SOURCE, seed=7)
+    drawn = [normal([seed], 0, (1, 5, 10, 7)) for seed in (7, 8)]
+    plain = next(iter(sampler.stream(SOURCE, noise=torch.zeros(2, 2, 1, 5, 10, 7)))).x
+    scale = (first.x[0] - plain[0]).norm() / np.linalg.norm(drawn[0])
+    for k, numbers in enumerate(drawn):
+        torch.testing.assert_close((first.x - plain)[k : k + 1], scale * torch.from_numpy(numbers))
+
+
+def test_a_seed_is_a_volume_at_every_batch_size() -> None:
+    sampler = BridgeSampler(unet(), BrownianBridge(), steps=3)
+    whole = sampler(SOURCE, seed=[3, 9])
+    assert whole.shape == SOURCE.shape
+    torch.testing.assert_close(sampler(SOURCE[1:], seed=9), whole[1:], rtol=0, atol=1e-5)
+    torch.testing.assert_close(sampler(SOURCE, seed=[3, 9], batch_size=1), whole, rtol=0, atol=1e-5)
+    assert sampler.last_seeds == (3, 9)
+    one = sampler(list(SOURCE), seed=[3, 9])
+    torch.testing.assert_close(torch.stack(one), whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.nightly  # minutes of compiling
+def test_compiled_volumes() -> None:
+    eager, compiled = (BridgeSampler(unet(), BrownianBridge(), steps=2, compile=c, dtype="fp32") for c in (False, True))
+    torch.testing.assert_close(compiled(SOURCE, seed=1), eager(SOURCE, seed=1), rtol=0, atol=1e-4)
+
+
+def test_mask_and_preview() -> None:
+    sampler = BridgeSampler(unet(), BrownianBridge(), steps=2)
+    mask = torch.zeros(2, 1, 5, 10, 7)
+    mask[..., 3:] = 1
+    made = sampler(SOURCE, seed=1, mask=mask)
+    torch.testing.assert_close(made[..., :3], SOURCE[..., :3])
+    assert (made - SOURCE)[..., 3:].abs().max() > 0.01
+    *_, last = sampler.stream(SOURCE, seed=1)
+    assert [picture.size for picture in last.preview()] == [(3 * 10, 10)] * 2  # planes of 10 x 7, 5 x 7, 5 x 10
+
+
+def test_planes_of_a_preview() -> None:
+    volume = np.full((1, 4, 6, 8), -1.0)
+    volume[0, 2], volume[0, :, 3], volume[0, :, :, 4] = 1.0, 0.0, 0.5
+    pixels = np.asarray(preview(volume).convert("L"))
+    axial, coronal, sagittal = (pixels[:, 8 * k : 8 * (k + 1)] for k in range(3))
+    assert (axial[0, 0], coronal[0, 0], sagittal[0, 0]) == (255, 128, 191)
+    assert (axial[3, 0], axial[0, 4], coronal[0, 4]) == (128, 191, 191)
+    assert (pixels[4:, 8:] == 255).all()
+
+
+@pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m"])
+def test_windows_of_a_function_of_voxels_are_the_whole(solver: str) -> None:
+    module, sampler = pointwise(solver)
+    whole = sampler(SOURCE, seed=3)
+    module.shapes.clear()
+    made = sampler(SOURCE, seed=3, window=(3, 4, 7), overlap=0.5, batch_size=4)
+    torch.testing.assert_close(made, whole, rtol=0, atol=2e-6)
+    assert {shape[1:] for shape in module.shapes} == {(1, 3, 4, 7)}
+    module.shapes.clear()
+    assert torch.equal(sampler(SOURCE, seed=3, window=(5, 10, 7)), whole)  # one window
+    assert module.shapes == [(2, 1, 5, 10, 7)] * 3
+
+
+def test_windows_of_a_constant_field() -> None:
+    sides = [Windows.spread(n, length, 2) for n, length in ((9, 4), (12, 5), (7, 7))]
+    weights = [torch.from_numpy(side.gaussians()).float() for side in sides]
+
+    def constant(spans: list[Any]) -> Tensor:
+        return torch.cat([torch.full((1, 1, *(s.stop - s.start for s in span)), 0.7) for span in spans])
+
+    made = blend(constant, sides, weights, TENSORS, together=3)
+    torch.testing.assert_close(made, torch.full((1, 1, 9, 12, 7), 0.7), rtol=0, atol=1e-6)
+
+
+def test_windows_of_a_stride_for_each_axis() -> None:
+    """Windows begin at multiples of the axis's stride; calls are counted, and are those of training crops."""
+    module, sampler = pointwise(stride=(1, 2, 4))
+    sampler.pictures = PictureKind(crop=(3, 6, 8))
+    source, seen = torch.full((1, 1, 7, 9, 30), -0.5), []
+    made = sampler(source, seed=0, batch_size=2, progress=lambda *each: seen.append(each))
+    assert made.shape == source.shape
+    counts = [
+        len(Windows.spread(n, length, math.ceil(length / 4), unit).starts)
+        for n, length, unit in ((7, 3, 1), (10, 6, 2), (32, 8, 4))
+    ]
+    assert len(module.shapes) == 3 * math.ceil(math.prod(counts) / 2)
+    assert seen[-1] == (len(module.shapes), len(module.shapes))
+    assert {shape[2:] for shape in module.shapes} == {(3, 6, 8)}
+    for settings, message in (
+        ({"window": (3, 5, 8)}, "window must be a multiple of the network's stride (1, 2, 4), got (3, 5, 8)"),
+        ({"window": (8, 8)}, "window must be a side, (depth, height, width), 'auto' or None, got (8, 8)"),
+        ({"window": 8, "margin": 3}, "margin must leave at least (1, 2, 4) pixels of a window of 8, got 3"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            sampler(source, **settings)
+
+
+def test_values_of_files_and_arrays() -> None:
+    """HU in, HU out, on the same grid, of a picture, an array and a batch."""
+    sampler = BridgeSampler(unet(), BrownianBridge(), steps=2)
+    kind = Values(-1024, 3071, "HU", "int16")
+    sampler.pictures = PictureKind(kind, kind)
+    stored = np.random.default_rng(0).integers(-1024, 3072, (4, 6, 8)).astype(np.int16)
+    geometry = Geometry(format="medical", kept={"spacing": (1.0, 1.0, 3.0)})
+    made = sampler(Picture(stored[None], geometry), seed=1)
+    assert (type(made), made.shape, made.dtype, made.unit) == (Picture, (1, 4, 6, 8), np.int16, "HU")
+    assert made.geometry == geometry
+    scaled = torch.from_numpy(kind.scaled(stored[None, None].astype(np.float32), axes=4))
+    wanted = (sampler(scaled, seed=1).numpy()[0, 0] + 1) * (4095 / 2) - 1024
+    np.testing.assert_allclose(np.asarray(made)[0], wanted, atol=0.51)
+    values = {"source_values": kind, "target_values": kind}
+    for array in (stored, stored[None]):
+        result = sampler(array, seed=1, **values)
+        assert result.shape == array.shape
+        np.testing.assert_array_equal(result.reshape(stored.shape), np.asarray(made)[0])
+    floats = sampler(scaled.numpy()[0, 0], seed=1)
+    np.testing.assert_allclose((floats + 1) * (4095 / 2) - 1024, wanted, atol=0.01)
+
+
+def test_what_is_refused() -> None:
+    volumes, pictures = (BridgeSampler(each, BrownianBridge(), steps=1) for each in (unet(), tiny_unet().eval()))
+    given: list[tuple[BridgeSampler, Any, str]] = [
+        (volumes, SOURCE[:, :, 0], "source must be a non-empty (B, 1, D, H, W) batch, got shape (2, 1, 10, 7)"),
+        (pictures, SOURCE, "source must be a non-empty (B, 3, H, W) batch, got shape (2, 1, 5, 10, 7)"),
+        (volumes, [SOURCE[0, :, 0]], "a tensor in a list must be (1, D, H, W), got shape (1, 10, 7)"),
+        (volumes, [np.zeros((2, 4, 6, 8), np.uint8)], "source[0]: must be (1, D, H, W), a volume, as in training"),
+        (volumes, preview(SOURCE[0].numpy()), "source must be (1, D, H, W), a volume, as in training"),
+    ]
+    for sampler, source, message in given:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            sampler(source)
+
+
+def test_a_file_says_its_axes(tmp_path: Path) -> None:
+    from bbdm.files.checkpoint import load_checkpoint, save_checkpoint
+
+    kind = PictureKind(crop=(8, 6, 4))
+    network = unet(residual_resampling=False)
+    save_checkpoint(tmp_path / "v.safetensors", network, BrownianBridge(), image_size=(8, 6, 4), pictures=kind)
+    found = load_checkpoint(tmp_path / "v.safetensors")
+    assert (found.unet.config.axes, found.unet.config.strides) == (3, ((1, 2, 2),))
+    assert (found.image_size, found.pictures.crop) == ((8, 6, 4), (8, 6, 4))
+    sampler = BridgeSampler.from_checkpoint(tmp_path / "v.safetensors", steps=2)
+    own = BridgeSampler(copy.deepcopy(network), BrownianBridge(), steps=2)
+    assert sampler.axes == 3
+    assert torch.equal(sampler(SOURCE[..., :4], seed=1), own(SOURCE[..., :4], seed=1, window=(8, 6, 4)))
