@@ -1,0 +1,138 @@
+"""Volumes (B, C, D, H, W) trained on: the loss, what is drawn, a run and its files, and MONAI's network."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from bbdm import BridgeSampler, BrownianBridge, Trainer, UNet, wrap
+from bbdm.data.collection import Example
+from bbdm.files.checkpoint import load_checkpoint
+from bbdm.networks.base import Network
+from bbdm.training.augmentation import augment
+from bbdm.training.config import TrainConfig
+from bbdm.training.losses import bridge_loss
+from bbdm.training.statistics import fitted
+from tests.conftest import newest, tiny_unet
+
+BRIDGE = BrownianBridge(objective="pinned")
+SETTINGS: dict[str, Any] = {"epochs": 2, "batch_size": 2, "learning_rate": 1e-3, "preview_every": 1}
+
+
+class Volumes:
+    """Volumes (1, 4, 8, 8), and targets that are half of their neighbours, in a mask."""
+
+    def __init__(self, count: int = 4, depth: int = 4) -> None:
+        self.volumes = torch.rand(count, 1, depth, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        source = self.volumes[index]
+        mask = torch.zeros_like(source)
+        mask[:, 1:] = 1
+        return {"source": source, "target": 0.5 * source.roll(1, -1), "mask": mask, "name": str(index)}
+
+
+def unet() -> UNet:
+    return tiny_unet(in_channels=1, out_channels=1, condition_channels=1, axes=3, strides=((1, 2, 2),))
+
+
+def test_the_loss_is_the_mean_over_the_masks_voxels() -> None:
+    x0, y, mask = torch.randn(2, 1, 3, 4, 5), torch.randn(2, 1, 3, 4, 5), (torch.rand(2, 1, 3, 4, 5) > 0.5).float()
+    noise, t = torch.zeros_like(x0), torch.tensor([100, 700])
+    shown, target = BRIDGE.add_noise(x0, y, t, noise)
+    for loss, of in (("l1", torch.abs), ("l2", torch.square)):
+        errors = of(0.5 * shown - target)
+        losses = bridge_loss(lambda x, t, c: 0.5 * x, BRIDGE, x0, y, t, noise, loss, mask=mask, per_image=True)  # pyright: ignore[reportArgumentType]
+        for k in range(2):
+            torch.testing.assert_close(losses[k], errors[k][mask[k] > 0].mean())
+        whole = bridge_loss(lambda x, t, c: 0.5 * x, BRIDGE, x0, y, t, noise, loss)  # pyright: ignore[reportArgumentType]
+        torch.testing.assert_close(whole, errors.mean())
+
+
+def test_volumes_are_moved_by_whole_voxels() -> None:
+    """A voxel of each volume goes somewhere within the shift along each axis, or is mirrored along W."""
+    volumes = torch.full((64, 1, 8, 12, 16), -1.0)
+    volumes[:, :, 4, 6, 8] = 1
+    seeds = torch.arange(64)
+    made = augment(Example(volumes, volumes), seeds, 0, TrainConfig(shift=0.25)).source
+    places = (made > 0.99).nonzero()
+    assert len(places) == 64
+    offsets = places[:, 2:] - torch.tensor([4, 6, 8])
+    assert (offsets.abs() <= torch.tensor([2, 3, 4])).all()
+    assert all(len(along.unique()) == 2 * most + 1 for along, most in zip(offsets.unbind(1), (2, 3, 4), strict=True))
+    mirrored = augment(Example(volumes, volumes), seeds, 0, TrainConfig(flip=True)).source
+    assert {tuple(place.tolist()) for place in (mirrored > 0.99).nonzero()[:, 2:]} == {(4, 6, 8), (4, 6, 7)}
+    ramp = torch.linspace(-0.5, 0.5, 16).expand(64, 1, 8, 12, 16).contiguous()
+    zoomed = augment(Example(ramp, ramp), seeds, 0, TrainConfig(zoom=0.25)).source[..., 8] / ramp[..., 8]
+    assert ((zoomed - zoomed[:, :, :1, :1]).abs() < 1e-4).all()
+    assert 0.7 < zoomed.min() < 0.9 < 1.1 < zoomed.max() < 1.3
+
+
+def test_a_run(tmp_path: Path) -> None:
+    """Trained, validated, shown by three planes, resumed, and sampled from its file."""
+    bridge = fitted(BRIDGE, unet(), Volumes())
+    volumes = Volumes().volumes
+    inside = volumes[:, :, 1:]
+    assert bridge.spread == pytest.approx((0.5 * inside.roll(1, -1) - inside).square().mean().sqrt().item(), rel=1e-5)
+    trainer = Trainer(unet(), bridge, TrainConfig(**SETTINGS), Volumes(), Volumes(2), tmp_path / "run")
+    trainer.fit()
+    assert Image.open(tmp_path / "run" / "epoch_0002.png").size == (3 * 26 + 2, 2 * 10 + 2)
+    checkpoint = load_checkpoint(newest(trainer))
+    assert (checkpoint.unet.config.axes, checkpoint.image_size) == (3, (4, 8, 8))
+    again = Trainer(unet(), bridge, TrainConfig(**{**SETTINGS, "epochs": 3}), Volumes(), Volumes(2), tmp_path / "run")
+    assert again.resume_newest()
+    again.fit()
+    straight = Trainer(unet(), bridge, TrainConfig(**{**SETTINGS, "epochs": 3}), Volumes(), Volumes(2), tmp_path / "b")
+    straight.fit()
+    for one, other in zip(again.unet.parameters(), straight.unet.parameters(), strict=True):
+        assert torch.equal(one, other)
+    again.save(tmp_path / "model.safetensors")
+    made = BridgeSampler.from_checkpoint(tmp_path / "model.safetensors", steps=2)(volumes, seed=0)
+    assert torch.equal(made, BridgeSampler(again.ema.unet, bridge, steps=2)(volumes, seed=0))
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    flat = tiny_unet(in_channels=1, out_channels=1, condition_channels=1)
+    images = [(torch.zeros(1, 8, 8), torch.ones(1, 8, 8))] * 2
+    given: list[tuple[Network, Any, str]] = [
+        (flat, Volumes(), "the network takes (B, C, H, W), and the pairs are (B, C, D, H, W), of 4 x 8 x 8"),
+        (unet(), images, "the network takes (B, C, D, H, W), and the pairs are (B, C, H, W), of 8 x 8"),
+        (tiny_unet(in_channels=1, out_channels=1, condition_channels=1, axes=3), Volumes(depth=3), "not a multiple of"),
+    ]
+    for network, data, message in given:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            Trainer(network, BRIDGE, TrainConfig(**SETTINGS), data, None, tmp_path)
+
+
+def monai_network() -> Network:
+    """MONAI's diffusion network of volumes, which sees the source beside the state."""
+    nets = pytest.importorskip("monai.networks.nets")
+    torch.manual_seed(0)
+    sizes = {"channels": (8, 8), "num_res_blocks": 1, "attention_levels": (False, True), "num_head_channels": 8}
+    module = nets.DiffusionModelUNet(3, 2, 1, norm_num_groups=4, **sizes)
+
+    def call(module: Any, x: torch.Tensor, t: torch.Tensor, conditions: Any) -> torch.Tensor:
+        return module(torch.cat([x, conditions["source"]], 1), t)
+
+    return wrap(module, 1, 1, stride=2, call=call, axes=3)
+
+
+@pytest.mark.nightly  # MONAI takes many seconds to import
+def test_monai(tmp_path: Path) -> None:
+    trainer = Trainer(monai_network(), BRIDGE, TrainConfig(**SETTINGS), Volumes(), None, tmp_path / "run")
+    trainer.fit()
+    trainer.save(tmp_path / "model.pt")
+    sampler = BridgeSampler.from_checkpoint(tmp_path / "model.pt", network=monai_network(), steps=2)
+    volumes = Volumes(2).volumes[..., :7]
+    made = sampler(volumes, seed=0)
+    assert made.shape == volumes.shape
+    assert torch.equal(made, BridgeSampler(trainer.ema.unet, BRIDGE, steps=2)(volumes, seed=0))
+    flat = wrap(trainer.unet.module, 1, 1, stride=2)
+    with pytest.raises(ValueError, match=r"wrapped with .*'axes': 3.*; the one given has "):
+        BridgeSampler.from_checkpoint(tmp_path / "model.pt", network=flat)
