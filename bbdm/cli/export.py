@@ -29,7 +29,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--solver", choices=get_args(solvers.Solver), help="the checkpoint's own if unset")
     parser.add_argument("--steps", type=int, help="network calls; the checkpoint's or the solver's if unset")
     parser.add_argument("--dtype", choices=["fp16", "fp32"], default="fp32", help="of weights and products")
-    parser.add_argument("--static", type=_static, metavar="B,H,W", help="take this batch and size only; any if unset")
+    parser.add_argument(
+        "--static", type=_static, metavar="B,[D,]H,W", help="take this batch and size only; any if unset"
+    )
     parser.add_argument("--opset", type=int, default=23, help=f"{OPSETS[0]} to {OPSETS[-1]}")
     parser.add_argument(
         "--external-data",
@@ -56,10 +58,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _static(text: str) -> tuple[int, int, int]:
+def _static(text: str) -> tuple[int, ...]:
     numbers = tuple(int(part) for part in text.split(","))
-    if len(numbers) != 3 or min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"must be three positive numbers B,H,W, got {text}")
+    if len(numbers) not in (3, 4) or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"must be three positive numbers B,H,W, of volumes four, got {text}")
     return numbers
 
 

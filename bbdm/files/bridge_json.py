@@ -18,8 +18,9 @@ from bbdm.solvers import StepTable
 FORMAT = "bbdm onnx"
 PLAIN = 3  # the version of exports of whole 8-bit pictures, whose sources have the target's channels, and no others
 # Since 2, steps show the network weights of x and y, and times are float32. Since 3, noise may start.
-# Since 4, sources have other channels, or images beside them, and pictures other values.
-VERSION = 4
+# Since 4, sources have other channels, or images beside them, and pictures other values. Since 5, volumes.
+VALUED = 4
+VERSION = 5
 SETTINGS = "bridge.json"
 PIPELINE = "pipeline.onnx"  # a whole translation as one graph, for other programs
 
@@ -28,20 +29,23 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
+def _is_counts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) in (2, 3, 4) and all(map(_is_count, value))
+
+
 COUNT = (_is_count, "an integer of at least 1")
 VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "solver": (lambda value: isinstance(value, str), "a name"),
     "dtype": (lambda value: isinstance(value, str), "a name"),
     "conditioned": (lambda value: isinstance(value, bool), "true or false"),
-    "static": (
-        lambda value: value is None or (isinstance(value, list) and len(value) == 3 and all(map(_is_count, value))),
-        "null or [number, height, width]",
-    ),
-    **dict.fromkeys(["channels", "image_channels", "stride", "latent_stride"], COUNT),
+    "static": (lambda value: value is None or _is_counts(value), "null or [number, height, width]"),
+    "stride": (lambda value: _is_count(value) or _is_counts(value), "an integer of at least 1, or one for each axis"),
+    **dict.fromkeys(["channels", "image_channels", "latent_stride"], COUNT),
 }
 LATER: dict[str, tuple[Callable[[Any], bool], str]] = {  # left out where sources are as targets
     "source_channels": COUNT,
     "endpoint": (lambda value: isinstance(value, list), "a list of channels"),
+    "axes": (lambda value: value in (2, 3), "2 or 3"),
     "images": (lambda value: isinstance(value, dict) and all(map(_is_count, value.values())), "channels by name"),
 }
 
@@ -116,6 +120,10 @@ def _described(path: Path) -> dict[str, Any]:
         for name, (fits, wanted) in {**VALUES, **{k: v for k, v in LATER.items() if k in settings}}.items():
             if not fits(settings[name]):
                 raise ValueError(f"{name} must be {wanted}, got {short(settings[name])}")
+        axes = settings.get("axes", 2)
+        for name, beside in (("static", 1), ("stride", 0)):  # beside the sides
+            if isinstance(settings[name], list) and len(settings[name]) != axes + beside:
+                raise ValueError(f"{name} must be of {axes} axes, got {short(settings[name])}")
         if "endpoint" in settings:
             channels = settings["channels"], settings.get("source_channels", settings["channels"])
             check_endpoint(tuple(settings["endpoint"]), *channels)

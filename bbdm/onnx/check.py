@@ -11,6 +11,7 @@ import onnxruntime
 import torch
 
 from bbdm.files.bridge_json import PIPELINE
+from bbdm.networks.checks import along
 from bbdm.onnx.graphs import input_names
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampling.sampler import BridgeSampler
@@ -36,25 +37,26 @@ class Difference:
 
 
 @torch.inference_mode()
-def differences(folder: Path, sampler: BridgeSampler, size: int) -> Iterator[Difference]:
+def differences(folder: Path, sampler: BridgeSampler) -> Iterator[Difference]:
     """Differences of a folder's graphs, of the loop's image and of ``pipeline.onnx`` from a float32 sampler.
 
     Args:
         folder: the folder of the export.
         sampler: has the same checkpoint, solver and steps.
-        size: side of the smallest pictures, a multiple of the network's stride.
     """
     exported = OnnxBridgeSampler(folder, ["CPUExecutionProvider"])
     exported.image_size = None  # any size serves here: no warning of another than the training's
-    stride = exported.settings["stride"]
-    shapes = [exported.static] if exported.static else [(1, size, size), (2, size, size), (5, size, size + stride)]
+    stride = along(exported.settings["stride"], exported.axes)
+    size = [4 * step for step in stride]
+    longer = *size[:-1], size[-1] + stride[-1]
+    shapes = [exported.static] if exported.static else [(1, *size), (2, *size), (5, *longer)]
     generator = torch.Generator().manual_seed(0)
     unet, codec = sampler.unet, sampler.codec
     pipeline = folder / PIPELINE
     whole = onnxruntime.InferenceSession(pipeline, providers=["CPUExecutionProvider"]) if pipeline.exists() else None
-    for batch, height, width in shapes:
+    for batch, *sides in shapes:
 
-        def drawn(channels: int, size: tuple[int, ...] = (batch, height, width)) -> torch.Tensor:
+        def drawn(channels: int, size: tuple[int, ...] = (batch, *sides)) -> torch.Tensor:
             return torch.rand(size[0], channels, *size[1:], generator=generator) * 2 - 1
 
         image = drawn(unet.source_channels if codec is None else codec.image_channels)
@@ -78,7 +80,7 @@ def differences(folder: Path, sampler: BridgeSampler, size: int) -> Iterator[Dif
             feeds = {"source": image.numpy(), **arrays}
             if sampler.table.noisy:
                 feeds["noise"] = noise.numpy()[sampler.table.noisy]
-            mask = (torch.rand(batch, 1, height, width, generator=generator) > 0.5).float()
+            mask = (torch.rand(batch, 1, *sides, generator=generator) > 0.5).float()
             if "mask" in [each.name for each in whole.get_inputs()]:
                 feeds["mask"] = mask.numpy()
             (made,) = whole.run(None, feeds)

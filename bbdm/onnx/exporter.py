@@ -18,10 +18,11 @@ from bbdm.base import machine
 from bbdm.base.atomic import file_sha256
 from bbdm.base.settings import from_values
 from bbdm.data.pairs import load_dataset
-from bbdm.files.bridge_json import FORMAT, PIPELINE, PLAIN, SETTINGS, VERSION
+from bbdm.files.bridge_json import FORMAT, PIPELINE, PLAIN, SETTINGS, VALUED, VERSION
 from bbdm.networks.base import Network
+from bbdm.networks.checks import check_pictures, listed
 from bbdm.onnx import check, graphs, pipeline
-from bbdm.pictures.images import from_pil
+from bbdm.pictures.images import SIDES, from_pil
 from bbdm.sampling.network_config import FileConfig
 from bbdm.sampling.sampler import BridgeSampler
 
@@ -44,20 +45,30 @@ class Exporter:
         settings = args.solver, args.steps
         self.sampler = BridgeSampler(self.unet, self.bridge, *settings, codec=codec, defaults=checkpoint.defaults)
         self.latent_stride = 1 if codec is None else codec.stride
-        self.stride = self.unet.stride * self.latent_stride
+        self.strides = tuple(step * self.latent_stride for step in self.unet.strides)
         self.image_size, self.pictures = checkpoint.image_size, checkpoint.pictures
-        if args.static and (args.static[1] % self.stride or args.static[2] % self.stride):
-            raise ValueError(f"--static needs height and width that are multiples of {self.stride}, got {args.static}")
+        if args.static and len(args.static) != 1 + self.unet.axes:
+            raise ValueError(f"--static needs B, {SIDES[self.unet.axes]} of this network, got {args.static}")
+        if args.static and any(side % step for side, step in zip(args.static[1:], self.strides, strict=True)):
+            names, stride = listed(self.unet.axes), self._stride
+            raise ValueError(f"--static needs {names} that are multiples of {stride}, got {args.static}")
+        if args.quantize:
+            check_pictures(self.unet.axes, "--quantize")
         if self.unet.images and (args.quantize or codec is not None):
             what = "int8 is calibrated on sources alone" if args.quantize else "exports with a codec have sources alone"
             raise ValueError(f"{what}, and this network sees {', '.join(self.unet.images)} too")
+
+    @property
+    def _stride(self) -> int | list[int]:
+        """That of all axes or, where they differ, of each."""
+        return self.strides[0] if len(set(self.strides)) == 1 else list(self.strides)
 
     def graphs(self, scratch: Path) -> dict[str, onnx.ModelProto]:
         """The graphs by file name."""
         args, dtype = self.args, DTYPES[self.args.dtype]
         static = args.static
         sources = self.calibration() if args.quantize else []
-        latent = static and (static[0], static[1] // self.latent_stride, static[2] // self.latent_stride)
+        latent = static and (static[0], *(side // self.latent_stride for side in static[1:]))
         made = {"unet.onnx": graphs.network_graph(copy.deepcopy(self.unet).to(dtype), latent, args.opset)}
         if args.quantize:
             from bbdm.onnx.quantize import quantized
@@ -67,7 +78,7 @@ class Exporter:
             encoder = self.codec.placed(torch.device("cpu"), dtype)
             made["encoder.onnx"] = graphs.encoder_graph(encoder, static, args.opset)
             made["decoder.onnx"] = graphs.decoder_graph(self.codec, static, args.opset)
-        made["step.onnx"] = pipeline.step_graph(args.opset)
+        made["step.onnx"] = pipeline.step_graph(args.opset, self.unet.axes)
         if args.pipeline:
             ends = made.get("encoder.onnx"), made.get("decoder.onnx")
             made[PIPELINE] = pipeline.pipeline_graph(
@@ -88,7 +99,7 @@ class Exporter:
 
     def calibration(self) -> list[torch.Tensor]:
         """Up to ``CALIBRATION`` of the user's pictures, spread over the folder."""
-        size = self.args.static[1:] if self.args.static else self.image_size or 64 * self.stride
+        size = self.args.static[1:] if self.args.static else self.image_size or 64 * self.strides[0]
         channels = self.source_channels
         pictures = load_dataset("folder", str(self.args.calibrate), "val", size, channels=channels)
         chosen = range(0, len(pictures), math.ceil(len(pictures) / CALIBRATION))
@@ -105,9 +116,11 @@ class Exporter:
             further["endpoint"] = list(network.endpoint_channels)
         if network.images:
             further["images"] = dict(sorted(network.images.items()))
+        if network.axes != 2:
+            further["axes"] = network.axes
         return {
             "format": FORMAT,
-            "version": VERSION if further else PLAIN,
+            "version": VERSION if "axes" in further else VALUED if further else PLAIN,
             "bridge": self.bridge.config(),
             "solver": self.sampler.solver,
             "calls": self.sampler.calls,
@@ -119,7 +132,7 @@ class Exporter:
             **further,
             "image_size": self.image_size,
             "value_range": [-1, 1],
-            "stride": self.stride,
+            "stride": self._stride,
             "latent_stride": self.latent_stride,
             "latent_statistics": None if self.codec is None else self.codec.config()["statistics"],
             "static": args.static,
@@ -150,7 +163,7 @@ class Exporter:
         limit = None if self.args.quantize else check.LIMITS[self.args.dtype]
         print(f"{'against PyTorch float32':24}{'input':>20}{'largest':>12}{'mean':>12}")
         worst: check.Difference | None = None
-        for difference in check.differences(folder, self.sampler, 4 * self.stride):
+        for difference in check.differences(folder, self.sampler):
             shape = " x ".join(map(str, difference.shape))
             print(f"{difference.graph:24}{shape:>20}{difference.largest:12.1e}{difference.mean:12.1e}")
             # With a codec, rounding may choose a neighbouring code.

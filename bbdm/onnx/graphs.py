@@ -19,6 +19,7 @@ from torch import nn
 
 from bbdm.codec import Codec
 from bbdm.networks.base import SOURCE, Network
+from bbdm.networks.checks import NAMES
 from bbdm.networks.layers import frequencies, sinusoids
 from bbdm.networks.unet import UNet
 from bbdm.onnx.opsets import IR_VERSIONS, OPSETS
@@ -26,7 +27,8 @@ from bbdm.onnx.opsets import IR_VERSIONS, OPSETS
 # It warns that torchvision is missing, which no export needs.
 logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 FOLDED = 2**31  # numbers: constants of any size
-GRID = ("batch", "channels", "height", "width")
+GRIDS = {axes: ("batch", "channels", *names) for axes, names in NAMES.items()}
+GRID = GRIDS[2]
 CONDITION = "condition"  # the name of the source as an input; others have their own
 
 
@@ -92,22 +94,23 @@ def input_names(network: Network) -> dict[str, str]:
     return {name: CONDITION if name == SOURCE else name for name in network.conditions}
 
 
-def network_graph(network: Network, static: tuple[int, int, int] | None, opset: int) -> onnx.ModelProto:
+def network_graph(network: Network, static: tuple[int, ...] | None, opset: int) -> onnx.ModelProto:
     """The graph of a network: inputs ``x``, ``t`` and conditions, output ``prediction``.
 
     The source is the input ``condition``, other conditions have their own names.
 
     Args:
         network: in float32 or float16.
-        static: the only (B, H, W) that the graph takes, or None for any batch, height and width.
+        static: the only (B, H, W) that the graph takes, of volumes (B, D, H, W); None for any batch and size.
         opset: the ONNX operator set, one of ``OPSETS``.
     """
-    batch, height, width = static or (2, 8 * network.stride, 10 * network.stride)
-    inputs = {"x": torch.zeros(batch, network.channels, height, width), "t": torch.ones(1)}
+    sizes = [cells * step for cells, step in zip((8, 10, 12), network.strides, strict=False)]  # of each axis another
+    batch, *size = static or (2, *sizes)
+    inputs = {"x": torch.zeros(batch, network.channels, *size), "t": torch.ones(1)}
     names = input_names(network)
-    inputs |= {names[name]: torch.zeros(batch, count, height, width) for name, count in network.conditions.items()}
+    inputs |= {names[name]: torch.zeros(batch, count, *size) for name, count in network.conditions.items()}
     graph = UNetGraph(network) if isinstance(network, UNet) else NetworkGraph(network)
-    return _export(graph, inputs, ("prediction", GRID), static is None, opset, fixed=2)
+    return _export(graph, inputs, ("prediction", GRIDS[network.axes]), static is None, opset, fixed=2)
 
 
 def encoder_graph(codec: Codec, static: tuple[int, int, int] | None, opset: int) -> onnx.ModelProto:
@@ -145,9 +148,9 @@ def _export(
 ) -> onnx.ModelProto:
     if opset not in OPSETS:
         raise ValueError(f"opset must be one of {list(OPSETS)}, got {opset}")
-    any_size = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     values = list(inputs.values())
-    shapes: list[Any] = [any_size if value.ndim == 4 else {} for value in values]
+    any_size = dict.fromkeys((0, *range(2, values[0].ndim)), torch.export.Dim.DYNAMIC)
+    shapes: list[Any] = [any_size if value.ndim >= 4 else {} for value in values]
     shapes[fixed:] = [tuple(shapes[fixed:])] if values[fixed:] else []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations
@@ -169,7 +172,7 @@ def _export(
     _tidy(model, half=any(p.dtype == torch.float16 for p in network.parameters()))
     if dynamic:
         symbols = [dim.dim_param for dim in model.graph.input[0].type.tensor_type.shape.dim]
-        names = {symbol: name for symbol, name in zip(symbols, GRID, strict=True) if symbol}
+        names = {symbol: name for symbol, name in zip(symbols, GRIDS[len(symbols) - 2], strict=True) if symbol}
         for value in (*model.graph.input, *model.graph.value_info):
             for dim in value.type.tensor_type.shape.dim:
                 if dim.dim_param:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper, parser
 
-from bbdm.onnx.graphs import CONDITION, GRID, name_dims
+from bbdm.onnx.graphs import CONDITION, GRIDS, name_dims
 from bbdm.onnx.opsets import IR_VERSIONS
 from bbdm.solvers import StepTable
 
@@ -45,20 +45,25 @@ keep (float[n] clipped, float[n] mask, float[n] stays, float high) => (float[n] 
   image = Add (made_part, kept_part)
 }"""
 Proto = TypeVar("Proto", onnx.NodeProto, onnx.TensorProto, onnx.ValueInfoProto)
-IMAGE = "float[batch, channels, height, width]"
 
 
-def step_graph(opset: int) -> onnx.ModelProto:
+def _image(axes: int) -> str:
+    """The type of images of some axes."""
+    return f"float[{', '.join(GRIDS[axes])}]"
+
+
+def step_graph(opset: int, axes: int = 2) -> onnx.ModelProto:
     """One step, to ``x_next``, ``x0hat_next`` and what the network is shown next, ``inputs_next``.
 
     Its inputs are ``x``, the previous step's ``x0hat``, ``prediction``, ``y`` and noise ``z``, all
     (B, C, H, W), the table's ``row``, (10,), and ``mask``, (B, 1, H, W) or, for a whole picture, a 1 of shape
-    (1, 1, 1, 1). For a row without noise z may be (1, 1, 1, 1).
+    (1, 1, 1, 1). For a row without noise z may be (1, 1, 1, 1). Of volumes, of 3 ``axes``, they have 5 sides.
     """
-    z = "float[z_batch, z_channels, z_height, z_width] z"
-    mask = "float[mask_batch, one, mask_height, mask_width] mask"
-    inputs = ", ".join(f"{IMAGE} {name}" for name in ("x", "x0hat", "prediction", "y"))
-    outputs = ", ".join(f"{IMAGE} {name}_next" for name in ("x", "x0hat", "inputs"))
+    image, sides = _image(axes), GRIDS[axes][2:]
+    z = f"float[z_batch, z_channels, {', '.join(f'z_{side}' for side in sides)}] z"
+    mask = f"float[mask_batch, one, {', '.join(f'mask_{side}' for side in sides)}] mask"
+    inputs = ", ".join(f"{image} {name}" for name in ("x", "x0hat", "prediction", "y"))
+    outputs = ", ".join(f"{image} {name}_next" for name in ("x", "x0hat", "inputs"))
     return parser.parse_model(
         f'<ir_version: {IR_VERSIONS[opset]}, opset_import: ["": {opset}]>\n'
         f"step ({inputs}, {z}, float[10] row, {mask}) => ({outputs}) {{{STEP}}}"
@@ -85,6 +90,9 @@ def pipeline_graph(
     last for a start from noise. Where none is needed the graph has no such input. With ``masked`` there is an
     input ``mask``, (B, 1, H, W) in [0, 1]: 0 where the source stays, in the target's channels.
     """
+    dims = unet.graph.input[0].type.tensor_type.shape.dim
+    axes = len(dims) - 2
+    names = GRIDS[axes]
     noisy = table.noisy
     slots = np.zeros(len(table), np.int64)
     slots[noisy] = np.arange(len(noisy))
@@ -105,20 +113,20 @@ def pipeline_graph(
         _include(graph, encoder.graph, {"image": "source", "latent": "y"}, "encoder/")
         graph.initializer.extend(_weights(encoder.graph, "encoder/"))
     else:
-        channels = unet.graph.input[0].type.tensor_type.shape.dim[1].dim_value
-        graph.node.extend(_ended(source_channels or channels, channels, endpoint))
+        channels = dims[1].dim_value
+        graph.node.extend(_ended(source_channels or channels, channels, endpoint, _image(axes)))
     seen = {CONDITION: "source" if encoder is None else "y"}
-    body = _loop_body(unet.graph, bool(noisy), seen)
-    graph.node.extend(_first_state(bool(table.start[1])))
+    body = _loop_body(unet.graph, bool(noisy), seen, _image(axes))
+    graph.node.extend(_first_state(bool(table.start[1]), _image(axes)))
     carried = ["x_last", "x0hat_last", "inputs_last"]
     graph.node.append(helper.make_node("Loop", ["steps", "", "x_first", "y", "inputs_first"], carried, body=body))
     if masked:
-        side = [latent_stride] * 2
+        side = [latent_stride] * axes
         graph.node.insert(0, helper.make_node("MaxPool", ["mask"], ["grid_mask"], kernel_shape=side, strides=side))
-        sizes = ["batch", 1, "height", "width"]
+        sizes = ["batch", 1, *names[2:]]
         graph.input.append(helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, sizes))
     else:
-        graph.initializer.append(numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "grid_mask"))
+        graph.initializer.append(numpy_helper.from_array(np.ones((1,) * (2 + axes), np.float32), "grid_mask"))
     last = "x_last"
     if decoder is not None:
         _include(graph, decoder.graph, {"latent": last, "image": "decoded"}, "decoder/")
@@ -129,24 +137,23 @@ def pipeline_graph(
         graph.node.append(helper.make_node("Identity", ["y" if encoder is None else "source"], ["stays"]))
         graph.node.extend(parser.parse_graph(KEEP).node)
 
-    source = _like((encoder or unet).graph.input[0], "source", GRID)
+    source = _like((encoder or unet).graph.input[0], "source", names)
     if source_channels is not None:
         source.type.tensor_type.shape.dim[1].dim_value = source_channels
     graph.input.append(source)
     graph.input.extend(
-        _like(value, value.name, GRID) for value in unet.graph.input if value.name not in ("x", "t", CONDITION)
+        _like(value, value.name, names) for value in unet.graph.input if value.name not in ("x", "t", CONDITION)
     )
     if noisy:
-        names = GRID if encoder is None else ("batch", "channels", "latent_height", "latent_width")
-        grid = unet.graph.input[0].type.tensor_type.shape.dim
-        shape = [dim.dim_value or name for name, dim in zip(names, grid, strict=True)]
+        grid = names if encoder is None else ("batch", "channels", "latent_height", "latent_width")
+        shape = [dim.dim_value or name for name, dim in zip(grid, dims, strict=True)]
         graph.input.append(helper.make_tensor_value_info("noise", onnx.TensorProto.FLOAT, [len(noisy), *shape]))
-    graph.output.append(_like((decoder or unet).graph.output[0], "image", GRID))
+    graph.output.append(_like((decoder or unet).graph.output[0], "image", names))
     opset = helper.make_opsetid("", unet.opset_import[0].version)
     return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSIONS[opset.version])
 
 
-def _ended(count: int, channels: int, endpoint: Sequence[int] | None) -> Iterable[onnx.NodeProto]:
+def _ended(count: int, channels: int, endpoint: Sequence[int] | None, image: str) -> Iterable[onnx.NodeProto]:
     """Nodes that make ``y``, of some channels, from ``source``, of ``count``."""
     if count == channels and endpoint is None:
         return [helper.make_node("Identity", ["source"], ["y"])]
@@ -158,7 +165,7 @@ def _ended(count: int, channels: int, endpoint: Sequence[int] | None) -> Iterabl
         )
     return parser.parse_graph(
         f"""
-        ended ({IMAGE} source) => ({IMAGE} y) {{
+        ended ({image} source) => ({image} y) {{
           {mean}
           chosen_channels = Constant <value_ints = [{chosen}]> ()
           y = Gather <axis = 1> (all_channels, chosen_channels)
@@ -166,7 +173,7 @@ def _ended(count: int, channels: int, endpoint: Sequence[int] | None) -> Iterabl
     ).node
 
 
-def _loop_body(unet: onnx.GraphProto, noisy: bool, seen: dict[str, str]) -> onnx.GraphProto:
+def _loop_body(unet: onnx.GraphProto, noisy: bool, seen: dict[str, str], image: str) -> onnx.GraphProto:
     """One step of the Loop: the network, then :data:`STEP` with the row of the step's index.
 
     ``seen`` are names outside the loop of the network's conditions that have others there.
@@ -174,8 +181,8 @@ def _loop_body(unet: onnx.GraphProto, noisy: bool, seen: dict[str, str]) -> onnx
     draw = "z = Gather (noise, slot)" if noisy else "z = Constant <value_floats = [0.0]> ()"
     body = parser.parse_graph(
         f"""
-        step (int64 index, bool go, {IMAGE} x, {IMAGE} x0hat, {IMAGE} inputs)
-          => (bool again, {IMAGE} x_next, {IMAGE} x0hat_next, {IMAGE} inputs_next) {{
+        step (int64 index, bool go, {image} x, {image} x0hat, {image} inputs)
+          => (bool again, {image} x_next, {image} x0hat_next, {image} inputs_next) {{
           again = Identity (go)
           axis = Constant <value_ints = [0]> ()
           one = Unsqueeze (index, axis)
@@ -196,12 +203,12 @@ def _loop_body(unet: onnx.GraphProto, noisy: bool, seen: dict[str, str]) -> onnx
     return body
 
 
-def _first_state(noisy: bool) -> Iterable[onnx.NodeProto]:
+def _first_state(noisy: bool, image: str) -> Iterable[onnx.NodeProto]:
     """Nodes that make ``x_first`` and what the network is shown of it; a start's noise has the last slot."""
     drawn = "first_z = Gather (noise, first_slot)" if noisy else "first_z = Identity (first_slot_value)"
     return parser.parse_graph(
         f"""
-        first ({IMAGE} y) => ({IMAGE} x_first, {IMAGE} inputs_first) {{
+        first ({image} y) => ({image} x_first, {image} inputs_first) {{
           first_slot = Constant <value_int = -1> ()
           first_slot_value = Constant <value_float = 0.0> ()
           {drawn}

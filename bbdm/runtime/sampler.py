@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import onnxruntime
 from bbdm import bridges, solvers
 from bbdm.files.bridge_json import PIPELINE, find_export, read_settings
 from bbdm.kernels.philox_numpy import normal
+from bbdm.networks.checks import NAMES, along
 from bbdm.networks.windows import NUMPY, Spans, Windowing, blend
 from bbdm.pictures import images
 from bbdm.pictures.kind import PictureKind
@@ -85,15 +86,16 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
         known = self.settings.get("image_size")
         self.image_size = None if known is None else images.as_size(known, self.settings.get("axes", 2))
         self.pictures = PictureKind.from_config(self.settings)
-        self.static = None if static is None else cast(tuple[int, int, int], tuple(static))
+        self.static = None if static is None else tuple(static)
+        axes = self.settings.get("axes", 2)
         self.graphs = {
             name.removesuffix(".onnx"): Session(folder / name, self.providers, threads)
             for name in self.settings["files"]
             if name.endswith(".onnx") and name != PIPELINE
         }
         self._put = self.graphs["unet"].put
-        self._no_noise = self._put(np.zeros((1, 1, 1, 1), np.float32))
-        self._whole = self._put(np.ones((1, 1, 1, 1), np.float32))
+        self._no_noise = self._put(np.zeros((1,) * (2 + axes), np.float32))
+        self._whole = self._put(np.ones((1,) * (2 + axes), np.float32))
         super().__init__(
             solver,
             steps,
@@ -104,7 +106,7 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
                 channels=self.settings["channels"],
                 endpoint=self.settings.get("endpoint"),
                 images=dict(sorted(self.settings.get("images", {}).items())),
-                stride=self.settings["stride"],
+                stride=along(self.settings["stride"], axes),
                 latent_stride=self.settings["latent_stride"],
                 batch=self.static[0] if self.static else None,
                 size=self.static[1:] if self.static else None,
@@ -228,12 +230,14 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
 
     def _mask(self, batch: Batch) -> Array:
         """The batch's mask on the grid that the network sees: of a latent, whatever it covers is made."""
-        height, width = batch.source.shape[2:]
-        padded, side = self._shapes.padded(height, width), self._shapes.latent_stride
-        mask = np.pad(batch.mask, ((0, 0), (0, 0), (0, padded[0] - height), (0, padded[1] - width)))
-        return (
-            mask.reshape(len(mask), 1, padded[0] // side, side, padded[1] // side, side).max((3, 5)).astype(np.float32)
-        )
+        mask, cell = np.pad(batch.mask, self._padding(batch.mask)), self._shapes.latent_stride
+        cells = (n for side in mask.shape[2:] for n in (side // cell, cell))
+        within = tuple(3 + 2 * axis for axis in range(self.axes))
+        return mask.reshape(len(mask), 1, *cells).max(within).astype(np.float32)
+
+    def _padding(self, image: Array) -> list[tuple[int, int]]:
+        """What pads images, as np.pad takes it."""
+        return [(0, 0), (0, 0), *((0, lacking) for lacking in self._shapes.lacking(image.shape[2:]))]
 
     def _copied(self, state: onnxruntime.OrtValue) -> Array:
         return state.numpy()
@@ -259,21 +263,16 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
 
     def _picture(self, source: Array) -> Array:
         """Pictures in float32, padded below and to the right."""
-        height, width = source.shape[2:]
-        padded = self._shapes.padded(height, width)
-        padding = ((0, 0), (0, 0), (0, padded[0] - height), (0, padded[1] - width))
-        return np.pad(source.astype(np.float32), padding, mode="edge")
+        return np.pad(source.astype(np.float32), self._padding(source), mode="edge")
 
     def _check_size(self, batch: Batch, padded: tuple[int, ...]) -> None:
         """Raise ValueError where an export of one size is given another, and it is not called on windows."""
         if self.static is None or padded == self.static[1:]:
             return
-        height, width = self.static[1:]
+        size, names = images.shown(self.static[1:]), " x ".join(NAMES[self.axes])
         if batch.windows is not None and "encoder" in self.graphs:
-            raise ValueError(
-                f"this export's autoencoder takes pictures of {height} x {width} only: export it without --static"
-            )
+            raise ValueError(f"this export's autoencoder takes pictures of {size} only: export it without --static")
         if batch.windows is None:
-            got = " x ".join(map(str, batch.source.shape[2:]))
-            hint = "" if "encoder" in self.graphs else f"; window=({height}, {width}) translates larger ones"
-            raise ValueError(f"this export takes pictures of height x width {height} x {width} only, got {got}{hint}")
+            got = images.shown(batch.source.shape[2:])
+            hint = "" if "encoder" in self.graphs else f"; window={self.static[1:]} translates larger ones"
+            raise ValueError(f"this export takes pictures of {names} {size} only, got {got}{hint}")

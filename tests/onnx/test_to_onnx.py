@@ -95,7 +95,7 @@ def test_latent_images_are_those_of_pytorch(latent_file: Path, latent_folder: Pa
 @pytest.mark.filterwarnings("error:the network was trained on pictures of")
 def test_the_check_is_silent_about_the_size_of_its_pictures(file: Path, folder: Path):
     sampler = BridgeSampler(load_checkpoint(file).build_unet(), BRIDGE, steps=STEPS)  # as the script makes it
-    assert [each.largest < 1e-4 for each in check.differences(folder, sampler, SIZE // 2)] == 9 * [True]
+    assert [each.largest < 1e-4 for each in check.differences(folder, sampler)] == 9 * [True]
     with pytest.warns(UserWarning, match="trained on pictures of 16 x 16"):
         OnnxBridgeSampler(folder)(source(1, SIZE // 2, SIZE // 2).numpy(), seed=0)
 

@@ -1,0 +1,64 @@
+"""A network of volumes as an export, and what the runtime makes of it without PyTorch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bbdm import BridgeSampler, save_checkpoint
+from bbdm.files import bridge_json
+from bbdm.runtime import OnnxBridgeSampler
+from tests.conftest import tiny_unet
+from tests.onnx.exports import BRIDGE, export
+
+pytestmark = pytest.mark.nightly  # exports take half a minute each
+SOURCE = torch.rand(2, 1, 5, 10, 7, generator=torch.Generator().manual_seed(1)) * 2 - 1
+SETTINGS = {"in_channels": 1, "out_channels": 1, "condition_channels": 1, "axes": 3, "strides": ((1, 2, 2),)}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "volume.pt"
+    save_checkpoint(path, tiny_unet(**SETTINGS, patch=2), BRIDGE, image_size=(4, 8, 8), solver="sde-dpm2m", steps=3)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(model: Path) -> Path:
+    """The export, whose graphs and results were compared with PyTorch's: unet, step by step, pipeline."""
+    return export(model, model.parent / "onnx", "--pipeline", "--mask", "--check")
+
+
+def test_the_runtime(model: Path, folder: Path) -> None:
+    exported, sampler = OnnxBridgeSampler(folder), BridgeSampler.from_checkpoint(model)
+    assert (exported.axes, exported.image_size) == (3, (4, 8, 8))
+    assert (exported.settings["version"], exported.settings["stride"]) == (5, [2, 4, 4])
+    mask = (SOURCE > 0).float()
+    for settings in ({}, {"window": (4, 8, 4)}, {"mask": mask}):
+        wanted = sampler(SOURCE, seed=[3, 5], **settings).numpy()
+        given = {name: each.numpy() if isinstance(each, torch.Tensor) else each for name, each in settings.items()}
+        made = exported(SOURCE.numpy(), seed=[3, 5], **given)
+        assert np.abs(made - wanted).max() <= 1e-4 * np.abs(wanted).max()
+    with pytest.raises(ValueError, match=r"non-empty \(B, 1, D, H, W\) batch, got shape \(1, 2, 1, 10, 7\)"):
+        exported(SOURCE[:, :, 0].numpy())
+
+
+def test_earlier_versions_refuse_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bridge_json, "VERSION", 4)
+    with pytest.raises(ValueError, match=r"version 5 is newer than this library reads \(4\): update bbdm"):
+        OnnxBridgeSampler(folder)
+
+
+def test_one_size(model: Path, tmp_path: Path) -> None:
+    made = export(model, tmp_path / "onnx", "--static", "1,4,8,8")
+    exported = OnnxBridgeSampler(made)
+    assert exported.static == (1, 4, 8, 8)
+    source = SOURCE[:1, :, :4, :8].numpy()
+    wanted = BridgeSampler.from_checkpoint(model)(source, seed=2)
+    assert np.abs(exported(source, seed=2) - wanted).max() <= 1e-4 * np.abs(wanted).max()
+    with pytest.raises(ValueError, match=r"takes pictures of depth x height x width 4 x 8 x 8 only, got 5 x 10 x 7"):
+        exported(SOURCE.numpy(), seed=2)
+    for static, message in (("1,8,8", "needs B, D, H, W of this network"), ("1,4,8,6", "depth, height and width that")):
+        with pytest.raises(ValueError, match=message):
+            export(model, tmp_path / "other", "--static", static)
