@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bbdm import ABridge, UNet
+from bbdm.networks.unet_config import PRESETS
 
 BRIDGE = ABridge(num_steps=1000, c_lambda=2.0)
 STEPS = 10  # of our sampler
@@ -28,6 +30,19 @@ def build(device: str | torch.device, quick: bool) -> UNet:
             if not parameter.any():
                 nn.init.normal_(parameter, std=(3 * parameter[0].numel()) ** -0.5 if parameter.ndim > 1 else 0.02)
     return unet.to(device).eval()
+
+
+def build_volume(device: str | torch.device, quick: bool) -> UNet:
+    """The network of the preset ``volume``, or a small one, the same in every process."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        small = {"model_channels": 16, "channel_mult": (1, 1, 1, 1), "head_channels": 16} if quick else {}
+        return UNet.from_config(replace(PRESETS["volume"], **small)).to(device)
+
+
+def volumes(size: tuple[int, ...], device: str | torch.device) -> torch.Tensor:
+    """(1, 1, D, H, W) in [-1, 1], the same in every process."""
+    return torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(1)).mul(2).sub(1).to(device)
 
 
 def images(batch: int, device: str | torch.device, quick: bool) -> torch.Tensor:

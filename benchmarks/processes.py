@@ -14,16 +14,20 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from bbdm import BridgeSampler, UNet
+from bbdm import BridgeSampler, BrownianBridge, UNet
 from bbdm.base.settings import from_values
 from bbdm.cli import train as train_script
 from bbdm.data.collection import Example
 from bbdm.data.pairs import PairedDataset, load_dataset
+from bbdm.execution.device import best_dtype
 from bbdm.networks.unet_config import PRESETS
 from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer
@@ -105,6 +109,47 @@ def train(settings: dict[str, Any] | None, batch: int, steps: int, device: str, 
     return {"seconds": [seconds_of(step) for _ in range(steps)], "peak_bytes": peak_memory(device)}
 
 
+def train_volume(row: str, size: list[int], steps: int, device: str, quick: bool) -> Any:
+    """Seconds of each training step on one volume after the first, and the peak memory.
+
+    ``row`` is "plain" for a loop of PyTorch alone, with Adam, bfloat16 and an average of weights as ours, or
+    whether activations are kept: "kept" or "checkpointed".
+    """
+    unet = networks.build_volume(device, quick)
+    y = networks.volumes(tuple(size), device)
+    x0 = y.flip(-1).contiguous()
+    half = best_dtype(torch.device(device)) == torch.bfloat16
+    if row == "plain":
+        step = _plain_step(unet, y, x0, half)
+    else:
+        unet.gradient_checkpointing = row == "checkpointed"
+        config = TrainConfig(batch_size=1, epochs=1000, loss="l2", precision="bf16" if half else "fp32")
+        bridge = BrownianBridge(objective="pinned")
+        trainer = Trainer(unet, bridge, config, Pairs(y.cpu(), x0.cpu()), None, Path(tempfile.gettempdir()))
+        step = partial(trainer.train_step, Example(y, x0))
+    step()
+    return {"seconds": [seconds_of(step) for _ in range(steps)], "peak_bytes": peak_memory(device)}
+
+
+def _plain_step(unet: UNet, y: torch.Tensor, x0: torch.Tensor, half: bool) -> Row:
+    optimizer = torch.optim.Adam(unet.parameters(), 1e-4)
+    average = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(0.995))
+
+    def step() -> float:
+        t = torch.randint(1, 1000, (len(y),), device=y.device)
+        share = (t / 1000).view(-1, 1, 1, 1, 1)
+        x_t = (1 - share) * x0 + share * y + (share * (1 - share)).sqrt() * torch.randn_like(y)
+        with torch.autocast(y.device.type, torch.bfloat16, enabled=half):
+            loss = F.mse_loss(unet(x_t, t, {"source": y}).float(), x0)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update_parameters(unet)
+        return loss.item()
+
+    return step
+
+
 EPOCHS = 2  # of a process that is timed in epochs, the first of which is not
 
 
@@ -175,6 +220,6 @@ def unet_call(rounds: int) -> Any:
 
 
 if __name__ == "__main__":
-    tasks = (train, bare_steps, peer_epochs, unet_call)
+    tasks = (train, train_volume, bare_steps, peer_epochs, unet_call)
     function = {task.__name__: task for task in tasks}[sys.argv[1]]
     print(json.dumps(function(**json.loads(sys.argv[2]))))

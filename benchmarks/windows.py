@@ -21,7 +21,9 @@ from torch import Tensor
 from bbdm import BridgeSampler
 from bbdm.base import machine, scripts
 from bbdm.cli import setup
+from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.networks.base import Conditions
+from bbdm.networks.checks import along
 from bbdm.networks.windowed import Windowed
 from bbdm.networks.windows import Windowing
 from benchmarks.timing import interleaved
@@ -45,11 +47,11 @@ def windowing_of(sampler: BridgeSampler, side: int, window: int) -> Windowing:
     return made
 
 
-def of_monai(sampler: BridgeSampler, window: int) -> Callable[..., Tensor]:
+def of_monai(sampler: BridgeSampler, window: int | tuple[int, ...], at_once: int = AT_ONCE) -> Callable[..., Tensor]:
     """The network's body inside MONAI's inferer."""
     from monai.inferers import SlidingWindowInferer  # pyright: ignore[reportPrivateImportUsage]
 
-    infer = SlidingWindowInferer((window, window), AT_ONCE, OVERLAP, mode="gaussian")
+    infer = SlidingWindowInferer(along(window, sampler.axes), at_once, OVERLAP, mode="gaussian")
     body = sampler._network
 
     def network(x: Tensor, embedding: Tensor, conditions: Conditions) -> Tensor:
@@ -58,10 +60,10 @@ def of_monai(sampler: BridgeSampler, window: int) -> Callable[..., Tensor]:
 
         def predict(part: Tensor) -> Tensor:
             each = part.split([x.shape[1], *(conditions[name].shape[1] for name in names)], 1)
-            given, *seen = (part.contiguous(memory_format=torch.channels_last) for part in each)
+            given, *seen = (part.contiguous(memory_format=CHANNELS_LAST[part.ndim]) for part in each)
             return body(given, embedding, dict(zip(names, seen, strict=True))).float()
 
-        return infer(together, predict).contiguous(memory_format=torch.channels_last)  # pyright: ignore
+        return infer(together, predict).contiguous(memory_format=CHANNELS_LAST[x.ndim])  # pyright: ignore
 
     return network
 

@@ -31,6 +31,14 @@ PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's netwo
     "paper-pinned": {**FEW_CALLS, "ema_decay": 0.9999, "precision": "bf16"},
     **{name: {"loss": "l2", "precision": "bf16"} for name in dit_config.PRESETS},
     **dict.fromkeys(["bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"], BBDM),
+    "volume": {
+        **FEW_CALLS,
+        "channels": 1,
+        "crop": (64, 96, 96),
+        "batch_size": 2,
+        "ema_decay": 0.999,
+        "precision": "bf16",
+    },
     "demo": {**SMALL, **FEW_CALLS, "ema_decay": 0.9995},
     "demo-residual": {**SMALL, "loss": "l2", "ema_decay": 0.999},
 }

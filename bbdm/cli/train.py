@@ -18,6 +18,7 @@ from bbdm.bridges import Density, Objective
 from bbdm.cli import training
 from bbdm.cli.presets import PRESET_SETTINGS, PRESETS, BridgeName, Condition
 from bbdm.data.config import DATASETS
+from bbdm.networks.checks import check_pictures
 from bbdm.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     flag("--fid_weights", type=Path, help="Inception's weights, if they cannot be downloaded")
     flag("--lpips_weights", type=Path, help="AlexNet's weights, if they cannot be downloaded")
     training.add_run_flags(parser)
-    parser.set_defaults(**PRESET_SETTINGS[first.parse_known_args(argv)[0].preset])
+    preset = first.parse_known_args(argv)[0].preset
+    parser.set_defaults(**PRESET_SETTINGS[preset], axes=getattr(PRESETS[preset], "axes", 2))
     return parser.parse_args(argv)
 
 
@@ -69,6 +71,8 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ValueError("--cache_latents and --normalize_latents need -vq")
     if args.vqgan_path is None and args.preset.startswith("lbbdm"):
         raise ValueError(f"--preset {args.preset} is of latents: it needs -vq")
+    if args.vqgan_path is not None:
+        check_pictures(args.axes, "-vq")
     if args.channels and args.vqgan_path:
         raise ValueError("--channels is of pictures that are trained on: with -vq, it is the autoencoder's")
     if args.whiten and args.init_from:

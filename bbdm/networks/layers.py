@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -15,7 +15,6 @@ from bbdm.kernels.upsample_conv import upsample_conv3x3
 
 Conv = TypeVar("Conv", bound=nn.Module)
 CONVOLUTIONS: dict[int, type[Any]] = {2: nn.Conv2d, 3: nn.Conv3d}  # by the number of spatial axes
-POOLS: dict[int, Callable[..., torch.Tensor]] = {2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 def frequencies(channels: int, device: torch.device | None = None) -> torch.Tensor:
@@ -45,6 +44,19 @@ def norm_silu(
 def conv3x3(channels: int, out_channels: int, stride: int | Sequence[int] = 1, axes: int = 2) -> Any:
     """A convolution with a kernel of 3 along each axis that keeps the size, or divides it by ``stride``."""
     return CONVOLUTIONS[axes](channels, out_channels, 3, stride, padding=1)
+
+
+def pooled(x: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
+    """The means of x (B, C, *S) over cells of ``strides``.
+
+    Of volumes, first within planes, then over planes: in 3-D, PyTorch has no such op in bfloat16 on a CPU,
+    and none that keeps channels_last.
+    """
+    if x.ndim == 4:
+        return F.avg_pool2d(x, tuple(strides))
+    depth, *within = strides
+    planes = F.avg_pool2d(x.movedim(2, 1).flatten(0, 1), within).unflatten(0, (x.shape[0], x.shape[2])).movedim(1, 2)
+    return planes if depth == 1 else F.avg_pool2d(planes.flatten(3), (depth, 1)).unflatten(3, planes.shape[3:])
 
 
 def zeroed(module: Conv) -> Conv:

@@ -21,12 +21,12 @@ from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
 from bbdm.networks.base import SOURCE, Conditions, Network
 from bbdm.networks.layers import (
     CONVOLUTIONS,
-    POOLS,
     Downsample,
     Upsample,
     conv3x3,
     frequencies,
     norm_silu,
+    pooled,
     shuffled,
     sinusoids,
     unshuffled,
@@ -72,7 +72,7 @@ class ResBlock(nn.Module):
         """Change the size, in a block that does."""
         if self.up:
             return upsample(x, self.up)
-        return POOLS[len(self.down)](x, self.down) if self.down else x
+        return pooled(x, self.down) if self.down else x
 
     def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H, W) and the modulation of all blocks to the next (B, C', H', W')."""

@@ -13,7 +13,7 @@ from torch import nn
 from bbdm import UNet
 from bbdm.kernels.group_norm_silu import group_norm_silu
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
-from bbdm.networks.layers import shuffled, unshuffled
+from bbdm.networks.layers import pooled, shuffled, unshuffled
 from bbdm.networks.unet_config import PRESETS, UNetConfig
 
 TINY: dict[str, Any] = {
@@ -126,6 +126,24 @@ def test_upsampling(factors: tuple[int, ...], compiled: bool) -> None:
     torch.testing.assert_close(op(x, weight, bias, factors), wanted, atol=1e-5, rtol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(op(x, weight, bias, factors), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("strides", [(2, 2, 2), (1, 2, 2), (2, 1, 2)], ids=str)
+def test_pooling(strides: tuple[int, ...]) -> None:
+    x = torch.randn(2, 3, 4, 6, 8).to(memory_format=torch.channels_last_3d)
+    made = pooled(x, strides)
+    torch.testing.assert_close(made, F.avg_pool3d(x, strides))
+    assert made.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_bfloat16() -> None:
+    """Within what 8 bits allow of float32: a CPU lacks some ops of volumes in bfloat16."""
+    unet = network(axes=3, strides=((2, 2, 2),)).eval()
+    x = torch.randn(1, 1, 4, 8, 8)
+    with torch.no_grad():
+        wanted = unet(x, torch.ones(1), {"source": x})
+        made = unet.bfloat16()(x.bfloat16(), torch.ones(1), {"source": x.bfloat16()}).float()
+    assert (made - wanted).norm() < 0.05 * wanted.norm()
 
 
 def test_preset() -> None:

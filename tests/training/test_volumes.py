@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 from bbdm import BridgeSampler, BrownianBridge, Trainer, UNet, wrap
+from bbdm.cli import train
+from bbdm.codec import wrap_codec
 from bbdm.data.collection import Example
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.networks.base import Network
@@ -108,6 +110,22 @@ def test_what_is_refused(tmp_path: Path) -> None:
     for network, data, message in given:
         with pytest.raises(ValueError, match=re.escape(message)):
             Trainer(network, BRIDGE, TrainConfig(**SETTINGS), data, None, tmp_path)
+    codec = wrap_codec(
+        torch.nn.Conv2d(1, 1, 1), channels=1, stride=1, encode=lambda m, v: m(v), decode=lambda m, v: m(v)
+    )
+    message = re.escape("a codec is for pictures (B, C, H, W), and this network is of volumes (B, C, D, H, W)")
+    with pytest.raises(ValueError, match=message):
+        Trainer(unet(), BRIDGE, TrainConfig(**SETTINGS), Volumes(), None, tmp_path, codec)
+    with pytest.raises(ValueError, match=message):
+        BridgeSampler(unet(), BRIDGE, codec=codec)
+    with pytest.raises(ValueError, match="-vq is for pictures"):
+        train.check_flags(train.parse(["paired", "A,B", "model.pt", "--preset", "volume", "-vq", "vqgan.pt"]))
+
+
+def test_the_preset_asks_for_crops_of_volumes() -> None:
+    args = train.parse(["paired", "A,B", "model.pt", "--preset", "volume"])
+    assert (args.axes, args.crop, args.channels) == (3, (64, 96, 96), 1)
+    assert train.parse(["paired", "A,B", "model.pt"]).axes == 2
 
 
 def monai_network() -> Network:

@@ -61,7 +61,7 @@ def unet_config(state: State, **known: Any) -> UNetConfig:
             2**level for level, i in enumerate(firsts) if f"output_blocks.{i}.1.qkv.weight" in state
         ),
     }
-    fitting = (p for p in PRESETS.values() if channels % p.patch**2 == 0 and _same_blocks(settings, p))
+    fitting = (p for p in PRESETS.values() if p.axes == 2 and channels % p.patch**2 == 0 and _same_blocks(settings, p))
     preset = next(fitting, None)
     assumed = _assumed(preset, UNetConfig(), {"head_channels", "num_groups"} - known.keys())
     settings |= {"patch": 1 if preset is None else preset.patch, **assumed, **known}

@@ -1,0 +1,101 @@
+"""Volumes: a training step of the preset ``volume`` on 64 x 96 x 96, and one of 160 x 256 x 256 by windows.
+
+Rows of training are a loop of PyTorch alone around the same network, with Adam, bfloat16 where the machine
+has it and an average of weights, then ours with all activations kept, and with gradient checkpointing. Each
+has its own processes, which take turns, with their peak memory. The first step of each is not timed.
+
+Rows of windows are five network calls, by our windows and by MONAI's inferer around the same network in the
+same loop, in turns. MONAI places windows a little otherwise; ``calls`` says how many there are.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from bbdm import BridgeSampler, BrownianBridge
+from bbdm.execution.device import best_dtype
+from benchmarks import networks, processes
+from benchmarks.conftest import DEVICE, Record
+from benchmarks.machine import Peaks
+from benchmarks.timing import Comparison, interleaved
+from benchmarks.windows import OVERLAP, of_monai
+
+TRAINING = {"plain PyTorch": "plain", "bbdm": "kept", "bbdm, gradient checkpointing": "checkpointed"}
+WINDOWS = ["MONAI", "bbdm"]
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def training(peaks: Peaks, quick: bool) -> Comparison:
+    size = [4, 16, 16] if quick else [64, 96, 96]
+    rounds, steps = (1, 2) if quick else (2, 10 if DEVICE.type == "cuda" else 3)
+    rows: dict[str, dict[str, Any]] = {row: {"peak_bytes": 0, "processes": rounds} for row in TRAINING}
+    comparison = Comparison(f"Training step on {size}", "plain PyTorch", {row: [] for row in TRAINING}, rows)
+    for _ in range(rounds):
+        for row, kind in TRAINING.items():
+            done = processes.run(
+                processes.train_volume, row=kind, size=size, steps=steps, device=DEVICE.type, quick=quick
+            )
+            comparison.seconds[row] += done["seconds"]
+            rows[row]["peak_bytes"] = max(rows[row]["peak_bytes"], done["peak_bytes"])
+    return comparison
+
+
+@pytest.fixture(scope="module")
+def windows(quick: bool) -> Comparison:
+    size, window = ((8, 24, 24), (4, 16, 16)) if quick else ((160, 256, 256), (64, 96, 96))
+    unet = networks.build_volume(DEVICE, quick).eval()
+    sampler = BridgeSampler(unet, BrownianBridge(objective="pinned"), "dpm2m", STEPS, dtype=best_dtype(DEVICE))
+    source, calls = networks.volumes(size, DEVICE), dict.fromkeys(WINDOWS, 0)
+    made: dict[str, torch.Tensor] = {}
+    body = sampler._network
+
+    def by_windows() -> None:
+        made["bbdm"] = sampler(
+            source, seed=0, window=window, overlap=OVERLAP, progress=lambda _, total: calls.update(bbdm=total)
+        )
+
+    @torch.inference_mode()
+    def by_monai() -> None:
+        def counted(*given: Any) -> torch.Tensor:
+            calls["MONAI"] += 1
+            return body(*given)
+
+        inferred = copy.copy(sampler._own.loop)
+        sampler._network, calls["MONAI"] = counted, 0
+        inferred.network = of_monai(sampler, window, at_once=1)
+        y = source.clone(memory_format=torch.channels_last_3d)
+        state = inferred.start(y, torch.zeros(1, dtype=torch.int64, device=DEVICE), conditions=unet.given(y))
+        inferred.run(state)
+        made["MONAI"] = state.x
+
+    rows = {"bbdm": by_windows}
+    comparison = Comparison(f"Volume of {size}, {STEPS} steps", "MONAI", {})
+    try:
+        import monai  # noqa: F401
+
+        rows = {"MONAI": by_monai, "bbdm": by_windows}
+    except ModuleNotFoundError:
+        comparison.missing["MONAI"] = "MONAI is not installed"
+    for row in rows.values() if quick else ():  # a call is minutes long: nothing is warmed up
+        row()
+    comparison.seconds = interleaved(rows, 1 if quick else 3, settle=False)
+    comparison.info = {row: {"calls": calls[row]} for row in rows}
+    if "MONAI" in made:
+        error = networks.relative_error(made["bbdm"], made["MONAI"].float())
+        comparison.info["bbdm"]["relative_difference"] = error
+    return comparison
+
+
+@pytest.mark.parametrize("row", TRAINING)
+def test_training(training: Comparison, row: str, record: Record) -> None:
+    record(training, row)
+
+
+@pytest.mark.parametrize("row", WINDOWS)
+def test_windows(windows: Comparison, row: str, record: Record) -> None:
+    record(windows, row)
