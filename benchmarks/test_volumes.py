@@ -56,7 +56,12 @@ def windows(quick: bool) -> Comparison:
 
     def by_windows() -> None:
         made["bbdm"] = sampler(
-            source, seed=0, window=window, overlap=OVERLAP, progress=lambda _, total: calls.update(bbdm=total)
+            source,
+            seed=0,
+            batch_size=1,
+            window=window,
+            overlap=OVERLAP,
+            progress=lambda _, total: calls.update(bbdm=total),
         )
 
     @torch.inference_mode()

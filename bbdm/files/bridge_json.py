@@ -29,8 +29,8 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
-def _is_counts(value: Any) -> bool:
-    return isinstance(value, list) and len(value) in (2, 3, 4) and all(map(_is_count, value))
+def _is_counts(value: Any, *lengths: int) -> bool:
+    return isinstance(value, list) and len(value) in lengths and all(map(_is_count, value))
 
 
 COUNT = (_is_count, "an integer of at least 1")
@@ -38,8 +38,8 @@ VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "solver": (lambda value: isinstance(value, str), "a name"),
     "dtype": (lambda value: isinstance(value, str), "a name"),
     "conditioned": (lambda value: isinstance(value, bool), "true or false"),
-    "static": (lambda value: value is None or _is_counts(value), "null or [number, height, width]"),
-    "stride": (lambda value: _is_count(value) or _is_counts(value), "an integer of at least 1, or one for each axis"),
+    "static": (lambda value: value is None or _is_counts(value, 3, 4), "null or [number, height, width]"),
+    "stride": (lambda value: _is_count(value) or _is_counts(value, 2, 3), COUNT[1]),
     **dict.fromkeys(["channels", "image_channels", "latent_stride"], COUNT),
 }
 LATER: dict[str, tuple[Callable[[Any], bool], str]] = {  # left out where sources are as targets
@@ -128,7 +128,7 @@ def _described(path: Path) -> dict[str, Any]:
             channels = settings["channels"], settings.get("source_channels", settings["channels"])
             check_endpoint(tuple(settings["endpoint"]), *channels)
         if settings.get("image_size") is not None:
-            as_size(settings["image_size"], settings.get("axes", 2))
+            as_size(settings["image_size"], axes)
         PictureKind.from_config(settings)
         StepTable.from_description(settings)
     except (ValueError, KeyError, TypeError) as error:

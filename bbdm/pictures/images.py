@@ -56,7 +56,7 @@ def shown(size: int | Sequence[int]) -> str:
 
 def warn_of_scale(trained: Size, *size: int) -> None:
     """Warn where a side of pictures is at least twice, or at most half, that of the training pictures."""
-    wanted = sides(trained)
+    wanted = sides(trained, len(size))
     if any(max(pair) >= 2 * min(pair) for pair in zip(size, wanted, strict=True)):
         warnings.warn(
             f"the network was trained on pictures of {shown(trained)}, and is given {shown(size)}: "

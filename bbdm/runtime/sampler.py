@@ -84,10 +84,10 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
         self.providers = with_options(providers)
         static = self.settings["static"]
         known = self.settings.get("image_size")
-        self.image_size = None if known is None else images.as_size(known, self.settings.get("axes", 2))
+        axes = self.settings.get("axes", 2)
+        self.image_size = None if known is None else images.as_size(known, axes)
         self.pictures = PictureKind.from_config(self.settings)
         self.static = None if static is None else tuple(static)
-        axes = self.settings.get("axes", 2)
         self.graphs = {
             name.removesuffix(".onnx"): Session(folder / name, self.providers, threads)
             for name in self.settings["files"]
