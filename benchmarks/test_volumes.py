@@ -21,7 +21,7 @@ from bbdm.execution.device import best_dtype
 from benchmarks import networks, processes
 from benchmarks.conftest import DEVICE, Record
 from benchmarks.machine import Peaks
-from benchmarks.timing import Comparison, interleaved
+from benchmarks.timing import Comparison, Row, interleaved
 from benchmarks.windows import OVERLAP, of_monai
 
 TRAINING = {"plain PyTorch": "plain", "bbdm": "kept", "bbdm, gradient checkpointing": "checkpointed"}
@@ -52,7 +52,6 @@ def windows(quick: bool) -> Comparison:
     sampler = BridgeSampler(unet, BrownianBridge(objective="pinned"), "dpm2m", STEPS, dtype=best_dtype(DEVICE))
     source, calls = networks.volumes(size, DEVICE), dict.fromkeys(WINDOWS, 0)
     made: dict[str, torch.Tensor] = {}
-    body = sampler._network
 
     def by_windows() -> None:
         made["bbdm"] = sampler(
@@ -66,19 +65,15 @@ def windows(quick: bool) -> Comparison:
 
     @torch.inference_mode()
     def by_monai() -> None:
-        def counted(*given: Any) -> torch.Tensor:
-            calls["MONAI"] += 1
-            return body(*given)
-
+        done: list[int] = []
         inferred = copy.copy(sampler._own.loop)
-        sampler._network, calls["MONAI"] = counted, 0
-        inferred.network = of_monai(sampler, window, at_once=1)
+        inferred.network = of_monai(sampler, window, 1, done.append)
         y = source.clone(memory_format=torch.channels_last_3d)
         state = inferred.start(y, torch.zeros(1, dtype=torch.int64, device=DEVICE), conditions=unet.given(y))
         inferred.run(state)
-        made["MONAI"] = state.x
+        made["MONAI"], calls["MONAI"] = state.x, len(done)
 
-    rows = {"bbdm": by_windows}
+    rows: dict[str, Row] = {"bbdm": by_windows}
     comparison = Comparison(f"Volume of {size}, {STEPS} steps", "MONAI", {})
     try:
         import monai  # noqa: F401

@@ -47,8 +47,13 @@ def windowing_of(sampler: BridgeSampler, side: int, window: int) -> Windowing:
     return made
 
 
-def of_monai(sampler: BridgeSampler, window: int | tuple[int, ...], at_once: int = AT_ONCE) -> Callable[..., Tensor]:
-    """The network's body inside MONAI's inferer."""
+def of_monai(
+    sampler: BridgeSampler,
+    window: int | tuple[int, ...],
+    at_once: int = AT_ONCE,
+    report: Callable[[int], Any] = lambda _: None,
+) -> Callable[..., Tensor]:
+    """The network's body inside MONAI's inferer; ``report`` is called after each call of it with 1."""
     from monai.inferers import SlidingWindowInferer  # pyright: ignore[reportPrivateImportUsage]
 
     infer = SlidingWindowInferer(along(window, sampler.axes), at_once, OVERLAP, mode="gaussian")
@@ -61,7 +66,9 @@ def of_monai(sampler: BridgeSampler, window: int | tuple[int, ...], at_once: int
         def predict(part: Tensor) -> Tensor:
             each = part.split([x.shape[1], *(conditions[name].shape[1] for name in names)], 1)
             given, *seen = (part.contiguous(memory_format=CHANNELS_LAST[part.ndim]) for part in each)
-            return body(given, embedding, dict(zip(names, seen, strict=True))).float()
+            made = body(given, embedding, dict(zip(names, seen, strict=True))).float()
+            report(1)
+            return made
 
         return infer(together, predict).contiguous(memory_format=CHANNELS_LAST[x.ndim])  # pyright: ignore
 

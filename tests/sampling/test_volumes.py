@@ -136,11 +136,12 @@ def test_windows_of_a_stride_for_each_axis() -> None:
     assert len(module.shapes) == 3 * math.ceil(math.prod(counts) / 2)
     assert seen[-1] == (len(module.shapes), len(module.shapes))
     assert {shape[2:] for shape in module.shapes} == {(3, 6, 8)}
-    for settings, message in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"window": (3, 5, 8)}, "window must be a multiple of the network's stride (1, 2, 4), got (3, 5, 8)"),
         ({"window": (8, 8)}, "window must be a side, (depth, height, width), 'auto' or None, got (8, 8)"),
         ({"window": 8, "margin": 3}, "margin must leave at least (1, 2, 4) pixels of a window of 8, got 3"),
-    ):
+    ]
+    for settings, message in refused:
         with pytest.raises(ValueError, match=re.escape(message)):
             sampler(source, **settings)
 
@@ -152,13 +153,13 @@ def test_values_of_files_and_arrays() -> None:
     sampler.pictures = PictureKind(kind, kind)
     stored = np.random.default_rng(0).integers(-1024, 3072, (4, 6, 8)).astype(np.int16)
     geometry = Geometry(format="medical", kept={"spacing": (1.0, 1.0, 3.0)})
-    made = sampler(Picture(stored[None], geometry), seed=1)
+    made: Any = sampler(Picture(stored[None], geometry), seed=1)
     assert (type(made), made.shape, made.dtype, made.unit) == (Picture, (1, 4, 6, 8), np.int16, "HU")
     assert made.geometry == geometry
     scaled = torch.from_numpy(kind.scaled(stored[None, None].astype(np.float32), axes=4))
     wanted = (sampler(scaled, seed=1).numpy()[0, 0] + 1) * (4095 / 2) - 1024
     np.testing.assert_allclose(np.asarray(made)[0], wanted, atol=0.51)
-    values = {"source_values": kind, "target_values": kind}
+    values: dict[str, Any] = {"source_values": kind, "target_values": kind}
     for array in (stored, stored[None]):
         result = sampler(array, seed=1, **values)
         assert result.shape == array.shape
