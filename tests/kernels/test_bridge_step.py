@@ -11,7 +11,7 @@ from torch import nn
 from bbdm.kernels import bridge_step as module
 from bbdm.kernels import philox_numpy
 from bbdm.kernels.bridge_step import bridge_step
-from bbdm.kernels.elementwise import BLOCK
+from bbdm.kernels.elementwise import BLOCK, CHANNELS_LAST
 from tests.kernels.triton_aot import (
     DTYPES,
     compile_kernel,
@@ -39,7 +39,7 @@ OTHERS: list[dict[str, Any]] = [
     {"shape": shape, "channels_last": channels_last, "clamp": (-0.8, 0.9), "masked": masked}
     for shapes, masked in (
         ([(1, 4, 16, 16), (3, 1, 5, 7), (1, 3, 1, 1), (2, 8, 9, 9)], False),
-        ([(3, 3, 5, 7), (2, 1, 4, 4)], True),
+        ([(3, 3, 5, 7), (2, 1, 4, 4), (2, 3, 4, 5, 3)], True),
     )
     for shape in shapes
     for channels_last in (False, True)
@@ -81,7 +81,7 @@ def check_steps(
 ) -> None:
     """Take the steps of ROWS from poisoned buffers, each against the formula; ``dtype`` is pred's."""
     generator = torch.Generator().manual_seed(0)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    memory_format = CHANNELS_LAST[len(shape)] if channels_last else torch.contiguous_format
 
     def tensor(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return value.to(device, dtype).contiguous(memory_format=memory_format)

@@ -316,6 +316,20 @@ def interpreted_kernels_give_an_image_the_same_in_any_batch():
         assert torch.equal(whole[1:2], alone)
 
 
+def interpreted_kernels_take_volumes():
+    """Planes of a volume are rows: the kernels get a view of its memory, and the result has its format."""
+    x = torch.randn(2, 24, 3, 4, 5).to(memory_format=torch.channels_last_3d)
+    weight, bias = torch.randn(2, 2, 24).unbind()
+    flat = x.flatten(2, 3)
+    assert flat.data_ptr() == x.data_ptr()
+    assert flat.is_contiguous(memory_format=torch.channels_last)
+    made = module._forward_triton(flat, 3, weight, bias, EPS, True)[0].unflatten(2, (3, 4))
+    assert made.is_contiguous(memory_format=torch.channels_last_3d)
+    one = (..., None, None, None)
+    wanted = F.silu(F.group_norm(x.double(), 3, eps=EPS) * weight[one] + bias[one])
+    torch.testing.assert_close(made.double(), wanted, atol=1e-5, rtol=1e-5)
+
+
 def interpreted_kernels_take_rows_of_any_stride():
     """Weight and bias are columns of a larger tensor, or its transpose; dy has another format."""
     case = Case((2, 24, 5, 7), 3)

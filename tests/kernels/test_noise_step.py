@@ -9,7 +9,7 @@ import torch
 
 from bbdm.kernels import noise_step as module
 from bbdm.kernels import philox, philox_numpy
-from bbdm.kernels.elementwise import BLOCK
+from bbdm.kernels.elementwise import BLOCK, CHANNELS_LAST
 from bbdm.kernels.jit import jit, tl
 from bbdm.kernels.noise_step import noise_step
 from tests.kernels.triton_aot import (
@@ -41,7 +41,7 @@ def check(
 ) -> None:
     """One call against the formula."""
     generator = torch.Generator().manual_seed(0)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    memory_format = CHANNELS_LAST[len(shape)] if channels_last else torch.contiguous_format
     x0, y, noise = (
         torch.randn(shape, generator=generator).to(device, dtype).contiguous(memory_format=memory_format)
         for _ in range(3)
@@ -54,7 +54,7 @@ def check(
     z = philox_numpy.normal(SEEDS[: shape[0]], STEP, shape[1:], 1).astype(np.float64)
     if not drawn:
         z = noise.double().cpu().numpy()
-    w = TABLE[t.numpy()].T[..., None, None, None]
+    w = TABLE[t.numpy()].T[(..., *[None] * (len(shape) - 1))]
     images = x0.double().cpu().numpy(), y.double().cpu().numpy(), z
     made = apply(x0, y, t.to(device), table.to(device), *extra)
     tolerance = max(TOLERANCE[dtype], 5e-6 * drawn)
@@ -161,7 +161,7 @@ def interpreted_kernel_is_the_formula(dtype: torch.dtype, drawn: bool, channels_
     check(module._launch, dtype=dtype, drawn=drawn, channels_last=channels_last)
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 16, 16), (3, 1, 5, 7), (1, 3, 1, 1), (2, 8, 9, 9)])
+@pytest.mark.parametrize("shape", [(1, 4, 16, 16), (3, 1, 5, 7), (1, 3, 1, 1), (2, 8, 9, 9), (2, 3, 4, 5, 3)])
 def interpreted_kernel_takes_every_size(shape: tuple[int, ...]):
     for channels_last in (False, True):
         check(module._launch, shape, channels_last)
