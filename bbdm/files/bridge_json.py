@@ -18,7 +18,8 @@ from bbdm.solvers import StepTable
 FORMAT = "bbdm onnx"
 PLAIN = 3  # the version of exports of whole 8-bit pictures, whose sources have the target's channels, and no others
 # Since 2, steps show the network weights of x and y, and times are float32. Since 3, noise may start.
-# Since 4, sources have other channels, or images beside them, and pictures other values. Since 5, volumes.
+# Since 4, sources have other channels, or images beside them, and pictures other values.
+# Since 5, volumes, and strides for each axis.
 VALUED = 4
 VERSION = 5
 SETTINGS = "bridge.json"

@@ -118,9 +118,10 @@ class Exporter:
             further["images"] = dict(sorted(network.images.items()))
         if network.axes != 2:
             further["axes"] = network.axes
+        volumes = "axes" in further or not isinstance(self._stride, int)
         return {
             "format": FORMAT,
-            "version": VERSION if "axes" in further else VALUED if further else PLAIN,
+            "version": VERSION if volumes else VALUED if further else PLAIN,
             "bridge": self.bridge.config(),
             "solver": self.sampler.solver,
             "calls": self.sampler.calls,

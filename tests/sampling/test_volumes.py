@@ -67,6 +67,9 @@ def test_a_seed_is_a_volume_at_every_batch_size() -> None:
     torch.testing.assert_close(sampler(SOURCE[1:], seed=9), whole[1:], rtol=0, atol=1e-5)
     torch.testing.assert_close(sampler(SOURCE, seed=[3, 9], batch_size=1), whole, rtol=0, atol=1e-5)
     assert sampler.last_seeds == (3, 9)
+    mean = sampler(SOURCE, solver="mean", steps=1, seed=0)
+    first = next(sampler.stream(SOURCE, solver="mean", steps=1, seed=5))
+    torch.testing.assert_close(mean, first.x0hat.clamp(-1, 1))
     one = sampler(list(SOURCE), seed=[3, 9])
     torch.testing.assert_close(torch.stack(one), whole, rtol=0, atol=1e-5)
 
