@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from bbdm.codec import Codec
 from bbdm.data.examples import Examples
 from bbdm.data.mapped import MapStyle
 from bbdm.networks.base import Network
+from bbdm.networks.layers import unshuffled
 from bbdm.networks.unet import UNet
 from bbdm.training.statistics import first_batches
 
@@ -43,12 +43,12 @@ def whiten(
         raise ValueError("filters are whitened of a UNet that sees the source")
     products, count = torch.zeros(()), 0
     for batch in first_batches(dataset, codec, device):
-        found = _patches(F.pixel_unshuffle(batch.source.cpu(), network.config.patch)).double()
+        found = _patches(unshuffled(batch.source.cpu(), network.config.patch)).double()
         products, count = products + found.T @ found, count + len(found)
     variances, directions = torch.linalg.eigh(products / count)
     whitening = (directions * (variances + FLOOR**2).rsqrt()) @ directions.T
     filters = cast(nn.Conv2d, cast(nn.Sequential, network.input_blocks[0])[0]).weight
-    channels = network.condition_channels * network.config.patch**2
+    channels = network.condition_channels * network.config.patch**network.axes
     of_source = filters[:, -channels:]
     drawn = of_source.flatten(1).double().cpu() @ whitening
     power = (drawn @ (products / count) * drawn).sum(dim=1).mean()  # of the responses

@@ -18,6 +18,7 @@ from bbdm.training.augmentation import augment
 from bbdm.training.config import TrainConfig
 from bbdm.training.losses import bridge_loss
 from bbdm.training.statistics import fitted
+from bbdm.training.whitening import whiten
 from tests.conftest import newest, tiny_unet
 
 BRIDGE = BrownianBridge(objective="pinned")
@@ -126,6 +127,17 @@ def test_the_preset_asks_for_crops_of_volumes() -> None:
     args = train.parse(["paired", "A,B", "model.pt", "--preset", "volume"])
     assert (args.axes, args.crop, args.channels) == (3, (64, 96, 96), 1)
     assert train.parse(["paired", "A,B", "model.pt"]).axes == 2
+
+
+def test_whitened_filters() -> None:
+    """Responses to patches of voxels have a mean square of 1."""
+    network = tiny_unet(in_channels=1, out_channels=1, condition_channels=1, axes=3, patch=2)
+    data = Volumes(depth=6)
+    whiten(network, data)
+    filters = next(network.input_blocks.parameters())[:, -8:]
+    cells = torch.nn.functional.conv3d(data.volumes, torch.eye(8).view(8, 1, 2, 2, 2), stride=2)
+    responses = torch.nn.functional.conv3d(cells, filters)
+    torch.testing.assert_close(responses.square().mean(), torch.tensor(1.0), atol=1e-4, rtol=0)
 
 
 def monai_network() -> Network:
