@@ -47,7 +47,7 @@ def training(peaks: Peaks, quick: bool) -> Comparison:
 
 @pytest.fixture(scope="module")
 def windows(quick: bool) -> Comparison:
-    size, window = ((8, 24, 24), (4, 16, 16)) if quick else ((160, 256, 256), (64, 96, 96))
+    size, window = ((16, 24, 24), (8, 16, 16)) if quick else ((160, 256, 256), (64, 96, 96))
     unet = networks.build_volume(DEVICE, quick).eval()
     sampler = BridgeSampler(unet, BrownianBridge(objective="pinned"), "dpm2m", STEPS, dtype=best_dtype(DEVICE))
     source, calls = networks.volumes(size, DEVICE), dict.fromkeys(WINDOWS, 0)
