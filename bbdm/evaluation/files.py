@@ -324,7 +324,7 @@ class Valued(Files):
         return np.ascontiguousarray(array if self._axis is None else np.moveaxis(array, self._axis, 1))
 
     def shown(self, index: int, paths: Sequence[Path]) -> list[Image.Image]:
-        """Their ranges as black to white; of a volume, the slice in the middle."""
+        """Their ranges as black to white; of slices, that in the middle, and of a volume, three planes."""
         entry = self.entries[index]
         source, target = self.dataset.whole(entry, "source"), self.dataset.whole(entry, "target")
         sides = [(source.array, source.values), *((formats.open(path)[()], self.kind.target) for path in paths)]
@@ -332,10 +332,9 @@ class Valued(Files):
         return [self._picture(*side) for side in sides]
 
     def _picture(self, array: Array, values: Values) -> Image.Image:
-        if array.ndim == 4:
-            axis = self._axis or 1
-            array = array.take(array.shape[axis] // 2, axis)
-        image = images.from_array(values.scaled(np.nan_to_num(array)))
+        if self._axis is not None:
+            array = array.take(array.shape[self._axis] // 2, self._axis)
+        image = images.preview(values.scaled(np.nan_to_num(array), axes=array.ndim - 1))
         image.thumbnail((SHOWN, SHOWN))
         return image
 

@@ -129,3 +129,26 @@ def test_the_three_commands(kind: str, tmp_path: Path, tiny: None, capsys: Any) 
         assert made.geometry.kept.get("crs") == source.geometry.kept.get("crs")
     eval_command.main([*pairs, "OUT.pt", "SCORES", "--metrics", *metrics, "--steps", "2"])
     assert "MAE HU" in capsys.readouterr().out or kind == "GeoTIFF"
+
+
+def test_synthrad_in_3_d(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same folders and words with a network of three axes, whose crops are volumes."""
+    pytest.importorskip("SimpleITK")
+    for name in ("train/AB/1ABA001", "train/AB/1ABA002", "val/AB/1ABA003", "val/HN/1HNA001"):
+        synthrad_patient(Path("data") / name)
+    network = presets.PRESETS["demo"].__class__(1, 1, condition_channels=1, axes=3, **TINY)
+    monkeypatch.setitem(presets.PRESETS.maps[-1], "volume", network)  # pyright: ignore[reportAttributeAccessIssue]
+    flags = ["--preset", "volume", "--crop", "4x8x8", "-b", "2", "-e", "1", "--crops_in_mask", "0.5", "--device", "cpu"]
+    train.main(["synthrad", "data", "OUT.pt", *flags, "--precision", "fp32"])
+    trained = load_checkpoint("OUT.pt")
+    assert (trained.pictures.crop, trained.pictures.slices, trained.pictures.spacing) == ((4, 8, 8), None, (3, 1, 1))
+    eval_command.main(["synthrad", "data", "OUT.pt", "SCORES", "--metrics", "mae", "ms_ssim", "--steps", "2"])
+    found = json.loads(Path("SCORES/scores.json").read_text())["by_patient"]["mae"]["patients"]
+    for name in ("AB/1ABA003", "HN/1HNA001"):
+        result = formats.open(Path("SCORES", f"{name}.mha"))
+        truth, mask = (formats.open(Path("data/val", name, f"{each}.mha")) for each in ("ct", "mask"))
+        assert (result.grid, result.dtype) == (truth.grid, np.int16)
+        wanted = volume_scores(*(each[()][0] for each in (truth, result, mask)))
+        assert found[name] == pytest.approx(wanted["mae"], rel=1e-6)
+    translate.main(["synthrad", "data", "OUT.pt", "RESULTS", "--steps", "2"])
+    assert Path("RESULTS/grid.png").exists()
