@@ -26,7 +26,7 @@ PAGES = {  # a page of the site: its file in the repository
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
 }
-NOTEBOOKS = {"own_pictures.ipynb": "examples"}  # a page of the site, and its folder
+NOTEBOOKS = {"own_pictures.ipynb": "examples", "volumes.ipynb": "examples"}  # pages of the site, and their folders
 DEMO = ROOT / "examples/web/dist"  # what npm run build writes, if it ran
 DEMO_PAGE, DEMO_PLACE = "try.md", "web"  # the page that shows it, and its folder on the site
 DEMO_PICTURE = re.compile(r"!\[[^\]]*\]\(figures/web\.png\)\n\n\*[^*]+\*\n")  # and its caption, where it was not built

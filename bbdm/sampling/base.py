@@ -113,7 +113,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         if solver is steps is timesteps is None:
             return self._own
         own_solver, own_steps, own_timesteps = self._settings
-        if steps is None and timesteps is None:
+        if steps is None and timesteps is None and solver != "mean":  # which has one step, whatever others have
             steps, timesteps = own_steps, own_timesteps
         key = solver or own_solver, steps, _hashable(timesteps)
         return self._own if key == self._settings else self._plans.get(key, *key)
