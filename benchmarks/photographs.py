@@ -1,6 +1,6 @@
 """Quality of restored photographs: python -m benchmarks.photographs FOLDER OUT.json [flags].
 
-Each photograph of FOLDER is made at most 1,280 pixels long, damaged, and restored: by the network's mean, by
+Each photograph of FOLDER is made at most 768 pixels long, damaged, and restored: by the network's mean, by
 samples, and by others. PSNR and SSIM are of whole pictures in colour, energy scores (see
 benchmarks/scores.py) the mean over squares of 64 x 64. Differences to the damaged picture are paired.
 OUT.json is written after each photograph, and an interrupted command resumes from it.
@@ -29,7 +29,7 @@ from bbdm.execution.device import best_dtype
 from bbdm.pictures import images
 from benchmarks.scores import energy_score
 
-LONGEST = 1280
+LONGEST = 768
 SQUARE = 64
 DAMAGES = ["jpeg:10", "jpeg:20", "jpeg:40", "photo", "sr4"]
 Restore = Callable[[Tensor, int], Tensor]  # (1, 3, H, W) in [-1, 1] and a seed
