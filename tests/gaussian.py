@@ -4,8 +4,12 @@ For x0 ~ N(mu, s^2) and one source y, every state is Gaussian: the table maps th
 (x, previous x0hat) exactly, without sampling. benchmarks/solvers_plot.py draws the distance against NFE.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import nn
 
 from bbdm import DDBM, ECSI, GOUB, I2SB, ABridge, BrownianBridge, solvers
 from bbdm.bridges import Bridge
@@ -43,6 +47,27 @@ def w2(bridge: Bridge, table: StepTable, mu: float, s: float) -> float:
     """2-Wasserstein distance to N(mu, s^2)."""
     mean, std = end_distribution(bridge, table, mu, s)
     return float(np.hypot(mean - mu, std - s))
+
+
+class Ideal(nn.Module):
+    """The ideal denoiser of pixels x0 ~ N(mean(y), spread(y)^2), as a network that sees the source y."""
+
+    def __init__(self, bridge: Bridge, mean: Callable[..., torch.Tensor], spread: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.bridge, self.mean, self.spread = bridge, mean, spread
+        self.weight = nn.Parameter(torch.zeros(1))  # a network has some
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """What the network of the bridge's objective would predict; one time for all."""
+        time = float(t[0])
+        alpha, beta, sigma = (float(v) for v in self.bridge.marginal(time))
+        mean, spread = self.mean(y), self.spread(y)
+        x0hat = mean
+        if time != self.bridge.top:
+            gain = alpha * spread**2 / (alpha**2 * spread**2 + sigma**2)
+            x0hat = mean + gain * (x - alpha * mean - beta * y)
+        p_x, p_y, p_f = self.bridge.prediction(time).tolist()
+        return (x0hat - p_x * x - p_y * y) / p_f
 
 
 class Mixture:

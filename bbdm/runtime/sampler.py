@@ -250,6 +250,8 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
 
     def _given(self, batch: Batch) -> tuple[onnxruntime.OrtValue, dict[str, onnxruntime.OrtValue]]:
         """The source in the target's channels, and the network's conditions, in the space of the bridge."""
+        if batch.encoded is not None:
+            return batch.encoded
         image = self._picture(batch.source)
         self._check_size(batch, image.shape[2:])
         source = self._put(image)
@@ -260,6 +262,14 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
             y = source if ended is image else self._put(ended)
         seen = {"condition": source} if self.settings["conditioned"] else {}
         return y, seen | {name: self._put(self._picture(value)) for name, value in batch.conditions.items()}
+
+    def _repeated(
+        self, given: tuple[onnxruntime.OrtValue, dict[str, onnxruntime.OrtValue]], places: list[int]
+    ) -> tuple[onnxruntime.OrtValue, dict[str, onnxruntime.OrtValue]]:
+        y, conditions = (self._put(given[0].numpy()[places]), {})
+        for name, value in given[1].items():
+            conditions[name] = y if value is given[0] else self._put(value.numpy()[places])
+        return y, conditions
 
     def _picture(self, source: Array) -> Array:
         """Pictures in float32, padded below and to the right."""

@@ -28,6 +28,7 @@ from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
 from bbdm.pictures.values import ValuesLike, as_values
 from bbdm.sampling import sources
 from bbdm.sampling.batch import Batch, SolverPlan
+from bbdm.sampling.distribution import Distribution, draw
 from bbdm.sampling.shapes import Shapes, Window
 from bbdm.sampling.sources import UNIT, ArrayBackend, Range, Scale
 from bbdm.sampling.step import Callback, Step
@@ -233,14 +234,51 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         made: list[tuple[list[int], Any]] = []
         with self._progress_of(plan, batches, progress) as advance:
             for batch in batches:
-                count = len(batch.indices)
-                result: Any = self._run(plan, batch, advance, callback)
-                result = result[(slice(count), ..., *map(slice, batch.source.shape[2:]))].clip(-1, 1)
-                if batch.mask is not None:  # also what a codec lost
-                    made_there, y = batch.mask[:count], self._ended(batch.source[:count])
-                    result = made_there * result + (1 - made_there) * y
-                made.append((batch.indices, result))
+                made.append((batch.indices, self._made(plan, batch, advance, callback)))
         return given.restore(made)
+
+    def distribution(
+        self,
+        source: Any,
+        samples: int = 16,
+        seed: int | Sequence[Sequence[int]] | None = None,
+        *,
+        keep: bool = True,
+        **settings: Unpack[CallSettings],
+    ) -> Distribution:
+        """Several results of each source: their mean, standard deviation and quantiles.
+
+        A source is encoded once. Mean and standard deviation are computed while the samples are made, in the
+        memory of one batch; quantiles need the samples themselves.
+
+        Args:
+            source: what a call takes.
+            samples: results of each source, at least 2.
+            seed: sample j of source i gets the seed ``seed + i + j * (number of sources)``, as the files of
+                ``bbdm translate`` do; or the seeds themselves, a list of ``samples`` for each source. None
+                draws one.
+            keep: whether the samples are kept in memory, for :meth:`Distribution.quantile` and
+                :attr:`Distribution.samples`.
+            settings: the arguments of a call but ``noise`` and ``callback``. ``batch_size`` is the largest
+                number of results at once; None for 16, or fewer that have 2^20 pixels together.
+
+        Raises:
+            FileNotFoundError: a path leads to no file.
+            ValueError: an argument is refused; the message says what was got and what is wanted.
+        """
+        if settings.keys() & {"noise", "callback"}:
+            raise ValueError("a distribution takes neither noise nor callback: its samples are those of seeds")
+        return draw(self, source, samples, seed, keep, **settings)  # pyright: ignore[reportCallIssue]
+
+    def _made(self, plan: AnyPlan, batch: Batch, advance: Advance, callback: Callback | None) -> Any:
+        """The results of a batch in [-1, 1], without padding and repeated images."""
+        count = len(batch.indices)
+        result: Any = self._run(plan, batch, advance, callback)
+        result = result[(slice(count), ..., *map(slice, batch.source.shape[2:]))].clip(-1, 1)
+        if batch.mask is not None:  # also what a codec lost
+            made_there, y = batch.mask[:count], self._ended(batch.source[:count])
+            result = made_there * result + (1 - made_there) * y
+        return result
 
     def stream(
         self,
@@ -402,6 +440,14 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
     @abstractmethod
     def _states(self, plan: AnyPlan, batch: Batch, advance: Advance) -> Iterator[tuple[Any, Any]]:
         """State and estimate after each step, padded, which the next step may overwrite; reports calls."""
+
+    @abstractmethod
+    def _given(self, batch: Batch) -> tuple[Any, dict[str, Any]]:
+        """The source in the target's channels, and the network's conditions, in the space of the bridge."""
+
+    @abstractmethod
+    def _repeated(self, given: tuple[Any, dict[str, Any]], places: list[int]) -> tuple[Any, dict[str, Any]]:
+        """What :meth:`_given` returned, of the images at some places."""
 
     @abstractmethod
     def _copied(self, state: Any) -> Any:

@@ -34,6 +34,7 @@ class Batch(NamedTuple):
     mask: Any = None  # (B, 1, H, W), 1 where the target is made, or None
     conditions: Mapping[str, Any] = {}  # (B, C, H, W) each, besides the source
     windows: Windowing | None = None  # None where the network sees whole images
+    encoded: Any = None  # what the sampler made of source and conditions, where it is known
 
     def split(self, size: int | None, fill: bool) -> Iterator[Batch]:
         """Batches of at most a size; with ``fill``, the last image is repeated where one is short."""

@@ -410,11 +410,27 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             for name, channels in self.unet.conditions.items()
         }
 
+    @torch.inference_mode()
     def _given(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The source in the target's channels, and the network's conditions, in the space of the bridge."""
+        if batch.encoded is not None:
+            return batch.encoded
         source = self._to_device(batch.source)
         others = {name: self._picture(value) for name, value in batch.conditions.items()}
         return self.unet.endpoint(source), self.unet.given(source, others)
+
+    @torch.inference_mode()
+    def _repeated(
+        self, given: tuple[torch.Tensor, dict[str, torch.Tensor]], places: list[int]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        index = torch.tensor(places, device=self.device)
+
+        def at(value: torch.Tensor) -> torch.Tensor:
+            kind = torch.channels_last if value.ndim == 4 else torch.channels_last_3d
+            return value.index_select(0, index).contiguous(memory_format=kind)
+
+        y = at(given[0])
+        return y, {name: y if value is given[0] else at(value) for name, value in given[1].items()}
 
     def _to_device(self, source: torch.Tensor) -> torch.Tensor:
         """The source in the space of the bridge, padded, in memory of its own."""

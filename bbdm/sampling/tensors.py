@@ -30,7 +30,7 @@ def _read_tensor(tensor: Any, channels: int, scale: sources.Scale) -> sources.It
 
 
 def _to_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    return tensor.cpu().numpy()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()  # NumPy has no bfloat16
 
 
 def _like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,192 @@
+"""Distributions of results: equal to closed forms with the ideal denoiser, made of a sampler's own calls."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import norm
+
+from bbdm import ABridge, BridgeSampler, save_checkpoint, wrap
+from bbdm.pictures.kind import PictureKind
+from bbdm.pictures.lazy import Geometry
+from bbdm.pictures.picture import Picture
+from bbdm.pictures.values import Values
+from bbdm.runtime import OnnxBridgeSampler
+from tests.conftest import noise, tiny_unet
+from tests.gaussian import Ideal, end_distribution
+from tests.onnx.exports import checkpoint, export, tiny_codec
+
+BRIDGE = ABridge(num_steps=100)
+SOURCE = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.fixture(scope="module")
+def sampler() -> BridgeSampler:
+    return BridgeSampler(tiny_unet(condition_channels=3), BRIDGE, "sde-dpm2m", 3)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> OnnxBridgeSampler:
+    place = tmp_path_factory.mktemp("export")
+    export(checkpoint(place / "c.pt", codec=tiny_codec()), place / "onnx", "--solver", "sde-dpm2m", "--steps", "2")
+    return OnnxBridgeSampler(place / "onnx")
+
+
+@pytest.mark.parametrize(("mu", "s"), [(0.1, 0.15), (-0.2, 0.05)])
+def test_mean_std_and_quantiles_of_gaussian_pixels_are_those_of_the_closed_form(mu: float, s: float):
+    """Over 4,096 pixels of 64 samples; each comparison is 5 standard errors wide."""
+    network = wrap(Ideal(BRIDGE, lambda y: torch.full_like(y, mu), lambda y: torch.full_like(y, s)), 1, 1)
+    sampler = BridgeSampler(network, BRIDGE, "sde-dpm2m", 10)
+    wanted, spread = end_distribution(BRIDGE, sampler.table, mu, s)
+    pixels, samples = 64 * 64, 64
+    found = sampler.distribution(torch.zeros(1, 1, 64, 64), samples, seed=0, batch_size=16)
+    error = spread / np.sqrt(pixels * samples)
+    assert abs(found.mean.double().mean() - wanted) < 5 * error
+    assert abs(found.std.double().square().mean() - spread**2) < 5 * np.sqrt(2) * spread * error
+    # A mean of 64 samples spreads by an eighth
+    assert found.mean.std() == pytest.approx(spread / 8, rel=5 / np.sqrt(2 * pixels))
+    for q in (0.1, 0.5, 0.9):
+        # The quantile of 64 samples at position 63 q is of the Beta distribution of rank 63 q + 1, of mean:
+        rank = (samples - 1) * q + 1
+        low, high = (norm.ppf((r - 0.375) / (samples + 0.25)) for r in (np.floor(rank), np.ceil(rank)))
+        near = wanted + spread * (low + (rank % 1) * (high - low))  # Blom's ranks, within 0.005
+        wide = spread * np.sqrt(q * (1 - q) / samples) / norm.pdf(norm.ppf(q)) / np.sqrt(pixels)
+        assert abs(found.quantile(q).double().mean() - near) < 5 * wide + 0.005 * spread
+
+
+def numbers(result: Any) -> list[np.ndarray[Any, Any]]:
+    return [np.asarray(each) for each in (result if isinstance(result, list) else [result])]
+
+
+def test_samples_are_calls_and_their_moments_are_those_of_numpy(sampler: BridgeSampler):
+    found = sampler.distribution(SOURCE, 5, seed=7)
+    assert found.seeds[2] == (9, 12, 15, 18, 21)
+    assert sampler.last_seeds == (7, 8, 9)
+    calls = torch.stack([sampler(SOURCE, seed=7 + 3 * j) for j in range(5)])
+    torch.testing.assert_close(torch.stack(found.samples), calls, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.mean, calls.mean(0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.std, calls.std(0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.quantile(0.3), calls.quantile(0.3, 0), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 7, 100])
+def test_batches_change_nothing(sampler: BridgeSampler, batch_size: int):
+    whole = sampler.distribution(SOURCE, 5, seed=0)
+    parts = sampler.distribution(SOURCE, 5, seed=0, batch_size=batch_size)
+    torch.testing.assert_close(parts.std, whole.std, rtol=0, atol=1e-5)
+    calls: list[tuple[int, int]] = []
+    sampler.distribution(SOURCE, 5, 0, batch_size=batch_size, progress=lambda *done: calls.append(done))
+    assert calls[-1][0] == calls[-1][1] == len(calls)
+
+
+def test_given_seeds(sampler: BridgeSampler):
+    found = sampler.distribution(SOURCE[:2], 2, [[4, 9], [8, 1]])
+    torch.testing.assert_close(found.samples[1], sampler(SOURCE[:2], seed=[9, 1]), rtol=0, atol=1e-5)
+    assert sampler.distribution(SOURCE, 2).seeds != sampler.distribution(SOURCE, 2).seeds
+
+
+def test_a_source_is_encoded_once(monkeypatch: pytest.MonkeyPatch):
+    codec = tiny_codec()
+    sampler = BridgeSampler(tiny_unet(condition_channels=3), BRIDGE, "sde-dpm2m", 2, codec=codec)
+    encoded: list[int] = []
+    original = type(codec).encode
+    monkeypatch.setattr(
+        type(codec), "encode", lambda self, x, *rest: encoded.append(len(x)) or original(self, x, *rest)
+    )
+    found = sampler.distribution(SOURCE, 6, 0, batch_size=4)
+    assert encoded == [1, 1, 1]
+    torch.testing.assert_close(found.samples[1], sampler(SOURCE, seed=3), rtol=0, atol=2e-3)
+    sampler.distribution(SOURCE, 2, 0, batch_size=4)
+    assert encoded[4:] == [2, 1]
+
+
+@pytest.mark.nightly  # an export takes seconds
+def test_the_sampler_without_torch(exported: OnnxBridgeSampler):
+    source = SOURCE.numpy()[:, :, :7, :5]
+    found = exported.distribution(source, 4, seed=2, batch_size=3)
+    calls = np.stack([exported(source, seed=2 + 3 * j) for j in range(4)])
+    np.testing.assert_allclose(np.stack(found.samples), calls, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found.std, calls.std(0, ddof=1), rtol=0, atol=1e-5)
+    assert found.std.dtype == np.float32
+
+
+def test_memory_of_sums_alone(sampler: BridgeSampler):
+    found = sampler.distribution(SOURCE, 5, seed=0, keep=False)
+    torch.testing.assert_close(found.mean, sampler.distribution(SOURCE, 5, seed=0).mean)
+    for what in (lambda: found.samples, lambda: found.quantile(0.5)):
+        with pytest.raises(ValueError, match="quantiles and samples need the samples: leave out keep=False"):
+            what()
+
+
+def test_results_have_the_kind_of_their_sources(sampler: BridgeSampler, tmp_path: Path):
+    """8-bit pictures in levels, floats in their range; of lists each in its own."""
+    noise(0, 8, 8).save(tmp_path / "a.png")
+    array = np.asarray(noise(0, 8, 8))
+    source = [noise(0, 8, 8), tmp_path / "a.png", array, array / 255, torch.from_numpy(array / 127.5 - 1).movedim(2, 0)]
+    seeds = [[1, 2, 3, 4]] * 5
+    found = sampler.distribution(source, 4, seeds)
+    kinds = [Image.Image, Image.Image, np.ndarray, np.ndarray, torch.Tensor]
+    for name in ("mean", "std"):
+        assert all(isinstance(each, kind) for each, kind in zip(getattr(found, name), kinds, strict=True))
+    samples = np.stack([np.asarray(each[4]) for each in found.samples]).transpose(0, 2, 3, 1)
+    for i in range(3):
+        assert abs(np.asarray(found.std[i], float) - samples.std(0, ddof=1) * 127.5).max() <= 0.5 + 1e-3
+        assert abs(np.asarray(found.mean[i], float) - (samples.mean(0) + 1) * 127.5).max() <= 0.5 + 1e-3
+    unit = sampler.distribution(array / 255, 4, seeds[:1], range=(0, 1))
+    np.testing.assert_allclose(unit.std, samples.std(0, ddof=1) / 2, rtol=0, atol=1e-5)
+    assert unit.std.dtype == np.float64
+
+
+def test_pictures_with_values_keep_unit_place_and_pixels_without_a_value(tmp_path: Path):
+    values = Values(-1024, 3071, "HU", "int16")
+    save_checkpoint(
+        tmp_path / "c.pt",
+        tiny_unet(in_channels=1, out_channels=1, condition_channels=1),
+        BRIDGE,
+        pictures=PictureKind(values, values),
+    )
+    sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt", solver="sde-dpm2m", steps=2)
+    stored = np.random.default_rng(0).integers(-900, 3000, (1, 8, 8)).astype(np.int16)
+    stored[0, 0, 0] = -2000
+    picture = Picture(stored, Geometry(format="nifti").with_nodata(-2000))
+    found = sampler.distribution([picture], 6, seed=0)
+    samples = np.stack([np.asarray(each[0], float) for each in found.samples])
+    std = found.std[0]
+    assert (std.unit, std.dtype, std.geometry) == ("HU", np.int16, found.mean[0].geometry)
+    assert std[0, 0, 0] == found.mean[0][0, 0, 0] == found.quantile(0.1)[0][0, 0, 0] == -2000
+    inside = stored != -2000
+    assert abs(np.asarray(std) - samples.std(0, ddof=1))[inside].max() <= 1.1  # both rounded
+
+
+def test_windows_and_masks(sampler: BridgeSampler):
+    wide = torch.cat([SOURCE, SOURCE], 3)
+    found = sampler.distribution(wide, 3, seed=1, window=8)
+    torch.testing.assert_close(found.samples[2], sampler(wide, seed=7, window=8), rtol=0, atol=1e-5)
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 4:] = 1
+    masked = sampler.distribution(SOURCE, 3, seed=1, mask=mask)
+    assert not masked.std[..., :4].any()
+    assert (masked.std[..., 4:] > 0).float().mean() > 0.9  # but where all samples are clipped
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"samples": 1}, "samples must be an integer of at least 2, got 1"),
+        ({"seed": [1, 2, 3]}, r"for each of 3 sources a list of 16 seeds, got \[1, 2, 3\]"),
+        ({"seed": [[1], [2], [3]]}, "one integer or one for each of 16 images, got 1"),
+        ({"noise": SOURCE}, "takes neither noise nor callback"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+    ],
+)
+def test_what_is_refused(sampler: BridgeSampler, arguments: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        sampler.distribution(SOURCE, **arguments)
+
+
+def test_quantiles_out_of_range(sampler: BridgeSampler):
+    with pytest.raises(ValueError, match=r"a quantile must be in \[0, 1\], got 5"):
+        sampler.distribution(SOURCE, 2).quantile(5)
