@@ -9,6 +9,7 @@ from bbdm.bridges import timesteps as timesteps
 from bbdm.codec import DiffusersCodec as DiffusersCodec
 from bbdm.codec import VQGANCodec as VQGANCodec
 from bbdm.codec import wrap_codec as wrap_codec
+from bbdm.evaluation.intervals import Intervals as Intervals
 from bbdm.files.checkpoint import load_checkpoint as load_checkpoint
 from bbdm.files.checkpoint import load_codec as load_codec
 from bbdm.files.checkpoint import load_vqgan as load_vqgan

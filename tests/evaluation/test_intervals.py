@@ -1,0 +1,179 @@
+"""Intervals of a sampler: calibrated on Gaussian pixels with the ideal denoiser, kept in a file, refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bbdm import ABridge, BridgeSampler, Intervals, Values, save_checkpoint, wrap
+from bbdm.data.mapped import MappedDataset
+from bbdm.evaluation.intervals import OtherSamplerError
+from bbdm.evaluation.results import ResultsError
+from bbdm.pictures.kind import PictureKind
+from tests.conftest import tiny_unet
+from tests.gaussian import Ideal
+
+BRIDGE = ABridge(num_steps=100)
+SIDE = 8
+Pairs = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def make_pairs(count: int, seed: int = 0) -> Pairs:
+    """Targets of mean y / 2 and spread 0.1; a network that knows a spread of 0.05 is too sure."""
+    generator = torch.Generator().manual_seed(seed)
+    sources = torch.rand(count, 1, SIDE, SIDE, generator=generator) - 0.5
+    targets = sources / 2 + 0.1 * torch.randn(sources.shape, generator=generator)
+    return list(zip(sources, targets.clip(-1, 1), strict=True))
+
+
+def make_sampler(spread: float = 0.05, steps: int = 4, solver: str = "sde-dpm2m") -> BridgeSampler:
+    network = Ideal(BRIDGE, lambda y: y / 2, lambda y: torch.full_like(y, spread))
+    network.weight.data.fill_(spread)
+    return BridgeSampler(wrap(network, 1, 1), BRIDGE, solver, steps)
+
+
+def outside(intervals: Intervals, pairs: Pairs) -> float:
+    sources, targets = (torch.stack(side) for side in zip(*pairs, strict=True))
+    low, high = intervals(sources, seed=10**6, batch_size=512)
+    return float(((targets < low) | (targets > high)).float().mean())
+
+
+@pytest.mark.parametrize("by", ["quantiles", "std"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_intervals_of_a_network_that_is_too_sure_hold_new_targets(by: Any, groups: int):
+    """The least half length for 0.1 is 0.1645 of spread 0.1 around the mean, which samples know about."""
+    new = make_pairs(64, seed=1)
+    pairs = make_pairs(80)
+    found = Intervals.calibrate(make_sampler(), pairs, samples=8, by=by, groups=groups)
+    assert (found.pairs, len(found.lambdas)) == ((80, 1) if groups == 1 else (60, 3))
+    assert found.loss <= 0.1
+    assert 0.02 < outside(found, new) < 0.1
+    assert 0.1645 < found.length < 0.26
+    bare = Intervals(**{**vars(found), "lambdas": (0.0,) * groups if by == "quantiles" else (1.645,) * groups})
+    assert outside(bare, new) > 0.3
+
+
+def test_a_file_and_what_it_refuses(tmp_path: Path):
+    sampler = make_sampler()
+    found = Intervals.calibrate(sampler, make_pairs(30), samples=4, groups=1)
+    found.save(tmp_path / "a.intervals.json")
+    again = Intervals.load(tmp_path / "a.intervals.json", sampler)
+    assert vars(again) == vars(found)
+    source = make_pairs(2, seed=3)[0][0][None]
+    for one, other in zip(again(source, seed=1), found(source, seed=1), strict=True):
+        assert torch.equal(one, other)
+    for other, message in (
+        (make_sampler(solver="dpm2m"), "another sampler.*solver sde-dpm2m, now dpm2m"),
+        (make_sampler(steps=5), "another sampler.*timesteps"),
+        (make_sampler(spread=0.06), "another sampler .weights [0-9a-f]{8}, now [0-9a-f]{8}"),
+    ):
+        with pytest.raises(OtherSamplerError, match=message):
+            Intervals.load(tmp_path / "a.intervals.json", other)
+    sampler.pictures = PictureKind(target=Values(0, 4095, dtype="uint16"))
+    with pytest.raises(OtherSamplerError, match=r"target_values 0:255, now 0:4095"):
+        Intervals.load(tmp_path / "a.intervals.json", sampler)
+    sampler.pictures = PictureKind()
+    with pytest.raises(ValueError, match=r"calibrated on pictures of \(8, 8\), got \(8, 16\)"):
+        found(torch.cat([source, source], 3))
+    with pytest.raises(ValueError, match="as it was calibrated: solver, steps cannot be given"):
+        found(source, solver="dpm2m", steps=2)
+    with pytest.raises(ValueError, match="the intervals are of 4 samples, got 5"):
+        found.of(sampler.distribution(source, 5))
+    with pytest.raises(FileNotFoundError, match=r"there are no intervals .*: bbdm calibrate makes them"):
+        Intervals.load(tmp_path / "none.json", sampler)
+
+
+@pytest.mark.parametrize(
+    "change", [{"format": "x"}, {"version": 2}, {"lambdas": []}, {"lambdas": [float("nan")]}, {"alpha": "x"}, {"k": 1}]
+)
+def test_damaged_files(tmp_path: Path, change: dict[str, Any]):
+    path = tmp_path / "a.json"
+    Intervals.calibrate(make_sampler(), make_pairs(9), samples=2, bound="conformal").save(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=r"cannot read .*a.json: calibrate again"):
+        Intervals.load(path, make_sampler())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"alpha": 0}, "alpha must be above 0 and below 1, got 0"),
+        ({"delta": 1.0}, "delta must be above 0 and below 1, got 1.0"),
+        ({"by": "mean"}, r"by must be one of \('quantiles', 'std'\), got 'mean'"),
+        ({"groups": 0}, "groups must be an integer of at least 1, got 0"),
+        ({"windows": 8}, "calibrate takes window, overlap and margin, got windows"),
+        ({}, "alpha 0.1 and delta 0.1 need at least 22 pairs by the bound 'hoeffding-bentkus' with groups=1, got 12"),
+        ({"groups": 2}, "need at least 30 pairs"),  # 8 choose the lambdas of the groups
+        ({"bound": "conformal", "alpha": 0.05}, "need at least 19 pairs by the bound 'conformal'"),
+    ],
+)
+def test_what_is_refused(arguments: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        Intervals.calibrate(make_sampler(), make_pairs(12), **arguments)
+
+
+def test_a_target_that_is_not_finite_is_named():
+    pairs = make_pairs(9)
+    pairs[4][1][0, 2, 3] = torch.nan
+    with pytest.raises(ValueError, match=r"item 4 of the data set .*nan stands in channel 0 at \(2, 3\)"):
+        Intervals.calibrate(make_sampler(), pairs, samples=2, bound="conformal")
+
+
+def test_masked_values_do_not_count():
+    """Where the targets of one half are elsewhere, the intervals without a mask are far wider."""
+    pairs = [{"source": y, "target": x.clone(), "mask": torch.ones(1, SIDE, SIDE)} for y, x in make_pairs(30)]
+    plain = Intervals.calibrate(make_sampler(), pairs, samples=4)
+    for pair in pairs:
+        pair["target"][..., 4:], pair["mask"][..., 4:] = 0.9, 0
+    masked = Intervals.calibrate(make_sampler(), pairs, samples=4)
+    assert masked.lambdas[0] == pytest.approx(plain.lambdas[0], rel=0.2)
+    for pair in pairs:
+        pair["mask"][:] = 1
+    assert Intervals.calibrate(make_sampler(), pairs, samples=4).lambdas[0] > 3 * plain.lambdas[0]
+
+
+def test_an_interrupted_calibration_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pairs, calls = make_pairs(24), []
+    whole = Intervals.calibrate(make_sampler(), pairs, samples=2)
+    original = BridgeSampler.distribution
+
+    def counted(self: BridgeSampler, *args: Any, **settings: Any) -> Any:
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return original(self, *args, **settings)
+
+    monkeypatch.setattr(BridgeSampler, "distribution", counted)
+    with pytest.raises(KeyboardInterrupt):
+        Intervals.calibrate(make_sampler(), pairs, samples=2, folder=tmp_path / "parts")
+    assert len(list((tmp_path / "parts").glob("*.npy"))) == 10
+    monkeypatch.setattr(BridgeSampler, "distribution", original)
+    done: list[tuple[int, int]] = []
+    again = Intervals.calibrate(
+        make_sampler(), pairs, samples=2, folder=tmp_path / "parts", progress=lambda *pair: done.append(pair)
+    )
+    assert {**vars(again), "sampler": 0} == {**vars(whole), "sampler": 0}
+    assert done == [(i + 1, 24) for i in range(24)]
+    with pytest.raises(ResultsError, match=r"holds results of other settings .*seed 0, now 1"):
+        Intervals.calibrate(make_sampler(), pairs, samples=2, folder=tmp_path / "parts", seed=1)
+
+
+def test_pictures_get_pictures(tmp_path: Path):
+    """8-bit pictures: ends are rounded, which moves no target of 8 bits out of its interval."""
+    save_checkpoint(tmp_path / "c.pt", tiny_unet(condition_channels=3), BRIDGE, image_size=8)
+    sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt", solver="sde-dpm2m", steps=2)
+    rng = np.random.default_rng(0)
+    pairs = [tuple(rng.integers(0, 256, (2, 3, 8, 8), dtype=np.uint8)) for _ in range(12)]
+    found = Intervals.calibrate(sampler, MappedDataset(pairs), samples=3, bound="conformal", alpha=0.2)
+    sides: list[list[Any]] = [
+        [Image.fromarray(side.transpose(1, 2, 0)) for side in each] for each in zip(*pairs, strict=True)
+    ]
+    seeds = [[i + 12 * j for j in range(3)] for i in range(12)]
+    ends = [np.stack([np.asarray(each) for each in end]) for end in found(sides[0], seed=seeds)]
+    targets = np.stack([np.asarray(each) for each in sides[1]])
+    missed = ((targets < ends[0]) | (targets > ends[1])).mean()
+    assert missed <= found.loss <= 0.2
