@@ -33,6 +33,7 @@ COMMANDS = {  # a module each; - in a name is _ in the module's
     "restore": Command("restore photographs of any size", RESUMES),
     "train": Command("train a bridge on pairs", without=("IncompleteFileError",)),
     "translate": Command("translate pictures or a data set", RESUMES),
+    "calibrate": Command("calibrate intervals of results", RESUMES),
     "eval": Command("score a network on a data set", RESUMES),
     "eval-miou": Command("mIoU of translated street scenes", RESUMES),
     "distill": Command("distil a network into one of few calls", without=("OtherCodecError",)),
@@ -53,6 +54,7 @@ HINTS = {  # what a user can do about an error of the library, by the error's cl
     "DivergedError": "the flags of learning_rate and grad_clip are -lr and --grad_clip",
     "FolderInUseError": "--experiment gives another folder",
     "IncompleteFileError": "the flags are -t, -l, -vq and --config",
+    "IntervalsExistError": "--overwrite calibrates again, and --output gives another file",
     "LargePictureError": "--window gives the side of windows, and --memory more memory",
     "LaterStepsError": "so does the command without --ckpt_path; --overwrite deletes it, --experiment gives another "
     "folder",

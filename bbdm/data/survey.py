@@ -42,7 +42,7 @@ def survey(dataset: PairExamples, whole: bool = False, kept: Path | None = None,
         kept: a JSON file. Where it is of the same unchanged files, its content is returned.
         progress: show a progress bar.
     """
-    about = {"files": "" if kept is None else _digest(dataset), "whole": whole}
+    about = {"files": "" if kept is None else digest_of(dataset), "whole": whole}
     if kept is not None:
         with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is made again
             content = json.loads(kept.read_text())
@@ -103,7 +103,7 @@ def _look(dataset: PairExamples, place: int, whole: bool) -> tuple[str, list[flo
     return "", [width / height for width, height in sides]
 
 
-def _digest(dataset: PairExamples) -> str:
+def digest_of(dataset: PairExamples) -> str:
     """SHA-256 of the names, sizes and times of all files."""
     digest = hashlib.sha256(f"{dataset.channels}{dataset.settings}\n".encode())
     for pair in dataset.pairs:

@@ -1,12 +1,14 @@
 """Bounds of a risk against closed forms and SciPy, and calibrations whose true risk is known."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
-from scipy.optimize import brentq
+from scipy.optimize import brentq as find_root
 from scipy.stats import beta, norm
 
 from bbdm.evaluation import risk
-from bbdm.evaluation.risk import Groups, Losses
+from bbdm.evaluation.risk import Bound, Groups, Losses
 
 ALPHA = DELTA = 0.1
 SPREADS = np.array([0.05, 0.1, 0.2])  # of the errors of a picture, as likely as each other
@@ -45,7 +47,8 @@ def test_how_many_pairs_are_needed():
     assert risk.needed(0.1, 0.1, "hoeffding-bentkus") == 22  # 0.9^22 = 0.098, 0.9^21 = 0.109
     assert risk.needed(0.1, 0.1, "conformal") == 9
     assert risk.needed(0.05, 0.01, "hoeffding-bentkus") == 90
-    for bound, count in (("hoeffding-bentkus", 22), ("conformal", 9)):
+    cases: list[tuple[Bound, int]] = [("hoeffding-bentkus", 22), ("conformal", 9)]
+    for bound, count in cases:
         assert risk.allowed(0.1, 0.1, bound, count) == pytest.approx(0, abs=1e-3)
         with pytest.raises(ValueError, match=f"need at least {count} pairs by the bound '{bound}', got {count - 1}"):
             risk.allowed(0.1, 0.1, bound, count - 1)
@@ -57,6 +60,11 @@ def test_the_least_lambda():
     for allowed, wanted in ((0.0, 0.5), (0.19, 0.5), (0.2, 0.3), (0.4, 0.3), (0.6, 0.1), (0.8, 0.0)):
         assert risk.least(excess, weights, allowed) == wanted
     assert risk.least(excess, weights, 1.0) == -np.inf
+
+
+def root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function is 0."""
+    return float(find_root(function, low, high))  # pyright: ignore[reportArgumentType]
 
 
 def true_risk(lambdas: np.ndarray) -> float:
@@ -83,7 +91,7 @@ def test_the_guarantee_holds_in_1000_calibrations_and_intervals_are_short():
     """The share of failures may be 0.1; without the finite-sample term about half of them fail."""
     risks, lambdas = calibrations("hoeffding-bentkus")
     assert (risks > ALPHA).mean() <= DELTA
-    best = brentq(lambda half: true_risk(np.full(3, half)) - ALPHA, 0.01, 1)
+    best = root(lambda half: true_risk(np.full(3, half)) - ALPHA, 0.01, 1)
     assert (BASE + lambdas).max() <= 2 * best
     naive, _ = calibrations("none")
     assert (naive > ALPHA).mean() > DELTA + ERROR
@@ -110,10 +118,10 @@ def test_the_shortest_groups_are_those_of_equal_densities():
     def of_density(level: float) -> np.ndarray:
         return SPREADS * np.sqrt(-2 * np.log((level * SPREADS * np.sqrt(2 * np.pi)).clip(0, 1)))
 
-    level = brentq(lambda level: true_risk(of_density(level)) - ALPHA, 1e-3, 1.9)
+    level = root(lambda level: true_risk(of_density(level)) - ALPHA, 1e-3, 1.9)
     assert true_risk(np.array(found.lambdas)) == pytest.approx(ALPHA, rel=0.03)
     assert sum(found.lambdas) == pytest.approx(of_density(level).sum(), rel=0.02)
-    one = brentq(lambda half: true_risk(np.full(3, half)) - ALPHA, 0.01, 1)
+    one = root(lambda half: true_risk(np.full(3, half)) - ALPHA, 0.01, 1)
     assert sum(found.lambdas) < 0.95 * 3 * one
 
 

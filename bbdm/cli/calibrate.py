@@ -1,0 +1,38 @@
+"""Calibrate intervals of results: bbdm calibrate MODEL edge2shoes DATA [flags].
+
+The pairs must be ones that training has not seen, of the kind that the network will be used on. The intervals
+of OUT.pt are OUT.intervals.json, which bbdm translate --maps low,high and Intervals.load read. After an
+interruption, the same command resumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bbdm.base.scripts import Parser
+from bbdm.base.settings import add_flags, from_values
+from bbdm.cli.training import DATA_DIR
+from bbdm.data.config import DATASETS
+from bbdm.evaluation.calibration import CalibrateConfig, place_of
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module."""
+    parser = Parser(__doc__, prog="bbdm calibrate")
+    parser.add_argument("model", type=Path, help="a file, or a name on the Hub")
+    parser.add_argument("dataset", choices=sorted(DATASETS), help="'folder' is of pictures alone, and needs --degrade")
+    parser.add_argument("data_dir", help=DATA_DIR)
+    parser.add_argument("-o", "--output", type=Path, help="where intervals are written; MODEL.intervals.json if unset")
+    add_flags(parser, CalibrateConfig)
+    args = parser.parse_args(argv)
+    if args.dataset == "folder" and args.degrade is None:
+        parser.error("the data set 'folder' has no targets to compare with: --degrade makes sources of them")
+    config = from_values(CalibrateConfig, vars(args))
+    from bbdm.evaluation.calibration import calibrate
+
+    output = args.output or place_of(config.model)
+    made = calibrate(config, output)
+    widths = ", ".join(f"{each:.4g}" for each in made.lambdas)
+    print(f"{made.pairs} pairs: {100 * made.loss:.3g} % of values outside; lambda {widths}")
+    print(f"mean length {100 * made.length:.3g} % of the range; {output}")

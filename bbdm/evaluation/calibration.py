@@ -1,0 +1,164 @@
+"""Calibrating intervals of a network's file on a data set, and which pairs its training has seen."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bbdm.base import manifest, scripts
+from bbdm.base.settings import setting
+from bbdm.data.collection import Slices
+from bbdm.data.config import DATASETS, ColumnsConfig, DegradeConfig, Direction, ValuesConfig
+from bbdm.evaluation.config import TranslateConfig
+from bbdm.evaluation.intervals import By, Intervals
+from bbdm.evaluation.risk import Bound
+from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
+
+if TYPE_CHECKING:
+    from bbdm.data.collection import Entry
+    from bbdm.data.examples import PairExamples
+    from bbdm.files.content import Checkpoint
+
+SUFFIX = ".intervals.json"
+
+
+class IntervalsExistError(ValueError):
+    """There are intervals already."""
+
+
+class SeenPairsError(ValueError):
+    """Pairs that are to calibrate were in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateConfig(DegradeConfig, ColumnsConfig, ValuesConfig, NetworkConfig):
+    """Of which network intervals are calibrated, on which pairs, and how.
+
+    Raises:
+        ValueError: a number is out of range, or settings contradict each other.
+    """
+
+    model: Path  # the checkpoint, or its name on the Hub
+    dataset: str  # the name of the layout
+    data_dir: str  # the folder of the data set, or what else the layout takes
+    alpha: float = setting(0.1, "the largest share of values outside that is expected of a picture")
+    delta: float = setting(0.1, "the probability that the guarantee fails")
+    samples: int = setting(16, "results of each source", "-r", least=2)
+    by: By = setting("quantiles", "what is widened: the samples' quantiles, or their mean by standard deviations")
+    bound: Bound = setting("hoeffding-bentkus", "of the risk; conformal is for few pairs, and in expectation")
+    groups: int = setting(1, "groups of values by their uncertainty, each with a width of its own", least=1)
+    split: str = setting("val", "the part of the data set to calibrate on")
+    batch_size: int | None = setting(None, "results in a batch; 16 or fewer if unset", "-b", least=1)
+    seed: int = setting(0, "sample j of pair i gets this seed + i + j times the number of pairs")
+    image_size: SizeSetting = setting(
+        "train",
+        "side, or HxW, that pictures are resized to; train: as in training; keep: as they are",
+        "--size",
+        parse=read_size_setting,
+    )
+    skip_bad: bool = setting(False, "leave out pictures that cannot be read")
+    direction: Direction = setting("AtoB", "BtoA translates targets into sources")
+    overwrite: bool = setting(False, "calibrate again, and replace the intervals")
+    device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
+    show_verbose: bool = setting(False, "a progress bar, as on a terminal")
+    quiet: bool = setting(False, "no progress bar")
+
+
+def place_of(model: Path) -> Path:
+    """The file of the intervals of a network's file: ``OUT.intervals.json`` of ``OUT.pt``."""
+    return model.with_name(model.stem + SUFFIX)
+
+
+def calibrate(config: CalibrateConfig, output: Path) -> Intervals:
+    """Calibrate, and write the intervals. What is measured of each pair is kept beside them until then.
+
+    Raises:
+        FileNotFoundError: the network or the data set is missing.
+        IntervalsExistError: the file exists, and is not to be replaced.
+        ResultsError: a calibration with other settings was interrupted.
+        SeenPairsError: a pair was in training.
+        ValueError: an argument is refused; see :meth:`Intervals.calibrate`.
+    """
+    from bbdm.evaluation.translate import Translator
+
+    if output.exists() and not config.overwrite:
+        raise IntervalsExistError(f"{output} exists already")
+    parts = output.with_name(output.name + ".parts")
+    if config.overwrite:
+        shutil.rmtree(parts, ignore_errors=True)
+    shared = {each.name for each in fields(TranslateConfig)} & {each.name for each in fields(config)}
+    given: dict[str, Any] = {name: getattr(config, name) for name in shared}
+    given |= {"output_dir": parts, "batch_size": config.batch_size or 16}
+    translator = Translator(TranslateConfig(**given))
+    pairs: PairExamples = translator.dataset
+    if bad := {translator.files.entries[index].name for index in translator._bad}:
+        pairs = pairs.without(bad)
+    check_unseen(pairs, config, translator.checkpoint)
+    made = Intervals.calibrate(
+        translator.sampler(config.chosen_solver, config.steps),
+        pairs,
+        config.alpha,
+        config.delta,
+        config.samples,
+        config.by,
+        config.bound,
+        config.groups,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        progress=scripts.is_shown(config.show_verbose, config.quiet),
+        folder=parts,
+        **config.described_windows,
+    )
+    made.save(output)
+    shutil.rmtree(parts)
+    return made
+
+
+def check_unseen(pairs: PairExamples, config: CalibrateConfig, checkpoint: Checkpoint) -> None:
+    """Raise SeenPairsError where pairs were in training, as far as the run's records and files tell.
+
+    A checkpoint that training resumes from knows the number and the names of its pairs. The run's folder,
+    beside the network's file, knows a digest of their files. And pairs whose files have the content of those
+    of the data set's part ``train`` are refused.
+    """
+    known: Any = (checkpoint.training or {}).get("pairs", {})
+    if known and (known["number"], known["names"]) == (len(pairs), pairs.names_digest()):
+        raise SeenPairsError(f"these {len(pairs)} pairs were in training, by their names: calibrate on others")
+    from bbdm.data.survey import digest_of
+
+    for folder in (config.model.with_suffix(".run"), config.model.parent):
+        path = folder / "pictures_train.json"
+        if path.is_file():
+            with manifest.reading(path, "delete it, and training looks at its pictures again") as content:
+                seen = content["files"] == digest_of(pairs)
+            if seen:
+                raise SeenPairsError(f"these {len(pairs)} pairs were in training, by {path}: calibrate on others")
+    for entry, other in _same(pairs, config):
+        raise SeenPairsError(f"{entry} has the content of {other}, a training pair: calibrate on others")
+
+
+def _same(pairs: PairExamples, config: CalibrateConfig) -> Iterator[tuple[Entry, Entry]]:
+    """Pairs of files with the content of those of the part ``train``; only files of one size are compared."""
+    entries = pairs.pairs.volumes if isinstance(pairs.pairs, Slices) else pairs.pairs
+    own = [entry for entry in entries if entry.files]
+    if not own or not all(path.is_file() for entry in own for path in entry.files):
+        return
+    trained: list[Entry] = []
+    if config.split != "train":
+        with suppress(FileNotFoundError, ValueError):  # a data set without such a part
+            trained = list(DATASETS[config.dataset](config.data_dir, "train"))
+    if {entry.files for entry in trained} & {entry.files for entry in own}:
+        return  # the parts are the same folder
+
+    def size(entry: Entry) -> tuple[int, ...]:
+        return tuple(path.stat().st_size for path in entry.files if path.is_file())
+
+    sizes = {size(entry) for entry in own}
+    others = {tuple(entry.hashes()): entry for entry in trained if size(entry) in sizes}
+    for entry in own if others else []:
+        if (other := others.get(tuple(entry.hashes()))) is not None:
+            yield entry, other
