@@ -12,16 +12,16 @@ from bbdm.base import demo
 from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, from_values
 from bbdm.cli.translate import translate
-from bbdm.evaluation.config import TranslateConfig
+from bbdm.evaluation.config import MapsConfig
 
 
 def main(argv: Sequence[str]) -> None:
     """The command; see the module."""
     parser = Parser(__doc__, prog="bbdm demo")
     parser.add_argument("output_dir", type=Path, nargs="?", default=Path("out/demo"), help="where results are written")
-    add_flags(parser, TranslateConfig)
+    add_flags(parser, MapsConfig)
     given = {"dataset": "edge2shoes", "data_dir": str(demo.FOLDER), "model": demo.WEIGHTS}
     args = vars(parser.parse_args(argv))
     if not (args["solver"] or args["steps"] or args["fast_sampling"]):
         args |= {"solver": "sde-dpm2m", "steps": 5}  # what the weights were trained for
-    translate(from_values(TranslateConfig, {**args, **given}), ["demo", *argv])
+    translate(from_values(MapsConfig, {**args, **given}), ["demo", *argv])

@@ -17,7 +17,7 @@ from bbdm.base.atomic import write_atomically
 from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, from_values
 from bbdm.data.config import DATASETS
-from bbdm.evaluation.config import TranslateConfig
+from bbdm.evaluation.config import MapsConfig
 from bbdm.pictures import images
 
 if TYPE_CHECKING:
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 GRID_PAIRS = 16  # at most
 
 
-def parse(argv: Sequence[str]) -> TranslateConfig:
+def parse(argv: Sequence[str]) -> MapsConfig:
     """The settings of the command line, with the paths of the demo filled in."""
     parser = Parser(__doc__, prog="bbdm translate")
     parser.add_argument("dataset", choices=["demo", *sorted(DATASETS)], help="the layout; 'demo' needs nothing else")
     parser.add_argument("data_dir", nargs="?", help="the data set's folder; for 'demo', the output folder")
     parser.add_argument("model", metavar="checkpoint", type=Path, nargs="?", help="a file, or a name on the Hub")
     parser.add_argument("output_dir", type=Path, nargs="?", help="out/CHECKPOINT if left out")
-    add_flags(parser, TranslateConfig)
+    add_flags(parser, MapsConfig)
     args = parser.parse_args(argv)
     if args.dataset == "demo":
         if args.model is not None:
@@ -44,7 +44,7 @@ def parse(argv: Sequence[str]) -> TranslateConfig:
     if args.data_dir is None or args.model is None:
         parser.error(f"{args.dataset} needs data_dir and checkpoint")
     args.output_dir = args.output_dir or Path("out") / args.model.stem
-    return from_values(TranslateConfig, vars(args))
+    return from_values(MapsConfig, vars(args))
 
 
 def draw_grid(files: Files, jobs: list[Job]) -> Image.Image:
@@ -55,15 +55,16 @@ def draw_grid(files: Files, jobs: list[Job]) -> Image.Image:
     return images.sheet(examples)
 
 
-def translate(config: TranslateConfig, words: Sequence[str]) -> None:
+def translate(config: MapsConfig, words: Sequence[str]) -> None:
     """Translate, and draw the grid; ``words`` are the command's, to start it again for each GPU."""
+    from bbdm.evaluation.maps import MapTranslator
     from bbdm.evaluation.results import check_places
     from bbdm.evaluation.translate import Translator
     from bbdm.execution.processes import start_on_each_gpu
 
     if config.use_multi_gpus:
         start_on_each_gpu(words)
-    translator = Translator(config)
+    translator = (MapTranslator if config.maps else Translator)(config)
     folder = config.output_dir
     grid = folder / "grid.png"
     planned = [job.path for job in translator.plan(folder)]

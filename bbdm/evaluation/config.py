@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,8 @@ from bbdm.base.memory import read_memory
 from bbdm.base.settings import setting
 from bbdm.data.config import ColumnsConfig, DegradeConfig, Direction, ValuesConfig
 from bbdm.sampling.network_config import NetworkConfig, SizeSetting, WindowConfig, read_size_setting
+
+MAPS = ("mean", "std", "low", "high")
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class TranslateConfig(DegradeConfig, ColumnsConfig, ValuesConfig, NetworkConfig)
         parse=read_memory,
         least=1,
     )
-    num_samples: int = setting(1, "results of each source", "-r", "--repeat", least=1)
+    num_samples: int = setting(1, "results of each source", "-r", "--repeat", "--samples", least=1)
     seed: int = setting(0, "source i gets this seed + i")
     image_size: SizeSetting | None = setting(
         None,
@@ -54,6 +57,41 @@ class TranslateConfig(DegradeConfig, ColumnsConfig, ValuesConfig, NetworkConfig)
     use_multi_gpus: bool = setting(False, "a process for each GPU here", "-use_multi_gpus")
     show_verbose: bool = setting(False, "a progress bar, as on a terminal")
     quiet: bool = setting(False, "no progress bar")
+
+
+def read_maps(text: str) -> tuple[str, ...]:
+    """The names of maps from text, such as ``mean,std,q05,q95``; a quantile is in percent.
+
+    Raises:
+        ValueError: there is no such map.
+    """
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in MAPS and not (re.fullmatch(r"q\d+(\.\d+)?", name) and float(name[1:]) <= 100):
+            raise ValueError(f"maps are {', '.join(MAPS)} and quantiles in percent such as q05, got {name!r}")
+    return names
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapsConfig(TranslateConfig):
+    """A translation, and which maps of the results are written in their place.
+
+    Raises:
+        ValueError: maps of a single result.
+    """
+
+    maps: tuple[str, ...] = setting(
+        (),
+        "in place of the results, maps of them with commas: mean, std, quantiles such as q05, and low, high, the ends "
+        "of the intervals of bbdm calibrate",
+        parse=read_maps,
+    )
+    intervals: Path | None = setting(None, "the file of the intervals; MODEL.intervals.json if unset")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.maps and self.num_samples < 2:
+            raise ValueError(f"maps are of several results: num_samples must be at least 2, got {self.num_samples}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from bbdm import ABridge, BridgeSampler, Intervals, save_checkpoint
-from bbdm.cli import calibrate
+from bbdm import ABridge, BridgeSampler, Intervals, Values, save_checkpoint
+from bbdm.cli import calibrate, translate
 from bbdm.data.pairs import load_dataset
 from bbdm.data.survey import survey
 from bbdm.evaluation.calibration import IntervalsExistError, SeenPairsError
+from bbdm.pictures import formats
+from bbdm.pictures.kind import PictureKind
+from bbdm.pictures.picture import Picture
 from tests.conftest import MakeTrainer, SavePicture, newest, save_random_pairs, tiny_unet
 
 SIZE = 16
@@ -91,3 +96,72 @@ def test_too_few_pairs_are_said_before_any_network_call(place: Path, monkeypatch
     monkeypatch.setattr(BridgeSampler, "distribution", None)
     with pytest.raises(ValueError, match=r"alpha 0.05 and delta 0.1 need at least 19 pairs.*, got 10"):
         run("--alpha", "0.05")
+
+
+def test_maps_are_those_of_the_results_in_files(place: Path):
+    """Of the 8-bit results of -r, whose rounding moves a mean by half a level."""
+    translate.main(["edge2shoes", "data", "c.pt", "results", *FLAGS[4:], "-r", "4", "--seed", "3"])
+    maps = ["--samples", "4", "--maps", "mean,std,q25,q100", "-b", "3"]
+    translate.main(["edge2shoes", "data", "c.pt", "maps", *FLAGS[4:], *maps, "--seed", "3"])
+    assert len(list(Path("maps").glob("*.png"))) == 10 * 4 + 1
+    for name in ("02", "11"):
+        results = np.stack([np.asarray(Image.open(f"results/{name}_{j}.png"), float) for j in range(4)])
+        for kind, wanted in {
+            "mean": results.mean(0),
+            "std": results.std(0, ddof=1),
+            "q25": np.quantile(results, 0.25, axis=0),
+            "q100": results.max(0),
+        }.items():
+            made = np.asarray(Image.open(f"maps/{name}_{kind}.png"), float)
+            assert abs(made - wanted).max() <= 1.1, kind
+
+
+def test_maps_of_intervals(place: Path, capsys: pytest.CaptureFixture[str]):
+    run("--alpha", "0.2")
+    maps = ["edge2shoes", "data", "c.pt", "maps", *FLAGS[4:], "--samples", "3", "--maps", "low,high"]
+    translate.main(maps)
+    sampler = BridgeSampler.from_checkpoint("c.pt", solver="sde-dpm2m", steps=2)
+    found = Intervals.load("c.intervals.json", sampler)
+    source = load_dataset("edge2shoes", "data", "val", SIZE).images(4)[0]
+    for kind, end in zip(("low", "high"), found(source, seed=[[4 + 10 * j for j in range(3)]]), strict=True):
+        assert np.array_equal(np.asarray(Image.open(f"maps/06_{kind}.png")), np.asarray(end[0]))
+    Path("c.intervals.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"there are no intervals c.intervals.json: bbdm calibrate"):
+        translate.main([*maps, "--overwrite"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--maps", "mean,median"], "maps are mean, std, low, high and quantiles in percent such as q05, got 'median'"),
+        (["--maps", "q101"], "got 'q101'"),
+    ],
+)
+def test_maps_that_there_are_not(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        translate.main(["edge2shoes", "data", "c.pt", *flags])
+    assert message in capsys.readouterr().err
+
+
+def test_maps_of_one_result_are_refused():
+    with pytest.raises(ValueError, match="maps are of several results: num_samples must be at least 2, got 1"):
+        translate.main(["edge2shoes", "data", "c.pt", "--maps", "mean"])
+
+
+def test_maps_of_values_have_their_type_and_place(tmp_path: Path):
+    """A map of a TIFF of 16 bits is one, in the unit of the target."""
+    rng = np.random.default_rng(0)
+    for name in ("A/0", "A/1", "B/0", "B/1"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Picture(rng.integers(0, 4096, (1, SIZE, SIZE), dtype=np.uint16)).save(tmp_path / f"{name}.tif")
+    kind = PictureKind(Values(0, 4095, dtype="uint16"), Values(0, 4095, dtype="uint16"))
+    unet = tiny_unet(in_channels=1, out_channels=1, condition_channels=1)
+    save_checkpoint(tmp_path / "c.pt", unet, ABridge(num_steps=100), image_size=SIZE, pictures=kind)
+    out, data = tmp_path / "out", f"{tmp_path}/A,{tmp_path}/B"
+    flags = ["paired", data, str(tmp_path / "c.pt"), str(out), *FLAGS[4:], "-r", "3"]
+    translate.main([*flags, "--maps", "mean,std"])
+    translate.main([*flags[:3], str(tmp_path / "all"), *flags[4:]])
+    results = np.stack([formats.open(tmp_path / "all" / f"1_{j}.tif")[()].astype(float) for j in range(3)])
+    std = formats.open(out / "1_std.tif")[()]
+    assert std.dtype == np.uint16
+    assert abs(std - results.std(0, ddof=1)).max() <= 1.2

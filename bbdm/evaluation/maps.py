@@ -1,0 +1,96 @@
+"""Maps of the results of each source, in files of the sources' kind: mean, spread, quantiles, intervals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from bbdm.base.atomic import file_sha256
+from bbdm.evaluation.calibration import place_of
+from bbdm.evaluation.intervals import Intervals
+from bbdm.evaluation.large import LargePictureError
+from bbdm.evaluation.results import Job, Record
+from bbdm.evaluation.translate import Translator
+
+if TYPE_CHECKING:
+    from bbdm.evaluation.config import MapsConfig
+    from bbdm.sampling.distribution import Distribution
+    from bbdm.sampling.sampler import BridgeSampler
+
+
+@dataclass(frozen=True)
+class MapJob(Job):
+    """A map to make; ``seed`` is that of the first sample."""
+
+    kind: str
+
+
+class MapTranslator(Translator):
+    """Writes maps in place of the results that they are of.
+
+    Raises:
+        FileNotFoundError: there are no intervals, and their ends are wanted.
+        ValueError: the network or the data set cannot be read.
+    """
+
+    config: MapsConfig
+
+    @cached_property
+    def _intervals(self) -> Path | None:
+        """The file of the intervals, where their ends are wanted."""
+        if not {"low", "high"} & set(self.config.maps):
+            return None
+        path = self.config.intervals or place_of(self._model)
+        if not path.is_file():
+            raise FileNotFoundError(f"there are no intervals {path}: bbdm calibrate makes them")
+        return path
+
+    def plan(self, folder: Path) -> list[Job]:
+        """A job for each map of each source, without the pictures that were left out."""
+        return [
+            MapJob(i, self.config.seed + i, folder / f"{entry.name}_{kind}{self.files.suffix(entry)}", kind)
+            for i, entry in enumerate(self.files.entries)
+            for kind in self.config.maps
+            if i not in self._bad
+        ]
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        of = {} if self._intervals is None else {"intervals": file_sha256(self._intervals)}
+        return {**super()._settings, **of}
+
+    def _translate(
+        self, sampler: BridgeSampler, jobs: list[Job], record: Record | None, warm_up: bool, about: dict[str, Any]
+    ) -> None:
+        """Make and write maps: of source i of those that are left in process i modulo their number."""
+        intervals = None if self._intervals is None else Intervals.load(self._intervals, sampler)
+        config, count = self.config, len(self.files.entries)
+        keep = any(kind not in ("mean", "std") for kind in config.maps)
+        maps: dict[int, list[Job]] = {}
+        for job in jobs:
+            maps.setdefault(job.index, []).append(job)
+        share = list(maps.items())[self.processes.rank :: self.processes.count]
+        self.processes.wait()  # until all have looked which results exist
+        with self._memory(), tqdm(share, unit="image", disable=not self.verbose) as bar:
+            for index, of in bar:
+                if self._large.split(sampler, of[:1])[1]:
+                    raise LargePictureError(f"{self.files.entries[index]} is larger than memory, where maps are made")
+                source = self.files.source(index)
+                seeds = [[of[0].seed + j * count for j in range(config.num_samples)]]
+                settings = {"batch_size": config.batch_size, **self.files.settings, **config.windows}
+                made = sampler.distribution([source.given], config.num_samples, seeds, keep=keep, **settings)
+                ends: dict[str, Any] = dict(zip(("low", "high"), intervals.of(made), strict=True)) if intervals else {}
+                for job in of:
+                    assert isinstance(job, MapJob)
+                    self.files.save((ends.get(job.kind) or _map(made, job.kind))[0], source, job.path)
+        self.processes.wait()
+
+
+def _map(distribution: Distribution, kind: str) -> Any:
+    if kind in ("mean", "std"):
+        return getattr(distribution, kind)
+    return distribution.quantile(float(kind[1:]) / 100)
