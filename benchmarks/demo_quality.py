@@ -1,7 +1,7 @@
 """Quality of solvers on trained weights: python -m benchmarks.demo_quality DATA OUT.json [flags].
 
 For each validation pair and each solver, several results with the same seeds: the energy score, saturation
-and flatness beside the target's, the spread (see benchmarks/scores.py), and seconds. Differences to the first
+and flatness beside the target's (see benchmarks/scores.py), the spread, and seconds. Differences to the first
 run, or to that of the file of --base, are paired by image. OUT.json is written after each run, and an
 interrupted command resumes from it.
 
@@ -25,11 +25,12 @@ from bbdm import demo
 from bbdm.base import scripts
 from bbdm.base.atomic import write_atomically
 from bbdm.data.pairs import load_dataset
+from bbdm.evaluation.distributions import energy_score
 from bbdm.files.bridge_json import SETTINGS
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampling.sampler import BridgeSampler
-from benchmarks.scores import closed_areas, energy_score, flatness, saturation
+from benchmarks.scores import closed_areas, flatness, saturation
 
 RUNS = ["fast:199"] + [f"{solver}:{steps}" for solver in ("dpm2m", "sde-dpm2m") for steps in (5, 10, 20, 40)]
 Sampler = Callable[..., torch.Tensor]  # called with (B, C, H, W) sources, seed and batch_size

@@ -2,8 +2,8 @@
 
 Each photograph of FOLDER is made at most 768 pixels long, damaged, and restored: by the network's mean, by
 samples, and by others. PSNR and SSIM are of whole pictures in colour, energy scores (see
-benchmarks/scores.py) the mean over squares of 64 x 64. Differences to the damaged picture are paired.
-OUT.json is written after each photograph, and an interrupted command resumes from it.
+bbdm/evaluation/distributions.py) the mean over squares of 64 x 64. Differences to the damaged picture are
+paired. OUT.json is written after each photograph, and an interrupted command resumes from it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from bbdm import BridgeSampler, demo
 from bbdm.base import scripts
 from bbdm.base.atomic import write_atomically
 from bbdm.data.degradations import Degradation
+from bbdm.evaluation.distributions import energy_score
 from bbdm.execution.device import best_dtype
 from bbdm.pictures import images
-from benchmarks.scores import energy_score
 
 LONGEST = 768
 SQUARE = 64

@@ -1,8 +1,6 @@
-"""Scores of coloured drawings: energy score, spread, saturation and flatness. Images are in [-1, 1]."""
+"""Scores of coloured drawings: saturation and flatness. Images are in [-1, 1]."""
 
 from __future__ import annotations
-
-from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -16,18 +14,6 @@ LEAST = 12  # pixels; an area is larger than this
 def saturation(images: torch.Tensor) -> torch.Tensor:
     """Largest less smallest channel, mean over pixels, of (..., 3, H, W); in [0, 1]."""
     return ((images.amax(-3) - images.amin(-3)) / 2).mean((-2, -1))
-
-
-def energy_score(results: torch.Tensor, target: torch.Tensor) -> tuple[float, float]:
-    """Energy score of (S, 3, H, W) results, and their mean distance from each other.
-
-    E|X - x| - E|X - X'| / 2 with the Euclidean norm over all values of an image (Gneiting and Raftery 2007,
-    section 4.3). Error and collapse both raise it; lower is better.
-    """
-    samples = results.flatten(1)
-    error = (samples - target.flatten()).norm(dim=1).mean().item()
-    spread = float(np.mean([(samples[i] - samples[j]).norm().item() for i, j in combinations(range(len(samples)), 2)]))
-    return error - spread / 2, spread
 
 
 def closed_areas(drawing: torch.Tensor) -> npt.NDArray[np.int64]:

@@ -3,7 +3,8 @@
 OUTPUT_DIR gets the results, settings.json and scores.json; of volumes, with the scores of each. After an
 interruption, the same command resumes. Existing scores of other metrics are kept. With --sweep, OUTPUT_DIR
 gets a folder for each solver and number of steps; sweep.json and two plots compare them, and those of earlier
-sweeps of the same settings.
+sweeps of the same settings. With --samples, the results of a source are scored as a distribution too, and
+distribution.png shows it.
 
 For several processes, one for each GPU, which share the work, add --use_multi_gpus, or start it by
 torchrun --nproc_per_node N -m bbdm eval ...
@@ -28,6 +29,7 @@ from bbdm.evaluation.config import TranslateConfig
 from bbdm.evaluation.table import BONE, METRICS, LPIPSNet, defaults
 
 if TYPE_CHECKING:
+    from bbdm.evaluation.results import Job
     from bbdm.evaluation.translate import Translator
 
 Run = tuple[str | None, int | None]  # solver, and its steps; None for the default
@@ -107,17 +109,35 @@ def evaluate(translator: Translator, args: argparse.Namespace, run: Run, folder:
         for _, batch in translator.pictures(jobs):
             scores.update(*batch)
         scores.collect(processes)
+    several = of_several(translator, jobs, args.num_samples, folder)
     if processes.first:
         net = args.lpips_net if "lpips" in args.metrics else None
         above = {"dice_above": args.dice_above} if "dice" in args.metrics else {}
         of = {name: patients.summary(name, values) for name, values in each.items()}
         found = {name: found["mean"] for name, found in of.items()} if of else scores.compute()
         masks = {} if args.masks is None else {"masks": translator.files.masks_digest}
-        report = {"scores": found, "by_patient": of, "lpips_net": net, **above, **masks, **report}
+        report = {"scores": found, "by_patient": of, "lpips_net": net, **above, **masks, **several, **report}
         if not args.overwrite:
             report = reports.with_earlier_scores(report, folder / "scores.json")
         manifest.write(folder / "scores.json", report)
     return report
+
+
+def of_several(translator: Translator, jobs: list[Job], samples: int, folder: Path) -> Report:
+    """The scores of several results of each source as a distribution; empty of one, and in other processes."""
+    from bbdm.evaluation import distributions
+
+    if samples < 2:
+        return {}
+    scores = distributions.DistributionScores(samples, translator.setup.values)
+    for _, batch in translator.pictures(jobs):
+        scores.update(*batch)
+    scores.collect(translator.processes)
+    if not translator.processes.first:
+        return {}
+    found = scores.compute()
+    distributions.draw(found, folder / "distribution.png")
+    return {"distribution": found}
 
 
 def sweep(translator: Translator, args: argparse.Namespace) -> None:
@@ -156,7 +176,7 @@ def sweep(translator: Translator, args: argparse.Namespace) -> None:
 def main(argv: Sequence[str]) -> None:
     """The command; see the module."""
     args, config = parse(argv)
-    from bbdm.evaluation import patients, reports
+    from bbdm.evaluation import distributions, patients, reports
     from bbdm.evaluation.translate import Translator
     from bbdm.execution.processes import start_on_each_gpu
 
@@ -173,5 +193,7 @@ def main(argv: Sequence[str]) -> None:
             print(reports.table([report], args.metrics))
             if report["by_patient"]:
                 print("\n" + patients.table(report, args.metrics))
+            if "distribution" in report:
+                print(distributions.summary(report["distribution"]))
             print(f"results and scores.json: {config.output_dir}")
     translator.processes.leave()

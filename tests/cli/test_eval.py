@@ -104,6 +104,13 @@ def test_diversity_needs_and_gets_several_samples(place: Path, capsys: pytest.Ca
     ]
     assert report["scores"]["diversity"] == pytest.approx(np.mean([s.std(axis=0).mean() for s in stacks]), rel=1e-6)
     assert report["pictures"] == 15
+    assert report["distribution"]["samples"] == 3
+    targets = [np.asarray(Image.open(f"data/val/{n}.png"))[:, SIZE:].astype(float) for n in "abcde"]
+    low, high = np.min(stacks, axis=1), np.max(stacks, axis=1)
+    inside = np.mean((low <= targets) & (targets <= high))
+    assert report["distribution"]["interval"]["coverage"] == pytest.approx(inside)
+    assert Path("results/distribution.png").is_file()
+    assert "distribution of 3: energy score" in capsys.readouterr().out
     with pytest.raises(ValueError, match="diversity needs at least 2 results of each source, got 1"):
         run(scores=("diversity",))
 

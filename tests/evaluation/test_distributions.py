@@ -1,0 +1,115 @@
+"""Scores of distributions against closed forms and SciPy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import energy_distance, norm
+
+from bbdm.evaluation.distributions import DistributionScores, crps, draw, energy_score, summary
+from bbdm.pictures.values import EIGHT_BIT, Values
+
+UNIT = Values(-4, 4, dtype="float32")
+
+
+def normals(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
+
+
+def test_crps_of_normal_samples_is_the_closed_form():
+    """Gneiting and Raftery 2007, equation 22; the estimate of few samples has no bias. 5 standard errors."""
+    targets = torch.linspace(-2, 2, 20_000, dtype=torch.float64)
+    found = crps(normals(4, 20_000), targets).numpy()
+    z = targets.numpy()
+    wanted = z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi)
+    assert abs((found - wanted).mean()) < 5 * (found - wanted).std() / np.sqrt(20_000)
+
+
+def test_scores_of_one_value_are_scipys_energy_distance():
+    """Its square is twice the CRPS, but for the pairs of a sample with itself."""
+    samples, target = normals(7, 1), torch.tensor([0.3], dtype=torch.float64)
+    inner = abs(samples - samples.T).mean().item()
+    wanted = energy_distance(samples[:, 0], target) ** 2 / 2 + inner / 2 - inner / 2 * 7 / 6
+    assert crps(samples, target).item() == pytest.approx(wanted)
+    energy, spread = energy_score(samples, target)
+    assert (energy, spread) == pytest.approx((wanted, inner * 7 / 6))
+
+
+def scored(results: torch.Tensor, targets: torch.Tensor, values: Values = UNIT) -> DistributionScores:
+    scores = DistributionScores(results.shape[1], values)
+    scores.update(results, targets)
+    return scores
+
+
+def test_targets_that_are_as_the_samples():
+    """Ranks are even, and each interval holds its share; 5 standard errors of 40,000 values."""
+    found = scored(normals(4, 8, 1, 100, 100), normals(4, 1, 100, 100, seed=1)).compute()
+    error = 5 * 0.5 / np.sqrt(40_000)
+    assert found["ranks"] == pytest.approx([1 / 9] * 9, abs=error)
+    assert [expected for expected, _ in found["calibration"]] == pytest.approx([1 / 9, 3 / 9, 5 / 9, 7 / 9])
+    for expected, share in found["calibration"]:
+        assert share == pytest.approx(expected, abs=error)
+    assert found["interval"]["coverage"] == pytest.approx(7 / 9, abs=error)
+    assert abs(found["rank_correlation"]) < 0.03
+    mean_error = np.sqrt(1 + 1 / 8)  # of a target, around the mean of 8
+    assert np.mean([root for _, root in found["error_of_std"]]) == pytest.approx(mean_error, rel=0.05)
+
+
+def test_intervals_by_quartile_of_their_length():
+    """Two samples of a spread s are 2 s / sqrt(pi) apart, and a third of the targets is between them."""
+    spreads = torch.tensor([0.001, 0.01, 0.1, 1.0], dtype=torch.float64).repeat_interleave(64)[:, None]
+    found = scored(
+        normals(2, 2, 1, 256, 64) * spreads, normals(2, 1, 256, 64, seed=1) * spreads, Values(-8, 8, dtype="float32")
+    ).compute()
+    assert found["interval"]["length"] == pytest.approx(2 / np.sqrt(np.pi) * 1.111 / 4, rel=0.05)
+    assert found["interval"]["coverage"] == pytest.approx(1 / 3, abs=0.02)
+    quartiles = found["interval"]["by_quartile"]
+    assert sum(each["share"] for each in quartiles) == pytest.approx(1)
+    assert sum(each["share"] * each["length"] for each in quartiles) == pytest.approx(found["interval"]["length"])
+    assert quartiles[-1]["length"] > 0.7 > 0.1 > quartiles[0]["length"]
+    assert quartiles[-1]["error"] > 20 * quartiles[0]["error"]
+    assert found["rank_correlation"] > 0.7
+
+
+def test_equal_values_share_their_ranks():
+    """White paper, where all samples and the target are 255."""
+    same = torch.full((1, 3, 1, 4, 4), 255, dtype=torch.uint8)
+    found = scored(same, same[:, 0], EIGHT_BIT).compute()
+    assert found["ranks"] == pytest.approx([0.25] * 4)
+    assert found["rank_correlation"] is None
+    assert (found["energy"], found["crps"], found["interval"]["coverage"]) == (0, 0, 1)
+    assert "rank correlation" not in summary(found)
+
+
+def test_masked_pixels_do_not_count_and_processes_add_up(tmp_path: Path):
+    results, targets = normals(2, 4, 1, 8, 8), normals(2, 1, 8, 8, seed=1)
+    masks = torch.zeros(2, 1, 8, 8)
+    masks[..., :4] = 1
+    part = DistributionScores(4, UNIT)
+    changed = results.clone()
+    changed[..., 4:] = 3
+    part.update(changed, targets, masks)
+    whole = scored(results[..., :4], targets[..., :4]).compute()
+    assert part.compute() == whole
+    first, second = (scored(results[i : i + 1, ..., :4], targets[i : i + 1, ..., :4]) for i in range(2))
+
+    class Two:
+        first = True
+
+        def gather(self, value: object) -> list[object]:
+            return [value, second._sums]
+
+    first.collect(Two())  # pyright: ignore[reportArgumentType]
+    found = first.compute()
+    assert found["energy"] == pytest.approx(whole["energy"])
+    assert found["ranks"] == pytest.approx(whole["ranks"])
+    draw(found, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match="at least 2 results of each source, got 1"):
+        DistributionScores(1, UNIT)
+    with pytest.raises(ValueError, match="pictures with pixels in their masks, got none"):
+        DistributionScores(2, UNIT).compute()
