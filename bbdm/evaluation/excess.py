@@ -40,6 +40,22 @@ def ends(distribution: Distribution, levels: Levels) -> tuple[Sequence[Array], S
     return low, high, [b - a for a, b in zip(low, high, strict=True)]
 
 
+def compared(distribution: Distribution, levels: Levels, target: Array, name: str = "the target") -> Array:
+    """(2, C, *S) of one image: the lambda from which on a value of its target is inside, and the uncertainty.
+
+    Raises:
+        ValueError: the target has another shape; ``name`` begins the message.
+    """
+    (low,), (high,), (uncertainty,) = ends(distribution, levels)
+    if low.shape != target.shape:
+        raise ValueError(f"{name} must have shape {low.shape}, got {target.shape}")
+    excess = np.maximum(np.maximum(low - target, target - high), 0)
+    if levels is None:  # in standard deviations
+        with np.errstate(divide="ignore", invalid="ignore"):
+            excess = np.where(excess > 0, excess / uncertainty, 0)
+    return np.stack([excess, uncertainty])
+
+
 @dataclass
 class Measure:
     """Compares the samples of pairs with their targets."""
@@ -106,14 +122,7 @@ class Measure:
         made = self.sampler.distribution(
             source, self.samples, seeds, keep=self.levels is not None, conditions=conditions or None, **self.settings
         )
-        (low,), (high,), (uncertainty,) = ends(made, self.levels)
-        if low.shape != target.shape:
-            raise ValueError(f"the target of pair {index} must have shape {low.shape}, got {target.shape}")
-        excess = np.maximum(np.maximum(low - target, target - high), 0)
-        if self.levels is None:  # in standard deviations
-            with np.errstate(divide="ignore", invalid="ignore"):
-                excess = np.where(excess > 0, excess / uncertainty, 0)
-        found = np.stack([excess, uncertainty])
+        found = compared(made, self.levels, target, f"the target of pair {index}")
         inside = np.broadcast_to(True if example.mask is None else example.mask.numpy() != 0, target.shape)
         return found[:, inside].astype(np.float32)
 

@@ -46,13 +46,13 @@ def outside(intervals: Intervals, pairs: Pairs) -> float:
 @pytest.mark.parametrize("groups", [1, 3])
 def test_intervals_of_a_network_that_is_too_sure_hold_new_targets(by: Any, groups: int):
     """The least half length for 0.1 is 0.1645 of spread 0.1 around the mean, which samples know about."""
-    new = make_pairs(64, seed=1)
-    pairs = make_pairs(80)
+    new = make_pairs(32, seed=1)
+    pairs = make_pairs(48)
     found = Intervals.calibrate(make_sampler(), pairs, samples=8, by=by, groups=groups)
-    assert (found.pairs, len(found.lambdas)) == ((80, 1) if groups == 1 else (60, 3))
+    assert (found.pairs, len(found.lambdas)) == ((48, 1) if groups == 1 else (36, 3))
     assert found.loss <= 0.1
-    assert 0.02 < outside(found, new) < 0.1
-    assert 0.1645 < found.length < 0.26
+    assert 0 < outside(found, new) < 0.1
+    assert 0.1645 < found.length < 2 * 0.1645
     bare = Intervals(**{**vars(found), "lambdas": (0.0,) * groups if by == "quantiles" else (1.645,) * groups})
     assert outside(bare, new) > 0.3
 
