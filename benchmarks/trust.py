@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from scipy.stats import spearmanr
 from tqdm.auto import tqdm
 
@@ -29,8 +30,10 @@ from bbdm.evaluation import risk
 from bbdm.evaluation.distributions import energy_score
 from bbdm.evaluation.excess import compared
 from bbdm.evaluation.risk import Groups, Losses
+from bbdm.pictures import images
 
 KINDS = list(product(("quantiles", "std"), ("hoeffding-bentkus", "conformal"), (1, 4)))  # by, bound, groups
+SHOWN = 8  # pairs of a figure
 FITTED = 4  # of so many calibrating pairs, one chooses the groups' lambdas
 Array = npt.NDArray[Any]
 
@@ -130,6 +133,26 @@ def scores(pairs: list[dict[str, Array]], samples: int) -> str:
     return "\n".join(lines)
 
 
+def figure(sampler: BridgeSampler, dataset: Any, pairs: list[dict[str, Array]], samples: int, alpha: float) -> Any:
+    """Of some pairs, in columns: source, a sample, mean, spread, the interval's length, mean's error, target.
+
+    The interval is the mean with standard deviations on both sides, calibrated on all other pairs. Spread,
+    length and error are means over colours, on one scale: black is 0, white is half of the range of values.
+    """
+    shown = np.linspace(0, len(dataset) - 1, SHOWN).round().astype(int).tolist()
+    losses = Losses.of([pair["std"].reshape(2, -1) for i, pair in enumerate(pairs) if i not in shown])
+    target = risk.allowed(alpha, alpha, "conformal", len(pairs) - len(shown))
+    (width,) = Groups((), (0.0,)).calibrated(losses, target).lambdas
+    rows: list[list[Image.Image]] = []
+    for index in shown:
+        source, target = dataset[index]
+        found = sampler.distribution(source[None], samples, [[index + j * len(dataset) for j in range(samples)]])
+        std, mean = found.std[0], found.mean[0]
+        maps = [each.mean(0, keepdim=True) for each in (std, (2 * width * std).clip(0, 2), (mean - target).abs())]
+        rows.append([images.to_pil(v) for v in (source, found.samples[0][0], mean, *(2 * v - 1 for v in maps), target)])
+    return images.grid(rows)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = scripts.Parser(__doc__)
     parser.add_argument("data_dir", help="a folder with val/, source left and target right in each picture")
@@ -142,6 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--delta", type=float, default=0.1)
     parser.add_argument("--splits", type=int, default=100)
     parser.add_argument("--calibrating", type=int, help="pairs of a split that calibrate; half of all if unset")
+    parser.add_argument("--figure", type=Path, help="a picture of some pairs with their maps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     sampler = BridgeSampler.from_checkpoint(args.checkpoint, solver=args.solver, steps=args.steps, device=args.device)
@@ -176,6 +200,8 @@ def main(argv: list[str] | None = None) -> None:
     write_atomically(args.output, lambda temporary: temporary.write_text(json.dumps(report)))
     print(table(results, args.alpha))
     print(scores(pairs, args.samples))
+    if args.figure is not None:
+        figure(sampler, dataset, pairs, args.samples, args.alpha).save(args.figure)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bbdm import ABridge, save_checkpoint
 from benchmarks import trust
 from tests.conftest import SavePicture, save_random_pairs, tiny_unet
 
 
+@pytest.mark.nightly
 def test_it_prints_tables_and_resumes(
     tmp_path: Path, save_picture: SavePicture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -29,7 +31,8 @@ def test_it_prints_tables_and_resumes(
     assert "| quantiles | hoeffding-bentkus | 1 | 0.00 |" in out
     assert "| mean of 4 | " in out
     monkeypatch.setattr(trust, "measure", None)
-    trust.main(words)
+    trust.main([*words, "--figure", str(tmp_path / "figure.png")])
+    assert Image.open(tmp_path / "figure.png").size == (7 * 10 + 2, 8 * 10 + 2)
     assert json.loads((tmp_path / "out.json").read_text()) == report
     with pytest.raises(SystemExit, match="name another file"):
         trust.main([*words, "--samples", "3"])

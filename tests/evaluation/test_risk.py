@@ -72,14 +72,14 @@ def true_risk(lambdas: np.ndarray) -> float:
     return float(2 * norm.sf(lambdas / SPREADS).mean())
 
 
-def calibrations(bound: str, repeats: int = REPEATS) -> tuple[np.ndarray, np.ndarray]:
+def calibrations(bound: str, pixels: int = PIXELS) -> tuple[np.ndarray, np.ndarray]:
     """True risks and lambdas of calibrations on new pairs; ``bound`` may be none."""
     rng = np.random.default_rng(1)
     allowed = ALPHA if bound == "none" else risk.allowed(ALPHA, DELTA, bound, PAIRS)  # pyright: ignore[reportArgumentType]
     risks, lambdas = [], []
-    for _ in range(repeats):
+    for _ in range(REPEATS):
         spread = rng.choice(SPREADS, (PAIRS, 1))
-        excess = (abs(rng.standard_normal((PAIRS, PIXELS))) * spread - BASE).clip(0)
+        excess = (abs(rng.standard_normal((PAIRS, pixels))) * spread - BASE).clip(0)
         losses = Losses.of(list(np.stack([excess, np.full_like(excess, 2 * BASE)], axis=1)))
         (made,) = Groups((), (0.0,)).calibrated(losses, allowed).lambdas
         risks.append(true_risk(np.full(3, BASE + made)))
@@ -94,6 +94,15 @@ def test_the_guarantee_holds_in_1000_calibrations_and_intervals_are_short():
     best = root(lambda half: true_risk(np.full(3, half)) - ALPHA, 0.01, 1)
     assert (BASE + lambdas).max() <= 2 * best
     naive, _ = calibrations("none")
+    assert (naive > ALPHA).mean() > DELTA + ERROR
+
+
+@pytest.mark.nightly
+def test_the_guarantee_holds_for_losses_of_0_and_1():
+    """Pictures of one pixel: the losses that Bentkus's bound is nearest to, so some calibrations fail."""
+    risks, _ = calibrations("hoeffding-bentkus", pixels=1)
+    assert 0.005 < (risks > ALPHA).mean() <= DELTA
+    naive, _ = calibrations("none", pixels=1)
     assert (naive > ALPHA).mean() > DELTA + ERROR
 
 
