@@ -13,8 +13,9 @@ from PIL import Image
 from bbdm import ABridge, BridgeSampler, UNet, VQGANCodec, cli, save_checkpoint, save_vqgan
 from bbdm.base import scripts
 from bbdm.cli import translate
+from bbdm.evaluation.config import MapsConfig
 from bbdm.evaluation.results import ResultsError
-from bbdm.evaluation.translate import TooLargeError, TranslateConfig, Translator
+from bbdm.evaluation.translate import TooLargeError, Translator
 from bbdm.execution import package as package_module
 from bbdm.execution.processes import Processes
 from bbdm.pictures import images
@@ -303,7 +304,7 @@ def test_what_the_command_line_refuses(place: Path, capsys: pytest.CaptureFixtur
 def test_all_flags_of_a_translation(place: Path):
     """Each name of each flag, and the defaults."""
     given = ["folder", "data", "c.pt", "out"]
-    defaults = TranslateConfig("folder", "data", Path("c.pt"), Path("out"))
+    defaults = MapsConfig("folder", "data", Path("c.pt"), Path("out"))
     assert translate.parse(given) == defaults
     assert (defaults.split, defaults.batch_size, defaults.num_samples, defaults.seed) == ("val", 64, 1, 0)
     assert (defaults.chosen_solver, defaults.steps, defaults.direction) == (None, None, "AtoB")
@@ -313,7 +314,7 @@ def test_all_flags_of_a_translation(place: Path):
         "steps": ("--steps 5", 5),
         "fast_sampling": ("--fast_sampling", True),
         "batch_size": ("-b 8; --batch_size 8", 8),
-        "num_samples": ("-r 2; --repeat 2; --num_samples 2", 2),
+        "num_samples": ("-r 2; --repeat 2; --samples 2; --num_samples 2", 2),
         "seed": ("--seed 7", 7),
         "image_size": ("--image_size 64x128", (64, 128)),
         "direction": ("--direction BtoA", "BtoA"),
@@ -327,11 +328,13 @@ def test_all_flags_of_a_translation(place: Path):
         "device": ("--device cpu", "cpu"),
         "use_multi_gpus": ("--use_multi_gpus; -use_multi_gpus", True),
         "show_verbose": ("--show_verbose", True),
+        "intervals": ("--intervals a.json", Path("a.json")),
     }
     for field, (written, value) in flags.items():
         for words in written.split("; "):
             assert translate.parse([*given, *words.split()]) == replace(defaults, **{field: value})
     assert translate.parse([*given, "--image_size", "64"]).image_size == 64
+    assert translate.parse([*given, "-r", "2", "--maps", "mean,q2.5"]).maps == ("mean", "q2.5")
 
 
 def test_the_size_of_files_that_do_not_hold_it(place: Path, capsys: pytest.CaptureFixture[str]):
