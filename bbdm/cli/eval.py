@@ -124,7 +124,7 @@ def evaluate(translator: Translator, args: argparse.Namespace, run: Run, folder:
 
 
 def of_several(translator: Translator, jobs: list[Job], samples: int, folder: Path) -> Report:
-    """The scores of several results of each source as a distribution; empty of one, and in other processes."""
+    """The scores of several results of each source as a distribution; empty of one result."""
     from bbdm.evaluation import distributions
 
     if samples < 2:

@@ -77,7 +77,7 @@ class MapsConfig(TranslateConfig):
     """A translation, and which maps of the results are written in their place.
 
     Raises:
-        ValueError: maps of a single result.
+        ValueError: maps of a single result, or of several orientations.
     """
 
     maps: tuple[str, ...] = setting(
@@ -92,6 +92,8 @@ class MapsConfig(TranslateConfig):
         super().__post_init__()
         if self.maps and self.num_samples < 2:
             raise ValueError(f"maps are of several results: num_samples must be at least 2, got {self.num_samples}")
+        if self.maps and self.orientations != 1:
+            raise ValueError("maps are of results by the slices of training: leave out orientations")
 
 
 @dataclass(frozen=True, kw_only=True)
