@@ -165,3 +165,28 @@ def test_maps_of_values_have_their_type_and_place(tmp_path: Path):
     std = formats.open(out / "1_std.tif")[()]
     assert std.dtype == np.uint16
     assert abs(std - results.std(0, ddof=1)).max() <= 1.2
+
+
+def test_volumes_by_their_slices(tmp_path: Path):
+    """A volume is one of the pairs that calibrate; its maps are volumes on its grid."""
+    rng, hu = np.random.default_rng(0), Values(-1024, 3071, "HU", "int16")
+    for name in (f"{side}/{i}" for side in ("MR", "CT") for i in range(4)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Picture(rng.integers(-1024, 3072, (1, 3, SIZE, SIZE), dtype=np.int16)).save(tmp_path / f"{name}.npy")
+    unet = tiny_unet(in_channels=1, out_channels=1, condition_channels=1)
+    kind = PictureKind(hu, hu, slices="axial")
+    save_checkpoint(tmp_path / "c.pt", unet, ABridge(num_steps=100), image_size=SIZE, pictures=kind)
+    words = ["paired", f"{tmp_path}/MR,{tmp_path}/CT", *FLAGS]
+    calibrate.main([str(tmp_path / "c.pt"), *words, "--alpha", "0.4"])
+    made = json.loads((tmp_path / "c.intervals.json").read_text())
+    assert (made["pairs"], made["size"]) == (4, [SIZE, SIZE])
+    maps = ["--maps", "low,mean,high,std", "--seed", "9"]
+    translate.main([*words[:2], str(tmp_path / "c.pt"), str(tmp_path / "out"), *FLAGS[:2], *FLAGS[4:], *maps])
+    names = ("low", "mean", "high", "std")
+    low, mean, high, std = (formats.open(tmp_path / "out" / f"2_{name}.npy")[()] for name in names)
+    assert low.shape == std.shape == (1, 3, SIZE, SIZE)
+    assert std.dtype == np.int16
+    assert ((low <= mean) & (mean <= high)).all()
+    sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt", solver="sde-dpm2m", steps=2)
+    each = [np.asarray(sampler(tmp_path / "MR" / "2.npy", seed=9 + 2 + 4 * j)[0], float) for j in range(3)]
+    assert abs(np.mean(each, axis=0) - mean).max() <= 1.5
