@@ -6,6 +6,7 @@ Pictures are turned upright (EXIF), converted to RGB or grey, and resized with a
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from bbdm.data import synthrad
 from bbdm.data.collection import Entry, Example, Files, Pairs, Slices
 from bbdm.data.collection import Pair as Pair
 from bbdm.data.config import COLUMNS, DATASETS, PicturesConfig, with_masks
 from bbdm.data.degradations import Degradation
 from bbdm.data.examples import NoTargetError, PairExamples
 from bbdm.data.reading import Reader
-from bbdm.data.synthrad import filled
 from bbdm.data.valued import ValuedDataset
 from bbdm.pictures import images
 from bbdm.pictures.images import Resize, Size
@@ -163,7 +164,9 @@ def load_dataset(
     found = DATASETS[name](data_dir, split, *([] if columns is None else [columns]))
     pairs = found if isinstance(found, Pairs) else Files(found)  # pyright: ignore[reportArgumentType]
     if name == "synthrad":
-        pictures = filled(pictures, pairs[0], direction)
+        source, target = synthrad.values(pairs[0], direction)
+        usual = {"source_values": source, "target_values": target, "slices": "axial" if pictures.axes == 2 else None}
+        pictures = replace(pictures, **{key: getattr(pictures, key) or value for key, value in usual.items()})
     if pictures.masks is not None:
         pairs = Files(with_masks(pairs, pictures.masks, split))
     if pictures.crops_in_mask and getattr(pairs[0], "mask", None) is None:

@@ -6,16 +6,11 @@ Such are ``Task1/AB/1ABA001/mr.mha``, ``ct.mha`` and ``mask.mha``, or ``Task2/br
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bbdm.data.collection import Pair
 from bbdm.pictures import formats
 from bbdm.pictures.values import AnyValues, Percentiles, Values
-
-if TYPE_CHECKING:
-    from bbdm.data.config import PicturesConfig
 
 HU = Values(-1024, 3071, "HU", "int16")
 SOURCES: dict[str, AnyValues] = {"mr": Percentiles(0.5, 99.5), "cbct": HU}
@@ -69,16 +64,7 @@ def _divided(pairs: list[Pair], split: str) -> list[Pair]:
     return [pair for pair in pairs if (pair in validation) == (split != "train")]
 
 
-def filled(pictures: PicturesConfig, pair: Pair, direction: str) -> PicturesConfig:
-    """Settings with the challenge's values where none are given; of two axes, by axial slices.
-
-    An MR is scaled by percentiles of its own; a CT and a CBCT have -1024 to 3071 HU.
-    """
-    source, target = SOURCES[formats.stem_of(pair.source)], HU
-    source, target = (source, target) if direction == "AtoB" else (target, source)
-    return replace(
-        pictures,
-        source_values=pictures.source_values or source,
-        target_values=pictures.target_values or target,
-        slices=pictures.slices or ("axial" if pictures.axes == 2 else None),
-    )
+def values(pair: Pair, direction: str) -> tuple[AnyValues, AnyValues]:
+    """The values of sources and targets: percentiles of its own for an MR, -1024 to 3071 HU for CT and CBCT."""
+    source = SOURCES[formats.stem_of(pair.source)]
+    return (source, HU) if direction == "AtoB" else (HU, source)

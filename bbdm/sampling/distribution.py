@@ -9,7 +9,7 @@ import math
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,8 @@ from bbdm.sampling.batch import Batch
 from bbdm.sampling.shapes import PIXELS_AT_ONCE, WINDOWS_AT_ONCE
 from bbdm.sampling.sources import UNIT, ArrayBackend, Given
 
-if TYPE_CHECKING:
-    from bbdm.sampling.base import BaseSampler
-
 Array = npt.NDArray[Any]
+Sampler = Any  # a BaseSampler, whose module imports this one
 
 
 class Moments:
@@ -174,7 +172,7 @@ class _Chunk(NamedTuple):
 
 
 def draw(
-    sampler: BaseSampler[Any, Any],
+    sampler: Sampler,
     source: Any,
     samples: int,
     seed: int | Sequence[Sequence[int]] | None,
@@ -223,7 +221,7 @@ def draw(
     return found
 
 
-def _chunks(sampler: BaseSampler[Any, Any], group: Batch, samples: int, batch_size: int | None) -> Iterator[_Chunk]:
+def _chunks(sampler: Sampler, group: Batch, samples: int, batch_size: int | None) -> Iterator[_Chunk]:
     """The images of one size, as many at once as have a batch of results."""
     shapes = sampler._shapes
     most = min(WINDOWS_AT_ONCE, max(1, PIXELS_AT_ONCE // math.prod(group.source.shape[2:])))
@@ -236,9 +234,7 @@ def _chunks(sampler: BaseSampler[Any, Any], group: Batch, samples: int, batch_si
         yield _Chunk(images, parts, size if shapes.fill and whole else 0)
 
 
-def _results(
-    sampler: BaseSampler[Any, Any], chunk: _Chunk, owners: list[int], seeds: list[list[int]]
-) -> Iterator[Batch]:
+def _results(sampler: Sampler, chunk: _Chunk, owners: list[int], seeds: list[list[int]]) -> Iterator[Batch]:
     """The batches of a chunk, whose images are encoded once."""
     images = chunk.images
     encoded = sampler._given(images)
