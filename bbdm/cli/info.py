@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, from_values
-from bbdm.pictures.images import shown
+from bbdm.base.sizes import shown
 from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
 from bbdm.sampling.network_config import FileConfig
 from bbdm.solvers import StepTable

@@ -65,6 +65,6 @@ def _divided(pairs: list[Pair], split: str) -> list[Pair]:
 
 
 def values(pair: Pair, direction: str) -> tuple[AnyValues, AnyValues]:
-    """The values of sources and targets: percentiles of its own for an MR, -1024 to 3071 HU for CT and CBCT."""
+    """The values of sources and targets: an MR's own percentiles; -1024 to 3071 HU of CT and CBCT."""
     source = SOURCES[formats.stem_of(pair.source)]
     return (source, HU) if direction == "AtoB" else (HU, source)

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from bbdm import solvers
-from bbdm.base import manifest, optional
+from bbdm.base import manifest, optional, sizes
 from bbdm.codec import WrappedCodec
 from bbdm.files import hub
 from bbdm.networks.base import Wrapped
@@ -202,7 +202,7 @@ class Card:
             "data": self.data or "not stated",
             "licence of the weights": self.license_name or self.license or "not stated",
             **({} if self.base_model is None else {"trained from": self.base_model}),
-            "image size": "not stated" if size is None else images.shown(size),
+            "image size": "not stated" if size is None else sizes.shown(size),
             **valued,
             "network": f"{network_name}, {_millions(network)}",
             "space": of,
@@ -249,7 +249,7 @@ def _limits(model: Any) -> list[str]:
     """What a network cannot do, as far as its file says it."""
     found = ["It knows pictures such as it was trained on, and nothing else."]
     if model.pictures.crop is None and model.image_size is not None:
-        size = images.shown(model.image_size)
+        size = sizes.shown(model.image_size)
         found.append(f"Of much larger or smaller pictures than {size} it knows little: resize them.")
     if model.calls is not None:
         found.append(f"It was distilled for network calls={model.calls}: other solvers and more calls are worse.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from bbdm.pictures.images import SIDES, shown
+from bbdm.base.sizes import SIDES, shown
 
 if TYPE_CHECKING:
     import torch

@@ -17,12 +17,13 @@ import torch
 from bbdm.base import machine
 from bbdm.base.atomic import file_sha256
 from bbdm.base.settings import from_values
+from bbdm.base.sizes import SIDES
 from bbdm.data.pairs import load_dataset
 from bbdm.files.bridge_json import FORMAT, PIPELINE, PLAIN, SETTINGS, VALUED, VERSION
 from bbdm.networks.base import Network
 from bbdm.networks.checks import check_pictures, listed
 from bbdm.onnx import check, graphs, pipeline
-from bbdm.pictures.images import SIDES, from_pil
+from bbdm.pictures.images import from_pil
 from bbdm.sampling.network_config import FileConfig
 from bbdm.sampling.sampler import BridgeSampler
 

@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from bbdm.base import sizes
+
 if TYPE_CHECKING:
     import torch
 
@@ -36,7 +38,6 @@ SIDEWAYS = range(5, 9)  # EXIF orientations that swap width and height
 GROUP_GAP = 6  # between groups in a grid, in gaps
 Size = int | tuple[int, int] | tuple[int, int, int]  # a side, (height, width), or (depth, height, width)
 Resize = Literal["stretch", "fit", "keep"]  # what a size means: exactly this, at most this, or nothing
-SIDES = {2: "H, W", 3: "D, H, W"}  # by the number of spatial axes, for messages
 RANGE_LIMIT = 1.5  # refuses images in [0, 255] and standardised ones, accepts an overshooting filter
 
 
@@ -49,17 +50,12 @@ def sides(size: Size, axes: int = 2) -> tuple[int, ...]:
     return (size,) * axes if isinstance(size, int) else size
 
 
-def shown(size: int | Sequence[int]) -> str:
-    """A size for people, such as 256 x 256."""
-    return " x ".join(map(str, (size, size) if isinstance(size, int) else size))
-
-
 def warn_of_scale(trained: Size, *size: int) -> None:
     """Warn where a side of pictures is at least twice, or at most half, that of the training pictures."""
     wanted = sides(trained, len(size))
     if any(max(pair) >= 2 * min(pair) for pair in zip(size, wanted, strict=True)):
         warnings.warn(
-            f"the network was trained on pictures of {shown(trained)}, and is given {shown(size)}: "
+            f"the network was trained on pictures of {sizes.shown(trained)}, and is given {sizes.shown(size)}: "
             "it may know nothing of them, so resize them",
             stacklevel=2,
         )
@@ -299,7 +295,7 @@ def check(source: torch.Tensor | npt.NDArray[Any], channels: int, axes: int = 2)
     ``axes`` are the spatial ones: of 3, it is (B, channels, D, H, W).
     """
     if source.ndim != 2 + axes or source.shape[1] != channels or 0 in source.shape:
-        wanted = f"(B, {channels}, {SIDES[axes]})"
+        wanted = f"(B, {channels}, {sizes.SIDES[axes]})"
         raise ValueError(f"source must be a non-empty {wanted} batch, got shape {tuple(source.shape)}")
     if "float" not in str(source.dtype):
         raise ValueError(f"source must be floats in [-1, 1], got {source.dtype}")

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from bbdm import bridges, solvers
+from bbdm.base import sizes
 from bbdm.files.bridge_json import PIPELINE, find_export, read_settings
 from bbdm.kernels.philox_numpy import normal
 from bbdm.networks.checks import NAMES, along
@@ -279,10 +280,10 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
         """Raise ValueError where an export of one size is given another, and it is not called on windows."""
         if self.static is None or padded == self.static[1:]:
             return
-        size, names = images.shown(self.static[1:]), " x ".join(NAMES[self.axes])
+        size, names = sizes.shown(self.static[1:]), " x ".join(NAMES[self.axes])
         if batch.windows is not None and "encoder" in self.graphs:
             raise ValueError(f"this export's autoencoder takes pictures of {size} only: export it without --static")
         if batch.windows is None:
-            got = images.shown(batch.source.shape[2:])
+            got = sizes.shown(batch.source.shape[2:])
             hint = "" if "encoder" in self.graphs else f"; window={self.static[1:]} translates larger ones"
             raise ValueError(f"this export takes pictures of {names} {size} only, got {got}{hint}")

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from bbdm import solvers
+from bbdm.base import sizes
 from bbdm.base.atomic import check_place
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
@@ -341,7 +342,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             stages.append((codec.encoder, lambda: [codec.latents(torch.zeros(part)) for part in {*pictures}], pictures))
             stages.append((codec.decoder, lambda: [codec.image(torch.zeros(part)) for part in {*grids}], grids))
         due = [call for f, call, shapes in stages if isinstance(f, Compiled) and any(map(f.lacks, shapes))]
-        name = f"compiling for {images.shown([shape[0], *shape[2:]])}"
+        name = f"compiling for {sizes.shown([shape[0], *shape[2:]])}"
         for call in tqdm(due, name, unit="graph", disable=False if progress else None) if due else ():
             call()
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bbdm.base import sizes
 from bbdm.pictures import images
 from bbdm.sampling import sources
 
@@ -17,7 +18,7 @@ def _read_tensor(tensor: Any, channels: int, scale: sources.Scale) -> sources.It
     if not isinstance(tensor, torch.Tensor):
         return None
     if tensor.ndim != 1 + scale.axes:
-        sides = images.SIDES[scale.axes]
+        sides = sizes.SIDES[scale.axes]
         raise ValueError(f"a tensor in a list must be ({channels}, {sides}), got shape {tuple(tensor.shape)}")
     values = scale.scaled(tensor.detach()) if scale.given or tensor.is_floating_point() else tensor
     images.check(values[None], channels, scale.axes)

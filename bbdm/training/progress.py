@@ -10,7 +10,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from bbdm.pictures import images
+from bbdm.base import sizes
 from bbdm.training.callback import Callback
 
 LOGGER = logging.getLogger("bbdm")
@@ -71,7 +71,7 @@ def _described(trainer: Any) -> list[str]:
     processes = "" if trainer.processes.count == 1 else f", {trainer.processes.count} processes"
     lines = [
         f"device {trainer.device}{processes}; network of {count / 1e6:.1f} M parameters, {config.precision}",
-        f"{len(trainer.train)} training pairs of {images.shown(trainer.train.image_size)}, {validation} for validation",
+        f"{len(trainer.train)} training pairs of {sizes.shown(trainer.train.image_size)}, {validation} for validation",
         f"{config.epochs} epochs of {trainer.steps_per_epoch} steps, batch {config.batch_size}",
         f"losses, grids and checkpoints: {trainer.folder}",
     ]

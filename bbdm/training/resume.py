@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bbdm.base import sizes
 from bbdm.base.atomic import short
 from bbdm.codec import Codec
 from bbdm.data.examples import Examples
@@ -64,8 +65,8 @@ def check_start(unet: Network, config: TrainConfig, train: Examples, codec: Code
         check_pictures(unet.axes, "a codec")
     size = images.sides(train.image_size, train.axes)
     if len(size) != unet.axes:
-        shapes = [f"(B, C, {images.SIDES[axes]})" for axes in (unet.axes, len(size))]
-        raise ValueError(f"the network takes {shapes[0]}, and the pairs are {shapes[1]}, of {images.shown(size)}")
+        shapes = [f"(B, C, {sizes.SIDES[axes]})" for axes in (unet.axes, len(size))]
+        raise ValueError(f"the network takes {shapes[0]}, and the pairs are {shapes[1]}, of {sizes.shown(size)}")
     if any(side % (each * stride) for side, each in zip(size, unet.strides, strict=True)):
         factors = f"the network's {unet.stride}"
         if codec is not None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bbdm.base import sizes
 from bbdm.pictures import images
 from bbdm.pictures.picture import Picture
 
@@ -128,7 +129,7 @@ def test_sizes_of_volumes() -> None:
     assert images.as_size(images.read_sides("8"), axes=3) == (8, 8, 8)
     assert images.as_size(images.read_sides("4x8x16"), axes=3) == images.as_size([4, 8, 16], axes=3) == (4, 8, 16)
     assert images.read_sides("8x16") == (8, 16)
-    assert (images.sides(8, 3), images.shown((4, 8, 16)), images.shown(8)) == ((8, 8, 8), "4 x 8 x 16", "8 x 8")
+    assert (images.sides(8, 3), sizes.shown((4, 8, 16)), sizes.shown(8)) == ((8, 8, 8), "4 x 8 x 16", "8 x 8")
     for wrong in ((8, 8), (0, 8, 8), "8"):
         with pytest.raises(ValueError, match="image_size must be"):
             images.as_size(wrong, axes=3)
