@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bbdm.base import demo, scripts
+from bbdm.base import scripts
 from bbdm.base.atomic import check_folder
 from bbdm.base.memory import free_memory, shown
 from bbdm.base.seeds import seed_of
@@ -49,8 +49,6 @@ class Restorer:
 
     def __init__(self, config: RestoreConfig) -> None:
         self.config = config
-        if config.model == demo.PHOTOGRAPHS and not demo.PHOTOGRAPHS.is_file():
-            raise FileNotFoundError("this version has no weights for photographs: --model names a network of yours")
         check_folder(config.output_dir)
         self._limit = config.memory or free_memory() // 2
         self._verbose = scripts.is_shown(config.show_verbose, config.quiet)

@@ -5,7 +5,7 @@ import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
 import { defaultClientConditions, defineConfig, runnerImport, type Plugin } from "vite";
 
-const EXPORTS = { drawings: "../demo/onnx" }; // and photographs: a tab without an export beside the page is not shown
+const EXPORTS = { drawings: "../demo/onnx", photographs: "../demo/photographs" }; // beside the page
 const ISOLATED = { "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp" };
 
 /** The files of dist/. */
