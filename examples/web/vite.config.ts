@@ -1,11 +1,13 @@
 /** npm run build: the page, the exports beside it, its opening pictures, and what the service worker keeps. */
 import { createHash } from "node:crypto";
-import { cpSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
 import { defaultClientConditions, defineConfig, runnerImport, type Plugin } from "vite";
 
-const EXPORTS = { drawings: "../demo/onnx", photographs: "../demo/photographs" }; // beside the page
+const EXPORTS = Object.entries({ drawings: "../demo/onnx", photographs: "../demo/photographs" })
+  .map(([name, folder]) => [name, fileURLToPath(new URL(folder, import.meta.url))] as const)
+  .filter(([, folder]) => existsSync(folder)); // put beside the page; the archive of a release has the first alone
 const ISOLATED = { "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp" };
 
 /** The files of dist/. */
@@ -42,11 +44,9 @@ function beside(): Plugin {
   return {
     name: "beside",
     apply: "build", // not where vitest reads this file
-    transformIndexHtml: (html) => html.replace("<body>", `<body data-exports="${Object.keys(EXPORTS).join(" ")}">`),
+    transformIndexHtml: (html) => html.replace("<body>", `<body data-exports="${EXPORTS.map(([name]) => name).join(" ")}">`),
     async closeBundle() {
-      for (const [name, folder] of Object.entries(EXPORTS)) {
-        copy(fileURLToPath(new URL(folder, import.meta.url)), `dist/${name}`);
-      }
+      for (const [name, folder] of EXPORTS) copy(folder, `dist/${name}`);
       const { module } = await runnerImport<typeof import("./opening")>("./opening.ts");
       writeFileSync("dist/opening.png", await module.openingPicture("dist/drawings"));
       for (const name of written().filter((each) => /\.(wasm|onnx)$/.test(each))) pack(`dist/${name}`);
