@@ -25,7 +25,7 @@ from bbdm.files.content import Checkpoint, network_settings
 from bbdm.files.weights import Snapshot
 from bbdm.networks.base import Network
 from bbdm.sampling.sampler import BridgeSampler
-from bbdm.solvers import Defaults
+from bbdm.solvers import USUAL, Defaults
 from bbdm.training.augmentation import Pair, augment
 from bbdm.training.base import TrainingTask, mixed
 from bbdm.training.config import TrainConfig
@@ -65,8 +65,7 @@ class BridgeTask(TrainingTask):
         self.latents = latents
         self.random = any(isinstance(module, DROPOUT) and module.p for module in unet.modules())
         self.by_time = LossesByTime(bridge.train_interval, self.device)
-        # The network calls that results are made for, where they are fixed
-        self.calls: int | None = 1 if bridge.density == "top" else None
+        self.defaults = Defaults("mean") if bridge.density == "top" else USUAL  # how results are made
 
     def parallel(self, network: Any) -> Any:
         """See :meth:`TrainingTask.parallel`; with ``shard``, the weights and their average are sharded."""
@@ -89,7 +88,7 @@ class BridgeTask(TrainingTask):
     def snapshot(self, train: Examples, training: dict[str, Any] | None = None) -> Snapshot:
         """The weights, their average and the codec; with training state, only the hash of the codec."""
         kind = replace(train.kind, spacing=train.spacing)
-        about = self.codec, train.image_size, training, Defaults(calls=self.calls), kind
+        about = self.codec, train.image_size, training, self.defaults, kind
         return checkpoint_snapshot(self.network, self.bridge, self.average, *about)
 
     def stored(self, checkpoint: Checkpoint) -> Stored:
@@ -108,7 +107,7 @@ class BridgeTask(TrainingTask):
 
     def results(self, batch: Example, seed: int | Sequence[int] = 0) -> Pair:
         """Translations of sources by the sampler's default solver and steps, and targets."""
-        sampler = BridgeSampler(self.average, self.bridge, codec=self.codec, calls=self.calls)
+        sampler = BridgeSampler(self.average, self.bridge, codec=self.codec, defaults=self.defaults)
         return sampler(batch.source, seed=seed, conditions=batch.conditions), batch.target
 
     def columns(self, batch: Example) -> dict[str, torch.Tensor]:

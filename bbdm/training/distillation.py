@@ -58,7 +58,7 @@ class StudentTask(BridgeTask):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.calls = self.config.calls
+        self.defaults = solvers.Defaults(calls=self.config.calls)
 
     @cached_property
     def table(self) -> StepTable:
