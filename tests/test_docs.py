@@ -173,3 +173,17 @@ def test_api_pages_explain_each_field_of_settings(settings: type[Any]):
     explained = {each.name: (each.default, each.description) for each in shown}
     written = {"epochs": ("100", "passes over the pairs"), "model_channels": ("128", "width of the first level")}
     assert explained.items() & written.items()
+
+
+@pytest.mark.nightly
+def test_the_notebook_on_volumes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As short as it goes: what it prints is not looked at."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("SimpleITK")
+    for name, value in {"TRAIN_SECONDS": "30", "TEST_PATIENTS": "2", "SAMPLES": "2"}.items():
+        monkeypatch.setenv(name, value)
+    notebook = nbformat.read(ROOT / "examples/volumes.ipynb", 4)
+    nbclient.NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    names = {path.name for path in (tmp_path / "out/volumes/data/test/mr").iterdir()}
+    assert len(names) == 2
+    assert names <= {path.name for path in (tmp_path / "out/volumes/results").iterdir()}
