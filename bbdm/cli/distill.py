@@ -62,7 +62,7 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
     teacher = from_values(FileConfig, vars(args)).load(args.teacher)
     student = student_of(teacher, config.calls)
     codec = teacher.build_codec()
-    args.axes = getattr(teacher.unet.config, "axes", 2)
+    args.axes = teacher.unet.config.axes
     size = args.image_size or teacher.image_size
     if size is None:
         raise ValueError(f"{args.teacher} does not hold the size of its pictures: give --image_size")

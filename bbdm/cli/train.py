@@ -60,7 +60,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     flag("--lpips_weights", type=Path, help="AlexNet's weights, if they cannot be downloaded")
     training.add_run_flags(parser)
     preset = first.parse_known_args(argv)[0].preset
-    parser.set_defaults(**PRESET_SETTINGS[preset], axes=getattr(PRESETS[preset], "axes", 2))
+    parser.set_defaults(**PRESET_SETTINGS[preset], axes=PRESETS[preset].axes)
     return parser.parse_args(argv)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bbdm.base import sizes
 from bbdm.base.seeds import keyed
 from bbdm.pictures.images import Size, sides
 from bbdm.pictures.lazy import Window
@@ -53,7 +54,7 @@ class Crops:
         """
         size = sides(self.size)
         if len(shape) != len(size) or any(side < wanted for side, wanted in zip(shape, size, strict=True)):
-            found, wanted = (" x ".join(map(str, each)) for each in (shape, size))
+            found, wanted = map(sizes.shown, (shape, size))
             raise ValueError(f"it has {found} pixels, and crops have {wanted}")
         random = np.random.Generator(np.random.PCG64(keyed(seed, key)))
         room = [side - wanted + 1 for side, wanted in zip(shape, size, strict=True)]

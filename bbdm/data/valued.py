@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from bbdm.base import sizes
 from bbdm.data.collection import Entry, Example, Files, Order, Pairs, Sides, Slices
 from bbdm.data.crops import Crops
 from bbdm.data.degradations import Degradation
@@ -182,7 +183,7 @@ class ValuedDataset(PairExamples):
             raise ValueError(f"{self.pairs[place]} has {channels} channels, and {self.pairs[0]} others")
         size = in_plane(sides.sources[0].size, sides)
         if self.axes == 3 and self.crops is None and size != self.image_size:
-            found, wanted = (" x ".join(map(str, each)) for each in (size, images.sides(self.image_size)))
+            found, wanted = map(sizes.shown, (size, images.sides(self.image_size)))
             raise ValueError(
                 f"{self.pairs[place]} has {found} voxels, and {self.pairs[0]} has {wanted}: train on crops, "
                 "such as --crop 64x96x96"

@@ -121,8 +121,8 @@ class Translator:
             if given is not None and known is not None and _plain(given) != _plain(known):
                 raise ValueError(f"{name} {given} is given, and the network was trained on {known}")
             chosen[name] = given if known is None else known
-        axes: Any = getattr(self.checkpoint.unet.config, "axes", 2)
-        return PicturesConfig(**chosen, neighbours=kind.neighbours, axes=axes, resample=config.resample)
+        of = {"neighbours": kind.neighbours, "axes": self.checkpoint.unet.config.axes}
+        return PicturesConfig(**chosen, **of, resample=config.resample)
 
     def sampler(self, solver: str | None, steps: int | None) -> BridgeSampler:
         """The sampler with this solver, of the same dtype in all processes.

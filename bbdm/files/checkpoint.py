@@ -189,7 +189,7 @@ def _read(content: dict[str, Any], given: Codec | None) -> Checkpoint:
     bridge = bridges.from_config(content["bridge"])
     codec = None if content["codec"] is None else _codec_state(content["codec"], given)
     image_size = content.get("image_size")
-    image_size = None if image_size is None else as_size(image_size, getattr(state.config, "axes", 2))
+    image_size = None if image_size is None else as_size(image_size, state.config.axes)
     defaults = Defaults.from_config(content)
     if defaults.solver is not None:
         defaults.table(bridge)  # or the bridge cannot take its steps

@@ -45,7 +45,7 @@ def network_settings(network: Network) -> dict[str, Any]:
 class UNetState:
     """A network in a file: its settings, and its weights, their moving average, or both."""
 
-    config: Any  # UNetConfig, or the settings of another kind; has channels, condition_channels and stride
+    config: Any  # UNetConfig, or the settings of another kind; has axes, channels, condition_channels and stride
     weights: State | None
     ema: State | None
     kind: str = "unet"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from bbdm.networks.checks import check_integers
 from bbdm.networks.endpoint import check_endpoint
@@ -19,6 +19,7 @@ class DiTConfig:
         ValueError: no network can be built from a value.
     """
 
+    axes: ClassVar[int] = 2  # spatial: pictures alone
     channels: int = 3  # of the state, and of the prediction
     condition_channels: int = 3  # of the source; 0 where it is not shown
     condition: Condition = "channels"  # how the source is shown

@@ -17,7 +17,7 @@ import torch
 from bbdm.base import machine
 from bbdm.base.atomic import file_sha256
 from bbdm.base.settings import from_values
-from bbdm.base.sizes import SIDES
+from bbdm.base.sizes import SIDES, shown
 from bbdm.data.pairs import load_dataset
 from bbdm.files.bridge_json import FORMAT, PIPELINE, PLAIN, SETTINGS, VALUED, VERSION
 from bbdm.networks.base import Network
@@ -166,8 +166,9 @@ class Exporter:
         print(f"{'against PyTorch float32':24}{'input':>20}{'largest':>12}{'mean':>12}")
         worst: check.Difference | None = None
         for difference in check.differences(folder, self.sampler):
-            shape = " x ".join(map(str, difference.shape))
-            print(f"{difference.graph:24}{shape:>20}{difference.largest:12.1e}{difference.mean:12.1e}")
+            print(
+                f"{difference.graph:24}{shown(difference.shape):>20}{difference.largest:12.1e}{difference.mean:12.1e}"
+            )
             # With a codec, rounding may choose a neighbouring code.
             judged = self.codec is None or not difference.graph.startswith("image")
             if limit is not None and judged and not difference.largest <= limit:

@@ -257,8 +257,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
             seed: sample j of source i gets the seed ``seed + i + j * (number of sources)``, as the files of
                 ``bbdm translate`` do; or the seeds themselves, a list of ``samples`` for each source. None
                 draws one.
-            keep: whether the samples are kept in memory, for :meth:`Distribution.quantile` and
-                :attr:`Distribution.samples`.
+            keep: whether the samples stay in memory. :meth:`Distribution.quantile` needs them.
             settings: the arguments of a call but ``noise`` and ``callback``. ``batch_size`` is the largest
                 number of results at once; None for 16, or fewer that have 2^20 pixels together.
 

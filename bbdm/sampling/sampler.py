@@ -427,8 +427,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         index = torch.tensor(places, device=self.device)
 
         def at(value: torch.Tensor) -> torch.Tensor:
-            kind = torch.channels_last if value.ndim == 4 else torch.channels_last_3d
-            return value.index_select(0, index).contiguous(memory_format=kind)
+            return value.index_select(0, index).contiguous(memory_format=CHANNELS_LAST[value.ndim])
 
         y = at(given[0])
         return y, {name: y if value is given[0] else at(value) for name, value in given[1].items()}

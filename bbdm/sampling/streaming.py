@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bbdm.base import sizes
 from bbdm.base.memory import shown
 from bbdm.data.reading import Strips
 from bbdm.networks.windows import Spans, Windowing
@@ -117,7 +118,7 @@ class Stream:
         window, row = _window_bytes(sampler, windows), width * ROW * (channels + self._source.shape[0])
         least = band + 2 * window + 4 * row
         if memory < least:
-            lengths = " x ".join(map(str, windows.lengths))
+            lengths = sizes.shown(windows.lengths)
             raise ValueError(
                 f"memory must be at least {shown(least)} for windows of {lengths} of a picture {width} wide, got "
                 f"{shown(memory)}: or give smaller windows"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.base import optional
+from bbdm.base import optional, sizes
 from bbdm.pictures.formats import common, medical_headers
 from bbdm.pictures.lazy import Affine, Geometry, LazyPicture
 
@@ -92,8 +92,9 @@ class _Picture(common.FilePicture):
         reader = header(package, path)
         size = reader.GetSize()
         if any(length != 1 for length in size[3:]):
-            what = " x ".join(map(str, size))
-            raise ValueError(f"it has {len(size)} axes, {what}, such as times: save each volume as a file of its own")
+            raise ValueError(
+                f"it has {len(size)} axes, {sizes.shown(size)}, such as times: save each volume as a file of its own"
+            )
         count = min(len(size), 3)
         self.dtype = type_of(package, reader)
         self.shape = (reader.GetNumberOfComponents(), *size[:count][::-1])
