@@ -29,7 +29,6 @@ from bbdm.evaluation.config import TranslateConfig
 from bbdm.evaluation.table import BONE, METRICS, LPIPSNet, defaults
 
 if TYPE_CHECKING:
-    from bbdm.evaluation.results import Job
     from bbdm.evaluation.translate import Translator
 
 Run = tuple[str | None, int | None]  # solver, and its steps; None for the default
@@ -84,7 +83,7 @@ def read_sweep(words: list[str], bridge: Bridge, defaults: solvers.Defaults) -> 
 
 def evaluate(translator: Translator, args: argparse.Namespace, run: Run, folder: Path) -> Report:
     """Make and score the results of one solver; the report is empty in all processes but the first."""
-    from bbdm.evaluation import metrics, patients, reports
+    from bbdm.evaluation import distributions, metrics, patients, reports
 
     processes = translator.processes
     with processes.first_before_others():  # the others find what it downloads
@@ -103,41 +102,34 @@ def evaluate(translator: Translator, args: argparse.Namespace, run: Run, folder:
         )
     jobs, report = translator.run(*run, folder)
     each: dict[str, dict[str, float]] = {}
+    several = None
+    batches = translator.pictures(jobs)
+    if args.num_samples > 1:
+        several = distributions.DistributionScores(args.num_samples, translator.setup.values)
+        batches = several.counted(batches)
     if translator.files.volumes and all(METRICS[name].masks for name in args.metrics):
-        each = patients.score(scores, translator, jobs)
+        each = patients.score(scores, translator, batches)
     else:
-        for _, batch in translator.pictures(jobs):
+        for _, batch in batches:
             scores.update(*batch)
         scores.collect(processes)
-    several = of_several(translator, jobs, args.num_samples, folder)
+    if several is not None:
+        several.collect(processes)
     if processes.first:
+        spread: Report = {}
+        if several is not None:
+            spread = {"distribution": several.compute()}
+            distributions.draw(spread["distribution"], folder / "distribution.png")
         net = args.lpips_net if "lpips" in args.metrics else None
         above = {"dice_above": args.dice_above} if "dice" in args.metrics else {}
         of = {name: patients.summary(name, values) for name, values in each.items()}
         found = {name: found["mean"] for name, found in of.items()} if of else scores.compute()
         masks = {} if args.masks is None else {"masks": translator.files.masks_digest}
-        report = {"scores": found, "by_patient": of, "lpips_net": net, **above, **masks, **several, **report}
+        report = {"scores": found, "by_patient": of, "lpips_net": net, **above, **masks, **spread, **report}
         if not args.overwrite:
             report = reports.with_earlier_scores(report, folder / "scores.json")
         manifest.write(folder / "scores.json", report)
     return report
-
-
-def of_several(translator: Translator, jobs: list[Job], samples: int, folder: Path) -> Report:
-    """The scores of several results of each source as a distribution; empty of one result."""
-    from bbdm.evaluation import distributions
-
-    if samples < 2:
-        return {}
-    scores = distributions.DistributionScores(samples, translator.setup.values)
-    for _, batch in translator.pictures(jobs):
-        scores.update(*batch)
-    scores.collect(translator.processes)
-    if not translator.processes.first:
-        return {}
-    found = scores.compute()
-    distributions.draw(found, folder / "distribution.png")
-    return {"distribution": found}
 
 
 def sweep(translator: Translator, args: argparse.Namespace) -> None:

@@ -5,9 +5,10 @@ Energy score and CRPS are proper scores (Gneiting and Raftery 2007): the true di
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ import torch
 from bbdm.base.atomic import write_atomically
 from bbdm.execution.processes import Processes
 from bbdm.pictures.values import Values
+
+if TYPE_CHECKING:
+    from bbdm.evaluation.translate import Batch
 
 NOMINAL = 0.9  # of the interval whose coverage and length are scored; the nearest that the samples have
 BINS = 2048  # of lengths and of standard deviations, over the range of the values
@@ -104,6 +108,12 @@ class DistributionScores:
             place = (size * (BINS / self._range)).long().clip(0, BINS - 1)
             for row, values in enumerate((torch.ones_like(size), *of)):
                 self._sums[name][row] += np.bincount(place, values * weight, BINS)
+
+    def counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, each counted before it passes."""
+        for names, batch in batches:
+            self.update(*batch)
+            yield names, batch
 
     def collect(self, processes: Processes) -> None:
         """Add the pictures of all other processes to the first's; every process calls it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,11 @@ from bbdm.evaluation.reports import title
 from bbdm.evaluation.table import METRICS, metric_of
 
 if TYPE_CHECKING:
-    from bbdm.evaluation.results import Job
     from bbdm.evaluation.scores import Scores
-    from bbdm.evaluation.translate import Translator
+    from bbdm.evaluation.translate import Batch, Translator
 
 
-def score(scores: Scores, translator: Translator, jobs: list[Job]) -> dict[str, dict[str, float]]:
+def score(scores: Scores, translator: Translator, batches: Iterator[Batch]) -> dict[str, dict[str, float]]:
     """The scores of each volume alone, by the score's name and the volume's; each process has those of all.
 
     A volume without a voxel in its mask has none.
@@ -25,7 +24,7 @@ def score(scores: Scores, translator: Translator, jobs: list[Job]) -> dict[str, 
         ValueError: no volume has any.
     """
     own: dict[str, dict[str, float]] = {}
-    for (name,), batch in translator.pictures(jobs):
+    for (name,), batch in batches:
         mask = batch[2]
         if mask is None or mask.any():
             scores.reset()

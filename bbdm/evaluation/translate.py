@@ -46,6 +46,8 @@ from bbdm.sampling.network_config import (
 )
 from bbdm.sampling.sampler import BridgeSampler
 
+# The names of sources, and arguments of Scores.update
+Batch = tuple[list[str], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
 PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity")
 
 
@@ -298,9 +300,7 @@ class Translator:
         """What scores of the results are built for."""
         return Setup(self.dataset.kind.target, self._channels, self.config.num_samples)
 
-    def pictures(
-        self, jobs: list[Job]
-    ) -> Iterator[tuple[list[str], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]]:
+    def pictures(self, jobs: list[Job]) -> Iterator[Batch]:
         """The names of sources, and arguments of :meth:`bbdm.evaluation.scores.Scores.update`.
 
         They are of this process's share of the results.
