@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -22,10 +22,11 @@ SHAPES_KEPT = 8  # of compiled networks and captured graphs
 
 
 class Compiled:
-    """A function compiled by torch.compile, once for each shape of its first argument.
+    """A function compiled by torch.compile, once for each shape of its first argument and of mappings.
 
-    Its other arguments are tensors or mappings of names to tensors, whose shapes follow from the first one's.
-    Its weights are constants to the compiler, which packs and folds them. A failure to compile is raised.
+    Its other arguments are tensors, whose shapes follow from the first one's, or mappings of names to
+    tensors. Its weights are constants to the compiler, which packs and folds them. A failure to compile is
+    raised.
     """
 
     def __init__(self, function: Callable[..., torch.Tensor], device: torch.device) -> None:
@@ -37,13 +38,13 @@ class Compiled:
         """The function's result."""
         return self.at(x, *others)(x, *others)
 
-    def lacks(self, shape: torch.Size) -> bool:
-        """Whether a first argument of a shape would be compiled for."""
-        return shape not in self._compiled
+    def lacks(self, shape: torch.Size, others: Mapping[str, torch.Tensor] | None = None) -> bool:
+        """Whether a first argument of a shape, with a mapping, would be compiled for."""
+        return _key(shape, [others]) not in self._compiled
 
     def at(self, x: torch.Tensor, /, *others: Any) -> Callable[..., torch.Tensor]:
-        """The function compiled for the shape of x."""
-        return self._compiled.get(x.shape, x, *others)
+        """The function compiled for the shapes of x and of mappings."""
+        return self._compiled.get(_key(x.shape, others), x, *others)
 
     def _compile(self, *arguments: Any) -> Callable[..., torch.Tensor]:
         import torch._inductor.config as inductor_config
@@ -68,6 +69,11 @@ class Compiled:
         del modules[known:]
         weakref.finalize(compiled, reset_code, own.__code__)
         return compiled
+
+
+def _key(shape: torch.Size, others: Iterable[Any]) -> tuple[torch.Size, ...]:
+    """The shapes of a first argument, and of the tensors in mappings."""
+    return shape, *(value.shape for each in others if isinstance(each, Mapping) for value in each.values())
 
 
 def freezes(x: torch.Tensor | None) -> bool:

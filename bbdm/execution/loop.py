@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from bbdm.execution.guided import Guided
 from bbdm.kernels.bridge_step import bridge_step
-from bbdm.kernels.elementwise import CHANNELS_LAST
+from bbdm.kernels.elementwise import layout
 from bbdm.networks.base import Body, Conditions
+from bbdm.networks.guidance import Guidance
 from bbdm.networks.windowed import Windowed
 from bbdm.networks.windows import Windowing
 from bbdm.solvers import StepTable
@@ -28,7 +30,7 @@ class State:
     x0hat: torch.Tensor  # the estimate of the target
     inputs: torch.Tensor  # the state in the network's dtype
     unread: torch.Tensor  # in place of a prediction when the first state is made
-    conditions: dict[str, torch.Tensor]  # what the network sees besides, in its dtype
+    conditions: dict[str, torch.Tensor]  # what the network is told, in its dtype; (N B, ...) of N evaluations
     seeds: torch.Tensor  # (B,) int64
     noise: torch.Tensor | None  # (K, B, C, H, W) normals in place of seeds
     mask: torch.Tensor | None  # (B, 1, H, W), 1 where the target is made, 0 where y stays
@@ -57,7 +59,9 @@ class Loop:
         dtype: torch.dtype,
     ) -> None:
         self.network = network
+        self.guided: Guided | None = None
         self.dtype = dtype
+        self.table = table
         self.state_dtype = state_dtype(dtype)
         self.device = device
         self.clamp = clamp
@@ -67,21 +71,42 @@ class Loop:
             self.embedding = embedder(seen).to(device, self.state_dtype)
         self.opening = torch.from_numpy(table.opening).to(device, self.state_dtype)
 
-    def over(self, windows: Windowing | None, report: Callable[[int], Any] = lambda _: None) -> Loop:
-        """The loop with its network on windows; itself where there are none.
+    def over(
+        self,
+        windows: Windowing | None = None,
+        guidance: Guidance | None = None,
+        report: Callable[[int], Any] = lambda _: None,
+        together: bool = True,
+    ) -> Loop:
+        """The loop with its network on windows, and guided; itself where it is neither.
 
-        ``report`` is called after each call of the network with 1.
+        ``report`` is called after each call of the network on windows with 1. ``together`` is whether a
+        guided step evaluates all in one batch.
         """
-        if windows is None:
+        if windows is guidance is None:
             return self
         loop = copy.copy(self)
-        loop.network = Windowed(self.network, windows, report)
+        if windows is not None:
+            loop.network = Windowed(self.network, windows, report)
+        if guidance is not None:
+            loop.guided = Guided(guidance, self.table, together)
         return loop
 
-    def first_call(self, state: State) -> tuple[torch.Tensor, torch.Tensor, Conditions]:
-        """What the network itself is called with first."""
-        given = state.inputs, self.embedding[:1], state.conditions
-        return self.network.first(*given) if isinstance(self.network, Windowed) else given
+    def told(self, conditions: Conditions | Sequence[Conditions] | None) -> dict[str, torch.Tensor]:
+        """The network's conditions, or those of several evaluations one after the other, in its dtype."""
+        parts = conditions if isinstance(conditions, Sequence) else [conditions or {}]
+        made = {name: [as_told(each[name], self.dtype) for each in parts] for name in parts[0]}
+        return {name: values[0] if len(values) == 1 else torch.cat(values) for name, values in made.items()}
+
+    def calls(self, state: State) -> list[tuple[torch.Tensor, torch.Tensor, Conditions]]:
+        """What the network itself is called with, an example for each shape."""
+        counts = {1 if self.guided is None else self.guided.calls(index) for index in range(len(self.rows))}
+        made: list[tuple[torch.Tensor, torch.Tensor, Conditions]] = []
+        for count in sorted(counts):
+            told = {name: value[: count * len(state.x)] for name, value in state.conditions.items()}
+            given = torch.cat([state.inputs] * count), self.embedding[:1], told
+            made.append(self.network.first(*given) if isinstance(self.network, Windowed) else given)
+        return made
 
     def start(
         self,
@@ -89,13 +114,15 @@ class Loop:
         seeds: torch.Tensor,
         noise: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
-        conditions: Conditions | None = None,
+        conditions: Conditions | Sequence[Conditions] | None = None,
     ) -> State:
-        """New buffers for y, seeds, explicit noise, a mask and the network's conditions on the device."""
+        """New buffers for y, seeds, explicit noise, a mask and the network's conditions on the device.
+
+        Of a guided loop, conditions are those of each evaluation.
+        """
         x, x0hat, inputs, unread = (torch.empty_like(y, dtype=d) for d in (y.dtype, y.dtype, self.dtype, self.dtype))
-        seen = {name: value.to(self.dtype) for name, value in (conditions or {}).items()}
         step = torch.zeros(1, dtype=torch.int64, device=self.device)
-        state = State(y, x, x0hat, inputs, unread, seen, seeds, noise, mask, step)
+        state = State(y, x, x0hat, inputs, unread, self.told(conditions), seeds, noise, mask, step)
         self.restart(state)
         return state
 
@@ -105,7 +132,9 @@ class Loop:
 
     def advance(self, state: State, index: int) -> None:
         """One step: one network call and one row of the table, into the state's buffers."""
-        pred = self.network(state.inputs, self.embedding[index : index + 1], state.conditions)
+        given = state.inputs, self.embedding[index : index + 1], state.conditions
+        guided = self.guided
+        pred = self.network(*given) if guided is None else guided(self.network, *given, index, state.seeds)
         self._step(state, pred, self.rows, index)
 
     def _step(self, state: State, pred: torch.Tensor, rows: torch.Tensor, index: int) -> None:
@@ -115,20 +144,23 @@ class Loop:
         bridge_step(*images, rows, state.step, seeds, noise, clamp=self.clamp, mask=state.mask)
 
     @torch.inference_mode()
-    def warm_up(self, shape: Shape, conditions: Mapping[str, Shape]) -> None:
-        """Call the network once for y and conditions of shapes (B, C, H, W)."""
-        y, *others = (
-            torch.zeros(*each, dtype=self.state_dtype, device=self.device).to(memory_format=CHANNELS_LAST[len(each)])
-            for each in (shape, *conditions.values())
-        )
+    def warm_up(self, shape: Shape, conditions: Conditions) -> None:
+        """Call the network once for y of a shape (B, C, H, W) and conditions such as it takes."""
+        y = torch.zeros(*shape, dtype=self.state_dtype, device=self.device).to(memory_format=layout(len(shape)))
         seeds = torch.zeros(len(y), dtype=torch.int64, device=self.device)
-        state = self.start(y, seeds, conditions=dict(zip(conditions, others, strict=True)))
+        state = self.start(y, seeds, conditions=conditions)
         self.network(state.inputs, self.embedding[:1], state.conditions)
 
     def run(self, state: State) -> None:
         """All steps."""
         for index in range(len(self.rows)):
             self.advance(state, index)
+
+
+def as_told(condition: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A condition in a network's dtype, in the memory format of its axes. Classes stay integers."""
+    made = condition.to(dtype) if condition.is_floating_point() else condition
+    return made.contiguous(memory_format=layout(made.ndim))
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:

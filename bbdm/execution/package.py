@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 
 from bbdm.base.atomic import short, write_atomically
 from bbdm.execution.device import best_dtype
-from bbdm.execution.loop import Shape, state_dtype
+from bbdm.execution.loop import Shape, as_told, state_dtype
 from bbdm.files.weights import described, intact
-from bbdm.kernels.elementwise import CHANNELS_LAST
+from bbdm.kernels.elementwise import layout
 from bbdm.networks.base import Conditions, Network
 from bbdm.networks.restore import find_dtype, state_hash
 
@@ -103,17 +103,17 @@ def choose_dtype(
     return best_dtype(device) if compile and own == torch.float32 else own
 
 
-def save_package(
-    path: str | os.PathLike[str], network: Network, shape: Iterable[int], conditions: Mapping[str, Shape]
-) -> None:
+def save_package(path: str | os.PathLike[str], network: Network, shape: Iterable[int], conditions: Conditions) -> None:
     """Compile a network's body in its dtype, on its device, for one shape of x, and write it atomically.
 
-    ``conditions`` are the shapes of the network's conditions.
+    ``conditions`` are such as the body takes.
 
     Raises:
-        ValueError: packages were not tested with this torch.
+        ValueError: packages were not tested with this torch, or the network is told tokens.
     """
     _check_torch()
+    if network.tokens:
+        raise ValueError(f"a package is of one shape, and {', '.join(network.tokens)} are tokens of any length")
     from bbdm.execution import aoti
 
     shape = tuple(shape)
@@ -190,13 +190,11 @@ def _check_fingerprint(path: str | os.PathLike[str], saved: dict[str, Any], here
             raise ValueError(message)
 
 
-def _example(network: Network, shape: Shape, conditions: Mapping[str, Shape]) -> tuple[torch.Tensor, ...]:
-    """Arguments of a network's body, for an x and conditions of shapes; conditions are in their order."""
+def _example(network: Network, shape: Shape, conditions: Conditions) -> tuple[torch.Tensor, ...]:
+    """Arguments of a network's body, for an x of a shape; conditions are in their order."""
     weight = next(network.parameters())
-    x, *others = (
-        torch.zeros(each, dtype=weight.dtype, device=weight.device).to(memory_format=CHANNELS_LAST[len(each)])
-        for each in (shape, *(conditions[name] for name in network.conditions))
-    )
+    x = torch.zeros(shape, dtype=weight.dtype, device=weight.device).to(memory_format=layout(len(shape)))
+    others = [as_told(conditions[name], weight.dtype) for name in network.conditions]
     with torch.no_grad():
         embedding = network.embed(torch.ones(1, device=weight.device)).to(state_dtype(weight.dtype))
     return x, embedding, *others

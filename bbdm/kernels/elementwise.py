@@ -20,6 +20,11 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by axes: 
 WARPS = 2 if torch.version.hip else 4  # so 4 elements a thread: 128 bits of float32
 
 
+def layout(axes: int) -> torch.memory_format:
+    """The memory format of tensors with a number of axes: of images channels_last, of others contiguous."""
+    return CHANNELS_LAST.get(axes, torch.contiguous_format)
+
+
 def check_devices(tensors: Mapping[str, Tensor | None], like: str) -> None:
     """Raise ValueError where a tensor is on another device than the one named ``like``."""
     for name, tensor in tensors.items():

@@ -17,9 +17,9 @@ import torch
 from bbdm.kernels.jit import constexpr, jit, tl
 from bbdm.kernels.philox_numpy import MASK, MULTIPLIERS, ROUNDS, WEYL
 
-SAMPLING, TRAINING = 0, 1  # streams
+SAMPLING, TRAINING, CORRUPTION = 0, 1, 2  # streams
 AT_ONCE = 2**17  # normals of an image: what is computed of them fits into a processor's caches
-NOISE_LANE, TIMESTEP_LANE, FLIP_LANE, MOVE_LANE = 0, 1, 2, 3  # last word of the counter
+NOISE_LANE, TIMESTEP_LANE, FLIP_LANE, MOVE_LANE, DROP_LANE = 0, 1, 2, 3, 4  # last word of the counter
 
 
 def random_words(
@@ -37,8 +37,8 @@ def random_words(
         step: row of the step table when sampling, optimizer step when training; in [0, 2^32). A tensor of one
             integer where it is known only on the device.
         count: number of words for an image.
-        stream: one of ``SAMPLING`` and ``TRAINING``.
-        lane: ``NOISE_LANE``, ``TIMESTEP_LANE``, ``FLIP_LANE`` or ``MOVE_LANE``.
+        stream: one of ``SAMPLING``, ``TRAINING`` and ``CORRUPTION``.
+        lane: ``NOISE_LANE``, or one of those of training.
         first: where to begin, a multiple of 4.
     """
     # A product of two 32-bit words wraps in int64, but its bits are correct: mask after each shift.
@@ -101,9 +101,9 @@ def flips(seeds: torch.Tensor, step: int) -> torch.Tensor:
     return random_words(seeds, step, 1, TRAINING, FLIP_LANE)[:, 0] % 2 == 1
 
 
-def uniforms(seeds: torch.Tensor, step: int, count: int) -> torch.Tensor:
-    """(B, count) numbers in (0, 1) that move the training images, float32."""
-    words = random_words(seeds, step, count, TRAINING, MOVE_LANE)[:, :count]
+def uniforms(seeds: torch.Tensor, step: int, count: int, lane: int = MOVE_LANE) -> torch.Tensor:
+    """(B, count) numbers in (0, 1) that move the training images, or of another lane, float32."""
+    words = random_words(seeds, step, count, TRAINING, lane)[:, :count]
     return ((words >> 9).float() + 0.5) * 2.0**-23
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -13,10 +13,10 @@ from torch import nn
 
 from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.networks.checks import Stride, along, check_images
+from bbdm.networks.conditions import SOURCE as SOURCE
+from bbdm.networks.conditions import Classes, ConditionsConfig, Kind, described
 from bbdm.networks.endpoint import check_endpoint, in_channels, source_channels
 
-SOURCE = "source"  # the name of the source among the conditions
-TAKEN = (SOURCE, "condition", "target", "x", "t", "mask", "noise", "image")  # names of other inputs, in exports
 Conditions = Mapping[str, torch.Tensor]
 Call = Callable[[Any, torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
 
@@ -39,6 +39,10 @@ class Network(nn.Module):
             D, H, W.
         stride: sides must be multiples of it: a number, or one for each axis.
         images: the channels of further condition images, by name.
+        classes: the number of classes, or their names, of conditions that are classes, by name.
+        tokens: the width of conditions that are tokens, by name.
+        drop: the share of training examples that are not told a condition, by name. Such a condition may be
+            left out of a call.
         endpoint_channels: the source channels that the bridge ends in, one for each target channel; None for
             the source itself or, where the target has another number of channels, the mean over channels.
     """
@@ -49,7 +53,19 @@ class Network(nn.Module):
     axes: int = 2
     stride: Stride
     images: Mapping[str, int] = {}
+    classes: Mapping[str, Classes] = {}
+    tokens: Mapping[str, int] = {}
+    drop: Mapping[str, float] = {}
     endpoint_channels: tuple[int, ...] | None = None
+
+    @property
+    def further(self) -> ConditionsConfig:
+        """The conditions besides the source; see :class:`~bbdm.networks.conditions.ConditionsConfig`."""
+        return ConditionsConfig(images=self.images, classes=self.classes, tokens=self.tokens, drop=self.drop)
+
+    def tell(self, config: ConditionsConfig) -> None:
+        """Take the conditions of a configuration."""
+        self.images, self.classes, self.tokens, self.drop = config.images, config.classes, config.tokens, config.drop
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -58,9 +74,18 @@ class Network(nn.Module):
 
     @property
     def conditions(self) -> dict[str, int]:
-        """Channels of all conditions by name: ``source``, where the network sees it, then others, sorted."""
-        source = {SOURCE: self.condition_channels} if self.condition_channels else {}
-        return {**source, **dict(sorted(self.images.items()))}
+        """Sizes of all conditions by name: ``source``, where it is seen, then images, classes and tokens.
+
+        They are channels, numbers of classes, and widths. Those of a kind are sorted.
+        """
+        made = {SOURCE: self.condition_channels} if self.condition_channels else {}
+        for sizes in (self.images, self.classes, self.tokens):
+            made |= {name: size if isinstance(size, int) else len(size) for name, size in sorted(sizes.items())}
+        return made
+
+    def kind_of(self, condition: str) -> Kind:
+        """What a condition is. The source is an image."""
+        return "class" if condition in self.classes else "tokens" if condition in self.tokens else "image"
 
     @property
     def source_channels(self) -> int:
@@ -93,7 +118,7 @@ class Network(nn.Module):
         """What the network is called with as conditions: the source, where it sees it, and others by name.
 
         Raises:
-            ValueError: a condition is missing or unknown, or has other channels.
+            ValueError: a condition is missing or unknown, or has another size.
         """
         seen = {SOURCE: source} if self.condition_channels else {}
         return self.checked({**seen, **(others or {})})
@@ -102,7 +127,7 @@ class Network(nn.Module):
         """Conditions in the order of :attr:`conditions`.
 
         Raises:
-            ValueError: they are no mapping, or one is missing or unknown, or has other channels.
+            ValueError: they are no mapping, or one is missing or unknown, or has another size.
         """
         conditions = {} if conditions is None else conditions
         if not isinstance(conditions, Mapping):
@@ -110,13 +135,39 @@ class Network(nn.Module):
             raise ValueError(f"conditions must be a mapping of names to tensors, got a {kind}: write {{'source': y}}")
         wanted = self.conditions
         if unknown := [name for name in conditions if name not in wanted]:
-            raise ValueError(f"conditions of this network are {_listed(wanted)}, got {', '.join(map(repr, unknown))}")
-        for name, channels in wanted.items():
+            known = described({name: self.kind_of(name) for name in wanted}, wanted)
+            raise ValueError(f"conditions of this network are {known}, got {', '.join(map(repr, unknown))}")
+        for name, size in wanted.items():
+            kind = self.kind_of(name)
             if name not in conditions:
-                raise ValueError(f"condition {name!r} is missing: it must have {channels} channels")
-            if conditions[name].shape[1] != channels:
-                raise ValueError(f"condition {name!r} must have {channels} channels, got {conditions[name].shape[1]}")
+                raise ValueError(f"condition {name!r} is missing: it must have {_wanted(kind, size)}")
+            value = conditions[name]
+            if kind == "class":
+                fits = value.ndim == 1 and not value.is_floating_point()
+            else:
+                fits = value.ndim == 3 and value.shape[2] == size if kind == "tokens" else value.shape[1] == size
+            if not fits:
+                got = value.shape[1] if kind == "image" else f"{tuple(value.shape)} of {value.dtype}"
+                raise ValueError(f"condition {name!r} must have {_wanted(kind, size)}, got {got}")
         return {name: conditions[name] for name in wanted}
+
+    def without(self, conditions: Conditions, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Conditions of which some are "none": the number of classes, or zeros."""
+        none = {name: self.conditions[name] if self.kind_of(name) == "class" else 0 for name in names}
+        return {name: v.new_full(v.shape, none[name]) if name in none else v for name, v in conditions.items()}
+
+    def prepared(self, conditions: Conditions, sides: Sequence[int]) -> dict[str, torch.Tensor]:
+        """What conditions alone decide, computed once for all steps: what :meth:`body` takes for them.
+
+        Args:
+            conditions: those of :meth:`checked`.
+            sides: of the state, (height, width) or (depth, height, width).
+
+        Returns:
+            A tensor (B, ...) for each name. Those with as many axes as the state have places, and are cut
+            where the state is cut into windows. By default they are the conditions themselves.
+        """
+        return dict(conditions)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions | None = None) -> torch.Tensor:
         """Predict the bridge's objective.
@@ -132,10 +183,10 @@ class Network(nn.Module):
 
         Raises:
             ValueError: x has other axes or channels, or a size that is no multiple of the stride; or a
-                condition is missing or unknown, or has other channels.
+                condition is missing or unknown, or has another size.
         """
         check_images(x, self.channels, self.stride, self.axes)
-        return self.body(x, self.embed(t), self.checked(conditions))
+        return self.body(x, self.embed(t), self.prepared(self.checked(conditions), x.shape[2:]))
 
     def embed(self, t: torch.Tensor) -> torch.Tensor:
         """What depends on the time alone, computed once a table; the time itself by default."""
@@ -145,7 +196,7 @@ class Network(nn.Module):
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The rest of the network; ``embedding`` has a row for each image, or one for all.
 
-        ``conditions`` has all of :attr:`conditions`, and is empty where there are none.
+        ``conditions`` are :meth:`prepared`: all of :attr:`conditions`, empty where there are none.
         """
 
     def embedder(self) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -163,32 +214,33 @@ class Network(nn.Module):
 
     def description(self) -> dict[str, Any]:
         """Plain values by which a checkpoint names it: by default the class and the sizes."""
-        sizes = self.channels, self.condition_channels, self.stride, dict(self.images), self.endpoint_channels
-        return WrappedConfig(type(self).__qualname__, *sizes, self.axes).description()
+        sizes = self.channels, self.condition_channels, self.stride, self.endpoint_channels, self.axes
+        return WrappedConfig(type(self).__qualname__, *sizes, **self.further.told()).description()
 
 
 @dataclass(frozen=True)
-class WrappedConfig:
+class WrappedConfig(ConditionsConfig):
     """What a file says of a network that its user has to give: see :func:`wrap`."""
 
     module: str  # the name of its class
     channels: int  # channels of the state, and of the prediction
     condition_channels: int  # channels of the source; 0 where it is not shown
     stride: Stride  # sides are multiples of it: a number, or one for each axis
-    images: dict[str, int] = field(default_factory=dict)  # channels of further condition images by name
     endpoint: tuple[int, ...] | None = None  # source channels that the bridge ends in; None: itself, or the mean
     axes: int = 2  # spatial: 2 for pictures, 3 for volumes
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.endpoint is not None:
             object.__setattr__(self, "endpoint", tuple(self.endpoint))
         object.__setattr__(self, "stride", self.stride if isinstance(self.stride, int) else tuple(self.stride))
         check_endpoint(self.endpoint, self.channels, self.condition_channels)
 
     def description(self) -> dict[str, Any]:
-        """Plain values, of ``images`` and ``endpoint`` only where there are any, of ``axes`` only 3."""
-        usual = {"images": {}, "endpoint": None, "axes": 2}
-        return {k: v for k, v in vars(self).items() if k not in usual or v != usual[k]}
+        """Plain values; of conditions and ``endpoint`` only where there are any, of ``axes`` only 3."""
+        usual = {"images": {}, "classes": {}, "tokens": {}, "drop": {}, "endpoint": None, "axes": 2}
+        own = {k: v for k, v in vars(self).items() if k not in usual or v != usual[k]}
+        return {name: own[name] for name in sorted(own, key=[*usual].__contains__)}  # what it is told comes last
 
 
 class Wrapped(Network):
@@ -201,7 +253,7 @@ class Wrapped(Network):
         self.channels = config.channels
         self.condition_channels = config.condition_channels
         self.stride, self.axes = config.stride, config.axes
-        self.images = config.images
+        self.tell(config)
         self.endpoint_channels = config.endpoint
         self._call = call
 
@@ -210,7 +262,7 @@ class Wrapped(Network):
         t = embedding.expand(len(x))
         if self._call is not None:
             return self._call(self.module, x, t, conditions)
-        if self.images:
+        if conditions.keys() - {SOURCE}:
             return self.module(x, t, conditions)
         return self.module(x, t, conditions[SOURCE]) if conditions else self.module(x, t)
 
@@ -227,6 +279,9 @@ def wrap(
     call: Call | None = None,
     *,
     images: Mapping[str, int] | None = None,
+    classes: Mapping[str, Classes] | None = None,
+    tokens: Mapping[str, int] | None = None,
+    drop: Mapping[str, float] | None = None,
     endpoint: tuple[int, ...] | None = None,
     axes: int = 2,
 ) -> Wrapped:
@@ -240,8 +295,14 @@ def wrap(
         call: call(module, x, t, conditions) gives the prediction, (B, channels, H, W). The time is (B,)
             float, and conditions are tensors by name, of which ``source`` is the source. By default
             module(x, t), module(x, t, source) where it sees the source, and module(x, t, conditions) with
-            ``images``.
+            further conditions.
         images: the channels of further condition images by name, such as ``{"sar": 2}``: (B, 2, H, W) each.
+        classes: the number of classes by name, or their names, such as ``{"style": ("ink", "oil")}``: (B,)
+            int64 each. The number of classes means "none".
+        tokens: the width of tokens by name, such as ``{"text": 768}``: (B, L, 768) each, of any length L. A
+            row of zeros is no token.
+        drop: the share of training examples that are not told a condition, by name; they are told "none". A
+            call may leave these out, and take ``guidance``.
         endpoint: the source channels that the bridge ends in, one for each target channel; None for the
             source itself or, where the target has another number of channels, the mean over channels.
         axes: 2 for a module of pictures, 3 for one of volumes (B, C, D, H, W).
@@ -251,27 +312,25 @@ def wrap(
     """
     if not isinstance(module, nn.Module):
         raise ValueError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    images = dict(images or {})
+    further = {"images": images or {}, "classes": classes or {}, "tokens": tokens or {}, "drop": drop or {}}
     for name, value, least in (
         ("channels", channels, 1),
         ("condition_channels", condition_channels, 0),
         *(("stride", each, 1) for each in along(stride, axes)),
-        *((f"images[{name!r}]", value, 1) for name, value in images.items()),
     ):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-    for name in images:
-        if not isinstance(name, str) or not name.isidentifier() or name in TAKEN:
-            raise ValueError(f"a name of images must be an identifier, and none of {', '.join(TAKEN)}, got {name!r}")
     if axes not in (2, 3) or len(along(stride, axes)) != axes:
         raise ValueError(f"axes must be 2 or 3, and stride a number or one for each, got {axes!r} and {stride!r}")
     name = f"{type(module).__module__}.{type(module).__qualname__}"
-    return Wrapped(module, WrappedConfig(name, channels, condition_channels, stride, images, endpoint, axes), call)
+    return Wrapped(module, WrappedConfig(name, channels, condition_channels, stride, endpoint, axes, **further), call)
 
 
-def _listed(channels: Mapping[str, int]) -> str:
-    """Names of conditions with their channels, for messages."""
-    return ", ".join(f"{name!r} ({count} channels)" for name, count in channels.items()) or "none"
+def _wanted(kind: Kind, size: int) -> str:
+    """The tensor of a condition, for messages."""
+    if kind == "image":
+        return f"{size} channels"
+    return f"shape (B,) of int64, below {size}" if kind == "class" else f"shape (B, L, {size})"
 
 
 def check_network(network: Any) -> None:

@@ -17,14 +17,14 @@ from torch.utils.checkpoint import checkpoint
 
 from bbdm.networks.base import SOURCE, Conditions, Network
 from bbdm.networks.dit_config import PRESETS, DiTConfig
+from bbdm.networks.layers import CrossAttention, Tokens, frequencies, resized, sinusoids, told_class, told_tokens
 from bbdm.networks.restore import ConfiguredNetwork
-from bbdm.networks.unet import frequencies, sinusoids
 
 TIME_CHANNELS = 256  # of the sinusoids of a time
 
 
 class Block(nn.Module):
-    """Self-attention and an MLP, each shifted, scaled and gated by the time."""
+    """Self-attention, attention to tokens and an MLP; the first and the last are modulated by the time."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -36,12 +36,18 @@ class Block(nn.Module):
             nn.Linear(width, config.mlp_ratio * width), nn.GELU("tanh"), nn.Linear(config.mlp_ratio * width, width)
         )
         self.modulation = nn.Linear(width, 6 * width)
+        if config.tokens:
+            self.cross = CrossAttention(width, config.heads)
 
-    def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
-        """(B, N, W) tokens and (B or 1, 6 W) modulation to (B, N, W)."""
+    def forward(
+        self, x: torch.Tensor, modulation: torch.Tensor, context: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """(B, N, W) patches, (B or 1, 6 W) modulation, and keys and values of tokens, to (B, N, W)."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation.to(x.dtype)[:, None].chunk(6, dim=-1)
         q, k, v = self.qkv(_norm(x, shift, scale)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         x = x + gate * self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        if context is not None:
+            x = x + self.cross(F.layer_norm(x, x.shape[-1:], eps=1e-6), *context)
         return x + mlp_gate * self.mlp(_norm(x, mlp_shift, mlp_scale))
 
 
@@ -63,10 +69,11 @@ class DiT(ConfiguredNetwork, Network):
         self.config = config
         self.channels, self.condition_channels, self.stride = config.channels, config.condition_channels, config.stride
         self.endpoint_channels = config.endpoint
+        self.tell(config)
         self.gradient_checkpointing = False
         width, patch = config.width, config.patch
         tokens = config.condition == "tokens" and config.condition_channels > 0
-        shown = config.channels + (0 if tokens else config.condition_channels)
+        shown = config.channels + (0 if tokens else config.condition_channels) + sum(config.images.values())
         self.embed_patches = nn.Conv2d(shown, width, patch, stride=patch)
         self.embed_source = nn.Conv2d(config.condition_channels, width, patch, stride=patch) if tokens else None
         self.time = nn.Sequential(nn.Linear(TIME_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
@@ -78,19 +85,30 @@ class DiT(ConfiguredNetwork, Network):
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.zeros_(cast(nn.Parameter, module.bias))
                 nn.init.zeros_(module.weight) if module in zeroed else _xavier(module.weight)
+        sizes = config.sizes  # what is told begins without influence
+        self.embed_classes = nn.ModuleDict(
+            {f"_{name}": told_class(sizes[name], name in config.drop, width) for name in config.classes}
+        )
+        layers = [cast(Block, block).cross for block in self.blocks] if config.tokens else []
+        self.embed_tokens = nn.ModuleDict({f"_{name}": Tokens(sizes[name], layers) for name in config.tokens})
 
     def description(self) -> dict[str, Any]:
         """Its settings."""
         return self.config.description()
 
     def embed(self, t: torch.Tensor) -> torch.Tensor:
-        """(B, M) shifts, scales and gates of all layers at (B,) times: t's only influence."""
+        """(B, M) shifts, scales and gates of all layers at (B,) times: t's only influence.
+
+        With classes, the time's embedding, to which theirs are added.
+        """
         return self.embedder()(t)
 
     def embedder(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """:meth:`embed`, which holds the weights of that part and no others."""
-        layers = [*(cast(Block, block).modulation for block in self.blocks), self.out_modulation]
-        return partial(_embed, self.time, layers)
+        return partial(_embed, self.time, [] if self.classes else self._modulations())
+
+    def _modulations(self) -> list[nn.Linear]:
+        return [*(cast(Block, block).modulation for block in self.blocks), self.out_modulation]
 
     def units(self) -> Iterator[list[nn.Module]]:
         """Blocks, and their modulations, which are read with the time's embedding."""
@@ -98,35 +116,52 @@ class DiT(ConfiguredNetwork, Network):
             yield [cast(Block, block).modulation]
             yield [block]
 
+    def prepared(self, conditions: Conditions, sides: Sequence[int]) -> dict[str, torch.Tensor]:
+        """See :meth:`Network.prepared`: images in the size of the state, embeddings, keys and values."""
+        made = dict(conditions)
+        made |= {name: resized(conditions[name], sides) for name in self.images}
+        made |= {name: self.embed_classes[f"_{name}"](conditions[name]) for name in self.classes}
+        return made | {name: self.embed_tokens[f"_{name}"](conditions[name]) for name in self.tokens}
+
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The network after :meth:`embed`."""
         height, width = x.shape[2] // self.config.patch, x.shape[3] // self.config.patch
-        if SOURCE in conditions and self.embed_source is None:
-            x = torch.cat([x, conditions[SOURCE]], dim=1)
+        if self.classes:
+            told = sum(conditions[name] for name in self.classes) + embedding
+            embedding = _modulated(self._modulations(), told)
+        context = told_tokens([conditions[name] for name in self.tokens])
+        shown = [SOURCE] if SOURCE in conditions and self.embed_source is None else []
+        x = torch.cat([x, *(conditions[name] for name in (*shown, *self.images))], dim=1)
         places = _places(height, width, self.config.width, x)
         h = self.embed_patches(x).flatten(2).transpose(1, 2) + places
         if self.embed_source is not None:
             h = torch.cat([h, self.embed_source(conditions[SOURCE]).flatten(2).transpose(1, 2) + places], dim=1)
         parts = embedding.split([6 * self.config.width] * len(self.blocks) + [2 * self.config.width], dim=1)
         for block, part in zip(self.blocks, parts[:-1], strict=True):
-            h = self._run(block, h, part)
+            h = self._run(block, h, part, context)
         shift, scale = parts[-1].to(h.dtype)[:, None].chunk(2, dim=-1)
         h = self.out(_norm(h[:, : height * width], shift, scale))
         h = h.unflatten(1, (height, width)).unflatten(-1, (self.config.patch, self.config.patch, self.channels))
         h = h.permute(0, 5, 1, 3, 2, 4)  # (B, C, H / p, p, W / p, p)
         return h.reshape(len(x), self.channels, height * self.config.patch, width * self.config.patch)
 
-    def _run(self, block: nn.Module, h: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+    def _run(self, block: nn.Module, h: torch.Tensor, *others: Any) -> torch.Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, h, modulation, use_reentrant=False)
-        return block(h, modulation)
+            return checkpoint(block, h, *others, use_reentrant=False)
+        return block(h, *others)
 
 
-def _embed(time: nn.Module, layers: Sequence[nn.Linear], t: torch.Tensor) -> torch.Tensor:
-    """The outputs of all layers side by side, for (B,) times."""
-    weight = layers[0].weight
+def _embed(time: nn.Sequential, layers: Sequence[nn.Linear], t: torch.Tensor) -> torch.Tensor:
+    """The outputs of all layers side by side, for (B,) times; of no layers, the times' embedding."""
+    weight = cast(nn.Linear, time[0]).weight
     t = t.to(weight.device)
-    h = F.silu(time(sinusoids(t, frequencies(TIME_CHANNELS, t.device)).to(weight.dtype)))
+    embedding = time(sinusoids(t, frequencies(TIME_CHANNELS, t.device)).to(weight.dtype))
+    return _modulated(layers, embedding) if layers else embedding
+
+
+def _modulated(layers: Sequence[nn.Linear], embedding: torch.Tensor) -> torch.Tensor:
+    """The outputs of all layers side by side, for (B, W) embeddings."""
+    h = F.silu(embedding.to(layers[0].weight.dtype))
     return torch.cat([layer(h) for layer in layers], dim=1)
 
 

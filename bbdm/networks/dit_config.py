@@ -6,14 +6,19 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 from bbdm.networks.checks import check_integers
+from bbdm.networks.conditions import ConditionsConfig
 from bbdm.networks.endpoint import check_endpoint
 
+LATER = {"endpoint": None, "images": {}, "classes": {}, "tokens": {}, "drop": {}}  # left out of files at these values
 Condition = Literal["channels", "tokens"]
 
 
 @dataclass(frozen=True)
-class DiTConfig:
+class DiTConfig(ConditionsConfig):
     """The settings of a transformer, which decide its shapes.
+
+    Condition images are concatenated to x, a class adds its embedding to the time's, and each block attends
+    to tokens after itself.
 
     Raises:
         ValueError: no network can be built from a value.
@@ -31,6 +36,7 @@ class DiTConfig:
     endpoint: tuple[int, ...] | None = None  # source channels that the bridge ends in; None: itself, or the mean
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_integers(self, "channels", "patch", "width", "depth", "heads", "mlp_ratio")
         check_integers(self, "condition_channels", least=0)
         if self.endpoint is not None:
@@ -42,8 +48,8 @@ class DiTConfig:
             raise ValueError(f"width must be a multiple of heads={self.heads} and of 4, got {self.width}")
 
     def description(self) -> dict[str, Any]:
-        """Plain values from which a file builds it, the endpoint only where there is one."""
-        return {name: value for name, value in asdict(self).items() if name != "endpoint" or value is not None}
+        """Plain values from which a file builds it, the endpoint and conditions only where there are any."""
+        return {name: value for name, value in asdict(self).items() if name not in LATER or value != LATER[name]}
 
     @property
     def stride(self) -> int:

@@ -66,6 +66,72 @@ def zeroed(module: Conv) -> Conv:
     return module
 
 
+class CrossAttention(nn.Module):
+    """Attention of positions to what a network is told as tokens; it begins as no change.
+
+    Keys and values depend on the tokens alone. So a :class:`Tokens` makes those of all layers once, and this
+    layer takes its columns.
+    """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(channels, channels)
+        self.proj_out = zeroed(nn.Linear(channels, channels))
+        self.columns = slice(0, 0)  # of the keys and values of all layers; the network sets it
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """(B, N, C) of positions; ``context`` (B, L, M) is of all layers, ``seen`` (B, 1, 1, L)."""
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = context[..., self.columns].to(q.dtype).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        return self.proj_out(h.transpose(1, 2).flatten(2))
+
+
+class Tokens(nn.Module):
+    """Keys and values of all cross-attention layers, of the tokens of one condition.
+
+    A learned token is put in front, so that attention to no token is defined.
+    """
+
+    def __init__(self, width: int, layers: Sequence[CrossAttention]) -> None:
+        super().__init__()
+        first = 0
+        for layer in layers:
+            layer.columns = slice(first, first + 2 * layer.q.out_features)
+            first = layer.columns.stop
+        self.none = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        self.to_kv = nn.Linear(width, first, bias=False)  # so that a token of zeros stays zero
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, L, width) to (B, L + 1, M)."""
+        tokens = tokens.to(self.none.dtype)
+        return self.to_kv(torch.cat([self.none.expand(len(tokens), -1, -1), tokens], dim=1))
+
+
+def told_tokens(prepared: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Keys and values of several conditions side by side, and which of them count; None of no condition."""
+    if not prepared:
+        return None
+    context = torch.cat([*prepared], dim=1)
+    return context, (context != 0).any(dim=-1)[:, None, None]
+
+
+def told_class(classes: int, droppable: bool, width: int) -> nn.Embedding:
+    """Embeddings of classes, and of "none" where they may be left out. They begin at zero."""
+    return zeroed(nn.Embedding(classes + droppable, width))
+
+
+def resized(image: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
+    """(B, C, *S) images in another size, by antialiased bilinear filtering; of volumes, trilinear."""
+    if tuple(image.shape[2:]) == tuple(sides):
+        return image
+    if image.ndim == 5:
+        return F.interpolate(image, tuple(sides), mode="trilinear")
+    made = F.interpolate(image.float(), tuple(sides), mode="bilinear", antialias=True)
+    return made.to(image.dtype)
+
+
 class Downsample(nn.Module):
     """Halve the size by a convolution, or divide each side by its stride."""
 

@@ -21,14 +21,19 @@ from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
 from bbdm.networks.base import SOURCE, Conditions, Network
 from bbdm.networks.layers import (
     CONVOLUTIONS,
+    CrossAttention,
     Downsample,
+    Tokens,
     Upsample,
     conv3x3,
     frequencies,
     norm_silu,
     pooled,
+    resized,
     shuffled,
     sinusoids,
+    told_class,
+    told_tokens,
     unshuffled,
     zeroed,
 )
@@ -98,8 +103,14 @@ def _upsample(channels: int, config: UNetConfig, strides: Sequence[int]) -> nn.M
     return ResBlock(channels, channels, config, up=strides) if residual else Upsample(channels, strides)
 
 
+Context = tuple[torch.Tensor, torch.Tensor] | None  # keys and values of tokens, and which of them count
+
+
 class AttentionBlock(nn.Module):
-    """Self-attention over positions; channels of qkv are in the released weights' order: head, then q/k/v."""
+    """Self-attention over positions, then attention to tokens, where there are any.
+
+    The channels of qkv are in the released weights' order: head, then q/k/v.
+    """
 
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
@@ -107,9 +118,11 @@ class AttentionBlock(nn.Module):
         self.norm = _norm(channels, config)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
+        if config.tokens:
+            self.norm_cross, self.cross = _norm(channels, config), CrossAttention(channels, self.heads)
 
-    def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
-        """Map (B, C, H, W) and the modulation of all blocks to the next (B, C', H', W')."""
+    def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
+        """Map (B, C, H, W), and keys and values of tokens, to the next (B, C, H, W)."""
         b, c, *sides = x.shape
         positions = math.prod(sides)
         tokens = norm_silu(self.norm, x, activation=False).movedim(1, -1).reshape(b, positions, c)
@@ -117,23 +130,32 @@ class AttentionBlock(nn.Module):
         q, k, v = qkv.view(b, positions, self.heads, 3, c // self.heads).permute(3, 0, 2, 1, 4)
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, positions, c)
         h = F.linear(h, self.proj_out.weight.squeeze(-1), self.proj_out.bias)
-        return x + h.view(b, *sides, c).movedim(-1, 1)
+        x = x + h.view(b, *sides, c).movedim(-1, 1)
+        if context is None:
+            return x
+        positions = norm_silu(self.norm_cross, x, activation=False).movedim(1, -1).flatten(1, -2)
+        return x + self.cross(positions, *context).unflatten(1, sides).movedim(-1, 1)
 
 
 class Stage(nn.Sequential):
-    """Layers in a row; residual blocks and attention take the modulation."""
+    """Layers in a row; residual blocks take the modulation, and attention what is told as tokens."""
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: torch.Tensor, modulation: torch.Tensor
+        self, x: torch.Tensor, modulation: torch.Tensor, context: Context = None
     ) -> torch.Tensor:
         """Map (B, C, H, W) and the modulation of all blocks to the next (B, C', H', W')."""
         for layer in self:
-            x = layer(x, modulation) if isinstance(layer, (ResBlock, AttentionBlock)) else layer(x)
+            if isinstance(layer, AttentionBlock):
+                x = layer(x, context)
+            else:
+                x = layer(x, modulation) if isinstance(layer, ResBlock) else layer(x)
         return x
 
 
 class Modulation:
     """What a UNet computes of the time alone. It holds the weights of that part, and no others.
+
+    Of a network with classes that is the time's embedding, to which their embeddings are added.
 
     Args:
         unet: the network, whose weights are used, not copied.
@@ -142,20 +164,25 @@ class Modulation:
     def __init__(self, unet: UNet) -> None:
         self.width, self.scale_shift = unet.config.model_channels, unet.config.scale_shift
         self.embed = unet.time_embed
+        self.classes = bool(unet.classes)
         self.blocks = [(block.emb_layers, cast(nn.GroupNorm, block.out_layers[0])) for block in unet.res_blocks()]
 
     def __call__(self, t: torch.Tensor) -> torch.Tensor:
-        """(B, M) of all blocks in turn, at (B,) integer or fractional times.
-
-        A block's columns are the weights and biases of its second norm or, without ``scale_shift``, what is
-        added before that norm.
-        """
+        """(B, M) of all blocks in turn, at (B,) integer or fractional times; with classes, the embedding."""
         t = t.to(cast(nn.Linear, self.embed[0]).weight.device)
         return self.of(sinusoids(t, frequencies(self.width, t.device)))
 
     def of(self, sinusoids: torch.Tensor) -> torch.Tensor:
         """The same from the times' (B, model_channels) sinusoids."""
         emb = self.embed(sinusoids.to(cast(nn.Linear, self.embed[0]).weight.dtype))
+        return emb if self.classes else self.columns(emb)
+
+    def columns(self, emb: torch.Tensor) -> torch.Tensor:
+        """(B, M) of all blocks in turn, of (B, E) embeddings.
+
+        A block's columns are the weights and biases of its second norm or, without ``scale_shift``, what is
+        added before that norm.
+        """
         parts: list[torch.Tensor] = []
         for layers, norm in self.blocks:
             columns = layers(emb).to(norm.weight.dtype)
@@ -189,12 +216,13 @@ class UNet(ConfiguredNetwork, Network):
         self.config = config
         self.channels, self.condition_channels, self.stride = in_channels, config.condition_channels, config.stride
         self.endpoint_channels, self.axes = config.endpoint, config.axes
+        self.tell(config)
         self.gradient_checkpointing = False
         width = config.model_channels
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
 
         cell = config.patch**config.axes  # pixels of a position
-        shown = cell * (in_channels + config.condition_channels)
+        shown = cell * (in_channels + config.condition_channels + sum(config.images.values()))
         self.input_blocks = nn.ModuleList([Stage(conv3x3(shown, width, axes=config.axes))])
         channels, skips = width, [width]
         for level, mult in enumerate(config.channel_mult):
@@ -221,6 +249,12 @@ class UNet(ConfiguredNetwork, Network):
 
         last = conv3x3(channels, cell * out_channels, axes=config.axes)
         self.out = nn.Sequential(_norm(channels, config), nn.SiLU(), zeroed(last))
+        sizes = config.sizes
+        self.embed_classes = nn.ModuleDict(
+            {_key(name): told_class(sizes[name], name in config.drop, 4 * width) for name in config.classes}
+        )
+        layers = [module for module in self.modules() if isinstance(module, CrossAttention)]
+        self.embed_tokens = nn.ModuleDict({_key(name): Tokens(sizes[name], layers) for name in config.tokens})
         first = 0
         for block in self.res_blocks():
             block.modulated = slice(first, first + cast(nn.Linear, block.emb_layers[1]).out_features)
@@ -238,7 +272,7 @@ class UNet(ConfiguredNetwork, Network):
         return (module for module in self.modules() if isinstance(module, ResBlock))
 
     def embed(self, t: torch.Tensor) -> torch.Tensor:
-        """(B, M) the modulation of all blocks at (B,) integer or fractional times: t's only influence."""
+        """(B, M) what depends on (B,) integer or fractional times; see :class:`Modulation`."""
         return self.embedder()(t)
 
     def description(self) -> dict[str, Any]:
@@ -261,25 +295,42 @@ class UNet(ConfiguredNetwork, Network):
             if isinstance(module, AttentionBlock):
                 yield [module]
 
+    def prepared(self, conditions: Conditions, sides: Sequence[int]) -> dict[str, torch.Tensor]:
+        """See :meth:`Network.prepared`: images in the size of the state, embeddings, keys and values."""
+        made = dict(conditions)
+        made |= {name: resized(conditions[name], sides) for name in self.images}
+        made |= {name: self.embed_classes[_key(name)](conditions[name]) for name in self.classes}
+        return made | {name: self.embed_tokens[_key(name)](conditions[name]) for name in self.tokens}
+
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The network after :meth:`embed`."""
         modulation = embedding
-        h = torch.cat([x, conditions[SOURCE]], dim=1) if SOURCE in conditions else x
+        if self.classes:
+            told = sum(conditions[name] for name in self.classes) + embedding
+            modulation = Modulation(self).columns(told.to(cast(nn.Linear, self.time_embed[0]).weight.dtype))
+        context = told_tokens([conditions[name] for name in self.tokens])
+        shown = [conditions[name] for name in (SOURCE, *self.images) if name in conditions]
+        h = torch.cat([x, *shown], dim=1) if shown else x
         if self.config.patch > 1:
             h = unshuffled(h, self.config.patch)
         h = h.to(memory_format=CHANNELS_LAST[h.ndim])
         skips: list[torch.Tensor] = []
         for stage in self.input_blocks:
-            h = self._run(stage, h, modulation)
+            h = self._run(stage, h, modulation, context)
             skips.append(h)
-        h = self._run(self.middle_block, h, modulation)
+        h = self._run(self.middle_block, h, modulation, context)
         for stage in self.output_blocks:
-            h = self._run(stage, torch.cat([h, skips.pop()], dim=1), modulation)
+            h = self._run(stage, torch.cat([h, skips.pop()], dim=1), modulation, context)
         norm, _, conv = self.out
         h = conv(norm_silu(norm, h))
         return shuffled(h, self.config.patch) if self.config.patch > 1 else h
 
-    def _run(self, stage: nn.Module, h: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+    def _run(self, stage: nn.Module, h: torch.Tensor, modulation: torch.Tensor, context: Context) -> torch.Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(stage, h, modulation, use_reentrant=False)
-        return stage(h, modulation)
+            return checkpoint(stage, h, modulation, context, use_reentrant=False)
+        return stage(h, modulation, context)
+
+
+def _key(name: str) -> str:
+    """The key of a condition's weights, which is no attribute of a module."""
+    return f"_{name}"

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bbdm.networks.checks import Stride, check_integers
+from bbdm.networks.conditions import ConditionsConfig
 from bbdm.networks.endpoint import check_endpoint
 
 # Settings that older files lack; left out of files at these values, which every older network has.
@@ -18,12 +19,19 @@ LATER = {
     "endpoint": None,
     "axes": 2,
     "strides": None,
+    "images": {},
+    "classes": {},
+    "tokens": {},
+    "drop": {},
 }
 
 
 @dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(ConditionsConfig):
     """The settings of a network, which decide its shapes.
+
+    Condition images are concatenated to x, a class adds its embedding to the time's, and positions with
+    self-attention attend to tokens too.
 
     Raises:
         ValueError: no network can be built from a value.
@@ -48,6 +56,7 @@ class UNetConfig:
     strides: tuple[tuple[int, ...], ...] | None = None  # of each axis from a level to the next, 1 or 2; None: all 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
         object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
         counts = ("in_channels", "out_channels", "model_channels", "num_res_blocks", "head_channels", "num_groups")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bbdm.kernels.elementwise import CHANNELS_LAST, memory_format_of
+from bbdm.kernels.elementwise import layout, memory_format_of
 from bbdm.networks.base import Body, Conditions
 from bbdm.networks.windows import Arrays, Spans, Weights, Windowing, Windows, blend, sweep
 
@@ -95,7 +95,7 @@ class Windowed:
     ) -> Iterator[tuple[int, tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]]]:
         """What the network is called with for windows, and how many of a call count."""
         for count, parts in self.windowing.batches([x, *conditions.values()], spans, TENSORS):
-            given, *others = (part.contiguous(memory_format=CHANNELS_LAST[part.ndim]) for part in parts)
+            given, *others = (part.contiguous(memory_format=layout(part.ndim)) for part in parts)
             yield count, (given, embedding, dict(zip(conditions, others, strict=True)))
 
     def _weights_of(self, sides: list[Windows], like: torch.Tensor) -> list[torch.Tensor]:

@@ -156,12 +156,16 @@ class Windowing:
         """Windows of images in batches of a call's size, and how many of each count.
 
         Args:
-            images: (B, C, *S) each, the state first. Others may be some times larger along each side.
+            images: (B, C, *S) each, the state first. Others may be some times larger along each side. What
+                has other axes, (B, ...), is no image, and is the same for all windows of one.
             spans: places of windows in the state; of each, all images come one after the other.
             arrays: the kind of the images.
         """
         cut: list[Any] = []
         for each in images:
+            if each.ndim != images[0].ndim:
+                cut.append(arrays.concatenate([each] * len(spans), 0))
+                continue
             cell = each.shape[2] // images[0].shape[2]
             places = [(..., *(slice(s.start * cell, s.stop * cell) for s in span)) for span in spans]
             cut.append(arrays.concatenate([each[place] for place in places], 0))

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from bbdm.base import sizes
 from bbdm.files.bridge_json import PIPELINE, find_export, read_settings
 from bbdm.kernels.philox_numpy import normal
 from bbdm.networks.checks import NAMES, along
+from bbdm.networks.conditions import ConditionsConfig
 from bbdm.networks.windows import NUMPY, Spans, Windowing, blend
 from bbdm.pictures import images
 from bbdm.pictures.kind import PictureKind
 from bbdm.runtime.session import Provider, Session, with_options
 from bbdm.sampling import sources
-from bbdm.sampling.base import Advance, BaseSampler, Timesteps
+from bbdm.sampling.base import Advance, BaseSampler, Given, Timesteps
 from bbdm.sampling.batch import Batch, SolverPlan
 from bbdm.sampling.shapes import Shapes
 from bbdm.sampling.step import Step as Step
@@ -106,7 +107,9 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
                 image_channels=self.settings["image_channels"],
                 channels=self.settings["channels"],
                 endpoint=self.settings.get("endpoint"),
-                images=dict(sorted(self.settings.get("images", {}).items())),
+                further=ConditionsConfig(
+                    **{each.name: self.settings.get(each.name, {}) for each in fields(ConditionsConfig)}
+                ),
                 stride=along(self.settings["stride"], axes),
                 latent_stride=self.settings["latent_stride"],
                 batch=self.static[0] if self.static else None,
@@ -173,7 +176,7 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
 
     def _states(self, plan: OnnxSolverPlan, batch: Batch, advance: Advance) -> Iterator[State]:
         """State and estimate after each step, on the device."""
-        y, conditions = self._given(batch)
+        y, (conditions, *_) = self._given(batch)
         version = self.settings["version"]
         if batch.mask is not None and version < MASKED:
             raise ValueError("this export was made before masks: export the checkpoint again")
@@ -249,8 +252,8 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
             (state,) = self.graphs["decoder"].run({"latent": value})
         return state if isinstance(state, np.ndarray) else state.numpy()
 
-    def _given(self, batch: Batch) -> tuple[onnxruntime.OrtValue, dict[str, onnxruntime.OrtValue]]:
-        """The source in the target's channels, and the network's conditions, in the space of the bridge."""
+    def _given(self, batch: Batch) -> Given:
+        """See :meth:`BaseSampler._given`."""
         if batch.encoded is not None:
             return batch.encoded
         image = self._picture(batch.source)
@@ -262,15 +265,14 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
             ended = self._ended(image)
             y = source if ended is image else self._put(ended)
         seen = {"condition": source} if self.settings["conditioned"] else {}
-        return y, seen | {name: self._put(self._picture(value)) for name, value in batch.conditions.items()}
+        return y, [seen | {name: self._put(self._picture(value)) for name, value in batch.conditions.items()}]
 
-    def _repeated(
-        self, given: tuple[onnxruntime.OrtValue, dict[str, onnxruntime.OrtValue]], places: list[int]
-    ) -> tuple[onnxruntime.OrtValue, dict[str, onnxruntime.OrtValue]]:
-        y, conditions = (self._put(given[0].numpy()[places]), {})
-        for name, value in given[1].items():
-            conditions[name] = y if value is given[0] else self._put(value.numpy()[places])
-        return y, conditions
+    def _repeated(self, given: Given, places: list[int]) -> Given:
+        y = self._put(given[0].numpy()[places])
+        told: list[dict[str, Any]] = []
+        for each in given[1]:
+            told.append({k: y if v is given[0] else self._put(v.numpy()[places]) for k, v in each.items()})
+        return y, told
 
     def _picture(self, source: Array) -> Array:
         """Pictures in float32, padded below and to the right."""

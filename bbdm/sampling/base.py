@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +22,14 @@ from PIL import Image
 from bbdm.base.recent import Recent
 from bbdm.base.seeds import resolve_seeds
 from bbdm.networks.endpoint import in_channels
+from bbdm.networks.guidance import GuidanceSettings, Prior, read_guidance
 from bbdm.networks.windows import Windowing
 from bbdm.pictures import images
 from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
 from bbdm.pictures.values import ValuesLike, as_values
 from bbdm.sampling import sources
 from bbdm.sampling.batch import Batch, SolverPlan
+from bbdm.sampling.conditions import read_conditions
 from bbdm.sampling.distribution import Distribution, draw
 from bbdm.sampling.shapes import Shapes, Window
 from bbdm.sampling.sources import UNIT, ArrayBackend, Range, Scale
@@ -42,11 +44,12 @@ Seed = int | Sequence[int] | None
 Timesteps = str | Iterable[float] | None
 Advance = Callable[[int], Any]  # reports a number of network calls as done
 Progress = bool | Callable[[int, int], Any]
+Given = tuple[Any, list[dict[str, Any]]]
 Picture = Image.Image | str | os.PathLike[str]
 
 
-class CallSettings(TypedDict, total=False):
-    """The arguments of a call besides its source and seed."""
+class CallSettings(GuidanceSettings, total=False):
+    """The arguments of a call besides its source and seed. Conditions may be arguments by their names too."""
 
     noise: Any
     batch_size: int | None
@@ -169,6 +172,11 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         overlap: float = 0.25,
         margin: int = 0,
         callback: Callback | None = None,
+        guidance: float | Mapping[str, float] | None = None,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_prior: Prior | str | None = None,
+        **named: Any,
     ) -> Any:
         """Translate images.
 
@@ -198,8 +206,11 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
             mask: where the target is made, for inpainting; elsewhere the source stays, in the target's
                 channels where it has others. A picture, a path, an (H, W) array, white or 1 where it is made,
                 or (B, 1, H, W) floats in [0, 1]. The images have one size.
-            conditions: the further images that the network sees, by name: tensors or arrays (B, C, H, W) in
-                [-1, 1], or (1, C, H, W) for all, of the source's size. The images have one size.
+            conditions: what the network is told besides, by name. Images: tensors or arrays (B, C, H, W) in
+                [-1, 1], or (1, C, H, W) for all, resized to the sources' size, of which there is one. A
+                class: its name or number for all, or a list with one for each source. Tokens: (L, D) for all,
+                or (B, L, D), or a list of (L, D) of any lengths. None leaves out a condition that training
+                left out at times.
             window: the side or (height, width) of windows that the network is called on, where a picture is
                 larger: a multiple of the network's stride. Each step is one of the whole picture, made of the
                 predictions of all windows. None calls the network on whole pictures. ``"auto"`` takes the
@@ -209,6 +220,16 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
                 With the reach of a network that knows no statistics of the picture, such as attention or
                 GroupNorm, the result is that of whole pictures.
             callback: called with each :class:`Step` of each batch.
+            guidance: how far predictions go from those without conditions (0) past those with them (1), or
+                so for each condition by name. The network was trained to be without them at times. A step
+                evaluates one image more for each, in one batch.
+            guidance_rescale: share of the way back to the standard deviation of predictions that are not
+                guided, in [0, 1].
+            guidance_interval: the steps that are guided, by their times as shares of the first one's: 1 is at
+                the source, 0 at the target.
+            guidance_prior: a :class:`~bbdm.networks.guidance.Prior`, or text such as ``blur:1:1.5``: guidance
+                of any network away from what it makes of a corrupted state.
+            named: conditions by their names, such as ``style="comic"``.
 
         Returns:
             Each result has the type of its source, its floats clamped to ``range``. A path gives a picture:
@@ -218,12 +239,14 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
 
         Raises:
             FileNotFoundError: a path leads to no file.
+            TypeError: an argument is neither one of these nor a condition of the network.
             ValueError: an argument is refused; the message says what was got and what is wanted.
         """
         self._shapes.check_batch_size(batch_size)
         plan = self._plan(solver, steps, timesteps)
         scale = self._scale(range, source_values, target_values)
-        given, whole = self._batches(plan, source, seed, noise, scale, mask, conditions)
+        others = {**_guiding(guidance, guidance_rescale, guidance_interval, guidance_prior), **named}
+        given, whole = self._batches(plan, source, seed, noise, scale, mask, conditions, others)
         batches: list[Batch] = []
         for each in whole:
             windows = self.windowing(window, overlap, margin, batch_size, each.source.shape[2:])
@@ -295,6 +318,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         window: Window = "auto",
         overlap: float = 0.25,
         margin: int = 0,
+        **others: Any,
     ) -> Iterator[Step]:
         """The same translation one step at a time, for progress and previews; arguments as for a call.
 
@@ -302,7 +326,8 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         [-1, 1]. With a codec, steps are latents, of which :meth:`Step.preview` makes pictures.
         """
         plan = self._plan(solver, steps, timesteps)
-        _, batches = self._batches(plan, source, seed, noise, self._scale(range, None, None), mask, conditions)
+        scale = self._scale(range, None, None)
+        _, batches = self._batches(plan, source, seed, noise, scale, mask, conditions, others)
         if len(batches) > 1:
             raise ValueError("stream needs sources of one size, got several")
         windows = self.windowing(window, overlap, margin, None, batches[0].source.shape[2:])
@@ -331,13 +356,23 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         scale: Scale,
         mask: Any,
         conditions: Mapping[str, Any] | None,
+        others: Mapping[str, Any],
     ) -> tuple[sources.Given, list[Batch]]:
-        """What a call is given, and its images as one batch for each size, all checked."""
+        """What a call is given, and its images as one batch for each size, all checked.
+
+        ``others`` are arguments that guide, and conditions by their names.
+        """
+        named = {name: value for name, value in others.items() if name not in GuidanceSettings.__annotations__}
+        if unknown := [name for name in named if name not in self._shapes.further.kinds]:
+            known = self._shapes.further.wanted
+            raise TypeError(f"{unknown[0]!r} is no argument of a call, and no condition; the network has {known}")
+        conditions = {**named, **conditions} if named and isinstance(conditions, Mapping) else named or conditions
+        guided = read_guidance(self._shapes.further, **{k: v for k, v in others.items() if k not in named})
         given = sources.given(source, self.backend, self._shapes.source_channels, scale)
         for name, value in {
             "noise": noise,
             "mask": mask,
-            "conditions": conditions if self._shapes.images else None,
+            "conditions": conditions if self._shapes.further.images else None,
         }.items():
             if value is not None and len(given.groups) > 1:
                 raise ValueError(f"{name} needs pictures of one size, got several")
@@ -346,11 +381,15 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
             self._check_noise(plan, noise, first.shape)
         if mask is not None:
             mask = sources.read_mask(mask, self.backend, first)
-        seen = sources.read_conditions(conditions, self._shapes.images, self.backend, first)
+        seen = read_conditions(conditions, self._shapes.further, self.backend, first, given.owners)
         seeds = resolve_seeds(seed, given.owners[-1] + 1)
         self._thread.seeds = tuple(seeds)
         own = [seeds[owner] for owner in given.owners]
-        return given, [Batch(i, array, [own[k] for k in i], noise, mask, seen) for i, array in given.groups]
+        batches: list[Batch] = []
+        for i, array in given.groups:
+            told = {name: value if len(given.groups) == 1 else value[i] for name, value in seen.items()}
+            batches.append(Batch(i, array, [own[k] for k in i], noise, mask, told, guidance=guided))
+        return given, batches
 
     def windowing(
         self,
@@ -370,10 +409,15 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         size = (sys.maxsize,) * self._shapes.axes if size is None else size
         return self._shapes.windows(size, window, overlap, margin, self.pictures.crop, batch_size)
 
-    def _calls(self, batch: Batch) -> int:
-        """The network calls of a step."""
+    def _calls(self, plan: AnyPlan, batch: Batch) -> int:
+        """The network calls of all steps."""
         count, _, *size = batch.source.shape
-        return 1 if batch.windows is None else batch.windows.calls(count, self._shapes.grid(count, *size)[2:])
+        if batch.windows is None:
+            return len(plan.times)
+        guided = [False] * len(plan.times) if batch.guidance is None else batch.guidance.guides(plan.times)
+        images = [count * batch.guidance.evaluations if each and batch.guidance else count for each in guided]
+        grid = self._shapes.grid(count, *size)[2:]
+        return sum(batch.windows.calls(each, grid) for each in images)
 
     def _ended(self, source: Any) -> Any:
         """Pictures of sources in the target's channels."""
@@ -402,11 +446,11 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
     @contextmanager
     def _progress_of(self, plan: AnyPlan, batches: list[Batch], progress: Progress) -> Iterator[Advance]:
         """Prepare for batches, then show the progress of their network calls."""
-        for batch in {(*batch.source.shape, batch.windows): batch for batch in batches}.values():
+        for batch in {(*batch.source.shape, batch.windows, batch.guidance): batch for batch in batches}.values():
             if self.image_size is not None and self.pictures.crop is None and batch.windows is None:
                 images.warn_of_scale(self.image_size, *batch.source.shape[2:])
             self._prepare(plan, batch, progress is True)
-        total = len(plan.times) * sum(map(self._calls, batches))
+        total = sum(self._calls(plan, batch) for batch in batches)
         if callable(progress):
             yield _counted(progress, total)
         elif progress:
@@ -441,11 +485,14 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         """State and estimate after each step, padded, which the next step may overwrite; reports calls."""
 
     @abstractmethod
-    def _given(self, batch: Batch) -> tuple[Any, dict[str, Any]]:
-        """The source in the target's channels, and the network's conditions, in the space of the bridge."""
+    def _given(self, batch: Batch) -> Given:
+        """The source in the target's channels, and what the network is told, in the space of the bridge.
+
+        It is told all conditions; where the batch is guided, also what each further evaluation is told.
+        """
 
     @abstractmethod
-    def _repeated(self, given: tuple[Any, dict[str, Any]], places: list[int]) -> tuple[Any, dict[str, Any]]:
+    def _repeated(self, given: Given, places: list[int]) -> Given:
         """What :meth:`_given` returned, of the images at some places."""
 
     @abstractmethod
@@ -467,6 +514,17 @@ def _counted(report: Callable[[int, int], Any], total: int) -> Advance:
         report(done, total)
 
     return advance
+
+
+def _guiding(
+    guidance: float | Mapping[str, float] | None, rescale: float, interval: tuple[float, float], prior: Any
+) -> GuidanceSettings:
+    return {
+        "guidance": guidance,
+        "guidance_rescale": rescale,
+        "guidance_interval": interval,
+        "guidance_prior": prior,
+    }
 
 
 def _hashable(timesteps: Timesteps) -> str | tuple[float, ...] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from bbdm.networks.guidance import Guidance
 from bbdm.networks.windows import Windowing
 from bbdm.solvers import StepTable
 
@@ -32,8 +33,9 @@ class Batch(NamedTuple):
     seeds: list[int]
     noise: Any  # (K, B, C, H, W) in place of seeds, or None
     mask: Any = None  # (B, 1, H, W), 1 where the target is made, or None
-    conditions: Mapping[str, Any] = {}  # (B, C, H, W) each, besides the source
+    conditions: Mapping[str, Any] = {}  # besides the source, a row for each image
     windows: Windowing | None = None  # None where the network sees whole images
+    guidance: Guidance | None = None
     encoded: Any = None  # what the sampler made of source and conditions, where it is known
 
     def split(self, size: int | None, fill: bool) -> Iterator[Batch]:
@@ -48,4 +50,5 @@ class Batch(NamedTuple):
             noise = None if self.noise is None else self.noise[:, place]
             mask = None if self.mask is None else self.mask[place]
             conditions = {name: value[place] for name, value in self.conditions.items()}
-            yield Batch(indices, self.source[place], seeds, noise, mask, conditions, self.windows)
+            source = self.source[place]
+            yield Batch(indices, source, seeds, noise, mask, conditions, self.windows, self.guidance)

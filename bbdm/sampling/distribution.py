@@ -191,6 +191,7 @@ def draw(
     window: Any = "auto",
     overlap: float = 0.25,
     margin: int = 0,
+    **others: Any,
 ) -> Distribution:
     """See :meth:`bbdm.BridgeSampler.distribution`."""
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
@@ -198,7 +199,7 @@ def draw(
     sampler._shapes.check_batch_size(batch_size)
     plan = sampler._plan(solver, steps, timesteps)
     scale = sampler._scale(range, source_values, target_values)
-    given, groups = sampler._batches(plan, source, 0, None, scale, mask, conditions)
+    given, groups = sampler._batches(plan, source, 0, None, scale, mask, conditions, others)
     seeds = _seeds(seed, given.owners[-1] + 1, samples)
     sampler._thread.seeds = tuple(each[0] for each in seeds)
     chunks: list[_Chunk] = []
@@ -211,7 +212,8 @@ def draw(
     for chunk in chunks:
         for part in chunk.parts:
             shape = len(chunk.places(part)), *chunk.images.source.shape[1:]
-            outlines.append(Batch([], _Outline(shape), [], None, windows=chunk.images.windows))
+            kind = {"windows": chunk.images.windows, "guidance": chunk.images.guidance}
+            outlines.append(chunk.images._replace(indices=[], source=_Outline(shape), seeds=[], mask=None, **kind))
     with sampler._progress_of(plan, outlines, progress) as advance:
         for chunk in chunks:
             for batch in _results(sampler, chunk, given.owners, seeds):
@@ -245,7 +247,8 @@ def _results(sampler: Sampler, chunk: _Chunk, owners: list[int], seeds: list[lis
         drawn += drawn[-1:] * (len(places) - len(drawn))
         mask = None if images.mask is None else images.mask[places]
         again = sampler._repeated(encoded, places)
-        yield Batch(numbers, images.source[places], drawn, None, mask, {}, images.windows, again)
+        kind = images.windows, images.guidance
+        yield Batch(numbers, images.source[places], drawn, None, mask, {}, *kind, again)
 
 
 def _seeds(seed: int | Sequence[Sequence[int]] | None, sources: int, samples: int) -> list[list[int]]:

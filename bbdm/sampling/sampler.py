@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,13 +27,13 @@ from bbdm.execution.package import PackagedNetwork, choose_dtype, save_package
 from bbdm.files import pretrained
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.hub import find_checkpoint
-from bbdm.kernels.elementwise import CHANNELS_LAST
+from bbdm.kernels.elementwise import layout
 from bbdm.networks.base import SOURCE, Network, Wrapped, check_network, placed
 from bbdm.networks.checks import check_pictures
 from bbdm.networks.windows import Windowing
 from bbdm.pictures import images
 from bbdm.sampling.bands import Bands
-from bbdm.sampling.base import Advance, BaseSampler, Timesteps
+from bbdm.sampling.base import Advance, BaseSampler, Given, Timesteps
 from bbdm.sampling.batch import Batch, SolverPlan
 from bbdm.sampling.shapes import Shapes
 from bbdm.sampling.step import Callback
@@ -134,7 +134,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
                 image_channels=channels if codec is None else codec.image_channels,
                 channels=channels,
                 endpoint=unet.endpoint_channels,
-                images=dict(sorted(unet.images.items())),
+                further=unet.further,
                 stride=tuple(step * latent_stride for step in unet.strides),
                 latent_stride=latent_stride,
                 batch=self.package.shape[0] if self.package else None,
@@ -305,7 +305,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
                 raise ValueError("size must be given as (height, width): the sampler has no image_size")
             size = images.sides(self.image_size, self._shapes.axes)
         check_place(Path(path))  # before minutes of compiling
-        save_package(path, self.unet, self._shapes.grid(batch_size, *size), self._condition_shapes(batch_size, *size))
+        save_package(path, self.unet, self._shapes.grid(batch_size, *size), self._told(batch_size, *size))
 
     def bands(self, size: tuple[int, ...], seed: int, **windows: Any) -> Bands:
         """The sampler's own steps on rows of one picture, which need not be in memory.
@@ -331,17 +331,23 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         image = shape[0], self._shapes.source_channels, *self._shapes.padded(*shape[2:])
         grid = self._shapes.grid(shape[0], *shape[2:])
         part = tuple(shape) if batch.windows is None else self._window_shape(batch.windows, grid)
-        called, seen = self._shapes.grid(part[0], *part[2:]), self._condition_shapes(part[0], *part[2:])
-        stages: list[tuple[Any, Callable[[], Any], list[torch.Size]]] = [
-            (plan.loop.network, lambda: plan.loop.warm_up(called, seen), [torch.Size(called)])
-        ]
+        due: list[Callable[[], Any]] = []
+        network = plan.loop.network
+        for count in self._evaluated(plan, batch) if isinstance(network, Compiled) else ():
+            together = part[0] if batch.windows is not None else part[0] * count
+            called = torch.Size(self._shapes.grid(together, *part[2:]))
+            told = self._told(together, *part[2:], like=batch.conditions)
+            if isinstance(network, Compiled) and network.lacks(called, told):
+                due.append(partial(plan.loop.warm_up, called, told))
         if self.codec is not None:
             codec, stride = self.codec, self.codec.stride
             pictures = codec.tiling.part_shapes(image, stride=stride)
             grids = codec.tiling.part_shapes(grid, stride, stride)
-            stages.append((codec.encoder, lambda: [codec.latents(torch.zeros(part)) for part in {*pictures}], pictures))
-            stages.append((codec.decoder, lambda: [codec.image(torch.zeros(part)) for part in {*grids}], grids))
-        due = [call for f, call, shapes in stages if isinstance(f, Compiled) and any(map(f.lacks, shapes))]
+            stages = [
+                (codec.encoder, lambda: [codec.latents(torch.zeros(part)) for part in {*pictures}], pictures),
+                (codec.decoder, lambda: [codec.image(torch.zeros(part)) for part in {*grids}], grids),
+            ]
+            due += [call for f, call, shapes in stages if isinstance(f, Compiled) and any(map(f.lacks, shapes))]
         name = f"compiling for {sizes.shown([shape[0], *shape[2:]])}"
         for call in tqdm(due, name, unit="graph", disable=False if progress else None) if due else ():
             call()
@@ -362,8 +368,8 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             result = super()._run(plan, batch, advance, callback)
         else:
             y, conditions = self._given(batch)
-            x = plan.graphed(y, self._keys(batch.seeds), conditions, batch.windows)
-            advance(len(plan.times) * self._calls(batch))
+            x = plan.graphed(y, self._keys(batch.seeds), conditions, batch.windows, batch.guidance, self._together)
+            advance(self._calls(plan, batch))
             result = self._decoded(x)
         return result.to(batch.source.device, batch.source.dtype)
 
@@ -373,7 +379,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         noise = None if batch.noise is None else batch.noise.to(self.device, plan.loop.state_dtype)
         y, conditions = self._given(batch)
-        loop = plan.loop.over(batch.windows, advance)
+        loop = plan.loop.over(batch.windows, batch.guidance, advance, self._together)
         state = loop.start(y, self._keys(batch.seeds), noise, self._mask(batch), conditions)
         for index in range(len(plan.times)):
             loop.advance(state, index)
@@ -403,34 +409,63 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
     def _keys(self, seeds: Sequence[int]) -> torch.Tensor:
         return torch.tensor(seeds, dtype=torch.int64, device=self.device)
 
-    def _condition_shapes(self, batch: int, *size: int) -> dict[str, tuple[int, ...]]:
-        """Of the network's conditions, for sources of a size: with a codec, further images stay pictures."""
-        padded, grid = self._shapes.padded(*size), self._shapes.grid(batch, *size)[2:]
-        return {
-            name: (batch, channels, *(grid if name == SOURCE else padded))
-            for name, channels in self.unet.conditions.items()
-        }
+    @property
+    def _together(self) -> bool:
+        """Whether a guided step is one batch: a package takes one number of images alone."""
+        return self.package is None
+
+    def _evaluated(self, plan: TorchSolverPlan, batch: Batch) -> list[int]:
+        """The numbers of evaluations of an image in one network call, of all steps."""
+        guided = plan.loop.over(guidance=batch.guidance, together=self._together).guided
+        return [1] if guided is None else sorted({guided.calls(index) for index in range(len(plan.times))})
 
     @torch.inference_mode()
-    def _given(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The source in the target's channels, and the network's conditions, in the space of the bridge."""
+    def _told(self, batch: int, *size: int, like: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
+        """Conditions as the network's body takes them, of zeros, for sources of a size.
+
+        With a codec, further images stay pictures. Tokens are as many as of ``like``, conditions of a batch.
+        """
+        padded, grid = self._shapes.padded(*size), self._shapes.grid(batch, *size)[2:]
+        made: dict[str, torch.Tensor] = {}
+        for name, count in self.unet.conditions.items():
+            kind = self.unet.kind_of(name)
+            if kind == "class":
+                made[name] = torch.zeros(batch, dtype=torch.int64, device=self.device)
+                continue
+            places = (count, *(grid if name == SOURCE else padded))
+            shape = (like[name].shape[1] if like else 1, count) if kind == "tokens" else places
+            made[name] = torch.zeros(batch, *shape, dtype=state_dtype(self.dtype), device=self.device)
+        return self.unet.prepared(made, grid)
+
+    @torch.inference_mode()
+    def _given(self, batch: Batch) -> Given:
+        """See :meth:`BaseSampler._given`."""
         if batch.encoded is not None:
             return batch.encoded
         source = self._to_device(batch.source)
-        others = {name: self._picture(value) for name, value in batch.conditions.items()}
-        return self.unet.endpoint(source), self.unet.given(source, others)
+        y, images = self.unet.endpoint(source), self.unet.images
+        others = {
+            name: self._picture(value) if name in images else value.to(self.device)
+            for name, value in batch.conditions.items()
+        }
+        given = self.unet.given(source, others)
+        told = [self.unet.prepared(given, y.shape[2:])]
+        if batch.guidance is not None:
+            told *= 1 if batch.guidance.prior is None else 2
+            less = [self.unet.without(given, names) for names, _ in batch.guidance.variants]
+            told += [self.unet.prepared(each, y.shape[2:]) for each in less]
+        return y, told
 
     @torch.inference_mode()
-    def _repeated(
-        self, given: tuple[torch.Tensor, dict[str, torch.Tensor]], places: list[int]
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _repeated(self, given: Given, places: list[int]) -> Given:
         index = torch.tensor(places, device=self.device)
 
         def at(value: torch.Tensor) -> torch.Tensor:
-            return value.index_select(0, index).contiguous(memory_format=CHANNELS_LAST[value.ndim])
+            return value.index_select(0, index).contiguous(memory_format=layout(value.ndim))
 
         y = at(given[0])
-        return y, {name: y if value is given[0] else at(value) for name, value in given[1].items()}
+        told = [{name: y if v is given[0] else at(v) for name, v in each.items()} for each in given[1]]
+        return y, told
 
     def _to_device(self, source: torch.Tensor) -> torch.Tensor:
         """The source in the space of the bridge, padded, in memory of its own."""
@@ -441,7 +476,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
 
     def _picture(self, image: torch.Tensor) -> torch.Tensor:
         """Pictures on the device in the state's dtype, padded, in memory of their own."""
-        return self._padded_picture(image, state_dtype(self.dtype)).clone(memory_format=CHANNELS_LAST[image.ndim])
+        return self._padded_picture(image, state_dtype(self.dtype)).clone(memory_format=layout(image.ndim))
 
     def _padded_picture(self, image: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Pictures on the device, padded below and to the right, where the edge is repeated."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from bbdm.networks.conditions import ConditionsConfig
 from bbdm.networks.windows import Windowing, check_windows
 from bbdm.pictures.images import Size
 
@@ -25,7 +26,7 @@ class Shapes:
         channels: the channels of the bridge's space.
         endpoint: the source channel for each channel of a result; see
             :attr:`bbdm.networks.base.Network.endpoint_channels`.
-        images: the channels of further condition images by name.
+        further: the conditions besides the source.
         stride: of each axis; the sides of pictures are padded to multiples of it.
         latent_stride: pixels of a picture along one of the bridge's space.
         batch: the only number of images or windows that the network takes, or None.
@@ -38,7 +39,7 @@ class Shapes:
     image_channels: int
     channels: int
     endpoint: Sequence[int] | None
-    images: Mapping[str, int]
+    further: ConditionsConfig
     stride: tuple[int, ...]
     latent_stride: int
     batch: int | None

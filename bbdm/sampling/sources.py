@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -298,43 +298,6 @@ def read_mask(mask: Any, backend: ArrayBackend, source: Any) -> Any:
     made = backend.like(mask, source) + source[:, :1] * 0  # one for each image
     if not (float(made.min()) >= 0 and float(made.max()) <= 1):
         raise ValueError(f"mask must be in [0, 1], got values from {float(made.min()):.4g} to {float(made.max()):.4g}")
-    return made
-
-
-def read_conditions(
-    conditions: Mapping[str, Any] | None, wanted: Mapping[str, int], backend: ArrayBackend, source: Any
-) -> dict[str, Any]:
-    """Conditions by name, each (B, C, H, W) of the kind, dtype and device of a source (B, C', H, W).
-
-    ``wanted`` gives their channels.
-
-    Raises:
-        ValueError: they are no mapping, or one is missing or unknown, of another kind or shape, or not
-            finite.
-    """
-    conditions = {} if conditions is None else conditions
-    if not isinstance(conditions, Mapping):
-        kind = type(conditions).__name__
-        raise ValueError(f"conditions must be a mapping of names to images, such as {{'sar': sar}}, got a {kind}")
-    if unknown := [name for name in conditions if name not in wanted]:
-        seen = ", ".join(map(repr, wanted)) or "none besides the source"
-        raise ValueError(f"conditions of this network are {seen}, got {', '.join(map(repr, unknown))}")
-    made: dict[str, Any] = {}
-    for name, channels in wanted.items():
-        shape = len(source), channels, *source.shape[2:]
-        if name not in conditions:
-            raise ValueError(f"conditions must have {name!r}, {backend.noun} of shape {shape}")
-        value = conditions[name]
-        value = backend.from_numpy(value) if isinstance(value, np.ndarray) else value
-        if not isinstance(value, backend.type) or "float" not in str(value.dtype):
-            got = getattr(value, "dtype", type(value).__name__)
-            raise ValueError(f"condition {name!r} must be {backend.noun} of floats in [-1, 1], got {got}")
-        if tuple(value.shape) not in (shape, (1, *shape[1:])):
-            raise ValueError(f"condition {name!r} must have shape {shape}, got {tuple(value.shape)}")
-        if not np.isfinite(float(abs(value).max())):
-            raise ValueError(f"condition {name!r} must be finite, got NaN or infinity")
-        value = backend.like(value, source)
-        made[name] = value if len(value) == len(source) else backend.concatenate([value] * len(source))
     return made
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from bbdm.data.collection import Example
 from bbdm.kernels import philox
 from bbdm.kernels.elementwise import CHANNELS_LAST
+from bbdm.networks.base import Network
 from bbdm.training.config import RunConfig
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -37,6 +38,19 @@ def augment(batch: Example, seeds: torch.Tensor, step: int, config: RunConfig, l
         grid = _grid(batch.source, seeds, step, config)
         batch = _changed(batch, lambda v, smooth: _resampled(v, grid, smooth and config.zoom > 0))
     return batch
+
+
+def dropped(batch: Example, seeds: torch.Tensor, step: int, network: Network) -> Example:
+    """A batch in which each condition is "none" for the share of examples that ``network.drop`` says."""
+    if not network.drop:
+        return batch
+    drawn = philox.uniforms(seeds, step, len(network.drop), philox.DROP_LANE)
+    conditions = dict(batch.conditions)
+    for place, (name, share) in enumerate(network.drop.items()):
+        value = conditions[name]
+        without = (drawn[:, place] < share)[(..., *[None] * (value.ndim - 1))]
+        conditions[name] = torch.where(without, network.without({name: value}, [name])[name], value)
+    return batch._replace(conditions=conditions)
 
 
 def _changed(batch: Example, change: Callable[[torch.Tensor, bool], torch.Tensor]) -> Example:

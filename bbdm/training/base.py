@@ -151,6 +151,15 @@ class TrainingTask(ABC):
     def validation_loss(self, batch: Example, seeds: torch.Tensor) -> float:
         """The loss of the averaged weights, the sum over pairs of pictures."""
 
+    @property
+    def validation_names(self) -> list[str]:
+        """The names of :meth:`validation_losses`."""
+        return ["validation_loss"]
+
+    def validation_losses(self, batch: Example, seeds: torch.Tensor) -> dict[str, float]:
+        """Losses of the averaged weights by name, sums over pairs; the best has the least ``validation_loss``."""
+        return {"validation_loss": self.validation_loss(batch, seeds)}
+
     def report(self) -> dict[str, float]:
         """More metrics of the epoch that ends, the same in each process; the next epoch's begin anew."""
         return {}

@@ -26,7 +26,7 @@ from bbdm.files.weights import Snapshot
 from bbdm.networks.base import Network
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.solvers import USUAL, Defaults
-from bbdm.training.augmentation import Pair, augment
+from bbdm.training.augmentation import Pair, augment, dropped
 from bbdm.training.base import TrainingTask, mixed
 from bbdm.training.config import TrainConfig
 from bbdm.training.losses import bridge_loss
@@ -145,6 +145,7 @@ class BridgeTask(TrainingTask):
         """The loss of a batch from the data set, one seed for each example."""
         with self.phase("augment, encode"):
             batch = encode(augment(batch, seeds, step, self.config, self.latents), self.codec, self.latents)
+            batch = dropped(batch, seeds, step, self.network)
         with self.phase("forward"):
             losses, t = self.losses(self.replica, batch, seeds, step)
         if self.tracker is not None:
@@ -157,6 +158,19 @@ class BridgeTask(TrainingTask):
         batch = encode(batch, self.codec)
         losses = [self.losses(self.average, batch, seeds, step)[0].sum().item() for step in VALIDATION_STEPS]
         return sum(losses) / len(losses)
+
+    @property
+    def validation_names(self) -> list[str]:
+        """See :meth:`TrainingTask.validation_names`."""
+        return ["validation_loss", *(f"validation_without_{name}" for name in self.network.drop)]
+
+    def validation_losses(self, batch: Example, seeds: torch.Tensor) -> dict[str, float]:
+        """See :meth:`TrainingTask.validation_losses`; also of each condition that is dropped the loss without."""
+        found = super().validation_losses(batch, seeds)
+        for name in self.network.drop:
+            less = batch._replace(conditions=self.network.without(batch.conditions, [name]))
+            found[f"validation_without_{name}"] = self.validation_loss(less, seeds)
+        return found
 
     def counted(self, batch: Example) -> torch.Tensor | None:
         """The batch's mask, where pixels are those of the bridge's space."""

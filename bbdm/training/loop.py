@@ -241,7 +241,7 @@ class Training:
             self._save()  # validation may take long
         with self.task.averaged():
             if self.validation is not None:
-                record["validation_loss"] = self.validate()
+                record |= self.validate()
             record |= self.task.report()
             if made:
                 record["images_per_second"] = made * self.config.batch_size / seconds
@@ -314,15 +314,17 @@ class Training:
         self.step += 1
         return loss
 
-    def validate(self) -> float:
-        """Mean loss of the averaged weights over the validation pairs, at fixed times and noise."""
+    def validate(self) -> dict[str, float]:
+        """Mean losses of the averaged weights over the validation pairs by name, at fixed times and noise."""
         assert self.validation is not None
         assert self.validation_batches is not None
-        total, first = 0.0, self.processes.rank * self.share
+        totals = dict.fromkeys(self.task.validation_names, 0.0)
+        first = self.processes.rank * self.share
         for batch in self._readable(self.validation_batches(self.validation_share())):
             if self.processes.count == 1:  # several may have different numbers of batches
                 self.check_stop()
             seeds = sample_seeds(0, first, len(batch.source), self.device)
-            total += self.task.validation_loss(batch, seeds)
+            for name, loss in self.task.validation_losses(batch, seeds).items():
+                totals[name] += loss
             first += self.config.batch_size
-        return self.processes.sum(total) / len(self.validation)
+        return {name: self.processes.sum(total) / len(self.validation) for name, total in totals.items()}

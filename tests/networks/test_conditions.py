@@ -220,7 +220,7 @@ def test_files_name_what_differs_from_sources_as_targets_alone():
 def test_a_network_with_other_images_is_refused(tmp_path: Path):
     save_checkpoint(tmp_path / "c.pt", further(), BRIDGE)
     other = bbdm.wrap(Two(), channels=1, condition_channels=3, images={"sar": 2, "dsm": 1}, stride=2)
-    with pytest.raises(ValueError, match=r"'dem': 1\}.*; the one given has .*'dsm': 1\}"):
+    with pytest.raises(ValueError, match=r"'dem': 1, .*; the one given has .*'dsm': 1, "):
         BridgeSampler.from_checkpoint(tmp_path / "c.pt", network=other)
 
 

@@ -33,7 +33,7 @@ class TestFiles:
         assert [(record["epoch"], record["step"]) for record in metrics] == [(1, 2), (2, 4), (3, 6)]
         # the rate of the epoch's last step: 2/8, 4/8 and 6/8 of the way up
         assert [record["learning_rate"] for record in metrics] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3])
-        assert metrics[-1]["validation_loss"] == trainer.validate()
+        assert metrics[-1]["validation_loss"] == trainer.validate()["validation_loss"]
         for record in metrics:
             assert record["loss"] > 0
             assert record["images_per_second"] > 0

@@ -31,7 +31,7 @@ def test_200_steps_halve_the_loss(make_trainer: MakeTrainer, pairs: PairedDatase
     repeated = PairedDataset([*pairs.pairs] * 50, SIZE)
     settings = {"batch_size": 4, "epochs": 4, "learning_rate": 3e-3, "preview_every": 4}
     trainer = make_trainer(unet=unet, train=repeated, validation=pairs, **settings)
-    untrained = trainer.validate()
+    untrained = trainer.validate()["validation_loss"]
     trainer.fit()
     assert trainer.step == 200
     metrics = metrics_of(trainer)
