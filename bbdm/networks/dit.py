@@ -80,7 +80,9 @@ class DiT(ConfiguredNetwork, Network):
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
         self.out_modulation = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, patch * patch * config.channels)
+        layers = [cast(Block, block).cross for block in self.blocks] if config.tokens else []
         zeroed = {self.out, self.out_modulation, *(cast(Block, block).modulation for block in self.blocks)}
+        zeroed |= {layer.proj_out for layer in layers}
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.zeros_(cast(nn.Parameter, module.bias))
@@ -89,7 +91,6 @@ class DiT(ConfiguredNetwork, Network):
         self.embed_classes = nn.ModuleDict(
             {f"_{name}": told_class(sizes[name], name in config.drop, width) for name in config.classes}
         )
-        layers = [cast(Block, block).cross for block in self.blocks] if config.tokens else []
         self.embed_tokens = nn.ModuleDict({f"_{name}": Tokens(sizes[name], layers) for name in config.tokens})
 
     def description(self) -> dict[str, Any]:

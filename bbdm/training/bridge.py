@@ -165,7 +165,7 @@ class BridgeTask(TrainingTask):
         return ["validation_loss", *(f"validation_without_{name}" for name in self.network.drop)]
 
     def validation_losses(self, batch: Example, seeds: torch.Tensor) -> dict[str, float]:
-        """See :meth:`TrainingTask.validation_losses`; also of each condition that is dropped the loss without."""
+        """See :meth:`TrainingTask.validation_losses`; also those without a condition that training drops."""
         found = super().validation_losses(batch, seeds)
         for name in self.network.drop:
             less = batch._replace(conditions=self.network.without(batch.conditions, [name]))

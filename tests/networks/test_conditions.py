@@ -283,15 +283,16 @@ def test_it_is_exported_and_runs_without_torch(make: Callable[[], Network], tmp_
 @pytest.mark.parametrize(
     ("conditions", "message"),
     [
-        (None, r"conditions must have 'dem', a tensor of shape \(2, 1, 8, 8\)"),
-        ({"dem": drawn(1)}, r"conditions must have 'sar', a tensor of shape \(2, 2, 8, 8\)"),
+        (None, r"'dem' is missing: this network has 'dem' \(1 channels\), 'sar' \(2 channels\)$"),
+        ({"dem": drawn(1)}, "condition 'sar' is missing"),
         ({"dem": drawn(1), "sar": drawn(1)}, r"'sar' must have shape \(2, 2, 8, 8\), got \(2, 1, 8, 8\)"),
-        ({"dem": drawn(1), "sar": drawn(2, 4)}, r"'sar' must have shape \(2, 2, 8, 8\), got \(2, 2, 4, 8\)"),
+        ({"dem": drawn(1), "sar": drawn(2)[0]}, r"'sar' must have shape \(2, 2, 8, 8\), got \(2, 8, 8\)"),
+        ({"dem": drawn(1), "sar": None}, "'sar' cannot be None: the network was never trained without it"),
         ({"dem": drawn(1), "sar": drawn(2).int()}, "'sar' must be a tensor of floats .*, got torch.int32"),
         ({"dem": drawn(1), "sar": drawn(2) / 0}, "'sar' must be finite"),
-        ({"dem": drawn(1), "sar": drawn(2), "dsm": drawn(1)}, "are 'dem', 'sar', got 'dsm'"),
-        ({"dem": drawn(1), "sar": drawn(2), "source": drawn(3)}, "are 'dem', 'sar', got 'source'"),
-        (drawn(2), "must be a mapping of names to images, such as {'sar': sar}, got a Tensor"),
+        ({"dem": drawn(1), "sar": drawn(2), "dsm": drawn(1)}, r"'sar' \(2 channels\), got 'dsm'"),
+        ({"dem": drawn(1), "sar": drawn(2), "source": drawn(3)}, r"'sar' \(2 channels\), got 'source'"),
+        (drawn(2), "must be a mapping of names to values, such as {'sar': sar}, got a Tensor"),
     ],
 )
 def test_bad_conditions(conditions: Any, message: str):

@@ -1,0 +1,222 @@
+"""Images, classes and tokens that a network is told besides the source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import bbdm
+from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
+from bbdm.networks.base import Network
+from bbdm.networks.conditions import ConditionsConfig
+from bbdm.networks.dit import DiT
+from bbdm.networks.dit_config import DiTConfig
+from bbdm.networks.unet import UNet
+from bbdm.networks.unet_config import UNetConfig
+from tests.conftest import TINY, tiny_unet
+
+BRIDGE = ABridge(50)
+TOLD: dict[str, Any] = {
+    "images": {"sar": 2},
+    "classes": {"style": ("ink", "oil", "chalk")},
+    "tokens": {"text": 5},
+    "drop": {"style": 0.1, "text": 0.2},
+}
+
+
+def unet(**settings: Any) -> Network:
+    return tiny_unet(**settings).eval()
+
+
+def dit(**settings: Any) -> Network:
+    torch.manual_seed(0)
+    made = DiT(width=16, depth=2, heads=2, patch=2, condition_channels=0, **settings).eval()
+    for parameter in made.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return made
+
+
+both = pytest.mark.parametrize("make", [unet, dit])
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def conditions() -> dict[str, torch.Tensor]:
+    """Of two images: the second has two tokens, and the class "none"."""
+    text = drawn(2, 4, 5, seed=2)
+    text[1, 2:] = 0
+    return {"sar": drawn(2, 2, 8, 8, seed=1), "style": torch.tensor([1, 3]), "text": text}
+
+
+X, T = drawn(2, 3, 8, 8), torch.tensor([3.0, 40.0])
+
+
+def moved(network: Network, **others: Any) -> torch.Tensor:
+    """How far predictions of each image move where conditions change."""
+    return (network(X, T, {**conditions(), **others}) - network(X, T, conditions())).abs().amax((1, 2, 3))
+
+
+@both
+def test_each_condition_counts_in_its_own_image(make: Callable[..., Network]):
+    network = make(**TOLD)
+    sar, text = conditions()["sar"], conditions()["text"]
+    assert (moved(network, sar=torch.cat([sar[:1] + 0.1, sar[1:]])) > 1e-4).tolist() == [True, False]
+    assert (moved(network, style=torch.tensor([0, 3])) > 1e-4).tolist() == [True, False]
+    assert (moved(network, style=torch.tensor([1, 2])) > 1e-4).tolist() == [False, True]
+    assert (moved(network, text=torch.cat([text[:1], text[1:].flip(1)])) > 1e-4).tolist() == [False, False]  # a set
+    assert (moved(network, text=torch.cat([text[:1], text[1:] * 1.5])) > 1e-5).tolist() == [False, True]
+    assert (moved(network, text=torch.zeros(2, 1, 5)) > 1e-5).tolist() == [True, True]
+
+
+@both
+def test_a_row_of_zeros_is_no_token(make: Callable[..., Network]):
+    network, text = make(**TOLD), conditions()["text"]
+    longer = F.pad(text, (0, 0, 0, 3))
+    assert moved(network, text=longer).max() < 1e-6
+    alone = {name: value[1:] for name, value in conditions().items()}
+    alone["text"] = alone["text"][:, :2]
+    torch.testing.assert_close(network(X[1:], T[1:], alone), network(X, T, conditions())[1:], rtol=0, atol=1e-5)
+
+
+def test_a_class_is_an_embedding_added_to_the_times():
+    """By hand, of the layers that the network has: ADM's label embedding."""
+    network = unet(classes={"style": 3})
+    assert isinstance(network, UNet)
+    plain = unet()
+    plain.load_state_dict({k: v for k, v in network.state_dict().items() if "embed_classes" not in k})
+    with torch.no_grad():  # a shift of the time's embedding by the class's is a shift of its last bias
+        plain.time_embed[2].bias += network.state_dict()["embed_classes._style.weight"][2]  # pyright: ignore
+    torch.testing.assert_close(network(X, T, {"style": torch.tensor([2, 2])}), plain(X, T), rtol=0, atol=1e-6)
+
+
+@both
+def test_images_are_resized_to_the_states(make: Callable[..., Network]):
+    network, sar = make(**TOLD), drawn(2, 2, 16, 16, seed=5)
+    small = F.interpolate(sar, (8, 8), mode="bilinear", antialias=True)
+    assert moved(network, sar=sar).min() > 1e-4
+    told = {**conditions(), "sar": sar}
+    torch.testing.assert_close(network(X, T, told), network(X, T, {**told, "sar": small}), rtol=0, atol=1e-6)
+
+
+@both
+def test_new_conditions_begin_without_influence(make: Callable[..., Network]):
+    fresh = UNet(**TINY, **TOLD) if make is unet else DiT(width=16, depth=2, heads=2, patch=2, **TOLD)
+    last = fresh.out[2] if isinstance(fresh, UNet) else fresh.out
+    torch.nn.init.normal_(last.weight, std=0.1)  # pyright: ignore
+    seen = {"source": drawn(2, 3, 8, 8)} if fresh.condition_channels else {}
+    others = {"style": torch.tensor([0, 2]), "text": drawn(2, 3, 5, seed=9)}
+    first = fresh(X, T, {**seen, **conditions()})
+    torch.testing.assert_close(fresh(X, T, {**seen, **conditions(), **others}), first, rtol=0, atol=1e-6)
+
+
+@both
+def test_conditions_are_prepared_once_a_call(make: Callable[..., Network], monkeypatch: pytest.MonkeyPatch):
+    network, calls = make(**TOLD), []
+    prepared = type(network).prepared
+    monkeypatch.setattr(type(network), "prepared", lambda self, *given: (calls.append(1), prepared(self, *given))[1])
+    told = {**conditions(), "style": ["oil", None]}
+    BridgeSampler(network, BRIDGE, steps=5)(X, 0, conditions=told)
+    assert len(calls) == 1
+    BridgeSampler(network, BRIDGE, steps=5)(X, 0, conditions=told, guidance=2.0)
+    assert len(calls) == 3
+
+
+@both
+def test_files_have_the_names_of_classes(make: Callable[..., Network], tmp_path: Path):
+    network = make(**TOLD)
+    save_checkpoint(tmp_path / "c.pt", network, BRIDGE)
+    loaded = load_checkpoint(tmp_path / "c.pt").build_unet()
+    assert loaded.further == ConditionsConfig(**TOLD)
+    sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt", steps=2)
+    told = {name: conditions()[name] for name in ("sar", "text")}
+    torch.testing.assert_close(
+        sampler(X, 0, conditions=told, style="chalk"),
+        BridgeSampler(network, BRIDGE, steps=2)(X, 0, conditions={**told, "style": 2}),
+        rtol=0,
+        atol=1e-6,
+    )
+
+
+def test_settings_without_conditions_are_those_of_earlier_versions():
+    for config in (UNetConfig(), DiTConfig()):
+        assert not {"images", "classes", "tokens", "drop"} & config.description().keys()
+        assert type(config)(**config.description()) == config
+    with_them = UNetConfig(**TOLD)
+    assert UNetConfig(**with_them.description()) == with_them
+    assert list(UNetConfig(classes={"b": 2, "a": 3}).classes) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"classes": {"style": 0}}, r"classes\['style'\] must be an integer of at least 1, got 0"),
+        ({"classes": {"style": ("a", "a")}}, "a class has its name alone, got a, a"),
+        ({"classes": {"style": "ab"}}, "classes must be a number or a list of names, got 'ab'"),
+        ({"tokens": {"two words": 3}}, "a name of tokens must be an identifier, .* got 'two words'"),
+        ({"tokens": {"a": 3}, "classes": {"a": 3}}, "each condition needs a name of its own, got a, a"),
+        ({"drop": {"style": 0.1}}, "drop must name conditions, of which there are none: 'style'"),
+        ({"tokens": {"a": 3}, "drop": {"a": 1}}, r"drop\['a'\] must be above 0 and below 1, got 1"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], message: str):
+    for build in (UNetConfig, DiTConfig, lambda **given: bbdm.wrap(torch.nn.Conv2d(3, 3, 1), **given)):
+        with pytest.raises(ValueError, match=message):
+            build(**settings)
+
+
+@pytest.mark.parametrize(
+    ("told", "error", "message"),
+    [
+        ({"style": "watercolour"}, ValueError, "'style' must be of ink, oil, chalk, got 'watercolour'"),
+        ({"style": 4}, ValueError, "'style' must be of ink, oil, chalk, got 4"),
+        ({"style": ["ink"] * 3}, ValueError, "'style' must be one value, or one for each of 2 sources, got 3"),
+        ({"stile": "ink"}, TypeError, r"'stile' is no argument of a call, and no condition; .*'style' \(3 classes\)"),
+        ({}, ValueError, "'style' is missing: this network has .*; None leaves it out"),
+        ({"style": "ink", "text": drawn(4, 6)}, ValueError, r"'text' must be tokens \(L, 5\), .*, got \(4, 6\)"),
+        ({"style": "ink", "text": drawn(4, 5) / 0}, ValueError, "'text' must be finite"),
+        ({"style": "ink", "guidance": -1}, ValueError, "guidance must be a number of at least 0, got -1"),
+        ({"style": "ink", "guidance": {"sar": 2}}, ValueError, "without 'sar', and the network was not trained so"),
+        ({"style": "ink", "guidance": {"s": 2}}, ValueError, "guidance must be for conditions, 'sar' .*, got 's'"),
+        ({"style": "ink", "guidance_rescale": 1.5}, ValueError, "guidance_rescale must be at most 1, got 1.5"),
+        ({"style": "ink", "guidance_interval": (1, 0)}, ValueError, r"must be \(low, high\) in \[0, 1\], got \(1, 0\)"),
+        ({"style": "ink", "guidance_prior": "blur"}, ValueError, "guidance_prior must be blur:STRENGTH:WEIGHT or"),
+        ({"style": "ink", "guidance_prior": "fog:1"}, ValueError, "corruption must be one of blur, noise, got 'fog'"),
+    ],
+)
+def test_bad_calls(told: dict[str, Any], error: type[Exception], message: str):
+    sampler = BridgeSampler(unet(**TOLD), BRIDGE, steps=2)
+    given = {"sar": drawn(2, 2, 8, 8), "text": None, **told}
+    with pytest.raises(error, match=message):
+        sampler(X, 0, **given)
+
+
+def test_guidance_needs_a_network_that_was_trained_without():
+    sampler = BridgeSampler(unet(classes={"style": 3}), BRIDGE, steps=2)
+    with pytest.raises(ValueError, match="the network was not trained so: see drop"):
+        sampler(X, 0, style=1, guidance=2.0)
+    with pytest.raises(ValueError, match="'style' cannot be None: the network was never trained without it"):
+        sampler(X, 0, style=None)
+
+
+def test_values_may_be_for_all_or_for_each_source():
+    sampler = BridgeSampler(unet(**TOLD), BRIDGE, steps=2)
+    sar, text = drawn(2, 2, 8, 8), drawn(3, 5)
+    one = sampler(X, 0, sar=sar[:1], style="oil", text=text)
+    listed = sampler(X, 0, sar=sar[:1].repeat(2, 1, 1, 1), style=["oil", 1], text=[text, text.numpy()])
+    assert torch.equal(one, listed)
+
+
+def test_sources_of_several_sizes_have_classes_of_their_own():
+    sampler = BridgeSampler(unet(classes={"style": 3}), BRIDGE, steps=2)
+    small, large = drawn(3, 8, 8), drawn(3, 16, 8)
+    made = sampler([small, large, small], [1, 2, 3], style=[0, 1, 2])
+    for source, seed, style, result in zip((small, large, small), (1, 2, 3), (0, 1, 2), made, strict=True):
+        torch.testing.assert_close(sampler([source], seed, style=style)[0], result, rtol=0, atol=1e-6)
