@@ -112,6 +112,7 @@ def calibrate(config: CalibrateConfig, output: Path) -> Intervals:
         progress=scripts.is_shown(config.show_verbose, config.quiet),
         folder=parts,
         **config.described_windows,
+        **config.described_guides,
     )
     made.save(output)
     shutil.rmtree(parts)

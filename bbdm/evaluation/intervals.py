@@ -35,7 +35,8 @@ Array = npt.NDArray[Any]
 By = Literal["quantiles", "std"]
 FORMAT, VERSION = "bbdm intervals", 1
 FITTED = 4  # of so many pairs, one chooses the groups' lambdas, and the others calibrate
-WINDOWS = {"window": "auto", "overlap": 0.25, "margin": 0}  # the arguments of a call that decide its results
+# The arguments of a call that decide its results
+CALL = {"window", "overlap", "margin", "guidance", "guidance_rescale", "guidance_interval", "guidance_prior"}
 
 
 class OtherSamplerError(ValueError):
@@ -123,7 +124,7 @@ class Intervals:
                 pairs that are done and that of all.
             folder: what is measured of each pair is kept there, so that a calibration that was interrupted
                 resumes; None for none.
-            windows: ``window``, ``overlap`` and ``margin`` of the sampler's calls.
+            windows: ``window``, ``overlap`` and ``margin`` of the sampler's calls, or what guides them.
 
         Raises:
             ResultsError: the folder is of another calibration.
@@ -133,8 +134,8 @@ class Intervals:
         from bbdm.data.mapped import as_examples
 
         _check(alpha, delta, by, bound, groups)
-        if unknown := windows.keys() - WINDOWS.keys():
-            raise ValueError(f"calibrate takes window, overlap and margin, got {', '.join(sorted(unknown))}")
+        if unknown := windows.keys() - CALL:
+            raise ValueError(f"calibrate takes {', '.join(sorted(CALL))}, got {', '.join(sorted(unknown))}")
         examples = as_examples(pairs)
         units = units_of(examples)
         fitted = len(range(0, len(units), FITTED)) if groups > 1 else 0
@@ -190,7 +191,7 @@ class Intervals:
         Raises:
             ValueError: the pictures have another size than those that calibrated, or a setting is another.
         """
-        fixed = {"solver", "steps", "timesteps", "keep", *WINDOWS}
+        fixed = {"solver", "steps", "timesteps", "keep", *CALL}
         if given := sorted(fixed & settings.keys()):
             raise ValueError(f"intervals are of the sampler as it was calibrated: {', '.join(given)} cannot be given")
         made = self.sampler.distribution(

@@ -79,7 +79,7 @@ class LargePictures:
 
         Raises:
             DiskFullError: the disk is too small, or became full.
-            LargePictureError: there are no windows.
+            LargePictureError: there are no windows, or there is guidance.
             ResultInUseError: another process makes this result.
             StoppedError: SIGTERM came while it was made.
             ValueError: the picture is damaged or not finite, or it cannot be read or written by parts.
@@ -92,6 +92,8 @@ class LargePictures:
                 f"{entry} of {height} x {width} needs about {shown(in_memory(sampler, size))} of memory, more than "
                 f"{shown(self._limit)}, and the network is called on whole pictures"
             )
+        if self._config.guides:
+            raise LargePictureError(f"{entry} is larger than memory, and then it cannot be guided: give more --memory")
         first = self._processes.first
         verbose = scripts.is_shown(self._config.show_verbose, self._config.quiet) and first
         stream = sampler, strips, windows, job.seed, self._limit

@@ -179,7 +179,7 @@ class Translator:
         size = self.config.batch_size if self.files.volumes or windowed else count
         batches = [jobs[start : start + count] for start in range(0, len(jobs), count)]
         share = batches[self.processes.rank :: self.processes.count]
-        windows = self.config.windows
+        how = {**self.config.windows, **self.config.guides}
         self.processes.wait()  # until all have looked which results exist
         with self._memory(), tqdm(total=sum(map(len, share)), unit="image", disable=not self.verbose) as bar:
             for number, batch in enumerate(share):
@@ -191,10 +191,10 @@ class Translator:
                     if warm_up and number == 0 and not windowed:  # by one call, on CUDA by all that a graph captures
                         solver, *_ = solvers.Defaults(calls=sampler.calls).fill()
                         one = (None, None) if sampler.device.type == "cuda" else (solver, 1)
-                        sampler(given, seed=0, batch_size=size, solver=one[0], steps=one[1], **settings, **windows)
+                        sampler(given, seed=0, batch_size=size, solver=one[0], steps=one[1], **settings, **how)
                     began = time.perf_counter()
                     results = self._results(
-                        sampler, given, seed=[job.seed for job in group], batch_size=size, **settings, **windows
+                        sampler, given, seed=[job.seed for job in group], batch_size=size, **settings, **how
                     )
                     seconds += time.perf_counter() - began
                     for job, source, result in zip(group, sources, results, strict=True):
@@ -250,6 +250,7 @@ class Translator:
             "seed": config.seed,
             **({} if config.orientations == 1 else {"orientations": config.orientations}),
             **config.described_windows,
+            **config.described_guides,
         }
 
     def run(self, solver: str | None, steps: int | None, folder: Path) -> tuple[list[Job], dict[str, Any]]:

@@ -157,6 +157,25 @@ def read_guidance(
     return Guidance(tuple(variants), float(guidance_rescale), (low, high), prior)
 
 
+def read_scale(text: str) -> float | dict[str, float]:
+    """The argument ``guidance`` from text: ``2``, or ``style=2,text=3``. ValueError for others."""
+    try:
+        if "=" not in text:
+            return float(text)
+        return {name: float(value) for name, value in (part.split("=") for part in text.split(","))}
+    except ValueError as error:
+        raise ValueError(f"guidance must be a number, or NAME=NUMBER,..., got {text!r}") from error
+
+
+def read_interval(text: str) -> tuple[float, float]:
+    """The argument ``guidance_interval`` from text such as ``0.2:0.8``. ValueError for others."""
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError as error:
+        raise ValueError(f"guidance_interval must be LOW:HIGH, got {text!r}") from error
+    return low, high
+
+
 def _wanted(guidance: Any, further: ConditionsConfig) -> dict[tuple[str, ...], Any]:
     """The weight of each set of conditions."""
     if guidance is None:

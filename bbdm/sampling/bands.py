@@ -35,6 +35,9 @@ class Bands:
         report: called after each call of the network with 1.
         at_once: rows that are stepped at once, for which there is memory; None for all that are ready.
 
+    Raises:
+        ValueError: the network is told more than the source.
+
     Attributes: ``steps``, their number; ``size``, (height, width) of the state; ``first_rows``, the rows at
     which windows begin.
     """
@@ -50,6 +53,10 @@ class Bands:
         report: Callable[[int], Any] = lambda _: None,
         at_once: int | None = None,
     ) -> None:
+        if network.further.kinds:
+            raise ValueError(
+                f"a picture is made by parts without conditions, and the network has {network.further.wanted}"
+            )
         self._network = network
         self._loop = loop
         self._windowed = Windowed(loop.network, windows, report)

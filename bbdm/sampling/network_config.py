@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bbdm import solvers
 from bbdm.base.settings import check, setting
+from bbdm.networks.guidance import Prior, read_interval, read_scale
 from bbdm.networks.windows import check_windows
 from bbdm.pictures.images import Resize, Size, read_sides, read_size
 
@@ -109,7 +110,35 @@ class WindowConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig(WindowConfig, FileConfig):
+class GuidanceConfig:
+    """How the predictions of a network are guided; see :mod:`bbdm.networks.guidance`."""
+
+    guidance: float | dict[str, float] | None = setting(
+        None, "how far past what the network makes of conditions, a number, or NAME=NUMBER,...", parse=read_scale
+    )
+    guidance_rescale: float = setting(0.0, "share of the way back to the contrast without guidance", least=0)
+    guidance_interval: tuple[float, float] = setting(
+        (0.0, 1.0), "LOW:HIGH, steps that are guided: times as shares of the first one", parse=read_interval
+    )
+    guidance_prior: Prior | None = setting(
+        None, "blur:STRENGTH:WEIGHT or noise:STRENGTH:WEIGHT, guidance of any network", parse=Prior.read
+    )
+
+    @property
+    def guides(self) -> dict[str, Any]:
+        """The arguments of a sampler's call that guide it; none where nothing does."""
+        if self.guidance is self.guidance_prior is None:
+            return {}
+        return {each.name: getattr(self, each.name) for each in fields(GuidanceConfig)}
+
+    @property
+    def described_guides(self) -> dict[str, Any]:
+        """:attr:`guides` as plain values, for manifests."""
+        return {name: str(value) if isinstance(value, Prior) else value for name, value in self.guides.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(GuidanceConfig, WindowConfig, FileConfig):
     """How a trained network samples, and what its file leaves out.
 
     Raises:

@@ -51,6 +51,8 @@ class PictureTask:
             ValueError: the picture cannot be read, or the network cannot translate it by bands.
         """
         config = self.config
+        if config.guides:
+            raise ValueError("a picture that several machines make together cannot be guided")
         source = SourceRows(formats.open(self.path), sampler.pictures, sampler.unet.source_channels)
         return source, sampler.bands(source.size, self.seed, batch_size=config.batch_size, **config.windows)
 

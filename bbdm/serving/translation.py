@@ -142,7 +142,7 @@ def _translate_one(config: ClusterConfig, sampler: BridgeSampler, sha256: str, p
 def _settings(config: ClusterConfig, sampler: BridgeSampler, sha256: str, size: Any) -> dict[str, Any]:
     """What decides the results."""
     about = {**description(sampler, sha256), "image_size": size, "seed": config.seed, "seeds": "by name"}
-    return {**about, **config.described_windows}
+    return {**about, **config.described_windows, **config.described_guides}
 
 
 def _still_bad(task: Task, sources: Sources) -> dict[str, str]:
@@ -218,7 +218,7 @@ class Worker:
             ValueError: the network is not the driver's.
         """
         task, config, bad = self.task, self.task.config, dict[str, str]()
-        settings = {"batch_size": config.batch_size, **config.windows}
+        settings = {"batch_size": config.batch_size, **config.windows, **config.guides}
         pictures = _read(task, block, bad)
         while batch := list(islice(pictures, task.at_once)):
             seeds = [seed_of(name, config.seed) for name, _ in batch]

@@ -157,7 +157,7 @@ class TrainingTask(ABC):
         return ["validation_loss"]
 
     def validation_losses(self, batch: Example, seeds: torch.Tensor) -> dict[str, float]:
-        """Losses of the averaged weights by name, sums over pairs. ``validation_loss`` says which are best."""
+        """Losses of the averaged weights by name, sums over pairs; ``validation_loss`` is the one of all."""
         return {"validation_loss": self.validation_loss(batch, seeds)}
 
     def report(self) -> dict[str, float]:

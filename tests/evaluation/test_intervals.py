@@ -105,7 +105,7 @@ def test_damaged_files(tmp_path: Path, change: dict[str, Any]):
         ({"delta": 1.0}, "delta must be above 0 and below 1, got 1.0"),
         ({"by": "mean"}, r"by must be one of \('quantiles', 'std'\), got 'mean'"),
         ({"groups": 0}, "groups must be an integer of at least 1, got 0"),
-        ({"windows": 8}, "calibrate takes window, overlap and margin, got windows"),
+        ({"windows": 8}, "calibrate takes guidance, .*, overlap, window, got windows"),
         ({}, "alpha 0.1 and delta 0.1 need at least 22 pairs by the bound 'hoeffding-bentkus' with groups=1, got 12"),
         ({"groups": 2}, "need at least 30 pairs"),  # 8 choose the lambdas of the groups
         ({"bound": "conformal", "alpha": 0.05}, "need at least 19 pairs by the bound 'conformal'"),
