@@ -34,6 +34,8 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[Row]:
     both = ", and their moving average" if unet.ema and unet.weights else ""
     yield "network", f"{unet.kind}, {millions(state)} M parameters in {', '.join(dtypes)}{both}"
     yield "settings", unet.config
+    if unet.config.kinds:
+        yield "conditions", unet.config.wanted
     yield "bridge", bridge
     yield "objective", bridge.objective
     yield "image size", "not stated" if size is None else shown(size)
@@ -78,6 +80,8 @@ def of_export(settings: dict[str, Any]) -> Iterator[Row]:
     size, static = settings.get("image_size"), settings["static"]
     yield "graphs", ", ".join(settings["files"])
     yield "dtype", settings["dtype"]
+    if told := ", ".join(name for kind in ("images", "classes", "tokens") for name in settings.get(kind, {})):
+        yield "conditions", told
     yield "bridge", ", ".join(f"{key}={value}" for key, value in settings["bridge"].items())
     yield "solver", f"{settings['solver']}, {len(StepTable.from_description(settings))} steps"
     yield "image size", "not stated" if size is None else shown(size)

@@ -182,7 +182,7 @@ class Card:
             facts=_rows(self._facts(model).items()),
             arguments=", ".join([f'"{name}"', *_code(model)]),
             suffix=suffix,
-            conditions=", conditions={...}" if model.unet.images else "",
+            conditions=", conditions={...}" if model.unet.further.kinds else "",
             onnx=ONNX.format(name=name, suffix=suffix) if has_export else "",
             solvers=_rows((f"`{solver}`", count) for solver, count in calls.items()),
             scores=SCORES.format(rows=_rows(self._scores())) if self.reports else "",

@@ -135,7 +135,7 @@ class Network(nn.Module):
             raise ValueError(f"conditions must be a mapping of names to tensors, got a {kind}: write {{'source': y}}")
         wanted = self.conditions
         if unknown := [name for name in conditions if name not in wanted]:
-            known = described({name: self.kind_of(name) for name in wanted}, wanted)
+            known = described({name: self.kind_of(name) for name in wanted}, wanted, self.classes)
             raise ValueError(f"conditions of this network are {known}, got {', '.join(map(repr, unknown))}")
         for name, size in wanted.items():
             kind = self.kind_of(name)

@@ -73,8 +73,8 @@ class ConditionsConfig:
 
     @property
     def wanted(self) -> str:
-        """The conditions in words."""
-        return described(self.kinds, self.sizes)
+        """The conditions in words, such as ``'style' (3 classes: ink, oil, chalk)``."""
+        return described(self.kinds, self.sizes, self.classes)
 
     def told(self) -> dict[str, Any]:
         """The fields that are not empty, as plain values."""
@@ -93,8 +93,12 @@ def as_classes(value: Any) -> Classes:
     return tuple(value)
 
 
-def described(kinds: Mapping[str, Kind], sizes: Mapping[str, int]) -> str:
-    """Conditions with their sizes, for messages."""
+def described(kinds: Mapping[str, Kind], sizes: Mapping[str, int], classes: Mapping[str, Classes]) -> str:
+    """Conditions with their sizes and names of classes, for messages."""
     units = {"image": "{} channels", "class": "{} classes", "tokens": "tokens of width {}"}
-    shown = [f"{name!r} ({units[kinds.get(name, 'image')].format(size)})" for name, size in sizes.items()]
+    shown: list[str] = []
+    for name, size in sizes.items():
+        named = classes.get(name, size)
+        names = "" if isinstance(named, int) else f": {', '.join(named)}"
+        shown.append(f"{name!r} ({units[kinds.get(name, 'image')].format(size)}{names})")
     return ", ".join(shown) or "none"

@@ -178,7 +178,11 @@ def test_bad_settings(settings: dict[str, Any], message: str):
         ({"style": "watercolour"}, ValueError, "'style' must be of ink, oil, chalk, got 'watercolour'"),
         ({"style": 4}, ValueError, "'style' must be of ink, oil, chalk, got 4"),
         ({"style": ["ink"] * 3}, ValueError, "'style' must be one value, or one for each of 2 sources, got 3"),
-        ({"stile": "ink"}, TypeError, r"'stile' is no argument of a call, and no condition; .*'style' \(3 classes\)"),
+        (
+            {"stile": "ink"},
+            TypeError,
+            r"'stile' is no argument of a call, and no condition; .*'style' \(3 classes: ink, oil, chalk\)",
+        ),
         ({}, ValueError, "'style' is missing: this network has .*; None leaves it out"),
         ({"style": "ink", "text": drawn(4, 6)}, ValueError, r"'text' must be tokens \(L, 5\), .*, got \(4, 6\)"),
         ({"style": "ink", "text": drawn(4, 5) / 0}, ValueError, "'text' must be finite"),
