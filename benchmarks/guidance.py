@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,12 @@ def chroma(images: torch.Tensor) -> torch.Tensor:
 
 
 def measured(
-    sampler: BridgeSampler, pairs: PairExamples, places: list[int], call: str, told: dict[str, list[str]], samples: int
+    sampler: BridgeSampler,
+    pairs: PairExamples,
+    places: list[int],
+    call: str,
+    told: Mapping[str, Sequence[Any]],
+    samples: int,
 ) -> dict[str, Any]:
     """Energy score and chroma of each picture, chroma of the targets, and seconds in all."""
     energies: list[float] = []
@@ -108,8 +114,8 @@ def main(argv: list[str] | None = None) -> None:
     print("| call | energy score | to the first | chroma | to the first | s |\n|---|---|---|---|---|---|")
     for call in args.calls:
         if call not in done:
-            none = {name: [None] * len(places) for name in sampler.unet.classes}
-            told = {**none, args.condition: own} if "told" in call.split() else none
+            none: dict[str, Any] = {name: [None] * len(places) for name in sampler.unet.classes}
+            told: dict[str, Any] = {**none, args.condition: own} if "told" in call.split() else none
             done[call] = measured(sampler, pairs, places, call, told, args.samples)
             write_atomically(args.output, lambda temporary: temporary.write_text(json.dumps(done)))
         print(row(call, done[call], done[args.calls[0]]), flush=True)

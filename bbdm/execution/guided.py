@@ -25,7 +25,7 @@ class Guided:
     def __init__(self, guidance: Guidance, table: StepTable, together: bool) -> None:
         self.guidance = guidance
         self.together = together
-        self._guides = guidance.guides(table.network_times.tolist())
+        self._guides = guidance.guides(table.timesteps.tolist(), table.inputs.tolist())
         self._prediction, self._inputs = table.prediction.tolist(), table.inputs.tolist()
 
     def calls(self, index: int) -> int:
@@ -75,11 +75,13 @@ class Guided:
         F + (w - 1) (F(x) - F(H(x))) + (w - 1) p_x / p (x - H(x)).
         """
         i_x, (p_x, _, p) = self._inputs[index][0], self._prediction[index]
+        if i_x == 0:
+            return inputs, torch.zeros_like(inputs)
         wide = torch.promote_types(inputs.dtype, torch.float32)
         state = inputs.to(wide)
         if prior.corruption == "noise":
             shape = tuple(inputs.shape[1:])
-            change = prior.strength * i_x * philox.normal(seeds, index, shape, philox.CORRUPTION).to(wide)
+            change = prior.strength * philox.normal(seeds, index, shape, philox.CORRUPTION).to(wide)
         else:
             change = blurred(state, prior.strength) - state
         return (state + change).to(inputs.dtype), change * ((1 - prior.weight) * p_x / (p * i_x))

@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from bbdm.networks.base import SOURCE, Conditions, Network
 from bbdm.networks.dit_config import PRESETS, DiTConfig
-from bbdm.networks.layers import CrossAttention, Tokens, frequencies, resized, sinusoids, told_class, told_tokens
+from bbdm.networks.layers import frequencies, sinusoids
 from bbdm.networks.restore import ConfiguredNetwork
+from bbdm.networks.told import Context, CrossAttention, Told
 
 TIME_CHANNELS = 256  # of the sinusoids of a time
 
@@ -39,9 +40,7 @@ class Block(nn.Module):
         if config.tokens:
             self.cross = CrossAttention(width, config.heads)
 
-    def forward(
-        self, x: torch.Tensor, modulation: torch.Tensor, context: tuple[torch.Tensor, torch.Tensor] | None = None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, modulation: torch.Tensor, context: Context = None) -> torch.Tensor:
         """(B, N, W) patches, (B or 1, 6 W) modulation, and keys and values of tokens, to (B, N, W)."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation.to(x.dtype)[:, None].chunk(6, dim=-1)
         q, k, v = self.qkv(_norm(x, shift, scale)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -87,11 +86,7 @@ class DiT(ConfiguredNetwork, Network):
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.zeros_(cast(nn.Parameter, module.bias))
                 nn.init.zeros_(module.weight) if module in zeroed else _xavier(module.weight)
-        sizes = config.sizes  # what is told begins without influence
-        self.embed_classes = nn.ModuleDict(
-            {f"_{name}": told_class(sizes[name], name in config.drop, width) for name in config.classes}
-        )
-        self.embed_tokens = nn.ModuleDict({f"_{name}": Tokens(sizes[name], layers) for name in config.tokens})
+        self.told = Told(config, width, self)
 
     def description(self) -> dict[str, Any]:
         """Its settings."""
@@ -119,20 +114,16 @@ class DiT(ConfiguredNetwork, Network):
 
     def prepared(self, conditions: Conditions, sides: Sequence[int]) -> dict[str, torch.Tensor]:
         """See :meth:`Network.prepared`: images in the size of the state, embeddings, keys and values."""
-        made = dict(conditions)
-        made |= {name: resized(conditions[name], sides) for name in self.images}
-        made |= {name: self.embed_classes[f"_{name}"](conditions[name]) for name in self.classes}
-        return made | {name: self.embed_tokens[f"_{name}"](conditions[name]) for name in self.tokens}
+        return self.told.prepared(conditions, sides)
 
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The network after :meth:`embed`."""
         height, width = x.shape[2] // self.config.patch, x.shape[3] // self.config.patch
         if self.classes:
-            told = sum(conditions[name] for name in self.classes) + embedding
-            embedding = _modulated(self._modulations(), told)
-        context = told_tokens([conditions[name] for name in self.tokens])
-        shown = [SOURCE] if SOURCE in conditions and self.embed_source is None else []
-        x = torch.cat([x, *(conditions[name] for name in (*shown, *self.images))], dim=1)
+            embedding = _modulated(self._modulations(), self.told.embedding(conditions, embedding))
+        context = self.told.context(conditions)
+        shown = [conditions[SOURCE]] if SOURCE in conditions and self.embed_source is None else []
+        x = torch.cat([x, *shown, *self.told.shown(conditions)], dim=1)
         places = _places(height, width, self.config.width, x)
         h = self.embed_patches(x).flatten(2).transpose(1, 2) + places
         if self.embed_source is not None:

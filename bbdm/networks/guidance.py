@@ -32,7 +32,8 @@ class Prior:
     """Guidance away from what the network makes of a corrupted state.
 
     The estimate of the target becomes D(H(x)) + weight (D(x) - D(H(x))), where H corrupts the state x a
-    little, and the source stays as it is.
+    little, and the source stays as it is. H changes what the network is shown of the state, a weighted sum of
+    state and source.
 
     Args:
         corruption: ``blur`` by a Gaussian, or ``noise`` that is added.
@@ -89,10 +90,14 @@ class Guidance:
         """Of each image in a step that is guided."""
         return 1 + len(self.variants) + (self.prior is not None)
 
-    def guides(self, times: Sequence[float]) -> list[bool]:
-        """Which steps are guided, of a table's times."""
+    def guides(self, times: Sequence[float], inputs: Sequence[Sequence[float]]) -> list[bool]:
+        """Which steps are guided, of a table's times, and weights of the state in what the network is shown.
+
+        A prior guides none that shows nothing of the state.
+        """
         low, high = self.interval
-        return [low <= time / times[0] <= high for time in times]
+        seen = [bool(self.variants) or shown[0] != 0 for shown in inputs]
+        return [sees and low <= time / times[0] <= high for sees, time in zip(seen, times, strict=True)]
 
     def combined(self, predictions: Sequence[Any], offset: Any = None) -> Any:
         """The guided prediction, of tensors or arrays (B, C, *S).

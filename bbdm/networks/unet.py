@@ -21,23 +21,19 @@ from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
 from bbdm.networks.base import SOURCE, Conditions, Network
 from bbdm.networks.layers import (
     CONVOLUTIONS,
-    CrossAttention,
     Downsample,
-    Tokens,
     Upsample,
     conv3x3,
     frequencies,
     norm_silu,
     pooled,
-    resized,
     shuffled,
     sinusoids,
-    told_class,
-    told_tokens,
     unshuffled,
     zeroed,
 )
 from bbdm.networks.restore import ConfiguredNetwork
+from bbdm.networks.told import Context, CrossAttention, Told
 from bbdm.networks.unet_config import PRESETS, UNetConfig
 
 
@@ -101,9 +97,6 @@ def _downsample(channels: int, config: UNetConfig, strides: Sequence[int]) -> nn
 def _upsample(channels: int, config: UNetConfig, strides: Sequence[int]) -> nn.Module:
     residual = config.residual_resampling
     return ResBlock(channels, channels, config, up=strides) if residual else Upsample(channels, strides)
-
-
-Context = tuple[torch.Tensor, torch.Tensor] | None  # keys and values of tokens, and which of them count
 
 
 class AttentionBlock(nn.Module):
@@ -249,12 +242,7 @@ class UNet(ConfiguredNetwork, Network):
 
         last = conv3x3(channels, cell * out_channels, axes=config.axes)
         self.out = nn.Sequential(_norm(channels, config), nn.SiLU(), zeroed(last))
-        sizes = config.sizes
-        self.embed_classes = nn.ModuleDict(
-            {_key(name): told_class(sizes[name], name in config.drop, 4 * width) for name in config.classes}
-        )
-        layers = [module for module in self.modules() if isinstance(module, CrossAttention)]
-        self.embed_tokens = nn.ModuleDict({_key(name): Tokens(sizes[name], layers) for name in config.tokens})
+        self.told = Told(config, 4 * width, self)
         first = 0
         for block in self.res_blocks():
             block.modulated = slice(first, first + cast(nn.Linear, block.emb_layers[1]).out_features)
@@ -297,19 +285,16 @@ class UNet(ConfiguredNetwork, Network):
 
     def prepared(self, conditions: Conditions, sides: Sequence[int]) -> dict[str, torch.Tensor]:
         """See :meth:`Network.prepared`: images in the size of the state, embeddings, keys and values."""
-        made = dict(conditions)
-        made |= {name: resized(conditions[name], sides) for name in self.images}
-        made |= {name: self.embed_classes[_key(name)](conditions[name]) for name in self.classes}
-        return made | {name: self.embed_tokens[_key(name)](conditions[name]) for name in self.tokens}
+        return self.told.prepared(conditions, sides)
 
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The network after :meth:`embed`."""
         modulation = embedding
         if self.classes:
-            told = sum(conditions[name] for name in self.classes) + embedding
+            told = self.told.embedding(conditions, embedding)
             modulation = Modulation(self).columns(told.to(cast(nn.Linear, self.time_embed[0]).weight.dtype))
-        context = told_tokens([conditions[name] for name in self.tokens])
-        shown = [conditions[name] for name in (SOURCE, *self.images) if name in conditions]
+        context = self.told.context(conditions)
+        shown = [*([conditions[SOURCE]] if SOURCE in conditions else []), *self.told.shown(conditions)]
         h = torch.cat([x, *shown], dim=1) if shown else x
         if self.config.patch > 1:
             h = unshuffled(h, self.config.patch)
@@ -329,8 +314,3 @@ class UNet(ConfiguredNetwork, Network):
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(stage, h, modulation, context, use_reentrant=False)
         return stage(h, modulation, context)
-
-
-def _key(name: str) -> str:
-    """The key of a condition's weights, which is no attribute of a module."""
-    return f"_{name}"

@@ -414,7 +414,8 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         count, _, *size = batch.source.shape
         if batch.windows is None:
             return len(plan.times)
-        guided = [False] * len(plan.times) if batch.guidance is None else batch.guidance.guides(plan.times)
+        inputs = plan.table.inputs.tolist()
+        guided = [False] * len(inputs) if batch.guidance is None else batch.guidance.guides(plan.times, inputs)
         images = [count * batch.guidance.evaluations if each and batch.guidance else count for each in guided]
         grid = self._shapes.grid(count, *size)[2:]
         return sum(batch.windows.calls(each, grid) for each in images)

@@ -91,9 +91,9 @@ def test_a_class_is_an_embedding_added_to_the_times():
     network = unet(classes={"style": 3})
     assert isinstance(network, UNet)
     plain = unet()
-    plain.load_state_dict({k: v for k, v in network.state_dict().items() if "embed_classes" not in k})
+    plain.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("told.")})
     with torch.no_grad():  # a shift of the time's embedding by the class's is a shift of its last bias
-        plain.time_embed[2].bias += network.state_dict()["embed_classes._style.weight"][2]  # pyright: ignore
+        plain.time_embed[2].bias += network.state_dict()["told.classes._style.weight"][2]  # pyright: ignore
     torch.testing.assert_close(network(X, T, {"style": torch.tensor([2, 2])}), plain(X, T), rtol=0, atol=1e-6)
 
 

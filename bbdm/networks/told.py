@@ -1,0 +1,125 @@
+"""How the networks of this library take in what they are told besides the source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bbdm.networks.conditions import ConditionsConfig
+from bbdm.networks.layers import zeroed
+
+Conditions = Mapping[str, torch.Tensor]
+Context = tuple[torch.Tensor, torch.Tensor] | None  # keys and values of tokens, and which of them count
+
+
+class CrossAttention(nn.Module):
+    """Attention of positions to what a network is told as tokens; it begins as no change.
+
+    Keys and values depend on the tokens alone. So a :class:`Told` makes those of all layers once, and this
+    layer takes its columns.
+    """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(channels, channels)
+        self.proj_out = zeroed(nn.Linear(channels, channels))
+        self.columns = slice(0, 0)  # of the keys and values of all layers; Told sets it
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """(B, N, C) of positions; ``context`` (B, L, M) is of all layers, ``seen`` (B, 1, 1, L) counts."""
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = context[..., self.columns].to(q.dtype).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        return self.proj_out(h.transpose(1, 2).flatten(2))
+
+
+class Tokens(nn.Module):
+    """Keys and values of all cross-attention layers, of the tokens of one condition.
+
+    A learned token is put in front, so that attention to no token is defined.
+    """
+
+    def __init__(self, width: int, columns: int) -> None:
+        super().__init__()
+        self.none = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        self.to_kv = nn.Linear(width, columns, bias=False)  # so that a token of zeros stays zero
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, L, width) to (B, L + 1, M)."""
+        tokens = tokens.to(self.none.dtype)
+        return self.to_kv(torch.cat([self.none.expand(len(tokens), -1, -1), tokens], dim=1))
+
+
+class Told(nn.Module):
+    """The part of a network that depends on its conditions alone.
+
+    Embeddings of classes begin at zero.
+
+    Args:
+        config: the conditions.
+        width: of the time's embedding, to which those of classes are added.
+        network: the rest, whose cross-attention layers get their columns.
+    """
+
+    def __init__(self, config: ConditionsConfig, width: int, network: nn.Module) -> None:
+        super().__init__()
+        sizes, columns = config.sizes, 0
+        for layer in network.modules():
+            if isinstance(layer, CrossAttention):
+                layer.columns = slice(columns, columns + 2 * layer.q.out_features)
+                columns = layer.columns.stop
+        self.images = tuple(config.images)
+        self.classes = nn.ModuleDict(
+            {_key(name): zeroed(nn.Embedding(sizes[name] + (name in config.drop), width)) for name in config.classes}
+        )
+        self.tokens = nn.ModuleDict({_key(name): Tokens(sizes[name], columns) for name in config.tokens})
+
+    def prepared(self, conditions: Conditions, sides: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Images in the size of the state, embeddings, keys and values; other conditions stay.
+
+        See :meth:`bbdm.networks.base.Network.prepared`.
+        """
+        made = {name: resized(value, sides) if name in self.images else value for name, value in conditions.items()}
+        for parts in (self.classes, self.tokens):
+            made |= {_name(key): part(conditions[_name(key)]) for key, part in parts.items()}
+        return made
+
+    def shown(self, prepared: Conditions) -> list[torch.Tensor]:
+        """(B, C, *S) the images."""
+        return [prepared[name] for name in self.images]
+
+    def embedding(self, prepared: Conditions, time: torch.Tensor) -> torch.Tensor:
+        """The time's embedding (B or 1, width) with those of classes."""
+        for key in self.classes:
+            time = time + prepared[_name(key)]
+        return time
+
+    def context(self, prepared: Conditions) -> Context:
+        """Keys and values of all tokens (B, L, M), and which count (B, 1, 1, L); None without tokens."""
+        if not self.tokens:
+            return None
+        context = torch.cat([prepared[_name(key)] for key in self.tokens], dim=1)
+        return context, (context != 0).any(dim=-1)[:, None, None]
+
+
+def _key(name: str) -> str:
+    """The key of a condition's weights, which is no attribute of a module."""
+    return f"_{name}"
+
+
+def _name(key: str) -> str:
+    return key[1:]
+
+
+def resized(image: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
+    """(B, C, *S) images in another size, by antialiased bilinear filtering; of volumes, trilinear."""
+    if tuple(image.shape[2:]) == tuple(sides):
+        return image
+    if image.ndim == 5:
+        return F.interpolate(image, tuple(sides), mode="trilinear")
+    made = F.interpolate(image.float(), tuple(sides), mode="bilinear", antialias=True)
+    return made.to(image.dtype)
