@@ -25,8 +25,9 @@ from bbdm.pictures import images
 from bbdm.pictures.kind import PictureKind
 from bbdm.runtime.session import Provider, Session, with_options
 from bbdm.sampling import sources
-from bbdm.sampling.base import Advance, BaseSampler, Given, Timesteps
+from bbdm.sampling.base import Advance, BaseSampler, Given
 from bbdm.sampling.batch import Batch, SolverPlan
+from bbdm.sampling.call import Timesteps
 from bbdm.sampling.shapes import Shapes
 from bbdm.sampling.step import Step as Step
 

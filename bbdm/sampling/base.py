@@ -6,30 +6,26 @@ run a batch. All else is here, and needs neither PyTorch nor ONNX Runtime.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from bbdm.base.recent import Recent
-from bbdm.base.seeds import resolve_seeds
 from bbdm.networks.endpoint import in_channels
-from bbdm.networks.guidance import GuidanceSettings, Prior, read_guidance
+from bbdm.networks.guidance import GuidanceSettings, Prior
 from bbdm.networks.windows import Windowing
 from bbdm.pictures import images
 from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
-from bbdm.pictures.values import ValuesLike, as_values
-from bbdm.sampling import sources
+from bbdm.pictures.values import ValuesLike
+from bbdm.sampling import call, sources
 from bbdm.sampling.batch import Batch, SolverPlan
-from bbdm.sampling.conditions import read_conditions
+from bbdm.sampling.call import CallSettings, Picture, Progress, Seed, Timesteps
 from bbdm.sampling.distribution import Distribution, draw
 from bbdm.sampling.shapes import Shapes, Window
 from bbdm.sampling.sources import UNIT, ArrayBackend, Range, Scale
@@ -40,32 +36,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 PLANS_KEPT = 4  # solvers with their times: tables, and what a network computes of the time alone
-Seed = int | Sequence[int] | None
-Timesteps = str | Iterable[float] | None
 Advance = Callable[[int], Any]  # reports a number of network calls as done
-Progress = bool | Callable[[int, int], Any]
-Given = tuple[Any, list[dict[str, Any]]]
-Picture = Image.Image | str | os.PathLike[str]
-
-
-class CallSettings(GuidanceSettings, total=False):
-    """The arguments of a call besides its source and seed. Conditions may be arguments by their names too."""
-
-    noise: Any
-    batch_size: int | None
-    progress: Progress
-    solver: str | None
-    steps: int | None
-    timesteps: Timesteps
-    range: Range
-    source_values: ValuesLike
-    target_values: ValuesLike
-    mask: Any
-    conditions: Mapping[str, Any] | None
-    window: Window
-    overlap: float
-    margin: int
-    callback: Callback | None
+Given = tuple[Any, list[dict[str, Any]]]  # see BaseSampler._given
 
 
 Array = TypeVar("Array")
@@ -244,9 +216,14 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         """
         self._shapes.check_batch_size(batch_size)
         plan = self._plan(solver, steps, timesteps)
+        guided: GuidanceSettings = {
+            "guidance": guidance,
+            "guidance_rescale": guidance_rescale,
+            "guidance_interval": guidance_interval,
+            "guidance_prior": guidance_prior,
+        }
         scale = self._scale(range, source_values, target_values)
-        others = {**_guiding(guidance, guidance_rescale, guidance_interval, guidance_prior), **named}
-        given, whole = self._batches(plan, source, seed, noise, scale, mask, conditions, others)
+        given, whole = self._batches(plan, source, seed, noise, scale, mask, conditions, {**guided, **named})
         batches: list[Batch] = []
         for each in whole:
             windows = self.windowing(window, overlap, margin, batch_size, each.source.shape[2:])
@@ -343,9 +320,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
 
     def _scale(self, range: Range, source_values: ValuesLike, target_values: ValuesLike) -> Scale:
         """What the values of a call are."""
-        source, target = as_values(source_values), as_values(target_values)
-        kind = replace(self.pictures, source=source or self.pictures.source, target=target or self.pictures.target)
-        return Scale(sources.check_range(range), kind, not source is target is None, self._shapes.axes)
+        return call.read_scale(self.pictures, self._shapes.axes, range, source_values, target_values)
 
     def _batches(
         self,
@@ -358,37 +333,9 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         conditions: Mapping[str, Any] | None,
         others: Mapping[str, Any],
     ) -> tuple[sources.Given, list[Batch]]:
-        """What a call is given, and its images as one batch for each size, all checked.
-
-        ``others`` are arguments that guide, and conditions by their names.
-        """
-        named = {name: value for name, value in others.items() if name not in GuidanceSettings.__annotations__}
-        if unknown := [name for name in named if name not in self._shapes.further.kinds]:
-            known = self._shapes.further.wanted
-            raise TypeError(f"{unknown[0]!r} is no argument of a call, and no condition; the network has {known}")
-        conditions = {**named, **conditions} if named and isinstance(conditions, Mapping) else named or conditions
-        guided = read_guidance(self._shapes.further, **{k: v for k, v in others.items() if k not in named})
-        given = sources.given(source, self.backend, self._shapes.source_channels, scale)
-        for name, value in {
-            "noise": noise,
-            "mask": mask,
-            "conditions": conditions if self._shapes.further.images else None,
-        }.items():
-            if value is not None and len(given.groups) > 1:
-                raise ValueError(f"{name} needs pictures of one size, got several")
-        first = given.groups[0][1]
-        if noise is not None:
-            self._check_noise(plan, noise, first.shape)
-        if mask is not None:
-            mask = sources.read_mask(mask, self.backend, first)
-        seen = read_conditions(conditions, self._shapes.further, self.backend, first, given.owners)
-        seeds = resolve_seeds(seed, given.owners[-1] + 1)
-        self._thread.seeds = tuple(seeds)
-        own = [seeds[owner] for owner in given.owners]
-        batches: list[Batch] = []
-        for i, array in given.groups:
-            told = {name: value if len(given.groups) == 1 else value[i] for name, value in seen.items()}
-            batches.append(Batch(i, array, [own[k] for k in i], noise, mask, told, guidance=guided))
+        """What a call is given, and its images as one batch for each size; see :func:`call.read_call`."""
+        kind = self._shapes, self.backend, len(plan.times), scale
+        given, batches, self._thread.seeds = call.read_call(*kind, source, seed, noise, mask, conditions, others)
         return given, batches
 
     def windowing(
@@ -460,16 +407,6 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         else:
             yield lambda _: None
 
-    def _check_noise(self, plan: AnyPlan, noise: Any, shape: Sequence[int]) -> None:
-        """Raise ValueError unless noise is finite normals for a source of a shape."""
-        if not isinstance(noise, self.backend.type):
-            raise ValueError(f"noise must be {self.backend.noun}, got {type(noise).__name__}")
-        wanted = (len(plan.times), *self._shapes.grid(shape[0], *shape[2:]))
-        if tuple(noise.shape) != wanted:
-            raise ValueError(f"noise must have shape {wanted}, got {tuple(noise.shape)}")
-        if not np.isfinite(float(abs(noise).max())):
-            raise ValueError("noise must be finite, got NaN or infinity")
-
     @abstractmethod
     def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> AnyPlan:
         """The plan of a solver; see :func:`bbdm.solvers.build`."""
@@ -515,17 +452,6 @@ def _counted(report: Callable[[int, int], Any], total: int) -> Advance:
         report(done, total)
 
     return advance
-
-
-def _guiding(
-    guidance: float | Mapping[str, float] | None, rescale: float, interval: tuple[float, float], prior: Any
-) -> GuidanceSettings:
-    return {
-        "guidance": guidance,
-        "guidance_rescale": rescale,
-        "guidance_interval": interval,
-        "guidance_prior": prior,
-    }
 
 
 def _hashable(timesteps: Timesteps) -> str | tuple[float, ...] | None:

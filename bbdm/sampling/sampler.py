@@ -33,8 +33,9 @@ from bbdm.networks.checks import check_pictures
 from bbdm.networks.windows import Windowing
 from bbdm.pictures import images
 from bbdm.sampling.bands import Bands
-from bbdm.sampling.base import Advance, BaseSampler, Given, Timesteps
+from bbdm.sampling.base import Advance, BaseSampler, Given
 from bbdm.sampling.batch import Batch, SolverPlan
+from bbdm.sampling.call import Timesteps
 from bbdm.sampling.shapes import Shapes
 from bbdm.sampling.step import Callback
 from bbdm.sampling.step import Step as Step
