@@ -1,6 +1,6 @@
 """What conditions and guidance cost: calls of the demo's network, plain, told a class, and guided.
 
-All rows have the same weights besides those of the class. ``class`` is told one; ``guided`` evaluates each step
+All rows have the same weights besides those of the class. ``class`` is told one; ``guided`` evaluates each
 with and without it; ``guided, half of the steps`` does so in an interval of times that holds half of them;
 ``prior`` is guidance by a blurred state, of the network without a class. Rows of exports are ONNX Runtime's.
 """

@@ -12,7 +12,8 @@ from bbdm.networks.conditions import ConditionsConfig
 from bbdm.networks.layers import zeroed
 
 Conditions = Mapping[str, torch.Tensor]
-Context = tuple[torch.Tensor, torch.Tensor] | None  # keys and values of tokens, and which of them count
+Context = tuple[torch.Tensor, torch.Tensor] | None  # keys and values of tokens, and what is added to scores
+ABSENT = 1e4  # subtracted from the scores of what is no token: its weight is 0 in every dtype
 
 
 class CrossAttention(nn.Module):
@@ -29,11 +30,11 @@ class CrossAttention(nn.Module):
         self.proj_out = zeroed(nn.Linear(channels, channels))
         self.columns = slice(0, 0)  # of the keys and values of all layers; Told sets it
 
-    def forward(self, x: torch.Tensor, context: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """(B, N, C) of positions; ``context`` (B, L, M) is of all layers, ``seen`` (B, 1, 1, L) counts."""
+    def forward(self, x: torch.Tensor, context: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """(B, N, C) of positions; ``context`` (B, L, M) is of all layers, ``bias`` (B, 1, 1, L)."""
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = context[..., self.columns].to(q.dtype).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         return self.proj_out(h.transpose(1, 2).flatten(2))
 
 
@@ -99,11 +100,12 @@ class Told(nn.Module):
         return time
 
     def context(self, prepared: Conditions) -> Context:
-        """Keys and values of all tokens (B, L, M), and which count (B, 1, 1, L); None without tokens."""
+        """Keys and values of all tokens (B, L, M), and biases (B, 1, 1, L) of scores; None without tokens."""
         if not self.tokens:
             return None
         context = torch.cat([prepared[_name(key)] for key in self.tokens], dim=1)
-        return context, (context != 0).any(dim=-1)[:, None, None]
+        counts = (context != 0).any(dim=-1)[:, None, None].to(context.dtype)
+        return context, (counts - 1) * ABSENT
 
 
 def _key(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,7 +11,7 @@ from bbdm.bridges import Bridge
 from bbdm.codec import Codec
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint
-from bbdm.networks.base import Network
+from bbdm.networks.base import SOURCE, Network
 
 FIRST = "input_blocks.0.0.weight"  # of the first convolution, whose inputs are the state, then the condition
 
@@ -23,8 +24,8 @@ class OtherNetworkError(ValueError):
 def copy_weights(unet: Network, checkpoint: Checkpoint) -> list[str]:
     """Copy a trained network's weights, the averaged ones where there are both, wherever their shapes fit.
 
-    Other weights stay as initialised, except that the first convolution of a network with a new condition
-    gets the trained weights for the state and zeros for the condition.
+    Other weights stay as initialised, except that the first convolution of a network that is shown more
+    gets the trained weights for what was shown before, and zeros for the rest.
 
     Returns:
         A line for each weight that differs from the checkpoint's.
@@ -53,13 +54,20 @@ def _copy_part(
     if trained is None:
         return f"{key} is left as initialised: the checkpoint has none"
     before = checkpoint.unet.config
-    grown = before.channels == unet.channels and before.condition_channels < unet.condition_channels
-    if key == FIRST and grown and trained.shape[0] == value.shape[0]:
+    if key == FIRST and _grown(before, unet) and trained.shape[0] == value.shape[0]:
         channels = trained.shape[1]
         value.zero_()
         value[:, :channels].copy_(trained)
         return f"{key} begins at zero for {value.shape[1] - channels} new input channels"
     return f"{key} is left as initialised: its shape is {tuple(value.shape)}, the checkpoint's {tuple(trained.shape)}"
+
+
+def _grown(before: Any, unet: Network) -> bool:
+    """Whether what a network is shown is what one of settings ``before`` was, then more."""
+    shown = {"x": before.channels, SOURCE: before.condition_channels, **before.images}
+    now = {"x": unet.channels, SOURCE: unet.condition_channels, **dict(sorted(unet.images.items()))}
+    first, following = ([*filter(lambda each: each[1], sizes.items())] for sizes in (shown, now))
+    return len(first) < len(following) and following[: len(first)] == first
 
 
 def load_trained(path: Path, num_steps: int, c_lambda: float, config: Path | None = None) -> Checkpoint:

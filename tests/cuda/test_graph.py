@@ -10,6 +10,7 @@ from bbdm.execution.graph import GraphedLoop
 from bbdm.execution.loop import Loop, State
 from bbdm.networks.base import Conditions
 from bbdm.networks.windows import Windowing
+from tests.conftest import tiny_unet
 from tests.cuda.card import CaptureError, Card, CardTensor, MissingWaitError, aten, off_the_card
 from tests.cuda.test_sampler import CALL, GRAPHED, PICTURES, ROUNDING, SOURCE, check, sampler, uncompiled, vqgan_codec
 
@@ -103,6 +104,34 @@ def test_each_shape_has_a_graph_and_kept_graphs_outlive_their_neighbours(card: C
     for count, captures in ((3, 1), (3, 1), (2, 2), (3, 3)):
         torch.testing.assert_close(made(SOURCE[:count], seed=0), eager(SOURCE[:count], 0), rtol=0, atol=ROUNDING)
         assert len(card.graphs) == captures
+
+
+TOLD: dict[str, Any] = {"classes": {"style": 3}, "tokens": {"text": 4}, "drop": {"style": 0.1, "text": 0.1}}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"guidance": 3.0},
+        {"guidance": {"style": 2.0, "text": 3.0}, "guidance_interval": (0.0, 0.7), "guidance_rescale": 0.5},
+        {"guidance_prior": "blur:1:2"},
+        {"guidance_prior": "noise:0.2:2", "guidance": 2.0},
+    ],
+)
+def test_conditions_and_guidance(card: Card, how: dict[str, Any]):
+    """A graph serves other classes and tokens; another number of tokens has its own."""
+    text = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    with off_the_card():
+        net = tiny_unet(**TOLD, condition_channels=3).eval()
+        plain = sampler(unet=net, compile=True, dtype="fp32")
+    made = sampler("cuda", unet=net, **GRAPHED)
+    calls = [({"style": 1, "text": text}, 1), ({"style": 0, "text": -text}, 1), ({"style": 2, "text": text[:2]}, 2)]
+    for told, graphs in calls:
+        with off_the_card():
+            wanted = plain(SOURCE, seed=3, conditions=told, **how)
+        torch.testing.assert_close(made(SOURCE, seed=3, conditions=told, **how), wanted, rtol=0, atol=ROUNDING)
+        assert len(card.graphs) == graphs
 
 
 # Faults that are planted

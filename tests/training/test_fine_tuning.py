@@ -10,7 +10,7 @@ from bbdm import ABridge, load_checkpoint, save_checkpoint
 from bbdm.files.content import Checkpoint
 from bbdm.networks.unet import UNet
 from bbdm.training.fine_tuning import FIRST, copy_weights
-from tests.conftest import tiny_unet
+from tests.conftest import TINY, tiny_unet
 
 
 def checkpoint(path: Path, unet: UNet, ema: UNet | None = None) -> Checkpoint:
@@ -35,14 +35,27 @@ def test_a_condition_that_is_new_changes_nothing_at_first(tmp_path: Path):
     torch.testing.assert_close(unet(x, t, {"source": torch.randn(2, 3, 8, 8)}), trained(x, t))
 
 
+@pytest.mark.parametrize("before", [{}, {"condition_channels": 3}, {"condition_channels": 3, "images": {"dem": 1}}])
+def test_what_is_told_anew_changes_nothing_at_first(before: dict[str, Any], tmp_path: Path):
+    """With patches too; a class and tokens begin without influence."""
+    now = {**before, "images": {**before.get("images", {}), "sar": 2}, "patch": 2, "classes": {"style": 3}}
+    trained, unet = tiny_unet(0, **before, patch=2), UNet(**TINY, **now)
+    copy_weights(unet, checkpoint(tmp_path / "a.pt", trained))
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 500])
+    seen = {name: torch.randn(2, count, 8, 8) for name, count in trained.conditions.items()}
+    told = {**seen, "sar": torch.randn(2, 2, 8, 8), "style": torch.tensor([0, 2])}
+    torch.testing.assert_close(unet(x, t, told), trained(x, t, seen))
+
+
 @pytest.mark.parametrize(
     ("before", "now"),
     [
+        ({"condition_channels": 3, "images": {"sar": 2}}, {"condition_channels": 3, "images": {"dem": 1, "sar": 2}}),
         ({"condition_channels": 3}, {"in_channels": 1, "condition_channels": 1}),  # fewer
         ({"condition_channels": 3}, {"condition_channels": 0}),
         ({"in_channels": 1}, {"in_channels": 3}),  # more, but not of a condition
     ],
-    ids=["grey", "no condition", "colour"],
+    ids=["an image before others", "grey", "no condition", "colour"],
 )
 def test_a_convolution_of_another_shape_is_left_and_named(before: dict[str, Any], now: dict[str, Any], tmp_path: Path):
     trained, unet = tiny_unet(0, **before), tiny_unet(1, **now)
