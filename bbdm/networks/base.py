@@ -144,10 +144,13 @@ class Network(nn.Module):
             value = conditions[name]
             if kind == "class":
                 fits = value.ndim == 1 and not value.is_floating_point()
+                if fits and value.device.type == "cpu" and not torch.compiler.is_compiling():
+                    fits = bool(((value >= 0) & (value < size + (name in self.drop))).all())
             else:
                 fits = value.ndim == 3 and value.shape[2] == size if kind == "tokens" else value.shape[1] == size
             if not fits:
                 got = value.shape[1] if kind == "image" else f"{tuple(value.shape)} of {value.dtype}"
+                got = value.tolist() if kind == "class" and value.ndim == 1 else got
                 raise ValueError(f"condition {name!r} must have {_wanted(kind, size)}, got {got}")
         return {name: conditions[name] for name in wanted}
 

@@ -77,6 +77,21 @@ def test_each_condition_counts_in_its_own_image(make: Callable[..., Network]):
 
 
 @both
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"style": torch.tensor([0, 4])}, r"'style' must have shape \(B,\) of int64, below 3, got \[0, 4\]"),
+        ({"style": torch.rand(2)}, r"'style' must have shape \(B,\) of int64, below 3, got \[0"),
+        ({"text": torch.rand(2, 3, 6)}, r"'text' must have shape \(B, L, 5\), got \(2, 3, 6\) of torch.float32"),
+        ({"sar": torch.rand(2, 3, 8, 8)}, "'sar' must have 2 channels, got 3"),
+    ],
+)
+def test_what_does_not_fit_is_refused(make: Callable[..., Network], told: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        make(**TOLD)(X, T, {**conditions(), **told})
+
+
+@both
 def test_a_row_of_zeros_is_no_token(make: Callable[..., Network]):
     network, text = make(**TOLD), conditions()["text"]
     longer = F.pad(text, (0, 0, 0, 3))
