@@ -19,10 +19,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from bbdm.base.atomic import file_sha256, write_atomically
-from bbdm.data.collection import Entry, Pair, Sides, Slices
+from bbdm.data.collection import Entry, Pair, Sides
 from bbdm.data.config import with_masks
 from bbdm.data.pairs import PairedDataset, open_image
 from bbdm.data.reading import Decoded, Reader, Strips
+from bbdm.data.slices import Slices
 from bbdm.data.survey import survey
 from bbdm.data.valued import ValuedDataset, Whole
 from bbdm.pictures import formats, images
