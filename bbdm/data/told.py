@@ -28,6 +28,7 @@ from bbdm.pictures import formats, images
 from bbdm.pictures.lazy import Geometry, LazyPicture, LoadedPicture
 from bbdm.pictures.values import AnyValues, Values, check_channels, check_finite, scaled_present, without_data
 
+LOOKED_AT = 64  # examples, to find one that can be read
 NPY = b"\x93NUMPY"  # the beginning of a file of an array
 Array = npt.NDArray[Any]
 Read = TypeVar("Read")
@@ -258,9 +259,9 @@ def _is_plain(picture: LazyPicture) -> bool:
 
 
 def _first(pairs: Pairs, read: Callable[[Entry], Read]) -> Read:
-    """What the first entry gives that can be read. Raises the first one's ValueError where none can."""
+    """What the first entry gives that can be read. Raises ValueError where none of the first can."""
     failed: ValueError | None = None
-    for entry in pairs:
+    for entry in pairs[:LOOKED_AT]:
         try:
             return read(entry)
         except ValueError as error:

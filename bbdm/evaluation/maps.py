@@ -81,7 +81,8 @@ class MapTranslator(Translator):
                     raise LargePictureError(f"{self.files.entries[index]} is larger than memory, where maps are made")
                 source = self.files.source(index)
                 seeds = [[of[0].seed + j * count for j in range(config.num_samples)]]
-                settings = {"batch_size": config.batch_size, **self.files.settings, **config.windows, **config.guides}
+                told = self.files.conditions([index])
+                settings = {"batch_size": config.batch_size, **self.files.settings, **told, **config.windows, **config.guides}
                 made = sampler.distribution([source.given], config.num_samples, seeds, keep=keep, **settings)
                 ends: dict[str, Any] = dict(zip(("low", "high"), intervals.of(made), strict=True)) if intervals else {}
                 for job in of:
