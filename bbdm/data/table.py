@@ -166,7 +166,10 @@ def parts(place: str, split: str) -> list[str]:
 
 
 def write_part(url: str, path: Path) -> None:
-    """Stream a part of a table into a tar, with the names of the columns of pictures as endings."""
+    """Stream a part of a table into a tar, with the names of its columns as endings.
+
+    Of other columns than pictures, text and numbers become text, and lists of numbers .npy files.
+    """
     from webdataset.writer import TarWriter
 
     place, split, number = url.removeprefix(PREFIX).rsplit("/", 2)
