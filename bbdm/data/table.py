@@ -7,11 +7,15 @@ memory stays flat. A table can also be streamed: :func:`parts` are shards, one f
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from bbdm.data.collection import EncodedPair, Pairs, sorted_labels
 
@@ -93,11 +97,7 @@ class Table(Pairs):
         cell = self._told[name][index][column]
         if cell is None or isinstance(cell, dict):
             return _content(cell, index, column)
-        return cell if isinstance(cell, list) else self._label(name, cell)
-
-    def _label(self, name: str, cell: Any) -> str:
-        kind = self._told[name].features[self.told[name]]
-        return kind.int2str(cell) if hasattr(kind, "int2str") and cell >= 0 else str(cell)
+        return cell if isinstance(cell, list) else _label(cell, self._told[name].features[column])
 
     def labels(self, name: str) -> tuple[str, ...]:
         """The labels of a condition: of a ClassLabel in its order, of others those that are there."""
@@ -105,6 +105,11 @@ class Table(Pairs):
         if hasattr(kind, "names"):
             return tuple(kind.names)
         return sorted_labels(str(cell) for cell in self._told[name].unique(self.told[name]) if cell is not None)
+
+
+def _label(cell: Any, kind: Any) -> str:
+    """A cell as a label: of a ClassLabel its name."""
+    return kind.int2str(cell) if hasattr(kind, "int2str") and cell >= 0 else str(cell)
 
 
 def _content(cell: Any, index: int, column: str) -> bytes:
@@ -177,5 +182,18 @@ def write_part(url: str, path: Path) -> None:
     rows = table.shard(num_shards=table.num_shards, index=int(number))
     with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as writer:
         for row, cells in enumerate(rows):
-            pictures = {name: cell for name, cell in cells.items() if isinstance(cell, dict) and cell.get("bytes")}
-            writer.write({"__key__": f"{int(number):05d}-{row:08d}", **{k: v["bytes"] for k, v in pictures.items()}})
+            parts = {name: _as_file(cell, (table.features or {}).get(name)) for name, cell in cells.items()}
+            written = {name: part for name, part in parts.items() if part is not None}
+            writer.write({"__key__": f"{int(number):05d}-{row:08d}", **written})
+
+
+def _as_file(cell: Any, kind: Any) -> bytes | None:
+    """A cell as a member of a tar; None for what is neither a picture, a label nor tokens."""
+    if isinstance(cell, dict):
+        return cell.get("bytes")
+    if isinstance(cell, list):
+        file = io.BytesIO()
+        with suppress(ValueError, TypeError):  # of rows of several lengths, or of other things than numbers
+            np.save(file, np.asarray(cell, np.float32))
+        return file.getvalue() or None
+    return _label(cell, kind).encode() if isinstance(cell, str | int) else None

@@ -296,7 +296,7 @@ def test_shards(tmp_path: Path) -> None:
     assert pairs.read(1).name == "009"  # in place of the one without a label
 
 
-def test_tables(tmp_path: Path) -> None:
+def test_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     pictures = [Image.fromarray(grey(i)) for i in range(COUNT)]
     columns = {
@@ -328,6 +328,17 @@ def test_tables(tmp_path: Path) -> None:
     assert [int(told[name]) for name in every] == [1, 0, 2]
     assert torch.equal(told["text"], torch.from_numpy(rows(3)))
     assert len({load(images={"sar": "sar"}, classes={"s": name}).digest() for name in every}) == 3
+    monkeypatch.setenv("BBDM_SHARDS", str(tmp_path / "fetched"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "p").mkdir()
+    datasets.load_from_disk(tmp_path / "t").to_parquet(tmp_path / "p" / "train-00000-of-00001.parquet")
+    config = PicturesConfig(images={"sar": "sar"}, classes=every, tokens={"text": "text"})
+    streamed = load_dataset("shards", f"hub:{tmp_path / 'p'}", image_size=SIZE, columns="a,b", pictures=config)
+    assert streamed.further.classes["style"] == ("ink", "oil", "wax")  # by the alphabet
+    again = streamed.read(3).conditions
+    assert int(again["style"]) == 0
+    assert all(torch.equal(again[name], told[name]) for name in ("sar", "word", "number", "text"))
     with pytest.raises(ValueError, match="the table has no column 'cls', but a, b, sar, style"):
         load(classes={"style": "cls"})
 
@@ -342,7 +353,7 @@ def test_slices_of_volumes(tmp_path: Path) -> None:
     settings = {"source_values": unit, "target_values": unit, "slices": "axial", "tokens": None}
     pairs = load(tmp_path, **settings, crop=2)
     example = pairs.read(2, 5)
-    assert torch.equal(example.conditions["sar"], example.source)
+    torch.testing.assert_close(example.conditions["sar"], example.source, rtol=0, atol=1e-6)
     assert int(example.conditions["style"]) == 0
     whole = load(tmp_path, **settings)
     assert isinstance(whole.pairs, Slices)
