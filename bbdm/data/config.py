@@ -92,9 +92,9 @@ class ConditionsPlaces:
 
 
 def split_values(place: str) -> tuple[str, AnyValues | None]:
-    """The place of images, and their values, which follow ``@``; None without them."""
+    """The place of images, and their values, which follow ``@``; None without them. ``;`` is between channels."""
     where, mark, values = place.rpartition("@")
-    return (where, read_values(values)) if mark and ":" in values else (place, None)
+    return (where, read_values(values.replace(";", ","))) if mark and ":" in values else (place, None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain, tee
 from pathlib import Path
@@ -245,22 +245,23 @@ class ValuedDataset(PairExamples):
             drawn = f"{key} {seed}" if self.crops else name
             made.insert(0, _degraded(made[0], self.degradation, drawn))
         mask = torch.from_numpy(self._fitted(valid[None].astype(np.float32))) if self.masked else None
-        return Example(made[0], made[1], {**others, **self._images(sides, window, first)}, mask, name)
+        return Example(made[0], made[1], {**others, **self._images(sides, window, self._fitted)}, mask, name)
 
     def conditions(self, entry: Entry) -> dict[str, torch.Tensor]:
         """What an entry is told besides the source; see :meth:`PairExamples.conditions`."""
         made = self.told.others(entry)
-        return {**made, **self._images(self._reader.open(entry, self.direction == "BtoA"), (), ())}
+        return {**made, **self._images(self._reader.open(entry, self.direction == "BtoA"), (), np.ascontiguousarray)}
 
-    def _images(self, sides: Sides, window: Window, first: Sequence[int]) -> dict[str, torch.Tensor]:
-        """The further images of opened pictures, in a window."""
+    def _images(self, sides: Sides, window: Window, fit: Callable[[Array], Array]) -> dict[str, torch.Tensor]:
+        """The further images of opened pictures, in a window, at the size that a function gives them."""
+        first = [part.start or 0 for part in window]
         made: dict[str, torch.Tensor] = {}
         for name, picture in zip(self.told.config.images, sides.told, strict=True):
             values = self.told.values.get(name)
             try:
                 array, absent = self._reader.part((picture,), sides, window, converted=False)
                 of = None if values is None else self._values(values, (picture,))
-                made[name] = torch.from_numpy(self._fitted(self.told.scaled(name, array, absent, of, first)))
+                made[name] = torch.from_numpy(fit(self.told.scaled(name, array, absent, of, first)))
             except ValueError as error:
                 raise ValueError(f"{picture.path}: {error}") from error
         return made

@@ -146,6 +146,8 @@ def test_values_of_other_images(folder: Path) -> None:
     torch.testing.assert_close(told, torch.from_numpy(decibels / 12.5 + 1), rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match=r"'sar' has values from -25 to 0 in float32: .* sar=PLACE@LOW:HIGH"):
         load(folder).read(0)
+    bands = load(folder, images={"sar": f"{folder}/sar@-25:0;-100:100"}).read(0).conditions["sar"]
+    torch.testing.assert_close(bands[1], torch.from_numpy(decibels[1] / 100), rtol=0, atol=1e-6)
     shares = load(folder, images={"sar": f"{folder}/sar@p0:100"}).read(0).conditions["sar"]
     torch.testing.assert_close(shares, told, rtol=0, atol=1e-6)
     for path in (folder / "sar" / "x").iterdir():
