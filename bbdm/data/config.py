@@ -92,7 +92,7 @@ class ConditionsPlaces:
 
 
 def split_values(place: str) -> tuple[str, AnyValues | None]:
-    """The place of images, and their values, which follow ``@``; None without them. ``;`` is between channels."""
+    """The place of images, and their values after ``@``, None without them; ``;`` stands between channels."""
     where, mark, values = place.rpartition("@")
     return (where, read_values(values.replace(";", ","))) if mark and ":" in values else (place, None)
 

@@ -82,7 +82,13 @@ class MapTranslator(Translator):
                 source = self.files.source(index)
                 seeds = [[of[0].seed + j * count for j in range(config.num_samples)]]
                 told = self.files.conditions([index])
-                settings = {"batch_size": config.batch_size, **self.files.settings, **told, **config.windows, **config.guides}
+                settings = {
+                    "batch_size": config.batch_size,
+                    **self.files.settings,
+                    **told,
+                    **config.windows,
+                    **config.guides,
+                }
                 made = sampler.distribution([source.given], config.num_samples, seeds, keep=keep, **settings)
                 ends: dict[str, Any] = dict(zip(("low", "high"), intervals.of(made), strict=True)) if intervals else {}
                 for job in of:
