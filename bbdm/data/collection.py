@@ -201,12 +201,12 @@ class EncodedPair(Entry):
         return super().told(name) if self.read_told is None else self.read_told(name)
 
 
-def as_label(value: str | bytes) -> str:
-    """A label as text. Raises ValueError for bytes that are no UTF-8, and where nothing is written."""
-    label = (value.decode() if isinstance(value, bytes) else value).strip()
-    if not label:
-        raise ValueError("a label is empty")
-    return label
+def as_label(value: Any) -> str:
+    """A label as text. Raises ValueError for what is no text, or empty."""
+    text = value.decode() if isinstance(value, bytes) else value
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"a label must be text, got {text!r}")
+    return text.strip()
 
 
 def sorted_labels(labels: Iterable[str]) -> tuple[str, ...]:

@@ -120,7 +120,8 @@ class Reader:
     ) -> LazyPicture:
         """A picture on the grid of another, from the cache where no part of its file can be read alone."""
         placed = None not in (picture.geometry.affine, like.geometry.affine)
-        if ((self._same_size and not apart) or placed) and not same_grid(picture, like):
+        checked = placed or (self._same_size and not apart) or len(picture.size) != len(like.size)
+        if checked and not same_grid(picture, like):
             if self._resample:
                 return formats.resampled(picture, like, nearest)
             raise ValueError(
@@ -193,7 +194,13 @@ class Reader:
 
 
 def fitted(array: Array, size: Size, resize: Resize = "stretch") -> Array:
-    """(C, H, W) at a size, each channel for itself; see :func:`~bbdm.pictures.images.resized`."""
+    """(C, H, W) at a size, each channel for itself; see :func:`~bbdm.pictures.images.resized`.
+
+    Raises:
+        ValueError: it is a volume.
+    """
+    if array.ndim != 3:
+        raise ValueError(f"it has {array.ndim - 1} axes, and pictures have 2")
     return np.stack([np.asarray(images.resized(Image.fromarray(channel), size, resize)) for channel in array])
 
 

@@ -101,9 +101,13 @@ class Table(Pairs):
 
     def labels(self, name: str) -> tuple[str, ...]:
         """The labels of a condition: of a ClassLabel in its order, of others those that are there."""
+        from datasets import Value
+
         kind = self._told[name].features[self.told[name]]
         if hasattr(kind, "names"):
             return tuple(kind.names)
+        if not isinstance(kind, Value):
+            raise ValueError(f"the column {self.told[name]!r} has no labels, but {kind}")
         return sorted_labels(str(cell) for cell in self._told[name].unique(self.told[name]) if cell is not None)
 
 

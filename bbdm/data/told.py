@@ -6,7 +6,6 @@ Where these lie is a matter of :class:`~bbdm.data.collection.Entry`.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,11 +24,11 @@ from bbdm.data.shards import Shards
 from bbdm.data.slices import Slices
 from bbdm.networks.conditions import ConditionsConfig
 from bbdm.pictures import formats, images
+from bbdm.pictures.formats import numpy_files
 from bbdm.pictures.lazy import Geometry, LazyPicture, LoadedPicture
 from bbdm.pictures.values import AnyValues, Values, check_channels, check_finite, scaled_present, without_data
 
 LOOKED_AT = 64  # examples, to find one that can be read
-NPY = b"\x93NUMPY"  # the beginning of a file of an array
 Array = npt.NDArray[Any]
 Read = TypeVar("Read")
 
@@ -61,7 +60,7 @@ class Told:
             config = ConditionsConfig(
                 images={name: _first(pairs, lambda entry, n=name: opened(entry, n).shape[0]) for name in made},
                 classes=classes,
-                tokens={name: _first(pairs, lambda e, n=name: tokens(e, n).shape[1]) for name in places.tokens or {}},
+                tokens={name: _first(pairs, lambda e, n=name: tokens(e, n).shape[2]) for name in places.tokens or {}},
             )
             return cls(config, values)
         config = ConditionsConfig(
@@ -181,24 +180,27 @@ class Told:
             ValueError: one cannot be read; or a label is no class, or tokens have another width.
         """
         made = self._classes(entry)
-        for name, array in self._tokens(entry).items():
-            rows = np.array(array, dtype=np.float32)
+        for name, found in self._tokens(entry).items():
+            rows = np.array(found[()][0], dtype=np.float32)
             if not np.isfinite(rows).all():
-                raise ValueError(f"{_place(entry, name)}: tokens have NaN or infinity")
+                raise ValueError(f"{found.path}: tokens have NaN or infinity")
             made[name] = trimmed(torch.from_numpy(rows))
         return made
 
-    def _tokens(self, entry: Entry) -> dict[str, Array]:
+    def _tokens(self, entry: Entry) -> dict[str, LazyPicture]:
         made = {name: tokens(entry, name) for name in self.config.tokens}
-        for name, array in made.items():
-            if (width := self.config.tokens[name]) != array.shape[1]:
-                raise ValueError(f"{_place(entry, name)}: tokens are {array.shape[1]} wide, and {name!r} are {width}")
+        for name, found in made.items():
+            if (width := self.config.tokens[name]) != found.shape[2]:
+                raise ValueError(f"{found.path}: tokens are {found.shape[2]} wide, and {name!r} are {width}")
         return made
 
     def _classes(self, entry: Entry) -> dict[str, torch.Tensor]:
         made: dict[str, torch.Tensor] = {}
         for name, classes in self.config.classes.items():
-            label = self.same.get(name) or as_label(entry.told(name))
+            try:
+                label = self.same.get(name) or as_label(entry.told(name))
+            except ValueError as error:
+                raise ValueError(error if str(entry) in str(error) else f"{name} of {entry}: {error}") from error
             names = tuple(map(str, range(classes))) if isinstance(classes, int) else classes
             if label not in names:
                 raise ValueError(f"{entry}: {label!r} is no class of {name!r}, which are {', '.join(names)}")
@@ -210,41 +212,41 @@ NOTHING = Told()
 
 
 def opened(entry: Entry, name: str) -> LazyPicture:
-    """A further image of an entry. Raises ValueError where it is none."""
+    """A further image of an entry, or its tokens as an image (1, L, D).
+
+    Raises:
+        ValueError: it is neither.
+    """
     raw = entry.told(name)
     if isinstance(raw, Path):
         return formats.open(raw)
     place = Path(_place(entry, name))
-    if isinstance(raw, bytes) and raw.startswith(NPY):
-        array = _array(raw, str(place))
-        return LoadedPicture(array[None] if array.ndim == 2 else array, place)
+    if isinstance(raw, list):
+        try:
+            return LoadedPicture(np.array(raw, np.float32)[None], place)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{place}: it must be lists of as many numbers each, {error}") from error
     if not isinstance(raw, bytes):
-        raise ValueError(f"{place} is no picture, but a {type(raw).__name__}")
+        raise ValueError(f"{place} is neither a picture nor an array, but {raw!r}")
+    if raw.startswith(numpy_files.MAGIC):
+        return numpy_files.decode(raw, place)
     return LoadedPicture(images.as_pixels(images.decode(raw, str(place), FORMATS)), place, Geometry(format="pillow"))
 
 
-def tokens(entry: Entry, name: str) -> Array:
-    """(L, D) of an entry's tokens, mapped into memory where they are a file. Raises ValueError for others."""
-    raw = entry.told(name)
-    array = np.asarray(raw, np.float32) if isinstance(raw, list) else _array(raw, _place(entry, name))
-    if array.ndim != 2 or 0 in array.shape or array.dtype.kind != "f":
-        raise ValueError(f"{_place(entry, name)}: tokens must be (L, D) of floats, got {array.shape} of {array.dtype}")
-    return array
+def tokens(entry: Entry, name: str) -> LazyPicture:
+    """An entry's tokens as an image (1, L, D). Raises ValueError for others."""
+    found = opened(entry, name)
+    one, *shape = found.shape
+    if one != 1 or len(shape) != 2 or 0 in shape or found.dtype.kind != "f":
+        shown = (one, *shape) if one != 1 else tuple(shape)
+        raise ValueError(f"{found.path}: tokens must be (L, D) of floats, got {shown} of {found.dtype}")
+    return found
 
 
 def trimmed(rows: torch.Tensor) -> torch.Tensor:
     """Tokens (L, D) without the rows of zeros at the end, which are no tokens; at least one row."""
     used = rows.any(dim=1).nonzero()
     return rows[: int(used[-1]) + 1 if len(used) else 1]
-
-
-def _array(raw: Path | bytes, place: str) -> Array:
-    try:
-        if isinstance(raw, Path):
-            return np.load(raw, mmap_mode="r", allow_pickle=False)
-        return np.load(io.BytesIO(raw), allow_pickle=False)
-    except (ValueError, EOFError, TypeError) as error:
-        raise ValueError(f"cannot read the array {place}: {error}") from error
 
 
 def _place(entry: Entry, name: str) -> str:

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -197,6 +198,16 @@ def test_what_is_missing_is_named(folder: Path) -> None:
         load(folder, images={"sar": "elsewhere"})
 
 
+def test_volumes_are_no_images_of_pictures(folder: Path) -> None:
+    for i in range(COUNT):
+        (folder / "sar" / "x" / f"{i}.png").unlink()
+        np.save(folder / "sar" / "x" / f"{i}.npy", np.zeros((1, 2, SIZE, SIZE), np.float32))
+    with pytest.raises(ValueError, match=r"sar/x/0.npy: it has 3 axes, and pictures have 2"):
+        load(folder).read(0)
+    with pytest.raises(ValueError, match=r"sar/x/0.npy and .*B/x/0.png lie on different grids, 2 x 8 x 8 and 8 x 8"):
+        load(folder, source_values=Values(0, 255))
+
+
 def test_a_look_finds_what_does_not_fit(folder: Path) -> None:
     Image.fromarray(np.zeros((SIZE, SIZE, 3), np.uint8)).save(folder / "sar" / "x" / "1.png")  # becomes grey
     np.save(folder / "text" / "x" / "2.npy", np.ones((2, WIDTH + 1), np.float32))
@@ -262,6 +273,11 @@ def npy(array: np.ndarray[Any, Any]) -> bytes:
     return file.getvalue()
 
 
+def read_tokens(shard: Path) -> torch.Tensor:
+    texts = PicturesConfig(tokens={"text": "text.npy"})
+    return load_dataset("shards", str(shard), image_size=SIZE, pictures=texts).read(0).conditions["text"]
+
+
 def test_shards(tmp_path: Path) -> None:
     pytest.importorskip("webdataset")
     from tests.data.tars import png, sample, write
@@ -292,6 +308,15 @@ def test_shards(tmp_path: Path) -> None:
         pairs.read(0)
     with pytest.raises(ValueError, match=r"cannot read '000' of .*a.tar: it has no txt, but bands.npy, cls"):
         load_dataset("shards", str(tmp_path), image_size=SIZE, pictures=PicturesConfig(tokens={"t": "txt"}))
+    for data, message in {
+        npy(rows(3))[:-4]: "cannot read the picture {}: it has 172 bytes, which are not (4, 3) of float32",
+        npy(np.ones((2, 3), np.int32)): "{}: tokens must be (L, D) of floats, got (2, 3) of int32",
+        npy(rows(1) * np.nan): "{}: tokens have NaN or infinity",
+        png(0): "{}: tokens must be (L, D) of floats, got (3, 8, 8) of uint8",
+    }.items():
+        shard = write(tmp_path / "c.tar", [{**sample(0), "text.npy": data}])
+        with pytest.raises(ValueError, match=re.escape(message.format(f"text of '000' of {shard}"))):
+            read_tokens(shard)
     write(tmp_path / "b.tar", [{**sample(9), "cls": b"oil"}, {**sample(8)}])
     classes = PicturesConfig(classes={"style": "cls"})
     pairs = load_dataset("shards", f"{tmp_path}/b.tar", image_size=SIZE, pictures=classes).skipping()
@@ -341,6 +366,10 @@ def test_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     again = streamed.read(3).conditions
     assert int(again["style"]) == 0
     assert all(torch.equal(again[name], told[name]) for name in ("sar", "word", "number", "text"))
+    with pytest.raises(ValueError, match="the column 'text' has no labels, but List"):
+        load(images={"sar": "sar"}, classes={"s": "text"})
+    with pytest.raises(ValueError, match=r"tokens of row 0 is neither a picture nor an array, but 'ink'"):
+        load(images={"sar": "sar"}, tokens={"tokens": "word"})
     with pytest.raises(ValueError, match="the table has no column 'cls', but a, b, sar, style"):
         load(classes={"style": "cls"})
 
