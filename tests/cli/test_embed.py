@@ -52,7 +52,7 @@ def bert(folder: Path) -> Any:
     return whole
 
 
-@pytest.mark.parametrize("kind", [clip, t5, bert])
+@pytest.mark.parametrize("kind", [pytest.param(clip, marks=pytest.mark.nightly), t5, bert])
 def test_rows_are_the_hidden_states_of_each_text_alone(kind: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     encoder = kind(tmp_path / "model").eval()
