@@ -215,7 +215,7 @@ def opened(entry: Entry, name: str) -> LazyPicture:
     """A further image of an entry, or its tokens as an image (1, L, D).
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is neither a picture nor an array.
     """
     raw = entry.told(name)
     if isinstance(raw, Path):

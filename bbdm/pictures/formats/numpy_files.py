@@ -37,7 +37,7 @@ def decode(data: bytes, path: Path) -> LazyPicture:
     """A picture of the bytes of an npy; ``path`` is what messages call it.
 
     Raises:
-        ValueError: see :func:`open`.
+        ValueError: it is damaged, or has what :func:`open` refuses.
     """
     with common.reading(path, in_memory=True):
         file = io.BytesIO(data)
