@@ -21,7 +21,6 @@ from tqdm.auto import tqdm
 from bbdm.base.atomic import file_sha256, write_atomically
 from bbdm.data.collection import Entry, Pair, Sides
 from bbdm.data.config import with_masks
-from bbdm.data.examples import stacked
 from bbdm.data.pairs import PairedDataset, open_image
 from bbdm.data.reading import Decoded, Reader, Strips
 from bbdm.data.slices import Slices
@@ -106,23 +105,6 @@ class Files(ABC):
     @abstractmethod
     def source(self, index: int) -> Source:
         """The source of an entry."""
-
-    def conditions(self, indices: Sequence[int]) -> dict[str, Any]:
-        """The sampler's argument of what the network is told of sources besides; empty where that is nothing.
-
-        Of a volume that is translated by slices, further images are (D, K, H, W).
-        """
-        told = [self.dataset.conditions(self.entries[index]) for index in indices]
-        made: dict[str, Any] = dict.fromkeys(self.dataset.told.left_out)
-        for name in self.dataset.further.kinds:
-            values = [each[name] for each in told]
-            if name in self.dataset.further.images and self.dataset.kind.slices is not None:
-                (volume,) = values
-                made[name] = images.scale(volume.movedim(1 + AXES[self.dataset.kind.slices], 0))
-            else:
-                joined = stacked(values)
-                made[name] = images.scale(joined) if name in self.dataset.further.images else joined
-        return {"conditions": made} if made else {}
 
     @abstractmethod
     def size(self, index: int) -> tuple[int, int] | None:
