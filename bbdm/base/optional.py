@@ -16,6 +16,7 @@ EXTRAS = {
     "tiff": ("tifffile", "imagecodecs"),
     "medical": ("SimpleITK",),
     "geo": ("rasterio",),
+    "text": ("transformers",),
     "ray": ("ray", "pyarrow", "fsspec", "starlette", "prometheus_client"),
 }
 

@@ -18,6 +18,7 @@ from bbdm.data.examples import PairExamples
 from bbdm.data.pairs import PLAIN, load_dataset
 from bbdm.data.survey import readable
 from bbdm.files.checkpoint import load_codec
+from bbdm.networks.conditions import ConditionsConfig
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.unet import UNet
 from bbdm.pictures.images import Size
@@ -58,11 +59,12 @@ def build_network(
     condition: Condition | None = None,
     source_channels: int | None = None,
     endpoint: tuple[int, ...] | None = None,
+    further: ConditionsConfig | None = None,
 ) -> UNet | DiT:
     """The network of a preset for targets of a number of channels, and sources of as many unless given.
 
     ``condition`` None is the preset's choice, and a network always sees a source of other channels.
-    ``endpoint`` are the source channels that the bridge ends in.
+    ``endpoint`` are the source channels that the bridge ends in, and ``further`` the other conditions.
 
     Raises:
         ValueError: ``condition`` is not of this preset's network.
@@ -72,7 +74,7 @@ def build_network(
     if source_channels != channels and condition == "none":
         raise ValueError(f"condition 'none' needs sources of {channels} channels as targets, got {source_channels}")
     shown = config.condition_channels if condition is None else condition != "none"
-    seen: dict[str, Any] = {"endpoint": endpoint}
+    seen: dict[str, Any] = {"endpoint": endpoint} | ({} if further is None else further.told())
     seen |= {"condition_channels": source_channels if shown or source_channels != channels else 0}
     if isinstance(config, DiTConfig):
         how = {"tokens": "tokens", "concat": "channels"}.get(condition or "", config.condition)
@@ -113,12 +115,14 @@ def load_splits(
     cache: Path | None = None,
     skip_bad: bool = False,
     kept: Path | None = None,
+    known: ConditionsConfig | None = None,
     progress: bool = False,
     report: Callable[[str], object] = print,
 ) -> tuple[PairExamples, PairExamples | None]:
     """The training pairs and the validation pairs of a data set, whose pictures were all looked at.
 
-    For ``degrade``, ``columns``, ``pictures`` and ``cache`` see :func:`~bbdm.data.pairs.load_dataset`.
+    For ``degrade``, ``columns``, ``pictures``, ``cache`` and ``known`` see
+    :func:`~bbdm.data.pairs.load_dataset`. Validation pairs have the classes of the training pairs.
     Without validation pairs of its own the data set has None. ``report`` is called with the reason, and with
     what :func:`~bbdm.data.survey.readable` reports. What was found is kept in the folder ``kept``, so that a
     run that resumes does not look again.
@@ -133,9 +137,9 @@ def load_splits(
         return readable(pairs, skip_bad, report, file, progress)
 
     settings = image_size, direction, channels, "stretch", degrade, degrade_seed, columns, pictures, cache
-    train = load_dataset(name, data_dir, "train", *settings)
+    train = load_dataset(name, data_dir, "train", *settings, known)
     try:
-        validation = load_dataset(name, data_dir, "val", *settings)
+        validation = load_dataset(name, data_dir, "val", *settings, train.further)
     except FileNotFoundError as error:
         report(f"without validation pairs, no validation loss, grids and best.pt: {error}")
         return looked_at(train, "train"), None

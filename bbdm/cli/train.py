@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from bbdm.base.scripts import Parser
-from bbdm.base.settings import add_flags, from_values
+from bbdm.base.settings import add_flags, flag_type, from_values
 from bbdm.bridges import Density, Objective
 from bbdm.cli import training
 from bbdm.cli.presets import PRESET_SETTINGS, PRESETS, BridgeName, Condition
@@ -46,6 +46,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     training.add_data_flags(parser, 256, "that pictures are resized to")
     flag("--channels", type=int, choices=[1, 3], help="1 for grey pictures; 3 if unset, or the autoencoder's")
     flag("--condition", choices=get_args(Condition), help="how the network sees the source; the preset's if unset")
+    flag("--drop", type=flag_type(read_shares), help="NAME:SHARE with commas: how often examples are not told it")
     flag("--cache_images", type=Path, help="folder of resized pictures: they are decoded once")
     flag("-vq", "--vqgan_path", type=Path, help="train on the latents of this VQGAN, or of a diffusers folder")
     flag("--cache_latents", type=Path, help="folder of latents: they are computed once")
@@ -62,6 +63,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     preset = first.parse_known_args(argv)[0].preset
     parser.set_defaults(**PRESET_SETTINGS[preset], axes=PRESETS[preset].axes)
     return parser.parse_args(argv)
+
+
+def read_shares(text: str) -> dict[str, float]:
+    """Shares by name from text, such as ``style:0.1,text:0.2``.
+
+    Raises:
+        ValueError: the text has another form, or a name is there twice.
+    """
+    parts = [each.partition(":") for each in text.split(",")]
+    try:
+        shares = {name: float(share) for name, _, share in parts}
+    except ValueError:
+        shares = {}
+    if len(shares) < len(parts):
+        raise ValueError(f"it is written as NAME:SHARE, with commas, each name once, got {text!r}")
+    return shares
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -106,12 +123,14 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
     resumed = training.find_resumed(args, folder, team)
     codec = None if args.vqgan_path is None else setup.codec_for(args.vqgan_path, args.preset, team.device)
     channels = args.channels or 3 if codec is None else codec.image_channels
-    pairs, validation = training.load_pairs(args, args.image_size, channels, folder, team)
+    known = None if resumed is None else resumed[1].unet.config
+    pairs, validation = training.load_pairs(args, args.image_size, channels, folder, team, known=known)
 
     torch.manual_seed(args.seed)
     channels = (pairs.channels, pairs.source_channels) if codec is None else (codec.channels, codec.channels)
     endpoint = pairs.kind.endpoint(pairs.source_channels, pairs.channels)
-    unet = setup.build_network(args.preset, channels[0], args.condition, channels[1], endpoint)
+    further = replace(pairs.further, drop=args.drop or {})
+    unet = setup.build_network(args.preset, channels[0], args.condition, channels[1], endpoint, further)
     unet.gradient_checkpointing = args.gradient_checkpointing
     bridge = setup.build_bridge(args.bridge, args.time_steps, args.c_lambda, args.objective, args.density)
     given = {} if args.spread is None else {"spread": args.spread}

@@ -11,6 +11,7 @@ from bbdm.base import scripts
 from bbdm.base.atomic import check_suffix, remove_leftovers
 from bbdm.base.settings import add_flags, flag_type, from_values
 from bbdm.data.config import DIRECTIONS, ColumnsConfig, DegradeConfig, PicturesConfig
+from bbdm.networks.conditions import ConditionsConfig
 from bbdm.pictures.images import read_size
 from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
 
@@ -87,16 +88,18 @@ def load_pairs(
     folder: RunFolder,
     team: Processes,
     kind: PictureKind = EIGHT_BIT_PICTURES,
+    known: ConditionsConfig | None = None,
 ) -> tuple[PairExamples, PairExamples | None]:
     """The training pairs, and the validation pairs if there are any, of pictures that were all looked at.
 
-    What the flags leave out of the pictures' values is of ``kind``.
+    What the flags leave out of the pictures' values is of ``kind``. ``known`` is what a trained network is
+    told.
     """
     from bbdm.cli.setup import load_splits
 
     pictures = from_values(PicturesConfig, vars(args)).of_kind(kind)
     with team.first_before_others():  # the others find what the first has seen
-        return load_splits(
+        train, validation = load_splits(
             *(args.dataset, args.data_dir, size, args.direction, channels),
             degrade=args.degrade,
             degrade_seed=args.degrade_seed,
@@ -105,9 +108,13 @@ def load_pairs(
             cache=vars(args).get("cache_images"),
             skip_bad=args.skip_bad,
             kept=folder.path,
+            known=known,
             progress=shown(args) and team.first,
             report=print if team.first else lambda _: None,
         )
+    if train.told.left_out:
+        raise ValueError(f"the network is told {train.told.left_out[0]!r} too, and in training no example lacks it")
+    return train, validation
 
 
 def cached_pictures(

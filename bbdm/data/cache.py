@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from tqdm.auto import tqdm
 
@@ -23,6 +24,7 @@ from bbdm.base.atomic import LOCK, file_sha256, locked, remove_all_leftovers, wr
 from bbdm.data.collection import Example, Order
 from bbdm.data.examples import Examples
 from bbdm.data.loading import Batches
+from bbdm.data.told import trimmed
 
 VERSION = 1
 EARLIER = 256  # pairs in a block of a cache whose manifest does not say it
@@ -35,6 +37,12 @@ def tensors_of(batch: Example) -> Tensors:
     conditions = {f"{CONDITION}{name}": value for name, value in batch.conditions.items()}
     masked = {} if batch.mask is None else {"mask": batch.mask}
     return {"source": batch.source, "target": batch.target, **conditions, **masked}
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Batches as one; tokens (B, L, D) of several lengths get rows of zeros."""
+    most = max(part.shape[1] for part in parts) if parts[0].ndim == 3 else 0
+    return torch.cat([F.pad(part, (0, 0, 0, most - part.shape[1])) if most else part for part in parts])
 
 
 class TensorCache(Examples):
@@ -80,7 +88,7 @@ class TensorCache(Examples):
                     for batch in islice(stored, -(-len(indices) // self.at_once)):
                         made.append(make(batch))
                         bar.update(len(batch.source))
-                    self._write(self.folder / name, {key: torch.cat([part[key] for part in made]) for key in made[0]})
+                    self._write(self.folder / name, {key: _joined([part[key] for part in made]) for key in made[0]})
                     blocks[name] = file_sha256(self.folder / name)
                     manifest.write(path, {**made_of, "in_block": self.in_block, "blocks": blocks})
 
@@ -165,7 +173,8 @@ class TensorCache(Examples):
                 with safe_open(path, framework="pt") as file:
                     self._mapped[block] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         parts = {key: tensor[place].clone() for key, tensor in self._mapped[block].items()}
-        conditions = {key.removeprefix(CONDITION): v for key, v in parts.items() if key.startswith(CONDITION)}
+        told = {key.removeprefix(CONDITION): v for key, v in parts.items() if key.startswith(CONDITION)}
+        conditions = {name: trimmed(value) if value.ndim == 2 else value for name, value in told.items()}
         return Example(parts["source"], parts["target"], conditions, parts.get("mask"))
 
     def __getstate__(self) -> dict[str, Any]:

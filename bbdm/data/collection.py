@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +43,7 @@ class Sides(NamedTuple):
     target: LazyPicture | None = None
     mask: LazyPicture | None = None
     plane: tuple[int, int] | None = None  # of a slice: the axis across it, and its place along that
+    told: tuple[LazyPicture, ...] = ()  # further images that the network sees
 
     @classmethod
     def of(cls, pictures: Sequence[LazyPicture]) -> Sides:
@@ -73,6 +73,19 @@ class Entry(ABC):
     def files(self) -> tuple[Path, ...]:
         """The files of this example alone, each once."""
         return ()
+
+    @property
+    def told_files(self) -> tuple[Path, ...]:
+        """The files of this example's conditions."""
+        return ()
+
+    def told(self, name: str) -> Any:
+        """A condition as it lies there: a file, the bytes of one, a label, or rows of numbers.
+
+        Raises:
+            ValueError: it is missing, or cannot be read.
+        """
+        raise ValueError(f"{self} has no {name}")
 
     @abstractmethod
     def encoded(self) -> list[bytes]:
@@ -106,6 +119,16 @@ class Pair(Entry):
     target: Path | None
     further: tuple[Path, ...] = ()  # files whose channels follow those of the source
     mask: Path | None = None
+    conditions: tuple[tuple[str, Path | str], ...] = ()  # by name: a file, or a label
+
+    @property
+    def told_files(self) -> tuple[Path, ...]:
+        """The files of the conditions."""
+        return tuple(value for _, value in self.conditions if isinstance(value, Path))
+
+    def told(self, name: str) -> Path | str:
+        """A condition: its file, or a label."""
+        return dict(self.conditions)[name]
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -164,6 +187,7 @@ class EncodedPair(Entry):
     name: str
     place: str  # for messages
     read: Callable[[], list[bytes]]
+    read_told: Callable[[str], Any] | None = None  # a condition by its name
 
     def __str__(self) -> str:
         return self.place
@@ -171,6 +195,23 @@ class EncodedPair(Entry):
     def encoded(self) -> list[bytes]:
         """Source and target, or the source alone, as the bytes of picture files."""
         return self.read()
+
+    def told(self, name: str) -> Any:
+        """A condition: the bytes of a file, a label, or rows of numbers."""
+        return super().told(name) if self.read_told is None else self.read_told(name)
+
+
+def as_label(value: Any) -> str:
+    """A label as text. Raises ValueError for what is no text, or empty."""
+    text = value.decode() if isinstance(value, bytes) else value
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"a label must be text, got {text!r}")
+    return text.strip()
+
+
+def sorted_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    """Labels in their order: numbers by their value, then words by the alphabet."""
+    return tuple(sorted(labels, key=lambda each: (0, int(each), each) if each.isdecimal() else (1, 0, each)))
 
 
 class Pairs(Sequence[Any]):
@@ -202,6 +243,14 @@ class Pairs(Sequence[Any]):
         """The same indices, while what they need is fetched."""
         return iter(order)
 
+    def labels(self, name: str) -> tuple[str, ...]:
+        """The labels of a condition, each once: numbers by their value, then words by the alphabet."""
+        found: set[str] = set()
+        for entry in self:
+            with suppress(ValueError):  # which is said where the example is read
+                found.add(as_label(entry.told(name)))
+        return sorted_labels(found)
+
     def digest(self, before: str = "") -> str:
         """SHA-256 of a text, of all names, and of the content of all pictures."""
         digest = hashlib.sha256(before.encode())
@@ -227,78 +276,3 @@ class Files(Pairs):
     def at(self, index: int) -> Pair:
         """The pair at an index."""
         return self._pairs[index]
-
-
-@dataclass(frozen=True)
-class Slice(Entry):
-    """A slice of an example of volumes: at a place along an axis."""
-
-    name: str  # the volume's, and the place
-    volume: Entry
-    axis: int  # across the slice
-    place: int  # along the axis
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """Those of the volume."""
-        return self.volume.files
-
-    @property
-    def in_memory(self) -> bool:
-        """That of the volume."""
-        return self.volume.in_memory
-
-    def __str__(self) -> str:
-        return f"slice {self.place} of {self.volume}"
-
-    def encoded(self) -> list[bytes]:
-        """Raise ValueError: a slice is no file."""
-        raise ValueError(f"{self} is no picture file of its own, which a shard needs")
-
-    def opened(self) -> Sides:
-        """The volumes, with the plane of the slice."""
-        return self.volume.opened()._replace(plane=(self.axis, self.place))
-
-
-class Slices(Pairs):
-    """The slices of examples of volumes, across an axis, one after another.
-
-    Args:
-        volumes: the examples, each of whole volumes.
-        axis: the axis across the slices, counted from 0.
-        inside: gives the places of a volume's slices that are examples; None for all.
-
-    Raises:
-        ValueError: a picture is no volume, or there are no slices.
-    """
-
-    def __init__(self, volumes: Pairs, axis: int, inside: Callable[[Entry], Sequence[int]] | None = None) -> None:
-        self.volumes = volumes
-        self.axis = axis
-        self.has_targets = volumes.has_targets
-        self._places = [range(self._count(each)) if inside is None else inside(each) for each in volumes]
-        self.ends = list(accumulate(map(len, self._places)))
-        self.names = f"{volumes.names}\n{axis} {self.ends}"
-        if not len(self):
-            raise ValueError("no slice has anything in its mask")
-
-    def _count(self, volume: Entry) -> int:
-        sides = volume.opened()
-        size = (sides.target or sides.sources[0]).size  # the grid that sources are resampled to
-        if len(size) != 3:
-            raise ValueError(f"{volume} has {len(size)} axes, and slices are of volumes, which have 3")
-        return size[self.axis]
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def at(self, index: int) -> Slice:
-        """The slice at an index."""
-        number = bisect_right(self.ends, index)
-        before = self.ends[number - 1] if number else 0
-        volume, place = self.volumes[number], self._places[number][index - before]
-        return Slice(f"{volume.name}/{place:04d}", volume, self.axis, place)
-
-    def digest(self, before: str = "") -> str:
-        """SHA-256 of a text, and of the names and files of the volumes."""
-        return self.volumes.digest(f"{before}slices {self.axis}\n")

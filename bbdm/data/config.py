@@ -5,11 +5,12 @@ A function for each layout of folders finds its pairs.
 
 from __future__ import annotations
 
+import csv
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from PIL import Image
 
@@ -39,6 +40,63 @@ class ColumnsConfig:
     )
 
 
+def read_places(text: str) -> dict[str, str]:
+    """Places by name from text, such as ``sar=DATA/sar,depth=DATA/depth``.
+
+    Raises:
+        ValueError: the text has another form, or a name is there twice.
+    """
+    parts = [each.partition("=") for each in text.split(",")]
+    places = {name: place for name, _, place in parts}
+    if len(places) < len(parts) or not all(name.isidentifier() and place for name, place in places.items()):
+        raise ValueError(f"conditions are written as NAME=PLACE, with commas, each name once, got {text!r}")
+    return places
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionsPlaces:
+    """Where a data set has what the network is told besides the source, by name."""
+
+    images: dict[str, str] | None = setting(
+        None,
+        "further images that the network sees, NAME=PLACE with commas: a folder of pictures by the sources' names, an "
+        "ending in shards, or a column of a table; @LOW:HIGH after it is the range of values of other than 8 bits",
+        parse=read_places,
+    )
+    classes: dict[str, str] | None = setting(
+        None,
+        "classes, NAME=PLACE with commas: a CSV of lines of a source's name and its class, an ending in shards, or a "
+        "column of a table; of a trained network also a class, which is that of all sources",
+        parse=read_places,
+    )
+    tokens: dict[str, str] | None = setting(
+        None,
+        "tokens such as those of bbdm embed, NAME=PLACE with commas: a folder of .npy (L, D) by the sources' names, "
+        "an ending in shards, or a column of a table",
+        parse=read_places,
+    )
+
+    @property
+    def places(self) -> dict[str, str]:
+        """All places by name, without ranges of values.
+
+        Raises:
+            ValueError: two conditions have the same name.
+        """
+        images = {name: split_values(place)[0] for name, place in (self.images or {}).items()}
+        given = [*images.items(), *(self.classes or {}).items(), *(self.tokens or {}).items()]
+        twice = next((name for i, (name, _) in enumerate(given) if name in dict(given[:i])), None)
+        if twice is not None:
+            raise ValueError(f"two conditions are named {twice!r}")
+        return dict(given)
+
+
+def split_values(place: str) -> tuple[str, AnyValues | None]:
+    """The place of images, and their values after ``@``, None without them; ``;`` stands between channels."""
+    where, mark, values = place.rpartition("@")
+    return (where, read_values(values.replace(";", ","))) if mark and ":" in values else (place, None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ValuesConfig:
     """What the pictures of a data set are."""
@@ -55,7 +113,7 @@ class ValuesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PicturesConfig(ValuesConfig):
+class PicturesConfig(ValuesConfig, ConditionsPlaces):
     """What the pictures of a data set are, and which parts of them are examples.
 
     Raises:
@@ -80,6 +138,11 @@ class PicturesConfig(ValuesConfig):
             raise ValueError(f"slices are of networks of 2 axes, and this one has 3; got {self.slices}")
         if (self.crops_per_picture > 1 or self.crops_in_mask) and self.crop is None:
             raise ValueError("crops_per_picture and crops_in_mask need crop")
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is set but conditions."""
+        return replace(self, **{each.name: None for each in fields(ConditionsPlaces)}) == PicturesConfig()
 
     def of_kind(self, kind: PictureKind) -> PicturesConfig:
         """These settings; those that are left out are of a trained network's pictures."""
@@ -192,6 +255,44 @@ def with_masks(pairs: Iterable[Pair], folder: Path, split: str) -> list[Pair]:
     if missing is not None:
         raise ValueError(f"{missing} has no mask in {folder}: files are matched by name without suffix")
     return [replace(pair, mask=masks[pair.name]) for pair in pairs]
+
+
+def with_conditions(pairs: Iterable[Pair], config: ConditionsPlaces, split: str) -> list[Pair]:
+    """The pairs, each with its conditions in folders and CSV files, in whose paths ``{split}`` is filled in.
+
+    Raises:
+        ValueError: a place does not exist, or has nothing for a pair, which is named.
+    """
+    pairs = list(pairs)
+    for name, text in config.places.items():
+        place = Path(text.replace("{split}", split))
+        try:
+            found: dict[str, Any] = _labels(place) if name in (config.classes or {}) else _pictures(place)
+        except FileNotFoundError as error:
+            raise ValueError(f"{name}: {error}") from error
+        for pair in pairs:
+            if pair.name not in found:
+                raise ValueError(f"{pair} has no {name} in {place}: they are matched by its name {pair.name!r}")
+            if name in (config.tokens or {}) and found[pair.name].suffix != ".npy":
+                raise ValueError(f"tokens are .npy files, and {name} has {found[pair.name]}")
+        pairs = [replace(pair, conditions=(*pair.conditions, (name, found[pair.name]))) for pair in pairs]
+    return pairs
+
+
+def _labels(path: Path) -> dict[str, str]:
+    """Labels by the names of pairs, from lines ``name,class``."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    found: dict[str, str] = {}
+    for number, row in enumerate(csv.reader(path.read_text("utf-8-sig").splitlines()), start=1):
+        cells = [cell.strip() for cell in row]
+        if not cells:
+            continue
+        if len(cells) != 2 or not all(cells):
+            raise ValueError(f"line {number} of {path} must be NAME,CLASS, got {','.join(row)!r}")
+        if found.setdefault(cells[0], cells[1]) != cells[1]:
+            raise ValueError(f"line {number} of {path}: {cells[0]!r} is of the class {found[cells[0]]!r} above")
+    return found
 
 
 def _folder(data_dir: str, split: str) -> list[Pair]:

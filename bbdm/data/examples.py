@@ -10,12 +10,15 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, default_collate
 
-from bbdm.data.collection import Example, Order, Pairs
+from bbdm.data.collection import Entry, Example, Order, Pairs
 from bbdm.data.config import DIRECTIONS
 from bbdm.data.crops import Crops
 from bbdm.data.degradations import Degradation
+from bbdm.data.told import NOTHING, Told
+from bbdm.networks.conditions import ConditionsConfig
 from bbdm.pictures import images
 from bbdm.pictures.images import Size
 from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
@@ -45,6 +48,7 @@ class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
         crops: which crops of pictures the examples are, or None.
         axes: the number of spatial axes of an example.
         left_out: why examples could not be read, as far as this process knows.
+        told: reads what examples are told besides the source; of nothing, where they have it as they are.
 
     Item i is (source, target), each (C, *S) float32 in [-1, 1].
     """
@@ -59,6 +63,12 @@ class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
     crops: Crops | None = None
     axes: int = 2
     left_out: set[str]
+    told: Told = NOTHING
+
+    @property
+    def further(self) -> ConditionsConfig:
+        """What examples of files, shards and tables are told besides the source."""
+        return self.told.config
 
     @property
     def spacing(self) -> tuple[float, ...] | None:
@@ -85,9 +95,10 @@ class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
         """SHA-256 of what names the examples, which stays the same when a run resumes."""
 
     def description(self) -> dict[str, Any]:
-        """What decides the pictures, for manifests: the digest, the degradation and the kind if there are."""
+        """What decides the examples, for manifests: the digest, and what else there is."""
         degraded = {} if self.degradation is None else {"degradation": str(self.degradation)}
-        return {"files": self.digest(), **degraded, **self.kind.config()}
+        told = {"conditions": self.told.description()} if self.told else {}
+        return {"files": self.digest(), **degraded, **self.kind.config(), **told}
 
     def order(self, seed: int) -> Order:
         """The examples of an epoch, a function of the seed: here a permutation of all."""
@@ -127,7 +138,9 @@ class PairExamples(Examples):
         ValueError: an unknown direction, or a degradation of pairs with targets.
     """
 
-    def __init__(self, pairs: Pairs, direction: str, degradation: Degradation | None, skip_bad: bool) -> None:
+    def __init__(
+        self, pairs: Pairs, direction: str, degradation: Degradation | None, skip_bad: bool, told: Told
+    ) -> None:
         if direction not in DIRECTIONS:
             raise ValueError(f"direction must be one of {DIRECTIONS}, got {direction!r}")
         if degradation is not None and pairs.has_targets:
@@ -137,6 +150,7 @@ class PairExamples(Examples):
         self.direction = direction
         self.degradation = degradation
         self.skip_bad = skip_bad
+        self.told = told
         self.left_out = set()
 
     settings: str = ""  # what else decides whether a pair can be read
@@ -144,6 +158,14 @@ class PairExamples(Examples):
     @abstractmethod
     def images(self, index: int) -> tuple[Any, Any]:
         """Source and target of pair ``index`` as pictures; None for a missing target."""
+
+    @abstractmethod
+    def conditions(self, entry: Entry) -> dict[str, torch.Tensor]:
+        """What an entry, a pair of whole pictures, is told besides the source, by name.
+
+        Raises:
+            ValueError: it cannot be read, or does not fit.
+        """
 
     @abstractmethod
     def look(self, place: int, whole: bool) -> list[tuple[int, int]]:
@@ -187,18 +209,24 @@ class PairExamples(Examples):
         return self.pairs.prefetched(order)
 
     def digest(self) -> str:
-        """SHA-256 of all names, of the content of all files, and of the degradation."""
-        return self.pairs.digest("" if self.degradation is None else f"{self.degradation}\n")
+        """SHA-256 of all names, of the content of all files, of the degradation, and of conditions."""
+        found = self.pairs.digest("" if self.degradation is None else f"{self.degradation}\n")
+        return self.told.digest(self.pairs, found)
 
     def names_digest(self) -> str:
-        """SHA-256 of all names, or for shards and tables, of what names them."""
-        return hashlib.sha256(self.pairs.names.encode()).hexdigest()
+        """SHA-256 of all names, or for shards and tables, of what names them; and of conditions' names."""
+        return hashlib.sha256((self.pairs.names + self.told.names(self.pairs)).encode()).hexdigest()
+
+
+def stacked(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A condition of several examples as (B, ...); tokens (L, D) of several lengths get rows of zeros."""
+    return pad_sequence(list(values), batch_first=True) if values[0].ndim == 2 else default_collate(list(values))
 
 
 def collate(examples: Sequence[Example]) -> Example:
-    """Examples as a batch: tensors stacked, names and reasons as lists."""
+    """Examples as a batch: tensors stacked, names and reasons as lists. Rows of zeros make tokens as long."""
     first = examples[0]
-    conditions = {name: default_collate([each.conditions[name] for each in examples]) for name in first.conditions}
+    conditions = {name: stacked([each.conditions[name] for each in examples]) for name in first.conditions}
     mask = None if first.mask is None else default_collate([each.mask for each in examples])
     source, target = (default_collate([each[side] for each in examples]) for side in (0, 1))
     return Example(source, target, conditions, mask, [each.name for each in examples], [e.left_out for e in examples])

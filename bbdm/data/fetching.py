@@ -48,7 +48,9 @@ def local(url: str) -> Path:
         return Path(file_system(url)[1] if url.startswith("file://") else url)
     with _as_os_error(url):
         about = url
-        if not url.startswith(OTHERS):
+        if url.startswith(table.PREFIX):
+            about = f"{url} with labels"  # which earlier versions left out
+        elif not url.startswith(PIPE):
             system, path = file_system(url)
             about = f"{url} {system.ukey(path)}"  # another one once the file has changed
         place = cache() / f"{hashlib.sha256(about.encode()).hexdigest()}.tar"

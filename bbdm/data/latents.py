@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from bbdm.codec import Codec, LatentStatistics
-from bbdm.data.cache import TensorCache, Tensors, tensors_of
+from bbdm.data.cache import CONDITION, TensorCache, Tensors, tensors_of
 from bbdm.data.collection import Example
 from bbdm.data.examples import Examples
 from bbdm.pictures import images
@@ -54,7 +54,11 @@ class LatentDataset(TensorCache):
                 pictures = torch.cat([pictures, pictures.flip(-1)], dim=2)
             latents = codec.latents(pictures.flatten(0, 2)).cpu()
             source, target = latents.unflatten(0, pictures.shape[:3]).unbind(1)
-            return {**tensors_of(batch), "source": source, "target": target}
+            stored = tensors_of(batch)
+            if flip:
+                told = {key: v for key, v in stored.items() if key.startswith(CONDITION) and v.ndim >= 4}
+                stored |= {key: torch.stack([v, v.flip(-1)], dim=1) for key, v in told.items()}
+            return {**stored, "source": source, "target": target}
 
         settings = {"flip": flip, "codec": self.codec}
         super().__init__(dataset, folder / "manifest.json", encode, settings, progress=progress)

@@ -34,8 +34,8 @@ class MappedDataset(Examples):
 
     Args:
         dataset: has ``__len__`` and ``__getitem__``. An item is (source, target), or a mapping with
-            ``source``, ``target``, and maybe ``conditions`` (a mapping of tensors), ``mask`` (1, H, W) and
-            ``name``.
+            ``source``, ``target``, and maybe ``conditions``, ``mask`` (1, H, W) and ``name``. Conditions are
+            images (K, H, W) in [-1, 1], numbers of classes, and tokens (L, D) of any length, by name.
         item: makes such an item of what the data set has; None where it has such items.
         source_values: the values of sources. None for 0 to 255 of uint8, and for floats that are in [-1, 1].
         target_values: the values of targets, with the same default.
@@ -65,7 +65,7 @@ class MappedDataset(Examples):
         self._shapes: dict[str, tuple[int, ...]] = {}
         first = self.read(0)
         sides = {"source": first.source, "target": first.target, **first.conditions}
-        self._shapes = {name: tuple(value.shape) for name, value in sides.items()}
+        self._shapes = {name: _shape(value) for name, value in sides.items()}
         self.masked = first.mask is not None
         self.source_channels, self.channels = len(first.source), len(first.target)
         self.image_size = images.as_size(tuple(first.target.shape[1:]), first.target.ndim - 1)
@@ -89,11 +89,11 @@ class MappedDataset(Examples):
             got = f"a mapping of {', '.join(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
             raise ValueError(f"it must be {WANTED}; got {got}")
         source, target = (self._side(name, item[name]) for name in ("source", "target"))
-        conditions = {name: torch.as_tensor(value) for name, value in (item.get("conditions") or {}).items()}
+        conditions = {name: _condition(name, value) for name, value in (item.get("conditions") or {}).items()}
         mask = None if item.get("mask") is None else torch.as_tensor(item["mask"]).float()
         made = {"source": source, "target": target, **conditions}
         for name, shape in self._shapes.items():
-            if name not in made or tuple(made[name].shape) != shape:
+            if name not in made or _shape(made[name]) != shape:
                 found = "missing" if name not in made else f"of shape {tuple(made[name].shape)}"
                 raise ValueError(f"{name} is {found}, and that of item 0 is of shape {shape}")
         if source.shape[1:] != target.shape[1:]:
@@ -133,13 +133,27 @@ class MappedDataset(Examples):
         digest = hashlib.sha256(str(len(self)).encode())
         for index in sorted({round(i * (len(self) - 1) / (LOOKED_AT - 1)) for i in range(LOOKED_AT)}):
             example = self.read(index)
-            for tensor in (example.source, example.target):
+            told = [example.conditions[name] for name in sorted(example.conditions)]
+            for tensor in (example.source, example.target, *(each for each in told if each.ndim in (0, 2))):
                 digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()
 
     def digest(self) -> str:
         """See :meth:`names_digest`."""
         return self.names_digest()
+
+
+def _condition(name: str, value: Any) -> torch.Tensor:
+    """A class () as int64, tokens (L, D) as float32; an image as it is."""
+    made = torch.as_tensor(value)
+    if made.ndim == 0 and (made.is_floating_point() or made < 0):
+        raise ValueError(f"{name} must be the number of a class, an image or tokens (L, D), got {value!r}")
+    return made.long() if made.ndim == 0 else made.float() if made.ndim == 2 else made
+
+
+def _shape(value: torch.Tensor) -> tuple[Any, ...]:
+    """The shape of items, of which tokens are of any length."""
+    return ("L", value.shape[1]) if value.ndim == 2 else tuple(value.shape)
 
 
 def as_examples(dataset: Examples | MapStyle) -> Examples:

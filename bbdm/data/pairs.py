@@ -15,13 +15,16 @@ import torch
 from PIL import Image
 
 from bbdm.data import synthrad
-from bbdm.data.collection import Entry, Example, Files, Pairs, Slices
+from bbdm.data.collection import Entry, Example, Files, Pairs
 from bbdm.data.collection import Pair as Pair
-from bbdm.data.config import COLUMNS, DATASETS, PicturesConfig, with_masks
+from bbdm.data.config import COLUMNS, DATASETS, ConditionsPlaces, PicturesConfig, with_conditions, with_masks
 from bbdm.data.degradations import Degradation
 from bbdm.data.examples import NoTargetError, PairExamples
-from bbdm.data.reading import Reader
+from bbdm.data.reading import Reader, fitted
+from bbdm.data.slices import Slices
+from bbdm.data.told import NOTHING, Told, check_names
 from bbdm.data.valued import ValuedDataset
+from bbdm.networks.conditions import ConditionsConfig
 from bbdm.pictures import images
 from bbdm.pictures.images import Resize, Size
 from bbdm.pictures.images import open_image as open_image
@@ -46,6 +49,7 @@ class PairedDataset(PairExamples):
             (degraded, original). None if the files are the pairs.
         skip_bad: the place of a pair that cannot be read is taken by the next one that can. It is named in a
             warning, and counted; see :meth:`leave_out`.
+        told: reads what examples are told besides the source. Further images are resized as pictures are.
 
     Item i is (source, target), each (channels, height, width) float32 in [-1, 1]; :meth:`pixels` returns it
     as uint8.
@@ -64,11 +68,12 @@ class PairedDataset(PairExamples):
         resize: Resize = "stretch",
         degradation: Degradation | None = None,
         skip_bad: bool = False,
+        told: Told = NOTHING,
     ) -> None:
         if channels not in (1, 3):
             raise ValueError(f"channels of pictures must be 1 or 3, got {channels}")
         pairs = pairs if isinstance(pairs, Pairs) else Files(pairs)  # pyright: ignore[reportArgumentType]
-        super().__init__(pairs, direction, degradation, skip_bad)
+        super().__init__(pairs, direction, degradation, skip_bad, told)
         self.image_size = images.as_size(image_size)
         self.channels = self.source_channels = channels
         self.resize: Resize = resize
@@ -78,7 +83,7 @@ class PairedDataset(PairExamples):
 
     def _of(self, pairs: Iterable[Entry], skip_bad: bool) -> PairedDataset:
         kind = self.image_size, self.direction, self.channels, self.resize, self.degradation
-        return PairedDataset(pairs, *kind, skip_bad)
+        return PairedDataset(pairs, *kind, skip_bad, self.told)
 
     def without(self, names: Container[str]) -> PairedDataset:
         """The data set without the pairs of some names."""
@@ -107,7 +112,15 @@ class PairedDataset(PairExamples):
     def look(self, place: int, whole: bool) -> list[tuple[int, int]]:
         """(width, height) of the files of pair ``place``; see :meth:`PairExamples.look`."""
         pair = self.pairs[place]
-        return [images.convert(side, self.channels).size for side in pair.load()] if whole else pair.sizes()
+        if whole:
+            self.conditions(pair)
+            return [images.convert(side, self.channels).size for side in pair.load()]
+        self.told.check(pair)
+        return pair.sizes()
+
+    def conditions(self, entry: Entry) -> dict[str, torch.Tensor]:
+        """What an entry is told besides the source; see :meth:`PairExamples.conditions`."""
+        return self.told.whole(entry, lambda array: fitted(array, self.image_size, self.resize))
 
     def _read(self, index: int, seed: int) -> Example:
         """Example ``index`` as uint8."""
@@ -115,7 +128,8 @@ class PairedDataset(PairExamples):
         if target is None:
             raise NoTargetError(f"{self.pairs[index]} has no target: this dataset can only be translated")
         first, second = (torch.from_numpy(images.to_pixels(v, self.channels)) for v in (source, target))
-        return Example(first, second, name=self.pairs[index].name)
+        pair = self.pairs[index]
+        return Example(first, second, self.conditions(pair), name=pair.name)
 
 
 def load_dataset(
@@ -131,6 +145,7 @@ def load_dataset(
     columns: str | None = None,
     pictures: PicturesConfig = PLAIN,
     cache: Path | None = None,
+    known: ConditionsConfig | None = None,
 ) -> PairExamples:
     """The data set of a name in :data:`~bbdm.data.config.DATASETS`.
 
@@ -147,12 +162,15 @@ def load_dataset(
             :class:`~bbdm.data.degradations.Degradation`.
         degrade_seed: of its random numbers.
         columns: ``SOURCE,TARGET`` or ``SOURCE``, where shards and tables have their pictures.
-        pictures: values, crops, masks and slices.
+        pictures: values, crops, masks, slices and conditions.
         cache: folder of decoded pictures, for crops and slices; None to decode them again.
+        known: what a trained network is told, by whose classes labels get their numbers; None for the labels
+            of this data set.
 
     Raises:
         ValueError: an unknown name, no pictures, a file without a counterpart, which is named, an unknown
-            degradation or one of pairs with targets, columns of another data set, or values that nobody gave.
+            degradation or one of pairs with targets, columns of another data set, values that nobody gave, or
+            conditions that are missing or unknown.
         FileNotFoundError: a folder or a split does not exist.
         OSError: a shard cannot be fetched.
     """
@@ -161,8 +179,13 @@ def load_dataset(
     degradation = None if degrade is None else Degradation.read(degrade, degrade_seed)
     if columns is not None and name not in COLUMNS:
         raise ValueError(f"columns are of the data sets {', '.join(COLUMNS)}, got {columns!r} for {name!r}")
-    found = DATASETS[name](data_dir, split, *([] if columns is None else [columns]))
+    config, same = _own_places(pictures, known, name)
+    columns_told = {"told": config.places} if name in COLUMNS and config.places else {}
+    found = DATASETS[name](data_dir, split, *([] if columns is None else [columns]), **columns_told)
     pairs = found if isinstance(found, Pairs) else Files(found)  # pyright: ignore[reportArgumentType]
+    if name not in COLUMNS:
+        pairs = Files(with_conditions(pairs, config, split))
+    told = Told.of(pairs, pictures, same, known)
     if name == "synthrad":
         source, target = synthrad.values(pairs[0], direction)
         usual = {"source_values": source, "target_values": target, "slices": "axial" if pictures.axes == 2 else None}
@@ -173,14 +196,34 @@ def load_dataset(
         raise ValueError("crops_in_mask needs masks")
     if pictures.slices is not None:
         pairs = Slices(pairs, AXES[pictures.slices], _inside(pairs, AXES[pictures.slices], pictures, direction, cache))
-    if pictures == PLAIN and _is_plain(pairs):
-        return PairedDataset(pairs, image_size, direction, channels, resize, degradation)
+    if pictures.plain and _is_plain(pairs):
+        return PairedDataset(pairs, image_size, direction, channels, resize, degradation, False, told)
     kind = _kind(pairs, direction, pictures)
     size = None if resize == "keep" or pictures.crop is not None or pictures.axes == 3 else image_size
     if kind.crop is None and kind.slices is None:
         cache = None  # whole pictures are cached as they are made
     parts = pictures.crops, size, direction, channels, degradation, pictures.resample, cache, pictures.axes
-    return ValuedDataset(pairs, kind, *parts)
+    return ValuedDataset(pairs, kind, *parts, False, told)
+
+
+def _own_places(
+    pictures: PicturesConfig, known: ConditionsConfig | None, name: str
+) -> tuple[ConditionsPlaces, dict[str, str]]:
+    """Where each example has its conditions, and the classes that all have: those of a trained network."""
+    if known is not None:
+        check_names(pictures, known)
+    given, _ = pictures.classes or {}, pictures.places
+    same: dict[str, str] = {}
+    for each, place in given.items():
+        names = () if known is None else known.classes.get(each, ())
+        if not isinstance(names, tuple) or "{" in place or (name not in COLUMNS and Path(place).exists()):
+            continue
+        if place in names:
+            same[each] = place
+        elif names and name not in COLUMNS:
+            raise ValueError(f"{place!r} is no file, and no class of {each!r}, which are {', '.join(names)}")
+    own = {each: place for each, place in given.items() if each not in same}
+    return ConditionsPlaces(images=pictures.images, classes=own, tokens=pictures.tokens), same
 
 
 def _inside(

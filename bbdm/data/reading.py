@@ -6,16 +6,22 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from bbdm.base.atomic import write_atomically
-from bbdm.data.collection import Entry, Sides, Slice
+from bbdm.data.collection import Entry, Sides
+from bbdm.data.slices import Slice
 from bbdm.pictures import formats, images
+from bbdm.pictures.images import Resize, Size
 from bbdm.pictures.lazy import Geometry, LazyPicture, Window, same_grid
 from bbdm.pictures.values import Values, without_data
+
+if TYPE_CHECKING:
+    from bbdm.data.told import Told
 
 KEPT = 6  # decoded pictures, of files of which no part can be read alone
 OPENED = 4096  # examples whose headers are kept
@@ -57,10 +63,21 @@ class Reader:
         same_size: whether the pictures of an example must lie on one grid.
         resample: resample sources and masks that lie on another grid than the target.
         cache: folder of decoded pictures, where no part of a file can be read alone; None for none.
+        told: opens further images of examples; None for none.
+        told_apart: whether further images may have another size than the source.
     """
 
-    def __init__(self, channels: int | None, same_size: bool, resample: bool, cache: Path | None) -> None:
+    def __init__(
+        self,
+        channels: int | None,
+        same_size: bool,
+        resample: bool,
+        cache: Path | None,
+        told: Told | None = None,
+        told_apart: bool = False,
+    ) -> None:
         self._channels, self._same_size, self._resample, self._cache = channels, same_size, resample, cache
+        self._told, self._told_apart = told, told_apart
         self._keep()
 
     def _keep(self) -> None:
@@ -92,12 +109,19 @@ class Reader:
             sources=tuple(self._placed(each, like) for each in sides.sources),
             target=None if sides.target is None else self._placed(sides.target, like),
             mask=None if sides.mask is None else self._placed(sides.mask, like, nearest=True),
+            told=tuple(
+                self._placed(each, like, apart=self._told_apart)
+                for each in (() if self._told is None else self._told.pictures(entry))
+            ),
         )
 
-    def _placed(self, picture: LazyPicture, like: LazyPicture, nearest: bool = False) -> LazyPicture:
+    def _placed(
+        self, picture: LazyPicture, like: LazyPicture, nearest: bool = False, apart: bool = False
+    ) -> LazyPicture:
         """A picture on the grid of another, from the cache where no part of its file can be read alone."""
         placed = None not in (picture.geometry.affine, like.geometry.affine)
-        if (self._same_size or placed) and not same_grid(picture, like):
+        checked = placed or (self._same_size and not apart) or len(picture.size) != len(like.size)
+        if checked and not same_grid(picture, like):
             if self._resample:
                 return formats.resampled(picture, like, nearest)
             raise ValueError(
@@ -115,8 +139,13 @@ class Reader:
         plain = picture.geometry.format == "pillow" and picture.dtype == np.uint8
         return self._channels is not None and plain and picture.shape[0] in (1, 3)
 
-    def part(self, pictures: Sequence[LazyPicture], sides: Sides, window: Window = ()) -> tuple[Array, Array]:
-        """(C, *W) of all channels in a window of the plane, and (*W) where one has no value; () is all."""
+    def part(
+        self, pictures: Sequence[LazyPicture], sides: Sides, window: Window = (), converted: bool = True
+    ) -> tuple[Array, Array]:
+        """(C, *W) of all channels in a window of the plane, and (*W) where one has no value; () is all.
+
+        ``converted`` makes grey and colour of photographs one another.
+        """
         parts: list[Array] = []
         absent: Any = False
         for picture in pictures:
@@ -124,8 +153,8 @@ class Reader:
             array = picture[whole] if picture.windowed else self._whole(picture)[(slice(None), *whole)]
             array = array if sides.plane is None else array.take(0, 1 + sides.plane[0])
             absent = absent | without_data(array, picture.nodata)
-            converted = array.ndim == 3 and self._is_converted(picture)  # volumes by their slices alone
-            parts.append(images.recoloured(array, self._channels) if converted else array)  # pyright: ignore[reportArgumentType]
+            changed = converted and array.ndim == 3 and self._is_converted(picture)  # volumes by their slices alone
+            parts.append(images.recoloured(array, self._channels) if changed else array)  # pyright: ignore[reportArgumentType]
         return (parts[0] if len(parts) == 1 else np.concatenate(parts)), absent
 
     def strips(self, pictures: Sequence[LazyPicture], sides: Sides, values: Callable[[], Values]) -> Strips:
@@ -162,6 +191,17 @@ class Reader:
         values = np.concatenate(parts)
         absent = [without_data(part, picture.nodata) for part, picture in zip(parts, pictures, strict=True)]
         return values[:, ~np.any(absent, axis=0)]
+
+
+def fitted(array: Array, size: Size, resize: Resize = "stretch") -> Array:
+    """(C, H, W) at a size, each channel for itself; see :func:`~bbdm.pictures.images.resized`.
+
+    Raises:
+        ValueError: it is a volume.
+    """
+    if array.ndim != 3:
+        raise ValueError(f"it has {array.ndim - 1} axes, and pictures have 2")
+    return np.stack([np.asarray(images.resized(Image.fromarray(channel), size, resize)) for channel in array])
 
 
 def in_plane(size: Sequence[int], sides: Sides) -> tuple[int, ...]:

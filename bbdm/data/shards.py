@@ -15,12 +15,13 @@ import heapq
 import json
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bbdm.base import manifest
@@ -56,16 +57,24 @@ class Shards(Pairs):
     Args:
         shards: the tars, with their counts.
         columns: the endings of source and target, or of sources alone.
+        told: the endings of conditions, by name.
 
     Raises:
         ValueError: there are no samples.
     """
 
-    def __init__(self, shards: Iterable[Shard], columns: tuple[str, ...] = ("source", "target")) -> None:
+    def __init__(
+        self,
+        shards: Iterable[Shard],
+        columns: tuple[str, ...] = ("source", "target"),
+        told: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.shards = list(shards)
         self.columns = columns
+        self.told = dict(told)
+        self._all = (*columns, *self.told.values())
         self.has_targets = len(columns) > 1
-        self.names = "\n".join([*(f"{shard.name} {shard.count}" for shard in self.shards), ",".join(columns)])
+        self.names = "\n".join([*(f"{shard.name} {shard.count}" for shard in self.shards), ",".join(self._all)])
         self._ends = list(accumulate(shard.count for shard in self.shards))
         if not len(self):
             raise ValueError(f"there are no samples in {self.shards[0].url if self.shards else 'no shards'}")
@@ -73,7 +82,9 @@ class Shards(Pairs):
         self._ahead = fetching.Ahead()
 
     @classmethod
-    def open(cls, data_dir: str, split: str, columns: str = COLUMNS) -> Shards:
+    def open(
+        cls, data_dir: str, split: str, columns: str = COLUMNS, told: Mapping[str, str] = MappingProxyType({})
+    ) -> Shards:
         """The shards of a folder, which holds its splits as folders or one split, or of paths and URLs.
 
         ``{split}`` is filled in, and ``{000000..000009}`` stands for the numbers. For errors see
@@ -82,7 +93,7 @@ class Shards(Pairs):
         kinds = tuple(columns.split(","))
         if len(kinds) > 2 or not all(kinds) or len(set(kinds)) < len(kinds):
             raise ValueError(f"columns must be SOURCE,TARGET or SOURCE, got {columns!r}")
-        return cls(find(data_dir.replace("{split}", split), split, kinds), kinds)
+        return cls(find(data_dir.replace("{split}", split), split, (*kinds, *told.values())), kinds, told)
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -94,15 +105,17 @@ class Shards(Pairs):
         own = f"{Path(shard.name).stem}-{place}"  # for a sample without a name that can be one of a result
         if place >= len(found.samples) or shard.count == place + 1 < len(found.samples):
             why = found.reason or f"{shard.url} has {len(found.samples)} samples, and {shard.count} are expected"
-            return EncodedPair(own, shard.url, partial(self._read, number, place, why))
-        sample = found.samples[place]
-        where = f"{sample.name!r} of {shard.url}"
-        why = sample.reason and f"cannot read {where}: {sample.reason}"
-        name = sample.name if tar.is_inside(sample.name) else own
-        return EncodedPair(name, where, partial(self._read, number, place, why))
+            name, where = own, shard.url
+        else:
+            sample = found.samples[place]
+            where = f"{sample.name!r} of {shard.url}"
+            why = sample.reason and f"cannot read {where}: {sample.reason}"
+            name = sample.name if tar.is_inside(sample.name) else own
+        at = number, place, why
+        return EncodedPair(name, where, partial(self._read, *at, self.columns), partial(self._told, *at))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Shards) and (self.shards, self.columns) == (other.shards, other.columns)
+        return isinstance(other, Shards) and (self.shards, self._all) == (other.shards, other._all)
 
     def _place(self, index: int) -> tuple[int, int]:
         """The number of a sample's shard, and its place in it."""
@@ -112,10 +125,14 @@ class Shards(Pairs):
     def _opened(self, number: int) -> tuple[Path, tar.Tar]:
         """A shard as a file here, and its samples; those of the last few shards are kept as ``_tar``."""
         path = fetching.local(self.shards[number].url)
-        return path, tar.index(path, self.columns)
+        return path, tar.index(path, self._all)
 
-    def _read(self, number: int, place: int, why: str) -> list[bytes]:
-        """The bytes of a sample's pictures; ValueError that says why there are none."""
+    def _told(self, number: int, place: int, why: str, name: str) -> bytes:
+        """The bytes of a sample's condition."""
+        return self._read(number, place, why, (self.told[name],))[0]
+
+    def _read(self, number: int, place: int, why: str, columns: tuple[str, ...]) -> list[bytes]:
+        """The bytes of some of a sample's files; ValueError that says why there are none."""
         if why:
             raise ValueError(why)
         if not self._tar(number)[0].exists():  # deleted from the cache of fetched files since
@@ -123,7 +140,7 @@ class Shards(Pairs):
         path, found = self._tar(number)
         sample, parts = found.samples[place], list[bytes]()
         with path.open("rb") as file:
-            for offset, size in sample.spans:
+            for offset, size in (sample.spans[self._all.index(column)] for column in columns):
                 file.seek(offset)
                 parts.append(file.read(size))
                 if len(parts[-1]) < size:
@@ -179,11 +196,11 @@ class Shards(Pairs):
         digest = hashlib.sha256(before.encode())
         for shard in self.shards:
             digest.update(f"{shard.name} {shard.sha256 or file_sha256(fetching.local(shard.url))}\n".encode())
-        digest.update(",".join(self.columns).encode())
+        digest.update(",".join(self._all).encode())
         return digest.hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Shards, (self.shards, self.columns)  # each process reads the tars itself
+        return Shards, (self.shards, self.columns, self.told)  # each process reads the tars itself
 
 
 def find(place: str, split: str, columns: tuple[str, ...]) -> list[Shard]:

@@ -105,9 +105,10 @@ def _look(dataset: PairExamples, place: int, whole: bool) -> tuple[str, list[flo
 
 def digest_of(dataset: PairExamples) -> str:
     """SHA-256 of the names, sizes and times of all files."""
-    digest = hashlib.sha256(f"{dataset.channels}{dataset.settings}\n".encode())
+    told = dataset.told.names(dataset.pairs)
+    digest = hashlib.sha256(f"{dataset.channels}{dataset.settings}{told}\n".encode())
     for pair in dataset.pairs:
-        for path in pair.files:
+        for path in (*pair.files, *pair.told_files):
             about = path.stat()
             digest.update(f"{path} {about.st_size} {about.st_mtime_ns}\n".encode())
     return digest.hexdigest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain, tee
 from pathlib import Path
@@ -14,11 +14,13 @@ import torch
 from PIL import Image
 
 from bbdm.base import sizes
-from bbdm.data.collection import Entry, Example, Files, Order, Pairs, Sides, Slices
+from bbdm.data.collection import Entry, Example, Files, Order, Pairs, Sides
 from bbdm.data.crops import Crops
 from bbdm.data.degradations import Degradation
 from bbdm.data.examples import NoTargetError, PairExamples
-from bbdm.data.reading import Reader, Strips, in_plane
+from bbdm.data.reading import Reader, Strips, fitted, in_plane
+from bbdm.data.slices import Slices
+from bbdm.data.told import NOTHING, Told
 from bbdm.pictures import images
 from bbdm.pictures.images import Size
 from bbdm.pictures.kind import PictureKind
@@ -59,6 +61,8 @@ class ValuedDataset(PairExamples):
         cache: folder of decoded pictures, where no part of a file can be read alone; None for none.
         axes: of an example: 2 for pictures and slices, 3 for volumes.
         skip_bad: the place of a pair that cannot be read is taken by the next one that can.
+        told: reads what examples are told besides the source. Further images are cropped, cut into slices and
+            resized as sources are.
 
     Raises:
         ValueError: the first pair cannot be read, or does not fit its values.
@@ -77,8 +81,9 @@ class ValuedDataset(PairExamples):
         cache: Path | None = None,
         axes: int = 2,
         skip_bad: bool = False,
+        told: Told = NOTHING,
     ) -> None:
-        super().__init__(pairs, direction, degradation, skip_bad)
+        super().__init__(pairs, direction, degradation, skip_bad, told)
         if axes == 3 and degradation is not None:
             raise ValueError("degrade is for pictures, and this network is of volumes")
         self._settings = kind, crops, image_size, direction, channels, degradation, resample, cache, axes
@@ -90,7 +95,8 @@ class ValuedDataset(PairExamples):
         sides = pairs[0].opened()
         pictures = chain(*_by_role(sides))
         self.masked = sides.mask is not None or any(each.nodata is not None for each in pictures)
-        self._reader = Reader(channels, self.masked or self._resized_to is None, resample, cache)
+        same_size, told_apart = self.masked or self._resized_to is None, crops is None and kind.slices is None
+        self._reader = Reader(channels, same_size, resample, cache, told, told_apart)
         self._ranges: dict[tuple[Path, ...], Values] = {}  # of percentiles
         sides = self._opened(0)
         plane = in_plane(sides.sources[0].size, sides)
@@ -188,7 +194,9 @@ class ValuedDataset(PairExamples):
                 f"{self.pairs[place]} has {found} voxels, and {self.pairs[0]} has {wanted}: train on crops, "
                 "such as --crop 64x96x96"
             )
+        self.told.check(self.pairs[place])
         if whole:
+            self.conditions(self.pairs[place])
             for role in ("source", "target"):
                 if (side := self.whole(self.pairs[place], role)) is not None:
                     side.check()
@@ -197,11 +205,11 @@ class ValuedDataset(PairExamples):
     def without(self, names: Container[str]) -> ValuedDataset:
         """The data set without the pairs of some names."""
         pairs = Files(pair for pair in self.pairs if pair.name not in names)
-        return ValuedDataset(pairs, *self._settings, self.skip_bad)
+        return ValuedDataset(pairs, *self._settings, self.skip_bad, self.told)
 
     def skipping(self) -> ValuedDataset:
         """The data set with ``skip_bad``."""
-        return ValuedDataset(self.pairs, *self._settings, True)
+        return ValuedDataset(self.pairs, *self._settings, True, self.told)
 
     def _read(self, index: int, seed: int) -> Example:
         """Example ``index``: uint8 of 8-bit pictures, else float32; pixels without a value are -1, or 0."""
@@ -210,13 +218,14 @@ class ValuedDataset(PairExamples):
         sides = self._opened(place)
         if sides.target is None and self.degradation is None:
             raise NoTargetError(f"{pair} has no target: this dataset can only be translated")
+        others = self.told.others(pair)
         try:
-            return self._example(pair.name, sides, f"{pair.name} {number}", seed)
+            return self._example(pair.name, sides, f"{pair.name} {number}", seed, others)
         except ValueError as error:
             raise ValueError(f"{pair}: {error}") from error
 
-    def _example(self, name: str, sides: Sides, key: str, seed: int) -> Example:
-        """The example of opened pictures; ``key`` names its crop."""
+    def _example(self, name: str, sides: Sides, key: str, seed: int, others: Mapping[str, torch.Tensor]) -> Example:
+        """The example of opened pictures; ``key`` names its crop, and ``others`` are no images."""
         window: Window = ()
         if self.crops is not None:
             mask = None if sides.mask is None else lambda: self._mask(sides, ())
@@ -236,7 +245,26 @@ class ValuedDataset(PairExamples):
             drawn = f"{key} {seed}" if self.crops else name
             made.insert(0, _degraded(made[0], self.degradation, drawn))
         mask = torch.from_numpy(self._fitted(valid[None].astype(np.float32))) if self.masked else None
-        return Example(made[0], made[1], mask=mask, name=name)
+        return Example(made[0], made[1], {**others, **self._images(sides, window, self._fitted)}, mask, name)
+
+    def conditions(self, entry: Entry) -> dict[str, torch.Tensor]:
+        """What an entry is told besides the source; see :meth:`PairExamples.conditions`."""
+        made = self.told.others(entry)
+        return {**made, **self._images(self._reader.open(entry, self.direction == "BtoA"), (), np.ascontiguousarray)}
+
+    def _images(self, sides: Sides, window: Window, fit: Callable[[Array], Array]) -> dict[str, torch.Tensor]:
+        """The further images of opened pictures, in a window, at the size that a function gives them."""
+        first = [part.start or 0 for part in window]
+        made: dict[str, torch.Tensor] = {}
+        for name, picture in zip(self.told.config.images, sides.told, strict=True):
+            values = self.told.values.get(name)
+            try:
+                array, absent = self._reader.part((picture,), sides, window, converted=False)
+                of = None if values is None else self._values(values, (picture,))
+                made[name] = torch.from_numpy(fit(self.told.scaled(name, array, absent, of, first)))
+            except ValueError as error:
+                raise ValueError(f"{picture.path}: {error}") from error
+        return made
 
     def _around(self, sides: Sides) -> list[tuple[bool, Sides]]:
         """The slices of a source from low to high places, and whether each is the example's own."""
@@ -274,9 +302,7 @@ class ValuedDataset(PairExamples):
         """The array at the size that whole pictures are resized to, each channel for itself."""
         if self._resized_to is None or array.shape[1:] == self._resized_to:
             return np.ascontiguousarray(array)
-        height, width = self._resized_to
-        channels = [images.resized(Image.fromarray(channel), (height, width)) for channel in array]
-        return np.stack([np.asarray(channel) for channel in channels])
+        return fitted(array, self._resized_to)
 
 
 def _by_role(sides: Sides) -> tuple[tuple[LazyPicture, ...], tuple[LazyPicture, ...]]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from bbdm.base import manifest, scripts
 from bbdm.base.settings import setting
-from bbdm.data.collection import Slices
-from bbdm.data.config import DATASETS, ColumnsConfig, DegradeConfig, Direction, ValuesConfig
+from bbdm.data.config import DATASETS, ColumnsConfig, ConditionsPlaces, DegradeConfig, Direction, ValuesConfig
+from bbdm.data.slices import Slices
 from bbdm.evaluation.config import TranslateConfig
 from bbdm.evaluation.intervals import By, Intervals
 from bbdm.evaluation.risk import Bound
@@ -35,7 +35,7 @@ class SeenPairsError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateConfig(DegradeConfig, ColumnsConfig, ValuesConfig, NetworkConfig):
+class CalibrateConfig(DegradeConfig, ColumnsConfig, ValuesConfig, ConditionsPlaces, NetworkConfig):
     """Of which network intervals are calibrated, on which pairs, and how.
 
     Raises:

@@ -10,14 +10,14 @@ from typing import Literal
 from bbdm.base import demo
 from bbdm.base.memory import read_memory
 from bbdm.base.settings import setting
-from bbdm.data.config import ColumnsConfig, DegradeConfig, Direction, ValuesConfig
+from bbdm.data.config import ColumnsConfig, ConditionsPlaces, DegradeConfig, Direction, ValuesConfig
 from bbdm.sampling.network_config import NetworkConfig, SizeSetting, WindowConfig, read_size_setting
 
 MAPS = ("mean", "std", "low", "high")
 
 
 @dataclass(frozen=True)
-class TranslateConfig(DegradeConfig, ColumnsConfig, ValuesConfig, NetworkConfig):
+class TranslateConfig(DegradeConfig, ColumnsConfig, ValuesConfig, ConditionsPlaces, NetworkConfig):
     """Which data set is translated, by which network, and how.
 
     Raises:

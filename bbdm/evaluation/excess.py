@@ -117,7 +117,9 @@ class Measure:
 
         example, target = self._read(index)
         source = images.scale(example.source).numpy()[None]
-        conditions = {name: value.numpy()[None] for name, value in example.conditions.items()}
+        conditions: dict[str, Any] = dict.fromkeys(self.examples.told.left_out)
+        for name, value in example.conditions.items():
+            conditions[name] = (images.scale(value) if value.ndim > 2 else value).numpy()[None]
         seeds = [[self.seed + index + j * len(self.examples) for j in range(self.samples)]]
         made = self.sampler.distribution(
             source, self.samples, seeds, keep=self.levels is not None, conditions=conditions or None, **self.settings

@@ -19,10 +19,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from bbdm.base.atomic import file_sha256, write_atomically
-from bbdm.data.collection import Entry, Pair, Sides, Slices
+from bbdm.data.collection import Entry, Pair, Sides
 from bbdm.data.config import with_masks
 from bbdm.data.pairs import PairedDataset, open_image
 from bbdm.data.reading import Decoded, Reader, Strips
+from bbdm.data.slices import Slices
 from bbdm.data.survey import survey
 from bbdm.data.valued import ValuedDataset, Whole
 from bbdm.pictures import formats, images
@@ -248,6 +249,7 @@ class Valued(Files):
         for index, entry in enumerate(bar):
             try:
                 check_finite(self.source(index).given)
+                self.dataset.conditions(entry)
                 self._target(entry)
             except (OSError, ValueError) as error:
                 found[entry.name] = str(error) if str(entry) in str(error) else f"{entry}: {error}"

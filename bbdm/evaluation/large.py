@@ -94,6 +94,8 @@ class LargePictures:
             )
         if self._config.guides:
             raise LargePictureError(f"{entry} is larger than memory, and then it cannot be guided: give more --memory")
+        if self._files.dataset.told or self._files.dataset.told.left_out:
+            raise LargePictureError(f"{entry} is larger than memory, and the network is told more than the source")
         first = self._processes.first
         verbose = scripts.is_shown(self._config.show_verbose, self._config.quiet) and first
         stream = sampler, strips, windows, job.seed, self._limit

@@ -14,6 +14,7 @@ from bbdm.evaluation.calibration import place_of
 from bbdm.evaluation.intervals import Intervals
 from bbdm.evaluation.large import LargePictureError
 from bbdm.evaluation.results import Job, Record
+from bbdm.evaluation.told import conditions_of
 from bbdm.evaluation.translate import Translator
 
 if TYPE_CHECKING:
@@ -81,7 +82,14 @@ class MapTranslator(Translator):
                     raise LargePictureError(f"{self.files.entries[index]} is larger than memory, where maps are made")
                 source = self.files.source(index)
                 seeds = [[of[0].seed + j * count for j in range(config.num_samples)]]
-                settings = {"batch_size": config.batch_size, **self.files.settings, **config.windows, **config.guides}
+                told = conditions_of(self.files, [index])
+                settings = {
+                    "batch_size": config.batch_size,
+                    **self.files.settings,
+                    **told,
+                    **config.windows,
+                    **config.guides,
+                }
                 made = sampler.distribution([source.given], config.num_samples, seeds, keep=keep, **settings)
                 ends: dict[str, Any] = dict(zip(("low", "high"), intervals.of(made), strict=True)) if intervals else {}
                 for job in of:

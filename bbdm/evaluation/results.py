@@ -41,7 +41,7 @@ def plan(files: Files, folder: Path, num_samples: int, seed: int) -> list[Job]:
 
 def check_places(files: Files, paths: list[Path]) -> None:
     """Raise ValueError if one of ``paths`` is a source or a target of the data set, or occurs twice."""
-    taken = {path.resolve() for entry in files.entries for path in entry.files}
+    taken = {path.resolve() for entry in files.entries for path in (*entry.files, *entry.told_files)}
     for path in paths:
         if path.resolve() in taken:
             raise ValueError(f"{path} would replace another picture: give another output_dir")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from bbdm import solvers
 from bbdm.base import machine, scripts
 from bbdm.base.atomic import check_folder, file_sha256, make_folder
-from bbdm.data.config import PicturesConfig
+from bbdm.data.config import ConditionsPlaces, PicturesConfig
 from bbdm.data.pairs import load_dataset
 from bbdm.data.valued import ValuedDataset
 from bbdm.evaluation.config import TranslateConfig
@@ -32,6 +32,7 @@ from bbdm.evaluation.files import files_of
 from bbdm.evaluation.large import LargePictures
 from bbdm.evaluation.results import Job, Record, check_places, description, plan
 from bbdm.evaluation.table import Setup
+from bbdm.evaluation.told import conditions_of
 from bbdm.execution.processes import Processes
 from bbdm.files.hub import find_checkpoint
 from bbdm.networks.restore import find_dtype
@@ -76,11 +77,15 @@ class Translator:
         size, resize = self._size()
         pictures = config.dataset, config.data_dir, config.split, size, config.direction, channels, resize
         degrade = config.degrade, config.degrade_seed
-        self.dataset = load_dataset(*pictures, *degrade, config.columns, self._pictures)
+        self.dataset = load_dataset(
+            *(*pictures, *degrade, config.columns, self._pictures), known=self.checkpoint.unet.config
+        )
         if isinstance(self.dataset, ValuedDataset) and config.image_size not in (None, "train", "keep"):
             raise ValueError("image_size is of 8-bit pictures: those of other values keep their size")
         if config.orientations != 1 and self.dataset.kind.slices is None:
             raise ValueError("orientations are of networks of slices of volumes, and this one is of none")
+        if config.orientations != 1 and self.dataset.further.images:
+            raise ValueError("orientations are of networks that see no further images, and this one sees some")
         self._described = described_size(size, "keep" if isinstance(self.dataset, ValuedDataset) else resize)
         self._channels = self.checkpoint.unet.config.channels if self.codec is None else self.codec.image_channels
         self.files = files_of(self.dataset, config.masks, config.split, self._channels)
@@ -102,7 +107,7 @@ class Translator:
             wanted = "keep"
         if wanted is None:
             wanted = "fit" if self.config.dataset == "folder" else "train"
-        if wanted != "keep" and (self.checkpoint.pictures.crop is not None or self._pictures != PicturesConfig()):
+        if wanted != "keep" and (self.checkpoint.pictures.crop is not None or not self._pictures.plain):
             wanted = "keep" if isinstance(wanted, str) else wanted
         if trained is None and wanted in ("train", "fit"):
             self._report(f"{self.config.model} does not hold the size of its pictures: image_size is {DEFAULT_SIZE}")
@@ -124,7 +129,8 @@ class Translator:
                 raise ValueError(f"{name} {given} is given, and the network was trained on {known}")
             chosen[name] = given if known is None else known
         of = {"neighbours": kind.neighbours, "axes": self.checkpoint.unet.config.axes}
-        return PicturesConfig(**chosen, **of, resample=config.resample)
+        told: dict[str, Any] = {each.name: getattr(config, each.name) for each in fields(ConditionsPlaces)}
+        return PicturesConfig(**chosen, **of, **told, resample=config.resample)
 
     def sampler(self, solver: str | None, steps: int | None) -> BridgeSampler:
         """The sampler with this solver, of the same dtype in all processes.
@@ -163,7 +169,8 @@ class Translator:
 
     def _at_once(self, jobs: list[Job]) -> int:
         """The number of jobs of a batch: of volumes one, whose slices are translated in batches."""
-        return 1 if self.files.volumes else min(self.config.batch_size, max(1, len(jobs)))
+        alone = self.files.volumes or (self.dataset.further.images and self._described in ("fit", "keep"))
+        return 1 if alone else min(self.config.batch_size, max(1, len(jobs)))
 
     def _translate(
         self, sampler: BridgeSampler, jobs: list[Job], record: Record | None, warm_up: bool, about: dict[str, Any]
@@ -187,7 +194,8 @@ class Translator:
                 seconds = 0.0
                 for group in groups:
                     sources = [self.files.source(job.index) for job in group]
-                    given, settings = [source.given for source in sources], self.files.settings
+                    told = conditions_of(self.files, [job.index for job in group])
+                    given, settings = [source.given for source in sources], {**self.files.settings, **told}
                     if warm_up and number == 0 and not windowed:  # by one call, on CUDA by all that a graph captures
                         solver, *_ = solvers.Defaults(calls=sampler.calls).fill()
                         one = (None, None) if sampler.device.type == "cuda" else (solver, 1)

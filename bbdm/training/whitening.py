@@ -48,8 +48,9 @@ def whiten(
     variances, directions = torch.linalg.eigh(products / count)
     whitening = (directions * (variances + FLOOR**2).rsqrt()) @ directions.T
     filters = cast(nn.Conv2d, cast(nn.Sequential, network.input_blocks[0])[0]).weight
-    channels = network.condition_channels * network.config.patch**network.axes
-    of_source = filters[:, -channels:]
+    pixels = network.config.patch**network.axes
+    first, channels = network.channels * pixels, network.condition_channels * pixels
+    of_source = filters[:, first : first + channels]  # further images follow
     drawn = of_source.flatten(1).double().cpu() @ whitening
     power = (drawn @ (products / count) * drawn).sum(dim=1).mean()  # of the responses
     of_source.copy_((drawn / power.sqrt()).view_as(of_source))

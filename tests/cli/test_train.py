@@ -75,6 +75,8 @@ FLAGS: dict[str, tuple[str, Any]] = {  # each name of each flag, and what it giv
     "flip": ("--flip", True),
     "degrade": ("--degrade jpeg:5", "jpeg:5"),
     "degrade_seed": ("--degrade_seed 5", 5),
+    "images": ("--images sar=DATA/sar,depth=DATA/{split}", {"sar": "DATA/sar", "depth": "DATA/{split}"}),
+    "drop": ("--drop style:0.1,text:1e-2", {"style": 0.1, "text": 0.01}),
 }
 
 

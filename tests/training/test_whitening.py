@@ -33,14 +33,14 @@ def photographs(count: int = 6, side: int = 32) -> list[tuple[torch.Tensor, torc
 
 def of_source(unet: UNet) -> torch.Tensor:
     channels = 3 * unet.config.patch**2
-    return unet.input_blocks[0][0].weight[:, -channels:].detach()  # pyright: ignore
+    return unet.input_blocks[0][0].weight[:, channels : 2 * channels].detach()  # pyright: ignore
 
 
-@pytest.mark.parametrize("patch", [1, 2])
-def test_filters_are_random_ones_in_white_coordinates(patch: int):
+@pytest.mark.parametrize(("patch", "images"), [(1, {}), (2, {}), (2, {"sar": 2})])
+def test_filters_are_random_ones_in_white_coordinates(patch: int, images: dict[str, int]):
     """By NumPy and SciPy: the second moments of what a filter sees, and their inverse square root."""
     pairs = photographs()
-    unet = network(patch=patch)
+    unet = network(patch=patch, images=images)
     before = {name: weight.clone() for name, weight in unet.state_dict().items()}
     random = of_source(unet).flatten(1).double().numpy()
     whiten(unet, pairs)
@@ -54,10 +54,9 @@ def test_filters_are_random_ones_in_white_coordinates(patch: int):
     np.testing.assert_allclose(of_source(unet).flatten(1).numpy(), wanted, rtol=1e-4, atol=1e-4)
     changed = {name for name, weight in unet.state_dict().items() if not weight.equal(before[name])}
     assert changed == {"input_blocks.0.0.weight"}
-    channels = before["input_blocks.0.0.weight"].shape[1] - len(of_source(unet)[0])
-    assert unet.state_dict()["input_blocks.0.0.weight"][:, :channels].equal(
-        before["input_blocks.0.0.weight"][:, :channels]
-    )
+    first, channels = unet.state_dict()["input_blocks.0.0.weight"], 3 * patch**2
+    for others in (slice(channels), slice(2 * channels, None)):
+        assert first[:, others].equal(before["input_blocks.0.0.weight"][:, others])
 
 
 def test_they_see_detail():

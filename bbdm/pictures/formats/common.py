@@ -23,9 +23,9 @@ RATIO = 4096  # bytes that a byte of a file can become at most: of deflate 1032,
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: Path, in_memory: bool = False) -> Iterator[None]:
     """Errors of reading a picture become a ValueError with its name, and the locale stays: GDCM sets C."""
-    if not path.exists():
+    if not in_memory and not path.exists():
         raise FileNotFoundError(f"there is no picture {path}")
     before = locale.setlocale(locale.LC_ALL)
     try:

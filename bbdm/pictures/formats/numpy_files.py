@@ -5,6 +5,7 @@ An npy is mapped into memory, and an npz is read whole. Pickled objects are neve
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.pictures.formats import common
-from bbdm.pictures.lazy import Geometry, LazyPicture
+from bbdm.pictures.lazy import Geometry, LazyPicture, LoadedPicture
 
 KEY = "array"  # of an npz with several arrays
 MAGIC = b"\x93NUMPY"
@@ -30,6 +31,22 @@ def open(path: Path) -> LazyPicture:
     """
     with common.reading(path):
         return _Zipped(path) if path.suffix.lower() == ".npz" else _Mapped(path)
+
+
+def decode(data: bytes, path: Path) -> LazyPicture:
+    """A picture of the bytes of an npy; ``path`` is what messages call it.
+
+    Raises:
+        ValueError: it is damaged, or has what :func:`open` refuses.
+    """
+    with common.reading(path, in_memory=True):
+        file = io.BytesIO(data)
+        stored, fortran, kind = _header(file)
+        offset, shape, dtype = file.tell(), _channels(stored), common.real(kind)
+        if offset + math.prod(stored) * kind.itemsize != len(data):
+            raise ValueError(f"it has {len(data)} bytes, which are not {stored} of {kind}")
+        array = np.frombuffer(data, kind, offset=offset).reshape(stored, order="F" if fortran else "C")
+        return LoadedPicture(np.array(array.reshape(shape), dtype, order="C"), path)
 
 
 def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
