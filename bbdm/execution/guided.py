@@ -18,7 +18,7 @@ class Guided:
 
     Args:
         guidance: how they are guided.
-        table: the steps.
+        table: the steps of the loop.
         together: evaluate all in one batch; else one after the other, for a network of one batch size.
     """
 
@@ -44,7 +44,7 @@ class Guided:
         """The prediction of a step, (B, C, *S).
 
         Args:
-            network: the network's body.
+            network: the network's body, which makes predictions.
             inputs: (B, C, *S) what it is shown.
             embedding: a row for all images.
             conditions: of each evaluation, one after the other: (N B, ...).

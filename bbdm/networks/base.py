@@ -163,7 +163,7 @@ class Network(nn.Module):
         """What conditions alone decide, computed once for all steps: what :meth:`body` takes for them.
 
         Args:
-            conditions: those of :meth:`checked`.
+            conditions: tensors by name, as :meth:`checked` returns them.
             sides: of the state, (height, width) or (depth, height, width).
 
         Returns:

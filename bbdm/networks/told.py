@@ -61,7 +61,7 @@ class Told(nn.Module):
     Embeddings of classes begin at zero.
 
     Args:
-        config: the conditions.
+        config: the conditions besides the source.
         width: of the time's embedding, to which those of classes are added.
         network: the rest, whose cross-attention layers get their columns.
     """

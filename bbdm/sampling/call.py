@@ -75,11 +75,11 @@ def read_call(
         backend: of the sampler's arrays.
         steps: of the call's table.
         scale: what the values are.
-        source: as for :class:`~bbdm.sampling.base.BaseSampler`; so are the following.
-        seed: of sources.
-        noise: in place of seeds.
+        source: what is translated: a batch, a picture, a path, an array, or a list of these.
+        seed: that of the first source, or one for each source.
+        noise: standard normals in place of seeds.
         mask: where the target is made.
-        conditions: by name.
+        conditions: what the network is told besides, by name.
         others: arguments that guide, and conditions by their names.
 
     Raises:

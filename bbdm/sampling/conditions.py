@@ -28,7 +28,7 @@ def read_conditions(
     Args:
         conditions: those of a call, by name.
         further: those of the network.
-        backend: of the arrays.
+        backend: the kind of arrays of the sampler.
         source: images of the call.
         owners: of each image, the source that it is of. Classes and tokens are given for sources.
 
