@@ -109,7 +109,7 @@ class TestResume:
         self, stopped: int | None, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         losses = iter([3.0, 1.0, 2.0, 2.0])
-        monkeypatch.setattr(Trainer, "validate", lambda self: next(losses))
+        monkeypatch.setattr(Trainer, "validate", lambda self: {"validation_loss": next(losses)})
         run = make_trainer(validation=pairs, epochs=4, keep=4)
         if stopped:
             with pytest.raises(StoppedError, match="asked to end"):
