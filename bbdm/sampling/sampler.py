@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from bbdm import solvers
@@ -27,8 +26,7 @@ from bbdm.execution.package import PackagedNetwork, choose_dtype, save_package
 from bbdm.files import pretrained
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.hub import find_checkpoint
-from bbdm.kernels.elementwise import layout
-from bbdm.networks.base import SOURCE, Network, Wrapped, check_network, placed
+from bbdm.networks.base import Network, Wrapped, check_network, placed
 from bbdm.networks.checks import check_pictures
 from bbdm.networks.windows import Windowing
 from bbdm.pictures import images
@@ -36,6 +34,7 @@ from bbdm.sampling.bands import Bands
 from bbdm.sampling.base import Advance, BaseSampler, Given
 from bbdm.sampling.batch import Batch, SolverPlan
 from bbdm.sampling.call import Timesteps
+from bbdm.sampling.inputs import Inputs
 from bbdm.sampling.shapes import Shapes
 from bbdm.sampling.step import Callback
 from bbdm.sampling.step import Step as Step
@@ -306,7 +305,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
                 raise ValueError("size must be given as (height, width): the sampler has no image_size")
             size = images.sides(self.image_size, self._shapes.axes)
         check_place(Path(path))  # before minutes of compiling
-        save_package(path, self.unet, self._shapes.grid(batch_size, *size), self._told(batch_size, *size))
+        save_package(path, self.unet, self._shapes.grid(batch_size, *size), self._inputs.blank(batch_size, *size))
 
     def bands(self, size: tuple[int, ...], seed: int, **windows: Any) -> Bands:
         """The sampler's own steps on rows of one picture, which need not be in memory.
@@ -337,7 +336,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         for count in self._evaluated(plan, batch) if isinstance(network, Compiled) else ():
             together = part[0] if batch.windows is not None else part[0] * count
             called = torch.Size(self._shapes.grid(together, *part[2:]))
-            told = self._told(together, *part[2:], like=batch.conditions)
+            told = self._inputs.blank(together, *part[2:], like=batch.conditions)
             if isinstance(network, Compiled) and network.lacks(called, told):
                 due.append(partial(plan.loop.warm_up, called, told))
         if self.codec is not None:
@@ -369,7 +368,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             result = super()._run(plan, batch, advance, callback)
         else:
             y, conditions = self._given(batch)
-            x = plan.graphed(y, self._keys(batch.seeds), conditions, batch.windows, batch.guidance, self._together)
+            x = plan.graphed(y, self._inputs.seeds(batch), conditions, batch.windows, batch.guidance, self._together)
             advance(self._calls(plan, batch))
             result = self._decoded(x)
         return result.to(batch.source.device, batch.source.dtype)
@@ -381,24 +380,12 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         noise = None if batch.noise is None else batch.noise.to(self.device, plan.loop.state_dtype)
         y, conditions = self._given(batch)
         loop = plan.loop.over(batch.windows, batch.guidance, advance, self._together)
-        state = loop.start(y, self._keys(batch.seeds), noise, self._mask(batch), conditions)
+        state = loop.start(y, self._inputs.seeds(batch), noise, self._inputs.mask(batch), conditions)
         for index in range(len(plan.times)):
             loop.advance(state, index)
             if batch.windows is None:
                 advance(1)
             yield state.x, state.x0hat
-
-    def _mask(self, batch: Batch) -> torch.Tensor | None:
-        """The batch's mask on the grid that the network sees: of a latent, whatever it covers is made."""
-        if batch.mask is None:
-            return None
-        mask = F.pad(batch.mask.to(self.device, state_dtype(self.dtype)), self._padding(batch.mask))
-        cell = self._shapes.latent_stride
-        return (mask if cell == 1 else F.max_pool2d(mask, cell)).contiguous()
-
-    def _padding(self, image: torch.Tensor) -> list[int]:
-        """What pads images, as F.pad takes it: the last side first."""
-        return [n for lacking in reversed(self._shapes.lacking(image.shape[2:])) for n in (0, lacking)]
 
     def _copied(self, state: torch.Tensor) -> torch.Tensor:
         return state.clone()
@@ -407,8 +394,16 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
     def _decoded(self, state: torch.Tensor) -> torch.Tensor:
         return state if self.codec is None else self.codec.decode(state)
 
-    def _keys(self, seeds: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(seeds, dtype=torch.int64, device=self.device)
+    @property
+    def _inputs(self) -> Inputs:
+        """What batches are on the device."""
+        return Inputs(self.unet, self.codec, self._shapes, self.device, state_dtype(self.dtype))
+
+    def _given(self, batch: Batch) -> Given:
+        return self._inputs.given(batch)
+
+    def _repeated(self, given: Given, places: list[int]) -> Given:
+        return self._inputs.repeated(given, places)
 
     @property
     def _together(self) -> bool:
@@ -419,69 +414,6 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         """The numbers of evaluations of an image in one network call, of all steps."""
         guided = plan.loop.over(guidance=batch.guidance, together=self._together).guided
         return [1] if guided is None else sorted({guided.calls(index) for index in range(len(plan.times))})
-
-    @torch.inference_mode()
-    def _told(self, batch: int, *size: int, like: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
-        """Conditions as the network's body takes them, of zeros, for sources of a size.
-
-        With a codec, further images stay pictures. Tokens are as many as of ``like``, conditions of a batch.
-        """
-        padded, grid = self._shapes.padded(*size), self._shapes.grid(batch, *size)[2:]
-        made: dict[str, torch.Tensor] = {}
-        for name, count in self.unet.conditions.items():
-            kind = self.unet.kind_of(name)
-            if kind == "class":
-                made[name] = torch.zeros(batch, dtype=torch.int64, device=self.device)
-                continue
-            places = (count, *(grid if name == SOURCE else padded))
-            shape = (like[name].shape[1] if like else 1, count) if kind == "tokens" else places
-            made[name] = torch.zeros(batch, *shape, dtype=state_dtype(self.dtype), device=self.device)
-        return self.unet.prepared(made, grid)
-
-    @torch.inference_mode()
-    def _given(self, batch: Batch) -> Given:
-        """See :meth:`BaseSampler._given`."""
-        if batch.encoded is not None:
-            return batch.encoded
-        source = self._to_device(batch.source)
-        y, images = self.unet.endpoint(source), self.unet.images
-        others = {
-            name: self._picture(value) if name in images else value.to(self.device)
-            for name, value in batch.conditions.items()
-        }
-        given = self.unet.given(source, others)
-        told = [self.unet.prepared(given, y.shape[2:])]
-        if batch.guidance is not None:
-            told *= 1 if batch.guidance.prior is None else 2
-            less = [self.unet.without(given, names) for names, _ in batch.guidance.variants]
-            told += [self.unet.prepared(each, y.shape[2:]) for each in less]
-        return y, told
-
-    @torch.inference_mode()
-    def _repeated(self, given: Given, places: list[int]) -> Given:
-        index = torch.tensor(places, device=self.device)
-
-        def at(value: torch.Tensor) -> torch.Tensor:
-            return value.index_select(0, index).contiguous(memory_format=layout(value.ndim))
-
-        y = at(given[0])
-        told = [{name: y if v is given[0] else at(v) for name, v in each.items()} for each in given[1]]
-        return y, told
-
-    def _to_device(self, source: torch.Tensor) -> torch.Tensor:
-        """The source in the space of the bridge, padded, in memory of its own."""
-        if self.codec is None:
-            return self._picture(source)
-        y = self.codec.encode(self._padded_picture(source, torch.float32), "source")
-        return y.to(state_dtype(self.dtype)).contiguous(memory_format=torch.channels_last)
-
-    def _picture(self, image: torch.Tensor) -> torch.Tensor:
-        """Pictures on the device in the state's dtype, padded, in memory of their own."""
-        return self._padded_picture(image, state_dtype(self.dtype)).clone(memory_format=layout(image.ndim))
-
-    def _padded_picture(self, image: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Pictures on the device, padded below and to the right, where the edge is repeated."""
-        return F.pad(image.to(self.device, dtype), self._padding(image), mode="replicate")
 
 
 def _name(network: Network) -> str:

@@ -1,5 +1,6 @@
 """The loop as a CUDA graph: what is captured, what waits for what, and what each replay reads and gives."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +10,6 @@ from torch import Tensor
 from bbdm.execution.graph import GraphedLoop
 from bbdm.execution.loop import Loop, State
 from bbdm.networks.base import Conditions
-from bbdm.networks.windows import Windowing
 from tests.conftest import tiny_unet
 from tests.cuda.card import CaptureError, Card, CardTensor, MissingWaitError, aten, off_the_card
 from tests.cuda.test_sampler import CALL, GRAPHED, PICTURES, ROUNDING, SOURCE, check, sampler, uncompiled, vqgan_codec
@@ -207,8 +207,8 @@ def test_finds_a_capture_without_a_warm_up(card: Card, monkeypatch: pytest.Monke
 class StaleSource(GraphedLoop):
     """Replays without copying the source."""
 
-    def __call__(self, y: Tensor, seeds: Tensor, conditions: Conditions, windows: Windowing | None = None) -> Tensor:
-        graph, state, _ = self._captured.get((y.shape, windows), y, seeds, conditions, windows)
+    def __call__(self, y: Tensor, seeds: Tensor, conditions: Sequence[Conditions], *how: Any) -> Tensor:
+        graph, state, _ = self._captured.get(y.shape, y, seeds, self._loop.told(conditions), *how)
         state.seeds.copy_(seeds)
         graph.replay()
         return state.x.clone()
@@ -217,9 +217,10 @@ class StaleSource(GraphedLoop):
 class SharedResult(GraphedLoop):
     """Returns the buffer itself."""
 
-    def __call__(self, y: Tensor, seeds: Tensor, conditions: Conditions, windows: Windowing | None = None) -> Tensor:
-        super().__call__(y, seeds, conditions, windows)
-        return self._captured.get((y.shape, windows), y, seeds, conditions, windows)[1].x
+    def __call__(self, y: Tensor, seeds: Tensor, conditions: Sequence[Conditions], *how: Any) -> Tensor:
+        super().__call__(y, seeds, conditions, *how)
+        ((_, state, _),) = self._captured._values.values()
+        return state.x
 
 
 def test_finds_a_replay_with_a_stale_source(card: Card, monkeypatch: pytest.MonkeyPatch):
@@ -233,9 +234,9 @@ def test_finds_a_result_that_the_next_replay_overwrites(card: Card, monkeypatch:
     monkeypatch.setattr("bbdm.sampling.sampler.GraphedLoop", SharedResult)
     made, given = sampler("cuda", **GRAPHED)._own.graphed, torch.zeros(1, 3, 8, 6).to("cuda")
     with torch.inference_mode():
-        first = made(given, torch.tensor([1], device="cuda"), {"source": given})
+        first = made(given, torch.tensor([1], device="cuda"), [{"source": given}])
         kept = first.clone()
-        made(given, torch.tensor([2], device="cuda"), {"source": given})
+        made(given, torch.tensor([2], device="cuda"), [{"source": given}])
     assert not torch.equal(first, kept)
 
 

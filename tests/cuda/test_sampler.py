@@ -22,8 +22,8 @@ PICTURES = SOURCE[:2].repeat(1, 1, 2, 3)[..., :8, :8]
 MASK = torch.zeros(3, 1, 7, 5)
 MASK[..., 2:5] = 1
 CALL = [
-    "sampling.sampler._padded_picture: to the card",
-    "sampling.sampler._keys: to the card",
+    "sampling.inputs._padded: to the card",
+    "sampling.inputs.seeds: to the card",
     "sampling.sampler._run: to the CPU",
 ]
 ROUNDING = 1e-5
@@ -136,7 +136,7 @@ def test_a_transformer(card: Card):
 def test_a_mask_given_noise_and_each_step(card: Card, settings: dict[str, Any]):
     """What no graph takes."""
     noise = torch.randn(3, 3, 3, 8, 6, generator=torch.Generator().manual_seed(1))
-    mask = [*CALL[:2], "sampling.sampler._mask: to the card", CALL[2]]
+    mask = [*CALL[:2], "sampling.inputs.mask: to the card", CALL[2]]
     check(card, lambda s: s(SOURCE, seed=1, mask=MASK), mask, **settings)
     check(card, lambda s: s(SOURCE, noise=noise), ["sampling.sampler._states: to the card", *CALL], **settings)
     each = [*CALL[:2], "test: to the CPU"]

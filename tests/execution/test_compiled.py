@@ -178,7 +178,7 @@ def test_steps_work_in_place(noise: bool, compile: bool):
     sampler = build(compile=compile)
     given = torch.randn(STEPS, 3, 3, 8, 6) if noise else None
     y, conditions = sampler._given(Batch([0, 1, 2], ODD, [0, 1, 2], None))
-    state = sampler._own.loop.start(y, sampler._keys([0, 1, 2]), given, conditions=conditions)
+    state = sampler._own.loop.start(y, torch.tensor([0, 1, 2]), given, conditions=conditions)
     before = {name: value.data_ptr() for name, value in vars(state).items() if isinstance(value, Tensor)}
     assert len(set(before.values())) == len(before) == 8 - (not noise)
     with torch.inference_mode():

@@ -34,11 +34,12 @@ def whole_float32() -> Iterator[None]:
         yield
 
 
-def given(sampler: BridgeSampler, source: Tensor, seed: int = 0) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def given(sampler: BridgeSampler, source: Tensor, seed: int = 0) -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
     """What a graph is called with."""
     seeds = list(range(seed, seed + len(source)))
-    y, conditions = sampler._given(Batch(seeds, source, seeds, None))
-    return y, sampler._keys(seeds), conditions
+    batch = Batch(seeds, source, seeds, None)
+    y, conditions = sampler._given(batch)
+    return y, sampler._inputs.seeds(batch), conditions
 
 
 def replay(sampler: BridgeSampler, source: Tensor, seed: int) -> Tensor:
