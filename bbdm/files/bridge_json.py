@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from bbdm.base.atomic import file_sha256, short
 from bbdm.files import hub
+from bbdm.networks.conditions import ConditionsConfig
 from bbdm.networks.endpoint import check_endpoint
 from bbdm.pictures.images import as_size
 from bbdm.pictures.kind import PictureKind
@@ -19,9 +21,10 @@ FORMAT = "bbdm onnx"
 PLAIN = 3  # the version of exports of whole 8-bit pictures, whose sources have the target's channels, and no others
 # Since 2, steps show the network weights of x and y, and times are float32. Since 3, noise may start.
 # Since 4, sources have other channels, or images beside them, and pictures other values.
-# Since 5, volumes, and strides for each axis.
+# Since 5, volumes, and strides for each axis. Since 6, classes, tokens, and conditions that may be left out.
 VALUED = 4
-VERSION = 5
+VOLUMES = 5
+VERSION = 6
 SETTINGS = "bridge.json"
 PIPELINE = "pipeline.onnx"  # a whole translation as one graph, for other programs
 
@@ -48,7 +51,19 @@ LATER: dict[str, tuple[Callable[[Any], bool], str]] = {  # left out where source
     "endpoint": (lambda value: isinstance(value, list), "a list of channels"),
     "axes": (lambda value: value in (2, 3), "2 or 3"),
     "images": (lambda value: isinstance(value, dict) and all(map(_is_count, value.values())), "channels by name"),
+    "classes": (lambda value: isinstance(value, dict), "classes by name"),
+    "tokens": (lambda value: isinstance(value, dict) and all(map(_is_count, value.values())), "widths by name"),
+    "drop": (lambda value: isinstance(value, dict), "shares by name"),
 }
+
+
+def conditions_of(settings: dict[str, Any]) -> ConditionsConfig:
+    """What the network is told besides the source, of the content of a ``bridge.json``.
+
+    Raises:
+        ValueError: a name or a number is out of range.
+    """
+    return ConditionsConfig(**{each.name: settings.get(each.name, {}) for each in fields(ConditionsConfig)})
 
 
 def find_export(
@@ -131,6 +146,7 @@ def _described(path: Path) -> dict[str, Any]:
         if settings.get("image_size") is not None:
             as_size(settings["image_size"], axes)
         PictureKind.from_config(settings)
+        conditions_of(settings)
         StepTable.from_description(settings)
     except (ValueError, KeyError, TypeError) as error:
         reason = f"missing entry {error}" if isinstance(error, KeyError) else error

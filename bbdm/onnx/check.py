@@ -66,13 +66,18 @@ def differences(folder: Path, sampler: BridgeSampler) -> Iterator[Difference]:
             yield Difference.of("encoder.onnx", image.shape, _run(exported, "encoder", image=image), y)
             yield Difference.of("decoder.onnx", y.shape, _run(exported, "decoder", latent=y), codec.decode(y))
         t = torch.tensor(sampler.table.network_times[len(sampler.table) // 2 :][:1], dtype=torch.float32)
-        others = {name: drawn(channels) for name, channels in sorted(unet.images.items())}
+        others: dict[str, torch.Tensor] = {}
+        for name, kind in unet.further.kinds.items():
+            count = unet.conditions[name]
+            if kind == "class":
+                others[name] = torch.randint(count, (batch,), generator=generator)
+            else:
+                others[name] = drawn(count) if kind == "image" else torch.randn(batch, 5, count, generator=generator)
         arrays = {name: value.numpy() for name, value in others.items()}
         conditions, y = unet.given(y, others), unet.endpoint(y)
         names = input_names(unet)
         inputs = {"x": y, "t": t} | {names[name]: value for name, value in conditions.items()}
-        prediction = unet.body(y, unet.embed(t), conditions)
-        yield Difference.of("unet.onnx", y.shape, _run(exported, "unet", **inputs), prediction)
+        yield Difference.of("unet.onnx", y.shape, _run(exported, "unet", **inputs), unet(y, t, conditions))
         wanted, made = sampler(image, seed=0, conditions=others), exported(image.numpy(), seed=0, conditions=arrays)
         yield Difference.of("image, step by step", image.shape, made, wanted)
         if whole is not None:

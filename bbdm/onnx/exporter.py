@@ -19,7 +19,7 @@ from bbdm.base.atomic import file_sha256
 from bbdm.base.settings import from_values
 from bbdm.base.sizes import SIDES, shown
 from bbdm.data.pairs import load_dataset
-from bbdm.files.bridge_json import FORMAT, PIPELINE, PLAIN, SETTINGS, VALUED, VERSION
+from bbdm.files.bridge_json import FORMAT, PIPELINE, PLAIN, SETTINGS, VALUED, VERSION, VOLUMES
 from bbdm.networks.base import Network
 from bbdm.networks.checks import check_pictures, listed
 from bbdm.onnx import check, graphs, pipeline
@@ -55,9 +55,10 @@ class Exporter:
             raise ValueError(f"--static needs {names} that are multiples of {stride}, got {args.static}")
         if args.quantize:
             check_pictures(self.unet.axes, "--quantize")
-        if self.unet.images and (args.quantize or codec is not None):
-            what = "int8 is calibrated on sources alone" if args.quantize else "exports with a codec have sources alone"
-            raise ValueError(f"{what}, and this network sees {', '.join(self.unet.images)} too")
+        told = self.unet.further
+        if refused := told.kinds if args.quantize else told.images if codec is not None else {}:
+            what = "int8 is calibrated on sources alone" if args.quantize else "with a codec, exports have no images"
+            raise ValueError(f"{what}, and this network is told {', '.join(refused)} too")
 
     @property
     def _stride(self) -> int | list[int]:
@@ -115,14 +116,15 @@ class Exporter:
             further["source_channels"] = self.source_channels
         if network.endpoint_channels is not None:
             further["endpoint"] = list(network.endpoint_channels)
-        if network.images:
-            further["images"] = dict(sorted(network.images.items()))
+        further |= (told := network.further.told())
         if network.axes != 2:
             further["axes"] = network.axes
         volumes = "axes" in further or not isinstance(self._stride, int)
+        version = VOLUMES if volumes else VALUED if further else PLAIN
+        version = VERSION if told.keys() - {"images"} else version
         return {
             "format": FORMAT,
-            "version": VERSION if volumes else VALUED if further else PLAIN,
+            "version": version,
             "bridge": self.bridge.config(),
             "solver": self.sampler.solver,
             "calls": self.sampler.calls,

@@ -44,9 +44,11 @@ class NetworkGraph(nn.Module):
         return self.network.embed(t)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W), (1,) and conditions in their order to (B, C, H, W), all float32."""
+        """(B, C, H, W), (1,) and conditions in their order to (B, C, H, W), all float32 but classes."""
         dtype = next(self.network.parameters()).dtype
-        seen = {name: v.to(dtype) for name, v in zip(self.network.conditions, conditions, strict=True)}
+        given = dict(zip(self.network.conditions, conditions, strict=True))
+        given = {name: v.to(dtype) if v.is_floating_point() else v for name, v in given.items()}
+        seen = self.network.prepared(given, x.shape[2:])
         return self.network.body(x.to(dtype), self.embed(t), seen).float()
 
 
@@ -61,7 +63,7 @@ class UNetGraph(NetworkGraph):
         self.modulation = unet.embedder()
 
     def embed(self, t: torch.Tensor) -> torch.Tensor:
-        """The modulation."""
+        """The modulation or, with classes, the time's embedding."""
         return self.modulation.of(sinusoids(t, self.frequencies))
 
 
@@ -97,7 +99,8 @@ def input_names(network: Network) -> dict[str, str]:
 def network_graph(network: Network, static: tuple[int, ...] | None, opset: int) -> onnx.ModelProto:
     """The graph of a network: inputs ``x``, ``t`` and conditions, output ``prediction``.
 
-    The source is the input ``condition``, other conditions have their own names.
+    The source is the input ``condition``, other conditions have their own names: images (B, C, H, W) in the
+    size of x, classes (B,) int64, and tokens (B, L, width) of any length L.
 
     Args:
         network: in float32 or float16.
@@ -108,7 +111,10 @@ def network_graph(network: Network, static: tuple[int, ...] | None, opset: int) 
     batch, *size = static or (2, *sizes)
     inputs = {"x": torch.zeros(batch, network.channels, *size), "t": torch.ones(1)}
     names = input_names(network)
-    inputs |= {names[name]: torch.zeros(batch, count, *size) for name, count in network.conditions.items()}
+    for name, count in network.conditions.items():
+        places = {"image": (count, *size), "class": (), "tokens": (3, count)}[network.kind_of(name)]
+        kind = torch.int64 if network.kind_of(name) == "class" else torch.float32
+        inputs[names[name]] = torch.zeros(batch, *places, dtype=kind)
     graph = UNetGraph(network) if isinstance(network, UNet) else NetworkGraph(network)
     return _export(graph, inputs, ("prediction", GRIDS[network.axes]), static is None, opset, fixed=2)
 
@@ -149,8 +155,8 @@ def _export(
     if opset not in OPSETS:
         raise ValueError(f"opset must be one of {list(OPSETS)}, got {opset}")
     values = list(inputs.values())
-    any_size = dict.fromkeys((0, *range(2, values[0].ndim)), torch.export.Dim.DYNAMIC)
-    shapes: list[Any] = [any_size if value.ndim >= 4 else {} for value in values]
+    free = [_free(value, dynamic and name != "t") for name, value in inputs.items()]
+    shapes: list[Any] = [dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in free]
     shapes[fixed:] = [tuple(shapes[fixed:])] if values[fixed:] else []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations
@@ -161,7 +167,7 @@ def _export(
             opset_version=opset,
             input_names=list(inputs),
             output_names=[output[0]],
-            dynamic_shapes=shapes if dynamic else None,
+            dynamic_shapes=shapes if any(free) else None,
             custom_translation_table={torch.ops.bbdm.nearest_code.default: _nearest_code},
             verbose=False,
         )
@@ -170,9 +176,11 @@ def _export(
     optimizer.optimize_ir(program.model, input_size_limit=FOLDED, output_size_limit=FOLDED)
     model = program.model_proto
     _tidy(model, half=any(p.dtype == torch.float16 for p in network.parameters()))
-    if dynamic:
-        symbols = [dim.dim_param for dim in model.graph.input[0].type.tensor_type.shape.dim]
-        names = {symbol: name for symbol, name in zip(symbols, GRIDS[len(symbols) - 2], strict=True) if symbol}
+    if any(free):
+        symbols = {v.name: [dim.dim_param for dim in v.type.tensor_type.shape.dim] for v in model.graph.input}
+        names = {of[1]: f"{name}_length" for name, of in symbols.items() if inputs[name].ndim == 3}
+        grid = symbols[model.graph.input[0].name]
+        names |= {symbol: name for symbol, name in zip(grid, GRIDS[len(grid) - 2], strict=True) if symbol}
         for value in (*model.graph.input, *model.graph.value_info):
             for dim in value.type.tensor_type.shape.dim:
                 if dim.dim_param:
@@ -182,14 +190,22 @@ def _export(
     return model
 
 
+def _free(value: torch.Tensor, dynamic: bool) -> list[int]:
+    """The axes of an input that may have any size: of tokens (B, L, width), L in any case."""
+    tokens = [1] if value.ndim == 3 else []
+    return sorted([0, *range(2, value.ndim if value.ndim > 3 else 0), *tokens]) if dynamic else tokens
+
+
 def _tidy(model: onnx.ModelProto, half: bool) -> None:
-    """Compute softmax in float32, and remove the exporter's metadata."""
+    """Compute softmax in float32, give masks of attention all rows, and remove the exporter's metadata."""
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         del node.metadata_props[:]
         node.ClearField("doc_string")
         if node.op_type == "Attention":
             node.attribute.append(helper.make_attribute("softmax_precision", TensorProto.FLOAT))
+            if len(node.input) > 3:  # ONNX Runtime does not broadcast (B, 1, 1, L) over the positions
+                nodes += _all_rows(node)
         if node.op_type == "Softmax" and half:
             wide, result, dtype = f"{node.input[0]}_wide", node.output[0], TensorProto.FLOAT16
             nodes.append(helper.make_node("Cast", [node.input[0]], [wide], to=TensorProto.FLOAT))
@@ -203,6 +219,19 @@ def _tidy(model: onnx.ModelProto, half: bool) -> None:
         del value.metadata_props[:]
     del model.graph.metadata_props[:], model.metadata_props[:], model.functions[:]
     model.ir_version = IR_VERSIONS[model.opset_import[0].version]
+
+
+def _all_rows(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Nodes that expand the mask of an Attention node, (B, 1, 1, L), to (B, 1, N, L) for N positions."""
+    rows, shape, mask = (f"{node.output[0]}_{name}" for name in ("rows", "shape", "mask"))
+    made = [
+        helper.make_node("Shape", [node.input[0]], [rows], start=2, end=3),
+        helper.make_node("Constant", [], [f"{shape}_1"], value_ints=[1]),
+        helper.make_node("Concat", [f"{shape}_1", f"{shape}_1", rows, f"{shape}_1"], [shape], axis=0),
+        helper.make_node("Expand", [node.input[3], shape], [mask]),
+    ]
+    node.input[3] = mask
+    return made
 
 
 def name_dims(value: onnx.ValueInfoProto, names: tuple[str, ...]) -> None:

@@ -142,7 +142,9 @@ def pipeline_graph(
         source.type.tensor_type.shape.dim[1].dim_value = source_channels
     graph.input.append(source)
     graph.input.extend(
-        _like(value, value.name, names) for value in unet.graph.input if value.name not in ("x", "t", CONDITION)
+        _like(value, value.name, names if len(value.type.tensor_type.shape.dim) > 3 else ())
+        for value in unet.graph.input
+        if value.name not in ("x", "t", CONDITION)
     )
     if noisy:
         grid = names if encoder is None else ("batch", "channels", "latent_height", "latent_width")

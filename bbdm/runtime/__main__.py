@@ -4,17 +4,63 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from bbdm.base import scripts
 from bbdm.base.atomic import check_folder, write_atomically
 from bbdm.base.seeds import resolve_seeds
-from bbdm.base.settings import add_flags, from_values
+from bbdm.base.settings import add_flags, flag_type, from_values
+from bbdm.files.bridge_json import conditions_of
+from bbdm.networks.conditions import ConditionsConfig
+from bbdm.networks.guidance import GuidanceSettings, Prior
 from bbdm.pictures import images
 from bbdm.sampling.network_config import WindowConfig
 
 with scripts.imports():
     from bbdm.runtime.sampler import OnnxBridgeSampler
+
+
+def read_weights(text: str) -> float | dict[str, float]:
+    """Guidance from text such as ``2`` or ``style=2,text=1.5``. ValueError for others."""
+    try:
+        named = [part.split("=") for part in text.split(",")] if "=" in text else []
+        return {name: float(weight) for name, weight in named} if named else float(text)
+    except ValueError:
+        raise ValueError(
+            f"must be a number, or one for each condition such as style=2,text=1.5, got {text!r}"
+        ) from None
+
+
+def read_interval(text: str) -> tuple[float, float]:
+    """Two numbers from text such as ``0.2:0.8``. ValueError for others."""
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        raise ValueError(f"must be LOW:HIGH, such as 0.2:0.8, got {text!r}") from None
+    return low, high
+
+
+def read_told(words: Sequence[str], further: ConditionsConfig) -> dict[str, Any]:
+    """Conditions of a call from words NAME=VALUE. ValueError for a word of another form."""
+    made: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        kind, classes = further.kinds.get(name, "class"), further.classes.get(name)
+        known = isinstance(classes, tuple) and value in classes
+        if not equals or (kind != "class" and value != "none" and not value.endswith(".npy")):
+            raise ValueError(f"--condition takes NAME=CLASS, NAME=FILE.npy or NAME=none, got {word!r}")
+        if value == "none" and not known:
+            made[name] = None
+        elif kind == "class":
+            made[name] = int(value) if value.isdecimal() and not known else value
+        else:
+            array = np.load(value)
+            made[name] = array if kind == "tokens" else array[None]
+    return made
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -34,6 +80,35 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--threads", type=int, help="threads of the CPU provider; one a core if unset")
     add_flags(parser, WindowConfig)
+    parser.add_argument(
+        "--condition",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what the network is told: a class, a .npy of tokens (L, D) or of an image (C, H, W) in [-1, 1], or none; "
+        "one flag for each",
+    )
+    parser.add_argument(
+        "--guidance",
+        type=flag_type(read_weights),
+        help="how far results go from those without conditions (0) past those with them (1); or NAME=NUMBER,...",
+    )
+    parser.add_argument(
+        "--guidance_rescale", type=float, default=0.0, help="share of the way back to the contrast without guidance"
+    )
+    parser.add_argument(
+        "--guidance_interval",
+        type=flag_type(read_interval),
+        default=(0.0, 1.0),
+        metavar="LOW:HIGH",
+        help="times of guided steps, as shares of the first one's",
+    )
+    parser.add_argument(
+        "--guidance_prior",
+        type=flag_type(Prior.read),
+        metavar="KIND:STRENGTH:WEIGHT",
+        help="guidance away from results of a corrupted state, such as blur:1:1.5; of any network",
+    )
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         parser.error(f"--batch_size must be at least 1, got {args.batch_size}")
@@ -55,8 +130,10 @@ def main(argv: list[str] | None = None) -> None:
     sampler = OnnxBridgeSampler.from_pretrained(
         args.folder, providers=providers, threads=args.threads, solver=args.solver, steps=args.steps
     )
+    told = read_told(args.condition, conditions_of(sampler.settings))
     seeds = resolve_seeds(args.seed, len(results))
-    count, settings = args.batch_size, config.windows
+    guided = {name: getattr(args, name) for name in GuidanceSettings.__annotations__}
+    count, settings = args.batch_size, {**config.windows, **guided, "conditions": told or None}
     if config.window_of(sampler.pictures) is not None:  # pictures may be large
         count, settings["batch_size"] = 1, None if sampler.static else count
     for start in range(0, len(results), count):

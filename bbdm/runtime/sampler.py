@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ import onnxruntime
 
 from bbdm import bridges, solvers
 from bbdm.base import sizes
-from bbdm.files.bridge_json import PIPELINE, find_export, read_settings
+from bbdm.files.bridge_json import PIPELINE, conditions_of, find_export, read_settings
 from bbdm.kernels.philox_numpy import normal
 from bbdm.networks.checks import NAMES, along
-from bbdm.networks.conditions import ConditionsConfig
 from bbdm.networks.windows import NUMPY, Spans, Windowing, blend
 from bbdm.pictures import images
 from bbdm.pictures.kind import PictureKind
+from bbdm.runtime.guided import Guided
 from bbdm.runtime.session import Provider, Session, with_options
 from bbdm.sampling import sources
 from bbdm.sampling.base import Advance, BaseSampler, Given
@@ -33,6 +34,8 @@ from bbdm.sampling.step import Step as Step
 
 MASKED = 2  # the version of exports since which steps take a mask
 Array = npt.NDArray[np.float32]
+Told = dict[str, onnxruntime.OrtValue]  # what the network is told, by the names of its inputs
+Predict = Callable[[onnxruntime.OrtValue, Told], onnxruntime.OrtValue]  # of what the network is shown and told
 State = tuple[onnxruntime.OrtValue, onnxruntime.OrtValue]  # the state and the estimate of the target, on the device
 
 
@@ -108,9 +111,7 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
                 image_channels=self.settings["image_channels"],
                 channels=self.settings["channels"],
                 endpoint=self.settings.get("endpoint"),
-                further=ConditionsConfig(
-                    **{each.name: self.settings.get(each.name, {}) for each in fields(ConditionsConfig)}
-                ),
+                further=conditions_of(self.settings),
                 stride=along(self.settings["stride"], axes),
                 latent_stride=self.settings["latent_stride"],
                 batch=self.static[0] if self.static else None,
@@ -177,7 +178,10 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
 
     def _states(self, plan: OnnxSolverPlan, batch: Batch, advance: Advance) -> Iterator[State]:
         """State and estimate after each step, on the device."""
-        y, (conditions, *_) = self._given(batch)
+        y, told = self._given(batch)
+        guided = None if batch.guidance is None else Guided(batch.guidance, plan.table, batch.seeds)
+        together = self.static is None or batch.windows is not None  # evaluations of a step are one batch
+        parts = [self._beside(told)] if together and guided is not None else told
         version = self.settings["version"]
         if batch.mask is not None and version < MASKED:
             raise ValueError("this export was made before masks: export the checkpoint again")
@@ -188,26 +192,41 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
         z = self._noise(batch, last, y) if plan.table.start[1] else self._no_noise
         x, x0hat, inputs = self._advance(plan.opening, {"x": y, "x0hat": y, "prediction": y, "y": y, "z": z} | masked)
         for index, (row, time) in enumerate(zip(plan.rows, plan.inputs, strict=True)):
-            prediction = self._predict(inputs, time, conditions, batch.windows, advance)
+            predict = partial(self._predict, time, batch.windows, advance)
+            if guided is None or not guided.guides[index]:
+                prediction = predict(inputs, told[0])
+            else:
+                prediction = self._put(guided(partial(self._evaluated, predict, parts), inputs.numpy(), index))
+            if batch.windows is None:
+                advance(1)
             z = self._noise(batch, index, y) if plan.table.coefficients[index, 4] else self._no_noise
             state = {"x": x, "x0hat": x0hat, "prediction": prediction, "y": y, "z": z}
             x, x0hat, inputs = self._advance(row, state | masked)
             yield x, x0hat
 
+    def _beside(self, told: list[Told]) -> Told:
+        """What the network is told in several evaluations, as one batch."""
+        return {name: self._put(np.concatenate([each[name].numpy() for each in told])) for name in told[0]}
+
+    def _evaluated(self, predict: Predict, told: list[Told], shown: list[Array]) -> list[Array]:
+        """The predictions of several evaluations, which are one batch where ``told`` is."""
+        inputs = shown if len(told) == len(shown) else [np.concatenate(shown)]
+        values = [predict(self._put(x), each) for x, each in zip(inputs, told, strict=True)]
+        made = [value.numpy().copy() for value in values]  # of a value's own memory, which goes with it
+        return made if len(made) == len(shown) else np.split(made[0], len(shown))
+
     def _predict(
         self,
-        inputs: onnxruntime.OrtValue,
         time: onnxruntime.OrtValue,
-        conditions: dict[str, onnxruntime.OrtValue],
         windows: Windowing | None,
         advance: Advance,
+        inputs: onnxruntime.OrtValue,
+        conditions: Told,
     ) -> onnxruntime.OrtValue:
-        """The network's prediction, by windows, if any; reports calls."""
+        """The network's prediction, by windows, if any, each call of which it reports."""
         network = self.graphs["unet"]
         if windows is None:
-            (prediction,) = network.run({"x": inputs, "t": time, **conditions})
-            advance(1)
-            return prediction
+            return network.run({"x": inputs, "t": time, **conditions})[0]
         whole = [value.numpy() for value in (inputs, *conditions.values())]
         sides = windows.sides(whole[0].shape[2:])
 
@@ -266,7 +285,16 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
             ended = self._ended(image)
             y = source if ended is image else self._put(ended)
         seen = {"condition": source} if self.settings["conditioned"] else {}
-        return y, [seen | {name: self._put(self._picture(value)) for name, value in batch.conditions.items()}]
+        kinds, sizes = self._shapes.further.kinds, self._shapes.further.sizes
+        arrays = {k: self._picture(v) if kinds[k] == "image" else v for k, v in batch.conditions.items()}
+        arrays = {k: v if kinds[k] == "class" else v.astype(np.float32) for k, v in arrays.items()}
+        told = [seen | {name: self._put(value) for name, value in arrays.items()}]
+        if batch.guidance is not None:
+            told *= 1 if batch.guidance.prior is None else 2
+            for names, _ in batch.guidance.variants:
+                none = {k: np.full_like(arrays[k], sizes[k] if kinds[k] == "class" else 0) for k in names}
+                told.append(told[0] | {name: self._put(value) for name, value in none.items()})
+        return y, told
 
     def _repeated(self, given: Given, places: list[int]) -> Given:
         y = self._put(given[0].numpy()[places])

@@ -1,0 +1,57 @@
+"""Predictions of a step that are guided, on NumPy; see :mod:`bbdm.networks.guidance`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from bbdm.kernels.philox_numpy import CORRUPTION, normal
+from bbdm.networks.guidance import Guidance
+from bbdm.solvers import StepTable
+
+Array = npt.NDArray[np.float32]
+
+
+class Guided:
+    """The guided predictions of a table's steps, for images of some seeds.
+
+    Attributes:
+        guides: which steps are guided.
+    """
+
+    def __init__(self, guidance: Guidance, table: StepTable, seeds: Sequence[int]) -> None:
+        self.guidance, self.table, self.seeds = guidance, table, seeds
+        self.guides = guidance.guides(table.timesteps.tolist())
+
+    def __call__(self, predict: Callable[[list[Array]], list[Array]], inputs: Array, index: int) -> Array:
+        """The prediction of a step that is guided, (B, C, *S).
+
+        Args:
+            predict: the predictions for what the network is shown in each evaluation.
+            inputs: (B, C, *S) what it is shown of the state.
+            index: the row of the table.
+        """
+        shown, offset = [inputs] * self.guidance.evaluations, None
+        if (prior := self.guidance.prior) is not None:
+            i_x, (p_x, _, p) = float(self.table.inputs[index, 0]), self.table.prediction[index].tolist()
+            if prior.corruption == "noise":
+                change = (prior.strength * i_x) * normal(self.seeds, index, inputs.shape[1:], CORRUPTION)
+            else:
+                change = blurred(inputs, prior.strength) - inputs
+            shown[1] = inputs + change
+            offset = change * ((1 - prior.weight) * p_x / (p * i_x))
+        return self.guidance.combined(predict(shown), offset)
+
+
+def blurred(images: Array, sigma: float) -> Array:
+    """(B, C, *S) images filtered by a Gaussian of a standard deviation in pixels, along each axis."""
+    reach = math.ceil(3 * sigma)
+    weights = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(-reach, reach + 1)]
+    for axis in range(2, images.ndim):
+        around = [(reach, reach) if each == axis else (0, 0) for each in range(images.ndim)]
+        parts = np.lib.stride_tricks.sliding_window_view(np.pad(images, around, mode="edge"), len(weights), axis)
+        images = parts @ np.asarray(weights / np.sum(weights), images.dtype)
+    return images

@@ -1,0 +1,254 @@
+"""An export that is told images, classes and tokens, and guided, against PyTorch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import bbdm
+from bbdm import ABridge, BridgeSampler, save_checkpoint
+from bbdm.bridges import DDBM
+from bbdm.networks.base import Conditions, Network
+from bbdm.networks.dit import DiT
+from bbdm.runtime import OnnxBridgeSampler
+from bbdm.runtime.__main__ import main
+from bbdm.runtime.guided import blurred
+from bbdm.solvers import Solver
+from tests.conftest import tiny_unet
+from tests.onnx.exports import export, tiny_codec
+
+BRIDGE = ABridge(50)
+TOLD: dict[str, Any] = {
+    "images": {"sar": 2},
+    "classes": {"style": ("ink", "oil")},
+    "tokens": {"text": 6},
+    "drop": {"sar": 0.1, "style": 0.1, "text": 0.1},
+}
+RANDOM = np.random.default_rng(0)
+SOURCE = RANDOM.uniform(-1, 1, (2, 3, 8, 8)).astype(np.float32)
+TEXTS = [RANDOM.standard_normal((length, 6)).astype(np.float32) for length in (2, 5)]
+SAR = RANDOM.uniform(-1, 1, (2, 2, 8, 8)).astype(np.float32)
+CONDITIONS: dict[str, Any] = {"sar": SAR, "style": ["oil", None], "text": TEXTS}
+GUIDED: dict[str, dict[str, Any]] = {
+    "guided": {"guidance": 3.0},
+    "by name": {"guidance": {"style": 2, "text": 0.5}, "guidance_rescale": 0.7},
+    "interval": {"guidance": 4, "guidance_interval": (0.3, 1), "steps": 4},
+    "blur": {"guidance_prior": "blur:0.7:2"},
+    "noise": {"guidance_prior": "noise:0.2", "guidance": 2},
+    "windows": {"guidance": 2, "window": 4, "batch_size": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    made = tiny_unet(0, condition_channels=3, channel_mult=(1,), attention_resolutions=(1,), **TOLD)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "embed_classes" in name or "embed_tokens" in name:
+                parameter.normal_()
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def folder(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("told") / "c.pt"
+    save_checkpoint(file, network, BRIDGE, solver="sde-dpm2m", steps=3)
+    return export(file, file.parent / "onnx", "--pipeline", "--check")  # fails where a graph differs
+
+
+@pytest.fixture(scope="module")
+def sampler(folder: Path) -> OnnxBridgeSampler:
+    return OnnxBridgeSampler(folder)
+
+
+def compare(network: Network, sampler: OnnxBridgeSampler, conditions: dict[str, Any], **settings: Any) -> np.ndarray:
+    """The runtime's result, which is PyTorch's to 1e-4."""
+    reference = BridgeSampler(network, BRIDGE, "sde-dpm2m", 3)
+    given = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in conditions.items()}
+    wanted = reference(torch.from_numpy(SOURCE), seed=7, conditions=given, **settings)
+    made = sampler(SOURCE, seed=7, conditions=conditions, **settings)
+    np.testing.assert_allclose(made, wanted, rtol=0, atol=1e-4)
+    return made
+
+
+@pytest.mark.parametrize("settings", GUIDED.values(), ids=GUIDED.keys())
+def test_a_guided_call_is_pytorch_s(network: Network, sampler: OnnxBridgeSampler, settings: dict[str, Any]):
+    made = compare(network, sampler, CONDITIONS, **settings)
+    plain = {k: v for k, v in settings.items() if not k.startswith("guidance")}
+    assert np.abs(made - sampler(SOURCE, seed=7, conditions=CONDITIONS, **plain)).max() > 0.01
+
+
+@pytest.mark.parametrize("changed", [{"style": "ink"}, {"text": None}, {"sar": np.zeros_like(SAR)}], ids=str)
+def test_each_condition_is_told(network: Network, sampler: OnnxBridgeSampler, changed: dict[str, Any]):
+    made = compare(network, sampler, CONDITIONS | changed)
+    assert np.abs(made - sampler(SOURCE, seed=7, conditions=CONDITIONS)).max(axis=(1, 2, 3)).min() > 1e-3
+
+
+@pytest.mark.parametrize("solver", [each for each in get_args(Solver) if each not in ("fast", "ancestral")])
+def test_each_solver(network: Network, sampler: OnnxBridgeSampler, solver: str):
+    compare(network, sampler, CONDITIONS, guidance=2, solver=solver, **({} if solver == "mean" else {"steps": 2}))
+
+
+def test_an_export_of_one_size_evaluates_one_after_the_other(network: Network, folder: Path, tmp_path: Path):
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    settings = json.loads((copy / "bridge.json").read_text())
+    (copy / "bridge.json").write_text(json.dumps(settings | {"static": [2, 8, 8]}))
+    sampler, sizes = OnnxBridgeSampler(copy), []
+    run = sampler.graphs["unet"].run
+    sampler.graphs["unet"].run = lambda inputs: sizes.append(inputs["x"].shape()[0]) or run(inputs)
+    compare(network, sampler, CONDITIONS, **GUIDED["noise"])
+    assert sizes == [2] * 9
+
+
+def test_all_calls_are_reported(sampler: OnnxBridgeSampler):
+    """Of 2 images in 4 windows with 2 evaluations each, 4 at a time; of whole images, a step is one call."""
+    reports: list[tuple[int, int]] = []
+    told = {"conditions": CONDITIONS, "progress": lambda *report: reports.append(report)}
+    sampler(SOURCE, seed=7, guidance=2, window=6, overlap=0.5, batch_size=4, **told)
+    assert reports == [(n + 1, 12) for n in range(12)]
+    reports.clear()
+    sampler(SOURCE, seed=7, guidance=2, **told)
+    assert reports == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_the_whole_translation_in_one_graph(network: Network, folder: Path):
+    whole = onnxruntime.InferenceSession(folder / "pipeline.onnx", providers=["CPUExecutionProvider"])
+    text = np.zeros((2, 5, 6), np.float32)
+    for row, tokens in zip(text, TEXTS, strict=True):
+        row[: len(tokens)] = tokens
+    sampler = BridgeSampler(network, BRIDGE, "sde-dpm2m", 3)
+    noise = RANDOM.standard_normal((3, *SOURCE.shape)).astype(np.float32)
+    feeds = {"source": SOURCE, "sar": SAR, "style": np.array([1, 2]), "text": text}
+    (made,) = whole.run(None, feeds | {"noise": noise[sampler.table.noisy]})
+    told = CONDITIONS | {"sar": torch.from_numpy(SAR)}
+    wanted = sampler(torch.from_numpy(SOURCE), noise=torch.from_numpy(noise), conditions=told)
+    np.testing.assert_allclose(np.asarray(made), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("sigma", [0.4, 1.5])
+def test_blur_is_scipy_s(sigma: float):
+    filters = pytest.importorskip("scipy.ndimage")
+    reach = int(np.ceil(3 * sigma))
+    wanted = filters.gaussian_filter(SOURCE, (0, 0, sigma, sigma), mode="nearest", radius=(0, 0, reach, reach))
+    np.testing.assert_allclose(blurred(SOURCE, sigma), wanted, rtol=0, atol=1e-6)
+
+
+def test_guidance_where_the_network_sees_logarithms():
+    """Of the time 1, the logarithm is 0."""
+    network = tiny_unet(0, condition_channels=3, channel_mult=(1,), attention_resolutions=()).eval()
+    sampler = BridgeSampler(network, DDBM(), steps=3)
+    source = torch.from_numpy(SOURCE)
+    made = sampler(source, seed=0, guidance_prior="blur:1:3", guidance_interval=(0, 0.999))
+    assert (made - sampler(source, seed=0)).abs().max() > 1e-3
+    none = sampler(source, seed=0, guidance_prior="blur:1:3", guidance_interval=(0, 1e-9))
+    assert torch.equal(none, sampler(source, seed=0))
+
+
+def test_settings_say_what_the_network_is_told(folder: Path, tmp_path: Path):
+    settings = json.loads((folder / "bridge.json").read_text())
+    assert settings["version"] == 6
+    assert {name: settings[name] for name in TOLD} == json.loads(json.dumps(TOLD))
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    for change, message in (
+        ({"classes": ["ink"]}, r"classes must be classes by name, got \['ink'\]"),
+        ({"classes": {"style": 0}}, r"classes\['style'\] must be an integer of at least 1, got 0"),
+        ({"tokens": {"text": "6"}}, "tokens must be widths by name"),
+        ({"drop": {"style": 2}}, r"drop\['style'\] must be above 0 and below 1, got 2"),
+        ({"drop": {"other": 0.1}}, "drop must name conditions, sar, style, text: 'other'"),
+    ):
+        (copy / "bridge.json").write_text(json.dumps(settings | change))
+        with pytest.raises(ValueError, match=message):
+            OnnxBridgeSampler(copy)
+
+
+def test_command_line(folder: Path, sampler: OnnxBridgeSampler, tmp_path: Path):
+    Image.fromarray(RANDOM.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    np.save(tmp_path / "text.npy", TEXTS[0])
+    np.save(tmp_path / "sar.npy", SAR[0])
+    command = [str(folder), str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--seed", "3"]
+    told = [f"--condition=text={tmp_path}/text.npy", f"--condition=sar={tmp_path}/sar.npy", "--condition=style=oil"]
+    given = {"text": TEXTS[0], "sar": SAR[:1], "style": "oil"}
+
+    def made(*flags: str) -> np.ndarray:
+        main([*command, *flags])
+        return np.asarray(Image.open(tmp_path / "out" / "a.png"))
+
+    def wanted(**settings: Any) -> np.ndarray:
+        return np.asarray(sampler(tmp_path / "a.png", 3, **settings)[0])
+
+    assert np.array_equal(made(*told), wanted(conditions=given))
+    flags = ["--guidance", "style=3,sar=0.5", "--guidance_rescale", "0.5", "--guidance_interval", "0.1:0.99"]
+    guided = {"guidance": {"style": 3, "sar": 0.5}, "guidance_rescale": 0.5, "guidance_interval": (0.1, 0.99)}
+    prior = {"guidance_prior": "noise:0.1:2"}
+    assert np.array_equal(
+        made(*told, *flags, "--guidance_prior", "noise:0.1:2"), wanted(conditions=given, **guided, **prior)
+    )
+    left_out = [f"--condition={name}=none" for name in ("style", "text", "sar")]
+    assert np.array_equal(made(*left_out), wanted(conditions=dict.fromkeys(given)))
+    for words, message in (
+        (told[:2], "condition 'style' is missing: this network has 'sar'"),
+        ([*told[:2], "--condition=style=comic"], "condition 'style' must be of ink, oil, got 'comic'"),
+        ([*told[1:], "--condition=text=hello"], r"takes NAME=CLASS, NAME=FILE\.npy or NAME=none, got 'text=hello'"),
+        ([*told, "--condition=light=1"], "conditions of this network are .*, got 'light'"),
+        ([*told, "--guidance", "light=2"], "guidance must be for conditions, .*, got 'light'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            main([*command, *words])
+    for flag in (["--guidance", "much"], ["--guidance_interval", "0.2"], ["--guidance_prior", "sepia:1"]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*command, *told, *flag])
+
+
+@pytest.mark.parametrize("flags", [["--quantize", "int8", "--calibrate", "."], []], ids=["int8", "codec"])
+def test_exports_that_are_refused(tmp_path: Path, flags: list[str]):
+    unet = tiny_unet(0, condition_channels=3, images={"sar": 2}, classes={"style": 2})
+    save_checkpoint(tmp_path / "c.pt", unet, BRIDGE, codec=None if flags else tiny_codec())
+    message = "sources alone, .* told sar, style too" if flags else "with a codec, .* told sar too"
+    with pytest.raises(ValueError, match=message):
+        export(tmp_path / "c.pt", tmp_path / "onnx", *flags)
+
+
+class Told(nn.Module):
+    """Colours by a class and by the mean of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.style, self.text = nn.Conv2d(8, 3, 3, padding=1), nn.Embedding(3, 3), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        told = self.style(conditions["style"]) + self.text(conditions["text"].mean(1)) + t[:, None] / 50
+        return self.conv(torch.cat([x, conditions["source"], conditions["sar"]], 1)) + told[..., None, None]
+
+
+def wrapped() -> Network:
+    torch.manual_seed(0)
+    return bbdm.wrap(Told(), 3, 3, **TOLD).eval()
+
+
+def transformer() -> Network:
+    torch.manual_seed(0)
+    made = DiT(width=16, depth=1, heads=2, patch=2, condition_channels=3, **TOLD)
+    for parameter in made.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.2)
+    return made.eval()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("flags", [[], ["--static", "2,8,8"], ["--opset", "21"]], ids=["any", "static", "opset 21"])
+@pytest.mark.parametrize("make", [wrapped, transformer])
+def test_other_networks_and_kinds_of_export(make: Any, flags: list[str], tmp_path: Path):
+    network = make()
+    save_checkpoint(tmp_path / "c.pt", network, BRIDGE, solver="sde-dpm2m", steps=3)
+    others = {"network": make()} if make is wrapped else {}
+    sampler = OnnxBridgeSampler(export(tmp_path / "c.pt", tmp_path / "onnx", "--check", *flags, **others))
+    compare(network, sampler, CONDITIONS, guidance={"style": 2, "text": 3}, guidance_prior="blur:1")
