@@ -21,14 +21,14 @@ import onnx
 import pytest
 from PIL import Image
 
-from bbdm import demo
+from bbdm import demo, save_checkpoint
 from bbdm.base.atomic import file_sha256
 from bbdm.networks.windows import Windowing
 from bbdm.pictures.images import to_array
 from bbdm.runtime import OnnxBridgeSampler
 from examples.web import tables
-from tests.conftest import ROOT, noise
-from tests.onnx.exports import SIZE, checkpoint, export, tiny_codec
+from tests.conftest import ROOT, noise, tiny_unet
+from tests.onnx.exports import BRIDGE, SIZE, checkpoint, export, tiny_codec
 
 pytest.importorskip("selenium", reason="needs Selenium")
 from selenium import webdriver
@@ -534,18 +534,23 @@ def case(
     steps: int | None = None,
     within: float = 1e-3,
     window: tuple[int, int] | None = None,
+    told: dict[str, int] | None = None,
+    guidance: float = 1,
 ) -> dict[str, Any]:
     """Python's results for a random source, for tests/export.test.ts."""
     sampler = OnnxBridgeSampler(folder, solver=solver, steps=steps)
     source = to_array(Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)))
     seeds = [0, 2**40 + 5, 2**63 - 1]
-    results = sampler(np.stack([source] * len(seeds)), seed=seeds, window=window)
+    results = sampler(
+        np.stack([source] * len(seeds)), seed=seeds, window=window, conditions=told, guidance=guidance if told else None
+    )
     settings = json.loads((folder / "bridge.json").read_text())
     word = f"{solver}:{steps}"
     return {
         "folder": str(folder),
         "table": None if solver is None else next(tables.tables(settings, [word])),
         "window": window,
+        "told": told and {"classes": told, "guidance": guidance},
         "source": {"data": source.flatten().tolist(), "channels": 3, "height": height, "width": width},
         "seeds": [str(seed) for seed in seeds],
         "results": [result.flatten().tolist() for result in results],
@@ -578,10 +583,15 @@ def kinds() -> Iterator[dict[str, Any]]:
 @pytest.mark.nightly
 @in_node
 def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
-    """float32 within 1e-3, float16 within 2e-2: padding, noise at the start, a size, codec, windows, ours."""
+    """float32 within 1e-3, float16 within 2e-2: classes, guidance, padding, noise at the start, a size, codec."""
     fixed = export(tiny.parent / "tiny.pt", tmp_path / "fixed", "--static", "2,16,24", "--steps", "3")
     latent = export(checkpoint(tmp_path / "latent.pt", 0, tiny_codec()), tmp_path / "latent", "--steps", "3")
+    unet = tiny_unet(0, condition_channels=3, classes={"style": ("ink", "oil")}, drop={"style": 0.1})
+    save_checkpoint(tmp_path / "told.pt", unet, BRIDGE)
+    told = export(tmp_path / "told.pt", tmp_path / "told", "--steps", "3")
     cases = [
+        case(told, 16, 16, told={"style": 1}),
+        case(told, 37, 18, window=(16, 24), told={"style": 0}, guidance=3),
         case(tiny, 16, 16),
         case(tiny, 13, 18),
         case(tiny, 16, 16, "consistency", 2),

@@ -11,8 +11,8 @@ import { blend, spread, type Shape, type Side } from "./windows";
 export { fromPixels, toPixels, type Picture, type Pixels } from "./pictures";
 
 const FORMAT = "bbdm onnx";
-const VERSION = 4; // of bridge.json: the newest that is read
-const OTHERS = ["source_values", "target_values", "source_channels", "endpoint", "images", "slices"]; // of version 4
+const VERSION = 6; // of bridge.json: the newest that is read
+const OTHERS = ["source_values", "target_values", "source_channels", "endpoint", "slices", "axes"]; // since version 4
 const FLOAT_TIMES = 2; // the version since which the network takes times as float32
 const BAND = 2 ** 16; // elements whose noise is made at once, a multiple of 4
 const WINDOWS_AT_ONCE = 4; // in a network call
@@ -44,6 +44,10 @@ export interface Settings extends Table {
   stride: number; // height and width are padded to multiples of it
   latent_stride: number; // pixels along one of the bridge's space
   static?: [number, number, number] | null; // the only batch, height and width that the graphs take
+  classes?: Record<string, number | string[]>; // what the network is told, by name: how many there are, or their names
+  images?: Record<string, number>; // which cannot be given here, as tokens cannot
+  tokens?: Record<string, number>;
+  drop?: Record<string, number>; // conditions that may be left out
   dtype: string;
   files: Record<string, string>; // SHA-256 of each file
   sizes?: Record<string, number>; // and its bytes
@@ -57,6 +61,19 @@ export interface State {
   x0hat: Float32Array;
 }
 
+/** What the network is told besides the source. */
+export interface Told {
+  classes: Record<string, number>; // numbers of classes by name; what is left out is none
+  guidance?: number; // how far predictions go from those without classes, 0, past those with them, 1: that is the default
+}
+
+export const UNTOLD = "none";
+
+/** The names of classes, which are numbers where they have none. */
+export function classNames(classes: number | string[]): string[] {
+  return typeof classes === "number" ? Array.from({ length: classes }, (_, i) => String(i)) : classes;
+}
+
 /** Windows of pictures larger than them, on which the network is called. */
 export interface Windows {
   size: [height: number, width: number]; // multiples of the network's stride
@@ -65,6 +82,9 @@ export interface Windows {
 
 /** A network: what it is shown, (B, C, H, W), and the time that it sees, to its output of the same shape. */
 export type Network = (shown: Float32Array, time: number) => Promise<Float32Array>;
+
+/** A network that sees sources, (B, C, H, W) as what it is shown; of images of a shape (C, H, W). */
+type Predict = (shown: Float32Array, time: number, y: Float32Array, shape: number[]) => Promise<Float32Array>;
 
 /** bridge.json, checked. Throws an Error that says what was got and what is wanted. */
 export function readSettings(value: unknown): Settings {
@@ -78,6 +98,9 @@ export function readSettings(value: unknown): Settings {
   const needed = ["solver", "channels", "image_channels", "stride", "latent_stride", "files"] as const;
   const other = OTHERS.find((name) => (settings as object as Record<string, unknown>)[name] !== undefined);
   if (other) throw new Error(`bridge.json has ${other}: this library is for pictures of 8 bits to pictures of as many channels`);
+  if (typeof settings.stride === "object") throw new Error("bridge.json has a stride for each axis: this library takes one");
+  const shown = Object.keys({ ...settings.images, ...settings.tokens });
+  if (shown.length) throw new Error(`this network is told ${shown.join(", ")}: images and tokens, which a page cannot give`);
   const missing = needed.filter((name) => settings[name] === undefined);
   if (missing.length) throw new Error(`bridge.json lacks ${missing.join(", ")}`);
   if (!settings.files["unet.onnx"]) throw new Error("bridge.json lists no unet.onnx");
@@ -174,6 +197,14 @@ export async function* sample(table: Table, y: Float32Array, seeds: bigint[], ne
 
 type Row = [number, number, number, number, number];
 
+/** Values, and the same again. */
+function twice(values: Float32Array): Float32Array {
+  const made = new Float32Array(2 * values.length);
+  made.set(values);
+  made.set(values, values.length);
+  return made;
+}
+
 /** Weights of a table in float32, as in Python. */
 function weights(row: number[]): number[] {
   return row.map(Math.fround);
@@ -216,9 +247,9 @@ export class Bridge {
   }
 
   /** The pictures of one source, one for each seed; see {@link stream}. */
-  async translate(source: Picture, seeds: bigint[], table?: Table, windows?: Windows): Promise<Picture[]> {
+  async translate(source: Picture, seeds: bigint[], table?: Table, windows?: Windows, told?: Told): Promise<Picture[]> {
     let state: State | undefined;
-    for await (state of this.stream(source, seeds, table, windows));
+    for await (state of this.stream(source, seeds, table, windows, told));
     return this.pictures(state!.x, source);
   }
 
@@ -226,12 +257,14 @@ export class Bridge {
    * The same translation, one step at a time; {@link pictures} shows a step. Leave the loop to stop.
    *
    * @param windows on which the network is called, where the source is larger; without them it sees the whole source
+   * @param told its classes, the first of each if absent
    */
   async *stream(
     source: Picture,
     seeds: bigint[],
     table: Table = this.settings,
     windows?: Windows,
+    told: Told = this.first,
   ): AsyncGenerator<State> {
     const { image_channels, stride, latent_stride, channels } = this.settings;
     if (!seeds.length) throw new Error("seeds must hold at least one");
@@ -244,12 +277,13 @@ export class Bridge {
     if (y !== latent) seeds.forEach((_, i) => y.set(latent, i * latent.length));
     const shape: Shape = [channels, padded.height / latent_stride, padded.width / latent_stride];
     const larger = windows && (source.height > windows.size[0] || source.width > windows.size[1]);
-    const network = larger ? this.windowed(y, shape, windows) : undefined;
-    yield* sample(readTable(table), y, seeds, network ?? ((shown, time) => this.predict(shown, time, y, shape)));
+    const guided = this.guided(told);
+    const network = larger ? this.windowed(y, shape, windows, guided) : undefined;
+    yield* sample(readTable(table), y, seeds, network ?? ((shown, time) => guided(shown, time, y, shape)));
   }
 
   /** The network on windows of images, (B, C, H, W), which sees their part of y. */
-  private windowed(y: Float32Array, shape: Shape, { size, report = async () => undefined }: Windows): Network {
+  private windowed(y: Float32Array, shape: Shape, { size, report = async () => undefined }: Windows, guided: Predict): Network {
     const { stride, latent_stride } = this.settings;
     if (size.some((side) => side < stride || side % stride)) {
       throw new Error(`windows must be multiples of the network's stride ${stride}, got ${size.join(" x ")}`);
@@ -262,7 +296,7 @@ export class Bridge {
       output.fill(0);
       for (let at = 0; at < y.length; at += each) {
         const images = [shown, y].map((values) => values.subarray(at, at + each));
-        const call = ([x, seen]: Float32Array[], part: Shape) => this.predict(x!, time, seen!, part);
+        const call = ([x, seen]: Float32Array[], part: Shape) => guided(x!, time, seen!, part);
         await blend(images, shape, sides, atOnce, call, output.subarray(at, at + each), report);
       }
       return output;
@@ -289,8 +323,9 @@ export class Bridge {
     const shape = [channels, ...pictureSize(this.settings).map((side) => up(side, stride) / latent_stride)];
     const [x, y] = [0, 1].map((row) => normal(0n, row, shape.reduce((a, b) => a * b))) as [Float32Array, Float32Array];
     const time = network_times[timesteps.length >> 1]!;
-    const wanted = await this.predict(x, time, y, shape);
-    const got = await other.predict(x, time, y, shape);
+    const classes = this.numbers(this.first.classes);
+    const wanted = await this.predict(x, time, y, shape, [classes]);
+    const got = await other.predict(x, time, y, shape, [classes]);
     let [largest, off] = [0, 0];
     wanted.forEach((value, i) => {
       largest = Math.max(largest, Math.abs(value));
@@ -299,10 +334,52 @@ export class Bridge {
     return Number.isFinite(off) ? off / largest : Infinity;
   }
 
-  /** The network's output for a batch; an export of one batch size is called in parts of it. */
-  private async predict(shown: Float32Array, time: number, y: Float32Array, shape: number[]): Promise<Float32Array> {
+  /** The first class of each kind. */
+  private get first(): Told {
+    return { classes: Object.fromEntries(Object.keys(this.settings.classes ?? {}).map((name) => [name, 0])) };
+  }
+
+  /** The number of each class as the network takes it: one that is left out is the number of classes. */
+  private numbers(given: Record<string, number>): Record<string, number> {
+    const { classes = {}, drop = {} } = this.settings;
+    const entries = Object.entries(classes).map(([name, names]) => {
+      const number = given[name] ?? classNames(names).length;
+      const most = classNames(names).length - (name in drop ? 0 : 1);
+      if (!(number >= 0 && number <= most)) throw new Error(`${name} must be a class from 0 to ${most}, got ${given[name]}`);
+      return [name, number] as const;
+    });
+    return Object.fromEntries(entries);
+  }
+
+  /** The network with what it is told; where it is guided, each call evaluates twice as many images. */
+  private guided({ classes, guidance = 1 }: Told): Predict {
+    const told = this.numbers(classes);
+    if (guidance === 1) return (shown, time, y, shape) => this.predict(shown, time, y, shape, [told]);
+    const dropped = Object.keys(this.settings.drop ?? {});
+    if (!dropped.length) throw new Error("guidance needs a network that was trained without its classes at times");
+    const less = this.numbers(Object.fromEntries(Object.entries(classes).filter(([name]) => !dropped.includes(name))));
+    return async (shown, time, y, shape) => {
+      const output = await this.predict(twice(shown), time, twice(y), shape, [told, less]);
+      const [full, other] = [output.subarray(0, shown.length), output.subarray(shown.length)];
+      return full.map((value, i) => value + (guidance - 1) * (value - other[i]!));
+    };
+  }
+
+  /**
+   * The network's output for a batch; an export of one batch size is called in parts of it.
+   *
+   * @param told numbers of classes of equal shares of the batch
+   */
+  private async predict(
+    shown: Float32Array,
+    time: number,
+    y: Float32Array,
+    shape: number[],
+    told: Record<string, number>[],
+  ): Promise<Float32Array> {
     const each = shape.reduce((a, b) => a * b);
-    const batch = this.settings.static?.[0] ?? shown.length / each;
+    const count = shown.length / each;
+    const batch = this.settings.static?.[0] ?? count;
     const output = new Float32Array(shown.length);
     for (let at = 0; at < shown.length; at += batch * each) {
       const part = (values: Float32Array): Tensor => {
@@ -314,7 +391,12 @@ export class Bridge {
         this.settings.version < FLOAT_TIMES
           ? new this.runtime.Tensor("int64", BigInt64Array.of(BigInt(time)), [1])
           : new this.runtime.Tensor("float32", Float32Array.of(time), [1]);
-      const inputs = { x: part(shown), t, ...(this.settings.conditioned && { condition: part(y) }) };
+      const classes = Object.keys(told[0]!).map((name) => {
+        const of = (i: number): Record<string, number> => told[Math.floor((Math.min(i, count - 1) * told.length) / count)]!;
+        const numbers = BigInt64Array.from({ length: batch }, (_, i) => BigInt(of(at / each + i)[name]!));
+        return [name, new this.runtime.Tensor("int64", numbers, [batch])] as const;
+      });
+      const inputs = { x: part(shown), t, ...(this.settings.conditioned && { condition: part(y) }), ...Object.fromEntries(classes) };
       const made = await this.run("unet.onnx", inputs);
       output.set(made.subarray(0, Math.min(made.length, output.length - at)), at);
     }

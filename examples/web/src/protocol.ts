@@ -1,5 +1,5 @@
 /** What the page and its worker tell each other. */
-import type { Pixels, Settings, Table } from "./bbdm";
+import type { Pixels, Settings, Table, Told } from "./bbdm";
 
 export type Device = "wasm" | "webgpu";
 
@@ -12,6 +12,7 @@ export type Request =
       byWindows: boolean; // whether the network is called on windows of the source, for one seed after the other
       seeds: bigint[];
       table: Table;
+      told: Told;
       device: Device;
     }
   | { kind: "stop" };

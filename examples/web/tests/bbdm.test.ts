@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { fromPixels, pictureSize, readSettings, readTable, sample, toPixels, type Table } from "../src/bbdm";
+import { Bridge, fromPixels, pictureSize, readSettings, readTable, sample, toPixels, type Table, type Told } from "../src/bbdm";
 import { normal } from "../src/philox";
 import { SETTINGS } from "./settings";
 
@@ -58,15 +58,73 @@ describe("sample", () => {
   });
 });
 
+describe("classes", () => {
+  const calls: number[][] = [];
+  /** A network whose output is a tenth of the class. */
+  const run = async ({ x, style }: Record<string, { data: Float32Array | BigInt64Array }>) => {
+    const [classes, values] = [Array.from(style!.data, Number), x!.data as Float32Array];
+    calls.push(classes);
+    return { output: { data: values.map((_, i) => classes[Math.floor((i * classes.length) / values.length)]! / 10) } };
+  };
+  const runtime = {
+    Tensor: class {
+      constructor(_: string, readonly data: unknown) {}
+    },
+    InferenceSession: { create: async () => ({ outputNames: ["output"], run }) },
+  };
+  const source = { data: new Float32Array(3 * 8 * 8), channels: 3, height: 8, width: 8 };
+
+  async function made(told: Told | undefined, more: object = {}, window?: [number, number]): Promise<number[]> {
+    calls.length = 0;
+    const settings = { ...SETTINGS, version: 6, classes: { style: ["ink", "oil"] }, drop: { style: 0.1 }, ...more };
+    const given = readSettings({ ...settings, prediction: [[0, 0, 1]] });
+    const bridge = await Bridge.load(given, new Map([["unet.onnx", new Uint8Array()]]), runtime as never);
+    const windows = window && { size: window };
+    const pictures = await bridge.translate(source, [0n, 1n], undefined, windows, told);
+    return pictures.map(({ data }) => {
+      expect(Math.max(...data) - Math.min(...data)).toBeLessThan(1e-6);
+      return Number(data[0]!.toFixed(5));
+    });
+  }
+
+  it("are numbers, the first if none is given, and one after the last if it is left out", async () => {
+    expect(await made(undefined)).toEqual([0, 0]);
+    expect(await made({ classes: { style: 1 } })).toEqual([0.1, 0.1]);
+    expect(await made({ classes: {} })).toEqual([0.2, 0.2]);
+    expect(calls).toEqual([[2, 2]]);
+    await expect(made({ classes: { style: 3 } })).rejects.toThrow("style must be a class from 0 to 2, got 3");
+    await expect(made({ classes: {} }, { drop: {} })).rejects.toThrow("style must be a class from 0 to 1");
+  });
+
+  it("are guided in one batch, or in calls of the only size: 0.1 + 2 (0.1 - 0.2)", async () => {
+    const told = { classes: { style: 1 }, guidance: 3 };
+    expect(await made(told)).toEqual([-0.1, -0.1]);
+    expect(calls).toEqual([[1, 1, 2, 2]]);
+    expect(await made(told, { static: [1, 8, 8] })).toEqual([-0.1, -0.1]);
+    expect(calls).toEqual([[1], [1], [2], [2]]);
+    expect(await made(told, { static: [3, 8, 8] })).toEqual([-0.1, -0.1]);
+    expect(calls).toEqual([[1, 1, 2], [2, 2, 2]]);
+    expect(await made(told, { stride: 4 }, [8, 4])).toEqual([-0.1, -0.1]);
+    expect(calls).toEqual([[1, 1, 2, 2], [1, 1, 2, 2]]); // two windows of each picture
+    await expect(made(told, { drop: {} })).rejects.toThrow("guidance needs a network that was trained without");
+  });
+});
+
 describe("readSettings", () => {
-  it.each([1, 2, 3, 4])("reads version %i", (version) => {
+  it.each([1, 2, 3, 4, 6])("reads version %i", (version) => {
     expect(readSettings({ ...SETTINGS, version }).solver).toBe("dpm2m");
   });
 
   it.each([
     [null, "bridge.json has the format undefined"],
     [{ ...SETTINGS, format: "other" }, 'bridge.json has the format "other", not "bbdm onnx"'],
-    [{ ...SETTINGS, version: 5 }, "bridge.json is of version 5; this library reads up to 4"],
+    [{ ...SETTINGS, version: 7 }, "bridge.json is of version 7; this library reads up to 6"],
+    [{ ...SETTINGS, version: 5, axes: 3 }, "bridge.json has axes: this library is for"],
+    [{ ...SETTINGS, version: 5, stride: [8, 4] }, "bridge.json has a stride for each axis"],
+    [
+      { ...SETTINGS, version: 6, images: { sar: 2 }, tokens: { text: 8 } },
+      "this network is told sar, text: images and tokens, which a page cannot give",
+    ],
     [{ ...SETTINGS, version: 4, source_channels: 1 }, "bridge.json has source_channels: this library is for"],
     [{ ...SETTINGS, stride: undefined }, "bridge.json lacks stride"],
     [{ ...SETTINGS, files: {} }, "bridge.json lists no unet.onnx"],

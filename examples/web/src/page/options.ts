@@ -1,7 +1,8 @@
-/** What is under "Advanced": method, steps, seed, and what computes, in a visitor's words. */
+/** What a visitor chooses: what the network is told and, under "Advanced", method, steps, seed, and what computes. */
 import { SEEDS } from "../philox";
-import type { Settings, Table } from "../bbdm";
+import type { Settings, Table, Told } from "../bbdm";
 import type { Device } from "../protocol";
+import { ToldFields } from "./told";
 
 const NAMES = ["solver", "calls", "seed", "pictures", "line", "device"] as const;
 export type Name = (typeof NAMES)[number];
@@ -20,19 +21,23 @@ const METHODS: Record<string, string> = {
 
 export class Options {
   private readonly fields = new Map<Name, Field>();
+  private readonly toldFields: ToldFields;
   private tables: Table[] = []; // the export's own first
   private wanted = new URLSearchParams(); // what was asked for before there were tables
 
   /**
    * @param root a details element, filled from a template
+   * @param place of the fields for what the network is told
    * @param names of the fields that are offered
    * @param changed called when a visitor chose something
    */
   constructor(
     root: HTMLElement,
+    place: HTMLElement,
     private readonly names: readonly Name[],
     changed: () => void,
   ) {
+    this.toldFields = new ToldFields(place, changed);
     root.append((document.getElementById("advanced") as HTMLTemplateElement).content.cloneNode(true));
     for (const name of NAMES) {
       const field = root.querySelector<Field>(`[name=${name}]`)!;
@@ -57,6 +62,11 @@ export class Options {
     this.choose("solver", this.wanted.get("solver"));
     this.fillCalls();
     this.choose("calls", this.wanted.get("calls"));
+    this.toldFields.offer(settings);
+  }
+
+  get told(): Told {
+    return this.toldFields.value;
   }
 
   get table(): Table {
@@ -94,6 +104,7 @@ export class Options {
   /** Takes the choices of an address, of which each may be missing. */
   read(address: URLSearchParams): void {
     this.wanted = address;
+    this.toldFields.read(address);
     for (const name of this.names) this.choose(name, address.get(name));
     if (this.tables.length) this.offer(this.tables[0] as Settings, this.tables.slice(1));
   }
@@ -101,6 +112,7 @@ export class Options {
   /** Adds what makes the same pictures to an address. */
   write(address: URLSearchParams): void {
     for (const name of ["seed", "pictures", "line"] as const) address.set(name, this.value(name));
+    this.toldFields.write(address);
     if (this.tables.length && key(this.table) !== key(this.tables[0]!)) {
       for (const name of ["solver", "calls"] as const) address.set(name, this.value(name));
     }

@@ -27,7 +27,7 @@ export abstract class Tab {
     names: readonly Name[],
   ) {
     this.opened = new Promise((resolve) => (this.hasOpened = resolve));
-    this.options = new Options(this.element("advanced"), names, () => this.chosen());
+    this.options = new Options(this.element("advanced"), this.element("told"), names, () => this.chosen());
     this.bar = this.element("bar");
   }
 
@@ -61,10 +61,10 @@ export abstract class Tab {
 
   /** Translates, in place of what is being translated. */
   protected translate(source: Pixels, seeds: bigint[], byWindows: boolean): void {
-    const { table, device } = this.options;
+    const { table, told, device } = this.options;
     this.running = ++this.count;
     this.show(undefined);
-    this.send({ kind: "translate", id: this.running, source, byWindows, seeds, table, device }, [source.data.buffer]);
+    this.send({ kind: "translate", id: this.running, source, byWindows, seeds, table, told, device }, [source.data.buffer]);
   }
 
   protected stop(): void {

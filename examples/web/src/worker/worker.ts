@@ -73,7 +73,7 @@ async function chosen(device: Device): Promise<Bridge> {
 }
 
 async function translate(request: Request & { kind: "translate" }): Promise<void> {
-  const { id, byWindows, seeds, table } = request;
+  const { id, byWindows, seeds, table, told } = request;
   const used = await chosen(request.device);
   if (id !== running) return;
   const begun = performance.now();
@@ -91,7 +91,7 @@ async function translate(request: Request & { kind: "translate" }): Promise<void
       if (id !== running) throw new Error("stopped");
     };
     const windows = byWindows ? { size: windowSize(settings), report } : undefined;
-    for await (const { index, x, x0hat } of used.stream(source, group, table, windows)) {
+    for await (const { index, x, x0hat } of used.stream(source, group, table, windows, told)) {
       const last = index === table.timesteps.length - 1;
       const shown = latent && !last ? [] : await used.pictures(last ? x : x0hat, source);
       const pictures = shown.map((picture) => pixels(crop(picture, given)));

@@ -6,6 +6,7 @@ import { SETTINGS } from "../settings";
 
 const PATIENCE = 4000; // ms: the machine may be busy
 const settings = readSettings(SETTINGS);
+const told = { classes: {} };
 const source: Pixels = { data: new Uint8ClampedArray(4 * 8 * 8), height: 8, width: 8 };
 const { download, runtime } = vi.hoisted(() => ({ download: vi.fn(), runtime: vi.fn() }));
 vi.mock("../../src/worker/download", () => ({
@@ -28,7 +29,7 @@ function open(): void {
 }
 
 function translate(id: number, device: "wasm" | "webgpu" = "wasm"): void {
-  send({ kind: "translate", id, source, byWindows: false, seeds: [0n], table: settings, device });
+  send({ kind: "translate", id, source, byWindows: false, seeds: [0n], table: settings, told, device });
 }
 
 /** A network that gives back what it is shown, and takes one call at a time. */
@@ -78,7 +79,7 @@ it("calls the network on windows, for one seed after the other, and stops betwee
   const [height, width] = [64, 300]; // 6 windows, in 2 calls
   const large: Pixels = { data: new Uint8ClampedArray(4 * height * width), height, width };
   const seeds = [0n, 1n];
-  const request = { kind: "translate", source: large, byWindows: true, seeds, table: settings } as const;
+  const request = { kind: "translate", source: large, byWindows: true, seeds, table: settings, told } as const;
   send({ ...request, id: 1, device: "wasm" });
   await until({ kind: "done", id: 1 });
   const windows = (first: number) => [4, 6].map((done) => ({ kind: "windows", id: 1, first, calls: 0, done, total: 6 }));
@@ -99,7 +100,7 @@ it("calls the network on windows, for one seed after the other, and stops betwee
 it("makes two pictures at a time, so that the first come early", async () => {
   open();
   await until({ kind: "ready" });
-  send({ kind: "translate", id: 1, source, byWindows: false, seeds: [0n, 1n, 2n], table: settings, device: "wasm" });
+  send({ kind: "translate", id: 1, source, byWindows: false, seeds: [0n, 1n, 2n], table: settings, told, device: "wasm" });
   await until({ kind: "done", id: 1 });
   const steps = replies.filter((reply) => reply.kind === "step").map(({ first, pictures }) => [first, pictures.length]);
   expect(steps).toEqual([[0, 2], [2, 1]]);
@@ -109,7 +110,7 @@ it("repeats the edge of a picture that is smaller than graphs of one size take",
   settings.static = [1, 16, 24];
   open();
   await until({ kind: "ready" });
-  send({ kind: "translate", id: 1, source, byWindows: true, seeds: [0n], table: settings, device: "wasm" });
+  send({ kind: "translate", id: 1, source, byWindows: true, seeds: [0n], table: settings, told, device: "wasm" });
   await until({ kind: "done", id: 1 });
   settings.static = null;
   expect(run.mock.calls[0]![0].x.data.length).toBe(3 * 16 * 24);
