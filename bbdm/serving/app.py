@@ -16,6 +16,7 @@ from PIL import Image
 from bbdm.base import demo
 from bbdm.pictures import images
 from bbdm.serving.app_model import Model, Result, load, translate
+from bbdm.serving.app_told import told_fields
 from bbdm.serving.app_visit import (
     MISSING,
     archive,
@@ -158,9 +159,22 @@ def canvas(size: images.Size | None) -> tuple[int, int]:
 
 
 def run(
-    panel: Panel, tab: str, picture: Any, drawing: Any, files: Any, solver: str, steps: float, seed: str, count: float
+    panel: Panel,
+    tab: str,
+    picture: Any,
+    drawing: Any,
+    files: Any,
+    solver: str,
+    steps: float,
+    seed: str,
+    count: float,
+    guidance: float = 1.0,
+    *classes: int,
 ) -> Iterator[tuple[Any, ...]]:
-    """Translate what a visitor gave: status, slider, gallery, results and zip, whenever they are shown."""
+    """Translate what a visitor gave: status, slider, gallery, results and zip, whenever they are shown.
+
+    ``classes`` are numbers, in the order of the network's; the number of classes is none.
+    """
     import gradio as gr
 
     model, config = panel.model, panel.config
@@ -172,7 +186,8 @@ def run(
         if bad:
             gr.Warning(html.escape("; ".join(bad), quote=False))
         seen = {True: 0.0, False: 0.0}  # when the page was last told of a step, and of a call within one
-        for progress in translate(model, sources, solver, int(steps), first_seed, int(count)):
+        told = dict(zip(model.further.classes, classes, strict=True))
+        for progress in translate(model, sources, solver, int(steps), first_seed, int(count), told, guidance):
             done, total, results, first = progress
             if done < total and time.monotonic() - seen[bool(results)] < PREVIEW_SECONDS:
                 continue
@@ -267,6 +282,7 @@ def add(panel: Panel) -> None:
                 label="Results (as exported)" if model.results else "Results",
                 interactive=not model.results,
             )
+            told = told_fields(model.further)
             with gr.Row():
                 start = gr.Button("Translate", variant="primary", min_width=120)
                 stop = gr.Button("Stop", min_width=80, scale=0)
@@ -301,7 +317,7 @@ def add(panel: Panel) -> None:
     given = [inputs[name] if name in inputs else gr.State() for name in MISSING]
     running = start.click(
         translated,
-        [tab, *given, solver, steps, seed, count],
+        [tab, *given, solver, steps, seed, count, *told],
         [state, slider, gallery, results, download],
         show_progress_on=state,
         concurrency_id="translations",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,7 +13,9 @@ from PIL import Image
 
 from bbdm import bridges, solvers
 from bbdm.base.seeds import resolve_seeds
+from bbdm.files.bridge_json import conditions_of
 from bbdm.networks.checks import check_pictures
+from bbdm.networks.conditions import ConditionsConfig
 from bbdm.pictures import images
 from bbdm.pictures.kind import check_eight_bit
 from bbdm.serving.config import AppConfig
@@ -37,6 +39,7 @@ class Model(NamedTuple):
     kept: bool  # whether sources other than drawings stay as they are all the same
     windows: dict[str, Any]  # the arguments of a call that say which windows of a source the network sees
     max_pixels: int  # of a source
+    further: ConditionsConfig  # what the network is told besides the source
 
     def windowed(self, picture: Image.Image) -> bool:
         """Whether the network is called on windows of a picture."""
@@ -80,6 +83,7 @@ def load(config: AppConfig) -> Model:
 
         sampler = OnnxBridgeSampler(config.model)
         bridge, calls = bridges.from_config(sampler.settings["bridge"]), sampler.settings.get("calls")
+        further = conditions_of(sampler.settings)
         static = sampler.static
     else:
         import torch
@@ -88,22 +92,25 @@ def load(config: AppConfig) -> Model:
 
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
         sampler = BridgeSampler.from_pretrained(config.model, device=device, dtype=config.dtype, compile=config.compile)
-        bridge, calls = sampler.bridge, sampler.calls
+        bridge, calls, further = sampler.bridge, sampler.calls, sampler.unet.further
     check_eight_bit(sampler.pictures, "the app")
     check_pictures(sampler.axes, "the app")
+    if needed := [name for name, kind in further.kinds.items() if kind != "class" and name not in further.drop]:
+        raise ValueError(f"this network is told {', '.join(needed)}: images and tokens, which the app cannot give")
     offered = list(solvers.choices(bridge, calls, len(sampler.table)))
     window = config.window_of(sampler.pictures)
     windows = {**config.windows, "window": window}
     if window is not None:  # refused now, and not when a visitor comes
         height, width = images.sides(window)
-        sampler.stream(Image.new("RGB", (width + 1, height + 1)), 0, **windows)
+        told = {"conditions": {name: None if name in further.drop else 0 for name in further.kinds}}
+        sampler.stream(Image.new("RGB", (width + 1, height + 1)), 0, **windows, **told)
     kept, most = window is not None and config.size is None, config.max_pixels or MAX_PIXELS[window is not None]
     if static is None:
         size = config.size or sampler.image_size
-        return Model(sampler, sampler.solver, offered, size, "fit", None, kept, windows, most)
+        return Model(sampler, sampler.solver, offered, size, "fit", None, kept, windows, most, further)
     if config.size is not None:
         raise ValueError(f"size is fixed: {config.model} takes height x width {static[1:]} alone")
-    return Model(sampler, sampler.solver, offered, static[1:], "stretch", static[0], kept, windows, most)
+    return Model(sampler, sampler.solver, offered, static[1:], "stretch", static[0], kept, windows, most, further)
 
 
 def read(given: str | Image.Image, model: Model, max_pixels: int) -> Source:
@@ -136,9 +143,18 @@ def _opened(path: Path) -> Image.Image:
 
 
 def translate(
-    model: Model, sources: Sequence[Source], solver: str, steps: int, seed: int | None, count: int
+    model: Model,
+    sources: Sequence[Source],
+    solver: str,
+    steps: int,
+    seed: int | None,
+    count: int,
+    classes: Mapping[str, str | int | None] | None = None,
+    guidance: float = 1.0,
 ) -> Iterator[Progress]:
     """Translate each source ``count`` times, one source after the other, and report after each network call.
+
+    The network is told ``classes``, and nothing else that may be left out.
 
     Result i of all has the seed ``seed + i``; None draws one. The last report has the results that a call of
     the sampler gives. Results by windows are made one after the other, since they may be large.
@@ -150,9 +166,13 @@ def translate(
         groups += [(source, own[start : start + each]) for start in range(0, count, each)]
     finished: list[Result] = []
     before = 0
+    settings: dict[str, Any] = {"solver": solver, "steps": steps}
+    if model.further.kinds:
+        settings["conditions"] = dict.fromkeys(model.further.drop) | {**(classes or {})}
+        settings["guidance"] = None if guidance == 1 else guidance
     for i, (source, own) in enumerate(groups):
         done, results = before, []
-        for calls, of, previews in _calls(model, source, own, solver=solver, steps=steps):
+        for calls, of, previews in _calls(model, source, own, **settings):
             results = [Result(source, *each) for each in zip(own, previews, strict=True)] if previews else []
             done, total = before + calls, before + of * (len(groups) - i)
             yield Progress(done, total, finished + results if results else [], len(finished))

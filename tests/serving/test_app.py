@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bbdm import BridgeSampler, demo, save_checkpoint, solvers
@@ -223,6 +224,40 @@ def controls(page: Any) -> dict[str, dict[str, Any]]:
 
 def page(model: Model, config: AppConfig) -> Any:
     return app.build([app.Panel("tiny", "", model, config, app.example_pictures(config))])
+
+
+def told_file(tmp_path: Path, **further: Any) -> Path:
+    unet = tiny_unet(0, condition_channels=3, **further)
+    with torch.no_grad():
+        unet.embed_classes["_style"].weight.normal_()
+    save_checkpoint(tmp_path / "told.pt", unet.eval(), BRIDGE, steps=2)
+    return tmp_path / "told.pt"
+
+
+def test_a_network_is_told_a_class_and_guided(gradio: Any, tmp_path: Path):
+    file = told_file(tmp_path, classes={"style": ("ink", "oil")}, tokens={"text": 4}, drop={"style": 0.1, "text": 0.1})
+    model, sampler = app.load(AppConfig(file, device="cpu")), BridgeSampler.from_checkpoint(file)
+    made = last(model, [Source("a", noise(0))], "dpm2m", 2, 5, 1, {"style": 1}, 3.0).results[0].picture
+    (wanted,) = sampler(noise(0), 5, style="oil", conditions={"text": None}, guidance=3, solver="dpm2m", steps=2)
+    assert same(made, wanted)
+    assert not same(made, sampler(noise(0), 5, style="oil", conditions={"text": None}, solver="dpm2m", steps=2)[0])
+    found = controls(page(model, AppConfig(file)))
+    assert [list(each) for each in found["style"]["choices"]] == [["ink", 0], ["oil", 1], ["none", 2]]
+    slider = found["How much it counts"]
+    assert (slider["minimum"], slider["maximum"], slider["value"], slider["visible"]) == (0, 6, 1, True)
+
+
+def test_menus_are_for_classes_alone(gradio: Any, model: Model, file: Path, tmp_path: Path):
+    assert "How much it counts" not in controls(page(model, AppConfig(file)))
+    told = told_file(tmp_path, classes={"style": 2})
+    found = controls(page(app.load(AppConfig(told, device="cpu")), AppConfig(told)))
+    assert ([text for text, _ in found["style"]["choices"]], found["How much it counts"]["visible"]) == (
+        ["0", "1"],
+        False,
+    )
+    needs = told_file(tmp_path, classes={"style": 2}, images={"sar": 1})
+    with pytest.raises(ValueError, match="is told sar: images and tokens, which the app cannot give"):
+        app.load(AppConfig(needs, device="cpu"))
 
 
 @pytest.fixture(scope="module")
