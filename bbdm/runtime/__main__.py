@@ -13,35 +13,14 @@ import numpy as np
 from bbdm.base import scripts
 from bbdm.base.atomic import check_folder, write_atomically
 from bbdm.base.seeds import resolve_seeds
-from bbdm.base.settings import add_flags, flag_type, from_values
+from bbdm.base.settings import add_flags, from_values
 from bbdm.files.bridge_json import conditions_of
 from bbdm.networks.conditions import ConditionsConfig
-from bbdm.networks.guidance import GuidanceSettings, Prior
 from bbdm.pictures import images
-from bbdm.sampling.network_config import WindowConfig
+from bbdm.sampling.network_config import GuidanceConfig, WindowConfig
 
 with scripts.imports():
     from bbdm.runtime.sampler import OnnxBridgeSampler
-
-
-def read_weights(text: str) -> float | dict[str, float]:
-    """Guidance from text such as ``2`` or ``style=2,text=1.5``. ValueError for others."""
-    try:
-        named = [part.split("=") for part in text.split(",")] if "=" in text else []
-        return {name: float(weight) for name, weight in named} if named else float(text)
-    except ValueError:
-        raise ValueError(
-            f"must be a number, or one for each condition such as style=2,text=1.5, got {text!r}"
-        ) from None
-
-
-def read_interval(text: str) -> tuple[float, float]:
-    """Two numbers from text such as ``0.2:0.8``. ValueError for others."""
-    try:
-        low, high = map(float, text.split(":"))
-    except ValueError:
-        raise ValueError(f"must be LOW:HIGH, such as 0.2:0.8, got {text!r}") from None
-    return low, high
 
 
 def read_told(words: Sequence[str], further: ConditionsConfig) -> dict[str, Any]:
@@ -88,27 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         help="what the network is told: a class, a .npy of tokens (L, D) or of an image (C, H, W) in [-1, 1], or none; "
         "one flag for each",
     )
-    parser.add_argument(
-        "--guidance",
-        type=flag_type(read_weights),
-        help="how far results go from those without conditions (0) past those with them (1); or NAME=NUMBER,...",
-    )
-    parser.add_argument(
-        "--guidance_rescale", type=float, default=0.0, help="share of the way back to the contrast without guidance"
-    )
-    parser.add_argument(
-        "--guidance_interval",
-        type=flag_type(read_interval),
-        default=(0.0, 1.0),
-        metavar="LOW:HIGH",
-        help="times of guided steps, as shares of the first one's",
-    )
-    parser.add_argument(
-        "--guidance_prior",
-        type=flag_type(Prior.read),
-        metavar="KIND:STRENGTH:WEIGHT",
-        help="guidance away from results of a corrupted state, such as blur:1:1.5; of any network",
-    )
+    add_flags(parser, GuidanceConfig)
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         parser.error(f"--batch_size must be at least 1, got {args.batch_size}")
@@ -132,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     told = read_told(args.condition, conditions_of(sampler.settings))
     seeds = resolve_seeds(args.seed, len(results))
-    guided = {name: getattr(args, name) for name in GuidanceSettings.__annotations__}
+    guided = from_values(GuidanceConfig, vars(args)).guides
     count, settings = args.batch_size, {**config.windows, **guided, "conditions": told or None}
     if config.window_of(sampler.pictures) is not None:  # pictures may be large
         count, settings["batch_size"] = 1, None if sampler.static else count

@@ -24,7 +24,7 @@ class Guided:
 
     def __init__(self, guidance: Guidance, table: StepTable, seeds: Sequence[int]) -> None:
         self.guidance, self.table, self.seeds = guidance, table, seeds
-        self.guides = guidance.guides(table.timesteps.tolist())
+        self.guides = guidance.guides(table.timesteps.tolist(), table.inputs.tolist())
 
     def __call__(self, predict: Callable[[list[Array]], list[Array]], inputs: Array, index: int) -> Array:
         """The prediction of a step that is guided, (B, C, *S).
@@ -35,10 +35,10 @@ class Guided:
             index: the row of the table.
         """
         shown, offset = [inputs] * self.guidance.evaluations, None
-        if (prior := self.guidance.prior) is not None:
-            i_x, (p_x, _, p) = float(self.table.inputs[index, 0]), self.table.prediction[index].tolist()
+        i_x, (p_x, _, p) = float(self.table.inputs[index, 0]), self.table.prediction[index].tolist()
+        if (prior := self.guidance.prior) is not None and i_x != 0:
             if prior.corruption == "noise":
-                change = (prior.strength * i_x) * normal(self.seeds, index, inputs.shape[1:], CORRUPTION)
+                change = np.float32(prior.strength) * normal(self.seeds, index, inputs.shape[1:], CORRUPTION)
             else:
                 change = blurred(inputs, prior.strength) - inputs
             shown[1] = inputs + change
@@ -49,9 +49,10 @@ class Guided:
 def blurred(images: Array, sigma: float) -> Array:
     """(B, C, *S) images filtered by a Gaussian of a standard deviation in pixels, along each axis."""
     reach = math.ceil(3 * sigma)
-    weights = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(-reach, reach + 1)]
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    kernel = (weights / weights.sum()).astype(np.float32)
     for axis in range(2, images.ndim):
         around = [(reach, reach) if each == axis else (0, 0) for each in range(images.ndim)]
-        parts = np.lib.stride_tricks.sliding_window_view(np.pad(images, around, mode="edge"), len(weights), axis)
-        images = parts @ np.asarray(weights / np.sum(weights), images.dtype)
+        parts = np.lib.stride_tricks.sliding_window_view(np.pad(images, around, mode="edge"), len(kernel), axis)
+        images = parts @ kernel
     return images

@@ -102,8 +102,8 @@ def load(config: AppConfig) -> Model:
     windows = {**config.windows, "window": window}
     if window is not None:  # refused now, and not when a visitor comes
         height, width = images.sides(window)
-        told = {"conditions": {name: None if name in further.drop else 0 for name in further.kinds}}
-        sampler.stream(Image.new("RGB", (width + 1, height + 1)), 0, **windows, **told)
+        told = {name: None if name in further.drop else 0 for name in further.kinds}
+        sampler.stream(Image.new("RGB", (width + 1, height + 1)), 0, conditions=told or None, **windows)
     kept, most = window is not None and config.size is None, config.max_pixels or MAX_PIXELS[window is not None]
     if static is None:
         size = config.size or sampler.image_size

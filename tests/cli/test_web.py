@@ -583,7 +583,7 @@ def kinds() -> Iterator[dict[str, Any]]:
 @pytest.mark.nightly
 @in_node
 def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
-    """float32 within 1e-3, float16 within 2e-2: classes, guidance, padding, noise at the start, a size, codec."""
+    """float32 within 1e-3, float16 within 2e-2: classes, guidance, padding, noise at the start, a codec."""
     fixed = export(tiny.parent / "tiny.pt", tmp_path / "fixed", "--static", "2,16,24", "--steps", "3")
     latent = export(checkpoint(tmp_path / "latent.pt", 0, tiny_codec()), tmp_path / "latent", "--steps", "3")
     unet = tiny_unet(0, condition_channels=3, classes={"style": ("ink", "oil")}, drop={"style": 0.1})
