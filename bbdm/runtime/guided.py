@@ -41,7 +41,7 @@ class Guided:
                 change = np.float32(prior.strength) * normal(self.seeds, index, inputs.shape[1:], CORRUPTION)
             else:
                 change = blurred(inputs, prior.strength) - inputs
-            shown[1] = inputs + change
+            shown[1] = (inputs + change).astype(np.float32)
             offset = change * ((1 - prior.weight) * p_x / (p * i_x))
         return self.guidance.combined(predict(shown), offset)
 

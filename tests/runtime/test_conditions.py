@@ -48,21 +48,33 @@ GUIDED: dict[str, dict[str, Any]] = {
 }
 
 
+class Told(nn.Module):
+    """Colours by a class and by the mean of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.style, self.text = nn.Conv2d(8, 3, 3, padding=1), nn.Embedding(3, 3), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        told = self.style(conditions["style"]) + self.text(conditions["text"].mean(1)) + t[:, None] / 50
+        return self.conv(torch.cat([x, conditions["source"], conditions["sar"]], 1)) + told[..., None, None]
+
+
+def wrapped() -> Network:
+    torch.manual_seed(0)
+    return bbdm.wrap(Told(), 3, 3, **TOLD).eval()
+
+
 @pytest.fixture(scope="module")
 def network() -> Network:
-    made = tiny_unet(0, condition_channels=3, channel_mult=(1,), attention_resolutions=(1,), **TOLD)
-    with torch.no_grad():
-        for name, parameter in made.named_parameters():
-            if "embed_classes" in name or "embed_tokens" in name:
-                parameter.normal_()
-    return made.eval()
+    return wrapped()
 
 
 @pytest.fixture(scope="module")
 def folder(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("told") / "c.pt"
     save_checkpoint(file, network, BRIDGE, solver="sde-dpm2m", steps=3)
-    return export(file, file.parent / "onnx", "--pipeline", "--check")  # fails where a graph differs
+    return export(file, file.parent / "onnx", "--pipeline", "--check", network=wrapped())  # fails where a graph differs
 
 
 @pytest.fixture(scope="module")
@@ -217,21 +229,13 @@ def test_exports_that_are_refused(tmp_path: Path, flags: list[str]):
         export(tmp_path / "c.pt", tmp_path / "onnx", *flags)
 
 
-class Told(nn.Module):
-    """Colours by a class and by the mean of tokens."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.style, self.text = nn.Conv2d(8, 3, 3, padding=1), nn.Embedding(3, 3), nn.Linear(6, 3)
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions) -> torch.Tensor:
-        told = self.style(conditions["style"]) + self.text(conditions["text"].mean(1)) + t[:, None] / 50
-        return self.conv(torch.cat([x, conditions["source"], conditions["sar"]], 1)) + told[..., None, None]
-
-
-def wrapped() -> Network:
-    torch.manual_seed(0)
-    return bbdm.wrap(Told(), 3, 3, **TOLD).eval()
+def unet() -> Network:
+    made = tiny_unet(0, condition_channels=3, channel_mult=(1,), attention_resolutions=(1,), **TOLD)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "embed_classes" in name or "embed_tokens" in name:
+                parameter.normal_()
+    return made.eval()
 
 
 def transformer() -> Network:
@@ -245,7 +249,7 @@ def transformer() -> Network:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("flags", [[], ["--static", "2,8,8"], ["--opset", "21"]], ids=["any", "static", "opset 21"])
-@pytest.mark.parametrize("make", [wrapped, transformer])
+@pytest.mark.parametrize("make", [wrapped, transformer, unet])
 def test_other_networks_and_kinds_of_export(make: Any, flags: list[str], tmp_path: Path):
     network = make()
     save_checkpoint(tmp_path / "c.pt", network, BRIDGE, solver="sde-dpm2m", steps=3)
