@@ -72,7 +72,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, quick: bool) -> Compariso
     source = networks.images(2 if quick else 8, DEVICE, quick).cpu().numpy()
     folder: Path = tmp_path_factory.mktemp("exports")
     rows: dict[str, Row] = {}
-    for name, call in zip(EXPORTS, ({}, {"style": 1}), strict=True):
+    for name, call in zip(EXPORTS, (CALLS["plain"], CALLS["class"]), strict=True):
         path = folder / f"{of(call)}.pt"
         save_checkpoint(path, build(of(call)), BRIDGE)
         bbdm.cli.export.main([str(path), str(path.with_suffix("")), "--steps", "4"])

@@ -25,7 +25,7 @@ from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
 from bbdm.pictures.values import ValuesLike
 from bbdm.sampling import call, sources
 from bbdm.sampling.batch import Batch, SolverPlan
-from bbdm.sampling.call import CallSettings, Picture, Progress, Seed, Timesteps
+from bbdm.sampling.call import Picture, Progress, Seed, Timesteps
 from bbdm.sampling.distribution import Distribution, draw
 from bbdm.sampling.shapes import Shapes, Window
 from bbdm.sampling.sources import UNIT, ArrayBackend, Range, Scale
@@ -34,6 +34,8 @@ from bbdm.solvers import StepTable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from bbdm.sampling.call import CallSettings
 
 PLANS_KEPT = 4  # solvers with their times: tables, and what a network computes of the time alone
 Advance = Callable[[int], Any]  # reports a number of network calls as done

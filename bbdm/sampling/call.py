@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -27,24 +27,26 @@ Progress = bool | Callable[[int, int], Any]
 Picture = Image.Image | str | os.PathLike[str]
 
 
-class CallSettings(GuidanceSettings, total=False):
-    """The arguments of a call besides its source and seed. Conditions may be arguments by their names too."""
+if TYPE_CHECKING:  # typing_extensions is not everywhere
 
-    noise: Any
-    batch_size: int | None
-    progress: Progress
-    solver: str | None
-    steps: int | None
-    timesteps: Timesteps
-    range: Range
-    source_values: ValuesLike
-    target_values: ValuesLike
-    mask: Any
-    conditions: Mapping[str, Any] | None
-    window: Window
-    overlap: float
-    margin: int
-    callback: Callback | None
+    class CallSettings(GuidanceSettings, total=False, extra_items=Any):
+        """The arguments of a call besides its source and seed; others are conditions by their names."""
+
+        noise: Any
+        batch_size: int | None
+        progress: Progress
+        solver: str | None
+        steps: int | None
+        timesteps: Timesteps
+        range: Range
+        source_values: ValuesLike
+        target_values: ValuesLike
+        mask: Any
+        conditions: Mapping[str, Any] | None
+        window: Window
+        overlap: float
+        margin: int
+        callback: Callback | None
 
 
 def read_scale(

@@ -368,7 +368,9 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             result = super()._run(plan, batch, advance, callback)
         else:
             y, conditions = self._given(batch)
-            x = plan.graphed(y, self._inputs.seeds(batch), conditions, batch.windows, batch.guidance, self._together)
+            x = plan.graphed(
+                y, self._inputs.seeds(batch), conditions, batch.windows, batch.guidance, self._together(batch)
+            )
             advance(self._calls(plan, batch))
             result = self._decoded(x)
         return result.to(batch.source.device, batch.source.dtype)
@@ -379,7 +381,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         noise = None if batch.noise is None else batch.noise.to(self.device, plan.loop.state_dtype)
         y, conditions = self._given(batch)
-        loop = plan.loop.over(batch.windows, batch.guidance, advance, self._together)
+        loop = plan.loop.over(batch.windows, batch.guidance, advance, self._together(batch))
         state = loop.start(y, self._inputs.seeds(batch), noise, self._inputs.mask(batch), conditions)
         for index in range(len(plan.times)):
             loop.advance(state, index)
@@ -405,14 +407,13 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
     def _repeated(self, given: Given, places: list[int]) -> Given:
         return self._inputs.repeated(given, places)
 
-    @property
-    def _together(self) -> bool:
-        """Whether a guided step is one batch: a package takes one number of images alone."""
-        return self.package is None
+    def _together(self, batch: Batch) -> bool:
+        """Whether a guided step is one batch: a package takes one number of images or of windows alone."""
+        return self.package is None or batch.windows is not None
 
     def _evaluated(self, plan: TorchSolverPlan, batch: Batch) -> list[int]:
         """The numbers of evaluations of an image in one network call, of all steps."""
-        guided = plan.loop.over(guidance=batch.guidance, together=self._together).guided
+        guided = plan.loop.over(guidance=batch.guidance, together=self._together(batch)).guided
         return [1] if guided is None else sorted({guided.calls(index) for index in range(len(plan.times))})
 
 
