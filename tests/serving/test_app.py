@@ -229,7 +229,9 @@ def page(model: Model, config: AppConfig) -> Any:
 def told_file(tmp_path: Path, **further: Any) -> Path:
     unet = tiny_unet(0, condition_channels=3, **further)
     with torch.no_grad():
-        unet.get_parameter("embed_classes._style.weight").normal_()
+        for module in unet.modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.weight.normal_()
     save_checkpoint(tmp_path / "told.pt", unet.eval(), BRIDGE, steps=2)
     return tmp_path / "told.pt"
 
