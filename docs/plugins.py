@@ -134,7 +134,7 @@ class Fields(griffe.Extension):
             if "setting" in attr.labels:
                 fields = getattr(importlib.import_module(cls.module.path), cls.name).__dataclass_fields__
                 said[attr.name] = fields[attr.name].metadata["help"]
-            elif "comment" in attr.extra["bbdm"]:
+            elif "comment" in attr.extra["bbdm"] and "instance-attribute" in attr.labels:
                 said[attr.name] = attr.extra["bbdm"]["comment"]
             elif "instance-attribute" in attr.labels and cls.name.endswith("Config"):
                 log.warning("%s: no explanation of %s", cls.path, attr.name)

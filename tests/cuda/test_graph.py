@@ -112,10 +112,10 @@ TOLD: dict[str, Any] = {"classes": {"style": 3}, "tokens": {"text": 4}, "drop": 
 @pytest.mark.parametrize(
     "how",
     [
-        {},
-        {"guidance": 3.0},
+        pytest.param({}, marks=pytest.mark.nightly),
+        pytest.param({"guidance": 3.0}, marks=pytest.mark.nightly),
         {"guidance": {"style": 2.0, "text": 3.0}, "guidance_interval": (0.0, 0.7), "guidance_rescale": 0.5},
-        {"guidance_prior": "blur:1:2"},
+        pytest.param({"guidance_prior": "blur:1:2"}, marks=pytest.mark.nightly),
         {"guidance_prior": "noise:0.2:2", "guidance": 2.0},
     ],
 )
