@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 
 from bbdm.kernels import philox
 from bbdm.networks.base import Body, Conditions
-from bbdm.networks.guidance import Guidance, Prior
+from bbdm.networks.guidance import Guidance, Prior, gaussian
 from bbdm.solvers import StepTable
 
 
@@ -28,9 +26,10 @@ class Guided:
         self._guides = guidance.guides(table.timesteps.tolist(), table.inputs.tolist())
         self._prediction, self._inputs = table.prediction.tolist(), table.inputs.tolist()
 
-    def calls(self, index: int) -> int:
-        """Evaluations of each image in one network call of a step."""
-        return self.guidance.evaluations if self._guides[index] and self.together else 1
+    @property
+    def evaluations(self) -> list[int]:
+        """The numbers of evaluations of an image in one network call, each once, over all steps."""
+        return sorted({self.guidance.evaluations if guides and self.together else 1 for guides in self._guides})
 
     def __call__(
         self,
@@ -69,13 +68,9 @@ class Guided:
     def _corrupted(
         self, prior: Prior, inputs: torch.Tensor, index: int, seeds: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the network is shown of a corrupted state, and what the guided prediction has besides.
-
-        The estimate D = p_x x + p_y y + p F becomes D + (w - 1) (D(x) - D(H(x))), which in predictions is
-        F + (w - 1) (F(x) - F(H(x))) + (w - 1) p_x / p (x - H(x)).
-        """
-        i_x, (p_x, _, p) = self._inputs[index][0], self._prediction[index]
-        if i_x == 0:
+        """What the network is shown of a corrupted state, and what the guided prediction has besides."""
+        seen = self._inputs[index][0]
+        if seen == 0:
             return inputs, torch.zeros_like(inputs)
         wide = torch.promote_types(inputs.dtype, torch.float32)
         state = inputs.to(wide)
@@ -84,16 +79,16 @@ class Guided:
             change = prior.strength * philox.normal(seeds, index, shape, philox.CORRUPTION).to(wide)
         else:
             change = blurred(state, prior.strength) - state
-        return (state + change).to(inputs.dtype), change * ((1 - prior.weight) * p_x / (p * i_x))
+        return (state + change).to(inputs.dtype), change * prior.offset(self._prediction[index], seen)
 
 
 def blurred(images: torch.Tensor, sigma: float) -> torch.Tensor:
     """(B, C, *S) images filtered by a Gaussian of a standard deviation in pixels, along each axis."""
-    reach = math.ceil(3 * sigma)
-    weights = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(-reach, reach + 1)]
+    weights = gaussian(sigma)
+    reach = len(weights) // 2
     for axis in range(2, images.ndim):
         padding = [0, 0] * (images.ndim - 1 - axis) + [reach, reach] + [0, 0] * (axis - 2)
         padded = F.pad(images, padding, mode="replicate")
         parts = [w * padded.narrow(axis, k, images.shape[axis]) for k, w in enumerate(weights)]
-        images = torch.stack(parts).sum(0) / sum(weights)
+        images = torch.stack(parts).sum(0)
     return images

@@ -98,11 +98,15 @@ class Loop:
         made = {name: [as_told(each[name], self.dtype) for each in parts] for name in parts[0]}
         return {name: values[0] if len(values) == 1 else torch.cat(values) for name, values in made.items()}
 
+    @property
+    def evaluations(self) -> list[int]:
+        """The numbers of evaluations of an image in one network call, each once, over all steps."""
+        return [1] if self.guided is None else self.guided.evaluations
+
     def calls(self, state: State) -> list[tuple[torch.Tensor, torch.Tensor, Conditions]]:
         """What the network itself is called with, an example for each shape."""
-        counts = {1 if self.guided is None else self.guided.calls(index) for index in range(len(self.rows))}
         made: list[tuple[torch.Tensor, torch.Tensor, Conditions]] = []
-        for count in sorted(counts):
+        for count in self.evaluations:
             told = {name: value[: count * len(state.x)] for name, value in state.conditions.items()}
             given = torch.cat([state.inputs] * count), self.embedding[:1], told
             made.append(self.network.first(*given) if isinstance(self.network, Windowed) else given)

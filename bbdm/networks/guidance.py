@@ -8,13 +8,14 @@ Classifier-free guidance (Ho and Salimans 2022) with a weight for each condition
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 from bbdm.networks.conditions import ConditionsConfig
 
 Corruption = Literal["blur", "noise"]
+Told = TypeVar("Told")
 Variant = tuple[tuple[str, ...], float]  # conditions that are left out, and the weight of the difference
 
 
@@ -68,6 +69,19 @@ class Prior:
             raise ValueError(f"guidance_prior must be blur:STRENGTH:WEIGHT or noise:STRENGTH:WEIGHT, got {text!r}")
         return cls(kind, *values)  # pyright: ignore[reportArgumentType]
 
+    def offset(self, prediction: Sequence[float], seen: float) -> float:
+        """The weight, in a guided prediction, of what H changes in what the network is shown.
+
+        The estimate D = p_x x + p_y y + p F becomes D + (w - 1) (D(x) - D(H(x))), which in predictions is
+        F + (w - 1) (F(x) - F(H(x))) + (w - 1) p_x / p (x - H(x)).
+
+        Args:
+            prediction: p_x, p_y and p of the step.
+            seen: the weight of the state in what the network is shown, not 0.
+        """
+        p_x, _, p = prediction
+        return (1 - self.weight) * p_x / (p * seen)
+
     def __str__(self) -> str:
         return f"{self.corruption}:{self.strength:g}:{self.weight:g}"
 
@@ -99,6 +113,15 @@ class Guidance:
         seen = [bool(self.variants) or shown[0] != 0 for shown in inputs]
         return [sees and low <= time / times[0] <= high for sees, time in zip(seen, times, strict=True)]
 
+    def told(self, full: Told, without: Callable[[tuple[str, ...]], Told]) -> list[Told]:
+        """What the network is told in each evaluation, in the order of :meth:`combined`.
+
+        Args:
+            full: what is told of all conditions.
+            without: gives what is left without some conditions.
+        """
+        return [full] * (1 + (self.prior is not None)) + [without(names) for names, _ in self.variants]
+
     def combined(self, predictions: Sequence[Any], offset: Any = None) -> Any:
         """The guided prediction, of tensors or arrays (B, C, *S).
 
@@ -119,6 +142,13 @@ class Guidance:
             ratio = _variance(full) ** 0.5 / (_variance(made) + 1e-12) ** 0.5
             made = made * (1 + self.rescale * (ratio - 1))
         return made
+
+
+def gaussian(sigma: float) -> list[float]:
+    """The weights of a Gaussian filter of a standard deviation in pixels, from -3 sigma to 3 sigma."""
+    reach = math.ceil(3 * sigma)
+    weights = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(-reach, reach + 1)]
+    return [weight / sum(weights) for weight in weights]
 
 
 def read_guidance(

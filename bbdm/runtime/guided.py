@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from bbdm.kernels.philox_numpy import CORRUPTION, normal
-from bbdm.networks.guidance import Guidance
+from bbdm.networks.guidance import Guidance, gaussian
 from bbdm.solvers import StepTable
 
 Array = npt.NDArray[np.float32]
@@ -35,22 +34,21 @@ class Guided:
             index: the row of the table.
         """
         shown, offset = [inputs] * self.guidance.evaluations, None
-        i_x, (p_x, _, p) = float(self.table.inputs[index, 0]), self.table.prediction[index].tolist()
-        if (prior := self.guidance.prior) is not None and i_x != 0:
+        seen = float(self.table.inputs[index, 0])
+        if (prior := self.guidance.prior) is not None and seen != 0:
             if prior.corruption == "noise":
                 change = np.float32(prior.strength) * normal(self.seeds, index, inputs.shape[1:], CORRUPTION)
             else:
                 change = blurred(inputs, prior.strength) - inputs
             shown[1] = (inputs + change).astype(np.float32)
-            offset = change * ((1 - prior.weight) * p_x / (p * i_x))
+            offset = change * prior.offset(self.table.prediction[index].tolist(), seen)
         return self.guidance.combined(predict(shown), offset)
 
 
 def blurred(images: Array, sigma: float) -> Array:
     """(B, C, *S) images filtered by a Gaussian of a standard deviation in pixels, along each axis."""
-    reach = math.ceil(3 * sigma)
-    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    kernel = (weights / weights.sum()).astype(np.float32)
+    kernel = np.array(gaussian(sigma), np.float32)
+    reach = len(kernel) // 2
     for axis in range(2, images.ndim):
         around = [(reach, reach) if each == axis else (0, 0) for each in range(images.ndim)]
         parts = np.lib.stride_tricks.sliding_window_view(np.pad(images, around, mode="edge"), len(kernel), axis)

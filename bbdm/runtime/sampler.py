@@ -288,13 +288,13 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
         kinds, sizes = self._shapes.further.kinds, self._shapes.further.sizes
         arrays = {k: self._picture(v) if kinds[k] == "image" else v for k, v in batch.conditions.items()}
         arrays = {k: v if kinds[k] == "class" else v.astype(np.float32) for k, v in arrays.items()}
-        told = [seen | {name: self._put(value) for name, value in arrays.items()}]
-        if batch.guidance is not None:
-            told *= 1 if batch.guidance.prior is None else 2
-            for names, _ in batch.guidance.variants:
-                none = {k: np.full_like(arrays[k], sizes[k] if kinds[k] == "class" else 0) for k in names}
-                told.append(told[0] | {name: self._put(value) for name, value in none.items()})
-        return y, told
+        told = seen | {name: self._put(value) for name, value in arrays.items()}
+
+        def without(names: tuple[str, ...]) -> Told:
+            none = {k: np.full_like(arrays[k], sizes[k] if kinds[k] == "class" else 0) for k in names}
+            return told | {name: self._put(value) for name, value in none.items()}
+
+        return y, [told] if batch.guidance is None else batch.guidance.told(told, without)
 
     def _repeated(self, given: Given, places: list[int]) -> Given:
         y = self._put(given[0].numpy()[places])

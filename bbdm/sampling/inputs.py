@@ -51,12 +51,12 @@ class Inputs:
             for name, value in batch.conditions.items()
         }
         given = self.unet.given(source, others)
-        told = [self.unet.prepared(given, y.shape[2:])]
-        if batch.guidance is not None:
-            told *= 1 if batch.guidance.prior is None else 2
-            less = [self.unet.without(given, names) for names, _ in batch.guidance.variants]
-            told += [self.unet.prepared(each, y.shape[2:]) for each in less]
-        return y, told
+        told = self.unet.prepared(given, y.shape[2:])
+        if batch.guidance is None:
+            return y, [told]
+        return y, batch.guidance.told(
+            told, lambda names: self.unet.prepared(self.unet.without(given, names), y.shape[2:])
+        )
 
     @torch.inference_mode()
     def repeated(self, given: Given, places: list[int]) -> Given:

@@ -333,12 +333,14 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         part = tuple(shape) if batch.windows is None else self._window_shape(batch.windows, grid)
         due: list[Callable[[], Any]] = []
         network = plan.loop.network
-        for count in self._evaluated(plan, batch) if isinstance(network, Compiled) else ():
-            together = part[0] if batch.windows is not None else part[0] * count
-            called = torch.Size(self._shapes.grid(together, *part[2:]))
-            told = self._inputs.blank(together, *part[2:], like=batch.conditions)
-            if isinstance(network, Compiled) and network.lacks(called, told):
-                due.append(partial(plan.loop.warm_up, called, told))
+        if isinstance(network, Compiled):
+            guided = plan.loop.over(guidance=batch.guidance, together=self._together(batch))
+            for count in guided.evaluations:
+                together = part[0] if batch.windows is not None else part[0] * count
+                called = torch.Size(self._shapes.grid(together, *part[2:]))
+                told = self._inputs.blank(together, *part[2:], like=batch.conditions)
+                if network.lacks(called, told):
+                    due.append(partial(plan.loop.warm_up, called, told))
         if self.codec is not None:
             codec, stride = self.codec, self.codec.stride
             pictures = codec.tiling.part_shapes(image, stride=stride)
@@ -410,11 +412,6 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
     def _together(self, batch: Batch) -> bool:
         """Whether a guided step is one batch: a package takes one number of images or of windows alone."""
         return self.package is None or batch.windows is not None
-
-    def _evaluated(self, plan: TorchSolverPlan, batch: Batch) -> list[int]:
-        """The numbers of evaluations of an image in one network call, of all steps."""
-        guided = plan.loop.over(guidance=batch.guidance, together=self._together(batch)).guided
-        return [1] if guided is None else sorted({guided.calls(index) for index in range(len(plan.times))})
 
 
 def _name(network: Network) -> str:
