@@ -202,6 +202,10 @@ class Network(nn.Module):
         ``conditions`` are :meth:`prepared`: all of :attr:`conditions`, empty where there are none.
         """
 
+    def fixed(self) -> Body:
+        """:meth:`body` of weights that no longer change, of which a network may keep a faster form."""
+        return self.body
+
     def embedder(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """:meth:`embed` of times on any device, without keeping weights that it does not need."""
         device = next(self.parameters()).device

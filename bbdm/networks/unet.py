@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
-from bbdm.networks.base import SOURCE, Conditions, Network
+from bbdm.networks.base import SOURCE, Body, Conditions, Network
 from bbdm.networks.layers import (
     CONVOLUTIONS,
     Downsample,
@@ -186,6 +186,24 @@ class Modulation:
                 parts.append(columns)
         return torch.cat(parts, dim=1)
 
+    @torch.no_grad()
+    def joined(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(M, E) and (M,): :meth:`columns` as weight and bias of one product with the embeddings' SiLU."""
+        weights: list[torch.Tensor] = []
+        biases: list[torch.Tensor] = []
+        for layers, norm in self.blocks:
+            linear, scaled = cast(nn.Linear, layers[1]), norm.weight.double()
+            weight, bias = linear.weight.double(), linear.bias.double()
+            if self.scale_shift:
+                (scale, shift), (scale_bias, shift_bias) = weight.chunk(2), bias.chunk(2)
+                moved = norm.bias.double()
+                weight = torch.cat([scaled[:, None] * scale, moved[:, None] * scale + shift])
+                bias = torch.cat([scaled * (1 + scale_bias), moved * (1 + scale_bias) + shift_bias])
+            weights.append(weight)
+            biases.append(bias)
+        dtype = self.blocks[0][1].weight.dtype
+        return torch.cat(weights).to(dtype), torch.cat(biases).to(dtype)
+
 
 class UNet(ConfiguredNetwork, Network):
     """The network of a bridge: ``unet(x, t, conditions)`` predicts the bridge's objective.
@@ -287,12 +305,27 @@ class UNet(ConfiguredNetwork, Network):
         """See :meth:`Network.prepared`: images in the size of the state, embeddings, keys and values."""
         return self.told.prepared(conditions, sides)
 
+    def fixed(self) -> Body:
+        """See :meth:`Network.fixed`: with classes, the modulation of each call is one product."""
+        if not self.classes:
+            return self.body
+        weight, bias = Modulation(self).joined()
+
+        def body(x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions, /) -> torch.Tensor:
+            emb = F.silu(self.told.embedding(conditions, embedding).to(weight.dtype))
+            return self._modulated(x, F.linear(emb, weight, bias), conditions)
+
+        return body
+
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The network after :meth:`embed`."""
-        modulation = embedding
         if self.classes:
             told = self.told.embedding(conditions, embedding)
-            modulation = Modulation(self).columns(told.to(cast(nn.Linear, self.time_embed[0]).weight.dtype))
+            embedding = Modulation(self).columns(told.to(cast(nn.Linear, self.time_embed[0]).weight.dtype))
+        return self._modulated(x, embedding, conditions)
+
+    def _modulated(self, x: torch.Tensor, modulation: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        """The network after the modulation (B, M) of all blocks."""
         context = self.told.context(conditions)
         shown = [*([conditions[SOURCE]] if SOURCE in conditions else []), *self.told.shown(conditions)]
         h = torch.cat([x, *shown], dim=1) if shown else x

@@ -181,7 +181,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             codec = codec.placed(self.device, self.dtype if self.dtype == torch.bfloat16 else torch.float32)
             codec = codec.compiled(partial(Compiled, device=self.device)) if self.compile else codec
         self.unet, self.codec = network, codec
-        self._network = self.package or (Compiled(network.body, self.device) if self.compile else network.body)
+        self._network = self.package or (Compiled(network.body, self.device) if self.compile else network.fixed())
 
     def _package_size(self, latent_stride: int) -> tuple[int, ...] | None:
         """The (height, width) of pictures that a package takes."""

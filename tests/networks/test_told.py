@@ -112,6 +112,15 @@ def test_a_class_is_an_embedding_added_to_the_times():
     torch.testing.assert_close(network(X, T, {"style": torch.tensor([2, 2])}), plain(X, T), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale_shift", [True, False])
+def test_the_form_of_fixed_weights_predicts_the_same(scale_shift: bool):
+    network = unet(**TOLD, scale_shift=scale_shift)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    prepared = network.prepared(conditions(), X.shape[2:])
+    torch.testing.assert_close(network.fixed()(X, network.embed(T), prepared), network(X, T, conditions()))
+
+
 @both
 def test_images_are_resized_to_the_states(make: Callable[..., Network]):
     network, sar = make(**TOLD), drawn(2, 2, 16, 16, seed=5)
