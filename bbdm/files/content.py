@@ -14,13 +14,14 @@ from bbdm.bridges import Bridge
 from bbdm.codec import Codec, LatentStatistics, WrappedCodec
 from bbdm.files import weights
 from bbdm.files.weights import IncompleteFileError, State
-from bbdm.networks.base import Network, Wrapped, WrappedConfig
+from bbdm.networks.base import Network, Wrapped
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.endpoint import source_channels
 from bbdm.networks.restore import ConfiguredNetwork, fitting, restore, state_hash
 from bbdm.networks.unet import UNet
 from bbdm.networks.unet_config import UNetConfig
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
+from bbdm.networks.wrapped_config import WrappedConfig
 from bbdm.pictures.images import Size
 from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
 from bbdm.solvers import USUAL, Defaults

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -15,7 +14,8 @@ from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.networks.checks import Stride, along, check_images
 from bbdm.networks.conditions import SOURCE as SOURCE
 from bbdm.networks.conditions import Classes, ConditionsConfig, Kind, described
-from bbdm.networks.endpoint import check_endpoint, in_channels, source_channels
+from bbdm.networks.endpoint import in_channels, source_channels
+from bbdm.networks.wrapped_config import WrappedConfig
 
 Conditions = Mapping[str, torch.Tensor]
 Call = Callable[[Any, torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
@@ -223,31 +223,6 @@ class Network(nn.Module):
         """Plain values by which a checkpoint names it: by default the class and the sizes."""
         sizes = self.channels, self.condition_channels, self.stride, self.endpoint_channels, self.axes
         return WrappedConfig(type(self).__qualname__, *sizes, **self.further.told()).description()
-
-
-@dataclass(frozen=True)
-class WrappedConfig(ConditionsConfig):
-    """What a file says of a network that its user has to give: see :func:`wrap`."""
-
-    module: str  # the name of its class
-    channels: int  # channels of the state, and of the prediction
-    condition_channels: int  # channels of the source; 0 where it is not shown
-    stride: Stride  # sides are multiples of it: a number, or one for each axis
-    endpoint: tuple[int, ...] | None = None  # source channels that the bridge ends in; None: itself, or the mean
-    axes: int = 2  # spatial: 2 for pictures, 3 for volumes
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.endpoint is not None:
-            object.__setattr__(self, "endpoint", tuple(self.endpoint))
-        object.__setattr__(self, "stride", self.stride if isinstance(self.stride, int) else tuple(self.stride))
-        check_endpoint(self.endpoint, self.channels, self.condition_channels)
-
-    def description(self) -> dict[str, Any]:
-        """Plain values; of conditions and ``endpoint`` only where there are any, of ``axes`` only 3."""
-        usual = {"images": {}, "classes": {}, "tokens": {}, "drop": {}, "endpoint": None, "axes": 2}
-        own = {k: v for k, v in vars(self).items() if k not in usual or v != usual[k]}
-        return {name: own[name] for name in sorted(own, key=[*usual].__contains__)}  # what it is told comes last
 
 
 class Wrapped(Network):

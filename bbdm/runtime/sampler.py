@@ -26,9 +26,11 @@ from bbdm.pictures.kind import PictureKind
 from bbdm.runtime.guided import Guided
 from bbdm.runtime.session import Provider, Session, with_options
 from bbdm.sampling import sources
-from bbdm.sampling.base import Advance, BaseSampler, Given
-from bbdm.sampling.batch import Batch, SolverPlan
+from bbdm.sampling.base import BaseSampler
+from bbdm.sampling.batch import Batch
 from bbdm.sampling.call import Timesteps
+from bbdm.sampling.engine import Advance, Given
+from bbdm.sampling.plans import SolverPlan
 from bbdm.sampling.shapes import Shapes
 from bbdm.sampling.step import Step as Step
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import sys
 import threading
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy.typing as npt
 from PIL import Image
 
-from bbdm.base.recent import Recent
 from bbdm.networks.endpoint import in_channels
 from bbdm.networks.guidance import GuidanceSettings, Prior
 from bbdm.networks.windows import Windowing
@@ -24,11 +22,13 @@ from bbdm.pictures import images
 from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
 from bbdm.pictures.values import ValuesLike
 from bbdm.sampling import call, sources
-from bbdm.sampling.batch import Batch, SolverPlan
+from bbdm.sampling.batch import Batch
 from bbdm.sampling.call import Picture, Progress, Seed, Timesteps
 from bbdm.sampling.distribution import Distribution, draw
+from bbdm.sampling.engine import Advance, Array, Engine
+from bbdm.sampling.plans import AnyPlan, Plans
+from bbdm.sampling.scale import UNIT, Range, Scale
 from bbdm.sampling.shapes import Shapes, Window
-from bbdm.sampling.sources import UNIT, ArrayBackend, Range, Scale
 from bbdm.sampling.step import Callback, Step
 from bbdm.solvers import StepTable
 
@@ -37,16 +37,8 @@ if TYPE_CHECKING:
 
     from bbdm.sampling.call import CallSettings
 
-PLANS_KEPT = 4  # solvers with their times: tables, and what a network computes of the time alone
-Advance = Callable[[int], Any]  # reports a number of network calls as done
-Given = tuple[Any, list[dict[str, Any]]]  # see BaseSampler._given
 
-
-Array = TypeVar("Array")
-AnyPlan = TypeVar("AnyPlan", bound=SolverPlan)
-
-
-class BaseSampler(ABC, Generic[Array, AnyPlan]):
+class BaseSampler(Engine[Array, AnyPlan]):
     """A sampler that calls a network on batches of ``Array``; a subclass says what that is and runs a batch.
 
     Public attributes cannot be set, except ``image_size`` and ``pictures``.
@@ -58,7 +50,6 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         shapes: what the network takes.
     """
 
-    backend: ArrayBackend
     image_size: images.Size | None = None  # of training pictures
     pictures: PictureKind = EIGHT_BIT_PICTURES
     _fixed = False  # whether public attributes refuse to be set
@@ -72,8 +63,8 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
     ) -> None:
         self._shapes = shapes
         self._thread = threading.local()
-        self._settings = solver, steps, _hashable(timesteps)
-        self._replan()
+        self._plans = Plans(self._make_plan, solver, steps, timesteps)
+        self._fixed = True
 
     def __setattr__(self, name: str, value: Any) -> None:
         if self._fixed and not name.startswith("_") and name not in ("image_size", "pictures"):
@@ -82,19 +73,13 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
 
     def _replan(self) -> None:
         """Plan anew for the sampler's own settings, forget all other plans, and fix the attributes."""
-        self._plans = Recent(self._make_plan, PLANS_KEPT)
-        self._own = self._make_plan(*self._settings)
+        self._plans = Plans(self._make_plan, *self._plans.settings)
         self._fixed = True
 
-    def _plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> AnyPlan:
-        """The plan of a call's arguments; what the call leaves out is the sampler's own."""
-        if solver is steps is timesteps is None:
-            return self._own
-        own_solver, own_steps, own_timesteps = self._settings
-        if steps is None and timesteps is None and solver != "mean":  # which has one step, whatever others have
-            steps, timesteps = own_steps, own_timesteps
-        key = solver or own_solver, steps, _hashable(timesteps)
-        return self._own if key == self._settings else self._plans.get(key, *key)
+    @property
+    def _own(self) -> AnyPlan:
+        """The plan of calls that give no solver, steps or timesteps."""
+        return self._plans.own
 
     @property
     def table(self) -> StepTable:
@@ -217,7 +202,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
             ValueError: an argument is refused; the message says what was got and what is wanted.
         """
         self._shapes.check_batch_size(batch_size)
-        plan = self._plan(solver, steps, timesteps)
+        plan = self._plans.of(solver, steps, timesteps)
         guided: GuidanceSettings = {
             "guidance": guidance,
             "guidance_rescale": guidance_rescale,
@@ -304,7 +289,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         The sources have one size. The last step's ``x`` is what a call returns, before it is clamped to
         [-1, 1]. With a codec, steps are latents, of which :meth:`Step.preview` makes pictures.
         """
-        plan = self._plan(solver, steps, timesteps)
+        plan = self._plans.of(solver, steps, timesteps)
         scale = self._scale(range, None, None)
         _, batches = self._batches(plan, source, seed, noise, scale, mask, conditions, others)
         if len(batches) > 1:
@@ -358,16 +343,10 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
         size = (sys.maxsize,) * self._shapes.axes if size is None else size
         return self._shapes.windows(size, window, overlap, margin, self.pictures.crop, batch_size)
 
-    def _calls(self, plan: AnyPlan, batch: Batch) -> int:
-        """The network calls of all steps."""
+    def _grid(self, batch: Batch) -> tuple[int, ...]:
+        """The (height, width) of a batch's states."""
         count, _, *size = batch.source.shape
-        if batch.windows is None:
-            return len(plan.times)
-        inputs = plan.table.inputs.tolist()
-        guided = [False] * len(inputs) if batch.guidance is None else batch.guidance.guides(plan.times, inputs)
-        images = [count * batch.guidance.evaluations if each and batch.guidance else count for each in guided]
-        grid = self._shapes.grid(count, *size)[2:]
-        return sum(batch.windows.calls(each, grid) for each in images)
+        return self._shapes.grid(count, *size)[2:]
 
     def _ended(self, source: Any) -> Any:
         """Pictures of sources in the target's channels."""
@@ -400,7 +379,7 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
             if self.image_size is not None and self.pictures.crop is None and batch.windows is None:
                 images.warn_of_scale(self.image_size, *batch.source.shape[2:])
             self._prepare(plan, batch, progress is True)
-        total = sum(self._calls(plan, batch) for batch in batches)
+        total = sum(plan.calls(batch, self._grid(batch)) for batch in batches)
         if callable(progress):
             yield _counted(progress, total)
         elif progress:
@@ -408,40 +387,6 @@ class BaseSampler(ABC, Generic[Array, AnyPlan]):
                 yield advance
         else:
             yield lambda _: None
-
-    @abstractmethod
-    def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> AnyPlan:
-        """The plan of a solver; see :func:`bbdm.solvers.build`."""
-
-    @abstractmethod
-    def _progress(self, total: int) -> AbstractContextManager[Advance]:
-        """A display of a number of network calls, and the function that advances it."""
-
-    def _prepare(self, plan: AnyPlan, batch: Batch, progress: bool) -> None:
-        """Do what is due once for batches of a shape, such as compiling."""
-
-    @abstractmethod
-    def _states(self, plan: AnyPlan, batch: Batch, advance: Advance) -> Iterator[tuple[Any, Any]]:
-        """State and estimate after each step, padded, which the next step may overwrite; reports calls."""
-
-    @abstractmethod
-    def _given(self, batch: Batch) -> Given:
-        """The source in the target's channels, and what the network is told, in the space of the bridge.
-
-        It is told all conditions; where the batch is guided, also what each further evaluation is told.
-        """
-
-    @abstractmethod
-    def _repeated(self, given: Given, places: list[int]) -> Given:
-        """What :meth:`_given` returned, of the images at some places."""
-
-    @abstractmethod
-    def _copied(self, state: Any) -> Any:
-        """A state or an estimate as an array of its own."""
-
-    @abstractmethod
-    def _decoded(self, state: Any) -> Array:
-        """The pictures of a state, a copied state or an estimate, about [-1, 1]."""
 
 
 def _counted(report: Callable[[int, int], Any], total: int) -> Advance:
@@ -454,7 +399,3 @@ def _counted(report: Callable[[int, int], Any], total: int) -> Advance:
         report(done, total)
 
     return advance
-
-
-def _hashable(timesteps: Timesteps) -> str | tuple[float, ...] | None:
-    return tuple(timesteps) if isinstance(timesteps, Iterable) and not isinstance(timesteps, str) else timesteps

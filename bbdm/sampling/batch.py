@@ -1,28 +1,12 @@
-"""What a sampler runs, and on what: a solver with its times, and images of one size."""
+"""Images of one size, which a sampler translates together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from bbdm.networks.guidance import Guidance
 from bbdm.networks.windows import Windowing
-from bbdm.solvers import StepTable
-
-
-@dataclass(frozen=True)
-class SolverPlan:
-    """A solver with its table, ready to run."""
-
-    solver: str
-    table: StepTable
-
-    @cached_property
-    def times(self) -> list[float]:
-        """The times that the network is called at."""
-        return self.table.timesteps.tolist()
 
 
 class Batch(NamedTuple):

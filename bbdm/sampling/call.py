@@ -17,8 +17,9 @@ from bbdm.pictures.values import ValuesLike, as_values
 from bbdm.sampling import sources
 from bbdm.sampling.batch import Batch
 from bbdm.sampling.conditions import read_conditions
+from bbdm.sampling.scale import Range, Scale, check_range
 from bbdm.sampling.shapes import Shapes, Window
-from bbdm.sampling.sources import ArrayBackend, Range, Scale
+from bbdm.sampling.sources import ArrayBackend
 from bbdm.sampling.step import Callback
 
 Seed = int | Sequence[int] | None
@@ -55,7 +56,7 @@ def read_scale(
     """What the values of a call are, for a network that was trained on pictures of a kind."""
     source, target = as_values(source_values), as_values(target_values)
     valued = replace(kind, source=source or kind.source, target=target or kind.target)
-    return Scale(sources.check_range(range), valued, not source is target is None, axes)
+    return Scale(check_range(range), valued, not source is target is None, axes)
 
 
 def read_call(

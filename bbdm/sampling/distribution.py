@@ -18,8 +18,9 @@ from PIL import Image
 from bbdm.base.seeds import resolve_seeds
 from bbdm.pictures.picture import Picture
 from bbdm.sampling.batch import Batch
+from bbdm.sampling.scale import UNIT
 from bbdm.sampling.shapes import PIXELS_AT_ONCE, WINDOWS_AT_ONCE
-from bbdm.sampling.sources import UNIT, ArrayBackend, Given
+from bbdm.sampling.sources import ArrayBackend, Given
 
 Array = npt.NDArray[Any]
 Sampler = Any  # a BaseSampler, whose module imports this one
@@ -197,7 +198,7 @@ def draw(
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
         raise ValueError(f"samples must be an integer of at least 2, got {samples!r}")
     sampler._shapes.check_batch_size(batch_size)
-    plan = sampler._plan(solver, steps, timesteps)
+    plan = sampler._plans.of(solver, steps, timesteps)
     scale = sampler._scale(range, source_values, target_values)
     given, groups = sampler._batches(plan, source, 0, None, scale, mask, conditions, others)
     seeds = _seeds(seed, given.owners[-1] + 1, samples)

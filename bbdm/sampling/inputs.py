@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from bbdm.codec import Codec
+from bbdm.execution.package import PackagedNetwork
 from bbdm.kernels.elementwise import layout
 from bbdm.networks.base import SOURCE, Network
-from bbdm.sampling.base import Given
+from bbdm.networks.checks import check_pictures
 from bbdm.sampling.batch import Batch
+from bbdm.sampling.engine import Given
 from bbdm.sampling.shapes import Shapes
 
 
@@ -41,7 +43,7 @@ class Inputs:
 
     @torch.inference_mode()
     def given(self, batch: Batch) -> Given:
-        """See :meth:`bbdm.sampling.base.BaseSampler._given`."""
+        """See :meth:`bbdm.sampling.engine.Engine._given`."""
         if batch.encoded is not None:
             return batch.encoded
         source = self._to_device(batch.source)
@@ -60,7 +62,7 @@ class Inputs:
 
     @torch.inference_mode()
     def repeated(self, given: Given, places: list[int]) -> Given:
-        """See :meth:`bbdm.sampling.base.BaseSampler._repeated`."""
+        """See :meth:`bbdm.sampling.engine.Engine._repeated`."""
         index = torch.tensor(places, device=self.device)
 
         def at(value: torch.Tensor) -> torch.Tensor:
@@ -106,3 +108,34 @@ class Inputs:
     def _padding(self, image: torch.Tensor) -> list[int]:
         """What pads images, as F.pad takes it: the last side first."""
         return [n for lacking in reversed(self.shapes.lacking(image.shape[2:])) for n in (0, lacking)]
+
+
+def check_codec(unet: Network, codec: Codec | None) -> None:
+    """Raise ValueError unless a network is of a codec's latents."""
+    if codec is None:
+        return
+    check_pictures(unet.axes, "a codec")
+    if codec.channels != unet.channels:
+        raise ValueError(f"codec must have the network's {unet.channels} channels, got {codec.channels}")
+    if unet.source_channels != unet.channels or unet.endpoint_channels is not None:
+        raise ValueError(
+            f"with a codec, source and target have the same channels; the network takes {unet.source_channels} "
+            f"channels for {unet.channels}, endpoint={unet.endpoint_channels}"
+        )
+
+
+def shapes_of(unet: Network, codec: Codec | None, package: PackagedNetwork | None, fill: bool) -> Shapes:
+    """What a network takes, with a codec or as a package; ``fill`` is whether short batches are filled up."""
+    cell = 1 if codec is None else codec.stride
+    return Shapes(
+        source_channels=unet.source_channels if codec is None else codec.image_channels,
+        image_channels=unet.channels if codec is None else codec.image_channels,
+        channels=unet.channels,
+        endpoint=unet.endpoint_channels,
+        further=unet.further,
+        stride=tuple(step * cell for step in unet.strides),
+        latent_stride=cell,
+        batch=None if package is None else package.shape[0],
+        size=None if package is None else tuple(side * cell for side in package.shape[2:]),
+        fill=fill or package is not None,  # cheaper than to compile for a short batch
+    )

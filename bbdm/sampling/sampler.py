@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,15 +27,15 @@ from bbdm.files import pretrained
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.hub import find_checkpoint
 from bbdm.networks.base import Network, Wrapped, check_network, placed
-from bbdm.networks.checks import check_pictures
-from bbdm.networks.windows import Windowing
 from bbdm.pictures import images
+from bbdm.sampling import compiling
 from bbdm.sampling.bands import Bands
-from bbdm.sampling.base import Advance, BaseSampler, Given
-from bbdm.sampling.batch import Batch, SolverPlan
+from bbdm.sampling.base import BaseSampler
+from bbdm.sampling.batch import Batch
 from bbdm.sampling.call import Timesteps
-from bbdm.sampling.inputs import Inputs
-from bbdm.sampling.shapes import Shapes
+from bbdm.sampling.engine import Advance, Given
+from bbdm.sampling.inputs import Inputs, check_codec, shapes_of
+from bbdm.sampling.plans import SolverPlan
 from bbdm.sampling.step import Callback
 from bbdm.sampling.step import Step as Step
 from bbdm.sampling.tensors import TENSORS
@@ -112,7 +112,9 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         check_network(unet)
         weight = next(unet.parameters())
         self.device = weight.device if device is None else find_device(device)
-        _check_arguments(unet, codec, clamp)
+        if clamp is not None and not (len(clamp) == 2 and clamp[0] < clamp[1]):
+            raise ValueError(f"clamp must be None or (low, high) with low < high, got {clamp}")
+        check_codec(unet, codec)
         check_compilation(self.device, compile, compiled)
         self.package = None if compiled is None else PackagedNetwork(compiled, unet, self.device)
         self.dtype = choose_dtype(dtype, weight.dtype, self.device, compile, self.package)
@@ -123,25 +125,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
         self.calls = self._defaults.calls
         self._embedder = unet.embedder()  # of the weights as given, before they are rounded to dtype
         self._place(unet, codec)
-        channels = unet.channels
-        latent_stride = 1 if codec is None else codec.stride
-        super().__init__(
-            solver,
-            steps,
-            timesteps,
-            shapes=Shapes(
-                source_channels=unet.source_channels if codec is None else codec.image_channels,
-                image_channels=channels if codec is None else codec.image_channels,
-                channels=channels,
-                endpoint=unet.endpoint_channels,
-                further=unet.further,
-                stride=tuple(step * latent_stride for step in unet.strides),
-                latent_stride=latent_stride,
-                batch=self.package.shape[0] if self.package else None,
-                size=self._package_size(latent_stride),
-                fill=compile or self.package is not None,  # cheaper than to compile for a short batch
-            ),
-        )
+        super().__init__(solver, steps, timesteps, shapes_of(unet, codec, self.package, compile))
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.unet.parameters())
@@ -182,10 +166,6 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             codec = codec.compiled(partial(Compiled, device=self.device)) if self.compile else codec
         self.unet, self.codec = network, codec
         self._network = self.package or (Compiled(network.body, self.device) if self.compile else network.fixed())
-
-    def _package_size(self, latent_stride: int) -> tuple[int, ...] | None:
-        """The (height, width) of pictures that a package takes."""
-        return None if self.package is None else tuple(side * latent_stride for side in self.package.shape[2:])
 
     def _make_plan(self, solver: str | None, steps: int | None, timesteps: Timesteps) -> TorchSolverPlan:
         solver, steps, timesteps = self._defaults.fill(solver, steps, timesteps)
@@ -244,7 +224,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
     @property
     def defaults(self) -> solvers.Defaults:
         """What a file of this sampler keeps of solver, steps and calls; empty where nothing was chosen."""
-        return self._defaults.over(*self._settings)
+        return self._defaults.over(*self._plans.settings)
 
     @property
     def stored_dtype(self) -> torch.dtype | None:
@@ -327,37 +307,11 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
 
     def _prepare(self, plan: TorchSolverPlan, batch: Batch, progress: bool) -> None:
         """Compile what was not compiled for batches of a shape, with a bar of its own on a terminal."""
-        shape = batch.source.shape
-        image = shape[0], self._shapes.source_channels, *self._shapes.padded(*shape[2:])
-        grid = self._shapes.grid(shape[0], *shape[2:])
-        part = tuple(shape) if batch.windows is None else self._window_shape(batch.windows, grid)
-        due: list[Callable[[], Any]] = []
-        network = plan.loop.network
-        if isinstance(network, Compiled):
-            guided = plan.loop.over(guidance=batch.guidance, together=self._together(batch))
-            for count in guided.evaluations:
-                together = part[0] if batch.windows is not None else part[0] * count
-                called = torch.Size(self._shapes.grid(together, *part[2:]))
-                told = self._inputs.blank(together, *part[2:], like=batch.conditions)
-                if network.lacks(called, told):
-                    due.append(partial(plan.loop.warm_up, called, told))
-        if self.codec is not None:
-            codec, stride = self.codec, self.codec.stride
-            pictures = codec.tiling.part_shapes(image, stride=stride)
-            grids = codec.tiling.part_shapes(grid, stride, stride)
-            stages = [
-                (codec.encoder, lambda: [codec.latents(torch.zeros(part)) for part in {*pictures}], pictures),
-                (codec.decoder, lambda: [codec.image(torch.zeros(part)) for part in {*grids}], grids),
-            ]
-            due += [call for f, call, shapes in stages if isinstance(f, Compiled) and any(map(f.lacks, shapes))]
-        name = f"compiling for {sizes.shown([shape[0], *shape[2:]])}"
+        due = compiling.due(plan.loop, self._inputs, batch, self._together(batch))
+        count, _, *size = batch.source.shape
+        name = f"compiling for {sizes.shown([count, *size])}"
         for call in tqdm(due, name, unit="graph", disable=False if progress else None) if due else ():
             call()
-
-    def _window_shape(self, windows: Windowing, grid: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of pictures whose state is a call's windows."""
-        sides = (side.length * self._shapes.latent_stride for side in windows.sides(grid[2:]))
-        return windows.at_once, self._shapes.source_channels, *sides
 
     @contextmanager
     def _progress(self, total: int) -> Iterator[Advance]:
@@ -373,7 +327,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             x = plan.graphed(
                 y, self._inputs.seeds(batch), conditions, batch.windows, batch.guidance, self._together(batch)
             )
-            advance(self._calls(plan, batch))
+            advance(plan.calls(batch, self._grid(batch)))
             result = self._decoded(x)
         return result.to(batch.source.device, batch.source.dtype)
 
@@ -416,17 +370,3 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
 
 def _name(network: Network) -> str:
     return type(network.module if isinstance(network, Wrapped) else network).__name__
-
-
-def _check_arguments(unet: Network, codec: Codec | None, clamp: tuple[float, float] | None) -> None:
-    if clamp is not None and not (len(clamp) == 2 and clamp[0] < clamp[1]):
-        raise ValueError(f"clamp must be None or (low, high) with low < high, got {clamp}")
-    if codec is not None:
-        check_pictures(unet.axes, "a codec")
-    if codec is not None and codec.channels != unet.channels:
-        raise ValueError(f"codec must have the network's {unet.channels} channels, got {codec.channels}")
-    if codec is not None and (unet.source_channels != unet.channels or unet.endpoint_channels is not None):
-        raise ValueError(
-            f"with a codec, source and target have the same channels; the network takes {unet.source_channels} "
-            f"channels for {unet.channels}, endpoint={unet.endpoint_channels}"
-        )

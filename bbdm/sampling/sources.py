@@ -6,7 +6,6 @@ Each result gets the type that its source had. Nothing here needs torch.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -18,13 +17,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from bbdm.pictures import formats, images
-from bbdm.pictures.kind import AXES, EIGHT_BIT_PICTURES, PictureKind
+from bbdm.pictures.kind import AXES, PictureKind
 from bbdm.pictures.picture import Picture
-from bbdm.pictures.values import EIGHT_BIT, Values, scaled_present, without_data
-
-Range = tuple[float, float]  # the values of black and white in arrays of floats
-UNIT: Range = (-1.0, 1.0)
-WHITE_PAPER = 0.9  # the mean of a source that may be bright everywhere: a drawing on white
+from bbdm.pictures.values import EIGHT_BIT, scaled_present, without_data
+from bbdm.sampling.scale import UNIT, Range, Scale, scaled, unscaled, warn_if_positive
 
 
 class Item(NamedTuple):
@@ -37,27 +33,6 @@ class Item(NamedTuple):
     def of(cls, array: npt.NDArray[np.float32], restore: Callable[[npt.NDArray[np.float32]], Any]) -> Item:
         """A source of one image."""
         return cls([array], lambda made: restore(made[0]))
-
-
-class Scale(NamedTuple):
-    """What a call's sources and results are: their values and axes."""
-
-    range: Range = UNIT  # of floats in arrays and tensors
-    kind: PictureKind = EIGHT_BIT_PICTURES  # of files and pictures
-    given: bool = False  # whether arrays and tensors have the values of ``kind`` too, not those of ``range``
-    axes: int = 2  # spatial, of pictures; of volumes 3: (D, H, W) where (H, W) is written below
-
-    def scaled(self, array: Any) -> Any:
-        """(..., C, H, W) in [-1, 1] of an array or a tensor."""
-        if not self.given:
-            return scaled(array, self.range)
-        if isinstance(self.kind.source, Values):
-            return self.kind.source.scaled(array)
-        raise ValueError("percentiles are of pictures: give (H, W) or (H, W, C) arrays, pictures or paths in a list")
-
-    def unscaled(self, array: Any) -> Any:
-        """The result of an array or a tensor."""
-        return self.kind.target.stored(array) if self.given else unscaled(array, self.range)
 
 
 @dataclass(frozen=True)
@@ -117,7 +92,7 @@ def _batch(source: Any, backend: ArrayBackend, channels: int, scale: Scale) -> G
     array = scale.scaled(array) if scale.given or "float" in str(array.dtype) else array
     images.check(array, channels, scale.axes)
     if scale.range == UNIT and not scale.given:
-        _warn_if_positive(array)
+        warn_if_positive(array)
 
     def restore(parts: list[tuple[list[int], Any]]) -> Any:
         result = scale.unscaled(backend.concatenate([made for _, made in parts]))
@@ -146,7 +121,7 @@ def _items(source: Any, elements: Sequence[Any], backend: ArrayBackend, channels
     is_float = ["float" in str(getattr(e, "dtype", "")) and not isinstance(e, Picture) for e in elements]
     floats = [item.arrays[0] for item, known in zip(items, is_float, strict=True) if known]
     for array in floats if scale.range == UNIT and not scale.given else []:
-        if _warn_if_positive(array):
+        if warn_if_positive(array):
             break
     arrays = [array for item in items for array in item.arrays]
     owners = [i for i, item in enumerate(items) for _ in item.arrays]
@@ -299,42 +274,6 @@ def read_mask(mask: Any, backend: ArrayBackend, source: Any) -> Any:
     if not (float(made.min()) >= 0 and float(made.max()) <= 1):
         raise ValueError(f"mask must be in [0, 1], got values from {float(made.min()):.4g} to {float(made.max()):.4g}")
     return made
-
-
-def scaled(values: Any, range: Range) -> Any:
-    """Values of a range in [-1, 1]: an array or a tensor."""
-    low, high = range
-    return values if range == UNIT else (values - low) * (2 / (high - low)) - 1
-
-
-def unscaled(values: Any, range: Range) -> Any:
-    """The inverse of :func:`scaled`."""
-    low, high = range
-    return values if range == UNIT else (values + 1) * ((high - low) / 2) + low
-
-
-def check_range(range: Any) -> Range:
-    """The range as two floats.
-
-    Raises:
-        ValueError: it is not (low, high) with low < high.
-    """
-    try:
-        low, high = (float(value) for value in range)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"range must be (low, high), got {range!r}") from error
-    if not (np.isfinite([low, high]).all() and low < high):
-        raise ValueError(f"range must be (low, high) with low < high, got {range!r}")
-    return low, high
-
-
-def _warn_if_positive(values: Any) -> bool:
-    """Warn where floats, which should be in [-1, 1], look as if they were in [0, 1]."""
-    suspect = float(values.min()) >= 0 and float(values.mean()) < WHITE_PAPER
-    if suspect:
-        message = "source has no negative value: floats are taken to be in [-1, 1]; pass range=(0, 1) if black is 0"
-        warnings.warn(message, stacklevel=6)  # the line that calls the sampler
-    return suspect
 
 
 def _picture(pixels: npt.NDArray[np.uint8]) -> Image.Image:

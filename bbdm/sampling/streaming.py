@@ -96,7 +96,7 @@ class Stream:
         self._source, self._seed, self._report = source, seed, report
         self._kind = sampler.pictures
         self._shape = sampler._shapes.grid(1, *source.shape[1:])[1:]
-        plan = sampler._plan(None, None, None)
+        plan = sampler._own
         self._loop, self._about = plan.loop, {"table": plan.table.description(), "seed": seed}
         windows = self._fitting(sampler, windows, memory)
         self._done, self._calls = 0, windows.calls(1, self._shape[1:])

@@ -11,9 +11,10 @@ import torch
 from bbdm.base import sizes
 from bbdm.pictures import images
 from bbdm.sampling import sources
+from bbdm.sampling.scale import Scale
 
 
-def _read_tensor(tensor: Any, channels: int, scale: sources.Scale) -> sources.Item | None:
+def _read_tensor(tensor: Any, channels: int, scale: Scale) -> sources.Item | None:
     """One (C, H, W) tensor of a list."""
     if not isinstance(tensor, torch.Tensor):
         return None

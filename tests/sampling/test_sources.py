@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bbdm.sampling.sources import NUMPY, UNIT, ArrayBackend, Scale, given
+from bbdm.sampling.scale import UNIT, Scale
+from bbdm.sampling.sources import NUMPY, ArrayBackend, given
 from bbdm.sampling.tensors import TENSORS
 
 RNG = np.random.default_rng(0)
