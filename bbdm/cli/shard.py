@@ -13,7 +13,7 @@ from pathlib import Path
 from bbdm.base.atomic import check_folder
 from bbdm.base.scripts import Parser, is_shown
 from bbdm.base.settings import add_flags, flag_type
-from bbdm.data.config import DATASETS, ColumnsConfig
+from bbdm.data.config import DATASETS, ColumnsConfig, ConditionsPlaces, PicturesConfig
 from bbdm.pictures.images import read_size
 
 
@@ -28,6 +28,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     flag("--pairs_in_shard", type=int, default=1000, help="the most in a shard")
     flag("--image_size", type=flag_type(read_size), help="side, or HxW, to resize to; pictures become PNG files")
     add_flags(parser, ColumnsConfig)
+    add_flags(parser, ConditionsPlaces)
     flag("--skip_bad", action="store_true", help="leave out pairs with a picture that cannot be read")
     flag("--workers", type=int, default=0, help="processes that read pictures")
     flag("--show_verbose", action="store_true", help="a progress bar, as on a terminal")
@@ -43,11 +44,12 @@ def main(argv: Sequence[str]) -> None:
 
     check_folder(args.output_dir)
     progress, resized = is_shown(args.show_verbose, args.quiet), args.image_size is not None
+    told = PicturesConfig(images=args.images, classes=args.classes, tokens=args.tokens)
     made: list[object] = []
     for split in args.splits:
         kind = (args.image_size, "AtoB", 3, "stretch") if resized else (1, "AtoB", 3, "keep")
         try:
-            dataset = load_dataset(args.dataset, args.data_dir, split, *kind, columns=args.columns)
+            dataset = load_dataset(args.dataset, args.data_dir, split, *kind, columns=args.columns, pictures=told)
         except FileNotFoundError as error:
             if split == args.splits[0]:
                 raise

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -20,13 +21,16 @@ from tqdm.auto import tqdm
 from bbdm.base import manifest
 from bbdm.base.atomic import file_sha256, make_folder, remove_all_leftovers, write_atomically
 from bbdm.data import tar
-from bbdm.data.collection import FORMATS
+from bbdm.data.collection import FORMATS, Entry, as_label
 from bbdm.data.examples import PairExamples
 from bbdm.data.loading import with_short_errors
 from bbdm.data.pairs import PairedDataset
 from bbdm.data.shards import INDEX, KIND
 from bbdm.data.survey import BadPicturesError
+from bbdm.data.told import opened
+from bbdm.networks.conditions import Kind
 from bbdm.pictures import images
+from bbdm.pictures.formats import numpy_files
 
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg"}  # of formats whose suffix is not their name
 
@@ -52,7 +56,10 @@ def _encoded(dataset: PairedDataset, resized: bool, index: int) -> Encoded:
         else:
             parts = pair.encoded()
         files = zip(("source", "target"), parts, strict=False)
-        return Encoded(key, {f"{column}.{_suffix(part, str(pair))}": part for column, part in files})
+        made = {f"{column}.{_suffix(part, str(pair))}": part for column, part in files}
+        dataset.told.check(pair)
+        told = {name: kind for name, kind in dataset.told.config.kinds.items() if name in dataset.told.own}
+        return Encoded(key, made | dict(_condition(pair, name, kind) for name, kind in told.items()))
     except (ValueError, FileNotFoundError) as error:
         return Encoded(key, {}, " ".join(str(error).split()))
 
@@ -63,6 +70,23 @@ def _suffix(data: bytes, name: str) -> str:
     with Image.open(io.BytesIO(data)) as image:
         kind = str(image.format)
     return SUFFIXES.get(kind, kind.lower())
+
+
+def _condition(entry: Entry, name: str, kind: Kind) -> tuple[str, bytes]:
+    """The file of a condition, by its ending: text of a class, a picture as it is, and else an array."""
+    raw = entry.told(name)
+    if kind == "class":
+        return f"{name}.txt", as_label(raw).encode()
+    if isinstance(raw, Path) and raw.suffix.lower() in images.SUFFIXES:
+        raw = raw.read_bytes()
+        return f"{name}.{_suffix(raw, str(entry))}", raw
+    if isinstance(raw, bytes) and not raw.startswith(numpy_files.MAGIC):
+        return f"{name}.{_suffix(raw, f'{name} of {entry}')}", raw
+    found, buffer = opened(entry, name), io.BytesIO()
+    if found.nodata is not None:
+        raise ValueError(f"{found.path}: shards keep no value that stands for none (nodata)")
+    np.save(buffer, found[()][0] if kind == "tokens" else found[()])
+    return f"{name}.npy", buffer.getvalue()
 
 
 def write_shards(
@@ -102,6 +126,8 @@ def write_shards(
         raise ValueError("shards hold pairs as they are: direction must be 'AtoB', and degradation None")
     about = {"pairs": len(dataset), "pairs_in_shard": pairs_in_shard, "names": dataset.names_digest()}
     about |= {"shards": -(-len(dataset) // pairs_in_shard), "image_size": dataset.image_size if resized else None}
+    if dataset.told:
+        about["conditions"] = dataset.told.digest(dataset.pairs, "")
     index = {"__kind__": KIND, "wids_version": 1, "made_of": manifest.as_json(about), "shardlist": []}
     entries = index["shardlist"] = _begun(folder, index)
     start = len(entries) * pairs_in_shard

@@ -88,7 +88,7 @@ class Told:
         digest = hashlib.sha256(f"{before}\n{self._described}\n".encode())
         entries: Iterable[Entry] = pairs.volumes if isinstance(pairs, Slices) else pairs
         for entry in () if isinstance(pairs, Shards) else entries:  # shards have it in their files
-            digest.update("\n".join(_hash(entry.told(name)) for name in self._own).encode())
+            digest.update("\n".join(_hash(entry.told(name)) for name in self.own).encode())
         return digest.hexdigest()
 
     def names(self, pairs: Pairs) -> str:
@@ -109,7 +109,7 @@ class Told:
         return json.dumps(self.description())
 
     @property
-    def _own(self) -> list[str]:
+    def own(self) -> list[str]:
         """The names of what each example has."""
         return [name for name in self.config.kinds if name not in self.same]
 

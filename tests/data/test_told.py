@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import re
+import tarfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bbdm.cli import shard
 from bbdm.codec import VQGANCodec
 from bbdm.data.cache import ImageCache
 from bbdm.data.config import PicturesConfig, read_places
@@ -321,6 +323,45 @@ def test_shards(tmp_path: Path) -> None:
     classes = PicturesConfig(classes={"style": "cls"})
     pairs = load_dataset("shards", f"{tmp_path}/b.tar", image_size=SIZE, pictures=classes).skipping()
     assert pairs.read(1).name == "009"  # in place of the one without a label
+
+
+def test_conditions_are_written_as_shards(folder: Path, tmp_path: Path) -> None:
+    """Of files, of a CSV and, from the shards themselves, of bytes; floats in other formats become .npy."""
+    np.save(folder / "sar" / "x" / "1.npy", rows(1)[None, :, :1] / 100)
+    (folder / "sar" / "x" / "1.png").unlink()
+    flags = [
+        "--images",
+        f"sar={folder}/sar",
+        "--classes",
+        f"style={folder}/labels.csv",
+        "--tokens",
+        f"text={folder}/text",
+    ]
+    shard.main(["paired", f"{folder}/A,{folder}/B", str(tmp_path / "one"), "--splits", "train", *flags])
+    with tarfile.open(tmp_path / "one" / "train" / "000000.tar") as tar:
+        found = {name.partition(".")[2] for name in tar.getnames() if name.startswith("x/1.")}
+    assert found == {"source.png", "target.png", "sar.npy", "style.txt", "text.npy"}
+    endings = {"classes": {"style": "style.txt"}, "tokens": {"text": "text.npy"}}
+    flags = ["--classes", "style=style.txt", "--tokens", "text=text.npy"]
+    shard.main(["shards", str(tmp_path / "one"), str(tmp_path / "two"), "--splits", "train", *flags])
+    before = load(folder, images=None)
+    for place in ("one", "two"):
+        pairs = load_dataset("shards", str(tmp_path / place), "train", SIZE, pictures=PicturesConfig(**endings))
+        assert pairs.further == before.further
+        for i in range(COUNT):
+            made, wanted = pairs.read(i).conditions, before.read(i).conditions
+            assert made.keys() == wanted.keys()
+            assert all(torch.equal(made[name], wanted[name]) for name in wanted)
+
+
+def test_other_conditions_are_other_shards(folder: Path, tmp_path: Path) -> None:
+    """Shards of an interrupted command are completed with the same conditions alone."""
+    command = ["paired", f"{folder}/A,{folder}/B", str(tmp_path / "out"), "--splits", "train", "--classes"]
+    shard.main([*command, f"style={folder}/labels.csv"])
+    lines = (folder / "labels.csv").read_text()
+    (folder / "labels.csv").write_text(lines.replace("x/0,ink", "x/0,oil"))
+    with pytest.raises(ValueError, match="holds other shards"):
+        shard.main([*command, f"style={folder}/labels.csv"])
 
 
 def test_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
