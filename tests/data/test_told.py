@@ -329,19 +329,13 @@ def test_conditions_are_written_as_shards(folder: Path, tmp_path: Path) -> None:
     """Of files, of a CSV and, from the shards themselves, of bytes; floats in other formats become .npy."""
     np.save(folder / "sar" / "x" / "1.npy", rows(1)[None, :, :1] / 100)
     (folder / "sar" / "x" / "1.png").unlink()
-    flags = [
-        "--images",
-        f"sar={folder}/sar",
-        "--classes",
-        f"style={folder}/labels.csv",
-        "--tokens",
-        f"text={folder}/text",
-    ]
+    flags = ["--images", f"sar={folder}/sar", "--classes", f"style={folder}/labels.csv"]
+    flags += ["--tokens", f"text={folder}/text"]
     shard.main(["paired", f"{folder}/A,{folder}/B", str(tmp_path / "one"), "--splits", "train", *flags])
     with tarfile.open(tmp_path / "one" / "train" / "000000.tar") as tar:
         found = {name.partition(".")[2] for name in tar.getnames() if name.startswith("x/1.")}
     assert found == {"source.png", "target.png", "sar.npy", "style.txt", "text.npy"}
-    endings = {"classes": {"style": "style.txt"}, "tokens": {"text": "text.npy"}}
+    endings: dict[str, Any] = {"classes": {"style": "style.txt"}, "tokens": {"text": "text.npy"}}
     flags = ["--classes", "style=style.txt", "--tokens", "text=text.npy"]
     shard.main(["shards", str(tmp_path / "one"), str(tmp_path / "two"), "--splits", "train", *flags])
     before = load(folder, images=None)
