@@ -58,8 +58,8 @@ def _encoded(dataset: PairedDataset, resized: bool, index: int) -> Encoded:
         files = zip(("source", "target"), parts, strict=False)
         made = {f"{column}.{_suffix(part, str(pair))}": part for column, part in files}
         dataset.told.check(pair)
-        told = {name: kind for name, kind in dataset.told.config.kinds.items() if name in dataset.told.own}
-        return Encoded(key, made | dict(_condition(pair, name, kind) for name, kind in told.items()))
+        kinds = dataset.told.config.kinds
+        return Encoded(key, made | dict(_condition(pair, name, kinds[name]) for name in dataset.told.own))
     except (ValueError, FileNotFoundError) as error:
         return Encoded(key, {}, " ".join(str(error).split()))
 
