@@ -11,6 +11,7 @@ and of means of several.
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -69,14 +70,14 @@ def split(pairs: list[dict[str, Array]], chosen: Array, alpha: float, delta: flo
         fitting = calibrating[::FITTED]
         calibrating = [image for i, image in enumerate(calibrating) if i % FITTED]
         target = risk.allowed(alpha, delta, bound, len(calibrating))
-        made = risk.shortest(Losses.of(fitting), groups, target, by == "std")
+        made = risk.shortest(Losses.of(fitting), groups, target, by != "quantiles")
     made = made.calibrated(Losses.of(calibrating), risk.allowed(alpha, delta, bound, len(calibrating)))
     test = np.setdiff1d(np.arange(len(pairs)), chosen)
     outside, length = [], []
     for excess, uncertainty in (flat[i] for i in test):
         wider = made.at(uncertainty)
         outside.append(excess > wider)
-        half = uncertainty * wider if by == "std" else uncertainty / 2 + wider
+        half = uncertainty / 2 + wider if by == "quantiles" else uncertainty * wider
         length.append(half.clip(0, 1))
     outside, length = np.stack(outside), np.stack(length)
     error = np.stack([pairs[i]["error"].ravel() for i in test])
@@ -88,6 +89,30 @@ def split(pairs: list[dict[str, Array]], chosen: Array, alpha: float, delta: flo
         "correlation": float(spearmanr(error.ravel()[few], length.ravel()[few])[0]),  # pyright: ignore[reportArgumentType]
         "quartiles": [(float(outside.ravel()[part].mean()), float(length.ravel()[part].mean())) for part in order],
     }
+
+
+def on_splits(
+    pairs: list[dict[str, Array]], kinds: list[tuple[str, Any, int]], args: Namespace
+) -> dict[str, list[Any]]:
+    """What :func:`split` finds, by kind of interval, on random splits that are the same for any measure."""
+    count = args.calibrating or len(pairs) // 2
+    rng = np.random.default_rng(0)
+    splits = [rng.permutation(len(pairs))[:count] for _ in range(args.splits)]
+    results: dict[str, list[Any]] = {}
+    for kind in kinds:
+        left = count - (len(range(0, count, FITTED)) if kind[2] > 1 else 0)
+        if left >= risk.needed(args.alpha, args.delta, kind[1]):
+            name = ":".join(map(str, kind))
+            results[name] = [split(pairs, chosen, args.alpha, args.delta, kind) for chosen in tqdm(splits, name)]
+    return results
+
+
+def add_split_flags(parser: scripts.Parser) -> None:
+    """The flags of :func:`on_splits`."""
+    parser.add_argument("--alpha", type=float, default=0.1)
+    parser.add_argument("--delta", type=float, default=0.1)
+    parser.add_argument("--splits", type=int, default=100)
+    parser.add_argument("--calibrating", type=int, help="pairs of a split that calibrate; half of all if unset")
 
 
 def table(results: dict[str, list[Any]], alpha: float) -> str:
@@ -161,10 +186,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--solver", default="sde-dpm2m")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--samples", type=int, default=16, help="results for each pair")
-    parser.add_argument("--alpha", type=float, default=0.1)
-    parser.add_argument("--delta", type=float, default=0.1)
-    parser.add_argument("--splits", type=int, default=100)
-    parser.add_argument("--calibrating", type=int, help="pairs of a split that calibrate; half of all if unset")
+    add_split_flags(parser)
     parser.add_argument("--figure", type=Path, help="a picture of some pairs with their maps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
@@ -187,15 +209,8 @@ def main(argv: list[str] | None = None) -> None:
                 np.savez(file, **made)  # pyright: ignore[reportArgumentType]
             temporary.replace(path)
         pairs.append(dict(np.load(path)))
+    results = on_splits(pairs, KINDS, args)
     count = args.calibrating or len(pairs) // 2
-    rng = np.random.default_rng(0)
-    splits = [rng.permutation(len(pairs))[:count] for _ in range(args.splits)]
-    results: dict[str, list[Any]] = {}
-    for kind in KINDS:
-        left = count - (len(range(0, count, FITTED)) if kind[2] > 1 else 0)
-        if left >= risk.needed(args.alpha, args.delta, kind[1]):
-            name = ":".join(map(str, kind))
-            results[name] = [split(pairs, chosen, args.alpha, args.delta, kind) for chosen in tqdm(splits, name)]
     report = {"setting": setting, "calibrating": count, "delta": args.delta, "splits": results}
     write_atomically(args.output, lambda temporary: temporary.write_text(json.dumps(report)))
     print(table(results, args.alpha))
