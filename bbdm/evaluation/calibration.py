@@ -1,37 +1,31 @@
-"""Calibrating intervals of a network's file on a data set, and which pairs its training has seen."""
+"""Calibrating intervals of a network's file on a data set."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bbdm.base import manifest, scripts
+from bbdm.base import scripts
 from bbdm.base.settings import setting
 from bbdm.data.config import DATASETS, ColumnsConfig, ConditionsPlaces, DegradeConfig, Direction, ValuesConfig
-from bbdm.data.slices import Slices
 from bbdm.evaluation.config import TranslateConfig
 from bbdm.evaluation.intervals import By, Intervals
 from bbdm.evaluation.risk import Bound
+from bbdm.evaluation.unseen import check_copies
 from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
 
 if TYPE_CHECKING:
     from bbdm.data.collection import Entry
     from bbdm.data.examples import PairExamples
-    from bbdm.files.content import Checkpoint
 
 SUFFIX = ".intervals.json"
 
 
 class IntervalsExistError(ValueError):
     """There are intervals already."""
-
-
-class SeenPairsError(ValueError):
-    """Pairs that are to calibrate were in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +91,7 @@ def calibrate(config: CalibrateConfig, output: Path) -> Intervals:
     pairs: PairExamples = translator.dataset
     if bad := {translator.files.entries[index].name for index in translator._bad}:
         pairs = pairs.without(bad)
-    check_unseen(pairs, config, translator.checkpoint)
+    check_copies(pairs, _training_part(config))
     made = Intervals.calibrate(
         translator.sampler(config.chosen_solver, config.steps),
         pairs,
@@ -119,47 +113,9 @@ def calibrate(config: CalibrateConfig, output: Path) -> Intervals:
     return made
 
 
-def check_unseen(pairs: PairExamples, config: CalibrateConfig, checkpoint: Checkpoint) -> None:
-    """Raise SeenPairsError where pairs were in training, as far as the run's records and files tell.
-
-    A checkpoint that training resumes from knows the number and the names of its pairs. The run's folder,
-    beside the network's file, knows a digest of their files. And pairs whose files have the content of those
-    of the data set's part ``train`` are refused.
-    """
-    known: Any = (checkpoint.training or {}).get("pairs", {})
-    if known and (known["number"], known["names"]) == (len(pairs), pairs.names_digest()):
-        raise SeenPairsError(f"these {len(pairs)} pairs were in training, by their names: calibrate on others")
-    from bbdm.data.survey import digest_of
-
-    for folder in (config.model.with_suffix(".run"), config.model.parent):
-        path = folder / "pictures_train.json"
-        if path.is_file():
-            with manifest.reading(path, "delete it, and training looks at its pictures again") as content:
-                seen = content["files"] == digest_of(pairs)
-            if seen:
-                raise SeenPairsError(f"these {len(pairs)} pairs were in training, by {path}: calibrate on others")
-    for entry, other in _same(pairs, config):
-        raise SeenPairsError(f"{entry} has the content of {other}, a training pair: calibrate on others")
-
-
-def _same(pairs: PairExamples, config: CalibrateConfig) -> Iterator[tuple[Entry, Entry]]:
-    """Pairs of files with the content of those of the part ``train``; only files of one size are compared."""
-    entries = pairs.pairs.volumes if isinstance(pairs.pairs, Slices) else pairs.pairs
-    own = [entry for entry in entries if entry.files]
-    if not own or not all(path.is_file() for entry in own for path in entry.files):
-        return
-    trained: list[Entry] = []
+def _training_part(config: CalibrateConfig) -> list[Entry]:
+    """The examples of the data set's part ``train``; none where that is calibrated on, or does not exist."""
     if config.split != "train":
-        with suppress(FileNotFoundError, ValueError):  # a data set without such a part
-            trained = list(DATASETS[config.dataset](config.data_dir, "train"))
-    if {entry.files for entry in trained} & {entry.files for entry in own}:
-        return  # the parts are the same folder
-
-    def size(entry: Entry) -> tuple[int, ...]:
-        return tuple(path.stat().st_size for path in entry.files if path.is_file())
-
-    sizes = {size(entry) for entry in own}
-    others = {tuple(entry.hashes()): entry for entry in trained if size(entry) in sizes}
-    for entry in own if others else []:
-        if (other := others.get(tuple(entry.hashes()))) is not None:
-            yield entry, other
+        with suppress(FileNotFoundError, ValueError):
+            return list(DATASETS[config.dataset](config.data_dir, "train"))
+    return []

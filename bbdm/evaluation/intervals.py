@@ -24,6 +24,7 @@ from bbdm.base import manifest
 from bbdm.evaluation import risk
 from bbdm.evaluation.excess import Measure, ends, units_of
 from bbdm.evaluation.risk import Bound, Groups, Losses
+from bbdm.evaluation.unseen import check_unseen
 from bbdm.sampling.distribution import Distribution
 
 if TYPE_CHECKING:
@@ -128,6 +129,8 @@ class Intervals:
 
         Raises:
             ResultsError: the folder is of another calibration.
+            SeenPairsError: the pairs were in training, by the file that the sampler was loaded from or the
+                folder of its run; see :func:`~bbdm.evaluation.unseen.check_unseen`.
             ValueError: too few pairs, whose needed number is named; a target that is not finite; or an
                 argument is out of range.
         """
@@ -137,6 +140,7 @@ class Intervals:
         if unknown := windows.keys() - CALL:
             raise ValueError(f"calibrate takes {', '.join(sorted(CALL))}, got {', '.join(sorted(unknown))}")
         examples = as_examples(pairs)
+        check_unseen(examples, getattr(sampler, "origin", None))
         units = units_of(examples)
         fitted = len(range(0, len(units), FITTED)) if groups > 1 else 0
         if len(units) - fitted < (least := risk.needed(alpha, delta, bound)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,13 +174,14 @@ def load_checkpoint(
         ValueError: it is not a checkpoint, is damaged, is of a newer version, disagrees with an argument, or
             leaves out a value that no argument gives.
     """
-    with weights.opened(find_checkpoint(path), FORMAT, "checkpoint", _placed) as (content, own):
+    place = find_checkpoint(path)
+    with weights.opened(place, FORMAT, "checkpoint", _placed) as (content, own):
         if own and config is not None:
             raise ValueError(f"config={config} was given, but the file describes its network itself")
         arguments = num_steps, c_lambda, codec
         found = _read(content, codec) if own else importers.read_checkpoint(content, *arguments, config)
         _check_arguments(found, *arguments)
-        return found
+        return replace(found, path=place)
 
 
 def _read(content: dict[str, Any], given: Codec | None) -> Checkpoint:

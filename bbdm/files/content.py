@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -196,6 +197,13 @@ class VQGANState:
         return restore(VQGAN.from_config, self.config, self.weights if self.ema is None else self.ema)
 
 
+class Origin(NamedTuple):
+    """Where a network comes from."""
+
+    path: Path  # the file
+    pairs: Any  # what it says of the training pairs, such as their number and names; None for nothing
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What :func:`~bbdm.files.checkpoint.load_checkpoint` returns."""
@@ -209,6 +217,12 @@ class Checkpoint:
     pictures: PictureKind = EIGHT_BIT_PICTURES
     format: str = FORMAT
     version: int = weights.VERSION
+    path: Path | None = None  # of the file
+
+    @property
+    def origin(self) -> Origin | None:
+        """The file, and what it says of the training pairs."""
+        return None if self.path is None else Origin(self.path, (self.training or {}).get("pairs"))
 
     @property
     def calls(self) -> int | None:

@@ -25,6 +25,7 @@ from bbdm.execution.loop import Loop, state_dtype
 from bbdm.execution.package import PackagedNetwork, choose_dtype, save_package
 from bbdm.files import pretrained
 from bbdm.files.checkpoint import load_checkpoint
+from bbdm.files.content import Origin
 from bbdm.files.hub import find_checkpoint
 from bbdm.networks.base import Network, Wrapped, check_network, placed
 from bbdm.pictures import images
@@ -90,6 +91,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
     """
 
     backend = TENSORS
+    _origin: Origin | None = None
     _half: torch.dtype | None = None  # of the weights in the file, where it has 16 bits
 
     def __init__(
@@ -218,8 +220,13 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             compiled=compiled,
         )
         sampler.image_size, sampler.pictures = checkpoint.image_size, checkpoint.pictures
-        sampler._half = checkpoint.half(ema)
+        sampler._half, sampler._origin = checkpoint.half(ema), checkpoint.origin
         return sampler
+
+    @property
+    def origin(self) -> Origin | None:
+        """The file that the network comes from, and what it says of its training pairs; None if not known."""
+        return self._origin
 
     @property
     def defaults(self) -> solvers.Defaults:

@@ -12,7 +12,8 @@ from bbdm import ABridge, BridgeSampler, Intervals, Values, save_checkpoint
 from bbdm.cli import calibrate, translate
 from bbdm.data.pairs import load_dataset
 from bbdm.data.survey import survey
-from bbdm.evaluation.calibration import IntervalsExistError, SeenPairsError
+from bbdm.evaluation.calibration import IntervalsExistError
+from bbdm.evaluation.unseen import SeenPairsError
 from bbdm.pictures import formats
 from bbdm.pictures.kind import PictureKind
 from bbdm.pictures.picture import Picture

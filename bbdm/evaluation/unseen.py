@@ -1,0 +1,82 @@
+"""Whether pairs were in the training of a network, as far as its file and its run's folder tell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from bbdm.base import manifest
+from bbdm.data.slices import Slices
+
+if TYPE_CHECKING:
+    from bbdm.data.collection import Entry
+    from bbdm.data.examples import Examples, PairExamples
+    from bbdm.files.content import Origin
+
+
+class SeenPairsError(ValueError):
+    """Pairs that are to calibrate were in training."""
+
+
+def check_unseen(pairs: Examples, origin: Origin | None) -> None:
+    """Raise SeenPairsError where pairs are those that a network was trained on, by the records of its run.
+
+    A checkpoint that training resumes from has the number and the names of its pairs, and so has the folder
+    of a run, ``OUT.run`` of ``OUT.pt`` or the one that the file is in. Of data sets of files that the command
+    looked at, the folder has a digest of the files instead.
+    """
+    if origin is None:
+        return
+    from bbdm.data.examples import PairExamples
+    from bbdm.data.survey import digest_of
+
+    seen = f"these {len(pairs)} pairs were in training, by"
+    if _named(pairs, origin.pairs):
+        raise SeenPairsError(f"{seen} their names: calibrate on others")
+    for folder in (origin.path.with_suffix(".run"), origin.path.parent):
+        looked, config = folder / "pictures_train.json", folder / "config.json"
+        if looked.is_file() and isinstance(pairs, PairExamples):
+            with manifest.reading(looked, "delete it, and training looks at its pictures again") as content:
+                same = content["files"] == digest_of(pairs)
+            if same:
+                raise SeenPairsError(f"{seen} {looked}: calibrate on others")
+        elif config.is_file():
+            known = None
+            with suppress(ValueError, LookupError, TypeError):  # it may be of another program
+                known = json.loads(config.read_text())["pairs"]
+            if _named(pairs, known):
+                raise SeenPairsError(f"{seen} their names in {config}: calibrate on others")
+
+
+def _named(pairs: Examples, known: Any) -> bool:
+    """Whether the number and the names of pairs are the known ones; ``known`` may be of something else."""
+    if not isinstance(known, Mapping) or known.get("number") != len(pairs):
+        return False
+    return known.get("names") == pairs.names_digest()
+
+
+def check_copies(pairs: PairExamples, trained: Iterable[Entry]) -> None:
+    """Raise SeenPairsError where a pair's files have the content of those of a training pair."""
+    for entry, other in _same(pairs, list(trained)):
+        raise SeenPairsError(f"{entry} has the content of {other}, a training pair: calibrate on others")
+
+
+def _same(pairs: PairExamples, trained: list[Entry]) -> Iterator[tuple[Entry, Entry]]:
+    """Pairs of files with the content of training pairs; only files of one size are compared."""
+    entries = pairs.pairs.volumes if isinstance(pairs.pairs, Slices) else pairs.pairs
+    own = [entry for entry in entries if entry.files]
+    if not own or not all(path.is_file() for entry in own for path in entry.files):
+        return
+    if {entry.files for entry in trained} & {entry.files for entry in own}:
+        return  # the parts are the same folder
+
+    def size(entry: Entry) -> tuple[int, ...]:
+        return tuple(path.stat().st_size for path in entry.files if path.is_file())
+
+    sizes = {size(entry) for entry in own}
+    others = {tuple(entry.hashes()): entry for entry in trained if size(entry) in sizes}
+    for entry in own if others else []:
+        if (other := others.get(tuple(entry.hashes()))) is not None:
+            yield entry, other
