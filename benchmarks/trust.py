@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def split(pairs: list[dict[str, Array]], chosen: Array, alpha: float, delta: flo
 
 
 def on_splits(
-    pairs: list[dict[str, Array]], kinds: list[tuple[str, Any, int]], args: Namespace
+    pairs: list[dict[str, Array]], kinds: Sequence[tuple[str, Any, int]], args: Namespace
 ) -> dict[str, list[Any]]:
     """What :func:`split` finds, by kind of interval, on random splits that are the same for any measure."""
     count = args.calibrating or len(pairs) // 2

@@ -60,14 +60,36 @@ class Ideal(nn.Module):
     def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """What the network of the bridge's objective would predict; one time for all."""
         time = float(t[0])
+        p_x, p_y, p_f = self.bridge.prediction(time).tolist()
+        return (self.estimate(x, time, y) - p_x * x - p_y * y) / p_f
+
+    def estimate(self, x: torch.Tensor, time: float, y: torch.Tensor) -> torch.Tensor:
+        """E[x0 | x, y]."""
         alpha, beta, sigma = (float(v) for v in self.bridge.marginal(time))
         mean, spread = self.mean(y), self.spread(y)
-        x0hat = mean
-        if time != self.bridge.top:
-            gain = alpha * spread**2 / (alpha**2 * spread**2 + sigma**2)
-            x0hat = mean + gain * (x - alpha * mean - beta * y)
-        p_x, p_y, p_f = self.bridge.prediction(time).tolist()
-        return (x0hat - p_x * x - p_y * y) / p_f
+        if time == self.bridge.top:
+            return mean
+        gain = alpha * spread**2 / (alpha**2 * spread**2 + sigma**2)
+        return mean + gain * (x - alpha * mean - beta * y)
+
+
+class IdealOfMixture(Ideal):
+    """The ideal denoiser of pixels of which x0 - y / 4 is of a mixture of Gaussians."""
+
+    def __init__(self, bridge: Bridge, weights: Array, means: Array, spreads: Array) -> None:
+        self.parts = [torch.from_numpy(each).float() for each in (weights, means, spreads)]
+        super().__init__(bridge, lambda y: y / 4 + float(weights @ means), torch.zeros_like)
+
+    def estimate(self, x: torch.Tensor, time: float, y: torch.Tensor) -> torch.Tensor:
+        """The mean of the parts' own estimates, each as likely as its Gaussian makes x."""
+        if time == self.bridge.top:
+            return self.mean(y)
+        weights, means, spreads = self.parts
+        alpha, beta, sigma = (float(v) for v in self.bridge.marginal(time))
+        off = x[..., None] - beta * y[..., None] - alpha * (y[..., None] / 4 + means)
+        variance = alpha**2 * spreads**2 + sigma**2
+        likely = (weights.log() - variance.log() / 2 - off**2 / variance / 2).softmax(-1)
+        return y / 4 + (likely * (means + alpha * spreads**2 / variance * off)).sum(-1)
 
 
 class Mixture:

@@ -17,7 +17,7 @@ def calibrate(file: Path, pairs: Any) -> Intervals:
     return Intervals.calibrate(sampler, pairs, 0.4, samples=2, bound="conformal")
 
 
-def items(count: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def items(count: int, seed: int) -> list[tuple[torch.Tensor, ...]]:
     """A map-style data set."""
     generator = torch.Generator().manual_seed(seed)
     return [tuple(torch.rand(2, 3, 8, 8, generator=generator) * 2 - 1) for _ in range(count)]

@@ -7,19 +7,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.optimize import brentq
 from scipy.stats import norm
 
-from bbdm import ABridge, BridgeSampler, save_checkpoint, wrap
+from bbdm import ABridge, BridgeSampler, BrownianBridge, save_checkpoint, wrap
 from bbdm.pictures.kind import PictureKind
 from bbdm.pictures.lazy import Geometry
 from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import Values
 from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import noise, tiny_unet
-from tests.gaussian import Ideal, end_distribution
+from tests.gaussian import Array, Ideal, IdealOfMixture, end_distribution
 from tests.onnx.exports import checkpoint, export, tiny_codec
 
 BRIDGE = ABridge(num_steps=100)
+TIMES = BrownianBridge(num_steps=10**6)  # so that levels are hardly rounded
 SOURCE = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
@@ -55,6 +57,57 @@ def test_mean_std_and_quantiles_of_gaussian_pixels_are_those_of_the_closed_form(
         near = wanted + spread * (low + (rank % 1) * (high - low))  # Blom's ranks, within 0.005
         wide = spread * np.sqrt(q * (1 - q) / samples) / norm.pdf(norm.ppf(q)) / np.sqrt(pixels)
         assert abs(found.quantile(q).double().mean() - near) < 5 * wide + 0.005 * spread
+
+
+MIXTURES = {  # weights, means and spreads of its parts
+    "gaussian": ([1.0], [0.1], [0.15]),
+    "mixture": ([0.35, 0.65], [-0.35, 0.3], [0.08, 0.13]),
+}
+
+
+def standard_errors(solver: str, steps: int, parts: tuple[list[float], ...]) -> Array:
+    """How far the averages over pixels of mean, variance and quantiles are from those of the distribution.
+
+    Each of 1,024 samples, of 32 pixels of one source and of 32 of another; in standard errors.
+    """
+    weights, means, spreads = map(np.array, parts)
+    times = [TIMES.top, *(int(t) for t in TIMES.time_at(np.geomspace(50, 3e-3, steps - 1)))]
+    sampler = BridgeSampler(wrap(IdealOfMixture(TIMES, weights, means, spreads), 1, 1), TIMES, solver, timesteps=times)
+    source = torch.tensor([-0.4, 0.4]).repeat_interleave(32).reshape(1, 1, 8, 8)
+    found = sampler.distribution(source, samples := 1024, seed=0, batch_size=1024)
+    made = {q: found.quantile(q).double() for q in (0.05, 0.25, 0.5, 0.9)}
+    distances: list[float] = []
+    for y in (-0.4, 0.4):
+        here, count = source == np.float32(y), 32 * samples
+        mean = weights @ means
+        off = means - mean
+        variance = weights @ (spreads**2 + off**2)
+        fourth = weights @ (3 * spreads**4 + 6 * spreads**2 * off**2 + off**4)
+        distances += [
+            float(found.mean[here].double().mean() - y / 4 - mean) / np.sqrt(variance / count),
+            float(found.std[here].double().square().mean() - variance) / np.sqrt((fourth - variance**2) / count),
+        ]
+        for q, each in made.items():
+            true = brentq(lambda v, q=q: weights @ norm.cdf(v, means, spreads) - q, -2, 2)
+            error = np.sqrt(q * (1 - q) / count) / (weights @ norm.pdf(true, means, spreads))
+            distances.append((float(each[here].mean()) - y / 4 - true) / error)
+    return np.array(distances)
+
+
+@pytest.mark.parametrize("solver", ["sde-dpm2m", "dpm2m"])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_many_steps_give_the_distribution_itself(solver: str, name: str):
+    """Within 5 standard errors, with a false alarm in 10^5 runs. They show the bias of 5 steps."""
+    many, few = (abs(standard_errors(solver, steps, MIXTURES[name])).max() for steps in (100, 5))
+    assert many < 5 < few
+
+
+def test_the_mean_in_one_call_is_that_of_the_mixture():
+    weights, means, spreads = map(np.array, MIXTURES["mixture"])
+    network = wrap(IdealOfMixture(BRIDGE, weights, means, spreads), 1, 1)
+    source = SOURCE[:, :1]
+    found = BridgeSampler(network, BRIDGE, "sde-dpm2m", 3)(source, solver="mean")
+    torch.testing.assert_close(found, source / 4 + float(weights @ means), rtol=0, atol=1e-6)
 
 
 def numbers(result: Any) -> list[np.ndarray[Any, Any]]:
