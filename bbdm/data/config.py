@@ -177,7 +177,7 @@ def _pictures(folder: Path, ending: str = "") -> dict[str, Path]:
     below = [path for path in below if not any(part.startswith(".") for part in path.parts)]
     found = [path for path in below if formats.is_picture(folder / path)]
     others = Image.registered_extensions().keys() - set(formats.SUFFIXES)
-    skipped = [path.suffix.lower() for path in below if path not in found and path.suffix.lower() in others]
+    skipped = [path.suffix.lower() for path in below if path.suffix.lower() in others and path not in found]
     if skipped:
         count = "1 picture is" if len(skipped) == 1 else f"{len(skipped)} pictures are"
         log.warning("%s skipped in %s, of kinds that are not read (%s)", count, folder, ", ".join(sorted(set(skipped))))
