@@ -93,18 +93,19 @@ class RegressionTask(BridgeTask):
 def train(
     unet: UNet, bridge: Bridge, pairs: PairExamples, seconds: float, rate: float, alpha: float
 ) -> tuple[UNet, int]:
-    """The averaged network after so many seconds, and its steps; the rate falls to 0 with the time left."""
+    """The averaged network after so many seconds of a core, and its steps; the rate falls to 0 with them."""
     config = TrainConfig(learning_rate=rate, shift=0.05, loss="l2", **RECIPE)
     task = RegressionTask(unet, bridge, config, None, Processes(torch.device("cpu")), False, 1)
     task.alpha = alpha
     rng = np.random.default_rng(0)
     order: list[int] = []
-    step, started = 0, time.perf_counter()
-    while (spent := time.perf_counter() - started) < seconds:
+    step, started = 0, time.process_time()  # of this process, which may share its core
+    while (spent := time.process_time() - started) < seconds:
         if len(order) < config.batch_size:
             order.extend(rng.permutation(len(pairs)).tolist())
         batch, order = order[: config.batch_size], order[config.batch_size :]
-        task.total = max(1, round(step * seconds / spent))  # the steps that the time allows at the pace so far
+        # The steps that the time allows at the pace so far
+        task.total = round(step * seconds / max(spent, 1e-9)) or 1
         task(pairs.batch([(index, 0) for index in batch]), step)
         step += 1
     return task.ema.unet, step
