@@ -16,7 +16,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
+from itertools import chain, count, product
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from bbdm.cli.presets import PRESET_SETTINGS
 from bbdm.cli.setup import build_bridge
 from bbdm.data.collection import Example
 from bbdm.data.examples import PairExamples
+from bbdm.data.loading import Batches
 from bbdm.data.pairs import load_dataset
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
@@ -98,15 +99,13 @@ def train(
     task = RegressionTask(unet, bridge, config, None, Processes(torch.device("cpu")), False, 1)
     task.alpha = alpha
     rng = np.random.default_rng(0)
-    order: list[int] = []
+    order = chain.from_iterable(rng.permutation(len(pairs)).tolist() for _ in count())
+    batches = Batches(pairs, config.batch_size, task.device)(order)
     step, started = 0, time.process_time()  # of this process, which may share its core
     while (spent := time.process_time() - started) < seconds:
-        if len(order) < config.batch_size:
-            order.extend(rng.permutation(len(pairs)).tolist())
-        batch, order = order[: config.batch_size], order[config.batch_size :]
         # The steps that the time allows at the pace so far
         task.total = round(step * seconds / max(spent, 1e-9)) or 1
-        task(pairs.batch([(index, 0) for index in batch]), step)
+        task(next(batches), step)
         step += 1
     return task.ema.unet, step
 

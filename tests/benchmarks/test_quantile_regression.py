@@ -42,7 +42,7 @@ def test_it_begins_as_the_mean_of_a_bridge_trains_and_is_kept(
     data = save_random_pairs(tmp_path / "data", 20, 24, save_picture, 8)
     bridge = BrownianBridge(objective="pinned", density="high")
     save_checkpoint(tmp_path / "c.pt", tiny_unet(condition_channels=3, patch=2), bridge, image_size=8)
-    words = [str(data), "", "--init_from", str(tmp_path / "c.pt"), "--alpha", "0.3", "--splits", "3"]
+    words = [str(data), "", "--init_from", str(tmp_path / "c.pt"), "--alpha", "0.3", "--splits", "3", "-lr", "0.01"]
     words += ["--calibrating", "12", "--seconds"]
 
     def run(name: str, seconds: str) -> tuple[dict, dict]:
@@ -57,16 +57,17 @@ def test_it_begins_as_the_mean_of_a_bridge_trains_and_is_kept(
     error = (sampler(sources) - targets).square().flatten(1).mean(1)
     assert report["psnr"] == pytest.approx((10 * torch.log10(4 / error)).tolist(), abs=1e-3)
 
-    trained, weights = run("some", "0.3")
+    trained, weights = run("some", "1")
+    assert np.mean(trained["psnr"]) > np.mean(report["psnr"]) + 0.5
     assert trained["pairs"] == 16 * trained["steps"] > 0
     assert any(not torch.equal(value, weights["weights"][name]) for name, value in kept["weights"].items())
     for each in trained["splits"]["regression:hoeffding-bentkus:1"]:
         assert 0 < each["risk"] <= 0.3  # pictures of noise are alike
     assert "| regression | conformal | 1 | " in capsys.readouterr().out
     monkeypatch.setattr(quantile_regression, "train", None)
-    assert run("some", "0.3")[0] == trained
+    assert run("some", "1")[0] == trained
     with pytest.raises(SystemExit, match="name another file"):
-        run("some", "0.4")
+        run("some", "2")
 
 
 def test_without_weights_it_is_the_network_of_the_preset():

@@ -76,7 +76,7 @@ def standard_errors(solver: str, steps: int, parts: tuple[list[float], ...]) -> 
     source = torch.tensor([-0.4, 0.4]).repeat_interleave(32).reshape(1, 1, 8, 8)
     found = sampler.distribution(source, samples := 1024, seed=0, batch_size=1024)
     made = {q: found.quantile(q).double() for q in (0.05, 0.25, 0.5, 0.9)}
-    distances: list[float] = []
+    distances: list[Any] = []
     for y in (-0.4, 0.4):
         here, count = source == np.float32(y), 32 * samples
         mean = weights @ means
@@ -88,7 +88,7 @@ def standard_errors(solver: str, steps: int, parts: tuple[list[float], ...]) -> 
             float(found.std[here].double().square().mean() - variance) / np.sqrt((fourth - variance**2) / count),
         ]
         for q, each in made.items():
-            true = brentq(lambda v, q=q: weights @ norm.cdf(v, means, spreads) - q, -2, 2)
+            true: Any = brentq(lambda v, q=q: weights @ norm.cdf(v, means, spreads) - q, -2, 2)
             error = np.sqrt(q * (1 - q) / count) / (weights @ norm.pdf(true, means, spreads))
             distances.append((float(each[here].mean()) - y / 4 - true) / error)
     return np.array(distances)
