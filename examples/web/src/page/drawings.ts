@@ -11,6 +11,7 @@ import { Tab, type Answer } from "./tab";
 
 const PAUSE = 350; // ms after a stroke, in which another may begin
 const KEPT = "bbdm-drawing"; // the name in the browser's storage
+const COMPARED = 8; // pictures of which is shown where they differ: twice the time of four
 const SEEN = 256; // pixels along a side of a picture whose kind is told
 
 export class Drawings extends Tab {
@@ -18,6 +19,8 @@ export class Drawings extends Tab {
   private readonly results: Results;
   private timer = 0;
   private opening = false; // whether the drawing is the opening's
+  private compared = false; // whether it is shown where pictures differ
+  private made = 0; // pictures of a translation
 
   /**
    * @param own whether the export is the page's own, of which the opening pictures are
@@ -30,7 +33,7 @@ export class Drawings extends Tab {
     private readonly photograph?: (file: File) => void,
   ) {
     super(root, model, ["solver", "calls", "seed", "pictures", "line", "device"]);
-    this.results = new Results(this.element("results"), (canvas, seed) => void this.save(canvas, seed));
+    this.results = new Results(this.element("results"), (...given) => void this.save(...given));
     this.sheet = new Sheet(
       this.element("sheet"),
       this.element("cross"),
@@ -43,6 +46,10 @@ export class Drawings extends Tab {
     this.click("undo", () => this.sheet.undo());
     this.click("clear", () => this.sheet.clear());
     this.click("other", () => this.other());
+    this.click("compare", () => {
+      this.compare(!this.compared);
+      this.changed(false);
+    });
     this.click("link", () => void this.link());
     EXAMPLES.forEach(({ name, drawing }) => this.example(name, drawing));
     document.addEventListener("keydown", (event) => {
@@ -60,11 +67,13 @@ export class Drawings extends Tab {
     const choices = new URLSearchParams({ seed: String(OPENING.seed), ...Object.fromEntries(given ?? []) });
     for (const [name, value] of address) choices.set(name, value);
     this.options.read(choices);
+    this.compare(choices.has("compared"));
     this.shape();
-    this.results.begin(Array.from({ length: OPENING.count }, (_, i) => BigInt(OPENING.seed + i)), 1, 1);
+    this.results.begin(Array.from({ length: OPENING.count }, (_, i) => BigInt(OPENING.seed + i)), 1, 1, this.compared);
     if (given) return void this.load(choices);
     this.sheet.begin({ strokes: decode(EXAMPLES[0]!.drawing), base: null });
-    const asked = [...address.keys()].some((name) => ["seed", "pictures", "line", "solver", "calls"].includes(name));
+    const names = ["seed", "pictures", "line", "solver", "calls", "compared"];
+    const asked = [...address.keys()].some((name) => names.includes(name));
     this.opening = this.own && !asked;
     if (this.opening) void this.showOpening();
     else this.changed(false);
@@ -83,6 +92,7 @@ export class Drawings extends Tab {
         base = fit(image, ...pictureSize(await this.opened));
       }
       this.options.read(address);
+      this.compare(address.has("compared"));
       this.shape();
       this.sheet.show({ strokes, base });
     } catch (error) {
@@ -115,11 +125,12 @@ export class Drawings extends Tab {
     // The pictures of this tab have the network's size.
   }
 
-  protected step({ first, calls, pictures }: Answer<"step">): void {
-    const [steps, rounds] = [this.options.table.timesteps.length, Number(this.element("results").children.length)];
+  protected step({ first, calls, pictures, compared }: Answer<"step">): void {
+    const [steps, rounds] = [this.options.table.timesteps.length, this.made];
     this.results.show(pictures, first);
+    if (compared) this.results.compare(compared);
     this.show((first * steps + calls * pictures.length) / (rounds * steps));
-    this.say("Colouring.");
+    this.say(this.compared ? `Comparing pictures: ${first + pictures.length} of ${rounds}.` : "Colouring.");
   }
 
   protected finish(seconds: number | null): void {
@@ -148,7 +159,7 @@ export class Drawings extends Tab {
     clearTimeout(this.timer);
     this.opening = false;
     keep(this.address());
-    this.element<HTMLButtonElement>("other").disabled = sheet.empty;
+    for (const name of ["other", "compare"]) this.element<HTMLButtonElement>(name).disabled = sheet.empty;
     if (sheet.empty) {
       this.stop();
       this.results.clear();
@@ -161,14 +172,22 @@ export class Drawings extends Tab {
   private async colour(): Promise<void> {
     const [height, width] = pictureSize(await this.opened);
     try {
-      const { seeds, line } = this.options;
-      this.results.begin(seeds, height, width);
-      this.translate(rasterize(this.sheet.sketch, height, width, line), seeds, false);
+      const { compared, options } = this;
+      const seeds = compared ? options.seeds(COMPARED) : options.seeds();
+      this.made = seeds.length;
+      this.results.begin(seeds, height, width, compared);
+      this.translate(rasterize(this.sheet.sketch, height, width, options.line), seeds, false, compared);
     } catch (error) {
       this.stop();
       this.results.end(false);
       this.warn(error instanceof Error ? error.message : String(error));
     }
+  }
+
+  /** Chooses between pictures, and where they differ. */
+  private compare(compared: boolean): void {
+    this.compared = compared;
+    this.element("compare").setAttribute("aria-pressed", String(compared));
   }
 
   private other(): void {
@@ -179,12 +198,12 @@ export class Drawings extends Tab {
   /** The pictures of the opening, which the build made with the page's export. */
   private async showOpening(): Promise<void> {
     const image = await open(await (await fetch("opening.png")).blob());
-    const { seeds } = this.options;
+    const seeds = this.options.seeds();
     if (!this.opening) return;
     if (!image) return this.changed(false);
     const { data, width, height } = pixels(image);
     const side = height / seeds.length;
-    this.results.begin(seeds, side, width);
+    this.results.begin(seeds, side, width, false);
     const each = data.length / seeds.length;
     this.results.show(seeds.map((_, i) => ({ data: data.slice(i * each, (i + 1) * each), width, height: side })), 0);
     this.results.end(true);
@@ -195,6 +214,7 @@ export class Drawings extends Tab {
     const { strokes, base } = this.sheet.sketch;
     const address = new URLSearchParams();
     this.options.write(address);
+    if (this.compared) address.set("compared", "");
     if (first !== undefined) address.set("seed", String(first));
     if (base) address.set("picture", canvasOf(base).toDataURL("image/png"));
     address.set("drawing", encode(strokes));
@@ -209,9 +229,9 @@ export class Drawings extends Tab {
     this.say(copied ? "The link is copied: it opens this drawing and these pictures." : "The link is in the address bar.");
   }
 
-  private async save(canvas: HTMLCanvasElement, seed: bigint): Promise<void> {
+  private async save(canvas: HTMLCanvasElement, file: string, seed: bigint): Promise<void> {
     const bytes = new Uint8Array(await (await png(canvas)).arrayBuffer());
-    save(withText(bytes, this.address(seed).toString()), `seed-${seed}.png`);
+    save(withText(bytes, this.address(seed).toString()), `${file}.png`);
   }
 
   private example(name: string, drawing: string): void {

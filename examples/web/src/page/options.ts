@@ -45,7 +45,6 @@ export class Options {
       this.fields.set(name, field);
       field.closest("label")!.hidden = !names.includes(name);
     }
-    if (!names.includes("pictures")) this.field("pictures").value = "1";
     root.addEventListener("change", (event) => {
       if (event.target === this.field("solver")) this.fillCalls();
       changed();
@@ -75,13 +74,13 @@ export class Options {
   }
 
   /** One seed for each picture: as in Python, picture i has the seed SEED + i. Throws an Error where there is none. */
-  get seeds(): bigint[] {
-    const [text, count] = [this.value("seed").trim(), BigInt(this.value("pictures"))];
+  seeds(pictures = Number(this.value("pictures"))): bigint[] {
+    const [text, count] = [this.value("seed").trim(), BigInt(pictures)];
     if (!/^\d{1,19}$/.test(text) || BigInt(text) + count > SEEDS) {
       const taken = count > 1n ? `; ${count} pictures take it and the next ${count - 1n}` : "";
       throw new Error(`The seed must be a whole number from 0 to ${SEEDS - count}${taken}.`);
     }
-    return Array.from({ length: Number(count) }, (_, i) => BigInt(text) + BigInt(i));
+    return Array.from({ length: pictures }, (_, i) => BigInt(text) + BigInt(i));
   }
 
   get device(): Device {

@@ -100,9 +100,9 @@ export class Photographs extends Tab {
     const { height, width } = photograph;
     const count = Math.max(1, windowCount(settings, height, width));
     try {
-      const { seeds } = this.options;
+      const seeds = this.options.seeds(1);
       this.begun = null;
-      this.translate({ height, width, data: photograph.data.slice() }, seeds.slice(0, 1), true);
+      this.translate({ height, width, data: photograph.data.slice() }, seeds, true);
       this.say(`${this.name}: ${width} x ${height} pixels in ${count} ${count === 1 ? "window" : "windows"}.`);
       this.element<HTMLButtonElement>("save").disabled = this.element<HTMLButtonElement>("again").disabled = true;
       this.element("stop").hidden = false;

@@ -1,16 +1,25 @@
-/** The pictures that are being made, one for each seed. */
+/** The pictures that are being made: one for each seed, or the first of them, where they differ, and their mean. */
 import type { Pixels } from "../pictures";
+import type { Compared } from "../protocol";
+
+/** What is shown in a place. */
+interface Frame {
+  file: string; // the name of its file
+  label: string; // for screen readers
+  caption: string;
+}
 
 export class Results {
   private canvases: HTMLCanvasElement[] = [];
+  private compared = false; // whether the second frame is of where pictures differ, and the third of their mean
 
   /**
    * @param list of the frames
-   * @param save called with a finished picture and its number
+   * @param save called with a finished picture, the name of its file and its seed, or the first of its seeds
    */
   constructor(
     private readonly list: HTMLElement,
-    private readonly save: (canvas: HTMLCanvasElement, seed: bigint) => void,
+    private readonly save: (canvas: HTMLCanvasElement, file: string, seed: bigint) => void,
   ) {}
 
   /** Other pictures will come. */
@@ -18,27 +27,37 @@ export class Results {
     this.busy(true);
   }
 
-  /** A frame for each seed; frames that are there keep their pictures until others come. */
-  begin(seeds: bigint[], height: number, width: number): void {
-    if (seeds.length !== this.canvases.length) {
-      const figures = seeds.map(() => this.frame());
+  /** A frame for each seed, or those that compare them; frames that are there keep their pictures until others come. */
+  begin(seeds: bigint[], height: number, width: number, compared: boolean): void {
+    const frames = compared ? comparing(seeds) : seeds.map(single);
+    if (frames.length !== this.canvases.length || compared !== this.compared) {
+      const figures = frames.map(() => copy("frame"));
       this.canvases = figures.map((figure) => figure.querySelector("canvas")!);
-      this.list.replaceChildren(...figures);
+      this.list.replaceChildren(...figures, ...(compared ? [copy("legend")] : []));
+      this.compared = compared;
     }
-    this.canvases.forEach((canvas, i) => {
+    frames.forEach(({ file, label, caption }, i) => {
+      const canvas = this.canvases[i]!;
       if (canvas.height !== height || canvas.width !== width) [canvas.height, canvas.width] = [height, width];
       canvas.style.aspectRatio = `${width} / ${height}`;
-      canvas.setAttribute("aria-label", `Picture ${i + 1}, of seed ${seeds[i]}`);
-      canvas.dataset.seed = String(seeds[i]);
+      canvas.setAttribute("aria-label", label);
+      canvas.parentElement!.querySelector("figcaption")!.textContent = caption;
+      const seed = compared ? seeds[0]! : seeds[i]!;
+      canvas.parentElement!.querySelector("button")!.onclick = () => this.save(canvas, file, seed);
     });
     this.busy(true);
   }
 
   /** Pictures in the frames from the first on. */
   show(pictures: Pixels[], first: number): void {
-    pictures.forEach(({ data, width, height }, i) => {
-      this.canvases[first + i]?.getContext("2d")!.putImageData(new ImageData(data, width, height), 0, 0);
-    });
+    if (this.compared) pictures = first ? [] : pictures.slice(0, 1);
+    pictures.forEach((picture, i) => put(this.canvases[first + i], picture));
+  }
+
+  /** What is known of all pictures. */
+  compare({ map, mean }: Compared): void {
+    put(this.canvases[1], map);
+    put(this.canvases[2], mean);
   }
 
   /** No more steps come; the pictures can be saved unless they are unfinished. */
@@ -57,11 +76,27 @@ export class Results {
     this.list.setAttribute("aria-busy", String(busy));
     for (const button of busy ? this.list.querySelectorAll("button") : []) button.disabled = true;
   }
+}
 
-  private frame(): HTMLElement {
-    const made = (document.getElementById("frame") as HTMLTemplateElement).content.cloneNode(true) as DocumentFragment;
-    const [canvas, button] = [made.querySelector("canvas")!, made.querySelector("button")!];
-    button.addEventListener("click", () => this.save(canvas, BigInt(canvas.dataset.seed!)));
-    return made.firstElementChild as HTMLElement;
-  }
+function single(seed: bigint, i: number): Frame {
+  return { file: `seed-${seed}`, label: `Picture ${i + 1}, of seed ${seed}`, caption: "" };
+}
+
+function comparing(seeds: bigint[]): Frame[] {
+  const [count, first] = [seeds.length, seeds[0]!];
+  const made = `${count} pictures, of seeds ${first} to ${seeds.at(-1)}`;
+  return [
+    { ...single(first, 0), caption: "One picture" },
+    { file: `seed-${first}-std-${count}`, label: `Where they differ: ${made}`, caption: `Where ${count} differ` },
+    { file: `seed-${first}-mean-${count}`, label: `The average of ${made}`, caption: `Average of ${count}` },
+  ];
+}
+
+function put(canvas: HTMLCanvasElement | undefined, { data, width, height }: Pixels): void {
+  canvas?.getContext("2d")!.putImageData(new ImageData(data, width, height), 0, 0);
+}
+
+function copy(template: string): HTMLElement {
+  const { content } = document.getElementById(template) as HTMLTemplateElement;
+  return content.firstElementChild!.cloneNode(true) as HTMLElement;
 }

@@ -60,11 +60,12 @@ export abstract class Tab {
   }
 
   /** Translates, in place of what is being translated. */
-  protected translate(source: Pixels, seeds: bigint[], byWindows: boolean): void {
+  protected translate(source: Pixels, seeds: bigint[], byWindows: boolean, compared = false): void {
     const { table, told, device } = this.options;
     this.running = ++this.count;
     this.show(undefined);
-    this.send({ kind: "translate", id: this.running, source, byWindows, seeds, table, told, device }, [source.data.buffer]);
+    const request = { id: this.running, source, byWindows, seeds, compared, table, told, device };
+    this.send({ kind: "translate", ...request }, [source.data.buffer]);
   }
 
   protected stop(): void {

@@ -1,7 +1,8 @@
 /** Loads an export and translates, beside the page, so that the page never waits. */
 import { Bridge, fromPixels, toPixels, windowSize, type Picture, type Pixels, type Settings } from "../bbdm";
+import { Moments } from "../moments";
 import { atLeast, crop } from "../pictures";
-import type { Device, Reply, Request } from "../protocol";
+import type { Compared, Device, Reply, Request } from "../protocol";
 import { download, readExport } from "./download";
 import { runtime, threads } from "./runtime";
 
@@ -82,6 +83,7 @@ async function translate(request: Request & { kind: "translate" }): Promise<void
   const source = byWindows && settings.static ? atLeast(given, windowSize(settings)) : given;
   const latent = settings.latent_stride > 1; // a decoder costs more than a step: only the result is shown
   const together = byWindows ? 1 : TOGETHER;
+  const moments = request.compared ? new Moments() : undefined;
   for (let first = 0; first < seeds.length; first += together) {
     const group = seeds.slice(first, first + together);
     let calls = 0;
@@ -94,15 +96,22 @@ async function translate(request: Request & { kind: "translate" }): Promise<void
     for await (const { index, x, x0hat } of used.stream(source, group, table, windows, told)) {
       const last = index === table.timesteps.length - 1;
       const shown = latent && !last ? [] : await used.pictures(last ? x : x0hat, source);
-      const pictures = shown.map((picture) => pixels(crop(picture, given)));
+      const cropped = shown.map((picture) => crop(picture, given));
       if (id !== running) return;
+      if (last && moments) for (const picture of cropped) moments.add(picture);
+      const compared = last && moments && moments.count > 1 ? comparison(moments) : undefined;
+      const pictures = cropped.map(pixels);
       calls = index + 1;
-      reply({ kind: "step", id, first, calls, pictures }, pictures.map(({ data }) => data.buffer));
+      reply({ kind: "step", id, first, calls, pictures, compared }, pictures.map(({ data }) => data.buffer));
       await pause();
       if (id !== running) return;
     }
   }
   reply({ kind: "done", id, seconds: (performance.now() - begun) / 1000 });
+}
+
+function comparison({ mean, map }: Moments): Compared {
+  return { mean: pixels(mean), map: pixels(map) };
 }
 
 function pixels(picture: Picture): Pixels {

@@ -1,6 +1,7 @@
 /** The worker, with a page, a host and an ONNX Runtime that are stubs. */
 import { beforeEach, expect, it, vi } from "vitest";
 import { readSettings, type Pixels } from "../../src/bbdm";
+import { normal } from "../../src/philox";
 import type { Reply, Request } from "../../src/protocol";
 import { SETTINGS } from "../settings";
 
@@ -104,6 +105,26 @@ it("makes two pictures at a time, so that the first come early", async () => {
   await until({ kind: "done", id: 1 });
   const steps = replies.filter((reply) => reply.kind === "step").map(({ first, pictures }) => [first, pictures.length]);
   expect(steps).toEqual([[0, 2], [2, 1]]);
+});
+
+it("compares the pictures that are finished, from the second on", async () => {
+  open();
+  await until({ kind: "ready" });
+  const [seeds, table] = [[3n, 4n, 9n], { ...settings, coefficients: [[0, 0, 0, 0, 0.2]] }]; // pictures of noise alone
+  send({ kind: "translate", id: 1, source, byWindows: false, seeds, compared: true, table, told, device: "wasm" });
+  await until({ kind: "done", id: 1 });
+  const found = replies.flatMap((reply) => (reply.kind === "step" ? [reply.compared!] : []));
+  const noise = seeds.map((seed) => normal(seed, 0, 3 * 64));
+  [2, 3].forEach((count, step) => {
+    for (let pixel = 0; pixel < 64; pixel++) {
+      const channels = [0, 1, 2].map((c) => noise.slice(0, count).map((values) => 127.5 * 0.2 * values[64 * c + pixel]!));
+      const means = channels.map((values) => values.reduce((a, b) => a + b) / count);
+      const squares = channels.map((values, c) => values.reduce((sum, each) => sum + (each - means[c]!) ** 2, 0));
+      const deviation = squares.reduce((sum, each) => sum + Math.sqrt(each / (count - 1)) / 3, 0);
+      expect(Math.abs(found[step]!.map.data[4 * pixel]! - deviation)).toBeLessThan(0.51);
+      means.forEach((mean, c) => expect(Math.abs(found[step]!.mean.data[4 * pixel + c]! - 127.5 - mean)).toBeLessThan(0.51));
+    }
+  });
 });
 
 it("repeats the edge of a picture that is smaller than graphs of one size take", async () => {
