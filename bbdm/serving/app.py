@@ -15,17 +15,18 @@ from PIL import Image
 
 from bbdm.base import demo
 from bbdm.pictures import images
-from bbdm.serving.app_model import Model, Result, load, translate
+from bbdm.serving.app_look import COLOURS, CSS, GALLERY, NAMES
+from bbdm.serving.app_model import Model, Result, compare, load, translate
 from bbdm.serving.app_told import told_fields
 from bbdm.serving.app_visit import (
     MISSING,
     archive,
     caption,
     check,
+    displayed,
     given_pictures,
     pair,
     read_all,
-    shown,
     status,
     stopped,
 )
@@ -37,21 +38,12 @@ if TYPE_CHECKING:
 
 EXAMPLES = ("drawings", "examples")  # folders beside a checkpoint
 PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
+COMPARED = 8  # results of which the page shows where they differ
 PREVIEW_SECONDS = 0.2  # at least, between two previews
 CANVAS = 512  # pixels along the longer side of a drawing
 LINE = CANVAS // 64  # radius of the brush: the bundled network knows lines of about 2 pixels of 64
 WAITING = 100  # visitors in the queue
 UPLOAD = "50mb"  # of one file, at most
-COLOURS: list[str | tuple[str, float]] = [
-    "black",
-    "white",
-    "red",
-    "orange",
-    "yellow",
-    "green",
-    "blue",
-    "purple",
-]  # of the brush
 METHODS = {  # solvers in words, those of the page in examples/web
     "dpm2m": "Noise at the start only",
     "sde-dpm2m": "Fresh noise in each step",
@@ -79,40 +71,7 @@ BUNDLED = (  # networks: name, weights, what the page says, tabs
         ("Picture", "Files"),
     ),
 )
-GALLERY: dict[str, Any] = {  # shows pictures whole, and selects one
-    "height": "auto",
-    "object_fit": "contain",
-    "allow_preview": False,
-    "buttons": [],
-    "interactive": False,
-}
 KEPT = 3600  # seconds that uploads and results stay on the disk and in memory
-CSS = """
-.gradio-container, .gradio-container .fillable { width: 100%; max-width: 1100px !important; margin: auto !important }
-footer { display: none !important }
-.source img { width: 100%; height: 100%; object-fit: contain }
-.block.status { min-height: 3.2em }
-.status progress { display: block; width: 100%; height: .6em; appearance: none; border: 0; border-radius: .3em }
-.status progress, .status ::-webkit-progress-bar { background: var(--border-color-primary); border-radius: .3em }
-.status ::-webkit-progress-value { background: var(--color-accent); border-radius: .3em }
-.status ::-moz-progress-bar { background: var(--color-accent); border-radius: .3em }
-.gallery .grid-wrap { min-height: 7.5em; max-height: 40em; overflow-y: auto }
-.gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(var(--cell, 180px), 1fr)) !important }
-.gallery .caption-label { font-size: .75em; max-width: 100%; padding: 0 .4em }
-.examples { --cell: 84px }
-body:not(.dark) [role=tab][aria-selected=true] { color: var(--primary-600) }
-.about { font-size: .8em; overflow-wrap: anywhere }
-"""
-NAMES = """<script>
-new MutationObserver(() => {  // Gradio names a result "Thumbnail 1 of 4", and others unlike their text
-    const wrong = "div.empty[aria-label], button.upload-container[aria-label]";
-    document.querySelectorAll(wrong).forEach((each) => each.removeAttribute("aria-label"));
-    for (const result of document.querySelectorAll(".results button[aria-label^=Thumbnail]")) {
-        result.removeAttribute("aria-label");
-        result.querySelector("img")?.setAttribute("alt", "");
-    }
-}).observe(document, {subtree: true, childList: true});
-</script>"""
 
 
 class Panel(NamedTuple):
@@ -170,10 +129,12 @@ def run(
     count: float,
     guidance: float = 1.0,
     *classes: int,
+    compared: bool = False,
 ) -> Iterator[tuple[Any, ...]]:
     """Translate what a visitor gave: status, slider, gallery, results and zip, whenever they are shown.
 
-    ``classes`` are numbers, in the order of the network's; the number of classes is none.
+    ``classes`` are numbers, in the order of the network's; the number of classes is none. ``compared`` shows
+    where ``count`` results differ.
     """
     import gradio as gr
 
@@ -187,7 +148,8 @@ def run(
             gr.Warning(html.escape("; ".join(bad), quote=False))
         seen = {True: 0.0, False: 0.0}  # when the page was last told of a step, and of a call within one
         told = dict(zip(model.further.classes, classes, strict=True))
-        for progress in translate(model, sources, solver, int(steps), first_seed, int(count), told, guidance):
+        follow = compare if compared else translate
+        for progress in follow(model, sources, solver, int(steps), first_seed, int(count), told, guidance):
             done, total, results, first = progress
             if done < total and time.monotonic() - seen[bool(results)] < PREVIEW_SECONDS:
                 continue
@@ -195,7 +157,7 @@ def run(
             if not results:
                 yield status(progress), *[gr.skip()] * 4
                 continue
-            gallery = [(shown(each.picture), caption(each, len(given) > 1)) for each in results]
+            gallery = [(displayed(each), caption(each, len(given) > 1)) for each in results]
             path = archive(results, os.environ.get("GRADIO_TEMP_DIR")) if done == total else None
             button = gr.DownloadButton(value=path, interactive=path is not None)
             yield status(progress, bad), pair(results[first]), gallery, results, button
@@ -223,12 +185,18 @@ def add(panel: Panel) -> None:
     def translated(*values: Any) -> Any:
         yield from run(panel, *values)
 
+    def compared(*values: Any) -> Any:
+        yield from run(panel, *values, compared=True)
+
     for function in (choose, take):
         function.__annotations__["event"] = gr.SelectData  # gradio looks for the class, not for its name
 
     results = gr.State([], time_to_live=KEPT)
     tab = gr.State(panel.tabs[0])
     inputs: dict[str, Any] = {}
+
+    def whole(most: int, value: int, label: str, **more: Any) -> gr.Slider:
+        return gr.Slider(1, max(2, most), value, step=1, label=label, visible=most > 1, **more)
 
     def add_picture() -> None:
         inputs["Picture"] = made = gr.Image(
@@ -274,31 +242,24 @@ def add(panel: Panel) -> None:
                     **GALLERY,
                 )
                 examples.select(take, None, [inputs["Picture"], tab, tabs], queue=False)
-            count = gr.Slider(
-                1,
+            count = whole(
                 model.results or config.max_results,
                 model.results or (min(4, config.max_results) if model.windows["window"] is None else 1),
-                step=1,
-                label="Results (as exported)" if model.results else "Results",
+                "Results (as exported)" if model.results else "Results",
                 interactive=not model.results,
             )
             told = told_fields(model.further)
             with gr.Row():
                 start = gr.Button("Translate", variant="primary", min_width=120)
                 stop = gr.Button("Stop", min_width=80, scale=0)
+                differ = gr.Button("Where it is uncertain", min_width=200, visible=config.max_results > 1)
             with gr.Accordion("Advanced", open=False):
                 solver = gr.Dropdown(
                     [(f"{METHODS[each]} ({each})", each) for each in dict.fromkeys([model.solver, *model.solvers])],
                     value=model.solver,
                     label="How it answers",
                 )
-                steps = gr.Slider(
-                    1,
-                    config.max_steps,
-                    len(model.sampler.table),
-                    step=1,
-                    label="Network calls: more are finer and slower",
-                )
+                steps = whole(config.max_steps, len(model.sampler.table), "Network calls: more are finer and slower")
                 seed = gr.Textbox(
                     "0", label="Seed: one number, one picture", info="Empty: another each time.", elem_classes="seed"
                 )
@@ -315,15 +276,19 @@ def add(panel: Panel) -> None:
             )
             download = gr.DownloadButton("Download as zip", interactive=False)
     given = [inputs[name] if name in inputs else gr.State() for name in MISSING]
-    running = start.click(
-        translated,
-        [tab, *given, solver, steps, seed, count, *told],
-        [state, slider, gallery, results, download],
-        show_progress_on=state,
-        concurrency_id="translations",
-        concurrency_limit=config.visitors,
-    )
-    stop.click(None, cancels=[running])  # in one listener with the next, it would come after it
+    several = gr.State(min(COMPARED, config.max_results))
+    running = [
+        button.click(
+            function,
+            [tab, *given, solver, steps, seed, number, *told],
+            [state, slider, gallery, results, download],
+            show_progress_on=state,
+            concurrency_id="translations",
+            concurrency_limit=config.visitors,
+        )
+        for button, function, number in ((start, translated, count), (differ, compared, several))
+    ]
+    stop.click(None, cancels=running)  # in one listener with the next, it would come after it
     stop.click(stopped, state, state, queue=False, show_progress="hidden")
     gallery.select(choose, results, slider, queue=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -55,11 +55,12 @@ class Source(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A translated picture, or a preview of one."""
+    """A translated picture, a preview of one, or a map of several."""
 
     source: Source
-    seed: int
+    seed: int  # of a map, the first one's
     picture: Image.Image
+    map: str = ""  # mean or std, of a map
 
 
 class Progress(NamedTuple):
@@ -159,6 +160,7 @@ def translate(
     Result i of all has the seed ``seed + i``; None draws one. The last report has the results that a call of
     the sampler gives. Results by windows are made one after the other, since they may be large.
     """
+    settings = _settings(model, solver, steps, classes, guidance)
     seeds = resolve_seeds(seed, len(sources) * count)
     groups: list[tuple[Source, list[int]]] = []
     for i, source in enumerate(sources):
@@ -166,10 +168,6 @@ def translate(
         groups += [(source, own[start : start + each]) for start in range(0, count, each)]
     finished: list[Result] = []
     before = 0
-    settings: dict[str, Any] = {"solver": solver, "steps": steps}
-    if model.further.kinds:
-        settings["conditions"] = dict.fromkeys(model.further.drop) | {**(classes or {})}
-        settings["guidance"] = None if guidance == 1 else guidance
     for i, (source, own) in enumerate(groups):
         done, results = before, []
         for calls, of, previews in _calls(model, source, own, **settings):
@@ -179,32 +177,85 @@ def translate(
         before, finished = done, finished + results
 
 
+def compare(
+    model: Model,
+    sources: Sequence[Source],
+    solver: str,
+    steps: int,
+    seed: int | None,
+    count: int,
+    classes: Mapping[str, str | int | None] | None = None,
+    guidance: float = 1.0,
+) -> Iterator[Progress]:
+    """Translate each source ``count`` times as :func:`translate` does, and compare the results.
+
+    The last report has for each source the mean of its results, their standard deviation, and the results, of
+    the seeds of :meth:`bbdm.BridgeSampler.distribution`.
+    """
+    settings = _settings(model, solver, steps, classes, guidance) | model.windows
+    pictures = [source.picture for source in sources]
+
+    def work(put: Callable[..., None]) -> None:
+        def report(done: int, total: int) -> None:
+            if done < total:
+                put(Progress(done, total, [], 0))
+
+        found = model.sampler.distribution(pictures, count, seed, progress=report, **settings)
+        made: list[Result] = []
+        for source, seeds, mean, std, *results in zip(
+            sources, found.seeds, found.mean, found.std, *found.samples, strict=True
+        ):
+            made += [Result(source, seeds[0], mean, "mean"), Result(source, seeds[0], std, "std")]
+            made += map(Result, [source] * count, seeds, results)
+        put(Progress(count, count, made, 0))
+
+    yield from _followed(work)
+
+
+def _settings(
+    model: Model, solver: str, steps: int, classes: Mapping[str, str | int | None] | None, guidance: float
+) -> dict[str, Any]:
+    """The arguments of a call of the sampler."""
+    settings: dict[str, Any] = {"solver": solver, "steps": steps}
+    if model.further.kinds:
+        settings["conditions"] = dict.fromkeys(model.further.drop) | {**(classes or {})}
+        settings["guidance"] = None if guidance == 1 else guidance
+    return settings
+
+
 def _calls(
     model: Model, source: Source, seeds: list[int], **settings: Any
 ) -> Iterator[tuple[int, int, list[Image.Image]]]:
-    """After each network call: how many are done, of how many, and at the end of a step its previews.
+    """After each network call: how many are done, of how many, and at the end of a step its previews."""
 
-    They come from a thread, which ends at its next call once nobody waits for them.
-    """
-    made: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    left = threading.Event()
-    last = 0, 0
+    def work(put: Callable[..., None]) -> None:
+        last = 0, 0
 
-    def report(done: int, total: int) -> None:
-        nonlocal last
-        if left.is_set():
-            raise CancelledError
-        last = done, total
-        if done % (total // settings["steps"]):
-            made.put((done, total, []))
+        def report(done: int, total: int) -> None:
+            nonlocal last
+            last = done, total
+            if done % (total // settings["steps"]):
+                put((done, total, []))
 
-    def work() -> None:
         given = [source.picture] * len(seeds)
         for step in model.sampler.stream(given, seeds, progress=report, **settings, **model.windows):
-            made.put((*last, step.preview()))
+            put((*last, step.preview()))
+
+    yield from _followed(work)
+
+
+def _followed(work: Callable[[Callable[..., None]], None]) -> Iterator[Any]:
+    """What ``work`` puts, from a thread; once nobody waits for it, ``work`` ends at the next that it puts."""
+    made: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    left = threading.Event()
+
+    def put(each: Any) -> None:
+        if left.is_set():
+            raise CancelledError
+        made.put(each)
 
     pool = ThreadPoolExecutor(1)
-    working = pool.submit(work)
+    working = pool.submit(work, put)
     working.add_done_callback(lambda _: made.put(None))
     try:
         yield from iter(made.get, None)

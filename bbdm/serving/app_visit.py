@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from bbdm.pictures import images
@@ -16,6 +17,12 @@ from bbdm.serving.app_model import Model, Progress, Result, Source, read
 from bbdm.serving.config import AppConfig
 
 SHOWN = 1600  # pixels along the longer side of what the page shows; the zip has all
+MAPS = {"mean": "average", "std": "where they differ"}
+BRIGHTEST = 128  # the standard deviation that is shown white, of 255
+LEGEND = f"""<div class="legend"><b>Bright:</b> the results differ here. <b>Dark:</b> they agree.
+<span class="scale" aria-hidden="true"></span>
+<span class="ends"><span>0</span> <span>{BRIGHTEST} or more</span></span>
+Standard deviation, in levels of 0 to 255.</div>"""
 MISSING = {  # the ways to give pictures, and what is said where there is none
     "Picture": "a picture is missing: upload one, or take an example",
     "Drawing": "the sheet is empty: draw something, or take an example",
@@ -24,11 +31,11 @@ MISSING = {  # the ways to give pictures, and what is said where there is none
 
 
 def archive(results: Sequence[Result], folder: str | None = None) -> str:
-    """A zip of results as PNG files, NAME_SEED.png, in a new folder below ``folder``."""
+    """A zip of results as PNG files, NAME_SEED.png or NAME_MAP.png, in a new folder below ``folder``."""
     path = Path(tempfile.mkdtemp(dir=folder)) / "results.zip"
     with zipfile.ZipFile(path, "w") as file:
         for result in results:
-            file.writestr(f"{result.source.name}_{result.seed}.png", images.to_png(result.picture))
+            file.writestr(f"{result.source.name}_{result.map or result.seed}.png", images.to_png(result.picture))
     return str(path)
 
 
@@ -76,7 +83,8 @@ def read_all(given: Sequence[Any], model: Model) -> tuple[list[Source], list[str
 
 def caption(result: Result, named: bool) -> str:
     """What the gallery says below a result."""
-    return f"{result.source.name}, seed {result.seed}" if named else f"seed {result.seed}"
+    what = MAPS.get(result.map, f"seed {result.seed}")
+    return f"{result.source.name}, {what}" if named else what
 
 
 def status(progress: Progress, bad: Sequence[str] = ()) -> str:
@@ -84,9 +92,11 @@ def status(progress: Progress, bad: Sequence[str] = ()) -> str:
     done, total, results, _ = progress
     if done < total:
         return f'network call {done} of {total}<progress value="{done}" max="{total}"></progress>'
+    count = sum(not each.map for each in results)
     first, last = results[0].seed, results[-1].seed
-    made = f"{len(results)} results, seeds {first} to {last}" if len(results) > 1 else f"1 result, seed {first}"
-    return html.escape("; left out: ".join([made, "; ".join(bad)] if bad else [made]), quote=False)
+    made = f"{count} results, seeds {first} to {last}" if count > 1 else f"1 result, seed {first}"
+    said = html.escape("; left out: ".join([made, "; ".join(bad)] if bad else [made]), quote=False)
+    return said + LEGEND if count < len(results) else said
 
 
 def stopped(text: str) -> str:
@@ -100,6 +110,14 @@ def shown(picture: Image.Image) -> Image.Image:
     return images.resized(picture, SHOWN, "fit") if max(picture.size) > SHOWN else picture
 
 
+def displayed(result: Result) -> Image.Image:
+    """A result as the page shows it; a standard deviation in grey, as its legend says."""
+    if result.map != "std":
+        return shown(result.picture)
+    levels = np.asarray(result.picture.convert("RGB"), float).mean(-1)
+    return shown(Image.fromarray((255 / BRIGHTEST * levels).clip(0, 255).round().astype(np.uint8)))
+
+
 def pair(result: Result) -> tuple[Image.Image, Image.Image]:
     """What the slider compares."""
-    return shown(result.source.picture), shown(result.picture)
+    return shown(result.source.picture), displayed(result)

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 from bbdm import BridgeSampler, demo, save_checkpoint, solvers
+from bbdm.pictures.images import to_array
 from bbdm.pictures.kind import PictureKind
 from bbdm.runtime import OnnxBridgeSampler
 from bbdm.serving import app, app_visit
-from bbdm.serving.app_model import Model, Progress, Source, read, translate
+from bbdm.serving.app_model import Model, Progress, Source, compare, read, translate
 from bbdm.serving.config import AppConfig
 from tests.cli.pages import EXPORT, model_file, noise, same
 from tests.conftest import ROOT, tiny_unet
@@ -61,6 +62,29 @@ def test_the_last_preview_is_what_the_sampler_returns(solver: str, model: Model,
     assert all(same(each.picture, picture) for each, picture in zip(results, wanted, strict=True))
     assert not same(results[0].picture, results[1].picture)
     assert not same(progress[0].results[0].picture, results[0].picture)
+
+
+def test_results_are_compared_by_their_mean_and_standard_deviation(model: Model, sampler: BridgeSampler):
+    """Of two sources, in turns; against NumPy's of the results, rounded to levels of 255."""
+    sources = [Source("a", noise(0)), Source("b", noise(1, 24, 8))]
+    progress = list(compare(model, sources, "sde-dpm2m", 3, 5, 4))
+    assert [(each.done, each.total) for each in progress[:-1]] == [(i + 1, 6) for i in range(5)]
+    assert not any(each.results for each in progress[:-1])
+    made = progress[-1].results
+    kinds = ["mean", "std", "", "", "", ""]
+    assert [(each.source, each.map) for each in made] == [(source, kind) for source in sources for kind in kinds]
+    for i, source in enumerate(sources):
+        mean, std, *results = made[6 * i : 6 * i + 6]
+        seeds = [5 + i + 2 * j for j in range(4)]
+        assert [each.seed for each in results] == seeds
+        wanted = sampler(np.stack([to_array(source.picture)] * 4), seeds, solver="sde-dpm2m", steps=3)
+        levels = 127.5 * np.moveaxis(wanted, 1, -1)
+        assert np.abs(np.asarray(mean.picture) - 127.5 - levels.mean(0)).max() < 0.51
+        assert np.abs(np.asarray(std.picture) - levels.std(0, ddof=1)).max() < 0.51
+        assert np.asarray(std.picture).max() > 0
+        assert all(np.abs(np.asarray(each.picture) - 127.5 - levels[j]).max() < 0.51 for j, each in enumerate(results))
+        grey = np.asarray(app_visit.displayed(std), float)
+        assert np.abs(grey - (2 * levels.std(0, ddof=1).mean(-1)).clip(0, 255)).max() < 2.1  # rounded twice
 
 
 def test_an_export_takes_any_solver_and_steps():
@@ -134,8 +158,9 @@ def test_a_network_trained_on_crops_is_called_on_windows(tmp_path: Path):
         assert read(str(tmp_path / "large.png"), model, model.max_pixels).picture.size == size
 
 
-def test_a_translation_that_nobody_waits_for_ends(model: Model):
-    progress: Any = translate(model, [Source("a", noise(0))], "ancestral", 100, 0, 1)
+@pytest.mark.parametrize("follow", [translate, compare])
+def test_a_translation_that_nobody_waits_for_ends(follow: Any, model: Model):
+    progress: Any = follow(model, [Source("a", noise(0))], "ancestral", 100, 0, 2)
     before = set(threading.enumerate())
     next(progress)
     (thread,) = set(threading.enumerate()) - before
@@ -299,7 +324,7 @@ def run(gradio: Any, file: Path, model: Model) -> Any:
     """run(tab, picture, drawing, files, solver, steps, seed, count): all that the page shows."""
     made = page(model, AppConfig(file))
     names = {getattr(function.fn, "__name__", ""): function.fn for function in made.fns.values()}
-    return lambda *values: list(names["translated"](*values))
+    return lambda *values, of="translated": list(names[of](*values))
 
 
 def test_errors_of_the_library_are_messages(gradio: Any, file: Path, run: Any):
@@ -348,6 +373,33 @@ def test_a_damaged_file_is_left_out_and_named(
         with pytest.raises(gradio.Error) as caught:
             run(tab, *given, "dpm2m", 2, "0", 1)
         assert caught.value.message == reason
+
+
+def test_the_page_shows_where_results_differ(gradio: Any, file: Path, run: Any, model: Model):
+    picture, _ = given = [str(file.parent / "drawings" / name) for name in ("0.png", "1.png")]
+    status, slider, gallery, results, button = run(
+        "Picture", picture, None, None, "sde-dpm2m", 2, "3", 4, of="compared"
+    )[-1]
+    captions = ["average", "where they differ", "seed 3", "seed 4", "seed 5", "seed 6"]
+    assert status.startswith('4 results, seeds 3 to 6<div class="legend"><b>Bright:</b> the results differ here.')
+    assert "levels of 0 to 255" in status
+    assert [text for _, text in gallery] == captions
+    assert same(slider[1], results[0].picture)
+    assert (gallery[1][0].mode, app_visit.pair(results[1])[1].mode) == ("L", "L")
+    with zipfile.ZipFile(button.value["path"] if isinstance(button.value, dict) else button.value) as archive:
+        assert archive.namelist() == ["0_mean.png", "0_std.png", "0_3.png", "0_4.png", "0_5.png", "0_6.png"]
+        std = Image.open(io.BytesIO(archive.read("0_std.png")))
+        assert np.array_equal(np.asarray(std), np.asarray(results[1].picture))
+    status, _, gallery, *_ = run("Files", None, None, given, "dpm2m", 1, "3", 2, of="compared")[-1]
+    assert status.startswith("4 results, seeds 3 to 6<div")
+    assert [text for _, text in gallery[4:]] == ["1, average", "1, where they differ", "1, seed 4", "1, seed 6"]
+    with pytest.raises(gradio.Error, match="'ancestral' takes every time, steps=100; got steps=5"):
+        run("Picture", picture, None, None, "ancestral", 5, "0", 2, of="compared")
+    for most, count, offered in ((9, 8, True), (3, 3, True), (1, 1, False)):
+        made = page(model, AppConfig(file, max_results=most))
+        (button,) = [each for each in made.blocks.values() if getattr(each, "value", None) == "Where it is uncertain"]
+        (click,) = [each for each in made.fns.values() if getattr(each.fn, "__name__", "") == "compared"]
+        assert (click.inputs[7].value, button.visible) == (count, offered)
 
 
 def test_an_uploaded_file_is_not_opened_by_gradio(gradio: Any, file: Path, model: Model, tmp_path: Path):
