@@ -136,6 +136,45 @@ def test_a_seed_is_the_picture_of_python(page: Page, tiny: Path, picture: Path):
 
 @pytest.mark.nightly
 @in_browser
+def test_where_pictures_differ_is_their_standard_deviation(page: Page, tiny: Path, picture: Path):
+    """Of eight results of Python, by NumPy; it stays until it is asked for no longer."""
+    page.open("?pictures=2&seed=7").give(picture).until("Done")
+    with Image.open(picture) as given:
+        source = to_array(given)
+
+    def check(seed: int) -> None:
+        results = OnnxBridgeSampler(tiny)(np.stack([source] * 8), seed=seed)
+        levels = 127.5 * np.moveaxis(results, 1, -1)
+        first, differ, mean = page.results
+        assert abs(first - 127.5 - levels[0]).max() <= 1
+        assert abs(differ - levels.std(0, ddof=1).mean(-1, keepdims=True)).max() <= 1
+        assert abs(mean - 127.5 - levels.mean(0)).max() <= 1
+        assert differ.max() > 0
+
+    page.watch().forget().by_id("compare").click()
+    page.until("Done")
+    check(7)
+    assert "Comparing pictures: 8 of 8." in page.seen
+    shown = page.by_id("results").text
+    assert all(text in shown for text in ("One picture", "Where 8 differ", "Average of 8", "levels of 0 to 255"))
+    page.by_id("compare").click()
+    assert page.until("Done").by_id("compare").get_attribute("aria-pressed") == "false"
+    assert abs(page.results - made(tiny, picture, 7, 2)).max() <= 1
+    page.by_id("compare").click()
+    page.by_id("advanced-seed").clear()
+    page.by_id("advanced-seed").send_keys(str(2**63 - 7), Keys.TAB)
+    said = "The seed must be a whole number from 0 to 9223372036854775800"
+    assert page.until_warned() == f"{said}; 8 pictures take it and the next 7."
+    page.by_id("advanced-seed").clear()
+    page.forget().by_id("advanced-seed").send_keys("20", Keys.TAB)
+    assert page.until("Done").text("warning") == ""
+    check(20)
+    page.open()
+    check(20)
+
+
+@pytest.mark.nightly
+@in_browser
 def test_a_photograph_is_restored_at_its_own_size(page: Page, site: Site, tiny: Path, tmp_path: Path):
     """By windows, with the time left, and saved whole; its network is fetched when its tab is shown."""
     large = tmp_path / "large.png"
@@ -384,7 +423,7 @@ def test_a_phone_shows_sheet_and_button_at_once_and_nothing_outside(page: Page):
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     page.open().forget().draw(interaction.POINTER_TOUCH).until("Done")
     assert page.driver.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [390, 390]
-    bottoms = """return ["drawings-sheet", "drawings-other"].map(
+    bottoms = """return ["drawings-sheet", "drawings-other", "drawings-compare"].map(
         (id) => document.getElementById(id).getBoundingClientRect().bottom)"""
     assert max(page.driver.execute_script(bottoms)) < 844 * 0.7  # the first pictures are seen too
     every = "button, select, input, canvas, progress"
@@ -417,6 +456,9 @@ def test_axe_finds_no_violations(page: Page, picture: Path, scheme: str):
     assert violations() == []
     page.give(picture).until("Done")
     assert page.text("warning")
+    assert violations() == []
+    page.forget().by_id("compare").click()
+    page.until("Done")
     assert violations() == []
     page.show("photographs").until("Ready")
     assert violations() == []
@@ -488,7 +530,7 @@ def test_all_is_done_with_the_keyboard(page: Page):
         reached.append(focused.get_attribute("id").removeprefix("drawings-") or focused.accessible_name)
         assert page.driver.execute_script(outlined), reached[-1]
     examples = [f"Colour the {name}" for name in ("pumpkin", "crab", "shirt", "face")]
-    tools = ["tab", "sheet", "pen", "clear", "other", "Save this picture as PNG"]
+    tools = ["tab", "sheet", "pen", "clear", "other", "compare", "Save this picture as PNG"]
     assert reached == [*tools, *examples, "file", "link", "Advanced"]
 
     page.by_id("clear").click()

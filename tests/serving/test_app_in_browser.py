@@ -115,6 +115,29 @@ def test_an_upload_and_each_number(visit: Visit, url: str, sampler: BridgeSample
         assert same(Image.open(io.BytesIO(archive.read("mine_12.png"))), wanted["seed 12"])
 
 
+def test_where_results_differ(visit: Visit, url: str, sampler: BridgeSampler, tmp_path: Path):
+    page = visit(url)
+    noise(7).save(tmp_path / "mine.png")
+    page.upload(tmp_path / "mine.png")
+    page.choose("sde-dpm2m")
+    page.enter(calls=6, seed=11)
+    page.click("Where it is uncertain")
+    until(lambda: page.status().startswith("8 results, seeds 11 to 18"), "the results")
+    assert "Bright: the results differ here. Dark: they agree." in page.status()
+    captions = [each.text for each in page.all(".results .caption-label")]
+    assert captions == ["average", "where they differ", *(f"seed {seed}" for seed in range(11, 19))]
+    found = sampler.distribution(noise(7), 8, 11, solver="sde-dpm2m", steps=6)
+    assert same(page.compared()[1], found.mean[0])
+    page.all(".results button")[1].click()
+    wanted = np.asarray(found.std[0], float).mean(-1) * 2
+    until(lambda: np.abs(np.asarray(page.compared()[1], float)[..., 0] - wanted).max() < 2, "the map in the slider")
+    page.enter(calls=100)
+    page.click("Where it is uncertain")
+    until(lambda: page.status().startswith("network call "), "progress")
+    page.click("Stop")
+    until(lambda: page.status().startswith("stopped at network call "), "the end")
+
+
 def test_an_example_and_a_drawn_seed(visit: Visit, url: str, sampler: BridgeSampler):
     from selenium.webdriver.common.keys import Keys
 
@@ -282,6 +305,10 @@ def test_the_bundled_networks(visit: Visit, serve: Callable[..., str], tmp_path:
 @pytest.mark.skipif(not AXE.exists(), reason="axe-core is not installed: npm ci in examples/web")
 def test_axe_finds_nothing(visit: Visit, serve: Callable[..., str]):
     page = visit(serve("--device", "cpu", "--window", "64", code=BUNDLED))
+    page.draw_line()
+    page.enter(calls=1)
+    page.click("Where it is uncertain")
+    until(lambda: page.status().startswith("8 results"), "the results")
     for tab in ("Drawings", "Photographs"):
         page.click(tab, "[role=tab]")
         page.open_advanced()
