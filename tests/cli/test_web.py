@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
+from torch import nn
 
 from bbdm import demo, save_checkpoint
 from bbdm.base.atomic import file_sha256
@@ -171,6 +172,33 @@ def test_where_pictures_differ_is_their_standard_deviation(page: Page, tiny: Pat
     check(20)
     page.open()
     check(20)
+
+
+@pytest.mark.nightly
+@in_browser
+def test_classes_have_menus_and_guidance_a_slider(page: Page, site: Site, picture: Path, tmp_path: Path):
+    unet = tiny_unet(0, condition_channels=3, classes={"style": ("ink", "oil")}, drop={"style": 0.1})
+    for module in unet.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight)
+    save_checkpoint(tmp_path / "told.pt", unet, BRIDGE, image_size=SIZE)
+    export(tmp_path / "told.pt", site.folder / "told", "--steps", "3")
+
+    def wanted(style: str | None, guidance: float | None) -> np.ndarray:
+        return made(site.folder / "told", picture, 7, 1, conditions={"style": style}, guidance=guidance)
+
+    page.open("?model=told&pictures=1&seed=7").give(picture).until("Done")
+    menu, slider = Select(page.by_id("told-style")), page.by_id("told-guidance")
+    assert [each.text for each in menu.options] == ["ink", "oil", "none"]
+    assert abs(page.results - wanted("ink", None)).max() <= 1
+    page.forget()
+    menu.select_by_visible_text("oil")
+    assert abs(page.until("Done").results - wanted("oil", None)).max() <= 1
+    page.forget()
+    slider.send_keys(*[Keys.ARROW_RIGHT] * 4)
+    assert page.until("Done").text("told").endswith("3")
+    assert abs(page.results - wanted("oil", 3)).max() <= 1
+    assert abs(page.results - wanted("oil", None)).max() > 1
 
 
 @pytest.mark.nightly

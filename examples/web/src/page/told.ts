@@ -6,6 +6,7 @@ const MOST = 6; // guidance
 export class ToldFields {
   private readonly menus = new Map<string, HTMLSelectElement>();
   private slider: HTMLInputElement | null = null;
+  private readonly shown = document.createElement("output"); // the slider's value
   private wanted = new URLSearchParams(); // what was asked for before the fields were there
 
   /** @param changed called when a visitor chose something */
@@ -28,6 +29,8 @@ export class ToldFields {
       const slider = document.createElement("input");
       Object.assign(slider, { type: "range", min: "0", max: String(MOST), step: "0.5", value: "1" });
       this.slider = this.labelled("How much it counts: 1, or other numbers in twice the time", "guidance", slider);
+      slider.before(this.shown);
+      slider.addEventListener("input", () => this.show());
     }
     this.root.hidden = !this.menus.size;
     this.read(this.wanted);
@@ -48,12 +51,17 @@ export class ToldFields {
     }
     const guidance = address.get("guidance");
     if (this.slider && guidance !== null && Number.isFinite(Number(guidance))) this.slider.value = guidance;
+    this.show();
   }
 
   /** Adds the choices to an address. */
   write(address: URLSearchParams): void {
     for (const [name, menu] of this.menus) address.set(`class.${name}`, menu.selectedOptions[0]!.text);
     if (this.slider && this.slider.value !== "1") address.set("guidance", this.slider.value);
+  }
+
+  private show(): void {
+    this.shown.textContent = this.slider?.value ?? "";
   }
 
   private labelled<Field extends HTMLElement>(text: string, name: string, field: Field): Field {
