@@ -252,7 +252,7 @@ def add(panel: Panel) -> None:
             with gr.Row():
                 start = gr.Button("Translate", variant="primary", min_width=120)
                 stop = gr.Button("Stop", min_width=80, scale=0)
-                differ = gr.Button("Where it is uncertain", min_width=200, visible=config.max_results > 1)
+                differ = gr.Button("Where it is uncertain", min_width=300, visible=config.max_results > 1)
             with gr.Accordion("Advanced", open=False):
                 solver = gr.Dropdown(
                     [(f"{METHODS[each]} ({each})", each) for each in dict.fromkeys([model.solver, *model.solvers])],

@@ -31,8 +31,9 @@ footer { display: none !important }
 .status ::-webkit-progress-value { background: var(--color-accent); border-radius: .3em }
 .status ::-moz-progress-bar { background: var(--color-accent); border-radius: .3em }
 .gallery .grid-wrap { min-height: 7.5em; max-height: 40em; overflow-y: auto }
-.gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(var(--cell, 180px), 1fr)) !important }
+.gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(var(--cell), 1fr)) !important }
 .gallery .caption-label { font-size: .75em; max-width: 100%; padding: 0 .4em }
+.results { --cell: min(180px, 45%) }
 .examples { --cell: 84px }
 body:not(.dark) [role=tab][aria-selected=true] { color: var(--primary-600) }
 .legend { margin-top: .4em }
