@@ -288,7 +288,7 @@ def add(panel: Panel) -> None:
         )
         for button, function, number in ((start, translated, count), (differ, compared, several))
     ]
-    stop.click(None, cancels=running)  # in one listener with the next, it would come after it
+    stop.click(None, cancels=[*running])  # in one listener with the next, it would come after it
     stop.click(stopped, state, state, queue=False, show_progress="hidden")
     gallery.select(choose, results, slider, queue=False)
 
