@@ -27,8 +27,9 @@ export class ToldFields {
     }
     if (Object.keys(classes).some((name) => name in drop)) {
       const slider = document.createElement("input");
-      Object.assign(slider, { type: "range", min: "0", max: String(MOST), step: "0.5", value: "1" });
-      this.slider = this.labelled("How much it counts (1 is fastest)", "guidance", slider);
+      const title = "Other numbers than 1 take twice the time";
+      Object.assign(slider, { type: "range", min: "0", max: String(MOST), step: "0.5", value: "1", title });
+      this.slider = this.labelled("How much it counts", "guidance", slider);
       slider.before(this.shown);
       slider.addEventListener("input", () => this.show());
     }
