@@ -153,7 +153,7 @@ def test_a_mask_for_a_source_on_the_card(card: Card):
     made, source = sampler("cuda"), SOURCE.to("cuda")
     card.waits.clear()
     made(source, seed=1)
-    checks = ["pictures.images.check: item", "sampling.sources._warn_if_positive: item"]  # of the range of values
+    checks = ["pictures.images.check: item", "sampling.scale.warn_if_positive: item"]  # of the range of values
     assert card.waits == [*checks, CALL[1]]
 
 

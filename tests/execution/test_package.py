@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from bbdm import ABridge, BridgeSampler, UNet, save_checkpoint
@@ -69,14 +70,17 @@ def expected(dtype: torch.dtype) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
-    """package(dtype): a file for two images at a time, of a size off the stride."""
-    folder = tmp_path_factory.mktemp("packages")
+def package() -> Package:
+    """package(dtype): a file for two images at a time, of a size off the stride, written once a session."""
+    folder = Path(os.environ["BBDM_TESTS"]) / "packages"
+    folder.mkdir(exist_ok=True)
 
     @cache
     def save(dtype: torch.dtype) -> Path:
         path = folder / str(dtype)
-        saving(dtype).save_compiled(path, BATCH, (7, 5))
+        with FileLock(folder / f"{dtype}.lock"):
+            if not path.exists():
+                saving(dtype).save_compiled(path, BATCH, (7, 5))
         return path
 
     return save
