@@ -176,33 +176,30 @@ class Modulation:
         A block's columns are the weights and biases of its second norm or, without ``scale_shift``, what is
         added before that norm.
         """
+        return self._side_by_side([layers(emb).to(norm.weight.dtype) for layers, norm in self.blocks])
+
+    @torch.no_grad()
+    def joined(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(M, E) and (M,): :meth:`columns` as weight and bias of one product with the embeddings' SiLU."""
+        outputs: list[torch.Tensor] = []
+        for layers, _ in self.blocks:
+            linear = cast(nn.Linear, layers[1])
+            bias = linear.bias.double()
+            outputs.append(torch.cat([bias[None], linear.weight.double().T + bias]))  # at 0, and at each unit vector
+        at = self._side_by_side(outputs)
+        dtype = self.blocks[0][1].weight.dtype
+        return (at[1:] - at[0]).T.to(dtype).contiguous(), at[0].to(dtype)
+
+    def _side_by_side(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The columns of all blocks, of the outputs of their embedding layers."""
         parts: list[torch.Tensor] = []
-        for layers, norm in self.blocks:
-            columns = layers(emb).to(norm.weight.dtype)
+        for (_, norm), columns in zip(self.blocks, outputs, strict=True):
             if self.scale_shift:
                 scale, shift = columns.chunk(2, dim=1)
                 parts += norm.weight * (1 + scale), norm.bias * (1 + scale) + shift
             else:
                 parts.append(columns)
         return torch.cat(parts, dim=1)
-
-    @torch.no_grad()
-    def joined(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(M, E) and (M,): :meth:`columns` as weight and bias of one product with the embeddings' SiLU."""
-        weights: list[torch.Tensor] = []
-        biases: list[torch.Tensor] = []
-        for layers, norm in self.blocks:
-            linear, scaled = cast(nn.Linear, layers[1]), norm.weight.double()
-            weight, bias = linear.weight.double(), linear.bias.double()
-            if self.scale_shift:
-                (scale, shift), (scale_bias, shift_bias) = weight.chunk(2), bias.chunk(2)
-                moved = norm.bias.double()
-                weight = torch.cat([scaled[:, None] * scale, moved[:, None] * scale + shift])
-                bias = torch.cat([scaled * (1 + scale_bias), moved * (1 + scale_bias) + shift_bias])
-            weights.append(weight)
-            biases.append(bias)
-        dtype = self.blocks[0][1].weight.dtype
-        return torch.cat(weights).to(dtype), torch.cat(biases).to(dtype)
 
 
 class UNet(ConfiguredNetwork, Network):
