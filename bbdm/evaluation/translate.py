@@ -157,7 +157,7 @@ class Translator:
             chosen = self.processes.gather(sampler.dtype)[0]  # with compile, each process chooses one by timing
             sampler = sampler if sampler.dtype == chosen else build(chosen)
             trained = self.checkpoint.pictures
-            sampler._origin = self.checkpoint.origin
+            sampler.origin = self.checkpoint.origin
             sampler.pictures = replace(self.dataset.kind, crop=trained.crop, spacing=trained.spacing)
             if isinstance(self.dataset, ValuedDataset) and self.checkpoint.pictures.crop is None:
                 sampler.image_size = self.checkpoint.image_size  # to warn of pictures of other sizes, which stay

@@ -67,7 +67,7 @@ class BaseSampler(Engine[Array, AnyPlan]):
         self._fixed = True
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if self._fixed and not name.startswith("_") and name not in ("image_size", "pictures"):
+        if self._fixed and not name.startswith("_") and name not in ("image_size", "pictures", "origin"):
             raise AttributeError(f"{name} cannot be set: give solver and steps to a call, or build another sampler")
         super().__setattr__(name, value)
 

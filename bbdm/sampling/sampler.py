@@ -82,7 +82,8 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
 
     Threads may share a sampler. Attributes: ``unet``, ``bridge``, ``codec``, ``device``, ``dtype``, and
     ``image_size``, the side or (height, width) of its training pictures, or None where no checkpoint gives
-    it; ``pictures``, their values. They are fixed, except the last two; solver and steps may change at each
+    it; ``pictures``, their values; ``origin``, the network's file and what it says of its training pairs, or
+    None where it is not known. They are fixed, except the last three; solver and steps may change at each
     call.
 
     Raises:
@@ -91,7 +92,7 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
     """
 
     backend = TENSORS
-    _origin: Origin | None = None
+    origin: Origin | None = None
     _half: torch.dtype | None = None  # of the weights in the file, where it has 16 bits
 
     def __init__(
@@ -220,13 +221,8 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
             compiled=compiled,
         )
         sampler.image_size, sampler.pictures = checkpoint.image_size, checkpoint.pictures
-        sampler._half, sampler._origin = checkpoint.half(ema), checkpoint.origin
+        sampler._half, sampler.origin = checkpoint.half(ema), checkpoint.origin
         return sampler
-
-    @property
-    def origin(self) -> Origin | None:
-        """The file that the network comes from, and what it says of its training pairs; None if not known."""
-        return self._origin
 
     @property
     def defaults(self) -> solvers.Defaults:

@@ -16,7 +16,7 @@ from PIL import Image
 from bbdm.base import demo
 from bbdm.pictures import images
 from bbdm.serving.app_look import COLOURS, CSS, GALLERY, NAMES
-from bbdm.serving.app_model import Model, Result, compare, load, translate
+from bbdm.serving.app_model import Call, Model, Result, compare, load, translate
 from bbdm.serving.app_told import told_fields
 from bbdm.serving.app_visit import (
     MISSING,
@@ -148,8 +148,8 @@ def run(
             gr.Warning(html.escape("; ".join(bad), quote=False))
         seen = {True: 0.0, False: 0.0}  # when the page was last told of a step, and of a call within one
         told = dict(zip(model.further.classes, classes, strict=True))
-        follow = compare if compared else translate
-        for progress in follow(model, sources, solver, int(steps), first_seed, int(count), told, guidance):
+        call = Call(sources, solver, int(steps), first_seed, int(count), told, guidance)
+        for progress in (compare if compared else translate)(model, call):
             done, total, results, first = progress
             if done < total and time.monotonic() - seen[bool(results)] < PREVIEW_SECONDS:
                 continue

@@ -54,6 +54,26 @@ class Source(NamedTuple):
     picture: Image.Image
 
 
+class Call(NamedTuple):
+    """What a visitor asks for."""
+
+    sources: Sequence[Source]
+    solver: str
+    steps: int
+    seed: int | None  # of the first result; None draws one
+    results: int  # of each source
+    told: Mapping[str, str | int | None] = {}  # classes; what is missing and may be is left out
+    guidance: float = 1.0
+
+    def settings(self, model: Model) -> dict[str, Any]:
+        """The arguments of a call of the sampler besides the sources and seeds."""
+        settings: dict[str, Any] = {"solver": self.solver, "steps": self.steps}
+        if model.further.kinds:
+            settings["conditions"] = dict.fromkeys(model.further.drop) | {**self.told}
+            settings["guidance"] = None if self.guidance == 1 else self.guidance
+        return settings
+
+
 class Result(NamedTuple):
     """A translated picture, a preview of one, or a map of several."""
 
@@ -143,27 +163,16 @@ def _opened(path: Path) -> Image.Image:
         raise ValueError(f"{path.name} is no longer there: upload it again") from error
 
 
-def translate(
-    model: Model,
-    sources: Sequence[Source],
-    solver: str,
-    steps: int,
-    seed: int | None,
-    count: int,
-    classes: Mapping[str, str | int | None] | None = None,
-    guidance: float = 1.0,
-) -> Iterator[Progress]:
-    """Translate each source ``count`` times, one source after the other, and report after each network call.
+def translate(model: Model, call: Call) -> Iterator[Progress]:
+    """Translate each source, one after the other, and report after each network call.
 
-    The network is told ``classes``, and nothing else that may be left out.
-
-    Result i of all has the seed ``seed + i``; None draws one. The last report has the results that a call of
-    the sampler gives. Results by windows are made one after the other, since they may be large.
+    Result i of all has the call's seed + i. The last report has the results that a call of the sampler gives.
+    Results by windows are made one after the other, since they may be large.
     """
-    settings = _settings(model, solver, steps, classes, guidance)
-    seeds = resolve_seeds(seed, len(sources) * count)
+    settings, count = call.settings(model), call.results
+    seeds = resolve_seeds(call.seed, len(call.sources) * count)
     groups: list[tuple[Source, list[int]]] = []
-    for i, source in enumerate(sources):
+    for i, source in enumerate(call.sources):
         own, each = seeds[i * count : (i + 1) * count], 1 if model.windowed(source.picture) else count
         groups += [(source, own[start : start + each]) for start in range(0, count, each)]
     finished: list[Result] = []
@@ -177,22 +186,14 @@ def translate(
         before, finished = done, finished + results
 
 
-def compare(
-    model: Model,
-    sources: Sequence[Source],
-    solver: str,
-    steps: int,
-    seed: int | None,
-    count: int,
-    classes: Mapping[str, str | int | None] | None = None,
-    guidance: float = 1.0,
-) -> Iterator[Progress]:
-    """Translate each source ``count`` times as :func:`translate` does, and compare the results.
+def compare(model: Model, call: Call) -> Iterator[Progress]:
+    """Translate each source as :func:`translate` does, and compare its results.
 
     The last report has for each source the mean of its results, their standard deviation, and the results, of
     the seeds of :meth:`bbdm.BridgeSampler.distribution`.
     """
-    settings = _settings(model, solver, steps, classes, guidance) | model.windows
+    settings = call.settings(model) | model.windows
+    sources, count = call.sources, call.results
     pictures = [source.picture for source in sources]
 
     def work(put: Callable[..., None]) -> None:
@@ -200,7 +201,7 @@ def compare(
             if done < total:
                 put(Progress(done, total, [], 0))
 
-        found = model.sampler.distribution(pictures, count, seed, progress=report, **settings)
+        found = model.sampler.distribution(pictures, count, call.seed, progress=report, **settings)
         made: list[Result] = []
         for source, seeds, mean, std, *results in zip(
             sources, found.seeds, found.mean, found.std, *found.samples, strict=True
@@ -210,17 +211,6 @@ def compare(
         put(Progress(count, count, made, 0))
 
     yield from _followed(work)
-
-
-def _settings(
-    model: Model, solver: str, steps: int, classes: Mapping[str, str | int | None] | None, guidance: float
-) -> dict[str, Any]:
-    """The arguments of a call of the sampler."""
-    settings: dict[str, Any] = {"solver": solver, "steps": steps}
-    if model.further.kinds:
-        settings["conditions"] = dict.fromkeys(model.further.drop) | {**(classes or {})}
-        settings["guidance"] = None if guidance == 1 else guidance
-    return settings
 
 
 def _calls(

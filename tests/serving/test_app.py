@@ -18,7 +18,7 @@ from bbdm.pictures.images import to_array
 from bbdm.pictures.kind import PictureKind
 from bbdm.runtime import OnnxBridgeSampler
 from bbdm.serving import app, app_visit
-from bbdm.serving.app_model import Model, Progress, Source, compare, read, translate
+from bbdm.serving.app_model import Call, Model, Progress, Source, compare, read, translate
 from bbdm.serving.config import AppConfig
 from tests.cli.pages import EXPORT, model_file, noise, same
 from tests.conftest import ROOT, tiny_unet
@@ -45,14 +45,14 @@ def sampler(file: Path) -> BridgeSampler:
     return BridgeSampler.from_checkpoint(file)
 
 
-def last(*arguments: Any) -> Progress:
-    return list(translate(*arguments))[-1]
+def last(model: Model, *asked: Any) -> Progress:
+    return list(translate(model, Call(*asked)))[-1]
 
 
 @pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "fast", "posterior", "ddim", "consistency"])
 def test_the_last_preview_is_what_the_sampler_returns(solver: str, model: Model, sampler: BridgeSampler):
     sources = [Source("a", noise(0)), Source("b", noise(1, 24, 8))]
-    progress = list(translate(model, sources, solver, 3, 5, 2))
+    progress = list(translate(model, Call(sources, solver, 3, 5, 2)))
     assert [each.done for each in progress] == [1, 2, 3, 4, 5, 6]
     assert {each.total for each in progress} == {6}
     assert [len(each.results) for each in progress] == [2, 2, 2, 4, 4, 4]
@@ -67,7 +67,7 @@ def test_the_last_preview_is_what_the_sampler_returns(solver: str, model: Model,
 def test_results_are_compared_by_their_mean_and_standard_deviation(model: Model, sampler: BridgeSampler):
     """Of two sources, in turns; against NumPy's of the results, rounded to levels of 255."""
     sources = [Source("a", noise(0)), Source("b", noise(1, 24, 8))]
-    progress = list(compare(model, sources, "sde-dpm2m", 3, 5, 4))
+    progress = list(compare(model, Call(sources, "sde-dpm2m", 3, 5, 4)))
     assert [(each.done, each.total) for each in progress[:-1]] == [(i + 1, 6) for i in range(5)]
     assert not any(each.results for each in progress[:-1])
     made = progress[-1].results
@@ -120,7 +120,7 @@ def test_a_larger_picture_by_windows(exported: bool, file: Path, sampler: Bridge
     model = app.load(config)
     source = read(str(tmp_path / "large.png"), model, model.max_pixels)
     assert source.picture.size == (72, 40)
-    progress = list(translate(model, [source], "sde-dpm2m", 3, 5, 2))
+    progress = list(translate(model, Call([source], "sde-dpm2m", 3, 5, 2)))
     assert [(each.done, each.total) for each in progress] == [(i + 1, 12) for i in range(12)]
     assert [len(each.results) for each in progress] == [0, 1, 0, 1, 0, 1, 0, 2, 0, 2, 0, 2]
     assert [each.first for each in progress] == [0] * 6 + [1] * 6
@@ -160,7 +160,7 @@ def test_a_network_trained_on_crops_is_called_on_windows(tmp_path: Path):
 
 @pytest.mark.parametrize("follow", [translate, compare])
 def test_a_translation_that_nobody_waits_for_ends(follow: Any, model: Model):
-    progress: Any = follow(model, [Source("a", noise(0))], "ancestral", 100, 0, 2)
+    progress: Any = follow(model, Call([Source("a", noise(0))], "ancestral", 100, 0, 2))
     before = set(threading.enumerate())
     next(progress)
     (thread,) = set(threading.enumerate()) - before
