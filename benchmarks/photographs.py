@@ -4,6 +4,8 @@ Each photograph of FOLDER is made at most 768 pixels long, damaged, and restored
 samples, and by others. PSNR and SSIM are of whole pictures in colour, energy scores (see
 bbdm/evaluation/distributions.py) the mean over squares of 64 x 64. Differences to the damaged picture are
 paired. OUT.json is written after each photograph, and an interrupted command resumes from it.
+
+``--figure`` shows the middles of the photographs: damaged, by each method, and clean, a row for each.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from bbdm.pictures import images
 
 LONGEST = 768
 SQUARE = 64
+SHOWN = 160  # pixels of a side of what a figure shows
 DAMAGES = ["jpeg:10", "jpeg:20", "jpeg:40", "photo", "sr4"]
 Restore = Callable[[Tensor, int], Tensor]  # (1, 3, H, W) in [-1, 1] and a seed
 
@@ -119,6 +122,22 @@ def table(done: dict[str, dict[str, dict[str, float]]], damage: str) -> str:
     return "\n".join(lines)
 
 
+def middle(image: Tensor) -> Image.Image:
+    """The middle of a (3, H, W) image, as a picture."""
+    top, left = (max(0, side - SHOWN) // 2 for side in image.shape[1:])
+    return images.to_pil(image[:, top : top + SHOWN, left : left + SHOWN])
+
+
+def figure(chosen: list[tuple[str, Image.Image]], restored_by: dict[str, Restore], damage: str) -> Image.Image:
+    """Middles of photographs, a row for each: by each method, the first of which does nothing, and clean."""
+    degradation, rows = Degradation.read(damage), list[list[Image.Image]]()
+    for name, photograph in chosen:
+        source = images.from_pil(degradation(photograph, name))[None]
+        made = [restore(source, 0)[0] for restore in restored_by.values()]
+        rows.append([*map(middle, made), middle(images.from_pil(photograph))])
+    return images.grid(rows)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = scripts.Parser(__doc__)
     parser.add_argument("folder", type=Path)
@@ -129,6 +148,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=[2, 5])
     parser.add_argument("--seeds", type=int, default=2, help="results of samples")
     parser.add_argument("--most", type=int, help="photographs")
+    parser.add_argument("--figure", type=Path, help="a picture of the middles of all, by the first degradation")
     args = parser.parse_args(argv)
     done = json.loads(args.output.read_text()) if args.output.exists() else {}
     chosen = list(photographs(args.folder).items())[: args.most]
@@ -144,6 +164,8 @@ def main(argv: list[str] | None = None) -> None:
                     run[method] = scores(restore, source, target, args.seeds if "dpm" in method else 1)
             write_atomically(args.output, lambda temporary: temporary.write_text(json.dumps(done)))
         print(table(done, damage), flush=True)
+    if args.figure is not None:
+        figure(chosen, restored_by, args.damages[0]).save(args.figure)
 
 
 if __name__ == "__main__":

@@ -56,9 +56,12 @@ def test_it_prints_a_table_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFix
     words += ["--damages", "jpeg:10", "--steps", "1", "--seeds", "1", "--regression", str(tmp_path / "c.pt")]
     photographs.main([*words, "--most", "1"])
     first = json.loads((tmp_path / "out.json").read_text())["jpeg:10|a"]
-    photographs.main(words)
+    photographs.main([*words, "--figure", str(tmp_path / "figure.png")])
     done = json.loads((tmp_path / "out.json").read_text())
     assert done["jpeg:10|a"] == first
     rows = capsys.readouterr().out.splitlines()
     names = ["damaged", "mean", "sde-dpm2m 1", "L1 regression", *["non-local means"] * photographs.has_opencv()]
     assert [row.split("|")[1].strip() for row in rows[-len(names) :]] == names
+    shown = Image.open(tmp_path / "figure.png")
+    assert shown.size == ((len(names) + 1) * 132 + 2, 2 * 98 + 2)  # all of 130 x 96, 2 pixels apart
+    assert shown.crop((shown.width - 132, 2, shown.width - 2, 98)).tobytes() == NOISE.tobytes()
