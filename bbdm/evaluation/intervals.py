@@ -140,7 +140,7 @@ class Intervals:
         if unknown := windows.keys() - CALL:
             raise ValueError(f"calibrate takes {', '.join(sorted(CALL))}, got {', '.join(sorted(unknown))}")
         examples = as_examples(pairs)
-        check_unseen(examples, getattr(sampler, "origin", None))
+        check_unseen(examples, sampler.origin)
         units = units_of(examples)
         fitted = len(range(0, len(units), FITTED)) if groups > 1 else 0
         if len(units) - fitted < (least := risk.needed(alpha, delta, bound)):

@@ -35,13 +35,14 @@ from bbdm.solvers import StepTable
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from bbdm.files.content import Origin
     from bbdm.sampling.call import CallSettings
 
 
 class BaseSampler(Engine[Array, AnyPlan]):
     """A sampler that calls a network on batches of ``Array``; a subclass says what that is and runs a batch.
 
-    Public attributes cannot be set, except ``image_size`` and ``pictures``.
+    Public attributes cannot be set, except ``image_size``, ``pictures`` and ``origin``.
 
     Args:
         solver: the solver of calls that give none.
@@ -52,6 +53,7 @@ class BaseSampler(Engine[Array, AnyPlan]):
 
     image_size: images.Size | None = None  # of training pictures
     pictures: PictureKind = EIGHT_BIT_PICTURES
+    origin: Origin | None = None  # of the network's weights; None where they came from no checkpoint
     _fixed = False  # whether public attributes refuse to be set
 
     def __init__(

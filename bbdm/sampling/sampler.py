@@ -25,7 +25,6 @@ from bbdm.execution.loop import Loop, state_dtype
 from bbdm.execution.package import PackagedNetwork, choose_dtype, save_package
 from bbdm.files import pretrained
 from bbdm.files.checkpoint import load_checkpoint
-from bbdm.files.content import Origin
 from bbdm.files.hub import find_checkpoint
 from bbdm.networks.base import Network, Wrapped, check_network, placed
 from bbdm.pictures import images
@@ -92,7 +91,6 @@ class BridgeSampler(BaseSampler[torch.Tensor, TorchSolverPlan]):
     """
 
     backend = TENSORS
-    origin: Origin | None = None
     _half: torch.dtype | None = None  # of the weights in the file, where it has 16 bits
 
     def __init__(
