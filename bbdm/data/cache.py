@@ -99,9 +99,9 @@ class TensorCache(Examples):
         """The data set's."""
         return self.dataset.digest()
 
-    def names_digest(self) -> str:
+    def names_digest(self, told: bool = True) -> str:
         """The data set's."""
-        return self.dataset.names_digest()
+        return self.dataset.names_digest(told)
 
     @property
     def spacing(self) -> tuple[float, ...] | None:

@@ -91,8 +91,11 @@ class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
         """SHA-256 of all that decides the examples."""
 
     @abstractmethod
-    def names_digest(self) -> str:
-        """SHA-256 of what names the examples, which stays the same when a run resumes."""
+    def names_digest(self, told: bool = True) -> str:
+        """SHA-256 of what names the examples, which stays the same when a run resumes.
+
+        ``told`` includes what they are told besides the source.
+        """
 
     def description(self) -> dict[str, Any]:
         """What decides the examples, for manifests: the digest, and what else there is."""
@@ -213,9 +216,10 @@ class PairExamples(Examples):
         found = self.pairs.digest("" if self.degradation is None else f"{self.degradation}\n")
         return self.told.digest(self.pairs, found)
 
-    def names_digest(self) -> str:
-        """SHA-256 of all names, or for shards and tables, of what names them; and of conditions' names."""
-        return hashlib.sha256((self.pairs.names + self.told.names(self.pairs)).encode()).hexdigest()
+    def names_digest(self, told: bool = True) -> str:
+        """SHA-256 of all names, or of what names shards and tables; ``told``, of conditions' names too."""
+        names = self.pairs.names + (self.told.names(self.pairs) if told else "")
+        return hashlib.sha256(names.encode()).hexdigest()
 
 
 def stacked(values: Sequence[torch.Tensor]) -> torch.Tensor:

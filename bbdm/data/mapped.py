@@ -125,16 +125,19 @@ class MappedDataset(Examples):
             )
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
 
-    def names_digest(self) -> str:
-        """The data set's ``digest()``, else SHA-256 of its length and of the bytes of some items."""
+    def names_digest(self, told: bool = True) -> str:
+        """The data set's ``digest()``, else SHA-256 of its length and of the bytes of some items.
+
+        ``told`` includes their conditions.
+        """
         own = getattr(self.dataset, "digest", None)
         if callable(own):
             return str(own())
         digest = hashlib.sha256(str(len(self)).encode())
         for index in sorted({round(i * (len(self) - 1) / (LOOKED_AT - 1)) for i in range(LOOKED_AT)}):
             example = self.read(index)
-            told = [example.conditions[name] for name in sorted(example.conditions)]
-            for tensor in (example.source, example.target, *(each for each in told if each.ndim in (0, 2))):
+            others = [example.conditions[name] for name in sorted(example.conditions) if told]
+            for tensor in (example.source, example.target, *(each for each in others if each.ndim in (0, 2))):
                 digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()
 

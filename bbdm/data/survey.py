@@ -44,6 +44,8 @@ def survey(dataset: PairExamples, whole: bool = False, kept: Path | None = None,
     """
     about = {"files": "" if kept is None else digest_of(dataset), "whole": whole}
     if kept is not None:
+        about["pairs"] = digest_of(dataset, told=False)
+    if kept is not None:
         with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is made again
             content = json.loads(kept.read_text())
             if {name: content[name] for name in about} == about:
@@ -103,12 +105,12 @@ def _look(dataset: PairExamples, place: int, whole: bool) -> tuple[str, list[flo
     return "", [width / height for width, height in sides]
 
 
-def digest_of(dataset: PairExamples) -> str:
-    """SHA-256 of the names, sizes and times of all files."""
-    told = dataset.told.names(dataset.pairs)
-    digest = hashlib.sha256(f"{dataset.channels}{dataset.settings}{told}\n".encode())
+def digest_of(dataset: PairExamples, told: bool = True) -> str:
+    """SHA-256 of the names, sizes and times of all files; ``told``, of those of conditions too."""
+    names = dataset.told.names(dataset.pairs) if told else ""
+    digest = hashlib.sha256(f"{dataset.channels}{dataset.settings}{names}\n".encode())
     for pair in dataset.pairs:
-        for path in (*pair.files, *pair.told_files):
+        for path in (*pair.files, *(pair.told_files if told else ())):
             about = path.stat()
             digest.update(f"{path} {about.st_size} {about.st_mtime_ns}\n".encode())
     return digest.hexdigest()

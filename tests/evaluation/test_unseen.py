@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from bbdm import BridgeSampler, Intervals
+from bbdm import BridgeSampler, Intervals, load_checkpoint
+from bbdm.data.config import PicturesConfig
+from bbdm.data.pairs import load_dataset
 from bbdm.data.survey import survey
-from bbdm.evaluation.unseen import SeenPairsError
-from tests.conftest import MakePairs, MakeTrainer, newest
+from bbdm.evaluation.unseen import SeenPairsError, check_unseen
+from tests.conftest import SIZE, MakePairs, MakeTrainer, newest, tiny_unet
 
 
 def calibrate(file: Path, pairs: Any) -> Intervals:
@@ -55,6 +57,34 @@ def test_files_that_the_command_looked_at_are_refused_by_their_digest(
     with pytest.raises(SeenPairsError, match=r"these 4 pairs were in training, by .*w.run/pictures_train.json"):
         calibrate(tmp_path / "w.pt", trained)
     assert calibrate(tmp_path / "w.pt", others).pairs == 4
+
+
+def test_pairs_are_known_whatever_they_are_told(make_trainer: MakeTrainer, make_pairs: MakePairs, tmp_path: Path):
+    """Training was told a class of each pair; the pairs that are to calibrate have none, or one for all."""
+    make_pairs(tmp_path / "c", 4)
+    (tmp_path / "labels.csv").write_text("name,class\n0,a\n1,b\n2,a\n3,b\n")
+    places = f"{tmp_path}/c/A,{tmp_path}/c/B"
+    labels = PicturesConfig(classes={"style": f"{tmp_path}/labels.csv"})
+    trained = load_dataset("paired", places, image_size=SIZE, pictures=labels)
+    trainer = make_trainer(unet=tiny_unet(classes={"style": ("a", "b")}), train=trained, epochs=1)
+    trainer.fit()
+    file = newest(trainer)
+    origin, known = load_checkpoint(file).origin, trained.further
+    others = [PicturesConfig(classes={"style": "a"}), labels]
+    for told in others:
+        pairs = load_dataset("paired", places, image_size=SIZE, pictures=told, known=known)
+        with pytest.raises(SeenPairsError, match="these 4 pairs were in training, by their names"):
+            check_unseen(pairs, origin)
+    survey(trained, kept=tmp_path / "w.run" / "pictures_train.json")
+    trainer.save(tmp_path / "w.pt")
+    for told in others:
+        pairs = load_dataset("paired", places, image_size=SIZE, pictures=told, known=known)
+        with pytest.raises(SeenPairsError, match=r"by .*w.run/pictures_train.json"):
+            check_unseen(pairs, load_checkpoint(tmp_path / "w.pt").origin)
+    content = torch.load(file, weights_only=True)
+    del content["training"]["pairs"]["names_alone"]  # as older files are
+    torch.save(content, file)
+    make_trainer(unet=tiny_unet(classes={"style": ("a", "b")}), train=trained, epochs=2).resume(file)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"pairs": 3}', '{"pairs": {"number": 4}}', "\udcff"])
