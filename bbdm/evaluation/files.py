@@ -33,7 +33,6 @@ from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite, holds
 
 SCALED = Values(-1, 1, dtype="float32")  # of sources that are scaled already
-LOSSY = ("", ".png", ".jpg", ".jpeg", ".webp", ".bmp")  # suffixes of sources whose results are PNG where that holds
 SHOWN = 512  # pixels of the longest side in a grid
 Array = npt.NDArray[Any]
 Compared = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
@@ -262,7 +261,8 @@ class Valued(Files):
             path = entry.target
         if path is not None and path.is_dir():
             return ".nii.gz"
-        return suffix_of_result("" if path is None else formats.suffix_of(path), self.channels, self.kind.target)
+        suffix = "" if path is None else formats.suffix_of(path)
+        return formats.suffix_of_result(suffix, self.channels, self.kind.target)
 
     def source(self, index: int) -> Source:
         """The whole picture; pixels without a value have the lowest of the range."""
@@ -339,13 +339,6 @@ class Valued(Files):
         image = images.preview(values.scaled(np.nan_to_num(array), axes=array.ndim - 1))
         image.thumbnail((SHOWN, SHOWN))
         return image
-
-
-def suffix_of_result(source: str, channels: int, values: Values) -> str:
-    """A source's suffix where its format holds a result of some channels and values; else PNG's or TIFF's."""
-    if source in LOSSY:
-        return ".png" if channels in (1, 3) and values.dtype in ("uint8", "uint16") else ".tif"
-    return source
 
 
 def files_of(dataset: Any, masks: Path | None, split: str, channels: int) -> Files:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from bbdm.base import scripts
 from bbdm.base.atomic import check_folder, write_atomically
@@ -16,7 +17,9 @@ from bbdm.base.seeds import resolve_seeds
 from bbdm.base.settings import add_flags, from_values
 from bbdm.files.bridge_json import conditions_of
 from bbdm.networks.conditions import ConditionsConfig
-from bbdm.pictures import images
+from bbdm.pictures import formats, images
+from bbdm.pictures.kind import EIGHT_BIT_PICTURES
+from bbdm.pictures.picture import Picture
 from bbdm.sampling.network_config import GuidanceConfig, WindowConfig
 
 with scripts.imports():
@@ -40,6 +43,14 @@ def read_told(words: Sequence[str], further: ConditionsConfig) -> dict[str, Any]
             array = np.load(value)
             made[name] = array if kind == "tokens" else array[None]
     return made
+
+
+def _write(path: Path, picture: Picture | Image.Image) -> None:
+    """Write a result, whole or not at all."""
+    if isinstance(picture, Image.Image):
+        write_atomically(path, lambda temporary: picture.save(temporary, "png"))
+    else:
+        picture.save(path)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -74,21 +85,24 @@ def main(argv: list[str] | None = None) -> None:
     config = from_values(WindowConfig, vars(args))
     check_folder(args.output)
     providers = None if args.provider is None else [args.provider]
-    results = [args.output / f"{path.stem}.png" for path in args.pictures]
-    sources = {path.resolve() for path in args.pictures}
-    for path in results:
-        if path.resolve() in sources:
-            raise ValueError(f"{path} would replace a source: give another output folder")
-    for path, count in Counter(results).items():
-        if count > 1:
-            raise ValueError(f"{count} of the pictures have the name {path.stem}, and so would their results")
     for path in args.pictures:
         if path.is_dir():
             raise ValueError(f"{path} is a folder: give pictures, such as {path}/*.png")
-        images.open_size(path)  # whether it is a picture, before any is translated
+    for stem, count in Counter(map(formats.stem_of, args.pictures)).items():
+        if count > 1:
+            raise ValueError(f"{count} of the pictures have the name {stem}, and so would their results")
     sampler = OnnxBridgeSampler.from_pretrained(
         args.folder, providers=providers, threads=args.threads, solver=args.solver, steps=args.steps
     )
+    kind, channels = sampler.pictures, sampler.settings["image_channels"]
+    eight_bit = kind == EIGHT_BIT_PICTURES
+    results: list[Path] = []
+    for path in args.pictures:
+        _ = images.open_size(path) if eight_bit else formats.open(path)  # before any is translated
+        suffix = ".png" if eight_bit else formats.suffix_of_result(formats.suffix_of(path), channels, kind.target)
+        results.append(args.output / f"{formats.stem_of(path)}{suffix}")
+        if results[-1].resolve() in {source.resolve() for source in args.pictures}:
+            raise ValueError(f"{results[-1]} would replace a source: give another output folder")
     told = read_told(args.condition, conditions_of(sampler.settings))
     seeds = resolve_seeds(args.seed, len(results))
     guided = from_values(GuidanceConfig, vars(args)).guides
@@ -99,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         batch = slice(start, start + count)
         made = sampler(args.pictures[batch], seeds[batch], progress=sys.stderr.isatty(), **settings)
         for path, picture in zip(results[batch], made, strict=True):
-            write_atomically(path, lambda temporary, picture=picture: picture.save(temporary, "png"))
+            _write(path, picture)
     print(f"{len(results)} results in {args.output}, seeds {seeds[0]} to {seeds[-1]}")
 
 

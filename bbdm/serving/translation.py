@@ -25,7 +25,6 @@ from bbdm.base.places import Place
 from bbdm.base.scripts import StoppedError
 from bbdm.base.seeds import seed_of
 from bbdm.data.survey import BadPicturesError
-from bbdm.evaluation.files import suffix_of_result
 from bbdm.evaluation.results import Record, description
 from bbdm.files.hub import find_checkpoint
 from bbdm.pictures import formats, images
@@ -126,7 +125,7 @@ def _translate_one(config: ClusterConfig, sampler: BridgeSampler, sha256: str, p
     task = PictureTask(config, sha256, path.resolve(), seed_of(name, config.seed))
     source, bands = task.opened(sampler)
     target = sampler.pictures.target
-    file = name + suffix_of_result(formats.suffix_of(path), sampler.unet.channels, target)
+    file = name + formats.suffix_of_result(formats.suffix_of(path), sampler.unet.channels, target)
     record = Record(config.results, _settings(config, sampler, sha256, "keep"), [file], config.overwrite)
     if not record.existing:
         path = Path(results.path(file))

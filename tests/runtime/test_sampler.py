@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 
 from bbdm import BridgeSampler
+from bbdm.pictures.kind import PictureKind
+from bbdm.pictures.values import Values
 from bbdm.runtime.__main__ import main
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from tests.conftest import ROOT, noise
@@ -247,6 +249,28 @@ def test_providers(folder: Path, sampler: OnnxBridgeSampler):
             OnnxBridgeSampler(folder, threads=threads)  # pyright: ignore[reportArgumentType]
     one = OnnxBridgeSampler(folder, [("CPUExecutionProvider", {})], threads=1)
     np.testing.assert_allclose(one(SOURCE, seed=0), sampler(SOURCE, seed=0), rtol=0, atol=1e-5)
+
+
+def test_command_line_with_values(folder: Path, reference: BridgeSampler, tmp_path: Path):
+    """Results are files of the sources' kinds, in the target's values and type, those of PyTorch."""
+    copy, source = copy_of(folder, tmp_path), tmp_path / "a.npy"
+    low, high = -1024, 3071
+    values = PictureKind(source=Values(0, 4095, dtype="uint16"), target=Values(low, high, dtype="int16"))
+    edit(copy, **values.config())
+    levels = np.random.default_rng(0).integers(0, 4096, (3, 16, 12), dtype=np.uint16)
+    np.save(source, levels)
+    main([str(copy), str(source), "-o", str(tmp_path / "out"), "--seed", "4"])
+    (file,) = (tmp_path / "out").iterdir()
+    scaled = torch.from_numpy(levels / 4095 * 2 - 1).float()
+    wanted = ((reference(scaled[None], seed=4)[0].clamp(-1, 1) + 1) / 2 * (high - low) + low).numpy()
+    assert (file.name, np.load(file).dtype) == ("a.npy", np.int16)
+    assert np.abs(np.load(file) - wanted).max() < 1.5
+    with pytest.raises(ValueError, match=r"a.npy would replace a source"):
+        main([str(copy), str(source), "-o", str(tmp_path)])
+    (tmp_path / "b.npy").write_bytes(b"no array")
+    with pytest.raises(ValueError, match=r"cannot read the picture .*b.npy"):
+        main([str(copy), str(source), str(tmp_path / "b.npy"), "-o", str(tmp_path / "none")])
+    assert not (tmp_path / "none").exists()
 
 
 def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -14,6 +14,7 @@ from bbdm.base.atomic import write_named_atomically
 from bbdm.pictures.formats import common, tags
 from bbdm.pictures.images import UnknownFormatError
 from bbdm.pictures.lazy import Geometry, LazyPicture, LoadedPicture
+from bbdm.pictures.values import Values
 
 SUFFIXES = {  # the module of each, the longest suffix first; that of a TIFF is chosen by its header
     ".nii.gz": "medical",
@@ -31,6 +32,7 @@ SUFFIXES = {  # the module of each, the longest suffix first; that of a TIFF is 
     ".png": "pillow",
     ".tif": "tiff",
 }
+LOSSY = ("", ".png", ".jpg", ".jpeg", ".webp", ".bmp")  # suffixes of sources whose results are PNG where that holds
 BY_ROWS = (".npy", ".png", ".tif", ".tiff")  # suffixes of pictures that are written by rows
 LOOKED_AT = 8  # files of a folder, to see whether it is one of DICOM
 
@@ -39,6 +41,13 @@ def suffix_of(path: str | Path) -> str:
     """The longest suffix of those that are read, in lower case, or "" where the name has none."""
     name = Path(path).name.lower()
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+
+
+def suffix_of_result(source: str, channels: int, values: Values) -> str:
+    """A source's suffix where its format holds a result of some channels and values; else PNG's or TIFF's."""
+    if source in LOSSY:
+        return ".png" if channels in (1, 3) and values.dtype in ("uint8", "uint16") else ".tif"
+    return source
 
 
 def stem_of(path: Path) -> str:
