@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from bbdm.base import scripts
-from bbdm.base.atomic import check_folder
+from bbdm.base import manifest, scripts
+from bbdm.base.atomic import check_folder, file_sha256
 from bbdm.base.memory import free_memory, shown
 from bbdm.base.seeds import seed_of
 from bbdm.data.collection import Pair
@@ -19,6 +19,7 @@ from bbdm.data.reading import Reader
 from bbdm.evaluation.config import RestoreConfig
 from bbdm.evaluation.large import translate_by_parts
 from bbdm.evaluation.photographs import Photograph
+from bbdm.evaluation.results import SETTINGS, ResultsError
 from bbdm.execution.device import best_dtype, find_device
 from bbdm.files.hub import find_checkpoint
 from bbdm.networks.windows import Windowing
@@ -73,9 +74,13 @@ class Restorer:
 
         Raises:
             DiskFullError: the disk is full.
-            ValueError: two photographs would have one result, or one would replace a photograph.
+            FileNotFoundError: there is no such network.
+            ResultsError: a result of other settings is there, by the record that is kept beside results.
+            ValueError: two results have one name, or a photograph's name; or a folder has no picture.
         """
-        for photograph, results in self._plan().items():
+        planned = self._plan()
+        self._record(planned)
+        for photograph, results in planned.items():
             kept = [] if self.config.overwrite else [path for path in results if path.exists()]
             missing = {path: number for number, path in enumerate(results) if path not in kept}
             try:
@@ -102,6 +107,27 @@ class Restorer:
                 if result.resolve() in originals:
                     raise ValueError(f"the result of {photograph} would replace {result}: give another output_dir")
         return planned
+
+    def _record(self, planned: dict[Path, list[Path]]) -> None:
+        """Write what makes each result; those without a record, of an earlier version, stay without one."""
+        config, file = self.config, self.config.output_dir / SETTINGS
+        made: dict[str, Any] = {}
+        if file.exists():
+            with manifest.reading(file, "give another output_dir, or delete it") as content:
+                made.update(content)
+        about = {"weights": file_sha256(find_checkpoint(config.model)), "mean": config.mean, "steps": config.steps}
+        about |= {"dtype": config.dtype, **config.described_windows}
+        for photograph, results in planned.items():
+            for number, path in enumerate(results):
+                seed = None if config.mean else config.seed + number
+                now = manifest.as_json({"photograph": photograph.name, "seed": seed, **about})
+                if config.overwrite:
+                    path.unlink(missing_ok=True)
+                before = made.get(path.name) if path.exists() else now
+                if before and (differing := manifest.differences(before, now)):
+                    raise ResultsError(f"{path} is a result of other settings ({differing})")
+                made |= {path.name: now} if before else {}
+        manifest.write(file, made)
 
     def _restore(self, path: Path, results: dict[Path, int]) -> None:
         """Write results, each with a number, of a photograph."""
@@ -137,6 +163,9 @@ def _files(given: Iterable[Path]) -> Iterator[Path]:
     """Files, and the pictures of folders."""
     for path in given:
         if path.is_dir():
-            yield from sorted(each for each in formats.pictures_in(path) if formats.is_picture(each))
+            found = sorted(each for each in formats.pictures_in(path) if formats.is_picture(each))
+            if not found:
+                raise ValueError(f"there is no picture in {path}; suffixes are {', '.join(sorted(formats.SUFFIXES))}")
+            yield from found
         else:
             yield path

@@ -14,6 +14,7 @@ from bbdm import BridgeSampler, BrownianBridge, UNet, cli, save_checkpoint
 from bbdm.base.scripts import StoppedError
 from bbdm.base.seeds import seed_of
 from bbdm.cli import restore
+from bbdm.evaluation.results import ResultsError
 from bbdm.pictures import formats
 from bbdm.pictures.kind import PictureKind
 
@@ -130,7 +131,7 @@ def test_a_bad_file_is_named_and_the_others_are_done(place: Path, capsys: pytest
     with pytest.raises(StoppedError, match="2 photographs were not restored") as stopped:
         run("photos", "gone.png")
     assert stopped.value.status == 1
-    assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "c.png"]
+    assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "c.png", "settings.json"]
     errors = capsys.readouterr().err
     assert "photos/b.png" in errors
     assert "there is no picture gone.png" in errors
@@ -140,11 +141,43 @@ def test_results_that_are_there_stay_unless_asked(place: Path, capsys: pytest.Ca
     Image.fromarray(picture()).save("a.bmp")
     run("a.bmp")
     first = made()
-    run("a.bmp", "--seed", "5")
+    run("a.bmp")
     assert "out/a.png was there: --overwrite makes it again" in capsys.readouterr().out
-    assert np.array_equal(made(), first)
     run("a.bmp", "--seed", "5", "--overwrite")
     assert not np.array_equal(made(), first)
+
+
+def test_results_of_other_settings_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(picture()).save("a.bmp")
+    Image.fromarray(picture()).save("b.bmp")
+    run("a.bmp")
+    first = made()
+    with pytest.raises(ResultsError, match=r"^out/a.png is a result of other settings \(seed 0, now 5\)$"):
+        run("b.bmp", "a.bmp", "--seed", "5")
+    with pytest.raises(SystemExit, match=r"\(seed 0, now None, mean False, now True.*\); give another folder for"):
+        cli.run("restore", ["a.bmp", "-o", "out", "--model", "c.pt", "--mean"])
+    assert np.array_equal(made(), first)
+    run("b.bmp", "--mean")  # another picture's
+    run("a.bmp", "--mean", "--overwrite")
+    run("a.bmp", "b.bmp", "--mean")
+    assert capsys.readouterr().out.count("was there") == 2
+
+
+def test_results_without_a_record_are_kept(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of earlier versions, also in a folder that has a record."""
+    Image.fromarray(picture()).save("a.bmp")
+    run("a.bmp")
+    Path("out/settings.json").unlink()
+    for seed in "56":
+        run("a.bmp", "--seed", seed)
+        assert "out/a.png was there" in capsys.readouterr().out
+
+
+def test_a_folder_without_pictures_is_an_error(place: Path) -> None:
+    Path("empty").mkdir()
+    Path("empty/a.gif").touch()
+    with pytest.raises(ValueError, match=r"there is no picture in empty; suffixes are .bmp, .jpeg, .jpg, "):
+        run("empty")
 
 
 def test_a_photograph_is_never_replaced(place: Path) -> None:
