@@ -48,7 +48,8 @@ def patients(data_dir: str, split: str) -> list[Pair]:
     with_target = any("ct" in files for files in found.values())
     for folder, files in found.items():
         if missing := [name for name in (source, "mask", *(["ct"] if with_target else [])) if name not in files]:
-            raise ValueError(f"patient {folder} has no {missing[0]}: {WANTED}, is wanted")
+            others = ", or no ct of any patient" if missing[0] == "ct" else ""
+            raise ValueError(f"patient {folder} has no {missing[0]}: {WANTED}, is wanted{others}")
     made = [
         Pair(folder.relative_to(root).as_posix(), files[source], files.get("ct"), mask=files["mask"])
         for folder, files in found.items()

@@ -94,7 +94,7 @@ def test_patients_without_ct_are_sources(tmp_path: Path) -> None:
     ("made", "message"),
     [
         ([("a", {"without": "mask"})], r"patient .*a has no mask: a folder for each patient"),
-        ([("a", {}), ("b", {"without": "ct"})], r"patient .*b has no ct"),
+        ([("a", {}), ("b", {"without": "ct"})], r"patient .*b has no ct: .* is wanted, or no ct of any patient$"),
         ([("a", {}), ("b", {"source": "cbct.mha"})], "both mr and cbct: give the folder of one task"),
         ([("a", {})], "a is the only patient"),
         ([], "no patients: a folder for each patient"),
