@@ -59,6 +59,7 @@ HINTS = {  # what a user can do about an error of the library, by the error's cl
     "LargePictureError": "--window gives the side of windows, and --memory more memory",
     "LaterStepsError": "so does the command without --ckpt_path; --overwrite deletes it, --experiment gives another "
     "folder",
+    "NoLambdaError": "the flag is --by quantiles",
     "OtherCodecError": "-vq gives the autoencoder, and --normalize_latents normalises its latents",
     "OtherNetworkError": "--preset names the network of this run",
     "OtherRunError": "--overwrite starts anew, and --experiment gives another folder",

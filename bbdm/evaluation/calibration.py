@@ -13,7 +13,7 @@ from bbdm.base.settings import setting
 from bbdm.data.config import DATASETS, ColumnsConfig, ConditionsPlaces, DegradeConfig, Direction, ValuesConfig
 from bbdm.evaluation.config import TranslateConfig
 from bbdm.evaluation.intervals import By, Intervals
-from bbdm.evaluation.risk import Bound
+from bbdm.evaluation.risk import Bound, NoLambdaError
 from bbdm.evaluation.unseen import check_copies
 from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
 
@@ -25,7 +25,7 @@ SUFFIX = ".intervals.json"
 
 
 class IntervalsExistError(ValueError):
-    """There are intervals already."""
+    """There are intervals already, or measurements for intervals of other settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +72,12 @@ def calibrate(config: CalibrateConfig, output: Path) -> Intervals:
 
     Raises:
         FileNotFoundError: the network or the data set is missing.
-        IntervalsExistError: the file exists, and is not to be replaced.
-        ResultsError: a calibration with other settings was interrupted.
+        IntervalsExistError: the file exists, or an interrupted calibration had other settings.
+        NoLambdaError: all samples of too many values are equal. What is measured is deleted.
         SeenPairsError: a pair was in training.
         ValueError: an argument is refused; see :meth:`Intervals.calibrate`.
     """
+    from bbdm.evaluation.results import ResultsError
     from bbdm.evaluation.translate import Translator
 
     if output.exists() and not config.overwrite:
@@ -92,22 +93,28 @@ def calibrate(config: CalibrateConfig, output: Path) -> Intervals:
     if bad := {translator.files.entries[index].name for index in translator._bad}:
         pairs = pairs.without(bad)
     check_copies(pairs, _training_part(config))
-    made = Intervals.calibrate(
-        translator.sampler(config.chosen_solver, config.steps),
-        pairs,
-        config.alpha,
-        config.delta,
-        config.samples,
-        config.by,
-        config.bound,
-        config.groups,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        progress=scripts.is_shown(config.show_verbose, config.quiet),
-        folder=parts,
-        **config.described_windows,
-        **config.described_guides,
-    )
+    try:
+        made = Intervals.calibrate(
+            translator.sampler(config.chosen_solver, config.steps),
+            pairs,
+            config.alpha,
+            config.delta,
+            config.samples,
+            config.by,
+            config.bound,
+            config.groups,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            progress=scripts.is_shown(config.show_verbose, config.quiet),
+            folder=parts,
+            **config.described_windows,
+            **config.described_guides,
+        )
+    except ResultsError as error:
+        raise IntervalsExistError(f"a calibration was interrupted: {error}") from error
+    except NoLambdaError:
+        shutil.rmtree(parts)
+        raise
     made.save(output)
     shutil.rmtree(parts)
     return made

@@ -21,6 +21,10 @@ CANDIDATES = 256  # values of lambda that are tried for each group
 MARGIN = 1e-6  # lambda is rounded up to a multiple, so that rounding of float32 leaves no pixel outside
 
 
+class NoLambdaError(ValueError):
+    """No lambda is large enough, since samples do not differ from each other."""
+
+
 def p_value(risk: float, count: int, bound: float) -> float:
     """A bound of the probability that losses of an expectation ``bound`` have a mean of at most ``risk``.
 
@@ -129,13 +133,13 @@ class Groups(NamedTuple):
         """The lambdas, shifted together by the least number at which the mean loss is at most ``risk``.
 
         Raises:
-            ValueError: no number is large enough.
+            NoLambdaError: no number is large enough.
         """
         excess = np.where(losses.excess > 0, losses.excess - self.at(losses.uncertainty), -math.inf)
         shift = max(least(excess, losses.weights, risk), -max(self.lambdas))
         if shift == math.inf:
             share = losses.weights[np.isinf(losses.excess)].sum()
-            raise ValueError(
+            raise NoLambdaError(
                 f"no lambda is large enough: all samples of {100 * share:.3g} % of the values are equal, and differ "
                 "from the target; take by='quantiles'"
             )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bbdm import ABridge, BridgeSampler, Intervals, Values, save_checkpoint
+from bbdm import ABridge, BridgeSampler, Intervals, Values, cli, save_checkpoint
 from bbdm.cli import calibrate, translate
 from bbdm.data.pairs import load_dataset
 from bbdm.data.survey import survey
@@ -69,6 +69,25 @@ def test_an_interrupted_command_resumes(place: Path, monkeypatch: pytest.MonkeyP
     made[:] = [0] * 5
     run()
     assert len(made) == 5 + 6
+
+
+def test_what_a_failed_calibration_measured_does_not_block_the_advised_one(place: Path):
+    """The mean is one picture, so no number of its standard deviations is enough."""
+    words = ["c.pt", "edge2shoes", "data", *FLAGS[:4], "--solver", "mean", "--quiet"]
+    with pytest.raises(SystemExit, match="take by='quantiles'; the flag is --by quantiles"):
+        cli.run("calibrate", [*words, "--by", "std"])
+    cli.run("calibrate", [*words, "--by", "quantiles"])
+    assert json.loads(Path("c.intervals.json").read_text())["by"] == "quantiles"
+
+
+def test_an_interrupted_calibration_of_other_settings(place: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(BridgeSampler, "distribution", None)
+        with pytest.raises(TypeError):
+            run("--by", "std")
+    with pytest.raises(SystemExit, match=r"c.intervals.json.parts holds .*levels None, now .*; --overwrite calibrates"):
+        cli.run("calibrate", ["c.pt", "edge2shoes", "data", *FLAGS])
+    run("--overwrite")
 
 
 def test_pairs_that_were_in_training_are_refused(place: Path):
