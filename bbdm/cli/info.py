@@ -124,6 +124,13 @@ def describe(path: Path, config: FileConfig) -> tuple[str, list[Row]]:
     run = RunFolder(path, keep=1)
     newest = next(iter(run.checkpoints().values()), run.best if run.best.is_file() else None)
     file = newest or hub.find_checkpoint(path)
+    if file.is_dir() and not any((file / name).is_file() for name in (hub.CONFIG, "model_index.json")):
+        names = sorted(each.name for each in file.iterdir())
+        found = ", ".join([*names[: hub.SHOWN], *(["..."] if len(names) > hub.SHOWN else [])])
+        raise ValueError(
+            f"{path} holds {found or 'nothing'}, and info takes a file of weights, or the folder of a run, an export, "
+            "save_pretrained or an autoencoder of diffusers"
+        )
     kind = f"of {program(file, config)}" + (f", {newest.name} of a training run" if newest else "")
     try:
         rows = list(of_checkpoint(config.load(file)))

@@ -61,6 +61,7 @@ def test_help_and_wrong_flags_import_nothing_heavy():
     [
         (["--version"], 0, f"bbdm {__version__}\n"),
         ([], 2, "error: the following arguments are required: COMMAND; --help lists the flags\n"),
+        (["train", "--preset", "demos"], 2, "error: argument --preset: invalid choice: 'demos' (choose from"),
         (["trin"], 2, "error: argument COMMAND: invalid choice: 'trin' (choose from"),
         (
             ["train", "edge2shoes", "x", "y.pt", "--epoch", "x"],
@@ -182,6 +183,10 @@ class TestInfo:
             info.describe(tmp_path / "a.pt", info.FileConfig())
         with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*b\.pt"):
             info.describe(tmp_path / "b.pt", info.FileConfig())
+        with pytest.raises(
+            ValueError, match=r"holds a\.pt, and info takes a file of weights, or the folder of a run, "
+        ):
+            info.describe(tmp_path, info.FileConfig())
 
 
 @pytest.mark.parametrize(
