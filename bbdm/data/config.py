@@ -291,7 +291,10 @@ def _labels(path: Path) -> dict[str, str]:
         if len(cells) != 2 or not all(cells):
             raise ValueError(f"line {number} of {path} must be NAME,CLASS, got {','.join(row)!r}")
         if found.setdefault(cells[0], cells[1]) != cells[1]:
-            raise ValueError(f"line {number} of {path}: {cells[0]!r} is of the class {found[cells[0]]!r} above")
+            raise ValueError(
+                f"line {number} of {path}: {cells[0]!r} is of the class {found[cells[0]]!r} above; where two splits "
+                "have pictures of one name, give labels_{split}.csv: {split} in a path is train or val"
+            )
     return found
 
 
