@@ -53,6 +53,7 @@ COMMANDS = {  # a module each; - in a name is _ in the module's
 HINTS = {  # what a user can do about an error of the library, by the error's class
     "BadPicturesError": "--skip_bad leaves them out",
     "DivergedError": "the flags of learning_rate and grad_clip are -lr and --grad_clip",
+    "DownloadError": "the flags are --fid_weights and --lpips_weights",
     "FolderInUseError": "--experiment gives another folder",
     "IncompleteFileError": "the flags are -t, -l, -vq and --config",
     "IntervalsExistError": "--overwrite calibrates again, and --output gives another file",
@@ -66,6 +67,7 @@ HINTS = {  # what a user can do about an error of the library, by the error's cl
     "PerceptualError": "--lpips_weights gives them as a file, and --perceptual none trains without",
     "PresetError": "--preset names the network",
     "ResultsError": "give another folder for results, or --overwrite to make all results again",
+    "SingleResultError": "the flag is --samples",
     "TooLargeError": "lower -b or --size",
     "UnreadableRunError": "--overwrite starts the run anew",
 }

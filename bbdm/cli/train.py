@@ -17,7 +17,7 @@ from bbdm.base.settings import add_flags, flag_type, from_values
 from bbdm.bridges import Density, Objective
 from bbdm.cli import training
 from bbdm.cli.presets import PRESET_SETTINGS, PRESETS, BridgeName, Condition
-from bbdm.data.config import DATASETS
+from bbdm.data.config import DATASETS, ConditionsPlaces
 from bbdm.networks.checks import check_pictures
 from bbdm.training.config import TrainConfig
 
@@ -30,7 +30,7 @@ OBJECTIVES = (*get_args(Objective), "scaled")  # the last is I2SB's
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags; a preset sets defaults, which the help shows, and flags that are given win."""
-    first = argparse.ArgumentParser(add_help=False)
+    first = Parser(None, add_help=False)
     first.add_argument("--preset", choices=sorted(PRESETS), default="paper", help="the network, and defaults for it")
     parser = Parser(__doc__, prog="bbdm train", parents=[first])
     flag = parser.add_argument
@@ -100,6 +100,9 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ValueError("--cache_images and --cache_latents exclude each other: cached latents need no pictures")
     if (args.fid_weights or args.lpips_weights) and not args.score:
         raise ValueError("--fid_weights and --lpips_weights are of metrics, and --score names none")
+    names = from_values(ConditionsPlaces, vars(args)).places
+    if other := [name for name in args.drop or {} if name not in names]:
+        raise ValueError(f"--drop must be of the conditions {', '.join(names) or '(there are none)'}, got {other[0]!r}")
     if args.init_from and args.ckpt_path:
         raise ValueError("--init_from and --ckpt_path exclude each other: one begins a run, the other resumes one")
     if args.config and not args.init_from:

@@ -59,6 +59,10 @@ class TranslateConfig(DegradeConfig, ColumnsConfig, ValuesConfig, ConditionsPlac
     quiet: bool = setting(False, "no progress bar")
 
 
+class SingleResultError(ValueError):
+    """Maps need several results."""
+
+
 def read_maps(text: str) -> tuple[str, ...]:
     """The names of maps from text, such as ``mean,std,q05,q95``; a quantile is in percent.
 
@@ -91,7 +95,9 @@ class MapsConfig(TranslateConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.maps and self.num_samples < 2:
-            raise ValueError(f"maps are of several results: num_samples must be at least 2, got {self.num_samples}")
+            raise SingleResultError(
+                f"maps are of several results: num_samples must be at least 2, got {self.num_samples}"
+            )
         if self.maps and self.orientations != 1:
             raise ValueError("maps are of results by the slices of training: leave out orientations")
 

@@ -46,6 +46,10 @@ SLICES = 32  # of a volume, whose similarity is computed at once
 _ALONE: dict[str, Any] = {"sync_on_compute": False, "compute_with_cache": False}  # Scores.add sums over processes
 
 
+class DownloadError(ValueError):
+    """Weights of a metric's network cannot be downloaded."""
+
+
 class Inception(nn.Module):
     """The Inception V3 that FID is defined with, (B, 3, H, W) uint8 to (B, 2048).
 
@@ -55,8 +59,9 @@ class Inception(nn.Module):
         weights: file of the weights that torch-fidelity publishes; None downloads them.
 
     Raises:
+        DownloadError: weights could not be downloaded.
         FileNotFoundError: there is no such file.
-        ValueError: the file is no Inception of torch-fidelity, or the download failed.
+        ValueError: the file is no Inception of torch-fidelity.
     """
 
     num_features = 2048  # torchmetrics reads it
@@ -80,8 +85,9 @@ def lpips(net: LPIPSNet = "alex", weights: Path | None = None) -> LearnedPercept
             layers are part of torchmetrics.
 
     Raises:
+        DownloadError: weights could not be downloaded.
         FileNotFoundError: there is no such file.
-        ValueError: the file does not fit the network, or the download failed.
+        ValueError: the file does not fit the network.
     """
     if net not in BACKBONES:
         raise ValueError(f"net must be one of {get_args(LPIPSNet)}, got {net!r}")
@@ -96,7 +102,7 @@ def _with_weights(build: Callable[[], Any], weights: Path | None, url: str, argu
         try:
             return build()
         except OSError as error:
-            raise ValueError(
+            raise DownloadError(
                 f"the {name} weights could not be downloaded ({error}): fetch {url} elsewhere and give it as {argument}"
             ) from error
     if not weights.is_file():

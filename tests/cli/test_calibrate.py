@@ -164,8 +164,8 @@ def test_maps_that_there_are_not(flags: list[str], message: str, capsys: pytest.
 
 
 def test_maps_of_one_result_are_refused():
-    with pytest.raises(ValueError, match="maps are of several results: num_samples must be at least 2, got 1"):
-        translate.main(["edge2shoes", "data", "c.pt", "--maps", "mean"])
+    with pytest.raises(SystemExit, match=r"num_samples must be at least 2, got 1; the flag is --samples$"):
+        cli.run("translate", ["edge2shoes", "data", "c.pt", "--maps", "mean"])
 
 
 def test_maps_of_values_have_their_type_and_place(tmp_path: Path):
