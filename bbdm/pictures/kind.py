@@ -15,6 +15,7 @@ from bbdm.pictures.lazy import Geometry
 from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, holds
 
 Plane = Literal["axial", "coronal", "sagittal"]
+BYTE = 255  # the largest value of 8 bits
 SPACING_DIFFERS = 1.1  # ratio of lengths of voxels
 AXES: dict[str, int] = dict(zip(get_args(Plane), range(3), strict=True))  # of a volume (D, H, W), across the plane
 
@@ -66,6 +67,17 @@ class PictureKind:
             warnings.warn(
                 f"{name or 'the source'} has voxels of {found}, and the network was trained on {trained}: "
                 "it knows things at that scale, so resample the source",
+                stacklevel=2,
+            )
+
+    def warn_of_bits(self, dtype: np.dtype[Any]) -> None:
+        """Warn where stored values are of 8 bits, which are less than half of the range of training."""
+        if dtype != np.uint8 or not isinstance(self.source, Values):
+            return
+        if np.subtract(self.source.high, self.source.low).max() > 2 * BYTE:
+            warnings.warn(
+                f"the source has 8 bits, values up to {BYTE}, and the network was trained on {self.source}: store it "
+                f"in these values, or give its own to a call in Python, source_values=(0, {BYTE})",
                 stacklevel=2,
             )
 

@@ -195,6 +195,7 @@ def _values(picture: Picture, channels: int, kind: PictureKind, axes: int = 2) -
             f"{array.min():g} to {array.max():g}: give source_values"
         )
     kind.warn_of_spacing(picture.geometry.spacing, picture.name)
+    kind.warn_of_bits(array.dtype)
     nodata = picture.geometry.kept.get("nodata")
     absent = without_data(array, nodata)
     values = kind.source.of(array[:, ~absent, None] if absent.any() else array)

@@ -294,6 +294,14 @@ def test_values_are_given_where_the_file_has_none():
         run("folder", "in", "c.pt", "out", "--source_values", "0:8191")
 
 
+def test_a_folder_of_8_bits_for_a_network_of_12_is_warned_of():
+    for name in "ab":
+        write(f"in/{name}.png", np.full((1, 18, 18), 255, dtype=np.uint8))
+    network(1, PictureKind(Values(0, 4095, dtype="uint16"), Values(0, 4095, dtype="uint16"), SIZE))
+    with pytest.warns(UserWarning, match=r"8 bits, values up to 255, and the network was trained on 0:4095"):
+        run("folder", "in", "c.pt", "out")
+
+
 def test_what_is_refused():
     pytest.importorskip("SimpleITK")
     volumes()

@@ -69,6 +69,19 @@ def test_a_file_gives_the_targets_values_at_its_place(
     np.testing.assert_array_equal(again, result)
 
 
+def test_a_picture_of_8_bits_is_warned_of(sampler: Any, tmp_path: Path) -> None:
+    """It ends at 255 of 4095, nearly black; given its own values, it is what it would be in 12 bits."""
+    grey = (STORED[0] // 16).astype(np.uint8)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    with pytest.warns(UserWarning, match=r"8 bits, values up to 255, and the network was trained on 0:4095: .*0, 255"):
+        sampler(str(tmp_path / "a.png"), **CALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (own,) = sampler(str(tmp_path / "a.png"), source_values=(0, 255), **CALL)
+        wide = sampler(grey.astype(np.float32)[None, None] / 127.5 - 1, **CALL)
+    assert np.abs(own - ((wide[0] + 1) / 2 * 4095 - 1024)).max() <= 1
+
+
 def test_arrays_have_values_where_the_call_says_so(sampler: Any, wanted: np.ndarray[Any, Any]) -> None:
     grey = sampler(STORED[0], source_values=MR, **CALL)
     assert (grey.dtype, grey.shape) == (np.int16, STORED.shape[1:])
