@@ -114,7 +114,7 @@ class Restorer:
         made: dict[str, Any] = {}
         if file.exists():
             with manifest.reading(file, "give another output_dir, or delete it") as content:
-                made.update(content)
+                made = {name: dict(each) for name, each in content.items()}
         about = {"weights": file_sha256(find_checkpoint(config.model)), "mean": config.mean, "steps": config.steps}
         about |= {"dtype": config.dtype, **config.described_windows}
         for photograph, results in planned.items():

@@ -171,6 +171,9 @@ def test_results_without_a_record_are_kept(place: Path, capsys: pytest.CaptureFi
     for seed in "56":
         run("a.bmp", "--seed", seed)
         assert "out/a.png was there" in capsys.readouterr().out
+    Path("out/settings.json").write_text('{"a.png": 1}')
+    with pytest.raises(ValueError, match=r"cannot read out/settings.json: give another output_dir, or delete it"):
+        run("a.bmp")
 
 
 def test_a_folder_without_pictures_is_an_error(place: Path) -> None:
