@@ -20,8 +20,9 @@ from bbdm.networks.base import Conditions
 from bbdm.networks.unet import AttentionBlock
 from bbdm.onnx import check, graphs, pipeline, quantize
 from bbdm.pictures.images import from_pil, open_image, to_pil
+from bbdm.pictures.kind import PictureKind
 from bbdm.runtime.sampler import OnnxBridgeSampler
-from tests.conftest import ROOT
+from tests.conftest import ROOT, tiny_unet
 from tests.onnx.exports import BRIDGE, SIZE, checkpoint, export, once, tiny_codec
 
 STEPS = 10
@@ -55,6 +56,14 @@ def unusual_folder(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Every flag that changes the UNet's graph or its file."""
     flags = ("--static", "2,16,24", "--opset", "21", "--dtype", "fp16", "--external-data", "--pipeline", "--steps", "3")
     return export(file, tmp_path_factory.mktemp("export") / "unusual", *flags)
+
+
+def test_the_check_of_a_network_that_was_trained_on_crops(tmp_path: Path):
+    """The check takes pictures that are larger than these crops; windows are no part of it."""
+    unet = tiny_unet(0, condition_channels=3)
+    save_checkpoint(tmp_path / "crops.pt", unet, BRIDGE, image_size=8, pictures=PictureKind(crop=8))
+    made = OnnxBridgeSampler(export(tmp_path / "crops.pt", tmp_path / "onnx", "--check", "--steps", "2"))
+    assert made.pictures.crop == 8
 
 
 def source(batch: int, height: int, width: int) -> torch.Tensor:
