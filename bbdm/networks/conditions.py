@@ -50,9 +50,8 @@ class ConditionsConfig:
             )
         for name, share in self.drop.items():
             if name not in self.kinds:
-                raise ValueError(
-                    f"drop must name conditions, {', '.join(self.kinds) or 'of which there are none'}: {name!r}"
-                )
+                names = ", ".join(self.kinds) or "(there are none)"
+                raise ValueError(f"drop must be of the conditions {names}, got {name!r}")
             if not isinstance(share, int | float) or not 0 < share < 1:
                 raise ValueError(f"drop[{name!r}] must be above 0 and below 1, got {share!r}")
 

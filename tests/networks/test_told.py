@@ -186,7 +186,7 @@ def test_settings_without_conditions_are_those_of_earlier_versions():
         ({"classes": {"style": "ab"}}, "classes must be a number or a list of names, got 'ab'"),
         ({"tokens": {"two words": 3}}, "a name of tokens must be an identifier, .* got 'two words'"),
         ({"tokens": {"a": 3}, "classes": {"a": 3}}, "each condition needs a name of its own, got a, a"),
-        ({"drop": {"style": 0.1}}, "drop must name conditions, of which there are none: 'style'"),
+        ({"drop": {"style": 0.1}}, r"drop must be of the conditions \(there are none\), got 'style'"),
         ({"tokens": {"a": 3}, "drop": {"a": 1}}, r"drop\['a'\] must be above 0 and below 1, got 1"),
     ],
 )

@@ -175,7 +175,7 @@ def test_settings_say_what_the_network_is_told(folder: Path, tmp_path: Path):
         ({"classes": {"style": 0}}, r"classes\['style'\] must be an integer of at least 1, got 0"),
         ({"tokens": {"text": "6"}}, "tokens must be widths by name"),
         ({"drop": {"style": 2}}, r"drop\['style'\] must be above 0 and below 1, got 2"),
-        ({"drop": {"other": 0.1}}, "drop must name conditions, sar, style, text: 'other'"),
+        ({"drop": {"other": 0.1}}, "drop must be of the conditions sar, style, text, got 'other'"),
     ):
         (copy / "bridge.json").write_text(json.dumps(settings | change))
         with pytest.raises(ValueError, match=message):
