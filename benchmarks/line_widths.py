@@ -1,6 +1,6 @@
 """Drawings with lines of some widths: python -m benchmarks.line_widths PACKAGE [flags].
 
-PACKAGE is OpenMoji's, as examples/demo/drawings.py takes it. Of the validation drawings whose picture has some
+PACKAGE is OpenMoji's, as examples/demo/drawings.py takes it. Of validation drawings whose picture has some
 colour, it counts by width how many results have at least half of the saturation of the artist's picture.
 """
 
