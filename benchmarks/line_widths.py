@@ -18,14 +18,15 @@ from bbdm.pictures import images
 from benchmarks.scores import saturation
 from examples.demo import drawings
 
+SIDE = 64  # pixels
 WIDTHS = (1.5, 2.0, 3.0, 4.0, 6.0)  # pixels of 64
 LEAST = 0.05  # saturation of pictures with some colour
 SHARE = 0.5  # of the artist's saturation, that a coloured result has
 
 
-def drawn(package: Path, name: str, size: int, style: drawings.Style) -> tuple[torch.Tensor, torch.Tensor]:
+def drawn(package: Path, name: str, style: drawings.Style) -> tuple[torch.Tensor, torch.Tensor]:
     """A drawing and its picture, (3, H, W) in [-1, 1]."""
-    pair = images.from_pil(drawings.pair(package, name, size, style, np.random.default_rng(0)))
+    pair = images.from_pil(drawings.pair(package, name, SIDE, style, np.random.default_rng(0)))
     source, target = pair.chunk(2, -1)
     return source, target
 
@@ -39,14 +40,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     sampler = BridgeSampler.from_checkpoint(args.checkpoint, solver="sde-dpm2m", steps=5, dtype="bf16")
     every = json.loads(args.split.read_text())["val"]
-    truth = {name: saturation(drawn(args.package, name, 64, drawings.Style())[1]).item() for name in every}
+    truth = {name: saturation(drawn(args.package, name, drawings.Style())[1]).item() for name in every}
     names = [name for name in every if truth[name] >= LEAST]
     count = min(args.drawings, len(names))
     names = [names[i] for i in np.linspace(0, len(names) - 1, count).round().astype(int)]
     wanted = SHARE * torch.tensor([truth[name] for name in names])
     print(f"| width of lines | coloured, of {count} |\n|---|---|")
     for width in WIDTHS:
-        sources = torch.stack([drawn(args.package, name, 64, drawings.Style(width=width))[0] for name in names])
+        sources = torch.stack([drawn(args.package, name, drawings.Style(width=width))[0] for name in names])
         made = saturation(sampler(sources, seed=0, batch_size=32).clamp(-1, 1))
         print(f"| {width:g} | {int((made >= wanted).sum())} |", flush=True)
 

@@ -42,10 +42,10 @@ def survey(dataset: PairExamples, whole: bool = False, kept: Path | None = None,
         kept: a JSON file. Where it is of the same unchanged files, its content is returned.
         progress: show a progress bar.
     """
-    about = {"files": "" if kept is None else digest_of(dataset), "whole": whole}
+    about: dict[str, str | bool] = {"whole": whole}
     if kept is not None:
-        about["pairs"] = digest_of(dataset, told=False)
-    if kept is not None:
+        about["files"] = digest_of(dataset)
+        about["pairs"] = digest_of(dataset, told=False) if dataset.told else about["files"]
         with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is made again
             content = json.loads(kept.read_text())
             if {name: content[name] for name in about} == about:

@@ -61,8 +61,8 @@ class ValuedDataset(PairExamples):
         cache: folder of decoded pictures, where no part of a file can be read alone; None for none.
         axes: of an example: 2 for pictures and slices, 3 for volumes.
         skip_bad: the place of a pair that cannot be read is taken by the next one that can.
-        told: reads what examples are told besides the source. Further images are cropped, cut into slices and
-            resized as sources are.
+        told: reads what examples are told besides the source. Further images are cropped, sliced and resized
+            as sources are.
 
     Raises:
         ValueError: the first pair cannot be read, or does not fit its values.

@@ -97,11 +97,12 @@ def main(argv: list[str] | None = None) -> None:
     kind, channels = sampler.pictures, sampler.settings["image_channels"]
     eight_bit = kind == EIGHT_BIT_PICTURES
     results: list[Path] = []
+    sources = {path.resolve() for path in args.pictures}
     for path in args.pictures:
         _ = images.open_size(path) if eight_bit else formats.open(path)  # before any is translated
         suffix = ".png" if eight_bit else formats.suffix_of_result(formats.suffix_of(path), channels, kind.target)
         results.append(args.output / f"{formats.stem_of(path)}{suffix}")
-        if results[-1].resolve() in {source.resolve() for source in args.pictures}:
+        if results[-1].resolve() in sources:
             raise ValueError(f"{results[-1]} would replace a source: give another output folder")
     told = read_told(args.condition, conditions_of(sampler.settings))
     seeds = resolve_seeds(args.seed, len(results))
