@@ -7,7 +7,8 @@ kept as OUT.pt. Then its intervals [f - lambda (f - l), f + lambda (u - f)] are 
 splits of benchmarks/trust.py, by the same bounds.
 
 The network is shown the source in place of the state, as a bridge's network is in its first step. There that
-one predicts the mean: with --init_from, l, f and u all begin as this mean.
+one predicts the mean: with --init_from, l, f and u all begin as this mean. With --bridge, a bridge is trained
+so in its place, for as many seconds, and OUT is its checkpoint, for benchmarks/trust.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain, count, product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,8 @@ from bbdm.data.loading import Batches
 from bbdm.data.pairs import load_dataset
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
-from bbdm.files.checkpoint import load_checkpoint
+from bbdm.files.checkpoint import load_checkpoint, save_checkpoint
+from bbdm.networks.base import Network
 from bbdm.networks.unet import UNet
 from bbdm.training.bridge import BridgeTask
 from bbdm.training.config import TrainConfig
@@ -44,6 +46,7 @@ from benchmarks import trust
 DEMO = PRESET_SETTINGS["demo"]
 RECIPE = {name: DEMO[name] for name in ("batch_size", "lr_schedule", "warmup_steps", "flip", "precision", "ema_decay")}
 KINDS = list(product(["regression"], ("hoeffding-bentkus", "conformal"), (1, 4)))
+AnyTask = TypeVar("AnyTask", bound=BridgeTask)
 LEAST = 1 / 255  # of f - l and u - f: half a level of 8 bits, to which targets are rounded
 
 
@@ -91,23 +94,24 @@ class RegressionTask(BridgeTask):
         return loss(predicted.float(), batch.target, self.alpha), seeds.new_full(seeds.shape, self.bridge.top)
 
 
-def train(
-    unet: UNet, bridge: Bridge, pairs: PairExamples, seconds: float, rate: float, alpha: float
-) -> tuple[UNet, int]:
-    """The averaged network after so many seconds of a core, and its steps; the rate falls to 0 with them."""
+def build_task(kind: type[AnyTask], unet: UNet, bridge: Bridge, rate: float) -> AnyTask:
+    """What is trained, by the recipe of the preset ``demo``."""
     config = TrainConfig(learning_rate=rate, shift=0.05, loss="l2", **RECIPE)
-    task = RegressionTask(unet, bridge, config, None, Processes(torch.device("cpu")), False, 1)
-    task.alpha = alpha
+    return kind(unet, bridge, config, None, Processes(torch.device("cpu")), False, 1)
+
+
+def train(task: BridgeTask, pairs: PairExamples, seconds: float) -> tuple[Network, int]:
+    """The averaged network after so many seconds of a core, and its steps; the rate falls to 0 with them."""
     rng = np.random.default_rng(0)
     order = chain.from_iterable(rng.permutation(len(pairs)).tolist() for _ in count())
-    batches = Batches(pairs, config.batch_size, task.device)(order)
+    batches = Batches(pairs, task.config.batch_size, task.device)(order)
     step, started = 0, time.process_time()  # of this process, which may share its core
     while (spent := time.process_time() - started) < seconds:
         # The steps that the time allows at the pace so far
         task.total = round(step * seconds / max(spent, 1e-9)) or 1
         task(next(batches), step)
         step += 1
-    return task.ema.unet, step
+    return task.average, step
 
 
 def compared(predicted: npt.NDArray[Any], target: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -132,9 +136,11 @@ def measure(unet: UNet, bridge: Bridge, pair: Any) -> dict[str, npt.NDArray[Any]
 def main(argv: list[str] | None = None) -> None:
     parser = scripts.Parser(__doc__)
     parser.add_argument("data_dir", help="a folder with train/ and val/, source left and target right")
-    parser.add_argument("output", type=Path)
+    parser.add_argument("output", type=Path, metavar="OUT")
     parser.add_argument("--seconds", type=float, default=1500, help="of training, on one core")
-    parser.add_argument("--init_from", type=Path, help="a bridge's weights to begin with; else the preset demo's")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--init_from", type=Path, help="a bridge's weights to begin with; else the preset demo's")
+    start.add_argument("--bridge", action="store_true", help="train a bridge, and write its checkpoint to OUT")
     parser.add_argument("-lr", "--learning_rate", type=float, default=DEMO["learning_rate"])
     trust.add_split_flags(parser)
     args = parser.parse_args(argv)
@@ -142,10 +148,17 @@ def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     torch.manual_seed(0)
     unet, bridge = build(args.init_from)
+    if args.bridge:
+        unet = UNet.from_config(UNet.presets["demo"])
     size = None if args.init_from is None else load_checkpoint(args.init_from).image_size
     pairs, validation = (
         load_dataset("edge2shoes", args.data_dir, split, size or DEMO["image_size"]) for split in ("train", "val")
     )
+    if args.bridge:
+        network, steps = train(build_task(BridgeTask, unet, bridge, args.learning_rate), pairs, args.seconds)
+        save_checkpoint(args.output, network, bridge, image_size=DEMO["image_size"])
+        print(f"{steps} steps")
+        return
     setting = {key: getattr(args, key) for key in ("seconds", "learning_rate", "alpha")}
     setting |= {"init_from": None if args.init_from is None else file_sha256(args.init_from)}
     setting |= {"training": pairs.names_digest(), "files": validation.digest()}
@@ -156,7 +169,9 @@ def main(argv: list[str] | None = None) -> None:
             raise SystemExit(f"{place} was trained with {known['setting']}, not {setting}: name another file")
         unet.load_state_dict(known["weights"])
     else:
-        unet, steps = train(unet, bridge, pairs, args.seconds, args.learning_rate, args.alpha)
+        task = build_task(RegressionTask, unet, bridge, args.learning_rate)
+        task.alpha = args.alpha
+        unet, steps = train(task, pairs, args.seconds)
         known = {"setting": setting, "steps": steps, "pairs": steps * RECIPE["batch_size"]}
         known |= {"machine": machine.describe(torch.device("cpu"), ["torch"]), "config": unet.description()}
         write_atomically(place, lambda temporary: torch.save({**known, "weights": unet.state_dict()}, temporary))

@@ -160,11 +160,11 @@ class Pair(Entry):
 
     def load(self) -> list[Image.Image]:
         """Source and target, or the source alone, as upright pictures of the files' sizes."""
-        sides = [open_image(path) for path in self.files]
-        if self.target == self.source:
-            width, height = self._checked(sides[0].size)
-            return [sides[0].crop((left, 0, left + width // 2, height)) for left in (0, width // 2)]
-        return sides
+        if self.target != self.source:
+            return [open_image(path) for path in self.files]
+        both = open_image(self.source)
+        width, height = self._checked(both.size)
+        return [both.crop((left, 0, left + width // 2, height)) for left in (0, width // 2)]
 
     def sizes(self) -> list[tuple[int, int]]:
         """(width, height) of the files, upright, from their headers."""

@@ -192,7 +192,8 @@ class PairExamples(Examples):
         start = range(len(self))[index]  # an IndexError beyond the end, which is what ends an iteration
         for number in range(start, start + len(self) if self.skip_bad else start + 1):
             try:
-                return self._read(number % len(self), seed)._replace(left_out="\n".join(reasons))
+                example = self._read(number % len(self), seed)
+                return example._replace(left_out="\n".join(reasons)) if reasons else example
             except ValueError as error:  # not OSError: a network that fails says nothing about a picture
                 if not self.skip_bad or isinstance(error, NoTargetError):
                     raise

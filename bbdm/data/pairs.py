@@ -95,7 +95,9 @@ class PairedDataset(PairExamples):
 
     def images(self, index: int) -> tuple[Image.Image, Image.Image | None]:
         """Source and target of example ``index`` as resized pictures, None for a missing target."""
-        pair = self.pairs[index]
+        return self._images(self.pairs[index])
+
+    def _images(self, pair: Entry) -> tuple[Image.Image, Image.Image | None]:
         sides = [self._resized(side) for side in pair.load()]
         if self.degradation is not None:
             sides.insert(0, self.degradation(sides[0], pair.name))
@@ -124,11 +126,11 @@ class PairedDataset(PairExamples):
 
     def _read(self, index: int, seed: int) -> Example:
         """Example ``index`` as uint8."""
-        source, target = self.images(index)
-        if target is None:
-            raise NoTargetError(f"{self.pairs[index]} has no target: this dataset can only be translated")
-        first, second = (torch.from_numpy(images.to_pixels(v, self.channels)) for v in (source, target))
         pair = self.pairs[index]
+        source, target = self._images(pair)
+        if target is None:
+            raise NoTargetError(f"{pair} has no target: this dataset can only be translated")
+        first, second = (torch.from_numpy(images.to_pixels(v, self.channels)) for v in (source, target))
         return Example(first, second, self.conditions(pair), name=pair.name)
 
 

@@ -156,6 +156,8 @@ class Told:
         Raises:
             ValueError: something cannot be read, or does not fit; the message names it.
         """
+        if not self:
+            return {}
         made = self.others(entry)
         for name, picture in zip(self.config.images, self.pictures(entry), strict=True):
             try:

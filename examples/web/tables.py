@@ -17,7 +17,7 @@ from bbdm.base.atomic import write_atomically
 from bbdm.files.bridge_json import read_settings
 
 TABLES = "tables.json"
-PAIRS = ("dpm2m:3,5,10,20", "sde-dpm2m:5,10,20")  # for networks that were not distilled
+PAIRS = ("dpm2m:3,5,10,20", "sde-dpm2m:5,10,20", "mean:1")  # for networks that were not distilled
 
 
 def tables(settings: dict[str, Any], words: list[str]) -> Iterator[dict[str, Any]]:

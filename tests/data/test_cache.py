@@ -123,7 +123,7 @@ def test_tensors_are_made_once(make: Make, pairs: PairedDataset, monkeypatch: py
     sent = pickle.dumps(first)
     expected = [first[i] for i in range(COUNT)]
     assert len(pickle.dumps(first)) == len(sent)  # a worker's copy holds no tensors
-    monkeypatch.setattr(PairedDataset, "images", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(PairedDataset, "_read", lambda *_: pytest.fail("decoded again"))
     for cached in (make(pairs), pickle.loads(sent)):
         assert same(cached, expected)
     assert all(torch.equal(a, b) for a, b in zip(first[-1], first[COUNT - 1], strict=True))  # as in a list
@@ -169,8 +169,8 @@ def test_an_interrupted_cache_is_completed(
     leftover = folder / ".00001.safetensors.0123abcd.tmp"  # of a killed process
     leftover.touch()
     read: list[int] = []
-    images = PairedDataset.images
-    monkeypatch.setattr(PairedDataset, "images", lambda self, index: read.append(index) or images(self, index))
+    whole = PairedDataset._read
+    monkeypatch.setattr(PairedDataset, "_read", lambda *place: read.append(place[1]) or whole(*place))
     cached = make(pairs)
     assert read == [2, 3, 4]
     assert names(folder) == {MANIFESTS[kind], *(BLOCKS[kind].format(number) for number in range(3))}
@@ -265,7 +265,7 @@ def test_pictures_of_an_earlier_version_are_read(
     manifest.write(folder / "train.json", content)
     expected = [pairs[i] for i in range(COUNT)]
     with monkeypatch.context() as patch:
-        patch.setattr(PairedDataset, "images", lambda *_: pytest.fail("decoded again"))
+        patch.setattr(PairedDataset, "_read", lambda *_: pytest.fail("decoded again"))
         cached = pickle.loads(pickle.dumps(ImageCache(pairs, folder)))
         assert same(cached, expected)
     (folder / "train.npy").write_bytes(b"cut off")
