@@ -23,7 +23,7 @@ from bbdm.base import scripts
 from bbdm.networks.windowed import TENSORS
 from bbdm.networks.windows import Windowing, blend
 
-OVERLAP, AT_ONCE = 0.25, 16
+AT_ONCE = 16
 GRID = 8
 
 
@@ -68,11 +68,11 @@ def seams(args: Any) -> None:
         with Image.open(path) as opened:
             pixels = np.asarray(opened.convert("RGB")).transpose(2, 0, 1).copy()
         source = torch.from_numpy(pixels).float()[None] / 127.5 - 1
-        windowing = sampler._shapes.windows(source.shape[2:], crop, OVERLAP, 0, None, AT_ONCE)
+        windowing = sampler._shapes.windows(source.shape[2:], crop, args.overlap, 0, None, AT_ONCE)
         assert windowing is not None
         made = {
             "source": source,
-            "windows": sampler(source, seed=0, window=crop, overlap=OVERLAP, batch_size=AT_ONCE),
+            "windows": sampler(source, seed=0, window=crop, overlap=args.overlap, batch_size=AT_ONCE),
             "independent tiles": independent(sampler, source, windowing),
         }
         for name, image in made.items():
@@ -94,6 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, nargs="?", help="for the results")
     parser.add_argument("--solver", default="sde-dpm2m")
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--overlap", type=float, default=0.25, help="of neighbouring windows, as a share of one")
     seams(parser.parse_args(argv))
 
 

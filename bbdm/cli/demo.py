@@ -22,6 +22,4 @@ def main(argv: Sequence[str]) -> None:
     add_flags(parser, MapsConfig)
     given = {"dataset": "edge2shoes", "data_dir": str(demo.FOLDER), "model": demo.WEIGHTS}
     args = vars(parser.parse_args(argv))
-    if not (args["solver"] or args["steps"] or args["fast_sampling"]):
-        args |= {"solver": "sde-dpm2m", "steps": 5}  # what the weights were trained for
     translate(from_values(MapsConfig, {**args, **given}), ["demo", *argv])

@@ -126,13 +126,18 @@ def test_a_student_keeps_its_calls(tmp_path: Path):
         assert found(BridgeSampler.from_pretrained(tmp_path / "b")) == ("consistency", 3)
 
 
+def test_the_bundled_networks_are_sampled_by_five_calls():
+    for weights in (demo.WEIGHTS, demo.PHOTOGRAPHS):
+        assert load_checkpoint(weights).defaults == Defaults("sde-dpm2m", 5)
+
+
 def test_nothing_chosen_is_nothing_stored(tmp_path: Path):
     """Files are those of before, and so is what they are sampled with."""
     BridgeSampler(tiny_unet(), BRIDGE).save_pretrained(tmp_path / "a")
     stored = json.loads((tmp_path / "a" / "config.json").read_text())
     assert sorted(stored) == ["bridge", "codec", "format", "image_size", "unet", "version"]
     assert found(BridgeSampler.from_pretrained(tmp_path / "a")) == ("dpm2m", 10)
-    assert load_checkpoint(demo.WEIGHTS).defaults == Defaults()
+    assert load_checkpoint(tmp_path / "a").defaults == Defaults()
 
 
 @pytest.mark.parametrize(
