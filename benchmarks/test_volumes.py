@@ -6,7 +6,7 @@ has its own processes, which take turns, with their peak memory. The first step 
 
 Rows of windows are five network calls, by our windows and by MONAI's inferer around the same network in the
 same loop, in turns. MONAI places windows a little otherwise; ``calls`` says how many there are. On a CPU the
-network has half of the preset's width, so that a call of it takes minutes.
+network has a quarter of the preset's width, so that five calls take minutes.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def windows(quick: bool) -> Comparison:
         comparison.missing["MONAI"] = "MONAI is not installed"
     for row in rows.values() if quick else ():  # a call is minutes long: nothing is warmed up
         row()
-    comparison.seconds = interleaved(rows, 1 if quick else 3, settle=False)
+    comparison.seconds = interleaved(rows, 1 if quick else 2, settle=False)
     comparison.info = {row: {"calls": calls[row]} for row in rows}
     if "MONAI" in made:
         error = networks.relative_error(made["bbdm"], made["MONAI"].float())

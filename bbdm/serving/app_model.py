@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image
 
 from bbdm import bridges, solvers
+from bbdm.base import demo
 from bbdm.base.seeds import resolve_seeds
 from bbdm.files.bridge_json import conditions_of
 from bbdm.networks.checks import check_pictures
@@ -110,9 +111,12 @@ def load(config: AppConfig) -> Model:
         import torch
 
         from bbdm import BridgeSampler
+        from bbdm.execution.device import best_dtype
 
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        sampler = BridgeSampler.from_pretrained(config.model, device=device, dtype=config.dtype, compile=config.compile)
+        faster = best_dtype(torch.device(device)) if config.model == demo.PHOTOGRAPHS else None
+        kind = {"dtype": config.dtype or faster, "compile": config.compile}
+        sampler = BridgeSampler.from_pretrained(config.model, device=device, **kind)
         bridge, calls, further = sampler.bridge, sampler.calls, sampler.unet.further
     check_eight_bit(sampler.pictures, "the app")
     check_pictures(sampler.axes, "the app")

@@ -91,7 +91,9 @@ class AppConfig(WindowConfig):
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for other machines")
     port: int = setting(7860, "port to listen on", least=1)
     device: str | None = setting(None, "where a checkpoint computes; cuda if unset and there is one, else cpu")
-    dtype: Literal["bf16", "fp16", "fp32"] | None = setting(None, "of a checkpoint's arithmetic; the file's if unset")
+    dtype: Literal["bf16", "fp16", "fp32"] | None = setting(
+        None, "of a checkpoint's arithmetic; if unset the file's, and for the bundled photographs the faster"
+    )
     compile: bool = setting(False, "faster after a minute of compiling for each new size and number of results")
     size: images.Size | None = setting(
         None,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bbdm import BridgeSampler, BrownianBridge, save_checkpoint
+from bbdm import BridgeSampler, BrownianBridge, UNet, load_checkpoint, save_checkpoint
 from bbdm.data.pairs import load_dataset
 from benchmarks import quantile_regression
 from tests.conftest import SavePicture, save_random_pairs, tiny_unet
@@ -74,3 +74,11 @@ def test_it_begins_as_the_mean_of_a_bridge_trains_and_is_kept(
 def test_without_weights_it_is_the_network_of_the_preset():
     unet, bridge = quantile_regression.build(None)
     assert (unet.config.out_channels, unet.config.in_channels, bridge.density) == (9, 3, "high")
+
+
+def test_a_bridge_is_trained_by_the_same_recipe(tmp_path: Path, save_picture: SavePicture):
+    data = save_random_pairs(tmp_path / "data", 2, 2, save_picture, 64)
+    quantile_regression.main([str(data), str(tmp_path / "bridge.pt"), "--bridge", "--seconds", "0"])
+    made = load_checkpoint(tmp_path / "bridge.pt")
+    assert (made.bridge.density, made.bridge.objective, made.image_size) == ("high", "pinned", 64)
+    assert made.unet.config == UNet.presets["demo"]
