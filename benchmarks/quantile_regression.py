@@ -148,13 +148,12 @@ def main(argv: list[str] | None = None) -> None:
     keep_freed_memory()
     torch.manual_seed(0)
     unet, bridge = build(args.init_from)
-    if args.bridge:
-        unet = UNet.from_config(UNet.presets["demo"])
     size = None if args.init_from is None else load_checkpoint(args.init_from).image_size
     pairs, validation = (
         load_dataset("edge2shoes", args.data_dir, split, size or DEMO["image_size"]) for split in ("train", "val")
     )
     if args.bridge:
+        unet = UNet.from_config(UNet.presets["demo"])
         network, steps = train(build_task(BridgeTask, unet, bridge, args.learning_rate), pairs, args.seconds)
         save_checkpoint(args.output, network, bridge, image_size=DEMO["image_size"])
         print(f"{steps} steps")

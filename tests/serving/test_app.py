@@ -216,6 +216,13 @@ def test_what_a_visitor_gives_is_limited(model: Model, tmp_path: Path):
     assert first.seed != second.seed  # no seed draws one
 
 
+def test_photographs_are_restored_in_the_faster_arithmetic(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("bbdm.execution.device.best_dtype", lambda device: torch.bfloat16)
+    dtypes = [app.load(AppConfig(file)).sampler.dtype for file in (demo.PHOTOGRAPHS, demo.WEIGHTS)]
+    assert dtypes == [torch.bfloat16, torch.float32]
+    assert app.load(AppConfig(demo.PHOTOGRAPHS, dtype="fp32")).sampler.dtype == torch.float32
+
+
 def test_a_folder_of_save_pretrained_is_a_checkpoint(sampler: BridgeSampler, tmp_path: Path):
     sampler.save_pretrained(tmp_path)
     loaded = app.load(AppConfig(tmp_path, device="cpu"))
