@@ -192,13 +192,13 @@ class TestInfo:
 @pytest.mark.parametrize(
     ("flags", "wanted"),
     [
-        ([], ("sde-dpm2m", 5, False)),
+        ([], (None, None, False)),
         (["--solver", "dpm2m"], ("dpm2m", None, False)),
         (["--steps", "3"], (None, 3, False)),
         (["--fast_sampling"], (None, None, True)),
     ],
 )
-def test_the_demo_has_a_solver_of_its_own(flags: list[str], wanted: Any, monkeypatch: pytest.MonkeyPatch):
+def test_the_demo_is_translated_as_asked_or_as_its_file_says(flags: list[str], wanted: Any, monkeypatch: pytest.MonkeyPatch):
     made: list[TranslateConfig] = []
     monkeypatch.setattr(demo_command, "translate", lambda config, words: made.append(config))
     demo_command.main(flags)

@@ -343,7 +343,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestExport:
     def test_pushed_and_fetched(self, exported: Path, hub: Hub, tmp_path: Path):
-        sampler = BridgeSampler.from_checkpoint(demo.WEIGHTS, steps=2)
+        sampler = BridgeSampler.from_checkpoint(demo.WEIGHTS, solver="dpm2m", steps=2)
         sampler.push_to_hub(NAME, onnx=exported, token=hub.token)
         hub.requests.clear()
         runtime = OnnxBridgeSampler.from_pretrained(NAME, solver="dpm2m", steps=2, threads=1)

@@ -142,10 +142,11 @@ def test_a_network_of_a_stride_on_a_picture_off_it():
 
 
 def test_batch_size_changes_nothing():
-    made = sampler()
-    first = made(SOURCE, seed=3, window=24)
+    """In float64: processors round float32 differently in batches of another size."""
+    made, source = BridgeSampler(network().double(), ABridge(), "sde-dpm2m", steps=4), SOURCE.double()
+    first = made(source, seed=3, window=24)
     for batch_size in (1, 3, 64):
-        torch.testing.assert_close(made(SOURCE, seed=3, window=24, batch_size=batch_size), first, rtol=0, atol=1e-6)
+        torch.testing.assert_close(made(source, seed=3, window=24, batch_size=batch_size), first, rtol=0, atol=1e-12)
 
 
 def test_every_step_is_one_of_the_whole_picture():
