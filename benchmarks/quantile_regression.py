@@ -123,7 +123,7 @@ def compared(predicted: npt.NDArray[Any], target: npt.NDArray[Any]) -> npt.NDArr
 
 
 @torch.no_grad()
-def measure(unet: UNet, bridge: Bridge, pair: Any) -> dict[str, npt.NDArray[Any]]:
+def measure(unet: Network, bridge: Bridge, pair: Any) -> dict[str, npt.NDArray[Any]]:
     """What splits need of a pair, and the mean's error and PSNR."""
     source, target = (side[None] for side in pair)
     predicted = predict(unet, bridge, source)[0].clamp(-1, 1).double().numpy()

@@ -198,7 +198,7 @@ class TestInfo:
         (["--fast_sampling"], (None, None, True)),
     ],
 )
-def test_the_demo_is_translated_as_asked_or_as_its_file_says(flags: list[str], wanted: Any, monkeypatch: pytest.MonkeyPatch):
+def test_the_demo_is_translated_as_asked(flags: list[str], wanted: Any, monkeypatch: pytest.MonkeyPatch):
     made: list[TranslateConfig] = []
     monkeypatch.setattr(demo_command, "translate", lambda config, words: made.append(config))
     demo_command.main(flags)
