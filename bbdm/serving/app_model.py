@@ -114,9 +114,10 @@ def load(config: AppConfig) -> Model:
         from bbdm.execution.device import best_dtype
 
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        faster = best_dtype(torch.device(device)) if config.model == demo.PHOTOGRAPHS else None
-        kind = {"dtype": config.dtype or faster, "compile": config.compile}
-        sampler = BridgeSampler.from_pretrained(config.model, device=device, **kind)
+        dtype = config.dtype
+        if dtype is None and config.model == demo.PHOTOGRAPHS:
+            dtype = best_dtype(torch.device(device))
+        sampler = BridgeSampler.from_pretrained(config.model, device=device, dtype=dtype, compile=config.compile)
         bridge, calls, further = sampler.bridge, sampler.calls, sampler.unet.further
     check_eight_bit(sampler.pictures, "the app")
     check_pictures(sampler.axes, "the app")
