@@ -15,11 +15,10 @@ import math
 import torch
 
 from bbdm.kernels.jit import constexpr, jit, tl
+from bbdm.kernels.philox_numpy import AT_ONCE, MASK, MULTIPLIERS, ROUNDS, SAMPLING, WEYL
 from bbdm.kernels.philox_numpy import CORRUPTION as CORRUPTION
-from bbdm.kernels.philox_numpy import MASK, MULTIPLIERS, ROUNDS, SAMPLING, WEYL
 from bbdm.kernels.philox_numpy import TRAINING as TRAINING
 
-AT_ONCE = 2**17  # normals of an image: what is computed of them fits into a processor's caches
 NOISE_LANE, TIMESTEP_LANE, FLIP_LANE, MOVE_LANE, DROP_LANE = 0, 1, 2, 3, 4  # last word of the counter
 
 

@@ -13,6 +13,7 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # Salmon et al. 2011, "Parallel random n
 WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio, sqrt(3) - 1
 MASK = 0xFFFFFFFF
 SAMPLING, TRAINING, CORRUPTION = 0, 1, 2  # streams
+AT_ONCE = 2**17  # normals of an image: what is computed of them fits into a processor's caches
 
 
 def philox4x32(counter: npt.ArrayLike, key: npt.ArrayLike) -> npt.NDArray[np.uint32]:
@@ -30,12 +31,14 @@ def philox4x32(counter: npt.ArrayLike, key: npt.ArrayLike) -> npt.NDArray[np.uin
     return np.stack(np.broadcast_arrays(c0, c1, c2, c3), axis=-1).astype(np.uint32)
 
 
-def random_words(seeds: npt.ArrayLike, step: int, count: int, stream: int = 0, lane: int = 0) -> npt.NDArray[np.uint32]:
+def random_words(
+    seeds: npt.ArrayLike, step: int, count: int, stream: int = 0, lane: int = 0, first: int = 0
+) -> npt.NDArray[np.uint32]:
     """(B, 4 * ceil(count / 4)) random 32-bit words, those of :func:`bbdm.kernels.philox.random_words`."""
     unsigned = np.atleast_1d(np.asarray(seeds, dtype=np.int64)).astype(np.uint64)
     key = np.stack([unsigned & np.uint64(MASK), unsigned >> np.uint64(32)], axis=-1)[:, None, :]
     counter = np.zeros((-(-count // 4), 4), dtype=np.uint64)
-    counter[:, 0] = np.arange(counter.shape[0], dtype=np.uint64)
+    counter[:, 0] = np.arange(first // 4, first // 4 + len(counter), dtype=np.uint64)
     counter[:, 1:] = (step, stream, lane)
     return philox4x32(counter, key).reshape(len(unsigned), -1)
 
@@ -43,9 +46,13 @@ def random_words(seeds: npt.ArrayLike, step: int, count: int, stream: int = 0, l
 def normal(seeds: npt.ArrayLike, step: int, shape: tuple[int, ...], stream: int = 0) -> npt.NDArray[np.float32]:
     """(B, *shape) standard normals, float32; see :func:`bbdm.kernels.philox.normal`."""
     count = int(np.prod(shape))
-    words = random_words(seeds, step, count, stream)
-    u = ((words >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
-    radius = np.sqrt(np.float32(-2.0) * np.log(u[:, 0::2]))
-    angle = np.float32(2.0 * np.pi) * u[:, 1::2]
-    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-    return pairs.reshape(len(words), -1)[:, :count].reshape(-1, *shape)
+    normals = np.empty((np.size(seeds), count), np.float32)
+    for first in range(0, count, AT_ONCE):
+        part = normals[:, first : first + AT_ONCE]
+        words = random_words(seeds, step, part.shape[1], stream, first=first)
+        u = ((words >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
+        radius = np.sqrt(np.float32(-2.0) * np.log(u[:, 0::2]))
+        angle = np.float32(2.0 * np.pi) * u[:, 1::2]
+        pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+        part[:] = pairs.reshape(len(words), -1)[:, : part.shape[1]]
+    return normals.reshape(-1, *shape)

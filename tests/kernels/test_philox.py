@@ -62,6 +62,12 @@ def test_normals_are_box_muller_of_the_words():
     assert philox_numpy.normal([5], 3, (1, 2, 2)).reshape(-1) == pytest.approx(expected, abs=1e-5)
 
 
+def test_normals_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch):
+    whole = philox_numpy.normal([5, 6], 3, (3, 5, 7))
+    monkeypatch.setattr(philox_numpy, "AT_ONCE", 16)
+    assert (philox_numpy.normal([5, 6], 3, (3, 5, 7)) == whole).all()
+
+
 def test_noise_of_an_image_does_not_depend_on_the_batch():
     together = philox.normal(torch.arange(10, 15), 4, (3, 6, 6))
     for i in range(5):
