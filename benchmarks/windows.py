@@ -2,7 +2,8 @@
 
 One step of a square picture is timed in turns: by windows, the network's calls alone on as many windows that
 are there already, and MONAI's SlidingWindowInferer around the same network in the same loop, where MONAI is
-installed. Then each row runs once in a process of its own, for its peak of resident memory.
+installed. Then each row runs once in a process of its own, for its peak of resident memory. With --within,
+one step by windows runs once, and the network's calls are timed within it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import copy
 import math
 import resource
 import statistics
+import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from typing import Any
@@ -22,11 +24,11 @@ from bbdm import BridgeSampler
 from bbdm.base import machine, scripts
 from bbdm.cli import setup
 from bbdm.kernels.elementwise import CHANNELS_LAST
-from bbdm.networks.base import Conditions
+from bbdm.networks.base import Body, Conditions
 from bbdm.networks.checks import along
 from bbdm.networks.windowed import Windowed
 from bbdm.networks.windows import Windowing
-from benchmarks.timing import interleaved
+from benchmarks.timing import interleaved, seconds_of
 
 OVERLAP, AT_ONCE = 0.25, 16
 NETWORKS = {"demo": 64, "paper": 64}  # presets, and the side of windows
@@ -75,12 +77,15 @@ def of_monai(
     return network
 
 
-def rows_of(network: str, dtype: str, side: int) -> dict[str, Callable[[], object]]:
-    """What is timed."""
+def rows_of(
+    network: str, dtype: str, side: int, around: Callable[[Body], Body] = lambda body: body
+) -> dict[str, Callable[[], object]]:
+    """What is timed; ``around`` wraps the network's body."""
     window = NETWORKS[network]
     sampler = sampler_of(network, dtype)
     source = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    loop, windowing = sampler._own.loop, windowing_of(sampler, side, window)
+    loop, windowing = copy.copy(sampler._own.loop), windowing_of(sampler, side, window)
+    loop.network = around(loop.network)
 
     @torch.inference_mode()
     def alone() -> None:
@@ -122,6 +127,12 @@ def peak(network: str, dtype: str, side: int, row: str, threads: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def print_case(args: Any) -> None:
+    """Prints what the numbers below it are of."""
+    on = machine.processor(torch.device("cpu"))
+    print(f"{args.network}, {args.dtype}, {args.side} x {args.side}, one step, on {on}")
+
+
 def cost(args: Any) -> None:
     """Prints the table."""
     rows = rows_of(args.network, args.dtype, args.side)
@@ -130,8 +141,7 @@ def cost(args: Any) -> None:
     except ModuleNotFoundError:
         del rows["MONAI"]
     seconds = interleaved(rows, args.rounds, settle=False)
-    on = machine.processor(torch.device("cpu"))
-    print(f"{args.network}, {args.dtype}, {args.side} x {args.side}, one step, on {on}")
+    print_case(args)
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for name, each in seconds.items():
             memory = pool.apply(peak, (args.network, args.dtype, args.side, name, torch.get_num_threads()))
@@ -141,13 +151,35 @@ def cost(args: Any) -> None:
             print(f"{name:12} {median:8.2f} s ({spread}), windows take {ratio:.3f} of it, peak {memory:.0f} MB")
 
 
+def within(args: Any) -> None:
+    """Prints what a step by windows takes beside the network's calls in it."""
+    calls: list[float] = []
+
+    def timed(body: Body) -> Body:
+        def call(*given: Any) -> Tensor:
+            started = time.perf_counter()
+            prediction = body(*given)
+            calls.append(time.perf_counter() - started)
+            return prediction
+
+        return call
+
+    whole = seconds_of(rows_of(args.network, args.dtype, args.side, timed)["windows"])
+    share = whole / sum(calls) - 1
+    print_case(args)
+    print(f"{whole:.2f} s, {sum(calls):.2f} of them in {len(calls)} calls: {share:.2%} more than the calls")
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = scripts.Parser(__doc__)
     parser.add_argument("--network", choices=NETWORKS, default="demo")
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--side", type=int, default=2048, help="of the picture")
     parser.add_argument("--rounds", type=int, default=3)
-    cost(parser.parse_args(argv))
+    parser.add_argument("--within", action="store_true", help="one row, once: what it takes beside its calls")
+    args = parser.parse_args(argv)
+    report = within if args.within else cost
+    report(args)
 
 
 if __name__ == "__main__":
