@@ -35,6 +35,7 @@ LONGEST = 768
 SQUARE = 64
 SHOWN = 160  # pixels of a side of what a figure shows
 DAMAGES = ["jpeg:10", "jpeg:20", "jpeg:40", "photo", "sr4"]
+ONE_RESULT = {"damaged", "mean", "L1 regression", "non-local means"}
 Restore = Callable[[Tensor, int], Tensor]  # (1, 3, H, W) in [-1, 1] and a seed
 
 
@@ -61,7 +62,7 @@ def has_opencv() -> bool:
     return find_spec("cv2") is not None
 
 
-def methods(checkpoint: Path, steps: list[int], other: Path | None) -> dict[str, Restore]:
+def methods(checkpoint: Path, steps: list[int], student: Path | None, other: Path | None) -> dict[str, Restore]:
     """What restores, by name."""
     dtype = best_dtype(torch.device("cpu"))
 
@@ -71,6 +72,8 @@ def methods(checkpoint: Path, steps: list[int], other: Path | None) -> dict[str,
 
     found: dict[str, Restore] = {"damaged": lambda source, seed: source, "mean": of(solver="mean")}
     found |= {f"sde-dpm2m {count}": of(solver="sde-dpm2m", steps=count) for count in steps}
+    if student is not None:
+        found["student"] = of(student)
     if other is not None:
         found["L1 regression"] = of(other, solver="mean")
     return {**found, "non-local means": non_local_means} if has_opencv() else found
@@ -143,6 +146,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--checkpoint", type=Path, default=demo.PHOTOGRAPHS)
+    parser.add_argument("--student", type=Path, help="distilled weights, in their own calls")
     parser.add_argument("--regression", type=Path, help="weights of the same training with --density top --loss l1")
     parser.add_argument("--damages", nargs="+", default=DAMAGES, metavar="DEGRADATION")
     parser.add_argument("--steps", nargs="+", type=int, default=[2, 5])
@@ -152,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     done = json.loads(args.output.read_text()) if args.output.exists() else {}
     chosen = list(photographs(args.folder).items())[: args.most]
-    restored_by = methods(args.checkpoint, args.steps, args.regression)
+    restored_by = methods(args.checkpoint, args.steps, args.student, args.regression)
     for damage in args.damages:
         degradation = Degradation.read(damage)
         for name, photograph in chosen:
@@ -161,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
             source = images.from_pil(degradation(photograph, name))[None]
             for method, restore in restored_by.items():
                 if method not in run:
-                    run[method] = scores(restore, source, target, args.seeds if "dpm" in method else 1)
+                    run[method] = scores(restore, source, target, 1 if method in ONE_RESULT else args.seeds)
             write_atomically(args.output, lambda temporary: temporary.write_text(json.dumps(done)))
         print(table(done, damage), flush=True)
     if args.figure is not None:
