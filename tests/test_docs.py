@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import griffe
 import pytest
 
 from bbdm import TrainConfig, UNetConfig
@@ -163,7 +164,7 @@ def test_the_readme_is_one_page_with_the_test_command():
 @pytest.mark.parametrize("settings", [UNetConfig, TrainConfig], ids=lambda settings: settings.__name__)
 def test_api_pages_explain_each_field_of_settings(settings: type[Any]):
     """By the comment after it, and by its help; the site's strict build demands it of all settings."""
-    griffe, pages = pytest.importorskip("griffe"), (ROOT / "docs/api").glob("*.md")
+    pages = (ROOT / "docs/api").glob("*.md")
     assert any(f"::: {settings.__module__}\n" in page.read_text() for page in pages)
     plugins = griffe.load_extensions(str(ROOT / "docs/plugins.py"))
     package = griffe.load("bbdm", search_paths=[str(ROOT)], extensions=plugins)
@@ -178,8 +179,9 @@ def test_api_pages_explain_each_field_of_settings(settings: type[Any]):
 @pytest.mark.nightly
 def test_the_notebook_on_volumes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As short as it goes: what it prints is not looked at."""
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    pytest.importorskip("SimpleITK")
+    import nbclient
+    import nbformat
+
     for name, value in {"TRAIN_SECONDS": "30", "TEST_PATIENTS": "2", "SAMPLES": "2"}.items():
         monkeypatch.setenv(name, value)
     notebook = nbformat.read(ROOT / "examples/volumes.ipynb", 4)

@@ -6,15 +6,11 @@ from typing import Any
 
 import pytest
 import yaml
+from hatchling.builders.sdist import SdistBuilder
+from hatchling.builders.wheel import WheelBuilder
 
 import bbdm
 from tests.conftest import ROOT
-
-pytest.importorskip("hatchling")
-pytest.importorskip("hatch_fancy_pypi_readme")
-
-from hatchling.builders.sdist import SdistBuilder
-from hatchling.builders.wheel import WheelBuilder
 
 LINK = re.compile(r'(?:\]\(|(?:src|srcset|href)=")([^)"\s]+)')
 CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)

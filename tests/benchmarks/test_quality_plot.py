@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("matplotlib")
-
 from benchmarks.quality_plot import lines_of, main
 
 RUNS: dict[str, dict[str, Any]] = {

@@ -111,7 +111,6 @@ def test_every_hint_is_of_an_error_of_the_library():
     ],
 )
 def test_completion(line: str, wanted: set[str], tmp_path: Path):
-    pytest.importorskip("argcomplete")
     shell = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line, "COMP_POINT": str(len(line))}
     done = bbdm(**shell, _ARGCOMPLETE_STDOUT_FILENAME=str(tmp_path / "words"))
     assert done.returncode == 0, done.stderr

@@ -91,7 +91,6 @@ def test_the_same_command_goes_on(teacher: Path, data: Path, tmp_path: Path, cap
 @pytest.mark.nightly
 @pytest.mark.parametrize("flags", [[], ["--compile"]], ids=["eager", "compiled"])
 def test_two_processes_are_one(flags: list[str], teacher: Path, data: Path, tmp_path: Path):
-    pytest.importorskip("accelerate")
     made: list[dict[str, torch.Tensor]] = []
     for name, start in {"one": ALONE, "two": TORCHRUN}.items():
         folder = ["--experiment", tmp_path / name, "--precision", "fp32", *flags]

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("resvg_py")
 from examples.demo import drawings
 from examples.demo.drawings import LINE, Style
 

@@ -5,17 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+import transformers
 
 from bbdm.cli import embed
-
-transformers = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
 
 WORDS = ["[PAD]", "[UNK]", "[END]", "a", "cat", "on", "the", "mat"]
 SIZES: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
 SMALL: dict[str, Any] = {**SIZES, "vocab_size": len(WORDS), "max_position_embeddings": 6}
-IDS: dict[str, int] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+IDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def save_tokenizer(folder: Path) -> None:
@@ -39,8 +38,8 @@ def clip(folder: Path) -> Any:
 
 def t5(folder: Path) -> Any:
     """The encoder of a T5 that is saved whole."""
-    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}
-    config = transformers.T5Config(vocab_size=len(WORDS), **sizes, pad_token_id=0, eos_token_id=2)
+    ids: dict[str, Any] = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 2}
+    config = transformers.T5Config(vocab_size=len(WORDS), d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2, **ids)
     whole = transformers.T5ForConditionalGeneration(config)
     whole.save_pretrained(folder)
     return whole.encoder

@@ -206,7 +206,8 @@ def test_larger_than_memory_is_the_same_from_file_to_file(place: Path) -> None:
 
 def test_the_bundled_network_removes_the_squares_of_jpeg(place: Path) -> None:
     """A photograph that no network was trained on, and that a library bundles: the mean is nearer to it."""
-    data = pytest.importorskip("skimage.data")
+    import skimage.data as data
+
     clean = Image.fromarray(data.astronaut()).crop((96, 0, 288, 160))
     clean.save("a.jpg", quality=10)
     cli.run("restore", ["a.jpg", "-o", "out", "--mean", "--quiet"])

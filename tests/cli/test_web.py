@@ -20,6 +20,12 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.actions import interaction
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select, WebDriverWait
 from torch import nn
 
 from bbdm import demo, save_checkpoint
@@ -28,18 +34,9 @@ from bbdm.networks.windows import Windowing
 from bbdm.pictures.images import to_array
 from bbdm.runtime import OnnxBridgeSampler
 from examples.web import tables
+from tests.cli.browser import PATIENCE, Page, Site
 from tests.conftest import ROOT, noise, tiny_unet
 from tests.onnx.exports import BRIDGE, SIZE, checkpoint, export, tiny_codec
-
-pytest.importorskip("selenium", reason="needs Selenium")
-from selenium import webdriver
-from selenium.webdriver.common.action_chains import ActionChains
-from selenium.webdriver.common.actions import interaction
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import Select, WebDriverWait
-
-from tests.cli.browser import PATIENCE, Page, Site
 
 WEB = ROOT / "examples" / "web"
 EXPORT = ROOT / "examples" / "demo" / "onnx"

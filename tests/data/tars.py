@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
-
-pytest.importorskip("webdataset")
 from webdataset.writer import TarWriter
 
 SIDE = 8

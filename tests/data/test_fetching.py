@@ -7,12 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from bbdm.data import fetching
-
-fsspec = pytest.importorskip("fsspec")
-pytest.importorskip("webdataset")
 
 
 @pytest.fixture(autouse=True)

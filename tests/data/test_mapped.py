@@ -146,13 +146,15 @@ def test_values_are_in_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_monai(tmp_path: Path) -> None:
-    monai = pytest.importorskip("monai.data")
-    data = monai.CacheDataset([{"mr": GOOD, "ct": GOOD}], transform=lambda item: item, progress=False)
+    import monai.data as monai
+
+    data = monai.CacheDataset([{"mr": GOOD, "ct": GOOD}], transform=lambda item: item, progress=False)  # pyright: ignore
     assert MappedDataset(data, lambda item: (item["mr"], item["ct"]))[0][0].shape == GOOD.shape
 
 
 def test_hugging_face() -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     picture = Image.new("RGB", (4, 4), (255, 0, 0))
     table = datasets.Dataset.from_dict({"a": [picture], "b": [picture]})
     table = table.cast_column("a", datasets.Image()).cast_column("b", datasets.Image())
@@ -160,7 +162,8 @@ def test_hugging_face() -> None:
 
 
 def test_torchio() -> None:
-    torchio = pytest.importorskip("torchio")
+    import torchio
+
     volume = torch.rand(1, 4, 4, 2)
     subject = torchio.Subject(mr=torchio.ScalarImage(tensor=volume), ct=torchio.ScalarImage(tensor=volume))
     pairs = MappedDataset(
@@ -171,6 +174,5 @@ def test_torchio() -> None:
 
 def test_torchgeo() -> None:
     """A sample of a GeoDataset is a mapping of image and mask."""
-    pytest.importorskip("torchgeo")
     sample = {"image": torch.rand(13, 4, 4), "mask": torch.rand(1, 4, 4), "crs": None, "bounds": None}
     assert MappedDataset(items(sample), lambda s: (s["image"], s["mask"])).source_channels == 13

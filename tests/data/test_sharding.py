@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from webdataset import WebDataset  # pyright: ignore[reportAttributeAccessIssue]
 
 from bbdm.cli import shard
 from bbdm.data.examples import PairExamples
@@ -17,8 +18,6 @@ from bbdm.data.sharding import write_shards
 from bbdm.data.survey import BadPicturesError
 from tests.conftest import SIZE, SavePicture
 from tests.data.conftest import COUNT
-
-wds = pytest.importorskip("webdataset")
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -34,7 +33,7 @@ def test_pairs_are_those_of_the_files(workers: int, pairs: PairedDataset, tmp_pa
     assert write_shards(pairs, tmp_path / "out", 2, workers=workers) == (COUNT, 0)
     assert sorted(content(tmp_path / "out")) == ["000000.tar", "000001.tar", "000002.tar", "index.json"]
     urls = [str(tmp_path / "out" / f"{i:06d}.tar") for i in range(3)]
-    theirs = list(wds.WebDataset(urls, shardshuffle=False))
+    theirs = list(WebDataset(urls, shardshuffle=False))
     found = load(tmp_path / "out")
     for i, (pair, sample) in enumerate(zip(pairs.pairs, theirs, strict=True)):
         assert sample["__key__"] == pair.name

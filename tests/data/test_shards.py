@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -26,7 +27,6 @@ from bbdm.training.config import TrainConfig
 from bbdm.training.trainer import Trainer
 from tests.data.tars import SIDE, png, sample, write, write_members
 
-fsspec = pytest.importorskip("fsspec")
 CPU = torch.device("cpu")
 COUNTS = [5, 1, 4, 7, 3, 2, 6]  # of pairs in shards
 PAIRS = sum(COUNTS)

@@ -13,7 +13,6 @@ from bbdm.pictures.lazy import Geometry
 from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import Percentiles, Values
 
-pytest.importorskip("SimpleITK")
 PLACE = Geometry(((3.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0)))
 HU = Values(-1024, 3071, "HU", "int16")
 

@@ -281,7 +281,6 @@ def read_tokens(shard: Path) -> torch.Tensor:
 
 
 def test_shards(tmp_path: Path) -> None:
-    pytest.importorskip("webdataset")
     from tests.data.tars import png, sample, write
 
     def told(number: int) -> dict[str, Any]:
@@ -359,7 +358,8 @@ def test_other_conditions_are_other_shards(folder: Path, tmp_path: Path) -> None
 
 
 def test_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     pictures = [Image.fromarray(grey(i)) for i in range(COUNT)]
     columns = {
         "a": pictures,
@@ -391,10 +391,10 @@ def test_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(told["text"], torch.from_numpy(rows(3)))
     assert len({load(images={"sar": "sar"}, classes={"s": name}).digest() for name in every}) == 3
     monkeypatch.setenv("BBDM_SHARDS", str(tmp_path / "fetched"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "p").mkdir()
-    datasets.load_from_disk(tmp_path / "t").to_parquet(tmp_path / "p" / "train-00000-of-00001.parquet")
+    datasets.load_from_disk(tmp_path / "t").to_parquet(tmp_path / "p" / "train-00000-of-00001.parquet")  # pyright: ignore
     config = PicturesConfig(images={"sar": "sar"}, classes=every, tokens={"text": "text"})
     streamed = load_dataset("shards", f"hub:{tmp_path / 'p'}", image_size=SIZE, columns="a,b", pictures=config)
     assert streamed.further.classes["style"] == ("ink", "oil", "wax")  # by the alphabet

@@ -140,7 +140,6 @@ def test_crops_in_the_mask_are_centred_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("slices", ["axial", "coronal", "sagittal"])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".npy"])
 def test_slices_of_volumes_are_examples(slices: str, suffix: str, tmp_path: Path) -> None:
-    pytest.importorskip("SimpleITK")
     size = (4, 5, 6)
     pairs = load(folders(tmp_path, suffix, 2, size), slices=slices)
     axis = ["axial", "coronal", "sagittal"].index(slices)
@@ -255,7 +254,6 @@ def test_percentiles_are_of_the_whole_source_of_each_crop(tmp_path: Path) -> Non
 
 
 def test_pixels_without_a_value_are_least_and_not_in_the_mask(tmp_path: Path) -> None:
-    pytest.importorskip("rasterio")
     for side in "AB":
         (tmp_path / side).mkdir()
         array = place_of(1, (1, HEIGHT, WIDTH))
@@ -269,7 +267,6 @@ def test_pixels_without_a_value_are_least_and_not_in_the_mask(tmp_path: Path) ->
 
 
 def test_decoded_files_are_kept_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("SimpleITK")
     data_dir = folders(tmp_path / "pairs", ".nii.gz", 2, (4, 9, 9))
     settings = {"source_values": read_values("0:4000"), "target_values": read_values("1:4001"), "slices": "axial"}
     config = PicturesConfig(**settings, crop=CROP)  # pyright: ignore[reportArgumentType]
@@ -376,7 +373,6 @@ def test_a_pair_of_other_channels_is_named_by_the_survey(tmp_path: Path) -> None
 
 def test_a_source_on_another_grid_is_resampled(tmp_path: Path) -> None:
     """A linear ramp at half the distance of pixels, by SimpleITK."""
-    pytest.importorskip("SimpleITK")
     for side, step in (("A", 2.0), ("B", 1.0)):
         (tmp_path / side).mkdir()
         ramp = np.broadcast_to(100 * step * np.arange(10 / step), (1, 4, 4, int(10 / step))).astype(np.int16)
@@ -391,7 +387,6 @@ def test_a_source_on_another_grid_is_resampled(tmp_path: Path) -> None:
 
 def test_a_source_of_another_orientation_is_turned_where_asked(tmp_path: Path) -> None:
     """The same voxels, in files whose axes point to other sides of the patient."""
-    pytest.importorskip("SimpleITK")
     volume = place_of(1, (1, 3, 4, 5))
     toward_head = ((0.0, 0.0, 1.0, 0.0), (0.0, 1.0, 0.0, 0.0), (2.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
     toward_feet = ((0.0, 0.0, -1.0, 4.0), (0.0, 1.0, 0.0, 0.0), (-2.0, 0.0, 0.0, 4.0), (0.0, 0.0, 0.0, 1.0))
@@ -416,7 +411,6 @@ def test_a_volume_of_one_slice_is_its_own_neighbour(tmp_path: Path) -> None:
 
 
 def test_the_spacing_of_volumes_is_the_median(tmp_path: Path) -> None:
-    pytest.importorskip("SimpleITK")
     data_dir = folders(tmp_path, ".nii", 3, (3, 4, 5))
     for side in "AB":
         place = ((0.0, 0.0, 2.0, 0.0), (0.0, 1.5, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
@@ -429,7 +423,6 @@ def test_the_spacing_of_volumes_is_the_median(tmp_path: Path) -> None:
 
 def test_a_mask_on_another_grid_takes_the_nearest(tmp_path: Path) -> None:
     """Voxels of 3 mm, seen by targets of 1 mm: the two inside reach from 2 to 7 mm."""
-    pytest.importorskip("SimpleITK")
     outside, inside = np.zeros((1, 4, 4, 12), np.int16), np.zeros((1, 4, 4, 4), np.uint8)
     inside[..., 1:3] = 100
     for side, array, step in (("A", outside, 1.0), ("B", outside, 1.0), ("M", inside, 3.0)):
@@ -489,7 +482,6 @@ def test_results_have_the_type_of_the_targets_files(tmp_path: Path) -> None:
 
 
 def test_each_source_has_pixels_without_a_value_of_its_own(tmp_path: Path) -> None:
-    pytest.importorskip("rasterio")
     place = ((0.0, 1.0, 5.0), (-1.0, 0.0, 9.0), (0.0, 0.0, 1.0))
     for side, nodata, at in (("A", -1, 3), ("C", -2, 4), ("B", None, 0)):
         (tmp_path / side).mkdir()

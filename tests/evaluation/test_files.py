@@ -74,7 +74,6 @@ def same(one: str, other: str) -> bool:
 
 def test_a_folder_of_nifti_becomes_one():
     """Names, grid and type; values are those of the sampler, in HU."""
-    pytest.importorskip("SimpleITK")
     volumes()
     network(1, MR_TO_CT)
     run("folder", "mr", "c.pt", "out", "--seed", "4")
@@ -96,7 +95,6 @@ def test_a_folder_of_nifti_becomes_one():
 
 def test_three_orientations_are_the_mean_of_three_results():
     """Each by the same network, of its slices and their neighbours."""
-    pytest.importorskip("SimpleITK")
     size, kind = (6, 7, 8), PictureKind(Values(0, 600, dtype="float32"), HU, SIZE, "axial", 1)
     write("mr/a.nii", np.random.default_rng(0).uniform(0, 600, (1, *size)).astype(np.float32), Geometry(PLACE))
     network(1, kind, condition_channels=3, endpoint=kind.endpoint(3, 1))
@@ -120,7 +118,6 @@ def test_three_orientations_are_the_mean_of_three_results():
 
 
 def test_geotiff_keeps_place_bands_and_nodata():
-    pytest.importorskip("rasterio")
     random = np.random.default_rng(0)
     kept = {"crs": "EPSG:32633", "nodata": 0}
     for name in ("x", "y"):
@@ -142,7 +139,6 @@ def test_geotiff_keeps_place_bands_and_nodata():
 
 
 def test_nodata_that_the_result_cannot_hold_is_left_out():
-    pytest.importorskip("rasterio")
     pixels = np.random.default_rng(0).random((2, 18, 18)).astype(np.float32)
     pixels[:, 2:5] = np.nan
     write("s/x.tif", pixels, Geometry(ON_EARTH, "geotiff", {"crs": "EPSG:32633", "nodata": float("nan")}))
@@ -154,7 +150,6 @@ def test_nodata_that_the_result_cannot_hold_is_left_out():
 
 @pytest.mark.parametrize("suffix", [".tif", ".npy", ".npz"])
 def test_16_bit_pictures(suffix: str):
-    pytest.importorskip("tifffile")
     random = np.random.default_rng(0)
     for name, size in (("x", (18, 30)), ("y", (20, 17))):
         write(f"in/{name}{suffix}", random.integers(0, 65536, (2, *size)).astype(np.uint16))
@@ -169,7 +164,6 @@ def test_16_bit_pictures(suffix: str):
 
 def test_a_format_that_cannot_hold_the_result_becomes_another():
     """16-bit grey of a PNG stays one; HU are in a TIFF."""
-    pytest.importorskip("tifffile")
     write("in/x.png", np.random.default_rng(0).integers(0, 65536, (1, 18, 20)).astype(np.uint16))
     sixteen = Values(0, 65535, dtype="uint16")
     network(1, PictureKind(sixteen, sixteen, SIZE))
@@ -190,7 +184,6 @@ def test_other_channels_than_the_source():
 
 
 def test_results_are_kept_and_do_not_depend_on_the_batch():
-    pytest.importorskip("SimpleITK")
     volumes()
     network(1, MR_TO_CT)
     run("folder", "mr", "c.pt", "out", "-b", "2", "-r", "2")
@@ -221,7 +214,6 @@ def scores(*words: str) -> dict[str, float]:
 
 def test_scores_are_in_hu_within_masks(capsys: pytest.CaptureFixture[str]):
     """Of the files; those with masks are no others' scores, and need no results of their own."""
-    pytest.importorskip("SimpleITK")
     volumes()
     network(1, MR_TO_CT)
     whole, masked = scores("--metrics", "mae", "rmse"), scores("--masks", "body")
@@ -241,7 +233,6 @@ def test_scores_are_in_hu_within_masks(capsys: pytest.CaptureFixture[str]):
 
 
 def test_pixels_without_a_value_do_not_count():
-    pytest.importorskip("rasterio")
     random = np.random.default_rng(0)
     kept = {"crs": "EPSG:32633", "nodata": 0}
     for folder in ("mr", "ct"):
@@ -303,7 +294,6 @@ def test_a_folder_of_8_bits_for_a_network_of_12_is_warned_of():
 
 
 def test_what_is_refused():
-    pytest.importorskip("SimpleITK")
     volumes()
     network(1, MR_TO_CT)
     for flags, message in (

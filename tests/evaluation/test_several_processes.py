@@ -22,7 +22,6 @@ from tests.conftest import tiny_unet
 from tests.training.launching import TORCHRUN, run
 from tests.training.watched_script import Features
 
-pytest.importorskip("accelerate")
 SIZE = 24  # the least that LPIPS takes
 METRICS = ["--metrics", *("fid", "lpips", "psnr", "ssim", "diversity"), "--lpips_net", "squeeze"]
 FLAGS = ["--steps", "3", "-r", "2", "-b", "3", "--device", "cpu"]  # 10 results in batches of 3, 3, 3 and 1

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import yaml
@@ -15,7 +16,6 @@ from bbdm.files.card import hub_license
 from bbdm.pictures.kind import PictureKind
 from tests.conftest import ROOT, noise, tiny_unet
 
-huggingface_hub = pytest.importorskip("huggingface_hub")
 BRIDGE = BrownianBridge(objective="pinned")
 REPORT = {  # as bbdm eval writes it
     "scores": {"fid": 12.5, "lpips": 0.21},
@@ -77,10 +77,11 @@ def test_what_the_hub_reads(sampler: BridgeSampler, tmp_path: Path):
     (tmp_path / "scores.json").write_text(json.dumps(REPORT))
     about = {"license": "other", "license_name": "Mine", "base_model": "me/teacher", "data": "12 | pairs: no faces"}
     text = written(sampler, tmp_path / "a", metrics=tmp_path, limits="Grey alone.", **about)
-    data = huggingface_hub.ModelCard(text).data
+    data: Any = huggingface_hub.ModelCard(text).data
     assert (data.library_name, data.pipeline_tag, data.base_model) == ("bbdm", "image-to-image", "me/teacher")
     assert (data.license, data.license_name, data.model_name) == ("other", "Mine", "a")
-    shared = {"task_type": "image-to-image", "dataset_type": "edge2shoes", "dataset_name": about["data"]}
+    named = {"dataset_type": "edge2shoes", "dataset_name": about["data"]}
+    shared: dict[str, Any] = {"task_type": "image-to-image", **named}
     wanted = [
         huggingface_hub.EvalResult(
             **shared,
@@ -102,7 +103,7 @@ def test_what_the_hub_reads(sampler: BridgeSampler, tmp_path: Path):
 
 def test_a_sweep_has_a_result_for_each_solver(sampler: BridgeSampler, tmp_path: Path):
     (tmp_path / "sweep.json").write_text(json.dumps([REPORT, {**REPORT, "nfe": 20}]))
-    found = huggingface_hub.ModelCard(written(sampler, tmp_path / "a", metrics=tmp_path / "sweep.json")).data
+    found: Any = huggingface_hub.ModelCard(written(sampler, tmp_path / "a", metrics=tmp_path / "sweep.json")).data
     steps = [(each.metric_type, each.metric_args["steps"]) for each in found.eval_results]
     assert steps == [("fid", 5), ("lpips", 5), ("fid", 20), ("lpips", 20)]
 
@@ -177,7 +178,6 @@ def test_its_lines_run(values: bool, sampler: BridgeSampler, tmp_path: Path, mon
 @pytest.mark.nightly
 def test_its_lines_for_onnx_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Those of the bundled network and its export, each after the other on one drawing."""
-    pytest.importorskip("onnxruntime")
     source = demo.DRAWINGS / "1F383.png"
     (tmp_path / "source.png").write_bytes(source.read_bytes())
     sampler = BridgeSampler.from_checkpoint(demo.WEIGHTS, solver="sde-dpm2m", steps=5)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import onnx
 import pytest
@@ -28,7 +29,6 @@ from tests.conftest import ROOT, tiny_unet
 from tests.hub import Hub, Model, serving
 from tests.onnx.exports import tiny_codec
 
-huggingface_hub = pytest.importorskip("huggingface_hub")
 BRIDGE = ABridge(num_steps=50)
 SOURCE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 NAME = "me/faces"
@@ -153,7 +153,7 @@ class TestFolder:
         path.unlink()
         sampler.save_pretrained(tmp_path / "faces", license="cc-by-4.0", data="40 | pairs")
         text = path.read_text()
-        data = huggingface_hub.ModelCard(text).data
+        data: Any = huggingface_hub.ModelCard(text).data
         assert (data.library_name, data.pipeline_tag, data.license) == ("bbdm", "image-to-image", "cc-by-4.0")
         size = f"{sum(parameter.numel() for parameter in sampler.unet.parameters()) / 1e6:.1f} M"
         parts = ["40 \\| pairs", "16 x 16", size, "ABridge(num_steps=50", "residual", "| `dpm2m` | 3 |"]

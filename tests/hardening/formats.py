@@ -82,29 +82,22 @@ def _npz(data: bytes, rng: random.Random) -> bytes:
     return made.getvalue()
 
 
-_ROWS: dict[str, tuple[Callable[[Path], Subject], tuple[str, ...]]] = {  # of each, the packages that it needs
-    "PNG of 16-bit colours": (_subject("a.png", _written((3, 16, 24), "uint16")), ("imagecodecs",)),
-    "TIFF of bands": (_subject("a.tif", _written((5, 16, 24), "uint16")), ("tifffile",)),
-    "TIFF in tiles": (
-        _subject("a.tif", _tiff((40, 40), "float32", tile=(16, 16), compression="zlib", predictor=True)),
-        ("tifffile", "imagecodecs"),
-    ),
-    "TIFF of pages, LZW": (
-        _subject("a.tif", _tiff((4, 16, 24), "uint16", rowsperstrip=8, compression="lzw")),
-        ("tifffile", "imagecodecs"),
-    ),
-    "OME-TIFF": (_subject("a.tif", _written((2, 3, 16, 24), "uint16")), ("tifffile",)),
-    "GeoTIFF": (_subject("a.tif", _geotiff), ("rasterio",)),
-    "NIfTI": (_subject("a.nii", _written((1, 5, 7, 9), "int16")), ("SimpleITK",)),
-    "NIfTI, compressed": (_subject("a.nii.gz", _written((1, 5, 7, 9), "int16"), _zipped), ("SimpleITK",)),
-    "NIfTI of vectors": (_subject("a.nii", _written((3, 5, 7, 9), "float32")), ("SimpleITK",)),
-    "MetaImage": (_subject("a.mha", _written((1, 5, 7, 9), "int16")), ("SimpleITK",)),
-    "MetaImage, header": (_subject("a.mhd", _written((2, 5, 7, 9), "float32")), ("SimpleITK",)),
-    "NRRD": (_subject("a.nrrd", _written((2, 5, 7, 9), "int16")), ("SimpleITK",)),
-    "NRRD, compressed": (_subject("a.nrrd", _nrrd), ("SimpleITK",)),
-    "DICOM": (_subject("07.dcm", _dicom), ("SimpleITK",)),
-    "npy": (_subject("a.npy", _written((2, 5, 7, 9), "float32")), ()),
-    "npz": (_subject("a.npz", _written((1, 5, 7, 9), "int16"), _npz), ()),
+_SUBJECTS: dict[str, Callable[[Path], Subject]] = {
+    "PNG of 16-bit colours": _subject("a.png", _written((3, 16, 24), "uint16")),
+    "TIFF of bands": _subject("a.tif", _written((5, 16, 24), "uint16")),
+    "TIFF in tiles": _subject("a.tif", _tiff((40, 40), "float32", tile=(16, 16), compression="zlib", predictor=True)),
+    "TIFF of pages, LZW": _subject("a.tif", _tiff((4, 16, 24), "uint16", rowsperstrip=8, compression="lzw")),
+    "OME-TIFF": _subject("a.tif", _written((2, 3, 16, 24), "uint16")),
+    "GeoTIFF": _subject("a.tif", _geotiff),
+    "NIfTI": _subject("a.nii", _written((1, 5, 7, 9), "int16")),
+    "NIfTI, compressed": _subject("a.nii.gz", _written((1, 5, 7, 9), "int16"), _zipped),
+    "NIfTI of vectors": _subject("a.nii", _written((3, 5, 7, 9), "float32")),
+    "MetaImage": _subject("a.mha", _written((1, 5, 7, 9), "int16")),
+    "MetaImage, header": _subject("a.mhd", _written((2, 5, 7, 9), "float32")),
+    "NRRD": _subject("a.nrrd", _written((2, 5, 7, 9), "int16")),
+    "NRRD, compressed": _subject("a.nrrd", _nrrd),
+    "DICOM": _subject("07.dcm", _dicom),
+    "npy": _subject("a.npy", _written((2, 5, 7, 9), "float32")),
+    "npz": _subject("a.npz", _written((1, 5, 7, 9), "int16"), _npz),
 }
-FORMATS = {kind: (made, 5_000) for kind, (made, _) in _ROWS.items()}
-NEEDED = {kind: needed for kind, (_, needed) in _ROWS.items()}
+FORMATS = {kind: (made, 5_000) for kind, made in _SUBJECTS.items()}

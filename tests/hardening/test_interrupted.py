@@ -27,7 +27,6 @@ from tests.hardening.killing import assert_content, content
 from tests.hardening.scripts import SCRIPTS, STEPS, make_place, make_small, training
 from tests.training.launching import ALONE, run
 
-pytest.importorskip("webdataset")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no signals as these there")
 Undisturbed = Callable[[str], dict[str, Any]]
 RESUMED = [name for name, script in SCRIPTS.items() if script.resumes]

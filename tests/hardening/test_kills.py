@@ -15,8 +15,6 @@ from tests.conftest import SavePicture
 from tests.hardening.killing import Left, content, kill_at_random_moments
 from tests.hardening.scripts import SCRIPTS, make_place
 
-for package in ("webdataset", "braceexpand", "torchmetrics"):
-    pytest.importorskip(package)
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
 EVERY_NIGHT = [(name, script.kills) for name, script in SCRIPTS.items() if script.kills]
 

@@ -1,6 +1,5 @@
 """Any network: transformers, UNets, and modules with buffers, tied weights or another dtype."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,11 +144,7 @@ NETWORKS: dict[str, Callable[[], Network]] = {
     "unet, patch": patched_unet,
     "own class": own,
 }
-no_diffusers = pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="needs diffusers")
-CASES = [
-    pytest.param(make, marks=[no_diffusers] if name.startswith("diffusers") else []) for name, make in NETWORKS.items()
-]
-every_network = pytest.mark.parametrize("make", CASES, ids=NETWORKS.keys())
+every_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
 daily_networks = pytest.mark.parametrize("make", sweep(NETWORKS.values(), [dit]), ids=NETWORKS.keys())
 
 

@@ -38,9 +38,10 @@ def relative(made: Tensor, wanted: Tensor) -> float:
     ],
 )
 def test_parity_with_diffusers(settings: dict[str, Any]):
-    peers = pytest.importorskip("benchmarks.peers.diffusers_vqgan", exc_type=ImportError)
+    from benchmarks.peers import diffusers_vqgan as peers  # slow to import
+
     vqgan = tiny_vqgan(**settings)
-    peer = peers.network(vqgan)
+    peer: Any = peers.network(vqgan)
     x = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.no_grad():
         latents = peer.encode(x).latents

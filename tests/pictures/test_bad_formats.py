@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
+import SimpleITK as sitk  # noqa: N813
+import tifffile
 
 from bbdm.base import optional
 from bbdm.pictures import formats
@@ -23,11 +26,6 @@ from bbdm.pictures.images import UnknownFormatError
 from bbdm.pictures.lazy import Geometry
 from tests.hardening.watch import forget_peak, memory
 from tests.pictures.formats import NO_PLACE, numbers, write_dicom
-
-tifffile = pytest.importorskip("tifffile")
-pytest.importorskip("imagecodecs")
-sitk = pytest.importorskip("SimpleITK")
-rasterio = pytest.importorskip("rasterio")
 
 
 def refused(path: Path, message: str) -> None:
@@ -238,8 +236,8 @@ class TestTiff:
         refused(tmp_path / "a.tif", r"several sizes or types, \(8, 8\), \(16, 16\)")
 
     def test_truncated(self, tmp_path: Path) -> None:
-        for options in ({}, {"compression": "zlib"}):
-            tifffile.imwrite(tmp_path / "a.tif", numbers((32, 32), "uint16"), metadata=None, **options)
+        for compression in (None, "zlib"):
+            tifffile.imwrite(tmp_path / "a.tif", numbers((32, 32), "uint16"), metadata=None, compression=compression)
             data = (tmp_path / "a.tif").read_bytes()
             (tmp_path / "a.tif").write_bytes(data[:-100])
             refused(tmp_path / "a.tif", "truncated|shorter")

@@ -9,16 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 from PIL import Image
 
 from bbdm.pictures import formats, images
 from bbdm.pictures.formats import medical
 from bbdm.pictures.picture import Picture
 from tests.pictures.formats import NO_PLACE, OBLIQUE, affine_of, bytes_read, matrix, numbers, read_back
-
-pytest.importorskip("tifffile")
-pytest.importorskip("imagecodecs")
-sitk = pytest.importorskip("SimpleITK")
 
 TYPES = ["uint8", "int8", "int16", "uint16", "int32", "uint32", "float32", "float64"]
 FLAT = [(1, 7, 9), (3, 7, 9)]

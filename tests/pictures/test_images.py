@@ -99,7 +99,6 @@ class TestFromPil:
 
     @pytest.mark.parametrize("suffix", [".png", ".tif"])
     def test_refuses_colour_of_16_bits_that_pillow_would_narrow(self, suffix: str, tmp_path: Path) -> None:
-        pytest.importorskip("tifffile")
         path = tmp_path / f"wide{suffix}"
         Picture(np.full((3, 4, 5), 1096, dtype=np.uint16)).save(path)
         with Image.open(path) as image:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
+import rasterio
+import rasterio.transform
+import tifffile
 
 from bbdm.pictures import formats
 from tests.pictures.formats import matrix, numbers, read_back
-
-tifffile = pytest.importorskip("tifffile")
-imagecodecs = pytest.importorskip("imagecodecs")
-rasterio = pytest.importorskip("rasterio")
 
 TYPES = ["uint8", "int8", "int16", "uint16", "int32", "uint32", "float32", "float64"]
 
@@ -33,7 +33,7 @@ class TestTiff:
         }
         stored = array if layout in ("planes", "pages") else array.transpose(1, 2, 0)
         options["pages"]["planarconfig"] = None
-        extra = {} if layout == "pages" else {"extrasamples": ["unspecified"] * 3}
+        extra: dict[str, Any] = {} if layout == "pages" else {"extrasamples": ["unspecified"] * 3}
         tifffile.imwrite(tmp_path / "a.tif", stored, photometric="minisblack", **options[layout], **extra)
         found = formats.open(tmp_path / "a.tif")
         assert found.shape == array.shape
@@ -106,7 +106,7 @@ class TestTiff:
     def test_12_bits(self, tmp_path: Path) -> None:
         array = numbers((1, 16, 16), "uint16") & 4095
         data = imagecodecs.packints_encode(array.ravel(), 12)
-        tifffile.imwrite(tmp_path / "a.tif", iter([data]), shape=(16, 16), dtype="uint16", bitspersample=12)
+        tifffile.imwrite(tmp_path / "a.tif", iter([bytes(data)]), shape=(16, 16), dtype="uint16", bitspersample=12)
         assert (formats.open(tmp_path / "a.tif")[()] == array).all()
 
 

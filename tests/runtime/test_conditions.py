@@ -148,7 +148,8 @@ def test_the_whole_translation_in_one_graph(network: Network, folder: Path):
 
 @pytest.mark.parametrize("sigma", [0.4, 1.5])
 def test_blur_is_scipy_s(sigma: float):
-    filters = pytest.importorskip("scipy.ndimage")
+    import scipy.ndimage as filters
+
     reach = int(np.ceil(3 * sigma))
     wanted = filters.gaussian_filter(SOURCE, (0, 0, sigma, sigma), mode="nearest", radius=(0, 0, reach, reach))
     np.testing.assert_allclose(blurred(SOURCE, sigma), wanted, rtol=0, atol=1e-6)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import numpy as np
@@ -198,7 +197,6 @@ def test_compiled_calls_are_the_eager_ones(guidance: dict[str, Any]):
 
 # Networks of diffusers in their own loop, with the numbers of our table
 
-no_diffusers = pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="needs diffusers")
 SIZES: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
@@ -240,7 +238,6 @@ def of_tokens() -> tuple[Any, Network]:
     return lambda x, t, none: model(x, t, (TEXT * (not none)).expand(len(x), -1, -1)).sample, net
 
 
-@no_diffusers
 @pytest.mark.parametrize("make", [of_classes, of_tokens])
 def test_guided_networks_of_diffusers_give_what_their_own_loop_gives(make: Any):
     """Its loop as pipelines have it: a call without, a call with, and the sum; then a row of the table."""

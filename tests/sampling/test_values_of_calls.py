@@ -44,7 +44,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sampler(request: pytest.FixtureRequest, checkpoint: Path) -> Any:
     if request.param == "torch":
         return BridgeSampler.from_checkpoint(checkpoint)
-    pytest.importorskip("onnxscript")
     export.main([str(checkpoint), str(checkpoint.parent / "onnx")])
     return OnnxBridgeSampler(checkpoint.parent / "onnx")
 
@@ -131,7 +130,6 @@ def test_slices_with_neighbours_become_a_volume(backend: str, tmp_path: Path) ->
     save_checkpoint(tmp_path / "c.pt", network, ABridge(), pictures=kind)
     sampler: Any = BridgeSampler.from_checkpoint(tmp_path / "c.pt")
     if backend == "onnx":
-        pytest.importorskip("onnxscript")
         export.main([str(tmp_path / "c.pt"), str(tmp_path / "onnx")])
         sampler = OnnxBridgeSampler(tmp_path / "onnx")
     assert sampler.pictures == kind
@@ -194,7 +192,6 @@ def test_a_saved_folder_keeps_the_values(checkpoint: Path, tmp_path: Path) -> No
 def test_a_result_can_be_saved_where_its_type_has_no_room_for_the_source_s_nodata(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("rasterio")
     sampler = BridgeSampler.from_checkpoint(checkpoint)
     sampler.pictures = PictureKind(MR, Values(0, 255))
     stored = STORED.astype(np.int16)
@@ -211,7 +208,8 @@ def test_a_result_can_be_saved_where_its_type_has_no_room_for_the_source_s_nodat
 
 def test_a_plain_tiff_s_nodata_is_no_value(checkpoint: Path, tmp_path: Path) -> None:
     """It changes no other pixel, and has none in the result."""
-    tifffile = pytest.importorskip("tifffile")
+    import tifffile
+
     sampler = BridgeSampler.from_checkpoint(checkpoint)
     stored = STORED.astype(np.int16)
     results: list[Picture] = []

@@ -11,7 +11,6 @@ import pytest
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head with one core and another node with one, on the loopback."""
-    pytest.importorskip("ray", reason="the extra ray is not installed")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     from ray._private import ray_constants
     from ray.cluster_utils import Cluster

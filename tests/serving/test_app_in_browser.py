@@ -48,8 +48,6 @@ def sampler(file: Path) -> BridgeSampler:
 @pytest.fixture(scope="module")
 def serve() -> Iterator[Callable[..., str]]:
     """serve(model, *flags, code=the command): starts the app, and returns its address."""
-    pytest.importorskip("gradio", reason="the extra 'app' is not installed")
-    pytest.importorskip("selenium", reason="selenium is not installed")
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("chromium and its chromedriver are not installed")
     running: list[subprocess.Popen[str]] = []

@@ -107,7 +107,8 @@ def test_a_picture_smaller_than_a_window_is_one_band(floats: Path, tmp_path: Pat
 
 def test_values_and_places_are_those_of_the_source(tmp_path: Path):
     """16 bits in a GeoTIFF with pixels without a value: the file is what one machine's result is saved as."""
-    rasterio = pytest.importorskip("rasterio", reason="the extra geo is not installed")
+    import rasterio
+
     kind = PictureKind(Values(0, 4095, dtype="uint16"), Values(0, 1000, dtype="uint16"))
     checkpoint = tmp_path / "c.pt"
     save_checkpoint(checkpoint, tiny_unet(condition_channels=3), ABridge(num_steps=50), pictures=kind)
@@ -190,7 +191,7 @@ class Failing:
 
 
 def test_calls_of_a_lost_worker_are_sent_to_others(monkeypatch: pytest.MonkeyPatch):
-    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+    import ray
     from ray.exceptions import RayActorError
 
     monkeypatch.setattr(ray, "wait", lambda refs: (refs[:1], refs[1:]))

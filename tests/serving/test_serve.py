@@ -208,7 +208,6 @@ def test_a_lack_of_memory_fails_the_pictures_of_one_size(caplog: pytest.LogCaptu
 
 @pytest.fixture
 def serving() -> Any:
-    pytest.importorskip("ray", reason="the extra ray is not installed")
     from bbdm.serving import serving
 
     return serving
@@ -358,7 +357,6 @@ def launch(checkpoint: Path, *flags: str, stderr: int | None = None) -> subproce
 @pytest.fixture
 def start(checkpoint: Path) -> Iterator[Callable[..., Server]]:
     """start(*flags, checkpoint=that of a tiny network): a server that is ready."""
-    pytest.importorskip("ray", reason="the extra ray is not installed")
     started: list[Server] = []
 
     def start(*flags: str, checkpoint: Path = checkpoint) -> Server:

@@ -102,7 +102,9 @@ def test_settings_are_checked():
 
 @pytest.fixture
 def arrow() -> Any:
-    return pytest.importorskip("pyarrow", reason="the extra ray is not installed")
+    import pyarrow
+
+    return pyarrow
 
 
 def test_sources_are_found_by_name(arrow: Any, tmp_path: Path):

@@ -21,7 +21,6 @@ from bbdm.training.run_folder import FolderInUseError, RunFolder
 from tests.conftest import ROOT
 from tests.training.launching import ALONE, arguments, assert_close
 
-pytest.importorskip("accelerate")
 if sys.platform != "linux":
     pytest.skip("needs /proc", allow_module_level=True)
 Agent = subprocess.Popen[str]

@@ -16,7 +16,6 @@ from tests.conftest import ROOT, SavePicture
 from tests.hardening.scripts import from_shards, make_place
 from tests.training.launching import ALONE, TORCHRUN, arguments, assert_close, metrics, run
 
-pytest.importorskip("accelerate")
 TRAIN = "tests.training.tiny_train"
 
 

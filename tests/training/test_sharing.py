@@ -113,6 +113,5 @@ def test_what_sharded_processes_decide_alike(make_trainer: MakeTrainer) -> None:
 
 @pytest.mark.nightly
 def test_what_two_processes_hold() -> None:
-    pytest.importorskip("accelerate")
     done = run([*TORCHRUN, "tests.training.two_shares"])
     assert done.returncode == 0, done.stderr

@@ -14,9 +14,6 @@ from tests.conftest import ROOT, SavePicture
 from tests.hardening.killing import assert_content, content
 from tests.hardening.scripts import from_shards, make_place, make_small
 
-pytest.importorskip("webdataset")
-pytest.importorskip("fsspec")
-
 
 @pytest.fixture
 def place(tmp_path: Path, save_picture: SavePicture, monkeypatch: pytest.MonkeyPatch) -> Path:

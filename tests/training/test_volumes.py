@@ -142,10 +142,11 @@ def test_whitened_filters() -> None:
 
 def monai_network() -> Network:
     """MONAI's diffusion network of volumes, which sees the source beside the state."""
-    nets = pytest.importorskip("monai.networks.nets")
+    from monai.networks import nets  # slow to import
+
     torch.manual_seed(0)
     sizes = {"channels": (8, 8), "num_res_blocks": 1, "attention_levels": (False, True), "num_head_channels": 8}
-    module = nets.DiffusionModelUNet(3, 2, 1, norm_num_groups=4, **sizes)
+    module = nets.DiffusionModelUNet(3, 2, 1, norm_num_groups=4, **sizes)  # pyright: ignore
 
     def call(module: Any, x: torch.Tensor, t: torch.Tensor, conditions: Any) -> torch.Tensor:
         return module(torch.cat([x, conditions["source"]], 1), t)
