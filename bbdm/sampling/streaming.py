@@ -93,7 +93,7 @@ class Stream:
                 f"it must be decoded whole, which needs {shown(source.decoded)}, and half of the {shown(memory)} of "
                 "memory are for that: save it as GeoTIFF, tiled TIFF or npy, of which parts are read"
             )
-        self._source, self._seed, self._report = source, seed, report
+        self._source, self._report = source, report
         self._kind = sampler.pictures
         self._shape = sampler._shapes.grid(1, *source.shape[1:])[1:]
         plan = sampler._own
