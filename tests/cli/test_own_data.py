@@ -35,14 +35,16 @@ def scenes(side: str) -> tuple[np.ndarray[Any, Any], Geometry]:
 
 KINDS: dict[str, tuple[str, Any, list[str], list[str], tuple[int, ...], str]] = {
     "NIfTI": (
-        *(".nii.gz", volumes),
+        ".nii.gz",
+        volumes,
         ["--slices", "axial", "--source_values", "p0.5:99.5", "--target_values", "-1024:3071:HU"],
         ["mae", "psnr", "ssim"],
         (1, 3, 24, 20),
         "int16",
     ),
     "GeoTIFF": (
-        *(".tif", scenes),
+        ".tif",
+        scenes,
         ["--crops_per_picture", "2", "--source_values", "-25:0:dB,-32:-5:dB", "--target_values", "0:10000"],
         ["mae", "sam"],
         (13, 24, 20),

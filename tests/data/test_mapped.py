@@ -172,7 +172,7 @@ def test_torchio() -> None:
     assert torch.equal(pairs[0][0], volume[..., 0])
 
 
-def test_torchgeo() -> None:
-    """A sample of a GeoDataset is a mapping of image and mask."""
+def test_a_mapping_of_image_and_mask() -> None:
+    """As a sample of torchgeo's GeoDataset is."""
     sample = {"image": torch.rand(13, 4, 4), "mask": torch.rand(1, 4, 4), "crs": None, "bounds": None}
     assert MappedDataset(items(sample), lambda s: (s["image"], s["mask"])).source_channels == 13

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from bbdm import ABridge, BridgeSampler, save_checkpoint
 from bbdm.base import scripts
@@ -100,14 +102,7 @@ def test_settings_are_checked():
         translate_ray.parse([*places, "--fast_sampling", "--solver", "ddim"])
 
 
-@pytest.fixture
-def arrow() -> Any:
-    import pyarrow
-
-    return pyarrow
-
-
-def test_sources_are_found_by_name(arrow: Any, tmp_path: Path):
+def test_sources_are_found_by_name(tmp_path: Path):
     for path in ("b.png", "a/c.jpg", ".thumbnails/d.png", "notes.txt"):
         (tmp_path / "in" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / path).write_bytes(b"")
@@ -120,10 +115,8 @@ def test_sources_are_found_by_name(arrow: Any, tmp_path: Path):
         find(Place.of(str(tmp_path / "nowhere")), COLUMNS)
 
 
-def test_rows_of_parquet_files_have_names(arrow: Any, tmp_path: Path):
-    from pyarrow import parquet
-
-    table = arrow.table({"name": ["x/1.png", "2", "3"], "image": [b"one", b"two", None]})
+def test_rows_of_parquet_files_have_names(tmp_path: Path):
+    table = pyarrow.table({"name": ["x/1.png", "2", "3"], "image": [b"one", b"two", None]})
     parquet.write_table(table, tmp_path / "t.parquet", row_group_size=2)
     place = Place.of(str(tmp_path))
     sources = find(place, COLUMNS)
@@ -133,21 +126,19 @@ def test_rows_of_parquet_files_have_names(arrow: Any, tmp_path: Path):
     assert read_group(place, Where("t.parquet", 1), COLUMNS) == {"3": b""}
     with pytest.raises(ValueError, match=r"t\.parquet has no column 'picture', but name, image"):
         find(place, Columns("name", "picture"))
-    parquet.write_table(arrow.table({"name": ["../../x"], "image": [b""]}), tmp_path / "t.parquet")
+    parquet.write_table(pyarrow.table({"name": ["../../x"], "image": [b""]}), tmp_path / "t.parquet")
     with pytest.raises(ValueError, match="must be a relative path"):
         find(place, COLUMNS)
 
 
-def test_a_worker_makes_what_has_no_result(arrow: Any, checkpoint: Path, tmp_path: Path):
+def test_a_worker_makes_what_has_no_result(checkpoint: Path, tmp_path: Path):
     """Of files and of a table, where the call of one process makes the same."""
-    from pyarrow import parquet
-
     names = make_sources(tmp_path / "in", 3)
     (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
     (tmp_path / "tables").mkdir()
     rows = {name: (tmp_path / "in" / f"{name}.png").read_bytes() for name in names}
     columns = {"name": [*rows, "bad"], "image": [*rows.values(), None]}
-    parquet.write_table(arrow.table(columns), tmp_path / "tables" / "a.parquet")
+    parquet.write_table(pyarrow.table(columns), tmp_path / "tables" / "a.parquet")
     alone = BridgeSampler.from_checkpoint(checkpoint, steps=2)
     pictures = [noise(index).resize((8, 8), Image.Resampling.BILINEAR) for index in (1, 2)]
     wanted = alone(pictures, seed=[seed_of(name, 0) for name in names[1:]])
@@ -245,7 +236,7 @@ def test_a_picture_that_stays_bad_needs_no_cluster(
     assert "1 results in" in capsys.readouterr().out
 
 
-def test_results_are_outside_of_the_sources(arrow: Any, checkpoint: Path, tmp_path: Path):
+def test_results_are_outside_of_the_sources(checkpoint: Path, tmp_path: Path):
     make_sources(tmp_path / "in", 1)
     for results in ("in", "in/out", "."):
         with pytest.raises(ValueError, match="results must be outside of the sources"):
@@ -327,16 +318,14 @@ def test_what_cannot_be_read_or_written(cluster: Any, checkpoint: Path, tmp_path
 
 
 @pytest.mark.nightly
-def test_pictures_in_parquet_files(arrow: Any, cluster: Any, checkpoint: Path, tmp_path: Path) -> None:
-    from pyarrow import parquet
-
+def test_pictures_in_parquet_files(cluster: Any, checkpoint: Path, tmp_path: Path) -> None:
     sources, results, tables = tmp_path / "in", tmp_path / "out", tmp_path / "tables"
     names = make_sources(sources, 30)
     tables.mkdir()
     for part in range(3):
         chosen = names[part::3]
         files = [{"bytes": (sources / f"{name}.png").read_bytes(), "path": None} for name in chosen]
-        table = arrow.table({"file": [f"{name}.png" for name in chosen], "picture": files})
+        table = pyarrow.table({"file": [f"{name}.png" for name in chosen], "picture": files})
         parquet.write_table(table, tables / f"{part}.parquet", row_group_size=4)
     command = [str(tables), str(results), str(checkpoint), "--steps", "2", "-b", "8", "--address", cluster.address]
     command += ["--name_column", "file", "--image_column", "picture"]
