@@ -15,7 +15,20 @@ from selenium.webdriver.common.actions.pointer_input import PointerInput
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
+from examples.web import tables
+from tests.conftest import ROOT
+from tests.onnx.exports import checkpoint, export
+
+WEB = ROOT / "examples" / "web"
+EXPORT = ROOT / "examples" / "demo" / "onnx"
 PATIENCE = 120  # seconds: the machine may be busy
+
+
+def export_tiny(folder: Path) -> Path:
+    """An export of a tiny network, version 3 of bridge.json, with other tables beside it."""
+    export(checkpoint(folder / "tiny.pt"), folder / "onnx", "--solver", "sde-dpm2m", "--steps", "4")
+    tables.main([str(folder / "onnx")])
+    return folder / "onnx"
 
 
 class Site:

@@ -1,300 +1,31 @@
-"""`bbdm serve`: checks of requests every day, a server on this machine every night."""
+"""`bbdm serve` in a process of its own: clients, overload, deaths, hostile requests, shared clusters."""
 
 import asyncio
 import http.client
 import io
 import os
-import pickle
 import re
 import signal
-import struct
 import subprocess
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-import torch
 from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, demo, save_checkpoint
-from bbdm.cli import serve
-from bbdm.serving.batching import Item, Made, translate_together
-from bbdm.serving.requests import (
-    FAILED,
-    HEADER_BYTES,
-    RequestError,
-    ServeConfig,
-    Served,
-    check_headers,
-    facts,
-    read_picture,
-    read_query,
-)
-from tests.conftest import ROOT, noise, tiny_unet
+from tests.conftest import ROOT, tiny_unet
+from tests.serving.pictures import GOOD, HOSTILE, SIZE, encoded, picture, png_of
 
-SIZE = 16
-STRIDE = 8
-SERVED = Served(
-    ServeConfig(model=Path("c.pt"), max_bytes=4096, max_pixels=64 * 64, max_steps=20), 3, STRIDE, "dpm2m", 10
-)
-
-
-def picture(seed: int = 0, size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
-    return noise(seed, *size)
-
-
-def encoded(image: Image.Image, kind: str = "png", **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def png_of(width: int, height: int, rows: bytes) -> bytes:
-    """A PNG file whose header claims a size, with compressed rows of its own."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-GOOD = encoded(picture())
 CHUNKS = object()  # stands for 2 MB in chunks, without a length
-HOSTILE: dict[str, tuple[bytes, int]] = {
-    "empty": (b"", 415),
-    "text": (b"hello", 415),
-    "zip": (b"PK\x03\x04" + bytes(100), 415),
-    "gif": (encoded(picture(), "gif"), 415),
-    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415),
-    "truncated": (GOOD[: len(GOOD) // 2], 400),
-    "truncated jpeg": (encoded(picture(), "jpeg")[:-200], 400),
-    "signature alone": (GOOD[:8], 415),
-    "damaged": (GOOD[:60] + bytes([GOOD[60] ^ 255]) + GOOD[61:], 400),
-    "bomb": (png_of(50000, 50000, bytes(1000)), 400),
-    "more pixels than Pillow takes": (png_of(2**31 - 1, 2**31 - 1, b""), 400),
-    "thin": (png_of(1, 4096, bytes(2 * 4096)), 422),  # 8 x 4096 where padded
-    "no pixels": (png_of(8, 8, b""), 400),
-    "float": (encoded(Image.new("F", (8, 8)), "tiff"), 415),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_what_is_no_good_picture_is_refused(name: str):
-    data, status = HOSTILE[name]
-    with pytest.raises(RequestError) as caught:
-        read_picture(data, SERVED)
-    assert caught.value.status == status, caught.value
-
-
-def test_pictures_are_read_and_a_bomb_is_not():
-    """10 MB of zeros in 10 KB."""
-    for kind in ("png", "jpeg", "webp"):
-        read = read_picture(encoded(Image.new("L", (SIZE, 2 * SIZE), 99), kind), SERVED)
-        assert (read.mode, read.size) == ("RGB", (SIZE, 2 * SIZE))
-        assert abs(int(np.asarray(read).mean()) - 99) <= 1
-    began = time.process_time()
-    with pytest.raises(RequestError, match=r"at most 4096 pixels, .* multiples of 8; got 4000 x 2500"):
-        read_picture(png_of(4000, 2500, bytes(10**7)), SERVED)
-    assert time.process_time() - began < 1
-
-
-def test_queries_are_checked():
-    assert read_query([("solver", "ddim"), ("seed", "7")], SERVED) == ("ddim", 10, 7)
-    assert read_query([("steps", "3"), ("seed", "0")], SERVED) == ("dpm2m", 3, 0)
-    *unset, drawn = read_query([], SERVED)
-    assert unset == [None, None]
-    assert 0 <= drawn < 2**32
-    for given, message in (
-        (("steps", "21"), r"steps must be an integer from 1 to 20, got '21'"),
-        (("steps", "-1"), "steps must be an integer"),
-        (("steps", "1e1"), "steps must be an integer"),
-        (("steps", "٣"), "steps must be an integer"),
-        (("seed", str(2**63)), "seed must be an integer from 0"),
-        (("seed", "9" * 5000), "seed must be an integer from 0"),
-        (("solver", "../dpm2m"), r"solver must be one of .*dpm2m.*; got '\.\./dpm2m'"),
-        (("model", "x"), "the query takes solver, steps, seed, each once; got 'model'"),
-    ):
-        with pytest.raises(RequestError, match=message) as caught:
-            read_query([given], SERVED)
-        assert caught.value.status == 422
-    with pytest.raises(RequestError, match="each once; got 'seed'"):
-        read_query([("seed", "1"), ("seed", "2")], SERVED)
-
-
-def test_headers_are_checked():
-    check_headers([("content-length", "4096"), ("host", "x")], SERVED)
-    for header, status in (
-        (("Content-Length", "4097"), 413),
-        (("content-length", "9" * 30), 413),
-        (("content-length", "-1"), 400),
-        (("x", "y" * HEADER_BYTES), 431),
-    ):
-        with pytest.raises(RequestError) as caught:
-            check_headers([header], SERVED)
-        assert caught.value.status == status
-
-
-def test_settings_are_checked():
-    assert serve.parse(["c.pt"]).host == "127.0.0.1"
-    for flag in ("--replicas", "--max_batch_size", "--max_queued", "--max_bytes", "--max_pixels", "--max_steps"):
-        with pytest.raises(ValueError, match=f"{flag[2:]} must be at least 1, got 0"):
-            serve.parse(["c.pt", flag, "0"])
-    for port, message in (("-1", "at least 0, got -1"), ("65536", "at most 65535, got 65536")):
-        with pytest.raises(ValueError, match=f"port must be {message}"):
-            serve.parse(["c.pt", "--port", port])
-
-
-def test_requests_of_several_kinds_are_not_mixed():
-    """Each picture is what a sampler makes of it alone, with its own solver, steps and seed."""
-    sampler = BridgeSampler(tiny_unet(condition_channels=3), ABridge(num_steps=50))
-    kinds = [("ddim", 2), ("sde-dpm2m", 3), (None, None), ("ancestral", 3), ("ddim", 2), ("ddim", 3)]
-    shapes = [(16, 16), (24, 8)]
-    items = [Item(np.asarray(picture(i, shapes[i % 2])), *kinds[i % 6], seed=i) for i in range(12)]
-    made = translate_together(sampler, items, 8)
-    batches: list[int] = []
-    for item, result in zip(items, made, strict=True):
-        if isinstance(result, RequestError):
-            assert (item.solver, result.status) == ("ancestral", 422)
-            assert "ancestral" in str(result)
-            continue
-        alone = sampler([item.pixels], seed=item.seed, solver=item.solver, steps=item.steps)[0]
-        assert np.abs(result.pixels.astype(int) - alone.astype(int)).max() <= 1
-        batches.append(result.batch)
-    assert batches == [4, 2, 2, 4, 2] * 2
-
-
-def test_pictures_by_windows_are_those_of_the_sampler(tmp_path: Path):
-    path = tmp_path / "c.pt"
-    save_checkpoint(path, tiny_unet(condition_channels=3), ABridge(num_steps=50))
-    config = serve.parse([str(path), "--window", "16", "--margin", "2", "--steps", "2"])
-    sampler = config.sampler(path, "cpu")
-    source = picture(0, (24, 40))
-    (made,) = translate_together(sampler, [Item(np.asarray(source), None, None, 5)], 8, **config.windows)
-    assert isinstance(made, Made)
-    for window, same in ((16, True), (None, False)):
-        alone = sampler(source, seed=5, window=window, margin=2)[0]
-        assert (np.abs(made.pixels.astype(int) - np.asarray(alone, int)).max() <= 1) == same
-    with pytest.raises(ValueError, match="window must be a multiple of the network's stride 2, got 15"):
-        facts(serve.parse([str(path), "--window", "15"]))
-
-
-def test_a_lack_of_memory_fails_the_pictures_of_one_size(caplog: pytest.LogCaptureFixture):
-    def sampler(sources: list[Any], **_: Any) -> list[Any]:
-        if sources[0].shape[0] > SIZE:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return sources
-
-    pictures = [np.asarray(picture(size=(SIZE, height))) for height in (SIZE, 2 * SIZE, 8)]
-    made = translate_together(sampler, [Item(pixels, None, None, 0) for pixels in pictures], 8)
-    good, bad, other = made
-    assert isinstance(good, Made)
-    assert isinstance(other, Made)
-    assert isinstance(bad, RequestError)
-    assert (bad.status, str(bad)) == (500, FAILED)
-    assert "CUDA out of memory" in caplog.text
-
-
-@pytest.fixture
-def serving() -> Any:
-    from bbdm.serving import serving
-
-    return serving
-
-
-def posted() -> Any:
-    """A request with a good picture."""
-    from starlette.requests import Request
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": GOOD}
-
-    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": [(b"host", b"x")]}
-    return Request(scope, receive)
-
-
-@pytest.mark.parametrize("status", [422, 500])
-def test_the_door_answers_with_the_status_of_a_picture(status: int, serving: Any):
-    async def translate(_: Item) -> RequestError:
-        return pickle.loads(pickle.dumps(RequestError(status, "why")))
-
-    replicas: Any = SimpleNamespace(translate=SimpleNamespace(remote=translate))
-    response = asyncio.run(serving.Door(replicas, SERVED)(posted()))
-    assert (response.status_code, response.body) == (status, b"why\n")
-
-
-def test_the_door_refuses_more_than_it_accepts_at_once(serving: Any):
-    """While all that it accepted wait: two batches of each replica, and the queue."""
-    config = ServeConfig(model=Path("c.pt"), replicas=2, max_batch_size=2, max_queued=3)
-
-    async def visits() -> tuple[list[Any], Any]:
-        waiting = asyncio.Event()
-
-        async def translate(item: Item) -> Made:
-            await waiting.wait()
-            return Made(item.pixels, 1)
-
-        replicas: Any = SimpleNamespace(translate=SimpleNamespace(remote=translate))
-        door = serving.Door(replicas, replace(SERVED, config=config))
-        accepted = [asyncio.ensure_future(door(posted())) for _ in range(2 * 2 * 2 + 3)]
-        await asyncio.sleep(0)  # until each has begun
-        refused = await door(posted())
-        waiting.set()
-        return await asyncio.gather(*accepted), refused
-
-    accepted, refused = asyncio.run(visits())
-    assert [response.status_code for response in accepted] == [200] * 11
-    assert (refused.status_code, refused.body) == (503, b"all replicas are busy, and the queue is full\n")
-    assert int(refused.headers["retry-after"]) >= 1
-
-
-@pytest.mark.parametrize(("address", "ended"), [(None, "shutdown"), ("auto", "delete bbdm")])
-def test_an_error_leaves_nothing_and_spares_others(address: Any, ended: str, serving: Any, monkeypatch: Any):
-    calls: list[str] = []
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise RuntimeError("no replica started")
-
-    ends = {"shutdown": lambda: calls.append("shutdown"), "delete": lambda name: calls.append(f"delete {name}")}
-    ray_serve = SimpleNamespace(start=lambda **_: None, run=fail, **ends)
-    monkeypatch.setattr(serving, "_port", lambda _: 8000)
-    monkeypatch.setattr(serving, "room_for", lambda _: (1, False))
-    monkeypatch.setattr(serving, "application", lambda *_: None)
-    monkeypatch.setattr(serving, "serve", ray_serve)
-    with pytest.raises(RuntimeError, match="no replica started"):
-        serving.run(replace(SERVED, config=ServeConfig(model=Path("c.pt"), threads=1, address=address)))
-    assert calls == [ended]
-
-
-def test_a_cluster_that_serves_keeps_its_address_and_applications(serving: Any, monkeypatch: pytest.MonkeyPatch):
-    applications = {"other": {"route_prefix": "/other"}}
-    listening = SimpleNamespace(host="127.0.0.1", port=8123)
-    client = SimpleNamespace(http_config=listening, get_serve_details=lambda: {"applications": applications})
-    monkeypatch.setattr(serving, "_get_global_client", lambda **_: client)
-
-    def port(**settings: Any) -> int:
-        return serving._port(ServeConfig(model=Path("c.pt"), address="auto", **settings))
-
-    assert port(port=0) == port(port=8123) == 8123
-    for settings, got in (({"port": 8000}, "127.0.0.1:8000"), ({"host": "0.0.0.0", "port": 0}, "0.0.0.0:0")):
-        with pytest.raises(ValueError, match=f"those of the cluster's Serve, 127.0.0.1:8123, got {got}"):
-            port(**settings)
-    for name, route in (("bbdm", "/x"), ("default", "/")):
-        applications[name] = {"route_prefix": route}
-        with pytest.raises(ValueError, match=f"no application 'bbdm' or at the route /, got '{name}' there"):
-            port(port=0)
-        del applications[name]
 
 
 @dataclass

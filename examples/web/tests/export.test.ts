@@ -1,4 +1,4 @@
-/** An export in ONNX Runtime against the pictures that Python makes of it; tests/cli/test_web.py writes both. */
+/** An export in ONNX Runtime against the pictures that Python makes of it; tests/cli/test_web_library.py writes both. */
 import { existsSync, readFileSync } from "node:fs";
 import * as ort from "onnxruntime-web/wasm";
 import { expect, it } from "vitest";

@@ -1,4 +1,4 @@
-/** Synthetic pictures here, and those that tests/cli/test_web.py wrote. */
+/** Synthetic pictures here, and those that tests/cli/test_web_library.py wrote. */
 import { existsSync, readFileSync } from "node:fs";
 import { expect, it } from "vitest";
 import { kindOf, type Kind } from "../src/kind";
