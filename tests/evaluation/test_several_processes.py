@@ -17,7 +17,7 @@ from bbdm.cli import eval_miou, translate
 from bbdm.evaluation import metrics
 from bbdm.pictures.kind import PictureKind
 from bbdm.pictures.values import Values
-from tests.cli.test_eval import make_city
+from tests.cli.test_eval_miou import make_city
 from tests.conftest import tiny_unet
 from tests.training.launching import TORCHRUN, run
 from tests.training.watched_script import Features
