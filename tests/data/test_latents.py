@@ -63,6 +63,7 @@ def test_training_on_the_cache_is_training_on_the_pictures(
     codec.statistics = LatentStatistics((0.1,) * 3, (2.0,) * 3, (-0.1,) * 3, (0.5,) * 3)
     config = TrainConfig(epochs=2, batch_size=1, flip=flip, save_every=2)
     cached = LatentDataset(pairs, codec, tmp_path / "cache", flip)
+    start = torch.cat([p.flatten() for p in tiny_unet().parameters()])
     weights, losses = [], []
     for folder, data in {"pictures": pairs, "straight": cached, "killed": cached}.items():
         run = tiny_unet(), ABridge(), config, data, pairs, tmp_path / folder, codec
@@ -76,8 +77,8 @@ def test_training_on_the_cache_is_training_on_the_pictures(
         weights.append(torch.cat([p.flatten() for p in trainer.unet.parameters()]))
         losses.append(metrics_of(trainer)[-1]["validation_loss"])
         assert (trainer.folder / "epoch_0002.png").exists()
-    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-5)
-    assert (weights[0] - torch.cat([p.flatten() for p in tiny_unet().parameters()])).abs().max() > 1e-5
+    apart, trained = (weights[0] - weights[1]).norm(), (weights[0] - start).norm()
+    assert apart < 1e-3 * trained  # Adam divides by gradients, of some weights as small as rounding
     assert torch.equal(weights[1], weights[2])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert losses[1] == losses[2]
