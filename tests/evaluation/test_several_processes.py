@@ -90,23 +90,11 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def assert_near(mine: Any, other: Any) -> None:
-    """Of sums in another order."""
-    assert type(mine) is type(other)
-    if isinstance(mine, dict):
-        assert mine.keys() == other.keys()
-    if isinstance(mine, dict | list):
-        for key in mine if isinstance(mine, dict) else range(max(len(mine), len(other))):
-            assert_near(mine[key], other[key])
-    else:
-        assert mine == (pytest.approx(other, rel=1e-6) if isinstance(mine, float) else other)
-
-
 def assert_same_report(mine: dict[str, Any], other: dict[str, Any]) -> None:
     """Except for the seconds and the number of processes."""
     summed = "scores", "distribution"  # in another order by several processes
     for key in summed:
-        assert_near(mine.get(key), other.get(key))
+        torch.testing.assert_close(mine.get(key), other.get(key), rtol=1e-6, atol=1e-12)
     assert mine["environment"] == {**other["environment"], "processes": 2}
     for key in mine.keys() - {*summed, "environment", "seconds_per_picture"}:
         assert mine[key] == other[key]
