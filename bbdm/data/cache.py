@@ -6,7 +6,7 @@ A cache is a folder of safetensors blocks, each of some pairs, and a manifest wi
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
@@ -37,6 +37,12 @@ def tensors_of(batch: Example) -> Tensors:
     conditions = {f"{CONDITION}{name}": value for name, value in batch.conditions.items()}
     masked = {} if batch.mask is None else {"mask": batch.mask}
     return {"source": batch.source, "target": batch.target, **conditions, **masked}
+
+
+def _length(block: Path) -> int:
+    """The number of pairs in a block."""
+    with safe_open(block, framework="pt") as file:
+        return file.get_slice("source").get_shape()[0]
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -131,7 +137,9 @@ class TensorCache(Examples):
             (key,) = content.keys() & {"blocks", "shards", "sha256"}  # the last two in earlier versions
             known = content.pop(key)
             if key != "sha256":
-                self.in_block = content.pop("in_block", EARLIER)
+                self.in_block = int(content.pop("in_block", EARLIER))
+                if self.in_block < 1:
+                    raise ValueError(f"in_block must be at least 1, got {self.in_block}")
             if key == "sha256":  # one file of all pictures
                 whole = path.with_suffix(".npy")
                 known = {whole.name: known} if known and whole.exists() else {}
@@ -141,9 +149,13 @@ class TensorCache(Examples):
             differing = manifest.differences(content, made_of)
         if differing:
             raise ValueError(f"{path} is of other {self.what} ({differing}): give another folder, or delete this one")
-        for name, digest in blocks.items():
-            if file_sha256(self.folder / name) != digest:
-                raise ValueError(f"{self.folder / name} has changed since it was written: delete it")
+        for number, name in enumerate(self._names):
+            file = self.folder / name
+            if name in blocks and file_sha256(file) != blocks[name]:
+                raise ValueError(f"{file} has changed since it was written: delete it")
+            pairs = len(range(len(self))[number * self.in_block :][: self.in_block])
+            if name in blocks and not self._whole and _length(file) != pairs:
+                raise ValueError(f"cannot read {path}: {file} has not the {pairs} pairs of it: delete {self.folder}")
         return blocks
 
     def _write(self, path: Path, tensors: Tensors) -> None:
@@ -156,10 +168,6 @@ class TensorCache(Examples):
             size = f"{len(self) * len(content) / len(tensors['source']) / 2**20:.0f} MiB"
             reason = f"no room for {size} of {self.what}: make some, or give another folder"
             raise OSError(error.errno, reason, str(path)) from error
-
-    def prefetched(self, order: Iterable[int]) -> Iterator[int]:
-        """The same indices: nothing else is needed."""
-        return iter(order)
 
     def read(self, index: int, seed: int = 0) -> Example:
         """Example ``index`` as it is stored."""

@@ -2,10 +2,12 @@
 
 import errno
 import hashlib
+import json
 import pickle
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -193,12 +195,13 @@ def test_a_full_disk_leaves_no_part(kind: str, make: Make, pairs: PairedDataset,
     assert names(folder) == {MANIFESTS[kind]}
 
 
-@pytest.mark.parametrize("change", ["image_size", "direction", "pictures", "codec", "flip"])
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [*product(BLOCKS, ["image_size", "direction", "pictures"]), ("latents", "codec"), ("latents", "flip")],
+)
 def test_a_cache_of_something_else_is_refused(
     change: str, kind: str, make: Make, pairs: PairedDataset, tmp_path: Path, save_picture: SavePicture
 ) -> None:
-    if kind == "pictures" and change in ("codec", "flip"):
-        return  # there is none in a cache of pictures
     make(pairs)
     given: dict[str, Any] = {"codec": {"codec": VQGANCodec(tiny_vqgan(seed=1))}, "flip": {"flip": True}}.get(change, {})
     if change == "image_size":
@@ -230,6 +233,19 @@ def test_a_damaged_manifest_is_refused(content: str, kind: str, make: Make, pair
     make(pairs)
     (folder / MANIFESTS[kind]).write_text(content)
     with pytest.raises(ValueError, match=rf"cannot read .*{MANIFESTS[kind]}: delete .*cache$"):
+        make(pairs)
+
+
+@pytest.mark.parametrize("number", [-1, 0, 1, 3, 1.5, "2 pairs", None])
+def test_a_manifest_of_blocks_of_another_size_is_refused(
+    number: Any, kind: str, make: Make, pairs: PairedDataset, folder: Path
+) -> None:
+    """Whose pairs would be taken for others."""
+    make(pairs)
+    content = json.loads((folder / MANIFESTS[kind]).read_text())
+    assert content["in_block"] == 2
+    (folder / MANIFESTS[kind]).write_text(json.dumps({**content, "in_block": number}))
+    with pytest.raises(ValueError, match=rf"cannot read .*{MANIFESTS[kind]}: .*delete .*cache$"):
         make(pairs)
 
 
