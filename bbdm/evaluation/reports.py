@@ -40,7 +40,8 @@ def with_earlier_scores(report: Report, path: Path) -> Report:
     for before in read(path):
         if before["settings"] == report["settings"] and before.get("masks") == report.get("masks"):
             for name in ("lpips_net", "dice_above"):
-                report = {**report, name: before.get(name) if report.get(name) is None else report[name]}
+                if report.get(name) is None and before.get(name) is not None:
+                    report = {**report, name: before[name]}
             for name in ("scores", "by_patient"):
                 report = {**report, name: {**before.get(name, {}), **report.get(name, {})}}
     return report

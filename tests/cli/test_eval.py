@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 import bbdm
 from bbdm import ABridge, BridgeSampler, VQGANCodec, cli, load_checkpoint, save_checkpoint, save_vqgan
@@ -26,6 +25,7 @@ from bbdm.execution.compiled import Compiled
 from bbdm.files.content import Checkpoint, CodecState
 from tests.conftest import SavePicture, noise, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
+from tests.training.watched_script import Features
 
 SIZE = 16
 
@@ -155,6 +155,11 @@ def test_results_of_other_settings_are_not_mixed(place: Path, count: list[int]):
     assert Path("results/a.png").read_bytes() != before
 
 
+def test_results_that_are_scored_again_give_the_same_report(place: Path):
+    first = run()
+    assert run() == first
+
+
 def test_results_of_other_data_are_not_mixed(place: Path, count: list[int]):
     """A copy of all files is the same data; one other picture of the same name makes other data."""
     run()
@@ -277,25 +282,14 @@ def test_no_source_is_overwritten(place: Path):
     assert Image.open("targets/a.png").getpixel((0, 0)) == (255, 0, 0)
 
 
-class Features(nn.Module):
-    """A stand-in for Inception."""
-
-    num_features = 12
-
-    def __init__(self, weights: Path | None) -> None:
-        super().__init__()
-        assert weights == Path("inception.pth")
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.float().unfold(2, 8, 8).unfold(3, 8, 8).mean((-1, -2)).flatten(1)
-
-
 def test_fid_end_to_end(place: Path, count: list[int], monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(FileNotFoundError, match=r"there is no file none.pth of Inception weights"):
         run("--fid_weights", "none.pth", scores=("fid",))
     assert count == []
-    monkeypatch.setattr(metrics, "Inception", Features)
+    given: list[Path | None] = []
+    monkeypatch.setattr(metrics, "Inception", lambda weights: given.append(weights) or Features())
     report = run("--fid_weights", "inception.pth", scores=("fid",))
+    assert given == [Path("inception.pth")]
     assert report["scores"]["fid"] > 0
 
 
