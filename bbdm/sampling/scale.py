@@ -68,5 +68,5 @@ def warn_if_positive(values: Any) -> bool:
     suspect = float(values.min()) >= 0 and float(values.mean()) < WHITE_PAPER
     if suspect:
         message = "source has no negative value: floats are taken to be in [-1, 1]; pass range=(0, 1) if black is 0"
-        warnings.warn(message, stacklevel=6)  # the line that calls the sampler
+        warnings.warn(message, stacklevel=7)  # the line that calls the sampler
     return suspect

@@ -1,6 +1,5 @@
 """BridgeSampler: seeds, batches, padding, pictures, threads, and what it refuses."""
 
-import copy
 import inspect
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -16,6 +15,7 @@ from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, save_checkpoint, 
 from bbdm.kernels import philox
 from bbdm.sampling.step import Step
 from tests.conftest import tiny_unet
+from tests.kernels.triton_aot import on_a_gpu
 
 
 def small_unet(condition_channels: int = 3, channels: int = 3) -> UNet:
@@ -44,19 +44,16 @@ def test_image_of_a_batch_equals_the_image_alone(unet: UNet, source: torch.Tenso
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=2e-5)
 
 
-def test_the_loop_is_the_table(unet: UNet, source: torch.Tensor):
-    """Every step written out with the network and the documented noise, in float64."""
-    unet, source = copy.deepcopy(unet).double(), source.double()
-    sampler = BridgeSampler(unet, ABridge(), "fast", steps=5)
-    table, seeds = sampler.table, torch.arange(3, 8)
-    x, x0hat = source, torch.zeros_like(source)
-    with torch.no_grad():
-        for k, t in enumerate(table.timesteps.tolist()):
-            pred = unet(x, torch.full((5,), t), {"source": source})
-            x0hat = x - pred
-            c_x, c_y, c_0, _, c_z = table.coefficients[k].tolist()
-            x = c_x * x + c_y * source + c_0 * x0hat + c_z * philox.normal(seeds, k, (3, 8, 8)).double()
-    torch.testing.assert_close(sampler(source, seed=3), x.clamp(-1, 1), rtol=0, atol=1e-10)
+def test_a_warning_of_the_range_names_the_line_of_the_call(unet: UNet):
+    sampler, bright = BridgeSampler(unet, ABridge(), steps=1), torch.full((1, 3, 8, 8), 0.5)
+    for call in (
+        lambda: sampler(bright, seed=0),
+        lambda: sampler([bright[0]], seed=0),
+        lambda: sampler.stream(bright, seed=0),
+    ):
+        with pytest.warns(UserWarning, match="pass range=") as record:
+            call()
+        assert [each.filename for each in record] == [__file__]
 
 
 def test_given_noise_takes_the_place_of_the_seed(unet: UNet, source: torch.Tensor):
@@ -378,8 +375,7 @@ def test_bad_settings(unet: UNet, settings: dict[str, Any], message: str):
         BridgeSampler(unet, ABridge()).stream([picture("RGB"), picture("RGB").resize((9, 8))])
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@on_a_gpu
 def test_one_seed_is_one_image_on_every_device(unet: UNet, source: torch.Tensor):
     here = BridgeSampler(unet, ABridge(), "sde-dpm2m", steps=5)(source, seed=0)
     there = BridgeSampler(unet, ABridge(), "sde-dpm2m", steps=5, device="cuda")(source, seed=0)
