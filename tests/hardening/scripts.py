@@ -4,10 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from bbdm import save_checkpoint
 from bbdm.bridges import BrownianBridge
@@ -16,7 +14,7 @@ from bbdm.data.cache import ImageCache
 from bbdm.data.latents import LatentDataset
 from bbdm.files.checkpoint import save_vqgan
 from bbdm.networks import unet_config, vqgan_config
-from tests.conftest import TINY, SavePicture, tiny_unet
+from tests.conftest import TINY, SavePicture, save_random_pairs, tiny_unet
 from tests.networks import test_vqgan
 
 STEPS = 6  # of an epoch
@@ -41,10 +39,7 @@ class Script:
 
 def make_place(folder: Path, save: SavePicture) -> Path:
     """12 pairs to train on and 4 to validate, as files and in shards; a bridge and an autoencoder."""
-    generator = np.random.default_rng(0)
-    for index in range(16):
-        pixels = generator.integers(0, 256, (32, 64, 3), dtype=np.uint8)
-        save(folder / "data" / ("train" if index < 12 else "val") / f"{index:02d}.png", Image.fromarray(pixels))
+    save_random_pairs(folder / "data", 12, 4, save, 32)
     shard.main(["edge2shoes", str(folder / "data"), str(folder / "shards"), "--pairs_in_shard", "1", "--quiet"])
     bridge = BrownianBridge(1000, objective="pinned")
     save_checkpoint(folder / "bridge.pt", tiny_unet(condition_channels=3), bridge, image_size=16)

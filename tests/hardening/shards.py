@@ -67,7 +67,8 @@ def _all(found: list[Pair | ValueError]) -> list[Pair | ValueError]:
     return found
 
 
-def _tar(folder: Path) -> Subject:
+def indexed(folder: Path) -> Subject:
+    """A tar whose number of pairs is in an index; the pixels have no checksum."""
     _, place = _written(folder)
     path = place / "000000.tar"
     whole, wanted = path.read_bytes(), _all(_pairs(place))
@@ -86,14 +87,9 @@ def _tar(folder: Path) -> Subject:
     return Subject(path, read, of_tar, exact=False)
 
 
-def indexed(folder: Path) -> Subject:
-    """A tar whose number of pairs is in an index; the pixels have no checksum."""
-    return _tar(folder)
-
-
 def without_index(folder: Path) -> Subject:
     """A tar whose pairs are counted."""
-    subject = _tar(folder)
+    subject = indexed(folder)
     (folder / "shards" / "index.json").unlink()
     return subject
 

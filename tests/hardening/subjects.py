@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from safetensors import safe_open
 
-from bbdm.data.cache import ImageCache
+from bbdm.data.cache import ImageCache, TensorCache
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import load_dataset
 from bbdm.evaluation import reports
@@ -157,37 +157,31 @@ def _pairs(folder: Path) -> Any:
     return load_dataset("paired", f"{folder / 'A'},{folder / 'B'}", image_size=16)
 
 
-def image_cache(folder: Path) -> Subject:
-    pairs = _pairs(folder)
-    ImageCache(pairs, folder / "cache")
+def _cache(folder: Path, make: Callable[[], TensorCache]) -> Subject:
+    """The manifest of a cache of two pairs."""
+    make()
     (block,) = (folder / "cache").glob("*.safetensors")
     kept = block.read_bytes()
 
     def read() -> Any:
-        cache = ImageCache(pairs, folder / "cache")
-        return [[v.tolist() for v in cache.pixels(i)] for i in range(2)]
-
-    def mutate(data: bytes, rng: random.Random) -> bytes:
-        block.write_bytes(kept)
-        return of_json(data, rng)
-
-    return Subject(folder / "cache" / "train.json", read, mutate)
-
-
-def latent_cache(folder: Path) -> Subject:
-    pairs, codec = _pairs(folder), tiny_codec()
-    LatentDataset(pairs, codec, folder / "cache")
-    (block,) = (folder / "cache").glob("*.safetensors")
-    kept = block.read_bytes()
-
-    def read() -> Any:
-        return [v.tolist() for v in LatentDataset(pairs, codec, folder / "cache")[1]]
+        cache = make()
+        return [[v.tolist() for v in cache[i]] for i in range(2)]
 
     def mutate(data: bytes, rng: random.Random) -> bytes:
         block.write_bytes(kept)
         return of_json(data, rng)
 
     return Subject(next((folder / "cache").glob("*.json")), read, mutate)
+
+
+def image_cache(folder: Path) -> Subject:
+    pairs = _pairs(folder)
+    return _cache(folder, lambda: ImageCache(pairs, folder / "cache"))
+
+
+def latent_cache(folder: Path) -> Subject:
+    pairs, codec = _pairs(folder), tiny_codec()
+    return _cache(folder, lambda: LatentDataset(pairs, codec, folder / "cache"))
 
 
 def results(folder: Path) -> Subject:
