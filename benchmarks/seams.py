@@ -20,7 +20,6 @@ from torch import Tensor
 
 from bbdm import BridgeSampler
 from bbdm.base import scripts
-from bbdm.networks.windowed import TENSORS
 from bbdm.networks.windows import Windowing, blend
 
 AT_ONCE = 16
@@ -34,7 +33,7 @@ def independent(sampler: BridgeSampler, source: Tensor, windowing: Windowing) ->
     cut = torch.cat([source[(..., *(s.span(i) for i, s in zip(place, sides, strict=True)))] for place in places])
     made = iter(sampler(cut, seed=0, batch_size=AT_ONCE, window=None))
     weights = [torch.from_numpy(each).float() for each in windowing.weights(sides)]
-    return blend(lambda spans: torch.stack([next(made) for _ in spans]), sides, weights, TENSORS)
+    return blend(lambda spans: torch.stack([next(made) for _ in spans]), sides, weights)
 
 
 def seam(image: Tensor, windowing: Windowing) -> tuple[float, float, float, float]:

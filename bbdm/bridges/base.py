@@ -16,8 +16,7 @@ import numpy.typing as npt
 from bbdm.bridges import densities
 from bbdm.bridges.densities import Density
 from bbdm.bridges.objectives import OBJECTIVES, Weights
-from bbdm.bridges.path import Array, Path
-from bbdm.bridges.statistics import Statistics
+from bbdm.bridges.path import Array, Path, Statistics
 
 if TYPE_CHECKING:
     import torch
@@ -221,7 +220,7 @@ class Bridge(Path):
 
     def settings(self) -> dict[str, Any]:
         """Plain values of all fields, and the kind."""
-        return {"kind": self.name, **asdict(cast(Any, self))}
+        return {"kind": self.name, **asdict(cast(Any, self))} | {"kind": self.name}  # DDBM has a field of that name
 
     def _check_common(self, *objectives: str) -> None:
         """Raise ValueError for settings that no bridge can have; ``objectives`` are of this bridge alone."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bbdm.bridges.ddbm import RealTimeBridge
 from bbdm.bridges.densities import Density
 from bbdm.bridges.objectives import Objective, Weights
 from bbdm.bridges.path import Marginal
-from bbdm.bridges.real_time import RealTimeBridge
 from bbdm.bridges.registry import register
 
 

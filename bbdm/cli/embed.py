@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,8 +109,9 @@ def main(argv: Sequence[str]) -> None:
     args = parse(argv)
     optional.package("transformers", "bbdm embed")
     texts = read_texts(args.texts)
-    import numpy as np
     from tqdm.auto import tqdm
+
+    from bbdm.pictures.formats.numpy_files import encoded
 
     make_folder(args.output_dir)
     remove_all_leftovers(args.output_dir)
@@ -129,12 +131,6 @@ def main(argv: Sequence[str]) -> None:
             names = todo[start : start + args.batch_size]
             assert encode is not None
             for name, rows in zip(names, encode([texts[name] for name in names]), strict=True):
-                files[name].parent.mkdir(parents=True, exist_ok=True)
-
-                def write(temporary: Path, rows: Any = rows) -> None:
-                    with temporary.open("wb") as file:
-                        np.save(file, rows)
-
-                write_atomically(files[name], write)
+                write_atomically(files[name], partial(Path.write_bytes, data=encoded(rows)))
                 bar.update()
     print(f"{len(todo)} texts in {args.output_dir}, and {len(files) - len(todo)} that were there")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bbdm.base import manifest, optional
 from bbdm.base.atomic import file_sha256
@@ -77,7 +77,7 @@ def confusion(score: SegmentationScore, network: dict[str, Any], job: Job, label
     return counts
 
 
-def evaluate(translator: Translator, deeplab_path: Path, output_stride: int | None) -> Report:
+def evaluate(translator: Translator, deeplab_path: Path, output_stride: Literal[8, 16] | None) -> Report:
     """Make and segment the results; the report is empty in all processes but the first."""
     from tqdm.auto import tqdm
 

@@ -1,11 +1,9 @@
-"""The parts of a training run from plain settings: bridge, network, codec, pairs."""
+"""The parts of a training run from plain settings: bridge, network, codec."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,15 +11,10 @@ import torch
 from bbdm.bridges import BRIDGES, Bridge, Density
 from bbdm.cli.presets import PRESETS, BridgeName, Condition
 from bbdm.codec import Codec
-from bbdm.data.config import PicturesConfig
-from bbdm.data.examples import PairExamples
-from bbdm.data.pairs import PLAIN, load_dataset
-from bbdm.data.survey import readable
 from bbdm.files.checkpoint import load_codec
 from bbdm.networks.conditions import ConditionsConfig
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.unet import UNet
-from bbdm.pictures.images import Size
 
 
 class PresetError(ValueError):
@@ -99,51 +92,3 @@ def codec_for(path: str | os.PathLike[str], preset: str, device: torch.device) -
             f"{codec.channels}; presets for it: {', '.join(fitting)}"
         )
     return codec
-
-
-def load_splits(
-    name: str,
-    data_dir: str,
-    image_size: Size,
-    direction: str,
-    channels: int,
-    *,
-    degrade: str | None = None,
-    degrade_seed: int = 0,
-    columns: str | None = None,
-    pictures: PicturesConfig = PLAIN,
-    cache: Path | None = None,
-    skip_bad: bool = False,
-    kept: Path | None = None,
-    known: ConditionsConfig | None = None,
-    progress: bool = False,
-    report: Callable[[str], object] = print,
-) -> tuple[PairExamples, PairExamples | None]:
-    """The training pairs and the validation pairs of a data set, whose pictures were all looked at.
-
-    For ``degrade``, ``columns``, ``pictures``, ``cache`` and ``known`` see
-    :func:`~bbdm.data.pairs.load_dataset`. Validation pairs have the classes of the training pairs.
-    Without validation pairs of its own the data set has None. ``report`` is called with the reason, and with
-    what :func:`~bbdm.data.survey.readable` reports. What was found is kept in the folder ``kept``, so that a
-    run that resumes does not look again.
-
-    Raises:
-        BadPicturesError, FileNotFoundError, ValueError: see :func:`~bbdm.data.survey.readable` and
-            :func:`~bbdm.data.pairs.load_dataset`.
-    """
-
-    def looked_at(pairs: PairExamples, split: str) -> PairExamples:
-        file = None if kept is None else kept / f"pictures_{split}.json"
-        return readable(pairs, skip_bad, report, file, progress)
-
-    settings = image_size, direction, channels, "stretch", degrade, degrade_seed, columns, pictures, cache
-    train = load_dataset(name, data_dir, "train", *settings, known)
-    try:
-        validation = load_dataset(name, data_dir, "val", *settings, train.further)
-    except FileNotFoundError as error:
-        report(f"without validation pairs, no validation loss, grids and best.pt: {error}")
-        return looked_at(train, "train"), None
-    if validation.pairs == train.pairs:
-        report("without validation pairs, no validation loss, grids and best.pt: write {split} in the paths")
-        return looked_at(train, "train"), None
-    return looked_at(train, "train"), looked_at(validation, "val")

@@ -90,28 +90,48 @@ def load_pairs(
     kind: PictureKind = EIGHT_BIT_PICTURES,
     known: ConditionsConfig | None = None,
 ) -> tuple[PairExamples, PairExamples | None]:
-    """The training pairs, and the validation pairs if there are any, of pictures that were all looked at.
+    """The training pairs and the validation pairs of the data set, whose pictures were all looked at.
 
-    What the flags leave out of the pictures' values is of ``kind``. ``known`` is what a trained network is
-    told.
+    Without validation pairs of its own the data set has None. Validation pairs have the classes of the
+    training pairs. What was found is kept in the run's folder, for when the run resumes.
+
+    Args:
+        args: the flags of the command.
+        size: that of the pictures.
+        channels: those of the network's targets.
+        folder: the folder of the run.
+        team: the processes of the run.
+        kind: of the pictures' values, where the flags leave them open.
+        known: what a trained network is told.
+
+    Raises:
+        BadPicturesError, FileNotFoundError, ValueError: see :func:`~bbdm.data.survey.readable` and
+            :func:`~bbdm.data.pairs.load_dataset`.
     """
-    from bbdm.cli.setup import load_splits
+    from bbdm.data.pairs import load_dataset
+    from bbdm.data.survey import readable
 
+    report: Callable[[str], object] = print if team.first else lambda _: None
     pictures = from_values(PicturesConfig, vars(args)).of_kind(kind)
+    degraded, cache = (args.degrade, args.degrade_seed), vars(args).get("cache_images")
+    settings = size, args.direction, channels, "stretch", *degraded, args.columns, pictures, cache
+
+    def looked_at(pairs: PairExamples, split: str) -> PairExamples:
+        kept = folder.path / f"pictures_{split}.json"
+        return readable(pairs, args.skip_bad, report, kept, shown(args) and team.first)
+
     with team.first_before_others():  # the others find what the first has seen
-        train, validation = load_splits(
-            *(args.dataset, args.data_dir, size, args.direction, channels),
-            degrade=args.degrade,
-            degrade_seed=args.degrade_seed,
-            columns=args.columns,
-            pictures=pictures,
-            cache=vars(args).get("cache_images"),
-            skip_bad=args.skip_bad,
-            kept=folder.path,
-            known=known,
-            progress=shown(args) and team.first,
-            report=print if team.first else lambda _: None,
-        )
+        train, validation = load_dataset(args.dataset, args.data_dir, "train", *settings, known), None
+        without = "write {split} in the paths"
+        try:
+            validation = load_dataset(args.dataset, args.data_dir, "val", *settings, train.further)
+        except FileNotFoundError as error:
+            without = str(error)
+        if validation is None or validation.pairs == train.pairs:
+            report(f"without validation pairs, no validation loss, grids and best.pt: {without}")
+            validation = None
+        train = looked_at(train, "train")
+        validation = None if validation is None else looked_at(validation, "val")
     if train.told.left_out:
         raise ValueError(f"the network is told {train.told.left_out[0]!r} too, and in training no example lacks it")
     return train, validation

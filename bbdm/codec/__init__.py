@@ -5,24 +5,15 @@ quantisation, or the mean of a posterior, and are normalised where the codec has
 through a codec in tiles.
 """
 
-from bbdm.codec.base import Codec, LatentStatistics, Network, Role
-from bbdm.codec.diffusers import DiffusersCodec
-from bbdm.codec.registry import CODECS, check, from_config
-from bbdm.codec.tiles import Tiling
-from bbdm.codec.vqgan import VQGANCodec
-from bbdm.codec.wrapped import WrappedCodec, wrap_codec
-
-__all__ = [
-    "CODECS",
-    "Codec",
-    "DiffusersCodec",
-    "LatentStatistics",
-    "Network",
-    "Role",
-    "Tiling",
-    "VQGANCodec",
-    "WrappedCodec",
-    "check",
-    "from_config",
-    "wrap_codec",
-]
+from bbdm.codec.base import Codec as Codec
+from bbdm.codec.base import LatentStatistics as LatentStatistics
+from bbdm.codec.base import Network as Network
+from bbdm.codec.base import Role as Role
+from bbdm.codec.diffusers import DiffusersCodec as DiffusersCodec
+from bbdm.codec.registry import CODECS as CODECS
+from bbdm.codec.registry import check as check
+from bbdm.codec.registry import from_config as from_config
+from bbdm.codec.tiles import Tiling as Tiling
+from bbdm.codec.vqgan import VQGANCodec as VQGANCodec
+from bbdm.codec.wrapped import WrappedCodec as WrappedCodec
+from bbdm.codec.wrapped import wrap_codec as wrap_codec

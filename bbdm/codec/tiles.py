@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from bbdm.base.settings import check_least
-from bbdm.networks.windowed import TENSORS, on_device
+from bbdm.networks.windowed import on_device
 from bbdm.networks.windows import Spans, Windows, blend
 
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -77,7 +77,7 @@ class Tiling:
         if not tiled:
             return taken([])
         weights = on_device([side.ramps(made) for side in sides], batch)
-        return blend(taken, sides, weights, TENSORS, cell=cell, made=made)
+        return blend(taken, sides, weights, cell=cell, made=made)
 
     def part_shapes(self, shape: Sequence[int], cell: int = 1, stride: int = 1) -> list[torch.Size]:
         """The shapes of the parts in which a codec of a stride takes a batch; see :meth:`map`."""

@@ -13,7 +13,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, default_collate
 
-from bbdm.data.collection import Entry, Example, Order, Pairs
+from bbdm.data.collection import Entry, Example, Files, Order, Pairs
 from bbdm.data.config import DIRECTIONS
 from bbdm.data.crops import Crops
 from bbdm.data.degradations import Degradation
@@ -179,12 +179,16 @@ class PairExamples(Examples):
         """
 
     @abstractmethod
+    def _of(self, pairs: Pairs, skip_bad: bool) -> Self:
+        """The data set of other pairs, or that leaves out others."""
+
     def without(self, names: Container[str]) -> Self:
         """The data set without the pairs of some names."""
+        return self._of(Files(pair for pair in self.pairs if pair.name not in names), self.skip_bad)
 
-    @abstractmethod
     def skipping(self) -> Self:
         """The data set, in which the next pair takes the place of one that cannot be read."""
+        return self._of(self.pairs, True)
 
     def read(self, index: int, seed: int = 0) -> Example:
         """Example ``index``; with ``skip_bad``, the next one that can be read."""

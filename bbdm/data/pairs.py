@@ -5,7 +5,7 @@ Pictures are turned upright (EXIF), converted to RGB or grey, and resized with a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from bbdm.data.collection import Pair as Pair
 from bbdm.data.config import COLUMNS, DATASETS, ConditionsPlaces, PicturesConfig, with_conditions, with_masks
 from bbdm.data.degradations import Degradation
 from bbdm.data.examples import NoTargetError, PairExamples
-from bbdm.data.reading import Reader, fitted
+from bbdm.data.reading import Reader
 from bbdm.data.slices import Slices
 from bbdm.data.told import NOTHING, Told, check_names
 from bbdm.data.valued import ValuedDataset
@@ -81,17 +81,9 @@ class PairedDataset(PairExamples):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def _of(self, pairs: Iterable[Entry], skip_bad: bool) -> PairedDataset:
+    def _of(self, pairs: Pairs, skip_bad: bool) -> PairedDataset:
         kind = self.image_size, self.direction, self.channels, self.resize, self.degradation
         return PairedDataset(pairs, *kind, skip_bad, self.told)
-
-    def without(self, names: Container[str]) -> PairedDataset:
-        """The data set without the pairs of some names."""
-        return self._of([pair for pair in self.pairs if pair.name not in names], self.skip_bad)
-
-    def skipping(self) -> PairedDataset:
-        """The data set with ``skip_bad``."""
-        return self._of(self.pairs, True)
 
     def images(self, index: int) -> tuple[Image.Image, Image.Image | None]:
         """Source and target of example ``index`` as resized pictures, None for a missing target."""
@@ -122,7 +114,7 @@ class PairedDataset(PairExamples):
 
     def conditions(self, entry: Entry) -> dict[str, torch.Tensor]:
         """What an entry is told besides the source; see :meth:`PairExamples.conditions`."""
-        return self.told.whole(entry, lambda array: fitted(array, self.image_size, self.resize))
+        return self.told.whole(entry, lambda array: images.fitted(array, self.image_size, self.resize))
 
     def _read(self, index: int, seed: int) -> Example:
         """Example ``index`` as uint8."""

@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from bbdm.base.atomic import write_atomically
 from bbdm.data.collection import Entry, Sides
 from bbdm.data.slices import Slice
 from bbdm.pictures import formats, images
-from bbdm.pictures.images import Resize, Size
 from bbdm.pictures.lazy import Geometry, LazyPicture, Window, same_grid
 from bbdm.pictures.values import Values, without_data
 
@@ -82,7 +79,7 @@ class Reader:
 
     def _keep(self) -> None:
         """Keep what will be opened and decoded; forget what was."""
-        self._whole = lru_cache(KEPT)(_decoded)
+        self._whole = lru_cache(KEPT)(lambda picture: picture[()])
         self._few, self._many = lru_cache(KEPT)(self._open), lru_cache(OPENED)(self._open)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -193,17 +190,6 @@ class Reader:
         return values[:, ~np.any(absent, axis=0)]
 
 
-def fitted(array: Array, size: Size, resize: Resize = "stretch") -> Array:
-    """(C, H, W) at a size, each channel for itself; see :func:`~bbdm.pictures.images.resized`.
-
-    Raises:
-        ValueError: it is a volume.
-    """
-    if array.ndim != 3:
-        raise ValueError(f"it has {array.ndim - 1} axes, and pictures have 2")
-    return np.stack([np.asarray(images.resized(Image.fromarray(channel), size, resize)) for channel in array])
-
-
 def in_plane(size: Sequence[int], sides: Sides) -> tuple[int, ...]:
     """The size of an example of a picture's: without the axis across the plane of a slice."""
     return tuple(side for axis, side in enumerate(size) if sides.plane is None or axis != sides.plane[0])
@@ -218,23 +204,13 @@ def _in_volume(window: Window, sides: Sides, picture: LazyPicture) -> Window:
     return (*flat[:axis], slice(place, place + 1), *flat[axis:])
 
 
-def _decoded(picture: LazyPicture) -> Array:
-    return picture[()]
-
-
 def _from_cache(picture: LazyPicture, folder: Path) -> LazyPicture:
     """A picture as a file of an array, which is made where it does not exist."""
     about = picture.path.stat()
     key = f"{picture.path.absolute()} {about.st_size} {about.st_mtime_ns}"
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-
-        def write(temporary: Path) -> None:
-            with temporary.open("wb") as file:
-                np.save(file, picture[()])
-
-        write_atomically(path, write)
+        formats.write(path, picture[()], picture.geometry)
     made = formats.open(path)
     made.geometry, made.nodata = picture.geometry, picture.nodata
     return made

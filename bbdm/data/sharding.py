@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -82,11 +81,10 @@ def _condition(entry: Entry, name: str, kind: Kind) -> tuple[str, bytes]:
         return f"{name}.{_suffix(raw, str(entry))}", raw
     if isinstance(raw, bytes) and not raw.startswith(numpy_files.MAGIC):
         return f"{name}.{_suffix(raw, f'{name} of {entry}')}", raw
-    found, buffer = opened(entry, name), io.BytesIO()
+    found = opened(entry, name)
     if found.nodata is not None:
         raise ValueError(f"{found.path}: shards keep no value that stands for none (nodata)")
-    np.save(buffer, found[()][0] if kind == "tokens" else found[()])
-    return f"{name}.npy", buffer.getvalue()
+    return f"{name}.npy", numpy_files.encoded(found[()][0] if kind == "tokens" else found[()])
 
 
 def write_shards(

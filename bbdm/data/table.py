@@ -7,7 +7,6 @@ memory stays flat. A table can also be streamed: :func:`parts` are shards, one f
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from bbdm.data.collection import EncodedPair, Pairs, sorted_labels
+from bbdm.pictures.formats import numpy_files
 
 PREFIX = "hub:"  # of parts of a table
 SPLITS = {"val": ("val", "validation", "valid", "dev", "test")}  # other names of a split, the first is taken
@@ -196,8 +196,7 @@ def _as_file(cell: Any, kind: Any) -> bytes | None:
     if isinstance(cell, dict):
         return cell.get("bytes")
     if isinstance(cell, list):
-        file = io.BytesIO()
         with suppress(ValueError, TypeError):  # of rows of several lengths, or of other things than numbers
-            np.save(file, np.asarray(cell, np.float32))
-        return file.getvalue() or None
+            return numpy_files.encoded(np.asarray(cell, np.float32))
+        return None
     return _label(cell, kind).encode() if isinstance(cell, str | int) else None

@@ -18,7 +18,7 @@ import torch
 
 from bbdm.base import manifest
 from bbdm.base.atomic import file_sha256
-from bbdm.data.collection import FORMATS, Entry, Files, Pair, Pairs, as_label
+from bbdm.data.collection import FORMATS, Entry, Files, Pairs, as_label
 from bbdm.data.config import ConditionsPlaces, split_values
 from bbdm.data.shards import Shards
 from bbdm.data.slices import Slices
@@ -222,7 +222,7 @@ def opened(entry: Entry, name: str) -> LazyPicture:
     raw = entry.told(name)
     if isinstance(raw, Path):
         return formats.open(raw)
-    place = Path(_place(entry, name))
+    place = Path(f"{name} of {entry}")
     if isinstance(raw, list):
         try:
             return LoadedPicture(np.array(raw, np.float32)[None], place)
@@ -249,12 +249,6 @@ def trimmed(rows: torch.Tensor) -> torch.Tensor:
     """Tokens (L, D) without the rows of zeros at the end, which are no tokens; at least one row."""
     used = rows.any(dim=1).nonzero()
     return rows[: int(used[-1]) + 1 if len(used) else 1]
-
-
-def _place(entry: Entry, name: str) -> str:
-    """What messages call a condition of an entry."""
-    raw = dict(entry.conditions).get(name) if isinstance(entry, Pair) else None
-    return str(raw) if isinstance(raw, Path) else f"{name} of {entry}"
 
 
 def _is_plain(picture: LazyPicture) -> bool:

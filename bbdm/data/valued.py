@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain, tee
 from pathlib import Path
@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from bbdm.base import sizes
-from bbdm.data.collection import Entry, Example, Files, Order, Pairs, Sides
+from bbdm.data.collection import Entry, Example, Order, Pairs, Sides
 from bbdm.data.crops import Crops
 from bbdm.data.degradations import Degradation
 from bbdm.data.examples import NoTargetError, PairExamples
-from bbdm.data.reading import Reader, Strips, fitted, in_plane
+from bbdm.data.reading import Reader, Strips, in_plane
 from bbdm.data.slices import Slices
 from bbdm.data.told import NOTHING, Told
 from bbdm.pictures import images
@@ -202,14 +202,8 @@ class ValuedDataset(PairExamples):
                     side.check()
         return []
 
-    def without(self, names: Container[str]) -> ValuedDataset:
-        """The data set without the pairs of some names."""
-        pairs = Files(pair for pair in self.pairs if pair.name not in names)
-        return ValuedDataset(pairs, *self._settings, self.skip_bad, self.told)
-
-    def skipping(self) -> ValuedDataset:
-        """The data set with ``skip_bad``."""
-        return ValuedDataset(self.pairs, *self._settings, True, self.told)
+    def _of(self, pairs: Pairs, skip_bad: bool) -> ValuedDataset:
+        return ValuedDataset(pairs, *self._settings, skip_bad, self.told)
 
     def _read(self, index: int, seed: int) -> Example:
         """Example ``index``: uint8 of 8-bit pictures, else float32; pixels without a value are -1, or 0."""
@@ -302,7 +296,7 @@ class ValuedDataset(PairExamples):
         """The array at the size that whole pictures are resized to, each channel for itself."""
         if self._resized_to is None or array.shape[1:] == self._resized_to:
             return np.ascontiguousarray(array)
-        return fitted(array, self._resized_to)
+        return images.fitted(array, self._resized_to)
 
 
 def _by_role(sides: Sides) -> tuple[tuple[LazyPicture, ...], tuple[LazyPicture, ...]]:

@@ -21,6 +21,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
 from torchvision.models.segmentation.deeplabv3 import ASPP, DeepLabHead
 
+from bbdm.base.settings import check
 from bbdm.files import torchfile, weights
 from bbdm.files.importers import states
 from bbdm.files.records import Record
@@ -53,12 +54,10 @@ class DeepLabConfig:
     head: Head
     backbone: Backbone
     num_classes: int = 19
-    output_stride: int = 16
+    output_stride: Literal[8, 16] = 16
 
     def __post_init__(self) -> None:
-        for name, choices in (("head", get_args(Head)), ("backbone", get_args(Backbone)), ("output_stride", (8, 16))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        check(self)
         check_integers(self, "num_classes")
 
 
@@ -155,7 +154,7 @@ def save_deeplab(path: str | os.PathLike[str], model: DeepLab) -> None:
     weights.write(path, weights.Snapshot.take(FORMAT, *content))
 
 
-def load_deeplab(path: str | os.PathLike[str], output_stride: int | None = None) -> DeepLab:
+def load_deeplab(path: str | os.PathLike[str], output_stride: Literal[8, 16] | None = None) -> DeepLab:
     """Read a network, frozen; no code of the file runs.
 
     The file is of :func:`save_deeplab`, of DeepLabV3Plus-Pytorch, or a whole pickled network of its classes.
@@ -167,16 +166,8 @@ def load_deeplab(path: str | os.PathLike[str], output_stride: int | None = None)
     """
     with weights.opened(path, FORMAT, "segmentation network") as (content, own):
         config, state = (DeepLabConfig(**content["config"]), content["weights"]) if own else _read(content)
-        return from_state(state, config if output_stride is None else replace(config, output_stride=output_stride))
-
-
-def from_state(state: State, config: DeepLabConfig) -> DeepLab:
-    """The network with these weights, in float32, frozen, in evaluation mode.
-
-    Raises:
-        ValueError: a weight is missing, unknown, of another shape, or not floating point.
-    """
-    return restore(DeepLab, config, state).requires_grad_(False)
+        config = config if output_stride is None else replace(config, output_stride=output_stride)
+        return restore(DeepLab, config, state).requires_grad_(False)
 
 
 def _read(content: Any) -> tuple[DeepLabConfig, State]:
@@ -191,7 +182,7 @@ def _read(content: Any) -> tuple[DeepLabConfig, State]:
     return config, states.load(DeepLab, config, state)
 
 
-def recognise(state: Mapping[str, Any], output_stride: int = 16) -> DeepLabConfig:
+def recognise(state: Mapping[str, Any]) -> DeepLabConfig:
     """The configuration of the network with these weights.
 
     Raises:
@@ -215,4 +206,4 @@ def recognise(state: Mapping[str, Any], output_stride: int = 16) -> DeepLabConfi
         raise ValueError(f"{last} has no shape of a layer")
     if backbone is None:
         raise ValueError(f"its backbone is none of {', '.join(get_args(Backbone))}")
-    return DeepLabConfig(head, backbone, shape[0], output_stride)
+    return DeepLabConfig(head, backbone, shape[0])

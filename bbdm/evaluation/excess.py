@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bbdm.pictures.formats import numpy_files
 from bbdm.sampling.distribution import Distribution
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Measure:
                 yield np.load(place / name)
                 continue
             made = self._unit(number)
-            known.place.write(name, _bytes(made))
+            known.place.write(name, numpy_files.encoded(made))
             yield made
 
     def _read(self, index: int) -> tuple[Example, Array]:
@@ -127,10 +127,3 @@ class Measure:
         found = compared(made, self.levels, target, f"the target of pair {index}")
         inside = np.broadcast_to(True if example.mask is None else example.mask.numpy() != 0, target.shape)
         return found[:, inside].astype(np.float32)
-
-
-def _bytes(array: Array) -> bytes:
-    """An array as the content of a file."""
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()

@@ -21,13 +21,14 @@ from tqdm.auto import tqdm
 from bbdm.base.atomic import file_sha256, write_atomically
 from bbdm.data.collection import Entry, Pair, Sides
 from bbdm.data.config import with_masks
+from bbdm.data.examples import stacked
 from bbdm.data.pairs import PairedDataset, open_image
 from bbdm.data.reading import Decoded, Reader, Strips
 from bbdm.data.slices import Slices
 from bbdm.data.survey import survey
 from bbdm.data.valued import ValuedDataset, Whole
 from bbdm.pictures import formats, images
-from bbdm.pictures.kind import AXES, PictureKind
+from bbdm.pictures.kind import AXES
 from bbdm.pictures.lazy import LazyPicture, LoadedPicture
 from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite, holds
@@ -89,9 +90,30 @@ class Files(ABC):
         return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
     @property
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """The arguments of the sampler that say what values the sources have."""
+        return {}
+
+    def conditions(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The sampler's argument ``conditions`` for some sources; empty where the network is told nothing.
+
+        Of a volume that is translated by slices, further images are (D, K, H, W).
+
+        Raises:
+            ValueError: something cannot be read, or does not fit; the message names it.
+        """
+        dataset = self.dataset
+        told = [dataset.conditions(self.entries[index]) for index in indices]
+        made: dict[str, Any] = dict.fromkeys(dataset.told.left_out)
+        for name in dataset.further.kinds:
+            values = [each[name] for each in told]
+            if name in dataset.further.images and dataset.kind.slices is not None:
+                (volume,) = values
+                made[name] = images.scale(volume.movedim(1 + AXES[dataset.kind.slices], 0))
+            else:
+                joined = stacked(values)
+                made[name] = images.scale(joined) if name in dataset.further.images else joined
+        return {"conditions": made} if made else {}
 
     @abstractmethod
     def bad(self, progress: bool) -> dict[str, str]:
@@ -137,11 +159,6 @@ class EightBit(Files):
     """8-bit grey or RGB, in PNG files, as :class:`~bbdm.data.pairs.PairedDataset` gives them."""
 
     dataset: PairedDataset
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """None."""
-        return {}
 
     def bad(self, progress: bool) -> dict[str, str]:
         """See :func:`~bbdm.data.survey.survey`."""
@@ -227,11 +244,6 @@ class Valued(Files):
         self._axis = None if dataset.kind.slices is None else 1 + AXES[dataset.kind.slices]
 
     @property
-    def kind(self) -> PictureKind:
-        """The values of both sides."""
-        return self.dataset.kind
-
-    @property
     def masked(self) -> bool:
         """Whether there are masks, or pixels without a value."""
         return super().masked or self.dataset.masked
@@ -239,7 +251,7 @@ class Valued(Files):
     @property
     def settings(self) -> dict[str, Any]:
         """Values of percentiles are those of a whole picture without the pixels that have none."""
-        return {"source_values": SCALED} if isinstance(self.kind.source, Percentiles) else {}
+        return {"source_values": SCALED} if isinstance(self.dataset.kind.source, Percentiles) else {}
 
     def bad(self, progress: bool) -> dict[str, str]:
         """Of sources and targets."""
@@ -262,7 +274,7 @@ class Valued(Files):
         if path is not None and path.is_dir():
             return ".nii.gz"
         suffix = "" if path is None else formats.suffix_of(path)
-        return formats.suffix_of_result(suffix, self.channels, self.kind.target)
+        return formats.suffix_of_result(suffix, self.channels, self.dataset.kind.target)
 
     def source(self, index: int) -> Source:
         """The whole picture; pixels without a value have the lowest of the range."""
@@ -270,7 +282,7 @@ class Valued(Files):
         if absent is not None:
             low = np.reshape(values.low, (-1, *[1] * absent.ndim))
             array = np.where(absent, low, array).astype(array.dtype if values == EIGHT_BIT else np.float32)
-        if isinstance(self.kind.source, Percentiles):
+        if isinstance(self.dataset.kind.source, Percentiles):
             array = values.scaled(array, axes=array.ndim - 1)
         made = Picture(array, geometry.without("nodata"), values.unit, str(self.entries[index]))
         return Source(made, absent, nodata)
@@ -319,7 +331,7 @@ class Valued(Files):
         return target
 
     def _stored(self, array: Array) -> torch.Tensor:
-        made = array if self.kind.target == EIGHT_BIT else array.astype(np.float32)
+        made = array if self.dataset.kind.target == EIGHT_BIT else array.astype(np.float32)
         return torch.from_numpy(self._planes(made))
 
     def _planes(self, array: Array) -> Array:
@@ -329,8 +341,8 @@ class Valued(Files):
         """Their ranges as black to white; of slices, that in the middle, and of a volume, three planes."""
         entry = self.entries[index]
         source, target = self.dataset.whole(entry, "source"), self.dataset.whole(entry, "target")
-        sides = [(source.array, source.values), *((formats.open(path)[()], self.kind.target) for path in paths)]
-        sides += [] if target is None else [(target.array, self.kind.target)]
+        sides = [(source.array, source.values), *((formats.open(path)[()], self.dataset.kind.target) for path in paths)]
+        sides += [] if target is None else [(target.array, self.dataset.kind.target)]
         return [self._picture(*side) for side in sides]
 
     def _picture(self, array: Array, values: Values) -> Image.Image:

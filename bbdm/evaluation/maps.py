@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,20 +13,12 @@ from bbdm.evaluation.calibration import place_of
 from bbdm.evaluation.intervals import Intervals
 from bbdm.evaluation.large import LargePictureError
 from bbdm.evaluation.results import Job, Record
-from bbdm.evaluation.told import conditions_of
 from bbdm.evaluation.translate import Translator
 
 if TYPE_CHECKING:
     from bbdm.evaluation.config import MapsConfig
     from bbdm.sampling.distribution import Distribution
     from bbdm.sampling.sampler import BridgeSampler
-
-
-@dataclass(frozen=True)
-class MapJob(Job):
-    """A map to make; ``seed`` is that of the first sample."""
-
-    kind: str
 
 
 class MapTranslator(Translator):
@@ -51,9 +42,9 @@ class MapTranslator(Translator):
         return path
 
     def plan(self, folder: Path) -> list[Job]:
-        """A job for each map of each source, without the pictures that were left out."""
+        """A job for each map of each source that was not left out, with the seed of its first sample."""
         return [
-            MapJob(i, self.config.seed + i, folder / f"{entry.name}_{kind}{self.files.suffix(entry)}", kind)
+            Job(i, self.config.seed + i, folder / f"{entry.name}_{kind}{self.files.suffix(entry)}", kind)
             for i, entry in enumerate(self.files.entries)
             for kind in self.config.maps
             if i not in self._bad
@@ -82,18 +73,16 @@ class MapTranslator(Translator):
                     raise LargePictureError(f"{self.files.entries[index]} is larger than memory, where maps are made")
                 source = self.files.source(index)
                 seeds = [[of[0].seed + j * count for j in range(config.num_samples)]]
-                told = conditions_of(self.files, [index])
                 settings = {
                     "batch_size": config.batch_size,
                     **self.files.settings,
-                    **told,
+                    **self.files.conditions([index]),
                     **config.windows,
                     **config.guides,
                 }
                 made = sampler.distribution([source.given], config.num_samples, seeds, keep=keep, **settings)
                 ends: dict[str, Any] = dict(zip(("low", "high"), intervals.of(made), strict=True)) if intervals else {}
                 for job in of:
-                    assert isinstance(job, MapJob)
                     self.files.save((ends.get(job.kind) or _map(made, job.kind))[0], source, job.path)
         self.processes.wait()
 

@@ -227,41 +227,13 @@ def _similarity(result: torch.Tensor, target: torch.Tensor, mask: torch.Tensor |
     return total / weights.sum()
 
 
-def build_fid(setup: Setup) -> Metric:
-    """FID between all results and all targets; its statistics are float64."""
-    return _FID(setup.features or Inception(setup.fid_weights), **_ALONE)
-
-
-def build_lpips(setup: Setup) -> Metric:
-    """LPIPS; see :func:`lpips`."""
-    return lpips(setup.lpips_net, setup.lpips_weights)
-
-
-def build_psnr(setup: Setup) -> Metric:
-    """PSNR in dB, of the range of the values."""
-    return PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3), **_ALONE)
-
-
-def build_ssim(setup: Setup) -> Metric:
-    """SSIM (Wang et al. 2004) of the range of the values, with a Gaussian window of 11 pixels."""
-    return _SSIM(data_range=1.0, **_ALONE)
-
-
-def build_sam(setup: Setup) -> Metric:
-    """The spectral angle (Yuhas et al. 1992) in radians; ValueError for one channel."""
+def _sam_of(setup: Setup) -> Metric:
     if setup.channels < 2:
         raise ValueError("sam compares channels with each other, and there is one")
     return PictureMean(_sam)
 
 
-def build_ms_ssim(setup: Setup) -> Metric:
-    """MS-SSIM of volumes (SynthRAD 2025), of the range of the values."""
-    return _MSSSIM()
-
-
-def build_dice(setup: Setup) -> Metric:
-    """The Dice coefficient of values above a threshold; a picture in which neither has any does not count."""
-
+def _dice_of(setup: Setup) -> Metric:
     def compare(results: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         one, other = results > setup.dice_above, targets > setup.dice_above
         both = (one & other).sum((1, 2, 3), dtype=torch.float64)
@@ -270,7 +242,16 @@ def build_dice(setup: Setup) -> Metric:
     return PictureMean(compare)
 
 
-build_mae = mean_of(_mae)
-build_rmse = mean_of(_rmse)
-build_ergas = mean_of(_ergas)
-build_diversity = mean_of(_diversity)
+BUILT_IN: dict[str, Callable[[Setup], Metric]] = {  # what builds each metric of METRICS
+    "fid": lambda setup: _FID(setup.features or Inception(setup.fid_weights), **_ALONE),
+    "lpips": lambda setup: lpips(setup.lpips_net, setup.lpips_weights),
+    "psnr": lambda setup: PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3), **_ALONE),
+    "ssim": lambda setup: _SSIM(data_range=1.0, **_ALONE),  # Wang et al. 2004, a Gaussian window of 11 pixels
+    "ms_ssim": lambda setup: _MSSSIM(),  # SynthRAD 2025
+    "dice": _dice_of,
+    "mae": mean_of(_mae),
+    "rmse": mean_of(_rmse),
+    "sam": _sam_of,  # the spectral angle, Yuhas et al. 1992
+    "ergas": mean_of(_ergas),
+    "diversity": mean_of(_diversity),
+}

@@ -27,6 +27,7 @@ class Job:
     index: int  # of the source among the entries of the data set
     seed: int
     path: Path
+    kind: str = ""  # of a map, which
 
 
 def plan(files: Files, folder: Path, num_samples: int, seed: int) -> list[Job]:

@@ -43,23 +43,6 @@ def p_value(risk: float, count: int, bound: float) -> float:
     return min(math.exp(-count * entropy), bentkus)
 
 
-def hoeffding_bentkus(risk: float, count: int, delta: float) -> float:
-    """An upper bound of the expectation of losses that holds with a probability of 1 - delta.
-
-    Args:
-        risk: the mean of the losses, in [0, 1].
-        count: the number of losses.
-        delta: the probability that the bound fails, in (0, 1).
-    """
-    low, high = risk, 1.0
-    for _ in range(STEPS):
-        middle = (low + high) / 2
-        if middle in (0.0, 1.0):
-            break
-        low, high = (middle, high) if p_value(risk, count, middle) >= delta else (low, middle)
-    return high
-
-
 def needed(alpha: float, delta: float, bound: Bound) -> int:
     """The least number of losses with which a mean of 0 is small enough."""
     if bound == "conformal":

@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchvision.datasets import Cityscapes
 
 from bbdm.data.pairs import open_image
-from bbdm.networks.windowed import TENSORS, on_device
+from bbdm.networks.windowed import on_device
 from bbdm.networks.windows import Windows, blend
 
 # label ids of the 19 evaluated classes, in the order of their training ids
@@ -55,7 +55,7 @@ def sliding_logits(
         raise ValueError(f"stride must be from 1 to the window's {window}, got {stride}")
     sides = [Windows.stepped(side, window, stride) for side in image.shape[-2:]]
     weights = on_device([side.means() for side in sides], image)
-    return blend(lambda spans: network(image[(..., *spans[0])]), sides, weights, TENSORS)
+    return blend(lambda spans: network(image[(..., *spans[0])]), sides, weights)
 
 
 class SegmentationScore:

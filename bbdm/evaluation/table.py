@@ -82,8 +82,8 @@ class Kind:
 
 
 def _built_in(name: str) -> Callable[[Setup], Any]:
-    """The function that builds a metric of :mod:`bbdm.evaluation.metrics`, which needs torch."""
-    return lambda setup: getattr(import_module("bbdm.evaluation.metrics"), f"build_{name}")(setup)
+    """What builds a metric of :mod:`bbdm.evaluation.metrics`, which needs torch."""
+    return lambda setup: import_module("bbdm.evaluation.metrics").BUILT_IN[name](setup)
 
 
 METRICS: dict[str, Kind] = {

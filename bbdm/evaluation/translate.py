@@ -32,7 +32,6 @@ from bbdm.evaluation.files import files_of
 from bbdm.evaluation.large import LargePictures
 from bbdm.evaluation.results import Job, Record, check_places, description, plan
 from bbdm.evaluation.table import Setup
-from bbdm.evaluation.told import conditions_of
 from bbdm.execution.processes import Processes
 from bbdm.files.hub import find_checkpoint
 from bbdm.networks.restore import find_dtype
@@ -195,7 +194,7 @@ class Translator:
                 seconds = 0.0
                 for group in groups:
                     sources = [self.files.source(job.index) for job in group]
-                    told = conditions_of(self.files, [job.index for job in group])
+                    told = self.files.conditions([job.index for job in group])
                     given, settings = [source.given for source in sources], {**self.files.settings, **told}
                     if warm_up and number == 0 and not windowed:  # by one call, on CUDA by all that a graph captures
                         solver, *_ = solvers.Defaults(calls=sampler.calls).fill()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -58,14 +58,8 @@ def _named(pairs: Examples, known: Any) -> bool:
     return any(known.get(name) in own for name in ("names", "names_alone"))
 
 
-def check_copies(pairs: PairExamples, trained: Iterable[Entry]) -> None:
+def check_copies(pairs: PairExamples, trained: list[Entry]) -> None:
     """Raise SeenPairsError where a pair's files have the content of those of a training pair."""
-    for entry, other in _same(pairs, list(trained)):
-        raise SeenPairsError(f"{entry} has the content of {other}, a training pair: calibrate on others")
-
-
-def _same(pairs: PairExamples, trained: list[Entry]) -> Iterator[tuple[Entry, Entry]]:
-    """Pairs of files with the content of training pairs; only files of one size are compared."""
     entries = pairs.pairs.volumes if isinstance(pairs.pairs, Slices) else pairs.pairs
     own = [entry for entry in entries if entry.files]
     if not own or not all(path.is_file() for entry in own for path in entry.files):
@@ -76,8 +70,8 @@ def _same(pairs: PairExamples, trained: list[Entry]) -> Iterator[tuple[Entry, En
     def size(entry: Entry) -> tuple[int, ...]:
         return tuple(path.stat().st_size for path in entry.files if path.is_file())
 
-    sizes = {size(entry) for entry in own}
+    sizes = {size(entry) for entry in own}  # only files of one size are compared
     others = {tuple(entry.hashes()): entry for entry in trained if size(entry) in sizes}
     for entry in own if others else []:
         if (other := others.get(tuple(entry.hashes()))) is not None:
-            yield entry, other
+            raise SeenPairsError(f"{entry} has the content of {other}, a training pair: calibrate on others")

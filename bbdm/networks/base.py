@@ -63,8 +63,10 @@ class Network(nn.Module):
         """The conditions besides the source; see :class:`~bbdm.networks.conditions.ConditionsConfig`."""
         return ConditionsConfig(images=self.images, classes=self.classes, tokens=self.tokens, drop=self.drop)
 
-    def tell(self, config: ConditionsConfig) -> None:
-        """Take the conditions of a configuration."""
+    def tell(self, config: Any) -> None:
+        """Take sizes and conditions of a configuration of networks."""
+        self.channels, self.condition_channels = config.channels, config.condition_channels
+        self.stride, self.axes, self.endpoint_channels = config.stride, config.axes, config.endpoint
         self.images, self.classes, self.tokens, self.drop = config.images, config.classes, config.tokens, config.drop
 
     @property
@@ -232,11 +234,7 @@ class Wrapped(Network):
         super().__init__()
         self.module = module
         self.config = config
-        self.channels = config.channels
-        self.condition_channels = config.condition_channels
-        self.stride, self.axes = config.stride, config.axes
         self.tell(config)
-        self.endpoint_channels = config.endpoint
         self._call = call
 
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:

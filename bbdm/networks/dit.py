@@ -13,13 +13,11 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from bbdm.networks.base import SOURCE, Conditions, Network
+from bbdm.networks.base import SOURCE, Conditions
 from bbdm.networks.dit_config import PRESETS, DiTConfig
 from bbdm.networks.layers import frequencies, sinusoids
-from bbdm.networks.restore import ConfiguredNetwork
-from bbdm.networks.told import Context, CrossAttention, Told
+from bbdm.networks.told import Context, CrossAttention, Told, ToldNetwork
 
 TIME_CHANNELS = 256  # of the sinusoids of a time
 
@@ -50,7 +48,7 @@ class Block(nn.Module):
         return x + mlp_gate * self.mlp(_norm(x, mlp_shift, mlp_scale))
 
 
-class DiT(ConfiguredNetwork, Network):
+class DiT(ToldNetwork):
     """The network of a bridge: ``dit(x, t, conditions)`` predicts the bridge's objective.
 
     Args:
@@ -66,10 +64,7 @@ class DiT(ConfiguredNetwork, Network):
         super().__init__()
         config = DiTConfig(**settings)
         self.config = config
-        self.channels, self.condition_channels, self.stride = config.channels, config.condition_channels, config.stride
-        self.endpoint_channels = config.endpoint
         self.tell(config)
-        self.gradient_checkpointing = False
         width, patch = config.width, config.patch
         tokens = config.condition == "tokens" and config.condition_channels > 0
         shown = config.channels + (0 if tokens else config.condition_channels) + sum(config.images.values())
@@ -88,19 +83,8 @@ class DiT(ConfiguredNetwork, Network):
                 nn.init.zeros_(module.weight) if module in zeroed else _xavier(module.weight)
         self.told = Told(config, width, self)
 
-    def description(self) -> dict[str, Any]:
-        """Its settings."""
-        return self.config.description()
-
-    def embed(self, t: torch.Tensor) -> torch.Tensor:
-        """(B, M) shifts, scales and gates of all layers at (B,) times: t's only influence.
-
-        With classes, the time's embedding, to which theirs are added.
-        """
-        return self.embedder()(t)
-
     def embedder(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """:meth:`embed`, which holds the weights of that part and no others."""
+        """See :meth:`ToldNetwork.embedder`: shifts, scales and gates."""
         return partial(_embed, self.time, [] if self.classes else self._modulations())
 
     def _modulations(self) -> list[nn.Linear]:
@@ -111,10 +95,6 @@ class DiT(ConfiguredNetwork, Network):
         for block in self.blocks:
             yield [cast(Block, block).modulation]
             yield [block]
-
-    def prepared(self, conditions: Conditions, sides: Sequence[int]) -> dict[str, torch.Tensor]:
-        """See :meth:`Network.prepared`: images in the size of the state, embeddings, keys and values."""
-        return self.told.prepared(conditions, sides)
 
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The network after :meth:`embed`."""
@@ -136,11 +116,6 @@ class DiT(ConfiguredNetwork, Network):
         h = h.unflatten(1, (height, width)).unflatten(-1, (self.config.patch, self.config.patch, self.channels))
         h = h.permute(0, 5, 1, 3, 2, 4)  # (B, C, H / p, p, W / p, p)
         return h.reshape(len(x), self.channels, height * self.config.patch, width * self.config.patch)
-
-    def _run(self, block: nn.Module, h: torch.Tensor, *others: Any) -> torch.Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, h, *others, use_reentrant=False)
-        return block(h, *others)
 
 
 def _embed(time: nn.Sequential, layers: Sequence[nn.Linear], t: torch.Tensor) -> torch.Tensor:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from bbdm.networks.base import Conditions, Network
 from bbdm.networks.conditions import ConditionsConfig
 from bbdm.networks.layers import zeroed
+from bbdm.networks.restore import ConfiguredNetwork
 
-Conditions = Mapping[str, torch.Tensor]
 Context = tuple[torch.Tensor, torch.Tensor] | None  # keys and values of tokens, and what is added to scores
 ABSENT = 1e4  # subtracted from the scores of what is no token: its weight is 0 in every dtype
 
@@ -125,3 +129,34 @@ def resized(image: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
         return F.interpolate(image, tuple(sides), mode="trilinear")
     made = F.interpolate(image.float(), tuple(sides), mode="bilinear", antialias=True)
     return made.to(image.dtype)
+
+
+class ToldNetwork(ConfiguredNetwork, Network):
+    """What the networks of this library share: a :class:`Told`, and a part that depends on the time alone."""
+
+    told: Told
+    gradient_checkpointing = False
+
+    def description(self) -> dict[str, Any]:
+        """Its settings."""
+        return self.config.description()
+
+    @abstractmethod
+    def embedder(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The part that :meth:`embed` calls, with its weights alone. The sampler calls it once a table."""
+
+    def embed(self, t: torch.Tensor) -> torch.Tensor:
+        """(B, M) the modulation of all layers at (B,) integer or fractional times: t's only influence.
+
+        With classes, the time's embedding, to which theirs are added.
+        """
+        return self.embedder()(t)
+
+    def prepared(self, conditions: Conditions, sides: Sequence[int]) -> dict[str, torch.Tensor]:
+        """See :meth:`Network.prepared`: images in the size of the state, embeddings, keys and values."""
+        return self.told.prepared(conditions, sides)
+
+    def _run(self, module: nn.Module, h: torch.Tensor, *others: Any) -> torch.Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(module, h, *others, use_reentrant=False)
+        return module(h, *others)

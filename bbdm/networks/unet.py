@@ -14,11 +14,10 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.kernels.upsample_conv import upsample, upsample_conv3x3
-from bbdm.networks.base import SOURCE, Body, Conditions, Network
+from bbdm.networks.base import SOURCE, Body, Conditions
 from bbdm.networks.layers import (
     CONVOLUTIONS,
     Downsample,
@@ -32,8 +31,7 @@ from bbdm.networks.layers import (
     unshuffled,
     zeroed,
 )
-from bbdm.networks.restore import ConfiguredNetwork
-from bbdm.networks.told import Context, CrossAttention, Told
+from bbdm.networks.told import Context, CrossAttention, Told, ToldNetwork
 from bbdm.networks.unet_config import PRESETS, UNetConfig
 
 
@@ -202,7 +200,7 @@ class Modulation:
         return torch.cat(parts, dim=1)
 
 
-class UNet(ConfiguredNetwork, Network):
+class UNet(ToldNetwork):
     """The network of a bridge: ``unet(x, t, conditions)`` predicts the bridge's objective.
 
     Args:
@@ -222,10 +220,7 @@ class UNet(ConfiguredNetwork, Network):
         super().__init__()
         config = UNetConfig(in_channels, out_channels, **settings)
         self.config = config
-        self.channels, self.condition_channels, self.stride = in_channels, config.condition_channels, config.stride
-        self.endpoint_channels, self.axes = config.endpoint, config.axes
         self.tell(config)
-        self.gradient_checkpointing = False
         width = config.model_channels
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
 
@@ -274,16 +269,8 @@ class UNet(ConfiguredNetwork, Network):
         """The blocks that the time modulates, in the order of the modulation's columns."""
         return (module for module in self.modules() if isinstance(module, ResBlock))
 
-    def embed(self, t: torch.Tensor) -> torch.Tensor:
-        """(B, M) what depends on (B,) integer or fractional times; see :class:`Modulation`."""
-        return self.embedder()(t)
-
-    def description(self) -> dict[str, Any]:
-        """Its settings."""
-        return self.config.description()
-
     def embedder(self) -> Modulation:
-        """The part that computes what depends on the time alone, which the sampler calls once a table."""
+        """See :meth:`ToldNetwork.embedder`."""
         return Modulation(self)
 
     def units(self) -> Iterator[list[nn.Module]]:
@@ -297,10 +284,6 @@ class UNet(ConfiguredNetwork, Network):
         for module in self.modules():
             if isinstance(module, AttentionBlock):
                 yield [module]
-
-    def prepared(self, conditions: Conditions, sides: Sequence[int]) -> dict[str, torch.Tensor]:
-        """See :meth:`Network.prepared`: images in the size of the state, embeddings, keys and values."""
-        return self.told.prepared(conditions, sides)
 
     def fixed(self) -> Body:
         """See :meth:`Network.fixed`: with classes, the modulation of each call is one product."""
@@ -339,8 +322,3 @@ class UNet(ConfiguredNetwork, Network):
         norm, _, conv = self.out
         h = conv(norm_silu(norm, h))
         return shuffled(h, self.config.patch) if self.config.patch > 1 else h
-
-    def _run(self, stage: nn.Module, h: torch.Tensor, modulation: torch.Tensor, context: Context) -> torch.Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(stage, h, modulation, context, use_reentrant=False)
-        return stage(h, modulation, context)

@@ -7,20 +7,9 @@ from typing import Any
 
 import torch
 
-from bbdm.kernels.elementwise import layout, memory_format_of
+from bbdm.kernels.elementwise import layout
 from bbdm.networks.base import Body, Conditions
-from bbdm.networks.windows import Arrays, Spans, Weights, Windowing, Windows, blend, sweep
-
-
-def _zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(shape, dtype=like.dtype, device=like.device).to(memory_format=memory_format_of(like))
-
-
-def _concatenate(tensors: list[torch.Tensor], axis: int) -> torch.Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, axis)
-
-
-TENSORS = Arrays(_zeros, _concatenate)
+from bbdm.networks.windows import Spans, Weights, Windowing, Windows, blend, concatenated, sweep
 
 
 class Windowed:
@@ -46,9 +35,7 @@ class Windowed:
         sides = self.windowing.sides(x.shape[2:])
         together = self.windowing.together(len(x))
         weights = self._weights_of(sides, x)
-        return blend(
-            lambda spans: self._predictions(x, embedding, conditions, spans), sides, weights, TENSORS, together
-        )
+        return blend(lambda spans: self._predictions(x, embedding, conditions, spans), sides, weights, together)
 
     def rows(
         self,
@@ -71,7 +58,7 @@ class Windowed:
             return self._predictions(torch.cat(windows), embedding, conditions, [whole])
 
         x, _ = read(tuple(slice(0, 1) for _ in sides))
-        yield from sweep(predictions, sides, self._weights_of(sides, x), TENSORS, self.windowing.at_once, rows=rows)
+        yield from sweep(predictions, sides, self._weights_of(sides, x), self.windowing.at_once, rows=rows)
 
     def _predictions(
         self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions, spans: Sequence[Spans]
@@ -81,7 +68,7 @@ class Windowed:
         for count, given in self._batches(x, embedding, conditions, spans):
             made.append(self.network(*given)[:count].to(_summed(x.dtype)))
             self._report(1)
-        return _concatenate(made, 0)
+        return concatenated(made)
 
     def first(
         self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions
@@ -94,7 +81,7 @@ class Windowed:
         self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions, spans: Sequence[Spans]
     ) -> Iterator[tuple[int, tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]]]:
         """What the network is called with for windows, and how many of a call count."""
-        for count, parts in self.windowing.batches([x, *conditions.values()], spans, TENSORS):
+        for count, parts in self.windowing.batches([x, *conditions.values()], spans):
             given, *others = (part.contiguous(memory_format=layout(part.ndim)) for part in parts)
             yield count, (given, embedding, dict(zip(conditions, others, strict=True)))
 

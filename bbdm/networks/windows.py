@@ -103,20 +103,6 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class Arrays:
-    """What blending needs of arrays of a kind."""
-
-    zeros: Callable[[tuple[int, ...], Any], Any]  # of a shape, in the type, memory and place of another
-    concatenate: Callable[[list[Any], int], Any]  # along an axis
-
-
-NUMPY = Arrays(
-    lambda shape, like: np.zeros(shape, like.dtype),
-    lambda arrays, axis: arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis),
-)
-
-
-@dataclass(frozen=True)
 class Windowing:
     """How a network is called on windows of the state.
 
@@ -152,28 +138,27 @@ class Windowing:
         """The weights of windows of each side."""
         return [side.gaussians(self.margin) for side in sides]
 
-    def batches(self, images: Sequence[Any], spans: Sequence[Spans], arrays: Arrays) -> Iterator[tuple[int, list[Any]]]:
+    def batches(self, images: Sequence[Any], spans: Sequence[Spans]) -> Iterator[tuple[int, list[Any]]]:
         """Windows of images in batches of a call's size, and how many of each count.
 
         Args:
             images: (B, C, *S) each, the state first. Others may be some times larger along each side. What
                 has other axes, (B, ...), is no image, and is the same for all windows of one.
             spans: places of windows in the state; of each, all images come one after the other.
-            arrays: the kind of the images.
         """
         cut: list[Any] = []
         for each in images:
             if each.ndim != images[0].ndim:
-                cut.append(arrays.concatenate([each] * len(spans), 0))
+                cut.append(concatenated([each] * len(spans), 0))
                 continue
             cell = each.shape[2] // images[0].shape[2]
             places = [(..., *(slice(s.start * cell, s.stop * cell) for s in span)) for span in spans]
-            cut.append(arrays.concatenate([each[place] for place in places], 0))
+            cut.append(concatenated([each[place] for place in places], 0))
         for start in range(0, len(cut[0]), self.at_once):
             parts = [each[start : start + self.at_once] for each in cut]
             count = len(parts[0])
             if self.fill and count < self.at_once:
-                parts = [arrays.concatenate([part, *[part[-1:]] * (self.at_once - count)], 0) for part in parts]
+                parts = [concatenated([part, *[part[-1:]] * (self.at_once - count)], 0) for part in parts]
             yield count, parts
 
     def calls(self, images: int, size: Sequence[int]) -> int:
@@ -215,11 +200,32 @@ def check_windows(
     return sides
 
 
+def concatenated(arrays: list[Any], axis: int = 0) -> Any:
+    """Arrays or tensors one after the other along an axis; a single one is not copied."""
+    if len(arrays) == 1:
+        return arrays[0]
+    if isinstance(arrays[0], np.ndarray):
+        return np.concatenate(arrays, axis)
+    import torch
+
+    return torch.cat(arrays, axis)
+
+
+def _zeros(shape: tuple[int, ...], like: Any) -> Any:
+    """Zeros in the type, the place and the memory format of another array or tensor."""
+    if isinstance(like, np.ndarray):
+        return np.zeros(shape, like.dtype)
+    import torch
+
+    from bbdm.kernels.elementwise import memory_format_of
+
+    return torch.zeros(shape, dtype=like.dtype, device=like.device).to(memory_format=memory_format_of(like))
+
+
 def sweep(
     function: Callable[[list[Spans]], Any],
     sides: Sequence[Windows],
     weights: Sequence[Any],
-    arrays: Arrays,
     together: int = 1,
     cell: int = 1,
     made: int = 1,
@@ -231,8 +237,7 @@ def sweep(
         function: of the places of some windows, in values that are ``cell`` pixels wide, in the order of the
             first side. It returns their results one after the other, (windows B, C, h / made, w / made).
         sides: the windows of each side.
-        weights: of each side, an array of :class:`Windows`'s as ``arrays`` has them.
-        arrays: the kind of the results.
+        weights: of each side, those of :class:`Windows`, arrays or tensors as the results are.
         together: windows that the function gets at once.
         cell: pixels along a side of one value of what the function reads.
         made: pixels along a side of one value of its results.
@@ -255,7 +260,7 @@ def sweep(
         known = 0 if band is None else band.shape[2]
         if known < bottom - top:
             across = (side.size // made for side in sides[1:])
-            longer = arrays.zeros((count, results.shape[1], bottom - top, *across), results)
+            longer = _zeros((count, results.shape[1], bottom - top, *across), results)
             if known:
                 longer[:, :, :known] = band
             band = longer
@@ -272,7 +277,7 @@ def sweep(
         if wanted.stop > wanted.start:
             yield wanted, band[:, :, wanted.start - top : wanted.stop - top]
         if done > top:  # what was yielded may be forgotten: the rest is copied
-            rest = arrays.zeros((*band.shape[:2], bottom - done, *band.shape[3:]), results)
+            rest = _zeros((*band.shape[:2], bottom - done, *band.shape[3:]), results)
             rest[:] = band[:, :, done - top :]
             band, top = rest, done
 
@@ -281,10 +286,9 @@ def blend(
     function: Callable[[list[Spans]], Any],
     sides: Sequence[Windows],
     weights: Sequence[Any],
-    arrays: Arrays,
     together: int = 1,
     cell: int = 1,
     made: int = 1,
 ) -> Any:
     """All rows of :func:`sweep`, (B, C, H / made, W / made)."""
-    return arrays.concatenate([rows for _, rows in sweep(function, sides, weights, arrays, together, cell, made)], 2)
+    return concatenated([rows for _, rows in sweep(function, sides, weights, together, cell, made)], 2)

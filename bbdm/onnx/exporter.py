@@ -24,6 +24,7 @@ from bbdm.networks.base import Network
 from bbdm.networks.checks import check_pictures, listed
 from bbdm.onnx import check, graphs, pipeline
 from bbdm.pictures.images import from_pil
+from bbdm.sampling.inputs import shapes_of
 from bbdm.sampling.network_config import FileConfig
 from bbdm.sampling.sampler import BridgeSampler
 
@@ -40,37 +41,35 @@ class Exporter:
         self.args = args
         checkpoint = from_values(FileConfig, vars(args)).load(args.checkpoint)
         self.unet = checkpoint.build_unet(network=network)
-        codec = checkpoint.build_codec()
-        self.codec = codec
+        self.codec = checkpoint.build_codec()
         self.bridge = checkpoint.bridge
         settings = args.solver, args.steps
-        self.sampler = BridgeSampler(self.unet, self.bridge, *settings, codec=codec, defaults=checkpoint.defaults)
-        self.latent_stride = 1 if codec is None else codec.stride
-        self.strides = tuple(step * self.latent_stride for step in self.unet.strides)
+        self.sampler = BridgeSampler(self.unet, self.bridge, *settings, codec=self.codec, defaults=checkpoint.defaults)
+        self.shapes = shapes_of(self.unet, self.codec, None, fill=False)
         self.image_size, self.pictures = checkpoint.image_size, checkpoint.pictures
         if args.static and len(args.static) != 1 + self.unet.axes:
             raise ValueError(f"--static needs B, {SIDES[self.unet.axes]} of this network, got {args.static}")
-        if args.static and any(side % step for side, step in zip(args.static[1:], self.strides, strict=True)):
+        if args.static and any(side % step for side, step in zip(args.static[1:], self.shapes.stride, strict=True)):
             names, stride = listed(self.unet.axes), self._stride
             raise ValueError(f"--static needs {names} that are multiples of {stride}, got {args.static}")
         if args.quantize:
             check_pictures(self.unet.axes, "--quantize")
         told = self.unet.further
-        if refused := told.kinds if args.quantize else told.images if codec is not None else {}:
+        if refused := told.kinds if args.quantize else told.images if self.codec is not None else {}:
             what = "int8 is calibrated on sources alone" if args.quantize else "with a codec, exports have no images"
             raise ValueError(f"{what}, and this network is told {', '.join(refused)} too")
 
     @property
     def _stride(self) -> int | list[int]:
         """That of all axes or, where they differ, of each."""
-        return self.strides[0] if len(set(self.strides)) == 1 else list(self.strides)
+        return self.shapes.stride[0] if len(set(self.shapes.stride)) == 1 else list(self.shapes.stride)
 
     def graphs(self, scratch: Path) -> dict[str, onnx.ModelProto]:
         """The graphs by file name."""
         args, dtype = self.args, DTYPES[self.args.dtype]
         static = args.static
         sources = self.calibration() if args.quantize else []
-        latent = static and (static[0], *(side // self.latent_stride for side in static[1:]))
+        latent = static and (static[0], *(side // self.shapes.latent_stride for side in static[1:]))
         made = {"unet.onnx": graphs.network_graph(copy.deepcopy(self.unet).to(dtype), latent, args.opset)}
         if args.quantize:
             from bbdm.onnx.quantize import quantized
@@ -82,27 +81,14 @@ class Exporter:
             made["decoder.onnx"] = graphs.decoder_graph(self.codec, static, args.opset)
         made["step.onnx"] = pipeline.step_graph(args.opset, self.unet.axes)
         if args.pipeline:
-            ends = made.get("encoder.onnx"), made.get("decoder.onnx")
-            made[PIPELINE] = pipeline.pipeline_graph(
-                made["unet.onnx"],
-                *ends,
-                self.sampler.table,
-                args.mask,
-                self.latent_stride,
-                self.source_channels,
-                self.unet.endpoint_channels,
-            )
+            parts = made["unet.onnx"], made.get("encoder.onnx"), made.get("decoder.onnx")
+            made[PIPELINE] = pipeline.pipeline_graph(*parts, self.sampler.table, self.shapes, args.mask)
         return made
-
-    @property
-    def source_channels(self) -> int:
-        """The channels of sources."""
-        return self.unet.source_channels if self.codec is None else self.codec.image_channels
 
     def calibration(self) -> list[torch.Tensor]:
         """Up to ``CALIBRATION`` of the user's pictures, spread over the folder."""
-        size = self.args.static[1:] if self.args.static else self.image_size or 64 * self.strides[0]
-        channels = self.source_channels
+        size = self.args.static[1:] if self.args.static else self.image_size or 64 * self.shapes.stride[0]
+        channels = self.shapes.source_channels
         pictures = load_dataset("folder", str(self.args.calibrate), "val", size, channels=channels)
         chosen = range(0, len(pictures), math.ceil(len(pictures) / CALIBRATION))
         return [from_pil(pictures.images(i)[0], channels)[None] for i in chosen]
@@ -110,10 +96,9 @@ class Exporter:
     def settings(self, folder: Path) -> dict[str, Any]:
         """The content of bridge.json for the files in a folder."""
         args, table, network = self.args, self.sampler.table, self.unet
-        channels = network.channels if self.codec is None else self.codec.image_channels
         further = self.pictures.config()
-        if self.source_channels != channels:
-            further["source_channels"] = self.source_channels
+        if self.shapes.source_channels != self.shapes.image_channels:
+            further["source_channels"] = self.shapes.source_channels
         if network.endpoint_channels is not None:
             further["endpoint"] = list(network.endpoint_channels)
         further |= (told := network.further.told())
@@ -132,12 +117,12 @@ class Exporter:
             "noise_rows": table.noisy,
             "channels": network.channels,
             "conditioned": network.condition_channels > 0,
-            "image_channels": channels,
+            "image_channels": self.shapes.image_channels,
             **further,
             "image_size": self.image_size,
             "value_range": [-1, 1],
             "stride": self._stride,
-            "latent_stride": self.latent_stride,
+            "latent_stride": self.shapes.latent_stride,
             "latent_statistics": None if self.codec is None else self.codec.config()["statistics"],
             "static": args.static,
             "dtype": args.quantize or args.dtype,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import onnx
@@ -67,28 +68,16 @@ class UNetGraph(NetworkGraph):
         return self.modulation.of(sinusoids(t, self.frequencies))
 
 
-class EncoderGraph(nn.Module):
-    """The encoder of a codec: a source's image to its latent in the space of the bridge."""
+class CodecGraph(nn.Module):
+    """A function of a codec, whose weights are those of the graph."""
 
-    def __init__(self, codec: Codec) -> None:
+    def __init__(self, codec: Codec, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
-        self.module, self.codec = codec.module, codec
+        self.module, self.function = codec.module, function
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) in [-1, 1] to (B, C', H', W')."""
-        return self.codec.normalize(self.codec.encoder(image.to(self.codec.dtype)), "source")
-
-
-class DecoderGraph(nn.Module):
-    """The decoder of a codec: a target's latent to its image. A VQGAN's searches for the nearest codes."""
-
-    def __init__(self, codec: Codec) -> None:
-        super().__init__()
-        self.module, self.codec = codec.module, codec
-
-    def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        """(B, C', H', W') in the space of the bridge to (B, C, H, W), about [-1, 1]."""
-        return self.codec.decoder(self.codec.denormalize(latent))
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        """The function of a batch."""
+        return self.function(batch)
 
 
 def input_names(network: Network) -> dict[str, str]:
@@ -124,7 +113,8 @@ def encoder_graph(codec: Codec, static: tuple[int, int, int] | None, opset: int)
     batch, height, width = static or (2, 8 * codec.stride, 10 * codec.stride)
     image = torch.zeros(batch, codec.image_channels, height, width)
     output = ("latent", ("batch", "channels", "latent_height", "latent_width"))
-    return _export(EncoderGraph(codec), {"image": image}, output, static is None, opset)
+    graph = CodecGraph(codec, lambda image: codec.normalize(codec.encoder(image.to(codec.dtype)), "source"))
+    return _export(graph, {"image": image}, output, static is None, opset)
 
 
 def decoder_graph(codec: Codec, static: tuple[int, int, int] | None, opset: int) -> onnx.ModelProto:
@@ -132,7 +122,8 @@ def decoder_graph(codec: Codec, static: tuple[int, int, int] | None, opset: int)
     batch, height, width = static or (2, 8 * codec.stride, 10 * codec.stride)
     latent = torch.zeros(batch, codec.channels, height // codec.stride, width // codec.stride)
     output = ("image", ("batch", "channels", "image_height", "image_width"))
-    return _export(DecoderGraph(codec), {"latent": latent}, output, static is None, opset)
+    graph = CodecGraph(codec, lambda latent: codec.decoder(codec.denormalize(latent)))
+    return _export(graph, {"latent": latent}, output, static is None, opset)
 
 
 def _nearest_code(z: Any, codes: Any) -> Any:

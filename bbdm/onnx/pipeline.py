@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper, parser
 
 from bbdm.onnx.graphs import CONDITION, GRIDS, name_dims
 from bbdm.onnx.opsets import IR_VERSIONS
+from bbdm.sampling.shapes import Shapes
 from bbdm.solvers import StepTable
 
 STEP = """
@@ -75,15 +76,13 @@ def pipeline_graph(
     encoder: onnx.ModelProto | None,
     decoder: onnx.ModelProto | None,
     table: StepTable,
+    shapes: Shapes,
     masked: bool = False,
-    latent_stride: int = 1,
-    source_channels: int | None = None,
-    endpoint: Sequence[int] | None = None,
 ) -> onnx.ModelProto:
     """A translation in one graph: ``source`` (B, C, H, W) in [-1, 1] and ``noise`` to ``image``.
 
-    Further conditions of the network are inputs by their names. A source of ``source_channels`` that are
-    others than the target's becomes y by ``endpoint``: :func:`bbdm.networks.endpoint.in_channels`.
+    Further conditions of the network are inputs by their names. A source whose channels are others than the
+    target's becomes y by the ``endpoint`` of ``shapes``: :func:`bbdm.networks.endpoint.in_channels`.
 
     The steps are a Loop around one copy of the network. ``noise``, (S, B, C', H', W'), is standard normal, in
     the space of the bridge: one slot for each row of the table that needs it, in the table's order, and the
@@ -114,14 +113,14 @@ def pipeline_graph(
         graph.initializer.extend(_weights(encoder.graph, "encoder/"))
     else:
         channels = dims[1].dim_value
-        graph.node.extend(_ended(source_channels or channels, channels, endpoint, _image(axes)))
+        graph.node.extend(_ended(shapes.source_channels, channels, shapes.endpoint, _image(axes)))
     seen = {CONDITION: "source" if encoder is None else "y"}
     body = _loop_body(unet.graph, bool(noisy), seen, _image(axes))
     graph.node.extend(_first_state(bool(table.start[1]), _image(axes)))
     carried = ["x_last", "x0hat_last", "inputs_last"]
     graph.node.append(helper.make_node("Loop", ["steps", "", "x_first", "y", "inputs_first"], carried, body=body))
     if masked:
-        side = [latent_stride] * axes
+        side = [shapes.latent_stride] * axes
         graph.node.insert(0, helper.make_node("MaxPool", ["mask"], ["grid_mask"], kernel_shape=side, strides=side))
         sizes = ["batch", 1, *names[2:]]
         graph.input.append(helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, sizes))
@@ -138,8 +137,7 @@ def pipeline_graph(
         graph.node.extend(parser.parse_graph(KEEP).node)
 
     source = _like((encoder or unet).graph.input[0], "source", names)
-    if source_channels is not None:
-        source.type.tensor_type.shape.dim[1].dim_value = source_channels
+    source.type.tensor_type.shape.dim[1].dim_value = shapes.source_channels
     graph.input.append(source)
     graph.input.extend(
         _like(value, value.name, names if len(value.type.tensor_type.shape.dim) > 3 else ())

@@ -105,6 +105,17 @@ def resized(image: Image.Image, size: Size, resize: Resize = "stretch") -> Image
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
+def fitted(array: npt.NDArray[Any], size: Size, resize: Resize = "stretch") -> npt.NDArray[Any]:
+    """(C, H, W) at a size, each channel for itself; see :func:`resized`.
+
+    Raises:
+        ValueError: it is a volume.
+    """
+    if array.ndim != 3:
+        raise ValueError(f"it has {array.ndim - 1} axes, and pictures have 2")
+    return np.stack([np.asarray(resized(Image.fromarray(channel), size, resize)) for channel in array])
+
+
 def convert(image: Image.Image, channels: int = 3) -> Image.Image:
     """The picture as 8-bit grey (1 channel) or RGB (3 channels). Transparent pixels are blended with white.
 
@@ -158,8 +169,11 @@ def turn(image: Image.Image) -> Image.Transpose | None:
     return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """A copy, turned as EXIF says."""
+def _loaded(image: Image.Image) -> Image.Image:
+    """A copy of an opened picture, turned as EXIF says. Raises ValueError for more than 8 bits of colour."""
+    if is_narrowed(image):
+        raise ValueError("it has 16 bits in each colour: give the range of values, such as --source_values 0:65535")
+    image.load()
     turned = turn(image)
     return image.copy() if turned is None else image.transpose(turned)
 
@@ -172,9 +186,7 @@ def open_image(path: Path) -> Image.Image:
         ValueError: the file cannot be decoded.
     """
     with _reading(path), Image.open(path) as image:
-        _check_bits(image)
-        image.load()
-        return _upright(image)
+        return _loaded(image)
 
 
 def decode(
@@ -197,14 +209,7 @@ def decode(
     if check_size is not None:
         check_size(*image.size)
     with _reading(name), image:
-        _check_bits(image)
-        image.load()
-        return _upright(image)
-
-
-def _check_bits(image: Image.Image) -> None:
-    if is_narrowed(image):
-        raise ValueError("it has 16 bits in each colour: give the range of values, such as --source_values 0:65535")
+        return _loaded(image)
 
 
 def to_png(image: Image.Image) -> bytes:

@@ -293,12 +293,8 @@ def _numbers(texts: Sequence[str], wanted: str) -> list[float]:
 
 def _narrowest(levels: Sequence[float]) -> str:
     """The first of some types that holds all levels."""
-    if all(level == int(level) for level in levels if np.isfinite(level)):
-        for kind in ("uint8", "int16", "uint16", "int32"):
-            limits = np.iinfo(kind)
-            if all(limits.min <= level <= limits.max for level in levels):
-                return kind
-    return "float32"
+    kinds = ("uint8", "int16", "uint16", "int32")
+    return next((kind for kind in kinds if all(holds(np.dtype(kind), level) for level in levels)), "float32")
 
 
 EIGHT_BIT = Values(0, 255)

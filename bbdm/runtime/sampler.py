@@ -20,7 +20,7 @@ from bbdm.base import sizes
 from bbdm.files.bridge_json import PIPELINE, conditions_of, find_export, read_settings
 from bbdm.kernels.philox_numpy import normal
 from bbdm.networks.checks import NAMES, along
-from bbdm.networks.windows import NUMPY, Spans, Windowing, blend
+from bbdm.networks.windows import Spans, Windowing, blend, concatenated
 from bbdm.pictures import images
 from bbdm.pictures.kind import PictureKind
 from bbdm.runtime.guided import Guided
@@ -234,15 +234,15 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
 
         def predictions(spans: list[Spans]) -> Array:
             made: list[Array] = []
-            for count, (x, *seen) in windows.batches(whole, spans, NUMPY):
+            for count, (x, *seen) in windows.batches(whole, spans):
                 others = {name: self._put(value) for name, value in zip(conditions, seen, strict=True)}
                 (prediction,) = network.run({"x": self._put(x), "t": time, **others})
                 made.append(prediction.numpy()[:count])
                 advance(1)
-            return NUMPY.concatenate(made, 0)
+            return concatenated(made)
 
         weights = [each.astype(whole[0].dtype) for each in windows.weights(sides)]
-        return self._put(blend(predictions, sides, weights, NUMPY, windows.together(len(whole[0]))))
+        return self._put(blend(predictions, sides, weights, windows.together(len(whole[0]))))
 
     def _advance(self, row: onnxruntime.OrtValue, given: dict[str, onnxruntime.OrtValue]) -> list[onnxruntime.OrtValue]:
         """The next state, its estimate, and what the network is shown: in exports of version 1, the state."""

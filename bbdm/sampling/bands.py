@@ -19,7 +19,7 @@ from bbdm.networks.windowed import Windowed
 from bbdm.networks.windows import Spans, Windowing
 
 C_H, C_Z = 6, 7  # the columns of the weights of the estimate before, and of the noise
-Read = Callable[[str, Spans], torch.Tensor]  # (1, C, rows, columns) of "x", "x0hat", "source" or "mask"
+Read = Callable[[str, Spans], torch.Tensor]  # (1, C, rows, columns) of "x", "x0hat" or "source"
 
 
 class Bands:
@@ -31,7 +31,6 @@ class Bands:
         windows: what the network is called on.
         shape: (C, H, W) of the state.
         seed: the seed of the picture.
-        masked: whether there is a mask.
         report: called after each call of the network with 1.
         at_once: rows that are stepped at once, for which there is memory; None for all that are ready.
 
@@ -49,7 +48,6 @@ class Bands:
         windows: Windowing,
         shape: tuple[int, ...],
         seed: int,
-        masked: bool = False,
         report: Callable[[int], Any] = lambda _: None,
         at_once: int | None = None,
     ) -> None:
@@ -63,7 +61,6 @@ class Bands:
         self._sides = windows.sides(shape[1:])
         self._shape = shape
         self._seeds = torch.tensor([seed], dtype=torch.int64, device=loop.device)
-        self._masked = masked
         self._at_once = at_once or shape[1]
         self.steps = len(loop.rows)
         self.size = shape[1:]
@@ -102,7 +99,7 @@ class Bands:
             return inputs.to(self._loop.dtype), seen
 
         for done, pred in self._windowed.rows(shown, embedding, self._shape[1:], rows):
-            for part in self._parts(done):
+            for part in parts(done, self._at_once):
                 y, place = self._y(read, part), self._across(part)
                 x = self._read(read, "x", place).clone()
                 x0hat = self._read(read, "x0hat", place).clone() if self.reads_estimate(index) else torch.zeros_like(x)
@@ -111,11 +108,6 @@ class Bands:
                 yield part, x, x0hat
                 del made
             del pred  # the memory of rows that are done
-
-    def _parts(self, rows: slice) -> Iterator[slice]:
-        """Rows in parts that are stepped at once."""
-        for start in range(rows.start, rows.stop, self._at_once):
-            yield slice(start, min(start + self._at_once, rows.stop))
 
     def _across(self, rows: slice) -> Spans:
         return rows, *(slice(0, side) for side in self._shape[2:])
@@ -133,12 +125,16 @@ class Bands:
     ) -> None:
         noisy = float(table[index, C_Z]) != 0
         noise = normal_rows(self._seeds, index, self._shape, rows) if noisy else None
-        mask = self._read(read, "mask", self._across(rows)) if self._masked else None
         place = torch.full((1,), index, dtype=torch.int64, device=x.device)
-        bridge_step(x, x0hat, torch.empty_like(x), pred, y, table, place, None, noise, self._loop.clamp, mask)
+        bridge_step(x, x0hat, torch.empty_like(x), pred, y, table, place, None, noise, self._loop.clamp, None)
 
     def _y(self, read: Read, rows: slice) -> torch.Tensor:
         return self._network.endpoint(self._read(read, "source", self._across(rows))).contiguous()
 
     def _read(self, read: Read, name: str, place: Spans) -> torch.Tensor:
         return read(name, place).to(self._loop.device, self._loop.state_dtype).contiguous()
+
+
+def parts(rows: slice, at_once: int) -> Iterator[slice]:
+    """Rows, some at a time."""
+    return (slice(start, min(start + at_once, rows.stop)) for start in range(rows.start, rows.stop, at_once))

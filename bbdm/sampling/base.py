@@ -27,7 +27,7 @@ from bbdm.sampling.call import Picture, Progress, Seed, Timesteps
 from bbdm.sampling.distribution import Distribution, draw
 from bbdm.sampling.engine import Advance, Array, Engine
 from bbdm.sampling.plans import AnyPlan, Plans
-from bbdm.sampling.scale import UNIT, Range, Scale
+from bbdm.sampling.scale import UNIT, Range
 from bbdm.sampling.shapes import Shapes, Window
 from bbdm.sampling.step import Callback, Step
 from bbdm.solvers import StepTable
@@ -211,8 +211,8 @@ class BaseSampler(Engine[Array, AnyPlan]):
             "guidance_interval": guidance_interval,
             "guidance_prior": guidance_prior,
         }
-        scale = self._scale(range, source_values, target_values)
-        given, whole = self._batches(plan, source, seed, noise, scale, mask, conditions, {**guided, **named})
+        values = range, source_values, target_values
+        given, whole = self._batches(plan, source, seed, noise, values, mask, conditions, {**guided, **named})
         batches: list[Batch] = []
         for each in whole:
             windows = self.windowing(window, overlap, margin, batch_size, each.source.shape[2:])
@@ -292,8 +292,8 @@ class BaseSampler(Engine[Array, AnyPlan]):
         [-1, 1]. With a codec, steps are latents, of which :meth:`Step.preview` makes pictures.
         """
         plan = self._plans.of(solver, steps, timesteps)
-        scale = self._scale(range, None, None)
-        _, batches = self._batches(plan, source, seed, noise, scale, mask, conditions, others)
+        values = range, None, None
+        _, batches = self._batches(plan, source, seed, noise, values, mask, conditions, others)
         if len(batches) > 1:
             raise ValueError("stream needs sources of one size, got several")
         windows = self.windowing(window, overlap, margin, None, batches[0].source.shape[2:])
@@ -307,22 +307,19 @@ class BaseSampler(Engine[Array, AnyPlan]):
             for index, state in enumerate(self._states(plan, batch, advance)):
                 yield self._step(plan, index, state, batch)
 
-    def _scale(self, range: Range, source_values: ValuesLike, target_values: ValuesLike) -> Scale:
-        """What the values of a call are."""
-        return call.read_scale(self.pictures, self._shapes.axes, range, source_values, target_values)
-
     def _batches(
         self,
         plan: AnyPlan,
         source: Any,
         seed: Seed,
         noise: Any,
-        scale: Scale,
+        values: tuple[Range, ValuesLike, ValuesLike],
         mask: Any,
         conditions: Mapping[str, Any] | None,
         others: Mapping[str, Any],
     ) -> tuple[sources.Given, list[Batch]]:
         """What a call is given, and its images as one batch for each size; see :func:`call.read_call`."""
+        scale = call.read_scale(self.pictures, self._shapes.axes, *values)
         kind = self._shapes, self.backend, len(plan.times), scale
         given, batches, self._thread.seeds = call.read_call(*kind, source, seed, noise, mask, conditions, others)
         return given, batches

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from bbdm.networks.conditions import ConditionsConfig
+from bbdm.pictures import images
 from bbdm.sampling.sources import ArrayBackend
 
 
@@ -85,19 +85,10 @@ def _image(
     if got[2:] != sides:
         if len(sides) == 3:
             raise ValueError(f"condition {name!r} must have shape {shape}, got {got}")
-        value = backend.from_numpy(_resized(backend.to_numpy(value), sides))
+        pictures = backend.to_numpy(value).astype(np.float32)
+        value = backend.from_numpy(np.stack([images.fitted(each, sides) for each in pictures]))
     value = backend.like(value, source)
     return value if len(value) == count else backend.concatenate([value] * count)
-
-
-def _resized(pictures: npt.NDArray[Any], sides: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """(N, C, H, W) pictures in another size, by antialiased bilinear filtering."""
-    height, width = sides
-    planes = pictures.astype(np.float32).reshape(-1, *pictures.shape[2:])
-    made = [
-        np.asarray(Image.fromarray(plane, "F").resize((width, height), Image.Resampling.BILINEAR)) for plane in planes
-    ]
-    return np.stack(made).reshape(*pictures.shape[:2], height, width)
 
 
 def _classes(name: str, value: Any, count: int, further: ConditionsConfig) -> npt.NDArray[np.int64]:

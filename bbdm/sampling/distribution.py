@@ -153,12 +153,6 @@ def _less(value: Any, low: Any, high: Any) -> Any:
     return value - low
 
 
-class _Outline(NamedTuple):
-    """What progress and compiling need to know of a batch's source."""
-
-    shape: tuple[int, ...]
-
-
 class _Chunk(NamedTuple):
     """Images that are encoded together, and the batches of their results."""
 
@@ -199,8 +193,8 @@ def draw(
         raise ValueError(f"samples must be an integer of at least 2, got {samples!r}")
     sampler._shapes.check_batch_size(batch_size)
     plan = sampler._plans.of(solver, steps, timesteps)
-    scale = sampler._scale(range, source_values, target_values)
-    given, groups = sampler._batches(plan, source, 0, None, scale, mask, conditions, others)
+    values = range, source_values, target_values
+    given, groups = sampler._batches(plan, source, 0, None, values, mask, conditions, others)
     seeds = _seeds(seed, given.owners[-1] + 1, samples)
     sampler._thread.seeds = tuple(each[0] for each in seeds)
     chunks: list[_Chunk] = []
@@ -209,12 +203,11 @@ def draw(
         windows = sampler.windowing(window, overlap, margin, batch_size, size)
         chunks += _chunks(sampler, group._replace(windows=windows), samples, batch_size)
     found = Distribution(given, sampler.backend, seeds, keep)
-    outlines: list[Batch] = []
+    outlines: list[Batch] = []  # of which progress and compiling need the shape
     for chunk in chunks:
         for part in chunk.parts:
             shape = len(chunk.places(part)), *chunk.images.source.shape[1:]
-            kind = {"windows": chunk.images.windows, "guidance": chunk.images.guidance}
-            outlines.append(chunk.images._replace(indices=[], source=_Outline(shape), seeds=[], mask=None, **kind))
+            outlines.append(chunk.images._replace(source=np.broadcast_to(np.float32(0), shape)))
     with sampler._progress_of(plan, outlines, progress) as advance:
         for chunk in chunks:
             for batch in _results(sampler, chunk, given.owners, seeds):

@@ -7,7 +7,7 @@ see :class:`~bbdm.sampling.bands.Bands`. So memory holds some windows, and the r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -26,7 +26,7 @@ from bbdm.pictures import formats
 from bbdm.pictures.kind import PictureKind
 from bbdm.pictures.lazy import LazyPicture, Window
 from bbdm.pictures.values import Values, check_finite
-from bbdm.sampling.bands import Bands
+from bbdm.sampling.bands import Bands, parts
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.sampling.state import Plane, state_folder
 
@@ -40,9 +40,7 @@ TALL = 256  # rows are read in multiples of it where there is memory: those of t
 def in_memory(sampler: BridgeSampler, size: Sequence[int], windows: Windowing | None = None) -> int:
     """About the bytes that a call of a sampler takes for a picture of a (height, width)."""
     _, channels, *grid = sampler._shapes.grid(1, *size)
-    source = (
-        sampler._shapes.source_channels if sampler.codec is None else 2 * sampler._shapes.source_channels
-    )  # and the result
+    source = sampler._shapes.source_channels * (1 if sampler.codec is None else 2)  # and the result
     values = math.prod(size) * SOURCE * source + math.prod(grid) * STATE * channels
     if windows is None:
         return values
@@ -167,7 +165,7 @@ class Stream:
         source = self._source
         marked = files.absent.written() if source.masked else nullcontext()
         with files.source.written() as values, marked as holes:
-            for rows in _parts(source.shape[1], self._rows):
+            for rows in parts(slice(0, source.shape[1]), self._rows):
                 self._advance(0)
                 array, absent = source.read(rows)
                 check_finite(np.where(absent, array.dtype.type(0), array) if absent.any() else array, (rows.start, 0))
@@ -175,7 +173,7 @@ class Stream:
                 if holes is not None:
                     files.absent.append(holes, absent[None])
         with files.state(0).written() as file:
-            for rows in _parts(self._shape[1], self._rows):
+            for rows in parts(slice(0, self._shape[1]), self._rows):
                 x, _ = self._bands.start(rows, files.reader(0))
                 files.state(0).append(file, x[0].cpu().numpy())
 
@@ -252,8 +250,3 @@ class _Result(LazyPicture):
         if self.nodata is not None:
             made[:, self._files.absent.read(rows, columns)[0]] = self.nodata
         return made
-
-
-def _parts(height: int, rows: int) -> Iterator[slice]:
-    """All rows, some at a time."""
-    return (slice(start, min(start + rows, height)) for start in range(0, height, rows))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,15 +57,6 @@ class PictureTask:
         return source, sampler.bands(source.size, self.seed, batch_size=config.batch_size, **config.windows)
 
 
-class Sender(Protocol):
-    """:class:`bbdm.serving.workers.Workers`, or another that runs calls."""
-
-    count: int
-
-    def run(self, method: str, calls: dict[int, Call]) -> Any:
-        """See :meth:`bbdm.serving.workers.Workers.run`."""
-
-
 class Layout:
     """Where a picture is cut.
 
@@ -91,7 +82,7 @@ class Layout:
         return slice(bisect_left(self.cuts, rows.start), bisect_left(self.cuts, rows.stop))
 
 
-def translate_bands(layout: Layout, workers: Sender, advance: Callable[[], Any] = lambda: None) -> list[Any]:
+def translate_bands(layout: Layout, workers: Workers, advance: Callable[[], Any] = lambda: None) -> list[Any]:
     """References to the results of all bands, stored values (C, rows, W).
 
     ``advance`` is called after each call of a worker.

@@ -46,6 +46,11 @@ class ClusterConfig(NetworkConfig):
     show_verbose: bool = setting(False, "a progress bar, as on a terminal")
     quiet: bool = setting(False, "no progress bar")
 
+    @property
+    def columns(self) -> tuple[str, str]:
+        """Of parquet files: that of the names, and that of the pictures."""
+        return self.name_column, self.image_column
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.compile and self.dtype is None:

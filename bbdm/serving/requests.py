@@ -60,10 +60,8 @@ def facts(config: ServeConfig) -> Served:
     steps = len(sampler.table)
     if steps > config.max_steps:
         raise ValueError(f"max_steps must be at least the {steps} steps of {sampler.solver!r}, got {config.max_steps}")
-    channels, stride = sampler.unet.source_channels, max(sampler.unet.strides)
-    if sampler.codec is not None:
-        channels, stride = sampler.codec.image_channels, stride * sampler.codec.stride
-    return Served(config, channels, stride, sampler.solver, steps)
+    shapes = sampler._shapes
+    return Served(config, shapes.source_channels, max(shapes.stride), sampler.solver, steps)
 
 
 def read_query(given: Iterable[tuple[str, str]], served: Served) -> tuple[str | None, int | None, int]:

@@ -220,12 +220,7 @@ def run(served: Served, ready: Callable[[str], object] = print) -> None:
 
 
 def _port(config: ServeConfig) -> int:
-    """The port to listen on: that of the cluster's Serve if it runs already, else one that is free.
-
-    Raises:
-        OSError: the port cannot be listened on.
-        ValueError: Serve listens elsewhere, or has an application of our name or route.
-    """
+    """The port to listen on: that of the cluster's Serve if it runs already, else one that is free."""
     client = _get_global_client(raise_if_no_controller_running=False)  # no public function knows the address
     if client is None:
         with socket.socket() as listener:

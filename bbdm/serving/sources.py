@@ -13,13 +13,6 @@ PARQUET = ".parquet"
 OF_GROUP = 16  # batches of a row group that one worker gets at a time
 
 
-class Columns(NamedTuple):
-    """Columns of parquet files: names, and pictures as bytes or as a struct with ``bytes``."""
-
-    name: str
-    image: str
-
-
 class Where(NamedTuple):
     """Where a picture is: a file below the sources, and of a parquet file the row group."""
 
@@ -30,7 +23,7 @@ class Where(NamedTuple):
 Sources = dict[str, Where]  # all pictures, by name
 
 
-def find(place: Place, columns: Columns) -> Sources:
+def find(place: Place, columns: tuple[str, str]) -> Sources:
     """Where each picture of a place is, by its name; see :func:`name_of`.
 
     Files whose path has a part that begins with a dot are left out.
@@ -78,7 +71,7 @@ def name_of(path: str) -> str:
     return name
 
 
-def read_group(place: Place, at: Where, columns: Columns) -> dict[str, bytes]:
+def read_group(place: Place, at: Where, columns: tuple[str, str]) -> dict[str, bytes]:
     """The pictures' files of a row group, by name; empty where a row has none.
 
     Raises:
@@ -88,7 +81,7 @@ def read_group(place: Place, at: Where, columns: Columns) -> dict[str, bytes]:
 
     with ParquetFile(place.path(at.file), filesystem=place.files) as file:
         table = file.read_row_group(at.group, columns=list(columns))
-    cells = zip(table[columns.name].to_pylist(), table[columns.image].to_pylist(), strict=True)
+    cells = zip(*(table[column].to_pylist() for column in columns), strict=True)
     return {name_of(str(name)): (cell.get("bytes") if isinstance(cell, dict) else cell) or b"" for name, cell in cells}
 
 
@@ -96,7 +89,7 @@ def _suffix(path: str) -> str:
     return PurePosixPath(path).suffix.lower()
 
 
-def _rows(place: Place, path: str, columns: Columns) -> Iterator[tuple[str, Where]]:
+def _rows(place: Place, path: str, columns: tuple[str, str]) -> Iterator[tuple[str, Where]]:
     """The names in a parquet file, each with its place."""
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
@@ -107,7 +100,7 @@ def _rows(place: Place, path: str, columns: Columns) -> Iterator[tuple[str, Wher
             if missing:
                 raise ValueError(f"{path} has no column {min(missing)!r}, but {', '.join(table.schema_arrow.names)}")
             for group in range(table.num_row_groups):
-                for name in table.read_row_group(group, columns=[columns.name])[columns.name].to_pylist():
+                for name in table.read_row_group(group, columns=[columns[0]])[columns[0]].to_pylist():
                     yield str(name), Where(path, group)
     except ArrowException as error:
         raise ValueError(f"cannot read {path}: {error}") from error

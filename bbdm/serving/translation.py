@@ -35,7 +35,7 @@ from bbdm.sampling.sampler import BridgeSampler
 from bbdm.serving.banded import PictureTask, make_picture
 from bbdm.serving.config import ClusterConfig
 from bbdm.serving.connection import connected
-from bbdm.serving.sources import Columns, Sources, Where, blocks, find, read_group
+from bbdm.serving.sources import Sources, Where, blocks, find, read_group
 from bbdm.serving.workers import MOST_FRUITLESS, Call, Workers, load_sampler, what_was_lost
 
 MANIFEST = "manifest.jsonl"
@@ -50,7 +50,6 @@ class Task:
     sha256: str  # of the network's file
     pictures: Place
     results: Place
-    columns: Columns  # of parquet files
     channels: int
     size: Size
     resize: Resize
@@ -92,16 +91,15 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
     windows = sampler.windowing(**config.windows)
     wanted = config.image_size or ("fit" if windows is None else "keep")
     size, resize = chosen_size(wanted, sampler.image_size)
-    channels = sampler.unet.source_channels if sampler.codec is None else sampler.codec.image_channels
+    channels = sampler._shapes.source_channels
     settings = _settings(config, sampler, sha256, described_size(size, resize))
     del sampler  # the workers have their own
-    columns = Columns(config.name_column, config.image_column)
-    sources = find(pictures, columns)
+    sources = find(pictures, config.columns)
     files = {name: result_of(name) for name in sources}
     record = Record(config.results, settings, [*files.values()], config.overwrite)
     before = record.existing
     at_once = config.batch_size if windows is None else 1
-    task = Task(config, sha256, pictures, results, columns, channels, size, resize, at_once)
+    task = Task(config, sha256, pictures, results, channels, size, resize, at_once)
     bad = _still_bad(task, sources)
     if len(before) + len(bad) < len(sources):
         with connected(config.address), tqdm(total=len(sources), unit="image", disable=not progress) as bar:
@@ -243,7 +241,7 @@ def _read(task: Task, pictures: Sources, bad: dict[str, str]) -> Iterator[tuple[
                 picture = images.decode(task.pictures.read(at.file), at.file)
             else:
                 if at not in groups:
-                    groups = {at: read_group(task.pictures, at, task.columns)}
+                    groups = {at: read_group(task.pictures, at, task.config.columns)}
                 picture = images.decode(groups[at][name], f"{name} of {at.file}")
             yield name, images.resized(images.convert(picture, task.channels), task.size, task.resize)
         except (OSError, ValueError) as error:

@@ -151,11 +151,6 @@ class TrainingTask(ABC):
     def validation_loss(self, batch: Example, seeds: torch.Tensor) -> float:
         """The loss of the averaged weights, the sum over pairs of pictures."""
 
-    @property
-    def validation_names(self) -> list[str]:
-        """The names of :meth:`validation_losses`."""
-        return ["validation_loss"]
-
     def validation_losses(self, batch: Example, seeds: torch.Tensor) -> dict[str, float]:
         """Losses of the averaged weights by name, sums over pairs; ``validation_loss`` is the one of all."""
         return {"validation_loss": self.validation_loss(batch, seeds)}

@@ -159,11 +159,6 @@ class BridgeTask(TrainingTask):
         losses = [self.losses(self.average, batch, seeds, step)[0].sum().item() for step in VALIDATION_STEPS]
         return sum(losses) / len(losses)
 
-    @property
-    def validation_names(self) -> list[str]:
-        """See :meth:`TrainingTask.validation_names`."""
-        return ["validation_loss", *(f"validation_without_{name}" for name in self.network.drop)]
-
     def validation_losses(self, batch: Example, seeds: torch.Tensor) -> dict[str, float]:
         """See :meth:`TrainingTask.validation_losses`; also those without a condition that training drops."""
         found = super().validation_losses(batch, seeds)

@@ -10,6 +10,7 @@ import errno
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
@@ -318,7 +319,7 @@ class Training:
         """Mean losses of the averaged weights over the validation pairs by name, at fixed times and noise."""
         assert self.validation is not None
         assert self.validation_batches is not None
-        totals = dict.fromkeys(self.task.validation_names, 0.0)
+        totals: defaultdict[str, float] = defaultdict(float)
         first = self.processes.rank * self.share
         for batch in self._readable(self.validation_batches(self.validation_share())):
             if self.processes.count == 1:  # several may have different numbers of batches
@@ -327,4 +328,5 @@ class Training:
             for name, loss in self.task.validation_losses(batch, seeds).items():
                 totals[name] += loss
             first += self.config.batch_size
-        return {name: self.processes.sum(total) / len(self.validation) for name, total in totals.items()}
+        names = self.processes.gather([*totals])[0]  # process 0 has the first pair, others may have none
+        return {name: self.processes.sum(totals[name]) / len(self.validation) for name in names}

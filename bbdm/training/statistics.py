@@ -39,7 +39,7 @@ def fitted(
     codec: Codec | None = None,
     device: torch.device | None = None,
 ) -> Fitted:
-    """The bridge with the :class:`~bbdm.bridges.statistics.Statistics` of training pairs.
+    """The bridge with the :class:`~bbdm.bridges.path.Statistics` of training pairs.
 
     They are of the first 256 examples of an epoch, in the space of the bridge, over the pixels of the masks.
 

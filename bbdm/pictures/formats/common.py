@@ -127,15 +127,6 @@ def windows(size: Sequence[int], rows: int, columns: int) -> Iterator[tuple[slic
             yield slice(top, min(top + rows, size[0])), slice(left, min(left + columns, size[1]))
 
 
-def from_spacing(spacing: Sequence[float]) -> Affine:
-    """The affine of axes (..., y, x) with these distances of pixels: the first one lies at 0."""
-    count = len(spacing)
-    made = np.zeros((count + 1, count + 1))
-    made[np.arange(count)[::-1], np.arange(count)] = spacing
-    made[count, count] = 1
-    return as_affine(made)
-
-
 def as_affine(matrix: npt.ArrayLike) -> Affine:
     """A matrix as a tuple of rows of floats."""
     return tuple(tuple(row) for row in np.asarray(matrix, dtype=np.float64).tolist())

@@ -5,6 +5,7 @@ The affine maps (row, column) to the world's (x, y). As in GDAL, (0, 0) is the c
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,6 @@ TILE = 256  # the side of written tiles
 ACROSS = 16 * TILE  # columns that are written at once
 CACHE = 2**26  # bytes of written tiles that GDAL keeps; a share of all memory if unset
 TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
-ENVIRONMENT = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}  # the file alone says what it is
 
 
 def open(path: Path) -> LazyPicture:
@@ -34,9 +34,8 @@ def open(path: Path) -> LazyPicture:
         ModuleNotFoundError: rasterio is not installed.
         ValueError: it is damaged, or its values are complex.
     """
-    rasterio = optional.package("rasterio", "a GeoTIFF")
     with common.reading(path):
-        return _Picture(path, rasterio)
+        return _Picture(path)
 
 
 def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
@@ -58,7 +57,6 @@ def write_rows(path: Path, picture: LazyPicture) -> None:
         ModuleNotFoundError: rasterio is not installed.
         ValueError: the format cannot hold the picture.
     """
-    rasterio = optional.package("rasterio", "a GeoTIFF")
     common.check_held("a GeoTIFF", picture, TYPES, (2,))
     geometry = picture.geometry
     kept = geometry.kept if geometry.format == NAME else {}
@@ -72,7 +70,7 @@ def write_rows(path: Path, picture: LazyPicture) -> None:
     }
     if geometry.affine is not None and len(geometry.affine) == 3:
         profile["transform"] = _transform(geometry.affine)
-    with _quiet(rasterio, GDAL_CACHEMAX=CACHE), rasterio.open(path, "w", **profile) as file:
+    with _quiet(GDAL_CACHEMAX=CACHE) as rasterio, rasterio.open(path, "w", **profile) as file:
         file.update_tags(**kept.get("tags", {}))
         if len(kept.get("colors", ())) == channels:
             file.colorinterp = [rasterio.enums.ColorInterp[name] for name in kept["colors"]]
@@ -108,9 +106,9 @@ def resampled(picture: LazyPicture, like: LazyPicture, nearest: bool) -> npt.NDA
 
 
 class _Picture(common.FilePicture):
-    def __init__(self, path: Path, rasterio: Any) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        with self._opened(rasterio) as file:
+        with _quiet() as rasterio, rasterio.open(path, driver="GTiff") as file:
             (self.dtype,) = {common.real(kind) for kind in file.dtypes}
             self.shape = (file.count, file.height, file.width)
             self.nodata = file.nodata
@@ -127,27 +125,21 @@ class _Picture(common.FilePicture):
             affine = None if file.transform.is_identity else _affine(file.transform)
         self.geometry = Geometry(affine, NAME, kept)
 
-    @contextmanager
-    def _opened(self, rasterio: Any) -> Iterator[Any]:
-        with _quiet(rasterio), rasterio.open(self.path, driver="GTiff") as file:
-            yield file
-
     def _read(self, window: tuple[slice, ...]) -> npt.NDArray[Any]:
         rows, columns = window
         shape = (self.shape[0], *common.lengths(window))
-        with self._opened(optional.package("rasterio", "a GeoTIFF")) as file:
+        with _quiet() as rasterio, rasterio.open(self.path, driver="GTiff") as file:
             common.check_cost(shape, self.dtype, self.path.stat().st_size)
             return file.read(window=((rows.start, rows.stop), (columns.start, columns.stop)))
 
 
 @contextmanager
-def _quiet(rasterio: Any, **settings: Any) -> Iterator[None]:
-    """GDAL looks at no other file. That a picture has no place is no news."""
-    import warnings
-
-    with rasterio.Env(**ENVIRONMENT, **settings), warnings.catch_warnings():
+def _quiet(**settings: Any) -> Iterator[Any]:
+    """The package rasterio. GDAL looks at no other file, and that a picture has no place is no news."""
+    rasterio = optional.package("rasterio", "a GeoTIFF")
+    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", **settings), warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        yield
+        yield rasterio
 
 
 def _affine(transform: Any) -> Affine:

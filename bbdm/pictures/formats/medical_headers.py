@@ -52,11 +52,6 @@ class Stored:
     scale: tuple[float, float] = (1.0, 0.0)
     head: int = 0
 
-    @property
-    def floats(self) -> np.dtype[Any] | None:
-        """The type of floats of a NIfTI, which may be NaN or infinite."""
-        return self.kind if self.kind is not None and self.kind.kind == "f" else None
-
     def mapped(self, dtype: np.dtype[Any]) -> bool:
         """Whether :meth:`read` gives what ITK does, whose values are of a type."""
         if self.packed or self.kind is None:
@@ -73,8 +68,7 @@ class Stored:
         """
         assert self.kind is not None
         values = np.memmap(self.path, self.kind, "r", self.offset, tuple(shape))[(slice(None), *window)]
-        if self.floats is not None:
-            check_finite(values, [part.start for part in window])
+        check_finite(values, [part.start for part in window])
         made = np.asarray(values.astype(dtype))
         if self.scale == (1, 0):
             return made
@@ -89,11 +83,12 @@ class Stored:
         """
         if self.packed:
             self._check_packed(shape)
-        elif self.floats is not None:
-            whole = np.memmap(self.path, self.floats, "r", self.offset, tuple(shape))
+        elif self.kind is not None and self.kind.kind == "f":
+            whole = np.memmap(self.path, self.kind, "r", self.offset, tuple(shape))
             check_finite(whole[(slice(None), *window)], [part.start for part in window])
 
     def _check_packed(self, shape: Sequence[int]) -> None:
+        floats = self.kind if self.kind is not None and self.kind.kind == "f" else None
         found, stream = 0, zlib.decompressobj(47)  # zlib or gzip
         rest, index, skipped = b"", 0, 0
         with self.path.open("rb") as file:
@@ -104,15 +99,16 @@ class Stored:
                     stream = zlib.decompressobj(47)  # a further member of gzip
                 made = stream.decompress(data, CHUNK)
                 found += len(made)
-                if self.floats is not None:
+                if floats is not None:
                     drop = min(self.head - skipped, len(made))
                     skipped, made = skipped + drop, rest + made[drop:]
-                    whole = len(made) // self.floats.itemsize
-                    values = np.frombuffer(made, self.floats, whole)[: prod(shape) - index]
+                    whole = len(made) // floats.itemsize
+                    values = np.frombuffer(made, floats, whole)[: prod(shape) - index]
                     if not np.isfinite(values).all():
                         (first, *_) = np.flatnonzero(~np.isfinite(values))
-                        raise not_finite(values[first], *_place(int(first) + index, shape))
-                    rest, index = made[whole * self.floats.itemsize :], index + whole
+                        channel, *place = np.unravel_index(int(first) + index, tuple(shape))
+                        raise not_finite(values[first], int(channel), [int(at) for at in place])
+                    rest, index = made[whole * floats.itemsize :], index + whole
                 data = (stream.unused_data if stream.eof else stream.unconsumed_tail) or file.read(CHUNK)
         if not stream.eof or found < self.size:
             raise ValueError(f"its compressed values end after {found} of {self.size} bytes: it is truncated")
@@ -158,21 +154,15 @@ def _nifti(path: Path) -> Stored:
     return replace(found, offset=0, size=found.size + int(offset), head=int(offset)) if packed else found
 
 
-def _place(index: int, shape: Sequence[int]) -> tuple[int, Sequence[int]]:
-    """The channel and the place of a value of (C, *S)."""
-    channel, *place = np.unravel_index(index, tuple(shape))
-    return int(channel), [int(at) for at in place]
-
-
 def _meta(path: Path) -> Stored:
     lines, offset = _lines(path, lambda line: line.startswith("ElementDataFile"))
-    said = dict(line.replace(" ", "").split("=", 1) for line in lines if "=" in line)
-    dims = [int(number) for number in _words(lines, "DimSize", "=")]
+    said = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
+    dims = [int(number) for number in said.get("DimSize", "").split()]
     kind = said.get("ElementType", "").removeprefix("MET_").removesuffix("_ARRAY")
     if kind not in META or not dims or said.get("BinaryData", "True") != "True":
         raise ValueError(f"its header has dimensions {dims} and values of {kind or 'no type'}, or they are text")
     packed = said.get("CompressedData", "False") == "True"
-    data, where = path, _words(lines, "ElementDataFile", "=")
+    data, where = path, said.get("ElementDataFile", "").split()
     if [each.upper() for each in where] != ["LOCAL"]:
         data, offset = path.with_name(" ".join(where)), 0
         if len(where) != 1 or data.parent != path.parent or "%" in where[0] or not data.is_file():
@@ -204,11 +194,6 @@ def _lines(path: Path, last: Callable[[str], bool]) -> tuple[list[str], int]:
             if last(lines[-1]):
                 return lines, file.tell()
     raise ValueError("its header does not end")
-
-
-def _words(lines: list[str], key: str, mark: str) -> list[str]:
-    found = [line.partition(mark)[2].split() for line in lines if line.partition(mark)[0].strip() == key]
-    return found[-1] if found else []
 
 
 def _stored(path: Path, sizes: list[int], width: int, offset: int, packed: bool) -> Stored:

@@ -49,6 +49,13 @@ def decode(data: bytes, path: Path) -> LazyPicture:
         return LoadedPicture(np.array(array.reshape(shape), dtype, order="C"), path)
 
 
+def encoded(array: npt.NDArray[Any]) -> bytes:
+    """The bytes of an npy."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
 def write(path: Path, array: npt.NDArray[Any], geometry: Geometry) -> None:
     """Write the array as it is; both formats have no place for a geometry.
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.base import optional
-from bbdm.pictures.formats import common, tags
+from bbdm.pictures.formats import common, medical, tags
 from bbdm.pictures.lazy import Affine, Geometry, LazyPicture
 
 NAME = "tiff"
@@ -246,8 +246,9 @@ def _geometry(file: Any, page: Any, size: Sequence[int]) -> Geometry:
         kept["ome"] = _of_ome(optional.package("tifffile", "this TIFF").xml2dict(file.ome_metadata))
     elif file.is_imagej and len(size) == 3:
         kept["ome"] = _of_imagej(file.imagej_metadata or {}, kept.get("resolution"))
-    spacing = [kept.get("ome", {}).get(name) for name in reversed(SIZES[: len(size)])]
-    return Geometry(common.from_spacing(spacing) if all(spacing) else None, NAME, kept)
+    spacing = [kept.get("ome", {}).get(name) for name in SIZES[: len(size)]]  # x, y, z
+    place = medical.affine(spacing, [0] * len(size), np.eye(len(size)).ravel().tolist()) if all(spacing) else None
+    return Geometry(place, NAME, kept)
 
 
 def _of_ome(content: dict[str, Any]) -> dict[str, Any]:
