@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import nn
 from bbdm.bridges import ABridge, Bridge
 from bbdm.data.examples import Examples, PairExamples
 from bbdm.data.pairs import load_dataset
+from bbdm.networks.dit import DiT
 from bbdm.networks.unet import UNet
 from bbdm.networks.unet_config import PRESETS, UNetConfig
 from bbdm.training.callback import Callback
@@ -50,6 +52,14 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["BBDM_TESTS"] = str(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
 
 
+@pytest.fixture(autouse=True)
+def same_draws(request: pytest.FixtureRequest) -> None:
+    """What a test draws is the same whatever ran before, of torch and of its module's ``RANDOM``."""
+    torch.manual_seed(0)
+    if (generator := getattr(request.module, "RANDOM", None)) is not None:
+        generator.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 MakePairs = Callable[..., PairExamples]
 MakeTrainer = Callable[..., Trainer]
 MakeUNet = Callable[..., UNet]
@@ -64,6 +74,16 @@ def tiny_unet(seed: int = 0, **settings: Any) -> UNet:
         if not parameter.any():
             nn.init.normal_(parameter, std=0.05)
     return unet
+
+
+def tiny_dit(seed: int = 0, **settings: Any) -> DiT:
+    """The same of transformers, in evaluation mode."""
+    torch.manual_seed(seed)
+    dit = DiT(**{"width": 16, "depth": 2, "heads": 2, "patch": 2, **settings})
+    for parameter in dit.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.2)
+    return dit.eval()
 
 
 @pytest.fixture(scope="session")
@@ -149,6 +169,19 @@ def make_trainer(make_unet: MakeUNet, make_pairs: MakePairs, tmp_path: Path) -> 
 def pairs(make_pairs: MakePairs, tmp_path: Path) -> PairExamples:
     """Those of make_trainer."""
     return make_pairs(tmp_path / "pairs", 4)
+
+
+def wait_until(done: Callable[[], object], what: str, seconds: float = 120) -> None:
+    """Wait for what another process or thread does."""
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, f"not within {seconds} seconds: {what}"
+        time.sleep(0.005)
+
+
+def relative_gap(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The norm of a difference, as a share of that of what is wanted."""
+    return float((found - wanted).norm() / wanted.norm())
 
 
 def metrics_of(trainer: Training) -> list[dict[str, Any]]:

@@ -92,41 +92,6 @@ class IdealOfMixture(Ideal):
         return y / 4 + (likely * (means + alpha * spreads**2 / variance * off)).sum(-1)
 
 
-class Mixture:
-    """x0 ~ 0.5 N(-1, s^2) + 0.5 N(1, s^2), not Gaussian, so results are sampled."""
-
-    def __init__(self, s: float) -> None:
-        self.means, self.s = np.array([-1.0, 1.0]), s
-
-    def x0hat(self, bridge: Bridge, t: int, x: Array) -> Array:
-        """E[x0 | x_t] for (N,) states."""
-        alpha, beta, sigma = (float(v) for v in bridge.marginal(t))
-        if alpha == 0.0:
-            return np.zeros_like(x)
-        nu2 = (sigma / alpha) ** 2
-        pinned = ((x - beta * SOURCE) / alpha)[:, None]
-        log_weight = -0.5 * (pinned - self.means) ** 2 / (self.s**2 + nu2)
-        weight = np.exp(log_weight - log_weight.max(axis=1, keepdims=True))
-        each = (self.s**2 * pinned + nu2 * self.means) / (self.s**2 + nu2)
-        return (weight * each).sum(axis=1) / weight.sum(axis=1)
-
-    def sample(self, bridge: Bridge, table: StepTable, count: int, rng: np.random.Generator) -> Array:
-        """(count,) results of a table with the ideal denoiser."""
-        of_y, of_z = table.start
-        x, x0_prev = np.full(count, of_y * SOURCE), np.zeros(count)
-        if of_z:
-            x = x + of_z * rng.standard_normal(count)
-        for t, (c_x, c_y, c_0, c_h, c_z) in zip(table.timesteps.tolist(), table.coefficients, strict=True):
-            x0hat = self.x0hat(bridge, t, x)
-            x = c_x * x + c_y * SOURCE + c_0 * x0hat + c_h * x0_prev + c_z * rng.standard_normal(count)
-            x0_prev = x0hat
-        return x
-
-    def draw(self, count: int, rng: np.random.Generator) -> Array:
-        """(count,) values of the distribution itself."""
-        return rng.choice(self.means, count) + self.s * rng.standard_normal(count)
-
-
 def sample_w2(a: Array, b: Array) -> float:
     """2-Wasserstein distance between two samples of one size, in one dimension."""
     return float(np.sqrt(np.mean((np.sort(a) - np.sort(b)) ** 2)))

@@ -170,17 +170,6 @@ def test_shapes_must_agree():
     assert len(ABridge().add_noise(none, none, torch.tensor([1, 2])[:0], none)[0]) == 0  # none is a batch
 
 
-@pytest.mark.parametrize("bridge", ALL, ids=repr)
-def test_config_round_trip(bridge: Bridge):
-    assert from_config(bridge.config()) == bridge
-
-
-@pytest.mark.parametrize("config", [{}, {"kind": "gbm"}, {"kind": "abridge", "speed": 1}], ids=str)
-def test_bad_config(config: dict[str, Any]):
-    with pytest.raises(ValueError, match="bridge"):
-        from_config(config)
-
-
 class Straight(ABridge):
     """A user's own bridge."""
 

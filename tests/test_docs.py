@@ -9,7 +9,6 @@ import re
 import runpy
 import shlex
 import sys
-from contextlib import suppress
 from dataclasses import fields
 from functools import cache, partial
 from pathlib import Path
@@ -68,8 +67,9 @@ def flags(program: str) -> set[str]:
     name, *command = program.split()
     run = partial(runpy.run_path, str(ROOT / name)) if name.endswith(".py") else partial(runpy.run_module, name)
     argv = [name, *command, "-h"]
-    with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(text), suppress(SystemExit):
+    with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(text), pytest.raises(SystemExit) as ended:
         run(run_name="__main__")
+    assert not ended.value.code, program
     return set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", text.getvalue()))
 
 

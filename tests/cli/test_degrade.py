@@ -53,7 +53,7 @@ def run(*flags: str, degrade: str = "gray") -> None:
 class TestTrain:
     def test_resumes_as_if_undisturbed_and_refuses_others(self, place: Path) -> None:
         train_on("data", "straight.pt", "--cache_images", "cache")
-        train_on("data", "resumed.pt", "-e", "1")
+        train_on("data", "resumed.pt", "-e", "1", "--cache_images", "cache")
         train_on("data", "resumed.pt")
         assert same(weights("resumed.pt"), weights("straight.pt"))  # from cached pictures too
         train_on("data", "masked.pt", "--degrade_seed", "1")

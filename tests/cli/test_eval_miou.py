@@ -48,7 +48,6 @@ def run_miou(*flags: str) -> dict[str, Any]:
 
 def test_miou_end_to_end(city: Path, count: list[int], capsys: pytest.CaptureFixture[str]):
     report = run_miou()
-    assert 0 <= report["scores"]["miou"] <= 1
     assert len(report["scores"]["iou"]) == 19
     assert report["deeplab"]["backbone"] == "mobilenet"
     assert report["pictures"] == 2

@@ -88,13 +88,6 @@ class TestParse:
             assert getattr(train.parse([*DATA, *flags]), name) == value
             assert getattr(train.parse([*flags, *DATA]), name) == value
 
-    def test_short_flags_do_not_mix(self) -> None:
-        args = train.parse([*DATA, "-l", "1.5", "-lr", "2e-5", "-t", "500", "-e", "7", "-b", "3", "--image_size", "64"])
-        values = args.c_lambda, args.learning_rate, args.time_steps, args.epochs, args.batch_size
-        assert values == (1.5, 2e-5, 500, 7, 3)
-        assert (args.dataset, args.data_dir, args.output_model) == ("edge2shoes", "DATA", Path("model.pt"))
-        assert args.image_size == 64
-
     def test_defaults_are_those_of_the_library(self) -> None:
         args = train.parse(DATA)
         assert {field.name: getattr(args, field.name) for field in fields(TrainConfig)} == vars(TrainConfig())
@@ -137,12 +130,6 @@ class TestParse:
         with pytest.raises(SystemExit):
             train.parse([*DATA, *flags])
         assert flags[1] in capsys.readouterr().err
-
-    def test_help(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with pytest.raises(SystemExit) as caught:
-            train.parse(["--help"])
-        assert caught.value.code == 0
-        assert "Train a bridge" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -245,20 +232,6 @@ class TestMain:
             train.main(self.arguments(data, output, "--experiment", str(tmp_path / "run")))
         assert_same(*(bbdm.load_checkpoint(output).unet for output in outputs))
         assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
-
-    @pytest.mark.usefixtures("tiny_demo")
-    def test_cached_pictures_give_the_same_weights(self, data: Path, tmp_path: Path) -> None:
-        cache = tmp_path / "cache"
-        flags = ["--cache_images", str(cache)]
-        for name in "abc":
-            train.main(self.arguments(data, tmp_path / f"{name}.pt", *(flags if name != "a" else [])))
-        blocks = {"train-00000.safetensors", "val-00000.safetensors"}
-        assert {path.name for path in cache.glob("[!.]*")} == {"train.json", "val.json", *blocks}
-        states = [bbdm.load_checkpoint(tmp_path / f"{name}.pt").build_unet().state_dict() for name in "abc"]
-        for state in states[1:]:
-            assert all(torch.equal(value, states[0][key]) for key, value in state.items())
-        with pytest.raises(ValueError, match=r"train\.json is of other pictures \(image_size 16, now 32\)"):
-            train.main(self.arguments(data, tmp_path / "d.pt", *flags, "--image_size", "32"))
 
     @pytest.mark.usefixtures("tiny_demo")
     @pytest.mark.parametrize("bare", [False, True], ids=["checkpoint", "state-dict"])
@@ -369,13 +342,6 @@ class TestMain:
         assert "--skip_bad" in scripts.hinted(caught.value, cli.HINTS)
         train.main(self.arguments(pictures, tmp_path / "model.pt", "--skip_bad", "-b", "1"))
         assert "left out: cannot read the picture" in capsys.readouterr().out
-
-    @pytest.mark.usefixtures("tiny_demo")
-    def test_without_validation_pictures(self, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        shutil.copytree(data / "train", tmp_path / "data" / "train")
-        train.main(self.arguments(tmp_path / "data", tmp_path / "model.pt"))
-        assert "without validation pairs" in capsys.readouterr().out
-        assert (tmp_path / "model.pt").is_file()
 
     @pytest.mark.usefixtures("tiny_demo")
     @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_a_latent_bridge_by_the_commands_of_the_readme(kind: str, place: Path):
     train_tiny_vqgan(1, "--kind", kind)
     latent = ["-vq", "vqgan.pt", "--cache_latents", "latents", "--normalize_latents"]
     train.main(["edge2shoes", "data", "model.pt", *BRIDGE_RUN, "-e", "2", *latent])
-    assert statistics_of("model.pt")
+    statistics_of("model.pt")
     Path("vqgan.pt").rename("moved.pt")
     translate.main(["edge2shoes", "data", "model.pt", "results", "--steps", "2"])
     assert Image.open("results/5.png").size == (16, 16)

@@ -130,17 +130,6 @@ def test_what_a_killed_run_was_writing_is_deleted(place: Path):
     assert made() == [".a.png.0123.tmp", ".notes.tmp", "a.png", "b.png", "c.png", "grid.png", "settings.json"]
 
 
-def test_results_of_other_settings_are_not_shown_as_new(place: Path):
-    run("--seed", "1")
-    with pytest.raises(ResultsError, match=r"results holds results of other settings \(seed 1, now 2\)") as caught:
-        run("--seed", "2")
-    assert "--overwrite" in scripts.hinted(caught.value, cli.HINTS)
-    Path("results/settings.json").unlink()  # as versions without manifests left it
-    with pytest.raises(ResultsError, match=r"results/a\.png exists, but no results/settings\.json"):
-        run("--seed", "1")
-    run("--seed", "2", "--overwrite")
-
-
 def sizes(*flags: str) -> list[tuple[int, int]]:
     """Of the results for a wide, a high and a square source."""
     for name, size in (("wide", (40, 20)), ("high", (12, 25)), ("same", (16, 16))):

@@ -42,7 +42,7 @@ FLAGS = (
 )
 SOFTWARE_WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
 
-in_browser = pytest.mark.skipif(
+pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER and (DIST / "index.html").exists()),
     reason="needs chromium, chromedriver, and the page: npm ci && npm run build in examples/web",
 )
@@ -74,7 +74,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     drivers: list[Any] = []
 
     def start(*flags: str) -> Any:
-        assert CHROMIUM, "in_browser skips without it"
+        assert CHROMIUM, "pytestmark skips without it"
         options = webdriver.ChromeOptions()
         options.binary_location = CHROMIUM
         for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}", *flags):
@@ -105,7 +105,6 @@ def made(folder: Path, source: Path, seed: int, count: int, **settings: Any) -> 
     return np.stack(OnnxBridgeSampler(folder)([source] * count, seed=seed, **settings)).astype(int)
 
 
-@in_browser
 def test_a_seed_is_the_picture_of_python(page: Page, tiny: Path, picture: Path):
     """Three seeds of the export's own table, and another solver; 8 bits round differences."""
     page.open("?pictures=3&seed=7").give(picture).until("Done")
@@ -116,7 +115,6 @@ def test_a_seed_is_the_picture_of_python(page: Page, tiny: Path, picture: Path):
 
 
 @pytest.mark.nightly
-@in_browser
 def test_where_pictures_differ_is_their_standard_deviation(page: Page, tiny: Path, picture: Path):
     """Of eight results of Python, by NumPy; it stays until it is asked for no longer."""
     page.open("?pictures=2&seed=7").give(picture).until("Done")
@@ -155,7 +153,6 @@ def test_where_pictures_differ_is_their_standard_deviation(page: Page, tiny: Pat
 
 
 @pytest.mark.nightly
-@in_browser
 def test_classes_have_menus_and_guidance_a_slider(page: Page, site: Site, picture: Path, tmp_path: Path):
     unet = tiny_unet(0, condition_channels=3, classes={"style": ("ink", "oil")}, drop={"style": 0.1})
     for module in unet.modules():
@@ -182,7 +179,6 @@ def test_classes_have_menus_and_guidance_a_slider(page: Page, site: Site, pictur
 
 
 @pytest.mark.nightly
-@in_browser
 def test_a_photograph_is_restored_at_its_own_size(page: Page, site: Site, tiny: Path, tmp_path: Path):
     """By windows, with the time left, and saved whole; its network is fetched when its tab is shown."""
     large = tmp_path / "large.png"
@@ -211,7 +207,6 @@ def test_a_photograph_is_restored_at_its_own_size(page: Page, site: Site, tiny: 
 
 
 @pytest.mark.nightly
-@in_browser
 def test_photographs_keep_transparency_and_may_be_tiny_or_of_graphs_of_one_size(
     page: Page, site: Site, tiny: Path, tmp_path: Path
 ):
@@ -228,7 +223,6 @@ def test_photographs_keep_transparency_and_may_be_tiny_or_of_graphs_of_one_size(
 
 
 @pytest.mark.nightly
-@in_browser
 @pytest.mark.parametrize("kind", [interaction.POINTER_MOUSE, interaction.POINTER_TOUCH, interaction.POINTER_PEN])
 def test_draw_undo_erase_and_clear(page: Page, kind: str):
     """Each stroke is coloured by itself, and a click draws a dot."""
@@ -255,7 +249,6 @@ def test_draw_undo_erase_and_clear(page: Page, kind: str):
 
 
 @pytest.mark.nightly
-@in_browser
 def test_other_colours_are_of_other_seeds_and_a_double_click_stops_nothing(page: Page):
     page.open("?seed=1")
     before = page.results
@@ -268,7 +261,6 @@ def test_other_colours_are_of_other_seeds_and_a_double_click_stops_nothing(page:
 
 
 @pytest.mark.nightly
-@in_browser
 def test_a_drawing_comes_back_after_a_reload_by_its_link_and_from_a_saved_picture(
     site: Site, start: Callable[..., Any], page: Page, tmp_path: Path
 ):
@@ -306,7 +298,6 @@ def test_a_drawing_comes_back_after_a_reload_by_its_link_and_from_a_saved_pictur
 
 
 @pytest.mark.nightly
-@in_browser
 def test_an_svg_is_drawn_and_other_kinds_of_pictures_are_named(page: Page, tmp_path: Path):
     svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72"><path d="M9 36h54" stroke="#000" {}/></svg>'
     (tmp_path / "lines.svg").write_text(svg.format('stroke-width="4"'))
@@ -327,7 +318,6 @@ def test_an_svg_is_drawn_and_other_kinds_of_pictures_are_named(page: Page, tmp_p
 
 
 @pytest.mark.nightly
-@in_browser
 def test_the_network_is_downloaded_once_and_again_when_it_changed(page: Page, site: Site):
     def downloads() -> int:
         return site.asked.count("/drawings/unet.onnx")
@@ -350,7 +340,6 @@ def test_the_network_is_downloaded_once_and_again_when_it_changed(page: Page, si
 
 
 @pytest.mark.nightly
-@in_browser
 def test_a_model_that_cannot_be_read_gives_a_message_and_is_tried_again(page: Page, site: Site):
     page.driver.get(f"{site.address}?model=other")
     wanted = f"{site.address}other/bridge.json cannot be read: the server says 404. Try again"
@@ -368,7 +357,6 @@ def test_a_model_that_cannot_be_read_gives_a_message_and_is_tried_again(page: Pa
 
 
 @pytest.mark.nightly
-@in_browser
 def test_a_download_that_is_cut_says_how_far_it_came_and_goes_on_when_asked(page: Page, site: Site):
     site.cut["/drawings/unet.onnx"] = 100_000
     size = (site.folder / "drawings/unet.onnx").stat().st_size
@@ -381,7 +369,6 @@ def test_a_download_that_is_cut_says_how_far_it_came_and_goes_on_when_asked(page
 
 
 @pytest.mark.nightly
-@in_browser
 def test_the_page_works_and_opens_without_its_server(page: Page, site: Site, picture: Path):
     page.open("?pictures=1")
     ready = "navigator.serviceWorker.ready.then(arguments[0])"  # all files are kept by then
@@ -395,7 +382,6 @@ def test_the_page_works_and_opens_without_its_server(page: Page, site: Site, pic
 
 
 @pytest.mark.nightly
-@in_browser
 def test_an_error_of_a_replaced_translation_does_not_end_the_next(page: Page):
     worker = "window.Worker = class extends Worker { constructor(...given) { super(...given); window.worker = this } }"
     page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": worker})
@@ -409,7 +395,6 @@ def test_an_error_of_a_replaced_translation_does_not_end_the_next(page: Page):
 
 
 @pytest.mark.nightly
-@in_browser
 def test_what_is_drawn_before_the_network_is_there_is_coloured_then(page: Page):
     held = """window.Worker = class extends Worker {
         postMessage(message, given) {
@@ -425,7 +410,6 @@ def test_what_is_drawn_before_the_network_is_there_is_coloured_then(page: Page):
 
 
 @pytest.mark.nightly
-@in_browser
 def test_a_phone_shows_sheet_and_button_at_once_and_nothing_outside(page: Page):
     size = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -445,7 +429,6 @@ def test_a_phone_shows_sheet_and_button_at_once_and_nothing_outside(page: Page):
 
 
 @pytest.mark.nightly
-@in_browser
 @pytest.mark.skipif(not AXE.exists(), reason="needs npm ci in examples/web")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_violations(page: Page, picture: Path, scheme: str):
@@ -477,7 +460,6 @@ def test_axe_finds_no_violations(page: Page, picture: Path, scheme: str):
 
 
 @pytest.mark.nightly
-@in_browser
 def test_webgpu_that_is_not_there_gives_a_message_and_wasm_goes_on(page: Page, tiny: Path, picture: Path):
     page.open("?device=webgpu&pictures=1&seed=0")
     said = "The graphics card is not used: this browser offers no WebGPU. The processor goes on."
@@ -488,7 +470,6 @@ def test_webgpu_that_is_not_there_gives_a_message_and_wasm_goes_on(page: Page, t
 
 
 @pytest.mark.nightly
-@in_browser
 def test_the_picture_is_right_whether_webgpu_agrees_or_not(
     site: Site, start: Callable[..., Any], tiny: Path, picture: Path
 ):
@@ -503,7 +484,6 @@ def test_the_picture_is_right_whether_webgpu_agrees_or_not(
 
 
 @pytest.mark.nightly
-@in_browser
 def test_a_file_that_is_no_picture_and_a_seed_that_is_none_give_messages(page: Page, tmp_path: Path):
     (tmp_path / "letter.png").write_text("no picture")
     page.open("?pictures=1").give(tmp_path / "letter.png")
@@ -520,7 +500,6 @@ def test_a_file_that_is_no_picture_and_a_seed_that_is_none_give_messages(page: P
 
 
 @pytest.mark.nightly
-@in_browser
 def test_all_is_done_with_the_keyboard(page: Page):
     """Tab reaches every control and shows where it is; keys draw, choose an example and change tabs."""
     page.open("?pictures=1&seed=0")
@@ -555,7 +534,6 @@ def test_all_is_done_with_the_keyboard(page: Page):
 
 
 @pytest.mark.nightly
-@in_browser
 def test_the_bundled_export(start: Callable[..., Any]):
     """The page opens with pictures of it, before it is there; a cold load is of at most 22 MB."""
     built, bundled = (json.loads((folder / "bridge.json").read_text()) for folder in (DIST / "drawings", EXPORT))

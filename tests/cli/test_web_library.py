@@ -87,7 +87,9 @@ def kinds() -> Iterator[dict[str, Any]]:
             yield {"name": name, "kind": kind, "data": list(picture.tobytes())}
     for package, folder in (("matplotlib", "mpl-data/sample_data"), ("gradio", "media_assets/images")):
         spec = find_spec(package)
-        for path in sorted(Path(spec.origin).parent.glob(f"{folder}/*.jpg")) if spec and spec.origin else []:
+        assert spec is not None
+        assert spec.origin is not None
+        for path in sorted(Path(spec.origin).parent.glob(f"{folder}/*.jpg")):
             photograph = Image.open(path).convert("RGBA").resize((200, 200))
             yield {"name": path.name, "kind": "photograph", "data": list(photograph.tobytes())}
 
@@ -119,6 +121,7 @@ def test_the_library_makes_the_pictures_of_python(tiny: Path, tmp_path: Path):
     ]
     sides = [side(64, 64, 0.25, 8), side(752, 64, 0.25, 8), side(4000, 96, 0.3, 4), side(51, 17, 0.9, 1)]
     written = {"cases": cases, "sides": sides, "kinds": [*kinds()]}
+    assert {each["kind"] for each in written["kinds"]} == {"lines", "filled", "photograph"}
     (tmp_path / "cases.json").write_text(json.dumps(written))
     environment = {**os.environ, "BBDM_CASES": str(tmp_path / "cases.json")}
     done = subprocess.run(["npm", "test"], cwd=WEB, env=environment, capture_output=True, text=True, check=False)

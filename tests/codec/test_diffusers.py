@@ -14,14 +14,14 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers.models.autoencoders.autoencoder_asym_kl import AsymmetricAutoencoderKL
-from torch import Tensor, nn
+from torch import nn
 
 from bbdm import ABridge, DiffusersCodec, load_checkpoint, load_codec, save_checkpoint, save_vqgan
 from bbdm.codec import LatentStatistics, VQGANCodec
 from bbdm.execution.compiled import Compiled
 from bbdm.onnx import graphs
 from tests.codec.autoencoders import tiny_kl, tiny_tiny
-from tests.conftest import tiny_unet
+from tests.conftest import relative_gap, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 from tests.nightly import sweep
 
@@ -33,10 +33,6 @@ CPU = torch.device("cpu")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 both = pytest.mark.parametrize("make", BOTH.values(), ids=BOTH)
-
-
-def relative_gap(a: Tensor, b: Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -174,6 +175,7 @@ print(json.dumps({
 
 
 @pytest.mark.nightly
+@pytest.mark.skipif(not Path("/proc").exists(), reason="the unit of the peak is another on other systems")
 def test_a_picture_of_2048_pixels_fits_3_gb_without_seams():
     run = subprocess.run([sys.executable, "-c", MEASURE], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from bbdm import ABridge, BridgeSampler, load_checkpoint, load_vqgan, save_checkpoint, save_vqgan
-from bbdm.codec import LatentStatistics, Tiling, VQGANCodec, from_config
+from bbdm.codec import LatentStatistics, VQGANCodec, from_config
 from bbdm.sampling.batch import Batch
-from tests.conftest import tiny_unet
+from tests.conftest import relative_gap, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 
 STATISTICS = LatentStatistics((0.1, -0.2, 0.3), (2.0, 0.5, 1.5), (0.4, 0.0, -0.1), (0.7, 1.1, 3.0))
@@ -60,23 +60,6 @@ def test_images_that_have_no_latents(shape: tuple[int, ...], before: bool):
         VQGANCodec(tiny_vqgan(), before).latents(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"latents must be \(B, 3, H, W\), got"):
         VQGANCodec(tiny_vqgan(), before).image(torch.zeros(shape)[..., :0])
-
-
-def relative_gap(a: Tensor, b: Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
-
-
-def test_many_images_are_taken_in_parts():
-    codec = VQGANCodec(tiny_vqgan())
-    whole = codec.encode(SOURCE, "source")
-    images = codec.decode(whole)
-    sizes: list[int] = []
-    encoder = codec.encoder
-    codec.encoder = lambda image: sizes.append(len(image)) or encoder(image)
-    codec.tiling = Tiling(images=2)
-    torch.testing.assert_close(codec.encode(SOURCE, "source"), whole)
-    torch.testing.assert_close(codec.decode(whole), images)
-    assert sizes == [2, 1]
 
 
 def test_normalised_sources_and_targets_apart():

@@ -31,7 +31,9 @@ def on_the_card(codec: Codec, dtype: torch.dtype = torch.float32) -> Codec:
 
 
 def test_batches_come_from_pinned_memory(card: Card, pairs: PairedDataset):
-    for batch in Batches(pairs, 2, DEVICE)():
+    batches = list(Batches(pairs, 2, DEVICE)())
+    assert len(batches) == len(pairs) // 2
+    for batch in batches:
         assert isinstance(batch.source, CardTensor)
         assert isinstance(batch.target, CardTensor)
         assert batch.source.is_contiguous(memory_format=torch.channels_last)

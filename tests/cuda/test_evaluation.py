@@ -18,20 +18,12 @@ from tests.cuda.card import DEVICE, Card, off_the_card
 from tests.cuda.runtime import NAME
 from tests.cuda.test_sampler import CALL
 from tests.evaluation.test_metrics import backbone_file
+from tests.training.watched_script import Features
 
 RESULTS = torch.randint(0, 256, (6, 2, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 TARGETS = torch.randint(0, 256, (6, 3, 16, 16), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 MOVED = ["evaluation.scores.update: to the card"] * 2
 OF_TORCHMETRICS = ["evaluation.scores.update: to the card", "evaluation.scores.update: an index on the CPU"]
-
-
-class Features(nn.Module):
-    """Means of a picture's colours, in place of Inception."""
-
-    num_features = 3
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.float().mean((2, 3))
 
 
 def scores(device: str) -> Scores:

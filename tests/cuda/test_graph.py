@@ -230,14 +230,16 @@ def test_finds_a_replay_with_a_stale_source(card: Card, monkeypatch: pytest.Monk
         check_calls(made, card)
 
 
-def test_finds_a_result_that_the_next_replay_overwrites(card: Card, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("bbdm.sampling.sampler.GraphedLoop", SharedResult)
+@pytest.mark.parametrize("loop", [GraphedLoop, SharedResult])
+def test_the_next_replay_leaves_a_result(loop: type[GraphedLoop], card: Card, monkeypatch: pytest.MonkeyPatch):
+    """And where it overwrites one, this finds it."""
+    monkeypatch.setattr("bbdm.sampling.sampler.GraphedLoop", loop)
     made, given = sampler("cuda", **GRAPHED)._own.graphed, torch.zeros(1, 3, 8, 6).to("cuda")
     with torch.inference_mode():
         first = made(given, torch.tensor([1], device="cuda"), [{"source": given}])
         kept = first.clone()
         made(given, torch.tensor([2], device="cuda"), [{"source": given}])
-    assert not torch.equal(first, kept)
+    assert torch.equal(first, kept) == (loop is GraphedLoop)
 
 
 def test_finds_a_replay_on_memory_that_was_freed(card: Card):

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from bbdm import ABridge, BridgeSampler, wrap
 from bbdm.codec import LatentStatistics, VQGANCodec
 from bbdm.execution.compiled import Compiled
-from tests.conftest import TINY, tiny_unet
+from tests.conftest import TINY, tiny_dit, tiny_unet
 from tests.cuda.card import Card, off_the_card
 from tests.execution.test_compiled import Short
 from tests.networks.test_base import Own
-from tests.networks.test_dit import small
 from tests.networks.test_vqgan import tiny_vqgan
 
 SOURCE = torch.rand(3, 3, 7, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1  # off the stride
@@ -129,7 +128,7 @@ def test_windows(card: Card, settings: dict[str, Any]):
 
 
 def test_a_transformer(card: Card):
-    check(card, lambda s: s(SOURCE, seed=1), CALL, unet=small(condition_channels=3))
+    check(card, lambda s: s(SOURCE, seed=1), CALL, unet=tiny_dit(condition_channels=3))
 
 
 @pytest.mark.parametrize("settings", [{}, GRAPHED], ids=["eager", "no graph"])

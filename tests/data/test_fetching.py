@@ -1,7 +1,6 @@
 """Files from commands and from fsspec: the same bytes, fetched once, with errors of one kind."""
 
 import os
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ import fsspec
 import pytest
 
 from bbdm.data import fetching
+from tests.conftest import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -88,10 +88,7 @@ def test_ahead_fetches_in_a_thread(memory: Any, cache: Path) -> None:
     ahead = fetching.Ahead()
     memory.pipe_file("/b.tar", b"b")
     ahead.fetch(["memory://gone.tar", "memory://b.tar"])  # an error stops nothing
-    deadline = time.monotonic() + 20
-    while not list(cache.glob("*.tar")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: list(cache.glob("*.tar")), "the file")
 
 
 def test_a_damaged_cache_is_of_whole_files_alone(cache: Path) -> None:

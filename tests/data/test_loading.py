@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import torch
 from bbdm.data.collection import Example
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset
-from tests.conftest import ROOT
+from tests.conftest import ROOT, wait_until
 from tests.data.conftest import COUNT
+from tests.kernels.triton_aot import on_a_gpu
 
 CPU = torch.device("cpu")
 
@@ -52,6 +52,7 @@ import multiprocessing, os, signal, sys, torch
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import load_dataset
 from tests.data.test_loading import ProcessIds
+from tests.kernels.triton_aot import on_a_gpu
 
 if __name__ == "__main__":
     multiprocessing.set_start_method(sys.argv[1])
@@ -71,10 +72,7 @@ def test_readers_end_with_a_process_that_is_killed(start: str, pairs: PairedData
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
     readers = [int(word) for word in done.stdout.split()]
     assert len(readers) == 2
-    deadline = time.monotonic() + 60
-    while any(is_alive(pid) for pid in readers):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: not any(is_alive(pid) for pid in readers), "the ends of readers")
 
 
 def is_alive(pid: int) -> bool:
@@ -93,8 +91,7 @@ def test_an_abandoned_pass_leaves_nothing(pairs: PairedDataset):
         assert torch.equal(torch.cat(again), torch.stack([pairs[0][0], pairs[2][0]]))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@on_a_gpu
 def test_on_a_gpu_the_floats_are_the_same(pairs: PairedDataset):
     for workers in (0, 1):
         for batch in Batches(pairs, COUNT, torch.device("cuda"), workers)():

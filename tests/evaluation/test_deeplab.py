@@ -16,7 +16,8 @@ from torchvision.models import mobilenet_v2
 from torchvision.models.segmentation import deeplabv3_resnet101
 
 from bbdm.cli import convert_deeplab
-from bbdm.evaluation.deeplab import FORMAT, DeepLab, DeepLabConfig, from_state, load_deeplab, recognise, save_deeplab
+from bbdm.evaluation.deeplab import FORMAT, DeepLab, DeepLabConfig, load_deeplab, recognise, save_deeplab
+from bbdm.networks.restore import restore
 from tests.files.test_unpickling import Runs
 from tests.nightly import sweep
 
@@ -31,7 +32,7 @@ VARIANTS = [
 ]
 
 
-def network(head: Any, backbone: Any, num_classes: int = 19, output_stride: int = 16) -> DeepLab:
+def network(head: Any, backbone: Any, num_classes: int = 19, output_stride: Any = 16) -> DeepLab:
     """Random weights, normalisation included, in evaluation mode."""
     torch.manual_seed(0)
     model = DeepLab(DeepLabConfig(head, backbone, num_classes, output_stride))
@@ -60,7 +61,7 @@ def test_parity_with_torchvision():
     state = {
         key.replace("classifier.", "classifier.classifier.", 1): value for key, value in theirs.state_dict().items()
     }
-    ours = from_state(state, DeepLabConfig("deeplabv3", "resnet101", 19, output_stride=8))
+    ours = restore(DeepLab, DeepLabConfig("deeplabv3", "resnet101", 19, output_stride=8), state)
     expected = theirs.eval()(picture())["out"]
     assert expected.std() > 1e-3
     torch.testing.assert_close(ours(picture()), expected, rtol=1e-4, atol=1e-4 * expected.std().item())
@@ -160,8 +161,8 @@ def test_keys_are_those_of_the_published_checkpoints():
 
 @pytest.mark.parametrize(("head", "backbone"), VARIANTS)
 def test_variants_are_recognised_by_their_keys(head: str, backbone: str):
-    config = recognise(network(head, backbone, 21).state_dict(), 8)
-    assert config == DeepLabConfig(head, backbone, 21, 8)  # pyright: ignore[reportArgumentType]
+    config = recognise(network(head, backbone, 21).state_dict())
+    assert config == DeepLabConfig(head, backbone, 21)  # pyright: ignore[reportArgumentType]
 
 
 def published(path: Path, head: str = "deeplabv3plus", backbone: str = "mobilenet", **more: Any) -> DeepLab:

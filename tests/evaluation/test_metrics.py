@@ -197,8 +197,10 @@ def test_inception_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
         patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
         patch.setattr(nn.Module, "load_state_dict", lambda *_: None)
-        torch.save(metrics.Inception().extractor.state_dict(), tmp_path / "inception.pth")
+        weights = metrics.Inception().extractor.state_dict()
+    torch.save(weights, tmp_path / "inception.pth")
     network = metrics.Inception(tmp_path / "inception.pth")
+    torch.testing.assert_close(network.extractor.state_dict(), weights, rtol=0, atol=0)
     assert network(pictures(2, 3, 40, 40)).shape == (2, 2048)
 
 

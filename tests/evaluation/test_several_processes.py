@@ -22,6 +22,7 @@ from tests.conftest import tiny_unet
 from tests.training.launching import TORCHRUN, run
 from tests.training.watched_script import Features
 
+pytestmark = pytest.mark.nightly
 SIZE = 24  # the least that LPIPS takes
 METRICS = ["--metrics", *("fid", "lpips", "psnr", "ssim", "diversity"), "--lpips_net", "squeeze"]
 FLAGS = ["--steps", "3", "-r", "2", "-b", "3", "--device", "cpu"]  # 10 results in batches of 3, 3, 3 and 1
@@ -101,7 +102,6 @@ def assert_same_report(mine: dict[str, Any], other: dict[str, Any]) -> None:
     assert mine.keys() == other.keys()
 
 
-@pytest.mark.nightly
 def test_generate_makes_the_files_of_one_process(place: Path, two: Two, tmp_path: Path):
     """They replace existing ones, or those that exist are not made again."""
     translate.main([*words(place, tmp_path / "one"), *FLAGS])
@@ -125,7 +125,6 @@ def test_generate_makes_the_files_of_one_process(place: Path, two: Two, tmp_path
     assert out.splitlines()[0] == f"5 results in {tmp_path}/two, and 5 that were there"
 
 
-@pytest.mark.nightly
 def test_eval_has_the_scores_of_one_process(place: Path, two: Two, tmp_path: Path):
     """In a folder of other results, which --overwrite deletes."""
     flags = [*FLAGS, *METRICS, "--lpips_weights", str(place / "squeeze.pth"), "--overwrite"]
@@ -139,11 +138,10 @@ def test_eval_has_the_scores_of_one_process(place: Path, two: Two, tmp_path: Pat
     report = read(tmp_path / "two" / "scores.json")
     assert_same_report(report, read(tmp_path / "one" / "scores.json"))
     assert read(tmp_path / "two" / "settings.json")["timing"]["pictures"] == 3  # the first's second batch
-    assert report["seconds_per_picture"] < 0.2  # not of the second process, which is slow
+    assert report["seconds_per_picture"] < 0.6  # not of the second process, which is slow
     assert out.count("| dpm2m |") == out.count("results and scores.json") == 1
 
 
-@pytest.mark.nightly
 def test_volumes_are_shared_too(two: Two, tmp_path: Path):
     """Three volumes in two processes, scored within masks."""
     random = np.random.default_rng(0)
@@ -165,7 +163,6 @@ def test_volumes_are_shared_too(two: Two, tmp_path: Path):
     assert out.count("| MAE HU ↓ | PSNR ↑ | SSIM ↑ |") == 1
 
 
-@pytest.mark.nightly
 def test_results_of_other_settings_are_refused(place: Path, two: Two, tmp_path: Path):
     flags = [*words(place, tmp_path / "two"), *FLAGS, "--metrics", "psnr"]
     eval_script.main(flags)
@@ -177,7 +174,6 @@ def test_results_of_other_settings_are_refused(place: Path, two: Two, tmp_path: 
     assert not two.log.exists()
 
 
-@pytest.mark.nightly
 def test_a_sweep_with_nothing_to_do_for_the_second(place: Path, two: Two, tmp_path: Path):
     """One batch of results and one to score; the second process waits for both."""
     flags = [*METRICS, "--lpips_weights", str(place / "squeeze.pth"), "-r", "2", "--device", "cpu"]
@@ -198,7 +194,6 @@ def test_a_sweep_with_nothing_to_do_for_the_second(place: Path, two: Two, tmp_pa
     assert [line.count("|") for line in out.splitlines()] == [10, 10, 10, 10, 0]
 
 
-@pytest.mark.nightly
 def test_miou_is_that_of_one_process(place: Path, two: Two, tmp_path: Path):
     make_city(tmp_path)
     common = [str(tmp_path / "deeplab.pt"), str(tmp_path / "city"), str(place / "c.pt")]

@@ -23,8 +23,7 @@ from bbdm.execution import device as device_module
 from bbdm.networks.base import Conditions
 from bbdm.networks.unet import Modulation
 from bbdm.sampling.batch import Batch
-from tests.conftest import ROOT, TINY, tiny_unet
-from tests.networks.test_dit import small
+from tests.conftest import ROOT, TINY, tiny_dit, tiny_unet
 
 STEPS = 5
 FLOAT32 = 1e-4  # rounding of values up to 1, times the weights of up to 33 that dpm2m gives x near T
@@ -125,7 +124,7 @@ def test_compiled_in_bfloat16_is_as_near_to_float32_as_eager_is(solver: str):
     assert largest(made(ODD, seed=3) - exact) <= 2 * rival
 
 
-@pytest.mark.parametrize("make", [tiny_unet, small], ids=["unet", "dit"])
+@pytest.mark.parametrize("make", [tiny_unet, tiny_dit], ids=["unet", "dit"])
 def test_a_whole_network_is_one_graph(make: Callable[..., Any]):
     """For torch's tracer; the compiler's code for it is a nightly test."""
     network = make(condition_channels=3).eval()

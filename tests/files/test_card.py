@@ -93,12 +93,19 @@ def test_what_the_hub_reads(sampler: BridgeSampler, tmp_path: Path):
         for k, v in REPORT["scores"].items()
     ]
     assert data.eval_results == wanted
+    size = f"{sum(parameter.numel() for parameter in sampler.unet.parameters()) / 1e6:.1f} M"
     rows = [
+        "| data | 12 \\| pairs: no faces |",
+        f"| bridge | `{BRIDGE}` |",
+        "| image size | 16 x 16 |",
         "| fid | 12.5 | `sde-dpm2m` | 5 | 12 \\| pairs: no faces, val, 154 pictures |",
         "| licence of the weights | Mine |",
     ]
     rows += ["| `sde-dpm2m` | 3 |", "| trained from | me/teacher |", "Grey alone.", "than 16 x 16 it knows little"]
     assert [row for row in rows if row not in text] == []
+    assert size in text
+    (tmp_path / "a" / "README.md").write_text("mine")
+    assert written(sampler, tmp_path / "a") == "mine"  # a card that is there stays
 
 
 def test_a_sweep_has_a_result_for_each_solver(sampler: BridgeSampler, tmp_path: Path):

@@ -7,6 +7,7 @@ import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,7 @@ def files(make_unet: MakeUNet, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def assert_same_state(got: dict[str, torch.Tensor] | None, wanted: dict[str, torch.Tensor]) -> None:
-    assert got is not None
-    assert got.keys() == wanted.keys()
-    for key, value in wanted.items():
-        assert got[key].dtype == value.dtype, key
-        assert torch.equal(got[key], value), key
+assert_same_state = partial(torch.testing.assert_close, rtol=0, atol=0)
 
 
 class TestRoundTrip:

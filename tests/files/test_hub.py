@@ -17,7 +17,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-import yaml
 from safetensors.torch import save_file
 
 import bbdm
@@ -143,25 +142,6 @@ class TestFolder:
         with pytest.raises(ValueError, match="give the network"):
             BridgeSampler.from_pretrained(tmp_path / "own")
         assert "network=bbdm.wrap(...)" in (tmp_path / "own" / "README.md").read_text()
-
-    def test_the_card(self, sampler: BridgeSampler, tmp_path: Path):
-        """No licence is assumed, and a card that is there stays."""
-        path = tmp_path / "faces" / "README.md"
-        sampler.save_pretrained(tmp_path / "faces")
-        assert "license" not in yaml.safe_load(path.read_text().split("---")[1])
-        assert "| licence of the weights | not stated |" in path.read_text()
-        path.unlink()
-        sampler.save_pretrained(tmp_path / "faces", license="cc-by-4.0", data="40 | pairs")
-        text = path.read_text()
-        data: Any = huggingface_hub.ModelCard(text).data
-        assert (data.library_name, data.pipeline_tag, data.license) == ("bbdm", "image-to-image", "cc-by-4.0")
-        size = f"{sum(parameter.numel() for parameter in sampler.unet.parameters()) / 1e6:.1f} M"
-        parts = ["40 \\| pairs", "16 x 16", size, "ABridge(num_steps=50", "residual", "| `dpm2m` | 3 |"]
-        parts += ["| `ancestral` | 50 |", 'from_pretrained("faces")']
-        assert [part for part in parts if part not in text] == []
-        path.write_text("mine")
-        sampler.save_pretrained(tmp_path / "faces")
-        assert path.read_text() == "mine"
 
 
 class TestFetching:

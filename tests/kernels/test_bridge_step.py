@@ -44,7 +44,8 @@ OTHERS: list[dict[str, Any]] = [
     for shape in shapes
     for channels_last in (False, True)
 ]
-OTHERS += [{"dtype": torch.float64, "state": torch.float64, "noise": "noise", "clamp": (-0.5, 0.5)}]
+DOUBLE = {"dtype": torch.float64, "state": torch.float64, "clamp": (-0.5, 0.5)}
+OTHERS += [{**DOUBLE, "noise": "noise"}, {**DOUBLE, "noise": "seeds"}]
 
 Apply = Callable[..., None]
 daily_dtypes = pytest.mark.parametrize("dtype", sweep(DTYPES.values(), [torch.float32, torch.bfloat16]), ids=[*DTYPES])

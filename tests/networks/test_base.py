@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,10 +14,7 @@ from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.base import Conditions, Network
 from bbdm.networks.dit import DiT
 from bbdm.networks.unet import UNet
-from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import TINY, MakeTrainer, newest
-from tests.nightly import sweep
-from tests.onnx.exports import export
 
 SOURCE = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 BRIDGE = ABridge(50)
@@ -42,13 +38,14 @@ class Plain(nn.Module):
         return self.last(self.again(self.middle(h)) * self.scale.to(x.dtype)).to(self.dtype)
 
 
-def randomised(network: Network) -> Network:
-    """With values in layers that start at zero, in evaluation mode."""
+def randomised(make: Callable[[], Network]) -> Network:
+    """A network with values in layers that start at zero."""
+    network = make()
     torch.manual_seed(1)
     for parameter in network.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.1)
-    return network.eval()
+    return network
 
 
 def plain(dtype: torch.dtype = torch.float32) -> Network:
@@ -145,25 +142,11 @@ NETWORKS: dict[str, Callable[[], Network]] = {
     "own class": own,
 }
 every_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
-daily_networks = pytest.mark.parametrize("make", sweep(NETWORKS.values(), [dit]), ids=NETWORKS.keys())
 
 
 def module_of(network: Network) -> dict[str, Any]:
     """The keyword with which its file is loaded."""
     return {} if isinstance(network, DiT | UNet) else {"network": network}
-
-
-@every_network
-def test_the_sampler_calls_it_as_its_user_does(make: Callable[[], Network]):
-    network = randomised(make())
-    sampler = BridgeSampler(network, BRIDGE, "ddim", steps=2)
-    (first, second) = sampler.stream(SOURCE, seed=0)
-    with torch.no_grad():
-        prediction = network(SOURCE, torch.full((2,), 50.0), {"source": SOURCE}).float()
-        torch.testing.assert_close(first.x0hat, SOURCE - prediction, rtol=1e-4, atol=1e-4)
-        prediction = network(first.x, torch.full((2,), float(second.t)), {"source": SOURCE}).float()
-    torch.testing.assert_close(second.x0hat, first.x - prediction, rtol=1e-3, atol=1e-2)
-    assert sampler(SOURCE[:, :, :7, :5], seed=0).shape == (2, 3, 7, 5)
 
 
 @every_network
@@ -187,17 +170,6 @@ def test_it_is_trained_saved_and_resumed(make: Callable[[], Network], make_train
     assert load_checkpoint(newest(whole)).unet.kind == whole.unet.kind
 
 
-@every_network
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_a_file_holds_it(make: Callable[[], Network], suffix: str, tmp_path: Path):
-    network = randomised(make())
-    save_checkpoint(tmp_path / f"c{suffix}", network, BRIDGE)
-    loaded = load_checkpoint(tmp_path / f"c{suffix}").build_unet(**module_of(make()))
-    assert loaded.description() == network.description()
-    for key, value in network.state_dict().items():
-        assert torch.equal(loaded.state_dict()[key], value)
-
-
 def test_a_file_of_a_wrapped_network_needs_it(tmp_path: Path):
     save_checkpoint(tmp_path / "c.pt", plain(), BRIDGE)
     with pytest.raises(IncompleteFileError, match=r"weights of a tests.networks.test_base.Plain .* network=bbdm.wrap"):
@@ -218,36 +190,6 @@ def test_a_file_of_a_wrapped_network_needs_it(tmp_path: Path):
 
     loaded: Any = load_checkpoint(tmp_path / "c.pt").build_unet(network=bbdm.wrap(Moved(), condition_channels=3))
     assert loaded.module.again.weight is loaded.module.middle.weight  # tied weights stay tied
-
-
-@pytest.mark.nightly
-@every_network
-def test_it_is_compiled(make: Callable[[], Network]):
-    network = randomised(make())
-    eager = BridgeSampler(network, BRIDGE, steps=2)(SOURCE, seed=0)
-    compiled = BridgeSampler(network, BRIDGE, steps=2, compile=True, dtype="fp32")(SOURCE, seed=0)
-    torch.testing.assert_close(compiled, eager, rtol=0, atol=1e-2 if make is bfloat16 else 1e-4)
-
-
-@pytest.mark.nightly
-@every_network
-def test_it_is_packaged(make: Callable[[], Network], tmp_path: Path):
-    network = randomised(make())
-    sampler = BridgeSampler(network, BRIDGE, steps=2, compile=True, dtype="fp32")
-    sampler.save_compiled(tmp_path / "n.pt2", 2, (8, 8))
-    packaged = BridgeSampler(network, BRIDGE, steps=2, compiled=tmp_path / "n.pt2")
-    torch.testing.assert_close(packaged(SOURCE, seed=0), sampler(SOURCE, seed=0), rtol=0, atol=1e-2)
-
-
-@pytest.mark.nightly
-@daily_networks
-def test_it_is_exported_and_runs_without_torch(make: Callable[[], Network], tmp_path: Path):
-    network = randomised(make())
-    save_checkpoint(tmp_path / "c.pt", network, BRIDGE)
-    folder = export(tmp_path / "c.pt", tmp_path / "onnx", "--steps", "2", **module_of(make()))
-    made = OnnxBridgeSampler(folder)(SOURCE.numpy(), seed=0)
-    wanted = BridgeSampler(network, BRIDGE, steps=2)(SOURCE, seed=0)
-    np.testing.assert_allclose(made, wanted, rtol=0, atol=2e-2 if make is bfloat16 else 1e-4)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from bbdm.files.bridge_json import read_settings
 from bbdm.networks.base import Conditions, Network
 from bbdm.networks.dit import DiT
 from bbdm.networks.endpoint import in_channels
+from bbdm.networks.told import ToldNetwork
 from bbdm.networks.unet import UNet
 from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import TINY, tiny_unet
+from tests.networks.test_base import NETWORKS, randomised
 from tests.nightly import sweep
 from tests.onnx.exports import export
 
@@ -73,6 +76,7 @@ def further() -> Network:
 
 
 MAKERS = {"3 to 1": three_to_one, "2 to 3": two_to_three, "tokens": transformer, "unseen": unseen, "further": further}
+MAKERS |= {name: partial(randomised, make) for name, make in NETWORKS.items()}  # of 3 channels on both sides
 every_network = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 daily_networks = pytest.mark.parametrize("make", sweep(MAKERS.values(), [further]), ids=MAKERS.keys())
 SOURCES = {3: drawn(3), 2: drawn(2)}
@@ -86,6 +90,8 @@ def given(network: Network, height: int = 8, width: int = 8) -> tuple[torch.Tens
 
 def y_of(network: Network, source: torch.Tensor) -> torch.Tensor:
     """By hand."""
+    if source.shape[1] == network.channels and network.endpoint_channels is None:
+        return source
     if network.endpoint_channels is not None:
         return torch.stack([source[:, channel] for channel in network.endpoint_channels], 1)
     return source.mean(1, keepdim=True)
@@ -93,7 +99,13 @@ def y_of(network: Network, source: torch.Tensor) -> torch.Tensor:
 
 def module_of(make: Callable[[], Network]) -> dict[str, Any]:
     """The keyword with which its file is loaded."""
-    return {} if make is not further else {"network": make()}
+    network = make()
+    return {} if isinstance(network, ToldNetwork) else {"network": network}
+
+
+def within(network: Network, other: float = 1e-4) -> float:
+    """How far results may differ; of a network that returns bfloat16, two of its steps."""
+    return 2e-2 if getattr(getattr(network, "module", None), "dtype", None) == torch.bfloat16 else other
 
 
 # The source in the target's channels
@@ -160,8 +172,9 @@ def test_the_sampler_calls_it_as_its_user_does(make: Callable[[], Network]):
     y = y_of(network, source)
     seen = {**({"source": source} if network.condition_channels else {}), **images}
     with torch.no_grad():
-        torch.testing.assert_close(first.x0hat, y - network(y, torch.full((2,), 50.0), seen), rtol=1e-4, atol=1e-4)
-        prediction = network(first.x, torch.full((2,), float(second.t)), seen)
+        prediction = network(y, torch.full((2,), 50.0), seen).float()
+        torch.testing.assert_close(first.x0hat, y - prediction, rtol=1e-4, atol=1e-4)
+        prediction = network(first.x, torch.full((2,), float(second.t)), seen).float()
     torch.testing.assert_close(second.x0hat, first.x - prediction, rtol=1e-3, atol=1e-2)
 
 
@@ -203,6 +216,7 @@ def test_a_file_holds_it(make: Callable[[], Network], suffix: str, tmp_path: Pat
     network = make().eval()
     save_checkpoint(tmp_path / f"c{suffix}", network, BRIDGE)
     loaded = BridgeSampler.from_checkpoint(tmp_path / f"c{suffix}", steps=2, **module_of(make))
+    assert loaded.unet.description() == network.description()
     source, images = given(network)
     wanted = BridgeSampler(network, BRIDGE, steps=2)(source, seed=0, conditions=images)
     assert torch.equal(loaded(source, seed=0, conditions=images), wanted)
@@ -231,7 +245,7 @@ def test_it_is_compiled(make: Callable[[], Network]):
     source, images = given(network)
     eager = BridgeSampler(network, BRIDGE, steps=3)(source, seed=0, conditions=images)
     sampler = BridgeSampler(network, BRIDGE, steps=3, compile=True, dtype="fp32")
-    torch.testing.assert_close(sampler(source, seed=0, conditions=images), eager, rtol=0, atol=1e-4)
+    torch.testing.assert_close(sampler(source, seed=0, conditions=images), eager, rtol=0, atol=within(network))
     with torch.compiler.set_stance("fail_on_recompile"):  # another step, another source
         sampler(source.flip(0), seed=1, conditions=images)
 
@@ -248,7 +262,7 @@ def test_it_is_packaged(make: Callable[[], Network], tmp_path: Path):
     sampler.save_compiled(tmp_path / "n.pt2", 2, (8, 8))
     packaged = BridgeSampler(network, BRIDGE, steps=2, compiled=tmp_path / "n.pt2")
     wanted = BridgeSampler(network, BRIDGE, steps=2)(source, seed=0, conditions=images)
-    torch.testing.assert_close(packaged(source, seed=0, conditions=images), wanted, rtol=0, atol=1e-4)
+    torch.testing.assert_close(packaged(source, seed=0, conditions=images), wanted, rtol=0, atol=within(network))
 
 
 @daily_networks
@@ -266,15 +280,16 @@ def test_it_is_exported_and_runs_without_torch(make: Callable[[], Network], tmp_
     noise = torch.randn(2, 2, network.channels, 8, 8, generator=torch.Generator().manual_seed(5))
     wanted = sampler(source, noise=noise, conditions=images, mask=mask)
     made = exported(source.numpy(), noise=noise.numpy(), conditions=arrays, mask=mask.numpy())
-    np.testing.assert_allclose(made, wanted, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(made, wanted, rtol=0, atol=within(network))
     whole = onnxruntime.InferenceSession(folder / "pipeline.onnx", providers=["CPUExecutionProvider"])
     drawn_there = noise.numpy()[sampler.table.noisy]
     (at_once,) = whole.run(None, {"source": source.numpy(), "mask": mask.numpy(), "noise": drawn_there, **arrays})
-    np.testing.assert_allclose(np.asarray(at_once), wanted, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(np.asarray(at_once), wanted, rtol=0, atol=within(network))
     settings = read_settings(folder)
-    assert settings["version"] == 4
     assert settings["image_channels"] == network.channels
-    assert settings["source_channels"] == network.source_channels
+    if network.source_channels != network.channels:
+        assert settings["version"] == 4
+        assert settings["source_channels"] == network.source_channels
 
 
 # Calls that are refused

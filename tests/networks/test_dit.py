@@ -5,18 +5,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from bbdm.networks.dit import PRESETS, DiT, DiTConfig
-
-
-def small(**settings: Any) -> DiT:
-    torch.manual_seed(0)
-    dit = DiT(**{"width": 16, "depth": 2, "heads": 2, "patch": 2, **settings})
-    for parameter in dit.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.2)
-    return dit.eval()
+from tests.conftest import tiny_dit
 
 
 def places(size: int, width: int) -> torch.Tensor:
@@ -59,7 +50,7 @@ def reference(dit: DiT, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> to
 
 
 def test_it_is_the_paper_s():
-    dit = small()
+    dit = tiny_dit()
     x, y = torch.randn(2, 2, 3, 8, 8)
     t = torch.tensor([3.0, 40.0])
     torch.testing.assert_close(dit(x, t, {"source": y}), reference(dit, x, t, y), rtol=1e-4, atol=1e-5)
@@ -73,7 +64,7 @@ def test_it_is_the_paper_s():
 
 @pytest.mark.parametrize("condition", ["channels", "tokens"])
 def test_every_input_matters_at_every_size(condition: str):
-    dit = small(condition=condition)
+    dit = tiny_dit(condition=condition)
     x, y, t = torch.randn(1, 3, 4, 10), torch.randn(1, 3, 4, 10), torch.tensor([3.0])
     made = dit(x, t, {"source": y})
     assert made.shape == x.shape
@@ -87,7 +78,7 @@ def test_every_input_matters_at_every_size(condition: str):
 def test_checkpointing_changes_no_gradient():
     gradients = []
     for checkpointing in (False, True):
-        dit = small().train()
+        dit = tiny_dit().train()
         dit.gradient_checkpointing = checkpointing
         torch.manual_seed(2)
         x = torch.randn(2, 3, 8, 8)

@@ -18,7 +18,7 @@ from bbdm.networks.dit import DiT
 from bbdm.networks.dit_config import DiTConfig
 from bbdm.networks.unet import UNet
 from bbdm.networks.unet_config import UNetConfig
-from tests.conftest import TINY, tiny_unet
+from tests.conftest import TINY, tiny_dit, tiny_unet
 
 BRIDGE = ABridge(50)
 TOLD: dict[str, Any] = {
@@ -34,12 +34,7 @@ def unet(**settings: Any) -> Network:
 
 
 def dit(**settings: Any) -> Network:
-    torch.manual_seed(0)
-    made = DiT(width=16, depth=2, heads=2, patch=2, condition_channels=0, **settings).eval()
-    for parameter in made.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.1)
-    return made
+    return tiny_dit(condition_channels=0, **settings)
 
 
 both = pytest.mark.parametrize("make", [unet, dit])

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
+from tests.conftest import relative_gap
 
 TINY: dict[str, Any] = {
     "latent_channels": 3,
@@ -26,10 +26,6 @@ def tiny_vqgan(seed: int = 0, **settings: Any) -> VQGAN:
     return vqgan.eval()
 
 
-def relative(made: Tensor, wanted: Tensor) -> float:
-    return ((made - wanted).norm() / wanted.norm()).item()
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -45,10 +41,10 @@ def test_parity_with_diffusers(settings: dict[str, Any]):
     x = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.no_grad():
         latents = peer.encode(x).latents
-        assert relative(vqgan.encode(x), latents) < 1e-5
+        assert relative_gap(vqgan.encode(x), latents) < 1e-5
         quantised = peer.quantize(latents)[0]
-        assert relative(vqgan.quantize(latents), quantised) < 1e-4
-        assert relative(vqgan.decode(latents), peer.decode(latents).sample) < 1e-4
+        assert relative_gap(vqgan.quantize(latents), quantised) < 1e-4
+        assert relative_gap(vqgan.decode(latents), peer.decode(latents).sample) < 1e-4
 
 
 @pytest.mark.parametrize(("preset", "codes"), [("vq-f4", (8192, 3)), ("vq-f8", (16384, 4)), ("vq-f16", (16384, 8))])

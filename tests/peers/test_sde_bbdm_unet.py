@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bbdm import UNet
+from tests.conftest import relative_gap
 
 networks = pytest.importorskip("sde_bbdm", exc_type=ImportError).networks
 
@@ -73,10 +74,6 @@ def images(count: int, size: int) -> Iterator[torch.Tensor]:
     return iter(torch.randn(count, 2, 3, size, size, generator=generator))
 
 
-def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
-    return ((value - reference).norm() / reference.norm()).item()
-
-
 def assert_same_function(pair: Pair, size: int, tolerance: float, condition: bool = False) -> None:
     """Outputs and gradients of input, condition and parameters agree, each tensor relative to its norm."""
     t = torch.tensor([3, 877])
@@ -92,12 +89,12 @@ def assert_same_function(pair: Pair, size: int, tolerance: float, condition: boo
         named = dict(network.named_parameters())
         gradients.append({name: v.grad for name, v in {**inputs, **named}.items() if v is not None})
     reference, ours = gradients
-    errors = {"output": relative_error(outputs[1], outputs[0])}
+    errors = {"output": relative_gap(outputs[1], outputs[0])}
     for name, gradient in reference.items():
         value = ours[name]
         assert gradient is not None, name
         assert value is not None, name
-        errors[name] = relative_error(value, gradient)
+        errors[name] = relative_gap(value, gradient)
     wrong = {name: error for name, error in errors.items() if not error <= tolerance}
     assert not wrong, f"{len(wrong)} of {len(errors)} tensors differ: {wrong}"
 
@@ -126,7 +123,7 @@ def test_paper_network_has_the_public_outputs() -> None:
     (x,) = images(1, 32)
     t = torch.tensor([3, 877])
     public, ours = (network(x, t) for network in same_weights(networks.build(3, 3), UNet(3, 3)))
-    assert relative_error(ours, public) <= 1e-5
+    assert relative_gap(ours, public) <= 1e-5
 
 
 # Gradients are judged in float64, each tensor by its own norm. In float32 rounding alone makes 1.1e-5 of the

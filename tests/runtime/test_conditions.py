@@ -18,12 +18,11 @@ import bbdm
 from bbdm import ABridge, BridgeSampler, save_checkpoint
 from bbdm.bridges import DDBM
 from bbdm.networks.base import Conditions, Network
-from bbdm.networks.dit import DiT
 from bbdm.runtime import OnnxBridgeSampler
 from bbdm.runtime.__main__ import main
 from bbdm.runtime.guided import blurred
 from bbdm.solvers import Solver
-from tests.conftest import tiny_unet
+from tests.conftest import tiny_dit, tiny_unet
 from tests.onnx.exports import export, tiny_codec
 
 BRIDGE = ABridge(50)
@@ -240,12 +239,7 @@ def unet() -> Network:
 
 
 def transformer() -> Network:
-    torch.manual_seed(0)
-    made = DiT(width=16, depth=1, heads=2, patch=2, condition_channels=3, **TOLD)
-    for parameter in made.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.2)
-    return made.eval()
+    return tiny_dit(depth=1, condition_channels=3, **TOLD)
 
 
 @pytest.mark.nightly

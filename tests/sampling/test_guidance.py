@@ -15,6 +15,7 @@ from bbdm import ABridge, BridgeSampler, solvers
 from bbdm.kernels.philox import CORRUPTION, normal
 from bbdm.networks.base import Conditions, Network
 from tests.conftest import tiny_unet
+from tests.networks.test_base import SIZES
 
 BRIDGE = ABridge(50)
 STEPS = 3
@@ -197,22 +198,13 @@ def test_compiled_calls_are_the_eager_ones(guidance: dict[str, Any]):
 
 # Networks of diffusers in their own loop, with the numbers of our table
 
-SIZES: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "block_out_channels": (8, 16),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "attention_head_dim": 8,
-}
-
 
 def of_classes() -> tuple[Any, Network]:
     from diffusers import UNet2DModel  # pyright: ignore[reportPrivateImportUsage]
 
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
-    model: Any = UNet2DModel(**SIZES, **blocks, num_class_embeds=4)  # pyright: ignore
+    model: Any = UNet2DModel(**{**SIZES, "in_channels": 3}, **blocks, num_class_embeds=4)  # pyright: ignore
 
     def call(m: Any, x: torch.Tensor, t: torch.Tensor, c: Conditions) -> torch.Tensor:
         return m(x, t, class_labels=c["style"]).sample
@@ -229,7 +221,7 @@ def of_tokens() -> tuple[Any, Network]:
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     }
-    model: Any = UNet2DConditionModel(**SIZES, **blocks, cross_attention_dim=5)  # pyright: ignore
+    model: Any = UNet2DConditionModel(**{**SIZES, "in_channels": 3}, **blocks, cross_attention_dim=5)  # pyright: ignore
 
     def call(m: Any, x: torch.Tensor, t: torch.Tensor, c: Conditions) -> torch.Tensor:
         return m(x, t, c["text"]).sample

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, Values, wrap
 from bbdm.kernels.philox_numpy import normal
-from bbdm.networks.windowed import TENSORS
-from bbdm.networks.windows import Windows, blend
+from bbdm.networks.windows import Windows
 from bbdm.pictures.images import preview
 from bbdm.pictures.kind import PictureKind
 from bbdm.pictures.lazy import Geometry
@@ -112,17 +111,6 @@ def test_windows_of_a_function_of_voxels_are_the_whole(solver: str) -> None:
     module.shapes.clear()
     assert torch.equal(sampler(SOURCE, seed=3, window=(5, 10, 7)), whole)  # one window
     assert module.shapes == [(2, 1, 5, 10, 7)] * 3
-
-
-def test_windows_of_a_constant_field() -> None:
-    sides = [Windows.spread(n, length, 2) for n, length in ((9, 4), (12, 5), (7, 7))]
-    weights = [torch.from_numpy(side.gaussians()).float() for side in sides]
-
-    def constant(spans: list[Any]) -> Tensor:
-        return torch.cat([torch.full((1, 1, *(s.stop - s.start for s in span)), 0.7) for span in spans])
-
-    made = blend(constant, sides, weights, TENSORS, together=3)
-    torch.testing.assert_close(made, torch.full((1, 1, 9, 12, 7), 0.7), rtol=0, atol=1e-6)
 
 
 def test_windows_of_a_stride_for_each_axis() -> None:

@@ -1,6 +1,7 @@
 """Translations by windows: the whole picture's where that can be, each pixel once, and what is refused."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from bbdm import ABridge, BridgeSampler, Network, wrap
 from bbdm.codec import wrap_codec
-from bbdm.networks.windowed import TENSORS, Windowed
-from bbdm.networks.windows import NUMPY, Spans, Windowing, Windows, blend, sweep
+from bbdm.networks.windowed import Windowed
+from bbdm.networks.windows import Spans, Windowing, Windows, blend, concatenated, sweep
 from bbdm.pictures.kind import PictureKind
 from bbdm.sampling.bands import Bands
 from bbdm.sampling.shapes import Shapes
@@ -102,22 +103,20 @@ def test_weights_are_a_gaussian_of_an_eighth_of_the_side():
     np.testing.assert_allclose(first[32:] / second[:32], bells[0] / bells[1], rtol=1e-9)
 
 
-@pytest.mark.parametrize("arrays", [NUMPY, TENSORS], ids=["numpy", "torch"])
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
 @pytest.mark.parametrize("together", [1, 3, 100])
-def test_blending_of_values_is_the_values(arrays: Any, together: int):
+def test_blending_of_values_is_the_values(kind: Callable[[Any], Any], together: int):
     """A function of single pixels gives the same on windows; its rows come in order, each once."""
-    image = np.random.default_rng(0).random((2, 3, 40, 33), dtype=np.float32)
-    image = image if arrays is NUMPY else torch.from_numpy(image)
+    image = kind(np.random.default_rng(0).random((2, 3, 40, 33), dtype=np.float32))
     sides = [Windows.spread(40, 12, 3), Windows.spread(33, 10, 6)]
-    weights: list[Any] = [side.gaussians().astype(np.float32) for side in sides]
-    weights = weights if arrays is NUMPY else [torch.from_numpy(each) for each in weights]
+    weights = [kind(side.gaussians().astype(np.float32)) for side in sides]
 
     def squares(spans: list[Any]) -> Any:
-        return arrays.concatenate([image[(..., *span)] ** 2 for span in spans], 0)
+        return concatenated([image[(..., *span)] ** 2 for span in spans])
 
-    whole = blend(squares, sides, weights, arrays, together)
+    whole = blend(squares, sides, weights, together)
     np.testing.assert_allclose(np.asarray(whole), np.asarray(image) ** 2, atol=1e-6)
-    rows = [each for each, _ in sweep(squares, sides, weights, arrays, together, rows=slice(7, 31))]
+    rows = [each for each, _ in sweep(squares, sides, weights, together, rows=slice(7, 31))]
     assert [rows[0].start, rows[-1].stop] == [7, 31]
     assert all(one.stop == other.start for one, other in pairwise(rows))
 
@@ -241,16 +240,16 @@ def test_bfloat16_is_blended_in_float32():
 @pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "fast"])
 @pytest.mark.parametrize("cuts", [(23,), (10, 20, 40)])
 def test_bands_are_the_whole_call(solver: str, cuts: tuple[int, ...]):
-    """Bands of rows, each from the rows that its windows see, with a mask."""
+    """Bands of rows, each from the rows that its windows see."""
     made = sampler(solver)
-    source, mask = SOURCE[:1], MASK[:1]
-    wanted = made(source, seed=9, window=24, mask=mask)
+    source = SOURCE[:1]
+    wanted = made(source, seed=9, window=24)
     batch = 16
     windows = made._shapes.windows(source.shape[2:], 24, 0.25, 0, None, batch)
     assert windows is not None
-    bands = Bands(made.unet, made._own.loop, windows, (3, 50, 77), seed=9, masked=True)
+    bands = Bands(made.unet, made._own.loop, windows, (3, 50, 77), seed=9)
     rows = [slice(a, b) for a, b in zip((0, *cuts), (*cuts, 50), strict=True)]
-    state = {"source": source, "mask": mask}
+    state = {"source": source}
 
     def read(name: str, place: Spans) -> Tensor:
         return state[name][(..., *place)]
@@ -264,8 +263,7 @@ def test_bands_are_the_whole_call(solver: str, cuts: tuple[int, ...]):
                     made_now["x"].append(x)
                     made_now["x0hat"].append(x0hat)
             state |= {name: torch.cat(each, 2) for name, each in made_now.items()}
-    result = mask * state["x"].clamp(-1, 1) + (1 - mask) * source
-    torch.testing.assert_close(result, wanted, rtol=0, atol=2e-6)
+    torch.testing.assert_close(state["x"].clamp(-1, 1), wanted, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize(

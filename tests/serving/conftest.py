@@ -1,11 +1,55 @@
-"""A cluster of Ray on this machine."""
+"""What tests of several servers use, and a cluster of Ray on this machine."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from bbdm import ABridge, BridgeSampler, save_checkpoint
+from bbdm.serving import translation
+from bbdm.serving.sources import Sources
+from bbdm.serving.translation import Task, Worker
+from tests.conftest import tiny_unet
+from tests.serving.pages import model_file
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bridge of pictures of 16 x 16."""
+    path = tmp_path_factory.mktemp("served") / "c.pt"
+    save_checkpoint(path, tiny_unet(condition_channels=3), ABridge(num_steps=50), image_size=16)
+    return path
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the app shows: a checkpoint with two drawings beside it."""
+    return model_file(tmp_path_factory.mktemp("app"))
+
+
+@pytest.fixture(scope="module")
+def sampler(file: Path) -> BridgeSampler:
+    """That of the app's checkpoint."""
+    return BridgeSampler.from_checkpoint(file)
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[Sources]:
+    """The blocks that a translation sends to its workers, which are in this process."""
+    blocks: list[Sources] = []
+
+    def outcomes(task: Task, waiting: list[Sources]) -> Iterator[tuple[int, dict[str, str]]]:
+        for block in waiting:
+            blocks.append(block)
+            yield len(block), Worker(task).make(block)
+
+    monkeypatch.setattr(translation, "connected", lambda _: threading.Lock())
+    monkeypatch.setattr(translation, "_outcomes", outcomes)
+    return blocks
 
 
 @pytest.fixture

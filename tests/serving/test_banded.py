@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +35,7 @@ FLOATS = PictureKind(Values(0, 1, dtype="float32"), Values(-1, 1, dtype="float32
 WINDOW = ["--window", "16"]
 
 
-class Local:
+class Local(Workers):
     """Workers in this process, whose objects are the values themselves."""
 
     def __init__(self, task: PictureTask, count: int) -> None:
@@ -43,8 +43,8 @@ class Local:
         self.worker = BandWorker(task)
         self.largest = 0  # rows of an object of the state
 
-    def run(self, method: str, calls: dict[int, Call]) -> Iterator[tuple[int, list[Any], Any]]:
-        for key, (arguments, returned) in reversed(calls.items()):
+    def run(self, method: str, calls: Mapping[Any, Call]) -> Iterator[tuple[Any, list[Any], Any]]:
+        for key, (arguments, returned) in reversed(list(calls.items())):
             *made, last = getattr(self.worker, method)(*arguments)
             assert len(made) + 1 == returned
             yield key, made, last
@@ -56,13 +56,6 @@ def floats(tmp_path: Path) -> Path:
     path = tmp_path / "floats.pt"
     unet = tiny_unet(in_channels=1, out_channels=1, condition_channels=1)
     save_checkpoint(path, unet, ABridge(num_steps=50), pictures=FLOATS)
-    return path
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    path = tmp_path / "c.pt"
-    save_checkpoint(path, tiny_unet(condition_channels=3), ABridge(num_steps=50), image_size=16)
     return path
 
 
@@ -261,15 +254,22 @@ def check_result(out: Path, source: Path, checkpoint: Path, **call: Any) -> None
 
 @pytest.mark.nightly
 def test_a_picture_on_two_machines(cluster: Any, floats: Path, checkpoint: Path, tmp_path: Path):
-    """The result is the one machine's, for floats to 1e-6; what cannot be read ends the command."""
+    """The result is the one machine's as near as that is to float64's; what cannot be read ends the command.
+
+    Windows of other batches are summed in other orders, and rows of the table weigh the state by up to 33.
+    """
     path = picture(tmp_path, 400, 60)
     flags = ["--address", cluster.address, *WINDOW, "--steps", "4"]
     for solver in ("dpm2m", "sde-dpm2m"):
         out = tmp_path / solver
         translate_ray.main([str(path), str(out), str(floats), *flags, "--solver", solver])
-        sampler = BridgeSampler.from_checkpoint(floats, solver=solver, steps=4)
-        expected = np.asarray(sampler(path, seed_of("p"), window=16)[0])
-        assert np.abs(formats.open(out / "p.npy")[()] - expected).max() <= 1e-6
+        samplers = (
+            BridgeSampler.from_checkpoint(floats, solver=solver, steps=4, dtype=dtype) for dtype in ("fp32", "fp64")
+        )
+        expected, exact = (np.asarray(sampler(path, seed_of("p"), window=16)[0]) for sampler in samplers)
+        limit = 2 * np.abs(expected - exact).max()
+        assert 1e-7 < limit < 1e-5
+        assert np.abs(formats.open(out / "p.npy")[()] - expected).max() <= limit
     np.save(tmp_path / "nan.npy", np.full((40, 20), np.nan, np.float32))
     with pytest.raises(StoppedError, match=r"nan stands in channel 0"):
         translate_ray.main([str(tmp_path / "nan.npy"), str(tmp_path / "out"), str(floats), *flags])

@@ -21,10 +21,11 @@ import psutil
 import pytest
 from PIL import Image
 
-from bbdm import ABridge, BridgeSampler, demo, save_checkpoint
-from tests.conftest import ROOT, tiny_unet
-from tests.serving.pictures import GOOD, HOSTILE, SIZE, encoded, picture, png_of
+from bbdm import BridgeSampler, demo
+from tests.conftest import ROOT, wait_until
+from tests.serving.pictures import GOOD, HOSTILE, encoded, picture, png_of
 
+pytestmark = pytest.mark.nightly
 CHUNKS = object()  # stands for 2 MB in chunks, without a length
 
 
@@ -71,13 +72,6 @@ class Server:
         return {pid for pid, title in titles.items() if re.search(r"ServeReplica:\w+:Replica\b", title)}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("served") / "c.pt"
-    save_checkpoint(path, tiny_unet(condition_channels=3), ABridge(num_steps=50), image_size=SIZE)
-    return path
-
-
 def launch(checkpoint: Path, *flags: str, stderr: int | None = None) -> subprocess.Popen[str]:
     """`bbdm serve` in a process of its own."""
     command = [sys.executable, "-m", "bbdm", "serve", str(checkpoint), "--port", "0", "--threads", "1", *flags]
@@ -116,7 +110,6 @@ def is_right(reply: Reply, wanted: np.ndarray[Any, Any]) -> bool:
     return made.shape == wanted.shape and int(np.abs(made - wanted).max()) <= 1
 
 
-@pytest.mark.nightly
 @pytest.mark.parametrize("batch", [1, 8])
 def test_clients_get_their_pictures(batch: int, start: Callable[..., Server], capsys: pytest.CaptureFixture[str]):
     """16 clients for a minute, with two kinds of requests, of the bundled network; times are printed."""
@@ -158,7 +151,6 @@ def test_clients_get_their_pictures(batch: int, start: Callable[..., Server], ca
     assert server.ask("GET", "/health").body == b"ok\n"
 
 
-@pytest.mark.nightly
 def test_a_server_by_windows(start: Callable[..., Server], checkpoint: Path):
     server = start("--window", "8", "--steps", "2")
     reply = server.ask("POST", "/?seed=0", encoded(picture(0)))
@@ -167,7 +159,6 @@ def test_a_server_by_windows(start: Callable[..., Server], checkpoint: Path):
     assert not is_right(reply, whole)
 
 
-@pytest.mark.nightly
 def test_overload_is_answered_and_nothing_accepted_is_lost(start: Callable[..., Server], checkpoint: Path):
     server = start("--max_batch_size", "2", "--max_queued", "4")
     wanted = expected(checkpoint, 8, steps=40)
@@ -196,11 +187,11 @@ async def asked(port: int, request: str, body: bytes = b"") -> tuple[int, float,
     return int(head.split()[1]), seconds, int(later[1]) if later else 0
 
 
-@pytest.mark.nightly
 def test_refusals_and_health_with_200_clients(start: Callable[..., Server], capsys: pytest.CaptureFixture[str]):
     """While a network runs for long. They come within 3 seconds, and ask again when they were told to."""
     server = start("--max_steps", "1000")
     body = encoded(picture(0, (128, 128)))
+    calm = sorted(asyncio.run(asked(server.port, "GET /health"))[1] for _ in range(51))[25]
     until = time.monotonic() + float(os.environ.get("SECONDS_OF_LOAD", "20"))
     refused: list[float] = []
     healthy: list[float] = []
@@ -236,12 +227,11 @@ def test_refusals_and_health_with_200_clients(start: Callable[..., Server], caps
             shares = ", ".join(f"{share:.0%} {each[int(share * len(each))]:.3f} s" for share in (0.5, 0.95))
             print(f"\n{len(each)} {name}: {shares}, latest {each[-1]:.3f} s")
     assert len(refused) >= 200 - 2 * 8 - 64
-    assert max(refused) < 1
-    assert sorted(healthy)[int(0.95 * len(healthy))] < 0.2
-    assert max(healthy) < 1  # as all arrive
+    assert max(refused) < max(1, 100 * calm)  # a busy machine is calm too
+    assert sorted(healthy)[int(0.95 * len(healthy))] < max(0.2, 20 * calm)
+    assert max(healthy) < max(1, 100 * calm)  # as all arrive
 
 
-@pytest.mark.nightly
 def test_pictures_of_a_replica_that_dies_are_made_by_another(start: Callable[..., Server], checkpoint: Path):
     """One of two is killed while both translate: all get their pictures, and a new one takes its place."""
     server = start("--replicas", "2", "--max_batch_size", "2")
@@ -264,15 +254,12 @@ def test_pictures_of_a_replica_that_dies_are_made_by_another(start: Callable[...
         for each in clients:
             each.result()
     assert made == [True] * 128
-    until = time.monotonic() + 60
-    while len(after := server.replicas()) < 2:
-        assert time.monotonic() < until
-        time.sleep(0.5)
+    wait_until(lambda: len(server.replicas()) == 2, "another replica")
+    after = server.replicas()
     assert max(before) in after
     assert min(before) not in after
 
 
-@pytest.mark.nightly
 def test_hostile_requests_are_refused_and_memory_stays(start: Callable[..., Server]):
     server = start("--max_bytes", "100000", "--max_pixels", "65536")
     paths = ["/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd", "/examples/serve.py"]
@@ -308,7 +295,6 @@ def test_hostile_requests_are_refused_and_memory_stays(start: Callable[..., Serv
     assert server.memory() < before + 50e6
 
 
-@pytest.mark.nightly
 def test_sigterm_finishes_what_was_accepted(start: Callable[..., Server], checkpoint: Path):
     server = start("--max_batch_size", "2", "--max_steps", "2000")
     wanted = expected(checkpoint, 8, steps=49)
@@ -332,7 +318,6 @@ def test_sigterm_finishes_what_was_accepted(start: Callable[..., Server], checkp
         server.ask("GET", "/health")
 
 
-@pytest.mark.nightly
 def test_ray_listens_on_the_loopback(start: Callable[..., Server]):
     """All but a port of each of the two deployments, for which Ray Serve has no setting."""
     every: list[Any] = [each for process in start().family() for each in process.net_connections("tcp")]
@@ -364,7 +349,6 @@ with connected(None):
 """
 
 
-@pytest.mark.nightly
 def test_a_shared_cluster_keeps_what_others_serve(start: Callable[..., Server], checkpoint: Path, monkeypatch: Any):
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray replaces the loopback's address
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")

@@ -6,7 +6,6 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,19 +27,12 @@ from bbdm.evaluation.results import ResultsError
 from bbdm.pictures.images import open_image
 from bbdm.pictures.kind import PictureKind
 from bbdm.serving import translation
-from bbdm.serving.sources import Columns, Sources, Where, blocks, find, name_of, read_group
+from bbdm.serving.sources import Sources, Where, blocks, find, name_of, read_group
 from bbdm.serving.translation import Task, Worker
 from tests.conftest import noise, tiny_unet
 
 SIZE = 16
-COLUMNS = Columns("name", "image")
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    path = tmp_path / "c.pt"
-    save_checkpoint(path, tiny_unet(condition_channels=3), ABridge(num_steps=50), image_size=SIZE)
-    return path
+COLUMNS = ("name", "image")
 
 
 def make_sources(folder: Path, count: int) -> list[str]:
@@ -125,7 +117,7 @@ def test_rows_of_parquet_files_have_names(tmp_path: Path):
     assert read_group(place, Where("t.parquet", 0), COLUMNS) == {"x/1": b"one", "2": b"two"}
     assert read_group(place, Where("t.parquet", 1), COLUMNS) == {"3": b""}
     with pytest.raises(ValueError, match=r"t\.parquet has no column 'picture', but name, image"):
-        find(place, Columns("name", "picture"))
+        find(place, ("name", "picture"))
     parquet.write_table(pyarrow.table({"name": ["../../x"], "image": [b""]}), tmp_path / "t.parquet")
     with pytest.raises(ValueError, match="must be a relative path"):
         find(place, COLUMNS)
@@ -149,7 +141,7 @@ def test_a_worker_makes_what_has_no_result(checkpoint: Path, tmp_path: Path):
         config = translate_ray.parse([folder, "out", str(checkpoint), "--steps", "2", "-b", "2"])
         place = Place.of(str(tmp_path / folder))
         sha256 = file_sha256(checkpoint)
-        worker = Worker(Task(config, sha256, place, Place.of(str(results)), COLUMNS, 3, 8, "stretch", 2))
+        worker = Worker(Task(config, sha256, place, Place.of(str(results)), 3, 8, "stretch", 2))
         (block,) = blocks(find(place, COLUMNS), [*names, "bad"], 8)
         assert worker.make(block) == {"bad": f"cannot read the picture {file}: it is not a picture"}
         made = [open_image(results / f"{name}.png") for name in names[1:]]
@@ -169,7 +161,12 @@ def test_a_worker_makes_what_has_no_result(checkpoint: Path, tmp_path: Path):
     ],
 )
 def test_pictures_of_a_folder_keep_their_size_with_windows(
-    crop: int | None, flags: list[str], size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    crop: int | None,
+    flags: list[str],
+    size: tuple[int, int],
+    sent: list[Sources],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     checkpoint, kind = tmp_path / "c.pt", PictureKind(crop=crop)
     unet = tiny_unet(condition_channels=3)
@@ -177,15 +174,6 @@ def test_pictures_of_a_folder_keep_their_size_with_windows(
     (tmp_path / "in").mkdir()
     noise(0, 12, 20).save(tmp_path / "in" / "a.png")
     noise(1, 12, 20).save(tmp_path / "in" / "b.png")
-    sent: list[Sources] = []
-
-    def outcomes(task: Task, waiting: list[Sources]) -> Iterator[tuple[int, dict[str, str]]]:
-        sent.extend(waiting)
-        for block in waiting:
-            yield len(block), Worker(task).make(block)
-
-    monkeypatch.setattr(translation, "connected", lambda _: threading.Lock())
-    monkeypatch.setattr(translation, "_outcomes", outcomes)
     command = [str(tmp_path / "in"), str(tmp_path / "out"), str(checkpoint), "--steps", "2", *flags]
     translate_ray.main(command)
     windows = crop or flags
@@ -205,19 +193,14 @@ def test_pictures_of_a_folder_keep_their_size_with_windows(
 
 
 def test_a_picture_that_stays_bad_needs_no_cluster(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path,
+    sent: list[Sources],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     make_sources(tmp_path / "in", 1)
     (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
-    monkeypatch.setattr(translation, "connected", lambda _: threading.Lock())
-    sent: list[list[str]] = []
-
-    def outcomes(task: Task, waiting: list[Sources]) -> Iterator[tuple[int, dict[str, str]]]:
-        for block in waiting:
-            sent.append(list(block))
-            yield len(block), Worker(task).make(block)
-
-    monkeypatch.setattr(translation, "_outcomes", outcomes)
     command = [str(tmp_path / "in"), str(tmp_path / "out"), str(checkpoint), "--steps", "2", "--skip_bad"]
     translate_ray.main(command)
     manifest = (tmp_path / "out" / "manifest.jsonl").read_text()
@@ -232,7 +215,7 @@ def test_a_picture_that_stays_bad_needs_no_cluster(
     monkeypatch.setattr(translation, "connected", lambda _: threading.Lock())
     noise(3).save(tmp_path / "in" / "bad.png")
     translate_ray.main(command)
-    assert sent == [["0/0000", "bad"], ["bad"]]
+    assert [list(block) for block in sent] == [["0/0000", "bad"], ["bad"]]
     assert "1 results in" in capsys.readouterr().out
 
 

@@ -66,20 +66,7 @@ def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in module.state_dict().items()}
 
 
-def assert_equal(ours: Any, theirs: Any) -> None:
-    """Nested containers of tensors and numbers, bit for bit."""
-    if isinstance(theirs, torch.Tensor):
-        assert torch.equal(ours, theirs)
-    elif isinstance(theirs, dict):
-        assert ours.keys() == theirs.keys()
-        for key, value in theirs.items():
-            assert_equal(ours[key], value)
-    elif isinstance(theirs, list | tuple):
-        assert len(ours) == len(theirs)
-        for mine, other in zip(ours, theirs, strict=True):
-            assert_equal(mine, other)
-    else:
-        assert ours == theirs
+assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("num_codes", [40, 0], ids=["vq", "kl"])

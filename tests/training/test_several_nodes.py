@@ -6,9 +6,9 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,11 +18,9 @@ from filelock import FileLock
 from bbdm.execution.processes import Processes
 from bbdm.training import resume
 from bbdm.training.run_folder import FolderInUseError, RunFolder
-from tests.conftest import ROOT
+from tests.conftest import ROOT, wait_until
 from tests.training.launching import ALONE, arguments, assert_close
 
-if sys.platform != "linux":
-    pytest.skip("needs /proc", allow_module_level=True)
 Agent = subprocess.Popen[str]
 
 
@@ -67,14 +65,6 @@ def family(pid: int) -> list[int]:
     return [pid, *(each for child in children for each in family(int(child)))]
 
 
-def wait_for(file: Path) -> None:
-    """Wait until a file is there."""
-    deadline = time.monotonic() + 120
-    while not file.exists():
-        assert time.monotonic() < deadline, f"no {file.name}"
-        time.sleep(0.05)
-
-
 def ended(agents: list[Agent]) -> str:
     """What agents wrote, all of which ended well."""
     output = "".join(agent.communicate(timeout=200)[0] for agent in agents)
@@ -85,6 +75,8 @@ def ended(agents: list[Agent]) -> str:
 @pytest.fixture
 def nodes(request: pytest.FixtureRequest, data: Path, tmp_path: Path) -> Iterator[Nodes]:
     """Nodes to train on 20 steps, as many as the parameter says."""
+    if sys.platform != "linux":
+        pytest.skip("needs /proc")
     found = Nodes(["tests.training.tiny_train", *arguments(data, tmp_path / "model.pt")], request.param)
     yield found
     for agent in found.agents:
@@ -116,11 +108,11 @@ def test_a_lost_node_comes_back(nodes: Nodes, lost: int, how: int, alone: Path, 
     run, both = tmp_path / "model.run", nodes.launcher[nodes.launcher.index("--nnodes") + 1] == "2"
     nodes.pause = "0.2" if both else "1"  # time to come back
     agents = [nodes.start(host=lost == 1), nodes.start(host=lost == 0)]
-    wait_for(run / "step_00000006.pt")
+    wait_until((run / "step_00000006.pt").exists, "a checkpoint")
     before = (run / "metrics.jsonl").read_text()
     nodes.lose(agents[lost], how)
     if not both:
-        wait_for(run / "step_00000009.pt")
+        wait_until((run / "step_00000009.pt").exists, "a checkpoint")
     assert ended([agents[1 - lost], nodes.start()]).count("weights after epoch 4") == 1
     assert (run / "metrics.jsonl").read_text().startswith(before)  # it has resumed, not begun anew
     assert_close(tmp_path / "model.pt", alone)
@@ -132,7 +124,7 @@ def test_in_a_loop_nodes_outlive_the_host(nodes: Nodes, alone: Path, tmp_path: P
     """The node that holds the store is lost: the other agent ends, and is started until the host is back."""
     nodes.launcher = [*AGAIN, *nodes.launcher]
     host, other = nodes.start(host=True), nodes.start()
-    wait_for(tmp_path / "model.run" / "step_00000006.pt")
+    wait_until((tmp_path / "model.run" / "step_00000006.pt").exists, "a checkpoint")
     before = (tmp_path / "model.run" / "metrics.jsonl").read_text()
     nodes.lose(host)
     assert ended([other, nodes.start(host=True)]).count("weights after epoch 4") == 1
@@ -154,16 +146,6 @@ def test_a_folder_that_one_node_does_not_see(nodes: Nodes, tmp_path: Path) -> No
     assert not [file for place in places for file in place.iterdir()]
 
 
-class Team:
-    """Stands for accelerate in one of two processes: the other has a disk of its own, or not."""
-
-    def __init__(self, other: bool) -> None:
-        self.other = other
-
-    def wait_for_everyone(self) -> None:
-        pass
-
-
 @pytest.mark.parametrize("shared", [True, False])
 def test_all_must_see_a_folder(shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[list[Path]] = []
@@ -173,7 +155,8 @@ def test_all_must_see_a_folder(shared: bool, tmp_path: Path, monkeypatch: pytest
         return [*values, ("other", shared)]
 
     monkeypatch.setattr("accelerate.utils.gather_object", gather)
-    first = Processes(torch.device("cpu"), 0, 2, Team(shared))  # pyright: ignore[reportArgumentType]
+    team: Any = SimpleNamespace(wait_for_everyone=lambda: None)  # of which the other has a disk of its own, or not
+    first = Processes(torch.device("cpu"), 0, 2, team)
     folder = tmp_path / "not" / "yet"
     if shared:
         first.check_shared(folder)

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ import torch
 
 from bbdm.cli import eval, eval_miou, train, translate
 from bbdm.execution.processes import Processes
-from tests.conftest import ROOT, SavePicture
+from tests.conftest import ROOT, SavePicture, wait_until
 from tests.hardening.scripts import from_shards, make_place
 from tests.training.launching import ALONE, TORCHRUN, arguments, assert_close, metrics, run
 
@@ -107,13 +106,9 @@ def test_it_resumes(
 @pytest.mark.nightly
 def test_sigterm_to_torchrun_saves(data: Path, alone: Path, tmp_path: Path) -> None:
     command = [*TORCHRUN, TRAIN, *arguments(data, tmp_path / "model.pt", "--save_every", "100")]
-    folder, variables = tmp_path / "model.run", {**os.environ, "OMP_NUM_THREADS": "1", "PAUSE": "0.3"}
+    folder, variables = tmp_path / "model.run", {**os.environ, "OMP_NUM_THREADS": "1", "PAUSE": "1"}
     with subprocess.Popen(command, cwd=ROOT, env=variables, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 120
-        while not (folder / "step_00000005.pt").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(0.7)  # a step or two of the next epoch
+        wait_until((folder / "step_00000005.pt").exists, "step 5")
         process.terminate()
         process.communicate(timeout=60)
     assert process.returncode != 0

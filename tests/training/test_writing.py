@@ -64,10 +64,13 @@ def test_a_copy_is_of_before(tmp_path: Path) -> None:
 
 
 class Held:
-    """Stands for write_atomically, and holds checkpoints of one step until it is let go, or fails there."""
+    """Stands for write_atomically, and holds checkpoints of one step, or fails there.
 
-    def __init__(self, step: int, error: OSError | None = None) -> None:
-        self.name, self.error, self.gate = f"step_{step:08d}.pt", error, threading.Event()
+    It holds them until it is let go, or for some seconds.
+    """
+
+    def __init__(self, step: int, error: OSError | None = None, seconds: float | None = None) -> None:
+        self.name, self.error, self.seconds, self.gate = f"step_{step:08d}.pt", error, seconds, threading.Event()
         self.most = self.now = 0  # writes at a time
 
     def __call__(self, path: Path, write: Any) -> None:
@@ -76,6 +79,8 @@ class Held:
         if path.name == self.name:
             if self.error is not None:
                 raise self.error
+            if self.seconds is not None:
+                threading.Timer(self.seconds, self.gate.set).start()
             assert self.gate.wait(60)
         atomic.write_atomically(path, write)
         self.now -= 1
@@ -119,9 +124,8 @@ def test_steps_go_on_while_a_file_is_written(run: Trainer, monkeypatch: pytest.M
 )
 def test_the_end_of_a_run_waits_for_the_file(step: int, message: str, run: Trainer, monkeypatch: Any) -> None:
     """A request to end, and a loss that is not finite: what is being written is saved before the message."""
-    held = Held(step)
+    held = Held(step, seconds=0.3)
     monkeypatch.setattr(weights, "write_atomically", held)
-    threading.Timer(0.3, held.gate.set).start()
     original = Trainer.train_step
     if step == 2:
         monkeypatch.setattr(
@@ -140,4 +144,4 @@ def test_an_error_of_the_thread_ends_the_run(failing: int, run: Trainer, monkeyp
     saved = {2: "nothing is saved yet", 8: "the same command resumes from step 6"}[failing]
     with pytest.raises(StoppedError, match=rf"No space left on device\. Make room on the disk; {saved}"):
         run.fit()
-    assert run.step <= {2: 4, 8: 8}[failing]
+    assert run.step in {2: (2, 3, 4), 8: (8,)}[failing]

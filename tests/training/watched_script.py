@@ -74,7 +74,7 @@ def be_slow() -> None:
             yield
 
     def slow_call(self: Any, *args: Any, **settings: Any) -> Any:
-        time.sleep(0.7)
+        time.sleep(3)
         return call(self, *args, **settings)
 
     team.first_before_others = first_before_others

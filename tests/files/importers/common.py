@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bbdm.files.checkpoint import load_checkpoint, load_vqgan
 from bbdm.files.content import Checkpoint
 from bbdm.networks.vqgan import VQGAN
+from tests.conftest import relative_gap
 
 PEERS = ("sde_bbdm", "torchmanager", "torchmanager_core", "diffusion", "vqgan", "model", "pytorch_lightning")
 SMALL: dict[str, Any] = {"model_channels": 32, "channel_mult": (1, 2), "head_channels": 32, "num_groups": 32}
@@ -40,10 +41,6 @@ def expected(kind: Any, config: Any) -> dict[str, Tensor]:
 
 def images(*shape: int, seed: int = 1) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-def relative(made: Tensor, wanted: Tensor) -> float:
-    return ((made - wanted).norm() / wanted.norm()).item()
 
 
 @contextlib.contextmanager
@@ -194,8 +191,8 @@ def assert_same_autoencoder(loaded: VQGAN, seed: SeedVQGAN) -> None:
     x = images(1, 3, 32, 40)
     with torch.no_grad():
         latents = seed.encode(x)
-        assert relative(loaded.encode(x), latents) < 1e-5
-        assert relative(loaded.decode(latents), seed.decode(latents)) < 1e-5
+        assert relative_gap(loaded.encode(x), latents) < 1e-5
+        assert relative_gap(loaded.decode(latents), seed.decode(latents)) < 1e-5
 
 
 def small_vqgan(**settings: Any) -> VQGAN:

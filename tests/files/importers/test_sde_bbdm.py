@@ -15,7 +15,7 @@ from bbdm.files.importers import shapes
 from bbdm.networks.unet import UNet
 from bbdm.networks.unet_config import PRESETS as UNETS
 from bbdm.networks.unet_config import UNetConfig
-from tests.conftest import tiny_unet
+from tests.conftest import relative_gap, tiny_unet
 from tests.files.importers.common import (
     SMALL,
     SeedVQGAN,
@@ -25,7 +25,6 @@ from tests.files.importers.common import (
     images,
     load,
     refused,
-    relative,
     save,
     small_vqgan,
 )
@@ -69,7 +68,7 @@ def assert_same_network(loaded: Checkpoint, unet: Any, condition: bool = False) 
     x, y, t = images(2, 3, 16, 24), images(2, 3, 16, 24, seed=2), torch.tensor([1, 700])
     with torch.no_grad():
         public = type(unet).forward(unet, x, t, y if condition else None)
-        assert relative(ours(x, t, {"source": y} if condition else None), public) < 1e-5
+        assert relative_gap(ours(x, t, {"source": y} if condition else None), public) < 1e-5
 
 
 class TestSdeBbdm:

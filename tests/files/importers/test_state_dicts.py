@@ -1,7 +1,5 @@
 """State dicts, whose shapes do not determine all settings."""
 
-import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,14 +14,7 @@ from bbdm.networks.vqgan import VQGAN
 from tests.files.importers.common import expected, fill, images, save, small_vqgan
 
 
-@pytest.fixture
-def no_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-
-
-@pytest.mark.usefixtures("no_warnings")
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["demo", "demo-residual"])
 def test_state_dict_of_our_small_unet(tmp_path: Path, name: str):
     """On latents without a condition; its blocks, and its patches, are the preset's."""
@@ -35,7 +26,7 @@ def test_state_dict_of_our_small_unet(tmp_path: Path, name: str):
     assert torch.equal(loaded.build_unet()(x, t), unet(x, t))
 
 
-@pytest.mark.usefixtures("no_warnings")
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", [name for name, config in UNETS.items() if config.axes == 2])  # as those of others
 def test_shapes_of_a_presets_unet(name: str):
     found = shapes.unet_config(expected(UNet, UNETS[name]))
@@ -43,7 +34,7 @@ def test_shapes_of_a_presets_unet(name: str):
         assert getattr(found, setting) == getattr(UNETS[name], setting)
 
 
-@pytest.mark.usefixtures("no_warnings")
+@pytest.mark.filterwarnings("error")
 def test_state_dict_of_our_small_vqgan(tmp_path: Path):
     vqgan = fill(VQGAN.from_preset("demo"))
     loaded = load_vqgan(save(vqgan.state_dict(), tmp_path / "a.pt"))
