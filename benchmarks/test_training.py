@@ -44,12 +44,7 @@ def measured(request: pytest.FixtureRequest, unet: UNet, peaks: Peaks, quick: bo
     for _ in range(rounds):
         for row, samples in comparison.seconds.items():
             done = processes.run(
-                processes.train,
-                settings=ROWS[row],
-                batch=batch,
-                steps=steps,
-                device=DEVICE.type,
-                quick=quick,
+                processes.train, settings=ROWS[row], batch=batch, steps=steps, device=DEVICE.type, quick=quick
             )
             samples += done["seconds"]
             info = comparison.info[row]

@@ -42,12 +42,7 @@ def best_seconds(row: Row, rounds: int) -> float:
 
 
 def interleaved(
-    rows: Mapping[str, Row],
-    rounds: int,
-    *,
-    settle: bool = True,
-    once: Collection[str] = (),
-    least: float = 0.0,
+    rows: Mapping[str, Row], rounds: int, *, settle: bool = True, once: Collection[str] = (), least: float = 0.0
 ) -> dict[str, list[float]]:
     """Seconds of each row, timed in turns.
 

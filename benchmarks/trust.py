@@ -48,10 +48,7 @@ def measure(sampler: BridgeSampler, pair: Any, index: int, count: int, samples: 
     results, wanted = torch.stack(found.samples)[:, 0].double(), target[0].double()
     kept = {
         name: compared(found, levels, wanted.numpy())
-        for name, levels in (
-            ("quantiles", (alpha / 2, 1 - alpha / 2)),
-            ("std", None),
-        )
+        for name, levels in (("quantiles", (alpha / 2, 1 - alpha / 2)), ("std", None))
     }
     sizes = [size for size in (1, 4, 16) if size <= samples]
     means = [sampler(source, solver="mean", steps=1)[0].double(), *(results[:size].mean(0) for size in sizes)]
@@ -128,10 +125,7 @@ def table(results: dict[str, list[Any]], alpha: float) -> str:
         quartiles = np.mean([each["quartiles"] for each in splits], axis=0)
         by = [
             ", ".join(f"{scale * value:.{digits}f}" for value in quartiles[:, i])
-            for i, scale, digits in (
-                (0, 1, 3),
-                (1, 100, 1),
-            )
+            for i, scale, digits in ((0, 1, 3), (1, 100, 1))
         ]
         related = np.mean([each["correlation"] for each in splits])
         lines.append(

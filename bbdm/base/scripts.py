@@ -85,9 +85,7 @@ def imports() -> Iterator[None]:
 
 
 def run(
-    main: Callable[[], None],
-    after: str = "the same command starts anew",
-    hints: Mapping[str, str] | None = None,
+    main: Callable[[], None], after: str = "the same command starts anew", hints: Mapping[str, str] | None = None
 ) -> None:
     """Run a command's ``main``, and turn an expected error into one line and an exit status.
 

@@ -36,10 +36,7 @@ class Table(Pairs):
     """
 
     def __init__(
-        self,
-        table: Any,
-        columns: tuple[str, ...] | None = None,
-        told: Mapping[str, str] = MappingProxyType({}),
+        self, table: Any, columns: tuple[str, ...] | None = None, told: Mapping[str, str] = MappingProxyType({})
     ) -> None:
         self.told = dict(told)
         if missing := [name for name in self.told.values() if name not in table.column_names]:
@@ -58,11 +55,7 @@ class Table(Pairs):
 
     @classmethod
     def open(
-        cls,
-        data_dir: str,
-        split: str,
-        columns: str | None = None,
-        told: Mapping[str, str] = MappingProxyType({}),
+        cls, data_dir: str, split: str, columns: str | None = None, told: Mapping[str, str] = MappingProxyType({})
     ) -> Table:
         """A split of a data set of the Hub, ``OWNER/NAME`` or ``OWNER/NAME@REVISION``, or of a folder.
 

@@ -39,11 +39,7 @@ from bbdm.pictures.images import Resize, Size
 from bbdm.pictures.kind import AXES
 from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import EIGHT_BIT, Values
-from bbdm.sampling.network_config import (
-    DEFAULT_SIZE,
-    chosen_size,
-    described_size,
-)
+from bbdm.sampling.network_config import DEFAULT_SIZE, chosen_size, described_size
 from bbdm.sampling.sampler import BridgeSampler
 
 # The names of sources, and arguments of Scores.update

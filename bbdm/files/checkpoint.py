@@ -120,11 +120,7 @@ def _placed(settings: dict[str, Any], states: dict[str, State]) -> dict[str, Any
 
 
 def save_vqgan(
-    path: str | os.PathLike[str],
-    vqgan: VQGAN,
-    *,
-    ema: VQGAN | None = None,
-    training: dict[str, Any] | None = None,
+    path: str | os.PathLike[str], vqgan: VQGAN, *, ema: VQGAN | None = None, training: dict[str, Any] | None = None
 ) -> None:
     """Write an autoencoder alone, atomically.
 

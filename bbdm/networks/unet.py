@@ -43,13 +43,7 @@ class ResBlock(nn.Module):
     """Residual block, modulated by the time; ``up`` multiplies and ``down`` divides each side, if given."""
 
     def __init__(
-        self,
-        channels: int,
-        out_channels: int,
-        config: UNetConfig,
-        *,
-        up: Sequence[int] = (),
-        down: Sequence[int] = (),
+        self, channels: int, out_channels: int, config: UNetConfig, *, up: Sequence[int] = (), down: Sequence[int] = ()
     ) -> None:
         super().__init__()
         self.up, self.down, self.scale_shift = up, down, config.scale_shift

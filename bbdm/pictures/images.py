@@ -190,10 +190,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def decode(
-    data: bytes,
-    name: str,
-    formats: tuple[str, ...] | None = None,
-    check_size: Callable[[int, int], None] | None = None,
+    data: bytes, name: str, formats: tuple[str, ...] | None = None, check_size: Callable[[int, int], None] | None = None
 ) -> Image.Image:
     """A fully read, upright picture from the bytes of a file, which has a ``name`` in messages.
 

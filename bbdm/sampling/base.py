@@ -56,13 +56,7 @@ class BaseSampler(Engine[Array, AnyPlan]):
     origin: Origin | None = None  # of the network's weights; None where they came from no checkpoint
     _fixed = False  # whether public attributes refuse to be set
 
-    def __init__(
-        self,
-        solver: str | None,
-        steps: int | None,
-        timesteps: Timesteps,
-        shapes: Shapes,
-    ) -> None:
+    def __init__(self, solver: str | None, steps: int | None, timesteps: Timesteps, shapes: Shapes) -> None:
         self._shapes = shapes
         self._thread = threading.local()
         self._plans = Plans(self._make_plan, solver, steps, timesteps)

@@ -268,11 +268,7 @@ def add(panel: Panel) -> None:
             slider = gr.ImageSlider(label="Before and after", format="png", interactive=False, elem_classes="compared")
             state = gr.HTML(elem_classes="status")
             gallery = gr.Gallery(
-                show_label=False,
-                format="png",
-                columns=4,
-                elem_classes=["results", "gallery"],
-                **GALLERY,
+                show_label=False, format="png", columns=4, elem_classes=["results", "gallery"], **GALLERY
             )
             download = gr.DownloadButton("Download as zip", interactive=False)
     given = [inputs[name] if name in inputs else gr.State() for name in MISSING]

@@ -102,11 +102,7 @@ def check_alike(starts: Sequence[dict[str, Any]]) -> None:
 
 
 def training_state(
-    path: Path,
-    stored: Stored,
-    state: dict[str, Any] | None,
-    config: RunConfig,
-    train: Examples,
+    path: Path, stored: Stored, state: dict[str, Any] | None, config: RunConfig, train: Examples
 ) -> dict[str, Any]:
     """The training state in the file ``path``, where this run is the same.
 

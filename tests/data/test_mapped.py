@@ -60,17 +60,7 @@ def test_values_make_the_unit_range() -> None:
 
 def test_volumes_have_three_axes() -> None:
     stored = np.arange(-4, 4).reshape(1, 2, 2, 2) * 250
-    pairs = MappedDataset(
-        items(
-            (
-                stored,
-                stored,
-            )
-        ),
-        None,
-        HU,
-        HU,
-    )
+    pairs = MappedDataset(items((stored, stored)), None, HU, HU)
     assert (pairs.axes, pairs.image_size) == (3, (2, 2, 2))
     assert torch.equal(pairs[0][1], torch.arange(-4, 4).reshape(1, 2, 2, 2) / 4)
     mask = {"source": stored, "target": stored, "mask": np.ones((1, 2, 2))}

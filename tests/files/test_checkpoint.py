@@ -421,11 +421,7 @@ class TestBadContent:
 
     @pytest.mark.parametrize(
         ("weights", "message"),
-        [
-            ([1, 2], "weights"),
-            ({"out.2.bias": 3.0}, "weights"),
-            (None, "neither weights nor their moving average"),
-        ],
+        [([1, 2], "weights"), ({"out.2.bias": 3.0}, "weights"), (None, "neither weights nor their moving average")],
         ids=["list", "numbers", "none"],
     )
     def test_weights_that_are_no_tensors(self, weights: Any, message: str, files: Path, tmp_path: Path) -> None:

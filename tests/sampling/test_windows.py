@@ -53,12 +53,7 @@ def sampler(solver: str = "sde-dpm2m", stride: int = 1, **settings: Any) -> Brid
     return BridgeSampler(network(stride), ABridge(), solver, steps=4, **settings)
 
 
-@given(
-    size=st.integers(1, 300),
-    length=st.integers(1, 60),
-    overlap=st.integers(0, 59),
-    unit=st.integers(1, 8),
-)
+@given(size=st.integers(1, 300), length=st.integers(1, 60), overlap=st.integers(0, 59), unit=st.integers(1, 8))
 def test_windows_cover_a_side_and_overlap_by_what_is_asked(size: int, length: int, overlap: int, unit: int):
     size *= unit
     windows = Windows.spread(size, length, overlap, unit)

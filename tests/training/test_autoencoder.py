@@ -21,13 +21,7 @@ from bbdm.data.pairs import PairedDataset
 from bbdm.kernels import philox
 from bbdm.training import autoencoder
 from bbdm.training.adversary import Adversary
-from bbdm.training.autoencoder import (
-    AutoencoderConfig,
-    AutoencoderTask,
-    PerceptualError,
-    perceptual_loss,
-    pictures,
-)
+from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask, PerceptualError, perceptual_loss, pictures
 from bbdm.training.loop import DivergedError, Training
 from bbdm.training.previews import ValidationScores
 from tests.conftest import MakePairs

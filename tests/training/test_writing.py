@@ -117,10 +117,7 @@ def test_steps_go_on_while_a_file_is_written(run: Trainer, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("step", "message"),
-    [
-        (3, "asked to end; the same command resumes from step 3, "),
-        (2, r"the loss is nan .* resumes from step 2, "),
-    ],
+    [(3, "asked to end; the same command resumes from step 3, "), (2, r"the loss is nan .* resumes from step 2, ")],
 )
 def test_the_end_of_a_run_waits_for_the_file(step: int, message: str, run: Trainer, monkeypatch: Any) -> None:
     """A request to end, and a loss that is not finite: what is being written is saved before the message."""
