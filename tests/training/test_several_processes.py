@@ -92,7 +92,7 @@ def test_it_resumes(
         command = [word for word in launcher if word not in shard]
         return run([*command, TRAIN, *arguments(data, tmp_path / "model.pt", *shard)], **environment)
 
-    done = started(launcher, **how)
+    done = started(launcher, PAUSE="0.5", **how)  # in which step 6 is written before step 7 ends
     assert done.returncode != 0
     assert launcher is ALONE or "DIE" not in how or "Signal 9 (SIGKILL)" in done.stderr
     saved = "step_00000008.pt" if "TERM_AT" in how else "step_00000006.pt"
