@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -96,6 +97,7 @@ def run(
             follows the error's message.
     """
     try:
+        warnings.formatwarning = _without_code
         with imports():
             main()
     except KeyboardInterrupt as error:
@@ -106,6 +108,11 @@ def run(
         raise SystemExit(error.status) from error
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {hinted(error, hints)}") from error
+
+
+def _without_code(message: Warning | str, *_: Any, **__: Any) -> str:
+    """A warning of a command as a line."""
+    return f"warning: {message}\n"
 
 
 def hinted(error: Exception, hints: Mapping[str, str] | None) -> str:

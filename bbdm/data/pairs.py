@@ -264,10 +264,19 @@ def _kind(pairs: Pairs, direction: str, pictures: PicturesConfig) -> PictureKind
     """
     sides = pairs[0].opened().swapped() if direction == "BtoA" else pairs[0].opened()
     given: dict[str, Any] = {"source": pictures.source_values, "target": pictures.target_values}
+    unknown: dict[str, Any] = {}  # the first of each side
     for name, of in {"source": sides.sources, "target": (sides.target,)}.items():
-        for each in of:
-            if given[name] is None and each is not None and each.dtype != np.uint8:
-                raise ValueError(f"{each.path}: {images.more_than_8_bits(each[()])}")
+        others = [each for each in of if each is not None and each.dtype != np.uint8]
+        if given[name] is None and others:
+            unknown[name] = others[0][()]
+    if unknown:
+        found = ", ".join(f"the first {name} has {images.found_range(array)}" for name, array in unknown.items())
+        flags = " ".join(f"--{name}_values {images.usual_range(array)}" for name, array in unknown.items())
+        kinds = " and ".join(sorted({str(array.dtype) for array in unknown.values()}))
+        raise ValueError(
+            f"{pairs[0]}: pictures of {kinds} have no agreed range of values, and {found}: give ranges that hold all, "
+            f"such as {flags} ({'=, '.join(f'{name}_values' for name in unknown)}= in Python)"
+        )
     values: dict[str, Any] = {name: EIGHT_BIT if value is None else value for name, value in given.items()}
     if sides.target is not None and isinstance(given["target"], Values):
         values["target"] = given["target"].stored_like(sides.target.dtype)

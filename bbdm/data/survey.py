@@ -45,7 +45,7 @@ def survey(dataset: PairExamples, whole: bool = False, kept: Path | None = None,
     about: dict[str, str | bool] = {"whole": whole}
     if kept is not None:
         about["files"] = digest_of(dataset)
-        about["pairs"] = digest_of(dataset, told=False) if dataset.told else about["files"]
+        about["pairs"] = files_digest(dataset)
         with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is made again
             content = json.loads(kept.read_text())
             if {name: content[name] for name in about} == about:
@@ -105,8 +105,17 @@ def _look(dataset: PairExamples, place: int, whole: bool) -> tuple[str, list[flo
     return "", [width / height for width, height in sides]
 
 
+def files_digest(dataset: PairExamples) -> str:
+    """SHA-256 of the names, sizes and times of the pairs' own files, whatever examples are made of them."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pair in dataset.pairs for path in pair.files}):
+        about = path.stat()
+        digest.update(f"{path} {about.st_size} {about.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
 def digest_of(dataset: PairExamples, told: bool = True) -> str:
-    """SHA-256 of the names, sizes and times of all files; ``told``, of those of conditions too."""
+    """SHA-256 of settings, and of names, sizes and times of files; ``told``, of those of conditions too."""
     names = dataset.told.names(dataset.pairs) if told else ""
     digest = hashlib.sha256(f"{dataset.channels}{dataset.settings}{names}\n".encode())
     for pair in dataset.pairs:

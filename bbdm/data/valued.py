@@ -216,7 +216,8 @@ class ValuedDataset(PairExamples):
         try:
             return self._example(pair.name, sides, f"{pair.name} {number}", seed, others)
         except ValueError as error:
-            raise ValueError(f"{pair}: {error}") from error
+            named = any(str(path) in str(error) for path in pair.files)
+            raise ValueError(str(error) if named else f"{pair}: {error}") from error
 
     def _example(self, name: str, sides: Sides, key: str, seed: int, others: Mapping[str, torch.Tensor]) -> Example:
         """The example of opened pictures; ``key`` names its crop, and ``others`` are no images."""

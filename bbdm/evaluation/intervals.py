@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from bbdm.base import manifest
+from bbdm.base.sizes import shown
 from bbdm.evaluation import risk
 from bbdm.evaluation.excess import Measure, ends, units_of
 from bbdm.evaluation.risk import Bound, Groups, Losses
@@ -203,6 +204,15 @@ class Intervals:
         )
         return self.of(made)
 
+    def check_size(self, size: Sequence[int]) -> None:
+        """Raise ValueError for results of another size than that of the calibration; None of it is any."""
+        if self.size is not None and tuple(size) != self.size:
+            sizes = [shown(each) for each in (self.size, size)]
+            raise ValueError(
+                f"the intervals were calibrated on pictures of {sizes[0]}, got {sizes[1]}: calibrate on pictures of "
+                "this size"
+            )
+
     def of(self, distribution: Distribution) -> tuple[Any, Any]:
         """The ends of the intervals of a distribution that the sampler made with as many samples."""
         if distribution.count != self.samples:
@@ -212,8 +222,7 @@ class Intervals:
         lows: list[Array] = []
         highs: list[Array] = []
         for low, high, uncertainty in zip(*ends(distribution, levels), strict=True):
-            if self.size is not None and low.shape[1:] != self.size:
-                raise ValueError(f"the intervals were calibrated on pictures of {self.size}, got {low.shape[1:]}")
+            self.check_size(low.shape[1:])
             wider = groups.at(uncertainty) * (1 if levels else uncertainty)
             lows.append((low - wider).clip(-1, 1))
             highs.append((high + wider).clip(-1, 1))

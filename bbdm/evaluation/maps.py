@@ -80,6 +80,9 @@ class MapTranslator(Translator):
                     **config.windows,
                     **config.guides,
                 }
+                size = self.files.size(index)  # before a picture is turned
+                if intervals is not None and size is not None and sorted(size) != sorted(intervals.size or size):
+                    intervals.check_size(size)
                 made = sampler.distribution([source.given], config.num_samples, seeds, keep=keep, **settings)
                 ends: dict[str, Any] = dict(zip(("low", "high"), intervals.of(made), strict=True)) if intervals else {}
                 for job in of:

@@ -23,36 +23,37 @@ class SeenPairsError(ValueError):
 def check_unseen(pairs: Examples, origin: Origin | None) -> None:
     """Raise SeenPairsError where pairs are those that a network was trained on, by the records of its run.
 
-    A checkpoint that training resumes from has the number and the names of its pairs, and so has the folder
-    of a run, ``OUT.run`` of ``OUT.pt`` or the one that the file is in. Of data sets of files that the command
-    looked at, the folder has a digest of the files instead.
+    A checkpoint that training resumes from has the names of its pairs, and so has the folder of a run,
+    ``OUT.run`` of ``OUT.pt`` or the one that the file is in. Of data sets of files that the command looked
+    at, the folder has a digest of the files instead.
     """
     if origin is None:
         return
     from bbdm.data.examples import PairExamples
-    from bbdm.data.survey import digest_of
+    from bbdm.data.survey import digest_of, files_digest
 
-    seen = f"these {len(pairs)} pairs were in training, by"
+    seen, names = f"these {len(pairs)} pairs were in training, by", "their names"
+    others = "calibrate on others, or give other pictures other names"
     if _named(pairs, origin.pairs):
-        raise SeenPairsError(f"{seen} their names: calibrate on others")
+        raise SeenPairsError(f"{seen} {names}: {others}")
     for folder in (origin.path.with_suffix(".run"), origin.path.parent):
         looked, config = folder / "pictures_train.json", folder / "config.json"
         if looked.is_file() and isinstance(pairs, PairExamples):
             with manifest.reading(looked, "delete it, and training looks at its pictures again") as content:
-                same = {content["files"], content.get("pairs")} & {digest_of(pairs), digest_of(pairs, told=False)}
-            if same:
+                known = {content["files"], content.get("pairs")}
+            if known & {files_digest(pairs), digest_of(pairs), digest_of(pairs, told=False)}:  # the last: older ones
                 raise SeenPairsError(f"{seen} {looked}: calibrate on others")
         elif config.is_file():
             known = None
             with suppress(ValueError, LookupError, TypeError):  # it may be of another program
                 known = json.loads(config.read_text())["pairs"]
             if _named(pairs, known):
-                raise SeenPairsError(f"{seen} their names in {config}: calibrate on others")
+                raise SeenPairsError(f"{seen} {names} in {config}: {others}")
 
 
 def _named(pairs: Examples, known: Any) -> bool:
-    """Whether the number and the names of pairs are the known ones; ``known`` may be of something else."""
-    if not isinstance(known, Mapping) or known.get("number") != len(pairs):
+    """Whether the names of pairs are the known ones; ``known`` may be of something else."""
+    if not isinstance(known, Mapping):
         return False
     own = {pairs.names_digest(), pairs.names_digest(told=False)}  # told the same, or whatever they are told
     return any(known.get(name) in own for name in ("names", "names_alone"))

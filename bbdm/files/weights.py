@@ -126,7 +126,9 @@ def opened(path: str | os.PathLike[str], name: str, kind: str, place: Place = be
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder, and a {kind} is a file")
+        inside = [each.name for each in sorted(path.glob("*")) if each.suffix in (".pt", ".safetensors")]
+        found = f": it has {', '.join(inside[-3:])}" if inside else ""
+        raise ValueError(f"{path} is a folder, and a {kind} is a file{found}")
     if not path.is_file():
         raise FileNotFoundError(f"there is no {kind} {path}")
     with readable(path, kind):

@@ -135,11 +135,25 @@ def convert(image: Image.Image, channels: int = 3) -> Image.Image:
 
 def more_than_8_bits(array: npt.NDArray[Any]) -> ValueError:
     """The error for pictures of more than 8 bits of which nobody said what black and white are."""
-    found = f"{array.min():g} to {array.max():g}" if array.size else "none"
     return ValueError(
-        f"pictures of {array.dtype} have no agreed range of values, and this one has {found}: give the range, "
-        "such as --source_values 0:4095 --target_values 0:4095, source_values= and target_values= in Python"
+        f"pictures of {array.dtype} have no agreed range of values, and this one has {found_range(array)}: give the "
+        f"range to a call in Python, such as source_values='{usual_range(array)}', or store it in 8 bits"
     )
+
+
+def found_range(array: npt.NDArray[Any]) -> str:
+    """The least and the largest value, for messages; NaN and infinity do not count."""
+    finite = array[np.isfinite(array)]
+    return f"{finite.min():g} to {finite.max():g}" if finite.size else "none"
+
+
+def usual_range(array: npt.NDArray[Any]) -> str:
+    """A range that holds the values, as text: of integers from 0 on, that of 8, 10, 12, 14, 16 or 32 bits."""
+    finite = array[np.isfinite(array)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0, 1)
+    if array.dtype.kind in "iu" and low >= 0:
+        return f"0:{next(2**bits - 1 for bits in (8, 10, 12, 14, 16, 32, 64) if high < 2**bits)}"
+    return f"{np.floor(low):g}:{np.ceil(high):g}"
 
 
 class UnknownFormatError(ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,10 @@ def read_call(
         raise TypeError(f"{unknown[0]!r} is no argument of a call, and no condition; the network has {known}")
     conditions = {**named, **conditions} if named and isinstance(conditions, Mapping) else named or conditions
     guided = read_guidance(shapes.further, **{name: value for name, value in others.items() if name not in named})
+    for names, _ in guided.variants if guided is not None else ():
+        if isinstance(conditions, Mapping) and all(conditions.get(name, 0) is None for name in names):
+            told = ", ".join(map(repr, names))
+            warnings.warn(f"guidance has nothing to guide to: {told} is None", stacklevel=4)  # the line of the call
     given = sources.given(source, backend, shapes.source_channels, scale)
     single = {"noise": noise, "mask": mask, "conditions": conditions if shapes.further.images else None}
     for name, value in single.items():

@@ -20,6 +20,12 @@ def test_an_error_of_the_user_is_one_line(kind: type[Exception]):
         scripts.run(main)
 
 
+def test_a_warning_of_a_command_is_one_line():
+    code = "import warnings; from bbdm.base import scripts; scripts.run(lambda: warnings.warn('of a test'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == "warning: of a test\n"
+
+
 @pytest.mark.parametrize(
     ("name", "message"), [("torchmetrics.image", r"error: none: pip install 'bbdm\[eval\]'"), ("other", "error: none")]
 )

@@ -10,6 +10,7 @@ from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, Intervals, Values, cli, save_checkpoint
 from bbdm.cli import calibrate, translate
+from bbdm.data.config import PicturesConfig
 from bbdm.data.pairs import load_dataset
 from bbdm.data.survey import survey
 from bbdm.evaluation.calibration import IntervalsExistError
@@ -104,6 +105,16 @@ def test_pairs_that_were_in_training_are_refused(place: Path):
         run()
 
 
+@pytest.mark.parametrize("crops", [{}, {"crop": 8, "crops_per_picture": 3}], ids=["whole", "crops"])
+def test_pairs_that_were_cut_in_training_are_refused(crops: dict[str, Any], place: Path):
+    """By their files, whatever was made of them."""
+    Path("c.run").mkdir()
+    pairs = load_dataset("edge2shoes", "data", "val", 12, pictures=PicturesConfig(**crops))
+    survey(pairs, kept=Path("c.run/pictures_train.json"))
+    with pytest.raises(SeenPairsError, match=r"these 10 pairs were in training, by c.run/pictures_train.json"):
+        run()
+
+
 def test_pairs_of_a_checkpoint_that_training_resumes_from(place: Path, make_trainer: MakeTrainer):
     trainer = make_trainer(epochs=1)
     trainer.fit()
@@ -136,7 +147,7 @@ def test_maps_are_those_of_the_results_in_files(place: Path):
             assert abs(made - wanted).max() <= 1.1, kind
 
 
-def test_maps_of_intervals(place: Path, capsys: pytest.CaptureFixture[str]):
+def test_maps_of_intervals(place: Path, monkeypatch: pytest.MonkeyPatch):
     run("--alpha", "0.2")
     maps = ["edge2shoes", "data", "c.pt", "maps", *FLAGS[4:], "--samples", "3", "--maps", "low,high"]
     translate.main(maps)
@@ -145,6 +156,10 @@ def test_maps_of_intervals(place: Path, capsys: pytest.CaptureFixture[str]):
     source = load_dataset("edge2shoes", "data", "val", SIZE).images(4)[0]
     for kind, end in zip(("low", "high"), found(source, seed=[[4 + 10 * j for j in range(3)]]), strict=True):
         assert np.array_equal(np.asarray(Image.open(f"maps/06_{kind}.png")), np.asarray(end[0]))
+    with monkeypatch.context() as patched:
+        patched.setattr(BridgeSampler, "distribution", None)  # it is refused before anything is made
+        with pytest.raises(ValueError, match=r"on pictures of 16 x 16, got 8 x 8: calibrate on pictures of this size"):
+            translate.main([*maps, "--overwrite", "--size", "8"])
     Path("c.intervals.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"there are no intervals c.intervals.json: bbdm calibrate"):
         translate.main([*maps, "--overwrite"])

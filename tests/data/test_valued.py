@@ -80,8 +80,21 @@ def test_without_values_more_than_8_bits_are_an_error_with_their_range(suffix: s
         Picture(place_of(1, (1, *size), kind)).save(tmp_path / side / f"a{suffix}")
     highest = 999 + np.prod(size)
     with pytest.raises(
-        ValueError, match=rf"A/a{suffix}: pictures of {kind} .*has 1000 to {highest}: .*--source_values"
+        ValueError, match=rf"A/a{suffix}: pictures of {kind} .*has 1000 to {highest}, .*--source_values"
     ):
+        load_dataset("paired", f"{tmp_path}/A,{tmp_path}/B")
+
+
+def test_the_ranges_of_both_sides_are_told_where_there_are_none(tmp_path: Path) -> None:
+    for side, low, high in (("A", 403, 3499), ("B", -20.5, 36903.0)):
+        array = np.array([[[low, high]]], np.uint16 if side == "A" else np.float32)
+        Picture(array).save(tmp_path / side / "0.npy")
+    found = "the first source has 403 to 3499, the first target has -20.5 to 36903"
+    flags = r"--source_values 0:4095 --target_values -21:36903 \(source_values=, target_values= in Python\)"
+    with pytest.raises(ValueError, match=rf"A/0.npy: pictures of float32 and uint16 .* and {found}: .* {flags}"):
+        load_dataset("paired", f"{tmp_path}/A,{tmp_path}/B")
+    Picture(np.zeros((1, 1, 2), np.uint8)).save(tmp_path / "B" / "0.npy")
+    with pytest.raises(ValueError, match=r"uint16 have .*, such as --source_values 0:4095 \(source_values= in Python"):
         load_dataset("paired", f"{tmp_path}/A,{tmp_path}/B")
 
 

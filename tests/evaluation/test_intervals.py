@@ -77,7 +77,7 @@ def test_a_file_and_what_it_refuses(tmp_path: Path):
     with pytest.raises(OtherSamplerError, match=r"target_values 0:255, now 0:4095"):
         Intervals.load(tmp_path / "a.intervals.json", sampler)
     sampler.pictures = PictureKind()
-    with pytest.raises(ValueError, match=r"calibrated on pictures of \(8, 8\), got \(8, 16\)"):
+    with pytest.raises(ValueError, match=r"calibrated on pictures of 8 x 8, got 8 x 16"):
         found(torch.cat([source, source], 3))
     with pytest.raises(ValueError, match="as it was calibrated: solver, steps cannot be given"):
         found(source, solver="dpm2m", steps=2)

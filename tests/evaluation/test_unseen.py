@@ -87,6 +87,20 @@ def test_pairs_are_known_whatever_they_are_told(make_trainer: MakeTrainer, make_
     make_trainer(unet=tiny_unet(classes={"style": ("a", "b")}), train=trained, epochs=2).resume(file)
 
 
+def test_crops_are_known_by_the_names_of_their_pictures(
+    make_trainer: MakeTrainer, make_pairs: MakePairs, tmp_path: Path
+):
+    """Of which there are other numbers."""
+    make_pairs(tmp_path / "c", 4, 2 * SIZE)
+    places = f"{tmp_path}/c/A,{tmp_path}/c/B"
+    crops = PicturesConfig(crop=SIZE, crops_per_picture=2)
+    trainer = make_trainer(train=load_dataset("paired", places, image_size=SIZE, pictures=crops), epochs=1)
+    trainer.fit()
+    assert len(trainer.train) == 8
+    with pytest.raises(SeenPairsError, match="these 4 pairs were in training, by their names: calibrate on others, or"):
+        check_unseen(load_dataset("paired", places, image_size=SIZE), load_checkpoint(newest(trainer)).origin)
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"pairs": 3}', '{"pairs": {"number": 4}}', "\udcff"])
 def test_settings_of_another_program_refuse_nothing(make_trainer: MakeTrainer, tmp_path: Path, content: str):
     make_trainer().save(tmp_path / "w.pt")

@@ -445,8 +445,10 @@ def test_arguments_that_agree_are_fine_and_others_are_refused(suffix: str, files
         load_checkpoint(files / f"good{suffix}", c_lambda=2.0)
     with pytest.raises(FileNotFoundError, match=f"no checkpoint {tmp_path}"):
         load_checkpoint(tmp_path / f"gone{suffix}")
-    with pytest.raises(ValueError, match=f"{tmp_path} is a folder, and a checkpoint is a file"):
+    with pytest.raises(ValueError, match=f"{tmp_path} is a folder, and a checkpoint is a file$"):
         load_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match=f"{files} is a folder, and a checkpoint is a file: it has good.pt, good"):
+        load_checkpoint(files)
 
 
 def test_saving_does_not_touch_the_network(make_unet: MakeUNet, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ class TestFromPil:
         ("mode", "channels", "message"),
         [
             *(
-                (mode, 3, f"pictures of {kind} .* this one has 7 to 1096: give the range.*--source_v")
+                (mode, 3, f"pictures of {kind} .* this one has 7 to 1096: give the range.*source_values=")
                 for mode, kind in (("I", "int32"), ("F", "float32"), ("I;16", "uint16"), ("I;16B", ">u2"))
             ),
             *(("RGB", channels, f"1 or 3 channels, not {channels}") for channels in (0, 2, 4)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,16 @@ def test_no_guidance_has_the_bits_of_a_call():
     assert not torch.equal(sampler(SOURCE, 0, conditions=told, guidance=2), plain)
     without = sampler(SOURCE, 0, style=None, text=None)
     torch.testing.assert_close(sampler(SOURCE, 0, conditions=told, guidance=0), without, rtol=0, atol=1e-4)
+
+
+def test_guidance_without_what_it_guides_to_is_warned_of():
+    sampler = BridgeSampler(network(), BRIDGE, steps=1)
+    with pytest.warns(UserWarning, match="guidance has nothing to guide to: 'style', 'text' is None") as record:
+        sampler(SOURCE, 0, style=None, text=None, guidance=2)
+    assert record[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampler(SOURCE, 0, style=1, text=None, guidance=2)
 
 
 def counted(net: Network) -> list[int]:
