@@ -48,8 +48,13 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Exit with status 2."""
-        self.exit(2, f"error: {message}; --help lists the flags\n")
+        """Exit with status 2; of an unknown flag, name the one that is most like it."""
+        from difflib import get_close_matches  # of errors alone
+
+        unknown = re.search(r"unrecognized arguments: (--[^\s=]+)", message)
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        like = get_close_matches(unknown[1], flags, 1) if unknown else []
+        self.exit(2, f"error: {message}; {''.join(f'did you mean {flag}? ' for flag in like)}--help lists the flags\n")
 
 
 class StoppedError(RuntimeError):

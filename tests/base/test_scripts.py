@@ -148,3 +148,7 @@ def test_help_shows_defaults_and_a_wrong_flag_is_one_line(monkeypatch: pytest.Mo
     with pytest.raises(SystemExit, match="2"):
         parser().parse_args(["--nonsense"])
     assert capsys.readouterr().err == "error: unrecognized arguments: --nonsense; --help lists the flags\n"
+    with pytest.raises(SystemExit, match="2"):
+        parser().parse_args(["--stepps=3"])
+    said = "error: unrecognized arguments: --stepps=3; did you mean --steps? --help lists the flags\n"
+    assert capsys.readouterr().err == said
