@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -28,6 +27,7 @@ from bbdm.runtime.sampler import OnnxBridgeSampler
 from benchmarks.conftest import DEVICE, Record
 from benchmarks.machine import Peaks
 from benchmarks.networks import BRIDGE, STEPS, gflop, images, relative_error
+from benchmarks.peers import onnx_runtime
 from benchmarks.timing import Comparison, interleaved
 
 pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="about the CPU provider")
@@ -43,12 +43,6 @@ ROWS = [
 ]
 SIZE = 64  # of the demo's pictures
 OPSET = 23
-
-
-def session(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def write(model: onnx.ModelProto, folder: Path) -> Path:
@@ -73,17 +67,14 @@ def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool, tmp_
     halved = UNet.from_config(unet.config)
     halved.load_state_dict(unet.state_dict())
     files["ONNX Runtime float16"] = write(graphs.network_graph(halved.half(), None, OPSET), folder / "float16")
-    inputs = {"x": x.contiguous().numpy(), "t": t.numpy()}
     calls: dict[str, Callable[[], Any]] = {}
     try:
-        peer = import_module("benchmarks.peers.onnx_runtime")
-        peer.export(import_module("benchmarks.peers.sde_bbdm").network(unet), x, t, folder / "public.onnx")
-        calls[BASELINE] = peer.call(folder / "public.onnx", x, t)
+        onnx_runtime.export(import_module("benchmarks.peers.sde_bbdm").network(unet), x, t, folder / "public.onnx")
+        calls[BASELINE] = onnx_runtime.call(folder / "public.onnx", x, t)
     except ImportError as error:
         comparison.missing[BASELINE] = f"needs the extra peers: {error}"
     for row, path in files.items():
-        run = session(path)
-        calls[row] = lambda run=run: run.run(None, inputs)[0]
+        calls[row] = onnx_runtime.call(path, x, t.float())
     with torch.inference_mode():
         modulation = unet.embed(t)
         float32 = BridgeSampler(unet, BRIDGE, steps=STEPS, compile=True, dtype=torch.float32)
