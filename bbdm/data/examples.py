@@ -30,6 +30,10 @@ log = logging.getLogger(__name__)
 Place = tuple[int, int]  # an example's index, and the seed of what is drawn for it
 
 
+class BadPicturesError(ValueError):
+    """Pictures of a data set cannot be read."""
+
+
 class NoTargetError(ValueError):
     """A data set is of sources alone, and targets are needed."""
 
@@ -199,8 +203,10 @@ class PairExamples(Examples):
                 example = self._read(number % len(self), seed)
                 return example._replace(left_out="\n".join(reasons)) if reasons else example
             except ValueError as error:  # not OSError: a network that fails says nothing about a picture
-                if not self.skip_bad or isinstance(error, NoTargetError):
+                if isinstance(error, NoTargetError):
                     raise
+                if not self.skip_bad:
+                    raise BadPicturesError(str(error)) from error
                 reasons[" ".join(str(error).split())] = None
         raise ValueError(f"none of {len(self)} pairs can be read; the first: {next(iter(reasons))}")
 

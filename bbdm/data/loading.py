@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bbdm.data.collection import Example
-from bbdm.data.examples import Examples, Place
+from bbdm.data.examples import BadPicturesError, Examples, Place
 from bbdm.pictures import images
 
 Batch = TypeVar("Batch")
@@ -48,7 +48,8 @@ def with_short_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches of a loader, with the last line of a worker's error in place of its traceback.
 
     Raises:
-        ValueError: a picture cannot be read.
+        BadPicturesError: a picture cannot be read.
+        ValueError: anything else that was wrong.
     """
     try:
         yield from batches
@@ -56,7 +57,9 @@ def with_short_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
     except (OSError, ValueError) as error:
         kind, line = type(error), str(error).strip().split("\n")[-1]
         reason = line.removeprefix(f"{kind.__module__}.").removeprefix(f"{kind.__name__}: ")
-    raise ValueError(reason)  # not from the error: its traceback would keep the workers alive
+    raise (BadPicturesError if kind is BadPicturesError else ValueError)(
+        reason
+    )  # not from the error: its traceback would keep the workers alive
 
 
 class _Places(Dataset[Place]):

@@ -15,14 +15,11 @@ from tqdm.auto import tqdm
 
 from bbdm.base import manifest
 from bbdm.data.collection import Files
+from bbdm.data.examples import BadPicturesError as BadPicturesError
 from bbdm.data.examples import PairExamples
 
 SHAPES_DIFFER = 1.1  # ratio of the sides' widths over heights
 THREADS = 4 * (os.cpu_count() or 1)  # they wait for the disk
-
-
-class BadPicturesError(ValueError):
-    """Pictures of a data set cannot be read."""
 
 
 @dataclass(frozen=True)
