@@ -57,9 +57,8 @@ def with_short_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
     except (OSError, ValueError) as error:
         kind, line = type(error), str(error).strip().split("\n")[-1]
         reason = line.removeprefix(f"{kind.__module__}.").removeprefix(f"{kind.__name__}: ")
-    raise (BadPicturesError if kind is BadPicturesError else ValueError)(
-        reason
-    )  # not from the error: its traceback would keep the workers alive
+        raised = BadPicturesError if kind is BadPicturesError else ValueError
+    raise raised(reason)  # not from the error: its traceback would keep the workers alive
 
 
 class _Places(Dataset[Place]):
