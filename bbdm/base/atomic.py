@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 LOCK = ".lock"  # the file of a folder that is locked
+SUFFIXES = (".pt", ".safetensors")  # of files of weights
 
 
 def file_sha256(path: Path) -> str:
@@ -22,6 +23,12 @@ def file_sha256(path: Path) -> str:
         while block := file.read(2**22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def stamp(path: Path) -> str:
+    """Path, size and time of a file, which change with its content."""
+    about = path.stat()
+    return f"{path} {about.st_size} {about.st_mtime_ns}"
 
 
 def make_folder(path: Path) -> None:
@@ -73,7 +80,7 @@ def check_folder(path: Path) -> None:
 
 def check_suffix(path: Path) -> None:
     """Raise ValueError unless a file of weights can have that name and be written there."""
-    if path.suffix not in (".pt", ".safetensors"):
+    if path.suffix not in SUFFIXES:
         raise ValueError(f"the name of a file of weights ends in .pt or .safetensors, got {path}")
     check_place(path)
 

@@ -120,7 +120,7 @@ class MappedDataset(Examples):
             return torch.from_numpy(np.ascontiguousarray(array))
         if array.dtype.kind != "f" or abs(array).max() > images.RANGE_LIMIT:
             raise ValueError(
-                f"{name} has values from {array.min():g} to {array.max():g} in {array.dtype}: give their range, "
+                f"{name} has values from {images.found_range(array)} in {array.dtype}: give their range, "
                 f"MappedDataset(dataset, {name}_values=Values(LOW, HIGH)), or floats in [-1, 1]"
             )
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bbdm.base.atomic import stamp
 from bbdm.data.collection import Entry, Sides
 from bbdm.data.slices import Slice
 from bbdm.pictures import formats, images
@@ -206,9 +207,7 @@ def _in_volume(window: Window, sides: Sides, picture: LazyPicture) -> Window:
 
 def _from_cache(picture: LazyPicture, folder: Path) -> LazyPicture:
     """A picture as a file of an array, which is made where it does not exist."""
-    about = picture.path.stat()
-    key = f"{picture.path.absolute()} {about.st_size} {about.st_mtime_ns}"
-    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+    path = folder / f"{hashlib.sha256(stamp(picture.path.absolute()).encode()).hexdigest()[:32]}.npy"
     if not path.exists():
         formats.write(path, picture[()], picture.geometry)
     made = formats.open(path)

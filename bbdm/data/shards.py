@@ -25,7 +25,7 @@ from types import MappingProxyType
 from typing import Any
 
 from bbdm.base import manifest
-from bbdm.base.atomic import file_sha256
+from bbdm.base.atomic import file_sha256, stamp
 from bbdm.base.seeds import seed_of
 from bbdm.data import fetching, table, tar
 from bbdm.data.collection import EncodedPair, Order, Pairs
@@ -269,8 +269,7 @@ def _count(url: str, columns: tuple[str, ...]) -> int:
     path = fetching.local(url)
     key = path.stem  # of what may be fetched again
     if fetching.is_local(url):
-        about = path.stat()
-        key = hashlib.sha256(f"{path.absolute()} {about.st_size} {about.st_mtime_ns}".encode()).hexdigest()
+        key = hashlib.sha256(stamp(path.absolute()).encode()).hexdigest()
     kept = fetching.cache() / f"{key}.count.json"
     if kept.exists():
         with manifest.reading(kept, "delete it") as content:

@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from bbdm.base import manifest
+from bbdm.base.atomic import stamp
 from bbdm.data.collection import Files
 from bbdm.data.examples import BadPicturesError as BadPicturesError
 from bbdm.data.examples import PairExamples
@@ -106,8 +107,7 @@ def files_digest(dataset: PairExamples) -> str:
     """SHA-256 of the names, sizes and times of the pairs' own files, whatever examples are made of them."""
     digest = hashlib.sha256()
     for path in sorted({path for pair in dataset.pairs for path in pair.files}):
-        about = path.stat()
-        digest.update(f"{path} {about.st_size} {about.st_mtime_ns}\n".encode())
+        digest.update(f"{stamp(path)}\n".encode())
     return digest.hexdigest()
 
 
@@ -117,6 +117,5 @@ def digest_of(dataset: PairExamples, told: bool = True) -> str:
     digest = hashlib.sha256(f"{dataset.channels}{dataset.settings}{names}\n".encode())
     for pair in dataset.pairs:
         for path in (*pair.files, *(pair.told_files if told else ())):
-            about = path.stat()
-            digest.update(f"{path} {about.st_size} {about.st_mtime_ns}\n".encode())
+            digest.update(f"{stamp(path)}\n".encode())
     return digest.hexdigest()

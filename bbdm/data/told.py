@@ -145,7 +145,7 @@ class Told:
         check_finite(present, first)
         if array.dtype.kind != "f" or abs(present).max() > images.RANGE_LIMIT:
             raise ValueError(
-                f"{name!r} has values from {present.min():g} to {present.max():g} in {array.dtype}: give their range, "
+                f"{name!r} has values from {images.found_range(present)} in {array.dtype}: give their range, "
                 f"{name}=PLACE@LOW:HIGH, or floats in [-1, 1]"
             )
         return present.astype(np.float32)

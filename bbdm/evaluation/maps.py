@@ -71,6 +71,9 @@ class MapTranslator(Translator):
             for index, of in bar:
                 if self._large.split(sampler, of[:1])[1]:
                     raise LargePictureError(f"{self.files.entries[index]} is larger than memory, where maps are made")
+                size = None if intervals is None else self.files.size(index)
+                if intervals is not None and size and sorted(size) != sorted(intervals.size or size):
+                    intervals.check_size(size)  # before it is read; a picture may be turned then
                 source = self.files.source(index)
                 seeds = [[of[0].seed + j * count for j in range(config.num_samples)]]
                 settings = {
@@ -80,9 +83,6 @@ class MapTranslator(Translator):
                     **config.windows,
                     **config.guides,
                 }
-                size = self.files.size(index)  # before a picture is turned
-                if intervals is not None and size is not None and sorted(size) != sorted(intervals.size or size):
-                    intervals.check_size(size)
                 made = sampler.distribution([source.given], config.num_samples, seeds, keep=keep, **settings)
                 ends: dict[str, Any] = dict(zip(("low", "high"), intervals.of(made), strict=True)) if intervals else {}
                 for job in of:

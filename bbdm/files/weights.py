@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from bbdm.base.atomic import check_suffix, write_atomically
+from bbdm.base.atomic import SUFFIXES, check_suffix, write_atomically
 from bbdm.files import torchfile
 from bbdm.networks.base import is_sharded
 from bbdm.networks.restore import state_hash
@@ -126,7 +126,7 @@ def opened(path: str | os.PathLike[str], name: str, kind: str, place: Place = be
     """
     path = Path(path)
     if path.is_dir():
-        inside = [each.name for each in sorted(path.glob("*")) if each.suffix in (".pt", ".safetensors")]
+        inside = [each.name for each in sorted(path.glob("*")) if each.suffix in SUFFIXES]
         found = f": it has {', '.join(inside[-3:])}" if inside else ""
         raise ValueError(f"{path} is a folder, and a {kind} is a file{found}")
     if not path.is_file():

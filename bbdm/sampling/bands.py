@@ -126,7 +126,7 @@ class Bands:
         noisy = float(table[index, C_Z]) != 0
         noise = normal_rows(self._seeds, index, self._shape, rows) if noisy else None
         place = torch.full((1,), index, dtype=torch.int64, device=x.device)
-        bridge_step(x, x0hat, torch.empty_like(x), pred, y, table, place, None, noise, self._loop.clamp, None)
+        bridge_step(x, x0hat, torch.empty_like(x), pred, y, table, place, None, noise, self._loop.clamp)
 
     def _y(self, read: Read, rows: slice) -> torch.Tensor:
         return self._network.endpoint(self._read(read, "source", self._across(rows))).contiguous()

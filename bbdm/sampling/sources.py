@@ -192,7 +192,7 @@ def _values(picture: Picture, channels: int, kind: PictureKind, axes: int = 2) -
     if kind.source == EIGHT_BIT and array.dtype != np.uint8:
         raise ValueError(
             f"source must have 8 bits, as in training, and {picture.name or 'it'} has {array.dtype} from "
-            f"{array.min():g} to {array.max():g}: give source_values"
+            f"{images.found_range(array)}: give source_values"
         )
     kind.warn_of_spacing(picture.geometry.spacing, picture.name)
     kind.warn_of_bits(array.dtype)

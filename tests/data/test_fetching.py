@@ -88,7 +88,7 @@ def test_ahead_fetches_in_a_thread(memory: Any, cache: Path) -> None:
     ahead = fetching.Ahead()
     memory.pipe_file("/b.tar", b"b")
     ahead.fetch(["memory://gone.tar", "memory://b.tar"])  # an error stops nothing
-    wait_until(lambda: list(cache.glob("*.tar")), "the file")
+    wait_until(lambda: list(cache.glob("*.tar")), "the file", 20)
 
 
 def test_a_damaged_cache_is_of_whole_files_alone(cache: Path) -> None:

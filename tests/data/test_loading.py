@@ -52,7 +52,6 @@ import multiprocessing, os, signal, sys, torch
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import load_dataset
 from tests.data.test_loading import ProcessIds
-from tests.kernels.triton_aot import on_a_gpu
 
 if __name__ == "__main__":
     multiprocessing.set_start_method(sys.argv[1])
@@ -72,7 +71,7 @@ def test_readers_end_with_a_process_that_is_killed(start: str, pairs: PairedData
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
     readers = [int(word) for word in done.stdout.split()]
     assert len(readers) == 2
-    wait_until(lambda: not any(is_alive(pid) for pid in readers), "the ends of readers")
+    wait_until(lambda: not any(is_alive(pid) for pid in readers), "the ends of readers", 60)
 
 
 def is_alive(pid: int) -> bool:

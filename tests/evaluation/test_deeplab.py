@@ -120,9 +120,10 @@ def test_mobilenet_strides_and_dilations(output_stride: int, side: int):
     blocks = [*backbone.low_level_features[1:], *backbone.high_level_features]
     found = [(block.depthwise.stride[0], block.depthwise.dilation[0]) for block in blocks]
     early = [(1, 1), (2, 1), (1, 1), (2, 1), (1, 1), (1, 1)]
-    late = {16: [(2, 1), *[(1, 1)] * 6, (1, 1), *[(1, 2)] * 3], 8: [(1, 1), *[(1, 2)] * 6, (1, 2), *[(1, 4)] * 3]}[
-        output_stride
-    ]
+    late = {
+        16: [(2, 1), *[(1, 1)] * 6, (1, 1), *[(1, 2)] * 3],
+        8: [(1, 1), *[(1, 2)] * 6, (1, 2), *[(1, 4)] * 3],
+    }[output_stride]
     assert found == [*early, *late]
     with torch.no_grad():
         low, high = backbone(picture()).values()

@@ -254,7 +254,7 @@ def test_pictures_of_a_replica_that_dies_are_made_by_another(start: Callable[...
         for each in clients:
             each.result()
     assert made == [True] * 128
-    wait_until(lambda: len(server.replicas()) == 2, "another replica")
+    wait_until(lambda: len(server.replicas()) == 2, "another replica", 60)
     after = server.replicas()
     assert max(before) in after
     assert min(before) not in after

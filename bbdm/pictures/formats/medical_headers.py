@@ -52,6 +52,11 @@ class Stored:
     scale: tuple[float, float] = (1.0, 0.0)
     head: int = 0
 
+    @property
+    def floats(self) -> np.dtype[Any] | None:
+        """The type of floats of a NIfTI, which may be NaN or infinite."""
+        return self.kind if self.kind is not None and self.kind.kind == "f" else None
+
     def mapped(self, dtype: np.dtype[Any]) -> bool:
         """Whether :meth:`read` gives what ITK does, whose values are of a type."""
         if self.packed or self.kind is None:
@@ -83,13 +88,12 @@ class Stored:
         """
         if self.packed:
             self._check_packed(shape)
-        elif self.kind is not None and self.kind.kind == "f":
-            whole = np.memmap(self.path, self.kind, "r", self.offset, tuple(shape))
+        elif self.floats is not None:
+            whole = np.memmap(self.path, self.floats, "r", self.offset, tuple(shape))
             check_finite(whole[(slice(None), *window)], [part.start for part in window])
 
     def _check_packed(self, shape: Sequence[int]) -> None:
-        floats = self.kind if self.kind is not None and self.kind.kind == "f" else None
-        found, stream = 0, zlib.decompressobj(47)  # zlib or gzip
+        floats, found, stream = self.floats, 0, zlib.decompressobj(47)  # zlib or gzip
         rest, index, skipped = b"", 0, 0
         with self.path.open("rb") as file:
             file.seek(self.offset)
