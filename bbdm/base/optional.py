@@ -14,7 +14,7 @@ EXTRAS = {
     "data": ("webdataset", "braceexpand", "datasets", "fsspec"),
     "app": ("gradio",),
     "tiff": ("tifffile", "imagecodecs"),
-    "medical": ("SimpleITK",),
+    "medical": ("SimpleITK", "nibabel"),
     "geo": ("rasterio",),
     "text": ("transformers",),
     "ray": ("ray", "pyarrow", "fsspec", "starlette", "prometheus_client"),

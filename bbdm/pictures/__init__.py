@@ -1,1 +1,8 @@
-"""Pictures: reading, writing, sizes and grids. Nothing here imports torch at the top."""
+"""Pictures: arrays that know where they lie, read from files and written to them. Nothing here imports torch."""
+
+from bbdm.pictures.files import header as header
+from bbdm.pictures.files import read as read
+from bbdm.pictures.files import write as write
+from bbdm.pictures.picture import Geometry as Geometry
+from bbdm.pictures.picture import Header as Header
+from bbdm.pictures.picture import Picture as Picture

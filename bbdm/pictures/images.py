@@ -1,4 +1,4 @@
-"""Pictures in and out: PIL to arrays and tensors in [-1, 1] and back, sizes, and grids of pictures.
+"""Pillow's pictures to arrays and tensors in [-1, 1] and back, sizes, and grids of pictures.
 
 Only the functions of tensors import torch.
 """
@@ -8,17 +8,17 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw
 
 from bbdm.base import sizes
+from bbdm.pictures.checks import named
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,8 @@ TURNS = {  # what makes a picture of an EXIF orientation upright
 }
 SIDEWAYS = range(5, 9)  # EXIF orientations that swap width and height
 GROUP_GAP = 6  # between groups in a grid, in gaps
+TILES_ACROSS = 4  # grey tiles of channels that stand in one row
+NAME_HEIGHT = 12  # of the names above a grid's columns, in pixels
 Size = int | tuple[int, int] | tuple[int, int, int]  # a side, (height, width), or (depth, height, width)
 Resize = Literal["stretch", "fit", "keep"]  # what a size means: exactly this, at most this, or nothing
 RANGE_LIMIT = 1.5  # refuses images in [0, 255] and standardised ones, accepts an overshooting filter
@@ -113,6 +115,9 @@ def fitted(array: npt.NDArray[Any], size: Size, resize: Resize = "stretch") -> n
     """
     if array.ndim != 3:
         raise ValueError(f"it has {array.ndim - 1} axes, and pictures have 2")
+    if array.dtype == np.uint8 and len(array) == 3:  # once rather than for each channel, with the same result
+        image = resized(Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0))), size, resize)
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
     return np.stack([np.asarray(resized(Image.fromarray(channel), size, resize)) for channel in array])
 
 
@@ -156,23 +161,6 @@ def usual_range(array: npt.NDArray[Any]) -> str:
     return f"{np.floor(low):g}:{np.ceil(high):g}"
 
 
-class UnknownFormatError(ValueError):
-    """A file is not a picture, or one of a format that is not read."""
-
-
-@contextmanager
-def _reading(name: Path | str, wanted: str = "") -> Iterator[None]:
-    """Errors of reading a picture become one with its name; ``wanted`` says of which formats it is not."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"there is no picture {name}") from error
-    except UnidentifiedImageError as error:
-        raise UnknownFormatError(f"cannot read the picture {name}: {wanted or error}") from error
-    except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
-        raise ValueError(f"cannot read the picture {name}: {error}") from error
-
-
 def is_narrowed(image: Image.Image) -> bool:
     """Whether Pillow, when it decodes an opened file, would make 8 bits of more: of 16-bit colour it does."""
     return image.mode in EIGHT_BIT and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
@@ -199,7 +187,7 @@ def open_image(path: Path) -> Image.Image:
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be decoded.
     """
-    with _reading(path), Image.open(path) as image:
+    with named("read", path), Image.open(path) as image:
         return _loaded(image)
 
 
@@ -215,11 +203,11 @@ def decode(
         UnknownFormatError: it is not a picture of these formats.
         ValueError: it cannot be decoded.
     """
-    with _reading(name, f"it is not {', '.join(formats or ['a picture'])}"):
+    with named("read", name, f"it is not {', '.join(formats or ['a picture'])}"):
         image = Image.open(io.BytesIO(data), formats=formats)
     if check_size is not None:
         check_size(*image.size)
-    with _reading(name), image:
+    with named("read", name), image:
         return _loaded(image)
 
 
@@ -232,7 +220,7 @@ def to_png(image: Image.Image) -> bytes:
 
 def open_size(path: Path) -> tuple[int, int]:
     """(width, height) of a picture, upright, from its header. Raises ValueError where it is none."""
-    with _reading(path), Image.open(path) as image:
+    with named("read", path), Image.open(path) as image:
         decodes = image.format == "PNG" and "exif" not in image.info  # getexif would decode it to look behind
         turned = not decodes and image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
         return (image.height, image.width) if turned else image.size
@@ -273,13 +261,21 @@ def scale(pixels: torch.Tensor) -> torch.Tensor:
 def from_array(array: npt.NDArray[np.floating]) -> Image.Image:
     """A picture from a (C, H, W) array in [-1, 1]; values outside are clipped.
 
-    One channel is grey and three are RGB. Two stand side by side, and of more the first three are shown.
+    One channel is grey and three are RGB. Of other counts, each channel is a grey tile: up to four side by side,
+    more in rows.
+
+    Raises:
+        ValueError: it is empty, or has other than 3 axes.
     """
     if array.ndim != 3 or not array.size:
         raise ValueError(f"a picture needs a (C, H, W) tensor, got {tuple(array.shape)}")
-    array = np.concatenate(np.split(array, 2), axis=2) if len(array) == 2 else array[:3]
-    pixels = np.rint((array.astype(np.float32).clip(-1, 1) + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    pixels = np.rint((array.astype(np.float32).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+    if len(array) == 3:
+        return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    across = len(array) if len(array) <= TILES_ACROSS else math.ceil(math.sqrt(len(array)))
+    rows = [np.concatenate(pixels[i : i + across], axis=1) for i in range(0, len(array), across)]
+    rows[-1] = np.pad(rows[-1], ((0, 0), (0, rows[0].shape[1] - rows[-1].shape[1])), constant_values=255)
+    return Image.fromarray(np.concatenate(rows))
 
 
 def preview(array: npt.NDArray[np.floating]) -> Image.Image:
@@ -331,10 +327,19 @@ def by_size(arrays: Sequence[Any]) -> list[list[int]]:
     return list(groups.values())
 
 
-def grid(rows: Sequence[Sequence[Image.Image]], gap: int = 2, group: int | None = None) -> Image.Image:
+def grid(
+    rows: Sequence[Sequence[Image.Image]], gap: int = 2, group: int | None = None, names: Sequence[str] = ()
+) -> Image.Image:
     """One picture of all pictures, row by row, on white; cells have the size of the largest.
 
-    After each ``group`` pictures of a row, the gap is wider.
+    Args:
+        rows: the pictures.
+        gap: pixels between them.
+        group: the number of pictures of a row after which the gap is wider.
+        names: of the columns, above them, cut off where a column is narrower; those of a group for all.
+
+    Raises:
+        ValueError: there is no picture.
     """
     if not rows or not any(rows):
         raise ValueError("a grid needs at least one picture")
@@ -343,16 +348,21 @@ def grid(rows: Sequence[Sequence[Image.Image]], gap: int = 2, group: int | None 
     columns = max(len(row) for row in rows)
     wider = GROUP_GAP * gap - gap
     left = [gap + j * (width + gap) + j // (group or columns) * wider for j in range(columns)]
-    sheet = Image.new("RGB", (left[-1] + width + gap, len(rows) * (height + gap) + gap), "white")
+    top = gap + (NAME_HEIGHT if names else 0)
+    sheet = Image.new("RGB", (left[-1] + width + gap, top + len(rows) * (height + gap)), "white")
+    for j, x in enumerate(left if names else ()):
+        title = Image.new("RGB", (width, NAME_HEIGHT), "white")
+        ImageDraw.Draw(title).text((0, 0), names[j % len(names)], fill="black")
+        sheet.paste(title, (x, 0))
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
-            sheet.paste(image, (left[j], gap + i * (height + gap)))
+            sheet.paste(image, (left[j], top + i * (height + gap)))
     return sheet
 
 
-def sheet(examples: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """A grid of examples, each of as many pictures side by side, about as high as wide."""
+def sheet(examples: Sequence[Sequence[Image.Image]], names: Sequence[str] = ()) -> Image.Image:
+    """A grid of examples, each of as many pictures side by side, about as high as wide; see :func:`grid`."""
     each = len(examples[0])
     across = max(1, round(math.sqrt(len(examples) / each)))
     rows = [[*chain(*examples[start : start + across])] for start in range(0, len(examples), across)]
-    return grid(rows, group=each)
+    return grid(rows, group=each, names=names)

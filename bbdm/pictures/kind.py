@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from bbdm.pictures import values
 from bbdm.pictures.images import Size, as_size
-from bbdm.pictures.lazy import Geometry
+from bbdm.pictures.picture import Geometry
 from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, holds
 
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -108,7 +108,7 @@ class PictureKind:
         """
         if nodata is not None:
             held = holds(np.dtype(self.target.dtype), nodata)
-            geometry = geometry.with_nodata(nodata) if held else geometry.without("nodata")
+            geometry = replace(geometry, nodata=nodata if held else None)
         return geometry if self.source == self.target else geometry.without("colors")
 
     def config(self) -> dict[str, Any]:

@@ -3,58 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Affine = tuple[tuple[float, ...], ...]
+from bbdm.pictures.picture import Affine as Affine
+from bbdm.pictures.picture import Geometry
+
 Window = tuple[slice, ...]  # of the spatial axes
 SAME_PLACE = 1e-3  # pixels that two grids may differ by
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Where the pixels of a picture lie, and what its file says besides: opaque, and kept.
-
-    Args:
-        affine: (n + 1, n + 1) from an index of the n spatial axes, in their order, to a place in the world;
-            None where the file says nothing of it.
-        format: the name of the format that ``kept`` is of.
-        kept: what the writer of that format writes again.
-    """
-
-    affine: Affine | None = None
-    format: str = ""
-    kept: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def spacing(self) -> tuple[float, ...] | None:
-        """The length of a pixel along each axis, in the world's unit; None where a file does not say it."""
-        if self.affine is None:
-            return None
-        columns = np.asarray(self.affine, dtype=np.float64)[:-1, :-1]
-        return tuple(float(length) for length in np.linalg.norm(columns, axis=0))
-
-    @property
-    def orientation(self) -> str:
-        """The sides of a patient to which the axes of a medical volume point, such as SPL; else ""."""
-        if self.affine is None or self.format != "medical" or len(self.affine) != 4:
-            return ""
-        columns = np.asarray(self.affine, dtype=np.float64)[:-1, :-1].T
-        most = [int(np.abs(column).argmax()) for column in columns]
-        return "".join("RLAPIS"[2 * at + (column[at] > 0)] for at, column in zip(most, columns, strict=True))
-
-    def without(self, *names: str) -> Geometry:
-        """The geometry without some entries of ``kept``."""
-        return replace(self, kept={name: value for name, value in self.kept.items() if name not in names})
-
-    def with_nodata(self, value: float | None) -> Geometry:
-        """The geometry with the stored value of pixels that have none; itself without such a value."""
-        return self if value is None else replace(self, kept={**self.kept, "nodata": value})
 
 
 class LazyPicture(ABC):

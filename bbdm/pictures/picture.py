@@ -3,43 +3,180 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.pictures import formats
-from bbdm.pictures.lazy import Geometry
+from bbdm.base import sizes
+
+Affine = tuple[tuple[float, ...], ...]
+Window = tuple[slice, ...]  # a slice for each spatial axis; () is all of them
+SAME_PLACE = 1e-3  # pixels that two grids may differ by
+WORLDS = ("nifti", "itk")  # formats whose world is mm toward a patient's left, back and head
+PHOTOGRAPH = "photograph"  # the format of PNG, JPEG, WebP and BMP
 
 
-class Picture(np.ndarray[Any, Any]):
-    """An array (C, *S) of stored values, with the ``geometry``, ``unit`` and ``name`` of a picture.
+@dataclass(frozen=True)
+class Geometry:
+    """Where the pixels of a picture lie, and what else its file says.
 
-    It is a NumPy array in all else; what is computed of it is a plain one, or keeps what it had.
+    Args:
+        affine: (n + 1, n + 1), from an index of the n spatial axes, in their order, to a point in the world;
+            None where the file has none.
+        format: the format that ``kept`` is of.
+        kept: entries that the writer of this format writes again.
+        nodata: the stored value of pixels that have no value; None where all have one.
     """
 
+    affine: Affine | None = None
+    format: str = ""
+    kept: Mapping[str, Any] = field(default_factory=dict)
+    nodata: float | None = None
+
+    @property
+    def spacing(self) -> tuple[float, ...] | None:
+        """The length of a pixel along each axis, in the world's unit; None without an affine."""
+        if self.affine is None:
+            return None
+        columns = np.asarray(self.affine, dtype=np.float64)[:-1, :-1]
+        return tuple(float(length) for length in np.linalg.norm(columns, axis=0))
+
+    @property
+    def orientation(self) -> str:
+        """The sides of a patient to which the axes of a medical volume point, such as SPL; else ""."""
+        if self.affine is None or self.format not in WORLDS or len(self.affine) != 4:
+            return ""
+        columns = np.asarray(self.affine, dtype=np.float64)[:-1, :-1].T
+        axes = [int(np.abs(column).argmax()) for column in columns]
+        return "".join("RLAPIS"[2 * axis + (column[axis] > 0)] for axis, column in zip(axes, columns, strict=True))
+
+    def without(self, *names: str) -> Geometry:
+        """The geometry without some entries of ``kept``."""
+        return replace(self, kept={name: value for name, value in self.kept.items() if name not in names})
+
+    def of_window(self, start: Sequence[int]) -> Geometry:
+        """The geometry of a window whose first pixel has the index ``start``."""
+        if self.affine is None or not any(start):
+            return self
+        matrix = np.array(self.affine, dtype=np.float64)
+        matrix[:-1, -1] += matrix[:-1, :-1] @ np.asarray(start)
+        return replace(self, affine=as_affine(matrix))
+
+
+class _Gridded:
+    """What a header and a picture share: a shape (C, *S) and a geometry."""
+
+    shape: tuple[int, ...]
     geometry: Geometry
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The length of each spatial axis, S."""
+        return tuple(self.shape[1:])
+
+    @property
+    def nodata(self) -> float | None:
+        """The stored value of pixels that have no value; None where all have one."""
+        return self.geometry.nodata
+
+    @property
+    def grid(self) -> str:
+        """The size, the affine and the orientation, for messages."""
+        affine = self.geometry.affine
+        origin = "" if affine is None else f" at {tuple(tuple(round(v, 6) for v in row) for row in affine[:-1])}"
+        toward = f" toward {self.geometry.orientation}" if self.geometry.orientation else ""
+        return f"{sizes.shown(self.sides)}{origin}{toward}"
+
+
+@dataclass(frozen=True)
+class Header(_Gridded):
+    """What a file says of its picture.
+
+    Args:
+        path: the file, or the folder of a DICOM series.
+        shape: (C, *S).
+        dtype: of the values that reading gives.
+        geometry: where the pixels lie.
+        windowed: whether a window costs less to read than the whole.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    geometry: Geometry = Geometry()
+    windowed: bool = False
+
+    @property
+    def photograph(self) -> bool:
+        """Whether it has 8-bit grey or colours of PNG, JPEG, WebP or BMP, which become one another."""
+        return self.geometry.format == PHOTOGRAPH and self.dtype == np.uint8 and self.shape[0] in (1, 3)
+
+
+class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """An array (C, *S) of stored values, with the ``geometry``, ``unit`` and ``name`` of a picture.
+
+    It is a NumPy array in all else. Results of arithmetic keep these attributes; slices do too, though the
+    affine stays that of the whole. A picture from a file is read-only.
+    """
+
     unit: str
     name: str
 
     def __new__(  # noqa: D102
         cls, array: npt.ArrayLike, geometry: Geometry | None = None, unit: str = "", name: str = ""
     ) -> Picture:
-        made = np.asarray(array).view(cls)
-        made.geometry, made.unit, made.name = geometry or Geometry(), unit, name
-        return made
+        picture = np.asarray(array).view(cls)
+        picture.geometry, picture.unit, picture.name = geometry or Geometry(), unit, name
+        return picture
 
     def __array_finalize__(self, source: Any) -> None:
         self.geometry = getattr(source, "geometry", Geometry())
         self.unit = getattr(source, "unit", "")
         self.name = getattr(source, "name", "")
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a file in the format of its suffix, with the geometry that this format can hold.
+    def __reduce__(self) -> Any:
+        return Picture, (np.asarray(self), self.geometry, self.unit, self.name)
 
-        Raises:
-            ModuleNotFoundError: the format's package is not installed.
-            ValueError: the format cannot hold the values, the channels or the number of axes.
-        """
-        formats.write(Path(path), self, self.geometry)
+    def absent(self) -> npt.NDArray[np.bool_]:
+        """(*S), whether a pixel has the value that stands for none in a channel."""
+        array = np.asarray(self)
+        if self.nodata is None:
+            return np.zeros(self.sides, dtype=bool)
+        return np.any(np.isnan(array) if np.isnan(self.nodata) else array == self.nodata, axis=0)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a file; see :func:`bbdm.pictures.write`."""
+        from bbdm.pictures.files import write
+
+        write(path, self)
+
+
+def as_affine(matrix: npt.ArrayLike) -> Affine:
+    """A matrix as a tuple of rows of floats."""
+    return tuple(tuple(row) for row in np.asarray(matrix, dtype=np.float64).tolist())
+
+
+def same_grid(one: Header | Picture, other: Header | Picture) -> bool:
+    """Whether two pictures have one size and, where both have an affine, one place in the world."""
+    first, second = one.geometry, other.geometry
+    systems = {geometry.kept.get("crs") for geometry in (first, second)} - {None}
+    if one.sides != other.sides or len(systems) > 1:
+        return False
+    if first.affine is None or second.affine is None:
+        return True
+    matrix, further = np.asarray(first.affine), np.asarray(second.affine)
+    pixel = np.abs(further[:-1, :-1]).max()  # about the length of a pixel's longest side
+    return matrix.shape == further.shape and bool(np.allclose(matrix, further, rtol=0, atol=SAME_PLACE * pixel))
+
+
+def check_same_grid(one: Header, other: Header) -> None:
+    """Raise ValueError unless :func:`same_grid`; the message names both files and grids."""
+    if not same_grid(one, other):
+        raise ValueError(
+            f"{one.path} and {other.path} lie on different grids, {one.grid} and {other.grid}: resample the first to "
+            "the second, such as by SimpleITK.Resample or gdalwarp"
+        )

@@ -15,7 +15,7 @@ from PIL import Image
 from bbdm import solvers
 from bbdm.networks.checks import check_pictures
 from bbdm.pictures import images
-from bbdm.pictures.images import UnknownFormatError
+from bbdm.pictures.checks import UnknownFormatError
 from bbdm.pictures.kind import check_eight_bit
 from bbdm.serving.config import ServeConfig
 

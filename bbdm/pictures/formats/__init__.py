@@ -12,24 +12,24 @@ import numpy.typing as npt
 
 from bbdm.base.atomic import write_named_atomically
 from bbdm.pictures.formats import common, tags
-from bbdm.pictures.images import UnknownFormatError
+from bbdm.pictures.checks import UnknownFormatError
 from bbdm.pictures.lazy import Geometry, LazyPicture, LoadedPicture
 from bbdm.pictures.values import Values
 
 SUFFIXES = {  # the module of each, the longest suffix first; that of a TIFF is chosen by its header
     ".nii.gz": "medical",
-    ".jpeg": "pillow",
+    ".jpeg": "pillow_files",
     ".tiff": "tiff",
-    ".webp": "pillow",
+    ".webp": "pillow_files",
     ".nrrd": "medical",
-    ".bmp": "pillow",
-    ".jpg": "pillow",
+    ".bmp": "pillow_files",
+    ".jpg": "pillow_files",
     ".mha": "medical",
     ".mhd": "medical",
     ".nii": "medical",
     ".npy": "numpy_files",
     ".npz": "numpy_files",
-    ".png": "pillow",
+    ".png": "pillow_files",
     ".tif": "tiff",
 }
 LOSSY = ("", ".png", ".jpg", ".jpeg", ".webp", ".bmp")  # suffixes of sources whose results are PNG where that holds
@@ -93,15 +93,15 @@ def open(path: str | Path) -> LazyPicture:
     module = SUFFIXES.get(suffix_of(path))
     if module is None:
         raise UnknownFormatError(f"cannot read the picture {path}: its name has none of {', '.join(SUFFIXES)}")
-    if module in ("pillow", "tiff") and tags.is_tiff(path):
+    if module in ("pillow_files", "tiff") and tags.is_tiff(path):
         return _module(_of_tiff(path)).open(path)
-    return _module("pillow" if module == "tiff" else module).open(path)
+    return _module("pillow_files" if module == "tiff" else module).open(path)
 
 
 def open_parts(path: str | Path) -> LazyPicture:
     """As :func:`open`; a TIFF that Pillow reads whole is read by tifffile where both see the same picture."""
     picture = open(path)
-    plain = picture.geometry.format == "pillow" and tags.is_tiff(picture.path)
+    plain = picture.geometry.format == "pillow_files" and tags.is_tiff(picture.path)
     known = plain and any(map(tags.is_as_stored, tags.pages(picture.path, 1)))
     return _module("tiff").open(picture.path) if known and find_spec("tifffile") else picture
 
@@ -118,7 +118,7 @@ def write(path: str | Path, array: npt.NDArray[Any], geometry: Geometry) -> None
     path, array = Path(path), np.asarray(array)
     module = _written_by(path, geometry)
     if module == "tiff" and array.dtype == np.uint8 and array.ndim == 3 and len(array) in (1, 3):
-        module = "tiff" if geometry.format == "tiff" else "pillow"
+        module = "tiff" if geometry.format == "tiff" else "pillow_files"
     if array.ndim < 3 or 0 in array.shape:
         raise ValueError(f"cannot write the picture {path}: it must be (C, H, W) or (C, D, H, W), got {array.shape}")
     writer = _module(module)
@@ -188,7 +188,7 @@ def _of_tiff(path: Path) -> str:
     plain = tags.is_plain(found)
     if found and tags.has_place(found[0]) and (find_spec("rasterio") or not plain):
         return "geotiff"
-    return "pillow" if plain else "tiff"
+    return "pillow_files" if plain else "tiff"
 
 
 def _holds_dicom(folder: Path) -> bool:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import UnidentifiedImageError
 
 from bbdm.base.scripts import StoppedError
-from bbdm.pictures.images import UnknownFormatError
+from bbdm.pictures.checks import UnknownFormatError
 from bbdm.pictures.lazy import Affine, LazyPicture, Window
 
 LARGEST = 2**33  # bytes of what is read at once: 8 GiB

@@ -66,7 +66,8 @@ def write_rows(path: Path, picture: LazyPicture) -> None:
         **{"count": channels, "height": height, "width": width, "dtype": picture.dtype.name},
         **{"tiled": True, "blockxsize": TILE, "blockysize": TILE, "compress": "deflate", "bigtiff": "if_safer"},
         **({"photometric": "minisblack"} if channels != 3 else {}),
-        **{name: kept[name] for name in ("crs", "nodata") if kept.get(name) is not None},
+        **{name: kept[name] for name in ("crs",) if kept.get(name) is not None},
+        **({} if geometry.nodata is None else {"nodata": geometry.nodata}),
     }
     if geometry.affine is not None and len(geometry.affine) == 3:
         profile["transform"] = _transform(geometry.affine)
@@ -115,7 +116,6 @@ class _Picture(common.FilePicture):
             self.windowed = any(block != self.size for block in file.block_shapes)
             kept = {
                 "crs": file.crs.to_wkt() if file.crs else None,
-                "nodata": file.nodata,
                 "tags": file.tags(),
                 "band_tags": [file.tags(band) for band in file.indexes],
                 "descriptions": file.descriptions,
@@ -123,7 +123,7 @@ class _Picture(common.FilePicture):
                 **{name: getattr(file, name) for name in ("scales", "offsets", "units")},
             }
             affine = None if file.transform.is_identity else _affine(file.transform)
-        self.geometry = Geometry(affine, NAME, kept)
+        self.geometry = Geometry(affine, NAME, kept, self.nodata)
 
     def _read(self, window: tuple[slice, ...]) -> npt.NDArray[Any]:
         rows, columns = window

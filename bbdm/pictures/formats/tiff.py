@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,8 @@ def _options(shape: Sequence[int], dtype: np.dtype[Any], geometry: Geometry) -> 
     """How tifffile writes a picture (C, *S): with ``ome`` as it is, else with interleaved bands."""
     kept = geometry.kept if geometry.format == NAME else {}
     options = {name: kept[name] for name in ("resolution", "resolutionunit") if name in kept}
-    if kept.get("nodata") is not None:
-        options["extratags"] = [(NODATA, 2, 0, f"{kept['nodata']:.17g}", True)]
+    if geometry.nodata is not None:
+        options["extratags"] = [(NODATA, 2, 0, f"{geometry.nodata:.17g}", True)]
     ome, channels = dict(kept.get("ome", {})), shape[0]
     if len(shape) == 4 or ome:
         ome = ome or _sizes_of(geometry.affine)
@@ -126,7 +127,7 @@ class _Picture(common.FilePicture):
             self._place = series.dataoffset  # of all values, where they lie as in memory
             self._type = np.dtype(page.dtype).newbyteorder(file.byteorder)
             self.windowed = self._place is not None or math.prod(page.chunked) * len(series) > 1
-            self.geometry = _geometry(file, page, self.size)
+            self.geometry = replace(_geometry(file, page, self.size), nodata=self.nodata)
         if self._place is not None:
             end = self._place + math.prod(self._stored) * self._type.itemsize
             if end > path.stat().st_size:

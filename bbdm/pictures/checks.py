@@ -1,0 +1,110 @@
+"""Checks that all formats share: errors name the file, and memory is spent only on what the file can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import UnidentifiedImageError
+
+from bbdm.base import sizes
+from bbdm.base.scripts import StoppedError
+from bbdm.pictures.picture import Picture, Window
+
+LARGEST = 2**33  # bytes of what is read at once: 8 GiB
+RATIO = 4096  # bytes that a byte of a file becomes at most: of deflate 1032, of LZW fewer than 4096
+DEFLATE = 1032
+INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+REAL = (*INTEGERS, "float32", "float64")
+
+
+class UnknownFormatError(ValueError):
+    """A file is not a picture, or one of a format that is not read."""
+
+
+@contextmanager
+def named(action: Literal["read", "write"], path: Path | str, expected: str = "") -> Iterator[None]:
+    """Errors of libraries become a ValueError with the file's name; ``expected`` says what an unknown file is not."""
+    passed = (ModuleNotFoundError, StoppedError, *([OSError] if action == "write" else []))
+    try:
+        yield
+    except FileNotFoundError as error:
+        if action == "write":
+            raise
+        raise FileNotFoundError(f"there is no picture {path}") from error
+    except Exception as error:  # libraries raise errors of many kinds on damaged files
+        unknown = isinstance(error, UnknownFormatError | UnidentifiedImageError)
+        if isinstance(error, passed) and not unknown or (isinstance(error, ValueError) and str(path) in str(error)):
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]  # ITK says first where in its code it was
+        reason = expected if unknown and expected else lines[-1]
+        kind = UnknownFormatError if unknown else ValueError
+        raise kind(f"cannot {action} the picture {path}: {reason}") from error
+
+
+def bounds(window: Window, sides: Sequence[int]) -> tuple[slice, ...]:
+    """A window with the first index and the last index + 1 of each axis, () being all of them.
+
+    Raises:
+        ValueError: another number of axes, steps, or an empty window.
+    """
+    window = window or (slice(None),) * len(sides)
+    if len(window) != len(sides) or any(part.step not in (None, 1) for part in window):
+        raise ValueError(f"a window needs a slice without steps for each of {len(sides)} axes, got {window}")
+    found = tuple(slice(*part.indices(length)[:2]) for part, length in zip(window, sides, strict=True))
+    if any(part.start >= part.stop for part in found):
+        raise ValueError(f"the window {window} holds nothing of a picture of {sizes.shown(sides)}")
+    return found
+
+
+def lengths(window: Sequence[slice]) -> tuple[int, ...]:
+    """The lengths of the axes of a window of :func:`bounds`."""
+    return tuple(part.stop - part.start for part in window)
+
+
+def real(dtype: Any) -> np.dtype[Any]:
+    """The type in this machine's byte order; truth values become uint8.
+
+    Raises:
+        ValueError: it is not one of real numbers of at most 64 bits.
+    """
+    kind = np.dtype(dtype)
+    if kind.kind == "b":
+        return np.dtype(np.uint8)
+    if kind.kind not in "uif" or kind.itemsize > 8:
+        hint = ": save its real and imaginary parts, or its magnitude" if kind.kind == "c" else ""
+        raise ValueError(f"its values are {kind}, and real numbers of at most 64 bits are needed{hint}")
+    return kind.newbyteorder("=")
+
+
+def check_cost(shape: Sequence[int], dtype: np.dtype[Any], stored: int, ratio: int = RATIO) -> None:
+    """Raise ValueError before memory is spent that a file of ``stored`` bytes cannot fill, or on too much.
+
+    ``ratio`` is 1 where the values are not compressed.
+    """
+    needed = prod(shape) * dtype.itemsize
+    size = f"{sizes.shown(shape)} values of {dtype}"
+    if needed > stored * ratio:
+        raise ValueError(f"{size} cannot be in a file of {stored} bytes: it is truncated or damaged")
+    if needed > LARGEST:
+        raise ValueError(f"{size} are {needed / 2**30:.1f} GiB, and at most {LARGEST >> 30} GiB are read at once")
+
+
+def check_held(suffix: str, picture: Picture, types: Sequence[str], axes: Sequence[int] = (2, 3)) -> None:
+    """Raise ValueError unless a format can hold the type and the axes of a picture (C, *S)."""
+    if picture.dtype.name not in types:
+        raise ValueError(f"{suffix} cannot hold {picture.dtype}, but {', '.join(types)}")
+    if picture.ndim - 1 not in axes:
+        count = " or ".join(map(str, axes))
+        raise ValueError(f"{suffix} holds pictures of {count} axes besides the channels, got {picture.shape}")
+
+
+def blocks(sides: Sequence[int], rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
+    """The windows of a picture (H, W), from left to right and then down; the last ones are smaller."""
+    for top in range(0, sides[0], rows):
+        for left in range(0, sides[1], columns):
+            yield slice(top, min(top + rows, sides[0])), slice(left, min(left + columns, sides[1]))

@@ -1,0 +1,230 @@
+"""Files of pictures: which module reads and writes a suffix. Modules are loaded when they are needed."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bbdm.base.atomic import write_named_atomically
+from bbdm.pictures import checks
+from bbdm.pictures.checks import UnknownFormatError
+from bbdm.pictures.picture import Header, Picture, Window
+from bbdm.pictures.values import Values
+
+SUFFIXES = {  # the module of each, the longest suffix first; that of a TIFF is chosen by its header
+    ".nii.gz": "nibabel",
+    ".jpeg": "pillow",
+    ".tiff": "tifffile",
+    ".webp": "pillow",
+    ".nrrd": "simpleitk",
+    ".bmp": "pillow",
+    ".jpg": "pillow",
+    ".mha": "simpleitk",
+    ".mhd": "simpleitk",
+    ".nii": "nibabel",
+    ".npy": "numpy",
+    ".npz": "numpy",
+    ".png": "pillow",
+    ".tif": "tifffile",
+}
+LOSSY = ("", ".png", ".jpg", ".jpeg", ".webp", ".bmp")  # suffixes of sources whose results are PNG where that holds
+FILES_LOOKED_AT = 8  # of a folder, to see whether it is one of DICOM
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how a file of it begins
+TIFF_PAGES = 8  # pages that are looked at
+PLACE_TAGS = (33550, 33922, 34264, 34735)  # of a place on Earth: pixel scale, tie points, matrix, keys
+
+
+def read(path: str | os.PathLike[str], window: Window = ()) -> Picture:
+    """The picture of a file, or of a folder of DICOM; of a window, only what it needs where the format allows.
+
+    Values of npy, and of NIfTI and TIFF without compression or scaling, are mapped into memory. The array is
+    read-only. Its geometry is that of the window.
+
+    Args:
+        path: the file or folder.
+        window: a slice for each spatial axis, () for all.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ModuleNotFoundError: the format's package is not installed. The message says how to install it.
+        UnknownFormatError: it is none of the formats.
+        ValueError: it is damaged, has what the format's module refuses, or the window is outside.
+    """
+    path = Path(path)
+    with checks.named("read", path):
+        module = _reader(path)
+        found: Header = module.header(path)
+        part = checks.bounds(window, found.sides)
+        array = module.read(found, part)
+        expected = (found.shape[0], *checks.lengths(part))
+        if array.shape != expected or array.dtype != found.dtype:
+            raise ValueError(
+                f"its header says {expected} of {found.dtype}, and its values are {array.shape} of {array.dtype}"
+            )
+    array.flags.writeable = False
+    return Picture(array, found.geometry.of_window([each.start for each in part]), name=path.name)
+
+
+def header(path: str | os.PathLike[str]) -> Header:
+    """What a file, or a folder of DICOM, says of its picture; values are not read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ModuleNotFoundError: the format's package is not installed. The message says how to install it.
+        UnknownFormatError: it is none of the formats.
+        ValueError: it is damaged, or has what the format's module refuses.
+    """
+    path = Path(path)
+    with checks.named("read", path):
+        return _reader(path).header(path)
+
+
+def write(path: str | os.PathLike[str], picture: np.ndarray[Any, Any]) -> None:
+    """Write an array (C, *S) in the format of the path's suffix, whole or not at all.
+
+    What the format can hold of a :class:`Picture`'s geometry is written. A TIFF is a GeoTIFF where the geometry
+    is of one. A picture that is mapped into memory is written by parts as npy and TIFF.
+
+    Raises:
+        ModuleNotFoundError: the format's package is not installed. The message says how to install it.
+        ValueError: the suffix is none of those, or the format cannot hold the type, channels or axes.
+    """
+    path, picture = Path(path), picture if isinstance(picture, Picture) else Picture(picture)
+    name = SUFFIXES.get(suffix_of(path))
+    if name is None:
+        raise ValueError(f"cannot write the picture {path}: its name must end in one of {', '.join(SUFFIXES)}")
+    if picture.ndim < 3 or 0 in picture.shape:
+        raise ValueError(f"cannot write the picture {path}: it must be (C, H, W) or (C, D, H, W), got {picture.shape}")
+    if name == "tifffile" and picture.geometry.format == "geotiff":
+        name = "rasterio"
+    elif name == "tifffile" and not find_spec("tifffile") and picture.dtype == np.uint8 and len(picture) in (1, 3):
+        name = "pillow"
+    with checks.named("write", path):
+        write_named_atomically(path, lambda named: _module(name).write(named, picture))
+
+
+def suffix_of(path: str | os.PathLike[str]) -> str:
+    """The longest suffix of those that are read, in lower case, or "" where the name has none."""
+    name = Path(path).name.lower()
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+
+
+def suffix_of_result(source: str, channels: int, values: Values) -> str:
+    """The suffix of a result: the source's, but of photographs PNG's where it holds the result, else TIFF's."""
+    if source in LOSSY:
+        return ".png" if channels in (1, 3) and values.dtype in ("uint8", "uint16") else ".tif"
+    return source
+
+
+def stem_of(path: Path) -> str:
+    """The name without its suffix; of a folder of DICOM, its name."""
+    return path.name if path.is_dir() else path.name[: -len(suffix_of(path) or path.suffix) or None]
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """All files below a folder, whatever they are; a folder of DICOM in place of its slices."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    parents = {path.parent for path in files if path.suffix.lower() in ("", ".dcm")}
+    series = {parent for parent in parents if parent != folder and _holds_dicom(parent)}
+    return [*series, *(path for path in files if path.parent not in series)]
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a picture: one, or all in a folder of DICOM."""
+    return sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
+
+
+def is_picture(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a file with a suffix that is read, or a folder with files of DICOM."""
+    path = Path(path)
+    return _holds_dicom(path) if path.is_dir() else path.is_file() and bool(suffix_of(path))
+
+
+def _module(name: str) -> Any:
+    return import_module(f"bbdm.pictures.formats.{name}")
+
+
+def _reader(path: Path) -> Any:
+    """The module that reads a file, or a folder of DICOM."""
+    if not path.exists():
+        raise FileNotFoundError(path)
+    if path.is_dir():
+        if not _holds_dicom(path):
+            raise UnknownFormatError("it is a folder, and has no files of DICOM")
+        return _module("simpleitk")
+    name = SUFFIXES.get(suffix_of(path))
+    if name is None:
+        raise UnknownFormatError(f"its name has none of {', '.join(SUFFIXES)}")
+    if name in ("pillow", "tifffile"):
+        with path.open("rb") as file:
+            name = _reader_of_tiff(path) if file.read(4) in TIFF else "pillow"
+    return _module(name)
+
+
+def _holds_dicom(folder: Path) -> bool:
+    return bool(_module("simpleitk").dicom_files(folder, FILES_LOOKED_AT))
+
+
+def _reader_of_tiff(path: Path) -> str:
+    """The module that reads a TIFF: rasterio what has a place on Earth, Pillow what needs conversion to colours.
+
+    Without rasterio and tifffile, Pillow reads one page of 8 bits or fewer.
+    """
+    pages = _pages(path)
+    simple = bool(pages) and _is_simple(pages)
+    if pages and any(tag in pages[0] for tag in PLACE_TAGS) and (find_spec("rasterio") or not simple):
+        return "rasterio"
+    return "pillow" if simple and not (_is_as_stored(pages[0]) and find_spec("tifffile")) else "tifffile"
+
+
+def _pages(path: Path) -> list[Any]:
+    """The tags of the first pages, of which reduced copies and masks are left out."""
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    pages: list[Any] = []
+    with path.open("rb") as file:
+        start = file.read(8)
+        start += file.read(8) if b"+" in start[2:4] else b""
+        try:
+            offset = ImageFileDirectory_v2(start).next
+            while offset and len(pages) < TIFF_PAGES:
+                page = ImageFileDirectory_v2(start)
+                file.seek(offset)
+                page.load(file)
+                pages.append(page)
+                offset = page.next
+        except Exception:  # damaged tags: the library that reads the picture says what is wrong
+            pass
+    return [page for i, page in enumerate(pages) if i == 0 or not _tag(page, 254, 0)[0] & (1 | 4)]
+
+
+def _tag(page: Any, tag: int, default: int) -> tuple[int, ...]:
+    value = page.get(tag, default)
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _is_simple(pages: list[Any]) -> bool:
+    """Whether Pillow reads all that is there: one page of 8 bits or fewer, grey or colours, perhaps alpha."""
+    from PIL import Image
+
+    page = pages[0]
+    pixels = _tag(page, 256, 0)[0] * _tag(page, 257, 0)[0]
+    return (
+        len(pages) == 1
+        and max(_tag(page, 258, 1)) <= 8  # bits
+        and {*_tag(page, 339, 1)} == {1}  # unsigned integers
+        and _tag(page, 277, 1)[0] <= 4  # channels
+        and 0 not in _tag(page, 338, 1)  # of which none is without a meaning
+        and pixels <= 2 * (Image.MAX_IMAGE_PIXELS or pixels)
+    )
+
+
+def _is_as_stored(page: Any) -> bool:
+    """Whether values of 8 bits are grey from black to white or RGB, from the top left, without alpha."""
+    meaning, channels = _tag(page, 262, 0)[0], _tag(page, 277, 1)[0]
+    return {*_tag(page, 258, 1)} == {8} and (meaning, channels) in ((1, 1), (2, 3)) and _tag(page, 274, 1)[0] == 1

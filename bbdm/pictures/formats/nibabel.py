@@ -1,0 +1,178 @@
+"""NIfTI by nibabel: volumes (C, D, H, W) and pictures (C, H, W), of versions 1 and 2 in both byte orders.
+
+D, H, W are z, y, x of the file, and the fifth axis is of channels. The affine maps (d, h, w) to mm toward the
+patient's left, back and head, as for all medical formats; the file's own is toward right, front and head.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import warnings
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bbdm.base import optional, sizes
+from bbdm.pictures import checks
+from bbdm.pictures.picture import Affine, Geometry, Header, Picture, as_affine
+
+NAME = "nifti"
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # of right, front, head
+MM = {1: 1000.0, 3: 0.001}  # mm of a metre and a micrometre, by their codes
+SCANNER, VECTOR = 1, 1007  # codes: coordinates of the scanner; the fifth axis has components of a vector
+EXTENSIONS = 2**26  # bytes that may lie between header and values
+FORMS_DIFFER = 1e-2  # of a voxel's length
+
+
+def header(path: Path) -> Header:
+    """The header of a volume or a picture.
+
+    ``geometry.kept`` has the header's bytes. Where its sform and qform are two places, the sform counts, and a
+    warning names the file.
+
+    Raises:
+        ModuleNotFoundError: nibabel is not installed.
+        ValueError: it is damaged, or has complex numbers or several times.
+    """
+    nifti = _nifti(path)
+    dims, dtype = nifti.get_data_shape(), nifti.get_data_dtype()
+    if dims[3:4] > (1,) or any(side != 1 for side in dims[5:]):
+        raise ValueError(f"it has {len(dims)} axes, {sizes.shown(dims)}, such as times: save each volume as a file")
+    count = 2 if len(dims) == 5 and dims[2] == 1 else min(len(dims), 3)
+    if count < 2 or min(dims) < 1:
+        raise ValueError(f"its header says axes of {tuple(dims)}")
+    channels = len(dtype.names or "1") * math.prod(dims[4:5])
+    scaled = _scale(nifti) is not None and dtype.kind in "iu"
+    kind = np.dtype(np.float32) if scaled else checks.real(dtype[0] if dtype.names else dtype)
+    packed = path.suffix.lower() == ".gz"
+    stored = path.stat().st_size - (0 if packed else nifti.get_data_offset())
+    if packed or math.prod(dims) * dtype.itemsize > stored:
+        checks.check_cost(dims, np.dtype(f"V{dtype.itemsize}"), stored, checks.DEFLATE if packed else 1)
+    geometry = Geometry(_affine(nifti, count, path), NAME, {"header": nifti.binaryblock})
+    return Header(path, (channels, *dims[:count][::-1]), kind, geometry, not packed)
+
+
+def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
+    """(C, *W) of a window; mapped into memory without compression and scaling.
+
+    Raises:
+        ValueError: the file is shorter than its header says, or its checksum is another.
+    """
+    path, nifti = header.path, _nifti(header.path)
+    dtype, offset = nifti.get_data_dtype(), nifti.get_data_offset()
+    shape = (*nifti.get_data_shape()[4:5], *header.sides)  # of elements, which have several channels in colours
+    read_at_once = checks.lengths(window) if header.windowed else header.sides
+    checks.check_cost((header.shape[0], *read_at_once), header.dtype, checks.LARGEST)
+    if header.windowed:
+        array = np.memmap(path, dtype, "r", offset, shape)
+    else:
+        array = np.empty(shape, dtype)
+        rest = memoryview(array).cast("B") if not dtype.names else memoryview(array.view("u1")).cast("B")
+        with gzip.open(path) as file:
+            file.seek(offset)
+            while rest and (count := file.readinto(rest)):  # pyright: ignore[reportAttributeAccessIssue]
+                rest = rest[count:]
+            file.read(1)  # at its end, the checksum is compared
+        if rest:
+            raise ValueError(f"its compressed values end {len(rest)} bytes early: it is truncated")
+    if dtype.names:
+        array = np.moveaxis(array.view(np.dtype(dtype[0])).reshape(*shape, len(dtype.names)), -1, 0)
+    part = array.reshape(header.shape)[(slice(None), *window)]
+    if (scale := _scale(nifti)) is None:
+        return np.asarray(part, header.dtype)
+    with np.errstate(over="ignore"):
+        return (part.astype(np.float64) * scale[0] + scale[1]).astype(header.dtype)
+
+
+def write(path: Path, picture: Picture) -> None:
+    """Write (C, H, W) or (C, D, H, W), channels as a vector's components, with the affine and the kept header.
+
+    Raises:
+        ModuleNotFoundError: nibabel is not installed.
+        ValueError: the format cannot hold the picture.
+    """
+    package = _package()
+    checks.check_held(path.suffix, picture, checks.REAL)
+    geometry, channels, axes = picture.geometry, len(picture), picture.ndim - 1
+    array = np.asarray(picture).T
+    array = array[..., 0] if channels == 1 else array.reshape(*array.shape[:-1], *[1] * (4 - axes), channels)
+    matrix = None
+    if geometry.affine is not None and len(geometry.affine) == axes + 1:
+        placed, given = np.eye(4), np.asarray(geometry.affine)
+        placed[:axes, :axes], placed[:axes, 3] = given[:-1, -2::-1], given[:-1, -1]
+        matrix = LPS @ placed
+    kept = geometry.kept.get("header") if geometry.format == NAME else None
+    large = kept is not None and len(kept) > package.Nifti1Header.sizeof_hdr
+    kind, head = (package.Nifti2Image, package.Nifti2Header) if large else (package.Nifti1Image, package.Nifti1Header)
+    nifti = head(kept) if kept else head()
+    nifti.set_data_dtype(picture.dtype)
+    nifti["scl_slope"], nifti["scl_inter"], nifti["vox_offset"] = np.nan, np.nan, 0
+    nifti["cal_min"], nifti["cal_max"] = 0, 0  # of other values
+    nifti["xyzt_units"] = 2 + (int(nifti["xyzt_units"]) & ~7)  # mm
+    if channels > 1 or int(nifti["intent_code"]) == VECTOR:
+        nifti["intent_code"] = VECTOR if channels > 1 else 0
+    image = kind(array, matrix, nifti)
+    if matrix is not None:
+        image.set_sform(matrix, int(nifti["sform_code"]) or SCANNER)
+        image.set_qform(matrix, int(nifti["qform_code"]) or SCANNER)
+        if not np.allclose(image.get_qform(), matrix, atol=1e-3):
+            image.set_qform(None, 0)  # it holds no shear
+    image.to_filename(path)
+
+
+def _package() -> Any:
+    return optional.package("nibabel", "a NIfTI file")
+
+
+def _nifti(path: Path) -> Any:
+    """The header, in its own byte order, without extensions."""
+    package = _package()
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    if packed != (path.suffix.lower() == ".gz"):
+        raise ValueError(f"it is {'' if packed else 'not '}compressed by gzip, which its suffix does not say")
+    with gzip.open(path) if packed else path.open("rb") as file:
+        block = file.read(package.Nifti2Header.sizeof_hdr)
+    size = {int.from_bytes(block[:4], order) for order in ("little", "big")}  # pyright: ignore[reportArgumentType]
+    kinds = [kind for kind in (package.Nifti1Header, package.Nifti2Header) if kind.sizeof_hdr in size]
+    if not kinds or len(block) < kinds[0].sizeof_hdr:
+        raise ValueError("it is no NIfTI, or its header is cut off")
+    nifti = kinds[0](block[: kinds[0].sizeof_hdr])
+    if not bytes(nifti["magic"]).startswith(b"n+"):
+        raise ValueError("its values are in another file, or it is no NIfTI")
+    if not kinds[0].sizeof_hdr <= nifti.get_data_offset() <= EXTENSIONS:
+        raise ValueError(f"its header says that values begin at byte {nifti.get_data_offset()}")
+    return nifti
+
+
+def _scale(nifti: Any) -> tuple[float, float] | None:
+    """What stored values are multiplied by, and then added; None where they are not scaled, as by a slope of 0."""
+    slope, intercept = float(nifti["scl_slope"]), float(nifti["scl_inter"])
+    colours = nifti.get_data_dtype().names is not None
+    plain = slope == 0 or not np.isfinite([slope, intercept]).all() or (slope, intercept) == (1, 0)
+    return None if plain or colours else (slope, intercept)
+
+
+def _affine(nifti: Any, count: int, path: Path) -> Affine:
+    """From (..., y, x) to mm toward left, back and head; without sform and qform, the spacing along the axes."""
+    sform, qform = nifti.get_sform(coded=True)[0], None
+    with suppress(Exception) if sform is not None else nullcontext():  # where it is not needed, it may be damaged
+        qform = nifti.get_qform(coded=True)[0]
+    if sform is None and qform is None:
+        matrix = np.diag([*(list(nifti.get_zooms()) + [1.0, 1.0])[:3], 1.0])
+    else:
+        matrix = LPS @ (qform if sform is None else sform)
+    if sform is not None and qform is not None:
+        length = np.abs(sform[:3, :3]).max()
+        if not np.allclose(sform, qform, rtol=0, atol=FORMS_DIFFER * length):
+            warnings.warn(
+                f"{path} says by its sform and its qform that it lies at two places: the sform is taken", stacklevel=2
+            )
+    matrix[:3] *= MM.get(int(nifti["xyzt_units"]) & 7, 1.0)
+    affine = np.eye(count + 1)
+    affine[:count, :count], affine[:count, count] = matrix[:count, count - 1 :: -1], matrix[:count, 3]
+    return as_affine(affine)

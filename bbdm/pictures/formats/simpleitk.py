@@ -1,0 +1,325 @@
+"""MetaImage, NRRD and folders of DICOM, by SimpleITK: volumes (C, D, H, W) and pictures (C, H, W).
+
+The axes are SimpleITK's, reversed: D, H, W are z, y, x of the file. The affine maps (d, h, w) to ITK's world,
+(x, y, z) in mm toward the patient's left, back and head. Components of vectors are channels. A folder of DICOM
+is one series, whose slices are at equal distances; it is not written.
+"""
+
+from __future__ import annotations
+
+import locale
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bbdm.base import optional, sizes
+from bbdm.pictures import checks
+from bbdm.pictures.picture import Affine, Geometry, Header, Picture, as_affine
+
+NAME = "itk"
+NOT_KEPT = ("ITK_InputFilterName", "NRRD_")  # beginnings of entries that SimpleITK writes by itself
+HEADER_BYTES = 2**16  # of a MetaImage or NRRD, in which its text must end
+CHUNK = 2**20  # bytes that are decompressed at once
+POSITION, SERIES, BITS = "0020|0032", "0020|000e", "0028|0100"  # elements of DICOM
+DICM = 128  # where a file of DICOM has these letters
+IMPLICIT, EXPLICIT, BIG, DEFLATED = (f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2", ".1.99"))
+TOLERANCE = 0.01  # of the distance of slices: more is unequal
+
+
+def header(path: Path) -> Header:
+    """The header of a file or of a folder of DICOM.
+
+    ``geometry.kept`` has spacing and direction and, of files, the other entries of the header as texts.
+
+    Raises:
+        ModuleNotFoundError: SimpleITK is not installed.
+        ValueError: it is damaged, or has complex numbers, several times, several series, a missing slice, or
+            slices at unequal distances.
+    """
+    package = _package()
+    if path.is_dir():
+        return _series(package, path)[0]
+    data, offset, packed = _data_of(path)
+    reader = _reader(package, path)
+    size, dtype = reader.GetSize(), _dtype(package, reader)
+    if any(length != 1 for length in size[3:]):
+        raise ValueError(f"it has {len(size)} axes, {sizes.shown(size)}, such as times: save each volume as a file")
+    count = min(len(size), 3)
+    shape = (reader.GetNumberOfComponents(), *size[:count][::-1])
+    checks.check_cost(shape, dtype, data.stat().st_size - offset, checks.DEFLATE if packed else 1)
+    direction = np.reshape(reader.GetDirection(), (len(size), len(size)))[:count, :count].ravel()
+    entries = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys() if not key.startswith(NOT_KEPT)}
+    kept = {"suffix": _family(path), "entries": {key: text for key, text in entries.items() if text.isprintable()}}
+    return Header(
+        path, shape, dtype, _geometry(reader.GetSpacing()[:count], reader.GetOrigin()[:count], direction, kept)
+    )
+
+
+def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
+    """(C, *W) of a window of the whole, which is decoded.
+
+    Raises:
+        ValueError: values are damaged, or not those of their checksum.
+    """
+    package = _package()
+    if header.path.is_dir():
+        _, names = _series(package, header.path)
+        reader: Any = package.ImageSeriesReader() if len(names) > 1 else package.ImageFileReader()
+        reader.SetFileNames(names) if len(names) > 1 else reader.SetFileName(names[0])
+    else:
+        reader = _reader(package, header.path)
+        data, offset, packed = _data_of(header.path)
+        if packed and _family(header.path) == "mha":
+            _check_packed(data, offset, math.prod(header.shape) * header.dtype.itemsize)
+    with _locale_kept():
+        array = package.GetArrayFromImage(reader.Execute())
+    if array.size != math.prod(header.shape):
+        raise ValueError(f"its header says {header.shape}, and its values are {array.shape}")
+    array = np.moveaxis(array.reshape(*header.sides, header.shape[0]), -1, 0)
+    return array[(slice(None), *window)]
+
+
+def write(path: Path, picture: Picture) -> None:
+    """Write (C, H, W) or (C, D, H, W), channels as components, with spacing, origin and direction.
+
+    Raises:
+        ModuleNotFoundError: SimpleITK is not installed.
+        ValueError: the format cannot hold the picture.
+    """
+    package = _package()
+    checks.check_held(path.suffix, picture, checks.REAL)
+    array, geometry = np.asarray(picture), picture.geometry
+    pixels = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
+    image = package.GetImageFromArray(np.ascontiguousarray(pixels), isVector=len(array) > 1)
+    kept = geometry.kept if geometry.format == NAME else {}
+    if geometry.affine is not None and len(geometry.affine) == array.ndim:
+        matrix = np.asarray(geometry.affine)
+        columns, origin = matrix[:-1, -2::-1], matrix[:-1, -1].tolist()
+        spacing: Sequence[float] = kept.get("spacing", ())
+        direction: Sequence[float] = kept.get("direction", ())
+        if not spacing or affine_of(spacing, origin, direction) != geometry.affine:
+            spacing = np.linalg.norm(columns, axis=0).tolist()
+            direction = (columns / np.asarray(spacing)).ravel().tolist()
+        image.SetSpacing(spacing)
+        image.SetOrigin(origin)
+        image.SetDirection(direction)
+    if kept.get("suffix") == _family(path):
+        for key, text in kept["entries"].items():
+            image.SetMetaData(key, text)
+    package.WriteImage(image, str(path))
+
+
+def affine_of(spacing: Sequence[float], origin: Sequence[float], direction: Sequence[float]) -> Affine:
+    """From (..., y, x) to the world, of what SimpleITK has of (x, y, ...)."""
+    count = len(spacing)
+    matrix = np.eye(count + 1)
+    matrix[:count, :count] = (np.reshape(direction, (count, count)) * np.asarray(spacing))[:, ::-1]
+    matrix[:count, count] = origin
+    return as_affine(matrix)
+
+
+def dicom_files(folder: Path, most: int | None = None) -> list[Path]:
+    """The files of DICOM in a folder, of the first ``most`` of its files."""
+    files = (path for path in sorted(folder.iterdir())[:most] if path.is_file() and path.name != "DICOMDIR")
+    return [path for path in files if _begins_as_dicom(path)]
+
+
+def _package() -> Any:
+    package = optional.package("SimpleITK", "a medical picture")
+    package.ProcessObject.SetGlobalWarningDisplay(False)
+    return package
+
+
+def _reader(package: Any, path: Path) -> Any:
+    """SimpleITK's reader of a file, of which the header is read."""
+    reader = package.ImageFileReader()
+    reader.SetFileName(str(path))
+    with _locale_kept():
+        reader.ReadImageInformation()
+    return reader
+
+
+@contextmanager
+def _locale_kept() -> Iterator[None]:
+    """The locale stays: GDCM sets C, and text files would be read in another encoding."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        if locale.setlocale(locale.LC_ALL) != before:
+            locale.setlocale(locale.LC_ALL, before)
+
+
+def _dtype(package: Any, reader: Any) -> np.dtype[Any]:
+    """The type of a reader's values. ValueError where they are complex, or labels."""
+    pixel = reader.GetPixelID()
+    for name in checks.REAL:
+        title = name.capitalize().replace("Ui", "UI")
+        if pixel in (getattr(package, f"sitk{title}"), getattr(package, f"sitkVector{title}")):
+            return np.dtype(name)
+    raise ValueError(f"its values are {package.GetPixelIDValueAsString(pixel)}, and real numbers are needed")
+
+
+def _geometry(
+    spacing: Sequence[float], origin: Sequence[float], direction: npt.ArrayLike, kept: Mapping[str, Any]
+) -> Geometry:
+    turn = tuple(np.ravel(direction).tolist())
+    return Geometry(affine_of(spacing, origin, turn), NAME, {"spacing": tuple(spacing), "direction": turn, **kept})
+
+
+def _family(path: Path) -> str:
+    """The name of a format, of which entries are written again."""
+    return "nrrd" if path.suffix.lower() == ".nrrd" else "mha"
+
+
+def _data_of(path: Path) -> tuple[Path, int, bool]:
+    """Where the values of a MetaImage or NRRD are: the file, where they begin, and whether they are compressed.
+
+    Raises:
+        ValueError: they are in another file than itself and the one beside an mhd, or they are text.
+    """
+    nrrd = _family(path) == "nrrd"
+    entries: dict[str, str] = {}
+    with path.open("rb") as file:
+        while file.tell() < HEADER_BYTES and (line := file.readline(HEADER_BYTES)).strip():
+            key, _, text = line.decode("latin-1").partition(":" if nrrd else "=")
+            entries[key.strip().lower()] = text.strip()
+            if not nrrd and key.strip() == "ElementDataFile":
+                break
+        offset = file.tell()
+    if nrrd:
+        encoding = entries.get("encoding", "").lower()
+        if {"data file", "datafile"} & entries.keys() or encoding not in ("raw", "gzip", "gz"):
+            raise ValueError(f"it is no NRRD, its encoding {encoding!r} is not read, or its values are in another file")
+        return path, offset, encoding != "raw"
+    if entries.get("binarydata", "true").lower()[:1] not in ("t", "1"):
+        raise ValueError("its values are text")
+    name, packed = entries.get("elementdatafile", ""), entries.get("compresseddata", "").lower()[:1] in ("t", "1")
+    if name.lower() == "local":
+        return path, offset, packed
+    data = path.with_name(name) if name and Path(name).name == name else path
+    if data == path or "%" in name or " " in name or not data.is_file():
+        raise ValueError(f"its values are in {name!r}, and one file beside it is needed")
+    return data, 0, packed
+
+
+def _check_packed(path: Path, offset: int, size: int) -> None:
+    """Raise ValueError where compressed values end early or are not those of their checksum: ITK reads them."""
+    stream, found = zlib.decompressobj(47), 0  # zlib or gzip
+    with path.open("rb") as file:
+        file.seek(offset)
+        while not stream.eof and (data := stream.unconsumed_tail or file.read(CHUNK)):
+            found += len(stream.decompress(data, CHUNK))
+    if not stream.eof or found < size:
+        raise ValueError(f"its compressed values end after {found} of {size} bytes: it is truncated")
+
+
+def _begins_as_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(DICM)
+        return file.read(4) == b"DICM"
+
+
+def _syntax(path: Path) -> str:
+    """The transfer syntax of a file of DICOM (PS3.10, section 7.1).
+
+    Raises:
+        ValueError: an element before the data set is longer than the file, for which GDCM would ask for memory.
+    """
+    syntax, size = "", path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(DICM + 4)
+        while len(head := file.read(8)) == 8 and head[:2] == b"\2\0":
+            wide = head[4:6] in (b"OB", b"OW", b"UN", b"UT", b"SQ")
+            length = int.from_bytes(file.read(4) if wide else head[6:], "little")
+            if length > size - file.tell():
+                raise ValueError(f"{path.name} is damaged or cut off: an element of {length} bytes ends after it")
+            value = file.read(length)
+            syntax = value.decode("latin-1").strip(" \0") if head[2:4] == b"\x10\0" else syntax
+    return syntax
+
+
+def _series(package: Any, path: Path) -> tuple[Header, list[str]]:
+    """The header of the only series of a folder, and its files in the slices' order."""
+    files = dicom_files(path)
+    if damaged := sorted(each.name for each in path.glob("*.dcm") if each not in files):
+        raise ValueError(f"{', '.join(damaged[:9])} cannot be read as DICOM")
+    syntaxes = [_syntax(file) for file in files]
+    readers = [_reader(package, file) for file in files]
+    for file, reader, syntax in zip(files, readers, syntaxes, strict=True):
+        _check_slice(package, file, reader, syntax)
+    series = sorted({_text(reader, SERIES) for reader in readers})
+    if len(series) != 1:
+        raise ValueError(f"it has {len(series)} series, {', '.join(series)}: put each into a folder of its own")
+    first = readers[0]
+    turns = {tuple(round(value, 4) for value in reader.GetDirection()) for reader in readers}
+    if len(turns) != 1 or len({(reader.GetSize(), _dtype(package, reader)) for reader in readers}) != 1:
+        raise ValueError("its slices have several sizes, types or directions")
+    width, height, depth = (*first.GetSize(), 1)[:3]
+    if depth > 1 and len(readers) > 1:
+        raise ValueError("it has several files of several slices: put each into a folder of its own")
+    spacing, origin, direction = first.GetSpacing(), first.GetOrigin(), np.reshape(first.GetDirection(), (3, 3))
+    order = [0]
+    if len(readers) > 1:
+        positions = np.array([_position(reader, file) for file, reader in zip(files, readers, strict=True)])
+        order = np.argsort(positions @ direction[:, 2], kind="stable").tolist()
+        step = _step(positions[order])
+        length = float(np.linalg.norm(step))
+        spacing, origin = (*spacing[:2], length), readers[order[0]].GetOrigin()
+        direction = np.column_stack([direction[:, :2], step / length])
+    shape = first.GetNumberOfComponents(), depth * len(readers), height, width
+    checks.check_cost(shape, _dtype(package, first), sum(file.stat().st_size for file in files))
+    found = Header(path, shape, _dtype(package, first), _geometry(spacing, origin, direction, {}))
+    return found, [str(files[i]) for i in order]
+
+
+def _check_slice(package: Any, file: Path, reader: Any, syntax: str) -> None:
+    """Raise ValueError where a file of DICOM is read wrongly in silence, or cannot have its values."""
+    bits = int(_text(reader, BITS) or 8)
+    if syntax == DEFLATED or (syntax == BIG and bits > 16):
+        raise ValueError(f"{file.name} has {bits} bits in the transfer syntax {syntax}, which is not read")
+    plain = syntax in (IMPLICIT, EXPLICIT, BIG)
+    stored = np.dtype(f"V{max(1, bits // 8)}")
+    shape = (reader.GetNumberOfComponents(), *reader.GetSize())
+    checks.check_cost(shape, stored, file.stat().st_size, 1 if plain else checks.RATIO)
+
+
+def _text(reader: Any, key: str) -> str:
+    return reader.GetMetaData(key).strip() if reader.HasMetaDataKey(key) else ""
+
+
+def _position(reader: Any, file: Path) -> list[float]:
+    """The position of a slice's first pixel, in mm."""
+    try:
+        x, y, z = map(float, _text(reader, POSITION).split("\\"))
+    except ValueError as error:
+        raise ValueError(f"{file.name} does not say where its slice lies") from error
+    return [x, y, z]
+
+
+def _step(positions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """From a slice to the next, of all positions in order.
+
+    Raises:
+        ValueError: two are at one position, one is missing, or distances differ.
+    """
+    gaps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+    usual = float(np.median(gaps))
+    texts = [f"({', '.join(f'{number:g}' for number in position)})" for position in positions]
+    for i, gap in enumerate(gaps):
+        where = f"between slices {i + 1} and {i + 2}, at {texts[i]} and {texts[i + 1]} mm"
+        if gap < 1e-6:
+            raise ValueError(f"two slices are at one place, {texts[i]} mm")
+        if abs(gap - usual) <= TOLERANCE * usual:
+            continue
+        missing = round(gap / usual) - 1
+        if missing > 0 and abs(gap - (missing + 1) * usual) <= TOLERANCE * gap:
+            raise ValueError(f"{missing} slice{'s are' if missing > 1 else ' is'} missing {where}")
+        raise ValueError(f"slices are {usual:g} mm apart, but {gap:g} mm {where}")
+    return (positions[-1] - positions[0]) / (len(positions) - 1)

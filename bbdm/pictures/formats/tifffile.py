@@ -1,0 +1,262 @@
+"""TIFF by tifffile: any bits, floats, bands and pages; windows read only the strips or tiles that they touch.
+
+The axes of a file are those that tifffile names. X, Y and, in OME and ImageJ files, Z are spatial; samples,
+channels and other pages of one shape are channels, in the file's order. Several times are refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bbdm.base import optional
+from bbdm.pictures import checks
+from bbdm.pictures.picture import Affine, Geometry, Header, Picture, as_affine
+
+NAME = "tiff"
+TYPES = (*checks.REAL, "float16")
+CHANNELS = "CSIQ"  # axes that become channels: channels, samples, pages, and those without a name
+JPEG = (6, 7, 33007, 34892)  # compressions whose segments need the tables of the page
+SIZES = ("PhysicalSizeX", "PhysicalSizeY", "PhysicalSizeZ")  # of a pixel, in OME
+IMAGEJ_UNITS = {"micron": "µm", "um": "µm", "\\u00B5m": "µm"} | {unit: unit for unit in ("µm", "nm", "mm", "cm", "m")}
+TILE = 256  # the side of written tiles
+TILED = 2**22  # values from which on a picture is written in tiles
+CLASSIC = 2**32 - 2**25  # bytes of values that a classic TIFF holds
+NODATA = 42113  # the tag of the value that stands for none
+PALETTE, YCBCR = 3, 6  # what values mean
+SIDE_FILES = 1 | 4  # kinds of pages besides the picture: reduced copies, masks
+
+
+def header(path: Path) -> Header:
+    """The header of a picture (C, H, W) or (C, D, H, W).
+
+    ``geometry.kept`` has resolution, resolutionunit, and ome: pixel sizes, their units and channels' names.
+
+    Raises:
+        ModuleNotFoundError: tifffile is not installed.
+        ValueError: it is damaged, or has complex numbers, a palette, several times, or pages of several
+            sizes.
+    """
+    with _opened(path) as file:
+        series = _series(file)
+        page = series.keyframe
+        if page.photometric == PALETTE:
+            raise ValueError("its values are indices of a palette: save it with colours")
+        if page.photometric == YCBCR and page.compression not in JPEG:
+            raise ValueError("its values are luminance and colour difference: save it as RGB")
+        shape = _shape(series)
+        if series.dataoffset is not None:
+            end = series.dataoffset + math.prod(series.shape) * np.dtype(page.dtype).itemsize
+            if end > path.stat().st_size:
+                raise ValueError(f"its header says {series.shape} of {page.dtype}, and the file is shorter")
+        windowed = series.dataoffset is not None or math.prod(page.chunked) * len(series) > 1
+        nodata = float(page.nodata) if NODATA in page.tags else None
+        geometry = replace(_geometry(file, page, len(shape) - 1), nodata=nodata)
+        return Header(path, shape, checks.real(page.dtype), geometry, windowed)
+
+
+def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
+    """(C, *W) of a window; mapped into memory where the values lie in one piece."""
+    spatial = dict(zip("ZYX"[-len(window) :], window, strict=True))
+    shape, size = (header.shape[0], *checks.lengths(window)), header.path.stat().st_size
+    with _opened(header.path) as file:
+        series = _series(file)
+        axes = series.axes
+        if series.dataoffset is not None:
+            checks.check_cost(shape, header.dtype, size, ratio=1)
+            dtype = np.dtype(series.dtype).newbyteorder(file.byteorder)
+            array = np.memmap(header.path, dtype, "r", series.dataoffset, series.shape)
+            array = array[tuple(spatial.get(axis, slice(None)) for axis in axes)]
+        else:
+            checks.check_cost(shape, header.dtype, size)
+            axes, array = _decoded(series, spatial, size)
+    ordered = [i for i, axis in enumerate(axes) if axis not in spatial] + [axes.index(axis) for axis in spatial]
+    return np.asarray(array.transpose(ordered).reshape(shape), header.dtype)
+
+
+def write(path: Path, picture: Picture) -> None:
+    """Write (C, H, W) with interleaved bands, or as OME-TIFF (C, D, H, W) and what has OME's entries.
+
+    A large picture is written tile after tile; BigTIFF where 4 GiB need it.
+
+    Raises:
+        ModuleNotFoundError: tifffile is not installed.
+        ValueError: the format cannot hold the picture.
+    """
+    package = optional.package("tifffile", "this TIFF")
+    checks.check_held("a TIFF", picture, TYPES)
+    options, array = _options(picture), np.asarray(picture)
+    interleaved = "ome" not in options and len(array) > 1
+    if "ome" not in options:
+        array = array.transpose(1, 2, 0) if interleaved else array[0]
+    options["bigtiff"] = array.nbytes > CLASSIC
+    if array.size < TILED:
+        return package.imwrite(path, np.ascontiguousarray(array), **options)
+    planes = array[None] if interleaved else array.reshape(-1, *array.shape[-2:])
+    package.imwrite(path, _tiles(planes), shape=array.shape, dtype=array.dtype, tile=(TILE, TILE), **options)
+
+
+def _tiles(planes: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    for plane in planes:
+        for rows, columns in checks.blocks(plane.shape, TILE, TILE):
+            tile = np.zeros((TILE, TILE, *plane.shape[2:]), plane.dtype)
+            part = plane[rows, columns]
+            tile[: part.shape[0], : part.shape[1]] = part
+            yield tile
+
+
+def _options(picture: Picture) -> dict[str, Any]:
+    """How tifffile writes a picture: with ``ome`` channel after channel, else with interleaved bands."""
+    geometry, channels = picture.geometry, len(picture)
+    kept = geometry.kept if geometry.format == NAME else {}
+    options = {name: kept[name] for name in ("resolution", "resolutionunit") if name in kept}
+    if geometry.nodata is not None:
+        options["extratags"] = [(NODATA, 2, 0, f"{geometry.nodata:.17g}", True)]
+    ome = dict(kept.get("ome", {}))
+    if picture.ndim == 4 or ome:
+        ome = ome or _ome_of_affine(geometry.affine)
+        if len(ome.get("Channel", {}).get("Name", ())) != channels:
+            ome.pop("Channel", None)
+        axes = "CZYX" if picture.ndim == 4 else "CYX"
+        return {**options, "ome": True, "photometric": "minisblack", "metadata": {**ome, "axes": axes}}
+    colours = channels == 3 and picture.dtype.kind == "u"
+    options |= {"metadata": None, "photometric": "rgb" if colours else "minisblack"}
+    if channels > 1:
+        options |= {"planarconfig": "contig", "extrasamples": ["unspecified"] * (channels - (3 if colours else 1))}
+    return options
+
+
+def _opened(path: Path) -> Any:
+    """The file, without the further files that OME can name."""
+    return optional.package("tifffile", "this TIFF").TiffFile(path, _multifile=False)
+
+
+def _series(file: Any) -> Any:
+    """The picture of a file, at its full size.
+
+    Raises:
+        ValueError: there are several of different sizes.
+    """
+    first, *others = file.series
+    if first.kind in ("generic", "uniform", "shaped"):
+        others = [each for each in others if not each.keyframe.subfiletype & SIDE_FILES]
+        if others:
+            shapes = ", ".join(str(each.shape) for each in (first, *others)[:9])
+            raise ValueError(f"it has pictures of several sizes or types, {shapes}: save each as a file of its own")
+    return first
+
+
+def _shape(series: Any) -> tuple[int, ...]:
+    """(C, *S) of a file's axes."""
+    axes, lengths = series.axes, dict(zip(series.axes, series.shape, strict=True))
+    spatial = "ZYX" if "Z" in axes and series.kind in ("ome", "imagej") else "YX"
+    if any(axis not in axes for axis in spatial):
+        raise ValueError(f"its axes are {axes}, and Y and X are needed")
+    for axis, length in lengths.items():
+        if length > 1 and axis not in CHANNELS + "ZYX":
+            what = f"{length} times" if axis == "T" else f"{length} along its axis {axis}"
+            raise ValueError(f"it has {what}: save each as a file of its own")
+    sides = tuple(lengths[axis] for axis in spatial)
+    return math.prod(series.shape) // math.prod(sides), *sides
+
+
+def _decoded(series: Any, window: dict[str, slice], size: int) -> tuple[str, npt.NDArray[Any]]:
+    """Axes and values of a window, of pages that are cut into strips or tiles."""
+    axes, stored = series.axes, series.shape
+    leading = [i for i, axis in enumerate(axes) if axis not in "SYX"]
+    counts = [stored[i] for i in leading]
+    if math.prod(counts) != len(series):
+        raise ValueError(f"it has {len(series)} pages, and axes {axes} of {stored}")
+    numbers = np.arange(len(series)).reshape(counts)
+    numbers = numbers[tuple(window.get(axes[i], slice(None)) for i in leading)]
+    pages = [_page(series[int(number)], series.keyframe, window["Y"], window["X"], size) for number in numbers.flat]
+    array = np.stack(pages).reshape(*numbers.shape, *pages[0].shape)
+    return "".join(axes[i] for i in leading) + "SYXs", array
+
+
+def _page(page: Any, first: Any, rows: slice, columns: slice, size: int) -> npt.NDArray[Any]:
+    """(planes, rows, columns, samples) of a page, whose strips or tiles are laid out as those of the first."""
+    if page is None:
+        raise ValueError("it lacks a page, or names another file that has it")
+    planes, depth, height, width, samples = first.shaped
+    if depth != 1:
+        raise ValueError("it has tiles of three axes, which are not read")
+    down, across = (first.tilelength, first.tilewidth) if first.is_tiled else (min(first.rowsperstrip, height), width)
+    checks.check_cost((down, across, samples), np.dtype(first.dtype), size)
+    options = {"jpegtables": page.jpegtables, "jpegheader": first.jpegheader} if first.compression in JPEG else {}
+    shape = planes, rows.stop - rows.start, columns.stop - columns.start, samples
+    array = np.full(shape, first.nodata, first.dtype)
+    grid = -(-height // down), -(-width // across)
+    touched = product(
+        range(planes),
+        range(rows.start // down, -(-rows.stop // down)),
+        range(columns.start // across, -(-columns.stop // across)),
+    )
+    for plane, row, column in touched:
+        index = (plane * grid[0] + row) * grid[1] + column
+        offset, count = page.dataoffsets[index], page.databytecounts[index]
+        if count == 0:
+            continue  # a tile that was left out
+        if offset + count > size:
+            raise ValueError(f"strip or tile {index} ends at byte {offset + count} of {size}: it is truncated")
+        page.parent.filehandle.seek(offset)
+        data = page.parent.filehandle.read(count)
+        segment, (at, _, top, left, _), (_, tall, wide, _) = first.decode(data, index, _fullsize=False, **options)
+        begin, end = max(top, rows.start), min(top + tall, rows.stop)
+        start, stop = max(left, columns.start), min(left + wide, columns.stop)
+        array[at, begin - rows.start : end - rows.start, start - columns.start : stop - columns.start] = segment[
+            0, begin - top : end - top, start - left : stop - left
+        ]
+    return array
+
+
+def _geometry(file: Any, page: Any, axes: int) -> Geometry:
+    kept: dict[str, Any] = {}
+    resolution = [page.tags.get(name) for name in ("XResolution", "YResolution")]
+    if all(resolution):
+        kept["resolution"] = tuple(tag.value for tag in resolution)
+        kept["resolutionunit"] = int(page.resolutionunit)
+    if file.is_ome and file.ome_metadata:
+        kept["ome"] = _ome(optional.package("tifffile", "this TIFF").xml2dict(file.ome_metadata))
+    elif file.is_imagej and (ome := _ome_of_imagej(file.imagej_metadata or {}, kept.get("resolution"), axes)):
+        kept["ome"] = ome
+    spacing = [kept.get("ome", {}).get(name) for name in SIZES[:axes]]  # x, y, z
+    matrix = np.eye(axes + 1)
+    if all(spacing):
+        matrix[:axes, :axes] = np.fliplr(np.diag(spacing))
+    return Geometry(as_affine(matrix) if all(spacing) else None, NAME, kept)
+
+
+def _ome(content: dict[str, Any]) -> dict[str, Any]:
+    """Pixel sizes, their units, and the names of channels, as tifffile writes them again."""
+    image = content["OME"]["Image"]
+    pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
+    kept = {name: pixels[name] for name in (*SIZES, *(f"{size}Unit" for size in SIZES)) if name in pixels}
+    channels = pixels.get("Channel", [])
+    names = [each.get("Name") for each in (channels if isinstance(channels, list) else [channels])]
+    return {**kept, "Channel": {"Name": names}} if names and all(names) else kept
+
+
+def _ome_of_imagej(content: Mapping[str, Any], resolution: Any, axes: int) -> dict[str, Any]:
+    """OME's pixel sizes of ImageJ's: pixels in a unit, and the spacing of slices; {} without a unit of length."""
+    unit = IMAGEJ_UNITS.get(content.get("unit", ""))
+    lengths = [below / above if above else 0.0 for above, below in resolution or ()] + [content.get("spacing", 1.0)]
+    if len(lengths) < 3 or not all(lengths) or (unit is None and axes == 2):
+        return {}
+    sizes = dict(zip(SIZES[:axes], lengths, strict=False))
+    return sizes | ({} if unit is None else {f"{name}Unit": unit for name in sizes})
+
+
+def _ome_of_affine(affine: Affine | None) -> dict[str, Any]:
+    """OME's pixel sizes, in mm, of the affine of another format."""
+    if affine is None or len(affine) != 4:
+        return {}
+    lengths: Sequence[float] = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)[::-1].tolist()
+    return {**dict(zip(SIZES, lengths, strict=True)), **{f"{size}Unit": "mm" for size in SIZES}}
