@@ -198,6 +198,11 @@ class CachedExamples(Examples):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def spacing(self) -> tuple[float, ...] | None:
+        """That of the data set."""
+        return self.dataset.spacing
+
     def digest(self) -> str:
         """That of the data set."""
         return self.dataset.digest()

@@ -20,8 +20,8 @@ CONTRAST = 0.01  # share of the range that sources have at least
 SHAPES_DIFFER = 1.1  # ratio of the sides' widths over heights
 
 
-def check_rows(pairs: Pairs, workers: int = 0, progress: bool = False) -> list[str]:
-    """Read all that rows have, as training does but whole, and return why rows cannot be trained on.
+def check_rows(pairs: Pairs, workers: int = 0, progress: bool = False) -> dict[int, str]:
+    """Read all that rows have, as training does but whole, and return why rows cannot be, by their indices.
 
     Args:
         pairs: the data set, whose rows have indices.
@@ -31,19 +31,18 @@ def check_rows(pairs: Pairs, workers: int = 0, progress: bool = False) -> list[s
     count: Any = range(len(pairs.rows))
     loader = DataLoader(count, batch_size=None, num_workers=workers, collate_fn=partial(_reason, pairs))
     bar = tqdm(with_short_errors(loader), "checking", len(count), unit="pair", leave=False, disable=not progress)
-    return list(dict.fromkeys(reason for reason in bar if reason))
+    return {index: reason for index, reason in enumerate(bar) if reason}
 
 
 def _reason(pairs: Pairs, index: int) -> str:
     """Why a row cannot be trained on, or nothing."""
     name = shown(pairs.rows[index])
     try:
-        for role in ("source", "target", "mask"):
-            if (part := pairs.part(index, role)) is not None:
-                channels = {"source": pairs.source_channels // pairs.spec.planes, "target": pairs.channels}
-                if len(part.array) != channels.get(role, len(part.array)):
-                    raise ValueError(f"its {role} has {len(part.array)} channels, and others have {channels[role]}")
-                check_finite(np.where(part.absent, part.array.dtype.type(0), part.array))
+        for role, part in pairs.whole(index).items():
+            channels = {"source": pairs.source_channels // pairs.spec.planes, "target": pairs.channels}
+            if len(part.array) != channels.get(role, len(part.array)):
+                raise ValueError(f"its {role} has {len(part.array)} channels, and others have {channels[role]}")
+            check_finite(np.where(part.absent, part.array.dtype.type(0), part.array))
         pairs.conditions(index)
     except (ValueError, FileNotFoundError) as error:
         return " ".join((str(error) if name in str(error) else f"{name}: {error}").split())
@@ -59,11 +58,10 @@ def first_look(pairs: Pairs) -> list[str]:
     for index in range(min(LOOKED_AT, len(pairs.rows))):
         shapes: list[float] = []
         try:
-            for role, shares in outside.items():
-                part, values = pairs.part(index, role), getattr(pairs.spec, role)
-                if part is None:
-                    continue
-                shapes.append(part.array.shape[-1] / part.array.shape[-2])
+            parts = pairs.whole(index)
+            for role in outside.keys() & parts.keys():
+                part, values, shares = parts[role], getattr(pairs.spec, role), outside[role]
+                shapes.append(part.pictures[-1].shape[-1] / part.pictures[-1].shape[-2])
                 array = part.array[:, ~np.broadcast_to(part.absent, part.array.shape[1:])].astype(np.float64)
                 if not isinstance(values, Values) or not array.size:
                     continue

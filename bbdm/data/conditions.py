@@ -164,7 +164,7 @@ def scaled(name: str, part: Part, values: Values | None, channels: int | None = 
     Raises:
         ValueError: they have no range, or NaN or infinity.
     """
-    array, absent = part
+    array, absent = part.array, part.absent
     holes = bool(np.any(absent))
     if values is not None:
         check_channels(values, len(array), name)

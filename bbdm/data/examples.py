@@ -62,8 +62,18 @@ class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
         self.channels, self.source_channels = channels, source_channels
         self.left_out: set[str] = set()
 
+    @property
+    def spacing(self) -> tuple[float, ...] | None:
+        """The length of a voxel along each axis, the median; None where it is not known."""
+        return None
+
     @abstractmethod
     def __len__(self) -> int: ...
+
+    @property
+    def ends(self) -> Sequence[int]:
+        """The number of examples up to each picture's last: of slices, those of a volume are one picture's."""
+        return range(1, len(self) + 1)
 
     @abstractmethod
     def read(self, index: Any, seed: int = 0) -> Example:
@@ -81,9 +91,13 @@ class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
     def names_digest(self) -> str:
         """SHA-256 of what names the examples, which stays the same when a run resumes."""
 
+    def stamps_digest(self) -> str:
+        """SHA-256 of the paths, sizes and times of the examples' files; "" where there are none."""
+        return ""
+
     def description(self) -> dict[str, Any]:
         """What decides the examples, for manifests."""
-        return {"files": self.digest(), **self.spec.config()}
+        return {**self.spec.config(), "files": self.digest()}
 
     def order(self, seed: int) -> Order:
         """The examples of an epoch, a function of the seed: here a permutation of all."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -16,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bbdm.base.atomic import file_sha256
+from bbdm.base.atomic import file_sha256, stamp
 from bbdm.data import conditions
 from bbdm.data.cache import Cache
 from bbdm.data.conditions import scaled
 from bbdm.data.crops import Window, crop_window
 from bbdm.data.examples import BadPicturesError, Example, Examples, NoTargetError, Order, Place, collate
-from bbdm.data.reading import Part, Reader, check_grids, is_photograph
+from bbdm.data.reading import DECODING, Part, Reader, Strips, check_grids, is_photograph
 from bbdm.data.rows import Row, paths_of, shown
 from bbdm.data.spec import AXES, Spec
 from bbdm.data.tables import Streamed, StreamedRows, TableRows
@@ -169,6 +170,11 @@ class Pairs(Examples):
 
     def __len__(self) -> int:
         return self.spec.crops * (len(self.rows) if self._planes is None else self._ends[-1])
+
+    @property
+    def ends(self) -> Sequence[int]:
+        """See :attr:`Examples.ends`."""
+        return self._ends or super().ends
 
     def _locate(self, index: int, row: Row | None) -> Located:
         """Where example ``index`` lies; ``row`` is that of a stream."""
@@ -354,13 +360,10 @@ class Pairs(Examples):
         parts = {name: self._part(name, values, (), None) for name, values in columns.items() if values}
         return self._conditions_of(row, parts, ())
 
-    def part(self, index: int, role: str, window: Window = ()) -> Part | None:
-        """A role of row ``index`` in stored values, as a whole or a window of it; None where the row has none.
+    def whole(self, index: int) -> dict[str, Part]:
+        """Row ``index``, which may be a volume of several examples, in stored values, by role: source, target, mask.
 
-        Args:
-            index: of a row, which may be a volume of several examples.
-            role: ``source``, ``target`` or ``mask``.
-            window: a slice for each spatial axis; () for all.
+        Photographs have the size of examples. A role that the row has not is left out.
 
         Raises:
             ValueError: a file cannot be read, or grids differ.
@@ -368,7 +371,56 @@ class Pairs(Examples):
         row = self.rows[index]
         columns = self._columns(row)
         self._check_row(row, columns)
-        return self._part(role, columns[role], window, None) if columns[role] else None
+        parts = {role: self._part(role, columns[role], (), None) for role in (*ROLES, "mask") if columns[role]}
+        if self.spec.size is not None or self.prepare is not None:
+            arrays = {role: self._fitted(part.array) for role, part in parts.items() if role in ROLES}
+            arrays = arrays if self.prepare is None else self.prepare(arrays, row["name"])
+            parts |= {role: Part(array, False, parts["source"].pictures) for role, array in arrays.items()}
+        return parts
+
+    @property
+    def complete(self) -> Spec:
+        """The spec, with the sizes and classes of conditions that were found in rows."""
+        return replace(self.spec, conditions=self._conditions)
+
+    def same_rows(self, other: Pairs) -> bool:
+        """Whether another data set has the same rows."""
+        if isinstance(self.rows, TableRows | StreamedRows):
+            return isinstance(other.rows, type(self.rows)) and self.rows.digest == other.rows.digest
+        return list(self.rows) == list(other.rows)
+
+    def without(self, indices: Collection[int]) -> Pairs:
+        """The data set without some of its rows."""
+        if not indices:
+            return self
+        rows = [self.rows[index] for index in range(len(self.rows)) if index not in indices]
+        return Pairs(rows, self.complete, self.cache, self.prepare, self.skip_bad)
+
+    def strips(self, index: int) -> Strips:
+        """The source of row ``index``, a picture, of which rows of pixels are read."""
+        row = self.rows[index]
+        values, reader, channels = self._values(row, "source"), self._reader, self.spec.channels
+        heads = [reader.header(each) for each in values]
+        parts = [head for head in heads if not (isinstance(head, Header) and head.windowed)]
+        resized = self.whole(index)["source"].array if self.spec.size is not None or self.prepare is not None else None
+
+        def read(rows: slice) -> tuple[Array, Any]:
+            if resized is not None:
+                return resized[:, rows], np.zeros((rows.stop - rows.start, resized.shape[2]), bool)
+            part = reader.part(values, channels, (rows, slice(0, heads[0].sides[1])))
+            return part.array, np.broadcast_to(part.absent, part.array.shape[1:])
+
+        return Strips(
+            (sum(map(self._channels, heads)), *heads[0].sides) if resized is None else resized.shape,
+            np.result_type(*(head.dtype for head in heads)),
+            DECODING * sum(int(np.prod(head.shape)) * head.dtype.itemsize for head in parts),
+            heads[0].nodata,
+            any(head.nodata is not None for head in heads),
+            heads[0].geometry,
+            lambda: self.values(index, "source"),
+            read,
+            reader.forget,
+        )
 
     def _check_row(self, row: Row, columns: Mapping[str, Sequence[Any]]) -> None:
         """Compare the grids of a row's pictures by their headers, once."""
@@ -398,14 +450,14 @@ class Pairs(Examples):
                 found += [] if head.geometry.spacing is None else [head.geometry.spacing]
         return tuple(np.median(found, axis=0).round(6).tolist()) if found else None
 
-    def digest(self) -> str:
-        """SHA-256 of all names, of the content of all files, and of what examples have besides the source."""
+    def digest(self, columns: Collection[str] | None = None) -> str:
+        """SHA-256 of all names, and of the content of the files in some columns; None for all."""
         digest = hashlib.sha256(self.names_digest().encode())
         if isinstance(self.rows, TableRows | StreamedRows):
             digest.update(self.rows.digest.encode())
             return digest.hexdigest()
         for row in self.rows:
-            hashes = (file_sha256(file) for path in paths_of(row) for file in files.files_of(path))
+            hashes = (file_sha256(file) for path in paths_of(row, columns) for file in files.files_of(path))
             digest.update(f"{row['name']} {' '.join(hashes)}\n".encode())
         return digest.hexdigest()
 
@@ -420,6 +472,13 @@ class Pairs(Examples):
         for row in self.rows:
             digest.update("\n".join([row["name"], *(str(row.get(name)) for name in own)]).encode())
         return digest.hexdigest()
+
+    def stamps_digest(self) -> str:
+        """SHA-256 of the paths, sizes and times of all files; "" of tables."""
+        if isinstance(self.rows, TableRows | StreamedRows):
+            return ""
+        paths = {file for row in self.rows for path in paths_of(row) for file in files.files_of(path)}
+        return hashlib.sha256("\n".join(sorted(stamp(path.absolute()) for path in paths)).encode()).hexdigest() if paths else ""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_checked": set()}

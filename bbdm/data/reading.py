@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ KEPT = 6  # decoded pictures in memory
 HEADERS = 4096  # that are kept
 SAMPLED = 2**24  # pixels of a picture from which percentiles are those of an even share of its rows
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # of pictures inside larger files
+DECODING = 4  # times the bytes of a picture that decoding it whole takes
 NPY = b"\x93NUMPY"  # how an array begins
 Array = npt.NDArray[Any]
 
@@ -50,9 +51,10 @@ class Reader:
 
     def __init__(self, cache: Cache | None = None) -> None:
         self._cache = cache
-        self._keep()
+        self.forget()
 
-    def _keep(self) -> None:
+    def forget(self) -> None:
+        """Forget what was decoded and looked at."""
         self._whole = lru_cache(KEPT)(self._decoded)
         self._headers = lru_cache(HEADERS)(pictures.header)
         self._ranges: dict[Any, Values] = {}
@@ -62,7 +64,7 @@ class Reader:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._keep()
+        self.forget()
 
     def header(self, value: Any) -> Header | Picture:
         """Sides, type and geometry of a value of a row; of what is in memory, the picture."""
@@ -208,3 +210,17 @@ def decoded(value: Any) -> Picture:
     if isinstance(value, str):
         raise FileNotFoundError(f"there is no picture {value}")
     raise ValueError(f"it is neither a picture nor an array, but {value!r}")
+
+
+class Strips(NamedTuple):
+    """A source of which rows of pixels are read, in stored values."""
+
+    shape: tuple[int, ...]  # (C, H, W)
+    dtype: np.dtype[Any]
+    decoded: int  # bytes that decoding takes of files of which no part can be read alone
+    nodata: float | None  # what stands for no value in the first file
+    masked: bool  # whether a pixel may have no value
+    geometry: pictures.Geometry
+    values: Callable[[], Values]  # of the whole picture
+    read: Callable[[slice], tuple[Array, Array]]  # (C, rows, W), and (rows, W) where a pixel has no value
+    forget: Callable[[], Any]  # what is decoded

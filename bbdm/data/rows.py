@@ -10,7 +10,7 @@ import csv
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,10 +40,10 @@ class Half(NamedTuple):
         return str(self.path)
 
 
-def paths_of(row: Row) -> tuple[Path, ...]:
-    """The files and folders of a row's pictures, each once."""
+def paths_of(row: Row, columns: Collection[str] | None = None) -> tuple[Path, ...]:
+    """The files and folders of a row's pictures, each once; of some columns, None for all."""
     paths: dict[Path, None] = {}
-    for value in row.values():
+    for value in row.values() if columns is None else map(row.get, columns):
         for each in value if type(value) is tuple else (value,):
             if isinstance(each, Half | Path):
                 paths[each.path if isinstance(each, Half) else each] = None

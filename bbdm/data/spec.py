@@ -189,32 +189,36 @@ class Spec:
             return self.nodata
         return source if source is not None and holds(np.dtype(self.target.dtype), source) else None
 
-    def check_nodata(self, source: Picture, absent: npt.NDArray[np.bool_]) -> None:
-        """Raise ValueError where pixels of a source have no value, and results cannot say so."""
-        if absent.any() and self.result_nodata(source.geometry.nodata) is None:
+    def check_nodata(self, nodata: float | None, absent: npt.NDArray[np.bool_], name: str) -> None:
+        """Raise ValueError where pixels of a source have no value, its ``nodata``, and results cannot say so."""
+        if nodata is not None and absent.any() and self.result_nodata(nodata) is None:
             raise ValueError(
-                f"{source.name or 'the source'} has pixels without a value, {source.geometry.nodata:g}, and results of "
-                f"{self.target.dtype} cannot hold it: train on targets with a nodata of their own, or give "
-                "target values of another type"
+                f"{name or 'the source'} has pixels without a value, {nodata:g}, and results of {self.target.dtype} "
+                "cannot hold it: train on targets with a nodata of their own, or of another type"
             )
 
     def result(
         self, array: npt.NDArray[Any], geometry: Geometry, absent: npt.NDArray[np.bool_] | None = None, name: str = ""
     ) -> Picture:
-        """A result (C, *S) in [-1, 1] in stored values, at the place of its source.
+        """A result (C, *S) in [-1, 1] in stored values; see :meth:`placed`."""
+        return self.placed(self.target.stored(array, axes=array.ndim - 1), geometry, absent, name)
+
+    def placed(
+        self, stored: npt.NDArray[Any], geometry: Geometry, absent: npt.NDArray[np.bool_] | None = None, name: str = ""
+    ) -> Picture:
+        """A result (C, *S) of stored values, at the place of its source.
 
         Args:
-            array: the result.
+            stored: the result.
             geometry: of the source. What is said of each band is left out where bands have other values.
             absent: (*S) where the source has no value, and so the result; None for nowhere.
             name: of the picture.
         """
-        stored = self.target.stored(array, axes=array.ndim - 1)
         nodata = self.result_nodata(geometry.nodata)
         if nodata is not None and stored.dtype.kind != "f":  # a pixel with a value does not get nodata by rounding
-            highest = np.reshape(self.target.high, (-1, *[1] * (array.ndim - 1)))
-            stored = np.where(stored == nodata, np.where(nodata < highest, nodata + 1, nodata - 1), stored)
-            stored = stored.astype(self.target.dtype)
+            highest = np.reshape(self.target.high, (-1, *[1] * (stored.ndim - 1)))
+            other = np.where(nodata < highest, nodata + 1, nodata - 1)
+            stored = np.where(stored == nodata, other, stored).astype(stored.dtype)
         if nodata is not None and absent is not None:
             stored[:, absent] = nodata
         geometry = replace(geometry, nodata=nodata)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchvision.datasets import Cityscapes
 
-from bbdm.data.pairs import open_image
+from bbdm.pictures.images import open_image
 from bbdm.networks.windowed import on_device
 from bbdm.networks.windows import Windows, blend
 
