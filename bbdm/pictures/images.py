@@ -261,8 +261,8 @@ def scale(pixels: torch.Tensor) -> torch.Tensor:
 def from_array(array: npt.NDArray[np.floating]) -> Image.Image:
     """A picture from a (C, H, W) array in [-1, 1]; values outside are clipped.
 
-    One channel is grey and three are RGB. Of other counts, each channel is a grey tile: up to four side by side,
-    more in rows.
+    One channel is grey and three are RGB. Of other counts, each channel is a grey tile: up to four side by
+    side, more in rows.
 
     Raises:
         ValueError: it is empty, or has other than 3 axes.
