@@ -39,14 +39,14 @@ TIFF_PAGES = 8  # pages that are looked at
 PLACE_TAGS = (33550, 33922, 34264, 34735)  # of a place on Earth: pixel scale, tie points, matrix, keys
 
 
-def read(path: str | os.PathLike[str], window: Window = ()) -> Picture:
+def read(path: str | os.PathLike[str] | Header, window: Window = ()) -> Picture:
     """The picture of a file, or of a folder of DICOM; of a window, what it needs where the format allows.
 
     Values of npy, and of NIfTI and TIFF without compression or scaling, are mapped into memory. The array is
     read-only. Its geometry is that of the window.
 
     Args:
-        path: the file or folder.
+        path: the file or folder; or its header, which is not read again.
         window: a slice for each spatial axis, () for all.
 
     Raises:
@@ -55,10 +55,11 @@ def read(path: str | os.PathLike[str], window: Window = ()) -> Picture:
         UnknownFormatError: it is none of the formats.
         ValueError: it is damaged, has what the format's module refuses, or the window is outside.
     """
-    path = Path(path)
+    known = path if isinstance(path, Header) else None
+    path = Path(path) if known is None else known.path
     with checks.named("read", path):
         module = _reader(path)
-        found: Header = module.header(path)
+        found: Header = known or module.header(path)
         part = checks.bounds(window, found.sides)
         array = module.read(found, part)
         expected = (found.shape[0], *checks.lengths(part))
