@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.pictures.formats import numpy_files
 from bbdm.sampling.distribution import Distribution
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ class Measure:
                 yield np.load(place / name)
                 continue
             made = self._unit(number)
-            known.place.write(name, numpy_files.encoded(made))
+            np.save(file := io.BytesIO(), made, allow_pickle=False)
+            known.place.write(name, file.getvalue())
             yield made
 
     def _read(self, index: int) -> tuple[Example, Array]:

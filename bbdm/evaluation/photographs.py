@@ -10,8 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bbdm.base.atomic import write_atomically
-from bbdm.pictures import formats, images
-from bbdm.pictures.lazy import LoadedPicture
+from bbdm.pictures import header, images, read, write
 
 GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
@@ -34,10 +33,9 @@ class Photograph:
             FileNotFoundError: there is no such file.
             ValueError: it cannot be read, or is not grey or colour of 8 or 16 bits.
         """
-        picture = formats.open(path)
-        if picture.dtype == np.uint8 and picture.geometry.format == "pillow":
+        if header(path).photograph:
             return cls._of_image(images.open_image(path))
-        array = picture[()]
+        array = np.asarray(read(path))
         bits = 8 * array.dtype.itemsize
         if array.ndim != 3 or len(array) not in (1, 3) or array.dtype not in (np.uint8, np.uint16):
             raise ValueError(
@@ -65,7 +63,7 @@ class Photograph:
         pixels = np.tensordot(GREY, self.pixels, 1)[None] if self.grey else self.pixels
         stored = np.rint((pixels.clip(-1, 1) + 1) * np.float32(most / 2)).astype(f"u{self.bits // 8}")
         if self.bits == 16:
-            return formats.write_rows(path, LoadedPicture(stored, path))
+            return write(path, stored)
         image = Image.fromarray(stored[0] if self.grey else np.ascontiguousarray(stored.transpose(1, 2, 0)))
         if self.alpha is not None:
             image.putalpha(Image.fromarray(self.alpha))

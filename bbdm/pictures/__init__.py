@@ -1,4 +1,4 @@
-"""Pictures: arrays that know where they lie, read from files and written to them. Nothing here imports torch."""
+"""Pictures: arrays that know where they lie, read from files and written to them, without torch."""
 
 from bbdm.pictures.files import header as header
 from bbdm.pictures.files import read as read

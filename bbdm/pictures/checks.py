@@ -28,22 +28,24 @@ class UnknownFormatError(ValueError):
 
 @contextmanager
 def named(action: Literal["read", "write"], path: Path | str, expected: str = "") -> Iterator[None]:
-    """Errors of libraries become a ValueError with the file's name; ``expected`` says what an unknown file is not."""
-    passed = (ModuleNotFoundError, StoppedError, *([OSError] if action == "write" else []))
+    """Errors of libraries become a ValueError with the file's name; ``expected`` is said of others."""
     try:
         yield
-    except FileNotFoundError as error:
-        if action == "write":
-            raise
-        raise FileNotFoundError(f"there is no picture {path}") from error
+    except (ModuleNotFoundError, StoppedError):
+        raise
     except Exception as error:  # libraries raise errors of many kinds on damaged files
         unknown = isinstance(error, UnknownFormatError | UnidentifiedImageError)
-        if isinstance(error, passed) and not unknown or (isinstance(error, ValueError) and str(path) in str(error)):
+        if action == "read" and isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(f"there is no picture {path}") from error
+        if (action == "write" and isinstance(error, OSError)) or (
+            isinstance(error, ValueError) and str(path) in str(error)
+        ):
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]  # ITK says first where in its code it was
         reason = expected if unknown and expected else lines[-1]
-        kind = UnknownFormatError if unknown else ValueError
-        raise kind(f"cannot {action} the picture {path}: {reason}") from error
+        raise (UnknownFormatError if unknown else ValueError)(
+            f"cannot {action} the picture {path}: {reason}"
+        ) from error
 
 
 def bounds(window: Window, sides: Sequence[int]) -> tuple[slice, ...]:

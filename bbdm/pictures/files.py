@@ -40,7 +40,7 @@ PLACE_TAGS = (33550, 33922, 34264, 34735)  # of a place on Earth: pixel scale, t
 
 
 def read(path: str | os.PathLike[str] | Header, window: Window = ()) -> Picture:
-    """The picture of a file, or of a folder of DICOM; of a window, only what it needs where the format allows.
+    """The picture of a file, or of a folder of DICOM; of a window, what it needs where the format allows.
 
     Values of npy, and of NIfTI and TIFF without compression or scaling, are mapped into memory. The array is
     read-only. Its geometry is that of the window.
@@ -88,8 +88,8 @@ def header(path: str | os.PathLike[str]) -> Header:
 def write(path: str | os.PathLike[str], picture: np.ndarray[Any, Any]) -> None:
     """Write an array (C, *S) in the format of the path's suffix, whole or not at all.
 
-    What the format can hold of a :class:`Picture`'s geometry is written. A TIFF is a GeoTIFF where the geometry
-    is of one. A picture that is mapped into memory is written by parts as npy and TIFF.
+    What the format can hold of a :class:`Picture`'s geometry is written. A TIFF is a GeoTIFF where the
+    geometry is of one. Of a picture that is mapped into memory, npy and TIFF are written by parts.
 
     Raises:
         ModuleNotFoundError: the format's package is not installed. The message says how to install it.
@@ -116,7 +116,7 @@ def suffix_of(path: str | os.PathLike[str]) -> str:
 
 
 def suffix_of_result(source: str, channels: int, values: Values) -> str:
-    """The suffix of a result: the source's, but of photographs PNG's where it holds the result, else TIFF's."""
+    """The suffix of a result: the source's; of photographs PNG's where it holds the result, else TIFF's."""
     if source in LOSSY:
         return ".png" if channels in (1, 3) and values.dtype in ("uint8", "uint16") else ".tif"
     return source
@@ -172,7 +172,7 @@ def _holds_dicom(folder: Path) -> bool:
 
 
 def _reader_of_tiff(path: Path) -> str:
-    """The module that reads a TIFF: rasterio what has a place on Earth, Pillow what needs conversion to colours.
+    """The module that reads a TIFF: rasterio what has a place on Earth, Pillow what must become colours.
 
     Without rasterio and tifffile, Pillow reads one page of 8 bits or fewer.
     """

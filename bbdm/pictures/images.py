@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, ImageDraw
 
 from bbdm.base import sizes
 from bbdm.pictures.checks import named
+from bbdm.pictures.picture import Picture
 
 if TYPE_CHECKING:
     import torch
@@ -147,18 +148,23 @@ def more_than_8_bits(array: npt.NDArray[Any]) -> ValueError:
 
 
 def found_range(array: npt.NDArray[Any]) -> str:
-    """The least and the largest value, for messages; NaN and infinity do not count."""
-    finite = array[np.isfinite(array)]
-    return f"{finite.min():g} to {finite.max():g}" if finite.size else "none"
+    """The least and the largest value, for messages; NaN, infinity and a picture's nodata do not count."""
+    values = _values_of(array)
+    return f"{values.min():g} to {values.max():g}" if values.size else "none"
 
 
 def usual_range(array: npt.NDArray[Any]) -> str:
     """A range that holds the values, as text: of integers from 0 on, that of 8, 10, 12, 14, 16 or 32 bits."""
-    finite = array[np.isfinite(array)]
-    low, high = (finite.min(), finite.max()) if finite.size else (0, 1)
-    if array.dtype.kind in "iu" and low >= 0:
+    values = _values_of(array)
+    low, high = (values.min(), values.max()) if values.size else (0, 1)
+    if array.dtype.kind in "iub" and low >= 0:
         return f"0:{next(2**bits - 1 for bits in (8, 10, 12, 14, 16, 32, 64) if high < 2**bits)}"
     return f"{np.floor(low):g}:{np.ceil(high):g}"
+
+
+def _values_of(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    values = np.asarray(array[:, ~array.absent()]) if isinstance(array, Picture) and array.ndim > 2 else array
+    return values[np.isfinite(values)]
 
 
 def is_narrowed(image: Image.Image) -> bool:
@@ -261,8 +267,8 @@ def scale(pixels: torch.Tensor) -> torch.Tensor:
 def from_array(array: npt.NDArray[np.floating]) -> Image.Image:
     """A picture from a (C, H, W) array in [-1, 1]; values outside are clipped.
 
-    One channel is grey and three are RGB. Of other counts, each channel is a grey tile: up to four side by side,
-    more in rows.
+    One channel is grey and three are RGB. Of other counts, each channel is a grey tile: up to four side by
+    side, more in rows.
 
     Raises:
         ValueError: it is empty, or has other than 3 axes.

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.base import sizes
+from bbdm.pictures.values import without_data
 
 Affine = tuple[tuple[float, ...], ...]
 Window = tuple[slice, ...]  # a slice for each spatial axis; () is all of them
@@ -143,10 +144,7 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
 
     def absent(self) -> npt.NDArray[np.bool_]:
         """(*S), whether a pixel has the value that stands for none in a channel."""
-        array = np.asarray(self)
-        if self.nodata is None:
-            return np.zeros(self.sides, dtype=bool)
-        return np.any(np.isnan(array) if np.isnan(self.nodata) else array == self.nodata, axis=0)
+        return without_data(np.asarray(self), self.nodata)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file; see :func:`bbdm.pictures.write`."""

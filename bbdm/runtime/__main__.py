@@ -17,8 +17,7 @@ from bbdm.base.seeds import resolve_seeds
 from bbdm.base.settings import add_flags, from_values
 from bbdm.files.bridge_json import conditions_of
 from bbdm.networks.conditions import ConditionsConfig
-from bbdm.pictures import formats, images
-from bbdm.pictures.kind import EIGHT_BIT_PICTURES
+from bbdm.pictures import files
 from bbdm.pictures.picture import Picture
 from bbdm.sampling.network_config import GuidanceConfig, WindowConfig
 
@@ -88,20 +87,19 @@ def main(argv: list[str] | None = None) -> None:
     for path in args.pictures:
         if path.is_dir():
             raise ValueError(f"{path} is a folder: give pictures, such as {path}/*.png")
-    for stem, count in Counter(map(formats.stem_of, args.pictures)).items():
+    for stem, count in Counter(map(files.stem_of, args.pictures)).items():
         if count > 1:
             raise ValueError(f"{count} of the pictures have the name {stem}, and so would their results")
     sampler = OnnxBridgeSampler.from_pretrained(
         args.folder, providers=providers, threads=args.threads, solver=args.solver, steps=args.steps
     )
     kind, channels = sampler.pictures, sampler.settings["image_channels"]
-    eight_bit = kind == EIGHT_BIT_PICTURES
     results: list[Path] = []
     sources = {path.resolve() for path in args.pictures}
     for path in args.pictures:
-        _ = images.open_size(path) if eight_bit else formats.open(path)  # before any is translated
-        suffix = ".png" if eight_bit else formats.suffix_of_result(formats.suffix_of(path), channels, kind.target)
-        results.append(args.output / f"{formats.stem_of(path)}{suffix}")
+        _ = files.header(path)  # before any is translated
+        suffix = files.suffix_of_result(files.suffix_of(path), channels, kind.target)
+        results.append(args.output / f"{files.stem_of(path)}{suffix}")
         if results[-1].resolve() in sources:
             raise ValueError(f"{results[-1]} would replace a source: give another output folder")
     told = read_told(args.condition, conditions_of(sampler.settings))

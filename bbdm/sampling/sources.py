@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bbdm.pictures import formats, images
+from bbdm.pictures import files, images
 from bbdm.pictures.kind import AXES, PictureKind
-from bbdm.pictures.picture import Picture
-from bbdm.pictures.values import EIGHT_BIT, scaled_present, without_data
+from bbdm.pictures.picture import PHOTOGRAPH, Picture
+from bbdm.pictures.values import EIGHT_BIT, scaled_present
 from bbdm.sampling.scale import UNIT, Range, Scale, scaled, unscaled, warn_if_positive
 
 
@@ -151,11 +151,8 @@ def read(source: Any, channels: int, scale: Scale) -> Item | None:
     plain = scale.kind.source == scale.kind.target == EIGHT_BIT
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        if plain and scale.axes == 2 and path.suffix.lower() in images.SUFFIXES:
-            source = images.open_image(path)
-        else:
-            opened = formats.open(path)
-            source = Picture(opened[()], opened.geometry.with_nodata(opened.nodata), name=path.name)
+        photograph = files.SUFFIXES.get(files.suffix_of(path)) == "pillow"
+        source = images.open_image(path) if plain and scale.axes == 2 and photograph else files.read(path)
     if isinstance(source, Image.Image) and (not plain or scale.axes == 3):
         source = Picture(images.to_pixels(source, channels) if channels in (1, 3) else images.as_pixels(source))
     if isinstance(source, Picture):
@@ -170,6 +167,8 @@ def read(source: Any, channels: int, scale: Scale) -> Item | None:
         return _valued(source, channels, scale.kind)
     if source.dtype == np.uint8:
         array = images.to_array(_picture(source), channels)
+    elif source.dtype.kind != "f":
+        raise images.more_than_8_bits(source)
     else:
         array = _floats(source, channels, scale.range)
     return Item.of(array, lambda made: _restored(made, source, scale.range))
@@ -181,7 +180,8 @@ def _values(picture: Picture, channels: int, kind: PictureKind, axes: int = 2) -
     Pixels without a value are -1, and get none in the result.
     """
     array = np.asarray(picture)
-    if kind.source == EIGHT_BIT and array.dtype == np.uint8 and {len(array), channels} == {1, 3} and array.ndim == 3:
+    photograph = picture.geometry.format == PHOTOGRAPH and array.dtype == np.uint8 and array.ndim == 3
+    if photograph and kind.source == EIGHT_BIT and {len(array), channels} == {1, 3}:
         array = images.recoloured(array, channels)
     axis = None if kind.slices is None else 1 + AXES[kind.slices]
     channels //= kind.planes
@@ -192,12 +192,11 @@ def _values(picture: Picture, channels: int, kind: PictureKind, axes: int = 2) -
     if kind.source == EIGHT_BIT and array.dtype != np.uint8:
         raise ValueError(
             f"source must have 8 bits, as in training, and {picture.name or 'it'} has {array.dtype} from "
-            f"{images.found_range(array)}: give source_values"
+            f"{images.found_range(picture)}: give source_values"
         )
     kind.warn_of_spacing(picture.geometry.spacing, picture.name)
     kind.warn_of_bits(array.dtype)
-    nodata = picture.geometry.kept.get("nodata")
-    absent = without_data(array, nodata)
+    absent = picture.absent()
     values = kind.source.of(array[:, ~absent, None] if absent.any() else array)
     made = scaled_present(values, array, absent)
     slices = [made] if axis is None else list(np.moveaxis(made, axis, 0))
@@ -208,9 +207,9 @@ def _values(picture: Picture, channels: int, kind: PictureKind, axes: int = 2) -
     def restore(results: list[npt.NDArray[np.float32]]) -> Picture:
         whole = results[0] if axis is None else np.stack(results, axis)
         stored = kind.target.stored(whole, axes=whole.ndim - 1)
-        geometry = kind.geometry_of_result(picture.geometry, nodata)
-        if absent.any() and geometry.kept.get("nodata") is not None:
-            stored[:, absent] = nodata
+        geometry = kind.geometry_of_result(picture.geometry, picture.nodata)
+        if absent.any() and geometry.nodata is not None:
+            stored[:, absent] = geometry.nodata
         return Picture(stored, geometry, kind.target.unit, picture.name)
 
     return Item(slices, restore)

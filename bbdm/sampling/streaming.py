@@ -22,9 +22,8 @@ from bbdm.base import sizes
 from bbdm.base.memory import shown
 from bbdm.data.reading import Strips
 from bbdm.networks.windows import Spans, Windowing
-from bbdm.pictures import formats
-from bbdm.pictures.kind import PictureKind
-from bbdm.pictures.lazy import LazyPicture, Window
+from bbdm.pictures import files
+from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import Values, check_finite
 from bbdm.sampling.bands import Bands, parts
 from bbdm.sampling.sampler import BridgeSampler
@@ -35,6 +34,7 @@ from bbdm.sampling.state import Plane, state_folder
 # them. In rows that are stepped or scaled: all of that.
 SOURCE, STATE, WINDOW, ROW = 12, 36, 48, 64
 TALL = 256  # rows are read in multiples of it where there is memory: those of tiles
+SUFFIXES = (".npy", ".tif", ".tiff", ".png")  # of results; all but PNG are written by parts
 
 
 def in_memory(sampler: BridgeSampler, size: Sequence[int], windows: Windowing | None = None) -> int:
@@ -142,51 +142,67 @@ class Stream:
             ResultInUseError: another process makes this result.
             ValueError: the source is damaged or not finite, or no file of this name can be written by parts.
         """
-        formats.check_rows(path, self._source.geometry)
+        if files.suffix_of(path) not in SUFFIXES:
+            raise ValueError(f"the result of a large picture must be one of {', '.join(SUFFIXES)}, got {path}")
         with state_folder(path, {**about, **self._about}) as folder:
             folder.check_free(self.disk, "the state of this picture")
-            files = _Files(folder.path, self._source, self._shape, self._loop.state_dtype)
+            planes = _Files(folder.path, self._source, self._shape, self._loop.state_dtype)
             if folder.done is None:
-                self._begin(files)
-                folder.finish(0, files.names(0))
+                self._begin(planes)
+                folder.finish(0, planes.names(0))
             assert folder.done is not None
             self._done = folder.done * self._calls
             for index in range(folder.done, self._bands.steps):
-                self._step(files, index)
-                folder.finish(index + 1, files.names(index + 1))
-            last = files.state(self._bands.steps)
-            result = _Result(path, files, last, self._kind, lambda: self._advance(0))
-            size = math.prod(result.shape) * result.dtype.itemsize
-            folder.check_free(last.nbytes + size, "the result of this picture and its state")
-            formats.write_rows(path, result)
+                self._step(planes, index)
+                folder.finish(index + 1, planes.names(index + 1))
+            last = planes.state(self._bands.steps)
+            result = Plane(folder.path / "result", (last.shape[0], *self._source.shape[1:]), self._kind.target.dtype)
+            folder.check_free(last.nbytes + 2 * result.nbytes, "the result of this picture and its state")
+            files.write(path, self._finish(planes, last, result))
 
-    def _begin(self, files: _Files) -> None:
+    def _begin(self, planes: _Files) -> None:
         """Copy the source, which is checked, and write the first state."""
         source = self._source
-        marked = files.absent.written() if source.masked else nullcontext()
-        with files.source.written() as values, marked as holes:
+        marked = planes.absent.written() if source.masked else nullcontext()
+        with planes.source.written() as values, marked as holes:
             for rows in parts(slice(0, source.shape[1]), self._rows):
                 self._advance(0)
                 array, absent = source.read(rows)
                 check_finite(np.where(absent, array.dtype.type(0), array) if absent.any() else array, (rows.start, 0))
-                files.source.append(values, array)
+                planes.source.append(values, array)
                 if holes is not None:
-                    files.absent.append(holes, absent[None])
-        with files.state(0).written() as file:
+                    planes.absent.append(holes, absent[None])
+        with planes.state(0).written() as file:
             for rows in parts(slice(0, self._shape[1]), self._rows):
-                x, _ = self._bands.start(rows, files.reader(0))
-                files.state(0).append(file, x[0].cpu().numpy())
+                x, _ = self._bands.start(rows, planes.reader(0))
+                planes.state(0).append(file, x[0].cpu().numpy())
 
-    def _step(self, files: _Files, index: int) -> None:
+    def _step(self, planes: _Files, index: int) -> None:
         """Write the state after a step, and the estimate where the next one reads it."""
         following = index + 1
-        state, estimate = files.state(following), files.estimate(following)
+        state, estimate = planes.state(following), planes.estimate(following)
         kept = following < self._bands.steps and self._bands.reads_estimate(following)
         with state.written() as x_file, estimate.written() if kept else nullcontext() as x0hat_file:
-            for _, x, x0hat in self._bands.step(index, slice(0, self._shape[1]), files.reader(index)):
+            for _, x, x0hat in self._bands.step(index, slice(0, self._shape[1]), planes.reader(index)):
                 state.append(x_file, x[0].cpu().numpy())
                 if x0hat_file is not None:
                     estimate.append(x0hat_file, x0hat[0].cpu().numpy())
+
+    def _finish(self, planes: _Files, state: Plane, result: Plane) -> Picture:
+        """The result in stored values, of the last state; mapped into memory from a file."""
+        source, values = self._source, self._kind.target
+        geometry = self._kind.geometry_of_result(replace(source.geometry, nodata=None), source.nodata)
+        with result.written() as file:
+            for rows in parts(slice(0, result.shape[1]), self._rows):
+                self._advance(0)
+                window = rows, slice(0, result.shape[2])
+                stored = values.stored(state.read(*window))
+                if geometry.nodata is not None:
+                    stored[:, planes.absent.read(*window)[0]] = geometry.nodata
+                result.append(file, stored)
+        channels, height, width = result.shape
+        mapped = np.memmap(result.path, result.dtype, "r", shape=(height, channels, width))
+        return Picture(mapped.transpose(1, 0, 2), geometry, values.unit)
 
 
 class _Files:
@@ -228,25 +244,4 @@ class _Files:
         made = self.values.scaled(self.source.read(rows, columns))
         if self.given.masked:
             made[:, self.absent.read(rows, columns)[0]] = -1
-        return made
-
-
-class _Result(LazyPicture):
-    """The result in stored values, of the last state."""
-
-    windowed = True
-
-    def __init__(self, path: Path, files: _Files, state: Plane, kind: PictureKind, read: Callable[[], Any]) -> None:
-        self.path, self.dtype = path, np.dtype(kind.target.dtype)
-        self._files, self._state, self._values, self._read = files, state, kind.target, read
-        self.shape = (self._state.shape[0], *files.given.shape[1:])
-        self.geometry = kind.geometry_of_result(files.given.geometry.without("nodata"), files.given.nodata)
-        self.nodata = self.geometry.kept.get("nodata")
-
-    def __getitem__(self, window: Window) -> npt.NDArray[Any]:
-        rows, columns = window
-        self._read()
-        made = self._values.stored(self._state.read(rows, columns))
-        if self.nodata is not None:
-            made[:, self._files.absent.read(rows, columns)[0]] = self.nodata
         return made

@@ -27,7 +27,8 @@ from bbdm.base.seeds import seed_of
 from bbdm.data.survey import BadPicturesError
 from bbdm.evaluation.results import Record, description
 from bbdm.files.hub import find_checkpoint
-from bbdm.pictures import formats, images
+from bbdm.pictures import files as picture_files
+from bbdm.pictures import images
 from bbdm.pictures.images import Resize, Size
 from bbdm.pictures.kind import check_eight_bit
 from bbdm.sampling.network_config import chosen_size, described_size
@@ -119,15 +120,14 @@ def _translate_one(config: ClusterConfig, sampler: BridgeSampler, sha256: str, p
     if not (Place.of(config.sources).is_here and results.is_here):
         raise ValueError(f"one picture and its results are paths, got {config.sources} and {config.results}")
     path = Path(config.sources)
-    name = formats.stem_of(path)
+    name = picture_files.stem_of(path)
     task = PictureTask(config, sha256, path.resolve(), seed_of(name, config.seed))
     source, bands = task.opened(sampler)
     target = sampler.pictures.target
-    file = name + formats.suffix_of_result(formats.suffix_of(path), sampler.unet.channels, target)
+    file = name + picture_files.suffix_of_result(picture_files.suffix_of(path), sampler.unet.channels, target)
     record = Record(config.results, _settings(config, sampler, sha256, "keep"), [file], config.overwrite)
     if not record.existing:
         path = Path(results.path(file))
-        formats.check_rows(path, source.geometry)
         with connected(config.address):
             make_picture(task, bands, path, source.geometry, progress)
     lines = results.read(MANIFEST).decode().splitlines() if results.exists(MANIFEST) else []

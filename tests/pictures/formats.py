@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import locale
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bbdm.pictures import formats
-from bbdm.pictures.lazy import Geometry
+from bbdm.pictures import Geometry, Picture, header, read, write
 
-NO_PLACE = Geometry()
+NO_GEOMETRY = Geometry()
 OBLIQUE = np.array([[0.8, -0.6, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])  # a turn about z by atan(3/4)
 
 
@@ -75,21 +75,31 @@ def matrix(geometry: Geometry) -> npt.NDArray[np.float64]:
     return np.array(geometry.affine, dtype=np.float64)
 
 
-def part(shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """Some inner window."""
-    return tuple(slice(1, length - 1) for length in shape[1:])
-
-
-def read_back(path: Path, array: npt.NDArray[Any], geometry: Geometry = NO_PLACE) -> Any:
-    """The picture of what was written, after a look at whole, window and type."""
-    formats.write(path, array, geometry)
-    picture = formats.open(path)
-    assert picture.shape == array.shape
-    assert picture.dtype == array.dtype
-    whole, window = picture[()], part(array.shape)
-    assert whole.dtype == array.dtype
-    assert whole.flags.c_contiguous
-    assert whole.tobytes() == array.tobytes()
-    assert picture[window].tobytes() == array[(slice(None), *window)].tobytes()
-    assert pickle.loads(pickle.dumps(picture))[window].tobytes() == picture[window].tobytes()
+def read_back(path: Path, array: npt.NDArray[Any], geometry: Geometry = NO_GEOMETRY) -> Picture:
+    """The picture of what was written, after a look at header, whole and window."""
+    write(path, Picture(array, geometry))
+    head, picture = header(path), read(path)
+    assert (head.shape, head.dtype) == (array.shape, array.dtype)
+    assert picture.tobytes() == array.tobytes()
+    window = tuple(slice(1, length - 1) for length in array.shape[1:])
+    assert read(path, window).tobytes() == array[(slice(None), *window)].tobytes()
+    assert pickle.loads(pickle.dumps(picture)).geometry == picture.geometry == head.geometry
     return picture
+
+
+def nifti(path: Path, stored: npt.NDArray[Any], *fields: tuple[int, str, Any], order: str = "<") -> Path:
+    """A NIfTI-1 (x, y, z, ...) of stored values, byte by byte as the standard says; fields are (offset, form, values)."""
+    codes = {"u1": 2, "i2": 4, "i4": 8, "f4": 16, "f8": 64, "i1": 256, "u2": 512, "u4": 768, "i8": 1024, "u8": 1280}
+    head, dims = bytearray(352), stored.shape[::-1]
+    for offset, form, values in (
+        (0, "i", (348,)),
+        (40, "8h", (len(dims), *dims, *[1] * (7 - len(dims)))),
+        (70, "2h", (codes[stored.dtype.str[1:]], 8 * stored.itemsize)),
+        (76, "8f", (1, 0.5, 2, 3, 0, 0, 0, 0)),
+        (108, "f", (352,)),
+        (344, "4s", (b"n+1",)),
+        *fields,
+    ):
+        struct.pack_into(order + form, head, offset, *values)
+    path.write_bytes(head + stored.astype(stored.dtype.newbyteorder(order)).tobytes())
+    return path

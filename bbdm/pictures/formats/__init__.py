@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.base.atomic import write_named_atomically
-from bbdm.pictures.formats import common, tags
 from bbdm.pictures.checks import UnknownFormatError
+from bbdm.pictures.formats import common, tags
 from bbdm.pictures.lazy import Geometry, LazyPicture, LoadedPicture
 from bbdm.pictures.values import Values
 

@@ -31,8 +31,8 @@ FORMS_DIFFER = 1e-2  # of a voxel's length
 def header(path: Path) -> Header:
     """The header of a volume or a picture.
 
-    ``geometry.kept`` has the header's bytes. Where its sform and qform are two places, the sform counts, and a
-    warning names the file.
+    ``geometry.kept`` has the header's bytes. Where sform and qform differ, the sform counts, and a warning
+    names the file.
 
     Raises:
         ModuleNotFoundError: nibabel is not installed.
@@ -71,7 +71,7 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
         array = np.memmap(path, dtype, "r", offset, shape)
     else:
         array = np.empty(shape, dtype)
-        rest = memoryview(array).cast("B") if not dtype.names else memoryview(array.view("u1")).cast("B")
+        rest: memoryview = array.view(np.uint8).reshape(-1).data
         with gzip.open(path) as file:
             file.seek(offset)
             while rest and (count := file.readinto(rest)):  # pyright: ignore[reportAttributeAccessIssue]
@@ -85,11 +85,12 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     if (scale := _scale(nifti)) is None:
         return np.asarray(part, header.dtype)
     with np.errstate(over="ignore"):
-        return (part.astype(np.float64) * scale[0] + scale[1]).astype(header.dtype)
+        part = part.astype(header.dtype).astype(np.float64)  # as ITK does it
+        return (part * scale[0] + scale[1]).astype(header.dtype)
 
 
 def write(path: Path, picture: Picture) -> None:
-    """Write (C, H, W) or (C, D, H, W), channels as a vector's components, with the affine and the kept header.
+    """Write (C, H, W) or (C, D, H, W), channels as a vector's components, with affine and kept header.
 
     Raises:
         ModuleNotFoundError: nibabel is not installed.
@@ -150,7 +151,7 @@ def _nifti(path: Path) -> Any:
 
 
 def _scale(nifti: Any) -> tuple[float, float] | None:
-    """What stored values are multiplied by, and then added; None where they are not scaled, as by a slope of 0."""
+    """Slope and intercept of stored values; None where they are not scaled, as by a slope of 0."""
     slope, intercept = float(nifti["scl_slope"]), float(nifti["scl_inter"])
     colours = nifti.get_data_dtype().names is not None
     plain = slope == 0 or not np.isfinite([slope, intercept]).all() or (slope, intercept) == (1, 0)
@@ -158,12 +159,12 @@ def _scale(nifti: Any) -> tuple[float, float] | None:
 
 
 def _affine(nifti: Any, count: int, path: Path) -> Affine:
-    """From (..., y, x) to mm toward left, back and head; without sform and qform, the spacing along the axes."""
+    """From (..., y, x) to mm toward left, back and head; without both forms, the spacing along the axes."""
     sform, qform = nifti.get_sform(coded=True)[0], None
-    with suppress(Exception) if sform is not None else nullcontext():  # where it is not needed, it may be damaged
+    with suppress(Exception) if sform is not None else nullcontext():  # one that is not needed may be damaged
         qform = nifti.get_qform(coded=True)[0]
     if sform is None and qform is None:
-        matrix = np.diag([*(list(nifti.get_zooms()) + [1.0, 1.0])[:3], 1.0])
+        matrix = np.diag([*nifti["pixdim"][1 : count + 1], *[1.0] * (4 - count)])
     else:
         matrix = LPS @ (qform if sform is None else sform)
     if sform is not None and qform is not None:

@@ -25,8 +25,8 @@ def header(path: Path) -> Header:
     """The header of an npy or npz.
 
     Raises:
-        ValueError: it has objects, complex numbers, or other than 2 to 4 axes; it is shorter than its header says;
-            or it has several arrays, and none is named "array".
+        ValueError: it has objects, complex numbers, or other than 2 to 4 axes; it is shorter than its header
+            says; or it has several arrays, and none is named "array".
     """
     if path.suffix.lower() == ".npy":
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""PNG, JPEG, WebP, BMP, and TIFF that needs conversion to colours: upright, alpha over white; PNG of 16 bits too."""
+"""PNG, JPEG, WebP, BMP, and TIFF that needs conversion to colours: upright, alpha over white."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def write(path: Path, picture: Picture) -> None:
 
 
 def _wide(path: Path) -> tuple[type | None, int | None]:
-    """Of a PNG of 16 bits, the type of its values and, where Pillow would cut them to 8 bits, its kind of colours."""
+    """Of a PNG of 16 bits, the type and, where Pillow would cut the values to 8 bits, the kind of colours."""
     with path.open("rb") as file:
         start = file.read(COLOURS + 1)
     if start[:8] != PNG or start[BITS : BITS + 1] != b"\x10":

@@ -182,7 +182,7 @@ def _decoded(series: Any, window: dict[str, slice], size: int) -> tuple[str, npt
 
 
 def _page(page: Any, first: Any, rows: slice, columns: slice, size: int) -> npt.NDArray[Any]:
-    """(planes, rows, columns, samples) of a page, whose strips or tiles are laid out as those of the first."""
+    """(planes, rows, columns, samples) of a page, whose strips or tiles lie as those of the first."""
     if page is None:
         raise ValueError("it lacks a page, or names another file that has it")
     planes, depth, height, width, samples = first.shaped
@@ -245,7 +245,7 @@ def _ome(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ome_of_imagej(content: Mapping[str, Any], resolution: Any, axes: int) -> dict[str, Any]:
-    """OME's pixel sizes of ImageJ's: pixels in a unit, and the spacing of slices; {} without a unit of length."""
+    """OME's pixel sizes of ImageJ's, and the spacing of slices; {} for a picture without a unit of length."""
     unit = IMAGEJ_UNITS.get(content.get("unit", ""))
     lengths = [below / above if above else 0.0 for above, below in resolution or ()] + [content.get("spacing", 1.0)]
     if len(lengths) < 3 or not all(lengths) or (unit is None and axes == 2):
