@@ -19,9 +19,9 @@ from bbdm.base import manifest, optional
 from bbdm.base.atomic import file_sha256
 from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, from_values
+from bbdm.data.spec import check_eight_bit
 from bbdm.evaluation.config import TranslateConfig
 from bbdm.pictures import images
-from bbdm.data.spec import check_eight_bit
 
 if TYPE_CHECKING:
     import torch

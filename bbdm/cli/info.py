@@ -85,7 +85,7 @@ def of_export(settings: dict[str, Any]) -> Iterator[Row]:
     yield "bridge", ", ".join(f"{key}={value}" for key, value in settings["bridge"].items())
     yield "solver", f"{settings['solver']}, {len(StepTable.from_description(settings))} steps"
     yield "image size", "not stated" if size is None else shown(size)
-    yield from of_pictures(PictureKind.from_config(settings))
+    yield from of_pictures(Spec.from_config(settings))
     yield "takes", "any number of pictures of any size" if static is None else f"{' x '.join(map(str, static))} alone"
     yield "network calls", settings.get("calls") or ANY_CALLS
     yield "made by", ", ".join(f"{name} {version}" for name, version in settings.get("versions", {}).items())

@@ -94,7 +94,9 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.whiten and args.init_from:
         raise ValueError("--whiten is of networks that are not trained: leave it or --init_from out")
     if args.vqgan_path and args.slices and args.slices.neighbours:
-        raise ValueError("neighbours of --slices are of pictures that are trained on, and -vq of latents: leave one out")
+        raise ValueError(
+            "neighbours of --slices are of pictures that are trained on, and -vq of latents: leave one out"
+        )
     if args.cache_images and args.cache_latents:
         raise ValueError("--cache_images and --cache_latents exclude each other: cached latents need no pictures")
     if (args.fid_weights or args.lpips_weights) and not args.score:

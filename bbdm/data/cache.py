@@ -53,7 +53,9 @@ class Cache:
                 with manifest.reading(path, f"delete {folder}") as content:
                     differing = manifest.differences(content, now)
                 if differing:
-                    raise ValueError(f"{path} is of other {what} ({differing}): give another folder, or delete this one")
+                    raise ValueError(
+                        f"{path} is of other {what} ({differing}): give another folder, or delete this one"
+                    )
                 return
             for other in folder.iterdir():
                 if other.name != LOCK:
@@ -102,7 +104,9 @@ class Cache:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            reason = f"no room for {len(content) / 2**20:.0f} MiB more of {self.what}: make some, or give another folder"
+            reason = (
+                f"no room for {len(content) / 2**20:.0f} MiB more of {self.what}: make some, or give another folder"
+            )
             raise OSError(error.errno, reason, str(self._path(key))) from error
 
     def _path(self, key: str) -> Path:

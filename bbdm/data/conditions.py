@@ -151,7 +151,9 @@ def tokens(name: str, row: data_rows.Row, reader: Reader, width: int | None = No
     return trimmed(torch.from_numpy(np.array(array[0], np.float32)))
 
 
-def scaled(name: str, part: Part, values: Values | None, channels: int | None = None, first: Sequence[int] = ()) -> Array:
+def scaled(
+    name: str, part: Part, values: Values | None, channels: int | None = None, first: Sequence[int] = ()
+) -> Array:
     """(C, *S) of stored values as uint8 of 8 bits, else as float32 in [-1, 1]; 0 or -1 where there is none.
 
     Args:
@@ -194,7 +196,9 @@ def _cell(row: data_rows.Row, name: str) -> Any:
 
 def _check_column(name: str, rows: Sequence[data_rows.Row]) -> None:
     if not has_column(rows, name):
-        raise ValueError(f"rows have no column {name!r}: add ',{name}=WHERE' behind the data set's folder, or a table's")
+        raise ValueError(
+            f"rows have no column {name!r}: add ',{name}=WHERE' behind the data set's folder, or a table's"
+        )
 
 
 def _first(rows: Sequence[data_rows.Row], read: Callable[[data_rows.Row], Found]) -> Found:

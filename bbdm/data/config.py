@@ -18,7 +18,6 @@ from bbdm.pictures import images
 from bbdm.pictures.images import Resize, Size, read_sides
 from bbdm.pictures.values import EIGHT_BIT, Values, read_values
 
-
 LOOKED_AT = 64  # rows, to find one that can be read
 
 
@@ -211,7 +210,9 @@ def first_headers(rows: Sequence[Row], direction: Direction = "AtoB") -> dict[st
         values = {role: value if type(value) is tuple else (value,) for role, value in sides.items()}
         try:
             heads = {
-                role: [pictures.header(each.path if isinstance(each, Half) else each) for each in of if each is not None]
+                role: [
+                    pictures.header(each.path if isinstance(each, Half) else each) for each in of if each is not None
+                ]
                 for role, of in values.items()
             }
         except TypeError:  # pictures inside a table, which are of 8 bits

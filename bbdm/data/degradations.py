@@ -178,7 +178,9 @@ class Degradation:
         text, mark, seed = text.partition("@")
         name, colon, number = text.partition(":")
         if name not in DEGRADATIONS or (mark and not seed.isdecimal()):
-            raise ValueError(f"degrade must be one of {', '.join(DEGRADATIONS)}, and maybe @SEED; got {text + mark + seed!r}")
+            raise ValueError(
+                f"degrade must be one of {', '.join(DEGRADATIONS)}, and maybe @SEED; got {text + mark + seed!r}"
+            )
         _, level, lowest, highest = DEGRADATIONS[name]
         if not colon:
             return cls(name, level, int(seed or 0))

@@ -43,7 +43,10 @@ class _Items(Sequence[Row]):
             return [self[each] for each in range(len(self))[index]]
         value = self.dataset[range(len(self))[index]]
         try:
-            return {"name": f"item {index} of the data set", **self._row(value if self._item is None else self._item(value))}
+            return {
+                "name": f"item {index} of the data set",
+                **self._row(value if self._item is None else self._item(value)),
+            }
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"item {index} of the data set cannot be trained on: {error}") from error
 
@@ -113,7 +116,9 @@ class MappedDataset(Pairs):
         digest = hashlib.sha256(str(len(self)).encode())
         for index in sorted({round(i * (len(self.rows) - 1) / (LOOKED_AT - 1)) for i in range(LOOKED_AT)}):
             for name, value in sorted(self.rows[index].items()):
-                digest.update(name.encode() + (value.tobytes() if isinstance(value, np.ndarray) else str(value).encode()))
+                digest.update(
+                    name.encode() + (value.tobytes() if isinstance(value, np.ndarray) else str(value).encode())
+                )
         return digest.hexdigest()
 
     def digest(self) -> str:

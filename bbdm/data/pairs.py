@@ -299,7 +299,9 @@ class Pairs(Examples):
         told = self._conditions_of(row, {each: parts[each] for each in self._images if each in parts}, window)
         return Example(source, target, told, None if mask is None else torch.from_numpy(self._fitted(mask)), name)
 
-    def _window(self, columns: Mapping[str, Sequence[Any]], plane: tuple[int, int] | None, key: str, seed: int) -> Window:
+    def _window(
+        self, columns: Mapping[str, Sequence[Any]], plane: tuple[int, int] | None, key: str, seed: int
+    ) -> Window:
         """The window of a crop, in the plane of a slice."""
         sides = self._plane_sides(self._reader.header(columns["source"][0]))
         mask = None
@@ -478,7 +480,11 @@ class Pairs(Examples):
         if isinstance(self.rows, TableRows | StreamedRows):
             return ""
         paths = {file for row in self.rows for path in paths_of(row) for file in files.files_of(path)}
-        return hashlib.sha256("\n".join(sorted(stamp(path.absolute()) for path in paths)).encode()).hexdigest() if paths else ""
+        return (
+            hashlib.sha256("\n".join(sorted(stamp(path.absolute()) for path in paths)).encode()).hexdigest()
+            if paths
+            else ""
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_checked": set()}

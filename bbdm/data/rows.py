@@ -160,7 +160,11 @@ def _matched(sources: Sequence[dict[str, Path]], targets: dict[str, Path]) -> li
             rule = "files are matched by name without suffix"
             raise ValueError(f"{single[0]} has no counterpart in {where}{more}: {rule}")
     return [
-        {"name": name, "source": path if len(sources) == 1 else tuple(s[name] for s in sources), "target": targets[name]}
+        {
+            "name": name,
+            "source": path if len(sources) == 1 else tuple(s[name] for s in sources),
+            "target": targets[name],
+        }
         for name, path in first.items()
     ]
 
@@ -172,9 +176,7 @@ def _side_by_side(data_dir: str, split: str) -> list[Row]:
         raise ValueError(
             f"{root} has the folders A and B, which is the layout of 'celeba'; here a picture holds both sides"
         )
-    return [
-        {"name": name, "source": Half(path, 0), "target": Half(path, 1)} for name, path in _pictures(root).items()
-    ]
+    return [{"name": name, "source": Half(path, 0), "target": Half(path, 1)} for name, path in _pictures(root).items()]
 
 
 def _folders_a_b(data_dir: str, split: str) -> list[Row]:

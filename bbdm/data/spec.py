@@ -109,14 +109,18 @@ class Spec:
     neighbours: int = 0
     axes: Literal[2, 3] = 2
     direction: Direction = "AtoB"
-    conditions: Mapping[str, Condition] = field(default_factory=dict)
+    conditions: Mapping[str, Condition] = field(default_factory=dict, hash=False)
     spacing: tuple[float, ...] | None = field(default=None, compare=False)
     nodata: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, Values):
             raise ValueError(f"target values must be LOW:HIGH, so that results have a unit; got {self.target}")
-        for name, choices in {"slices": (None, *AXES), "direction": get_args(Direction), "channels": (None, 1, 3)}.items():
+        for name, choices in {
+            "slices": (None, *AXES),
+            "direction": get_args(Direction),
+            "channels": (None, 1, 3),
+        }.items():
             if getattr(self, name) not in choices:
                 allowed = ", ".join(str(each) for each in choices if each is not None)
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
@@ -222,7 +226,9 @@ class Spec:
         if nodata is not None and absent is not None:
             stored[:, absent] = nodata
         geometry = replace(geometry, nodata=nodata)
-        return Picture(stored, geometry if self.source == self.target else geometry.without("colors"), self.target.unit, name)
+        return Picture(
+            stored, geometry if self.source == self.target else geometry.without("colors"), self.target.unit, name
+        )
 
     def config(self) -> dict[str, Any]:
         """What a network has learned, as plain values: what is not of whole 8-bit pictures."""

@@ -54,7 +54,10 @@ class CalibrateConfig(RowsConfig, NetworkConfig):
     )
     skip_bad: bool = setting(False, "leave out pictures that cannot be read")
     conditions: dict[str, str] | None = setting(
-        None, "classes of all sources, NAME=CLASS with commas; other conditions are columns", "--condition", parse=read_labels
+        None,
+        "classes of all sources, NAME=CLASS with commas; other conditions are columns",
+        "--condition",
+        parse=read_labels,
     )
     overwrite: bool = setting(False, "calibrate again, and replace the intervals")
     device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")

@@ -51,7 +51,10 @@ class TranslateConfig(RowsConfig, NetworkConfig):
         1, "3: the mean of the results by axial, coronal and sagittal slices, for three times the network calls"
     )
     conditions: dict[str, str] | None = setting(
-        None, "classes of all sources, NAME=CLASS with commas; other conditions are columns", "--condition", parse=read_labels
+        None,
+        "classes of all sources, NAME=CLASS with commas; other conditions are columns",
+        "--condition",
+        parse=read_labels,
     )
     overwrite: bool = setting(False, "make existing results again")
     device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")

@@ -139,7 +139,9 @@ class Files:
         """About the (height, width) of a source; None of volumes."""
         if self.volumes:
             return None
-        height, width = self.pairs.spec.size and images.sides(self.pairs.spec.size) or self.pairs.headers(index, "source")[0].sides
+        height, width = (self.pairs.spec.size and images.sides(self.pairs.spec.size)) or self.pairs.headers(
+            index, "source"
+        )[0].sides
         return height, width
 
     def strips(self, index: int) -> Strips:

@@ -181,7 +181,10 @@ class Translator:
                 seconds = 0.0
                 for group in groups:
                     sources = [self.files.source(job.index) for job in group]
-                    given, settings = [source.picture for source in sources], self.settings([job.index for job in group])
+                    given, settings = (
+                        [source.picture for source in sources],
+                        self.settings([job.index for job in group]),
+                    )
                     if warm_up and number == 0 and not windowed:  # by one call, on CUDA by all that a graph captures
                         solver, *_ = solvers.Defaults(calls=sampler.calls).fill()
                         one = (None, None) if sampler.device.type == "cuda" else (solver, 1)
@@ -325,4 +328,3 @@ def mean_of(results: Sequence[Picture], values: Values) -> Picture:
     mean, kind = np.mean(results, axis=0, dtype=np.float64), np.dtype(values.dtype)
     first = results[0]
     return Picture((mean if kind.kind == "f" else np.rint(mean)).astype(kind), first.geometry, first.unit, first.name)
-

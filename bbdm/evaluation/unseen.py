@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bbdm.base.atomic import file_sha256
 from bbdm.data.rows import Row, paths_of, shown
@@ -60,4 +60,6 @@ def check_copies(pairs: Pairs, trained: Sequence[Row]) -> None:
     known = {content(paths): row for paths, row in others.items() if sizes(paths) in alike}
     for paths, row in own.items() if known else ():
         if (other := known.get(content(paths))) is not None:
-            raise SeenPairsError(f"{shown(row)} has the content of {shown(other)}, a training pair: calibrate on others")
+            raise SeenPairsError(
+                f"{shown(row)} has the content of {shown(other)}, a training pair: calibrate on others"
+            )

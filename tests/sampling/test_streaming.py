@@ -19,7 +19,7 @@ from bbdm.base.scripts import StoppedError
 from bbdm.data.collection import Sides
 from bbdm.data.reading import Reader, Strips
 from bbdm.pictures import formats
-from bbdm.pictures.kind import PictureKind
+from bbdm.data.spec import Spec
 from bbdm.pictures.lazy import Geometry, LazyPicture
 from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import AnyValues, Percentiles, Values
@@ -52,7 +52,7 @@ def make(
 ) -> BridgeSampler:
     network = wrap(Net(channels, source_channels), channels, source_channels, stride=4)
     sampler = BridgeSampler(network, ABridge(num_steps=100), solver, 3)
-    sampler.pictures = PictureKind(source, target)
+    sampler.pictures = Spec(source, target)
     return sampler
 
 
