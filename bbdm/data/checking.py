@@ -38,12 +38,12 @@ def _reason(pairs: Pairs, index: int) -> str:
     """Why a row cannot be trained on, or nothing."""
     name = shown(pairs.rows[index])
     try:
-        for role, part in pairs.whole(index).items():
+        for role, part in pairs.pictures.whole(index).items():
             channels = {"source": pairs.source_channels // pairs.spec.planes, "target": pairs.channels}
             if len(part.array) != channels.get(role, len(part.array)):
                 raise ValueError(f"its {role} has {len(part.array)} channels, and others have {channels[role]}")
             check_finite(np.where(part.absent, part.array.dtype.type(0), part.array))
-        pairs.conditions(index)
+        pairs.pictures.conditions(index)
     except (ValueError, FileNotFoundError) as error:
         return " ".join((str(error) if name in str(error) else f"{name}: {error}").split())
     return ""
@@ -58,7 +58,7 @@ def first_look(pairs: Pairs) -> list[str]:
     for index in range(min(LOOKED_AT, len(pairs.rows))):
         shapes: list[float] = []
         try:
-            parts = pairs.whole(index)
+            parts = pairs.pictures.whole(index)
             for role in outside.keys() & parts.keys():
                 part, values, shares = parts[role], getattr(pairs.spec, role), outside[role]
                 shapes.append(part.pictures[-1].shape[-1] / part.pictures[-1].shape[-2])

@@ -151,41 +151,6 @@ def tokens(name: str, row: data_rows.Row, reader: Reader, width: int | None = No
     return trimmed(torch.from_numpy(np.array(array[0], np.float32)))
 
 
-def scaled(
-    name: str, part: Part, values: Values | None, channels: int | None = None, first: Sequence[int] = ()
-) -> Array:
-    """(C, *S) of stored values as uint8 of 8 bits, else as float32 in [-1, 1]; 0 or -1 where there is none.
-
-    Args:
-        name: of the column, for messages.
-        part: the stored values.
-        values: their range; None for 0 to 255 of uint8, and for floats in [-1, 1].
-        channels: 1 or 3, which 8-bit grey and colour are converted to; None for their own.
-        first: the place of the first pixel in its picture, for messages.
-
-    Raises:
-        ValueError: they have no range, or NaN or infinity.
-    """
-    array, absent = part.array, part.absent
-    holes = bool(np.any(absent))
-    if values is not None:
-        check_channels(values, len(array), name)
-        return scaled_present(values, array, absent if holes else np.zeros((), bool), first)
-    if array.dtype == np.uint8:
-        if channels not in (None, len(array)):
-            array = images.recoloured(array, channels)
-        return np.where(absent, np.uint8(0), array) if holes else array
-    present = np.where(absent, array.dtype.type(0), array) if holes else array
-    check_finite(present, first)
-    if array.dtype.kind != "f" or abs(present).max() > images.RANGE_LIMIT:
-        found = array[:, ~absent] if holes else array
-        raise ValueError(
-            f"{name} has values from {images.found_range(found)} in {array.dtype}: give their range, such as "
-            f"{images.usual_range(found)}, or 8 bits, or floats in [-1, 1]"
-        )
-    return np.where(absent, np.float32(-1), present).astype(np.float32) if holes else present.astype(np.float32)
-
-
 def _cell(row: data_rows.Row, name: str) -> Any:
     """A column of a row. Raises ValueError where it is empty."""
     value = row.get(name)

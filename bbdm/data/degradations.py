@@ -21,6 +21,7 @@ from bbdm.base.seeds import keyed
 from bbdm.pictures import images
 
 Array = npt.NDArray[Any]
+Prepare = Callable[[dict[str, Array], str], dict[str, Array]]  # of an example's arrays (C, *S) by column, and a key
 FACTOR = 4  # of sr4
 GREY = 128  # of masked pixels
 LEAST_MASKED = 0.2  # share of the pixels; at most one stroke more

@@ -23,7 +23,15 @@ from bbdm.data.crops import Window
 from bbdm.data.rows import Half
 from bbdm.pictures import Header, Picture, images
 from bbdm.pictures.picture import PHOTOGRAPH, same_grid
-from bbdm.pictures.values import AnyValues, Values, without_data
+from bbdm.pictures.values import (
+    EIGHT_BIT,
+    AnyValues,
+    Values,
+    check_channels,
+    check_finite,
+    scaled_present,
+    without_data,
+)
 
 KEPT = 6  # decoded pictures in memory
 HEADERS = 4096  # that are kept
@@ -40,6 +48,36 @@ class Part(NamedTuple):
     array: Array  # (C, *S), the channels of all
     absent: Any  # (*S) where a pixel has no value, or False
     pictures: Sequence[Picture]  # as they were read, to compare their grids
+
+    def scaled(self, name: str, values: Values | None, channels: int | None = None, first: Sequence[int] = ()) -> Array:
+        """(C, *S) as uint8 of 8 bits, else as float32 in [-1, 1]; 0 or -1 where there is no value.
+
+        Args:
+            name: of the column, for messages.
+            values: the range of stored values; None for 0 to 255 of uint8, and for floats in [-1, 1].
+            channels: 1 or 3, which 8-bit grey and colour are converted to; None for their own.
+            first: the index of the first pixel in its picture, for messages.
+
+        Raises:
+            ValueError: values have no range, or are NaN or infinite.
+        """
+        array, absent, _ = self
+        holes = bool(np.any(absent))
+        if values not in (None, EIGHT_BIT):
+            check_channels(values, len(array), name)
+            return scaled_present(values, array, absent if holes else np.zeros((), bool), first)
+        if array.dtype == np.uint8:
+            array = array if channels in (None, len(array)) else images.recoloured(array, channels)
+            return np.where(absent, np.uint8(0), array) if holes else array
+        present = np.where(absent, array.dtype.type(0), array) if holes else array
+        check_finite(present, first)
+        if array.dtype.kind != "f" or abs(present).max() > images.RANGE_LIMIT:
+            found = array[:, ~absent] if holes else array
+            raise ValueError(
+                f"{name} has values from {images.found_range(found)} in {array.dtype}: give their range, such as "
+                f"{images.usual_range(found)}, or 8 bits, or floats in [-1, 1]"
+            )
+        return np.where(absent, -1, present).astype(np.float32)
 
 
 class Reader:
@@ -99,7 +137,7 @@ class Reader:
         if self._cache is None:
             return pictures.read(path)
         key = hashlib.sha256(stamp(path.absolute()).encode()).hexdigest()[:32]
-        stored = self._cache(key, lambda: {"picture": torch.from_numpy(np.ascontiguousarray(pictures.read(path)))})
+        stored = self._cache(key, lambda: {"picture": torch.from_numpy(np.array(pictures.read(path)))})
         return Picture(stored["picture"].numpy(), self._headers(path).geometry, name=path.name)
 
     def part(

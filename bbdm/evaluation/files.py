@@ -47,7 +47,7 @@ class Files:
     def __init__(self, pairs: Pairs, channels: int) -> None:
         self.pairs, self.channels = pairs, channels
         self.names: list[str] = [row["name"] for row in pairs.rows]
-        self.photographs = pairs.spec.eight_bit and all(map(is_photograph, pairs.headers(0, "source")))
+        self.photographs = pairs.spec.eight_bit and all(map(is_photograph, pairs.pictures.headers(0, "source")))
         self._axis = None if pairs.spec.slices is None else 1 + AXES[pairs.spec.slices]
 
     def shown(self, index: int) -> str:
@@ -91,7 +91,7 @@ class Files:
         Raises:
             ValueError: something cannot be read, or does not fit; the message names it.
         """
-        rows = [self.pairs.conditions(index) for index in indices]
+        rows = [self.pairs.pictures.conditions(index) for index in indices]
         found: dict[str, Any] = {}
         for name in rows[0]:
             values = [each[name] for each in rows]
@@ -109,7 +109,7 @@ class Files:
 
     def suffix(self, index: int) -> str:
         """Of the result's file: the source's, where its format holds the result; of a folder of DICOM .nii.gz."""
-        value = self.pairs._values(self.pairs.rows[index], "source")[0]
+        value = self.pairs.pictures.columns(self.pairs.rows[index])["source"][0]
         path = value.path if isinstance(value, Half) else value
         if not isinstance(path, Path):
             return files.suffix_of_result("", self.channels, self.pairs.spec.target)
@@ -123,8 +123,8 @@ class Files:
         Raises:
             ValueError: a pixel that has a value is not finite, or a pixel has none and results cannot say so.
         """
-        spec, part = self.pairs.spec, self.pairs.whole(index)["source"]
-        values, array = self.pairs.values(index, "source"), part.array
+        spec, part = self.pairs.spec, self.pairs.pictures.whole(index)["source"]
+        values, array = self.pairs.pictures.values(index, "source"), part.array
         geometry = part.pictures[0].geometry
         absent = np.broadcast_to(part.absent, array.shape[1:]) if np.any(part.absent) else None
         if absent is not None:
@@ -139,18 +139,18 @@ class Files:
         """About the (height, width) of a source; None of volumes."""
         if self.volumes:
             return None
-        height, width = (self.pairs.spec.size and images.sides(self.pairs.spec.size)) or self.pairs.headers(
+        height, width = (self.pairs.spec.size and images.sides(self.pairs.spec.size)) or self.pairs.pictures.headers(
             index, "source"
         )[0].sides
         return height, width
 
     def strips(self, index: int) -> Strips:
         """The source of a row, of which rows of pixels are read."""
-        return self.pairs.strips(index)
+        return self.pairs.pictures.strips(index)
 
     def save(self, index: int, result: Picture, source: Source, path: Path) -> None:
         """Write a result in [-1, 1] with its source's place; a pixel without a value in the source gets none."""
-        geometry = self.pairs.headers(index, "source")[0].geometry
+        geometry = self.pairs.pictures.headers(index, "source")[0].geometry
         pictures.write(path, self.pairs.spec.placed(np.array(result), geometry, source.absent))
 
     def compared(self, index: int, paths: Sequence[Path]) -> Compared:
@@ -161,7 +161,7 @@ class Files:
         Raises:
             ValueError: there is no target, or one of its pixels is not finite.
         """
-        parts = self.pairs.whole(index)
+        parts = self.pairs.pictures.whole(index)
         if "target" not in parts:
             raise ValueError(f"{self.shown(index)} has no target to compare with")
         target = parts["target"]
@@ -199,8 +199,8 @@ class Files:
 
         Of slices, that in the middle is shown, and of a volume three planes.
         """
-        parts, target = self.pairs.whole(index), self.pairs.spec.target
-        sides = [(parts["source"].array, self.pairs.values(index, "source"))]
+        parts, target = self.pairs.pictures.whole(index), self.pairs.spec.target
+        sides = [(parts["source"].array, self.pairs.pictures.values(index, "source"))]
         sides += [(np.asarray(pictures.read(path)), target) for path in paths]
         sides += [(parts["target"].array, target)] if "target" in parts else []
         return [self._picture(*side) for side in sides]

@@ -150,7 +150,9 @@ class Restorer:
 
     def _stream(self, path: Path, result: Path, windows: Windowing, seed: int) -> None:
         """Write the result of a photograph of 8-bit colours that is larger than memory."""
-        strips = Pairs([{"name": path.name, "source": path}], Spec(channels=self.sampler.unet.channels)).strips(0)
+        strips = Pairs(
+            [{"name": path.name, "source": path}], Spec(channels=self.sampler.unet.channels)
+        ).pictures.strips(0)
         if strips.dtype != EIGHT_BIT.dtype:
             raise ValueError(f"{path} is larger than memory and has {strips.dtype} values: give more --memory")
         about: dict[str, Any] = {"model": str(self.config.model), "photograph": str(path.resolve())}

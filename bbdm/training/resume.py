@@ -63,7 +63,7 @@ def check_start(unet: Network, config: TrainConfig, train: Examples, codec: Code
         raise ValueError(f"the network takes {takes}, and the {kind} have {have}")
     if codec is not None:
         check_pictures(unet.axes, "a codec")
-    size = images.sides(train.image_size, train.axes)
+    size = images.sides(train.image_size, train.spec.axes)
     if len(size) != unet.axes:
         shapes = [f"(B, C, {sizes.SIDES[axes]})" for axes in (unet.axes, len(size))]
         raise ValueError(f"the network takes {shapes[0]}, and the pairs are {shapes[1]}, of {sizes.shown(size)}")
