@@ -95,7 +95,7 @@ class Translator:
             ValueError: other values are given than the network was trained on, or conditions are missing.
         """
         config, trained, known = self.config, self.checkpoint.pictures, self.checkpoint.unet.config
-        rows = read_rows(config.dataset, config.data_dir, config.split, config.columns)
+        rows = read_rows(config.dataset, config.data_dir, config.split)
         seen = known_conditions(known, trained.conditions, rows, config.conditions)
         self._missing = dict.fromkeys(name for name in known.kinds if name not in seen)
         about: dict[str, Any] = {"learned": trained, "channels": channels, "axes": known.axes, "conditions": seen}
