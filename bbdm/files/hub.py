@@ -7,7 +7,6 @@ names and of one commit. So nothing else of a repository is ever downloaded: no 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -17,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bbdm.base import optional
-from bbdm.base.atomic import file_sha256
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -27,7 +25,14 @@ ONNX = "onnx"
 NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>.+))?", re.ASCII)
 FILES = (".pt", ".pth", ".ckpt", ".safetensors", ".onnx")  # what ends so is a file, though it may not exist
 ACCESS = "give a token that has access, by token= or HF_TOKEN"
-SHOWN = 8  # files of a repository of something else, in a message
+REASONS = {  # by the name of an error of huggingface_hub
+    "GatedRepoError": f"the repository has conditions to accept there; then {ACCESS}",
+    "RepositoryNotFoundError": f"there is no public repository of that name; for a private one, {ACCESS}",
+    "RevisionNotFoundError": "the repository has no such revision",
+    "EntryNotFoundError": "the repository has no {file}",
+    "RemoteEntryNotFoundError": "the repository has no {file}",
+    "LocalEntryNotFoundError": "the repository cannot be reached, and {file} is not in the cache: {cause}",
+}
 
 
 class HubError(OSError):
@@ -48,31 +53,20 @@ class Repository:
         return self.name if self.revision is None else f"{self.name}@{self.revision}"
 
     def fetch(self, file: str) -> Path:
-        """The path of a file in the cache; what is not there is downloaded, and compared with its hash.
+        """The path of a file in the cache; what is not there is downloaded.
 
         Raises:
             HubError: it cannot be fetched.
             ModuleNotFoundError: huggingface_hub is not installed.
         """
-        tried = f"there is no path {self}, and"
-        hub = optional.package("huggingface_hub", f"{tried} a name on the Hugging Face Hub")
-        place = {"cache_dir": self.cache_dir, "revision": self.commit or self.revision}
-        with plain_errors(f"{tried} on the Hugging Face Hub", file):
-            before = hub.try_to_load_from_cache(self.name, file, **place)
-            path = Path(hub.hf_hub_download(self.name, file, token=self.token, **place))
-        if str(path) != before and _is_damaged(path):
-            (path.parent / os.readlink(path)).unlink()
-            path.unlink()
-            raise HubError(f"{file} of {self} arrived damaged: its hash is another. The same call fetches it anew")
+        beginning = f"there is no path {self}, and"
+        hub = optional.package("huggingface_hub", f"{beginning} a name on the Hugging Face Hub")
+        revision = self.commit or self.revision
+        with hub_errors(f"{beginning} on the Hugging Face Hub", file):
+            found = hub.hf_hub_download(self.name, file, token=self.token, cache_dir=self.cache_dir, revision=revision)
+        path = Path(found)
         self.commit = path.parents[file.count("/")].name
         return path
-
-    def holds(self) -> str:
-        """The first files of the repository, for a message."""
-        with plain_errors(f"{self}:", "the list of its files"):
-            api = optional.package("huggingface_hub", "the Hub").HfApi(token=self.token)
-            files = api.list_repo_files(self.name, revision=self.commit)
-        return ", ".join(sorted(files)[:SHOWN]) + (", ..." if len(files) > SHOWN else "")
 
 
 def repository(
@@ -123,50 +117,19 @@ def find_checkpoint(
     except ValueError:
         config = None
     if not isinstance(config, dict) or config.get("format") != "bbdm":
-        raise ValueError(f"{found} is no model of bbdm: its {CONFIG} is of something else; it holds {found.holds()}")
+        raise ValueError(f"{found} is no model of bbdm: its {CONFIG} is of something else")
     return found.fetch(WEIGHTS)
 
 
-def _is_damaged(path: Path) -> bool:
-    """Whether a file of the cache has another hash than the repository's, after which its content is named.
-
-    huggingface_hub compares sizes only. Where links are not possible, the name of the content is not known;
-    then the hashes in a checkpoint and in ``bridge.json``, which their readers compare, have to do.
-    """
-    if not path.is_symlink():
-        return False
-    name = Path(os.readlink(path)).name
-    if len(name) == 64:  # of a large file, SHA-256
-        return file_sha256(path) != name
-    content = path.read_bytes()
-    return len(name) == 40 and hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() != name  # as git does
-
-
 @contextmanager
-def plain_errors(beginning: str, file: str) -> Iterator[None]:
+def hub_errors(beginning: str, file: str) -> Iterator[None]:
     """Turns an error of huggingface_hub in the ``with`` block into a :class:`HubError`, with a beginning."""
-    from huggingface_hub import errors
-
     try:
         yield
     except Exception as error:  # of many kinds: the disk's, and those of its HTTP client, which changes
-        cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
-        if isinstance(cause, errors.GatedRepoError):
-            reason = f"the repository has conditions to accept there; then {ACCESS}"
-        elif isinstance(cause, errors.RepositoryNotFoundError):
-            reason = f"there is no public repository of that name; for a private one, {ACCESS}"
-        elif isinstance(cause, errors.RevisionNotFoundError):
-            reason = "the repository has no such revision"
-        elif getattr(getattr(cause, "response", None), "status_code", None) in (401, 403):
-            reason = f"there is no permission: {ACCESS}"
-        elif isinstance(error, errors.LocalEntryNotFoundError):
-            reason = f"the repository cannot be reached, and {file} is not in the cache: {_first_line(cause)}"
-        elif isinstance(cause, errors.EntryNotFoundError):
-            reason = f"the repository has no {file}"
-        else:
-            reason = f"{file} cannot be transferred: {_first_line(cause)}"
-        raise HubError(f"{beginning} {reason}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+        kinds = [type(each).__name__ for each in (error.__cause__, error) if each is not None]
+        cause = str(error.__cause__ or error).strip().split("\n")[0] or kinds[0]
+        denied = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
+        other = f"there is no permission: {ACCESS}" if denied else f"{file} cannot be transferred: {cause}"
+        reason = next((REASONS[kind] for kind in kinds if kind in REASONS), other)
+        raise HubError(f"{beginning} {reason.format(file=file, cause=cause)}") from error
