@@ -77,23 +77,11 @@ def find_export(
 ) -> Path:
     """The folder of an export: a repository's ``onnx/``, that of a folder, or the folder itself.
 
-    The arguments are those of :class:`bbdm.files.hub.Repository`. Of a repository, ``bridge.json`` and the
-    graphs that it lists are fetched.
-
-    Raises:
-        HubError: a file cannot be fetched.
-        ModuleNotFoundError: huggingface_hub is not installed.
-        ValueError: the repository's ``bridge.json`` cannot be read, or a revision was given for a folder.
+    Arguments and errors are those of :func:`bbdm.files.hub.fetch`.
     """
-    found = hub.repository(name_or_folder, revision, token, cache_dir)
-    if found is None:
-        folder = Path(name_or_folder)
-        return folder / hub.ONNX if (folder / hub.ONNX / SETTINGS).is_file() else folder
-    path = found.fetch(f"{hub.ONNX}/{SETTINGS}")
-    for name in _read(path)["files"]:
-        if name != PIPELINE:
-            found.fetch(f"{hub.ONNX}/{name}")
-    return path.parent
+    files = [f"{hub.ONNX}/{name}" for name in (SETTINGS, "unet.onnx*", "step.onnx*", "encoder.onnx*", "decoder.onnx*")]
+    folder = hub.fetch(name_or_folder, files, revision, token, cache_dir)
+    return folder / hub.ONNX if (folder / hub.ONNX / SETTINGS).is_file() else folder
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

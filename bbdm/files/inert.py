@@ -13,6 +13,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -126,10 +127,6 @@ def load(path: Path) -> tuple[Any, bool]:
     zipped = head.startswith(b"PK\x03\x04")
     if zipped:
         check_archive(path)
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
-        except pickle.UnpicklingError:
-            pass  # it has other objects, or is damaged
     elif LEGACY_MAGIC not in head or tarfile.is_tarfile(path):
         known = (name for start, name in SIGNATURES.items() if head.startswith(start))
         kind = next(known, "no file of torch.save" if head else "empty")
@@ -137,28 +134,29 @@ def load(path: Path) -> tuple[Any, bool]:
     inert: Any = type("Inert", (Unpickler,), {"size": path.stat().st_size})
     module = SimpleNamespace(Unpickler=inert, load=lambda file, **k: inert(file, **k).load(), __name__="inert")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the source of a class is not found
-        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=module, mmap=zipped)
-    return content, False
+        warnings.simplefilter("ignore")  # of old protocols, and classes whose source is not found
+        if zipped:  # torch enlarges the storages of older files without bounds
+            with suppress(pickle.UnpicklingError):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
+        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=module, mmap=zipped), False
 
 
 def check_archive(path: Path) -> None:
     """Compare each entry of a zip archive with its CRC-32; torch.save may leave these out, as zeros.
 
     Raises:
-        ValueError: the archive or an entry is damaged, it is a TorchScript program, or an entry is compressed,
-            which torch.save never does.
+        ValueError: the archive is damaged, has compressed entries, or is a TorchScript program.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {info.filename: info for info in archive.infolist()}
+            if any(name.endswith("/constants.pkl") for name in entries):
+                raise ValueError("it is a TorchScript program; a file of torch.save was expected")
             sizes = sum(info.file_size for info in entries.values())
             if len(entries) < len(archive.infolist()) or sizes > path.stat().st_size:
                 raise ValueError("its archive has entries that overlap, or are compressed")
             if any(info.compress_type for info in entries.values()):
                 raise ValueError("its archive has compressed entries, which torch.save never writes")
-            if any(name.endswith("/constants.pkl") for name in entries):
-                raise ValueError("it is a TorchScript program; a file of torch.save was expected")
             for name in (name for name, info in entries.items() if info.CRC):
                 with archive.open(name) as file:
                     while file.read(BLOCK):  # the last read compares the checksum

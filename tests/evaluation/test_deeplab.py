@@ -18,7 +18,7 @@ from torchvision.models.segmentation import deeplabv3_resnet101
 from bbdm.cli import convert_deeplab
 from bbdm.evaluation.deeplab import FORMAT, DeepLab, DeepLabConfig, load_deeplab, recognise, save_deeplab
 from bbdm.networks.restore import restore
-from tests.files.test_unpickling import Runs
+from tests.files.test_inert import Runs
 from tests.nightly import sweep
 
 SETTINGS = {"head": "deeplabv3plus", "backbone": "mobilenet", "num_classes": 19, "output_stride": 16}
