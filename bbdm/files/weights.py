@@ -111,7 +111,7 @@ def _read_pt(path: Path, format: str, kind: str) -> Any:
     _check_format(content, format, kind)
     if not plain:
         raise ValueError("it holds more than plain values, containers and tensors, which this library never saves")
-    states, training = content.pop("states"), content.pop("training")
+    states, training = content.pop("states"), content.pop("training", None)
     for name, state in states.items():
         if not isinstance(state, dict) or any(not isinstance(each, torch.Tensor) for each in state.values()):
             raise ValueError(f"its {name} are no state dict of tensors")

@@ -1,4 +1,4 @@
-"""Checkpoints of our own: what comes back, what a damaged or edited one is answered with, and how they are written."""
+"""Checkpoints of our own: what comes back, how they are written, and damaged or edited ones."""
 
 import copy
 import errno
@@ -160,7 +160,7 @@ class TestCodecReference:
         assert load_checkpoint(path.with_name("final.pt")).build_codec() is not None
 
     def test_another_codec_is_refused(self, path: Path) -> None:
-        with pytest.raises(ValueError, match="another codec was given .* the file refers to"):
+        with pytest.raises(ValueError, match=r"another codec was given .* the file refers to"):
             load_checkpoint(path, codec=VQGANCodec(tiny_vqgan(seed=1)))
 
     @pytest.mark.parametrize("sha256", [None, "", 3])
