@@ -18,10 +18,10 @@ from bbdm.base.atomic import LOCK
 from bbdm.base.scripts import StoppedError
 from bbdm.data.collection import Sides
 from bbdm.data.reading import Reader, Strips
-from bbdm.pictures import formats
+from bbdm.pictures import formats, read, write
 from bbdm.pictures.kind import PictureKind
-from bbdm.pictures.lazy import Geometry, LazyPicture
-from bbdm.pictures.picture import Picture
+from bbdm.pictures.lazy import LazyPicture
+from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import AnyValues, Percentiles, Values
 from bbdm.sampling import state
 from bbdm.sampling.state import DiskFullError, Plane, ResultInUseError, folder_of
@@ -93,7 +93,7 @@ def stream(
     assert windows is not None
     Stream(sampler, strips, windows, seed, memory, report).run(result, {"of": "a test"})
     assert not folder_of(result).exists()
-    return formats.open(result)[()]
+    return np.asarray(read(result))
 
 
 def called(sampler: BridgeSampler, picture: Picture, **settings: Any) -> Any:
@@ -127,14 +127,14 @@ def test_pixels_without_a_value_have_none_in_the_result(tmp_path: Path):
     array = numbers(kind="float32")
     array[1, 20:40, 7] = np.nan
     array[:, -1, -1] = np.nan
-    geometry = Geometry(PLACE.affine, "geotiff", {"nodata": float("nan")})
-    formats.write(tmp_path / "source.tif", array, geometry)
+    geometry = Geometry(PLACE.affine, "geotiff", nodata=float("nan"))
+    write(tmp_path / "source.tif", Picture(array, geometry))
     made = stream(sampler, tmp_path / "source.tif", tmp_path / "result.tif")
     absent = np.isnan(array).any(axis=0)
     assert (np.isnan(made) == absent).all()
     expected = called(sampler, Picture(array, geometry))
     np.testing.assert_allclose(made[:, ~absent], expected[:, ~absent], atol=1e-5)
-    written = formats.open(tmp_path / "result.tif")
+    written = read(tmp_path / "result.tif")
     assert written.geometry.affine == PLACE.affine
     assert np.isnan(written.nodata or 0)
 
@@ -285,7 +285,7 @@ def test_a_value_that_is_not_finite_is_named_with_its_place(tmp_path: Path):
             "result.npy",
             r"memory must be at least .* KB for windows of 16 x 16 of a picture 48 wide, got 48.8 KB",
         ),
-        (LITTLE, "result.npz", r"cannot write the picture .* by rows: \.npy, \.png, \.tif, \.tiff can be written so"),
+        (LITTLE, "result.npz", r"must be one of \.npy, \.tif, .*result\.npz"),
     ],
 )
 def test_refusals(memory: int, name: str, message: str, source: Path, tmp_path: Path):
@@ -294,7 +294,7 @@ def test_refusals(memory: int, name: str, message: str, source: Path, tmp_path: 
 
 
 def test_a_file_without_parts_must_fit(tmp_path: Path):
-    formats.write(tmp_path / "source.npz", numbers(), Geometry())
+    write(tmp_path / "source.npz", numbers())
     with pytest.raises(
         ValueError, match=r"must be decoded whole, which needs 57.1 KB, and half of the 97.7 KB of memory"
     ):

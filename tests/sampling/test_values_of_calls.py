@@ -11,10 +11,9 @@ from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
 from bbdm.cli import export
-from bbdm.pictures import formats
+from bbdm.pictures import read
 from bbdm.pictures.kind import PictureKind
-from bbdm.pictures.lazy import Geometry
-from bbdm.pictures.picture import Picture
+from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import Percentiles, Values
 from bbdm.runtime import OnnxBridgeSampler
 from tests.conftest import tiny_unet
@@ -196,11 +195,11 @@ def test_a_result_can_be_saved_where_its_type_has_no_room_for_the_source_s_nodat
     sampler.pictures = PictureKind(MR, Values(0, 255))
     stored = STORED.astype(np.int16)
     stored[0, 2, 3] = -9999
-    Picture(stored, Geometry(((0, 1, 5), (-1, 0, 9), (0, 0, 1)), "geotiff", {"nodata": -9999})).save(tmp_path / "a.tif")
+    Picture(stored, Geometry(((0, 1, 5), (-1, 0, 9), (0, 0, 1)), "geotiff", nodata=-9999)).save(tmp_path / "a.tif")
     for target, nodata in ((Values(0, 255), None), (HU, -9999)):
         (result,) = sampler(tmp_path / "a.tif", target_values=target, **CALL)
         result.save(tmp_path / "b.tif")
-        found = formats.open(tmp_path / "b.tif")
+        found = read(tmp_path / "b.tif")
         assert found.nodata == nodata
         assert (found[()] == result).all()
     assert result[0, 2, 3] == -9999

@@ -16,8 +16,7 @@ from bbdm.kernels.philox_numpy import normal
 from bbdm.networks.windows import Windows
 from bbdm.pictures.images import preview
 from bbdm.pictures.kind import PictureKind
-from bbdm.pictures.lazy import Geometry
-from bbdm.pictures.picture import Picture
+from bbdm.pictures.picture import Geometry, Picture
 from tests.conftest import tiny_unet
 
 SOURCE = torch.rand(2, 1, 5, 10, 7, generator=torch.Generator().manual_seed(1)) * 2 - 1
