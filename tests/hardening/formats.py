@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from bbdm.pictures import Geometry, Picture, header, read, write
+from bbdm import pictures
+from bbdm.pictures import Geometry, Picture, write
 from tests.hardening.mutations import Mutate, Subject, of_bytes
 from tests.pictures.formats import numbers, write_dicom
 
@@ -27,8 +28,8 @@ def _subject(name: str, make: Make, mutate: Mutate = of_bytes) -> Callable[[Path
         whole = path.parent if path.suffix == ".dcm" else path
 
         def read() -> bytes:
-            window = tuple(slice(0, -(-length // 2)) for length in header(whole).sides)
-            return read(whole, window).tobytes() + read(whole).tobytes()
+            window = tuple(slice(0, -(-length // 2)) for length in pictures.header(whole).sides)
+            return pictures.read(whole, window).tobytes() + pictures.read(whole).tobytes()
 
         return Subject(path, read, mutate, exact=False)
 

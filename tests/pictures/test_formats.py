@@ -168,7 +168,7 @@ class TestNifti:
         assert isinstance(nibabel.load(tmp_path / f"b{suffix}"), kind)
 
     def test_forms(self, tmp_path: Path) -> None:
-        """Sform, qform, neither, and other units are ITK's; of two that differ it is the sform, with a warning."""
+        """Sform, qform, neither, and other units are ITK's; of two that differ the sform, with a warning."""
         rows = (-0.5, 0, 0, 7, 0, 2, 0, 8, 0, 0, 3, 9)
         quaternion, sform = (256, "6f", (0, 0, 1, -17, -8, 9)), (280, "12f", rows)
         for codes, units in (((1, 0), 2), ((0, 2), 2), ((0, 0), 2), ((1, 0), 1), ((0, 1), 3)):
