@@ -45,8 +45,6 @@ COMMANDS = {  # a module each; - in a name is _ in the module's
     "translate-ray": Command(
         "translate pictures on many machines", "results are kept, and the same command makes what is missing"
     ),
-    "shard": Command("write a data set as shards", "whole shards are kept, and the same command goes on"),
-    "embed": Command("embed texts as tokens for a network", RESUMES),
     "convert-vqgan": Command("convert a VQGAN of latent diffusion"),
     "convert-deeplab": Command("convert a DeepLab for eval-miou"),
 }

@@ -70,7 +70,7 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
     resumed = training.find_resumed(args, folder, team)
     channels = teacher.unet.source_channels if codec is None else codec.image_channels
     known = teacher.unet.config
-    pairs, validation = training.load_pairs(args, size, channels, folder, team, teacher.pictures, known)
+    pairs, validation = training.load_pairs(args, size, channels, team, teacher.pictures, known)
     torch.manual_seed(args.seed)
     parts = student, teacher.bridge, config, pairs, validation, folder.path, codec, team, training.callbacks(args)
     return training.resume(Trainer(*parts, StudentTask), args, resumed, team)

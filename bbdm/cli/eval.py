@@ -48,7 +48,6 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, TranslateConfig]:
         choices=[*METRICS],
         help="(default: fid lpips, of other pictures than 8-bit grey and RGB mae psnr ssim; diversity where possible)",
     )
-    parser.add_argument("--masks", type=Path, help="folder of masks by the pictures' names, not 0 where pixels count")
     parser.add_argument("--dice_above", type=float, default=BONE, help="dice is of values above it")
     parser.add_argument("--per_channel", action="store_true", help="scores of each channel too, such as mae[3]")
     parser.add_argument("--sweep", nargs="+", metavar="SOLVER:NFE,NFE", help="such as dpm2m:5,10,20 fast:199")
@@ -124,7 +123,7 @@ def evaluate(translator: Translator, args: argparse.Namespace, run: Run, folder:
         above = {"dice_above": args.dice_above} if "dice" in args.metrics else {}
         of = {name: patients.summary(name, values) for name, values in each.items()}
         found = {name: found["mean"] for name, found in of.items()} if of else scores.compute()
-        masks = {} if args.masks is None else {"masks": translator.files.masks_digest}
+        masks = {"masks": masked} if (masked := translator.files.masks_digest) else {}
         report = {"scores": found, "by_patient": of, "lpips_net": net, **above, **masks, **spread, **report}
         if not args.overwrite:
             report = reports.with_earlier_scores(report, folder / "scores.json")

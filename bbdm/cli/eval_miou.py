@@ -19,14 +19,14 @@ from bbdm.base import manifest, optional
 from bbdm.base.atomic import file_sha256
 from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, from_values
+from bbdm.data.spec import check_eight_bit
 from bbdm.evaluation.config import TranslateConfig
 from bbdm.pictures import images
-from bbdm.pictures.kind import check_eight_bit
 
 if TYPE_CHECKING:
     import torch
 
-    from bbdm.data.collection import Pair
+    from bbdm.data.rows import Row
     from bbdm.evaluation.results import Job
     from bbdm.evaluation.segmentation import SegmentationScore
     from bbdm.evaluation.translate import Translator
@@ -53,10 +53,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, TranslateConfig]:
     return args, from_values(TranslateConfig, vars(args))
 
 
-def labels_of(pair: Pair) -> Path:
+def labels_of(row: Row) -> Path:
     """The label ids that belong to a colour map."""
-    name = pair.source.name.removesuffix("_color.png")
-    return pair.source.with_name(f"{name}_labelIds.png")
+    name = row["source"].name.removesuffix("_color.png")
+    return row["source"].with_name(f"{name}_labelIds.png")
 
 
 def confusion(score: SegmentationScore, network: dict[str, Any], job: Job, labels: Path) -> torch.Tensor:
@@ -89,7 +89,7 @@ def evaluate(translator: Translator, deeplab_path: Path, output_stride: Literal[
     deeplab = load_deeplab(deeplab_path, output_stride).to(processes.device)
     if deeplab.config.num_classes != len(CITYSCAPES):
         raise ValueError(f"{deeplab_path} must have {len(CITYSCAPES)} classes, got {deeplab.config.num_classes}")
-    pairs = translator.dataset.pairs
+    pairs = translator.dataset.rows
     read_labels(labels_of(pairs[0]))  # before the translation, since it may fail
     jobs, report = translator.run(config.chosen_solver, config.steps, config.output_dir)
     score = SegmentationScore(deeplab, device=processes.device)

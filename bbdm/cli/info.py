@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, from_values
 from bbdm.base.sizes import shown
-from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
+from bbdm.data.spec import Spec
 from bbdm.sampling.network_config import FileConfig
 from bbdm.solvers import StepTable
 
@@ -47,9 +47,9 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[Row]:
         yield "training", f"{checkpoint.training['step']} optimizer steps, to resume from"
 
 
-def of_pictures(kind: PictureKind) -> Iterator[Row]:
+def of_pictures(kind: Spec) -> Iterator[Row]:
     """Rows of the pictures that a network was trained on, where they are not whole ones of 8 bits."""
-    if kind != EIGHT_BIT_PICTURES:
+    if not kind.eight_bit:
         yield "source values", kind.source
         yield "target values", f"{kind.target}, stored as {kind.target.dtype}"
     if kind.crop is not None:
@@ -85,7 +85,7 @@ def of_export(settings: dict[str, Any]) -> Iterator[Row]:
     yield "bridge", ", ".join(f"{key}={value}" for key, value in settings["bridge"].items())
     yield "solver", f"{settings['solver']}, {len(StepTable.from_description(settings))} steps"
     yield "image size", "not stated" if size is None else shown(size)
-    yield from of_pictures(PictureKind.from_config(settings))
+    yield from of_pictures(Spec.from_config(settings))
     yield "takes", "any number of pictures of any size" if static is None else f"{' x '.join(map(str, static))} alone"
     yield "network calls", settings.get("calls") or ANY_CALLS
     yield "made by", ", ".join(f"{name} {version}" for name, version in settings.get("versions", {}).items())

@@ -6,11 +6,12 @@ from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from bbdm.data.config import Crops
 from bbdm.networks import dit_config, unet_config
 from bbdm.networks.vqgan_config import PRESETS as VQGAN_PRESETS
 
-__all__ = ["PRESETS", "PRESET_SETTINGS", "VQGAN_PRESETS", "BridgeName", "Condition"]
-Condition = Literal["concat", "tokens", "none"]
+__all__ = ["PRESETS", "PRESET_SETTINGS", "VQGAN_PRESETS", "BridgeName", "SourceAs"]
+SourceAs = Literal["concat", "tokens", "none"]
 PRESETS: Mapping[str, Any] = ChainMap[str, Any](dit_config.PRESETS, unet_config.PRESETS)
 BridgeName = Literal["abridge", "brownian", "bbdm", "flow", "ddbm-ve", "ddbm-vp", "ecsi", "i2sb", "goub"]
 # the settings of the original's templates
@@ -34,7 +35,7 @@ PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's netwo
     "volume": {
         **FEW_CALLS,
         "channels": 1,
-        "crop": (64, 96, 96),
+        "crop": Crops((64, 96, 96)),
         "batch_size": 2,
         "ema_decay": 0.999,
         "precision": "bf16",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bbdm.bridges import BRIDGES, Bridge, Density
-from bbdm.cli.presets import PRESETS, BridgeName, Condition
+from bbdm.cli.presets import PRESETS, BridgeName, SourceAs
 from bbdm.codec import Codec
 from bbdm.files.checkpoint import load_codec
 from bbdm.networks.conditions import ConditionsConfig
@@ -49,31 +49,31 @@ def build_bridge(
 def build_network(
     preset: str,
     channels: int,
-    condition: Condition | None = None,
+    source_as: SourceAs | None = None,
     source_channels: int | None = None,
     endpoint: tuple[int, ...] | None = None,
     further: ConditionsConfig | None = None,
 ) -> UNet | DiT:
     """The network of a preset for targets of a number of channels, and sources of as many unless given.
 
-    ``condition`` None is the preset's choice, and a network always sees a source of other channels.
+    ``source_as`` None is the preset's choice, and a network always sees a source of other channels.
     ``endpoint`` are the source channels that the bridge ends in, and ``further`` the other conditions.
 
     Raises:
-        ValueError: ``condition`` is not of this preset's network.
+        ValueError: ``source_as`` is not of this preset's network.
     """
     config = PRESETS[preset]
     source_channels = source_channels or channels
-    if source_channels != channels and condition == "none":
-        raise ValueError(f"condition 'none' needs sources of {channels} channels as targets, got {source_channels}")
-    shown = config.condition_channels if condition is None else condition != "none"
+    if source_channels != channels and source_as == "none":
+        raise ValueError(f"source_as 'none' needs sources of {channels} channels as targets, got {source_channels}")
+    shown = config.condition_channels if source_as is None else source_as != "none"
     seen: dict[str, Any] = {"endpoint": endpoint} | ({} if further is None else further.told())
     seen |= {"condition_channels": source_channels if shown or source_channels != channels else 0}
     if isinstance(config, DiTConfig):
-        how = {"tokens": "tokens", "concat": "channels"}.get(condition or "", config.condition)
+        how = {"tokens": "tokens", "concat": "channels"}.get(source_as or "", config.condition)
         return DiT.from_config(replace(config, channels=channels, condition=how, **seen))
-    if condition == "tokens":
-        raise ValueError(f"condition 'tokens' is of transformers, and {preset} is none: use 'concat'")
+    if source_as == "tokens":
+        raise ValueError(f"source_as 'tokens' is of transformers, and {preset} is none: use 'concat'")
     return UNet.from_config(replace(config, in_channels=channels, out_channels=channels, **seen))
 
 

@@ -16,8 +16,8 @@ from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, flag_type, from_values
 from bbdm.bridges import Density, Objective
 from bbdm.cli import training
-from bbdm.cli.presets import PRESET_SETTINGS, PRESETS, BridgeName, Condition
-from bbdm.data.config import DATASETS, ConditionsPlaces
+from bbdm.cli.presets import PRESET_SETTINGS, PRESETS, BridgeName, SourceAs
+from bbdm.data.config import DATASETS
 from bbdm.networks.checks import check_pictures
 from bbdm.training.config import TrainConfig
 
@@ -45,9 +45,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     flag("--spread", type=float, help="of targets less sources, in [-1, 1]; measured if unset and it counts")
     training.add_data_flags(parser, 256, "that pictures are resized to")
     flag("--channels", type=int, choices=[1, 3], help="1 for grey pictures; 3 if unset, or the autoencoder's")
-    flag("--condition", choices=get_args(Condition), help="how the network sees the source; the preset's if unset")
+    flag("--source_as", choices=get_args(SourceAs), help="how the network sees the source; the preset's if unset")
     flag("--drop", type=flag_type(read_shares), help="NAME:SHARE with commas: how often examples are not told it")
-    flag("--cache_images", type=Path, help="folder of resized pictures: they are decoded once")
     flag("-vq", "--vqgan_path", type=Path, help="train on the latents of this VQGAN, or of a diffusers folder")
     flag("--cache_latents", type=Path, help="folder of latents: they are computed once")
     flag("--normalize_latents", action="store_true", help="to mean 0 and spread 1, as BBDM can")
@@ -94,13 +93,15 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ValueError("--channels is of pictures that are trained on: with -vq, it is the autoencoder's")
     if args.whiten and args.init_from:
         raise ValueError("--whiten is of networks that are not trained: leave it or --init_from out")
-    if args.vqgan_path and args.neighbours:
-        raise ValueError("--neighbours is of pictures that are trained on, and -vq of latents: leave one out")
+    if args.vqgan_path and args.slices and args.slices.neighbours:
+        raise ValueError(
+            "neighbours of --slices are of pictures that are trained on, and -vq of latents: leave one out"
+        )
     if args.cache_images and args.cache_latents:
         raise ValueError("--cache_images and --cache_latents exclude each other: cached latents need no pictures")
     if (args.fid_weights or args.lpips_weights) and not args.score:
         raise ValueError("--fid_weights and --lpips_weights are of metrics, and --score names none")
-    names = from_values(ConditionsPlaces, vars(args)).places
+    names = args.conditions or {}
     if other := [name for name in args.drop or {} if name not in names]:
         raise ValueError(f"--drop must be of the conditions {', '.join(names) or '(there are none)'}, got {other[0]!r}")
     if args.init_from and args.ckpt_path:
@@ -127,13 +128,13 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
     codec = None if args.vqgan_path is None else setup.codec_for(args.vqgan_path, args.preset, team.device)
     channels = args.channels or 3 if codec is None else codec.image_channels
     known = None if resumed is None else resumed[1].unet.config
-    pairs, validation = training.load_pairs(args, args.image_size, channels, folder, team, known=known)
+    pairs, validation = training.load_pairs(args, args.image_size, channels, team, known=known)
 
     torch.manual_seed(args.seed)
     channels = (pairs.channels, pairs.source_channels) if codec is None else (codec.channels, codec.channels)
-    endpoint = pairs.kind.endpoint(pairs.source_channels, pairs.channels)
+    endpoint = pairs.spec.endpoint(pairs.source_channels, pairs.channels)
     further = replace(pairs.further, drop=args.drop or {})
-    unet = setup.build_network(args.preset, channels[0], args.condition, channels[1], endpoint, further)
+    unet = setup.build_network(args.preset, channels[0], args.source_as, channels[1], endpoint, further)
     unet.gradient_checkpointing = args.gradient_checkpointing
     bridge = setup.build_bridge(args.bridge, args.time_steps, args.c_lambda, args.objective, args.density)
     given = {} if args.spread is None else {"spread": args.spread}
@@ -154,7 +155,7 @@ def build(args: argparse.Namespace, team: Processes) -> Trainer:
             from bbdm.evaluation.metrics import Scores  # needs torchmetrics
 
             weights = {"fid_weights": args.fid_weights, "lpips_weights": args.lpips_weights}
-            of = {"values": pairs.kind.target, "channels": pairs.channels, "masked": pairs.masked}
+            of = {"values": pairs.spec.target, "channels": pairs.channels, "masked": pairs.masked}
             callbacks.append(ValidationScores(Scores(args.score, **weights, **of, device=team.device)))
     if codec is not None and args.normalize_latents:
         stored = resumed and resumed[1].codec and resumed[1].codec.statistics

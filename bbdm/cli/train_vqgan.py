@@ -17,7 +17,7 @@ from bbdm.base.scripts import Parser
 from bbdm.base.settings import add_flags, flag_type, from_values
 from bbdm.cli import training
 from bbdm.cli.presets import VQGAN_PRESETS
-from bbdm.data.config import DATASETS, DegradeConfig
+from bbdm.data.config import DATASETS, RowsConfig
 from bbdm.pictures.images import read_size
 from bbdm.training.config import AutoencoderConfig
 
@@ -33,8 +33,6 @@ DEFAULTS = {
     "lr_schedule": "cosine",
     "ema_decay": 0.999,
     "precision": "bf16",
-    "direction": "AtoB",
-    "columns": None,
 }
 
 
@@ -50,8 +48,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     flag("--init_from", type=Path, help="begin with this autoencoder, in place of a preset; restarts are 0 if unset")
     flag("--image_size", type=flag_type(read_size), default=256, help="side, or HxW, that pictures are resized to")
     flag("--channels", type=int, choices=[1, 3], help="1 for grey pictures; 3 if unset, or those of --init_from")
-    add_flags(parser, DegradeConfig)
-    flag("--cache_images", type=Path, help="folder of resized pictures: they are decoded once")
+    add_flags(parser, RowsConfig)
+    flag("--cache_images", type=Path, help="folder of what is decoded and resized once")
     flag("--lpips_weights", type=Path, help="torchvision's weights of the LPIPS network, if they are not downloaded")
     add_flags(parser, AutoencoderConfig)
     training.add_run_flags(parser)
@@ -99,7 +97,7 @@ def build(args: argparse.Namespace, team: Processes) -> Training:
     resumed = training.find_resumed(args, folder, team)
     torch.manual_seed(args.seed)
     vqgan = build_network(args).to(team.device)
-    splits = training.load_pairs(args, args.image_size, vqgan.config.image_channels, folder, team)
+    splits = training.load_pairs(args, args.image_size, vqgan.config.image_channels, team)
     pairs, validation = training.cached_pictures(args, *splits, team)
     with team.first_before_others():  # the others find what the first downloads
         perceptual = perceptual_loss(config, args.lpips_weights, team.device)

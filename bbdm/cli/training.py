@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bbdm.base import scripts
 from bbdm.base.atomic import check_suffix, remove_leftovers
 from bbdm.base.settings import add_flags, flag_type, from_values
-from bbdm.data.config import DIRECTIONS, ColumnsConfig, DegradeConfig, PicturesConfig
+from bbdm.data.config import Crops, DataConfig
+from bbdm.data.spec import Spec
 from bbdm.networks.conditions import ConditionsConfig
 from bbdm.pictures.images import read_size
-from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
 
 if TYPE_CHECKING:
-    from bbdm.data.examples import Examples, PairExamples
+    from bbdm.data.examples import Examples
+    from bbdm.data.pairs import Pairs
     from bbdm.execution.processes import Processes
     from bbdm.training.callback import Callback
     from bbdm.training.loop import Training
@@ -24,17 +25,15 @@ if TYPE_CHECKING:
 
 Run = TypeVar("Run", bound="Training")
 Resumed = tuple[Path, Any] | None  # the checkpoint that a run resumes from, and its content
-DATA_DIR = "the data set's folder; for 'paired', SOURCES,TARGETS; for 'shards', see docs/data.md"
+DATA_DIR = "the data set's folder; for 'paired', SOURCES,TARGETS; ,NAME=FOLDER adds a column: see docs/data.md"
 
 
 def add_data_flags(parser: argparse.ArgumentParser, image_size: int | None, unset: str) -> None:
     """Add the flags of pairs of pictures; ``unset`` says what size they have by default."""
     flag = parser.add_argument
     flag("--image_size", type=flag_type(read_size), default=image_size, help=f"side, or HxW, {unset}")
-    add_flags(parser, DegradeConfig)
-    add_flags(parser, ColumnsConfig)
-    add_flags(parser, PicturesConfig)
-    flag("--direction", choices=DIRECTIONS, default="AtoB", help="AtoB translates A into B")
+    flag("--cache_images", type=Path, help="folder of what is decoded and resized once")
+    add_flags(parser, DataConfig)
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +45,8 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     flag("--device", help="cpu, cuda, cuda:1, ...; cuda if unset and there is one, else cpu")
     flag("--use_multi_gpus", "-use_multi_gpus", action="store_true", help="a process for each GPU here")
     flag("--profile", action="store_true", help="print where the time of some steps goes, and write a trace")
-    flag("--skip_bad", action="store_true", help="leave out pairs with a picture that cannot be read")
+    flag("--skip_bad", action="store_true", help="the next pair takes the place of one that cannot be read")
+    flag("--check", action="store_true", help="read all pairs before training, and list what is wrong")
     flag("--show_verbose", action="store_true", help="show the run, as on a terminal")
     flag("--quiet", action="store_true", help="do not show the run")
 
@@ -85,73 +85,91 @@ def load_pairs(
     args: argparse.Namespace,
     size: Any,
     channels: int,
-    folder: RunFolder,
     team: Processes,
-    kind: PictureKind = EIGHT_BIT_PICTURES,
+    learned: Spec | None = None,
     known: ConditionsConfig | None = None,
-) -> tuple[PairExamples, PairExamples | None]:
-    """The training pairs and the validation pairs of the data set, whose pictures were all looked at.
+) -> tuple[Pairs, Pairs | None]:
+    """The training pairs and the validation pairs of the data set; of a data set without the latter, None.
 
-    Without validation pairs of its own the data set has None. Validation pairs have the classes of the
-    training pairs. What was found is kept in the run's folder, for when the run resumes.
+    Validation pairs have the classes of the training pairs. What the first ones show is printed.
 
     Args:
         args: the flags of the command.
         size: that of the pictures.
-        channels: those of the network's targets.
-        folder: the folder of the run.
+        channels: those that photographs are converted to.
         team: the processes of the run.
-        kind: of the pictures' values, where the flags leave them open.
-        known: what a trained network is told.
+        learned: what a trained network has learned.
+        known: the conditions of a trained network.
 
     Raises:
-        BadPicturesError, FileNotFoundError, ValueError: see :func:`~bbdm.data.survey.readable` and
-            :func:`~bbdm.data.pairs.load_dataset`.
+        BadPicturesError: with ``--check``, pairs cannot be read.
+        FileNotFoundError: the data set does not exist.
+        ValueError: see :func:`~bbdm.data.rows.read_rows` and :meth:`~bbdm.data.config.RowsConfig.spec`.
     """
-    from bbdm.data.pairs import load_dataset
-    from bbdm.data.survey import readable
+    from bbdm.data import checking
+    from bbdm.data.conditions import known_conditions
+    from bbdm.data.examples import BadPicturesError
+    from bbdm.data.pairs import Pairs
+    from bbdm.data.rows import read_rows
 
     report: Callable[[str], object] = print if team.first else lambda _: None
-    pictures = from_values(PicturesConfig, vars(args)).of_kind(kind)
-    degraded, cache = (args.degrade, args.degrade_seed), vars(args).get("cache_images")
-    settings = size, args.direction, channels, "stretch", *degraded, args.columns, pictures, cache
+    config = from_values(DataConfig, vars(args))
+    crops = config.crop or (Crops(learned.crop) if learned is not None and learned.crop else None)
 
-    def looked_at(pairs: PairExamples, split: str) -> PairExamples:
-        kept = folder.path / f"pictures_{split}.json"
-        return readable(pairs, args.skip_bad, report, kept, shown(args) and team.first)
+    def pairs(split: str, train: Pairs | None) -> Pairs:
+        rows = read_rows(args.dataset, args.data_dir, split, config.columns)
+        cache = args.cache_images if crops or config.slices or args.dataset == "synthrad" else None
+        if train is not None:
+            return Pairs(rows, train.complete, cache, config.degrade, args.skip_bad)
+        seen = config.conditions or {}
+        if known is not None and known.kinds:
+            seen = known_conditions(known, learned.conditions if learned else seen, rows)
+        about: dict[str, Any] = {"size": size, "channels": channels, "axes": vars(args).get("axes", 2)}
+        spec = config.spec(args.dataset, rows, learned=learned, crops=crops, conditions=seen, **about)
+        return Pairs(rows, spec, cache, config.degrade, args.skip_bad)
 
-    with team.first_before_others():  # the others find what the first has seen
-        train, validation = load_dataset(args.dataset, args.data_dir, "train", *settings, known), None
+    def checked(found: Pairs, split: str) -> Pairs:
+        bad = checking.check_rows(found, args.workers, shown(args) and team.first) if args.check else {}
+        for reason in bad.values() if args.skip_bad else ():
+            report(f"left out: {reason}")
+        if bad and not args.skip_bad:
+            reasons = list(bad.values())
+            raise BadPicturesError("\n".join([f"{len(bad)} of {len(found.rows)} pairs of {split}:", *reasons]))
+        return found
+
+    with team.first_before_others():  # the others find what the first caches
+        train, validation = checked(pairs("train", None), "train"), None
         without = "write {split} in the paths"
         try:
-            validation = load_dataset(args.dataset, args.data_dir, "val", *settings, train.further)
+            validation = pairs("val", train)
         except FileNotFoundError as error:
             without = str(error)
-        if validation is None or validation.pairs == train.pairs:
+        if validation is None or validation.same_rows(train):
             report(f"without validation pairs, no validation loss, grids and best.pt: {without}")
             validation = None
-        train = looked_at(train, "train")
-        validation = None if validation is None else looked_at(validation, "val")
-    if train.told.left_out:
-        raise ValueError(f"the network is told {train.told.left_out[0]!r} too, and in training no example lacks it")
+        validation = None if validation is None else checked(validation, "val")
+    for line in checking.first_look(train):
+        report(line)
+    if known is not None and (missing := [name for name in known.kinds if name not in train.further.kinds]):
+        raise ValueError(f"the network is told {missing[0]!r} too, and in training no example lacks it")
     return train, validation
 
 
 def cached_pictures(
-    args: argparse.Namespace, pairs: PairExamples, validation: PairExamples | None, team: Processes
+    args: argparse.Namespace, pairs: Pairs, validation: Pairs | None, team: Processes
 ) -> tuple[Examples, Examples | None]:
     """The pairs from the cache of ``--cache_images``, which is made where it is missing.
 
     Crops and slices have a cache of the decoded files.
     """
-    from bbdm.data.cache import ImageCache
+    from bbdm.data.cache import CachedExamples
 
-    if args.cache_images is None or pairs.kind.crop or pairs.kind.slices:
+    if args.cache_images is None or pairs.cache is not None:
         return pairs, validation
-    how = args.workers, shown(args) and team.first
+    how: dict[str, Any] = {"workers": args.workers, "progress": shown(args) and team.first}
     with team.first_before_others():  # the others find what the first caches
-        cached = ImageCache(pairs, args.cache_images, "train", *how)
-        return cached, None if validation is None else ImageCache(validation, args.cache_images, "val", *how)
+        cached = CachedExamples(pairs, args.cache_images / "train", **how)
+        return cached, None if validation is None else CachedExamples(validation, args.cache_images / "val", **how)
 
 
 def callbacks(args: argparse.Namespace) -> list[Callback]:

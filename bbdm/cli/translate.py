@@ -51,7 +51,7 @@ def draw_grid(files: Files, jobs: list[Job]) -> Image.Image:
     """(source | results | target) of the first sources, in a sheet about as high as wide."""
     examples: list[list[Image.Image]] = []
     for index in list(dict.fromkeys(job.index for job in jobs))[:GRID_PAIRS]:
-        examples.append(files.shown(index, [job.path for job in jobs if job.index == index]))
+        examples.append(files.pictures(index, [job.path for job in jobs if job.index == index]))
     return images.sheet(examples)
 
 

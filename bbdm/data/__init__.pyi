@@ -1,7 +1,8 @@
-from bbdm.data.cache import ImageCache as ImageCache
+from bbdm.data.cache import CachedExamples as CachedExamples
+from bbdm.data.examples import Example as Example
 from bbdm.data.latents import LatentDataset as LatentDataset
 from bbdm.data.mapped import MappedDataset as MappedDataset
-from bbdm.data.pairs import Pair as Pair
-from bbdm.data.pairs import PairedDataset as PairedDataset
-from bbdm.data.pairs import load_dataset as load_dataset
-from bbdm.data.valued import ValuedDataset as ValuedDataset
+from bbdm.data.pairs import Pairs as Pairs
+from bbdm.data.rows import read_rows as read_rows
+from bbdm.data.spec import Condition as Condition
+from bbdm.data.spec import Spec as Spec

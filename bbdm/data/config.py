@@ -1,320 +1,244 @@
-"""The data sets by name: where their pictures lie, and their settings. Nothing here imports torch.
-
-A function for each layout of folders finds its pairs.
-"""
+"""The settings of a data set's pictures, as commands have them, and the spec that they make. Needs no torch."""
 
 from __future__ import annotations
 
-import csv
-import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, get_args
 
-from PIL import Image
+import numpy as np
 
+from bbdm import pictures
 from bbdm.base.settings import check, setting
-from bbdm.data.collection import Entry, Pair
-from bbdm.data.crops import Crops
-from bbdm.data.degradations import DegradeConfig as DegradeConfig
-from bbdm.data.shards import Shards
-from bbdm.data.synthrad import patients
-from bbdm.data.table import Table
-from bbdm.pictures import formats
-from bbdm.pictures.images import Size, as_size, read_sides
-from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind, Plane
-from bbdm.pictures.values import EIGHT_BIT, AnyValues, read_values
+from bbdm.data.degradations import DEGRADATIONS, Degradation
+from bbdm.data.rows import DATASETS as DATASETS
+from bbdm.data.rows import Half, Row, synthrad_values
+from bbdm.data.spec import Condition, Direction, Plane, Spec, read_conditions
+from bbdm.pictures import images
+from bbdm.pictures.images import Resize, Size, read_sides
+from bbdm.pictures.values import EIGHT_BIT, Values, read_values
 
-log = logging.getLogger(__name__)
-Direction = Literal["AtoB", "BtoA"]
-DIRECTIONS = get_args(Direction)
+LOOKED_AT = 64  # rows, to find one that can be read
 
 
-@dataclass(frozen=True, kw_only=True)
-class ColumnsConfig:
-    """Where shards and tables have their pictures."""
+class Crops(NamedTuple):
+    """Crops of a side or size, how many of a picture in an epoch, and which share is centred in the mask."""
 
-    columns: str | None = setting(
-        None, "SOURCE,TARGET: the endings of the pictures in shards, or the columns of a table; or a source alone"
-    )
+    size: Size
+    count: int = 1
+    in_mask: float = 0.0
 
 
-def read_places(text: str) -> dict[str, str]:
-    """Places by name from text, such as ``sar=DATA/sar,depth=DATA/depth``.
+class Slices(NamedTuple):
+    """The plane of slices, and the slices on each side that a network sees too; None for the network's."""
+
+    plane: Plane
+    neighbours: int | None = None
+
+
+def read_crops(text: str) -> Crops:
+    """Crops from ``SIZE``, ``SIZE:COUNT`` or ``SIZE:COUNT:SHARE``, such as ``96:8:0.5``.
 
     Raises:
-        ValueError: the text has another form, or a name is there twice.
+        ValueError: the text has another form.
     """
-    parts = [each.partition("=") for each in text.split(",")]
-    places = {name: place for name, _, place in parts}
-    if len(places) < len(parts) or not all(name.isidentifier() and place for name, place in places.items()):
-        raise ValueError(f"conditions are written as NAME=PLACE, with commas, each name once, got {text!r}")
-    return places
+    size, *numbers = text.split(":")
+    try:
+        kinds: list[Callable[[str], Any]] = [int, float]
+        if len(numbers) > len(kinds):
+            raise ValueError
+        return Crops(read_sides(size), *(kind(number) for kind, number in zip(kinds, numbers, strict=False)))
+    except ValueError as error:
+        raise ValueError(f"crops are written as SIZE, SIZE:COUNT or SIZE:COUNT:SHARE, got {text!r}") from error
+
+
+def read_slices(text: str) -> Slices:
+    """Slices from ``PLANE`` or ``PLANE:NEIGHBOURS``, such as ``axial:1``.
+
+    Raises:
+        ValueError: the text has another form.
+    """
+    plane, colon, number = text.partition(":")
+    if plane not in get_args(Plane) or (colon and not number.isdecimal()):
+        planes = ", ".join(get_args(Plane))
+        raise ValueError(f"slices are written as PLANE or PLANE:NEIGHBOURS, of the planes {planes}; got {text!r}")
+    return Slices(plane, int(number) if colon else None)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConditionsPlaces:
-    """Where a data set has what the network is told besides the source, by name."""
-
-    images: dict[str, str] | None = setting(
-        None,
-        "further images that the network sees, NAME=PLACE with commas: a folder of pictures by the sources' names, an "
-        "ending in shards, or a column of a table; @LOW:HIGH after it is the range of values of other than 8 bits",
-        parse=read_places,
-    )
-    classes: dict[str, str] | None = setting(
-        None,
-        "classes, NAME=PLACE with commas: a CSV of lines of a source's name and its class, an ending in shards, or a "
-        "column of a table; of a trained network also a class, which is that of all sources",
-        parse=read_places,
-    )
-    tokens: dict[str, str] | None = setting(
-        None,
-        "tokens such as those of bbdm embed, NAME=PLACE with commas: a folder of .npy (L, D) by the sources' names, "
-        "an ending in shards, or a column of a table",
-        parse=read_places,
-    )
-
-    @property
-    def places(self) -> dict[str, str]:
-        """All places by name, without ranges of values.
-
-        Raises:
-            ValueError: two conditions have the same name.
-        """
-        images = {name: split_values(place)[0] for name, place in (self.images or {}).items()}
-        given = [*images.items(), *(self.classes or {}).items(), *(self.tokens or {}).items()]
-        twice = next((name for i, (name, _) in enumerate(given) if name in dict(given[:i])), None)
-        if twice is not None:
-            raise ValueError(f"two conditions are named {twice!r}")
-        return dict(given)
-
-
-def split_values(place: str) -> tuple[str, AnyValues | None]:
-    """The place of images, and their values after ``@``, None without them; ``;`` stands between channels."""
-    where, mark, values = place.rpartition("@")
-    return (where, read_values(values.replace(";", ","))) if mark and ":" in values else (place, None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValuesConfig:
-    """What the pictures of a data set are."""
-
-    source_values: AnyValues | None = setting(
-        None,
-        "range of the sources' values, LOW:HIGH or LOW:HIGH:UNIT, or pLOW:HIGH for percentiles of each picture; "
-        "of several channels, ranges with commas; the network's if unset, or 0:255",
-        parse=read_values,
-    )
-    target_values: AnyValues | None = setting(None, "range of the targets' values, LOW:HIGH:UNIT", parse=read_values)
-    slices: Plane | None = setting(None, "the plane of the slices that volumes are read in")
-    resample: bool = setting(False, "resample sources and masks to the targets' grid, where it differs")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PicturesConfig(ValuesConfig, ConditionsPlaces):
-    """What the pictures of a data set are, and which parts of them are examples.
+class RowsConfig:
+    """The pictures of a data set.
 
     Raises:
         ValueError: a setting is out of range.
     """
 
-    crop: Size | None = setting(
-        None, "train on crops of this side, HxW or DxHxW, not on resized pictures", parse=read_sides
-    )
-    crops_per_picture: int = setting(1, "crops of a picture in an epoch", least=1)
-    crops_in_mask: float = setting(0.0, "share of crops that are centred in the mask", least=0)
-    masks: Path | None = setting(
+    direction: Direction = setting("AtoB", "AtoB translates A into B, BtoA targets into sources")
+    source_values: Any = setting(
         None,
-        "folder of masks by the pictures' names, not 0 where pixels count; slices of which nothing counts are left out",
+        "range of the sources' values, LOW:HIGH or LOW:HIGH:UNIT, or pLOW:HIGH for percentiles of each picture; "
+        "of several channels, ranges with commas; the network's if unset, or 0:255",
+        parse=read_values,
     )
-    axes: Literal[2, 3] = 2  # of an example: those of the network
-    neighbours: int = setting(0, "slices on each side that the network sees too, as channels of the source", least=0)
+    target_values: Any = setting(None, "range of the targets' values, LOW:HIGH:UNIT", parse=read_values)
+    slices: Slices | None = setting(
+        None,
+        "PLANE of the slices that volumes are read in; PLANE:N shows the network N slices on each side too",
+        parse=read_slices,
+    )
+    degrade: Degradation | None = setting(
+        None,
+        f"make the sources from the pictures of the data set 'folder': {', '.join(DEGRADATIONS)}; "
+        "jpeg:QUALITY and blur:SIGMA set the strength, and @SEED what is drawn",
+        parse=Degradation.read,
+    )
+    columns: str | None = setting(None, "SOURCE,TARGET: the columns of a table of hub or stream; or a source alone")
 
     def __post_init__(self) -> None:
         check(self)
-        if self.axes == 3 and self.slices is not None:
-            raise ValueError(f"slices are of networks of 2 axes, and this one has 3; got {self.slices}")
-        if (self.crops_per_picture > 1 or self.crops_in_mask) and self.crop is None:
-            raise ValueError("crops_per_picture and crops_in_mask need crop")
 
-    @property
-    def plain(self) -> bool:
-        """Whether nothing is set but conditions."""
-        return replace(self, **{each.name: None for each in fields(ConditionsPlaces)}) == PicturesConfig()
+    def spec(
+        self,
+        dataset: str,
+        rows: Sequence[Row],
+        *,
+        learned: Spec | None = None,
+        size: Size | None = None,
+        resize: Resize = "stretch",
+        channels: int | None = None,
+        axes: int = 2,
+        crops: Crops | None = None,
+        conditions: Mapping[str, Condition] | None = None,
+    ) -> Spec:
+        """What examples of rows are.
 
-    def of_kind(self, kind: PictureKind) -> PicturesConfig:
-        """These settings; those that are left out are of a trained network's pictures."""
-        for name, trained in {"source": kind.source, "target": kind.target}.items():
-            own = getattr(self, f"{name}_values")
-            if kind != EIGHT_BIT_PICTURES and own is not None and str(own) != str(trained):
-                raise ValueError(f"{name}_values must be those of the network, {trained}, got {own}")
-        values = self.source_values or kind.source, self.target_values or kind.target
-        given = (None if each == EIGHT_BIT else each for each in values)
-        own = dict(zip(("source_values", "target_values"), given, strict=True))
-        if kind.slices is not None and self.neighbours not in (0, kind.neighbours):
-            raise ValueError(f"neighbours must be those of the network, {kind.neighbours}, got {self.neighbours}")
-        planes = {"slices": self.slices or kind.slices, "neighbours": self.neighbours or kind.neighbours}
-        return replace(self, **own, crop=self.crop or kind.crop, **planes)
+        Args:
+            dataset: the layout of the rows.
+            rows: of the data set, of which the first that can be read says what its pictures are.
+            learned: what a trained network has learned; None for none.
+            size: that whole pictures are resized to; None to keep theirs.
+            resize: what the size means.
+            channels: 1 or 3, which photographs are converted to.
+            axes: the spatial axes of the network.
+            crops: that are trained on; None for whole pictures.
+            conditions: what examples have besides the source.
 
-    @property
-    def crops(self) -> Crops | None:
-        """Which crops are examples."""
-        if self.crop is None:
-            return None
-        size = self.crop if self.axes == 2 else as_size(self.crop, self.axes)
-        return Crops(size, self.crops_per_picture, self.crops_in_mask)
-
-
-def _pictures(folder: Path, ending: str = "") -> dict[str, Path]:
-    """Pictures by their path below ``folder`` without suffix and ``ending``, in the order of these paths."""
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file, not a folder of pictures")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    below = sorted(path.relative_to(folder) for path in formats.pictures_in(folder))
-    below = [path for path in below if not any(part.startswith(".") for part in path.parts)]
-    found = [path for path in below if formats.is_picture(folder / path)]
-    others = Image.registered_extensions().keys() - set(formats.SUFFIXES)
-    skipped = [path.suffix.lower() for path in below if path.suffix.lower() in others and path not in found]
-    if skipped:
-        count = "1 picture is" if len(skipped) == 1 else f"{len(skipped)} pictures are"
-        log.warning("%s skipped in %s, of kinds that are not read (%s)", count, folder, ", ".join(sorted(set(skipped))))
-    if not found:
-        raise ValueError(f"there are no pictures in {folder} (looked for {', '.join(sorted(formats.SUFFIXES))})")
-    stems: dict[str, Path] = {}
-    for path in found:
-        whole = formats.stem_of(path)
-        if whole.endswith(ending):
-            stem = path.with_name(whole.removesuffix(ending)).as_posix()
-            if stem in stems:
-                raise ValueError(f"{stems[stem]} and {folder / path} have the same name: rename or remove one")
-            stems[stem] = folder / path
-    if not stems:
-        raise ValueError(f"there are no pictures *{ending} in {folder}")
-    return dict(sorted(stems.items()))
-
-
-def _check_counterparts(sources: dict[str, Path], targets: dict[str, Path]) -> None:
-    """Raise ValueError where a file of one folder has none in the other."""
-    single = sorted({**sources, **targets}[stem] for stem in sources.keys() ^ targets.keys())
-    if single:
-        others = len(single) - 1
-        more = "" if not others else ", nor has 1 other" if others == 1 else f", nor have {others} others"
-        other = next(iter((targets if single[0] in sources.values() else sources).values())).parent
-        rule = "files are matched by name without suffix"
-        raise ValueError(f"{single[0]} has no counterpart in {other}{more}: {rule}")
-
-
-def _match(sources: dict[str, Path], targets: dict[str, Path]) -> list[Pair]:
-    _check_counterparts(sources, targets)
-    return [Pair(stem, path, targets[stem]) for stem, path in sources.items()]
-
-
-def _side_by_side(data_dir: str, split: str) -> list[Pair]:
-    root = Path(data_dir) / split
-    if (root / "A").is_dir() and (root / "B").is_dir():
-        raise ValueError(
-            f"{root} has the folders A and B, which is the layout of 'celeba'; here a picture holds both sides"
+        Raises:
+            ValueError: settings differ from what a network has learned, or files have more than 8 bits and
+                nobody said what their range is.
+        """
+        learned = learned or Spec()
+        given = {"source": self.source_values, "target": self.target_values}
+        slices = self.slices or (Slices(learned.slices, learned.neighbours) if learned.slices else None)
+        if dataset == "synthrad":
+            usual = synthrad_values(rows)
+            usual = usual if self.direction == "AtoB" else usual[::-1]
+            given = {name: given[name] or value for name, value in zip(given, usual, strict=True)}
+            slices = slices or (Slices("axial") if axes == 2 else None)
+        values: dict[str, Any] = {}
+        for name, own in given.items():
+            known = getattr(learned, name)
+            if known != EIGHT_BIT and own is not None and str(own) != str(known):
+                raise ValueError(f"{name}_values must be those of the network, {known}, got {own}")
+            values[name] = own if known == EIGHT_BIT else known
+        neighbours = slices.neighbours if slices else 0
+        if learned.slices and neighbours not in (None, learned.neighbours):
+            raise ValueError(f"neighbours must be those of the network, {learned.neighbours}, got {neighbours}")
+        nodata = learned.nodata
+        heads = first_headers(rows, self.direction)
+        if heads is not None:
+            _check_known(heads, values)
+            if heads["target"] and isinstance(values["target"], Values) and learned.target == EIGHT_BIT:
+                values["target"] = values["target"].stored_like(heads["target"][0].dtype)
+                nodata = heads["target"][0].nodata
+        return Spec(
+            **{name: value or EIGHT_BIT for name, value in values.items()},
+            size=None if crops or axes == 3 else size,
+            resize=resize,
+            channels=channels,
+            crop=crops.size if crops else None,
+            crops=crops.count if crops else 1,
+            in_mask=crops.in_mask if crops else 0.0,
+            slices=slices.plane if slices else None,
+            neighbours=learned.neighbours if neighbours is None else neighbours,
+            axes=axes,  # pyright: ignore[reportArgumentType]
+            direction=self.direction,
+            conditions=conditions or {},
+            spacing=learned.spacing,
+            nodata=nodata,
         )
-    return [Pair(stem, path, path) for stem, path in _pictures(root).items()]
 
 
-def _folders_a_b(data_dir: str, split: str) -> list[Pair]:
-    root = Path(data_dir) / split
-    return _match(_pictures(root / "A"), _pictures(root / "B"))
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(RowsConfig):
+    """The pictures of a data set that is trained on, and which parts of them are examples."""
+
+    crop: Crops | None = setting(
+        None,
+        "train on crops, not on resized pictures: SIZE, a side, HxW or DxHxW; SIZE:COUNT for several of a picture in "
+        "an epoch; SIZE:COUNT:SHARE for a share that is centred in the mask",
+        parse=read_crops,
+    )
+    conditions: dict[str, Condition] | None = setting(
+        None,
+        "what the network sees besides the source, NAME=KIND with commas, from the columns of these names: image, "
+        "image@LOW:HIGH of other than 8 bits, class or tokens",
+        "--condition",
+        parse=read_conditions,
+    )
 
 
-def _cityscapes(data_dir: str, split: str) -> list[Pair]:
-    labels, photos = Path(data_dir) / "gtFine" / split, Path(data_dir) / "leftImg8bit" / split
-    return _match(_pictures(labels, "_gtFine_color"), _pictures(photos, "_leftImg8bit"))
-
-
-def _paired(data_dir: str, split: str) -> list[Pair]:
-    sources, mark, target = data_dir.replace("{split}", split).rpartition(";" if ";" in data_dir else ",")
-    folders = sources.split(",")
-    if not all([*folders, target]) or (len(folders) > 1 and mark != ";"):
-        also = "; of several sources, FIRST,SECOND;TARGETS"
-        raise ValueError(f"data_dir of 'paired' must be two folders, SOURCES,TARGETS; got {data_dir!r}{also}")
-    first, *further = (_pictures(Path(folder)) for folder in folders)
-    for each in further:
-        _check_counterparts(first, each)
-    pairs = _match(first, _pictures(Path(target)))
-    return [replace(pair, further=tuple(each[pair.name] for each in further)) for pair in pairs]
-
-
-def with_masks(pairs: Iterable[Pair], folder: Path, split: str) -> list[Pair]:
-    """The pairs, each with its mask in a folder, in which ``{split}`` is filled in.
+def read_labels(text: str) -> dict[str, str]:
+    """Classes by the names of conditions, from ``NAME=CLASS`` with commas, such as ``season=winter``.
 
     Raises:
-        ValueError: a pair has no mask.
+        ValueError: the text has another form, or a name is there twice.
     """
-    masks = _pictures(Path(str(folder).replace("{split}", split)))
-    missing = next((pair for pair in pairs if pair.name not in masks), None)
-    if missing is not None:
-        raise ValueError(f"{missing} has no mask in {folder}: files are matched by name without suffix")
-    return [replace(pair, mask=masks[pair.name]) for pair in pairs]
+    parts = [each.partition("=") for each in text.split(",")]
+    labels = {name: value for name, _, value in parts}
+    if len(labels) < len(parts) or not all(name.isidentifier() and value for name, value in labels.items()):
+        raise ValueError(f"conditions of all sources are written as NAME=CLASS, with commas, got {text!r}")
+    return labels
 
 
-def with_conditions(pairs: Iterable[Pair], config: ConditionsPlaces, split: str) -> list[Pair]:
-    """The pairs, each with its conditions in folders and CSV files, in whose paths ``{split}`` is filled in.
-
-    Raises:
-        ValueError: a place does not exist, or has nothing for a pair, which is named.
-    """
-    pairs = list(pairs)
-    for name, text in config.places.items():
-        place = Path(text.replace("{split}", split))
+def first_headers(rows: Sequence[Row], direction: Direction = "AtoB") -> dict[str, list[pictures.Header]] | None:
+    """The headers of the source and target of the first row that can be read; None for tables, or if none can."""
+    for row in rows[:LOOKED_AT]:
+        sides = {role: row.get(role) for role in ("source", "target")}
+        if direction == "BtoA":
+            sides = {"source": sides["target"], "target": sides["source"]}
+        values = {role: value if type(value) is tuple else (value,) for role, value in sides.items()}
         try:
-            found: dict[str, Any] = _labels(place) if name in (config.classes or {}) else _pictures(place)
-        except FileNotFoundError as error:
-            raise ValueError(f"{name}: {error}") from error
-        for pair in pairs:
-            if pair.name not in found:
-                raise ValueError(f"{pair} has no {name} in {place}: they are matched by its name {pair.name!r}")
-            if name in (config.tokens or {}) and found[pair.name].suffix != ".npy":
-                raise ValueError(f"tokens are .npy files, and {name} has {found[pair.name]}")
-        pairs = [replace(pair, conditions=(*pair.conditions, (name, found[pair.name]))) for pair in pairs]
-    return pairs
-
-
-def _labels(path: Path) -> dict[str, str]:
-    """Labels by the names of pairs, from lines ``name,class``."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    found: dict[str, str] = {}
-    for number, row in enumerate(csv.reader(path.read_text("utf-8-sig").splitlines()), start=1):
-        cells = [cell.strip() for cell in row]
-        if not cells:
+            heads = {
+                role: [
+                    pictures.header(each.path if isinstance(each, Half) else each) for each in of if each is not None
+                ]
+                for role, of in values.items()
+            }
+        except TypeError:  # pictures inside a table, which are of 8 bits
+            return None
+        except (ValueError, FileNotFoundError):  # which is said where the example is read
             continue
-        if len(cells) != 2 or not all(cells):
-            raise ValueError(f"line {number} of {path} must be NAME,CLASS, got {','.join(row)!r}")
-        if found.setdefault(cells[0], cells[1]) != cells[1]:
-            raise ValueError(
-                f"line {number} of {path}: {cells[0]!r} is of the class {found[cells[0]]!r} above; where two splits "
-                "have pictures of one name, give labels_{split}.csv: {split} in a path is train or val"
-            )
-    return found
+        return heads
+    return None
 
 
-def _folder(data_dir: str, split: str) -> list[Pair]:
-    root = Path(data_dir.replace("{split}", split))
-    if any((root / name).is_dir() for name in ("train", "val")):
-        root = root / split
-    return [Pair(stem, path, None) for stem, path in _pictures(root).items()]
-
-
-DATASETS: dict[str, Callable[..., Iterable[Entry]]] = {
-    "edge2shoes": _side_by_side,  # SPLIT/*.jpg, source left, target right
-    "edge2handbags": _side_by_side,
-    "celeba": _folders_a_b,  # SPLIT/A/*, SPLIT/B/*
-    "face2comics": _folders_a_b,
-    "cityscapes": _cityscapes,  # gtFine/SPLIT/*/*_gtFine_color.png -> leftImg8bit/SPLIT/*/*_leftImg8bit.png
-    "paired": _paired,  # SOURCES,TARGETS; {split} in a path is filled in
-    "folder": _folder,  # pictures alone: SPLIT/* where there is train/ or val/, else *; {split} is filled in
-    "shards": Shards.open,  # tars of NAME.source.png and NAME.target.png: a folder, paths or URLs with {0..9}
-    "synthrad": patients,  # a folder a patient: mr.mha or cbct.mha, ct.mha, mask.mha
-    "hub": Table.open,  # a table of the Hugging Face datasets library: a name or a folder
-}
-COLUMNS = ("shards", "hub")  # those that take columns
+def _check_known(heads: Mapping[str, Sequence[pictures.Header]], values: Mapping[str, Any]) -> None:
+    """Raise ValueError where pictures have more than 8 bits, and nobody said what their range is."""
+    unknown = {
+        role: next(head for head in of if head.dtype != np.uint8)
+        for role, of in heads.items()
+        if values[role] is None and any(head.dtype != np.uint8 for head in of)
+    }
+    if unknown:
+        arrays: dict[str, Any] = {}
+        for role, head in unknown.items():
+            picture = pictures.read(head.path)
+            arrays[role] = np.asarray(picture)[:, ~picture.absent()]
+        found = ", ".join(f"the first {name} has {images.found_range(array)}" for name, array in arrays.items())
+        flags = " ".join(f"--{name}_values {images.usual_range(array)}" for name, array in arrays.items())
+        kinds = " and ".join(sorted({str(array.dtype) for array in arrays.values()}))
+        raise ValueError(
+            f"{next(iter(unknown.values())).path}: pictures of {kinds} have no agreed range of values, and {found}: "
+            f"give ranges that hold all, such as {flags} ({'=, '.join(unknown)}= of a Spec in Python)"
+        )

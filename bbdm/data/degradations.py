@@ -11,14 +11,17 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from bbdm.base.seeds import keyed
-from bbdm.base.settings import setting
+from bbdm.pictures import images
 
+Array = npt.NDArray[Any]
+Prepare = Callable[[dict[str, Array], str], dict[str, Array]]  # of an example's arrays (C, *S) by column, and a key
 FACTOR = 4  # of sr4
 GREY = 128  # of masked pixels
 LEAST_MASKED = 0.2  # share of the pixels; at most one stroke more
@@ -154,18 +157,6 @@ DEGRADATIONS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class DegradeConfig:
-    """Which degradation makes the sources of a data set."""
-
-    degrade: str | None = setting(
-        None,
-        f"make the sources from the pictures of the data set 'folder': {', '.join(DEGRADATIONS)}; "
-        "jpeg:QUALITY and blur:SIGMA set the strength",
-    )
-    degrade_seed: int = setting(0, "of the masks of inpaint, and of photo")
-
-
 @dataclass(frozen=True)
 class Degradation:
     """A degradation of a data set's pictures.
@@ -179,18 +170,21 @@ class Degradation:
     seed: int  # of its random numbers
 
     @classmethod
-    def read(cls, text: str, seed: int = 0) -> Degradation:
-        """A degradation from ``NAME``, or from ``NAME:LEVEL`` such as ``jpeg:5``.
+    def read(cls, text: str) -> Degradation:
+        """A degradation from ``NAME[:LEVEL][@SEED]``, such as ``sr4``, ``jpeg:5`` or ``photo@1``.
 
         Raises:
-            ValueError: an unknown name, or a level that the degradation does not take.
+            ValueError: an unknown name, a level that the degradation does not take, or a seed that is no number.
         """
+        text, mark, seed = text.partition("@")
         name, colon, number = text.partition(":")
-        if name not in DEGRADATIONS:
-            raise ValueError(f"degrade must be one of {list(DEGRADATIONS)}, got {text!r}")
+        if name not in DEGRADATIONS or (mark and not seed.isdecimal()):
+            raise ValueError(
+                f"degrade must be one of {', '.join(DEGRADATIONS)}, and maybe @SEED; got {text + mark + seed!r}"
+            )
         _, level, lowest, highest = DEGRADATIONS[name]
         if not colon:
-            return cls(name, level, seed)
+            return cls(name, level, int(seed or 0))
         if level is None:
             raise ValueError(f"degrade {name!r} takes no number, got {text!r}")
         kind, level = type(level), math.nan
@@ -199,13 +193,27 @@ class Degradation:
         if not lowest <= level <= highest:
             of = "an integer" if kind is int else "a number"
             raise ValueError(f"degrade {name!r} takes {of} from {lowest:g} to {highest:g}, got {text!r}")
-        return cls(name, level, seed)
+        return cls(name, level, int(seed or 0))
 
-    def __call__(self, picture: Image.Image, name: str) -> Image.Image:
+    def picture(self, picture: Image.Image, name: str) -> Image.Image:
         """The degraded picture, of the same size and mode; ``name`` is the picture's in its data set."""
         random = np.random.Generator(np.random.PCG64(keyed(self.seed, name)))
         return DEGRADATIONS[self.name].apply(picture, random, *([] if self.level is None else [self.level]))
 
+    def __call__(self, arrays: dict[str, Array], name: str) -> dict[str, Array]:
+        """The arrays of an example: the source (1 or 3, H, W) of 8 bits becomes the target, degraded the source.
+
+        Raises:
+            ValueError: there is a target, or the source is no grey or colour of 8 bits.
+        """
+        source = arrays["source"]
+        if "target" in arrays:
+            raise ValueError("degrade is for pictures without targets (the data set 'folder'), and there is one")
+        if source.dtype != np.uint8 or source.ndim != 3 or len(source) not in (1, 3):
+            raise ValueError(f"degrade is for grey and colour of 8 bits, got {source.shape} of {source.dtype}")
+        image = Image.fromarray(source[0] if len(source) == 1 else np.ascontiguousarray(source.transpose(1, 2, 0)))
+        return {**arrays, "source": images.to_pixels(self.picture(image, name), len(source)), "target": source}
+
     def __str__(self) -> str:
-        """``jpeg:10 with seed 0``: what manifests and checkpoints of a data set hold."""
-        return f"{self.name}{'' if self.level is None else f':{self.level:g}'} with seed {self.seed}"
+        """``jpeg:10@0``: what manifests and checkpoints of a data set hold."""
+        return f"{self.name}{'' if self.level is None else f':{self.level:g}'}@{self.seed}"

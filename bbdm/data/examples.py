@@ -1,33 +1,36 @@
-"""What a run trains on: examples by index, whatever they are made of."""
+"""What a run trains on: examples by index, whatever they are made of, and batches of them."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, default_collate
 
-from bbdm.data.collection import Entry, Example, Files, Order, Pairs
-from bbdm.data.config import DIRECTIONS
-from bbdm.data.crops import Crops
-from bbdm.data.degradations import Degradation
-from bbdm.data.told import NOTHING, Told
+from bbdm.data.spec import Spec
 from bbdm.networks.conditions import ConditionsConfig
 from bbdm.pictures import images
 from bbdm.pictures.images import Size
-from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 log = logging.getLogger(__name__)
-Place = tuple[int, int]  # an example's index, and the seed of what is drawn for it
+Order = Callable[[int, int], list[int]]  # the examples at the positions start to end of an epoch
+Place = tuple[Any, int]  # which example, an index or a row of a stream; and the seed of what is drawn for it
+
+
+class Example(NamedTuple):
+    """An example as tensors, or a batch of examples, from the data set to the network."""
+
+    source: Any  # (C, *S), uint8 of 8-bit pictures, float32 in [-1, 1] of others, or latents
+    target: Any
+    conditions: Mapping[str, Any] = {}  # what the network sees besides, by name
+    mask: Any = None  # (1, *S) float32, 1 where pixels count
+    name: Any = ""
+    left_out: Any = ""  # why examples before it could not be read, by lines; of a batch, a list
 
 
 class BadPicturesError(ValueError):
@@ -39,51 +42,41 @@ class NoTargetError(ValueError):
 
 
 class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
-    """Examples by index, of which a run trains.
+    """Examples by index. Item i is (source, target), each (C, *S) float32 in [-1, 1].
 
     Attributes:
+        spec: what an example is.
         image_size: the size of the pictures that examples have.
         channels: the number of channels of targets.
         source_channels: the number of channels of sources.
-        kind: what the pictures are besides.
         masked: whether examples have masks.
-        direction: ``AtoB``, or ``BtoA`` where the sides are swapped.
-        degradation: what makes sources, or None.
-        crops: which crops of pictures the examples are, or None.
-        axes: the number of spatial axes of an example.
+        further: what examples have besides the source, as a network is told.
         left_out: why examples could not be read, as far as this process knows.
-        told: reads what examples are told besides the source; of nothing, where they have it as they are.
-
-    Item i is (source, target), each (C, *S) float32 in [-1, 1].
     """
 
-    image_size: Size
-    channels: int
-    source_channels: int
-    kind: PictureKind = EIGHT_BIT_PICTURES
     masked: bool = False
-    direction: str = "AtoB"
-    degradation: Degradation | None = None
-    crops: Crops | None = None
-    axes: int = 2
-    left_out: set[str]
-    told: Told = NOTHING
+    further: ConditionsConfig = ConditionsConfig()
 
-    @property
-    def further(self) -> ConditionsConfig:
-        """What examples of files, shards and tables are told besides the source."""
-        return self.told.config
+    def __init__(self, spec: Spec, image_size: Size, channels: int, source_channels: int) -> None:
+        self.spec, self.image_size = spec, image_size
+        self.channels, self.source_channels = channels, source_channels
+        self.left_out: set[str] = set()
 
     @property
     def spacing(self) -> tuple[float, ...] | None:
-        """The spacing of the voxels of volumes, the median along each axis; None where it is not known."""
+        """The length of a voxel along each axis, the median; None where it is not known."""
         return None
 
     @abstractmethod
     def __len__(self) -> int: ...
 
+    @property
+    def ends(self) -> Sequence[int]:
+        """The number of examples up to each picture's last: of slices, those of a volume are one picture's."""
+        return range(1, len(self) + 1)
+
     @abstractmethod
-    def read(self, index: int, seed: int = 0) -> Example:
+    def read(self, index: Any, seed: int = 0) -> Example:
         """Example ``index``; ``seed`` is of what is drawn anew for each epoch, such as the place of a crop.
 
         Raises:
@@ -95,26 +88,29 @@ class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
         """SHA-256 of all that decides the examples."""
 
     @abstractmethod
-    def names_digest(self, told: bool = True) -> str:
-        """SHA-256 of what names the examples, which stays the same when a run resumes.
+    def names_digest(self) -> str:
+        """SHA-256 of what names the examples, which stays the same when a run resumes."""
 
-        ``told`` includes what they are told besides the source.
-        """
+    def stamps_digest(self) -> str:
+        """SHA-256 of the paths, sizes and times of the examples' files; "" where there are none."""
+        return ""
 
     def description(self) -> dict[str, Any]:
-        """What decides the examples, for manifests: the digest, and what else there is."""
-        degraded = {} if self.degradation is None else {"degradation": str(self.degradation)}
-        told = {"conditions": self.told.description()} if self.told else {}
-        return {"files": self.digest(), **degraded, **self.kind.config(), **told}
+        """What decides the examples, for manifests."""
+        return {**self.spec.config(), "files": self.digest()}
 
     def order(self, seed: int) -> Order:
         """The examples of an epoch, a function of the seed: here a permutation of all."""
         indices = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return lambda start, end: indices[start:end].tolist()
 
-    def prefetched(self, order: Iterable[int]) -> Iterator[int]:
-        """The same indices, while what they need is fetched."""
-        return iter(order)
+    def places(self, order: Iterable[int], seed: int) -> Iterator[Place]:
+        """What :meth:`read` takes, for the examples of an order."""
+        return ((index, seed) for index in order)
+
+    def shared(self, rank: int, processes: int) -> Examples:
+        """The data set as one of several processes that share its epochs reads it."""
+        return self
 
     def leave_out(self, reasons: Iterable[str]) -> None:
         """Name and count examples that cannot be read, each once, by the lines in :class:`Example`."""
@@ -127,110 +123,11 @@ class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
         """A batch of examples, for a loader."""
         return collate([self.read(index, seed) for index, seed in places])
 
-    def pixels(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Source and target of example ``index`` as :meth:`read` gives them: of 8-bit pictures uint8."""
-        example = self.read(index)
-        self.leave_out([example.left_out])
-        return example.source, example.target
-
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        source, target = self.pixels(index)
-        return images.scale(source), images.scale(target)
-
-
-class PairExamples(Examples):
-    """Examples that are pairs of pictures in files. Attributes: ``pairs``, and those of :class:`Examples`.
-
-    Raises:
-        ValueError: an unknown direction, or a degradation of pairs with targets.
-    """
-
-    def __init__(
-        self, pairs: Pairs, direction: str, degradation: Degradation | None, skip_bad: bool, told: Told
-    ) -> None:
-        if direction not in DIRECTIONS:
-            raise ValueError(f"direction must be one of {DIRECTIONS}, got {direction!r}")
-        if degradation is not None and pairs.has_targets:
-            name = pairs[0].name
-            raise ValueError(f"degrade is for pictures without targets (the data set 'folder'), {name!r} has one")
-        self.pairs = pairs
-        self.direction = direction
-        self.degradation = degradation
-        self.skip_bad = skip_bad
-        self.told = told
-        self.left_out = set()
-
-    settings: str = ""  # what else decides whether a pair can be read
-
-    @abstractmethod
-    def images(self, index: int) -> tuple[Any, Any]:
-        """Source and target of pair ``index`` as pictures; None for a missing target."""
-
-    @abstractmethod
-    def conditions(self, entry: Entry) -> dict[str, torch.Tensor]:
-        """What an entry, a pair of whole pictures, is told besides the source, by name.
-
-        Raises:
-            ValueError: it cannot be read, or does not fit.
-        """
-
-    @abstractmethod
-    def look(self, place: int, whole: bool) -> list[tuple[int, int]]:
-        """(width, height) of the files of pair ``place`` from their headers; ``whole`` decodes them.
-
-        Raises:
-            ValueError: one cannot be read, or does not fit.
-        """
-
-    @abstractmethod
-    def _of(self, pairs: Pairs, skip_bad: bool) -> Self:
-        """The data set of other pairs, or that leaves out others."""
-
-    def without(self, names: Container[str]) -> Self:
-        """The data set without the pairs of some names."""
-        return self._of(Files(pair for pair in self.pairs if pair.name not in names), self.skip_bad)
-
-    def skipping(self) -> Self:
-        """The data set, in which the next pair takes the place of one that cannot be read."""
-        return self._of(self.pairs, True)
-
-    def read(self, index: int, seed: int = 0) -> Example:
-        """Example ``index``; with ``skip_bad``, the next one that can be read."""
-        reasons: dict[str, None] = {}
-        start = range(len(self))[index]  # an IndexError beyond the end, which is what ends an iteration
-        for number in range(start, start + len(self) if self.skip_bad else start + 1):
-            try:
-                example = self._read(number % len(self), seed)
-                return example._replace(left_out="\n".join(reasons)) if reasons else example
-            except ValueError as error:  # not OSError: a network that fails says nothing about a picture
-                if isinstance(error, NoTargetError):
-                    raise
-                if not self.skip_bad:
-                    raise BadPicturesError(str(error)) from error
-                reasons[" ".join(str(error).split())] = None
-        raise ValueError(f"none of {len(self)} pairs can be read; the first: {next(iter(reasons))}")
-
-    @abstractmethod
-    def _read(self, index: int, seed: int) -> Example:
-        """Example ``index``, from 0 to less than the length."""
-
-    def order(self, seed: int) -> Order:
-        """The order of an epoch; see :meth:`~bbdm.data.collection.Pairs.order`."""
-        return self.pairs.order(seed)
-
-    def prefetched(self, order: Iterable[int]) -> Iterator[int]:
-        """The same indices, while what they need is fetched; see :mod:`bbdm.data.shards`."""
-        return self.pairs.prefetched(order)
-
-    def digest(self) -> str:
-        """SHA-256 of all names, of the content of all files, of the degradation, and of conditions."""
-        found = self.pairs.digest("" if self.degradation is None else f"{self.degradation}\n")
-        return self.told.digest(self.pairs, found)
-
-    def names_digest(self, told: bool = True) -> str:
-        """SHA-256 of all names, or of what names shards and tables; ``told``, of conditions' names too."""
-        names = self.pairs.names + (self.told.names(self.pairs) if told else "")
-        return hashlib.sha256(names.encode()).hexdigest()
+        example = self.read(index)
+        if example.left_out:
+            self.leave_out([example.left_out])
+        return images.scale(example.source), images.scale(example.target)
 
 
 def stacked(values: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -238,9 +135,27 @@ def stacked(values: Sequence[torch.Tensor]) -> torch.Tensor:
     return pad_sequence(list(values), batch_first=True) if values[0].ndim == 2 else default_collate(list(values))
 
 
+def trimmed(rows: torch.Tensor) -> torch.Tensor:
+    """Tokens (L, D) without the rows of zeros at the end, which are no tokens; at least one row."""
+    used = rows.any(dim=1).nonzero()
+    return rows[: int(used[-1]) + 1 if len(used) else 1]
+
+
 def collate(examples: Sequence[Example]) -> Example:
-    """Examples as a batch: tensors stacked, names and reasons as lists. Rows of zeros make tokens as long."""
+    """Examples as a batch: tensors stacked, names and reasons as lists. Rows of zeros make tokens as long.
+
+    Raises:
+        ValueError: they have several sizes or channels.
+    """
     first = examples[0]
+    for each in examples:
+        for side in ("source", "target"):
+            sizes = [tuple(getattr(example, side).shape) for example in (first, each)]
+            if sizes[0] != sizes[1]:
+                raise ValueError(
+                    f"the {side} of {each.name} is {sizes[1]}, and that of {first.name} {sizes[0]}: a batch is of one "
+                    "size; train on crops, such as --crop 96"
+                )
     conditions = {name: stacked([each.conditions[name] for each in examples]) for name in first.conditions}
     mask = None if first.mask is None else default_collate([each.mask for each in examples])
     source, target = (default_collate([each[side] for each in examples]) for side in (0, 1))

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from bbdm.codec import Codec, LatentStatistics
-from bbdm.data.cache import CONDITION, TensorCache, Tensors, tensors_of
-from bbdm.data.collection import Example
-from bbdm.data.examples import Examples
+from bbdm.data.cache import CONDITION, CachedExamples, Tensors, tensors_of
+from bbdm.data.examples import Example, Examples
 from bbdm.pictures import images
 
 PAIRS_IN_STATISTICS = 16  # in a batch
+BLOCK, AT_ONCE = 256, 8  # examples in a file, and encoded at a time
 
 
-class LatentDataset(TensorCache):
+class LatentDataset(CachedExamples):
     """Pairs as latents, not normalised.
 
     Item i is (source, target), each (C, H, W) float32; with ``flip``, each is (2, C, H, W): plain, mirrored.
@@ -26,27 +27,23 @@ class LatentDataset(TensorCache):
     Args:
         dataset: the pairs of pictures.
         codec: encodes pictures as latents.
-        folder: the cache, which is made if it does not exist. An interrupted one is completed.
+        folder: of the cache, made where it does not exist. An interrupted one is completed.
         flip: store the latents of mirrored pairs too, which differ from mirrored latents.
         progress: show a progress bar.
 
-    Attributes: ``dataset``; ``image_size``, ``direction`` and ``channels`` of its pictures; ``flip``; and
-    ``codec``, the :meth:`~bbdm.codec.base.Codec.description` of the codec.
+    Attributes:
+        flip: whether there are latents of mirrored pairs.
+        codec: the :meth:`~bbdm.codec.base.Codec.description` of the codec.
 
     Raises:
-        ValueError: the folder holds latents of other pictures or of another codec, or a file that has
-            changed.
+        ValueError: the folder holds latents of other pictures or of another codec, or a file that has changed.
         OSError: the disk is full.
     """
-
-    what = "latents"
-    at_once = 8
 
     def __init__(
         self, dataset: Examples, codec: Codec, folder: Path, flip: bool = False, progress: bool = False
     ) -> None:
-        self.flip = flip
-        self.codec = codec.description()
+        self.flip, self.codec = flip, codec.description()
 
         def encode(batch: Example) -> Tensors:
             pictures = torch.stack([images.scale(batch.source), images.scale(batch.target)], dim=1)[:, :, None]
@@ -56,14 +53,14 @@ class LatentDataset(TensorCache):
             source, target = latents.unflatten(0, pictures.shape[:3]).unbind(1)
             stored = tensors_of(batch)
             if flip:
-                told = {key: v for key, v in stored.items() if key.startswith(CONDITION) and v.ndim >= 4}
-                stored |= {key: torch.stack([v, v.flip(-1)], dim=1) for key, v in told.items()}
+                seen = {name: v for name, v in stored.items() if name.startswith(CONDITION) and v.ndim >= 4}
+                stored |= {name: torch.stack([v, v.flip(-1)], dim=1) for name, v in seen.items()}
             return {**stored, "source": source, "target": target}
 
         settings = {"flip": flip, "codec": self.codec}
-        super().__init__(dataset, folder / "manifest.json", encode, settings, progress=progress)
+        super().__init__(dataset, folder, encode, "latents", settings, BLOCK, AT_ONCE, progress=progress)
 
-    def read(self, index: int, seed: int = 0) -> Example:
+    def read(self, index: Any, seed: int = 0) -> Example:
         """The latents of example ``index``."""
         stored = super().read(index)
         return stored if self.flip else stored._replace(source=stored.source[0], target=stored.target[0])

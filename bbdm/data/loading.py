@@ -15,8 +15,7 @@ from typing import TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from bbdm.data.collection import Example
-from bbdm.data.examples import BadPicturesError, Examples, Place
+from bbdm.data.examples import BadPicturesError, Example, Examples, Place
 from bbdm.pictures import images
 
 Batch = TypeVar("Batch")
@@ -100,8 +99,7 @@ class Batches:
 
         Pictures are uint8 or floats in [-1, 1]. ``seed`` is of what is drawn for each example.
         """
-        order = self._dataset.prefetched(range(len(self._dataset)) if order is None else order)
-        self._order.places = ((index, seed) for index in order)
+        self._order.places = self._dataset.places(range(len(self._dataset)) if order is None else order, seed)
         for batch in with_short_errors(self._loader):
             self._dataset.leave_out(batch.left_out)
             yield batch

@@ -1,284 +1,318 @@
-"""Paired datasets: folders, shards or tables in, (source, target) tensors in [-1, 1] out.
-
-Pictures are turned upright (EXIF), converted to RGB or grey, and resized with antialiased bilinear filtering.
-"""
+"""Rows as examples: pairs of pictures or volumes, whole, in crops, or as slices, as tensors in [-1, 1]."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image
 
-from bbdm.data import synthrad
-from bbdm.data.collection import Entry, Example, Files, Pairs
-from bbdm.data.collection import Pair as Pair
-from bbdm.data.config import COLUMNS, DATASETS, ConditionsPlaces, PicturesConfig, with_conditions, with_masks
-from bbdm.data.degradations import Degradation
-from bbdm.data.examples import NoTargetError, PairExamples
-from bbdm.data.reading import Reader
-from bbdm.data.slices import Slices
-from bbdm.data.told import NOTHING, Told, check_names
-from bbdm.data.valued import ValuedDataset
-from bbdm.networks.conditions import ConditionsConfig
-from bbdm.pictures import images
-from bbdm.pictures.images import Resize, Size
-from bbdm.pictures.images import open_image as open_image
-from bbdm.pictures.kind import AXES, PictureKind
-from bbdm.pictures.lazy import LazyPicture
-from bbdm.pictures.values import EIGHT_BIT, Values
+from bbdm.base.atomic import file_sha256, stamp
+from bbdm.data import conditions
+from bbdm.data.cache import Cache
+from bbdm.data.crops import Window, crop_window
+from bbdm.data.degradations import Prepare
+from bbdm.data.examples import BadPicturesError, Example, Examples, NoTargetError, Order, Place, collate
+from bbdm.data.reading import Part, Reader
+from bbdm.data.row_pictures import ROLES, RowPictures
+from bbdm.data.rows import Row, paths_of, shown
+from bbdm.data.spec import Spec
+from bbdm.data.tables import Streamed, StreamedRows, TableRows
+from bbdm.pictures import Header, Picture, files, images
+from bbdm.pictures.values import Values, check_channels
 
-PLAIN = PicturesConfig()
+Array = npt.NDArray[Any]
+Plane = tuple[int, int]  # of a slice: the axis across it, and its index along that
+LOOKED_AT = 64  # rows, to find one that can be read
 
 
-class PairedDataset(PairExamples):
-    """Pairs of 8-bit pictures, each resized, as tensors.
+class Pairs(Examples):
+    """The examples of rows.
 
     Args:
-        pairs: the examples, as :func:`load_dataset` finds them, or a list of :class:`Pair`.
-        image_size: side of the square that pictures are resized to, or (height, width).
-        direction: ``AtoB`` translates A into B; ``BtoA`` swaps source and target.
-        channels: 3 for RGB, 1 for grey.
-        resize: ``stretch`` pictures to the size; ``fit`` them inside it, so that they keep their shape; or
-            ``keep`` their size.
-        degradation: makes the sources of pictures without targets, after they are resized: item i is
-            (degraded, original). None if the files are the pairs.
-        skip_bad: the place of a pair that cannot be read is taken by the next one that can. It is named in a
-            warning, and counted; see :meth:`leave_out`.
-        told: reads what examples are told besides the source. Further images are resized as pictures are.
+        rows: mappings with a name, a source, a target, and what else there is; see
+            :func:`~bbdm.data.rows.read_rows`.
+        spec: what an example is.
+        cache: folder of decoded pictures, for crops and slices of files of which no part can be read alone;
+            None to decode them again.
+        prepare: changes the arrays of an example by column, after they are cropped and resized, such as a
+            :class:`~bbdm.data.degradations.Degradation`; None for none. What it draws is a function of the
+            key that it gets.
+        skip_bad: the place of an example that cannot be read is taken by the next one that can. It is named
+            in a warning, and counted; see :meth:`leave_out`.
 
-    Item i is (source, target), each (channels, height, width) float32 in [-1, 1]; :meth:`pixels` returns it
-    as uint8.
+    Attributes:
+        pictures: reads the rows as wholes.
 
     Raises:
-        ValueError: a picture that cannot be read (the error names the file), an unknown direction, a size
-            or a number of channels that pictures cannot have, or a degradation of pairs with targets.
+        ValueError: no row can be read, or the first one does not fit the spec.
     """
 
     def __init__(
         self,
-        pairs: Iterable[Entry],
-        image_size: Size,
-        direction: str = "AtoB",
-        channels: int = 3,
-        resize: Resize = "stretch",
-        degradation: Degradation | None = None,
+        rows: Sequence[Row],
+        spec: Spec | None = None,
+        cache: Path | None = None,
+        prepare: Prepare | None = None,
         skip_bad: bool = False,
-        told: Told = NOTHING,
     ) -> None:
-        if channels not in (1, 3):
-            raise ValueError(f"channels of pictures must be 1 or 3, got {channels}")
-        pairs = pairs if isinstance(pairs, Pairs) else Files(pairs)  # pyright: ignore[reportArgumentType]
-        super().__init__(pairs, direction, degradation, skip_bad, told)
-        self.image_size = images.as_size(image_size)
-        self.channels = self.source_channels = channels
-        self.resize: Resize = resize
+        spec = spec or Spec()
+        reader = Reader(None if cache is None else Cache(cache, "decoded pictures", {}))
+        known = conditions.fitted(spec.conditions, rows, reader)
+        self.rows = rows.select([*ROLES, *known]) if isinstance(rows, TableRows) else rows
+        self.cache, self.prepare, self.skip_bad = cache, prepare, skip_bad
+        self.pictures = RowPictures(self.rows, spec, known, reader, prepare)
+        row, heads = self._first()
+        sides = self.pictures.plane_sides(heads["source"][0])
+        if spec.axes != len(sides):
+            which = (
+                "say which slices are meant, such as slices axial" if len(sides) == 3 else "this network is of volumes"
+            )
+            raise ValueError(f"{shown(row)} has {len(sides)} axes, and examples {spec.axes}: {which}")
+        count, channels = (sum(map(self.pictures.channels, heads[role])) for role in ROLES)
+        for each, values in ((count, spec.source), (channels or count, spec.target)):
+            check_channels(values, each, shown(row))
+        size = images.as_size(spec.crop or spec.size or sides, spec.axes)
+        super().__init__(spec, size, channels or count, spec.planes * count)
+        self.masked = bool(heads["mask"]) or any(head.nodata is not None for role in ROLES for head in heads[role])
+        self.pictures.masked, self.further = self.masked, conditions.config_of(known)
+        self._planes = None if spec.slices is None else [self._slices(row) for row in self.rows]
+        self._ends = [] if self._planes is None else list(accumulate(map(len, self._planes)))
+        if self._planes is not None and not self._ends[-1]:
+            raise ValueError("no slice has anything in its mask")
+        self._count = spec.crops * (len(self.rows) if self._planes is None else self._ends[-1])
+
+    def _first(self) -> tuple[Row, dict[str, list[Header | Picture]]]:
+        """The first row that can be read, and the headers of its pictures."""
+        failed: Exception | None = None
+        for row in self.rows[: LOOKED_AT if self.skip_bad else 1]:
+            try:
+                columns = self.pictures.columns(row)
+                return row, {
+                    name: [self.pictures.reader.header(each) for each in values] for name, values in columns.items()
+                }
+            except (ValueError, FileNotFoundError) as error:
+                failed = failed or error
+        raise BadPicturesError(str(failed) if failed else "there are no rows")
+
+    def _slices(self, row: Row) -> Sequence[int]:
+        """The slices of a volume that are examples; with ``skip_bad``, none of one that cannot be read."""
+        try:
+            return self.pictures.slices(row)
+        except (ValueError, FileNotFoundError) as error:
+            if not self.skip_bad:
+                raise
+            self.leave_out([" ".join(str(error).split())])
+            return ()
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return self._count
 
-    def _of(self, pairs: Pairs, skip_bad: bool) -> PairedDataset:
-        kind = self.image_size, self.direction, self.channels, self.resize, self.degradation
-        return PairedDataset(pairs, *kind, skip_bad, self.told)
+    @property
+    def ends(self) -> Sequence[int]:
+        """See :attr:`Examples.ends`."""
+        return self._ends or super().ends
 
-    def images(self, index: int) -> tuple[Image.Image, Image.Image | None]:
-        """Source and target of example ``index`` as resized pictures, None for a missing target."""
-        return self._images(self.pairs[index])
+    def order(self, seed: int) -> Order:
+        """The examples of an epoch, a function of the seed; the crops of a picture follow each other."""
+        crops = self.spec.crops
+        if isinstance(self.rows, StreamedRows):
+            pairs = self.rows.order()
+        else:
+            indices = torch.randperm(self._count // crops, generator=torch.Generator().manual_seed(seed))
+            pairs: Order = lambda start, end: indices[start:end].tolist()  # noqa: E731
 
-    def _images(self, pair: Entry) -> tuple[Image.Image, Image.Image | None]:
-        sides = [self._resized(side) for side in pair.load()]
-        if self.degradation is not None:
-            sides.insert(0, self.degradation(sides[0], pair.name))
-        source, target = sides if len(sides) > 1 else (sides[0], None)
-        if self.direction == "AtoB":
-            return source, target
-        if target is None:
-            raise ValueError("direction 'BtoA' needs a dataset with targets")
-        return target, source
+        def order(start: int, end: int) -> list[int]:
+            found = pairs(start // crops, -(-end // crops))
+            return [crops * pair + crop for pair in found for crop in range(crops)][start % crops :][: end - start]
 
-    def _resized(self, image: Image.Image) -> Image.Image:
-        return images.resized(images.convert(image, self.channels), self.image_size, self.resize)
+        return order
 
-    def look(self, place: int, whole: bool) -> list[tuple[int, int]]:
-        """(width, height) of the files of pair ``place``; see :meth:`PairExamples.look`."""
-        pair = self.pairs[place]
-        if whole:
-            self.conditions(pair)
-            return [images.convert(side, self.channels).size for side in pair.load()]
-        self.told.check(pair)
-        return pair.sizes()
+    def places(self, order: Iterable[int], seed: int) -> Iterator[Place]:
+        """What :meth:`read` takes; of a stream, the rows themselves, which are read here in their order."""
+        if not isinstance(self.rows, StreamedRows):
+            yield from super().places(order, seed)
+            return
+        crops, order = self.spec.crops, list(order)
+        stream = self.rows.rows(dict.fromkeys(index // crops for index in order), seed)
+        last: Streamed | None = None
+        for index in order:
+            if last is None or last.index != index // crops:
+                last = next(stream)
+            yield Streamed(index, last.row), seed
 
-    def conditions(self, entry: Entry) -> dict[str, torch.Tensor]:
-        """What an entry is told besides the source; see :meth:`PairExamples.conditions`."""
-        return self.told.whole(entry, lambda array: images.fitted(array, self.image_size, self.resize))
+    def shared(self, rank: int, processes: int) -> Examples:
+        """The data set as one of several processes reads it; a stream is divided among them."""
+        if isinstance(self.rows, StreamedRows):
+            self.rows = self.rows.shared(rank, processes)
+        return self
 
-    def _read(self, index: int, seed: int) -> Example:
-        """Example ``index`` as uint8."""
-        pair = self.pairs[index]
-        source, target = self._images(pair)
-        if target is None:
-            raise NoTargetError(f"{pair} has no target: this dataset can only be translated")
-        first, second = (torch.from_numpy(images.to_pixels(v, self.channels)) for v in (source, target))
-        return Example(first, second, self.conditions(pair), name=pair.name)
+    def read(self, index: int | Streamed, seed: int = 0) -> Example:
+        """Example ``index``; with ``skip_bad``, the next one that can be read."""
+        streamed = index if isinstance(index, Streamed) else None
+        start = streamed.index if streamed else range(self._count)[index]  # an IndexError ends an iteration
+        reasons: dict[str, None] = {}
+        for number in range(start, start + self._count) if self.skip_bad and not streamed else (start,):
+            row, plane, name, crop = self._locate(number % self._count if not streamed else number, streamed)
+            try:
+                example = self._example(row, plane, name, crop, seed)
+                return example._replace(left_out="\n".join(reasons)) if reasons else example
+            except NoTargetError:
+                raise
+            except (
+                ValueError,
+                FileNotFoundError,
+            ) as error:  # not other OSErrors: a failing disk says nothing of a file
+                named = any(str(each) in str(error) for each in (*paths_of(row), shown(row)))
+                reason = str(error) if named else f"{shown(row)}: {error}"
+                if not self.skip_bad or streamed:
+                    raise BadPicturesError(reason) from error
+                reasons[" ".join(reason.split())] = None
+        raise BadPicturesError(f"none of {self._count} pairs can be read; the first: {next(iter(reasons))}")
 
+    def batch(self, places: Iterable[Place]) -> Example:
+        """A batch of examples. In a stream, others of the batch take the places of those that cannot be read."""
+        if not (self.skip_bad and isinstance(self.rows, StreamedRows)):
+            return super().batch(places)
+        examples: list[Example | None] = []
+        reasons: list[str] = []
+        for index, seed in places:
+            try:
+                examples.append(self.read(index, seed))
+            except BadPicturesError as error:
+                examples.append(None)
+                reasons.append(" ".join(str(error).split()))
+        good = [each for each in examples if each is not None]
+        if not good:
+            raise BadPicturesError(reasons[0])
+        full = [good[i % len(good)] if each is None else each for i, each in enumerate(examples)]
+        return collate([full[0]._replace(left_out="\n".join(reasons)), *full[1:]])
 
-def load_dataset(
-    name: str,
-    data_dir: str,
-    split: str = "train",
-    image_size: Size = 256,
-    direction: str = "AtoB",
-    channels: int = 3,
-    resize: Resize = "stretch",
-    degrade: str | None = None,
-    degrade_seed: int = 0,
-    columns: str | None = None,
-    pictures: PicturesConfig = PLAIN,
-    cache: Path | None = None,
-    known: ConditionsConfig | None = None,
-) -> PairExamples:
-    """The data set of a name in :data:`~bbdm.data.config.DATASETS`.
+    def _locate(self, index: int, streamed: Streamed | None) -> tuple[Row, Plane | None, str, int]:
+        """The row, plane, name and number of the crop of example ``index``."""
+        index, crop = divmod(index, self.spec.crops)
+        if self._planes is None or self.pictures.axis is None:
+            row = self.rows[index] if streamed is None else streamed.row
+            return row, None, row["name"], crop
+        volume = bisect_right(self._ends, index)
+        row, plane = self.rows[volume], self._planes[volume][index - (self._ends[volume - 1] if volume else 0)]
+        return row, (self.pictures.axis, plane), f"{row['name']}/{plane:04d}", crop
 
-    Args:
-        name: of the data set.
-        data_dir: its folder or folders. Files of two folders are matched by their path without suffix,
-            A/3.png with B/3.jpg.
-        split: ``train``, ``val`` or ``test``.
-        image_size: the side that pictures are resized to, or (height, width).
-        direction: ``AtoB`` translates A into B; ``BtoA`` swaps source and target.
-        channels: 3 or 1, which 8-bit pictures are converted to.
-        resize: what the size means; see :class:`PairedDataset`. ``fit`` is of 8-bit pictures alone.
-        degrade: makes the sources from the pictures of ``folder``, such as ``sr4`` or ``jpeg:5``: see
-            :class:`~bbdm.data.degradations.Degradation`.
-        degrade_seed: of its random numbers.
-        columns: ``SOURCE,TARGET`` or ``SOURCE``, where shards and tables have their pictures.
-        pictures: values, crops, masks, slices and conditions.
-        cache: folder of decoded pictures, for crops and slices; None to decode them again.
-        known: what a trained network is told, by whose classes labels get their numbers; None for the labels
-            of this data set.
+    def _example(self, row: Row, plane: Plane | None, name: str, crop: int, seed: int) -> Example:
+        """Uint8 of 8-bit pictures, else float32; pixels without a value are 0, or -1."""
+        spec, reader, window, key = self.spec, self.pictures.reader, (), f"{name} {crop}"
+        columns = self.pictures.columns(row)
+        if not columns["target"] and self.prepare is None:
+            raise NoTargetError(f"{shown(row)} has no target: this data set can only be translated")
+        if spec.crop is not None or plane is not None:
+            self.pictures.check(row, columns)
+            if spec.crop is not None:
+                window = self._window(columns, plane, key, seed)
+        parts = {
+            column: reader.part(values, spec.channels if column in ROLES else None, window, plane)
+            for column, values in columns.items()
+            if values
+        }
+        if spec.crop is None and plane is None:
+            heads = {column: part.pictures for column, part in parts.items()}
+            if len({(each.shape[1:], each.geometry.affine) for part in heads.values() for each in part}) > 1:
+                self.pictures.compare(columns, heads, False)
+        first = [part.start for part in window]
+        arrays: dict[str, Array] = {}
+        for role, values in zip(ROLES, (spec.source, spec.target), strict=True):
+            if role in parts:
+                found = values if isinstance(values, Values) else reader.values(values, columns[role])
+                around = self._around(columns, window, plane) if role == "source" and plane else [parts[role]]
+                array = [self.pictures.fitted(part.scaled(role, found, None, first)) for part in around]
+                arrays[role] = np.concatenate(array) if len(array) > 1 else array[0]
+        if self.prepare is not None:
+            arrays = self.prepare(arrays, f"{key} {seed}" if spec.crop else name)
+        source, target = (torch.from_numpy(arrays[role]) for role in ROLES)
+        told = self.pictures.tensors(row, parts, window) if self.pictures.known else {}
+        return Example(source, target, told, self._mask(parts) if self.masked else None, name)
 
-    Raises:
-        ValueError: an unknown name, no pictures, a file without a counterpart, which is named, an unknown
-            degradation or one of pairs with targets, columns of another data set, values that nobody gave, or
-            conditions that are missing or unknown.
-        FileNotFoundError: a folder or a split does not exist.
-        OSError: a shard cannot be fetched.
-    """
-    if name not in DATASETS:
-        raise ValueError(f"dataset must be one of {sorted(DATASETS)}, got {name!r}")
-    degradation = None if degrade is None else Degradation.read(degrade, degrade_seed)
-    if columns is not None and name not in COLUMNS:
-        raise ValueError(f"columns are of the data sets {', '.join(COLUMNS)}, got {columns!r} for {name!r}")
-    config, same = _own_places(pictures, known, name)
-    columns_told = {"told": config.places} if name in COLUMNS and config.places else {}
-    found = DATASETS[name](data_dir, split, *([] if columns is None else [columns]), **columns_told)
-    pairs = found if isinstance(found, Pairs) else Files(found)  # pyright: ignore[reportArgumentType]
-    if name not in COLUMNS:
-        pairs = Files(with_conditions(pairs, config, split))
-    told = Told.of(pairs, pictures, same, known)
-    if name == "synthrad":
-        source, target = synthrad.values(pairs[0], direction)
-        usual = {"source_values": source, "target_values": target, "slices": "axial" if pictures.axes == 2 else None}
-        pictures = replace(pictures, **{key: getattr(pictures, key) or value for key, value in usual.items()})
-    if pictures.masks is not None:
-        pairs = Files(with_masks(pairs, pictures.masks, split))
-    if pictures.crops_in_mask and getattr(pairs[0], "mask", None) is None:
-        raise ValueError("crops_in_mask needs masks")
-    if pictures.slices is not None:
-        pairs = Slices(pairs, AXES[pictures.slices], _inside(pairs, AXES[pictures.slices], pictures, direction, cache))
-    if pictures.plain and _is_plain(pairs):
-        return PairedDataset(pairs, image_size, direction, channels, resize, degradation, False, told)
-    kind = _kind(pairs, direction, pictures)
-    size = None if resize == "keep" or pictures.crop is not None or pictures.axes == 3 else image_size
-    if kind.crop is None and kind.slices is None:
-        cache = None  # whole pictures are cached as they are made
-    parts = pictures.crops, size, direction, channels, degradation, pictures.resample, cache, pictures.axes
-    return ValuedDataset(pairs, kind, *parts, False, told)
+    def _window(self, columns: Mapping[str, Sequence[Any]], plane: Plane | None, key: str, seed: int) -> Window:
+        """The window of a crop, in the plane of a slice."""
+        reader = self.pictures.reader
+        sides, mask = self.pictures.plane_sides(reader.header(columns["source"][0])), None
+        if columns["mask"]:
+            whole = tuple(slice(0, side) for side in sides)
+            mask = lambda: (reader.part(columns["mask"], None, whole, plane).array != 0).any(axis=0)  # noqa: E731
+        return crop_window(sides, images.sides(self.image_size, len(sides)), key, seed, self.spec.in_mask, mask)
 
+    def _around(self, columns: Mapping[str, Sequence[Any]], window: Window, plane: Plane) -> list[Part]:
+        """The source in the slices around a plane, from low to high indices."""
+        axis, index = plane
+        count = self.pictures.reader.header(columns["source"][0]).sides[axis]
+        indices = self.spec.around(index, count)
+        return [self.pictures.reader.part(columns["source"], self.spec.channels, window, (axis, i)) for i in indices]
 
-def _own_places(
-    pictures: PicturesConfig, known: ConditionsConfig | None, name: str
-) -> tuple[ConditionsPlaces, dict[str, str]]:
-    """Where each example has its conditions, and the classes that all have: those of a trained network."""
-    if known is not None:
-        check_names(pictures, known)
-    given, _ = pictures.classes or {}, pictures.places
-    same: dict[str, str] = {}
-    for each, place in given.items():
-        names = () if known is None else known.classes.get(each, ())
-        if not isinstance(names, tuple) or "{" in place or (name not in COLUMNS and Path(place).exists()):
-            continue
-        if place in names:
-            same[each] = place
-        elif names and name not in COLUMNS:
-            raise ValueError(f"{place!r} is no file, and no class of {each!r}, which are {', '.join(names)}")
-    own = {each: place for each, place in given.items() if each not in same}
-    return ConditionsPlaces(images=pictures.images, classes=own, tokens=pictures.tokens), same
+    def _mask(self, parts: Mapping[str, Part]) -> torch.Tensor:
+        """(1, *S) float32, 1 where pixels count: in the mask, with a value in source and target."""
+        valid = np.ones(parts["source"].array.shape[1:], bool)
+        for role in ROLES:
+            valid = valid & ~np.asarray(parts[role].absent if role in parts else False)
+        if "mask" in parts:
+            valid = valid & (parts["mask"].array != 0).any(axis=0)
+        return torch.from_numpy(self.pictures.fitted(valid[None].astype(np.float32)))
 
+    @cached_property
+    def spacing(self) -> tuple[float, ...] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The length of a voxel of volumes along each axis, the median; None where it is not known."""
+        return self.pictures.spacing() if self.spec.axes == 3 or self.spec.slices else None
 
-def _inside(
-    pairs: Pairs, axis: int, pictures: PicturesConfig, direction: str, cache: Path | None
-) -> Callable[[Entry], list[int]] | None:
-    """What gives the places of slices of which something lies in the mask; None where pairs have no masks."""
-    if not isinstance(pairs[0], Pair) or pairs[0].mask is None:
-        return None
-    reader = Reader(None, True, pictures.resample, cache)
+    @property
+    def complete(self) -> Spec:
+        """The spec, with the sizes and classes of conditions that were found in rows."""
+        return replace(self.spec, conditions=self.pictures.known)
 
-    def inside(entry: Entry) -> list[int]:
-        sides = reader.open(entry, direction == "BtoA")
-        assert sides.mask is not None
-        mask, _ = reader.part((sides.mask,), sides)
-        others = tuple(other for other in range(mask.ndim) if other != 1 + axis)
-        return np.flatnonzero((mask != 0).any(axis=others)).tolist()
+    def same_rows(self, other: Pairs) -> bool:
+        """Whether another data set has the same rows."""
+        if isinstance(self.rows, TableRows | StreamedRows):
+            return isinstance(other.rows, type(self.rows)) and self.rows.digest == other.rows.digest
+        return list(self.rows) == list(other.rows)
 
-    return inside
+    def without(self, indices: Collection[int]) -> Pairs:
+        """The data set without some of its rows."""
+        rows = [self.rows[index] for index in range(len(self.rows)) if index not in indices]
+        return Pairs(rows, self.complete, self.cache, self.prepare, self.skip_bad) if indices else self
 
+    def digest(self, columns: Collection[str] | None = None) -> str:
+        """SHA-256 of all names, and of the content of the files in some columns; None for all."""
+        digest = hashlib.sha256(self.names_digest().encode())
+        if isinstance(self.rows, TableRows | StreamedRows):
+            digest.update(self.rows.digest.encode())
+            return digest.hexdigest()
+        for row in self.rows:
+            hashes = (file_sha256(file) for path in paths_of(row, columns) for file in files.files_of(path))
+            digest.update(f"{row['name']} {' '.join(hashes)}\n".encode())
+        return digest.hexdigest()
 
-def _is_plain(pairs: Pairs) -> bool:
-    """Whether the first pair is of pictures that Pillow makes 8 bits of."""
-    if not isinstance(pairs, Files):
-        return True
-    first = pairs[0]
-    if first.further or not all(path.suffix.lower() in images.SUFFIXES for path in first.files):
-        return False
-    try:
-        sides = first.opened()
-    except ValueError:  # a survey says so, with the other pictures that cannot be read
-        return True
-    return all(_is_colour(side) for side in (*sides.sources, sides.target) if side is not None)
+    def names_digest(self) -> str:
+        """SHA-256 of the names of rows, or what names a table; of slices, and of conditions with their labels."""
+        known = self.pictures.known
+        about = {name: [str(each), each.size, each.classes, each.label] for name, each in known.items()}
+        digest = hashlib.sha256(json.dumps([self._ends, str(self.prepare or ""), about]).encode())
+        if isinstance(self.rows, TableRows | StreamedRows):
+            digest.update(f"{len(self.rows)} {self.rows.columns.names}".encode())
+            return digest.hexdigest()
+        labels = [name for name, each in known.items() if each.kind == "class" and each.label is None]
+        for row in self.rows:
+            digest.update("\n".join([row["name"], *(str(row.get(name)) for name in labels)]).encode())
+        return digest.hexdigest()
 
-
-def _is_colour(picture: LazyPicture) -> bool:
-    return picture.dtype == np.uint8 and picture.shape[0] in (1, 3) and len(picture.size) == 2
-
-
-def _kind(pairs: Pairs, direction: str, pictures: PicturesConfig) -> PictureKind:
-    """The values of both sides: those given, or of 8-bit files 0 to 255.
-
-    Raises:
-        ValueError: a file has more bits, and no values are given.
-    """
-    sides = pairs[0].opened().swapped() if direction == "BtoA" else pairs[0].opened()
-    given: dict[str, Any] = {"source": pictures.source_values, "target": pictures.target_values}
-    unknown: dict[str, Any] = {}  # the first of each side
-    for name, of in {"source": sides.sources, "target": (sides.target,)}.items():
-        others = [each for each in of if each is not None and each.dtype != np.uint8]
-        if given[name] is None and others:
-            unknown[name] = others[0][()]
-    if unknown:
-        found = ", ".join(f"the first {name} has {images.found_range(array)}" for name, array in unknown.items())
-        flags = " ".join(f"--{name}_values {images.usual_range(array)}" for name, array in unknown.items())
-        kinds = " and ".join(sorted({str(array.dtype) for array in unknown.values()}))
-        raise ValueError(
-            f"{pairs[0]}: pictures of {kinds} have no agreed range of values, and {found}: give ranges that hold all, "
-            f"such as {flags} ({'=, '.join(f'{name}_values' for name in unknown)}= in Python)"
-        )
-    values: dict[str, Any] = {name: EIGHT_BIT if value is None else value for name, value in given.items()}
-    if sides.target is not None and isinstance(given["target"], Values):
-        values["target"] = given["target"].stored_like(sides.target.dtype)
-    crop = None if pictures.crops is None else pictures.crops.size
-    return PictureKind(**values, crop=crop, slices=pictures.slices, neighbours=pictures.neighbours)
+    def stamps_digest(self) -> str:
+        """SHA-256 of the paths, sizes and times of all files; "" of tables."""
+        if isinstance(self.rows, TableRows | StreamedRows):
+            return ""
+        paths = {file for row in self.rows for path in paths_of(row) for file in files.files_of(path)}
+        return hashlib.sha256("\n".join(sorted(stamp(path.absolute()) for path in paths)).encode()).hexdigest()

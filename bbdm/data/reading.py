@@ -1,215 +1,264 @@
-"""Reading parts of the pictures of an example, in stored values."""
+"""Reading the pictures of a row, whole or in part, in stored values.
+
+A file of which no part can be read alone is decoded whole: once into a cache, or a few are kept in memory.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from bbdm import pictures
 from bbdm.base.atomic import stamp
-from bbdm.data.collection import Entry, Sides
-from bbdm.data.slices import Slice
-from bbdm.pictures import formats, images
-from bbdm.pictures.lazy import Geometry, LazyPicture, Window, same_grid
-from bbdm.pictures.values import Values, without_data
+from bbdm.data.cache import Cache
+from bbdm.data.crops import Window
+from bbdm.data.rows import Half
+from bbdm.pictures import Header, Picture, images
+from bbdm.pictures.picture import PHOTOGRAPH, same_grid
+from bbdm.pictures.values import (
+    EIGHT_BIT,
+    AnyValues,
+    Values,
+    check_channels,
+    check_finite,
+    scaled_present,
+    without_data,
+)
 
-if TYPE_CHECKING:
-    from bbdm.data.told import Told
-
-KEPT = 6  # decoded pictures, of files of which no part can be read alone
-OPENED = 4096  # examples whose headers are kept
-DECODING = 4  # times the bytes of a picture that decoding it whole takes
+KEPT = 6  # decoded pictures in memory
+HEADERS = 4096  # that are kept
 SAMPLED = 2**24  # pixels of a picture from which percentiles are those of an even share of its rows
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # of pictures inside larger files
+DECODING = 4  # times the bytes of a picture that decoding it whole takes
+NPY = b"\x93NUMPY"  # how an array begins
 Array = npt.NDArray[Any]
 
 
+class Part(NamedTuple):
+    """Pictures of a role, or a window of them, in stored values."""
+
+    array: Array  # (C, *S), the channels of all
+    absent: Any  # (*S) where a pixel has no value, or False
+    pictures: Sequence[Picture]  # as they were read, to compare their grids
+
+    def scaled(self, name: str, values: Values | None, channels: int | None = None, first: Sequence[int] = ()) -> Array:
+        """(C, *S) as uint8 of 8 bits, else as float32 in [-1, 1]; 0 or -1 where there is no value.
+
+        Args:
+            name: of the column, for messages.
+            values: the range of stored values; None for 0 to 255 of uint8, and for floats in [-1, 1].
+            channels: 1 or 3, which 8-bit grey and colour are converted to; None for their own.
+            first: the index of the first pixel in its picture, for messages.
+
+        Raises:
+            ValueError: values have no range, or are NaN or infinite.
+        """
+        array, absent, _ = self
+        holes = bool(np.any(absent))
+        if values not in (None, EIGHT_BIT):
+            check_channels(values, len(array), name)
+            return scaled_present(values, array, absent if holes else np.zeros((), bool), first)
+        if array.dtype == np.uint8:
+            array = array if channels in (None, len(array)) else images.recoloured(array, channels)
+            return np.where(absent, np.uint8(0), array) if holes else array
+        present = np.where(absent, array.dtype.type(0), array) if holes else array
+        check_finite(present, first)
+        if array.dtype.kind != "f" or abs(present).max() > images.RANGE_LIMIT:
+            found = array[:, ~absent] if holes else array
+            raise ValueError(
+                f"{name} has values from {images.found_range(found)} in {array.dtype}: give their range, such as "
+                f"{images.usual_range(found)}, or 8 bits, or floats in [-1, 1]"
+            )
+        return np.where(absent, -1, present).astype(np.float32)
+
+
+class Reader:
+    """Reads the values of rows: paths, halves of files, encoded pictures, and arrays.
+
+    Args:
+        cache: of decoded pictures; None to keep a few in memory.
+    """
+
+    def __init__(self, cache: Cache | None = None) -> None:
+        self._cache = cache
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget what was decoded and looked at."""
+        self._whole = lru_cache(KEPT)(self._decoded)
+        self._headers = lru_cache(HEADERS)(pictures.header)
+        self._ranges: dict[Any, Values] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_cache": self._cache}  # each process keeps its own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.forget()
+
+    def header(self, value: Any) -> Header | Picture:
+        """Sides, type and geometry of a value of a row; of what is in memory, the picture."""
+        return self._headers(value) if isinstance(value, Path) else self.read(value)
+
+    def read(self, value: Any, window: Window = ()) -> Picture:
+        """A value of a row as a picture, or a window of it.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or no picture.
+        """
+        if isinstance(value, Path):
+            if not window:
+                return pictures.read(value)
+            head = self._headers(value)
+            if head.windowed:
+                return pictures.read(head, window)
+            picture = self._whole(value)
+        elif isinstance(value, Half):
+            whole = self._whole(value.path)
+            width = whole.shape[-1]
+            if width % 2:
+                raise ValueError(f"{value} is {width} pixels wide: two pictures side by side need an even width")
+            picture = whole[..., value.side * width // 2 : (value.side + 1) * width // 2]
+        else:
+            picture = decoded(value)
+        return picture[(slice(None), *window)] if window else picture
+
+    def _decoded(self, path: Path) -> Picture:
+        """A file as a whole, from the cache where there is one."""
+        if self._cache is None:
+            return pictures.read(path)
+        key = hashlib.sha256(stamp(path.absolute()).encode()).hexdigest()[:32]
+        stored = self._cache(key, lambda: {"picture": torch.from_numpy(np.array(pictures.read(path)))})
+        return Picture(stored["picture"].numpy(), self._headers(path).geometry, name=path.name)
+
+    def part(
+        self, values: Sequence[Any], channels: int | None, window: Window = (), plane: tuple[int, int] | None = None
+    ) -> Part:
+        """The channels of some values of a row, one after another.
+
+        Args:
+            values: of a row.
+            channels: 1 or 3, which photographs are converted to; None for the files' own.
+            window: of the spatial axes, without that across a plane; () for all.
+            plane: of a slice: the axis across it, and its index along that; None for the whole.
+        """
+        arrays: list[Array] = []
+        read: list[Picture] = []
+        absent: Any = False
+        if plane is not None:
+            flat = list(window) or [slice(None), slice(None)]
+            window = (*flat[: plane[0]], slice(plane[1], plane[1] + 1), *flat[plane[0] :])
+        for value in values:
+            picture = self.read(value, window)
+            read.append(picture)
+            array = np.asarray(picture)
+            array = array if plane is None else array.take(0, 1 + plane[0])
+            if picture.nodata is not None:
+                absent = absent | without_data(array, picture.nodata)
+            convert = channels is not None and array.ndim == 3 and is_photograph(picture) and len(array) != channels
+            arrays.append(images.recoloured(array, channels) if convert else array)
+        return Part(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), absent, read)
+
+    def values(self, values: AnyValues, of: Sequence[Any]) -> Values:
+        """The values of some pictures: percentiles are measured once, on the whole ones."""
+        if isinstance(values, Values):
+            return values
+        key = tuple(of) if all(isinstance(each, Path | Half) for each in of) else None
+        if key is None or key not in self._ranges:
+            found = values.of(np.concatenate([self._sample(each) for each in of]))
+            if key is None:
+                return found
+            self._ranges[key] = found
+        return self._ranges[key]
+
+    def _sample(self, value: Any) -> Array:
+        """(C, N) pixels of a picture that have a value; of a large one, of some rows."""
+        head = self.header(value)
+        step = -(-int(np.prod(head.sides)) // SAMPLED)
+        if isinstance(head, Header) and head.windowed and step > 1:
+            others = [slice(None)] * (len(head.sides) - 1)
+            rows = [self.read(value, (slice(row, row + 1), *others)) for row in range(0, head.sides[0], step)]
+            array = np.concatenate(rows, axis=1)
+        else:
+            window = tuple(slice(0, side) for side in head.sides)  # by the cache, or what is kept
+            array = np.asarray(self.read(value, window))[:, ::step]
+        array = array.reshape(len(array), -1)
+        return array[:, ~without_data(array, head.nodata)]
+
+
+def is_photograph(picture: Header | Picture) -> bool:
+    """Whether it is 8-bit grey or colour of a format of photographs, which become one another."""
+    return picture.geometry.format == PHOTOGRAPH and picture.dtype == np.uint8 and picture.shape[0] in (1, 3)
+
+
+def check_grids(first: Header | Picture, others: Sequence[Header | Picture], names: Sequence[Any], sized: bool) -> None:
+    """Raise ValueError where pictures of a row do not lie on one grid.
+
+    Args:
+        first: the picture whose grid it is.
+        others: the further ones.
+        names: what messages call them, the first one's first.
+        sized: whether they must have one size, where they do not say where they lie.
+    """
+    for name, other in zip(names[1:], others, strict=True):
+        placed = None not in (first.geometry.affine, other.geometry.affine)
+        if (placed or sized or len(first.sides) != len(other.sides)) and not same_grid(other, first):
+            raise ValueError(
+                f"{name} and {names[0]} lie on different grids, {other.grid} and {first.grid}: resample the first to "
+                f"the second, {_resampling(first)}"
+            )
+
+
+def _resampling(picture: Header | Picture) -> str:
+    """How a picture is brought to the grid of another."""
+    if picture.geometry.affine is not None and len(picture.geometry.affine) == 4:
+        return "such as SimpleITK.Resample(SimpleITK.ReadImage(FIRST), SimpleITK.ReadImage(SECOND))"
+    if picture.geometry.kept.get("crs"):
+        return "such as rasterio.warp.reproject, or gdalwarp"
+    return "such as skimage.transform.resize(FIRST, SHAPE)"
+
+
+def decoded(value: Any) -> Picture:
+    """An encoded picture, an array (C, *S), or rows of numbers as (1, L, D).
+
+    Raises:
+        ValueError: it is none of these, or damaged.
+    """
+    if isinstance(value, bytes) and value.startswith(NPY):
+        array = np.load(io.BytesIO(value), allow_pickle=False)
+        return Picture(array[None] if array.ndim == 2 else array)
+    if isinstance(value, bytes):
+        return Picture(images.as_pixels(images.decode(value, "it", FORMATS)), pictures.Geometry(format=PHOTOGRAPH))
+    if isinstance(value, list):
+        try:
+            return Picture(np.array(value, np.float32)[None])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"it must be lists of as many numbers each, {error}") from error
+    if isinstance(value, np.ndarray):
+        return Picture(value[None] if value.ndim == 2 else value)
+    if isinstance(value, str):
+        raise FileNotFoundError(f"there is no picture {value}")
+    raise ValueError(f"it is neither a picture nor an array, but {value!r}")
+
+
 class Strips(NamedTuple):
-    """A source of which rows are read, in stored values."""
+    """A source of which rows of pixels are read, in stored values."""
 
     shape: tuple[int, ...]  # (C, H, W)
     dtype: np.dtype[Any]
     decoded: int  # bytes that decoding takes of files of which no part can be read alone
     nodata: float | None  # what stands for no value in the first file
     masked: bool  # whether a pixel may have no value
-    geometry: Geometry
+    geometry: pictures.Geometry
     values: Callable[[], Values]  # of the whole picture
     read: Callable[[slice], tuple[Array, Array]]  # (C, rows, W), and (rows, W) where a pixel has no value
     forget: Callable[[], Any]  # what is decoded
-
-
-class Decoded(LazyPicture):
-    """A picture that a function reads whole."""
-
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], read: Callable[[], Array]) -> None:
-        self.path, self.shape, self.dtype, self.geometry = path, shape, dtype, Geometry()
-        self._read = read
-
-    def __getitem__(self, window: Window) -> Array:
-        return self._read()[(slice(None), *window)]
-
-
-class Reader:
-    """Opens the pictures of examples, and reads parts of them.
-
-    Args:
-        channels: 1 or 3, which 8-bit pictures are converted to; None for those of the files.
-        same_size: whether the pictures of an example must lie on one grid.
-        resample: resample sources and masks that lie on another grid than the target.
-        cache: folder of decoded pictures, where no part of a file can be read alone; None for none.
-        told: opens further images of examples; None for none.
-        told_apart: whether further images may have another size than the source.
-    """
-
-    def __init__(
-        self,
-        channels: int | None,
-        same_size: bool,
-        resample: bool,
-        cache: Path | None,
-        told: Told | None = None,
-        told_apart: bool = False,
-    ) -> None:
-        self._channels, self._same_size, self._resample, self._cache = channels, same_size, resample, cache
-        self._told, self._told_apart = told, told_apart
-        self._keep()
-
-    def _keep(self) -> None:
-        """Keep what will be opened and decoded; forget what was."""
-        self._whole = lru_cache(KEPT)(lambda picture: picture[()])
-        self._few, self._many = lru_cache(KEPT)(self._open), lru_cache(OPENED)(self._open)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_whole", "_few", "_many")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._keep()  # each process keeps its own
-
-    def open(self, entry: Entry, swapped: bool = False) -> Sides:
-        """The pictures of an example, on one grid; ``swapped`` makes the target the source.
-
-        Raises:
-            ValueError: a file cannot be read, or the grids differ.
-        """
-        return (self._few if entry.in_memory or self._resample else self._many)(entry, swapped)
-
-    def _open(self, entry: Entry, swapped: bool) -> Sides:
-        if isinstance(entry, Slice):
-            return self.open(entry.volume, swapped)._replace(plane=(entry.axis, entry.place))
-        sides = entry.opened().swapped() if swapped else entry.opened()
-        like = sides.target or sides.sources[0]
-        return sides._replace(
-            sources=tuple(self._placed(each, like) for each in sides.sources),
-            target=None if sides.target is None else self._placed(sides.target, like),
-            mask=None if sides.mask is None else self._placed(sides.mask, like, nearest=True),
-            told=tuple(
-                self._placed(each, like, apart=self._told_apart)
-                for each in (() if self._told is None else self._told.pictures(entry))
-            ),
-        )
-
-    def _placed(
-        self, picture: LazyPicture, like: LazyPicture, nearest: bool = False, apart: bool = False
-    ) -> LazyPicture:
-        """A picture on the grid of another, from the cache where no part of its file can be read alone."""
-        placed = None not in (picture.geometry.affine, like.geometry.affine)
-        checked = placed or (self._same_size and not apart) or len(picture.size) != len(like.size)
-        if checked and not same_grid(picture, like):
-            if self._resample:
-                return formats.resampled(picture, like, nearest)
-            raise ValueError(
-                f"{picture.path} and {like.path} lie on different grids, {picture.grid} and {like.grid}: "
-                "resample the first to the second by --resample"
-            )
-        return picture if self._cache is None or picture.windowed else _from_cache(picture, self._cache)
-
-    def channels(self, pictures: Sequence[LazyPicture]) -> int:
-        """The channels that :meth:`part` gives."""
-        return sum((self._channels or 0) if self._is_converted(each) else each.shape[0] for each in pictures)
-
-    def _is_converted(self, picture: LazyPicture) -> bool:
-        """Grey and colour of photographs become one another; the bands of other files stay."""
-        plain = picture.geometry.format == "pillow" and picture.dtype == np.uint8
-        return self._channels is not None and plain and picture.shape[0] in (1, 3)
-
-    def part(
-        self, pictures: Sequence[LazyPicture], sides: Sides, window: Window = (), converted: bool = True
-    ) -> tuple[Array, Array]:
-        """(C, *W) of all channels in a window of the plane, and (*W) where one has no value; () is all.
-
-        ``converted`` makes grey and colour of photographs one another.
-        """
-        parts: list[Array] = []
-        absent: Any = False
-        for picture in pictures:
-            whole = _in_volume(window, sides, picture)
-            array = picture[whole] if picture.windowed else self._whole(picture)[(slice(None), *whole)]
-            array = array if sides.plane is None else array.take(0, 1 + sides.plane[0])
-            absent = absent | without_data(array, picture.nodata)
-            changed = converted and array.ndim == 3 and self._is_converted(picture)  # volumes by their slices alone
-            parts.append(images.recoloured(array, self._channels) if changed else array)  # pyright: ignore[reportArgumentType]
-        return (parts[0] if len(parts) == 1 else np.concatenate(parts)), absent
-
-    def strips(self, pictures: Sequence[LazyPicture], sides: Sides, values: Callable[[], Values]) -> Strips:
-        """The pictures of a source, of which rows are read."""
-        height, width = pictures[0].size
-        dtype = np.result_type(*(picture.dtype for picture in pictures))
-        whole = [picture for picture in pictures if not picture.windowed]
-        return Strips(
-            shape=(self.channels(pictures), height, width),
-            dtype=dtype,
-            decoded=DECODING * sum(int(np.prod(picture.shape)) * picture.dtype.itemsize for picture in whole),
-            nodata=pictures[0].nodata,
-            masked=any(picture.nodata is not None for picture in pictures),
-            geometry=pictures[0].geometry,
-            values=values,
-            read=lambda rows: self.part(pictures, sides, (rows, slice(None))),
-            forget=self._keep,
-        )
-
-    def sample(self, pictures: Sequence[LazyPicture]) -> Array:
-        """(C, N) pixels of whole pictures without those that have no value; of large ones, of some rows."""
-        parts: list[Array] = []
-        for picture in pictures:
-            rows, step = picture.size[0], -(-int(np.prod(picture.size)) // SAMPLED)
-            if picture.windowed and step > 1:
-                strips = [
-                    picture[(slice(row, row + 1), *[slice(None)] * (len(picture.size) - 1))]
-                    for row in range(0, rows, step)
-                ]
-                array = np.concatenate(strips, axis=1)
-            else:
-                array = self._whole(picture)[:, ::step]
-            parts.append(array.reshape(len(array), -1))
-        values = np.concatenate(parts)
-        absent = [without_data(part, picture.nodata) for part, picture in zip(parts, pictures, strict=True)]
-        return values[:, ~np.any(absent, axis=0)]
-
-
-def in_plane(size: Sequence[int], sides: Sides) -> tuple[int, ...]:
-    """The size of an example of a picture's: without the axis across the plane of a slice."""
-    return tuple(side for axis, side in enumerate(size) if sides.plane is None or axis != sides.plane[0])
-
-
-def _in_volume(window: Window, sides: Sides, picture: LazyPicture) -> Window:
-    """A window of the plane as one of the picture."""
-    if sides.plane is None:
-        return window
-    axis, place = sides.plane
-    flat = list(window) or [slice(None)] * (len(picture.size) - 1)
-    return (*flat[:axis], slice(place, place + 1), *flat[axis:])
-
-
-def _from_cache(picture: LazyPicture, folder: Path) -> LazyPicture:
-    """A picture as a file of an array, which is made where it does not exist."""
-    path = folder / f"{hashlib.sha256(stamp(picture.path.absolute()).encode()).hexdigest()[:32]}.npy"
-    if not path.exists():
-        formats.write(path, picture[()], picture.geometry)
-    made = formats.open(path)
-    made.geometry, made.nodata = picture.geometry, picture.nodata
-    return made

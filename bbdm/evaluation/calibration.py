@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bbdm.base import scripts
 from bbdm.base.settings import setting
-from bbdm.data.config import DATASETS, ColumnsConfig, ConditionsPlaces, DegradeConfig, Direction, ValuesConfig
+from bbdm.data.config import RowsConfig, read_labels
+from bbdm.data.rows import Row, read_rows
 from bbdm.evaluation.config import TranslateConfig
 from bbdm.evaluation.intervals import By, Intervals
 from bbdm.evaluation.risk import Bound, NoLambdaError
 from bbdm.evaluation.unseen import check_copies
 from bbdm.sampling.network_config import NetworkConfig, SizeSetting, read_size_setting
-
-if TYPE_CHECKING:
-    from bbdm.data.collection import Entry
-    from bbdm.data.examples import PairExamples
 
 SUFFIX = ".intervals.json"
 
@@ -29,7 +27,7 @@ class IntervalsExistError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateConfig(DegradeConfig, ColumnsConfig, ValuesConfig, ConditionsPlaces, NetworkConfig):
+class CalibrateConfig(RowsConfig, NetworkConfig):
     """Of which network intervals are calibrated, on which pairs, and how.
 
     Raises:
@@ -55,7 +53,12 @@ class CalibrateConfig(DegradeConfig, ColumnsConfig, ValuesConfig, ConditionsPlac
         parse=read_size_setting,
     )
     skip_bad: bool = setting(False, "leave out pictures that cannot be read")
-    direction: Direction = setting("AtoB", "BtoA translates targets into sources")
+    conditions: dict[str, str] | None = setting(
+        None,
+        "classes of all sources, NAME=CLASS with commas; other conditions are columns",
+        "--condition",
+        parse=read_labels,
+    )
     overwrite: bool = setting(False, "calibrate again, and replace the intervals")
     device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
     show_verbose: bool = setting(False, "a progress bar, as on a terminal")
@@ -89,9 +92,7 @@ def calibrate(config: CalibrateConfig, output: Path) -> Intervals:
     given: dict[str, Any] = {name: getattr(config, name) for name in shared}
     given |= {"output_dir": parts, "batch_size": config.batch_size or 16}
     translator = Translator(TranslateConfig(**given))
-    pairs: PairExamples = translator.dataset
-    if bad := {translator.files.entries[index].name for index in translator._bad}:
-        pairs = pairs.without(bad)
+    pairs = translator.dataset.without(translator._bad)
     check_copies(pairs, _training_part(config))
     try:
         made = Intervals.calibrate(
@@ -120,9 +121,9 @@ def calibrate(config: CalibrateConfig, output: Path) -> Intervals:
     return made
 
 
-def _training_part(config: CalibrateConfig) -> list[Entry]:
-    """The examples of the data set's part ``train``; none where that is calibrated on, or does not exist."""
+def _training_part(config: CalibrateConfig) -> Sequence[Row]:
+    """The rows of the data set's part ``train``; none where that is calibrated on, or does not exist."""
     if config.split != "train":
         with suppress(FileNotFoundError, ValueError):
-            return list(DATASETS[config.dataset](config.data_dir, "train"))
+            return read_rows(config.dataset, config.data_dir, "train", config.columns)
     return []

@@ -10,14 +10,14 @@ from typing import Literal
 from bbdm.base import demo
 from bbdm.base.memory import read_memory
 from bbdm.base.settings import setting
-from bbdm.data.config import ColumnsConfig, ConditionsPlaces, DegradeConfig, Direction, ValuesConfig
+from bbdm.data.config import RowsConfig, read_labels
 from bbdm.sampling.network_config import NetworkConfig, SizeSetting, WindowConfig, read_size_setting
 
 MAPS = ("mean", "std", "low", "high")
 
 
 @dataclass(frozen=True)
-class TranslateConfig(DegradeConfig, ColumnsConfig, ValuesConfig, ConditionsPlaces, NetworkConfig):
+class TranslateConfig(RowsConfig, NetworkConfig):
     """Which data set is translated, by which network, and how.
 
     Raises:
@@ -28,7 +28,6 @@ class TranslateConfig(DegradeConfig, ColumnsConfig, ValuesConfig, ConditionsPlac
     data_dir: str  # the folder of the data set, or what else the layout takes
     model: Path  # the checkpoint, or its name on the Hub
     output_dir: Path  # the folder of the results
-    masks: Path | None = None  # folder of masks by the sources' names, not 0 where pixels count in scores
     split: str = setting("val", "the part of the data set to translate")
     batch_size: int = setting(64, "results in a batch", "-b", least=1)
     memory: int | None = setting(
@@ -51,7 +50,12 @@ class TranslateConfig(DegradeConfig, ColumnsConfig, ValuesConfig, ConditionsPlac
     orientations: Literal[1, 3] = setting(
         1, "3: the mean of the results by axial, coronal and sagittal slices, for three times the network calls"
     )
-    direction: Direction = setting("AtoB", "BtoA translates targets into sources")
+    conditions: dict[str, str] | None = setting(
+        None,
+        "classes of all sources, NAME=CLASS with commas; other conditions are columns",
+        "--condition",
+        parse=read_labels,
+    )
     overwrite: bool = setting(False, "make existing results again")
     device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
     use_multi_gpus: bool = setting(False, "a process for each GPU here", "-use_multi_gpus")

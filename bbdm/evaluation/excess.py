@@ -16,8 +16,7 @@ import numpy.typing as npt
 from bbdm.sampling.distribution import Distribution
 
 if TYPE_CHECKING:
-    from bbdm.data.collection import Example
-    from bbdm.data.examples import Examples
+    from bbdm.data.examples import Example, Examples
     from bbdm.sampling.base import BaseSampler
 
 Array = npt.NDArray[Any]
@@ -26,9 +25,7 @@ Levels = tuple[float, float] | None  # the quantiles of the samples; None for me
 
 def units_of(examples: Examples) -> list[list[int]]:
     """The examples of each picture: of a data set of slices, those of a volume."""
-    ends: list[int] | None = getattr(getattr(examples, "pairs", None), "ends", None)
-    if ends is None:
-        return [[i] for i in range(len(examples))]
+    ends = examples.ends
     return [list(range(start, end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
@@ -118,7 +115,8 @@ class Measure:
 
         example, target = self._read(index)
         source = images.scale(example.source).numpy()[None]
-        conditions: dict[str, Any] = dict.fromkeys(self.examples.told.left_out)
+        kinds = self.sampler._shapes.further.kinds
+        conditions: dict[str, Any] = dict.fromkeys(name for name in kinds if name not in example.conditions)
         for name, value in example.conditions.items():
             conditions[name] = (images.scale(value) if value.ndim > 2 else value).numpy()[None]
         seeds = [[self.seed + index + j * len(self.examples) for j in range(self.samples)]]

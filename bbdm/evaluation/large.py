@@ -84,7 +84,7 @@ class LargePictures:
             StoppedError: SIGTERM came while it was made.
             ValueError: the picture is damaged or not finite, or it cannot be read or written by parts.
         """
-        entry, strips = self._files.entries[job.index], self._files.strips(job.index)
+        entry, strips = self._files.shown(job.index), self._files.strips(job.index)
         height, width = size = strips.shape[1], strips.shape[2]
         windows = self._windows(sampler, size)
         if windows is None:
@@ -94,12 +94,12 @@ class LargePictures:
             )
         if self._config.guides:
             raise LargePictureError(f"{entry} is larger than memory, and then it cannot be guided: give more --memory")
-        if self._files.dataset.told or self._files.dataset.told.left_out:
+        if sampler.unet.further.kinds:
             raise LargePictureError(f"{entry} is larger than memory, and the network is told more than the source")
         first = self._processes.first
         verbose = scripts.is_shown(self._config.show_verbose, self._config.quiet) and first
         stream = sampler, strips, windows, job.seed, self._limit
-        translate_by_parts(stream, job.path, {**about, "source": entry.name}, str(entry), verbose, first)
+        translate_by_parts(stream, job.path, {**about, "source": self._files.names[job.index]}, entry, verbose, first)
 
 
 def translate_by_parts(

@@ -44,8 +44,8 @@ class MapTranslator(Translator):
     def plan(self, folder: Path) -> list[Job]:
         """A job for each map of each source that was not left out, with the seed of its first sample."""
         return [
-            Job(i, self.config.seed + i, folder / f"{entry.name}_{kind}{self.files.suffix(entry)}", kind)
-            for i, entry in enumerate(self.files.entries)
+            Job(i, self.config.seed + i, folder / f"{name}_{kind}{self.files.suffix(i)}", kind)
+            for i, name in enumerate(self.files.names)
             for kind in self.config.maps
             if i not in self._bad
         ]
@@ -60,7 +60,7 @@ class MapTranslator(Translator):
     ) -> None:
         """Make and write maps: of source i of those that are left in process i modulo their number."""
         intervals = None if self._intervals is None else Intervals.load(self._intervals, sampler)
-        config, count = self.config, len(self.files.entries)
+        config, count = self.config, len(self.files.names)
         keep = any(kind not in ("mean", "std") for kind in config.maps)
         maps: dict[int, list[Job]] = {}
         for job in jobs:
@@ -70,7 +70,7 @@ class MapTranslator(Translator):
         with self._memory(), tqdm(share, unit="image", disable=not self.verbose) as bar:
             for index, of in bar:
                 if self._large.split(sampler, of[:1])[1]:
-                    raise LargePictureError(f"{self.files.entries[index]} is larger than memory, where maps are made")
+                    raise LargePictureError(f"{self.files.shown(index)} is larger than memory, where maps are made")
                 size = None if intervals is None else self.files.size(index)
                 if intervals is not None and size and sorted(size) != sorted(intervals.size or size):
                     intervals.check_size(size)  # before it is read; a picture may be turned then
@@ -78,15 +78,14 @@ class MapTranslator(Translator):
                 seeds = [[of[0].seed + j * count for j in range(config.num_samples)]]
                 settings = {
                     "batch_size": config.batch_size,
-                    **self.files.settings,
-                    **self.files.conditions([index]),
+                    **self.settings([index]),
                     **config.windows,
                     **config.guides,
                 }
-                made = sampler.distribution([source.given], config.num_samples, seeds, keep=keep, **settings)
+                made = sampler.distribution([source.picture], config.num_samples, seeds, keep=keep, **settings)
                 ends: dict[str, Any] = dict(zip(("low", "high"), intervals.of(made), strict=True)) if intervals else {}
                 for job in of:
-                    self.files.save((ends.get(job.kind) or _map(made, job.kind))[0], source, job.path)
+                    self.files.save(index, (ends.get(job.kind) or _map(made, job.kind))[0], source, job.path)
         self.processes.wait()
 
 

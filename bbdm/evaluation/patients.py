@@ -33,7 +33,7 @@ def score(scores: Scores, translator: Translator, batches: Iterator[Batch]) -> d
     found = {name: each for part in translator.processes.gather(own) for name, each in part.items()}
     if not found:
         raise ValueError("scores need volumes with voxels in their masks, and there are none")
-    order = [entry.name for entry in translator.files.entries if entry.name in found]
+    order = [name for name in translator.files.names if name in found]
     return {metric: {name: found[name][metric] for name in order} for metric in found[order[0]]}
 
 

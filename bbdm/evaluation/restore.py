@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
+from bbdm import pictures
 from bbdm.base import manifest, scripts
 from bbdm.base.atomic import check_folder, file_sha256
 from bbdm.base.memory import free_memory, shown
 from bbdm.base.seeds import seed_of
-from bbdm.data.collection import Pair
-from bbdm.data.reading import Reader
+from bbdm.data.pairs import Pairs
+from bbdm.data.spec import Spec
 from bbdm.evaluation.config import RestoreConfig
 from bbdm.evaluation.large import translate_by_parts
 from bbdm.evaluation.photographs import Photograph
@@ -23,7 +24,7 @@ from bbdm.evaluation.results import SETTINGS, ResultsError
 from bbdm.execution.device import best_dtype, find_device
 from bbdm.files.hub import find_checkpoint
 from bbdm.networks.windows import Windowing
-from bbdm.pictures import formats
+from bbdm.pictures import files
 from bbdm.pictures.values import EIGHT_BIT
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.sampling.streaming import in_memory
@@ -99,7 +100,7 @@ class Restorer:
         originals = {path.resolve() for path in given}
         for photograph in given:
             numbers = [f"_{number}" for number in range(self.config.samples)] if self.config.samples > 1 else [""]
-            stem = formats.stem_of(photograph)
+            stem = files.stem_of(photograph)
             planned[photograph] = [self.config.output_dir / f"{stem}{number}{SUFFIX}" for number in numbers]
             for result in planned[photograph]:
                 if owners.setdefault(result, photograph) != photograph:
@@ -131,7 +132,7 @@ class Restorer:
 
     def _restore(self, path: Path, results: dict[Path, int]) -> None:
         """Write results, each with a number, of a photograph."""
-        height, width = size = formats.open_parts(path).size[-2:]
+        height, width = size = pictures.header(path).sides[-2:]
         windows = self.sampler.windowing(**self.config.windows, size=size)
         needed = in_memory(self.sampler, (height, width), windows)
         if needed > self._limit and windows is None:
@@ -149,9 +150,9 @@ class Restorer:
 
     def _stream(self, path: Path, result: Path, windows: Windowing, seed: int) -> None:
         """Write the result of a photograph of 8-bit colours that is larger than memory."""
-        reader = Reader(self.sampler.unet.channels, same_size=False, resample=False, cache=None)
-        sides = reader.open(Pair(path.name, path, None))
-        strips = reader.strips(sides.sources, sides, lambda: EIGHT_BIT)
+        strips = Pairs(
+            [{"name": path.name, "source": path}], Spec(channels=self.sampler.unet.channels)
+        ).pictures.strips(0)
         if strips.dtype != EIGHT_BIT.dtype:
             raise ValueError(f"{path} is larger than memory and has {strips.dtype} values: give more --memory")
         about: dict[str, Any] = {"model": str(self.config.model), "photograph": str(path.resolve())}
@@ -163,9 +164,9 @@ def _files(given: Iterable[Path]) -> Iterator[Path]:
     """Files, and the pictures of folders."""
     for path in given:
         if path.is_dir():
-            found = sorted(each for each in formats.pictures_in(path) if formats.is_picture(each))
+            found = sorted(each for each in files.pictures_in(path) if files.is_picture(each))
             if not found:
-                raise ValueError(f"there is no picture in {path}; suffixes are {', '.join(sorted(formats.SUFFIXES))}")
+                raise ValueError(f"there is no picture in {path}; suffixes are {', '.join(sorted(files.SUFFIXES))}")
             yield from found
         else:
             yield path

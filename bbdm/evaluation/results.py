@@ -32,17 +32,17 @@ class Job:
 
 def plan(files: Files, folder: Path, num_samples: int, seed: int) -> list[Job]:
     """All results of a data set. Sample j of source i has the seed seed + i + j * (number of sources)."""
-    count = len(files.entries)
+    count = len(files.names)
     return [
-        Job(i, seed + i + j * count, folder / f"{entry.name}{f'_{j}' if num_samples > 1 else ''}{files.suffix(entry)}")
-        for i, entry in enumerate(files.entries)
+        Job(i, seed + i + j * count, folder / f"{name}{f'_{j}' if num_samples > 1 else ''}{files.suffix(i)}")
+        for i, name in enumerate(files.names)
         for j in range(num_samples)
     ]
 
 
 def check_places(files: Files, paths: list[Path]) -> None:
     """Raise ValueError if one of ``paths`` is a source or a target of the data set, or occurs twice."""
-    taken = {path.resolve() for entry in files.entries for path in (*entry.files, *entry.told_files)}
+    taken = {path.resolve() for index in range(len(files.names)) for path in files.paths(index)}
     for path in paths:
         if path.resolve() in taken:
             raise ValueError(f"{path} would replace another picture: give another output_dir")

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchvision.datasets import Cityscapes
 
-from bbdm.data.pairs import open_image
 from bbdm.networks.windowed import on_device
 from bbdm.networks.windows import Windows, blend
+from bbdm.pictures.images import open_image
 
 # label ids of the 19 evaluated classes, in the order of their training ids
 CITYSCAPES = {each.name: each.id for each in Cityscapes.classes if not each.ignore_in_eval}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,21 +24,21 @@ from tqdm.auto import tqdm
 from bbdm import solvers
 from bbdm.base import machine, scripts
 from bbdm.base.atomic import check_folder, file_sha256, make_folder
-from bbdm.data.config import ConditionsPlaces, PicturesConfig
-from bbdm.data.pairs import load_dataset
-from bbdm.data.valued import ValuedDataset
+from bbdm.data.conditions import known_conditions
+from bbdm.data.pairs import Pairs
+from bbdm.data.rows import read_rows
+from bbdm.data.spec import AXES, Spec
 from bbdm.evaluation.config import TranslateConfig
-from bbdm.evaluation.files import files_of
+from bbdm.evaluation.files import Files
 from bbdm.evaluation.large import LargePictures
 from bbdm.evaluation.results import Job, Record, check_places, description, plan
 from bbdm.evaluation.table import Setup
 from bbdm.execution.processes import Processes
 from bbdm.files.hub import find_checkpoint
 from bbdm.networks.restore import find_dtype
+from bbdm.pictures import Picture
 from bbdm.pictures.images import Resize, Size
-from bbdm.pictures.kind import AXES
-from bbdm.pictures.picture import Picture
-from bbdm.pictures.values import EIGHT_BIT, Values
+from bbdm.pictures.values import Values
 from bbdm.sampling.network_config import DEFAULT_SIZE, chosen_size, described_size
 from bbdm.sampling.sampler import BridgeSampler
 
@@ -69,24 +69,17 @@ class Translator:
         self.bridge = self.checkpoint.bridge
         self.codec = self.checkpoint.build_codec()
         channels = self.checkpoint.unet.source_channels if self.codec is None else self.codec.image_channels
-        size, resize = self._size()
-        pictures = config.dataset, config.data_dir, config.split, size, config.direction, channels, resize
-        degrade = config.degrade, config.degrade_seed
-        self.dataset = load_dataset(
-            *(*pictures, *degrade, config.columns, self._pictures), known=self.checkpoint.unet.config
-        )
-        if isinstance(self.dataset, ValuedDataset) and config.image_size not in (None, "train", "keep"):
-            raise ValueError("image_size is of 8-bit pictures: those of other values keep their size")
-        if config.orientations != 1 and self.dataset.kind.slices is None:
+        self._channels = self.checkpoint.unet.config.channels if self.codec is None else self.codec.image_channels
+        self.dataset, self._described = self._read(channels)
+        self.files = Files(self.dataset, self._channels)
+        if not self.files.photographs and config.image_size not in (None, "train", "keep"):
+            raise ValueError("image_size is of photographs of 8 bits: pictures of other values keep their size")
+        if config.orientations != 1 and self.dataset.spec.slices is None:
             raise ValueError("orientations are of networks of slices of volumes, and this one is of none")
         if config.orientations != 1 and self.dataset.further.images:
             raise ValueError("orientations are of networks that see no further images, and this one sees some")
-        self._described = described_size(size, "keep" if isinstance(self.dataset, ValuedDataset) else resize)
-        self._channels = self.checkpoint.unet.config.channels if self.codec is None else self.codec.image_channels
-        self.files = files_of(self.dataset, config.masks, config.split, self._channels)
-        bad = self.files.bad(self.verbose) if config.skip_bad else {}
-        self._bad = {i for i, entry in enumerate(self.files.entries) if entry.name in bad}
-        self._report(*(f"left out: {reason}" for reason in bad.values()))
+        self._bad = self.files.bad(self.verbose) if config.skip_bad else {}
+        self._report(*(f"left out: {reason}" for reason in self._bad.values()))
         self._large = LargePictures(self.files, config, self.processes)
         self._network = self.checkpoint.build_unet()
 
@@ -95,37 +88,36 @@ class Translator:
         for line in lines if self.processes.first else ():
             print(line)
 
-    def _size(self) -> tuple[Size, Resize]:
+    def _read(self, channels: int) -> tuple[Pairs, Any]:
+        """The data set, and the size of its pictures for people and manifests.
+
+        Raises:
+            ValueError: other values are given than the network was trained on, or conditions are missing.
+        """
+        config, trained, known = self.config, self.checkpoint.pictures, self.checkpoint.unet.config
+        rows = read_rows(config.dataset, config.data_dir, config.split, config.columns)
+        seen = known_conditions(known, trained.conditions, rows, config.conditions)
+        self._missing = dict.fromkeys(name for name in known.kinds if name not in seen)
+        about: dict[str, Any] = {"learned": trained, "channels": channels, "axes": known.axes, "conditions": seen}
+        spec = config.spec(config.dataset, rows, **about)
+        size, resize = self._size(spec)
+        kept = resize == "keep" or not Files(Pairs(rows, spec, prepare=config.degrade), channels).photographs
+        if not kept:
+            spec = replace(spec, size=size, resize=resize)
+        return Pairs(rows, spec, prepare=config.degrade), described_size(size, "keep" if kept else resize)
+
+    def _size(self, spec: Spec) -> tuple[Size, Resize]:
         """The size of pictures, and what it means: their own, where the network was trained on crops."""
         trained, wanted = self.checkpoint.image_size, self.config.image_size
         if wanted is None and not isinstance(self.config.window, str):
             wanted = "keep"
         if wanted is None:
             wanted = "fit" if self.config.dataset == "folder" else "train"
-        if wanted != "keep" and (self.checkpoint.pictures.crop is not None or not self._pictures.plain):
+        if self.checkpoint.pictures.crop is not None or not spec.eight_bit:
             wanted = "keep" if isinstance(wanted, str) else wanted
         if trained is None and wanted in ("train", "fit"):
             self._report(f"{self.config.model} does not hold the size of its pictures: image_size is {DEFAULT_SIZE}")
         return chosen_size(wanted, trained)
-
-    @cached_property
-    def _pictures(self) -> PicturesConfig:
-        """The values of both sides: the network's or, where its file has none, those given.
-
-        Raises:
-            ValueError: others are given than the network was trained on.
-        """
-        config, kind = self.config, self.checkpoint.pictures
-        chosen: dict[str, Any] = {}
-        for name, trained in (("source_values", kind.source), ("target_values", kind.target), ("slices", kind.slices)):
-            given = getattr(config, name)
-            known = None if trained == EIGHT_BIT else trained
-            if given is not None and known is not None and _plain(given) != _plain(known):
-                raise ValueError(f"{name} {given} is given, and the network was trained on {known}")
-            chosen[name] = given if known is None else known
-        of = {"neighbours": kind.neighbours, "axes": self.checkpoint.unet.config.axes}
-        told: dict[str, Any] = {each.name: getattr(config, each.name) for each in fields(ConditionsPlaces)}
-        return PicturesConfig(**chosen, **of, **told, resample=config.resample)
 
     def sampler(self, solver: str | None, steps: int | None) -> BridgeSampler:
         """The sampler with this solver, of the same dtype in all processes.
@@ -151,10 +143,9 @@ class Translator:
             sampler = build(None if self.config.dtype is None else find_dtype(self.config.dtype))
             chosen = self.processes.gather(sampler.dtype)[0]  # with compile, each process chooses one by timing
             sampler = sampler if sampler.dtype == chosen else build(chosen)
-            trained = self.checkpoint.pictures
             sampler.origin = self.checkpoint.origin
-            sampler.pictures = replace(self.dataset.kind, crop=trained.crop, spacing=trained.spacing)
-            if isinstance(self.dataset, ValuedDataset) and self.checkpoint.pictures.crop is None:
+            sampler.pictures = replace(self.dataset.spec, crop=self.checkpoint.pictures.crop)
+            if not self.files.photographs and self.checkpoint.pictures.crop is None:
                 sampler.image_size = self.checkpoint.image_size  # to warn of pictures of other sizes, which stay
             return sampler
 
@@ -190,8 +181,10 @@ class Translator:
                 seconds = 0.0
                 for group in groups:
                     sources = [self.files.source(job.index) for job in group]
-                    told = self.files.conditions([job.index for job in group])
-                    given, settings = [source.given for source in sources], {**self.files.settings, **told}
+                    given, settings = (
+                        [source.picture for source in sources],
+                        self.settings([job.index for job in group]),
+                    )
                     if warm_up and number == 0 and not windowed:  # by one call, on CUDA by all that a graph captures
                         solver, *_ = solvers.Defaults(calls=sampler.calls).fill()
                         one = (None, None) if sampler.device.type == "cuda" else (solver, 1)
@@ -202,7 +195,7 @@ class Translator:
                     )
                     seconds += time.perf_counter() - began
                     for job, source, result in zip(group, sources, results, strict=True):
-                        self.files.save(result, source, job.path)
+                        self.files.save(job.index, result, source, job.path)
                     bar.update(len(group))
                 if record is not None and (warm_up or number > 0) and len(batch) == count and not large:
                     record.add(len(batch), seconds)
@@ -210,6 +203,11 @@ class Translator:
                     self._large.translate(sampler, job, about)
                     bar.update(1)
         self.processes.wait()
+
+    def settings(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The arguments of the sampler that sources have: the values of some, and conditions."""
+        conditions = {**self._missing, **self.files.conditions(indices)}
+        return {**self.files.settings, **({"conditions": conditions} if conditions else {})}
 
     def _results(self, sampler: BridgeSampler, given: list[Any], **settings: Any) -> list[Any]:
         """The sampler's results; of three orientations, their mean."""
@@ -246,8 +244,8 @@ class Translator:
             "dataset": config.dataset,
             "split": config.split,
             "direction": config.direction,
-            "sources": len(self.files.entries),
-            **self.dataset.description(),
+            "sources": len(self.files.names),
+            **self.files.description(),
             "weights": file_sha256(self._model),
             "config": None if given is None else file_sha256(given) if given.is_file() else str(given),
             "num_samples": config.num_samples,
@@ -303,7 +301,7 @@ class Translator:
     @property
     def setup(self) -> Setup:
         """What scores of the results are built for."""
-        return Setup(self.dataset.kind.target, self._channels, self.config.num_samples)
+        return Setup(self.dataset.spec.target, self._channels, self.config.num_samples)
 
     def pictures(self, jobs: list[Job]) -> Iterator[Batch]:
         """The names of sources, and arguments of :meth:`bbdm.evaluation.scores.Scores.update`.
@@ -321,7 +319,7 @@ class Translator:
             made = [self.files.compared(same[0].index, [job.path for job in same]) for same in of]
             results, targets, masks = zip(*made, strict=True)
             valid = None if masks[0] is None else torch.stack(masks)  # of all pictures of a batch, or of none
-            names = [self.files.entries[same[0].index].name for same in of]
+            names = [self.files.names[same[0].index] for same in of]
             yield names, (torch.stack(results), torch.stack(targets), valid)
 
 
@@ -330,8 +328,3 @@ def mean_of(results: Sequence[Picture], values: Values) -> Picture:
     mean, kind = np.mean(results, axis=0, dtype=np.float64), np.dtype(values.dtype)
     first = results[0]
     return Picture((mean if kind.kind == "f" else np.rint(mean)).astype(kind), first.geometry, first.unit, first.name)
-
-
-def _plain(value: Any) -> Any:
-    """Values as they are compared: without the type that results are stored in."""
-    return {**value.config(), "dtype": ""} if hasattr(value, "config") else value

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from bbdm.base.atomic import file_sha256, short
+from bbdm.data.spec import Spec
 from bbdm.files import hub
 from bbdm.networks.conditions import ConditionsConfig
 from bbdm.networks.endpoint import check_endpoint
 from bbdm.pictures.images import as_size
-from bbdm.pictures.kind import PictureKind
 from bbdm.solvers import StepTable
 
 FORMAT = "bbdm onnx"
@@ -145,7 +145,7 @@ def _described(path: Path) -> dict[str, Any]:
             check_endpoint(tuple(settings["endpoint"]), *channels)
         if settings.get("image_size") is not None:
             as_size(settings["image_size"], axes)
-        PictureKind.from_config(settings)
+        Spec.from_config(settings)
         conditions_of(settings)
         StepTable.from_description(settings)
     except (ValueError, KeyError, TypeError) as error:

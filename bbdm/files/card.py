@@ -16,10 +16,10 @@ from PIL import Image
 from bbdm import solvers
 from bbdm.base import manifest, optional, sizes
 from bbdm.codec import WrappedCodec
+from bbdm.data.spec import Spec, check_eight_bit
 from bbdm.files import hub
 from bbdm.networks.base import Wrapped
 from bbdm.pictures import images
-from bbdm.pictures.kind import EIGHT_BIT_PICTURES, check_eight_bit
 
 # https://huggingface.co/docs/hub/repositories-licenses
 LICENSES = """
@@ -174,7 +174,7 @@ class Card:
         front |= {each: value for each, value in given.items() if value is not None} | self._index(title)
         own = {model.solver: len(model.table)}
         calls = own | solvers.choices(model.bridge, model.calls) | own
-        suffix = "png" if kind.source == kind.target == EIGHT_BIT_PICTURES.source else "npy"
+        suffix = "png" if kind.source == kind.target == Spec().source else "npy"
         return TEXT.format(
             front=yaml.safe_dump(front, sort_keys=False),
             title=title,
@@ -194,7 +194,7 @@ class Card:
         network, codec, kind, size = model.unet, model.codec, model.pictures, model.image_size
         network_name = type(network.module if isinstance(network, Wrapped) else network).__name__
         of = "pictures" if codec is None else f"latents of a {type(codec.module).__name__}, {_millions(codec.module)}"
-        valued = {} if kind == EIGHT_BIT_PICTURES else {"values": f"{kind.source} to {kind.target}"}
+        valued = {} if kind == Spec() else {"values": f"{kind.source} to {kind.target}"}
         if kind.slices is not None:
             beside = f", each with {kind.neighbours} on each side as channels of the source" if kind.neighbours else ""
             valued["slices of volumes"] = f"{kind.slices}{beside}"

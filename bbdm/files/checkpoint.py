@@ -18,6 +18,7 @@ from bbdm import bridges
 from bbdm import codec as codecs
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, VQGANCodec
+from bbdm.data.spec import Spec
 from bbdm.files import importers, weights
 from bbdm.files.content import FORMAT, Checkpoint, CodecState, UNetState, VQGANState
 from bbdm.files.hub import find_checkpoint
@@ -26,7 +27,6 @@ from bbdm.networks.base import Network, check_network
 from bbdm.networks.restore import converted, find_dtype, state_hash
 from bbdm.networks.vqgan import VQGAN
 from bbdm.pictures.images import Size, as_size
-from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
 from bbdm.solvers import USUAL, Defaults
 
 VQGAN_FORMAT = "bbdm vqgan"
@@ -42,7 +42,7 @@ def save_checkpoint(
     image_size: Size | None = None,
     training: dict[str, Any] | None = None,
     calls: int | None = None,
-    pictures: PictureKind = EIGHT_BIT_PICTURES,
+    pictures: Spec = Spec(),
     solver: str | None = None,
     steps: int | None = None,
     timesteps: Iterable[float] | str | None = None,
@@ -86,7 +86,7 @@ def checkpoint_snapshot(
     image_size: Size | None = None,
     training: dict[str, Any] | None = None,
     defaults: Defaults = USUAL,
-    pictures: PictureKind = EIGHT_BIT_PICTURES,
+    pictures: Spec = Spec(),
     dtype: torch.dtype | None = None,
 ) -> Snapshot:
     """The content of a checkpoint, to be written later; see :func:`save_checkpoint`."""
@@ -190,7 +190,7 @@ def _read(content: dict[str, Any], given: Codec | None) -> Checkpoint:
     defaults = Defaults.from_config(content)
     if defaults.solver is not None:
         defaults.table(bridge)  # or the bridge cannot take its steps
-    about = content.get("training"), defaults, PictureKind.from_config(content)
+    about = content.get("training"), defaults, Spec.from_config(content)
     return Checkpoint(state, bridge, codec, image_size, *about, content["format"], content["version"])
 
 

@@ -13,6 +13,7 @@ import torch
 from bbdm import codec as codecs
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, LatentStatistics, WrappedCodec
+from bbdm.data.spec import Spec
 from bbdm.files import weights
 from bbdm.files.weights import IncompleteFileError, State
 from bbdm.networks.base import Network, Wrapped
@@ -24,7 +25,6 @@ from bbdm.networks.unet_config import UNetConfig
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 from bbdm.networks.wrapped_config import WrappedConfig
 from bbdm.pictures.images import Size
-from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
 from bbdm.solvers import USUAL, Defaults
 
 FORMAT = "bbdm"
@@ -214,7 +214,7 @@ class Checkpoint:
     image_size: Size | None = None  # side or (height, width) of the pictures of training, where known
     training: dict[str, Any] | None = None
     defaults: Defaults = USUAL  # what samplers take where solver and steps are left out
-    pictures: PictureKind = EIGHT_BIT_PICTURES
+    pictures: Spec = Spec()
     format: str = FORMAT
     version: int = weights.VERSION
     path: Path | None = None  # of the file

@@ -18,12 +18,12 @@ from bbdm.base import machine
 from bbdm.base.atomic import file_sha256
 from bbdm.base.settings import from_values
 from bbdm.base.sizes import SIDES, shown
-from bbdm.data.pairs import load_dataset
+from bbdm.data.rows import read_rows
 from bbdm.files.bridge_json import FORMAT, PIPELINE, PLAIN, SETTINGS, VALUED, VERSION, VOLUMES
 from bbdm.networks.base import Network
 from bbdm.networks.checks import check_pictures, listed
 from bbdm.onnx import check, graphs, pipeline
-from bbdm.pictures.images import from_pil
+from bbdm.pictures.images import convert, from_pil, open_image, resized
 from bbdm.sampling.inputs import shapes_of
 from bbdm.sampling.network_config import FileConfig
 from bbdm.sampling.sampler import BridgeSampler
@@ -89,9 +89,9 @@ class Exporter:
         """Up to ``CALIBRATION`` of the user's pictures, spread over the folder."""
         size = self.args.static[1:] if self.args.static else self.image_size or 64 * self.shapes.stride[0]
         channels = self.shapes.source_channels
-        pictures = load_dataset("folder", str(self.args.calibrate), "val", size, channels=channels)
-        chosen = range(0, len(pictures), math.ceil(len(pictures) / CALIBRATION))
-        return [from_pil(pictures.images(i)[0], channels)[None] for i in chosen]
+        rows = read_rows("folder", str(self.args.calibrate), "val")
+        chosen = [rows[i]["source"] for i in range(0, len(rows), math.ceil(len(rows) / CALIBRATION))]
+        return [from_pil(resized(convert(open_image(path), channels), size), channels)[None] for path in chosen]
 
     def settings(self, folder: Path) -> dict[str, Any]:
         """The content of bridge.json for the files in a folder."""

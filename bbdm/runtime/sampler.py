@@ -17,12 +17,12 @@ import onnxruntime
 
 from bbdm import bridges, solvers
 from bbdm.base import sizes
+from bbdm.data.spec import Spec
 from bbdm.files.bridge_json import PIPELINE, conditions_of, find_export, read_settings
 from bbdm.kernels.philox_numpy import normal
 from bbdm.networks.checks import NAMES, along
 from bbdm.networks.windows import Spans, Windowing, blend, concatenated
 from bbdm.pictures import images
-from bbdm.pictures.kind import PictureKind
 from bbdm.runtime.guided import Guided
 from bbdm.runtime.session import Provider, Session, with_options
 from bbdm.sampling import sources
@@ -94,7 +94,7 @@ class OnnxBridgeSampler(BaseSampler[Array, OnnxSolverPlan]):
         known = self.settings.get("image_size")
         axes = self.settings.get("axes", 2)
         self.image_size = None if known is None else images.as_size(known, axes)
-        self.pictures = PictureKind.from_config(self.settings)
+        self.pictures = Spec.from_config(self.settings)
         self.static = None if static is None else tuple(static)
         self.graphs = {
             name.removesuffix(".onnx"): Session(folder / name, self.providers, threads)

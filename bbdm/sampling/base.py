@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy.typing as npt
 from PIL import Image
 
+from bbdm.data.spec import Spec
 from bbdm.networks.endpoint import in_channels
 from bbdm.networks.guidance import GuidanceSettings, Prior
 from bbdm.networks.windows import Windowing
 from bbdm.pictures import images
-from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
 from bbdm.pictures.values import ValuesLike
 from bbdm.sampling import call, sources
 from bbdm.sampling.batch import Batch
@@ -52,7 +52,7 @@ class BaseSampler(Engine[Array, AnyPlan]):
     """
 
     image_size: images.Size | None = None  # of training pictures
-    pictures: PictureKind = EIGHT_BIT_PICTURES
+    pictures: Spec = Spec()
     origin: Origin | None = None  # of the network's weights; None where they came from no checkpoint
     _fixed = False  # whether public attributes refuse to be set
 

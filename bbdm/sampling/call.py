@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from bbdm.base.seeds import resolve_seeds
+from bbdm.data.spec import Spec
 from bbdm.networks.guidance import GuidanceSettings, read_guidance
-from bbdm.pictures.kind import PictureKind
 from bbdm.pictures.values import ValuesLike, as_values
 from bbdm.sampling import sources
 from bbdm.sampling.batch import Batch
@@ -51,9 +51,7 @@ if TYPE_CHECKING:  # typing_extensions is not everywhere
         callback: Callback | None
 
 
-def read_scale(
-    kind: PictureKind, axes: int, range: Range, source_values: ValuesLike, target_values: ValuesLike
-) -> Scale:
+def read_scale(kind: Spec, axes: int, range: Range, source_values: ValuesLike, target_values: ValuesLike) -> Scale:
     """What the values of a call are, for a network that was trained on pictures of a kind."""
     source, target = as_values(source_values), as_values(target_values)
     valued = replace(kind, source=source or kind.source, target=target or kind.target)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
 
     from bbdm.codec import Codec
+    from bbdm.data.spec import Spec
     from bbdm.files.content import Checkpoint
-    from bbdm.pictures.kind import PictureKind
     from bbdm.sampling.sampler import BridgeSampler
 
 DEFAULT_SIZE = 256  # for checkpoints without the size of their pictures
@@ -104,7 +104,7 @@ class WindowConfig:
         usual = {"window": "auto", "overlap": 0.25, "margin": 0}
         return {name: value for name, value in self.windows.items() if value != usual[name]}
 
-    def window_of(self, pictures: PictureKind) -> Size | None:
+    def window_of(self, pictures: Spec) -> Size | None:
         """The window for a network that was trained on pictures of a kind, or None for whole pictures."""
         return pictures.crop if self.window == "auto" else None if self.window == "none" else self.window
 

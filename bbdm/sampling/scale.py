@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
+from bbdm.data.spec import Spec
 from bbdm.pictures.values import Values
 
 Range = tuple[float, float]  # the values of black and white in arrays of floats
@@ -19,7 +19,7 @@ class Scale(NamedTuple):
     """What a call's sources and results are: their values and axes."""
 
     range: Range = UNIT  # of floats in arrays and tensors
-    kind: PictureKind = EIGHT_BIT_PICTURES  # of files and pictures
+    kind: Spec = Spec()  # of files and pictures
     given: bool = False  # whether arrays and tensors have the values of ``kind`` too, not those of ``range``
     axes: int = 2  # spatial, of pictures; of volumes 3: (D, H, W) where (H, W) is written below
 

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from bbdm.data.spec import AXES, Spec
 from bbdm.pictures import files, images
-from bbdm.pictures.kind import AXES, PictureKind
 from bbdm.pictures.picture import PHOTOGRAPH, Picture
 from bbdm.pictures.values import EIGHT_BIT, scaled_present
 from bbdm.sampling.scale import UNIT, Range, Scale, scaled, unscaled, warn_if_positive
@@ -174,7 +174,7 @@ def read(source: Any, channels: int, scale: Scale) -> Item | None:
     return Item.of(array, lambda made: _restored(made, source, scale.range))
 
 
-def _values(picture: Picture, channels: int, kind: PictureKind, axes: int = 2) -> Item:
+def _values(picture: Picture, channels: int, kind: Spec, axes: int = 2) -> Item:
     """A picture (C, H, W), or a volume (C, D, H, W) by its slices, of stored values.
 
     Pixels without a value are -1, and get none in the result.
@@ -194,23 +194,19 @@ def _values(picture: Picture, channels: int, kind: PictureKind, axes: int = 2) -
             f"source must have 8 bits, as in training, and {picture.name or 'it'} has {array.dtype} from "
             f"{images.found_range(picture)}: give source_values"
         )
-    kind.warn_of_spacing(picture.geometry.spacing, picture.name)
-    kind.warn_of_bits(array.dtype)
+    kind.warn_of_source(picture)
     absent = picture.absent()
+    kind.check_nodata(picture.nodata, absent, picture.name)
     values = kind.source.of(array[:, ~absent, None] if absent.any() else array)
     made = scaled_present(values, array, absent)
     slices = [made] if axis is None else list(np.moveaxis(made, axis, 0))
     if kind.neighbours:
-        around = [kind.places(place, len(slices)) for place in range(len(slices))]
+        around = [kind.around(place, len(slices)) for place in range(len(slices))]
         slices = [np.concatenate([slices[place] for place in places]) for places in around]
 
     def restore(results: list[npt.NDArray[np.float32]]) -> Picture:
         whole = results[0] if axis is None else np.stack(results, axis)
-        stored = kind.target.stored(whole, axes=whole.ndim - 1)
-        geometry = kind.geometry_of_result(picture.geometry, picture.nodata)
-        if absent.any() and geometry.nodata is not None:
-            stored[:, absent] = geometry.nodata
-        return Picture(stored, geometry, kind.target.unit, picture.name)
+        return kind.result(whole, picture.geometry, absent, picture.name)
 
     return Item(slices, restore)
 
@@ -232,7 +228,7 @@ def _volume(array: npt.NDArray[Any], channels: int, scale: Scale) -> Item:
     return Item(item.arrays, restore)
 
 
-def _valued(array: npt.NDArray[Any], channels: int, kind: PictureKind) -> Item:
+def _valued(array: npt.NDArray[Any], channels: int, kind: Spec) -> Item:
     """An array (H, W) or (H, W, C) of stored values."""
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise ValueError(f"an array of values must be (H, W) or (H, W, {channels}), got shape {array.shape}")

@@ -190,19 +190,19 @@ class Stream:
 
     def _finish(self, planes: _Files, state: Plane, result: Plane) -> Picture:
         """The result in stored values, of the last state; mapped into memory from a file."""
-        source, values = self._source, self._kind.target
-        geometry = self._kind.geometry_of_result(replace(source.geometry, nodata=None), source.nodata)
+        source, kind = self._source, self._kind
+        placed: Picture | None = None
         with result.written() as file:
             for rows in parts(slice(0, result.shape[1]), self._rows):
                 self._advance(0)
                 window = rows, slice(0, result.shape[2])
-                stored = values.stored(state.read(*window))
-                if geometry.nodata is not None:
-                    stored[:, planes.absent.read(*window)[0]] = geometry.nodata
-                result.append(file, stored)
+                absent = planes.absent.read(*window)[0] if source.masked else None
+                placed = kind.result(state.read(*window), replace(source.geometry, nodata=source.nodata), absent)
+                result.append(file, placed)
         channels, height, width = result.shape
         mapped = np.memmap(result.path, result.dtype, "r", shape=(height, channels, width))
-        return Picture(mapped.transpose(1, 0, 2), geometry, values.unit)
+        assert placed is not None
+        return Picture(mapped.transpose(1, 0, 2), placed.geometry, kind.target.unit)
 
 
 class _Files:

@@ -14,11 +14,11 @@ from PIL import Image
 from bbdm import bridges, solvers
 from bbdm.base import demo
 from bbdm.base.seeds import resolve_seeds
+from bbdm.data.spec import check_eight_bit
 from bbdm.files.bridge_json import conditions_of
 from bbdm.networks.checks import check_pictures
 from bbdm.networks.conditions import ConditionsConfig
 from bbdm.pictures import images
-from bbdm.pictures.kind import check_eight_bit
 from bbdm.serving.config import AppConfig
 
 if TYPE_CHECKING:

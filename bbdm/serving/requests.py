@@ -13,10 +13,10 @@ from typing import get_args
 from PIL import Image
 
 from bbdm import solvers
+from bbdm.data.spec import check_eight_bit
 from bbdm.networks.checks import check_pictures
 from bbdm.pictures import images
 from bbdm.pictures.checks import UnknownFormatError
-from bbdm.pictures.kind import check_eight_bit
 from bbdm.serving.config import ServeConfig
 
 FORMATS = ("PNG", "JPEG", "WEBP")

@@ -1,4 +1,4 @@
-"""Translating a large set of pictures on a cluster of Ray, by samplers in actors; or one large picture.
+"""Translating a large set of pictures on a cluster of Ray, by samplers in actors.
 
 The driver lists sources and results, and sends what is missing to the actors. A result is written whole or
 not at all, and its seed follows from its name. So what a lost machine had made is there, and what it had not
@@ -8,12 +8,11 @@ made is found missing and sent again. The driver alone writes the manifest, from
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -24,16 +23,14 @@ from bbdm.base.atomic import file_sha256
 from bbdm.base.places import Place
 from bbdm.base.scripts import StoppedError
 from bbdm.base.seeds import seed_of
-from bbdm.data.survey import BadPicturesError
+from bbdm.data.examples import BadPicturesError
+from bbdm.data.spec import check_eight_bit
 from bbdm.evaluation.results import Record, description
 from bbdm.files.hub import find_checkpoint
-from bbdm.pictures import files as picture_files
 from bbdm.pictures import images
 from bbdm.pictures.images import Resize, Size
-from bbdm.pictures.kind import check_eight_bit
 from bbdm.sampling.network_config import chosen_size, described_size
 from bbdm.sampling.sampler import BridgeSampler
-from bbdm.serving.banded import PictureTask, make_picture
 from bbdm.serving.config import ClusterConfig
 from bbdm.serving.connection import connected
 from bbdm.serving.sources import Sources, Where, blocks, find, read_group
@@ -87,8 +84,8 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
     if pictures.overlaps(results):
         raise ValueError(f"results must be outside of the sources, got {config.sources} and {config.results}")
     if pictures.is_file:
-        return _translate_one(config, sampler, sha256, progress)
-    check_eight_bit(sampler.pictures, "translate-ray of a folder")
+        raise ValueError(f"sources are a folder of pictures, got the file {config.sources}: use bbdm translate")
+    check_eight_bit(sampler.pictures, "translate-ray")
     windows = sampler.windowing(**config.windows)
     wanted = config.image_size or ("fit" if windows is None else "keep")
     size, resize = chosen_size(wanted, sampler.image_size)
@@ -110,30 +107,6 @@ def translate(config: ClusterConfig, progress: bool = False) -> Outcome:
         first = next(iter(bad.values()))
         raise BadPicturesError(f"{first} ({len(bad)} of {len(sources)} pictures; the others are translated)")
     return Outcome(len(sources) - len(before) - len(bad), len(before), bad)
-
-
-def _translate_one(config: ClusterConfig, sampler: BridgeSampler, sha256: str, progress: bool) -> Outcome:
-    """Make the result of one picture by bands, if it does not exist yet; see :func:`translate`."""
-    if config.image_size not in (None, "keep"):
-        raise ValueError(f"image_size is of folders: one picture keeps its size, got {config.image_size}")
-    results = Place.of(config.results)
-    if not (Place.of(config.sources).is_here and results.is_here):
-        raise ValueError(f"one picture and its results are paths, got {config.sources} and {config.results}")
-    path = Path(config.sources)
-    name = picture_files.stem_of(path)
-    task = PictureTask(config, sha256, path.resolve(), seed_of(name, config.seed))
-    source, bands = task.opened(sampler)
-    target = sampler.pictures.target
-    file = name + picture_files.suffix_of_result(picture_files.suffix_of(path), sampler.unet.channels, target)
-    record = Record(config.results, _settings(config, sampler, sha256, "keep"), [file], config.overwrite)
-    if not record.existing:
-        path = Path(results.path(file))
-        with connected(config.address):
-            make_picture(task, bands, path, source.geometry, progress)
-    lines = results.read(MANIFEST).decode().splitlines() if results.exists(MANIFEST) else []
-    others = [line for line in lines if json.loads(line)["name"] != name]  # of pictures before
-    _write_manifest(results, {name: file}, config.seed, {}, others)
-    return Outcome(1 - len(record.existing), len(record.existing))
 
 
 def _settings(config: ClusterConfig, sampler: BridgeSampler, sha256: str, size: Any) -> dict[str, Any]:
@@ -248,12 +221,10 @@ def _read(task: Task, pictures: Sources, bad: dict[str, str]) -> Iterator[tuple[
             bad[name] = str(error)
 
 
-def _write_manifest(
-    results: Place, files: dict[str, str], seed: int, bad: dict[str, str], others: Sequence[str] = ()
-) -> None:
-    """Write a line for each source, beside ``others``, and delete what lost workers left half written."""
+def _write_manifest(results: Place, files: dict[str, str], seed: int, bad: dict[str, str]) -> None:
+    """Write a line for each source, and delete what lost workers left half written."""
     results.remove_leftovers(files.values())
-    lines = [*others]
+    lines: list[str] = []
     for name, file in sorted(files.items()):
         outcome = {"error": bad[name]} if name in bad else {"result": file}
         lines.append(json.dumps({"name": name, "seed": seed_of(name, seed), **outcome}))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from bbdm.data.collection import Example
+from bbdm.data.examples import Example
 from bbdm.kernels import philox
 from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.networks.base import Network

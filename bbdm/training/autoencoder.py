@@ -16,8 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bbdm.data.collection import Example
-from bbdm.data.examples import Examples
+from bbdm.data.examples import Example, Examples
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_vqgan_state, vqgan_snapshot
 from bbdm.files.content import VQGANState

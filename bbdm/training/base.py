@@ -15,8 +15,7 @@ import torch
 from torch import nn
 from torch.amp import GradScaler
 
-from bbdm.data.collection import Example
-from bbdm.data.examples import Examples
+from bbdm.data.examples import Example, Examples
 from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
 from bbdm.files.weights import Snapshot

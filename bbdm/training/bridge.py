@@ -16,8 +16,7 @@ import torch
 
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, Role
-from bbdm.data.collection import Example
-from bbdm.data.examples import Examples
+from bbdm.data.examples import Example, Examples
 from bbdm.execution import sharing
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import checkpoint_snapshot, load_checkpoint
@@ -87,8 +86,8 @@ class BridgeTask(TrainingTask):
 
     def snapshot(self, train: Examples, training: dict[str, Any] | None = None) -> Snapshot:
         """The weights, their average and the codec; with training state, only the hash of the codec."""
-        kind = replace(train.kind, spacing=train.spacing)
-        about = self.codec, train.image_size, training, self.defaults, kind
+        spec = replace(train.spec, spacing=train.spacing)
+        about = self.codec, train.image_size, training, self.defaults, spec
         return checkpoint_snapshot(self.network, self.bridge, self.average, *about)
 
     def stored(self, checkpoint: Checkpoint) -> Stored:

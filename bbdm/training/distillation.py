@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from bbdm import solvers
-from bbdm.data.collection import Example
+from bbdm.data.examples import Example
 from bbdm.files.content import Checkpoint
 from bbdm.kernels import philox
 from bbdm.networks.base import Conditions, Network

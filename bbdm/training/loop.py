@@ -19,8 +19,7 @@ from typing import Any
 
 from bbdm.base import machine
 from bbdm.base.scripts import TERMINATED, StoppedError
-from bbdm.data.collection import Example
-from bbdm.data.examples import Examples
+from bbdm.data.examples import Example, Examples
 from bbdm.data.loading import Batches
 from bbdm.execution.device import keep_freed_memory
 from bbdm.files import weights
@@ -71,7 +70,7 @@ class Training:
         self.config = config = task.config
         self.device = task.device
         self.processes = task.processes
-        self.train = train
+        self.train = train = train.shared(self.processes.rank, self.processes.count)
         self.validation = validation
         self.folder = folder
         self.run = RunFolder(folder, config.keep, task.read, LEASE if self.processes.count > 1 else 0)
@@ -171,6 +170,7 @@ class Training:
         """The settings of the run, for its folder."""
         train, validation = self.train, 0 if self.validation is None else len(self.validation)
         pairs = {"training": len(train), "validation": validation, "channels": train.channels, **describe_pairs(train)}
+        pairs |= {"stamps": train.stamps_digest()}
         return {"train": asdict(self.config), **self.task.description(), "pairs": pairs}
 
     def _run_epochs(self) -> None:

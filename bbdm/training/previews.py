@@ -82,7 +82,7 @@ class ValidationScores(Callback):
             count = len(batch.source)
             sides = trainer.task.results(batch, seed=share[done : done + count])
             done += count
-            values = trainer.validation.kind.target
+            values = trainer.validation.spec.target
             found, wanted = (torch.from_numpy(stored(side, values)) for side in sides)
             self.scores.update(found[:, None], wanted, batch.mask)
         self.scores.collect(trainer.processes)

@@ -63,7 +63,7 @@ def check_start(unet: Network, config: TrainConfig, train: Examples, codec: Code
         raise ValueError(f"the network takes {takes}, and the {kind} have {have}")
     if codec is not None:
         check_pictures(unet.axes, "a codec")
-    size = images.sides(train.image_size, train.axes)
+    size = images.sides(train.image_size, train.spec.axes)
     if len(size) != unet.axes:
         shapes = [f"(B, C, {sizes.SIDES[axes]})" for axes in (unet.axes, len(size))]
         raise ValueError(f"the network takes {shapes[0]}, and the pairs are {shapes[1]}, of {sizes.shown(size)}")
@@ -84,12 +84,9 @@ def check_start(unet: Network, config: TrainConfig, train: Examples, codec: Code
 
 def describe_pairs(train: Examples) -> dict[str, Any]:
     """The properties of the training pairs that must stay the same when a run resumes."""
-    kind = {"image_size": train.image_size, "direction": train.direction}
-    kind |= {"degradation": train.degradation and str(train.degradation), **train.kind.config()}
-    kind |= {"crops": str(train.crops)} if train.crops else {}
-    names, alone = train.names_digest(), train.names_digest(told=False)
-    kind |= {"names_alone": alone} if alone != names else {}  # without what examples are told
-    return {**kind, "number": len(train), "names": names}
+    spec = train.spec
+    about = {"image_size": train.image_size, "direction": spec.direction, "crops": [spec.crops, spec.in_mask]}
+    return {**about, **spec.config(), "number": len(train), "names": train.names_digest()}
 
 
 def check_alike(starts: Sequence[dict[str, Any]]) -> None:
@@ -116,9 +113,7 @@ def training_state(
     asked = {**stored.asked, **asdict(config)}
     changed = [f"{k}={settings[k]}" for k, v in asked.items() if k not in FREE and settings.get(k, v) != v]
     pairs = describe_pairs(train)
-    old = {"degradation": None, **state["pairs"]}  # which older files leave out
-    if "names_alone" not in old:
-        pairs.pop("names_alone", None)
+    old = dict(state["pairs"])
     if not changed and old != pairs:
         both = {name: (old.get(name), pairs.get(name)) for name in {**pairs, **old} if "names" not in name}
         changed = [f"{name}={was} of the pairs, not {is_now}" for name, (was, is_now) in both.items() if was != is_now]

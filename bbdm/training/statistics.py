@@ -11,8 +11,7 @@ import torch
 
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
-from bbdm.data.collection import Example
-from bbdm.data.examples import Examples
+from bbdm.data.examples import Example, Examples
 from bbdm.data.latents import LatentDataset
 from bbdm.data.loading import Batches
 from bbdm.data.mapped import MapStyle, as_examples

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from bbdm import BrownianBridge, UNet, save_checkpoint
-from bbdm.pictures.kind import PictureKind
+from bbdm.data.spec import Spec
 from benchmarks import photographs
 
 NOISE = np.random.default_rng(0).integers(40, 200, (96, 130, 3), dtype=np.uint8)
@@ -51,7 +51,7 @@ def test_it_prints_a_table_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFix
         Image.fromarray(NOISE).save(tmp_path / "in" / f"{name}.png")
     unet = UNet(3, 3, condition_channels=3, model_channels=8, channel_mult=(1, 2), head_channels=8, num_groups=4)
     bridge = BrownianBridge(objective="pinned", spread=0.1)
-    save_checkpoint(tmp_path / "c.pt", unet, bridge, image_size=96, pictures=PictureKind(crop=96))
+    save_checkpoint(tmp_path / "c.pt", unet, bridge, image_size=96, pictures=Spec(crop=96))
     words = [str(tmp_path / "in"), str(tmp_path / "out.json"), "--checkpoint", str(tmp_path / "c.pt")]
     words += ["--damages", "jpeg:10", "--steps", "1", "--seeds", "1", "--regression", str(tmp_path / "c.pt")]
     photographs.main([*words, "--most", "1"])

@@ -16,7 +16,7 @@ from bbdm.data.survey import survey
 from bbdm.evaluation.calibration import IntervalsExistError
 from bbdm.evaluation.unseen import SeenPairsError
 from bbdm.pictures import formats
-from bbdm.pictures.kind import PictureKind
+from bbdm.data.spec import Spec
 from bbdm.pictures.picture import Picture
 from tests.conftest import MakeTrainer, SavePicture, newest, save_random_pairs, tiny_unet
 
@@ -189,7 +189,7 @@ def test_maps_of_values_have_their_type_and_place(tmp_path: Path):
     for name in ("A/0", "A/1", "B/0", "B/1"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Picture(rng.integers(0, 4096, (1, SIZE, SIZE), dtype=np.uint16)).save(tmp_path / f"{name}.tif")
-    kind = PictureKind(Values(0, 4095, dtype="uint16"), Values(0, 4095, dtype="uint16"))
+    kind = Spec(Values(0, 4095, dtype="uint16"), Values(0, 4095, dtype="uint16"))
     unet = tiny_unet(in_channels=1, out_channels=1, condition_channels=1)
     save_checkpoint(tmp_path / "c.pt", unet, ABridge(num_steps=100), image_size=SIZE, pictures=kind)
     out, data = tmp_path / "out", f"{tmp_path}/A,{tmp_path}/B"
@@ -209,7 +209,7 @@ def test_volumes_by_their_slices(tmp_path: Path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Picture(rng.integers(-1024, 3072, (1, 3, SIZE, SIZE), dtype=np.int16)).save(tmp_path / f"{name}.npy")
     unet = tiny_unet(in_channels=1, out_channels=1, condition_channels=1)
-    kind = PictureKind(hu, hu, slices="axial")
+    kind = Spec(hu, hu, slices="axial")
     save_checkpoint(tmp_path / "c.pt", unet, ABridge(num_steps=100), image_size=SIZE, pictures=kind)
     words = ["paired", f"{tmp_path}/MR,{tmp_path}/CT", *FLAGS]
     calibrate.main([str(tmp_path / "c.pt"), *words, "--alpha", "0.4"])

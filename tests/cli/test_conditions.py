@@ -16,7 +16,7 @@ from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
 from bbdm.cli import calibrate, distill, train, translate
 from bbdm.evaluation.results import ResultsError
 from bbdm.networks.conditions import ConditionsConfig
-from bbdm.pictures.kind import PictureKind
+from bbdm.data.spec import Spec
 from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import Values
 from tests.conftest import SavePicture, noise, save_random_pairs, tiny_unet
@@ -162,7 +162,7 @@ def test_slices_of_a_volume_see_those_of_its_images(place: Path) -> None:
     unit = Values(-1, 1, dtype="float32")
     unet = tiny_unet(in_channels=1, out_channels=1, condition_channels=1, **NETWORK)
     save_checkpoint(
-        "v.pt", unet, ABridge(num_steps=100), image_size=8, pictures=PictureKind(unit, unit, slices="coronal")
+        "v.pt", unet, ABridge(num_steps=100), image_size=8, pictures=Spec(unit, unit, slices="coronal")
     )
     volume, further = np.random.default_rng(0).uniform(-1, 1, (2, 1, 8, 3, 8)).astype(np.float32)
     for name, array in {"volumes/05": volume, "further/05": further}.items():

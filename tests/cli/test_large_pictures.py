@@ -18,7 +18,7 @@ from bbdm.cli import translate
 from bbdm.evaluation import large
 from bbdm.evaluation.large import LargePictureError
 from bbdm.pictures import formats
-from bbdm.pictures.kind import PictureKind
+from bbdm.data.spec import Spec
 from bbdm.pictures.lazy import Geometry, LoadedPicture
 from bbdm.pictures.values import Values
 from bbdm.sampling.streaming import Stream
@@ -96,7 +96,7 @@ def test_degraded_sources_are_those_of_the_whole_picture(place: Path):
 @pytest.mark.parametrize(("name", "kind"), [("a.tif", "float32"), ("a.tif", "uint16"), ("a.npy", "uint16")])
 def test_pictures_of_other_values(name: str, kind: str, place: Path):
     values = Values(0, 4000, "u", kind)
-    unet, pictures = tiny_unet(condition_channels=3), PictureKind(values, values, crop=16)
+    unet, pictures = tiny_unet(condition_channels=3), Spec(values, values, crop=16)
     save_checkpoint(place / "c.pt", unet, ABridge(num_steps=50), image_size=16, pictures=pictures)
     array = pixels(kind)
     array[1, 3:20, 5] = 7

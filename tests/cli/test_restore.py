@@ -16,7 +16,7 @@ from bbdm.base.seeds import seed_of
 from bbdm.cli import restore
 from bbdm.evaluation.results import ResultsError
 from bbdm.pictures import formats
-from bbdm.pictures.kind import PictureKind
+from bbdm.data.spec import Spec
 
 WINDOW = 16
 
@@ -28,7 +28,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     unet = UNet(3, 3, condition_channels=3, model_channels=8, channel_mult=(1, 2), head_channels=8, num_groups=4)
     torch.nn.init.normal_(unet.out[2].weight, std=0.1)  # pyright: ignore[reportArgumentType]
     bridge = BrownianBridge(objective="pinned", spread=0.1)
-    save_checkpoint(tmp_path / "c.pt", unet, bridge, image_size=WINDOW, pictures=PictureKind(crop=WINDOW))
+    save_checkpoint(tmp_path / "c.pt", unet, bridge, image_size=WINDOW, pictures=Spec(crop=WINDOW))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

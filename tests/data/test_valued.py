@@ -21,7 +21,7 @@ from bbdm.data.pairs import PairedDataset, load_dataset
 from bbdm.data.survey import BadPicturesError, readable
 from bbdm.data.valued import ValuedDataset
 from bbdm.pictures.formats import medical
-from bbdm.pictures.kind import PictureKind
+from bbdm.data.spec import Spec
 from bbdm.pictures.lazy import Geometry
 from bbdm.pictures.picture import Picture
 from bbdm.pictures.values import Values, read_values
@@ -212,7 +212,7 @@ def test_crops_of_volumes_are_examples_of_three_axes(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"crop": (3, 4, 5), "axes": 3, "masks": tmp_path / "M"}
     pairs = load(data_dir, **settings)
     assert (pairs.image_size, pairs.axes, pairs.kind.crop) == ((3, 4, 5), 3, (3, 4, 5))
-    assert PictureKind.from_config(json.loads(json.dumps(pairs.kind.config()))) == pairs.kind
+    assert Spec.from_config(json.loads(json.dumps(pairs.kind.config()))) == pairs.kind
     volume, places = place_of(0, size), set[tuple[int, ...]]()
     for seed in range(20):
         example = pairs.read(0, seed)

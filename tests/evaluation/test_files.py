@@ -18,7 +18,7 @@ from bbdm.cli import eval as eval_script
 from bbdm.cli import translate
 from bbdm.evaluation.results import ResultsError
 from bbdm.pictures import formats
-from bbdm.pictures.kind import EIGHT_BIT_PICTURES, PictureKind
+from bbdm.data.spec import Spec
 from bbdm.pictures.lazy import Geometry
 from bbdm.pictures.values import Percentiles, Values
 from tests.conftest import tiny_unet
@@ -26,7 +26,7 @@ from tests.conftest import tiny_unet
 SIZE = 16
 HU = Values(-1024, 3071, "HU", "int16")
 BANDS = Values(0, 10000, dtype="uint16")
-MR_TO_CT = PictureKind(Percentiles(0.5, 99.5), HU, SIZE, "coronal")
+MR_TO_CT = Spec(Percentiles(0.5, 99.5), HU, SIZE, "coronal")
 PLACE = ((-0.5, 0.0, 2.0, -10.0), (0.0, 1.5, 0.0, 5.0), (3.0, 0.0, 0.25, 7.0), (0.0, 0.0, 0.0, 1.0))
 ON_EARTH = ((0.0, 10.0, 499980.0), (-10.0, 0.0, 4600020.0), (0.0, 0.0, 1.0))
 Array = npt.NDArray[Any]
@@ -37,7 +37,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def network(channels: int, kind: PictureKind = EIGHT_BIT_PICTURES, **settings: Any) -> None:
+def network(channels: int, kind: Spec = Spec(), **settings: Any) -> None:
     """The checkpoint c.pt, of a network with random weights."""
     unet = tiny_unet(in_channels=channels, out_channels=channels, **settings)
     save_checkpoint("c.pt", unet, ABridge(num_steps=50), image_size=SIZE, pictures=kind)
@@ -95,7 +95,7 @@ def test_a_folder_of_nifti_becomes_one():
 
 def test_three_orientations_are_the_mean_of_three_results():
     """Each by the same network, of its slices and their neighbours."""
-    size, kind = (6, 7, 8), PictureKind(Values(0, 600, dtype="float32"), HU, SIZE, "axial", 1)
+    size, kind = (6, 7, 8), Spec(Values(0, 600, dtype="float32"), HU, SIZE, "axial", 1)
     write("mr/a.nii", np.random.default_rng(0).uniform(0, 600, (1, *size)).astype(np.float32), Geometry(PLACE))
     network(1, kind, condition_channels=3, endpoint=kind.endpoint(3, 1))
     run("folder", "mr", "c.pt", "out", "--orientations", "3", "--seed", "4", "-b", "3")
@@ -111,7 +111,7 @@ def test_three_orientations_are_the_mean_of_three_results():
     assert np.abs(result[()] - np.mean(results, axis=0)).max() <= 1
     with pytest.raises(ResultsError, match="orientations"):
         run("folder", "mr", "c.pt", "out", "--seed", "4", "-b", "3")
-    network(1, PictureKind(BANDS, BANDS, SIZE))
+    network(1, Spec(BANDS, BANDS, SIZE))
     write("in/x.npy", np.zeros((1, 18, 18), np.uint16))
     with pytest.raises(ValueError, match="orientations are of networks of slices"):
         run("folder", "in", "c.pt", "other", "--orientations", "3")
@@ -124,7 +124,7 @@ def test_geotiff_keeps_place_bands_and_nodata():
         pixels = random.integers(1, 10000, (13, 24, 20)).astype(np.uint16)
         pixels[:, 3:6, 4:9] = 0 if name == "x" else 6000
         write(f"s2/{name}.tif", pixels, Geometry(ON_EARTH, "geotiff", kept))
-    network(13, PictureKind(BANDS, BANDS, SIZE))
+    network(13, Spec(BANDS, BANDS, SIZE))
     run("folder", "s2", "c.pt", "out")
     for name in ("x", "y"):
         source, result = (formats.open(f"{folder}/{name}.tif") for folder in ("s2", "out"))
@@ -142,7 +142,7 @@ def test_nodata_that_the_result_cannot_hold_is_left_out():
     pixels = np.random.default_rng(0).random((2, 18, 18)).astype(np.float32)
     pixels[:, 2:5] = np.nan
     write("s/x.tif", pixels, Geometry(ON_EARTH, "geotiff", {"crs": "EPSG:32633", "nodata": float("nan")}))
-    network(2, PictureKind(Values(0, 1, dtype="float32"), BANDS, SIZE))
+    network(2, Spec(Values(0, 1, dtype="float32"), BANDS, SIZE))
     run("folder", "s", "c.pt", "out")
     result = formats.open("out/x.tif")
     assert (result.dtype, result.nodata, result.geometry.affine) == (np.uint16, None, ON_EARTH)
@@ -153,7 +153,7 @@ def test_16_bit_pictures(suffix: str):
     random = np.random.default_rng(0)
     for name, size in (("x", (18, 30)), ("y", (20, 17))):
         write(f"in/{name}{suffix}", random.integers(0, 65536, (2, *size)).astype(np.uint16))
-    network(2, PictureKind(Values(0, 65535, dtype="uint16"), Values(-1, 1, "mV", "float32"), SIZE))
+    network(2, Spec(Values(0, 65535, dtype="uint16"), Values(-1, 1, "mV", "float32"), SIZE))
     run("folder", "in", "c.pt", "out")
     for number, (name, size) in enumerate((("x", (18, 30)), ("y", (20, 17)))):
         result = read(f"out/{name}{suffix}")
@@ -166,10 +166,10 @@ def test_a_format_that_cannot_hold_the_result_becomes_another():
     """16-bit grey of a PNG stays one; HU are in a TIFF."""
     write("in/x.png", np.random.default_rng(0).integers(0, 65536, (1, 18, 20)).astype(np.uint16))
     sixteen = Values(0, 65535, dtype="uint16")
-    network(1, PictureKind(sixteen, sixteen, SIZE))
+    network(1, Spec(sixteen, sixteen, SIZE))
     run("folder", "in", "c.pt", "out")
     assert read("out/x.png").dtype == np.uint16
-    network(1, PictureKind(sixteen, HU, SIZE))
+    network(1, Spec(sixteen, HU, SIZE))
     run("folder", "in", "c.pt", "hu")
     assert read("hu/x.tif").dtype == np.int16
 
@@ -178,7 +178,7 @@ def test_other_channels_than_the_source():
     """13 bands to one, of 8 bits in a PNG where the source is no GeoTIFF."""
     random = np.random.default_rng(0)
     write("in/x.npy", random.integers(0, 10000, (13, 18, 20)).astype(np.uint16))
-    network(1, PictureKind(BANDS, HU, SIZE), condition_channels=13)
+    network(1, Spec(BANDS, HU, SIZE), condition_channels=13)
     run("folder", "in", "c.pt", "out")
     assert (read("out/x.npy").shape, read("out/x.npy").dtype) == ((1, 18, 20), np.int16)
 
@@ -239,7 +239,7 @@ def test_pixels_without_a_value_do_not_count():
         pixels = random.integers(1, 10000, (3, 18, 18)).astype(np.uint16)
         pixels[:, slice(0, 4) if folder == "mr" else slice(10, 13)] = 0
         write(f"{folder}/x.tif", pixels, Geometry(ON_EARTH, "geotiff", kept))
-    network(3, PictureKind(BANDS, BANDS, SIZE))
+    network(3, Spec(BANDS, BANDS, SIZE))
     found = scores("--metrics", "mae", "sam", "--per_channel")
     error = np.abs(read("ev/x.tif").astype(float) - read("ct/x.tif"))[:, [*range(4, 10), *range(13, 18)]]
     assert found["mae"] == pytest.approx(error.mean(), rel=1e-6)
@@ -266,7 +266,7 @@ def test_masks_of_8_bit_pictures():
 def test_crops_are_of_pictures_at_their_own_size():
     Path("in").mkdir()
     Image.new("RGB", (40, 24), "navy").save("in/x.jpg")
-    network(3, PictureKind(crop=SIZE))
+    network(3, Spec(crop=SIZE))
     run("folder", "in", "c.pt", "out")
     assert Image.open("out/x.png").size == (40, 24)
 
@@ -289,7 +289,7 @@ def test_values_are_given_where_the_file_has_none():
 def test_a_folder_of_8_bits_for_a_network_of_12_is_warned_of():
     for name in "ab":
         write(f"in/{name}.png", np.full((1, 18, 18), 255, dtype=np.uint8))
-    network(1, PictureKind(Values(0, 4095, dtype="uint16"), Values(0, 4095, dtype="uint16"), SIZE))
+    network(1, Spec(Values(0, 4095, dtype="uint16"), Values(0, 4095, dtype="uint16"), SIZE))
     with pytest.warns(UserWarning, match=r"8 bits, values up to 255, and the network was trained on 0:4095"):
         run("folder", "in", "c.pt", "out")
 
@@ -320,7 +320,7 @@ def test_bad_files_are_left_out(capsys: pytest.CaptureFixture[str]):
     write("in/b.npy", pixels)
     pixels[0, 2, 3] = np.nan
     write("in/a.npy", pixels)
-    network(1, PictureKind(Values(0, 1, dtype="float32"), HU, SIZE))
+    network(1, Spec(Values(0, 1, dtype="float32"), HU, SIZE))
     with pytest.raises(ValueError, match=r"nan stands in channel 0 at \(2, 3\)"):
         run("folder", "in", "c.pt", "out")
     run("folder", "in", "c.pt", "out", "--skip_bad", "--overwrite")
@@ -336,6 +336,6 @@ def test_a_target_that_is_not_finite_is_no_score():
     pixels[0, 2, 3] = np.inf
     write("ct/x.npy", pixels)
     values = Values(0, 1, dtype="float32")
-    network(1, PictureKind(values, values, SIZE))
+    network(1, Spec(values, values, SIZE))
     with pytest.raises(ValueError, match=r"the target of mr/x.npy: inf stands in channel 0 at \(2, 3\)"):
         scores("--metrics", "mae")

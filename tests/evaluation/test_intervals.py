@@ -13,7 +13,7 @@ from bbdm import ABridge, BridgeSampler, Intervals, Values, save_checkpoint, wra
 from bbdm.data.mapped import MappedDataset
 from bbdm.evaluation.intervals import OtherSamplerError
 from bbdm.evaluation.results import ResultsError
-from bbdm.pictures.kind import PictureKind
+from bbdm.data.spec import Spec
 from tests.conftest import tiny_unet
 from tests.gaussian import Ideal
 
@@ -73,10 +73,10 @@ def test_a_file_and_what_it_refuses(tmp_path: Path):
     ):
         with pytest.raises(OtherSamplerError, match=message):
             Intervals.load(tmp_path / "a.intervals.json", other)
-    sampler.pictures = PictureKind(target=Values(0, 4095, dtype="uint16"))
+    sampler.pictures = Spec(target=Values(0, 4095, dtype="uint16"))
     with pytest.raises(OtherSamplerError, match=r"target_values 0:255, now 0:4095"):
         Intervals.load(tmp_path / "a.intervals.json", sampler)
-    sampler.pictures = PictureKind()
+    sampler.pictures = Spec()
     with pytest.raises(ValueError, match=r"calibrated on pictures of 8 x 8, got 8 x 16"):
         found(torch.cat([source, source], 3))
     with pytest.raises(ValueError, match="as it was calibrated: solver, steps cannot be given"):

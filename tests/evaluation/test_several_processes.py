@@ -15,7 +15,7 @@ from bbdm import ABridge, save_checkpoint
 from bbdm.cli import eval as eval_script
 from bbdm.cli import eval_miou, translate
 from bbdm.evaluation import metrics
-from bbdm.pictures.kind import PictureKind
+from bbdm.data.spec import Spec
 from bbdm.pictures.values import Values
 from tests.cli.test_eval_miou import make_city
 from tests.conftest import tiny_unet
@@ -149,7 +149,7 @@ def test_volumes_are_shared_too(two: Two, tmp_path: Path):
         (tmp_path / folder).mkdir()
         for name in "abc":
             np.save(tmp_path / folder / f"{name}.npy", random.integers(low, high, (1, 4, 16, 16)).astype(np.int16))
-    kind = PictureKind(Values(0, 4095, dtype="int16"), Values(-1024, 3071, "HU", "int16"), 16, "axial")
+    kind = Spec(Values(0, 4095, dtype="int16"), Values(-1024, 3071, "HU", "int16"), 16, "axial")
     unet = tiny_unet(in_channels=1, out_channels=1)
     save_checkpoint(tmp_path / "c.pt", unet, ABridge(num_steps=100), image_size=16, pictures=kind)
     given = ["paired", f"{tmp_path}/mr,{tmp_path}/ct", str(tmp_path / "c.pt")]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from bbdm import BridgeSampler, BrownianBridge, Values, demo
 from bbdm.files.card import hub_license
-from bbdm.pictures.kind import PictureKind
+from bbdm.data.spec import Spec
 from tests.conftest import ROOT, noise, tiny_unet
 
 BRIDGE = BrownianBridge(objective="pinned")
@@ -164,7 +164,7 @@ def test_its_lines_run(values: bool, sampler: BridgeSampler, tmp_path: Path, mon
     """Those of Python, beside the folder, and give the sampler's own result."""
     source: Any = noise(3)
     if values:
-        sampler.pictures = PictureKind(Values(0, 3000, dtype="uint16"), Values(-1000, 1000, dtype="int16"))
+        sampler.pictures = Spec(Values(0, 3000, dtype="uint16"), Values(-1000, 1000, dtype="int16"))
         source = np.random.default_rng(0).integers(0, 3000, (3, 16, 16)).astype("uint16")
         np.save(tmp_path / "source.npy", source)
         with pytest.raises(ValueError, match="examples of a model card is for pictures of 8 bits"):

@@ -20,7 +20,7 @@ from bbdm.networks.base import Conditions
 from bbdm.networks.unet import AttentionBlock
 from bbdm.onnx import check, graphs, pipeline, quantize
 from bbdm.pictures.images import from_pil, open_image, to_pil
-from bbdm.pictures.kind import PictureKind
+from bbdm.data.spec import Spec
 from bbdm.runtime.sampler import OnnxBridgeSampler
 from bbdm.sampling.inputs import shapes_of
 from tests.conftest import ROOT, tiny_unet
@@ -62,7 +62,7 @@ def unusual_folder(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_the_check_of_a_network_that_was_trained_on_crops(tmp_path: Path):
     """The check takes pictures that are larger than these crops; windows are no part of it."""
     unet = tiny_unet(0, condition_channels=3)
-    save_checkpoint(tmp_path / "crops.pt", unet, BRIDGE, image_size=8, pictures=PictureKind(crop=8))
+    save_checkpoint(tmp_path / "crops.pt", unet, BRIDGE, image_size=8, pictures=Spec(crop=8))
     made = OnnxBridgeSampler(export(tmp_path / "crops.pt", tmp_path / "onnx", "--check", "--steps", "2"))
     assert made.pictures.crop == 8
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bbdm.pictures import values
-from bbdm.pictures.kind import PictureKind
+from bbdm.data.spec import Spec
 from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite, read_values
 
 
@@ -112,9 +112,9 @@ def test_what_is_not_finite_is_named_with_its_place(bad: float) -> None:
 
 
 def test_a_kind_of_8_bits_leaves_files_as_they_were() -> None:
-    assert PictureKind().config() == {}
-    made = PictureKind(Percentiles(), Values(-1, 1, "HU", "int16"), (96, 64), "axial")
-    assert PictureKind.from_config({**json.loads(json.dumps(made.config())), "other": 1}) == made
+    assert Spec().config() == {}
+    made = Spec(Percentiles(), Values(-1, 1, "HU", "int16"), (96, 64), "axial")
+    assert Spec.from_config({**json.loads(json.dumps(made.config())), "other": 1}) == made
 
 
 @pytest.mark.parametrize(
@@ -123,4 +123,4 @@ def test_a_kind_of_8_bits_leaves_files_as_they_were() -> None:
 )
 def test_refuses_kinds(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PictureKind(**arguments)
+        Spec(**arguments)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from bbdm import BridgeSampler
-from bbdm.pictures.kind import PictureKind
+from bbdm.data.spec import Spec
 from bbdm.pictures.values import Values
 from bbdm.runtime.__main__ import main
 from bbdm.runtime.sampler import OnnxBridgeSampler
@@ -255,7 +255,7 @@ def test_command_line_with_values(folder: Path, reference: BridgeSampler, tmp_pa
     """Results are files of the sources' kinds, in the target's values and type, those of PyTorch."""
     copy, source = copy_of(folder, tmp_path), tmp_path / "a.npy"
     low, high = -1024, 3071
-    values = PictureKind(source=Values(0, 4095, dtype="uint16"), target=Values(low, high, dtype="int16"))
+    values = Spec(source=Values(0, 4095, dtype="uint16"), target=Values(low, high, dtype="int16"))
     edit(copy, **values.config())
     levels = np.random.default_rng(0).integers(0, 4096, (3, 16, 12), dtype=np.uint16)
     np.save(source, levels)

@@ -16,11 +16,10 @@ from torch import nn
 from bbdm import ABridge, BridgeSampler, VQGANCodec, wrap
 from bbdm.base.atomic import LOCK
 from bbdm.base.scripts import StoppedError
-from bbdm.data.collection import Sides
 from bbdm.data.reading import Reader, Strips
-from bbdm.pictures import formats, read, write
-from bbdm.pictures.kind import PictureKind
-from bbdm.pictures.lazy import LazyPicture
+from bbdm.data.row_pictures import RowPictures
+from bbdm.data.spec import Spec
+from bbdm.pictures import read, write
 from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import AnyValues, Percentiles, Values
 from bbdm.sampling import state
@@ -52,7 +51,7 @@ def make(
 ) -> BridgeSampler:
     network = wrap(Net(channels, source_channels), channels, source_channels, stride=4)
     sampler = BridgeSampler(network, ABridge(num_steps=100), solver, 3)
-    sampler.pictures = PictureKind(source, target)
+    sampler.pictures = Spec(source, target)
     return sampler
 
 
@@ -60,9 +59,9 @@ def numbers(channels: int = 3, kind: str = "uint16") -> np.ndarray[Any, Any]:
     return np.random.default_rng(0).integers(0, 4000, (channels, HEIGHT, WIDTH)).astype(kind)
 
 
-def strips_of(sampler: BridgeSampler, *pictures: LazyPicture) -> Strips:
-    reader = Reader(None, same_size=True, resample=False, cache=None)
-    return reader.strips(pictures, Sides(pictures), lambda: sampler.pictures.source.of(reader.sample(pictures)))
+def strips_of(sampler: BridgeSampler, *paths: Path) -> Strips:
+    rows = [{"name": "a", "source": paths}]
+    return RowPictures(rows, sampler.pictures, {}, Reader(), None).strips(0)
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +86,7 @@ def stream(
     **settings: Any,
 ) -> Any:
     """The values of the result that is made of a source."""
-    strips = strips_of(sampler, formats.open(source))
+    strips = strips_of(sampler, source)
     asked = {"margin": 0, "crop": None, "batch_size": batch_size, **SETTINGS, **settings}
     windows = sampler._shapes.windows(strips.shape[1:], **asked)
     assert windows is not None
@@ -146,7 +145,7 @@ def test_channels_of_two_files_and_percentiles_of_the_whole(channels: int, sourc
     parts = [array] if source_channels == 1 else [array[:2], array[2:]]
     for i, part in enumerate(parts):
         np.save(tmp_path / f"{i}.npy", part)
-    strips = strips_of(sampler, *(formats.open(tmp_path / f"{i}.npy") for i, _ in enumerate(parts)))
+    strips = strips_of(sampler, *(tmp_path / f"{i}.npy" for i, _ in enumerate(parts)))
     windows = sampler._shapes.windows((HEIGHT, WIDTH), WINDOW, 0.3, 0, None, 4)
     assert windows is not None
     Stream(sampler, strips, windows, 5, LITTLE).run(tmp_path / "result.npy", {})

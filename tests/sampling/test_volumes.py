@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, Values, wrap
+from bbdm.data.spec import Spec
 from bbdm.kernels.philox_numpy import normal
 from bbdm.networks.windows import Windows
 from bbdm.pictures.images import preview
-from bbdm.pictures.kind import PictureKind
 from bbdm.pictures.picture import Geometry, Picture
 from tests.conftest import tiny_unet
 
@@ -115,7 +115,7 @@ def test_windows_of_a_function_of_voxels_are_the_whole(solver: str) -> None:
 def test_windows_of_a_stride_for_each_axis() -> None:
     """Windows begin at multiples of the axis's stride; calls are counted, and are those of training crops."""
     module, sampler = pointwise(stride=(1, 2, 4))
-    sampler.pictures = PictureKind(crop=(3, 6, 8))
+    sampler.pictures = Spec(crop=(3, 6, 8))
     source, seen = torch.full((1, 1, 7, 9, 30), -0.5), []
     made = sampler(source, seed=0, batch_size=2, progress=lambda *each: seen.append(each))
     assert made.shape == source.shape
@@ -140,7 +140,7 @@ def test_values_of_files_and_arrays() -> None:
     """HU in, HU out, on the same grid, of a picture, an array and a batch."""
     sampler = BridgeSampler(unet(), BrownianBridge(), steps=2)
     kind = Values(-1024, 3071, "HU", "int16")
-    sampler.pictures = PictureKind(kind, kind)
+    sampler.pictures = Spec(kind, kind)
     stored = np.random.default_rng(0).integers(-1024, 3072, (4, 6, 8)).astype(np.int16)
     geometry = Geometry(format="medical", kept={"spacing": (1.0, 1.0, 3.0)})
     made: Any = sampler(Picture(stored[None], geometry), seed=1)
@@ -175,7 +175,7 @@ def test_what_is_refused() -> None:
 def test_a_file_says_its_axes(tmp_path: Path) -> None:
     from bbdm.files.checkpoint import load_checkpoint, save_checkpoint
 
-    kind = PictureKind(crop=(8, 6, 4))
+    kind = Spec(crop=(8, 6, 4))
     network = unet(residual_resampling=False)
     save_checkpoint(tmp_path / "v.safetensors", network, BrownianBridge(), image_size=(8, 6, 4), pictures=kind)
     found = load_checkpoint(tmp_path / "v.safetensors")

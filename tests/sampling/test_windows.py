@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from bbdm import ABridge, BridgeSampler, Network, wrap
 from bbdm.codec import wrap_codec
+from bbdm.data.spec import Spec
 from bbdm.networks.windowed import Windowed
 from bbdm.networks.windows import Spans, Windowing, Windows, blend, concatenated, sweep
-from bbdm.pictures.kind import PictureKind
 from bbdm.sampling.bands import Bands
 from bbdm.sampling.shapes import Shapes
 
@@ -192,7 +192,7 @@ def test_a_network_of_one_shape_gets_full_batches(monkeypatch: pytest.MonkeyPatc
 def test_windows_are_those_of_training_crops():
     recorder = Recorder()
     made = BridgeSampler(wrap(recorder).eval(), ABridge(), "ddim", steps=1)
-    made.pictures = PictureKind(crop=(16, 24))
+    made.pictures = Spec(crop=(16, 24))
     made(torch.full((1, 3, 40, 40), -0.5), seed=0)
     assert {shape[2:] for shape in recorder.shapes} == {(16, 24)}
     whole: list[tuple[tuple[int, int], dict[str, Any]]] = [((40, 40), {"window": None}), ((12, 20), {})]

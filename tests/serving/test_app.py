@@ -15,7 +15,7 @@ from PIL import Image
 
 from bbdm import BridgeSampler, demo, save_checkpoint, solvers
 from bbdm.pictures.images import to_array
-from bbdm.pictures.kind import PictureKind
+from bbdm.data.spec import Spec
 from bbdm.runtime import OnnxBridgeSampler
 from bbdm.serving import app, app_visit
 from bbdm.serving.app_model import Call, Model, Progress, Source, compare, read, translate
@@ -135,7 +135,7 @@ def test_windows_are_for_pictures_larger_than_the_network_knows(file: Path):
 
 
 def test_a_network_trained_on_crops_is_called_on_windows(tmp_path: Path):
-    network, pictures = tiny_unet(0, condition_channels=3), PictureKind(crop=SIZE)
+    network, pictures = tiny_unet(0, condition_channels=3), Spec(crop=SIZE)
     save_checkpoint(tmp_path / "crops.pt", network, BRIDGE, image_size=SIZE, pictures=pictures)
     noise(2, 40, 24).save(tmp_path / "large.png")
     several: list[tuple[dict[str, Any], tuple[int, int]]] = [

@@ -23,7 +23,7 @@ from bbdm.base.seeds import seed_of
 from bbdm.cli import translate_ray
 from bbdm.evaluation.results import ResultsError
 from bbdm.pictures import formats
-from bbdm.pictures.kind import PictureKind
+from bbdm.data.spec import Spec
 from bbdm.pictures.lazy import Geometry
 from bbdm.pictures.values import Values
 from bbdm.serving import banded, translation
@@ -31,7 +31,7 @@ from bbdm.serving.banded import BandedResult, BandWorker, Layout, PictureTask, t
 from bbdm.serving.workers import Call, Workers
 from tests.conftest import noise, tiny_unet
 
-FLOATS = PictureKind(Values(0, 1, dtype="float32"), Values(-1, 1, dtype="float32"))
+FLOATS = Spec(Values(0, 1, dtype="float32"), Values(-1, 1, dtype="float32"))
 WINDOW = ["--window", "16"]
 
 
@@ -102,7 +102,7 @@ def test_values_and_places_are_those_of_the_source(tmp_path: Path):
     """16 bits in a GeoTIFF with pixels without a value: the file is what one machine's result is saved as."""
     import rasterio
 
-    kind = PictureKind(Values(0, 4095, dtype="uint16"), Values(0, 1000, dtype="uint16"))
+    kind = Spec(Values(0, 4095, dtype="uint16"), Values(0, 1000, dtype="uint16"))
     checkpoint = tmp_path / "c.pt"
     save_checkpoint(checkpoint, tiny_unet(condition_channels=3), ABridge(num_steps=50), pictures=kind)
     array = np.random.default_rng(0).integers(0, 4095, (3, 40, 24), np.uint16)

@@ -25,7 +25,7 @@ from bbdm.cli import HINTS, translate_ray
 from bbdm.data.survey import BadPicturesError
 from bbdm.evaluation.results import ResultsError
 from bbdm.pictures.images import open_image
-from bbdm.pictures.kind import PictureKind
+from bbdm.data.spec import Spec
 from bbdm.serving import translation
 from bbdm.serving.sources import Sources, Where, blocks, find, name_of, read_group
 from bbdm.serving.translation import Task, Worker
@@ -168,7 +168,7 @@ def test_pictures_of_a_folder_keep_their_size_with_windows(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    checkpoint, kind = tmp_path / "c.pt", PictureKind(crop=crop)
+    checkpoint, kind = tmp_path / "c.pt", Spec(crop=crop)
     unet = tiny_unet(condition_channels=3)
     save_checkpoint(checkpoint, unet, ABridge(num_steps=50), image_size=crop or SIZE, pictures=kind)
     (tmp_path / "in").mkdir()

@@ -1,0 +1,87 @@
+"""Looking at a data set before training: what cannot be read, and what its values show at a glance."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from bbdm.data.loading import with_short_errors
+from bbdm.data.pairs import Pairs
+from bbdm.data.rows import shown
+from bbdm.pictures.values import Values, check_finite
+
+LOOKED_AT = 8  # rows, at a glance
+CLIPPED = 0.001  # share of values outside of the range that is said
+CONTRAST = 0.01  # share of the range that sources have at least
+SHAPES_DIFFER = 1.1  # ratio of the sides' widths over heights
+
+
+def check_rows(pairs: Pairs, workers: int = 0, progress: bool = False) -> dict[int, str]:
+    """Read all that rows have, as training does but whole, and return why rows cannot be, by their indices.
+
+    Args:
+        pairs: the data set, whose rows have indices.
+        workers: processes that read.
+        progress: show a progress bar.
+    """
+    count: Any = range(len(pairs.rows))
+    loader = DataLoader(count, batch_size=None, num_workers=workers, collate_fn=partial(_reason, pairs))
+    bar = tqdm(with_short_errors(loader), "checking", len(count), unit="pair", leave=False, disable=not progress)
+    return {index: reason for index, reason in enumerate(bar) if reason}
+
+
+def _reason(pairs: Pairs, index: int) -> str:
+    """Why a row cannot be trained on, or nothing."""
+    name = shown(pairs.rows[index])
+    try:
+        for role, part in pairs.pictures.whole(index).items():
+            channels = {"source": pairs.source_channels // pairs.spec.planes, "target": pairs.channels}
+            if len(part.array) != channels.get(role, len(part.array)):
+                raise ValueError(f"its {role} has {len(part.array)} channels, and others have {channels[role]}")
+            check_finite(np.where(part.absent, part.array.dtype.type(0), part.array))
+        pairs.pictures.conditions(index)
+    except (ValueError, FileNotFoundError) as error:
+        return " ".join((str(error) if name in str(error) else f"{name}: {error}").split())
+    return ""
+
+
+def first_look(pairs: Pairs) -> list[str]:
+    """What the first rows show: values outside their ranges, sources without contrast, and stretched sides."""
+    found: list[str] = []
+    outside: dict[str, list[float]] = {"source": [], "target": []}
+    flat: list[str] = []
+    stretched: list[str] = []
+    for index in range(min(LOOKED_AT, len(pairs.rows))):
+        shapes: list[float] = []
+        try:
+            parts = pairs.pictures.whole(index)
+            for role in outside.keys() & parts.keys():
+                part, values, shares = parts[role], getattr(pairs.spec, role), outside[role]
+                shapes.append(part.pictures[-1].shape[-1] / part.pictures[-1].shape[-2])
+                array = part.array[:, ~np.broadcast_to(part.absent, part.array.shape[1:])].astype(np.float64)
+                if not isinstance(values, Values) or not array.size:
+                    continue
+                low, high = (np.reshape(level, (-1, 1)) for level in (values.low, values.high))
+                shares.append(float(((array < low) | (array > high)).mean()))
+                if role == "source" and (np.ptp(array.clip(low, high), axis=1) < CONTRAST * (high - low)[:, 0]).all():
+                    flat.append(shown(pairs.rows[index]))
+        except (ValueError, FileNotFoundError):  # which is said where the example is read
+            continue
+        if pairs.spec.size is not None and shapes and max(shapes) > SHAPES_DIFFER * min(shapes):
+            stretched.append(pairs.rows[index]["name"])
+    for role, shares in outside.items():
+        if shares and (share := float(np.mean(shares))) > CLIPPED:
+            found.append(
+                f"{100 * share:.2g} % of the values of the first {len(shares)} {role}s are outside of their range, "
+                f"{getattr(pairs.spec, role)}, and clipped to it"
+            )
+    if flat:
+        found.append(f"{flat[0]} is nearly constant within {pairs.spec.source}: give the range that sources use")
+    if stretched:
+        count = "1 pair has" if len(stretched) == 1 else f"{len(stretched)} of the first pairs have"
+        found.append(f"{count} sides of different shapes, first {stretched[0]!r}: each side is stretched to one size")
+    return found

@@ -1,0 +1,177 @@
+"""What examples have besides the source, by the names of columns: images, classes and tokens, as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, TypeVar, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bbdm.data import rows as data_rows
+from bbdm.data.examples import trimmed
+from bbdm.data.reading import Part, Reader
+from bbdm.data.spec import Condition
+from bbdm.networks.conditions import ConditionsConfig, Kind
+from bbdm.pictures import images
+from bbdm.pictures.values import Values, check_channels, check_finite, scaled_present
+
+LOOKED_AT = 64  # rows, to find one that can be read
+Array = npt.NDArray[Any]
+Found = TypeVar("Found")
+
+
+def fitted(conditions: Mapping[str, Condition], rows: Sequence[data_rows.Row], reader: Reader) -> dict[str, Condition]:
+    """The conditions with their sizes and classes, by the rows.
+
+    Raises:
+        ValueError: rows have no such column, or nothing in it can be read.
+    """
+    complete: dict[str, Condition] = {}
+    for name, each in conditions.items():
+        if each.label is None:
+            _check_column(name, rows)
+        if each.kind == "class" and each.classes is None and not isinstance(rows[0][name], int):
+            each = replace(each, classes=labels(rows, name))
+        elif each.size is None and each.kind == "image":
+            each = replace(each, size=_first(rows, lambda row, n=name: reader.header(_cell(row, n)).shape[0]))
+        elif each.size is None and each.kind == "tokens":
+            each = replace(each, size=_first(rows, lambda row, n=name: tokens(n, row, reader).shape[1]))
+        complete[name] = each
+    return complete
+
+
+def known_conditions(
+    known: ConditionsConfig,
+    stored: Mapping[str, Condition],
+    rows: Sequence[data_rows.Row],
+    labels: Mapping[str, str] | None = None,
+) -> dict[str, Condition]:
+    """The conditions of a trained network, from the columns of rows; those that may be left out may be missing.
+
+    Args:
+        known: what the network is told.
+        stored: what its file says of their values.
+        rows: of the data set.
+        labels: classes of all rows, by the names of conditions.
+
+    Raises:
+        ValueError: one is missing, a label is of no class, or labels are of other conditions.
+    """
+    labels = labels or {}
+    for name, label in labels.items():
+        names = known.classes.get(name, ())
+        if name not in known.classes or (not isinstance(names, int) and label not in names):
+            raise ValueError(f"the network is told {known.wanted}, got {name}={label}")
+    conditions: dict[str, Condition] = {}
+    for name, kind in known.kinds.items():
+        if name in labels or has_column(rows, name):
+            classes = known.classes.get(name)
+            values = stored[name].values if name in stored else None
+            conditions[name] = Condition(kind, values, known.sizes[name], classes, labels.get(name))
+        elif name not in known.drop:
+            raise ValueError(
+                f"this network is told {known.wanted}: give a column {name!r}, such as ',{name}=WHERE' behind the data "
+                "set's folder"
+            )
+    return conditions
+
+
+def config_of(conditions: Mapping[str, Condition]) -> ConditionsConfig:
+    """What a network is told of conditions whose sizes and classes are known."""
+    of = {kind: {name: each for name, each in conditions.items() if each.kind == kind} for kind in get_args(Kind)}
+    return ConditionsConfig(
+        images={name: each.size or 0 for name, each in of["image"].items()},
+        classes={name: each.classes for name, each in of["class"].items() if each.classes is not None},
+        tokens={name: each.size or 0 for name, each in of["tokens"].items()},
+    )
+
+
+def has_column(rows: Sequence[data_rows.Row], name: str) -> bool:
+    """Whether rows have a column."""
+    columns = getattr(rows, "columns", None)
+    return name in (rows[0] if columns is None else columns.names)
+
+
+def labels(rows: Sequence[data_rows.Row], name: str) -> tuple[str, ...]:
+    """The labels in a column, each once: in their table's order, else numbers by value, then words.
+
+    Raises:
+        ValueError: there are none.
+    """
+    columns = getattr(rows, "columns", None)
+    if columns is not None and (known := columns.classes(name)):
+        return known
+    found: set[str] = set()
+    for row in rows if columns is None else rows.select([name]):  # pyright: ignore[reportAttributeAccessIssue]
+        with suppress(ValueError):  # which is said where the example is read
+            found.add(label(name, row))
+    if not found:
+        raise ValueError(f"no example has a label of {name!r}")
+    return tuple(sorted(found, key=lambda each: (0, int(each), each) if each.isdecimal() else (1, 0, each)))
+
+
+def label(name: str, row: data_rows.Row) -> str:
+    """A label as text. Raises ValueError for what is no text, or empty."""
+    value = _cell(row, name)
+    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{name} of {data_rows.shown(row)} must be text, a label; got {text!r}")
+    return text.strip()
+
+
+def class_number(name: str, condition: Condition, row: data_rows.Row) -> torch.Tensor:
+    """() int64, the number of a row's class. Raises ValueError for a label that is no class."""
+    classes = condition.classes
+    if isinstance(row.get(name), int) and classes is None:  # of a data set of one's own
+        return torch.tensor(row[name])
+    names = tuple(map(str, range(classes))) if isinstance(classes, int) else classes or ()
+    found = condition.label or label(name, row)
+    if found not in names:
+        raise ValueError(f"{data_rows.shown(row)}: {found!r} is no class of {name!r}, which are {', '.join(names)}")
+    return torch.tensor(names.index(found))
+
+
+def tokens(name: str, row: data_rows.Row, reader: Reader, width: int | None = None) -> torch.Tensor:
+    """(L, D) float32, a row's tokens without the rows of zeros at the end.
+
+    Raises:
+        ValueError: they are no tokens, not finite, or of another width.
+    """
+    where = f"{name} of {data_rows.shown(row)}"
+    array = np.asarray(reader.read(_cell(row, name)))
+    if array.ndim != 3 or len(array) != 1 or array.dtype.kind != "f" or (width or array.shape[2]) != array.shape[2]:
+        wanted = f"(L, {width})" if width else "(L, D)"
+        raise ValueError(f"{where}: tokens must be {wanted} of floats, got {array.shape[1:]} of {array.dtype}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{where}: tokens have NaN or infinity")
+    return trimmed(torch.from_numpy(np.array(array[0], np.float32)))
+
+
+def _cell(row: data_rows.Row, name: str) -> Any:
+    """A column of a row. Raises ValueError where it is empty."""
+    value = row.get(name)
+    if value is None:
+        raise ValueError(f"{data_rows.shown(row)} has no {name}")
+    return value
+
+
+def _check_column(name: str, rows: Sequence[data_rows.Row]) -> None:
+    if not has_column(rows, name):
+        raise ValueError(
+            f"rows have no column {name!r}: add ',{name}=WHERE' behind the data set's folder, or a table's"
+        )
+
+
+def _first(rows: Sequence[data_rows.Row], read: Callable[[data_rows.Row], Found]) -> Found:
+    """What the first row gives that can be read. Raises ValueError where none of the first can."""
+    failed: Exception | None = None
+    for row in rows[:LOOKED_AT]:
+        try:
+            return read(row)
+        except (ValueError, FileNotFoundError) as error:
+            failed = failed or error
+    raise ValueError(str(failed) if failed else "there are no rows")

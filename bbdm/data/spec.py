@@ -1,0 +1,283 @@
+"""What an example is: sizes, values, crops, slices and conditions.
+
+The part that a network has learned is kept in its file, see :meth:`Spec.config`. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from bbdm.networks.conditions import Classes, Kind
+from bbdm.pictures import values
+from bbdm.pictures.images import Resize, Size, as_size
+from bbdm.pictures.picture import Geometry, Picture
+from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, holds, read_values
+
+Plane = Literal["axial", "coronal", "sagittal"]
+Direction = Literal["AtoB", "BtoA"]
+AXES: dict[str, int] = dict(zip(get_args(Plane), range(3), strict=True))  # of a volume (D, H, W), across the plane
+BYTE = 255  # the largest value of 8 bits
+SPACING_DIFFERS = 1.1  # ratio of lengths of voxels
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a network sees besides the source, from the column of its name.
+
+    Args:
+        kind: ``image``, ``class`` or ``tokens``.
+        values: the range of an image's stored values; None for 8 bits, and for floats in [-1, 1].
+        size: the channels of images, or the width of tokens; None until rows are looked at.
+        classes: the names of classes in order, or their number; None until rows are looked at.
+        label: the class of all examples; None where each row has its own.
+    """
+
+    kind: Kind
+    values: AnyValues | None = None
+    size: int | None = None
+    classes: Classes | None = None
+    label: str | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.values is None else f"{self.kind}@{self.values}"
+
+
+def read_conditions(text: str) -> dict[str, Condition]:
+    """Conditions from text: ``NAME=KIND`` with commas, such as ``sar=image@-25:0,season=class,text=tokens``.
+
+    ``@LOW:HIGH`` is the range of an image's values, with ``;`` between those of channels.
+
+    Raises:
+        ValueError: the text has another form, or a name is there twice.
+    """
+    conditions: dict[str, Condition] = {}
+    parts = text.split(",")
+    for part in parts:
+        name, _, kind = part.partition("=")
+        kind, mark, values = kind.partition("@")
+        if not name.isidentifier() or kind not in get_args(Kind) or (mark and kind != "image") or name in conditions:
+            raise ValueError(
+                f"conditions are written as NAME=KIND, with commas, each name once, where KIND is image, "
+                f"image@LOW:HIGH, class or tokens; got {text!r}"
+            )
+        conditions[name] = Condition(kind, read_values(values.replace(";", ",")) if mark else None)  # pyright: ignore[reportArgumentType]
+    return conditions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What an example is.
+
+    Args:
+        source: the values of sources.
+        target: the values of targets, and so of results.
+        size: of whole pictures, a side, (height, width) or (depth, height, width); None to keep their sizes.
+        resize: what the size means: ``stretch`` to it, ``fit`` inside it with the picture's shape, or ``keep``.
+        channels: 1 or 3, which photographs are converted to; None for those of the files.
+        crop: the size of crops; None for whole pictures.
+        crops: of each picture in an epoch.
+        in_mask: the share of crops that are centred on a pixel of the mask.
+        slices: the plane of the slices that volumes are read in; None for other pictures.
+        neighbours: the slices on each side whose channels a source has besides its own, from low to high
+            indices. Beyond the first and the last slice, these are repeated.
+        axes: the spatial axes of an example: 2, or 3 of volumes.
+        direction: ``AtoB`` translates sources into targets, ``BtoA`` targets into sources.
+        conditions: what the network sees besides the source, by the names of columns.
+        spacing: the length of a voxel of training along each axis; None where files did not say it.
+        nodata: the stored value of pixels without a value in targets; None for none.
+
+    Raises:
+        ValueError: a value is out of range, settings contradict each other, or targets have percentiles,
+            which results cannot be turned back from.
+    """
+
+    source: AnyValues = EIGHT_BIT
+    target: Values = EIGHT_BIT
+    size: Size | None = None
+    resize: Resize = "stretch"
+    channels: int | None = None
+    crop: Size | None = None
+    crops: int = 1
+    in_mask: float = 0.0
+    slices: Plane | None = None
+    neighbours: int = 0
+    axes: Literal[2, 3] = 2
+    direction: Direction = "AtoB"
+    conditions: Mapping[str, Condition] = field(default_factory=dict, hash=False)
+    spacing: tuple[float, ...] | None = field(default=None, compare=False)
+    nodata: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.target, Values):
+            raise ValueError(f"target values must be LOW:HIGH, so that results have a unit; got {self.target}")
+        for name, choices in {
+            "slices": (None, *AXES),
+            "direction": get_args(Direction),
+            "channels": (None, 1, 3),
+        }.items():
+            if getattr(self, name) not in choices:
+                allowed = ", ".join(str(each) for each in choices if each is not None)
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        if type(self.neighbours) is not int or self.neighbours < 0 or (self.neighbours and self.slices is None):
+            raise ValueError(
+                f"neighbours must be a number of slices, at least 0, and need slices; got {self.neighbours}"
+            )
+        if self.axes == 3 and self.slices is not None:
+            raise ValueError(f"slices are of networks of 2 axes, and this one has 3; got {self.slices}")
+        if self.crops < 1 or not 0 <= self.in_mask <= 1:
+            raise ValueError(
+                f"crops of a picture must be at least 1, their share in the mask from 0 to 1; got {self.crops}, "
+                f"{self.in_mask}"
+            )
+        if (self.crops > 1 or self.in_mask) and self.crop is None:
+            raise ValueError("several crops of a picture, or crops in its mask, need the size of a crop")
+        for name in ("size", "crop"):
+            if (size := getattr(self, name)) is not None:
+                axes = len(size) if isinstance(size, list | tuple) and self.axes == 2 else self.axes
+                object.__setattr__(self, name, as_size(size, axes))
+        if self.spacing is not None and not (len(self.spacing) == 3 and all(0 < each < 1e9 for each in self.spacing)):
+            raise ValueError(f"spacing must be 3 lengths, got {self.spacing}")
+
+    @property
+    def planes(self) -> int:
+        """The slices, or the pictures, whose channels a source has."""
+        return 1 + 2 * self.neighbours
+
+    @property
+    def eight_bit(self) -> bool:
+        """Whether examples are of 8-bit pictures on both sides, and no slices."""
+        return self.source == self.target == EIGHT_BIT and self.slices is None
+
+    def around(self, index: int, count: int) -> list[int]:
+        """The indices of the slices that a source has, for the slice at an index of ``count``."""
+        return [min(max(each, 0), count - 1) for each in range(index - self.neighbours, index + self.neighbours + 1)]
+
+    def endpoint(self, source_channels: int, channels: int) -> tuple[int, ...] | None:
+        """The channels of a source that lie in its own slice, where they are as many as the target's.
+
+        None without neighbours, or where they are not: the bridge then ends in the mean of all.
+        """
+        if not self.neighbours or source_channels != self.planes * channels:
+            return None
+        return tuple(range(self.neighbours * channels, (self.neighbours + 1) * channels))
+
+    def warn_of_source(self, source: Picture) -> None:
+        """Warn where a source differs from those of training: in its spacing, its bits, or no contrast."""
+        name, spacing = source.name or "the source", source.geometry.spacing
+        if self.spacing is not None and spacing is not None and len(spacing) == 3:
+            if any(max(pair) > SPACING_DIFFERS * min(pair) for pair in zip(spacing, self.spacing, strict=True)):
+                found, trained = (" x ".join(f"{side:.4g}" for side in each) for each in (spacing, self.spacing))
+                warnings.warn(
+                    f"{name} has voxels of {found}, and the network was trained on {trained}: it knows things at "
+                    "that scale, so resample the source",
+                    stacklevel=2,
+                )
+        if not isinstance(self.source, Values) or source.dtype != np.uint8:
+            return
+        if np.subtract(self.source.high, self.source.low).max() > 2 * BYTE:
+            warnings.warn(
+                f"{name} has 8 bits, values up to {BYTE}, and the network was trained on {self.source}: store it in "
+                f"these values, or give its own to a call in Python, source_values=(0, {BYTE})",
+                stacklevel=2,
+            )
+
+    def result_nodata(self, source: float | None) -> float | None:
+        """What stands for no value in a result: the targets' own, or the source's where the type holds it."""
+        if self.nodata is not None:
+            return self.nodata
+        return source if source is not None and holds(np.dtype(self.target.dtype), source) else None
+
+    def check_nodata(self, nodata: float | None, absent: npt.NDArray[np.bool_], name: str) -> None:
+        """Raise ValueError where pixels of a source have no value, its ``nodata``, and results cannot say so."""
+        if nodata is not None and absent.any() and self.result_nodata(nodata) is None:
+            raise ValueError(
+                f"{name or 'the source'} has pixels without a value, {nodata:g}, and results of {self.target.dtype} "
+                "cannot hold it: train on targets with a nodata of their own, or of another type"
+            )
+
+    def result(
+        self, array: npt.NDArray[Any], geometry: Geometry, absent: npt.NDArray[np.bool_] | None = None, name: str = ""
+    ) -> Picture:
+        """A result (C, *S) in [-1, 1] in stored values; see :meth:`placed`."""
+        return self.placed(self.target.stored(array, axes=array.ndim - 1), geometry, absent, name)
+
+    def placed(
+        self, stored: npt.NDArray[Any], geometry: Geometry, absent: npt.NDArray[np.bool_] | None = None, name: str = ""
+    ) -> Picture:
+        """A result (C, *S) of stored values, at the place of its source.
+
+        Args:
+            stored: the result.
+            geometry: of the source. What is said of each band is left out where bands have other values.
+            absent: (*S) where the source has no value, and so the result; None for nowhere.
+            name: of the picture.
+        """
+        nodata = self.result_nodata(geometry.nodata)
+        if nodata is not None and stored.dtype.kind != "f":  # a pixel with a value does not get nodata by rounding
+            highest = np.reshape(self.target.high, (-1, *[1] * (stored.ndim - 1)))
+            other = np.where(nodata < highest, nodata + 1, nodata - 1)
+            stored = np.where(stored == nodata, other, stored).astype(stored.dtype)
+        if nodata is not None and absent is not None:
+            stored[:, absent] = nodata
+        geometry = replace(geometry, nodata=nodata)
+        return Picture(
+            stored, geometry if self.source == self.target else geometry.without("colors"), self.target.unit, name
+        )
+
+    def config(self) -> dict[str, Any]:
+        """What a network has learned, as plain values: what is not of whole 8-bit pictures."""
+        content: dict[str, Any] = {
+            f"{name}_values": getattr(self, name).config()
+            for name in ("source", "target")
+            if getattr(self, name) != EIGHT_BIT
+        }
+        for name in ("crop", "slices", "neighbours", "spacing"):
+            if getattr(self, name):
+                content[name] = getattr(self, name)
+        if self.nodata is not None:
+            content["nodata"] = self.nodata
+        ranges = {name: each.values.config() for name, each in self.conditions.items() if each.values is not None}
+        return content | ({"condition_values": ranges} if ranges else {})
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Spec:
+        """What a file of :meth:`config` describes; further entries are of others.
+
+        Raises:
+            ValueError: an entry is wrong.
+        """
+        sides: dict[str, Any] = {
+            name: values.from_config(config[f"{name}_values"])
+            for name in ("source", "target")
+            if config.get(f"{name}_values") is not None
+        }
+        others = {name: config[name] for name in ("slices", "neighbours", "nodata") if config.get(name) is not None}
+        if not isinstance(others.get("nodata", 0.0), float | int):
+            raise ValueError(f"nodata must be a number, got {others['nodata']!r}")
+        if (spacing := config.get("spacing")) is not None:
+            if not isinstance(spacing, list | tuple) or not all(isinstance(each, float | int) for each in spacing):
+                raise ValueError(f"spacing must be 3 lengths, got {spacing!r}")
+            others["spacing"] = tuple(map(float, spacing))
+        crop = config.get("crop")
+        if isinstance(crop, list | tuple) and len(crop) == 3:
+            others["axes"] = 3
+        ranges = config.get("condition_values") or {}
+        if not isinstance(ranges, Mapping):
+            raise ValueError(f"condition_values must be a mapping of names to values, got {ranges!r}")
+        conditions = {name: Condition("image", values.from_config(each)) for name, each in ranges.items()}
+        return cls(**sides, crop=crop, conditions=conditions, **others)
+
+
+def check_eight_bit(spec: Spec, what: str) -> None:
+    """Raise ValueError unless pictures have 8 bits; ``what`` begins the message."""
+    if not spec.eight_bit:
+        raise ValueError(
+            f"{what} is for pictures of 8 bits, and this network knows values {spec.source} to {spec.target}: "
+            "use bbdm translate"
+        )
