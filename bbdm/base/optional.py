@@ -11,7 +11,7 @@ EXTRAS = {
     "train": ("accelerate", "tensorboard"),
     "diffusers": ("diffusers",),
     "hub": ("huggingface_hub",),
-    "data": ("webdataset", "braceexpand", "datasets", "fsspec"),
+    "data": ("datasets",),
     "app": ("gradio",),
     "tiff": ("tifffile", "imagecodecs"),
     "medical": ("SimpleITK", "nibabel"),

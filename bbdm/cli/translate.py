@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from bbdm.base import demo
 from bbdm.base.atomic import write_atomically
 from bbdm.base.scripts import Parser
-from bbdm.base.settings import add_flags, from_values
-from bbdm.data.config import DATASETS
+from bbdm.base.settings import add_flags, flag_type, from_values
+from bbdm.data.rows import read_layout
 from bbdm.evaluation.config import MapsConfig
 from bbdm.pictures import images
 
@@ -25,24 +24,20 @@ if TYPE_CHECKING:
     from bbdm.evaluation.results import Job
 
 GRID_PAIRS = 16  # at most
+GRIDS = ("grid.png", "grid_of_results.png")  # the first that is no result's name
 
 
 def parse(argv: Sequence[str]) -> MapsConfig:
-    """The settings of the command line, with the paths of the demo filled in."""
+    """The settings of the command line."""
     parser = Parser(__doc__, prog="bbdm translate")
-    parser.add_argument("dataset", choices=["demo", *sorted(DATASETS)], help="the layout; 'demo' needs nothing else")
-    parser.add_argument("data_dir", nargs="?", help="the data set's folder; for 'demo', the output folder")
-    parser.add_argument("model", metavar="checkpoint", type=Path, nargs="?", help="a file, or a name on the Hub")
+    parser.add_argument(
+        "dataset", type=flag_type(read_layout), help="the layout of the data set; of pictures alone, folder"
+    )
+    parser.add_argument("data_dir", help="the data set's folder")
+    parser.add_argument("model", metavar="checkpoint", type=Path, help="a file, or a name on the Hub")
     parser.add_argument("output_dir", type=Path, nargs="?", help="out/CHECKPOINT if left out")
     add_flags(parser, MapsConfig)
     args = parser.parse_args(argv)
-    if args.dataset == "demo":
-        if args.model is not None:
-            parser.error("'demo' brings its own data and weights: bbdm translate demo [OUTPUT_DIR]")
-        args.output_dir = Path(args.data_dir or "out/demo")
-        args.dataset, args.data_dir, args.model = "edge2shoes", str(demo.FOLDER), demo.WEIGHTS
-    if args.data_dir is None or args.model is None:
-        parser.error(f"{args.dataset} needs data_dir and checkpoint")
     args.output_dir = args.output_dir or Path("out") / args.model.stem
     return from_values(MapsConfig, vars(args))
 
@@ -66,8 +61,8 @@ def translate(config: MapsConfig, words: Sequence[str]) -> None:
         start_on_each_gpu(words)
     translator = (MapTranslator if config.maps else Translator)(config)
     folder = config.output_dir
-    grid = folder / "grid.png"
     planned = [job.path for job in translator.plan(folder)]
+    grid = next(path for name in GRIDS if (path := folder / name) not in planned)
     check_places(translator.files, [grid, *planned])
     kept = 0 if config.overwrite else sum(path.exists() for path in planned)
     jobs, _ = translator.run(config.chosen_solver, config.steps, folder)

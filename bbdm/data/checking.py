@@ -29,7 +29,8 @@ def check_rows(pairs: Pairs, workers: int = 0, progress: bool = False) -> dict[i
         progress: show a progress bar.
     """
     count: Any = range(len(pairs.rows))
-    loader = DataLoader(count, batch_size=None, num_workers=workers, collate_fn=partial(_reason, pairs))
+    how: Any = {"num_workers": workers, "collate_fn": partial(_reason, pairs)}
+    loader = DataLoader(count, batch_size=None, **how)
     bar = tqdm(with_short_errors(loader), "checking", len(count), unit="pair", leave=False, disable=not progress)
     return {index: reason for index, reason in enumerate(bar) if reason}
 
@@ -50,7 +51,7 @@ def _reason(pairs: Pairs, index: int) -> str:
 
 
 def first_look(pairs: Pairs) -> list[str]:
-    """What the first rows show: values outside their ranges, sources without contrast, and stretched sides."""
+    """What the first rows show: values outside of ranges, sources without contrast, stretched sides."""
     found: list[str] = []
     outside: dict[str, list[float]] = {"source": [], "target": []}
     flat: list[str] = []

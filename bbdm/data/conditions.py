@@ -13,11 +13,9 @@ import torch
 
 from bbdm.data import rows as data_rows
 from bbdm.data.examples import trimmed
-from bbdm.data.reading import Part, Reader
+from bbdm.data.reading import Reader
 from bbdm.data.spec import Condition
 from bbdm.networks.conditions import ConditionsConfig, Kind
-from bbdm.pictures import images
-from bbdm.pictures.values import Values, check_channels, check_finite, scaled_present
 
 LOOKED_AT = 64  # rows, to find one that can be read
 Array = npt.NDArray[Any]
@@ -50,7 +48,7 @@ def known_conditions(
     rows: Sequence[data_rows.Row],
     labels: Mapping[str, str] | None = None,
 ) -> dict[str, Condition]:
-    """The conditions of a trained network, from the columns of rows; those that may be left out may be missing.
+    """The conditions of a trained network, from columns; those that may be left out may be missing.
 
     Args:
         known: what the network is told.

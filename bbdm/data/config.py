@@ -1,4 +1,4 @@
-"""The settings of a data set's pictures, as commands have them, and the spec that they make. Needs no torch."""
+"""The settings of a data set's pictures, as commands have them, and the spec that they make."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Crops(NamedTuple):
     """Crops of a side or size, how many of a picture in an epoch, and which share is centred in the mask."""
 
     size: Size
-    count: int = 1
+    of_each: int = 1
     in_mask: float = 0.0
 
 
@@ -157,7 +157,7 @@ class RowsConfig:
             resize=resize,
             channels=channels,
             crop=crops.size if crops else None,
-            crops=crops.count if crops else 1,
+            crops=crops.of_each if crops else 1,
             in_mask=crops.in_mask if crops else 0.0,
             slices=slices.plane if slices else None,
             neighbours=learned.neighbours if neighbours is None else neighbours,
@@ -202,7 +202,7 @@ def read_labels(text: str) -> dict[str, str]:
 
 
 def first_headers(rows: Sequence[Row], direction: Direction = "AtoB") -> dict[str, list[pictures.Header]] | None:
-    """The headers of the source and target of the first row that can be read; None for tables, or if none can."""
+    """The headers of the first row that can be read, by role; None for tables, or if none can be read."""
     for row in rows[:LOOKED_AT]:
         sides = {role: row.get(role) for role in ("source", "target")}
         if direction == "BtoA":

@@ -174,7 +174,7 @@ class Degradation:
         """A degradation from ``NAME[:LEVEL][@SEED]``, such as ``sr4``, ``jpeg:5`` or ``photo@1``.
 
         Raises:
-            ValueError: an unknown name, a level that the degradation does not take, or a seed that is no number.
+            ValueError: an unknown name, a level that it does not take, or a seed that is no number.
         """
         text, mark, seed = text.partition("@")
         name, colon, number = text.partition(":")
@@ -201,7 +201,7 @@ class Degradation:
         return DEGRADATIONS[self.name].apply(picture, random, *([] if self.level is None else [self.level]))
 
     def __call__(self, arrays: dict[str, Array], name: str) -> dict[str, Array]:
-        """The arrays of an example: the source (1 or 3, H, W) of 8 bits becomes the target, degraded the source.
+        """The arrays of an example: the source (1 or 3, H, W) becomes the target, degraded the source.
 
         Raises:
             ValueError: there is a target, or the source is no grey or colour of 8 bits.

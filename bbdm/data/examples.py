@@ -72,7 +72,7 @@ class Examples(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
 
     @property
     def ends(self) -> Sequence[int]:
-        """The number of examples up to each picture's last: of slices, those of a volume are one picture's."""
+        """The number of examples up to each picture's last; slices of a volume are one picture's."""
         return range(1, len(self) + 1)
 
     @abstractmethod

@@ -36,7 +36,7 @@ class LatentDataset(CachedExamples):
         codec: the :meth:`~bbdm.codec.base.Codec.description` of the codec.
 
     Raises:
-        ValueError: the folder holds latents of other pictures or of another codec, or a file that has changed.
+        ValueError: the folder holds other latents, or a file that has changed.
         OSError: the disk is full.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -56,8 +56,8 @@ class _Items(Sequence[Row]):
         if not isinstance(item, Mapping) or not {"source", "target"} <= item.keys():
             got = f"a mapping of {', '.join(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
             raise ValueError(f"it must be {EXPECTED}; got {got}")
-        row = {name: item[name] for name in ("source", "target", "mask") if item.get(name) is not None}
-        row = {name: _array(name, value, (3, 4)) for name, value in row.items()}
+        roles = [name for name in ("source", "target", "mask") if item.get(name) is not None]
+        row: dict[str, Any] = {name: _array(name, item[name], (3, 4)) for name in roles}
         for name, value in (item.get("conditions") or {}).items():
             number = np.ndim(value) == 0 and not isinstance(value, Image.Image)
             row[name] = _class(name, value) if number else _array(name, value, (2, 3, 4))
@@ -121,7 +121,7 @@ class MappedDataset(Pairs):
                 )
         return digest.hexdigest()
 
-    def digest(self) -> str:
+    def digest(self, columns: Collection[str] | None = None) -> str:
         """See :meth:`names_digest`."""
         return self.names_digest()
 

@@ -89,6 +89,7 @@ class Pairs(Examples):
         self._ends = [] if self._planes is None else list(accumulate(map(len, self._planes)))
         if self._planes is not None and not self._ends[-1]:
             raise ValueError("no slice has anything in its mask")
+        self._crop = images.sides(size, spec.axes)
         self._count = spec.crops * (len(self.rows) if self._planes is None else self._ends[-1])
 
     def _first(self) -> tuple[Row, dict[str, list[Header | Picture]]]:
@@ -146,7 +147,7 @@ class Pairs(Examples):
         stream = self.rows.rows(dict.fromkeys(index // crops for index in order), seed)
         last: Streamed | None = None
         for index in order:
-            if last is None or last.index != index // crops:
+            if last is None or last.number != index // crops:
                 last = next(stream)
             yield Streamed(index, last.row), seed
 
@@ -159,7 +160,7 @@ class Pairs(Examples):
     def read(self, index: int | Streamed, seed: int = 0) -> Example:
         """Example ``index``; with ``skip_bad``, the next one that can be read."""
         streamed = index if isinstance(index, Streamed) else None
-        start = streamed.index if streamed else range(self._count)[index]  # an IndexError ends an iteration
+        start = index.number if isinstance(index, Streamed) else range(self._count)[index]  # IndexError ends iterations
         reasons: dict[str, None] = {}
         for number in range(start, start + self._count) if self.skip_bad and not streamed else (start,):
             row, plane, name, crop = self._locate(number % self._count if not streamed else number, streamed)
@@ -180,7 +181,7 @@ class Pairs(Examples):
         raise BadPicturesError(f"none of {self._count} pairs can be read; the first: {next(iter(reasons))}")
 
     def batch(self, places: Iterable[Place]) -> Example:
-        """A batch of examples. In a stream, others of the batch take the places of those that cannot be read."""
+        """A batch of examples. In a stream, others of it take the places of those that cannot be read."""
         if not (self.skip_bad and isinstance(self.rows, StreamedRows)):
             return super().batch(places)
         examples: list[Example | None] = []
@@ -214,7 +215,8 @@ class Pairs(Examples):
         if not columns["target"] and self.prepare is None:
             raise NoTargetError(f"{shown(row)} has no target: this data set can only be translated")
         if spec.crop is not None or plane is not None:
-            self.pictures.check(row, columns)
+            if row["name"] not in self.pictures.checked:
+                self.pictures.check(row, columns)
             if spec.crop is not None:
                 window = self._window(columns, plane, key, seed)
         parts = {
@@ -231,7 +233,9 @@ class Pairs(Examples):
         for role, values in zip(ROLES, (spec.source, spec.target), strict=True):
             if role in parts:
                 found = values if isinstance(values, Values) else reader.values(values, columns[role])
-                around = self._around(columns, window, plane) if role == "source" and plane else [parts[role]]
+                around = [parts[role]]
+                if plane is not None and spec.neighbours and role == "source":
+                    around = self._around(columns, window, plane)
                 array = [self.pictures.fitted(part.scaled(role, found, None, first)) for part in around]
                 arrays[role] = np.concatenate(array) if len(array) > 1 else array[0]
         if self.prepare is not None:
@@ -243,11 +247,12 @@ class Pairs(Examples):
     def _window(self, columns: Mapping[str, Sequence[Any]], plane: Plane | None, key: str, seed: int) -> Window:
         """The window of a crop, in the plane of a slice."""
         reader = self.pictures.reader
-        sides, mask = self.pictures.plane_sides(reader.header(columns["source"][0])), None
+        shape, mask = reader.header(columns["source"][0]).shape[1:], None
+        sides = tuple(side for axis, side in enumerate(shape) if axis != self.pictures.axis)
         if columns["mask"]:
             whole = tuple(slice(0, side) for side in sides)
             mask = lambda: (reader.part(columns["mask"], None, whole, plane).array != 0).any(axis=0)  # noqa: E731
-        return crop_window(sides, images.sides(self.image_size, len(sides)), key, seed, self.spec.in_mask, mask)
+        return crop_window(sides, self._crop, key, seed, self.spec.in_mask, mask)
 
     def _around(self, columns: Mapping[str, Sequence[Any]], window: Window, plane: Plane) -> list[Part]:
         """The source in the slices around a plane, from low to high indices."""
@@ -298,7 +303,7 @@ class Pairs(Examples):
         return digest.hexdigest()
 
     def names_digest(self) -> str:
-        """SHA-256 of the names of rows, or what names a table; of slices, and of conditions with their labels."""
+        """SHA-256 of the names of rows, or what names a table; of slices, and of conditions."""
         known = self.pictures.known
         about = {name: [str(each), each.size, each.classes, each.label] for name, each in known.items()}
         digest = hashlib.sha256(json.dumps([self._ends, str(self.prepare or ""), about]).encode())

@@ -10,7 +10,7 @@ import io
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -93,7 +93,7 @@ class Reader:
 
     def forget(self) -> None:
         """Forget what was decoded and looked at."""
-        self._whole = lru_cache(KEPT)(self._decoded)
+        self._whole = lru_cache(KEPT)(pictures.read if self._cache is None else self._cached)
         self._headers = lru_cache(HEADERS)(pictures.header)
         self._ranges: dict[Any, Values] = {}
 
@@ -127,15 +127,14 @@ class Reader:
             width = whole.shape[-1]
             if width % 2:
                 raise ValueError(f"{value} is {width} pixels wide: two pictures side by side need an even width")
-            picture = whole[..., value.side * width // 2 : (value.side + 1) * width // 2]
+            picture: Any = whole[..., value.side * width // 2 : (value.side + 1) * width // 2]
         else:
             picture = decoded(value)
-        return picture[(slice(None), *window)] if window else picture
+        return cast(Picture, picture[(slice(None), *window)]) if window else picture
 
-    def _decoded(self, path: Path) -> Picture:
-        """A file as a whole, from the cache where there is one."""
-        if self._cache is None:
-            return pictures.read(path)
+    def _cached(self, path: Path) -> Picture:
+        """A file as a whole, from the cache."""
+        assert self._cache is not None
         key = hashlib.sha256(stamp(path.absolute()).encode()).hexdigest()[:32]
         stored = self._cache(key, lambda: {"picture": torch.from_numpy(np.array(pictures.read(path)))})
         return Picture(stored["picture"].numpy(), self._headers(path).geometry, name=path.name)
@@ -162,10 +161,11 @@ class Reader:
             read.append(picture)
             array = np.asarray(picture)
             array = array if plane is None else array.take(0, 1 + plane[0])
-            if picture.nodata is not None:
-                absent = absent | without_data(array, picture.nodata)
-            convert = channels is not None and array.ndim == 3 and is_photograph(picture) and len(array) != channels
-            arrays.append(images.recoloured(array, channels) if convert else array)
+            if picture.geometry.nodata is not None:
+                absent = absent | without_data(array, picture.geometry.nodata)
+            if channels is not None and array.ndim == 3 and len(array) != channels and is_photograph(picture):
+                array = images.recoloured(array, channels)
+            arrays.append(array)
         return Part(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), absent, read)
 
     def values(self, values: AnyValues, of: Sequence[Any]) -> Values:

@@ -46,7 +46,7 @@ class RowPictures:
         self.images = [name for name, each in known.items() if each.kind == "image"]
         self.axis = None if spec.slices is None else AXES[spec.slices]  # across the plane of slices
         self.masked = False  # whether pixels may not count
-        self._checked: set[str] = set()  # names of rows whose grids were compared
+        self.checked: set[str] = set()  # names of rows whose grids were compared
 
     def columns(self, row: Row) -> dict[str, tuple[Any, ...]]:
         """The values of a row's pictures: source and target by the direction, mask, and images of conditions.
@@ -78,10 +78,10 @@ class RowPictures:
 
     def check(self, row: Row, columns: Mapping[str, Sequence[Any]]) -> None:
         """Compare the grids of a row's pictures by their headers, once."""
-        if row["name"] not in self._checked:
+        if row["name"] not in self.checked:
             heads = {name: [self.reader.header(each) for each in values] for name, values in columns.items()}
             self.compare(columns, heads, self.spec.crop is not None or self.axis is not None)
-            self._checked.add(row["name"])
+            self.checked.add(row["name"])
 
     def channels(self, head: Header | Picture) -> int:
         """The channels that a picture has in examples."""
@@ -138,14 +138,14 @@ class RowPictures:
         return tensors
 
     def conditions(self, index: int) -> dict[str, torch.Tensor]:
-        """What row ``index``, as a whole, has besides the source: (K, *S) images, () classes, (L, D) tokens."""
+        """What row ``index``, as a whole, has besides the source: images, classes and tokens."""
         row = self.rows[index]
         columns = self.columns(row)
         parts = {name: self.reader.part(columns[name], None) for name in self.images if columns[name]}
         return self.tensors(row, parts, ())
 
     def whole(self, index: int) -> dict[str, Part]:
-        """The source, target and mask of row ``index``, which may be a volume of several examples, if it has them.
+        """The source, target and mask of row ``index``, which may be a volume of several examples.
 
         They are in stored values; photographs have the size of examples.
 
@@ -209,4 +209,4 @@ class RowPictures:
         return tuple(np.median(found, axis=0).round(6).tolist()) if found else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_checked": set()}
+        return {**vars(self), "checked": set()}

@@ -1,7 +1,7 @@
 """The rows of a data set: where the pictures of each example lie, by layout. Nothing here imports torch.
 
-A row is a mapping of columns: name, source, target, and whatever else there is, such as mask, sar or season. A
-layout is a function of its folder and a split that returns rows.
+A row is a mapping of columns: name, source, target, and whatever else there is, such as mask, sar or season.
+A layout is a function of its folder and a split that returns rows.
 """
 
 from __future__ import annotations
@@ -216,20 +216,21 @@ def _table(data_dir: str, split: str) -> list[Row]:
     ``;`` between them.
     """
     path = Path(data_dir.replace("{split}", split))
-    header, *lines = _lines(path) or [[]]
+    lines = _lines(path)
+    header = lines[0] if lines else []
     if "source" not in header or len(set(header)) < len(header):
         raise ValueError(f"{path} must begin with a line of column names, each once, source among them; got {header}")
     rows: dict[str, Row] = {}
-    for number, cells in enumerate(lines, start=2):
+    for number, cells in enumerate(lines[1:], start=2):
         if len(cells) != len(header):
             raise ValueError(f"line {number} of {path} has {len(cells)} cells, and its header {len(header)}")
         row: dict[str, Any] = {}
         for column, cell in zip(header, cells, strict=True):
             if not cell:
                 raise ValueError(f"line {number} of {path} has no {column}")
-            parts = tuple(path.parent / part.strip() for part in cell.split(";"))
+            parts = [path.parent / part.strip() for part in cell.split(";")]
             if column == "source" and len(parts) > 1:
-                row[column] = parts
+                row[column] = tuple(parts)
             else:
                 is_file = column != "name" and (column in PICTURES or (files.suffix_of(cell) and parts[0].exists()))
                 row[column] = parts[0] if is_file else cell
@@ -286,9 +287,22 @@ def _patients(data_dir: str, split: str) -> list[Row]:
 
 
 def synthrad_values(rows: Iterable[Row]) -> tuple[AnyValues, Values]:
-    """The values of SynthRAD's sources and targets: an MR's own percentiles; -1024 to 3071 HU of CT and CBCT."""
+    """The values of SynthRAD's sources and targets: an MR's percentiles; -1024 to 3071 HU of CT and CBCT."""
     first = next(iter(rows))
     return SYNTHRAD[files.stem_of(first["source"])], HU
+
+
+def read_layout(text: str) -> str:
+    """The name of a layout, checked.
+
+    Raises:
+        ValueError: it is unknown.
+    """
+    if text not in DATASETS:
+        pictures = Path(text).exists()
+        hint = f": the first word is the layout, of pictures alone 'folder', as in folder {text}" if pictures else ""
+        raise ValueError(f"it must be one of {', '.join(sorted(DATASETS))}, got {text!r}{hint}")
+    return text
 
 
 DATASETS: dict[str, Callable[..., Sequence[Row]]] = {

@@ -78,7 +78,7 @@ class Spec:
         source: the values of sources.
         target: the values of targets, and so of results.
         size: of whole pictures, a side, (height, width) or (depth, height, width); None to keep their sizes.
-        resize: what the size means: ``stretch`` to it, ``fit`` inside it with the picture's shape, or ``keep``.
+        resize: what the size means: ``stretch`` to it, or ``fit`` inside it with the shape of the picture.
         channels: 1 or 3, which photographs are converted to; None for those of the files.
         crop: the size of crops; None for whole pictures.
         crops: of each picture in an epoch.
@@ -170,14 +170,14 @@ class Spec:
     def warn_of_source(self, source: Picture) -> None:
         """Warn where a source differs from those of training: in its spacing, its bits, or no contrast."""
         name, spacing = source.name or "the source", source.geometry.spacing
-        if self.spacing is not None and spacing is not None and len(spacing) == 3:
-            if any(max(pair) > SPACING_DIFFERS * min(pair) for pair in zip(spacing, self.spacing, strict=True)):
-                found, trained = (" x ".join(f"{side:.4g}" for side in each) for each in (spacing, self.spacing))
-                warnings.warn(
-                    f"{name} has voxels of {found}, and the network was trained on {trained}: it knows things at "
-                    "that scale, so resample the source",
-                    stacklevel=2,
-                )
+        pairs = zip(spacing, self.spacing, strict=True) if spacing and self.spacing and len(spacing) == 3 else ()
+        if any(max(pair) > SPACING_DIFFERS * min(pair) for pair in pairs):
+            found, trained = (" x ".join(f"{side:.4g}" for side in each or ()) for each in (spacing, self.spacing))
+            warnings.warn(
+                f"{name} has voxels of {found}, and the network was trained on {trained}: it knows things at that "
+                "scale, so resample the source",
+                stacklevel=2,
+            )
         if not isinstance(self.source, Values) or source.dtype != np.uint8:
             return
         if np.subtract(self.source.high, self.source.low).max() > 2 * BYTE:
@@ -194,7 +194,7 @@ class Spec:
         return source if source is not None and holds(np.dtype(self.target.dtype), source) else None
 
     def check_nodata(self, nodata: float | None, absent: npt.NDArray[np.bool_], name: str) -> None:
-        """Raise ValueError where pixels of a source have no value, its ``nodata``, and results cannot say so."""
+        """Raise ValueError where pixels of a source have no value, and results cannot say so."""
         if nodata is not None and absent.any() and self.result_nodata(nodata) is None:
             raise ValueError(
                 f"{name or 'the source'} has pixels without a value, {nodata:g}, and results of {self.target.dtype} "
@@ -271,7 +271,7 @@ class Spec:
         if not isinstance(ranges, Mapping):
             raise ValueError(f"condition_values must be a mapping of names to values, got {ranges!r}")
         conditions = {name: Condition("image", values.from_config(each)) for name, each in ranges.items()}
-        return cls(**sides, crop=crop, conditions=conditions, **others)
+        return cls(**sides, **others, **({} if crop is None else {"crop": crop}), conditions=conditions)
 
 
 def check_eight_bit(spec: Spec, what: str) -> None:

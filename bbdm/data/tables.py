@@ -1,7 +1,7 @@
 """Rows of tables of the Hugging Face ``datasets`` library: tars of WebDataset, Parquet, the Hub.
 
-A table of the layout ``hub`` is fetched once, and its files are mapped into memory. One of the layout ``stream``
-is read from its first row on, at each epoch in another order, which is a function of the epoch's seed.
+A table of the layout ``hub`` is fetched once, and its files are mapped into memory. One of the layout
+``stream`` is read from its first row on, in an order that is a function of the epoch's seed.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class TableRows(Sequence[Row]):
 class Streamed(NamedTuple):
     """A row of a stream, and its number."""
 
-    index: int
+    number: int
     row: Row
 
 
@@ -128,8 +128,8 @@ class StreamedRows(Sequence[Row]):
         self.columns, self.digest = columns, f"{count} {','.join(columns.names.values())}"
         self._source, self._table = table, columns.encoded(table)
         self._rank, self._processes = rank, processes
-        self.count = sum(1 for _ in self._table) if count is None else count
-        if not self.count:
+        self._rows = sum(1 for _ in self._table) if count is None else count
+        if not self._rows:
             raise ValueError("the stream has no rows")
 
     def select(self, names: Iterable[str]) -> StreamedRows:
@@ -138,15 +138,15 @@ class StreamedRows(Sequence[Row]):
 
     def shared(self, rank: int, processes: int) -> StreamedRows:
         """The rows of one of several processes."""
-        return StreamedRows(self._source, self.columns, self.count, rank, processes)
+        return StreamedRows(self._source, self.columns, self._rows, rank, processes)
 
     def __len__(self) -> int:
-        return self.count
+        return self._rows
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [row for _, row in self.rows(range(self.count)[index], 0)]
-        return next(self.rows([range(self.count)[index]], 0)).row
+            return [row for _, row in self.rows(range(self._rows)[index], 0)]
+        return next(self.rows([range(self._rows)[index]], 0)).row
 
     def order(self) -> Order:
         """The order of an epoch: positions in this process's own stream of it.
@@ -157,7 +157,7 @@ class StreamedRows(Sequence[Row]):
         def order(start: int, end: int) -> list[int]:
             share = end - start
             first = start // (share * self._processes) * share if share else 0
-            return [self.count + first + i for i in range(share)]
+            return [self._rows + first + i for i in range(share)]
 
         return order
 
@@ -166,9 +166,9 @@ class StreamedRows(Sequence[Row]):
         stream: Iterator[Row] | None = None
         position = 0
         for index in order:
-            at = index - self.count if index >= self.count else index
+            at = index - self._rows if index >= self._rows else index
             if stream is None:
-                stream = self._stream(seed if index >= self.count else None)
+                stream = self._stream(seed if index >= self._rows else None)
             while position < at:
                 next(stream)
                 position += 1
@@ -204,7 +204,7 @@ def open_table(place: str, split: str, columns: str | None = None) -> TableRows:
 
 
 def open_stream(place: str, split: str, columns: str | None = None) -> StreamedRows:
-    """The same as a stream; see :func:`open_table`. Rows are counted where the table does not say how many."""
+    """The same as a stream; see :func:`open_table`. Rows are counted where the table does not say it."""
     table = _load(place, split, streaming=True)
     known = (table.info.splits or {}).get(str(table.split))
     return StreamedRows(table, Columns(table, columns), known.num_examples if known and known.num_examples else None)

@@ -108,7 +108,7 @@ class Files:
         return check_rows(self.pairs, progress=progress)
 
     def suffix(self, index: int) -> str:
-        """Of the result's file: the source's, where its format holds the result; of a folder of DICOM .nii.gz."""
+        """The suffix of a result: the source's where its format holds it; of a folder of DICOM .nii.gz."""
         value = self.pairs.pictures.columns(self.pairs.rows[index])["source"][0]
         path = value.path if isinstance(value, Half) else value
         if not isinstance(path, Path):
@@ -149,7 +149,7 @@ class Files:
         return self.pairs.pictures.strips(index)
 
     def save(self, index: int, result: Picture, source: Source, path: Path) -> None:
-        """Write a result in [-1, 1] with its source's place; a pixel without a value in the source gets none."""
+        """Write a result at its source's place; a pixel without a value in the source gets none."""
         geometry = self.pairs.pictures.headers(index, "source")[0].geometry
         pictures.write(path, self.pairs.spec.placed(np.array(result), geometry, source.absent))
 

@@ -25,8 +25,8 @@ class SeenPairsError(ValueError):
 def check_unseen(pairs: Examples, origin: Origin | None) -> None:
     """Raise SeenPairsError where pairs are those that a network was trained on, by the records of its run.
 
-    A checkpoint that training resumes from has digests of its pairs, and so has the folder of a run, ``OUT.run``
-    of ``OUT.pt`` or the one that the file is in: of their names and, of files, of paths, sizes and times.
+    A checkpoint that training resumes from has digests of its pairs, and so has the folder of a run,
+    ``OUT.run`` of ``OUT.pt`` or the one that the file is in: of names, and of files with sizes and times.
     """
     if origin is None:
         return

@@ -56,7 +56,7 @@ def read(path: str | os.PathLike[str] | Header, window: Window = ()) -> Picture:
         ValueError: it is damaged, has what the format's module refuses, or the window is outside.
     """
     known = path if isinstance(path, Header) else None
-    path = Path(path) if known is None else known.path
+    path = path.path if isinstance(path, Header) else Path(path)
     with checks.named("read", path):
         module = _reader(path)
         found: Header = known or module.header(path)
