@@ -198,7 +198,7 @@ def test_pictures_with_values_keep_unit_place_and_pixels_without_a_value(tmp_pat
         tmp_path / "c.pt",
         tiny_unet(in_channels=1, out_channels=1, condition_channels=1),
         BRIDGE,
-        pictures=Spec(values, values),
+        pictures=Spec(source=values, target=values),
     )
     sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt", solver="sde-dpm2m", steps=2)
     stored = np.random.default_rng(0).integers(-900, 3000, (1, 8, 8)).astype(np.int16)

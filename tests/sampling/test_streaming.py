@@ -51,7 +51,7 @@ def make(
 ) -> BridgeSampler:
     network = wrap(Net(channels, source_channels), channels, source_channels, stride=4)
     sampler = BridgeSampler(network, ABridge(num_steps=100), solver, 3)
-    sampler.pictures = Spec(source, target)
+    sampler.pictures = Spec(source=source, target=target)
     return sampler
 
 

@@ -140,7 +140,7 @@ def test_values_of_files_and_arrays() -> None:
     """HU in, HU out, on the same grid, of a picture, an array and a batch."""
     sampler = BridgeSampler(unet(), BrownianBridge(), steps=2)
     kind = Values(-1024, 3071, "HU", "int16")
-    sampler.pictures = Spec(kind, kind)
+    sampler.pictures = Spec(source=kind, target=kind)
     stored = np.random.default_rng(0).integers(-1024, 3072, (4, 6, 8)).astype(np.int16)
     geometry = Geometry(format="medical", kept={"spacing": (1.0, 1.0, 3.0)})
     made: Any = sampler(Picture(stored[None], geometry), seed=1)
