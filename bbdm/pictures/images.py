@@ -35,7 +35,6 @@ TURNS = {  # what makes a picture of an EXIF orientation upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SIDEWAYS = range(5, 9)  # EXIF orientations that swap width and height
 GROUP_GAP = 6  # between groups in a grid, in gaps
 TILES_ACROSS = 4  # grey tiles of channels that stand in one row
 NAME_HEIGHT = 12  # of the names above a grid's columns, in pixels
@@ -222,14 +221,6 @@ def to_png(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "png")
     return file.getvalue()
-
-
-def open_size(path: Path) -> tuple[int, int]:
-    """(width, height) of a picture, upright, from its header. Raises ValueError where it is none."""
-    with named("read", path), Image.open(path) as image:
-        decodes = image.format == "PNG" and "exif" not in image.info  # getexif would decode it to look behind
-        turned = not decodes and image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
-        return (image.height, image.width) if turned else image.size
 
 
 def as_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:

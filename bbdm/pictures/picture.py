@@ -55,10 +55,6 @@ class Geometry:
         axes = [int(np.abs(column).argmax()) for column in columns]
         return "".join("RLAPIS"[2 * axis + (column[axis] > 0)] for axis, column in zip(axes, columns, strict=True))
 
-    def without(self, *names: str) -> Geometry:
-        """The geometry without some entries of ``kept``."""
-        return replace(self, kept={name: value for name, value in self.kept.items() if name not in names})
-
     def of_window(self, start: Sequence[int]) -> Geometry:
         """The geometry of a window whose first pixel has the index ``start``."""
         if self.affine is None or not any(start):
@@ -169,12 +165,3 @@ def same_grid(one: Header | Picture, other: Header | Picture) -> bool:
     matrix, further = np.asarray(first.affine), np.asarray(second.affine)
     pixel = np.abs(further[:-1, :-1]).max()  # about the length of a pixel's longest side
     return matrix.shape == further.shape and bool(np.allclose(matrix, further, rtol=0, atol=SAME_PLACE * pixel))
-
-
-def check_same_grid(one: Header, other: Header) -> None:
-    """Raise ValueError unless :func:`same_grid`; the message names both files and grids."""
-    if not same_grid(one, other):
-        raise ValueError(
-            f"{one.path} and {other.path} lie on different grids, {one.grid} and {other.grid}: resample the first to "
-            "the second, such as by SimpleITK.Resample or gdalwarp"
-        )

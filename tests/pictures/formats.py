@@ -101,5 +101,5 @@ def nifti(path: Path, stored: npt.NDArray[Any], *fields: tuple[int, str, Any], o
         *fields,
     ):
         struct.pack_into(order + form, head, offset, *values)
-    path.write_bytes(head + stored.astype(stored.dtype.newbyteorder(order)).tobytes())
+    path.write_bytes(head + stored.astype(order + stored.dtype.str[1:]).tobytes())
     return path

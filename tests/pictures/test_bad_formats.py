@@ -19,10 +19,12 @@ from typing import Any
 import nibabel
 import numpy as np
 import pydicom
+import pydicom.uid
 import pytest
 import rasterio
 import SimpleITK as sitk  # noqa: N813
 import tifffile
+from nibabel.affines import voxel_sizes
 
 from bbdm.base import optional
 from bbdm.pictures import Geometry, Picture, checks, files, header, read, write
@@ -238,7 +240,7 @@ class TestDicom:
         stored = np.arange(64).reshape(8, 8) * 1000
         data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = bits, bits, bits - 1, 0
         data.add_new("PixelData", "OW", stored.astype(f">u{bits // 8}").tobytes())
-        data.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.2"
+        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
         pydicom.dcmwrite(path, data, implicit_vr=False, little_endian=False)
         if bits == 16:
             assert (read(tmp_path) == stored - 1024).all()
@@ -427,6 +429,6 @@ def compared(path: Path, folder: Path) -> str:
         image: Any = nibabel.load(path)
         np.testing.assert_allclose(array[0].T, np.asarray(image.dataobj).reshape(array[0].T.shape), rtol=1e-6)
         if image.get_sform(coded=True)[1] or image.get_qform(coded=True)[1]:
-            assert picture.geometry.spacing == pytest.approx(nibabel.affines.voxel_sizes(image.affine)[::-1], rel=1e-5)
+            assert picture.geometry.spacing == pytest.approx(voxel_sizes(image.affine)[::-1], rel=1e-5)
             assert picture.geometry.orientation == "".join(nibabel.aff2axcodes(image.affine)[::-1])
     return ""

@@ -43,7 +43,7 @@ def test_each_channel_has_its_own_range(axes: int) -> None:
 
 def test_percentiles_are_those_of_numpy_channel_by_channel() -> None:
     array = np.random.default_rng(0).normal(size=(2, 30, 40)) * [[[1]], [[50]]]
-    made = Values.percentiles(1, 90).of(array)
+    made = Percentiles(1, 90).of(array)
     np.testing.assert_allclose(made.low, np.percentile(array.reshape(2, -1), 1, axis=1))
     np.testing.assert_allclose(made.high, np.percentile(array.reshape(2, -1), 90, axis=1))
 
