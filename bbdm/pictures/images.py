@@ -115,10 +115,11 @@ def fitted(array: npt.NDArray[Any], size: Size, resize: Resize = "stretch") -> n
     """
     if array.ndim != 3:
         raise ValueError(f"it has {array.ndim - 1} axes, and pictures have 2")
-    if array.dtype == np.uint8 and len(array) == 3:  # once rather than for each channel, with the same result
-        image = resized(Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0))), size, resize)
-        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-    return np.stack([np.asarray(resized(Image.fromarray(channel), size, resize)) for channel in array])
+    if array.dtype == np.uint8 and len(array) == 3:  # as one picture, whose channels decoders interleave: faster
+        channels = resized(Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0))), size, resize).split()
+    else:
+        channels = [resized(Image.fromarray(channel), size, resize) for channel in array]
+    return np.stack([np.asarray(channel) for channel in channels])
 
 
 def convert(image: Image.Image, channels: int = 3) -> Image.Image:
