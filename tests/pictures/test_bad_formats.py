@@ -249,23 +249,20 @@ class TestDicom:
 
 
 class TestTiff:
-    def test_times(self, tmp_path: Path) -> None:
+    def test_several_times_or_sizes(self, tmp_path: Path) -> None:
         stored = numbers((2, 3, 8, 8), "uint16")
         tifffile.imwrite(tmp_path / "a.tif", stored, imagej=True, metadata={"axes": "TZYX"})
         refused(tmp_path / "a.tif", "2 times: save each as a file of its own")
-
-    def test_pages_of_several_sizes(self, tmp_path: Path) -> None:
         with tifffile.TiffWriter(tmp_path / "a.tif") as file:
             for side in (8, 16):
                 file.write(numbers((side, side), "uint16"), metadata=None)
         refused(tmp_path / "a.tif", r"several sizes or types, \(8, 8\), \(16, 16\)")
 
-    def test_truncated(self, tmp_path: Path) -> None:
-        for compression in (None, "zlib"):
-            tifffile.imwrite(tmp_path / "a.tif", numbers((32, 32), "uint16"), metadata=None, compression=compression)
-            data = (tmp_path / "a.tif").read_bytes()
-            (tmp_path / "a.tif").write_bytes(data[:-100])
-            refused(tmp_path / "a.tif", "truncated|shorter")
+    @pytest.mark.parametrize("compression", [None, "zlib"])
+    def test_truncated(self, compression: str | None, tmp_path: Path) -> None:
+        tifffile.imwrite(tmp_path / "a.tif", numbers((32, 32), "uint16"), metadata=None, compression=compression)
+        (tmp_path / "a.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:-100])
+        refused(tmp_path / "a.tif", "truncated|shorter")
 
     def test_a_missing_half_of_a_set(self, tmp_path: Path) -> None:
         """OME can name other files, which are not read."""
@@ -280,18 +277,15 @@ class TestNumpy:
         np.save(tmp_path / "a.npy", np.array([print, None]), allow_pickle=True)
         np.savez(tmp_path / "a.npz", np.array([print, None]))
         (tmp_path / "b.npy").write_bytes(pickle.dumps(print))
-        refused(tmp_path / "a.npy", "pickled objects, which are never loaded")
-        refused(tmp_path / "a.npz", "pickled objects, which are never loaded")
-        refused(tmp_path / "b.npy", "cannot read")
+        for name in ("a.npy", "a.npz", "b.npy"):
+            refused(tmp_path / name, "cannot read" if name == "b.npy" else "pickled objects, which are never loaded")
 
-    def test_shapes_and_several_arrays(self, tmp_path: Path) -> None:
+    def test_shapes_and_members(self, tmp_path: Path) -> None:
         for shape in ((3,), (1, 2, 3, 4, 5), (0, 3), ()):
             np.save(tmp_path / "a.npy", np.zeros(shape))
             refused(tmp_path / "a.npy", "must be|no pixels")
         np.savez(tmp_path / "a.npz", one=np.zeros((2, 2)), two=np.zeros((2, 2)))
         refused(tmp_path / "a.npz", 'named "array"; it has one, two')
-
-    def test_damaged_member(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "a.npz", np.zeros((8, 8)))
         data = bytearray((tmp_path / "a.npz").read_bytes())
         data[300] ^= 1
@@ -338,15 +332,12 @@ def large_png(path: Path) -> None:
     path.write_bytes(data)
 
 
-def large_nifti(path: Path) -> None:
-    """Of 3.4 GB by its header; or with a start of its values that is 2 GB of zeros away, in 2 MB."""
-    plain = nifti(path.with_name("plain.nii"), numbers((4, 4, 4), "int16"), (40, "4h", (3, 4096, 4096, 100)))
-    path.write_bytes(gzip.compress(plain.read_bytes()) if path.suffix == ".gz" else plain.read_bytes())
-
-
-def far_nifti(path: Path) -> None:
-    plain = nifti(path.with_name("plain.nii"), numbers((4, 4, 4), "int16"), (108, "f", (2.0**28,)))
-    path.write_bytes(gzip.compress(plain.read_bytes() + bytes(2**28), 1))
+def large_nifti(path: Path, offset: float = 352, rest: bytes = b"") -> None:
+    """Of 3.4 GB, or of values that begin far behind the header, as its fields say."""
+    dims = (3, 4096, 4096, 100) if offset == 352 else (3, 4, 4, 4)
+    plain = nifti(path.with_name("plain"), numbers((4, 4, 4), "int16"), (40, "4h", dims), (108, "f", (offset,)))
+    data = plain.read_bytes() + rest
+    path.write_bytes(gzip.compress(data, 1) if path.suffix == ".gz" else data)
 
 
 def large_text(path: Path) -> None:
@@ -360,7 +351,12 @@ def large_text(path: Path) -> None:
     ("name", "make"),
     [
         *(("a.npy", large_npy), ("a.npz", bomb_npz), ("a.tif", large_tiff), ("b.tif", large_geotiff)),
-        *(("a.png", large_png), ("a.nii", large_nifti), ("a.nii.gz", large_nifti), ("b.nii.gz", far_nifti)),
+        *(
+            ("a.png", large_png),
+            ("a.nii", large_nifti),
+            ("a.nii.gz", large_nifti),
+            ("b.nii.gz", lambda path: large_nifti(path, 2.0**28, bytes(2**28))),
+        ),
         *(("a.mha", large_text), ("a.nrrd", large_text)),
     ],
 )
