@@ -261,7 +261,9 @@ class Spec:
             for name in ("source", "target")
             if config.get(f"{name}_values") is not None
         }
-        others = {name: config[name] for name in ("slices", "neighbours", "nodata") if config.get(name) is not None}
+        others: dict[str, Any] = {
+            name: config[name] for name in ("slices", "neighbours", "nodata") if config.get(name) is not None
+        }
         if not isinstance(others.get("nodata", 0.0), float | int):
             raise ValueError(f"nodata must be a number, got {others['nodata']!r}")
         if (spacing := config.get("spacing")) is not None:

@@ -14,10 +14,10 @@ from PIL import Image
 from bbdm import solvers
 from bbdm.base import manifest, optional, sizes
 from bbdm.codec import WrappedCodec
+from bbdm.data.spec import check_eight_bit
 from bbdm.files import hub
 from bbdm.networks.base import Wrapped
 from bbdm.pictures import images
-from bbdm.data.spec import Spec, check_eight_bit
 
 TASK = "image-to-image"
 TEMPLATE = """\

@@ -17,6 +17,7 @@ import torch
 from bbdm import bridges
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, VQGANCodec
+from bbdm.data.spec import Spec
 from bbdm.files import importers, weights
 from bbdm.files.content import Checkpoint, CodecState, NetworkState, VQGANState
 from bbdm.files.hub import find_checkpoint
@@ -25,7 +26,6 @@ from bbdm.networks.base import Network, check_network
 from bbdm.networks.restore import converted, find_dtype, state_hash
 from bbdm.networks.vqgan import VQGAN
 from bbdm.pictures.images import Size, as_size
-from bbdm.data.spec import Spec
 from bbdm.solvers import USUAL, Defaults
 
 FORMAT = "bbdm"

@@ -13,6 +13,7 @@ import torch
 from bbdm import codec as codecs
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec, LatentStatistics, WrappedCodec
+from bbdm.data.spec import Spec
 from bbdm.files.weights import IncompleteFileError, Snapshot, State
 from bbdm.networks.base import Network, Wrapped
 from bbdm.networks.dit import DiT, DiTConfig
@@ -23,7 +24,6 @@ from bbdm.networks.unet_config import UNetConfig
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 from bbdm.networks.wrapped_config import WrappedConfig
 from bbdm.pictures.images import Size
-from bbdm.data.spec import Spec
 from bbdm.solvers import USUAL, Defaults
 
 NETWORKS: dict[str, tuple[type[Network], type[Any]]] = {  # by the names in files; the classes of their settings
