@@ -55,6 +55,10 @@ class Geometry:
         axes = [int(np.abs(column).argmax()) for column in columns]
         return "".join("RLAPIS"[2 * axis + (column[axis] > 0)] for axis, column in zip(axes, columns, strict=True))
 
+    def without(self, *names: str) -> Geometry:
+        """The geometry without some entries of ``kept``."""
+        return replace(self, kept={name: value for name, value in self.kept.items() if name not in names})
+
     def of_window(self, start: Sequence[int]) -> Geometry:
         """The geometry of a window whose first pixel has the index ``start``."""
         if self.affine is None or not any(start):
