@@ -183,8 +183,8 @@ class Card:
             model_name=title if self.scores else None,
             eval_results=[package.EvalResult(**each) for each in self.scores] or None,
         )
-        own = {"network=bbdm.wrap(...)": isinstance(model.unet, Wrapped)}  # what only its maker can give
-        own |= {"codec=bbdm.wrap_codec(...)": isinstance(model.codec, WrappedCodec)}
+        codes = {"network=bbdm.wrap(...)": isinstance(model.unet, Wrapped)}  # what only its maker can give
+        codes |= {"codec=bbdm.wrap_codec(...)": isinstance(model.codec, WrappedCodec)}
         first = {model.solver: len(model.table)}
         card = package.ModelCard.from_template(
             data,
@@ -199,7 +199,7 @@ class Card:
             kind=kind,
             network=_described(model.unet.module if isinstance(model.unet, Wrapped) else model.unet),
             codec=model.codec and _described(model.codec.module),
-            arguments=", ".join([f'"{name}"', *(code for code, needed in own.items() if needed)]),
+            arguments=", ".join([f'"{name}"', *(code for code, needed in codes.items() if needed)]),
             suffix="png" if kind.source == kind.target == EIGHT_BIT_PICTURES.source else "npy",
             has_export=has_export,
             solvers=first | solvers.choices(model.bridge, model.calls) | first,
