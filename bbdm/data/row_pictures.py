@@ -164,7 +164,10 @@ class RowPictures:
         if self.spec.size is not None or self.prepare is not None:
             arrays = {role: self.fitted(part.array) for role, part in parts.items()}
             arrays = arrays if self.prepare is None else self.prepare(arrays, row["name"])
-            parts = {role: Part(array, False, parts["source"].pictures) for role, array in arrays.items()}
+            parts = {
+                role: Part(array, False, parts[role if role in parts else "source"].pictures)
+                for role, array in arrays.items()
+            }
         if columns["mask"]:
             parts["mask"] = self.reader.part(columns["mask"], None)
         return parts
