@@ -72,12 +72,11 @@ class Pairs(Examples):
         self.cache, self.prepare, self.skip_bad = cache, prepare, skip_bad
         self.pictures = RowPictures(self.rows, spec, known, reader, prepare)
         row, heads = self._first()
-        sides = self.pictures.plane_sides(heads["source"][0])
-        if spec.axes != len(sides):
-            which = (
-                "say which slices are meant, such as slices axial" if len(sides) == 3 else "this network is of volumes"
-            )
-            raise ValueError(f"{shown(row)} has {len(sides)} axes, and examples {spec.axes}: {which}")
+        axes, sides = len(heads["source"][0].sides), self.pictures.plane_sides(heads["source"][0])
+        if axes != (spec.axes if spec.slices is None else 3):
+            which = "say which slices are meant, such as slices axial" if axes == 3 else "this network is of volumes"
+            which = "slices are of volumes, which have 3" if spec.slices else f"examples {spec.axes}: {which}"
+            raise ValueError(f"{shown(row)} has {axes} axes, and {which}")
         count, channels = (sum(map(self.pictures.channels, heads[role])) for role in ROLES)
         for each, values in ((count, spec.source), (channels or count, spec.target)):
             check_channels(values, each, shown(row))
