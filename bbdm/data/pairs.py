@@ -126,13 +126,11 @@ class Pairs(Examples):
         """The examples of an epoch, a function of the seed; the crops of a picture follow each other."""
         crops = self.spec.crops
         if isinstance(self.rows, StreamedRows):
-            pairs = self.rows.order()
-        else:
-            indices = torch.randperm(self._count // crops, generator=torch.Generator().manual_seed(seed))
-            pairs: Order = lambda start, end: indices[start:end].tolist()  # noqa: E731
+            return self.rows.order(crops)
+        indices = torch.randperm(self._count // crops, generator=torch.Generator().manual_seed(seed))
 
         def order(start: int, end: int) -> list[int]:
-            found = pairs(start // crops, -(-end // crops))
+            found = indices[start // crops : -(-end // crops)].tolist()
             return [crops * pair + crop for pair in found for crop in range(crops)][start % crops :][: end - start]
 
         return order
