@@ -68,7 +68,7 @@ class Pairs(Examples):
         spec = spec or Spec()
         reader = Reader(None if cache is None else Cache(cache, "decoded pictures", {}))
         known = conditions.fitted(spec.conditions, rows, reader)
-        self.rows = rows.select([*ROLES, *known]) if isinstance(rows, TableRows) else rows
+        self.rows = rows.select([*ROLES, "mask", *known]) if isinstance(rows, TableRows) else rows
         self.cache, self.prepare, self.skip_bad = cache, prepare, skip_bad
         self.pictures = RowPictures(self.rows, spec, known, reader, prepare)
         row, heads = self._first()
