@@ -219,7 +219,9 @@ class TestRefused:
             save(tmp_path / "A/0.png", pixels(77, SIZE + 3))
         settings = {name: value for name, value in change.items() if name in ("size", "direction")}
         other = load(f"{tmp_path}/A,{tmp_path}/B", **{"size": SIZE, **settings})
-        with pytest.raises(ValueError, match=rf"manifest\.json is of other {kind} \(.*{message}.*\): give another folder"):
+        with pytest.raises(
+            ValueError, match=rf"manifest\.json is of other {kind} \(.*{message}.*\): give another folder"
+        ):
             make(other, **given)
 
     def test_of_other_blocks(self, pairs: Read, folder: Path) -> None:

@@ -92,7 +92,9 @@ class TestOfFiles:
     @pytest.mark.parametrize("direction", ["AtoB", "BtoA"])
     def test_images_are_resized_as_sources_are(self, direction: Any) -> None:
         found = pairs_of(size=5, direction=direction).read(1).conditions["sar"]
-        assert (found.numpy()[0] == np.asarray(Image.fromarray(grey(1)).resize((5, 5), Image.Resampling.BILINEAR))).all()
+        assert (
+            found.numpy()[0] == np.asarray(Image.fromarray(grey(1)).resize((5, 5), Image.Resampling.BILINEAR))
+        ).all()
 
     def test_images_are_cropped_as_sources_are(self, root: Path) -> None:
         for i in range(COUNT):
@@ -118,7 +120,9 @@ class TestOfFiles:
         ):
             found = pairs_of(text).read(0).conditions["sar"]
             np.testing.assert_allclose(found.numpy(), wanted, atol=1e-6)
-        with pytest.raises(ValueError, match=r"sar of A/x/0\.png has values from -25 to 0 in float32: give their range"):
+        with pytest.raises(
+            ValueError, match=r"sar of A/x/0\.png has values from -25 to 0 in float32: give their range"
+        ):
             pairs_of().read(0)
         save(root / "sar/x/0.npy", decibels / 25)  # floats that are in the unit range
         assert (pairs_of().read(0).conditions["sar"].numpy() == decibels / 25).all()
@@ -153,14 +157,17 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {  # a change, settings, mes
     ),
     "damaged": (lambda root: (root / "sar/x/2.png").write_bytes(b"no picture"), {}, r"sar/x/2\.png"),
     "channels": (
-        lambda root: save(root / "sar/x/2.npy", np.zeros((2, SIZE, SIZE), np.float32)) and (root / "sar/x/2.png").unlink(),
+        lambda root: (
+            save(root / "sar/x/2.npy", np.zeros((2, SIZE, SIZE), np.float32)) and (root / "sar/x/2.png").unlink()
+        ),
         {},
         r"sar of A/x/2\.png has 2 channels, and others have 1",
     ),
     "empty label": (lambda _: write_labels("a", "b", " ", "c"), {}, r"line 4 of labels\.csv must be NAME,CLASS"),
     "volume": (
-        lambda root: save(root / "sar/x/2.npy", np.zeros((1, 2, SIZE, SIZE), np.float32))
-        and (root / "sar/x/2.png").unlink(),
+        lambda root: (
+            save(root / "sar/x/2.npy", np.zeros((1, 2, SIZE, SIZE), np.float32)) and (root / "sar/x/2.png").unlink()
+        ),
         {"crop": 4},
         r"sar/x/2\.npy and .*B/x/2\.png lie on different grids, 2 x 8 x 8 and 8 x 8",
     ),

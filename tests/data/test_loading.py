@@ -97,9 +97,7 @@ def test_errors_of_workers_are_one_line(workers: int, pairs: Pairs, tmp_path: Pa
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_workers_leave_out_is_said_once(
-    workers: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_workers_leave_out_is_said_once(workers: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data_dir = pictures(tmp_path, COUNT)
     damage(tmp_path / "A/3.png")
     batches = Batches(load(data_dir, size=8, skip_bad=True), 2, CPU, workers)

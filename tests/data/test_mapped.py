@@ -64,7 +64,9 @@ def test_items_are_mappings_with_more() -> None:
 
 
 def test_conditions_make_batches() -> None:
-    items = [{"source": GOOD, "target": GOOD, "conditions": {"style": i, "text": np.ones((i + 1, 3))}} for i in range(3)]
+    items = [
+        {"source": GOOD, "target": GOOD, "conditions": {"style": i, "text": np.ones((i + 1, 3))}} for i in range(3)
+    ]
     (batch,) = Batches(MappedDataset(items), 3, torch.device("cpu"))()
     assert batch.conditions["style"].tolist() == [0, 1, 2]
     assert batch.conditions["text"].sum((1, 2)).tolist() == [3, 6, 9]
@@ -108,7 +110,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "integers": ((GOOD.astype(np.uint16), GOOD), "item 0 .*source has values from 0 to 0 in uint16: give their range"),
     "nan": ((GOOD * np.nan, GOOD), r"item 0 .*nan stands in channel 0 at \(0, 0\)"),
     "mask": ({"source": GOOD, "target": GOOD, "mask": GOOD[0]}, r"item 0 .*mask must be .* got shape \(4, 4\)"),
-    "mask size": ({"source": GOOD, "target": GOOD, "mask": GOOD[:, 1:]}, r"item 0 .*: mask and target lie on different grids, 3 x 4 and 4 x 4"),
+    "mask size": (
+        {"source": GOOD, "target": GOOD, "mask": GOOD[:, 1:]},
+        r"item 0 .*: mask and target lie on different grids, 3 x 4 and 4 x 4",
+    ),
     "class": ({"source": GOOD, "target": GOOD, "conditions": {"s": 0.5}}, "item 0 .*s must be the number of a class"),
     "negative": ({"source": GOOD, "target": GOOD, "conditions": {"s": -1}}, "item 0 .*s must be the number of a class"),
 }

@@ -204,12 +204,17 @@ class TestOfRows:
 
     def test_what_a_network_has_learned_stays(self, tmp_path: Path) -> None:
         data_dir = folders(tmp_path, ".nii", 1, (3, 4, 5))
-        learned = Spec(source=Percentiles(), target=HU, slices="axial", neighbours=2, spacing=(1.0, 2.0, 3.0), nodata=-5)
+        learned = Spec(
+            source=Percentiles(), target=HU, slices="axial", neighbours=2, spacing=(1.0, 2.0, 3.0), nodata=-5
+        )
         found = self.spec(data_dir, learned=learned)
         assert (found, found.spacing) == (learned, learned.spacing)
         assert self.spec(data_dir, config={"slices": Slices("coronal")}, learned=learned).neighbours == 2
         for config, message in (
-            ({"target_values": read_values("0:9")}, "target_values must be those of the network, -1024:3071:HU, got 0:9"),
+            (
+                {"target_values": read_values("0:9")},
+                "target_values must be those of the network, -1024:3071:HU, got 0:9",
+            ),
             ({"slices": Slices("axial", 1)}, "neighbours must be those of the network, 2, got 1"),
         ):
             with pytest.raises(ValueError, match=message):

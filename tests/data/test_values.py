@@ -328,7 +328,9 @@ class TestGrids:
         folders(tmp_path, count=1)
         mask_of(tmp_path, 0, (HEIGHT, WIDTH - 1), (1, 1))
         for how in ({}, {"crop": CROP}):
-            with pytest.raises(ValueError, match=r"M/0\.npy and .*B/0\.npy lie on different grids, 20 x 23 and 20 x 24"):
+            with pytest.raises(
+                ValueError, match=r"M/0\.npy and .*B/0\.npy lie on different grids, 20 x 23 and 20 x 24"
+            ):
                 valued(masked(tmp_path), **how).read(0)
 
     def test_channels_must_fit_the_values(self, tmp_path: Path) -> None:
