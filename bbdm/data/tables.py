@@ -151,8 +151,8 @@ class StreamedRows(Sequence[Row]):
     def order(self, crops: int = 1) -> Order:
         """The order of an epoch: positions in this process's own stream of it.
 
-        The steps of an epoch ask for equal shares of the processes, rank after rank. ``crops`` is the number of
-        examples of a row, which follow each other.
+        The steps of an epoch ask for equal shares of the processes, rank after rank. ``crops`` is the number
+        of examples of a row, which follow each other.
         """
 
         def order(start: int, end: int) -> list[int]:
