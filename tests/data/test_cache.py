@@ -1,10 +1,7 @@
 """Caches of examples and of latents: the data set's tensors, made once, completed, refused if they differ."""
 
-import errno
 import pickle
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,9 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from bbdm.base.atomic import write_atomically
 from bbdm.codec import Codec, wrap_codec
-from bbdm.data import cache as cache_module
 from bbdm.data.cache import Cache, CachedExamples
 from bbdm.data.examples import Example, Examples
 from bbdm.data.latents import LatentDataset, measure
@@ -128,31 +123,6 @@ def test_an_interrupted_cache_is_completed(pairs: Read, folder: Path) -> None:
     assert_same(made, pairs)
 
 
-def test_two_runs_make_a_cache_once(pairs: Read, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[Path] = []
-
-    def slow(path: Path, content: Any) -> None:
-        written.append(path)
-        time.sleep(0.05)
-        write_atomically(path, content)
-
-    monkeypatch.setattr(cache_module, "write_atomically", slow)
-    with ThreadPoolExecutor(2) as both:
-        one, other = both.map(lambda _: cached(pairs, folder), range(2))
-    assert [path.name for path in written] == ENTRIES
-    assert_same(one, other)
-
-
-def test_a_full_disk_leaves_no_part(pairs: Read, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(cache_module, "write_atomically", full)
-    with pytest.raises(OSError, match=r"no room for 0 MiB more of pictures: make some.*00000\.safetensors"):
-        cached(pairs, folder)
-    assert [path.name for path in folder.glob("[!.]*")] == ["manifest.json"]
-
-
 class TestRefused:
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -196,7 +166,7 @@ class TestRefused:
             path.write_bytes(bytes([*whole[:place], whole[place] ^ 1, *whole[place + 1 :]]))
             with pytest.raises(ValueError, match=r"a\.safetensors has changed"):
                 cache.missing(["a"])
-        with pytest.raises(ValueError, match="is of other numbers .of 1, now 2"):
+        with pytest.raises(ValueError, match=r"is of other numbers \(of 1, now 2"):
             Cache(folder, "numbers", {"of": 2})
 
     def test_a_damaged_manifest_and_files_of_something_else(self, pairs: Read, folder: Path) -> None:
@@ -217,10 +187,10 @@ def codec_of(seed: int = 0) -> Codec:
     return wrap_codec(nn.Conv2d(3, 4, 2, 2), lambda m, image: m(image), lambda _, latents: latents, 4, 2)
 
 
-def encoded(codec: Codec, pictures: list[torch.Tensor], flip: bool) -> torch.Tensor:
+def encoded(codec: Codec, sides: list[Any], flip: bool) -> torch.Tensor:
     """(B, 4, H / 2, W / 2) float64 of uint8, by hand; with ``flip``, each is followed by its mirrored one."""
     weight, bias = (v.detach().double() for v in codec.module.parameters())  # pyright: ignore[reportAttributeAccessIssue]
-    both = torch.stack([each for picture in pictures for each in ([picture, picture.flip(-1)] if flip else [picture])])
+    both = torch.stack([each for picture in sides for each in ([picture, picture.flip(-1)] if flip else [picture])])
     cells = (both.double() / 127.5 - 1).unfold(2, 2, 2).unfold(3, 2, 2)  # B, 3, H', W', 2, 2
     return torch.einsum("bchwij,ocij->bohw", cells, weight) + bias[:, None, None]
 
@@ -234,7 +204,8 @@ class TestLatents:
         statistics = asdict(measure(made, codec)), asdict(measure(pairs, codec, flip))
         for place, name in enumerate(("source", "target")):
             wanted = encoded(codec, [pairs.read(index)[place] for index in range(COUNT)], flip)
-            found = torch.stack([made.read(index)[place] for index in range(COUNT)])
+            sides: list[Any] = [made.read(index)[place] for index in range(COUNT)]
+            found = torch.stack(sides)
             torch.testing.assert_close(found.double().reshape(wanted.shape), wanted, rtol=0, atol=1e-5)
             for each in statistics:
                 np.testing.assert_allclose(each[f"{name}_mean"], wanted.mean((0, 2, 3)), atol=1e-5)

@@ -1,6 +1,7 @@
 """A look at rows before training: all that cannot be read, and what values show at a glance."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ class TestFirstLook:
         """Of 480 values, 48 are above the source's range, and of the next 480 none is."""
         for number, most in enumerate((480, 100)):
             save(tmp_path / f"{number}.npy", located(0, (1, 20, 24)) % most)
-        values = {"source": Values(0, 431, dtype="int16"), "target": Values(0, 480, "m", "int16")}
+        values: dict[str, Any] = {"source": Values(0, 431, dtype="int16"), "target": Values(0, 480, "m", "int16")}
         line = "5 % of the values of the first 2 sources are outside of their range, 0:431, and clipped to it"
         assert first_look(load(f"{tmp_path},{tmp_path}", **values)) == [line]
 

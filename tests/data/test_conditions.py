@@ -70,8 +70,12 @@ class TestOfFiles:
         assert (example.conditions["sar"].numpy() == grey(3)[None]).all()
         assert (example.conditions["text"].numpy() == tokens(3)).all()
         assert (example.conditions["style"].dtype, example.conditions["style"].shape) == (torch.int64, ())
+        with pytest.raises(ValueError, match="rows have no column 'depth': add ',depth=WHERE'"):
+            pairs_of("depth=image")
         write_labels("10", "9", "b", "Ä")
-        assert pairs_of().further.classes["style"] == ("9", "10", "b", "Ä")
+        again = pairs_of()
+        assert again.further.classes["style"] == ("9", "10", "b", "Ä")
+        assert len({each.names_digest() for each in (pairs, again, pairs_of("sar=image"))}) == 3
 
     def test_a_batch_has_zeros_where_tokens_end(self) -> None:
         (batch,) = Batches(pairs_of(), COUNT, torch.device("cpu"))()
@@ -109,15 +113,6 @@ class TestOfFiles:
         save(Path("sar/0.npy"), decibels / 25)  # floats that are in the unit range
         assert (pairs_of().read(0).conditions["sar"].numpy() == decibels / 25).all()
 
-    def test_digests_are_of_conditions_too(self) -> None:
-        before = pairs_of().digest(), pairs_of().names_digest()
-        save(Path("text/0.npy"), tokens(0) + 1)
-        after = pairs_of().digest(), pairs_of().names_digest()
-        assert (after[0] == before[0], after[1] == before[1]) == (False, True)
-        write_labels(*reversed(LABELS))
-        assert pairs_of().names_digest() != after[1]
-        assert pairs_of("style=class").digest() != pairs_of("sar=image").digest()
-
     @pytest.mark.parametrize("how", [{"slices": "axial"}, {"axes": 3}], ids=str)
     def test_of_volumes(self, how: dict[str, Any]) -> None:
         for name in ("C", "D", "depth"):
@@ -149,11 +144,6 @@ def test_what_does_not_fit_is_named(file: str, content: Any, message: str) -> No
     Path(file).write_text(content) if isinstance(content, str) else save(Path(file), content)
     with pytest.raises(ValueError, match=message):
         pairs_of(crop=4).read(2)
-
-
-def test_a_column_that_is_missing_is_named() -> None:
-    with pytest.raises(ValueError, match="rows have no column 'style': add ',style=WHERE'"):
-        pairs_of(data_dir="A,B,sar=sar")
 
 
 class TestOfANetwork:

@@ -13,7 +13,7 @@ import torch
 from bbdm.data.examples import BadPicturesError, Example
 from bbdm.data.loading import Batches, with_short_errors
 from bbdm.data.pairs import Pairs
-from tests.data.making import damage, folders, load, pictures, valued
+from tests.data.making import damage, load, pictures
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -37,22 +37,11 @@ def test_batches_are_the_examples_in_the_order(workers: int, pairs: Pairs) -> No
         found = list(batches(order))
         assert [len(batch.source) for batch in found] == [2] * (len(wanted) // 2) + [1] * (len(wanted) % 2)
         for side in (0, 1):
-            parts = [batch[side] for batch in found]
+            parts: list[Any] = [batch[side] for batch in found]
             assert torch.equal(torch.cat(parts), torch.stack([pair[side] for pair in wanted]))
             assert all(v.is_contiguous(memory_format=torch.channels_last) for v in parts)
         assert {batch.source.dtype for batch in batches.stored(order)} == {torch.uint8}  # what is copied
     batches.close()
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_batch_has_the_crops_of_its_seed_and_masks(workers: int, tmp_path: Path) -> None:
-    folders(tmp_path)
-    pairs = valued(f"{tmp_path}/A,{tmp_path}/B,mask={tmp_path}/B", crop=8)
-    (batch,) = Batches(pairs, 3, CPU, workers)([2, 0, 1], seed=9)
-    assert batch.name == ["2", "0", "1"]
-    for place, index in enumerate([2, 0, 1]):
-        assert torch.equal(batch.source[place], pairs.read(index, 9).source)
-        assert torch.equal(batch.mask[place], pairs.read(index, 9).mask)
 
 
 class ProcessIds(Pairs):

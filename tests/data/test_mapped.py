@@ -122,25 +122,3 @@ def test_later_items_must_be_like_the_first() -> None:
         pairs.batch([(0, 0), (2, 0)])
     with pytest.raises(ValueError, match="needs __len__ and __getitem__, and a generator has not both"):
         MappedDataset(i for i in ())  # pyright: ignore[reportArgumentType]
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("library", ["monai", "torchio", "datasets"])
-def test_items_of_other_libraries_need_one_line(library: str) -> None:
-    volume = torch.rand(1, 4, 4, 2)
-    if library == "monai":
-        import monai.data as monai
-
-        items = monai.CacheDataset([{"mr": volume, "ct": volume}], transform=lambda item: item, progress=False)  # pyright: ignore
-        pairs = MappedDataset(items, lambda item: (item["mr"], item["ct"]))
-    elif library == "torchio":
-        import torchio
-
-        subject = torchio.Subject(mr=torchio.ScalarImage(tensor=volume), ct=torchio.ScalarImage(tensor=volume))
-        pairs = MappedDataset(torchio.SubjectsDataset([subject]), lambda s: (s["mr"].data, s["ct"].data))
-    else:
-        import datasets
-
-        table = datasets.Dataset.from_dict({"mr": [volume.numpy()], "ct": [volume.numpy()]}).with_format("torch")
-        pairs = MappedDataset(table, lambda row: (row["mr"], row["ct"]))
-    assert torch.equal(pairs[0][0], volume)

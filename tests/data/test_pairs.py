@@ -1,7 +1,6 @@
 """Photographs as examples: upright, grey or in colours, resized; their order, and what replaces bad ones."""
 
 import pickle
-import struct
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,9 @@ class TestSize:
         """Pictures are 16 high and 12 wide; height comes before width in sizes, and after it in Pillow."""
         array = pixels(0, 16, 12, channels)
         found = alone(save(tmp_path / "7.png", array), size=size, resize=resize).read(0).source
-        assert (found.numpy() == chw(Image.fromarray(array).resize(wanted[::-1], Image.Resampling.BILINEAR))).all()
+        assert (
+            found.numpy() == chw(Image.fromarray(array).resize((wanted[1], wanted[0]), Image.Resampling.BILINEAR))
+        ).all()
 
     def test_other_values_are_resized_each_channel_for_itself(self, tmp_path: Path) -> None:
         pairs = valued(folders(tmp_path), size=(10, 12))
@@ -132,14 +133,6 @@ class TestBad:
         with pytest.raises(BadPicturesError, match=r"B/0\.png"):
             pairs.read(0)
 
-    def test_a_header_of_absurd_size_takes_no_memory(self, tmp_path: Path) -> None:
-        path = save(tmp_path / "7.bmp", pixels(0))
-        content = bytearray(path.read_bytes())
-        struct.pack_into("<ii", content, 18, 20_000, 20_000)  # width and height of a BMP
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"7\.bmp"):
-            alone(path).read(0)
-
     def test_the_next_pair_takes_the_place(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         data_dir = pictures(tmp_path)
         whole = load(data_dir)
@@ -152,7 +145,7 @@ class TestBad:
         assert torch.equal(pairs.read(1).source, whole.read(3).source)
         assert [str(tmp_path / name) in pairs.read(1).left_out for name in ("A/1", "B/2", "A/4")] == [True, True, False]
         for index in (1, 1, 2, 4):
-            assert pairs[index]
+            assert len(pairs[index]) == 2
         lines = [record.getMessage() for record in caplog.records]
         assert [line.rpartition(" (")[2] for line in lines] == [f"{count} so far)" for count in (1, 2, 3)]  # each once
         assert pairs.names_digest() == whole.names_digest()

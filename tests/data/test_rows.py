@@ -75,28 +75,51 @@ def test_the_halves_of_a_picture_are_source_and_target(root: Path) -> None:
 
 
 PAIR = "train/A/3.png train/B/3.png"
-REFUSED = [  # dataset, data_dir, files, message
-    ("celeba", ".", f"{PAIR} train/A/5.png", r"A/5\.png has no counterpart in .*B: files are matched by name"),
-    ("celeba", ".", f"{PAIR} train/B/5.png", r"B/5\.png has no counterpart in .*A: files are matched by name"),
-    ("celeba", ".", f"{PAIR} train/A/5.png train/B/6.png", r"A/5\.png has no counterpart .*, and 1 more have none"),
-    ("celeba", ".", f"{PAIR} train/A/3.jpg", r"A/3\.jpg and .*A/3\.png have the same name"),
-    ("paired", "train/A,x;train/B", f"{PAIR} x/4.png", r"A/3\.png has no counterpart in x"),
-    ("edge2shoes", ".", PAIR, "train has the folders A and B, .* layout of 'celeba'"),
-    ("edge2shoes", ".", "train/a.txt", r"no pictures in train \(looked for .*\.png"),
-    ("cityscapes", ".", "gtFine/train/u/1.png leftImg8bit/train/u/1.png", r"no pictures \*_gtFine_color"),
-    ("folder", "train/a.txt", "train/a.txt", "a.txt is a file, not a folder"),
-    ("paired", "x", "", "two folders, SOURCES,TARGETS; got 'x'"),
-    ("paired", "x,y,z", "", "got 'x,y,z'; of several sources, FIRST,SECOND;TARGETS"),
-    ("edges", ".", "", r"dataset must be one of .*edge2shoes.*, got 'edges'"),
-    *((name, "gone", "", "there is no folder gone") for name in ("edge2shoes", "celeba", "cityscapes", "synthrad")),
-    ("table", "gone.csv", "", "there is no file gone.csv"),
-    ("hub", "gone.tar", "", "there is no file gone.tar"),
+X_Y = "x/a.png x/b.png y/a.png y/b.png sar/a.png"
+MR = "a/mr.mha a/ct.mha a/mask.mha"
+REFUSED = [  # dataset, data_dir, files, lines of t.csv, message
+    ("celeba", ".", f"{PAIR} train/A/5.png", "", r"A/5\.png has no counterpart in .*B: files are matched by name"),
+    ("celeba", ".", f"{PAIR} train/B/5.png", "", r"B/5\.png has no counterpart in .*A: files are matched by name"),
+    ("celeba", ".", f"{PAIR} train/A/5.png train/B/6.png", "", r"A/5\.png has no counterpart .*, and 1 more have none"),
+    ("celeba", ".", f"{PAIR} train/A/3.jpg", "", r"A/3\.jpg and .*A/3\.png have the same name"),
+    ("paired", "train/A,x;train/B", f"{PAIR} x/4.png", "", r"A/3\.png has no counterpart in x"),
+    ("edge2shoes", ".", PAIR, "", "train has the folders A and B, .* layout of 'celeba'"),
+    ("edge2shoes", ".", "train/a.txt", "", r"no pictures in train \(looked for .*\.png"),
+    ("cityscapes", ".", "gtFine/train/u/1.png leftImg8bit/train/u/1.png", "", r"no pictures \*_gtFine_color"),
+    ("folder", "train/a.txt", "train/a.txt", "", "a.txt is a file, not a folder"),
+    ("paired", "x", "", "", "two folders, SOURCES,TARGETS; got 'x'"),
+    ("paired", "x,y,z", "", "", "got 'x,y,z'; of several sources, FIRST,SECOND;TARGETS"),
+    ("edges", ".", "", "", r"dataset must be one of .*edge2shoes.*, got 'edges'"),
+    *((name, "gone", "", "", "there is no folder gone") for name in ("edge2shoes", "celeba", "cityscapes", "synthrad")),
+    ("table", "gone.csv", "", "", "there is no file gone.csv"),
+    ("hub", "gone.tar", "", "", "there is no file gone.tar"),
+    ("paired", "x,y,sar=sar", X_Y, "", r"x/b\.png has no sar in sar: files are matched by name"),
+    ("paired", "x,y,sar=nowhere", X_Y, "", "sar: there is no folder nowhere"),
+    ("paired", "x,y,style=no.csv", X_Y, "", "style: there is no file no.csv"),
+    ("paired", "x,y,target=sar", X_Y, "", r"x/a\.png has a target already: sar would be another"),
+    ("paired", "x,y,style=t.csv", X_Y, "a,ink", r"x/b\.png has no style in t\.csv"),
+    ("paired", "x,y,style=t.csv", X_Y, "a,ink,3", r"line 1 of t\.csv must be NAME,CLASS, got 'a,ink,3'"),
+    ("paired", "x,y,style=t.csv", X_Y, "a,ink\na,oil", r"line 2 of t\.csv: 'a' is of the class 'ink' above"),
+    ("table", "t.csv", "", "", r"t\.csv must begin with a line of column names, each once, source among them; got"),
+    ("table", "t.csv", "", "name,target\na,b", "source among them; got .*target"),
+    ("table", "t.csv", "", "source,x,x\na,b,c", "each once"),
+    ("table", "t.csv", "", "source,target\na", r"line 2 of t\.csv has 1 cells, and its header 2"),
+    ("table", "t.csv", "", "source,target\na,", r"line 2 of t\.csv has no target"),
+    ("table", "t.csv", "", "name,source\na,b\na,c", r"line 3 of t\.csv: the name 'a' is there twice"),
+    ("table", "t.csv", "", "source,target", r"there are no rows in t\.csv"),
+    ("synthrad", ".", "a/mr.mha a/ct.mha", "", "patient a has no mask: a folder for each patient"),
+    ("synthrad", ".", f"{MR} b/mr.mha b/mask.mha", "", "patient b has no ct: .*, or no ct of any patient"),
+    ("synthrad", ".", f"{MR} b/cbct.mha", "", "both mr and cbct: give the folder of one task"),
+    ("synthrad", ".", f"{MR} a/mr.nii", "", "a has mr twice: remove one"),
+    ("synthrad", ".", MR, "", "a is the only patient"),
+    ("synthrad", ".", "", "", "no patients: a folder for each patient"),
 ]
 
 
-@pytest.mark.parametrize(("dataset", "data_dir", "files", "message"), REFUSED)
-def test_files_that_make_no_rows_are_named(dataset: str, data_dir: str, files: str, message: str) -> None:
+@pytest.mark.parametrize(("dataset", "data_dir", "files", "lines", "message"), REFUSED)
+def test_what_makes_no_rows_is_named(dataset: str, data_dir: str, files: str, lines: str, message: str) -> None:
     touch(files)
+    Path("t.csv").write_text(lines)
     with pytest.raises(FileNotFoundError if data_dir.startswith("gone") else ValueError, match=message):
         read_rows(dataset, data_dir)
 
@@ -111,70 +134,24 @@ def test_pictures_of_kinds_that_are_not_read_are_counted(caplog: pytest.LogCaptu
         read_rows("folder", ".", columns="a,b")
 
 
-class TestColumns:
-    """Further columns, behind a layout's folders."""
-
-    def test_of_folders_and_labels(self) -> None:
-        touch("x/a.png x/b.png y/a.png y/b.png sar/train/a.tif sar/train/b.npy")
-        Path("labels_train.csv").write_text("\ufeffname,class\na, ink\n\nb,10\nothers,wax\n")
-        rows = read_rows("paired", "x,y,sar=sar/{split},style=labels_{split}.csv")
-        assert texts(rows) == ["a x/a.png y/a.png sar/train/a.tif ink", "b x/b.png y/b.png sar/train/b.npy 10"]
-        assert [str(path) for path in paths_of(rows[0])] == ["x/a.png", "y/a.png", "sar/train/a.tif"]
-        assert paths_of(rows[0], ["sar"]) == (Path("sar/train/a.tif"),)
-        assert shown(rows[0]) == "x/a.png"
-
-    @pytest.mark.parametrize(
-        ("where", "lines", "message"),
-        [
-            ("sar=sar", "", r"x/b\.png has no sar in sar: files are matched by name"),
-            ("sar=gone", "", "sar: there is no folder gone"),
-            ("style=gone.csv", "", "style: there is no file gone.csv"),
-            ("target=sar", "", r"x/a\.png has a target already: sar would be another"),
-            ("style=t.csv", "a,ink", r"x/b\.png has no style in t\.csv"),
-            ("style=t.csv", "a,ink,3", r"line 1 of t\.csv must be NAME,CLASS, got 'a,ink,3'"),
-            ("style=t.csv", "a,ink\na,oil", r"line 2 of t\.csv: 'a' is of the class 'ink' above"),
-        ],
-    )
-    def test_what_is_wrong_is_named(self, where: str, lines: str, message: str) -> None:
-        touch("x/a.png x/b.png y/a.png y/b.png sar/a.png")
-        Path("t.csv").write_text(lines)
-        with pytest.raises(ValueError, match=message):
-            read_rows("paired", f"x,y,{where}")
+def test_further_columns_are_of_folders_and_labels() -> None:
+    touch("x/a.png x/b.png y/a.png y/b.png sar/train/a.tif sar/train/b.npy")
+    Path("labels_train.csv").write_text("\ufeffname,class\na, ink\n\nb,10\nothers,wax\n")
+    rows = read_rows("paired", "x,y,sar=sar/{split},style=labels_{split}.csv")
+    assert texts(rows) == ["a x/a.png y/a.png sar/train/a.tif ink", "b x/b.png y/b.png sar/train/b.npy 10"]
+    assert [str(path) for path in paths_of(rows[0])] == ["x/a.png", "y/a.png", "sar/train/a.tif"]
+    assert (paths_of(rows[0], ["sar"]), shown(rows[0])) == ((Path("sar/train/a.tif"),), "x/a.png")
 
 
-class TestTable:
-    """A CSV of rows."""
-
-    def test_paths_are_relative_to_the_file(self) -> None:
-        """But words that are no files are words; names are those of sources without suffix."""
-        touch("data/depth/1.png")
-        lines = "source,target,mask,depth,season", "s/1.tif ; s/2.tif,t/1.tif,m/1.png,depth/1.png,summer.v2"
-        Path("data/train.csv").write_text("\n".join(lines))
-        paths = "data/s/1.tif+data/s/2.tif data/t/1.tif data/m/1.png data/depth/1.png summer.v2"
-        assert texts(read_rows("table", "data/{split}.csv")) == [f"s/1 {paths}"]
-        Path("t.csv").write_text("name,source\none,s/1.png\ntwo,s/2.png")
-        assert texts(read_rows("table", "t.csv")) == ["one s/1.png", "two s/2.png"]
-
-    @pytest.mark.parametrize(
-        ("content", "message"),
-        [
-            ("", r"t\.csv must begin with a line of column names, each once, source among them; got \[\]"),
-            ("name,target\na,b", "source among them; got .*target"),
-            ("source,x,x\na,b,c", "each once"),
-            ("source,target\na", r"line 2 of t\.csv has 1 cells, and its header 2"),
-            ("source,target\na,", r"line 2 of t\.csv has no target"),
-            ("name,source\na,b\na,c", r"line 3 of t\.csv: the name 'a' is there twice"),
-            ("source,target", r"there are no rows in t\.csv"),
-        ],
-    )
-    def test_what_is_wrong_is_named(self, content: str, message: str) -> None:
-        Path("t.csv").write_text(content)
-        with pytest.raises(ValueError, match=message):
-            read_rows("table", "t.csv")
-
-
-def patient(folder: str, files: str = "mr.mha ct.mha mask.mha") -> None:
-    touch(" ".join(f"{folder}/{name}" for name in files.split()))
+def test_paths_of_a_table_are_relative_to_its_file() -> None:
+    """But words that are no files are words; names are those of sources without suffix."""
+    touch("data/depth/1.png")
+    lines = "source,target,mask,depth,season", "s/1.tif ; s/2.tif,t/1.tif,m/1.png,depth/1.png,summer.v2"
+    Path("data/train.csv").write_text("\n".join(lines))
+    paths = "data/s/1.tif+data/s/2.tif data/t/1.tif data/m/1.png data/depth/1.png summer.v2"
+    assert texts(read_rows("table", "data/{split}.csv")) == [f"s/1 {paths}"]
+    Path("t.csv").write_text("name,source\none,s/1.png\ntwo,s/2.png")
+    assert texts(read_rows("table", "t.csv")) == ["one s/1.png", "two s/2.png"]
 
 
 class TestSynthrad:
@@ -182,8 +159,7 @@ class TestSynthrad:
 
     def test_a_tenth_of_the_patients_is_for_validation_wherever_they_lie(self) -> None:
         everyone = {f"{'AB' if number % 2 else 'HN'}/1ABA{number:03d}" for number in range(20)}
-        for name in everyone:
-            patient(name)
+        touch(" ".join(f"{name}/mr.mha {name}/ct.mha {name}/mask.mha" for name in everyone))
         train, validation = (texts(read_rows("synthrad", ".", split)) for split in ("train", "val"))
         assert len(validation) == 2
         assert {row.split()[0] for row in [*train, *validation]} == everyone
@@ -194,40 +170,19 @@ class TestSynthrad:
         assert {row[-14:] for row in again} == {row[-14:] for row in validation}  # 1ABA000/ct.mha
 
     def test_folders_of_splits_stay(self) -> None:
-        for split, name in (("train", "a"), ("val", "b")):
-            patient(f"{split}/{name}", "cbct.nii.gz ct.nii.gz mask.nii.gz")
+        for name in ("train/a", "val/b"):
+            touch(f"{name}/cbct.nii.gz {name}/ct.nii.gz {name}/mask.nii.gz")
         rows = read_rows("synthrad", ".", "val")
         assert texts(rows) == ["b val/b/cbct.nii.gz val/b/mask.nii.gz val/b/ct.nii.gz"]
         assert [str(values) for values in synthrad_values(rows)] == ["-1024:3071:HU"] * 2
         assert [row["name"] for row in read_rows("synthrad", "{split}")] == ["a"]
 
     def test_patients_without_ct_are_sources_of_each_split(self) -> None:
-        for name in "ab":
-            patient(name, "mr.mha mask.mha")
+        touch("a/mr.mha a/mask.mha b/mr.mha b/mask.mha")
         for split in ("train", "val"):
             rows = read_rows("synthrad", ".", split)
             assert texts(rows) == ["a a/mr.mha a/mask.mha", "b b/mr.mha b/mask.mha"]
             assert synthrad_values(rows)[0] == Percentiles(0.5, 99.5)
-
-    @pytest.mark.parametrize(
-        ("patients", "message"),
-        [
-            ({"a": "mr.mha ct.mha"}, "patient a has no mask: a folder for each patient"),
-            (
-                {"a": "mr.mha ct.mha mask.mha", "b": "mr.mha mask.mha"},
-                "patient b has no ct: .*, or no ct of any patient",
-            ),
-            ({"a": "mr.mha ct.mha mask.mha", "b": "cbct.mha"}, "both mr and cbct: give the folder of one task"),
-            ({"a": "mr.mha ct.mha mask.mha mr.nii"}, "a has mr twice: remove one"),
-            ({"a": "mr.mha ct.mha mask.mha"}, "a is the only patient"),
-            ({}, "no patients: a folder for each patient"),
-        ],
-    )
-    def test_what_is_wrong_is_named(self, patients: dict[str, str], message: str) -> None:
-        for name, files in patients.items():
-            patient(name, files)
-        with pytest.raises(ValueError, match=message):
-            read_rows("synthrad", ".")
 
 
 def test_labels_of_all_rows_are_read_from_text() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bbdm.data.config import Crops, RowsConfig, Slices, read_crops, read_slices
 from bbdm.data.rows import read_rows
 from bbdm.data.spec import AXES, Condition, Spec, check_eight_bit, read_conditions
-from bbdm.pictures import Geometry, Picture
+from bbdm.pictures import Geometry
 from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, read_values
 from tests.data.making import folders, located, save
 
@@ -71,42 +71,17 @@ def test_whole_pictures_of_8_bits_are_nothing_to_keep() -> None:
         ({"size": (4, 0)}, r"at least 1, got \(4, 0\)"),
         ({"axes": 3, "crop": (8, 8)}, r"\(depth, height, width\), got \(8, 8\)"),
         ({"spacing": (1.0, 1.0, 0.0)}, "spacing must be 3 lengths"),
+        (b'{"nodata": "x"}', "nodata must be a number, got 'x'"),
+        (b'{"spacing": 3}', "spacing must be 3 lengths, got 3"),
+        (b'{"condition_values": [1]}', "condition_values must be a mapping"),
+        (b'{"source_values": {"low": 0}}', "values must have low, high"),
+        (b'{"target_values": {"percentiles": [1, 99]}}', "target values must be LOW:HIGH"),
+        (b'{"neighbours": 1.5, "slices": "axial"}', "neighbours must be a number"),
     ],
 )
-def test_settings_that_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_settings_and_files_that_are_refused(settings: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Spec(**settings)
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"nodata": "x"}, "nodata must be a number, got 'x'"),
-        ({"spacing": 3}, "spacing must be 3 lengths, got 3"),
-        ({"condition_values": [1]}, "condition_values must be a mapping"),
-        ({"source_values": {"low": 0}}, "values must have low, high"),
-        ({"target_values": {"percentiles": [1, 99]}}, "target values must be LOW:HIGH"),
-        ({"neighbours": 1.5, "slices": "axial"}, "neighbours must be a number"),
-    ],
-)
-def test_configs_that_are_refused(config: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Spec.from_config(config)
-
-
-def test_slices_beyond_the_ends_are_the_last_ones() -> None:
-    spec = Spec(slices="axial", neighbours=2)
-    assert [spec.around(index, 3) for index in range(3)] == [[0, 0, 0, 1, 2], [0, 0, 1, 2, 2], [0, 1, 2, 2, 2]]
-    assert (spec.planes, spec.endpoint(10, 2), spec.endpoint(9, 2), Spec().endpoint(3, 3)) == (5, (4, 5), None, None)
-
-
-def test_sources_unlike_those_of_training_are_warned_of() -> None:
-    spec = Spec(source=HU, spacing=(1.0, 1.0, 3.0))
-    far = Geometry(((1.0, 0.0, 0.0, 0.0), (0.0, 1.2, 0.0, 0.0), (0.0, 0.0, 3.0, 0.0), (0.0, 0.0, 0.0, 1.0)))
-    with pytest.warns(UserWarning, match=r"a has voxels of 1 x 1.2 x 3, and the network was trained on 1 x 1 x 3"):
-        spec.warn_of_source(Picture(np.zeros((1, 2, 2, 2), np.int16), far, name="a"))
-    with pytest.warns(UserWarning, match="the source has 8 bits, .* trained on -1024:3071:HU"):
-        spec.warn_of_source(Picture(np.zeros((1, 2, 2), np.uint8)))
+        Spec.from_config(json.loads(settings)) if isinstance(settings, bytes) else Spec(**settings)
 
 
 def test_results_say_where_they_have_no_value() -> None:

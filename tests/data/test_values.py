@@ -15,7 +15,7 @@ from bbdm.data.crops import crop_window
 from bbdm.data.pairs import Pairs
 from bbdm.data.spec import AXES, Spec
 from bbdm.pictures.values import Percentiles, Values, read_values
-from tests.data.making import SOURCE, TARGET, folders, load, located, numbers, pictures, pixels, save, valued
+from tests.data.making import SOURCE, TARGET, folders, load, located, numbers, pictures, save, valued
 
 HEIGHT, WIDTH, CROP = 20, 24, 8
 VOLUME = (4, 5, 6)
@@ -64,7 +64,6 @@ class TestValues:
     @pytest.mark.parametrize(
         ("array", "message"),
         [
-            (np.linspace(-1, 1, 20, dtype=np.float32).reshape(1, 4, 5), ""),  # floats in the unit range are as they are
             (np.full((1, 4, 5), 3000, np.float32), r"values from 3000 to 3000 in float32: give their range"),
             (np.full((1, 4, 5), 9, np.uint16), r"values from 9 to 9 in uint16: give their range, such as 0:255"),
             (np.where(np.arange(20) == 7, np.nan, 0).reshape(1, 4, 5), r"nan stands in channel 0 at \(1, 2\)"),
@@ -73,12 +72,8 @@ class TestValues:
     def test_without_a_range_are_named_with_their_file(self, array: Any, message: str, tmp_path: Path) -> None:
         save(tmp_path / "A/0.npy", array)
         save(tmp_path / "B/0.npy", np.zeros((1, 4, 5), np.float32))
-        pairs = load(f"{tmp_path}/A,{tmp_path}/B")
-        if not message:
-            assert (pairs.read(0).source.numpy() == array).all()
-            return
         with pytest.raises(ValueError, match=rf"A/0\.npy.*{message}"):
-            pairs.read(0)
+            load(f"{tmp_path}/A,{tmp_path}/B").read(0)
 
     @pytest.mark.parametrize("crop", [None, (16, 20)])
     def test_infinity_is_refused_at_its_place_in_the_picture(self, crop: Any, tmp_path: Path) -> None:
@@ -152,14 +147,6 @@ class TestCrops:
         with pytest.raises(ValueError, match=r"A/0\.npy: it has 20 x 24 pixels, and crops have 30 x 30"):
             valued(f"{tmp_path}/A,{tmp_path}/B", crop=30).read(0)
 
-    def test_of_photographs_stay_8_bits(self, tmp_path: Path) -> None:
-        save(tmp_path / "0.png", array := pixels(0, HEIGHT, WIDTH))
-        example = load(f"{tmp_path},{tmp_path}", crop=CROP).read(0, 4)
-        assert example.source.dtype == torch.uint8
-        windows = np.lib.stride_tricks.sliding_window_view(array, (CROP, CROP), axis=(0, 1))  # pyright: ignore
-        assert (windows == example.source.numpy()).all(axis=(2, 3, 4)).sum() == 1
-        assert load(f"{tmp_path},{tmp_path}", crop=CROP, channels=1).read(0).source.shape == (1, CROP, CROP)
-
     def test_a_share_is_centred_in_the_mask(self, tmp_path: Path) -> None:
         folders(tmp_path, count=1)
         data_dir = masked(tmp_path, (HEIGHT, WIDTH), [(9, 11)])
@@ -198,12 +185,6 @@ class TestSlices:
             for channel, index in zip(example.source, seen, strict=True):
                 assert (numbers(channel[None]) == volume.take(index, axis)).all()
             assert (numbers(example.target) == volume.take(number, axis)).all()
-
-    def test_in_crops_with_neighbours(self, tmp_path: Path) -> None:
-        pairs = valued(folders(tmp_path, count=1, size=VOLUME), slices="coronal", neighbours=1, crop=(2, 3))
-        source = np.stack([numbers(channel[None]) for channel in pairs.read(2, 3).source])
-        for axis, step in enumerate((6, 30, 1)):  # the next slice's values are a row further
-            assert (np.diff(source, axis=axis) == step).all()
 
     def test_of_which_nothing_is_in_the_mask_are_left_out(self, tmp_path: Path) -> None:
         folders(tmp_path, count=2, size=VOLUME)
