@@ -209,6 +209,10 @@ class CachedExamples(Examples):
         """That of the data set."""
         return self.dataset.spacing
 
+    def settings(self) -> dict[str, Any]:
+        """Those of the data set."""
+        return self.dataset.settings()
+
     def digest(self) -> str:
         """That of the data set."""
         return self.dataset.digest()

@@ -84,6 +84,7 @@ class Pairs(Examples):
         super().__init__(spec, size, channels or count, spec.planes * count)
         self.masked = bool(heads["mask"]) or any(head.nodata is not None for role in ROLES for head in heads[role])
         self.pictures.masked, self.further = self.masked, conditions.config_of(known)
+        self._bytes = {role: [head.dtype == np.uint8 for head in heads[role]] for role in ROLES}
         self._planes = None if spec.slices is None else [self._slices(row) for row in self.rows]
         self._ends = [] if self._planes is None else list(accumulate(map(len, self._planes)))
         if self._planes is not None and not self._ends[-1]:
@@ -230,6 +231,9 @@ class Pairs(Examples):
         for role, values in zip(ROLES, (spec.source, spec.target), strict=True):
             if role in parts:
                 found = values if isinstance(values, Values) else reader.values(values, columns[role])
+                if self._bytes[role] and self._bytes[role] != [each.dtype == np.uint8 for each in parts[role].pictures]:
+                    kinds = ", ".join(str(each.dtype) for each in parts[role].pictures)
+                    raise ValueError(f"its {role} has values of {kinds}, and that of the first pair other bits")
                 around = [parts[role]]
                 if plane is not None and spec.neighbours and role == "source":
                     around = self._around(columns, window, plane)
@@ -288,6 +292,17 @@ class Pairs(Examples):
         rows = [self.rows[index] for index in range(len(self.rows)) if index not in indices]
         return Pairs(rows, self.complete, self.cache, self.prepare, self.skip_bad) if indices else self
 
+    def settings(self) -> dict[str, Any]:
+        """What decides the examples besides files: the spec, what prepares them, and classes of all rows."""
+        labels = {name: each.label for name, each in self.pictures.known.items() if each.label is not None}
+        prepared = {} if self.prepare is None else {"degradation": self._prepared}
+        return {**super().settings(), **prepared, **({"labels": labels} if labels else {})}
+
+    @property
+    def _prepared(self) -> str:
+        """The name of what prepares examples, the same in each process; "" for nothing."""
+        return "" if self.prepare is None else getattr(self.prepare, "__qualname__", None) or str(self.prepare)
+
     def digest(self, columns: Collection[str] | None = None) -> str:
         """SHA-256 of all names, and of the content of the files in some columns; None for all."""
         digest = hashlib.sha256(self.names_digest().encode())
@@ -303,7 +318,7 @@ class Pairs(Examples):
         """SHA-256 of the names of rows, or what names a table; of slices, and of conditions."""
         known = self.pictures.known
         about = {name: [str(each), each.size, each.classes, each.label] for name, each in known.items()}
-        digest = hashlib.sha256(json.dumps([self._ends, str(self.prepare or ""), about]).encode())
+        digest = hashlib.sha256(json.dumps([self._ends, self._prepared, about]).encode())
         if isinstance(self.rows, TableRows | StreamedRows):
             digest.update(f"{len(self.rows)} {self.rows.columns.names}".encode())
             return digest.hexdigest()
