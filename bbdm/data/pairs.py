@@ -68,7 +68,7 @@ class Pairs(Examples):
         spec = spec or Spec()
         reader = Reader(None if cache is None else Cache(cache, "decoded pictures", {}))
         known = conditions.fitted(spec.conditions, rows, reader)
-        self.rows = rows.select([*ROLES, *known]) if isinstance(rows, TableRows) else rows
+        self.rows = rows.select([*ROLES, "mask", *known]) if isinstance(rows, TableRows) else rows
         self.cache, self.prepare, self.skip_bad = cache, prepare, skip_bad
         self.pictures = RowPictures(self.rows, spec, known, reader, prepare)
         row, heads = self._first()
@@ -127,13 +127,11 @@ class Pairs(Examples):
         """The examples of an epoch, a function of the seed; the crops of a picture follow each other."""
         crops = self.spec.crops
         if isinstance(self.rows, StreamedRows):
-            pairs = self.rows.order()
-        else:
-            indices = torch.randperm(self._count // crops, generator=torch.Generator().manual_seed(seed))
-            pairs: Order = lambda start, end: indices[start:end].tolist()  # noqa: E731
+            return self.rows.order(crops)
+        indices = torch.randperm(self._count // crops, generator=torch.Generator().manual_seed(seed))
 
         def order(start: int, end: int) -> list[int]:
-            found = pairs(start // crops, -(-end // crops))
+            found = indices[start // crops : -(-end // crops)].tolist()
             return [crops * pair + crop for pair in found for crop in range(crops)][start % crops :][: end - start]
 
         return order
