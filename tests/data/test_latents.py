@@ -9,7 +9,7 @@ import torch
 
 from bbdm import ABridge, Callback
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
-from bbdm.data.collection import Example
+from bbdm.data.examples import Example
 from bbdm.data.latents import LatentDataset, measure
 from bbdm.data.pairs import PairedDataset
 from bbdm.training import bridge as bridge_module

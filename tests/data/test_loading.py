@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bbdm.data.collection import Example
+from bbdm.data.examples import Example
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import PairedDataset
 from tests.conftest import ROOT, wait_until

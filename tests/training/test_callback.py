@@ -9,8 +9,7 @@ import torch
 
 from bbdm import BridgeSampler, Callback
 from bbdm.base.scripts import StoppedError
-from bbdm.data.config import PicturesConfig
-from bbdm.data.pairs import PairedDataset, load_dataset
+from bbdm.data.pairs import Pairs, load_dataset
 from bbdm.evaluation.metrics import Scores
 from bbdm.pictures.values import Values
 from bbdm.training.loop import Training
@@ -75,7 +74,7 @@ def test_a_resumed_run_begins_again(make_trainer: MakeTrainer) -> None:
     assert diary.entries[0] == ("begin", 2)
 
 
-def test_they_change_nothing(make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+def test_they_change_nothing(make_trainer: MakeTrainer, pairs: Pairs) -> None:
     runs = [
         make_trainer("plain", validation=pairs),
         make_trainer("watched", validation=pairs, preview_every=1, callbacks=[Diary(), Callback()]),
@@ -89,7 +88,7 @@ def test_they_change_nothing(make_trainer: MakeTrainer, pairs: PairedDataset) ->
 
 
 class TestValidationScores:
-    def test_are_those_of_the_sampler(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+    def test_are_those_of_the_sampler(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
         """PSNR from its formula, of results that the sampler makes of pictures with seeds 0, 1, 2 and 3."""
         trainer = make_trainer(validation=pairs, callbacks=[ValidationScores(Scores(["psnr"]))], learning_rate=1e-2)
         trainer.fit()
@@ -125,7 +124,7 @@ class TestValidationScores:
             wanted.append(np.abs(np.asarray(result, dtype=float)[0] - ct)[body != 0].mean())
         assert metrics_of(trainer)[-1]["mae"] == pytest.approx(np.mean(wanted), rel=1e-3)
 
-    def test_come_with_the_grids_of_all_pictures_anew(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+    def test_come_with_the_grids_of_all_pictures_anew(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
         found: list[list[dict[str, float]]] = []
         for every in (2, 3):
             scores = ValidationScores(Scores(["psnr", "ssim"]))
@@ -135,7 +134,7 @@ class TestValidationScores:
         assert [list(scores) for scores in found[0]] == [[], ["psnr", "ssim"], ["psnr", "ssim"]]
         assert found[0][2] == found[1][2]
 
-    def test_stopped_while_they_are_computed(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+    def test_stopped_while_they_are_computed(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
         def trainer(name: str) -> Trainer:
             callbacks = [ValidationScores(Scores(["psnr"]))]
             return make_trainer(name, validation=pairs, epochs=2, preview_every=1, callbacks=callbacks)

@@ -13,7 +13,7 @@ from torch import nn
 import bbdm
 from bbdm import ABridge, BridgeSampler, BrownianBridge
 from bbdm.data.collection import Example, Pair
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.pairs import Pairs
 from bbdm.execution.processes import Processes
 from bbdm.networks.base import Conditions, Network
 from bbdm.runtime import OnnxBridgeSampler
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 COUNT, SIZE = 16, 8
 
 
-class Radar(PairedDataset):
+class Radar(Pairs):
     """Pictures of 3 channels that say nothing of the target, and radar of 2, whose second is half of it."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ def reader() -> Network:
     return bbdm.wrap(Reader(), channels=1, condition_channels=3, images={"sar": 2})
 
 
-def batch_of(data: PairedDataset, count: int) -> Example:
+def batch_of(data: Pairs, count: int) -> Example:
     examples = [data.read(i) for i in range(count)]
     source, target, sar = (
         torch.stack(v) for v in zip(*((e.source, e.target, e.conditions["sar"]) for e in examples), strict=True)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from bbdm import Callback, bridges
 from bbdm.base.scripts import StoppedError
-from bbdm.data.pairs import PairedDataset
+from bbdm.data.pairs import Pairs
 from bbdm.networks.unet_config import UNetConfig
 from bbdm.pictures import images
 from bbdm.training import tracking
@@ -26,7 +26,7 @@ from tests.conftest import BRIDGE, SIZE, MakeTrainer, metrics_of, newest
 
 
 class TestFiles:
-    def test_metrics_summary_and_previews(self, make_trainer: MakeTrainer, pairs: PairedDataset) -> None:
+    def test_metrics_summary_and_previews(self, make_trainer: MakeTrainer, pairs: Pairs) -> None:
         trainer = make_trainer(validation=pairs, epochs=3, learning_rate=1e-3, warmup_steps=8, preview_every=2)
         trainer.fit()
         metrics = metrics_of(trainer)
@@ -53,7 +53,7 @@ class TestFiles:
                     cell = images.from_pil(sheet.crop((left, top, left + SIZE, top + SIZE)))
                     torch.testing.assert_close(cell, wanted)
 
-    def test_tensorboard(self, make_trainer: MakeTrainer, pairs: PairedDataset, monkeypatch: pytest.MonkeyPatch):
+    def test_tensorboard(self, make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch):
         """Points every 2 steps. Killed after step 6, a run resumes from step 4; none is shown twice."""
         import tensorboard.backend.event_processing.event_accumulator as accumulators
 
