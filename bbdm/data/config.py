@@ -135,6 +135,8 @@ class RowsConfig:
             if known != EIGHT_BIT and own is not None and str(own) != str(known):
                 raise ValueError(f"{name}_values must be those of the network, {known}, got {own}")
             values[name] = own if known == EIGHT_BIT else known
+        if slices and learned.slices not in (None, slices.plane):
+            raise ValueError(f"slices must be those of the network, {learned.slices}, got {slices.plane}")
         neighbours = slices.neighbours if slices else 0
         if learned.slices and neighbours not in (None, learned.neighbours):
             raise ValueError(f"neighbours must be those of the network, {learned.neighbours}, got {neighbours}")

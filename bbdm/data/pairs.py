@@ -330,8 +330,9 @@ class Pairs(Examples):
         return digest.hexdigest()
 
     def stamps_digest(self) -> str:
-        """SHA-256 of the paths, sizes and times of all files; "" of tables."""
+        """SHA-256 of the paths, sizes and times of all files; "" of tables, and where there are none."""
         if isinstance(self.rows, TableRows | StreamedRows):
             return ""
         paths = {file for row in self.rows for path in paths_of(row) for file in files.files_of(path)}
-        return hashlib.sha256("\n".join(sorted(stamp(path.absolute()) for path in paths)).encode()).hexdigest()
+        stamps = "\n".join(sorted(stamp(path.absolute()) for path in paths))
+        return hashlib.sha256(stamps.encode()).hexdigest() if paths else ""

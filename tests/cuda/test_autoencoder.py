@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
+from bbdm.data.spec import Spec
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_vqgan_state
 from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask, perceptual_loss
@@ -28,7 +29,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def pairs(make_pairs: MakePairs, tmp_path: Path) -> Pairs:
-    return Pairs(make_pairs(tmp_path / "pairs", 4).pairs, SIDE)
+    return Pairs(make_pairs(tmp_path / "pairs", 4).rows, Spec(size=SIDE))
 
 
 class Edges(nn.Module):

@@ -34,16 +34,14 @@ Make = Callable[..., Training]
 
 @pytest.fixture
 def pairs(make_pairs: MakePairs, tmp_path: Path) -> Pairs:
-    return Pairs(make_pairs(tmp_path / "pairs", 4).pairs, SIDE)
+    return Pairs(make_pairs(tmp_path / "pairs", 4).rows, Spec(size=SIDE))
 
 
 @pytest.fixture
 def make(pairs: Pairs, tmp_path: Path) -> Make:
     """make(folder="run", seed=0, num_codes=40, **config): 2 epochs of 2 steps with an adversary."""
 
-    def make(
-        folder: str = "run", seed: int = 0, num_codes: int = 40, train: Pairs = pairs, **config: Any
-    ) -> Training:
+    def make(folder: str = "run", seed: int = 0, num_codes: int = 40, train: Pairs = pairs, **config: Any) -> Training:
         settings: dict[str, Any] = {"epochs": 2, "batch_size": 2, "perceptual": "none", "adversarial_start": 0}
         settings |= {"discriminator_width": 4, "learning_rate": 1e-3, **config}
         step = AutoencoderTask(tiny_vqgan(seed, num_codes=num_codes), AutoencoderConfig(**settings), train)

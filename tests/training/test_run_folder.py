@@ -18,6 +18,7 @@ from bbdm.base.scripts import StoppedError
 from bbdm.data.pairs import Pairs
 from bbdm.networks.unet_config import UNetConfig
 from bbdm.pictures import images
+from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.training import tracking
 from bbdm.training.config import TrainConfig
 from bbdm.training.loop import Training
@@ -44,10 +45,10 @@ class TestFiles:
         assert summary["machine"]["versions"]["torch"] == metadata.version("torch")
         assert sorted(file.name for file in trainer.folder.glob("*.png")) == ["epoch_0002.png", "epoch_0003.png"]
         with Image.open(trainer.folder / "epoch_0003.png") as sheet:
-            assert sheet.size == (3 * (SIZE + 2) + 2, 4 * (SIZE + 2) + 2)
+            assert sheet.size == (3 * (SIZE + 2) + 2, 4 * (SIZE + 2) + 2 + NAME_HEIGHT)
             for row in range(4):
                 source, target = pairs[row]
-                top = 2 + row * (SIZE + 2)
+                top = 2 + NAME_HEIGHT + row * (SIZE + 2)
                 for column, wanted in ((0, source), (2, target)):
                     left = 2 + column * (SIZE + 2)
                     cell = images.from_pil(sheet.crop((left, top, left + SIZE, top + SIZE)))
