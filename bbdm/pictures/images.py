@@ -187,7 +187,7 @@ def turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """An opened picture, decoded and turned as EXIF says. Raises ValueError for more than 8 bits of colour."""
+    """An opened picture, decoded and turned as EXIF says. Raises ValueError for 16-bit colours."""
     if is_narrowed(image):
         raise ValueError("it has 16 bits in each colour: give the range of values, such as --source_values 0:65535")
     image.load()

@@ -21,7 +21,7 @@ RESOLUTION = (282, 283, 296)  # tags of a TIFF
 
 
 def header(path: Path) -> Header:
-    """The header of a picture of 1 or 3 channels of 8 bits, or of 16 bits in a PNG; ``stored`` is the opened image.
+    """The header of 1 or 3 channels of 8 bits, or of 16 bits in a PNG; ``stored`` is the opened image.
 
     Raises:
         ModuleNotFoundError: imagecodecs is not installed, for a PNG of 16-bit colours.
